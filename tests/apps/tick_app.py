@@ -1,0 +1,64 @@
+"""A small Celery app for the tests, wholly described by its environment.
+
+BROKER_URL      where messages go
+BEAT_SPEC       JSON: name -> {"every": seconds} or {"cron": "*" | "m h dom mon dow"}; with "n": 1000 it stands for as many
+                entries, `name-0000` on. Optional: "task" (default `tick`), "args", "kwargs", "options", "relative"
+APP_CONFIG      JSON: further Celery settings (`ha_beat_*` among them)
+APP_NAME        the app's name, default `tick`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from celery import Celery
+from celery.schedules import crontab, schedule
+
+DEFAULT_SPEC = {"fast": {"every": 0.2}}
+
+
+def crontab_of(text: str) -> crontab:
+    """A crontab from its five fields; missing ones are `*`, so that `*` alone is every minute."""
+    minute, hour, day, month, weekday = (text.split() + ["*"] * 5)[:5]
+    return crontab(minute=minute, hour=hour, day_of_month=day, month_of_year=month, day_of_week=weekday)
+
+
+def beat_schedule(spec: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Celery's `beat_schedule` for a spec as described above."""
+    entries: dict[str, dict[str, Any]] = {}
+    for name, line in spec.items():
+        when = (
+            crontab_of(line["cron"])
+            if "cron" in line
+            else schedule(run_every=line["every"], relative=line.get("relative", False))
+        )
+        count = line.get("n")
+        for entry in [name] if count is None else [f"{name}-{number:04d}" for number in range(count)]:
+            entries[entry] = {
+                "task": line.get("task", "tick"),
+                "schedule": when,
+                "args": tuple(line.get("args", ())),
+                "kwargs": dict(line.get("kwargs", {})),
+                "options": dict(line.get("options", {})),
+            }
+    return entries
+
+
+app = Celery(os.environ.get("APP_NAME", "tick"), broker=os.environ.get("BROKER_URL", "memory://"))
+app.conf.task_ignore_result = True
+app.conf.timezone = "UTC"
+app.conf.beat_schedule = beat_schedule(json.loads(os.environ.get("BEAT_SPEC") or json.dumps(DEFAULT_SPEC)))
+app.conf.update(json.loads(os.environ.get("APP_CONFIG") or "{}"))
+
+
+@app.task(name="tick")
+def tick(*args: object, **kwargs: object) -> None:
+    """Do nothing: what counts is that it was enqueued."""
+
+
+@app.task(name="fail")
+def fail() -> None:
+    """A task that always raises."""
+    raise RuntimeError("this task fails by design")
