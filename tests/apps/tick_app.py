@@ -1,8 +1,9 @@
 """A small Celery app for the tests, wholly described by its environment.
 
 BROKER_URL      where messages go
-BEAT_SPEC       JSON: name -> {"every": seconds} or {"cron": "*" | "m h dom mon dow"}; with "n": 1000 it stands for as many
-                entries, `name-0000` on. Optional: "task" (default `tick`), "args", "kwargs", "options", "relative"
+BEAT_SPEC       JSON: name -> {"every": seconds} or {"cron": "*" | "m h dom mon dow"}; with "n": 1000 it
+                stands for as many entries, `name-0000` on. Optional: "task" (default `tick`), "args",
+                "kwargs", "options", "relative"
 APP_CONFIG      JSON: further Celery settings (`ha_beat_*` among them)
 APP_NAME        the app's name, default `tick`
 """
@@ -48,7 +49,7 @@ def beat_schedule(spec: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 app = Celery(os.environ.get("APP_NAME", "tick"), broker=os.environ.get("BROKER_URL", "memory://"))
 app.conf.task_ignore_result = True
-app.conf.timezone = "UTC"
+app.conf.update(timezone="UTC")
 app.conf.beat_schedule = beat_schedule(json.loads(os.environ.get("BEAT_SPEC") or json.dumps(DEFAULT_SPEC)))
 app.conf.update(json.loads(os.environ.get("APP_CONFIG") or "{}"))
 

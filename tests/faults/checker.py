@@ -1,0 +1,516 @@
+"""What a history says about the promises: pure functions over lists of events (see `history`).
+
+The checker knows nothing of how ha_beat works; it reads the messages that the broker accepted, what was
+expected of the schedule, and which occurrences the journal says were skipped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias
+
+Event: TypeAlias = Mapping[str, Any]
+
+MINUTE = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One defect that the history shows."""
+
+    kind: str
+    entry: str | None
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.entry or 'any entry'}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Occurrences of an entry (None: of every entry) from `first` to `last`, both included, that have a
+    verdict.
+    """
+
+    entry: str | None
+    first: datetime
+    last: datetime
+    reason: str = ""
+    verdict: str = "skipped"
+
+    def covers(self, entry: str | None, instant: datetime) -> bool:
+        return self.entry in (None, entry) and self.first <= instant <= self.last
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An entry due every `every` seconds: each `scheduled_at` is the one before plus `every`, or what lies
+    between has a verdict.
+
+    `tolerance` (seconds) is what a step may exceed `every` by. `since` and `until` bound the run: something
+    must have been due within `every` of both. `task` finds messages of stock beat, which name no entry.
+    """
+
+    entry: str
+    every: float
+    tolerance: float = 0.0
+    since: datetime | None = None
+    until: datetime | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True)
+class EveryMinute:
+    """A crontab entry of `* * * * *`: each minute between the first and the last (or `since`, `until`) is
+    there.
+    """
+
+    entry: str
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Instants:
+    """An entry of which exactly these occurrences are expected."""
+
+    entry: str
+    instants: tuple[datetime, ...]
+
+
+Expectation: TypeAlias = Interval | EveryMinute | Instants
+
+
+# ------------------------------------------------------------------------------------------------- extracting
+
+
+def messages_of(history: Iterable[Event]) -> list[Event]:
+    """The messages of a history, in order of arrival."""
+    return [event for event in history if event.get("type") == "message"]
+
+
+def instant(text: str) -> datetime:
+    """A `scheduled_at` as an aware datetime in UTC. Raises ValueError for one without an offset."""
+    value = datetime.fromisoformat(text)
+    if value.tzinfo is None:
+        raise ValueError(f"scheduled_at without an offset: {text!r}")
+    return value.astimezone(UTC)
+
+
+def from_microseconds(value: float | str) -> datetime:
+    """Microseconds since 1970, as the ledger and the journal write them."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(value))
+
+
+def skipped_from_journal(records: Iterable[Event | str | bytes]) -> list[Skipped]:
+    """The skipped (and uncertain) occurrences among journal records, each a mapping or its JSON.
+
+    Understands a single occurrence (`at`) and a range (`from`, `to`), in microseconds or as ISO text;
+    records of another kind (a change of leader) are passed over.
+    """
+
+    def moment(value: Any) -> datetime:
+        if isinstance(value, str) and not value.lstrip("-").isdigit():
+            return instant(value)
+        return from_microseconds(value)
+
+    found = []
+    for raw in records:
+        record: Event = json.loads(raw) if isinstance(raw, str | bytes) else raw
+        if record.get("verdict") not in ("skipped", "uncertain"):
+            continue
+        first = record.get("from") or record.get("at") or record.get("scheduled_at")
+        last = record.get("to") or record.get("at") or record.get("scheduled_at")
+        if first is None or last is None:
+            continue
+        reason = str(record.get("why") or record.get("reason") or "")
+        found.append(Skipped(record.get("entry"), moment(first), moment(last), reason, record["verdict"]))
+    return found
+
+
+def _by_entry(messages: Iterable[Event]) -> dict[str, list[Event]]:
+    entries: dict[str, list[Event]] = defaultdict(list)
+    for message in messages:
+        if message.get("entry") is not None and message.get("scheduled_at") is not None:
+            entries[str(message["entry"])].append(message)
+    return entries
+
+
+# ----------------------------------------------------------------------------------------------- each promise
+
+
+def duplicates_by_occurrence(messages: Iterable[Event]) -> list[Problem]:
+    """Occurrences `(cluster, entry, scheduled_at)` with more than one message; equal instants count as equal
+    however they are written."""
+    arrivals: dict[tuple[Any, str, datetime], list[Event]] = defaultdict(list)
+    for entry, own in _by_entry(messages).items():
+        for message in own:
+            arrivals[message.get("cluster"), entry, instant(message["scheduled_at"])].append(message)
+    return [
+        Problem(
+            "duplicate",
+            entry,
+            f"{due.isoformat()} arrived {len(own)} times, at t="
+            + ", ".join(f"{message['t']:.3f} (epoch {message.get('epoch')})" for message in own),
+        )
+        for (_, entry, due), own in arrivals.items()
+        if len(own) > 1
+    ]
+
+
+def duplicates_by_id(messages: Iterable[Event]) -> list[Problem]:
+    """Task ids that more than one message bears."""
+    own: dict[str, list[Event]] = defaultdict(list)
+    for message in messages:
+        if message.get("id") is not None:
+            own[str(message["id"])].append(message)
+    return [
+        Problem("duplicate id", same[0].get("entry"), f"{task_id} arrived {len(same)} times")
+        for task_id, same in own.items()
+        if len(same) > 1
+    ]
+
+
+def epoch_falls(messages: Iterable[Event]) -> list[Problem]:
+    """Messages of an entry whose epoch is lower than one that arrived before it."""
+    problems = []
+    for entry, own in _by_entry(messages).items():
+        highest = None
+        for message in own:
+            epoch = message.get("epoch")
+            if epoch is None:
+                problems.append(Problem("no epoch", entry, f"{message['scheduled_at']} bears no epoch"))
+            elif highest is not None and int(epoch) < highest:
+                detail = f"{message['scheduled_at']} of epoch {epoch} arrived after one of epoch {highest}"
+                problems.append(Problem("epoch fell", entry, detail))
+            else:
+                highest = int(epoch)
+    return problems
+
+
+def order_breaks(messages: Iterable[Event]) -> list[Problem]:
+    """Messages of an entry that arrived after one that was due later."""
+    problems = []
+    for entry, own in _by_entry(messages).items():
+        latest = None
+        for message in own:
+            due = instant(message["scheduled_at"])
+            if latest is not None and due < latest:
+                detail = f"{due.isoformat()} arrived after {latest.isoformat()}"
+                problems.append(Problem("out of order", entry, detail))
+            else:
+                latest = due
+    return problems
+
+
+def run_count_breaks(messages: Iterable[Event]) -> list[Problem]:
+    """Messages of an entry whose run count does not exceed the one before it."""
+    problems = []
+    for entry, own in _by_entry(messages).items():
+        counts = [
+            (message["scheduled_at"], int(message["run_count"]))
+            for message in own
+            if message.get("run_count") is not None
+        ]
+        problems += [
+            Problem("run count fell", entry, f"{due}: {count} after {before}")
+            for (_, before), (due, count) in itertools.pairwise(counts)
+            if count <= before
+        ]
+    return problems
+
+
+def _occurrences(messages: Iterable[Event], entry: str) -> list[datetime]:
+    return sorted({instant(message["scheduled_at"]) for message in _by_entry(messages).get(entry, [])})
+
+
+def missing_of_interval(
+    messages: Iterable[Event], expected: Interval, skipped: Sequence[Skipped] = ()
+) -> list[Problem]:
+    """Instants of an interval entry's grid that neither arrived nor have a verdict, and instants that lie
+    off the grid.
+
+    An entry may start a new grid only behind a gap all of which has a verdict.
+    """
+    every, tolerance = timedelta(seconds=expected.every), timedelta(seconds=expected.tolerance)
+    due = _occurrences(messages, expected.entry)
+    if not due:
+        return [Problem("missing", expected.entry, "not one message")]
+
+    def covered(moment: datetime) -> bool:
+        return any(verdict.covers(expected.entry, moment) for verdict in skipped)
+
+    def missing(moment: datetime) -> Problem:
+        return Problem("missing", expected.entry, f"{moment.isoformat()} has neither message nor verdict")
+
+    problems: list[Problem] = []
+    for before, after in itertools.pairwise(due):
+        if after - before < every - tolerance:
+            detail = f"{after.isoformat()} only {(after - before).total_seconds():g} s after the one before"
+            problems.append(Problem("off the grid", expected.entry, detail))
+            continue
+        step, lost = before + every, []
+        while step + tolerance < after:
+            lost.append(step)
+            step += every
+        uncovered = [moment for moment in lost if not covered(moment)]
+        problems += [missing(moment) for moment in uncovered]
+        if lost and not uncovered:
+            continue  # the gap has its verdicts; a new grid may start here
+        if step > after + tolerance:
+            problems.append(
+                Problem("off the grid", expected.entry, f"{after.isoformat()} is no multiple of {every}")
+            )
+    if expected.since is not None:
+        problems += [
+            missing(moment)
+            for moment in _steps_back(due[0], every, expected.since + tolerance)
+            if not covered(moment)
+        ]
+    if expected.until is not None:
+        problems += [
+            missing(moment)
+            for moment in _steps(due[-1] + every, every, expected.until - tolerance)
+            if not covered(moment)
+        ]
+    return problems
+
+
+def _steps(first: datetime, every: timedelta, end: datetime) -> Iterable[datetime]:
+    """From `first` on, while not later than `end`."""
+    while first <= end:
+        yield first
+        first += every
+
+
+def _steps_back(first: datetime, every: timedelta, since: datetime) -> list[datetime]:
+    """The instants before `first` on its grid that are not earlier than `since + every`."""
+    found = []
+    while (first := first - every) >= since + every:
+        found.append(first)
+    return found[::-1]
+
+
+def missing_of_minutes(
+    messages: Iterable[Event], expected: EveryMinute, skipped: Sequence[Skipped] = ()
+) -> list[Problem]:
+    """Minutes without a message or a verdict, and instants that are no whole minute."""
+    due = _occurrences(messages, expected.entry)
+    first = expected.since or (due[0] if due else None)
+    last = expected.until or (due[-1] if due else None)
+    if first is None or last is None:
+        return [Problem("missing", expected.entry, "not one message")]
+    problems = [
+        Problem("off the grid", expected.entry, f"{moment.isoformat()} is no whole minute")
+        for moment in due
+        if moment.second or moment.microsecond
+    ]
+    whole = first.replace(second=0, microsecond=0)
+    if whole < first:
+        whole += MINUTE
+    return problems + missing_of_instants(
+        messages, Instants(expected.entry, tuple(_steps(whole, MINUTE, last))), skipped
+    )
+
+
+def missing_of_instants(
+    messages: Iterable[Event], expected: Instants, skipped: Sequence[Skipped] = ()
+) -> list[Problem]:
+    """Expected instants that neither arrived nor have a verdict."""
+    due = set(_occurrences(messages, expected.entry))
+    return [
+        Problem("missing", expected.entry, f"{moment.isoformat()} has neither message nor verdict")
+        for moment in expected.instants
+        if moment not in due and not any(verdict.covers(expected.entry, moment) for verdict in skipped)
+    ]
+
+
+def unexpected_instants(messages: Iterable[Event], expected: Instants) -> list[Problem]:
+    """Messages for instants that are not among those expected."""
+    return [
+        Problem("unexpected", expected.entry, f"{moment.isoformat()} was never due")
+        for moment in _occurrences(messages, expected.entry)
+        if moment not in expected.instants
+    ]
+
+
+def skipped_yet_sent(messages: Iterable[Event], skipped: Sequence[Skipped]) -> list[Problem]:
+    """Occurrences with two verdicts: a message arrived, and a record says that it was skipped."""
+    return [
+        Problem(
+            "two verdicts",
+            entry,
+            f"{moment.isoformat()} arrived and is recorded as skipped ({verdict.reason})",
+        )
+        for entry, own in _by_entry(messages).items()
+        for moment in sorted({instant(message["scheduled_at"]) for message in own})
+        for verdict in skipped
+        if verdict.entry is not None and verdict.verdict == "skipped" and verdict.covers(entry, moment)
+    ]
+
+
+def crowding(messages: Iterable[Event], task: str, every: float) -> list[Problem]:
+    """For stock beat, whose messages name no occurrence: more messages of a task than the time they span has
+    room for.
+    """
+    times = sorted(
+        message["t"] for message in messages if message.get("task") == task and message.get("entry") is None
+    )
+    if not times:
+        return [Problem("missing", task, "not one message")]
+    # One more for the ends, and one for jitter: a single beat stays within this however the window is cut.
+    room = int((times[-1] - times[0]) / every) + 2
+    if len(times) <= room:
+        return []
+    span = times[-1] - times[0]
+    detail = f"{len(times)} messages in {span:.2f} s, where {room} is the most that one beat sends"
+    return [Problem("duplicate", task, detail)]
+
+
+# ---------------------------------------------------------------------------------------------------- silence
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Seconds between consecutive messages: how many gaps, the median, the longest."""
+
+    gaps: int
+    p50: float
+    longest: float
+
+    def __str__(self) -> str:
+        return f"p50 {self.p50:.3f} s, max {self.longest:.3f} s, of {self.gaps}"
+
+
+def _silence(gaps: Sequence[float]) -> Silence:
+    return Silence(len(gaps), statistics.median(gaps), max(gaps)) if gaps else Silence(0, 0.0, 0.0)
+
+
+def silence(messages: Iterable[Event], entry: str | None = None) -> Silence:
+    """The gaps between consecutive arrivals, of one entry if named."""
+    times = [message["t"] for message in messages if entry is None or message.get("entry") == entry]
+    return _silence([after - before for before, after in itertools.pairwise(times)])
+
+
+def silence_around(history: Iterable[Event], fault: str, entry: str | None = None) -> Silence:
+    """For each start of a fault of this name: the gap between the last message before it and the first after
+    it.
+
+    Faults with no message on one side are left out.
+    """
+    events = sorted(history, key=lambda event: float(event["t"]))
+    times = [
+        e["t"] for e in events if e.get("type") == "message" and (entry is None or e.get("entry") == entry)
+    ]
+    moments = [
+        e["t"] for e in events if e.get("type") == "fault" and e["fault"] == fault and e.get("phase") != "end"
+    ]
+    gaps = []
+    for moment in moments:
+        before = [t for t in times if t <= moment]
+        after = [t for t in times if t > moment]
+        if before and after:
+            gaps.append(after[0] - before[-1])
+    return _silence(gaps)
+
+
+# ----------------------------------------------------------------------------------------------------- report
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the checker found; `str` gives a table and the problems, `ok` is True when there are none."""
+
+    messages: int
+    entries: int
+    occurrences: int
+    skipped: int
+    changes_of_epoch: int
+    faults: Mapping[str, int]
+    silence: Silence
+    silence_by_fault: Mapping[str, Silence]
+    problems: tuple[Problem, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def count(self, kind: str) -> int:
+        """How many problems of this kind."""
+        return sum(problem.kind == kind for problem in self.problems)
+
+    @property
+    def duplicates(self) -> int:
+        return self.count("duplicate")
+
+    @property
+    def missing(self) -> int:
+        return self.count("missing")
+
+    def __str__(self) -> str:
+        kinds = Counter(problem.kind for problem in self.problems)
+        rows = [
+            ("messages", str(self.messages)),
+            ("entries", str(self.entries)),
+            ("occurrences", str(self.occurrences)),
+            ("skipped ranges", str(self.skipped)),
+            ("changes of epoch", str(self.changes_of_epoch)),
+            ("faults", ", ".join(f"{name} {count}" for name, count in self.faults.items()) or "none"),
+            ("silence", str(self.silence)),
+            *((f"  at {name}", str(silent)) for name, silent in self.silence_by_fault.items()),
+            ("duplicates", str(self.duplicates)),
+            ("missing", str(self.missing)),
+            *((kind, str(count)) for kind, count in kinds.items() if kind not in ("duplicate", "missing")),
+        ]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {value}" for name, value in rows]
+        shown = [f"  {problem}" for problem in self.problems[:20]]
+        if len(self.problems) > len(shown):
+            shown.append(f"  ... and {len(self.problems) - len(shown)} more")
+        return "\n".join([*lines, *shown])
+
+
+Check: TypeAlias = Callable[[Iterable[Event]], list[Problem]]
+
+INVARIANTS: tuple[Check, ...] = (duplicates_by_occurrence, duplicates_by_id, epoch_falls, order_breaks)
+
+
+def check(
+    history: Iterable[Event], expected: Iterable[Expectation] = (), skipped: Sequence[Skipped] = ()
+) -> Report:
+    """Hold a history against the invariants and against what the schedule promises."""
+    events = list(history)
+    messages = messages_of(events)
+    problems = [problem for invariant in INVARIANTS for problem in invariant(messages)]
+    problems += skipped_yet_sent(messages, skipped)
+    for expectation in expected:
+        match expectation:
+            case Interval(task=str(task)):
+                problems += crowding(messages, task, expectation.every)
+            case Interval():
+                problems += missing_of_interval(messages, expectation, skipped)
+            case EveryMinute():
+                problems += missing_of_minutes(messages, expectation, skipped)
+            case Instants():
+                problems += missing_of_instants(messages, expectation, skipped)
+                problems += unexpected_instants(messages, expectation)
+    entries = _by_entry(messages)
+    epochs = [message["epoch"] for message in messages if message.get("epoch") is not None]
+    faults = Counter(str(e["fault"]) for e in events if e.get("type") == "fault" and e.get("phase") != "end")
+    return Report(
+        messages=len(messages),
+        entries=len(entries),
+        occurrences=sum(len(_occurrences(messages, entry)) for entry in entries),
+        skipped=len(skipped),
+        changes_of_epoch=sum(before != after for before, after in itertools.pairwise(epochs)),
+        faults=faults,
+        silence=silence(messages),
+        silence_by_fault={name: silence_around(events, name) for name in faults},
+        problems=tuple(problems),
+    )

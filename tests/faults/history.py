@@ -1,0 +1,243 @@
+"""The history of a run: what arrived at the queue and what was done to the cluster, one JSON line per event.
+
+Every event has `t`, seconds of CLOCK_BOOTTIME, and `type`:
+- message: task, id, queue, and from the `ha_beat` header entry, scheduled_at, epoch, run_count, cluster
+  (None on a message of stock beat)
+- fault: fault, phase ("start", "end" or "at"), and whatever the fault adds (replica, seconds, ...)
+- note: anything else worth keeping (a consumer's trouble, ...)
+
+A consumer takes the place of the worker, so that what is recorded is what the broker accepted, in its order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeAlias, cast
+
+import redis
+from kombu import Connection, Queue
+
+from tests.servers import wait_for
+
+Event: TypeAlias = dict[str, Any]
+
+HEADER = "ha_beat"
+
+
+def boottime() -> float:
+    """Seconds on the clock that also counts suspended time, where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class History:
+    """The events of one run, in memory and, if `path` is given, as JSON lines. Safe to use from several
+    threads.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._events: list[Event] = []
+        self._guard = threading.Lock()
+        self._file = path.open("a", encoding="utf-8") if path else None
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read back the events of a history file, without appending to it."""
+        history = cls()
+        with path.open(encoding="utf-8") as lines:
+            history._events = [json.loads(line) for line in lines]
+        return history
+
+    def record(self, **event: Any) -> None:
+        """Append one event; `t` is now unless given."""
+        self.extend([event])
+
+    def extend(self, events: Iterable[Event]) -> None:
+        """Append events; those without a `t` get the present one."""
+        now = boottime()
+        stamped = [{"t": now, **event} for event in events]
+        if not stamped:
+            return
+        with self._guard:
+            self._events += stamped
+            if self._file:
+                self._file.write("".join(json.dumps(event) + "\n" for event in stamped))
+                self._file.flush()
+
+    def fault(self, name: str, phase: str = "at", **details: Any) -> None:
+        """Record something that was done to the cluster."""
+        self.record(type="fault", fault=name, phase=phase, **details)
+
+    def events(self, kind: str | None = None) -> list[Event]:
+        """A copy of all events, or of those of one type, in order of arrival."""
+        with self._guard:
+            return [event for event in self._events if kind is None or event["type"] == kind]
+
+    def messages(self, entry: str | None = None) -> list[Event]:
+        """The messages, of one entry if named."""
+        return [m for m in self.events("message") if entry is None or m["entry"] == entry]
+
+    def faults(self, name: str | None = None) -> list[Event]:
+        """What was done to the cluster, of one name if given."""
+        return [f for f in self.events("fault") if name is None or f["fault"] == name]
+
+    def wait_for_messages(self, count: int, timeout: float = 10.0, entry: str | None = None) -> list[Event]:
+        """Wait until at least `count` messages (more) than none have been recorded, and return them all."""
+        what = f"{count} messages of {entry or 'any entry'}"
+        return wait_for(lambda: found if len(found := self.messages(entry)) >= count else None, timeout, what)
+
+    def close(self) -> None:
+        with self._guard:
+            if self._file:
+                self._file.close()
+                self._file = None
+
+
+def message_event(headers: dict[str, Any], queue: str) -> Event:
+    """The event for a Celery message (protocol 2) with these headers."""
+    ours = headers.get(HEADER) or {}
+    return {
+        "type": "message",
+        "queue": queue,
+        "task": headers.get("task"),
+        "id": headers.get("id"),
+        "entry": ours.get("entry"),
+        "scheduled_at": ours.get("scheduled_at"),
+        "epoch": ours.get("epoch"),
+        "run_count": ours.get("run_count"),
+        "cluster": ours.get("cluster"),
+    }
+
+
+class QueueConsumer(ABC):
+    """A thread that empties queues into a history, and comes back by itself when the broker was away."""
+
+    def __init__(self, history: History, queues: Sequence[str] = ("celery",)) -> None:
+        self.history = history
+        self.queues = tuple(queues)
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @abstractmethod
+    def consume(self) -> None:
+        """Consume until told to end or until the broker fails (by an exception)."""
+
+    @property
+    def ending(self) -> bool:
+        return self._ending.is_set()
+
+    def pause_between_polls(self, seconds: float) -> None:
+        self._ending.wait(seconds)
+
+    def _run(self) -> None:
+        trouble = ""
+        while not self.ending:
+            try:
+                self.consume()
+                trouble = ""
+            except Exception as error:
+                if trouble != type(error).__name__:
+                    trouble = type(error).__name__
+                    self.history.record(type="note", note="consumer", trouble=f"{trouble}: {error}"[:200])
+                self.pause_between_polls(0.05)
+
+    def start(self) -> Self:
+        self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        self._ending.set()
+        if self._thread:
+            self._thread.join(10)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+# Atomic, and idempotent under a token: when a reply is lost the same messages are answered again, not the
+# next ones.
+_TAKE = """
+local answer = redis.call('GET', KEYS[2])
+if answer == ARGV[1] then return redis.call('LRANGE', KEYS[3], 0, -1) end
+local taken = redis.call('LRANGE', KEYS[1], -tonumber(ARGV[2]), -1)
+if #taken == 0 then return taken end
+redis.call('LTRIM', KEYS[1], 0, -(#taken + 1))
+redis.call('DEL', KEYS[3])
+for i = #taken, 1, -1 do redis.call('RPUSH', KEYS[3], taken[i]) end
+redis.call('SET', KEYS[2], ARGV[1])
+return redis.call('LRANGE', KEYS[3], 0, -1)
+"""
+
+
+class RedisQueueConsumer(QueueConsumer):
+    """Takes messages from lists of a Redis broker, some hundreds at a time, oldest first.
+
+    A lost reply neither loses nor doubles a message in the history. It polls each 10 ms, which is therefore
+    the resolution of the times of arrival. A server that forgets its last second (kill with appendfsync
+    everysec) gives messages back that were taken: use `--appendfsync always` where that matters.
+    """
+
+    BATCH = 500
+    IDLE_SECONDS = 0.01
+
+    def __init__(self, history: History, url: str, queues: Sequence[str] = ("celery",)) -> None:
+        super().__init__(history, queues)
+        self.url = url
+        self._name = uuid.uuid4().hex
+        self._takes = 0
+
+    def consume(self) -> None:
+        client = redis.Redis.from_url(self.url, socket_timeout=2.0, socket_connect_timeout=2.0)
+        with contextlib.closing(client):
+            take = client.register_script(_TAKE)
+            while not self.ending:
+                if not sum(self._take(take, queue) for queue in self.queues):
+                    self.pause_between_polls(self.IDLE_SECONDS)
+
+    def _take(self, take: Callable[..., Any], queue: str) -> int:
+        token = f"{self._name}:{self._takes}"
+        keys = [queue, f"tests:taken-by:{queue}", f"tests:taken:{queue}"]
+        raw = cast("list[bytes]", take(keys=keys, args=[token, self.BATCH]))
+        self._takes += bool(raw)
+        self.history.extend(message_event(json.loads(message).get("headers") or {}, queue) for message in raw)
+        return len(raw)
+
+
+class AmqpQueueConsumer(QueueConsumer):
+    """Consumes queues of an AMQP broker, acknowledging what it has recorded.
+
+    A message given again after a lost connection (`redelivered`, and recorded already) becomes a note, not a
+    message.
+    """
+
+    def __init__(self, history: History, url: str, queues: Sequence[str] = ("celery",)) -> None:
+        super().__init__(history, queues)
+        self.url = url
+        self._recorded: set[str] = set()
+
+    def consume(self) -> None:
+        with Connection(self.url, connect_timeout=2, heartbeat=0) as connection:
+            declared = [Queue(name, routing_key=name, exchange=name) for name in self.queues]
+            with connection.Consumer(declared, callbacks=[self._receive], prefetch_count=200, accept=None):
+                while not self.ending:
+                    with contextlib.suppress(socket.timeout):
+                        connection.drain_events(timeout=0.2)
+
+    def _receive(self, _body: object, message: Any) -> None:
+        event = message_event(message.headers or {}, str(message.delivery_info.get("routing_key")))
+        again = bool(message.delivery_info.get("redelivered")) and event["id"] in self._recorded
+        self.history.extend([{**event, "type": "note", "note": "redelivered"} if again else event])
+        self._recorded.add(str(event["id"]))
+        message.ack()

@@ -1,0 +1,59 @@
+"""The harness itself, proved on stock beat: three of it enqueue everything three times, and the checker says
+so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.checker import Interval, check
+from tests.faults.cluster import STOCK_SCHEDULER, BeatCluster
+from tests.faults.history import History, RedisQueueConsumer
+from tests.servers import RedisServer
+
+
+@pytest.mark.parametrize(("replicas", "verdict"), [(1, "once"), (3, "duplicates")])
+def test_three_stock_beats_duplicate_and_one_does_not(
+    shared_redis: RedisServer, tmp_path: Path, replicas: int, verdict: str
+) -> None:
+    """Three stock beats send each due task about three times; one sends it once; the checker tells them
+    apart.
+    """
+    history = History(tmp_path / "history.jsonl")
+    with (
+        BeatCluster(
+            shared_redis.url, spec={"half": {"every": 0.5}}, replicas=replicas, scheduler=STOCK_SCHEDULER
+        ) as cluster,
+        RedisQueueConsumer(history, shared_redis.url),
+    ):
+        cluster.wait_until_up()
+        history.wait_for_messages(6 * replicas, timeout=30)
+        assert cluster.all_alive
+    report = check(history.events(), [Interval("half", 0.5, task="tick")])
+    assert report.messages >= 6 * replicas
+    assert report.duplicates == (1 if verdict == "duplicates" else 0), str(report)
+    assert History.load(tmp_path / "history.jsonl").messages() == history.messages()
+
+
+def test_a_paused_and_a_killed_replica_are_told_apart(shared_redis: RedisServer) -> None:
+    """A paused process is alive and silent, a killed one is gone, a terminated one ends by itself."""
+    history = History()
+    with BeatCluster(
+        shared_redis.url, spec={"fast": {"every": 0.1}}, replicas=1, scheduler=STOCK_SCHEDULER
+    ) as cluster:
+        replica = cluster[0]
+        with RedisQueueConsumer(history, shared_redis.url):
+            history.wait_for_messages(3, timeout=30)
+            replica.pause()
+            assert replica.alive
+            assert replica.paused
+            replica.resume()
+            history.wait_for_messages(len(history.messages()) + 3)
+            assert replica.kill() == -9
+            assert replica.exit_code == -9
+            replica.restart()
+            history.wait_for_messages(len(history.messages()) + 3, timeout=30)
+            assert replica.terminate() == 0
+        assert replica.starts == 2
