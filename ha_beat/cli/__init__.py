@@ -1,0 +1,1 @@
+"""The command lines: ``ha-beat`` on its own."""

@@ -1,0 +1,44 @@
+"""The Celery app of the demo: three interval entries, and a task that notes each of its runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from celery import Celery, Task
+
+CLUSTER = "demo"
+REDIS_URL_VARIABLE = "HA_BEAT_DEMO_REDIS"
+RUNS_KEY = "demo:runs"
+LEASE_TTL_S = 2.0
+INTERVALS_S = {"half-second": 0.5, "second": 1.0, "five-seconds": 5.0}
+
+app = Celery(CLUSTER, broker=os.environ.get(REDIS_URL_VARIABLE, "redis://127.0.0.1:6379/0"))
+app.conf.update(
+    ha_beat_lease_ttl=LEASE_TTL_S,
+    beat_schedule={
+        name: {"task": "demo.note_run", "schedule": seconds} for name, seconds in INTERVALS_S.items()
+    },
+    task_ignore_result=True,
+    broker_connection_retry_on_startup=True,
+    worker_send_task_events=False,
+)
+
+
+@app.task(bind=True, name="demo.note_run")
+def note_run(self: Task[[], None], /) -> None:
+    """Note what arrived, and for which instant, in the embedded Redis."""
+    meant_for = (self.request.headers or {}).get("ha_beat") or getattr(self.request, "ha_beat", None) or {}
+    run = {
+        "entry": meant_for.get("entry"),
+        "scheduled_at": meant_for.get("scheduled_at"),
+        "epoch": meant_for.get("epoch"),
+        "id": self.request.id,
+        "worker": self.request.hostname,
+        "ran_us": time.time_ns() // 1000,
+    }
+    pool: Any = self.app.pool
+    with pool.acquire(block=True) as connection:
+        connection.default_channel.client.rpush(RUNS_KEY, json.dumps(run))

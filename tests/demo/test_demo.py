@@ -1,0 +1,155 @@
+"""``ha-beat demo`` as a user runs it: real replicas, a real worker, an embedded Redis."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+DEMO = [sys.executable, "-m", "ha_beat.cli.main", "demo"]
+
+
+@pytest.fixture(autouse=True)
+def installed():
+    names = {point.name for point in importlib.metadata.entry_points(group="celery.beat_schedulers")}
+    if "ha_beat" not in names:
+        if os.environ.get("CI") == "true":
+            pytest.fail("ha-beat is not installed: celery finds its scheduler by an entry point")
+        pytest.skip("ha-beat is not installed: celery finds its scheduler by an entry point")
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the demo with its temporary files under ``tmp_path``, by which its processes can be told."""
+    started = []
+
+    def _start(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*DEMO, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )
+        started.append(process)
+        return process
+
+    yield _start
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(40)
+
+
+def processes_under(folder: Path) -> list[str]:
+    """The command lines of the processes that work in this folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str((process / "cwd").readlink()).startswith(str(folder)):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+def assert_nothing_left(folder: Path) -> None:
+    assert processes_under(folder) == []
+    assert list(folder.iterdir()) == []
+
+
+def number(name: str, output: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+)", output, re.MULTILINE)
+    assert found, output
+    return int(found[1])
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    assert process.stdout is not None
+    read = ""
+    for line in process.stdout:
+        read += line
+        if text in line:
+            return read
+    pytest.fail(f"the demo ended without {text!r}:\n{read}")
+
+
+@pytest.mark.timeout(240)
+def test_nothing_is_duplicated_or_lost_and_nothing_is_left(start, tmp_path):
+    process = start("--plain", "--duration", "20", "--seed", "1")
+    output, _ = process.communicate(timeout=200)
+
+    assert process.returncode == 0, output
+    assert number("duplicates", output) == 0, output
+    assert number("missed", output) == 0, output
+    assert number("takeovers", output) >= 2, output
+    assert number("ran", output) >= 30, output
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("number_", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_cleanly_even_with_a_paused_leader(start, tmp_path, number_):
+    process = start("--plain", "--seed", "1")
+    read = read_until(process, "paused beat")
+    time.sleep(0.2)
+
+    process.send_signal(number_)
+    rest, _ = process.communicate(timeout=100)
+
+    assert process.returncode == 0, read + rest
+    assert number("duplicates", rest) == 0, rest
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.timeout(240)
+def test_a_signal_during_the_start_leaves_nothing(start, tmp_path):
+    process = start("--plain", "--duration", "60")
+    read_until(process, "are starting")
+
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=100)
+
+    assert "Traceback" not in rest
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.timeout(240)
+def test_an_error_leaves_nothing_either(start, tmp_path):
+    """The server is killed under the demo's feet."""
+    process = start("--plain", "--duration", "60")
+    read_until(process, " ran on ")
+    server = next(
+        int(entry.name)
+        for entry in Path("/proc").glob("[0-9]*")
+        if _argv0(entry).endswith(("redis-server", "valkey-server")) and _cwd(entry).startswith(str(tmp_path))
+    )
+
+    os.kill(server, signal.SIGKILL)
+    rest, _ = process.communicate(timeout=100)
+
+    assert process.returncode == 1, rest
+    assert "Redis" in rest
+    assert "Traceback" not in rest
+    assert_nothing_left(tmp_path)
+
+
+def _argv0(entry: Path) -> str:
+    try:
+        return (entry / "cmdline").read_bytes().split(b"\0")[0].decode().split(" ")[0]
+    except OSError:
+        return ""
+
+
+def _cwd(entry: Path) -> str:
+    try:
+        return str((entry / "cwd").readlink())
+    except OSError:
+        return ""

