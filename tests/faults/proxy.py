@@ -1,0 +1,497 @@
+"""A TCP proxy that fails on command: cuts, blackholes, delays, loses replies, delivers requests late.
+
+"request" is the direction from client to server, "reply" the other. All methods may be called from any
+thread; each returns when what it says has taken effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, TypeAlias, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from tests.servers import LOCALHOST, free_port, wait_for
+
+Direction: TypeAlias = Literal["request", "reply"]
+Predicate: TypeAlias = Callable[[bytes], bool]
+T = TypeVar("T")
+
+BOTH: tuple[Direction, ...] = ("request", "reply")
+
+_CHUNK = 1 << 16
+_REMEMBERED = 1 << 18
+# How long a connection whose reply is to be lost goes on towards the server, so that the server has acted on
+# all of it.
+_GRACE_SECONDS = 0.05
+_LINGER_RESET = struct.pack("ii", 1, 0)
+
+
+def containing(*parts: bytes) -> Predicate:
+    """A predicate: every one of these byte strings occurs in the request."""
+    return lambda data: all(part in data for part in parts)
+
+
+@dataclass
+class _Watch:
+    """Waits for a request that matches, `left` times."""
+
+    matches: Predicate
+    left: int
+    seen: threading.Event = field(default_factory=threading.Event)
+
+    def takes(self, data: bytes) -> bool:
+        if self.left <= 0 or not self.matches(data):
+            return False
+        self.left -= 1
+        self.seen.set()
+        return True
+
+
+class CutReply:
+    """A reply that is to be lost: `wait()` until the server has acted on the request and the connection is
+    cut.
+    """
+
+    def __init__(self, proxy: TcpProxy, watch: _Watch) -> None:
+        self._proxy = proxy
+        self._watch = watch
+        self.done = threading.Event()
+
+    @property
+    def matched(self) -> bool:
+        return self._watch.seen.is_set()
+
+    def wait(self, timeout: float = 10.0) -> None:
+        """Raises AssertionError if nothing was cut within `timeout` seconds."""
+        if not self.done.wait(timeout):
+            raise AssertionError(f"no reply was cut in {timeout:g} s (request matched: {self.matched})")
+
+    def cancel(self) -> None:
+        """Look no further for a matching request."""
+        self._watch.left = 0
+
+
+class HeldRequest:
+    """A request kept back: `wait()` until it has come, `release()` to deliver it, even if its client has
+    gone.
+    """
+
+    def __init__(self, proxy: TcpProxy, watch: _Watch) -> None:
+        self._proxy = proxy
+        self._watch = watch
+        self._gates: list[asyncio.Event] = []
+
+    @property
+    def held(self) -> bool:
+        return self._watch.seen.is_set()
+
+    def wait(self, timeout: float = 10.0) -> None:
+        """Raises AssertionError if no matching request came within `timeout` seconds."""
+        if not self._watch.seen.wait(timeout):
+            raise AssertionError(f"no matching request came in {timeout:g} s")
+
+    def release(self) -> None:
+        """Deliver what is held, and hold nothing more. Returns before the server has read it."""
+        self._watch.left = 0
+        self._proxy._call(self._open)
+
+    async def _open(self) -> None:
+        for gate in self._gates:
+            gate.set()
+
+
+class _Way:
+    """The state of one direction, which all connections of the proxy share."""
+
+    def __init__(self) -> None:
+        self.delay = 0.0
+        self.blackholed = False
+        self.open = asyncio.Event()
+        self.open.set()
+
+
+class _Pair:
+    """One client's connection and the one that goes on to the server."""
+
+    def __init__(self, proxy: TcpProxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.proxy = proxy
+        self.client_reader = reader
+        self.client_writer = writer
+        self.server_writer: asyncio.StreamWriter | None = None
+        self.recent = b""
+        self.lost_bytes = False
+        self.losing: CutReply | None = None
+        self.hold: asyncio.Event | None = None
+        self.client_gone = False
+        self.pumps: list[asyncio.Future[None]] = []
+
+    async def run(self) -> None:
+        try:
+            reader, self.server_writer = await asyncio.open_connection(*self.proxy.upstream)
+        except OSError:
+            self.proxy.counters["upstream refused"] += 1
+            self.reset()
+            return
+        self.pumps = [
+            asyncio.ensure_future(self._pump("request", self.client_reader, self.server_writer)),
+            asyncio.ensure_future(self._pump("reply", reader, self.client_writer)),
+        ]
+        try:
+            await asyncio.gather(*self.pumps)
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            for pump in self.pumps:
+                pump.cancel()
+            self.close()
+
+    async def _pump(
+        self, direction: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Move bytes; a task of its own reads, so that a delay shifts the stream and does not slow it."""
+        way = self.proxy.ways[direction]
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(256)
+
+        async def read() -> None:
+            while True:
+                try:
+                    data = await reader.read(_CHUNK)
+                except OSError:
+                    data = b""
+                if not data and direction == "request":
+                    self.client_gone = True
+                await queue.put((loop.time(), data))
+                if not data:
+                    return
+
+        reading = asyncio.ensure_future(read())
+        try:
+            while True:
+                arrived, data = await queue.get()
+                if way.delay:
+                    await asyncio.sleep(max(0.0, arrived + way.delay - loop.time()))
+                await way.open.wait()
+                if not data:
+                    if way.blackholed:
+                        await asyncio.Event().wait()  # the end of a stream is lost like its bytes
+                    with contextlib.suppress(OSError):
+                        writer.write_eof()
+                    return
+                await self._forward(direction, data, writer)
+        finally:
+            reading.cancel()
+
+    async def _forward(self, direction: Direction, data: bytes, writer: asyncio.StreamWriter) -> None:
+        proxy = self.proxy
+        if proxy.ways[direction].blackholed:
+            self.lost_bytes = True
+            proxy.counters[f"{direction} bytes lost"] += len(data)
+            return
+        if direction == "request":
+            await self._look(data)
+        elif self.losing is not None:
+            self._lose(data)
+            return
+        elif self.client_gone:
+            return  # nobody is left to read it
+        proxy.counters[f"{direction} bytes"] += len(data)
+        writer.write(data)
+        await writer.drain()
+
+    async def _look(self, data: bytes) -> None:
+        """See whether a request that somebody waits for has come, possibly over several reads."""
+        proxy = self.proxy
+        if not proxy.replies_to_cut and not proxy.requests_to_hold:
+            self.recent = b""
+            return
+        self.recent = (self.recent + data)[-_REMEMBERED:]
+        for cut in proxy.replies_to_cut:
+            if self.losing is None and cut._watch.takes(self.recent):
+                self.recent = b""
+                self.losing = cut
+        for held in proxy.requests_to_hold:
+            if self.hold is None and held._watch.takes(self.recent):
+                self.recent = b""
+                proxy.counters["requests held"] += 1
+                self.hold = asyncio.Event()
+                held._gates.append(self.hold)
+        if self.hold is not None:
+            await self.hold.wait()
+            self.hold = None
+
+    def _lose(self, data: bytes) -> None:
+        """Swallow the first replies after a matching request; cut once the server has had time for the
+        rest.
+        """
+        proxy = self.proxy
+        cut = self.losing
+        proxy.counters["reply bytes lost"] += len(data)
+        if self.lost_bytes or cut is None:
+            return
+        self.lost_bytes = True
+
+        def end() -> None:
+            proxy.counters["replies cut"] += 1
+            self.reset()
+            cut.done.set()
+
+        asyncio.get_running_loop().call_later(_GRACE_SECONDS, end)
+
+    def reset(self) -> None:
+        """RST towards the client; the server sees an ordinary end after what it was sent.
+
+        A request that is held outlives its client, as one that is under way in the network would.
+        """
+        self.client_gone = True
+        with contextlib.suppress(OSError, AttributeError):
+            raw: socket.socket = self.client_writer.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+        self.client_writer.transport.abort()
+        if self.hold is None:
+            for pump in self.pumps:
+                pump.cancel()
+            if self.server_writer is not None:
+                self.server_writer.close()
+
+    def close(self) -> None:
+        self.client_writer.close()
+        if self.server_writer is not None:
+            self.server_writer.close()
+
+
+class TcpProxy:
+    """A proxy on a free port of 127.0.0.1 in front of `upstream` (host, port). Starts at once; a context
+    manager.
+
+    counters: connections, refused, cut, replies cut, requests held, upstream refused, `request bytes`,
+    `reply bytes`, `request bytes lost`, `reply bytes lost`.
+    """
+
+    def __init__(self, upstream: tuple[str, int], port: int | None = None) -> None:
+        self.upstream = upstream
+        self.port = port or free_port()
+        self.counters: Counter[str] = Counter()
+        self.pairs: set[_Pair] = set()
+        self.replies_to_cut: list[CutReply] = []
+        self.requests_to_hold: list[HeldRequest] = []
+        self.ways: dict[Direction, _Way] = {}
+        self._refusing = False
+        self._server: asyncio.Server | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy-{self.port}", daemon=True)
+        self._thread.start()
+        self._call(self._start)
+
+    @classmethod
+    def for_url(cls, url: str) -> Self:
+        """A proxy in front of the host and port of a URL."""
+        parts = urlsplit(url)
+        if parts.hostname is None or parts.port is None:
+            raise ValueError("the URL must name a host and a port")
+        return cls((parts.hostname, parts.port))
+
+    def url(self, url: str) -> str:
+        """The same URL, through this proxy."""
+        parts = urlsplit(url)
+        user, at, _ = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=f"{user}{at}{LOCALHOST}:{self.port}"))
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return LOCALHOST, self.port
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open through the proxy now."""
+        return len(self.pairs)
+
+    # -- faults
+
+    def cut(self) -> int:
+        """Reset every open connection, and return how many there were. New ones are let through."""
+
+        async def cut() -> int:
+            pairs = list(self.pairs)
+            for pair in pairs:
+                pair.reset()
+            self.counters["cut"] += len(pairs)
+            return len(pairs)
+
+        return self._call(cut)
+
+    def refuse(self) -> None:
+        """Reset every connection and refuse new ones (nothing listens) until `accept`."""
+
+        async def refuse() -> None:
+            self._refusing = True
+            if self._server is not None:
+                self._server.close()
+                self._server = None
+
+        self._call(refuse)
+        self.cut()
+
+    def accept(self) -> None:
+        """Listen again."""
+
+        async def accept() -> None:
+            self._refusing = False
+            if self._server is None:
+                await self._listen()
+
+        self._call(accept)
+
+    def blackhole(self, *directions: Direction) -> None:
+        """Swallow all bytes of these directions (default: both). New connections open and stay silent.
+
+        `heal` resets the connections that lost bytes, since their streams are broken.
+        """
+
+        async def blackhole() -> None:
+            for direction in directions or BOTH:
+                self.ways[direction].blackholed = True
+
+        self._call(blackhole)
+
+    def pause(self, *directions: Direction) -> None:
+        """Keep all bytes of these directions (default: both) back, as a network that will resend them
+        does.
+        """
+
+        async def pause() -> None:
+            for direction in directions or BOTH:
+                self.ways[direction].open.clear()
+
+        self._call(pause)
+
+    def resume(self, *directions: Direction) -> None:
+        """Deliver what `pause` kept back."""
+
+        async def resume() -> None:
+            for direction in directions or BOTH:
+                self.ways[direction].open.set()
+
+        self._call(resume)
+
+    def delay(self, seconds: float, *directions: Direction) -> None:
+        """Deliver the bytes of these directions (default: both) `seconds` after they came."""
+
+        async def delay() -> None:
+            for direction in directions or BOTH:
+                self.ways[direction].delay = seconds
+
+        self._call(delay)
+
+    def cut_reply_after(self, predicate: Predicate | bytes, count: int = 1) -> CutReply:
+        """Let the next `count` matching requests reach the server, and cut each connection before the reply
+        gets back.
+
+        The predicate sees what one connection has sent since the call (the latest 256 KiB).
+        """
+        cut = CutReply(self, _Watch(_as_predicate(predicate), count))
+
+        async def add() -> None:
+            self.replies_to_cut.append(cut)
+
+        self._call(add)
+        return cut
+
+    def hold(self, predicate: Predicate | bytes, count: int = 1) -> HeldRequest:
+        """Keep the next `count` matching requests (and what follows on their connections) back until
+        released.
+        """
+        held = HeldRequest(self, _Watch(_as_predicate(predicate), count))
+
+        async def add() -> None:
+            self.requests_to_hold.append(held)
+
+        self._call(add)
+        return held
+
+    def heal(self) -> None:
+        """End every fault. Held requests are delivered, replies still to be cut are not."""
+
+        async def heal() -> None:
+            broken = [pair for pair in self.pairs if pair.lost_bytes]
+            for way in self.ways.values():
+                way.delay = 0.0
+                way.blackholed = False
+                way.open.set()
+            for pair in broken:
+                pair.reset()
+            for cut in self.replies_to_cut:
+                cut.cancel()
+            self.replies_to_cut.clear()
+
+        for held in self.requests_to_hold:
+            held.release()
+        self.requests_to_hold.clear()
+        self._call(heal)
+        self.accept()
+
+    # -- its life
+
+    async def _start(self) -> None:
+        self.ways = {direction: _Way() for direction in BOTH}
+        await self._listen()
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._serve, LOCALHOST, self.port, backlog=512)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        pair = _Pair(self, reader, writer)
+        if self._refusing:
+            self.counters["refused"] += 1
+            pair.reset()
+            return
+        self.counters["connections"] += 1
+        self.pairs.add(pair)
+        try:
+            await pair.run()
+        finally:
+            self.pairs.discard(pair)
+
+    def _call(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return asyncio.run_coroutine_threadsafe(work(), self._loop).result(10)
+
+    def wait_for_connections(self, count: int = 1, timeout: float = 10.0) -> None:
+        """Wait until at least `count` connections are open through the proxy."""
+        wait_for(lambda: self.connections >= count, timeout, f"{count} connections through the proxy")
+
+    def close(self) -> None:
+        """Stop listening and drop every connection. Idempotent."""
+        if not self._thread.is_alive():
+            return
+
+        async def close() -> None:
+            if self._server is not None:
+                self._server.close()
+            for pair in list(self.pairs):
+                pair.reset()
+            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+        self._call(close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _as_predicate(predicate: Predicate | bytes) -> Predicate:
+    return containing(predicate) if isinstance(predicate, bytes) else predicate
