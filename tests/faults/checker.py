@@ -53,8 +53,9 @@ class Interval:
     """An entry due every `every` seconds: each `scheduled_at` is the one before plus `every`, or what lies
     between has a verdict.
 
-    `tolerance` (seconds) is what a step may exceed `every` by. `since` and `until` bound the run: something
-    must have been due within `every` of both. `task` finds messages of stock beat, which name no entry.
+    `tolerance` (seconds) is what a step may exceed `every` by. `since` and `until` bound the run: every instant
+    of the grid after the one and up to the other is expected. `task` finds messages of stock beat, which name
+    no entry.
     """
 
     entry: str
@@ -290,9 +291,9 @@ def _steps(first: datetime, every: timedelta, end: datetime) -> Iterable[datetim
 
 
 def _steps_back(first: datetime, every: timedelta, since: datetime) -> list[datetime]:
-    """The instants before `first` on its grid that are not earlier than `since + every`."""
+    """The instants before `first` on its grid that are later than `since`."""
     found = []
-    while (first := first - every) >= since + every:
+    while (first := first - every) > since:
         found.append(first)
     return found[::-1]
 
