@@ -1,7 +1,8 @@
 """The settings: one definition, from which come parsing, validation, the types and the table of the README.
 
 Two sources, the lowest first: keys of the Celery app (`ha_beat_lease_ttl`; with Django and
-`namespace="CELERY"` that is `CELERY_HA_BEAT_LEASE_TTL`), and the environment (`HA_BEAT_LEASE_TTL`), which wins.
+`namespace="CELERY"` that is `CELERY_HA_BEAT_LEASE_TTL`), and the environment (`HA_BEAT_LEASE_TTL`), which
+wins.
 
 `python -m ha_beat.settings` prints the table.
 """
@@ -360,7 +361,7 @@ class Settings:
     )
     renew_interval: float = _setting(
         seconds(0, above=True),
-        default=Derived("`lease_ttl` / 4", lambda values: _quarter(values)),
+        default=Derived("`lease_ttl` / 4", _quarter),
         help="How often the leader renews the lease; at most half of `lease_ttl`, so that one lost reply "
         "does no harm.",
     )
@@ -433,7 +434,7 @@ class Settings:
     journal_size: int = _setting(
         whole(100),
         default=10_000,
-        help="How many records the journal keeps; about 300 bytes each in Redis.",
+        help="How many records of verdicts and changes of leader the journal keeps in Redis.",
     )
     journal_age: float | None = _setting(
         optional(seconds(0, above=True)),
@@ -493,8 +494,8 @@ class Settings:
                 given["cluster"] = _NAME_RULE.read(default_cluster)
             except ValueError:
                 faults.append(
-                    f"ha_beat_cluster: not set, and the app's name {_shown('cluster', default_cluster)} cannot "
-                    f"stand in for it: must be {_NAME_RULE.right}"
+                    f"ha_beat_cluster: not set, and the app's name {_shown('cluster', default_cluster)} "
+                    f"cannot stand in for it: must be {_NAME_RULE.right}"
                 )
                 given["cluster"] = "unnamed"  # so that it is not reported twice
         values, wrong = _check(given, sources)
@@ -629,7 +630,7 @@ def _from_environment(environ: Mapping[str, str]) -> Iterable[tuple[str, str, ob
     for variable, value in environ.items():
         if not variable.startswith(_ENV_PREFIX) or not value.strip():
             continue
-        # Kubernetes tells each pod of a service named ha-beat by HA_BEAT_SERVICE_HOST, HA_BEAT_PORT and so on.
+        # Kubernetes tells pods of a service named ha-beat by HA_BEAT_SERVICE_HOST, HA_BEAT_PORT and so on.
         if any(variable.startswith((f"{service}_SERVICE_", f"{service}_PORT")) for service in services):
             continue
         yield variable, variable.removeprefix(_ENV_PREFIX).lower(), value
