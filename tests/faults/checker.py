@@ -53,9 +53,9 @@ class Interval:
     """An entry due every `every` seconds: each `scheduled_at` is the one before plus `every`, or what lies
     between has a verdict.
 
-    `tolerance` (seconds) is what a step may exceed `every` by. `since` and `until` bound the run: every instant
-    of the grid after the one and up to the other is expected. `task` finds messages of stock beat, which name
-    no entry.
+    `tolerance` (seconds) is what a step may exceed `every` by. `since` and `until` bound the run: every
+    instant of the grid after the one and up to the other is expected. `task` finds messages of stock beat,
+    which name no entry.
     """
 
     entry: str

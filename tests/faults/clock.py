@@ -1,0 +1,68 @@
+"""Wall clocks that jump: a preloaded library shifts CLOCK_REALTIME of one process, while it runs.
+
+Durations (CLOCK_MONOTONIC, CLOCK_BOOTTIME) stay true, as they do when an administrator or NTP steps
+the clock.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import struct
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.servers import PartMissing, find_program
+
+_SOURCE = Path(__file__).with_name("clock_offset.c")
+
+
+@functools.cache
+def clock_library() -> Path:
+    """Compile the library once per run. Raises PartMissing where there is no C compiler or it fails."""
+    compiler = find_program("cc", "gcc", "clang")
+    target = Path(tempfile.mkdtemp(prefix="hab-clock-")) / "clock_offset.so"
+    built = subprocess.run(
+        [compiler, "-shared", "-fPIC", "-O2", "-Wall", "-o", target, _SOURCE],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if built.returncode:
+        raise PartMissing(f"the clock preload does not compile: {built.stderr.strip()}")
+    return target
+
+
+class SteppedClock:
+    """The wall clock of one process (and its children), `offset` seconds away from the machine's.
+
+    Start the process with `env` in its environment; set the offset at any time. Raises PartMissing without a
+    C compiler.
+    """
+
+    def __init__(self, offset: float = 0.0) -> None:
+        self.library = clock_library()
+        handle, name = tempfile.mkstemp(prefix="offset-", dir=self.library.parent)
+        self._file = handle
+        self.path = Path(name)
+        self._offset = 0.0
+        self.offset = offset
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"LD_PRELOAD": str(self.library), "CLOCK_OFFSET_FILE": str(self.path)}
+
+    @property
+    def offset(self) -> float:
+        """Seconds ahead of the machine's clock (negative: behind)."""
+        return self._offset
+
+    @offset.setter
+    def offset(self, seconds: float) -> None:
+        self._offset = seconds
+        os.pwrite(self._file, struct.pack("=d", seconds), 0)
+
+    def jump(self, seconds: float) -> None:
+        """Step the clock by this much."""
+        self.offset += seconds
