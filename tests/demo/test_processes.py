@@ -35,7 +35,10 @@ def wait_for(condition, patience_s: float = 20.0) -> bool:
 def test_a_child_that_ignores_sigterm_is_killed(tmp_path):
     child = python_child(
         tmp_path,
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)",
+        "import signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('up', flush=True)\n"
+        "time.sleep(600)",
     )
     child.start()
     assert wait_for(lambda: "up" in child.log_tail())
@@ -79,7 +82,7 @@ def test_a_server_chosen_by_the_environment_must_exist():
 
 
 def test_the_children_cannot_be_led_to_another_redis():
-    """``CELERY_BROKER_URL`` and ``HA_BEAT_REDIS_URL`` of the user's shell would win over the demo's own settings."""
+    """``CELERY_BROKER_URL`` and ``HA_BEAT_REDIS_URL`` of the user's shell would win over the demo's."""
     env = child_environment(
         {
             "CELERY_BROKER_URL": "redis://production/0",

@@ -1,0 +1,150 @@
+"""The example project that the README and Compose use, as its user runs it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.servers import PartMissing, RedisServer, ServerProcess, need, wait_for
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "deploy" / "example"
+
+
+def _have(*modules: str) -> None:
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            message = f"the example project needs {module}"
+            raise PartMissing(message)
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    need(lambda: _have("django", "ephem"))
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "HA_BEAT_"))}
+    return kept | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
+        "DJANGO_SETTINGS_MODULE": "example.settings",
+        "DATABASE_URL": f"sqlite:///{tmp_path / 'example.sqlite3'}",
+    }
+
+
+def run(env: dict[str, str], *arguments: str) -> str:
+    """Run Python in the example's folder; return what it printed. Fails on an exit status other than 0."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=EXAMPLE,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_django_has_no_complaint(env):
+    assert "no issues" in run(env, "manage.py", "check", "--fail-level", "WARNING")
+
+
+def test_celery_reads_the_three_kinds_of_schedule(env):
+    report = run(env, "-m", "celery", "-A", "example", "report")
+
+    assert "polls.tasks.task_clear_session" in report
+    assert "<crontab: */15" in report
+    assert "<solar: sunset" in report
+
+
+def test_a_schedule_names_only_tasks_that_exist(env):
+    code = (
+        "from example import celery_app as app\n"
+        "app.loader.import_default_modules()\n"
+        "print({entry['task'] for entry in app.conf.beat_schedule.values()} - set(app.tasks))"
+    )
+
+    assert run(env, "-c", code).strip() == "set()"
+
+
+def test_the_task_deletes_expired_sessions(env):
+    run(env, "manage.py", "migrate", "--verbosity", "0")
+    code = (
+        "import datetime, django; django.setup()\n"
+        "from django.contrib.sessions.models import Session\n"
+        "from django.utils import timezone\n"
+        "from polls.tasks import task_clear_session\n"
+        "day = datetime.timedelta(days=1)\n"
+        "Session.objects.create(session_key='old', session_data='', expire_date=timezone.now() - day)\n"
+        "Session.objects.create(session_key='new', session_data='', expire_date=timezone.now() + day)\n"
+        "task_clear_session()\n"
+        "print(list(Session.objects.values_list('session_key', flat=True)))"
+    )
+
+    assert run(env, "-c", code).strip() == "['new']"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("sqlite:////data/a.sqlite3", {"ENGINE": "django.db.backends.sqlite3", "NAME": "/data/a.sqlite3"}),
+        (
+            "postgresql://u:p%40ss@h:5432/n",
+            {
+                "ENGINE": "django.db.backends.postgresql",
+                "NAME": "n",
+                "USER": "u",
+                "PASSWORD": "p@ss",
+                "HOST": "h",
+                "PORT": 5432,
+            },
+        ),
+    ],
+)
+def test_a_database_is_read_from_its_url(env, url, expected):
+    code = f"from example.database import database_from_url as f; print(f({url!r}) == {expected!r})"
+
+    assert run(env, "-c", code).strip() == "True"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ha_beat.scheduler") is None, reason="no scheduler")
+def test_two_beats_share_the_schedule_and_the_task_is_enqueued(env, tmp_path, redis_server: RedisServer):
+    """Both replicas of ``celery -A example beat`` start, and each instant reaches the queue once."""
+    env["REDIS_URL"] = redis_server.url
+    beat = [sys.executable, "-m", "celery", "-A", "example", "beat", "-S", "ha_beat.scheduler:HAScheduler"]
+    client = redis.Redis.from_url(redis_server.url)
+    beats = [ServerProcess(beat, tmp_path / f"beat-{n}.log", cwd=EXAMPLE, env=env) for n in range(2)]
+    try:
+        wait_for(lambda: client.llen("celery") >= 2, timeout=60, what="two messages")
+        assert all(process.alive for process in beats), [process.log_tail() for process in beats]
+        headers = [json.loads(message)["headers"] for message in client.lrange("celery", 0, -1)]
+        assert {header["task"] for header in headers} == {"polls.tasks.task_clear_session"}
+        instants = [header["ha_beat"]["scheduled_at"] for header in headers]
+        assert len(set(instants)) == len(instants)
+    finally:
+        for process in beats:
+            process.stop()
+        client.close()
+
+
+def test_the_image_copies_files_that_exist():
+    """A path that .dockerignore keeps out, or that nobody wrote, breaks the build."""
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        source
+        for line in dockerfile.splitlines()
+        if line.startswith("COPY ")
+        for source in line.split()[1:-1]
+    }
+
+    assert copied
+    for source in copied:
+        assert (ROOT / source).exists(), source
+        assert source in let_in, source
