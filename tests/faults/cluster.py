@@ -102,7 +102,7 @@ class Replica:
     def terminate(self, timeout: float = 15.0) -> int:
         """SIGTERM, and wait; SIGKILL and an AssertionError when it has not ended after `timeout` seconds."""
         process = self.process
-        process.signal(signal.SIGTERM)
+        process.send(signal.SIGTERM)
         self.resume()
         try:
             return process.wait(timeout)

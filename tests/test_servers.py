@@ -1,0 +1,155 @@
+"""The servers that the tests stand on do what their names say, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import redis
+from kombu import Connection
+
+from tests.servers import (
+    PartMissing,
+    Postgres,
+    RabbitMQ,
+    RedisCluster,
+    RedisServer,
+    SentinelCluster,
+    ServerProcess,
+    free_port,
+    need,
+    wait_for,
+)
+
+
+def test_a_redis_keeps_or_loses_its_data_as_told(redis_server: RedisServer) -> None:
+    """On the same port each time; kill leaves nothing without appendonly."""
+    redis_server.admin.set("a", "1")
+    redis_server.restart(persist=True)
+    assert redis_server.admin.get("a") == "1"
+    redis_server.restart(persist=False)
+    assert redis_server.admin.get("a") is None
+
+
+def test_appendonly_survives_a_kill() -> None:
+    with need(lambda: RedisServer(appendonly=True, extra_args=("--appendfsync", "always"))) as server:
+        server.admin.set("a", "1")
+        server.kill()
+        assert not server.alive
+        server.start()
+        assert server.admin.get("a") == "1"
+
+
+def test_a_paused_redis_answers_nothing_until_resumed(redis_server: RedisServer) -> None:
+    redis_server.pause()
+    with pytest.raises(redis.TimeoutError), redis_server.client(socket_timeout=0.2) as client:
+        client.ping()
+    redis_server.resume()
+    assert redis_server.admin.ping()
+
+
+def test_password_socket_and_memory_limit_are_heeded() -> None:
+    with need(lambda: RedisServer(password="p@ss/word", unixsocket=True, maxmemory="3mb")) as server:
+        assert redis.Redis.from_url(server.unix_url).ping()
+        with pytest.raises(redis.AuthenticationError):
+            redis.Redis(port=server.port).ping()
+        with pytest.raises(redis.ResponseError, match="maxmemory"):
+            server.admin.set("large", "x" * 8_000_000)
+
+
+def test_a_server_that_ends_at_its_start_says_why() -> None:
+    with pytest.raises(PartMissing, match="nonsense"), RedisServer(extra_args=("--nonsense", "1")):
+        pass
+
+
+def test_a_missing_part_skips_here_and_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise PartMissing("no such server")
+
+    monkeypatch.setenv("CI", "")
+    with pytest.raises(pytest.skip.Exception, match="no such server"):
+        need(missing)
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="no such server"):
+        need(missing)
+
+
+def test_stopping_ends_the_whole_group_and_frees_the_port(tmp_path: Path) -> None:
+    """Also a child that the server left behind."""
+    child = tmp_path / "child"
+    process = ServerProcess(["sh", "-c", f"sleep 100 & echo $! > {child}; wait"], tmp_path / "log")
+    wait_for(lambda: child.exists() and child.read_text().strip(), what="the child's pid")
+    process.kill()
+    wait_for(lambda: not _runs(int(child.read_text())), what="the child's end")
+    with need(RedisServer) as server:
+        port = server.port
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+    assert not server.directory.exists()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_free_ports_are_given_out_once() -> None:
+    ports = [free_port() for _ in range(50)]
+    assert len(set(ports)) == 50
+
+
+def test_sentinels_replace_a_killed_master() -> None:
+    with need(SentinelCluster) as cluster:
+        old = cluster.master
+        old.admin.set("a", "1")
+        cluster.wait_until_synced()
+        old.kill()
+        new = cluster.wait_for_failover(old)
+        assert new is not old
+        assert new.admin.get("a") == "1"
+        with Connection(cluster.url, transport_options=cluster.transport_options) as connection:
+            cast("Any", connection.default_channel).client.set("b", "2")
+        assert new.admin.get("b") == "2"
+
+
+def test_a_redis_cluster_serves_keys_from_several_nodes() -> None:
+    with need(RedisCluster) as cluster, cluster.client() as client:
+        for number in range(20):
+            client.set(f"key-{number}", number)
+            assert cluster.node_for(f"key-{number}").admin.get(f"key-{number}") == str(number)
+        assert len({cluster.node_for(f"key-{number}").port for number in range(20)}) == 3
+
+
+@pytest.mark.slow
+def test_rabbitmq_takes_messages_and_keeps_them_over_a_restart() -> None:
+    with need(RabbitMQ) as broker:
+        epmd = broker._epmd
+        with Connection(broker.url) as connection:
+            connection.SimpleQueue("durable").put({"a": 1})
+        broker.restart()
+        with Connection(broker.url) as connection:
+            message = connection.SimpleQueue("durable").get(timeout=5)
+            assert message.payload == {"a": 1}
+            message.ack()
+        pid = broker.pid
+    assert not _runs(pid)
+    assert epmd
+    assert not _runs(epmd.pid)
+
+
+@pytest.mark.slow
+def test_postgres_answers_and_is_gone_afterwards() -> None:
+    with need(Postgres) as server:
+        assert server.answers()
+        server.restart()
+        assert server.answers()
+        pid = server.pid
+        assert os.getpgid(pid) == pid
+    assert not _runs(pid)
