@@ -47,9 +47,7 @@ _SHOWN_CHARACTERS = 80
 # --- Secrets --------------------------------------------------------------------------------------
 
 _NEXT_URL = re.compile(r"(?<=[;,])\s*(?=[A-Za-z][\w+.-]*://)")
-_SECRET_IN_QUERY = re.compile(
-    r"((?:^|[&;])[^=&;]*(?:pass|pwd|secret|token|credential)[^=&;]*=)[^&;]*", re.IGNORECASE
-)
+_SECRET_IN_QUERY = re.compile(r"((?:^|[&;])[^=&;]*(?:pass|pwd|secret|token|credential)[^=&;]*=)[^&;]*", re.IGNORECASE)
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%\w]*\]|[\w.-]*)(?::[0-9]*)?")
 
 
@@ -68,9 +66,7 @@ def _redact_one(url: str) -> str:
         scheme, rest = "", url
     front, question, query = rest.partition("?")
     if "@" in query:
-        return (
-            f"{scheme}{separator}{_HIDDEN}"  # a raw '?' in the password, or an '@' in the query: can't tell
-        )
+        return f"{scheme}{separator}{_HIDDEN}"  # a raw '?' in the password, or an '@' in the query: can't tell
     userinfo, at, where = front.rpartition("@")
     host, slash, path = where.partition("/")
     if not all(_HOST.fullmatch(name.strip()) for name in re.split("[;,]", host)):
@@ -100,8 +96,8 @@ def _shown(name: str, value: object) -> str:
     """A value as it stands in a message: one line, short, without secrets."""
     if name == "redis_url" and isinstance(value, str):
         value = redact_url(value)
-    elif name == "redis_options" and isinstance(value, str):
-        return "(not shown)"  # JSON that did not parse may hold a password anywhere
+    elif name == "redis_options" and not isinstance(value, Mapping):
+        return "(not shown)"  # JSON that did not parse, or some list, may hold a password anywhere
     text = repr(_redact(value, name))
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
 
@@ -362,8 +358,7 @@ class Settings:
     renew_interval: float = _setting(
         seconds(0, above=True),
         default=Derived("`lease_ttl` / 4", _quarter),
-        help="How often the leader renews the lease; at most half of `lease_ttl`, so that one lost reply "
-        "does no harm.",
+        help="How often the leader renews the lease; at most half of `lease_ttl`, so that one lost reply does no harm.",
     )
     poll_interval: float = _setting(
         seconds(0.05),
@@ -398,14 +393,12 @@ class Settings:
     misfire_grace: float | None = _setting(
         optional(seconds(0)),
         default=None,
-        help="How late an occurrence may still be enqueued; later ones are recorded as skipped. None: no "
-        "limit.",
+        help="How late an occurrence may still be enqueued; later ones are recorded as skipped. None: no limit.",
     )
     misfire_limit: int = _setting(
         whole(1),
         default=100,
-        help="With `misfire` = `all`: the most occurrences of an entry that are caught up; the older are "
-        "skipped.",
+        help="With `misfire` = `all`: the most occurrences of an entry that are caught up; the older are skipped.",
     )
     uncertain: str = _setting(
         choice("skip", "republish"),
@@ -469,9 +462,7 @@ class Settings:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def load(
-        cls, conf_values: Mapping[str, object], environ: Mapping[str, str], default_cluster: str
-    ) -> Settings:
+    def load(cls, conf_values: Mapping[str, object], environ: Mapping[str, str], default_cluster: str) -> Settings:
         """The settings from the app's keys (see `ha_beat_keys`) and the environment, which wins.
 
         An environment variable that is empty counts as not set. Raises ConfigurationError with one line for
@@ -485,9 +476,7 @@ class Settings:
             if name in _BY_NAME:
                 given[name], sources[name] = value, spelled
             else:
-                faults.append(
-                    f"{spelled}: unknown setting; the nearest known name is {_nearest(spelled, name)}"
-                )
+                faults.append(f"{spelled}: unknown setting; the nearest known name is {_nearest(spelled, name)}")
         given.setdefault("replica", _replica_name(environ))
         if "cluster" not in given and default_cluster:
             try:
@@ -602,9 +591,7 @@ def ha_beat_keys(conf: Mapping[str, object]) -> dict[str, object]:
     Where a setting was given more than once, the one that Celery itself would prefer is left: changes made on
     `app.conf` over the configuration's module, names with the namespace over those without.
     """
-    conf.get(
-        _APP_PREFIX
-    )  # Celery reads its configuration at the first look at a key, not when keys are listed
+    conf.get(_APP_PREFIX)  # Celery reads its configuration at the first look at a key, not when keys are listed
     prefix = str(getattr(conf, "prefix", None) or "CELERY_").lower()
     found: dict[str, tuple[str, object]] = {}
     for layer in getattr(conf, "maps", None) or [conf]:

@@ -1,4 +1,4 @@
-"""The layers of the package, as pyproject.toml states them, are kept, and the linter that holds them bites."""
+"""The layers of the package, as pyproject.toml states them, are kept, and the linter bites."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ def test_every_module_imports_only_from_layers_below_it():
         ("election", "from kombu import Connection", "Celery only where a Celery object is handled BROKEN"),
     ],
 )
-def test_the_linter_finds_each_kind_of_breach(
-    copy_of_the_package: Path, module: str, line: str, contract: str
-):
+def test_the_linter_finds_each_kind_of_breach(copy_of_the_package: Path, module: str, line: str, contract: str):
     """A rule that nothing can break would hold nothing."""
     with (copy_of_the_package / "ha_beat" / f"{module}.py").open("a") as file:
         file.write(f"\n{line}\n")
