@@ -1,0 +1,90 @@
+"""What is due next: the leader's entries in order of due time."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from ha_beat.ledger import LedgerRow
+from ha_beat.occurrence import Due, Instants, Misfire
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """One entry on the agenda.
+
+    ``entry`` is the scheduler's own object. ``instants`` is ``None`` where only the entry itself can say whether it is
+    due. ``row`` is the ledger's as last seen, and ``base`` the instant that the next occurrence is counted from.
+    """
+
+    id: str
+    entry: Any
+    instants: Instants | None
+    misfire: Misfire
+    signature: str
+    base: datetime
+    row: LedgerRow | None = None
+    due_at: datetime | None = None
+    failing_since: datetime | None = None
+    ticket: int = 0
+
+    @property
+    def expected(self) -> str:
+        return self.row.raw if self.row is not None else ""
+
+    def settle(self, now: datetime) -> Due:
+        """What to do about this entry, which is due."""
+        due_at = self.due_at or now
+        if self.instants is None:
+            return Due(due_at, due_at)
+        return self.misfire.settle(self.instants, due_at, now)
+
+
+@dataclass(slots=True)
+class Agenda:
+    """A heap of slots by due time. Nothing here takes time in proportion to the schedule, but for :meth:`slots`."""
+
+    _heap: list[tuple[datetime, int, Slot]] = field(default_factory=list)
+    _by_id: dict[str, Slot] = field(default_factory=dict)
+    _tickets: int = 0
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def slots(self) -> Iterable[Slot]:
+        return self._by_id.values()
+
+    def get(self, entry_id: str) -> Slot | None:
+        return self._by_id.get(entry_id)
+
+    def put(self, slot: Slot, due_at: datetime, not_before: datetime | None = None) -> None:
+        """Add the slot, or put it back, to be looked at when it is due, but not before the time given."""
+        self._by_id[slot.id] = slot
+        slot.due_at = due_at
+        self._tickets += 1
+        slot.ticket = self._tickets
+        heapq.heappush(self._heap, (max(due_at, not_before or due_at), self._tickets, slot))
+
+    def drop(self, slot: Slot) -> None:
+        slot.ticket = 0
+        if self._by_id.get(slot.id) is slot:
+            del self._by_id[slot.id]
+
+    def pop_due(self, now: datetime, limit: int) -> Iterator[Slot]:
+        """Take off up to ``limit`` slots that are due, in order of due time."""
+        while limit and self._heap and self._heap[0][0] <= now:
+            _, ticket, slot = heapq.heappop(self._heap)
+            if slot.ticket == ticket:
+                limit -= 1
+                yield slot
+
+    def next_due(self) -> datetime | None:
+        """When to look again."""
+        return self._heap[0][0] if self._heap else None
+
+    def backlog(self, now: datetime) -> int:
+        """How many slots are due; counts them."""
+        return sum(1 for at, ticket, slot in self._heap if at <= now and slot.ticket == ticket)

@@ -1,0 +1,147 @@
+"""Puts a replica together: the one place that reads settings and builds clients."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from celery import Celery
+
+from ha_beat import __version__
+from ha_beat.clock import Clock, SystemClock
+from ha_beat.dispatch import Dispatcher
+from ha_beat.dispatch.atomic import AtomicDispatcher
+from ha_beat.dispatch.broker import BrokerLink
+from ha_beat.election import Timing
+from ha_beat.elector import Elector
+from ha_beat.enqueuer import Enqueuer, ScheduleSource
+from ha_beat.errors import ConfigurationError
+from ha_beat.events import Events
+from ha_beat.lease import Keys, RedisLeaseStore, Replica, Term, new_token
+from ha_beat.ledger import Ledger
+from ha_beat.logs import LogWriter
+from ha_beat.occurrence import Misfire, MisfirePolicy
+from ha_beat.presence import RedisPresence
+from ha_beat.redis_links import Link, UrlLink
+from ha_beat.settings import Settings, ha_beat_keys, redact_url
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A replica's parts, connected. Building it talks to nobody."""
+
+    replica: Replica
+    settings: Settings
+    elector: Elector
+    enqueuer: Enqueuer
+    dispatcher: Dispatcher
+    events: Events
+    release: Callable[[Term], object]
+
+
+def load_settings(app: Celery) -> Settings:
+    """The settings of this process.
+
+    Raises:
+        ConfigurationError: with one line for each setting at fault.
+    """
+    return Settings.load(ha_beat_keys(app.conf), os.environ, default_cluster=app.main or "celery")
+
+
+def misfire(settings: Settings) -> Misfire:
+    """The misfire rules that hold for an entry without its own."""
+    return Misfire(
+        cast("MisfirePolicy", settings.misfire),
+        settings.misfire_grace,
+        settings.misfire_limit,
+        usual_lateness=settings.lease_ttl + 1.0,
+    )
+
+
+def check_topology(app: Celery) -> None:
+    """Refuse what can't be made safe.
+
+    Raises:
+        ConfigurationError: the broker is not Redis, or tasks would run inside beat.
+    """
+    if app.conf.task_always_eager:
+        raise ConfigurationError(
+            "task_always_eager is on, so that tasks would run inside beat and nothing be enqueued: turn it off"
+        )
+    connection = app.connection_for_write()
+    if connection.transport.driver_type != "redis":
+        raise ConfigurationError(
+            f"the broker {redact_url(connection.as_uri())} is not Redis: this version of ha_beat enqueues and "
+            f"records in one act, for which the broker has to be the Redis that holds the lease"
+        )
+
+
+def replica_of(app: Celery, settings: Settings) -> Replica:
+    """This process's identity. To be made after any fork."""
+    host, pid = socket.gethostname(), os.getpid()
+    name = settings.replica or f"{host}:{pid}"
+    return Replica(
+        id=f"{name}:{new_token()[:6]}",
+        host=host,
+        pid=pid,
+        version=__version__,
+        fingerprint=fingerprint(app),
+    )
+
+
+def fingerprint(app: Celery) -> str:
+    """Tells one app from another with the same cluster name; the same in every replica of a rolling deploy."""
+    source = getattr(app, "_config_source", None)
+    configured_by = source if isinstance(source, str) else ""
+    settings_module = os.environ.get("DJANGO_SETTINGS_MODULE", "")
+    return "/".join(part for part in (app.main or "-", configured_by, settings_module) if part)
+
+
+def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clock | None = None) -> Runtime:
+    """Build a replica. To be called after any fork; connects to nothing yet."""
+    clock = clock or SystemClock()
+    events = Events()
+    replica = replica_of(app, settings)
+    events.subscribe(LogWriter(replica.id, settings.cluster))
+    keys = Keys(settings.cluster)
+
+    def link() -> Link:
+        if settings.redis_url is not None:
+            return UrlLink(settings.redis_url, settings.redis_options, settings.command_timeout)
+        return BrokerLink(app, settings.command_timeout)
+
+    elector_link, release_link = link(), link()
+    broker_link = BrokerLink(app, settings.command_timeout)
+    timing = Timing(settings.lease_ttl, settings.renew_interval, settings.poll_interval, settings.stall_timeout)
+    elector = Elector(
+        RedisLeaseStore(elector_link.client, keys),
+        RedisPresence(elector_link.client, keys, clock, ping_interval=settings.lease_ttl / 3),
+        replica,
+        timing,
+        clock,
+        events.emit,
+    )
+    dispatcher = AtomicDispatcher(app, broker_link, keys, settings.journal_size)
+    enqueuer = Enqueuer(
+        source,
+        dispatcher,
+        Ledger(broker_link.client, keys),
+        settings.cluster,
+        clock,
+        events.emit,
+        batch_size=settings.batch_size,
+        publish_deadline=settings.publish_deadline,
+    )
+    release_store = RedisLeaseStore(release_link.client, keys)
+    return Runtime(
+        replica=replica,
+        settings=settings,
+        elector=elector,
+        enqueuer=enqueuer,
+        dispatcher=dispatcher,
+        events=events,
+        release=lambda term: release_store.release(term, "shutdown"),
+    )

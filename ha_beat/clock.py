@@ -1,0 +1,42 @@
+"""Time, in one place, so that tests can set it.
+
+Durations are measured on ``CLOCK_BOOTTIME`` where there is one: it counts the time for which the machine was
+suspended, and no step of the wall clock moves it. Nothing else in this package reads a clock.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What the package asks of a clock."""
+
+    def wall(self) -> float:
+        """Seconds since the Unix epoch, as this machine believes."""
+        ...
+
+    def elapsed(self) -> float:
+        """Seconds on a clock that never steps; only differences mean something."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def __init__(self) -> None:
+        self._elapsed_id = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+    def wall(self) -> float:
+        return time.time()
+
+    def elapsed(self) -> float:
+        return time.clock_gettime(self._elapsed_id)
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)

@@ -1,0 +1,349 @@
+"""Who leads, decided without I/O.
+
+::
+
+            seen free, stale or unattended                 renewed
+    STANDBY ------------------------------> LEADER --------------------+
+       ^    Acquire -> Acquired               |  ^                     |
+       |                                      |  +---------------------+
+       +--------------------------------------+
+         lost; trust run out; stepped down; main loop stalled
+
+:func:`decide` says what to do next and :func:`absorb` what follows from the outcome. Both are pure: the thread
+that drives them, the tests and the simulation all run these two. Every instant is on ``Clock.elapsed``.
+
+*Trust window.* A term is trusted from the *send* of the attempt that moved the lease for ``ttl - margin``, and a
+standby waits out the holder's full ``ttl`` from when it *first saw* that attempt's ``seq``: the first ends sooner.
+
+*Failure handling.* Each attempt is renewed, lost, or unknown. Unknown is retried within the trust that is left. All
+of this keeps changes of leader rare; the proof that nothing is enqueued twice is in the dispatch script.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ha_beat.lease import Acquired, Expected, LeaseRecord, LeaseView, Lost, Refused, Renewed, Term
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds. ``margin`` is taken off the trust window for clocks that run at different rates."""
+
+    ttl: float = 10.0
+    renew_interval: float = 2.5
+    poll_interval: float = 0.1
+    stall_timeout: float = 15.0
+
+    @property
+    def margin(self) -> float:
+        return self.ttl / 10
+
+    @property
+    def retry_interval(self) -> float:
+        """After an attempt whose outcome is unknown."""
+        return min(self.renew_interval / 5, 0.5)
+
+    @property
+    def presence_pause(self) -> float:
+        """How long to do without presence when its connection keeps breaking."""
+        return 6 * self.ttl
+
+
+#: Of sums of floats, in seconds.
+_ROUNDING = 1e-6
+
+#: So many lost presence connections in one term, and the leader does without for a while.
+PRESENCE_LOSSES = 3
+
+
+# --- States
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A lease as a standby last saw it, and since when it stands so."""
+
+    record: LeaseRecord
+    since: float
+    #: When its presence channel was first found without subscriber, on the server ``run_id``.
+    absent_since: float | None = None
+    run_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Standby:
+    """Not leading. ``barred_until`` forbids campaigns after a release for cause."""
+
+    next_poll: float = 0.0
+    sighting: Sighting | None = None
+    campaign: Campaign | None = None
+    barred_until: float = 0.0
+    seen_epoch: int = 0
+    last_nonce: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """Leading, for as long as the term is trusted. ``presence`` is the channel registered in the lease."""
+
+    term: Term
+    since: float
+    seq: int
+    next_renewal: float
+    presence: str
+    presence_losses: int = 0
+    no_presence_until: float = 0.0
+
+
+State = Standby | Leader
+
+# --- Actions
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do before ``until``."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """Look at the lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """Try to take the lease as it was seen. ``why`` it is free."""
+
+    expected: Expected | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Move the lease on; ``seq`` numbers the attempt. With ``presence`` False the record shall name no channel."""
+
+    term: Term
+    seq: int
+    presence: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the lease back."""
+
+    term: Term
+    why: str
+
+
+Action = Wait | Observe | Campaign | Renew | Release
+
+# --- Outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No answer came."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """The answer to the attempt that was sent at ``sent_at``."""
+
+    answer: Renewed | Lost | Literal["late"]
+    sent_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Campaigned:
+    """The answer to a campaign under ``nonce``."""
+
+    answer: Acquired | Refused | Unknown
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceBroke:
+    """The connection that carries presence has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceReady:
+    """A new connection that can carry presence is up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """A dispatch under this nonce was refused: the term is over."""
+
+    nonce: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forbidden:
+    """This replica must not lead, whoever else does."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """A message said: look at the lease now."""
+
+
+Outcome = LeaseView | Campaigned | Renewal | Unknown | PresenceBroke | PresenceReady | Fenced | Forbidden | Woken
+
+
+@dataclass(frozen=True, slots=True)
+class Fitness:
+    """What the replica says of itself. Only a fit one campaigns; a stalled one gives the lease back."""
+
+    stalled: bool = False
+    step_down: str = ""
+
+
+# --- Rules
+
+
+def decide(state: State, now: float, fitness: Fitness) -> Action:
+    """What to do now."""
+    match state:
+        case Leader(term=term):
+            if fitness.step_down:
+                return Release(term, fitness.step_down)
+            if fitness.stalled:
+                return Release(term, "main loop stalled")
+            if now >= state.next_renewal and term.trusted(now):
+                return Renew(term, state.seq + 1, presence=now >= state.no_presence_until)
+            return Wait(min(state.next_renewal, term.trusted_until))
+        case Standby(campaign=Campaign() as campaign) if now >= state.barred_until and not fitness.stalled:
+            return campaign
+        case Standby():
+            return Observe() if now >= state.next_poll else Wait(state.next_poll)
+
+
+def released(state: Leader, now: float, timing: Timing) -> Standby:
+    """After giving up the lease for cause: others first."""
+    return Standby(next_poll=now + timing.poll_interval, barred_until=now + timing.ttl, seen_epoch=state.term.epoch)
+
+
+def distrusted(state: State, now: float) -> bool:
+    """Whether a leader has run out of trust."""
+    return isinstance(state, Leader) and not state.term.trusted(now)
+
+
+def absorb(state: State, outcome: Outcome, now: float, timing: Timing) -> State:
+    """What follows from an outcome. A leader without trust is none."""
+    if isinstance(state, Leader):
+        return _as_leader(state, outcome, now, timing)
+    return _as_standby(state, outcome, now, timing)
+
+
+def _as_leader(state: Leader, outcome: Outcome, now: float, timing: Timing) -> State:
+    match outcome:
+        case Renewal(answer=Renewed(presence=presence), sent_at=sent_at):
+            term = state.term.until(sent_at + timing.ttl - timing.margin)
+            state = replace(
+                state,
+                term=term,
+                seq=state.seq + 1,
+                next_renewal=sent_at + timing.renew_interval,
+                presence=presence,
+            )
+        case Renewal(answer=Lost()):
+            return Standby(next_poll=now, seen_epoch=state.term.epoch, last_nonce=state.term.nonce)
+        case Fenced(nonce=nonce) if nonce == state.term.nonce:
+            return Standby(next_poll=now, seen_epoch=state.term.epoch, last_nonce=nonce)
+        case PresenceReady() if not state.presence and now >= state.no_presence_until:
+            state = replace(state, next_renewal=now)
+        case Renewal() | Unknown():
+            state = replace(state, seq=state.seq + 1, next_renewal=now + timing.retry_interval)
+        case PresenceBroke():
+            losses = state.presence_losses + 1
+            flapping = losses >= PRESENCE_LOSSES
+            state = replace(
+                state,
+                presence="",
+                presence_losses=0 if flapping else losses,
+                no_presence_until=now + timing.presence_pause if flapping else state.no_presence_until,
+                next_renewal=now,
+            )
+        case _:
+            pass
+    if distrusted(state, now):
+        return Standby(next_poll=now, seen_epoch=state.term.epoch, last_nonce=state.term.nonce)
+    return state
+
+
+def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) -> State:
+    match outcome:
+        case LeaseView():
+            return _look(state, outcome, now, timing)
+        case Campaigned(answer=Acquired(term=term, presence=presence)) if term.trusted(now):
+            sent_at = term.trusted_until - timing.ttl + timing.margin
+            return Leader(term=term, since=now, seq=1, next_renewal=sent_at + timing.renew_interval, presence=presence)
+        case Campaigned(answer=Acquired(term=term), nonce=nonce):
+            # So slow a Redis can't carry a lease: without a pause this would take a new epoch at every trip.
+            return Standby(
+                next_poll=now + timing.poll_interval,
+                barred_until=now + timing.ttl,
+                seen_epoch=term.epoch,
+                last_nonce=nonce,
+            )
+        case Campaigned(nonce=nonce):
+            return replace(state, campaign=None, next_poll=now + timing.poll_interval, last_nonce=nonce)
+        case Forbidden():
+            return replace(state, campaign=None, next_poll=now + timing.poll_interval, barred_until=now + timing.ttl)
+        case Woken():
+            return replace(state, next_poll=now)
+        case PresenceBroke() | PresenceReady() | Fenced():
+            return state
+        case _:
+            return replace(state, campaign=None, next_poll=now + timing.poll_interval)
+
+
+def _look(state: Standby, view: LeaseView, now: float, timing: Timing) -> Standby:
+    record = view.record
+    seen_epoch = max(state.seen_epoch, record.epoch if record else 0)
+    state = replace(state, next_poll=now + timing.poll_interval, seen_epoch=seen_epoch, campaign=None)
+    if record is None:
+        return replace(state, sighting=None, campaign=Campaign(None, "there was no lease"))
+    sighting = _sight(state.sighting, view, record, now)
+    return replace(state, sighting=sighting, campaign=_opportunity(state, sighting, now, timing))
+
+
+def _sight(before: Sighting | None, view: LeaseView, record: LeaseRecord, now: float) -> Sighting:
+    unmoved = before is not None and (before.record.epoch, before.record.seq) == (record.epoch, record.seq)
+    since = before.since if before is not None and unmoved else now
+    if view.subscribers != 0:
+        return Sighting(record, since)
+    same_absence = (
+        before is not None
+        and unmoved
+        and before.absent_since is not None
+        and before.record.presence == record.presence
+        and before.run_id == view.run_id
+    )
+    absent_since = before.absent_since if before is not None and same_absence else now
+    return Sighting(record, since, absent_since, view.run_id)
+
+
+def _opportunity(state: Standby, sighting: Sighting, now: float, timing: Timing) -> Campaign | None:
+    """Why the lease may be taken, if it may."""
+    record = sighting.record
+    expected = Expected(record.epoch, record.seq)
+    if not record.held:
+        return Campaign(expected, f"it was released ({record.reason or 'no reason given'})")
+    if state.last_nonce and record.nonce == state.last_nonce:
+        return Campaign(expected, "it names this replica, which lost it or never heard so")
+    if sighting.absent_since is not None and now - sighting.absent_since >= timing.poll_interval - _ROUNDING:
+        return Campaign(replace(expected, absent=True), "its holder's process is gone or cut off")
+    if now - sighting.since >= record.ttl_ms / 1000:
+        return Campaign(expected, f"it was not renewed for {record.ttl_ms / 1000:g} s")
+    return None

@@ -1,0 +1,318 @@
+"""The thread that drives the election: it carries out what :mod:`ha_beat.election` decides.
+
+It has connections of its own, so that a busy or blocked main loop does not delay a renewal; and it renews only while
+the main loop moves, so that a hung one loses the lease.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ha_beat import election, events
+from ha_beat.clock import Clock
+from ha_beat.election import (
+    Action,
+    Campaign,
+    Campaigned,
+    Fenced,
+    Fitness,
+    Forbidden,
+    Leader,
+    Observe,
+    Outcome,
+    PresenceBroke,
+    PresenceReady,
+    Release,
+    Renew,
+    Renewal,
+    Standby,
+    State,
+    Timing,
+    Unknown,
+    Wait,
+    Woken,
+)
+from ha_beat.errors import LeadershipForbidden, StoreError
+from ha_beat.lease import Acquired, Attempt, LeaseStore, LeaseView, Lost, Refused, Replica, Term, new_token
+from ha_beat.presence import Presence, PresenceError
+
+_T = TypeVar("_T")
+
+#: Longest time, in seconds, for which the thread does not look at what the main loop asks of it.
+_SLICE = 0.1
+
+#: Between attempts to subscribe again, in seconds.
+_REOPEN_INTERVAL = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tenure:
+    """A term and what was found when it began."""
+
+    acquired: Acquired
+    why: str
+
+    @property
+    def nonce(self) -> str:
+        return self.acquired.term.nonce
+
+
+class Elector:
+    """Campaigns, renews and gives up, on behalf of the main loop, which asks :attr:`term` before it acts."""
+
+    def __init__(
+        self,
+        store: LeaseStore,
+        presence: Presence,
+        replica: Replica,
+        timing: Timing,
+        clock: Clock,
+        emit: Callable[[events.Event], None],
+    ) -> None:
+        self._store = store
+        self._presence = presence
+        self.replica = replica
+        self._timing = timing
+        self._clock = clock
+        self._emit = emit
+        self._thread: threading.Thread | None = None
+        self._changed = threading.Event()
+        self._closing = False
+        # Each of these is written by one thread and read by others as a whole.
+        self._term: Term | None = None
+        self._tenure: Tenure | None = None
+        self._state: State = Standby()
+        self._progress_at = clock.elapsed()
+        self._step_down_for = ""
+        self._fenced: Fenced | None = None
+        self._reopen_at = 0.0
+        self._unreachable_since: float | None = None
+        self._seen_holder = ("", 0)
+        self._forbidden_why = ""
+        self._failing = False
+
+    # --- For the main loop
+
+    def start(self) -> None:
+        """Begin to campaign. To be called after any fork."""
+        self._progress_at = self._clock.elapsed()
+        self._thread = threading.Thread(target=self._run, name="ha_beat-elector", daemon=True)
+        self._thread.start()
+
+    @property
+    def term(self) -> Term | None:
+        """The term this replica leads in, while it is trusted."""
+        term = self._term
+        return term if term is not None and term.trusted(self._clock.elapsed()) else None
+
+    @property
+    def tenure(self) -> Tenure | None:
+        return self._tenure
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    def progress(self) -> None:
+        """The main loop moves. Without this for ``stall_timeout``, the lease is given up."""
+        self._progress_at = self._clock.elapsed()
+
+    def wait(self, seconds: float) -> None:
+        """Wait, but not beyond a change of this replica's role."""
+        if self._changed.wait(max(seconds, 0.0)):
+            self._changed.clear()
+
+    def step_down(self, why: str) -> None:
+        """Give up the lease soon, and let others go first."""
+        self._step_down_for = why
+
+    def fenced(self, term: Term, why: str) -> None:
+        """Redis refused work under this term."""
+        self._term = None
+        self._fenced = Fenced(term.nonce, why)
+
+    def close(self, release: Callable[[Term], object]) -> None:
+        """Stop, and hand a term still held to ``release``.
+
+        May run inside a signal handler of the main thread, and again: takes no lock and waits for nothing else.
+        """
+        self._closing = True
+        state, self._term = self._state, None
+        if isinstance(state, Leader):
+            release(state.term)
+
+    # --- The thread
+
+    def _run(self) -> None:
+        while not self._closing:
+            try:
+                self._step()
+                self._failing = False
+            except Exception as exc:
+                self._fail(exc)
+        self._presence.close()
+
+    def _fail(self, exc: Exception) -> None:
+        now = self._clock.elapsed()
+        self._enter(Standby(next_poll=now + self._timing.retry_interval), f"{type(exc).__name__}: {exc}")
+        if not self._failing:
+            self._failing = True
+            self._emit(events.ElectionFailed(f"{type(exc).__name__}: {exc}"))
+        self._clock.sleep(_SLICE)
+
+    def _step(self) -> None:
+        state, now = self._state, self._clock.elapsed()
+        if election.distrusted(state, now):
+            self._enter(election.absorb(state, Unknown(""), now, self._timing), "the trust window ran out")
+            return
+        fenced, self._fenced = self._fenced, None
+        if fenced is not None:
+            self._take_in(fenced)
+            return
+        action = election.decide(state, now, self._fitness(now))
+        if isinstance(action, Release):
+            self._release(action)
+        else:
+            outcome = self._carry_out(action, now)
+            if outcome is not None:
+                self._take_in(outcome)
+
+    def _fitness(self, now: float) -> Fitness:
+        why, self._step_down_for = self._step_down_for, ""
+        return Fitness(stalled=now - self._progress_at > self._timing.stall_timeout, step_down=why)
+
+    def _carry_out(self, action: Action, now: float) -> Outcome | None:
+        match action:
+            case Wait(until=until):
+                return self._listen(min(until - now, _SLICE))
+            case Observe():
+                return self._ask(self._store.observe)
+            case Campaign():
+                return self._campaign(action, now)
+            case Renew(term=term, seq=seq, presence=with_presence):
+                channel = self._presence.channel if with_presence else ""
+                answer = self._ask(lambda: self._store.renew(term, seq, channel))
+                return answer if isinstance(answer, Unknown) else Renewal(answer, now)
+            case Release():
+                return None
+
+    def _campaign(self, campaign: Campaign, now: float) -> Outcome:
+        state = self._state
+        seen_epoch = state.seen_epoch if isinstance(state, Standby) else state.term.epoch
+        attempt = Attempt(self.replica, new_token(), now, self._timing.ttl, self._timing.margin, self._presence.channel)
+        try:
+            answer = self._ask(lambda: self._store.acquire(attempt, campaign.expected, seen_epoch))
+        except LeadershipForbidden as exc:
+            return Forbidden(str(exc))
+        if isinstance(answer, Acquired):
+            self._tenure = Tenure(answer, campaign.why)
+        return Campaigned(answer, attempt.nonce)
+
+    def _ask(self, call: Callable[[], _T]) -> _T | Unknown:
+        try:
+            answer = call()
+        except StoreError as exc:
+            self._note_unreachable(str(exc))
+            return Unknown(str(exc))
+        self._note_reachable()
+        return answer
+
+    def _listen(self, seconds: float) -> Outcome | None:
+        """Wait on the subscribed connection, and open it where there is none."""
+        if not self._presence.channel:
+            now = self._clock.elapsed()
+            if now < self._reopen_at or self._unreachable_since is not None:
+                self._clock.sleep(max(seconds, 0.0))
+                return None
+            self._reopen_at = now + _REOPEN_INTERVAL
+            try:
+                self._presence.open()
+            except PresenceError:
+                return None
+            return PresenceReady()
+        try:
+            return Woken() if self._presence.wait(seconds) else None
+        except PresenceError as exc:
+            self._reopen_at = 0.0
+            if isinstance(self._state, Leader):
+                self._emit(events.PresenceLost(str(exc)))
+            return PresenceBroke()
+
+    def _release(self, action: Release) -> None:
+        state, now = self._state, self._clock.elapsed()
+        if not isinstance(state, Leader):
+            return
+        self._enter(election.released(state, now, self._timing), action.why)
+        self._ask(lambda: self._store.release(action.term, action.why))
+
+    def _take_in(self, outcome: Outcome) -> None:
+        before, now = self._state, self._clock.elapsed()
+        after = election.absorb(before, outcome, now, self._timing)
+        if isinstance(before, Standby) and isinstance(outcome, LeaseView):
+            self._note_leader(outcome)
+        if isinstance(outcome, Forbidden) and outcome.why != self._forbidden_why:
+            self._forbidden_why = outcome.why
+            self._emit(events.LeadingForbidden(outcome.why))
+        self._enter(after, _why(outcome))
+        if self._closing and isinstance(after, Leader):
+            self._release(Release(after.term, "shutdown"))
+
+    def _enter(self, after: State, why: str) -> None:
+        """The one place where the role changes."""
+        before, self._state = self._state, after
+        now = self._clock.elapsed()
+        match before, after:
+            case Standby(), Leader(term=term):
+                tenure = self._tenure
+                self._term = term
+                self._emit(
+                    events.TermStarted(
+                        term.epoch,
+                        tenure.acquired.previous_holder if tenure else "",
+                        tenure.why if tenure else "",
+                    )
+                )
+                self._changed.set()
+            case Leader(term=term, since=since), Standby():
+                self._term = None
+                self._seen_holder = ("", 0)
+                self._emit(events.TermEnded(term.epoch, why, now - since))
+                self._changed.set()
+            case Leader(), Leader(term=term):
+                if self._term is not None:
+                    self._term = term
+            case _:
+                pass
+
+    # --- Saying so, once
+
+    def _note_leader(self, view: LeaseView) -> None:
+        record = view.record
+        if record is None or not record.held or record.holder == self.replica.id:
+            return
+        if (record.holder, record.epoch) != self._seen_holder:
+            self._seen_holder = (record.holder, record.epoch)
+            self._emit(events.LeaderSeen(record.holder, record.epoch))
+
+    def _note_unreachable(self, why: str) -> None:
+        if self._unreachable_since is None:
+            self._unreachable_since = self._clock.elapsed()
+            self._emit(events.LeaseUnreachable(why, isinstance(self._state, Leader)))
+
+    def _note_reachable(self) -> None:
+        if self._unreachable_since is not None:
+            since, self._unreachable_since = self._unreachable_since, None
+            self._emit(events.LeaseReachable(self._clock.elapsed() - since))
+
+
+def _why(outcome: Outcome) -> str:
+    match outcome:
+        case Renewal(answer=Lost(why=why)) | Fenced(why=why) | Unknown(why=why) | Forbidden(why=why):
+            return why
+        case Campaigned(answer=Refused(why=why)):
+            return why
+        case _:
+            return ""

@@ -1,0 +1,65 @@
+"""What an entry's ``options`` may say to ha_beat under the key ``ha_beat``; none of it reaches the message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ha_beat.errors import ConfigurationError
+from ha_beat.occurrence import Misfire
+
+KEY = "ha_beat"
+
+_POLICIES = ("once", "skip", "all")
+
+
+@dataclass(frozen=True, slots=True)
+class EntryOptions:
+    """An entry's own rules, with the cluster's where it has none."""
+
+    misfire: Misfire
+
+    @classmethod
+    def of(
+        cls, entry: str, options: Mapping[str, Any], default: Misfire, starting_deadline: float | None
+    ) -> EntryOptions:
+        """Read them.
+
+        Raises:
+            ConfigurationError: names the entry, the key and what is right.
+        """
+        own = dict(options.get(KEY) or {})
+        rules = default
+        if "misfire" in own:
+            rules = replace(rules, policy=_one_of(entry, "misfire", own.pop("misfire"), _POLICIES))
+        if "misfire_grace" in own:
+            rules = replace(rules, grace=_number(entry, "misfire_grace", own.pop("misfire_grace")))
+        if "misfire_limit" in own:
+            rules = replace(rules, limit=int(_number(entry, "misfire_limit", own.pop("misfire_limit"), least=1)))
+        if own:
+            raise ConfigurationError(
+                f"entry {entry!r}: options[{KEY!r}] has no key {min(own)!r}; known are misfire, misfire_grace and "
+                f"misfire_limit"
+            )
+        if starting_deadline is not None:
+            grace = starting_deadline if rules.grace is None else min(rules.grace, starting_deadline)
+            rules = replace(rules, grace=grace)
+        return cls(rules)
+
+    @staticmethod
+    def without_own(options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options that go into the message."""
+        return {name: value for name, value in options.items() if name != KEY} if KEY in options else options
+
+
+def _one_of(entry: str, key: str, value: Any, known: tuple[str, ...]) -> Any:
+    if value not in known:
+        raise ConfigurationError(f"entry {entry!r}: {key} is {value!r}; it can be {', '.join(known)}")
+    return value
+
+
+def _number(entry: str, key: str, value: Any, least: float = 0) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
+        raise ConfigurationError(f"entry {entry!r}: {key} is {value!r}; it must be a number of at least {least}")
+    return value

@@ -1,0 +1,301 @@
+"""The lease: who leads, as a record in Redis, and the few acts upon it.
+
+The record has no TTL. Redis expires keys by its wall clock, which steps, and evicts keys with a TTL first; so a
+standby judges a lease by its own clock and takes it by compare-and-set on ``(epoch, seq)``.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ha_beat.errors import ForeignApp, NewerSchema
+from ha_beat.redis_scripts import Script, text
+
+if TYPE_CHECKING:
+    import redis
+
+#: Of the records kept in Redis. Software that knows only a lower one does not lead.
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Every Redis key and channel of one cluster, under one hash tag."""
+
+    cluster: str
+
+    def _key(self, name: str) -> str:
+        return f"{{ha-beat:{self.cluster}}}:{name}"
+
+    @property
+    def lease(self) -> str:
+        return self._key("lease")
+
+    @property
+    def ledger(self) -> str:
+        return self._key("ledger")
+
+    @property
+    def journal(self) -> str:
+        return self._key("journal")
+
+    @property
+    def wake(self) -> str:
+        """Channel: look at the lease now."""
+        return self._key("wake")
+
+    def presence(self, token: str) -> str:
+        """Channel that one replica subscribes while it may lead."""
+        return self._key(f"presence:{token}")
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One beat process."""
+
+    id: str
+    host: str
+    pid: int
+    version: str
+    fingerprint: str
+    http: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One stretch of leadership.
+
+    ``trusted_until`` is on :meth:`Clock.elapsed`. ``gen`` names the incarnation of the Redis state and ``run_id`` the
+    server process: work under a term is refused where either has changed.
+    """
+
+    holder: str
+    epoch: int
+    nonce: str
+    gen: str
+    run_id: str
+    trusted_until: float
+
+    def trusted(self, now: float) -> bool:
+        return now < self.trusted_until
+
+    def until(self, trusted_until: float) -> Term:
+        return replace(self, trusted_until=trusted_until)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRecord:
+    """The lease as it stands in Redis."""
+
+    holder: str = ""
+    epoch: int = 0
+    nonce: str = ""
+    seq: int = 0
+    ttl_ms: int = 0
+    state: str = "released"
+    presence: str = ""
+    fingerprint: str = ""
+    version: str = ""
+    http: str = ""
+    host: str = ""
+    pid: int = 0
+    since_ms: int = 0
+    reason: str = ""
+    gen: str = ""
+    run_id: str = ""
+
+    @property
+    def held(self) -> bool:
+        return self.state == "held"
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, str]) -> LeaseRecord:
+        """From the hash. Unknown fields, of newer software, are left alone."""
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            if field.name in raw:
+                value = raw[field.name]
+                values[field.name] = int(value) if field.type == "int" else value
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseView:
+    """What one look at the lease found.
+
+    ``subscribers`` of the holder's presence channel is -1 where it can't be known; ``run_id`` is empty unless it is 0.
+    """
+
+    record: LeaseRecord | None
+    subscribers: int
+    server_ms: int
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """The lease is ours. ``previous_gens`` are the lease's and the ledger's as found: empty where there was none."""
+
+    term: Term
+    previous_gens: tuple[str, str]
+    previous_run_id: str
+    previous_holder: str
+    presence: str
+    server_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Somebody else was first, or the lease may not be taken."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The attempt moved the lease; ``presence`` is the channel now registered, empty if none was counted."""
+
+    presence: str
+    server_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The lease is not ours any more."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The state of the lease that an acquisition takes over from."""
+
+    epoch: int
+    seq: int
+    absent: bool = False
+
+
+class LeaseStore(Protocol):
+    """Where the lease lives. Every method raises ``StoreUnavailable`` when the outcome is unknown."""
+
+    def observe(self) -> LeaseView: ...
+
+    def acquire(self, attempt: Attempt, expected: Expected | None, seen_epoch: int) -> Acquired | Refused: ...
+
+    def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]: ...
+
+    def release(self, term: Term, reason: str) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try to become leader. Its nonce is what the record is recognised by, should the reply be lost."""
+
+    replica: Replica
+    nonce: str
+    sent_at: float
+    ttl: float
+    margin: float
+    presence: str
+
+    @property
+    def trusted_until(self) -> float:
+        """Counted from the send: the reply may have been long under way."""
+        return self.sent_at + self.ttl - self.margin
+
+
+def new_token() -> str:
+    return uuid.uuid4().hex
+
+
+class RedisLeaseStore:
+    """The lease in Redis, or in anything that speaks its protocol and runs its scripts."""
+
+    def __init__(self, client: Callable[[], redis.Redis], keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+        self._observe = Script("observe")
+        self._acquire = Script("acquire", although_full=True)
+        self._renew = Script("renew", although_full=True)
+        self._release = Script("release", although_full=True)
+
+    def observe(self) -> LeaseView:
+        flat, count, server_ms, run_id = self._observe(self._client(), [self._keys.lease], [])
+        record = LeaseRecord.parse(_pairs(flat)) if flat else None
+        return LeaseView(record, int(count), int(server_ms), text(run_id))
+
+    def acquire(self, attempt: Attempt, expected: Expected | None, seen_epoch: int) -> Acquired | Refused:
+        """Take the lease if it still stands as expected (``None``: no record).
+
+        Raises:
+            ForeignApp: the ledger belongs to another app with the same cluster name.
+            NewerSchema: newer software has written here.
+            StoreUnavailable: the outcome is unknown.
+        """
+        replica = attempt.replica
+        record = {
+            "holder": replica.id,
+            "nonce": attempt.nonce,
+            "ttl_ms": round(attempt.ttl * 1000),
+            "fingerprint": replica.fingerprint,
+            "version": replica.version,
+            "http": replica.http,
+            "host": replica.host,
+            "pid": replica.pid,
+        }
+        reply = self._acquire(
+            self._client(),
+            [self._keys.lease, self._keys.ledger],
+            [
+                expected.epoch if expected else "",
+                expected.seq if expected else "",
+                "1" if expected and expected.absent else "0",
+                seen_epoch,
+                replica.fingerprint,
+                new_token(),
+                attempt.presence,
+                SCHEMA,
+                *(item for pair in record.items() for item in pair),
+            ],
+        )
+        answer, *rest = (text(part) for part in reply)
+        if answer == "foreign app":
+            raise ForeignApp(self._keys.cluster, replica.fingerprint, rest[0])
+        if answer == "newer schema":
+            raise NewerSchema(self._keys.cluster, SCHEMA, int(rest[0]))
+        if answer == "refused":
+            return Refused(rest[0])
+        epoch, gen, lease_gen, ledger_gen, run_id, previous_run_id, server_ms, presence, previous = rest
+        return Acquired(
+            term=Term(replica.id, int(epoch), attempt.nonce, gen, run_id, attempt.trusted_until),
+            previous_gens=(lease_gen, ledger_gen),
+            previous_run_id=previous_run_id,
+            previous_holder=previous,
+            presence=presence,
+            server_ms=int(server_ms),
+        )
+
+    def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]:
+        reply = self._renew(
+            self._client(),
+            [self._keys.lease, self._keys.ledger],
+            [term.epoch, term.nonce, seq, presence, term.gen, term.run_id],
+        )
+        answer, detail, *rest = (text(part) for part in reply)
+        if answer == "renewed":
+            return Renewed(detail, int(rest[0]))
+        return "late" if answer == "late" else Lost(detail)
+
+    def release(self, term: Term, reason: str) -> bool:
+        """Give the lease back and wake the standbys; False where it was not ours any more."""
+        return bool(
+            self._release(self._client(), [self._keys.lease], [term.epoch, term.nonce, reason, self._keys.wake])
+        )
+
+
+def _pairs(flat: Sequence[bytes | str]) -> dict[str, str]:
+    values = [text(item) for item in flat]
+    return dict(zip(values[::2], values[1::2], strict=True))

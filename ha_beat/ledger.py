@@ -1,0 +1,129 @@
+"""The ledger: per entry, the last occurrence and what became of it.
+
+One hash, one JSON row for each entry. A row is replaced only by a script that finds it exactly as its writer last
+saw it, so that two writers never both count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from redis.exceptions import RedisError
+
+from ha_beat.errors import StoreUnavailable
+from ha_beat.lease import Keys
+from ha_beat.redis_scripts import text
+
+if TYPE_CHECKING:
+    import redis
+
+Verdict = Literal["armed", "enqueued", "skipped", "uncertain", "claimed"]
+
+#: Version of a row. A row of a higher one is left alone.
+ROW_VERSION = 1
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_micros(instant: datetime) -> int:
+    """Microseconds since the Unix epoch, without the rounding of floats."""
+    return (instant - _EPOCH) // _MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """What the cluster knows of one entry.
+
+    ``base`` is Celery's ``last_run_at``, the instant that the next occurrence is counted from; ``scheduled_at`` is when
+    the last occurrence was due (``None`` while there was none). ``signature`` tells one schedule of the entry from
+    another. ``raw`` is the row as it stands in Redis.
+    """
+
+    base: datetime
+    verdict: Verdict
+    scheduled_at: datetime | None = None
+    rev: int = 1
+    dispatched_ms: int = 0
+    epoch: int = 0
+    nonce: str = ""
+    run_count: int = 0
+    reason: str = ""
+    task_id: str = ""
+    signature: str = ""
+    raw: str = ""
+
+    def encoded(self) -> str:
+        row: dict[str, Any] = {
+            "v": ROW_VERSION,
+            "rev": self.rev,
+            "base": to_micros(self.base),
+            "ms": self.dispatched_ms,
+            "epoch": self.epoch,
+            "by": self.nonce,
+            "count": self.run_count,
+            "verdict": self.verdict,
+        }
+        if self.scheduled_at is not None:
+            row["at"] = to_micros(self.scheduled_at)
+        if self.reason:
+            row["why"] = self.reason
+        if self.task_id:
+            row["id"] = self.task_id
+        if self.signature:
+            row["sig"] = self.signature
+        return json.dumps(row, separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, raw: str) -> LedgerRow | None:
+        """The row, or ``None`` where it is not of a version that this software may replace."""
+        try:
+            row = json.loads(raw)
+            if row["v"] > ROW_VERSION:
+                return None
+            at = row.get("at")
+            return cls(
+                base=from_micros(row["base"]),
+                verdict=row["verdict"],
+                scheduled_at=None if at is None else from_micros(at),
+                rev=row["rev"],
+                dispatched_ms=row["ms"],
+                epoch=row["epoch"],
+                nonce=row["by"],
+                run_count=row["count"],
+                reason=row.get("why", ""),
+                task_id=row.get("id", ""),
+                signature=row.get("sig", ""),
+                raw=raw,
+            )
+        except (ValueError, KeyError, TypeError, OverflowError):
+            return None
+
+
+class Ledger:
+    """Reads the ledger; only the dispatch script writes it."""
+
+    def __init__(self, client: Callable[[], redis.Redis], keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+
+    def read(self) -> Mapping[str, str]:
+        """Every entry's raw row by entry id.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        try:
+            found: Mapping[Any, Any] = self._client().hgetall(self._keys.ledger)
+        except (RedisError, OSError) as exc:
+            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
+        rows = {text(field): text(raw) for field, raw in found.items()}
+        return {field[2:]: raw for field, raw in rows.items() if field.startswith("e:")}

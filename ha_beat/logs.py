@@ -1,0 +1,80 @@
+"""Words events for a person who reads the log. The field ``action`` of a record is for machines."""
+
+from __future__ import annotations
+
+import logging
+
+from ha_beat import events as e
+
+logger = logging.getLogger("ha_beat")
+
+
+class LogWriter:
+    """Subscribes to events and writes one line for each that somebody would want to read."""
+
+    def __init__(self, replica: str, cluster: str) -> None:
+        self._replica = replica
+        self._cluster = cluster
+
+    def __call__(self, event: e.Event) -> None:
+        level, line = self._word(event)
+        if line and logger.isEnabledFor(level):
+            exc = event.exc if isinstance(event, e.EntryFailed) else None
+            extra = {"action": type(event).__name__, "cluster": self._cluster, "replica": self._replica}
+            logger.log(level, "%s", line, exc_info=exc, extra=extra)
+
+    def _word(self, event: e.Event) -> tuple[int, str]:  # noqa: PLR0912 -- one case for each event
+        match event:
+            case e.Enqueued(entry, task, task_id, _, lateness):
+                return (
+                    logging.INFO,
+                    f"Enqueued {entry} ({task}[{task_id}]), {_seconds(lateness)} after it was due",
+                )
+            case e.TermStarted(epoch, previous, why):
+                after = f"; {previous} led before" if previous else ""
+                return logging.INFO, f"Leading {self._cluster} in epoch {epoch}: {why}{after}"
+            case e.TermEnded(epoch, why, led_for):
+                return logging.WARNING, f"No longer leading (epoch {epoch}, for {_seconds(led_for)}): {why}"
+            case e.LeaderSeen(holder, epoch):
+                return logging.INFO, f"Standing by: {holder} leads {self._cluster} in epoch {epoch}"
+            case e.LeaseUnreachable(why, leading):
+                then = "leading on while the lease is trusted" if leading else "standing by"
+                return logging.WARNING, f"The lease can't be reached ({why}): {then}"
+            case e.LeaseReachable(after):
+                return logging.INFO, f"The lease can be reached again after {_seconds(after)}"
+            case e.PresenceLost(why):
+                return logging.WARNING, f"The presence connection has ended ({why}): subscribing again"
+            case e.LeadingForbidden(why):
+                return logging.ERROR, f"This replica can't lead: {why}"
+            case e.ElectionFailed(why):
+                return logging.ERROR, f"The election failed; not leading until it works again: {why}"
+            case e.ScheduleReady(entries, overdue, new):
+                return (
+                    logging.INFO,
+                    f"Scheduling {entries} entries: {overdue} overdue, {new} new to the ledger",
+                )
+            case e.OccurrenceSkipped(entry, first, until, count, reason):
+                many = f"{count} occurrences" if count > 0 else "very many occurrences"
+                what = f"the occurrence of {first}" if count == 1 else f"{many} from {first} to before {until}"
+                return logging.WARNING, f"Skipped {what} of {entry}: {reason}"
+            case e.EntryFailed(entry, why):
+                return logging.ERROR, f"Entry {entry}: {why}"
+            case e.BatchDispatched(size, seconds, already_mine) if already_mine:
+                return (
+                    logging.WARNING,
+                    f"A reply had been lost: {already_mine} of {size} were enqueued already ({_seconds(seconds)})",
+                )
+            case e.BatchDispatched(size, seconds):
+                return logging.DEBUG, f"Dispatched a batch of {size} in {_seconds(seconds)}"
+            case e.DispatchFenced(epoch, size, why):
+                return logging.WARNING, f"Redis refused {size} occurrences under epoch {epoch}: {why}"
+            case e.DispatchFailed(size, why):
+                return logging.WARNING, f"Can't hand over {size} occurrences, trying again: {why}"
+            case _:
+                return logging.DEBUG, ""
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

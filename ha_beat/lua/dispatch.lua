@@ -1,0 +1,78 @@
+-- Enqueue and record a batch as one act.
+-- KEYS: lease, ledger, journal
+-- ARGV: epoch, nonce, gen, run id, journal size, number of operations, then for each operation
+--       entry id, expected row, new row, n, n journal records, n, n commands as (n, n arguments)
+-- Answers {'fenced', why} or {'done', answer...}: 'done' | 'mine' | 'moved', row | 'error', reason | 'partial', reason
+local lease, ledger, journal = KEYS[1], KEYS[2], KEYS[3]
+
+-- First a phase that writes nothing: a script does not roll back.
+local why = foreign(lease, ARGV[1], ARGV[2])
+if why then return { 'fenced', why } end
+if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then return { 'fenced', 'the ledger is gone or another' } end
+if run_id() ~= ARGV[4] then return { 'fenced', 'another Redis server answers' } end
+
+local at = 6
+local function take()
+  at = at + 1
+  return ARGV[at]
+end
+local function take_list()
+  local list = {}
+  for i = 1, tonumber(take()) do list[i] = take() end
+  return list
+end
+
+local operations, fields = {}, {}
+for i = 1, tonumber(ARGV[6]) do
+  local op = { id = take(), expected = take(), row = take(), records = take_list(), commands = {} }
+  for c = 1, tonumber(take()) do op.commands[c] = take_list() end
+  operations[i], fields[i] = op, 'e:' .. op.id
+end
+local rows = redis.call('HMGET', ledger, unpack(fields))
+
+local kinds = {}
+local function wrong_type(command)
+  if command[1] ~= 'LPUSH' then return nil end
+  local key = command[2]
+  kinds[key] = kinds[key] or redis.call('TYPE', key).ok
+  if kinds[key] ~= 'none' and kinds[key] ~= 'list' then return 'queue key ' .. key .. ' is a ' .. kinds[key] end
+end
+
+-- The first write is one that a full or read-only server refuses, before any message is out.
+redis.call('HSET', ledger, 'm:epoch', ARGV[1])
+
+local function run(op)
+  for c, command in ipairs(op.commands) do
+    local reply = redis.pcall(unpack(command))
+    if type(reply) == 'table' and reply.err then
+      if c == 1 then return 'error', reply.err end
+      return 'partial', reply.err
+    end
+  end
+  return 'done', ''
+end
+
+local answers = { 'done' }
+for i, op in ipairs(operations) do
+  local row = rows[i] or ''
+  local kind, detail
+  if row ~= op.expected then
+    if row == op.row then kind, detail = 'mine', '' else kind, detail = 'moved', row end
+  else
+    for _, command in ipairs(op.commands) do
+      detail = wrong_type(command)
+      if detail then kind = 'error' break end
+    end
+    if not kind then kind, detail = run(op) end
+    if kind ~= 'error' then
+      redis.call('HSET', ledger, fields[i], op.row)
+      for _, record in ipairs(op.records) do
+        local n = redis.call('HINCRBY', ledger, 'm:journal', 1)
+        redis.pcall('XADD', journal, 'MAXLEN', '~', ARGV[5], '*', 'n', n, 'd', record)
+      end
+    end
+  end
+  answers[#answers + 1] = kind
+  answers[#answers + 1] = detail
+end
+return answers

@@ -1,0 +1,35 @@
+-- Helpers that every script of this folder starts with.
+
+-- Lua's own conversion writes 1.76e+15 for large numbers.
+local function int(n)
+  return string.format('%.0f', n)
+end
+
+local function time_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- '' where INFO may not be called: the check is then void, never wrong.
+local function run_id()
+  local info = redis.pcall('INFO', 'server')
+  if type(info) ~= 'string' then return '' end
+  return string.match(info, 'run_id:(%x+)') or ''
+end
+
+-- Subscribers of a presence channel; -1 where that can't be known.
+local function subscribers(channel)
+  if not channel or channel == '' then return -1 end
+  local reply = redis.pcall('PUBSUB', 'NUMSUB', channel)
+  if type(reply) ~= 'table' or reply.err then return -1 end
+  return tonumber(reply[2])
+end
+
+-- Why (epoch, nonce) is not the holder of the lease now; nil where it is.
+local function foreign(lease, epoch, nonce)
+  local rec = redis.call('HMGET', lease, 'epoch', 'nonce', 'state')
+  if not rec[1] then return 'no lease record' end
+  if rec[1] ~= epoch or rec[2] ~= nonce then return 'another term' end
+  if rec[3] ~= 'held' then return 'released' end
+  return nil
+end

@@ -1,0 +1,13 @@
+-- KEYS: lease, ledger
+-- ARGV: epoch, nonce, seq, wanted presence channel, gen, run id
+local why = foreign(KEYS[1], ARGV[1], ARGV[2])
+if why then return { 'lost', why } end
+if redis.call('HGET', KEYS[2], 'm:gen') ~= ARGV[5] then return { 'lost', 'the ledger is gone or another' } end
+local server = run_id()
+if server ~= ARGV[6] then return { 'lost', 'another Redis server answers' } end
+-- A late attempt must not move seq back: trust counts from the attempt that moved it.
+if tonumber(redis.call('HGET', KEYS[1], 'seq')) >= tonumber(ARGV[3]) then return { 'late', '' } end
+local presence = ARGV[4]
+if subscribers(presence) < 1 then presence = '' end
+redis.call('HSET', KEYS[1], 'seq', ARGV[3], 'presence', presence)
+return { 'renewed', presence, int(time_ms()) }

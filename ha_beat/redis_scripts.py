@@ -1,0 +1,72 @@
+"""Runs the package's Lua scripts, and maps what can go wrong to this package's errors, once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import redis
+from redis import exceptions as redis_errors
+
+from ha_beat.errors import StoreRefused, StoreUnavailable
+
+#: Lets a script run on a server that is out of memory; servers before Redis 7 don't know the line.
+_ALTHOUGH_FULL = "#!lua flags=allow-oom\n"
+
+
+@cache
+def _source(name: str) -> str:
+    folder = files("ha_beat") / "lua"
+    return (folder / "prelude.lua").read_text("utf-8") + (folder / f"{name}.lua").read_text("utf-8")
+
+
+class Script:
+    """One script of the folder ``lua``, sent by its hash.
+
+    Raises:
+        StoreUnavailable: no answer came: whether the script ran is unknown.
+        StoreRefused: the server answered with an error; it did nothing, or said what it did.
+    """
+
+    def __init__(self, name: str, *, although_full: bool = False) -> None:
+        self.name = name
+        source = _source(name)
+        self._sources = [_ALTHOUGH_FULL + source, source] if although_full else [source]
+        self._registered: Any = None
+
+    def __call__(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        try:
+            return self._run(client, keys, args)
+        except (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.BusyLoadingError, OSError) as exc:
+            raise _unavailable(exc) from exc
+        except redis_errors.RedisError as exc:
+            raise StoreRefused(str(exc)) from exc
+
+    def _run(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        while True:
+            if self._registered is None:
+                self._registered = client.register_script(self._sources[0])
+            try:
+                return self._registered(keys=keys, args=args, client=client)
+            except redis_errors.NoScriptError:
+                raise
+            except redis_errors.ResponseError as exc:
+                if len(self._sources) == 1 or "ompil" not in str(exc):
+                    raise
+                del self._sources[0]
+                self._registered = None
+
+
+def _unavailable(exc: Exception) -> StoreUnavailable:
+    """A connection that was never made certainly did nothing; all else is unknown."""
+    if isinstance(exc, redis_errors.BusyLoadingError):
+        return StoreUnavailable("Redis is loading its data set", acted=False)
+    if isinstance(exc, redis_errors.MaxConnectionsError):
+        return StoreUnavailable(str(exc), acted=False)
+    return StoreUnavailable(f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__)
+
+
+def text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

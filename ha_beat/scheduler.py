@@ -1,0 +1,252 @@
+"""The scheduler classes that Celery's beat runs."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+from celery.beat import BeatLazyFunc, ScheduleEntry, Scheduler
+
+from ha_beat.agenda import Slot
+from ha_beat.bootstrap import Runtime, assemble, check_topology, load_settings, misfire
+from ha_beat.dispatch import FencedOff
+from ha_beat.enqueuer import NEVER
+from ha_beat.entry_options import EntryOptions
+from ha_beat.errors import ConfigurationError, StoreError
+from ha_beat.lease import Term
+from ha_beat.ledger import LedgerRow
+from ha_beat.occurrence import Misfire
+from ha_beat.timetable import instants_of, starting_deadline
+
+logger = logging.getLogger("ha_beat")
+
+#: A tick lasts this many seconds at most, so that Celery hears of a shutdown.
+_LONGEST_TICK = 1.0
+
+#: What a tick returns: with 0, Celery's loop would never synchronise.
+_AT_ONCE = 1e-6
+
+#: Seconds between looks at entries whose schedule does not say when to look again.
+_ASK_AGAIN = 60.0
+
+if TYPE_CHECKING:
+    _Base = Scheduler
+else:
+    _Base = object
+
+
+class HAMixin(_Base):
+    """Makes a Celery scheduler class highly available: ``class MyScheduler(HAMixin, AnyScheduler)``.
+
+    The other class says which entries there are; this one, when each is due and who enqueues it. Nothing is done by a
+    replica that does not lead.
+    """
+
+    def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
+        try:
+            self.ha_settings = load_settings(app)
+            check_topology(app)
+        except ConfigurationError as exc:
+            # Celery would print a traceback; whoever started beat needs the line.
+            raise SystemExit(f"ha_beat can't start: {exc}") from exc
+        self._runtime: Runtime | None = None
+        self._runtime_pid = 0
+        self._seen_schedule: object = None
+        self._close_calls = 0
+        self._farewell = ""
+        super().__init__(app, *args, **kwargs)
+
+    # --- What Celery calls
+
+    def tick(self, *_: Any, **__: Any) -> float:
+        """One turn of beat's loop. Waits inside, wakes at a change of leader, and never raises."""
+        try:
+            runtime = self._started()
+            runtime.elector.progress()
+            term = runtime.elector.term
+            if term is None:
+                runtime.elector.wait(_LONGEST_TICK)
+            else:
+                self._lead(runtime, term)
+        except Exception:
+            logger.exception("A turn of the scheduler failed; going on")
+            if self._runtime is not None:
+                self._runtime.elector.wait(_LONGEST_TICK)
+        return _AT_ONCE
+
+    def close(self) -> None:
+        """Release the lease and close. Celery calls this inside a signal handler, and again."""
+        self._close_calls += 1
+        runtime = self._runtime
+        if runtime is not None and self._runtime_pid == os.getpid():
+            self._release(runtime)
+        if self._close_calls == 1:
+            try:
+                super().close()
+            except Exception:
+                logger.exception("Closing the schedule failed")
+
+    @property
+    def info(self) -> str:
+        """Lines for beat's banner."""
+        settings = self.ha_settings
+        return f"    . cluster -> {settings.cluster}\n    . lease -> {settings.lease_ttl:g} s"
+
+    # --- The leader
+
+    def _started(self) -> Runtime:
+        """The replica, put together at the first turn: after any fork, and with the logging set up."""
+        if self._runtime is None or self._runtime_pid != os.getpid():
+            self._runtime = assemble(self.app, self.ha_settings, self)
+            self._runtime_pid = os.getpid()
+            self._runtime.elector.start()
+        return self._runtime
+
+    def _lead(self, runtime: Runtime, term: Term) -> None:
+        elector, enqueuer = runtime.elector, runtime.enqueuer
+        tenure = elector.tenure
+        if tenure is None or tenure.nonce != term.nonce:
+            return
+        if self._schedule_changed():
+            enqueuer.reload()
+        idle = 0.0
+        while idle == 0.0 and (current := elector.term) is not None and current.nonce == term.nonce:
+            try:
+                idle = enqueuer.advance(current)
+            except FencedOff as exc:
+                elector.fenced(current, f"dispatch was refused: {exc}")
+                return
+            elector.progress()
+        elector.wait(min(idle, self.max_interval or _LONGEST_TICK, _LONGEST_TICK))
+
+    def _release(self, runtime: Runtime) -> None:
+        def release(term: Term) -> None:
+            with suppress(StoreError):
+                runtime.release(term)
+            self._farewell = f"Stepped down (epoch {term.epoch}): shutdown"
+
+        runtime.elector.close(release)
+        # The first call may be inside a signal handler, where logging is not safe.
+        if self._farewell and self._close_calls > 1:
+            logger.info(self._farewell, extra={"action": "SteppedDown"})
+            self._farewell = ""
+
+    # --- What the other class may say better
+
+    def entry_id(self, entry: ScheduleEntry) -> str:
+        """What the ledger knows the entry by, whatever becomes of its schedule and arguments."""
+        return str(entry.name)
+
+    def stored_last_run_at(self, entry: ScheduleEntry) -> datetime | None:
+        """When the schedule's own store says that the entry last ran; ``None`` where it doesn't know."""
+        last_run_at: datetime | None = entry.last_run_at
+        return last_run_at if entry.total_run_count else None
+
+    def entry_settled(self, entry: ScheduleEntry, row: LedgerRow) -> None:
+        """The cluster has settled an occurrence of the entry."""
+        entry.last_run_at = row.base
+        entry.total_run_count = row.run_count
+
+    def _schedule_changed(self) -> bool:
+        """Whether the entries are others than at the last look. Costs nothing per entry."""
+        schedule = self.schedule
+        changed = schedule is not self._seen_schedule
+        first_look, self._seen_schedule = self._seen_schedule is None, schedule
+        return changed and not first_look
+
+    # --- ScheduleSource
+
+    def slots(self) -> Iterable[Slot]:
+        default = misfire(self.ha_settings)
+        for name, entry in list(self.schedule.items()):
+            try:
+                yield self._slot(entry, default)
+            except Exception:
+                logger.exception("Entry %s is left out", name, extra={"action": "EntryFailed"})
+
+    def _slot(self, entry: Any, default: Misfire) -> Slot:
+        instants = instants_of(entry)
+        options = EntryOptions.of(entry.name, entry.options or {}, default, starting_deadline(entry))
+        stored = self.stored_last_run_at(entry)
+        return Slot(
+            id=self.entry_id(entry),
+            entry=entry,
+            instants=instants,
+            misfire=options.misfire,
+            signature=_signature(entry, known=instants is not None),
+            base=NEVER if stored is None else entry.schedule.maybe_make_aware(stored).astimezone(UTC),
+        )
+
+    def check(self, slot: Slot) -> tuple[bool, float]:
+        entry = slot.entry
+        if slot.base > NEVER:
+            entry.last_run_at = slot.base
+        due, ask_in = entry.is_due()
+        usable = isinstance(ask_in, int | float) and ask_in > 0
+        return bool(due), float(ask_in) if usable else _ASK_AGAIN
+
+    def arguments(self, slot: Slot) -> tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]:
+        entry: ScheduleEntry = slot.entry
+        args = [_evaluated(value) for value in entry.args or ()]
+        kwargs = {name: _evaluated(value) for name, value in (entry.kwargs or {}).items()}
+        return args, kwargs, EntryOptions.without_own(entry.options or {})
+
+    def settled(self, slot: Slot, row: LedgerRow) -> None:
+        self.entry_settled(slot.entry, row)
+
+
+class HAScheduler(HAMixin, Scheduler):
+    """Celery's own scheduler for a static ``beat_schedule``, highly available: ``celery beat -S ha_beat``."""
+
+    def __init__(self, app: Celery, *args: Any, schedule_filename: str | None = None, **kwargs: Any) -> None:
+        super().__init__(app, *args, **kwargs)
+        if schedule_filename not in (None, app.conf.beat_schedule_filename) and not kwargs.get("lazy"):
+            logger.warning(
+                "-s/--schedule %s is ignored: the run state is in the ledger, for all replicas",
+                schedule_filename,
+            )
+
+    def stored_last_run_at(self, entry: ScheduleEntry) -> datetime | None:
+        # A static entry has no store of its own; Celery fills in the time at which this process started.
+        configured = self.app.conf.beat_schedule.get(entry.name)
+        stored: datetime | None = configured.get("last_run_at") if isinstance(configured, Mapping) else None
+        return stored
+
+    def merge_inplace(self, b: Mapping[str, Any]) -> None:
+        """Take over the configured entries; one that can't be read is reported and left out."""
+        for name, configured in b.items():
+            try:
+                super().update_from_dict({name: configured})
+            except Exception as exc:
+                logger.error(  # noqa: TRY400 -- the line says it all
+                    "Entry %s is left out: %s: %s",
+                    name,
+                    type(exc).__name__,
+                    exc,
+                    extra={"action": "EntryFailed"},
+                )
+
+    def _schedule_changed(self) -> bool:
+        # Entries come and go by add() and update_from_dict(); each leaves another number of entries or another dict.
+        changed = super()._schedule_changed()
+        count, self._seen_count = len(self.schedule), getattr(self, "_seen_count", None)
+        return changed or (self._seen_count is not None and count != self._seen_count)
+
+
+def _evaluated(value: Any) -> Any:
+    return value() if isinstance(value, BeatLazyFunc) else value
+
+
+def _signature(entry: Any, *, known: bool) -> str:
+    """Tells the entry's schedule from another; the same in every process."""
+    schedule = entry.schedule
+    text = f"{type(schedule).__qualname__}"
+    if known:
+        text += f" {schedule!r} {getattr(schedule, 'run_every', '')} {schedule.tz}"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
