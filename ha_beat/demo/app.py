@@ -10,7 +10,7 @@ from typing import Any
 from celery import Celery, Task
 
 CLUSTER = "demo"
-REDIS_URL_VARIABLE = "HA_BEAT_DEMO_REDIS"
+REDIS_URL_VARIABLE = "DEMO_REDIS_URL"
 RUNS_KEY = "demo:runs"
 LEASE_TTL_S = 2.0
 INTERVALS_S = {"half-second": 0.5, "second": 1.0, "five-seconds": 5.0}
@@ -18,9 +18,7 @@ INTERVALS_S = {"half-second": 0.5, "second": 1.0, "five-seconds": 5.0}
 app = Celery(CLUSTER, broker=os.environ.get(REDIS_URL_VARIABLE, "redis://127.0.0.1:6379/0"))
 app.conf.update(
     ha_beat_lease_ttl=LEASE_TTL_S,
-    beat_schedule={
-        name: {"task": "demo.note_run", "schedule": seconds} for name, seconds in INTERVALS_S.items()
-    },
+    beat_schedule={name: {"task": "demo.note_run", "schedule": seconds} for name, seconds in INTERVALS_S.items()},
     task_ignore_result=True,
     broker_connection_retry_on_startup=True,
     worker_send_task_events=False,

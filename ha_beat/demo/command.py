@@ -42,9 +42,7 @@ class Wishes:
     metavar="SECONDS",
     help="How long to run, from the first message on. [default: until Ctrl-C in a terminal, else 60]",
 )
-@click.option(
-    "--plain", is_flag=True, help="One line for each event; chosen by itself where there is no terminal."
-)
+@click.option("--plain", is_flag=True, help="One line for each event; chosen by itself where there is no terminal.")
 @click.option("--replicas", type=click.IntRange(2, 20), default=3, show_default=True, help="How many beats.")
 @click.option("--seed", type=int, help="Repeat the order of the faults.")
 @click.option(
@@ -79,9 +77,11 @@ def demo(duration: float | None, plain: bool, replicas: int, seed: int | None, l
     click.echo()
     for line in summary(scene):
         click.echo(line)
+    if not scene.counts.arrived:
+        click.echo("the demo ended before the first message")
     if show.accidents:
         click.echo(f"{show.accidents} replica(s) ended, or did not end, against the plan")
-    sys.exit(0 if scene.counts.sound and not show.accidents else 1)
+    sys.exit(0 if scene.counts.arrived and scene.counts.sound and not show.accidents else 1)
 
 
 def _view(*, plain: bool) -> View:

@@ -53,12 +53,12 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One verdict of the journal, on one occurrence or on a range of them."""
+    """One verdict of the journal: on the occurrences from ``first_us`` up to, not including, ``until_us``."""
 
     entry: str
     verdict: str
     first_us: int
-    last_us: int
+    until_us: int
     reason: str
     epoch: int
     written_ms: int
@@ -129,7 +129,7 @@ class _Entry:
 
     def skip_at(self, instant_us: int) -> Verdict | None:
         for skip in reversed(self.skips):
-            if skip.first_us - TOLERANCE_US <= instant_us <= skip.last_us + TOLERANCE_US:
+            if skip.first_us - TOLERANCE_US <= instant_us < skip.until_us:
                 return skip
         return None
 
@@ -207,6 +207,11 @@ class Tally:
         )
         self._takeovers.append(takeover)
         return takeover
+
+    @property
+    def leader(self) -> Leader | None:
+        """Who led when last heard of."""
+        return self._leader
 
     @property
     def first_enqueued(self) -> bool:

@@ -37,6 +37,8 @@ class Sight:
     lease: LeaseSeen | None = None
     roles: Mapping[int, str] = field(default_factory=dict)
     """Role by pid, of the replicas that registered as members."""
+    listeners: int = 0
+    """How many replicas listen for a change of leader."""
     verdicts: tuple[Verdict, ...] = ()
     runs: tuple[Run, ...] = ()
 
@@ -45,13 +47,12 @@ class Observer:
     """Look at the embedded Redis; each look brings the verdicts and runs since the one before."""
 
     def __init__(self, url: str) -> None:
-        self._client = redis.Redis.from_url(
-            url, decode_responses=True, socket_timeout=2.0, retry=Retry(NoBackoff(), 0)
-        )
+        self._client = redis.Redis.from_url(url, decode_responses=True, socket_timeout=2.0, retry=Retry(NoBackoff(), 0))
         prefix = f"{{ha-beat:{CLUSTER}}}:"
         self._lease_key = prefix + "lease"
         self._members_key = prefix + "members"
         self._journal_key = prefix + "journal"
+        self._wake_channel = prefix + "wake"
         self._journal_id = "-"
         self._renewal: tuple[str, str] | None = None
         self._renewed_s = 0.0
@@ -63,7 +64,8 @@ class Observer:
         pipeline.hgetall(self._members_key)
         pipeline.xrange(self._journal_key, min=self._journal_id)
         pipeline.lrange(RUNS_KEY, 0, -1)
-        lease, members, journal, runs = pipeline.execute()
+        pipeline.pubsub_numsub(self._wake_channel)
+        lease, members, journal, runs, listeners = pipeline.execute()
         if journal:
             self._journal_id = f"({journal[-1][0]}"
         if runs:
@@ -71,6 +73,7 @@ class Observer:
         return Sight(
             lease=self._lease(lease) if lease else None,
             roles=roles_of(members),
+            listeners=int(listeners[0][1]),
             verdicts=tuple(filter(None, (verdict_of(stream_id, fields) for stream_id, fields in journal))),
             runs=tuple(run_of(json.loads(run)) for run in runs),
         )
@@ -110,15 +113,15 @@ def verdict_of(stream_id: str, fields: Mapping[str, str]) -> Verdict | None:
     record = json.loads(fields["d"])
     if not record.get("verdict") or not record.get("entry"):
         return None
-    first = record.get("from") or record.get("at")
-    last = record.get("to") or record.get("at")
-    if first is None or last is None:
+    first = record.get("at") or record.get("from")
+    if first is None:
         return None
+    first_us = instant_us(first)
     return Verdict(
         entry=record["entry"],
         verdict=record["verdict"],
-        first_us=instant_us(first),
-        last_us=instant_us(last),
+        first_us=first_us,
+        until_us=instant_us(record["until"]) if "until" in record else first_us + 1,
         reason=record.get("why") or "",
         epoch=int(record.get("epoch") or 0),
         written_ms=int(stream_id.partition("-")[0]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -54,7 +55,7 @@ class View(Protocol):
 
 def percentile(values: tuple[float, ...], share: float) -> float:
     """The value below which ``share`` (0 to 1) of these sorted values lie; 0 of none."""
-    return values[min(len(values) - 1, int(share * len(values)))] if values else 0.0
+    return values[max(0, math.ceil(share * len(values)) - 1)] if values else 0.0
 
 
 def clock_time(instant_us: int) -> str:
@@ -64,9 +65,7 @@ def clock_time(instant_us: int) -> str:
 
 def in_words(takeover: Takeover) -> str:
     """One line on a takeover."""
-    cause = (
-        f"{takeover.before} {takeover.cause.past_tense}" if takeover.cause else f"{takeover.before} gave way"
-    )
+    cause = f"{takeover.before} {takeover.cause.past_tense}" if takeover.cause else f"{takeover.before} gave way"
     parts = [f"{cause}, {takeover.replica} leads"]
     if takeover.led_after_s is not None:
         parts.append(f"after {takeover.led_after_s:.2f} s")
@@ -103,9 +102,8 @@ def summary(scene: Scene) -> list[str]:
             f" {percentile(led, 1.0):.2f} s (most); silence {percentile(silences, 0.5):.2f} s,"
             f" {percentile(silences, 1.0):.2f} s"
         )
-    lines.append(
-        "nothing was enqueued twice and nothing was lost"
-        if counts.sound
-        else "NOT SOUND: something was enqueued twice, or lost"
-    )
+    if not counts.sound:
+        lines.append("NOT SOUND: something was enqueued twice, or lost")
+    elif counts.arrived:
+        lines.append("nothing was enqueued twice and nothing was lost")
     return lines

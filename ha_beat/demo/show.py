@@ -89,6 +89,7 @@ class Show:
         self._replicas: list[Child] = []
         self._names: dict[int, str] = {}
         self._roles: dict[str, str] = {}
+        self._ready: set[int] = set()
         self._restart_at_s: dict[str, float] = {}
         self._unreported: list[Takeover] = []
         self._sight = Sight()
@@ -96,6 +97,7 @@ class Show:
         self._trouble: _Trouble | None = None
         self._calm_s = min(CALM_BETWEEN_FAULTS_S, (options.duration_s or 60.0) / 8)
         self._began_s = time.monotonic()
+        self._first_message_s = self._began_s
         self._shown_s = 0.0
         self._next_kind, factor = next(self._script)
         self._next_fault_s = self._began_s + self._calm_s * factor
@@ -114,9 +116,7 @@ class Show:
             observer = Observer(url)
             stack.callback(observer.close)
             env = child_environment(os.environ, url)
-            self._replicas = [
-                beat_replica(number, folder, env) for number in range(1, self._options.replicas + 1)
-            ]
+            self._replicas = [beat_replica(number, folder, env) for number in range(1, self._options.replicas + 1)]
             the_worker = worker(folder, env)
             self._children += [the_worker, *self._replicas]
             self._note(f"embedded Redis at {url}; {len(self._replicas)} replicas and a worker are starting")
@@ -172,8 +172,8 @@ class Show:
                 message = f"nothing was enqueued in {START_PATIENCE_S:.0f} s:\n{tails}"
                 raise DemoError(message)
             self._pause()
-        self._began_s = time.monotonic()
-        self._next_fault_s = self._began_s + self._calm_s
+        self._first_message_s = time.monotonic()
+        self._next_fault_s = self._first_message_s + self._calm_s
         return time.time_ns() // 1000
 
     def _play(self) -> None:
@@ -210,9 +210,7 @@ class Show:
         ):
             trouble.taken_over_s = now
         if trouble.kind is FaultKind.PAUSE:
-            over = (
-                now > (trouble.taken_over_s or trouble.since_s + 10 * LEASE_TTL_S) + PAUSED_AFTER_TAKEOVER_S
-            )
+            over = now > (trouble.taken_over_s or trouble.since_s + 10 * LEASE_TTL_S) + PAUSED_AFTER_TAKEOVER_S
             if not over:
                 return
             self._note(f"resumed {trouble.victim.name} (SIGCONT) after {now - trouble.since_s:.1f} s")
@@ -239,8 +237,7 @@ class Show:
             now_us = time.time_ns() // 1000
             newest = self._tally.newest_us()
             overdue = any(
-                (begun_us if instant is None else instant) + round((INTERVALS_S[name] + LATE_AT_MOST_S) * 1e6)
-                < now_us
+                (begun_us if instant is None else instant) + round((INTERVALS_S[name] + LATE_AT_MOST_S) * 1e6) < now_us
                 for name, instant in newest.items()
             )
             if not overdue or time.monotonic() > deadline or self._in_a_hurry():
@@ -262,14 +259,20 @@ class Show:
         lease = sight.lease
         if lease and lease.held:
             leader = Leader(lease.epoch, self._names.get(lease.pid, f"pid {lease.pid}"), lease.since_ms)
+            first = self._tally.leader is None
             takeover = self._tally.leads(leader)
             if takeover:
                 self._unreported.append(takeover)
+            elif first:
+                self._note(f"{leader.replica} leads (epoch {leader.epoch})")
         for verdict in sight.verdicts:
             self._tally.verdict(verdict)
         self._report_takeovers()
         for run in sight.runs:
             self._take_in(run)
+        alive = [replica.pid or 0 for replica in self._replicas if replica.alive]
+        if sight.listeners >= len(alive):
+            self._ready.update(alive)
         for row in self._rows():
             if row.role == "standby" and self._roles.get(row.name) not in ("standby", "leader"):
                 self._note(f"{row.name} stands by")
@@ -293,9 +296,7 @@ class Show:
             raise DemoError(message)
         for replica in self._replicas:
             if not replica.alive and replica.name not in self._restart_at_s:
-                self._accident(
-                    f"{replica.name} ended by itself ({replica.exit_status}):\n{replica.log_tail()}"
-                )
+                self._accident(f"{replica.name} ended by itself ({replica.exit_status}):\n{replica.log_tail()}")
                 self._restart_at_s[replica.name] = time.monotonic() + RESTART_AFTER_S
 
     def _rows(self) -> tuple[ReplicaRow, ...]:
@@ -311,7 +312,7 @@ class Show:
         elif holds:
             role = "leader"
         else:
-            role = self._sight.roles.get(pid or 0, "starting")
+            role = self._sight.roles.get(pid or 0) or ("standby" if pid in self._ready else "starting")
             if role == "leader":  # its own word, which the lease no longer bears out
                 role = "stepping down"
         return ReplicaRow(
@@ -354,7 +355,8 @@ class Show:
 
     def _over(self) -> bool:
         duration = self._options.duration_s
-        return self._asked_to_end() or (duration is not None and self._elapsed() >= duration)
+        played_s = time.monotonic() - self._first_message_s
+        return self._asked_to_end() or (duration is not None and played_s >= duration)
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began_s

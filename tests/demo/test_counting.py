@@ -22,12 +22,12 @@ def ran(seconds: float, *, entry: str = "second", epoch: int = 7, late: float = 
     return Run(entry, at(seconds), f"id-{seconds}", epoch, "worker-1", at(seconds + late))
 
 
-def skipped(first: float, last: float, reason: str = "coalesced", entry: str = "second") -> Verdict:
-    return Verdict(entry, "skipped", at(first), at(last), reason, 7, at(last) // 1000)
+def skipped(first: float, until: float, reason: str = "coalesced", entry: str = "second") -> Verdict:
+    return Verdict(entry, "skipped", at(first), at(until), reason, 7, at(until) // 1000)
 
 
 def enqueued(seconds: float, epoch: int) -> Verdict:
-    return Verdict("second", "enqueued", at(seconds), at(seconds), "", epoch, at(seconds) // 1000)
+    return Verdict("second", "enqueued", at(seconds), at(seconds) + 1, "", epoch, at(seconds) // 1000)
 
 
 def tally_of(*runs: Run, skips: tuple[Verdict, ...] = ()) -> Tally:
@@ -70,21 +70,28 @@ def test_a_hole_without_a_verdict_is_missed():
 
 
 def test_a_hole_that_was_coalesced_is_not_missed():
-    counts = tally_of(ran(0), ran(4), skips=(skipped(1, 3),)).counts()
+    counts = tally_of(ran(0), ran(4), skips=(skipped(1, 4),)).counts()
 
     assert (counts.missed, counts.coalesced) == (0, 3)
     assert counts.sound
 
 
 def test_a_skip_covers_its_own_range_only():
-    counts = tally_of(ran(0), ran(5), skips=(skipped(2, 3),)).counts()
+    counts = tally_of(ran(0), ran(5), skips=(skipped(2, 4),)).counts()
 
     assert (counts.missed, counts.coalesced) == (2, 2)
 
 
+def test_a_skip_does_not_cover_the_instant_it_goes_up_to():
+    """That one was to be enqueued; if it never arrived, it is lost."""
+    counts = tally_of(ran(0), ran(4), skips=(skipped(1, 3),)).counts()
+
+    assert (counts.missed, counts.coalesced) == (1, 2)
+
+
 def test_a_skip_of_another_entry_covers_nothing():
     tally = Tally({"second": SECOND, "other": SECOND})
-    tally.verdict(skipped(1, 1, entry="other"))
+    tally.verdict(skipped(1, 2, entry="other"))
     tally.run(ran(0))
     tally.run(ran(2))
 
@@ -92,7 +99,7 @@ def test_a_skip_of_another_entry_covers_nothing():
 
 
 def test_a_skip_for_another_reason_is_not_sound():
-    counts = tally_of(ran(0), ran(2), skips=(skipped(1, 1, reason="state_loss"),)).counts()
+    counts = tally_of(ran(0), ran(2), skips=(skipped(1, 2, reason="state_loss"),)).counts()
 
     assert (counts.missed, counts.skipped) == (0, 1)
     assert not counts.sound
@@ -197,7 +204,7 @@ def test_the_journal_has_records_that_are_no_verdicts():
 
 
 def test_a_verdict_on_a_range_is_read():
-    fields = {"d": '{"entry": "e", "verdict": "skipped", "from": 5, "to": 9, "why": "coalesced", "epoch": 3}'}
+    fields = {"d": '{"entry": "e", "verdict": "skipped", "from": 5, "until": 9, "why": "coalesced", "epoch": 3}'}
 
     assert verdict_of("77-1", fields) == Verdict("e", "skipped", 5, 9, "coalesced", 3, 77)
 

@@ -35,10 +35,7 @@ def wait_for(condition, patience_s: float = 20.0) -> bool:
 def test_a_child_that_ignores_sigterm_is_killed(tmp_path):
     child = python_child(
         tmp_path,
-        "import signal, time\n"
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "print('up', flush=True)\n"
-        "time.sleep(600)",
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(600)",
     )
     child.start()
     assert wait_for(lambda: "up" in child.log_tail())
