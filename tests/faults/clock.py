@@ -6,8 +6,10 @@ the clock.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
+import shutil
 import struct
 import subprocess
 import tempfile
@@ -22,7 +24,9 @@ _SOURCE = Path(__file__).with_name("clock_offset.c")
 def clock_library() -> Path:
     """Compile the library once per run. Raises PartMissing where there is no C compiler or it fails."""
     compiler = find_program("cc", "gcc", "clang")
-    target = Path(tempfile.mkdtemp(prefix="hab-clock-")) / "clock_offset.so"
+    folder = Path(tempfile.mkdtemp(prefix="hab-clock-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    target = folder / "clock_offset.so"
     built = subprocess.run(
         [compiler, "-shared", "-fPIC", "-O2", "-Wall", "-o", target, _SOURCE],
         capture_output=True,

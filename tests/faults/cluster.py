@@ -299,11 +299,7 @@ class BeatCluster:
     def standbys(self) -> list[Replica]:
         """The living, unpaused replicas that do not lead."""
         leader = self.leader()
-        return [
-            replica
-            for replica in self.replicas
-            if replica.alive and not replica.paused and replica is not leader
-        ]
+        return [replica for replica in self.replicas if replica.alive and not replica.paused and replica is not leader]
 
     def wait_for_leader(self, timeout: float = 30.0, other_than: Replica | None = None) -> Replica:
         """Wait until a replica (other than one, if given) leads."""

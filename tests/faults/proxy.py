@@ -152,9 +152,7 @@ class _Pair:
                 pump.cancel()
             self.close()
 
-    async def _pump(
-        self, direction: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _pump(self, direction: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Move bytes; a task of its own reads, so that a delay shifts the stream and does not slow it."""
         way = self.proxy.ways[direction]
         loop = asyncio.get_running_loop()

@@ -80,9 +80,7 @@ def test_a_good_history_passes() -> None:
             {"duplicate"},
             id="other spelling",
         ),
-        pytest.param(
-            message(5, id="e@2030-01-01T12:00:02+00:00"), {"duplicate id"}, id="other occurrence, same id"
-        ),
+        pytest.param(message(5, id="e@2030-01-01T12:00:02+00:00"), {"duplicate id"}, id="other occurrence, same id"),
     ],
 )
 def test_a_duplicate_is_found_however_it_is_written(second: Event, kinds_found: set[str]) -> None:
@@ -96,9 +94,7 @@ def test_same_instant_of_another_entry_or_cluster_is_no_duplicate() -> None:
 
 def test_an_epoch_that_falls_is_found() -> None:
     """Also when the stale message comes some messages later; per entry, not over all."""
-    assert kinds([message(0, epoch=1), message(1, epoch=2), message(2, epoch=2), message(3, epoch=1)]) == {
-        "epoch fell"
-    }
+    assert kinds([message(0, epoch=1), message(1, epoch=2), message(2, epoch=2), message(3, epoch=1)]) == {"epoch fell"}
     assert kinds([message(0, epoch=2), message(0, entry="f", epoch=1)]) == set()
 
 
@@ -111,9 +107,7 @@ def test_arrival_out_of_order_is_found() -> None:
 
 
 def test_a_run_count_that_stands_still_is_found() -> None:
-    assert [p.kind for p in run_count_breaks([message(0, run_count=5), message(1, run_count=5)])] == [
-        "run count fell"
-    ]
+    assert [p.kind for p in run_count_breaks([message(0, run_count=5), message(1, run_count=5)])] == ["run count fell"]
     assert run_count_breaks(GOOD) == []
 
 

@@ -40,9 +40,7 @@ def test_three_stock_beats_duplicate_and_one_does_not(
 def test_a_paused_and_a_killed_replica_are_told_apart(shared_redis: RedisServer) -> None:
     """A paused process is alive and silent, a killed one is gone, a terminated one ends by itself."""
     history = History()
-    with BeatCluster(
-        shared_redis.url, spec={"fast": {"every": 0.1}}, replicas=1, scheduler=STOCK_SCHEDULER
-    ) as cluster:
+    with BeatCluster(shared_redis.url, spec={"fast": {"every": 0.1}}, replicas=1, scheduler=STOCK_SCHEDULER) as cluster:
         replica = cluster[0]
         with RedisQueueConsumer(history, shared_redis.url):
             history.wait_for_messages(3, timeout=30)

@@ -96,9 +96,7 @@ def test_blackholed_replies_leave_the_server_having_acted(proxy: TcpProxy, share
     assert shared_redis.admin.get("count") == "1"
 
 
-def test_paused_bytes_arrive_after_the_pause(
-    proxy: TcpProxy, client: redis.Redis, shared_redis: RedisServer
-) -> None:
+def test_paused_bytes_arrive_after_the_pause(proxy: TcpProxy, client: redis.Redis, shared_redis: RedisServer) -> None:
     client.ping()
     proxy.pause()
     answers: list[object] = []
@@ -162,9 +160,7 @@ def test_a_script_is_found_by_its_name_in_the_request(proxy: TcpProxy, client: r
     assert script(keys=["count"]) == 3
 
 
-def test_a_held_request_is_delivered_after_its_client_has_gone(
-    proxy: TcpProxy, shared_redis: RedisServer
-) -> None:
+def test_a_held_request_is_delivered_after_its_client_has_gone(proxy: TcpProxy, shared_redis: RedisServer) -> None:
     impatient = client_through(proxy, shared_redis, timeout=0.3)
     impatient.ping()
     held = proxy.hold(containing(b"INCR", b"late"))

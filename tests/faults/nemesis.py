@@ -1,0 +1,411 @@
+"""What goes wrong, by name: faults over the replicas, the paths and the servers of a run, each recorded in
+its history.
+
+A fault that lasts blocks for its seconds and ends itself: `pause_leader(3)` returns when the leader runs again.
+`Storm` draws a schedule of such faults from a seed, carries it out and heals everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tests.faults.clock import SteppedClock
+from tests.faults.cluster import BeatCluster, Replica
+from tests.faults.history import History
+from tests.faults.proxy import CutReply, TcpProxy
+from tests.servers import RedisServer, Server
+
+
+T = TypeVar("T")
+
+
+class Nemesis:
+    """Brings about failures. `lease_proxies` and `broker_proxies` hold one proxy per replica, in their
+    order, or one for all; where lease and queue are one Redis they are the same proxies. `clocks` likewise,
+    one per replica.
+
+    Where a fault means the leader and nobody leads (or no lease can be read), it strikes a living replica at random.
+    """
+
+    def __init__(
+        self,
+        cluster: BeatCluster,
+        history: History,
+        *,
+        redis: RedisServer | None = None,
+        broker: Server | None = None,
+        lease_proxies: Sequence[TcpProxy] = (),
+        broker_proxies: Sequence[TcpProxy] = (),
+        clocks: Sequence[SteppedClock] = (),
+        chance: random.Random | None = None,
+    ) -> None:
+        self.cluster = cluster
+        self.history = history
+        self.redis = redis
+        self.broker = broker
+        self.lease_proxies = tuple(lease_proxies)
+        self.broker_proxies = tuple(broker_proxies)
+        self.clocks = tuple(clocks)
+        self.chance = chance or random.Random()
+
+    # -- whom it strikes
+
+    def leader(self) -> Replica:
+        """The leader, or a living replica at random."""
+        with contextlib.suppress(Exception):
+            leader = self.cluster.leader()
+            if leader is not None:
+                return leader
+        return self.anyone()
+
+    def anyone(self) -> Replica:
+        """A living, unpaused replica at random. Raises RuntimeError if there is none."""
+        living = [replica for replica in self.cluster if replica.alive and not replica.paused]
+        if not living:
+            raise RuntimeError("no replica is alive")
+        return self.chance.choice(living)
+
+    def standby(self) -> Replica:
+        """A living replica that does not lead, at random; the leader if it is alone."""
+        leader = self.leader()
+        others = [replica for replica in self.cluster if replica.alive and replica is not leader]
+        return self.chance.choice(others) if others else leader
+
+    def lease_proxy(self, replica: Replica | None = None) -> TcpProxy:
+        """The proxy between a replica (default: the leader) and the lease."""
+        return self._of(self.lease_proxies, replica or self.leader(), "lease proxy")
+
+    def broker_proxy(self, replica: Replica | None = None) -> TcpProxy:
+        """The proxy between a replica (default: the leader) and the broker."""
+        return self._of(self.broker_proxies, replica or self.leader(), "broker proxy")
+
+    def _of(self, each: Sequence[T], replica: Replica, what: str) -> T:
+        if not each:
+            raise RuntimeError(f"this run has no {what}")
+        return each[0] if len(each) == 1 else each[self.cluster.replicas.index(replica)]
+
+    @contextlib.contextmanager
+    def _during(self, fault: str, **details: object) -> Iterator[None]:
+        self.history.fault(fault, "start", **details)
+        try:
+            yield
+        finally:
+            self.history.fault(fault, "end", **details)
+
+    # -- processes
+
+    def kill_leader(self, down: float | None = None) -> Replica:
+        """SIGKILL; started again after `down` seconds, or never."""
+        return self.kill(self.leader(), down, "kill_leader")
+
+    def term_leader(self, down: float | None = None) -> Replica:
+        """SIGTERM; started again after `down` seconds, or never."""
+        victim = self.leader()
+        self.history.fault("term_leader", replica=victim.name)
+        victim.terminate()
+        self._again(victim, down)
+        return victim
+
+    def kill(self, replica: Replica, down: float | None = None, fault: str = "kill") -> Replica:
+        self.history.fault(fault, replica=replica.name)
+        replica.kill()
+        self._again(replica, down)
+        return replica
+
+    def _again(self, replica: Replica, down: float | None) -> None:
+        if down is not None:
+            time.sleep(down)
+            replica.start()
+
+    def pause_leader(self, seconds: float) -> Replica:
+        """SIGSTOP, and SIGCONT after `seconds`."""
+        return self.pause(self.leader(), seconds, "pause_leader")
+
+    def pause(self, replica: Replica, seconds: float, fault: str = "pause") -> Replica:
+        with self._during(fault, replica=replica.name, seconds=seconds):
+            replica.pause()
+            try:
+                time.sleep(seconds)
+            finally:
+                replica.resume()
+        return replica
+
+    def clock_jump(self, seconds: float, replica: Replica | None = None) -> Replica:
+        """Step the wall clock of a replica (default: the leader) and leave it so."""
+        victim = replica or self.leader()
+        clock = self._of(self.clocks, victim, "clock")
+        self.history.fault("clock_jump", replica=victim.name, seconds=seconds)
+        clock.jump(seconds)
+        return victim
+
+    # -- paths
+
+    def cut_lease_path(self, replica: Replica | None = None) -> int:
+        """Reset the connections between a replica (default: the leader) and the lease; it may connect
+        again.
+        """
+        return self._cut("cut_lease_path", self.lease_proxy(replica))
+
+    def cut_broker_path(self, replica: Replica | None = None) -> int:
+        """Reset the connections between a replica (default: the leader) and the broker; it may connect
+        again.
+        """
+        return self._cut("cut_broker_path", self.broker_proxy(replica))
+
+    def _cut(self, fault: str, proxy: TcpProxy) -> int:
+        self.history.fault(fault, proxy=proxy.port)
+        return proxy.cut()
+
+    def refuse_lease_path(self, seconds: float, replica: Replica | None = None) -> None:
+        """Refuse every connection between a replica (default: the leader) and the lease."""
+        proxy = self.lease_proxy(replica)
+        self._fault_on(proxy, "refuse_lease_path", seconds, proxy.refuse)
+
+    def blackhole_lease_path(self, seconds: float, replica: Replica | None = None) -> None:
+        """Swallow all bytes between a replica (default: the leader) and the lease."""
+        proxy = self.lease_proxy(replica)
+        self._fault_on(proxy, "blackhole_lease_path", seconds, proxy.blackhole)
+
+    def blackhole_broker_path(self, seconds: float, replica: Replica | None = None) -> None:
+        """Swallow all bytes between a replica (default: the leader) and the broker."""
+        proxy = self.broker_proxy(replica)
+        self._fault_on(proxy, "blackhole_broker_path", seconds, proxy.blackhole)
+
+    def stall_lease_path(self, seconds: float, replica: Replica | None = None) -> None:
+        """Keep all bytes between a replica (default: the leader) and the lease back, and deliver them
+        late.
+        """
+        proxy = self.lease_proxy(replica)
+        self._fault_on(proxy, "stall_lease_path", seconds, proxy.pause)
+
+    def slow_lease_path(self, seconds: float, delay: float = 0.3, replica: Replica | None = None) -> None:
+        """Deliver every byte between a replica (default: the leader) and the lease `delay` seconds late."""
+        proxy = self.lease_proxy(replica)
+        self._fault_on(proxy, "slow_lease_path", seconds, lambda: proxy.delay(delay))
+
+    def _fault_on(self, proxy: TcpProxy, fault: str, seconds: float, begin: Callable[[], object]) -> None:
+        with self._during(fault, proxy=proxy.port, seconds=seconds):
+            begin()
+            try:
+                time.sleep(seconds)
+            finally:
+                proxy.heal()
+
+    def lose_reply(self, containing: bytes = b"EVALSHA", replica: Replica | None = None) -> CutReply:
+        """Lose the reply to the next matching request of a replica (default: the leader), after the server
+        acted.
+        """
+        proxy = self.lease_proxy(replica)
+        self.history.fault("lose_reply", proxy=proxy.port)
+        return proxy.cut_reply_after(containing)
+
+    # -- servers
+
+    def _redis(self) -> RedisServer:
+        if self.redis is None:
+            raise RuntimeError("this run has no Redis of its own")
+        return self.redis
+
+    def redis_stop(self, seconds: float | None = None) -> None:
+        """SIGTERM; started again with its data (as far as it persists) after `seconds`, or when healed."""
+        self._down("redis_stop", self._redis(), self._redis().stop, seconds)
+
+    def redis_kill(self, seconds: float | None = None) -> None:
+        """SIGKILL; started again with its data (as far as it persists) after `seconds`, or when healed."""
+        self._down("redis_kill", self._redis(), self._redis().kill, seconds)
+
+    def redis_restart(self, *, persist: bool, down: float = 0.0) -> None:
+        """Stop, stay away, start: with the data or with none at all."""
+        with self._during("redis_restart", persist=persist, seconds=down):
+            self._redis().restart(persist=persist, down=down)
+
+    def redis_pause(self, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after `seconds`."""
+        self._freeze("redis_pause", self._redis(), seconds)
+
+    def redis_flush(self) -> None:
+        """FLUSHALL."""
+        self.history.fault("redis_flush")
+        self._redis().admin.flushall()
+
+    def _broker(self) -> Server:
+        if self.broker is None:
+            raise RuntimeError("this run has no broker of its own")
+        return self.broker
+
+    def broker_stop(self, seconds: float | None = None) -> None:
+        """An orderly stop; started again after `seconds`, or when healed."""
+        self._down("broker_stop", self._broker(), self._broker().stop, seconds)
+
+    def broker_pause(self, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after `seconds`."""
+        self._freeze("broker_pause", self._broker(), seconds)
+
+    def _down(self, fault: str, server: Server, end: Callable[[], None], seconds: float | None) -> None:
+        if seconds is None:
+            self.history.fault(fault)
+            end()
+            return
+        with self._during(fault, seconds=seconds):
+            end()
+            time.sleep(seconds)
+            server.start()
+
+    def _freeze(self, fault: str, server: Server, seconds: float) -> None:
+        with self._during(fault, seconds=seconds):
+            server.pause()
+            try:
+                time.sleep(seconds)
+            finally:
+                server.resume()
+
+    # -- the end of it
+
+    def heal(self) -> None:
+        """Servers run, paths are whole, clocks are right, every replica is up."""
+        for server in {server for server in (self.redis, self.broker) if server is not None}:
+            if server.alive:
+                server.resume()
+            server.start()
+        for proxy in {*self.lease_proxies, *self.broker_proxies}:
+            proxy.heal()
+        for clock in self.clocks:
+            clock.offset = 0.0
+        self.cluster.heal()
+        self.history.fault("heal")
+
+
+# ------------------------------------------------------------------------------------------------------ storm
+
+
+@dataclass(frozen=True)
+class FaultKind:
+    """One kind of fault for a storm: how long it lasts at least and at most (seconds), how likely it is, and
+    what it needs."""
+    what it needs.
+    """
+
+    strike: Callable[[Nemesis, float], object]
+    shortest: float
+    longest: float
+    weight: int = 1
+    needs: Callable[[Nemesis], bool] = lambda _: True
+
+
+def _has_lease_path(nemesis: Nemesis) -> bool:
+    return bool(nemesis.lease_proxies)
+
+
+def _has_broker_path(nemesis: Nemesis) -> bool:
+    return bool(nemesis.broker_proxies)
+
+
+def _has_redis(nemesis: Nemesis) -> bool:
+    return nemesis.redis is not None
+
+
+def _keeps_redis(nemesis: Nemesis) -> bool:
+    return nemesis.redis is not None and nemesis.redis.appendonly
+
+
+def _has_broker(nemesis: Nemesis) -> bool:
+    return nemesis.broker is not None
+
+
+def _has_clocks(nemesis: Nemesis) -> bool:
+    return bool(nemesis.clocks)
+
+
+FAULTS: Mapping[str, FaultKind] = {
+    "kill_leader": FaultKind(lambda n, s: n.kill_leader(down=s), 0.0, 2.0, 4),
+    "term_leader": FaultKind(lambda n, s: n.term_leader(down=s), 0.0, 2.0, 3),
+    "pause_leader": FaultKind(lambda n, s: n.pause_leader(s), 0.2, 8.0, 4),
+    "kill_standby": FaultKind(lambda n, s: n.kill(n.standby(), s, "kill_standby"), 0.0, 2.0, 1),
+    "pause_standby": FaultKind(lambda n, s: n.pause(n.standby(), s, "pause_standby"), 0.2, 6.0, 1),
+    "cut_lease_path": FaultKind(lambda n, _: n.cut_lease_path(), 0.0, 0.0, 3, _has_lease_path),
+    "refuse_lease_path": FaultKind(lambda n, s: n.refuse_lease_path(s), 0.2, 6.0, 2, _has_lease_path),
+    "blackhole_lease_path": FaultKind(lambda n, s: n.blackhole_lease_path(s), 0.2, 8.0, 3, _has_lease_path),
+    "stall_lease_path": FaultKind(lambda n, s: n.stall_lease_path(s), 0.2, 8.0, 3, _has_lease_path),
+    "slow_lease_path": FaultKind(lambda n, s: n.slow_lease_path(s), 1.0, 5.0, 1, _has_lease_path),
+    "lose_reply": FaultKind(lambda n, _: n.lose_reply(), 0.0, 0.0, 3, _has_lease_path),
+    "cut_broker_path": FaultKind(lambda n, _: n.cut_broker_path(), 0.0, 0.0, 2, _has_broker_path),
+    "blackhole_broker_path": FaultKind(lambda n, s: n.blackhole_broker_path(s), 0.2, 6.0, 2, _has_broker_path),
+    "redis_pause": FaultKind(lambda n, s: n.redis_pause(s), 0.2, 6.0, 2, _has_redis),
+    "redis_stop": FaultKind(lambda n, s: n.redis_stop(s), 0.2, 6.0, 2, _keeps_redis),
+    "broker_pause": FaultKind(lambda n, s: n.broker_pause(s), 0.2, 6.0, 2, _has_broker),
+    "clock_jump": FaultKind(lambda n, s: n.clock_jump(s * n.chance.choice((-1, 1))), 1.0, 3600.0, 1, _has_clocks),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Wait `calm` seconds, then bring about a fault for `seconds`."""
+
+    calm: float
+    fault: str
+    seconds: float
+
+
+class Storm:
+    """A schedule of faults drawn from a seed: the same seed and names give the same schedule.
+
+    `duration` is what the planned steps add up to, in seconds; clock jumps and cuts take no time. `names`
+    are keys of FAULTS; None takes what each run has the parts for (no clock jumps: ask for those by name). `scale` shortens or
+    lengthens every fault.
+    """
+
+    CALM_SECONDS = (0.3, 3.0)
+
+    def __init__(self, seed: int, duration: float, names: Sequence[str] | None = None, *, scale: float = 1.0) -> None:
+        self.seed = seed
+        self.duration = duration
+        self.names = None if names is None else tuple(names)
+        self.scale = scale
+
+    @staticmethod
+    def possible(nemesis: Nemesis) -> tuple[str, ...]:
+        """The faults that a run has the parts for, clock jumps left out."""
+        return tuple(name for name, kind in FAULTS.items() if name != "clock_jump" and kind.needs(nemesis))
+
+    def plan(self, names: Sequence[str]) -> tuple[Step, ...]:
+        """The steps, drawn from these faults."""
+        chance = random.Random(self.seed)
+        weights = [FAULTS[name].weight for name in names]
+        steps: list[Step] = []
+        spent = 0.0
+        while spent < self.duration:
+            name = chance.choices(names, weights)[0]
+            kind = FAULTS[name]
+            step = Step(
+                round(chance.uniform(*self.CALM_SECONDS), 2),
+                name,
+                round(chance.uniform(kind.shortest, kind.longest) * self.scale, 2),
+            )
+            steps.append(step)
+            spent += step.calm + (0.0 if name == "clock_jump" else step.seconds)
+        return tuple(steps)
+
+    def run(self, nemesis: Nemesis) -> tuple[Step, ...]:
+        """Carry the plan out, heal everything whatever happens, and return the plan. Prints the seed and
+        each step.
+        """
+        plan = self.plan(self.names or self.possible(nemesis))
+        nemesis.chance = random.Random(self.seed)
+        print(f"storm: seed {self.seed}, {len(plan)} faults in about {self.duration:g} s")
+        nemesis.history.record(type="note", note="storm", seed=self.seed)
+        try:
+            for step in plan:
+                time.sleep(step.calm)
+                print(f"storm: {step.fault} {step.seconds:g}")
+                FAULTS[step.fault].strike(nemesis, step.seconds)
+        except BaseException:
+            print(f"storm: seed {self.seed} broke off")
+            raise
+        finally:
+            nemesis.heal()
+        return plan
