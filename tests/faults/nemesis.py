@@ -20,7 +20,6 @@ from tests.faults.history import History
 from tests.faults.proxy import CutReply, TcpProxy
 from tests.servers import RedisServer, Server
 
-
 T = TypeVar("T")
 
 
@@ -286,7 +285,6 @@ class Nemesis:
 @dataclass(frozen=True)
 class FaultKind:
     """One kind of fault for a storm: how long it lasts at least and at most (seconds), how likely it is, and
-    what it needs."""
     what it needs.
     """
 
@@ -354,9 +352,9 @@ class Step:
 class Storm:
     """A schedule of faults drawn from a seed: the same seed and names give the same schedule.
 
-    `duration` is what the planned steps add up to, in seconds; clock jumps and cuts take no time. `names`
-    are keys of FAULTS; None takes what each run has the parts for (no clock jumps: ask for those by name). `scale` shortens or
-    lengthens every fault.
+    `duration` is what the planned steps add up to, in seconds; clock jumps and cuts take no time. `names` are
+    keys of FAULTS; None takes what each run has the parts for (no clock jumps: ask for those by name). `scale`
+    shortens or lengthens every fault.
     """
 
     CALM_SECONDS = (0.3, 3.0)
