@@ -43,6 +43,8 @@ class Skipped:
     last: datetime
     reason: str = ""
     verdict: str = "skipped"
+    count: int = 1
+    """How many occurrences these are; -1 where they were too many to count."""
 
     def covers(self, entry: str | None, instant: datetime) -> bool:
         return self.entry in (None, entry) and self.first <= instant <= self.last
@@ -112,8 +114,8 @@ def from_microseconds(value: float | str) -> datetime:
 def skipped_from_journal(records: Iterable[Event | str | bytes]) -> list[Skipped]:
     """The skipped (and uncertain) occurrences among journal records, each a mapping or its JSON.
 
-    Understands a single occurrence (`at`) and a range (`from`, `to`), in microseconds or as ISO text;
-    records of another kind (a change of leader) are passed over.
+    Understands a single occurrence (`at`) and a range (`from` up to, not including, `until`; or `from` to `to`, both
+    included), in microseconds or as ISO text; records of another kind (a change of leader) are passed over.
     """
 
     def moment(value: Any) -> datetime:
@@ -126,12 +128,14 @@ def skipped_from_journal(records: Iterable[Event | str | bytes]) -> list[Skipped
         record: Event = json.loads(raw) if isinstance(raw, str | bytes) else raw
         if record.get("verdict") not in ("skipped", "uncertain"):
             continue
-        first = record.get("from") or record.get("at") or record.get("scheduled_at")
-        last = record.get("to") or record.get("at") or record.get("scheduled_at")
-        if first is None or last is None:
+        alone = record.get("at") or record.get("scheduled_at")
+        first, last, until = record.get("from") or alone, record.get("to") or alone, record.get("until")
+        if first is None or (last is None and until is None):
             continue
+        end = moment(last) if until is None else moment(until) - timedelta(microseconds=1)
         reason = str(record.get("why") or record.get("reason") or "")
-        found.append(Skipped(record.get("entry"), moment(first), moment(last), reason, record["verdict"]))
+        count = int(record.get("count", 1))
+        found.append(Skipped(record.get("entry"), moment(first), end, reason, record["verdict"], count))
     return found
 
 
@@ -352,6 +356,22 @@ def skipped_yet_sent(messages: Iterable[Event], skipped: Sequence[Skipped]) -> l
     ]
 
 
+def skipped_twice(skipped: Sequence[Skipped]) -> list[Problem]:
+    """Occurrences that two records say were skipped."""
+    problems = []
+    latest: dict[str, Skipped] = {}
+    for verdict in sorted(skipped, key=lambda one: one.first):
+        if verdict.entry is None or verdict.verdict != "skipped":
+            continue
+        before = latest.get(verdict.entry)
+        if before is not None and verdict.first <= before.last:
+            detail = f"{verdict.first.isoformat()} skipped as {before.reason!r} and again as {verdict.reason!r}"
+            problems.append(Problem("two verdicts", verdict.entry, detail))
+        if before is None or verdict.last > before.last:
+            latest[verdict.entry] = verdict
+    return problems
+
+
 def crowding(messages: Iterable[Event], task: str, every: float) -> list[Problem]:
     """For stock beat, whose messages name no occurrence: more messages of a task than the time they span has
     room for.
@@ -416,12 +436,15 @@ def silence_around(history: Iterable[Event], fault: str, entry: str | None = Non
 
 @dataclass(frozen=True)
 class Report:
-    """What the checker found; `str` gives a table and the problems, `ok` is True when there are none."""
+    """What the checker found; `str` gives a table and the problems, `ok` is True when there are none.
+
+    `skipped` counts occurrences by the reason of their verdict.
+    """
 
     messages: int
     entries: int
     occurrences: int
-    skipped: int
+    skipped: Mapping[str, int]
     changes_of_epoch: int
     faults: Mapping[str, int]
     silence: Silence
@@ -450,7 +473,7 @@ class Report:
             ("messages", str(self.messages)),
             ("entries", str(self.entries)),
             ("occurrences", str(self.occurrences)),
-            ("skipped ranges", str(self.skipped)),
+            ("skipped", ", ".join(f"{reason} {count}" for reason, count in self.skipped.items()) or "none"),
             ("changes of epoch", str(self.changes_of_epoch)),
             ("faults", ", ".join(f"{name} {count}" for name, count in self.faults.items()) or "none"),
             ("silence", str(self.silence)),
@@ -477,7 +500,7 @@ def check(history: Iterable[Event], expected: Iterable[Expectation] = (), skippe
     events = list(history)
     messages = messages_of(events)
     problems = [problem for invariant in INVARIANTS for problem in invariant(messages)]
-    problems += skipped_yet_sent(messages, skipped)
+    problems += skipped_yet_sent(messages, skipped) + skipped_twice(skipped)
     for expectation in expected:
         match expectation:
             case Interval(task=str(task)):
@@ -491,12 +514,15 @@ def check(history: Iterable[Event], expected: Iterable[Expectation] = (), skippe
                 problems += unexpected_instants(messages, expectation)
     entries = _by_entry(messages)
     epochs = [message["epoch"] for message in messages if message.get("epoch") is not None]
+    verdicts: Counter[str] = Counter()
+    for verdict in skipped:
+        verdicts[verdict.reason or verdict.verdict] += max(verdict.count, 1)
     faults = Counter(str(e["fault"]) for e in events if e.get("type") == "fault" and e.get("phase") != "end")
     return Report(
         messages=len(messages),
         entries=len(entries),
         occurrences=sum(len(_occurrences(messages, entry)) for entry in entries),
-        skipped=len(skipped),
+        skipped=verdicts,
         changes_of_epoch=sum(before != after for before, after in itertools.pairwise(epochs)),
         faults=faults,
         silence=silence(messages),

@@ -166,6 +166,17 @@ def test_a_message_that_is_recorded_as_skipped_has_two_verdicts() -> None:
     assert kinds(GOOD, skipped=(Skipped("e", at(1), at(1), "", "uncertain"),)) == set()
 
 
+def test_an_occurrence_that_is_skipped_twice_has_two_verdicts() -> None:
+    """Ranges that overlap, of one entry; ranges that only touch are fine, and so are other entries'."""
+    first = Skipped("e", at(11), at(15), "coalesced", count=5)
+    assert kinds(GOOD, skipped=(first, Skipped("e", at(14), at(16), "missed"))) == {"two verdicts"}
+    assert kinds(GOOD, skipped=(first, Skipped("e", at(16), at(18)), Skipped("f", at(12), at(13)))) == set()
+    assert check(GOOD, skipped=[first, Skipped("e", at(16), at(17), "missed", count=2)]).skipped == {
+        "coalesced": 5,
+        "missed": 2,
+    }
+
+
 def test_stock_messages_are_counted_against_the_time_they_span() -> None:
     """Without the header there is no occurrence to name, but three beats send three times too much."""
 
@@ -194,6 +205,7 @@ def test_the_journal_s_single_and_ranged_verdicts_are_read() -> None:
                     "to": "2030-01-01T13:00:03+01:00",
                 }
             ),
+            {"verdict": "skipped", "entry": "g", "from": at(1).isoformat(), "until": at(4).isoformat(), "count": 3},
             {"verdict": "uncertain", "entry": "f", "at": str(micros)},
             {"event": "led", "epoch": 3},
         ]
@@ -201,6 +213,7 @@ def test_the_journal_s_single_and_ranged_verdicts_are_read() -> None:
     assert skipped == [
         Skipped("e", NOON, NOON, "misfire"),
         Skipped("e", at(1), at(3)),
+        Skipped("g", at(1), at(4) - timedelta(microseconds=1), count=3),
         Skipped("f", NOON, NOON, "", "uncertain"),
     ]
 

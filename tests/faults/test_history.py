@@ -88,6 +88,7 @@ def test_rabbitmq_s_messages_are_recorded_once_over_a_restart() -> None:
                 connection.Producer().publish(
                     {}, routing_key="celery", exchange="celery", declare=[queue], headers=headers
                 )
+            return True
 
         for number in range(20):
             publish(number)
