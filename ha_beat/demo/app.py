@@ -28,13 +28,14 @@ app.conf.update(
 @app.task(bind=True, name="demo.note_run")
 def note_run(self: Task[[], None], /) -> None:
     """Note what arrived, and for which instant, in the embedded Redis."""
-    meant_for = (self.request.headers or {}).get("ha_beat") or getattr(self.request, "ha_beat", None) or {}
+    request: Any = self.request
+    meant_for = request.ha_beat
     run = {
-        "entry": meant_for.get("entry"),
-        "scheduled_at": meant_for.get("scheduled_at"),
-        "epoch": meant_for.get("epoch"),
-        "id": self.request.id,
-        "worker": self.request.hostname,
+        "entry": meant_for["entry"],
+        "scheduled_at": meant_for["scheduled_at"],
+        "epoch": meant_for["epoch"],
+        "id": request.id,
+        "worker": request.hostname,
         "ran_us": time.time_ns() // 1000,
     }
     pool: Any = self.app.pool

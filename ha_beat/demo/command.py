@@ -69,6 +69,7 @@ def demo(duration: float | None, plain: bool, replicas: int, seed: int | None, l
     show = Show(Options(replicas, duration, seed, logs), view, wishes.to_end, wishes.to_hurry)
     try:
         scene = show.run()
+        view.show(scene)
     except DemoError as problem:
         view.close()
         raise click.ClickException(str(problem)) from problem

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
@@ -17,21 +16,22 @@ ROLE_STYLES = {
     "leader": "bold green",
     "standby": "cyan",
     "starting": "dim",
-    "paused": "yellow",
+    "paused": "bold yellow",
     "dead": "bold red",
 }
-RUNS_SHOWN = 8
-NOTES_SHOWN = 8
-TAKEOVERS_SHOWN = 4
+MOST_LINES = 12
+FIXED_LINES = 12
+"""Head, counters, titles, headers and the blank lines between."""
 
 
 class LiveView:
-    """Tables that change in place."""
+    """Tables that change in place, as long as the terminal's height allows."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._notes: deque[Text] = deque(maxlen=NOTES_SHOWN)
-        self._runs: deque[tuple[Run, bool]] = deque(maxlen=RUNS_SHOWN)
-        self._live = Live(console=console, auto_refresh=False, screen=False, transient=False)
+        self._console = console or Console()
+        self._notes: deque[Text] = deque(maxlen=MOST_LINES)
+        self._runs: deque[tuple[Run, bool]] = deque(maxlen=MOST_LINES)
+        self._live = Live(console=self._console, auto_refresh=False)
         self._live.start()
 
     def note(self, elapsed_s: float, text: str, *, grave: bool = False) -> None:
@@ -48,22 +48,33 @@ class LiveView:
 
     def render(self, scene: Scene) -> Group:
         """Put a moment into tables."""
-        of = f" of {scene.duration_s:.0f} s" if scene.duration_s else " s, Ctrl-C ends it"
-        head = Text(f"ha-beat demo   {scene.elapsed_s:.0f}{of}   next: {scene.outlook}", style="bold")
+        room = max(5, self._console.height - FIXED_LINES - len(scene.replicas))
+        takeovers = min(4, room // 4)
+        lines = min(MOST_LINES, (room - takeovers) // 2)
+        blank = Text()
         return Group(
-            head,
+            self._head(scene),
+            blank,
             self._replicas(scene),
+            blank,
             self._counters(scene),
-            self._takeovers(scene),
-            self._recent_runs(),
-            Panel(Group(*self._notes), title="events", title_align="left", height=NOTES_SHOWN + 2),
+            blank,
+            *self._section("takeovers", [Text(in_words(t)) for t in scene.takeovers], takeovers),
+            *self._section("events", self._notes, lines),
+            blank,
+            self._recent_runs(lines),
+        )
+
+    @staticmethod
+    def _head(scene: Scene) -> Text:
+        end = "Ctrl-C ends it" if scene.left_s is None else f"{scene.left_s:.0f} s left"
+        return Text.assemble(
+            ("ha-beat demo", "bold"), f"   {scene.elapsed_s:.0f} s, {end}   next: ", (scene.outlook, "yellow")
         )
 
     @staticmethod
     def _replicas(scene: Scene) -> Table:
-        table = Table(expand=True, title="replicas", title_justify="left")
-        for column in ("replica", "pid", "role", "epoch", "lease renewed"):
-            table.add_column(column)
+        table = _table("replica", "pid", "role", "epoch", "lease renewed")
         for row in scene.replicas:
             table.add_row(
                 row.name,
@@ -75,32 +86,32 @@ class LiveView:
         return table
 
     @staticmethod
-    def _counters(scene: Scene) -> Table:
+    def _counters(scene: Scene) -> Text:
         counts = scene.counts
-        table = Table(expand=True)
         lost = counts.missed + counts.skipped
-        for name in ("enqueued", "duplicates", "missed", "coalesced", "takeovers", "lateness p50 / max"):
-            table.add_column(name, justify="right")
-        table.add_row(
-            str(counts.arrived),
-            Text(str(counts.duplicates + counts.off_grid), style=_alarm(counts.duplicates + counts.off_grid)),
-            Text(str(lost), style=_alarm(lost)),
-            str(counts.coalesced),
-            str(counts.takeovers),
-            f"{_ms(percentile(scene.lateness_s, 0.5))} / {_ms(percentile(scene.lateness_s, 1.0))}",
+        doubled = counts.duplicates + counts.off_grid
+        return Text.assemble(
+            f"enqueued {counts.arrived}   ",
+            (f"duplicates {doubled}", _alarm(doubled)),
+            "   ",
+            (f"missed {lost}", _alarm(lost)),
+            f"   coalesced {counts.coalesced}   takeovers {counts.takeovers}",
+            f"   late {_ms(percentile(scene.lateness_s, 0.5))} to {_ms(percentile(scene.lateness_s, 1.0))}",
+            no_wrap=True,
+            overflow="ellipsis",
         )
-        return table
 
     @staticmethod
-    def _takeovers(scene: Scene) -> Panel:
-        latest = [Text(in_words(takeover)) for takeover in scene.takeovers[-TAKEOVERS_SHOWN:]]
-        return Panel(Group(*latest), title="takeovers", title_align="left", height=TAKEOVERS_SHOWN + 2)
+    def _section(title: str, texts: list[Text] | deque[Text], lines: int) -> list[RenderableType]:
+        shown = list(texts)[-lines:]
+        for text in shown:
+            text.no_wrap, text.overflow = True, "ellipsis"
+        # Always of one height, or what is below would jump.
+        return [Text(title, style="bold"), *shown, *[Text()] * (lines - len(shown))]
 
-    def _recent_runs(self) -> Table:
-        table = Table(expand=True, title="last messages, as the worker ran them", title_justify="left")
-        for column in ("entry", "meant for (UTC)", "epoch", "worker", "late"):
-            table.add_column(column)
-        for run, duplicate in self._runs:
+    def _recent_runs(self, lines: int) -> Table:
+        table = _table("entry run", "meant for (UTC)", "under epoch", "on worker", "late")
+        for run, duplicate in list(self._runs)[-lines:]:
             table.add_row(
                 run.entry,
                 clock_time(run.scheduled_us),
@@ -109,13 +120,18 @@ class LiveView:
                 _ms(run.late_s),
                 style="bold red" if duplicate else "",
             )
-        for _ in range(RUNS_SHOWN - len(self._runs)):
-            table.add_row()
         return table
 
 
+def _table(*columns: str) -> Table:
+    table = Table(box=None, expand=True, pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
 def _alarm(count: int) -> str:
-    return "bold red" if count else "bold green"
+    return "bold white on red" if count else "bold green"
 
 
 def _ms(seconds: float) -> str:

@@ -17,7 +17,7 @@ class ReplicaRow:
     name: str
     pid: int | None
     role: str
-    """leader, standby, starting, paused or dead."""
+    """leader, standby, starting, stepping down, paused, dead or ended."""
     epoch: int | None = None
     lease_age_s: float | None = None
 
@@ -27,7 +27,8 @@ class Scene:
     """One moment of the demo."""
 
     elapsed_s: float
-    duration_s: float | None
+    left_s: float | None
+    """Seconds to the end, where there is one set."""
     replicas: tuple[ReplicaRow, ...]
     counts: Counts
     takeovers: tuple[Takeover, ...]

@@ -101,6 +101,7 @@ class Show:
         self._shown_s = 0.0
         self._next_kind, factor = next(self._script)
         self._next_fault_s = self._began_s + self._calm_s * factor
+        self._ending = False
         self._tail_us: int | None = None
         self._begun_us: int | None = None
         self.accidents = 0
@@ -146,6 +147,7 @@ class Show:
             self._play()
             self._pause()
         settled_us = self._settle(observer, begun_us)
+        self._ending = True
         # The leader last, or the others would take over from one another.
         standbys = [replica for replica in self._replicas if replica is not self._leading()]
         for group in (standbys, self._replicas):
@@ -306,7 +308,7 @@ class Show:
         lease, pid = self._sight.lease, replica.pid
         holds = lease is not None and lease.held and lease.pid == pid
         if not replica.alive:
-            role = "dead"
+            role = "ended" if self._ending else "dead"
         elif replica.paused:
             role = "paused"
         elif holds:
@@ -326,7 +328,7 @@ class Show:
     def _scene(self, outlook: str) -> Scene:
         return Scene(
             elapsed_s=self._elapsed(),
-            duration_s=self._options.duration_s,
+            left_s=self._left_s(),
             replicas=self._rows(),
             counts=self._tally.counts(tail_us=self._tail_us, begun_us=self._begun_us),
             takeovers=tuple(self._tally.takeovers()),
@@ -354,9 +356,12 @@ class Show:
         return any(row.role == "standby" for row in self._rows())
 
     def _over(self) -> bool:
-        duration = self._options.duration_s
-        played_s = time.monotonic() - self._first_message_s
-        return self._asked_to_end() or (duration is not None and played_s >= duration)
+        return self._asked_to_end() or self._left_s() == 0.0
+
+    def _left_s(self) -> float | None:
+        if self._options.duration_s is None:
+            return None
+        return max(0.0, self._first_message_s + self._options.duration_s - time.monotonic())
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import signal
@@ -12,6 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
+import redis
+from celery import Celery
 
 DEMO = [sys.executable, "-m", "ha_beat.cli.main", "demo"]
 
@@ -95,7 +98,7 @@ def test_nothing_is_duplicated_or_lost_and_nothing_is_left(start, tmp_path):
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("number_", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number_", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_it_cleanly_even_with_a_paused_leader(start, tmp_path, number_):
     process = start("--plain", "--seed", "1")
     read = read_until(process, "paused beat")
@@ -119,6 +122,26 @@ def test_a_signal_during_the_start_leaves_nothing(start, tmp_path):
 
     assert "Traceback" not in rest
     assert_nothing_left(tmp_path)
+
+
+@pytest.mark.timeout(240)
+def test_a_duplicate_is_noticed(start, tmp_path):
+    """An occurrence that the journal has is sent to the worker once more, by somebody else."""
+    process = start("--plain", "--duration", "4")
+    url = re.search(r"redis://\S+/0", read_until(process, "are starting"))
+    assert url
+    read = read_until(process, " ran on ")
+    client = redis.Redis.from_url(url[0], decode_responses=True)
+    record = json.loads(client.xrange("{ha-beat:demo}:journal")[0][1]["d"])
+    client.close()
+    header = {"entry": record["entry"], "scheduled_at": record["at"], "epoch": record["epoch"]}
+    with Celery("somebody-else", broker=url[0], set_as_current=False) as app:
+        app.send_task("demo.note_run", headers={"ha_beat": header})
+    rest, _ = process.communicate(timeout=100)
+
+    assert process.returncode == 1, read + rest
+    assert number("duplicates", rest) == 1, rest
+    assert "DUPLICATE" in rest
 
 
 @pytest.mark.timeout(240)

@@ -113,7 +113,6 @@ def test_a_database_is_read_from_its_url(env, url, expected):
     assert run(env, "-c", code).strip() == "True"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ha_beat.scheduler") is None, reason="no scheduler")
 def test_two_beats_share_the_schedule_and_the_task_is_enqueued(env, tmp_path, redis_server: RedisServer):
     """Both replicas of ``celery -A example beat`` start, and each instant reaches the queue once."""
     env["REDIS_URL"] = redis_server.url
@@ -137,12 +136,7 @@ def test_the_image_copies_files_that_exist():
     """A path that .dockerignore keeps out, or that nobody wrote, breaks the build."""
     dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    copied = {
-        source
-        for line in dockerfile.splitlines()
-        if line.startswith("COPY ")
-        for source in line.split()[1:-1]
-    }
+    copied = {source for line in dockerfile.splitlines() if line.startswith("COPY ") for source in line.split()[1:-1]}
 
     assert copied
     for source in copied:
