@@ -1,0 +1,208 @@
+"""A lease without a server, by the same rules as the one in Redis (both pass the same contract tests)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, TypeVar
+
+from ha_beat.clock import Clock
+from ha_beat.errors import ForeignApp, StoreUnavailable
+from ha_beat.lease import (
+    Acquired,
+    Attempt,
+    Expected,
+    LeaseRecord,
+    LeaseView,
+    Lost,
+    Refused,
+    Renewed,
+    Term,
+    new_token,
+)
+from ha_beat.presence import PresenceError
+
+_T = TypeVar("_T")
+_Released = Callable[[], None]
+
+
+class MemoryLeaseStore:
+    """A :class:`ha_beat.lease.LeaseStore` in memory, for replicas in one process and one thread.
+
+    ``clock`` is the server's. Set :attr:`reachable` to False, and every method raises ``StoreUnavailable`` without
+    having done anything; set :attr:`lose_replies`, and it raises after it has.
+    """
+
+    def __init__(self, clock: Clock, cluster: str = "memory") -> None:
+        self.cluster = cluster
+        self.reachable = True
+        self.lose_replies = False
+        self.record: LeaseRecord | None = None
+        self.subscribed: set[str] = set()
+        self.on_release: list[_Released] = []
+        self._clock = clock
+        self._run_id = new_token()
+        self._ledger_gen = ""
+        self._ledger_epoch = 0
+        self._ledger_run_id = ""
+        self._fingerprint = ""
+
+    # --- The protocol
+
+    def observe(self) -> LeaseView:
+        self._receive()
+        count = self._subscribers(self.record.presence if self.record else "")
+        return self._reply(LeaseView(self.record, count, self._now_ms(), self._run_id if count == 0 else ""))
+
+    def acquire(self, attempt: Attempt, expected: Expected | None, seen_epoch: int) -> Acquired | Refused:
+        self._receive()
+        was = self.record
+        if self._has_moved(expected):
+            return self._reply(Refused("the lease has moved"))
+        if was is not None and expected is not None and expected.absent and self._subscribers(was.presence) != 0:
+            return self._reply(Refused("the holder is present"))
+        replica = attempt.replica
+        if self._fingerprint and self._fingerprint != replica.fingerprint:
+            raise ForeignApp(self.cluster, replica.fingerprint, self._fingerprint)
+        lease_gen, ledger_gen, previous_run_id = was.gen if was else "", self._ledger_gen, self._ledger_run_id
+        gen = lease_gen if lease_gen and lease_gen == ledger_gen else new_token()
+        epoch = max((was.epoch if was else 0) + 1, self._ledger_epoch + 1, seen_epoch + 1, self._now_ms())
+        presence = attempt.presence if self._subscribers(attempt.presence) > 0 else ""
+        self.record = LeaseRecord(
+            holder=replica.id,
+            epoch=epoch,
+            nonce=attempt.nonce,
+            seq=1,
+            ttl_ms=round(attempt.ttl * 1000),
+            state="held",
+            presence=presence,
+            fingerprint=replica.fingerprint,
+            version=replica.version,
+            http=replica.http,
+            host=replica.host,
+            pid=replica.pid,
+            since_ms=self._now_ms(),
+            gen=gen,
+            run_id=self._run_id,
+        )
+        self._ledger_gen, self._ledger_epoch, self._ledger_run_id = gen, epoch, self._run_id
+        self._fingerprint = replica.fingerprint
+        return self._reply(
+            Acquired(
+                term=Term(replica.id, epoch, attempt.nonce, gen, self._run_id, attempt.trusted_until),
+                previous_gens=(lease_gen, ledger_gen),
+                previous_run_id=previous_run_id,
+                previous_holder=was.holder if was else "",
+                presence=presence,
+                server_ms=self._now_ms(),
+            )
+        )
+
+    def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]:
+        self._receive()
+        why = self.refusal(term)
+        if why or self.record is None:
+            return self._reply(Lost(why))
+        if self.record.seq >= seq:
+            return self._reply("late")
+        counted = presence if self._subscribers(presence) > 0 else ""
+        self.record = replace(self.record, seq=seq, presence=counted)
+        return self._reply(Renewed(counted, self._now_ms()))
+
+    def release(self, term: Term, reason: str) -> bool:
+        self._receive()
+        if self.record is None or self._foreign(term):
+            return self._reply(False)
+        self.record = replace(self.record, state="released", presence="", reason=reason)
+        for wake in self.on_release:
+            wake()
+        return self._reply(True)
+
+    # --- For the test
+
+    def refusal(self, term: Term) -> str:
+        """Why work under the term would be refused now; empty where it would be done."""
+        why = self._foreign(term)
+        if why:
+            return why
+        if self._ledger_gen != term.gen:
+            return "the ledger is gone or another"
+        return "" if self._run_id == term.run_id else "another Redis server answers"
+
+    def lose_state(self) -> None:
+        """As FLUSHALL does."""
+        self.record, self._ledger_gen, self._ledger_epoch, self._ledger_run_id = None, "", 0, ""
+        self._fingerprint = ""
+
+    def restart(self) -> None:
+        """Another server process with the same data; every subscription has ended."""
+        self._run_id = new_token()
+        self.subscribed.clear()
+
+    # --- Rules
+
+    def _has_moved(self, expected: Expected | None) -> bool:
+        was = self.record
+        if expected is None or was is None:
+            return (was is None) != (expected is None)
+        return (was.epoch, was.seq) != (expected.epoch, expected.seq)
+
+    def _foreign(self, term: Term) -> str:
+        if self.record is None:
+            return "no lease record"
+        if (self.record.epoch, self.record.nonce) != (term.epoch, term.nonce):
+            return "another term"
+        return "" if self.record.held else "released"
+
+    def _subscribers(self, channel: str) -> int:
+        return int(channel in self.subscribed) if channel else -1
+
+    def _now_ms(self) -> int:
+        return int(self._clock.wall() * 1000)
+
+    def _receive(self) -> None:
+        if not self.reachable:
+            raise StoreUnavailable("the server can't be reached", acted=False)
+
+    def _reply(self, answer: _T) -> _T:
+        if self.lose_replies:
+            raise StoreUnavailable("the reply was lost")
+        return answer
+
+
+class MemoryPresence:
+    """The presence of one replica at a :class:`MemoryLeaseStore`. Its wait lets the clock's time pass."""
+
+    def __init__(self, store: MemoryLeaseStore, clock: Clock) -> None:
+        self.channel = ""
+        self._store = store
+        self._clock = clock
+        self._woken = False
+        store.on_release.append(self._wake)
+
+    def open(self) -> None:
+        self.close()
+        if not self._store.reachable:
+            raise PresenceError("the server can't be reached")
+        self.channel = f"presence:{new_token()}"
+        self._store.subscribed.add(self.channel)
+
+    def wait(self, seconds: float) -> bool:
+        if self.channel not in self._store.subscribed:
+            self.channel = ""
+            raise PresenceError("the connection has ended")
+        woken, self._woken = self._woken, False
+        if not woken:
+            self._clock.sleep(seconds)
+        return woken
+
+    def close(self) -> None:
+        self._store.subscribed.discard(self.channel)
+        self.channel = ""
+
+    def cut(self) -> None:
+        """End the connection, as a network does: the replica hears of it at its next wait."""
+        self._store.subscribed.discard(self.channel)
+
+    def _wake(self) -> None:
+        self._woken = bool(self.channel)

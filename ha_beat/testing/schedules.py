@@ -1,0 +1,89 @@
+"""When an entry would be due, computed at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any
+
+from celery import Celery, current_app
+from celery.beat import ScheduleEntry
+
+from ha_beat.occurrence import Instants
+from ha_beat.timetable import instants_of
+
+#: An entry whose schedule does not say when to ask again is asked after so many seconds, as beat does.
+_ASK_AGAIN = timedelta(seconds=60)
+
+
+def occurrences(
+    what: Any,
+    start: datetime,
+    end: datetime,
+    *,
+    app: Celery | None = None,
+    limit: int = 100_000,
+) -> list[datetime]:
+    """When an entry is due after ``start``, up to and including ``end``, in UTC.
+
+    ``what`` is what a ``beat_schedule`` may hold: a ``crontab``, ``solar`` or other schedule object, a ``timedelta``
+    or a number of seconds, or a whole entry, as a dict or a ``ScheduleEntry``. Intervals are counted from ``start``, as
+    if the entry had run then. Crontabs are read in the time zone of ``app`` (default: the current app).
+
+    A schedule class of your own is asked (``is_due``) again and again with its clock set forward, which works where it
+    takes the time from its own ``now()``, as Celery's base class gives it.
+
+    ::
+
+        >>> occurrences(crontab(minute=0, hour="9-17"), monday, tuesday)[0]
+        datetime.datetime(2030, 1, 7, 9, 0, tzinfo=datetime.timezone.utc)
+
+    Raises:
+        ValueError: ``start`` or ``end`` has no time zone; or there are more than ``limit`` instants.
+    """
+    for name, instant in (("start", start), ("end", end)):
+        if instant.tzinfo is None:
+            raise ValueError(f"{name} needs a time zone: {instant}")
+    entry = _entry(what, app or current_app)
+    start, end = start.astimezone(UTC), end.astimezone(UTC)
+    instants = instants_of(entry)
+    due = _asked(entry, start, end) if instants is None else _computed(instants, start, end)
+    found = list(islice(due, limit + 1))
+    if len(found) > limit:
+        raise ValueError(f"there are more than {limit} instants from {start} to {end}")
+    return found
+
+
+def _entry(what: Any, app: Celery) -> ScheduleEntry:
+    if isinstance(what, ScheduleEntry):
+        return what
+    fields = dict(what) if isinstance(what, Mapping) else {"schedule": what}
+    if not isinstance(fields["schedule"], int | float | timedelta):
+        # Celery sets the app on the object that it is given: leave the caller's alone.
+        fields["schedule"] = copy.copy(fields["schedule"])
+    return ScheduleEntry(**{"name": "entry", "task": "task", **fields, "app": app})
+
+
+def _computed(instants: Instants, start: datetime, end: datetime) -> Iterator[datetime]:
+    instant = instants.next_after(start)
+    while instant <= end:
+        yield instant
+        instant = instants.next_after(instant)
+
+
+def _asked(entry: ScheduleEntry, start: datetime, end: datetime) -> Iterator[datetime]:
+    now = start
+    entry = copy.copy(entry)
+    schedule: Any = copy.copy(entry.schedule)
+    schedule.nowfun = lambda: now
+    entry.schedule, entry.last_run_at = schedule, start
+    while now <= end:
+        ask_in: Any
+        due, ask_in = entry.is_due()
+        if due:
+            yield now
+            entry.last_run_at = now
+        usable = isinstance(ask_in, int | float) and ask_in > 0
+        now += timedelta(seconds=ask_in) if usable else _ASK_AGAIN
