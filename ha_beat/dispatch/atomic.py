@@ -50,13 +50,13 @@ class AtomicDispatcher:
     def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
         flat: list[Any] = [term.epoch, term.nonce, term.gen, term.run_id, self._journal_size, len(operations)]
         for operation in operations:
-            flat += (operation.entry, operation.expected, operation.row)
+            flat += (operation.entry, operation.expected, operation.row, operation.request, operation.step)
             flat += (len(operation.records), *operation.records)
             commands: Sequence[Command] = operation.message or ()
             flat.append(len(commands))
             for command in commands:
                 flat += (len(command), *command)
-        keys = [self._keys.lease, self._keys.ledger, self._keys.journal]
+        keys = [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.requests]
         answer, *rest = (text(part) for part in self._script(self._link.client(), keys, flat))
         if answer == "fenced":
             raise FencedOff(rest[0])

@@ -17,7 +17,8 @@ Prepared = Any
 class Operation:
     """Replace one entry's ledger row and, where ``message`` is given, enqueue it.
 
-    ``expected`` is the row as last seen, empty for none; ``records`` go to the journal.
+    ``expected`` is the row as last seen, empty for none; ``records`` go to the journal. With ``request`` it is step
+    number ``step``, from 1, of the request of that id: it leaves the row alone.
     """
 
     entry: str
@@ -25,6 +26,8 @@ class Operation:
     row: str
     records: tuple[str, ...] = ()
     message: Prepared | None = None
+    request: str = ""
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +35,11 @@ class Answer:
     """What became of one operation.
 
     ``done``; ``mine``: an earlier try had done it; ``moved``: the row is another, see ``detail``; ``error``: nothing
-    was done, see ``detail``; ``partial``: recorded, but not every queue of several has the message.
+    was done, see ``detail``; ``partial``: recorded, but not every queue of several has the message; ``paused``: the
+    cluster is; ``withdrawn``: the request waits no more. In the last two, nothing was done.
     """
 
-    kind: Literal["done", "mine", "moved", "error", "partial"]
+    kind: Literal["done", "mine", "moved", "error", "partial", "paused", "withdrawn"]
     detail: str = ""
 
 

@@ -1,9 +1,12 @@
 -- Enqueue and record a batch as one act.
--- KEYS: lease, ledger, journal
+-- KEYS: lease, ledger, journal, requests
 -- ARGV: epoch, nonce, gen, run id, journal size, number of operations, then for each operation
---       entry id, expected row, new row, n, n journal records, n, n commands as (n, n arguments)
+--       entry id, expected row, new row, request id, step, n, n journal records, n, n commands as (n, n arguments)
+-- An operation with a request id is one of that request's steps, numbered from 1 and done in order: it leaves the
+-- entry's row alone, and is done once at most, and only while the request waits.
 -- Answers {'fenced', why} or {'done', answer...}: 'done' | 'mine' | 'moved', row | 'error', reason | 'partial', reason
-local lease, ledger, journal = KEYS[1], KEYS[2], KEYS[3]
+-- | 'paused' | 'withdrawn'
+local lease, ledger, journal, requests = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
 -- First a phase that writes nothing: a script does not roll back.
 local why = foreign(lease, ARGV[1], ARGV[2])
@@ -24,11 +27,28 @@ end
 
 local operations, fields = {}, {}
 for i = 1, tonumber(ARGV[6]) do
-  local op = { id = take(), expected = take(), row = take(), records = take_list(), commands = {} }
+  local op = { id = take(), expected = take(), row = take(), request = take(), step = tonumber(take()),
+    records = take_list(), commands = {} }
   for c = 1, tonumber(take()) do op.commands[c] = take_list() end
   operations[i], fields[i] = op, 'e:' .. op.id
 end
 local rows = redis.call('HMGET', ledger, unpack(fields))
+local paused = redis.call('HEXISTS', ledger, 'm:paused') == 1
+
+-- Why an operation is not to be done, or not again.
+local function settled(op, row)
+  if op.request ~= '' then
+    if redis.call('HEXISTS', requests, op.request) == 0 then return 'withdrawn', '' end
+    if tonumber(redis.call('HGET', ledger, 'r:' .. op.request) or '0') >= op.step then return 'mine', '' end
+    return nil
+  end
+  if row ~= op.expected then
+    if row == op.row then return 'mine', '' end
+    return 'moved', row
+  end
+  if paused and #op.commands > 0 then return 'paused', '' end
+  return nil
+end
 
 local kinds = {}
 local function wrong_type(command)
@@ -55,17 +75,19 @@ end
 local answers = { 'done' }
 for i, op in ipairs(operations) do
   local row = rows[i] or ''
-  local kind, detail
-  if row ~= op.expected then
-    if row == op.row then kind, detail = 'mine', '' else kind, detail = 'moved', row end
-  else
+  local kind, detail = settled(op, row)
+  if not kind then
     for _, command in ipairs(op.commands) do
       detail = wrong_type(command)
       if detail then kind = 'error' break end
     end
     if not kind then kind, detail = run(op) end
     if kind ~= 'error' then
-      redis.call('HSET', ledger, fields[i], op.row)
+      if op.request ~= '' then
+        redis.call('HSET', ledger, 'r:' .. op.request, op.step)
+      else
+        redis.call('HSET', ledger, fields[i], op.row)
+      end
       for _, record in ipairs(op.records) do
         local n = redis.call('HINCRBY', ledger, 'm:journal', 1)
         redis.pcall('XADD', journal, 'MAXLEN', '~', ARGV[5], '*', 'n', n, 'd', record)
