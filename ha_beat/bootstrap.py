@@ -117,7 +117,7 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
     broker_link = BrokerLink(app, settings.command_timeout)
     timing = Timing(settings.lease_ttl, settings.renew_interval, settings.poll_interval, settings.stall_timeout)
     elector = Elector(
-        RedisLeaseStore(elector_link.client, keys),
+        RedisLeaseStore(elector_link.client, keys, settings.journal_age),
         RedisPresence(elector_link.client, keys, clock, ping_interval=settings.lease_ttl / 3),
         replica,
         timing,

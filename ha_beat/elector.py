@@ -202,7 +202,8 @@ class Elector:
     def _campaign(self, campaign: Campaign, now: float) -> Outcome:
         state = self._state
         seen_epoch = state.seen_epoch if isinstance(state, Standby) else state.term.epoch
-        attempt = Attempt(self.replica, new_token(), now, self._timing.ttl, self._timing.margin, self._presence.channel)
+        timing, channel = self._timing, self._presence.channel
+        attempt = Attempt(self.replica, new_token(), now, timing.ttl, timing.margin, channel, campaign.why)
         try:
             answer = self._ask(lambda: self._store.acquire(attempt, campaign.expected, seen_epoch))
         except LeadershipForbidden as exc:

@@ -47,6 +47,15 @@ class Keys:
         """Channel: look at the lease now."""
         return self._key("wake")
 
+    @property
+    def requests(self) -> str:
+        """Hash: what is asked of the leader, by request id."""
+        return self._key("requests")
+
+    def answer(self, request: str) -> str:
+        """What became of one request."""
+        return self._key(f"answer:{request}")
+
     def presence(self, token: str) -> str:
         """Channel that one replica subscribes while it may lead."""
         return self._key(f"presence:{token}")
@@ -106,6 +115,7 @@ class LeaseRecord:
     reason: str = ""
     gen: str = ""
     run_id: str = ""
+    renewed_ms: int = 0
 
     @property
     def held(self) -> bool:
@@ -200,6 +210,7 @@ class Attempt:
     ttl: float
     margin: float
     presence: str
+    why: str = ""
 
     @property
     def trusted_until(self) -> float:
@@ -214,9 +225,11 @@ def new_token() -> str:
 class RedisLeaseStore:
     """The lease in Redis, or in anything that speaks its protocol and runs its scripts."""
 
-    def __init__(self, client: Callable[[], redis.Redis], keys: Keys) -> None:
+    def __init__(self, client: Callable[[], redis.Redis], keys: Keys, journal_age: float | None = None) -> None:
+        """``journal_age``, in seconds: renewals trim older records from the journal."""
         self._client = client
         self._keys = keys
+        self._journal_age_ms = "" if journal_age is None else str(round(journal_age * 1000))
         self._observe = Script("observe")
         self._acquire = Script("acquire", although_full=True)
         self._renew = Script("renew", although_full=True)
@@ -237,7 +250,6 @@ class RedisLeaseStore:
         """
         replica = attempt.replica
         record = {
-            "holder": replica.id,
             "nonce": attempt.nonce,
             "ttl_ms": round(attempt.ttl * 1000),
             "fingerprint": replica.fingerprint,
@@ -248,7 +260,7 @@ class RedisLeaseStore:
         }
         reply = self._acquire(
             self._client(),
-            [self._keys.lease, self._keys.ledger],
+            [self._keys.lease, self._keys.ledger, self._keys.journal],
             [
                 expected.epoch if expected else "",
                 expected.seq if expected else "",
@@ -258,6 +270,8 @@ class RedisLeaseStore:
                 new_token(),
                 attempt.presence,
                 SCHEMA,
+                attempt.why,
+                replica.id,
                 *(item for pair in record.items() for item in pair),
             ],
         )
@@ -281,8 +295,8 @@ class RedisLeaseStore:
     def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]:
         reply = self._renew(
             self._client(),
-            [self._keys.lease, self._keys.ledger],
-            [term.epoch, term.nonce, seq, presence, term.gen, term.run_id],
+            [self._keys.lease, self._keys.ledger, self._keys.journal],
+            [term.epoch, term.nonce, seq, presence, term.gen, term.run_id, self._journal_age_ms],
         )
         answer, detail, *rest = (text(part) for part in reply)
         if answer == "renewed":
@@ -291,9 +305,8 @@ class RedisLeaseStore:
 
     def release(self, term: Term, reason: str) -> bool:
         """Give the lease back and wake the standbys; False where it was not ours any more."""
-        return bool(
-            self._release(self._client(), [self._keys.lease], [term.epoch, term.nonce, reason, self._keys.wake])
-        )
+        keys = [self._keys.lease, self._keys.ledger, self._keys.journal]
+        return bool(self._release(self._client(), keys, [term.epoch, term.nonce, reason, self._keys.wake]))
 
 
 def _pairs(flat: Sequence[bytes | str]) -> dict[str, str]:

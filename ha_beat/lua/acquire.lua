@@ -1,8 +1,9 @@
--- KEYS: lease, ledger
+-- KEYS: lease, ledger, journal
 -- ARGV: expected epoch ('' for no record), expected seq, absent ('1': only if nobody is subscribed),
---       highest epoch seen, fingerprint, new gen, wanted presence channel, schema, then the fields of the new record
+--       highest epoch seen, fingerprint, new gen, wanted presence channel, schema,
+--       why the lease is free, holder, then the fields of the new record
 local lease, ledger = KEYS[1], KEYS[2]
-local was = redis.call('HMGET', lease, 'epoch', 'seq', 'state', 'presence', 'gen', 'run_id', 'holder')
+local was = redis.call('HMGET', lease, 'epoch', 'seq', 'state', 'presence', 'gen', 'run_id', 'holder', 'renewed_ms', 'since_ms')
 local meta = redis.call('HMGET', ledger, 'm:gen', 'm:epoch', 'm:fingerprint', 'm:run_id', 'm:schema')
 
 if (was[1] or '') ~= ARGV[1] or (was[1] and was[2] ~= ARGV[2]) then
@@ -19,6 +20,7 @@ if meta[5] and tonumber(meta[5]) > tonumber(ARGV[8]) then
 end
 
 local epoch = int(math.max((tonumber(was[1]) or 0) + 1, (tonumber(meta[2]) or 0) + 1, tonumber(ARGV[4]) + 1, time_ms()))
+local now = int(time_ms())
 local server = run_id()
 local gen = was[5]
 if not gen or gen ~= meta[1] then gen = ARGV[6] end
@@ -26,6 +28,10 @@ local presence = ARGV[7]
 if subscribers(presence) < 1 then presence = '' end
 
 redis.call('HSET', lease, 'epoch', epoch, 'seq', '1', 'state', 'held', 'gen', gen, 'run_id', server,
-  'presence', presence, 'since_ms', int(time_ms()), 'reason', '', unpack(ARGV, 9))
+  'presence', presence, 'since_ms', now, 'renewed_ms', now, 'reason', '', 'holder', ARGV[10], unpack(ARGV, 11))
 redis.call('HSET', ledger, 'm:gen', gen, 'm:epoch', epoch, 'm:fingerprint', ARGV[5], 'm:run_id', server, 'm:schema', ARGV[8])
-return { 'acquired', epoch, gen, was[5] or '', meta[1] or '', server, meta[4] or '', int(time_ms()), presence, was[7] or '' }
+tell(KEYS[3], ledger, {
+  kind = 'term', event = 'acquired', epoch = tonumber(epoch), by = ARGV[10], why = ARGV[9], ms = tonumber(now),
+  previous = was[7] or '', previous_epoch = tonumber(was[1]) or 0, left_ms = tonumber(was[8] or was[9]) or 0,
+})
+return { 'acquired', epoch, gen, was[5] or '', meta[1] or '', server, meta[4] or '', now, presence, was[7] or '' }

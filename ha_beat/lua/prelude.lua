@@ -25,6 +25,12 @@ local function subscribers(channel)
   return tonumber(reply[2])
 end
 
+-- Add a record to the journal, or go on without: it must not cost what it tells of.
+local function tell(journal, ledger, record)
+  local n = redis.pcall('HINCRBY', ledger, 'm:journal', 1)
+  if type(n) == 'number' then redis.pcall('XADD', journal, '*', 'n', n, 'd', cjson.encode(record)) end
+end
+
 -- Why (epoch, nonce) is not the holder of the lease now; nil where it is.
 local function foreign(lease, epoch, nonce)
   local rec = redis.call('HMGET', lease, 'epoch', 'nonce', 'state')

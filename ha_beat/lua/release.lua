@@ -1,6 +1,11 @@
--- KEYS: lease
+-- KEYS: lease, ledger, journal
 -- ARGV: epoch, nonce, reason, wake channel
 if foreign(KEYS[1], ARGV[1], ARGV[2]) then return 0 end
-redis.call('HSET', KEYS[1], 'state', 'released', 'presence', '', 'reason', ARGV[3])
+local now = int(time_ms())
+redis.call('HSET', KEYS[1], 'state', 'released', 'presence', '', 'reason', ARGV[3], 'renewed_ms', now)
 redis.pcall('PUBLISH', ARGV[4], 'released')
+tell(KEYS[3], KEYS[2], {
+  kind = 'term', event = 'released', epoch = tonumber(ARGV[1]), by = redis.call('HGET', KEYS[1], 'holder'),
+  why = ARGV[3], ms = tonumber(now),
+})
 return 1

@@ -1,5 +1,5 @@
--- KEYS: lease, ledger
--- ARGV: epoch, nonce, seq, wanted presence channel, gen, run id
+-- KEYS: lease, ledger, journal
+-- ARGV: epoch, nonce, seq, wanted presence channel, gen, run id, the journal's oldest age in ms ('' for any)
 local why = foreign(KEYS[1], ARGV[1], ARGV[2])
 if why then return { 'lost', why } end
 if redis.call('HGET', KEYS[2], 'm:gen') ~= ARGV[5] then return { 'lost', 'the ledger is gone or another' } end
@@ -9,5 +9,7 @@ if server ~= ARGV[6] then return { 'lost', 'another Redis server answers' } end
 if tonumber(redis.call('HGET', KEYS[1], 'seq')) >= tonumber(ARGV[3]) then return { 'late', '' } end
 local presence = ARGV[4]
 if subscribers(presence) < 1 then presence = '' end
-redis.call('HSET', KEYS[1], 'seq', ARGV[3], 'presence', presence)
-return { 'renewed', presence, int(time_ms()) }
+local now = time_ms()
+redis.call('HSET', KEYS[1], 'seq', ARGV[3], 'presence', presence, 'renewed_ms', int(now))
+if ARGV[7] ~= '' then redis.pcall('XTRIM', KEYS[3], 'MINID', '~', int(now - tonumber(ARGV[7])) .. '-0') end
+return { 'renewed', presence, int(now) }
