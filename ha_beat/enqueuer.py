@@ -95,6 +95,9 @@ class Enqueuer:
         self._to_arm: list[_Work] = []
         self._try_at = 0.0
         self._failures = 0
+        #: While the cluster is paused nothing is gathered. Redis may know before this does: see ``refused_as_paused``.
+        self.paused = False
+        self.refused_as_paused = False
 
     @property
     def agenda(self) -> Agenda:
@@ -103,6 +106,10 @@ class Enqueuer:
     def now(self) -> datetime:
         """The scheduling time, in UTC."""
         return from_micros(round(self._clock.wall() * 1_000_000))
+
+    def serves(self, term: Term) -> bool:
+        """Whether the agenda is this term's."""
+        return self._serving == term.nonce
 
     def reload(self) -> None:
         """The schedule has changed: read it again, with the ledger, before the next batch."""
@@ -132,6 +139,8 @@ class Enqueuer:
             self._take_over(term)
         if self._to_arm:
             works, self._to_arm = self._to_arm[: self._batch_size], self._to_arm[self._batch_size :]
+        elif self.paused:
+            return float("inf")
         else:
             works = self._gather(term)
         if works:
@@ -364,6 +373,10 @@ class Enqueuer:
                 slot.failing_since = slot.failing_since or now
                 due_at = slot.due_at or now
                 self._agenda.put(slot, due_at, now + timedelta(seconds=_ENTRY_RETRY))
+                return
+            case "paused" | "withdrawn":
+                self.paused = self.refused_as_paused = True
+                self._agenda.put(slot, slot.due_at or now)
                 return
         self._schedule_next(work, now)
 
