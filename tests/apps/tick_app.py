@@ -3,7 +3,7 @@
 BROKER_URL      where messages go
 BEAT_SPEC       JSON: name -> {"every": seconds} or {"cron": "*" | "m h dom mon dow"}; with "n": 1000 it
                 stands for as many entries, `name-0000` on. Optional: "task" (default `tick`), "args",
-                "kwargs", "options", "relative"
+                "kwargs", "options", "relative"; with "every", "first": Unix time of the first occurrence
 APP_CONFIG      JSON: further Celery settings (`ha_beat_*` among them)
 APP_NAME        the app's name, default `tick`
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import UTC, datetime
 from typing import Any
 
 from celery import Celery
@@ -44,6 +45,8 @@ def beat_schedule(spec: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 "kwargs": dict(line.get("kwargs", {})),
                 "options": dict(line.get("options", {})),
             }
+            if "first" in line:
+                entries[entry]["last_run_at"] = datetime.fromtimestamp(line["first"] - line["every"], UTC)
     return entries
 
 

@@ -134,12 +134,16 @@ class Replica:
     def log_tail(self, lines: int = 30) -> str:
         return "\n".join(self.log_text().splitlines()[-lines:])
 
-    def wait_for_log(self, text: str, timeout: float = 20.0) -> None:
-        """Wait until the log contains `text`; AssertionError with the log's end otherwise."""
+    def wait_for_log(self, text: str, timeout: float = 20.0, count: int = 1) -> None:
+        """Wait until the log contains `text`, so many times; AssertionError with the log's end otherwise."""
         try:
-            wait_for(lambda: text in self.log_text(), timeout, f"{text!r} in the log of {self.name}", 0.05)
+            wait_for(lambda: self.log_text().count(text) >= count, timeout, f"{text!r} in the log of {self.name}", 0.05)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log_tail()}") from None
+
+    def wait_for_log_of_start(self, timeout: float = 30.0) -> None:
+        """Wait until beat, as last started, says that it is starting (imports done, signal handlers set)."""
+        self.wait_for_log("beat: Starting...", timeout, count=self.starts)
 
 
 class BeatCluster:

@@ -1,0 +1,121 @@
+"""The leader is killed, ended or paused past its lease, again and again: another leads, and every occurrence is
+enqueued once or has its verdict.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.faults.checker import EveryMinute, Interval, Report, Silence
+from tests.faults.cluster import Replica
+from tests.faults.stage import Stage
+
+EVERY = 0.2
+SPEC = {"fast": {"every": EVERY}, "minute": {"cron": "*"}}
+
+# Quick, and the full number.
+TIMES = [
+    pytest.param(3, id="3-times"),
+    pytest.param(20, id="20-times", marks=[pytest.mark.slow, pytest.mark.timeout(400)]),
+]
+
+Change = Callable[[Stage, Replica], None]
+
+
+def more_messages(stage: Stage, count: int) -> None:
+    stage.history.wait_for_messages(len(stage.history.messages("fast")) + count, timeout=30, entry="fast")
+
+
+def run_changes(stage: Stage, times: int, change: Change) -> Report:
+    """Bring the change about so often, at any phase of the interval, and hold the history against the schedule."""
+    chance = random.Random(times)
+    stage.begin()
+    began = datetime.now(UTC)
+    for _ in range(times):
+        leader = stage.cluster.wait_for_leader()
+        more_messages(stage, 2)
+        time.sleep(chance.uniform(0, EVERY))
+        change(stage, leader)
+        more_messages(stage, 2)
+    stage.cluster.assert_all_alive()
+    ended = datetime.now(UTC)
+    more_messages(stage, 5)
+    return stage.report(
+        [Interval("fast", EVERY, until=ended), EveryMinute("minute", began, ended - timedelta(seconds=1))]
+    )
+
+
+def verdict(report: Report, times: int, fault: str) -> Silence:
+    assert report.ok, str(report)
+    assert report.faults == {fault: times}
+    assert report.changes_of_epoch >= times, str(report)
+    silence = report.silence_by_fault[fault]
+    assert silence.gaps == times
+    return silence
+
+
+def told(silence: Silence, what: str, aim_p50: float, aim_max: float) -> str:
+    return (
+        f"{what}: silence p50 {silence.p50:.3f} s (aim {aim_p50 + EVERY:.2f}), "
+        f"max {silence.longest:.3f} s (aim {aim_max + EVERY:.2f}); 0 duplicates, 0 missed"
+    )
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_a_killed_leader_is_replaced_long_before_its_lease_is_over(times: int, figure: Callable[[str], None]) -> None:
+    """SIGKILL: presence tells the standbys, so that the silence is a fraction of the lease."""
+
+    def kill(stage: Stage, leader: Replica) -> None:
+        stage.nemesis.kill_leader()
+        stage.cluster.wait_for_leader(other_than=leader)
+        leader.start().wait_for_log_of_start()
+
+    with Stage(spec=SPEC, proxied=False, settings={"lease_ttl": 30}) as stage:
+        report = run_changes(stage, times, kill)
+    silence = verdict(report, times, "kill_leader")
+    figure(told(silence, f"{times} x SIGKILL", 0.15, 0.5))
+    assert silence.longest < 15  # half of the lease: wide room, and still no wait for it
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_a_stopped_leader_hands_over(times: int, figure: Callable[[str], None]) -> None:
+    """SIGTERM: the lease is released and the standbys are woken; the leader exits with 0."""
+
+    def terminate(stage: Stage, leader: Replica) -> None:
+        assert stage.nemesis.term_leader() is leader
+        assert leader.exit_code == 0
+        stage.cluster.wait_for_leader(other_than=leader)
+        leader.start().wait_for_log_of_start()
+
+    with Stage(spec=SPEC, proxied=False, settings={"lease_ttl": 30}) as stage:
+        report = run_changes(stage, times, terminate)
+    silence = verdict(report, times, "term_leader")
+    figure(told(silence, f"{times} x SIGTERM", 0.05, 0.5))
+    assert silence.longest < 15
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_a_leader_paused_past_its_lease_comes_back_as_a_standby(times: int, figure: Callable[[str], None]) -> None:
+    """SIGSTOP, then SIGCONT: its connections stayed open, so only time gives the lease to another; the resumed
+    process lives on and enqueues nothing.
+    """
+    ttl = 2.0
+
+    def pause(stage: Stage, leader: Replica) -> None:
+        lines = leader.log_text().count("No longer leading")
+        stage.nemesis.pause_leader(ttl * 1.5)
+        successor = stage.cluster.wait_for_leader(other_than=leader)
+        assert successor is not leader
+        leader.wait_for_log("No longer leading", count=lines + 1)
+
+    with Stage(spec=SPEC, proxied=False, settings={"lease_ttl": ttl}) as stage:
+        report = run_changes(stage, times, pause)
+        assert [replica.starts for replica in stage.cluster] == [1, 1, 1]
+    silence = verdict(report, times, "pause_leader")
+    figure(told(silence, f"{times} x SIGSTOP past a lease of {ttl:g} s", ttl, ttl + 0.5))
+    assert silence.longest >= ttl - ttl / 4  # sooner, and a process that lives would have been robbed
