@@ -1,0 +1,156 @@
+"""Membership: which replicas there are. Each says every two seconds that it is here; that is all a standby writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from ha_beat.lease import Keys, LeaseRecord
+from ha_beat.redis_scripts import Script, text
+
+if TYPE_CHECKING:
+    import redis
+
+#: Seconds between two signs of life.
+MEMBER_INTERVAL = 2.0
+
+#: Seconds after which a replica that gave no sign counts as gone.
+MEMBER_TIMEOUT = 3 * MEMBER_INTERVAL
+
+#: Seconds after which the leader removes the record of a replica that is gone.
+_REMOVE_AFTER = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Upcoming:
+    """An entry that will be due. ``at_ms`` is in ms since the Unix epoch."""
+
+    entry: str
+    task: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What a replica says of itself.
+
+    ``seen_ms`` is the Redis server's time at its last sign of life, ``since_ms`` its own at its start, ``http`` the URL
+    of its endpoint (empty without), ``schedule`` a digest of its schedule (empty where it is not read),
+    ``clock_offset_ms`` how far its clock is ahead of the Redis server's. ``not_ready`` says why it could not lead. The
+    fields from ``entries`` on are the leader's.
+    """
+
+    id: str
+    role: str = "standby"
+    host: str = ""
+    pid: int = 0
+    version: str = ""
+    since_ms: int = 0
+    seen_ms: int = 0
+    http: str = ""
+    epoch: int = 0
+    fingerprint: str = ""
+    schedule: str = ""
+    clock_offset_ms: int = 0
+    not_ready: tuple[str, ...] = ()
+    entries: int = 0
+    backlog: int = 0
+    overdue_ms: int = 0
+    upcoming: tuple[Upcoming, ...] = ()
+    failing: Mapping[str, str] = field(default_factory=dict)
+
+    def encoded(self) -> str:
+        record = asdict(self)
+        del record["id"], record["seen_ms"]
+        record["upcoming"] = [[line.entry, line.task, line.at_ms] for line in self.upcoming]
+        return json.dumps(record, separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, replica_id: str, raw: str) -> Member | None:
+        """From the record in Redis; ``None`` where it can't be read. Unknown fields (newer software) are left out."""
+        try:
+            record = json.loads(raw)
+            known: dict[str, Any] = {each.name: record[each.name] for each in fields(cls) if each.name in record}
+            known["upcoming"] = tuple(Upcoming(*line) for line in known.get("upcoming", ()))
+            known["not_ready"] = tuple(known.get("not_ready", ()))
+            known["id"] = replica_id
+            return cls(**known)
+        except (ValueError, TypeError, AttributeError):
+            return None
+
+    def alive(self, server_ms: int) -> bool:
+        return server_ms - self.seen_ms <= MEMBER_TIMEOUT * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """The cluster as one look at Redis found it. ``members`` are those alive, by id; times are the Redis server's.
+
+    ``paused`` is empty, or what the ledger says of the pause (JSON).
+    """
+
+    server_ms: int
+    lease: LeaseRecord | None
+    members: tuple[Member, ...]
+    gen: str
+    highest_epoch: int
+    journal_counter: int
+    journal_length: int
+    paused: str
+
+
+class Members:
+    """The register of one cluster."""
+
+    def __init__(self, client: Callable[[], redis.Redis], keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+        self._script = Script("members", although_full=True)
+
+    def view(self, member: Member | None = None, *, clean: bool = False) -> ClusterView:
+        """Look at the cluster, and where ``member`` is given say that it is here.
+
+        Raises:
+            StoreError: Redis did not answer, or refused.
+        """
+        oldest = str(round(_REMOVE_AFTER * 1000)) if clean else ""
+        reply = self._call(member, "1", oldest)
+        server_ms, lease, members, meta, length = reply
+        gen, epoch, counter, paused = ("" if value is None else text(value) for value in meta)
+        now = int(server_ms)
+        parsed = (Member.parse(name, raw) for name, raw in sorted(_pairs(members).items()))
+        return ClusterView(
+            server_ms=now,
+            lease=LeaseRecord.parse(_pairs(lease)) if lease else None,
+            members=tuple(each for each in parsed if each is not None and each.alive(now)),
+            gen=gen,
+            highest_epoch=int(epoch or 0),
+            journal_counter=int(counter or 0),
+            journal_length=int(length),
+            paused=paused,
+        )
+
+    def announce(self, member: Member) -> int:
+        """Say that the replica is here. Returns the server's time in ms. Raises as :meth:`view`."""
+        return int(self._call(member, "0", "")[0])
+
+    def remove(self, replica_id: str) -> None:
+        """Take the replica out; without Redis, its record runs out by itself. Never raises."""
+        with suppress(RedisError, OSError):
+            self._client().hdel(self._keys.members, replica_id)
+
+    def _call(self, member: Member | None, look: str, oldest: str) -> Sequence[Any]:
+        keys = [self._keys.members, self._keys.lease, self._keys.ledger, self._keys.journal]
+        args = [member.id if member else "", member.encoded() if member else "", look, oldest]
+        reply: Sequence[Any] = self._script(self._client(), keys, args)
+        return reply
+
+
+def _pairs(flat: Sequence[bytes | str]) -> dict[str, str]:
+    values = [text(item) for item in flat]
+    return dict(zip(values[::2], values[1::2], strict=True))
