@@ -54,6 +54,9 @@ class Timing:
 #: Of sums of floats, in seconds.
 _ROUNDING = 1e-6
 
+#: For so many seconds, or so many polls if that is longer, the others let a preferred replica go first.
+PREFERENCE, PREFERENCE_POLLS = 1.0, 3
+
 #: So many lost presence connections in one term, and the leader does without for a while.
 PRESENCE_LOSSES = 3
 
@@ -120,6 +123,9 @@ class Campaign:
 
     expected: Expected | None
     why: str
+    #: Before ``open_at`` the lease is for the replica of this id alone.
+    preferred: str = ""
+    open_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +143,7 @@ class Release:
 
     term: Term
     why: str
+    preferred: str = ""
 
 
 Action = Wait | Observe | Campaign | Renew | Release
@@ -206,6 +213,9 @@ class Fitness:
 
     stalled: bool = False
     step_down: str = ""
+    #: In whose favour to step down, by replica id; and this replica's own id.
+    preferred: str = ""
+    replica: str = ""
 
 
 # --- Rules
@@ -216,16 +226,22 @@ def decide(state: State, now: float, fitness: Fitness) -> Action:
     match state:
         case Leader(term=term):
             if fitness.step_down:
-                return Release(term, fitness.step_down)
+                return Release(term, fitness.step_down, fitness.preferred)
             if fitness.stalled:
                 return Release(term, "main loop stalled")
             if now >= state.next_renewal and term.trusted(now):
                 return Renew(term, state.seq + 1, presence=now >= state.no_presence_until)
             return Wait(min(state.next_renewal, term.trusted_until))
-        case Standby(campaign=Campaign() as campaign) if now >= state.barred_until and not fitness.stalled:
+        case Standby(campaign=Campaign() as campaign) if (
+            now >= state.barred_until and not fitness.stalled and _may_go(campaign, now, fitness)
+        ):
             return campaign
         case Standby():
             return Observe() if now >= state.next_poll else Wait(state.next_poll)
+
+
+def _may_go(campaign: Campaign, now: float, fitness: Fitness) -> bool:
+    return not campaign.preferred or campaign.preferred == fitness.replica or now >= campaign.open_at
 
 
 def released(state: Leader, now: float, timing: Timing) -> Standby:
@@ -319,7 +335,11 @@ def _look(state: Standby, view: LeaseView, now: float, timing: Timing) -> Standb
 
 
 def _sight(before: Sighting | None, view: LeaseView, record: LeaseRecord, now: float) -> Sighting:
-    unmoved = before is not None and (before.record.epoch, before.record.seq) == (record.epoch, record.seq)
+    unmoved = before is not None and (before.record.epoch, before.record.seq, before.record.state) == (
+        record.epoch,
+        record.seq,
+        record.state,
+    )
     since = before.since if before is not None and unmoved else now
     if view.subscribers != 0:
         return Sighting(record, since)
@@ -339,7 +359,11 @@ def _opportunity(state: Standby, sighting: Sighting, now: float, timing: Timing)
     record = sighting.record
     expected = Expected(record.epoch, record.seq)
     if not record.held:
-        return Campaign(expected, f"it was released ({record.reason or 'no reason given'})")
+        why = f"it was released ({record.reason or 'no reason given'})"
+        if not record.preferred:
+            return Campaign(expected, why)
+        open_at = sighting.since + max(PREFERENCE, PREFERENCE_POLLS * timing.poll_interval)
+        return Campaign(expected, why, record.preferred, open_at)
     if state.last_nonce and record.nonce == state.last_nonce:
         return Campaign(expected, "it names this replica, which lost it or never heard so")
     if sighting.absent_since is not None and now - sighting.absent_since >= timing.poll_interval - _ROUNDING:

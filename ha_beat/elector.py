@@ -36,7 +36,7 @@ from ha_beat.election import (
     Woken,
 )
 from ha_beat.errors import LeadershipForbidden, StoreError
-from ha_beat.lease import Acquired, Attempt, LeaseStore, LeaseView, Lost, Refused, Replica, Term, new_token
+from ha_beat.lease import Acquired, Attempt, LeaseStore, LeaseView, Lost, Refused, Renewed, Replica, Term, new_token
 from ha_beat.presence import Presence, PresenceError
 
 _T = TypeVar("_T")
@@ -86,7 +86,8 @@ class Elector:
         self._tenure: Tenure | None = None
         self._state: State = Standby()
         self._progress_at = clock.elapsed()
-        self._step_down_for = ""
+        self._step_down_for = ("", "")
+        self._called = False
         self._fenced: Fenced | None = None
         self._reopen_at = 0.0
         self._unreachable_since: float | None = None
@@ -125,9 +126,14 @@ class Elector:
         if self._changed.wait(max(seconds, 0.0)):
             self._changed.clear()
 
-    def step_down(self, why: str) -> None:
-        """Give up the lease soon, and let others go first."""
-        self._step_down_for = why
+    def step_down(self, why: str, preferred: str = "") -> None:
+        """Give up the lease soon, and let others go first, above all the replica of the id ``preferred``."""
+        self._step_down_for = (why, preferred)
+
+    def called(self) -> bool:
+        """Whether something may be asked of the leader since the last call. Costs nothing."""
+        called, self._called = self._called, False
+        return called
 
     def fenced(self, term: Term, why: str) -> None:
         """Redis refused work under this term."""
@@ -181,8 +187,11 @@ class Elector:
                 self._take_in(outcome)
 
     def _fitness(self, now: float) -> Fitness:
-        why, self._step_down_for = self._step_down_for, ""
-        return Fitness(stalled=now - self._progress_at > self._timing.stall_timeout, step_down=why)
+        why, preferred = self._step_down_for
+        if why:
+            self._step_down_for = ("", "")
+        stalled = now - self._progress_at > self._timing.stall_timeout
+        return Fitness(stalled, why, preferred, self.replica.id)
 
     def _carry_out(self, action: Action, now: float) -> Outcome | None:
         match action:
@@ -247,11 +256,13 @@ class Elector:
         if not isinstance(state, Leader):
             return
         self._enter(election.released(state, now, self._timing), action.why)
-        self._ask(lambda: self._store.release(action.term, action.why))
+        self._ask(lambda: self._store.release(action.term, action.why, action.preferred))
 
     def _take_in(self, outcome: Outcome) -> None:
         before, now = self._state, self._clock.elapsed()
         after = election.absorb(before, outcome, now, self._timing)
+        if isinstance(before, Leader):
+            self._listen_to_requests(outcome)
         if isinstance(before, Standby) and isinstance(outcome, LeaseView):
             self._note_leader(outcome)
         if isinstance(outcome, Forbidden) and outcome.why != self._forbidden_why:
@@ -269,6 +280,7 @@ class Elector:
             case Standby(), Leader(term=term):
                 tenure = self._tenure
                 self._term = term
+                self._called = True
                 self._emit(
                     events.TermStarted(
                         term.epoch,
@@ -287,6 +299,12 @@ class Elector:
                     self._term = term
             case _:
                 pass
+
+    def _listen_to_requests(self, outcome: Outcome) -> None:
+        told = isinstance(outcome, Renewal) and isinstance(outcome.answer, Renewed) and outcome.answer.requests > 0
+        if told or isinstance(outcome, Woken):
+            self._called = True
+            self._changed.set()
 
     # --- Saying so, once
 

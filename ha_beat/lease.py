@@ -43,6 +43,10 @@ class Keys:
         return self._key("journal")
 
     @property
+    def members(self) -> str:
+        return self._key("members")
+
+    @property
     def wake(self) -> str:
         """Channel: look at the lease now."""
         return self._key("wake")
@@ -116,6 +120,7 @@ class LeaseRecord:
     gen: str = ""
     run_id: str = ""
     renewed_ms: int = 0
+    preferred: str = ""
 
     @property
     def held(self) -> bool:
@@ -166,10 +171,14 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """The attempt moved the lease; ``presence`` is the channel now registered, empty if none was counted."""
+    """The attempt moved the lease; ``presence`` is the channel now registered, empty if none was counted.
+
+    ``requests`` wait for the leader.
+    """
 
     presence: str
     server_ms: int
+    requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +206,7 @@ class LeaseStore(Protocol):
 
     def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]: ...
 
-    def release(self, term: Term, reason: str) -> bool: ...
+    def release(self, term: Term, reason: str, preferred: str = "") -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,18 +304,21 @@ class RedisLeaseStore:
     def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]:
         reply = self._renew(
             self._client(),
-            [self._keys.lease, self._keys.ledger, self._keys.journal],
+            [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.requests],
             [term.epoch, term.nonce, seq, presence, term.gen, term.run_id, self._journal_age_ms],
         )
         answer, detail, *rest = (text(part) for part in reply)
         if answer == "renewed":
-            return Renewed(detail, int(rest[0]))
+            return Renewed(detail, int(rest[0]), int(rest[1]))
         return "late" if answer == "late" else Lost(detail)
 
-    def release(self, term: Term, reason: str) -> bool:
-        """Give the lease back and wake the standbys; False where it was not ours any more."""
+    def release(self, term: Term, reason: str, preferred: str = "") -> bool:
+        """Give the lease back and wake the standbys; False where it was not ours any more.
+
+        ``preferred`` is the id of a replica that the others let go first, for a moment.
+        """
         keys = [self._keys.lease, self._keys.ledger, self._keys.journal]
-        return bool(self._release(self._client(), keys, [term.epoch, term.nonce, reason, self._keys.wake]))
+        return bool(self._release(self._client(), keys, [term.epoch, term.nonce, reason, self._keys.wake, preferred]))
 
 
 def _pairs(flat: Sequence[bytes | str]) -> dict[str, str]:

@@ -28,7 +28,7 @@ local presence = ARGV[7]
 if subscribers(presence) < 1 then presence = '' end
 
 redis.call('HSET', lease, 'epoch', epoch, 'seq', '1', 'state', 'held', 'gen', gen, 'run_id', server,
-  'presence', presence, 'since_ms', now, 'renewed_ms', now, 'reason', '', 'holder', ARGV[10], unpack(ARGV, 11))
+  'presence', presence, 'since_ms', now, 'renewed_ms', now, 'reason', '', 'preferred', '', 'holder', ARGV[10], unpack(ARGV, 11))
 redis.call('HSET', ledger, 'm:gen', gen, 'm:epoch', epoch, 'm:fingerprint', ARGV[5], 'm:run_id', server, 'm:schema', ARGV[8])
 tell(KEYS[3], ledger, {
   kind = 'term', event = 'acquired', epoch = tonumber(epoch), by = ARGV[10], why = ARGV[9], ms = tonumber(now),

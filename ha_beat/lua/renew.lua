@@ -1,4 +1,4 @@
--- KEYS: lease, ledger, journal
+-- KEYS: lease, ledger, journal, requests
 -- ARGV: epoch, nonce, seq, wanted presence channel, gen, run id, the journal's oldest age in ms ('' for any)
 local why = foreign(KEYS[1], ARGV[1], ARGV[2])
 if why then return { 'lost', why } end
@@ -12,4 +12,4 @@ if subscribers(presence) < 1 then presence = '' end
 local now = time_ms()
 redis.call('HSET', KEYS[1], 'seq', ARGV[3], 'presence', presence, 'renewed_ms', int(now))
 if ARGV[7] ~= '' then redis.pcall('XTRIM', KEYS[3], 'MINID', '~', int(now - tonumber(ARGV[7])) .. '-0') end
-return { 'renewed', presence, int(now) }
+return { 'renewed', presence, int(now), redis.call('HLEN', KEYS[4]) }

@@ -109,11 +109,11 @@ class MemoryLeaseStore:
         self.record = replace(self.record, seq=seq, presence=counted)
         return self._reply(Renewed(counted, self._now_ms()))
 
-    def release(self, term: Term, reason: str) -> bool:
+    def release(self, term: Term, reason: str, preferred: str = "") -> bool:
         self._receive()
         if self.record is None or self._foreign(term):
             return self._reply(False)
-        self.record = replace(self.record, state="released", presence="", reason=reason)
+        self.record = replace(self.record, state="released", presence="", reason=reason, preferred=preferred)
         for wake in self.on_release:
             wake()
         return self._reply(True)
