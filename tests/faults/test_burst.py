@@ -16,7 +16,7 @@ from tests.faults.stage import Stage
 from tests.servers import wait_for
 
 COUNT = 1000
-#: Seconds from the start of the replicas until the 1,000 are due; the second where the machine is too slow for the first.
+#: Seconds from the start of the replicas until the 1,000 are due; the second for a machine too slow for the first.
 LEAD_TIMES = (6.0, 30.0)
 
 TTL = 2.0
@@ -92,7 +92,7 @@ def test_a_leader_paused_in_a_burst_adds_nothing_to_it_and_can_lead_again(stage:
 
 
 def test_a_leader_killed_in_a_burst_leaves_the_rest_to_the_next(stage: Stage) -> None:
-    """SIGKILL in mid-burst: the batch in flight arrives after the next leader has enqueued everything, and is refused."""
+    """SIGKILL in mid-burst: the batch in flight arrives after the next leader has enqueued it all, and is refused."""
     leader = stage.cluster.wait_for_leader()
     held = hold_in_mid_burst(stage, leader)
     leader.kill()
