@@ -1,0 +1,88 @@
+"""How long it takes to enqueue many crontab entries that are due in the same minute: ha_beat with three replicas, and
+stock `celery beat`, one after the other on one Redis.
+
+    python -m tests.benchmarks.burst              1,000 entries
+    python -m tests.benchmarks.burst 1000 3000
+
+Each takes the next whole minute that leaves it time to start, so that a line of the table costs up to three minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tests.faults.cluster import STOCK_SCHEDULER, BeatCluster
+from tests.servers import RedisServer
+
+#: Seconds that the replicas have to start, and a leader to arm the entries, before the minute.
+_START = 12.0
+_QUEUE = "celery"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Seconds from the due instant to the first and to the last message."""
+
+    name: str
+    entries: int
+    first: float
+    last: float
+
+
+def enqueue_burst(redis: RedisServer, entries: int, *, stock: bool, timeout: float = 120.0) -> Result:
+    """Start replicas with so many entries of `* * * * *`, wait for a minute, and time what arrives in the queue.
+
+    `timeout` is in seconds from the due instant. Raises AssertionError when it is over.
+    """
+    redis.admin.flushall()
+    now = time.time()
+    due_at = (now + _START) // 60 * 60 + 60
+    name = "celery beat" if stock else "ha_beat, 3 replicas"
+    with BeatCluster(
+        redis.url,
+        spec={"cron": {"cron": "*", "n": entries}},
+        replicas=1 if stock else 3,
+        scheduler=STOCK_SCHEDULER if stock else None,
+        # Neither shall spend its time on writing lines.
+        log_level="WARNING",
+    ):
+        while (left := due_at - time.time()) > 0:
+            if left > 0.5 and redis.admin.llen(_QUEUE):
+                raise AssertionError(f"{name}: messages {left:.1f} s before they are due")
+            time.sleep(min(left, 0.2))
+        first = 0.0
+        while (count := int(redis.admin.llen(_QUEUE))) < entries:
+            taken = time.time() - due_at
+            first = first or (taken if count else 0.0)
+            if taken > timeout:
+                raise AssertionError(f"{name}: {count} of {entries} messages {timeout:g} s after they were due")
+            time.sleep(0.005)
+        return Result(name, entries, first or time.time() - due_at, time.time() - due_at)
+
+
+def compare(redis: RedisServer, entries: int) -> tuple[Result, Result]:
+    """ha_beat, then stock beat."""
+    return enqueue_burst(redis, entries, stock=False), enqueue_burst(redis, entries, stock=True)
+
+
+def table(pairs: Sequence[tuple[Result, Result]]) -> str:
+    """The results, one line each, with how many times faster the first of a pair was."""
+    lines = [f"{'entries':>7}  {'':<20} {'first message':>14} {'last message':>13}"]
+    for ours, stock in pairs:
+        lines += [f"{r.entries:>7}  {r.name:<20} {r.first:>12.3f} s {r.last:>11.3f} s" for r in (ours, stock)]
+        lines.append(f"{'':>7}  {stock.last / ours.last:.1f} times faster")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("entries", nargs="*", type=int, default=[1000], help="how many entries (default: 1000)")
+    with RedisServer() as redis:
+        print(table([compare(redis, entries) for entries in parser.parse_args().entries]))
+
+
+if __name__ == "__main__":
+    main()
