@@ -85,6 +85,12 @@ class Agenda:
         """When to look again."""
         return self._heap[0][0] if self._heap else None
 
+    def upcoming(self, limit: int) -> list[tuple[datetime, Slot]]:
+        """The slots that come next, in order. May be called from another thread than the one that works here."""
+        heap = self._heap.copy()
+        soonest = heapq.nsmallest(2 * limit, heap)  # twice: some are put aside
+        return [(at, slot) for at, ticket, slot in soonest if slot.ticket == ticket][:limit]
+
     def backlog(self, now: datetime) -> int:
         """How many slots are due; counts them."""
         return sum(1 for at, ticket, slot in self._heap if at <= now and slot.ticket == ticket)

@@ -121,6 +121,16 @@ class Elector:
         """The main loop moves. Without this for ``stall_timeout``, the lease is given up."""
         self._progress_at = self._clock.elapsed()
 
+    @property
+    def idle(self) -> float:
+        """Seconds for which the main loop has not moved."""
+        return self._clock.elapsed() - self._progress_at
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread lives."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self, seconds: float) -> None:
         """Wait, but not beyond a change of this replica's role."""
         if self._changed.wait(max(seconds, 0.0)):
@@ -183,6 +193,9 @@ class Elector:
             self._release(action)
         else:
             outcome = self._carry_out(action, now)
+            if isinstance(action, Campaign | Renew):
+                name = "campaign" if isinstance(action, Campaign) else "renewal"
+                self._emit(events.LeaseAttempted(name, _name_of(outcome), self._clock.elapsed() - now))
             if outcome is not None:
                 self._take_in(outcome)
 
@@ -325,6 +338,24 @@ class Elector:
         if self._unreachable_since is not None:
             since, self._unreachable_since = self._unreachable_since, None
             self._emit(events.LeaseReachable(self._clock.elapsed() - since))
+
+
+def _name_of(outcome: Outcome | None) -> str:
+    match outcome:
+        case Campaigned(answer=Acquired()):
+            return "won"
+        case Campaigned(answer=Refused()):
+            return "refused"
+        case Forbidden():
+            return "forbidden"
+        case Renewal(answer=Renewed()):
+            return "renewed"
+        case Renewal(answer=Lost()):
+            return "lost"
+        case Renewal():
+            return "late"
+        case _:
+            return "unknown"
 
 
 def _why(outcome: Outcome) -> str:

@@ -71,6 +71,18 @@ class LeadingForbidden(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseAttempted(Event):
+    """A campaign (``won``, ``refused``, ``forbidden``) or a renewal (``renewed``, ``lost``, ``late``) was answered.
+
+    Or was not: ``unknown``. ``seconds`` is the round trip to Redis.
+    """
+
+    action: str
+    outcome: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ElectionFailed(Event):
     """An unexpected exception in the election; this replica does not lead until it works again."""
 
