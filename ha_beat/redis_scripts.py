@@ -53,7 +53,7 @@ class Script:
             except redis_errors.NoScriptError:
                 raise
             except redis_errors.ResponseError as exc:
-                if len(self._sources) == 1 or "ompil" not in str(exc):
+                if len(self._sources) == 1 or "near '#'" not in str(exc):
                     raise
                 del self._sources[0]
                 self._registered = None

@@ -84,6 +84,7 @@ class MemoryLeaseStore:
             since_ms=self._now_ms(),
             gen=gen,
             run_id=self._run_id,
+            renewed_ms=self._now_ms(),
         )
         self._ledger_gen, self._ledger_epoch, self._ledger_run_id = gen, epoch, self._run_id
         self._fingerprint = replica.fingerprint
@@ -106,7 +107,7 @@ class MemoryLeaseStore:
         if self.record.seq >= seq:
             return self._reply("late")
         counted = presence if self._subscribers(presence) > 0 else ""
-        self.record = replace(self.record, seq=seq, presence=counted)
+        self.record = replace(self.record, seq=seq, presence=counted, renewed_ms=self._now_ms())
         return self._reply(Renewed(counted, self._now_ms()))
 
     def release(self, term: Term, reason: str, preferred: str = "") -> bool:
