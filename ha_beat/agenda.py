@@ -92,5 +92,8 @@ class Agenda:
         return [(at, slot) for at, ticket, slot in soonest if slot.ticket == ticket][:limit]
 
     def backlog(self, now: datetime) -> int:
-        """How many slots are due; counts them."""
-        return sum(1 for at, ticket, slot in self._heap if at <= now and slot.ticket == ticket)
+        """How many slots are due; counts them. May be called from another thread than the one that works here."""
+        heap = self._heap
+        if not heap or heap[0][0] > now:
+            return 0
+        return sum(1 for at, ticket, slot in heap.copy() if at <= now and slot.ticket == ticket)

@@ -88,6 +88,14 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """How the Redis server is set up; empty or ``None`` where it doesn't say."""
+
+    eviction_policy: str = ""
+    append_only_file: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterView:
     """The cluster as one look at Redis found it. ``members`` are those alive, by id; times are the Redis server's.
 
@@ -134,6 +142,18 @@ class Members:
             journal_length=int(length),
             paused=paused,
         )
+
+    def server_facts(self) -> ServerFacts | None:
+        """How the server is set up; ``None`` where it may not be asked. Never raises."""
+        try:
+            client = self._client()
+            memory: Any = client.info("memory")
+            persistence: Any = client.info("persistence")
+            aof = persistence.get("aof_enabled")
+            policy = text(memory.get("maxmemory_policy", "")) if memory.get("maxmemory") else ""
+            return ServerFacts(policy, None if aof is None else bool(aof))
+        except (RedisError, OSError, AttributeError):
+            return None
 
     def announce(self, member: Member) -> int:
         """Say that the replica is here. Returns the server's time in ms. Raises as :meth:`view`."""
