@@ -93,7 +93,7 @@ class Agenda:
 
     def backlog(self, now: datetime) -> int:
         """How many slots are due; counts them. May be called from another thread than the one that works here."""
-        heap = self._heap
-        if not heap or heap[0][0] > now:
+        soonest = self._heap[:1]
+        if not soonest or soonest[0][0] > now:
             return 0
-        return sum(1 for at, ticket, slot in heap.copy() if at <= now and slot.ticket == ticket)
+        return sum(1 for at, ticket, slot in self._heap.copy() if at <= now and slot.ticket == ticket)
