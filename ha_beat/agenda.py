@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from ha_beat.ledger import LedgerRow
 from ha_beat.occurrence import Due, Instants, Misfire
@@ -29,6 +29,9 @@ class Slot:
     row: LedgerRow | None = None
     due_at: datetime | None = None
     failing_since: datetime | None = None
+    #: Whether the row's own occurrence is to be sent once more: nobody knows whether it was.
+    redo: bool = False
+    uncertain: Literal["skip", "republish"] = "skip"
     ticket: int = 0
 
     @property
@@ -38,6 +41,8 @@ class Slot:
     def settle(self, now: datetime) -> Due:
         """What to do about this entry, which is due."""
         due_at = self.due_at or now
+        if self.redo and self.row is not None:
+            return Due(due_at, self.row.base)
         if self.instants is None:
             return Due(due_at, due_at)
         return self.misfire.settle(self.instants, due_at, now)

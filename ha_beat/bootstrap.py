@@ -12,21 +12,25 @@ from celery import Celery
 
 from ha_beat import __version__
 from ha_beat.clock import Clock, SystemClock
-from ha_beat.dispatch import Dispatcher
 from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.dispatch.broker import BrokerLink
+from ha_beat.dispatch.claim import ClaimDispatcher
+from ha_beat.dispatch.path import PathFinder
+from ha_beat.dispatch.publisher import Publisher
 from ha_beat.election import Timing
 from ha_beat.elector import Elector
-from ha_beat.enqueuer import Enqueuer, ScheduleSource
+from ha_beat.enqueuer import Enqueuer, Rules, ScheduleSource
 from ha_beat.errors import ConfigurationError
 from ha_beat.events import Events
 from ha_beat.lease import Keys, RedisLeaseStore, Replica, Term, new_token
-from ha_beat.ledger import Ledger
 from ha_beat.logs import LogWriter
 from ha_beat.occurrence import Misfire, MisfirePolicy
 from ha_beat.presence import RedisPresence
 from ha_beat.redis_links import Link, UrlLink
+from ha_beat.scheduling_time import SchedulingTime
 from ha_beat.settings import Settings, ha_beat_keys, redact_url
+from ha_beat.shadow_feed import ShadowFeed
+from ha_beat.state_loss import Shadow
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Runtime:
     settings: Settings
     elector: Elector
     enqueuer: Enqueuer
-    dispatcher: Dispatcher
+    path: PathFinder
     events: Events
     release: Callable[[Term], object]
 
@@ -61,21 +65,21 @@ def misfire(settings: Settings) -> Misfire:
     )
 
 
-def check_topology(app: Celery) -> None:
+def check_topology(app: Celery, settings: Settings) -> None:
     """Refuse what can't be made safe.
 
     Raises:
-        ConfigurationError: the broker is not Redis, or tasks would run inside beat.
+        ConfigurationError: there is no Redis to hold the lease, or tasks would run inside beat.
     """
     if app.conf.task_always_eager:
         raise ConfigurationError(
             "task_always_eager is on, so that tasks would run inside beat and nothing be enqueued: turn it off"
         )
     connection = app.connection_for_write()
-    if connection.transport.driver_type != "redis":
+    if settings.redis_url is None and connection.transport.driver_type != "redis":
         raise ConfigurationError(
-            f"the broker {redact_url(connection.as_uri())} is not Redis: this version of ha_beat enqueues and "
-            f"records in one act, for which the broker has to be the Redis that holds the lease"
+            f"the broker {redact_url(connection.as_uri())} is not Redis, and the lease has to be in one: give its URL "
+            f"as ha_beat_redis_url"
         )
 
 
@@ -113,27 +117,43 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
             return UrlLink(settings.redis_url, settings.redis_options, settings.command_timeout)
         return BrokerLink(app, settings.command_timeout)
 
-    elector_link, release_link = link(), link()
-    broker_link = BrokerLink(app, settings.command_timeout)
+    elector_link, release_link, main_link = link(), link(), link()
+    time, shadow = SchedulingTime(clock, events.emit), Shadow()
     timing = Timing(settings.lease_ttl, settings.renew_interval, settings.poll_interval, settings.stall_timeout)
     elector = Elector(
-        RedisLeaseStore(elector_link.client, keys, settings.journal_age),
+        RedisLeaseStore(
+            elector_link.client,
+            keys,
+            settings.journal_age,
+            offset=lambda: time.offset,
+            wait_replicas=settings.wait_replicas,
+            wait_timeout=settings.command_timeout / 2,
+        ),
         RedisPresence(elector_link.client, keys, clock, ping_interval=settings.lease_ttl / 3),
         replica,
         timing,
         clock,
         events.emit,
+        time,
+        follow=ShadowFeed(elector_link.client, keys, shadow, clock).poll,
     )
-    dispatcher = AtomicDispatcher(app, broker_link, keys, settings.journal_size)
+    path = PathFinder(_atomic(app, settings, keys), _claim(app, settings, keys, main_link, clock), events.emit)
     enqueuer = Enqueuer(
         source,
-        dispatcher,
-        Ledger(broker_link.client, keys),
+        path,
+        shadow,
+        time,
         settings.cluster,
         clock,
         events.emit,
-        batch_size=settings.batch_size,
-        publish_deadline=settings.publish_deadline,
+        Rules(
+            batch_size=settings.batch_size,
+            publish_deadline=settings.publish_deadline,
+            catch_up_after_loss=settings.on_state_loss == "catch_up",
+            handover_after=max(settings.lease_ttl, 5.0),
+            claims_settle_after=2 * settings.command_timeout + 1.0,
+            changed_server_pause=settings.lease_ttl,
+        ),
     )
     release_store = RedisLeaseStore(release_link.client, keys)
     return Runtime(
@@ -141,7 +161,24 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
         settings=settings,
         elector=elector,
         enqueuer=enqueuer,
-        dispatcher=dispatcher,
+        path=path,
         events=events,
         release=lambda term: release_store.release(term, "shutdown"),
+    )
+
+
+def _atomic(app: Celery, settings: Settings, keys: Keys) -> AtomicDispatcher | None:
+    if app.connection_for_write().transport.driver_type != "redis":
+        return None
+    return AtomicDispatcher(app, BrokerLink(app, settings.command_timeout), keys, settings.journal_size)
+
+
+def _claim(app: Celery, settings: Settings, keys: Keys, link: Link, clock: Clock) -> ClaimDispatcher:
+    return ClaimDispatcher(
+        Publisher(app, settings.command_timeout, clock),
+        link,
+        keys,
+        settings.journal_size,
+        confirm_for=settings.command_timeout,
+        trusted=lambda term: term.trusted(clock.elapsed()),
     )

@@ -81,6 +81,8 @@ class Standby:
 
     next_poll: float = 0.0
     sighting: Sighting | None = None
+    #: A presence channel seen with a subscriber since Redis last failed to answer: only its absence means a death.
+    counted: str = ""
     campaign: Campaign | None = None
     barred_until: float = 0.0
     seen_epoch: int = 0
@@ -321,7 +323,7 @@ def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) ->
         case PresenceBroke() | PresenceReady() | Fenced():
             return state
         case _:
-            return replace(state, campaign=None, next_poll=now + timing.poll_interval)
+            return replace(state, campaign=None, counted="", next_poll=now + timing.poll_interval)
 
 
 def _look(state: Standby, view: LeaseView, now: float, timing: Timing) -> Standby:
@@ -330,6 +332,8 @@ def _look(state: Standby, view: LeaseView, now: float, timing: Timing) -> Standb
     state = replace(state, next_poll=now + timing.poll_interval, seen_epoch=seen_epoch, campaign=None)
     if record is None:
         return replace(state, sighting=None, campaign=Campaign(None, "there was no lease"))
+    if view.subscribers > 0:
+        state = replace(state, counted=record.presence)
     sighting = _sight(state.sighting, view, record, now)
     return replace(state, sighting=sighting, campaign=_opportunity(state, sighting, now, timing))
 
@@ -366,7 +370,8 @@ def _opportunity(state: Standby, sighting: Sighting, now: float, timing: Timing)
         return Campaign(expected, why, record.preferred, open_at)
     if state.last_nonce and record.nonce == state.last_nonce:
         return Campaign(expected, "it names this replica, which lost it or never heard so")
-    if sighting.absent_since is not None and now - sighting.absent_since >= timing.poll_interval - _ROUNDING:
+    absent_since = sighting.absent_since if record.presence == state.counted else None
+    if absent_since is not None and now - absent_since >= timing.poll_interval - _ROUNDING:
         return Campaign(replace(expected, absent=True), "its holder's process is gone or cut off")
     if now - sighting.since >= record.ttl_ms / 1000:
         return Campaign(expected, f"it was not renewed for {record.ttl_ms / 1000:g} s")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from ha_beat import election, events
@@ -38,11 +39,15 @@ from ha_beat.election import (
 from ha_beat.errors import LeadershipForbidden, StoreError
 from ha_beat.lease import Acquired, Attempt, LeaseStore, LeaseView, Lost, Refused, Renewed, Replica, Term, new_token
 from ha_beat.presence import Presence, PresenceError
+from ha_beat.scheduling_time import SchedulingTime
 
 _T = TypeVar("_T")
 
 #: Longest time, in seconds, for which the thread does not look at what the main loop asks of it.
 _SLICE = 0.1
+
+#: Between two looks at the journal, in seconds.
+_FOLLOW_INTERVAL = 1.0
 
 #: Between attempts to subscribe again, in seconds.
 _REOPEN_INTERVAL = 1.0
@@ -54,6 +59,8 @@ class Tenure:
 
     acquired: Acquired
     why: str
+    #: When Redis was last heard of before it went out of reach for the last time; ``None`` where it never did.
+    contact_until: datetime | None = None
 
     @property
     def nonce(self) -> str:
@@ -71,13 +78,21 @@ class Elector:
         timing: Timing,
         clock: Clock,
         emit: Callable[[events.Event], None],
+        time: SchedulingTime | None = None,
+        follow: Callable[[], None] | None = None,
     ) -> None:
+        """``follow`` is called about once a second while standing by, to keep what a takeover needs warm."""
         self._store = store
         self._presence = presence
         self.replica = replica
         self._timing = timing
         self._clock = clock
         self._emit = emit
+        self._time = time or SchedulingTime(clock, emit)
+        self._follow = follow
+        self._follow_at = 0.0
+        self._heard_at = clock.elapsed()
+        self._contact_until: float | None = None
         self._thread: threading.Thread | None = None
         self._changed = threading.Event()
         self._closing = False
@@ -209,6 +224,7 @@ class Elector:
     def _carry_out(self, action: Action, now: float) -> Outcome | None:
         match action:
             case Wait(until=until):
+                self._keep_warm(now)
                 return self._listen(min(until - now, _SLICE))
             case Observe():
                 return self._ask(self._store.observe)
@@ -231,17 +247,33 @@ class Elector:
         except LeadershipForbidden as exc:
             return Forbidden(str(exc))
         if isinstance(answer, Acquired):
-            self._tenure = Tenure(answer, campaign.why)
+            self._tenure = Tenure(answer, campaign.why, self._contact_until_by_time())
         return Campaigned(answer, attempt.nonce)
 
     def _ask(self, call: Callable[[], _T]) -> _T | Unknown:
+        sent_at = self._clock.elapsed()
         try:
             answer = call()
         except StoreError as exc:
             self._note_unreachable(str(exc))
             return Unknown(str(exc))
+        self._heard_at = self._clock.elapsed()
         self._note_reachable()
+        if isinstance(answer, LeaseView | Renewed | Acquired):
+            self._time.redis_said(answer.server_ms, sent_at, self._heard_at)
         return answer
+
+    def _keep_warm(self, now: float) -> None:
+        if self._follow is None or now < self._follow_at or not isinstance(self._state, Standby):
+            return
+        if self._unreachable_since is None:
+            self._follow_at = now + _FOLLOW_INTERVAL
+            self._ask(self._follow)
+
+    def _contact_until_by_time(self) -> datetime | None:
+        if self._contact_until is None:
+            return None
+        return self._time.now() - timedelta(seconds=self._clock.elapsed() - self._contact_until)
 
     def _listen(self, seconds: float) -> Outcome | None:
         """Wait on the subscribed connection, and open it where there is none."""
@@ -332,6 +364,7 @@ class Elector:
     def _note_unreachable(self, why: str) -> None:
         if self._unreachable_since is None:
             self._unreachable_since = self._clock.elapsed()
+            self._contact_until = self._heard_at
             self._emit(events.LeaseUnreachable(why, isinstance(self._state, Leader)))
 
     def _note_reachable(self) -> None:

@@ -6,28 +6,39 @@ when the term ends first, it is forgotten, and the next leader reads in the ledg
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from ha_beat import events
 from ha_beat.agenda import Agenda, Slot
 from ha_beat.clock import Clock
-from ha_beat.dispatch import Answer, Dispatcher, FencedOff, Operation
+from ha_beat.dispatch import Answer, Dispatcher, FencedOff, OpenClaim, Operation
 from ha_beat.dispatch.header import with_header
+from ha_beat.elector import Tenure
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.lease import Term
-from ha_beat.ledger import Ledger, LedgerRow, Verdict, from_micros
+from ha_beat.ledger import LedgerRow
 from ha_beat.occurrence import Due, Occurrence, Skipped
+from ha_beat.scheduling_time import SchedulingTime
+from ha_beat.state_loss import Shadow, assess
+from ha_beat.takeover import take_over
+from ha_beat.verdicts import Scribe, Work
 
 #: Seconds until an entry that failed alone is tried again.
 _ENTRY_RETRY = 1.0
 
+#: Seconds until an entry whose schedule raises is asked again.
+_SCHEDULE_RETRY = 60.0
+
 #: Seconds, at most, until a batch that failed as a whole is tried again.
 _LONGEST_BACKOFF = 1.0
+
+
+class BrokerOutOfReach(StoreUnavailable):
+    """The broker has not answered this replica for so long that another one should try."""
 
 
 class ScheduleSource(Protocol):
@@ -51,19 +62,28 @@ class ScheduleSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """One operation of a batch and what it is about."""
+class Batch:
+    """Handed over under the term of this nonce, and perhaps not answered yet."""
 
-    slot: Slot
-    operation: Operation
-    row: LedgerRow
-    due: Due | None = None
+    nonce: str
+    works: tuple[Work, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
-    nonce: str
-    works: tuple[_Work, ...]
+class Rules:
+    """What the enqueuer goes by. Durations in seconds.
+
+    ``handover_after``: a broker out of reach for so long is left to another replica. ``claims_settle_after``: a claim
+    of another term can't be under way any more. ``changed_server_pause``: nothing is dispatched for so long after a
+    lease was taken over from another holder on another server process.
+    """
+
+    batch_size: int = 100
+    publish_deadline: float | None = 60.0
+    catch_up_after_loss: bool = False
+    handover_after: float = 10.0
+    claims_settle_after: float = 6.0
+    changed_server_pause: float = 10.0
 
 
 class Enqueuer:
@@ -72,29 +92,34 @@ class Enqueuer:
     def __init__(
         self,
         source: ScheduleSource,
-        dispatcher: Dispatcher,
-        ledger: Ledger,
+        choose_dispatcher: Callable[[Term], Dispatcher],
+        shadow: Shadow,
+        time: SchedulingTime,
         cluster: str,
         clock: Clock,
         emit: Callable[[events.Event], None],
-        *,
-        batch_size: int = 100,
-        publish_deadline: float | None = 60.0,
+        rules: Rules,
     ) -> None:
         self._source = source
-        self._dispatcher = dispatcher
-        self._ledger = ledger
+        self._choose_dispatcher = choose_dispatcher
+        self._shadow = shadow
+        self._time = time
         self._cluster = cluster
         self._clock = clock
         self._emit = emit
-        self._batch_size = batch_size
-        self._publish_deadline = publish_deadline
+        self._rules = rules
         self._agenda = Agenda()
+        self._dispatcher: Dispatcher | None = None
         self._serving = ""
-        self._pending: _Batch | None = None
-        self._to_arm: list[_Work] = []
+        self._known_tenure = ""
+        self._pending: Batch | None = None
+        self._to_write: list[Work] = []
+        self._claims: list[OpenClaim] = []
+        self._claims_due_at = 0.0
+        self._hold_until = 0.0
         self._try_at = 0.0
         self._failures = 0
+        self._failing_since: float | None = None
         #: While the cluster is paused nothing is gathered. Redis may know before this does: see ``refused_as_paused``.
         self.paused = False
         self.refused_as_paused = False
@@ -103,9 +128,14 @@ class Enqueuer:
     def agenda(self) -> Agenda:
         return self._agenda
 
+    @property
+    def dispatcher(self) -> Dispatcher | None:
+        """The way to enqueue that this term goes by; ``None`` before it has one."""
+        return self._dispatcher
+
     def now(self) -> datetime:
         """The scheduling time, in UTC."""
-        return from_micros(round(self._clock.wall() * 1_000_000))
+        return self._time.now()
 
     def serves(self, term: Term) -> bool:
         """Whether the agenda is this term's."""
@@ -115,70 +145,100 @@ class Enqueuer:
         """The schedule has changed: read it again, with the ledger, before the next batch."""
         self._serving = ""
 
-    def advance(self, term: Term) -> float:
+    def advance(self, tenure: Tenure, term: Term) -> float:
         """Do one batch of work. Returns for how many seconds there is nothing to do.
 
         Raises:
             FencedOff: the term is over.
+            BrokerOutOfReach: another replica should try.
         """
-        waiting = self._try_at - self._clock.elapsed()
-        if waiting > 0:
+        waiting = max(self._try_at, self._hold_until) - self._clock.elapsed()
+        if waiting > 0 and tenure.nonce == self._known_tenure:
             return waiting
         try:
-            idle = self._advance(term)
+            idle = self._advance(tenure, term)
         except StoreError as exc:
-            return self._postpone(str(exc))
-        self._failures = 0
+            return self._postpone(exc)
+        self._failures, self._failing_since = 0, None
         return idle
 
-    def _advance(self, term: Term) -> float:
+    def _advance(self, tenure: Tenure, term: Term) -> float:
+        if self._known_tenure != tenure.nonce:
+            self._begin(tenure)
+            if self._hold_until > self._clock.elapsed():
+                return self._hold_until - self._clock.elapsed()
         if self._pending is not None and self._pending.nonce == term.nonce:
             self._hand_over(term, self._pending)
             return 0.0
         if self._serving != term.nonce:
-            self._take_over(term)
-        if self._to_arm:
-            works, self._to_arm = self._to_arm[: self._batch_size], self._to_arm[self._batch_size :]
+            self._take_over(tenure, term)
+        self._settle_claims(term)
+        if self._to_write:
+            size = self._rules.batch_size
+            works, self._to_write = self._to_write[:size], self._to_write[size:]
         elif self.paused:
             return float("inf")
         else:
             works = self._gather(term)
         if works:
-            self._hand_over(term, _Batch(term.nonce, tuple(works)))
+            self._hand_over(term, Batch(term.nonce, tuple(works)))
             return 0.0
         due_at = self._agenda.next_due()
         return max((due_at - self.now()).total_seconds(), 0.0) if due_at else float("inf")
 
     # --- Taking over
 
-    def _take_over(self, term: Term) -> None:
+    def _begin(self, tenure: Tenure) -> None:
+        """A new term: on another server than the last holder's, wait until that one can't be dispatching any more."""
+        self._known_tenure, self._serving, self._pending = tenure.nonce, "", None
+        self._failures, self._failing_since, self._try_at = 0, None, 0.0
+        acquired = tenure.acquired
+        self._time.join(acquired.leaders_offset)
+        moved = acquired.previous_run_id not in ("", acquired.term.run_id)
+        others = acquired.previous_holder not in ("", acquired.term.holder)
+        pause = self._rules.changed_server_pause if moved and others else 0.0
+        self._hold_until = self._clock.elapsed() + pause
+        if pause:
+            self._emit(events.DispatchHeld(pause))
+
+    def _take_over(self, tenure: Tenure, term: Term) -> None:
         """Put every entry on the agenda, from where the ledger says that the cluster is."""
-        self._pending, self._to_arm, agenda = None, [], Agenda()
-        rows = self._ledger.read()
-        now = self.now()
-        overdue = 0
-        for slot in self._source.slots():
-            raw = rows.get(slot.id)
-            row = LedgerRow.parse(raw) if raw is not None else None
-            if raw is not None and row is None:
-                self._emit(events.EntryFailed(slot.id, "its ledger row is not of this version; left alone"))
-                continue
-            slot.row = row
-            if row is not None and row.signature == slot.signature:
-                slot.base = max(slot.base, row.base)
-            else:
-                # New, or edited: an edited entry does not owe the instants of its new schedule before the edit.
-                slot.base = max(slot.base, row.base, now) if row is not None else _or_now(slot.base, now)
-                self._to_arm.append(self._arming(term, slot, now))
+        self._pending, self._to_write = None, []
+        self._dispatcher = self._choose_dispatcher(term)
+        ledger = self._dispatcher.ledger
+        rows = ledger.read()
+        acquired, now = tenure.acquired, self.now()
+        moved = acquired.previous_run_id not in ("", term.run_id)
+        loss = assess(
+            gen=term.gen,
+            previous_gens=acquired.previous_gens,
+            shadow=self._shadow,
+            rows=rows,
+            facts=ledger.server_facts(now) if moved else None,
+            contact_until=tenure.contact_until,
+            now=now,
+        )
+        if loss is not None and loss.total:
+            self._emit(events.StateLost(loss.why, self._rules.catch_up_after_loss))
+        taken = take_over(
+            self._source.slots(),
+            rows,
+            self._shadow,
+            loss,
+            scribe=Scribe(term, now),
+            catch_up=self._rules.catch_up_after_loss,
+            emit=self._emit,
+        )
+        self._shadow.gen = term.gen
+        self._to_write = taken.works
+        self._find_claims(term)
+        agenda, overdue = Agenda(), 0
+        for slot in taken.slots:
             self._schedule(agenda, slot, now)
             overdue += slot.due_at is not None and slot.instants is not None and slot.due_at <= now
         self._agenda, self._serving = agenda, term.nonce
-        self._emit(events.ScheduleReady(len(agenda), overdue, len(self._to_arm)))
-
-    def _arming(self, term: Term, slot: Slot, now: datetime) -> _Work:
-        """From now on the cluster owes this entry its occurrences, whoever leads."""
-        row = self._row(term, slot, slot.base, "armed", now)
-        return _Work(slot, Operation(slot.id, slot.expected, row.raw), row)
+        self._redo_claims(now)
+        self._emit(events.ScheduleReady(len(agenda), overdue, taken.new))
 
     def _schedule(self, agenda: Agenda, slot: Slot, now: datetime) -> None:
         if slot.instants is None:
@@ -192,64 +252,110 @@ class Enqueuer:
             return
         agenda.put(slot, due_at)
 
+    # --- Claims of other terms
+
+    def _find_claims(self, term: Term) -> None:
+        self._claims = self._dispatcher.open_claims(term) if self._dispatcher else []
+        self._claims_due_at = self._clock.elapsed() + self._rules.claims_settle_after
+
+    def _redo_claims(self, now: datetime) -> None:
+        """Occurrences whose policy is to send again, once the first sending can't be under way any more."""
+        for claim in list(self._claims):
+            slot = self._agenda.get(claim.entry)
+            if claim.policy != "republish" or slot is None or slot.row is None or slot.row.raw != claim.row:
+                continue
+            if slot.row.scheduled_at is not None:
+                self._claims.remove(claim)
+                slot.redo = True
+                not_before = now + timedelta(seconds=self._rules.claims_settle_after)
+                self._agenda.put(slot, slot.row.scheduled_at, not_before)
+
+    def _settle_claims(self, term: Term) -> None:
+        if not self._claims or self._clock.elapsed() < self._claims_due_at or self._dispatcher is None:
+            return
+        for entry, row in self._dispatcher.give_up(term, self._claims).items():
+            slot = self._agenda.get(entry)
+            if slot is not None and slot.row is not None and slot.row.task_id == row.task_id:
+                slot.row = row
+            self._emit(events.OccurrenceUncertain(entry, row.scheduled_at, row.task_id, row.reason))
+        self._claims = []
+
     # --- Gathering a batch
 
-    def _gather(self, term: Term) -> list[_Work]:
-        now = self.now()
-        slots = list(self._agenda.pop_due(now, self._batch_size))
-        works: list[_Work] = []
+    def _gather(self, term: Term) -> list[Work]:
+        scribe = Scribe(term, self.now())
+        slots = list(self._agenda.pop_due(scribe.now, self._rules.batch_size))
+        works: list[Work] = []
         try:
             for slot in slots:
-                work = self._work_for(term, slot, now)
+                work = self._work_for(scribe, slot)
                 if work is not None:
                     works.append(work)
         except StoreError:
-            # The broker can't be asked about a queue; none of the batch has left.
+            # The broker can't be asked; none of the batch has left.
             for slot in slots:
-                if slot.due_at is not None:
-                    self._agenda.put(slot, slot.due_at)
+                self._agenda.put(slot, slot.due_at or scribe.now)
             raise
         return works
 
-    def _work_for(self, term: Term, slot: Slot, now: datetime) -> _Work | None:
+    def _work_for(self, scribe: Scribe, slot: Slot) -> Work | None:
+        now = scribe.now
         try:
-            if slot.instants is None and not self._seen_due(slot, now):
+            if slot.instants is None and not slot.redo and not self._seen_due(slot, now):
                 return None
             due = slot.settle(now)
         except Exception as exc:
             self._emit(events.EntryFailed(slot.id, f"its schedule raises {type(exc).__name__}: {exc}", exc))
-            self._agenda.put(slot, slot.due_at or now, now + timedelta(seconds=60))
+            self._agenda.put(slot, slot.due_at or now, now + timedelta(seconds=_SCHEDULE_RETRY))
             return None
         if due.send is None:
-            return self._recorded(term, slot, due, now)
+            return scribe.skipped(slot, due.skipped or _only(due, "missed"), due.position)
         if self._given_up(slot, now):
-            return self._recorded(term, slot, due, now, reason="not enqueued within the publish deadline")
-        occurrence = Occurrence(slot.id, due.send)
+            reason = "not enqueued within the publish deadline"
+            return scribe.skipped(slot, _with(due, reason), due.position)
+        try:
+            return self._message_for(scribe, slot, due, due.send)
+        except StoreUnavailable:
+            raise
+        except Exception as exc:
+            why = f"no message could be made: {type(exc).__name__}: {exc}"
+            self._emit(events.EntryFailed(slot.id, why, exc))
+            return scribe.skipped(slot, _with(due, why[:500]), due.position)
+
+    def _message_for(self, scribe: Scribe, slot: Slot, due: Due, send: datetime) -> Work:
+        occurrence = Occurrence(slot.id, send)
         task_id = occurrence.task_id(self._cluster)
+        row = scribe.row(slot, due.position, "enqueued", scheduled_at=send, task_id=task_id)
         header = {
             "cluster": self._cluster,
             "entry": slot.id,
             "scheduled_at": occurrence.instant,
-            "epoch": term.epoch,
-            "run_count": (slot.row.run_count if slot.row else 0) + 1,
+            "epoch": scribe.term.epoch,
+            "run_count": row.run_count,
         }
-        try:
-            args, kwargs, options = self._source.arguments(slot)
-            message = self._dispatcher.prepare(slot.entry, args, kwargs, with_header(options, header, task_id))
-        except StoreUnavailable:
-            raise
-        except Exception as exc:
-            why = f"{type(exc).__name__}: {exc}"
-            self._emit(events.EntryFailed(slot.id, f"no message could be made of it: {why}", exc))
-            return self._recorded(term, slot, due, now, reason=f"no message could be made: {why}"[:500])
-        row = self._row(term, slot, due.send, "enqueued", now, scheduled_at=due.send, task_id=task_id)
-        records = [self._record(term, row, slot.id, due.send, now)]
+        args, kwargs, options = self._source.arguments(slot)
+        if self._dispatcher is None:
+            raise StoreUnavailable("no way to enqueue has been chosen yet", acted=False)
+        message = self._dispatcher.prepare(slot.entry, args, kwargs, with_header(options, header, task_id))
+        records = [scribe.enqueued_record(slot.id, send, task_id)]
         if due.skipped is not None:
-            records.insert(0, self._skip_record(term, due.skipped, slot.id, now))
-        return _Work(slot, Operation(slot.id, slot.expected, row.raw, tuple(records), message), row, due)
+            records.insert(0, scribe.skip_record(slot.id, due.skipped))
+        operation = Operation(
+            slot.id,
+            slot.expected,
+            row.raw,
+            tuple(records),
+            message,
+            task_id=task_id,
+            uncertain=slot.uncertain,
+            scheduled_ms=round(send.timestamp() * 1000),
+        )
+        return Work(slot, operation, row, due)
 
     def _seen_due(self, slot: Slot, now: datetime) -> bool:
         """Ask an entry whose schedule only it knows; the first instant seen due is the occurrence's."""
+        if slot.failing_since is not None:
+            return True
         due, ask_in = self._source.check(slot)
         if due:
             slot.due_at = now
@@ -258,83 +364,17 @@ class Enqueuer:
         return due
 
     def _given_up(self, slot: Slot, now: datetime) -> bool:
-        if slot.failing_since is None or self._publish_deadline is None:
+        deadline = self._rules.publish_deadline
+        if slot.failing_since is None or deadline is None or slot.redo:
             return False
-        return (now - slot.failing_since).total_seconds() > self._publish_deadline
-
-    def _recorded(self, term: Term, slot: Slot, due: Due, now: datetime, reason: str = "") -> _Work:
-        """Give what is due its verdict without a message; ``reason`` is that of the instant not sent."""
-        skipped = due.skipped
-        if due.send is not None or skipped is None:
-            first = skipped.first if skipped else due.position
-            before = skipped.count if skipped else 0
-            until = due.position + timedelta(microseconds=1)
-            skipped = Skipped(first, until, before + 1 if before >= 0 else -1, reason)
-        row = self._row(term, slot, due.position, "skipped", now, scheduled_at=due.position, reason=skipped.reason)
-        record = self._skip_record(term, skipped, slot.id, now)
-        settled = Due(None, due.position, skipped)
-        return _Work(slot, Operation(slot.id, slot.expected, row.raw, (record,)), row, settled)
-
-    def _row(
-        self,
-        term: Term,
-        slot: Slot,
-        base: datetime,
-        verdict: Verdict,
-        now: datetime,
-        *,
-        scheduled_at: datetime | None = None,
-        reason: str = "",
-        task_id: str = "",
-    ) -> LedgerRow:
-        before = slot.row
-        row = LedgerRow(
-            base=base,
-            verdict=verdict,
-            scheduled_at=scheduled_at or (before.scheduled_at if before else None),
-            rev=(before.rev if before else 0) + 1,
-            dispatched_ms=round(now.timestamp() * 1000),
-            epoch=term.epoch,
-            nonce=term.nonce,
-            run_count=(before.run_count if before else 0) + (verdict == "enqueued"),
-            reason=reason,
-            task_id=task_id,
-            signature=slot.signature,
-        )
-        return replace(row, raw=row.encoded())
-
-    def _record(self, term: Term, row: LedgerRow, entry: str, at: datetime, now: datetime) -> str:
-        return json.dumps(
-            {
-                "verdict": row.verdict,
-                "entry": entry,
-                "at": Occurrence(entry, at).instant,
-                "ms": round(now.timestamp() * 1000),
-                "epoch": term.epoch,
-                "by": term.holder,
-                "id": row.task_id,
-            }
-        )
-
-    def _skip_record(self, term: Term, skipped: Skipped, entry: str, now: datetime) -> str:
-        return json.dumps(
-            {
-                "verdict": "skipped",
-                "entry": entry,
-                "from": Occurrence(entry, skipped.first).instant,
-                "until": Occurrence(entry, skipped.until).instant,
-                "count": skipped.count,
-                "why": skipped.reason,
-                "ms": round(now.timestamp() * 1000),
-                "epoch": term.epoch,
-                "by": term.holder,
-            }
-        )
+        return (now - slot.failing_since).total_seconds() > deadline
 
     # --- Handing over
 
-    def _hand_over(self, term: Term, batch: _Batch) -> None:
+    def _hand_over(self, term: Term, batch: Batch) -> None:
         self._pending = batch
+        if self._dispatcher is None:
+            self._dispatcher = self._choose_dispatcher(term)
         began = self._clock.elapsed()
         try:
             answers = self._dispatcher.submit(term, [work.operation for work in batch.works])
@@ -349,71 +389,87 @@ class Enqueuer:
         for work, answer in zip(batch.works, answers, strict=True):
             self._take_in(work, answer, now)
 
-    def _take_in(self, work: _Work, answer: Answer, now: datetime) -> None:
+    def _take_in(self, work: Work, answer: Answer, now: datetime) -> None:
         slot = work.slot
         match answer.kind:
             case "done" | "mine" | "partial":
-                slot.row, slot.base, slot.failing_since = work.row, work.row.base, None
                 if answer.kind == "partial":
                     self._emit(events.EntryFailed(slot.id, f"not every queue took it: {answer.detail}"))
-                self._say(work, now)
-            case "moved":
-                row = LedgerRow.parse(answer.detail) if answer.detail else None
-                if answer.detail and row is None:
-                    self._emit(events.EntryFailed(slot.id, "its ledger row is not of this version; left alone"))
-                    self._agenda.drop(slot)
-                    return
-                slot.row = row
-                slot.base = max(slot.base, row.base) if row else slot.base
-                self._emit(events.EntryFailed(slot.id, "its ledger row was changed by somebody else; following it"))
-                self._schedule(self._agenda, slot, now)
-                return
-            case "error":
-                self._emit(events.EntryFailed(slot.id, f"Redis refused it: {answer.detail}"))
-                slot.failing_since = slot.failing_since or now
-                due_at = slot.due_at or now
-                self._agenda.put(slot, due_at, now + timedelta(seconds=_ENTRY_RETRY))
-                return
+                self._settled(work, work.row, now)
+            case "uncertain":
+                self._settled(work, LedgerRow.parse(answer.detail) or work.row, now)
+            case "again":
+                slot.row, slot.redo = LedgerRow.parse(answer.detail) or work.row, True
+                self._put_back(slot, now)
             case "paused" | "withdrawn":
                 self.paused = self.refused_as_paused = True
                 self._agenda.put(slot, slot.due_at or now)
                 return
-        self._schedule_next(work, now)
+            case "error":
+                self._emit(events.EntryFailed(slot.id, f"it was refused: {answer.detail}"))
+                slot.failing_since = slot.failing_since or now
+                self._put_back(slot, now)
+            case "moved":
+                self._follow(slot, answer.detail, now)
 
-    def _schedule_next(self, work: _Work, now: datetime) -> None:
-        if work.due is None:
-            # Armed: it is on the agenda already, where the base that was just recorded has put it.
-            return
-        self._source.settled(work.slot, work.row)
-        self._schedule(self._agenda, work.slot, now)
-
-    def _say(self, work: _Work, now: datetime) -> None:
-        due, slot = work.due, work.slot
+    def _settled(self, work: Work, row: LedgerRow, now: datetime) -> None:
+        slot, due = work.slot, work.due
+        slot.row, slot.base, slot.failing_since, slot.redo = row, row.base, None, False
+        self._shadow.learn(slot.id, row.base)
         if due is None:
+            # Armed: it is on the agenda already, where the base that was just recorded has put it.
             return
         if due.skipped is not None:
             s = due.skipped
             self._emit(events.OccurrenceSkipped(slot.id, s.first, s.until, s.count, s.reason))
-        if due.send is not None:
+        if due.send is not None and row.verdict == "uncertain":
+            self._emit(events.OccurrenceUncertain(slot.id, due.send, row.task_id, row.reason))
+        elif due.send is not None:
             lateness = (now - due.send).total_seconds()
-            task = str(slot.entry.task)
-            self._emit(events.Enqueued(slot.id, task, work.row.task_id, due.send, lateness))
+            self._emit(events.Enqueued(slot.id, str(slot.entry.task), row.task_id, due.send, lateness))
+        self._source.settled(slot, row)
+        self._schedule(self._agenda, slot, now)
 
-    def _postpone(self, why: str) -> float:
+    def _put_back(self, slot: Slot, now: datetime) -> None:
+        self._agenda.put(slot, slot.due_at or now, now + timedelta(seconds=_ENTRY_RETRY))
+
+    def _follow(self, slot: Slot, raw: str, now: datetime) -> None:
+        """Somebody else has written the row: go on from there."""
+        row = LedgerRow.parse(raw) if raw else None
+        if raw and row is None:
+            self._emit(events.EntryFailed(slot.id, "its ledger row is not of this version; left alone"))
+            self._agenda.drop(slot)
+            return
+        slot.row, slot.redo = row, False
+        slot.base = max(slot.base, row.base) if row else slot.base
+        self._emit(events.EntryFailed(slot.id, "its ledger row was changed by somebody else; following it"))
+        self._schedule(self._agenda, slot, now)
+
+    def _postpone(self, error: StoreError) -> float:
         """After a failure of the whole batch: back off, with jitter, and say so once."""
+        now = self._clock.elapsed()
         self._failures += 1
+        self._failing_since = now if self._failing_since is None else self._failing_since
         if self._failures == 1:
             size = len(self._pending.works) if self._pending else 0
-            self._emit(events.DispatchFailed(size, why))
+            self._emit(events.DispatchFailed(size, str(error)))
+        if now - self._failing_since > self._rules.handover_after:
+            self._failing_since = None
+            raise BrokerOutOfReach(str(error))
         seconds: float = random.uniform(0.5, 1.0) * min(0.05 * 2 ** min(self._failures, 10), _LONGEST_BACKOFF)
-        self._try_at = self._clock.elapsed() + seconds
+        self._try_at = now + seconds
         return seconds
 
 
-def _or_now(base: datetime, now: datetime) -> datetime:
-    """The entry's own last run where its store has one."""
-    return base if base > NEVER else now
+def _only(due: Due, reason: str) -> Skipped:
+    """The one instant that is due, as a range."""
+    return Skipped(due.position, due.position + timedelta(microseconds=1), 1, reason)
 
 
-#: The ``base`` of an entry whose own store knows of no run.
-NEVER = from_micros(0)
+def _with(due: Due, reason: str) -> Skipped:
+    """What is due, passed over with what was to be passed over anyway."""
+    only = _only(due, reason)
+    before = due.skipped
+    if before is None:
+        return only
+    return Skipped(before.first, only.until, before.count + 1 if before.count >= 0 else -1, reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ha_beat.errors import ConfigurationError
 from ha_beat.occurrence import Misfire
@@ -12,6 +12,7 @@ from ha_beat.occurrence import Misfire
 KEY = "ha_beat"
 
 _POLICIES = ("once", "skip", "all")
+_UNCERTAIN = ("skip", "republish")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +20,16 @@ class EntryOptions:
     """An entry's own rules, with the cluster's where it has none."""
 
     misfire: Misfire
+    uncertain: Literal["skip", "republish"] = "skip"
 
     @classmethod
     def of(
-        cls, entry: str, options: Mapping[str, Any], default: Misfire, starting_deadline: float | None
+        cls,
+        entry: str,
+        options: Mapping[str, Any],
+        default: Misfire,
+        starting_deadline: float | None,
+        uncertain: str = "skip",
     ) -> EntryOptions:
         """Read them.
 
@@ -37,15 +44,17 @@ class EntryOptions:
             rules = replace(rules, grace=_number(entry, "misfire_grace", own.pop("misfire_grace")))
         if "misfire_limit" in own:
             rules = replace(rules, limit=int(_number(entry, "misfire_limit", own.pop("misfire_limit"), least=1)))
+        if "uncertain" in own:
+            uncertain = _one_of(entry, "uncertain", own.pop("uncertain"), _UNCERTAIN)
         if own:
             raise ConfigurationError(
-                f"entry {entry!r}: options[{KEY!r}] has no key {min(own)!r}; known are misfire, misfire_grace and "
-                f"misfire_limit"
+                f"entry {entry!r}: options[{KEY!r}] has no key {min(own)!r}; known are misfire, misfire_grace, "
+                f"misfire_limit and uncertain"
             )
         if starting_deadline is not None:
             grace = starting_deadline if rules.grace is None else min(rules.grace, starting_deadline)
             rules = replace(rules, grace=grace)
-        return cls(rules)
+        return cls(rules, "republish" if uncertain == "republish" else "skip")
 
     @staticmethod
     def without_own(options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -121,6 +121,54 @@ class OccurrenceSkipped(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class OccurrenceUncertain(Event):
+    """Nobody knows whether the broker took the message."""
+
+    entry: str
+    scheduled_at: datetime | None
+    task_id: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateLost(Event):
+    """Redis lost state. Under ``catch_up`` what may have been enqueued is enqueued again, else it is skipped."""
+
+    why: str
+    catch_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchHeld(Event):
+    """Nothing is dispatched for so many seconds: on the server before, the last leader may still be at it."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PathChosen(Event):
+    """How messages reach the broker: ``atomic`` or ``claim``, and why."""
+
+    path: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClockJumped(Event):
+    """The machine's wall clock stepped by so many seconds; whether scheduling followed it."""
+
+    seconds: float
+    followed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClockOffset(Event):
+    """Scheduling time and Redis' clock differ by so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class EntryFailed(Event):
     """One entry can't be scheduled or built into a message; the others go on."""
 
@@ -153,6 +201,55 @@ class DispatchFailed(Event):
 
     size: int
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paused(Event):
+    """The cluster enqueues nothing until it is resumed. ``found``: this leader found it so when its term began."""
+
+    since: datetime
+    by: str
+    reason: str
+    found: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed(Event):
+    """The cluster is paused no more. ``after`` seconds."""
+
+    by: str
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestAnswered(Event):
+    """The leader has answered a request of ``by``; ``action`` is the request's."""
+
+    action: str
+    by: str
+    ok: bool
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class EnqueuedOnRequest(Event):
+    """A message enqueued because somebody asked. ``kind`` is ``manual`` or ``backfill``; no schedule was moved."""
+
+    entry: str
+    task: str
+    task_id: str
+    scheduled_at: datetime
+    kind: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class InvariantBroken(Event):
+    """Something that can't be, is. ``kind`` names the rule, ``subject`` what broke it; once until it is mended."""
+
+    kind: str
+    subject: str
+    detail: str
 
 
 Subscriber = Callable[[Event], None]

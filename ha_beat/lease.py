@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ha_beat.errors import ForeignApp, NewerSchema
+from redis.exceptions import RedisError
+
+from ha_beat.errors import ForeignApp, NewerSchema, StoreUnavailable
 from ha_beat.redis_scripts import Script, text
 
 if TYPE_CHECKING:
@@ -45,6 +47,11 @@ class Keys:
     @property
     def members(self) -> str:
         return self._key("members")
+
+    @property
+    def claims(self) -> str:
+        """Hash: occurrences claimed and not yet confirmed, by task id."""
+        return self._key("claims")
 
     @property
     def wake(self) -> str:
@@ -160,6 +167,8 @@ class Acquired:
     previous_holder: str
     presence: str
     server_ms: int
+    #: Scheduling time minus Redis' clock, in seconds, as the last leader had it.
+    leaders_offset: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,10 +243,26 @@ def new_token() -> str:
 class RedisLeaseStore:
     """The lease in Redis, or in anything that speaks its protocol and runs its scripts."""
 
-    def __init__(self, client: Callable[[], redis.Redis], keys: Keys, journal_age: float | None = None) -> None:
-        """``journal_age``, in seconds: renewals trim older records from the journal."""
+    def __init__(
+        self,
+        client: Callable[[], redis.Redis],
+        keys: Keys,
+        journal_age: float | None = None,
+        *,
+        offset: Callable[[], float] = lambda: 0.0,
+        wait_replicas: int = 0,
+        wait_timeout: float = 1.0,
+    ) -> None:
+        """``journal_age``, in seconds: renewals trim older records from the journal.
+
+        ``offset`` tells by how many seconds the scheduling time is ahead of Redis' clock. A renewal counts when
+        ``wait_replicas`` replicas of Redis have it, waited for up to ``wait_timeout`` seconds.
+        """
         self._client = client
         self._keys = keys
+        self._offset_ms = lambda: round(offset() * 1000)
+        self._wait_replicas = wait_replicas
+        self._wait_ms = round(wait_timeout * 1000)
         self._journal_age_ms = "" if journal_age is None else str(round(journal_age * 1000))
         self._observe = Script("observe")
         self._acquire = Script("acquire", although_full=True)
@@ -291,7 +316,7 @@ class RedisLeaseStore:
             raise NewerSchema(self._keys.cluster, SCHEMA, int(rest[0]))
         if answer == "refused":
             return Refused(rest[0])
-        epoch, gen, lease_gen, ledger_gen, run_id, previous_run_id, server_ms, presence, previous = rest
+        epoch, gen, lease_gen, ledger_gen, run_id, previous_run_id, server_ms, presence, previous, offset_ms = rest
         return Acquired(
             term=Term(replica.id, int(epoch), attempt.nonce, gen, run_id, attempt.trusted_until),
             previous_gens=(lease_gen, ledger_gen),
@@ -299,18 +324,36 @@ class RedisLeaseStore:
             previous_holder=previous,
             presence=presence,
             server_ms=int(server_ms),
+            leaders_offset=int(offset_ms) / 1000 if offset_ms else None,
         )
 
     def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]:
         reply = self._renew(
             self._client(),
             [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.requests],
-            [term.epoch, term.nonce, seq, presence, term.gen, term.run_id, self._journal_age_ms],
+            [term.epoch, term.nonce, seq, presence, term.gen, term.run_id, self._journal_age_ms, self._offset_ms()],
         )
         answer, detail, *rest = (text(part) for part in reply)
         if answer == "renewed":
+            self._await_replicas()
             return Renewed(detail, int(rest[0]), int(rest[1]))
         return "late" if answer == "late" else Lost(detail)
+
+    def _await_replicas(self) -> None:
+        """Have the renewal on replicas of Redis before it is believed.
+
+        Raises:
+            StoreUnavailable: too few have it.
+        """
+        if not self._wait_replicas:
+            return
+        try:
+            client: Any = self._client()
+            reached: int = client.wait(self._wait_replicas, self._wait_ms)
+        except (RedisError, OSError) as exc:
+            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
+        if int(reached) < self._wait_replicas:
+            raise StoreUnavailable(f"{reached} of {self._wait_replicas} replicas of Redis have the renewal")
 
     def release(self, term: Term, reason: str, preferred: str = "") -> bool:
         """Give the lease back and wake the standbys; False where it was not ours any more.

@@ -108,12 +108,33 @@ class LedgerRow:
             return None
 
 
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """Of the Redis server: whether it writes an append-only file, and when it started (by this replica's clock)."""
+
+    append_only: bool
+    started_at: datetime
+
+
 class Ledger:
     """Reads the ledger; only the dispatch script writes it."""
 
     def __init__(self, client: Callable[[], redis.Redis], keys: Keys) -> None:
         self._client = client
         self._keys = keys
+
+    def server_facts(self, now: datetime) -> ServerFacts:
+        """What the server says of itself; ``now`` is the scheduling time.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        try:
+            info: Mapping[str, Any] = self._client().info("everything")
+        except (RedisError, OSError) as exc:
+            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
+        up = timedelta(seconds=int(info.get("uptime_in_seconds", 0)))
+        return ServerFacts(append_only=bool(int(info.get("aof_enabled", 0))), started_at=now - up)
 
     def read(self) -> Mapping[str, str]:
         """Every entry's raw row by entry id.

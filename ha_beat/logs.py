@@ -57,6 +57,20 @@ class LogWriter:
                 many = f"{count} occurrences" if count > 0 else "very many occurrences"
                 what = f"the occurrence of {first}" if count == 1 else f"{many} from {first} to before {until}"
                 return logging.WARNING, f"Skipped {what} of {entry}: {reason}"
+            case e.OccurrenceUncertain(entry, at, task_id, why):
+                return logging.ERROR, f"Nobody knows whether {entry} of {at} was enqueued (task id {task_id}): {why}"
+            case e.StateLost(why, catch_up):
+                then = "what may have been enqueued before is enqueued again" if catch_up else "it is skipped"
+                return logging.ERROR, f"Redis lost state: {why}. What can't be told apart: {then}"
+            case e.DispatchHeld(seconds):
+                return logging.WARNING, f"Another Redis server answers: nothing is enqueued for {_seconds(seconds)}"
+            case e.PathChosen(path, why):
+                return logging.INFO, f"Dispatch path {path}: {why}"
+            case e.ClockJumped(seconds, followed):
+                then = "scheduling follows it" if followed else "scheduling does not follow it"
+                return logging.WARNING, f"The wall clock stepped by {seconds:+.1f} s; {then}"
+            case e.ClockOffset(seconds):
+                return logging.WARNING, f"This machine's clock and that of Redis differ by {seconds:+.1f} s"
             case e.EntryFailed(entry, why):
                 return logging.ERROR, f"Entry {entry}: {why}"
             case e.BatchDispatched(size, seconds, already_mine) if already_mine:
@@ -70,6 +84,16 @@ class LogWriter:
                 return logging.WARNING, f"Redis refused {size} occurrences under epoch {epoch}: {why}"
             case e.DispatchFailed(size, why):
                 return logging.WARNING, f"Can't hand over {size} occurrences, trying again: {why}"
+            case e.Paused(since, by, reason):
+                return logging.WARNING, f"The cluster is paused since {since} by {by} ({reason or 'no reason given'})"
+            case e.Resumed(by, after):
+                return logging.WARNING, f"The cluster is resumed by {by} after {_seconds(after)}"
+            case e.RequestAnswered(action, by, ok, line):
+                return logging.INFO if ok else logging.WARNING, f"Asked by {by} to {action}: {line}"
+            case e.EnqueuedOnRequest(entry, task, task_id, scheduled_at, kind, by):
+                return logging.INFO, f"Enqueued {entry} ({task}[{task_id}]) of {scheduled_at} ({kind}) for {by}"
+            case e.InvariantBroken(kind, subject, detail):
+                return logging.ERROR, f"An invariant is broken ({kind}, {subject}): {detail}"
             case _:
                 return logging.DEBUG, ""
 

@@ -31,7 +31,7 @@ class UrlLink:
 
     def __init__(self, url: str, options: Mapping[str, Any], timeout: float) -> None:
         self._url = url
-        retry: Any = Retry(NoBackoff(), 0)  # type: ignore[no-untyped-call]
+        retry: Any = Retry(NoBackoff(), 0)
         self._options = {
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,

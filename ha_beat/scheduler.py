@@ -16,13 +16,14 @@ from celery.beat import BeatLazyFunc, ScheduleEntry, Scheduler
 from ha_beat.agenda import Slot
 from ha_beat.bootstrap import Runtime, assemble, check_topology, load_settings, misfire
 from ha_beat.dispatch import FencedOff
-from ha_beat.enqueuer import NEVER
+from ha_beat.enqueuer import BrokerOutOfReach
 from ha_beat.entry_options import EntryOptions
 from ha_beat.errors import ConfigurationError, StoreError
 from ha_beat.lease import Term
 from ha_beat.ledger import LedgerRow
 from ha_beat.occurrence import Misfire
 from ha_beat.timetable import instants_of, starting_deadline
+from ha_beat.verdicts import NEVER
 
 logger = logging.getLogger("ha_beat")
 
@@ -51,7 +52,7 @@ class HAMixin(_Base):
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
         try:
             self.ha_settings = load_settings(app)
-            check_topology(app)
+            check_topology(app, self.ha_settings)
         except ConfigurationError as exc:
             # Celery would print a traceback; whoever started beat needs the line.
             raise SystemExit(f"ha_beat can't start: {exc}") from exc
@@ -118,10 +119,13 @@ class HAMixin(_Base):
         idle = 0.0
         while idle == 0.0 and (current := elector.term) is not None and current.nonce == term.nonce:
             try:
-                idle = enqueuer.advance(current)
+                idle = enqueuer.advance(tenure, current)
             except FencedOff as exc:
                 elector.fenced(current, f"dispatch was refused: {exc}")
                 return
+            except BrokerOutOfReach as exc:
+                elector.step_down(f"the broker is out of reach: {exc}")
+                idle = _LONGEST_TICK
             elector.progress()
         elector.wait(min(idle, self.max_interval or _LONGEST_TICK, _LONGEST_TICK))
 
@@ -172,13 +176,16 @@ class HAMixin(_Base):
 
     def _slot(self, entry: Any, default: Misfire) -> Slot:
         instants = instants_of(entry)
-        options = EntryOptions.of(entry.name, entry.options or {}, default, starting_deadline(entry))
+        options = EntryOptions.of(
+            entry.name, entry.options or {}, default, starting_deadline(entry), self.ha_settings.uncertain
+        )
         stored = self.stored_last_run_at(entry)
         return Slot(
             id=self.entry_id(entry),
             entry=entry,
             instants=instants,
             misfire=options.misfire,
+            uncertain=options.uncertain,
             signature=_signature(entry, known=instants is not None),
             base=NEVER if stored is None else entry.schedule.maybe_make_aware(stored).astimezone(UTC),
         )

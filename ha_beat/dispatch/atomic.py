@@ -10,13 +10,15 @@ from celery.beat import ScheduleEntry
 from kombu.exceptions import OperationalError
 from redis import exceptions as redis_errors
 
+from ha_beat.dispatch.batch_script import BatchScript
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.dispatch.capture import Command, captured
 from ha_beat.dispatch.message import NothingPublished, publish
-from ha_beat.dispatch.types import Answer, FencedOff, Operation
+from ha_beat.dispatch.types import Answer, OpenClaim, Operation
 from ha_beat.errors import StoreUnavailable
 from ha_beat.lease import Keys, Term
-from ha_beat.redis_scripts import Script, text
+from ha_beat.ledger import Ledger, LedgerRow
+from ha_beat.redis_scripts import text
 
 
 class AtomicDispatcher:
@@ -26,8 +28,8 @@ class AtomicDispatcher:
         self._app = app
         self._link = link
         self._keys = keys
-        self._journal_size = journal_size
-        self._script = Script("dispatch")
+        self._batch = BatchScript(keys, journal_size)
+        self.ledger = Ledger(link.client, keys)
 
     def prepare(
         self,
@@ -48,19 +50,7 @@ class AtomicDispatcher:
         return tuple(commands)
 
     def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
-        flat: list[Any] = [term.epoch, term.nonce, term.gen, term.run_id, self._journal_size, len(operations)]
-        for operation in operations:
-            flat += (operation.entry, operation.expected, operation.row, operation.request, operation.step)
-            flat += (len(operation.records), *operation.records)
-            commands: Sequence[Command] = operation.message or ()
-            flat.append(len(commands))
-            for command in commands:
-                flat += (len(command), *command)
-        keys = [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.requests]
-        answer, *rest = (text(part) for part in self._script(self._link.client(), keys, flat))
-        if answer == "fenced":
-            raise FencedOff(rest[0])
-        return [Answer(kind, detail) for kind, detail in zip(rest[::2], rest[1::2], strict=True)]  # type: ignore[arg-type]
+        return self._batch.run(self._link.client(), term, operations)
 
     def holds_lease(self, term: Term) -> bool:
         try:
@@ -68,3 +58,10 @@ class AtomicDispatcher:
         except (redis_errors.RedisError, OSError) as exc:
             raise StoreUnavailable(str(exc)) from exc
         return nonce is not None and text(nonce) == term.nonce
+
+    def open_claims(self, _: Term) -> list[OpenClaim]:
+        """None: enqueued and recorded are one."""
+        return []
+
+    def give_up(self, _: Term, __: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
+        return {}

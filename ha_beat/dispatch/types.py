@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from ha_beat.errors import HaBeatError
 from ha_beat.lease import Term
+from ha_beat.ledger import Ledger, LedgerRow
 
 #: A message ready to go: final Redis commands, or a publish to be carried out.
 Prepared = Any
@@ -18,7 +19,8 @@ class Operation:
     """Replace one entry's ledger row and, where ``message`` is given, enqueue it.
 
     ``expected`` is the row as last seen, empty for none; ``records`` go to the journal. With ``request`` it is step
-    number ``step``, from 1, of the request of that id: it leaves the row alone.
+    number ``step``, from 1, of the request of that id: it leaves the row alone. ``uncertain`` says what becomes of a
+    message whose fate nobody knows. An instant ``scheduled_ms`` (Unix) that Redis holds to lie ahead is refused.
     """
 
     entry: str
@@ -28,6 +30,9 @@ class Operation:
     message: Prepared | None = None
     request: str = ""
     step: int = 0
+    task_id: str = ""
+    uncertain: Literal["skip", "republish"] = "skip"
+    scheduled_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +41,26 @@ class Answer:
 
     ``done``; ``mine``: an earlier try had done it; ``moved``: the row is another, see ``detail``; ``error``: nothing
     was done, see ``detail``; ``partial``: recorded, but not every queue of several has the message; ``paused``: the
-    cluster is; ``withdrawn``: the request waits no more. In the last two, nothing was done.
+    cluster is; ``withdrawn``: the request waits no more. In the last two, nothing was done. Where the broker is not the
+    lease's Redis also ``uncertain``: claimed, and nobody knows whether it was enqueued; ``again``: likewise, and to be
+    sent again; ``detail`` is the row as it stands now.
     """
 
-    kind: Literal["done", "mine", "moved", "error", "partial", "paused", "withdrawn"]
+    kind: Literal["done", "mine", "moved", "error", "partial", "paused", "withdrawn", "uncertain", "again"]
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenClaim:
+    """A claim found in the store. ``json`` is the claim as its maker wrote it, ``row`` the entry's row with it."""
+
+    task_id: str
+    json: str
+    entry: str
+    nonce: str
+    policy: Literal["skip", "republish"]
+    row: str
+    record: str
 
 
 class FencedOff(HaBeatError):
@@ -48,7 +68,10 @@ class FencedOff(HaBeatError):
 
 
 class Dispatcher(Protocol):
-    """One way to enqueue and record."""
+    """One way to enqueue and record. ``ledger`` is where it records."""
+
+    @property
+    def ledger(self) -> Ledger: ...
 
     def prepare(
         self, entry: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -71,6 +94,14 @@ class Dispatcher(Protocol):
         """
         ...
 
-    def holds_lease(self, term: Term) -> bool:
-        """Whether the term's lease can be seen where the messages go."""
+    def open_claims(self, term: Term) -> list[OpenClaim]:
+        """Claims of other terms that nobody has confirmed.
+
+        Raises:
+            StoreUnavailable: it can't be known now.
+        """
+        ...
+
+    def give_up(self, term: Term, claims: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
+        """Settle others' claims as uncertain; the rows that were written, by entry."""
         ...

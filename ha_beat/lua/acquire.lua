@@ -3,7 +3,7 @@
 --       highest epoch seen, fingerprint, new gen, wanted presence channel, schema,
 --       why the lease is free, holder, then the fields of the new record
 local lease, ledger = KEYS[1], KEYS[2]
-local was = redis.call('HMGET', lease, 'epoch', 'seq', 'state', 'presence', 'gen', 'run_id', 'holder', 'renewed_ms', 'since_ms')
+local was = redis.call('HMGET', lease, 'epoch', 'seq', 'state', 'presence', 'gen', 'run_id', 'holder', 'renewed_ms', 'since_ms', 'offset_ms')
 local meta = redis.call('HMGET', ledger, 'm:gen', 'm:epoch', 'm:fingerprint', 'm:run_id', 'm:schema')
 
 if (was[1] or '') ~= ARGV[1] or (was[1] and was[2] ~= ARGV[2]) then
@@ -22,8 +22,9 @@ end
 local epoch = int(math.max((tonumber(was[1]) or 0) + 1, (tonumber(meta[2]) or 0) + 1, tonumber(ARGV[4]) + 1, time_ms()))
 local now = int(time_ms())
 local server = run_id()
-local gen = was[5]
-if not gen or gen ~= meta[1] then gen = ARGV[6] end
+-- A ledger without its lease is believed; without its ledger, or with another one, the state is a new one.
+local gen = meta[1]
+if not gen or (was[5] and was[5] ~= gen) then gen = ARGV[6] end
 local presence = ARGV[7]
 if subscribers(presence) < 1 then presence = '' end
 
@@ -34,4 +35,4 @@ tell(KEYS[3], ledger, {
   kind = 'term', event = 'acquired', epoch = tonumber(epoch), by = ARGV[10], why = ARGV[9], ms = tonumber(now),
   previous = was[7] or '', previous_epoch = tonumber(was[1]) or 0, left_ms = tonumber(was[8] or was[9]) or 0,
 })
-return { 'acquired', epoch, gen, was[5] or '', meta[1] or '', server, meta[4] or '', now, presence, was[7] or '' }
+return { 'acquired', epoch, gen, was[5] or '', meta[1] or '', server, meta[4] or '', now, presence, was[7] or '', was[10] or '' }

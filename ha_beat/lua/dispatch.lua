@@ -1,7 +1,7 @@
 -- Enqueue and record a batch as one act.
 -- KEYS: lease, ledger, journal, requests
 -- ARGV: epoch, nonce, gen, run id, journal size, number of operations, then for each operation
---       entry id, expected row, new row, request id, step, n, n journal records, n, n commands as (n, n arguments)
+--       entry id, expected row, new row, request id, step, its instant in ms or 0, n, n journal records, n, n commands as (n, n arguments)
 -- An operation with a request id is one of that request's steps, numbered from 1 and done in order: it leaves the
 -- entry's row alone, and is done once at most, and only while the request waits.
 -- Answers {'fenced', why} or {'done', answer...}: 'done' | 'mine' | 'moved', row | 'error', reason | 'partial', reason
@@ -27,13 +27,16 @@ end
 
 local operations, fields = {}, {}
 for i = 1, tonumber(ARGV[6]) do
-  local op = { id = take(), expected = take(), row = take(), request = take(), step = tonumber(take()),
+  local op = { id = take(), expected = take(), row = take(), request = take(), step = tonumber(take()), at_ms = tonumber(take()),
     records = take_list(), commands = {} }
   for c = 1, tonumber(take()) do op.commands[c] = take_list() end
   operations[i], fields[i] = op, 'e:' .. op.id
 end
 local rows = redis.call('HMGET', ledger, unpack(fields))
 local paused = redis.call('HEXISTS', ledger, 'm:paused') == 1
+
+-- No replica's clock may run so far ahead of the cluster's time that it fires early.
+local latest = time_ms() + (tonumber(redis.call('HGET', lease, 'offset_ms')) or 0) + 2000
 
 -- Why an operation is not to be done, or not again.
 local function settled(op, row)
@@ -46,6 +49,7 @@ local function settled(op, row)
     if row == op.row then return 'mine', '' end
     return 'moved', row
   end
+  if op.at_ms > latest then return 'error', 'its instant lies ahead of Redis\' clock' end
   if paused and #op.commands > 0 then return 'paused', '' end
   return nil
 end

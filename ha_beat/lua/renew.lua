@@ -1,5 +1,6 @@
 -- KEYS: lease, ledger, journal, requests
--- ARGV: epoch, nonce, seq, wanted presence channel, gen, run id, the journal's oldest age in ms ('' for any)
+-- ARGV: epoch, nonce, seq, wanted presence channel, gen, run id, the journal's oldest age in ms ('' for any),
+--       scheduling time minus the server's, in ms
 local why = foreign(KEYS[1], ARGV[1], ARGV[2])
 if why then return { 'lost', why } end
 if redis.call('HGET', KEYS[2], 'm:gen') ~= ARGV[5] then return { 'lost', 'the ledger is gone or another' } end
@@ -10,6 +11,6 @@ if tonumber(redis.call('HGET', KEYS[1], 'seq')) >= tonumber(ARGV[3]) then return
 local presence = ARGV[4]
 if subscribers(presence) < 1 then presence = '' end
 local now = time_ms()
-redis.call('HSET', KEYS[1], 'seq', ARGV[3], 'presence', presence, 'renewed_ms', int(now))
+redis.call('HSET', KEYS[1], 'seq', ARGV[3], 'presence', presence, 'renewed_ms', int(now), 'offset_ms', ARGV[8])
 if ARGV[7] ~= '' then redis.pcall('XTRIM', KEYS[3], 'MINID', '~', int(now - tonumber(ARGV[7])) .. '-0') end
 return { 'renewed', presence, int(now), redis.call('HLEN', KEYS[4]) }

@@ -1,0 +1,150 @@
+"""Publishes to any broker that kombu knows, one confirmed message at a time."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from celery import Celery
+from celery.beat import ScheduleEntry
+from kombu import Connection, Producer
+from redis.exceptions import ResponseError
+
+from ha_beat.clock import Clock
+from ha_beat.dispatch.header import HEADER
+from ha_beat.dispatch.message import NothingPublished, publish
+from ha_beat.errors import StoreUnavailable
+from ha_beat.lease import new_token
+
+#: A connection idle for so many seconds is tried before a message is trusted to it.
+_IDLE = 5.0
+
+Outcome = Literal["accepted", "refused", "unknown"]
+
+
+@dataclass(slots=True)
+class DeferredPublish:
+    """A message that is complete but for being sent."""
+
+    arguments: dict[str, Any]
+
+    def stamp(self) -> None:
+        """Mark this sending, so that a worker tells a second sending from a redelivery of the first."""
+        header = self.arguments["headers"].get(HEADER)
+        if header is not None:
+            header["publish"] = new_token()
+
+
+class _DeferringProducer(Producer):
+    """Builds messages and keeps them."""
+
+    deferred: list[DeferredPublish]
+    _signature = inspect.signature(Producer._publish)  # noqa: SLF001 -- the seam, the same since kombu 5.3
+
+    def _publish(self, *args: Any, **kwargs: Any) -> None:
+        arguments = dict(self._signature.bind(self, *args, **kwargs).arguments)
+        del arguments["self"]
+        self.deferred.append(DeferredPublish(arguments))
+
+    def carry_out(self, message: DeferredPublish) -> None:
+        super()._publish(**message.arguments)
+
+
+class Publisher:
+    """The connection to the broker, for the main loop only. ``timeout`` bounds each wait on it, in seconds."""
+
+    def __init__(self, app: Celery, timeout: float, clock: Clock) -> None:
+        self._app = app
+        self._timeout = timeout
+        self._clock = clock
+        self._connection: Connection | None = None
+        self._producer: _DeferringProducer | None = None
+        self._used_at = 0.0
+        self._is_sqs = False
+
+    def prepare(
+        self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> tuple[DeferredPublish, ...]:
+        producer = self._connected()
+        if self._is_sqs:
+            options = {"MessageDeduplicationId": options.get("task_id"), **options}
+        producer.deferred = []
+        publish(self._app, producer, task_name=str(entry.task), args=args, kwargs=kwargs, options=options)
+        if not producer.deferred:
+            raise NothingPublished(str(entry.task))
+        return tuple(producer.deferred)
+
+    def ready(self) -> None:
+        """Make sure that the broker answers, before anything is claimed.
+
+        Raises:
+            StoreUnavailable: it doesn't, and nothing was sent.
+        """
+        self._connected()
+        if self._clock.elapsed() - self._used_at < _IDLE or self._connection is None:
+            return
+        try:
+            channel: Any = self._connection.channel()
+            channel.close()
+        except Exception:
+            self.reset()
+            self._connected()
+        self._used_at = self._clock.elapsed()
+
+    def send(self, messages: Sequence[DeferredPublish]) -> tuple[Outcome, str]:
+        """Send the messages of one occurrence and wait until the broker has confirmed each."""
+        producer = self._connected()
+        connection: Any = producer.connection
+        for number, message in enumerate(messages):
+            message.stamp()
+            message.arguments["timeout"] = self._timeout
+            message.arguments["confirm_timeout"] = self._timeout
+            try:
+                producer.carry_out(message)
+            except Exception as exc:
+                certain = isinstance(exc, (*connection.channel_errors, ResponseError)) and number == 0
+                certain = certain and not isinstance(exc, connection.connection_errors)
+                self.reset()
+                return ("refused" if certain else "unknown"), f"{type(exc).__name__}: {exc}"
+        self._used_at = self._clock.elapsed()
+        return "accepted", ""
+
+    def reset(self) -> None:
+        """Forget the connection: what it was doing is unknown."""
+        connection, self._connection, self._producer = self._connection, None, None
+        if connection is not None:
+            try:
+                connection.collect(socket_timeout=self._timeout)
+            except Exception:
+                return
+
+    def _connected(self) -> _DeferringProducer:
+        if self._producer is not None and self._connection is not None and self._connection.connected:
+            return self._producer
+        self.reset()
+        stock = self._app.connection_for_write()
+        connection = stock.clone(
+            transport_options={**(stock.transport_options or {}), **self._timeouts(stock.transport.driver_type)},
+        )
+        try:
+            connection.connect()
+            producer = _DeferringProducer(connection, auto_declare=False, serializer=self._app.conf.task_serializer)
+        except Exception as exc:
+            raise StoreUnavailable(f"the broker can't be reached: {type(exc).__name__}: {exc}", acted=False) from exc
+        self._is_sqs = connection.transport.driver_type == "sqs"
+        self._connection, self._producer, self._used_at = connection, producer, self._clock.elapsed()
+        return producer
+
+    def _timeouts(self, driver: str) -> dict[str, Any]:
+        seconds = self._timeout
+        if driver == "amqp":
+            return {
+                "confirm_publish": True,
+                "read_timeout": max(1, round(seconds)),
+                "write_timeout": max(1, round(seconds)),
+            }
+        if driver == "redis":
+            return {"socket_timeout": seconds, "socket_connect_timeout": seconds, "retry_on_timeout": False}
+        return {}

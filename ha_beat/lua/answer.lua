@@ -1,0 +1,26 @@
+-- Answer a request, and do what it asks of the ledger's meta fields, as one act.
+-- KEYS: lease, ledger, journal, requests, answer
+-- ARGV: epoch, nonce, gen, id, answer, lifetime of the answer in ms, journal size, journal record ('' for none),
+--       meta field ('' for none), its new value ('' removes it)
+-- Answers {'fenced', why}, {'withdrawn'} (or answered already) or {'answered'}.
+local ledger, requests = KEYS[2], KEYS[4]
+local why = foreign(KEYS[1], ARGV[1], ARGV[2])
+if why then return { 'fenced', why } end
+if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then return { 'fenced', 'the ledger is gone or another' } end
+if redis.call('HEXISTS', requests, ARGV[4]) == 0 then return { 'withdrawn', '' } end
+-- The first write is one that a full server refuses.
+redis.call('SET', KEYS[5], ARGV[5], 'PX', ARGV[6])
+if ARGV[9] ~= '' then
+  if ARGV[10] == '' then
+    redis.call('HDEL', ledger, ARGV[9])
+  else
+    redis.call('HSET', ledger, ARGV[9], ARGV[10])
+  end
+end
+redis.call('HDEL', requests, ARGV[4])
+redis.call('HDEL', ledger, 'r:' .. ARGV[4])
+if ARGV[8] ~= '' then
+  local n = redis.call('HINCRBY', ledger, 'm:journal', 1)
+  redis.pcall('XADD', KEYS[3], 'MAXLEN', '~', ARGV[7], '*', 'n', n, 'd', ARGV[8])
+end
+return { 'answered', '' }

@@ -1,0 +1,6 @@
+-- Take a request back, unless it was answered.
+-- KEYS: requests, answer, ledger
+-- ARGV: id
+local removed = redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[3], 'r:' .. ARGV[1])
+return { removed, redis.call('GET', KEYS[2]) or '' }

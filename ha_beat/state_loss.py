@@ -1,0 +1,102 @@
+"""Whether Redis has lost state since it was last known, and from when on the ledger can be believed again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from ha_beat.ledger import LedgerRow, ServerFacts
+
+#: After a total loss nothing due earlier than this from now is believed not to have been enqueued.
+_GUARD = timedelta(seconds=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """State was, or may have been, lost. What was due up to ``floor`` may have been enqueued already.
+
+    ``total`` is False where the ledger itself stands, and only what was under way when the server went is in doubt.
+    """
+
+    why: str
+    floor: datetime
+    total: bool
+
+
+class Shadow:
+    """The newest position of each entry that this replica knows the cluster to have reached.
+
+    Written by the elector's thread while this replica stands by, by the main loop while it leads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._positions: dict[str, datetime] = {}
+        self.gen = ""
+        self.counter = 0
+        self.last_id = "0-0"
+
+    def position(self, entry: str) -> datetime | None:
+        with self._lock:
+            return self._positions.get(entry)
+
+    def learn(self, entry: str, position: datetime) -> None:
+        """Positions never move back."""
+        with self._lock:
+            known = self._positions.get(entry)
+            if known is None or known < position:
+                self._positions[entry] = position
+
+    def learn_rows(self, rows: Mapping[str, str]) -> None:
+        for entry, raw in rows.items():
+            row = LedgerRow.parse(raw)
+            if row is not None:
+                self.learn(entry, row.base)
+
+    def ahead_of(self, rows: Mapping[str, str]) -> bool:
+        """Whether the ledger is behind what was acknowledged before."""
+        with self._lock:
+            positions = dict(self._positions)
+        for entry, position in positions.items():
+            raw = rows.get(entry)
+            row = LedgerRow.parse(raw) if raw is not None else None
+            if raw is None or (row is not None and row.base < position):
+                return True
+        return False
+
+
+def assess(
+    *,
+    gen: str,
+    previous_gens: tuple[str, str],
+    shadow: Shadow,
+    rows: Mapping[str, str],
+    facts: ServerFacts | None,
+    contact_until: datetime | None,
+    now: datetime,
+) -> Loss | None:
+    """Judge what an acquisition found.
+
+    ``facts`` are given where another server process answers than the one that the ledger was written on.
+    ``contact_until`` is when this replica last heard from that one, where it did.
+    """
+    lease_gen, ledger_gen = previous_gens
+    if gen not in previous_gens:
+        if not (lease_gen or ledger_gen or shadow.gen):
+            return None
+        lost = "lease and ledger" if not (lease_gen or ledger_gen) else "ledger"
+        return Loss(f"the {lost} had been lost", now + _GUARD, total=True)
+    known = shadow.gen == gen
+    if facts is None:
+        if known and shadow.ahead_of(rows):
+            return Loss("the ledger is behind what had been acknowledged", now + _GUARD, total=True)
+        return None
+    if known and shadow.ahead_of(rows):
+        return Loss("Redis came back without its last writes", facts.started_at, total=True)
+    if not facts.append_only and not (known and contact_until is not None):
+        return Loss("Redis came back, and nothing shows that it lost no writes", facts.started_at, total=True)
+    if contact_until is None:
+        return None
+    return Loss("Redis came back; what was under way when it went is in doubt", contact_until, total=False)
