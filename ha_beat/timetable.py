@@ -32,6 +32,10 @@ class Interval:
         count = (now - known) // self._every
         return known + count * self._every, count
 
+    def first_from(self, known: datetime, since: datetime) -> datetime:
+        """On the grid that ``known`` is on, before or after it."""
+        return known - (known - since) // self._every * self._every
+
 
 class _Searched:
     """Instants that depend on the calendar, so that the newest can be looked for from behind."""
@@ -120,3 +124,10 @@ def starting_deadline(entry: ScheduleEntry) -> float | None:
         return None
     deadline: float | None = source.app.conf.beat_cron_starting_deadline
     return deadline
+
+
+def first_from(instants: Instants, known: datetime, since: datetime) -> datetime:
+    """The first due instant at or after ``since``, given ``known``, which is one."""
+    if isinstance(instants, Interval):
+        return instants.first_from(known, since)
+    return instants.next_after(since - timedelta(microseconds=1))
