@@ -216,9 +216,10 @@ def test_no_lease_and_a_released_one_are_free_at_once():
 
 def test_a_holder_absent_once_is_not_dead():
     """It takes two looks, at least a poll apart."""
-    assert watch((100.0, view(subscribers=0))).campaign is None
-    assert watch((100.0, view(subscribers=0)), (100.05, view(subscribers=0))).campaign is None
-    dead = watch((100.0, view(subscribers=0)), (100.1, view(subscribers=0)))
+    seen = (99.9, view(subscribers=1))
+    assert watch(seen, (100.0, view(subscribers=0))).campaign is None
+    assert watch(seen, (100.0, view(subscribers=0)), (100.05, view(subscribers=0))).campaign is None
+    dead = watch(seen, (100.0, view(subscribers=0)), (100.1, view(subscribers=0)))
     assert dead.campaign == Campaign(Expected(7, 3, absent=True), "its holder's process is gone or cut off")
 
 
@@ -235,7 +236,16 @@ def test_a_holder_absent_once_is_not_dead():
 )
 def test_two_absences_must_be_of_the_same_thing(second: LeaseView):
     """A holder that reconnects, or a server that restarted, looks absent for a moment."""
-    assert watch((100.0, view(subscribers=0)), (100.1, second)).campaign is None
+    assert watch((99.9, view(subscribers=1)), (100.0, view(subscribers=0)), (100.1, second)).campaign is None
+
+
+def test_absence_counts_only_after_presence_was_seen():
+    """After an outage of Redis every channel is empty for a moment: that is nobody's death."""
+    absent = ((100.0, view(subscribers=0)), (100.1, view(subscribers=0)))
+    assert watch(*absent).campaign is None
+    cut_off = absorb(watch((99.0, view(subscribers=1))), Unknown("no answer"), 99.5, TIMING)
+    assert isinstance(cut_off, Standby)
+    assert watch(*absent, state=cut_off).campaign is None
 
 
 def test_where_presence_cannot_be_known_nobody_is_absent():
