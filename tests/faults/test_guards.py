@@ -1,0 +1,465 @@
+"""The tests can see it: each scenario holds with all guards in place, and fails once the guard it watches is taken out.
+
+    guard (in tests.mutants)                  scenario
+    ----------------------------------------  ---------------------------------------------------------------
+    dispatch: epoch and nonce                 late_batch: of the leader before, ahead of the next one's first
+    dispatch: released is refused             batch_after_release: in flight while its sender handed over
+    dispatch: ledger compare-and-set          batch_twice; and lost replies of real beats (slow)
+    dispatch: gen                             batch_into_lost_ledger: deleted under its leader
+    dispatch: run id                          batch_into_restarted_server
+    acquire: compare-and-set                  race: two standbys that saw the same lease
+    acquire: the holder is still absent       late_theft: decided while the holder was away, carried out later
+    acquire: epoch above the ledger's         lost_lease: the record deleted, the clock of Redis behind
+    acquire: presence only where counted      uncounted_presence: a channel that nobody hears
+    renew: seq only rises                     late_renewal: overtaken by the one after it
+    trust window                              cut_off: a leader whom nothing reaches, beside its successor
+    trust counts from the send                slow_reply: to the last renewal that came through
+    presence                                  dead_leader; and a killed beat (slow)
+    presence: absent at two polls             absent_once
+    presence: of the same channel             another_channel
+    presence: its end is told at once         flapping: connections that keep breaking
+    presence: a flapping one is left out      third_loss
+    stall timeout                             hung_main_loop
+
+Each runs on a real Redis, but for those of the pure election. Scenarios say `promise` for what they watch, so that
+nothing else that goes wrong passes for a guard's work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from ha_beat import election, events
+from ha_beat.clock import SystemClock
+from ha_beat.dispatch import FencedOff, Operation
+from ha_beat.dispatch.atomic import AtomicDispatcher
+from ha_beat.dispatch.broker import BrokerLink
+from ha_beat.election import Fitness, Leader, PresenceBroke, PresenceReady, Renew, Renewal, Standby, Timing
+from ha_beat.elector import Elector
+from ha_beat.lease import (
+    Acquired,
+    Attempt,
+    Expected,
+    Keys,
+    LeaseRecord,
+    LeaseView,
+    RedisLeaseStore,
+    Refused,
+    Renewed,
+    Replica,
+    Term,
+    new_token,
+)
+from ha_beat.presence import Presence, PresenceError, RedisPresence
+from ha_beat.redis_links import UrlLink
+from tests.faults.checker import Interval
+from tests.faults.proxy import TcpProxy, containing
+from tests.faults.stage import Stage
+from tests.mutants import MUTANTS
+from tests.servers import RedisServer, wait_for
+
+KEYS = Keys("guards")
+
+Scenario = Callable[[RedisServer], None]
+
+
+class PromiseBroken(AssertionError):
+    """What a scenario watches did not hold."""
+
+
+def promise(holds: object, otherwise: str) -> None:
+    if not holds:
+        raise PromiseBroken(otherwise)
+
+
+# ------------------------------------------------------------------------------------------ scripts, one at a time
+
+
+class Hand:
+    """A replica played by hand: each act upon the lease and the queue at the moment that the scenario wants."""
+
+    def __init__(self, server: RedisServer, name: str) -> None:
+        link = UrlLink(server.url, {}, 5.0)
+        self.store = RedisLeaseStore(link.client, KEYS)
+        self.name = name
+        app = Celery("guards", broker=server.url, set_as_current=False)
+        self._dispatcher = AtomicDispatcher(app, BrokerLink(app, 5.0), KEYS, 1000)
+        self.server = server
+
+    def expected(self, *, absent: bool = False) -> Expected | None:
+        record = self.store.observe().record
+        return Expected(record.epoch, record.seq, absent) if record else None
+
+    def acquire(self, expected: Expected | None, presence: str = "") -> Acquired | Refused:
+        replica = Replica(self.name, "host", 1, "0", "guards")
+        attempt = Attempt(replica, new_token(), SystemClock().elapsed(), 10.0, 1.0, presence)
+        return self.store.acquire(attempt, expected, 0)
+
+    def lead(self, presence: str = "") -> Term:
+        answer = self.acquire(self.expected(), presence)
+        assert isinstance(answer, Acquired)
+        return answer.term
+
+    def enqueue(self, term: Term, row: str = "row", expected: str = "") -> str:
+        """One message and its row; answers what the script says of it."""
+        message = (("LPUSH", "celery", "message"),)
+        (answer,) = self._dispatcher.submit(term, [Operation("entry", expected, row, (), message)])
+        return answer.kind
+
+    @property
+    def messages(self) -> int:
+        return int(self.server.admin.llen("celery"))
+
+
+def refused(hand: Hand, term: Term, why: str) -> None:
+    """The batch is refused whole."""
+    with contextlib.suppress(FencedOff):
+        hand.enqueue(term)
+    promise(hand.messages == 0, f"a batch was accepted {why}")
+
+
+def late_batch(server: RedisServer) -> None:
+    before, after = Hand(server, "before"), Hand(server, "after")
+    term = before.lead()
+    after.lead()
+    refused(before, term, "under an epoch that is over")
+
+
+def batch_after_release(server: RedisServer) -> None:
+    hand = Hand(server, "it")
+    term = hand.lead()
+    assert hand.store.release(term, "shutdown")
+    refused(hand, term, "under a released lease")
+
+
+def batch_twice(server: RedisServer) -> None:
+    hand = Hand(server, "it")
+    term = hand.lead()
+    assert hand.enqueue(term) == "done"
+    again = hand.enqueue(term)
+    promise(hand.messages == 1, "a repeated batch was enqueued twice")
+    assert again == "mine"
+
+
+def batch_into_lost_ledger(server: RedisServer) -> None:
+    hand = Hand(server, "it")
+    term = hand.lead()
+    server.admin.delete(KEYS.ledger)
+    refused(hand, term, "although the ledger was gone")
+
+
+def batch_into_restarted_server(server: RedisServer) -> None:
+    hand = Hand(server, "it")
+    term = hand.lead()
+    server.restart(persist=True)
+    assert server.admin.hget(KEYS.lease, "nonce") == term.nonce
+    refused(hand, term, "by another run of the server")
+
+
+def race(server: RedisServer) -> None:
+    one, other = Hand(server, "one"), Hand(server, "other")
+    one.store.release(one.lead(), "over")
+    seen = one.expected()
+    assert isinstance(one.acquire(seen), Acquired)
+    promise(isinstance(other.acquire(seen), Refused), "two took the lease that both had seen free")
+
+
+def late_theft(server: RedisServer) -> None:
+    holder, thief = Hand(server, "holder"), Hand(server, "thief")
+    with server.admin.pubsub() as subscribed:
+        subscribed.subscribe("holder-is-here")
+        subscribed.get_message(timeout=5)
+        holder.lead("holder-is-here")
+        assert server.admin.hget(KEYS.lease, "presence") == "holder-is-here"
+        answer = thief.acquire(thief.expected(absent=True))
+        promise(isinstance(answer, Refused), "the lease of a holder who is present was taken as if he were gone")
+
+
+def lost_lease(server: RedisServer) -> None:
+    hand = Hand(server, "it")
+    term = hand.lead()
+    ahead = term.epoch + 10**9
+    server.admin.hset(KEYS.ledger, "m:epoch", ahead)
+    server.admin.delete(KEYS.lease)
+    answer = hand.acquire(None)
+    assert isinstance(answer, Acquired)
+    promise(answer.term.epoch > ahead, "an epoch fell behind one that the ledger knows")
+
+
+def uncounted_presence(server: RedisServer) -> None:
+    hand = Hand(server, "it")
+    hand.lead("nobody-hears-this")
+    promise(not server.admin.hget(KEYS.lease, "presence"), "a channel without subscriber was registered as presence")
+
+
+def late_renewal(server: RedisServer) -> None:
+    hand = Hand(server, "it")
+    term = hand.lead()
+    hand.store.renew(term, 3, "")
+    hand.store.renew(term, 2, "")
+    promise(server.admin.hget(KEYS.lease, "seq") == "3", "a late renewal moved seq back")
+
+
+# -------------------------------------------------------------------------------------------- electors, in a thread
+
+
+class NoPresence(Presence):
+    """A server where presence can't be had."""
+
+    channel = ""
+
+    def open(self) -> None:
+        raise PresenceError("not here")
+
+    def wait(self, seconds: float) -> bool:
+        raise PresenceError("not here")
+
+    def close(self) -> None: ...
+
+
+class Seat:
+    """A replica's elector with its thread, behind a proxy of its own. The main loop is the scenario's."""
+
+    def __init__(
+        self,
+        server: RedisServer,
+        name: str,
+        ttl: float,
+        *,
+        with_presence: bool = True,
+        stall_timeout: float = 1000.0,
+        command_timeout: float = 0.5,
+    ) -> None:
+        self.name = name
+        self.proxy = TcpProxy(server.address)
+        link = UrlLink(self.proxy.url(server.url), {"client_name": name}, command_timeout)
+        clock = SystemClock()
+        presence: Presence = RedisPresence(link.client, KEYS, clock, ttl / 3) if with_presence else NoPresence()
+        self.events: list[events.Event] = []
+        self.elector = Elector(
+            RedisLeaseStore(link.client, KEYS),
+            presence,
+            Replica(name, "host", 1, "0", "guards"),
+            Timing(ttl, ttl / 4, 0.1, stall_timeout),
+            clock,
+            self.events.append,
+        )
+        self.elector.start()
+
+    @property
+    def leads(self) -> bool:
+        return self.elector.term is not None
+
+    def close(self) -> None:
+        self.elector.close(lambda _term: None)
+        wait_for(lambda: not self.elector._thread or not self.elector._thread.is_alive(), 20, "the end of the thread")
+        self.proxy.close()
+
+
+@contextlib.contextmanager
+def two_seats(server: RedisServer, ttl: float, **options: Any) -> Iterator[tuple[Seat, Seat]]:
+    """A leader, and a standby that has seen its lease. `stall_timeout` is the leader's."""
+    with contextlib.ExitStack() as stack:
+        leader = Seat(server, "first", ttl, **options)
+        stack.callback(leader.close)
+        wait_for(lambda: leader.leads, 10, "the first leader")
+        if options.get("with_presence", True):
+            wait_for(lambda: server.admin.hget(KEYS.lease, "presence"), 10, "the leader's presence")
+        standby = Seat(server, "second", ttl, **{**options, "stall_timeout": 1000.0})
+        stack.callback(standby.close)
+        wait_for(lambda: any(isinstance(e, events.LeaderSeen) for e in standby.events), 10, "the standby")
+        yield leader, standby
+
+
+def never_both(leader: Seat, standby: Seat) -> None:
+    """Watch until the standby leads, and a while longer: the first one must have stopped believing."""
+    wait_for(lambda: standby.leads, 30, "the takeover", 0.005)
+    watched_until = time.monotonic() + 0.5
+    while time.monotonic() < watched_until:
+        promise(not (standby.leads and leader.leads), "two replicas trusted their terms at once")
+        time.sleep(0.005)
+
+
+def cut_off(server: RedisServer) -> None:
+    with two_seats(server, 2.0, with_presence=False) as (leader, standby):
+        leader.proxy.blackhole()
+        never_both(leader, standby)
+
+
+def slow_reply(server: RedisServer) -> None:
+    with two_seats(server, 2.0, with_presence=False, command_timeout=1.9) as (leader, standby):
+
+        def seq() -> int:
+            return int(server.admin.hget(KEYS.lease, "seq") or 0)
+
+        # The first renewal loads the script, and would wait for the reply to that.
+        wait_for(lambda: seq() > 1, 10, "the first renewal", 0.005)
+        before = seq()
+        leader.proxy.pause("reply")
+        wait_for(lambda: seq() > before, 10, "a renewal whose reply is under way", 0.005)
+        time.sleep(1.3)
+        leader.proxy.blackhole("request")
+        leader.proxy.resume("reply")
+        never_both(leader, standby)
+
+
+def taken_over_early(leader: Seat, standby: Seat) -> bool:
+    """Within a fraction of the lease of 30 s."""
+    with contextlib.suppress(AssertionError):
+        wait_for(lambda: standby.leads, 5, "the takeover")
+    return standby.leads and not leader.leads
+
+
+def dead_leader(server: RedisServer) -> None:
+    with two_seats(server, 30.0) as (leader, standby):
+        leader.elector.close(lambda _term: None)
+        leader.proxy.refuse()
+        promise(taken_over_early(leader, standby), "the lease of a dead process was waited for")
+
+
+def hung_main_loop(server: RedisServer) -> None:
+    with two_seats(server, 30.0, stall_timeout=1.0) as (leader, standby):
+        promise(taken_over_early(leader, standby), "a hung leader kept the lease")
+
+
+def flapping(server: RedisServer) -> None:
+    """The leader's presence connection is cut six times: this may cost one change of leader, not six."""
+    with two_seats(server, 8.0):
+        epochs = set()
+        for _ in range(6):
+            epochs.add(server.admin.hget(KEYS.lease, "epoch"))
+            holder = server.admin.hget(KEYS.lease, "holder")
+            for client in server.admin.client_list():
+                if client["name"] == holder and client["sub"] != "0":
+                    server.admin.client_kill_filter(_id=client["id"])
+            time.sleep(0.5)
+        epochs.add(server.admin.hget(KEYS.lease, "epoch"))
+        promise(len(epochs) <= 2, f"{len(epochs) - 1} changes of leader, of six lost connections")
+
+
+# ------------------------------------------------------------------------------------------------ the pure election
+
+TIMING = Timing(ttl=10.0, renew_interval=2.5, poll_interval=0.1)
+HELD = LeaseRecord("holder", 5, "nonce", 7, 10_000, "held", "channel")
+
+
+def look(state: election.State, subscribers: int, now: float, presence: str = "channel") -> Standby:
+    record = LeaseRecord("holder", 5, "nonce", 7, 10_000, "held", presence)
+    seen = election.absorb(state, LeaseView(record, subscribers, 0, "run"), now, TIMING)
+    assert isinstance(seen, Standby)
+    return seen
+
+
+def absent_once(_: RedisServer) -> None:
+    once = look(look(Standby(), 1, 0.0), 0, 0.1)
+    promise(once.campaign is None, "a presence found away at one poll cost the lease")
+    assert look(once, 0, 0.2).campaign is not None
+
+
+def another_channel(_: RedisServer) -> None:
+    once = look(look(Standby(), 1, 0.0), 0, 0.1)
+    promise(look(once, 0, 0.2, "new").campaign is None, "the absence of one channel was held against another")
+
+
+def third_loss(_: RedisServer) -> None:
+    term = Term("it", 5, "nonce", "gen", "run", trusted_until=9.0)
+    state: election.State = Leader(term, since=0.0, seq=1, next_renewal=2.5, presence="channel")
+    for number in range(election.PRESENCE_LOSSES):
+        now = 0.1 * number
+        state = election.absorb(state, PresenceBroke(), now, TIMING)
+        state = election.absorb(state, PresenceReady(), now, TIMING)
+        action = election.decide(state, now, Fitness())
+        assert isinstance(action, Renew)
+        if number < election.PRESENCE_LOSSES - 1:
+            assert action.presence
+            state = election.absorb(state, Renewal(Renewed("channel", 0), now), now, TIMING)
+    promise(not action.presence, "presence was registered again although it keeps breaking")
+
+
+# ---------------------------------------------------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True)
+class Guard:
+    name: str
+    scenario: Scenario
+
+
+GUARDS = [
+    Guard("dispatch: epoch and nonce", late_batch),
+    Guard("dispatch: released is refused", batch_after_release),
+    Guard("dispatch: ledger compare-and-set", batch_twice),
+    Guard("dispatch: gen", batch_into_lost_ledger),
+    Guard("dispatch: run id", batch_into_restarted_server),
+    Guard("acquire: compare-and-set", race),
+    Guard("acquire: the holder is still absent", late_theft),
+    Guard("acquire: epoch above the ledger's", lost_lease),
+    Guard("acquire: presence only where counted", uncounted_presence),
+    Guard("renew: seq only rises", late_renewal),
+    Guard("trust window", cut_off),
+    Guard("trust counts from the send", slow_reply),
+    Guard("presence", dead_leader),
+    Guard("presence: absent at two polls", absent_once),
+    Guard("presence: of the same channel", another_channel),
+    Guard("presence: its end is told at once", flapping),
+    Guard("presence: a flapping one is left out", third_loss),
+    Guard("stall timeout", hung_main_loop),
+]
+
+each_guard = pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.scenario.__name__)
+
+
+@each_guard
+def test_the_promise_holds_with_every_guard(guard: Guard, redis_server: RedisServer) -> None:
+    guard.scenario(redis_server)
+
+
+@each_guard
+def test_the_promise_breaks_without_the_guard(
+    guard: Guard, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MUTANTS[guard.name].apply(monkeypatch.setattr)
+    with pytest.raises(PromiseBroken):
+        guard.scenario(redis_server)
+
+
+def test_every_mutant_has_its_scenario() -> None:
+    assert [guard.name for guard in GUARDS] == list(MUTANTS)
+
+
+# ------------------------------------------------------------------------------------------------------- real beats
+
+
+def stage_without(mutant: str, **options: Any) -> Stage:
+    return Stage(replicas=2, app="tests.apps.mutated_app", env={"APP_MUTANT": mutant}, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", ["", "dispatch: ledger compare-and-set"], ids=["guarded", "unguarded"])
+def test_a_lost_reply_doubles_a_message_only_without_the_ledger_check(mutant: str) -> None:
+    with stage_without(mutant, spec={"fast": {"every": 0.5}}) as stage:
+        leader = stage.begin()
+        cut = stage.nemesis.lease_proxy(leader).cut_reply_after(containing(b"EVALSHA", b'"verdict":"enqueued"'))
+        cut.wait()
+        stage.history.wait_for_messages(len(stage.history.messages()) + 4)
+        assert stage.report([Interval("fast", 0.5)]).duplicates == (1 if mutant else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", ["", "presence"], ids=["guarded", "unguarded"])
+def test_a_killed_leader_costs_its_whole_lease_only_without_presence(mutant: str) -> None:
+    ttl = 8.0
+    with stage_without(mutant, spec={"fast": {"every": 0.2}}, settings={"lease_ttl": ttl}, proxied=False) as stage:
+        leader = stage.begin()
+        stage.nemesis.kill_leader()
+        stage.cluster.wait_for_leader(other_than=leader)
+        stage.history.wait_for_messages(len(stage.history.messages()) + 2)
+        silence = stage.report().silence_by_fault["kill_leader"]
+        assert (silence.longest > ttl / 2) == bool(mutant), str(silence)
