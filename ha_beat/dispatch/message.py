@@ -37,6 +37,6 @@ def publish(
     # Nobody in beat will wait for the result: don't have the backend subscribe to it.
     with denied_join_result():
         if task is not None:
-            task.apply_async(tuple(args), dict(kwargs), producer=producer, **options)
+            task.apply_async(list(args), dict(kwargs), producer=producer, **options)
         else:
-            app.send_task(task_name, tuple(args), dict(kwargs), producer=producer, **options)
+            app.send_task(task_name, list(args), dict(kwargs), producer=producer, **options)
