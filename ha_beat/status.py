@@ -155,7 +155,7 @@ class Board:
 
     # --- Events
 
-    def __call__(self, event: events.Event) -> None:
+    def __call__(self, event: events.Event) -> None:  # noqa: PLR0912 -- one case for each event
         match event:
             case events.TermStarted():
                 self._forbidden, self.hurry = "", True
