@@ -93,6 +93,7 @@ class Elector:
         self._follow_at = 0.0
         self._heard_at = clock.elapsed()
         self._contact_until: float | None = None
+        self._outage = False
         self._thread: threading.Thread | None = None
         self._changed = threading.Event()
         self._closing = False
@@ -109,6 +110,8 @@ class Elector:
         self._seen_holder = ("", 0)
         self._forbidden_why = ""
         self._failing = False
+        #: Whether this replica has what a leader needs; until then it does not campaign. Asked often: must be cheap.
+        self.ready: Callable[[], bool] = lambda: True
 
     # --- For the main loop
 
@@ -219,7 +222,7 @@ class Elector:
         if why:
             self._step_down_for = ("", "")
         stalled = now - self._progress_at > self._timing.stall_timeout
-        return Fitness(stalled, why, preferred, self.replica.id)
+        return Fitness(stalled, why, preferred, self.replica.id, ready=self.ready())
 
     def _carry_out(self, action: Action, now: float) -> Outcome | None:
         match action:
@@ -247,6 +250,10 @@ class Elector:
         except LeadershipForbidden as exc:
             return Forbidden(str(exc))
         if isinstance(answer, Acquired):
+            if not self._outage and answer.previous_run_id not in ("", answer.term.run_id):
+                # The server changed between two calls, and the connection was made anew in silence.
+                self._contact_until = now
+            self._outage = False
             self._tenure = Tenure(answer, campaign.why, self._contact_until_by_time())
         return Campaigned(answer, attempt.nonce)
 
@@ -364,7 +371,7 @@ class Elector:
     def _note_unreachable(self, why: str) -> None:
         if self._unreachable_since is None:
             self._unreachable_since = self._clock.elapsed()
-            self._contact_until = self._heard_at
+            self._contact_until, self._outage = self._heard_at, True
             self._emit(events.LeaseUnreachable(why, isinstance(self._state, Leader)))
 
     def _note_reachable(self) -> None:
