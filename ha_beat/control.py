@@ -25,6 +25,7 @@ from ha_beat.lease import Term
 from ha_beat.ledger import from_micros
 from ha_beat.occurrence import Occurrence
 from ha_beat.requests import MetaChange, Pause, Reply, Request, Requests
+from ha_beat.state_loss import Shadow
 from ha_beat.timetable import first_from
 
 #: The most instants that one backfill takes.
@@ -35,6 +36,12 @@ _BATCH = 50
 
 #: Clocks of replicas may be apart by so much when the journal is searched for an instant.
 _CLOCK_ROOM = timedelta(hours=1)
+
+#: Seconds until Redis is asked again after it failed.
+_RETRY = 0.25
+
+#: Failing entries that are remembered for the report.
+_FAILING = 50
 
 #: Entries that one answer lists at most.
 _LISTED = 1000
@@ -80,10 +87,10 @@ class Control:
         enqueuer: Enqueuer,
         source: ScheduleSource,
         elector: StepsDown,
+        shadow: Shadow,
         cluster: str,
         clock: Clock,
         emit: Callable[[events.Event], None],
-        report: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._requests = requests
         self._journal = journal
@@ -93,7 +100,10 @@ class Control:
         self._cluster = cluster
         self._clock = clock
         self._emit = emit
-        self._report = report
+        self._shadow = shadow
+        self._path = {"path": "", "why": "nothing was dispatched yet"}
+        self._failing: dict[str, str] = {}
+        self._try_at = 0.0
         self._known_to = ""
         self._pause: Pause | None = None
         self._unheard = False
@@ -103,25 +113,53 @@ class Control:
         """The pause in force, as this replica last knew while it led."""
         return self._pause
 
-    def attend(self, term: Term, *, called: bool) -> None:
+    def note(self, event: events.Event) -> None:
+        """Take in an event, for the report."""
+        match event:
+            case events.PathChosen(path, why):
+                self._path = {"path": path, "why": why}
+            case events.EntryFailed(entry, why) if len(self._failing) < _FAILING:
+                self._failing[entry] = why
+            case events.Enqueued(entry):
+                self._failing.pop(entry, None)
+            case events.TermStarted():
+                self._failing.clear()
+            case _:
+                pass
+
+    def attend(self, term: Term, *, called: bool) -> float:
         """Learn whether the cluster is paused, and serve what is asked. Costs nothing while there is nothing to do.
+
+        Returns:
+            In how many seconds this has to be called again, however little is due.
 
         Raises:
             FencedOff: the term is over.
-            StoreError: Redis failed; call again.
         """
         self._unheard = self._unheard or called
-        if self._known_to != term.nonce or self._enqueuer.refused_as_paused:
-            self._learn_pause(term)
-        if self._unheard and self._enqueuer.serves(term):
-            self._serve(term)
-            self._unheard = False
+        if self._clock.elapsed() < self._try_at:
+            return _RETRY
+        try:
+            if self._known_to != term.nonce or self._enqueuer.refused_as_paused:
+                self._learn_pause(term)
+            if self._unheard and self._enqueuer.serves(term):
+                self._serve(term)
+                self._unheard = False
+        except StoreError:
+            # The enqueuer, which asks the same Redis, says so.
+            self._try_at = self._clock.elapsed() + _RETRY
+        return _RETRY if self._unheard else float("inf")
 
     # --- Pause
 
     def _learn_pause(self, term: Term) -> None:
         new_term = self._known_to != term.nonce
         pause = self._requests.pause()
+        shadow = self._shadow
+        if pause is None and shadow.paused and shadow.paused_gen != term.gen:
+            self._requests.keep_pause(term, shadow.paused)
+            pause = Pause.parse(shadow.paused)
+        shadow.paused, shadow.paused_gen = pause.encoded() if pause else "", term.gen
         if pause is not None and (new_term or self._pause is None):
             self._emit(events.Paused(pause.since, pause.by, pause.reason, found=new_term))
         elif pause is None and self._enqueuer.paused:
@@ -396,7 +434,8 @@ class Control:
             if slot.instants is not None and slot.due_at is not None and slot.due_at < now
         ]
         return {
-            **self._report(),
+            "dispatch": self._path,
+            "failing": dict(self._failing),
             "now_ms": self._ms(),
             "entries": len(agenda),
             "backlog": len(overdue),

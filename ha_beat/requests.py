@@ -163,6 +163,7 @@ class Requests:
         self._read = Script("requests")
         self._withdraw = Script("withdraw")
         self._answer = Script("answer")
+        self._keep_pause = Script("keep_pause")
 
     # --- For whoever asks
 
@@ -222,6 +223,10 @@ class Requests:
         return None if raw is None else Pause.parse(text(raw))
 
     # --- For the leader
+
+    def keep_pause(self, term: Term, raw: str) -> None:
+        """Put a pause back into a ledger that has lost it. Where the term is not the current one, nothing is done."""
+        self._keep_pause(self._client(), [self._keys.lease, self._keys.ledger], [term.epoch, term.nonce, raw])
 
     def waiting(self) -> tuple[list[Request], int]:
         """The requests that wait, oldest first, and the server's time in ms."""

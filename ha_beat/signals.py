@@ -15,10 +15,10 @@ replica to which something happens sends the signal.
 
 A handler can't hurt the scheduler. Handlers run in one thread of their own, one after the other, and in no other.
 One that raises is logged, with its traceback, and the others still run. One that hangs keeps later handlers waiting,
-and nothing else: beyond ``QUEUE_SIZE`` waiting signals, further ones are dropped, counted and logged. So a handler has to
-bound its own waits (``timeout=5`` above), and must not be the only way in which an incident is noticed: alert on the
-metrics as well. A signal is sent after the fact; a process that is killed sends none, and one that ends waits for
-its handlers for a second.
+and nothing else: beyond ``QUEUE_SIZE`` waiting signals, further ones are dropped, counted and logged. So a handler
+has to bound its own waits (``timeout=5`` above), and must not be the only way in which an incident is noticed: alert
+on the metrics as well. A signal is sent after the fact; a process that is killed sends none, and one that ends does
+not wait for its handlers.
 """
 
 from __future__ import annotations
