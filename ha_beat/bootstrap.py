@@ -12,6 +12,7 @@ from celery import Celery
 
 from ha_beat import __version__
 from ha_beat.clock import Clock, SystemClock
+from ha_beat.control import Control
 from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.dispatch.claim import ClaimDispatcher
@@ -22,14 +23,17 @@ from ha_beat.elector import Elector
 from ha_beat.enqueuer import Enqueuer, Rules, ScheduleSource
 from ha_beat.errors import ConfigurationError
 from ha_beat.events import Events
+from ha_beat.journal import Journal
 from ha_beat.lease import Keys, RedisLeaseStore, Replica, Term, new_token
 from ha_beat.logs import LogWriter
 from ha_beat.occurrence import Misfire, MisfirePolicy
 from ha_beat.presence import RedisPresence
 from ha_beat.redis_links import Link, UrlLink
+from ha_beat.requests import Requests
 from ha_beat.scheduling_time import SchedulingTime
 from ha_beat.settings import Settings, ha_beat_keys, redact_url
 from ha_beat.shadow_feed import ShadowFeed
+from ha_beat.signals import SignalRelay
 from ha_beat.state_loss import Shadow
 
 
@@ -41,6 +45,7 @@ class Runtime:
     settings: Settings
     elector: Elector
     enqueuer: Enqueuer
+    control: Control
     path: PathFinder
     events: Events
     release: Callable[[Term], object]
@@ -104,6 +109,13 @@ def fingerprint(app: Celery) -> str:
     return "/".join(part for part in (app.main or "-", configured_by, settings_module) if part)
 
 
+def lease_link(app: Celery, settings: Settings) -> Link:
+    """A way of its own to the Redis that holds the lease. Connects to nothing yet."""
+    if settings.redis_url is not None:
+        return UrlLink(settings.redis_url, settings.redis_options, settings.command_timeout)
+    return BrokerLink(app, settings.command_timeout)
+
+
 def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clock | None = None) -> Runtime:
     """Build a replica. To be called after any fork; connects to nothing yet."""
     clock = clock or SystemClock()
@@ -113,9 +125,7 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
     keys = Keys(settings.cluster)
 
     def link() -> Link:
-        if settings.redis_url is not None:
-            return UrlLink(settings.redis_url, settings.redis_options, settings.command_timeout)
-        return BrokerLink(app, settings.command_timeout)
+        return lease_link(app, settings)
 
     elector_link, release_link, main_link = link(), link(), link()
     time, shadow = SchedulingTime(clock, events.emit), Shadow()
@@ -155,12 +165,26 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
             changed_server_pause=settings.lease_ttl,
         ),
     )
+    control = Control(
+        Requests(main_link.client, keys, settings.journal_size),
+        Journal(main_link.client, keys),
+        enqueuer,
+        source,
+        elector,
+        shadow,
+        settings.cluster,
+        clock,
+        events.emit,
+    )
+    events.subscribe(control.note)
+    events.subscribe(SignalRelay(app, settings.cluster, replica.id))
     release_store = RedisLeaseStore(release_link.client, keys)
     return Runtime(
         replica=replica,
         settings=settings,
         elector=elector,
         enqueuer=enqueuer,
+        control=control,
         path=path,
         events=events,
         release=lambda term: release_store.release(term, "shutdown"),

@@ -119,7 +119,8 @@ class HAMixin(_Base):
         idle = 0.0
         while idle == 0.0 and (current := elector.term) is not None and current.nonce == term.nonce:
             try:
-                idle = enqueuer.advance(tenure, current)
+                pause = runtime.control.attend(current, called=elector.called())
+                idle = min(enqueuer.advance(tenure, current), pause)
             except FencedOff as exc:
                 elector.fenced(current, f"dispatch was refused: {exc}")
                 return

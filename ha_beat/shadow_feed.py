@@ -46,6 +46,7 @@ class ShadowFeed:
         if not gen:
             # The ledger is gone, or was never there: what is known stays known.
             return
+        shadow.paused, shadow.paused_gen = text(reply[3]), gen
         now = self._clock.elapsed()
         first = int(_field(records[0][1], "n") or 0) if records else counter + 1
         gap = first > shadow.counter + 1 or len(records) == _RECORDS

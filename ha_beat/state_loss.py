@@ -36,6 +36,9 @@ class Shadow:
         self._positions: dict[str, datetime] = {}
         self.gen = ""
         self.counter = 0
+        #: The pause as it stood in the ledger (JSON, empty for none) of the incarnation ``paused_gen``.
+        self.paused = ""
+        self.paused_gen = ""
         self.last_id = "0-0"
 
     def position(self, entry: str) -> datetime | None:
