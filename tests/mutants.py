@@ -84,12 +84,12 @@ MUTANTS: dict[str, Mutant] = {
     "trust counts from the send": Mutant(
         "ha_beat.election:_as_leader", "until(sent_at + timing.ttl - timing.margin)", "until(now + timing.ttl)"
     ),
-    "presence": Mutant("ha_beat.election:_opportunity", "if sighting.absent_since is not None and", "if False and"),
+    "presence": Mutant("ha_beat.election:_opportunity", "if absent_since is not None and", "if False and"),
     "presence: absent at two polls": Mutant(
         "ha_beat.election:_opportunity", ">= timing.poll_interval - _ROUNDING", ">= 0"
     ),
-    "presence: of the same channel": Mutant(
-        "ha_beat.election:_sight", "and before.record.presence == record.presence", ""
+    "presence: of a channel that was seen": Mutant(
+        "ha_beat.election:_opportunity", "if record.presence == state.counted else None", ""
     ),
     "presence: its end is told at once": Mutant(
         "ha_beat.election:_as_leader", "case PresenceBroke():", "case PresenceBroke() if False:"
