@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+import celery
 from celery import Celery
 
 from ha_beat import __version__
@@ -26,6 +27,7 @@ from ha_beat.events import Events
 from ha_beat.journal import Journal
 from ha_beat.lease import Keys, RedisLeaseStore, Replica, Term, new_token
 from ha_beat.logs import LogWriter
+from ha_beat.observation import Observation, observe
 from ha_beat.occurrence import Misfire, MisfirePolicy
 from ha_beat.presence import RedisPresence
 from ha_beat.redis_links import Link, UrlLink
@@ -47,6 +49,7 @@ class Runtime:
     enqueuer: Enqueuer
     control: Control
     path: PathFinder
+    observation: Observation
     events: Events
     release: Callable[[Term], object]
 
@@ -98,7 +101,28 @@ def replica_of(app: Celery, settings: Settings) -> Replica:
         pid=pid,
         version=__version__,
         fingerprint=fingerprint(app),
+        http=_advertised(settings),
     )
+
+
+def check_http(settings: Settings) -> None:
+    """Refuse to start where the HTTP endpoint was asked for and can't be had.
+
+    Raises:
+        ConfigurationError: a library is missing, or the port is taken.
+    """
+    if settings.http_address is not None:
+        from ha_beat.http import check_bind
+
+        check_bind(*settings.http_address)
+
+
+def _advertised(settings: Settings) -> str:
+    if settings.http_address is None:
+        return ""
+    from ha_beat.http import advertised_url
+
+    return advertised_url(*settings.http_address)
 
 
 def fingerprint(app: Celery) -> str:
@@ -186,6 +210,18 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
         enqueuer=enqueuer,
         control=control,
         path=path,
+        observation=observe(
+            replica,
+            settings,
+            keys,
+            link().client,
+            elector,
+            lambda: enqueuer.agenda,
+            enqueuer.now,
+            clock,
+            events,
+            {"version": __version__, "celery": celery.__version__},
+        ),
         events=events,
         release=lambda term: release_store.release(term, "shutdown"),
     )

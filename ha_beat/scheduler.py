@@ -14,7 +14,7 @@ from celery import Celery
 from celery.beat import BeatLazyFunc, ScheduleEntry, Scheduler
 
 from ha_beat.agenda import Slot
-from ha_beat.bootstrap import Runtime, assemble, check_topology, load_settings, misfire
+from ha_beat.bootstrap import Runtime, assemble, check_http, check_topology, load_settings, misfire
 from ha_beat.dispatch import FencedOff
 from ha_beat.enqueuer import BrokerOutOfReach
 from ha_beat.entry_options import EntryOptions
@@ -53,6 +53,8 @@ class HAMixin(_Base):
         try:
             self.ha_settings = load_settings(app)
             check_topology(app, self.ha_settings)
+            if not kwargs.get("lazy"):  # as the one for the banner is
+                check_http(self.ha_settings)
         except ConfigurationError as exc:
             # Celery would print a traceback; whoever started beat needs the line.
             raise SystemExit(f"ha_beat can't start: {exc}") from exc
@@ -86,7 +88,9 @@ class HAMixin(_Base):
         self._close_calls += 1
         runtime = self._runtime
         if runtime is not None and self._runtime_pid == os.getpid():
+            runtime.observation.stop()
             self._release(runtime)
+            runtime.observation.wait_for_farewell()
         if self._close_calls == 1:
             try:
                 super().close()
@@ -107,6 +111,7 @@ class HAMixin(_Base):
             self._runtime = assemble(self.app, self.ha_settings, self)
             self._runtime_pid = os.getpid()
             self._runtime.elector.start()
+            self._runtime.observation.start(self.schedule_digest())
         return self._runtime
 
     def _lead(self, runtime: Runtime, term: Term) -> None:
@@ -157,6 +162,10 @@ class HAMixin(_Base):
         """The cluster has settled an occurrence of the entry."""
         entry.last_run_at = row.base
         entry.total_run_count = row.run_count
+
+    def schedule_digest(self) -> str:
+        """Tells this replica's schedule from another's, so that a drift is seen; empty where it is in a shared store."""
+        return ""
 
     def _schedule_changed(self) -> bool:
         """Whether the entries are others than at the last look. Costs nothing per entry."""
@@ -225,6 +234,13 @@ class HAScheduler(HAMixin, Scheduler):
         configured = self.app.conf.beat_schedule.get(entry.name)
         stored: datetime | None = configured.get("last_run_at") if isinstance(configured, Mapping) else None
         return stored
+
+    def schedule_digest(self) -> str:
+        lines = []
+        for name, entry in self.schedule.items():
+            with suppress(Exception):
+                lines.append(f"{name} {entry.task} {_signature(entry, known=instants_of(entry) is not None)}")
+        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
         """Take over the configured entries; one that can't be read is reported and left out."""
