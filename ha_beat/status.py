@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import Any, Protocol
 
 from ha_beat import events
@@ -21,7 +22,7 @@ from ha_beat.clock import Clock
 from ha_beat.errors import StoreError
 from ha_beat.journal import Journal, Record, TermRecord, VerdictRecord
 from ha_beat.lease import LeaseRecord, Replica, Term
-from ha_beat.ledger import from_micros, to_micros
+from ha_beat.ledger import to_micros
 from ha_beat.members import MEMBER_INTERVAL, ClusterView, Member, Members, ServerFacts, Upcoming
 
 logger = logging.getLogger("ha_beat")
@@ -131,12 +132,11 @@ class Board:
         clock: Clock,
         vitals: Vitals,
         agenda: Callable[[], Agenda],
+        now: Callable[[], datetime],
         *,
-        lease_ttl: float,
         stall_timeout: float,
-        schedule: str = "",
     ) -> None:
-        """``schedule`` is a digest of the schedule, empty where it is not known; times are in seconds."""
+        """``now`` is the scheduling time; ``stall_timeout`` is in seconds."""
         self.replica = replica
         self.cluster = cluster
         self.look = Look()
@@ -144,9 +144,10 @@ class Board:
         self._clock = clock
         self._vitals = vitals
         self._agenda = agenda
-        self._lease_ttl = lease_ttl
         self._stall_timeout = stall_timeout
-        self.schedule = schedule
+        self._now = now
+        #: A digest of the schedule, empty where it is not known.
+        self.schedule = ""
         self._since_ms = round(clock.wall() * 1000)
         self._unreachable = ""
         self._forbidden = ""
@@ -258,7 +259,7 @@ class Board:
         upcoming = agenda.upcoming(_UPCOMING)
         overdue = 0.0
         if upcoming:
-            overdue = max(0.0, self._clock.wall() - upcoming[0][0].timestamp())
+            overdue = max(0.0, (self._now() - upcoming[0][0]).total_seconds())
         return replace(
             member,
             epoch=term.epoch,
@@ -275,7 +276,7 @@ class Board:
         """How many entries of the leader's agenda are due; 0 where this is a standby."""
         if self._vitals.term is None:
             return 0
-        return self._agenda().backlog(from_micros(round(self._clock.wall() * 1_000_000)))
+        return self._agenda().backlog(self._now())
 
     def entries(self) -> int:
         return 0 if self._vitals.term is None else len(self._agenda())
@@ -417,6 +418,8 @@ class Watcher:
         self._clock = clock
         self._looking = looking
         self._closing = False
+        #: Whether the replica has signed off.
+        self.gone = False
         self._facts_at = float("-inf")
         self._facts: ServerFacts | None = None
         self._last_id = ""
@@ -441,6 +444,8 @@ class Watcher:
             except Exception:
                 logger.exception("Looking at the cluster failed")
             self._wait(interval)
+        self._members.remove(self._board.replica.id)
+        self.gone = True
 
     def _wait(self, interval: float) -> None:
         until = self._clock.elapsed() + interval
