@@ -164,7 +164,7 @@ class HAMixin(_Base):
         entry.total_run_count = row.run_count
 
     def schedule_digest(self) -> str:
-        """Tells this replica's schedule from another's, so that a drift is seen; empty where it is in a shared store."""
+        """Tells this replica's schedule from another's, so that a drift is seen; empty where a store is shared."""
         return ""
 
     def _schedule_changed(self) -> bool:
