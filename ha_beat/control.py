@@ -104,6 +104,8 @@ class Control:
         self._path = {"path": "", "why": "nothing was dispatched yet"}
         self._failing: dict[str, str] = {}
         self._try_at = 0.0
+        #: The requests that this process has begun to carry out under the term, and how far others had come before.
+        self._begun: dict[str, int] = {}
         self._known_to = ""
         self._pause: Pause | None = None
         self._unheard = False
@@ -164,6 +166,8 @@ class Control:
             self._emit(events.Paused(pause.since, pause.by, pause.reason, found=new_term))
         elif pause is None and self._enqueuer.paused:
             self._enqueuer.reload()
+        if new_term:
+            self._begun.clear()
         self._pause, self._known_to = pause, term.nonce
         self._enqueuer.paused, self._enqueuer.refused_as_paused = pause is not None, False
 
@@ -218,6 +222,7 @@ class Control:
         why = self._requests.answer(term, request, complete, record=written, change=change)
         if why:
             raise FencedOff(why)
+        self._begun.pop(request.id, None)
         if request.action not in ("next", "report"):
             self._emit(events.RequestAnswered(request.action, request.by, reply.ok, reply.line))
 
@@ -310,15 +315,26 @@ class Control:
         message = self._dispatcher().prepare(slot.entry, args, kwargs, with_header(options, header, task_id))
         content = {"kind": kind, "verdict": "enqueued", "entry": slot.id, "at": instant, "id": task_id}
         record = self._record(term, request, content)
-        return Operation(slot.id, "", "", (record,), message, request=request.id, step=step)
+        return Operation(slot.id, "", "", (record,), message, request=request.id, step=step, task_id=task_id)
+
+    def _done_before(self, request: Request) -> int:
+        """The last step that an earlier leader has begun: it must not be begun again."""
+        if request.id not in self._begun:
+            self._begun[request.id] = self._requests.progress(request.id)
+        return self._begun[request.id]
 
     def _run(self, term: Term, request: Request) -> None:
         slot = self._slot(request)
+        if self._done_before(request):
+            data = {"entry": slot.id, "task": str(slot.entry.task), "task_id": request.task_id()}
+            line = f"{slot.id} was sent by an earlier leader as {request.task_id()}; the history says what became of it"
+            self._answer(term, request, Reply(ok=True, line=line, data=data))
+            return
         at, task_id = self._enqueuer.now(), request.task_id()
         operation = self._operation(term, request, slot, at, kind="manual", task_id=task_id, step=1)
         (answer,) = self._dispatcher().submit(term, [operation])
         if answer.kind not in ("done", "mine", "partial"):
-            raise _refuse(f"it was not enqueued: {_failure(answer)}")
+            raise _refuse(_failure(answer), task_id=task_id)
         task = str(slot.entry.task)
         self._emit(events.EnqueuedOnRequest(slot.id, task, task_id, at, "manual", request.by))
         data = {"entry": slot.id, "task": task, "task_id": task_id}
@@ -387,7 +403,11 @@ class Control:
 
     def _enqueue(self, term: Term, request: Request, slot: Slot, instants: Sequence[_Instant]) -> list[_Instant]:
         settled = {found.number: found for found in instants}
-        wanted = [found for found in instants if found.state == "would enqueue"]
+        before = self._done_before(request)
+        for found in instants:
+            if found.number <= before and found.state == "would enqueue":
+                settled[found.number] = _Instant(found.number, found.at, "uncertain", "begun by an earlier leader")
+        wanted = [found for found in settled.values() if found.state == "would enqueue"]
         for start in range(0, len(wanted), _BATCH):
             batch = wanted[start : start + _BATCH]
             operations = []
@@ -445,7 +465,13 @@ class Control:
 
 
 def _failure(answer: Answer) -> str:
-    return answer.detail or {"withdrawn": "the request was taken back"}.get(answer.kind, answer.kind)
+    match answer.kind:
+        case "withdrawn":
+            return "it was not enqueued: the request was taken back"
+        case "uncertain" | "again":
+            return "nobody knows whether the broker took it"
+        case _:
+            return f"it was not enqueued: {answer.detail or answer.kind}"
 
 
 def _instant_of(request: Request, name: str) -> datetime:

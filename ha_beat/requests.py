@@ -224,6 +224,14 @@ class Requests:
 
     # --- For the leader
 
+    def progress(self, request_id: str) -> int:
+        """The last step of a waiting request that was carried out, or at least begun; 0 for none."""
+        try:
+            raw: Any = self._client().hget(self._keys.ledger, f"r:{request_id}")
+        except (RedisError, OSError) as exc:
+            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
+        return int(raw or 0)
+
     def keep_pause(self, term: Term, raw: str) -> None:
         """Put a pause back into a ledger that has lost it. Where the term is not the current one, nothing is done."""
         self._keep_pause(self._client(), [self._keys.lease, self._keys.ledger], [term.epoch, term.nonce, raw])
