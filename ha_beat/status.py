@@ -11,7 +11,7 @@ import logging
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
@@ -94,8 +94,9 @@ class Warn:
 class TermSpan:
     """One stretch of leadership, in ms since the Unix epoch by the Redis server's clock.
 
-    ``ended_ms`` is ``None`` while it lasts, and where ``released`` is False the last renewal: the true end lies between
-    it and the next term. ``gap_ms`` is the time for which nobody led before it, at most.
+    ``ended_ms`` is ``None`` while it lasts, and where ``released`` is False the leader's last sign (a renewal or a
+    verdict): the true end lies between it and the next term. ``gap_ms`` is the time for which nobody led before it, at
+    most.
     """
 
     epoch: int
@@ -426,6 +427,8 @@ class Watcher:
         self._gen = ""
         self._recent: deque[VerdictRecord] = deque(maxlen=_RECENT)
         self._terms: deque[TermRecord] = deque(maxlen=_TERMS)
+        #: By epoch: when the last verdict under it was written, by the Redis server's clock.
+        self._heard: dict[int, int] = {}
 
     def start(self) -> None:
         """To be called after any fork."""
@@ -480,7 +483,7 @@ class Watcher:
             why_not="",
             facts=self._facts,
             recent=tuple(self._recent),
-            terms=spans(self._terms, view.lease if view else None),
+            terms=spans(self._terms, view.lease if view else None, self._heard),
         )
 
     def _look_closer(self, view: ClusterView) -> None:
@@ -515,8 +518,10 @@ class Watcher:
             newest = newest or record.id
             if isinstance(record, TermRecord):
                 terms.append(record)
-            elif isinstance(record, VerdictRecord) and len(verdicts) < _RECENT:
-                verdicts.append(record)
+            elif isinstance(record, VerdictRecord):
+                self._hear(record)
+                if len(verdicts) < _RECENT:
+                    verdicts.append(record)
             if len(terms) >= _TERMS or self._closing:
                 break
         self._terms.extend(reversed(terms))
@@ -532,10 +537,22 @@ class Watcher:
                 self._terms.append(record)
             elif isinstance(record, VerdictRecord):
                 self._recent.append(record)
+                self._hear(record)
+
+    def _hear(self, record: VerdictRecord) -> None:
+        self._heard[record.epoch] = max(self._heard.get(record.epoch, 0), _order(record.id)[0])
+        if len(self._heard) > 2 * _TERMS:
+            del self._heard[min(self._heard)]
 
 
-def spans(records: Iterable[TermRecord], lease: LeaseRecord | None) -> tuple[TermSpan, ...]:
-    """The terms that the journal's changes of leader make up, oldest first."""
+def spans(
+    records: Iterable[TermRecord], lease: LeaseRecord | None, heard: Mapping[int, int] | None = None
+) -> tuple[TermSpan, ...]:
+    """The terms that the journal's changes of leader make up, oldest first.
+
+    ``heard`` says by epoch when its leader last gave a verdict, in ms: often later than its last renewal.
+    """
+    heard = heard or {}
     found: list[TermSpan] = []
     for record in records:
         last = found[-1] if found else None
@@ -543,8 +560,9 @@ def spans(records: Iterable[TermRecord], lease: LeaseRecord | None) -> tuple[Ter
             gap = None
             if last is not None:
                 if last.ended_ms is None:
-                    left_ms = record.left_ms if record.previous_epoch == last.epoch else record.ms
-                    last = found[-1] = replace(last, ended_ms=left_ms or record.ms, end_why=record.why)
+                    left_ms = record.left_ms if record.previous_epoch == last.epoch else 0
+                    left_ms = min(max(left_ms, heard.get(last.epoch, 0)), record.ms) or record.ms
+                    last = found[-1] = replace(last, ended_ms=left_ms, end_why=record.why)
                 gap = max(0, record.ms - (last.ended_ms or record.ms))
             found.append(TermSpan(record.epoch, record.by, record.ms, record.why, gap_ms=gap))
         elif last is not None and last.epoch == record.epoch and last.ended_ms is None:
