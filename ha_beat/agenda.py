@@ -33,6 +33,26 @@ class Slot:
     redo: bool = False
     uncertain: Literal["skip", "republish"] = "skip"
     ticket: int = 0
+    #: What people call it, where that is not the id.
+    name: str = ""
+    #: How often the entry has run, as its own store has it.
+    run_count: int = 0
+    #: Whether it is done for good once it has run.
+    once: bool = False
+    #: From when on a new or edited entry is owed its instants; ``None`` for the moment at which it is first seen.
+    since: datetime | None = None
+    #: Whether it was off, seen from its own store, since it was last armed.
+    resumed: bool = False
+
+    @property
+    def label(self) -> str:
+        return self.name or self.id
+
+    @property
+    def runs(self) -> int:
+        """How often it has run since it was last off."""
+        row = self.row
+        return self.run_count if row is None or row.verdict == "absent" or self.resumed else row.run_count
 
     @property
     def expected(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,10 +23,11 @@ from ha_beat.dispatch.publisher import Publisher
 from ha_beat.election import Timing
 from ha_beat.elector import Elector
 from ha_beat.enqueuer import Enqueuer, Rules, ScheduleSource
-from ha_beat.errors import ConfigurationError
-from ha_beat.events import Events
+from ha_beat.errors import ConfigurationError, StoreError
+from ha_beat.events import Event, Events, TermStarted
 from ha_beat.journal import Journal
 from ha_beat.lease import Keys, RedisLeaseStore, Replica, Term, new_token
+from ha_beat.ledger import Ledger
 from ha_beat.logs import LogWriter
 from ha_beat.observation import Observation, observe
 from ha_beat.occurrence import Misfire, MisfirePolicy
@@ -52,6 +54,8 @@ class Runtime:
     observation: Observation
     events: Events
     release: Callable[[Term], object]
+    #: On a connection of its own, for one thread besides the main loop.
+    ledger: Ledger
 
 
 def load_settings(app: Celery) -> Settings:
@@ -203,6 +207,14 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
     events.subscribe(control.note)
     events.subscribe(SignalRelay(app, settings.cluster, replica.id))
     release_store = RedisLeaseStore(release_link.client, keys)
+
+    def connect_ahead(event: Event) -> None:
+        # A signal handler will use this connection: it must not be the one that makes it.
+        if isinstance(event, TermStarted):
+            with suppress(StoreError):
+                release_store.observe()
+
+    events.subscribe(connect_ahead)
     return Runtime(
         replica=replica,
         settings=settings,
@@ -224,6 +236,7 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
         ),
         events=events,
         release=lambda term: release_store.release(term, "shutdown"),
+        ledger=Ledger(link().client, keys),
     )
 
 

@@ -218,6 +218,8 @@ class Fitness:
     #: In whose favour to step down, by replica id; and this replica's own id.
     preferred: str = ""
     replica: str = ""
+    #: Whether it has what a leader needs, the schedule above all.
+    ready: bool = True
 
 
 # --- Rules
@@ -235,7 +237,7 @@ def decide(state: State, now: float, fitness: Fitness) -> Action:
                 return Renew(term, state.seq + 1, presence=now >= state.no_presence_until)
             return Wait(min(state.next_renewal, term.trusted_until))
         case Standby(campaign=Campaign() as campaign) if (
-            now >= state.barred_until and not fitness.stalled and _may_go(campaign, now, fitness)
+            now >= state.barred_until and not fitness.stalled and fitness.ready and _may_go(campaign, now, fitness)
         ):
             return campaign
         case Standby():

@@ -21,10 +21,10 @@ from ha_beat.elector import Tenure
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.lease import Term
 from ha_beat.ledger import LedgerRow
-from ha_beat.occurrence import Due, Occurrence, Skipped
+from ha_beat.occurrence import FOREVER, Due, Occurrence, Skipped
 from ha_beat.scheduling_time import SchedulingTime
 from ha_beat.state_loss import Shadow, assess
-from ha_beat.takeover import take_over
+from ha_beat.takeover import Absence, take_over
 from ha_beat.verdicts import Scribe, Work
 
 #: Seconds until an entry that failed alone is tried again.
@@ -58,6 +58,18 @@ class ScheduleSource(Protocol):
 
     def settled(self, slot: Slot, row: LedgerRow) -> None:
         """The ledger has the row."""
+        ...
+
+    def absence(self, term: Term) -> Absence | None:
+        """What can be said of entries that are not there; ``None`` where that means nothing."""
+        ...
+
+    def armed(self, entry_id: str) -> None:
+        """The ledger has it that the entry has begun, gone on again, or gone."""
+        ...
+
+    def finished(self, slot: Slot) -> None:
+        """The entry has no instant left."""
         ...
 
 
@@ -120,6 +132,8 @@ class Enqueuer:
         self._try_at = 0.0
         self._failures = 0
         self._failing_since: float | None = None
+        #: Whether something waits for the schedule to be read under this term.
+        self.held_back = False
         #: While the cluster is paused nothing is gathered. Redis may know before this does: see ``refused_as_paused``.
         self.paused = False
         self.refused_as_paused = False
@@ -228,7 +242,9 @@ class Enqueuer:
             scribe=Scribe(term, now),
             catch_up=self._rules.catch_up_after_loss,
             emit=self._emit,
+            absence=self._source.absence(term),
         )
+        self.held_back = taken.held_back
         self._shadow.gen = term.gen
         self._to_write = taken.works
         self._find_claims(term)
@@ -241,14 +257,22 @@ class Enqueuer:
         self._emit(events.ScheduleReady(len(agenda), overdue, taken.new))
 
     def _schedule(self, agenda: Agenda, slot: Slot, now: datetime) -> None:
+        if slot.once and slot.runs:
+            agenda.drop(slot)
+            self._source.finished(slot)
+            return
         if slot.instants is None:
             agenda.put(slot, now)
             return
         try:
             due_at = slot.instants.next_after(slot.base)
         except Exception as exc:
-            self._emit(events.EntryFailed(slot.id, f"its schedule raises {type(exc).__name__}: {exc}", exc))
+            self._emit(events.EntryFailed(slot.label, f"its schedule raises {type(exc).__name__}: {exc}", exc))
             agenda.drop(slot)
+            return
+        if due_at >= FOREVER:
+            agenda.drop(slot)
+            self._source.finished(slot)
             return
         agenda.put(slot, due_at)
 
@@ -305,7 +329,7 @@ class Enqueuer:
                 return None
             due = slot.settle(now)
         except Exception as exc:
-            self._emit(events.EntryFailed(slot.id, f"its schedule raises {type(exc).__name__}: {exc}", exc))
+            self._emit(events.EntryFailed(slot.label, f"its schedule raises {type(exc).__name__}: {exc}", exc))
             self._agenda.put(slot, slot.due_at or now, now + timedelta(seconds=_SCHEDULE_RETRY))
             return None
         if due.send is None:
@@ -319,7 +343,7 @@ class Enqueuer:
             raise
         except Exception as exc:
             why = f"no message could be made: {type(exc).__name__}: {exc}"
-            self._emit(events.EntryFailed(slot.id, why, exc))
+            self._emit(events.EntryFailed(slot.label, why, exc))
             return scribe.skipped(slot, _with(due, why[:500]), due.position)
 
     def _message_for(self, scribe: Scribe, slot: Slot, due: Due, send: datetime) -> Work:
@@ -337,9 +361,9 @@ class Enqueuer:
         if self._dispatcher is None:
             raise StoreUnavailable("no way to enqueue has been chosen yet", acted=False)
         message = self._dispatcher.prepare(slot.entry, args, kwargs, with_header(options, header, task_id))
-        records = [scribe.enqueued_record(slot.id, send, task_id)]
+        records = [scribe.enqueued_record(slot, send, task_id)]
         if due.skipped is not None:
-            records.insert(0, scribe.skip_record(slot.id, due.skipped))
+            records.insert(0, scribe.skip_record(slot, due.skipped))
         operation = Operation(
             slot.id,
             slot.expected,
@@ -391,10 +415,15 @@ class Enqueuer:
 
     def _take_in(self, work: Work, answer: Answer, now: datetime) -> None:
         slot = work.slot
+        if slot.entry is None:
+            # Of an entry that is gone. What went wrong is done at the next reading of the schedule.
+            if answer.kind in {"done", "mine"}:
+                self._source.armed(slot.id)
+            return
         match answer.kind:
             case "done" | "mine" | "partial":
                 if answer.kind == "partial":
-                    self._emit(events.EntryFailed(slot.id, f"not every queue took it: {answer.detail}"))
+                    self._emit(events.EntryFailed(slot.label, f"not every queue took it: {answer.detail}"))
                 self._settled(work, work.row, now)
             case "uncertain":
                 self._settled(work, LedgerRow.parse(answer.detail) or work.row, now)
@@ -406,7 +435,7 @@ class Enqueuer:
                 self._agenda.put(slot, slot.due_at or now)
                 return
             case "error":
-                self._emit(events.EntryFailed(slot.id, f"it was refused: {answer.detail}"))
+                self._emit(events.EntryFailed(slot.label, f"it was refused: {answer.detail}"))
                 slot.failing_since = slot.failing_since or now
                 self._put_back(slot, now)
             case "moved":
@@ -418,15 +447,17 @@ class Enqueuer:
         self._shadow.learn(slot.id, row.base)
         if due is None:
             # Armed: it is on the agenda already, where the base that was just recorded has put it.
+            slot.resumed = False
+            self._source.armed(slot.id)
             return
         if due.skipped is not None:
             s = due.skipped
-            self._emit(events.OccurrenceSkipped(slot.id, s.first, s.until, s.count, s.reason))
+            self._emit(events.OccurrenceSkipped(slot.label, s.first, s.until, s.count, s.reason))
         if due.send is not None and row.verdict == "uncertain":
-            self._emit(events.OccurrenceUncertain(slot.id, due.send, row.task_id, row.reason))
+            self._emit(events.OccurrenceUncertain(slot.label, due.send, row.task_id, row.reason))
         elif due.send is not None:
             lateness = (now - due.send).total_seconds()
-            self._emit(events.Enqueued(slot.id, str(slot.entry.task), row.task_id, due.send, lateness))
+            self._emit(events.Enqueued(slot.label, str(slot.entry.task), row.task_id, due.send, lateness))
         self._source.settled(slot, row)
         self._schedule(self._agenda, slot, now)
 
@@ -437,12 +468,12 @@ class Enqueuer:
         """Somebody else has written the row: go on from there."""
         row = LedgerRow.parse(raw) if raw else None
         if raw and row is None:
-            self._emit(events.EntryFailed(slot.id, "its ledger row is not of this version; left alone"))
+            self._emit(events.EntryFailed(slot.label, "its ledger row is not of this version; left alone"))
             self._agenda.drop(slot)
             return
         slot.row, slot.redo = row, False
         slot.base = max(slot.base, row.base) if row else slot.base
-        self._emit(events.EntryFailed(slot.id, "its ledger row was changed by somebody else; following it"))
+        self._emit(events.EntryFailed(slot.label, "its ledger row was changed by somebody else; following it"))
         self._schedule(self._agenda, slot, now)
 
     def _postpone(self, error: StoreError) -> float:

@@ -252,6 +252,21 @@ class InvariantBroken(Event):
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class ScheduleStoreFailed(Event):
+    """The schedule's own store can't be used; once for each outage. ``known``: there is a schedule to go by."""
+
+    why: str
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleStoreBack(Event):
+    """The schedule's own store answers again. ``after`` seconds."""
+
+    after: float
+
+
 Subscriber = Callable[[Event], None]
 
 

@@ -7,7 +7,7 @@ saw it, so that two writers never both count.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from redis.exceptions import RedisError
 
 from ha_beat.errors import StoreUnavailable
-from ha_beat.lease import Keys
-from ha_beat.redis_scripts import text
+from ha_beat.lease import Keys, Term
+from ha_beat.redis_scripts import Script, text
 
 if TYPE_CHECKING:
     import redis
 
-Verdict = Literal["armed", "enqueued", "skipped", "uncertain", "claimed"]
+Verdict = Literal["armed", "absent", "enqueued", "skipped", "uncertain", "claimed"]
+
+#: For so long the ledger remembers of an entry that it is gone or disabled.
+KEEP_ABSENT = timedelta(days=2)
 
 #: Version of a row. A row of a higher one is left alone.
 ROW_VERSION = 1
@@ -117,11 +120,12 @@ class ServerFacts:
 
 
 class Ledger:
-    """Reads the ledger; only the dispatch script writes it."""
+    """Reads the ledger's rows, which only the dispatch script writes, and keeps notes beside them."""
 
     def __init__(self, client: Callable[[], redis.Redis], keys: Keys) -> None:
         self._client = client
         self._keys = keys
+        self._note = Script("note")
 
     def server_facts(self, now: datetime) -> ServerFacts:
         """What the server says of itself; ``now`` is the scheduling time.
@@ -148,3 +152,28 @@ class Ledger:
             raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
         rows = {text(field): text(raw) for field, raw in found.items()}
         return {field[2:]: raw for field, raw in rows.items() if field.startswith("e:")}
+
+    def notes(self, names: Sequence[str]) -> Mapping[str, str]:
+        """What was noted under these names.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        if not names:
+            return {}
+        try:
+            found: Any = self._client().hmget(self._keys.ledger, [f"n:{name}" for name in names])
+        except (RedisError, OSError) as exc:
+            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
+        return {name: text(value) for name, value in zip(names, found, strict=True) if value is not None}
+
+    def note(self, term: Term, notes: Mapping[str, str]) -> bool:
+        """Note something, as the leader; False where the term is over and nothing was noted.
+
+        Raises:
+            StoreUnavailable: the outcome is unknown.
+            StoreRefused: nothing was noted.
+        """
+        flat = [part for pair in notes.items() for part in pair]
+        keys = [self._keys.lease, self._keys.ledger]
+        return not text(self._note(self._client(), keys, [term.epoch, term.nonce, *flat]))

@@ -94,6 +94,11 @@ class LogWriter:
                 return logging.INFO, f"Enqueued {entry} ({task}[{task_id}]) of {scheduled_at} ({kind}) for {by}"
             case e.InvariantBroken(kind, subject, detail):
                 return logging.ERROR, f"An invariant is broken ({kind}, {subject}): {detail}"
+            case e.ScheduleStoreFailed(why, known):
+                then = "going on with the schedule as last read" if known else "not leading before it was read"
+                return logging.WARNING, f"The schedule's database can't be used ({why}): {then}"
+            case e.ScheduleStoreBack(after):
+                return logging.INFO, f"The schedule's database can be used again after {_seconds(after)}"
             case _:
                 return logging.DEBUG, ""
 

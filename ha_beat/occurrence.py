@@ -6,12 +6,15 @@ import uuid
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Literal, Protocol
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, Protocol
 
 MisfirePolicy = Literal["once", "skip", "all"]
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://pypi.org/project/ha-beat/occurrence")
+
+#: Later than any due instant: an entry whose next instant this is has none any more.
+FOREVER = datetime(9000, 1, 1, tzinfo=UTC)
 
 #: Beyond so many missed instants of one entry they are no longer counted one by one.
 COUNT_CAP = 1000
@@ -38,7 +41,7 @@ class Instants(Protocol):
     """The due instants of one entry, in UTC."""
 
     def next_after(self, instant: datetime) -> datetime:
-        """The due instant that follows a due instant."""
+        """The due instant that follows a due instant; ``FOREVER`` where none does."""
         ...
 
     def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:
@@ -47,6 +50,16 @@ class Instants(Protocol):
         Must not step through them; -1 where they can't be counted without.
         """
         ...
+
+
+def origin(instants: Instants | None, now: datetime) -> datetime:
+    """What an entry that begins, or goes on again, at ``now`` is counted from.
+
+    That is ``now`` itself, unless the instants know better by a method ``origin``: one not after ``now``, without a due
+    instant between.
+    """
+    own: Any = getattr(instants, "origin", None)
+    return now if own is None else own(now)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from ha_beat.errors import ConfigurationError, StoreError
 from ha_beat.lease import Term
 from ha_beat.ledger import LedgerRow
 from ha_beat.occurrence import Misfire
+from ha_beat.takeover import Absence
 from ha_beat.timetable import instants_of, starting_deadline
 from ha_beat.verdicts import NEVER
 
@@ -216,6 +217,16 @@ class HAMixin(_Base):
 
     def settled(self, slot: Slot, row: LedgerRow) -> None:
         self.entry_settled(slot.entry, row)
+
+    def absence(self, term: Term) -> Absence | None:  # noqa: ARG002 -- for those who can tell
+        """Nothing: in a rolling deploy each replica has the entries that its release knows."""
+        return None
+
+    def armed(self, entry_id: str) -> None:
+        """Not needed here."""
+
+    def finished(self, slot: Slot) -> None:
+        """Not needed here."""
 
 
 class HAScheduler(HAMixin, Scheduler):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from ha_beat.ledger import LedgerRow, ServerFacts
+from ha_beat.ledger import KEEP_ABSENT, LedgerRow, ServerFacts
 
 #: After a total loss nothing due earlier than this from now is believed not to have been enqueued.
 _GUARD = timedelta(seconds=2)
@@ -58,13 +58,17 @@ class Shadow:
             if row is not None:
                 self.learn(entry, row.base)
 
-    def ahead_of(self, rows: Mapping[str, str]) -> bool:
+    def ahead_of(self, rows: Mapping[str, str], now: datetime) -> bool:
         """Whether the ledger is behind what was acknowledged before."""
+        # Rows of entries that are long gone are taken out.
+        forgettable = now - KEEP_ABSENT
         with self._lock:
             positions = dict(self._positions)
         for entry, position in positions.items():
             raw = rows.get(entry)
             row = LedgerRow.parse(raw) if raw is not None else None
+            if raw is None and position < forgettable:
+                continue
             if raw is None or (row is not None and row.base < position):
                 return True
         return False
@@ -93,10 +97,10 @@ def assess(
         return Loss(f"the {lost} had been lost", now + _GUARD, total=True)
     known = shadow.gen == gen
     if facts is None:
-        if known and shadow.ahead_of(rows):
+        if known and shadow.ahead_of(rows, now):
             return Loss("the ledger is behind what had been acknowledged", now + _GUARD, total=True)
         return None
-    if known and shadow.ahead_of(rows):
+    if known and shadow.ahead_of(rows, now):
         return Loss("Redis came back without its last writes", facts.started_at, total=True)
     if not facts.append_only and not (known and contact_until is not None):
         return Loss("Redis came back, and nothing shows that it lost no writes", facts.started_at, total=True)

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from ha_beat import events
 from ha_beat.agenda import Slot
-from ha_beat.ledger import LedgerRow
-from ha_beat.occurrence import Skipped, newest_due
+from ha_beat.ledger import KEEP_ABSENT, LedgerRow
+from ha_beat.occurrence import Misfire, Skipped, newest_due, origin
 from ha_beat.state_loss import Loss, Shadow
 from ha_beat.verdicts import NEVER, Scribe, Work
 
 
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """The schedule's store can tell that an entry is gone. ``certain``: it has been asked under this term."""
+
+    certain: bool
+
+
 @dataclass(slots=True)
 class Takeover:
-    """``slots`` with their positions, and the ``works`` that bring the ledger to where they are."""
+    """``slots`` with their positions, and the ``works`` that bring the ledger to where they are.
+
+    ``held_back``: something was left alone until the schedule has been read under this term.
+    """
 
     slots: list[Slot] = field(default_factory=list)
     works: list[Work] = field(default_factory=list)
     new: int = 0
+    held_back: bool = False
 
 
 def take_over(
@@ -32,22 +43,57 @@ def take_over(
     scribe: Scribe,
     catch_up: bool,
     emit: Callable[[events.Event], None],
+    absence: Absence | None = None,
 ) -> Takeover:
     """Place every entry: from the later of its own store, the ledger and the shadow; past the floor after a loss."""
     taken = Takeover()
+    present = set()
     for slot in slots:
+        present.add(slot.id)
         raw = rows.get(slot.id)
         row = LedgerRow.parse(raw) if raw is not None else None
         if raw is not None and row is None:
-            emit(events.EntryFailed(slot.id, "its ledger row is not of this version; left alone"))
+            emit(events.EntryFailed(slot.label, "its ledger row is not of this version; left alone"))
             continue
         slot.row = row
+        if absence is not None and not absence.certain and _needs_certainty(slot, row):
+            taken.held_back = True
+            continue
         taken.slots.append(slot)
+        if absence is not None and row is None and rows:
+            # It has appeared: where the cluster began to work before, no run that its row tells of is the last.
+            slot.base = max(slot.base, origin(slot.instants, slot.since or scribe.now))
         work = _place(slot, row, shadow.position(slot.id), loss, scribe, catch_up=catch_up)
         if work is not None:
             taken.works.append(work)
             taken.new += row is None
+    if absence is not None:
+        gone = rows.keys() - present
+        if absence.certain:
+            taken.works += _absences({entry: rows[entry] for entry in gone}, scribe)
+        taken.held_back |= bool(gone) and not absence.certain
     return taken
+
+
+def _needs_certainty(slot: Slot, row: LedgerRow | None) -> bool:
+    """What this replica knows of the entry differs from what the last leader knew, which may be the newer."""
+    return row is not None and (row.verdict == "absent" or row.signature != slot.signature)
+
+
+def _absences(rows: Mapping[str, str], scribe: Scribe) -> list[Work]:
+    """Record what is gone; take out what has been gone for long."""
+    works = []
+    forget_before = scribe.now - KEEP_ABSENT - timedelta(hours=1)
+    for entry, raw in rows.items():
+        row = LedgerRow.parse(raw)
+        if row is None:
+            continue
+        slot = Slot(entry, None, None, Misfire(), row.signature, row.base, row)
+        if row.verdict != "absent":
+            works.append(scribe.absent(slot))
+        elif row.dispatched_ms < forget_before.timestamp() * 1000:
+            works.append(scribe.forgotten(slot, row))
+    return works
 
 
 def _place(
@@ -55,14 +101,15 @@ def _place(
 ) -> Work | None:
     now = scribe.now
     known = [base for base in (row.base if row else None, shadowed) if base is not None]
-    edited = row is not None and row.signature != slot.signature
+    off = slot.resumed or (row is not None and row.verdict == "absent")
+    edited = off or (row is not None and row.signature != slot.signature)
     behind = row is None or (bool(known) and max(known) > row.base)
     if not known and slot.base == NEVER:
-        slot.base = now
+        slot.base = slot.since or now
     slot.base = max(slot.base, *known) if known else slot.base
     if edited:
-        # An edited entry does not owe the instants of its new schedule before the edit.
-        slot.base = max(slot.base, now)
+        # An edited entry does not owe the instants of its new schedule before the edit, nor one that was off any.
+        slot.base = max(slot.base, origin(slot.instants, now if off or slot.since is None else slot.since))
     if loss is not None and not catch_up and not edited:
         skipping = _skip_to(slot, loss, scribe)
         if skipping is not None:

@@ -47,7 +47,7 @@ class Scribe:
     ) -> LedgerRow:
         before = slot.row
         again = before is not None and before.task_id == task_id and bool(task_id)
-        run_count = (before.run_count if before else 0) + (verdict == "enqueued" and not again)
+        run_count = slot.runs + (verdict == "enqueued" and not again)
         row = LedgerRow(
             base=base,
             verdict=verdict,
@@ -68,32 +68,42 @@ class Scribe:
         row = self.row(slot, slot.base, "armed")
         return Work(slot, Operation(slot.id, slot.expected, row.raw), row)
 
+    def absent(self, slot: Slot) -> Work:
+        """The entry is gone or disabled: from now on it is owed nothing, until it is armed again."""
+        row = self.row(slot, slot.base, "absent")
+        return Work(slot, Operation(slot.id, slot.expected, row.raw), row)
+
+    def forgotten(self, slot: Slot, row: LedgerRow) -> Work:
+        """The entry has been absent for so long that its row goes."""
+        return Work(slot, Operation(slot.id, slot.expected, ""), row)
+
     def skipped(self, slot: Slot, skipped: Skipped, position: datetime) -> Work:
         """Instants that get their verdict without a message."""
         row = self.row(slot, position, "skipped", scheduled_at=position, reason=skipped.reason)
-        operation = Operation(slot.id, slot.expected, row.raw, (self.skip_record(slot.id, skipped, position),))
+        operation = Operation(slot.id, slot.expected, row.raw, (self.skip_record(slot, skipped, position),))
         return Work(slot, operation, row, Due(None, position, skipped))
 
-    def enqueued_record(self, entry: str, at: datetime, task_id: str) -> str:
-        return self._record("enqueued", entry, at=Occurrence(entry, at).instant, id=task_id, base=to_micros(at))
+    def enqueued_record(self, slot: Slot, at: datetime, task_id: str) -> str:
+        return self._record("enqueued", slot, at=Occurrence(slot.id, at).instant, id=task_id, base=to_micros(at))
 
-    def skip_record(self, entry: str, skipped: Skipped, position: datetime | None = None) -> str:
+    def skip_record(self, slot: Slot, skipped: Skipped, position: datetime | None = None) -> str:
         """The range; ``position`` is what the entry is at with it, where no other record says so."""
         return self._record(
             "skipped",
-            entry,
-            **{"from": Occurrence(entry, skipped.first).instant},
-            until=Occurrence(entry, skipped.until).instant,
+            slot,
+            **{"from": Occurrence(slot.id, skipped.first).instant},
+            until=Occurrence(slot.id, skipped.until).instant,
             count=skipped.count,
             why=skipped.reason,
             **({"base": to_micros(position)} if position is not None else {}),
         )
 
-    def _record(self, verdict: str, entry: str, **details: Any) -> str:
+    def _record(self, verdict: str, slot: Slot, **details: Any) -> str:
         return json.dumps(
             {
                 "verdict": verdict,
-                "entry": entry,
+                "entry": slot.id,
+                **({"name": slot.name} if slot.name not in {"", slot.id} else {}),
                 **details,
                 "ms": self._ms,
                 "epoch": self.term.epoch,

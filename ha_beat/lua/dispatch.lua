@@ -1,7 +1,7 @@
 -- Enqueue and record a batch as one act.
 -- KEYS: lease, ledger, journal, requests
 -- ARGV: epoch, nonce, gen, run id, journal size, number of operations, then for each operation
---       entry id, expected row, new row, request id, step, its instant in ms or 0, n, n journal records, n, n commands as (n, n arguments)
+--       entry id, expected row, new row ('' for none), request id, step, its instant in ms or 0, n, n journal records, n, n commands as (n, n arguments)
 -- An operation with a request id is one of that request's steps, numbered from 1 and done in order: it leaves the
 -- entry's row alone, and is done once at most, and only while the request waits.
 -- Answers {'fenced', why} or {'done', answer...}: 'done' | 'mine' | 'moved', row | 'error', reason | 'partial', reason
@@ -89,6 +89,8 @@ for i, op in ipairs(operations) do
     if kind ~= 'error' then
       if op.request ~= '' then
         redis.call('HSET', ledger, 'r:' .. op.request, op.step)
+      elseif op.row == '' then
+        redis.call('HDEL', ledger, fields[i])
       else
         redis.call('HSET', ledger, fields[i], op.row)
       end

@@ -1,0 +1,95 @@
+"""The due instants of django-celery-beat's rows."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from celery.schedules import crontab, schedule, solar
+from django_celery_beat.clockedschedule import clocked
+
+from ha_beat.occurrence import FOREVER, Instants
+from ha_beat.timetable import Crontab, Interval, Solar
+
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def utc(value: datetime) -> datetime:
+    """The instant in UTC. django-celery-beat and Celery take a naive one for UTC, whatever ``TIME_ZONE`` says."""
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Clocked:
+    """One instant."""
+
+    def __init__(self, at: datetime) -> None:
+        self._at = at
+
+    def next_after(self, instant: datetime) -> datetime:
+        return self._at if instant < self._at else FOREVER
+
+    def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:  # noqa: ARG002 -- there is but one
+        return known, 0
+
+
+class Window:
+    """The instants of another schedule from ``start`` on, and before ``until``.
+
+    An interval that has a start counts from it, so its first instant is the start itself.
+    """
+
+    def __init__(self, inner: Instants, start: datetime | None, until: datetime | None) -> None:
+        self._inner = inner
+        self._start = start
+        self._until = until
+
+    def next_after(self, instant: datetime) -> datetime:
+        following = self._following(instant)
+        return following if self._until is None or following < self._until else FOREVER
+
+    def _following(self, instant: datetime) -> datetime:
+        start = self._start
+        if start is None or instant >= start:
+            return self._inner.next_after(instant)
+        if isinstance(self._inner, Interval):
+            return start
+        if isinstance(self._inner, Clocked):
+            return max(self._inner.next_after(instant), start)
+        return self._inner.next_after(start - _MICROSECOND)
+
+    def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:
+        if self._until is not None:
+            now = min(now, self._until - _MICROSECOND)
+        return self._inner.newest(known, now) if now > known else (known, 0)
+
+    def origin(self, now: datetime) -> datetime:
+        """What an entry that appears or resumes now is counted from: nothing before now is owed."""
+        start = self._start
+        if start is None or start > now or not isinstance(self._inner, Interval):
+            return now
+        return self._inner.newest(start, now)[0]
+
+
+def instants_of(row: Any, source: Any) -> Instants:
+    """The due instants of a row with this schedule.
+
+    Raises:
+        ValueError: an interval that is not longer than nothing.
+        TypeError: a schedule of an unknown kind.
+    """
+    start = utc(row.start_time) if row.start_time else None
+    until = utc(row.expires) if row.expires else None
+    inner = _inner(source)
+    return inner if start is None and until is None else Window(inner, start, until)
+
+
+def _inner(source: Any) -> Instants:
+    if isinstance(source, clocked):
+        return Clocked(utc(source.clocked_time))
+    if isinstance(source, crontab):
+        return Crontab(source)
+    if isinstance(source, solar):
+        return Solar(source)
+    if isinstance(source, schedule):
+        return Interval(source)
+    raise TypeError(f"{type(source).__name__} is not a schedule of django-celery-beat")

@@ -1,0 +1,17 @@
+"""No tables: a name under which the admin lists the cluster, and the permissions to see and to steer it."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+
+class Cluster(models.Model):
+    """The beat cluster. What there is to know of it is in Redis."""
+
+    class Meta:  # noqa: D106 -- Django's own
+        managed = False
+        default_permissions = ("view",)
+        permissions = (("control_cluster", _("Can step down, pause and resume the beat cluster, and run tasks now")),)
+        verbose_name = _("beat cluster")
+        verbose_name_plural = _("beat cluster")

@@ -1,0 +1,208 @@
+"""The scheduler for django-celery-beat."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from celery import Celery
+from django.db.models import QuerySet
+from django_celery_beat.schedulers import DatabaseScheduler
+
+from ha_beat.agenda import Slot
+from ha_beat.bootstrap import Runtime, misfire
+from ha_beat.clock import SystemClock
+from ha_beat.django import static
+from ha_beat.django.entries import RowEntry
+from ha_beat.django.rows import POLL_INTERVAL, Ran, Rows
+from ha_beat.lease import Term
+from ha_beat.ledger import LedgerRow
+from ha_beat.occurrence import Misfire
+from ha_beat.scheduler import HAMixin
+from ha_beat.takeover import Absence
+from ha_beat.verdicts import NEVER
+
+logger = logging.getLogger("ha_beat")
+
+#: Seconds for which a leader that ends waits for the last runs to be in their rows.
+_LAST_WRITE = 3.0
+
+#: A row that says that it will have run is not believed.
+_TOLERANCE = timedelta(seconds=2)
+
+
+class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # django-celery-beat has no types
+    """django-celery-beat's schedule, highly available.
+
+    ``CELERY_BEAT_SCHEDULER = "ha_beat.django.schedulers:HADatabaseScheduler"``, or ``celery beat -S ha_beat.django``.
+    The models, the admin and what they mean are django-celery-beat's. The database is read and written by a thread of
+    its own (:mod:`ha_beat.django.rows`), on a standby only read.
+    """
+
+    Entry = RowEntry
+
+    def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
+        self._rows: Rows | None = None
+        self._clock = SystemClock()
+        self._began_ms = round(self._clock.wall() * 1000)
+        self._seen = (0, False)
+        self._certain = False
+        self._departing: dict[str, int] = {}
+        super().__init__(app, *args, **kwargs)
+
+    # --- What django-celery-beat would do with the database
+
+    def setup_schedule(self) -> None:
+        """Do nothing yet: the settings' entries are written by the leader."""
+
+    def sync(self) -> None:
+        """Do nothing: the rows are written soon after each dispatch, off the main loop."""
+
+    def enabled_models_qs(self) -> QuerySet[Any]:
+        """All enabled rows.
+
+        Not only those due within hours, as django-celery-beat has it: one that fell due during an outage counts too.
+        """
+        rows: QuerySet[Any] = self.Model.objects.filter(enabled=True)
+        return rows
+
+    @property
+    def schedule(self) -> dict[str, RowEntry]:  # type: ignore[override]
+        """The entries as last read, by name. Asks nobody."""
+        snapshot = self._rows.snapshot if self._rows else None
+        return dict(snapshot.entries) if snapshot else {}
+
+    def close(self) -> None:
+        super().close()
+        # The first call may be inside a signal handler, where there is no time.
+        if self._rows is not None and self._close_calls == 2:
+            self._rows.close(_LAST_WRITE)
+
+    # --- A replica's parts
+
+    def _started(self) -> Runtime:
+        before = self._runtime
+        runtime = super()._started()
+        if runtime is not before:
+            self._rows = self._open(runtime)
+            self._rows.start()
+        return runtime
+
+    def _open(self, runtime: Runtime) -> Rows:
+        def begin_term(term: Term) -> None:
+            self._write_static(runtime, term)
+            self._write_behind(runtime)
+
+        rows = Rows(
+            app=self.app,
+            model=self.Model,
+            changes=self.Changes,
+            enabled=self.enabled_models_qs,
+            entry=lambda model: self.Entry(model, app=self.app),
+            clock=self._clock,
+            term=lambda: runtime.elector.term,
+            begin_term=begin_term,
+            emit=runtime.events.emit,
+            poll_interval=min(POLL_INTERVAL, self.max_interval or POLL_INTERVAL),
+        )
+        # Without a schedule there is nothing to lead with; another replica may have one.
+        runtime.elector.ready = lambda: rows.snapshot is not None
+        return rows
+
+    def _write_static(self, runtime: Runtime, term: Term) -> None:
+        names = {name: f"static:{name}" for name in static.static_entries(self.app)}
+        notes = runtime.ledger.notes(list(names.values()))
+        marks = {name: notes[note] for name, note in names.items() if note in notes}
+        written = static.write(self.app, self.Model, marks, self._began_ms, runtime.events.emit)
+        if written:
+            runtime.ledger.note(term, {names[name]: mark for name, mark in written.items()})
+
+    def _write_behind(self, runtime: Runtime) -> None:
+        """Bring up to date what the last leader could not write any more."""
+        rows = self._rows
+        if rows is None or rows.snapshot is None:
+            return
+        known = runtime.ledger.read()
+        for entry in rows.snapshot.entries.values():
+            row = LedgerRow.parse(known.get(entry.id, ""))
+            if row is None or row.verdict != "enqueued" or row.run_count <= entry.row_run_count:
+                continue
+            rows.ran(entry.id, Ran(row.base, row.run_count))
+
+    # --- The schedule, for the leader
+
+    def _schedule_changed(self) -> bool:
+        rows, runtime = self._rows, self._runtime
+        if rows is None or rows.snapshot is None or runtime is None:
+            return False
+        seen_number, certain = self._seen
+        if rows.snapshot.number != seen_number:
+            return True
+        term = runtime.elector.term
+        return runtime.enqueuer.held_back and not certain and term is not None and rows.read_in == term.nonce
+
+    def slots(self) -> Iterable[Slot]:
+        rows = self._rows
+        if rows is None or rows.snapshot is None:
+            return
+        snapshot = rows.snapshot
+        self._departing = {entry: at for entry, at in rows.departed().items() if at <= snapshot.number}
+        self._seen = (snapshot.number, self._certain)
+        default = misfire(self.ha_settings)
+        now = datetime.fromtimestamp(self._clock.wall(), UTC)
+        for name, entry in snapshot.entries.items():
+            try:
+                if entry.expires is None or entry.expires > now:
+                    yield self._row_slot(entry, default, now)
+            except Exception:
+                logger.exception("Entry %s is left out", name, extra={"action": "EntryFailed"})
+
+    def _row_slot(self, entry: RowEntry, default: Misfire, now: datetime) -> Slot:
+        stored = entry.stored_last_run_at
+        return Slot(
+            id=entry.id,
+            entry=entry,
+            instants=entry.instants,
+            misfire=entry.misfire(default),
+            signature=entry.signature,
+            base=NEVER if stored is None or stored > now + _TOLERANCE else stored,
+            name=entry.name,
+            run_count=entry.row_run_count,
+            once=entry.once,
+            since=entry.since,
+            resumed=entry.id in self._departing,
+        )
+
+    def absence(self, term: Term) -> Absence | None:
+        rows = self._rows
+        self._certain = rows is not None and rows.read_in == term.nonce
+        return Absence(self._certain)
+
+    def armed(self, entry_id: str) -> None:
+        number = self._departing.pop(entry_id, None)
+        if number is not None and self._rows is not None:
+            self._rows.forget_departed(entry_id, number)
+
+    def finished(self, slot: Slot) -> None:
+        if slot.once and self._rows is not None:
+            self._rows.finish(slot.id)
+
+    def settled(self, slot: Slot, row: LedgerRow) -> None:
+        entry: RowEntry = slot.entry
+        entry.last_run_at, entry.total_run_count = row.base, row.run_count
+        if row.verdict == "enqueued" and self._rows is not None:
+            self._rows.ran(slot.id, Ran(row.base, row.run_count))
+
+    # --- What HAMixin asks
+
+    def entry_id(self, entry: Any) -> str:
+        return str(entry.id)
+
+    def stored_last_run_at(self, entry: Any) -> datetime | None:
+        stored: datetime | None = entry.stored_last_run_at
+        return stored
+
+    def update_from_dict(self, mapping: Mapping[str, Any]) -> None:
+        """Do nothing: see :mod:`ha_beat.django.static`."""
