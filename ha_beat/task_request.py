@@ -15,9 +15,9 @@ HEADER = "ha_beat"
 class TaskOccurrence:
     """The occurrence that a task runs for.
 
-    ``scheduled_at``, in UTC, is the instant it was *meant* for; of a manual run, the instant it was asked for. ``epoch``
-    is the term it was enqueued in, ``run_count`` how many occurrences of the entry the cluster has enqueued with this
-    one. ``request`` is the id of the request that a manual run or a backfill was, empty for a message by schedule.
+    ``scheduled_at``, in UTC, is the instant it was *meant* for; of a manual run, the instant it was asked for.
+    ``epoch`` is the term it was enqueued in, ``run_count`` how many occurrences of the entry the cluster has enqueued
+    with this one. ``request`` is the id of the request that a manual run or a backfill was, empty for a message by schedule.
     """
 
     cluster: str

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ha_beat.task_request import HEADER as HEADER
+from ha_beat.task_request import HEADER
+
+__all__ = ["HEADER", "with_header"]
 
 
 def with_header(options: Mapping[str, Any], header: Mapping[str, Any], task_id: str) -> dict[str, Any]:

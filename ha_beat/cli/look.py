@@ -1,0 +1,289 @@
+"""The commands that only look."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+import click
+
+from ha_beat.bootstrap import fingerprint
+from ha_beat.cli import output
+from ha_beat.cli.cluster import (
+    NOT_WELL,
+    CantTell,
+    Cluster,
+    NotWell,
+    find_member,
+    leader_of,
+    leadership_in_words,
+    nearest,
+    on_cluster,
+)
+from ha_beat.cli.times import INSTANT
+from ha_beat.doctor import Examination
+from ha_beat.journal import Record, TermRecord, VerdictRecord
+from ha_beat.members import ClusterView
+from ha_beat.requests import Pause
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_TIMEOUT = click.option(
+    "--timeout",
+    type=click.FloatRange(0.1, 600),
+    default=15.0,
+    show_default=True,
+    help="Seconds to wait for the leader's answer.",
+)
+
+#: Seconds that the leader may be behind before `check` says so.
+_OVERDUE = 60.0
+
+
+@click.command(epilog="Example: celery -A proj ha-beat status --watch")
+@_JSON
+@click.option("--watch", is_flag=True, help="Show it again every --interval seconds, until Ctrl-C.")
+@click.option("--interval", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, help="Seconds.")
+@on_cluster
+def status(cluster: Cluster, *, as_json: bool, watch: bool, interval: float) -> None:
+    """Show who leads, the replicas, and how the schedule fares."""
+    while True:
+        view = cluster.view()
+        terms = [record for record in cluster.journal.newest(200) if isinstance(record, TermRecord)][:5]
+        if watch and not as_json and output.to_terminal():
+            click.clear()
+        if as_json:
+            output.show_json(_status_data(cluster, view, terms))
+        else:
+            _show_status(cluster, view, terms)
+        if not watch:
+            return
+        cluster.clock.sleep(interval)
+
+
+def _pause_of(view: ClusterView) -> Pause | None:
+    return Pause.parse(view.paused) if view.paused else None
+
+
+def _status_data(cluster: Cluster, view: ClusterView, terms: list[TermRecord]) -> dict[str, Any]:
+    leader, pause = leader_of(view), _pause_of(view)
+    return {
+        "schema": 1,
+        "cluster": cluster.settings.cluster,
+        "now_ms": view.server_ms,
+        "leader": leader.holder if leader else None,
+        "lease": asdict(view.lease) if view.lease else None,
+        "paused": pause.as_data() if pause else None,
+        "members": [asdict(member) for member in view.members],
+        "journal": {"length": view.journal_length, "counter": view.journal_counter},
+        "terms": [record.data for record in terms],
+    }
+
+
+def _show_status(cluster: Cluster, view: ClusterView, terms: list[TermRecord]) -> None:
+    leader, pause = leader_of(view), _pause_of(view)
+    now = view.server_ms
+    fields: list[tuple[str, object]] = [("cluster", cluster.settings.cluster), ("leader", leadership_in_words(view))]
+    if leader is not None:
+        led_for = output.lasting((now - leader.since_ms) / 1000)
+        heard = output.lasting((now - (leader.renewed_ms or now)) / 1000)
+        fields[-1] = ("leader", f"{leader.holder}, for {led_for} (epoch {leader.epoch}, renewed {heard} ago)")
+    fields.append(("paused", pause.in_words() if pause else "no"))
+    leading = next((member for member in view.members if member.role == "leader"), None)
+    if leading is not None:
+        late = f", the oldest {output.lasting(leading.overdue_ms / 1000)} late" if leading.overdue_ms else ""
+        fields.append(("schedule", f"{leading.entries} entries, {leading.backlog} due now{late}"))
+        if leading.upcoming:
+            soon = leading.upcoming[0]
+            fields.append(("next", f"{soon.entry} in {output.lasting((soon.at_ms - now) / 1000)}"))
+        fields += [("failing", f"{entry}: {why}") for entry, why in leading.failing.items()]
+    output.show_fields(fields)
+    click.echo()
+    rows = [
+        (
+            member.id,
+            member.role,
+            member.host,
+            member.pid,
+            member.version,
+            output.lasting((now - member.since_ms) / 1000),
+            f"{output.lasting((now - member.seen_ms) / 1000)} ago",
+            member.http or "-",
+            "; ".join(member.not_ready) or "yes",
+        )
+        for member in view.members
+    ]
+    output.show_table(("REPLICA", "ROLE", "HOST", "PID", "VERSION", "UP FOR", "SEEN", "HTTP", "READY"), rows)
+    if terms:
+        click.echo()
+        output.show_table(
+            ("CHANGE OF LEADER", "REPLICA", "EPOCH", "WHY"),
+            [(f"{output.instant(term.ms)} {term.event}", term.by, term.epoch, term.why) for term in terms],
+        )
+
+
+@click.command(epilog="Example, as an exec probe: celery -A proj ha-beat check --here")
+@click.option("--replica", metavar="NAME", help="Check that this replica is alive and could lead, not the cluster.")
+@click.option("--here", is_flag=True, help="Check so the replica of this host.")
+@on_cluster
+def check(cluster: Cluster, *, replica: str | None, here: bool) -> None:
+    """Exit with 0 if somebody leads and keeps up, with 1 if not, with 2 if Redis can't be asked."""
+    view = cluster.view()
+    if replica or here:
+        name = replica or socket.gethostname()
+        try:
+            member = find_member(view.members, name)
+        except CantTell as exc:
+            raise NotWell(exc.message) from exc
+        if member.not_ready:
+            raise NotWell(f"{member.id} is not ready: {'; '.join(member.not_ready)}")
+        click.echo(f"{member.id} is alive ({member.role})")
+        return
+    leader = leader_of(view)
+    if leader is None:
+        raise NotWell(leadership_in_words(view))
+    leading = next((member for member in view.members if member.role == "leader"), None)
+    paused = _pause_of(view)
+    if leading is not None and leading.overdue_ms > _OVERDUE * 1000 and paused is None:
+        raise NotWell(f"{leader.holder} leads, but is {output.lasting(leading.overdue_ms / 1000)} behind the schedule")
+    click.echo(f"{leader.holder} leads" + (f"; paused {paused.in_words()}" if paused else ""))
+
+
+@click.command(epilog="Example: celery -A proj ha-beat history nightly-report --since 2026-03-01")
+@click.argument("entry", required=False)
+@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="The newest so many.")
+@click.option("--since", type=INSTANT, help="Only what was recorded since.")
+@click.option("--verdict", type=click.Choice(["enqueued", "skipped", "uncertain"]), help="Only such.")
+@_JSON
+@on_cluster
+def history(
+    cluster: Cluster, *, entry: str | None, limit: int, since: datetime | None, verdict: str | None, as_json: bool
+) -> None:
+    """Show what became of every occurrence (of ENTRY), and every change of leader, the newest first."""
+    found: list[Record] = []
+    for record in cluster.journal.between(since):
+        if entry is not None and record.data.get("entry") != entry:
+            continue
+        if verdict is not None and not (isinstance(record, VerdictRecord) and record.verdict == verdict):
+            continue
+        found.append(record)
+        if len(found) >= limit:
+            break
+    if not found and entry is not None:
+        known = cluster.ledger.read()
+        if entry not in known:
+            raise NotWell(f"neither the journal nor the ledger knows an entry {entry!r}{nearest(entry, known)}")
+    if as_json:
+        output.show_json([{"n": record.n, "kind": record.kind, **record.data} for record in found])
+        return
+    if not found:
+        click.echo("The journal has no such record.")
+        return
+    output.show_table(("RECORDED", "WHAT", "ENTRY", "FOR", "LATE", "BY", "EPOCH", "DETAIL"), [_line(r) for r in found])
+
+
+def _line(record: Record) -> tuple[object, ...]:
+    recorded = output.instant(record.ms)
+    if isinstance(record, TermRecord):
+        return recorded, record.event, "", "", "", record.by, record.epoch, record.why
+    if isinstance(record, VerdictRecord):
+        what = record.verdict if record.kind == "occurrence" else f"{record.verdict} ({record.kind})"
+        meant, late, detail = f"{record.first:%Y-%m-%d %H:%M:%S.%f}"[:-3], "", record.reason
+        if record.verdict == "skipped":
+            many = record.count if record.count >= 0 else "many"
+            detail = f"{many} until {record.until:%Y-%m-%d %H:%M:%S}: {record.reason}" if many != 1 else record.reason
+        elif record.kind == "occurrence":
+            late = output.lasting(record.lateness)
+        if record.task_id:
+            detail = f"{record.task_id} {detail}".strip()
+        return recorded, what, record.entry, meant, late, record.by, record.epoch, detail
+    data = record.data
+    detail = " ".join(str(data[name]) for name in ("why", "asked_by") if data.get(name))
+    return recorded, data.get("event", record.kind), data.get("entry", ""), "", "", record.by, record.epoch, detail
+
+
+@click.command("next", epilog="Example: celery -A proj ha-beat next --limit 5")
+@click.argument("entry", required=False)
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The first so many.")
+@_TIMEOUT
+@_JSON
+@on_cluster
+def next_(cluster: Cluster, *, entry: str | None, limit: int, timeout: float, as_json: bool) -> None:
+    """Show what is due next, as the leader has it on its agenda."""
+    reply = cluster.ask("next", timeout, limit=limit, entry=entry or "")
+    if not reply.ok:
+        raise NotWell(reply.line)
+    entries = reply.data["entries"]
+    if as_json:
+        output.show_json(entries)
+        return
+    now = cluster.clock.wall()
+    rows = []
+    for line in entries:
+        due = datetime.fromisoformat(line["due"]) if line["due"] else None
+        wait = "?" if due is None else output.lasting(due.timestamp() - now)
+        when = f"{due:%Y-%m-%d %H:%M:%S}Z" if due else "its schedule is asked each time"
+        last = f"{datetime.fromisoformat(line['last']):%Y-%m-%d %H:%M:%S}Z" if line["last"] else "-"
+        rows.append((line["name"], when, wait, last, line["run_count"], line["schedule"], line["task"]))
+    output.show_table(("ENTRY", "DUE", "IN", "LAST", "RUNS", "SCHEDULE", "TASK"), rows)
+
+
+@click.command(epilog="Example: celery -A proj ha-beat settings --changed")
+@_JSON
+@click.option("--changed", is_flag=True, help="Only those that are set.")
+@on_cluster
+def settings(cluster: Cluster, *, as_json: bool, changed: bool) -> None:
+    """Show every setting with its value here and where it was set; secrets are hidden."""
+    used = [each for each in cluster.settings.describe() if not (changed and each.is_default)]
+    if as_json:
+        output.show_json({each.name: {"value": each.value, "source": each.source} for each in used})
+        return
+    rows = [(f"ha_beat_{each.name}", _value(each.value), each.source) for each in used]
+    output.show_table(("SETTING", "VALUE", "SET BY"), rows)
+
+
+def _value(value: object) -> str:
+    return json.dumps(value) if isinstance(value, Mapping | list) else str(value)
+
+
+_MARKS = {"ok": ("ok  ", "green"), "note": ("note", "cyan"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
+
+
+@click.command(epilog="Example: celery -A proj ha-beat doctor")
+@_JSON
+@click.option(
+    "--timeout", type=click.FloatRange(0.1, 600), default=5.0, show_default=True, help="Seconds to wait for the leader."
+)
+@on_cluster
+def doctor(cluster: Cluster, *, as_json: bool, timeout: float) -> None:
+    """Examine the settings, Redis, the clocks, the schedule and what the cluster has recorded.
+
+    Exits with 1 if something fails; warnings alone leave 0.
+    """
+    examination = Examination(
+        app=cluster.app,
+        settings=cluster.settings,
+        client=cluster.client,
+        keys=cluster.keys,
+        members=cluster.members,
+        journal=cluster.journal,
+        requests=cluster.requests,
+        clock=cluster.clock,
+        fingerprint=fingerprint(cluster.app),
+        timeout=timeout,
+    )
+    findings = examination.findings()
+    if as_json:
+        output.show_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            mark, colour = _MARKS[finding.level]
+            click.echo(f"{click.style(mark, fg=colour)}  {finding.subject}: {finding.text}")
+    if any(finding.level == "fail" for finding in findings):
+        click.get_current_context().exit(NOT_WELL)
+
+
+COMMANDS = (status, check, history, next_, settings, doctor)

@@ -1,0 +1,36 @@
+"""Instants on the command line."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    # Generic only in newer versions.
+    _InstantType = click.ParamType[datetime]
+else:
+    _InstantType = click.ParamType
+
+
+class Instant(_InstantType):
+    """ISO 8601: a date, or a date and a time; UTC unless it says otherwise."""
+
+    name = "instant"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Read it."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            found = datetime.fromisoformat(str(value))
+            found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is no instant such as 2026-03-01 or 2026-03-01T06:30:00+01:00", param, ctx)
+        if not 1971 <= found.year <= 2999:
+            self.fail(f"{value!r} is not a year to schedule in", param, ctx)
+        return found
+
+
+INSTANT = Instant()
