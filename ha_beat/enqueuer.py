@@ -23,7 +23,7 @@ from ha_beat.lease import Term
 from ha_beat.ledger import LedgerRow
 from ha_beat.occurrence import FOREVER, Due, Occurrence, Skipped
 from ha_beat.scheduling_time import SchedulingTime
-from ha_beat.state_loss import Shadow, assess
+from ha_beat.state_loss import Loss, Shadow, assess
 from ha_beat.takeover import Absence, take_over
 from ha_beat.verdicts import Scribe, Work
 
@@ -124,6 +124,9 @@ class Enqueuer:
         self._dispatcher: Dispatcher | None = None
         self._serving = ""
         self._known_tenure = ""
+        #: What was found when the tenure began, until the ledger is mended; a schedule read again finds no other loss.
+        self._assessed = ""
+        self._loss: Loss | None = None
         self._pending: Batch | None = None
         self._to_write: list[Work] = []
         self._claims: list[OpenClaim] = []
@@ -190,9 +193,10 @@ class Enqueuer:
         if self._to_write:
             size = self._rules.batch_size
             works, self._to_write = self._to_write[:size], self._to_write[size:]
-        elif self.paused:
-            return float("inf")
         else:
+            self._loss = None
+            if self.paused:
+                return float("inf")
             works = self._gather(term)
         if works:
             self._hand_over(term, Batch(term.nonce, tuple(works)))
@@ -210,8 +214,12 @@ class Enqueuer:
         self._time.join(acquired.leaders_offset)
         moved = acquired.previous_run_id not in ("", acquired.term.run_id)
         others = acquired.previous_holder not in ("", acquired.term.holder)
-        pause = self._rules.changed_server_pause if moved and others else 0.0
-        self._hold_until = self._clock.elapsed() + pause
+        now, pause = self._clock.elapsed(), 0.0
+        if moved and others:
+            # Counted from the first contact with this server: the lease may have been waited for since.
+            since = now if tenure.contact_since is None else tenure.contact_since
+            pause = max(since + self._rules.changed_server_pause - now, 0.0)
+        self._hold_until = now + pause
         if pause:
             self._emit(events.DispatchHeld(pause))
 
@@ -223,22 +231,24 @@ class Enqueuer:
         rows = ledger.read()
         acquired, now = tenure.acquired, self.now()
         moved = acquired.previous_run_id not in ("", term.run_id)
-        loss = assess(
-            gen=term.gen,
-            previous_gens=acquired.previous_gens,
-            shadow=self._shadow,
-            rows=rows,
-            facts=ledger.server_facts(now) if moved else None,
-            contact_until=tenure.contact_until,
-            now=now,
-        )
-        if loss is not None and loss.total:
-            self._emit(events.StateLost(loss.why, self._rules.catch_up_after_loss))
+        if self._assessed != tenure.nonce:
+            self._loss = assess(
+                gen=term.gen,
+                previous_gens=acquired.previous_gens,
+                shadow=self._shadow,
+                rows=rows,
+                facts=ledger.server_facts(now) if moved else None,
+                contact_until=tenure.contact_until,
+                now=now,
+            )
+            self._assessed = tenure.nonce
+            if self._loss is not None and self._loss.total:
+                self._emit(events.StateLost(self._loss.why, self._rules.catch_up_after_loss))
         taken = take_over(
             self._source.slots(),
             rows,
             self._shadow,
-            loss,
+            self._loss,
             scribe=Scribe(term, now),
             catch_up=self._rules.catch_up_after_loss,
             emit=self._emit,
