@@ -61,6 +61,8 @@ class Tenure:
     why: str
     #: When Redis was last heard of before it went out of reach for the last time; ``None`` where it never did.
     contact_until: datetime | None = None
+    #: When it was back in reach then, on ``Clock.elapsed``.
+    contact_since: float | None = None
 
     @property
     def nonce(self) -> str:
@@ -93,6 +95,7 @@ class Elector:
         self._follow_at = 0.0
         self._heard_at = clock.elapsed()
         self._contact_until: float | None = None
+        self._contact_since: float | None = None
         self._outage = False
         self._thread: threading.Thread | None = None
         self._changed = threading.Event()
@@ -254,7 +257,7 @@ class Elector:
                 # The server changed between two calls, and the connection was made anew in silence.
                 self._contact_until = now
             self._outage = False
-            self._tenure = Tenure(answer, campaign.why, self._contact_until_by_time())
+            self._tenure = Tenure(answer, campaign.why, self._contact_until_by_time(), self._contact_since)
         return Campaigned(answer, attempt.nonce)
 
     def _ask(self, call: Callable[[], _T]) -> _T | Unknown:
@@ -299,6 +302,9 @@ class Elector:
             return Woken() if self._presence.wait(seconds) else None
         except PresenceError as exc:
             self._reopen_at = 0.0
+            if self._unreachable_since is None:
+                # Perhaps a restart so short that no command fell into it.
+                self._contact_until, self._contact_since = self._heard_at, self._clock.elapsed()
             if isinstance(self._state, Leader):
                 self._emit(events.PresenceLost(str(exc)))
             return PresenceBroke()
@@ -377,6 +383,7 @@ class Elector:
     def _note_reachable(self) -> None:
         if self._unreachable_since is not None:
             since, self._unreachable_since = self._unreachable_since, None
+            self._contact_since = self._clock.elapsed()
             self._emit(events.LeaseReachable(self._clock.elapsed() - since))
 
 

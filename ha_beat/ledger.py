@@ -113,10 +113,15 @@ class LedgerRow:
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """Of the Redis server: whether it writes an append-only file, and when it started (by this replica's clock)."""
+    """Of the Redis server.
+
+    Whether it writes an append-only file, by when at the latest it had started (by this replica's clock), and whether
+    it was a replica until it took over from another server.
+    """
 
     append_only: bool
     started_at: datetime
+    promoted: bool = False
 
 
 class Ledger:
@@ -137,8 +142,13 @@ class Ledger:
             info: Mapping[str, Any] = self._client().info("everything")
         except (RedisError, OSError) as exc:
             raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
-        up = timedelta(seconds=int(info.get("uptime_in_seconds", 0)))
-        return ServerFacts(append_only=bool(int(info.get("aof_enabled", 0))), started_at=now - up)
+        # Redis tells whole seconds: the server may be younger by up to one.
+        up = timedelta(seconds=max(int(info.get("uptime_in_seconds", 0)) - 1, 0))
+        return ServerFacts(
+            append_only=bool(int(info.get("aof_enabled", 0))),
+            started_at=now - up,
+            promoted=int(info.get("second_repl_offset", -1)) >= 0,
+        )
 
     def read(self) -> Mapping[str, str]:
         """Every entry's raw row by entry id.

@@ -100,10 +100,13 @@ def assess(
         if known and shadow.ahead_of(rows, now):
             return Loss("the ledger is behind what had been acknowledged", now + _GUARD, total=True)
         return None
+    # A server that was there before, as a replica, may lack what was enqueued until this very moment.
+    floor = now + _GUARD if facts.promoted else facts.started_at
     if known and shadow.ahead_of(rows, now):
-        return Loss("Redis came back without its last writes", facts.started_at, total=True)
-    if not facts.append_only and not (known and contact_until is not None):
-        return Loss("Redis came back, and nothing shows that it lost no writes", facts.started_at, total=True)
+        return Loss("Redis came back without its last writes", floor, total=True)
+    kept = facts.append_only and not facts.promoted
+    if not kept and not (known and contact_until is not None):
+        return Loss("Redis came back, and nothing shows that it lost no writes", floor, total=True)
     if contact_until is None:
         return None
     return Loss("Redis came back; what was under way when it went is in doubt", contact_until, total=False)

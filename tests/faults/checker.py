@@ -342,7 +342,10 @@ def unexpected_instants(messages: Iterable[Event], expected: Instants) -> list[P
 
 
 def skipped_yet_sent(messages: Iterable[Event], skipped: Sequence[Skipped]) -> list[Problem]:
-    """Occurrences with two verdicts: a message arrived, and a record says that it was skipped."""
+    """Occurrences with two verdicts: a message arrived, and a record says that it was skipped.
+
+    A record of a loss of state says that they are not sent any more, whether they were before or not.
+    """
     return [
         Problem(
             "two verdicts",
@@ -352,7 +355,10 @@ def skipped_yet_sent(messages: Iterable[Event], skipped: Sequence[Skipped]) -> l
         for entry, own in _by_entry(messages).items()
         for moment in sorted({instant(message["scheduled_at"]) for message in own})
         for verdict in skipped
-        if verdict.entry is not None and verdict.verdict == "skipped" and verdict.covers(entry, moment)
+        if verdict.entry is not None
+        and verdict.verdict == "skipped"
+        and verdict.reason != "state_loss"
+        and verdict.covers(entry, moment)
     ]
 
 

@@ -1,0 +1,120 @@
+"""The table of failures: row by row what is brought about, by which tests, and what the checker found in this run.
+
+A test tells of its findings through the fixture `found`; the table is printed at the end of a full run, and of any run
+with `--table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from tests.faults.checker import Report
+
+_PROPERTY = "found"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One failure, what is required, and the tests (parts of their ids) that bring it about."""
+
+    failure: str
+    required: str
+    tests: tuple[str, ...]
+
+
+TABLE = (
+    Row(
+        "SIGKILL of the leader, at any point",
+        "another leads at once; 0 duplicates, 0 lost",
+        ("test_takeover.py::test_a_killed_leader", "test_burst.py::test_a_leader_killed", "test_burst.py::test_a_batch"),
+    ),
+    Row(
+        "SIGSTOP past the lease, also in the middle of a burst, then SIGCONT",
+        "enqueues nothing more, steps down, stays alive as a standby",
+        ("test_takeover.py::test_a_leader_paused", "test_burst.py::test_a_leader_paused"),
+    ),
+    Row("SIGTERM in the middle of a dispatch", "whole or refused; handover", ("test_takeover.py::test_a_stopped",)),
+    Row("reply lost after success", "the retry finds it done; one message", ("test_lost_reply.py",)),
+    Row(
+        "a command delayed past the lease, then delivered",
+        "refused",
+        ("test_partition.py::test_a_command_held", "test_guards.py"),
+    ),
+    Row(
+        "Redis stopped and restarted with its data",
+        "no process ends; no duplicate; recovery without a hand",
+        ("test_redis_outage.py", "test_state_loss.py::test_a_restart_with"),
+    ),
+    Row(
+        "Redis restarted without its data or with old data, FLUSHALL, lease or ledger deleted, eviction",
+        "noticed within a renewal; no duplicate; what is skipped has its verdict",
+        ("test_state_loss.py",),
+    ),
+    Row("Redis full, read-only, loading", "the lease is kept or found again; nothing lost", ("test_redis_troubles.py",)),
+    Row("Sentinel failover, synced and lagging", "as state loss, if anything was lost", ("test_sentinel_failover.py",)),
+    Row(
+        "leader cut from Redis, broker reachable; the reverse",
+        "stops by itself inside its trust; the reverse hands over",
+        ("test_partition.py::test_a_leader_cut", "test_partition.py::test_a_broker"),
+    ),
+    Row("Redis slower than the lease", "at most one change per ttl", ("test_partition.py::test_a_redis_slower",)),
+    Row("main loop hung, renewal thread alive", "let go within stall_timeout; another leads", ("test_hung_leader.py",)),
+    Row(
+        "wall clock +-1 h on a replica; on Redis",
+        "no change of leader, no duplicate, no silence",
+        ("test_clocks.py::test_a_stepped",),
+    ),
+    Row("DST gap and overlap", "Celery's own semantics, once per occurrence", ("test_clocks.py::test_daylight",)),
+    Row("fork after connect (worker -B)", "connections and identity of its own", ("test_standbys.py::test_a_forked",)),
+    Row("50 standbys", "one winner; few commands each", ("test_standbys.py::test_one_winner",)),
+    Row("older config on a standby", "nothing of the leader's schedule is touched", ("test_rolling_deploy.py",)),
+    Row("two apps with one cluster name", "refused, loudly", ("test_rolling_deploy.py::test_another_app",)),
+    Row("1,000 entries due at takeover", "all enqueued, once, in order", ("test_burst.py",)),
+    Row("occurrences found overdue", "by the misfire policy, each with its verdict", ("test_misfire.py",)),
+    Row("any of these, at random", "no duplicate, nothing lost, every replica alive", ("test_storm.py",)),
+)
+
+
+def summary(report: Report) -> str:
+    """What the checker found, in one line."""
+    skipped = ", ".join(f"{count} {reason}" for reason, count in report.skipped.items()) or "none"
+    return (
+        f"{report.occurrences} occurrences, {report.duplicates} duplicates, {report.missing} missing, "
+        f"skipped: {skipped}; {report.changes_of_epoch} changes of leader"
+    )
+
+
+@pytest.fixture
+def found(record_property: Callable[[str, object], None]) -> Callable[[Report | str], None]:
+    """Call it with a report, or a line, for the table of failures."""
+    return lambda what: record_property(_PROPERTY, summary(what) if isinstance(what, Report) else what)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--table", action="store_true", help="print the table of failures")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not (config.getoption("--table") or config.getoption("--full")):
+        return
+    ran = [
+        (outcome, report)
+        for outcome in ("passed", "failed", "error", "skipped")
+        for report in terminalreporter.stats.get(outcome, [])
+        if hasattr(report, "nodeid") and "tests/faults/" in report.nodeid
+    ]
+    if not ran:
+        return
+    terminalreporter.section("table of failures")
+    for row in TABLE:
+        terminalreporter.write_line(f"{row.failure}: {row.required}")
+        own = [(outcome, report) for outcome, report in ran if any(test in report.nodeid for test in row.tests)]
+        for outcome, report in sorted(own, key=lambda one: one[1].nodeid):
+            lines = [str(value) for name, value in report.user_properties if name in (_PROPERTY, "figure")]
+            test = report.nodeid.partition("::")[2]
+            terminalreporter.write_line(f"    {outcome:7} {test}: {'; '.join(lines) or '-'}")
+        if not own:
+            terminalreporter.write_line("    not in this run")

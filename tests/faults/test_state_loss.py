@@ -1,0 +1,263 @@
+"""Redis loses what it knew, in each way that it can: noticed within a renewal, nothing enqueued twice, and what may have
+been enqueued before gets its verdict instead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+import pytest
+
+from tests.faults.checker import Interval, Report, instant
+from tests.faults.stage import Stage
+from tests.servers import RedisServer, need, wait_for
+
+FAST, SLOW = 0.2, 3.0
+SPEC = {"fast": {"every": FAST}, "slow": {"every": SLOW}}
+EXPECTED = [Interval("fast", FAST), Interval("slow", SLOW)]
+
+# Renewals are frequent and the lease is long: whoever notices within a renewal can be told from who waits.
+SETTINGS = {"lease_ttl": 20, "renew_interval": 0.5, "command_timeout": 1.5}
+
+Found = Callable[[Report | str], None]
+
+
+@contextmanager
+def volatile_stage(settings: dict[str, object] | None = None, **redis_options: object) -> Iterator[Stage]:
+    """Three replicas on a Redis that keeps nothing over a restart."""
+    with (
+        need(lambda: RedisServer(**redis_options)) as server,  # type: ignore[arg-type]
+        Stage(redis=server, proxied=False, spec=SPEC, settings={**SETTINGS, **(settings or {})}) as stage,
+    ):
+        yield stage
+
+
+def settle(stage: Stage) -> None:
+    """Everybody leads or stands by, and standbys have read where the cluster is."""
+    stage.begin()
+    stage.history.wait_for_messages(2, 20, "slow")
+    time.sleep(1.5)
+
+
+def phase(stage: Stage) -> set[float]:
+    """Where on their grid the instants of the slow entry lie."""
+    instants = [instant(message["scheduled_at"]) for message in stage.history.messages("slow")]
+    return {round((one - instants[0]).total_seconds() % SLOW, 3) % SLOW for one in instants}
+
+
+def go_on(stage: Stage) -> float:
+    """Wait until both entries run again; seconds from the last fault until the fast one did."""
+    struck = stage.history.faults()[-1]["t"]
+    first = wait_for(
+        lambda: [m for m in stage.history.messages("fast") if m["t"] > struck + 1], 40, "messages after the fault"
+    )[0]
+    wait_for(lambda: [m for m in stage.history.messages("slow") if m["t"] > struck + 2.5], 40, "the slow entry")
+    stage.history.wait_for_messages(len(stage.history.messages("fast")) + 10, entry="fast")
+    return float(first["t"]) - float(struck)
+
+
+def judge(stage: Stage) -> Report:
+    stage.cluster.assert_all_alive()
+    report = stage.report(EXPECTED)
+    assert report.ok, f"{report}\n{stage.cluster.logs()}"
+    assert phase(stage) == {0.0}, "the position was not restored"
+    return report
+
+
+def lost_state_was_said(stage: Stage) -> int:
+    return sum(replica.log_text().count("Redis lost state") for replica in stage.cluster)
+
+
+def flush(stage: Stage) -> None:
+    stage.nemesis.redis_flush()
+
+
+def delete(*names: str) -> Callable[[Stage], None]:
+    def do(stage: Stage) -> None:
+        stage.history.fault("delete " + " and ".join(names))
+        stage.redis.admin.delete(*(stage.cluster.key(name) for name in names))
+
+    return do
+
+
+def restart_empty(stage: Stage) -> None:
+    stage.nemesis.redis_restart(persist=False)
+
+
+def restart_from_old_snapshot(stage: Stage) -> None:
+    stage.redis.admin.save()
+    stage.history.wait_for_messages(len(stage.history.messages("fast")) + 12, entry="fast")
+    stage.nemesis.redis_kill(0.0)
+
+
+LOSSES = [
+    pytest.param(flush, id="FLUSHALL"),
+    pytest.param(delete("ledger"), id="ledger-deleted"),
+    pytest.param(restart_empty, id="restart-empty"),
+    pytest.param(restart_from_old_snapshot, id="restart-from-old-snapshot", marks=pytest.mark.slow),
+    pytest.param(delete("lease", "ledger"), id="both-deleted", marks=pytest.mark.slow),
+    pytest.param(delete("ledger", "journal"), id="ledger-and-journal-deleted", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+def test_lost_state_is_noticed_and_nothing_runs_twice(lose: Callable[[Stage], None], found: Found) -> None:
+    """Positions go on from what the replicas remember; what can't be told apart is skipped, and says so."""
+    with volatile_stage() as stage:
+        settle(stage)
+        epoch = stage.cluster.epoch() or 0
+        lose(stage)
+        struck = stage.history.faults()[-1]["t"]
+        stage.cluster.wait_for_epoch_above(epoch)
+        noticed = time.clock_gettime(time.CLOCK_BOOTTIME) - struck
+        back = go_on(stage)
+        report = judge(stage)
+        assert lost_state_was_said(stage) >= 1
+        assert report.skipped["state_loss"] > 0 or stage.history.faults("redis_kill"), "only a snapshot's rest is in doubt"
+        assert noticed < SETTINGS["lease_ttl"] / 3
+        found(f"noticed after {noticed:.2f} s, running again after {back:.1f} s")
+        found(report)
+
+
+def test_a_deleted_lease_loses_nothing(found: Found) -> None:
+    """The ledger stands: somebody leads again within a renewal, and every occurrence is enqueued."""
+    with volatile_stage() as stage:
+        settle(stage)
+        epoch = stage.cluster.epoch() or 0
+        delete("lease")(stage)
+        assert stage.cluster.wait_for_epoch_above(epoch) > epoch
+        go_on(stage)
+        report = judge(stage)
+        assert lost_state_was_said(stage) == 0
+        assert "state_loss" not in report.skipped
+        found(report)
+
+
+KEPT = [
+    pytest.param({"appendonly": True, "extra_args": ("--appendfsync", "always")}, id="appendonly"),
+    pytest.param({}, id="snapshot", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("options", KEPT)
+@pytest.mark.parametrize("leader_dies", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_restart_with_all_data_is_no_loss(options: dict[str, object], leader_dies: bool, found: Found) -> None:
+    """Another server process with everything in it: the ledger stands, and what fell due meanwhile is caught up."""
+    with volatile_stage(**options) as stage:
+        settle(stage)
+        if leader_dies:
+            stage.nemesis.kill_leader()
+        stage.nemesis.redis_restart(persist=True, down=1.5)
+        stage.cluster.heal()
+        go_on(stage)
+        report = judge(stage)
+        assert lost_state_was_said(stage) == 0
+        assert report.skipped["coalesced"] > 0
+        found(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lose", LOSSES[:4])
+def test_positions_outlive_the_leader_and_the_data(lose: Callable[[Stage], None], found: Found) -> None:
+    """The leader dies with the data: what a standby has followed in the journal is enough."""
+    with volatile_stage({"lease_ttl": 4}) as stage:
+        settle(stage)
+        leader = stage.cluster.wait_for_leader()
+        stage.redis.pause()
+        leader.kill()
+        stage.redis.resume()
+        lose(stage)
+        leader.start()
+        go_on(stage)
+        found(judge(stage))
+
+
+@pytest.mark.slow
+def test_catching_up_after_a_loss_repeats_at_most_what_was_last_due(found: Found) -> None:
+    """Under `catch_up` nothing is lost, and only what the new leader can't have heard of may run again."""
+    with volatile_stage({"on_state_loss": "catch_up"}) as stage:
+        settle(stage)
+        flush(stage)
+        struck = stage.history.faults()[-1]["t"]
+        go_on(stage)
+        stage.cluster.assert_all_alive()
+        report = stage.report(EXPECTED)
+        # That the newest of what was missed, or not, stands for all of it, is the declared outcome.
+        declared = {"duplicate", "duplicate id", "out of order", "two verdicts"}
+        assert {problem.kind for problem in report.problems} <= declared, str(report)
+        assert "state_loss" not in report.skipped
+        seen: dict[str, float] = {}
+        for message in stage.history.messages():
+            first = seen.setdefault(str(message["id"]), message["t"])
+            assert first > struck - 2.5 or first == message["t"], f"{message} ran long before"
+        assert report.duplicates <= 2, str(report)
+        found(report)
+
+
+@pytest.mark.slow
+def test_evicted_state_is_noticed(found: Found) -> None:
+    """A full Redis that may throw away anything throws away the ledger: no process ends, nothing runs twice."""
+    with volatile_stage(maxmemory="12mb", extra_args=("--maxmemory-policy", "allkeys-random")) as stage:
+        settle(stage)
+        admin, ledger = stage.redis.admin, stage.cluster.key("ledger")
+        stage.history.fault("eviction")
+        for number in range(3000):
+            admin.set(f"junk:{number}", b"x" * 500_000)
+            if not admin.exists(ledger):
+                break
+        else:
+            pytest.fail("the ledger was not evicted")
+        admin.config_set("maxmemory", 0)
+        go_on(stage)
+        stage.cluster.assert_all_alive()
+        report = stage.report()
+        assert report.ok, str(report)
+        assert lost_state_was_said(stage) >= 1
+        found(report)
+
+
+def test_a_full_redis_keeps_its_leader(found: Found) -> None:
+    """Out of memory, nothing can be enqueued; renewals still pass, and after it the same leader goes on."""
+    with volatile_stage({"lease_ttl": 2, "renew_interval": 0.5, "command_timeout": 0.9}) as stage:
+        settle(stage)
+        epoch = stage.cluster.epoch()
+        stage.history.fault("full")
+        stage.redis.admin.config_set("maxmemory", 1)
+        time.sleep(4.0)
+        during = [m for m in stage.history.messages() if m["t"] > stage.history.faults()[-1]["t"] + 0.5]
+        stage.redis.admin.config_set("maxmemory", 0)
+        assert not during
+        go_on(stage)
+        assert stage.cluster.epoch() == epoch
+        found(judge(stage))
+
+
+@pytest.mark.slow
+def test_a_server_that_turns_read_only_is_outlived(found: Found) -> None:
+    """As a replica without its master Redis takes no writes: nobody leads then, nobody exits, and nothing is lost."""
+    with volatile_stage({"lease_ttl": 2, "renew_interval": 0.5, "command_timeout": 0.9}) as stage:
+        settle(stage)
+        stage.history.fault("read-only")
+        stage.redis.admin.replicaof("127.0.0.1", 1)
+        time.sleep(4.0)
+        stage.redis.admin.replicaof("NO", "ONE")
+        stage.history.fault("writable again")
+        go_on(stage)
+        found(judge(stage))
+
+
+@pytest.mark.slow
+def test_a_server_that_is_loading_is_waited_for(found: Found) -> None:
+    """Redis answers LOADING for some seconds: as an outage."""
+    with volatile_stage(extra_args=("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")) as stage:
+        settle(stage)
+        pipeline = stage.redis.admin.pipeline()
+        for number in range(4000):
+            pipeline.set(f"junk:{number}", "x" * 100)
+        pipeline.execute()
+        stage.nemesis.redis_restart(persist=True)
+        go_on(stage)
+        found(judge(stage))
