@@ -32,7 +32,7 @@ from ha_beat.logs import LogWriter
 from ha_beat.observation import Observation, observe
 from ha_beat.occurrence import Misfire, MisfirePolicy
 from ha_beat.presence import RedisPresence
-from ha_beat.redis_links import Link, UrlLink
+from ha_beat.redis_links import Link, link_to
 from ha_beat.requests import Requests
 from ha_beat.scheduling_time import SchedulingTime
 from ha_beat.settings import Settings, ha_beat_keys, redact_url
@@ -81,7 +81,8 @@ def check_topology(app: Celery, settings: Settings) -> None:
     """Refuse what can't be made safe.
 
     Raises:
-        ConfigurationError: there is no Redis to hold the lease, or tasks would run inside beat.
+        ConfigurationError: there is no Redis to hold the lease, its options can't be used, or tasks would run
+            inside beat.
     """
     if app.conf.task_always_eager:
         raise ConfigurationError(
@@ -93,6 +94,7 @@ def check_topology(app: Celery, settings: Settings) -> None:
             f"the broker {redact_url(connection.as_uri())} is not Redis, and the lease has to be in one: give its URL "
             f"as ha_beat_redis_url"
         )
+    lease_link(app, settings)  # refuses options that can't be used, and connects to nothing
 
 
 def replica_of(app: Celery, settings: Settings) -> Replica:
@@ -140,7 +142,8 @@ def fingerprint(app: Celery) -> str:
 def lease_link(app: Celery, settings: Settings) -> Link:
     """A way of its own to the Redis that holds the lease. Connects to nothing yet."""
     if settings.redis_url is not None:
-        return UrlLink(settings.redis_url, settings.redis_options, settings.command_timeout)
+        key = Keys(settings.cluster).lease
+        return link_to(settings.redis_url, settings.redis_options, settings.command_timeout, key)
     return BrokerLink(app, settings.command_timeout)
 
 
@@ -167,7 +170,13 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
             wait_replicas=settings.wait_replicas,
             wait_timeout=settings.command_timeout / 2,
         ),
-        RedisPresence(elector_link.client, keys, clock, ping_interval=settings.lease_ttl / 3),
+        RedisPresence(
+            elector_link.client,
+            keys,
+            clock,
+            ping_interval=settings.lease_ttl / 3,
+            sharded=elector_link.sharded,
+        ),
         replica,
         timing,
         clock,
@@ -175,7 +184,7 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
         time,
         follow=ShadowFeed(elector_link.client, keys, shadow, clock).poll,
     )
-    path = PathFinder(_atomic(app, settings, keys), _claim(app, settings, keys, main_link, clock), events.emit)
+    path = PathFinder(_atomic(app, settings, keys), _claim(app, settings, keys, main_link, clock, elector), events.emit)
     enqueuer = Enqueuer(
         source,
         path,
@@ -246,12 +255,16 @@ def _atomic(app: Celery, settings: Settings, keys: Keys) -> AtomicDispatcher | N
     return AtomicDispatcher(app, BrokerLink(app, settings.command_timeout), keys, settings.journal_size)
 
 
-def _claim(app: Celery, settings: Settings, keys: Keys, link: Link, clock: Clock) -> ClaimDispatcher:
+def _claim(app: Celery, settings: Settings, keys: Keys, link: Link, clock: Clock, elector: Elector) -> ClaimDispatcher:
+    def trusted(term: Term) -> bool:
+        now = elector.term
+        return now is not None and now.nonce == term.nonce
+
     return ClaimDispatcher(
         Publisher(app, settings.command_timeout, clock),
         link,
         keys,
         settings.journal_size,
         confirm_for=settings.command_timeout,
-        trusted=lambda term: term.trusted(clock.elapsed()),
+        trusted=trusted,
     )

@@ -71,6 +71,10 @@ class Keys:
         """Channel that one replica subscribes while it may lead."""
         return self._key(f"presence:{token}")
 
+    def shard_presence(self, token: str) -> str:
+        """The same as a shard channel of a Redis Cluster; the scripts know it by its name."""
+        return self._key(f"presence:shard:{token}")
+
 
 @dataclass(frozen=True, slots=True)
 class Replica:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
+from ha_beat.errors import StoreError
 from ha_beat.lease import Keys, LeaseRecord
 from ha_beat.redis_scripts import Script, text
 
@@ -152,7 +153,7 @@ class Members:
             aof = persistence.get("aof_enabled")
             policy = text(memory.get("maxmemory_policy", "")) if memory.get("maxmemory") else ""
             return ServerFacts(policy, None if aof is None else bool(aof))
-        except (RedisError, OSError, AttributeError):
+        except (RedisError, OSError, AttributeError, StoreError):
             return None
 
     def announce(self, member: Member) -> int:
@@ -161,7 +162,7 @@ class Members:
 
     def remove(self, replica_id: str) -> None:
         """Take the replica out; without Redis, its record runs out by itself. Never raises."""
-        with suppress(RedisError, OSError):
+        with suppress(RedisError, OSError, StoreError):
             self._client().hdel(self._keys.members, replica_id)
 
     def _call(self, member: Member | None, look: str, oldest: str) -> Sequence[Any]:

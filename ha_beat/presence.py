@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from redis.exceptions import RedisError
 
 from ha_beat.clock import Clock
+from ha_beat.errors import StoreError
 from ha_beat.lease import Keys, new_token
+from ha_beat.redis_faults import in_words
 from ha_beat.redis_scripts import text
 
 if TYPE_CHECKING:
     import redis
     from redis.client import PubSub
+
+#: Seconds within which Redis has to confirm a subscription.
+_CONFIRM_WITHIN = 2.0
 
 
 class PresenceError(Exception):
@@ -48,32 +53,73 @@ class Presence(Protocol):
     def close(self) -> None: ...
 
 
+def _pubsub(client: Any) -> PubSub:
+    options = {}
+    if str(client.connection_pool.connection_kwargs.get("protocol")) == "3":
+        # Without a handler older redis-py logs every message that arrives over RESP3.
+        options["push_handler_func"] = lambda message: message
+    pubsub: PubSub = client.pubsub(**options)
+    return pubsub
+
+
 class RedisPresence:
     """Presence over Redis pub/sub. Used by one thread only."""
 
-    def __init__(self, client: Callable[[], redis.Redis], keys: Keys, clock: Clock, ping_interval: float) -> None:
+    def __init__(
+        self,
+        client: Callable[[], redis.Redis],
+        keys: Keys,
+        clock: Clock,
+        ping_interval: float,
+        *,
+        sharded: bool = False,
+    ) -> None:
+        """``sharded``: on a Redis Cluster, whose shard channels end when their keys move to another node."""
         self._client = client
         self._keys = keys
         self._clock = clock
         self._ping_interval = ping_interval
+        self._sharded = sharded
         self._pubsub: PubSub | None = None
         self._next_ping = 0.0
         self._unanswered = False
+        self._connected_again = False
         self.channel = ""
 
     def open(self) -> None:
         self.close()
-        channel = self._keys.presence(new_token())
+        # A new name each time: a standby must not take an old connection's end for this one's.
+        token = new_token()
+        channel = self._keys.shard_presence(token) if self._sharded else self._keys.presence(token)
         try:
-            self._pubsub = self._client().pubsub()  # type: ignore[no-untyped-call]
-            # A new name each time: a standby must not take an old connection's end for this one's.
-            self._pubsub.subscribe(self._keys.wake, channel)
-        except (RedisError, OSError) as exc:
+            pubsub: Any = _pubsub(self._client())
+            self._pubsub = pubsub
+            pubsub.subscribe(self._keys.wake)
+            (pubsub.ssubscribe if self._sharded else pubsub.subscribe)(channel)
+            self._confirm(pubsub, {self._keys.wake, channel})
+            self._connected_again = False
+            pubsub.connection.register_connect_callback(self._on_connect)
+        except (RedisError, OSError, StoreError) as exc:
             self.close()
-            raise PresenceError(str(exc)) from exc
+            raise PresenceError(str(exc) if isinstance(exc, StoreError) else in_words(exc)) from exc
         self.channel = channel
         self._next_ping = self._clock.elapsed() + self._ping_interval
         self._unanswered = False
+
+    def _confirm(self, pubsub: PubSub, wanted: set[str]) -> None:
+        """Wait until Redis has subscribed the channels, or has said why not."""
+        until = self._clock.elapsed() + _CONFIRM_WITHIN
+        while wanted:
+            left = until - self._clock.elapsed()
+            if left <= 0:
+                raise TimeoutError("the subscription was not confirmed")
+            message = pubsub.get_message(timeout=left)
+            if message is not None and text(message["type"]) in ("subscribe", "ssubscribe"):
+                wanted.discard(text(message["channel"]))
+
+    def _on_connect(self, _: object) -> None:
+        """redis-py makes a lost connection anew by itself; but it may lead to another server, and was away."""
+        self._connected_again = True
 
     def wait(self, seconds: float) -> bool:
         if self._pubsub is None:
@@ -81,12 +127,17 @@ class RedisPresence:
         try:
             self._ping_when_due(self._pubsub)
             message = self._pubsub.get_message(timeout=max(seconds, 0.0))
+            if self._connected_again:
+                raise ConnectionError("the connection was lost for a moment")
         except (RedisError, OSError, ValueError) as exc:
             self.close()
-            raise PresenceError(str(exc) or type(exc).__name__) from exc
+            raise PresenceError(in_words(exc)) from exc
         if message is None:
             return False
         kind = text(message["type"])
+        if kind == "sunsubscribe":
+            self.close()
+            raise PresenceError("the keys have moved to another node of the Redis Cluster")
         if kind == "pong":
             self._unanswered = False
         return kind == "message" and text(message["channel"]) == self._keys.wake
@@ -106,9 +157,10 @@ class RedisPresence:
         self._pubsub, self.channel = None, ""
         if pubsub is None:
             return
-        # Not back to the pool: nobody else shall inherit the subscription.
+        # Not back to the pool while subscribed: nobody else shall inherit the subscription.
         connection: Any = pubsub.connection
         with suppress(RedisError, OSError):
             if connection is not None:
+                connection.deregister_connect_callback(self._on_connect)
                 connection.disconnect()
             pubsub.close()

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 from redis import exceptions as redis_errors
 
-from ha_beat.errors import StoreRefused, StoreUnavailable
+from ha_beat.redis_faults import as_store_error
 
 #: Lets a script run on a server that is out of memory; servers before Redis 7 don't know the line.
 _ALTHOUGH_FULL = "#!lua flags=allow-oom\n"
@@ -39,10 +39,8 @@ class Script:
     def __call__(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
         try:
             return self._run(client, keys, args)
-        except (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.BusyLoadingError, OSError) as exc:
-            raise _unavailable(exc) from exc
-        except redis_errors.RedisError as exc:
-            raise StoreRefused(str(exc)) from exc
+        except (redis_errors.RedisError, OSError) as exc:
+            raise as_store_error(exc) from exc
 
     def _run(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
         while True:
@@ -57,15 +55,6 @@ class Script:
                     raise
                 del self._sources[0]
                 self._registered = None
-
-
-def _unavailable(exc: Exception) -> StoreUnavailable:
-    """A connection that was never made certainly did nothing; all else is unknown."""
-    if isinstance(exc, redis_errors.BusyLoadingError):
-        return StoreUnavailable("Redis is loading its data set", acted=False)
-    if isinstance(exc, redis_errors.MaxConnectionsError):
-        return StoreUnavailable(str(exc), acted=False)
-    return StoreUnavailable(f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__)
 
 
 def text(value: Any) -> str:

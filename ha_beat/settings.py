@@ -205,8 +205,8 @@ def text(pattern: str, right: str) -> Kind[str]:
 
 
 def redis_url() -> Kind[str]:
-    """A Redis URL, or a list of Sentinel URLs joined by ';'."""
-    schemes = {"redis", "rediss", "unix", "redis+socket", "sentinel"}
+    """A Redis URL, a list of Sentinel URLs joined by ';', or a Redis Cluster's with its hosts joined by ','."""
+    schemes = {"redis", "rediss", "unix", "redis+socket", "sentinel", "redis+cluster", "rediss+cluster"}
 
     def read(value: object) -> str:
         if not isinstance(value, str):
@@ -220,7 +220,11 @@ def redis_url() -> Kind[str]:
                 _ = urlsplit(part).port  # raises ValueError for a port that is none
         return url
 
-    return Kind("a URL starting with redis://, rediss://, unix://, redis+socket:// or sentinel://", read)
+    return Kind(
+        "a URL starting with redis://, rediss://, unix://, redis+socket://, sentinel://, redis+cluster:// or "
+        "rediss+cluster://",
+        read,
+    )
 
 
 def mapping() -> Kind[Mapping[str, Any]]:

@@ -7,14 +7,21 @@ from typing import Any
 import redis
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from ha_beat.dispatch.capture import CapturingConnection
-from ha_beat.errors import StoreUnavailable
+from ha_beat.errors import StoreError, StoreUnavailable
+from ha_beat.redis_faults import as_store_error
+from ha_beat.redis_links import WatchedClient
 
 
 class BrokerLink:
     """The broker's Redis, by way of kombu: whatever URL and options Celery connects with, this does."""
+
+    #: kombu has no transport for a Redis Cluster.
+    sharded = False
 
     def __init__(self, app: Celery, timeout: float) -> None:
         self._app = app
@@ -32,7 +39,7 @@ class BrokerLink:
     def client(self) -> redis.Redis:
         if self._client is None:
             # Not the channel's own client: that one prefixes some keys and not others.
-            self._client = redis.Redis(connection_pool=self.channel().pool)
+            self._client = WatchedClient(self.channel().pool)
         return self._client
 
     def producer(self) -> Any:
@@ -41,13 +48,28 @@ class BrokerLink:
         return self._producer
 
     def _open(self) -> Any:
-        connection = CapturingConnection.like(
-            self._app.connection_for_write(),
-            socket_timeout=self._timeout,
-            socket_connect_timeout=self._timeout,
-            retry_on_timeout=False,
-        )
+        connection = self._app.connection_for_write()
+        options: dict[str, Any] = {
+            "socket_timeout": self._timeout,
+            "socket_connect_timeout": self._timeout,
+            "retry_on_timeout": False,
+        }
+        if "sentinel" in connection.transport_cls:
+            options["sentinel_kwargs"] = self._for_sentinels(connection)
+        capturing = CapturingConnection.like(connection, **options)
         try:
-            return connection.channel()
+            # Not Connection.channel(): that one waits for seconds and tries a second time.
+            return capturing.transport.create_channel(capturing.transport)
         except (OperationalError, KombuError, RedisError, OSError) as exc:
-            raise StoreUnavailable(f"{type(exc).__name__}: {exc}", acted=False) from exc
+            raise _before_anything(exc) from exc
+
+    def _for_sentinels(self, connection: Any) -> dict[str, Any]:
+        """The user's options for the connections to the Sentinels, on top of short timeouts without retries."""
+        given = (connection.transport_options or {}).get("sentinel_kwargs") or {}
+        patience = max(self._timeout / max(len(connection.alt), 1), 0.1)
+        retry: Any = Retry(NoBackoff(), 0)
+        return {"socket_timeout": patience, "socket_connect_timeout": patience, "retry": retry, **given}
+
+
+def _before_anything(exc: Exception) -> StoreError:
+    return StoreUnavailable(str(as_store_error(exc)), acted=False)

@@ -20,7 +20,8 @@ end
 -- Subscribers of a presence channel; -1 where that can't be known.
 local function subscribers(channel)
   if not channel or channel == '' then return -1 end
-  local reply = redis.pcall('PUBSUB', 'NUMSUB', channel)
+  local count = string.find(channel, '}:presence:shard:', 1, true) and 'SHARDNUMSUB' or 'NUMSUB'
+  local reply = redis.pcall('PUBSUB', count, channel)
   if type(reply) ~= 'table' or reply.err then return -1 end
   return tonumber(reply[2])
 end

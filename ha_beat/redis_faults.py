@@ -1,0 +1,99 @@
+"""What Redis answers or fails with, put into words and into this package's errors, once."""
+
+from __future__ import annotations
+
+import re
+
+from redis import exceptions as redis_errors
+
+from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
+
+#: By the code that Redis' answer starts with: what is wrong, for a person.
+_IN_WORDS = {
+    "NOAUTH": "Redis asks for a password, and none was given",
+    "WRONGPASS": "Redis refuses the user name or the password",
+    "NOPERM": "the Redis user lacks a right",
+    "READONLY": "this Redis is a read-only replica, not the primary",
+    "OOM": "Redis is out of memory and refuses writes",
+    "LOADING": "Redis is still loading its data",
+    "MISCONF": "Redis refuses writes while it can't save its data to disk",
+    "MASTERDOWN": "this Redis is a replica that has lost its primary",
+    "NOREPLICAS": "Redis refuses writes while too few of its replicas are in sync",
+    "BUSY": "Redis is busy with a script",
+    "CLUSTERDOWN": "the Redis Cluster does not serve these keys",
+    "MOVED": "these keys are on another node of the Redis Cluster",
+    "ASK": "the Redis Cluster is moving these keys",
+    "TRYAGAIN": "the Redis Cluster is moving these keys",
+}
+
+#: redis-py takes the code off the text of the errors that it has a class for; which those are depends on its version.
+_CODES = {
+    "NoPermissionError": "NOPERM",
+    "ReadOnlyError": "READONLY",
+    "OutOfMemoryError": "OOM",
+    "BusyLoadingError": "LOADING",
+    "MasterDownError": "MASTERDOWN",
+    "ClusterDownError": "CLUSTERDOWN",
+    "MovedError": "MOVED",
+    "AskError": "ASK",
+    "TryAgainError": "TRYAGAIN",
+}
+
+#: Redis before 7 hides the code within the text when the error arose in a script.
+_CODE = re.compile(rf"(?:^|[\s:-])({'|'.join(_IN_WORDS)})(?=\s|$)")
+
+_MOVED = re.compile(r"\b\d+ (\S*):(\d+)(?:\s|$)")
+
+#: What Redis adds about the place in the script.
+_IN_SCRIPT = re.compile(r"\s*script: [0-9a-f]{40}, on @\w+:\d+\.?$")
+
+#: After these, what was to be had of this server is to be looked for anew: it is not the primary, not this key's node,
+#: or it does not know who is speaking.
+STALE = frozenset({"READONLY", "MOVED", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH"})
+
+#: Answered before anything was done.
+_DID_NOTHING = frozenset({"NOAUTH", "WRONGPASS", "LOADING", "MASTERDOWN"})
+
+
+def code_of(exc: BaseException) -> str:
+    """The code of Redis' error answer; empty for what is none, such as a connection that is refused."""
+    code = _CODES.get(type(exc).__name__)
+    if code is not None:
+        return code
+    said = str(exc)
+    if isinstance(exc, redis_errors.AuthenticationError):
+        return "NOAUTH" if "uthentication required" in said else "WRONGPASS"
+    if isinstance(exc, redis_errors.ResponseError):
+        found = _CODE.search(said)
+        return found[1] if found else ""
+    # Sentinel's connections turn the answer of a primary that is none any more into this.
+    return "READONLY" if "previous master is now a slave" in said else ""
+
+
+def in_words(exc: BaseException) -> str:
+    """One line that names what is wrong."""
+    code = code_of(exc)
+    said = _IN_SCRIPT.sub("", " ".join(str(exc).split()))
+    if code:
+        detail = f": {said.removeprefix(code).strip()}" if said and said != code else ""
+        return f"{_IN_WORDS[code]} ({code}{detail})"
+    return f"{type(exc).__name__}: {said}" if said else type(exc).__name__
+
+
+def as_store_error(exc: Exception) -> StoreError:
+    """The same as an error of this package: refused where Redis said no, unavailable where no answer came."""
+    code = code_of(exc)
+    unanswered = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError)
+    if code in _DID_NOTHING or isinstance(exc, redis_errors.MaxConnectionsError):
+        return StoreUnavailable(in_words(exc), acted=False)
+    if isinstance(exc, unanswered):
+        return StoreUnavailable(in_words(exc))
+    return StoreRefused(in_words(exc))
+
+
+def moved_to(exc: BaseException) -> tuple[str, int] | None:
+    """Where a node of a Redis Cluster says that the key is; the host is empty where it is the same."""
+    if code_of(exc) != "MOVED":
+        return None
+    found = _MOVED.search(str(exc))
+    return (found[1], int(found[2])) if found else None
