@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -131,6 +132,10 @@ class Enqueuer:
         self._to_write: list[Work] = []
         self._claims: list[OpenClaim] = []
         self._claims_due_at = 0.0
+        #: Of entries to be sent again: what the journal has to be told with them.
+        self._carried: dict[str, tuple[str, ...]] = {}
+        #: The broker could not be asked, or took nothing; the size of the batch.
+        self._away: tuple[StoreError, int] | None = None
         self._hold_until = 0.0
         self._try_at = 0.0
         self._failures = 0
@@ -175,9 +180,18 @@ class Enqueuer:
         try:
             idle = self._advance(tenure, term)
         except StoreError as exc:
-            return self._postpone(exc)
+            return self._postpone(exc, len(self._pending.works) if self._pending else 0)
+        away, self._away = self._away, None
+        if away is not None:
+            return self._postpone(*away)
         self._failures, self._failing_since = 0, None
         return idle
+
+    def stand_by(self) -> None:
+        """Let the ledger know what this replica enqueued when it led and could not record. Raises nothing."""
+        if self._dispatcher is not None:
+            with suppress(StoreError):
+                self._dispatcher.settle_up()
 
     def _advance(self, tenure: Tenure, term: Term) -> float:
         if self._known_tenure != tenure.nonce:
@@ -263,7 +277,7 @@ class Enqueuer:
             self._schedule(agenda, slot, now)
             overdue += slot.due_at is not None and slot.instants is not None and slot.due_at <= now
         self._agenda, self._serving = agenda, term.nonce
-        self._redo_claims(now)
+        self._redo_claims(term, now)
         self._emit(events.ScheduleReady(len(agenda), overdue, taken.new))
 
     def _schedule(self, agenda: Agenda, slot: Slot, now: datetime) -> None:
@@ -286,53 +300,82 @@ class Enqueuer:
             return
         agenda.put(slot, due_at)
 
-    # --- Claims of other terms
+    # --- Open claims
 
     def _find_claims(self, term: Term) -> None:
         self._claims = self._dispatcher.open_claims(term) if self._dispatcher else []
         self._claims_due_at = self._clock.elapsed() + self._rules.claims_settle_after
 
-    def _redo_claims(self, now: datetime) -> None:
+    def _redo_claims(self, term: Term, now: datetime) -> None:
         """Occurrences whose policy is to send again, once the first sending can't be under way any more."""
+        self._carried = {}
         for claim in list(self._claims):
             slot = self._agenda.get(claim.entry)
             if claim.policy != "republish" or slot is None or slot.row is None or slot.row.raw != claim.row:
                 continue
             if slot.row.scheduled_at is not None:
                 self._claims.remove(claim)
-                slot.redo = True
-                not_before = now + timedelta(seconds=self._rules.claims_settle_after)
-                self._agenda.put(slot, slot.row.scheduled_at, not_before)
+                wait = 0.0 if claim.nonce == term.nonce else self._rules.claims_settle_after
+                self._redo(slot, claim.records, now + timedelta(seconds=wait))
+
+    def _redo(self, slot: Slot, records: Sequence[str], not_before: datetime) -> None:
+        """Send the row's own occurrence once more. The last of the records is its own, and is written anew."""
+        if slot.row is not None and slot.row.scheduled_at is not None:
+            slot.redo = True
+            self._carried[slot.id] = tuple(records[:-1])
+            self._agenda.put(slot, slot.row.scheduled_at, not_before)
 
     def _settle_claims(self, term: Term) -> None:
-        if not self._claims or self._clock.elapsed() < self._claims_due_at or self._dispatcher is None:
+        if self._claims and self._clock.elapsed() >= self._claims_due_at:
+            self._give_up(term, self._claims)
+            self._claims = []
+
+    def _give_up(self, term: Term, claims: Sequence[OpenClaim]) -> None:
+        if self._dispatcher is None:
             return
-        for entry, row in self._dispatcher.give_up(term, self._claims).items():
+        for entry, row in self._dispatcher.give_up(term, claims).items():
             slot = self._agenda.get(entry)
             if slot is not None and slot.row is not None and slot.row.task_id == row.task_id:
                 slot.row = row
-            self._emit(events.OccurrenceUncertain(entry, row.scheduled_at, row.task_id, row.reason))
-        self._claims = []
+            label = entry if slot is None else slot.label
+            self._emit(events.OccurrenceUncertain(label, row.scheduled_at, row.task_id, row.reason))
+
+    def _abandon(self, term: Term, slot: Slot, now: datetime) -> None:
+        """It was sent once at least, nobody knows with what success, and could not be sent again for too long."""
+        if self._dispatcher is None or slot.row is None:
+            return
+        claimed = slot.row.raw
+        claims = [claim for claim in self._dispatcher.open_claims(term) if claim.row == claimed]
+        self._give_up(term, claims)
+        slot.redo, slot.failing_since = False, None
+        self._carried.pop(slot.id, None)
+        self._schedule(self._agenda, slot, now)
 
     # --- Gathering a batch
 
     def _gather(self, term: Term) -> list[Work]:
+        """What is due. While the broker can't be asked, only what can be settled without it."""
         scribe = Scribe(term, self.now())
-        slots = list(self._agenda.pop_due(scribe.now, self._rules.batch_size))
         works: list[Work] = []
-        try:
-            for slot in slots:
-                work = self._work_for(scribe, slot)
-                if work is not None:
-                    works.append(work)
-        except StoreError:
-            # The broker can't be asked; none of the batch has left.
-            for slot in slots:
-                self._agenda.put(slot, slot.due_at or scribe.now)
-            raise
+        unreachable: list[Slot] = []
+        away: StoreError | None = None
+        for slot in list(self._agenda.pop_due(scribe.now, self._rules.batch_size)):
+            try:
+                work = self._work_for(scribe, slot, away)
+            except StoreError as exc:
+                away = exc
+                unreachable.append(slot)
+                continue
+            if work is not None:
+                works.append(work)
+        for slot in unreachable:
+            slot.failing_since = slot.failing_since or scribe.now
+            self._agenda.put(slot, slot.due_at or scribe.now)
+        if away is not None:
+            self._away = (away, len(unreachable))
         return works
 
-    def _work_for(self, scribe: Scribe, slot: Slot) -> Work | None:
+    def _work_for(self, scribe: Scribe, slot: Slot, away: StoreError | None) -> Work | None:
         now = scribe.now
         try:
             if slot.instants is None and not slot.redo and not self._seen_due(slot, now):
@@ -344,12 +387,17 @@ class Enqueuer:
             return None
         if due.send is None:
             return scribe.skipped(slot, due.skipped or _only(due, "missed"), due.position)
-        if self._given_up(slot, now):
+        if self._given_up(slot, due.send, now):
+            if slot.redo:
+                self._abandon(scribe.term, slot, now)
+                return None
             reason = "not enqueued within the publish deadline"
             return scribe.skipped(slot, _with(due, reason), due.position)
+        if away is not None:
+            raise away
         try:
             return self._message_for(scribe, slot, due, due.send)
-        except StoreUnavailable:
+        except StoreError:
             raise
         except Exception as exc:
             why = f"no message could be made: {type(exc).__name__}: {exc}"
@@ -372,7 +420,9 @@ class Enqueuer:
             raise StoreUnavailable("no way to enqueue has been chosen yet", acted=False)
         message = self._dispatcher.prepare(slot.entry, args, kwargs, with_header(options, header, task_id))
         records = [scribe.enqueued_record(slot, send, task_id)]
-        if due.skipped is not None:
+        if slot.redo:
+            records[:0] = self._carried.get(slot.id, ())
+        elif due.skipped is not None:
             records.insert(0, scribe.skip_record(slot, due.skipped))
         operation = Operation(
             slot.id,
@@ -397,11 +447,13 @@ class Enqueuer:
             self._agenda.put(slot, now + timedelta(seconds=ask_in))
         return due
 
-    def _given_up(self, slot: Slot, now: datetime) -> bool:
+    def _given_up(self, slot: Slot, send: datetime, now: datetime) -> bool:
+        """Whether an occurrence that could not be enqueued is too late by now; each leader tries for a while."""
         deadline = self._rules.publish_deadline
-        if slot.failing_since is None or deadline is None or slot.redo:
+        if slot.failing_since is None or deadline is None:
             return False
-        return (now - slot.failing_since).total_seconds() > deadline
+        late, tried = (now - send).total_seconds(), (now - slot.failing_since).total_seconds()
+        return late > deadline and tried > min(deadline, self._rules.handover_after) / 2
 
     # --- Handing over
 
@@ -422,6 +474,9 @@ class Enqueuer:
         now = self.now()
         for work, answer in zip(batch.works, answers, strict=True):
             self._take_in(work, answer, now)
+        unsent = [answer.detail for answer in answers if answer.kind == "unsent"]
+        if unsent:
+            self._away = (StoreUnavailable(unsent[-1], acted=False), len(unsent))
 
     def _take_in(self, work: Work, answer: Answer, now: datetime) -> None:
         slot = work.slot
@@ -438,8 +493,11 @@ class Enqueuer:
             case "uncertain":
                 self._settled(work, LedgerRow.parse(answer.detail) or work.row, now)
             case "again":
-                slot.row, slot.redo = LedgerRow.parse(answer.detail) or work.row, True
-                self._put_back(slot, now)
+                slot.row, slot.failing_since = LedgerRow.parse(answer.detail) or work.row, slot.failing_since or now
+                self._redo(slot, work.operation.records, now + timedelta(seconds=_ENTRY_RETRY))
+            case "unsent":
+                slot.failing_since = slot.failing_since or now
+                self._agenda.put(slot, slot.due_at or now)
             case "paused" | "withdrawn":
                 self.paused = self.refused_as_paused = True
                 self._agenda.put(slot, slot.due_at or now)
@@ -454,6 +512,7 @@ class Enqueuer:
     def _settled(self, work: Work, row: LedgerRow, now: datetime) -> None:
         slot, due = work.slot, work.due
         slot.row, slot.base, slot.failing_since, slot.redo = row, row.base, None, False
+        self._carried.pop(slot.id, None)
         self._shadow.learn(slot.id, row.base)
         if due is None:
             # Armed: it is on the agenda already, where the base that was just recorded has put it.
@@ -481,18 +540,20 @@ class Enqueuer:
             self._emit(events.EntryFailed(slot.label, "its ledger row is not of this version; left alone"))
             self._agenda.drop(slot)
             return
-        slot.row, slot.redo = row, False
+        before, slot.row, slot.redo = slot.row, row, False
         slot.base = max(slot.base, row.base) if row else slot.base
-        self._emit(events.EntryFailed(slot.label, "its ledger row was changed by somebody else; following it"))
+        self._carried.pop(slot.id, None)
+        # An earlier leader may have come to say that it had enqueued what was uncertain.
+        if row is None or before is None or row.verdict != "enqueued" or row.task_id != before.task_id:
+            self._emit(events.EntryFailed(slot.label, "its ledger row was changed by somebody else; following it"))
         self._schedule(self._agenda, slot, now)
 
-    def _postpone(self, error: StoreError) -> float:
-        """After a failure of the whole batch: back off, with jitter, and say so once."""
+    def _postpone(self, error: StoreError, size: int) -> float:
+        """After a failure of a whole batch of this size: back off, with jitter, and say so once."""
         now = self._clock.elapsed()
         self._failures += 1
         self._failing_since = now if self._failing_since is None else self._failing_since
         if self._failures == 1:
-            size = len(self._pending.works) if self._pending else 0
             self._emit(events.DispatchFailed(size, str(error)))
         if now - self._failing_since > self._rules.handover_after:
             self._failing_since = None

@@ -75,6 +75,7 @@ class HAMixin(_Base):
             runtime.elector.progress()
             term = runtime.elector.term
             if term is None:
+                runtime.enqueuer.stand_by()
                 runtime.elector.wait(_LONGEST_TICK)
             else:
                 self._lead(runtime, term)

@@ -65,3 +65,6 @@ class AtomicDispatcher:
 
     def give_up(self, _: Term, __: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
         return {}
+
+    def settle_up(self) -> None:
+        """Nothing is ever owed."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import select
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from amqp.exceptions import MessageNacked
 from celery import Celery
 from celery.beat import ScheduleEntry
 from kombu import Connection, Producer
-from redis.exceptions import ResponseError
 
 from ha_beat.clock import Clock
 from ha_beat.dispatch.header import HEADER
@@ -21,7 +22,18 @@ from ha_beat.lease import new_token
 #: A connection idle for so many seconds is tried before a message is trusted to it.
 _IDLE = 5.0
 
-Outcome = Literal["accepted", "refused", "unknown"]
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What is known of a message after it was sent.
+
+    ``refused``: certainly not accepted. ``broken``: the connection it went by is of no use any more, and the next
+    message would fare no better.
+    """
+
+    outcome: Literal["accepted", "refused", "unknown"]
+    why: str = ""
+    broken: bool = False
 
 
 @dataclass(slots=True)
@@ -63,6 +75,7 @@ class Publisher:
         self._producer: _DeferringProducer | None = None
         self._used_at = 0.0
         self._is_sqs = False
+        self._blocked = False
 
     def prepare(
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -83,18 +96,35 @@ class Publisher:
             StoreUnavailable: it doesn't, and nothing was sent.
         """
         self._connected()
-        if self._clock.elapsed() - self._used_at < _IDLE or self._connection is None:
-            return
-        try:
-            channel: Any = self._connection.channel()
-            channel.close()
-        except Exception:
-            self.reset()
-            self._connected()
-        self._used_at = self._clock.elapsed()
+        if self._clock.elapsed() - self._used_at >= _IDLE or self._something_came():
+            try:
+                channel: Any = self._connection.channel() if self._connection is not None else None
+                channel.close()
+            except Exception:
+                self.reset()
+                self._connected()
+            self._used_at = self._clock.elapsed()
+        if self._blocked:
+            raise StoreUnavailable("the broker takes no messages now: it is short of memory or disk", acted=False)
 
-    def send(self, messages: Sequence[DeferredPublish]) -> tuple[Outcome, str]:
-        """Send the messages of one occurrence and wait until the broker has confirmed each."""
+    def _something_came(self) -> bool:
+        """Whether the broker has said something unasked, such as that it closes the connection."""
+        if self._connection is None or self._connection.transport.driver_type != "amqp":
+            return False
+        amqp: Any = self._connection.connection
+        try:
+            poll = select.poll()
+            poll.register(amqp.sock, select.POLLIN)
+            return bool(poll.poll(0))
+        except (OSError, ValueError, AttributeError):
+            return True
+
+    def send(self, messages: Sequence[DeferredPublish]) -> Sent:
+        """Send the messages of one occurrence and wait until the broker has confirmed each.
+
+        Raises:
+            StoreUnavailable: there is no connection to be had, and nothing was sent.
+        """
         producer = self._connected()
         connection: Any = producer.connection
         for number, message in enumerate(messages):
@@ -104,16 +134,20 @@ class Publisher:
             try:
                 producer.carry_out(message)
             except Exception as exc:
-                certain = isinstance(exc, (*connection.channel_errors, ResponseError)) and number == 0
-                certain = certain and not isinstance(exc, connection.connection_errors)
-                self.reset()
-                return ("refused" if certain else "unknown"), f"{type(exc).__name__}: {exc}"
+                # An error that concerns the channel only is the broker's answer to this message, or to a declaration.
+                answered = isinstance(exc, connection.channel_errors) and not isinstance(exc, ConnectionError)
+                nack = isinstance(exc, MessageNacked)
+                if not nack:
+                    self.reset()
+                outcome: Literal["refused", "unknown"] = "refused" if answered and number == 0 else "unknown"
+                return Sent(outcome, f"{type(exc).__name__}: {exc}".rstrip(": "), broken=not (answered or nack))
         self._used_at = self._clock.elapsed()
-        return "accepted", ""
+        return Sent("accepted")
 
     def reset(self) -> None:
         """Forget the connection: what it was doing is unknown."""
         connection, self._connection, self._producer = self._connection, None, None
+        self._blocked = False
         if connection is not None:
             try:
                 connection.collect(socket_timeout=self._timeout)
@@ -126,10 +160,12 @@ class Publisher:
         self.reset()
         stock = self._app.connection_for_write()
         connection = stock.clone(
-            transport_options={**(stock.transport_options or {}), **self._timeouts(stock.transport.driver_type)},
+            connect_timeout=min(stock.connect_timeout or self._timeout, self._timeout),
+            transport_options={**(stock.transport_options or {}), **self._options(stock.transport.driver_type)},
         )
         try:
-            connection.connect()
+            # Each of the hosts once, and without the pause between two rounds: the main loop is waiting.
+            connection.ensure_connection(max_retries=max(len(connection.alt) - 1, 0))
             producer = _DeferringProducer(connection, auto_declare=False, serializer=self._app.conf.task_serializer)
         except Exception as exc:
             raise StoreUnavailable(f"the broker can't be reached: {type(exc).__name__}: {exc}", acted=False) from exc
@@ -137,14 +173,22 @@ class Publisher:
         self._connection, self._producer, self._used_at = connection, producer, self._clock.elapsed()
         return producer
 
-    def _timeouts(self, driver: str) -> dict[str, Any]:
+    def _options(self, driver: str) -> dict[str, Any]:
         seconds = self._timeout
         if driver == "amqp":
             return {
                 "confirm_publish": True,
-                "read_timeout": max(1, round(seconds)),
-                "write_timeout": max(1, round(seconds)),
+                "read_timeout": seconds,
+                "write_timeout": seconds,
+                "on_blocked": self._block,
+                "on_unblocked": self._unblock,
             }
         if driver == "redis":
             return {"socket_timeout": seconds, "socket_connect_timeout": seconds, "retry_on_timeout": False}
         return {}
+
+    def _block(self, *_: Any) -> None:
+        self._blocked = True
+
+    def _unblock(self, *_: Any) -> None:
+        self._blocked = False

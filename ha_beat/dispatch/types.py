@@ -41,26 +41,32 @@ class Answer:
 
     ``done``; ``mine``: an earlier try had done it; ``moved``: the row is another, see ``detail``; ``error``: nothing
     was done, see ``detail``; ``partial``: recorded, but not every queue of several has the message; ``paused``: the
-    cluster is; ``withdrawn``: the request waits no more. In the last two, nothing was done. Where the broker is not the
-    lease's Redis also ``uncertain``: claimed, and nobody knows whether it was enqueued; ``again``: likewise, and to be
-    sent again; ``detail`` is the row as it stands now.
+    cluster is; ``withdrawn``: the request waits no more. In the last two, nothing was done.
+
+    Where the broker is not the lease's Redis also ``unsent``: nothing was done, since the broker is out of reach;
+    ``uncertain``: claimed, and nobody knows whether it was enqueued; ``again``: likewise, and to be sent again. In the
+    last two ``detail`` is the row as it stands now.
     """
 
-    kind: Literal["done", "mine", "moved", "error", "partial", "paused", "withdrawn", "uncertain", "again"]
+    kind: Literal["done", "mine", "moved", "error", "unsent", "partial", "paused", "withdrawn", "uncertain", "again"]
     detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenClaim:
-    """A claim found in the store. ``json`` is the claim as its maker wrote it, ``row`` the entry's row with it."""
+    """A claim found in the store, under its ``key``.
 
-    task_id: str
+    ``json`` is the claim as its maker wrote it under the term of ``nonce``, ``row`` the entry's row with it,
+    ``records`` what the journal would have had.
+    """
+
+    key: str
     json: str
     entry: str
     nonce: str
     policy: Literal["skip", "republish"]
     row: str
-    record: str
+    records: tuple[str, ...]
 
 
 class FencedOff(HaBeatError):
@@ -95,7 +101,7 @@ class Dispatcher(Protocol):
         ...
 
     def open_claims(self, term: Term) -> list[OpenClaim]:
-        """Claims of other terms that nobody has confirmed.
+        """Claims, of whatever term, that nobody has settled.
 
         Raises:
             StoreUnavailable: it can't be known now.
@@ -103,5 +109,18 @@ class Dispatcher(Protocol):
         ...
 
     def give_up(self, term: Term, claims: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
-        """Settle others' claims as uncertain; the rows that were written, by entry."""
+        """Settle claims as uncertain; the rows of those that were open, by entry.
+
+        Raises:
+            FencedOff: refused.
+            StoreUnavailable: the outcome is unknown. Giving up the same claims again is safe.
+        """
+        ...
+
+    def settle_up(self) -> None:
+        """Record what the broker has accepted and Redis could not be told of; also for a replica that stands by.
+
+        Raises:
+            StoreUnavailable: Redis can't be told now either.
+        """
         ...

@@ -1,9 +1,9 @@
 -- Say what became of claimed occurrences.
 -- KEYS: lease, ledger, journal, claims
--- ARGV: epoch, nonce ('' where whoever made the claim speaks of it, which no later term can forbid), journal size, n, then for
---       each: task id, claim, new state of the claim ('' removes it), entry id, new row ('' removes it), n, n rows that it
---       may replace, journal record or ''
--- Answers {'fenced', why} or {'done', 1 or 0 for each}.
+-- ARGV: epoch, nonce (both '' where whoever made the claims says what he knows, which no later term can forbid), journal
+--       size, n, then for each: the claim's field, the claim, its new state ('' removes it), entry id, new row ('' removes
+--       it), n, n rows that it may replace, n, n journal records
+-- Answers {'fenced', why} or {'done', 1 or 0 for each}: 0 where it was settled before.
 local lease, ledger, journal, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 if ARGV[2] ~= '' then
   local why = foreign(lease, ARGV[1], ARGV[2])
@@ -15,28 +15,33 @@ local function take()
   at = at + 1
   return ARGV[at]
 end
+local function take_list()
+  local list = {}
+  for i = 1, tonumber(take()) do list[i] = take() end
+  return list
+end
 
 local answers = { 'done' }
 for _ = 1, tonumber(ARGV[4]) do
-  local id, claim, state, entry, row = take(), take(), take(), take(), take()
-  local replaces = {}
-  for i = 1, tonumber(take()) do replaces[i] = take() end
-  local record = take()
-  local found = redis.call('HGET', claims, id)
-  local ours = found == 'open ' .. claim or (found == 'uncertain ' .. claim and state == '')
-  if ours then
-    if state == '' then redis.call('HDEL', claims, id) else redis.call('HSET', claims, id, state .. ' ' .. claim) end
-    local now = redis.call('HGET', ledger, 'e:' .. entry)
+  local field, claim, state, entry, row = take(), take(), take(), 'e:' .. take(), take()
+  local replaces, records = take_list(), take_list()
+  local found = redis.call('HGET', claims, field)
+  -- Its maker may know better than a newer term that has settled it.
+  local open = found == 'open ' .. claim or (found == 'uncertain ' .. claim and state == '')
+  if open then
+    if state == '' then redis.call('HDEL', claims, field) else redis.call('HSET', claims, field, state .. ' ' .. claim) end
+    local now = redis.call('HGET', ledger, entry)
     for _, replaced in ipairs(replaces) do
       if now == replaced then
-        if row == '' then redis.call('HDEL', ledger, 'e:' .. entry) else redis.call('HSET', ledger, 'e:' .. entry, row) end
+        if row == '' then redis.call('HDEL', ledger, entry) else redis.call('HSET', ledger, entry, row) end
+        break
       end
     end
-    if record ~= '' then
+    for _, record in ipairs(records) do
       local n = redis.call('HINCRBY', ledger, 'm:journal', 1)
       redis.pcall('XADD', journal, 'MAXLEN', '~', ARGV[3], '*', 'n', n, 'd', record)
     end
   end
-  answers[#answers + 1] = ours and 1 or 0
+  answers[#answers + 1] = open and 1 or 0
 end
 return answers
