@@ -76,7 +76,9 @@ def check_bind(host: str, port: int) -> None:
 
 
 def advertised_url(host: str, port: int) -> str:
-    """Where others may find this endpoint."""
+    """Where others may find this endpoint; empty where only the kernel knows the port."""
+    if port == 0:
+        return ""
     if host in {"0.0.0.0", "::"}:  # noqa: S104 -- compared, not bound
         host = os.environ.get("POD_IP") or socket.gethostname()
     return f"http://{_shown(host, port)}"
@@ -263,9 +265,13 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._paused = True
+        if self._transport is not None:
+            self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._paused = False
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
         if not self._streaming:
             self._rest()
             self._go_on()
@@ -318,6 +324,13 @@ class Connection(asyncio.Protocol):
 
     def _serve(self, request: h11.Request) -> None:
         self._served += 1
+        size = len(request.target) + sum(len(name) + len(value) + 4 for name, value in request.headers)
+        if size > self._limits.head_bytes:
+            self._send(problem(431, "That request is too large."), last=True)
+            return
+        if request.http_version not in {b"1.1", b"1.0"}:
+            self._send(problem(400, "Only HTTP/1.1 is spoken here."), last=True)
+            return
         answer = self._server.site.answer(
             request.method.decode("ascii", "replace"), request.target.decode("ascii", "replace")
         )
