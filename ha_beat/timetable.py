@@ -7,7 +7,7 @@ be asked.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from celery.beat import ScheduleEntry
@@ -57,6 +57,14 @@ class _Searched:
         return newest, -1
 
 
+def _at(instant: datetime, source: Any) -> Any:
+    """The schedule with its clock at the instant: what follows it must not depend on when one asks."""
+    twin = object.__new__(type(source))
+    twin.__dict__.update(source.__dict__)
+    twin.nowfun = lambda: instant
+    return twin
+
+
 class RelativeInterval(_Searched):
     """Every so often, rounded to the resolution of the interval (``relative=True``)."""
 
@@ -76,8 +84,9 @@ class Crontab(_Searched):
         self._source = source
 
     def next_after(self, instant: datetime) -> datetime:
-        # Celery before 5.6 reads the fields of the zone that it is given.
-        start, delta, _ = self._source.remaining_delta(instant.astimezone(self._source.tz))
+        # Celery before 5.6 reads the fields of the zone that it is given, and compares with today's date.
+        local = instant.astimezone(self._source.tz)
+        start, delta, _ = _at(local, self._source).remaining_delta(local)
         return instant + remaining(start, delta, instant)
 
 
@@ -88,8 +97,7 @@ class Solar(_Searched):
         self._source = source
 
     def next_after(self, instant: datetime) -> datetime:
-        left = self._source.remaining_estimate(instant + timedelta(seconds=1))
-        event: datetime = self._source.maybe_make_aware(self._source.now()).astimezone(UTC) + left
+        event: datetime = instant + _at(instant, self._source).remaining_estimate(instant + timedelta(seconds=1))
         return (event + timedelta(microseconds=500_000)).replace(microsecond=0)
 
 
