@@ -105,7 +105,7 @@ CASES: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 def test_a_task_that_beat_does_not_know(case: str, make_bench: Callable[..., Bench]):
     """Sent by name."""
     config, line = CASES[case]
-    assert_equal(make_bench(config, declare), line, may_be_lost=case == "broadcast")
+    assert_equal(make_bench(config, declare), line, warm_up=case == "broadcast")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -114,7 +114,7 @@ def test_a_registered_task(case: str, make_bench: Callable[..., Bench]):
     config, line = CASES[case]
     bench = make_bench(config, declare)
     bench.app.task(name=line["task"], shared=False)(restock)
-    assert_equal(bench, line, may_be_lost=case == "broadcast")
+    assert_equal(bench, line, warm_up=case == "broadcast")
 
 
 def test_options_of_the_task_class(make_bench: Callable[..., Bench]):
@@ -277,13 +277,15 @@ def test_signed_messages(make_bench: Callable[..., Bench], tmp_path: Path):
 # ------------------------------------------------------------------------------------------------ the comparison
 
 
-def assert_equal(bench: Bench, line: Mapping[str, Any], *, may_be_lost: bool = False) -> Traffic:
+def assert_equal(bench: Bench, line: Mapping[str, Any], *, warm_up: bool = False) -> Traffic:
     """Send the entry both ways; returns what ha_beat sent.
 
-    ``may_be_lost``: Celery does not declare a Broadcast that it publishes to, and kombu then may find nobody.
+    ``warm_up``: Celery before 5.7 does not find a Broadcast's queues the first time that a process sends to it.
     """
+    if warm_up:
+        bench.stock(line)
     stock, ours = bench.stock(line), bench.ours(line)
-    assert may_be_lost or stock.messages or stock.published, "stock beat sent nothing, so this compares nothing"
+    assert stock.messages or stock.published, "stock beat sent nothing, so this compares nothing"
     for message in (*ours.messages, *(content for _, content in ours.published)):
         headers = message["headers"]
         if "task" in headers or bench.app.conf.task_protocol == 1:

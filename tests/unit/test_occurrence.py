@@ -121,7 +121,7 @@ def test_a_year_of_minutes_is_cheap(policy: MisfirePolicy, countable: bool):
 
 
 def test_an_occurrence_has_one_task_id_for_whoever_enqueues_it():
-    """And another for each cluster, entry and instant. The id is a promise to those who store it: it must not change."""
+    """And another for each cluster, entry and instant. It is a promise to those who store it: it must not change."""
     occurrence = Occurrence("report", NOON)
     assert occurrence.task_id("shop") == Occurrence("report", datetime(2030, 1, 1, 12, tzinfo=UTC)).task_id("shop")
     assert occurrence.task_id("shop") == "67d41eec-99fe-57d9-a53b-c011bf76d0d5"
