@@ -1,4 +1,4 @@
-"""The leader is killed right after a dispatch, before its rows can have been written: nothing is enqueued again or lost."""
+"""The leader is killed right after a dispatch, before its rows are written: nothing is enqueued again or lost."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_three_kills_over_three_minutes(any_site):
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_stock_enqueues_again_in_the_same_case(site):
-    """So the test above can see it: django-celery-beat alone, killed and started again, sends the minute's tasks twice."""
+    """So the test above can see it: stock beat, killed and started again, sends the minute's tasks twice."""
     row("minutely", crontab=cron())
     row("interval", interval=every(10))
     with beats(site, replicas=1, scheduler=STOCK) as cluster:

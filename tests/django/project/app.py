@@ -1,7 +1,4 @@
-"""The Celery app of the tests' Django project.
-
-BEAT_SPEC (JSON) is its CELERY_BEAT_SCHEDULE, as in `tests.apps.tick_app`.
-"""
+"""The Celery app of the tests' Django project. Its schedule is BEAT_SPEC, JSON: name -> {"every": seconds, ...}."""
 
 from __future__ import annotations
 
@@ -10,13 +7,14 @@ import os
 
 from celery import Celery
 
-from tests.apps.tick_app import beat_schedule
-
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.django.project.settings")
 
 app = Celery("site")
 app.config_from_object("django.conf:settings", namespace="CELERY")
-app.conf.beat_schedule = beat_schedule(json.loads(os.environ.get("BEAT_SPEC") or "{}"))
+app.conf.beat_schedule = {
+    name: {"task": "tick", "schedule": line.pop("every"), **line}
+    for name, line in json.loads(os.environ.get("BEAT_SPEC") or "{}").items()
+}
 
 
 @app.task(name="tick")

@@ -1,0 +1,107 @@
+"""The database is stopped: what is known of the schedule goes on, and the rows catch up."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from itertools import pairwise
+
+import pytest
+from django.db import connections
+
+from tests.django.beats import beats, every, fresh, row
+from tests.django.conftest import Site
+from tests.faults.cluster import BeatCluster
+from tests.servers import wait_for
+
+
+def assert_no_gap(site: Site, name: str, seconds: float) -> None:
+    """Each instant on the grid got one message."""
+    found = [
+        datetime.fromisoformat(headers["ha_beat"]["scheduled_at"])
+        for headers in site.messages()
+        if headers["periodic_task_name"] == name
+    ]
+    assert [(b - a).total_seconds() for a, b in pairwise(found)] == [seconds] * (len(found) - 1)
+
+
+def enqueued(site: Site, count: int) -> None:
+    before = len(site.names())
+    wait_for(lambda: len(site.names()) >= before + count, 30, f"{count} more messages", 0.05)
+
+
+def stop(site: Site) -> None:
+    assert site.server is not None
+    site.server.stop()
+    connections.close_all()
+
+
+def start(site: Site) -> None:
+    assert site.server is not None
+    site.server.start()
+
+
+def assert_rows_catch_up(cluster: BeatCluster, task: object) -> None:
+    entry = str(task.pk)
+
+    def caught_up() -> bool:
+        row = cluster.ledger()[entry]
+        return row["count"] - fresh(task).total_run_count <= 3 and row["count"] > 3
+
+    wait_for(caught_up, 20, "the row to catch up", 0.1)
+
+
+@pytest.mark.parametrize("seconds", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_dispatch_goes_on_while_the_leader_has_no_database(postgres_site, seconds):
+    """Nothing is late, nothing twice, and the rows catch up by themselves."""
+    task = row("task", interval=every(0.5))
+    with beats(postgres_site) as cluster:
+        wait_for(postgres_site.names, 40, "the first message", 0.05)
+        leader = cluster.wait_for_leader()
+        stop(postgres_site)
+        enqueued(postgres_site, 2)
+        time.sleep(seconds)
+        enqueued(postgres_site, 2)
+        leader.wait_for_log("database can't be used")
+        assert cluster.leader() is leader
+        start(postgres_site)
+        leader.wait_for_log("database can be used again")
+        assert_rows_catch_up(cluster, task)
+        cluster.assert_all_alive()
+
+    assert_no_gap(postgres_site, "task", 0.5)
+
+
+def test_a_takeover_needs_no_database(postgres_site):
+    """The standby has the schedule; the rows get what neither leader could write while it was away."""
+    task = row("task", interval=every(0.5))
+    with beats(postgres_site) as cluster:
+        wait_for(postgres_site.names, 40, "the first message", 0.05)
+        cluster.wait_until_up()
+        standby = cluster.standbys()[0]
+        standby.wait_for_log("Standing by")
+        time.sleep(1.5)
+        leader = cluster.wait_for_leader()
+        stop(postgres_site)
+        enqueued(postgres_site, 2)
+        leader.kill()
+        cluster.wait_for_leader(other_than=leader)
+        enqueued(postgres_site, 3)
+        start(postgres_site)
+        assert_rows_catch_up(cluster, task)
+
+    assert_no_gap(postgres_site, "task", 0.5)
+
+
+def test_a_replica_that_never_read_the_schedule_does_not_lead(postgres_site):
+    """It says so, and leads as soon as the database is there."""
+    row("task", interval=every(0.5))
+    stop(postgres_site)
+    with beats(postgres_site, replicas=1) as cluster:
+        cluster[0].wait_for_log("not leading before it was read", 40)
+        time.sleep(1)
+        assert cluster.lease() == {}
+        start(postgres_site)
+        cluster.wait_for_leader()
+        wait_for(postgres_site.names, 20, "a message", 0.05)
+        cluster.assert_all_alive()
