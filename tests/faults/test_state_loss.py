@@ -5,13 +5,12 @@ been enqueued before gets its verdict instead.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 
 import pytest
 
-from tests.faults.checker import Interval, Report, instant
+from tests.faults.checker import Interval, Report, Skipped, instant
 from tests.faults.stage import Stage
 from tests.servers import RedisServer, need, wait_for
 
@@ -40,6 +39,8 @@ def settle(stage: Stage) -> None:
     stage.begin()
     stage.history.wait_for_messages(2, 20, "slow")
     time.sleep(1.5)
+    if not stage.redis.appendonly:
+        stage.redis.admin.save()
 
 
 def phase(stage: Stage) -> set[float]:
@@ -59,9 +60,10 @@ def go_on(stage: Stage) -> float:
     return float(first["t"]) - float(struck)
 
 
-def judge(stage: Stage) -> Report:
+def judge(stage: Stage, before: Sequence[Skipped] = ()) -> Report:
+    """`before`: the verdicts in the journal, before it was lost."""
     stage.cluster.assert_all_alive()
-    report = stage.report(EXPECTED)
+    report = stage.report(EXPECTED, list(dict.fromkeys([*before, *stage.journal_skips()])))
     assert report.ok, f"{report}\n{stage.cluster.logs()}"
     assert phase(stage) == {0.0}, "the position was not restored"
     return report
@@ -88,9 +90,20 @@ def restart_empty(stage: Stage) -> None:
 
 
 def restart_from_old_snapshot(stage: Stage) -> None:
-    stage.redis.admin.save()
+    """To the last snapshot, which `settle` has made."""
     stage.history.wait_for_messages(len(stage.history.messages("fast")) + 12, entry="fast")
     stage.nemesis.redis_kill(0.0)
+
+
+def restart_complete(stage: Stage, down: float = 0.0) -> None:
+    """Stopped and started with all that it knew when it stopped, unanswered commands included."""
+    stage.history.fault("restart_complete", "start")
+    if not stage.redis.appendonly:
+        stage.redis.admin.config_set("save", "3600 1")  # the server saves when it is told to end
+    stage.redis.stop()
+    time.sleep(down)
+    stage.redis.start()
+    stage.history.fault("restart_complete", "end")
 
 
 LOSSES = [
@@ -108,13 +121,13 @@ def test_lost_state_is_noticed_and_nothing_runs_twice(lose: Callable[[Stage], No
     """Positions go on from what the replicas remember; what can't be told apart is skipped, and says so."""
     with volatile_stage() as stage:
         settle(stage)
-        epoch = stage.cluster.epoch() or 0
+        epoch, before = stage.cluster.epoch() or 0, stage.journal_skips()
         lose(stage)
         struck = stage.history.faults()[-1]["t"]
         stage.cluster.wait_for_epoch_above(epoch)
         noticed = time.clock_gettime(time.CLOCK_BOOTTIME) - struck
         back = go_on(stage)
-        report = judge(stage)
+        report = judge(stage, before)
         assert lost_state_was_said(stage) >= 1
         assert report.skipped["state_loss"] > 0 or stage.history.faults("redis_kill"), "only a snapshot's rest is in doubt"
         assert noticed < SETTINGS["lease_ttl"] / 3
@@ -150,7 +163,7 @@ def test_a_restart_with_all_data_is_no_loss(options: dict[str, object], leader_d
         settle(stage)
         if leader_dies:
             stage.nemesis.kill_leader()
-        stage.nemesis.redis_restart(persist=True, down=1.5)
+        restart_complete(stage, down=1.5)
         stage.cluster.heal()
         go_on(stage)
         report = judge(stage)
@@ -169,10 +182,11 @@ def test_positions_outlive_the_leader_and_the_data(lose: Callable[[Stage], None]
         stage.redis.pause()
         leader.kill()
         stage.redis.resume()
+        before = stage.journal_skips()
         lose(stage)
         leader.start()
         go_on(stage)
-        found(judge(stage))
+        found(judge(stage, before))
 
 
 @pytest.mark.slow
@@ -258,6 +272,6 @@ def test_a_server_that_is_loading_is_waited_for(found: Found) -> None:
         for number in range(4000):
             pipeline.set(f"junk:{number}", "x" * 100)
         pipeline.execute()
-        stage.nemesis.redis_restart(persist=True)
+        restart_complete(stage)
         go_on(stage)
         found(judge(stage))
