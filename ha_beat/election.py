@@ -57,6 +57,10 @@ _ROUNDING = 1e-6
 #: For so many seconds, or so many polls if that is longer, the others let a preferred replica go first.
 PREFERENCE, PREFERENCE_POLLS = 1.0, 3
 
+#: After so many attempts in a row that failed, the pauses grow, to so many seconds unless ``poll_interval`` is longer.
+PATIENCE = 10
+LONGEST_BACKOFF = 1.0
+
 #: So many lost presence connections in one term, and the leader does without for a while.
 PRESENCE_LOSSES = 3
 
@@ -87,6 +91,8 @@ class Standby:
     barred_until: float = 0.0
     seen_epoch: int = 0
     last_nonce: str = ""
+    #: Attempts in a row that Redis did not answer, or refused to carry out.
+    failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,15 +243,18 @@ def decide(state: State, now: float, fitness: Fitness) -> Action:
                 return Renew(term, state.seq + 1, presence=now >= state.no_presence_until)
             return Wait(min(state.next_renewal, term.trusted_until))
         case Standby(campaign=Campaign() as campaign) if (
-            now >= state.barred_until and not fitness.stalled and fitness.ready and _may_go(campaign, now, fitness)
+            not fitness.stalled and fitness.ready and _may_go(campaign, state.barred_until, now, fitness)
         ):
             return campaign
         case Standby():
             return Observe() if now >= state.next_poll else Wait(state.next_poll)
 
 
-def _may_go(campaign: Campaign, now: float, fitness: Fitness) -> bool:
-    return not campaign.preferred or campaign.preferred == fitness.replica or now >= campaign.open_at
+def _may_go(campaign: Campaign, barred_until: float, now: float, fitness: Fitness) -> bool:
+    if campaign.preferred and now < campaign.open_at:
+        # Somebody chose: then it does not matter who gave up the lease lately.
+        return campaign.preferred == fitness.replica
+    return now >= barred_until
 
 
 def released(state: Leader, now: float, timing: Timing) -> Standby:
@@ -316,8 +325,10 @@ def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) ->
                 seen_epoch=term.epoch,
                 last_nonce=nonce,
             )
+        case Campaigned(answer=Unknown(), nonce=nonce):
+            return _failed(replace(state, last_nonce=nonce), now, timing)
         case Campaigned(nonce=nonce):
-            return replace(state, campaign=None, next_poll=now + timing.poll_interval, last_nonce=nonce)
+            return replace(state, campaign=None, next_poll=now + timing.poll_interval, last_nonce=nonce, failures=0)
         case Forbidden():
             return replace(state, campaign=None, next_poll=now + timing.poll_interval, barred_until=now + timing.ttl)
         case Woken():
@@ -325,7 +336,14 @@ def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) ->
         case PresenceBroke() | PresenceReady() | Fenced():
             return state
         case _:
-            return replace(state, campaign=None, counted="", next_poll=now + timing.poll_interval)
+            return _failed(replace(state, counted=""), now, timing)
+
+
+def _failed(state: Standby, now: float, timing: Timing) -> Standby:
+    """Redis did not do what it was asked: again soon, then less and less often."""
+    pause = timing.poll_interval * 2 ** min(max(state.failures - PATIENCE, 0), 10)
+    longest = max(LONGEST_BACKOFF, timing.poll_interval)
+    return replace(state, campaign=None, next_poll=now + min(pause, longest), failures=state.failures + 1)
 
 
 def _look(state: Standby, view: LeaseView, now: float, timing: Timing) -> Standby:
@@ -337,7 +355,9 @@ def _look(state: Standby, view: LeaseView, now: float, timing: Timing) -> Standb
     if view.subscribers > 0:
         state = replace(state, counted=record.presence)
     sighting = _sight(state.sighting, view, record, now)
-    return replace(state, sighting=sighting, campaign=_opportunity(state, sighting, now, timing))
+    campaign = _opportunity(state, sighting, now, timing)
+    # What can be read may still refuse to be written.
+    return replace(state, sighting=sighting, campaign=campaign, failures=state.failures if campaign else 0)
 
 
 def _sight(before: Sighting | None, view: LeaseView, record: LeaseRecord, now: float) -> Sighting:

@@ -17,7 +17,8 @@ class TaskOccurrence:
 
     ``scheduled_at``, in UTC, is the instant it was *meant* for; of a manual run, the instant it was asked for.
     ``epoch`` is the term it was enqueued in, ``run_count`` how many occurrences of the entry the cluster has enqueued
-    with this one. ``request`` is the id of the request that a manual run or a backfill was, empty for a message by schedule.
+    with this one. ``request`` is the id of the request that a manual run or a backfill was, empty for a message by
+    schedule.
     """
 
     cluster: str

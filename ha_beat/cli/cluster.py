@@ -7,11 +7,10 @@ import getpass
 import socket
 from collections.abc import Callable, Iterable
 from functools import cached_property, update_wrapper
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import click
 from celery import Celery
-from click_didyoumean import DYMGroup
 
 from ha_beat.bootstrap import check_topology, lease_link, load_settings
 from ha_beat.clock import SystemClock
@@ -162,11 +161,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
-def on_cluster(command: Callable[Concatenate[Cluster, P], T]) -> Callable[Concatenate[click.Context, P], T]:
+def on_cluster(command: Callable[Concatenate[Cluster, P], T]) -> Callable[P, T]:
     """Hand the app's cluster to a command, and say in one line what goes wrong."""
 
     @click.pass_context
-    def run(ctx: click.Context, *args: P.args, **kwargs: P.kwargs) -> T:
+    def run(ctx: click.Context, /, *args: P.args, **kwargs: P.kwargs) -> T:
         app = getattr(ctx.obj, "app", None)
         if app is None:
             raise CantTell("which app? Say so: celery -A your_project ha-beat …")
@@ -176,12 +175,8 @@ def on_cluster(command: Callable[Concatenate[Cluster, P], T]) -> Callable[Concat
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except ConfigurationError as exc:
-            hint = (
-                ""
-                if app.main not in (None, "default", "__main__")
-                else " (was the app given? celery -A your_project …)"
-            )
-            raise CantTell(f"{exc}{hint}") from exc
+            named = app.main not in (None, "default", "__main__")
+            raise CantTell(f"{exc}{'' if named else ' (was the app given? celery -A your_project …)'}") from exc
         except StoreError as exc:
             raise CantTell(f"Redis can't be asked at {cluster.redis_name}: {exc}") from exc
         except HaBeatError as exc:
@@ -189,14 +184,6 @@ def on_cluster(command: Callable[Concatenate[Cluster, P], T]) -> Callable[Concat
         except BrokenPipeError:
             raise
         except Exception as exc:
-            raise CantTell(f"unexpected {type(exc).__name__}: {exc}") from exc
+            raise CantTell(f"internal error: {type(exc).__name__}: {exc}") from exc
 
-    return update_wrapper(run, command)
-
-
-class Group(DYMGroup):  # type: ignore[misc]
-    """Commands in the order in which they are of use."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Name the commands as they were added."""
-        return list(self.commands)
+    return cast("Callable[P, T]", update_wrapper(cast("Any", run), command))

@@ -31,7 +31,8 @@ def _say(reply: Reply, *, as_json: bool, leads: str) -> None:
         return
     if not reply.ok:
         raise NotWell(f"{reply.line} ({leads})")
-    click.echo(f"{reply.line[:1].upper()}{reply.line[1:]}. {leads[:1].upper()}{leads[1:]}.")
+    click.echo(reply.line)
+    click.echo(leads)
 
 
 @click.command("step-down", epilog="Example: celery -A proj ha-beat step-down --to web-2")
@@ -57,8 +58,10 @@ def step_down(cluster: Cluster, *, to: str | None, timeout: float, as_json: bool
         view = cluster.view()
         leader = leader_of(view)
         if leader is not None and leader.epoch > reply.epoch:
-            other = f", not {preferred}" if preferred and leader.holder != preferred else ""
-            _say(reply, as_json=as_json, leads=f"{leader.holder} leads now, in epoch {leader.epoch}{other}")
+            now = f"{leader.holder} leads now, in epoch {leader.epoch}"
+            if preferred and leader.holder != preferred:
+                raise NotWell(f"{reply.line}; {now}, not {preferred}")
+            _say(reply, as_json=as_json, leads=now)
             return
         cluster.clock.sleep(0.05)
     raise NotWell(f"{reply.line}, but nobody has taken over yet ({leadership_in_words(view)})")

@@ -365,3 +365,16 @@ def test_no_outcome_at_all_makes_a_leader_out_of_a_standby_but_an_acquisition(st
 def test_a_renewal_that_arrives_at_a_standby_does_not_make_it_lead():
     """It gave up while the answer was under way."""
     assert isinstance(absorb(Standby(), renewed(100.0), 100.1, TIMING), Standby)
+
+
+def test_a_preferred_replica_goes_first_and_the_others_soon_after() -> None:
+    """A step-down in favour of one holds the others back for a moment only; even a bar does not hold that one back."""
+    record = LeaseRecord(holder="a", epoch=5, nonce="n", seq=3, ttl_ms=10_000, state="released", preferred="b")
+    standby = Standby(barred_until=200.0)
+    seen = absorb(standby, LeaseView(record, -1, 0, ""), 100.0, Timing())
+    assert isinstance(decide(seen, 100.0, Fitness(replica="b")), Campaign)
+    assert not isinstance(decide(seen, 100.0, Fitness(replica="c")), Campaign)
+    free = absorb(Standby(), LeaseView(record, -1, 0, ""), 100.0, Timing())
+    assert not isinstance(decide(free, 100.5, Fitness(replica="c")), Campaign)
+    assert isinstance(decide(free, 101.0, Fitness(replica="c")), Campaign)
+    assert not isinstance(decide(seen, 101.0, Fitness(replica="b")), Campaign)
