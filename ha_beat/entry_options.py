@@ -36,7 +36,10 @@ class EntryOptions:
         Raises:
             ConfigurationError: names the entry, the key and what is right.
         """
-        own = dict(options.get(KEY) or {})
+        given = options.get(KEY) or {}
+        if not isinstance(given, Mapping):
+            raise ConfigurationError(f"entry {entry!r}: options[{KEY!r}] is {given!r}; it must be a dict")
+        own = dict(given)
         rules = default
         if "misfire" in own:
             rules = replace(rules, policy=_one_of(entry, "misfire", own.pop("misfire"), _POLICIES))

@@ -18,7 +18,26 @@ from ha_beat.dispatch.types import Answer, OpenClaim, Operation
 from ha_beat.errors import StoreUnavailable
 from ha_beat.lease import Keys, Term
 from ha_beat.ledger import Ledger, LedgerRow
+from ha_beat.redis_faults import code_of, in_words
 from ha_beat.redis_scripts import text
+
+
+def _cause(exc: Exception) -> Exception:
+    """What kombu has wrapped."""
+    cause = exc.__cause__
+    return cause if isinstance(exc, OperationalError) and isinstance(cause, Exception) else exc
+
+
+def _is_the_brokers(cause: Exception) -> bool:
+    """Whether this concerns every entry; else it is the fault of one, which must not hold up the others.
+
+    kombu wraps a mistyped compression (``KeyError``) and a queue's key of another type just as a lost connection.
+    """
+    if isinstance(cause, redis_errors.ResponseError):
+        return code_of(cause) not in ("", "NOPERM")
+    return isinstance(cause, OperationalError | redis_errors.RedisError | OSError) and not isinstance(
+        cause, redis_errors.DataError
+    )
 
 
 class AtomicDispatcher:
@@ -43,8 +62,11 @@ class AtomicDispatcher:
         try:
             with captured(channel) as commands:
                 publish(self._app, producer, task_name=str(entry.task), args=args, kwargs=kwargs, options=options)
-        except (OperationalError, redis_errors.ConnectionError, redis_errors.TimeoutError) as exc:
-            raise StoreUnavailable(str(exc)) from exc
+        except (OperationalError, redis_errors.RedisError, OSError) as exc:
+            cause = _cause(exc)
+            if _is_the_brokers(cause):
+                raise StoreUnavailable(in_words(cause)) from exc
+            raise cause from None
         if not commands:
             raise NothingPublished(str(entry.task))
         return tuple(commands)

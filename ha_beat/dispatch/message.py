@@ -34,9 +34,11 @@ def publish(
     # Retries are the dispatcher's: a retry in here would not know whether the first try was accepted.
     options = {**options, "retry": False}
     task = app.tasks.get(task_name)
+    # A list, as Celery's own beat makes it: it shows in the message.
+    values: Any = list(args)
     # Nobody in beat will wait for the result: don't have the backend subscribe to it.
     with denied_join_result():
         if task is not None:
-            task.apply_async(list(args), dict(kwargs), producer=producer, **options)
+            task.apply_async(values, dict(kwargs), producer=producer, **options)
         else:
-            app.send_task(task_name, list(args), dict(kwargs), producer=producer, **options)
+            app.send_task(task_name, values, dict(kwargs), producer=producer, **options)
