@@ -79,9 +79,11 @@ class HAMixin(_Base):
                 runtime.elector.wait(_LONGEST_TICK)
             else:
                 self._lead(runtime, term)
-        except Exception:
+            runtime.observation.board.trouble = ""
+        except Exception as exc:
             logger.exception("A turn of the scheduler failed; going on")
             if self._runtime is not None:
+                self._runtime.observation.board.trouble = f"{type(exc).__name__}: {exc}"[:300]
                 self._runtime.elector.wait(_LONGEST_TICK)
         return _AT_ONCE
 

@@ -149,6 +149,8 @@ class Board:
         self._now = now
         #: A digest of the schedule, empty where it is not known.
         self.schedule = ""
+        #: Why the main loop's last turn failed (the schedule's store is away, say); empty where it didn't.
+        self.trouble = ""
         self._since_ms = round(clock.wall() * 1000)
         self._unreachable = ""
         self._forbidden = ""
@@ -224,6 +226,8 @@ class Board:
     def ready(self) -> Health:
         """Whether this replica leads, or could."""
         reasons = list(self.live().reasons)
+        if self.trouble:
+            reasons.append(redacted(f"the scheduler's last turn failed: {self.trouble}"))
         if self._vitals.term is None:
             if self._unreachable or self.look.why_not:
                 reasons.append(redacted(f"Redis can't be reached: {self._unreachable or self.look.why_not}"))
@@ -358,7 +362,12 @@ class Board:
                 found.append(
                     Warn("overdue", f"the oldest due occurrence has waited for {each.overdue_ms / 1000:.0f} s")
                 )
-        uncertain = [record for record in self.look.recent if record.verdict == "uncertain"]
+        enqueued = {(record.entry, record.first) for record in self.look.recent if record.verdict == "enqueued"}
+        uncertain = [
+            record
+            for record in self.look.recent
+            if record.verdict == "uncertain" and (record.entry, record.first) not in enqueued  # confirmed late
+        ]
         if uncertain:
             latest = uncertain[-1]
             what = f"{len(uncertain)} occurrences, the latest of {latest.entry} at {latest.first.isoformat()}"

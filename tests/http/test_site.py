@@ -68,6 +68,13 @@ def test_a_dead_election_thread_is_not_alive(scene: Scene):
     assert statuses(scene)["/livez"] == 503
 
 
+def test_a_replica_whose_schedule_cannot_be_read_is_not_ready(scene: Scene):
+    """It would win an election and enqueue nothing."""
+    scene.board.trouble = "OperationalError: connection to postgres://u:pw@db failed"
+    assert statuses(scene) == {"/livez": 200, "/readyz": 503, "/leader": 503}
+    assert b"postgres://***@db" in scene.site().answer("GET", "/readyz").body
+
+
 def test_before_redis_has_been_asked_nobody_is_ready():
     assert statuses(Scene()) == {"/livez": 200, "/readyz": 503, "/leader": 503}
 

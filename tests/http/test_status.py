@@ -296,6 +296,14 @@ def test_uncertain_occurrences_are_warned_of(client: redis.Redis):
     assert "uncertain" in codes(scene)
 
 
+def test_what_was_confirmed_late_is_uncertain_no_more(client: redis.Redis):
+    scene, watcher = watched(client)
+    write(client, {**enqueued(), "verdict": "uncertain"})
+    write(client, enqueued())
+    watcher.turn()
+    assert "uncertain" not in codes(scene)
+
+
 def test_the_status_says_its_version_and_is_json(client: redis.Redis):
     scene, watcher = watched(client)
     write(client, enqueued())
