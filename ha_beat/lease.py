@@ -53,6 +53,15 @@ class Keys:
         """Hash: occurrences claimed and not yet confirmed, by task id."""
         return self._key("claims")
 
+    def guard(self, task_id: str) -> str:
+        """Which sending of an occurrence the workers have taken up."""
+        return self._key(f"guard:{task_id}")
+
+    @property
+    def dropped(self) -> str:
+        """How many messages the workers' guard has dropped."""
+        return self._key("dropped")
+
     @property
     def wake(self) -> str:
         """Channel: look at the lease now."""
