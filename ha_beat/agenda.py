@@ -112,9 +112,10 @@ class Agenda:
 
     def upcoming(self, limit: int) -> list[tuple[datetime, Slot]]:
         """The slots that come next, in order. May be called from another thread than the one that works here."""
-        heap = self._heap.copy()
-        soonest = heapq.nsmallest(2 * limit, heap)  # twice: some are put aside
-        return [(at, slot) for at, ticket, slot in soonest if slot.ticket == ticket][:limit]
+        # Not the heap: an entry that is being dispatched is off it for that moment.
+        slots = list(self._by_id.values())
+        due = [(slot.due_at, slot.ticket, slot) for slot in slots if slot.due_at is not None]
+        return [(at, slot) for at, _, slot in heapq.nsmallest(limit, due, key=lambda line: line[:2])]
 
     def backlog(self, now: datetime) -> int:
         """How many slots are due; counts them. May be called from another thread than the one that works here."""

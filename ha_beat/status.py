@@ -24,6 +24,7 @@ from ha_beat.journal import Journal, Record, TermRecord, VerdictRecord
 from ha_beat.lease import LeaseRecord, Replica, Term
 from ha_beat.ledger import to_micros
 from ha_beat.members import MEMBER_INTERVAL, ClusterView, Member, Members, ServerFacts, Upcoming
+from ha_beat.requests import Pause
 
 logger = logging.getLogger("ha_beat")
 
@@ -395,7 +396,8 @@ class Board:
                 f"Redis may evict the lease and the ledger: its maxmemory-policy is {look.facts.eviction_policy}",
             )
         if look.view is not None and look.view.paused:
-            yield Warn("paused", "the cluster is paused: nothing is enqueued until it is resumed", "notice")
+            words = Pause.parse(look.view.paused).in_words()
+            yield Warn("paused", f"the cluster is paused, so that nothing is enqueued by schedule, {words}", "notice")
 
     def _of_lease(self) -> Iterable[Warn]:
         view = self.look.view
