@@ -46,6 +46,11 @@ class Timing:
         return min(self.renew_interval / 5, 0.5)
 
     @property
+    def longest_backoff(self) -> float:
+        """Between a standby's attempts at a Redis that does not answer, or refuses."""
+        return max(1.0, self.poll_interval)
+
+    @property
     def presence_pause(self) -> float:
         """How long to do without presence when its connection keeps breaking."""
         return 6 * self.ttl
@@ -57,9 +62,8 @@ _ROUNDING = 1e-6
 #: For so many seconds, or so many polls if that is longer, the others let a preferred replica go first.
 PREFERENCE, PREFERENCE_POLLS = 1.0, 3
 
-#: After so many attempts in a row that failed, the pauses grow, to so many seconds unless ``poll_interval`` is longer.
+#: After so many attempts in a row that failed, the pauses between a standby's attempts grow.
 PATIENCE = 10
-LONGEST_BACKOFF = 1.0
 
 #: So many lost presence connections in one term, and the leader does without for a while.
 PRESENCE_LOSSES = 3
@@ -342,8 +346,8 @@ def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) ->
 def _failed(state: Standby, now: float, timing: Timing) -> Standby:
     """Redis did not do what it was asked: again soon, then less and less often."""
     pause = timing.poll_interval * 2 ** min(max(state.failures - PATIENCE, 0), 10)
-    longest = max(LONGEST_BACKOFF, timing.poll_interval)
-    return replace(state, campaign=None, next_poll=now + min(pause, longest), failures=state.failures + 1)
+    pause = min(pause, timing.longest_backoff)
+    return replace(state, campaign=None, next_poll=now + pause, failures=state.failures + 1)
 
 
 def _look(state: Standby, view: LeaseView, now: float, timing: Timing) -> Standby:

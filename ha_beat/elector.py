@@ -52,6 +52,12 @@ _FOLLOW_INTERVAL = 1.0
 #: Between attempts to subscribe again, in seconds.
 _REOPEN_INTERVAL = 1.0
 
+#: Attempts that write; what can be read may still refuse these.
+_WRITING = frozenset({"campaign", "renewal", "release"})
+
+#: So many different reasons are told of one outage.
+_REASONS_TOLD = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Tenure:
@@ -111,8 +117,14 @@ class Elector:
         self._reopen_at = 0.0
         self._unreachable_since: float | None = None
         self._seen_holder = ("", 0)
+        self._seen_move = (0, 0)
         self._forbidden_why = ""
         self._failing = False
+        # Of the outage under way: what fails, and the reasons told.
+        self._refused: set[str] = set()
+        self._reasons: set[str] = set()
+        self._deaf_because = ""
+        self._blind_because = ""
         #: Whether this replica has what a leader needs; until then it does not campaign. Asked often: must be cheap.
         self.ready: Callable[[], bool] = lambda: True
 
@@ -233,12 +245,12 @@ class Elector:
                 self._keep_warm(now)
                 return self._listen(min(until - now, _SLICE))
             case Observe():
-                return self._ask(self._store.observe)
+                return self._ask(self._store.observe, "observation")
             case Campaign():
                 return self._campaign(action, now)
             case Renew(term=term, seq=seq, presence=with_presence):
                 channel = self._presence.channel if with_presence else ""
-                answer = self._ask(lambda: self._store.renew(term, seq, channel))
+                answer = self._ask(lambda: self._store.renew(term, seq, channel), "renewal")
                 return answer if isinstance(answer, Unknown) else Renewal(answer, now)
             case Release():
                 return None
@@ -249,7 +261,7 @@ class Elector:
         timing, channel = self._timing, self._presence.channel
         attempt = Attempt(self.replica, new_token(), now, timing.ttl, timing.margin, channel, campaign.why)
         try:
-            answer = self._ask(lambda: self._store.acquire(attempt, campaign.expected, seen_epoch))
+            answer = self._ask(lambda: self._store.acquire(attempt, campaign.expected, seen_epoch), "campaign")
         except LeadershipForbidden as exc:
             return Forbidden(str(exc))
         if isinstance(answer, Acquired):
@@ -260,15 +272,15 @@ class Elector:
             self._tenure = Tenure(answer, campaign.why, self._contact_until_by_time(), self._contact_since)
         return Campaigned(answer, attempt.nonce)
 
-    def _ask(self, call: Callable[[], _T]) -> _T | Unknown:
+    def _ask(self, call: Callable[[], _T], attempt: str) -> _T | Unknown:
         sent_at = self._clock.elapsed()
         try:
             answer = call()
         except StoreError as exc:
-            self._note_unreachable(str(exc))
+            self._note_unreachable(attempt, str(exc))
             return Unknown(str(exc))
         self._heard_at = self._clock.elapsed()
-        self._note_reachable()
+        self._note_reachable(attempt)
         if isinstance(answer, LeaseView | Renewed | Acquired):
             self._time.redis_said(answer.server_ms, sent_at, self._heard_at)
         return answer
@@ -278,7 +290,14 @@ class Elector:
             return
         if self._unreachable_since is None:
             self._follow_at = now + _FOLLOW_INTERVAL
-            self._ask(self._follow)
+            why = ""
+            try:
+                self._follow()
+            except StoreError as exc:
+                why = str(exc)
+            if why and why != self._blind_because:
+                self._emit(events.FollowFailed(why))
+            self._blind_because = why
 
     def _contact_until_by_time(self) -> datetime | None:
         if self._contact_until is None:
@@ -295,8 +314,12 @@ class Elector:
             self._reopen_at = now + _REOPEN_INTERVAL
             try:
                 self._presence.open()
-            except PresenceError:
+            except PresenceError as exc:
+                if str(exc) != self._deaf_because:
+                    self._deaf_because = str(exc)
+                    self._emit(events.PresenceUnavailable(str(exc)))
                 return None
+            self._deaf_because = ""
             return PresenceReady()
         try:
             return Woken() if self._presence.wait(seconds) else None
@@ -314,7 +337,7 @@ class Elector:
         if not isinstance(state, Leader):
             return
         self._enter(election.released(state, now, self._timing), action.why)
-        self._ask(lambda: self._store.release(action.term, action.why, action.preferred))
+        self._ask(lambda: self._store.release(action.term, action.why, action.preferred), "release")
 
     def _take_in(self, outcome: Outcome) -> None:
         before, now = self._state, self._clock.elapsed()
@@ -370,20 +393,31 @@ class Elector:
         record = view.record
         if record is None or not record.held or record.holder == self.replica.id:
             return
+        moved, self._seen_move = (record.epoch, record.seq) != self._seen_move, (record.epoch, record.seq)
+        if moved and self._refused:
+            # Somebody leads, so it can be written.
+            self._note_reachable("renewal")
         if (record.holder, record.epoch) != self._seen_holder:
             self._seen_holder = (record.holder, record.epoch)
             self._emit(events.LeaderSeen(record.holder, record.epoch))
 
-    def _note_unreachable(self, why: str) -> None:
+    def _note_unreachable(self, attempt: str, why: str) -> None:
         if self._unreachable_since is None:
             self._unreachable_since = self._clock.elapsed()
-            self._contact_until, self._outage = self._heard_at, True
+            self._contact_until = self._heard_at
+            self._reasons.clear()
+        self._refused.add(attempt)
+        if why not in self._reasons and len(self._reasons) < _REASONS_TOLD:
+            self._reasons.add(why)
             self._emit(events.LeaseUnreachable(why, isinstance(self._state, Leader)))
 
-    def _note_reachable(self) -> None:
-        if self._unreachable_since is not None:
+    def _note_reachable(self, attempt: str) -> None:
+        """This went well: the outage is over if nothing else of it is left to go well."""
+        if self._unreachable_since is None:
+            return
+        self._refused -= _WRITING if attempt in _WRITING else {attempt}
+        if not self._refused:
             since, self._unreachable_since = self._unreachable_since, None
-            self._contact_since = self._clock.elapsed()
             self._emit(events.LeaseReachable(self._clock.elapsed() - since))
 
 

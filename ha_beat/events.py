@@ -43,7 +43,7 @@ class LeaderSeen(Event):
 
 @dataclass(frozen=True, slots=True)
 class LeaseUnreachable(Event):
-    """Redis can't be asked; once for each outage."""
+    """Redis can't be asked, or refuses; once for each reason in an outage."""
 
     why: str
     leading: bool
@@ -59,6 +59,20 @@ class LeaseReachable(Event):
 @dataclass(frozen=True, slots=True)
 class PresenceLost(Event):
     """The connection by which Redis knows that this process lives has ended."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceUnavailable(Event):
+    """No such connection can be had: this replica's death would be noticed only by its lease. Once for each reason."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class FollowFailed(Event):
+    """This standby can't follow what the leader records. Once for each reason."""
 
     why: str
 

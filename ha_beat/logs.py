@@ -39,11 +39,18 @@ class LogWriter:
                 return logging.INFO, f"Standing by: {holder} leads {self._cluster} in epoch {epoch}"
             case e.LeaseUnreachable(why, leading):
                 then = "leading on while the lease is trusted" if leading else "standing by"
-                return logging.WARNING, f"The lease can't be reached ({why}): {then}"
+                return logging.WARNING, f"The lease can't be had: {why}; {then}"
             case e.LeaseReachable(after):
-                return logging.INFO, f"The lease can be reached again after {_seconds(after)}"
+                return logging.INFO, f"The lease can be had again after {_seconds(after)}"
             case e.PresenceLost(why):
                 return logging.WARNING, f"The presence connection has ended ({why}): subscribing again"
+            case e.PresenceUnavailable(why):
+                return (
+                    logging.WARNING,
+                    f"No presence connection ({why}): the death of this replica would be noticed by its lease alone",
+                )
+            case e.FollowFailed(why):
+                return logging.WARNING, f"This standby can't follow what the leader records ({why})"
             case e.LeadingForbidden(why):
                 return logging.ERROR, f"This replica can't lead: {why}"
             case e.ElectionFailed(why):

@@ -378,3 +378,31 @@ def test_a_preferred_replica_goes_first_and_the_others_soon_after() -> None:
     assert not isinstance(decide(free, 100.5, Fitness(replica="c")), Campaign)
     assert isinstance(decide(free, 101.0, Fitness(replica="c")), Campaign)
     assert not isinstance(decide(seen, 101.0, Fitness(replica="b")), Campaign)
+
+
+def test_a_redis_that_does_not_answer_is_asked_less_and_less_often():
+    """A standby's attempts spread to one a second, and are as close as ever once Redis answers."""
+    state, now, asked = Standby(), 0.0, []
+    while now < 60.0:
+        state = absorb(state, Unknown("refused"), now, TIMING)
+        asked.append(round(state.next_poll - now, 6))
+        now = state.next_poll
+    assert asked[0] == pytest.approx(TIMING.poll_interval)
+    assert asked == sorted(asked)
+    assert asked[-1] == pytest.approx(TIMING.longest_backoff)
+    assert len(asked) < 80
+    state = absorb(state, view(), now, TIMING)
+    assert state.next_poll - now == pytest.approx(TIMING.poll_interval)
+    assert absorb(state, Unknown("refused"), now, TIMING).next_poll - now == pytest.approx(TIMING.poll_interval)
+
+
+def test_a_redis_that_reads_but_does_not_write_is_not_campaigned_at_all_the_time():
+    """Reading the free lease in between does not make a refused campaign count as the first."""
+    state, now, campaigns = Standby(), 0.0, 0
+    while now < 60.0:
+        state = absorb(state, view(None, -1), now, TIMING)
+        assert isinstance(decide(state, now, Fitness()), Campaign)
+        campaigns += 1
+        state = absorb(state, Campaigned(Unknown("READONLY"), "n"), now, TIMING)
+        now = state.next_poll
+    assert campaigns < 80

@@ -68,6 +68,10 @@ class NoMargin(Timing):
     def margin(self) -> float:
         return 0.0
 
+    @property
+    def longest_backoff(self) -> float:
+        return self.poll_interval
+
 
 class NoComparison(MemoryLeaseStore):
     """Takes the lease whatever has become of it since it was seen free."""
