@@ -11,7 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ha_beat import events
-from ha_beat.journal import Record, TermRecord, VerdictRecord
+from ha_beat.journal import Journal, Record, TermRecord, VerdictRecord
+from ha_beat.members import Members
+
+#: Seconds between two looks at a running cluster.
+PATROL_INTERVAL = 5.0
 
 #: So many of the newest occurrences are remembered to find a second verdict for one of them.
 MEMORY = 5000
@@ -55,6 +59,11 @@ class Watch:
     _highest_epoch: int = 0
     _highest_n: int = 0
     _gen: str = ""
+
+    @property
+    def gen(self) -> str:
+        """The incarnation of the state as last seen."""
+        return self._gen
 
     @property
     def breaches(self) -> tuple[Breach, ...]:
@@ -133,3 +142,42 @@ class Watch:
         elif (kind, subject) not in self._broken:
             self._broken[kind, subject] = Breach(kind, subject, detail)
             self.emit(events.InvariantBroken(kind, subject, detail))
+
+
+class Patrol:
+    """Looks after the rules on a running cluster. Used by one thread."""
+
+    def __init__(self, members: Members, journal: Journal, emit: Callable[[events.Event], None]) -> None:
+        self._members = members
+        self._journal = journal
+        self._seen = ""
+        self.watch = Watch(emit)
+
+    def turn(self) -> tuple[Breach, ...]:
+        """Take in what is new, and tell what is broken.
+
+        Raises:
+            StoreError: Redis did not answer.
+        """
+        records = self._journal.after(self._seen) if self._seen else self._journal.newest()[::-1]
+        # Read after the journal, the counter can't be behind it.
+        view = self._members.view()
+        leader = next((member for member in view.members if member.role == "leader"), None)
+        overdue: tuple[tuple[str, float], ...] = ()
+        if leader is not None and leader.upcoming and leader.overdue_ms:
+            overdue = ((leader.upcoming[0].entry, leader.overdue_ms / 1000),)
+        standing = Standing(
+            lease_epoch=view.lease.epoch if view.lease else 0,
+            ledger_epoch=view.highest_epoch,
+            journal_counter=view.journal_counter,
+            gen=view.gen,
+            overdue=overdue,
+            paused=bool(view.paused),
+        )
+        if self.watch.gen and view.gen != self.watch.gen:
+            # Another Redis, or an emptied one: its journal begins anew, perhaps with an earlier clock.
+            self._seen = ""
+            return self.watch.look(standing)
+        if records:
+            self._seen = records[-1].id
+        return self.watch.look(standing, records)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ha_beat.agenda import Agenda
 from ha_beat.clock import Clock
 from ha_beat.events import Events
+from ha_beat.invariants import Patrol
 from ha_beat.journal import Journal
 from ha_beat.lease import Keys, Replica
 from ha_beat.members import Members
@@ -78,7 +79,9 @@ def observe(
     )
     events.subscribe(board)
     address = settings.http_address
-    watcher = Watcher(board, Members(client, keys), Journal(client, keys), clock, looking=address is not None)
+    members, journal = Members(client, keys), Journal(client, keys)
+    patrol = Patrol(members, journal, events.emit)
+    watcher = Watcher(board, members, journal, clock, looking=address is not None, patrol=patrol)
     if address is None:
         return Observation(board, watcher, None, None, clock)
     from ha_beat.http import HttpServer, Site

@@ -20,6 +20,7 @@ from ha_beat import events
 from ha_beat.agenda import Agenda
 from ha_beat.clock import Clock
 from ha_beat.errors import StoreError
+from ha_beat.invariants import PATROL_INTERVAL, Patrol
 from ha_beat.journal import Journal, Record, TermRecord, VerdictRecord
 from ha_beat.lease import LeaseRecord, Replica, Term
 from ha_beat.ledger import to_micros
@@ -226,11 +227,14 @@ class Board:
 
     def ready(self) -> Health:
         """Whether this replica leads, or could."""
+        return self._ready(asks_redis=True)
+
+    def _ready(self, *, asks_redis: bool) -> Health:
         reasons = list(self.live().reasons)
         if self.trouble:
             reasons.append(redacted(f"the scheduler's last turn failed: {self.trouble}"))
         if self._vitals.term is None:
-            if self._unreachable or self.look.why_not:
+            if asks_redis and (self._unreachable or self.look.why_not):
                 reasons.append(redacted(f"Redis can't be reached: {self._unreachable or self.look.why_not}"))
             if self._forbidden:
                 reasons.append(redacted(self._forbidden))
@@ -256,7 +260,8 @@ class Board:
             fingerprint=replica.fingerprint,
             schedule=self.schedule,
             clock_offset_ms=round(self.look.clock_offset * 1000),
-            not_ready=self.ready().reasons,
+            # Whoever reads this in Redis knows that the replica can reach it.
+            not_ready=self._ready(asks_redis=False).reasons,
         )
         term = self._vitals.term
         if term is None:
@@ -422,13 +427,19 @@ class Watcher:
         clock: Clock,
         *,
         looking: bool,
+        patrol: Patrol | None = None,
     ) -> None:
-        """``looking``: whether somebody may want to see the cluster; else the replica only registers."""
+        """``looking``: whether somebody may want to see the cluster; else the replica only registers.
+
+        ``patrol`` looks after the invariants, where this replica leads or looks.
+        """
         self._board = board
         self._members = members
         self._journal = journal
         self._clock = clock
         self._looking = looking
+        self._patrol = patrol
+        self._patrol_at = float("-inf")
         self._closing = False
         #: Whether the replica has signed off.
         self.gone = False
@@ -483,6 +494,7 @@ class Watcher:
             offset = self._clock.wall() - (received - sent) / 2 - server_ms / 1000
             if view is not None:
                 self._look_closer(view)
+            self._go_round(leading=member.role == "leader")
         except StoreError as exc:
             board.look = replace(before, why_not=str(exc))
             return
@@ -496,6 +508,12 @@ class Watcher:
             recent=tuple(self._recent),
             terms=spans(self._terms, view.lease if view else None, self._heard),
         )
+
+    def _go_round(self, *, leading: bool) -> None:
+        now = self._clock.elapsed()
+        if self._patrol is not None and (leading or self._looking) and now - self._patrol_at >= PATROL_INTERVAL:
+            self._patrol_at = now
+            self._patrol.turn()
 
     def _look_closer(self, view: ClusterView) -> None:
         now = self._clock.elapsed()

@@ -1,0 +1,44 @@
+"""What a task can read of its occurrence."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+from celery.app.task import Context
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ha_beat
+
+HEADER = {
+    "cluster": "c",
+    "entry": "report",
+    "scheduled_at": "2026-01-01T00:00:00.000000+00:00",
+    "epoch": 7,
+    "run_count": 3,
+}
+
+
+def test_a_request_with_the_header_tells_its_occurrence() -> None:
+    """Celery puts a message's headers on the request as attributes."""
+    found = ha_beat.occurrence_of(Context({"ha_beat": HEADER}))
+    assert found is not None
+    assert (found.entry, found.scheduled_at, found.manual) == ("report", datetime(2026, 1, 1, tzinfo=UTC), False)
+    assert found.attributes()["ha_beat.epoch"] == 7
+    assert all(isinstance(value, str | int | bool) for value in found.attributes().values())
+
+
+def test_a_retry_keeps_it_among_the_headers() -> None:
+    assert ha_beat.occurrence_of(SimpleNamespace(headers={"ha_beat": HEADER})) is not None
+
+
+def test_other_tasks_have_none() -> None:
+    assert ha_beat.occurrence_of(Context({})) is None
+    assert ha_beat.occurrence_of(None) is None
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.dictionaries(st.text(), c)))
+def test_a_header_of_any_shape_never_raises(header: object) -> None:
+    found = ha_beat.occurrence_of(SimpleNamespace(ha_beat=header))
+    assert found is None
