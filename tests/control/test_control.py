@@ -192,3 +192,47 @@ def test_a_backfill_of_what_the_journal_does_not_know_needs_force(cluster: BeatC
     assert len(sent(cluster, "rare")) == 3
     late = {"entry": "fast", "from": to_micros(since), "to": to_micros(since + timedelta(days=3))}
     assert "more than" in ask(cluster, "backfill", **late).line
+
+
+def test_where_the_broker_is_elsewhere_runs_backfill_and_pause_hold_as_well(redis_server: RedisServer) -> None:
+    """With the lease in another database messages are claimed, sent and confirmed; requests are served all the same."""
+    broker, lease = redis_server.url_for(0), redis_server.url_for(1)
+    settings = {"lease_ttl": 3, "poll_interval": 0.05}
+    with BeatCluster(broker, lease_urls=lease, spec=SPEC, replicas=2, settings=settings) as cluster:
+        cluster.wait_until_up()
+        cluster.wait_for_leader()
+        wait_for(lambda: "fast" in cluster.ledger(), what="the schedule in the ledger")
+        assert wait_for(lambda: ask(cluster, "report").data["dispatch"]["path"], what="a path") == "claim"
+        ran = ask(cluster, "run", entry="rare")
+        assert ran.ok, ran
+        since = datetime.fromisoformat("2026-01-01T00:00:00+00:00")
+        args = {"entry": "rare", "from": to_micros(since), "to": to_micros(since + timedelta(days=3))}
+        filled = ask(cluster, "backfill", **args, force=True)
+        assert filled.ok, filled
+        assert not ask(cluster, "backfill", **args, force=True).ok
+        queue: Any = redis_server.admin.lrange("celery", 0, -1)
+        rare = [m["headers"] for m in map(json.loads, queue) if m["headers"]["ha_beat"]["entry"] == "rare"]
+        assert len(rare) == len({headers["id"] for headers in rare}) == 4
+        assert ask(cluster, "pause").ok
+        count = redis_server.admin.llen("celery")
+        time.sleep(1.2)
+        assert redis_server.admin.llen("celery") == count
+
+
+def test_a_request_that_a_dead_leader_had_begun_is_not_sent_again(cluster: BeatCluster) -> None:
+    """Enqueued, and then killed before it answered: the next leader answers and sends nothing."""
+    assert cluster.admin is not None
+    request = Request("run", {"entry": "rare"}, by="tester")
+    for replica in cluster:
+        replica.pause()
+    requests = requests_of(cluster)
+    requests.post(request, lifetime=60)
+    # What the dispatch script leaves behind when it has carried out the request's one step.
+    cluster.admin.hset(cluster.key("ledger"), f"r:{request.id}", 1)
+    for replica in cluster:
+        replica.resume()
+    reply = wait_for(lambda: requests.answer_to(request.id), 30, "an answer")
+    assert reply.ok
+    assert "earlier leader" in reply.line
+    assert sent(cluster, "rare") == []
+    assert not cluster.admin.hexists(cluster.key("ledger"), f"r:{request.id}")
