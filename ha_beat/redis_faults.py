@@ -55,6 +55,10 @@ STALE = frozenset({"READONLY", "MOVED", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH"})
 _DID_NOTHING = frozenset({"NOAUTH", "WRONGPASS", "LOADING", "MASTERDOWN"})
 
 
+#: What Redis says in place of NOPERM where the command is one of a script's; it names neither command nor key.
+_NO_RIGHT_IN_SCRIPT = "The user executing the script can't"
+
+
 def code_of(exc: BaseException) -> str:
     """The code of Redis' error answer; empty for what is none, such as a connection that is refused."""
     code = _CODES.get(type(exc).__name__)
@@ -63,6 +67,8 @@ def code_of(exc: BaseException) -> str:
     said = str(exc)
     if isinstance(exc, redis_errors.AuthenticationError):
         return "NOAUTH" if "uthentication required" in said else "WRONGPASS"
+    if _NO_RIGHT_IN_SCRIPT in said:
+        return "NOPERM"
     if isinstance(exc, redis_errors.ResponseError):
         found = _CODE.search(said)
         return found[1] if found else ""
@@ -70,25 +76,33 @@ def code_of(exc: BaseException) -> str:
     return "READONLY" if "previous master is now a slave" in said else ""
 
 
-def in_words(exc: BaseException) -> str:
-    """One line that names what is wrong."""
+def in_words(exc: BaseException, command: str = "") -> str:
+    """One line that names what is wrong. ``command`` is that of a script at which it went wrong, where known."""
     code = code_of(exc)
     said = _IN_SCRIPT.sub("", " ".join(str(exc).split()))
+    if command and code == "NOPERM":
+        said += f": {command}"
     if code:
         detail = f": {said.removeprefix(code).strip()}" if said and said != code else ""
         return f"{_IN_WORDS[code]} ({code}{detail})"
     return f"{type(exc).__name__}: {said}" if said else type(exc).__name__
 
 
-def as_store_error(exc: Exception) -> StoreError:
+def as_store_error(exc: Exception, command: str = "") -> StoreError:
     """The same as an error of this package: refused where Redis said no, unavailable where no answer came."""
     code = code_of(exc)
     unanswered = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError)
     if code in _DID_NOTHING or isinstance(exc, redis_errors.MaxConnectionsError):
-        return StoreUnavailable(in_words(exc), acted=False)
+        return StoreUnavailable(in_words(exc, command), acted=False)
     if isinstance(exc, unanswered):
-        return StoreUnavailable(in_words(exc))
-    return StoreRefused(in_words(exc))
+        return StoreUnavailable(in_words(exc, command))
+    return StoreRefused(in_words(exc, command))
+
+
+def line_in_script(exc: BaseException) -> int | None:
+    """The line of the script, counted from 1, at which a command failed."""
+    found = re.search(r"@user_script: ?(\d+)", str(exc))
+    return int(found[1]) if found else None
 
 
 def moved_to(exc: BaseException) -> tuple[str, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -10,10 +11,13 @@ from typing import Any
 import redis
 from redis import exceptions as redis_errors
 
-from ha_beat.redis_faults import as_store_error
+from ha_beat.redis_faults import as_store_error, line_in_script
 
 #: Lets a script run on a server that is out of memory; servers before Redis 7 don't know the line.
 _ALTHOUGH_FULL = "#!lua flags=allow-oom\n"
+
+#: A command, and in capitals its subcommand.
+_COMMAND = re.compile(r"redis\.p?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
 
 
 @cache
@@ -40,7 +44,16 @@ class Script:
         try:
             return self._run(client, keys, args)
         except (redis_errors.RedisError, OSError) as exc:
-            raise as_store_error(exc) from exc
+            raise as_store_error(exc, self._command_at(exc)) from exc
+
+    def _command_at(self, exc: Exception) -> str:
+        """Which command failed: Redis tells only the line of the script."""
+        line = line_in_script(exc)
+        lines = self._sources[0].splitlines()
+        if line is None or not 0 < line <= len(lines):
+            return ""
+        found = _COMMAND.search(lines[line - 1])
+        return " ".join(filter(None, found.groups())) if found else ""
 
     def _run(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
         while True:
