@@ -180,7 +180,10 @@ class Elector:
 
     def fenced(self, term: Term, why: str) -> None:
         """Redis refused work under this term."""
-        self._term = None
+        current = self._term
+        if current is not None and current.nonce == term.nonce:
+            # Another one may have begun since the work was sent, and is not over.
+            self._term = None
         self._fenced = Fenced(term.nonce, why)
 
     def close(self, release: Callable[[Term], object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ha_beat.clock import Clock
 from ha_beat.errors import ForeignApp, StoreUnavailable
@@ -13,6 +13,7 @@ from ha_beat.lease import (
     Attempt,
     Expected,
     LeaseRecord,
+    LeaseStore,
     LeaseView,
     Lost,
     Refused,
@@ -20,7 +21,7 @@ from ha_beat.lease import (
     Term,
     new_token,
 )
-from ha_beat.presence import PresenceError
+from ha_beat.presence import Presence, PresenceError
 
 _T = TypeVar("_T")
 _Released = Callable[[], None]
@@ -65,7 +66,8 @@ class MemoryLeaseStore:
         if self._fingerprint and self._fingerprint != replica.fingerprint:
             raise ForeignApp(self.cluster, replica.fingerprint, self._fingerprint)
         lease_gen, ledger_gen, previous_run_id = was.gen if was else "", self._ledger_gen, self._ledger_run_id
-        gen = lease_gen if lease_gen and lease_gen == ledger_gen else new_token()
+        torn = not ledger_gen or lease_gen not in ("", ledger_gen)
+        gen = new_token() if torn else ledger_gen
         epoch = max((was.epoch if was else 0) + 1, self._ledger_epoch + 1, seen_epoch + 1, self._now_ms())
         presence = attempt.presence if self._subscribers(attempt.presence) > 0 else ""
         self.record = LeaseRecord(
@@ -169,6 +171,12 @@ class MemoryLeaseStore:
         if self.lose_replies:
             raise StoreUnavailable("the reply was lost")
         return answer
+
+
+if TYPE_CHECKING:
+
+    def _keeps_the_protocols(store: MemoryLeaseStore, presence: MemoryPresence) -> tuple[LeaseStore, Presence]:
+        return store, presence
 
 
 class MemoryPresence:

@@ -119,6 +119,19 @@ def test_a_released_lease_refuses_its_last_holder(lease: LeaseBench):
     assert lease.on_wake() == 1
 
 
+def test_who_is_preferred_is_told_to_all_until_somebody_leads(lease: LeaseBench):
+    """A step-down in favour of one replica."""
+    term = lease.take().term
+    lease.store.release(term, "asked to", "two")
+    record = lease.store.observe().record
+    assert record is not None
+    assert (record.preferred, record.reason) == ("two", "asked to")
+    lease.take("two", standing(lease))
+    record = lease.store.observe().record
+    assert record is not None
+    assert record.preferred == ""
+
+
 def test_without_record_or_with_other_state_behind_it_the_term_is_lost(lease: LeaseBench):
     term = lease.take().term
     lease.lose_state()
