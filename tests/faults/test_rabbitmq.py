@@ -1,0 +1,427 @@
+"""Dispatch where the broker is not the lease's Redis: RabbitMQ, and another Redis, on real processes.
+
+What becomes of an occurrence when its leader is killed, by the place at which that happens:
+
+    place         uncertain=skip             uncertain=republish
+    before claim  sent by the next leader    sent by the next leader
+    claimed       not sent; uncertain        sent by the next leader
+    published     sent; uncertain            sent twice; the guard drops one
+    confirmed     sent                       sent
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ha_beat.occurrence import Occurrence
+from tests.faults.checker import Interval, duplicates_by_occurrence
+from tests.faults.cluster import BeatCluster, Replica, base_environment
+from tests.faults.proxy import containing
+from tests.faults.stage import Stage
+from tests.servers import RabbitMQ, RedisServer, Server, ServerProcess, need, wait_for
+
+HALF_SECOND = {"fast": {"every": 0.5}}
+
+#: A lease of 3 s: commands to Redis and waits on the broker are bounded by 0.75 s, and a broker out of reach for
+#: 5 s is left to another replica.
+QUICK = {"lease_ttl": 3}
+
+PUBLISH = containing(b"ha_beat", b"scheduled_at")
+
+
+@pytest.fixture(scope="module")
+def _rabbitmq() -> Iterator[RabbitMQ]:
+    with need(RabbitMQ) as server:
+        yield server
+
+
+@pytest.fixture
+def rabbitmq(_rabbitmq: RabbitMQ) -> RabbitMQ:
+    """The module's broker, which the test before may have left stopped or frozen."""
+    if _rabbitmq.alive:
+        _rabbitmq.resume()
+    return _rabbitmq.start()
+
+
+@contextmanager
+def stage_on(broker: Server, **options: Any) -> Iterator[Stage]:
+    """Replicas with a queue of their own, that one enqueues to and a consumer empties."""
+    queue = f"queue-{uuid.uuid4().hex[:8]}"
+    given: dict[str, Any] = {"spec": HALF_SECOND, "replicas": 2, "settings": QUICK, **options}
+    given["config"] = {"task_default_queue": queue, **given.get("config", {})}
+    with Stage(broker=broker, queues=[queue], **given) as made:  # type: ignore[arg-type]
+        yield made
+
+
+def open_claims(cluster: BeatCluster) -> list[str]:
+    assert cluster.admin is not None
+    claims: Any = cluster.admin.hgetall(cluster.key("claims"))
+    return [claim for claim in claims.values() if claim.startswith("open ")]
+
+
+def settled(stage: Stage) -> None:
+    """No claim is open any more, and messages flow."""
+    count = len(stage.history.messages())
+    stage.history.wait_for_messages(count + 3, timeout=30)
+    wait_for(lambda: not open_claims(stage.cluster), 15, "no open claim")
+
+
+def assert_nothing_twice_nothing_lost(stage: Stage, entry: str = "fast", every: float = 0.5) -> None:
+    stage.cluster.assert_all_alive()
+    report = stage.report([Interval(entry, every)])
+    assert report.ok, f"{report}\n{stage.cluster.logs()}"
+
+
+# --- The leader killed at each step
+
+
+class Worker:
+    """A worker that notes in Redis what it receives, runs and drops."""
+
+    def __init__(self, broker: str, redis: RedisServer, queue: str, folder: Path) -> None:
+        self.redis = redis
+        config = {"task_default_queue": queue, "worker_prefetch_multiplier": 1}
+        self.env = base_environment(
+            {
+                "BROKER_URL": broker,
+                "APP_CONFIG": json.dumps(config),
+                "RECORD_URL": redis.url,
+                "HA_BEAT_REDIS_URL": redis.url,
+            }
+        )
+        self.folder = folder
+        self.process = self.start()
+
+    def start(self) -> ServerProcess:
+        command = [sys.executable, "-m", "celery", "-A", "tests.apps.claim_app", "worker", "-l", "INFO"]
+        command += ["--pool", "solo", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+        return ServerProcess(command, self.folder / "worker.log", cwd=self.folder, env=self.env)
+
+    def noted(self, kind: str) -> list[dict[str, Any]]:
+        lines: Any = self.redis.admin.lrange(kind, 0, -1)
+        return [json.loads(line) for line in lines]
+
+    def count(self, kind: str, task_id: str) -> int:
+        return sum(note["id"] == task_id for note in self.noted(kind))
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+
+
+#: place -> policy -> messages at the workers, the verdict in the journal.
+DECLARED = {
+    "before claim": {"skip": (1, "enqueued"), "republish": (1, "enqueued")},
+    "claimed": {"skip": (0, "uncertain"), "republish": (1, "enqueued")},
+    "published": {"skip": (1, "uncertain"), "republish": (2, "enqueued")},
+    "confirmed": {"skip": (1, "enqueued"), "republish": (1, "enqueued")},
+}
+
+EVERY = 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_leader_killed_at_each_step(
+    rabbitmq: RabbitMQ, redis_server: RedisServer, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    """Each cell of place, policy and guard has the outcome that is declared for it."""
+    queue, failpoint = f"queue-{uuid.uuid4().hex[:8]}", tmp_path / "failpoint"
+    first = math.ceil(time.time()) + 8
+    spec = {
+        f"{task} {policy}": {
+            "every": EVERY,
+            "first": first,
+            "task": task,
+            "options": {"ha_beat": {"uncertain": policy}},
+        }
+        for task in ("plain", "guarded")
+        for policy in ("skip", "republish")
+    }
+    with ExitStack() as stack:
+        worker = stack.enter_context(Worker(rabbitmq.url, redis_server, queue, tmp_path))
+        cluster = stack.enter_context(
+            BeatCluster(
+                rabbitmq.url,
+                lease_urls=redis_server.url,
+                spec=spec,
+                replicas=2,
+                app="tests.apps.claim_app",
+                settings=QUICK,
+                config={"task_default_queue": queue},
+                env={"FAILPOINT_FILE": str(failpoint), "RECORD_URL": redis_server.url},
+            )
+        )
+        cluster.wait_until_up()
+        lines = [f"{'killed':14}{'uncertain':11}{'guard':7}{'messages':>9}{'runs':>6}{'dropped':>9}  verdict"]
+        wrong = []
+        for place, cells in DECLARED.items():
+            at = killed_at(place, cluster, failpoint, first)
+            for name in spec:
+                task, policy = name.split()
+                messages, verdict = cells[policy]
+                task_id = Occurrence(name, at).task_id("tick")
+                found_verdict = wait_for(lambda name=name, at=at: verdict_of(cluster, name, at), 20, f"{name}: {place}")
+                # What is sent again must have been received, and what must not has had its time.
+                wait_for(lambda task_id=task_id, n=messages: worker.count("received", task_id) >= n, 10, name)
+                time.sleep(0.5)
+                found = [worker.count(kind, task_id) for kind in ("received", "ran", "dropped")]
+                runs = min(messages, 1) if task == "guarded" else messages
+                if (found, found_verdict) != ([messages, runs, messages - runs], verdict):
+                    wrong.append(f"{place}, {name}: {found} {found_verdict}")
+                guarded = "on" if task == "guarded" else "off"
+                counts = f"{found[0]:>9}{found[1]:>6}{found[2]:>9}"
+                lines.append(f"{place:14}{policy:11}{guarded:7}{counts}  {found_verdict}")
+        figure("the leader killed on RabbitMQ\n" + "\n".join(lines))
+        assert not wrong, "\n".join([*wrong, cluster.logs(), worker.process.log_tail()])
+        assert redis_server.admin.get(cluster.key("dropped")) == "1"
+        assert open_claims(cluster) == []
+
+
+def killed_at(place: str, cluster: BeatCluster, failpoint: Path, first: int) -> datetime:
+    """Have the leader kill itself there, start it anew, and return the instant that it was about to enqueue."""
+    leader = cluster.wait_for_leader()
+    done = failpoint.with_suffix(".done")
+    failpoint.write_text(place)
+    wait_for(done.exists, 20, f"a death at {place!r}")
+    wait_for(lambda: not leader.alive, 5, "its end")
+    when = float(done.read_text())
+    done.unlink()
+    leader.start()
+    return datetime.fromtimestamp(first + EVERY * ((when - first) // EVERY), UTC)
+
+
+def verdict_of(cluster: BeatCluster, entry: str, at: datetime) -> str:
+    """The last that the journal has for the occurrence; empty while it has none, or its claim is open."""
+    instant = at.isoformat(timespec="microseconds")
+    found = [
+        record["verdict"]
+        for record in cluster.journal()
+        if record.get("entry") == entry and record.get("at") == instant and "verdict" in record
+    ]
+    return found[-1] if found else ""
+
+
+# --- The broker away
+
+
+def test_the_leader_dies_and_another_goes_on(rabbitmq: RabbitMQ) -> None:
+    """On the claim path, and the log says why it was taken."""
+    with stage_on(rabbitmq) as stage:
+        leader = stage.begin()
+        leader.wait_for_log("Dispatch path claim: the broker is not Redis")
+        stage.nemesis.kill_leader(down=0)
+        stage.cluster.wait_for_leader(other_than=leader)
+        settled(stage)
+        assert_nothing_twice_nothing_lost(stage)
+
+
+@pytest.mark.parametrize("policy", ["skip", "republish"])
+def test_a_connection_cut_between_publish_and_confirm(rabbitmq: RabbitMQ, policy: str) -> None:
+    """Under skip there is one message, and the ledger says that nobody knows; under republish there are two."""
+    with stage_on(rabbitmq, settings={**QUICK, "uncertain": policy}) as stage:
+        leader = stage.begin()
+        stage.nemesis.broker_proxy(leader).cut_reply_after(PUBLISH).wait()
+        settled(stage)
+        messages = stage.history.messages()
+        uncertain = [record for record in stage.cluster.journal() if record.get("verdict") == "uncertain"]
+        twice = duplicates_by_occurrence(messages)
+        if policy == "skip":
+            assert len(uncertain) == 1
+            assert "the broker's answer is unknown" in uncertain[0]["why"]
+            assert any(message["id"] == uncertain[0]["id"] for message in messages)
+            leader.wait_for_log("Nobody knows whether fast of")
+            assert_nothing_twice_nothing_lost(stage)
+        else:
+            assert uncertain == []
+            assert len(twice) == 1
+            repeated = [task_id for task_id, n in Counter(message["id"] for message in messages).items() if n > 1]
+            assert len(repeated) == 1
+            enqueued = [record["id"] for record in stage.cluster.journal() if record.get("verdict") == "enqueued"]
+            assert enqueued.count(repeated[0]) == 1
+        assert stage.cluster.leader() is leader
+
+
+@pytest.mark.slow
+def test_the_broker_stopped_and_started(rabbitmq: RabbitMQ) -> None:
+    """No process ends, nothing is twice, what could not be sent is in the journal."""
+    with stage_on(rabbitmq) as stage:
+        stage.begin()
+        stage.nemesis.broker_stop(4)
+        settled(stage)
+        assert_nothing_twice_nothing_lost(stage)
+
+
+@pytest.mark.slow
+def test_a_frozen_broker(rabbitmq: RabbitMQ) -> None:
+    """It answers nothing for longer than it takes to hand over, then takes what was in its buffers."""
+    with stage_on(rabbitmq) as stage:
+        stage.begin()
+        stage.nemesis.broker_pause(8)
+        settled(stage)
+        assert_nothing_twice_nothing_lost(stage)
+        uncertain = [record for record in stage.cluster.journal() if record.get("verdict") == "uncertain"]
+        assert 1 <= len(uncertain) <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["refuse", "blackhole"])
+def test_a_broker_that_only_the_leader_cannot_reach(rabbitmq: RabbitMQ, fault: str) -> None:
+    """It hands over to a replica that can, and stands by."""
+    with stage_on(rabbitmq) as stage:
+        leader = stage.begin()
+        proxy = stage.nemesis.broker_proxy(leader)
+        getattr(proxy, fault)()
+        stage.cluster.wait_for_leader(20, other_than=leader)
+        settled(stage)
+        leader.wait_for_log("the broker is out of reach")
+        assert_nothing_twice_nothing_lost(stage)
+        proxy.heal()
+
+
+@pytest.mark.slow
+def test_a_failed_publish_is_retried_to_its_deadline(rabbitmq: RabbitMQ) -> None:
+    """Within it, it is sent late and as what it was meant for; beyond, it is skipped with the reason."""
+    spec = {
+        **HALF_SECOND,
+        "soon": {"every": 3600, "first": math.ceil(time.time()) + 10},
+        "never": {"every": 3600, "first": math.ceil(time.time()) + 16},
+    }
+    with stage_on(rabbitmq, spec=spec, replicas=1, settings={**QUICK, "publish_deadline": 4}) as stage:
+        leader = stage.begin()
+        proxy = stage.nemesis.broker_proxy(leader)
+        wait_until(spec["soon"]["first"] - 1)
+        proxy.refuse()
+        wait_until(spec["soon"]["first"] + 1.5)
+        proxy.accept()
+        stage.history.wait_for_messages(1, entry="soon")
+        wait_until(spec["never"]["first"] - 1)
+        proxy.refuse()
+        reason = wait_for(lambda: skip_of(stage, "never"), 20, "its being skipped")
+        assert reason == "not enqueued within the publish deadline"
+        leader.wait_for_log("of never: not enqueued within the publish deadline")
+        proxy.accept()
+        settled(stage)
+        (sent,) = stage.history.messages("soon")
+        assert datetime.fromisoformat(sent["scheduled_at"]).timestamp() == spec["soon"]["first"]
+        assert stage.history.messages("never") == []
+        assert_nothing_twice_nothing_lost(stage)
+
+
+def wait_until(when: float) -> None:
+    time.sleep(max(when - time.time(), 0))
+
+
+def skip_of(stage: Stage, entry: str) -> str:
+    records = [record for record in stage.cluster.journal() if record.get("entry") == entry]
+    return next((record["why"] for record in records if record.get("verdict") == "skipped"), "")
+
+
+def test_an_entry_whose_exchange_does_not_exist_hinders_no_other(rabbitmq: RabbitMQ) -> None:
+    """The broker refuses it, by name; it is retried, and nothing is claimed meanwhile."""
+    spec = {**HALF_SECOND, "lost": {"every": 0.5, "options": {"exchange": "nowhere", "routing_key": "x"}}}
+    with stage_on(rabbitmq, spec=spec) as stage:
+        leader = stage.begin()
+        leader.wait_for_log("Entry lost: it was refused: NotFound")
+        settled(stage)
+        assert stage.history.messages("lost") == []
+        assert stage.cluster.ledger()["lost"]["verdict"] == "armed"
+        assert_nothing_twice_nothing_lost(stage)
+
+
+# --- A Redis that is not the lease's
+
+
+def test_a_redis_broker_that_is_not_the_leases(redis_server: RedisServer) -> None:
+    """Claims, confirms and changes of leader; the log says why."""
+    with need(RedisServer) as broker, stage_on(broker, redis=redis_server) as stage:
+        leader = stage.begin()
+        leader.wait_for_log("Dispatch path claim: the broker is another Redis, or another database, than the lease's")
+        stage.nemesis.kill_leader(down=0)
+        stage.cluster.wait_for_leader(other_than=leader)
+        settled(stage)
+        stage.nemesis.broker_pause(2)
+        settled(stage)
+        assert_nothing_twice_nothing_lost(stage)
+
+
+def test_another_database_of_the_leases_redis(redis_server: RedisServer) -> None:
+    """Scripts reach keys of one database only: the claim path, too."""
+    with BeatCluster(
+        redis_server.url_for(1), lease_urls=redis_server.url, spec=HALF_SECOND, replicas=1, settings=QUICK
+    ) as cluster:
+        leader: Replica = cluster.wait_for_leader()
+        leader.wait_for_log("Dispatch path claim: the broker is another Redis, or another database")
+        leader.wait_for_log("Enqueued fast", count=3)
+        count: Any = redis_server.client(db=1).llen("celery")
+        assert count >= 3
+
+
+# --- The guard in a real worker
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq", "redis"])
+def test_retries_and_second_messages_at_a_real_worker(
+    broker: str, redis_server: RedisServer, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A retry runs, a message of the same sending runs, one of another sending is acknowledged and dropped."""
+    from tests.apps.claim_app import app
+
+    url = redis_server.url_for(2) if broker == "redis" else request.getfixturevalue("rabbitmq").url
+    queue = f"queue-{uuid.uuid4().hex[:8]}"
+    with Worker(url, redis_server, queue, tmp_path) as worker:
+
+        def send(task: str, task_id: str, mark: str) -> None:
+            header = {"cluster": "tick", "entry": "e", "scheduled_at": "2030-01-01T12:00:00+00:00", "publish": mark}
+            with app.connection_for_write(url) as connection:
+                app.send_task(
+                    task, task_id=task_id, headers={"ha_beat": header}, connection=connection, queue=queue, retry=False
+                )
+
+        send("again", "1", "first")
+        wait_for(lambda: worker.count("ran", "1") == 2, 30, f"a run and its retry\n{worker.process.log_tail()}")
+        send("guarded", "2", "first")
+        send("guarded", "2", "first")
+        send("guarded", "2", "second")
+        wait_for(lambda: worker.count("dropped", "2") == 1, 10, "a drop")
+        assert worker.count("ran", "2") == 2
+        send("guarded", "3", "first")
+        wait_for(lambda: worker.count("ran", "3") == 1, 10, "the next")
+        assert "Dropped the message of e of 2030-01-01T12:00:00+00:00 (guarded[2])" in worker.process.log_text()
+        # Acknowledged: another worker is not given it again.
+        worker.process.stop()
+        worker.process = worker.start()
+        send("guarded", "4", "first")
+        wait_for(lambda: worker.count("ran", "4") == 1, 30, "a run at the next worker")
+        assert worker.count("received", "2") == 3
+
+
+@pytest.mark.slow
+def test_a_redelivery_to_a_real_worker_runs(rabbitmq: RabbitMQ, redis_server: RedisServer, tmp_path: Path) -> None:
+    """The worker was killed in the middle of the task: the same message, with the same mark, runs at the next."""
+    from tests.apps.claim_app import app
+
+    queue = f"queue-{uuid.uuid4().hex[:8]}"
+    with Worker(rabbitmq.url, redis_server, queue, tmp_path) as worker:
+        header = {"cluster": "tick", "entry": "e", "scheduled_at": "2030-01-01T12:00:00+00:00", "publish": "only"}
+        with app.connection_for_write(rabbitmq.url) as connection:
+            app.send_task("linger", task_id="1", headers={"ha_beat": header}, connection=connection, queue=queue)
+        wait_for(lambda: worker.count("ran", "1") == 1, 30, "the first run")
+        worker.process.kill()
+        worker.process = worker.start()
+        wait_for(lambda: worker.count("ran", "1") == 2, 30, "the run of the redelivery")
+        assert worker.noted("dropped") == []
