@@ -51,6 +51,7 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
         self.instants = instants_of(model, self.schedule)
         self.signature = _signature(model, self.schedule)
         self.expires = utc(model.expires) if model.expires else None
+        self._rules: tuple[tuple[Misfire, str], EntryOptions] | None = None
         #: From when on it is owed its instants if it is new or edited; set by whoever reads the rows.
         self.since: datetime | None = None
         self.once = bool(model.one_off) or isinstance(self.schedule, clocked)
@@ -77,8 +78,12 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
         elif changed is not None and (looked_before is not None or not self.total_run_count):
             self.since = min(max(_changed_at(changed), looked_before or NEVER), now)
 
-    def misfire(self, default: Misfire) -> Misfire:
-        return EntryOptions.of(self.name, self.options, default, starting_deadline(self)).misfire
+    def rules(self, misfire: Misfire, uncertain: str) -> EntryOptions:
+        """Its own rules, with the cluster's where it has none. Raises ConfigurationError."""
+        if self._rules is None or self._rules[0] != (misfire, uncertain):
+            own = EntryOptions.of(self.name, self.options, misfire, starting_deadline(self), uncertain)
+            self._rules = ((misfire, uncertain), own)
+        return self._rules[1]
 
     def is_due(self) -> schedstate:
         """Celery's own question, answered without writing anything."""

@@ -70,6 +70,23 @@ class Window:
         return self._inner.newest(start, now)[0]
 
 
+class Remembered:
+    """Instants that remember their last answer: many rows share a schedule, and at a takeover an instant too."""
+
+    def __init__(self, inner: Instants) -> None:
+        self._inner = inner
+        self._last: tuple[datetime, datetime] | None = None
+
+    def next_after(self, instant: datetime) -> datetime:
+        last = self._last
+        if last is None or last[0] != instant:
+            last = self._last = (instant, self._inner.next_after(instant))
+        return last[1]
+
+    def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:
+        return self._inner.newest(known, now)
+
+
 def instants_of(row: Any, source: Any) -> Instants:
     """The due instants of a row with this schedule.
 
@@ -80,7 +97,7 @@ def instants_of(row: Any, source: Any) -> Instants:
     start = utc(row.start_time) if row.start_time else None
     until = utc(row.expires) if row.expires else None
     inner = _inner(source)
-    return inner if start is None and until is None else Window(inner, start, until)
+    return Remembered(inner) if start is None and until is None else Window(inner, start, until)
 
 
 def _inner(source: Any) -> Instants:

@@ -107,7 +107,8 @@ class Rows:
         self._emit = emit
         self._poll_interval = poll_interval
         self._wake = threading.Event()
-        self._closing = False
+        #: Set when the process ends; what is left to be written is kept until then.
+        self.closing = False
         self._thread: threading.Thread | None = None
         self._guard = threading.Lock()
         self._duties = _Duties()
@@ -118,7 +119,7 @@ class Rows:
         self._mark: object = None
         self._full_read_due = 0.0
         self._looked_at: datetime | None = None
-        self._begun = ""
+        self._seen = self._begun = ""
         self._failing_since: float | None = None
         # Each is written by the thread, and read by others as a whole.
         self.snapshot: Snapshot | None = None
@@ -158,7 +159,7 @@ class Rows:
 
     def close(self, seconds: float) -> None:
         """Write what is left and end, within ``seconds``; later the thread ends with the process."""
-        self._closing = True
+        self.closing = True
         self._wake.set()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -168,7 +169,7 @@ class Rows:
 
     def _run(self) -> None:
         self._app.set_current()
-        while not self._closing:
+        while not self.closing:
             self._turn()
             self._wake.wait(self._poll_interval)
             self._wake.clear()
@@ -202,12 +203,17 @@ class Rows:
     def _work(self) -> None:
         term = self._term()
         if term is None:
-            with self._guard:
-                # The next leader finds out by itself what the rows lack; a standby writes nothing.
-                self._duties = _Duties()
-            self._read_if_changed()
+            if not self.closing:
+                with self._guard:
+                    # The next leader finds out by itself what the rows lack; a standby writes nothing.
+                    self._duties = _Duties()
+                self._read_if_changed()
             return
         if self._begun != term.nonce:
+            if self._seen != term.nonce:
+                # The main loop is taking over: let it.
+                self._seen = term.nonce
+                return
             self._read()
             self.read_in = term.nonce
             self._begin_term(term)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from weakref import WeakValueDictionary
 
 from celery import Celery
 from django.db.models import QuerySet
@@ -49,6 +50,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
         self._began_ms = round(self._clock.wall() * 1000)
         self._seen = (0, False)
         self._certain = False
+        self._instants: WeakValueDictionary[tuple[str, datetime | None], Any] = WeakValueDictionary()
         self._departing: dict[str, int] = {}
         super().__init__(app, *args, **kwargs)
 
@@ -75,6 +77,8 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
         return dict(snapshot.entries) if snapshot else {}
 
     def close(self) -> None:
+        if self._rows is not None:
+            self._rows.closing = True
         super().close()
         # The first call may be inside a signal handler, where there is no time.
         if self._rows is not None and self._close_calls == 2:
@@ -100,7 +104,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
             model=self.Model,
             changes=self.Changes,
             enabled=self.enabled_models_qs,
-            entry=lambda model: self.Entry(model, app=self.app),
+            entry=self._make_entry,
             clock=self._clock,
             term=lambda: runtime.elector.term,
             begin_term=begin_term,
@@ -110,6 +114,14 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
         # Without a schedule there is nothing to lead with; another replica may have one.
         runtime.elector.ready = lambda: rows.snapshot is not None
         return rows
+
+    def _make_entry(self, model: Any) -> RowEntry:
+        """An entry of the row, shared with nobody; its instants are shared with rows that have the same."""
+        entry: RowEntry = self.Entry(model, app=self.app)
+        entry.rules(misfire(self.ha_settings), self.ha_settings.uncertain)
+        same = (entry.signature, entry.expires)
+        entry.instants = self._instants.setdefault(same, entry.instants)
+        return entry
 
     def _write_static(self, runtime: Runtime, term: Term) -> None:
         names = {name: f"static:{name}" for name in static.static_entries(self.app)}
@@ -127,7 +139,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
         known = runtime.ledger.read()
         for entry in rows.snapshot.entries.values():
             row = LedgerRow.parse(known.get(entry.id, ""))
-            if row is None or row.verdict != "enqueued" or row.run_count <= entry.row_run_count:
+            if row is None or row.verdict not in {"enqueued", "uncertain"} or row.run_count <= entry.row_run_count:
                 continue
             rows.ran(entry.id, Ran(row.base, row.run_count))
 
@@ -161,11 +173,13 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
 
     def _row_slot(self, entry: RowEntry, default: Misfire, now: datetime) -> Slot:
         stored = entry.stored_last_run_at
+        rules = entry.rules(default, self.ha_settings.uncertain)
         return Slot(
             id=entry.id,
             entry=entry,
             instants=entry.instants,
-            misfire=entry.misfire(default),
+            misfire=rules.misfire,
+            uncertain=rules.uncertain,
             signature=entry.signature,
             base=NEVER if stored is None or stored > now + _TOLERANCE else stored,
             name=entry.name,
@@ -192,7 +206,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
     def settled(self, slot: Slot, row: LedgerRow) -> None:
         entry: RowEntry = slot.entry
         entry.last_run_at, entry.total_run_count = row.base, row.run_count
-        if row.verdict == "enqueued" and self._rows is not None:
+        if row.verdict in {"enqueued", "uncertain"} and self._rows is not None:
             self._rows.ran(slot.id, Ran(row.base, row.run_count))
 
     # --- What HAMixin asks

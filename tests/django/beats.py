@@ -39,7 +39,8 @@ def row(name: str, **fields: Any) -> Any:
 def every(seconds: float) -> Any:
     from django_celery_beat.models import IntervalSchedule
 
-    return IntervalSchedule.objects.get_or_create(every=round(seconds * 1e6), period="microseconds")[0]
+    every, period = (round(seconds), "seconds") if seconds >= 1000 else (round(seconds * 1e6), "microseconds")
+    return IntervalSchedule.objects.get_or_create(every=every, period=period)[0]
 
 
 def cron(minute: str = "*", hour: str = "*", **fields: Any) -> Any:
