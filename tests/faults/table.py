@@ -29,7 +29,11 @@ TABLE = (
     Row(
         "SIGKILL of the leader, at any point",
         "another leads at once; 0 duplicates, 0 lost",
-        ("test_takeover.py::test_a_killed_leader", "test_burst.py::test_a_leader_killed", "test_burst.py::test_a_batch"),
+        (
+            "test_takeover.py::test_a_killed_leader",
+            "test_burst.py::test_a_leader_killed",
+            "test_burst.py::test_a_batch",
+        ),
     ),
     Row(
         "SIGSTOP past the lease, also in the middle of a burst, then SIGCONT",
@@ -53,7 +57,9 @@ TABLE = (
         "noticed within a renewal; no duplicate; what is skipped has its verdict",
         ("test_state_loss.py",),
     ),
-    Row("Redis full, read-only, loading", "the lease is kept or found again; nothing lost", ("test_redis_troubles.py",)),
+    Row(
+        "Redis full, read-only, loading", "the lease is kept or found again; nothing lost", ("test_redis_troubles.py",)
+    ),
     Row("Sentinel failover, synced and lagging", "as state loss, if anything was lost", ("test_sentinel_failover.py",)),
     Row(
         "leader cut from Redis, broker reachable; the reverse",

@@ -129,7 +129,9 @@ def test_lost_state_is_noticed_and_nothing_runs_twice(lose: Callable[[Stage], No
         back = go_on(stage)
         report = judge(stage, before)
         assert lost_state_was_said(stage) >= 1
-        assert report.skipped["state_loss"] > 0 or stage.history.faults("redis_kill"), "only a snapshot's rest is in doubt"
+        assert report.skipped["state_loss"] > 0 or stage.history.faults("redis_kill"), (
+            "only a snapshot's rest is in doubt"
+        )
         assert noticed < SETTINGS["lease_ttl"] / 3
         found(f"noticed after {noticed:.2f} s, running again after {back:.1f} s")
         found(report)
@@ -266,7 +268,9 @@ def test_a_server_that_turns_read_only_is_outlived(found: Found) -> None:
 @pytest.mark.slow
 def test_a_server_that_is_loading_is_waited_for(found: Found) -> None:
     """Redis answers LOADING for some seconds: as an outage."""
-    with volatile_stage(extra_args=("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")) as stage:
+    with volatile_stage(
+        extra_args=("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
+    ) as stage:
         settle(stage)
         pipeline = stage.redis.admin.pipeline()
         for number in range(4000):

@@ -1,0 +1,61 @@
+"""Some electors in one process, for clusters of more replicas than a test machine can hold as beat processes.
+
+    python -m tests.faults.electors URL CLUSTER COUNT NAME
+
+Prints one JSON line for each change of role; runs until it is killed. Each elector has connections, a thread and an
+identity of its own, as in a beat process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+
+from ha_beat import events
+from ha_beat.clock import SystemClock
+from ha_beat.election import Timing
+from ha_beat.elector import Elector
+from ha_beat.lease import Keys, RedisLeaseStore, Replica
+from ha_beat.presence import RedisPresence
+from ha_beat.redis_links import UrlLink
+from ha_beat.shadow_feed import ShadowFeed
+from ha_beat.state_loss import Shadow
+
+_printing = threading.Lock()
+
+
+def elector(url: str, cluster: str, name: str, ttl: float = 10.0) -> Elector:
+    link, clock, keys = UrlLink(url, {}, ttl / 4), SystemClock(), Keys(cluster)
+
+    def emit(event: events.Event) -> None:
+        if isinstance(event, events.TermStarted | events.TermEnded):
+            with _printing:
+                line = {"event": type(event).__name__, "name": name, "epoch": event.epoch, "t": time.monotonic()}
+                print(json.dumps(line), flush=True)
+
+    return Elector(
+        RedisLeaseStore(link.client, keys),
+        RedisPresence(link.client, keys, clock, ttl / 3),
+        Replica(name, "localhost", os.getpid(), "0", "app"),
+        Timing(ttl=ttl, renew_interval=ttl / 4),
+        clock,
+        emit,
+        follow=ShadowFeed(link.client, keys, Shadow(), clock).poll,
+    )
+
+
+def main(url: str, cluster: str, count: str, name: str) -> None:
+    electors = [elector(url, cluster, f"{name}-{number}") for number in range(int(count))]
+    for one in electors:
+        one.start()
+    while True:
+        for one in electors:
+            one.progress()
+        time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

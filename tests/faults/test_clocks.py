@@ -1,0 +1,202 @@
+"""Wall clocks step: a replica's, the server's, all of them; and summer time begins and ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from celery import Celery
+from celery.beat import ScheduleEntry
+from celery.schedules import crontab
+
+from ha_beat.timetable import instants_of
+from tests.faults.checker import Interval, Report, instant
+from tests.faults.clock import SteppedClock
+from tests.faults.stage import Stage
+from tests.servers import RedisServer, need
+
+HOUR = 3600.0
+TTL = 3.0
+SETTINGS = {"lease_ttl": TTL, "renew_interval": 0.5, "command_timeout": 1}
+SPEC = {"fast": {"every": 0.2}, "slow": {"every": 2.0}}
+EXPECTED = [Interval("fast", 0.2), Interval("slow", 2.0)]
+
+Found = Callable[[Report | str], None]
+
+
+@contextmanager
+def clocked_stage(*, at: datetime | None = None, **options: object) -> Iterator[tuple[Stage, SteppedClock]]:
+    """A stage in which each replica and the server have a clock of their own; all show `at`, or the right time."""
+    with ExitStack() as stack:
+        clock = need(SteppedClock)
+        if at is not None:
+            clock.offset = (at - datetime.now(UTC)).total_seconds()
+        redis = stack.enter_context(need(lambda: RedisServer(env=clock.env)))
+        settings = {"settings": SETTINGS, "spec": SPEC, "proxied": False, "redis": redis, **options}
+        if at is None:
+            settings["clocks"] = True
+        else:
+            settings["env"] = clock.env
+        yield stack.enter_context(Stage(**settings)), clock  # type: ignore[arg-type]
+
+
+def more(stage: Stage, seconds: float = 3.0) -> None:
+    """Go on for a while; dispatch must not fall silent for long."""
+    stage.history.wait_for_messages(len(stage.history.messages("fast")) + int(seconds / 0.2), 30, "fast")
+    stage.history.wait_for_messages(len(stage.history.messages("slow")) + 1, 30, "slow")
+
+
+STEPS = [
+    pytest.param(seconds, who, id=f"{who}{seconds:+.0f}", marks=[] if quick else [pytest.mark.slow])
+    for who, seconds, quick in (
+        ("leader", -HOUR, True),
+        ("leader", HOUR, False),
+        ("standby", HOUR, False),
+        ("standby", -HOUR, False),
+        ("redis", HOUR, False),
+        ("redis", -HOUR, True),
+    )
+]
+
+
+@pytest.mark.parametrize(("seconds", "who"), STEPS)
+def test_a_stepped_clock_changes_nothing(seconds: float, who: str, found: Found) -> None:
+    """One clock of several steps by an hour: the same leader goes on, on time; and so does the next one."""
+    with clocked_stage() as (stage, server_clock):
+        leader = stage.begin()
+        more(stage)
+        epoch = stage.cluster.epoch()
+        victim = leader if who == "leader" else next(one for one in stage.cluster if one is not leader)
+        if who == "redis":
+            stage.history.fault("clock_jump", seconds=seconds)
+            server_clock.jump(seconds)
+        else:
+            stage.nemesis.clock_jump(seconds, victim)
+        more(stage, 4)
+        assert stage.cluster.epoch() == epoch, stage.cluster.logs()
+        for one in stage.cluster:
+            if one is not (victim if who == "standby" else leader):
+                if who == "standby" or one is leader:
+                    one.kill()
+        if who != "standby":
+            leader.kill()
+        stage.cluster.wait_for_leader(other_than=leader)
+        more(stage)
+        report = stage.report(EXPECTED)
+        assert report.ok, f"{report}\n{stage.cluster.logs()}"
+        assert report.silence.longest < TTL * 2 + 5
+        ahead = max(abs(instant(m["scheduled_at"]).timestamp() - time.time()) for m in stage.history.messages()[-10:])
+        assert ahead < 60, "scheduling has followed a wrong clock"
+        found(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [HOUR, -HOUR])
+def test_a_replica_that_starts_with_a_wrong_clock_is_outvoted(seconds: float, found: Found) -> None:
+    """It takes over from a leader who was right: the server, and what the leader said of it, win."""
+    with clocked_stage(replicas=2) as (stage, _):
+        leader = stage.begin()
+        other = next(one for one in stage.cluster if one is not leader)
+        other.kill()
+        stage.clocks[stage.cluster.replicas.index(other)].jump(seconds)
+        other.start()
+        other.wait_for_log_of_start()
+        other.wait_for_log("Standing by")
+        more(stage)
+        stage.nemesis.kill_leader()
+        stage.cluster.wait_for_leader(other_than=leader)
+        more(stage)
+        report = stage.report(EXPECTED)
+        assert report.ok, f"{report}\n{stage.cluster.logs()}"
+        found(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [HOUR, -HOUR])
+def test_a_step_of_all_clocks_is_followed(seconds: float, found: Found) -> None:
+    """The whole machine's time is set: ahead, the hour between is overdue; back, nothing runs a second time, and beat does
+    not stay silent until the old time is reached again.
+    """
+    with clocked_stage(at=datetime.now(UTC)) as (stage, clock):
+        stage.begin()
+        more(stage)
+        stage.history.fault("clock_jump", seconds=seconds)
+        clock.jump(seconds)
+        if seconds > 0:
+            more(stage, 6)
+        else:
+            time.sleep(6)
+        stage.cluster.assert_all_alive()
+        report = stage.report(EXPECTED if seconds > 0 else [])
+        assert report.ok, f"{report}\n{stage.cluster.logs()}"
+        found(report)
+
+
+TRANSITIONS = [
+    ("Europe/Berlin", datetime(2026, 3, 29, 1, tzinfo=UTC)),
+    ("Europe/Berlin", datetime(2026, 10, 25, 1, tzinfo=UTC)),
+    ("America/New_York", datetime(2026, 3, 8, 7, tzinfo=UTC)),
+    ("America/New_York", datetime(2026, 11, 1, 6, tzinfo=UTC)),
+    ("Australia/Lord_Howe", datetime(2026, 4, 4, 15, tzinfo=UTC)),
+    ("Asia/Kolkata", datetime(2026, 3, 29, 1, tzinfo=UTC)),
+]
+CRONTABS = ["*", "0 2", "30 2", "30 1", "59 1", "0 3", "15 *", "*/20 1-3", "0 0", "30 2 * * 0"]
+
+
+@pytest.mark.parametrize("text", CRONTABS)
+@pytest.mark.parametrize(("zone", "transition"), TRANSITIONS, ids=[f"{z}-{t:%m%d}" for z, t in TRANSITIONS])
+def test_daylight_saving_follows_celery(zone: str, transition: datetime, text: str) -> None:
+    """Around the change of the clocks: the instants at which Celery's own `is_due`, asked each half minute, says yes."""
+    app = Celery("dst", broker="memory://", set_as_default=False)
+    app.conf.timezone = zone
+    now = transition - timedelta(hours=26)
+    start, end = now, transition + timedelta(hours=26)
+    names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+    fields: dict[str, Any] = dict(zip(names, text.split(), strict=False))
+    schedule = crontab(**fields, app=app, nowfun=lambda: now.astimezone(ZoneInfo(zone)))
+    entry = ScheduleEntry(name="e", task="t", schedule=schedule, app=app)
+
+    celerys, last = [], start
+    while now <= end:
+        if schedule.is_due(last.astimezone(ZoneInfo(zone))).is_due:
+            celerys.append(now)
+            last = now
+        now += timedelta(seconds=30)
+
+    instants = instants_of(entry)
+    assert instants is not None
+    ours, at = [], start
+    while (at := instants.next_after(at)) <= end:
+        ours.append(at)
+    assert ours == celerys
+    assert all(a < b for a, b in pairwise(ours))
+
+
+DST = [
+    pytest.param("Europe/Berlin", datetime(2026, 3, 29, 1, tzinfo=UTC), id="Berlin-gap"),
+    # Celery passes over the repeated hour; this is its end.
+    pytest.param("America/New_York", datetime(2026, 11, 1, 7, tzinfo=UTC), id="New_York-overlap"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("zone", "transition"), DST)
+def test_daylight_saving_on_the_whole_stage(zone: str, transition: datetime, found: Found) -> None:
+    """Every clock shows some seconds before the hour changes; the leader is killed in it; each minute runs once."""
+    spec = {"fast": {"every": 0.2}, "minute": {"cron": "*"}, "two": {"cron": "0 2"}, "gap": {"cron": "30 2"}}
+    with clocked_stage(at=transition - timedelta(seconds=25), spec=spec, config={"timezone": zone}) as (stage, _):
+        stage.begin()
+        stage.history.wait_for_messages(1, 70, "minute")
+        stage.nemesis.kill_leader(0.0)
+        stage.history.wait_for_messages(len(stage.history.messages("fast")) + 20, 30, "fast")
+        report = stage.report([Interval("fast", 0.2)])
+        assert report.ok, f"{report}\n{stage.cluster.logs()}"
+        assert [instant(m["scheduled_at"]) for m in stage.history.messages("minute")] == [transition]
+        assert not stage.history.messages("gap")
+        found(report)

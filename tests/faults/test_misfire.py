@@ -1,0 +1,120 @@
+"""Occurrences found overdue: nobody led for some seconds, and each policy does what it says, verdict by verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.faults.checker import Interval, Report, instant
+from tests.faults.stage import Stage
+
+DOWN = 6.0
+SPEC = {
+    "fast": {"every": 0.2},
+    "once": {"every": 1},
+    "skip": {"every": 1, "options": {"ha_beat": {"misfire": "skip", "misfire_grace": 1.5}}},
+    "all": {"every": 1, "options": {"ha_beat": {"misfire": "all"}}},
+    "bounded": {"every": 1, "options": {"ha_beat": {"misfire": "all", "misfire_limit": 2}}},
+    "graced": {"every": 1, "options": {"ha_beat": {"misfire": "all", "misfire_grace": 2.5}}},
+}
+EXPECTED = [Interval(name, float(str(line["every"]))) for name, line in SPEC.items()]
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[tuple[Stage, datetime, datetime]]:
+    """A stage on which every replica was dead for a while; from when to when nobody led."""
+    with Stage(spec=SPEC, replicas=2, proxied=False, settings={"lease_ttl": 3}) as stage:
+        stage.begin()
+        stage.history.wait_for_messages(3, 20, "all")
+        stage.history.fault("nobody", "start")
+        for replica in stage.cluster:
+            replica.kill()
+        gone = datetime.now(UTC)
+        time.sleep(DOWN)
+        stage.cluster.heal()
+        stage.cluster.wait_for_leader()
+        back = datetime.now(UTC)
+        stage.history.fault("nobody", "end")
+        for name in SPEC:
+            stage.history.wait_for_messages(len(stage.history.messages(name)) + 3, 30, name)
+        time.sleep(0.5)
+        yield stage, gone, back
+
+
+Run = tuple[Stage, datetime, datetime]
+
+
+def missed(run: Run, entry: str) -> tuple[list[datetime], int, set[str]]:
+    """Of what fell due while nobody led: the instants enqueued, how many were skipped, and why."""
+    stage, gone, back = run
+    sent = [due for m in stage.history.messages(entry) if gone < (due := instant(m["scheduled_at"])) <= back]
+    own = [s for s in stage.journal_skips() if s.entry == entry and s.last > gone]
+    return sent, sum(s.count for s in own), {s.reason for s in own}
+
+
+def test_every_occurrence_has_its_verdict(run: Run, found: Callable[[Report | str], None]) -> None:
+    report = run[0].report(EXPECTED)
+    assert report.ok, str(report)
+    found(report)
+
+
+def test_once_runs_the_latest(run: Run) -> None:
+    sent, skipped, why = missed(run, "once")
+    assert len(sent) == 1
+    assert skipped >= DOWN - 2
+    assert why == {"coalesced"}
+
+
+def test_skip_runs_none_that_is_late(run: Run) -> None:
+    """But for what is within its grace of a second and a half."""
+    sent, skipped, why = missed(run, "skip")
+    assert len(sent) <= 2
+    assert skipped >= DOWN - 3
+    assert why <= {"misfire_grace", "missed"}
+
+
+def test_all_runs_each_in_order(run: Run) -> None:
+    """Each bears the time it was due, not the time it was caught up."""
+    sent, skipped, _ = missed(run, "all")
+    assert skipped == 0
+    assert sent == sorted(sent)
+    assert len(sent) >= DOWN - 1
+    assert len(set(sent)) == len(sent)
+
+
+def test_all_is_bounded(run: Run) -> None:
+    sent, skipped, why = missed(run, "bounded")
+    assert len(sent) <= 3
+    assert skipped >= DOWN - 4
+    assert why == {"misfire_limit"}
+
+
+def test_grace_cuts_off_what_is_too_late(run: Run) -> None:
+    sent, skipped, why = missed(run, "graced")
+    assert len(sent) <= 4
+    assert skipped >= DOWN - 5
+    assert why == {"misfire_grace"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deadline", [None, 20])
+def test_celery_s_starting_deadline_holds(deadline: int | None) -> None:
+    """A crontab that is later than `beat_cron_starting_deadline` is not run; an interval is not concerned."""
+    spec = {"fast": {"every": 0.2}, "hourly": {"cron": f"{datetime.now(UTC).minute}"}}
+    config = {} if deadline is None else {"beat_cron_starting_deadline": deadline}
+    with Stage(spec=spec, replicas=1, proxied=False, config=config, settings={"lease_ttl": 3}) as stage:
+        stage.begin()
+        replica = stage.cluster[0]
+        replica.terminate()
+        assert stage.cluster.admin is not None
+        ledger = stage.cluster.key("ledger")
+        row = str(stage.cluster.admin.hget(ledger, "e:hourly"))
+        base = row.partition('"base":')[2].partition(",")[0]
+        stage.cluster.admin.hset(ledger, "e:hourly", row.replace(base, str(int(base) - 90 * 60 * 1_000_000)))
+        time.sleep(max(0.0, 25 - datetime.now(UTC).second))
+        replica.start()
+        stage.history.wait_for_messages(len(stage.history.messages("fast")) + 10, 30, "fast")
+        assert len(stage.history.messages("hourly")) == (1 if deadline is None else 0)

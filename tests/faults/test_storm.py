@@ -1,0 +1,63 @@
+"""Every fault that the run has the parts for, at random, from a seed that is printed.
+
+HA_BEAT_STORM_SECONDS and HA_BEAT_STORM_SEEDS (comma-separated) make it longer, or repeat one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.faults.checker import EveryMinute, Interval, Report
+from tests.faults.nemesis import Storm
+from tests.faults.stage import Stage
+
+SECONDS = float(os.environ.get("HA_BEAT_STORM_SECONDS", "60"))
+SEEDS = [int(seed) for seed in os.environ.get("HA_BEAT_STORM_SEEDS", str(random.randrange(10**6))).split(",")]
+
+SPEC = {
+    "fast": {"every": 0.2},
+    "second": {"every": 1},
+    "all": {"every": 0.7, "options": {"ha_beat": {"misfire": "all"}}},
+    "minute": {"cron": "*"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS * 3 + 120)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nothing_is_lost_or_doubled_in_a_storm(seed: int, found: Callable[[Report | str], None]) -> None:
+    """On one Redis that keeps what it acknowledged: no duplicate, no loss without verdict, nobody ends by itself."""
+    settings = {"lease_ttl": 3, "stall_timeout": 5}
+    with Stage(spec=SPEC, settings=settings) as stage:
+        stage.begin()
+        began = datetime.now(UTC)
+        plan = Storm(seed, SECONDS).run(stage.nemesis)
+        stage.cluster.wait_until_up()
+        stage.cluster.wait_for_leader()
+        for entry in ("fast", "second", "all"):
+            stage.history.wait_for_messages(len(stage.history.messages(entry)) + 5, 40, entry)
+        time.sleep(1.0)
+        stage.cluster.assert_all_alive()
+        report = stage.report(
+            [
+                Interval("fast", 0.2),
+                Interval("second", 1.0),
+                Interval("all", 0.7),
+                EveryMinute("minute", began),
+            ]
+        )
+        ended = [line for replica in stage.cluster for line in unexpected_ends(replica.log_text())]
+        assert report.ok, f"seed {seed}\n{report}\n{stage.cluster.logs()}"
+        assert not ended, f"seed {seed}: {ended}"
+        found(f"seed {seed}, {len(plan)} faults in {SECONDS:g} s, longest silence {report.silence.longest:.1f} s")
+        found(report)
+
+
+def unexpected_ends(log: str) -> list[str]:
+    return [line for line in log.splitlines() if line.startswith(("Traceback", "SystemExit"))]
