@@ -273,7 +273,7 @@ class RedisLeaseStore:
         """
         self._client = client
         self._keys = keys
-        self._offset_ms = lambda: round(offset() * 1000)
+        self._offset_ms: Callable[[], int] = lambda: round(offset() * 1000)
         self._wait_replicas = wait_replicas
         self._wait_ms = round(wait_timeout * 1000)
         self._journal_age_ms = "" if journal_age is None else str(round(journal_age * 1000))
