@@ -330,7 +330,8 @@ class Elector:
             self._reopen_at = 0.0
             if self._unreachable_since is None:
                 # Perhaps a restart so short that no command fell into it.
-                self._contact_until, self._contact_since = self._heard_at, self._clock.elapsed()
+                self._contact_until, self._outage = self._heard_at, True
+                self._contact_since = self._clock.elapsed()
             if isinstance(self._state, Leader):
                 self._emit(events.PresenceLost(str(exc)))
             return PresenceBroke()
@@ -407,7 +408,7 @@ class Elector:
     def _note_unreachable(self, attempt: str, why: str) -> None:
         if self._unreachable_since is None:
             self._unreachable_since = self._clock.elapsed()
-            self._contact_until = self._heard_at
+            self._contact_until, self._outage = self._heard_at, True
             self._reasons.clear()
         self._refused.add(attempt)
         if why not in self._reasons and len(self._reasons) < _REASONS_TOLD:
@@ -421,6 +422,7 @@ class Elector:
         self._refused -= _WRITING if attempt in _WRITING else {attempt}
         if not self._refused:
             since, self._unreachable_since = self._unreachable_since, None
+            self._contact_since = self._clock.elapsed()
             self._emit(events.LeaseReachable(self._clock.elapsed() - since))
 
 
