@@ -64,7 +64,16 @@ TABLE = (
     Row(
         "leader cut from Redis, broker reachable; the reverse",
         "stops by itself inside its trust; the reverse hands over",
-        ("test_partition.py::test_a_leader_cut", "test_partition.py::test_a_broker"),
+        (
+            "test_partition.py::test_a_leader_cut",
+            "test_partition.py::test_a_broker",
+            "test_rabbitmq.py::test_a_broker_that",
+        ),
+    ),
+    Row(
+        "RabbitMQ stopped, frozen, cut off; the leader killed at each step of a dispatch",
+        "one message at most under skip; each verdict as declared",
+        ("test_rabbitmq.py",),
     ),
     Row("Redis slower than the lease", "at most one change per ttl", ("test_partition.py::test_a_redis_slower",)),
     Row("main loop hung, renewal thread alive", "let go within stall_timeout; another leads", ("test_hung_leader.py",)),

@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 from ha_beat.occurrence import Occurrence
-from tests.faults.checker import Interval, duplicates_by_occurrence
+from tests.faults.checker import Interval, Report, duplicates_by_occurrence
 from tests.faults.cluster import BeatCluster, Replica, base_environment
 from tests.faults.proxy import containing
 from tests.faults.stage import Stage
@@ -78,10 +78,12 @@ def settled(stage: Stage) -> None:
     wait_for(lambda: not open_claims(stage.cluster), 15, "no open claim")
 
 
-def assert_nothing_twice_nothing_lost(stage: Stage, entry: str = "fast", every: float = 0.5) -> None:
+def checked(stage: Stage, entry: str = "fast", every: float = 0.5) -> Report:
+    """Every replica is alive, nothing is there twice, and what is not there has its verdict."""
     stage.cluster.assert_all_alive()
     report = stage.report([Interval(entry, every)])
     assert report.ok, f"{report}\n{stage.cluster.logs()}"
+    return report
 
 
 # --- The leader killed at each step
@@ -219,7 +221,7 @@ def verdict_of(cluster: BeatCluster, entry: str, at: datetime) -> str:
 # --- The broker away
 
 
-def test_the_leader_dies_and_another_goes_on(rabbitmq: RabbitMQ) -> None:
+def test_the_leader_dies_and_another_goes_on(rabbitmq: RabbitMQ, found: Callable[[Report], None]) -> None:
     """On the claim path, and the log says why it was taken."""
     with stage_on(rabbitmq) as stage:
         leader = stage.begin()
@@ -227,11 +229,13 @@ def test_the_leader_dies_and_another_goes_on(rabbitmq: RabbitMQ) -> None:
         stage.nemesis.kill_leader(down=0)
         stage.cluster.wait_for_leader(other_than=leader)
         settled(stage)
-        assert_nothing_twice_nothing_lost(stage)
+        found(checked(stage))
 
 
 @pytest.mark.parametrize("policy", ["skip", "republish"])
-def test_a_connection_cut_between_publish_and_confirm(rabbitmq: RabbitMQ, policy: str) -> None:
+def test_a_connection_cut_between_publish_and_confirm(
+    rabbitmq: RabbitMQ, policy: str, found: Callable[[Report], None]
+) -> None:
     """Under skip there is one message, and the ledger says that nobody knows; under republish there are two."""
     with stage_on(rabbitmq, settings={**QUICK, "uncertain": policy}) as stage:
         leader = stage.begin()
@@ -245,7 +249,7 @@ def test_a_connection_cut_between_publish_and_confirm(rabbitmq: RabbitMQ, policy
             assert "the broker's answer is unknown" in uncertain[0]["why"]
             assert any(message["id"] == uncertain[0]["id"] for message in messages)
             leader.wait_for_log("Nobody knows whether fast of")
-            assert_nothing_twice_nothing_lost(stage)
+            found(checked(stage))
         else:
             assert uncertain == []
             assert len(twice) == 1
@@ -257,30 +261,32 @@ def test_a_connection_cut_between_publish_and_confirm(rabbitmq: RabbitMQ, policy
 
 
 @pytest.mark.slow
-def test_the_broker_stopped_and_started(rabbitmq: RabbitMQ) -> None:
+def test_the_broker_stopped_and_started(rabbitmq: RabbitMQ, found: Callable[[Report], None]) -> None:
     """No process ends, nothing is twice, what could not be sent is in the journal."""
     with stage_on(rabbitmq) as stage:
         stage.begin()
         stage.nemesis.broker_stop(4)
         settled(stage)
-        assert_nothing_twice_nothing_lost(stage)
+        found(checked(stage))
 
 
 @pytest.mark.slow
-def test_a_frozen_broker(rabbitmq: RabbitMQ) -> None:
+def test_a_frozen_broker(rabbitmq: RabbitMQ, found: Callable[[Report], None]) -> None:
     """It answers nothing for longer than it takes to hand over, then takes what was in its buffers."""
     with stage_on(rabbitmq) as stage:
         stage.begin()
         stage.nemesis.broker_pause(8)
         settled(stage)
-        assert_nothing_twice_nothing_lost(stage)
+        found(checked(stage))
         uncertain = [record for record in stage.cluster.journal() if record.get("verdict") == "uncertain"]
         assert 1 <= len(uncertain) <= 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["refuse", "blackhole"])
-def test_a_broker_that_only_the_leader_cannot_reach(rabbitmq: RabbitMQ, fault: str) -> None:
+def test_a_broker_that_only_the_leader_cannot_reach(
+    rabbitmq: RabbitMQ, fault: str, found: Callable[[Report], None]
+) -> None:
     """It hands over to a replica that can, and stands by."""
     with stage_on(rabbitmq) as stage:
         leader = stage.begin()
@@ -289,12 +295,12 @@ def test_a_broker_that_only_the_leader_cannot_reach(rabbitmq: RabbitMQ, fault: s
         stage.cluster.wait_for_leader(20, other_than=leader)
         settled(stage)
         leader.wait_for_log("the broker is out of reach")
-        assert_nothing_twice_nothing_lost(stage)
+        found(checked(stage))
         proxy.heal()
 
 
 @pytest.mark.slow
-def test_a_failed_publish_is_retried_to_its_deadline(rabbitmq: RabbitMQ) -> None:
+def test_a_failed_publish_is_retried_to_its_deadline(rabbitmq: RabbitMQ, found: Callable[[Report], None]) -> None:
     """Within it, it is sent late and as what it was meant for; beyond, it is skipped with the reason."""
     spec = {
         **HALF_SECOND,
@@ -319,7 +325,7 @@ def test_a_failed_publish_is_retried_to_its_deadline(rabbitmq: RabbitMQ) -> None
         (sent,) = stage.history.messages("soon")
         assert datetime.fromisoformat(sent["scheduled_at"]).timestamp() == spec["soon"]["first"]
         assert stage.history.messages("never") == []
-        assert_nothing_twice_nothing_lost(stage)
+        found(checked(stage))
 
 
 def wait_until(when: float) -> None:
@@ -331,7 +337,9 @@ def skip_of(stage: Stage, entry: str) -> str:
     return next((record["why"] for record in records if record.get("verdict") == "skipped"), "")
 
 
-def test_an_entry_whose_exchange_does_not_exist_hinders_no_other(rabbitmq: RabbitMQ) -> None:
+def test_an_entry_whose_exchange_does_not_exist_hinders_no_other(
+    rabbitmq: RabbitMQ, found: Callable[[Report], None]
+) -> None:
     """The broker refuses it, by name; it is retried, and nothing is claimed meanwhile."""
     spec = {**HALF_SECOND, "lost": {"every": 0.5, "options": {"exchange": "nowhere", "routing_key": "x"}}}
     with stage_on(rabbitmq, spec=spec) as stage:
@@ -340,13 +348,13 @@ def test_an_entry_whose_exchange_does_not_exist_hinders_no_other(rabbitmq: Rabbi
         settled(stage)
         assert stage.history.messages("lost") == []
         assert stage.cluster.ledger()["lost"]["verdict"] == "armed"
-        assert_nothing_twice_nothing_lost(stage)
+        found(checked(stage))
 
 
 # --- A Redis that is not the lease's
 
 
-def test_a_redis_broker_that_is_not_the_leases(redis_server: RedisServer) -> None:
+def test_a_redis_broker_that_is_not_the_leases(redis_server: RedisServer, found: Callable[[Report], None]) -> None:
     """Claims, confirms and changes of leader; the log says why."""
     with need(RedisServer) as broker, stage_on(broker, redis=redis_server) as stage:
         leader = stage.begin()
@@ -356,7 +364,7 @@ def test_a_redis_broker_that_is_not_the_leases(redis_server: RedisServer) -> Non
         settled(stage)
         stage.nemesis.broker_pause(2)
         settled(stage)
-        assert_nothing_twice_nothing_lost(stage)
+        found(checked(stage))
 
 
 def test_another_database_of_the_leases_redis(redis_server: RedisServer) -> None:
