@@ -1,0 +1,142 @@
+"""The Redis that holds lease, ledger and queues fails over by Sentinel: to a replica that has everything, and to one that
+lacks the last seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+from redis.sentinel import Sentinel
+
+from tests.faults.checker import Interval, Report, Skipped, check, skipped_from_journal
+from tests.faults.cluster import BeatCluster
+from tests.faults.history import _TAKE, History, RedisQueueConsumer
+from tests.servers import SentinelCluster, need, wait_for
+
+TTL = 3.0
+SPEC = {"fast": {"every": 0.2}, "slow": {"every": 2.0}}
+EXPECTED = [Interval("fast", 0.2), Interval("slow", 2.0)]
+
+Found = Callable[[Report | str], None]
+
+
+class SentinelConsumer(RedisQueueConsumer):
+    """Follows the master that the Sentinels name."""
+
+    def __init__(self, history: History, sentinels: SentinelCluster) -> None:
+        super().__init__(history, "", ("celery",))
+        self._sentinels = sentinels
+
+    def consume(self) -> None:
+        asked = Sentinel(self._sentinels.sentinel_addresses, socket_timeout=1.0)
+        client: redis.Redis = asked.master_for(self._sentinels.name, socket_timeout=2.0)
+        with contextlib.closing(client):
+            take = client.register_script(_TAKE)
+            while not self.ending:
+                if not sum(self._take(take, queue) for queue in self.queues):
+                    self.pause_between_polls(self.IDLE_SECONDS)
+
+
+class Run:
+    def __init__(self, sentinels: SentinelCluster, cluster: BeatCluster, history: History) -> None:
+        self.sentinels = sentinels
+        self.cluster = cluster
+        self.history = history
+        self.old = sentinels.master
+        self.replica = sentinels.replicas[0]
+        self.before: list[Skipped] = []
+
+    def more(self, count: int = 10) -> None:
+        self.history.wait_for_messages(len(self.history.messages("fast")) + count, 60, "fast")
+
+    def log(self) -> str:
+        return "\n".join(replica.log_text() for replica in self.cluster)
+
+    def fall_behind(self, seconds: float) -> None:
+        """The replica gets nothing of what the master writes from now on."""
+        self.replica.pause()
+        self.old.admin.execute_command("CLIENT", "KILL", "TYPE", "replica")  # type: ignore[no-untyped-call]
+        time.sleep(seconds)
+
+    def fail_over(self) -> float:
+        """The master dies; seconds until messages come again."""
+        self.before = self.skips(self.old.admin)
+        self.history.fault("master_killed")
+        self.old.kill()
+        self.replica.resume()
+        new = self.sentinels.wait_for_failover(self.old)
+        struck = self.history.faults("master_killed")[-1]["t"]
+        first = wait_for(
+            lambda: [m for m in self.history.messages("fast") if m["t"] > struck + 0.5], 60, "messages after failover"
+        )[0]
+        assert new is self.replica
+        return float(first["t"]) - float(struck)
+
+    def skips(self, admin: redis.Redis) -> list[Skipped]:
+        records = admin.xrange(self.cluster.key("journal"))
+        return skipped_from_journal([fields["d"] for _, fields in records])  # type: ignore[misc, union-attr]
+
+    def judge(self) -> Report:
+        self.cluster.assert_all_alive()
+        skips = list(dict.fromkeys([*self.before, *self.skips(self.replica.admin)]))
+        report = check(self.history.events(), EXPECTED, skips)
+        assert report.ok, f"{report}\n{self.cluster.logs()}"
+        return report
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    with contextlib.ExitStack() as stack:
+        sentinels = stack.enter_context(need(lambda: SentinelCluster(replicas=1, down_after=1.0)))
+        history = History()
+        cluster = BeatCluster(
+            sentinels.url,
+            spec=SPEC,
+            settings={"lease_ttl": TTL},
+            config={"broker_transport_options": sentinels.transport_options},
+            admin_url=sentinels.master.url,
+        )
+        stack.enter_context(cluster)
+        stack.enter_context(SentinelConsumer(history, sentinels))
+        made = Run(sentinels, cluster, history)
+        cluster.wait_until_up()
+        cluster.wait_for_leader()
+        history.wait_for_messages(2, 20, "slow")
+        time.sleep(1.5)
+        yield made
+
+
+@pytest.mark.slow
+def test_a_synced_failover_loses_nothing(run: Run, found: Found) -> None:
+    """The new master has all: only what was under way when the old one went is in doubt."""
+    back = run.fail_over()
+    run.more(20)
+    report = run.judge()
+    assert "Redis lost state" not in run.log()
+    found(f"running again after {back:.1f} s")
+    found(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leader_dies", [False, True])
+def test_a_lagging_failover_is_a_loss_of_state(run: Run, leader_dies: bool, found: Found) -> None:
+    """The new master lacks two seconds, in which things were enqueued, and run: none of them is enqueued again."""
+    run.fall_behind(2.0)
+    leader = run.cluster.wait_for_leader()
+    if leader_dies:
+        run.old.pause()
+        leader.kill()
+        run.old.resume()
+    back = run.fail_over()
+    if leader_dies:
+        leader.start()
+    run.more(20)
+    report = run.judge()
+    assert "Redis lost state" in run.log()
+    assert report.skipped["state_loss"] > 0
+    found(f"running again after {back:.1f} s")
+    found(report)
