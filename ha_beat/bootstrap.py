@@ -94,6 +94,8 @@ def check_topology(app: Celery, settings: Settings) -> None:
             f"the broker {redact_url(connection.as_uri())} is not Redis, and the lease has to be in one: give its URL "
             f"as ha_beat_redis_url"
         )
+    if "sentinel" in str(connection.transport_cls) and not (connection.transport_options or {}).get("master_name"):
+        raise ConfigurationError("broker_transport_options: a sentinel:// broker needs 'master_name'")
     lease_link(app, settings)  # refuses options that can't be used, and connects to nothing
 
 

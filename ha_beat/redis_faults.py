@@ -66,7 +66,7 @@ def code_of(exc: BaseException) -> str:
         return code
     said = str(exc)
     if isinstance(exc, redis_errors.AuthenticationError):
-        return "NOAUTH" if "uthentication required" in said else "WRONGPASS"
+        return "NOAUTH" if "uthentication required" in said or "already authenticated" in said else "WRONGPASS"
     if _NO_RIGHT_IN_SCRIPT in said:
         return "NOPERM"
     if isinstance(exc, redis_errors.ResponseError):
@@ -83,7 +83,7 @@ def in_words(exc: BaseException, command: str = "") -> str:
     if command and code == "NOPERM":
         said += f": {command}"
     if code:
-        detail = f": {said.removeprefix(code).strip()}" if said and said != code else ""
+        detail = f": {said.removeprefix(code).strip()}" if said and said != code and code != "NOAUTH" else ""
         return f"{_IN_WORDS[code]} ({code}{detail})"
     return f"{type(exc).__name__}: {said}" if said else type(exc).__name__
 

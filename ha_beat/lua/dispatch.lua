@@ -69,8 +69,9 @@ local function run(op)
   for c, command in ipairs(op.commands) do
     local reply = redis.pcall(unpack(command))
     if type(reply) == 'table' and reply.err then
-      if c == 1 then return 'error', reply.err end
-      return 'partial', reply.err
+      local said = reply.err .. ' (at ' .. command[1] .. ' ' .. command[2] .. ')'
+      if c == 1 then return 'error', said end
+      return 'partial', said
     end
   end
   return 'done', ''
