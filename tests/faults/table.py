@@ -55,10 +55,18 @@ TABLE = (
     Row(
         "Redis restarted without its data or with old data, FLUSHALL, lease or ledger deleted, eviction",
         "noticed within a renewal; no duplicate; what is skipped has its verdict",
-        ("test_state_loss.py",),
+        (
+            "test_state_loss.py::test_lost",
+            "test_state_loss.py::test_positions",
+            "test_state_loss.py::test_catching",
+            "test_state_loss.py::test_evicted",
+            "test_state_loss.py::test_a_deleted",
+        ),
     ),
     Row(
-        "Redis full, read-only, loading", "the lease is kept or found again; nothing lost", ("test_redis_troubles.py",)
+        "Redis full, read-only, loading",
+        "the lease is kept or found again; nothing lost",
+        ("test_state_loss.py::test_a_full_redis", "test_state_loss.py::test_a_server_that"),
     ),
     Row("Sentinel failover, synced and lagging", "as state loss, if anything was lost", ("test_sentinel_failover.py",)),
     Row(

@@ -80,12 +80,9 @@ def test_a_stepped_clock_changes_nothing(seconds: float, who: str, found: Found)
             stage.nemesis.clock_jump(seconds, victim)
         more(stage, 4)
         assert stage.cluster.epoch() == epoch, stage.cluster.logs()
-        for one in stage.cluster:
-            if one is not (victim if who == "standby" else leader):
-                if who == "standby" or one is leader:
-                    one.kill()
-        if who != "standby":
-            leader.kill()
+        # The next leader: the one whose clock has stepped, or one that has seen it.
+        for one in [one for one in stage.cluster if one is not victim] if who == "standby" else [leader]:
+            one.kill()
         stage.cluster.wait_for_leader(other_than=leader)
         more(stage)
         report = stage.report(EXPECTED)
@@ -120,9 +117,7 @@ def test_a_replica_that_starts_with_a_wrong_clock_is_outvoted(seconds: float, fo
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [HOUR, -HOUR])
 def test_a_step_of_all_clocks_is_followed(seconds: float, found: Found) -> None:
-    """The whole machine's time is set: ahead, the hour between is overdue; back, nothing runs a second time, and beat does
-    not stay silent until the old time is reached again.
-    """
+    """The whole machine's time is set: ahead, the hour between is overdue; back, nothing runs a second time."""
     with clocked_stage(at=datetime.now(UTC)) as (stage, clock):
         stage.begin()
         more(stage)
@@ -152,7 +147,7 @@ CRONTABS = ["*", "0 2", "30 2", "30 1", "59 1", "0 3", "15 *", "*/20 1-3", "0 0"
 @pytest.mark.parametrize("text", CRONTABS)
 @pytest.mark.parametrize(("zone", "transition"), TRANSITIONS, ids=[f"{z}-{t:%m%d}" for z, t in TRANSITIONS])
 def test_daylight_saving_follows_celery(zone: str, transition: datetime, text: str) -> None:
-    """Around the change of the clocks: the instants at which Celery's own `is_due`, asked each half minute, says yes."""
+    """Around the change: the instants at which Celery's own `is_due`, asked each half minute, says yes."""
     app = Celery("dst", broker="memory://", set_as_default=False)
     app.conf.timezone = zone
     now = transition - timedelta(hours=26)

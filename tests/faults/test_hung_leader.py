@@ -1,5 +1,5 @@
-"""The leader's main loop hangs while its other threads live: the lease goes, another leads, and what the old leader still
-does when it wakes is refused.
+"""The leader's main loop hangs while its other threads live: the lease goes, another leads, and what the old leader
+still does when it wakes is refused.
 """
 
 from __future__ import annotations

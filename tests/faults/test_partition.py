@@ -1,5 +1,5 @@
-"""The network between replicas, Redis and the broker fails: cut, silent, slow, or so late that a command arrives after the
-lease has gone to another.
+"""The network between replicas, Redis and the broker fails: cut, silent, slow, or so late that a command arrives after
+the lease has gone to another.
 """
 
 from __future__ import annotations

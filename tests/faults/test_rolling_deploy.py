@@ -119,7 +119,7 @@ def test_an_edited_interval_counts_from_the_edit(found: Found) -> None:
 
 
 def test_rows_of_newer_software_are_left_alone() -> None:
-    """A row of a higher version is neither read nor written, and its entry not run: a line says so; the rest goes on."""
+    """A row of a higher version is left alone, and its entry not run: a line says so; the rest goes on."""
     future = json.dumps({"v": 99, "what": "ever"})
     with releases({**FAST, "future": {"every": 0.5}}) as stage:
         wait_for(lambda: "future" in raw_rows(stage), 10, "the row")

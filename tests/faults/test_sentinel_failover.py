@@ -1,5 +1,5 @@
-"""The Redis that holds lease, ledger and queues fails over by Sentinel: to a replica that has everything, and to one that
-lacks the last seconds.
+"""The Redis that holds lease, ledger and queues fails over by Sentinel: to a replica that has everything, and to one
+that lacks the last seconds.
 """
 
 from __future__ import annotations

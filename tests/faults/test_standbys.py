@@ -79,7 +79,7 @@ def calls(redis: RedisServer) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_one_winner_among_fifty_standbys(crowd: Crowd, found: Callable[[str], None]) -> None:
-    """After each kill of the leader's process exactly one of the others leads; each asks Redis some ten times a second."""
+    """After each kill of the leader's process exactly one other leads; each sends some ten commands a second."""
     for number in range(PROCESSES):
         crowd.add(f"p{number}", EACH)
     crowd.add("spare", 1)

@@ -1,5 +1,5 @@
-"""Redis loses what it knew, in each way that it can: noticed within a renewal, nothing enqueued twice, and what may have
-been enqueued before gets its verdict instead.
+"""Redis loses what it knew, in each way that it can: noticed within a renewal, nothing enqueued twice, and what may
+have been enqueued before gets its verdict instead.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ KEPT = [
 @pytest.mark.parametrize("leader_dies", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_restart_with_all_data_is_no_loss(options: dict[str, object], leader_dies: bool, found: Found) -> None:
     """Another server process with everything in it: the ledger stands, and what fell due meanwhile is caught up."""
-    with volatile_stage(**options) as stage:
+    with volatile_stage({"lease_ttl": 4} if leader_dies else {}, **options) as stage:
         settle(stage)
         if leader_dies:
             stage.nemesis.kill_leader()

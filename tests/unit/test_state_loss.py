@@ -1,0 +1,150 @@
+"""What is taken for a loss of state, and from when on the ledger can be believed again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from ha_beat.ledger import KEEP_ABSENT, LedgerRow, ServerFacts
+from ha_beat.state_loss import Loss, Shadow, assess
+
+NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def rows(**bases: float) -> dict[str, str]:
+    """Rows whose positions are so many seconds from now."""
+    return {name: LedgerRow(at(seconds), "enqueued").encoded() for name, seconds in bases.items()}
+
+
+def shadow(gen: str = "g", **positions: float) -> Shadow:
+    made = Shadow()
+    made.gen = gen
+    for name, seconds in positions.items():
+        made.learn(name, at(seconds))
+    return made
+
+
+#: Another server process, started ten seconds ago.
+RESTARTED = ServerFacts(append_only=False, started_at=at(-10))
+
+
+def judged(**changes: Any) -> Loss | None:
+    """By a replica that knew all of a ledger that stands, on the server that it was written on."""
+    given: dict[str, Any] = {
+        "gen": "g",
+        "previous_gens": ("g", "g"),
+        "shadow": shadow(e=-1),
+        "rows": rows(e=-1),
+        "facts": None,
+        "contact_until": None,
+        "now": NOW,
+    }
+    return assess(**{**given, **changes})
+
+
+def test_a_ledger_that_stands_is_believed() -> None:
+    assert judged() is None
+
+
+def test_a_first_start_is_no_loss() -> None:
+    assert judged(gen="new", previous_gens=("", ""), shadow=Shadow(), rows={}) is None
+
+
+@pytest.mark.parametrize("previous_gens", [("", ""), ("g", ""), ("", "other"), ("g", "other")])
+def test_a_new_incarnation_is_a_loss_for_whoever_knew_the_last(previous_gens: tuple[str, str]) -> None:
+    """All that could be due until now, and a little more, may have been enqueued."""
+    loss = judged(gen="new", previous_gens=previous_gens, rows={})
+    assert loss is not None
+    assert loss.total
+    assert loss.floor > NOW
+
+
+def test_a_lost_ledger_is_a_loss_also_for_a_replica_that_knew_nothing() -> None:
+    """The lease says that there was one."""
+    loss = judged(gen="new", previous_gens=("g", ""), shadow=Shadow(), rows={})
+    assert loss is not None
+    assert loss.total
+
+
+def test_a_lost_lease_alone_is_none() -> None:
+    assert judged(previous_gens=("", "g")) is None
+
+
+@pytest.mark.parametrize("found", [rows(e=-2), {}, rows(other=-1)])
+def test_a_ledger_behind_what_was_acknowledged_is_a_loss(found: Mapping[str, str]) -> None:
+    """The end of an append-only file is missing: the server is the same, or so it says."""
+    loss = judged(rows=found)
+    assert loss is not None
+    assert loss.total
+    assert loss.floor > NOW
+
+
+def test_a_shadow_of_another_incarnation_proves_nothing() -> None:
+    assert judged(shadow=shadow("older", e=5)) is None
+
+
+def test_an_entry_long_gone_is_not_missed() -> None:
+    long_ago = -(KEEP_ABSENT.total_seconds() + 60)
+    assert judged(shadow=shadow(e=-1, gone=long_ago)) is None
+    assert judged(shadow=shadow(e=-1, gone=-60)) is not None
+
+
+def test_rows_of_newer_software_are_not_behind() -> None:
+    assert judged(rows={"e": '{"v": 99}'}) is None
+
+
+def test_a_restart_with_an_append_only_file_leaves_only_the_last_moment_in_doubt() -> None:
+    facts = replace(RESTARTED, append_only=True)
+    assert judged(facts=facts) is None
+    loss = judged(facts=facts, contact_until=at(-12))
+    assert loss == Loss(loss.why if loss else "", at(-12), total=False)
+
+
+def test_a_restart_without_one_needs_a_witness() -> None:
+    """Whoever knew the ledger to the end, and finds it so, is one; whoever came later is not."""
+    witnessed = judged(facts=RESTARTED, contact_until=at(-12))
+    assert witnessed is not None
+    assert not witnessed.total
+    for unknowing in ({"contact_until": None}, {"contact_until": at(-12), "shadow": Shadow()}):
+        loss = judged(facts=RESTARTED, **unknowing)
+        assert loss is not None
+        assert loss.total
+        assert loss.floor == RESTARTED.started_at
+
+
+def test_a_restart_from_old_data_is_a_loss_up_to_the_server_s_start() -> None:
+    """What fell due after it can't have been enqueued."""
+    loss = judged(facts=replace(RESTARTED, append_only=True), rows=rows(e=-30), contact_until=at(-12))
+    assert loss is not None
+    assert loss.total
+    assert loss.floor == RESTARTED.started_at
+
+
+@pytest.mark.parametrize("append_only", [True, False])
+def test_a_promoted_server_was_there_before_and_its_start_tells_nothing(append_only: bool) -> None:
+    """What it lacks may have been enqueued on the one before until now; its own append-only file is no witness."""
+    facts = ServerFacts(append_only, started_at=at(-86_400), promoted=True)
+    for changes in ({"rows": rows(e=-30), "contact_until": at(-12)}, {"contact_until": None}):
+        loss = judged(facts=facts, **changes)
+        assert loss is not None
+        assert loss.total
+        assert loss.floor > NOW
+    complete = judged(facts=facts, contact_until=at(-12))
+    assert complete is not None
+    assert not complete.total
+
+
+def test_positions_never_move_back() -> None:
+    known = shadow(e=10)
+    known.learn("e", at(5))
+    assert known.position("e") == at(10)
+    known.learn_rows(rows(e=7, f=3))
+    assert (known.position("e"), known.position("f")) == (at(10), at(3))

@@ -1,0 +1,151 @@
+"""Where a new leader places each entry: from the later of what is known, past what is in doubt, never back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ha_beat import events
+from ha_beat.agenda import Slot
+from ha_beat.lease import Term
+from ha_beat.ledger import LedgerRow
+from ha_beat.occurrence import Misfire
+from ha_beat.state_loss import Loss, Shadow
+from ha_beat.takeover import Takeover, take_over
+from ha_beat.verdicts import NEVER, Scribe
+
+NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
+TERM = Term("we", epoch=7, nonce="ours", gen="g", run_id="r", trusted_until=0.0)
+
+
+class EveryTen:
+    """Every ten seconds, counted from the last."""
+
+    def next_after(self, instant: datetime) -> datetime:
+        return instant + timedelta(seconds=10)
+
+    def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:
+        count = (now - known) // timedelta(seconds=10)
+        return known + count * timedelta(seconds=10), count
+
+
+def at(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def slot(base: datetime = NEVER, signature: str = "s", *, asked: bool = False) -> Slot:
+    return Slot("e", object(), None if asked else EveryTen(), Misfire(), signature, base)
+
+
+def row(seconds: float, signature: str = "s") -> str:
+    return LedgerRow(at(seconds), "enqueued", at(seconds), rev=3, signature=signature, run_count=4).encoded()
+
+
+def placed(one: Slot, raw: str | None, **changes: Any) -> Takeover:
+    said: list[events.Event] = []
+    given: dict[str, Any] = {
+        "shadow": Shadow(),
+        "loss": None,
+        "scribe": Scribe(TERM, NOW),
+        "catch_up": False,
+        "emit": said.append,
+    }
+    return take_over([one], {} if raw is None else {"e": raw}, **{**given, **changes})
+
+
+def knowing(seconds: float) -> Shadow:
+    made = Shadow()
+    made.learn("e", at(seconds))
+    return made
+
+
+def total(floor: float) -> Loss:
+    return Loss("lost", at(floor), total=True)
+
+
+def test_an_entry_goes_on_from_its_row() -> None:
+    taken = placed(slot(), row(-3))
+    assert taken.slots[0].base == at(-3)
+    assert taken.works == []
+
+
+def test_a_store_that_is_ahead_of_the_ledger_wins_and_one_behind_does_not() -> None:
+    assert placed(slot(at(-1)), row(-3)).slots[0].base == at(-1)
+    assert placed(slot(at(-50)), row(-3)).slots[0].base == at(-3)
+
+
+def test_a_new_entry_is_armed_now() -> None:
+    """Whoever leads next counts from the same instant."""
+    taken = placed(slot(), None)
+    assert taken.slots[0].base == NOW
+    assert [work.row.verdict for work in taken.works] == ["armed"]
+    assert taken.new == 1
+
+
+def test_a_new_entry_whose_store_knows_a_run_counts_from_it() -> None:
+    assert placed(slot(at(-25)), None).slots[0].base == at(-25)
+
+
+def test_a_shadow_ahead_of_the_ledger_is_written_back() -> None:
+    taken = placed(slot(), row(-13), shadow=knowing(-3))
+    assert taken.slots[0].base == at(-3)
+    assert [work.row.base for work in taken.works] == [at(-3)]
+
+
+def test_an_edited_entry_owes_nothing_from_before_the_edit() -> None:
+    taken = placed(slot(signature="another"), row(-300))
+    assert taken.slots[0].base == NOW
+    assert [work.row.verdict for work in taken.works] == ["armed"]
+
+
+def test_an_edited_entry_is_not_moved_back() -> None:
+    assert placed(slot(signature="another"), row(+5)).slots[0].base == at(+5)
+
+
+def test_a_row_of_newer_software_is_left_alone_and_its_entry_not_run() -> None:
+    taken = placed(slot(), '{"v": 99}')
+    assert (taken.slots, taken.works) == ([], [])
+
+
+def test_after_a_loss_what_may_have_been_enqueued_gets_its_verdict() -> None:
+    """All instants up to the floor, as one range; the first behind it is due as ever, on the same grid."""
+    taken = placed(slot(), None, shadow=knowing(-35), loss=total(+2))
+    (work,) = taken.works
+    assert work.due is not None
+    skipped = work.due.skipped
+    assert skipped is not None
+    assert (skipped.first, skipped.until, skipped.count, skipped.reason) == (at(-25), at(5), 3, "state_loss")
+    assert taken.slots[0].base == at(-5)
+    assert '"state_loss"' in work.operation.records[0]
+
+
+def test_after_a_loss_an_entry_with_nothing_in_doubt_is_only_armed() -> None:
+    taken = placed(slot(), None, shadow=knowing(-3), loss=total(+2))
+    assert [work.row.verdict for work in taken.works] == ["armed"]
+    assert taken.slots[0].base == at(-3)
+
+
+def test_after_a_loss_a_store_that_lags_does_not_run_its_past_again() -> None:
+    """A database's rows are behind by minutes: the floor holds whatever they say."""
+    taken = placed(slot(at(-180)), None, loss=total(+2))
+    assert taken.slots[0].base == at(0)
+    assert [work.row.verdict for work in taken.works] == ["skipped"]
+
+
+def test_an_entry_that_only_knows_itself_is_asked_from_the_floor_on() -> None:
+    taken = placed(slot(at(-180), asked=True), None, loss=total(+2))
+    assert taken.slots[0].base == at(+2)
+
+
+def test_catching_up_skips_nothing() -> None:
+    taken = placed(slot(), None, shadow=knowing(-35), loss=total(+2), catch_up=True)
+    assert taken.slots[0].base == at(-35)
+    assert [work.row.verdict for work in taken.works] == ["armed"]
+
+
+def test_without_a_store_that_can_tell_entries_that_are_not_there_are_left_alone() -> None:
+    """A replica of an older release does not know the newer one's."""
+    taken = take_over(
+        [], {"newer": row(-3)}, Shadow(), None, scribe=Scribe(TERM, NOW), catch_up=False, emit=lambda _: None
+    )
+    assert taken.works == []
