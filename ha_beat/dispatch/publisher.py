@@ -12,6 +12,7 @@ from amqp.exceptions import MessageNacked
 from celery import Celery
 from celery.beat import ScheduleEntry
 from kombu import Connection, Producer
+from redis.exceptions import ResponseError
 
 from ha_beat.clock import Clock
 from ha_beat.dispatch.header import HEADER
@@ -74,14 +75,14 @@ class Publisher:
         self._connection: Connection | None = None
         self._producer: _DeferringProducer | None = None
         self._used_at = 0.0
-        self._is_sqs = False
+        self._driver = ""
         self._blocked = False
 
     def prepare(
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[DeferredPublish, ...]:
         producer = self._connected()
-        if self._is_sqs:
+        if self._driver == "sqs":
             options = {"MessageDeduplicationId": options.get("task_id"), **options}
         producer.deferred = []
         publish(self._app, producer, task_name=str(entry.task), args=args, kwargs=kwargs, options=options)
@@ -109,7 +110,7 @@ class Publisher:
 
     def _something_came(self) -> bool:
         """Whether the broker has said something unasked, such as that it closes the connection."""
-        if self._connection is None or self._connection.transport.driver_type != "amqp":
+        if self._connection is None or self._driver != "amqp":
             return False
         amqp: Any = self._connection.connection
         try:
@@ -134,15 +135,29 @@ class Publisher:
             try:
                 producer.carry_out(message)
             except Exception as exc:
-                # An error that concerns the channel only is the broker's answer to this message, or to a declaration.
-                answered = isinstance(exc, connection.channel_errors) and not isinstance(exc, ConnectionError)
+                answered = isinstance(exc, ResponseError if self._driver == "redis" else connection.channel_errors)
                 nack = isinstance(exc, MessageNacked)
+                whole = answered and number == 0 and self._goes_whole(producer.channel, message)
                 if not nack:
                     self.reset()
-                outcome: Literal["refused", "unknown"] = "refused" if answered and number == 0 else "unknown"
-                return Sent(outcome, f"{type(exc).__name__}: {exc}".rstrip(": "), broken=not (answered or nack))
+                why = f"{type(exc).__name__}: {exc}".rstrip(": ")
+                return Sent("refused" if whole else "unknown", why, broken=not (answered or nack))
         self._used_at = self._clock.elapsed()
         return Sent("accepted")
+
+    def _goes_whole(self, channel: Any, message: DeferredPublish) -> bool:
+        """Whether a broker that answers with an error has taken nothing of the message.
+
+        An AMQP broker routes by itself. On Redis kombu writes to one queue after the other. Of others nothing is known.
+        """
+        if self._driver == "amqp":
+            return True
+        try:
+            queues = channel._lookup(message.arguments["exchange"], message.arguments["routing_key"])  # noqa: SLF001
+            expiring = getattr(channel, "_expires", {})
+            return self._driver == "redis" and len(queues) == 1 and not any(queue in expiring for queue in queues)
+        except Exception:
+            return False
 
     def reset(self) -> None:
         """Forget the connection: what it was doing is unknown."""
@@ -169,7 +184,7 @@ class Publisher:
             producer = _DeferringProducer(connection, auto_declare=False, serializer=self._app.conf.task_serializer)
         except Exception as exc:
             raise StoreUnavailable(f"the broker can't be reached: {type(exc).__name__}: {exc}", acted=False) from exc
-        self._is_sqs = connection.transport.driver_type == "sqs"
+        self._driver = connection.transport.driver_type
         self._connection, self._producer, self._used_at = connection, producer, self._clock.elapsed()
         return producer
 

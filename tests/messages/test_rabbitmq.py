@@ -7,6 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -132,6 +133,10 @@ def test_the_message_is_that_of_stock_beat(case: str, rabbitmq: RabbitMQ, shared
     """In the same queues, with the same body, properties and headers, but for ids, times and our header."""
     config, line, count = CASES[case]
     bench = Bench(rabbitmq, shared_redis, config())
+    if case == "fanout":
+        # Celery before 5.7 does not find a Broadcast's queues the first time that a process sends to it.
+        with suppress(Exception):
+            bench.stock(line)
     stock, ours = bench.stock(line), bench.ours(line)
     assert len(ours) == count
     for _, message in ours:

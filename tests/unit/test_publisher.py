@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.beat import ScheduleEntry
+from kombu import Exchange, Queue
 from kombu.transport import memory
 
 from ha_beat.clock import SystemClock
@@ -14,7 +15,7 @@ from ha_beat.dispatch.header import with_header
 from ha_beat.dispatch.message import NothingPublished
 from ha_beat.dispatch.publisher import Publisher, Sent
 from ha_beat.errors import StoreUnavailable
-from tests.servers import free_port
+from tests.servers import RedisServer, free_port
 
 TASK_ID = "0f0e0d0c-0000-5000-8000-000000000000"
 HEADER = {"cluster": "shop", "entry": "report", "scheduled_at": "2030-01-01T12:00:00.000000+00:00"}
@@ -84,3 +85,24 @@ def test_a_broker_that_refuses_connections_is_known_to_have_done_nothing(scheme:
     assert "can't be reached" in str(caught.value)
     # kombu's own way waits for 2 s and tries a second time.
     assert SystemClock().elapsed() - began < 1.8
+
+
+@pytest.mark.parametrize(("queues", "outcome"), [(1, "refused"), (2, "unknown")])
+def test_a_refusal_by_redis_is_certain_for_a_message_to_one_queue(
+    queues: int, outcome: str, shared_redis: RedisServer
+) -> None:
+    """To several it is written one after the other: one of them may have it."""
+    orders = Exchange("orders", type="topic")
+    names = ["first", "second"][:queues]
+    app, publisher = publisher_for(
+        shared_redis.url, task_queues=[Queue(name, orders, routing_key="#") for name in names]
+    )
+    app.conf.task_default_queue = "first"
+    with app.connection_for_write() as connection, connection.channel() as channel:
+        for queue in app.amqp.queues.values():
+            queue(channel).declare()
+    for name in names:
+        shared_redis.admin.set(name, "not a list")
+    sent = publisher.send(prepare(app, publisher))
+    assert (sent.outcome, sent.broken) == (outcome, False)
+    assert "WRONGTYPE" in sent.why
