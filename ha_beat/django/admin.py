@@ -1,0 +1,306 @@
+"""The page 'Beat cluster', and what the cluster knows of each periodic task.
+
+``PeriodicTask`` is registered anew with columns for its last verdict, its next due instant and the replica, unless the
+project has an admin class of its own for it: that one can inherit from :class:`ClusterColumns`, before its other bases.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.contenttypes.models import ContentType
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from django.utils.formats import localize
+from django.utils.html import format_html
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+from django.views.decorators.http import require_GET, require_POST
+from django_celery_beat.admin import PeriodicTaskAdmin, PeriodicTaskForm
+from django_celery_beat.models import PeriodicTask
+from kombu.utils.json import dumps, loads
+
+from ha_beat.django.cluster import EntryState, celery_app, cluster
+from ha_beat.django.entries import RowEntry, misfire_headers
+from ha_beat.django.models import Cluster
+from ha_beat.entry_options import KEY
+from ha_beat.errors import HaBeatError
+from ha_beat.occurrence import FOREVER
+from ha_beat.verdicts import NEVER
+
+CONTROL = "ha_beat.control_cluster"
+
+_ACTIONS = {
+    "step_down": gettext_lazy("Had the leader step down"),
+    "pause": gettext_lazy("Paused the cluster"),
+    "resume": gettext_lazy("Resumed the cluster"),
+}
+
+
+def _by(request: HttpRequest) -> str:
+    return f"{request.user.get_username()} (admin)"
+
+
+def _may_control(request: HttpRequest) -> bool:
+    user: Any = request.user
+    return bool(user.has_perm(CONTROL))
+
+
+def _log(request: HttpRequest, model: type, object_id: str | None, name: str, message: str) -> None:
+    LogEntry.objects.create(
+        user_id=request.user.pk,
+        content_type_id=ContentType.objects.get_for_model(model).pk,
+        object_id=object_id,
+        object_repr=name[:200],
+        action_flag=CHANGE,
+        change_message=message,
+    )
+
+
+@admin.register(Cluster)
+class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic only in the stubs
+    """One page instead of a list: there is one cluster, and it is in Redis."""
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return super().has_view_permission(request, obj) or self.has_control_permission(request)
+
+    def has_control_permission(self, request: HttpRequest) -> bool:
+        return _may_control(request)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def get_urls(self) -> list[URLPattern]:
+        wrap = self.admin_site.admin_view
+        return [
+            path("", wrap(require_GET(self.changelist_view)), name="ha_beat_cluster_changelist"),
+            path("data/", wrap(require_GET(self.data_view)), name="ha_beat_cluster_data"),
+            path("control/", wrap(require_POST(self.control_view)), name="ha_beat_cluster_control"),
+        ]
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Beat cluster"),
+            "opts": self.opts,
+            "data": self._data(),
+            "data_url": reverse(f"{self.admin_site.name}:ha_beat_cluster_data"),
+            "control_url": reverse(f"{self.admin_site.name}:ha_beat_cluster_control"),
+            "may_control": self.has_control_permission(request),
+            **(extra_context or {}),
+        }
+        request.current_app = self.admin_site.name
+        return TemplateResponse(request, "admin/ha_beat/cluster.html", context)
+
+    def data_view(self, request: HttpRequest) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        return JsonResponse(self._data(), headers={"Cache-Control": "no-store"})
+
+    def control_view(self, request: HttpRequest) -> HttpResponse:
+        """Ask the leader for something. Django has checked the CSRF token before this runs."""
+        action = request.POST.get("action", "")
+        if not self.has_control_permission(request):
+            raise PermissionDenied
+        if action not in _ACTIONS:
+            return JsonResponse({"ok": False, "line": f"unknown action {action!r}"}, status=400)
+        args = {"reason": request.POST.get("reason", "")[:500]} if action == "pause" else {}
+        try:
+            reply = cluster().ask(action, _by(request), **args)
+        except HaBeatError as exc:
+            return JsonResponse({"ok": False, "line": str(exc)}, status=503)
+        if reply.ok:
+            _log(request, Cluster, None, cluster().settings.cluster, f"{_ACTIONS[action]}: {reply.line}")
+        return JsonResponse({"ok": reply.ok, "line": reply.line}, status=200 if reply.ok else 409)
+
+    def _data(self) -> dict[str, Any]:
+        try:
+            return {"error": "", **cluster().as_data()}
+        except HaBeatError as exc:
+            return {"error": str(exc)}
+
+
+# --- Periodic tasks
+
+
+class MisfireForm(PeriodicTaskForm):  # type: ignore[misc]  # django-celery-beat has no types
+    """A periodic task's form with its own misfire rules, which are kept in its headers."""
+
+    misfire = forms.ChoiceField(
+        label=gettext_lazy("If an occurrence was missed"),
+        required=False,
+        choices=[
+            ("", gettext_lazy("as the cluster does")),
+            ("once", gettext_lazy("run the latest one late")),
+            ("skip", gettext_lazy("run none")),
+            ("all", gettext_lazy("run each late")),
+        ],
+    )
+    misfire_grace = forms.FloatField(
+        label=gettext_lazy("Seconds late at most"),
+        required=False,
+        min_value=0,
+        help_text=gettext_lazy("An occurrence that is later than this is skipped. Empty: as the cluster does."),
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        own = _own_rules(getattr(self.instance, "headers", None))
+        self.initial.setdefault("misfire", own.get("misfire", ""))
+        self.initial.setdefault("misfire_grace", own.get("misfire_grace"))
+
+    def clean(self) -> dict[str, Any]:
+        data: dict[str, Any] = super().clean()
+        try:
+            headers = loads(data.get("headers") or "{}")
+        except ValueError:
+            headers = None
+        if not isinstance(headers, dict):
+            self.add_error("headers", _("The headers must be a JSON object"))
+            return data
+        own = dict(headers.get(KEY) or {}) if isinstance(headers.get(KEY) or {}, dict) else {}
+        for name in ("misfire", "misfire_grace"):
+            if name not in self.changed_data:
+                continue
+            value = data.get(name)
+            if value in {None, ""}:
+                own.pop(name, None)
+            else:
+                own[name] = value
+        data["headers"] = dumps(misfire_headers(headers, own))
+        return data
+
+
+def _own_rules(headers: str | None) -> dict[str, Any]:
+    try:
+        own = loads(headers or "{}").get(KEY)
+    except (ValueError, AttributeError):
+        return {}
+    return own if isinstance(own, dict) else {}
+
+
+class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
+    """What the cluster knows of each task, in the list and in the form. Mix it into a PeriodicTaskAdmin."""
+
+    form = MisfireForm
+
+    def get_list_display(self, request: HttpRequest) -> Any:
+        return (*super().get_list_display(request), "last_verdict", "next_due", "enqueued_by")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return (*super().get_readonly_fields(request, obj), "last_verdict", "next_due", "enqueued_by")
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        fields: list[str] = ["misfire", "misfire_grace"]
+        if obj is not None:
+            fields = ["last_verdict", "next_due", "enqueued_by", *fields]
+        return (*super().get_fieldsets(request, obj), (_("Cluster"), {"fields": fields}))
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        listed = super().get_changelist_instance(request)
+        self._look_up(request, listed.result_list)
+        return listed
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        task = super().get_object(request, object_id, from_field)
+        if task is not None:
+            self._look_up(request, [task])
+        return task
+
+    def _look_up(self, request: HttpRequest, tasks: Iterable[Any]) -> None:
+        tasks = list(tasks)
+        try:
+            states = cluster().states([str(task.pk) for task in tasks])
+        except HaBeatError as exc:
+            states = {}
+            if request.method == "GET":
+                messages.warning(request, _("The beat cluster can't be asked: %s") % exc)
+        for task in tasks:
+            task.ha_beat_state = states.get(str(task.pk), EntryState())
+
+    @admin.display(description=gettext_lazy("last verdict"))
+    def last_verdict(self, task: Any) -> str:
+        state: EntryState = getattr(task, "ha_beat_state", EntryState())
+        if state.record is not None:
+            record = state.record
+            what = f"{record.verdict} ({record.reason})" if record.reason else record.verdict
+            late = f", {record.lateness:.1f} s late" if record.verdict == "enqueued" else ""
+            return format_html('<span title="{}">{}{}</span>', _shown(record.first), what, late)
+        row = state.row
+        return row.verdict if row is not None and row.verdict not in {"armed", "absent"} else "-"
+
+    @admin.display(description=gettext_lazy("next due"))
+    def next_due(self, task: Any) -> str:
+        row = getattr(task, "ha_beat_state", EntryState()).row
+        if not task.enabled or row is None or row.verdict == "absent":
+            return "-"
+        try:
+            instant = RowEntry(task, celery_app()).instants.next_after(max(row.base, NEVER))
+        except Exception as exc:
+            return str(exc)
+        return "-" if instant >= FOREVER else _shown(instant)
+
+    @admin.display(description=gettext_lazy("enqueued by"))
+    def enqueued_by(self, task: Any) -> str:
+        record = getattr(task, "ha_beat_state", EntryState()).record
+        return record.by if record is not None else "-"
+
+    def get_actions(self, request: HttpRequest) -> Any:
+        actions = super().get_actions(request)
+        if not _may_control(request):
+            actions.pop("run_now", None)
+        return actions
+
+    @admin.action(description=gettext_lazy("Run selected tasks now, by the beat cluster"))
+    def run_now(self, request: HttpRequest, queryset: Any) -> None:
+        """Ask the leader to enqueue each once. Their schedules go on as if nothing was."""
+        if not _may_control(request):
+            raise PermissionDenied
+        for task in queryset:
+            try:
+                reply = cluster().ask("run", _by(request), entry=str(task.pk))
+            except HaBeatError as exc:
+                self.message_user(request, f"{task.name}: {exc}", messages.ERROR)
+                return
+            self.message_user(request, reply.line, messages.SUCCESS if reply.ok else messages.ERROR)
+            if reply.ok:
+                _log(request, type(task), str(task.pk), task.name, json.dumps([reply.line]))
+
+    actions = ("run_now",)
+
+
+def _shown(instant: datetime) -> str:
+    return str(localize(timezone.localtime(instant) if timezone.is_aware(instant) else instant.replace(tzinfo=UTC)))
+
+
+class ClusterPeriodicTaskAdmin(ClusterColumns, PeriodicTaskAdmin):  # type: ignore[misc]
+    """django-celery-beat's admin of periodic tasks, with the cluster's columns."""
+
+    actions = (*PeriodicTaskAdmin.actions, "run_now")
+
+
+def register(site: admin.AdminSite) -> None:
+    """Put the columns into a site whose admin of periodic tasks is django-celery-beat's own."""
+    if type(site._registry.get(PeriodicTask)) is PeriodicTaskAdmin:  # noqa: SLF001 -- public only in newer Django
+        site.unregister(PeriodicTask)
+        site.register(PeriodicTask, ClusterPeriodicTaskAdmin)
+
+
+register(admin.site)

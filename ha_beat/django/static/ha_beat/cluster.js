@@ -1,0 +1,146 @@
+"use strict";
+(() => {
+  const root = document.getElementById("ha-beat");
+  const byId = (id) => document.getElementById(id);
+  const INTERVAL = 1000;
+
+  const lasting = (ms) => {
+    const s = Math.max(0, ms) / 1000;
+    if (s < 1) return `${Math.round(ms)} ms`;
+    if (s < 120) return `${s.toFixed(s < 10 ? 1 : 0)} s`;
+    if (s < 7200) return `${Math.round(s / 60)} min`;
+    return s < 172800 ? `${Math.round(s / 3600)} h` : `${Math.round(s / 86400)} days`;
+  };
+  const clock = (ms) => new Date(ms).toLocaleString([], { dateStyle: "short", timeStyle: "medium" });
+
+  const cell = (value, title) => {
+    const td = document.createElement("td");
+    if (value instanceof Node) td.append(value);
+    else td.textContent = value;
+    if (title) td.title = title;
+    return td;
+  };
+  const fill = (id, rows, empty) => {
+    const body = byId(id);
+    const made = rows.map(({ cells, className }) => {
+      const tr = document.createElement("tr");
+      if (className) tr.className = className;
+      tr.append(...cells);
+      return tr;
+    });
+    if (!made.length) {
+      const tr = document.createElement("tr");
+      const td = cell(empty);
+      td.colSpan = byId(id).closest("table").querySelectorAll("th").length;
+      tr.append(td);
+      made.push(tr);
+    }
+    body.replaceChildren(...made);
+  };
+  const link = (text, href) => {
+    const a = document.createElement("a");
+    a.textContent = text;
+    a.href = href;
+    return a;
+  };
+  const taskLink = (line) =>
+    /^\d+$/.test(line.entry) ? link(line.name, `${root.dataset.taskUrl}${line.entry}/change/`) : line.name;
+  const health = (replica) => {
+    if (replica.not_ready.length) {
+      const span = document.createElement("span");
+      span.className = "ha-bad";
+      span.textContent = replica.not_ready.join("; ");
+      return span;
+    }
+    return /^https?:/.test(replica.http) ? link(replica.http, replica.http) : replica.http || "ready";
+  };
+
+  const say = (text) => {
+    byId("ha-error").hidden = !text;
+    byId("ha-error").textContent = text;
+  };
+  const sayState = (text) => {
+    // Only a change is announced to a screen reader.
+    if (byId("ha-state").dataset.text !== text) {
+      byId("ha-state").dataset.text = text;
+      byId("ha-state").textContent = text;
+    }
+  };
+
+  const show = (data) => {
+    say(data.error);
+    if (data.error) return;
+    const { now_ms: now, lease, paused } = data;
+    let state = `${data.cluster}: ${data.leader ? `${data.leader} leads, in epoch ${lease.epoch}` : "nobody leads"}`;
+    if (data.schedule) state += `; ${data.schedule.entries} entries`;
+    if (paused) state += `; paused by ${paused.by || "somebody"}${paused.reason ? `: ${paused.reason}` : ""}`;
+    sayState(state);
+    byId("ha-state").title = lease ? `renewed ${lasting(lease.age_ms)} ago, of ${lasting(lease.ttl_ms)}` : "";
+    if (byId("ha-control")) {
+      for (const id of ["ha-pause", "ha-reason-label"]) byId(id).hidden = Boolean(paused);
+      byId("ha-resume").hidden = !paused;
+    }
+    fill("ha-replicas", data.replicas.map((r) => ({
+      className: r.role === "leader" ? "ha-leader" : "",
+      cells: [
+        cell(r.id), cell(r.role), cell(`${r.host} (${r.pid})`), cell(r.version), cell(lasting(now - r.since_ms)),
+        cell(`${lasting(now - r.seen_ms)} ago`), cell(`${r.clock_offset_ms >= 0 ? "+" : ""}${r.clock_offset_ms} ms`),
+        cell(health(r)),
+      ],
+    })), "No replica has been seen lately");
+    fill("ha-recent", data.recent.map((o) => ({
+      cells: [
+        cell(taskLink(o)), cell(clock(o.due_ms), o.task_id),
+        cell(o.verdict + (o.count > 1 ? ` (${o.count})` : "") + (o.why ? `: ${o.why}` : "")),
+        cell(o.verdict === "enqueued" ? lasting(o.late_ms) : ""), cell(o.by),
+      ],
+    })), "Nothing was due yet");
+    fill("ha-upcoming", data.upcoming.map((u) => ({
+      cells: [cell(u.name, u.task), cell(clock(u.at_ms)), cell(u.at_ms > now ? lasting(u.at_ms - now) : "now")],
+    })), "Nothing is scheduled");
+    fill("ha-terms", data.terms.map((t) => {
+      const why = cell(t.why);
+      why.className = "ha-why";
+      return { cells: [cell(clock(t.ms)), cell(t.event), cell(t.by), cell(String(t.epoch)), why] };
+    }), "No change is recorded");
+  };
+
+  const look = async () => {
+    try {
+      const answer = await fetch(root.dataset.url, { headers: { Accept: "application/json" }, cache: "no-store" });
+      if (!answer.ok || answer.redirected) throw new Error(`the server answered ${answer.status}`);
+      show(await answer.json());
+    } catch (error) {
+      say(`This page is not up to date: ${error.message}`);
+    }
+  };
+  const loop = async () => {
+    if (!document.hidden) await look();
+    setTimeout(loop, INTERVAL);
+  };
+
+  const form = byId("ha-control");
+  if (form) {
+    form.addEventListener("submit", async (event) => {
+      event.preventDefault();
+      const button = event.submitter;
+      if (!button || (button.dataset.confirm && !window.confirm(button.dataset.confirm))) return;
+      const body = new FormData(form);
+      body.set("action", button.value);
+      for (const each of form.querySelectorAll("button")) each.disabled = true;
+      byId("ha-answer").textContent = "…";
+      try {
+        const answer = await fetch(root.dataset.controlUrl, { method: "POST", body });
+        byId("ha-answer").textContent = answer.status === 403 ? "You may not do this." : (await answer.json()).line;
+        byId("ha-reason").value = "";
+      } catch (error) {
+        byId("ha-answer").textContent = error.message;
+      }
+      for (const each of form.querySelectorAll("button")) each.disabled = false;
+      await look();
+    });
+  }
+
+  show(JSON.parse(byId("ha-data").textContent));
+  setTimeout(loop, INTERVAL);
+})();

@@ -1,0 +1,203 @@
+"""The admin: the page 'Beat cluster', its buttons, and the columns of the periodic tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+from django_celery_beat.models import PeriodicTask
+
+from ha_beat.django import cluster as access
+from ha_beat.settings import Settings
+from tests.django.beats import beats, every, fresh, row
+from tests.django.conftest import Site
+from tests.django.project.app import app
+from tests.faults.cluster import BeatCluster
+from tests.servers import wait_for
+
+PAGE = "/admin/ha_beat/cluster/"
+CONTROL = f"{PAGE}control/"
+TASKS = "/admin/django_celery_beat/periodictask/"
+
+
+@pytest.fixture(autouse=True)
+def _cluster_of_the_site(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = access.Cluster(app, Settings(cluster="site", redis_url=site.redis.url))
+    monkeypatch.setattr("ha_beat.django.admin.cluster", lambda: cluster)
+
+
+@pytest.fixture
+def running(site: Site) -> Iterator[BeatCluster]:
+    row("task", interval=every(0.5))
+    with beats(site) as cluster:
+        cluster.wait_for_leader()
+        wait_for(site.names, 40, "a message", 0.1)
+        yield cluster
+
+
+def client_of(*permissions: str, superuser: bool = False, **options: bool) -> Client:
+    """A browser of a member of staff with these permissions."""
+    user = User.objects.create_user("kim", is_staff=True, is_superuser=superuser)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    assert user.user_permissions.count() == len(permissions)
+    client = Client(**options)
+    client.force_login(user)
+    return client
+
+
+def test_the_page_shows_the_cluster_and_needs_a_permission(running):
+    data = _data_with_two_replicas(client_of("view_cluster"))
+    leader = running.leader()
+    assert leader is not None
+    assert data["leader"].startswith(leader.name)
+    assert {replica["role"] for replica in data["replicas"]} == {"leader", "standby"}
+    assert data["recent"][0]["name"] == "task"
+    assert data["recent"][0]["verdict"] == "enqueued"
+    assert data["upcoming"][0]["name"] == "task"
+    assert data["terms"][-1]["event"] == "acquired"
+
+
+def _data_with_two_replicas(client: Client) -> dict:
+    def look() -> dict | None:
+        answer = client.get(f"{PAGE}data/")
+        assert answer.status_code == 200
+        data = answer.json()
+        return data if len(data["replicas"]) == 2 and data["recent"] and data["upcoming"] else None
+
+    return wait_for(look, 20, "both replicas", 0.2)
+
+
+def test_who_may_only_look_sees_no_button_and_is_refused(running):
+    client = client_of("view_cluster")
+    page = client.get(PAGE)
+
+    assert page.status_code == 200
+    assert b"ha-control" not in page.content
+    assert client.post(CONTROL, {"action": "pause"}).status_code == 403
+    assert "m:paused" not in running.admin.hgetall(running.key("ledger"))
+    assert not LogEntry.objects.exists()
+
+
+def test_without_any_permission_there_is_no_page(site):
+    client = client_of()
+
+    assert client.get(PAGE).status_code == 403
+    assert client.get(f"{PAGE}data/").status_code == 403
+    assert b"Beat cluster" not in client.get("/admin/").content
+    assert Client().get(PAGE).status_code == 302
+
+
+def test_pause_resume_and_step_down_are_done_and_logged(running, site):
+    client = client_of("control_cluster")
+    assert b"ha-control" in client.get(PAGE).content
+
+    assert client.post(CONTROL, {"action": "pause", "reason": "upgrade"}).json()["ok"]
+    data = client.get(f"{PAGE}data/").json()
+    assert data["paused"]["reason"] == "upgrade"
+    assert data["paused"]["by"] == "kim (admin)"
+    assert client.post(CONTROL, {"action": "resume"}).json()["ok"]
+    leader = running.leader()
+    assert client.post(CONTROL, {"action": "step_down"}).json()["ok"]
+    running.wait_for_leader(other_than=leader)
+    running.assert_all_alive()
+
+    logged = list(LogEntry.objects.order_by("pk").values_list("user__username", "change_message"))
+    assert [user for user, _ in logged] == ["kim"] * 3
+    assert [message.partition(":")[0] for _, message in logged] == [
+        "Paused the cluster",
+        "Resumed the cluster",
+        "Had the leader step down",
+    ]
+
+
+def test_a_request_without_token_or_by_get_does_nothing(site):
+    client = client_of(superuser=True, enforce_csrf_checks=True)
+
+    assert client.post(CONTROL, {"action": "step_down"}).status_code == 403
+    assert client.get(CONTROL, {"action": "step_down"}).status_code == 405
+    assert Client().post(CONTROL, {"action": "step_down"}).status_code == 302
+
+
+def test_an_unknown_action_and_no_leader_are_said(site, monkeypatch):
+    monkeypatch.setattr(access, "ANSWER_WITHIN", 0.3)
+    client = client_of(superuser=True)
+
+    assert client.post(CONTROL, {"action": "drop"}).status_code == 400
+    answer = client.post(CONTROL, {"action": "pause"})
+    assert answer.status_code == 503
+    assert "no leader answered" in answer.json()["line"]
+    assert not LogEntry.objects.exists()
+
+
+def test_without_redis_the_admin_says_so_and_works_on(site):
+    row("task", interval=every(60))
+    client = client_of(superuser=True)
+    site.redis.stop()
+
+    assert client.get(f"{PAGE}data/").json()["error"]
+    assert client.get(PAGE).status_code == 200
+    tasks = client.get(TASKS)
+    assert tasks.status_code == 200
+    # The apostrophe is escaped.
+    assert b"The beat cluster can" in tasks.content
+
+
+def test_the_list_and_the_form_of_tasks_show_what_the_cluster_knows(running, site):
+    task = PeriodicTask.objects.get(name="task")
+    client = client_of(superuser=True)
+    page = client.get(TASKS).content.decode()
+
+    assert "column-last_verdict" in page
+    assert "enqueued, 0." in page
+    leader = running.leader()
+    assert leader is not None
+    assert f'field-enqueued_by">{leader.name}' in page
+    form = client.get(f"{TASKS}{task.pk}/change/").content.decode()
+    assert "Next due" in form
+    assert 'name="misfire"' in form
+
+
+def test_a_task_is_run_now_by_the_leader(running, site):
+    task = PeriodicTask.objects.get(name="task")
+    client = client_of(superuser=True)
+    answer = client.post(TASKS, {"action": "run_now", "_selected_action": [task.pk]}, follow=True)
+
+    assert answer.status_code == 200
+    manual = [headers for headers in site.messages() if headers["ha_beat"].get("manual")]
+    assert len(manual) == 1
+    assert LogEntry.objects.filter(object_id=str(task.pk)).count() == 1
+
+
+def test_misfire_rules_are_kept_in_the_headers(site):
+    """Beside those that are there, and out of the message."""
+    task = row("task", interval=every(60), headers='{"x": "y"}')
+    client = client_of(superuser=True)
+    fields = {
+        "name": "task",
+        "task": "tick",
+        "enabled": "on",
+        "interval": task.interval_id,
+        "args": "[]",
+        "kwargs": "{}",
+        "headers": '{"x": "y"}',
+        "misfire": "skip",
+        "misfire_grace": "30",
+    }
+    answer = client.post(f"{TASKS}{task.pk}/change/", fields)
+
+    assert answer.status_code == 302, answer.context["adminform"].errors
+    assert json.loads(fresh(task).headers) == {"x": "y", "ha_beat": {"misfire": "skip", "misfire_grace": 30.0}}
+    from ha_beat.django.entries import RowEntry
+
+    entry = RowEntry(task, app)
+    assert entry.options["headers"] == {"x": "y", "periodic_task_name": "task"}
+    assert entry.options["ha_beat"] == {"misfire": "skip", "misfire_grace": 30.0}
+
+    form = client.get(f"{TASKS}{task.pk}/change/").content.decode()
+    assert '<option value="skip" selected>' in form
+    answer = client.post(f"{TASKS}{task.pk}/change/", {**fields, "headers": fresh(task).headers, "misfire": ""})
+    assert json.loads(fresh(task).headers) == {"x": "y", "ha_beat": {"misfire_grace": 30.0}}
