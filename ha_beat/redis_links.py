@@ -248,7 +248,7 @@ def _pool_kwargs(url: str, options: Mapping[str, Any], timeout: float) -> dict[s
     try:
         found = parse_url(_as_redis_py_spells(url))
     except ValueError as exc:
-        raise ConfigurationError(f"ha_beat_redis_url: {exc}") from exc
+        raise _unreadable(exc) from None
     kwargs = {**_calm(timeout), **_in_redis_py(found), **_in_redis_py(options)}
     if kwargs.pop("ssl", False):
         kwargs["connection_class"] = SSLConnection
@@ -315,13 +315,21 @@ def _addresses(url: str, default_port: int) -> tuple[list[Address], str]:
             split = urlsplit(f"//{host_and_port}")
             addresses.append((split.hostname or "localhost", split.port or default_port))
         except ValueError as exc:
-            raise ConfigurationError(f"ha_beat_redis_url: {exc}") from exc
+            raise _unreadable(exc) from None
     if not addresses:
         raise ConfigurationError("ha_beat_redis_url names no host")
     host, port = addresses[0]
     shown = f"[{host}]" if ":" in host else host
     at = f"{userinfo}@" if userinfo else ""
     return addresses, f"{'rediss' if secure else 'redis'}://{at}{shown}:{port}/{path}{question}{query}"
+
+
+def _unreadable(exc: ValueError) -> ConfigurationError:
+    """Without what Python says of a port: in a URL with an unescaped password that is a part of it."""
+    said = str(exc)
+    if not said.startswith("Invalid value for '"):
+        said = "no host and port can be read from it; characters such as / ; , @ in a password are written as %2F and so on"
+    return ConfigurationError(f"ha_beat_redis_url: {said}")
 
 
 def _split(front: str) -> Sequence[str]:

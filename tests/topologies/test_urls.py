@@ -133,3 +133,12 @@ def test_a_clusters_password_is_not_shown() -> None:
     assert redact_url("redis+cluster://u:secret@a:7000,b:7001?password=secret") == (
         "redis+cluster://u:***@a:7000,b:7001?password=***"
     )
+
+
+@pytest.mark.parametrize("url", ["redis+cluster://:se;cret@a:1", "sentinel://:se,cret@a:1", "redis://:se/cret@a:1"])
+def test_a_password_that_was_not_escaped_is_not_shown_either(url: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        link_to(url, {"master_name": "m"}, 1.0, "k")
+    assert "cret" not in str(raised.value)
+    assert "'se" not in str(raised.value)
+    assert raised.value.__suppress_context__
