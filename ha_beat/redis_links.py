@@ -328,7 +328,7 @@ def _unreadable(exc: ValueError) -> ConfigurationError:
     """Without what Python says of a port: in a URL with an unescaped password that is a part of it."""
     said = str(exc)
     if not said.startswith("Invalid value for '"):
-        said = "no host and port can be read from it; characters such as / ; , @ in a password are written as %2F and so on"
+        said = "no host and port can be read from it; write / ; , @ in a password as %2F and the like"
     return ConfigurationError(f"ha_beat_redis_url: {said}")
 
 
