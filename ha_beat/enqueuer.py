@@ -448,12 +448,16 @@ class Enqueuer:
         return due
 
     def _given_up(self, slot: Slot, send: datetime, now: datetime) -> bool:
-        """Whether an occurrence that could not be enqueued is too late by now; each leader tries for a while."""
+        """Whether an occurrence that could not be enqueued is too late by now.
+
+        One that was overdue already when this leader first tried, a catch-up, gets the deadline's time from then.
+        """
         deadline = self._rules.publish_deadline
         if slot.failing_since is None or deadline is None:
             return False
         late, tried = (now - send).total_seconds(), (now - slot.failing_since).total_seconds()
-        return late > deadline and tried > min(deadline, self._rules.handover_after) / 2
+        overdue_before = late - tried > deadline
+        return tried > deadline if overdue_before else late > deadline
 
     # --- Handing over
 
