@@ -27,7 +27,7 @@ def _have(*modules: str) -> None:
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    need(lambda: _have("django", "ephem"))
+    need(lambda: _have("django", "django_celery_beat", "ephem"))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "HA_BEAT_"))}
     return kept | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
@@ -52,6 +52,7 @@ def run(env: dict[str, str], *arguments: str) -> str:
 
 
 def test_django_has_no_complaint(env):
+    env["SCHEDULE"] = "database"
     assert "no issues" in run(env, "manage.py", "check", "--fail-level", "WARNING")
 
 
@@ -124,6 +125,34 @@ def test_two_beats_share_the_schedule_and_the_task_is_enqueued(env, tmp_path, re
         assert all(process.alive for process in beats), [process.log_tail() for process in beats]
         headers = [json.loads(message)["headers"] for message in client.lrange("celery", 0, -1)]
         assert {header["task"] for header in headers} == {"polls.tasks.task_clear_session"}
+        instants = [header["ha_beat"]["scheduled_at"] for header in headers]
+        assert len(set(instants)) == len(instants)
+    finally:
+        for process in beats:
+            process.stop()
+        client.close()
+
+
+@pytest.mark.parametrize("kind", ["static", "database"])
+def test_both_ways_pass_the_checks(env, kind):
+    env["SCHEDULE"] = kind
+    run(env, "manage.py", "migrate", "--verbosity", "0")
+
+    assert "Traceback" not in run(env, "manage.py", "check", "--database", "default", "--fail-level", "WARNING")
+
+
+def test_two_beats_share_the_schedule_in_the_database(env, tmp_path, redis_server: RedisServer):
+    """The entries of the settings are written to it, and enqueued from there, each instant once."""
+    env |= {"REDIS_URL": redis_server.url, "SCHEDULE": "database"}
+    run(env, "manage.py", "migrate", "--verbosity", "0")
+    beat = [sys.executable, "-m", "celery", "-A", "example", "beat"]
+    client = redis.Redis.from_url(redis_server.url)
+    beats = [ServerProcess(beat, tmp_path / f"beat-{n}.log", cwd=EXAMPLE, env=env) for n in range(2)]
+    try:
+        wait_for(lambda: client.llen("celery") >= 2, timeout=60, what="two messages")
+        assert all(process.alive for process in beats), [process.log_tail() for process in beats]
+        headers = [json.loads(message)["headers"] for message in client.lrange("celery", 0, -1)]
+        assert {header["periodic_task_name"] for header in headers} == {"clear-sessions"}
         instants = [header["ha_beat"]["scheduled_at"] for header in headers]
         assert len(set(instants)) == len(instants)
     finally:

@@ -5,6 +5,8 @@ variable               what                                             default
 =====================  ===============================================  =====================================
 REDIS_URL              Celery's broker; leases and ledger live there    redis://127.0.0.1:6379/0
 DATABASE_URL           Django's database                                a SQLite file beside ``manage.py``
+SCHEDULE               where the schedule is: ``static`` (in this       static
+                       file) or ``database`` (in Django's admin)
 SECRET_KEY             Django's signing key                             one that is good for development only
 DEBUG                  1 for Django's debug pages                       0
 ALLOWED_HOSTS          names under which Django answers, comma between  localhost,127.0.0.1
@@ -32,6 +34,8 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.sessions",
     "django.contrib.staticfiles",
+    "django_celery_beat",
+    "ha_beat.django",
     "polls",
 ]
 MIDDLEWARE = [
@@ -60,10 +64,11 @@ WSGI_APPLICATION = "example.wsgi.application"
 STATIC_URL = "static/"
 
 DATABASES = {
-    "default": database_from_url(
-        os.environ.get("DATABASE_URL") or f"sqlite:///{quote(str(BASE_DIR / 'db.sqlite3'))}"
-    )
+    "default": database_from_url(os.environ.get("DATABASE_URL") or f"sqlite:///{quote(str(BASE_DIR / 'db.sqlite3'))}")
 }
+if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+    # Several processes share the file: wait for each other.
+    DATABASES["default"]["OPTIONS"] = {"timeout": 20}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 SESSION_ENGINE = "django.contrib.sessions.backends.db"
 
@@ -75,6 +80,11 @@ CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TIMEZONE = TIME_ZONE
 
+# In ``database`` the entries below are written to the database once, and edited in the admin from then on.
+CELERY_BEAT_SCHEDULER = {
+    "static": "ha_beat.scheduler:HAScheduler",
+    "database": "ha_beat.django.schedulers:HADatabaseScheduler",
+}[os.environ.get("SCHEDULE", "static")]
 CELERY_BEAT_SCHEDULE = {
     "clear-sessions": {
         "task": "polls.tasks.task_clear_session",
