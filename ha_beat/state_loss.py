@@ -55,7 +55,8 @@ class Shadow:
     def learn_rows(self, rows: Mapping[str, str]) -> None:
         for entry, raw in rows.items():
             row = LedgerRow.parse(raw)
-            if row is not None:
+            # A claim may be taken back, and the position with it.
+            if row is not None and row.verdict != "claimed":
                 self.learn(entry, row.base)
 
     def ahead_of(self, rows: Mapping[str, str], now: datetime) -> bool:

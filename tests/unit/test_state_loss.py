@@ -142,6 +142,13 @@ def test_a_promoted_server_was_there_before_and_its_start_tells_nothing(append_o
     assert not complete.total
 
 
+def test_a_claim_that_was_taken_back_is_no_loss() -> None:
+    """A standby that read the ledger in between must not hold the broker's refusal for one."""
+    watching = shadow(e=-10)
+    watching.learn_rows({"e": LedgerRow(at(-1), "claimed").encoded()})
+    assert judged(shadow=watching, rows=rows(e=-10)) is None
+
+
 def test_positions_never_move_back() -> None:
     known = shadow(e=10)
     known.learn("e", at(5))
