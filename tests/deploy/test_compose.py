@@ -1,0 +1,183 @@
+"""docker-compose.yml brought up for real; its containers killed, paused, cut off, scaled and replaced.
+
+What counts is what the worker ran: an entry is due each second, each instant has to run, and none twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.deploy.stack import Stack, skip_without_docker
+from tests.servers import wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+#: Seconds; what the example leaves at its default.
+LEASE_TTL = 10.0
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    skip_without_docker()
+    running = Stack(tmp_path_factory.mktemp("compose"))
+    try:
+        running.compose("build", "beat", timeout=800)
+        running.up()
+        wait_for(running.runs, timeout=60, what="the first run")
+        yield running
+    except BaseException:
+        print(running.compose("logs", "--tail", "50"))  # pytest shows it with the failure
+        raise
+    finally:
+        running.down()
+
+
+@pytest.fixture
+def whole(stack: Stack) -> Iterator[Stack]:
+    """Three replicas again, whatever the test before left behind."""
+    if len(stack.containers()) != 3 or any(not stack.state(each)["Running"] for each in stack.containers()):
+        stack.up()
+    with contextlib.suppress(AssertionError):
+        stack.wait_until_caught_up()
+    yield stack
+
+
+@pytest.fixture
+def counted(whole: Stack, figure: Callable[[str], None]) -> Callable[[str], None]:
+    def check(what: str) -> None:
+        expected, twice, never = whole.count()
+        skipped = [
+            (each["entry"], each.get("from"), each.get("why"))
+            for each in whole.history()
+            if each.get("verdict") not in {None, "enqueued"}
+        ]
+        figure(f"{what}; of {expected} instants so far {len(twice)} ran twice, {len(never)} not at all")
+        assert (twice, never) == ([], []), skipped
+
+    return check
+
+
+def test_all_replicas_are_healthy_and_one_leads(whole, counted):
+    """`up --wait` came back, so that the healthchecks pass; and one replica only answers 200 at /leader."""
+    view = whole.cli("status")
+
+    assert len(view["members"]) == 3
+    assert [member["role"] for member in view["members"]].count("leader") == 1
+    asked = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8080/leader').status)"
+    leader, _ = whole.leader()
+    assert whole.docker("exec", leader, "python", "-c", asked).strip() == "200"
+    counted("start")
+
+
+def test_a_container_can_write_nowhere_and_has_no_rights(whole):
+    container = whole.containers()[0]
+    script = "touch /app/x 2>/dev/null && echo written; id -u; grep CapEff /proc/self/status; python -m pip; which gcc"
+
+    told = whole.docker("exec", container, "sh", "-c", f"{script}; true").split()
+
+    assert told == ["10001", "CapEff:", "0000000000000000"]
+
+
+def test_the_leaders_container_is_killed(whole, counted):
+    """The connection ends with the process: a standby leads long before the lease has run out."""
+    epoch, (leader, _) = whole.epoch(), whole.leader()
+
+    began = time.time()
+    whole.docker("kill", leader)
+    took = whole.acquired_after(epoch)["ms"] / 1000 - began
+
+    assert took < LEASE_TTL / 2
+    counted(f"docker kill: a new leader {took:.2f} s after the command was given")
+
+
+def test_a_process_that_is_killed_is_started_again(whole, counted):
+    """`restart: unless-stopped` brings it back, as a standby."""
+    epoch, (leader, pid) = whole.epoch(), whole.leader()
+    started = whole.state(leader)["StartedAt"]
+
+    began = time.time()
+    whole.docker("exec", leader, "sh", "-c", f"kill -9 {pid}")
+    took = whole.acquired_after(epoch)["ms"] / 1000 - began
+
+    wait_for(lambda: whole.state(leader)["StartedAt"] != started, timeout=30, what="the restart")
+    wait_for(lambda: whole.state(leader)["Health"]["Status"] == "healthy", timeout=90, what="the health", interval=1)
+    assert whole.leader()[0] != leader
+    assert took < LEASE_TTL / 2
+    counted(f"kill -9: a new leader {took:.2f} s after the command was given")
+
+
+def test_the_leader_is_paused_past_its_lease(whole, counted):
+    """It wakes up and finds another; it stands by, and its container has not ended."""
+    epoch, (leader, _) = whole.epoch(), whole.leader()
+    started = whole.state(leader)["StartedAt"]
+
+    began = time.time()
+    whole.docker("pause", leader)
+    try:
+        took = whole.acquired_after(epoch)["ms"] / 1000 - began
+        time.sleep(3)
+    finally:
+        whole.docker("unpause", leader)
+
+    counted(f"docker pause: a new leader after {took:.2f} s")
+    assert whole.leader()[0] != leader
+    assert whole.state(leader)["StartedAt"] == started
+    assert LEASE_TTL / 2 < took < LEASE_TTL * 2
+
+
+def test_the_leader_is_cut_off_the_network(whole, counted):
+    epoch, (leader, _) = whole.epoch(), whole.leader()
+    started, network = whole.state(leader)["StartedAt"], f"{whole.project}_default"
+
+    began = time.time()
+    whole.docker("network", "disconnect", network, leader)
+    try:
+        took = whole.acquired_after(epoch)["ms"] / 1000 - began
+        time.sleep(3)
+    finally:
+        whole.docker("network", "connect", "--alias", "beat", network, leader)
+
+    counted(f"network disconnect: a new leader after {took:.2f} s")
+    wait_for(lambda: len(whole.cli("status")["members"]) == 3, timeout=40, what="it to be back", interval=1)
+    assert whole.state(leader)["StartedAt"] == started
+    assert took < LEASE_TTL * 2
+
+
+def test_redis_is_away_for_20_seconds(whole, counted):
+    """No replica ends; what fell due runs late."""
+    before = {each: whole.state(each)["StartedAt"] for each in whole.containers()}
+
+    whole.compose("stop", "redis")
+    time.sleep(20)
+    began = time.time()
+    whole.compose("start", "redis")
+    caught_up = whole.wait_until_caught_up(within=120)
+
+    counted(f"Redis away for 20 s: what was due at {caught_up:%H:%M:%S} had run {time.time() - began:.1f} s after")
+    assert {each: whole.state(each)["StartedAt"] for each in whole.containers()} == before
+
+
+def test_five_replicas_and_three_again(whole, counted):
+    whole.up(scale=5)
+    assert len(whole.cli("status")["members"]) == 5
+    whole.up(scale=3)
+
+    counted("scaled to 5 and back to 3")
+
+
+def test_a_rolling_deploy_with_a_changed_schedule(whole, counted):
+    """One container after the other is replaced; the entry that stays misses nothing, the new one begins."""
+    before = set(whole.containers())
+    epochs = whole.epoch()
+
+    whole.schedule = "second"
+    whole.up()
+
+    assert not before & set(whole.containers())
+    wait_for(lambda: any(run["entry"] == "every-two-seconds" for run in whole.runs()), 30, "the new entry")
+    assert whole.epoch() > epochs
+    counted("up -d with a changed schedule")
