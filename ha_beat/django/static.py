@@ -11,10 +11,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from celery import Celery
 from celery.schedules import crontab, maybe_schedule
+from django_celery_beat.models import MICROSECONDS, IntervalSchedule
 from django_celery_beat.schedulers import ModelEntry
 from kombu.utils.json import dumps
 
@@ -81,10 +83,25 @@ def write(
     return written
 
 
+class _Fields(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no types
+    """Makes a row's fields of an entry of the settings."""
+
+    @classmethod
+    def to_model_schedule(cls, schedule: Any) -> tuple[Any, str]:
+        source: Any = maybe_schedule(schedule)
+        every = getattr(source, "run_every", None)
+        if isinstance(every, timedelta) and every.microseconds:
+            # django-celery-beat would cut it down to whole seconds, and half a second to none.
+            count = every // timedelta(microseconds=1)
+            return IntervalSchedule.objects.get_or_create(every=count, period=MICROSECONDS)[0], "interval"
+        made: tuple[Any, str] = super().to_model_schedule(source)
+        return made
+
+
 def _write_one(model: Any, name: str, definition: Definition) -> None:
     entry = dict(definition)
     own = (entry.get("options") or {}).get(KEY)
-    fields = ModelEntry._unpack_fields(**entry)  # noqa: SLF001 -- what DatabaseScheduler itself writes
+    fields = _Fields._unpack_fields(**entry)  # noqa: SLF001 -- what DatabaseScheduler itself writes
     if own:
         headers = (entry.get("options") or {}).get("headers") or {}
         fields["headers"] = dumps(misfire_headers(headers, own))

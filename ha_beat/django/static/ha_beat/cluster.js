@@ -72,10 +72,14 @@
     if (data.error) return;
     const { now_ms: now, lease, paused } = data;
     let state = `${data.cluster}: ${data.leader ? `${data.leader} leads, in epoch ${lease.epoch}` : "nobody leads"}`;
-    if (data.schedule) state += `; ${data.schedule.entries} entries`;
+    if (data.schedule) state += `; ${data.schedule.entries} ${data.schedule.entries === 1 ? "entry" : "entries"}`;
     if (paused) state += `; paused by ${paused.by || "somebody"}${paused.reason ? `: ${paused.reason}` : ""}`;
     sayState(state);
-    byId("ha-state").title = lease ? `renewed ${lasting(lease.age_ms)} ago, of ${lasting(lease.ttl_ms)}` : "";
+    byId("ha-lease").textContent = !lease
+      ? "There is no lease."
+      : lease.state === "held"
+        ? `Lease held for ${lasting(now - lease.since_ms)}, renewed ${lasting(lease.age_ms)} ago; it lasts ${lasting(lease.ttl_ms)}.`
+        : `The lease was released: ${lease.reason || "no reason given"}.`;
     if (byId("ha-control")) {
       for (const id of ["ha-pause", "ha-reason-label"]) byId(id).hidden = Boolean(paused);
       byId("ha-resume").hidden = !paused;

@@ -1,0 +1,131 @@
+"""The page 'Beat cluster' in a real browser: live, and with its buttons for those who may."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission, User
+
+from tests.django.beats import beats, every, row
+from tests.django.conftest import Site
+from tests.faults.cluster import REPOSITORY, BeatCluster, base_environment
+from tests.servers import PartMissing, ServerProcess, free_port, need, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+def _browser() -> str:
+    if importlib.util.find_spec("playwright") is None:
+        raise PartMissing("the browser is driven by playwright")
+    found = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+    )
+    if not found:
+        raise PartMissing("there is no chromium")
+    return found
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    path = need(_browser)
+    from playwright.sync_api import sync_playwright
+
+    # Django takes the loop that playwright runs for a reason to refuse queries in this thread.
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"
+    try:
+        with sync_playwright() as driver:
+            running = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+            yield running
+            running.close()
+    finally:
+        del os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"]
+
+
+@pytest.fixture
+def web(site: Site, tmp_path: Path) -> Iterator[str]:
+    """Django's own server on the site; the URL."""
+    port = free_port()
+    command = [sys.executable, "-m", "django", "runserver", "--noreload", f"127.0.0.1:{port}"]
+    env = base_environment(site.env(DEBUG=True))
+    server = ServerProcess(command, tmp_path / "web.log", cwd=REPOSITORY, env=env)
+    yield f"http://127.0.0.1:{port}"
+    server.kill()
+
+
+@pytest.fixture
+def running(site: Site) -> Iterator[BeatCluster]:
+    row("nightly report", interval=every(0.5))
+    with beats(site, replicas=3) as cluster:
+        cluster.wait_for_leader()
+        wait_for(site.names, 40, "a message", 0.1)
+        yield cluster
+
+
+def page_of(browser: Any, web: str, *permissions: str) -> tuple[Any, list[str]]:
+    """The page, as a member of staff sees it, and the browser's complaints."""
+    user = User.objects.create_user("kim", password="kim", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    page = browser.new_page(viewport={"width": 1200, "height": 1000})
+    complaints: list[str] = []
+
+    def note(message: Any) -> None:
+        # The tests' site has no icon.
+        if message.type == "error" and not message.location["url"].endswith("/favicon.ico"):
+            complaints.append(f"{message.text} {message.location['url']}")
+
+    page.on("console", note)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+
+    def reach() -> bool:
+        page.goto(f"{web}/admin/login/?next=/admin/ha_beat/cluster/")
+        return True
+
+    wait_for(reach, 30, "the web server", 0.2)
+    page.fill("#id_username", "kim")
+    page.fill("#id_password", "kim")
+    page.click("input[type=submit]")
+    page.wait_for_selector("#ha-replicas tr.ha-leader", timeout=20_000)
+    return page, complaints
+
+
+def test_a_change_of_leader_shows_by_itself(browser, web, running, tmp_path):
+    """The leader is killed while the page is open."""
+    page, complaints = page_of(browser, web, "view_cluster")
+    leader = running.wait_for_leader()
+    page.wait_for_function("name => document.querySelector('.ha-leader').textContent.startsWith(name)", arg=leader.name)
+    page.screenshot(path=os.environ.get("SCREENSHOTS", str(tmp_path)) + "/cluster.png", full_page=True)
+    leader.kill()
+    after = running.wait_for_leader(other_than=leader)
+    page.wait_for_function(
+        "name => document.querySelector('.ha-leader')?.textContent.startsWith(name)", arg=after.name, timeout=20_000
+    )
+    assert page.locator("#ha-control").count() == 0
+    assert "nightly report" in page.locator("#ha-recent").inner_text()
+    assert page.locator("#ha-terms tr").count() >= 2
+    assert complaints == []
+
+
+def test_pause_and_step_down_by_the_buttons(browser, web, running, tmp_path):
+    page, complaints = page_of(browser, web, "control_cluster")
+    page.on("dialog", lambda dialog: dialog.accept())
+    assert page.locator("#ha-resume").is_hidden()
+    page.fill("#ha-reason", "upgrade")
+    page.click("#ha-pause")
+    page.wait_for_function("document.getElementById('ha-state').textContent.includes('paused by kim (admin): upgrade')")
+    page.screenshot(path=os.environ.get("SCREENSHOTS", str(tmp_path)) + "/paused.png", full_page=True)
+    page.click("#ha-resume")
+    page.wait_for_function("!document.getElementById('ha-state').textContent.includes('paused')")
+    leader = running.wait_for_leader()
+    page.click("button[value=step_down]")
+    after = running.wait_for_leader(other_than=leader)
+    page.wait_for_function(
+        "name => document.querySelector('.ha-leader')?.textContent.startsWith(name)", arg=after.name, timeout=20_000
+    )
+    assert complaints == []
