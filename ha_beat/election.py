@@ -65,6 +65,9 @@ PREFERENCE, PREFERENCE_POLLS = 1.0, 3
 #: After so many attempts in a row that failed, the pauses between a standby's attempts grow.
 PATIENCE = 10
 
+#: So many campaigns of unknown outcome are remembered: one of them may be carried out late.
+REMEMBERED_CAMPAIGNS = 16
+
 #: So many lost presence connections in one term, and the leader does without for a while.
 PRESENCE_LOSSES = 3
 
@@ -94,7 +97,8 @@ class Standby:
     campaign: Campaign | None = None
     barred_until: float = 0.0
     seen_epoch: int = 0
-    last_nonce: str = ""
+    #: Of campaigns whose outcome is unknown, the newest last, and of the last term: a record that bears one is nobody's.
+    nonces: tuple[str, ...] = ()
     #: Attempts in a row that Redis did not answer, or refused to carry out.
     failures: int = 0
 
@@ -266,6 +270,15 @@ def released(state: Leader, now: float, timing: Timing) -> Standby:
     return Standby(next_poll=now + timing.poll_interval, barred_until=now + timing.ttl, seen_epoch=state.term.epoch)
 
 
+def failed(state: State, now: float, timing: Timing) -> Standby:
+    """After an error in the election itself. What was seen may be what it failed on; what was tried stays known."""
+    next_poll = now + timing.retry_interval
+    if isinstance(state, Leader):
+        # Its own lease is not free to it: it would fail in it again, and others may not.
+        return Standby(next_poll=next_poll, seen_epoch=state.term.epoch)
+    return Standby(next_poll, barred_until=state.barred_until, seen_epoch=state.seen_epoch, nonces=state.nonces)
+
+
 def distrusted(state: State, now: float) -> bool:
     """Whether a leader has run out of trust."""
     return isinstance(state, Leader) and not state.term.trusted(now)
@@ -290,9 +303,9 @@ def _as_leader(state: Leader, outcome: Outcome, now: float, timing: Timing) -> S
                 presence=presence,
             )
         case Renewal(answer=Lost()):
-            return Standby(next_poll=now, seen_epoch=state.term.epoch, last_nonce=state.term.nonce)
+            return Standby(next_poll=now, seen_epoch=state.term.epoch, nonces=(state.term.nonce,))
         case Fenced(nonce=nonce) if nonce == state.term.nonce:
-            return Standby(next_poll=now, seen_epoch=state.term.epoch, last_nonce=nonce)
+            return Standby(next_poll=now, seen_epoch=state.term.epoch, nonces=(nonce,))
         case PresenceReady() if not state.presence and now >= state.no_presence_until:
             state = replace(state, next_renewal=now)
         case Renewal() | Unknown():
@@ -310,7 +323,7 @@ def _as_leader(state: Leader, outcome: Outcome, now: float, timing: Timing) -> S
         case _:
             pass
     if distrusted(state, now):
-        return Standby(next_poll=now, seen_epoch=state.term.epoch, last_nonce=state.term.nonce)
+        return Standby(next_poll=now, seen_epoch=state.term.epoch, nonces=(state.term.nonce,))
     return state
 
 
@@ -327,12 +340,12 @@ def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) ->
                 next_poll=now + timing.poll_interval,
                 barred_until=now + timing.ttl,
                 seen_epoch=term.epoch,
-                last_nonce=nonce,
+                nonces=(nonce,),
             )
         case Campaigned(answer=Unknown(), nonce=nonce):
-            return _failed(replace(state, last_nonce=nonce), now, timing)
-        case Campaigned(nonce=nonce):
-            return replace(state, campaign=None, next_poll=now + timing.poll_interval, last_nonce=nonce, failures=0)
+            return _failed(replace(state, nonces=(*state.nonces, nonce)[-REMEMBERED_CAMPAIGNS:]), now, timing)
+        case Campaigned():
+            return replace(state, campaign=None, next_poll=now + timing.poll_interval, failures=0)
         case Forbidden():
             return replace(state, campaign=None, next_poll=now + timing.poll_interval, barred_until=now + timing.ttl)
         case Woken():
@@ -394,7 +407,7 @@ def _opportunity(state: Standby, sighting: Sighting, now: float, timing: Timing)
             return Campaign(expected, why)
         open_at = sighting.since + max(PREFERENCE, PREFERENCE_POLLS * timing.poll_interval)
         return Campaign(expected, why, record.preferred, open_at)
-    if state.last_nonce and record.nonce == state.last_nonce:
+    if record.nonce in state.nonces:
         return Campaign(expected, "it names this replica, which lost it or never heard so")
     absent_since = sighting.absent_since if record.presence == state.counted else None
     if absent_since is not None and now - absent_since >= timing.poll_interval - _ROUNDING:

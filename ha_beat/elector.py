@@ -208,8 +208,7 @@ class Elector:
         self._presence.close()
 
     def _fail(self, exc: Exception) -> None:
-        now = self._clock.elapsed()
-        self._enter(Standby(next_poll=now + self._timing.retry_interval), f"{type(exc).__name__}: {exc}")
+        self._enter(election.failed(self._state, self._clock.elapsed(), self._timing), f"{type(exc).__name__}: {exc}")
         if not self._failing:
             self._failing = True
             self._emit(events.ElectionFailed(f"{type(exc).__name__}: {exc}"))
@@ -220,8 +219,10 @@ class Elector:
         if election.distrusted(state, now):
             self._enter(election.absorb(state, Unknown(""), now, self._timing), "the trust window ran out")
             return
-        fenced, self._fenced = self._fenced, None
+        fenced = self._fenced
         if fenced is not None:
+            # Cleared only where there was one: the main loop may set it at any moment.
+            self._fenced = None
             self._take_in(fenced)
             return
         action = election.decide(state, now, self._fitness(now))

@@ -28,6 +28,7 @@ from ha_beat.election import (
     absorb,
     decide,
     distrusted,
+    failed,
     released,
 )
 from ha_beat.lease import Acquired, Expected, LeaseRecord, LeaseView, Lost, Refused, Renewed, Term
@@ -261,6 +262,35 @@ def test_a_lost_acquire_reply_leaves_a_lease_that_its_owner_may_take():
     found = watch((100.1, view(named)), state=after)
     assert found.campaign is not None
     assert "names this replica" in found.campaign.why
+
+
+def test_an_earlier_campaign_that_is_carried_out_late_leaves_a_lease_that_its_owner_may_take():
+    """Two campaigns were lost on the way; the first of them arrives after the second."""
+    state = Standby()
+    for nonce in ("first", "second"):
+        state = absorb(state, Campaigned(Unknown("timeout"), nonce), 100.0, TIMING)
+    state = absorb(state, Campaigned(Refused("the lease has moved"), "third"), 100.0, TIMING)
+    assert isinstance(state, Standby)
+    found = watch((100.1, view(replace(THEIRS, holder="we", nonce="first"))), state=state)
+    assert found.campaign is not None
+    assert watch((100.1, view(THEIRS)), state=state).campaign is None
+
+
+def test_campaigns_of_unknown_outcome_are_not_remembered_without_end():
+    """A Redis that answers looks and hangs on writes, for days."""
+    state = Standby()
+    for number in range(1000):
+        state = absorb(state, Campaigned(Unknown("timeout"), str(number)), 100.0, TIMING)
+    assert isinstance(state, Standby)
+    assert len(state.nonces) < 100
+    assert state.nonces[-1] == "999"
+
+
+def test_a_leader_whose_election_failed_leaves_its_lease_to_others():
+    """Else a fault that only it has would cost a change of leader at each renewal, and nobody else would get a turn."""
+    after = failed(leader(), 101.0, TIMING)
+    assert after.seen_epoch == OURS.epoch
+    assert watch((101.1, view(replace(THEIRS, holder="we", nonce="ours"))), state=after).campaign is None
 
 
 def test_a_refused_campaign_looks_again_before_it_campaigns_again():

@@ -169,6 +169,34 @@ def test_a_fenced_dispatch_ends_the_term_at_once(bench: Bench):
     assert bench.heard(events.TermEnded)[-1].why == "another term"
 
 
+def test_a_fence_that_comes_while_the_elector_looks_for_one_is_not_lost(bench: Bench):
+    """Else the replica would hold the lease, renew it, and enqueue nothing."""
+    one = bench.elector("one")
+    bench.run(5)
+    term = one.term
+    assert term is not None
+
+    class Interrupted(Elector):
+        """The main loop gets its turn between the elector's look and what it does next."""
+
+        @property
+        def _fenced(self) -> Any:
+            found = self.__dict__.get("fence")
+            if found is None and self._term is not None:
+                self.fenced(term, "another term")
+            return found
+
+        @_fenced.setter
+        def _fenced(self, fence: Any) -> None:
+            self.__dict__["fence"] = fence
+
+    del one.__dict__["_fenced"]
+    one.__class__ = Interrupted
+    one._step()
+    one._step()
+    assert isinstance(one.state, Standby)
+
+
 def test_a_fence_of_an_older_term_does_not_end_this_one(bench: Bench):
     """It was under way when the lease changed hands and came back."""
     one = bench.elector("one")
