@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -319,6 +320,11 @@ class BeatCluster:
             with contextlib.suppress(Exception):
                 lease = self.lease()
             raise AssertionError(f"{error}\nlease: {lease}\n{self.logs()}") from None
+
+    def wait_for_presence(self, timeout: float = 30.0) -> None:
+        """Wait until the lease names a presence channel, and the standbys have had time to look at it."""
+        wait_for(lambda: self.lease().get("presence"), timeout, "the leader's presence")
+        time.sleep(0.5)
 
     def wait_until_up(self, timeout: float = 30.0) -> None:
         """Wait until every replica has logged that beat is starting (imports done, signal handlers set)."""

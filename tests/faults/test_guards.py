@@ -458,6 +458,7 @@ def test_a_killed_leader_costs_its_whole_lease_only_without_presence(mutant: str
     ttl = 8.0
     with stage_without(mutant, spec={"fast": {"every": 0.2}}, settings={"lease_ttl": ttl}, proxied=False) as stage:
         leader = stage.begin()
+        stage.cluster.wait_for_presence()
         stage.nemesis.kill_leader()
         stage.cluster.wait_for_leader(other_than=leader)
         stage.history.wait_for_messages(len(stage.history.messages()) + 2)

@@ -38,7 +38,8 @@ def run_changes(stage: Stage, times: int, change: Change) -> Report:
     began = datetime.now(UTC)
     for _ in range(times):
         leader = stage.cluster.wait_for_leader()
-        more_messages(stage, 2)
+        stage.cluster.wait_for_presence()
+        more_messages(stage, 1)
         time.sleep(chance.uniform(0, EVERY))
         change(stage, leader)
         more_messages(stage, 2)
