@@ -97,7 +97,7 @@ class Standby:
     campaign: Campaign | None = None
     barred_until: float = 0.0
     seen_epoch: int = 0
-    #: Of campaigns whose outcome is unknown, the newest last, and of the last term: a record that bears one is nobody's.
+    #: Of campaigns of unknown outcome, the newest last, and of the last term: a record that bears one is nobody's.
     nonces: tuple[str, ...] = ()
     #: Attempts in a row that Redis did not answer, or refused to carry out.
     failures: int = 0

@@ -299,6 +299,9 @@ class Elector:
                 self._follow()
             except StoreError as exc:
                 why = str(exc)
+            except Exception as exc:
+                # A standby that knows less of the past can still lead.
+                why = f"{type(exc).__name__}: {exc}"
             if why and why != self._blind_because:
                 self._emit(events.FollowFailed(why))
             self._blind_because = why

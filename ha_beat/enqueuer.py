@@ -271,6 +271,8 @@ class Enqueuer:
         self.held_back = taken.held_back
         self._shadow.gen = term.gen
         self._to_write = taken.works
+        if self._loss is None:
+            self._shadow.forget(rows, now)
         self._find_claims(term)
         agenda, overdue = Agenda(), 0
         for slot in taken.slots:

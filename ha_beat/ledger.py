@@ -97,17 +97,17 @@ class LedgerRow:
                 base=from_micros(row["base"]),
                 verdict=row["verdict"],
                 scheduled_at=None if at is None else from_micros(at),
-                rev=row["rev"],
-                dispatched_ms=row["ms"],
-                epoch=row["epoch"],
-                nonce=row["by"],
-                run_count=row["count"],
-                reason=row.get("why", ""),
-                task_id=row.get("id", ""),
-                signature=row.get("sig", ""),
+                rev=int(row["rev"]),
+                dispatched_ms=int(row["ms"]),
+                epoch=int(row["epoch"]),
+                nonce=str(row["by"]),
+                run_count=int(row["count"]),
+                reason=str(row.get("why", "")),
+                task_id=str(row.get("id", "")),
+                signature=str(row.get("sig", "")),
                 raw=raw,
             )
-        except (ValueError, KeyError, TypeError, OverflowError):
+        except (ValueError, KeyError, TypeError, OverflowError, AttributeError, RecursionError):
             return None
 
 

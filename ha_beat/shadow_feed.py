@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -48,23 +49,37 @@ class ShadowFeed:
             return
         shadow.paused, shadow.paused_gen = text(reply[3]), gen
         now = self._clock.elapsed()
-        first = int(_field(records[0][1], "n") or 0) if records else counter + 1
+        first = _number(records[0][1]) if records else counter + 1
         gap = first > shadow.counter + 1 or len(records) == _RECORDS
-        if gen != shadow.gen or gap or now >= self._reread_at:
-            shadow.learn_rows(self._ledger.read())
+        if gen != shadow.gen or gap or now >= self._reread_at or not self._take_in(records):
+            rows = self._ledger.read()
+            shadow.learn_rows(rows)
+            if gen == shadow.gen:
+                shadow.forget(rows, from_micros(round(self._clock.wall() * 1_000_000)))
             shadow.gen = gen
             self._reread_at = now + _REREAD
-        else:
-            self._take_in(records)
         shadow.counter = counter
         if records:
             shadow.last_id = text(records[-1][0])
 
-    def _take_in(self, records: list[Any]) -> None:
-        for _, fields in records:
-            record = json.loads(_field(fields, "d") or "{}")
-            if "base" in record and "entry" in record:
-                self._shadow.learn(record["entry"], from_micros(record["base"]))
+    def _take_in(self, records: list[Any]) -> bool:
+        """False where one of them can't be read, so that it is not known what it tells of."""
+        try:
+            for _, fields in records:
+                record = json.loads(_field(fields, "d") or "{}")
+                if not isinstance(record, dict):
+                    return False
+                if "base" in record and "entry" in record:
+                    self._shadow.learn(str(record["entry"]), from_micros(record["base"]))
+        except (ValueError, TypeError, OverflowError):
+            return False
+        return True
+
+
+def _number(fields: list[Any]) -> int:
+    """The record's; as after a gap where it has none."""
+    n = _field(fields, "n")
+    return int(n) if n.isdecimal() else sys.maxsize
 
 
 def _field(fields: list[Any], name: str) -> str:

@@ -59,20 +59,31 @@ class Shadow:
             if row is not None and row.verdict != "claimed":
                 self.learn(entry, row.base)
 
-    def ahead_of(self, rows: Mapping[str, str], now: datetime) -> bool:
-        """Whether the ledger is behind what was acknowledged before."""
+    def lost(self, rows: Mapping[str, str], now: datetime) -> dict[str, datetime]:
+        """Positions acknowledged before that the ledger is behind, or knows nothing of."""
         # Rows of entries that are long gone are taken out.
         forgettable = now - KEEP_ABSENT
         with self._lock:
             positions = dict(self._positions)
+        found = {}
         for entry, position in positions.items():
             raw = rows.get(entry)
             row = LedgerRow.parse(raw) if raw is not None else None
-            if raw is None and position < forgettable:
-                continue
-            if raw is None or (row is not None and row.base < position):
-                return True
-        return False
+            if (raw is None and position >= forgettable) or (row is not None and row.base < position):
+                found[entry] = position
+        return found
+
+    def ahead_of(self, rows: Mapping[str, str], now: datetime) -> bool:
+        """Whether the ledger is behind what was acknowledged before."""
+        return bool(self.lost(rows, now))
+
+    def forget(self, rows: Mapping[str, str], now: datetime) -> None:
+        """Drop what a ledger that stands has dropped: entries that are long gone."""
+        forgettable = now - KEEP_ABSENT
+        with self._lock:
+            gone = [entry for entry, at in self._positions.items() if at < forgettable and entry not in rows]
+            for entry in gone:
+                del self._positions[entry]
 
 
 def assess(

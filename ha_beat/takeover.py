@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -59,20 +59,41 @@ def take_over(
         if absence is not None and not absence.certain and _needs_certainty(slot, row):
             taken.held_back = True
             continue
-        taken.slots.append(slot)
         if absence is not None and row is None and rows:
             # It has appeared: where the cluster began to work before, no run that its row tells of is the last.
             slot.base = max(slot.base, origin(slot.instants, slot.since or scribe.now))
-        work = _place(slot, row, shadow.position(slot.id), loss, scribe, catch_up=catch_up)
+        try:
+            work = _place(slot, row, shadow.position(slot.id), loss, scribe, catch_up=catch_up)
+        except Exception as exc:
+            emit(events.EntryFailed(slot.label, f"its schedule raises {type(exc).__name__}: {exc}", exc))
+            continue
+        taken.slots.append(slot)
         if work is not None:
             taken.works.append(work)
             taken.new += row is None
     if absence is not None:
         gone = rows.keys() - present
         if absence.certain:
-            taken.works += _absences({entry: rows[entry] for entry in gone}, scribe)
+            taken.works += _absences({entry: rows[entry] for entry in gone}, shadow, scribe)
         taken.held_back |= bool(gone) and not absence.certain
+    if loss is not None and loss.total:
+        taken.works += _restored(shadow, rows, present | {work.slot.id for work in taken.works}, scribe)
     return taken
+
+
+def _restored(shadow: Shadow, rows: Mapping[str, str], placed: Set[str], scribe: Scribe) -> list[Work]:
+    """Positions that were lost, of entries that this replica's schedule has not.
+
+    Other releases may have them; and a ledger that stayed behind would look like another loss at every takeover.
+    """
+    works = []
+    for entry, position in shadow.lost(rows, scribe.now).items():
+        if entry not in placed:
+            row = LedgerRow.parse(rows[entry]) if entry in rows else None
+            slot = Slot(entry, None, None, Misfire(), row.signature if row else "", position, row)
+            gone = row is not None and row.verdict == "absent"
+            works.append(scribe.absent(slot) if gone else scribe.armed(slot))
+    return works
 
 
 def _needs_certainty(slot: Slot, row: LedgerRow | None) -> bool:
@@ -80,7 +101,7 @@ def _needs_certainty(slot: Slot, row: LedgerRow | None) -> bool:
     return row is not None and (row.verdict == "absent" or row.signature != slot.signature)
 
 
-def _absences(rows: Mapping[str, str], scribe: Scribe) -> list[Work]:
+def _absences(rows: Mapping[str, str], shadow: Shadow, scribe: Scribe) -> list[Work]:
     """Record what is gone; take out what has been gone for long."""
     works = []
     forget_before = scribe.now - KEEP_ABSENT - timedelta(hours=1)
@@ -88,7 +109,8 @@ def _absences(rows: Mapping[str, str], scribe: Scribe) -> list[Work]:
         row = LedgerRow.parse(raw)
         if row is None:
             continue
-        slot = Slot(entry, None, None, Misfire(), row.signature, row.base, row)
+        base = max(row.base, shadow.position(entry) or row.base)
+        slot = Slot(entry, None, None, Misfire(), row.signature, base, row)
         if row.verdict != "absent":
             works.append(scribe.absent(slot))
         elif row.dispatched_ms < forget_before.timestamp() * 1000:

@@ -60,7 +60,21 @@ def a_row(**changes: Any) -> str:
 
 @pytest.mark.parametrize(
     "raw",
-    [a_row(v=2), a_row(v=99), a_row(base="soon"), a_row(base=10**30), a_row(v="1"), "", "{", "null", "[]", "7"],
+    [
+        a_row(v=2),
+        a_row(v=99),
+        a_row(base="soon"),
+        a_row(base=10**30),
+        a_row(v="1"),
+        a_row(rev="x"),
+        a_row(count=None),
+        a_row(ms=[]),
+        "",
+        "{",
+        "null",
+        "[]",
+        "7",
+    ],
 )
 def test_what_is_not_understood_is_no_row(raw: str):
     """Of a newer version or broken: it must neither be replaced nor end the replica."""

@@ -155,3 +155,10 @@ def test_positions_never_move_back() -> None:
     assert known.position("e") == at(10)
     known.learn_rows(rows(e=7, f=3))
     assert (known.position("e"), known.position("f")) == (at(10), at(3))
+
+
+def test_what_a_ledger_that_stands_has_forgotten_is_forgotten() -> None:
+    """Thousands of entries that run once, each day: the memory of them must not grow without end."""
+    made = shadow(gone=-3 * 86_400, recent=-60, monthly=-10 * 86_400)
+    made.forget(rows(monthly=-10 * 86_400), NOW)
+    assert [name for name in ("gone", "recent", "monthly") if made.position(name)] == ["recent", "monthly"]

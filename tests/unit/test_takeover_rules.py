@@ -11,7 +11,7 @@ from ha_beat.lease import Term
 from ha_beat.ledger import LedgerRow
 from ha_beat.occurrence import Misfire
 from ha_beat.state_loss import Loss, Shadow
-from ha_beat.takeover import Takeover, take_over
+from ha_beat.takeover import Absence, Takeover, take_over
 from ha_beat.verdicts import NEVER, Scribe
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -149,3 +149,55 @@ def test_without_a_store_that_can_tell_entries_that_are_not_there_are_left_alone
         [], {"newer": row(-3)}, Shadow(), None, scribe=Scribe(TERM, NOW), catch_up=False, emit=lambda _: None
     )
     assert taken.works == []
+
+
+def test_after_a_loss_an_entry_that_this_release_does_not_have_gets_its_position_back() -> None:
+    """Else every later takeover would find the ledger behind, call it a loss, and skip what is due around it."""
+    known = knowing(-3)
+    known.learn("of another release", at(-60))
+    assert known.ahead_of({}, NOW)
+    taken = placed(slot(), None, shadow=known, loss=total(+2))
+    mended = {work.slot.id: work.row.raw for work in taken.works}
+    assert LedgerRow.parse(mended["of another release"]).base == at(-60)  # type: ignore[union-attr]
+    assert not known.ahead_of(mended, NOW)
+
+
+def test_after_a_loss_a_row_that_is_behind_is_mended_once_whether_its_entry_is_gone_or_not() -> None:
+    """A store that can tell has it written as absent: one row for it, where it was."""
+    known = knowing(-3)
+    for certain in (True, False):
+        taken = take_over(
+            [],
+            {"e": row(-13)},
+            known,
+            total(+2),
+            scribe=Scribe(TERM, NOW),
+            catch_up=False,
+            emit=lambda _: None,
+            absence=Absence(certain),
+        )
+        (work,) = taken.works
+        assert (work.row.base, work.row.verdict) == (at(-3), "absent" if certain else "armed")
+
+
+def test_without_a_loss_nothing_is_written_for_entries_of_other_releases() -> None:
+    known = knowing(-3)
+    assert placed(slot(), row(-3), shadow=known).works == []
+
+
+def test_an_entry_whose_schedule_raises_after_a_loss_does_not_hold_up_the_others() -> None:
+    """A schedule that has no instant any more, or a broken one: it is told by name."""
+
+    class Broken(EveryTen):
+        def next_after(self, instant: datetime) -> datetime:
+            raise OverflowError("date value out of range")
+
+    said: list[events.Event] = []
+    broken = Slot("broken", object(), Broken(), Misfire(), "s", NEVER)
+    known = knowing(-35)
+    known.learn("broken", at(-35))
+    taken = take_over(
+        [broken, slot()], {}, known, total(+2), scribe=Scribe(TERM, NOW), catch_up=False, emit=said.append
+    )
+    assert [placed.id for placed in taken.slots] == ["e"]
+    assert [event.entry for event in said if isinstance(event, events.EntryFailed)] == ["broken"]
