@@ -37,13 +37,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def whole(stack: Stack) -> Iterator[Stack]:
+def whole(stack: Stack) -> Stack:
     """Three replicas again, whatever the test before left behind."""
     if len(stack.containers()) != 3 or any(not stack.state(each)["Running"] for each in stack.containers()):
         stack.up()
     with contextlib.suppress(AssertionError):
         stack.wait_until_caught_up()
-    yield stack
+    return stack
 
 
 @pytest.fixture

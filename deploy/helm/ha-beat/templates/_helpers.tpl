@@ -1,0 +1,49 @@
+{{- define "ha-beat.fullname" -}}
+{{- if contains "ha-beat" .Release.Name -}}
+{{ .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- else -}}
+{{ printf "%s-ha-beat" (.Release.Name | trunc 42 | trimSuffix "-") }}
+{{- end -}}
+{{- end -}}
+
+{{- define "ha-beat.selector" -}}
+app.kubernetes.io/name: ha-beat
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: beat
+{{- end -}}
+
+{{- define "ha-beat.labels" -}}
+{{ include "ha-beat.selector" . }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{- define "ha-beat.image" -}}
+{{ .Values.image.repository }}{{ if contains "@" .Values.image.repository | not }}:{{ .Values.image.tag | default "latest" }}{{ end }}
+{{- end -}}
+
+{{- define "ha-beat.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{ .Values.serviceAccount.name | default (include "ha-beat.fullname" .) }}
+{{- else -}}
+{{ .Values.serviceAccount.name | default "default" }}
+{{- end -}}
+{{- end -}}
+
+{{- define "ha-beat.config" -}}
+HA_BEAT_HTTP_BIND: {{ printf "%s:%d" .Values.http.host (int .Values.http.port) | quote }}
+{{- range $name, $value := .Values.settings }}
+{{ printf "HA_BEAT_%s" (upper $name) }}: {{ include "ha-beat.setting" $value | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* Helm reads whole numbers as floats, and would write a million as 1e+06. */}}
+{{- define "ha-beat.setting" -}}
+{{- if kindIs "map" . -}}
+{{ toJson . }}
+{{- else if and (kindIs "float64" .) (eq (floor .) .) -}}
+{{ int64 . }}
+{{- else -}}
+{{ . | toString }}
+{{- end -}}
+{{- end -}}
