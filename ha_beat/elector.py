@@ -269,7 +269,7 @@ class Elector:
         except LeadershipForbidden as exc:
             return Forbidden(str(exc))
         if isinstance(answer, Acquired):
-            if not self._outage and answer.previous_run_id not in ("", answer.term.run_id):
+            if not self._outage and answer.server_changed:
                 # The server changed between two calls, and the connection was made anew in silence.
                 self._contact_until = now
             self._outage = False

@@ -226,10 +226,9 @@ class Enqueuer:
         self._failures, self._failing_since, self._try_at = 0, None, 0.0
         acquired = tenure.acquired
         self._time.join(acquired.leaders_offset)
-        moved = acquired.previous_run_id not in ("", acquired.term.run_id)
         others = acquired.previous_holder not in ("", acquired.term.holder)
         now, pause = self._clock.elapsed(), 0.0
-        if moved and others:
+        if acquired.server_changed and others:
             # Counted from the first contact with this server: the lease may have been waited for since.
             since = now if tenure.contact_since is None else tenure.contact_since
             pause = max(since + self._rules.changed_server_pause - now, 0.0)
@@ -244,14 +243,13 @@ class Enqueuer:
         ledger = self._dispatcher.ledger
         rows = ledger.read()
         acquired, now = tenure.acquired, self.now()
-        moved = acquired.previous_run_id not in ("", term.run_id)
         if self._assessed != tenure.nonce:
             self._loss = assess(
                 gen=term.gen,
                 previous_gens=acquired.previous_gens,
                 shadow=self._shadow,
                 rows=rows,
-                facts=ledger.server_facts(now) if moved else None,
+                facts=ledger.server_facts(now) if acquired.server_changed else None,
                 contact_until=tenure.contact_until,
                 now=now,
             )

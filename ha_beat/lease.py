@@ -183,6 +183,11 @@ class Acquired:
     #: Scheduling time minus Redis' clock, in seconds, as the last leader had it.
     leaders_offset: float | None = None
 
+    @property
+    def server_changed(self) -> bool:
+        """Whether another server process answers than under the last leader; False where that can't be known."""
+        return self.term.run_id != "" and self.previous_run_id not in ("", self.term.run_id)
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:

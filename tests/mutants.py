@@ -66,7 +66,7 @@ MUTANTS: dict[str, Mutant] = {
     "dispatch: released is refused": Mutant("lua:dispatch", "if rec[3] ~= 'held' then return 'released' end", ""),
     "dispatch: ledger compare-and-set": Mutant("lua:dispatch", "if row ~= op.expected then", "if false then"),
     "dispatch: gen": Mutant("lua:dispatch", "if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then", "if false then"),
-    "dispatch: run id": Mutant("lua:dispatch", "if run_id() ~= ARGV[4] then", "if false then"),
+    "dispatch: run id": Mutant("lua:dispatch", "if another_server(ARGV[4]) then", "if false then"),
     "acquire: compare-and-set": Mutant(
         "lua:acquire", "if (was[1] or '') ~= ARGV[1] or (was[1] and was[2] ~= ARGV[2]) then", "if false then"
     ),

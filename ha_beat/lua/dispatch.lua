@@ -12,7 +12,7 @@ local lease, ledger, journal, requests = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local why = foreign(lease, ARGV[1], ARGV[2])
 if why then return { 'fenced', why } end
 if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then return { 'fenced', 'the ledger is gone or another' } end
-if run_id() ~= ARGV[4] then return { 'fenced', 'another Redis server answers' } end
+if another_server(ARGV[4]) then return { 'fenced', 'another Redis server answers' } end
 
 local at = 6
 local function take()

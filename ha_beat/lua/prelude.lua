@@ -17,6 +17,12 @@ local function run_id()
   return string.match(info, 'run_id:(%x+)') or ''
 end
 
+-- Whether another server than that of the run id answers. Two users of one server need not both be allowed INFO.
+local function another_server(expected)
+  local this = run_id()
+  return this ~= '' and expected ~= '' and this ~= expected
+end
+
 -- Subscribers of a presence channel; -1 where that can't be known.
 local function subscribers(channel)
   if not channel or channel == '' then return -1 end

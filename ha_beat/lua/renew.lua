@@ -4,8 +4,7 @@
 local why = foreign(KEYS[1], ARGV[1], ARGV[2])
 if why then return { 'lost', why } end
 if redis.call('HGET', KEYS[2], 'm:gen') ~= ARGV[5] then return { 'lost', 'the ledger is gone or another' } end
-local server = run_id()
-if server ~= ARGV[6] then return { 'lost', 'another Redis server answers' } end
+if another_server(ARGV[6]) then return { 'lost', 'another Redis server answers' } end
 -- A late attempt must not move seq back: trust counts from the attempt that moved it.
 if tonumber(redis.call('HGET', KEYS[1], 'seq')) >= tonumber(ARGV[3]) then return { 'late', '' } end
 local presence = ARGV[4]

@@ -15,9 +15,10 @@ from celery import Celery
 from ha_beat.dispatch import Answer, FencedOff, Operation
 from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.errors import StoreRefused
-from ha_beat.lease import Acquired, Expected, RedisLeaseStore, Term
+from ha_beat.lease import Acquired, Expected, RedisLeaseStore, Renewed, Term
 from ha_beat.ledger import Ledger, LedgerRow
 from tests.contract.conftest import KEYS, RedisBench, attempt
+from tests.servers import RedisServer
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
@@ -273,3 +274,33 @@ def test_two_leaders_racing_with_one_term_count_each_occurrence_once(desk: Desk)
     second = desk.submit(operation(new=row(1, nonce="y")))
     assert (kinds(first), kinds(second)) == (["done"], ["moved"])
     assert desk.messages() == ["message"]
+
+
+@pytest.mark.parametrize("leases_user", ["may ask", "may not ask"])
+def test_two_users_of_one_server_of_whom_one_may_not_ask_which_it_is(
+    shared_redis: RedisServer, leases_user: str
+) -> None:
+    """The lease's connection and the broker's have other rights: that is not another server."""
+    admin: Any = shared_redis.client()
+    admin.execute_command("ACL", "SETUSER", "quiet", "on", ">secret", "~*", "&*", "+@all", "-info")
+    quiet: Any = shared_redis.client(username="quiet", password="secret")
+    for_lease, for_broker = (admin, quiet) if leases_user == "may ask" else (quiet, admin)
+    store = RedisLeaseStore(lambda: for_lease, KEYS)
+    answer = store.acquire(attempt("one"), None, 0)
+    assert isinstance(answer, Acquired)
+    link: Any = type("Link", (), {"client": lambda _: for_broker})()
+    dispatcher = AtomicDispatcher(Celery("desk", set_as_current=False), link, KEYS, 1000)
+    assert [said.kind for said in dispatcher.submit(answer.term, [operation()])] == ["done"]
+    assert isinstance(store.renew(answer.term, 2, ""), Renewed)
+    admin.execute_command("ACL", "DELUSER", "quiet")
+
+
+def test_a_right_taken_away_does_not_look_like_another_server(shared_redis: RedisServer) -> None:
+    """The next term does not know the server; nor can it ask what a new one would be asked."""
+    client = shared_redis.client()
+    store = RedisLeaseStore(lambda: client, KEYS)
+    first = store.acquire(attempt("one"), None, 0)
+    assert isinstance(first, Acquired)
+    then = replace(first, previous_run_id=first.term.run_id, term=replace(first.term, run_id=""))
+    assert not then.server_changed
+    assert replace(then, term=replace(first.term, run_id="another")).server_changed
