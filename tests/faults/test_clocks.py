@@ -61,7 +61,7 @@ STEPS = [
         ("standby", HOUR, False),
         ("standby", -HOUR, False),
         ("redis", HOUR, False),
-        ("redis", -HOUR, True),
+        ("redis", -HOUR, False),
     )
 ]
 

@@ -38,8 +38,9 @@ def run() -> Iterator[tuple[Stage, datetime, datetime]]:
         stage.cluster.wait_for_leader()
         back = datetime.now(UTC)
         stage.history.fault("nobody", "end")
-        for name in SPEC:
-            stage.history.wait_for_messages(len(stage.history.messages(name)) + 3, 30, name)
+        so_far = {name: len(stage.history.messages(name)) for name in SPEC}
+        for name, count in so_far.items():
+            stage.history.wait_for_messages(count + 3, 30, name)
         time.sleep(0.5)
         yield stage, gone, back
 

@@ -59,6 +59,7 @@ def test_a_leader_cut_from_redis_stops_by_itself(stage: Stage, cut: str, found: 
     judge(stage, found)
 
 
+@pytest.mark.slow
 def test_a_command_held_back_past_the_lease_is_refused(stage: Stage, found: Found) -> None:
     """A batch on its way for longer than the lease arrives under another leader: it changes nothing."""
     leader = stage.begin()

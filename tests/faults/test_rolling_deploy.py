@@ -77,13 +77,8 @@ def test_an_older_release_touches_nothing_of_a_newer_one(found: Found) -> None:
         found(report)
 
 
-EDITS = [
-    pytest.param(True, id="edited"),
-    pytest.param(False, id="unedited", marks=pytest.mark.slow),
-]
-
-
-@pytest.mark.parametrize("edited", EDITS)
+@pytest.mark.slow
+@pytest.mark.parametrize("edited", [True, False])
 def test_an_edited_crontab_owes_no_old_slot(edited: bool) -> None:
     """Its new minute, half an hour ago, was not missed: it was not due then. Unedited, it would have been."""
     past = datetime.now(UTC) - timedelta(minutes=30)
@@ -103,6 +98,7 @@ def test_an_edited_crontab_owes_no_old_slot(edited: bool) -> None:
         assert report.ok, str(report)
 
 
+@pytest.mark.slow
 def test_an_edited_interval_counts_from_the_edit(found: Found) -> None:
     """An interval made shorter does not owe what it would have run before."""
     with releases({**FAST, "e": {"every": 3600}}, {**FAST, "e": {"every": 2}}) as stage:
@@ -118,6 +114,7 @@ def test_an_edited_interval_counts_from_the_edit(found: Found) -> None:
         found(report)
 
 
+@pytest.mark.slow
 def test_rows_of_newer_software_are_left_alone() -> None:
     """A row of a higher version is left alone, and its entry not run: a line says so; the rest goes on."""
     future = json.dumps({"v": 99, "what": "ever"})
@@ -139,6 +136,7 @@ def test_rows_of_newer_software_are_left_alone() -> None:
         assert stage.report([Interval("fast", 0.2)]).ok
 
 
+@pytest.mark.slow
 def test_newer_software_keeps_older_from_leading() -> None:
     """The ledger's schema is one that this software does not know: it stands by and says why."""
     with releases(FAST, FAST) as stage:
@@ -155,6 +153,7 @@ def test_newer_software_keeps_older_from_leading() -> None:
         wait_for(lambda: stage.cluster.leader() is other, 20, "the replica to lead")
 
 
+@pytest.mark.slow
 def test_another_app_with_the_cluster_s_name_is_refused(found: Found) -> None:
     """It never leads, not even when nobody else does, and names both apps; the first app goes on as if alone."""
     each = [{"APP_NAME": "shop"}, {"APP_NAME": "blog"}]

@@ -137,6 +137,7 @@ def test_a_crowd_wakes_for_a_released_lease_and_one_takes_it(crowd: Crowd) -> No
     assert epochs == sorted(set(epochs))
 
 
+@pytest.mark.slow
 def test_a_forked_beat_has_an_identity_of_its_own(found: Callable[[str], None]) -> None:
     """`worker -B`: the lease names the child, which dies and is replaced like any other replica."""
     with ExitStack() as stack:

@@ -14,7 +14,7 @@ from tests.faults.checker import Interval, Report, Skipped, instant
 from tests.faults.stage import Stage
 from tests.servers import RedisServer, need, wait_for
 
-FAST, SLOW = 0.2, 3.0
+FAST, SLOW = 0.2, 1.5
 SPEC = {"fast": {"every": FAST}, "slow": {"every": SLOW}}
 EXPECTED = [Interval("fast", FAST), Interval("slow", SLOW)]
 
@@ -108,8 +108,8 @@ def restart_complete(stage: Stage, down: float = 0.0) -> None:
 
 LOSSES = [
     pytest.param(flush, id="FLUSHALL"),
-    pytest.param(delete("ledger"), id="ledger-deleted"),
-    pytest.param(restart_empty, id="restart-empty"),
+    pytest.param(delete("ledger"), id="ledger-deleted", marks=pytest.mark.slow),
+    pytest.param(restart_empty, id="restart-empty", marks=pytest.mark.slow),
     pytest.param(restart_from_old_snapshot, id="restart-from-old-snapshot", marks=pytest.mark.slow),
     pytest.param(delete("lease", "ledger"), id="both-deleted", marks=pytest.mark.slow),
     pytest.param(delete("ledger", "journal"), id="ledger-and-journal-deleted", marks=pytest.mark.slow),
@@ -137,6 +137,7 @@ def test_lost_state_is_noticed_and_nothing_runs_twice(lose: Callable[[Stage], No
         found(report)
 
 
+@pytest.mark.slow
 def test_a_deleted_lease_loses_nothing(found: Found) -> None:
     """The ledger stands: somebody leads again within a renewal, and every occurrence is enqueued."""
     with volatile_stage() as stage:
@@ -153,12 +154,13 @@ def test_a_deleted_lease_loses_nothing(found: Found) -> None:
 
 KEPT = [
     pytest.param({"appendonly": True, "extra_args": ("--appendfsync", "always")}, id="appendonly"),
-    pytest.param({}, id="snapshot", marks=pytest.mark.slow),
+    pytest.param({}, id="snapshot"),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", KEPT)
-@pytest.mark.parametrize("leader_dies", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("leader_dies", [False, True])
 def test_a_restart_with_all_data_is_no_loss(options: dict[str, object], leader_dies: bool, found: Found) -> None:
     """Another server process with everything in it: the ledger stands, and what fell due meanwhile is caught up."""
     with volatile_stage({"lease_ttl": 4} if leader_dies else {}, **options) as stage:
@@ -235,6 +237,7 @@ def test_evicted_state_is_noticed(found: Found) -> None:
         found(report)
 
 
+@pytest.mark.slow
 def test_a_full_redis_keeps_its_leader(found: Found) -> None:
     """Out of memory, nothing can be enqueued; renewals still pass, and after it the same leader goes on."""
     with volatile_stage({"lease_ttl": 2, "renew_interval": 0.5, "command_timeout": 0.9}) as stage:
