@@ -34,6 +34,9 @@ _ENTRY_RETRY = 1.0
 #: Seconds until an entry whose schedule raises is asked again.
 _SCHEDULE_RETRY = 60.0
 
+#: A broker that takes nothing from this replica, term after term, is left to others less and less often: by this much.
+_MOST_PATIENCE = 6
+
 #: Seconds, at most, until a batch that failed as a whole is tried again.
 _LONGEST_BACKOFF = 1.0
 
@@ -86,7 +89,8 @@ class Batch:
 class Rules:
     """What the enqueuer goes by. Durations in seconds.
 
-    ``handover_after``: a broker out of reach for so long is left to another replica. ``claims_settle_after``: a claim
+    ``handover_after``: a broker out of reach for so long is left to another replica (for longer each time that did not
+    help). ``claims_settle_after``: a claim
     of another term can't be under way any more. ``changed_server_pause``: nothing is dispatched for so long after a
     lease was taken over from another holder on another server process.
     """
@@ -130,6 +134,10 @@ class Enqueuer:
         self._loss: Loss | None = None
         self._pending: Batch | None = None
         self._to_write: list[Work] = []
+        #: Of a batch that could not even be sent: one by one, so that it is seen which of them it is.
+        self._alone: list[Work] = []
+        #: Terms that ended for the broker's sake since it last took a message from this replica.
+        self._handovers = 0
         self._claims: list[OpenClaim] = []
         self._claims_due_at = 0.0
         #: Of entries to be sent again: what the journal has to be told with them.
@@ -204,7 +212,9 @@ class Enqueuer:
         if self._serving != term.nonce:
             self._take_over(tenure, term)
         self._settle_claims(term)
-        if self._to_write:
+        if self._alone:
+            works = [self._alone.pop(0)]
+        elif self._to_write:
             size = self._rules.batch_size
             works, self._to_write = self._to_write[:size], self._to_write[size:]
         else:
@@ -238,7 +248,7 @@ class Enqueuer:
 
     def _take_over(self, tenure: Tenure, term: Term) -> None:
         """Put every entry on the agenda, from where the ledger says that the cluster is."""
-        self._pending, self._to_write = None, []
+        self._pending, self._to_write, self._alone = None, [], []
         self._dispatcher = self._choose_dispatcher(term)
         ledger = self._dispatcher.ledger
         rows = ledger.read()
@@ -472,6 +482,12 @@ class Enqueuer:
             self._pending, self._serving = None, ""
             self._emit(events.DispatchFenced(term.epoch, len(batch.works), str(exc)))
             raise
+        except StoreError:
+            raise
+        except Exception as exc:
+            self._pending = None
+            self._set_apart(batch.works, exc)
+            return
         self._pending = None
         mine = sum(answer.kind == "mine" for answer in answers)
         self._emit(events.BatchDispatched(len(answers), self._clock.elapsed() - began, mine))
@@ -481,6 +497,16 @@ class Enqueuer:
         unsent = [answer.detail for answer in answers if answer.kind == "unsent"]
         if unsent:
             self._away = (StoreUnavailable(unsent[-1], acted=False), len(unsent))
+
+    def _set_apart(self, works: Sequence[Work], exc: Exception) -> None:
+        """A batch that can't be put into a command, for one entry's sake, must not hold up the others."""
+        if len(works) > 1:
+            self._alone = [*works, *self._alone]
+            return
+        slot, now = works[0].slot, self.now()
+        self._emit(events.EntryFailed(slot.label, f"it can't be handed over: {type(exc).__name__}: {exc}", exc))
+        if slot.entry is not None:
+            self._agenda.put(slot, slot.due_at or now, now + timedelta(seconds=_SCHEDULE_RETRY))
 
     def _take_in(self, work: Work, answer: Answer, now: datetime) -> None:
         slot = work.slot
@@ -507,7 +533,9 @@ class Enqueuer:
                 self._agenda.put(slot, slot.due_at or now)
                 return
             case "error":
-                self._emit(events.EntryFailed(slot.label, f"it was refused: {answer.detail}"))
+                if slot.failing_since is None:
+                    # Once for each occurrence: it is tried again every second.
+                    self._emit(events.EntryFailed(slot.label, f"it was refused: {answer.detail}"))
                 slot.failing_since = slot.failing_since or now
                 self._put_back(slot, now)
             case "moved":
@@ -529,6 +557,7 @@ class Enqueuer:
         if due.send is not None and row.verdict == "uncertain":
             self._emit(events.OccurrenceUncertain(slot.label, due.send, row.task_id, row.reason))
         elif due.send is not None:
+            self._handovers = 0
             lateness = (now - due.send).total_seconds()
             self._emit(events.Enqueued(slot.label, str(slot.entry.task), row.task_id, due.send, lateness))
         self._source.settled(slot, row)
@@ -559,8 +588,9 @@ class Enqueuer:
         self._failing_since = now if self._failing_since is None else self._failing_since
         if self._failures == 1:
             self._emit(events.DispatchFailed(size, str(error)))
-        if now - self._failing_since > self._rules.handover_after:
+        if now - self._failing_since > self._rules.handover_after * min(2**self._handovers, _MOST_PATIENCE):
             self._failing_since = None
+            self._handovers = min(self._handovers + 1, _MOST_PATIENCE)
             raise BrokerOutOfReach(str(error))
         seconds: float = random.uniform(0.5, 1.0) * min(0.05 * 2 ** min(self._failures, 10), _LONGEST_BACKOFF)
         self._try_at = now + seconds

@@ -15,6 +15,7 @@ from celery.beat import BeatLazyFunc, ScheduleEntry, Scheduler
 
 from ha_beat.agenda import Slot
 from ha_beat.bootstrap import Runtime, assemble, check_http, check_topology, load_settings, misfire
+from ha_beat.clock import SystemClock
 from ha_beat.dispatch import FencedOff
 from ha_beat.enqueuer import BrokerOutOfReach
 from ha_beat.entry_options import EntryOptions
@@ -64,6 +65,8 @@ class HAMixin(_Base):
         self._seen_schedule: object = None
         self._close_calls = 0
         self._farewell = ""
+        self._trouble = ""
+        self._suffering_since = 0.0
         super().__init__(app, *args, **kwargs)
 
     # --- What Celery calls
@@ -80,12 +83,31 @@ class HAMixin(_Base):
             else:
                 self._lead(runtime, term)
             runtime.observation.board.trouble = ""
+            self._trouble, self._suffering_since = "", 0.0
         except Exception as exc:
-            logger.exception("A turn of the scheduler failed; going on")
-            if self._runtime is not None:
-                self._runtime.observation.board.trouble = f"{type(exc).__name__}: {exc}"[:300]
-                self._runtime.elector.wait(_LONGEST_TICK)
+            self._suffer(exc)
         return _AT_ONCE
+
+    def _suffer(self, exc: Exception) -> None:
+        """Say it, once until it is another or has passed, and let a moment go by."""
+        trouble = f"{type(exc).__name__}: {exc}"[:300]
+        if trouble != self._trouble:
+            logger.error("A turn of the scheduler failed; trying again each second", exc_info=exc)
+        self._trouble = trouble
+        clock, runtime = SystemClock(), self._runtime
+        self._suffering_since = self._suffering_since or clock.elapsed()
+        if runtime is None:
+            clock.sleep(_LONGEST_TICK)
+            return
+        runtime.observation.board.trouble = trouble
+        if (
+            clock.elapsed() - self._suffering_since > self.ha_settings.stall_timeout
+            and runtime.elector.term is not None
+        ):
+            # It moves, and gets nowhere: no better than one that hangs.
+            self._suffering_since = 0.0
+            runtime.elector.step_down(f"the scheduler fails: {trouble}")
+        runtime.elector.wait(_LONGEST_TICK)
 
     def close(self) -> None:
         """Release the lease and close. Celery calls this inside a signal handler, and again."""

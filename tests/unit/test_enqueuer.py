@@ -1,0 +1,255 @@
+"""The leader's work on a real Redis: one bad entry must not hold up the others, nor one bad hour fill the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from ha_beat import events
+from ha_beat.agenda import Slot
+from ha_beat.clock import SystemClock
+from ha_beat.dispatch import Answer, Dispatcher, OpenClaim, Operation
+from ha_beat.dispatch.batch_script import BatchScript
+from ha_beat.elector import Tenure
+from ha_beat.enqueuer import BrokerOutOfReach, Enqueuer, Rules
+from ha_beat.errors import StoreUnavailable
+from ha_beat.lease import Acquired, Attempt, Expected, Keys, RedisLeaseStore, Replica, Term
+from ha_beat.ledger import Ledger, LedgerRow
+from ha_beat.occurrence import Misfire
+from ha_beat.scheduling_time import SchedulingTime
+from ha_beat.state_loss import Shadow
+from ha_beat.takeover import Absence
+from tests.servers import RedisServer
+
+KEYS = Keys("enqueuer")
+
+
+class Hourly:
+    """Every hour, counted from the last."""
+
+    def next_after(self, instant: datetime) -> datetime:
+        return instant + timedelta(hours=1)
+
+    def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:
+        count = (now - known) // timedelta(hours=1)
+        return known + count * timedelta(hours=1), count
+
+
+class Entry:
+    task = "task"
+
+
+class Source:
+    """Entries that were last run so many seconds ago."""
+
+    def __init__(self, **last_run: float) -> None:
+        self.last_run = dict(last_run)
+
+    def slots(self) -> Iterable[Slot]:
+        now = datetime.now(UTC)
+        for name, ago in self.last_run.items():
+            yield Slot(name, Entry(), Hourly(), Misfire(), "s", now - timedelta(seconds=ago))
+
+    def check(self, _: Slot) -> tuple[bool, float]:
+        return False, 60.0
+
+    def arguments(self, slot: Slot) -> tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]:
+        return [slot.id], {}, {}
+
+    def settled(self, slot: Slot, row: LedgerRow) -> None: ...
+
+    def absence(self, _: Term) -> Absence | None:
+        return None
+
+    def armed(self, entry_id: str) -> None: ...
+
+    def finished(self, slot: Slot) -> None: ...
+
+
+class Direct:
+    """The script of a real dispatch, with messages that are the entry's name."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._batch = BatchScript(KEYS, 1000)
+        self.ledger = Ledger(lambda: client, KEYS)
+        self.fail: Callable[[Sequence[Operation]], None] = lambda _: None
+        self.queue = "queue"
+
+    def prepare(self, _: Any, args: Sequence[Any], __: Mapping[str, Any], ___: Mapping[str, Any]) -> Any:
+        return (("LPUSH", self.queue, str(args[0])),)
+
+    def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
+        self.fail(operations)
+        return self._batch.run(self._client, term, operations)
+
+    def open_claims(self, _: Term) -> list[OpenClaim]:
+        return []
+
+    def give_up(self, _: Term, __: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
+        return {}
+
+    def settle_up(self) -> None: ...
+
+
+class Clock(SystemClock):
+    """One whose elapsed time can be moved on."""
+
+    ahead = 0.0
+
+    def elapsed(self) -> float:
+        return super().elapsed() + self.ahead
+
+    def wall(self) -> float:
+        return super().wall() + self.ahead
+
+
+class Desk:
+    """A leader's enqueuer, turned by hand."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.client: Any = server.client()
+        self.clock = Clock()
+        self.told: list[events.Event] = []
+        self.source = Source()
+        self.dispatcher = Direct(server.client())
+        self.tenure = self.lead()
+        chosen: Dispatcher = self.dispatcher
+        self.enqueuer = Enqueuer(
+            self.source,
+            lambda _: chosen,
+            Shadow(),
+            SchedulingTime(self.clock, self.told.append),
+            "enqueuer",
+            self.clock,
+            self.told.append,
+            Rules(publish_deadline=None),
+        )
+
+    def lead(self) -> Tenure:
+        store = RedisLeaseStore(lambda: self.client, KEYS)
+        record = store.observe().record
+        expected = Expected(record.epoch, record.seq) if record else None
+        epoch = record.epoch if record else 0
+        replica = Replica("one", "host", 1, "0", "app")
+        answer = store.acquire(Attempt(replica, f"nonce {epoch}", self.clock.elapsed(), 1e6, 1.0, ""), expected, 0)
+        assert isinstance(answer, Acquired)
+        return Tenure(answer, "")
+
+    def later(self, seconds: float) -> None:
+        """Time goes by, for Redis too."""
+        self.clock.ahead += seconds
+        self.client.hset(KEYS.lease, "offset_ms", round(self.clock.ahead * 1000))
+
+    def turn(self, times: int = 1) -> float:
+        """So many turns; seconds until the next, as it says."""
+        idle = 0.0
+        for _ in range(times):
+            idle = self.enqueuer.advance(self.tenure, self.tenure.acquired.term)
+        return idle
+
+    def failed(self) -> list[str]:
+        return [event.entry for event in self.told if isinstance(event, events.EntryFailed)]
+
+    def messages(self) -> list[str]:
+        return sorted(self.client.lrange("queue", 0, -1))
+
+
+@pytest.fixture
+def desk(shared_redis: RedisServer) -> Desk:
+    return Desk(shared_redis)
+
+
+def test_a_name_that_cannot_be_written_holds_up_nobody_else(desk: Desk) -> None:
+    """It comes from a file with a broken escape; the others are armed and run, and it is named."""
+    desk.source.last_run = {"one": 3601.0, "bad \ud800 name": 3601.0, "two": 3601.0}
+    desk.turn(20)
+    assert desk.messages() == ["one", "two"]
+    assert set(desk.failed()) == {"bad \ud800 name"}
+
+
+def test_a_batch_that_fails_in_an_unforeseen_way_is_taken_apart(desk: Desk) -> None:
+    """Only the one that it is about waits, and it is tried again later."""
+    desk.source.last_run = {"one": 3601.0, "bad": 3601.0, "two": 3601.0}
+    desk.turn(3)
+
+    def fail(operations: Sequence[Operation]) -> None:
+        if any(operation.entry == "bad" for operation in operations):
+            raise ValueError("a bug")
+
+    desk.client.delete("queue")
+    desk.later(3600.0)
+    desk.dispatcher.fail = fail
+    desk.turn(10)
+    assert desk.messages() == ["one", "two"]
+    assert desk.failed() == ["bad"]
+    desk.dispatcher.fail = lambda _: None
+    desk.later(61.0)
+    desk.turn(3)
+    assert "bad" in desk.messages()
+
+
+def test_redis_that_dies_while_a_batch_is_taken_apart_loses_none_of_it(desk: Desk) -> None:
+    desk.source.last_run = {"one": 3601.0, "two": 3601.0, "three": 3601.0}
+    faults: list[Exception] = [ValueError("a bug"), StoreUnavailable("cut"), StoreUnavailable("cut")]
+
+    def fail(_: Sequence[Operation]) -> None:
+        if faults:
+            raise faults.pop(0)
+
+    desk.turn()
+    desk.dispatcher.fail = fail
+    for _ in range(20):
+        desk.later(2.0)
+        desk.turn()
+    assert desk.messages() == ["one", "three", "two"]
+
+
+def test_an_entry_that_is_refused_again_and_again_is_told_of_once(desk: Desk) -> None:
+    """Its queue's key is of another type, for an hour: not a line each second."""
+    desk.source.last_run = {"e": 3601.0}
+    desk.client.set("queue", "not a list")
+    for _ in range(60):
+        desk.turn(2)
+        desk.later(1.1)
+    assert desk.failed() == ["e"]
+    desk.client.delete("queue")
+    desk.turn(3)
+    assert desk.messages() == ["e"]
+
+
+def outage(desk: Desk, seconds: float) -> int:
+    """Changes of leader that this replica asks for while it can enqueue nothing and gets the lease again each time."""
+    changes, until = 0, desk.clock.ahead + seconds
+    while desk.clock.ahead < until:
+        desk.later(1.0)
+        try:
+            desk.turn()
+        except BrokerOutOfReach:
+            changes += 1
+            desk.tenure = desk.lead()
+    return changes
+
+
+def test_an_hour_without_a_broker_does_not_change_the_leader_every_few_seconds(desk: Desk) -> None:
+    """Handing over helps where another replica has better luck; where none has, it only fills the log."""
+    desk.source.last_run = {"e": 3601.0}
+    desk.turn()
+
+    def away(_: Sequence[Operation]) -> None:
+        raise StoreUnavailable("no broker")
+
+    desk.dispatcher.fail = away
+    assert outage(desk, 12.0) == 1
+    changes = outage(desk, 3600.0)
+    assert 30 < changes < 100
+    desk.dispatcher.fail = lambda _: None
+    outage(desk, 60.0)
+    assert desk.messages() != []
+    desk.source.last_run = {"e": 3601.0, "another": 3601.0}
+    desk.enqueuer.reload()
+    desk.dispatcher.fail = away
+    assert outage(desk, 13.0) == 1
