@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery import Celery
@@ -32,6 +32,9 @@ POLL_INTERVAL = 1.0
 
 #: Seconds after which everything is read again: ``QuerySet.update()`` leaves no mark.
 FULL_READ_INTERVAL = 300.0
+
+#: A row that says that it will have run is not believed.
+TOLERANCE = timedelta(seconds=2)
 
 #: Rows in one statement.
 _CHUNK = 500
@@ -324,8 +327,7 @@ class Rows:
                     singles |= dict.fromkeys(ids, (at, more))
                     continue
                 for chunk in _chunks(ids):
-                    behind = Q(last_run_at__isnull=True) | Q(last_run_at__lt=_stored(at))
-                    rows = self._rows.filter(behind, pk__in=chunk, enabled=True)
+                    rows = self._rows.filter(self._behind(_stored(at)), pk__in=chunk, enabled=True)
                     rows.update(last_run_at=_stored(at), total_run_count=F("total_run_count") + more)
             for chunk in _chunks(list(singles)):
                 self._write_each({pk: singles[pk] for pk in chunk})
@@ -343,9 +345,13 @@ class Rows:
             *(When(pk=pk, then=Value(more)) for pk, (_, more) in runs.items()),
             output_field=PositiveIntegerField(),
         )
-        behind = Q(last_run_at__isnull=True) | Q(last_run_at__lt=at)
-        rows = self._rows.filter(behind, pk__in=list(runs), enabled=True)
+        rows = self._rows.filter(self._behind(at), pk__in=list(runs), enabled=True)
         rows.update(last_run_at=at, total_run_count=F("total_run_count") + more)
+
+    def _behind(self, at: Any) -> Q:
+        """Rows that don't say so yet; one that lies ahead of the time is of a clock that was wrong."""
+        ahead = Q(last_run_at__gt=_stored(self._now() + TOLERANCE))
+        return Q(last_run_at__isnull=True) | Q(last_run_at__lt=at) | ahead
 
     def _disable_expired(self) -> None:
         """As django-celery-beat does: a row is disabled when it expires."""

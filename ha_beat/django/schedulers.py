@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -17,7 +17,7 @@ from ha_beat.bootstrap import Runtime, misfire
 from ha_beat.clock import SystemClock
 from ha_beat.django import static
 from ha_beat.django.entries import RowEntry
-from ha_beat.django.rows import POLL_INTERVAL, Ran, Rows
+from ha_beat.django.rows import POLL_INTERVAL, TOLERANCE, Ran, Rows
 from ha_beat.lease import Term
 from ha_beat.ledger import LedgerRow
 from ha_beat.occurrence import Misfire
@@ -29,9 +29,6 @@ logger = logging.getLogger("ha_beat")
 
 #: Seconds for which a leader that ends waits for the last runs to be in their rows.
 _LAST_WRITE = 3.0
-
-#: A row that says that it will have run is not believed.
-_TOLERANCE = timedelta(seconds=2)
 
 
 class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # django-celery-beat has no types
@@ -181,7 +178,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
             misfire=rules.misfire,
             uncertain=rules.uncertain,
             signature=entry.signature,
-            base=NEVER if stored is None or stored > now + _TOLERANCE else stored,
+            base=NEVER if stored is None or stored > now + TOLERANCE else stored,
             name=entry.name,
             run_count=entry.row_run_count,
             once=entry.once,

@@ -124,8 +124,9 @@ def test_two_beats_share_the_schedule_and_the_task_is_enqueued(env, tmp_path, re
         wait_for(lambda: client.llen("celery") >= 2, timeout=60, what="two messages")
         assert all(process.alive for process in beats), [process.log_tail() for process in beats]
         headers = [json.loads(message)["headers"] for message in client.lrange("celery", 0, -1)]
-        assert {header["task"] for header in headers} == {"polls.tasks.task_clear_session"}
-        instants = [header["ha_beat"]["scheduled_at"] for header in headers]
+        # At a full quarter of an hour another entry is due as well.
+        assert "polls.tasks.task_clear_session" in {header["task"] for header in headers}
+        instants = [(header["task"], header["ha_beat"]["scheduled_at"]) for header in headers]
         assert len(set(instants)) == len(instants)
     finally:
         for process in beats:
@@ -152,8 +153,8 @@ def test_two_beats_share_the_schedule_in_the_database(env, tmp_path, redis_serve
         wait_for(lambda: client.llen("celery") >= 2, timeout=60, what="two messages")
         assert all(process.alive for process in beats), [process.log_tail() for process in beats]
         headers = [json.loads(message)["headers"] for message in client.lrange("celery", 0, -1)]
-        assert {header["periodic_task_name"] for header in headers} == {"clear-sessions"}
-        instants = [header["ha_beat"]["scheduled_at"] for header in headers]
+        assert "clear-sessions" in {header["periodic_task_name"] for header in headers}
+        instants = [(header["periodic_task_name"], header["ha_beat"]["scheduled_at"]) for header in headers]
         assert len(set(instants)) == len(instants)
     finally:
         for process in beats:

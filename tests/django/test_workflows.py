@@ -1,0 +1,107 @@
+"""What django-celery-beat's README shows works with the scheduler swapped; what its queries leave out is not lost."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from django.utils import timezone
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
+
+from tests.django.beats import beats, cron, every, fresh, row, soon
+from tests.servers import wait_for
+
+
+def test_tasks_made_in_code_as_the_readme_does(site):
+    """An interval with arguments and an expiry, and a crontab in a time zone of its own."""
+    schedule, _ = IntervalSchedule.objects.get_or_create(every=1, period=IntervalSchedule.SECONDS)
+    with beats(site) as cluster:
+        cluster.wait_for_leader()
+        PeriodicTask.objects.create(
+            interval=schedule,
+            name="Importing contacts",
+            task="tick",
+            args=json.dumps(["arg1", "arg2"]),
+            kwargs=json.dumps({"be_careful": True}),
+            expires=timezone.now() + timedelta(days=1),
+        )
+        crontab, _ = CrontabSchedule.objects.get_or_create(
+            minute="30",
+            hour="*",
+            day_of_week="*",
+            day_of_month="*",
+            month_of_year="*",
+            timezone=ZoneInfo("Canada/Pacific"),
+        )
+        hourly = PeriodicTask.objects.create(crontab=crontab, name="Hourly", task="tick")
+        wait_for(site.names, 20, "a message", 0.1)
+        wait_for(lambda: str(hourly.pk) in cluster.ledger(), 10, "the crontab to be known", 0.1)
+        periodic_task = PeriodicTask.objects.get(name="Importing contacts")
+        periodic_task.enabled = False
+        periodic_task.save()
+        wait_for(lambda: cluster.ledger()[str(periodic_task.pk)]["verdict"] == "absent", 10, "it to be off", 0.1)
+        count = len(site.names())
+        time.sleep(2)
+
+    first = site.messages()[0]
+    assert first["argsrepr"] == "['arg1', 'arg2']"
+    assert first["kwargsrepr"] == "{'be_careful': True}"
+    assert datetime.fromisoformat(first["expires"]) > timezone.now()
+    assert len(site.names()) == count
+
+
+def test_the_reset_after_a_change_of_time_zone_runs_nothing_again(site):
+    """The README: set last_run_at of all to None, and say that they changed."""
+    task = row("task", interval=every(1))
+    row("hourly", interval=every(3600))
+    with beats(site) as cluster:
+        wait_for(lambda: fresh(task).total_run_count > 1, 40, "two runs", 0.1)
+        PeriodicTask.objects.all().update(last_run_at=None)
+        PeriodicTasks.update_changed()
+        wait_for(lambda: fresh(task).last_run_at, 10, "the next run", 0.1)
+        cluster.assert_all_alive()
+
+    instants = [h["ha_beat"]["scheduled_at"] for h in site.messages() if h["periodic_task_name"] == "task"]
+    assert len(instants) == len(set(instants))
+    assert "hourly" not in site.names()
+
+
+def test_a_daily_crontab_missed_during_an_outage_is_caught_up_though_its_hour_is_far(site):
+    """django-celery-beat's own query does not even read a crontab whose hour is more than two hours away."""
+    hour = (timezone.now() + timedelta(hours=12)).hour
+    missed = timezone.now() - timedelta(days=3)
+    row("daily", crontab=cron(minute="7", hour=str(hour)), last_run_at=missed, total_run_count=5)
+    with beats(site):
+        wait_for(site.names, 40, "the catch-up", 0.1)
+        time.sleep(1.5)
+
+    assert site.names() == ["daily"]
+
+
+def test_a_row_that_says_that_it_will_have_run_is_not_believed(site):
+    """Its last_run_at lies ahead, as a clock that was wrong leaves it: it runs all the same."""
+    task = row("ahead", interval=every(1), last_run_at=soon(3600), total_run_count=1)
+    with beats(site, replicas=1):
+        wait_for(site.names, 40, "a message", 0.1)
+        wait_for(lambda: fresh(task).last_run_at < soon(60), 10, "the row to be put right", 0.1)
+
+
+def test_a_row_that_expires_is_disabled_and_runs_no_more(site):
+    task = row("task", interval=every(0.5), expires=soon(12))
+    with beats(site):
+        wait_for(lambda: not fresh(task).enabled, 60, "it to be disabled", 0.1)
+        time.sleep(1.5)
+
+    last = max(datetime.fromisoformat(headers["ha_beat"]["scheduled_at"]) for headers in site.messages())
+    assert last < task.expires
+
+
+def test_a_row_with_a_start_runs_from_it_on(site):
+    start = soon(10)
+    row("task", interval=every(0.5), start_time=start)
+    with beats(site):
+        wait_for(lambda: len(site.names()) > 2, 60, "messages", 0.1)
+
+    assert datetime.fromisoformat(site.messages()[0]["ha_beat"]["scheduled_at"]) == start
