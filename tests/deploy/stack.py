@@ -131,16 +131,20 @@ class Stack:
         return now
 
     def count(self) -> tuple[int, list[str], list[datetime]]:
-        """How many instants of every-second have come, which ids ran twice, and which instants never ran."""
+        """What `tally` finds in the worker's runs until now."""
         until = self.wait_until_caught_up()
-        runs = self.runs()
-        twice = [task for task, times in Counter(run["id"] for run in runs).items() if times > 1]
-        for entry in {run["entry"] for run in runs}:
-            instants = Counter(run["at"] for run in runs if run["entry"] == entry)
-            twice += [f"{entry} {at}" for at, times in instants.items() if times > 1]
-        ran = {datetime.fromisoformat(run["at"]) for run in runs if run["entry"] == "every-second"}
-        instant, expected = min(ran), []
-        while instant <= until:
-            expected.append(instant)
-            instant += timedelta(seconds=1)
-        return len(expected), twice, [each for each in expected if each not in ran]
+        return tally(self.runs(), until)
+
+
+def tally(runs: list[dict[str, str]], until: datetime) -> tuple[int, list[str], list[datetime]]:
+    """How many instants of every-second have come, what ran twice, and which instants never ran."""
+    twice = [task for task, times in Counter(run["id"] for run in runs).items() if times > 1]
+    for entry in {run["entry"] for run in runs}:
+        instants = Counter(run["at"] for run in runs if run["entry"] == entry)
+        twice += [f"{entry} {at}" for at, times in instants.items() if times > 1]
+    ran = {datetime.fromisoformat(run["at"]) for run in runs if run["entry"] == "every-second"}
+    instant, expected = min(ran), []
+    while instant <= until:
+        expected.append(instant)
+        instant += timedelta(seconds=1)
+    return len(expected), twice, [each for each in expected if each not in ran]
