@@ -9,6 +9,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from tests.faults.checker import EveryMinute, Interval, Report
 from tests.faults.nemesis import Storm
 from tests.faults.stage import Stage
+from tests.servers import RabbitMQ, need
 
 SECONDS = float(os.environ.get("HA_BEAT_STORM_SECONDS", "60"))
 SEEDS = os.environ.get("HA_BEAT_STORM_SEEDS", "new").split(",")
@@ -31,11 +33,16 @@ SPEC = {
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS * 3 + 120)
 @pytest.mark.parametrize("chosen", SEEDS)
-def test_nothing_is_lost_or_doubled_in_a_storm(chosen: str, found: Callable[[Report | str], None]) -> None:
+@pytest.mark.parametrize("broker", ["the lease's Redis", "RabbitMQ"])
+def test_nothing_is_lost_or_doubled_in_a_storm(
+    broker: str, chosen: str, found: Callable[[Report | str], None]
+) -> None:
     """On one Redis that keeps what it acknowledged: no duplicate, no loss without verdict, nobody ends by itself."""
     seed = random.randrange(10**6) if chosen == "new" else int(chosen)
     settings = {"lease_ttl": 3, "stall_timeout": 5}
-    with Stage(spec=SPEC, settings=settings) as stage:
+    with ExitStack() as stack:
+        rabbitmq = stack.enter_context(need(RabbitMQ)) if broker == "RabbitMQ" else None
+        stage = stack.enter_context(Stage(spec=SPEC, settings=settings, broker=rabbitmq))
         stage.begin()
         began = datetime.now(UTC)
         plan = Storm(seed, SECONDS).run(stage.nemesis)
@@ -56,7 +63,7 @@ def test_nothing_is_lost_or_doubled_in_a_storm(chosen: str, found: Callable[[Rep
         ended = [line for replica in stage.cluster for line in unexpected_ends(replica.log_text())]
         assert report.ok, f"seed {seed}\n{report}\n{stage.cluster.logs()}"
         assert not ended, f"seed {seed}: {ended}"
-        found(f"seed {seed}, {len(plan)} faults in {SECONDS:g} s, longest silence {report.silence.longest:.1f} s")
+        found(f"{broker}, seed {seed}, {len(plan)} faults in {SECONDS:g} s, longest silence {report.silence.longest:.1f} s")
         found(report)
 
 
