@@ -106,6 +106,8 @@ class Elector:
         self._thread: threading.Thread | None = None
         self._changed = threading.Event()
         self._closing = False
+        #: The term that closing has given back: its end is no news.
+        self._given_back = ""
         # Each of these is written by one thread and read by others as a whole.
         self._term: Term | None = None
         self._tenure: Tenure | None = None
@@ -123,7 +125,7 @@ class Elector:
         # Of the outage under way: what fails, and the reasons told.
         self._refused: set[str] = set()
         self._reasons: set[str] = set()
-        self._deaf_because = ""
+        self._deaf, self._deaf_because = False, ""
         self._blind_because = ""
         #: Whether this replica has what a leader needs; until then it does not campaign. Asked often: must be cheap.
         self.ready: Callable[[], bool] = lambda: True
@@ -194,6 +196,7 @@ class Elector:
         self._closing = True
         state, self._term = self._state, None
         if isinstance(state, Leader):
+            self._given_back = state.term.nonce
             release(state.term)
 
     # --- The thread
@@ -322,11 +325,13 @@ class Elector:
             try:
                 self._presence.open()
             except PresenceError as exc:
-                if str(exc) != self._deaf_because:
+                # Told at the second failure: at the first it may be that Redis itself is about to be found away.
+                if self._deaf and str(exc) != self._deaf_because:
                     self._deaf_because = str(exc)
                     self._emit(events.PresenceUnavailable(str(exc)))
+                self._deaf = True
                 return None
-            self._deaf_because = ""
+            self._deaf, self._deaf_because = False, ""
             return PresenceReady()
         try:
             return Woken() if self._presence.wait(seconds) else None
@@ -381,7 +386,8 @@ class Elector:
             case Leader(term=term, since=since), Standby():
                 self._term = None
                 self._seen_holder = ("", 0)
-                self._emit(events.TermEnded(term.epoch, why, now - since))
+                if term.nonce != self._given_back:
+                    self._emit(events.TermEnded(term.epoch, why, now - since))
                 self._changed.set()
             case Leader(), Leader(term=term):
                 if self._term is not None:
@@ -412,6 +418,7 @@ class Elector:
     def _note_unreachable(self, attempt: str, why: str) -> None:
         if self._unreachable_since is None:
             self._unreachable_since = self._clock.elapsed()
+            self._deaf = False
             self._contact_until, self._outage = self._heard_at, True
             self._reasons.clear()
         self._refused.add(attempt)

@@ -34,7 +34,8 @@ class LogWriter:
                 after = f"; {previous} led before" if previous else ""
                 return logging.INFO, f"Leading {self._cluster} in epoch {epoch}: {why}{after}"
             case e.TermEnded(epoch, why, led_for):
-                return logging.WARNING, f"No longer leading (epoch {epoch}, for {_seconds(led_for)}): {why}"
+                level = logging.INFO if why == "shutdown" else logging.WARNING
+                return level, f"No longer leading (epoch {epoch}, for {_seconds(led_for)}): {why}"
             case e.LeaderSeen(holder, epoch):
                 return logging.INFO, f"Standing by: {holder} leads {self._cluster} in epoch {epoch}"
             case e.LeaseUnreachable(why, leading):
@@ -67,8 +68,8 @@ class LogWriter:
             case e.OccurrenceUncertain(entry, at, task_id, why):
                 return logging.ERROR, f"Nobody knows whether {entry} of {at} was enqueued (task id {task_id}): {why}"
             case e.StateLost(why, catch_up):
-                then = "what may have been enqueued before is enqueued again" if catch_up else "it is skipped"
-                return logging.ERROR, f"Redis lost state: {why}. What can't be told apart: {then}"
+                then = "enqueued again" if catch_up else "skipped, not to be enqueued twice"
+                return logging.ERROR, f"Redis lost state: {why}. What may have been enqueued before is {then}"
             case e.DispatchHeld(seconds):
                 return logging.WARNING, f"Another Redis server answers: nothing is enqueued for {_seconds(seconds)}"
             case e.PathChosen(path, why):
@@ -88,9 +89,11 @@ class LogWriter:
             case e.BatchDispatched(size, seconds):
                 return logging.DEBUG, f"Dispatched a batch of {size} in {_seconds(seconds)}"
             case e.DispatchFenced(epoch, size, why):
-                return logging.WARNING, f"Redis refused {size} occurrences under epoch {epoch}: {why}"
+                return logging.WARNING, f"Redis refused {_occurrences(size)} under epoch {epoch}: {why}"
+            case e.DispatchFailed(0, why):
+                return logging.WARNING, f"Can't take up the schedule, trying again: {why}"
             case e.DispatchFailed(size, why):
-                return logging.WARNING, f"Can't hand over {size} occurrences, trying again: {why}"
+                return logging.WARNING, f"Can't hand over {_occurrences(size)}, trying again: {why}"
             case e.Paused(since, by, reason):
                 return logging.WARNING, f"The cluster is paused since {since} by {by} ({reason or 'no reason given'})"
             case e.Resumed(by, after):
@@ -108,6 +111,10 @@ class LogWriter:
                 return logging.INFO, f"The schedule's database can be used again after {_seconds(after)}"
             case _:
                 return logging.DEBUG, ""
+
+
+def _occurrences(count: int) -> str:
+    return "1 occurrence" if count == 1 else f"{count} occurrences"
 
 
 def _seconds(seconds: float) -> str:

@@ -15,7 +15,7 @@ from ha_beat.election import Leader, Standby, Timing
 from ha_beat.elector import Elector
 from ha_beat.errors import ForeignApp, StoreUnavailable
 from ha_beat.lease import Keys, RedisLeaseStore, Replica, Term
-from ha_beat.presence import RedisPresence
+from ha_beat.presence import PresenceError, RedisPresence
 from ha_beat.testing import MemoryLeaseStore, MemoryPresence, SettableClock
 from tests.servers import RedisServer, wait_for
 
@@ -259,6 +259,46 @@ def test_an_acquisition_that_comes_in_while_closing_is_given_back(bench: Bench):
     assert one.term is None
     assert bench.store.record is not None
     assert not bench.store.record.held
+
+
+def test_closing_while_a_renewal_is_under_way_tells_of_no_lost_leadership(bench: Bench):
+    """An orderly end pages nobody: whoever closes says so."""
+    one = bench.elector("one")
+    bench.run(5)
+    real = bench.store.renew
+
+    def renew(*args: Any) -> Any:
+        answer = real(*args)
+        one.close(lambda term: bench.store.release(term, "shutdown"))
+        return answer
+
+    bench.store.renew = renew  # type: ignore[method-assign]
+    bench.run(TIMING.renew_interval + 0.1)
+    assert bench.store.record is not None
+    assert not bench.store.record.held
+    assert bench.heard(events.TermEnded) == []
+
+
+def test_a_presence_connection_that_fails_once_is_not_worth_a_word(bench: Bench):
+    """Redis itself goes away, and the subscribed connection is the first to notice: one warning, not two."""
+    one = bench.elector("one")
+    presence: Any = one._presence
+    real = presence.open
+
+    def broken() -> None:
+        raise PresenceError("cut")
+
+    presence.open = broken
+    bench.run(0.5)
+    assert bench.heard(events.PresenceUnavailable) == []
+    bench.run(20)
+    assert len(bench.heard(events.PresenceUnavailable)) == 1
+    presence.open = real
+    bench.run(2)
+    presence.close()
+    presence.open = broken
+    bench.run(0.5)
+    assert len(bench.heard(events.PresenceUnavailable)) == 1
 
 
 # ------------------------------------------------------------------------------------- the thread itself
