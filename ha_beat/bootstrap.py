@@ -186,7 +186,8 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
         time,
         follow=ShadowFeed(elector_link.client, keys, shadow, clock).poll,
     )
-    path = PathFinder(_atomic(app, settings, keys), _claim(app, settings, keys, main_link, clock, elector), events.emit)
+    claim = _claim(app, settings, keys, main_link, clock, elector)
+    path = PathFinder(_atomic(app, settings, keys), claim, events.emit)
     enqueuer = Enqueuer(
         source,
         path,
@@ -226,6 +227,11 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
                 release_store.observe()
 
     events.subscribe(connect_ahead)
+
+    def release(term: Term) -> None:
+        claim.let_go(term, release_link.client())
+        release_store.release(term, "shutdown")
+
     return Runtime(
         replica=replica,
         settings=settings,
@@ -246,7 +252,7 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
             {"version": __version__, "celery": celery.__version__},
         ),
         events=events,
-        release=lambda term: release_store.release(term, "shutdown"),
+        release=release,
         ledger=Ledger(link().client, keys),
     )
 

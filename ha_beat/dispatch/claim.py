@@ -8,6 +8,7 @@ What becomes of a claim:
 - accepted by the broker: the maker removes it and writes ``enqueued``, under whatever term, however late;
 - certainly not sent: the maker takes it back, under the fence, and the entry stands where it stood;
 - unknown to its maker (no answer, a nack, a cut): ``uncertain`` at once, or kept open and sent again (``republish``);
+- not sent yet when the process is told to stop: taken back as well, before the lease is given up;
 - left behind: a newer term settles it as ``uncertain``, once it can't be under way any more.
 """
 
@@ -15,9 +16,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from celery.beat import ScheduleEntry
 from redis.exceptions import RedisError
@@ -27,11 +29,14 @@ from ha_beat import failpoints
 from ha_beat.dispatch.batch_script import BatchScript
 from ha_beat.dispatch.publisher import DeferredPublish, Sent
 from ha_beat.dispatch.types import Answer, FencedOff, OpenClaim, Operation
-from ha_beat.errors import StoreUnavailable
+from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.lease import Keys, Term
 from ha_beat.ledger import Ledger, LedgerRow
 from ha_beat.redis_links import Link
 from ha_beat.redis_scripts import Script, text
+
+if TYPE_CHECKING:
+    import redis
 
 #: So many occurrences are claimed before the first of them is sent: few enough that a claim is young when it is.
 _AT_A_TIME = 20
@@ -68,6 +73,8 @@ class _Claimed:
     sent_before: bool
     attempted: bool = False
     written: bool = False
+    #: Whether its message may be under way.
+    sending: bool = False
     outcome: Literal["", "accepted", "refused", "unsent", "unknown"] = ""
     why: str = ""
     answer: Answer | None = None
@@ -158,6 +165,24 @@ class ClaimDispatcher:
         self._owed = []
         for known in accepted:
             known.answer = Answer("done")
+
+    def let_go(self, term: Term, client: redis.Redis) -> None:
+        """The process ends, perhaps in the middle of a batch: settle what is known, by another connection.
+
+        What was not sent yet is taken back, so that the next leader sends it. To be called while the term still holds
+        the lease. May run inside a signal handler that has interrupted any method of this class. Never raises.
+        """
+        claims = [known for known in list(self._known.values()) if known.attempted and known.answer is None]
+        for known in claims:
+            if not known.outcome and not known.sending:
+                known.outcome, known.why = "unsent", "this replica was stopped"
+        known_ones = [known for known in claims if known.outcome and known.nonce == term.nonce]
+        told, taken_back = _sorted_out(known_ones)
+        with suppress(StoreError, FencedOff):
+            if told:
+                self._settle(["", ""], [_verdict_line(known) for known in told], client)
+            if taken_back:
+                self._settle([term.epoch, term.nonce], [_undo_line(known) for known in taken_back], client)
 
     def _turn_to(self, term: Term) -> None:
         """Of what an earlier term has left, only what the broker has accepted can still be told."""
@@ -251,13 +276,16 @@ class ClaimDispatcher:
         """Send what was not sent yet; returns why nothing more should be."""
         if known.outcome:
             return trouble
-        if trouble:
+        if known.sending:
+            known.outcome, known.why = "unknown", "its sending was broken off"
+        elif trouble:
             known.outcome, known.why = "unsent", trouble
         elif not self._trusted(term):
             # Another may lead by now, and settle what is claimed: nothing more goes out under this term.
             known.outcome, known.why = "unsent", "the term ended before it was sent"
         else:
             failpoints.reach("before publish")
+            known.sending = True
             try:
                 sent = self._publisher.send(known.operation.message or ())
             except StoreUnavailable as exc:
@@ -270,8 +298,7 @@ class ClaimDispatcher:
 
     def _settle_own(self, term: Term, claims: Sequence[_Claimed]) -> None:
         """Write what became of the claims, for as long as it takes to get the word through, within reason."""
-        told = [known for known in claims if known.outcome == "accepted" or (known.unknown and not known.stays_open)]
-        taken_back = [known for known in claims if known.outcome in {"refused", "unsent"} and not known.unknown]
+        told, taken_back = _sorted_out(claims)
         if told:
             self._insist(["", ""], [_verdict_line(known) for known in told])
         if taken_back:
@@ -287,10 +314,10 @@ class ClaimDispatcher:
             with attempt:
                 self._settle(fence, lines)
 
-    def _settle(self, fence: list[Any], lines: Sequence[list[Any]]) -> list[bool]:
+    def _settle(self, fence: list[Any], lines: Sequence[list[Any]], client: redis.Redis | None = None) -> list[bool]:
         keys = [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.claims]
         argv = [*fence, self._journal_size, len(lines), *(part for line in lines for part in line)]
-        answer, *rest = self._settle_script(self._link.client(), keys, argv)
+        answer, *rest = self._settle_script(client or self._link.client(), keys, argv)
         if text(answer) == "fenced":
             raise FencedOff(text(rest[0]))
         return [bool(int(part)) for part in rest]
@@ -344,6 +371,13 @@ class ClaimDispatcher:
             for claim, row, was_open in zip(claims, rows, settled, strict=True)
             if row is not None and was_open
         }
+
+
+def _sorted_out(claims: Sequence[_Claimed]) -> tuple[list[_Claimed], list[_Claimed]]:
+    """Those that get a verdict, and those that are taken back. The others stay open."""
+    told = [known for known in claims if known.outcome == "accepted" or (known.unknown and not known.stays_open)]
+    taken_back = [known for known in claims if known.outcome in {"refused", "unsent"} and not known.unknown]
+    return told, taken_back
 
 
 def _key(operation: Operation) -> str:

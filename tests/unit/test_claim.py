@@ -505,3 +505,71 @@ def test_a_step_that_was_left_claimed_is_uncertain(desk: Desk, shared_redis: Red
 
 def interrupt() -> None:
     raise KeyboardInterrupt
+
+
+# --- Told to stop
+
+
+def stopped(desk: Desk) -> Callable[[], None]:
+    """As SIGTERM does it: a handler that runs in the middle of a send, and ends the process."""
+
+    def stop() -> None:
+        desk.dispatcher.let_go(desk.term, desk.admin)
+        desk.store.release(desk.term, "shutdown")
+        raise SystemExit
+
+    return stop
+
+
+def test_a_stop_in_the_middle_of_a_batch_leaves_in_doubt_only_what_was_under_way(
+    desk: Desk, shared_redis: RedisServer
+) -> None:
+    """What had been accepted is recorded, and what had not been sent is left to the next leader: nothing is lost."""
+    stop = stopped(desk)
+    desk.publisher.before_send = lambda: stop() if len(desk.publisher.accepted) == 3 else None
+    with pytest.raises(SystemExit):
+        desk.submit(*(desk.operation(f"entry {number}") for number in range(10)))
+    assert [desk.row(f"entry {number}").get("verdict") for number in range(10)] == [
+        *["enqueued"] * 3,
+        "claimed",
+        *[None] * 6,
+    ]
+    assert desk.verdicts() == ["enqueued"] * 3
+    assert desk.claims() == {"id of entry 3": "open"}
+    after = successor(shared_redis)
+    assert [answer.kind for answer in after.submit(*(after.operation(f"entry {n}") for n in range(4, 10)))] == [
+        "done"
+    ] * 6
+
+
+def test_a_stop_with_nothing_claimed_asks_redis_nothing(desk: Desk) -> None:
+    """It is to be quick."""
+    desk.submit(desk.operation())
+    desk.dispatcher.let_go(desk.term, None)  # type: ignore[arg-type]
+    assert desk.row()["verdict"] == "enqueued"
+
+
+def test_a_stop_without_redis_raises_nothing(desk: Desk, shared_redis: RedisServer) -> None:
+    """It runs in a signal handler."""
+    away = Unreliable(shared_redis.client(decode_responses=False))
+    away.faults = [("settle", "cut")] * 2
+
+    def stop() -> None:
+        desk.dispatcher.let_go(desk.term, away)  # type: ignore[arg-type]
+        raise SystemExit
+
+    desk.publisher.before_send = stop
+    with pytest.raises(SystemExit):
+        desk.submit(desk.operation("one"), desk.operation("two"))
+    assert desk.claims() == {"id of one": "open", "id of two": "open"}
+
+
+def test_a_sending_that_was_broken_off_is_not_begun_again(desk: Desk) -> None:
+    """By an error that nobody foresaw: the message may be out."""
+    operation = desk.operation()
+    desk.publisher.outcomes = [ValueError("a bug")]
+    with pytest.raises(ValueError, match="a bug"):
+        desk.submit(operation)
+    assert [answer.kind for answer in desk.submit(operation)] == ["uncertain"]
+    assert desk.publisher.accepted == []
+    assert desk.row()["verdict"] == "uncertain"
