@@ -13,6 +13,12 @@ from ha_beat.occurrence import Misfire, Skipped, newest_due, origin
 from ha_beat.state_loss import Loss, Shadow
 from ha_beat.verdicts import NEVER, Scribe, Work
 
+#: The clocks of replicas may differ by so much: a run that an entry's own store dates later than that is not believed.
+_CLOCK_ROOM = timedelta(seconds=2)
+
+#: A position of the ledger that lies ahead by more than this silences its entry for a time that somebody would notice.
+_FAR_AHEAD = timedelta(seconds=30)
+
 
 @dataclass(frozen=True, slots=True)
 class Absence:
@@ -48,8 +54,11 @@ def take_over(
     """Place every entry: from the later of its own store, the ledger and the shadow; past the floor after a loss."""
     taken = Takeover()
     present = set()
+    ahead: list[Slot] = []
     for slot in slots:
         present.add(slot.id)
+        if slot.base > scribe.now + _CLOCK_ROOM:
+            slot.base = NEVER
         raw = rows.get(slot.id)
         row = LedgerRow.parse(raw) if raw is not None else None
         if raw is not None and row is None:
@@ -68,9 +77,13 @@ def take_over(
             emit(events.EntryFailed(slot.label, f"its schedule raises {type(exc).__name__}: {exc}", exc))
             continue
         taken.slots.append(slot)
+        if slot.base > scribe.now + _FAR_AHEAD:
+            ahead.append(slot)
         if work is not None:
             taken.works.append(work)
             taken.new += row is None
+    if ahead:
+        _tell_of_silence(ahead, emit)
     if absence is not None:
         gone = rows.keys() - present
         if absence.certain:
@@ -79,6 +92,14 @@ def take_over(
     if loss is not None and loss.total:
         taken.works += _restored(shadow, rows, present | {work.slot.id for work in taken.works}, scribe)
     return taken
+
+
+def _tell_of_silence(ahead: list[Slot], emit: Callable[[events.Event], None]) -> None:
+    """The time was wrong when they ran, and has been put right: rather silence than a second message."""
+    worst = max(ahead, key=lambda slot: slot.base)
+    others = f" (and {len(ahead) - 1} other entries likewise)" if len(ahead) > 1 else ""
+    why = f"it ran by a clock that was ahead: nothing is due before {worst.base}, so that nothing runs twice{others}"
+    emit(events.EntryFailed(worst.label, why))
 
 
 def _restored(shadow: Shadow, rows: Mapping[str, str], placed: Set[str], scribe: Scribe) -> list[Work]:

@@ -201,3 +201,20 @@ def test_an_entry_whose_schedule_raises_after_a_loss_does_not_hold_up_the_others
     )
     assert [placed.id for placed in taken.slots] == ["e"]
     assert [event.entry for event in said if isinstance(event, events.EntryFailed)] == ["broken"]
+
+
+def test_a_store_that_dates_a_run_in_the_future_is_not_believed() -> None:
+    """Its clock was wrong; it must not silence the entry until then."""
+    assert placed(slot(at(+3600)), None).slots[0].base == NOW
+    assert placed(slot(at(+3600)), row(-3)).slots[0].base == at(-3)
+
+
+def test_a_ledger_that_is_hours_ahead_is_obeyed_and_the_silence_told() -> None:
+    """The clocks that agreed were wrong: no second message, and no silence that nobody can explain."""
+    said: list[events.Event] = []
+    assert placed(slot(), row(+3600), emit=said.append).slots[0].base == at(+3600)
+    (told,) = [event for event in said if isinstance(event, events.EntryFailed)]
+    assert str(at(+3600)) in told.why
+    said.clear()
+    placed(slot(), row(+1), emit=said.append)
+    assert said == []
