@@ -98,6 +98,11 @@ def _slots(app: Celery) -> dict[str, Slot]:
         CantTell: its entries are in a database.
     """
     configured = str(app.conf.beat_scheduler or "ha_beat")
+    if configured.startswith("ha_beat.django"):
+        raise CantTell(
+            "nothing is to be done for ha_beat.django: it begins from last_run_at in the rows of the database. This "
+            "command is for a schedule in the settings"
+        )
     names: Any = load_extension_class_names("celery.beat_schedulers")
     try:
         kind: Any = symbol_by_name(configured, aliases=dict(names))
@@ -105,11 +110,6 @@ def _slots(app: Celery) -> dict[str, Slot]:
         kind = HAScheduler
     if not (isinstance(kind, type) and issubclass(kind, HAMixin)):
         kind = HAScheduler
-    if kind.__module__.startswith("ha_beat.django"):
-        raise CantTell(
-            "nothing is to be done for ha_beat.django: it begins from last_run_at in the rows of the database. This "
-            "command is for a schedule in the settings"
-        )
     scheduler: HAMixin = kind(app=app, lazy=True)
     scheduler.setup_schedule()
     return {slot.id: slot for slot in scheduler.slots()}

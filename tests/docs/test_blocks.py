@@ -153,7 +153,8 @@ COMMANDS = [(block, line) for block in blocks("sh", "console") for line in block
 @pytest.mark.parametrize(("block", "line"), [pytest.param(*each, id=f"{each[0]} {each[1]}") for each in COMMANDS])
 def test_command(block: Block, line: str, request: pytest.FixtureRequest) -> None:
     """Our commands take what they are given; Redis runs what it is told; files and extras exist."""
-    for part in re.split(r" && | \| |; ", line):
+    inner = re.fullmatch(r"\w+=\$\((.*)\)", line)
+    for part in re.split(r" && | \| |; ", inner[1] if inner else line):
         _check(shlex.split(part, comments=True), request)
 
 
