@@ -67,13 +67,30 @@ class Stack:
             "BEAT_PORTS": "0",
             "COUNTED": str(self.counted),
             "COUNTED_SCHEDULE": self.schedule,
-            "COMPOSE_PARALLEL_LIMIT": "1",
         }
+
+    def complaints(self) -> list[str]:
+        """What the latest healthchecks of unhealthy containers said."""
+        health = {each: self.state(each).get("Health", {}) for each in self.containers()}
+        return [str(told["Log"][-2:]) for told in health.values() if told.get("Status") == "unhealthy"]
 
     def up(self, *, scale: int = 3) -> None:
         """Start what is not running, and wait until every healthcheck has passed."""
         self.scale = scale
         self.compose("up", "-d", "--no-build", "--wait", "--scale", f"beat={scale}")
+
+    def roll(self) -> None:
+        """Replace the replicas without a gap: start as many new ones beside them, then stop the old."""
+        old = self.containers()
+        add = ("up", "-d", "--no-build", "--no-deps", "--no-recreate", "--wait", "--scale")
+        try:
+            self.compose(*add, f"beat={2 * self.scale}", "beat")
+        except AssertionError as exc:
+            exc.add_note("\n".join(self.complaints()))
+            raise
+        self.docker("stop", *old)
+        self.docker("rm", *old)
+        self.compose(*add, f"beat={self.scale}", "beat")
 
     def down(self) -> None:
         self.compose("down", "--volumes", "--timeout", "5")
