@@ -83,7 +83,7 @@ def in_words(exc: BaseException, command: str = "") -> str:
     if command and code == "NOPERM":
         said += f": {command}"
     if code:
-        detail = f": {said.removeprefix(code).strip()}" if said and said != code and code != "NOAUTH" else ""
+        detail = f": {said.removeprefix(code).strip()}" if said and code not in {said, "NOAUTH"} else ""
         return f"{_IN_WORDS[code]} ({code}{detail})"
     return f"{type(exc).__name__}: {said}" if said else type(exc).__name__
 

@@ -278,7 +278,8 @@ class Board:
             backlog=self.backlog(),
             overdue_ms=round(overdue * 1000),
             upcoming=tuple(
-                Upcoming(slot.label, str(getattr(slot.entry, "task", "")), to_micros(at) // 1000) for at, slot in upcoming
+                Upcoming(slot.label, str(getattr(slot.entry, "task", "")), to_micros(at) // 1000)
+                for at, slot in upcoming
             ),
             failing=dict(self._failing),
         )

@@ -34,9 +34,7 @@ SPEC = {
 @pytest.mark.timeout(SECONDS * 3 + 120)
 @pytest.mark.parametrize("chosen", SEEDS)
 @pytest.mark.parametrize("broker", ["the lease's Redis", "RabbitMQ"])
-def test_nothing_is_lost_or_doubled_in_a_storm(
-    broker: str, chosen: str, found: Callable[[Report | str], None]
-) -> None:
+def test_nothing_is_lost_or_doubled_in_a_storm(broker: str, chosen: str, found: Callable[[Report | str], None]) -> None:
     """On one Redis that keeps what it acknowledged: no duplicate, no loss without verdict, nobody ends by itself."""
     seed = random.randrange(10**6) if chosen == "new" else int(chosen)
     settings = {"lease_ttl": 3, "stall_timeout": 5}
@@ -63,7 +61,8 @@ def test_nothing_is_lost_or_doubled_in_a_storm(
         ended = [line for replica in stage.cluster for line in unexpected_ends(replica.log_text())]
         assert report.ok, f"seed {seed}\n{report}\n{stage.cluster.logs()}"
         assert not ended, f"seed {seed}: {ended}"
-        found(f"{broker}, seed {seed}, {len(plan)} faults in {SECONDS:g} s, longest silence {report.silence.longest:.1f} s")
+        silence = f"longest silence {report.silence.longest:.1f} s"
+        found(f"{broker}, seed {seed}, {len(plan)} faults in {SECONDS:g} s, {silence}")
         found(report)
 
 
