@@ -11,7 +11,7 @@ from pathlib import Path
 
 from celery.beat import BeatLazyFunc
 
-from tests.apps.tick_app import app  # noqa: F401 -- what celery -A looks for
+from tests.apps.tick_app import app  # what celery -A looks for
 
 _SWITCH = Path(os.environ["SLEEPS"])
 
