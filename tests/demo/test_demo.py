@@ -124,6 +124,7 @@ def test_a_signal_during_the_start_leaves_nothing(start, tmp_path):
     assert_nothing_left(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_duplicate_is_noticed(start, tmp_path):
     """An occurrence that the journal has is sent to the worker once more, by somebody else."""

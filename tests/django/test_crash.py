@@ -39,6 +39,7 @@ def sleep_until(instant: datetime) -> None:
     time.sleep(max((instant - datetime.now(UTC)).total_seconds(), 0))
 
 
+@pytest.mark.slow
 def test_what_runs_once_does_so_though_the_leader_dies_at_once(any_site):
     """One-off, clocked and interval rows; the leader is killed as soon as the last of them is enqueued."""
     row("interval", interval=every(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from django_celery_beat.models import PeriodicTask
 
 from tests.django.beats import at, beats, every, fresh, row, soon
@@ -59,6 +60,7 @@ def test_an_edit_a_rename_and_a_deletion_take_effect(site):
     assert {"edited", "new name"} == set(site.names())
 
 
+@pytest.mark.slow
 def test_a_row_that_was_switched_off_owes_nothing_when_it_is_on_again(site):
     """Neither by the same leader nor by another; stock django-celery-beat's toggle action keeps last_run_at."""
     task = row("task", interval=every(2))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from celery.schedules import crontab
 from django_celery_beat.models import PeriodicTask
 
 from ha_beat.django import static
 from tests.django.beats import beats, every, fresh, row
 from tests.servers import wait_for
+
+pytestmark = pytest.mark.slow
 
 SPEC = {"static": {"every": 0.5}}
 

@@ -7,11 +7,14 @@ import time
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
+import pytest
 from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
 from tests.django.beats import beats, cron, every, fresh, row, soon
 from tests.servers import wait_for
+
+pytestmark = pytest.mark.slow
 
 
 def test_tasks_made_in_code_as_the_readme_does(site):

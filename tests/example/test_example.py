@@ -142,6 +142,7 @@ def test_both_ways_pass_the_checks(env, kind):
     assert "Traceback" not in run(env, "manage.py", "check", "--database", "default", "--fail-level", "WARNING")
 
 
+@pytest.mark.slow
 def test_two_beats_share_the_schedule_in_the_database(env, tmp_path, redis_server: RedisServer):
     """The entries of the settings are written to it, and enqueued from there, each instant once."""
     env |= {"REDIS_URL": redis_server.url, "SCHEDULE": "database"}

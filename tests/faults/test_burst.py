@@ -64,6 +64,7 @@ def assert_each_once(stage: Stage) -> None:
     assert report.ok, str(report)
 
 
+@pytest.mark.slow
 def test_a_leader_paused_in_a_burst_adds_nothing_to_it_and_can_lead_again(stage: Stage) -> None:
     """SIGSTOP in mid-burst, past the lease: its batch in flight arrives after the takeover and is refused; resumed, it
     stands by, and later leads.

@@ -11,6 +11,8 @@ import pytest
 from tests.faults.checker import Interval, Report, instant
 from tests.faults.stage import Stage
 
+pytestmark = pytest.mark.slow
+
 DOWN = 6.0
 SPEC = {
     "fast": {"every": 0.2},

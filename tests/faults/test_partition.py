@@ -47,6 +47,7 @@ CUTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_leader_cut_from_redis_stops_by_itself(stage: Stage, cut: str, found: Found) -> None:
     """Its trust runs out before its lease does; back in reach, it stands by."""

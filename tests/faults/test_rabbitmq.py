@@ -382,6 +382,7 @@ def test_another_database_of_the_leases_redis(redis_server: RedisServer) -> None
 # --- The guard in a real worker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broker", ["rabbitmq", "redis"])
 def test_retries_and_second_messages_at_a_real_worker(
     broker: str, redis_server: RedisServer, tmp_path: Path, request: pytest.FixtureRequest

@@ -59,6 +59,7 @@ def raw_rows(stage: Stage) -> dict[str, str]:
     return {name[2:]: row for name, row in rows.items() if name.startswith("e:")}
 
 
+@pytest.mark.slow
 def test_an_older_release_touches_nothing_of_a_newer_one(found: Found) -> None:
     """It stands by, leads for a while, and hands back: entries that it does not know keep their rows as they were."""
     newer = {**FAST, "added": {"every": 3600}}

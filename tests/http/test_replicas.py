@@ -228,6 +228,7 @@ def slow_clients(port: int, count: int = 2000) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_load_on_the_endpoint_costs_the_scheduler_nothing_that_shows(redis_server: RedisServer):
     """Thousands of requests a second, and 2,000 clients that never finish theirs, on the leader's endpoint."""
     with Probed(redis_server.url, replicas=1) as cluster:

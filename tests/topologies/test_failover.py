@@ -12,6 +12,8 @@ from tests.servers import RedisCluster, RedisServer, SentinelCluster, need, wait
 from tests.topologies.replica import KEYS, TIMEOUT, Campaigner, link
 from tests.topologies.test_topologies import app_of
 
+pytestmark = pytest.mark.slow
+
 
 def do(server: RedisServer, *command: object) -> Any:
     client: Any = server.admin

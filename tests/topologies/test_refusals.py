@@ -17,6 +17,8 @@ from tests.faults.cluster import BeatCluster
 from tests.servers import RedisCluster, RedisServer, free_port, need, wait_for
 from tests.topologies.replica import KEYS, Campaigner, link
 
+pytestmark = pytest.mark.slow
+
 
 def do(server: RedisServer, *command: object) -> Any:
     client: Any = server.admin
