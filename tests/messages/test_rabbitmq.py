@@ -138,6 +138,9 @@ def test_the_message_is_that_of_stock_beat(case: str, rabbitmq: RabbitMQ, shared
         with suppress(Exception):
             bench.stock(line)
     stock, ours = bench.stock(line), bench.ours(line)
+    if case == "fanout":
+        # What the first time may have left behind is not of this one.
+        stock = stock[-count:]
     assert len(ours) == count
     for _, message in ours:
         mark = message.headers.pop("ha_beat")
