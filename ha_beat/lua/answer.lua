@@ -19,8 +19,5 @@ if ARGV[9] ~= '' then
 end
 redis.call('HDEL', requests, ARGV[4])
 redis.call('HDEL', ledger, 'r:' .. ARGV[4])
-if ARGV[8] ~= '' then
-  local n = redis.call('HINCRBY', ledger, 'm:journal', 1)
-  redis.pcall('XADD', KEYS[3], 'MAXLEN', '~', ARGV[7], '*', 'n', n, 'd', ARGV[8])
-end
+if ARGV[8] ~= '' then append(KEYS[3], ledger, ARGV[7], { ARGV[8] }) end
 return { 'answered', '' }

@@ -14,16 +14,7 @@ if why then return { 'fenced', why } end
 if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then return { 'fenced', 'the ledger is gone or another' } end
 if another_server(ARGV[4]) then return { 'fenced', 'another Redis server answers' } end
 
-local at = 6
-local function take()
-  at = at + 1
-  return ARGV[at]
-end
-local function take_list()
-  local list = {}
-  for i = 1, tonumber(take()) do list[i] = take() end
-  return list
-end
+local take, take_list = reader(6)
 
 local operations, fields = {}, {}
 for i = 1, tonumber(ARGV[6]) do
@@ -95,10 +86,7 @@ for i, op in ipairs(operations) do
       else
         redis.call('HSET', ledger, fields[i], op.row)
       end
-      for _, record in ipairs(op.records) do
-        local n = redis.call('HINCRBY', ledger, 'm:journal', 1)
-        redis.pcall('XADD', journal, 'MAXLEN', '~', ARGV[5], '*', 'n', n, 'd', record)
-      end
+      append(journal, ledger, ARGV[5], op.records)
     end
   end
   answers[#answers + 1] = kind

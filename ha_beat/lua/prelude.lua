@@ -38,6 +38,29 @@ local function tell(journal, ledger, record)
   if type(n) == 'number' then redis.pcall('XADD', journal, '*', 'n', n, 'd', cjson.encode(record)) end
 end
 
+-- Hands out ARGV from behind the first n, one by one or as a list that its length goes before.
+local function reader(n)
+  local at = n
+  local function take()
+    at = at + 1
+    return ARGV[at]
+  end
+  local function take_list()
+    local list = {}
+    for i = 1, tonumber(take()) do list[i] = take() end
+    return list
+  end
+  return take, take_list
+end
+
+-- Add records to a journal that is kept to about that size. A record that is refused leaves a gap in the count.
+local function append(journal, ledger, size, records)
+  for _, record in ipairs(records) do
+    local n = redis.call('HINCRBY', ledger, 'm:journal', 1)
+    redis.pcall('XADD', journal, 'MAXLEN', '~', size, '*', 'n', n, 'd', record)
+  end
+end
+
 -- Why (epoch, nonce) is not the holder of the lease now; nil where it is.
 local function foreign(lease, epoch, nonce)
   local rec = redis.call('HMGET', lease, 'epoch', 'nonce', 'state')

@@ -10,16 +10,7 @@ if ARGV[2] ~= '' then
   if why then return { 'fenced', why } end
 end
 
-local at = 4
-local function take()
-  at = at + 1
-  return ARGV[at]
-end
-local function take_list()
-  local list = {}
-  for i = 1, tonumber(take()) do list[i] = take() end
-  return list
-end
+local take, take_list = reader(4)
 
 local answers = { 'done' }
 for _ = 1, tonumber(ARGV[4]) do
@@ -37,10 +28,7 @@ for _ = 1, tonumber(ARGV[4]) do
         break
       end
     end
-    for _, record in ipairs(records) do
-      local n = redis.call('HINCRBY', ledger, 'm:journal', 1)
-      redis.pcall('XADD', journal, 'MAXLEN', '~', ARGV[3], '*', 'n', n, 'd', record)
-    end
+    append(journal, ledger, ARGV[3], records)
   end
   answers[#answers + 1] = open and 1 or 0
 end

@@ -1,0 +1,284 @@
+"""What a leader does next: begin, take over, hand a batch over, or wait.
+
+Nothing is believed before Redis has answered. A batch whose reply was lost is submitted again as it is, which is safe;
+when the term ends first, it is forgotten, and the next leader reads in the ledger what became of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from ha_beat import events
+from ha_beat.agenda import Agenda
+from ha_beat.clock import Clock
+from ha_beat.dispatch import Answer, Dispatcher, FencedOff
+from ha_beat.elector import Tenure
+from ha_beat.enqueuer.backoff import Backoff
+from ha_beat.enqueuer.claims import Claims
+from ha_beat.enqueuer.gathering import SCHEDULE_RETRY, Gatherer
+from ha_beat.enqueuer.rules import Rules
+from ha_beat.enqueuer.settling import Settler
+from ha_beat.enqueuer.source import Planner, ScheduleSource
+from ha_beat.errors import StoreError, StoreUnavailable
+from ha_beat.lease import Term
+from ha_beat.ledger import Ledger
+from ha_beat.scheduling_time import SchedulingTime
+from ha_beat.state_loss import Loss, Shadow, assess
+from ha_beat.takeover import take_over
+from ha_beat.verdicts import Scribe, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Handed over under the term of this nonce, and perhaps not answered yet."""
+
+    nonce: str
+    works: tuple[Work, ...]
+
+
+class Enqueuer:
+    """Works off the agenda under a term. Used by the main loop only."""
+
+    def __init__(
+        self,
+        source: ScheduleSource,
+        choose_dispatcher: Callable[[Term], Dispatcher],
+        shadow: Shadow,
+        time: SchedulingTime,
+        cluster: str,
+        clock: Clock,
+        emit: Callable[[events.Event], None],
+        rules: Rules,
+    ) -> None:
+        self._source = source
+        self._choose_dispatcher = choose_dispatcher
+        self._shadow = shadow
+        self._time = time
+        self._clock = clock
+        self._emit = emit
+        self._rules = rules
+        self._planner = Planner(source, emit)
+        self._claims = Claims(clock, emit, rules.claims_settle_after)
+        self._gatherer = Gatherer(source, self._planner, self._claims, cluster, emit, rules)
+        self._settler = Settler(source, self._planner, self._claims, shadow, emit)
+        self._backoff = Backoff(clock, emit, rules.handover_after)
+        self._agenda = Agenda()
+        self._dispatcher: Dispatcher | None = None
+        self._serving = ""
+        self._known_tenure = ""
+        #: What was found when the tenure began, until the ledger is mended; a schedule read again finds no other loss.
+        self._assessed = ""
+        self._loss: Loss | None = None
+        self._pending: Batch | None = None
+        self._to_write: list[Work] = []
+        #: Of a batch that could not even be sent: one by one, so that it is seen which of them it is.
+        self._alone: list[Work] = []
+        #: The broker could not be asked, or took nothing; the size of the batch.
+        self._away: tuple[StoreError, int] | None = None
+        self._hold_until = 0.0
+        #: Whether something waits for the schedule to be read under this term.
+        self.held_back = False
+        #: While the cluster is paused nothing is gathered. Redis may know before this does: see ``refused_as_paused``.
+        self.paused = False
+        self.refused_as_paused = False
+
+    @property
+    def agenda(self) -> Agenda:
+        return self._agenda
+
+    @property
+    def dispatcher(self) -> Dispatcher | None:
+        """The way to enqueue that this term goes by; ``None`` before it has one."""
+        return self._dispatcher
+
+    def now(self) -> datetime:
+        """The scheduling time, in UTC."""
+        return self._time.now()
+
+    def serves(self, term: Term) -> bool:
+        """Whether the agenda is this term's."""
+        return self._serving == term.nonce
+
+    def reload(self) -> None:
+        """The schedule has changed: read it again, with the ledger, before the next batch."""
+        self._serving = ""
+
+    def advance(self, tenure: Tenure, term: Term) -> float:
+        """Do one batch of work. Returns for how many seconds there is nothing to do.
+
+        Raises:
+            FencedOff: the term is over.
+            BrokerOutOfReach: another replica should try.
+        """
+        waiting = max(self._backoff.try_at, self._hold_until) - self._clock.elapsed()
+        if waiting > 0 and tenure.nonce == self._known_tenure:
+            return waiting
+        try:
+            idle = self._advance(tenure, term)
+        except StoreError as exc:
+            return self._backoff.failed(exc, len(self._pending.works) if self._pending else 0)
+        away, self._away = self._away, None
+        if away is not None:
+            return self._backoff.failed(*away)
+        self._backoff.succeeded()
+        return idle
+
+    def stand_by(self) -> None:
+        """Let the ledger know what this replica enqueued when it led and could not record. Raises nothing."""
+        if self._dispatcher is not None:
+            with suppress(StoreError):
+                self._dispatcher.settle_up()
+
+    def _advance(self, tenure: Tenure, term: Term) -> float:
+        if self._known_tenure != tenure.nonce:
+            self._begin(tenure)
+            if self._hold_until > self._clock.elapsed():
+                return self._hold_until - self._clock.elapsed()
+        if self._pending is not None and self._pending.nonce == term.nonce:
+            self._hand_over(term, self._pending)
+            return 0.0
+        if self._serving != term.nonce:
+            self._take_over(tenure, term)
+        dispatcher = self._chosen(term)
+        self._claims.settle(dispatcher, self._agenda, term)
+        if self._alone:
+            works = [self._alone.pop(0)]
+        elif self._to_write:
+            size = self._rules.batch_size
+            works, self._to_write = self._to_write[:size], self._to_write[size:]
+        else:
+            self._loss = None
+            if self.paused:
+                return float("inf")
+            gathered = self._gatherer.gather(Scribe(term, self.now()), self._agenda, dispatcher)
+            works = gathered.works
+            if gathered.away is not None:
+                self._away = (gathered.away, len(gathered.unreachable))
+        if works:
+            self._hand_over(term, Batch(term.nonce, tuple(works)))
+            return 0.0
+        due_at = self._agenda.next_due()
+        return max((due_at - self.now()).total_seconds(), 0.0) if due_at else float("inf")
+
+    def _chosen(self, term: Term) -> Dispatcher:
+        if self._dispatcher is None:
+            self._dispatcher = self._choose_dispatcher(term)
+        return self._dispatcher
+
+    # --- Taking over
+
+    def _begin(self, tenure: Tenure) -> None:
+        """A new term: on another server than the last holder's, wait until that one can't be dispatching any more."""
+        self._known_tenure, self._serving, self._pending = tenure.nonce, "", None
+        self._backoff.begin()
+        acquired = tenure.acquired
+        self._time.join(acquired.leaders_offset)
+        others = acquired.previous_holder not in ("", acquired.term.holder)
+        now, pause = self._clock.elapsed(), 0.0
+        if acquired.server_changed and others:
+            # Counted from the first contact with this server: the lease may have been waited for since.
+            since = now if tenure.contact_since is None else tenure.contact_since
+            pause = max(since + self._rules.changed_server_pause - now, 0.0)
+        self._hold_until = now + pause
+        if pause:
+            self._emit(events.DispatchHeld(pause))
+
+    def _take_over(self, tenure: Tenure, term: Term) -> None:
+        """Put every entry on the agenda, from where the ledger says that the cluster is."""
+        self._pending, self._to_write, self._alone = None, [], []
+        self._dispatcher = self._choose_dispatcher(term)
+        rows = self._dispatcher.ledger.read()
+        now = self.now()
+        self._assess(tenure, rows, self._dispatcher.ledger, now)
+        taken = take_over(
+            self._source.slots(),
+            rows,
+            self._shadow,
+            self._loss,
+            scribe=Scribe(term, now),
+            catch_up=self._rules.catch_up_after_loss,
+            emit=self._emit,
+            absence=self._source.absence(term),
+        )
+        self.held_back = taken.held_back
+        self._shadow.gen = term.gen
+        self._to_write = taken.works
+        if self._loss is None:
+            self._shadow.forget(rows, now)
+        self._claims.find(self._dispatcher, term)
+        agenda, overdue = Agenda(), 0
+        for slot in taken.slots:
+            self._planner.plan(agenda, slot, now)
+            overdue += slot.due_at is not None and slot.instants is not None and slot.due_at <= now
+        self._agenda, self._serving = agenda, term.nonce
+        self._claims.send_again(agenda, term, now)
+        self._emit(events.ScheduleReady(len(agenda), overdue, taken.new))
+
+    def _assess(self, tenure: Tenure, rows: Mapping[str, str], ledger: Ledger, now: datetime) -> None:
+        """Find out, once in a tenure, whether Redis has lost state."""
+        if self._assessed == tenure.nonce:
+            return
+        acquired = tenure.acquired
+        self._loss = assess(
+            gen=acquired.term.gen,
+            previous_gens=acquired.previous_gens,
+            shadow=self._shadow,
+            rows=rows,
+            facts=ledger.server_facts(now) if acquired.server_changed else None,
+            contact_until=tenure.contact_until,
+            now=now,
+        )
+        self._assessed = tenure.nonce
+        if self._loss is not None and self._loss.total:
+            self._emit(events.StateLost(self._loss.why, self._rules.catch_up_after_loss))
+
+    # --- Handing over
+
+    def _hand_over(self, term: Term, batch: Batch) -> None:
+        self._pending = batch
+        dispatcher = self._chosen(term)
+        began = self._clock.elapsed()
+        try:
+            answers = dispatcher.submit(term, [work.operation for work in batch.works])
+        except FencedOff as exc:
+            self._pending, self._serving = None, ""
+            self._emit(events.DispatchFenced(term.epoch, len(batch.works), str(exc)))
+            raise
+        except StoreError:
+            raise
+        except Exception as exc:
+            self._pending = None
+            self._set_apart(batch.works, exc)
+            return
+        self._pending = None
+        mine = sum(answer.kind == "mine" for answer in answers)
+        self._emit(events.BatchDispatched(len(answers), self._clock.elapsed() - began, mine))
+        self._take_in(batch.works, answers)
+
+    def _take_in(self, works: Sequence[Work], answers: Sequence[Answer]) -> None:
+        now = self.now()
+        for work, answer in zip(works, answers, strict=True):
+            self._settler.take_in(work, answer, self._agenda, now)
+            match answer.kind:
+                case "done" | "mine" | "partial" if work.due is not None and work.due.send is not None:
+                    self._backoff.broker_took_a_message()
+                case "paused" | "withdrawn":
+                    self.paused = self.refused_as_paused = True
+                case _:
+                    pass
+        unsent = [answer.detail for answer in answers if answer.kind == "unsent"]
+        if unsent:
+            self._away = (StoreUnavailable(unsent[-1], acted=False), len(unsent))
+
+    def _set_apart(self, works: Sequence[Work], exc: Exception) -> None:
+        """A batch that can't be put into a command, for one entry's sake, must not hold up the others."""
+        if len(works) > 1:
+            self._alone = [*works, *self._alone]
+            return
+        slot, now = works[0].slot, self.now()
+        self._emit(events.EntryFailed(slot.label, f"it can't be handed over: {type(exc).__name__}: {exc}", exc))
+        if slot.entry is not None:
+            self._agenda.put(slot, slot.due_at or now, now + timedelta(seconds=SCHEDULE_RETRY))

@@ -1,0 +1,78 @@
+"""Where the entries come from, and where each of them stands on the agenda."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from ha_beat import events
+from ha_beat.agenda import Agenda, Slot
+from ha_beat.lease import Term
+from ha_beat.ledger import LedgerRow
+from ha_beat.occurrence import FOREVER
+from ha_beat.takeover import Absence
+
+
+class ScheduleSource(Protocol):
+    """The scheduler class that Celery runs."""
+
+    def slots(self) -> Iterable[Slot]:
+        """A new slot for each entry that can be scheduled; ``base`` is the entry's own last run, or the minimum."""
+        ...
+
+    def check(self, slot: Slot) -> tuple[bool, float]:
+        """Ask an entry that alone knows: is it due, and in how many seconds to ask again."""
+        ...
+
+    def arguments(self, slot: Slot) -> tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]:
+        """The args, kwargs and options that go into the entry's message now."""
+        ...
+
+    def settled(self, slot: Slot, row: LedgerRow) -> None:
+        """The ledger has the row."""
+        ...
+
+    def absence(self, term: Term) -> Absence | None:
+        """What can be said of entries that are not there; ``None`` where that means nothing."""
+        ...
+
+    def armed(self, entry_id: str) -> None:
+        """The ledger has it that the entry has begun, gone on again, or gone."""
+        ...
+
+    def finished(self, slot: Slot) -> None:
+        """The entry has no instant left."""
+        ...
+
+
+class Planner:
+    """Puts entries on an agenda, each for when it is due next."""
+
+    def __init__(self, source: ScheduleSource, emit: Callable[[events.Event], None]) -> None:
+        self._source = source
+        self._emit = emit
+
+    def plan(self, agenda: Agenda, slot: Slot, now: datetime) -> None:
+        if slot.once and slot.runs:
+            agenda.drop(slot)
+            self._source.finished(slot)
+            return
+        if slot.instants is None:
+            agenda.put(slot, now)
+            return
+        try:
+            due_at = slot.instants.next_after(slot.base)
+        except Exception as exc:
+            self._emit(events.EntryFailed(slot.label, schedule_raises(exc), exc))
+            agenda.drop(slot)
+            return
+        if due_at >= FOREVER:
+            agenda.drop(slot)
+            self._source.finished(slot)
+            return
+        agenda.put(slot, due_at)
+
+
+def schedule_raises(exc: Exception) -> str:
+    return f"its schedule raises {type(exc).__name__}: {exc}"
