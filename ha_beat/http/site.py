@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from ha_beat.clock import Clock
-from ha_beat.status import Board, Health, encoded, redacted
+from ha_beat.status import Board, Health, document, encoded, redacted
 
 #: Seconds for which an answer that costs something to make is given again.
 _FRESH = 0.2
@@ -83,7 +83,7 @@ class Site:
             return problem(503, f"The answer could not be made: {type(exc).__name__}")
 
     def status(self) -> bytes:
-        return self._fresh("/status", lambda: encoded(self._board.status()))
+        return self._fresh("/status", lambda: encoded(document(self._board)))
 
     def role(self) -> object:
         """Changes whenever a page should be told at once."""

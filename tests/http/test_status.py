@@ -17,7 +17,7 @@ from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.journal import Journal, TermRecord, VerdictRecord, parse
 from ha_beat.lease import Keys, LeaseRecord
 from ha_beat.members import Member, Members, ServerFacts, Upcoming
-from ha_beat.status import Look, Watcher, redacted, spans
+from ha_beat.status import Look, Watcher, document, redacted, spans
 from tests.http.support import Scene
 from tests.servers import RedisServer, need
 
@@ -233,7 +233,7 @@ def test_without_redis_the_last_look_stays_and_is_marked():
     )
     watcher.turn()
     assert not scene.board.reachable
-    assert scene.board.status()["redis"]["reachable"] is False
+    assert document(scene.board)["redis"]["reachable"] is False
 
 
 def test_members_raise_where_redis_does_not_answer():
@@ -308,7 +308,7 @@ def test_the_status_says_its_version_and_is_json(client: redis.Redis):
     scene, watcher = watched(client)
     write(client, enqueued())
     watcher.turn()
-    status = json.loads(json.dumps(scene.board.status()))
+    status = json.loads(json.dumps(document(scene.board)))
     assert status["schema"] == 1
     assert set(status) == {
         "schema", "cluster", "now_ms", "replica", "redis", "lease", "paused", "members", "entries", "backlog",
@@ -320,7 +320,7 @@ def test_the_status_says_its_version_and_is_json(client: redis.Redis):
 def test_a_board_that_has_seen_nothing_answers():
     scene = Scene()
     assert scene.board.look == Look()
-    assert scene.board.status()["members"][0]["id"] == scene.replica.id
+    assert document(scene.board)["members"][0]["id"] == scene.replica.id
 
 
 @pytest.mark.parametrize(
