@@ -1,0 +1,112 @@
+"""Parts that a test needs, and what becomes of the test where one can't be had."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Self, TypeVar
+
+import pytest
+
+LOCALHOST = "127.0.0.1"
+T = TypeVar("T")
+
+
+class PartMissing(Exception):
+    """Something the test needs (a server, a compiler) cannot be had on this machine; the text says why."""
+
+
+class Part(ABC):
+    """Something real that a test uses. A context manager: started on entry, closed on exit."""
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Raises PartMissing where it can't be had on this machine."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop it and leave nothing behind. Idempotent."""
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def need(make: Callable[[], T]) -> T:
+    """Return `make()`, started if it is a server; leave it by `with` (or `close`).
+
+    When the part is missing the test is skipped with the reason, or fails where CI=true.
+    """
+    try:
+        part = make()
+        if isinstance(part, Part):
+            try:
+                part.start()
+            except BaseException:
+                part.close()
+                raise
+    except PartMissing as missing:
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail(f"a part that CI must have is missing: {missing}", pytrace=False)
+        pytest.skip(str(missing))
+    return part
+
+
+def wait_for(predicate: Callable[[], T | None], timeout: float = 10.0, what: str = "", interval: float = 0.02) -> T:
+    """Poll until `predicate` answers something truthy, and return that.
+
+    An exception of the predicate (other than PartMissing) counts as 'not yet'. `timeout` and `interval` are
+    in seconds. Raises AssertionError, naming `what` and the last answer or exception, when time is up.
+    """
+    deadline = time.monotonic() + timeout
+    last: object = None
+    while True:
+        try:
+            answer = predicate()
+        except PartMissing:
+            raise
+        except Exception as error:
+            last = error
+        else:
+            if answer:
+                return answer
+            last = answer
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"waited {timeout:g} s for {what or 'a condition'} in vain; last: {last!r}")
+        time.sleep(interval)
+
+
+# Below the kernel's ephemeral range: a port that a stopped server comes back to must not meanwhile be taken
+# by somebody's outgoing connection.
+_PORTS = range(14000, 32000)
+_given_ports: set[int] = set()
+_port_guard = threading.Lock()
+_port_random = random.Random(os.urandom(8))
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that is free and that this process has not given out before."""
+    with _port_guard:
+        for _ in range(2000):
+            port = _port_random.choice(_PORTS)
+            if port in _given_ports:
+                continue
+            with socket.socket() as probe:
+                try:
+                    probe.bind((LOCALHOST, port))
+                except OSError:
+                    continue
+            _given_ports.add(port)
+            return port
+    raise PartMissing("no free port on 127.0.0.1")
