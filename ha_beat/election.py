@@ -384,15 +384,10 @@ def _sight(before: Sighting | None, view: LeaseView, record: LeaseRecord, now: f
         record.state,
     )
     since = before.since if before is not None and unmoved else now
-    if view.subscribers != 0:
+    # A term does not outlive the run of the server that it began on: its holder may be there, and hear so in a moment.
+    if view.subscribers != 0 or (record.run_id and view.run_id not in ("", record.run_id)):
         return Sighting(record, since)
-    same_absence = (
-        before is not None
-        and unmoved
-        and before.absent_since is not None
-        and before.record.presence == record.presence
-        and before.run_id == view.run_id
-    )
+    same_absence = before is not None and unmoved and before.absent_since is not None and before.run_id == view.run_id
     absent_since = before.absent_since if before is not None and same_absence else now
     return Sighting(record, since, absent_since, view.run_id)
 

@@ -52,7 +52,9 @@ class Mutant:
         *path, last = name.split(".")
         for part in path:
             owner = getattr(owner, part)
-        source = self._replaced(textwrap.dedent(inspect.getsource(getattr(owner, last))))
+        function = inspect.getattr_static(owner, last)
+        function = function.fget if isinstance(function, property) else getattr(owner, last)
+        source = self._replaced(textwrap.dedent(inspect.getsource(function)))
         made: dict[str, Any] = {}
         flags = __future__.annotations.compiler_flag
         exec(compile(source, f"<mutant of {self.where}>", "exec", flags, dont_inherit=True), module.__dict__, made)

@@ -24,6 +24,8 @@ for i = 1, tonumber(ARGV[6]) do
   operations[i], fields[i] = op, 'e:' .. op.id
 end
 local rows = redis.call('HMGET', ledger, unpack(fields))
+local standing = {}
+for i, field in ipairs(fields) do standing[field] = rows[i] or '' end
 local paused = redis.call('HEXISTS', ledger, 'm:paused') == 1
 
 -- No replica's clock may run so far ahead of the cluster's time that it fires early.
@@ -70,8 +72,7 @@ end
 
 local answers = { 'done' }
 for i, op in ipairs(operations) do
-  local row = rows[i] or ''
-  local kind, detail = settled(op, row)
+  local kind, detail = settled(op, standing[fields[i]])
   if not kind then
     for _, command in ipairs(op.commands) do
       detail = wrong_type(command)
@@ -83,8 +84,10 @@ for i, op in ipairs(operations) do
         redis.call('HSET', ledger, 'r:' .. op.request, op.step)
       elseif op.row == '' then
         redis.call('HDEL', ledger, fields[i])
+        standing[fields[i]] = ''
       else
         redis.call('HSET', ledger, fields[i], op.row)
+        standing[fields[i]] = op.row
       end
       append(journal, ledger, ARGV[5], op.records)
     end

@@ -149,6 +149,18 @@ def test_after_its_own_release_a_leader_enqueues_nothing_more(desk: Desk):
     assert desk.messages() == []
 
 
+def test_a_machine_that_was_cloned_enqueues_under_no_term_that_is_over(desk: Desk):
+    """Its twin has drawn the same nonce, and has taken the lease since: the epoch tells them apart."""
+    record = desk.store.observe().record
+    assert record is not None
+    twin = desk.store.acquire(attempt("two", desk.term.nonce), Expected(record.epoch, record.seq), 0)
+    assert isinstance(twin, Acquired)
+    with pytest.raises(FencedOff):
+        desk.submit(operation())
+    assert desk.messages() == []
+    assert kinds(desk.submit(operation(), term=twin.term)) == ["done"]
+
+
 @pytest.mark.parametrize("lost", ["lease", "ledger", "both"])
 def test_when_lease_or_ledger_are_gone_nothing_is_enqueued(desk: Desk, lost: str):
     """FLUSHALL, or one key deleted by hand."""
@@ -304,3 +316,57 @@ def test_a_right_taken_away_does_not_look_like_another_server(shared_redis: Redi
     then = replace(first, previous_run_id=first.term.run_id, term=replace(first.term, run_id=""))
     assert not then.server_changed
     assert replace(then, term=replace(first.term, run_id="another")).server_changed
+
+
+def test_an_instant_ahead_of_redis_clock_is_refused(server_bench: RedisBench):
+    """A replica whose clock is ahead must not fire early. By how much the cluster's time is ahead, the leader tells."""
+    desk = Desk(server_bench)
+    seconds, _ = desk.client.time()
+
+    def ahead(entry: str, by: float) -> Operation:
+        return replace(operation(entry), scheduled_ms=round((seconds + by) * 1000))
+
+    assert kinds(desk.submit(ahead("now", 0.0), ahead("soon", 60.0))) == ["done", "error"]
+    assert desk.messages() == ["message"]
+    desk.client.hset(KEYS.lease, "offset_ms", "60000")
+    assert kinds(desk.submit(ahead("soon", 60.0), ahead("later", 120.0))) == ["done", "error"]
+    assert sorted(desk.ledger.read()) == ["now", "soon"]
+
+
+def test_an_occurrence_that_stands_twice_in_a_batch_is_enqueued_once(desk: Desk):
+    """The second finds the row that the first has written."""
+    assert kinds(desk.submit(operation(), operation())) == ["done", "mine"]
+    assert kinds(desk.submit(operation("b"), operation("b", new=row(1)))) == ["done", "moved"]
+    assert desk.messages() == ["message"] * 2
+    assert desk.ledger.read() == {"a": row(), "b": row()}
+
+
+def step(number: int, request: str = "r") -> Operation:
+    return replace(operation(), row="", request=request, step=number)
+
+
+def test_a_step_of_a_request_is_done_once_and_moves_no_position(desk: Desk):
+    """A manual run, asked for once, whatever becomes of the replies to whoever carries it out."""
+    desk.submit(operation())
+    desk.client.hset(KEYS.requests, "r", "x")
+    assert kinds(desk.submit(step(1))) == ["done"]
+    assert kinds(desk.submit(step(1), step(2))) == ["mine", "done"]
+    assert kinds(desk.submit(step(1), step(2), term=desk.lead("two"))) == ["mine", "mine"]
+    assert desk.messages() == ["message"] * 3
+    assert desk.ledger.read() == {"a": row()}
+
+
+def test_a_request_that_was_taken_back_is_not_carried_out(desk: Desk):
+    """However late the batch arrives."""
+    assert kinds(desk.submit(step(1))) == ["withdrawn"]
+    assert desk.messages() == []
+
+
+def test_while_paused_nothing_is_enqueued_by_schedule(desk: Desk):
+    """Whatever the leader knew when it sent the batch. Verdicts without a message are written, and requests served."""
+    desk.client.hset(KEYS.ledger, "m:paused", "{}")
+    desk.client.hset(KEYS.requests, "r", "x")
+    silent = operation("b", commands=(), new=row(verdict="skipped"))
+    assert kinds(desk.submit(operation(), silent, step(1))) == ["paused", "done", "done"]
+    assert desk.messages() == ["message"]
+    assert desk.ledger.read() == {"b": row(verdict="skipped")}

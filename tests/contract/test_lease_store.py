@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 
-from ha_beat.errors import ForeignApp, NewerSchema, StoreRefused
+from ha_beat.errors import ForeignApp, NewerSchema, StoreRefused, StoreUnavailable
 from ha_beat.lease import Acquired, Expected, Lost, RedisLeaseStore, Refused, Renewed
 from tests.contract.conftest import KEYS, LeaseBench, RedisBench, attempt
+from tests.servers import RedisServer
 
 
 def standing(lease: LeaseBench) -> Expected:
@@ -66,8 +68,10 @@ def test_each_acquisition_has_a_higher_epoch_than_all_before(lease: LeaseBench):
 
 def test_the_epoch_does_not_fall_back_when_the_state_is_lost(lease: LeaseBench):
     """Nobody has seen the old one, and yet it is behind: the server's time is the floor."""
-    before = lease.take().term
+    lease.take()
+    before = lease.take("three", standing(lease)).term
     lease.lose_state()
+    time.sleep(0.005)
     after = lease.take("two").term
     assert after.epoch >= before.epoch
     assert after.gen != before.gen
@@ -293,3 +297,45 @@ def test_refusals_say_why(lease: LeaseBench):
     lease.take()
     answer = lease.store.acquire(attempt("two"), None, 0)
     assert answer == Refused("the lease has moved")
+
+
+@pytest.mark.parametrize("known_to", ["lease", "ledger", "seen"])
+def test_the_epoch_is_above_each_that_is_known(server_bench: RedisBench, known_to: str):
+    """Where the clock of Redis was put back: the lease, the ledger or the candidate knows of a higher one."""
+    client = server_bench.client
+    store = RedisLeaseStore(lambda: client, KEYS)
+    first = store.acquire(attempt(), None, 0)
+    assert isinstance(first, Acquired)
+    ahead = first.term.epoch + 10**9
+    if known_to == "lease":
+        client.hset(KEYS.lease, "epoch", ahead)
+    elif known_to == "ledger":
+        client.hset(KEYS.ledger, "m:epoch", ahead)
+    record = store.observe().record
+    assert record is not None
+    seen = ahead if known_to == "seen" else 0
+    second = store.acquire(attempt("two"), Expected(record.epoch, record.seq), seen)
+    assert isinstance(second, Acquired)
+    assert second.term.epoch == ahead + 1
+
+
+def test_a_ledger_that_is_not_the_leases_is_a_new_incarnation(bench: RedisBench):
+    """One of the two was restored from elsewhere: what they say of each other is not to be believed."""
+    store = RedisLeaseStore(lambda: bench.client, KEYS)
+    before = store.acquire(attempt(), None, 0)
+    assert isinstance(before, Acquired)
+    bench.client.hset(KEYS.ledger, "m:gen", "restored")
+    after = store.acquire(attempt("two"), Expected(before.term.epoch, 1), 0)
+    assert isinstance(after, Acquired)
+    assert after.term.gen not in (before.term.gen, "restored")
+    assert after.previous_gens == (before.term.gen, "restored")
+
+
+def test_a_renewal_counts_only_when_enough_replicas_have_it(shared_redis: RedisServer):
+    """Of a server without replicas none has it: nobody may believe in a term that a failover would forget."""
+    client = shared_redis.client()
+    store = RedisLeaseStore(lambda: client, KEYS, wait_replicas=1, wait_timeout=0.05)
+    taken = store.acquire(attempt(), None, 0)
+    assert isinstance(taken, Acquired)
+    with pytest.raises(StoreUnavailable, match="0 of 1 replicas"):
+        store.renew(taken.term, 2, "")

@@ -15,6 +15,7 @@ import click
 from ha_beat.cli.celery_command import ha_beat
 from ha_beat.metrics import metrics_table
 from ha_beat.settings import settings_table
+from tests.guards import guards_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +60,7 @@ BLOCKS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("docs/settings.md", "settings", settings_table),
     ("docs/monitoring.md", "metrics", metrics_table),
     ("docs/cli.md", "cli", commands),
+    ("docs/rules.md", "guards", guards_table),
 )
 
 

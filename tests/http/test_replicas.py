@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,8 +79,12 @@ def test_a_killed_leader_is_replaced_and_every_probe_says_so(redis_server: Redis
         assert cluster.probes(leader) == (0, 0, 0)
         assert cluster.probes(other) == (200, 200, 503)
         wait_for(lambda: len(ask(cluster.port(other), "/status").json()["members"]) == 2, 20, "the dead one's absence")
-        status = ask(cluster.port(other), "/status").json()
-        before, after = status["terms"][-2:]
+
+        def terms() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = ask(cluster.port(other), "/status").json()["terms"][-2:]
+            return found if len(found) == 2 else []
+
+        before, after = wait_for(terms, 20, "both terms in the journal as it is followed")
         assert [term["by"].partition(":")[0] for term in (before, after)] == [leader.name, successor.name]
         assert 0 < after["gap_ms"] < 5000
         assert "gone or cut off" in before["end_why"]

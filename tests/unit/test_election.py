@@ -249,6 +249,17 @@ def test_absence_counts_only_after_presence_was_seen():
     assert watch(*absent, state=cut_off).campaign is None
 
 
+def test_absence_on_another_run_of_the_server_is_nobodys_death():
+    """A failover or a restart empties every channel; a connection made anew in silence would not show as an outage."""
+    held = replace(THEIRS, run_id="before")
+    seen = (99.9, view(held, subscribers=1))
+    empty = [(100.0 + n / 10, view(held, subscribers=0, run_id="after")) for n in range(5)]
+    assert watch(seen, *empty).campaign is None
+    assert watch(seen, *((now, view(held, subscribers=0, run_id="before")) for now, _ in empty)).campaign is not None
+    # The wait for the ttl goes on meanwhile.
+    assert watch(seen, *empty, (109.9, view(held, subscribers=0, run_id="after"))).campaign is not None
+
+
 def test_where_presence_cannot_be_known_nobody_is_absent():
     """A proxy without it, or a holder that never registered: only the ttl counts."""
     assert watch(*((100.0 + n / 10, view(subscribers=-1)) for n in range(50))).campaign is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -78,6 +79,8 @@ class Direct:
         self.ledger = Ledger(lambda: client, KEYS)
         self.fail: Callable[[Sequence[Operation]], None] = lambda _: None
         self.queue = "queue"
+        self.claims: list[OpenClaim] = []
+        self.on_give_up: Callable[[], None] = lambda: None
 
     def prepare(self, _: Any, args: Sequence[Any], __: Mapping[str, Any], ___: Mapping[str, Any]) -> Any:
         return (("LPUSH", self.queue, str(args[0])),)
@@ -87,9 +90,10 @@ class Direct:
         return self._batch.run(self._client, term, operations)
 
     def open_claims(self, _: Term) -> list[OpenClaim]:
-        return []
+        return self.claims
 
     def give_up(self, _: Term, __: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
+        self.on_give_up()
         return {}
 
     def settle_up(self) -> None: ...
@@ -253,3 +257,72 @@ def test_an_hour_without_a_broker_does_not_change_the_leader_every_few_seconds(d
     desk.enqueuer.reload()
     desk.dispatcher.fail = away
     assert outage(desk, 13.0) == 1
+
+
+def test_on_another_server_nothing_is_dispatched_until_the_last_holder_must_have_stopped(desk: Desk) -> None:
+    """A failover: the master before, cut off, may still take what the leader before enqueues there."""
+    desk.source.last_run = {"e": 3601.0}
+    acquired = replace(desk.tenure.acquired, previous_run_id="of the master before", previous_holder="another")
+    desk.tenure = replace(desk.tenure, acquired=acquired)
+    desk.turn(5)
+    assert desk.messages() == []
+    assert [event.seconds for event in desk.told if isinstance(event, events.DispatchHeld)] == [pytest.approx(10.0)]
+    desk.later(9.0)
+    desk.turn(5)
+    assert desk.messages() == []
+    desk.later(1.1)
+    desk.turn(5)
+    assert desk.messages() == ["e"]
+
+
+def test_a_leader_that_held_the_lease_before_the_server_changed_waits_for_nobody(desk: Desk) -> None:
+    desk.source.last_run = {"e": 3601.0}
+    acquired = replace(desk.tenure.acquired, previous_run_id="of the run before", previous_holder="one")
+    desk.tenure = replace(desk.tenure, acquired=acquired, contact_until=datetime.now(UTC) - timedelta(hours=2))
+    desk.turn(5)
+    assert desk.messages() == ["e"]
+
+
+def test_a_second_term_begins_with_the_ledger_as_it_is(desk: Desk) -> None:
+    """After a step-down another led: what this replica knew of the entries is of no use."""
+    desk.source.last_run = {"e": 3601.0}
+    desk.turn(5)
+    assert desk.messages() == ["e"]
+    at = datetime.now(UTC)
+    by_another = LedgerRow(at, "enqueued", at, rev=9, signature="s").encoded()
+    desk.client.hset(KEYS.ledger, "e:e", by_another)
+    desk.tenure = desk.lead()
+    desk.turn(5)
+    slot = desk.enqueuer.agenda.get("e")
+    assert slot is not None
+    assert slot.expected == by_another
+    assert desk.failed() == []
+
+
+def test_a_row_that_somebody_else_has_written_is_followed(desk: Desk) -> None:
+    """Its instant was refused as not the expected one: the entry goes on from what stands there, and never spins."""
+    desk.source.last_run = {"e": 3601.0}
+    desk.turn(1)
+    at = datetime.now(UTC) + timedelta(minutes=10)
+    desk.client.hset(KEYS.ledger, "e:e", LedgerRow(at, "enqueued", at, rev=9, task_id="t", signature="s").encoded())
+    desk.turn(5)
+    assert desk.messages() == []
+    assert desk.failed() == ["e"]
+    slot = desk.enqueuer.agenda.get("e")
+    assert slot is not None
+    assert slot.due_at == at + timedelta(hours=1)
+
+
+def test_what_another_left_claimed_is_settled_no_sooner_than_it_can_be_under_way(desk: Desk) -> None:
+    """Its publish may be on its way to the broker, and its maker about to confirm it."""
+    claim = OpenClaim(key="k", json="{}", entry="e", nonce="another", policy="skip", row="", records=())
+    given_up: list[float] = []
+    desk.dispatcher.claims = [claim]
+    desk.dispatcher.on_give_up = lambda: given_up.append(desk.clock.ahead)
+    desk.turn(2)
+    desk.later(5.0)
+    desk.turn(2)
+    assert given_up == []
+    desk.later(1.5)
+    desk.turn(2)
+    assert given_up == [6.5]

@@ -68,6 +68,36 @@ def test_a_record_without_a_number_makes_it_read_the_ledger(desk: Desk) -> None:
     assert desk.shadow.position("e") == NOW + timedelta(seconds=1)
 
 
+def test_records_that_were_trimmed_before_they_were_read_make_it_read_the_ledger(desk: Desk) -> None:
+    """The stream does not say that some are missing; their numbers do."""
+    desk.enqueue("e", NOW)
+    desk.feed.poll()
+    desk.enqueue("e", NOW + timedelta(seconds=1))
+    desk.client.xtrim(KEYS.journal, maxlen=0)
+    desk.enqueue("other", NOW)
+    desk.feed.poll()
+    assert desk.shadow.position("e") == NOW + timedelta(seconds=1)
+
+
+def test_a_journal_that_is_gone_altogether_makes_it_read_the_ledger(desk: Desk) -> None:
+    desk.enqueue("e", NOW)
+    desk.feed.poll()
+    desk.enqueue("e", NOW + timedelta(seconds=1))
+    desk.client.delete(KEYS.journal)
+    desk.feed.poll()
+    assert desk.shadow.position("e") == NOW + timedelta(seconds=1)
+
+
+def test_another_incarnation_of_the_ledger_is_read_whole_and_moves_no_position_back(desk: Desk) -> None:
+    desk.enqueue("e", NOW)
+    desk.feed.poll()
+    desk.client.hset(KEYS.ledger, "m:gen", "another")
+    desk.client.hset(KEYS.ledger, "e:e", LedgerRow(NOW - timedelta(seconds=9), "armed").encoded())
+    desk.client.hset(KEYS.ledger, "e:f", LedgerRow(NOW, "armed").encoded())
+    desk.feed.poll()
+    assert (desk.shadow.gen, desk.shadow.position("e"), desk.shadow.position("f")) == ("another", NOW, NOW)
+
+
 def test_a_standby_that_cannot_follow_still_campaigns() -> None:
     """Whatever goes wrong in following: it is said once, and the election goes on."""
     clock = SystemClock()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ha_beat import events
 from ha_beat.agenda import Slot
 from ha_beat.lease import Term
-from ha_beat.ledger import LedgerRow
+from ha_beat.ledger import KEEP_ABSENT, LedgerRow
 from ha_beat.occurrence import Misfire
 from ha_beat.state_loss import Loss, Shadow
 from ha_beat.takeover import Absence, Takeover, take_over
@@ -218,3 +219,46 @@ def test_a_ledger_that_is_hours_ahead_is_obeyed_and_the_silence_told() -> None:
     said.clear()
     placed(slot(), row(+1), emit=said.append)
     assert said == []
+
+
+def absent(seconds: float) -> str:
+    """Found gone or disabled so long ago; it had run 4 times."""
+    made = LedgerRow(at(seconds), "absent", at(seconds), rev=3, signature="s", run_count=4)
+    return replace(made, dispatched_ms=round(at(seconds).timestamp() * 1000)).encoded()
+
+
+def test_an_entry_that_was_off_owes_nothing_and_counts_its_runs_anew() -> None:
+    """It is armed from now, and that is written: whoever leads next counts from the same instant."""
+    taken = placed(slot(at(-300)), absent(-3000), absence=Absence(certain=True))
+    assert taken.slots[0].base == NOW
+    assert taken.slots[0].runs == 0
+    assert [work.row.verdict for work in taken.works] == ["armed"]
+
+
+def test_only_a_store_that_was_asked_under_this_term_tells_that_an_entry_is_gone() -> None:
+    """A standby's view of the table may be older than the last leader's."""
+    for certain in (False, True):
+        taken = gone(row(-3), certain=certain)
+        assert [work.row.verdict for work in taken.works] == ["absent"] * certain
+        assert taken.held_back is not certain
+
+
+def test_what_is_gone_is_remembered_for_days_and_then_no_more() -> None:
+    """An entry that comes back within them goes on as one that was off."""
+    assert gone(absent(-60)).works == []
+    (forgotten,) = gone(absent(-KEEP_ABSENT.total_seconds() - 7200)).works
+    assert forgotten.operation.row == ""
+
+
+def gone(raw: str, *, certain: bool = True) -> Takeover:
+    """The entry of this row is not in the store."""
+    return take_over(
+        [],
+        {"e": raw},
+        Shadow(),
+        None,
+        scribe=Scribe(TERM, NOW),
+        catch_up=False,
+        emit=lambda _: None,
+        absence=Absence(certain),
+    )

@@ -1,0 +1,42 @@
+"""Each guard of `tests.guards` taken out under the test that watches it: that test has to fail, and nothing else may
+go wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.cluster import base_environment
+from tests.guards import WATCHED
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, dict[str, int]]:
+    """Of all guards, from one process that forks for each."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.mutation_run"]
+    done = subprocess.run(
+        command, cwd=root, env=base_environment(), capture_output=True, text=True, timeout=580, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {str(line.pop("name")): line for line in lines}
+
+
+@pytest.mark.parametrize("name", [guard.name for guard in WATCHED])
+def test_its_test_fails_without_the_guard(name: str, outcomes: dict[str, dict[str, int]]) -> None:
+    counts = outcomes[name]
+    assert counts.get("failed"), counts
+    assert set(counts) <= {"failed", "passed"}, counts
+
+
+def test_how_many(outcomes: dict[str, dict[str, int]], figure: Callable[[str], None]) -> None:
+    figure(f"{len(outcomes)} guards were taken out one by one, and each was missed by its test")

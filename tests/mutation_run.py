@@ -1,0 +1,78 @@
+"""Takes guards out one by one, each in a fork of this process, and runs the test that has to notice.
+
+    python -m tests.mutation_run [NAME...]
+
+One JSON line for each: the guard's name, and how many of its tests passed, failed or could not be run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.guards import WATCHED, Guard
+
+ROOT = Path(__file__).parents[1]
+
+
+class Outcomes:
+    """A pytest plugin that counts."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when == "call" or not report.passed:
+            self.counts[report.outcome if report.when == "call" else f"{report.when} {report.outcome}"] += 1
+
+
+def run(guard: Guard) -> dict[str, int]:
+    guard.mutant.apply()
+    outcomes = Outcomes()
+    sys.stdout = sys.stderr  # the lines of this run are for the parent alone
+    pytest.main(["-n0", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", guard.test], plugins=[outcomes])
+    return dict(outcomes.counts)
+
+
+def in_a_fork(guard: Guard) -> dict[str, int]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(reading)
+            os.dup2(2, 1)
+            os.write(writing, json.dumps(run(guard)).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return json.loads(said) if said else {"ended": 1}
+
+
+def main(*names: str) -> None:
+    os.chdir(ROOT)
+    for guard in WATCHED:
+        # Imported here, once for all forks.
+        kind, _, _ = guard.mutant.where.partition(":")
+        if kind != "lua":
+            import_module(kind)
+    for module in ("celery.app.amqp", "celery.beat", "fakeredis", "hypothesis", "ha_beat.scheduler", "tests.servers"):
+        import_module(module)
+    for guard in WATCHED:
+        if not names or guard.name in names:
+            print(json.dumps({"name": guard.name, **in_a_fork(guard)}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
