@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from ha_beat.dispatch.capture import CapturingConnection
+from ha_beat.dispatch.message import DeclaringOnce
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.redis_faults import as_store_error
 from ha_beat.redis_links import WatchedClient
@@ -44,7 +45,8 @@ class BrokerLink:
 
     def producer(self) -> Any:
         if self._producer is None:
-            self._producer = self._app.amqp.Producer(self.channel(), auto_declare=False)
+            producer = type("Producer", (DeclaringOnce, self._app.amqp.Producer), {})
+            self._producer = producer(self.channel(), auto_declare=False)
         return self._producer
 
     def _open(self) -> Any:

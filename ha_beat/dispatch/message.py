@@ -7,6 +7,7 @@ from typing import Any
 
 from celery import Celery
 from celery.result import denied_join_result
+from kombu import Producer
 
 from ha_beat.errors import HaBeatError
 
@@ -19,6 +20,16 @@ class NothingPublished(HaBeatError):
             f"applying {task} published nothing: its exchange has no queue bound, or its apply_async goes around the "
             f"producer that it was given"
         )
+
+
+class DeclaringOnce(Producer):  # type: ignore[misc, unused-ignore]
+    """A producer that asks whether a queue is declared before it binds a copy of it; kombu asks after that."""
+
+    def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> Any:
+        client = getattr(getattr(self.channel, "connection", None), "client", None)
+        if entity and client and hash(entity) in client.declared_entities:
+            return False
+        return super().maybe_declare(entity, retry, **retry_policy)
 
 
 def publish(

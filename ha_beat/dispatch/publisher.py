@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 
 from ha_beat.clock import Clock
 from ha_beat.dispatch.header import HEADER
-from ha_beat.dispatch.message import NothingPublished, publish
+from ha_beat.dispatch.message import DeclaringOnce, NothingPublished, publish
 from ha_beat.errors import StoreUnavailable
 from ha_beat.lease import new_token
 
@@ -50,7 +50,7 @@ class DeferredPublish:
             header["publish"] = new_token()
 
 
-class _DeferringProducer(Producer):
+class _DeferringProducer(DeclaringOnce):
     """Builds messages and keeps them."""
 
     deferred: list[DeferredPublish]
