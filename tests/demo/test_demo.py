@@ -86,7 +86,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
 
 @pytest.mark.timeout(240)
 def test_nothing_is_duplicated_or_lost_and_nothing_is_left(start, tmp_path):
-    process = start("--plain", "--duration", "20", "--seed", "1")
+    process = start("--plain", "--duration", "12", "--seed", "1")
     output, _ = process.communicate(timeout=200)
 
     assert process.returncode == 0, output
@@ -98,7 +98,8 @@ def test_nothing_is_duplicated_or_lost_and_nothing_is_left(start, tmp_path):
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("number_", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number_", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly_even_with_a_paused_leader(start, tmp_path, number_):
     process = start("--plain", "--seed", "1")
     read = read_until(process, "paused beat")

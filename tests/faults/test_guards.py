@@ -413,7 +413,16 @@ GUARDS = [
     Guard("stall timeout", hung_main_loop),
 ]
 
-each_guard = pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.scenario.__name__)
+#: Their waits can't be made shorter.
+LONG = (slow_reply,)
+
+each_guard = pytest.mark.parametrize(
+    "guard",
+    [
+        pytest.param(guard, id=guard.scenario.__name__, marks=[pytest.mark.slow] if guard.scenario in LONG else [])
+        for guard in GUARDS
+    ],
+)
 
 
 @each_guard

@@ -15,7 +15,7 @@ from tests.servers import wait_for
 OUTAGES = [pytest.param(2.0, id="2s"), pytest.param(15.0, id="15s", marks=pytest.mark.slow)]
 
 #: Seconds from the start of the replicas until the occurrence that the outage shall hit; the second for a slow machine.
-LEAD_TIMES = (8.0, 30.0)
+LEAD_TIMES = (6.0, 30.0)
 
 
 @pytest.mark.parametrize("seconds", OUTAGES)

@@ -368,6 +368,7 @@ def test_a_subscriber_that_raises_hurts_nobody():
         elector.close(lambda _: None)
 
 
+@pytest.mark.slow
 def test_presence_that_is_cut_twice_a_second_does_not_cost_the_lease(shared_redis: RedisServer):
     """A proxy that kills idle subscribers, say: a change of leader for each cut would be a storm."""
     keys, clock, told = Keys("flapping"), SystemClock(), []
