@@ -214,6 +214,12 @@ WATCHED: tuple[Guard, ...] = (
     ),
     Guard(
         6,
+        "occurrence: one task id for whoever enqueues it",
+        Mutant("ha_beat.occurrence:Occurrence.task_id", "uuid.uuid5(_NAMESPACE, ", "str(uuid.uuid4()) + ("),
+        "tests/unit/test_occurrence.py::test_an_occurrence_has_one_task_id_for_whoever_enqueues_it",
+    ),
+    Guard(
+        6,
         "enqueuer: a row that has moved is followed",
         Mutant(
             "ha_beat.enqueuer.settling:Settler._follow",
@@ -296,6 +302,18 @@ WATCHED: tuple[Guard, ...] = (
         8,
         "renew: released is refused",
         Mutant("lua:renew", "if rec[3] ~= 'held' then return 'released' end", ""),
+        f"{CONTRACT}::test_a_released_lease_refuses_its_last_holder[redis-server]",
+    ),
+    Guard(
+        8,
+        "release: only by the term that holds the lease",
+        Mutant("lua:release", "if foreign(KEYS[1], ARGV[1], ARGV[2]) then return 0 end", ""),
+        f"{CONTRACT}::test_after_another_acquisition_the_old_term_is_lost[redis-server]",
+    ),
+    Guard(
+        8,
+        "release: standbys are woken",
+        Mutant("lua:release", "redis.pcall('PUBLISH', ARGV[4], 'released')", ""),
         f"{CONTRACT}::test_a_released_lease_refuses_its_last_holder[redis-server]",
     ),
     # --- 9: the epoch

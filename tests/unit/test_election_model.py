@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ha_beat.election import Timing
 from ha_beat.lease import Expected
 from ha_beat.testing import MemoryLeaseStore
+from tests.guards import WATCHED
 from tests.unit.simulation import CLOCK_ERROR, COMMAND_TIMEOUT, FAULTS_UNTIL, LONGEST_DELAY, TIMING, Simulation
 
 SEEDS = st.integers(0, 2**32)
@@ -91,6 +92,18 @@ class NoEpochFloor(MemoryLeaseStore):
         return super().acquire(attempt, expected, 0)
 
 
+class AnyNumberAgain(MemoryLeaseStore):
+    """Renews for an attempt whose number the lease bears already."""
+
+    def renew(self, term, seq, presence):  # type: ignore[no-untyped-def]
+        if self.record is not None and self.record.seq == seq:
+            self.record = replace(self.record, seq=seq - 1)
+            answer = super().renew(term, seq, presence)
+            self.record = replace(self.record, seq=seq)
+            return answer
+        return super().renew(term, seq, presence)
+
+
 #: Polled often, or the time between two polls would be margin enough.
 OFTEN = replace(TIMING, poll_interval=0.05)
 NO_MARGIN = NoMargin(OFTEN.ttl, OFTEN.renew_interval, OFTEN.poll_interval, OFTEN.stall_timeout)
@@ -127,6 +140,21 @@ def test_the_simulation_finds_what_goes_wrong_without(without: dict[str, object]
         if Simulation(seed, presence=False, **without).run(FAULTS_UNTIL).violations:  # type: ignore[arg-type]
             return
     pytest.fail("no run went wrong")
+
+
+def test_with_a_number_used_twice_two_trust_their_terms(monkeypatch: pytest.MonkeyPatch):
+    """The standby counts from the first attempt that it saw, the leader from the second, whose number is the same."""
+    MUTANT.apply(monkeypatch.setattr)
+    for seed in range(100, 300):
+        violations = Simulation(seed, presence=False, store=AnyNumberAgain).run(FAULTS_UNTIL).violations
+        if violations:
+            assert "trust their terms" in violations[0]
+            return
+    pytest.fail("no run went wrong")
+
+
+#: An attempt of unknown outcome is repeated under its number.
+MUTANT = next(guard.mutant for guard in WATCHED if guard.name == "election: each attempt has a number of its own")
 
 
 @pytest.mark.parametrize(("store", "rises"), [(MemoryLeaseStore, True), (NoEpochFloor, False)])
