@@ -65,8 +65,9 @@ class Tenure:
 
     acquired: Acquired
     why: str
-    #: When Redis was last heard of before it went out of reach for the last time; ``None`` where it never did.
-    contact_until: datetime | None = None
+    #: When Redis was last found to be out of reach; ``None`` where it never was. If it was the last server's end that
+    #: was found then, that one did nothing after it.
+    contact_lost: datetime | None = None
     #: When it was back in reach then, on ``Clock.elapsed``.
     contact_since: float | None = None
 
@@ -99,8 +100,7 @@ class Elector:
         self._time = time or SchedulingTime(clock, emit)
         self._follow = follow
         self._follow_at = 0.0
-        self._heard_at = clock.elapsed()
-        self._contact_until: float | None = None
+        self._contact_lost: float | None = None
         self._contact_since: float | None = None
         self._outage = False
         self._thread: threading.Thread | None = None
@@ -274,9 +274,9 @@ class Elector:
         if isinstance(answer, Acquired):
             if not self._outage and answer.server_changed:
                 # The server changed between two calls, and the connection was made anew in silence.
-                self._contact_until = now
+                self._contact_lost = self._clock.elapsed()
             self._outage = False
-            self._tenure = Tenure(answer, campaign.why, self._contact_until_by_time(), self._contact_since)
+            self._tenure = Tenure(answer, campaign.why, self._contact_lost_by_time(), self._contact_since)
         return Campaigned(answer, attempt.nonce)
 
     def _ask(self, call: Callable[[], _T], attempt: str) -> _T | Unknown:
@@ -286,10 +286,10 @@ class Elector:
         except StoreError as exc:
             self._note_unreachable(attempt, str(exc))
             return Unknown(str(exc))
-        self._heard_at = self._clock.elapsed()
+        heard_at = self._clock.elapsed()
         self._note_reachable(attempt)
         if isinstance(answer, LeaseView | Renewed | Acquired):
-            self._time.redis_said(answer.server_ms, sent_at, self._heard_at)
+            self._time.redis_said(answer.server_ms, sent_at, heard_at)
         return answer
 
     def _keep_warm(self, now: float) -> None:
@@ -309,10 +309,10 @@ class Elector:
                 self._emit(events.FollowFailed(why))
             self._blind_because = why
 
-    def _contact_until_by_time(self) -> datetime | None:
-        if self._contact_until is None:
+    def _contact_lost_by_time(self) -> datetime | None:
+        if self._contact_lost is None:
             return None
-        return self._time.now() - timedelta(seconds=self._clock.elapsed() - self._contact_until)
+        return self._time.now() - timedelta(seconds=self._clock.elapsed() - self._contact_lost)
 
     def _listen(self, seconds: float) -> Outcome | None:
         """Wait on the subscribed connection, and open it where there is none."""
@@ -339,7 +339,7 @@ class Elector:
             self._reopen_at = 0.0
             if self._unreachable_since is None:
                 # Perhaps a restart so short that no command fell into it.
-                self._contact_until, self._outage = self._heard_at, True
+                self._contact_lost, self._outage = self._clock.elapsed(), True
                 self._contact_since = self._clock.elapsed()
             if isinstance(self._state, Leader):
                 self._emit(events.PresenceLost(str(exc)))
@@ -419,7 +419,7 @@ class Elector:
         if self._unreachable_since is None:
             self._unreachable_since = self._clock.elapsed()
             self._deaf = False
-            self._contact_until, self._outage = self._heard_at, True
+            self._contact_lost, self._outage = self._clock.elapsed(), True
             self._reasons.clear()
         self._refused.add(attempt)
         if why not in self._reasons and len(self._reasons) < _REASONS_TOLD:

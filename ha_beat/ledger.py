@@ -115,13 +115,14 @@ class LedgerRow:
 class ServerFacts:
     """Of the Redis server.
 
-    Whether it writes an append-only file, by when at the latest it had started (by this replica's clock), and whether
-    it was a replica until it took over from another server.
+    Whether it writes an append-only file, by when at the latest it had started (by this replica's clock), whether it
+    was a replica until it took over from another server, and whether it takes no writes without replicas.
     """
 
     append_only: bool
     started_at: datetime
     promoted: bool = False
+    min_replicas: bool = False
 
 
 class Ledger:
@@ -148,6 +149,7 @@ class Ledger:
             append_only=bool(int(info.get("aof_enabled", 0))),
             started_at=now - up,
             promoted=int(info.get("second_repl_offset", -1)) >= 0,
+            min_replicas="min_slaves_good_slaves" in info,
         )
 
     def read(self) -> Mapping[str, str]:

@@ -93,13 +93,13 @@ def assess(
     shadow: Shadow,
     rows: Mapping[str, str],
     facts: ServerFacts | None,
-    contact_until: datetime | None,
+    contact_lost: datetime | None,
     now: datetime,
 ) -> Loss | None:
     """Judge what an acquisition found.
 
     ``facts`` are given where another server process answers than the one that the ledger was written on.
-    ``contact_until`` is when this replica last heard from that one, where it did.
+    ``contact_lost`` is when this replica found that it had lost contact with that one, where it did.
     """
     lease_gen, ledger_gen = previous_gens
     if gen not in previous_gens:
@@ -108,17 +108,35 @@ def assess(
         lost = "lease and ledger" if not (lease_gen or ledger_gen) else "ledger"
         return Loss(f"the {lost} had been lost", now + _GUARD, total=True)
     known = shadow.gen == gen
+    behind = known and shadow.ahead_of(rows, now)
     if facts is None:
-        if known and shadow.ahead_of(rows, now):
+        if behind:
             return Loss("the ledger is behind what had been acknowledged", now + _GUARD, total=True)
         return None
-    # A server that was there before, as a replica, may lack what was enqueued until this very moment.
-    floor = now + _GUARD if facts.promoted else facts.started_at
-    if known and shadow.ahead_of(rows, now):
-        return Loss("Redis came back without its last writes", floor, total=True)
-    kept = facts.append_only and not facts.promoted
-    if not kept and not (known and contact_until is not None):
-        return Loss("Redis came back, and nothing shows that it lost no writes", floor, total=True)
-    if contact_until is None:
+    if facts.promoted:
+        return _after_failover(facts, known=known, behind=behind, contact_lost=contact_lost, now=now)
+    # Its uptime is by a clock that steps; the server before was heard of until contact was lost.
+    started_at = max(facts.started_at, contact_lost or facts.started_at)
+    if behind:
+        return Loss("Redis came back without its last writes", started_at, total=True)
+    if not facts.append_only:
+        # No shadow is known to reach to the server's end: a standby's is behind, and who was the leader can't know
+        # whether it was the last one.
+        return Loss("Redis came back, and without an append-only file its last writes are lost", started_at, total=True)
+    if contact_lost is None:
         return None
-    return Loss("Redis came back; what was under way when it went is in doubt", contact_until, total=False)
+    return Loss("Redis came back; what was under way when it went is in doubt", contact_lost, total=False)
+
+
+def _after_failover(
+    facts: ServerFacts, *, known: bool, behind: bool, contact_lost: datetime | None, now: datetime
+) -> Loss:
+    """A server that was there before, as a replica, may lack what was enqueued until this very moment."""
+    if behind:
+        return Loss("Redis failed over to a server that lacks its last writes", now + _GUARD, total=True)
+    if not known or contact_lost is None:
+        return Loss("Redis failed over, and nothing shows that no writes were lost", now + _GUARD, total=True)
+    # Cut off with its leader, the old primary took writes for a while yet. Only where it then stopped by itself, for
+    # want of replicas, is that a case for which anything is promised.
+    floor = now + _GUARD if facts.min_replicas else contact_lost
+    return Loss("Redis failed over; what was under way when the old primary went is in doubt", floor, total=False)

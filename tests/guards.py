@@ -87,9 +87,33 @@ WATCHED: tuple[Guard, ...] = (
     ),
     Guard(
         1,
-        "assess: a restart needs a witness",
-        Mutant("ha_beat.state_loss:assess", "if not kept and not (known and contact_until is not None):", "if False:"),
-        f"{STATE_LOSS}::test_a_restart_without_one_needs_a_witness",
+        "assess: a restart without an append-only file is a loss, whoever takes over",
+        Mutant("ha_beat.state_loss:assess", "if not facts.append_only:", "if not facts.append_only and not known:"),
+        f"{STATE_LOSS}::test_a_restart_without_one_is_a_loss_whoever_takes_over",
+    ),
+    Guard(
+        1,
+        "assess: what was due until contact was lost may have been enqueued",
+        Mutant(
+            "ha_beat.elector:Elector._note_unreachable",
+            "self._contact_lost, self._outage = self._clock.elapsed(), True",
+            "self._contact_lost, self._outage = self._clock.elapsed() - 5, True",
+        ),
+        "tests/unit/test_contact.py::test_after_an_outage_contact_ended_before_it_and_began_with_its_end",
+    ),
+    Guard(
+        2,
+        "assess: a promoted server is nobody's witness",
+        Mutant(
+            "ha_beat.state_loss:_after_failover", "if not known or contact_lost is None:", "if contact_lost is None:"
+        ),
+        f"{STATE_LOSS}::test_a_promoted_server_was_there_before_and_its_start_tells_nothing",
+    ),
+    Guard(
+        2,
+        "assess: an old primary that stops by itself has gone on until then",
+        Mutant("ha_beat.state_loss:_after_failover", "now + _GUARD if facts.min_replicas else", ""),
+        f"{STATE_LOSS}::test_after_a_failover_that_lost_nothing_known_the_old_primary_may_have_gone_on",
     ),
     Guard(
         1,

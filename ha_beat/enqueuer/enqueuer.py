@@ -228,7 +228,7 @@ class Enqueuer:
             shadow=self._shadow,
             rows=rows,
             facts=ledger.server_facts(now) if acquired.server_changed else None,
-            contact_until=tenure.contact_until,
+            contact_lost=tenure.contact_lost,
             now=now,
         )
         self._assessed = tenure.nonce

@@ -61,6 +61,8 @@ TABLE = (
             "test_state_loss.py::test_catching",
             "test_state_loss.py::test_evicted",
             "test_state_loss.py::test_a_deleted",
+            "test_state_loss.py::test_a_restart_from_a",
+            "test_last_moment.py",
         ),
     ),
     Row(

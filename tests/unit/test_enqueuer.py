@@ -278,7 +278,7 @@ def test_on_another_server_nothing_is_dispatched_until_the_last_holder_must_have
 def test_a_leader_that_held_the_lease_before_the_server_changed_waits_for_nobody(desk: Desk) -> None:
     desk.source.last_run = {"e": 3601.0}
     acquired = replace(desk.tenure.acquired, previous_run_id="of the run before", previous_holder="one")
-    desk.tenure = replace(desk.tenure, acquired=acquired, contact_until=datetime.now(UTC) - timedelta(hours=2))
+    desk.tenure = replace(desk.tenure, acquired=acquired, contact_lost=datetime.now(UTC) - timedelta(hours=2))
     desk.turn(5)
     assert desk.messages() == ["e"]
 

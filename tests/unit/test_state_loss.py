@@ -44,7 +44,7 @@ def judged(**changes: Any) -> Loss | None:
         "shadow": shadow(e=-1),
         "rows": rows(e=-1),
         "facts": None,
-        "contact_until": None,
+        "contact_lost": None,
         "now": NOW,
     }
     return assess(**{**given, **changes})
@@ -104,25 +104,30 @@ def test_rows_of_newer_software_are_not_behind() -> None:
 def test_a_restart_with_an_append_only_file_leaves_only_the_last_moment_in_doubt() -> None:
     facts = replace(RESTARTED, append_only=True)
     assert judged(facts=facts) is None
-    loss = judged(facts=facts, contact_until=at(-12))
+    loss = judged(facts=facts, contact_lost=at(-12))
     assert loss == Loss(loss.why if loss else "", at(-12), total=False)
 
 
-def test_a_restart_without_one_needs_a_witness() -> None:
-    """Whoever knew the ledger to the end, and finds it so, is one; whoever came later is not."""
-    witnessed = judged(facts=RESTARTED, contact_until=at(-12))
-    assert witnessed is not None
-    assert not witnessed.total
-    for unknowing in ({"contact_until": None}, {"contact_until": at(-12), "shadow": Shadow()}):
-        loss = judged(facts=RESTARTED, **unknowing)
-        assert loss is not None
-        assert loss.total
-        assert loss.floor == RESTARTED.started_at
+@pytest.mark.parametrize("contact_lost", [None, at(-12)])
+@pytest.mark.parametrize("known", [shadow(e=-1), Shadow()], ids=["known", "unknown"])
+def test_a_restart_without_one_is_a_loss_whoever_takes_over(contact_lost: datetime | None, known: Shadow) -> None:
+    """What ran between the last snapshot and the end may be unknown to all: up to the start nothing is believed."""
+    loss = judged(facts=RESTARTED, contact_lost=contact_lost, shadow=known)
+    assert loss is not None
+    assert loss.total
+    assert loss.floor == RESTARTED.started_at
+
+
+def test_a_server_whose_clock_was_put_ahead_did_not_start_before_the_last_one_was_heard_of() -> None:
+    """Redis counts its uptime by the wall clock."""
+    loss = judged(facts=replace(RESTARTED, started_at=at(-3600)), contact_lost=at(-12))
+    assert loss is not None
+    assert loss.floor == at(-12)
 
 
 def test_a_restart_from_old_data_is_a_loss_up_to_the_server_s_start() -> None:
     """What fell due after it can't have been enqueued."""
-    loss = judged(facts=replace(RESTARTED, append_only=True), rows=rows(e=-30), contact_until=at(-12))
+    loss = judged(facts=replace(RESTARTED, append_only=True), rows=rows(e=-30), contact_lost=at(-12))
     assert loss is not None
     assert loss.total
     assert loss.floor == RESTARTED.started_at
@@ -132,14 +137,26 @@ def test_a_restart_from_old_data_is_a_loss_up_to_the_server_s_start() -> None:
 def test_a_promoted_server_was_there_before_and_its_start_tells_nothing(append_only: bool) -> None:
     """What it lacks may have been enqueued on the one before until now; its own append-only file is no witness."""
     facts = ServerFacts(append_only, started_at=at(-86_400), promoted=True)
-    for changes in ({"rows": rows(e=-30), "contact_until": at(-12)}, {"contact_until": None}):
+    for changes in (
+        {"rows": rows(e=-30), "contact_lost": at(-12)},
+        {"contact_lost": None},
+        {"contact_lost": at(-12), "shadow": Shadow()},
+    ):
         loss = judged(facts=facts, **changes)
         assert loss is not None
         assert loss.total
         assert loss.floor > NOW
-    complete = judged(facts=facts, contact_until=at(-12))
-    assert complete is not None
-    assert not complete.total
+
+
+@pytest.mark.parametrize(("min_replicas", "floor"), [(False, at(-12)), (True, at(+2))])
+def test_after_a_failover_that_lost_nothing_known_the_old_primary_may_have_gone_on(
+    min_replicas: bool, floor: datetime
+) -> None:
+    """Where it stops by itself, the promise holds, and until then it may have taken what nobody else has seen."""
+    facts = ServerFacts(append_only=False, started_at=at(-86_400), promoted=True, min_replicas=min_replicas)
+    loss = judged(facts=facts, contact_lost=at(-12))
+    assert loss is not None
+    assert (loss.total, loss.floor) == (False, floor)
 
 
 def test_a_claim_that_was_taken_back_is_no_loss() -> None:

@@ -1,0 +1,92 @@
+"""What ran in the last moment before Redis went, when the data that it comes back with is of before: nobody who is left
+has heard of it, and it does not run again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.faults.checker import Instants, Report
+from tests.faults.proxy import containing
+from tests.faults.stage import Stage
+from tests.servers import RedisServer, need, wait_for
+
+Found = Callable[[Report | str], None]
+
+#: Seconds from the start of the replicas until the occurrence; the second for a slow machine.
+LEAD_TIMES = (8.0, 30.0)
+
+ENQUEUES = containing(b"EVALSHA", b'"verdict":"enqueued"')
+
+#: Standbys look rarely, so that what they know is of seconds ago.
+SETTINGS = {"lease_ttl": 5, "poll_interval": 2}
+
+
+class Snapshot:
+    """What the server has on its disk when it comes back is of now, and lacks what comes after."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+        self._size = 0
+        if server.appendonly:
+            self._size = self._file().stat().st_size
+        else:
+            server.admin.save()
+
+    def _file(self) -> Path:
+        (path,) = self._server.directory.glob("appendonlydir/*.incr.aof")
+        return path
+
+    def bring_about(self) -> None:
+        """The machine went down before the end of the file had reached the disk."""
+        if self._server.appendonly:
+            with self._file().open("r+b") as file:
+                file.truncate(self._size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("appendonly", [False, True], ids=["snapshot", "append-only file cut short"])
+@pytest.mark.parametrize("survivor", ["standby", "leader"])
+def test_what_ran_last_does_not_run_again(appendonly: bool, survivor: str, found: Found) -> None:
+    """Its occurrence has a message, and the verdict that it gets no other one; then all goes on."""
+    for lead_time in LEAD_TIMES:
+        due_at = time.time() + lead_time
+        spec = {"last": {"every": 3600, "first": due_at}, "slow": {"every": 2}}
+        with (
+            need(lambda: RedisServer(appendonly=appendonly)) as server,
+            Stage(redis=server, spec=spec, settings=SETTINGS, replicas=2 if survivor == "standby" else 1) as stage,
+        ):
+            stage.cluster.wait_until_up()
+            leader = stage.cluster.wait_for_leader()
+            wait_for(lambda: {"last", "slow"} <= stage.cluster.ledger().keys(), 20, "the entries' rows")
+            time.sleep(2.5)
+            if time.time() > due_at - 1:
+                continue
+            time.sleep(due_at - time.time() - 0.3)
+            if survivor == "leader":
+                # It never hears what became of its batch.
+                stage.nemesis.lease_proxy(leader).cut_reply_after(ENQUEUES)
+            snapshot = Snapshot(server)
+            assert stage.history.messages("last") == []
+            stage.history.wait_for_messages(1, 20, "last")
+            if survivor == "standby":
+                leader.kill()
+            server.kill()
+            snapshot.bring_about()
+            time.sleep(1.0)
+            server.start()
+            stage.nemesis.lease_proxy(leader).heal()
+            stage.history.wait_for_messages(len(stage.history.messages("slow")) + 4, 60, "slow")
+            report = stage.report([Instants("last", (datetime.fromtimestamp(due_at, UTC),))])
+            assert report.ok, f"{report}\n{stage.cluster.logs()}"
+            row = stage.cluster.ledger()["last"]
+            # Armed where the leader came to hear of it all the same.
+            assert (row["verdict"], row.get("why")) in {("skipped", "state_loss"), ("armed", None)}
+            found(report)
+            return
+    pytest.fail(f"the replicas were not up after {LEAD_TIMES[-1] - 1:g} s")
