@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from ha_beat.errors import StoreUnavailable
 from ha_beat.lease import Keys, Term
@@ -28,6 +28,9 @@ KEEP_ABSENT = timedelta(days=2)
 
 #: Version of a row. A row of a higher one is left alone.
 ROW_VERSION = 1
+
+#: Of ``min-replicas-max-lag``, in seconds, where Redis is set up without it.
+_USUAL_MAX_LAG = 10.0
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -116,13 +119,15 @@ class ServerFacts:
     """Of the Redis server.
 
     Whether it writes an append-only file, by when at the latest it had started (by this replica's clock), whether it
-    was a replica until it took over from another server, and whether it takes no writes without replicas.
+    was a replica until it took over from another server, and whether it takes no writes without replicas: then, cut
+    off from them, for ``max_lag`` seconds more.
     """
 
     append_only: bool
     started_at: datetime
     promoted: bool = False
     min_replicas: bool = False
+    max_lag: float = _USUAL_MAX_LAG
 
 
 class Ledger:
@@ -143,14 +148,26 @@ class Ledger:
             info: Mapping[str, Any] = self._client().info("everything")
         except (RedisError, OSError) as exc:
             raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
+        min_replicas = "min_slaves_good_slaves" in info
         # Redis tells whole seconds: the server may be younger by up to one.
         up = timedelta(seconds=max(int(info.get("uptime_in_seconds", 0)) - 1, 0))
         return ServerFacts(
             append_only=bool(int(info.get("aof_enabled", 0))),
             started_at=now - up,
             promoted=int(info.get("second_repl_offset", -1)) >= 0,
-            min_replicas="min_slaves_good_slaves" in info,
+            min_replicas=min_replicas,
+            max_lag=self._max_lag() if min_replicas else _USUAL_MAX_LAG,
         )
+
+    def _max_lag(self) -> float:
+        """The server's setting. Who may not ask for it goes by what Redis comes with."""
+        try:
+            found: Any = self._client().config_get("min-replicas-max-lag")
+            return float(found["min-replicas-max-lag"])
+        except (ResponseError, KeyError, ValueError):
+            return _USUAL_MAX_LAG
+        except (RedisError, OSError) as exc:
+            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
 
     def read(self) -> Mapping[str, str]:
         """Every entry's raw row by entry id.

@@ -95,11 +95,13 @@ def assess(
     facts: ServerFacts | None,
     contact_lost: datetime | None,
     now: datetime,
+    reached_at: datetime | None = None,
 ) -> Loss | None:
     """Judge what an acquisition found.
 
     ``facts`` are given where another server process answers than the one that the ledger was written on.
-    ``contact_lost`` is when this replica found that it had lost contact with that one, where it did.
+    ``contact_lost`` is when this replica found that it had lost contact with that one, where it did, and ``reached_at``
+    when it reached this one.
     """
     lease_gen, ledger_gen = previous_gens
     if gen not in previous_gens:
@@ -114,7 +116,11 @@ def assess(
             return Loss("the ledger is behind what had been acknowledged", now + _GUARD, total=True)
         return None
     if facts.promoted:
-        return _after_failover(facts, known=known, behind=behind, contact_lost=contact_lost, now=now)
+        doubt_until = now + _GUARD
+        if facts.min_replicas:
+            # Cut off with a leader, the old primary takes writes for so long yet. It was primary until this one was.
+            doubt_until = max(doubt_until, (reached_at or now) + timedelta(seconds=facts.max_lag) + _GUARD)
+        return _after_failover(facts, doubt_until, known=known, behind=behind, contact_lost=contact_lost)
     # Its uptime is by a clock that steps; the server before was heard of until contact was lost.
     started_at = max(facts.started_at, contact_lost or facts.started_at)
     if behind:
@@ -129,14 +135,13 @@ def assess(
 
 
 def _after_failover(
-    facts: ServerFacts, *, known: bool, behind: bool, contact_lost: datetime | None, now: datetime
+    facts: ServerFacts, doubt_until: datetime, *, known: bool, behind: bool, contact_lost: datetime | None
 ) -> Loss:
     """A server that was there before, as a replica, may lack what was enqueued until this very moment."""
     if behind:
-        return Loss("Redis failed over to a server that lacks its last writes", now + _GUARD, total=True)
+        return Loss("Redis failed over to a server that lacks its last writes", doubt_until, total=True)
     if not known or contact_lost is None:
-        return Loss("Redis failed over, and nothing shows that no writes were lost", now + _GUARD, total=True)
-    # Cut off with its leader, the old primary took writes for a while yet. Only where it then stopped by itself, for
-    # want of replicas, is that a case for which anything is promised.
-    floor = now + _GUARD if facts.min_replicas else contact_lost
+        return Loss("Redis failed over, and nothing shows that no writes were lost", doubt_until, total=True)
+    # Only where the old primary stops by itself, for want of replicas, is that a case for which anything is promised.
+    floor = doubt_until if facts.min_replicas else contact_lost
     return Loss("Redis failed over; what was under way when the old primary went is in doubt", floor, total=False)

@@ -112,7 +112,13 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         2,
         "assess: an old primary that stops by itself has gone on until then",
-        Mutant("ha_beat.state_loss:_after_failover", "now + _GUARD if facts.min_replicas else", ""),
+        Mutant("ha_beat.state_loss:_after_failover", "doubt_until if facts.min_replicas else", ""),
+        f"{STATE_LOSS}::test_after_a_failover_that_lost_nothing_known_the_old_primary_may_have_gone_on",
+    ),
+    Guard(
+        2,
+        "assess: and goes on for as long as its replicas may lag",
+        Mutant("ha_beat.state_loss:assess", "timedelta(seconds=facts.max_lag)", "timedelta(0)"),
         f"{STATE_LOSS}::test_after_a_failover_that_lost_nothing_known_the_old_primary_may_have_gone_on",
     ),
     Guard(

@@ -230,10 +230,15 @@ class Enqueuer:
             facts=ledger.server_facts(now) if acquired.server_changed else None,
             contact_lost=tenure.contact_lost,
             now=now,
+            reached_at=self._reached_at(tenure, now),
         )
         self._assessed = tenure.nonce
         if self._loss is not None and self._loss.total:
             self._emit(events.StateLost(self._loss.why, self._rules.catch_up_after_loss))
+
+    def _reached_at(self, tenure: Tenure, now: datetime) -> datetime | None:
+        since = tenure.contact_since
+        return None if since is None else now - timedelta(seconds=self._clock.elapsed() - since)
 
     # --- Handing over
 

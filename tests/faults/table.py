@@ -72,6 +72,11 @@ TABLE = (
     ),
     Row("Sentinel failover, synced and lagging", "as state loss, if anything was lost", ("test_sentinel_failover.py",)),
     Row(
+        "failover whose old master lives on, cut off with a replica that leads there, min-replicas-to-write set",
+        "what the old side enqueued until it stopped is not enqueued again",
+        ("test_old_master.py",),
+    ),
+    Row(
         "leader cut from Redis, broker reachable; the reverse",
         "stops by itself inside its trust; the reverse hands over",
         (

@@ -148,13 +148,19 @@ def test_a_promoted_server_was_there_before_and_its_start_tells_nothing(append_o
         assert loss.floor > NOW
 
 
-@pytest.mark.parametrize(("min_replicas", "floor"), [(False, at(-12)), (True, at(+2))])
+@pytest.mark.parametrize(
+    ("min_replicas", "reached", "floor"),
+    [(False, -1, at(-12)), (True, -30, at(+2)), (True, -1, at(-1 + 4 + 2)), (True, None, at(4 + 2))],
+)
 def test_after_a_failover_that_lost_nothing_known_the_old_primary_may_have_gone_on(
-    min_replicas: bool, floor: datetime
+    min_replicas: bool, reached: float | None, floor: datetime
 ) -> None:
-    """Where it stops by itself, the promise holds, and until then it may have taken what nobody else has seen."""
-    facts = ServerFacts(append_only=False, started_at=at(-86_400), promoted=True, min_replicas=min_replicas)
-    loss = judged(facts=facts, contact_lost=at(-12))
+    """Where it stops by itself, the promise holds, and until then it takes what nobody else sees: counted from when
+    this one was found, since it may have had its replicas until then.
+    """
+    facts = ServerFacts(False, at(-86_400), promoted=True, min_replicas=min_replicas, max_lag=4.0)
+    reached_at = None if reached is None else at(reached)
+    loss = judged(facts=facts, contact_lost=at(-12), reached_at=reached_at)
     assert loss is not None
     assert (loss.total, loss.floor) == (False, floor)
 

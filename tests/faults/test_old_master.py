@@ -1,0 +1,108 @@
+"""A failover whose old master lives on, cut off together with a replica of ours that leads there: what it still takes
+is not enqueued again on the new one. `min-replicas-to-write` bounds for how long it takes anything.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import datetime
+from typing import Any
+
+import pytest
+import redis
+
+from tests.faults.cluster import BeatCluster
+from tests.faults.proxy import TcpProxy
+from tests.servers import RedisServer, need, wait_for
+
+TTL = 3.0
+MAX_LAG = 5
+STRICT = ("--min-replicas-to-write", "1", "--min-replicas-max-lag", str(MAX_LAG))
+
+#: Seconds from the start until the failover, and from it until the occurrence that the old side enqueues.
+LEAD_TIME, AFTER_CUT = 9.0, 4.0
+
+
+def instants(server: RedisServer, entry: str) -> list[str]:
+    """For which instants messages of the entry lie in the queue."""
+    queue: Any = server.admin.lrange("celery", 0, -1)
+    headers = [json.loads(message)["headers"]["ha_beat"] for message in queue]
+    return [header["scheduled_at"] for header in headers if header["entry"] == entry]
+
+
+def follower(of: tuple[str, int]) -> RedisServer:
+    host, port = of
+    made = need(lambda: RedisServer(appendonly=True, extra_args=(*STRICT, "--replicaof", f"{host} {port}")))
+    wait_for(lambda: _replication(made)["master_link_status"] == "up", 20, "a replica")
+    return made
+
+
+def _replication(server: RedisServer) -> dict[str, Any]:
+    info: Any = server.admin.info("replication")
+    return info  # type: ignore[no-any-return]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["the standby", "the leader"])
+def test_what_an_old_master_still_takes_is_not_enqueued_again(who: str, found: Callable[[str], None]) -> None:
+    """One of two beats finds the new master; the other one leads on the old side, where an occurrence falls due."""
+    with ExitStack() as stack:
+        old = stack.enter_context(need(lambda: RedisServer(appendonly=True, extra_args=STRICT)))
+        link = stack.enter_context(TcpProxy(old.address))
+        new = stack.enter_context(follower(link.address))
+        stack.enter_context(follower(new.address))  # so that the new master may take writes
+        wait_for(lambda: _replication(old)["min_slaves_good_slaves"] == 1, 20, "the old master to know of it")
+        ways = [stack.enter_context(TcpProxy(old.address)) for _ in range(2)]
+        failover_at = time.time() + LEAD_TIME
+        spec = {"fast": {"every": 0.5}, "within": {"every": 3600, "first": failover_at + AFTER_CUT}}
+        urls = [way.url(old.url) for way in ways]
+        settings = {"lease_ttl": TTL}
+        cluster = stack.enter_context(BeatCluster(urls, spec=spec, replicas=2, settings=settings, admin_url=old.url))
+        cluster.wait_until_up()
+        leader = cluster.wait_for_leader()
+        (standby,) = cluster.standbys()
+        standby.wait_for_log("Standing by")
+        moved, stays = (standby, leader) if who == "the standby" else (leader, standby)
+        way = ways[cluster.replicas.index(moved)]
+
+        time.sleep(failover_at - time.time())
+        link.blackhole()
+        way.refuse()
+        way.upstream = new.address
+        new.admin.replicaof("NO", "ONE")
+        way.accept()
+
+        wait_for(lambda: instants(old, "within"), 20, "the occurrence on the old side")
+        assert cluster.leader() is stays
+        wait_for(lambda: new.admin.hget(cluster.key("lease"), "pid") == str(moved.pid), 30, "a leader on the new side")
+        wait_for(lambda: _refuses(old), 20, "the old master to stop taking writes")
+        since = time.time()
+        wait_for(lambda: [one for one in instants(new, "fast") if _seconds(one) > since], 40, "the new side to work")
+        on_both = set(instants(old, "fast")) & set(instants(new, "fast"))
+        assert [one for one in on_both if _seconds(one) > failover_at + 0.2] == []
+        assert len(instants(old, "within")) == 1
+        assert instants(new, "within") == []
+        cluster.assert_all_alive()
+        skipped = [r for r in _journal(new, cluster) if r.get("why") == "state_loss"]
+        assert {record["entry"] for record in skipped} == {"fast", "within"}
+        found(f"{who} found the new master: 0 duplicates, {sum(record['count'] for record in skipped)} skipped")
+
+
+def _refuses(server: RedisServer) -> bool:
+    try:
+        server.admin.set("may this be written?", "")
+    except redis.exceptions.RedisError:
+        return True
+    return False
+
+
+def _seconds(instant: str) -> float:
+    return datetime.fromisoformat(instant).timestamp()
+
+
+def _journal(server: RedisServer, cluster: BeatCluster) -> list[dict[str, Any]]:
+    stream: Any = server.admin.xrange(cluster.key("journal"))
+    return [json.loads(fields["d"]) for _, fields in stream]
