@@ -38,6 +38,9 @@ _AT_ONCE = 1e-6
 #: Seconds between looks at entries whose schedule does not say when to look again.
 _ASK_AGAIN = 60.0
 
+#: A leader that has led for so many seconds without an entry takes it to be gone, not only of another release.
+_GONE_AFTER = 3600.0
+
 if TYPE_CHECKING:
     _Base = Scheduler
 else:
@@ -67,6 +70,9 @@ class HAMixin(_Base):
         self._farewell = ""
         self._trouble = ""
         self._suffering_since = 0.0
+        self._led_by = ""
+        self._led_since = 0.0
+        self._told_what_is_gone = False
         super().__init__(app, *args, **kwargs)
 
     # --- What Celery calls
@@ -198,7 +204,11 @@ class HAMixin(_Base):
         schedule = self.schedule
         changed = schedule is not self._seen_schedule
         first_look, self._seen_schedule = self._seen_schedule is None, schedule
-        return changed and not first_look
+        return (changed and not first_look) or (self._led_long and not self._told_what_is_gone)
+
+    @property
+    def _led_long(self) -> bool:
+        return bool(self._led_by) and SystemClock().elapsed() - self._led_since >= _GONE_AFTER
 
     # --- ScheduleSource
 
@@ -243,9 +253,15 @@ class HAMixin(_Base):
     def settled(self, slot: Slot, row: LedgerRow) -> None:
         self.entry_settled(slot.entry, row)
 
-    def absence(self, term: Term) -> Absence | None:  # noqa: ARG002 -- for those who can tell
-        """Nothing: in a rolling deploy each replica has the entries that its release knows."""
-        return None
+    def absence(self, term: Term) -> Absence | None:
+        """Nothing at first: in a rolling deploy each replica has the entries that its release knows.
+
+        What a leader has been without for an hour is gone; should it come back, it is not owed the time between.
+        """
+        if self._led_by != term.nonce:
+            self._led_by, self._led_since = term.nonce, SystemClock().elapsed()
+        self._told_what_is_gone = self._led_long
+        return Absence(certain=True) if self._told_what_is_gone else None
 
     def armed(self, entry_id: str) -> None:
         """Not needed here."""

@@ -487,6 +487,20 @@ WATCHED: tuple[Guard, ...] = (
         ),
         f"{TAKEOVER}::test_what_is_gone_is_remembered_for_days_and_then_no_more",
     ),
+    Guard(
+        13,
+        "scheduler: what a release lacks is not gone at once",
+        Mutant("ha_beat.scheduler:HAMixin.absence", "if self._told_what_is_gone else None", ""),
+        "tests/unit/test_scheduler.py::test_an_entry_that_was_gone_for_long_owes_nothing_and_one_of_another_release_all",
+    ),
+    Guard(
+        13,
+        "scheduler: what a leader was without for an hour is gone",
+        Mutant(
+            "ha_beat.scheduler:HAMixin.absence", "Absence(certain=True) if self._told_what_is_gone else None", "None"
+        ),
+        "tests/unit/test_scheduler.py::test_an_entry_that_was_gone_for_long_owes_nothing_and_one_of_another_release_all",
+    ),
     # --- 14: requests and the pause
     Guard(
         14,

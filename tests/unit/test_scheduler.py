@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from ha_beat.lease import Keys
 from ha_beat.scheduler import HAScheduler
 from tests.servers import RedisServer, wait_for
 
@@ -64,3 +66,66 @@ def test_a_replica_that_cannot_be_put_together_does_not_spin(
         scheduler.tick()
     assert (turns, waits) == (3, [0.2] * 3)
     assert sum("A turn of the scheduler failed" in record.getMessage() for record in caplog.records) == 1
+
+
+class Release:
+    """A release with these entries, each hourly, that leads until it is stopped."""
+
+    def __init__(self, server: RedisServer, *entries: str) -> None:
+        self.client: Any = server.client()
+        app = Celery("releases", broker=server.url, set_as_current=False)
+        schedule = {name: {"task": name, "schedule": 3600.0} for name in entries}
+        app.conf.update(beat_schedule={"always": {"task": "always", "schedule": 3600.0}, **schedule})
+        self.scheduler = HAScheduler(app)
+        wait_for(lambda: leads(self.scheduler) and self.row("always"), 10, "a term")
+
+    def row(self, entry: str) -> dict[str, Any]:
+        row: dict[str, Any] = json.loads(self.client.hget(Keys("releases").ledger, f"e:{entry}") or "{}")
+        return row
+
+    def messages(self) -> list[str]:
+        return [json.loads(raw)["headers"]["task"] for raw in self.client.lrange("celery", 0, -1)]
+
+    def wait_until_gone(self, entry: str) -> None:
+        def gone() -> bool:
+            self.scheduler.tick()
+            return bool(self.row(entry)["verdict"] == "absent")
+
+        wait_for(gone, 10, f"{entry} to be taken for gone")
+
+    def stop(self) -> None:
+        self.scheduler.close()
+        self.scheduler.close()
+
+    def turn_back(self, *entries: str) -> None:
+        """Their last run, by two hours."""
+        for entry in entries:
+            row = self.row(entry)
+            row["base"] -= 2 * 3600 * 1_000_000
+            self.client.hset(Keys("releases").ledger, f"e:{entry}", json.dumps(row))
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_an_entry_that_was_gone_for_long_owes_nothing_and_one_of_another_release_all(
+    shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    """Removed for days and back by a roll-back, or led over by an older release for a minute of a rolling deploy."""
+    monkeypatch.setattr("ha_beat.scheduler._LONGEST_TICK", 0.1)
+    newer = Release(shared_redis, "e")
+    newer.stop()
+    if gone:
+        monkeypatch.setattr("ha_beat.scheduler._GONE_AFTER", 0.3)
+    older, row = Release(shared_redis), newer.row("e")
+    if gone:
+        older.wait_until_gone("e")
+    else:
+        older.scheduler.tick()
+        assert older.row("e") == row
+    older.stop()
+    older.turn_back("e", "always")
+    newer = Release(shared_redis, "e")
+    wait_for(lambda: leads(newer.scheduler) and newer.messages(), 10, "what is owed")
+    newer.scheduler.tick()
+    assert sorted(newer.messages()) == (["always"] if gone else ["always", "e"])
+    assert newer.row("e")["verdict"] == ("armed" if gone else "enqueued")
+    newer.stop()
