@@ -51,12 +51,13 @@ class LedgerRow:
 
     ``base`` is Celery's ``last_run_at``, the instant that the next occurrence is counted from; ``scheduled_at`` is when
     the last occurrence was due (``None`` while there was none). ``signature`` tells one schedule of the entry from
-    another. ``raw`` is the row as it stands in Redis.
+    another, and ``following`` is what came next by it. ``raw`` is the row as it stands in Redis.
     """
 
     base: datetime
     verdict: Verdict
     scheduled_at: datetime | None = None
+    following: datetime | None = None
     rev: int = 1
     dispatched_ms: int = 0
     epoch: int = 0
@@ -80,6 +81,8 @@ class LedgerRow:
         }
         if self.scheduled_at is not None:
             row["at"] = to_micros(self.scheduled_at)
+        if self.following is not None:
+            row["next"] = to_micros(self.following)
         if self.reason:
             row["why"] = self.reason
         if self.task_id:
@@ -95,11 +98,12 @@ class LedgerRow:
             row = json.loads(raw)
             if row["v"] > ROW_VERSION:
                 return None
-            at = row.get("at")
+            at, following = row.get("at"), row.get("next")
             return cls(
                 base=from_micros(row["base"]),
                 verdict=row["verdict"],
                 scheduled_at=None if at is None else from_micros(at),
+                following=None if following is None else from_micros(following),
                 rev=int(row["rev"]),
                 dispatched_ms=int(row["ms"]),
                 epoch=int(row["epoch"]),

@@ -62,7 +62,7 @@ class LogWriter:
                     f"Scheduling {entries} entries: {overdue} overdue, {new} new to the ledger",
                 )
             case e.OccurrenceSkipped(entry, first, until, count, reason):
-                many = f"{count} occurrences" if count > 0 else "very many occurrences"
+                many = f"{count} occurrences" if count > 0 else "all occurrences"
                 what = f"the occurrence of {first}" if count == 1 else f"{many} from {first} to before {until}"
                 return logging.WARNING, f"Skipped {what} of {entry}: {reason}"
             case e.OccurrenceUncertain(entry, at, task_id, why):

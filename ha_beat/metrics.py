@@ -123,7 +123,7 @@ _REASONS = (
     ("asked", "step_down"),
 )
 _SKIP_REASONS = (
-    *((reason, reason) for reason in ("coalesced", "missed", "misfire_grace", "misfire_limit", "state_loss")),
+    *((reason, reason) for reason in ("coalesced", "missed", "misfire_grace", "misfire_limit", "state_loss", "edited")),
     ("publish deadline", "publish_deadline"),
     ("no message", "no_message"),
 )

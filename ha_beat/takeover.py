@@ -16,6 +16,8 @@ from ha_beat.verdicts import NEVER, Scribe, Work
 #: The clocks of replicas may differ by so much: a run that an entry's own store dates later than that is not believed.
 _CLOCK_ROOM = timedelta(seconds=2)
 
+_INSTANT = timedelta(microseconds=1)
+
 #: A position of the ledger that lies ahead by more than this silences its entry for a time that somebody would notice.
 _FAR_AHEAD = timedelta(seconds=30)
 
@@ -145,19 +147,24 @@ def _place(
     now = scribe.now
     known = [base for base in (row.base if row else None, shadowed) if base is not None]
     off = slot.resumed or (row is not None and row.verdict == "absent")
-    edited = off or (row is not None and row.signature != slot.signature)
+    edited = row is not None and row.signature != slot.signature and not off
     behind = row is None or (bool(known) and max(known) > row.base)
     if not known and slot.base == NEVER:
         slot.base = slot.since or now
-    slot.base = max(slot.base, *known) if known else slot.base
-    if edited:
+    slot.base = reached = max(slot.base, *known) if known else slot.base
+    if edited or off:
         # An edited entry does not owe the instants of its new schedule before the edit, nor one that was off any.
         slot.base = max(slot.base, origin(slot.instants, now if off or slot.since is None else slot.since))
-    if loss is not None and not catch_up and not edited:
+    if loss is not None and not catch_up:
         skipping = _skip_to(slot, loss, scribe)
         if skipping is not None:
             return skipping
-    return scribe.armed(slot) if edited or behind else None
+    dropped = row.following if edited and row is not None else None
+    if dropped is not None and reached < dropped <= slot.base:
+        # Due by the old schedule, and nobody led: what else it owed until the edit only the release before knows.
+        skipped = Skipped(dropped, slot.base + _INSTANT, -1, "edited")
+        return scribe.skipped(slot, skipped, slot.base, last=dropped)
+    return scribe.armed(slot) if edited or off or behind else None
 
 
 def _skip_to(slot: Slot, loss: Loss, scribe: Scribe) -> Work | None:

@@ -11,7 +11,7 @@ from ha_beat.agenda import Slot
 from ha_beat.dispatch import Operation
 from ha_beat.lease import Term
 from ha_beat.ledger import LedgerRow, Verdict, to_micros
-from ha_beat.occurrence import Due, Occurrence, Skipped
+from ha_beat.occurrence import FOREVER, Due, Occurrence, Skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class Scribe:
             base=base,
             verdict=verdict,
             scheduled_at=scheduled_at or (before.scheduled_at if before else None),
+            following=_following(slot, base),
             rev=(before.rev if before else 0) + 1,
             dispatched_ms=self._ms,
             epoch=self.term.epoch,
@@ -77,9 +78,9 @@ class Scribe:
         """The entry has been absent for so long that its row goes."""
         return Work(slot, Operation(slot.id, slot.expected, ""), row)
 
-    def skipped(self, slot: Slot, skipped: Skipped, position: datetime) -> Work:
-        """Instants that get their verdict without a message."""
-        row = self.row(slot, position, "skipped", scheduled_at=position, reason=skipped.reason)
+    def skipped(self, slot: Slot, skipped: Skipped, position: datetime, *, last: datetime | None = None) -> Work:
+        """Instants that get their verdict without a message. ``last`` of them is the position, unless given."""
+        row = self.row(slot, position, "skipped", scheduled_at=last or position, reason=skipped.reason)
         operation = Operation(slot.id, slot.expected, row.raw, (self.skip_record(slot, skipped, position),))
         return Work(slot, operation, row, Due(None, position, skipped))
 
@@ -110,6 +111,17 @@ class Scribe:
                 "by": self.term.holder,
             }
         )
+
+
+def _following(slot: Slot, base: datetime) -> datetime | None:
+    """What is due next, where that can be known."""
+    if slot.instants is None:
+        return None
+    try:
+        following = slot.instants.next_after(base)
+    except Exception:  # told when it is put on the agenda
+        return None
+    return following if following < FOREVER else None
 
 
 #: The ``base`` of an entry whose own store knows of no run.

@@ -450,14 +450,30 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         13,
         "takeover: where an entry begins is written down",
-        Mutant("ha_beat.takeover:_place", "return scribe.armed(slot) if edited or behind else None", "return None"),
+        Mutant(
+            "ha_beat.takeover:_place", "return scribe.armed(slot) if edited or off or behind else None", "return None"
+        ),
         f"{TAKEOVER}::test_a_new_entry_is_armed_now",
     ),
     Guard(
         13,
         "takeover: an edited entry counts from the edit",
-        Mutant("ha_beat.takeover:_place", "if edited:", "if False:"),
+        Mutant("ha_beat.takeover:_place", "if edited or off:", "if False:"),
         f"{TAKEOVER}::test_an_edited_entry_owes_nothing_from_before_the_edit",
+    ),
+    Guard(
+        13,
+        "takeover: what an edit drops has its verdict",
+        Mutant("ha_beat.takeover:_place", "reached < dropped <= slot.base", "False"),
+        f"{TAKEOVER}::test_what_an_edited_entry_owed_by_its_old_schedule_gets_its_verdict",
+    ),
+    Guard(
+        1,
+        "takeover: an edit is no proof that nothing was enqueued",
+        Mutant(
+            "ha_beat.takeover:_place", "if loss is not None and not catch_up:", "if loss is not None and not edited:"
+        ),
+        f"{TAKEOVER}::test_after_a_loss_an_edited_entry_is_in_doubt_like_any_other",
     ),
     Guard(
         13,

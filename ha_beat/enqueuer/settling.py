@@ -71,10 +71,11 @@ class Settler:
         slot.row, slot.base, slot.failing_since, slot.redo = row, row.base, None, False
         self._claims.forget(slot)
         self._shadow.learn(slot.id, row.base)
-        if due is None:
-            # Armed: it is on the agenda already, where the base that was just recorded has put it.
+        if due is None or slot.resumed:
             slot.resumed = False
             self._source.armed(slot.id)
+        if due is None:
+            # Armed: it is on the agenda already, where the base that was just recorded has put it.
             return
         if due.skipped is not None:
             s = due.skipped

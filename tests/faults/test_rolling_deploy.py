@@ -116,6 +116,25 @@ def test_an_edited_interval_counts_from_the_edit(found: Found) -> None:
 
 
 @pytest.mark.slow
+def test_what_the_old_schedule_owed_when_nobody_led_is_not_dropped_in_silence(found: Found) -> None:
+    """Stopped, and started again with an edited interval three seconds later: what fell due has its verdict."""
+    with releases({**FAST, "e": {"every": 2}}, {**FAST, "e": {"every": 3600}}) as stage:
+        stage.history.wait_for_messages(1, 20, "e")
+        stage.cluster[0].terminate()
+        last = datetime.fromisoformat(stage.history.messages("e")[-1]["scheduled_at"])
+        time.sleep(3)
+        stage.cluster[1].start()
+        more(stage)
+        (skipped,) = [skip for skip in stage.journal_skips() if skip.entry == "e"]
+        assert skipped.reason == "edited"
+        assert skipped.first == last + timedelta(seconds=2)
+        assert datetime.fromisoformat(stage.history.messages("e")[-1]["scheduled_at"]) == last
+        report = stage.report([Interval("fast", 0.2)])
+        assert report.ok, str(report)
+        found(report)
+
+
+@pytest.mark.slow
 def test_rows_of_newer_software_are_left_alone() -> None:
     """A row of a higher version is left alone, and its entry not run: a line says so; the rest goes on."""
     future = json.dumps({"v": 99, "what": "ever"})

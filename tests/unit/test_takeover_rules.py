@@ -6,6 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from ha_beat import events
 from ha_beat.agenda import Slot
 from ha_beat.lease import Term
@@ -97,6 +99,35 @@ def test_an_edited_entry_owes_nothing_from_before_the_edit() -> None:
     taken = placed(slot(signature="another"), row(-300))
     assert taken.slots[0].base == NOW
     assert [work.row.verdict for work in taken.works] == ["armed"]
+
+
+def test_what_an_edited_entry_owed_by_its_old_schedule_gets_its_verdict() -> None:
+    """One instant of it is known, by the row; that it is not sent any more is recorded, up to the edit."""
+    raw = LedgerRow(at(-300), "enqueued", at(-300), following=at(-60), signature="s", run_count=4).encoded()
+    taken = placed(slot(signature="another"), raw)
+    (work,) = taken.works
+    assert work.due is not None
+    skipped = work.due.skipped
+    assert skipped is not None
+    assert skipped.first == at(-60)
+    assert NOW < skipped.until < at(1)
+    assert (work.row.verdict, work.row.reason, work.row.base) == ("skipped", "edited", NOW)
+    assert work.row.scheduled_at == at(-60)
+    assert work.row.following == at(10)
+
+
+@pytest.mark.parametrize(("stored", "following"), [(NEVER, +60), (at(-30), -60)])
+def test_an_edited_entry_that_owed_nothing_is_only_armed(stored: datetime, following: float) -> None:
+    """Its old schedule had nothing due yet, or its own store knows that it has run."""
+    raw = LedgerRow(at(-300), "enqueued", at(-300), following=at(following), signature="s").encoded()
+    assert [work.row.verdict for work in placed(slot(stored, "another"), raw).works] == ["armed"]
+
+
+def test_after_a_loss_an_edited_entry_is_in_doubt_like_any_other() -> None:
+    """Another replica, whose clock is ahead, may have enqueued what its new schedule has next."""
+    taken = placed(slot(at(-12), signature="another"), row(-300), loss=total(+12))
+    (work,) = taken.works
+    assert (work.row.verdict, work.row.reason, work.row.base) == ("skipped", "state_loss", at(+10))
 
 
 def test_an_edited_entry_is_not_moved_back() -> None:
