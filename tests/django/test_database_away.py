@@ -51,7 +51,8 @@ def assert_rows_catch_up(cluster: BeatCluster, task: object) -> None:
     wait_for(caught_up, 20, "the row to catch up", 0.1)
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [30])
 def test_dispatch_goes_on_while_the_leader_has_no_database(postgres_site, seconds):
     """Nothing is late, nothing twice, and the rows catch up by themselves."""
     task = row("task", interval=every(0.5))

@@ -25,8 +25,8 @@ from tests.servers import RedisServer, need
 HOUR = 3600.0
 TTL = 3.0
 SETTINGS = {"lease_ttl": TTL, "renew_interval": 0.5, "command_timeout": 1}
-SPEC = {"fast": {"every": 0.2}, "slow": {"every": 2.0}}
-EXPECTED = [Interval("fast", 0.2), Interval("slow", 2.0)]
+SPEC = {"fast": {"every": 0.2}, "slow": {"every": 1.0}}
+EXPECTED = [Interval("fast", 0.2), Interval("slow", 1.0)]
 
 Found = Callable[[Report | str], None]
 
@@ -47,7 +47,7 @@ def clocked_stage(*, at: datetime | None = None, **options: object) -> Iterator[
         yield stack.enter_context(Stage(**settings)), clock  # type: ignore[arg-type]
 
 
-def more(stage: Stage, seconds: float = 3.0) -> None:
+def more(stage: Stage, seconds: float = 2.0) -> None:
     """Go on for a while; dispatch must not fall silent for long."""
     stage.history.wait_for_messages(len(stage.history.messages("fast")) + int(seconds / 0.2), 30, "fast")
     stage.history.wait_for_messages(len(stage.history.messages("slow")) + 1, 30, "slow")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -131,8 +132,14 @@ def hold_the_lease(way_there: Link) -> None:
         wait_for(lambda: (record := first.store.observe().record) and not record.held, 10, "the release")
 
 
-@pytest.mark.parametrize("protocol", [2, 3], ids=["RESP2", "RESP3"])
-@pytest.mark.parametrize("kind", WAYS)
+def _ways() -> Iterator[Any]:
+    """Each over RESP3, and over RESP2; of the latter, one in the quick part."""
+    for kind in WAYS:
+        yield pytest.param(kind, 3, id=f"{kind}-RESP3")
+        yield pytest.param(kind, 2, id=f"{kind}-RESP2", marks=() if kind == "password_in_url" else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("kind", "protocol"), list(_ways()))
 def test_the_lease_by_a_url_of_its_own(request: pytest.FixtureRequest, kind: str, protocol: int) -> None:
     hold_the_lease(WAYS[kind](request, protocol))
 
