@@ -81,7 +81,7 @@ def wrong_with(expr: str) -> list[str]:
         known |= SERIES[name]
         wrong += [f"{name} has no label {label}" for label in labels - SERIES[name] - ADDED]
     for grouped in re.findall(r"\b(?:by|without|on)\s*\(([^)]*)\)", expr):
-        by = {label.strip() for label in grouped.split(",")}
+        by = {label.strip() for label in grouped.split(",")} - {""}
         if asked_for(expr) and not expr.startswith("label_values"):
             wrong += [f"grouped by {label}, which none of its series has" for label in by - known]
     return wrong
@@ -152,6 +152,23 @@ def test_every_alert_is_tested():
     tested = set(re.findall(r"HaBeat\w+", (RULES.parent / "rules.test.yml").read_text()))
 
     assert {rule["alert"] for rule in rules() if "alert" in rule} - tested == set()
+
+
+def test_every_alert_is_explained():
+    """With its severity, where somebody is woken for it."""
+    page = (DEPLOY.parent / "docs" / "monitoring.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `HaBeat")]
+    told = {
+        name: "critical" if "(critical)" in row.split("|")[1] else "other"
+        for row in rows
+        for name in re.findall(r"`(HaBeat\w+)`", row.split("|")[1])
+    }
+
+    assert told == {
+        rule["alert"]: "critical" if rule["labels"]["severity"] == "critical" else "other"
+        for rule in rules()
+        if "alert" in rule
+    }
 
 
 def test_the_chart_has_the_same_rules():
