@@ -133,6 +133,12 @@ WATCHED: tuple[Guard, ...] = (
         Mutant("ha_beat.takeover:_skip_to", "if slot.base >= loss.floor:", "if True:"),
         f"{TAKEOVER}::test_after_a_loss_a_store_that_lags_does_not_run_its_past_again",
     ),
+    Guard(
+        1,
+        "enqueuer: an entry that only knows itself is not asked before its base",
+        Mutant("ha_beat.enqueuer.source:Planner.plan", "max(now, slot.base)", "now"),
+        "tests/unit/test_enqueuer.py::test_an_entry_that_only_knows_itself_is_not_asked_before_its_base",
+    ),
     # --- 2: a failover with the old master cut off
     Guard(
         2,

@@ -59,7 +59,8 @@ class Planner:
             self._source.finished(slot)
             return
         if slot.instants is None:
-            agenda.put(slot, now)
+            # Up to its base nothing is owed, whatever it says when it is asked: after a loss that may lie ahead.
+            agenda.put(slot, max(now, slot.base))
             return
         try:
             due_at = slot.instants.next_after(slot.base)
