@@ -54,6 +54,8 @@ class Runtime:
     observation: Observation
     events: Events
     release: Callable[[Term], object]
+    #: What this replica knows of the cluster's positions, also while it stands by.
+    shadow: Shadow
     #: On a connection of its own, for one thread besides the main loop.
     ledger: Ledger
 
@@ -253,6 +255,7 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
         ),
         events=events,
         release=release,
+        shadow=shadow,
         ledger=Ledger(link().client, keys),
     )
 

@@ -94,6 +94,10 @@ class LedgerRow:
     @classmethod
     def parse(cls, raw: str) -> LedgerRow | None:
         """The row, or ``None`` where it is not of a version that this software may replace."""
+        return raw.row() if isinstance(raw, RawRow) else cls._parse(raw)
+
+    @classmethod
+    def _parse(cls, raw: str) -> LedgerRow | None:
         try:
             row = json.loads(raw)
             if row["v"] > ROW_VERSION:
@@ -116,6 +120,20 @@ class LedgerRow:
             )
         except (ValueError, KeyError, TypeError, OverflowError, AttributeError, RecursionError):
             return None
+
+
+class RawRow(str):
+    """A row as it stands in Redis that is parsed but once: a takeover asks more than one question of each."""
+
+    __slots__ = ("_row",)
+    _row: LedgerRow | None
+
+    def row(self) -> LedgerRow | None:
+        try:
+            row = self._row
+        except AttributeError:
+            row = self._row = LedgerRow._parse(str(self))  # noqa: SLF001 -- one thing with LedgerRow
+        return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +201,8 @@ class Ledger:
             found: Mapping[Any, Any] = self._client().hgetall(self._keys.ledger)
         except (RedisError, OSError) as exc:
             raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
-        rows = {text(field): text(raw) for field, raw in found.items()}
-        return {field[2:]: raw for field, raw in rows.items() if field.startswith("e:")}
+        rows = ((text(field), raw) for field, raw in found.items())
+        return {field[2:]: RawRow(text(raw)) for field, raw in rows if field.startswith("e:")}
 
     def notes(self, names: Sequence[str]) -> Mapping[str, str]:
         """What was noted under these names.

@@ -135,7 +135,10 @@ def starting_deadline(entry: ScheduleEntry) -> float | None:
 
 
 def first_from(instants: Instants, known: datetime, since: datetime) -> datetime:
-    """The first due instant at or after ``since``, given ``known``, which is one."""
-    if isinstance(instants, Interval):
-        return instants.first_from(known, since)
-    return instants.next_after(since - timedelta(microseconds=1))
+    """The first due instant at or after ``since``, given ``known``, which is one.
+
+    Instants that are counted from one another have to know by a method ``first_from`` of their own.
+    """
+    own: Any = getattr(instants, "first_from", None)
+    found: datetime = own(known, since) if own is not None else instants.next_after(since - timedelta(microseconds=1))
+    return found

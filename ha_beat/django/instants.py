@@ -8,7 +8,8 @@ from typing import Any
 from celery.schedules import crontab, schedule, solar
 from django_celery_beat.clockedschedule import clocked
 
-from ha_beat.occurrence import FOREVER, Instants
+from ha_beat import timetable
+from ha_beat.occurrence import FOREVER, Instants, origin
 from ha_beat.timetable import Crontab, Interval, Solar
 
 _MICROSECOND = timedelta(microseconds=1)
@@ -62,6 +63,14 @@ class Window:
             now = min(now, self._until - _MICROSECOND)
         return self._inner.newest(known, now) if now > known else (known, 0)
 
+    def first_from(self, known: datetime, since: datetime) -> datetime:
+        start = self._start
+        if start is None or known >= start:
+            first = timetable.first_from(self._inner, known, since if start is None else max(since, start))
+        else:
+            first = start if since <= start else timetable.first_from(self._inner, start, since)
+        return first if self._until is None or first < self._until else FOREVER
+
     def origin(self, now: datetime) -> datetime:
         """What an entry that appears or resumes now is counted from: nothing before now is owed."""
         start = self._start
@@ -71,7 +80,11 @@ class Window:
 
 
 class Remembered:
-    """Instants that remember their last answer: many rows share a schedule, and at a takeover an instant too."""
+    """Instants that remember their last answer.
+
+    Each row has one of its own, so that a standby can have the next instant of every row ready before it leads; and
+    rows with the same schedule share one behind it, since many of them stand at the same instant.
+    """
 
     def __init__(self, inner: Instants) -> None:
         self._inner = inner
@@ -86,6 +99,12 @@ class Remembered:
     def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:
         return self._inner.newest(known, now)
 
+    def first_from(self, known: datetime, since: datetime) -> datetime:
+        return timetable.first_from(self._inner, known, since)
+
+    def origin(self, now: datetime) -> datetime:
+        return origin(self._inner, now)
+
 
 def instants_of(row: Any, source: Any) -> Instants:
     """The due instants of a row with this schedule.
@@ -97,7 +116,7 @@ def instants_of(row: Any, source: Any) -> Instants:
     start = utc(row.start_time) if row.start_time else None
     until = utc(row.expires) if row.expires else None
     inner = _inner(source)
-    return Remembered(inner) if start is None and until is None else Window(inner, start, until)
+    return Remembered(inner if start is None and until is None else Window(inner, start, until))
 
 
 def _inner(source: Any) -> Instants:

@@ -1,7 +1,8 @@
 """Reads the schedule from the database and writes the rows' run state to it, all in one thread of its own.
 
 Beat's main loop never waits for the database: it works from the last :class:`Snapshot`, and leaves what the rows shall
-say of their runs here. What is written can be written again without harm, and is written only as a leader.
+say of their runs here. What is written can be written again without harm, and is of runs of this replica's own term, or
+as a leader of the one before.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,6 +24,7 @@ from django.db.utils import Error as AnyDatabaseError
 from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.django.entries import RowEntry
+from ha_beat.django.instants import utc
 from ha_beat.errors import StoreError
 from ha_beat.lease import Term
 
@@ -97,8 +100,10 @@ class Rows:
         term: Callable[[], Term | None],
         begin_term: Callable[[Term], None],
         emit: Callable[[events.Event], None],
+        position: Callable[[str], datetime | None],
         poll_interval: float = POLL_INTERVAL,
     ) -> None:
+        """``position`` is where the cluster is known to stand with an entry."""
         self._app = app
         self._model: Any = model
         self._changes = changes
@@ -108,6 +113,7 @@ class Rows:
         self._term = term
         self._begin_term = begin_term
         self._emit = emit
+        self._position = position
         self._poll_interval = poll_interval
         self._wake = threading.Event()
         #: Set when the process ends; what is left to be written is kept until then.
@@ -207,10 +213,9 @@ class Rows:
         term = self._term()
         if term is None:
             if not self.closing:
-                with self._guard:
-                    # The next leader finds out by itself what the rows lack; a standby writes nothing.
-                    self._duties = _Duties()
+                self._write_what_is_left()
                 self._read_if_changed()
+                self._keep_warm()
             return
         if self._begun != term.nonce:
             if self._seen != term.nonce:
@@ -292,7 +297,24 @@ class Rows:
             return rows
         return (model for chunk in _chunks(ids) for model in rows.filter(pk__in=chunk))
 
+    def _keep_warm(self) -> None:
+        """Have the next instant of every row ready: a takeover has to know them all before its first message."""
+        entries = self.snapshot.entries if self.snapshot else {}
+        for entry in entries.values():
+            known = [at for at in (self._position(entry.id), entry.stored_last_run_at) if at is not None]
+            # One whose schedule raises is told of by the leader.
+            if known:
+                with suppress(Exception):
+                    entry.instants.next_after(max(known))
+
     # --- Writing
+
+    def _write_what_is_left(self) -> None:
+        """Of a term that is over: once. What can't be written now, the next leader finds missing by itself."""
+        with self._guard:
+            duties, self._duties = self._duties, _Duties()
+        if duties.ran:
+            self._write_runs(duties.ran)
 
     def _write(self, *, leaving: bool = False) -> None:
         with self._guard:
@@ -314,44 +336,56 @@ class Rows:
     def _write_runs(self, runs: Mapping[str, Ran]) -> None:
         """Move each row's run state on, never back, and by nothing where it is there already."""
         entries = {entry.id: entry for entry in self.snapshot.entries.values()} if self.snapshot else {}
-        groups: dict[tuple[datetime, int], list[str]] = {}
-        for pk, ran in runs.items():
-            entry = entries.get(pk)
-            if entry is not None:
-                more = max(ran.run_count - entry.row_run_count, 0)
-                groups.setdefault((ran.at, more), []).append(pk)
-        singles: dict[str, tuple[datetime, int]] = {}
+        runs = {pk: ran for pk, ran in runs.items() if pk in entries}
+        known = {pk: (entries[pk].row_last_run_at, entries[pk].row_run_count) for pk in runs}
         with transaction.atomic(using=self._alias):
-            for (at, more), ids in groups.items():
-                if len(ids) < _WORTH_A_STATEMENT:
-                    singles |= dict.fromkeys(ids, (at, more))
-                    continue
-                for chunk in _chunks(ids):
-                    rows = self._rows.filter(self._behind(_stored(at)), pk__in=chunk, enabled=True)
-                    rows.update(last_run_at=_stored(at), total_run_count=F("total_run_count") + more)
-            for chunk in _chunks(list(singles)):
-                self._write_each({pk: singles[pk] for pk in chunk})
+            others = self._move(runs, known)
+            if others:
+                # Another leader has written them since they were read, or wrote late.
+                self._move(runs, self._locked(others))
         for pk, ran in runs.items():
-            if pk in entries:
-                entries[pk].row_run_count = max(ran.run_count, entries[pk].row_run_count)
-                entries[pk].row_last_run_at = ran.at
+            entries[pk].row_run_count = max(ran.run_count, entries[pk].row_run_count)
+            entries[pk].row_last_run_at = ran.at
 
-    def _write_each(self, runs: Mapping[str, tuple[datetime, int]]) -> None:
-        at = Case(
-            *(When(pk=pk, then=Value(_stored(at), DateTimeField())) for pk, (at, _) in runs.items()),
-            output_field=DateTimeField(),
-        )
-        more = Case(
-            *(When(pk=pk, then=Value(more)) for pk, (_, more) in runs.items()),
-            output_field=PositiveIntegerField(),
-        )
-        rows = self._rows.filter(self._behind(at), pk__in=list(runs), enabled=True)
-        rows.update(last_run_at=at, total_run_count=F("total_run_count") + more)
+    def _move(self, runs: Mapping[str, Ran], known: Mapping[str, tuple[datetime | None, int]]) -> list[str]:
+        """Write these rows, which are ``known`` to say so; returns those that may say something else."""
+        ahead = self._now() + TOLERANCE
+        groups: dict[tuple[datetime, int, datetime | None], list[str]] = {}
+        for pk, (last, count) in known.items():
+            ran = runs[pk]
+            # One that lies ahead of the time is of a clock that was wrong.
+            if last is None or last < ran.at or last > ahead:
+                groups.setdefault((ran.at, max(ran.run_count - count, 0), last), []).append(pk)
+        others: list[str] = []
+        singles: dict[str, tuple[datetime, int, datetime | None]] = {}
+        for (at, more, last), ids in groups.items():
+            if len(ids) < _WORTH_A_STATEMENT:
+                singles |= dict.fromkeys(ids, (at, more, last))
+                continue
+            for chunk in _chunks(ids):
+                others += self._update(chunk, _stored(at), more, None if last is None else _stored(last))
+        for chunk in _chunks(list(singles)):
+            ats = _each({pk: singles[pk][0] for pk in chunk})
+            lasts = _each({pk: singles[pk][2] for pk in chunk})
+            mores = Case(
+                *(When(pk=pk, then=Value(singles[pk][1])) for pk in chunk), output_field=PositiveIntegerField()
+            )
+            others += self._update(chunk, ats, mores, lasts)
+        return others
 
-    def _behind(self, at: Any) -> Q:
-        """Rows that don't say so yet; one that lies ahead of the time is of a clock that was wrong."""
-        ahead = Q(last_run_at__gt=_stored(self._now() + TOLERANCE))
-        return Q(last_run_at__isnull=True) | Q(last_run_at__lt=at) | ahead
+    def _update(self, ids: Sequence[str], at: Any, more: Any, last: Any) -> Sequence[str]:
+        as_known = Q(last_run_at__isnull=True) if last is None else Q(last_run_at__isnull=True) | Q(last_run_at=last)
+        rows = self._rows.filter(as_known, pk__in=ids, enabled=True)
+        written = rows.update(last_run_at=at, total_run_count=F("total_run_count") + more)
+        return [] if written == len(ids) else ids
+
+    def _locked(self, ids: Sequence[str]) -> dict[str, tuple[datetime | None, int]]:
+        found: dict[str, tuple[datetime | None, int]] = {}
+        for chunk in _chunks(ids):
+            rows = self._rows.select_for_update().filter(pk__in=chunk, enabled=True).order_by("pk")
+            for pk, last, count in rows.values_list("pk", "last_run_at", "total_run_count"):
+                found[str(pk)] = (None if last is None else utc(last), count)
+        return found
 
     def _disable_expired(self) -> None:
         """As django-celery-beat does: a row is disabled when it expires."""
@@ -381,6 +415,12 @@ class Rows:
 
 def _chunks(items: Sequence[str]) -> Iterable[Sequence[str]]:
     return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
+
+
+def _each(instants: Mapping[str, datetime | None]) -> Case | None:
+    """The instant of each row; ``None`` where none has any."""
+    lines = [When(pk=pk, then=Value(_stored(at), DateTimeField())) for pk, at in instants.items() if at is not None]
+    return Case(*lines, output_field=DateTimeField()) if lines else None
 
 
 def _stored(instant: datetime) -> datetime:

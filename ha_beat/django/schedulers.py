@@ -17,7 +17,9 @@ from ha_beat.bootstrap import Runtime, misfire
 from ha_beat.clock import SystemClock
 from ha_beat.django import static
 from ha_beat.django.entries import RowEntry
+from ha_beat.django.instants import Remembered
 from ha_beat.django.rows import POLL_INTERVAL, TOLERANCE, Ran, Rows
+from ha_beat.events import Event, TermEnded
 from ha_beat.lease import Term
 from ha_beat.ledger import LedgerRow
 from ha_beat.occurrence import Misfire
@@ -106,8 +108,15 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
             term=lambda: runtime.elector.term,
             begin_term=begin_term,
             emit=runtime.events.emit,
+            position=runtime.shadow.position,
             poll_interval=min(POLL_INTERVAL, self.max_interval or POLL_INTERVAL),
         )
+
+        def write_the_last(event: Event) -> None:
+            if isinstance(event, TermEnded):
+                rows.wake()
+
+        runtime.events.subscribe(write_the_last)
         # Without a schedule there is nothing to lead with; another replica may have one.
         runtime.elector.ready = lambda: rows.snapshot is not None
         return rows
@@ -117,7 +126,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
         entry: RowEntry = self.Entry(model, app=self.app)
         entry.rules(misfire(self.ha_settings), self.ha_settings.uncertain)
         same = (entry.signature, entry.expires)
-        entry.instants = self._instants.setdefault(same, entry.instants)
+        entry.instants = Remembered(self._instants.setdefault(same, entry.instants))
         return entry
 
     def _write_static(self, runtime: Runtime, term: Term) -> None:

@@ -6,8 +6,9 @@ when the term ends first, it is forgotten, and the next leader reads in the ledg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -29,6 +30,18 @@ from ha_beat.scheduling_time import SchedulingTime
 from ha_beat.state_loss import Loss, Shadow, assess
 from ha_beat.takeover import take_over
 from ha_beat.verdicts import Scribe, Work
+
+
+@contextmanager
+def collector_held_off() -> Iterator[None]:
+    """Have the garbage collector wait: many objects come into being, none is garbage, and it would walk over all."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +154,8 @@ class Enqueuer:
             self._hand_over(term, self._pending)
             return 0.0
         if self._serving != term.nonce:
-            self._take_over(tenure, term)
+            with collector_held_off():
+                self._take_over(tenure, term)
         dispatcher = self._chosen(term)
         self._claims.settle(dispatcher, self._agenda, term)
         if self._alone:

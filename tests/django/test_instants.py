@@ -18,6 +18,7 @@ from django_celery_beat.schedulers import ModelEntry
 
 from ha_beat.django.entries import RowEntry, UnreadableRow
 from ha_beat.occurrence import FOREVER, newest_due
+from ha_beat.timetable import first_from
 from tests.django.project.app import app
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
@@ -69,6 +70,20 @@ def test_a_crontab_with_a_start_runs_at_the_start_itself():
     task = entry(crontab=CrontabSchedule(minute="0", hour="*", timezone=UTC_ZONE), start_time=NOON + 3 * HOUR)
 
     assert task.instants.next_after(NOON) == NOON + 3 * HOUR
+
+
+def test_the_instants_of_a_time_that_is_past_are_on_the_interval_s_grid():
+    """A backfill asks for them: what it enqueues anew must be an instant that was due."""
+    known, since = NOON + timedelta(minutes=7), NOON - timedelta(minutes=20)
+
+    assert first_from(entry(interval=hourly()).instants, known, since) == NOON + timedelta(minutes=7)
+    assert first_from(entry(interval=hourly()).instants, known, since - HOUR) == NOON - timedelta(minutes=53)
+    started = entry(interval=hourly(), start_time=NOON - timedelta(minutes=53)).instants
+    assert first_from(started, known, since - 5 * HOUR) == NOON - timedelta(minutes=53)
+    assert first_from(started, NOON - 9 * HOUR, NOON) == known
+    assert first_from(entry(interval=hourly(), expires=NOON).instants, known, NOON) == FOREVER
+    crontab = CrontabSchedule(minute="30", hour="*", timezone=UTC_ZONE)
+    assert first_from(entry(crontab=crontab).instants, known, since) == NOON + HOUR / 2
 
 
 def test_an_expiry_ends_it():

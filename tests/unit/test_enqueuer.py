@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -23,7 +24,6 @@ from ha_beat.occurrence import Misfire
 from ha_beat.scheduling_time import SchedulingTime
 from ha_beat.state_loss import Shadow
 from ha_beat.takeover import Absence
-from ha_beat.verdicts import NEVER
 from tests.servers import RedisServer
 
 KEYS = Keys("enqueuer")
@@ -122,13 +122,9 @@ class Desk:
         self.source = Source()
         self.dispatcher = Direct(server.client())
         self.tenure = self.lead()
-        self.use(self.source)
-
-    def use(self, source: Source) -> None:
-        self.source = source
         chosen: Dispatcher = self.dispatcher
         self.enqueuer = Enqueuer(
-            source,
+            self.source,
             lambda _: chosen,
             Shadow(),
             SchedulingTime(self.clock, self.told.append),
@@ -333,21 +329,21 @@ def test_what_another_left_claimed_is_settled_no_sooner_than_it_can_be_under_way
     assert given_up == [6.5]
 
 
-def test_an_entry_that_only_knows_itself_is_not_asked_before_its_base(desk: Desk) -> None:
-    """After a loss of state its base lies ahead: what it would say until then may have been enqueued."""
+def test_the_garbage_collector_does_not_walk_over_a_large_schedule_in_the_middle_of_taking_over(desk: Desk) -> None:
+    """Its longest walk would come right before the first message. Afterwards it works as before."""
+    desk.source.last_run = {f"entry {number}": 10.0 for number in range(5000)}
+    walks = []
 
-    class AlwaysDue(Source):
-        def slots(self) -> Iterable[Slot]:
-            yield Slot("e", Entry(), None, Misfire(), "s", NEVER)
+    def note(phase: str, info: Mapping[str, int]) -> None:
+        walks.append((phase, info["generation"]))
 
-        def check(self, _: Slot) -> tuple[bool, float]:
-            return True, 60.0
-
-    base = datetime.now(UTC) + timedelta(seconds=5)
-    desk.client.hset(KEYS.ledger, "e:e", LedgerRow(base, "armed", signature="s").encoded())
-    desk.use(AlwaysDue())
-    desk.turn(3)
-    assert desk.messages() == []
-    desk.later(5.1)
-    desk.turn(1)
-    assert desk.messages() == ["e"]
+    ready = []
+    emit = desk.enqueuer._emit
+    desk.enqueuer._emit = lambda event: (ready.append(list(walks)), emit(event))[1]
+    gc.callbacks.append(note)
+    try:
+        desk.turn()
+    finally:
+        gc.callbacks.remove(note)
+    assert ready[0] == []
+    assert gc.isenabled()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ha_beat.ledger import LedgerRow, from_micros, to_micros
+from ha_beat.ledger import LedgerRow, RawRow, from_micros, to_micros
 
 instants = st.integers(0, to_micros(datetime(9999, 1, 1, tzinfo=UTC))).map(
     lambda micros: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
@@ -93,3 +93,13 @@ def test_time_zones_do_not_matter():
     here = datetime(2030, 1, 1, 12, tzinfo=UTC)
     there = here.astimezone(ZoneInfo("Asia/Tokyo"))
     assert to_micros(here) == to_micros(there) == to_micros(here + timedelta(0))
+
+
+def test_a_row_that_was_read_is_parsed_but_once():
+    """A takeover asks of each row whether state was lost, and where it stands."""
+    raw = RawRow(LedgerRow(base=datetime(2026, 1, 1, tzinfo=UTC), verdict="armed").encoded())
+    row = LedgerRow.parse(raw)
+
+    assert row == LedgerRow.parse(str(raw))
+    assert LedgerRow.parse(raw) is row
+    assert LedgerRow.parse(RawRow("{")) is None

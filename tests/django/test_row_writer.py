@@ -1,0 +1,167 @@
+"""The thread that reads the schedule and writes the rows, turned by hand on a real database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+
+import pytest
+from django_celery_beat.models import PeriodicTask, PeriodicTasks
+
+from ha_beat import events
+from ha_beat.clock import SystemClock
+from ha_beat.django.entries import RowEntry
+from ha_beat.django.rows import Ran, Rows
+from ha_beat.lease import Term
+from tests.django.beats import at, cron, every, fresh, row, soon
+from tests.django.project.app import app
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+_numbers = count(1)
+
+
+class Desk:
+    """One replica's thread, and its term."""
+
+    def __init__(self) -> None:
+        self.term: Term | None = None
+        self.positions: dict[str, datetime] = {}
+        self.told: list[events.Event] = []
+        self.rows = Rows(
+            app=app,
+            model=PeriodicTask,
+            changes=PeriodicTasks,
+            enabled=lambda: PeriodicTask.objects.filter(enabled=True),
+            entry=lambda model: RowEntry(model, app),
+            clock=SystemClock(),
+            term=lambda: self.term,
+            begin_term=lambda _: None,
+            emit=self.told.append,
+            position=self.positions.get,
+        )
+        self.turn()
+
+    def turn(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.rows._work()
+
+    def lead(self) -> None:
+        number = next(_numbers)
+        self.term = Term(f"replica {number}", number, f"nonce {number}", "gen", "run", float("inf"))
+        self.turn(2)
+
+    def ran(self, task: Any, ago: float, run_count: int) -> None:
+        self.rows.ran(str(task.pk), Ran(NOW - timedelta(seconds=ago), run_count))
+
+
+@pytest.fixture
+def desk(any_site: object) -> Callable[[], Desk]:
+    return Desk
+
+
+def state(task: Any) -> tuple[float, int]:
+    """How long ago its row says that it ran, and how often."""
+    task = fresh(task)
+    return (NOW - task.last_run_at).total_seconds(), task.total_run_count
+
+
+def test_what_is_left_of_a_term_is_written_when_it_ends(desk):
+    """Once; from then on the replica, which stands by, writes nothing."""
+    task = row("task", interval=every(60))
+    replica = desk()
+    replica.lead()
+    replica.ran(task, 60, 1)
+    replica.term = None
+    replica.turn()
+    assert state(task) == (60.0, 1)
+    PeriodicTask.objects.update(last_run_at=None, total_run_count=0)
+    replica.turn(3)
+    assert fresh(task).last_run_at is None
+
+
+def test_one_that_was_to_be_disabled_is_left_to_the_next_leader(desk):
+    """Who has led since, or the row's owner, may have switched it on again."""
+    task = row("task", clocked=at(soon(60)), one_off=True)
+    replica = desk()
+    replica.lead()
+    replica.rows.finish(str(task.pk))
+    replica.term = None
+    replica.turn(2)
+    assert fresh(task).enabled
+
+
+def test_a_late_write_of_the_last_leader_moves_no_row_back_and_counts_no_run_twice(desk):
+    """Whichever of the two writes first, and though the new leader had read the row before."""
+    tasks = [row(f"task {number}", interval=every(60)) for number in range(12)]
+    before, after = desk(), desk()
+    before.lead()
+    for task in tasks:
+        before.ran(task, 300, 1)
+    before.turn()
+    after.lead()
+    for task in tasks:
+        before.ran(task, 240, 2)
+        after.ran(task, 180, 3)
+    before.term = None
+    before.turn()
+    assert {state(task) for task in tasks} == {(240.0, 2)}
+    after.turn()
+    assert {state(task) for task in tasks} == {(180.0, 3)}
+    # And the other way round: woken late, it still has something to say.
+    for task in tasks:
+        before.ran(task, 240, 2)
+        after.ran(task, 120, 4)
+    after.turn()
+    before.turn()
+    assert {state(task) for task in tasks} == {(120.0, 4)}
+
+
+def test_rows_that_ran_at_instants_of_their_own_are_written_alike(desk):
+    """Few for each instant: one statement for all of them. One that another leader has written is seen as well."""
+    tasks = [row(f"task {number}", interval=every(60 + number)) for number in range(5)]
+    replica, other = desk(), desk()
+    replica.lead()
+    for number, task in enumerate(tasks):
+        replica.ran(task, 300 + number, 1 + number)
+    replica.turn()
+    assert [state(task) for task in tasks] == [(300.0 + n, 1 + n) for n in range(5)]
+    other.lead()
+    other.ran(tasks[0], 200, 2)
+    other.turn()
+    for number, task in enumerate(tasks):
+        replica.ran(task, 100 + number, 3 + number)
+    replica.turn()
+    assert [state(task) for task in tasks] == [(100.0 + n, 3 + n) for n in range(5)]
+
+
+def test_what_was_reset_by_hand_is_counted_on_from_there(desk):
+    """As after dcb's reset of last_run_at; a row that was switched off meanwhile is left alone."""
+    reset, off = row("reset", interval=every(60)), row("off", interval=every(60))
+    replica = desk()
+    replica.lead()
+    for task in (reset, off):
+        replica.ran(task, 60, 1)
+    replica.turn()
+    PeriodicTask.objects.update(last_run_at=None)
+    PeriodicTask.objects.filter(pk=off.pk).update(enabled=False)
+    for task in (reset, off):
+        replica.ran(task, 30, 2)
+    replica.turn()
+    assert state(reset) == (30.0, 2)
+    assert fresh(off).last_run_at is None
+
+
+def test_a_standby_has_the_next_instant_of_every_row_ready(desk, monkeypatch):
+    """From where the cluster stands, so that a takeover computes none of them."""
+    tasks = [row(f"task {minute}", crontab=cron(minute=str(minute))) for minute in range(3)]
+    standby = desk()
+    position = NOW - timedelta(hours=3)
+    standby.positions |= {str(task.pk): position for task in tasks}
+    standby.turn()
+    asked = []
+    monkeypatch.setattr("ha_beat.timetable.Crontab.next_after", lambda _, instant: asked.append(instant))
+    found = [entry.instants.next_after(position) for entry in standby.rows.snapshot.entries.values()]
+    assert all(position < instant <= position + timedelta(hours=1) for instant in found)
+    assert asked == []
