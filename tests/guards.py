@@ -623,7 +623,7 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         18,
         "ledger: rows of a newer version",
-        Mutant("ha_beat.ledger:LedgerRow.parse", 'if row["v"] > ROW_VERSION:', "if False:"),
+        Mutant("ha_beat.ledger:LedgerRow._parse", 'if row["v"] > ROW_VERSION:', "if False:"),
         "tests/unit/test_ledger.py::test_what_is_not_understood_is_no_row",
     ),
     # --- 19: numbers in scripts

@@ -24,6 +24,7 @@ from ha_beat.occurrence import Misfire
 from ha_beat.scheduling_time import SchedulingTime
 from ha_beat.state_loss import Shadow
 from ha_beat.takeover import Absence
+from ha_beat.verdicts import NEVER
 from tests.servers import RedisServer
 
 KEYS = Keys("enqueuer")
@@ -122,9 +123,13 @@ class Desk:
         self.source = Source()
         self.dispatcher = Direct(server.client())
         self.tenure = self.lead()
+        self.use(self.source)
+
+    def use(self, source: Source) -> None:
+        self.source = source
         chosen: Dispatcher = self.dispatcher
         self.enqueuer = Enqueuer(
-            self.source,
+            source,
             lambda _: chosen,
             Shadow(),
             SchedulingTime(self.clock, self.told.append),
@@ -327,6 +332,26 @@ def test_what_another_left_claimed_is_settled_no_sooner_than_it_can_be_under_way
     desk.later(1.5)
     desk.turn(2)
     assert given_up == [6.5]
+
+
+def test_an_entry_that_only_knows_itself_is_not_asked_before_its_base(desk: Desk) -> None:
+    """After a loss of state its base lies ahead: what it would say until then may have been enqueued."""
+
+    class AlwaysDue(Source):
+        def slots(self) -> Iterable[Slot]:
+            yield Slot("e", Entry(), None, Misfire(), "s", NEVER)
+
+        def check(self, _: Slot) -> tuple[bool, float]:
+            return True, 60.0
+
+    base = datetime.now(UTC) + timedelta(seconds=5)
+    desk.client.hset(KEYS.ledger, "e:e", LedgerRow(base, "armed", signature="s").encoded())
+    desk.use(AlwaysDue())
+    desk.turn(3)
+    assert desk.messages() == []
+    desk.later(5.1)
+    desk.turn(1)
+    assert desk.messages() == ["e"]
 
 
 def test_the_garbage_collector_does_not_walk_over_a_large_schedule_in_the_middle_of_taking_over(desk: Desk) -> None:
