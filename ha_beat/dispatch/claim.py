@@ -27,7 +27,8 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from ha_beat import failpoints
 from ha_beat.dispatch.batch_script import BatchScript
-from ha_beat.dispatch.publisher import DeferredPublish, Sent
+from ha_beat.dispatch.carrier import Sent
+from ha_beat.dispatch.publisher import DeferredPublish
 from ha_beat.dispatch.types import Answer, FencedOff, OpenClaim, Operation
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.lease import Keys, Term
@@ -412,7 +413,7 @@ def _answer(known: _Claimed) -> Answer:
         return Answer("uncertain", uncertain_row(known.row, known.why).raw if known.row else known.why)
     match known.outcome:
         case "accepted":
-            return Answer("done")
+            return Answer("partial", known.why) if known.why else Answer("done")
         case "refused":
             return Answer("error", known.why)
         case _:

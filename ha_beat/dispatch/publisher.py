@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import inspect
-import select
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from amqp.exceptions import MessageNacked
 from celery import Celery
 from celery.beat import ScheduleEntry
-from kombu import Connection, Producer
-from redis.exceptions import ResponseError
+from kombu import Producer
 
 from ha_beat.clock import Clock
+from ha_beat.dispatch.carrier import AmqpCarrier, Arguments, Carrier, RedisCarrier, Sent, worded
 from ha_beat.dispatch.header import HEADER
 from ha_beat.dispatch.message import DeclaringOnce, NothingPublished, publish
-from ha_beat.errors import StoreUnavailable
+from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.lease import new_token
+
+_CARRIERS: Mapping[str, type[Carrier]] = {"amqp": AmqpCarrier, "redis": RedisCarrier}
+
+BLOCKED = "the broker takes no messages now: it is short of memory or disk"
 
 #: A connection idle for so many seconds is tried before a message is trusted to it.
 _IDLE = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """What is known of a message after it was sent.
-
-    ``refused``: certainly not accepted. ``broken``: the connection it went by is of no use any more, and the next
-    message would fare no better.
-    """
-
-    outcome: Literal["accepted", "refused", "unknown"]
-    why: str = ""
-    broken: bool = False
 
 
 @dataclass(slots=True)
@@ -61,8 +50,13 @@ class _DeferringProducer(DeclaringOnce):
         del arguments["self"]
         self.deferred.append(DeferredPublish(arguments))
 
-    def carry_out(self, message: DeferredPublish) -> None:
-        super()._publish(**message.arguments)
+    def declare_for(self, message: DeferredPublish) -> None:
+        """Make the queues and exchanges that the message needs, each once on a connection."""
+        for entity in message.arguments.get("declare") or ():
+            self.maybe_declare(entity)
+
+    def carry_out(self, arguments: Arguments) -> None:
+        super()._publish(**{**arguments, "declare": ()})
 
 
 class Publisher:
@@ -72,16 +66,15 @@ class Publisher:
         self._app = app
         self._timeout = timeout
         self._clock = clock
-        self._connection: Connection | None = None
+        self._carrier: Carrier | None = None
         self._producer: _DeferringProducer | None = None
         self._used_at = 0.0
         self._driver = ""
-        self._blocked = False
 
     def prepare(
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[DeferredPublish, ...]:
-        producer = self._connected()
+        producer, _ = self._connected()
         if self._driver == "sqs":
             options = {"MessageDeduplicationId": options.get("task_id"), **options}
         producer.deferred = []
@@ -91,119 +84,103 @@ class Publisher:
         return tuple(producer.deferred)
 
     def ready(self) -> None:
-        """Make sure that the broker answers, before anything is claimed.
+        """Make sure that the broker answers and takes messages, before anything is claimed.
 
         Raises:
             StoreUnavailable: it doesn't, and nothing was sent.
         """
-        self._connected()
-        if self._clock.elapsed() - self._used_at >= _IDLE or self._something_came():
-            try:
-                channel: Any = self._connection.channel() if self._connection is not None else None
-                channel.close()
-            except Exception:
-                self.reset()
-                self._connected()
-            self._used_at = self._clock.elapsed()
-        if self._blocked:
-            raise StoreUnavailable("the broker takes no messages now: it is short of memory or disk", acted=False)
-
-    def _something_came(self) -> bool:
-        """Whether the broker has said something unasked, such as that it closes the connection."""
-        if self._connection is None or self._driver != "amqp":
-            return False
-        amqp: Any = self._connection.connection
+        _, carrier = self._connected()
         try:
-            poll = select.poll()
-            poll.register(amqp.sock, select.POLLIN)
-            return bool(poll.poll(0))
-        except (OSError, ValueError, AttributeError):
-            return True
+            said_something = carrier.check()
+            # A broker that takes no messages does not listen either: it says when that is over.
+            if not carrier.blocked and (said_something or self._clock.elapsed() - self._used_at >= _IDLE):
+                carrier.probe()
+                self._used_at = self._clock.elapsed()
+        except Exception:
+            self.reset()
+            self._connected()
+            return
+        if carrier.blocked:
+            raise StoreUnavailable(BLOCKED, acted=False)
+        if carrier.owed:
+            # An answer that comes late must not be taken for that of the next message.
+            self.reset()
+            self._connected()
 
     def send(self, messages: Sequence[DeferredPublish]) -> Sent:
         """Send the messages of one occurrence and wait until the broker has confirmed each.
 
         Raises:
-            StoreUnavailable: there is no connection to be had, and nothing was sent.
+            StoreUnavailable: the connection failed before anything was sent.
         """
-        producer = self._connected()
-        connection: Any = producer.connection
+        why = ""
         for number, message in enumerate(messages):
-            message.stamp()
-            message.arguments["timeout"] = self._timeout
-            message.arguments["confirm_timeout"] = self._timeout
             try:
-                producer.carry_out(message)
-            except Exception as exc:
-                answered = isinstance(exc, ResponseError if self._driver == "redis" else connection.channel_errors)
-                nack = isinstance(exc, MessageNacked)
-                whole = answered and number == 0 and self._goes_whole(producer.channel, message)
-                if not nack:
-                    self.reset()
-                why = f"{type(exc).__name__}: {exc}".rstrip(": ")
-                return Sent("refused" if whole else "unknown", why, broken=not (answered or nack))
+                sent = self._send(message)
+            except StoreUnavailable as exc:
+                if number == 0:
+                    raise
+                sent = Sent("unknown", str(exc), broken=True)
+            if sent.outcome != "accepted":
+                # Of several, those before it have been accepted.
+                return sent if number == 0 else Sent("unknown", sent.why, sent.broken)
+            why = why or sent.why
         self._used_at = self._clock.elapsed()
-        return Sent("accepted")
+        return Sent("accepted", why)
 
-    def _goes_whole(self, channel: Any, message: DeferredPublish) -> bool:
-        """Whether a broker that answers with an error has taken nothing of the message.
-
-        An AMQP broker routes by itself. On Redis kombu writes to one queue after the other. Of others nothing is known.
-        """
-        if self._driver == "amqp":
-            return True
+    def _send(self, message: DeferredPublish) -> Sent:
+        message.stamp()
+        producer, carrier = self._connected()
         try:
-            queues = channel._lookup(message.arguments["exchange"], message.arguments["routing_key"])  # noqa: SLF001
-            expiring = getattr(channel, "_expires", {})
-            return self._driver == "redis" and len(queues) == 1 and not any(queue in expiring for queue in queues)
-        except Exception:
-            return False
+            carrier.check()
+            if carrier.blocked:
+                raise StoreUnavailable(BLOCKED, acted=False)
+            producer.declare_for(message)
+            sent = carrier.put(producer.carry_out, message.arguments)
+        except StoreUnavailable:
+            if not carrier.blocked:
+                self.reset()
+            raise
+        except Exception as exc:
+            entrys_own = carrier.entrys_own(exc)
+            self.reset()
+            if entrys_own:
+                return Sent("refused", worded(exc))
+            raise StoreUnavailable(worded(exc), acted=False) from exc
+        except BaseException:
+            # Broken off in the middle of something.
+            self.reset()
+            raise
+        if not self._may_stay(carrier, sent):
+            self.reset()
+        return sent
+
+    def _may_stay(self, carrier: Carrier, sent: Sent) -> bool:
+        """Whether the connection is kept.
+
+        A blocked one is: on a new one the broker would say so only once it has a message of ours. One that was refused
+        a message is not: queues may be gone that were declared by it.
+        """
+        return carrier.blocked or not (sent.outcome == "refused" or sent.broken or carrier.owed)
 
     def reset(self) -> None:
         """Forget the connection: what it was doing is unknown."""
-        connection, self._connection, self._producer = self._connection, None, None
-        self._blocked = False
-        if connection is not None:
-            try:
-                connection.collect(socket_timeout=self._timeout)
-            except Exception:
-                return
+        carrier, self._carrier, self._producer = self._carrier, None, None
+        if carrier is not None:
+            carrier.close()
 
-    def _connected(self) -> _DeferringProducer:
-        if self._producer is not None and self._connection is not None and self._connection.connected:
-            return self._producer
+    def _connected(self) -> tuple[_DeferringProducer, Carrier]:
+        if self._producer is not None and self._carrier is not None and self._carrier.alive:
+            return self._producer, self._carrier
         self.reset()
-        stock = self._app.connection_for_write()
-        connection = stock.clone(
-            connect_timeout=min(stock.connect_timeout or self._timeout, self._timeout),
-            transport_options={**(stock.transport_options or {}), **self._options(stock.transport.driver_type)},
-        )
+        self._driver = self._app.connection_for_write().transport.driver_type
+        carrier = _CARRIERS.get(self._driver, Carrier)(self._app, self._timeout)
         try:
-            # Each of the hosts once, and without the pause between two rounds: the main loop is waiting.
-            connection.ensure_connection(max_retries=max(len(connection.alt) - 1, 0))
-            producer = _DeferringProducer(connection, auto_declare=False, serializer=self._app.conf.task_serializer)
+            channel = carrier.open()
+            producer = _DeferringProducer(channel, auto_declare=False, serializer=self._app.conf.task_serializer)
         except Exception as exc:
-            raise StoreUnavailable(f"the broker can't be reached: {type(exc).__name__}: {exc}", acted=False) from exc
-        self._driver = connection.transport.driver_type
-        self._connection, self._producer, self._used_at = connection, producer, self._clock.elapsed()
-        return producer
-
-    def _options(self, driver: str) -> dict[str, Any]:
-        seconds = self._timeout
-        if driver == "amqp":
-            return {
-                "confirm_publish": True,
-                "read_timeout": seconds,
-                "write_timeout": seconds,
-                "on_blocked": self._block,
-                "on_unblocked": self._unblock,
-            }
-        if driver == "redis":
-            return {"socket_timeout": seconds, "socket_connect_timeout": seconds, "retry_on_timeout": False}
-        return {}
-
-    def _block(self, *_: Any) -> None:
-        self._blocked = True
-
-    def _unblock(self, *_: Any) -> None:
-        self._blocked = False
+            carrier.close()
+            why = str(exc) if isinstance(exc, StoreError) else worded(exc)
+            raise StoreUnavailable(f"the broker can't be reached: {why}", acted=False) from exc
+        self._carrier, self._producer, self._used_at = carrier, producer, self._clock.elapsed()
+        return producer, carrier

@@ -130,6 +130,7 @@ class _Pair:
         self.losing: CutReply | None = None
         self.hold: asyncio.Event | None = None
         self.client_gone = False
+        self.forgotten = False
         self.pumps: list[asyncio.Future[None]] = []
 
     async def run(self) -> None:
@@ -189,7 +190,7 @@ class _Pair:
 
     async def _forward(self, direction: Direction, data: bytes, writer: asyncio.StreamWriter) -> None:
         proxy = self.proxy
-        if proxy.ways[direction].blackholed:
+        if self.forgotten or proxy.ways[direction].blackholed:
             self.lost_bytes = True
             proxy.counters[f"{direction} bytes lost"] += len(data)
             return
@@ -358,6 +359,17 @@ class TcpProxy:
                 self.ways[direction].blackholed = True
 
         self._call(blackhole)
+
+    def forget(self) -> None:
+        """Swallow all bytes of the connections that are open now, as a balancer that has dropped them from its
+        table. New ones are let through.
+        """
+
+        async def forget() -> None:
+            for pair in self.pairs:
+                pair.forgotten = True
+
+        self._call(forget)
 
     def pause(self, *directions: Direction) -> None:
         """Keep all bytes of these directions (default: both) back, as a network that will resend them

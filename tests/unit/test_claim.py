@@ -15,8 +15,8 @@ import pytest
 from redis import exceptions as redis_errors
 
 from ha_beat.dispatch import Answer, FencedOff, OpenClaim, Operation
+from ha_beat.dispatch.carrier import Sent
 from ha_beat.dispatch.claim import UNKNOWN, ClaimDispatcher
-from ha_beat.dispatch.publisher import Sent
 from ha_beat.errors import StoreUnavailable
 from ha_beat.lease import Acquired, Attempt, Expected, Keys, RedisLeaseStore, Replica, Term
 from ha_beat.ledger import LedgerRow, to_micros
@@ -226,6 +226,15 @@ def test_what_may_have_been_accepted_is_never_taken_back(desk: Desk, second: Any
     assert answer == Answer("again", desk.raw())
     assert desk.claims() == {"id of entry": "open"}
     assert desk.row()["verdict"] == "claimed"
+
+
+def test_a_message_that_not_every_queue_took_is_enqueued_and_said_to_be_partial(desk: Desk) -> None:
+    """Sent again, the others would have it twice."""
+    desk.publisher.outcomes = [Sent("accepted", "not every queue took it: one")]
+    operation = desk.operation()
+    assert desk.submit(operation) == [Answer("partial", "not every queue took it: one")]
+    assert desk.raw() == operation.row
+    assert desk.claims() == {}
 
 
 # --- A broker out of reach

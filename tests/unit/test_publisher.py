@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ from kombu import Exchange, Queue
 from kombu.transport import memory
 
 from ha_beat.clock import SystemClock
+from ha_beat.dispatch.carrier import Sent
 from ha_beat.dispatch.header import with_header
 from ha_beat.dispatch.message import NothingPublished
-from ha_beat.dispatch.publisher import Publisher, Sent
+from ha_beat.dispatch.publisher import Publisher
 from ha_beat.errors import StoreUnavailable
+from tests.faults.proxy import TcpProxy
 from tests.servers import RedisServer, free_port
 
 TASK_ID = "0f0e0d0c-0000-5000-8000-000000000000"
@@ -87,22 +90,110 @@ def test_a_broker_that_refuses_connections_is_known_to_have_done_nothing(scheme:
     assert SystemClock().elapsed() - began < 1.8
 
 
-@pytest.mark.parametrize(("queues", "outcome"), [(1, "refused"), (2, "unknown")])
-def test_a_refusal_by_redis_is_certain_for_a_message_to_one_queue(
-    queues: int, outcome: str, shared_redis: RedisServer
-) -> None:
-    """To several it is written one after the other: one of them may have it."""
+def declared(server: RedisServer, *names: str) -> tuple[Celery, Publisher]:
+    """A broker with queues that each get every message."""
     orders = Exchange("orders", type="topic")
-    names = ["first", "second"][:queues]
-    app, publisher = publisher_for(
-        shared_redis.url, task_queues=[Queue(name, orders, routing_key="#") for name in names]
-    )
-    app.conf.task_default_queue = "first"
+    queues = [Queue(name, orders, routing_key="#") for name in names]
+    app, publisher = publisher_for(server.url, task_queues=queues)
+    app.conf.task_default_queue = names[0]
     with app.connection_for_write() as connection, connection.channel() as channel:
         for queue in app.amqp.queues.values():
             queue(channel).declare()
+    return app, publisher
+
+
+@pytest.mark.parametrize("names", [("first",), ("first", "second")])
+def test_a_refusal_by_redis_is_certain(names: tuple[str, ...], shared_redis: RedisServer) -> None:
+    """Every queue that the message goes to has refused it."""
+    app, publisher = declared(shared_redis, *names)
     for name in names:
         shared_redis.admin.set(name, "not a list")
     sent = publisher.send(prepare(app, publisher))
-    assert (sent.outcome, sent.broken) == (outcome, False)
+    assert (sent.outcome, sent.broken) == ("refused", False)
     assert "WRONGTYPE" in sent.why
+
+
+@pytest.mark.parametrize("wrong", ["first", "second"])
+def test_one_of_several_queues_that_refuses_is_named(wrong: str, shared_redis: RedisServer) -> None:
+    """The others have the message, so that it must not be sent again."""
+    app, publisher = declared(shared_redis, "first", "second")
+    messages = prepare(app, publisher)
+    assert publisher.send(messages) == Sent("accepted")
+    shared_redis.admin.delete("first", "second")
+    shared_redis.admin.set(wrong, "not a list")
+    sent = publisher.send(messages)
+    assert sent.outcome == "accepted"
+    assert "not every queue took it" in sent.why
+    assert "WRONGTYPE" in sent.why
+    assert shared_redis.admin.llen("second" if wrong == "first" else "first") == 1
+
+
+def test_several_queues_of_a_redis_get_a_message_as_one_act(shared_redis: RedisServer) -> None:
+    """A connection that breaks between two of them can't leave one without."""
+    app, publisher = declared(shared_redis, "first", "second", "third")
+    messages = prepare(app, publisher)
+    assert publisher.send(messages) == Sent("accepted")
+    before = commands_of(shared_redis)
+    assert publisher.send(messages) == Sent("accepted")
+    after = commands_of(shared_redis)
+    assert [after[name] - before[name] for name in ("multi", "lpush", "exec")] == [1, 3, 1]
+    assert [shared_redis.admin.llen(name) for name in ("first", "second", "third")] == [2, 2, 2]
+
+
+def commands_of(server: RedisServer) -> Counter[str]:
+    stats: Any = server.admin.info("commandstats")
+    return Counter({name.removeprefix("cmdstat_"): one["calls"] for name, one in stats.items()})
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+def test_a_redis_that_is_gone_before_the_message_is_written_has_not_got_it(
+    queues: int, shared_redis: RedisServer
+) -> None:
+    """Its connection was fine a moment ago: refused now, which is certain, and not the end of an unknown sending."""
+    with TcpProxy.for_url(shared_redis.url) as proxy:
+        app, publisher = declared(shared_redis, *["first", "second"][:queues])
+        app.conf.broker_url = proxy.url(shared_redis.url)
+        first, second = prepare(app, publisher), prepare(app, publisher)
+        publisher.ready()
+        assert publisher.send(first) == Sent("accepted")
+        proxy.refuse()
+        with pytest.raises(StoreUnavailable, match="refused") as caught:
+            publisher.send(second)
+        assert not caught.value.acted
+        proxy.accept()
+        publisher.ready()
+        assert publisher.send(second) == Sent("accepted")
+
+
+@pytest.mark.parametrize("fault", ["lost reply", "silence"])
+def test_a_redis_that_does_not_answer_may_have_the_message(fault: str, shared_redis: RedisServer) -> None:
+    """Written, and no word of it."""
+    with TcpProxy.for_url(shared_redis.url) as proxy:
+        app, publisher = publisher_for(proxy.url(shared_redis.url))
+        app.conf.task_default_queue = "jobs"
+        messages = prepare(app, publisher)
+        assert publisher.send(messages) == Sent("accepted")
+        if fault == "silence":
+            proxy.blackhole()
+        else:
+            proxy.cut_reply_after(b"LPUSH")
+        sent = publisher.send(messages)
+        assert (sent.outcome, sent.broken) == ("unknown", True)
+        assert shared_redis.admin.llen("jobs") == (1 if fault == "silence" else 2)
+
+
+@pytest.mark.parametrize("code", ["READONLY", "OOM"])
+def test_a_redis_that_takes_no_writes_is_out_of_reach(code: str, redis_server: RedisServer) -> None:
+    """For every message, so it is no entry's fault; and certainly nothing was done."""
+    server = redis_server
+    app, publisher = publisher_for(server.url)
+    messages = prepare(app, publisher)
+    publisher.ready()
+    assert publisher.send(messages) == Sent("accepted")
+    if code == "OOM":
+        server.admin.config_set("maxmemory", "1")
+    else:
+        server.admin.execute_command("REPLICAOF", "127.0.0.1", free_port())
+    with pytest.raises(StoreUnavailable, match=code) as caught:
+        publisher.send(messages)
+    assert not caught.value.acted

@@ -1,0 +1,349 @@
+"""The connection to a RabbitMQ that breaks, falls silent or is refused: what is known of the message then.
+
+Certainly not sent, so that it is sent again, or unknown, so that it is not: nothing in between.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.beat import ScheduleEntry
+from kombu import Exchange, Queue
+
+from ha_beat.dispatch.carrier import Sent
+from ha_beat.dispatch.header import with_header
+from ha_beat.dispatch.publisher import BLOCKED, Publisher
+from ha_beat.errors import StoreUnavailable
+from ha_beat.testing import SettableClock
+from tests.faults.proxy import TcpProxy
+from tests.servers import RabbitMQ, need, wait_for
+
+pytestmark = pytest.mark.slow
+
+#: Bounds each wait on the broker.
+TIMEOUT = 2.0
+
+#: For what must not hang.
+PATIENCE = 30.0
+
+ACCEPTED = Sent("accepted")
+
+
+@pytest.fixture(scope="module")
+def _rabbitmq() -> Iterator[RabbitMQ]:
+    with need(RabbitMQ) as server:
+        yield server
+
+
+@pytest.fixture
+def rabbitmq(_rabbitmq: RabbitMQ) -> RabbitMQ:
+    return _rabbitmq.start()
+
+
+class Desk:
+    """A publisher whose way to the broker is a proxy, and a queue of its own."""
+
+    def __init__(self, broker: RabbitMQ, **config: Any) -> None:
+        self.broker = broker
+        self.proxy = TcpProxy.for_url(broker.url)
+        self.queue = f"queue-{uuid.uuid4().hex[:8]}"
+        self.app = Celery("desk", broker=self.proxy.url(broker.url), set_as_current=False)
+        self.app.conf.update(task_default_queue=self.queue, **config)
+        self.clock = SettableClock()
+        self.publisher = Publisher(self.app, TIMEOUT, self.clock)
+
+    def message(self, task_id: str = "", **options: Any) -> Any:
+        entry = ScheduleEntry(name="report", task="report", schedule=60, app=self.app)
+        header = {"cluster": "desk", "entry": "report", "scheduled_at": "2030-01-01T12:00:00.000000+00:00"}
+        return self.publisher.prepare(entry, (), {}, with_header(options, header, task_id or uuid.uuid4().hex))
+
+    def send(self, message: Any = None) -> Sent:
+        return self.publisher.send(self.message() if message is None else message)
+
+    def begin(self) -> None:
+        """Connected, declared, and a message through."""
+        self.publisher.ready()
+        assert self.send() == ACCEPTED
+
+    def count(self) -> int:
+        """Messages in the queue, asked for past the proxy."""
+        with self.app.connection_for_read(self.broker.url) as connection, connection.channel() as channel:
+            found: int = channel.queue_declare(self.queue, passive=True).message_count
+            return found
+
+    def __enter__(self) -> Desk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.publisher.reset()
+        self.proxy.close()
+
+
+@pytest.fixture
+def desk(rabbitmq: RabbitMQ) -> Iterator[Desk]:
+    with Desk(rabbitmq) as made:
+        yield made
+
+
+def bounded(act: Callable[[], object], desk: Desk) -> Exception | None:
+    """What it raises, in bounded time."""
+    raised: list[Exception | None] = []
+
+    def run() -> None:
+        try:
+            act()
+        except Exception as exc:
+            raised.append(exc)
+        else:
+            raised.append(None)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    hung = thread.is_alive()
+    if hung:
+        desk.proxy.refuse()
+        thread.join(PATIENCE)
+    assert not hung, "it hangs"
+    return raised[0]
+
+
+def not_sent(act: Callable[[], object], desk: Desk) -> str:
+    """Why nothing was sent, which it must say for certain, and in bounded time."""
+    exc = bounded(act, desk)
+    assert isinstance(exc, StoreUnavailable), exc
+    assert not exc.acted
+    return str(exc)
+
+
+# --- Gone before anything was written: certainly not sent
+
+
+def test_a_connection_that_broke_between_two_messages(desk: Desk) -> None:
+    """Found out before the second is written, and by no round trip; the next try has it."""
+    desk.begin()
+    second = desk.message()
+    desk.proxy.refuse()
+    not_sent(lambda: desk.send(second), desk)
+    assert "can't be reached" in not_sent(lambda: desk.send(second), desk)
+    desk.proxy.accept()
+    desk.publisher.ready()
+    assert desk.send(second) == ACCEPTED
+    assert desk.count() == 2
+
+
+def test_a_broker_that_is_stopped_between_two_messages(desk: Desk) -> None:
+    """An orderly stop: it says that it closes the connection, and then refuses new ones."""
+    desk.begin()
+    second = desk.message()
+    desk.broker.stop()
+    why = not_sent(lambda: desk.send(second), desk)
+    assert "CONNECTION_FORCED" in why or "closed" in why
+    not_sent(lambda: desk.send(second), desk)
+    not_sent(desk.publisher.ready, desk)
+    desk.broker.start()
+    desk.publisher.ready()
+    assert desk.send(second) == ACCEPTED
+
+
+def test_a_connection_that_breaks_while_a_queue_is_declared(desk: Desk) -> None:
+    """The message itself has not been written yet."""
+    messages = desk.message()
+    desk.publisher.ready()
+    desk.proxy.cut_reply_after(desk.queue.encode())
+    not_sent(lambda: desk.send(messages), desk)
+    assert desk.send(messages) == ACCEPTED
+    assert desk.count() == 1
+
+
+def test_a_broker_that_falls_silent_while_a_queue_is_declared(desk: Desk) -> None:
+    """In bounded time: the main loop is waiting, and the lease with it."""
+    messages = desk.message()
+    desk.publisher.ready()
+    desk.proxy.blackhole()
+    not_sent(lambda: desk.send(messages), desk)
+    desk.proxy.heal()
+    assert desk.send(messages) == ACCEPTED
+
+
+# --- Written, and no answer: unknown
+
+
+@pytest.mark.parametrize("fault", ["reply lost", "request lost"])
+def test_a_message_that_was_written_and_not_answered(desk: Desk, fault: str) -> None:
+    """Whether the broker has it can't be seen from here."""
+    desk.begin()
+    if fault == "reply lost":
+        desk.proxy.cut_reply_after(b"scheduled_at")
+    else:
+        desk.proxy.blackhole()
+    sent = desk.send()
+    assert (sent.outcome, sent.broken) == ("unknown", True)
+    desk.proxy.heal()
+    assert desk.count() == (2 if fault == "reply lost" else 1)
+
+
+def test_the_answer_to_a_sending_that_was_broken_off_is_not_taken_for_the_next_ones(desk: Desk) -> None:
+    """It comes late, and on a connection that nobody listens to any more."""
+
+    class BrokenOff(BaseException):
+        pass
+
+    def break_off(*_: object) -> None:
+        raise BrokenOff
+
+    desk.begin()
+    desk.proxy.pause("reply")
+    before = signal.signal(signal.SIGALRM, break_off)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(BrokenOff):
+            desk.send()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    threading.Timer(0.5, desk.proxy.resume, ["reply"]).start()
+    sent = desk.send(desk.message(exchange="nowhere", routing_key="x"))
+    assert (sent.outcome, sent.broken) == ("refused", False)
+
+
+# --- Idle
+
+
+@pytest.mark.parametrize("how", ["silence for all", "forgotten"])
+def test_an_idle_connection_that_has_fallen_silent(desk: Desk, how: str) -> None:
+    """A balancer has dropped it without a word: found out before a message is trusted to it."""
+    desk.begin()
+    desk.clock.advance(60)
+    if how == "forgotten":
+        desk.proxy.forget()
+        assert bounded(desk.publisher.ready, desk) is None
+    else:
+        desk.proxy.blackhole()
+        not_sent(desk.publisher.ready, desk)
+        desk.proxy.heal()
+        desk.publisher.ready()
+    assert desk.send() == ACCEPTED
+    assert desk.count() == 2
+
+
+def test_every_read_has_a_timeout_that_tls_heeds(desk: Desk) -> None:
+    """Python's TLS goes on reading when a timeout of the operating system's has passed, as amqp does in mid-frame."""
+    made = []
+    settimeout = socket.socket.settimeout
+
+    def note(one: socket.socket, value: float | None) -> None:
+        made.append(value)
+        settimeout(one, value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "settimeout", note)
+        desk.begin()
+    # What each wait leaves behind for the next.
+    assert made[-1] == TIMEOUT
+
+
+def test_a_connection_that_the_broker_closed_for_want_of_heartbeats(rabbitmq: RabbitMQ) -> None:
+    """The next message after it goes by a new one."""
+    with Desk(rabbitmq, broker_transport_options={"heartbeat": 1}) as desk:
+        desk.begin()
+        listing = ("-q", "list_connections", "pid")
+        wait_for(lambda: not rabbitmq.run(rabbitmq.control, *listing).stdout.strip(), PATIENCE, "no connection")
+        desk.publisher.ready()
+        assert desk.send() == ACCEPTED
+        assert desk.proxy.counters["connections"] == 2
+
+
+# --- Refused
+
+
+def test_a_message_that_no_queue_takes_is_refused(desk: Desk) -> None:
+    """The broker would drop it without a word."""
+    desk.begin()
+    gone = desk.message()
+    with desk.app.connection_for_write(desk.broker.url) as connection, connection.channel() as channel:
+        channel.queue_delete(desk.queue)
+    sent = desk.send(gone)
+    assert (sent.outcome, sent.broken) == ("refused", False)
+    assert "no queue takes it" in sent.why
+    assert desk.queue in sent.why
+    # The next try declares it anew.
+    assert desk.send(gone) == ACCEPTED
+    assert desk.count() == 1
+
+
+def test_a_broadcast_that_nobody_hears_is_accepted(rabbitmq: RabbitMQ) -> None:
+    """As with stock beat."""
+    everybody = Exchange("everybody", type="fanout")
+    with Desk(rabbitmq, task_queues=[Queue("everybody", everybody)]) as desk:
+        with desk.app.connection_for_write(rabbitmq.url) as connection, connection.channel() as channel:
+            everybody(channel).declare()
+        assert desk.send(desk.message(exchange="everybody", routing_key="")) == ACCEPTED
+
+
+def test_a_message_that_cannot_be_put_into_frames_is_its_entrys_fault(desk: Desk) -> None:
+    """Certainly not sent, and the next one goes out."""
+    desk.begin()
+    sent = desk.send(desk.message(headers={"tenant": object()}))
+    assert (sent.outcome, sent.broken) == ("refused", False)
+    assert desk.send() == ACCEPTED
+    assert desk.count() == 2
+
+
+def test_a_queue_that_was_declared_otherwise_is_its_entrys_fault(desk: Desk) -> None:
+    """The broker refuses the declaration."""
+    with desk.app.connection_for_write(desk.broker.url) as connection, connection.channel() as channel:
+        Queue(desk.queue, max_length=5)(channel).declare()
+    sent = desk.send()
+    assert sent.outcome == "refused"
+    assert "inequivalent arg" in sent.why
+
+
+# --- Blocked
+
+
+def test_a_broker_that_is_short_of_memory(desk: Desk) -> None:
+    """One message at most is in doubt. Nothing is sent until the broker says that it takes messages again."""
+
+    def limit(megabytes: str) -> None:
+        done = desk.broker.run(desk.broker.control, "set_vm_memory_high_watermark", "absolute", megabytes)
+        assert done.returncode == 0, done.stderr
+
+    desk.begin()
+    limit("1MB")
+    try:
+        outcomes, refusals = [], 0
+        end = time.monotonic() + PATIENCE
+        while refusals < 8 and time.monotonic() < end:
+            try:
+                desk.publisher.ready()
+                outcomes.append(desk.send().outcome)
+            except StoreUnavailable as exc:
+                assert str(exc) == BLOCKED
+                refusals += 1
+                # Idle meanwhile: a probe would not be answered, and look like a broken connection.
+                desk.clock.advance(60)
+        assert refusals == 8, outcomes
+        assert outcomes.count("unknown") <= 1, outcomes
+    finally:
+        limit("512MB")
+
+    def ready() -> bool:
+        try:
+            desk.publisher.ready()
+        except StoreUnavailable:
+            return False
+        return True
+
+    wait_for(ready, PATIENCE, "the broker to take messages again")
+    count = desk.count()
+    assert desk.send() == ACCEPTED
+    assert desk.count() == count + 1
