@@ -185,7 +185,7 @@ def test_all_are_replaced_at_once(whole, counted):
 
 
 def test_a_rolling_deploy_with_a_changed_schedule(whole, counted):
-    """New replicas beside the old, then the old are stopped: each change of leader is a handover."""
+    """By the script that we ship: each change of leader is a handover."""
     before, epoch = set(whole.containers()), whole.epoch()
 
     whole.schedule = "second"
@@ -204,3 +204,17 @@ def test_a_rolling_deploy_with_a_changed_schedule(whole, counted):
     # Far below what a start takes, and the lease: a standby was there each time.
     assert max(gaps) < 3000
     counted(f"rolling deploy with a changed schedule: {len(gaps)} handovers, {max(gaps)} ms at most without a leader")
+
+
+def test_a_release_that_does_not_start_replaces_nobody(whole, counted):
+    """Its one replica is taken away again; the others never stopped."""
+    before, epoch = set(whole.containers()), whole.epoch()
+
+    whole.schedule = "there-is-none"
+    with pytest.raises(AssertionError, match="it is taken away, the others go on"):
+        whole.roll()
+    whole.schedule = "second"
+
+    assert set(whole.compose("ps", "--all", "-q", "beat").split()) == before
+    assert whole.epoch() == epoch
+    counted("a release that does not start")

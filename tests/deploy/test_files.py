@@ -24,8 +24,8 @@ IMAGES = {
     "redis:7-alpine",
     "postgres:16-alpine",
     "rabbitmq:3-management",
-    "prom/prometheus",
-    "grafana/grafana",
+    "prom/prometheus:v3.5.0",
+    "grafana/grafana:12.1.0",
 }
 
 
@@ -61,6 +61,10 @@ def instructions(dockerfile: Path) -> list[str]:
 
 def test_hadolint_has_no_complaint():
     passes(tool("hadolint"), "deploy/Dockerfile")
+
+
+def test_shellcheck_has_no_complaint():
+    passes(tool("shellcheck"), "deploy/rolling-update")
 
 
 def test_yamllint_has_no_complaint():
