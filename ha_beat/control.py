@@ -440,7 +440,7 @@ class Control:
                 "entry": slot.id,
                 "name": str(slot.entry.name),
                 "task": str(slot.entry.task),
-                "schedule": str(slot.entry.schedule),
+                "schedule": " ".join(str(slot.entry.schedule).split()),  # django-celery-beat's has line breaks
                 "due": slot.due_at.isoformat() if known and slot.due_at else None,
                 "last": slot.row.scheduled_at.isoformat() if slot.row and slot.row.scheduled_at else None,
                 "run_count": slot.row.run_count if slot.row else 0,

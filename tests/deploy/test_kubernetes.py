@@ -128,7 +128,8 @@ def test_every_selector_finds_the_pods_that_it_means(manifests):
     selectors = {"Deployment": beat["spec"]["selector"]["matchLabels"]}
     for kind, path in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
         for each in of_kind(manifests, kind):
-            selectors[kind] = each["spec"][path]["matchLabels"]
+            if each["metadata"]["name"] == beat["metadata"]["name"]:
+                selectors[kind] = each["spec"][path]["matchLabels"]
     for service in of_kind(manifests, "Service"):
         if "beat" in service["metadata"]["name"]:
             selectors[service["metadata"]["name"]] = service["spec"]["selector"]
@@ -138,6 +139,29 @@ def test_every_selector_finds_the_pods_that_it_means(manifests):
     for name, selector in selectors.items():
         assert selector.items() <= labels.items(), name
         assert not any(selector.items() <= other.items() for other in others), f"{name} matches others too"
+
+
+def test_redis_keeps_everything_and_only_its_namespace_reaches_it(kustomized):
+    """Of the example: on a disk, never evicted, with room to rewrite its file; without a password, so fenced in."""
+    made = [each for each in yaml.safe_load_all(kustomized) if each]
+    (redis,) = of_kind(made, "StatefulSet")
+    pod = redis["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    given = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+    (policy,) = (each for each in of_kind(made, "NetworkPolicy") if each["metadata"]["name"] == "redis")
+    (service,) = (each for each in of_kind(made, "Service") if each["metadata"]["name"] == "redis")
+
+    assert (given["--appendonly"], given["--maxmemory-policy"]) == ("yes", "noeviction")
+    assert redis["spec"]["volumeClaimTemplates"][0]["metadata"]["name"] == container["volumeMounts"][0]["name"]
+    assert _megabytes(container["resources"]["limits"]["memory"]) >= 2 * _megabytes(given["--maxmemory"])
+    labels = pod["metadata"]["labels"].items()
+    for selector in (policy["spec"]["podSelector"]["matchLabels"], service["spec"]["selector"]):
+        assert selector.items() <= labels
+    assert policy["spec"]["ingress"][0]["from"] == [{"podSelector": {}}]
+
+
+def _megabytes(text: str) -> int:
+    return int(re.fullmatch(r"(\d+)(?:mb|Mi)", text)[1])
 
 
 def test_every_name_that_a_pod_refers_to_is_there(manifests):
