@@ -56,7 +56,6 @@ def _argument(argument: click.Argument) -> str:
 #: File, name of the block, what makes it.
 BLOCKS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("README.md", "settings", settings_table),
-    ("README.md", "metrics", metrics_table),
     ("docs/settings.md", "settings", settings_table),
     ("docs/monitoring.md", "metrics", metrics_table),
     ("docs/cli.md", "cli", commands),

@@ -287,3 +287,16 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
         loaded = re.findall(r"<(?:script|img|iframe)[^>]+src=\"?(https?:[^\s\">]+)", page.read_text("utf-8"))
         loaded += re.findall(r"<link[^>]+rel=\"?stylesheet[^>]*href=\"?(https?:[^\s\">]+)", page.read_text("utf-8"))
         assert loaded == [], page
+
+
+@pytest.mark.parametrize(
+    "link", sorted(set(re.findall(r"\]\((?!https?:)([^)\s]+)\)", (ROOT / "README.md").read_text())))
+)
+def test_a_link_of_the_readme_leads_somewhere(link: str) -> None:
+    """The site's own links are checked as it is built; the README is no part of it."""
+    path, _, anchor = link.partition("#")
+    page = ROOT / path
+    assert page.exists()
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE) if anchor else []
+    slugs = {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+    assert not anchor or anchor in slugs

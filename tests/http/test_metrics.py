@@ -159,12 +159,6 @@ def test_lateness_is_told_from_five_milliseconds_to_an_hour():
     assert value(metrics, "ha_beat_lateness_seconds_sum") == 7200
 
 
-def test_the_table_in_the_readme_is_the_generated_one():
-    readme = (ROOT / "README.md").read_text()
-    between = readme.partition("<!-- metrics:begin -->")[2].partition("<!-- metrics:end -->")[0]
-    assert between.strip() == metrics_table()
-
-
 def test_the_table_prints_without_the_extra():
     program = (
         "import sys; sys.modules['prometheus_client'] = None\n"
