@@ -144,4 +144,7 @@ def _after_failover(
         return Loss("Redis failed over, and nothing shows that no writes were lost", doubt_until, total=True)
     # Only where the old primary stops by itself, for want of replicas, is that a case for which anything is promised.
     floor = doubt_until if facts.min_replicas else contact_lost
+    if not facts.append_only:
+        # A primary that has replicas and comes back from a snapshot looks as if it had been promoted.
+        floor = max(floor, facts.started_at)
     return Loss("Redis failed over; what was under way when the old primary went is in doubt", floor, total=False)

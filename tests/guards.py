@@ -158,6 +158,12 @@ WATCHED: tuple[Guard, ...] = (
         Mutant("ha_beat.lease:RedisLeaseStore._await_replicas", "if int(reached) < self._wait_replicas:", "if False:"),
         f"{CONTRACT}::test_a_renewal_counts_only_when_enough_replicas_have_it",
     ),
+    Guard(
+        2,
+        "assess: a primary back from a snapshot is told from a promoted replica by its start",
+        Mutant("ha_beat.state_loss:_after_failover", "floor = max(floor, facts.started_at)", "pass"),
+        f"{STATE_LOSS}::test_a_primary_with_replicas_that_came_back_from_a_snapshot_looks_promoted",
+    ),
     # --- 3: a script does not roll back
     Guard(
         3,

@@ -165,6 +165,15 @@ def test_after_a_failover_that_lost_nothing_known_the_old_primary_may_have_gone_
     assert (loss.total, loss.floor) == (False, floor)
 
 
+@pytest.mark.parametrize("min_replicas", [False, True])
+def test_a_primary_with_replicas_that_came_back_from_a_snapshot_looks_promoted(min_replicas: bool) -> None:
+    """It can't be told from a replica, but for its start; nor can what ran after the snapshot."""
+    facts = ServerFacts(append_only=False, started_at=at(-10), promoted=True, min_replicas=min_replicas)
+    loss = judged(facts=facts, contact_lost=at(-12))
+    assert loss is not None
+    assert loss.floor >= facts.started_at
+
+
 def test_a_claim_that_was_taken_back_is_no_loss() -> None:
     """A standby that read the ledger in between must not hold the broker's refusal for one."""
     watching = shadow(e=-10)
