@@ -183,6 +183,13 @@ class ClockOffset(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ServerMayForget(Event):
+    """Redis is set up so that it may lose the cluster's records; once for each way."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class EntryFailed(Event):
     """One entry can't be scheduled or built into a message; the others go on."""
 

@@ -77,6 +77,8 @@ class LogWriter:
             case e.ClockJumped(seconds, followed):
                 then = "scheduling follows it" if followed else "scheduling does not follow it"
                 return logging.WARNING, f"The wall clock stepped by {seconds:+.1f} s; {then}"
+            case e.ServerMayForget(why):
+                return logging.WARNING, f"Redis may lose what the cluster records: {why}"
             case e.ClockOffset(seconds):
                 return logging.WARNING, f"This machine's clock and that of Redis differ by {seconds:+.1f} s"
             case e.EntryFailed(entry, why):

@@ -95,6 +95,15 @@ class ServerFacts:
     eviction_policy: str = ""
     append_only_file: bool | None = None
 
+    def risks(self) -> list[str]:
+        """The ways in which such a server may lose the lease and the ledger."""
+        found = []
+        if self.eviction_policy.startswith("allkeys"):
+            found.append(f"with maxmemory-policy {self.eviction_policy} it may evict any key (set noeviction)")
+        if self.append_only_file is False:
+            found.append("without an append-only file each of its restarts is a loss of state (set appendonly yes)")
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:

@@ -81,7 +81,7 @@ def observe(
     address = settings.http_address
     members, journal = Members(client, keys), Journal(client, keys)
     patrol = Patrol(members, journal, events.emit)
-    watcher = Watcher(board, members, journal, clock, looking=address is not None, patrol=patrol)
+    watcher = Watcher(board, members, journal, clock, looking=address is not None, patrol=patrol, emit=events.emit)
     if address is None:
         return Observation(board, watcher, None, None, clock)
     from ha_beat.http import HttpServer, Site

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.errors import StoreError
 from ha_beat.invariants import PATROL_INTERVAL, Patrol
@@ -46,6 +47,7 @@ class Watcher:
         *,
         looking: bool,
         patrol: Patrol | None = None,
+        emit: Callable[[events.Event], None] = lambda _: None,
     ) -> None:
         """``looking``: whether somebody may want to see the cluster; else the replica only registers.
 
@@ -63,6 +65,8 @@ class Watcher:
         self.gone = False
         self._facts_at = float("-inf")
         self._facts: ServerFacts | None = None
+        self._emit = emit
+        self._risks_told: set[str] = set()
         self._last_id = ""
         self._gen = ""
         self._recent: deque[VerdictRecord] = deque(maxlen=_RECENT)
@@ -110,8 +114,10 @@ class Watcher:
                 server_ms = view.server_ms
             received = self._clock.elapsed()
             offset = self._clock.wall() - (received - sent) / 2 - server_ms / 1000
+            if self._looking or self._facts is None:
+                self._look_at_the_server()
             if view is not None:
-                self._look_closer(view)
+                self._follow(view)
             self._go_round(leading=member.role == "leader")
         except StoreError as exc:
             board.look = replace(before, why_not=str(exc))
@@ -133,11 +139,15 @@ class Watcher:
             self._patrol_at = now
             self._patrol.turn()
 
-    def _look_closer(self, view: ClusterView) -> None:
+    def _look_at_the_server(self) -> None:
         now = self._clock.elapsed()
-        if now - self._facts_at > _FACTS_INTERVAL:
-            self._facts, self._facts_at = self._members.server_facts(), now
-        self._follow(view)
+        if now - self._facts_at <= _FACTS_INTERVAL:
+            return
+        self._facts, self._facts_at = self._members.server_facts(), now
+        for risk in self._facts.risks() if self._facts else ():
+            if risk not in self._risks_told:
+                self._risks_told.add(risk)
+                self._emit(events.ServerMayForget(risk))
 
     def _follow(self, view: ClusterView) -> None:
         """Read what the journal has got since the last look."""

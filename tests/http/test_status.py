@@ -18,6 +18,7 @@ from ha_beat.journal import Journal, TermRecord, VerdictRecord, parse
 from ha_beat.lease import Keys, LeaseRecord
 from ha_beat.members import Member, Members, ServerFacts, Upcoming
 from ha_beat.status import Look, Watcher, document, redacted, spans
+from ha_beat.testing import SettableClock
 from tests.http.support import Scene
 from tests.servers import RedisServer, need
 
@@ -255,6 +256,28 @@ def test_how_the_server_is_set_up_is_known(client: redis.Redis):
     finally:
         client.config_set("maxmemory", "0")
         client.config_set("maxmemory-policy", "noeviction")
+
+
+@pytest.mark.parametrize("looking", [True, False])
+def test_a_server_that_may_forget_is_told_of_at_the_start_and_once(client: redis.Redis, looking: bool):
+    """Whether anybody can look at this replica or not; and of one that keeps its data nothing is said."""
+    told: list[events.Event] = []
+    scene, clock = Scene(), SettableClock()
+    members, journal = Members(lambda: client, KEYS), Journal(lambda: client, KEYS)
+    watcher = Watcher(scene.board, members, journal, clock, looking=looking, emit=told.append)
+    client.config_set("maxmemory", "100mb")
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        for _ in range(3):
+            watcher.turn()
+            clock.advance(60)
+    finally:
+        client.config_set("maxmemory", "0")
+        client.config_set("maxmemory-policy", "noeviction")
+    said = [event.why for event in told if isinstance(event, events.ServerMayForget)]
+    assert ["allkeys-lru" in said[0], "append-only" in said[1], len(said)] == [True, True, 2]
+    assert ServerFacts("noeviction", append_only_file=True).risks() == []
+    assert ServerFacts("", append_only_file=None).risks() == []
 
 
 # --- Warnings
