@@ -109,11 +109,12 @@ class Examination:
         client.ping()
         took = (self.clock.elapsed() - began) * 1000
         info = _info(client, "server")
+        mode = info.get("redis_mode") or info.get("server_mode", "?")  # Valkey's word is the second
         yield Finding(
             "ok",
             "redis",
             f"{redact_url(self.settings.redis_url or str(self.app.conf.broker_url))}, version "
-            f"{info.get('redis_version', '?')}, {info.get('redis_mode', '?')}, answered in {took:.1f} ms",
+            f"{info.get('redis_version', '?')}, {mode}, answered in {took:.1f} ms",
         )
         memory = _info(client, "memory")
         policy = str(memory.get("maxmemory_policy", "?"))

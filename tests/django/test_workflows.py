@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import time
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 from zoneinfo import ZoneInfo
 
 import pytest
+from celery import Celery
+from click.testing import CliRunner
 from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
+from ha_beat.cli.celery_command import ha_beat as command
 from tests.django.beats import beats, cron, every, fresh, row, soon
 from tests.servers import wait_for
 
@@ -108,3 +112,28 @@ def test_a_row_with_a_start_runs_from_it_on(site):
         wait_for(lambda: len(site.names()) > 2, 60, "messages", 0.1)
 
     assert datetime.fromisoformat(site.messages()[0]["ha_beat"]["scheduled_at"]) == start
+
+
+def test_the_command_line_calls_an_entry_by_its_name(site):
+    """The ledger knows a row by its key, which nobody remembers."""
+    row("every second", interval=every(1))
+    row("nightly report", crontab=cron("0", "3"))
+    app = Celery("site", broker=site.redis.url, set_as_current=False)
+    app.conf.update(ha_beat_cluster="site", ha_beat_redis_url=site.redis.url)
+
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(command, arguments, obj=SimpleNamespace(app=app))
+        return f"{done.exit_code} {done.output}"
+
+    with beats(site) as cluster:
+        wait_for(site.names, 30, "a message", 0.1)
+        asked = (["every second"], [], ["nightly report"], ["nightly"])
+        told = [run("history", *words) for words in asked]
+        schedules = run("next")
+        cluster.assert_all_alive()
+
+    assert all(each.startswith("0 ") and "every second" in each for each in told[:2]), told
+    assert told[2] == "0 The journal has no such record.\n"
+    assert told[3].startswith("1 ")
+    assert "nightly report" in told[3]
+    assert len(schedules.splitlines()) == 3 + schedules.count("celery.backend_cleanup  ")

