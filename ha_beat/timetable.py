@@ -38,9 +38,21 @@ class Interval:
 
 
 class _Searched:
-    """Instants that depend on the calendar, so that the newest can be looked for from behind."""
+    """Instants that depend on the calendar, so that the newest can be looked for from behind.
+
+    The last answer is remembered: an occurrence is decided on, recorded and followed by the next with the same one, and
+    many entries that share a schedule stand at the same instant.
+    """
+
+    _last: tuple[datetime, datetime] | None = None
 
     def next_after(self, instant: datetime) -> datetime:
+        last = self._last
+        if last is None or last[0] != instant:
+            last = self._last = (instant, self._search(instant))
+        return last[1]
+
+    def _search(self, instant: datetime) -> datetime:
         raise NotImplementedError
 
     def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:
@@ -71,7 +83,7 @@ class RelativeInterval(_Searched):
     def __init__(self, source: Any) -> None:
         self._source = source
 
-    def next_after(self, instant: datetime) -> datetime:
+    def _search(self, instant: datetime) -> datetime:
         source = self._source
         left = remaining(source.maybe_make_aware(instant), source.run_every, instant, source.relative)
         return instant + left
@@ -83,7 +95,7 @@ class Crontab(_Searched):
     def __init__(self, source: Any) -> None:
         self._source = source
 
-    def next_after(self, instant: datetime) -> datetime:
+    def _search(self, instant: datetime) -> datetime:
         # Celery before 5.6 reads the fields of the zone that it is given, and compares with today's date.
         local = instant.astimezone(self._source.tz)
         start, delta, _ = _at(local, self._source).remaining_delta(local)
@@ -96,7 +108,7 @@ class Solar(_Searched):
     def __init__(self, source: Any) -> None:
         self._source = source
 
-    def next_after(self, instant: datetime) -> datetime:
+    def _search(self, instant: datetime) -> datetime:
         event: datetime = instant + _at(instant, self._source).remaining_estimate(instant + timedelta(seconds=1))
         return (event + timedelta(microseconds=500_000)).replace(microsecond=0)
 

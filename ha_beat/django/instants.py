@@ -82,8 +82,7 @@ class Window:
 class Remembered:
     """Instants that remember their last answer.
 
-    Each row has one of its own, so that a standby can have the next instant of every row ready before it leads; and
-    rows with the same schedule share one behind it, since many of them stand at the same instant.
+    Each row has one of its own, so that a standby can have the next instant of every row ready before it leads.
     """
 
     def __init__(self, inner: Instants) -> None:
@@ -116,7 +115,7 @@ def instants_of(row: Any, source: Any) -> Instants:
     start = utc(row.start_time) if row.start_time else None
     until = utc(row.expires) if row.expires else None
     inner = _inner(source)
-    return Remembered(inner if start is None and until is None else Window(inner, start, until))
+    return inner if start is None and until is None else Window(inner, start, until)
 
 
 def _inner(source: Any) -> Instants:
