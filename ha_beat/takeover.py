@@ -67,6 +67,7 @@ def take_over(
             emit(events.EntryFailed(slot.label, "its ledger row is not of this version; left alone"))
             continue
         slot.row = row
+        slot.resumed = slot.resumed and not _dealt_with(slot, row)
         if absence is not None and not absence.certain and _needs_certainty(slot, row):
             taken.held_back = True
             continue
@@ -124,6 +125,13 @@ def _needs_certainty(slot: Slot, row: LedgerRow | None) -> bool:
     return row is not None and (row.verdict == "absent" or row.signature != slot.signature)
 
 
+def _dealt_with(slot: Slot, row: LedgerRow | None) -> bool:
+    """That the entry was off and is on again, this replica may have seen when another led, who has written it since."""
+    if row is None or row.verdict == "absent" or slot.since is None:
+        return False
+    return row.dispatched_ms >= slot.since.timestamp() * 1000
+
+
 def _absences(rows: Mapping[str, str], shadow: Shadow, scribe: Scribe) -> list[Work]:
     """Record what is gone; take out what has been gone for long."""
     works = []
@@ -147,14 +155,17 @@ def _place(
     now = scribe.now
     known = [base for base in (row.base if row else None, shadowed) if base is not None]
     off = slot.resumed or (row is not None and row.verdict == "absent")
-    edited = row is not None and row.signature != slot.signature and not off
+    changed = row is not None and row.signature != slot.signature
+    edited = changed and not off
     behind = row is None or (bool(known) and max(known) > row.base)
     if not known and slot.base == NEVER:
         slot.base = slot.since or now
     slot.base = reached = max(slot.base, *known) if known else slot.base
     if edited or off:
         # An edited entry does not owe the instants of its new schedule before the edit, nor one that was off any.
-        slot.base = max(slot.base, origin(slot.instants, now if off or slot.since is None else slot.since))
+        # What was given another schedule meanwhile is not the old one that goes on: a time just past counts.
+        since = now if slot.since is None or (off and not changed) else slot.since
+        slot.base = max(slot.base, origin(slot.instants, since))
     if loss is not None and not catch_up:
         skipping = _skip_to(slot, loss, scribe)
         if skipping is not None:

@@ -104,6 +104,7 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic only 
             "data_url": reverse(f"{self.admin_site.name}:ha_beat_cluster_data"),
             "control_url": reverse(f"{self.admin_site.name}:ha_beat_cluster_control"),
             "may_control": self.has_control_permission(request),
+            "task_url": self._task_url(request),
             **(extra_context or {}),
         }
         request.current_app = self.admin_site.name
@@ -129,6 +130,13 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic only 
         if reply.ok:
             _log(request, Cluster, None, cluster().settings.cluster, f"{_ACTIONS[action]}: {reply.line}")
         return JsonResponse({"ok": reply.ok, "line": reply.line}, status=200 if reply.ok else 409)
+
+    def _task_url(self, request: HttpRequest) -> str:
+        """Where the periodic tasks are, for those who may see them."""
+        tasks = self.admin_site._registry.get(PeriodicTask)  # noqa: SLF001 -- public only in newer Django
+        if tasks is None or not tasks.has_view_permission(request):
+            return ""
+        return reverse(f"{self.admin_site.name}:django_celery_beat_periodictask_changelist")
 
     def _data(self) -> dict[str, Any]:
         try:

@@ -16,7 +16,7 @@ from ha_beat.clock import SystemClock
 from ha_beat.journal import Journal, Record, TermRecord, VerdictRecord
 from ha_beat.lease import Keys
 from ha_beat.ledger import Ledger, LedgerRow
-from ha_beat.members import ClusterView, Members
+from ha_beat.members import ClusterView, Members, Upcoming
 from ha_beat.requests import Pause, Reply, Request, Requests
 from ha_beat.settings import Settings
 
@@ -117,10 +117,7 @@ class Cluster:
                 for member in view.members
             ],
             "schedule": {"entries": leader.entries, "backlog": leader.backlog} if leader else None,
-            "upcoming": [
-                {"name": line.entry, "task": line.task, "at_ms": line.at_ms}
-                for line in (leader.upcoming if leader else ())
-            ],
+            "upcoming": _identified(leader.upcoming if leader else ()),
             "recent": _named(verdicts),
             "terms": [
                 {"event": term.event, "by": term.by, "epoch": term.epoch, "why": term.why, "ms": term.ms}
@@ -145,6 +142,16 @@ def _named(records: Sequence[VerdictRecord]) -> list[dict[str, Any]]:
             "task_id": record.task_id,
         }
         for record in records
+    ]
+
+
+def _identified(upcoming: Sequence[Upcoming]) -> list[dict[str, Any]]:
+    """The leader tells names; the page links to rows."""
+    names = [line.entry for line in upcoming]
+    ids = dict(PeriodicTask.objects.filter(name__in=names).values_list("name", "pk")) if names else {}
+    return [
+        {"entry": str(ids.get(line.entry, "")), "name": line.entry, "task": line.task, "at_ms": line.at_ms}
+        for line in upcoming
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import Permission, User
+from django_celery_beat.models import PeriodicTask
 
 from tests.django.beats import beats, every, row
 from tests.django.conftest import Site
@@ -68,11 +69,11 @@ def running(site: Site) -> Iterator[BeatCluster]:
         yield cluster
 
 
-def page_of(browser: Any, web: str, *permissions: str) -> tuple[Any, list[str]]:
+def page_of(browser: Any, web: str, *permissions: str, **context: Any) -> tuple[Any, list[str]]:
     """The page, as a member of staff sees it, and the browser's complaints."""
     user = User.objects.create_user("kim", password="kim", is_staff=True)
     user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
-    page = browser.new_page(viewport={"width": 1200, "height": 1000})
+    page = browser.new_page(**{"viewport": {"width": 1200, "height": 1000}, **context})
     complaints: list[str] = []
 
     def note(message: Any) -> None:
@@ -99,7 +100,10 @@ def test_a_change_of_leader_shows_by_itself(browser, web, running, tmp_path):
     """The leader is killed while the page is open."""
     page, complaints = page_of(browser, web, "view_cluster")
     leader = running.wait_for_leader()
-    page.wait_for_function("name => document.querySelector('.ha-leader').textContent.startsWith(name)", arg=leader.name)
+    shows = "name => document.querySelector('.ha-leader')?.textContent.startsWith(name)"
+    page.wait_for_function(shows, arg=leader.name)
+        "name => document.querySelector('.ha-leader')?.textContent.startsWith(name)", arg=leader.name
+    )
     page.screenshot(path=os.environ.get("SCREENSHOTS", str(tmp_path)) + "/cluster.png", full_page=True)
     leader.kill()
     after = running.wait_for_leader(other_than=leader)
@@ -129,3 +133,41 @@ def test_pause_and_step_down_by_the_buttons(browser, web, running, tmp_path):
         "name => document.querySelector('.ha-leader')?.textContent.startsWith(name)", arg=after.name, timeout=20_000
     )
     assert complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_nothing_to_complain_of(browser, web, running, tmp_path, scheme, width):
+    """Contrast, labels, keyboard: in what is ours of the page, and of the list and the form of periodic tasks."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    codes = ("control_cluster", "view_periodictask", "change_periodictask")
+    page, complaints = page_of(browser, web, *codes, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    folder = os.environ.get("SCREENSHOTS", str(tmp_path))
+    task = f"{web}/admin/django_celery_beat/periodictask/"
+    for name, url, part in (
+        ("page", "", "#ha-beat"),
+        ("list", task, ".column-last_verdict, .column-next_due, .column-enqueued_by, .field-last_verdict"),
+        ("form", f"{task}{PeriodicTask.objects.get().pk}/change/", ".field-misfire, .field-last_verdict"),
+    ):
+        if url:
+            page.goto(url)
+        page.screenshot(path=f"{folder}/{name}-{scheme}-{width}.png", full_page=True)
+        found = Axe().run(page, context=part).response["violations"]
+        told = [(fault["id"], [node["html"] for node in fault["nodes"]]) for fault in found]
+        assert told == [], name
+        if name == "page":
+            wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert wide <= 0, "the page can be scrolled sideways"
+    assert complaints == []
+
+
+def test_a_link_leads_to_a_task_for_those_who_may_see_it(browser, web, running):
+    page, _ = page_of(browser, web, "view_cluster")
+    page.wait_for_selector("#ha-recent td")
+    assert page.locator("#ha-recent a").count() == 0
+    User.objects.get().user_permissions.add(Permission.objects.get(codename="view_periodictask"))
+    page.reload()
+    page.wait_for_selector("#ha-upcoming a")
+    page.click("#ha-recent a")
+    assert "nightly report" in page.inner_text("#content")

@@ -293,3 +293,35 @@ def gone(raw: str, *, certain: bool = True) -> Takeover:
         emit=lambda _: None,
         absence=Absence(certain),
     )
+
+
+def written(ago: float, verdict: Any = "enqueued", signature: str = "s") -> str:
+    ms = round(at(-ago).timestamp() * 1000)
+    return LedgerRow(at(-ago), verdict, at(-ago), dispatched_ms=ms, signature=signature, run_count=4).encoded()
+
+
+def test_what_was_off_once_goes_on_from_where_the_leader_of_that_time_left_it() -> None:
+    """A standby sees it too; by the time it leads, another may have armed and run it for long."""
+    one = replace_slot(slot(), since=at(-60), resumed=True)
+    taken = placed(one, written(5), absence=Absence(certain=True))
+    assert (taken.works, one.base, one.runs) == ([], at(-5), 4)
+    unseen = replace_slot(slot(), since=at(-3), resumed=True)
+    taken = placed(unseen, written(5), absence=Absence(certain=True))
+    assert len(taken.works) == 1
+    assert (unseen.base, unseen.runs) == (NOW, 0)
+
+
+def test_an_entry_that_was_off_and_got_another_schedule_is_owed_what_it_is_given() -> None:
+    """From when on it was given it; with the schedule it had, nothing of the time until now."""
+    another = replace_slot(slot(signature="other"), since=at(-20))
+    placed(another, written(500, "absent"), absence=Absence(certain=True))
+    assert another.base == at(-20)
+    same = replace_slot(slot(), since=at(-20))
+    placed(same, written(500, "absent"), absence=Absence(certain=True))
+    assert same.base == NOW
+
+
+def replace_slot(one: Slot, **changes: Any) -> Slot:
+    for name, value in changes.items():
+        setattr(one, name, value)
+    return one

@@ -11,13 +11,38 @@
     if (s < 7200) return `${Math.round(s / 60)} min`;
     return s < 172800 ? `${Math.round(s / 3600)} h` : `${Math.round(s / 86400)} days`;
   };
-  const clock = (ms) => new Date(ms).toLocaleString([], { dateStyle: "short", timeStyle: "medium" });
+  const ago = (ms) => (ms < 3000 ? "now" : `${lasting(ms)} ago`);
+  const full = (ms) => new Date(ms).toLocaleString([], { dateStyle: "full", timeStyle: "long" });
+  // The date is told where it is another than today's.
+  const clock = (ms) => {
+    const at = new Date(ms);
+    const sameDay = at.toDateString() === new Date().toDateString();
+    return at.toLocaleString([], sameDay ? { timeStyle: "medium" } : { dateStyle: "short", timeStyle: "medium" });
+  };
 
   const cell = (value, title) => {
     const td = document.createElement("td");
     if (value instanceof Node) td.append(value);
     else td.textContent = value;
     if (title) td.title = title;
+    return td;
+  };
+  const number = (value) => {
+    const td = cell(value);
+    td.className = "ha-number";
+    return td;
+  };
+  const tag = (text, kind) => {
+    const span = document.createElement("span");
+    span.className = `ha-tag ${kind}`;
+    span.textContent = text;
+    return span;
+  };
+  const KINDS = { enqueued: "ha-good", skipped: "ha-warn", uncertain: "ha-bad", leader: "ha-good" };
+  const verdict = (o) => {
+    const td = cell(tag(o.verdict, KINDS[o.verdict] || ""));
+    const more = (o.count > 1 ? ` ${o.count} occurrences` : "") + (o.why ? ` ${o.why}` : "");
+    td.append(more);
     return td;
   };
   const fill = (id, rows, empty) => {
@@ -31,6 +56,7 @@
     if (!made.length) {
       const tr = document.createElement("tr");
       const td = cell(empty);
+      td.className = "ha-empty";
       td.colSpan = byId(id).closest("table").querySelectorAll("th").length;
       tr.append(td);
       made.push(tr);
@@ -44,7 +70,7 @@
     return a;
   };
   const taskLink = (line) =>
-    /^\d+$/.test(line.entry) ? link(line.name, `${root.dataset.taskUrl}${line.entry}/change/`) : line.name;
+    root.dataset.taskUrl && /^\d+$/.test(line.entry) ? link(line.name, `${root.dataset.taskUrl}${line.entry}/change/`) : line.name;
   const health = (replica) => {
     if (replica.not_ready.length) {
       const span = document.createElement("span");
@@ -75,6 +101,8 @@
     if (data.schedule) state += `; ${data.schedule.entries} ${data.schedule.entries === 1 ? "entry" : "entries"}`;
     if (paused) state += `; paused by ${paused.by || "somebody"}${paused.reason ? `: ${paused.reason}` : ""}`;
     sayState(state);
+    byId("ha-dot").className = `ha-dot ${!data.leader ? "ha-bad" : paused ? "ha-warn" : "ha-good"}`;
+    byId("ha-updated").textContent = `Updated at ${clock(now)}, your time.`;
     byId("ha-lease").textContent = !lease
       ? "There is no lease."
       : lease.state === "held"
@@ -87,25 +115,28 @@
     fill("ha-replicas", data.replicas.map((r) => ({
       className: r.role === "leader" ? "ha-leader" : "",
       cells: [
-        cell(r.id), cell(r.role), cell(`${r.host} (${r.pid})`), cell(r.version), cell(lasting(now - r.since_ms)),
-        cell(`${lasting(now - r.seen_ms)} ago`), cell(`${r.clock_offset_ms >= 0 ? "+" : ""}${r.clock_offset_ms} ms`),
+        cell(r.id), cell(tag(r.role, KINDS[r.role] || "")), cell(`${r.host} (${r.pid})`), cell(r.version),
+        number(lasting(now - r.since_ms)), number(ago(now - r.seen_ms)),
+        number(`${r.clock_offset_ms >= 0 ? "+" : ""}${r.clock_offset_ms} ms`),
         cell(health(r)),
       ],
     })), "No replica has been seen lately");
     fill("ha-recent", data.recent.map((o) => ({
       cells: [
-        cell(taskLink(o)), cell(clock(o.due_ms), o.task_id),
-        cell(o.verdict + (o.count > 1 ? ` (${o.count})` : "") + (o.why ? `: ${o.why}` : "")),
-        cell(o.verdict === "enqueued" ? lasting(o.late_ms) : ""), cell(o.by),
+        cell(taskLink(o)), cell(clock(o.due_ms), `${full(o.due_ms)} ${o.task_id}`), verdict(o),
+        number(o.verdict === "enqueued" ? lasting(o.late_ms) : ""), cell(o.by),
       ],
     })), "Nothing was due yet");
     fill("ha-upcoming", data.upcoming.map((u) => ({
-      cells: [cell(u.name, u.task), cell(clock(u.at_ms)), cell(u.at_ms > now ? lasting(u.at_ms - now) : "now")],
+      cells: [
+        cell(taskLink(u), u.task), cell(clock(u.at_ms), full(u.at_ms)),
+        number(u.at_ms > now ? lasting(u.at_ms - now) : "now"),
+      ],
     })), "Nothing is scheduled");
     fill("ha-terms", data.terms.map((t) => {
       const why = cell(t.why);
       why.className = "ha-why";
-      return { cells: [cell(clock(t.ms)), cell(t.event), cell(t.by), cell(String(t.epoch)), why] };
+      return { cells: [cell(clock(t.ms), full(t.ms)), cell(t.event), cell(t.by), number(String(t.epoch)), why] };
     }), "No change is recorded");
   };
 

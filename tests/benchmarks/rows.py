@@ -1,0 +1,123 @@
+"""Many rows of django-celery-beat due in the same minute, on PostgreSQL: ha_beat with three replicas, and stock
+`DatabaseScheduler`, one after the other in one run.
+
+    python -m tests.benchmarks.rows                    1,000 rows
+    python -m tests.benchmarks.rows 1000 10000         takes up to a quarter of an hour
+    python -m tests.benchmarks.rows 10000 --cap 120    give up on either after two minutes
+
+Seconds from the minute to the last message, and statements that PostgreSQL was asked from just before the minute until
+all rows were written. Stock's time grows with the square of the rows: where it is not done within the cap, the table
+says how far it came.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from tests.django.conftest import Site, migrate, use
+from tests.servers import Postgres, RedisServer, wait_for
+
+_QUEUE = "celery"
+_STOCK = "django_celery_beat.schedulers:DatabaseScheduler"
+_HA = "ha_beat.django.schedulers:HADatabaseScheduler"
+
+
+@dataclass(frozen=True)
+class Result:
+    """``sent`` messages after ``seconds``; fewer than ``rows`` where the cap was reached."""
+
+    name: str
+    rows: int
+    sent: int
+    seconds: float
+    statements: int
+
+    def __str__(self) -> str:
+        done = "" if self.sent >= self.rows else f", {self.sent} sent when it was stopped"
+        return f"{self.rows:>6} rows  {self.name:<20} {self.seconds:7.1f} s  {self.statements:>6} statements{done}"
+
+
+@contextmanager
+def postgres_site() -> Iterator[Site]:
+    with RedisServer() as redis, Postgres() as server:
+        use(server.django_database)
+        migrate()
+        from django.db import connection
+
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER SYSTEM SET log_statement = 'all'")
+            cursor.execute("SELECT pg_reload_conf()")
+        yield Site(server.django_database, redis, server)
+        use({"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"})
+
+
+def statements(site: Site) -> int:
+    """How many the database has been asked so far; our own too, so none are asked meanwhile."""
+    assert site.server is not None
+    log = (site.server.directory / "server.log").read_text(errors="replace")
+    return log.count("LOG:  statement:") + log.count("LOG:  execute ")
+
+
+def burst(site: Site, rows: int, *, stock: bool, cap: float) -> Result:
+    """``cap`` in seconds from the minute."""
+    from django_celery_beat.models import PeriodicTask, PeriodicTasks
+
+    from tests.django.beats import beats, cron
+
+    PeriodicTask.objects.all().delete()
+    site.redis.admin.flushall()
+    start = timedelta(seconds=20 + rows / 250)
+    minute = (datetime.now(UTC) + start).replace(second=0, microsecond=0) + timedelta(minutes=1)
+    # Of that minute alone: a slow beat shall not mix the next one into the count.
+    crontab = cron(minute=str(minute.minute))
+    PeriodicTask.objects.bulk_create(
+        [PeriodicTask(name=f"row {number}", task="tick", crontab=crontab) for number in range(rows)]
+    )
+    PeriodicTasks.update_changed()
+    client = site.redis.client()
+    with beats(
+        site, replicas=1 if stock else 3, scheduler=_STOCK if stock else _HA, log_level="WARNING" if stock else "INFO"
+    ) as cluster:
+        if not stock:
+            cluster.wait_for_leader()
+            wait_for(lambda: len(cluster.ledger()) >= rows, 120, "the rows to be armed", 1)
+        time.sleep(max((minute - datetime.now(UTC)).total_seconds() - 2, 0))
+        assert datetime.now(UTC) < minute, "the replicas were not up in time"
+        assert client.llen(_QUEUE) == 0
+        before = statements(site)
+        while client.llen(_QUEUE) < rows and (datetime.now(UTC) - minute).total_seconds() < cap:
+            time.sleep(0.01)
+        seconds, sent = (datetime.now(UTC) - minute).total_seconds(), client.llen(_QUEUE)
+        if sent >= rows:
+            # Stock writes the rows after the last message, on its main thread.
+            time.sleep(10 + rows / 200 if stock else 10)
+        asked = statements(site) - before
+    name = "stock" if stock else "ha_beat, 3 replicas"
+    return Result(name, rows, sent, seconds, asked)
+
+
+def compare(rows: int, cap: float) -> list[Result]:
+    with postgres_site() as site:
+        return [burst(site, rows, stock=stock, cap=cap) for stock in (False, True)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", type=int, default=[1000])
+    parser.add_argument("--cap", type=float, default=600.0)
+    options = parser.parse_args(argv)
+    for rows in options.rows:
+        ours, stock = compare(rows, options.cap)
+        print(ours)
+        print(stock)
+        more = "at least " if stock.sent < rows else ""
+        print(f"{'':>13}stock / ha_beat: {more}{stock.seconds / max(ours.seconds, 0.1):.0f} times as long", flush=True)
+
+
+if __name__ == "__main__":
+    main()
