@@ -210,7 +210,9 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
     form = MisfireForm
 
     def get_list_display(self, request: HttpRequest) -> Any:
-        return (*super().get_list_display(request), "last_verdict", "next_due", "enqueued_by")
+        # Behind the first two, name and enabled: at the end of django-celery-beat's list they would be out of sight.
+        shown = tuple(super().get_list_display(request))
+        return (*shown[:2], "last_verdict", "next_due", "enqueued_by", *shown[2:])
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return (*super().get_readonly_fields(request, obj), "last_verdict", "next_due", "enqueued_by")
@@ -249,7 +251,7 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
         if state.record is not None:
             record = state.record
             what = f"{record.verdict} ({record.reason})" if record.reason else record.verdict
-            late = f", {record.lateness:.1f} s late" if record.verdict == "enqueued" else ""
+            late = f", {_late(record.lateness)}" if record.verdict == "enqueued" else ""
             return format_html('<span title="{}">{}{}</span>', _shown(record.first), what, late)
         row = state.row
         return row.verdict if row is not None and row.verdict not in {"armed", "absent"} else "-"
@@ -292,6 +294,10 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
                 _log(request, type(task), str(task.pk), task.name, json.dumps([reply.line]))
 
     actions = ("run_now",)
+
+
+def _late(seconds: float) -> str:
+    return str(_("on time")) if seconds < 0.1 else str(_("%.1f s late") % seconds)
 
 
 def _shown(instant: datetime) -> str:

@@ -102,8 +102,6 @@ def test_a_change_of_leader_shows_by_itself(browser, web, running, tmp_path):
     leader = running.wait_for_leader()
     shows = "name => document.querySelector('.ha-leader')?.textContent.startsWith(name)"
     page.wait_for_function(shows, arg=leader.name)
-        "name => document.querySelector('.ha-leader')?.textContent.startsWith(name)", arg=leader.name
-    )
     page.screenshot(path=os.environ.get("SCREENSHOTS", str(tmp_path)) + "/cluster.png", full_page=True)
     leader.kill()
     after = running.wait_for_leader(other_than=leader)

@@ -97,7 +97,7 @@
     say(data.error);
     if (data.error) return;
     const { now_ms: now, lease, paused } = data;
-    let state = `${data.cluster}: ${data.leader ? `${data.leader} leads, in epoch ${lease.epoch}` : "nobody leads"}`;
+    let state = `${data.cluster}: ${data.leader ? `${data.leader} leads` : "nobody leads"}`;
     if (data.schedule) state += `; ${data.schedule.entries} ${data.schedule.entries === 1 ? "entry" : "entries"}`;
     if (paused) state += `; paused by ${paused.by || "somebody"}${paused.reason ? `: ${paused.reason}` : ""}`;
     sayState(state);
@@ -106,7 +106,7 @@
     byId("ha-lease").textContent = !lease
       ? "There is no lease."
       : lease.state === "held"
-        ? `Lease held for ${lasting(now - lease.since_ms)}, renewed ${lasting(lease.age_ms)} ago; it lasts ${lasting(lease.ttl_ms)}.`
+        ? `Epoch ${lease.epoch}, held for ${lasting(now - lease.since_ms)}, renewed ${lasting(lease.age_ms)} ago; it lasts ${lasting(lease.ttl_ms)}.`
         : `The lease was released: ${lease.reason || "no reason given"}.`;
     if (byId("ha-control")) {
       for (const id of ["ha-pause", "ha-reason-label"]) byId(id).hidden = Boolean(paused);
