@@ -161,7 +161,7 @@ def test_a_standby_has_the_next_instant_of_every_row_ready(desk, monkeypatch):
     standby.positions |= {str(task.pk): position for task in tasks}
     standby.turn()
     asked = []
-    monkeypatch.setattr("ha_beat.timetable.Crontab.next_after", lambda _, instant: asked.append(instant))
+    monkeypatch.setattr("ha_beat.timetable.Crontab._search", lambda _, instant: asked.append(instant))
     found = [entry.instants.next_after(position) for entry in standby.rows.snapshot.entries.values()]
     assert all(position < instant <= position + timedelta(hours=1) for instant in found)
     assert asked == []
