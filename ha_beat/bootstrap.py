@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import celery
 from celery import Celery
@@ -20,6 +20,7 @@ from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.dispatch.claim import ClaimDispatcher
 from ha_beat.dispatch.path import PathFinder
 from ha_beat.dispatch.publisher import Publisher
+from ha_beat.dispatch.store_mark import StoreMark
 from ha_beat.election import Timing
 from ha_beat.elector import Elector
 from ha_beat.enqueuer import Enqueuer, Rules, ScheduleSource
@@ -40,6 +41,9 @@ from ha_beat.shadow_feed import ShadowFeed
 from ha_beat.signals import SignalRelay
 from ha_beat.state_loss import Shadow
 
+if TYPE_CHECKING:
+    import redis
+
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
@@ -54,6 +58,8 @@ class Runtime:
     observation: Observation
     events: Events
     release: Callable[[Term], object]
+    #: ``None`` where the broker is not Redis.
+    mark: StoreMark | None
     #: What this replica knows of the cluster's positions, also while it stands by.
     shadow: Shadow
     #: On a connection of its own, for one thread besides the main loop.
@@ -188,8 +194,11 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
         time,
         follow=ShadowFeed(elector_link.client, keys, shadow, clock).poll,
     )
-    claim = _claim(app, settings, keys, main_link, clock, elector)
-    path = PathFinder(_atomic(app, settings, keys), claim, events.emit)
+    mark = _mark(app, settings, keys, main_link, replica, clock, events)
+    if mark is not None:
+        elector.permitted = mark.permits
+    claim = _claim(app, settings, keys, main_link, clock, elector, mark)
+    path = PathFinder(_atomic(app, settings, keys, mark), claim, events.emit)
     enqueuer = Enqueuer(
         source,
         path,
@@ -255,18 +264,45 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
         ),
         events=events,
         release=release,
+        mark=mark,
         shadow=shadow,
         ledger=Ledger(link().client, keys),
     )
 
 
-def _atomic(app: Celery, settings: Settings, keys: Keys) -> AtomicDispatcher | None:
-    if app.connection_for_write().transport.driver_type != "redis":
+def _on_redis(app: Celery) -> bool:
+    return bool(app.connection_for_write().transport.driver_type == "redis")
+
+
+def _mark(
+    app: Celery, settings: Settings, keys: Keys, store: Link, replica: Replica, clock: Clock, events: Events
+) -> StoreMark | None:
+    broker = broker_client(app, settings)
+    if broker is None:
         return None
-    return AtomicDispatcher(app, BrokerLink(app, settings.command_timeout), keys, settings.journal_size)
+    name, ttl = store_name(app, settings), settings.lease_ttl
+    return StoreMark(broker, store.client, keys, name, replica.id, ttl, clock, events.emit)
 
 
-def _claim(app: Celery, settings: Settings, keys: Keys, link: Link, clock: Clock, elector: Elector) -> ClaimDispatcher:
+def broker_client(app: Celery, settings: Settings) -> Callable[[], redis.Redis] | None:
+    """For the broker's Redis; ``None`` where the broker is none."""
+    return BrokerLink(app, settings.command_timeout).client if _on_redis(app) else None
+
+
+def store_name(app: Celery, settings: Settings) -> str:
+    """The lease's store, for people."""
+    return redact_url(settings.redis_url or app.connection_for_write().as_uri())
+
+
+def _atomic(app: Celery, settings: Settings, keys: Keys, mark: StoreMark | None) -> AtomicDispatcher | None:
+    if not _on_redis(app):
+        return None
+    return AtomicDispatcher(app, BrokerLink(app, settings.command_timeout), keys, settings.journal_size, mark)
+
+
+def _claim(
+    app: Celery, settings: Settings, keys: Keys, link: Link, clock: Clock, elector: Elector, mark: StoreMark | None
+) -> ClaimDispatcher:
     def trusted(term: Term) -> bool:
         now = elector.term
         return now is not None and now.nonce == term.nonce
@@ -278,4 +314,5 @@ def _claim(app: Celery, settings: Settings, keys: Keys, link: Link, clock: Clock
         settings.journal_size,
         confirm_for=settings.command_timeout,
         trusted=trusted,
+        mark=mark,
     )

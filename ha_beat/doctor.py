@@ -11,6 +11,7 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 
 from ha_beat.clock import Clock
+from ha_beat.dispatch.store_mark import place_of, read_mark, two_stores
 from ha_beat.entry_options import EntryOptions
 from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.invariants import MEMORY, Standing, Watch
@@ -59,6 +60,9 @@ class Examination:
     clock: Clock
     fingerprint: str
     timeout: float = 5.0
+    #: A client of the broker's Redis; ``None`` where it is none. The lease's store is named as replicas name it.
+    broker: Callable[[], Any] | None = None
+    store_name: str = ""
 
     def findings(self) -> list[Finding]:
         """Everything that was found, the parts one after the other.
@@ -70,6 +74,7 @@ class Examination:
         found = [*self._settings()]
         for part in (
             self._redis,
+            self._store,
             self._sentinel,
             self._clocks,
             self._cluster,
@@ -141,6 +146,20 @@ class Examination:
         for name in ("aof_last_write_status", "rdb_last_bgsave_status"):
             if str(persistence.get(name, "ok")) != "ok":
                 yield Finding("fail", "persistence", f"{name} is {persistence[name]}: Redis can't write to its disk")
+
+    def _store(self, _: ClusterView) -> Iterator[Finding]:
+        """Whether the broker's Redis names this store as the lease's."""
+        if self.broker is None:
+            return
+        mark = read_mark(self.broker(), self.keys)
+        if mark is None:
+            return
+        client = self.client()
+        gen = client.hget(self.keys.ledger, "m:gen")
+        if mark.gen == (text(gen) if gen is not None else "") or (mark.place and mark.place == place_of(client)):
+            yield Finding("ok", "lease's store", mark.name)
+        else:
+            yield Finding("fail", "lease's store", two_stores(mark, self.keys, self.store_name))
 
     def _sentinel(self, _: ClusterView) -> Iterator[Finding]:
         client = self.client()

@@ -129,6 +129,8 @@ class Elector:
         self._blind_because = ""
         #: Whether this replica has what a leader needs; until then it does not campaign. Asked often: must be cheap.
         self.ready: Callable[[], bool] = lambda: True
+        #: Whether it may campaign, as far as is known outside of the lease. Asked as often.
+        self.permitted: Callable[[], bool] = lambda: True
 
     # --- For the main loop
 
@@ -244,7 +246,7 @@ class Elector:
         if why:
             self._step_down_for = ("", "")
         stalled = now - self._progress_at > self._timing.stall_timeout
-        return Fitness(stalled, why, preferred, self.replica.id, ready=self.ready())
+        return Fitness(stalled, why, preferred, self.replica.id, ready=self.ready() and self.permitted())
 
     def _carry_out(self, action: Action, now: float) -> Outcome | None:
         match action:

@@ -85,6 +85,13 @@ class LeadingForbidden(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class StoreUnmarked(Event):
+    """The broker's Redis can't be told which store holds the lease, so that a second store would not be noticed."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseAttempted(Event):
     """A campaign (``won``, ``refused``, ``forbidden``) or a renewal (``renewed``, ``lost``, ``late``) was answered.
 

@@ -63,6 +63,11 @@ class Keys:
         return self._key("dropped")
 
     @property
+    def store(self) -> str:
+        """Hash in the broker's Redis: which store holds the lease."""
+        return self._key("store")
+
+    @property
     def wake(self) -> str:
         """Channel: look at the lease now."""
         return self._key("wake")

@@ -54,6 +54,11 @@ class LogWriter:
                 return logging.WARNING, f"This standby can't follow what the leader records ({why})"
             case e.LeadingForbidden(why):
                 return logging.ERROR, f"This replica can't lead: {why}"
+            case e.StoreUnmarked(why):
+                return (
+                    logging.WARNING,
+                    f"The broker's Redis can't be marked ({why}): a second store for the lease would go unnoticed",
+                )
             case e.ElectionFailed(why):
                 return logging.ERROR, f"The election failed; not leading until it works again: {why}"
             case e.ScheduleReady(entries, overdue, new):

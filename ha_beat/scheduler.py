@@ -84,6 +84,8 @@ class HAMixin(_Base):
             runtime.elector.progress()
             term = runtime.elector.term
             if term is None:
+                if runtime.mark is not None:
+                    runtime.mark.look()
                 runtime.enqueuer.stand_by()
                 runtime.elector.wait(_LONGEST_TICK)
             else:
@@ -156,6 +158,8 @@ class HAMixin(_Base):
         idle = 0.0
         while idle == 0.0 and (current := elector.term) is not None and current.nonce == term.nonce:
             try:
+                if runtime.mark is not None:
+                    runtime.mark.keep(current)
                 pause = runtime.control.attend(current, called=elector.called())
                 idle = min(enqueuer.advance(tenure, current), pause)
             except FencedOff as exc:

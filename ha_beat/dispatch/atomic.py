@@ -14,6 +14,7 @@ from ha_beat.dispatch.batch_script import BatchScript
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.dispatch.capture import Command, captured
 from ha_beat.dispatch.message import NothingPublished, publish
+from ha_beat.dispatch.store_mark import StoreMark
 from ha_beat.dispatch.types import Answer, OpenClaim, Operation
 from ha_beat.errors import StoreUnavailable
 from ha_beat.lease import Keys, Term
@@ -43,10 +44,13 @@ def _is_the_brokers(cause: Exception) -> bool:
 class AtomicDispatcher:
     """Enqueues through the broker's own Redis connection, so that a lease that is elsewhere is refused."""
 
-    def __init__(self, app: Celery, link: BrokerLink, keys: Keys, journal_size: int) -> None:
+    def __init__(
+        self, app: Celery, link: BrokerLink, keys: Keys, journal_size: int, mark: StoreMark | None = None
+    ) -> None:
         self._app = app
         self._link = link
         self._keys = keys
+        self._mark = mark
         self._batch = BatchScript(keys, journal_size)
         self.ledger = Ledger(link.client, keys)
 
@@ -72,6 +76,8 @@ class AtomicDispatcher:
         return tuple(commands)
 
     def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
+        if self._mark is not None and any(operation.message is not None for operation in operations):
+            self._mark.require(term)
         return self._batch.run(self._link.client(), term, operations)
 
     def holds_lease(self, term: Term) -> bool:

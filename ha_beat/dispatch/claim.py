@@ -29,6 +29,7 @@ from ha_beat import failpoints
 from ha_beat.dispatch.batch_script import BatchScript
 from ha_beat.dispatch.carrier import Sent
 from ha_beat.dispatch.publisher import DeferredPublish
+from ha_beat.dispatch.store_mark import StoreMark
 from ha_beat.dispatch.types import Answer, FencedOff, OpenClaim, Operation
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.lease import Keys, Term
@@ -121,6 +122,7 @@ class ClaimDispatcher:
         journal_size: int,
         confirm_for: float,
         trusted: Callable[[Term], bool],
+        mark: StoreMark | None = None,
     ) -> None:
         """``confirm_for``: for so many seconds a confirmation is tried before the batch counts as unanswered."""
         self._publisher = publisher
@@ -129,6 +131,7 @@ class ClaimDispatcher:
         self._journal_size = journal_size
         self._confirm_for = confirm_for
         self._trusted = trusted
+        self._mark = mark
         self._batch = BatchScript(keys, journal_size)
         self.ledger = Ledger(link.client, keys)
         self._settle_script = Script("settle", although_full=True)
@@ -144,7 +147,7 @@ class ClaimDispatcher:
 
     def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
         self._turn_to(term)
-        trouble = self._trouble(operations)
+        trouble = self._trouble(term, operations)
         answers: list[Answer] = []
         for start in range(0, len(operations), _AT_A_TIME):
             some, trouble = self._submit(term, operations[start : start + _AT_A_TIME], trouble)
@@ -197,13 +200,15 @@ class ClaimDispatcher:
 
     # --- One batch
 
-    def _trouble(self, operations: Sequence[Operation]) -> str:
+    def _trouble(self, term: Term, operations: Sequence[Operation]) -> str:
         """Why nothing can be sent now; empty where the broker answers, or nothing is to be sent."""
         known = self._known
         if all(op.message is None or (_key(op) in known and known[_key(op)].outcome) for op in operations):
             return ""
         try:
             self._publisher.ready()
+            if self._mark is not None:
+                self._mark.require(term)
         except StoreUnavailable as exc:
             return str(exc)
         return ""

@@ -130,9 +130,23 @@ def test_doctor_finds_a_sound_cluster_sound(cluster: BeatCluster, app: Celery) -
     assert found["persistence"]["level"] == "ok"
     assert found["eviction policy"]["level"] == "ok"
     assert found["invariants"]["level"] == "ok"
+    assert found["lease's store"]["level"] == "ok"
     failed = [line for line in result.output.splitlines() if line.startswith("FAIL")]
     # The test's own app has another configuration source than the replicas'.
     assert [line for line in failed if "fingerprint" not in line] == []
+
+
+def test_doctor_finds_an_app_that_is_set_to_another_store(
+    server: RedisServer, cluster: BeatCluster, redis_server: RedisServer
+) -> None:
+    """Whose replicas would not lead, and why not."""
+    cluster.wait_for_leader()
+    wait_for(lambda: server.admin.exists(cluster.key("store")), 30, "the mark")
+    result = invoke(app_for(server.url, ha_beat_redis_url=redis_server.url), "doctor", "--timeout", "0.5")
+    assert result.exit_code == 1
+    (line,) = [line for line in result.output.splitlines() if line.startswith("FAIL  lease's store: ")]
+    for part in (f":{server.port}/0", f":{redis_server.port}/0", cluster.key("store")):
+        assert part in line
 
 
 def test_step_down_to_a_replica_by_name(cluster: BeatCluster, app: Celery) -> None:

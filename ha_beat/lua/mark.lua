@@ -1,0 +1,14 @@
+-- In the broker's Redis: say which store holds the cluster's lease, unless another one is said to.
+-- KEYS: mark
+-- ARGV: the store's gen, its place ('' where it is not known), its name, lifetime of the mark in ms, holder,
+--       the mark (gen, n) that may be taken over since it has not moved for too long: gen and n, both '' for none
+-- Answers {'kept'} or {'foreign', gen, n, place, name, lifetime, holder}
+local was = redis.call('HMGET', KEYS[1], 'gen', 'n', 'place', 'name', 'ttl_ms', 'holder')
+local same = was[1] == ARGV[1] or (ARGV[2] ~= '' and was[3] == ARGV[2])
+local stale = was[1] == ARGV[6] and was[2] == ARGV[7]
+if was[1] and not same and not stale then
+  return { 'foreign', was[1], was[2] or '0', was[3] or '', was[4] or '', was[5] or '0', was[6] or '' }
+end
+local n = int((tonumber(was[2]) or 0) + 1)
+redis.call('HSET', KEYS[1], 'gen', ARGV[1], 'n', n, 'place', ARGV[2], 'name', ARGV[3], 'ttl_ms', ARGV[4], 'holder', ARGV[5])
+return { 'kept' }
