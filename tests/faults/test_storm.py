@@ -19,7 +19,7 @@ from tests.faults.nemesis import Storm
 from tests.faults.stage import Stage
 from tests.servers import RabbitMQ, need
 
-SECONDS = float(os.environ.get("HA_BEAT_STORM_SECONDS", "60"))
+SECONDS = float(os.environ.get("HA_BEAT_STORM_SECONDS", "40"))
 SEEDS = os.environ.get("HA_BEAT_STORM_SEEDS", "new").split(",")
 
 SPEC = {
