@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ha_beat.errors import ConfigurationError
-from ha_beat.occurrence import Misfire
+from ha_beat.occurrence import COUNT_CAP, Misfire
 
 KEY = "ha_beat"
 
@@ -46,7 +47,8 @@ class EntryOptions:
         if "misfire_grace" in own:
             rules = replace(rules, grace=_number(entry, "misfire_grace", own.pop("misfire_grace")))
         if "misfire_limit" in own:
-            rules = replace(rules, limit=int(_number(entry, "misfire_limit", own.pop("misfire_limit"), least=1)))
+            limit = _number(entry, "misfire_limit", own.pop("misfire_limit"), least=1, most=COUNT_CAP)
+            rules = replace(rules, limit=int(limit))
         if "uncertain" in own:
             uncertain = _one_of(entry, "uncertain", own.pop("uncertain"), _UNCERTAIN)
         if own:
@@ -71,7 +73,8 @@ def _one_of(entry: str, key: str, value: Any, known: tuple[str, ...]) -> Any:
     return value
 
 
-def _number(entry: str, key: str, value: Any, least: float = 0) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
-        raise ConfigurationError(f"entry {entry!r}: {key} is {value!r}; it must be a number of at least {least}")
+def _number(entry: str, key: str, value: Any, least: float = 0, most: float = math.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        right = f"a number of at least {least}" if most == math.inf else f"a number from {least} to {most}"
+        raise ConfigurationError(f"entry {entry!r}: {key} is {value!r}; it must be {right}")
     return value

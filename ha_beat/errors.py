@@ -24,7 +24,14 @@ class StoreUnavailable(StoreError):
 
 
 class StoreRefused(StoreError):
-    """Redis answered with an error, and so did nothing (``NOPERM``, ``OOM``, ``READONLY``, …)."""
+    """Redis answered with an error, and so did nothing (``NOPERM``, ``OOM``, ``READONLY``, …).
+
+    ``unexplained``: without one of the codes that say what is wrong with Redis itself.
+    """
+
+    def __init__(self, message: str, *, unexplained: bool = False) -> None:
+        super().__init__(message)
+        self.unexplained = unexplained
 
 
 class LeadershipForbidden(HaBeatError):

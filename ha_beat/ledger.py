@@ -98,6 +98,9 @@ class LedgerRow:
 
     @classmethod
     def _parse(cls, raw: str) -> LedgerRow | None:
+        if "\ufffd" in raw:
+            # Bytes that are no text: what Redis would compare with them can't be said.
+            return None
         try:
             row = json.loads(raw)
             if row["v"] > ROW_VERSION:

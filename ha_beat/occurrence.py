@@ -16,7 +16,7 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://pypi.org/project/ha-beat/oc
 #: Later than any due instant: an entry whose next instant this is has none any more.
 FOREVER = datetime(9000, 1, 1, tzinfo=UTC)
 
-#: Beyond so many missed instants of one entry they are no longer counted one by one.
+#: Beyond so many missed instants of one entry they are no longer counted one by one; nor are more caught up.
 COUNT_CAP = 1000
 
 
@@ -122,7 +122,7 @@ class Misfire:
         grace = self.grace
         if grace is None and self.policy == "skip":
             grace = self.usual_lateness
-        return grace is not None and now - instant > timedelta(seconds=grace)
+        return grace is not None and (now - instant).total_seconds() > grace
 
     def _why_passed_over(self, kept: Sequence[datetime], wanted: Sequence[datetime]) -> str:
         if self.policy != "all":
@@ -133,8 +133,9 @@ class Misfire:
 def newest_due(instants: Instants, first: datetime, now: datetime, keep: int) -> tuple[list[datetime], int]:
     """The newest ``keep`` instants from ``first`` up to ``now``, oldest first, and how many there were in all.
 
-    Where they are too many to step through, only the very newest is found, and the count may be -1.
+    Where they are too many to step through, they are looked for from behind, and the count may be -1.
     """
+    keep = min(keep, COUNT_CAP)
     kept = deque([first], maxlen=keep)
     count = 1
     while (following := instants.next_after(kept[-1])) <= now:
@@ -142,5 +143,8 @@ def newest_due(instants: Instants, first: datetime, now: datetime, keep: int) ->
         count += 1
         if count > COUNT_CAP:
             newest, more = instants.newest(following, now)
-            return [newest], count + more if more >= 0 else -1
+            kept = deque([newest])
+            while len(kept) < keep and kept[0] > following:
+                kept.appendleft(instants.newest(following, kept[0] - timedelta(microseconds=1))[0])
+            return list(kept), count + more if more >= 0 else -1
     return list(kept), count

@@ -96,7 +96,7 @@ def as_store_error(exc: Exception, command: str = "") -> StoreError:
         return StoreUnavailable(in_words(exc, command), acted=False)
     if isinstance(exc, unanswered):
         return StoreUnavailable(in_words(exc, command))
-    return StoreRefused(in_words(exc, command))
+    return StoreRefused(in_words(exc, command), unexplained=not code)
 
 
 def line_in_script(exc: BaseException) -> int | None:

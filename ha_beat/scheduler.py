@@ -38,6 +38,9 @@ _AT_ONCE = 1e-6
 #: Seconds between looks at entries whose schedule does not say when to look again.
 _ASK_AGAIN = 60.0
 
+#: Seconds; an entry may say 'never' by an infinite number.
+_ASK_AT_LAST = 86_400.0
+
 #: A leader that has led for so many seconds without an entry takes it to be gone, not only of another release.
 _GONE_AFTER = 3600.0
 
@@ -246,7 +249,9 @@ class HAMixin(_Base):
             entry.last_run_at = slot.base
         due, ask_in = entry.is_due()
         usable = isinstance(ask_in, int | float) and ask_in > 0
-        return bool(due), float(ask_in) if usable else _ASK_AGAIN
+        if not usable:
+            return bool(due), 0.0 if due else _ASK_AGAIN
+        return bool(due), min(float(ask_in), _ASK_AT_LAST)
 
     def arguments(self, slot: Slot) -> tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]:
         entry: ScheduleEntry = slot.entry

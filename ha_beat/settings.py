@@ -400,7 +400,7 @@ class Settings:
         help="How late an occurrence may still be enqueued; later ones are recorded as skipped. None: no limit.",
     )
     misfire_limit: int = _setting(
-        whole(1),
+        whole(1, 1000),
         default=100,
         help="With `misfire` = `all`: the most occurrences of an entry that are caught up; the older are skipped.",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -55,10 +55,9 @@ def take_over(
 ) -> Takeover:
     """Place every entry: from the later of its own store, the ledger and the shadow; past the floor after a loss."""
     taken = Takeover()
-    present = set()
+    present: set[str] = set()
     ahead: list[Slot] = []
-    for slot in slots:
-        present.add(slot.id)
+    for slot in _distinct(slots, present, emit):
         if slot.base > scribe.now + _CLOCK_ROOM:
             slot.base = NEVER
         raw = rows.get(slot.id)
@@ -95,6 +94,16 @@ def take_over(
     if loss is not None and loss.total:
         taken.works += _restored(shadow, rows, present | {work.slot.id for work in taken.works}, scribe)
     return taken
+
+
+def _distinct(slots: Iterable[Slot], present: set[str], emit: Callable[[events.Event], None]) -> Iterator[Slot]:
+    """Of slots with one id only the first: they would undo each other's row. Adds the ids to those present."""
+    for slot in slots:
+        if slot.id in present:
+            emit(events.EntryFailed(slot.label, f"another entry has its id, {slot.id!r}, already; left out"))
+        else:
+            present.add(slot.id)
+            yield slot
 
 
 def _tell_of_silence(ahead: list[Slot], emit: Callable[[events.Event], None]) -> None:

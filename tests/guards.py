@@ -136,7 +136,7 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         1,
         "enqueuer: an entry that only knows itself is not asked before its base",
-        Mutant("ha_beat.enqueuer.source:Planner.plan", "max(now, slot.base)", "now"),
+        Mutant("ha_beat.enqueuer.source:Planner.plan", "max(again, slot.base)", "again"),
         "tests/unit/test_enqueuer.py::test_an_entry_that_only_knows_itself_is_not_asked_before_its_base",
     ),
     # --- 2: a failover with the old master cut off

@@ -34,6 +34,11 @@ class Backoff:
         #: Nothing is tried before this instant, on ``Clock.elapsed``.
         self.try_at = 0.0
 
+    @property
+    def failures(self) -> int:
+        """How often in a row it has failed."""
+        return self._failures
+
     def begin(self) -> None:
         """A new term: what failed under another one says little."""
         self.succeeded()

@@ -23,13 +23,16 @@ from ha_beat.enqueuer.gathering import SCHEDULE_RETRY, Gatherer
 from ha_beat.enqueuer.rules import Rules
 from ha_beat.enqueuer.settling import Settler
 from ha_beat.enqueuer.source import Planner, ScheduleSource
-from ha_beat.errors import StoreError, StoreUnavailable
+from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.lease import Term
 from ha_beat.ledger import Ledger
 from ha_beat.scheduling_time import SchedulingTime
 from ha_beat.state_loss import Loss, Shadow, assess
 from ha_beat.takeover import take_over
 from ha_beat.verdicts import Scribe, Work
+
+#: So many times in a row a batch fails before it may be what is wrong.
+_BEFORE_TAKEN_APART = 3
 
 
 @contextmanager
@@ -132,12 +135,37 @@ class Enqueuer:
         try:
             idle = self._advance(tenure, term)
         except StoreError as exc:
+            if self._is_the_batchs_fault(exc):
+                return 0.0
             return self._backoff.failed(exc, len(self._pending.works) if self._pending else 0)
+        except FencedOff:
+            raise
+        except Exception:
+            # What was taken off the agenda for this batch is found again in the ledger.
+            self.reload()
+            raise
         away, self._away = self._away, None
         if away is not None:
             return self._backoff.failed(*away)
         self._backoff.succeeded()
         return idle
+
+    def _is_the_batchs_fault(self, error: StoreError) -> bool:
+        """Take apart a batch that does not get through to a Redis that answers: it has too large a message, say."""
+        batch, dispatcher = self._pending, self._dispatcher
+        suspect = (isinstance(error, StoreUnavailable) and error.acted) or (
+            isinstance(error, StoreRefused) and error.unexplained
+        )
+        if batch is None or dispatcher is None or not suspect or self._backoff.failures < _BEFORE_TAKEN_APART:
+            return False
+        try:
+            dispatcher.ledger.notes(["any"])
+        except StoreError:
+            return False
+        self._pending = None
+        self._backoff.succeeded()
+        self._set_apart(batch.works, error)
+        return True
 
     def stand_by(self) -> None:
         """Let the ledger know what this replica enqueued when it led and could not record. Raises nothing."""
@@ -300,4 +328,5 @@ class Enqueuer:
         slot, now = works[0].slot, self.now()
         self._emit(events.EntryFailed(slot.label, f"it can't be handed over: {type(exc).__name__}: {exc}", exc))
         if slot.entry is not None:
+            slot.failing_since = slot.failing_since or now
             self._agenda.put(slot, slot.due_at or now, now + timedelta(seconds=SCHEDULE_RETRY))

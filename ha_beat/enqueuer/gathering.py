@@ -134,7 +134,7 @@ class Gatherer:
             return True
         due, ask_in = self._source.check(slot)
         if due:
-            slot.due_at = now
+            slot.due_at, slot.ask_in = now, ask_in
         else:
             agenda.put(slot, now + timedelta(seconds=ask_in))
         return due

@@ -14,7 +14,7 @@ from ha_beat.ledger import LedgerRow
 from ha_beat.state_loss import Shadow
 from ha_beat.verdicts import Work
 
-#: Seconds until an entry that failed alone is tried again.
+#: Until an entry that failed alone is tried again.
 _ENTRY_RETRY = timedelta(seconds=1)
 
 
@@ -40,7 +40,7 @@ class Settler:
         if slot.entry is None:
             # Of an entry that is gone. What went wrong is done at the next reading of the schedule.
             if answer.kind in {"done", "mine"}:
-                self._source.armed(slot.id)
+                self._planner.tell(slot, lambda: self._source.armed(slot.id))
             return
         match answer.kind:
             case "done" | "mine" | "partial":
@@ -73,7 +73,7 @@ class Settler:
         self._shadow.learn(slot.id, row.base)
         if due is None or slot.resumed:
             slot.resumed = False
-            self._source.armed(slot.id)
+            self._planner.tell(slot, lambda: self._source.armed(slot.id))
         if due is None:
             # Armed: it is on the agenda already, where the base that was just recorded has put it.
             return
@@ -85,7 +85,7 @@ class Settler:
         elif due.send is not None:
             lateness = (now - due.send).total_seconds()
             self._emit(events.Enqueued(slot.label, str(slot.entry.task), row.task_id, due.send, lateness))
-        self._source.settled(slot, row)
+        self._planner.tell(slot, lambda: self._source.settled(slot, row))
         self._planner.plan(agenda, slot, now)
 
     def _follow(self, slot: Slot, raw: str, agenda: Agenda, now: datetime) -> None:
@@ -102,3 +102,6 @@ class Settler:
         if row is None or before is None or row.verdict != "enqueued" or row.task_id != before.task_id:
             self._emit(events.EntryFailed(slot.label, "its ledger row was changed by somebody else; following it"))
         self._planner.plan(agenda, slot, now)
+        if slot.ticket and slot.due_at is not None and slot.due_at <= now:
+            # Whoever it is may do so again and again.
+            agenda.put(slot, slot.due_at, now + _ENTRY_RETRY)

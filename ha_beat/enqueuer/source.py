@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from ha_beat import events
@@ -22,7 +22,7 @@ class ScheduleSource(Protocol):
         ...
 
     def check(self, slot: Slot) -> tuple[bool, float]:
-        """Ask an entry that alone knows: is it due, and in how many seconds to ask again."""
+        """Ask an entry that alone knows: is it due, and in how many seconds to ask again (if so, once it has run)."""
         ...
 
     def arguments(self, slot: Slot) -> tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]:
@@ -56,11 +56,12 @@ class Planner:
     def plan(self, agenda: Agenda, slot: Slot, now: datetime) -> None:
         if slot.once and slot.runs:
             agenda.drop(slot)
-            self._source.finished(slot)
+            self.tell(slot, lambda: self._source.finished(slot))
             return
         if slot.instants is None:
+            again = now + timedelta(seconds=slot.ask_in)
             # Up to its base nothing is owed, whatever it says when it is asked: after a loss that may lie ahead.
-            agenda.put(slot, max(now, slot.base))
+            agenda.put(slot, max(again, slot.base))
             return
         try:
             due_at = slot.instants.next_after(slot.base)
@@ -70,9 +71,17 @@ class Planner:
             return
         if due_at >= FOREVER:
             agenda.drop(slot)
-            self._source.finished(slot)
+            self.tell(slot, lambda: self._source.finished(slot))
             return
         agenda.put(slot, due_at)
+
+    def tell(self, slot: Slot, tell: Callable[[], None]) -> None:
+        """Let the scheduler class know; what it makes of it must not cost the other entries of the batch."""
+        try:
+            tell()
+        except Exception as exc:
+            why = f"the scheduler class can't take in what became of it: {type(exc).__name__}: {exc}"
+            self._emit(events.EntryFailed(slot.label, why, exc))
 
 
 def schedule_raises(exc: Exception) -> str:

@@ -17,7 +17,7 @@ from ha_beat.dispatch import Answer, Dispatcher, OpenClaim, Operation
 from ha_beat.dispatch.batch_script import BatchScript
 from ha_beat.elector import Tenure
 from ha_beat.enqueuer import BrokerOutOfReach, Enqueuer, Rules
-from ha_beat.errors import StoreUnavailable
+from ha_beat.errors import StoreRefused, StoreUnavailable
 from ha_beat.lease import Acquired, Attempt, Expected, Keys, RedisLeaseStore, Replica, Term
 from ha_beat.ledger import Ledger, LedgerRow
 from ha_beat.occurrence import Misfire
@@ -250,7 +250,7 @@ def test_an_hour_without_a_broker_does_not_change_the_leader_every_few_seconds(d
     desk.turn()
 
     def away(_: Sequence[Operation]) -> None:
-        raise StoreUnavailable("no broker")
+        raise StoreUnavailable("no broker", acted=False)
 
     desk.dispatcher.fail = away
     assert outage(desk, 12.0) == 1
@@ -372,3 +372,127 @@ def test_the_garbage_collector_does_not_walk_over_a_large_schedule_in_the_middle
         gc.callbacks.remove(note)
     assert ready[0] == []
     assert gc.isenabled()
+
+
+def test_a_scheduler_class_that_fails_to_take_in_a_verdict_costs_no_other_entry(desk: Desk) -> None:
+    """An entry class without a setter, say: the rest of the batch keeps its place, and this entry too."""
+    desk.source.last_run = {"one": 3601.0, "bad": 3601.0, "two": 3601.0}
+
+    def settled(slot: Slot, _: LedgerRow) -> None:
+        if slot.id == "bad":
+            raise AttributeError("can't set attribute 'last_run_at'")
+
+    desk.source.settled = settled  # type: ignore[method-assign]
+    desk.turn(5)
+    desk.later(3600.0)
+    desk.turn(5)
+    assert desk.messages() == ["bad", "bad", "one", "one", "two", "two"]
+    assert set(desk.failed()) == {"bad"}
+
+
+def test_what_a_bug_takes_off_the_agenda_is_found_again_in_the_ledger(desk: Desk) -> None:
+    """An exception that nobody foresaw, in the middle of a batch: its entries must not be silent from then on."""
+    desk.source.last_run = {"one": 3601.0, "two": 3601.0}
+    desk.turn(2)
+    settler: Any = desk.enqueuer._settler
+    real, faults = settler.take_in, [KeyError("a bug")]
+
+    def take_in(*args: Any) -> None:
+        if faults:
+            raise faults.pop()
+        real(*args)
+
+    settler.take_in = take_in
+    desk.later(3600.0)
+    with pytest.raises(KeyError):
+        desk.turn(5)
+    desk.turn(5)
+    desk.later(3600.0)
+    desk.turn(5)
+    assert desk.messages() == ["one"] * 3 + ["two"] * 3
+
+
+def test_a_row_that_is_changed_again_and_again_does_not_make_the_leader_spin(desk: Desk) -> None:
+    """Whoever does that: it is looked at once a second."""
+    desk.source.last_run = {"e": 3601.0}
+    desk.turn()
+    tries = 0
+
+    def change(_: Sequence[Operation]) -> None:
+        nonlocal tries
+        tries += 1
+        at = datetime.now(UTC) - timedelta(hours=2)
+        row = LedgerRow(at, "enqueued", at, rev=tries, task_id=f"{tries}", signature="s")
+        desk.client.hset(KEYS.ledger, "e:e", row.encoded())
+
+    desk.dispatcher.fail = change
+    assert desk.turn(2) > 0.5
+    assert tries == 1
+    desk.later(1.1)
+    desk.turn(5)
+    assert tries == 2
+    desk.dispatcher.fail = lambda _: None
+    desk.later(1.1)
+    desk.turn(5)
+    assert desk.messages() == ["e"]
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("broken pipe"), StoreRefused("too large", unexplained=True)])
+def test_a_message_that_redis_does_not_take_holds_up_nobody_else(desk: Desk, error: Exception) -> None:
+    """It is larger than the server allows, and the connection is cut each time; the server answers otherwise."""
+    desk.source.last_run = {"one": 3601.0, "large": 3601.0, "two": 3601.0}
+    desk.turn()
+
+    def fail(operations: Sequence[Operation]) -> None:
+        if any(operation.entry == "large" and operation.message for operation in operations):
+            raise error
+
+    desk.dispatcher.fail = fail
+    for _ in range(30):
+        desk.turn()
+        desk.later(1.0)
+    assert desk.messages() == ["one", "two"]
+    assert desk.failed() == ["large"]
+
+
+def test_a_full_redis_takes_no_batch_apart(desk: Desk) -> None:
+    """It says what is wrong, and once that is mended the batch goes on as it is."""
+    desk.source.last_run = {"one": 3601.0, "two": 3601.0}
+    desk.turn()
+    sizes: list[int] = []
+
+    def full(operations: Sequence[Operation]) -> None:
+        sizes.append(len(operations))
+        raise StoreRefused("Redis is out of memory")
+
+    desk.dispatcher.fail = full
+    for _ in range(8):
+        desk.turn()
+        desk.later(1.0)
+    assert set(sizes) == {2}
+    assert desk.failed() == []
+
+
+class Asked(Source):
+    """Entries that only their own class knows of: due whenever they are asked, and not to be asked for a minute."""
+
+    asked = 0
+
+    def slots(self) -> Iterable[Slot]:
+        for slot in super().slots():
+            yield replace(slot, instants=None)
+
+    def check(self, _: Slot) -> tuple[bool, float]:
+        self.asked += 1
+        return True, 60.0
+
+
+def test_a_schedule_that_is_due_whenever_it_is_asked_is_asked_when_it_says(desk: Desk) -> None:
+    """As stock beat does: a schedule need not look at the last run, and must not be sent in a hot loop."""
+    source = Asked(e=3601.0)
+    desk.use(source)
+    assert desk.turn(4) > 50.0
+    assert (source.asked, desk.messages()) == (1, ["e"])
+    desk.later(61.0)
+    desk.turn(4)
+    assert (source.asked, desk.messages()) == (2, ["e", "e"])

@@ -74,6 +74,7 @@ def a_row(**changes: Any) -> str:
         "null",
         "[]",
         "7",
+        a_row(why="X").replace("X", "\ufffd"),
     ],
 )
 def test_what_is_not_understood_is_no_row(raw: str):

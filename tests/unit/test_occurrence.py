@@ -113,11 +113,28 @@ def test_a_year_of_minutes_is_cheap(policy: MisfirePolicy, countable: bool):
     year = 365 * 24 * 60
     due = Misfire(policy).settle(instants, at(0), at(year + 0.1))
     assert instants.asked < 2 * COUNT_CAP
-    assert due.position == at(year)
+    assert due.position == at(year - 99 if policy == "all" else year)
     assert due.skipped is not None
     assert due.skipped.first == at(0)
     wanted = due.skipped.until - at(0)
     assert due.skipped.count == (int(wanted / timedelta(minutes=1)) if countable else -1)
+
+
+@pytest.mark.parametrize("countable", [True, False])
+def test_all_catches_up_its_limit_however_many_were_missed(countable: bool):
+    """A day of minutes, missed: the newest hundred run, and not the very newest alone."""
+    day = 24 * 60
+    instants = EachMinute(countable)
+    due = Misfire("all").settle(instants, at(0), at(day + 0.1))
+    wanted = at(day - 99)
+    assert due == Due(wanted, wanted, Skipped(at(0), wanted, day - 99 if countable else -1, "misfire_limit"))
+    assert sent(settle_all(Misfire("all"), wanted, at(day + 0.1))) == [at(day - n) for n in reversed(range(100))]
+
+
+@pytest.mark.parametrize("grace", [float("inf"), 1e300])
+def test_a_grace_without_end_is_none(grace: float):
+    due = Misfire("once", grace=grace).settle(EachMinute(), at(0), at(5.5))
+    assert due.send == at(5)
 
 
 def test_an_occurrence_has_one_task_id_for_whoever_enqueues_it():

@@ -325,3 +325,13 @@ def replace_slot(one: Slot, **changes: Any) -> Slot:
     for name, value in changes.items():
         setattr(one, name, value)
     return one
+
+
+def test_of_two_entries_with_one_id_the_second_is_left_out_and_named() -> None:
+    """Their class gives them ids of its own, or a schedule has the keys 1 and "1": each would undo the other's row."""
+    said: list[events.Event] = []
+    first, second = slot(at(-5)), slot(at(-7), "other")
+    second.name = "the second"
+    taken = take_over([first, second], {}, Shadow(), None, scribe=Scribe(TERM, NOW), catch_up=False, emit=said.append)
+    assert taken.slots == [first]
+    assert [event.entry for event in said if isinstance(event, events.EntryFailed)] == ["the second"]
