@@ -15,6 +15,7 @@ CLAIM = "tests/unit/test_claim.py"
 CONTRACT = "tests/contract/test_lease_store.py"
 ELECTION = "tests/unit/test_election.py"
 FEED = "tests/unit/test_shadow_feed.py"
+MARK = "tests/unit/test_store_mark.py"
 SCRIPT = "tests/contract/test_dispatch_script.py"
 STATE_LOSS = "tests/unit/test_state_loss.py"
 TAKEOVER = "tests/unit/test_takeover_rules.py"
@@ -631,6 +632,34 @@ WATCHED: tuple[Guard, ...] = (
         "ledger: rows of a newer version",
         Mutant("ha_beat.ledger:LedgerRow._parse", 'if row["v"] > ROW_VERSION:', "if False:"),
         "tests/unit/test_ledger.py::test_what_is_not_understood_is_no_row",
+    ),
+    Guard(
+        18,
+        "mark: another store's leader is at work",
+        Mutant("lua:mark", "if was[1] and not same and not stale then", "if false then"),
+        f"{MARK}::test_another_stores_leader_is_left_alone_and_both_are_named",
+    ),
+    Guard(
+        18,
+        "mark: only the one that was watched is taken over",
+        Mutant("lua:mark", "was[1] == ARGV[6] and was[2] == ARGV[7]", "was[1] == ARGV[6]"),
+        f"{MARK}::test_a_mark_that_moved_while_nobody_looked_is_not_taken_over",
+    ),
+    Guard(
+        18,
+        "mark: a standby of another store does not campaign",
+        Mutant(
+            "ha_beat.dispatch.store_mark:StoreMark.permits",
+            "return self._looked and (self._other is None or self._stale())",
+            "return self._looked",
+        ),
+        f"{MARK}::test_a_mark_that_moves_is_never_stale",
+    ),
+    Guard(
+        18,
+        "mark: it is kept before something is dispatched",
+        Mutant("ha_beat.dispatch.store_mark:StoreMark.require", "if self._lately(self._kept, term):", "if True:"),
+        f"{MARK}::test_nothing_is_dispatched_while_the_mark_cannot_be_kept",
     ),
     # --- 19: numbers in scripts
     Guard(
