@@ -111,7 +111,8 @@ def test_a_mark_that_moved_while_nobody_looked_is_not_taken_over(one: Side, two:
     """What is taken over is the mark that was watched, and no other."""
     one.mark.require(one.term)
     two.looks()
-    two.clock.advance(PATIENCE)
+    two.clock.advance(PATIENCE + 1)
+    assert two.mark.permits()
     one.mark.require(one.term)
     with pytest.raises(FencedOff):
         two.mark.require(two.term)
