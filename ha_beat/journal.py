@@ -63,6 +63,11 @@ class VerdictRecord(Record):
     task_id: str = ""
 
     @property
+    def label(self) -> str:
+        """What people call the entry: a row of a database goes by its key in ``entry``."""
+        return str(self.data.get("name") or self.entry)
+
+    @property
     def lateness(self) -> float:
         """Seconds from the due instant to the verdict."""
         return self.ms / 1000 - self.first.timestamp()

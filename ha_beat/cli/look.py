@@ -164,45 +164,38 @@ def history(
 ) -> None:
     """Show what became of every occurrence (of ENTRY), and every change of leader, the newest first."""
     found: list[Record] = []
-    wanted, names = entry, dict[str, str]()
-    known = cluster.ledger.read() if entry is not None else {}
-    if entry is not None and entry not in known:
-        names = _names(cluster)
-        wanted = next((key for key, name in names.items() if name == entry), entry)
     for record in cluster.journal.between(since):
-        if wanted is not None and record.data.get("entry") != wanted:
+        if entry is not None and entry not in {record.data.get("entry"), record.data.get("name")}:
             continue
         if verdict is not None and not (isinstance(record, VerdictRecord) and record.verdict == verdict):
             continue
         found.append(record)
         if len(found) >= limit:
             break
-    if not found and entry is not None and wanted not in known:
-        everybody = {*known, *names.values()}
-        raise NotWell(f"neither the journal nor the ledger knows an entry {entry!r}{nearest(entry, everybody)}")
+    if not found and entry is not None:
+        known = {*cluster.ledger.read(), *_names(cluster)}
+        if entry not in known:
+            raise NotWell(f"neither the journal nor the ledger knows an entry {entry!r}{nearest(entry, known)}")
     if as_json:
         output.show_json([{"n": record.n, "kind": record.kind, **record.data} for record in found])
         return
     if not found:
         click.echo("The journal has no such record.")
         return
-    if not names and any(str(record.data.get("entry", "")).isdecimal() for record in found):
-        names = _names(cluster)  # rows of a database go by their key
-    output.show_table(
-        ("RECORDED", "WHAT", "ENTRY", "FOR", "LATE", "BY", "EPOCH", "DETAIL"), [_line(r, names) for r in found]
-    )
+    rows = [_line(record) for record in found]
+    output.show_table(("RECORDED", "WHAT", "ENTRY", "FOR", "LATE", "BY", "EPOCH", "DETAIL"), rows)
 
 
-def _names(cluster: Cluster) -> dict[str, str]:
-    """What people call each entry, as the leader has it; of nothing where nobody answers."""
+def _names(cluster: Cluster) -> set[str]:
+    """What people call the entries, as the leader has them; none where nobody answers."""
     try:
         reply = cluster.ask("next", 3.0, limit=1000)
     except click.ClickException:
-        return {}
-    return {str(line["entry"]): str(line["name"]) for line in reply.data["entries"]} if reply.ok else {}
+        return set()
+    return {str(line["name"]) for line in reply.data["entries"]} if reply.ok else set()
 
 
-def _line(record: Record, names: Mapping[str, str]) -> tuple[object, ...]:
+def _line(record: Record) -> tuple[object, ...]:
     recorded = output.instant(record.ms)
     if isinstance(record, TermRecord):
         return recorded, record.event, "", "", "", record.by, record.epoch, record.why
@@ -216,10 +209,19 @@ def _line(record: Record, names: Mapping[str, str]) -> tuple[object, ...]:
             late = output.lasting(record.lateness)
         if record.task_id:
             detail = f"{record.task_id} {detail}".strip()
-        return recorded, what, names.get(record.entry, record.entry), meant, late, record.by, record.epoch, detail
-    data, entry = record.data, str(record.data.get("entry", ""))
+        return recorded, what, record.label, meant, late, record.by, record.epoch, detail
+    data = record.data
     detail = " ".join(str(data[name]) for name in ("why", "asked_by") if data.get(name))
-    return recorded, data.get("event", record.kind), names.get(entry, entry), "", "", record.by, record.epoch, detail
+    return (
+        recorded,
+        data.get("event", record.kind),
+        data.get("name") or data.get("entry", ""),
+        "",
+        "",
+        record.by,
+        record.epoch,
+        detail,
+    )
 
 
 @click.command("next", epilog="Example: celery -A proj ha-beat next --limit 5")

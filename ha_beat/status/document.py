@@ -93,6 +93,7 @@ def _verdict(record: VerdictRecord) -> dict[str, Any]:
     return {
         "n": record.n,
         "entry": record.entry,
+        "name": record.label,
         "verdict": record.verdict,
         "at_ms": to_micros(record.first) // 1000,
         "until_ms": to_micros(record.until) // 1000,

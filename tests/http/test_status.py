@@ -68,6 +68,14 @@ def test_an_enqueued_occurrence_reads_back_with_its_lateness():
     assert not record.covers(AT + timedelta(microseconds=1))
 
 
+def test_an_entry_is_called_by_its_name_where_that_is_not_its_key():
+    """A row of a database goes by its key, which nobody remembers."""
+    raw = {"verdict": "enqueued", "entry": "2", "at": AT.isoformat(), "id": "x"}
+    labels = [parse("1-0", 1, json.dumps(record)).label for record in (raw, {**raw, "name": "clear-sessions"})]
+
+    assert labels == ["2", "clear-sessions"]
+
+
 def test_a_range_of_skipped_occurrences_covers_its_first_and_not_its_end():
     raw = {"verdict": "skipped", "entry": "e", "from": AT.isoformat(), "until": (AT + timedelta(hours=1)).isoformat()}
     record = parse("1-0", 1, json.dumps({**raw, "count": -1, "why": "coalesced", "ms": 1, "epoch": 1, "by": "x"}))
