@@ -225,10 +225,11 @@ class DispatchFenced(Event):
 
 @dataclass(frozen=True, slots=True)
 class DispatchFailed(Event):
-    """A batch could not be handed over; it is tried again while the term is trusted."""
+    """A batch could not be handed over; it is tried again while the term is trusted. ``tries`` have failed in a row."""
 
     size: int
     why: str
+    tries: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,8 @@ class LogWriter:
                 return logging.DEBUG, f"Dispatched a batch of {size} in {_seconds(seconds)}"
             case e.DispatchFenced(epoch, size, why):
                 return logging.WARNING, f"Redis refused {_occurrences(size)} under epoch {epoch}: {why}"
+            case e.DispatchFailed() if event.tries > 1:
+                return logging.DEBUG, ""
             case e.DispatchFailed(0, why):
                 return logging.WARNING, f"Can't take up the schedule, trying again: {why}"
             case e.DispatchFailed(size, why):

@@ -109,7 +109,7 @@ class ServerFacts:
 class ClusterView:
     """The cluster as one look at Redis found it. ``members`` are those alive, by id; times are the Redis server's.
 
-    ``paused`` is empty, or what the ledger says of the pause (JSON).
+    ``paused`` is empty, or what the ledger says of the pause (JSON). ``dropped`` messages were the workers' guard's.
     """
 
     server_ms: int
@@ -120,6 +120,7 @@ class ClusterView:
     journal_counter: int
     journal_length: int
     paused: str
+    dropped: int = 0
 
 
 class Members:
@@ -138,7 +139,7 @@ class Members:
         """
         oldest = str(round(_REMOVE_AFTER * 1000)) if clean else ""
         reply = self._call(member, "1", oldest)
-        server_ms, lease, members, meta, length = reply
+        server_ms, lease, members, meta, length, dropped = reply
         gen, epoch, counter, paused = ("" if value is None else text(value) for value in meta)
         now = int(server_ms)
         parsed = (Member.parse(name, raw) for name, raw in sorted(_pairs(members).items()))
@@ -151,6 +152,7 @@ class Members:
             journal_counter=int(counter or 0),
             journal_length=int(length),
             paused=paused,
+            dropped=int(dropped),
         )
 
     def server_facts(self) -> ServerFacts | None:
@@ -175,7 +177,7 @@ class Members:
             self._client().hdel(self._keys.members, replica_id)
 
     def _call(self, member: Member | None, look: str, oldest: str) -> Sequence[Any]:
-        keys = [self._keys.members, self._keys.lease, self._keys.ledger, self._keys.journal]
+        keys = [self._keys.members, self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.dropped]
         args = [member.id if member else "", member.encoded() if member else "", look, oldest]
         reply: Sequence[Any] = self._script(self._client(), keys, args)
         return reply

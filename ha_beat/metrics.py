@@ -77,7 +77,12 @@ DEFINITIONS = (
     Definition("dispatch_seconds", "histogram", "How long one trip of the dispatch took.", buckets=_DURATION_BUCKETS),
     Definition("dispatch_fenced", "counter", "Occurrences that Redis refused, since the term was over."),
     Definition("dispatch_already_mine", "counter", "Occurrences found enqueued already: the reply had been lost."),
-    Definition("dispatch_failures", "counter", "Batches that could not be handed over and are tried again."),
+    Definition("dispatch_failures", "counter", "Tries to hand over a batch that failed, each of them."),
+    Definition(
+        "guard_dropped",
+        "counter",
+        "Second messages that the workers' guard has dropped, in the whole cluster: the same number from each replica.",
+    ),
     Definition("entry_failures", "counter", "Times that an entry could not be scheduled or made into a message."),
     Definition("state_losses", "counter", "Times that Redis was found to have lost its state."),
     Definition("invariant_breaks", "counter", "Things found that can't be, by rule.", ("rule",)),
@@ -276,6 +281,10 @@ class Metrics:
                 yield gauge
 
     def _series(self, name: str) -> list[tuple[tuple[str, ...], float]]:
+        if name == "guard_dropped":
+            # Counted by the workers, in Redis.
+            view = self._board.look.view
+            return [((), float(view.dropped if view else 0))]
         with self._lock:
             return list(self._numbers.counters[name].items())
 

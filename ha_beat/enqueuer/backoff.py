@@ -51,7 +51,7 @@ class Backoff:
         self._handovers = 0
 
     def failed(self, error: StoreError, size: int) -> float:
-        """After the failure of a whole batch of this size: for how many seconds to wait. Says so once.
+        """After the failure of a whole batch of this size: for how many seconds to wait.
 
         Raises:
             BrokerOutOfReach: another replica should try.
@@ -59,8 +59,7 @@ class Backoff:
         now = self._clock.elapsed()
         self._failures += 1
         self._failing_since = now if self._failing_since is None else self._failing_since
-        if self._failures == 1:
-            self._emit(events.DispatchFailed(size, str(error)))
+        self._emit(events.DispatchFailed(size, str(error), self._failures))
         if now - self._failing_since > self._handover_after * min(2**self._handovers, _MOST_PATIENCE):
             self._failing_since = None
             self._handovers = min(self._handovers + 1, _MOST_PATIENCE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ha_beat import events
+from ha_beat.members import ClusterView
 from ha_beat.metrics import DEFINITIONS, LATENESS_BUCKETS, Metrics, metrics_table, reason_of
 from tests.http.support import Scene
 
@@ -105,6 +107,15 @@ def test_gauges_follow_the_board():
     assert value(metrics, "ha_beat_last_tick_age_seconds") == 3.5
     assert value(metrics, "ha_beat_members", role="leader") == 1
     assert value(metrics, "ha_beat_warnings", code="redis-unreachable") == 1
+
+
+def test_messages_dropped_by_the_guard_are_those_of_the_last_look():
+    scene = Scene()
+    metrics = scene.metrics()
+    assert value(metrics, "ha_beat_guard_dropped_total") == 0
+    view = ClusterView(1, None, (), "gen", 1, 0, 0, "", dropped=7)
+    scene.board.look = replace(scene.board.look, view=view)
+    assert value(metrics, "ha_beat_guard_dropped_total") == 7
 
 
 def test_every_metric_is_there_from_the_start_and_well_named():

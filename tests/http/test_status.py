@@ -136,6 +136,17 @@ def test_a_member_reads_back_as_it_was_written(client: redis.Redis):
     assert members.view().members == ()
 
 
+def test_messages_dropped_by_the_guard_come_with_the_look(client: redis.Redis):
+    """Workers count them in Redis; a look costs no second round trip for it, and no right that they may lack."""
+    members = Members(lambda: client, KEYS)
+    assert members.view().dropped == 0
+    client.incrby(KEYS.dropped, 7)
+    assert members.view().dropped == 7
+    client.delete(KEYS.dropped)
+    client.hset(KEYS.dropped, "another", "type")
+    assert members.view().dropped == 0
+
+
 def test_those_not_seen_for_six_seconds_are_gone_and_the_leader_removes_them(client: redis.Redis):
     members = Members(lambda: client, KEYS)
     now = members.announce(Member("alive"))
