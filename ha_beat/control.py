@@ -161,7 +161,7 @@ class Control:
         if pause is None and shadow.paused and shadow.paused_gen != term.gen:
             self._requests.keep_pause(term, shadow.paused)
             pause = Pause.parse(shadow.paused)
-        shadow.paused, shadow.paused_gen = pause.encoded() if pause else "", term.gen
+        self._remember(term, pause)
         if pause is not None and (new_term or self._pause is None):
             self._emit(events.Paused(pause.since, pause.by, pause.reason, found=new_term))
         elif pause is None and self._enqueuer.paused:
@@ -170,6 +170,10 @@ class Control:
             self._begun.clear()
         self._pause, self._known_to = pause, term.nonce
         self._enqueuer.paused, self._enqueuer.refused_as_paused = pause is not None, False
+
+    def _remember(self, term: Term, pause: Pause | None) -> None:
+        """For the day on which the ledger is lost: this replica may be the next to lead, or the only one."""
+        self._shadow.paused, self._shadow.paused_gen = pause.encoded() if pause else "", term.gen
 
     # --- Requests
 
@@ -262,6 +266,7 @@ class Control:
         self._known_to = ""
         self._answer(term, request, reply, record=record, change=MetaChange(Pause.FIELD, pause.encoded()))
         self._known_to, self._pause, self._enqueuer.paused = term.nonce, pause, True
+        self._remember(term, pause)
         self._emit(events.Paused(pause.since, pause.by, pause.reason, found=False))
 
     def _resume_cluster(self, term: Term, request: Request) -> None:
@@ -272,6 +277,7 @@ class Control:
         self._known_to = ""
         self._answer(term, request, reply, record={"event": "resumed"}, change=MetaChange(Pause.FIELD, ""))
         self._known_to, self._pause, self._enqueuer.paused = term.nonce, None, False
+        self._remember(term, None)
         # What fell due meanwhile gets its verdict by the misfire policy.
         self._enqueuer.reload()
         self._emit(events.Resumed(request.by, self._ms() / 1000 - pause.since_ms / 1000))

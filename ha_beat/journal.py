@@ -128,7 +128,7 @@ def parse(stream_id: str, n: int, raw: str) -> Record | None:
                 task_id=str(data.get("id") or ""),
             )
         return Record(**known)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 

@@ -75,17 +75,33 @@ class Member:
     def parse(cls, replica_id: str, raw: str) -> Member | None:
         """From the record in Redis; ``None`` where it can't be read. Unknown fields (newer software) are left out."""
         try:
-            record = json.loads(raw)
-            known: dict[str, Any] = {each.name: record[each.name] for each in fields(cls) if each.name in record}
-            known["upcoming"] = tuple(Upcoming(*line) for line in known.get("upcoming", ()))
-            known["not_ready"] = tuple(known.get("not_ready", ()))
-            known["id"] = replica_id
+            record = {**json.loads(raw), "id": replica_id}
+            known: dict[str, Any] = {
+                each.name: _of_kind(_PLAIN.get(str(each.type)), record[each.name])
+                for each in fields(cls)
+                if each.name in record
+            }
+            known["upcoming"] = tuple(
+                Upcoming(_of_kind(str, entry), _of_kind(str, task), _of_kind(int, at_ms))
+                for entry, task, at_ms in known.get("upcoming", ())
+            )
+            known["not_ready"] = tuple(_of_kind(str, why) for why in known.get("not_ready", ()))
+            known["failing"] = {entry: _of_kind(str, why) for entry, why in known.get("failing", {}).items()}
             return cls(**known)
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             return None
 
     def alive(self, server_ms: int) -> bool:
         return server_ms - self.seen_ms <= MEMBER_TIMEOUT * 1000
+
+
+_PLAIN: Mapping[str, type] = {"str": str, "int": int}
+
+
+def _of_kind(kind: type | None, value: Any) -> Any:
+    if kind is not None and not isinstance(value, kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ class Request:
                 asked_ms=int(asked_ms),
                 deadline_ms=int(deadline_ms),
             )
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return cls(action="", id=request_id)
 
 
@@ -105,7 +105,7 @@ class Reply:
         try:
             found = json.loads(raw)
             return cls(found["ok"], found["line"], found["data"], found["leader"], found["epoch"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return cls(ok=False, line="the leader's answer can't be read by this version of ha_beat")
 
 
@@ -148,7 +148,7 @@ class Pause:
         try:
             found = json.loads(raw)
             return cls(int(found["since_ms"]), str(found.get("by") or ""), str(found.get("reason") or ""))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return cls(0, reason="its record can't be read")
 
 

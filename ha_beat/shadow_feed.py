@@ -71,7 +71,7 @@ class ShadowFeed:
                     return False
                 if "base" in record and "entry" in record:
                     self._shadow.learn(str(record["entry"]), from_micros(record["base"]))
-        except (ValueError, TypeError, OverflowError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             return False
         return True
 

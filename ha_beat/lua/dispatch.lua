@@ -51,7 +51,8 @@ local kinds = {}
 local function wrong_type(command)
   if command[1] ~= 'LPUSH' then return nil end
   local key = command[2]
-  kinds[key] = kinds[key] or redis.call('TYPE', key).ok
+  -- Where it may not be asked, the push itself says why.
+  kinds[key] = kinds[key] or redis.pcall('TYPE', key).ok or 'list'
   if kinds[key] ~= 'none' and kinds[key] ~= 'list' then return 'queue key ' .. key .. ' is a ' .. kinds[key] end
 end
 
@@ -83,8 +84,9 @@ for i, op in ipairs(operations) do
       if op.request ~= '' then
         redis.call('HSET', ledger, 'r:' .. op.request, op.step)
       elseif op.row == '' then
-        redis.call('HDEL', ledger, fields[i])
-        standing[fields[i]] = ''
+        -- It has no message: what is refused here leaves nothing behind.
+        local removed = redis.pcall('HDEL', ledger, fields[i])
+        if type(removed) == 'table' then kind, detail = 'error', removed.err else standing[fields[i]] = '' end
       else
         redis.call('HSET', ledger, fields[i], op.row)
         standing[fields[i]] = op.row

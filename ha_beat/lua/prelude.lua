@@ -53,11 +53,12 @@ local function reader(n)
   return take, take_list
 end
 
--- Add records to a journal that is kept to about that size. A record that is refused leaves a gap in the count.
+-- Add records to a journal that is kept to about that size, or go on without: what they tell of has happened. A record
+-- that is refused leaves a gap in the count.
 local function append(journal, ledger, size, records)
   for _, record in ipairs(records) do
-    local n = redis.call('HINCRBY', ledger, 'm:journal', 1)
-    redis.pcall('XADD', journal, 'MAXLEN', '~', size, '*', 'n', n, 'd', record)
+    local n = redis.pcall('HINCRBY', ledger, 'm:journal', 1)
+    redis.pcall('XADD', journal, 'MAXLEN', '~', size, '*', 'n', type(n) == 'number' and n or 0, 'd', record)
   end
 end
 
