@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -181,12 +182,14 @@ def check_database(**_: Any) -> list[CheckMessage]:
 def check_tables(databases: Sequence[str] | None = None, **_: Any) -> Iterable[CheckMessage]:
     """The tables; with ``manage.py check --database default``, and before ``migrate``."""
     alias = _alias()
-    if alias not in (databases or ()):
+    if alias not in (databases or ()) or sys.argv[1:2] == ["migrate"]:
+        # Whoever is about to make the tables need not be told.
         return []
     try:
         tables = set(connections[alias].introspection.table_names())
     except Exception as exc:
-        return [Error(f"the database {alias!r} can't be asked: {exc}", id="ha_beat.E006")]
+        hint = "Start it, or correct DATABASES: no beat leads before it has read the schedule once."
+        return [Error(f"the database {alias!r} can't be asked: {exc}", hint=hint, id="ha_beat.E006")]
     if "django_celery_beat_periodictask" in tables:
         return []
     return [

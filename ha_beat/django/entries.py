@@ -13,7 +13,7 @@ from django.utils import timezone
 from django_celery_beat.clockedschedule import clocked
 from django_celery_beat.schedulers import ModelEntry
 
-from ha_beat.django.instants import instants_of, utc
+from ha_beat.django.instants import Remembered, instants_of, utc
 from ha_beat.entry_options import KEY, EntryOptions
 from ha_beat.errors import HaBeatError
 from ha_beat.occurrence import Misfire
@@ -48,7 +48,7 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
         own = headers.pop(KEY, None)
         if own is not None:
             self.options[KEY] = own
-        self.instants = instants_of(model, self.schedule)
+        self.instants = Remembered(instants_of(model, self.schedule))
         self.signature = _signature(model, self.schedule)
         self.expires = utc(model.expires) if model.expires else None
         self._rules: tuple[tuple[Misfire, str], EntryOptions] | None = None

@@ -86,23 +86,23 @@ class Remembered:
     """
 
     def __init__(self, inner: Instants) -> None:
-        self._inner = inner
+        self.inner = inner
         self._last: tuple[datetime, datetime] | None = None
 
     def next_after(self, instant: datetime) -> datetime:
         last = self._last
         if last is None or last[0] != instant:
-            last = self._last = (instant, self._inner.next_after(instant))
+            last = self._last = (instant, self.inner.next_after(instant))
         return last[1]
 
     def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:
-        return self._inner.newest(known, now)
+        return self.inner.newest(known, now)
 
     def first_from(self, known: datetime, since: datetime) -> datetime:
-        return timetable.first_from(self._inner, known, since)
+        return timetable.first_from(self.inner, known, since)
 
     def origin(self, now: datetime) -> datetime:
-        return origin(self._inner, now)
+        return origin(self.inner, now)
 
 
 def instants_of(row: Any, source: Any) -> Instants:

@@ -126,7 +126,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
         entry: RowEntry = self.Entry(model, app=self.app)
         entry.rules(misfire(self.ha_settings), self.ha_settings.uncertain)
         same = (entry.signature, entry.expires)
-        entry.instants = Remembered(self._instants.setdefault(same, entry.instants))
+        entry.instants = Remembered(self._instants.setdefault(same, entry.instants.inner))
         return entry
 
     def _write_static(self, runtime: Runtime, term: Term) -> None:

@@ -15,11 +15,14 @@ from tests.django.conftest import SETTINGS, Site, use
 from tests.faults.cluster import REPOSITORY, base_environment
 
 
-def run_check(site: Site, *arguments: str, env: dict[str, str] | None = None, **settings: Any) -> str:
+def run_check(
+    site: Site, *arguments: str, env: dict[str, str] | None = None, command: str = "check", **settings: Any
+) -> str:
     """What `manage.py check` prints on a project with these settings."""
-    code = "from django.core.management import execute_from_command_line as e"
+    line = ["manage.py", command, *arguments]
+    code = f"import sys; sys.argv = {line!r}; from django.core.management import execute_from_command_line as e; e()"
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}; e(['manage.py', 'check', *{list(arguments)!r}])"],
+        [sys.executable, "-c", code],
         cwd=REPOSITORY,
         env=base_environment({**site.env(**settings), **(env or {})}),
         capture_output=True,
@@ -85,7 +88,26 @@ def test_each_fault_of_the_cluster_is_named(site, found, settings):
 def test_missing_tables_are_named(site, tmp_path):
     empty = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.fspath(tmp_path / "empty.sqlite3")}}
 
-    assert "ha_beat.W007" in run_check(site, "--database", "default", DATABASES=empty)
+    found = run_check(site, "--database", "default", DATABASES=empty)
+    assert "ha_beat.W007" in found
+    assert "HINT: Run manage.py migrate" in found
+    assert "ha_beat.W007" not in run_check(site, command="migrate", DATABASES=empty)
+
+
+def test_a_database_that_cannot_be_asked_is_named(site, tmp_path):
+    away = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.fspath(tmp_path / "nowhere" / "x.sqlite3")}}
+    found = run_check(site, "--database", "default", DATABASES=away)
+
+    assert "ha_beat.E006" in found
+    assert "HINT: Start it" in found
+
+
+def test_a_missing_app_is_named(monkeypatch):
+    monkeypatch.setattr(checks.apps, "is_installed", lambda _: False)
+    (found,) = checks.check_apps()
+
+    assert found.id == "ha_beat.E001"
+    assert "before" in found.hint
 
 
 def test_the_settings_module_is_the_tests_own():

@@ -73,7 +73,8 @@ def test_dispatch_goes_on_while_the_leader_has_no_database(postgres_site, second
     assert_no_gap(postgres_site, "task", 0.5)
 
 
-def test_a_takeover_needs_no_database(postgres_site):
+@pytest.mark.parametrize("seconds", [0, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_takeover_needs_no_database(postgres_site, seconds):
     """The standby has the schedule; the rows get what neither leader could write while it was away."""
     task = row("task", interval=every(0.5))
     with beats(postgres_site) as cluster:
@@ -88,6 +89,8 @@ def test_a_takeover_needs_no_database(postgres_site):
         leader.kill()
         cluster.wait_for_leader(other_than=leader)
         enqueued(postgres_site, 3)
+        time.sleep(seconds)
+        enqueued(postgres_site, 2)
         start(postgres_site)
         assert_rows_catch_up(cluster, task)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.servers import PartMissing, RedisServer, ServerProcess, need, wait_for
+from tests.servers import PartMissing, Postgres, RedisServer, ServerProcess, need, wait_for
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "deploy" / "example"
@@ -161,3 +161,38 @@ def test_two_beats_share_the_schedule_in_the_database(env, tmp_path, redis_serve
         for process in beats:
             process.stop()
         client.close()
+
+
+def test_one_command_makes_the_admin_s_user(env):
+    """As the README has it."""
+    line = next(line for line in (EXAMPLE / "README.md").read_text().splitlines() if "createsuperuser" in line)
+    setting, _, command = line.partition(" ")
+    name, _, password = setting.partition("=")
+    run(env, "manage.py", "migrate", "--verbosity", "0")
+    run(env | {name: password}, *command.split()[1:])
+    code = (
+        "import django; django.setup()\n"
+        "from django.contrib.auth import authenticate\n"
+        f"print(authenticate(username='admin', password={password!r}).is_superuser)"
+    )
+
+    assert run(env, "-c", code).strip() == "True"
+
+
+@pytest.mark.slow
+def test_the_example_runs_on_postgresql(env, tmp_path, redis_server: RedisServer):
+    """All that differs is DATABASE_URL."""
+    need(lambda: _have("psycopg"))
+    with need(Postgres) as server:
+        found = server.django_database
+        address = f"{found['USER']}:{found.get('PASSWORD', '')}@{found['HOST']}:{found['PORT']}/{found['NAME']}"
+        env |= {"REDIS_URL": redis_server.url, "SCHEDULE": "database", "DATABASE_URL": f"postgresql://{address}"}
+        run(env, "manage.py", "migrate", "--verbosity", "0")
+        client = redis.Redis.from_url(redis_server.url)
+        beat = [sys.executable, "-m", "celery", "-A", "example", "beat", "--pidfile="]
+        process = ServerProcess(beat, tmp_path / "beat.log", cwd=EXAMPLE, env=env)
+        try:
+            wait_for(lambda: client.llen("celery") >= 1, timeout=60, what="a message")
+        finally:
+            process.stop()
+            client.close()
