@@ -51,13 +51,15 @@ class LedgerRow:
 
     ``base`` is Celery's ``last_run_at``, the instant that the next occurrence is counted from; ``scheduled_at`` is when
     the last occurrence was due (``None`` while there was none). ``signature`` tells one schedule of the entry from
-    another, and ``following`` is what came next by it. ``raw`` is the row as it stands in Redis.
+    another, and ``following`` is what came next by it. Up to ``in_doubt_until`` its occurrences may have been enqueued:
+    state was lost, and who saw to that did not have the entry. ``raw`` is the row as it stands in Redis.
     """
 
     base: datetime
     verdict: Verdict
     scheduled_at: datetime | None = None
     following: datetime | None = None
+    in_doubt_until: datetime | None = None
     rev: int = 1
     dispatched_ms: int = 0
     epoch: int = 0
@@ -83,6 +85,8 @@ class LedgerRow:
             row["at"] = to_micros(self.scheduled_at)
         if self.following is not None:
             row["next"] = to_micros(self.following)
+        if self.in_doubt_until is not None:
+            row["doubt"] = to_micros(self.in_doubt_until)
         if self.reason:
             row["why"] = self.reason
         if self.task_id:
@@ -105,12 +109,13 @@ class LedgerRow:
             row = json.loads(raw)
             if row["v"] > ROW_VERSION:
                 return None
-            at, following = row.get("at"), row.get("next")
+            at, following, in_doubt = row.get("at"), row.get("next"), row.get("doubt")
             return cls(
                 base=from_micros(row["base"]),
                 verdict=row["verdict"],
                 scheduled_at=None if at is None else from_micros(at),
                 following=None if following is None else from_micros(following),
+                in_doubt_until=None if in_doubt is None else from_micros(in_doubt),
                 rev=int(row["rev"]),
                 dispatched_ms=int(row["ms"]),
                 epoch=int(row["epoch"]),

@@ -9,7 +9,8 @@ from datetime import datetime, timedelta
 
 from ha_beat.ledger import KEEP_ABSENT, LedgerRow, ServerFacts
 
-#: After a total loss nothing due earlier than this from now is believed not to have been enqueued.
+#: After a total loss nothing due earlier than this from now, or from the server's start, is believed not to have been
+#: enqueued: the clock of who did may be ahead.
 _GUARD = timedelta(seconds=2)
 
 
@@ -109,8 +110,8 @@ def assess(
             return None
         lost = "lease and ledger" if not (lease_gen or ledger_gen) else "ledger"
         return Loss(f"the {lost} had been lost", now + _GUARD, total=True)
-    known = shadow.gen == gen
-    behind = known and shadow.ahead_of(rows, now)
+    # Also where it has another incarnation's: who has seen to that loss may not have had all entries.
+    behind = shadow.ahead_of(rows, now)
     if facts is None:
         if behind:
             return Loss("the ledger is behind what had been acknowledged", now + _GUARD, total=True)
@@ -120,15 +121,15 @@ def assess(
         if facts.min_replicas:
             # Cut off with a leader, the old primary takes writes for so long yet. It was primary until this one was.
             doubt_until = max(doubt_until, (reached_at or now) + timedelta(seconds=facts.max_lag) + _GUARD)
-        return _after_failover(facts, doubt_until, known=known, behind=behind, contact_lost=contact_lost)
+        return _after_failover(facts, doubt_until, known=shadow.gen == gen, behind=behind, contact_lost=contact_lost)
     # Its uptime is by a clock that steps; the server before was heard of until contact was lost.
-    started_at = max(facts.started_at, contact_lost or facts.started_at)
+    floor = max(facts.started_at, contact_lost or facts.started_at) + _GUARD
     if behind:
-        return Loss("Redis came back without its last writes", started_at, total=True)
+        return Loss("Redis came back without its last writes", floor, total=True)
     if not facts.append_only:
         # No shadow is known to reach to the server's end: a standby's is behind, and who was the leader can't know
         # whether it was the last one.
-        return Loss("Redis came back, and without an append-only file its last writes are lost", started_at, total=True)
+        return Loss("Redis came back, and without an append-only file its last writes are lost", floor, total=True)
     if contact_lost is None:
         return None
     return Loss("Redis came back; what was under way when it went is in doubt", contact_lost, total=False)
@@ -146,5 +147,5 @@ def _after_failover(
     floor = doubt_until if facts.min_replicas else contact_lost
     if not facts.append_only:
         # A primary that has replicas and comes back from a snapshot looks as if it had been promoted.
-        floor = max(floor, facts.started_at)
+        floor = max(floor, facts.started_at + _GUARD)
     return Loss("Redis failed over; what was under way when the old primary went is in doubt", floor, total=False)

@@ -91,8 +91,9 @@ def take_over(
         if absence.certain:
             taken.works += _absences({entry: rows[entry] for entry in gone}, shadow, scribe)
         taken.held_back |= bool(gone) and not absence.certain
-    if loss is not None and loss.total:
-        taken.works += _restored(shadow, rows, present | {work.slot.id for work in taken.works}, scribe)
+    if loss is not None:
+        placed = {slot.id for slot in taken.slots} | {work.slot.id for work in taken.works}
+        taken.works += _of_others(shadow, rows, placed, loss, scribe, catch_up=catch_up)
     return taken
 
 
@@ -114,18 +115,29 @@ def _tell_of_silence(ahead: list[Slot], emit: Callable[[events.Event], None]) ->
     emit(events.EntryFailed(worst.label, why))
 
 
-def _restored(shadow: Shadow, rows: Mapping[str, str], placed: Set[str], scribe: Scribe) -> list[Work]:
-    """Positions that were lost, of entries that this replica's schedule has not.
+def _of_others(
+    shadow: Shadow, rows: Mapping[str, str], placed: Set[str], loss: Loss, scribe: Scribe, *, catch_up: bool
+) -> list[Work]:
+    """What was lost, or is in doubt, of entries that this replica's schedule has not, or not surely.
 
-    Other releases may have them; and a ledger that stayed behind would look like another loss at every takeover.
+    Whoever has them leads later, and finds no loss: the row tells him until when they are in doubt. And a ledger that
+    stayed behind would look like another loss at every takeover.
     """
     works = []
-    for entry, position in shadow.lost(rows, scribe.now).items():
-        if entry not in placed:
-            row = LedgerRow.parse(rows[entry]) if entry in rows else None
-            slot = Slot(entry, None, None, Misfire(), row.signature if row else "", position, row)
-            gone = row is not None and row.verdict == "absent"
-            works.append(scribe.absent(slot) if gone else scribe.armed(slot))
+    lost = shadow.lost(rows, scribe.now)
+    for entry in (lost.keys() | rows.keys()) - placed:
+        row = LedgerRow.parse(rows[entry]) if entry in rows else None
+        if row is None and entry in rows:
+            continue
+        base = max(filter(None, (row.base if row else None, lost.get(entry))))
+        slot = Slot(entry, None, None, Misfire(), row.signature if row else "", base, row)
+        following = row.following if row is not None and entry not in lost else None
+        if row is not None and row.verdict == "absent":
+            works += [scribe.absent(slot)] if entry in lost else []
+        elif not catch_up and base < loss.floor and (following is None or following <= loss.floor):
+            works.append(scribe.armed(slot, in_doubt_until=loss.floor))
+        elif entry in lost:
+            works.append(scribe.armed(slot))
     return works
 
 
@@ -175,8 +187,9 @@ def _place(
         # What was given another schedule meanwhile is not the old one that goes on: a time just past counts.
         since = now if slot.since is None or (off and not changed) else slot.since
         slot.base = max(slot.base, origin(slot.instants, since))
-    if loss is not None and not catch_up:
-        skipping = _skip_to(slot, loss, scribe)
+    in_doubt = [until for until in (loss.floor if loss and not catch_up else None, row and row.in_doubt_until) if until]
+    if in_doubt:
+        skipping = _skip_to(slot, max(in_doubt), scribe)
         if skipping is not None:
             return skipping
     dropped = row.following if edited and row is not None else None
@@ -187,17 +200,17 @@ def _place(
     return scribe.armed(slot) if edited or off or behind else None
 
 
-def _skip_to(slot: Slot, loss: Loss, scribe: Scribe) -> Work | None:
+def _skip_to(slot: Slot, floor: datetime, scribe: Scribe) -> Work | None:
     """Give what may have been enqueued before the loss the verdict that it won't be again."""
-    if slot.base >= loss.floor:
+    if slot.base >= floor:
         return None
     if slot.instants is None:
-        slot.base = loss.floor
+        slot.base = floor
         return scribe.armed(slot)
     first = slot.instants.next_after(slot.base)
-    if first > loss.floor:
+    if first > floor:
         return None
-    kept, count = newest_due(slot.instants, first, loss.floor, keep=1)
+    kept, count = newest_due(slot.instants, first, floor, keep=1)
     slot.base = kept[-1]
     until = slot.instants.next_after(slot.base)
     return scribe.skipped(slot, Skipped(first, until, count, "state_loss"), slot.base)

@@ -44,6 +44,7 @@ class Scribe:
         scheduled_at: datetime | None = None,
         reason: str = "",
         task_id: str = "",
+        in_doubt_until: datetime | None = None,
     ) -> LedgerRow:
         before = slot.row
         again = before is not None and before.task_id == task_id and bool(task_id)
@@ -53,6 +54,7 @@ class Scribe:
             verdict=verdict,
             scheduled_at=scheduled_at or (before.scheduled_at if before else None),
             following=_following(slot, base),
+            in_doubt_until=in_doubt_until,
             rev=(before.rev if before else 0) + 1,
             dispatched_ms=self._ms,
             epoch=self.term.epoch,
@@ -64,9 +66,9 @@ class Scribe:
         )
         return replace(row, raw=row.encoded())
 
-    def armed(self, slot: Slot) -> Work:
-        """From now on the cluster owes this entry its occurrences, whoever leads."""
-        row = self.row(slot, slot.base, "armed")
+    def armed(self, slot: Slot, *, in_doubt_until: datetime | None = None) -> Work:
+        """From now on the cluster owes this entry its occurrences, whoever leads; but none that is in doubt."""
+        row = self.row(slot, slot.base, "armed", in_doubt_until=in_doubt_until)
         return Work(slot, Operation(slot.id, slot.expected, row.raw), row)
 
     def absent(self, slot: Slot) -> Work:

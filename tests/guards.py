@@ -131,7 +131,7 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         1,
         "takeover: what may have been enqueued is not enqueued again",
-        Mutant("ha_beat.takeover:_skip_to", "if slot.base >= loss.floor:", "if True:"),
+        Mutant("ha_beat.takeover:_skip_to", "if slot.base >= floor:", "if True:"),
         f"{TAKEOVER}::test_after_a_loss_a_store_that_lags_does_not_run_its_past_again",
     ),
     Guard(
@@ -139,6 +139,28 @@ WATCHED: tuple[Guard, ...] = (
         "enqueuer: an entry that only knows itself is not asked before its base",
         Mutant("ha_beat.enqueuer.source:Planner.plan", "max(again, slot.base)", "again"),
         "tests/unit/test_enqueuer.py::test_an_entry_that_only_knows_itself_is_not_asked_before_its_base",
+    ),
+    Guard(
+        1,
+        "assess: the clock of who was lost with the state may have been ahead",
+        Mutant(
+            "ha_beat.state_loss:assess",
+            "contact_lost or facts.started_at) + _GUARD",
+            "contact_lost or facts.started_at)",
+        ),
+        "tests/unit/test_loss_storm.py::test_whatever_is_lost_nothing_runs_twice_or_is_dropped_in_silence",
+    ),
+    Guard(
+        1,
+        "takeover: what was lost of another release's entries stays in doubt until it leads",
+        Mutant("ha_beat.takeover:_of_others", "in_doubt_until=loss.floor", "in_doubt_until=None"),
+        f"{TAKEOVER}::test_what_is_in_doubt_of_another_release_s_entry_stays_so_until_that_one_leads",
+    ),
+    Guard(
+        1,
+        "enqueuer: a leader remembers all of the ledger that it took over",
+        Mutant("ha_beat.enqueuer.enqueuer:Enqueuer._take_over", "self._shadow.learn_rows(rows)", "pass"),
+        "tests/unit/test_enqueuer.py::test_a_leader_that_loses_the_ledger_remembers_what_was_not_due_in_its_term",
     ),
     # --- 2: a failover with the old master cut off
     Guard(
@@ -162,7 +184,7 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         2,
         "assess: a primary back from a snapshot is told from a promoted replica by its start",
-        Mutant("ha_beat.state_loss:_after_failover", "floor = max(floor, facts.started_at)", "pass"),
+        Mutant("ha_beat.state_loss:_after_failover", "floor = max(floor, facts.started_at + _GUARD)", "pass"),
         f"{STATE_LOSS}::test_a_primary_with_replicas_that_came_back_from_a_snapshot_looks_promoted",
     ),
     # --- 3: a script does not roll back
@@ -483,9 +505,7 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         1,
         "takeover: an edit is no proof that nothing was enqueued",
-        Mutant(
-            "ha_beat.takeover:_place", "if loss is not None and not catch_up:", "if loss is not None and not edited:"
-        ),
+        Mutant("ha_beat.takeover:_place", "if in_doubt:", "if in_doubt and not edited:"),
         f"{TAKEOVER}::test_after_a_loss_an_edited_entry_is_in_doubt_like_any_other",
     ),
     Guard(

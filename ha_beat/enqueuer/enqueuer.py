@@ -247,6 +247,8 @@ class Enqueuer:
         )
         self.held_back = taken.held_back
         self._shadow.gen = term.gen
+        # Most entries will not be due in this term; should the ledger be lost in it, this is all that is left of them.
+        self._shadow.learn_rows(rows)
         self._to_write = taken.works
         if self._loss is None:
             self._shadow.forget(rows, now)

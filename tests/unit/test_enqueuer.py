@@ -18,7 +18,7 @@ from ha_beat.dispatch.batch_script import BatchScript
 from ha_beat.elector import Tenure
 from ha_beat.enqueuer import BrokerOutOfReach, Enqueuer, Rules
 from ha_beat.errors import StoreRefused, StoreUnavailable
-from ha_beat.lease import Acquired, Attempt, Expected, Keys, RedisLeaseStore, Replica, Term
+from ha_beat.lease import Acquired, Attempt, Expected, Keys, RedisLeaseStore, Replica, Term, new_token
 from ha_beat.ledger import Ledger, LedgerRow
 from ha_beat.occurrence import Misfire
 from ha_beat.scheduling_time import SchedulingTime
@@ -143,9 +143,8 @@ class Desk:
         store = RedisLeaseStore(lambda: self.client, KEYS)
         record = store.observe().record
         expected = Expected(record.epoch, record.seq) if record else None
-        epoch = record.epoch if record else 0
         replica = Replica("one", "host", 1, "0", "app")
-        answer = store.acquire(Attempt(replica, f"nonce {epoch}", self.clock.elapsed(), 1e6, 1.0, ""), expected, 0)
+        answer = store.acquire(Attempt(replica, new_token(), self.clock.elapsed(), 1e6, 1.0, ""), expected, 0)
         assert isinstance(answer, Acquired)
         return Tenure(answer, "")
 
@@ -287,6 +286,23 @@ def test_a_leader_that_held_the_lease_before_the_server_changed_waits_for_nobody
     desk.tenure = replace(desk.tenure, acquired=acquired, contact_lost=datetime.now(UTC) - timedelta(hours=2))
     desk.turn(5)
     assert desk.messages() == ["e"]
+
+
+def test_a_leader_that_loses_the_ledger_remembers_what_was_not_due_in_its_term(desk: Desk) -> None:
+    """It never stood by, and has read the ledger once, when it took over: half an hour of an hourly entry is over."""
+    base = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=30)
+    desk.client.hset(KEYS.ledger, "e:e", LedgerRow(base, "enqueued", base, signature="s").encoded())
+    desk.source.last_run = {"e": 1e6}
+    desk.turn(3)
+    desk.client.flushall()
+    desk.tenure = desk.lead()
+    desk.turn(3)
+    row = LedgerRow.parse(str(desk.client.hget(KEYS.ledger, "e:e")))
+    assert row is not None
+    assert (row.base, row.verdict) == (base, "armed")
+    slot = desk.enqueuer.agenda.get("e")
+    assert slot is not None
+    assert slot.due_at == base + timedelta(hours=1)
 
 
 def test_a_second_term_begins_with_the_ledger_as_it_is(desk: Desk) -> None:

@@ -212,6 +212,35 @@ def test_after_a_loss_a_row_that_is_behind_is_mended_once_whether_its_entry_is_g
         assert (work.row.base, work.row.verdict) == (at(-3), "absent" if certain else "armed")
 
 
+def of_another_release(raw: str, floor: float, **changes: Any) -> LedgerRow | None:
+    """What becomes, after a loss, of the row of an entry that the new leader has not."""
+    given: dict[str, Any] = {"scribe": Scribe(TERM, NOW), "catch_up": False, "emit": lambda _: None, **changes}
+    taken = take_over([], {"e": raw}, Shadow(), total(floor), **given)
+    return taken.works[0].row if taken.works else None
+
+
+@pytest.mark.parametrize("held_back", [False, True])
+def test_what_is_in_doubt_of_another_release_s_entry_stays_so_until_that_one_leads(held_back: bool) -> None:
+    """It leads later and finds no loss, but the row says it: no instant up to there is enqueued, on the same grid."""
+    absence = Absence(certain=False) if held_back else None
+    left = of_another_release(row(-35), +2, absence=absence)
+    assert left is not None
+    assert (left.base, left.verdict) == (at(-35), "armed")
+    (work,) = placed(slot(), left.raw).works
+    assert (work.row.verdict, work.row.reason, work.row.base) == ("skipped", "state_loss", at(-5))
+    assert work.row.in_doubt_until is None
+
+
+def test_what_is_not_in_doubt_of_another_release_s_entry_is_left_alone() -> None:
+    """It has nothing due until then, or is past it, or gone; or all is to be caught up."""
+    not_due = LedgerRow(at(-35), "enqueued", following=at(+60), signature="s").encoded()
+    assert of_another_release(not_due, +2) is None
+    assert of_another_release(row(+5), +2) is None
+    assert of_another_release(LedgerRow(at(-35), "absent", signature="s").encoded(), +2) is None
+    assert of_another_release(row(-35), +2, catch_up=True) is None
+    assert of_another_release('{"v": 99}', +2) is None
+
+
 def test_without_a_loss_nothing_is_written_for_entries_of_other_releases() -> None:
     known = knowing(-3)
     assert placed(slot(), row(-3), shadow=known).works == []
