@@ -275,8 +275,10 @@ def test_the_monitoring_component_finds_each_replica_once(kustomized):
     assert chosen == ["ha-beat-replicas"]
 
 
-def test_helm_lint_has_no_complaint(helm):
-    run(helm, "lint", "--strict", str(CHART))
+@pytest.mark.parametrize("values", VALUES)
+def test_helm_lint_has_no_complaint(helm, values):
+    files = ("-f", str(CHART / "ci" / f"{values}-values.yaml")) if values else ()
+    run(helm, "lint", "--strict", str(CHART), *files)
 
 
 @pytest.mark.parametrize(

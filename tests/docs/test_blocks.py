@@ -193,8 +193,26 @@ def _check(words: list[str], request: pytest.FixtureRequest) -> None:
         assert (ROOT / program).exists()
     else:
         assert program in OTHERS, f"nobody checks {program!r}"
+        for word in args:
+            assert not word.startswith("deploy/") or (ROOT / word).exists(), word
+        if args[:1] == ["compose"]:
+            _compose(args[1:])
         if "celery" in args:
             _celery(args[args.index("celery") + 1 :])
+
+
+def _compose(args: list[str]) -> None:
+    """The services that it names are those of the Compose file."""
+    file = (ROOT / "docker-compose.yml").read_text()
+    services = set(re.findall(r"^  (\w+):$", file.partition("\nservices:\n")[2], re.MULTILINE))
+    command = next(word for word in args if not word.startswith("-") and word != "monitoring")
+    rest = args[args.index(command) + 1 :]
+    for scaled in (rest[n + 1] for n, word in enumerate(rest) if word == "--scale"):
+        assert scaled.partition("=")[0] in services, scaled
+    named = [word for word in rest if re.fullmatch(r"[a-z]+", word)]
+    if command in {"exec", "run"}:
+        named = named[:1]
+    assert set(named) <= services, named
 
 
 def _known_variable(assignment: str) -> None:
