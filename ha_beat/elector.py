@@ -140,6 +140,15 @@ class Elector:
         self._thread = threading.Thread(target=self._run, name="ha_beat-elector", daemon=True)
         self._thread.start()
 
+    def keep_running(self) -> None:
+        """Start, or start again where the thread could not be had or has ended: nothing else would ever lead here."""
+        if self.running or self._closing:
+            return
+        if self._thread is not None:
+            self._failing = False
+            self._fail(RuntimeError("the thread of the election had ended, or never ran; there is another one now"))
+        self.start()
+
     @property
     def term(self) -> Term | None:
         """The term this replica leads in, while it is trusted."""

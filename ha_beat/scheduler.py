@@ -19,7 +19,7 @@ from ha_beat.clock import SystemClock
 from ha_beat.dispatch import FencedOff
 from ha_beat.enqueuer import BrokerOutOfReach
 from ha_beat.entry_options import EntryOptions
-from ha_beat.errors import ConfigurationError, StoreError
+from ha_beat.errors import ConfigurationError
 from ha_beat.lease import Term
 from ha_beat.ledger import LedgerRow
 from ha_beat.occurrence import Misfire
@@ -68,6 +68,8 @@ class HAMixin(_Base):
             raise SystemExit(f"ha_beat can't start: {exc}") from exc
         self._runtime: Runtime | None = None
         self._runtime_pid = 0
+        self._observed = False
+        self._unsynced = False
         self._seen_schedule: object = None
         self._close_calls = 0
         self._farewell = ""
@@ -87,6 +89,7 @@ class HAMixin(_Base):
             runtime.elector.progress()
             term = runtime.elector.term
             if term is None:
+                self._unsynced = False
                 if runtime.mark is not None:
                     runtime.mark.look()
                 runtime.enqueuer.stand_by()
@@ -134,6 +137,18 @@ class HAMixin(_Base):
             except Exception:
                 logger.exception("Closing the schedule failed")
 
+    def sync(self) -> None:
+        """Let the other class write to its store what was settled here; a standby writes nothing. Never raises."""
+        leads = self._runtime is not None and self._runtime.elector.term is not None
+        if not self._unsynced or not (leads or self._close_calls):
+            return
+        try:
+            super().sync()
+            self._unsynced = False
+        except Exception:
+            # Celery would end beat. The ledger has it all; the next time is in minutes.
+            logger.exception("The schedule's own store can't be written")
+
     @property
     def info(self) -> str:
         """Lines for beat's banner."""
@@ -147,8 +162,11 @@ class HAMixin(_Base):
         if self._runtime is None or self._runtime_pid != os.getpid():
             self._runtime = assemble(self.app, self.ha_settings, self)
             self._runtime_pid = os.getpid()
-            self._runtime.elector.start()
+            self._observed = False
+        self._runtime.elector.keep_running()
+        if not self._observed:
             self._runtime.observation.start(self.schedule_digest())
+            self._observed = True
         return self._runtime
 
     def _lead(self, runtime: Runtime, term: Term) -> None:
@@ -176,7 +194,8 @@ class HAMixin(_Base):
 
     def _release(self, runtime: Runtime) -> None:
         def release(term: Term) -> None:
-            with suppress(StoreError):
+            # Whatever it is: an exception here would take the place of the one that ends beat.
+            with suppress(Exception):
                 runtime.release(term)
             self._farewell = f"Stepped down (epoch {term.epoch}): shutdown"
 
@@ -260,6 +279,7 @@ class HAMixin(_Base):
         return args, kwargs, EntryOptions.without_own(entry.options or {})
 
     def settled(self, slot: Slot, row: LedgerRow) -> None:
+        self._unsynced = True
         self.entry_settled(slot.entry, row)
 
     def absence(self, term: Term) -> Absence | None:

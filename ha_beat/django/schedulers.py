@@ -45,6 +45,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
         self._rows: Rows | None = None
+        self._rows_for: Runtime | None = None
         self._clock = SystemClock()
         self._began_ms = round(self._clock.wall() * 1000)
         self._seen = (0, False)
@@ -86,11 +87,11 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
     # --- A replica's parts
 
     def _started(self) -> Runtime:
-        before = self._runtime
         runtime = super()._started()
-        if runtime is not before:
+        if self._rows_for is not runtime:
             self._rows = self._open(runtime)
             self._rows.start()
+            self._rows_for = runtime
         return runtime
 
     def _open(self, runtime: Runtime) -> Rows:
