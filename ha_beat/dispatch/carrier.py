@@ -213,6 +213,48 @@ class AmqpCarrier(Carrier):
         self.blocked = False
 
 
+class SqsCarrier(Carrier):
+    """Amazon's client would send a message up to five times by itself, and more than one of them may arrive."""
+
+    def _options(self) -> dict[str, Any]:
+        given = self._app.connection_for_write().transport_options or {}
+        calm = {
+            "connect_timeout": self._timeout,
+            "read_timeout": self._timeout,
+            "retries": {"total_max_attempts": 1},
+        }
+        return {"client-config": {**(given.get("client-config") or {}), **calm}}
+
+    def entrys_own(self, exc: Exception) -> bool:
+        # kombu counts all of Amazon's errors among those of a channel.
+        return isinstance(exc, _amazons().ClientError) and 400 <= _status(exc) < 500
+
+    def put(self, publish: Publish, arguments: Arguments) -> Sent:
+        errors = _amazons()
+        try:
+            publish(arguments)
+        except (errors.EndpointConnectionError, errors.ConnectTimeoutError) as exc:
+            # Of the one try that is made.
+            raise StoreUnavailable(worded(exc), acted=False) from exc
+        except Exception as exc:
+            if self.entrys_own(exc):
+                return Sent("refused", worded(exc))
+            return Sent("unknown", worded(exc), broken=True)
+        return Sent("accepted")
+
+
+def _amazons() -> Any:
+    """The errors of Amazon's client, which is there where the broker is SQS."""
+    import botocore.exceptions
+
+    return botocore.exceptions
+
+
+def _status(exc: Any) -> int:
+    """Of the answer over HTTP."""
+    return int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
 class RedisCarrier(Carrier):
     """All writes of one message at once, however many queues it goes to."""
 

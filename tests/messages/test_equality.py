@@ -154,6 +154,30 @@ def test_a_task_class_with_its_own_apply_async(make_bench: Callable[..., Bench])
     assert list(traffic.queues) == ["tenants"]
 
 
+@pytest.mark.parametrize("registered", [True, False])
+def test_an_entrys_own_rules_do_not_reach_its_task(make_bench: Callable[..., Bench], registered: bool):
+    """Neither its `apply_async` nor the message: stock beat's without them is the same."""
+    given: list[Mapping[str, Any]] = []
+
+    class Noting(Task):  # type: ignore[type-arg]
+        def apply_async(self, args=None, kwargs=None, **options):  # type: ignore[no-untyped-def]
+            given.append(options)
+            return super().apply_async(args, kwargs, **options)
+
+    bench = make_bench()
+    if registered:
+        bench.app.task(name=BASIC["task"], base=Noting, shared=False)(restock)
+    rules = {"misfire": "skip", "misfire_grace": 1e6, "uncertain": "republish"}
+    line = entry(priority=3)
+    stock, ours = bench.stock(line), bench.ours({**line, "options": {**line["options"], "ha_beat": rules}})
+    (message,) = ours.messages
+    assert "republish" not in json.dumps(message)
+    assert len(stock.messages) == 1
+    assert_same(normalised(ours, exact=False), normalised(stock, exact=False), "message")
+    assert not any("ha_beat" in options for options in given)
+    assert bool(given) == registered
+
+
 def test_lazy_arguments_are_evaluated_when_sent(make_bench: Callable[..., Bench]):
     """Celery's BeatLazyFunc."""
     line = {**BASIC, "args": (BeatLazyFunc(lambda: "now"),), "kwargs": {"late": BeatLazyFunc(lambda: 2)}}
