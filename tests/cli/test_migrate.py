@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from ha_beat.cli.celery_command import ha_beat
 from ha_beat.ledger import LedgerRow
 from tests.apps.tick_app import beat_schedule
-from tests.faults.cluster import BeatCluster
+from tests.faults.cluster import STOCK_SCHEDULER, BeatCluster
 from tests.servers import PartMissing, RedisServer, need, wait_for
 
 SPEC = {"hourly": {"every": 3600}, "daily": {"every": 86400}, "new": {"every": 3600}}
@@ -90,6 +90,30 @@ def test_what_the_old_scheduler_missed_is_caught_up_once(
     assert [each["ha_beat"]["entry"] for each in headers] == ["hourly"]
     assert datetime.fromisoformat(headers[0]["ha_beat"]["scheduled_at"]) == LAST["hourly"] + timedelta(hours=1)
     assert headers[0]["ha_beat"]["run_count"] == 8
+
+
+@pytest.mark.slow
+def test_the_switch_from_a_running_beat_leaves_no_instant_out_and_repeats_none(
+    app: Celery, redis_server: RedisServer
+) -> None:
+    """As the page says: stop the old one, migrate, start. Each second from where it stopped has one message."""
+    spec, queue = {"second": {"every": 1.0}}, redis_server.client()
+    app.conf.beat_schedule = beat_schedule(spec)
+    with BeatCluster(redis_server.url, spec=spec, replicas=1, scheduler=STOCK_SCHEDULER) as old:
+        wait_for(lambda: queue.llen("celery") >= 3, 40, "the old beat's messages")
+        old[0].terminate()
+        before = queue.llen("celery")
+        done = migrate(app, "--from", "celerybeat", "--file", str(old[0].directory / "schedule"))
+        assert done.exit_code == 0, done.output
+    stood = rows(redis_server)["second"]
+    assert stood.run_count == before
+    with BeatCluster(redis_server.url, spec=spec, settings={"misfire": "all"}):
+        wait_for(lambda: queue.llen("celery") >= before + 5, 40, "ha_beat's messages")
+
+    headers = [json.loads(raw)["headers"] for raw in queue.lrange("celery", 0, -1)]
+    due = sorted(datetime.fromisoformat(each["ha_beat"]["scheduled_at"]) for each in headers if "ha_beat" in each)
+    assert len(headers) == before + len(due)
+    assert due == [stood.base + timedelta(seconds=number) for number in range(1, len(due) + 1)]
 
 
 def redbeat_entry(app: Celery, name: str, at: datetime | None) -> None:
