@@ -44,8 +44,10 @@ _CODE = re.compile(rf"(?:^|[\s:-])({'|'.join(_IN_WORDS)})(?=\s|$)")
 
 _MOVED = re.compile(r"\b\d+ (\S*):(\d+)(?:\s|$)")
 
-#: What Redis adds about the place in the script.
-_IN_SCRIPT = re.compile(r"\s*script: [0-9a-f]{40}, on @\w+:\d+\.?$")
+#: What Redis adds about the place in the script; before 7 in front, and differently for each script.
+_IN_SCRIPT = re.compile(
+    r"\s*script: [0-9a-f]{40}, on @\w+:\d+\.?$|^Error running script \(call to f_[0-9a-f]{40}\): (?:@\w+: ?\d+: ?)*-?"
+)
 
 #: After these, what was to be had of this server is to be looked for anew: it is not the primary, not this key's node,
 #: or it does not know who is speaking.

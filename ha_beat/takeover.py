@@ -70,7 +70,7 @@ def take_over(
         if absence is not None and not absence.certain and _needs_certainty(slot, row):
             taken.held_back = True
             continue
-        if absence is not None and row is None and rows:
+        if absence is not None and row is None and rows and shadow.position(slot.id) is None:
             # It has appeared: where the cluster began to work before, no run that its row tells of is the last.
             slot.base = max(slot.base, origin(slot.instants, slot.since or scribe.now))
         try:

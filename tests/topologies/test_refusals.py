@@ -215,6 +215,16 @@ def test_refusals_in_words(exc: Exception, code: str, words: str) -> None:
     assert "\n" not in in_words(exc)
 
 
+def test_one_refusal_of_two_scripts_is_one_line_before_redis_7_too() -> None:
+    """It is told once, and Redis 6 has the script's hash in it."""
+    said = "@user_script: 9: -READONLY You can't write."
+    told = {
+        in_words(redis_errors.ResponseError(f"Error running script (call to f_{sha * 40}): @user_script:9: {said}"))
+        for sha in "ab"
+    }
+    assert told == {"this Redis is a read-only replica, not the primary (READONLY: You can't write.)"}
+
+
 def test_what_was_surely_not_done_is_told_from_what_may_have_been() -> None:
     refused = as_store_error(redis_errors.ResponseError("NOAUTH Authentication required."))
     assert isinstance(as_store_error(redis_errors.ReadOnlyError("no")), StoreRefused)

@@ -43,6 +43,10 @@ OPTIONAL = {"+info", "+pubsub|numsub", "+publish", "+subscribe", "+xadd", "+xtri
 ON_REQUEST = {"+get", "+set", "+hdel", "+hsetnx", "+xlen", "+hexists", "+hincrby", "+ping"}
 
 
+#: redis-py tells its own name; Redis before 7 does not say which part of the command it refused.
+OF_THE_CLIENT = {"command client|setinfo", "command client"}
+
+
 def do(server: RedisServer, *command: object) -> Any:
     client: Any = server.admin
     return client.execute_command(*command)
@@ -91,8 +95,8 @@ def test_the_least_rights_are_enough(server: RedisServer, kind: str) -> None:
             cluster.wait_for_leader(other_than=leader)
             before = queue.admin.llen("celery")
             wait_for(lambda: queue.admin.llen("celery") > before + 3, 30, "messages of the next")
-            assert denied(server) - {"command client|setinfo"} == set()
-            assert denied(other) - {"command client|setinfo"} == set()
+            assert denied(server) - OF_THE_CLIENT == set()
+            assert denied(other) - OF_THE_CLIENT == set()
             assert not any("can't be marked" in beat.log_text() for beat in cluster)
 
 
@@ -103,13 +107,14 @@ def test_the_least_rights_in_a_cluster(redis_cluster: Any) -> None:
     hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
     with Campaigner(link(f"redis+cluster://beat:pw@{hosts}")) as replica:
         replica.wait_to_lead()
-        assert set().union(*(denied(node) for node in nodes)) - {"command client|setinfo"} == set()
+        assert set().union(*(denied(node) for node in nodes)) - OF_THE_CLIENT == set()
 
 
 @pytest.mark.parametrize("right", ["+info", "+pubsub|numsub", "+publish", "+subscribe"])
 def test_rights_that_are_a_comfort(server: RedisServer, right: str) -> None:
     """Without them: no check of the server's identity, no presence, no wake; the lease goes on by its ttl."""
-    url = allow(server, *LEASE, f"-{right[1:]}")
+    before_7 = int(server.admin.info("server")["redis_version"].split(".")[0]) < 7  # which takes back whole commands
+    url = allow(server, *LEASE, f"-{right[1:].partition('|')[0] if before_7 else right[1:]}")
     with Campaigner(link(url), name="first") as first:
         wait_for(lambda: first.elector.term, 30, "to lead")
         if right == "+subscribe":

@@ -151,6 +151,29 @@ def test_after_a_loss_what_may_have_been_enqueued_gets_its_verdict() -> None:
     assert '"state_loss"' in work.operation.records[0]
 
 
+def test_a_row_that_was_lost_is_not_taken_for_an_entry_that_has_appeared() -> None:
+    """The snapshot is older than the entry, and others' rows are in it; what it owed has its verdict, or is owed."""
+    others = {"another": row(-3)}
+    for loss in (total(+2), None):
+        taken = take_over(
+            [slot()],
+            others,
+            knowing(-35),
+            loss,
+            scribe=Scribe(TERM, NOW),
+            catch_up=False,
+            emit=lambda _: None,
+            absence=Absence(certain=True),
+        )
+        (placed_,) = taken.slots
+        assert placed_.base == (at(-5) if loss else at(-35))
+        work = next(work for work in taken.works if work.slot is placed_)
+        if loss:
+            assert work.due is not None
+            assert work.due.skipped is not None
+            assert work.due.skipped.first == at(-25)
+
+
 def test_after_a_loss_an_entry_with_nothing_in_doubt_is_only_armed() -> None:
     taken = placed(slot(), None, shadow=knowing(-3), loss=total(+2))
     assert [work.row.verdict for work in taken.works] == ["armed"]
