@@ -218,6 +218,51 @@ def verdict_of(cluster: BeatCluster, entry: str, at: datetime) -> str:
     return found[-1] if found else ""
 
 
+# --- In the middle of a burst
+
+BURST = 400
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("fault", ["SIGTERM", "broker stopped"])
+def test_a_burst_that_is_broken_off(
+    rabbitmq: RabbitMQ, fault: str, found: Callable[[Report], None], figure: Callable[[str], None]
+) -> None:
+    """What was under way, one message at most, is in doubt; the others are enqueued once, by whoever leads then."""
+    first = time.time() + 15
+    spec = {**HALF_SECOND, "burst": {"every": 3600, "first": first, "n": BURST}}
+    with stage_on(rabbitmq, spec=spec) as stage:
+        leader = stage.begin()
+        assert time.time() < first, "the replicas were not up in time"
+
+        def in_burst() -> set[str]:
+            return {m["entry"] for m in stage.history.messages() if m["entry"].startswith("burst")}
+
+        wait_for(lambda: len(in_burst()) > BURST // 10, 60, "the burst's begin", 0.001)
+        if fault == "SIGTERM":
+            leader.terminate()
+            so_far = len(in_burst())
+            leader.start()
+        else:
+            stage.nemesis.broker_stop(1)
+            so_far = len(in_burst())
+        assert so_far < BURST, "the burst was over"
+
+        def verdicts() -> Counter[str]:
+            records = [r for r in stage.cluster.journal() if str(r.get("entry")).startswith("burst")]
+            return Counter({record["entry"]: record["verdict"] for record in records if "verdict" in record}.values())
+
+        wait_for(lambda: sum(verdicts().values()) == BURST and not open_claims(stage.cluster), 60, "every verdict")
+        settled(stage)
+        counts = verdicts()
+        assert set(counts) <= {"enqueued", "uncertain"}
+        assert counts["uncertain"] <= 1
+        assert BURST - len(in_burst()) <= counts["uncertain"]
+        figure(f"a burst of {BURST} on RabbitMQ, {fault}: {so_far} were out, {dict(counts)}")
+        found(checked(stage))
+
+
 # --- The broker away
 
 
