@@ -516,6 +516,18 @@ WATCHED: tuple[Guard, ...] = (
     ),
     Guard(
         13,
+        "takeover: what another leader dealt with is not begun again",
+        Mutant("ha_beat.takeover:take_over", "and not _dealt_with(slot, row)", ""),
+        f"{TAKEOVER}::test_what_was_off_once_goes_on_from_where_the_leader_of_that_time_left_it",
+    ),
+    Guard(
+        13,
+        "takeover: what was off and got another schedule counts from when it got it",
+        Mutant("ha_beat.takeover:_place", "(off and not changed)", "off"),
+        f"{TAKEOVER}::test_an_entry_that_was_off_and_got_another_schedule_is_owed_what_it_is_given",
+    ),
+    Guard(
+        13,
         "agenda: runs are counted anew after it was off",
         Mutant("ha_beat.agenda:Slot.runs", 'or row.verdict == "absent"', ""),
         f"{TAKEOVER}::test_an_entry_that_was_off_owes_nothing_and_counts_its_runs_anew",

@@ -97,19 +97,21 @@ class Rows:
         enabled: Callable[[], QuerySet[Any]],
         entry: Callable[[Any], RowEntry],
         clock: Clock,
+        now: Callable[[], datetime],
         term: Callable[[], Term | None],
         begin_term: Callable[[Term], None],
         emit: Callable[[events.Event], None],
         position: Callable[[str], datetime | None],
         poll_interval: float = POLL_INTERVAL,
     ) -> None:
-        """``position`` is where the cluster is known to stand with an entry."""
+        """``now`` is the scheduling time. ``position`` is where the cluster is known to stand with an entry."""
         self._app = app
         self._model: Any = model
         self._changes = changes
         self._enabled = enabled
         self._entry = entry
         self._clock = clock
+        self._now = now
         self._term = term
         self._begin_term = begin_term
         self._emit = emit
@@ -400,9 +402,6 @@ class Rows:
         if self._rows.filter(which, enabled=True).update(enabled=False, last_run_at=None, **reset):
             # All replicas have to know: by their schedule these entries are still on.
             self._changes.update_changed()
-
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock.wall(), UTC)
 
     @property
     def _rows(self) -> Any:

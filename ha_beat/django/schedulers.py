@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -106,6 +106,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
             enabled=self.enabled_models_qs,
             entry=self._make_entry,
             clock=self._clock,
+            now=runtime.enqueuer.now,
             term=lambda: runtime.elector.term,
             begin_term=begin_term,
             emit=runtime.events.emit,
@@ -163,14 +164,14 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
         return runtime.enqueuer.held_back and not certain and term is not None and rows.read_in == term.nonce
 
     def slots(self) -> Iterable[Slot]:
-        rows = self._rows
-        if rows is None or rows.snapshot is None:
+        rows, runtime = self._rows, self._runtime
+        if rows is None or rows.snapshot is None or runtime is None:
             return
         snapshot = rows.snapshot
         self._departing = {entry: at for entry, at in rows.departed().items() if at <= snapshot.number}
         self._seen = (snapshot.number, self._certain)
         default = misfire(self.ha_settings)
-        now = datetime.fromtimestamp(self._clock.wall(), UTC)
+        now = runtime.enqueuer.now()
         for name, entry in snapshot.entries.items():
             try:
                 if entry.expires is None or entry.expires > now:

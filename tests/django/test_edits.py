@@ -14,8 +14,9 @@ from kombu import Connection, Exchange, Queue
 
 from tests.django.beats import at, beats, cron, every, fresh, row, soon
 from tests.django.test_crash import assert_each_once, instants
+from tests.faults.clock import SteppedClock
 from tests.faults.cluster import BeatCluster
-from tests.servers import wait_for
+from tests.servers import need, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -249,3 +250,24 @@ def test_all_that_a_row_says_of_its_message_is_in_it(site):
     assert message["headers"]["expires"] is not None
     assert message["properties"]["priority"] == 3
     assert message["properties"]["delivery_info"] == {"exchange": "other", "routing_key": "there"}
+
+
+def test_the_step_of_a_clock_silences_no_new_row_and_ends_none_too_soon(site):
+    """Both replicas' clocks jump an hour ahead, which is not believed; nor by what concerns the rows."""
+    clock = need(SteppedClock)
+    row("old", interval=every(1))
+    ends = row("ends in half an hour", interval=every(1), expires=soon(1800))
+    with beats(site, env=clock.env) as cluster:
+        cluster.wait_until_up()
+        wait_for(lambda: len(site.names()) >= 4, 40, "messages", 0.05)
+        time.sleep(1.5)
+        clock.offset = 3600
+        time.sleep(2)
+        row("new", interval=every(0.5))
+        wait_for(lambda: site.names().count("new") >= 3, 15, "messages of the new row", 0.05)
+        kill_leader(cluster)
+        count = site.names().count("new")
+        wait_for(lambda: site.names().count("new") >= count + 3, 15, "more of them", 0.05)
+        assert fresh(ends).enabled
+        site.redis.client().delete("celery")
+        wait_for(lambda: {"old", "new", ends.name} <= set(site.names()), 10, "messages of all", 0.05)

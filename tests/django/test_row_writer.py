@@ -36,6 +36,7 @@ class Desk:
             enabled=lambda: PeriodicTask.objects.filter(enabled=True),
             entry=lambda model: RowEntry(model, app),
             clock=SystemClock(),
+            now=lambda: datetime.now(UTC),
             term=lambda: self.term,
             begin_term=lambda _: None,
             emit=self.told.append,
