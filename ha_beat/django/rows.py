@@ -399,9 +399,11 @@ class Rows:
             self._disable(Q(pk__in=expired, expires__lte=_stored(now)))
 
     def _disable(self, which: Q, **reset: Any) -> None:
-        if self._rows.filter(which, enabled=True).update(enabled=False, last_run_at=None, **reset):
-            # All replicas have to know: by their schedule these entries are still on.
-            self._changes.update_changed()
+        # Both or neither: with only the mark missing nobody would look, and there is nothing left to disable again.
+        with transaction.atomic(using=self._alias):
+            if self._rows.filter(which, enabled=True).update(enabled=False, last_run_at=None, **reset):
+                # All replicas have to know: by their schedule these entries are still on.
+                self._changes.update_changed()
 
     @property
     def _rows(self) -> Any:

@@ -23,8 +23,10 @@ pytestmark = pytest.mark.slow
 
 def switch(task: PeriodicTask, *, on: bool) -> None:
     """As dcb's admin actions do: not by saving the row."""
-    PeriodicTask.objects.filter(pk=task.pk).update(enabled=on)
-    PeriodicTasks.update_changed()
+    with transaction.atomic():
+        # SQLite refuses a transaction that reads first and writes after another one has.
+        PeriodicTask.objects.filter(pk=task.pk).update(enabled=on)
+        PeriodicTasks.update_changed()
 
 
 def verdict(cluster: BeatCluster, task: PeriodicTask) -> str:

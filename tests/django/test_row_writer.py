@@ -93,6 +93,23 @@ def test_one_that_was_to_be_disabled_is_left_to_the_next_leader(desk):
     assert fresh(task).enabled
 
 
+def test_a_row_is_disabled_and_marked_as_changed_or_neither(desk, monkeypatch):
+    """On SQLite the mark may find the database locked; all replicas have to see it at the next try."""
+    task = row("task", interval=every(60), one_off=True)
+    replica, other = desk(), desk()
+    replica.lead()
+    replica.rows.finish(str(task.pk))
+    with monkeypatch.context() as fault:
+        fault.setattr(PeriodicTasks, "update_changed", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            replica.turn()
+    assert fresh(task).enabled
+    replica.turn()
+    other.turn()
+    assert not fresh(task).enabled
+    assert [each.rows.snapshot.entries for each in (replica, other)] == [{}, {}]
+
+
 def test_a_late_write_of_the_last_leader_moves_no_row_back_and_counts_no_run_twice(desk):
     """Whichever of the two writes first, and though the new leader had read the row before."""
     tasks = [row(f"task {number}", interval=every(60)) for number in range(12)]
