@@ -2,7 +2,7 @@
 `DatabaseScheduler`, one after the other in one run.
 
     python -m tests.benchmarks.rows                    1,000 rows
-    python -m tests.benchmarks.rows 1000 10000         takes up to a quarter of an hour
+    python -m tests.benchmarks.rows 1000 10000         takes up to 20 minutes
     python -m tests.benchmarks.rows 10000 --cap 120    give up on either after two minutes
 
 Seconds from the minute to the last message, and statements that PostgreSQL was asked from just before the minute until
@@ -102,8 +102,12 @@ def burst(site: Site, rows: int, *, stock: bool, cap: float) -> Result:
 
 
 def compare(rows: int, cap: float) -> list[Result]:
+    found = []
     with postgres_site() as site:
-        return [burst(site, rows, stock=stock, cap=cap) for stock in (False, True)]
+        for stock in (False, True):
+            found.append(burst(site, rows, stock=stock, cap=cap))
+            print(found[-1], flush=True)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -113,8 +117,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     for rows in options.rows:
         ours, stock = compare(rows, options.cap)
-        print(ours)
-        print(stock)
         more = "at least " if stock.sent < rows else ""
         print(f"{'':>13}stock / ha_beat: {more}{stock.seconds / max(ours.seconds, 0.1):.0f} times as long", flush=True)
 
