@@ -31,6 +31,9 @@ _PORT = 6379
 #: So many redirections from node to node are followed before a cluster counts as confused.
 _REDIRECTIONS = 5
 
+#: Connections that a link may need at once: presence, a command, and another in a signal handler.
+FEWEST_CONNECTIONS = 4
+
 Address = tuple[str, int]
 
 # redis-py has these without types.
@@ -252,6 +255,8 @@ def _pool_kwargs(url: str, options: Mapping[str, Any], timeout: float) -> dict[s
     kwargs = {**_calm(timeout), **_in_redis_py(found), **_in_redis_py(options)}
     if kwargs.pop("ssl", False):
         kwargs["connection_class"] = SSLConnection
+    if isinstance(kwargs.get("max_connections"), int):
+        kwargs["max_connections"] = max(kwargs["max_connections"], FEWEST_CONNECTIONS)
     return kwargs
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from redis.exceptions import RedisError
 
 from ha_beat.clock import Clock
-from ha_beat.errors import HaBeatError, StoreUnavailable
+from ha_beat.errors import HaBeatError, StoreError, StoreUnavailable
 from ha_beat.lease import Keys, Term, new_token
 from ha_beat.ledger import from_micros
 from ha_beat.redis_scripts import Script, text
@@ -176,10 +177,16 @@ class Requests:
             StoreError: Redis failed; a request under way lapses by its deadline, ``timeout`` after it was asked.
         """
         until = clock.elapsed() + timeout
-        reply = self.post(request, lifetime=timeout)
-        while reply is None and clock.elapsed() < until:
-            clock.sleep(_LOOK_INTERVAL)
-            reply = self.answer_to(request.id)
+        try:
+            reply = self.post(request, lifetime=timeout)
+            while reply is None and clock.elapsed() < until:
+                clock.sleep(_LOOK_INTERVAL)
+                reply = self.answer_to(request.id)
+        except (KeyboardInterrupt, SystemExit):
+            # What nobody waits for any more shall not be done.
+            with suppress(StoreError):
+                self.withdraw(request.id)
+            raise
         if reply is not None:
             return reply
         withdrawn, reply = self.withdraw(request.id)

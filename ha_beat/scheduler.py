@@ -84,6 +84,10 @@ class HAMixin(_Base):
 
     def tick(self, *_: Any, **__: Any) -> float:
         """One turn of beat's loop. Waits inside, wakes at a change of leader, and never raises."""
+        if self._close_calls:
+            # Celery's signal handler has closed this and raised SystemExit, and that got lost: in a destructor, say,
+            # where Python ignores exceptions. Nothing would lead here any more.
+            raise SystemExit
         try:
             runtime = self._started()
             runtime.elector.progress()

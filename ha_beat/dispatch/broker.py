@@ -15,7 +15,7 @@ from ha_beat.dispatch.capture import CapturingConnection
 from ha_beat.dispatch.message import DeclaringOnce
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.redis_faults import as_store_error
-from ha_beat.redis_links import WatchedClient
+from ha_beat.redis_links import FEWEST_CONNECTIONS, WatchedClient
 
 
 class BrokerLink:
@@ -56,6 +56,9 @@ class BrokerLink:
             "socket_connect_timeout": self._timeout,
             "retry_on_timeout": False,
         }
+        most = (connection.transport_options or {}).get("max_connections")
+        if isinstance(most, int):
+            options["max_connections"] = max(most, FEWEST_CONNECTIONS)
         if "sentinel" in connection.transport_cls:
             options["sentinel_kwargs"] = self._for_sentinels(connection)
         capturing = CapturingConnection.like(connection, **options)

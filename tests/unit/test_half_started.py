@@ -142,3 +142,18 @@ def test_closing_raises_nothing_whatever_the_release_raises(replica: HAScheduler
 
     object.__setattr__(broken, "release", release)
     replica.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_replica_that_was_closed_ends_at_its_next_turn(replica: HAScheduler) -> None:
+    """SIGTERM came while a destructor ran: Python ignores the exception by which Celery's handler ends beat."""
+    wait_for(lambda: leads(replica), 20, "a term")
+
+    class Dying:
+        def __del__(self) -> None:
+            replica.close()
+            raise SystemExit
+
+    Dying()
+    with pytest.raises(SystemExit):
+        replica.tick()
