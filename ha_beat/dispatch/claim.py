@@ -337,21 +337,14 @@ class ClaimDispatcher:
             found: Mapping[Any, Any] = client.hgetall(self._keys.claims)
             claims, stale = [], []
             for field, value in found.items():
-                state, _, raw = text(value).partition(" ")
-                claim = json.loads(raw)
+                try:
+                    state, written_ms, claim = _found(text(field), text(value))
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    # Of another hand, or of newer software: it must not keep this leader from its work.
+                    continue
                 if state == "open":
-                    claims.append(
-                        OpenClaim(
-                            key=text(field),
-                            json=raw,
-                            entry=claim["entry"],
-                            nonce=claim["by"],
-                            policy=claim["policy"],
-                            row=claim["row"],
-                            records=tuple(claim["records"]),
-                        )
-                    )
-                elif term.epoch - claim["ms"] > _KEEP_UNCERTAIN / timedelta(milliseconds=1):
+                    claims.append(claim)
+                elif term.epoch - written_ms > _KEEP_UNCERTAIN / timedelta(milliseconds=1):
                     stale.append(field)
             if stale:
                 client.hdel(self._keys.claims, *stale)
@@ -377,6 +370,15 @@ class ClaimDispatcher:
             for claim, row, was_open in zip(claims, rows, settled, strict=True)
             if row is not None and was_open
         }
+
+
+def _found(key: str, value: str) -> tuple[str, int, OpenClaim]:
+    """A claim as it stands: its state, when it was written, and the claim."""
+    state, _, raw = value.partition(" ")
+    claim = json.loads(raw)
+    records = tuple(str(record) for record in claim["records"])
+    found = OpenClaim(key, raw, str(claim["entry"]), str(claim["by"]), claim["policy"], str(claim["row"]), records)
+    return state, int(claim["ms"]), found
 
 
 def _sorted_out(claims: Sequence[_Claimed]) -> tuple[list[_Claimed], list[_Claimed]]:

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from ha_beat.dispatch.claim import ClaimDispatcher
 from ha_beat.journal import parse
+from ha_beat.lease import Keys, Term
 from ha_beat.members import Member
 from ha_beat.requests import Pause, Reply, Request
+from tests.servers import RedisServer
 
 #: Python's JSON parser gives up on it, with an error of its own.
 DEEP = "[" * 100_000
@@ -52,3 +55,17 @@ def test_a_member_that_is_not_as_it_should_be_is_none(change: dict[str, Any]) ->
     found = Member.parse("one", json.dumps({**good, **change}))
     assert found is None or found == Member("one", failing={"e": "why"}, not_ready=("x",))
     assert Member.parse("one", DEEP) is None
+
+
+def test_a_claim_that_cannot_be_read_keeps_no_leader_from_its_work(shared_redis: RedisServer) -> None:
+    """Every term begins with a look at what others have claimed."""
+    client, keys = shared_redis.client(), Keys("garbage")
+    link: Any = type("Link", (), {"client": lambda _: client})()
+    nothing: Any = None
+    dispatcher = ClaimDispatcher(nothing, link, keys, 1000, 1.0, lambda _: True)
+    good = {"entry": "e", "by": "n", "policy": "skip", "ms": 1, "row": "", "records": []}
+    for number, value in enumerate(["", "open", "open {", "open []", f"open {DEEP}", 'uncertain {"ms": "soon"}']):
+        client.hset(keys.claims, f"garbage {number}", value)
+    client.hset(keys.claims, "good", f"open {json.dumps(good)}")
+    term = Term("one", 1, "n", "g", "r", 0.0)
+    assert [claim.key for claim in dispatcher.open_claims(term)] == ["good"]
