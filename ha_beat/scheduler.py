@@ -180,8 +180,15 @@ class HAMixin(_Base):
             return
         if self._schedule_changed():
             enqueuer.reload()
-        idle = 0.0
-        while idle == 0.0 and (current := elector.term) is not None and current.nonce == term.nonce:
+        clock, idle = SystemClock(), 0.0
+        # Not for ever, where more falls due than goes out: the schedule may have changed, and Celery has its own to do.
+        until = clock.elapsed() + _LONGEST_TICK
+        while (
+            idle == 0.0
+            and clock.elapsed() < until
+            and (current := elector.term) is not None
+            and current.nonce == term.nonce
+        ):
             try:
                 if runtime.mark is not None:
                     runtime.mark.keep(current)
