@@ -1,270 +1,20 @@
-"""The settings: one definition, from which come parsing, validation, the types and the table of the README.
-
-Two sources, the lowest first: keys of the Celery app (`ha_beat_lease_ttl`; with Django and
-`namespace="CELERY"` that is `CELERY_HA_BEAT_LEASE_TTL`), and the environment (`HA_BEAT_LEASE_TTL`), which
-wins.
-
-`python -m ha_beat.settings` prints the table.
-"""
+"""Every setting, with its default and its text, and what must hold between them."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-import math
 import os
-import re
-import socket
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Generic, NamedTuple, TypeVar, cast
-from urllib.parse import urlsplit
 
 from ha_beat.errors import ConfigurationError
-
-__all__ = (
-    "Settings",
-    "Setting",
-    "SettingInUse",
-    "SETTINGS",
-    "ha_beat_keys",
-    "redact_url",
-    "settings_table",
-)
+from ha_beat.settings.kinds import Kind, address, choice, flag, mapping, optional, redis_url, seconds, text, whole
+from ha_beat.settings.secrets import redact, shown
+from ha_beat.settings.sources import APP_PREFIX, from_app, from_environment, replica_name
 
 T = TypeVar("T")
-
-_APP_PREFIX = "ha_beat_"
-_ENV_PREFIX = "HA_BEAT_"
-_HIDDEN = "***"
-_SECRET = re.compile(r"pass|pwd|secret|token|credential|username", re.IGNORECASE)
-_SHOWN_CHARACTERS = 80
-
-
-# --- Secrets --------------------------------------------------------------------------------------
-
-_NEXT_URL = re.compile(r"(?<=[;,])\s*(?=[A-Za-z][\w+.-]*://)")
-_SECRET_IN_QUERY = re.compile(r"((?:^|[&;])[^=&;]*(?:pass|pwd|secret|token|credential)[^=&;]*=)[^&;]*", re.IGNORECASE)
-_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%\w]*\]|[\w.-]*)(?::[0-9]*)?")
-
-
-def redact_url(url: str) -> str:
-    """The URL without its secrets, fit for logs.
-
-    Covers passwords before the host, in the query string, and in each part of a list such as
-    `sentinel://:pw@h1:26379;sentinel://:pw@h2:26379`. Where it is unclear what is a secret, more is hidden.
-    """
-    return "".join(_redact_one(part) for part in _NEXT_URL.split(url))
-
-
-def _redact_one(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        scheme, rest = "", url
-    front, question, query = rest.partition("?")
-    if "@" in query:
-        return f"{scheme}{separator}{_HIDDEN}"  # a raw '?' in the password, or an '@' in the query: can't tell
-    userinfo, at, where = front.rpartition("@")
-    host, slash, path = where.partition("/")
-    if not all(_HOST.fullmatch(name.strip()) for name in re.split("[;,]", host)):
-        host = _HIDDEN  # no '@', but something like ':password' in the place of host and port
-    user, colon, _ = userinfo.partition(":")
-    shown = f"{user}:{_HIDDEN}" if colon and re.fullmatch(r"[\w.-]*", user) else _HIDDEN
-    query = _SECRET_IN_QUERY.sub(rf"\1{_HIDDEN}", query)
-    return f"{scheme}{separator}{shown + at if at else ''}{host}{slash}{path}{question}{query}"
-
-
-def _redact(value: object, name: str = "") -> object:
-    """The same value, of plain types only and without secrets. `name` is the key that it stands under."""
-    if value is None or isinstance(value, bool | int | float):
-        return _HIDDEN if _SECRET.search(name) and value is not None else value
-    if _SECRET.search(name):
-        return _HIDDEN
-    if isinstance(value, str):
-        return redact_url(value) if "://" in value else value
-    if isinstance(value, Mapping):
-        return {str(key): _redact(item, str(key)) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_redact(item) for item in value]
-    return f"<{type(value).__name__}>"  # the repr of an object may hold anything
-
-
-def _shown(name: str, value: object) -> str:
-    """A value as it stands in a message: one line, short, without secrets."""
-    if name == "redis_url" and isinstance(value, str):
-        value = redact_url(value)
-    elif name == "redis_options" and not isinstance(value, Mapping):
-        return "(not shown)"  # JSON that did not parse, or some list, may hold a password anywhere
-    text = repr(_redact(value, name))
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
-
-
-# --- Kinds of values ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Kind(Generic[T]):
-    """How a value is read, from the text of a variable or from a Python value alike.
-
-    `right` says what is right and completes the sentence "must be …"; `read` raises ValueError for the rest.
-    """
-
-    right: str
-    read: Callable[[object], T]
-
-
-def _wrong() -> ValueError:
-    return ValueError("not what it must be")
-
-
-def seconds(lowest: float, highest: float | None = None, *, above: bool = False) -> Kind[float]:
-    """A number of seconds (or a timedelta) from `lowest`, or above it, to `highest`."""
-    if highest is not None:
-        right = f"a number of seconds from {lowest:g} to {highest:g}"
-    else:
-        right = f"a number of seconds {'above' if above else 'from'} {lowest:g}{'' if above else ' up'}"
-
-    def read(value: object) -> float:
-        if isinstance(value, timedelta):
-            number = value.total_seconds()
-        elif isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise _wrong()
-        else:
-            number = float(value)
-        too_low = number <= lowest if above else number < lowest
-        if not math.isfinite(number) or too_low or (highest is not None and number > highest):
-            raise _wrong()
-        return number
-
-    return Kind(right, read)
-
-
-def whole(lowest: int, highest: int | None = None) -> Kind[int]:
-    """A whole number from `lowest` to `highest`."""
-    right = f"a whole number from {lowest}" + (" up" if highest is None else f" to {highest}")
-
-    def read(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            raise _wrong()
-        number = int(value)
-        if number < lowest or (highest is not None and number > highest):
-            raise _wrong()
-        return number
-
-    return Kind(right, read)
-
-
-def choice(*values: str) -> Kind[str]:
-    """One of a few words."""
-
-    def read(value: object) -> str:
-        word = value.strip().lower() if isinstance(value, str) else None
-        if word not in values:
-            raise _wrong()
-        return word
-
-    return Kind("one of " + ", ".join(values), read)
-
-
-def flag() -> Kind[bool]:
-    """True or false, in the usual spellings."""
-    words = {
-        "true": True,
-        "yes": True,
-        "on": True,
-        "1": True,
-        "false": False,
-        "no": False,
-        "off": False,
-        "0": False,
-    }
-
-    def read(value: object) -> bool:
-        if isinstance(value, bool):
-            return value
-        if not isinstance(value, str) or value.strip().lower() not in words:
-            raise _wrong()
-        return words[value.strip().lower()]
-
-    return Kind("true or false", read)
-
-
-def text(pattern: str, right: str) -> Kind[str]:
-    """A text that matches `pattern` as a whole."""
-    compiled = re.compile(pattern)
-
-    def read(value: object) -> str:
-        if not isinstance(value, str) or not compiled.fullmatch(value):
-            raise _wrong()
-        return value
-
-    return Kind(right, read)
-
-
-def redis_url() -> Kind[str]:
-    """A Redis URL, a list of Sentinel URLs joined by ';', or a Redis Cluster's with its hosts joined by ','."""
-    schemes = {"redis", "rediss", "unix", "redis+socket", "sentinel", "redis+cluster", "rediss+cluster"}
-
-    def read(value: object) -> str:
-        if not isinstance(value, str):
-            raise _wrong()
-        url = value.strip()
-        for part in _NEXT_URL.split(url):
-            scheme, separator, rest = part.partition("://")
-            if not separator or scheme.strip().lower() not in schemes or not rest.strip("; "):
-                raise _wrong()
-            if ";" not in rest and "," not in rest:
-                _ = urlsplit(part).port  # raises ValueError for a port that is none
-        return url
-
-    return Kind(
-        "a URL starting with redis://, rediss://, unix://, redis+socket://, sentinel://, redis+cluster:// or "
-        "rediss+cluster://",
-        read,
-    )
-
-
-def mapping() -> Kind[Mapping[str, Any]]:
-    """A dict with names as its keys; as text, a JSON object."""
-
-    def read(value: object) -> Mapping[str, Any]:
-        if isinstance(value, str):
-            value = json.loads(value)
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise _wrong()
-        return dict(value)
-
-    return Kind("a dict of redis-py's options (in the environment a JSON object)", read)
-
-
-def address() -> Kind[str]:
-    """`host:port`, IPv6 in brackets."""
-    compiled = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[A-Za-z0-9_.-]+):([0-9]{1,5})", re.ASCII)
-
-    def read(value: object) -> str:
-        found = compiled.fullmatch(value.strip()) if isinstance(value, str) else None
-        if not found or int(found[1]) > 65535:
-            raise _wrong()
-        return found[0]
-
-    return Kind("host:port, such as 127.0.0.1:8080 or [::]:8080", read)
-
-
-def optional(kind: Kind[T]) -> Kind[T | None]:
-    """The same, or None (as text: none)."""
-
-    def read(value: object) -> T | None:
-        if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
-            return None
-        return kind.read(value)
-
-    return Kind(f"{kind.right}, or none", read)
-
-
-# --- The definition -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -318,7 +68,6 @@ def _setting(kind: Kind[T], *, default: T | Derived[T], help: str) -> T:  # noqa
     return cast("T", given)
 
 
-_NOT_IN_A_NAME = re.compile(r"[\s\x00-\x1f\x7f]")
 _NAME_RULE = text(r"[A-Za-z0-9_.:-]{1,100}", "1 to 100 of the characters A-Z a-z 0-9 _ - . :")
 
 
@@ -350,7 +99,7 @@ class Settings:
     )
     replica: str = _setting(
         text(r"[^\s\x00-\x1f\x7f]{1,200}", "1 to 200 characters without spaces"),
-        default=Derived("`POD_NAME` or the host's name, and the pid", lambda _: _replica_name(os.environ)),
+        default=Derived("`POD_NAME` or the host's name, and the pid", lambda _: replica_name(os.environ)),
         help="The name under which logs, metrics and the status show this replica. It need not be unique.",
     )
     lease_ttl: float = _setting(
@@ -476,18 +225,18 @@ class Settings:
         faults: list[str] = []
         given: dict[str, object] = {}
         sources: dict[str, str] = {}
-        for spelled, name, value in [*_from_app(conf_values), *_from_environment(environ)]:
+        for spelled, name, value in [*from_app(conf_values), *from_environment(environ)]:
             if name in _BY_NAME:
                 given[name], sources[name] = value, spelled
             else:
                 faults.append(f"{spelled}: unknown setting; the nearest known name is {_nearest(spelled, name)}")
-        given.setdefault("replica", _replica_name(environ))
+        given.setdefault("replica", replica_name(environ))
         if "cluster" not in given and default_cluster:
             try:
                 given["cluster"] = _NAME_RULE.read(default_cluster)
             except ValueError:
                 faults.append(
-                    f"ha_beat_cluster: not set, and the app's name {_shown('cluster', default_cluster)} "
+                    f"ha_beat_cluster: not set, and the app's name {shown('cluster', default_cluster)} "
                     f"cannot stand in for it: must be {_NAME_RULE.right}"
                 )
                 given["cluster"] = "unnamed"  # so that it is not reported twice
@@ -509,7 +258,7 @@ class Settings:
         return [
             SettingInUse(
                 setting.name,
-                _redact(getattr(self, setting.name)),
+                redact(getattr(self, setting.name)),
                 self.sources.get(setting.name, "default"),
                 setting.name not in self.sources,
             )
@@ -526,9 +275,6 @@ SETTINGS: tuple[Setting, ...] = tuple(
     if "kind" in field.metadata
 )
 _BY_NAME: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}
-
-
-# --- Relations ------------------------------------------------------------------------------------
 
 
 class _Relation(NamedTuple):
@@ -550,7 +296,7 @@ def _check(given: Mapping[str, object], sources: Mapping[str, str]) -> tuple[dic
     """All values, read and completed with the defaults, and the faults, one line each."""
 
     def spelled(name: str) -> str:
-        return sources.get(name, _APP_PREFIX + name)
+        return sources.get(name, APP_PREFIX + name)
 
     values: dict[str, Any] = {}
     faults: list[str] = []
@@ -562,10 +308,10 @@ def _check(given: Mapping[str, object], sources: Mapping[str, str]) -> tuple[dic
         try:
             values[name] = setting.kind.read(given[name])
         except (ValueError, OverflowError, RecursionError):
-            faults.append(f"{spelled(name)}={_shown(name, given[name])}: must be {setting.kind.right}")
+            faults.append(f"{spelled(name)}={shown(name, given[name])}: must be {setting.kind.right}")
             wrong.add(name)
     if "cluster" not in given:
-        faults.append(f"{_APP_PREFIX}cluster: not set, and the app has no name: must be {_NAME_RULE.right}")
+        faults.append(f"{APP_PREFIX}cluster: not set, and the app has no name: must be {_NAME_RULE.right}")
     for setting in SETTINGS:
         if setting.name not in values:
             default = setting.default
@@ -577,54 +323,10 @@ def _check(given: Mapping[str, object], sources: Mapping[str, str]) -> tuple[dic
         if not relation.holds(value, other):
             origin = "" if relation.name in given else " (default)"
             faults.append(
-                f"{spelled(relation.name)}={_shown(relation.name, value)}{origin}: "
-                f"must be {relation.right} {spelled(relation.other)} ({_shown(relation.other, other)})"
+                f"{spelled(relation.name)}={shown(relation.name, value)}{origin}: "
+                f"must be {relation.right} {spelled(relation.other)} ({shown(relation.other, other)})"
             )
     return values, faults
-
-
-# --- Sources --------------------------------------------------------------------------------------
-
-_APP_KEY = re.compile(r"(?:[a-z][a-z0-9]*_)*?ha_beat_(\w+)", re.IGNORECASE)
-
-
-def ha_beat_keys(conf: Mapping[str, object]) -> dict[str, object]:
-    """The ha_beat settings among those of a Celery app (`app.conf`), by the names the user gave them.
-
-    Finds `ha_beat_x` and `HA_BEAT_X`, and the same behind the app's namespace (`CELERY_HA_BEAT_X` in Django).
-    Where a setting was given more than once, the one that Celery itself would prefer is left: changes made on
-    `app.conf` over the configuration's module, names with the namespace over those without.
-    """
-    conf.get(_APP_PREFIX)  # Celery reads its configuration at the first look at a key, not when keys are listed
-    prefix = str(getattr(conf, "prefix", None) or "CELERY_").lower()
-    found: dict[str, tuple[str, object]] = {}
-    for layer in getattr(conf, "maps", None) or [conf]:
-        # Listing the keys reads no value: to read all values of a Django settings object warns and can fail.
-        keys = [str(key) for key in layer if str(key).lower().removeprefix(prefix).startswith(_APP_PREFIX)]
-        for key in sorted(keys, key=lambda key: not key.lower().startswith(prefix)):
-            found.setdefault(key.lower().removeprefix(prefix), (key, layer[key]))
-    return dict(found.values())
-
-
-def _from_app(conf_values: Mapping[str, object]) -> Iterable[tuple[str, str, object]]:
-    for key in conf_values:
-        if match := _APP_KEY.fullmatch(str(key)):
-            yield str(key), match[1].lower(), conf_values[key]
-
-
-def _from_environment(environ: Mapping[str, str]) -> Iterable[tuple[str, str, object]]:
-    services = {
-        name.removesuffix("_SERVICE_HOST")
-        for name in environ
-        if name.startswith("HA_BEAT") and name.endswith("_SERVICE_HOST")
-    }
-    for variable, value in environ.items():
-        if not variable.startswith(_ENV_PREFIX) or not value.strip():
-            continue
-        # Kubernetes tells pods of a service named ha-beat by HA_BEAT_SERVICE_HOST, HA_BEAT_PORT and so on.
-        if any(variable.startswith((f"{service}_SERVICE_", f"{service}_PORT")) for service in services):
-            continue
-        yield variable, variable.removeprefix(_ENV_PREFIX).lower(), value
 
 
 def _nearest(spelled: str, name: str) -> str:
@@ -632,14 +334,6 @@ def _nearest(spelled: str, name: str) -> str:
     best = difflib.get_close_matches(name, _BY_NAME, n=1, cutoff=0.0)[0]
     prefix = spelled[: len(spelled) - len(name)]
     return prefix + (best.upper() if prefix.isupper() else best)
-
-
-def _replica_name(environ: Mapping[str, str]) -> str:
-    host = environ.get("POD_NAME") or environ.get("HOSTNAME") or socket.gethostname()
-    return f"{_NOT_IN_A_NAME.sub('-', host)[:180]}:{os.getpid()}"
-
-
-# --- Documentation --------------------------------------------------------------------------------
 
 
 def settings_table() -> str:
@@ -651,7 +345,3 @@ def settings_table() -> str:
         right = setting.kind.right.replace("|", "\\|")
         lines.append(f"| `{setting.name}` | {shown} | {setting.help} *({right[0].upper()}{right[1:]}.)* |")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(settings_table() + "\n")

@@ -1,0 +1,175 @@
+"""How values are read, and what is said of those that can't be."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
+
+from ha_beat.settings.secrets import NEXT_URL
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Kind(Generic[T]):
+    """How a value is read, from the text of a variable or from a Python value alike.
+
+    `right` says what is right and completes the sentence "must be …"; `read` raises ValueError for the rest.
+    """
+
+    right: str
+    read: Callable[[object], T]
+
+
+def _wrong() -> ValueError:
+    return ValueError("not what it must be")
+
+
+def seconds(lowest: float, highest: float | None = None, *, above: bool = False) -> Kind[float]:
+    """A number of seconds (or a timedelta) from `lowest`, or above it, to `highest`."""
+    if highest is not None:
+        right = f"a number of seconds from {lowest:g} to {highest:g}"
+    else:
+        right = f"a number of seconds {'above' if above else 'from'} {lowest:g}{'' if above else ' up'}"
+
+    def read(value: object) -> float:
+        if isinstance(value, timedelta):
+            number = value.total_seconds()
+        elif isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise _wrong()
+        else:
+            number = float(value)
+        too_low = number <= lowest if above else number < lowest
+        if not math.isfinite(number) or too_low or (highest is not None and number > highest):
+            raise _wrong()
+        return number
+
+    return Kind(right, read)
+
+
+def whole(lowest: int, highest: int | None = None) -> Kind[int]:
+    """A whole number from `lowest` to `highest`."""
+    right = f"a whole number from {lowest}" + (" up" if highest is None else f" to {highest}")
+
+    def read(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise _wrong()
+        number = int(value)
+        if number < lowest or (highest is not None and number > highest):
+            raise _wrong()
+        return number
+
+    return Kind(right, read)
+
+
+def choice(*values: str) -> Kind[str]:
+    """One of a few words."""
+
+    def read(value: object) -> str:
+        word = value.strip().lower() if isinstance(value, str) else None
+        if word not in values:
+            raise _wrong()
+        return word
+
+    return Kind("one of " + ", ".join(values), read)
+
+
+def flag() -> Kind[bool]:
+    """True or false, in the usual spellings."""
+    words = {
+        "true": True,
+        "yes": True,
+        "on": True,
+        "1": True,
+        "false": False,
+        "no": False,
+        "off": False,
+        "0": False,
+    }
+
+    def read(value: object) -> bool:
+        if isinstance(value, bool):
+            return value
+        if not isinstance(value, str) or value.strip().lower() not in words:
+            raise _wrong()
+        return words[value.strip().lower()]
+
+    return Kind("true or false", read)
+
+
+def text(pattern: str, right: str) -> Kind[str]:
+    """A text that matches `pattern` as a whole."""
+    compiled = re.compile(pattern)
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or not compiled.fullmatch(value):
+            raise _wrong()
+        return value
+
+    return Kind(right, read)
+
+
+def redis_url() -> Kind[str]:
+    """A Redis URL, a list of Sentinel URLs joined by ';', or a Redis Cluster's with its hosts joined by ','."""
+    schemes = {"redis", "rediss", "unix", "redis+socket", "sentinel", "redis+cluster", "rediss+cluster"}
+
+    def read(value: object) -> str:
+        if not isinstance(value, str):
+            raise _wrong()
+        url = value.strip()
+        for part in NEXT_URL.split(url):
+            scheme, separator, rest = part.partition("://")
+            if not separator or scheme.strip().lower() not in schemes or not rest.strip("; "):
+                raise _wrong()
+            if ";" not in rest and "," not in rest:
+                _ = urlsplit(part).port  # raises ValueError for a port that is none
+        return url
+
+    return Kind(
+        "a URL starting with redis://, rediss://, unix://, redis+socket://, sentinel://, redis+cluster:// or "
+        "rediss+cluster://",
+        read,
+    )
+
+
+def mapping() -> Kind[Mapping[str, Any]]:
+    """A dict with names as its keys; as text, a JSON object."""
+
+    def read(value: object) -> Mapping[str, Any]:
+        if isinstance(value, str):
+            value = json.loads(value)
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise _wrong()
+        return dict(value)
+
+    return Kind("a dict of redis-py's options (in the environment a JSON object)", read)
+
+
+def address() -> Kind[str]:
+    """`host:port`, IPv6 in brackets."""
+    compiled = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[A-Za-z0-9_.-]+):([0-9]{1,5})", re.ASCII)
+
+    def read(value: object) -> str:
+        found = compiled.fullmatch(value.strip()) if isinstance(value, str) else None
+        if not found or int(found[1]) > 65535:
+            raise _wrong()
+        return found[0]
+
+    return Kind("host:port, such as 127.0.0.1:8080 or [::]:8080", read)
+
+
+def optional(kind: Kind[T]) -> Kind[T | None]:
+    """The same, or None (as text: none)."""
+
+    def read(value: object) -> T | None:
+        if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
+            return None
+        return kind.read(value)
+
+    return Kind(f"{kind.right}, or none", read)

@@ -1,0 +1,66 @@
+"""Hides passwords in what is shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+_HIDDEN = "***"
+_SECRET = re.compile(r"pass|pwd|secret|token|credential|username", re.IGNORECASE)
+_SHOWN_CHARACTERS = 80
+
+#: Between the URLs of a list.
+NEXT_URL = re.compile(r"(?<=[;,])\s*(?=[A-Za-z][\w+.-]*://)")
+_SECRET_IN_QUERY = re.compile(r"((?:^|[&;])[^=&;]*(?:pass|pwd|secret|token|credential)[^=&;]*=)[^&;]*", re.IGNORECASE)
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%\w]*\]|[\w.-]*)(?::[0-9]*)?")
+
+
+def redact_url(url: str) -> str:
+    """The URL without its secrets, fit for logs.
+
+    Covers passwords before the host, in the query string, and in each part of a list such as
+    `sentinel://:pw@h1:26379;sentinel://:pw@h2:26379`. Where it is unclear what is a secret, more is hidden.
+    """
+    return "".join(_redact_one(part) for part in NEXT_URL.split(url))
+
+
+def _redact_one(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    front, question, query = rest.partition("?")
+    if "@" in query:
+        return f"{scheme}{separator}{_HIDDEN}"  # a raw '?' in the password, or an '@' in the query: can't tell
+    userinfo, at, where = front.rpartition("@")
+    host, slash, path = where.partition("/")
+    if not all(_HOST.fullmatch(name.strip()) for name in re.split("[;,]", host)):
+        host = _HIDDEN  # no '@', but something like ':password' in the place of host and port
+    user, colon, _ = userinfo.partition(":")
+    shown = f"{user}:{_HIDDEN}" if colon and re.fullmatch(r"[\w.-]*", user) else _HIDDEN
+    query = _SECRET_IN_QUERY.sub(rf"\1{_HIDDEN}", query)
+    return f"{scheme}{separator}{shown + at if at else ''}{host}{slash}{path}{question}{query}"
+
+
+def redact(value: object, name: str = "") -> object:
+    """The same value, of plain types only and without secrets. `name` is the key that it stands under."""
+    if value is None or isinstance(value, bool | int | float):
+        return _HIDDEN if _SECRET.search(name) and value is not None else value
+    if _SECRET.search(name):
+        return _HIDDEN
+    if isinstance(value, str):
+        return redact_url(value) if "://" in value else value
+    if isinstance(value, Mapping):
+        return {str(key): redact(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(item) for item in value]
+    return f"<{type(value).__name__}>"  # the repr of an object may hold anything
+
+
+def shown(name: str, value: object) -> str:
+    """A value as it stands in a message: one line, short, without secrets."""
+    if name == "redis_url" and isinstance(value, str):
+        value = redact_url(value)
+    elif name == "redis_options" and not isinstance(value, Mapping):
+        return "(not shown)"  # JSON that did not parse, or some list, may hold a password anywhere
+    text = repr(redact(value, name))
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
