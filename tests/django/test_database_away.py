@@ -73,7 +73,8 @@ def test_dispatch_goes_on_while_the_leader_has_no_database(postgres_site, second
     assert_no_gap(postgres_site, "task", 0.5)
 
 
-@pytest.mark.parametrize("seconds", [0, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0, 30])
 def test_a_takeover_needs_no_database(postgres_site, seconds):
     """The standby has the schedule; the rows get what neither leader could write while it was away."""
     task = row("task", interval=every(0.5))

@@ -92,6 +92,7 @@ def test_a_leader_paused_in_a_burst_adds_nothing_to_it_and_can_lead_again(stage:
     stage.history.wait_for_messages(len(stage.history.messages()) + 5)
 
 
+@pytest.mark.slow
 def test_a_leader_killed_in_a_burst_leaves_the_rest_to_the_next(stage: Stage) -> None:
     """SIGKILL in mid-burst: the batch in flight arrives after the next leader has enqueued it all, and is refused."""
     leader = stage.cluster.wait_for_leader()

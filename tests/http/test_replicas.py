@@ -138,6 +138,7 @@ def test_a_replica_that_ends_signs_off(redis_server: RedisServer):
             assert replica.pid not in {json.loads(record)["pid"] for record in left}
 
 
+@pytest.mark.slow
 def test_a_standby_registers_without_http_and_writes_nothing_else(redis_server: RedisServer):
     """O1: its presence and its membership are all that a standby writes."""
     with BeatCluster(redis_server.url, replicas=2, settings={"lease_ttl": 30}) as cluster:

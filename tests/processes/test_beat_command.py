@@ -79,6 +79,7 @@ def test_signals_end_beat_cleanly_and_release_the_lease(number: int, one_beat: B
     assert "Traceback" not in one_beat[0].log_text(), one_beat[0].log_tail()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CELERY < (5, 7), reason="beat answers remote control since Celery 5.7")
 def test_leader_and_standby_answer_inspect_ping(redis_server: RedisServer):
     """With --enable-remote-control: a standby that waits inside its tick is alive."""
