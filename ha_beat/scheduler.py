@@ -313,6 +313,9 @@ class HAMixin(_Base):
 class HAScheduler(HAMixin, Scheduler):
     """Celery's own scheduler for a static ``beat_schedule``, highly available: ``celery beat -S ha_beat``."""
 
+    _edits = 0
+    _seen_state: tuple[int, int] | None = None
+
     def __init__(self, app: Celery, *args: Any, schedule_filename: str | None = None, **kwargs: Any) -> None:
         super().__init__(app, *args, **kwargs)
         if schedule_filename not in (None, app.conf.beat_schedule_filename) and not kwargs.get("lazy"):
@@ -348,11 +351,20 @@ class HAScheduler(HAMixin, Scheduler):
                     extra={"action": "EntryFailed"},
                 )
 
+    def add(self, **kwargs: Any) -> Any:
+        self._edits += 1
+        return super().add(**kwargs)
+
+    def update_from_dict(self, dict_: dict[str, Any]) -> None:
+        self._edits += 1
+        super().update_from_dict(dict_)
+
     def _schedule_changed(self) -> bool:
-        # Entries come and go by add() and update_from_dict(); each leaves another number of entries or another dict.
+        # By the methods above, or in the dict itself, of which only the number of entries tells.
         changed = super()._schedule_changed()
-        count, self._seen_count = len(self.schedule), getattr(self, "_seen_count", None)
-        return changed or (self._seen_count is not None and count != self._seen_count)
+        state = (self._edits, len(self.schedule))
+        before, self._seen_state = self._seen_state, state
+        return changed or before not in (None, state)
 
 
 def _evaluated(value: Any) -> Any:

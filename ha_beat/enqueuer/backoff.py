@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
+
+from tenacity import RetryCallState, Retrying, wait_random_exponential
 
 from ha_beat import events
 from ha_beat.clock import Clock
@@ -12,8 +13,8 @@ from ha_beat.errors import StoreError, StoreUnavailable
 #: A broker that takes nothing from this replica, term after term, is left to others less and less often: by this much.
 _MOST_PATIENCE = 6
 
-#: Seconds, at most, until a batch that failed as a whole is tried again.
-_LONGEST_BACKOFF = 1.0
+#: Seconds until a batch that failed as a whole is tried again. The main loop waits for them, not a loop of tenacity's.
+_PAUSES = wait_random_exponential(multiplier=0.1, min=0.02, max=1.0)
 
 
 class BrokerOutOfReach(StoreUnavailable):
@@ -64,6 +65,12 @@ class Backoff:
             self._failing_since = None
             self._handovers = min(self._handovers + 1, _MOST_PATIENCE)
             raise BrokerOutOfReach(str(error))
-        seconds: float = random.uniform(0.5, 1.0) * min(0.05 * 2 ** min(self._failures, 10), _LONGEST_BACKOFF)
+        seconds = _pause_after(self._failures)
         self.try_at = now + seconds
         return seconds
+
+
+def _pause_after(failures: int) -> float:
+    state = RetryCallState(Retrying(), None, (), {})
+    state.attempt_number = failures
+    return _PAUSES(state)

@@ -68,6 +68,20 @@ def test_a_replica_that_cannot_be_put_together_does_not_spin(
     assert sum("A turn of the scheduler failed" in record.getMessage() for record in caplog.records) == 1
 
 
+@pytest.mark.parametrize("edit", ["update_from_dict", "add"])
+def test_an_entry_that_is_replaced_while_it_leads_goes_by_its_new_schedule(
+    scheduler: HAScheduler, shared_redis: RedisServer, edit: str
+) -> None:
+    """The schedule is the same dict with as many entries as before."""
+    scheduler.update_from_dict({"one": {"task": "one", "schedule": 3600.0}})
+    wait_for(lambda: leads(scheduler) and shared_redis.admin.hexists(Keys("turns").ledger, "e:one"), 10, "a term")
+    if edit == "add":
+        scheduler.add(name="one", task="one", schedule=0.2)
+    else:
+        scheduler.update_from_dict({"one": {"task": "one", "schedule": 0.2}})
+    wait_for(lambda: leads(scheduler) and shared_redis.admin.llen("celery") > 2, 10, "messages")
+
+
 class Release:
     """A release with these entries, each hourly, that leads until it is stopped."""
 
