@@ -62,6 +62,8 @@ def in_a_fork(guard: Guard) -> dict[str, int]:
 
 def main(*names: str) -> None:
     os.chdir(ROOT)
+    # A test that fails is what is asked for: not to be tried again.
+    os.environ.pop("PYTEST_ADDOPTS", None)
     for guard in WATCHED:
         # Imported here, once for all forks.
         kind, _, _ = guard.mutant.where.partition(":")
