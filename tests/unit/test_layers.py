@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+#: Some versions of the linter's libraries colour what no terminal shows.
+IN_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,12 +45,12 @@ def test_every_module_imports_only_from_layers_below_it():
 @pytest.mark.parametrize(
     ("module", "line", "contract"),
     [
-        ("settings", "from ha_beat import lease", "Layers BROKEN"),
-        ("settings", "from ha_beat import clock", "Layers BROKEN"),
+        ("settings/definition", "from ha_beat import lease", "Layers BROKEN"),
+        ("settings/definition", "from ha_beat import clock", "Layers BROKEN"),
         ("brand_new", "", "Layers BROKEN"),
         ("clock", "import django.db", "Django only under ha_beat.django BROKEN"),
         ("election", "import redis", "Redis only in the stores, the dispatch and the bootstrap BROKEN"),
-        ("settings", "import celery.app", "Celery only where a Celery object is handled BROKEN"),
+        ("settings/definition", "import celery.app", "Celery only where a Celery object is handled BROKEN"),
         ("election", "from kombu import Connection", "Celery only where a Celery object is handled BROKEN"),
     ],
 )
@@ -56,4 +60,4 @@ def test_the_linter_finds_each_kind_of_breach(copy_of_the_package: Path, module:
         file.write(f"\n{line}\n")
     result = lint_imports(copy_of_the_package)
     assert result.returncode != 0
-    assert contract in result.stdout
+    assert contract in IN_COLOUR.sub("", result.stdout)
