@@ -78,7 +78,7 @@ WATCHED: tuple[Guard, ...] = (
         1,
         "assess: a new gen is a loss",
         Mutant("ha_beat.state_loss:assess", "if gen not in previous_gens:", "if False:"),
-        f"{STATE_LOSS}::test_a_new_incarnation_is_a_loss_for_whoever_knew_the_last",
+        f"{STATE_LOSS}::test_a_lost_ledger_is_a_loss_also_for_a_replica_that_knew_nothing",
     ),
     Guard(
         1,

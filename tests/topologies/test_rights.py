@@ -36,7 +36,7 @@ MARK = ["~{ha-beat:*}:*", "+hget", "+hmget", "+hset", "+evalsha", "+script|load"
 CLUSTER = ["+ssubscribe", "+pubsub|shardnumsub"]
 
 #: Without these something is left out, and all else goes on.
-OPTIONAL = {"+info", "+pubsub|numsub", "+publish", "+subscribe", "+xadd", "+xtrim", "+xrevrange"}
+OPTIONAL = {"+info", "+type", "+pubsub|numsub", "+publish", "+subscribe", "+xadd", "+xtrim", "+xrevrange"}
 
 #: Not needed by replicas at all times: for requests by the command line, for removed entries, for taking a queue's
 #: declaration back.
