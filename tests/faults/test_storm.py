@@ -60,11 +60,14 @@ def test_nothing_is_lost_or_doubled_in_a_storm(broker: str, chosen: str, found: 
         )
         ended = [line for replica in stage.cluster for line in unexpected_ends(replica.log_text())]
         assert report.ok, f"seed {seed}\n{report}\n{stage.cluster.logs()}"
-        assert not ended, f"seed {seed}: {ended}"
+        assert not ended, f"seed {seed}: " + "\n".join(ended)
         silence = f"longest silence {report.silence.longest:.1f} s"
         found(f"{broker}, seed {seed}, {len(plan)} faults in {SECONDS:g} s, {silence}")
         found(report)
 
 
 def unexpected_ends(log: str) -> list[str]:
-    return [line for line in log.splitlines() if line.startswith(("Traceback", "SystemExit"))]
+    """Each with what was said before and after it."""
+    lines = log.splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith(("Traceback", "SystemExit"))]
+    return ["\n".join(lines[max(start - 3, 0) : start + 40]) for start in starts]
