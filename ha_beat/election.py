@@ -92,8 +92,10 @@ class Standby:
 
     next_poll: float = 0.0
     sighting: Sighting | None = None
-    #: A presence channel seen with a subscriber since Redis last failed to answer: only its absence means a death.
+    #: A presence channel seen with a subscriber since Redis last failed to answer: its absence means a death.
     counted: str = ""
+    #: Redis has answered all along since this replica began: an absence on the lease's own server is no outage's.
+    unbroken: bool = False
     campaign: Campaign | None = None
     barred_until: float = 0.0
     seen_epoch: int = 0
@@ -343,7 +345,8 @@ def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) ->
                 nonces=(nonce,),
             )
         case Campaigned(answer=Unknown(), nonce=nonce):
-            return _failed(replace(state, nonces=(*state.nonces, nonce)[-REMEMBERED_CAMPAIGNS:]), now, timing)
+            nonces = (*state.nonces, nonce)[-REMEMBERED_CAMPAIGNS:]
+            return _failed(replace(state, unbroken=False, nonces=nonces), now, timing)
         case Campaigned():
             return replace(state, campaign=None, next_poll=now + timing.poll_interval, failures=0)
         case Forbidden():
@@ -353,7 +356,7 @@ def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) ->
         case PresenceBroke() | PresenceReady() | Fenced():
             return state
         case _:
-            return _failed(replace(state, counted=""), now, timing)
+            return _failed(replace(state, counted="", unbroken=False), now, timing)
 
 
 def _failed(state: Standby, now: float, timing: Timing) -> Standby:
@@ -404,9 +407,18 @@ def _opportunity(state: Standby, sighting: Sighting, now: float, timing: Timing)
         return Campaign(expected, why, record.preferred, open_at)
     if record.nonce in state.nonces:
         return Campaign(expected, "it names this replica, which lost it or never heard so")
-    absent_since = sighting.absent_since if record.presence == state.counted else None
+    absent_since = sighting.absent_since if _means_death(state, sighting) else None
     if absent_since is not None and now - absent_since >= timing.poll_interval - _ROUNDING:
         return Campaign(replace(expected, absent=True), "its holder's process is gone or cut off")
     if now - sighting.since >= record.ttl_ms / 1000:
         return Campaign(expected, f"it was not renewed for {record.ttl_ms / 1000:g} s")
     return None
+
+
+def _means_death(state: Standby, sighting: Sighting) -> bool:
+    """Whether the holder's absence can't be an outage's, which empties the channels of the living as well."""
+    record = sighting.record
+    if record.presence == state.counted:
+        return True
+    # It was counted when it was registered, on this very run of the server.
+    return state.unbroken and record.run_id != "" and record.run_id == sighting.run_id

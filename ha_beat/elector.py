@@ -111,7 +111,7 @@ class Elector:
         # Each of these is written by one thread and read by others as a whole.
         self._term: Term | None = None
         self._tenure: Tenure | None = None
-        self._state: State = Standby()
+        self._state: State = Standby(unbroken=True)
         self._progress_at = clock.elapsed()
         self._step_down_for = ("", "")
         self._called = False

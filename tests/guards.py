@@ -447,6 +447,22 @@ WATCHED: tuple[Guard, ...] = (
         ),
         f"{ELECTION}::test_a_new_presence_connection_is_registered_at_once",
     ),
+    Guard(
+        2,
+        "presence: one who has known an outage must have seen the channel",
+        Mutant("ha_beat.election:_as_standby", 'counted="", unbroken=False', 'counted=""'),
+        f"{ELECTION}::test_who_has_known_an_outage_is_no_newcomer",
+    ),
+    Guard(
+        2,
+        "presence: a newcomer judges by the lease's own server alone",
+        Mutant(
+            "ha_beat.election:_means_death",
+            'record.run_id != "" and record.run_id == sighting.run_id',
+            "True",
+        ),
+        f"{ELECTION}::test_a_newcomer_does_not_judge_by_a_server_that_it_cannot_tell_from_another",
+    ),
     # --- 11: a late acquire
     Guard(
         11,
@@ -459,8 +475,8 @@ WATCHED: tuple[Guard, ...] = (
         "election: earlier campaigns too",
         Mutant(
             "ha_beat.election:_as_standby",
-            "nonces=(*state.nonces, nonce)[-REMEMBERED_CAMPAIGNS:]",
-            "nonces=(nonce,)",
+            "nonces = (*state.nonces, nonce)[-REMEMBERED_CAMPAIGNS:]",
+            "nonces = (nonce,)",
         ),
         f"{ELECTION}::test_an_earlier_campaign_that_is_carried_out_late_leaves_a_lease_that_its_owner_may_take",
     ),

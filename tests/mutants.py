@@ -91,7 +91,7 @@ MUTANTS: dict[str, Mutant] = {
         "ha_beat.election:_opportunity", ">= timing.poll_interval - _ROUNDING", ">= 0"
     ),
     "presence: of a channel that was seen": Mutant(
-        "ha_beat.election:_opportunity", "if record.presence == state.counted else None", ""
+        "ha_beat.election:_means_death", "if record.presence == state.counted:", "if True:"
     ),
     "presence: its end is told at once": Mutant(
         "ha_beat.election:_as_leader", "case PresenceBroke():", "case PresenceBroke() if False:"

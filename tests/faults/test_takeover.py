@@ -83,6 +83,19 @@ def test_a_killed_leader_is_replaced_long_before_its_lease_is_over(times: int, f
     assert silence.longest < 15  # half of the lease: wide room, and still no wait for it
 
 
+def test_the_only_replica_is_killed_and_started_again() -> None:
+    """Nobody saw it live; it leads again without waiting out the lease of its former self."""
+    with Stage(spec=SPEC, proxied=False, replicas=1, settings={"lease_ttl": 300}) as stage:
+        leader = stage.begin()
+        stage.cluster.wait_for_presence()
+        stage.nemesis.kill_leader(down=0)
+        assert stage.cluster.wait_for_leader() is leader
+        leader.wait_for_log("its holder's process is gone or cut off")
+        more_messages(stage, 3)
+        report = stage.report([Interval("fast", EVERY)])
+        assert report.ok, str(report)
+
+
 @pytest.mark.parametrize("times", TIMES)
 def test_a_stopped_leader_hands_over(times: int, figure: Callable[[str], None]) -> None:
     """SIGTERM: the lease is released and the standbys are woken; the leader exits with 0."""

@@ -168,7 +168,7 @@ class Simulation:
     # --- A replica
 
     def _begin(self, node: Node) -> None:
-        node.state, node.down, node.broken, node.opened = Standby(), False, False, False
+        node.state, node.down, node.broken, node.opened = Standby(unbroken=True), False, False, False
         if self.with_presence:
             self._open(node)
         self._for(node, self.random.uniform(0, 0.5), lambda: self._step(node))

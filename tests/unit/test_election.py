@@ -15,6 +15,7 @@ from ha_beat.election import (
     Forbidden,
     Leader,
     Observe,
+    Outcome,
     PresenceBroke,
     PresenceReady,
     Release,
@@ -247,6 +248,31 @@ def test_absence_counts_only_after_presence_was_seen():
     cut_off = absorb(watch((99.0, view(subscribers=1))), Unknown("no answer"), 99.5, TIMING)
     assert isinstance(cut_off, Standby)
     assert watch(*absent, state=cut_off).campaign is None
+
+
+def test_who_has_known_no_outage_takes_an_absence_on_the_leases_own_server_for_a_death():
+    """A replica that starts when its leader is dead already need not wait out the lease."""
+    absent = [(now, view(replace(THEIRS, run_id="r"), subscribers=0)) for now in (100.0, 100.1)]
+    newcomer = Standby(unbroken=True)
+    assert watch(absent[0], state=newcomer).campaign is None
+    dead = watch(*absent, state=newcomer).campaign
+    assert dead == Campaign(Expected(7, 3, absent=True), "its holder's process is gone or cut off")
+
+
+@pytest.mark.parametrize("failure", [Unknown("no answer"), Campaigned(Unknown("no answer"), "ours")])
+def test_who_has_known_an_outage_is_no_newcomer(failure: Outcome):
+    """It emptied the channels of the living as well."""
+    absent = [(now, view(replace(THEIRS, run_id="r"), subscribers=0)) for now in (100.0, 100.1)]
+    after = absorb(Standby(unbroken=True), failure, 99.0, TIMING)
+    assert isinstance(after, Standby)
+    assert watch(*absent, state=after).campaign is None
+
+
+def test_a_newcomer_does_not_judge_by_a_server_that_it_cannot_tell_from_another():
+    """Without the right to ask for the run id."""
+    for lease, server in [("", ""), ("r", ""), ("", "r")]:
+        absent = [(now, view(replace(THEIRS, run_id=lease), subscribers=0, run_id=server)) for now in (100.0, 100.1)]
+        assert watch(*absent, state=Standby(unbroken=True)).campaign is None
 
 
 def test_absence_on_another_run_of_the_server_is_nobodys_death():
