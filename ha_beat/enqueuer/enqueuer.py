@@ -6,9 +6,8 @@ when the term ends first, it is forgotten, and the next leader reads in the ledg
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -19,6 +18,7 @@ from ha_beat.dispatch import Answer, Dispatcher, FencedOff
 from ha_beat.elector import Tenure
 from ha_beat.enqueuer.backoff import Backoff
 from ha_beat.enqueuer.claims import Claims
+from ha_beat.enqueuer.collector import collector_held_off
 from ha_beat.enqueuer.gathering import SCHEDULE_RETRY, Gatherer
 from ha_beat.enqueuer.rules import Rules
 from ha_beat.enqueuer.settling import Settler
@@ -33,18 +33,6 @@ from ha_beat.verdicts import Scribe, Work
 
 #: So many times in a row a batch fails before it may be what is wrong.
 _BEFORE_TAKEN_APART = 3
-
-
-@contextmanager
-def collector_held_off() -> Iterator[None]:
-    """Have the garbage collector wait: many objects come into being, none is garbage, and it would walk over all."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from ha_beat.dispatch.publisher import BLOCKED, Publisher
 from ha_beat.errors import StoreUnavailable
 from ha_beat.testing import SettableClock
 from tests.faults.proxy import TcpProxy
-from tests.servers import RabbitMQ, need, wait_for
+from tests.servers import RabbitMQ, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -35,17 +35,6 @@ TIMEOUT = 2.0
 PATIENCE = 30.0
 
 ACCEPTED = Sent("accepted")
-
-
-@pytest.fixture(scope="module")
-def _rabbitmq() -> Iterator[RabbitMQ]:
-    with need(RabbitMQ) as server:
-        yield server
-
-
-@pytest.fixture
-def rabbitmq(_rabbitmq: RabbitMQ) -> RabbitMQ:
-    return _rabbitmq.start()
 
 
 class Desk:

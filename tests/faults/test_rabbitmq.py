@@ -41,20 +41,6 @@ QUICK = {"lease_ttl": 3}
 PUBLISH = containing(b"ha_beat", b"scheduled_at")
 
 
-@pytest.fixture(scope="module")
-def _rabbitmq() -> Iterator[RabbitMQ]:
-    with need(RabbitMQ) as server:
-        yield server
-
-
-@pytest.fixture
-def rabbitmq(_rabbitmq: RabbitMQ) -> RabbitMQ:
-    """The module's broker, which the test before may have left stopped or frozen."""
-    if _rabbitmq.alive:
-        _rabbitmq.resume()
-    return _rabbitmq.start()
-
-
 @contextmanager
 def stage_on(broker: Server, **options: Any) -> Iterator[Stage]:
     """Replicas with a queue of their own, that one enqueues to and a consumer empties."""

@@ -6,7 +6,7 @@ import copy
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,18 +18,12 @@ from kombu import Exchange, Queue
 from kombu.common import Broadcast
 
 from ha_beat.scheduler import HAScheduler
-from tests.servers import RabbitMQ, RedisServer, need
+from tests.servers import RabbitMQ, RedisServer
 
 ENTRY = "the entry"
 BASIC = {"task": "shop.restock", "args": (1, "zwei"), "kwargs": {"three": 3}}
 #: RabbitMQ refuses a message that expires decades later.
 FAR = datetime.now(UTC).replace(microsecond=0) + timedelta(days=10)
-
-
-@pytest.fixture(scope="module")
-def rabbitmq() -> Iterator[RabbitMQ]:
-    with need(RabbitMQ) as server:
-        yield server
 
 
 def entry(**options: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The Redis that most tests use."""
+"""The servers that most tests use."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.servers.parts import need
+from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.redis_server import RedisServer
 
 
@@ -29,3 +30,17 @@ def shared_redis(_session_redis: RedisServer) -> RedisServer:
     _session_redis.admin.flushall()
     _session_redis.admin.script_flush()
     return _session_redis
+
+
+@pytest.fixture(scope="module")
+def _module_rabbitmq() -> Iterator[RabbitMQ]:
+    with need(RabbitMQ) as server:
+        yield server
+
+
+@pytest.fixture
+def rabbitmq(_module_rabbitmq: RabbitMQ) -> RabbitMQ:
+    """The module's RabbitMQ, running: the test before may have left it stopped or frozen."""
+    if _module_rabbitmq.alive:
+        _module_rabbitmq.resume()
+    return _module_rabbitmq.start()
