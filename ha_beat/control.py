@@ -11,10 +11,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, Protocol
 
 from ha_beat import events
 from ha_beat.agenda import Slot
+from ha_beat.backfill import Instant, due_between, judged
 from ha_beat.clock import Clock
 from ha_beat.dispatch import Answer, Dispatcher, FencedOff, Operation
 from ha_beat.dispatch.header import with_header
@@ -26,7 +28,6 @@ from ha_beat.ledger import from_micros
 from ha_beat.occurrence import Occurrence
 from ha_beat.requests import MetaChange, Pause, Reply, Request, Requests
 from ha_beat.state_loss import Shadow
-from ha_beat.timetable import first_from
 
 #: The most instants that one backfill takes.
 BACKFILL_LIMIT = 1000
@@ -65,16 +66,6 @@ class _Refusal(Exception):
 
 def _refuse(line: str, **data: Any) -> _Refusal:
     return _Refusal(line, data)
-
-
-@dataclass(frozen=True, slots=True)
-class _Instant:
-    """One due instant of a backfill, numbered from 1, and what is to become of it."""
-
-    number: int
-    at: datetime
-    state: str
-    why: str = ""
 
 
 class Control:
@@ -369,18 +360,14 @@ class Control:
         reply = Reply(ok=left == 0, line=line, data={"entry": slot.id, "dry_run": dry, "instants": listed})
         self._answer(term, request, reply, record=record)
 
-    def _judged(self, request: Request, slot: Slot, *, force: bool) -> list[_Instant]:
+    def _judged(self, request: Request, slot: Slot, *, force: bool) -> list[Instant]:
         """Every due instant asked for, and whether it may be enqueued."""
         if slot.instants is None:
             raise _refuse(f"{slot.id} has a schedule of its own kind, whose past instants can't be told")
         since, until = _instant_of(request, "from"), _instant_of(request, "to")
-        found: list[datetime] = []
-        at = first_from(slot.instants, slot.base, since)
-        while at < until:
-            if len(found) == BACKFILL_LIMIT:
-                raise _refuse(f"these are more than {BACKFILL_LIMIT} instants: ask for a shorter time")
-            found.append(at)
-            at = slot.instants.next_after(at)
+        found = list(islice(due_between(slot.instants, slot.base, since, until), BACKFILL_LIMIT + 1))
+        if len(found) > BACKFILL_LIMIT:
+            raise _refuse(f"these are more than {BACKFILL_LIMIT} instants: ask for a shorter time")
         if not found:
             return []
         known = [
@@ -388,31 +375,14 @@ class Control:
             for record in self._journal.between(found[0] - _CLOCK_ROOM)
             if isinstance(record, VerdictRecord) and record.entry == slot.id and record.kind != "manual"
         ]
-        return [self._judge(number, at, slot, known, request, force=force) for number, at in enumerate(found, 1)]
+        return judged(found, slot.base, known, request.id, force=force)
 
-    def _judge(
-        self, number: int, at: datetime, slot: Slot, known: Sequence[VerdictRecord], request: Request, *, force: bool
-    ) -> _Instant:
-        if at > slot.base:
-            return _Instant(number, at, "refused", "the schedule has yet to come to it")
-        about = [record for record in known if record.covers(at)]
-        for record in about:
-            if record.verdict == "enqueued":
-                if record.data.get("request") == request.id:
-                    return _Instant(number, at, "enqueued", "by this request, under an earlier leader")
-                return _Instant(number, at, "refused", f"it was enqueued at {record.written_at} as {record.task_id}")
-        if force or (about and all(record.verdict == "skipped" for record in about)):
-            return _Instant(number, at, "would enqueue")
-        if about:
-            return _Instant(number, at, "needs force", "nobody knows whether it was enqueued")
-        return _Instant(number, at, "needs force", "the journal does not know of it")
-
-    def _enqueue(self, term: Term, request: Request, slot: Slot, instants: Sequence[_Instant]) -> list[_Instant]:
+    def _enqueue(self, term: Term, request: Request, slot: Slot, instants: Sequence[Instant]) -> list[Instant]:
         settled = {found.number: found for found in instants}
         before = self._done_before(request)
         for found in instants:
             if found.number <= before and found.state == "would enqueue":
-                settled[found.number] = _Instant(found.number, found.at, "uncertain", "begun by an earlier leader")
+                settled[found.number] = Instant(found.number, found.at, "uncertain", "begun by an earlier leader")
         wanted = [found for found in settled.values() if found.state == "would enqueue"]
         for start in range(0, len(wanted), _BATCH):
             batch = wanted[start : start + _BATCH]
@@ -425,7 +395,7 @@ class Control:
             for found, answer in zip(batch, self._dispatcher().submit(term, operations), strict=True):
                 done = answer.kind in ("done", "mine", "partial")
                 why = "" if done else _failure(answer)
-                settled[found.number] = _Instant(found.number, found.at, "enqueued" if done else "failed", why)
+                settled[found.number] = Instant(found.number, found.at, "enqueued" if done else "failed", why)
                 if done:
                     task_id = Occurrence(slot.id, found.at).task_id(self._cluster)
                     task = str(slot.entry.task)
