@@ -49,7 +49,8 @@ class LazyGroup(click.Group):
     "ha-beat",
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 all is well; 1 it is not, or the leader did not do what was asked; 2 it can't be told.",
+    epilog="Exit status: 0 done, or all is well; 1 not well, or the leader did not do what was asked; 2 can't tell: "
+    "Redis can't be asked, or the command line or a setting is wrong.",
 )
 def ha_beat() -> None:
     """See the cluster of beat replicas, and steer it."""

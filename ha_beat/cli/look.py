@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -39,6 +40,9 @@ _TIMEOUT = click.option(
     help="Seconds to wait for the leader's answer.",
 )
 
+#: How Celery shows its schedules: ``<crontab: 0 4 * * * (m/h/dM/MY/d)>``.
+_CELERYS_REPR = re.compile(r"^<(.*?)(?: \(m/h/dM/MY/d\))?>$")
+
 #: Seconds that the leader may be behind before `check` says so.
 _OVERDUE = 60.0
 
@@ -46,7 +50,13 @@ _OVERDUE = 60.0
 @click.command(epilog="Example: celery -A proj ha-beat status --watch")
 @_JSON
 @click.option("--watch", is_flag=True, help="Show it again every --interval seconds, until Ctrl-C.")
-@click.option("--interval", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, help="Seconds.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.2, 3600),
+    default=2.0,
+    show_default=True,
+    help="Seconds between two looks, with --watch.",
+)
 @on_cluster
 def status(cluster: Cluster, *, as_json: bool, watch: bool, interval: float) -> None:
     """Show who leads, the replicas, and how the schedule fares."""
@@ -98,7 +108,8 @@ def _show_status(cluster: Cluster, view: ClusterView, terms: list[TermRecord]) -
         fields.append(("schedule", f"{leading.entries} entries, {leading.backlog} due now{late}"))
         if leading.upcoming:
             soon = leading.upcoming[0]
-            fields.append(("next", f"{soon.entry} in {output.lasting((soon.at_ms - now) / 1000)}"))
+            wait = (soon.at_ms - now) / 1000
+            fields.append(("next", f"{soon.entry} in {output.lasting(wait)}" if wait > 0 else f"{soon.entry}, due now"))
         fields += [("failing", f"{entry}: {why}") for entry, why in leading.failing.items()]
     output.show_fields(fields)
     click.echo()
@@ -116,18 +127,26 @@ def _show_status(cluster: Cluster, view: ClusterView, terms: list[TermRecord]) -
         )
         for member in view.members
     ]
-    output.show_table(("REPLICA", "ROLE", "HOST", "PID", "VERSION", "UP FOR", "SEEN", "HTTP", "READY"), rows)
+    if rows:
+        columns = ("REPLICA", "ROLE", "HOST", "PID", "VERSION", "UP FOR", "SEEN", "HTTP", "READY")
+        output.show_table(columns, rows, spare=("VERSION", "PID", "HTTP", "HOST"))
+    else:
+        click.echo("No replica is alive under this cluster name on this Redis.")
     if terms:
         click.echo()
         output.show_table(
             ("CHANGE OF LEADER", "REPLICA", "EPOCH", "WHY"),
             [(f"{output.instant(term.ms)} {term.event}", term.by, term.epoch, term.why) for term in terms],
+            spare=("EPOCH",),
         )
 
 
-@click.command(epilog="Example, as an exec probe: celery -A proj ha-beat check --here")
+@click.command(
+    short_help="Tell by the exit status whether somebody leads and keeps up.",
+    epilog="Example, as an exec probe: celery -A proj ha-beat check --here",
+)
 @click.option("--replica", metavar="NAME", help="Check that this replica is alive and could lead, not the cluster.")
-@click.option("--here", is_flag=True, help="Check so the replica of this host.")
+@click.option("--here", is_flag=True, help="The same, for the replica on this host.")
 @on_cluster
 def check(cluster: Cluster, *, replica: str | None, here: bool) -> None:
     """Exit with 0 if somebody leads and keeps up, with 1 if not, with 2 if Redis can't be asked."""
@@ -152,11 +171,18 @@ def check(cluster: Cluster, *, replica: str | None, here: bool) -> None:
     click.echo(f"{leader.holder} leads" + (f"; paused {paused.in_words()}" if paused else ""))
 
 
-@click.command(epilog="Example: celery -A proj ha-beat history nightly-report --since 2026-03-01")
+@click.command(
+    short_help="Show what became of each occurrence, and who led.",
+    epilog="Example: celery -A proj ha-beat history nightly-report --since 2026-03-01",
+)
 @click.argument("entry", required=False)
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="The newest so many.")
-@click.option("--since", type=INSTANT, help="Only what was recorded since.")
-@click.option("--verdict", type=click.Choice(["enqueued", "skipped", "uncertain"]), help="Only such.")
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Show at most so many, the newest."
+)
+@click.option("--since", type=INSTANT, help="Only what was recorded since then.")
+@click.option(
+    "--verdict", type=click.Choice(["enqueued", "skipped", "uncertain"]), help="Only occurrences with this verdict."
+)
 @_JSON
 @on_cluster
 def history(
@@ -183,7 +209,8 @@ def history(
         click.echo("The journal has no such record.")
         return
     rows = [_line(record) for record in found]
-    output.show_table(("RECORDED", "WHAT", "ENTRY", "FOR", "LATE", "BY", "EPOCH", "DETAIL"), rows)
+    columns = ("RECORDED", "WHAT", "ENTRY", "DUE", "LATE", "BY", "EPOCH", "DETAIL")
+    output.show_table(columns, rows, spare=("EPOCH", "BY"))
 
 
 def _names(cluster: Cluster) -> set[str]:
@@ -201,10 +228,10 @@ def _line(record: Record) -> tuple[object, ...]:
         return recorded, record.event, "", "", "", record.by, record.epoch, record.why
     if isinstance(record, VerdictRecord):
         what = record.verdict if record.kind == "occurrence" else f"{record.verdict} ({record.kind})"
-        meant, late, detail = f"{record.first:%Y-%m-%d %H:%M:%S.%f}"[:-3], "", record.reason
+        meant, late, detail = f"{record.first:%Y-%m-%d %H:%M:%S.%f}"[:-3] + "Z", "", record.reason
         if record.verdict == "skipped":
             many = record.count if record.count >= 0 else "many"
-            detail = f"{many} until {record.until:%Y-%m-%d %H:%M:%S}: {record.reason}" if many != 1 else record.reason
+            detail = f"{many} until {record.until:%Y-%m-%d %H:%M:%S}Z: {record.reason}" if many != 1 else record.reason
         elif record.kind == "occurrence":
             late = output.lasting(record.lateness)
         if record.task_id:
@@ -226,7 +253,7 @@ def _line(record: Record) -> tuple[object, ...]:
 
 @click.command("next", epilog="Example: celery -A proj ha-beat next --limit 5")
 @click.argument("entry", required=False)
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The first so many.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Show at most so many.")
 @_TIMEOUT
 @_JSON
 @on_cluster
@@ -246,13 +273,17 @@ def next_(cluster: Cluster, *, entry: str | None, limit: int, timeout: float, as
         wait = "?" if due is None else output.lasting(due.timestamp() - now)
         when = f"{due:%Y-%m-%d %H:%M:%S}Z" if due else "its schedule is asked each time"
         last = f"{datetime.fromisoformat(line['last']):%Y-%m-%d %H:%M:%S}Z" if line["last"] else "-"
-        rows.append((line["name"], when, wait, last, line["run_count"], line["schedule"], line["task"]))
-    output.show_table(("ENTRY", "DUE", "IN", "LAST", "RUNS", "SCHEDULE", "TASK"), rows)
+        schedule = _CELERYS_REPR.sub(r"\1", line["schedule"])
+        rows.append((line["name"], when, wait, last, line["run_count"], line["task"], schedule))
+    output.show_table(("ENTRY", "DUE", "IN", "LAST", "RUNS", "TASK", "SCHEDULE"), rows, spare=("RUNS", "LAST", "TASK"))
 
 
-@click.command(epilog="Example: celery -A proj ha-beat settings --changed")
+@click.command(
+    short_help="Show every setting, its value and where it was set.",
+    epilog="Example: celery -A proj ha-beat settings --changed",
+)
 @_JSON
-@click.option("--changed", is_flag=True, help="Only those that are set.")
+@click.option("--changed", is_flag=True, help="Only those that do not have their default.")
 @on_cluster
 def settings(cluster: Cluster, *, as_json: bool, changed: bool) -> None:
     """Show every setting with its value here and where it was set; secrets are hidden."""
@@ -261,17 +292,30 @@ def settings(cluster: Cluster, *, as_json: bool, changed: bool) -> None:
         output.show_json({each.name: {"value": each.value, "source": each.source} for each in used})
         return
     rows = [(f"ha_beat_{each.name}", _value(each.value), each.source) for each in used]
+    if not cluster.settings.redis_url:
+        broker = ("ha_beat_redis_url", f"the broker's: {cluster.redis_name}", "default")
+        rows = [broker if row[0] == broker[0] else row for row in rows]
     output.show_table(("SETTING", "VALUE", "SET BY"), rows)
 
 
 def _value(value: object) -> str:
-    return json.dumps(value) if isinstance(value, Mapping | list) else str(value)
+    match value:
+        case Mapping() | list():
+            return json.dumps(value)
+        case None | bool():
+            return str(value).lower()
+        case float():
+            return f"{value:.10g}"
+        case _:
+            return str(value)
 
 
 _MARKS = {"ok": ("ok  ", "green"), "note": ("note", "cyan"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
 
 
-@click.command(epilog="Example: celery -A proj ha-beat doctor")
+@click.command(
+    short_help="Examine settings, Redis, clocks, schedule and records.", epilog="Example: celery -A proj ha-beat doctor"
+)
 @_JSON
 @click.option(
     "--timeout", type=click.FloatRange(0.1, 600), default=5.0, show_default=True, help="Seconds to wait for the leader."

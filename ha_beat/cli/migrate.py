@@ -34,7 +34,10 @@ class Step:
     row: LedgerRow | None = None
 
 
-@click.command(epilog="Example: celery -A proj ha-beat migrate --from redbeat --dry-run")
+@click.command(
+    short_help="Take over the last runs from the scheduler used so far.",
+    epilog="Example: celery -A proj ha-beat migrate --from redbeat --dry-run",
+)
 @click.option(
     "--from",
     "source",
@@ -42,9 +45,20 @@ class Step:
     required=True,
     help="The scheduler so far: redbeat's keys, the file of Celery's own beat, or django-celery-beat's rows.",
 )
-@click.option("--file", "path", metavar="PATH", help="Of celerybeat: its -s file. Default: as the app is set.")
-@click.option("--redbeat-url", metavar="URL", help="Of redbeat: its Redis. Default: as the app is set, or the broker.")
-@click.option("--redbeat-prefix", metavar="PREFIX", help="Of redbeat: its key prefix. Default: as the app is set.")
+@click.option(
+    "--file",
+    "path",
+    metavar="PATH",
+    help="celerybeat's schedule file (its -s). Default: the app's beat_schedule_filename.",
+)
+@click.option(
+    "--redbeat-url", metavar="URL", help="redbeat's Redis. Default: the app's redbeat_redis_url, or the broker."
+)
+@click.option(
+    "--redbeat-prefix",
+    metavar="PREFIX",
+    help="redbeat's key prefix. Default: the app's redbeat_key_prefix, or redbeat:.",
+)
 @click.option("--dry-run", is_flag=True, help="Only show what would be taken over.")
 @click.option("--force", is_flag=True, help="Also where the ledger knows the entry, unless it knows of a later run.")
 @on_cluster

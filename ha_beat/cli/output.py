@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import click
+
+#: The last column of a table is not squeezed into fewer characters.
+_NARROWEST = 24
 
 
 def to_terminal() -> bool:
@@ -19,27 +24,55 @@ def show_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2 if to_terminal() else None, default=str))
 
 
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under their columns: by ``rich`` where it is installed and there is a terminal."""
-    texts = [["" if value is None else str(value) for value in row] for row in rows]
-    if to_terminal():
-        try:
-            from rich.console import Console
-            from rich.table import Table
-            from rich.text import Text
-        except ImportError:
-            pass
-        else:
-            table = Table(box=None, pad_edge=False, header_style="bold")
-            for column in columns:
-                table.add_column(column, overflow="fold")
-            for row in texts:
-                table.add_row(*(Text(value) for value in row))
-            Console().print(table)
-            return
-    widths = [max(len(row[number]) for row in [list(columns), *texts]) for number in range(len(columns))]
-    for row in [list(columns), *texts]:
-        click.echo("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, spare: Sequence[str] = ()) -> None:
+    """Print rows under their columns.
+
+    On a terminal that is too narrow the ``spare`` columns are left out, one after the other as far as need be, and the
+    last column is broken between words. What is piped has everything, one line a row.
+    """
+    table = [list(columns), *([_in_one_line(value) for value in row] for row in rows)]
+    if not to_terminal():
+        widths = _widths(table)
+        for row in table:
+            click.echo(_beside(row, widths).rstrip())
+        return
+    room, left_out = shutil.get_terminal_size().columns, []
+    for name in spare:
+        *others, last = _widths(table)
+        if sum(others) + 2 * len(others) + min(last, _NARROWEST) <= room:
+            break
+        number = table[0].index(name)
+        left_out.append(name)
+        table = [[*row[:number], *row[number + 1 :]] for row in table]
+    widths = _widths(table)
+    for number, row in enumerate(table):
+        for line in _broken(row, widths, room):
+            click.echo(click.style(line, bold=True) if number == 0 else line)
+    if left_out:
+        click.echo(click.style(f"(no room here for {', '.join(left_out)}; --json or a pipe has all)", dim=True))
+
+
+def _in_one_line(value: object) -> str:
+    return "" if value is None else " ".join(str(value).split())
+
+
+def _widths(table: Sequence[Sequence[str]]) -> list[int]:
+    return [max(len(row[number]) for row in table) for number in range(len(table[0]))]
+
+
+def _beside(row: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True))
+
+
+def _broken(row: Sequence[str], widths: Sequence[int], room: int) -> list[str]:
+    """A row in lines: its last column beside the others if there is some room left for it, else below them."""
+    before = _beside(row[:-1], widths[:-1]) + "  " * (len(row) > 1)
+    if len(before) + len(row[-1]) <= room:
+        return [f"{before}{row[-1]}".rstrip()]
+    beside = room - len(before) >= _NARROWEST
+    indent = len(before) if beside else 4
+    parts = [" " * indent + part for part in textwrap.wrap(row[-1], max(room - indent, 1), break_long_words=False)]
+    return [before + parts[0].lstrip(), *parts[1:]] if beside else [before.rstrip(), *parts]
 
 
 def show_fields(fields: Sequence[tuple[str, object]]) -> None:

@@ -36,12 +36,12 @@ def _say(reply: Reply, *, as_json: bool, leads: str) -> None:
 
 
 @click.command("step-down", epilog="Example: celery -A proj ha-beat step-down --to web-2")
-@click.option("--to", metavar="REPLICA", help="Who shall lead next: a replica's id, or how it begins, or its host.")
+@click.option("--to", metavar="REPLICA", help="The replica to lead next: its id, how the id begins, or its host.")
 @_TIMEOUT
 @_JSON
 @on_cluster
 def step_down(cluster: Cluster, *, to: str | None, timeout: float, as_json: bool) -> None:
-    """Have the leader hand over, to another replica."""
+    """Have the leader hand over to another replica."""
     view = cluster.view()
     preferred = ""
     if to is not None:
@@ -94,7 +94,7 @@ def resume(cluster: Cluster, *, timeout: float, as_json: bool) -> None:
 @_JSON
 @on_cluster
 def run(cluster: Cluster, *, entry: str, timeout: float, as_json: bool) -> None:
-    """Enqueue ENTRY's task once, now. Its schedule goes on as if nothing was; a pause does not stop this."""
+    """Enqueue ENTRY's task once, now. Its schedule is not affected, and a pause does not stop it."""
     reply = cluster.ask("run", timeout, entry=entry)
     _say(reply, as_json=as_json, leads=f"{reply.leader} leads")
 
@@ -103,7 +103,7 @@ def run(cluster: Cluster, *, entry: str, timeout: float, as_json: bool) -> None:
     epilog="Example: celery -A proj ha-beat backfill nightly-report --from 2026-03-01 --to 2026-03-04 --dry-run"
 )
 @click.argument("entry")
-@click.option("--from", "since", type=INSTANT, required=True, help="The first instant, UTC unless it says otherwise.")
+@click.option("--from", "since", type=INSTANT, required=True, help="The first instant; UTC unless it says otherwise.")
 @click.option("--to", "until", type=INSTANT, required=True, help="The instant to stop before.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be enqueued.")
 @click.option("--force", is_flag=True, help="Also what the journal can't prove not to have been enqueued.")
@@ -137,9 +137,17 @@ def backfill(
         force=force,
     )
     if not as_json and reply.data.get("instants"):
-        rows = [(line["at"], line["state"], line["task_id"], line["why"]) for line in reply.data["instants"]]
-        output.show_table(("INSTANT", "STATE", "TASK ID", "WHY"), rows)
+        found = reply.data["instants"]
+        rows = [(_second(line["at"]), line["state"], line["task_id"], line["why"]) for line in found]
+        output.show_table(("DUE", "STATE", "TASK ID", "WHY"), rows, spare=("TASK ID",))
+        unproven = sum(line["state"] == "needs force" for line in found)
+        if unproven:
+            click.echo(f"{unproven} may have been enqueued, for all that the journal knows: --force enqueues them too")
     _say(reply, as_json=as_json, leads=f"{reply.leader} leads")
+
+
+def _second(instant: str) -> str:
+    return f"{datetime.fromisoformat(instant):%Y-%m-%d %H:%M:%S}Z"
 
 
 COMMANDS = (step_down, pause, resume, run, backfill)
