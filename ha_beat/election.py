@@ -92,9 +92,10 @@ class Standby:
 
     next_poll: float = 0.0
     sighting: Sighting | None = None
-    #: A presence channel seen with a subscriber since Redis last failed to answer: its absence means a death.
+    #: A presence channel seen with a subscriber since Redis last failed to answer, or this replica's own presence
+    #: ended: its absence means a death.
     counted: str = ""
-    #: Redis has answered all along since this replica began: an absence on the lease's own server is no outage's.
+    #: Neither has happened since this replica began: an absence on the lease's own server is no outage's.
     unbroken: bool = False
     campaign: Campaign | None = None
     barred_until: float = 0.0
@@ -353,7 +354,10 @@ def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) ->
             return replace(state, campaign=None, next_poll=now + timing.poll_interval, barred_until=now + timing.ttl)
         case Woken():
             return replace(state, next_poll=now)
-        case PresenceBroke() | PresenceReady() | Fenced():
+        case PresenceBroke():
+            # What has cut it may have cut the leader's.
+            return replace(state, counted="", unbroken=False)
+        case PresenceReady() | Fenced():
             return state
         case _:
             return _failed(replace(state, counted="", unbroken=False), now, timing)

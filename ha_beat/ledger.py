@@ -29,6 +29,9 @@ KEEP_ABSENT = timedelta(days=2)
 #: Version of a row. A row of a higher one is left alone.
 ROW_VERSION = 1
 
+#: In place of the run id of the server that the ledger was written on: what was in doubt has not got its verdict yet.
+UNFINISHED = "unfinished"
+
 #: Of ``min-replicas-max-lag``, in seconds, where Redis is set up without it.
 _USUAL_MAX_LAG = 10.0
 
@@ -167,6 +170,7 @@ class Ledger:
         self._client = client
         self._keys = keys
         self._note = Script("note")
+        self._taken_over = Script("taken_over")
 
     def server_facts(self, now: datetime) -> ServerFacts:
         """What the server says of itself; ``now`` is the scheduling time.
@@ -225,6 +229,20 @@ class Ledger:
         except (RedisError, OSError) as exc:
             raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
         return {name: text(value) for name, value in zip(names, found, strict=True) if value is not None}
+
+    def taken_over(self, term: Term, *, complete: bool) -> str:
+        """Say that what was in doubt has its verdict; or that it has not yet, whoever leads next.
+
+        Returns:
+            Why the term is not the current one (nothing was written), or ``""``.
+
+        Raises:
+            StoreUnavailable: the outcome is unknown; saying it again is safe.
+            StoreRefused: nothing was written.
+        """
+        keys = [self._keys.lease, self._keys.ledger]
+        written_on = term.run_id if complete else UNFINISHED
+        return text(self._taken_over(self._client(), keys, [term.epoch, term.nonce, written_on]))
 
     def note(self, term: Term, notes: Mapping[str, str]) -> bool:
         """Note something, as the leader; False where the term is over and nothing was noted.

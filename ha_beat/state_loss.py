@@ -135,6 +135,14 @@ def assess(
     return Loss("Redis came back; what was under way when it went is in doubt", contact_lost, total=False)
 
 
+def broken_off(loss: Loss | None, now: datetime) -> Loss:
+    """The last leader had found a loss, and ended before it had written what follows; it has dispatched nothing."""
+    floor = now + _GUARD
+    if loss is None:
+        return Loss("state had been lost, and the last leader ended before it had seen to that", floor, total=True)
+    return Loss(loss.why, max(loss.floor, floor), total=True)
+
+
 def _after_failover(
     facts: ServerFacts, doubt_until: datetime, *, known: bool, behind: bool, contact_lost: datetime | None
 ) -> Loss:

@@ -14,6 +14,7 @@ from tests.mutants import MUTANTS, Mutant
 CLAIM = "tests/unit/test_claim.py"
 CONTRACT = "tests/contract/test_lease_store.py"
 ELECTION = "tests/unit/test_election.py"
+ENQUEUER = "tests/unit/test_enqueuer.py"
 FEED = "tests/unit/test_shadow_feed.py"
 MARK = "tests/unit/test_store_mark.py"
 SCRIPT = "tests/contract/test_dispatch_script.py"
@@ -138,7 +139,7 @@ WATCHED: tuple[Guard, ...] = (
         1,
         "enqueuer: an entry that only knows itself is not asked before its base",
         Mutant("ha_beat.enqueuer.source:Planner.plan", "max(again, slot.base)", "again"),
-        "tests/unit/test_enqueuer.py::test_an_entry_that_only_knows_itself_is_not_asked_before_its_base",
+        f"{ENQUEUER}::test_an_entry_that_only_knows_itself_is_not_asked_before_its_base",
     ),
     Guard(
         1,
@@ -160,7 +161,17 @@ WATCHED: tuple[Guard, ...] = (
         1,
         "enqueuer: a leader remembers all of the ledger that it took over",
         Mutant("ha_beat.enqueuer.enqueuer:Enqueuer._take_over", "self._shadow.learn_rows(rows)", "pass"),
-        "tests/unit/test_enqueuer.py::test_a_leader_that_loses_the_ledger_remembers_what_was_not_due_in_its_term",
+        f"{ENQUEUER}::test_a_leader_that_loses_the_ledger_remembers_what_was_not_due_in_its_term",
+    ),
+    Guard(
+        1,
+        "enqueuer: a loss that the leader has not seen to is the next one's too",
+        Mutant(
+            "ha_beat.enqueuer.enqueuer:Enqueuer._assess",
+            "self._say(ledger, acquired.term, complete=False)",
+            "self._unfinished = False",
+        ),
+        f"{ENQUEUER}::test_a_takeover_that_is_broken_off_is_made_anew_by_the_next_leader",
     ),
     # --- 2: a failover with the old master cut off
     Guard(
@@ -172,8 +183,26 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         2,
         "enqueuer: nothing is dispatched at once on another server",
-        Mutant("ha_beat.enqueuer.enqueuer:Enqueuer._begin", "if acquired.server_changed and others:", "if False:"),
-        "tests/unit/test_enqueuer.py::test_on_another_server_nothing_is_dispatched_until_the_last_holder_must_have_stopped",
+        Mutant(
+            "ha_beat.enqueuer.enqueuer:Enqueuer._begin",
+            "if changed and (others or held_on == acquired.term.run_id):",
+            "if False:",
+        ),
+        f"{ENQUEUER}::test_on_another_server_nothing_is_dispatched_until_the_last_holder_must_have_stopped",
+    ),
+    Guard(
+        2,
+        "acquire: whoever ends before its takeover is complete leaves that to the next",
+        Mutant(
+            "lua:acquire", "if not written_on or written_on == '' then written_on = server end", "written_on = server"
+        ),
+        f"{ENQUEUER}::test_who_takes_over_from_a_leader_that_waited_on_another_server_waits_as_well",
+    ),
+    Guard(
+        2,
+        "enqueuer: who waited on another server and leads once more waits on",
+        Mutant("ha_beat.enqueuer.enqueuer:Enqueuer._begin", "(others or held_on == acquired.term.run_id)", "others"),
+        f"{ENQUEUER}::test_a_leader_that_waits_on_another_server_and_leads_once_more_waits_on",
     ),
     Guard(
         2,
@@ -291,7 +320,7 @@ WATCHED: tuple[Guard, ...] = (
             "slot.base = max(slot.base, row.base) if row else slot.base",
             "",
         ),
-        "tests/unit/test_enqueuer.py::test_a_row_that_somebody_else_has_written_is_followed",
+        f"{ENQUEUER}::test_a_row_that_somebody_else_has_written_is_followed",
     ),
     # --- 7: the claim path
     Guard(
@@ -348,7 +377,7 @@ WATCHED: tuple[Guard, ...] = (
         7,
         "claim: settled only once it can't be under way",
         Mutant("ha_beat.enqueuer.claims:Claims.settle", "and self._clock.elapsed() >= self._settle_at", ""),
-        "tests/unit/test_enqueuer.py::test_what_another_left_claimed_is_settled_no_sooner_than_it_can_be_under_way",
+        f"{ENQUEUER}::test_what_another_left_claimed_is_settled_no_sooner_than_it_can_be_under_way",
     ),
     Guard(
         7,
@@ -450,8 +479,14 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         2,
         "presence: one who has known an outage must have seen the channel",
-        Mutant("ha_beat.election:_as_standby", 'counted="", unbroken=False', 'counted=""'),
+        Mutant("ha_beat.election:_as_standby", '_failed(replace(state, counted="", unbroken=False)', "_failed(state"),
         f"{ELECTION}::test_who_has_known_an_outage_is_no_newcomer",
+    ),
+    Guard(
+        10,
+        "presence: what has cut a standby's may have cut the leader's",
+        Mutant("ha_beat.election:_as_standby", 'return replace(state, counted="", unbroken=False)', "return state"),
+        f"{ELECTION}::test_who_has_lost_its_own_presence_knows_of_no_death",
     ),
     Guard(
         2,

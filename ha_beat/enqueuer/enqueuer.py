@@ -25,9 +25,9 @@ from ha_beat.enqueuer.settling import Settler
 from ha_beat.enqueuer.source import Planner, ScheduleSource
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.lease import Term
-from ha_beat.ledger import Ledger
+from ha_beat.ledger import UNFINISHED, Ledger
 from ha_beat.scheduling_time import SchedulingTime
-from ha_beat.state_loss import Loss, Shadow, assess
+from ha_beat.state_loss import Loss, Shadow, assess, broken_off
 from ha_beat.takeover import take_over
 from ha_beat.verdicts import Scribe, Work
 
@@ -76,6 +76,10 @@ class Enqueuer:
         #: What was found when the tenure began, until the ledger is mended; a schedule read again finds no other loss.
         self._assessed = ""
         self._loss: Loss | None = None
+        #: Whether the next leader would have to look for what this one found, did it end now.
+        self._unfinished = False
+        #: The server on which the last holder had to be waited for, and since when it was in reach.
+        self._held_on = ("", 0.0)
         self._pending: Batch | None = None
         self._to_write: list[Work] = []
         #: Of a batch that could not even be sent: one by one, so that it is seen which of them it is.
@@ -180,7 +184,7 @@ class Enqueuer:
             size = self._rules.batch_size
             works, self._to_write = self._to_write[:size], self._to_write[size:]
         else:
-            self._loss = None
+            self._finish(dispatcher, term)
             if self.paused:
                 return float("inf")
             gathered = self._gatherer.gather(Scribe(term, self.now()), self._agenda, dispatcher)
@@ -208,9 +212,14 @@ class Enqueuer:
         self._time.join(acquired.leaders_offset)
         others = acquired.previous_holder not in ("", acquired.term.holder)
         now, pause = self._clock.elapsed(), 0.0
-        if acquired.server_changed and others:
-            # Counted from the first contact with this server: the lease may have been waited for since.
-            since = now if tenure.contact_since is None else tenure.contact_since
+        self._unfinished = acquired.server_changed
+        held_on, since = self._held_on
+        changed = acquired.server_changed and acquired.previous_run_id != UNFINISHED
+        if changed and (others or held_on == acquired.term.run_id):
+            if held_on != acquired.term.run_id:
+                # Counted from the first contact with this server: the lease may have been waited for since.
+                since = now if tenure.contact_since is None else tenure.contact_since
+                self._held_on = (acquired.term.run_id, since)
             pause = max(since + self._rules.changed_server_pause - now, 0.0)
         self._hold_until = now + pause
         if pause:
@@ -264,9 +273,26 @@ class Enqueuer:
             now=now,
             reached_at=self._reached_at(tenure, now),
         )
+        if acquired.previous_run_id == UNFINISHED:
+            self._loss = broken_off(self._loss, now)
+        if self._loss is not None:
+            self._unfinished = True
+            self._say(ledger, acquired.term, complete=False)
         self._assessed = tenure.nonce
         if self._loss is not None and self._loss.total:
             self._emit(events.StateLost(self._loss.why, self._rules.catch_up_after_loss))
+
+    def _finish(self, dispatcher: Dispatcher, term: Term) -> None:
+        """All that had to be written before work begins is in the ledger."""
+        if self._unfinished:
+            self._say(dispatcher.ledger, term, complete=True)
+            self._unfinished = False
+        self._loss = None
+
+    def _say(self, ledger: Ledger, term: Term, *, complete: bool) -> None:
+        why = ledger.taken_over(term, complete=complete)
+        if why:
+            raise FencedOff(why)
 
     def _reached_at(self, tenure: Tenure, now: datetime) -> datetime | None:
         since = tenure.contact_since

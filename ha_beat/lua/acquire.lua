@@ -30,7 +30,10 @@ if subscribers(presence) < 1 then presence = '' end
 
 redis.call('HSET', lease, 'epoch', epoch, 'seq', '1', 'state', 'held', 'gen', gen, 'run_id', server,
   'presence', presence, 'since_ms', now, 'renewed_ms', now, 'reason', '', 'preferred', '', 'holder', ARGV[10], unpack(ARGV, 11))
-redis.call('HSET', ledger, 'm:gen', gen, 'm:epoch', epoch, 'm:fingerprint', ARGV[5], 'm:run_id', server, 'm:schema', ARGV[8])
+-- The server of the last takeover that was completed stands there until this one is: who breaks off leaves it to the next.
+local written_on = meta[4]
+if not written_on or written_on == '' then written_on = server end
+redis.call('HSET', ledger, 'm:gen', gen, 'm:epoch', epoch, 'm:fingerprint', ARGV[5], 'm:run_id', written_on, 'm:schema', ARGV[8])
 tell(KEYS[3], ledger, {
   kind = 'term', event = 'acquired', epoch = tonumber(epoch), by = ARGV[10], why = ARGV[9], ms = tonumber(now),
   previous = was[7] or '', previous_epoch = tonumber(was[1]) or 0, left_ms = tonumber(was[8] or was[9]) or 0,

@@ -268,6 +268,16 @@ def test_who_has_known_an_outage_is_no_newcomer(failure: Outcome):
     assert watch(*absent, state=after).campaign is None
 
 
+def test_who_has_lost_its_own_presence_knows_of_no_death():
+    """A proxy that is reloaded cuts all connections, the leader's as well, and that one may be slower to say so."""
+    seen, gone = replace(THEIRS, run_id="r"), [(now, view(replace(THEIRS, run_id="r"), 0)) for now in (100.0, 100.1)]
+    for state in (watch((99.0, view(seen, 1))), Standby(unbroken=True)):
+        assert watch(*gone, state=state).campaign is not None
+        cut_off = absorb(state, PresenceBroke(), 99.5, TIMING)
+        assert isinstance(cut_off, Standby)
+        assert watch(*gone, state=cut_off).campaign is None
+
+
 def test_a_newcomer_does_not_judge_by_a_server_that_it_cannot_tell_from_another():
     """Without the right to ask for the run id."""
     for lease, server in [("", ""), ("r", ""), ("", "r")]:

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -28,6 +28,7 @@ from ha_beat.verdicts import NEVER
 from tests.servers import RedisServer
 
 KEYS = Keys("enqueuer")
+E = TypeVar("E", bound=events.Event)
 
 
 class Hourly:
@@ -139,11 +140,11 @@ class Desk:
             Rules(publish_deadline=None),
         )
 
-    def lead(self) -> Tenure:
+    def lead(self, name: str = "one") -> Tenure:
         store = RedisLeaseStore(lambda: self.client, KEYS)
         record = store.observe().record
         expected = Expected(record.epoch, record.seq) if record else None
-        replica = Replica("one", "host", 1, "0", "app")
+        replica = Replica(name, "host", 1, "0", "app")
         answer = store.acquire(Attempt(replica, new_token(), self.clock.elapsed(), 1e6, 1.0, ""), expected, 0)
         assert isinstance(answer, Acquired)
         return Tenure(answer, "")
@@ -159,6 +160,9 @@ class Desk:
         for _ in range(times):
             idle = self.enqueuer.advance(self.tenure, self.tenure.acquired.term)
         return idle
+
+    def heard(self, kind: type[E]) -> list[E]:
+        return [event for event in self.told if isinstance(event, kind)]
 
     def failed(self) -> list[str]:
         return [event.entry for event in self.told if isinstance(event, events.EntryFailed)]
@@ -286,6 +290,66 @@ def test_a_leader_that_held_the_lease_before_the_server_changed_waits_for_nobody
     desk.tenure = replace(desk.tenure, acquired=acquired, contact_lost=datetime.now(UTC) - timedelta(hours=2))
     desk.turn(5)
     assert desk.messages() == ["e"]
+
+
+def on_another_server(desk: Desk) -> None:
+    """What the ledger tells of the server that it was written on is not this one's."""
+    desk.client.hset(KEYS.ledger, "m:run_id", "of the master before")
+
+
+def test_who_takes_over_from_a_leader_that_waited_on_another_server_waits_as_well(desk: Desk) -> None:
+    """A failover in a rolling deploy: the leader is stopped while it waits, and has not looked for what was lost."""
+    desk.source.last_run = {"e": 3601.0}
+    on_another_server(desk)
+    desk.tenure = desk.lead("two")
+    desk.turn(5)
+    desk.use(desk.source)
+    desk.tenure = desk.lead("three")
+    desk.turn(5)
+    assert desk.messages() == []
+    held = [event.seconds for event in desk.heard(events.DispatchHeld)]
+    assert held == [pytest.approx(10.0)] * 2
+    desk.later(10.1)
+    desk.turn(5)
+    assert [event.why for event in desk.heard(events.StateLost)] == [
+        "Redis came back, and without an append-only file its last writes are lost"
+    ]
+
+
+def test_a_leader_that_waits_on_another_server_and_leads_once_more_waits_on(desk: Desk) -> None:
+    """That it was the last holder itself says nothing: it has not dispatched, and the one before it may."""
+    desk.source.last_run = {"e": 3601.0}
+    on_another_server(desk)
+    desk.tenure = desk.lead("two")
+    desk.turn(5)
+    desk.later(4.0)
+    desk.tenure = desk.lead("two")
+    desk.turn(5)
+    held = [event.seconds for event in desk.heard(events.DispatchHeld)]
+    assert held == [pytest.approx(10.0, abs=0.5), pytest.approx(6.0, abs=0.5)]
+    desk.later(6.1)
+    desk.turn(5)
+    assert len(desk.heard(events.StateLost)) == 1
+
+
+def test_a_takeover_that_is_broken_off_is_made_anew_by_the_next_leader(desk: Desk) -> None:
+    """It had found a loss of state, and written what follows for some of the entries; this one knows of none."""
+    desk.source.last_run = {f"e{number}": 3601.0 for number in range(150)}
+    desk.turn(5)
+    assert len(desk.messages()) == 150
+    desk.client.delete("queue")
+    desk.client.delete(KEYS.ledger)
+    desk.tenure = desk.lead()
+    desk.turn(1)
+    assert len(desk.enqueuer.agenda) == 150
+    desk.use(desk.source)
+    desk.tenure = desk.lead("a newcomer")
+    desk.turn(5)
+    assert desk.messages() == []
+    assert len(desk.heard(events.StateLost)) == 2
+    desk.tenure = desk.lead("another")
+    desk.turn(3)
+    assert len(desk.heard(events.StateLost)) == 2
 
 
 def test_a_leader_that_loses_the_ledger_remembers_what_was_not_due_in_its_term(desk: Desk) -> None:

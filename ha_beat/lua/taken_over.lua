@@ -1,0 +1,7 @@
+-- Say on which server the last takeover was completed, or that one is not.
+-- KEYS: lease, ledger
+-- ARGV: epoch, nonce, run id
+local why = foreign(KEYS[1], ARGV[1], ARGV[2])
+if why then return why end
+redis.call('HSET', KEYS[2], 'm:run_id', ARGV[3])
+return ''
