@@ -216,16 +216,28 @@ class Ledger:
         rows = ((text(field), raw) for field, raw in found.items())
         return {field[2:]: RawRow(text(raw)) for field, raw in rows if field.startswith("e:")}
 
+    def of(self, entries: Sequence[str]) -> Mapping[str, LedgerRow]:
+        """The rows of these entries, of those that have one which can be read.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        found = {entry: LedgerRow.parse(raw) for entry, raw in self._fields("e", entries).items()}
+        return {entry: row for entry, row in found.items() if row is not None}
+
     def notes(self, names: Sequence[str]) -> Mapping[str, str]:
         """What was noted under these names.
 
         Raises:
             StoreUnavailable: Redis did not answer.
         """
+        return self._fields("n", names)
+
+    def _fields(self, kind: str, names: Sequence[str]) -> Mapping[str, str]:
         if not names:
             return {}
         try:
-            found: Any = self._client().hmget(self._keys.ledger, [f"n:{name}" for name in names])
+            found: Any = self._client().hmget(self._keys.ledger, [f"{kind}:{name}" for name in names])
         except (RedisError, OSError) as exc:
             raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
         return {name: text(value) for name, value in zip(names, found, strict=True) if value is not None}

@@ -6,7 +6,6 @@ project has an admin class of its own for it: that one can inherit from :class:`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -32,9 +31,9 @@ from kombu.utils.json import dumps, loads
 from ha_beat.django.cluster import EntryState, celery_app, cluster
 from ha_beat.django.entries import RowEntry, misfire_headers
 from ha_beat.django.models import Cluster
-from ha_beat.entry_options import KEY
-from ha_beat.errors import HaBeatError
-from ha_beat.occurrence import FOREVER
+from ha_beat.entry_options import KEY, EntryOptions
+from ha_beat.errors import ConfigurationError, HaBeatError
+from ha_beat.occurrence import FOREVER, Misfire
 from ha_beat.verdicts import NEVER
 
 CONTROL = "ha_beat.control_cluster"
@@ -147,22 +146,22 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic only 
 
 # --- Periodic tasks
 
+_MISFIRE = gettext_lazy("If an occurrence was missed")
+_GRACE = gettext_lazy("Seconds late at most")
+_POLICIES = {
+    "": gettext_lazy("as the cluster does"),
+    "once": gettext_lazy("run the latest one late"),
+    "skip": gettext_lazy("run none"),
+    "all": gettext_lazy("run each late"),
+}
+
 
 class MisfireForm(PeriodicTaskForm):  # type: ignore[misc]  # django-celery-beat has no types
     """A periodic task's form with its own misfire rules, which are kept in its headers."""
 
-    misfire = forms.ChoiceField(
-        label=gettext_lazy("If an occurrence was missed"),
-        required=False,
-        choices=[
-            ("", gettext_lazy("as the cluster does")),
-            ("once", gettext_lazy("run the latest one late")),
-            ("skip", gettext_lazy("run none")),
-            ("all", gettext_lazy("run each late")),
-        ],
-    )
+    misfire = forms.ChoiceField(label=_MISFIRE, required=False, choices=list(_POLICIES.items()))
     misfire_grace = forms.FloatField(
-        label=gettext_lazy("Seconds late at most"),
+        label=_GRACE,
         required=False,
         min_value=0,
         help_text=gettext_lazy("An occurrence that is later than this is skipped. Empty: as the cluster does."),
@@ -183,7 +182,13 @@ class MisfireForm(PeriodicTaskForm):  # type: ignore[misc]  # django-celery-beat
         if not isinstance(headers, dict):
             self.add_error("headers", _("The headers must be a JSON object"))
             return data
-        own = dict(headers.get(KEY) or {}) if isinstance(headers.get(KEY) or {}, dict) else {}
+        try:
+            # With rules that can't be read the task would be left out, and only beat's log would say so.
+            EntryOptions.of(str(data.get("name") or ""), headers, Misfire(), None)
+        except ConfigurationError as exc:
+            self.add_error("headers", str(exc))
+            return data
+        own = dict(headers.get(KEY) or {})
         for name in ("misfire", "misfire_grace"):
             if name not in self.changed_data:
                 continue
@@ -245,16 +250,25 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
         for task in tasks:
             task.ha_beat_state = states.get(str(task.pk), EntryState())
 
+    # For those who may only look, and get no form.
+
+    @admin.display(description=_MISFIRE)
+    def misfire(self, task: Any) -> str:
+        own = _own_rules(task.headers).get("misfire", "")
+        return str(_POLICIES.get(own, own))
+
+    @admin.display(description=_GRACE)
+    def misfire_grace(self, task: Any) -> str:
+        return str(_own_rules(task.headers).get("misfire_grace", "-"))
+
     @admin.display(description=gettext_lazy("last verdict"))
     def last_verdict(self, task: Any) -> str:
         state: EntryState = getattr(task, "ha_beat_state", EntryState())
-        if state.record is not None:
-            record = state.record
-            what = f"{record.verdict} ({record.reason})" if record.reason else record.verdict
-            late = f", {_late(record.lateness)}" if record.verdict == "enqueued" else ""
-            return format_html('<span title="{}">{}{}</span>', _shown(record.first), what, late)
-        row = state.row
-        return row.verdict if row is not None and row.verdict not in {"armed", "absent"} else "-"
+        if state.due is None:
+            return "-"
+        what = f"{state.verdict} ({state.reason})" if state.reason else state.verdict
+        late = f", {_late(state.late)}" if state.verdict == "enqueued" else ""
+        return format_html('<span title="{}">{}{}</span>', _shown(state.due), what, late)
 
     @admin.display(description=gettext_lazy("next due"))
     def next_due(self, task: Any) -> str:
@@ -269,8 +283,8 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description=gettext_lazy("enqueued by"))
     def enqueued_by(self, task: Any) -> str:
-        record = getattr(task, "ha_beat_state", EntryState()).record
-        return record.by if record is not None else "-"
+        state: EntryState = getattr(task, "ha_beat_state", EntryState())
+        return state.by or "-"
 
     def get_actions(self, request: HttpRequest) -> Any:
         actions = super().get_actions(request)
@@ -291,7 +305,8 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
                 return
             self.message_user(request, reply.line, messages.SUCCESS if reply.ok else messages.ERROR)
             if reply.ok:
-                _log(request, type(task), str(task.pk), task.name, json.dumps([reply.line]))
+                # Not as a list, which Django would take for one of its own.
+                _log(request, type(task), str(task.pk), task.name, reply.line)
 
     actions = ("run_now",)
 

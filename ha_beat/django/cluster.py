@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -42,10 +43,26 @@ def _configured(app: Celery) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class EntryState:
-    """What the ledger and the journal know of one row."""
+    """What the cluster knows of one row: the ledger's row, and of its last verdict what became of which occurrence.
+
+    ``late`` is in seconds. ``by`` is empty where it can't be told any more who led.
+    """
 
     row: LedgerRow | None = None
-    record: VerdictRecord | None = None
+    verdict: str = ""
+    reason: str = ""
+    due: datetime | None = None
+    late: float = 0.0
+    by: str = ""
+
+    @classmethod
+    def of(cls, row: LedgerRow | None, record: VerdictRecord | None, leaders: Mapping[int, str]) -> EntryState:
+        if record is not None:
+            return cls(row, record.verdict, record.reason, record.first, record.lateness, record.by)
+        if row is None or row.verdict in {"armed", "absent", "claimed"} or row.scheduled_at is None:
+            return cls(row)
+        late = row.dispatched_ms / 1000 - row.scheduled_at.timestamp()
+        return cls(row, row.verdict, row.reason, row.scheduled_at, late, leaders.get(row.epoch, ""))
 
 
 class Cluster:
@@ -69,12 +86,15 @@ class Cluster:
 
     def states(self, ids: Sequence[str]) -> Mapping[str, EntryState]:
         """What is known of these rows, by their primary key."""
-        rows = self._ledger.read()
+        rows, lease = self._ledger.of(ids), self.view().lease
         newest: dict[str, VerdictRecord] = {}
+        leaders = {} if lease is None else {lease.epoch: lease.holder}
         for record in self._journal.newest(_RECORDS):
             if isinstance(record, VerdictRecord) and record.kind == "occurrence":
                 newest.setdefault(record.entry, record)
-        return {pk: EntryState(LedgerRow.parse(rows[pk]) if pk in rows else None, newest.get(pk)) for pk in ids}
+            elif isinstance(record, TermRecord):
+                leaders[record.epoch] = record.by
+        return {pk: EntryState.of(rows.get(pk), newest.get(pk), leaders) for pk in ids}
 
     def as_data(self) -> dict[str, Any]:
         """All that the page shows, as JSON can hold it. Times are in ms since the Unix epoch."""

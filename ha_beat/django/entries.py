@@ -42,6 +42,7 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
         if model.scheduler is None:
             raise UnreadableRow("it has no schedule")
         super().__init__(model, app)
+        model.last_run_at = last_run_at
         self.schedule.app = self.app
         self.id = str(model.pk)
         headers: dict[str, Any] = self.options["headers"]

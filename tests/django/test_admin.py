@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import PeriodicTask
 
 from ha_beat.django import cluster as access
+from ha_beat.ledger import LedgerRow
 from ha_beat.settings import Settings
-from tests.django.beats import beats, every, fresh, row
+from tests.django.beats import beats, cron, every, fresh, row, soon
 from tests.django.conftest import Site
 from tests.django.project.app import app
 from tests.faults.cluster import BeatCluster
@@ -203,3 +208,95 @@ def test_misfire_rules_are_kept_in_the_headers(site):
     assert '<option value="skip" selected>' in form
     answer = client.post(f"{TASKS}{task.pk}/change/", {**fields, "headers": fresh(task).headers, "misfire": ""})
     assert json.loads(fresh(task).headers) == {"x": "y", "ha_beat": {"misfire_grace": 30.0}}
+
+
+def known(site: Site, task: PeriodicTask, verdict: str = "armed", **fields: Any) -> None:
+    """The ledger has this of the task."""
+    made = LedgerRow(base=fields.pop("base", datetime.now(UTC)), verdict=verdict, **fields)
+    site.redis.client().hset("{ha-beat:site}:ledger", f"e:{task.pk}", made.encoded())
+
+
+def cells(page: str, column: str) -> list[str]:
+    return re.findall(rf"field-{column}[^>]*>(?:<span[^>]*>)?([^<]*)<", page)
+
+
+def test_a_task_that_never_ran_is_not_shown_as_one_that_did(site):
+    """To compute what is due next, django-celery-beat's entry fills in a last run, with a start 30 years ago."""
+    known(site, row("task", interval=every(60), start_time=soon(-30)))
+    page = client_of(superuser=True).get(TASKS).content.decode()
+
+    assert cells(page, "last_run_at") == ["-"]
+    assert cells(page, "next_due") != ["-"]
+
+
+def test_the_list_asks_for_all_its_tasks_at_once(site):
+    """As many queries for fifty as for two, and of the ledger only what is shown."""
+    client = client_of(superuser=True)
+    counted = []
+    for kinds in (1, 25):
+        for number in range(kinds):
+            known(site, row(f"interval {kinds} {number}", interval=every(60 + number)))
+            known(site, row(f"crontab {kinds} {number}", crontab=cron(str(number))))
+        client.get(TASKS)
+        with CaptureQueriesContext(connection) as queries:
+            assert client.get(TASKS).status_code == 200
+        counted.append(len(queries))
+
+    assert counted[0] == counted[1] <= 10
+
+
+def test_what_became_of_a_task_long_ago_is_in_the_list(site):
+    """The journal's newest records are all of others: the ledger knows the verdict and how late it was."""
+    due = datetime.now(UTC) - timedelta(days=1)
+    late = round(due.timestamp() * 1000) + 2500
+    for epoch, name in ((7, "daily"), (6, "older")):
+        known(site, row(name, interval=every(86400)), "enqueued", scheduled_at=due, dispatched_ms=late, epoch=epoch)
+    known(site, row("skipped", interval=every(86400)), "skipped", scheduled_at=due, reason="missed", epoch=7)
+    site.redis.client().hset("{ha-beat:site}:lease", mapping={"holder": "host-a:12", "epoch": 7, "state": "held"})
+    page = client_of(superuser=True).get(TASKS + "?o=1").content.decode()
+
+    assert cells(page, "last_verdict") == ["enqueued, 2.5 s late", "enqueued, 2.5 s late", "skipped (missed)"]
+    assert cells(page, "enqueued_by") == ["host-a:12", "-", "host-a:12"]
+
+
+def test_what_was_run_now_is_in_the_tasks_history(running):
+    """In words, whatever the task is called: Django reads a list there as one of its own."""
+    task = PeriodicTask.objects.get(name="task")
+    task.name = "changed and added"
+    task.save()
+    client = client_of(superuser=True)
+
+    def enqueued() -> bool:
+        client.post(TASKS, {"action": "run_now", "_selected_action": [task.pk]})
+        return LogEntry.objects.filter(object_id=str(task.pk)).exists()
+
+    wait_for(enqueued, 10, "it to run", 0.5)
+    history = client.get(f"{TASKS}{task.pk}/history/")
+    assert history.status_code == 200
+    assert LogEntry.objects.filter(object_id=str(task.pk))[0].change_message in history.content.decode()
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [('{"misfire": "never"}', "misfire is"), ('{"misfire_gracce": 3}', "no key"), ('"skip"', "must be a dict")],
+)
+def test_rules_that_would_keep_a_task_from_running_are_refused(site, own, said):
+    """With them in its headers the task would be left out, which only beat's log says."""
+    task = row("task", interval=every(60))
+    fields = {"name": "task", "task": "tick", "interval": task.interval_id, "args": "[]", "kwargs": "{}"}
+    headers = f'{{"ha_beat": {own}}}'
+    answer = client_of(superuser=True).post(f"{TASKS}{task.pk}/change/", {**fields, "headers": headers})
+
+    assert answer.status_code == 200
+    (complaint,) = re.findall(r'<ul class="errorlist"[^>]*><li>(.*?)</li>', answer.content.decode())
+    assert said in complaint
+    assert fresh(task).headers == "{}"
+
+
+def test_who_may_only_look_sees_a_tasks_own_rules(site):
+    task = row("task", interval=every(60), headers='{"ha_beat": {"misfire": "skip", "misfire_grace": 30}}')
+    form = client_of("view_periodictask").get(f"{TASKS}{task.pk}/change/").content.decode()
+
+    assert 'name="misfire"' not in form
+    assert "run none" in form
+    assert re.search(r'field-misfire_grace.*?<div class="readonly">30', form, re.DOTALL)
