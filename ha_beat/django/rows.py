@@ -219,18 +219,22 @@ class Rows:
                 self._read_if_changed()
                 self._keep_warm()
             return
-        if self._begun != term.nonce:
-            if self._seen != term.nonce:
-                # The main loop is taking over: let it.
-                self._seen = term.nonce
-                return
+        if self._seen != term.nonce:
+            # The main loop is taking over: let it.
+            self._seen = term.nonce
+            return
+        if self.read_in != term.nonce:
             self._read()
             self.read_in = term.nonce
-            self._begin_term(term)
-            self._begun = term.nonce
-        self._write()
-        self._disable_expired()
-        self._read_if_changed()
+        try:
+            if self._begun != term.nonce:
+                self._begin_term(term)
+                self._begun = term.nonce
+            self._write()
+            self._disable_expired()
+        finally:
+            # An edit counts, though nothing can be written.
+            self._read_if_changed()
 
     # --- Reading
 

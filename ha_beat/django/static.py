@@ -16,6 +16,8 @@ from typing import Any
 
 from celery import Celery
 from celery.schedules import crontab, maybe_schedule
+from django.db import DataError, IntegrityError
+from django.db import Error as AnyDatabaseError
 from django_celery_beat.models import MICROSECONDS, IntervalSchedule
 from django_celery_beat.schedulers import ModelEntry
 from kombu.utils.json import dumps
@@ -44,10 +46,15 @@ def static_entries(app: Celery) -> dict[str, Definition]:
 def digest(definition: Definition) -> str:
     """Tells a definition from another; the same in every process."""
     source: Any = maybe_schedule(definition["schedule"])
-    described = (type(source).__qualname__, repr(source), str(getattr(source, "run_every", "")))
+    described = (type(source).__qualname__, repr(source), str(getattr(source, "run_every", "")), _zone(source))
     rest = {name: value for name, value in definition.items() if name != "schedule"}
     text = json.dumps([described, rest], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _zone(source: Any) -> str:
+    """What a crontab's hours are of goes into its row, and may change with a setting alone."""
+    return str(source.tz) if isinstance(source, crontab) else ""
 
 
 def mark_of(definition: Definition, began_ms: int) -> str:
@@ -78,7 +85,10 @@ def write(
             if to_be_written(definition, marks.get(name), has_row=name in present, began_ms=began_ms):
                 _write_one(model, name, definition)
                 written[name] = mark_of(definition, began_ms)
-        except (TypeError, ValueError, KeyError, AttributeError) as exc:
+        except Exception as exc:
+            if isinstance(exc, AnyDatabaseError) and not isinstance(exc, DataError | IntegrityError):
+                raise
+            # The entry's own fault: the others are to be written, and the rows of all to be kept.
             emit(events.EntryFailed(name, f"the settings' entry is left out: {type(exc).__name__}: {exc}", exc))
     return written
 

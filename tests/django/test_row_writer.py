@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from django.db import InternalError, OperationalError, connections
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
 from ha_beat import events
@@ -183,3 +184,68 @@ def test_a_standby_has_the_next_instant_of_every_row_ready(desk, monkeypatch):
     found = [entry.instants.next_after(position) for entry in standby.rows.snapshot.entries.values()]
     assert all(position < instant <= position + timedelta(hours=1) for instant in found)
     assert asked == []
+
+
+def test_the_schedule_is_read_though_rows_cannot_be_written(desk, monkeypatch):
+    """A lock, a right, a disk that is full: what is edited in the admin counts all the same."""
+    task = row("task", interval=every(60))
+    replica = desk()
+    replica.lead()
+    replica.ran(task, 60, 1)
+    row("new", interval=every(60))
+    monkeypatch.setattr(replica.rows, "_write_runs", _read_only)
+    with pytest.raises(InternalError):
+        replica.turn()
+    assert set(replica.rows.snapshot.entries) == {"task", "new"}
+
+
+def test_a_term_that_cannot_begin_in_the_database_reads_it_once_and_then_its_changes(desk, monkeypatch):
+    """The settings' entries can't be written. That is tried again each second, and all rows are not read for it."""
+    row("task", interval=every(60))
+    replica = desk()
+    replica.rows._begin_term = _read_only
+    readings = []
+    read = replica.rows._read
+    monkeypatch.setattr(replica.rows, "_read", lambda: (readings.append(1), read()))
+    replica.term = Term("replica", 1, "nonce", "gen", "run", float("inf"))
+    replica.turn()
+    for _ in range(3):
+        with pytest.raises(InternalError):
+            replica.turn()
+    assert len(readings) == 1
+    row("new", interval=every(60))
+    with pytest.raises(InternalError):
+        replica.turn()
+    assert set(replica.rows.snapshot.entries) == {"task", "new"}
+    assert replica.rows.read_in == "nonce"
+
+
+def _read_only(*_: object, **__: object) -> None:
+    raise InternalError("cannot execute UPDATE in a read-only transaction")
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_connection_that_breaks_in_a_bulk_write_counts_each_run_once(postgres_site, committed, monkeypatch):
+    """Before the commit, or after it with the reply lost: nobody knows which, and the rows are right in the end."""
+    tasks = [row(f"task {number}", interval=every(60)) for number in range(30)]
+    replica = Desk()
+    replica.lead()
+    for number, task in enumerate(tasks):
+        replica.ran(task, 60 if number % 2 else number, 1)
+    connection = connections["default"]
+    commit = connection._commit
+
+    def cut() -> None:
+        if committed:
+            commit()
+        with connection.wrap_database_errors:
+            connection.connection.cursor().execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    with monkeypatch.context() as fault:
+        fault.setattr(connection, "_commit", cut)
+        with pytest.raises(OperationalError):
+            replica.turn()
+    connections.close_all()
+    assert fresh(tasks[1]).total_run_count == int(committed)
+    replica.turn(2)
+    assert [state(task) for task in tasks] == [(60.0 if n % 2 else float(n), 1) for n in range(30)]

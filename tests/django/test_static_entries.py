@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
+from celery import Celery
 from celery.schedules import crontab
+from django.db.utils import OperationalError
+from django.utils import timezone
+from django_celery_beat.clockedschedule import clocked
 from django_celery_beat.models import PeriodicTask
 
 from ha_beat.django import static
+from ha_beat.events import EntryFailed
 from tests.django.beats import beats, every, fresh, row
+from tests.django.project.app import app
 from tests.servers import wait_for
-
-pytestmark = pytest.mark.slow
 
 SPEC = {"static": {"every": 0.5}}
 
@@ -24,6 +28,20 @@ def test_a_definition_has_one_digest_and_another_has_another():
     assert static.digest(definition) != static.digest({**definition, "schedule": crontab(minute="6")})
     assert static.digest(definition) != static.digest({**definition, "options": {"queue": "r"}})
     assert static.digest({"task": "t", "schedule": 5}) != static.digest({"task": "t", "schedule": 6})
+
+
+def test_a_crontab_in_another_time_zone_is_another_definition():
+    """As stock writes it: ``CELERY_TIMEZONE`` has been changed, and the entry names none of its own."""
+    digests = []
+    try:
+        for zone in ("UTC", "UTC", "Europe/Berlin"):
+            project = Celery()
+            project.conf.timezone = zone
+            digests.append(static.digest({"task": "t", "schedule": crontab(minute="0", hour="4")}))
+    finally:
+        app.set_current()
+
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_an_entry_is_written_when_it_is_missing_or_another_by_one_who_started_later():
@@ -41,6 +59,7 @@ def test_an_entry_is_written_when_it_is_missing_or_another_by_one_who_started_la
     assert not written(other, mark, began_ms=999)
 
 
+@pytest.mark.slow
 def test_an_edit_of_a_static_entry_outlives_restarts_and_other_settings(site):
     """A restart with the same settings, and one with another entry besides, leave the edited row as it is."""
     with beats(site, spec=SPEC) as cluster:
@@ -57,6 +76,7 @@ def test_an_edit_of_a_static_entry_outlives_restarts_and_other_settings(site):
     assert "static" not in site.names()
 
 
+@pytest.mark.slow
 def test_changed_settings_are_written(site):
     with beats(site, spec=SPEC, replicas=1):
         wait_for(lambda: "static" in site.names(), 40, "a message", 0.1)
@@ -70,6 +90,7 @@ def test_changed_settings_are_written(site):
     assert "misfire" not in json.dumps(site.messages("other"))
 
 
+@pytest.mark.slow
 def test_a_standby_writes_no_row(site):
     """Neither the settings' entries nor runs; here it has other settings than the leader."""
     row("task", interval=every(0.5))
@@ -82,3 +103,42 @@ def test_a_standby_writes_no_row(site):
             standby[0].terminate()
 
     assert set(PeriodicTask.objects.values_list("name", flat=True)) == {"task", "static"}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"schedule": clocked(timezone.now())},
+        {"schedule": 5.0, "colour": "green"},
+        {"schedule": 5.0, "expires": timezone.now(), "options": {"expire_seconds": 5}},
+        {"schedule": 5.0, "args": [object()]},
+        {"schedule": 5.0, "options": {"priority": "high"}},
+        {"schedule": 5.0, "task": "t" * 201},
+    ],
+    ids=["clocked, not one-off", "unknown key", "two expiries", "no JSON", "no number", "too long"],
+)
+def test_an_entry_that_no_row_can_hold_hurts_nobody(any_site, bad, monkeypatch):
+    """It is named; the others are written. Refused by dcb, by Django or by the database."""
+    entries = {"before": {"schedule": 5.0}, "bad": bad, "after": {"schedule": 5.0}}
+    entries = {name: {"task": "tick", **line} for name, line in entries.items()}
+    monkeypatch.setattr(static, "static_entries", lambda _: entries)
+    told: list[EntryFailed] = []
+    written = static.write(app, PeriodicTask, {}, 1000, told.append)
+
+    assert {"before", "after"} <= set(PeriodicTask.objects.values_list("name", flat=True))
+    if "bad" not in written:  # SQLite takes a text of any length
+        assert [event.entry for event in told] == ["bad"]
+    assert ("bad" in written) == PeriodicTask.objects.filter(name="bad").exists()
+    assert "bad" not in written or bad.get("task")
+
+
+def test_a_database_that_is_away_is_no_fault_of_an_entry(site, monkeypatch):
+    """All of it is tried again."""
+    monkeypatch.setattr(static, "static_entries", lambda _: {"good": {"task": "tick", "schedule": 5.0}})
+
+    def locked(*_: object, **__: object) -> None:
+        raise OperationalError("database is locked")
+
+    monkeypatch.setattr(static, "_write_one", locked)
+    with pytest.raises(OperationalError):
+        static.write(app, PeriodicTask, {}, 1000, lambda _: None)
