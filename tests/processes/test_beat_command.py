@@ -49,6 +49,39 @@ def test_a_pidfile_is_written_and_removed(redis_server: RedisServer, tmp_path: P
     assert lease(redis_server)["state"] == "released"
 
 
+@pytest.mark.slow
+def test_a_detached_beat_leads_and_lets_go(redis_server: RedisServer, tmp_path: Path):
+    """`--detach`: the daemon, not the process that forked it, has the lease, the pid file and the log."""
+    pidfile, logfile = tmp_path / "beat.pid", tmp_path / "beat.log"
+    environment = {"BROKER_URL": redis_server.url, "BEAT_SPEC": json.dumps(SPEC), "HA_BEAT_CLUSTER": "tick"}
+    starter = ServerProcess(
+        [
+            *(sys.executable, "-m", "celery", "-A", "tests.apps.tick_app", "beat", "-S", ha_scheduler(), "--detach"),
+            *(f"--pidfile={pidfile}", f"--logfile={logfile}", "-l", "INFO"),
+        ],
+        tmp_path / "starter.log",
+        cwd=tmp_path,
+        env=base_environment(environment),
+    )
+    try:
+        assert starter.wait(20) == 0, starter.log_tail()
+        wait_for(lambda: enqueued(redis_server) > 3, 20, "dispatches of the daemon")
+        daemon = int(pidfile.read_text())
+        assert daemon != starter.pid
+        assert lease(redis_server)["pid"] == str(daemon)
+        os.kill(daemon, signal.SIGTERM)
+        wait_for(lambda: _has_ended(str(daemon)), 15, "the end of the daemon")
+        assert lease(redis_server)["state"] == "released"
+        assert not pidfile.exists()
+        log = logfile.read_text()
+        assert "Leading tick" in log
+        assert "Traceback" not in log, log
+    finally:
+        if pidfile.exists():
+            _kill(int(pidfile.read_text()))
+        starter.kill()
+
+
 @pytest.mark.parametrize("one_beat", [["--max-interval=1"]], indirect=True)
 def test_max_interval_only_bounds_the_wait(one_beat: BeatCluster):
     """Entries more frequent than that are sent as often as they are due."""
