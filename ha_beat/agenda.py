@@ -119,6 +119,11 @@ class Agenda:
         due = [(slot.due_at, slot.ticket, slot) for slot in slots if slot.due_at is not None]
         return [(at, slot) for at, _, slot in heapq.nsmallest(limit, due, key=lambda line: line[:2])]
 
+    def overdue(self, now: datetime) -> float:
+        """For how many seconds the slot that waits longest has been due, also while it is to be left alone for now."""
+        soonest = self.upcoming(1)
+        return max(0.0, (now - soonest[0][0]).total_seconds()) if soonest else 0.0
+
     def backlog(self, now: datetime) -> int:
         """How many slots are due; counts them. May be called from another thread than the one that works here."""
         soonest = self._heap[:1]

@@ -200,19 +200,15 @@ class Board:
         if term is None:
             return member
         agenda = self._agenda()
-        upcoming = agenda.upcoming(_UPCOMING)
-        overdue = 0.0
-        if upcoming:
-            overdue = max(0.0, (self._now() - upcoming[0][0]).total_seconds())
         return replace(
             member,
             epoch=term.epoch,
             entries=len(agenda),
             backlog=self.backlog(),
-            overdue_ms=round(overdue * 1000),
+            overdue_ms=round(self.overdue() * 1000),
             upcoming=tuple(
                 Upcoming(slot.label, str(getattr(slot.entry, "task", "")), to_micros(at) // 1000)
-                for at, slot in upcoming
+                for at, slot in agenda.upcoming(_UPCOMING)
             ),
             failing=dict(self._failing),
         )
@@ -222,6 +218,10 @@ class Board:
         if self._vitals.term is None:
             return 0
         return self._agenda().backlog(self._now())
+
+    def overdue(self) -> float:
+        """For how many seconds the entry that waits longest has been due; 0 where this is a standby."""
+        return 0.0 if self._vitals.term is None else self._agenda().overdue(self._now())
 
     def entries(self) -> int:
         return 0 if self._vitals.term is None else len(self._agenda())

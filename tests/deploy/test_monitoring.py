@@ -102,6 +102,15 @@ def test_a_panel_asks_for_what_exists(query):
     assert wrong_with(expr) == []
 
 
+@pytest.mark.parametrize("panel", [each for each in panels() if each["type"] == "stat"], ids=lambda each: each["title"])
+def test_a_number_is_that_of_one_cluster(panel):
+    """Two clusters with a leader each are not two leaders; the least of all would hide which one is in trouble."""
+    (query,) = panel["targets"]
+
+    assert re.match(r"(sum|max|min) by \(namespace, job\) \(", query["expr"])
+    assert query["legendFormat"] == "{{namespace}} {{job}}"
+
+
 def test_every_query_is_promql(tmp_path):
     """Prometheus' own parser reads them, with Grafana's variables filled in."""
     queries = {name: expr for name, expr in dashboard_queries().items() if not expr.startswith("label_values")}

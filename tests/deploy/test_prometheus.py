@@ -45,6 +45,8 @@ class Prometheus(Server):
         shipped = RULES.read_text()
         assert re.search(r"^        for: \d+[mh]$", shipped, re.MULTILINE)
         hurried = re.sub(r"^        for: \d+[mh]$", "        for: 3s", shipped, flags=re.MULTILINE)
+        assert "(ha_beat_lease_age_seconds) < 30" in hurried
+        hurried = hurried.replace("(ha_beat_lease_age_seconds) < 30", "(ha_beat_lease_age_seconds) < 6")
         (self.directory / "rules.yml").write_text(hurried)
 
     def launch(self) -> ServerProcess:
@@ -131,7 +133,7 @@ def test_a_panel_has_something_to_draw(scene: Scene, query: tuple[str, str]) -> 
     """Prometheus takes each query; where all of its series exist, it finds something."""
     _, expr = query
     if expr.startswith("label_values"):
-        found = re.fullmatch(r"label_values\((\w+), (\w+)\)", expr)
+        found = re.fullmatch(r"label_values\((\w+)(?:\{.*\})?, (\w+)\)", expr)
         assert found
         values = scene.prometheus.ask(f"label/{found[2]}/values", **{"match[]": found[1]})
         assert values == (["ha-beat"] if found[2] == "job" else [])

@@ -6,15 +6,17 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ha_beat import events
+from ha_beat.agenda import Slot
 from ha_beat.members import ClusterView
 from ha_beat.metrics import DEFINITIONS, LATENESS_BUCKETS, Metrics, metrics_table, reason_of
+from ha_beat.occurrence import Misfire
 from tests.http.support import Scene
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +109,21 @@ def test_gauges_follow_the_board():
     assert value(metrics, "ha_beat_last_tick_age_seconds") == 3.5
     assert value(metrics, "ha_beat_members", role="leader") == 1
     assert value(metrics, "ha_beat_warnings", code="redis-unreachable") == 1
+
+
+def test_an_entry_that_is_left_alone_for_now_is_overdue_all_the_same():
+    """One whose schedule raises is asked again a minute later: nothing waits in between, and yet it is due."""
+    scene = Scene()
+    metrics = scene.metrics()
+    now = datetime.fromtimestamp(scene.clock.wall(), UTC)
+    slot = Slot("nightly", None, None, Misfire(), "", now)
+    scene.agenda.put(slot, now - timedelta(seconds=70), now + timedelta(seconds=50))
+    assert value(metrics, "ha_beat_overdue_seconds") == 0
+    scene.lead()
+    assert value(metrics, "ha_beat_overdue_seconds") == 70
+    assert value(metrics, "ha_beat_due_backlog") == 0
+    scene.agenda.put(slot, now + timedelta(seconds=1))
+    assert value(metrics, "ha_beat_overdue_seconds") == 0
 
 
 def test_messages_dropped_by_the_guard_are_those_of_the_last_look():
