@@ -281,9 +281,86 @@ def test_helm_lint_has_no_complaint(helm, values):
     run(helm, "lint", "--strict", str(CHART), *files)
 
 
+def test_helm_and_kustomize_make_the_same(helm, kustomized):
+    """But for names, labels and what stands in the Secret: who moves from one to the other finds nothing changed."""
+    made = [
+        [each for each in yaml.safe_load_all(text) if each]
+        for text in (kustomized, template(helm, "", "--set", "app=example"))
+    ]
+    specs = [beat_of(each)["spec"] for each in made]
+    pod_specs = [each["template"]["spec"] for each in specs]
+
+    for name in ("replicas", "strategy", "revisionHistoryLimit"):
+        assert specs[0][name] == specs[1][name], name
+    for one, other in (pod_specs, (pod_specs[0]["containers"][0], pod_specs[1]["containers"][0])):
+        assert one.keys() == other.keys()
+        for name in one.keys() - {"serviceAccountName", "containers", "topologySpreadConstraints", "envFrom", "image"}:
+            assert one[name] == other[name], name
+    spread = [[{**each, "labelSelector": None} for each in spec["topologySpreadConstraints"]] for spec in pod_specs]
+    assert spread[0] == spread[1]
+    for kind in ("PodDisruptionBudget", "NetworkPolicy"):
+        found = [
+            each["spec"]
+            for manifests in made
+            for each in of_kind(manifests, kind)
+            if "beat" in each["metadata"]["name"]
+        ]
+        one, other = ({**each, "selector": None, "podSelector": None} for each in found)
+        if kind == "NetworkPolicy":
+            one["egress"], other["egress"] = (sorted(_ports(each), key=str) for each in (one, other))
+        assert one == other
+
+
+def _ports(policy: Manifest) -> list[tuple[str, int]]:
+    return [(port["protocol"], port["port"]) for rule in policy["egress"] for port in rule["ports"]]
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("redis://:secret@redis.example.com:7379/0", 7379),
+        ("sentinel://:1234@one:27000/0;sentinel://two:27001", 27001),
+        ("redis+cluster://a:7000,b:7001", 7000),
+        ("rediss://example.com:21699", 21699),
+    ],
+)
+def test_the_policy_lets_out_to_the_redis_that_is_named(helm, url, port):
+    """Or beat would wait for ever for a Redis at a port of its own, and say only that it can't be reached."""
+    made = [
+        each
+        for each in yaml.safe_load_all(
+            template(helm, "", "--set-string", f"redis.url={url.replace(',', chr(92) + ',')}")
+        )
+        if each
+    ]
+    (policy,) = of_kind(made, "NetworkPolicy")
+
+    ports = _ports(policy["spec"])
+    assert ("TCP", port) in ports
+    assert len(set(ports)) == len(ports)
+    assert ("TCP", 1234) not in ports
+
+
+def test_a_policy_names_whom_else_it_lets_in(helm):
+    peer = "networkPolicy.ingressFrom[0].ipBlock.cidr=10.0.0.0/8"
+    made = [each for each in yaml.safe_load_all(template(helm, "", "--set", peer)) if each]
+    (policy,) = of_kind(made, "NetworkPolicy")
+
+    assert {"ipBlock": {"cidr": "10.0.0.0/8"}} in policy["spec"]["ingress"][0]["from"]
+
+
+def test_no_pause_before_the_stop_needs_no_command(helm):
+    """An image need not have `sleep`."""
+    made = [each for each in yaml.safe_load_all(template(helm, "", "--set", "preStopSeconds=0")) if each]
+
+    assert "lifecycle" not in beat_of(made)["spec"]["template"]["spec"]["containers"][0]
+
+
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
+        ("settings.lease_tl=5", "lease_tl"),
+        ("preStopSeconds=25", "terminationGracePeriodSeconds"),
         ("replicaCount=many", "replicaCount"),
         ("replicas=3", "replicas"),
         ("settings.http_bind=x", "http_bind"),
@@ -297,6 +374,14 @@ def test_a_wrong_value_is_refused_by_name(helm, wrong, named):
 
     assert done.returncode != 0
     assert named in done.stderr
+
+
+def test_the_schema_knows_every_setting():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    own_values = {"http_bind", "replica", "redis_url"}
+
+    known = set(schema["properties"]["settings"]["propertyNames"]["enum"])
+    assert known == {setting.name for setting in SETTINGS} - own_values
 
 
 def test_the_schema_knows_every_value_and_each_is_explained():

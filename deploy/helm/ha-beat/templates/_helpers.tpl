@@ -15,7 +15,7 @@ app.kubernetes.io/component: beat
 {{- define "ha-beat.labels" -}}
 {{ include "ha-beat.selector" . }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- define "ha-beat.image" -}}
@@ -46,4 +46,18 @@ HA_BEAT_HTTP_BIND: {{ printf "%s:%d" .Values.http.host (int .Values.http.port) |
 {{- else -}}
 {{ . | toString }}
 {{- end -}}
+{{- end -}}
+
+{{/* The ports that the URL names count too: behind a host, so not what stands before an @. */}}
+{{- define "ha-beat.egress" -}}
+{{- $ports := list -}}
+{{- range .Values.networkPolicy.egressPorts -}}
+{{- $ports = append $ports (int .) -}}
+{{- end -}}
+{{- if not .Values.redis.existingSecret -}}
+{{- range regexFindAll ":[0-9]{2,5}([/,;?]|$)" .Values.redis.url -1 -}}
+{{- $ports = append $ports (regexFind "[0-9]+" . | int) -}}
+{{- end -}}
+{{- end -}}
+{{ uniq $ports | toJson }}
 {{- end -}}
