@@ -26,6 +26,18 @@ def test_systemd_has_no_complaint(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_little_is_open_to_it():
+    """By systemd's own reckoning, from 0 (shut) to 100."""
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("there is no systemd here")
+    command = [analyze, "security", "--offline=yes", "--no-pager", "--threshold=25", str(UNIT)]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_it_is_told_to_stop_by_sigterm_and_comes_back():
     lines = UNIT.read_text().splitlines()
 

@@ -35,6 +35,7 @@ OTHERS = {
     "kubectl",
     "helm",
     "systemctl",
+    "echo",
     "export",
     "git",
     "cd",
@@ -42,6 +43,7 @@ OTHERS = {
     "journalctl",
     "sudo",
     "cp",
+    "set",
     "sleep",
     ".",
 }
