@@ -84,7 +84,7 @@ def test_the_sdist_holds_the_tests(distributions: Path) -> None:
     with tarfile.open(found) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "mkdocs.yml", "docs/index.md"} <= names
-    assert {"tests/conftest.py", "deploy/example/manage.py", "docker-compose.yml"} <= names
+    assert {"tests/conftest.py", "deploy/example/manage.py", "docker-compose.yml", ".dockerignore"} <= names
 
 
 @pytest.mark.parametrize("extra", ["", *(name for name in EXTRAS if name not in {"test", "dev"})])
