@@ -404,18 +404,18 @@ def _opportunity(state: Standby, sighting: Sighting, now: float, timing: Timing)
     record = sighting.record
     expected = Expected(record.epoch, record.seq)
     if not record.held:
-        why = f"it was released ({record.reason or 'no reason given'})"
+        why = f"the lease was released ({record.reason or 'no reason given'})"
         if not record.preferred:
             return Campaign(expected, why)
         open_at = sighting.since + max(PREFERENCE, PREFERENCE_POLLS * timing.poll_interval)
         return Campaign(expected, why, record.preferred, open_at)
     if record.nonce in state.nonces:
-        return Campaign(expected, "it names this replica, which lost it or never heard so")
+        return Campaign(expected, "the lease still names this replica, which had lost it")
     absent_since = sighting.absent_since if _means_death(state, sighting) else None
     if absent_since is not None and now - absent_since >= timing.poll_interval - _ROUNDING:
-        return Campaign(replace(expected, absent=True), "its holder's process is gone or cut off")
+        return Campaign(replace(expected, absent=True), "the leader's process is gone or cut off")
     if now - sighting.since >= record.ttl_ms / 1000:
-        return Campaign(expected, f"it was not renewed for {record.ttl_ms / 1000:g} s")
+        return Campaign(expected, f"the lease was not renewed for {record.ttl_ms / 1000:g} s")
     return None
 
 

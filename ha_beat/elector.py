@@ -231,7 +231,10 @@ class Elector:
     def _step(self) -> None:
         state, now = self._state, self._clock.elapsed()
         if election.distrusted(state, now):
-            self._enter(election.absorb(state, Unknown(""), now, self._timing), "the trust window ran out")
+            self._enter(
+                election.absorb(state, Unknown(""), now, self._timing),
+                "no renewal of the lease was confirmed in time (the trust window ran out)",
+            )
             return
         fenced = self._fenced
         if fenced is not None:

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 
 from ha_beat import events as e
 
 logger = logging.getLogger("ha_beat")
+
+_IN_WORDS = {
+    "coalesced": "coalesced (overdue; only the latest runs)",
+    "missed": "missed (overdue, and misfire is 'skip')",
+    "misfire_grace": "misfire_grace (too late to be of use, as it is set)",
+    "misfire_limit": "misfire_limit (more are overdue than shall be caught up)",
+    "state_loss": "state_loss (Redis lost its data, and it may have been enqueued)",
+    "edited": "edited (due by the entry's old schedule, while nobody led)",
+}
 
 
 class LogWriter:
@@ -39,19 +49,23 @@ class LogWriter:
             case e.LeaderSeen(holder, epoch):
                 return logging.INFO, f"Standing by: {holder} leads {self._cluster} in epoch {epoch}"
             case e.LeaseUnreachable(why, leading):
-                then = "leading on while the lease is trusted" if leading else "standing by"
-                return logging.WARNING, f"The lease can't be had: {why}; {then}"
+                then = "still leading, for as long as the lease may be trusted" if leading else "standing by"
+                return logging.WARNING, f"No access to the lease in Redis: {why.rstrip('.')}; {then}"
             case e.LeaseReachable(after):
-                return logging.INFO, f"The lease can be had again after {_seconds(after)}"
+                return logging.INFO, f"Access to the lease in Redis is back after {_seconds(after)}"
             case e.PresenceLost(why):
-                return logging.WARNING, f"The presence connection has ended ({why}): subscribing again"
+                knows = "by which Redis knows that this process lives"
+                return (
+                    logging.WARNING,
+                    f"The presence connection has ended, {knows} ({why.rstrip('.')}): opening another",
+                )
             case e.PresenceUnavailable(why):
                 return (
                     logging.WARNING,
-                    f"No presence connection ({why}): the death of this replica would be noticed by its lease alone",
+                    f"No presence connection ({why}): if this process dies, it is noticed only when its lease runs out",
                 )
             case e.FollowFailed(why):
-                return logging.WARNING, f"This standby can't follow what the leader records ({why})"
+                return logging.WARNING, f"This standby can't follow what the leader records, and trying again ({why})"
             case e.LeadingForbidden(why):
                 return logging.ERROR, f"This replica can't lead: {why}"
             case e.StoreUnmarked(why):
@@ -68,15 +82,21 @@ class LogWriter:
                 )
             case e.OccurrenceSkipped(entry, first, until, count, reason):
                 many = f"{count} occurrences" if count > 0 else "all occurrences"
-                what = f"the occurrence of {first}" if count == 1 else f"{many} from {first} to before {until}"
-                return logging.WARNING, f"Skipped {what} of {entry}: {reason}"
+                due = (
+                    f"due {_instant(first)}"
+                    if count == 1
+                    else f"{many} due from {_instant(first)} to before {_instant(until)}"
+                )
+                return logging.WARNING, f"Skipped {entry}, {due}: {_IN_WORDS.get(reason, reason)}"
             case e.OccurrenceUncertain(entry, at, task_id, why):
-                return logging.ERROR, f"Nobody knows whether {entry} of {at} was enqueued (task id {task_id}): {why}"
+                of = f" of {_instant(at)}" if at else ""
+                return logging.ERROR, f"Nobody knows whether {entry}{of} was enqueued (task id {task_id}): {why}"
             case e.StateLost(why, catch_up):
                 then = "enqueued again" if catch_up else "skipped, not to be enqueued twice"
                 return logging.ERROR, f"Redis lost state: {why}. What may have been enqueued before is {then}"
             case e.DispatchHeld(seconds):
-                return logging.WARNING, f"Another Redis server answers: nothing is enqueued for {_seconds(seconds)}"
+                then = f"nothing is enqueued for {_seconds(seconds)}, so that the old one stops first"
+                return logging.WARNING, f"Another Redis server answers: {then}"
             case e.PathChosen(path, why):
                 return logging.INFO, f"Dispatch path {path}: {why}"
             case e.ClockJumped(seconds, followed):
@@ -104,13 +124,18 @@ class LogWriter:
             case e.DispatchFailed(size, why):
                 return logging.WARNING, f"Can't hand over {_occurrences(size)}, trying again: {why}"
             case e.Paused(since, by, reason):
-                return logging.WARNING, f"The cluster is paused since {since} by {by} ({reason or 'no reason given'})"
+                why = reason or "no reason given"
+                then = "nothing is enqueued by schedule until `celery ha-beat resume`"
+                return logging.WARNING, f"The cluster is paused since {_instant(since)} by {by} ({why}): {then}"
             case e.Resumed(by, after):
                 return logging.WARNING, f"The cluster is resumed by {by} after {_seconds(after)}"
             case e.RequestAnswered(action, by, ok, line):
-                return logging.INFO if ok else logging.WARNING, f"Asked by {by} to {action}: {line}"
+                return logging.INFO if ok else logging.WARNING, f"Asked by {by} to {action.replace('_', ' ')}: {line}"
             case e.EnqueuedOnRequest(entry, task, task_id, scheduled_at, kind, by):
-                return logging.INFO, f"Enqueued {entry} ({task}[{task_id}]) of {scheduled_at} ({kind}) for {by}"
+                return (
+                    logging.INFO,
+                    f"Enqueued {entry} ({task}[{task_id}]) of {_instant(scheduled_at)} ({kind}) for {by}",
+                )
             case e.InvariantBroken(kind, subject, detail):
                 return logging.ERROR, f"An invariant is broken ({kind}, {subject}): {detail}"
             case e.ScheduleStoreFailed(why, known):
@@ -120,6 +145,13 @@ class LogWriter:
                 return logging.INFO, f"The schedule's database can be used again after {_seconds(after)}"
             case _:
                 return logging.DEBUG, ""
+
+
+def _instant(at: datetime) -> str:
+    """In UTC, as the command line shows it."""
+    at = at.astimezone(UTC)
+    part = f".{at.microsecond // 1000:03d}" if at.microsecond else ""
+    return f"{at:%Y-%m-%d %H:%M:%S}{part}Z"
 
 
 def _occurrences(count: int) -> str:

@@ -353,7 +353,7 @@ def test_a_failed_publish_is_retried_to_its_deadline(rabbitmq: RabbitMQ, found: 
         proxy.refuse()
         reason = wait_for(lambda: skip_of(stage, "never"), 20, "its being skipped")
         assert reason == "not enqueued within the publish deadline"
-        leader.wait_for_log("of never: not enqueued within the publish deadline")
+        leader.wait_for_log("Skipped never, due")
         proxy.accept()
         settled(stage)
         (sent,) = stage.history.messages("soon")

@@ -90,7 +90,7 @@ def test_the_only_replica_is_killed_and_started_again() -> None:
         stage.cluster.wait_for_presence()
         stage.nemesis.kill_leader(down=0)
         assert stage.cluster.wait_for_leader() is leader
-        leader.wait_for_log("its holder's process is gone or cut off")
+        leader.wait_for_log("the leader's process is gone or cut off")
         more_messages(stage, 3)
         report = stage.report([Interval("fast", EVERY)])
         assert report.ok, str(report)

@@ -68,7 +68,7 @@ def enqueued(entry: str = "nightly", lateness: float = 0.02) -> events.Enqueued:
         (events.LeaseAttempted("renewal", "unknown", 2.5), "ha_beat_renewals_total", {"outcome": "unknown"}, 1),
         (events.LeaseAttempted("renewal", "unknown", 2.5), "ha_beat_redis_round_trip_seconds_count", {}, 1),
         (
-            events.TermStarted(1, "x", "its holder's process is gone or cut off"),
+            events.TermStarted(1, "x", "the leader's process is gone or cut off"),
             "ha_beat_terms_started_total",
             {"reason": "absent"},
             1,

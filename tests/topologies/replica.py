@@ -86,7 +86,7 @@ class Campaigner:
             raise AssertionError(f"{error}\n" + "\n".join(self.lines)) from None
 
     def wait_to_recover(self, timeout: float = 30.0) -> None:
-        self.wait_for_line("can be had again", timeout=timeout)
+        self.wait_for_line("lease in Redis is back", timeout=timeout)
         self.wait_to_lead(timeout)
 
     def told(self, part: str) -> int:

@@ -120,12 +120,12 @@ def test_rights_that_are_a_comfort(server: RedisServer, right: str) -> None:
         if right == "+subscribe":
             first.wait_for_line("No presence connection", "lacks a right (NOPERM", "subscribe")
         time.sleep(1.0)
-        assert first.told("can't be had") == 0, first.lines
+        assert first.told("No access to the lease") == 0, first.lines
         with Campaigner(link(url), name="second") as second:
             second.wait_for_line("Standing by")
             first.elector.step_down("asked to")
             wait_for(lambda: second.elector.term, 30, "the second to lead")
-            assert second.told("can't be had") == 0, second.lines
+            assert second.told("No access to the lease") == 0, second.lines
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def test_each_right_that_lacks_is_named(server: RedisServer) -> None:
 def test_keys_and_channels_that_may_not_be_touched(server: RedisServer, rule: str) -> None:
     url = allow(server, *[right for right in LEASE if right != rule])
     with Campaigner(link(url)) as replica:
-        what = "can't be had" if rule.startswith("~") else "No presence connection"
+        what = "No access to the lease" if rule.startswith("~") else "No presence connection"
         replica.wait_for_line(what, "lacks a right (NOPERM")
         allow(server, rule)
         wait_for(lambda: replica.elector.term and replica.registered, 30, "to lead, present")

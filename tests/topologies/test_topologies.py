@@ -172,4 +172,4 @@ def test_a_server_that_is_not_trusted_is_named(tls: TlsServer) -> None:
     """A certificate of an unknown authority: a line, no crash."""
     options = {name: value for name, value in tls.client_options.items() if name != "ssl_ca_certs"}
     with Campaigner(link(tls.url, ssl_cert_reqs="CERT_REQUIRED", **options)) as replica:
-        replica.wait_for_line("can't be had", "certificate")
+        replica.wait_for_line("No access to the lease", "certificate")

@@ -192,7 +192,7 @@ def test_a_lease_is_stale_only_after_the_holders_own_ttl_since_it_was_first_seen
     slow = replace(THEIRS, ttl_ms=30_000)
     assert watch((100.0, view(slow)), (129.9, view(slow))).campaign is None
     assert watch((100.0, view(slow)), (130.0, view(slow))).campaign == Campaign(
-        Expected(7, 3), "it was not renewed for 30 s"
+        Expected(7, 3), "the lease was not renewed for 30 s"
     )
 
 
@@ -213,7 +213,7 @@ def test_no_lease_and_a_released_one_are_free_at_once():
     """And the campaign says what it expects to find."""
     assert watch((100.0, view(None))).campaign == Campaign(None, "there was no lease")
     free = watch((100.0, view(replace(THEIRS, state="released", reason="shutdown"))))
-    assert free.campaign == Campaign(Expected(7, 3), "it was released (shutdown)")
+    assert free.campaign == Campaign(Expected(7, 3), "the lease was released (shutdown)")
 
 
 def test_a_holder_absent_once_is_not_dead():
@@ -222,7 +222,7 @@ def test_a_holder_absent_once_is_not_dead():
     assert watch(seen, (100.0, view(subscribers=0))).campaign is None
     assert watch(seen, (100.0, view(subscribers=0)), (100.05, view(subscribers=0))).campaign is None
     dead = watch(seen, (100.0, view(subscribers=0)), (100.1, view(subscribers=0)))
-    assert dead.campaign == Campaign(Expected(7, 3, absent=True), "its holder's process is gone or cut off")
+    assert dead.campaign == Campaign(Expected(7, 3, absent=True), "the leader's process is gone or cut off")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_who_has_known_no_outage_takes_an_absence_on_the_leases_own_server_for_a
     newcomer = Standby(unbroken=True)
     assert watch(absent[0], state=newcomer).campaign is None
     dead = watch(*absent, state=newcomer).campaign
-    assert dead == Campaign(Expected(7, 3, absent=True), "its holder's process is gone or cut off")
+    assert dead == Campaign(Expected(7, 3, absent=True), "the leader's process is gone or cut off")
 
 
 @pytest.mark.parametrize("failure", [Unknown("no answer"), Campaigned(Unknown("no answer"), "ours")])

@@ -102,7 +102,7 @@ def test_a_step_down_hands_over_at_once_and_bars_who_stepped_down(bench: Bench):
     assert bench.leader() is two
     bench.run(60)
     assert bench.leader() is two
-    assert bench.heard(events.TermStarted)[-1].why == "it was released (asked to)"
+    assert bench.heard(events.TermStarted)[-1].why == "the lease was released (asked to)"
 
 
 def test_a_lost_acquire_reply_costs_a_moment_and_not_a_ttl(bench: Bench):
