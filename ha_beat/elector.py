@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from ha_beat import election, events
 from ha_beat.clock import Clock
+from ha_beat.contact import Command, Contact
 from ha_beat.election import (
     Action,
     Campaign,
@@ -51,12 +52,6 @@ _FOLLOW_INTERVAL = 1.0
 
 #: Between attempts to subscribe again, in seconds.
 _REOPEN_INTERVAL = 1.0
-
-#: Attempts that write; what can be read may still refuse these.
-_WRITING = frozenset({"campaign", "renewal", "release"})
-
-#: So many different reasons are told of one outage.
-_REASONS_TOLD = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +95,7 @@ class Elector:
         self._time = time or SchedulingTime(clock, emit)
         self._follow = follow
         self._follow_at = 0.0
-        self._contact_lost: float | None = None
-        self._contact_since: float | None = None
-        self._outage = False
+        self._contact = Contact(clock, emit)
         self._thread: threading.Thread | None = None
         self._changed = threading.Event()
         self._closing = False
@@ -117,14 +110,10 @@ class Elector:
         self._called = False
         self._fenced: Fenced | None = None
         self._reopen_at = 0.0
-        self._unreachable_since: float | None = None
         self._seen_holder = ("", 0)
         self._seen_move = (0, 0)
         self._forbidden_why = ""
         self._failing = False
-        # Of the outage under way: what fails, and the reasons told.
-        self._refused: set[str] = set()
-        self._reasons: set[str] = set()
         self._deaf, self._deaf_because = False, ""
         self._blind_because = ""
         #: Whether this replica has what a leader needs; until then it does not campaign. Asked often: must be cheap.
@@ -286,22 +275,21 @@ class Elector:
         except LeadershipForbidden as exc:
             return Forbidden(str(exc))
         if isinstance(answer, Acquired):
-            if not self._outage and answer.server_changed:
-                # The server changed between two calls, and the connection was made anew in silence.
-                self._contact_lost = self._clock.elapsed()
-            self._outage = False
-            self._tenure = Tenure(answer, campaign.why, self._contact_lost_by_time(), self._contact_since)
+            self._contact.acquired(server_changed=answer.server_changed)
+            self._tenure = Tenure(answer, campaign.why, self._contact_lost_by_time(), self._contact.back_at)
         return Campaigned(answer, attempt.nonce)
 
-    def _ask(self, call: Callable[[], _T], attempt: str) -> _T | Unknown:
+    def _ask(self, call: Callable[[], _T], command: Command) -> _T | Unknown:
         sent_at = self._clock.elapsed()
         try:
             answer = call()
         except StoreError as exc:
-            self._note_unreachable(attempt, str(exc))
+            if self._contact.in_reach:
+                self._deaf = False
+            self._contact.failed(command, str(exc), leading=isinstance(self._state, Leader))
             return Unknown(str(exc))
         heard_at = self._clock.elapsed()
-        self._note_reachable(attempt)
+        self._contact.succeeded(command)
         if isinstance(answer, LeaseView | Renewed | Acquired):
             self._time.redis_said(answer.server_ms, sent_at, heard_at)
         return answer
@@ -309,7 +297,7 @@ class Elector:
     def _keep_warm(self, now: float) -> None:
         if self._follow is None or now < self._follow_at or not isinstance(self._state, Standby):
             return
-        if self._unreachable_since is None:
+        if self._contact.in_reach:
             self._follow_at = now + _FOLLOW_INTERVAL
             why = ""
             try:
@@ -324,15 +312,14 @@ class Elector:
             self._blind_because = why
 
     def _contact_lost_by_time(self) -> datetime | None:
-        if self._contact_lost is None:
-            return None
-        return self._time.now() - timedelta(seconds=self._clock.elapsed() - self._contact_lost)
+        lost_at = self._contact.lost_at
+        return None if lost_at is None else self._time.now() - timedelta(seconds=self._clock.elapsed() - lost_at)
 
     def _listen(self, seconds: float) -> Outcome | None:
         """Wait on the subscribed connection, and open it where there is none."""
         if not self._presence.channel:
             now = self._clock.elapsed()
-            if now < self._reopen_at or self._unreachable_since is not None:
+            if now < self._reopen_at or not self._contact.in_reach:
                 self._clock.sleep(max(seconds, 0.0))
                 return None
             self._reopen_at = now + _REOPEN_INTERVAL
@@ -351,10 +338,7 @@ class Elector:
             return Woken() if self._presence.wait(seconds) else None
         except PresenceError as exc:
             self._reopen_at = 0.0
-            if self._unreachable_since is None:
-                # Perhaps a restart so short that no command fell into it.
-                self._contact_lost, self._outage = self._clock.elapsed(), True
-                self._contact_since = self._clock.elapsed()
+            self._contact.broke()
             if isinstance(self._state, Leader):
                 self._emit(events.PresenceLost(str(exc)))
             return PresenceBroke()
@@ -422,33 +406,12 @@ class Elector:
         if record is None or not record.held or record.holder == self.replica.id:
             return
         moved, self._seen_move = (record.epoch, record.seq) != self._seen_move, (record.epoch, record.seq)
-        if moved and self._refused:
+        if moved:
             # Somebody leads, so it can be written.
-            self._note_reachable("renewal")
+            self._contact.succeeded("renewal")
         if (record.holder, record.epoch) != self._seen_holder:
             self._seen_holder = (record.holder, record.epoch)
             self._emit(events.LeaderSeen(record.holder, record.epoch))
-
-    def _note_unreachable(self, attempt: str, why: str) -> None:
-        if self._unreachable_since is None:
-            self._unreachable_since = self._clock.elapsed()
-            self._deaf = False
-            self._contact_lost, self._outage = self._clock.elapsed(), True
-            self._reasons.clear()
-        self._refused.add(attempt)
-        if why not in self._reasons and len(self._reasons) < _REASONS_TOLD:
-            self._reasons.add(why)
-            self._emit(events.LeaseUnreachable(why, isinstance(self._state, Leader)))
-
-    def _note_reachable(self, attempt: str) -> None:
-        """This went well: the outage is over if nothing else of it is left to go well."""
-        if self._unreachable_since is None:
-            return
-        self._refused -= _WRITING if attempt in _WRITING else {attempt}
-        if not self._refused:
-            since, self._unreachable_since = self._unreachable_since, None
-            self._contact_since = self._clock.elapsed()
-            self._emit(events.LeaseReachable(self._clock.elapsed() - since))
 
 
 def _name_of(outcome: Outcome | None) -> str:

@@ -97,9 +97,9 @@ WATCHED: tuple[Guard, ...] = (
         1,
         "assess: what was due until contact was lost may have been enqueued",
         Mutant(
-            "ha_beat.elector:Elector._note_unreachable",
-            "self._contact_lost, self._outage = self._clock.elapsed(), True",
-            "self._contact_lost, self._outage = self._clock.elapsed() - 5, True",
+            "ha_beat.contact:Contact._lose",
+            "self.lost_at, self._break_known = now, True",
+            "self.lost_at, self._break_known = now - 5, True",
         ),
         "tests/unit/test_contact.py::test_after_an_outage_contact_ended_before_it_and_began_with_its_end",
     ),
