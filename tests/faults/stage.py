@@ -55,6 +55,7 @@ class Stage:
         self._replica_env = [*replica_env, *[{}] * (replicas - len(replica_env))]
         self._cluster_options = cluster_options
         self.history = History(history_path)
+        self._skips: dict[Skipped, None] = {}
         self.redis: RedisServer
         self.cluster: BeatCluster
         self.nemesis: Nemesis
@@ -124,9 +125,13 @@ class Stage:
         self.history.wait_for_messages(1, timeout)
         return leader
 
+    def remember_skips(self) -> None:
+        """Keep what the journal says by now: it is about to be lost."""
+        self._skips.update(dict.fromkeys(skipped_from_journal(self.cluster.journal())))
+
     def journal_skips(self) -> list[Skipped]:
-        """The occurrences that the journal says were skipped or are uncertain."""
-        return skipped_from_journal(self.cluster.journal())
+        """The occurrences that the journal says, or was remembered to say, were skipped or are uncertain."""
+        return list({**self._skips, **dict.fromkeys(skipped_from_journal(self.cluster.journal()))})
 
     def report(self, expected: Iterable[Expectation] = (), skipped: Sequence[Skipped] | None = None) -> Report:
         """What the checker says of the history so far; skipped occurrences come from the journal unless
