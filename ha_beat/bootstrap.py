@@ -194,6 +194,7 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
         time,
         follow=ShadowFeed(elector_link.client, keys, shadow, clock).poll,
     )
+    elector.remembers = lambda: bool(shadow.gen)
     mark = _mark(app, settings, keys, main_link, replica, clock, events)
     if mark is not None:
         elector.permitted = mark.permits

@@ -51,6 +51,11 @@ class Timing:
         return max(1.0, self.poll_interval)
 
     @property
+    def courtesy(self) -> float:
+        """How long a replica that remembers nothing leaves a lost state to those who do: until their next attempt."""
+        return self.longest_backoff + min(self.ttl / 4, 2.5)
+
+    @property
     def presence_pause(self) -> float:
         """How long to do without presence when its connection keeps breaking."""
         return 6 * self.ttl
@@ -97,6 +102,8 @@ class Standby:
     counted: str = ""
     #: Neither has happened since this replica began: an absence on the lease's own server is no outage's.
     unbroken: bool = False
+    #: Since when there has been no lease at all.
+    bare_since: float | None = None
     campaign: Campaign | None = None
     barred_until: float = 0.0
     seen_epoch: int = 0
@@ -142,7 +149,7 @@ class Campaign:
 
     expected: Expected | None
     why: str
-    #: Before ``open_at`` the lease is for the replica of this id alone.
+    #: Before ``open_at`` the lease is for the replica of this id alone; where there was none, for who remembers one.
     preferred: str = ""
     open_at: float = 0.0
 
@@ -237,6 +244,8 @@ class Fitness:
     replica: str = ""
     #: Whether it has what a leader needs, the schedule above all.
     ready: bool = True
+    #: Whether it knows how far the cluster had come.
+    remembers: bool = True
 
 
 # --- Rules
@@ -265,6 +274,8 @@ def _may_go(campaign: Campaign, barred_until: float, now: float, fitness: Fitnes
     if campaign.preferred and now < campaign.open_at:
         # Somebody chose: then it does not matter who gave up the lease lately.
         return campaign.preferred == fitness.replica
+    if campaign.expected is None and not fitness.remembers and now < campaign.open_at:
+        return False
     return now >= barred_until
 
 
@@ -360,7 +371,7 @@ def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) ->
         case PresenceReady() | Fenced():
             return state
         case _:
-            return _failed(replace(state, counted="", unbroken=False), now, timing)
+            return _failed(replace(state, counted="", unbroken=False, bare_since=None), now, timing)
 
 
 def _failed(state: Standby, now: float, timing: Timing) -> Standby:
@@ -375,13 +386,17 @@ def _look(state: Standby, view: LeaseView, now: float, timing: Timing) -> Standb
     seen_epoch = max(state.seen_epoch, record.epoch if record else 0)
     state = replace(state, next_poll=now + timing.poll_interval, seen_epoch=seen_epoch, campaign=None)
     if record is None:
-        return replace(state, sighting=None, campaign=Campaign(None, "there was no lease"))
+        since = now if state.bare_since is None else state.bare_since
+        # A cluster's first start, unless an outage has taken all that there was.
+        campaign = Campaign(None, "there was no lease", open_at=0.0 if state.unbroken else since + timing.courtesy)
+        return replace(state, sighting=None, bare_since=since, campaign=campaign)
     if view.subscribers > 0:
         state = replace(state, counted=record.presence)
     sighting = _sight(state.sighting, view, record, now)
-    campaign = _opportunity(state, sighting, now, timing)
+    opportunity = _opportunity(state, sighting, now, timing)
     # What can be read may still refuse to be written.
-    return replace(state, sighting=sighting, campaign=campaign, failures=state.failures if campaign else 0)
+    failures = state.failures if opportunity else 0
+    return replace(state, sighting=sighting, bare_since=None, campaign=opportunity, failures=failures)
 
 
 def _sight(before: Sighting | None, view: LeaseView, record: LeaseRecord, now: float) -> Sighting:

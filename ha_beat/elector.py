@@ -120,6 +120,8 @@ class Elector:
         self.ready: Callable[[], bool] = lambda: True
         #: Whether it may campaign, as far as is known outside of the lease. Asked as often.
         self.permitted: Callable[[], bool] = lambda: True
+        #: Whether it knows how far the cluster had come. Asked as often.
+        self.remembers: Callable[[], bool] = lambda: True
 
     # --- For the main loop
 
@@ -247,7 +249,8 @@ class Elector:
         if why:
             self._step_down_for = ("", "")
         stalled = now - self._progress_at > self._timing.stall_timeout
-        return Fitness(stalled, why, preferred, self.replica.id, ready=self.ready() and self.permitted())
+        ready = self.ready() and self.permitted()
+        return Fitness(stalled, why, preferred, self.replica.id, ready, self.remembers())
 
     def _carry_out(self, action: Action, now: float) -> Outcome | None:
         match action:

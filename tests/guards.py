@@ -165,6 +165,12 @@ WATCHED: tuple[Guard, ...] = (
     ),
     Guard(
         1,
+        "election: who remembers the state that is gone goes first",
+        Mutant("ha_beat.election:_may_go", "not fitness.remembers and now < campaign.open_at", "False"),
+        "tests/unit/test_elector.py::test_after_an_outage_that_took_all_state_those_who_remember_it_go_first",
+    ),
+    Guard(
+        1,
         "enqueuer: a loss that the leader has not seen to is the next one's too",
         Mutant(
             "ha_beat.enqueuer.enqueuer:Enqueuer._assess",
@@ -479,7 +485,7 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         2,
         "presence: one who has known an outage must have seen the channel",
-        Mutant("ha_beat.election:_as_standby", '_failed(replace(state, counted="", unbroken=False)', "_failed(state"),
+        Mutant("ha_beat.election:_as_standby", 'counted="", unbroken=False, bare_since', "bare_since"),
         f"{ELECTION}::test_who_has_known_an_outage_is_no_newcomer",
     ),
     Guard(

@@ -211,7 +211,8 @@ def test_movement_starts_the_wait_anew(change: dict[str, int]):
 
 def test_no_lease_and_a_released_one_are_free_at_once():
     """And the campaign says what it expects to find."""
-    assert watch((100.0, view(None))).campaign == Campaign(None, "there was no lease")
+    newcomer = Standby(unbroken=True)
+    assert watch((100.0, view(None)), state=newcomer).campaign == Campaign(None, "there was no lease")
     free = watch((100.0, view(replace(THEIRS, state="released", reason="shutdown"))))
     assert free.campaign == Campaign(Expected(7, 3), "the lease was released (shutdown)")
 

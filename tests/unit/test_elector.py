@@ -147,6 +147,41 @@ def test_without_redis_the_leader_stops_by_itself_and_leads_again_when_it_is_bac
     assert len(bench.heard(events.LeaseReachable)) == 1
 
 
+def test_after_an_outage_that_took_all_state_those_who_remember_it_go_first(bench: Bench):
+    """Who began during the outage would take it for a first start, and run again what a store of its own lags with."""
+    one = bench.elector("one")
+    bench.run(5)
+    assert one.term is not None
+    bench.store.reachable = False
+    bench.run(30)
+    newcomer = bench.elector("newcomer")
+    newcomer.remembers = lambda: False
+    bench.run(1)
+    bench.electors.reverse()
+    bench.store.lose_state()
+    bench.store.reachable = True
+    bench.run(10)
+    assert bench.leader() is one
+
+
+def test_where_nobody_remembers_a_state_a_newcomer_leads(bench: Bench):
+    """At a first start at once; where Redis starts later, a moment after it."""
+    first = bench.elector("first")
+    first.remembers = lambda: False
+    bench.run(0.5)
+    assert bench.leader() is first
+    first.close(lambda term: bench.store.release(term, "shutdown"))
+    bench.electors.remove(first)
+    bench.store.lose_state()
+    bench.store.reachable = False
+    second = bench.elector("second")
+    second.remembers = lambda: False
+    bench.run(10)
+    bench.store.reachable = True
+    bench.run(TIMING.courtesy + TIMING.longest_backoff + 0.5)
+    assert bench.leader() is second
+
+
 def test_replies_lost_after_success_do_not_lengthen_trust(bench: Bench):
     """The server moved the lease each time, the leader never heard: it must stop."""
     one = bench.elector("one")
