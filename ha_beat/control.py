@@ -38,6 +38,9 @@ _BATCH = 50
 #: Clocks of replicas may be apart by so much when the journal is searched for an instant.
 _CLOCK_ROOM = timedelta(hours=1)
 
+#: Actions that send messages.
+_NEED_THE_BROKER = frozenset({"run", "backfill"})
+
 #: Seconds until Redis is asked again after it failed.
 _RETRY = 0.25
 
@@ -170,7 +173,10 @@ class Control:
 
     def _serve(self, term: Term) -> None:
         waiting, server_ms = self._requests.waiting()
+        away: StoreError | None = None
         for request in waiting:
+            if away is not None and request.action in _NEED_THE_BROKER:
+                continue
             if request.deadline_ms and request.deadline_ms < server_ms:
                 self._requests.withdraw(request.id)
                 continue
@@ -178,11 +184,18 @@ class Control:
                 self._carry_out(term, request)
             except _Refusal as refusal:
                 self._answer(term, request, Reply(ok=False, line=refusal.line, data=refusal.data))
-            except (StoreError, FencedOff):
+            except StoreError as exc:
+                # If it is the broker alone that does not answer, the others need not wait for it.
+                if away is not None or request.action not in _NEED_THE_BROKER:
+                    raise
+                away = exc
+            except FencedOff:
                 raise
             except Exception as exc:
                 self._answer(term, request, Reply(ok=False, line=f"it failed: {type(exc).__name__}: {exc}"))
             self._elector.progress()
+        if away is not None:
+            raise away
 
     def _carry_out(self, term: Term, request: Request) -> None:
         match request.action:

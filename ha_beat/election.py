@@ -429,8 +429,10 @@ def _opportunity(state: Standby, sighting: Sighting, now: float, timing: Timing)
     absent_since = sighting.absent_since if _means_death(state, sighting) else None
     if absent_since is not None and now - absent_since >= timing.poll_interval - _ROUNDING:
         return Campaign(replace(expected, absent=True), "the leader's process is gone or cut off")
-    if now - sighting.since >= record.ttl_ms / 1000:
-        return Campaign(expected, f"the lease was not renewed for {record.ttl_ms / 1000:g} s")
+    # It can't be read where somebody has tampered with it.
+    ttl = record.ttl_ms / 1000 or timing.ttl
+    if now - sighting.since >= ttl:
+        return Campaign(expected, f"the lease was not renewed for {ttl:g} s")
     return None
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from redis.exceptions import RedisError
 
 from ha_beat.errors import ForeignApp, NewerSchema, StoreUnavailable
-from ha_beat.redis_scripts import Script, text
+from ha_beat.redis_scripts import Script, text, whole
 
 if TYPE_CHECKING:
     import redis
@@ -153,12 +153,12 @@ class LeaseRecord:
 
     @classmethod
     def parse(cls, raw: Mapping[str, str]) -> LeaseRecord:
-        """From the hash. Unknown fields, of newer software, are left alone."""
+        """From the hash. Unknown fields, of newer software, are left alone; a number that is none is 0."""
         values: dict[str, Any] = {}
         for field in fields(cls):
             if field.name in raw:
                 value = raw[field.name]
-                values[field.name] = int(value) if field.type == "int" else value
+                values[field.name] = whole(value) if field.type == "int" else value
         return cls(**values)
 
 
@@ -336,7 +336,7 @@ class RedisLeaseStore:
         if answer == "foreign app":
             raise ForeignApp(self._keys.cluster, replica.fingerprint, rest[0])
         if answer == "newer schema":
-            raise NewerSchema(self._keys.cluster, SCHEMA, int(rest[0]))
+            raise NewerSchema(self._keys.cluster, SCHEMA, whole(rest[0]))
         if answer == "refused":
             return Refused(rest[0])
         epoch, gen, lease_gen, ledger_gen, run_id, previous_run_id, server_ms, presence, previous, offset_ms = rest
@@ -347,7 +347,7 @@ class RedisLeaseStore:
             previous_holder=previous,
             presence=presence,
             server_ms=int(server_ms),
-            leaders_offset=int(offset_ms) / 1000 if offset_ms else None,
+            leaders_offset=_seconds(offset_ms),
         )
 
     def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]:
@@ -385,6 +385,13 @@ class RedisLeaseStore:
         """
         keys = [self._keys.lease, self._keys.ledger, self._keys.journal]
         return bool(self._release(self._client(), keys, [term.epoch, term.nonce, reason, self._keys.wake, preferred]))
+
+
+def _seconds(milliseconds: str) -> float | None:
+    try:
+        return int(milliseconds) / 1000
+    except (ValueError, OverflowError):
+        return None
 
 
 def _pairs(flat: Sequence[bytes | str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from ha_beat.errors import StoreError
 from ha_beat.lease import Keys, LeaseRecord
-from ha_beat.redis_scripts import Script, text
+from ha_beat.redis_scripts import Script, text, whole
 
 if TYPE_CHECKING:
     import redis
@@ -164,11 +164,11 @@ class Members:
             lease=LeaseRecord.parse(_pairs(lease)) if lease else None,
             members=tuple(each for each in parsed if each is not None and each.alive(now)),
             gen=gen,
-            highest_epoch=int(epoch or 0),
-            journal_counter=int(counter or 0),
+            highest_epoch=whole(epoch),
+            journal_counter=whole(counter),
             journal_length=int(length),
             paused=paused,
-            dropped=int(dropped),
+            dropped=whole(dropped),
         )
 
     def server_facts(self) -> ServerFacts | None:

@@ -253,6 +253,8 @@ def _pool_kwargs(url: str, options: Mapping[str, Any], timeout: float) -> dict[s
     except ValueError as exc:
         raise _unreadable(exc) from None
     kwargs = {**_calm(timeout), **_in_redis_py(found), **_in_redis_py(options)}
+    # Bytes that are no text, in a field of somebody else's, would make the whole reply unreadable.
+    kwargs["decode_responses"] = False
     if kwargs.pop("ssl", False):
         kwargs["connection_class"] = SSLConnection
     if isinstance(kwargs.get("max_connections"), int):

@@ -72,3 +72,9 @@ class Script:
 
 def text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def whole(value: Any) -> int:
+    """A whole number as the scripts write them; 0 for anything else, as in the scripts."""
+    digits = text(value) if value is not None else ""
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= 15 else 0

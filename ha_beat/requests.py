@@ -21,7 +21,7 @@ from ha_beat.clock import Clock
 from ha_beat.errors import HaBeatError, StoreError, StoreUnavailable
 from ha_beat.lease import Keys, Term, new_token
 from ha_beat.ledger import from_micros
-from ha_beat.redis_scripts import Script, text
+from ha_beat.redis_scripts import Script, text, whole
 
 if TYPE_CHECKING:
     import redis
@@ -237,17 +237,27 @@ class Requests:
             raw: Any = self._client().hget(self._keys.ledger, f"r:{request_id}")
         except (RedisError, OSError) as exc:
             raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
-        return int(raw or 0)
+        return whole(raw)
 
     def keep_pause(self, term: Term, raw: str) -> None:
         """Put a pause back into a ledger that has lost it. Where the term is not the current one, nothing is done."""
         self._keep_pause(self._client(), [self._keys.lease, self._keys.ledger], [term.epoch, term.nonce, raw])
 
     def waiting(self) -> tuple[list[Request], int]:
-        """The requests that wait, oldest first, and the server's time in ms."""
-        flat, server_ms = self._read(self._client(), [self._keys.requests], [])
-        values = [text(item) for item in flat]
-        found = [Request.parse(name, raw) for name, raw in zip(values[::2], values[1::2], strict=True)]
+        """The requests that wait, oldest first, and the server's time in ms.
+
+        What waits under an id that is no text is nobody's and can't be answered: it is removed.
+        """
+        client = self._client()
+        flat, server_ms = self._read(client, [self._keys.requests], [])
+        waiting = dict(zip(flat[::2], flat[1::2], strict=True))
+        strange = [name for name in waiting if isinstance(name, bytes) and text(name).encode() != name]
+        if strange:
+            try:
+                client.hdel(self._keys.requests, *strange)
+            except (RedisError, OSError) as exc:
+                raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
+        found = [Request.parse(text(name), text(raw)) for name, raw in waiting.items() if name not in strange]
         return sorted(found, key=lambda request: (request.asked_ms, request.id)), int(server_ms)
 
     def answer(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ha_beat.clock import Clock
 from ha_beat.lease import Keys
 from ha_beat.ledger import Ledger, from_micros
-from ha_beat.redis_scripts import Script, text
+from ha_beat.redis_scripts import Script, text, whole
 from ha_beat.state_loss import Shadow
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class ShadowFeed:
         """
         shadow = self._shadow
         reply = self._script(self._client(), [self._keys.ledger, self._keys.journal], [shadow.last_id, _RECORDS])
-        gen, counter, records = text(reply[0]), int(reply[1]), reply[2]
+        gen, counter, records = text(reply[0]), whole(reply[1]), reply[2]
         if not gen:
             # The ledger is gone, or was never there: what is known stays known.
             return

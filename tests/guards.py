@@ -253,6 +253,12 @@ WATCHED: tuple[Guard, ...] = (
     ),
     Guard(
         3,
+        "renew: the requests by pcall",
+        Mutant("lua:renew", "redis.pcall('HLEN', KEYS[4])", "redis.call('HLEN', KEYS[4])"),
+        f"{CONTRACT}::test_requests_that_are_no_requests_cost_no_leader_its_lease[redis-server]",
+    ),
+    Guard(
+        3,
         "scripts: NUMSUB by pcall",
         Mutant("lua:acquire", "redis.pcall('PUBSUB', count, channel)", "redis.call('PUBSUB', count, channel)"),
         "tests/topologies/test_rights.py::test_rights_that_are_a_comfort",
@@ -420,7 +426,7 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         9,
         "acquire: epoch above the lease's",
-        Mutant("lua:acquire", "(tonumber(was[1]) or 0) + 1, ", ""),
+        Mutant("lua:acquire", "math.max(number(was[1]) + 1, ", "math.max("),
         f"{CONTRACT}::test_the_epoch_is_above_each_that_is_known[redis-server-lease]",
     ),
     Guard(
@@ -656,6 +662,12 @@ WATCHED: tuple[Guard, ...] = (
     ),
     # --- 15: verdicts over ranges; a batch again
     Guard(
+        14,
+        "control: a request whose broker is away holds up no other",
+        Mutant("ha_beat.control:Control._serve", "away = exc", "raise"),
+        "tests/control/test_waiting.py::test_a_request_whose_broker_is_away_holds_up_no_other",
+    ),
+    Guard(
         15,
         "misfire: what `once` passes over has its verdict",
         Mutant(
@@ -713,7 +725,7 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         18,
         "acquire: a newer schema",
-        Mutant("lua:acquire", "if meta[5] and tonumber(meta[5]) > tonumber(ARGV[8]) then", "if false then"),
+        Mutant("lua:acquire", "if meta[5] and number(meta[5]) > tonumber(ARGV[8]) then", "if false then"),
         f"{CONTRACT}::test_newer_software_is_not_led_over[redis-server]",
     ),
     Guard(

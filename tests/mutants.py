@@ -70,17 +70,17 @@ MUTANTS: dict[str, Mutant] = {
     "dispatch: gen": Mutant("lua:dispatch", "if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then", "if false then"),
     "dispatch: run id": Mutant("lua:dispatch", "if another_server(ARGV[4]) then", "if false then"),
     "acquire: compare-and-set": Mutant(
-        "lua:acquire", "if (was[1] or '') ~= ARGV[1] or (was[1] and was[2] ~= ARGV[2]) then", "if false then"
+        "lua:acquire", "if stands ~= (ARGV[1] ~= '') or not as_seen then", "if false then"
     ),
     "acquire: the holder is still absent": Mutant(
         "lua:acquire", "if ARGV[3] == '1' and subscribers(was[4]) ~= 0 then", "if false then"
     ),
-    "acquire: epoch above the ledger's": Mutant("lua:acquire", "(tonumber(meta[2]) or 0) + 1, ", ""),
+    "acquire: epoch above the ledger's": Mutant("lua:acquire", "number(meta[2]) + 1, ", ""),
     "acquire: presence only where counted": Mutant(
         "lua:acquire", "if subscribers(presence) < 1 then presence = '' end", ""
     ),
     "renew: seq only rises": Mutant(
-        "lua:renew", "if tonumber(redis.call('HGET', KEYS[1], 'seq')) >= tonumber(ARGV[3]) then", "if false then"
+        "lua:renew", "if number(redis.call('HGET', KEYS[1], 'seq')) >= tonumber(ARGV[3]) then", "if false then"
     ),
     "trust window": Mutant("ha_beat.lease:Term.trusted", "return now < self.trusted_until", "return True"),
     "trust counts from the send": Mutant(

@@ -21,7 +21,7 @@ from ha_beat.dispatch.types import FencedOff
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.lease import Keys, Term
 from ha_beat.redis_faults import as_store_error, code_of
-from ha_beat.redis_scripts import Script, text
+from ha_beat.redis_scripts import Script, text, whole
 
 _FIELDS = ("gen", "n", "place", "name", "ttl_ms", "holder")
 
@@ -158,7 +158,7 @@ class StoreMark:
         if answer == "foreign":
             gen, n, place, name, ttl_ms, holder = rest
             self._kept = ("", 0.0)
-            self._see(Mark(gen, n, place, name, int(ttl_ms), holder))
+            self._see(Mark(gen, n, place, name, whole(ttl_ms), holder))
             raise FencedOff(self._why())
         self._gen, self._other, self._kept = term.gen, None, (term.nonce, now)
 
@@ -204,7 +204,7 @@ def read_mark(client: Any, keys: Keys) -> Mark | None:
     except (RedisError, OSError) as exc:
         raise as_store_error(exc) from exc
     gen, n, place, name, ttl_ms, holder = values
-    return Mark(gen, n, place, name, int(ttl_ms or 0), holder) if gen else None
+    return Mark(gen, n, place, name, whole(ttl_ms), holder) if gen else None
 
 
 def place_of(client: Any) -> str:

@@ -6,7 +6,9 @@ local lease, ledger = KEYS[1], KEYS[2]
 local was = redis.call('HMGET', lease, 'epoch', 'seq', 'state', 'presence', 'gen', 'run_id', 'holder', 'renewed_ms', 'since_ms', 'offset_ms')
 local meta = redis.call('HMGET', ledger, 'm:gen', 'm:epoch', 'm:fingerprint', 'm:run_id', 'm:schema')
 
-if (was[1] or '') ~= ARGV[1] or (was[1] and was[2] ~= ARGV[2]) then
+local stands = redis.call('HLEN', lease) > 0
+local as_seen = number(was[1]) == number(ARGV[1]) and number(was[2]) == number(ARGV[2])
+if stands ~= (ARGV[1] ~= '') or not as_seen then
   return { 'refused', 'the lease has moved' }
 end
 if ARGV[3] == '1' and subscribers(was[4]) ~= 0 then
@@ -15,11 +17,11 @@ end
 if meta[3] and meta[3] ~= ARGV[5] then
   return { 'foreign app', meta[3] }
 end
-if meta[5] and tonumber(meta[5]) > tonumber(ARGV[8]) then
+if meta[5] and number(meta[5]) > tonumber(ARGV[8]) then
   return { 'newer schema', meta[5] }
 end
 
-local epoch = int(math.max((tonumber(was[1]) or 0) + 1, (tonumber(meta[2]) or 0) + 1, tonumber(ARGV[4]) + 1, time_ms()))
+local epoch = int(math.max(number(was[1]) + 1, number(meta[2]) + 1, tonumber(ARGV[4]) + 1, time_ms()))
 local now = int(time_ms())
 local server = run_id()
 -- A ledger without its lease is believed; without its ledger, or with another one, the state is a new one.
@@ -36,6 +38,6 @@ if not written_on or written_on == '' then written_on = server end
 redis.call('HSET', ledger, 'm:gen', gen, 'm:epoch', epoch, 'm:fingerprint', ARGV[5], 'm:run_id', written_on, 'm:schema', ARGV[8])
 tell(KEYS[3], ledger, {
   kind = 'term', event = 'acquired', epoch = tonumber(epoch), by = ARGV[10], why = ARGV[9], ms = tonumber(now),
-  previous = was[7] or '', previous_epoch = tonumber(was[1]) or 0, left_ms = tonumber(was[8] or was[9]) or 0,
+  previous = was[7] or '', previous_epoch = number(was[1]), left_ms = number(was[8] or was[9]),
 })
 return { 'acquired', epoch, gen, was[5] or '', meta[1] or '', server, meta[4] or '', now, presence, was[7] or '', was[10] or '' }

@@ -35,7 +35,7 @@ local latest = time_ms() + (tonumber(redis.call('HGET', lease, 'offset_ms')) or 
 local function settled(op, row)
   if op.request ~= '' then
     if redis.call('HEXISTS', requests, op.request) == 0 then return 'withdrawn', '' end
-    if tonumber(redis.call('HGET', ledger, 'r:' .. op.request) or '0') >= op.step then return 'mine', '' end
+    if number(redis.call('HGET', ledger, 'r:' .. op.request)) >= op.step then return 'mine', '' end
     return nil
   end
   if row ~= op.expected then

@@ -9,6 +9,6 @@ local stale = was[1] == ARGV[6] and was[2] == ARGV[7]
 if was[1] and not same and not stale then
   return { 'foreign', was[1], was[2] or '0', was[3] or '', was[4] or '', was[5] or '0', was[6] or '' }
 end
-local n = int((tonumber(was[2]) or 0) + 1)
+local n = int(number(was[2]) + 1)
 redis.call('HSET', KEYS[1], 'gen', ARGV[1], 'n', n, 'place', ARGV[2], 'name', ARGV[3], 'ttl_ms', ARGV[4], 'holder', ARGV[5])
 return { 'kept' }

@@ -4,8 +4,8 @@
 -- Answers {'led', holder}, or {'done', 1 or 0 for each: 0 where another row was found}.
 local lease = redis.call('HMGET', KEYS[1], 'state', 'holder', 'renewed_ms', 'since_ms', 'ttl_ms')
 if lease[1] == 'held' then
-  local heard = tonumber(lease[3] or lease[4] or '0')
-  if time_ms() - heard <= tonumber(lease[5] or '0') then return { 'led', lease[2] } end
+  local heard = number(lease[3] or lease[4])
+  if time_ms() - heard <= number(lease[5]) then return { 'led', lease[2] } end
 end
 local answers = { 'done' }
 for i = 1, #ARGV, 3 do

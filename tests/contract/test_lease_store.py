@@ -343,3 +343,61 @@ def test_a_renewal_counts_only_when_enough_replicas_have_it(shared_redis: RedisS
     assert isinstance(taken, Acquired)
     with pytest.raises(StoreUnavailable, match="0 of 1 replicas"):
         store.renew(taken.term, 2, "")
+
+
+NUMBERS = ("epoch", "seq", "ttl_ms", "pid", "since_ms", "renewed_ms", "offset_ms")
+
+
+@pytest.mark.parametrize("garbage", ["", "garbage", "inf", "nan", "1e300", "-5", "9" * 30, b"\xff\xfe", None])
+def test_a_record_that_was_tampered_with_can_be_taken_over(server_bench: RedisBench, garbage: str | bytes | None):
+    """Else nobody would lead until somebody mends it by hand. What is no number counts as 0."""
+    client = server_bench.client
+    store = RedisLeaseStore(lambda: client, KEYS)
+    for fields in (*([name] for name in NUMBERS), NUMBERS):
+        client.flushall()
+        first = store.acquire(attempt(), None, 0)
+        assert isinstance(first, Acquired)
+        for field in fields:
+            if garbage is None:
+                client.hdel(KEYS.lease, field)
+            else:
+                client.hset(KEYS.lease, field, garbage)
+        record = store.observe().record
+        assert record is not None
+        assert store.acquire(attempt("late"), Expected(record.epoch, record.seq + 1), 0) == Refused(
+            "the lease has moved"
+        )
+        taken = store.acquire(attempt("two"), Expected(record.epoch, record.seq), 0)
+        assert isinstance(taken, Acquired)
+        assert taken.term.epoch > first.term.epoch
+        assert isinstance(store.renew(taken.term, 2, ""), Renewed)
+        after = store.observe().record
+        assert after is not None
+        assert (after.holder, after.epoch, after.seq, after.ttl_ms) == ("two", taken.term.epoch, 2, 10_000)
+
+
+@pytest.mark.parametrize("field", ["m:epoch", "m:schema", "m:run_id", "m:journal"])
+def test_a_ledger_that_was_tampered_with_forbids_nobody_to_lead(server_bench: RedisBench, field: str):
+    """Its numbers are no more than floors."""
+    client = server_bench.client
+    store = RedisLeaseStore(lambda: client, KEYS)
+    first = store.acquire(attempt(), None, 0)
+    assert isinstance(first, Acquired)
+    for garbage in ("garbage", "", "inf", "nan"):
+        client.hset(KEYS.ledger, field, garbage)
+        record = store.observe().record
+        assert record is not None
+        taken = store.acquire(attempt("two"), Expected(record.epoch, record.seq), 0)
+        assert isinstance(taken, Acquired)
+        assert isinstance(store.renew(taken.term, 2, ""), Renewed)
+
+
+def test_requests_that_are_no_requests_cost_no_leader_its_lease(server_bench: RedisBench):
+    """A key of another type under their name: no renewal would get an answer."""
+    store = RedisLeaseStore(lambda: server_bench.client, KEYS)
+    taken = store.acquire(attempt(), None, 0)
+    assert isinstance(taken, Acquired)
+    server_bench.client.set(KEYS.requests, "garbage")
+    renewed = store.renew(taken.term, 2, "")
+    assert isinstance(renewed, Renewed)
+    assert renewed.requests == 0

@@ -196,6 +196,13 @@ def test_a_lease_is_stale_only_after_the_holders_own_ttl_since_it_was_first_seen
     )
 
 
+def test_a_lease_that_does_not_say_for_how_long_it_holds_is_waited_out_by_ones_own():
+    """Somebody has tampered with it."""
+    silent = view(replace(THEIRS, ttl_ms=0))
+    assert watch((100.0, silent), (109.9, silent)).campaign is None
+    assert watch((100.0, silent), (110.0, silent)).campaign is not None
+
+
 def test_a_single_look_never_makes_a_lease_stale():
     """A replica that starts knows nothing of how long the lease has stood so."""
     assert watch((1e9, view())).campaign is None

@@ -32,3 +32,14 @@ def test_a_limit_on_connections_leaves_room_for_presence(
     listener.subscribe("channel")
     assert client.ping()
     listener.close()
+
+
+def test_bytes_that_are_no_text_make_no_reply_unreadable(shared_redis: RedisServer) -> None:
+    """In a record that somebody has tampered with; whatever the options say of decoding."""
+    shared_redis.client().hset("hash", mapping={"good": "1", "bad": b"\xff"})
+    for url, options in (
+        (shared_redis.url, {"decode_responses": True}),
+        (f"{shared_redis.url}?decode_responses=1", {}),
+    ):
+        found = link_to(url, options, 2.5, "key").client().hgetall("hash")
+        assert found == {b"good": b"1", b"bad": b"\xff"}
