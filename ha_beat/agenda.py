@@ -43,6 +43,8 @@ class Slot:
     since: datetime | None = None
     #: Whether it was off, seen from its own store, since it was last armed.
     resumed: bool = False
+    #: Whether its own store says that it ran and not when: that was cleared, as it is where an entry is switched off.
+    cleared: bool = False
     #: Where only the entry can say whether it is due: in how many seconds to ask again once it has run, as it said.
     ask_in: float = 0.0
 

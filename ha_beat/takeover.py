@@ -187,6 +187,9 @@ def _place(
         # What was given another schedule meanwhile is not the old one that goes on: a time just past counts.
         since = now if slot.since is None or (off and not changed) else slot.since
         slot.base = max(slot.base, origin(slot.instants, since))
+    if not (edited or off) and _was_off(slot, row):
+        # What a change of leader may cost is owed all the same: the store may have been reset, and the entry never off.
+        slot.base = _newest(slot, now - timedelta(seconds=slot.misfire.usual_lateness))
     in_doubt = [until for until in (loss.floor if loss and not catch_up else None, row and row.in_doubt_until) if until]
     if in_doubt:
         skipping = _skip_to(slot, max(in_doubt), scribe)
@@ -197,7 +200,20 @@ def _place(
         # Due by the old schedule, and nobody led: what else it owed until the edit only the release before knows.
         skipped = Skipped(dropped, slot.base + _INSTANT, -1, "edited")
         return scribe.skipped(slot, skipped, slot.base, last=dropped)
-    return scribe.armed(slot) if edited or off or behind else None
+    return scribe.armed(slot) if edited or off or behind or slot.base > reached else None
+
+
+def _was_off(slot: Slot, row: LedgerRow | None) -> bool:
+    """Whether it has been off since its last run though nobody led who would have written that down."""
+    ran = row is not None and row.verdict in {"enqueued", "uncertain"} and row.run_count <= slot.run_count
+    return slot.cleared and ran
+
+
+def _newest(slot: Slot, until: datetime) -> datetime:
+    """The newest of its instants up to ``until``; where it stands if there is none."""
+    if slot.instants is None or (first := slot.instants.next_after(slot.base)) > until:
+        return slot.base
+    return newest_due(slot.instants, first, until, keep=1)[0][-1]
 
 
 def _skip_to(slot: Slot, floor: datetime, scribe: Scribe) -> Work | None:

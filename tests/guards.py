@@ -549,7 +549,9 @@ WATCHED: tuple[Guard, ...] = (
         13,
         "takeover: where an entry begins is written down",
         Mutant(
-            "ha_beat.takeover:_place", "return scribe.armed(slot) if edited or off or behind else None", "return None"
+            "ha_beat.takeover:_place",
+            "return scribe.armed(slot) if edited or off or behind or slot.base > reached else None",
+            "return None",
         ),
         f"{TAKEOVER}::test_a_new_entry_is_armed_now",
     ),
@@ -576,6 +578,18 @@ WATCHED: tuple[Guard, ...] = (
         "takeover: an entry that was off counts from now",
         Mutant("ha_beat.takeover:_place", 'or (row is not None and row.verdict == "absent")', ""),
         f"{TAKEOVER}::test_an_entry_that_was_off_owes_nothing_and_counts_its_runs_anew",
+    ),
+    Guard(
+        13,
+        "takeover: what was off while nobody led owes nothing",
+        Mutant("ha_beat.takeover:_place", "if not (edited or off) and _was_off(slot, row):", "if False:"),
+        f"{TAKEOVER}::test_what_was_off_while_nobody_led_owes_nothing_of_that_time",
+    ),
+    Guard(
+        13,
+        "takeover: a store that is behind was not cleared",
+        Mutant("ha_beat.takeover:_was_off", "and row.run_count <= slot.run_count", ""),
+        f"{TAKEOVER}::test_a_store_that_is_behind_is_none_that_was_cleared",
     ),
     Guard(
         13,

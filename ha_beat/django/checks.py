@@ -10,7 +10,7 @@ from django.apps import apps
 from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error, Info, Tags, Warning  # noqa: A004 -- Django's names
-from django.db import connections, router
+from django.db import DEFAULT_DB_ALIAS, connections, router
 from kombu.utils.imports import symbol_by_name
 
 from ha_beat.bootstrap import check_topology, load_settings
@@ -195,7 +195,7 @@ def check_tables(databases: Sequence[str] | None = None, **_: Any) -> Iterable[C
     return [
         Warning(
             f"the database {alias!r} lacks django-celery-beat's tables",
-            hint="Run manage.py migrate.",
+            hint="Run manage.py migrate" + ("." if alias == DEFAULT_DB_ALIAS else f" --database {alias}."),
             id="ha_beat.W007",
         )
     ]

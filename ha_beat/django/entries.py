@@ -60,6 +60,7 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
 
     def note(self, last_run_at: datetime | None, total_run_count: int, changed: datetime | None) -> None:
         """What the row says of its runs."""
+        self.row_last_run_at = None if last_run_at is None else utc(last_run_at)
         self.total_run_count = total_run_count
         self.row_run_count = total_run_count
         if last_run_at is not None:
@@ -69,7 +70,6 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
             self.stored_last_run_at = _changed_at(changed)
         else:
             self.stored_last_run_at = None
-        self.row_last_run_at = None if last_run_at is None else utc(last_run_at)
 
     def seen(self, changed: datetime | None, looked_before: datetime | None, now: datetime) -> None:
         """It is new, edited, or on again, which it was not at the look before."""

@@ -350,8 +350,9 @@ class Rows:
                 # Another leader has written them since they were read, or wrote late.
                 self._move(runs, self._locked(others))
         for pk, ran in runs.items():
-            entries[pk].row_run_count = max(ran.run_count, entries[pk].row_run_count)
+            # In this order: a count without its instant is a row's that was switched off.
             entries[pk].row_last_run_at = ran.at
+            entries[pk].row_run_count = max(ran.run_count, entries[pk].row_run_count)
 
     def _move(self, runs: Mapping[str, Ran], known: Mapping[str, tuple[datetime | None, int]]) -> list[str]:
         """Write these rows, which are ``known`` to say so; returns those that may say something else."""

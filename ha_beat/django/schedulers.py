@@ -195,6 +195,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
             once=entry.once,
             since=entry.since,
             resumed=entry.id in self._departing,
+            cleared=entry.row_last_run_at is None and entry.row_run_count > 0,
         )
 
     def absence(self, term: Term) -> Absence | None:
@@ -208,7 +209,8 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
             self._rows.forget_departed(entry_id, number)
 
     def finished(self, slot: Slot) -> None:
-        if slot.once and self._rows is not None:
+        # One that expires before its time stays on until then, as django-celery-beat has it: either may be edited.
+        if slot.once and self._rows is not None and (slot.runs or slot.entry.expires is None):
             self._rows.finish(slot.id)
 
     def settled(self, slot: Slot, row: LedgerRow) -> None:

@@ -99,6 +99,26 @@ def test_a_one_off_row_that_is_switched_on_again_runs_again(any_site):
     assert any_site.names() == ["task", "task"]
 
 
+def test_a_row_that_was_off_while_no_beat_ran_owes_nothing_of_that_time(site):
+    """By the admin's actions, which leave no other trace in the row than that its last run is not known any more."""
+    task = row("task", interval=every(6))
+    with beats(site, replicas=1) as cluster:
+        wait_for(lambda: fresh(task).last_run_at, 40, "its run in the row", 0.05)
+        ran_at = instants(site, "task")[-1]
+        assert cluster.ledger()[str(task.pk)]["count"] == fresh(task).total_run_count
+    PeriodicTask.objects.update(enabled=False, last_run_at=None)
+    PeriodicTask.objects.update(enabled=True)
+    PeriodicTasks.update_changed()
+    time.sleep(max((ran_at + timedelta(seconds=10) - soon(0)).total_seconds(), 0))
+    with beats(site, replicas=1, settings={"lease_ttl": 2}):
+        wait_for(lambda: len(site.names()) > 1, 40, "the next message", 0.05)
+
+    missed = ran_at + timedelta(seconds=6)
+    found = instants(site, "task")
+    assert missed not in found
+    assert (found[1] - ran_at) % timedelta(seconds=6) == timedelta(0)
+
+
 def test_a_clocked_row_is_used_again_with_another_time(site):
     """Also one that is over when the form is saved: the admin's 'now' is the past by then, and stock runs it."""
     task = row("task", clocked=at(soon(3)), one_off=True)
@@ -205,6 +225,36 @@ def test_a_start_that_lies_ahead_and_is_moved(site):
     found = instants(site, "task")
     assert found[0] == task.start_time
     assert_each_once(found, timedelta(seconds=1))
+
+
+def test_an_expiry_that_is_moved(site):
+    """Before it is reached, to a later time and to the past: nothing is lost by it, or doubled.
+
+    A row that was to run once stays on until it expires, though by then it has no time to run: it is given some.
+    """
+    end = soon(12)
+    task = row("task", interval=every(1), expires=end)
+    far = cron(minute=str((soon(0) - timedelta(minutes=5)).minute))
+    once = row("once", crontab=far, one_off=True, expires=soon(600))
+    with beats(site) as cluster:
+        wait_for(lambda: site.names() and verdict(cluster, once) == "armed", 40, "messages", 0.05)
+        for each in (task, once):
+            fresh(each).expires = soon(3600)
+            each.save()
+        time.sleep(max((end - soon(0)).total_seconds(), 0) + 1.5)
+        count = len(site.names())
+        wait_for(lambda: len(site.names()) >= count + 2, 10, "more messages", 0.05)
+        assert fresh(once).enabled
+        past = soon(-60)
+        fresh(task).expires = past
+        task.save()
+        wait_for(lambda: not fresh(task).enabled, 10, "it to be disabled", 0.05)
+        fresh(once).crontab, once.interval = None, every(1)
+        once.save()
+        wait_for(lambda: not fresh(once).enabled, 10, "it to run", 0.05)
+
+    assert site.names().count("once") == 1
+    assert_each_once(instants(site, "task"), timedelta(seconds=1))
 
 
 def test_many_switches_in_a_second_leave_it_as_it_is_in_the_end(any_site):

@@ -249,3 +249,25 @@ def test_a_connection_that_breaks_in_a_bulk_write_counts_each_run_once(postgres_
     assert fresh(tasks[1]).total_run_count == int(committed)
     replica.turn(2)
     assert [state(task) for task in tasks] == [(60.0 if n % 2 else float(n), 1) for n in range(30)]
+
+
+def test_rows_updated_in_bulk_are_read_when_that_is_said_or_within_minutes(desk):
+    """Django tells nobody of ``QuerySet.update()``. What the new schedule had due before it was read is not owed."""
+    tasks = [row(f"task {number}", interval=every(3600)) for number in range(2)]
+    replica = desk()
+    before = replica.rows.snapshot.number
+    for number, told in enumerate((True, False)):
+        PeriodicTask.objects.filter(pk=tasks[number].pk).update(interval=every(60))
+        if told:
+            PeriodicTasks.update_changed()
+        else:
+            replica.turn()
+            assert replica.rows.snapshot.number == before + 1
+            replica.rows._full_read_due = replica.rows._clock.elapsed()
+        looked = replica.rows._looked_at
+        replica.turn()
+        snapshot = replica.rows.snapshot
+        assert snapshot.number == before + 1 + number
+        entry = snapshot.entries[tasks[number].name]
+        assert entry.schedule.run_every == timedelta(seconds=60)
+        assert entry.since == looked

@@ -387,3 +387,28 @@ def test_of_two_entries_with_one_id_the_second_is_left_out_and_named() -> None:
     taken = take_over([first, second], {}, Shadow(), None, scribe=Scribe(TERM, NOW), catch_up=False, emit=said.append)
     assert taken.slots == [first]
     assert [event.entry for event in said if isinstance(event, events.EntryFailed)] == ["the second"]
+
+
+def cleared(run_count: int) -> Slot:
+    """Its own store says how often it ran, and not when any more."""
+    one = slot()
+    one.cleared, one.run_count = True, run_count
+    one.misfire = Misfire(usual_lateness=15)
+    return one
+
+
+def test_what_was_off_while_nobody_led_owes_nothing_of_that_time() -> None:
+    """It stays on its grid, and what a change of leader may cost is owed: the store may have been reset as well."""
+    taken = placed(cleared(4), row(-303))
+    assert taken.slots[0].base == at(-23)
+    assert [(work.row.verdict, work.row.base, work.row.run_count) for work in taken.works] == [("armed", at(-23), 4)]
+    taken = placed(cleared(4), row(-3))
+    assert (taken.slots[0].base, taken.works) == (at(-3), [])
+
+
+@pytest.mark.parametrize(("verdict", "run_count"), [("armed", 4), ("skipped", 4), ("enqueued", 3)])
+def test_a_store_that_is_behind_is_none_that_was_cleared(verdict: Any, run_count: int) -> None:
+    """The run was not written yet; or who led when it was on again has armed it, and it has not run since."""
+    raw = LedgerRow(at(-303), verdict, at(-303), rev=3, signature="s", run_count=4).encoded()
+    taken = placed(cleared(run_count), raw)
+    assert (taken.slots[0].base, taken.works) == (at(-303), [])
