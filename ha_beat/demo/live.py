@@ -20,8 +20,11 @@ ROLE_STYLES = {
     "dead": "bold red",
 }
 MOST_LINES = 12
-FIXED_LINES = 12
+FIXED_LINES = 13
 """Head, counters, titles, headers and the blank lines between."""
+WIDE = 80
+"""With fewer columns than these, the runs are shown without epoch and worker."""
+IN_SHORT = "The leader is broken by turns; duplicates and missed have to stay 0."
 
 
 class LiveView:
@@ -54,6 +57,7 @@ class LiveView:
         blank = Text()
         return Group(
             self._head(scene),
+            Text(IN_SHORT, style="dim", no_wrap=True, overflow="ellipsis"),
             blank,
             self._replicas(scene),
             blank,
@@ -96,7 +100,7 @@ class LiveView:
             "   ",
             (f"missed {lost}", _alarm(lost)),
             f"   coalesced {counts.coalesced}   takeovers {counts.takeovers}",
-            f"   late {_ms(percentile(scene.lateness_s, 0.5))} to {_ms(percentile(scene.lateness_s, 1.0))}",
+            f"   late {_ms(percentile(scene.lateness_s, 0.5))} (median), {_ms(percentile(scene.lateness_s, 1.0))} (most)",
             no_wrap=True,
             overflow="ellipsis",
         )
@@ -110,16 +114,12 @@ class LiveView:
         return [Text(title, style="bold"), *shown, *[Text()] * (lines - len(shown))]
 
     def _recent_runs(self, lines: int) -> Table:
-        table = _table("entry run", "meant for (UTC)", "under epoch", "on worker", "late")
+        wide = self._console.width >= WIDE
+        table = _table("entry run", "meant for (UTC)", *(("under epoch", "on worker") if wide else ()), "late")
         for run, duplicate in list(self._runs)[-lines:]:
-            table.add_row(
-                run.entry,
-                clock_time(run.scheduled_us),
-                str(run.epoch),
-                run.worker,
-                _ms(run.late_s),
-                style="bold red" if duplicate else "",
-            )
+            more = (str(run.epoch), run.worker) if wide else ()
+            style = "bold red" if duplicate else ""
+            table.add_row(run.entry, clock_time(run.scheduled_us), *more, _ms(run.late_s), style=style)
         return table
 
 
