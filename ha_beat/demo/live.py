@@ -100,7 +100,8 @@ class LiveView:
             "   ",
             (f"missed {lost}", _alarm(lost)),
             f"   coalesced {counts.coalesced}   takeovers {counts.takeovers}",
-            f"   late {_ms(percentile(scene.lateness_s, 0.5))} (median), {_ms(percentile(scene.lateness_s, 1.0))} (most)",
+            f"   late {_ms(percentile(scene.lateness_s, 0.5))} (median),",
+            f" {_ms(percentile(scene.lateness_s, 1.0))} (most)",
             no_wrap=True,
             overflow="ellipsis",
         )
