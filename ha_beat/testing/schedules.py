@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -10,6 +11,7 @@ from typing import Any
 
 from celery import Celery, current_app
 from celery.beat import ScheduleEntry
+from celery.schedules import BaseSchedule
 
 from ha_beat.occurrence import Instants
 from ha_beat.timetable import instants_of
@@ -28,9 +30,10 @@ def occurrences(
 ) -> list[datetime]:
     """When an entry is due after ``start``, up to and including ``end``, in UTC.
 
-    ``what`` is what a ``beat_schedule`` may hold: a ``crontab``, ``solar`` or other schedule object, a ``timedelta``
-    or a number of seconds, or a whole entry, as a dict or a ``ScheduleEntry``. Intervals are counted from ``start``, as
-    if the entry had run then. Crontabs are read in the time zone of ``app`` (default: the current app).
+    ``what`` is the name of an entry in the ``beat_schedule`` of ``app``, or what a ``beat_schedule`` may hold: a
+    ``crontab``, ``solar`` or other schedule object, a ``timedelta`` or a number of seconds, or a whole entry, as a dict
+    or a ``ScheduleEntry``. Intervals are counted from ``start``, as if the entry had run then. Crontabs are read in the
+    time zone of ``app`` (default: the current app).
 
     A schedule class of your own is asked (``is_due``) again and again with its clock set forward, which works where it
     takes the time from its own ``now()``, as Celery's base class gives it.
@@ -41,26 +44,37 @@ def occurrences(
         datetime.datetime(2030, 1, 7, 9, 0, tzinfo=datetime.timezone.utc)
 
     Raises:
-        ValueError: ``start`` or ``end`` has no time zone; or there are more than ``limit`` instants.
+        TypeError: ``what`` is no schedule.
+        ValueError: ``start`` or ``end`` has no time zone; there is no entry of that name; or there are more than
+            ``limit`` instants.
     """
     for name, instant in (("start", start), ("end", end)):
         if instant.tzinfo is None:
-            raise ValueError(f"{name} needs a time zone: {instant}")
+            raise ValueError(f"{name} needs a time zone, such as tzinfo=UTC: {instant}")
     entry = _entry(what, app or current_app)
     start, end = start.astimezone(UTC), end.astimezone(UTC)
     instants = instants_of(entry)
     due = _asked(entry, start, end) if instants is None else _computed(instants, start, end)
     found = list(islice(due, limit + 1))
     if len(found) > limit:
-        raise ValueError(f"there are more than {limit} instants from {start} to {end}")
+        raise ValueError(f"there are more than {limit} instants from {start} to {end}: ask for less, or raise limit")
     return found
 
 
 def _entry(what: Any, app: Celery) -> ScheduleEntry:
     if isinstance(what, ScheduleEntry):
         return what
+    if isinstance(what, str):
+        known: Mapping[str, Any] = app.conf.beat_schedule or {}
+        if what not in known:
+            near = difflib.get_close_matches(what, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, known)) or 'none'}"
+            raise ValueError(f"the app {app.main!r} has no entry {what!r} in its beat_schedule; {hint}")
+        return _entry(known[what], app)
     fields = dict(what) if isinstance(what, Mapping) else {"schedule": what}
-    if not isinstance(fields["schedule"], int | float | timedelta):
+    if not isinstance(fields.get("schedule"), int | float | timedelta | BaseSchedule):
+        raise TypeError(f"{what!r} is no schedule: give a schedule object, a timedelta, seconds, or an entry with one")
+    if isinstance(fields["schedule"], BaseSchedule):
         # Celery sets the app on the object that it is given: leave the caller's alone.
         fields["schedule"] = copy.copy(fields["schedule"])
     return ScheduleEntry(**{"name": "entry", "task": "task", **fields, "app": app})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
-from celery import Celery
+from celery import Celery, Task
 from celery.schedules import BaseSchedule, crontab, schedstate, schedule
 
-from ha_beat.testing import SettableClock, occurrences
+from ha_beat import occurrence_of
+from ha_beat.testing import SettableClock, occurrence_headers, occurrences
 
 MONDAY = datetime(2030, 1, 7, tzinfo=UTC)
 
@@ -50,6 +52,36 @@ def test_a_schedule_class_of_ones_own_is_asked_with_its_clock_set_forward():
     """Such a schedule is due when it first says so."""
     found = occurrences(WhenTheMinuteIsSeven(), MONDAY, MONDAY + timedelta(hours=2))
     assert found == [MONDAY + timedelta(minutes=7), MONDAY + timedelta(minutes=67)]
+
+
+def test_an_entry_may_be_given_by_its_name(app: Celery):
+    """As it stands in the app's beat_schedule; a name that is not there is answered with the nearest."""
+    app.conf.beat_schedule = {"report": {"task": "t", "schedule": crontab(minute=0, hour=9)}}
+    day = timedelta(days=1)
+    assert occurrences("report", MONDAY, MONDAY + day, app=app) == [MONDAY.replace(hour=8)]
+    with pytest.raises(ValueError, match="no entry 'reprt' in its beat_schedule; did you mean 'report'"):
+        occurrences("reprt", MONDAY, MONDAY + day, app=app)
+
+
+@pytest.mark.parametrize("what", [None, object(), {"task": "t"}, {"schedule": "0 3 * * *"}])
+def test_what_is_no_schedule_is_refused_in_words(what: object):
+    with pytest.raises(TypeError, match="is no schedule"):
+        occurrences(what, MONDAY, MONDAY + timedelta(days=1))
+
+
+def test_a_task_finds_its_occurrence_in_the_headers_for_tests(app: Celery):
+    """As in a message of beat's."""
+
+    @app.task(bind=True)
+    def report(self: Task) -> object:
+        return occurrence_of(self.request)
+
+    summer = datetime(2030, 7, 1, 11, tzinfo=ZoneInfo("Europe/Berlin"))
+    occurrence = report.apply(headers=occurrence_headers("nightly", summer, backfill=True)).get()
+    assert (occurrence.entry, occurrence.scheduled_at, occurrence.cluster) == ("nightly", summer, "test")
+    assert (occurrence.backfill, occurrence.manual) == (True, False)
+    with pytest.raises(ValueError, match="time zone"):
+        occurrence_headers("nightly", summer.replace(tzinfo=None))
 
 
 def test_endless_occurrences_are_refused():
