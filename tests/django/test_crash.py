@@ -95,24 +95,24 @@ def test_three_kills_over_three_minutes(any_site):
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_stock_enqueues_again_in_the_same_case(site):
+def test_stock_enqueues_again_in_the_same_case(any_site):
     """So the test above can see it: stock beat, killed and started again, sends the minute's tasks twice."""
     row("minutely", crontab=cron())
     row("interval", interval=every(10))
-    with beats(site, replicas=1, scheduler=STOCK) as cluster:
+    with beats(any_site, replicas=1, scheduler=STOCK) as cluster:
         # Its first send writes the rows at once; the ones after it up to 180 s later.
-        wait_for(site.names, 60, "the first message", 0.1)
+        wait_for(any_site.names, 60, "the first message", 0.1)
         minute = next_minute(at_least=10)
         row("clocked", clocked=at(minute), one_off=True)
         sleep_until(minute)
-        wait_for(lambda: {"minutely", "clocked"} <= set(site.names()), 20, "the minute's messages", 0.01)
-        before = Counter(site.names())
+        wait_for(lambda: {"minutely", "clocked"} <= set(any_site.names()), 20, "the minute's messages", 0.01)
+        before = Counter(any_site.names())
         cluster[0].kill()
         cluster[0].start()
-        wait_for(lambda: Counter(site.names())["clocked"] > before["clocked"], 40, "the second message", 0.1)
+        wait_for(lambda: Counter(any_site.names())["clocked"] > before["clocked"], 40, "the second message", 0.1)
         time.sleep(2)
         assert datetime.now(UTC) < minute + MINUTE, "too slow to tell: the next minute has begun"
 
-    counted = Counter(site.names())
+    counted = Counter(any_site.names())
     assert counted["minutely"] == before["minutely"] + 1
     assert counted["clocked"] == 2

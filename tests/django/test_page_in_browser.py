@@ -169,3 +169,30 @@ def test_a_link_leads_to_a_task_for_those_who_may_see_it(browser, web, running):
     page.wait_for_selector("#ha-upcoming a")
     page.click("#ha-recent a")
     assert "nightly report" in page.inner_text("#content")
+
+
+def test_a_long_name_hides_nothing(browser, web, running):
+    row("one-name-without-any-space-" * 7, interval=every(1))
+    page, complaints = page_of(browser, web, "view_cluster")
+    page.wait_for_function("document.getElementById('ha-recent').textContent.includes('without-any-space')")
+    tables = "[...document.querySelectorAll('.ha-wide')].map(each => each.scrollWidth - each.clientWidth)"
+    assert max(page.evaluate(tables)) <= 0
+    assert complaints == []
+
+
+def test_a_page_that_is_not_up_to_date_says_so(browser, web, running):
+    """And its light does not stay green: the server is silent, then the session is over."""
+    page, _ = page_of(browser, web, "control_cluster")
+    page.on("dialog", lambda dialog: dialog.accept())
+    assert page.locator("#ha-dot.ha-good").count() == 1
+    page.route("**/data/", lambda _: None)
+    page.wait_for_function("document.getElementById('ha-error').textContent.includes('does not answer')")
+    assert page.locator("#ha-dot.ha-good").count() == 0
+    page.unroute("**/data/")
+    page.wait_for_selector("#ha-dot.ha-good", timeout=20_000)
+    page.context.clear_cookies()
+    page.wait_for_function("document.getElementById('ha-error').textContent.includes('not logged in any more')")
+    assert page.locator("#ha-dot.ha-good").count() == 0
+    page.click("button[value=step_down]")
+    # Without its cookie the token is refused before Django asks who it is.
+    page.wait_for_function("document.getElementById('ha-answer').textContent.includes('you may not do this')")

@@ -3,6 +3,9 @@
   const root = document.getElementById("ha-beat");
   const byId = (id) => document.getElementById(id);
   const INTERVAL = 1000;
+  const PATIENCE = 5000;
+  // The server itself waits for the leader's answer.
+  const PATIENCE_WITH_A_REQUEST = 30000;
 
   const lasting = (ms) => {
     const s = Math.max(0, ms) / 1000;
@@ -25,6 +28,11 @@
     if (value instanceof Node) td.append(value);
     else td.textContent = value;
     if (title) td.title = title;
+    return td;
+  };
+  const name = (value, title) => {
+    const td = cell(value, title);
+    td.className = "ha-name";
     return td;
   };
   const number = (value) => {
@@ -83,7 +91,20 @@
 
   const say = (text) => {
     byId("ha-error").hidden = !text;
-    byId("ha-error").textContent = text;
+    if (byId("ha-error").textContent !== text) byId("ha-error").textContent = text;
+    // What was so is not known to be so any more.
+    if (text) byId("ha-dot").className = "ha-dot";
+  };
+  const ask = async (url, patience, options) => {
+    try {
+      return await fetch(url, { ...options, signal: AbortSignal.timeout(patience) });
+    } catch (error) {
+      throw error.name === "TimeoutError" ? new Error("the server does not answer") : error;
+    }
+  };
+  const refusal = (answer) => {
+    if (answer.redirected) return "you are not logged in any more";
+    return answer.status === 403 ? "you may not do this" : `the server answered ${answer.status}`;
   };
   const sayState = (text) => {
     // Only a change is announced to a screen reader.
@@ -123,13 +144,13 @@
     })), "No replica has been seen lately");
     fill("ha-recent", data.recent.map((o) => ({
       cells: [
-        cell(taskLink(o)), cell(clock(o.due_ms), `${full(o.due_ms)} ${o.task_id}`), verdict(o),
+        name(taskLink(o)), cell(clock(o.due_ms), `${full(o.due_ms)} ${o.task_id}`), verdict(o),
         number(o.verdict === "enqueued" ? lasting(o.late_ms) : ""), cell(o.by),
       ],
     })), "Nothing was due yet");
     fill("ha-upcoming", data.upcoming.map((u) => ({
       cells: [
-        cell(taskLink(u), u.task), cell(clock(u.at_ms), full(u.at_ms)),
+        name(taskLink(u), u.task), cell(clock(u.at_ms), full(u.at_ms)),
         number(u.at_ms > now ? lasting(u.at_ms - now) : "now"),
       ],
     })), "Nothing is scheduled");
@@ -142,8 +163,8 @@
 
   const look = async () => {
     try {
-      const answer = await fetch(root.dataset.url, { headers: { Accept: "application/json" }, cache: "no-store" });
-      if (!answer.ok || answer.redirected) throw new Error(`the server answered ${answer.status}`);
+      const answer = await ask(root.dataset.url, PATIENCE, { headers: { Accept: "application/json" }, cache: "no-store" });
+      if (!answer.ok || answer.redirected) throw new Error(refusal(answer));
       show(await answer.json());
     } catch (error) {
       say(`This page is not up to date: ${error.message}`);
@@ -165,8 +186,9 @@
       for (const each of form.querySelectorAll("button")) each.disabled = true;
       byId("ha-answer").textContent = "…";
       try {
-        const answer = await fetch(root.dataset.controlUrl, { method: "POST", body });
-        byId("ha-answer").textContent = answer.status === 403 ? "You may not do this." : (await answer.json()).line;
+        const answer = await ask(root.dataset.controlUrl, PATIENCE_WITH_A_REQUEST, { method: "POST", body });
+        const told = !answer.redirected && answer.headers.get("Content-Type") === "application/json";
+        byId("ha-answer").textContent = told ? (await answer.json()).line : refusal(answer);
         byId("ha-reason").value = "";
       } catch (error) {
         byId("ha-answer").textContent = error.message;
