@@ -49,6 +49,8 @@ _IN_SCRIPT = re.compile(
     r"\s*script: [0-9a-f]{40}, on @\w+:\d+\.?$|^Error running script \(call to f_[0-9a-f]{40}\): (?:@\w+: ?\d+: ?)*-?"
 )
 
+_UNKNOWN_COMMAND = re.compile(r"unknown command ['`](\w+)")
+
 #: After these, what was to be had of this server is to be looked for anew: it is not the primary, not this key's node,
 #: or it does not know who is speaking.
 STALE = frozenset({"READONLY", "MOVED", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH"})
@@ -87,6 +89,10 @@ def in_words(exc: BaseException, command: str = "") -> str:
     if code:
         detail = f": {said.removeprefix(code).strip()}" if said and code not in {said, "NOAUTH"} else ""
         return f"{_IN_WORDS[code]} ({code}{detail})"
+    unknown = _UNKNOWN_COMMAND.search(said) if isinstance(exc, redis_errors.ResponseError) else None
+    if unknown:
+        # What follows are the first bytes of what was sent, a script's among them.
+        return f"this Redis does not have the command {unknown[1]}, or has renamed it (rename-command)"
     return f"{type(exc).__name__}: {said}" if said else type(exc).__name__
 
 

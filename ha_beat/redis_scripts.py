@@ -62,12 +62,23 @@ class Script:
             try:
                 return self._registered(keys=keys, args=args, client=client)
             except redis_errors.NoScriptError:
-                raise
+                # Loaded, and flushed by somebody else before it was called.
+                return self._loaded_and_run(client, keys, args)
             except redis_errors.ResponseError as exc:
                 if len(self._sources) == 1 or "near '#'" not in str(exc):
                     raise
                 del self._sources[0]
                 self._registered = None
+
+    def _loaded_and_run(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Load and call it in one packet, between whose commands no other client's come."""
+        with client.pipeline(transaction=False) as together:
+            together.script_load(self._sources[0])
+            together.evalsha(self._registered.sha, len(keys), *keys, *args)
+            answer = together.execute(raise_on_error=False)[-1]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 def text(value: Any) -> str:

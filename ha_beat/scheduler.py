@@ -134,7 +134,9 @@ class HAMixin(_Base):
         if runtime is not None and self._runtime_pid == os.getpid():
             runtime.observation.stop()
             self._release(runtime)
-            runtime.observation.wait_for_farewell()
+            with suppress(Exception):
+                # In a program patched by gevent or eventlet, this may run where nothing may wait.
+                runtime.observation.wait_for_farewell()
         if self._close_calls == 1:
             try:
                 super().close()
@@ -335,7 +337,7 @@ class HAScheduler(HAMixin, Scheduler):
         for name, entry in self.schedule.items():
             with suppress(Exception):
                 lines.append(f"{name} {entry.task} {_signature(entry, known=instants_of(entry) is not None)}")
-        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
+        return _digest("\n".join(sorted(lines)))
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
         """Take over the configured entries; one that can't be read is reported and left out."""
@@ -377,4 +379,9 @@ def _signature(entry: Any, *, known: bool) -> str:
     text = f"{type(schedule).__qualname__}"
     if known:
         text += f" {schedule!r} {getattr(schedule, 'run_every', '')} {schedule.tz}"
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return _digest(text)
+
+
+def _digest(text: str) -> str:
+    # A name may be of a string that is no text, such as half of an emoji.
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:12]

@@ -34,6 +34,11 @@ class Operation:
     uncertain: Literal["skip", "republish"] = "skip"
     scheduled_ms: int = 0
 
+    @property
+    def size(self) -> int:
+        """Of the message as Redis commands, in characters; 0 where it is none."""
+        return sum(len(part) for command in self.message or () if isinstance(command, tuple) for part in command)
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

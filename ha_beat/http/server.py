@@ -51,6 +51,9 @@ _REAP_INTERVAL = 0.5
 #: Seconds between two looks at whether a page has to be told at once.
 _GLANCE = 0.1
 
+#: The process or the machine has no room for another connection.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
 #: Seconds until a port that was taken after the start is tried again.
 _BIND_AGAIN = 2.0
 
@@ -112,6 +115,7 @@ class HttpServer:
         self._host = host
         self._port = port
         self._closing = False
+        self._exhausted = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: dict[Connection, None] = {}
         self._streams: dict[Connection, None] = {}
@@ -140,7 +144,7 @@ class HttpServer:
 
     async def _serve(self) -> None:
         loop = self._loop = asyncio.get_running_loop()
-        loop.set_exception_handler(_quietly)
+        loop.set_exception_handler(self._note)
         server = await self._listen(loop)
         if server is None:
             return
@@ -194,9 +198,23 @@ class HttpServer:
             if connection.deadline < now:
                 connection.abort()
 
+    def _note(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What goes wrong with a client is the client's; what goes wrong here is worth a line."""
+        exc = context.get("exception")
+        if isinstance(exc, OSError) and exc.errno in _EXHAUSTED:
+            if not self._exhausted:
+                logger.warning(
+                    "The HTTP endpoint takes no connections now: %s", exc.strerror, extra={"action": "HttpUnavailable"}
+                )
+            self._exhausted = True
+            return
+        level = logging.DEBUG if exc is None or isinstance(exc, OSError) else logging.ERROR
+        logger.log(level, "HTTP: %s", context.get("message"), exc_info=exc)
+
     # --- For connections
 
     def admit(self, connection: Connection) -> None:
+        self._exhausted = False
         self._connections[connection] = None
         if len(self._connections) > self.limits.connections:
             waiting = [each for each in self._connections if each.waiting and each is not connection]
@@ -389,10 +407,3 @@ class Connection(asyncio.Protocol):
         self.deadline = self._loop.time() + self._limits.taking
         if self._transport is not None:
             self._transport.close()
-
-
-def _quietly(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What goes wrong with a client is the client's; what goes wrong here is worth a line."""
-    exc = context.get("exception")
-    level = logging.DEBUG if exc is None or isinstance(exc, OSError) else logging.ERROR
-    logger.log(level, "HTTP: %s", context.get("message"), exc_info=exc)

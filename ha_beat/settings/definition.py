@@ -135,7 +135,7 @@ class Settings:
         whole(1, 500),
         default=100,
         help="The most occurrences enqueued by one script. Larger: faster bursts, but Redis serves nobody "
-        "else for longer (500 take 11 to 17 ms).",
+        "else for longer (500 take 11 to 17 ms). With large messages a batch is full at 4 MB.",
     )
     misfire: str = _setting(
         choice("once", "skip", "all"),

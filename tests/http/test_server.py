@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import subprocess
 import sys
@@ -46,6 +47,28 @@ def test_one_connection_serves_many_requests(server: HttpServer):
         for _ in range(3):
             client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
             assert client.recv(4096).endswith(b"live\n")
+
+
+def test_want_of_descriptors_is_told_once_and_again_the_next_time(
+    server: HttpServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio meets it anew each second, and the probes find nobody at home."""
+    loop = server._loop
+    assert loop is not None
+    full = {
+        "message": "socket.accept() out of system resource",
+        "exception": OSError(errno.EMFILE, "Too many open files"),
+    }
+
+    def told() -> int:
+        return sum("takes no connections now: Too many open files" in record.getMessage() for record in caplog.records)
+
+    for times in (1, 2):
+        for _ in range(3):
+            loop.call_soon_threadsafe(loop.call_exception_handler, full)
+        wait_for(lambda times=times: told() == times, 5, "a line")
+        assert ask(port_of(server), "/livez").status == 200
+    assert told() == 2
 
 
 def test_requests_sent_ahead_are_answered_in_turn(server: HttpServer):

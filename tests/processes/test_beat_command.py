@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,26 @@ def test_leader_and_standby_answer_inspect_ping(redis_server: RedisServer):
 
         wait_for(answers, 45, "an answer to inspect ping")
         cluster.assert_all_alive()
+
+
+@pytest.mark.slow
+def test_a_program_that_gevent_has_patched(redis_server: RedisServer):
+    """Main loop, election and endpoint share one thread, and signals arrive in gevent's hub, where nothing may wait."""
+    if find_spec("gevent") is None:
+        pytest.skip("gevent is not installed")
+    settings = {"http_bind": "127.0.0.1:0"}
+    with BeatCluster(
+        redis_server.url, spec=SPEC, replicas=2, app="tests.apps.gevent_app", settings=settings
+    ) as cluster:
+        first = cluster.wait_for_leader()
+        cluster.wait_until_up()
+        first.kill()
+        second = cluster.wait_for_leader(other_than=first)
+        before = enqueued(redis_server)
+        wait_for(lambda: enqueued(redis_server) > before + 3, 20, "dispatches")
+        assert second.terminate() == 0
+        assert lease(redis_server)["state"] == "released"
+        assert "Traceback" not in second.log_text(), second.log_tail(60)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])

@@ -207,12 +207,23 @@ def test_a_cluster_with_a_node_gone() -> None:
         (redis_errors.ResponseError("WRONGTYPE Operation against a key"), "", "WRONGTYPE"),
         (redis_errors.ConnectionError("The previous master is now a slave"), "READONLY", "read-only replica"),
         (ConnectionRefusedError("refused"), "", "refused"),
+        (
+            redis_errors.ResponseError("unknown command 'SCRIPT', with args beginning with: 'LOAD'"),
+            "",
+            "command SCRIPT,",
+        ),
+        (
+            redis_errors.ResponseError("unknown command `SCRIPT`, with args beginning with: `LOAD`"),
+            "",
+            "command SCRIPT,",
+        ),
     ],
 )
 def test_refusals_in_words(exc: Exception, code: str, words: str) -> None:
     assert code_of(exc) == code
     assert words in in_words(exc)
     assert "\n" not in in_words(exc)
+    assert "beginning with" not in in_words(exc), "what was sent to it is no news"
 
 
 def test_one_refusal_of_two_scripts_is_one_line_before_redis_7_too() -> None:

@@ -184,6 +184,18 @@ def test_a_name_that_cannot_be_written_holds_up_nobody_else(desk: Desk) -> None:
     assert set(desk.failed()) == {"bad \ud800 name"}
 
 
+def test_a_batch_is_full_by_the_size_of_its_messages_too(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred messages of some MB at once would hold up Redis for seconds, or be more than it takes."""
+    monkeypatch.setattr("ha_beat.enqueuer.gathering.MOST_CHARACTERS", 20)
+    desk.source.last_run = {name: 3606.0 - age for age, name in enumerate(("one", "two", "three", "four", "five"))}
+    batches: list[list[str]] = []
+    desk.dispatcher.fail = lambda operations: batches.append([op.entry for op in operations if op.message])
+    desk.turn(10)
+    # LPUSH, queue and a name: 13 to 15 characters.
+    assert [batch for batch in batches if batch] == [["one", "two"], ["three", "four"], ["five"]]
+    assert desk.messages() == ["five", "four", "one", "three", "two"]
+
+
 def test_a_batch_that_fails_in_an_unforeseen_way_is_taken_apart(desk: Desk) -> None:
     """Only the one that it is about waits, and it is tried again later."""
     desk.source.last_run = {"one": 3601.0, "bad": 3601.0, "two": 3601.0}

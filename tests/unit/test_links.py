@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.redis_links import Link, link_to
+from ha_beat.redis_scripts import Script
 from tests.servers import RedisServer
 
 
@@ -43,3 +46,22 @@ def test_bytes_that_are_no_text_make_no_reply_unreadable(shared_redis: RedisServ
     ):
         found = link_to(url, options, 2.5, "key").client().hgetall("hash")
         assert found == {b"good": b"1", b"bad": b"\xff"}
+
+
+class Flushed(redis.Redis):
+    """A client beside which another one empties the script cache, whenever it has sent something."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().execute_command(*args, **options)
+        finally:
+            if not args[0].startswith("SCRIPT FLUSH"):
+                self.script_flush()
+
+
+def test_a_script_runs_though_the_script_cache_is_emptied_all_the_time(shared_redis: RedisServer) -> None:
+    """Between loading and calling it, too: else a leader loses the lease, and a batch looks like an entry's fault."""
+    script = Script("observe")
+    with Flushed.from_url(shared_redis.url) as client:
+        for _ in range(2):
+            assert len(script(client, ["nothing"], [])) == 4

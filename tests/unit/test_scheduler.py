@@ -143,3 +143,26 @@ def test_an_entry_that_was_gone_for_long_owes_nothing_and_one_of_another_release
     assert sorted(newer.messages()) == (["always"] if gone else ["always", "e"])
     assert newer.row("e")["verdict"] == ("armed" if gone else "enqueued")
     newer.stop()
+
+
+def test_half_an_emoji_in_an_entrys_name_silences_no_other(scheduler: HAScheduler, shared_redis: RedisServer) -> None:
+    """It is a string that is no text: neither Redis nor a digest of the schedule can take it as it is."""
+    scheduler.update_from_dict(
+        {"half \ud83d": {"task": "t", "schedule": 0.1}, "whole \U0001f941": {"task": "t", "schedule": 0.1}}
+    )
+    wait_for(lambda: leads(scheduler) and shared_redis.admin.llen("celery") > 1, 10, "the other entry's messages")
+
+
+def test_closing_where_nothing_may_wait(
+    scheduler: HAScheduler, shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where gevent or eventlet has patched the program, the signal handler may run in their hub; what closing raises
+    there takes the place of the SystemExit that was to end beat."""
+    wait_for(lambda: leads(scheduler), 10, "a term")
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("do not call blocking functions from the mainloop")
+
+    monkeypatch.setattr("ha_beat.observation.Observation.wait_for_farewell", refuse)
+    scheduler.close()
+    assert shared_redis.admin.hget(Keys("turns").lease, "state") == "released"
