@@ -50,7 +50,7 @@ message_dropped = Signal(name="message_dropped", providing_args=["task_id", "ent
 
 
 class GuardedTask(Task):  # type: ignore[type-arg]
-    """Base class of a task that runs once for each sending that its first message belongs to."""
+    """Base class of a task whose second messages are dropped: those of an occurrence that was sent again."""
 
     abstract = True
 

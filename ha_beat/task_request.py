@@ -15,10 +15,11 @@ HEADER = "ha_beat"
 class TaskOccurrence:
     """The occurrence that a task runs for.
 
-    ``scheduled_at``, in UTC, is the instant it was *meant* for; of a manual run, the instant it was asked for.
-    ``epoch`` is the term it was enqueued in, ``run_count`` how many occurrences of the entry the cluster has enqueued
-    with this one. ``request`` is the id of the request that a manual run or a backfill was, empty for a message by
-    schedule.
+    ``cluster`` is the name under which the replicas share their schedule, ``entry`` the entry's name (of a database the
+    row's key). ``scheduled_at``, in UTC, is the instant it was *meant* for; of a manual run, the instant it was asked
+    for. ``epoch`` is the term it was enqueued in, ``run_count`` how many occurrences of the entry the cluster has
+    enqueued with this one. ``manual`` and ``backfill`` say that somebody asked for it (``ha-beat run`` and
+    ``ha-beat backfill``), ``request`` under which id; it is empty for a message by schedule.
     """
 
     cluster: str

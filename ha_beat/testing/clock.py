@@ -19,12 +19,15 @@ class SettableClock:
         self._elapsed = 1000.0
 
     def wall(self) -> float:
+        """The wall clock's time, in seconds since the Unix epoch."""
         return self._wall
 
     def elapsed(self) -> float:
+        """Seconds on a clock that is never set, from an arbitrary start."""
         return self._elapsed
 
     def sleep(self, seconds: float) -> None:
+        """Return at once, after so many seconds."""
         self.advance(max(seconds, 0.0))
 
     def now(self) -> datetime:

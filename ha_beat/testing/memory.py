@@ -51,11 +51,17 @@ class MemoryLeaseStore:
     # --- The protocol
 
     def observe(self) -> LeaseView:
+        """What a standby sees: the record, and whether its holder is present."""
         self._receive()
         count = self._subscribers(self.record.presence if self.record else "")
         return self._reply(LeaseView(self.record, count, self._now_ms(), self._run_id if count == 0 else ""))
 
     def acquire(self, attempt: Attempt, expected: Expected | None, seen_epoch: int) -> Acquired | Refused:
+        """Take the lease, if it still is as ``expected`` (``None``: there is none). The epoch exceeds ``seen_epoch``.
+
+        Raises:
+            ForeignApp: the ledger belongs to another app.
+        """
         self._receive()
         was = self.record
         if self._has_moved(expected):
@@ -102,6 +108,7 @@ class MemoryLeaseStore:
         )
 
     def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]:
+        """Renew the lease under a term; ``late`` where a later attempt (``seq``) was carried out before."""
         self._receive()
         why = self.refusal(term)
         if why or self.record is None:
@@ -113,6 +120,7 @@ class MemoryLeaseStore:
         return self._reply(Renewed(counted, self._now_ms()))
 
     def release(self, term: Term, reason: str, preferred: str = "") -> bool:
+        """Release the lease and wake the standbys; False where the term was over already."""
         self._receive()
         if self.record is None or self._foreign(term):
             return self._reply(False)
@@ -190,6 +198,11 @@ class MemoryPresence:
         store.on_release.append(self._wake)
 
     def open(self) -> None:
+        """Subscribe to a new channel.
+
+        Raises:
+            PresenceError: the store is out of reach.
+        """
         self.close()
         if not self._store.reachable:
             raise PresenceError("the server can't be reached")
@@ -197,6 +210,11 @@ class MemoryPresence:
         self._store.subscribed.add(self.channel)
 
     def wait(self, seconds: float) -> bool:
+        """Wait for so many seconds, or until the lease is released: True then.
+
+        Raises:
+            PresenceError: the connection has ended.
+        """
         if self.channel not in self._store.subscribed:
             self.channel = ""
             raise PresenceError("the connection has ended")
@@ -206,6 +224,7 @@ class MemoryPresence:
         return woken
 
     def close(self) -> None:
+        """Unsubscribe."""
         self._store.subscribed.discard(self.channel)
         self.channel = ""
 
