@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -64,3 +67,29 @@ def test_a_doubt_without_an_instant_is_told_as_well(caplog: pytest.LogCaptureFix
 
 def test_why_a_term_ended_for_want_of_renewals_keeps_its_label() -> None:
     assert reason_of("no renewal of the lease was confirmed in time (the trust window ran out)") == "trust_ran_out"
+
+
+def _every_warning() -> list[events.Event]:
+    """One of each event that a replica warns of."""
+    made: list[events.Event] = []
+    for kind in {kind.__name__: kind for kind in events.Event.__subclasses__()}.values():
+        sample: dict[str, object] = {}
+        for field in dataclasses.fields(kind):
+            sample[field.name] = _SAMPLES.get(str(field.type), "x")
+        made.append(kind(**sample))
+    return [*made, events.DispatchFailed(0, "x")]
+
+
+_SAMPLES: dict[str, object] = {"int": 1, "float": 1.0, "bool": False, "datetime": DUE, "datetime | None": DUE}
+
+
+@pytest.mark.parametrize("event", _every_warning(), ids=lambda event: type(event).__name__)
+def test_each_warning_is_explained_in_the_docs(event: events.Event, caplog: pytest.LogCaptureFixture) -> None:
+    """`docs/troubleshooting.md` has a row that begins as the line does; what varies is an ellipsis there."""
+    with caplog.at_level(logging.WARNING, "ha_beat"):
+        LogWriter("replica", "shop")(event)
+    page = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text()
+    rows = re.findall(r"^\| `([^`]+)` \|", page.partition("## What a log line means")[2], re.MULTILINE)
+    known = [re.compile(re.escape(row).replace("…", ".*")) for row in rows]
+    for record in caplog.records:
+        assert any(row.match(record.getMessage()) for row in known), record.getMessage()
