@@ -245,10 +245,7 @@ class Examination:
         for member in view.members:
             for why in member.not_ready:
                 yield Finding("warn", "replica", f"{member.id} could not lead: {why}")
-        for what in ("version", "schedule", "fingerprint"):
-            values = {getattr(member, what) for member in view.members if getattr(member, what)}
-            if len(values) > 1:
-                yield Finding("warn", "replicas", f"they differ in their {what}: {', '.join(sorted(values))}")
+        yield from _differences(view)
         if view.paused:
             yield Finding("warn", "paused", Pause.parse(view.paused).in_words())
 
@@ -329,6 +326,19 @@ class Examination:
         lost = sum(r.count for r in records if isinstance(r, VerdictRecord) and r.reason == "state_loss")
         if lost:
             yield Finding("warn", "state loss", f"{lost} occurrences were skipped after Redis lost state")
+
+
+def _differences(view: ClusterView) -> Iterator[Finding]:
+    """In what the replicas should have in common. Of a schedule they tell a digest."""
+    for what in ("version", "schedule", "fingerprint"):
+        having: dict[str, list[str]] = {}
+        for member in view.members:
+            if getattr(member, what):
+                having.setdefault(getattr(member, what), []).append(member.id)
+        if len(having) > 1:
+            normal = "" if what == "fingerprint" else ", which is normal only during a deploy"
+            parted = "; ".join(f"{value} on {', '.join(ids)}" for value, ids in sorted(having.items()))
+            yield Finding("warn", "replicas", f"they differ in their {what}{normal}: {parted}")
 
 
 def _info(client: Any, section: str) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shelve
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -31,6 +33,11 @@ def of_celerybeat(path: str, app: Celery) -> dict[str, LastRun]:
     Raises:
         ConfigurationError: there is no such file, or it is another kind of file.
     """
+    place = Path(path).resolve()
+    if not any(place.parent.glob(f"{glob.escape(place.name)}*")):
+        raise ConfigurationError(
+            f"there is no schedule file {str(place)!r}: give with --file what beat was given by -s"
+        )
     try:
         with closing(shelve.open(path, flag="r")) as store:  # noqa: S301 -- the format that beat itself reads
             entries: Mapping[str, Any] = store["entries"]
@@ -58,6 +65,8 @@ class RedBeat:
 
     client: Callable[[], Any]
     prefix: str
+    #: Its Redis, without secrets.
+    place: str = ""
 
     def last_runs(self, names: Iterable[str]) -> dict[str, LastRun]:
         """Of these entries, where redbeat knows them to have run.

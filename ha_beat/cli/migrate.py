@@ -19,6 +19,7 @@ from ha_beat.ledger import LedgerRow, from_micros
 from ha_beat.redis_links import link_to
 from ha_beat.redis_scripts import Script, text
 from ha_beat.scheduler import HAMixin, HAScheduler
+from ha_beat.settings import redact_url
 
 #: A last run that lies ahead by more than this is not believed.
 _TOLERANCE = timedelta(seconds=2)
@@ -82,8 +83,13 @@ def migrate(
     last: Mapping[str, LastRun]
     if source == "redbeat":
         redbeat = _redbeat(cluster, redbeat_url, redbeat_prefix)
-        last = redbeat.last_runs(slots)
-        unknown = redbeat.names() - slots.keys()
+        last, names = redbeat.last_runs(slots), redbeat.names()
+        if not names and not last:
+            raise NotWell(
+                f"nothing was taken over: there is nothing of redbeat's under the prefix {redbeat.prefix!r} at "
+                f"{redbeat.place}. Say where it is with --redbeat-url and --redbeat-prefix"
+            )
+        unknown = names - slots.keys()
     elif source == "celerybeat":
         last = of_celerybeat(path or str(cluster.app.conf.beat_schedule_filename), cluster.app)
         unknown = last.keys() - slots.keys()
@@ -136,7 +142,7 @@ def _redbeat(cluster: Cluster, url: str | None, prefix: str | None) -> RedBeat:
     )
     prefix = prefix or conf.get("redbeat_key_prefix") or conf.get("REDBEAT_KEY_PREFIX") or "redbeat:"
     link = link_to(str(url), cluster.settings.redis_options, cluster.settings.command_timeout, f"{prefix}:schedule")
-    return RedBeat(link.client, str(prefix))
+    return RedBeat(link.client, str(prefix), redact_url(str(url)))
 
 
 def _of_django() -> dict[str, LastRun]:

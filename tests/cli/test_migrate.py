@@ -195,8 +195,19 @@ def test_it_is_refused_while_somebody_leads(app: Celery, redis_server: RedisServ
 def test_a_file_that_is_none_is_refused_in_one_line(app: Celery, tmp_path: Path) -> None:
     result = migrate(app, "--from", "celerybeat", "--file", str(tmp_path / "nothing"))
     assert result.exit_code == 2
+    assert "there is no schedule file" in result.output
+    (tmp_path / "other").write_text("no shelf")
+    result = migrate(app, "--from", "celerybeat", "--file", str(tmp_path / "other"))
+    assert result.exit_code == 2
     assert "can't be read" in result.output
     assert "Traceback" not in result.output
+
+
+def test_where_redbeat_has_nothing_it_is_asked_where_it_is(app: Celery) -> None:
+    """A wrong prefix must not pass for a switch that is done."""
+    result = migrate(app, "--from", "redbeat", "--redbeat-prefix", "elsewhere:")
+    assert result.exit_code == 1
+    assert "nothing of redbeat's under the prefix 'elsewhere:' at redis://" in result.output
 
 
 def test_a_schedule_in_the_database_needs_none(app: Celery) -> None:
