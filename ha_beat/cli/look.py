@@ -6,6 +6,7 @@ import json
 import re
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -27,6 +28,7 @@ from ha_beat.cli.cluster import (
 )
 from ha_beat.cli.times import INSTANT
 from ha_beat.doctor import Examination
+from ha_beat.errors import StoreError
 from ha_beat.journal import Record, TermRecord, VerdictRecord
 from ha_beat.members import ClusterView
 from ha_beat.requests import Pause
@@ -60,18 +62,36 @@ _OVERDUE = 60.0
 @on_cluster
 def status(cluster: Cluster, *, as_json: bool, watch: bool, interval: float) -> None:
     """Show who leads, the replicas, and how the schedule fares."""
-    while True:
-        view = cluster.view()
-        terms = [record for record in cluster.journal.newest(200) if isinstance(record, TermRecord)][:5]
-        if watch and not as_json and output.to_terminal():
-            click.clear()
-        if as_json:
-            output.show_json(_status_data(cluster, view, terms))
-        else:
-            _show_status(cluster, view, terms)
-        if not watch:
-            return
-        cluster.clock.sleep(interval)
+    if not watch:
+        _look(cluster, as_json=as_json)
+        return
+    with suppress(KeyboardInterrupt):
+        while True:
+            try:
+                _look(cluster, as_json=as_json, watch=True)
+            except StoreError as exc:
+                # An outage is what one watches for.
+                _clear(as_json=as_json)
+                click.echo(f"Redis can't be asked at {cluster.redis_name}: {exc}", err=as_json)
+            if not as_json:
+                click.echo()
+            cluster.clock.sleep(interval)
+
+
+def _clear(*, as_json: bool) -> None:
+    if output.to_terminal() and not as_json:
+        click.clear()
+
+
+def _look(cluster: Cluster, *, as_json: bool, watch: bool = False) -> None:
+    view = cluster.view()
+    terms = [record for record in cluster.journal.newest(200) if isinstance(record, TermRecord)][:5]
+    if watch:
+        _clear(as_json=as_json)
+    if as_json:
+        output.show_json(_status_data(cluster, view, terms))
+    else:
+        _show_status(cluster, view, terms)
 
 
 def _pause_of(view: ClusterView) -> Pause | None:

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ha_beat.cli.celery_command import ha_beat
+from ha_beat.clock import SystemClock
 from tests.faults.cluster import BeatCluster, base_environment
 from tests.servers import LOCALHOST, RedisServer, free_port, need, wait_for
 
@@ -70,6 +71,24 @@ def cluster(server: RedisServer) -> Iterator[BeatCluster]:
 @pytest.fixture
 def app(server: RedisServer) -> Celery:
     return app_for(server.url)
+
+
+def test_a_watch_outlives_an_outage_and_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage is what one watches for; Ctrl-C is how it is meant to end."""
+    waits = []
+
+    def sleep(_: object, seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SystemClock, "sleep", sleep)
+    away = app_for(f"redis://127.0.0.1:{free_port()}/0")
+    watched = invoke(away, "status", "--watch", "--interval", "7")
+    assert watched.exit_code == 0, watched.output
+    assert watched.output.count("Redis can't be asked at redis://127.0.0.1") == 2
+    assert waits == [7, 7]
+    assert invoke(away, "status").exit_code == 2
 
 
 def test_status_names_the_leader_and_every_replica(cluster: BeatCluster, app: Celery) -> None:
