@@ -366,7 +366,7 @@ def doctor(cluster: Cluster, *, as_json: bool, timeout: float) -> None:
     else:
         for finding in findings:
             mark, colour = _MARKS[finding.level]
-            click.echo(f"{click.style(mark, fg=colour)}  {finding.subject}: {finding.text}")
+            output.show_hanging(click.style(mark, fg=colour), f"{finding.subject}: {finding.text}")
     if any(finding.level == "fail" for finding in findings):
         click.get_current_context().exit(NOT_WELL)
 

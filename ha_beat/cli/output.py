@@ -79,7 +79,20 @@ def show_fields(fields: Sequence[tuple[str, object]]) -> None:
     """Print name and value, one pair a line."""
     width = max((len(name) for name, _ in fields), default=0)
     for name, value in fields:
-        click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
+        show_hanging(click.style(name.ljust(width), bold=True), str(value))
+
+
+def show_hanging(mark: str, text: str) -> None:
+    """Print the text beside its mark; further lines of it, on a terminal, below where it began."""
+    indent = len(click.unstyle(mark)) + 2
+    room = shutil.get_terminal_size().columns - indent
+    if not to_terminal() or room < _NARROWEST or len(text) <= room:
+        click.echo(f"{mark}  {text}")
+        return
+    first, *more = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+    click.echo(f"{mark}  {first}")
+    for line in more:
+        click.echo(" " * indent + line)
 
 
 def instant(ms: int | None) -> str:

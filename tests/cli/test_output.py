@@ -62,6 +62,18 @@ def test_the_last_column_stands_below_where_nothing_is_left_for_it(
     assert shown(capsys)[1:] == ["nightly-report", "    one two three four", "    five"]
 
 
+def test_what_hangs_on_a_mark_goes_on_below_where_it_began(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_terminal(monkeypatch, 33)
+    output.show_hanging("warn", "persistence: no append-only file is there")
+    output.show_hanging("ok  ", "")
+    assert shown(capsys) == ["warn  persistence: no append-only", "      file is there", "ok    "]
+    monkeypatch.setattr(output, "to_terminal", lambda: False)
+    output.show_hanging("warn", "persistence: no append-only file is there")
+    assert shown(capsys) == ["warn  persistence: no append-only file is there"]
+
+
 @pytest.mark.parametrize("columns", [1, 5, 20, 79, 80, 200])
 def test_no_width_breaks_a_table(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
