@@ -7,6 +7,7 @@ suspended, and no step of the wall clock moves it. Nothing else in this package 
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Protocol
 
 
@@ -30,13 +31,15 @@ class SystemClock:
     """The machine's clocks."""
 
     def __init__(self) -> None:
-        self._elapsed_id = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+        boottime = getattr(time, "CLOCK_BOOTTIME", None)
+        # macOS lacks that clock, Windows clock_gettime altogether.
+        self._elapsed = time.monotonic if boottime is None else partial(time.clock_gettime, boottime)
 
     def wall(self) -> float:
         return time.time()
 
     def elapsed(self) -> float:
-        return time.clock_gettime(self._elapsed_id)
+        return self._elapsed()
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
