@@ -118,7 +118,9 @@ class Agenda:
         """The slots that come next, in order. May be called from another thread than the one that works here."""
         # Not the heap: an entry that is being dispatched is off it for that moment.
         slots = list(self._by_id.values())
-        due = [(slot.due_at, slot.ticket, slot) for slot in slots if slot.due_at is not None]
+        # One at a time: so many new tuples at once would have the garbage collector walk over all that there is, with
+        # the main loop waiting.
+        due = ((slot.due_at, slot.ticket, slot) for slot in slots if slot.due_at is not None)
         return [(at, slot) for at, _, slot in heapq.nsmallest(limit, due, key=lambda line: line[:2])]
 
     def overdue(self, now: datetime) -> float:

@@ -216,6 +216,7 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
             claims_settle_after=2 * settings.command_timeout + 1.0,
             changed_server_pause=settings.lease_ttl,
         ),
+        elector.progress,
     )
     control = Control(
         Requests(main_link.client, keys, settings.journal_size),

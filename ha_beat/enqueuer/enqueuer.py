@@ -6,13 +6,13 @@ when the term ends first, it is forgotten, and the next leader reads in the ledg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ha_beat import events
-from ha_beat.agenda import Agenda
+from ha_beat.agenda import Agenda, Slot
 from ha_beat.clock import Clock
 from ha_beat.dispatch import Answer, Dispatcher, FencedOff
 from ha_beat.elector import Tenure
@@ -56,8 +56,11 @@ class Enqueuer:
         clock: Clock,
         emit: Callable[[events.Event], None],
         rules: Rules,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
+        """``progress`` is called while many entries are placed, which may take longer than ``stall_timeout``."""
         self._source = source
+        self._progress = progress
         self._choose_dispatcher = choose_dispatcher
         self._shadow = shadow
         self._time = time
@@ -233,7 +236,7 @@ class Enqueuer:
         now = self.now()
         self._assess(tenure, rows, self._dispatcher.ledger, now)
         taken = take_over(
-            self._source.slots(),
+            self._one_by_one(self._source.slots()),
             rows,
             self._shadow,
             self._loss,
@@ -251,12 +254,17 @@ class Enqueuer:
             self._shadow.forget(rows, now)
         self._claims.find(self._dispatcher, term)
         agenda, overdue = Agenda(), 0
-        for slot in taken.slots:
+        for slot in self._one_by_one(taken.slots):
             self._planner.plan(agenda, slot, now)
             overdue += slot.due_at is not None and slot.instants is not None and slot.due_at <= now
         self._agenda, self._serving = agenda, term.nonce
         self._claims.send_again(agenda, term, now)
         self._emit(events.ScheduleReady(len(agenda), overdue, taken.new))
+
+    def _one_by_one(self, slots: Iterable[Slot]) -> Iterator[Slot]:
+        for slot in slots:
+            self._progress()
+            yield slot
 
     def _assess(self, tenure: Tenure, rows: Mapping[str, str], ledger: Ledger, now: datetime) -> None:
         """Find out, once in a tenure, whether Redis has lost state."""

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import pytest
@@ -121,6 +122,7 @@ class Desk:
         self.client: Any = server.client()
         self.clock = Clock()
         self.told: list[events.Event] = []
+        self.moves: list[float] = []
         self.source = Source()
         self.dispatcher = Direct(server.client())
         self.tenure = self.lead()
@@ -138,6 +140,7 @@ class Desk:
             self.clock,
             self.told.append,
             Rules(publish_deadline=None),
+            lambda: self.moves.append(self.clock.elapsed()),
         )
 
     def lead(self, name: str = "one") -> Tenure:
@@ -182,6 +185,29 @@ def test_a_name_that_cannot_be_written_holds_up_nobody_else(desk: Desk) -> None:
     desk.turn(20)
     assert desk.messages() == ["one", "two"]
     assert set(desk.failed()) == {"bad \ud800 name"}
+
+
+def test_a_main_loop_that_places_many_entries_is_not_taken_to_hang(desk: Desk) -> None:
+    """On a slow machine 50,000 take longer than the stall timeout, and the next leader would fare no better."""
+
+    class SlowHourly(Hourly):
+        def next_after(self, instant: datetime) -> datetime:
+            desk.clock.ahead += 5.0
+            return super().next_after(instant)
+
+    class Slow(Source):
+        def slots(self) -> Iterable[Slot]:
+            for slot in super().slots():
+                desk.clock.ahead += 5.0
+                slot.instants = SlowHourly()
+                yield slot
+
+    desk.use(Slow(**{f"e{number}": 60.0 for number in range(10)}))
+    began = desk.clock.elapsed()
+    desk.turn()
+    moves = [began, *desk.moves, desk.clock.elapsed()]
+    assert moves[-1] - began > 90
+    assert max(after - before for before, after in pairwise(moves)) < 15
 
 
 def test_a_batch_is_full_by_the_size_of_its_messages_too(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
