@@ -76,7 +76,8 @@ def test_all_replicas_are_healthy_and_one_leads(whole, counted):
 
 def test_a_container_can_write_nowhere_and_has_no_rights(whole):
     container = whole.containers()[0]
-    script = "touch /app/x 2>/dev/null && echo written; id -u; grep CapEff /proc/self/status; python -m pip; which gcc"
+    script = "touch /app/x 2>/dev/null && echo written; id -u; grep CapEff /proc/self/status"
+    script += "; python -m pip --version; python -m ensurepip --version; which gcc"
 
     told = whole.docker("exec", container, "sh", "-c", f"{script}; true").split()
 
@@ -163,7 +164,9 @@ def test_redis_is_away_for_20_seconds(whole, counted):
 
 
 def test_five_replicas_and_three_again(whole, counted):
+    before = set(whole.containers())
     whole.up(scale=5)
+    assert before < set(whole.containers())
     assert len(whole.cli("status")["members"]) == 5
     whole.up(scale=3)
 

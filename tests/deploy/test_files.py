@@ -122,6 +122,15 @@ def test_what_is_ours_can_neither_write_nor_gain_rights(compose):
         assert service["security_opt"] == ["no-new-privileges:true"], name
 
 
+def test_the_image_is_built_once(compose):
+    """Built for each service, it has another id each time, and the next `up`, for two more beats, replaces them all."""
+    own = [service for service in compose["services"].values() if service["image"] == compose["x-example"]["image"]]
+
+    assert [service["pull_policy"] for service in own if "build" in service] == ["missing"]
+    # Or Compose would ask a registry for it.
+    assert {service["pull_policy"] for service in own if "build" not in service} == {"never"}
+
+
 def test_there_are_three_beats_with_limits_and_redis_keeps_everything(compose):
     beat, redis = compose["services"]["beat"], compose["services"]["redis"]
 
