@@ -25,6 +25,10 @@ def do(server: RedisServer, *command: object) -> Any:
     return client.execute_command(*command)
 
 
+def before_7(server: RedisServer) -> bool:
+    return int(server.admin.info("server")["redis_version"].split(".")[0]) < 7
+
+
 def test_unreachable(server: RedisServer) -> None:
     with Campaigner(link(server.url)) as replica:
         replica.wait_to_lead()
@@ -141,6 +145,8 @@ def test_loading() -> None:
     """A server that comes back and reads its snapshot first."""
     slowly = ("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
     with need(RedisServer) as server:
+        if before_7(server):
+            pytest.skip("a server before Redis 7 can't be made to load slowly")
         with server.admin.pipeline(transaction=False) as pipe:
             for number in range(4000):
                 pipe.set(f"filler:{number}", "x" * 20)
@@ -156,7 +162,7 @@ def test_loading() -> None:
 
 
 def test_out_of_memory(server: RedisServer) -> None:
-    """The lease is kept, since a full Redis must not cost it; what can't be enqueued is told, and comes later."""
+    """The lease is kept, from Redis 7 on; what can't be enqueued is told, and comes later."""
     spec = {"fast": {"every": 0.2}}
     with BeatCluster(server.url, spec=spec, replicas=1, settings={"lease_ttl": 3}) as cluster:
         queued = lambda: server.admin.llen("celery")  # noqa: E731
@@ -165,11 +171,12 @@ def test_out_of_memory(server: RedisServer) -> None:
         do(server, "CONFIG", "SET", "maxmemory", "1")
         cluster[0].wait_for_log("Redis is out of memory and refuses writes (OOM")
         time.sleep(4.0)
-        assert cluster[0].log_text().count("(OOM") == 1
+        # Before Redis 7 the lease can't be renewed either.
+        assert cluster[0].log_text().count("(OOM") == (2 if before_7(server) else 1)
         do(server, "CONFIG", "SET", "maxmemory", "0")
         before = queued()
         wait_for(lambda: queued() > before + 3, 20, "messages again")
-        assert cluster.epoch() == epoch
+        assert cluster.epoch() == epoch or before_7(server)
         cluster.assert_all_alive()
 
 
