@@ -187,6 +187,8 @@ class Acquired:
     server_ms: int
     #: Scheduling time minus Redis' clock, in seconds, as the last leader had it.
     leaders_offset: float | None = None
+    #: What the last leader found in doubt, as it put it, where it ended before it had seen to that.
+    unfinished: str = ""
 
     @property
     def server_changed(self) -> bool:
@@ -339,11 +341,13 @@ class RedisLeaseStore:
             raise NewerSchema(self._keys.cluster, SCHEMA, whole(rest[0]))
         if answer == "refused":
             return Refused(rest[0])
-        epoch, gen, lease_gen, ledger_gen, run_id, previous_run_id, server_ms, presence, previous, offset_ms = rest
+        epoch, gen, lease_gen, ledger_gen, run_id, written_on, server_ms, presence, previous, offset_ms = rest
+        previous_run_id, _, unfinished = written_on.partition(" ")
         return Acquired(
             term=Term(replica.id, int(epoch), attempt.nonce, gen, run_id, attempt.trusted_until),
             previous_gens=(lease_gen, ledger_gen),
             previous_run_id=previous_run_id,
+            unfinished=unfinished,
             previous_holder=previous,
             presence=presence,
             server_ms=int(server_ms),

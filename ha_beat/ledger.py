@@ -29,9 +29,6 @@ KEEP_ABSENT = timedelta(days=2)
 #: Version of a row. A row of a higher one is left alone.
 ROW_VERSION = 1
 
-#: In place of the run id of the server that the ledger was written on: what was in doubt has not got its verdict yet.
-UNFINISHED = "unfinished"
-
 #: Of ``min-replicas-max-lag``, in seconds, where Redis is set up without it.
 _USUAL_MAX_LAG = 10.0
 
@@ -242,8 +239,8 @@ class Ledger:
             raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
         return {name: text(value) for name, value in zip(names, found, strict=True) if value is not None}
 
-    def taken_over(self, term: Term, *, complete: bool) -> str:
-        """Say that what was in doubt has its verdict; or that it has not yet, whoever leads next.
+    def taken_over(self, term: Term, unfinished: str = "") -> str:
+        """Say that what was in doubt has its verdict; or, to whoever leads next, that it has not yet, and what it is.
 
         Returns:
             Why the term is not the current one (nothing was written), or ``""``.
@@ -253,7 +250,7 @@ class Ledger:
             StoreRefused: nothing was written.
         """
         keys = [self._keys.lease, self._keys.ledger]
-        written_on = term.run_id if complete else UNFINISHED
+        written_on = f"{term.run_id} {unfinished}" if unfinished else term.run_id
         return text(self._taken_over(self._client(), keys, [term.epoch, term.nonce, written_on]))
 
     def note(self, term: Term, notes: Mapping[str, str]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from ha_beat.ledger import KEEP_ABSENT, LedgerRow, ServerFacts
+from ha_beat.ledger import KEEP_ABSENT, LedgerRow, ServerFacts, from_micros, to_micros
 
 #: After a total loss nothing due earlier than this from now, or from the server's start, is believed not to have been
 #: enqueued: the clock of who did may be ahead.
@@ -24,6 +24,10 @@ class Loss:
     why: str
     floor: datetime
     total: bool
+
+    def encoded(self) -> str:
+        """For the next leader, should this one end before it has seen to it."""
+        return f"{to_micros(self.floor)} {int(self.total)}"
 
 
 class Shadow:
@@ -135,12 +139,16 @@ def assess(
     return Loss("Redis came back; what was under way when it went is in doubt", contact_lost, total=False)
 
 
-def broken_off(loss: Loss | None, now: datetime) -> Loss:
-    """The last leader had found a loss, and ended before it had written what follows; it has dispatched nothing."""
-    floor = now + _GUARD
+def with_unfinished(loss: Loss | None, unfinished: str, now: datetime) -> Loss:
+    """The last leader had found a loss, and ended before it had seen to it; it has dispatched nothing since."""
+    try:
+        micros, total = unfinished.split(" ")
+        found = Loss("state had been lost, and who led then ended too soon", from_micros(int(micros)), total == "1")
+    except (ValueError, OverflowError):
+        found = Loss("state had been lost, and what was noted of that can't be read", now + _GUARD, total=True)
     if loss is None:
-        return Loss("state had been lost, and the last leader ended before it had seen to that", floor, total=True)
-    return Loss(loss.why, max(loss.floor, floor), total=True)
+        return found
+    return Loss(loss.why, max(loss.floor, found.floor), loss.total or found.total)
 
 
 def _after_failover(

@@ -174,7 +174,7 @@ WATCHED: tuple[Guard, ...] = (
         "enqueuer: a loss that the leader has not seen to is the next one's too",
         Mutant(
             "ha_beat.enqueuer.enqueuer:Enqueuer._assess",
-            "self._say(ledger, acquired.term, complete=False)",
+            "self._say(ledger, acquired.term, self._loss.encoded())",
             "self._unfinished = False",
         ),
         f"{ENQUEUER}::test_a_takeover_that_is_broken_off_is_made_anew_by_the_next_leader",
@@ -191,7 +191,7 @@ WATCHED: tuple[Guard, ...] = (
         "enqueuer: nothing is dispatched at once on another server",
         Mutant(
             "ha_beat.enqueuer.enqueuer:Enqueuer._begin",
-            "if changed and (others or held_on == acquired.term.run_id):",
+            "if acquired.server_changed and (others or held_on == acquired.term.run_id):",
             "if False:",
         ),
         f"{ENQUEUER}::test_on_another_server_nothing_is_dispatched_until_the_last_holder_must_have_stopped",

@@ -25,9 +25,9 @@ from ha_beat.enqueuer.settling import Settler
 from ha_beat.enqueuer.source import Planner, ScheduleSource
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.lease import Term
-from ha_beat.ledger import UNFINISHED, Ledger
+from ha_beat.ledger import Ledger
 from ha_beat.scheduling_time import SchedulingTime
-from ha_beat.state_loss import Loss, Shadow, assess, broken_off
+from ha_beat.state_loss import Loss, Shadow, assess, with_unfinished
 from ha_beat.takeover import take_over
 from ha_beat.verdicts import Scribe, Work
 
@@ -217,8 +217,7 @@ class Enqueuer:
         now, pause = self._clock.elapsed(), 0.0
         self._unfinished = acquired.server_changed
         held_on, since = self._held_on
-        changed = acquired.server_changed and acquired.previous_run_id != UNFINISHED
-        if changed and (others or held_on == acquired.term.run_id):
+        if acquired.server_changed and (others or held_on == acquired.term.run_id):
             if held_on != acquired.term.run_id:
                 # Counted from the first contact with this server: the lease may have been waited for since.
                 since = now if tenure.contact_since is None else tenure.contact_since
@@ -281,11 +280,11 @@ class Enqueuer:
             now=now,
             reached_at=self._reached_at(tenure, now),
         )
-        if acquired.previous_run_id == UNFINISHED:
-            self._loss = broken_off(self._loss, now)
+        if acquired.unfinished:
+            self._loss = with_unfinished(self._loss, acquired.unfinished, now)
         if self._loss is not None:
             self._unfinished = True
-            self._say(ledger, acquired.term, complete=False)
+            self._say(ledger, acquired.term, self._loss.encoded())
         self._assessed = tenure.nonce
         if self._loss is not None and self._loss.total:
             self._emit(events.StateLost(self._loss.why, self._rules.catch_up_after_loss))
@@ -293,12 +292,12 @@ class Enqueuer:
     def _finish(self, dispatcher: Dispatcher, term: Term) -> None:
         """All that had to be written before work begins is in the ledger."""
         if self._unfinished:
-            self._say(dispatcher.ledger, term, complete=True)
+            self._say(dispatcher.ledger, term)
             self._unfinished = False
         self._loss = None
 
-    def _say(self, ledger: Ledger, term: Term, *, complete: bool) -> None:
-        why = ledger.taken_over(term, complete=complete)
+    def _say(self, ledger: Ledger, term: Term, unfinished: str = "") -> None:
+        why = ledger.taken_over(term, unfinished)
         if why:
             raise FencedOff(why)
 
