@@ -44,9 +44,11 @@ _CODE = re.compile(rf"(?:^|[\s:-])({'|'.join(_IN_WORDS)})(?=\s|$)")
 
 _MOVED = re.compile(r"\b\d+ (\S*):(\d+)(?:\s|$)")
 
-#: What Redis adds about the place in the script; before 7 in front, and differently for each script.
+#: What Redis adds about the place in the script; before 7 in front, and differently for each script; Valkey without its
+#: hash.
 _IN_SCRIPT = re.compile(
-    r"\s*script: [0-9a-f]{40}, on @\w+:\d+\.?$|^Error running script \(call to f_[0-9a-f]{40}\): (?:@\w+: ?\d+: ?)*-?"
+    r"\s*script: (?:[0-9a-f]{40}, )?on @\w+:\d+\.?$"
+    r"|^Error running script \(call to f_[0-9a-f]{40}\): (?:@\w+: ?\d+: ?)*-?"
 )
 
 _UNKNOWN_COMMAND = re.compile(r"unknown command ['`](\w+)")
@@ -59,8 +61,8 @@ STALE = frozenset({"READONLY", "MOVED", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH"})
 _DID_NOTHING = frozenset({"NOAUTH", "WRONGPASS", "LOADING", "MASTERDOWN"})
 
 
-#: What Redis says in place of NOPERM where the command is one of a script's; it names neither command nor key.
-_NO_RIGHT_IN_SCRIPT = "The user executing the script can't"
+#: What Redis says in place of NOPERM where the command is one of a script's: up to 7.0, and after.
+_NO_RIGHT_IN_SCRIPT = re.compile("The user executing the script can't|ACL failure in script")
 
 
 def code_of(exc: BaseException) -> str:
@@ -71,7 +73,7 @@ def code_of(exc: BaseException) -> str:
     said = str(exc)
     if isinstance(exc, redis_errors.AuthenticationError):
         return "NOAUTH" if "uthentication required" in said or "already authenticated" in said else "WRONGPASS"
-    if _NO_RIGHT_IN_SCRIPT in said:
+    if _NO_RIGHT_IN_SCRIPT.search(said):
         return "NOPERM"
     if isinstance(exc, redis_errors.ResponseError):
         found = _CODE.search(said)

@@ -215,6 +215,14 @@ def test_a_cluster_with_a_node_gone() -> None:
         (redis_errors.ConnectionError("The previous master is now a slave"), "READONLY", "read-only replica"),
         (ConnectionRefusedError("refused"), "", "refused"),
         (
+            redis_errors.ResponseError(
+                "ACL failure in script: User beat has no permissions to run the 'hset' command "
+                "script: on @user_script:92."
+            ),
+            "NOPERM",
+            "(NOPERM: ACL failure in script: User beat has no permissions to run the 'hset' command)",
+        ),
+        (
             redis_errors.ResponseError("unknown command 'SCRIPT', with args beginning with: 'LOAD'"),
             "",
             "command SCRIPT,",
