@@ -44,6 +44,12 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
     Entry = RowEntry
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
+        if not issubclass(self.Entry, RowEntry):
+            kind, entry = type(self).__name__, self.Entry.__name__
+            raise SystemExit(
+                f"ha_beat can't start: {kind}.Entry is {entry}, which does not inherit from "
+                f"ha_beat.django.entries.RowEntry; without it each look at an entry would write to its row"
+            )
         self._rows: Rows | None = None
         self._rows_for: Runtime | None = None
         self._clock = SystemClock()

@@ -7,7 +7,7 @@ from datetime import datetime
 from itertools import pairwise
 
 import pytest
-from django.db import connections
+from django.db import connection, connections, transaction
 
 from tests.django.beats import beats, every, fresh, row
 from tests.django.conftest import Site
@@ -69,6 +69,29 @@ def test_dispatch_goes_on_while_the_leader_has_no_database(postgres_site, second
         leader.wait_for_log("database can be used again")
         assert_rows_catch_up(cluster, task)
         cluster.assert_all_alive()
+
+    assert_no_gap(postgres_site, "task", 0.5)
+
+
+@pytest.mark.slow
+def test_a_database_that_answers_nobody_holds_up_only_the_rows(postgres_site):
+    """The table is locked, as by a migration: dispatch goes on, a takeover too, and a stop does not wait for it."""
+    task = row("task", interval=every(0.5))
+    with beats(postgres_site, replicas=3) as cluster:
+        wait_for(postgres_site.names, 40, "the first message", 0.05)
+        cluster.wait_until_up()
+        enqueued(postgres_site, 3)
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("LOCK TABLE django_celery_beat_periodictask IN ACCESS EXCLUSIVE MODE")
+            enqueued(postgres_site, 4)
+            leader = cluster.wait_for_leader()
+            leader.kill()
+            second = cluster.wait_for_leader(other_than=leader)
+            enqueued(postgres_site, 3)
+            second.terminate()
+            cluster.wait_for_leader(other_than=second)
+            enqueued(postgres_site, 3)
+        assert_rows_catch_up(cluster, task)
 
     assert_no_gap(postgres_site, "task", 0.5)
 

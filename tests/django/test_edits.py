@@ -68,9 +68,9 @@ def test_a_row_that_was_off_long_ago_keeps_its_grid_when_another_takes_over(site
 
 def test_a_one_off_row_that_was_off_before_it_ran_does_not_run_again_after_a_takeover(site):
     """The leader dies with the run recorded and the row still on."""
-    task = row("task", interval=every(6), one_off=True)
     with beats(site) as cluster:
         cluster.wait_until_up()
+        task = row("task", interval=every(6), one_off=True)
         wait_for(lambda: verdict(cluster, task) == "armed", 40, "it to be armed", 0.05)
         off_and_on(cluster, task)
         wait_for(site.names, 20, "its run", 0.001)

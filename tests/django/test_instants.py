@@ -140,3 +140,14 @@ def test_a_row_that_cannot_be_read_is_refused_and_not_touched(fields):
 
 
 UTC_ZONE = ZoneInfo("UTC")
+
+
+def test_a_scheduler_whose_entries_would_write_their_rows_does_not_start():
+    """A class of the project's own; stock's entry saves its row when it is asked whether it is due."""
+    from ha_beat.django.schedulers import HADatabaseScheduler
+
+    class Own(HADatabaseScheduler):
+        Entry = ModelEntry
+
+    with pytest.raises(SystemExit, match=r"Own\.Entry is ModelEntry.*RowEntry"):
+        Own(app)

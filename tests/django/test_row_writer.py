@@ -271,3 +271,23 @@ def test_rows_updated_in_bulk_are_read_when_that_is_said_or_within_minutes(desk)
         entry = snapshot.entries[tasks[number].name]
         assert entry.schedule.run_every == timedelta(seconds=60)
         assert entry.since == looked
+
+
+def test_what_is_read_may_lag_behind_what_is_written(desk, monkeypatch):
+    """A router reads from a replica of the database: no run is counted twice, none is moved back."""
+    task, once = row("task", interval=every(60)), row("once", interval=every(60), one_off=True)
+    replica = desk()
+    replica.lead()
+    stale = replica.rows._definitions()
+    monkeypatch.setattr(replica.rows, "_definitions", lambda: stale)
+    for run_count in (1, 2, 3):
+        replica.ran(task, 300 - 60 * run_count, run_count)
+        replica.turn()
+        replica.rows._read()
+    assert state(task) == (120.0, 3)
+    for _ in range(2):
+        replica.rows.finish(str(once.pk))
+        replica.turn()
+        before = PeriodicTasks.last_change()
+    assert not fresh(once).enabled
+    assert PeriodicTasks.last_change() == before

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -15,7 +17,8 @@ from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
 from ha_beat.cli.celery_command import ha_beat as command
-from tests.django.beats import beats, cron, every, fresh, row, soon
+from tests.django.beats import at, beats, cron, every, fresh, row, soon
+from tests.faults.cluster import REPOSITORY, base_environment
 from tests.servers import wait_for
 
 pytestmark = pytest.mark.slow
@@ -85,6 +88,66 @@ def test_a_daily_crontab_missed_during_an_outage_is_caught_up_though_its_hour_is
         time.sleep(1.5)
 
     assert site.names() == ["daily"]
+
+
+def test_rows_that_are_made_while_no_beat_runs(site):
+    """A clocked time that has passed meanwhile is owed, by the misfire policy; nothing of the rest is."""
+    skip = '{"ha_beat": {"misfire": "skip"}}'
+    with beats(site, replicas=1) as cluster:
+        old = row("again", interval=every(0.3))
+        wait_for(lambda: "again" in site.names(), 40, "a message", 0.1)
+        cluster[0].terminate()
+        old.delete()
+        site.redis.client().delete("celery")
+        clocked = [
+            row("clocked", clocked=at(soon(-60)), one_off=True),
+            row("clocked, skips", clocked=at(soon(-60)), one_off=True, headers=skip),
+        ]
+        row("again", interval=every(3600))
+        row("hourly", interval=every(3600), one_off=True, headers=skip)
+        cluster[0].start()
+        wait_for(lambda: not any(fresh(task).enabled for task in clocked), 40, "them to be disabled", 0.1)
+        time.sleep(1)
+        skipped = cluster.ledger()[str(clocked[1].pk)]
+
+    assert site.names() == ["clocked"]
+    assert skipped["count"] == 0
+
+
+def test_without_time_zones_rows_are_in_utc_as_stock_has_them(site):
+    """``USE_TZ = False`` and ``DJANGO_CELERY_BEAT_TZ_AWARE = False``, far from UTC: no run again at a restart."""
+    settings = {
+        "USE_TZ": False,
+        "DJANGO_CELERY_BEAT_TZ_AWARE": False,
+        "TIME_ZONE": "Asia/Tokyo",
+        "CELERY_TIMEZONE": "Asia/Tokyo",
+        "CELERY_ENABLE_UTC": False,
+    }
+    made = """
+import django; django.setup()
+from datetime import UTC, datetime, timedelta
+from tests.django.beats import at, every, row
+now = datetime.now(UTC).replace(tzinfo=None)
+row("interval", interval=every(2))
+row("clocked", clocked=at(now + timedelta(seconds=5)), one_off=True)
+row("starts", interval=every(3600), start_time=now + timedelta(seconds=5))
+row("ends", interval=every(1), expires=now - timedelta(seconds=1))
+"""
+    env = base_environment(site.env(**settings))
+    subprocess.run([sys.executable, "-c", made], cwd=REPOSITORY, env=env, check=True, timeout=60)
+    interval = PeriodicTask.objects.get(name="interval")
+    with beats(site, replicas=1, django=settings) as cluster:
+        wait_for(lambda: {"clocked", "starts", "interval"} <= set(site.names()), 40, "messages", 0.1)
+        wait_for(lambda: fresh(interval).total_run_count, 10, "the row to say so", 0.1)
+        assert abs(interval.last_run_at - soon(0)) < timedelta(seconds=60)
+        cluster[0].terminate()
+        cluster[0].start()
+        count = site.names().count("interval")
+        wait_for(lambda: site.names().count("interval") > count, 40, "another", 0.1)
+
+    found = [h["ha_beat"]["scheduled_at"] for h in site.messages() if h["periodic_task_name"] == "interval"]
+    assert len(found) == len(set(found))
+    assert (site.names().count("clocked"), site.names().count("starts"), site.names().count("ends")) == (1, 1, 0)
 
 
 def test_a_row_that_says_that_it_will_have_run_is_not_believed(site):
