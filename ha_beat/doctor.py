@@ -234,14 +234,15 @@ class Examination:
         if known is not None and text(known) != self.fingerprint:
             yield Finding(
                 "fail",
-                "fingerprint",
-                f"the ledger belongs to {text(known)!r}, this app is {self.fingerprint!r}: it could not lead",
+                "app",
+                f"the ledger belongs to the app {text(known)!r}, this one is {self.fingerprint!r}: it could not lead",
             )
         else:
-            yield Finding("ok", "fingerprint", self.fingerprint)
+            yield Finding("ok", "app", self.fingerprint)
         standbys = [member for member in view.members if member.role != "leader"]
         level: Level = "ok" if standbys else "warn"
-        yield Finding(level, "replicas", f"{len(view.members)} alive, {len(standbys)} standing by")
+        alone = "" if standbys else ": nobody would take over"
+        yield Finding(level, "replicas", f"{len(view.members)} alive, {len(standbys)} standing by{alone}")
         for member in view.members:
             for why in member.not_ready:
                 yield Finding("warn", "replica", f"{member.id} could not lead: {why}")
@@ -325,7 +326,9 @@ class Examination:
             yield Finding("warn", "uncertain occurrences", what)
         lost = sum(r.count for r in records if isinstance(r, VerdictRecord) and r.reason == "state_loss")
         if lost:
-            yield Finding("warn", "state loss", f"{lost} occurrences were skipped after Redis lost state")
+            yield Finding(
+                "warn", "state loss", f"{lost} skipped after Redis lost state: ha-beat history --verdict skipped"
+            )
 
 
 def _differences(view: ClusterView) -> Iterator[Finding]:
@@ -338,7 +341,8 @@ def _differences(view: ClusterView) -> Iterator[Finding]:
         if len(having) > 1:
             normal = "" if what == "fingerprint" else ", which is normal only during a deploy"
             parted = "; ".join(f"{value} on {', '.join(ids)}" for value, ids in sorted(having.items()))
-            yield Finding("warn", "replicas", f"they differ in their {what}{normal}: {parted}")
+            called = "app" if what == "fingerprint" else what
+            yield Finding("warn", "replicas", f"they differ in their {called}{normal}: {parted}")
 
 
 def _info(client: Any, section: str) -> dict[str, Any]:
