@@ -13,6 +13,7 @@ import click
 from celery import Celery
 
 from ha_beat.bootstrap import check_topology, lease_link, load_settings
+from ha_beat.cli import output
 from ha_beat.clock import SystemClock
 from ha_beat.errors import ConfigurationError, HaBeatError, StoreError
 from ha_beat.journal import Journal
@@ -98,6 +99,10 @@ class Cluster:
         Raises:
             NotWell: nobody answered.
         """
+        if output.to_terminal():
+            view = self.view()
+            if leader_of(view) is None:
+                click.echo(f"{_leadership(view)}; waiting up to {timeout:g} s for a leader ...", err=True)
         try:
             return self.requests.ask(Request(action, args, by=whoami()), self.clock, timeout)
         except NobodyAnswered as exc:
