@@ -40,7 +40,7 @@ OPTIONAL = {"+info", "+type", "+pubsub|numsub", "+publish", "+subscribe", "+xadd
 
 #: Not needed by replicas at all times: for requests by the command line, for removed entries, for taking a queue's
 #: declaration back.
-ON_REQUEST = {"+get", "+set", "+hdel", "+hsetnx", "+xlen", "+hexists", "+hincrby", "+ping"}
+ON_REQUEST = {"+hlen", "+get", "+set", "+hdel", "+hsetnx", "+xlen", "+hexists", "+hincrby", "+ping"}
 
 
 #: redis-py tells its own name; Redis before 7 does not say which part of the command it refused.
