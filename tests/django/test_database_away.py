@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import pairwise
 
 import pytest
 from django.db import connection, connections, transaction
 
-from tests.django.beats import beats, every, fresh, row
+from tests.django.beats import beats, every, fresh, row, soon
 from tests.django.conftest import Site
-from tests.faults.cluster import BeatCluster
+from tests.faults.cluster import BeatCluster, Replica
 from tests.servers import wait_for
 
 
@@ -39,6 +41,11 @@ def stop(site: Site) -> None:
 def start(site: Site) -> None:
     assert site.server is not None
     site.server.start()
+
+
+@contextmanager
+def once_it_leads(cluster: BeatCluster) -> Iterator[Replica]:
+    yield cluster.wait_for_leader()
 
 
 def assert_rows_catch_up(cluster: BeatCluster, task: object) -> None:
@@ -92,6 +99,42 @@ def test_a_database_that_answers_nobody_holds_up_only_the_rows(postgres_site):
             cluster.wait_for_leader(other_than=second)
             enqueued(postgres_site, 3)
         assert_rows_catch_up(cluster, task)
+
+    assert_no_gap(postgres_site, "task", 0.5)
+
+
+@pytest.mark.slow
+def test_who_may_only_read_stands_by_and_leads_without_its_rows(postgres_site):
+    """A standby writes nothing, also at its end; once it leads edits count, and the rows catch up when they may."""
+    reader = Site({**postgres_site.database, "USER": "reader"}, postgres_site.redis)
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE ROLE reader LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+    task = row("task", interval=every(0.5))
+    ends = row("ends", interval=every(0.5), expires=soon(6))
+    row("once", interval=every(1), one_off=True)
+    spec = {"static": {"every": 3600}}
+    with (
+        beats(postgres_site, replicas=1, spec=spec) as leaders,
+        once_it_leads(leaders) as leader,
+        beats(reader, replicas=2, spec=spec) as standbys,
+    ):
+        for standby in standbys:
+            standby.wait_for_log("Standing by", 40)
+        wait_for(lambda: not fresh(ends).enabled, 40, "a row to end", 0.1)
+        enqueued(postgres_site, 2)
+        standbys[1].terminate()
+        assert not any("denied" in standby.log_text() for standby in standbys)
+        leader.kill()
+        standbys.wait_for_leader()
+        enqueued(postgres_site, 2)
+        new = row("new", interval=every(0.5))
+        wait_for(lambda: "new" in postgres_site.names(), 10, "a message of the new row", 0.05)
+        standbys[0].wait_for_log("permission denied")
+        assert not fresh(new).total_run_count
+        with connection.cursor() as cursor:
+            cursor.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO reader")
+        standbys[0].wait_for_log("database can be used again")
+        assert_rows_catch_up(standbys, task)
 
     assert_no_gap(postgres_site, "task", 0.5)
 
