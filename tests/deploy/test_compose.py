@@ -190,9 +190,12 @@ def test_all_are_replaced_at_once(whole, counted):
 def test_a_rolling_deploy_with_a_changed_schedule(whole, counted):
     """By the script that we ship: each change of leader is a handover."""
     before, epoch = set(whole.containers()), whole.epoch()
+    left_behind = f"{whole.project}-run"
+    whole.compose("run", "--no-deps", "--name", left_behind, "beat", "true")
 
     whole.schedule = "second"
     whole.roll()
+    whole.docker("rm", left_behind)
 
     assert len(whole.containers()) == 3
     assert not before & set(whole.containers())
