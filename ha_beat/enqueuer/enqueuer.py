@@ -164,9 +164,15 @@ class Enqueuer:
 
     def stand_by(self) -> None:
         """Let the ledger know what this replica enqueued when it led and could not record. Raises nothing."""
+        self._leave()
         if self._dispatcher is not None:
             with suppress(StoreError):
                 self._dispatcher.settle_up()
+
+    def _leave(self) -> None:
+        """What an earlier term had to do is somebody else's: nothing of it is late here."""
+        if self._serving:
+            self._agenda, self._serving = Agenda(), ""
 
     def _advance(self, tenure: Tenure, term: Term) -> float:
         if self._known_tenure != tenure.nonce:
@@ -209,7 +215,8 @@ class Enqueuer:
 
     def _begin(self, tenure: Tenure) -> None:
         """A new term: on another server than the last holder's, wait until that one can't be dispatching any more."""
-        self._known_tenure, self._serving, self._pending = tenure.nonce, "", None
+        self._known_tenure, self._pending = tenure.nonce, None
+        self._leave()
         self._backoff.begin()
         acquired = tenure.acquired
         self._time.join(acquired.leaders_offset)

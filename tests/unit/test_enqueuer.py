@@ -354,6 +354,24 @@ def test_who_takes_over_from_a_leader_that_waited_on_another_server_waits_as_wel
     ]
 
 
+@pytest.mark.parametrize("seen_to_stand_by", [True, False])
+def test_nothing_of_an_earlier_term_is_overdue_while_a_new_one_waits(desk: Desk, seen_to_stand_by: bool) -> None:
+    """Another replica had enqueued it since; it was called late all the same, and an invariant broken."""
+    desk.source.last_run = {"e": 3601.0}
+    desk.turn(5)
+    assert desk.messages() == ["e"]
+    desk.later(7200.0)
+    assert desk.enqueuer.agenda.overdue(desk.enqueuer.now()) > 0
+    on_another_server(desk)
+    if seen_to_stand_by:
+        desk.enqueuer.stand_by()
+        assert len(desk.enqueuer.agenda) == 0
+    desk.tenure = desk.lead("two")
+    desk.turn(5)
+    assert len(desk.heard(events.DispatchHeld)) == 1
+    assert len(desk.enqueuer.agenda) == 0
+
+
 def test_a_leader_that_waits_on_another_server_and_leads_once_more_waits_on(desk: Desk) -> None:
     """That it was the last holder itself says nothing: it has not dispatched, and the one before it may."""
     desk.source.last_run = {"e": 3601.0}
