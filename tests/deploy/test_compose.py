@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 
 import pytest
 
@@ -51,13 +52,23 @@ def whole(stack: Stack) -> Stack:
 def counted(whole: Stack, figure: Callable[[str], None]) -> Callable[[str], None]:
     def check(what: str) -> None:
         expected, twice, never = whole.count()
-        skipped = [
-            (each["entry"], each.get("from"), each.get("why"))
-            for each in whole.history()
-            if each.get("verdict") not in {None, "enqueued"}
+        skipped = [each for each in whole.history() if each.get("verdict") == "skipped" and each["why"] != "coalesced"]
+        told = [(each["entry"], each["from"], each["until"], each["why"]) for each in skipped]
+        # What Redis had been sent, and did not answer, when it was stopped: nobody knows whether it was taken.
+        in_flight = [
+            at
+            for at in never
+            for _, first, until, why in told
+            if why == "state_loss" and datetime.fromisoformat(first) <= at < datetime.fromisoformat(until)
         ]
-        figure(f"{what}; of {expected} instants so far {len(twice)} ran twice, {len(never)} not at all")
-        assert (twice, never) == ([], []), skipped
+        lost = [at for at in never if at not in in_flight]
+        figure(
+            f"{what}; of {expected} instants so far {len(twice)} ran twice, {len(lost)} not at all, "
+            f"{len(in_flight)} skipped since they were in flight when Redis was stopped"
+        )
+        assert (twice, lost) == ([], []), told
+        # As long as a command may wait for its answer.
+        assert len(in_flight) <= 4, told
 
     return check
 
