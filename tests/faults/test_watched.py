@@ -15,7 +15,7 @@ import pytest
 from tests.faults.cluster import base_environment
 from tests.guards import WATCHED
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def outcomes() -> dict[str, dict[str, int]]:
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "tests.mutation_run"]
     done = subprocess.run(
-        command, cwd=root, env=base_environment(), capture_output=True, text=True, timeout=580, check=False
+        command, cwd=root, env=base_environment(), capture_output=True, text=True, timeout=1400, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
