@@ -6,7 +6,7 @@ local lease, ledger = KEYS[1], KEYS[2]
 local was = redis.call('HMGET', lease, 'epoch', 'seq', 'state', 'presence', 'gen', 'run_id', 'holder', 'renewed_ms', 'since_ms', 'offset_ms')
 local meta = redis.call('HMGET', ledger, 'm:gen', 'm:epoch', 'm:fingerprint', 'm:run_id', 'm:schema')
 
-local stands = redis.call('HLEN', lease) > 0
+local stands = #redis.call('HGETALL', lease) > 0
 local as_seen = number(was[1]) == number(ARGV[1]) and number(was[2]) == number(ARGV[2])
 if stands ~= (ARGV[1] ~= '') or not as_seen then
   return { 'refused', 'the lease has moved' }
