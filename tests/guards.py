@@ -762,6 +762,22 @@ WATCHED: tuple[Guard, ...] = (
     ),
     Guard(
         18,
+        "mark: who leads knows its store's incarnation",
+        Mutant("ha_beat.dispatch.store_mark:StoreMark.require", "self._gen = term.gen", "pass"),
+        f"{MARK}::test_a_late_mark_of_ones_own_store_before_a_loss_is_waited_out_at_most",
+    ),
+    Guard(
+        18,
+        "mark: of a replica that is registered here",
+        Mutant(
+            "ha_beat.dispatch.store_mark:StoreMark._is_of_this_store",
+            "return bool(self._store().hexists(self._keys.members, mark.holder))",
+            "return False",
+        ),
+        f"{MARK}::test_a_mark_of_a_replica_that_is_registered_in_ones_own_store_is_no_other_stores",
+    ),
+    Guard(
+        18,
         "mark: a standby of another store does not campaign",
         Mutant(
             "ha_beat.dispatch.store_mark:StoreMark.permits",

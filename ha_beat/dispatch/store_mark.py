@@ -108,9 +108,14 @@ class StoreMark:
         client = self._store()
         gen = client.hget(self._keys.ledger, "m:gen")
         self._gen = text(gen) if gen is not None else ""
-        if mark.gen == self._gen or (mark.place and mark.place == place_of(client)):
-            return None
-        return mark
+        same = mark.gen == self._gen or (mark.place and mark.place == place_of(client))
+        return None if same or self._is_of_this_store(mark) else mark
+
+    def _is_of_this_store(self, mark: Mark) -> bool:
+        """Whether its holder is registered here, a replica having one store: it kept its mark right after a loss."""
+        with suppress(StoreError, RedisError, OSError):
+            return bool(self._store().hexists(self._keys.members, mark.holder))
+        return False
 
     # --- Leading
 
@@ -139,11 +144,10 @@ class StoreMark:
         stale = (other.gen, other.n) if other is not None and self._stale() else ("", "")
         place = f"{term.run_id}/{_database(self._store())}" if term.run_id else ""
         try:
-            reply = self._script(
-                self._broker(),
-                [self._keys.store],
-                [term.gen, place, self._name, round(self._ttl * 1000), self._holder, *stale],
-            )
+            reply = self._keep(term, place, stale)
+            found = _found(reply)
+            if found is not None and self._is_of_this_store(found):
+                reply = self._keep(term, place, (found.gen, found.n))
         except StoreRefused as exc:
             if code_of(exc.__cause__ or exc) != "NOPERM":
                 raise StoreUnavailable(str(exc), acted=False) from exc
@@ -154,13 +158,18 @@ class StoreMark:
             reply = ["kept"]
         except StoreError as exc:
             raise StoreUnavailable(str(exc), acted=False) from exc
-        answer, *rest = (text(part) for part in reply)
-        if answer == "foreign":
-            gen, n, place, name, ttl_ms, holder = rest
+        found = _found(reply)
+        # Whatever it was before: a mark of that is not this store's any more.
+        self._gen = term.gen
+        if found is not None:
             self._kept = ("", 0.0)
-            self._see(Mark(gen, n, place, name, whole(ttl_ms), holder))
+            self._see(found)
             raise FencedOff(self._why())
-        self._gen, self._other, self._kept = term.gen, None, (term.nonce, now)
+        self._other, self._kept = None, (term.nonce, now)
+
+    def _keep(self, term: Term, place: str, stale: tuple[str, str]) -> Any:
+        argv = [term.gen, place, self._name, round(self._ttl * 1000), self._holder, *stale]
+        return self._script(self._broker(), [self._keys.store], argv)
 
     def _lately(self, when: tuple[str, float], term: Term) -> bool:
         return when[0] == term.nonce and self._clock.elapsed() - when[1] < self._ttl / 4
@@ -184,6 +193,15 @@ class StoreMark:
 
     def _why(self) -> str:
         return two_stores(self._other, self._keys, self._name) if self._other is not None else ""
+
+
+def _found(reply: Any) -> Mark | None:
+    """The mark of another store that stands in the way."""
+    answer, *rest = (text(part) for part in reply)
+    if answer != "foreign":
+        return None
+    gen, n, place, name, ttl_ms, holder = rest
+    return Mark(gen, n, place, name, whole(ttl_ms), holder)
 
 
 def two_stores(mark: Mark, keys: Keys, name: str) -> str:

@@ -157,6 +157,44 @@ def test_a_store_that_restarted_without_its_records_waits(one: Side, two: Side) 
     two.mark.require(two.term)
 
 
+def lost_but_for_a_late_mark(one: Side) -> Side:
+    """Redis restarts empty, and its leader keeps its mark once more before it hears of it. Another replica of its."""
+    one.term = replace(one.term, run_id="before")
+    other = Side(one.server, 1, "one's standby", one.clock)
+    one.mark.require(one.term)
+    assert other.looks()
+    one.broker.delete(KEYS.store)
+    one.clock.advance(TTL)
+    one.mark.require(one.term)
+    other.restarted()
+    return other
+
+
+def test_a_late_mark_of_ones_own_store_before_a_loss_is_waited_out_at_most(one: Side) -> None:
+    """Not for ever: a standby that took it for its store's own, as it had been, began to wait anew at each look."""
+    other = lost_but_for_a_late_mark(one)
+    began = one.clock.elapsed()
+    while one.clock.elapsed() < began + 3 * PATIENCE:
+        if other.looks():
+            try:
+                other.mark.require(other.term)
+            except FencedOff:
+                continue
+            break
+    assert PATIENCE <= one.clock.elapsed() - began < PATIENCE + 3
+
+
+def test_a_mark_of_a_replica_that_is_registered_in_ones_own_store_is_no_other_stores(one: Side) -> None:
+    """It has no other: its id is its own."""
+    other = lost_but_for_a_late_mark(one)
+    one.store.hset(KEYS.members, "replica one", "{}")
+    assert other.looks()
+    other.mark.require(other.term)
+    mark = read_mark(other.broker, KEYS)
+    assert mark is not None
+    assert mark.gen == other.term.gen
+
+
 def test_the_mark_costs_no_round_trip_for_each_batch(one: Side) -> None:
     """One for each quarter of a lease."""
     one.mark.require(one.term)
