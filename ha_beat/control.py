@@ -100,6 +100,8 @@ class Control:
         self._try_at = 0.0
         #: The requests that this process has begun to carry out under the term, and how far others had come before.
         self._begun: dict[str, int] = {}
+        #: Answers about messages that have not got through: what was done can't be told by trying it again.
+        self._undelivered: dict[str, tuple[Reply, Mapping[str, Any] | None]] = {}
         self._known_to = ""
         self._pause: Pause | None = None
         self._unheard = False
@@ -162,6 +164,7 @@ class Control:
             self._enqueuer.reload()
         if new_term:
             self._begun.clear()
+            self._undelivered.clear()
         self._pause, self._known_to = pause, term.nonce
         self._enqueuer.paused, self._enqueuer.refused_as_paused = pause is not None, False
 
@@ -179,9 +182,14 @@ class Control:
                 continue
             if request.deadline_ms and request.deadline_ms < server_ms:
                 self._requests.withdraw(request.id)
+                self._undelivered.pop(request.id, None)
                 continue
+            reply, record = self._undelivered.get(request.id, (None, None))
             try:
-                self._carry_out(term, request)
+                if reply is not None:
+                    self._answer(term, request, reply, record=record)
+                else:
+                    self._carry_out(term, request)
             except _Refusal as refusal:
                 self._answer(term, request, Reply(ok=False, line=refusal.line, data=refusal.data))
             except StoreError as exc:
@@ -225,12 +233,15 @@ class Control:
         record: Mapping[str, Any] | None = None,
         change: MetaChange | None = None,
     ) -> None:
+        if request.action in _NEED_THE_BROKER:
+            self._undelivered[request.id] = (reply, record)
         complete = Reply(reply.ok, reply.line, reply.data, term.holder, term.epoch)
         written = self._record(term, request, {"kind": "control", **record}) if record else ""
         why = self._requests.answer(term, request, complete, record=written, change=change)
         if why:
             raise FencedOff(why)
         self._begun.pop(request.id, None)
+        self._undelivered.pop(request.id, None)
         if request.action not in ("next", "report"):
             self._emit(events.RequestAnswered(request.action, request.by, reply.ok, reply.line))
 

@@ -677,6 +677,12 @@ WATCHED: tuple[Guard, ...] = (
     # --- 15: verdicts over ranges; a batch again
     Guard(
         14,
+        "control: an answer that did not get through is given again as it was",
+        Mutant("ha_beat.control:Control._serve", "self._undelivered.get(request.id, (None, None))", "(None, None)"),
+        "tests/control/test_waiting.py::test_an_answer_that_did_not_get_through_is_given_again_as_it_was",
+    ),
+    Guard(
+        14,
         "control: a request whose broker is away holds up no other",
         Mutant("ha_beat.control:Control._serve", "away = exc", "raise"),
         "tests/control/test_waiting.py::test_a_request_whose_broker_is_away_holds_up_no_other",

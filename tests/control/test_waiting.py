@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import redis
@@ -11,6 +11,7 @@ import redis
 from ha_beat.agenda import Agenda, Slot
 from ha_beat.clock import SystemClock
 from ha_beat.control import Control
+from ha_beat.dispatch import Answer
 from ha_beat.errors import StoreUnavailable
 from ha_beat.lease import Acquired, Attempt, Keys, RedisLeaseStore, Replica, Term
 from ha_beat.occurrence import Misfire
@@ -109,6 +110,36 @@ def test_a_request_whose_broker_is_away_holds_up_no_other(bench: Bench) -> None:
     assert {request.id for request in bench.requests.waiting()[0]} == {request.id for request in runs}
     assert bench.attend() < 1.0
     assert bench.work.dispatcher.tries == 2
+
+
+@pytest.mark.parametrize("became", ["done", "uncertain"])
+def test_an_answer_that_did_not_get_through_is_given_again_as_it_was(
+    bench: Bench, became: Literal["done", "uncertain"]
+) -> None:
+    """The broker is away by then: it would be told that nothing was enqueued, and run it once more by hand."""
+    submitted: list[object] = []
+
+    def submit(*_: object) -> list[Answer]:
+        submitted.append(None)
+        return [Answer(became if len(submitted) == 1 else "unsent")]
+
+    bench.work.dispatcher.prepare = lambda *_: ()
+    bench.work.dispatcher.submit = submit
+    run, answer = bench.ask("run", entry="e"), bench.requests.answer
+
+    def lost(*_: Any, **__: Any) -> str:
+        bench.requests.answer = answer  # type: ignore[method-assign]
+        raise StoreUnavailable("no answer")
+
+    bench.requests.answer = lost  # type: ignore[method-assign]
+    bench.attend()
+    assert bench.requests.answer_to(run.id) is None
+    bench.attend()
+    reply = bench.requests.answer_to(run.id)
+    assert reply is not None
+    assert reply.ok is (became == "done")
+    assert "not enqueued" not in reply.line
+    assert len(submitted) == 1
 
 
 def test_where_redis_itself_is_away_no_more_is_tried(bench: Bench) -> None:
