@@ -148,6 +148,22 @@ def test_names_are_shown_and_never_run(browser: Browser):
             assert complaints == []
 
 
+@pytest.mark.slow
+def test_without_redis_the_page_claims_nothing(browser: Browser):
+    """Neither that nobody leads, which it can't know, nor that the replica that serves it could."""
+    with need(RedisServer) as server, Probed(server.url, spec=SPEC, settings={"lease_ttl": 2}) as cluster:
+        cluster.settle()
+        with opened(browser, cluster, 0) as (page, complaints):
+            server.stop()
+            until(page, "document.title.startsWith('leader: not known')", timeout=30)
+            assert "unreachable" in page.inner_text("#summary")
+            own = (
+                "[...document.querySelectorAll('#replicas tr')].find(row => /\\bnow\\b/.test(row.innerText)).innerText"
+            )
+            until(page, f"/\\bno\\b/.test({own})", timeout=30)
+            assert complaints == []
+
+
 def test_a_takeover_is_seen_while_the_page_is_open(browser: Browser, cluster: Probed):
     """Last in this module: it takes the cluster's leader away, and then the replica that serves the page."""
     leader = cluster.settle()
