@@ -13,7 +13,7 @@ from tests.django.conftest import Site
 from tests.django.test_checks import run_check
 from tests.servers import wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 @pytest.fixture
