@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
@@ -104,6 +104,12 @@ def _of_kind(kind: type | None, value: Any) -> Any:
     return value
 
 
+def _as_of(lease: LeaseRecord | None, member: Member) -> Member:
+    """A leader that was killed or paused goes on saying so until it is forgotten: there is one leader at most."""
+    leads = lease is not None and lease.held and lease.holder == member.id
+    return replace(member, role="standby") if member.role == "leader" and not leads else member
+
+
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
     """How the Redis server is set up; empty or ``None`` where it doesn't say."""
@@ -158,11 +164,12 @@ class Members:
         server_ms, lease, members, meta, length, dropped = reply
         gen, epoch, counter, paused = ("" if value is None else text(value) for value in meta)
         now = int(server_ms)
+        record = LeaseRecord.parse(_pairs(lease)) if lease else None
         parsed = (Member.parse(name, raw) for name, raw in sorted(_pairs(members).items()))
         return ClusterView(
             server_ms=now,
-            lease=LeaseRecord.parse(_pairs(lease)) if lease else None,
-            members=tuple(each for each in parsed if each is not None and each.alive(now)),
+            lease=record,
+            members=tuple(_as_of(record, each) for each in parsed if each is not None and each.alive(now)),
             gen=gen,
             highest_epoch=whole(epoch),
             journal_counter=whole(counter),

@@ -123,7 +123,7 @@ def test_without_redis_the_journal_says_so():
 
 def test_a_member_reads_back_as_it_was_written(client: redis.Redis):
     member = Member(
-        "beat-0:abc123", "leader", "h", 1, "1.2", 5, http="http://h:1", clock_offset_ms=-7, not_ready=("a", "b"),
+        "beat-0:abc123", "standby", "h", 1, "1.2", 5, http="http://h:1", clock_offset_ms=-7, not_ready=("a", "b"),
         upcoming=(Upcoming("nightly", "mail", 99),), failing={"e": "why"},
     )  # fmt: skip
     members = Members(lambda: client, KEYS)
@@ -134,6 +134,17 @@ def test_a_member_reads_back_as_it_was_written(client: redis.Redis):
     assert found == Member(**{**{name: getattr(member, name) for name in Member.__slots__}, "seen_ms": found.seen_ms})
     members.remove(member.id)
     assert members.view().members == ()
+
+
+def test_only_the_holder_of_the_lease_is_shown_as_the_leader(client: redis.Redis):
+    """One that was killed or paused said so last, and is not forgotten yet."""
+    members = Members(lambda: client, KEYS)
+    for name in ("dead", "new"):
+        members.announce(Member(name, "leader"))
+    client.hset(KEYS.lease, mapping={"holder": "new", "epoch": 2, "seq": 1, "state": "held"})
+    assert {member.id: member.role for member in members.view().members} == {"dead": "standby", "new": "leader"}
+    client.hset(KEYS.lease, "state", "released")
+    assert {member.role for member in members.view().members} == {"standby"}
 
 
 def test_messages_dropped_by_the_guard_come_with_the_look(client: redis.Redis):
