@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -420,20 +421,27 @@ def silence(messages: Iterable[Event], entry: str | None = None) -> Silence:
 
 
 def silence_around(history: Iterable[Event], fault: str, entry: str | None = None) -> Silence:
-    """For each start of a fault of this name: the gap between the last message before it and the first after
-    it.
+    """For each start of a fault of this name: the gap between the last message of the leader before it and the first
+    of the next, which comes before another fault; where the leader stays, between the last message before the fault
+    and the first after it.
 
-    Faults with no message on one side are left out.
+    The old leader's last message may come after the fault has begun: it was under way. Faults with no message on one
+    side are left out.
     """
     events = sorted(history, key=lambda event: float(event["t"]))
-    times = [e["t"] for e in events if e.get("type") == "message" and (entry is None or e.get("entry") == entry)]
-    moments = [e["t"] for e in events if e.get("type") == "fault" and e["fault"] == fault and e.get("phase") != "end"]
+    messages = [e for e in events if e.get("type") == "message" and (entry is None or e.get("entry") == entry)]
+    times = [message["t"] for message in messages]
+    starts = [e for e in events if e.get("type") == "fault" and e.get("phase") != "end"]
     gaps = []
-    for moment in moments:
-        before = [t for t in times if t <= moment]
-        after = [t for t in times if t > moment]
-        if before and after:
-            gaps.append(after[0] - before[-1])
+    for start, following in itertools.zip_longest(starts, starts[1:]):
+        first = bisect_right(times, start["t"])
+        if start["fault"] != fault or not 0 < first < len(messages):
+            continue
+        end = bisect_right(times, following["t"]) if following is not None else len(messages)
+        before = messages[first - 1].get("epoch")
+        others = (number for number in range(first, end) if messages[number].get("epoch") != before)
+        after = next(others, first)
+        gaps.append(times[after] - times[after - 1])
     return _silence(gaps)
 
 

@@ -13,6 +13,7 @@ from tests.faults.checker import (
     Expectation,
     Instants,
     Interval,
+    Silence,
     Skipped,
     check,
     run_count_breaks,
@@ -231,6 +232,22 @@ def test_silence_is_measured_between_arrivals_and_around_faults() -> None:
     assert around.gaps == 1
     assert around.longest == pytest.approx(3.0)
     assert silence([]).gaps == 0
+
+
+def test_a_message_under_way_when_its_leader_is_stopped_does_not_end_the_silence() -> None:
+    """It arrives just after; the silence lasts until the next leader's first."""
+    history = [
+        *every_second(0, 1, epoch=1),
+        {"t": 1001.99, "type": "fault", "fault": "pause_leader", "phase": "start"},
+        *every_second(2, epoch=1),
+        *every_second(6, 7, epoch=2),
+        {"t": 1007.5, "type": "fault", "fault": "redis_pause", "phase": "start"},
+        *every_second(9, epoch=2),
+        {"t": 1009.5, "type": "fault", "fault": "pause_leader", "phase": "start"},
+        *every_second(12, epoch=3),
+    ]
+    assert silence_around(history, "pause_leader") == Silence(gaps=2, p50=pytest.approx(3.5), longest=pytest.approx(4))
+    assert silence_around(history, "redis_pause").longest == pytest.approx(2.0)
 
 
 def test_many_messages_are_checked_quickly() -> None:
