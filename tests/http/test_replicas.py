@@ -160,7 +160,9 @@ def test_a_standby_registers_without_http_and_writes_nothing_else(redis_server: 
         }
         assert roles[standby.pid] == "standby"
         reading = {
+            "CLIENT",
             "EVALSHA",
+            "HELLO",
             "HGET",
             "HGETALL",
             "HMGET",
