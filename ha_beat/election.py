@@ -89,6 +89,8 @@ class Sighting:
     #: When its presence channel was first found without subscriber, on the server ``run_id``.
     absent_since: float | None = None
     run_id: str = ""
+    #: Since when another server answers than the one that the term began on.
+    moved_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,7 +409,10 @@ def _sight(before: Sighting | None, view: LeaseView, record: LeaseRecord, now: f
     )
     since = before.since if before is not None and unmoved else now
     # A term does not outlive the run of the server that it began on: its holder may be there, and hear so in a moment.
-    if view.subscribers != 0 or (record.run_id and view.run_id not in ("", record.run_id)):
+    if record.run_id and view.run_id not in ("", record.run_id):
+        seen_moved = before is not None and unmoved and before.moved_since is not None
+        return Sighting(record, since, moved_since=before.moved_since if before is not None and seen_moved else now)
+    if view.subscribers != 0:
         return Sighting(record, since)
     same_absence = before is not None and unmoved and before.absent_since is not None and before.run_id == view.run_id
     absent_since = before.absent_since if before is not None and same_absence else now
@@ -431,9 +436,18 @@ def _opportunity(state: Standby, sighting: Sighting, now: float, timing: Timing)
         return Campaign(replace(expected, absent=True), "the leader's process is gone or cut off")
     # It can't be read where somebody has tampered with it.
     ttl = record.ttl_ms / 1000 or timing.ttl
-    if now - sighting.since >= ttl:
+    if now - sighting.since >= ttl and not _holders_turn(sighting, ttl, now, timing):
         return Campaign(expected, f"the lease was not renewed for {ttl:g} s")
     return None
+
+
+def _holders_turn(sighting: Sighting, ttl: float, now: float, timing: Timing) -> bool:
+    """After an outage that outlasted the lease, the holder goes first.
+
+    It may lead on at once, where anybody else has to wait on another server until the holder must have stopped; which
+    is counted from the first contact, so that this costs nothing.
+    """
+    return sighting.moved_since is not None and now - sighting.moved_since < min(timing.courtesy, ttl)
 
 
 def _means_death(state: Standby, sighting: Sighting) -> bool:

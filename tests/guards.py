@@ -510,6 +510,12 @@ WATCHED: tuple[Guard, ...] = (
         ),
         f"{ELECTION}::test_a_newcomer_does_not_judge_by_a_server_that_it_cannot_tell_from_another",
     ),
+    Guard(
+        2,
+        "election: after an outage longer than the lease its holder goes first",
+        Mutant("ha_beat.election:_holders_turn", "min(timing.courtesy, ttl)", "0"),
+        f"{ELECTION}::test_after_an_outage_longer_than_the_lease_its_holder_goes_first",
+    ),
     # --- 11: a late acquire
     Guard(
         11,

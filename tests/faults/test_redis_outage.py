@@ -25,13 +25,14 @@ def test_replicas_outlive_an_outage_of_redis(seconds: float, figure: Callable[[s
         due_at = time.time() + lead_time
         spec = {"fast": {"every": 0.2}, "within": {"every": 3600, "first": due_at}}
         with Stage(spec=spec, proxied=False) as stage:
-            stage.begin()
+            leader = stage.begin()
             if time.time() > due_at - 1:
                 continue
             time.sleep(due_at - time.time() - 0.7)
             assert stage.history.messages("within") == []
             stage.nemesis.redis_stop(seconds)
             resumed = outlived(stage, datetime.fromtimestamp(due_at, UTC))
+            assert stage.cluster.leader() is leader, "one who has to wait took the lease of one who need not"
             figure(f"Redis away for {seconds:g} s: dispatch resumed {resumed:.2f} s after it was back; 0 duplicates")
             return
     pytest.fail(f"the replicas were not up after {LEAD_TIMES[-1] - 1:g} s")

@@ -304,6 +304,29 @@ def test_absence_on_another_run_of_the_server_is_nobodys_death():
     assert watch(seen, *empty, (109.9, view(held, subscribers=0, run_id="after"))).campaign is not None
 
 
+def test_after_an_outage_longer_than_the_lease_its_holder_goes_first():
+    """Others would have to wait on the new server, from first contact on, until the holder must have stopped."""
+    held = replace(THEIRS, run_id="before")
+    after = view(held, subscribers=0, run_id="after")
+    back = 100.0 + 3 * TIMING.ttl
+    waits = watch((99.9, view(held)), (back, after), (back + TIMING.courtesy - 0.1, after))
+    assert waits.campaign is None
+    assert watch((back + TIMING.courtesy, after), state=waits).campaign is not None
+    holder = Standby(nonces=(THEIRS.nonce,))
+    assert watch((back, after), state=holder).campaign is not None
+
+
+def test_a_short_lease_is_not_left_to_its_holder_for_longer_than_it_lasts():
+    timing = replace(TIMING, ttl=1.0)
+    held = replace(THEIRS, run_id="before", ttl_ms=1000)
+    state = Standby()
+    for now in (100.0, 101.0):
+        after = absorb(state, view(held, subscribers=0, run_id="after"), now, timing)
+        assert isinstance(after, Standby)
+        state = after
+    assert state.campaign is not None
+
+
 def test_where_presence_cannot_be_known_nobody_is_absent():
     """A proxy without it, or a holder that never registered: only the ttl counts."""
     assert watch(*((100.0 + n / 10, view(subscribers=-1)) for n in range(50))).campaign is None
