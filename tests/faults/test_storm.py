@@ -33,6 +33,11 @@ SPEC = {
 }
 
 
+#: What no broker but the lease's Redis is promised: a leader may send what it has claimed for as long as it trusts its
+#: term, though another leads by then. Each is claimed once, so that nothing is there twice.
+UNORDERED = {"epoch fell", "out of order"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS * 3 + 120)
 @pytest.mark.parametrize("chosen", SEEDS)
@@ -62,7 +67,9 @@ def test_nothing_is_lost_or_doubled_in_a_storm(broker: str, chosen: str, found: 
             ]
         )
         ended = [line for replica in stage.cluster for line in unexpected_ends(replica.log_text())]
-        assert report.ok, f"seed {seed}\n{report}\n{stage.cluster.logs()}"
+        allowed = UNORDERED if rabbitmq is not None else set()
+        wrong = [problem for problem in report.problems if problem.kind not in allowed]
+        assert not wrong, f"seed {seed}\n{report}\n{stage.cluster.logs()}"
         assert not ended, f"seed {seed}: " + "\n".join(ended)
         silence = f"longest silence {report.silence.longest:.1f} s"
         found(f"{broker}, seed {seed}, {len(plan)} faults in {SECONDS:g} s, {silence}")
