@@ -52,6 +52,7 @@ class RabbitMQ(Server):
             "RABBITMQ_MNESIA_BASE": f"{folder}/mnesia",
             "RABBITMQ_LOG_BASE": f"{folder}/log",
             "RABBITMQ_PID_FILE": f"{folder}/pid",
+            "ERL_CRASH_DUMP": f"{folder}/erl_crash.dump",  # else in the working directory
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none",
         }
         self._epmd: ServerProcess | None = None
