@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -125,8 +125,7 @@ class Agenda:
 
     def overdue(self, now: datetime) -> float:
         """For how many seconds the slot that waits longest has been due, also while it is to be left alone for now."""
-        soonest = self.upcoming(1)
-        return max(0.0, (now - soonest[0][0]).total_seconds()) if soonest else 0.0
+        return waited(self.upcoming(1), now)
 
     def backlog(self, now: datetime) -> int:
         """How many slots are due; counts them. May be called from another thread than the one that works here."""
@@ -134,3 +133,8 @@ class Agenda:
         if not soonest or soonest[0][0] > now:
             return 0
         return sum(1 for at, ticket, slot in self._heap.copy() if at <= now and slot.ticket == ticket)
+
+
+def waited(upcoming: Sequence[tuple[datetime, Slot]], now: datetime) -> float:
+    """For how many seconds the first of them has been due; 0 where it is not, or there is none."""
+    return max(0.0, (now - upcoming[0][0]).total_seconds()) if upcoming else 0.0

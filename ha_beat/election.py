@@ -52,7 +52,7 @@ class Timing:
 
     @property
     def courtesy(self) -> float:
-        """How long a replica that remembers nothing leaves a lost state to those who do: until their next attempt."""
+        """How long the lease is left to those who can do more with it after an outage: until their next attempt."""
         return self.longest_backoff + min(self.ttl / 4, 2.5)
 
     @property

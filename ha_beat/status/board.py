@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Protocol
 
 from ha_beat import events
-from ha_beat.agenda import Agenda
+from ha_beat.agenda import Agenda, waited
 from ha_beat.clock import Clock
 from ha_beat.lease import Replica, Term
 from ha_beat.ledger import to_micros
@@ -200,15 +200,16 @@ class Board:
         if term is None:
             return member
         agenda = self._agenda()
+        upcoming = agenda.upcoming(_UPCOMING)
         return replace(
             member,
             epoch=term.epoch,
             entries=len(agenda),
             backlog=self.backlog(),
-            overdue_ms=round(self.overdue() * 1000),
+            overdue_ms=round(waited(upcoming, self._now()) * 1000),
             upcoming=tuple(
                 Upcoming(slot.label, str(getattr(slot.entry, "task", "")), to_micros(at) // 1000)
-                for at, slot in agenda.upcoming(_UPCOMING)
+                for at, slot in upcoming
             ),
             failing=dict(self._failing),
         )
