@@ -11,7 +11,7 @@ Settings are ``ha_beat_…`` on the Celery app (``celery -A proj ha-beat setting
 :mod:`ha_beat.testing`; what is raised, :mod:`ha_beat.errors`.
 """
 
-from ha_beat.task_request import TaskOccurrence, occurrence_of
+from ha_beat.headers import TaskOccurrence, occurrence_of
 
 __all__ = ["TaskOccurrence", "__version__", "occurrence_of"]
 

@@ -14,32 +14,31 @@ from celery import Celery
 
 from ha_beat import __version__
 from ha_beat.clock import Clock, SystemClock
-from ha_beat.control import Control
 from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.dispatch.broker import BrokerLink
-from ha_beat.dispatch.claim import ClaimDispatcher
-from ha_beat.dispatch.path import PathFinder
+from ha_beat.dispatch.lease_marker import StoreMark
 from ha_beat.dispatch.publisher import Publisher
-from ha_beat.dispatch.store_mark import StoreMark
-from ha_beat.election import Timing
-from ha_beat.elector import Elector
-from ha_beat.enqueuer import Enqueuer, Rules, ScheduleSource
+from ha_beat.dispatch.selector import PathFinder
+from ha_beat.dispatch.two_phase import ClaimDispatcher
+from ha_beat.election.cluster_clock import SchedulingTime
+from ha_beat.election.elector import Elector
+from ha_beat.election.state_machine import Timing
 from ha_beat.errors import ConfigurationError, StoreError
 from ha_beat.events import Event, Events, TermStarted
-from ha_beat.journal import Journal
-from ha_beat.lease import Keys, RedisLeaseStore, Replica, Term, new_token
-from ha_beat.ledger import Ledger
-from ha_beat.logs import LogWriter
-from ha_beat.observation import Observation, observe
-from ha_beat.occurrence import Misfire, MisfirePolicy
-from ha_beat.presence import RedisPresence
-from ha_beat.redis_links import Link, link_to
-from ha_beat.requests import Requests
-from ha_beat.scheduling_time import SchedulingTime
+from ha_beat.leader import Enqueuer, Rules, ScheduleSource
+from ha_beat.leader.request_handler import Control
+from ha_beat.monitoring.logs import LogWriter
+from ha_beat.monitoring.setup import Observation, observe
+from ha_beat.schedule.occurrence import Misfire, MisfirePolicy
 from ha_beat.settings import Settings, ha_beat_keys, redact_url
-from ha_beat.shadow_feed import ShadowFeed
 from ha_beat.signals import SignalRelay
-from ha_beat.state_loss import Shadow
+from ha_beat.store.connections import Link, link_to
+from ha_beat.store.journal import Journal
+from ha_beat.store.lease import Keys, RedisLeaseStore, Replica, Term, new_token
+from ha_beat.store.ledger import Ledger
+from ha_beat.store.presence import RedisPresence
+from ha_beat.store.request_queue import Requests
+from ha_beat.store.shadow import Shadow, ShadowFeed
 
 if TYPE_CHECKING:
     import redis
@@ -128,7 +127,7 @@ def check_http(settings: Settings) -> None:
         ConfigurationError: a library is missing, or the port is taken.
     """
     if settings.http_address is not None:
-        from ha_beat.http import check_bind
+        from ha_beat.monitoring.http import check_bind
 
         check_bind(*settings.http_address)
 
@@ -136,7 +135,7 @@ def check_http(settings: Settings) -> None:
 def _advertised(settings: Settings) -> str:
     if settings.http_address is None:
         return ""
-    from ha_beat.http import advertised_url
+    from ha_beat.monitoring.http import advertised_url
 
     return advertised_url(*settings.http_address)
 

@@ -38,10 +38,10 @@ from celery.exceptions import Ignore
 from celery.utils.dispatch import Signal
 
 from ha_beat.bootstrap import lease_link, load_settings
-from ha_beat.lease import Keys
-from ha_beat.redis_links import Link
-from ha_beat.redis_scripts import text
-from ha_beat.task_request import HEADER
+from ha_beat.headers import HEADER
+from ha_beat.store.connections import Link
+from ha_beat.store.lease import Keys
+from ha_beat.store.scripts import text
 
 logger = logging.getLogger("ha_beat")
 

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 from celery.beat import BeatLazyFunc, ScheduleEntry, Scheduler
 
-from ha_beat.agenda import Slot
 from ha_beat.bootstrap import Runtime, assemble, check_http, check_topology, load_settings, misfire
 from ha_beat.clock import SystemClock
 from ha_beat.dispatch import FencedOff
-from ha_beat.enqueuer import BrokerOutOfReach
-from ha_beat.entry_options import EntryOptions
 from ha_beat.errors import ConfigurationError
-from ha_beat.lease import Term
-from ha_beat.ledger import LedgerRow
-from ha_beat.occurrence import Misfire
-from ha_beat.takeover import Absence
-from ha_beat.timetable import instants_of, starting_deadline
-from ha_beat.verdicts import NEVER
+from ha_beat.leader import BrokerOutOfReach
+from ha_beat.leader.due_queue import Slot
+from ha_beat.leader.ledger_writer import NEVER
+from ha_beat.leader.reconcile import Absence
+from ha_beat.schedule.entry_options import EntryOptions
+from ha_beat.schedule.occurrence import Misfire
+from ha_beat.schedule.recurrence import instants_of, starting_deadline
+from ha_beat.store.lease import Term
+from ha_beat.store.ledger import LedgerRow
 
 logger = logging.getLogger("ha_beat")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["tests.servers.fixtures", "tests.figures", "tests.faults.table"]
+pytest_plugins = ["tests.support.servers.fixtures", "tests.figures", "tests.faults.table"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 from tests.mutants import MUTANTS, Mutant
 
-CLAIM = "tests/unit/test_claim.py"
-CONTRACT = "tests/contract/test_lease_store.py"
-ELECTION = "tests/unit/test_election.py"
-ENQUEUER = "tests/unit/test_enqueuer.py"
-FEED = "tests/unit/test_shadow_feed.py"
-MARK = "tests/unit/test_store_mark.py"
-SCRIPT = "tests/contract/test_dispatch_script.py"
-STATE_LOSS = "tests/unit/test_state_loss.py"
-TAKEOVER = "tests/unit/test_takeover_rules.py"
+CLAIM = "tests/integration/dispatch/test_two_phase.py"
+CONTRACT = "tests/integration/store/test_lease_store.py"
+ELECTION = "tests/unit/election/test_state_machine.py"
+ENQUEUER = "tests/unit/leader/test_enqueuer.py"
+FEED = "tests/unit/store/test_shadow.py"
+MARK = "tests/integration/dispatch/test_lease_marker.py"
+SCRIPT = "tests/integration/store/test_dispatch_script.py"
+STATE_LOSS = "tests/unit/leader/test_state_loss.py"
+TAKEOVER = "tests/unit/leader/test_reconcile.py"
 
 
 #: Rule and scenario of each guard in `tests.mutants`.
@@ -78,102 +78,106 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         1,
         "assess: a new gen is a loss",
-        Mutant("ha_beat.state_loss:assess", "if gen not in previous_gens:", "if False:"),
+        Mutant("ha_beat.leader.state_loss:assess", "if gen not in previous_gens:", "if False:"),
         f"{STATE_LOSS}::test_a_lost_ledger_is_a_loss_also_for_a_replica_that_knew_nothing",
     ),
     Guard(
         1,
         "assess: a ledger behind what was acknowledged is a loss",
-        Mutant("ha_beat.state_loss:Shadow.ahead_of", "return bool(self.lost(rows, now))", "return False"),
+        Mutant("ha_beat.store.shadow:Shadow.ahead_of", "return bool(self.lost(rows, now))", "return False"),
         f"{STATE_LOSS}::test_a_ledger_behind_what_was_acknowledged_is_a_loss",
     ),
     Guard(
         1,
         "assess: a restart without an append-only file is a loss, whoever takes over",
-        Mutant("ha_beat.state_loss:assess", "if not facts.append_only:", "if not facts.append_only and not known:"),
+        Mutant(
+            "ha_beat.leader.state_loss:assess", "if not facts.append_only:", "if not facts.append_only and not known:"
+        ),
         f"{STATE_LOSS}::test_a_restart_without_one_is_a_loss_whoever_takes_over",
     ),
     Guard(
         1,
         "assess: what was due until contact was lost may have been enqueued",
         Mutant(
-            "ha_beat.contact:Contact._lose",
+            "ha_beat.election.connectivity:Contact._lose",
             "self.lost_at, self._break_known = now, True",
             "self.lost_at, self._break_known = now - 5, True",
         ),
-        "tests/unit/test_contact.py::test_after_an_outage_contact_ended_before_it_and_began_with_its_end",
+        "tests/unit/election/test_connectivity.py::test_after_an_outage_contact_ended_before_it_and_began_with_its_end",
     ),
     Guard(
         2,
         "assess: a promoted server is nobody's witness",
         Mutant(
-            "ha_beat.state_loss:_after_failover", "if not known or contact_lost is None:", "if contact_lost is None:"
+            "ha_beat.leader.state_loss:_after_failover",
+            "if not known or contact_lost is None:",
+            "if contact_lost is None:",
         ),
         f"{STATE_LOSS}::test_a_promoted_server_was_there_before_and_its_start_tells_nothing",
     ),
     Guard(
         2,
         "assess: an old primary that stops by itself has gone on until then",
-        Mutant("ha_beat.state_loss:_after_failover", "doubt_until if facts.min_replicas else", ""),
+        Mutant("ha_beat.leader.state_loss:_after_failover", "doubt_until if facts.min_replicas else", ""),
         f"{STATE_LOSS}::test_after_a_failover_that_lost_nothing_known_the_old_primary_may_have_gone_on",
     ),
     Guard(
         2,
         "assess: and goes on for as long as its replicas may lag",
-        Mutant("ha_beat.state_loss:assess", "timedelta(seconds=facts.max_lag)", "timedelta(0)"),
+        Mutant("ha_beat.leader.state_loss:assess", "timedelta(seconds=facts.max_lag)", "timedelta(0)"),
         f"{STATE_LOSS}::test_after_a_failover_that_lost_nothing_known_the_old_primary_may_have_gone_on",
     ),
     Guard(
         1,
         "shadow: positions never move back",
-        Mutant("ha_beat.state_loss:Shadow.learn", "if known is None or known < position:", "if True:"),
+        Mutant("ha_beat.store.shadow:Shadow.learn", "if known is None or known < position:", "if True:"),
         f"{STATE_LOSS}::test_positions_never_move_back",
     ),
     Guard(
         1,
         "takeover: what may have been enqueued is not enqueued again",
-        Mutant("ha_beat.takeover:_skip_to", "if slot.base >= floor:", "if True:"),
+        Mutant("ha_beat.leader.reconcile:_skip_to", "if slot.base >= floor:", "if True:"),
         f"{TAKEOVER}::test_after_a_loss_a_store_that_lags_does_not_run_its_past_again",
     ),
     Guard(
         1,
         "enqueuer: an entry that only knows itself is not asked before its base",
-        Mutant("ha_beat.enqueuer.source:Planner.plan", "max(again, slot.base)", "again"),
+        Mutant("ha_beat.leader.planner:Planner.plan", "max(again, slot.base)", "again"),
         f"{ENQUEUER}::test_an_entry_that_only_knows_itself_is_not_asked_before_its_base",
     ),
     Guard(
         1,
         "assess: the clock of who was lost with the state may have been ahead",
         Mutant(
-            "ha_beat.state_loss:assess",
+            "ha_beat.leader.state_loss:assess",
             "contact_lost or facts.started_at) + _GUARD",
             "contact_lost or facts.started_at)",
         ),
-        "tests/unit/test_loss_storm.py::test_whatever_is_lost_nothing_runs_twice_or_is_dropped_in_silence",
+        "tests/unit/leader/test_loss_storm.py::test_whatever_is_lost_nothing_runs_twice_or_is_dropped_in_silence",
     ),
     Guard(
         1,
         "takeover: what was lost of another release's entries stays in doubt until it leads",
-        Mutant("ha_beat.takeover:_of_others", "in_doubt_until=loss.floor", "in_doubt_until=None"),
+        Mutant("ha_beat.leader.reconcile:_of_others", "in_doubt_until=loss.floor", "in_doubt_until=None"),
         f"{TAKEOVER}::test_what_is_in_doubt_of_another_release_s_entry_stays_so_until_that_one_leads",
     ),
     Guard(
         1,
         "enqueuer: a leader remembers all of the ledger that it took over",
-        Mutant("ha_beat.enqueuer.enqueuer:Enqueuer._take_over", "self._shadow.learn_rows(rows)", "pass"),
+        Mutant("ha_beat.leader.enqueuer:Enqueuer._take_over", "self._shadow.learn_rows(rows)", "pass"),
         f"{ENQUEUER}::test_a_leader_that_loses_the_ledger_remembers_what_was_not_due_in_its_term",
     ),
     Guard(
         1,
         "election: who remembers the state that is gone goes first",
-        Mutant("ha_beat.election:_may_go", "not fitness.remembers and now < campaign.open_at", "False"),
-        "tests/unit/test_elector.py::test_after_an_outage_that_took_all_state_those_who_remember_it_go_first",
+        Mutant("ha_beat.election.state_machine:_may_go", "not fitness.remembers and now < campaign.open_at", "False"),
+        "tests/unit/election/test_elector.py::test_after_an_outage_that_took_all_state_those_who_remember_it_go_first",
     ),
     Guard(
         1,
         "enqueuer: a loss that the leader has not seen to is the next one's too",
         Mutant(
-            "ha_beat.enqueuer.enqueuer:Enqueuer._assess",
+            "ha_beat.leader.enqueuer:Enqueuer._assess",
             "self._say(ledger, acquired.term, self._loss.encoded())",
             "self._unfinished = False",
         ),
@@ -183,14 +187,14 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         2,
         "presence: of another run of the server proves nothing",
-        Mutant("ha_beat.election:_sight", 'view.run_id not in ("", record.run_id)', "False"),
+        Mutant("ha_beat.election.state_machine:_sight", 'view.run_id not in ("", record.run_id)', "False"),
         f"{ELECTION}::test_absence_on_another_run_of_the_server_is_nobodys_death",
     ),
     Guard(
         2,
         "enqueuer: nothing is dispatched at once on another server",
         Mutant(
-            "ha_beat.enqueuer.enqueuer:Enqueuer._begin",
+            "ha_beat.leader.enqueuer:Enqueuer._begin",
             "if acquired.server_changed and (others or held_on == acquired.term.run_id):",
             "if False:",
         ),
@@ -207,19 +211,21 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         2,
         "enqueuer: who waited on another server and leads once more waits on",
-        Mutant("ha_beat.enqueuer.enqueuer:Enqueuer._begin", "(others or held_on == acquired.term.run_id)", "others"),
+        Mutant("ha_beat.leader.enqueuer:Enqueuer._begin", "(others or held_on == acquired.term.run_id)", "others"),
         f"{ENQUEUER}::test_a_leader_that_waits_on_another_server_and_leads_once_more_waits_on",
     ),
     Guard(
         2,
         "renew: on so many replicas of Redis",
-        Mutant("ha_beat.lease:RedisLeaseStore._await_replicas", "if int(reached) < self._wait_replicas:", "if False:"),
+        Mutant(
+            "ha_beat.store.lease:RedisLeaseStore._await_replicas", "if int(reached) < self._wait_replicas:", "if False:"
+        ),
         f"{CONTRACT}::test_a_renewal_counts_only_when_enough_replicas_have_it",
     ),
     Guard(
         2,
         "assess: a primary back from a snapshot is told from a promoted replica by its start",
-        Mutant("ha_beat.state_loss:_after_failover", "floor = max(floor, facts.started_at + _GUARD)", "pass"),
+        Mutant("ha_beat.leader.state_loss:_after_failover", "floor = max(floor, facts.started_at + _GUARD)", "pass"),
         f"{STATE_LOSS}::test_a_primary_with_replicas_that_came_back_from_a_snapshot_looks_promoted",
     ),
     # --- 3: a script does not roll back
@@ -261,7 +267,7 @@ WATCHED: tuple[Guard, ...] = (
         3,
         "scripts: NUMSUB by pcall",
         Mutant("lua:acquire", "redis.pcall('PUBSUB', count, channel)", "redis.call('PUBSUB', count, channel)"),
-        "tests/topologies/test_rights.py::test_rights_that_are_a_comfort",
+        "tests/integration/topologies/test_rights.py::test_rights_that_are_a_comfort",
     ),
     # --- 4: a full server
     Guard(
@@ -274,7 +280,7 @@ WATCHED: tuple[Guard, ...] = (
         4,
         "lease: its scripts run although the server is full",
         Mutant(
-            "ha_beat.redis_scripts:Script.__init__",
+            "ha_beat.store.scripts:Script.__init__",
             "[_ALTHOUGH_FULL + source, source] if although_full else [source]",
             "[source]",
         ),
@@ -296,39 +302,39 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         5,
         "time: a step of the wall clock is not followed",
-        Mutant("ha_beat.scheduling_time:SchedulingTime.seconds", "return carried_on", "return wall"),
-        "tests/unit/test_scheduling_time.py::test_a_step_that_nobody_confirms_is_not_followed",
+        Mutant("ha_beat.election.cluster_clock:SchedulingTime.seconds", "return carried_on", "return wall"),
+        "tests/unit/election/test_cluster_clock.py::test_a_step_that_nobody_confirms_is_not_followed",
     ),
     Guard(
         5,
         "time: the last leader votes",
-        Mutant("ha_beat.scheduling_time:SchedulingTime.join", "agreed = vote(mine, *others)", "agreed = mine"),
-        "tests/unit/test_scheduling_time.py::test_a_replica_that_began_with_a_wrong_clock_is_outvoted_as_it_takes_over",
+        Mutant("ha_beat.election.cluster_clock:SchedulingTime.join", "agreed = vote(mine, *others)", "agreed = mine"),
+        "tests/unit/election/test_cluster_clock.py::test_a_replica_that_began_with_a_wrong_clock_is_outvoted_as_it_takes_over",
     ),
     Guard(
         5,
         "takeover: a last run in the future is not believed",
-        Mutant("ha_beat.takeover:take_over", "if slot.base > scribe.now + _CLOCK_ROOM:", "if False:"),
+        Mutant("ha_beat.leader.reconcile:take_over", "if slot.base > scribe.now + _CLOCK_ROOM:", "if False:"),
         f"{TAKEOVER}::test_a_store_that_dates_a_run_in_the_future_is_not_believed",
     ),
     # --- 6: identity of an occurrence
     Guard(
         6,
         "solar: to the second",
-        Mutant("ha_beat.timetable:Solar._search", ".replace(microsecond=0)", ""),
-        "tests/unit/test_timetable.py::test_solar_events_have_one_instant_each",
+        Mutant("ha_beat.schedule.recurrence:Solar._search", ".replace(microsecond=0)", ""),
+        "tests/unit/schedule/test_recurrence.py::test_solar_events_have_one_instant_each",
     ),
     Guard(
         6,
         "occurrence: one task id for whoever enqueues it",
-        Mutant("ha_beat.occurrence:Occurrence.task_id", "uuid.uuid5(_NAMESPACE, ", "str(uuid.uuid4()) + ("),
-        "tests/unit/test_occurrence.py::test_an_occurrence_has_one_task_id_for_whoever_enqueues_it",
+        Mutant("ha_beat.schedule.occurrence:Occurrence.task_id", "uuid.uuid5(_NAMESPACE, ", "str(uuid.uuid4()) + ("),
+        "tests/unit/schedule/test_occurrence.py::test_an_occurrence_has_one_task_id_for_whoever_enqueues_it",
     ),
     Guard(
         6,
         "enqueuer: a row that has moved is followed",
         Mutant(
-            "ha_beat.enqueuer.settling:Settler._follow",
+            "ha_beat.leader.results:Settler._follow",
             "slot.base = max(slot.base, row.base) if row else slot.base",
             "",
         ),
@@ -351,7 +357,7 @@ WATCHED: tuple[Guard, ...] = (
         7,
         "claim: what may have been accepted is not taken back",
         Mutant(
-            "ha_beat.dispatch.claim:_sorted_out",
+            "ha_beat.dispatch.two_phase:_sorted_out",
             'if known.outcome in {"refused", "unsent"} and not known.unknown',
             'if known.outcome in {"refused", "unsent"}',
         ),
@@ -372,14 +378,14 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         7,
         "claim: nothing is sent without trust",
-        Mutant("ha_beat.dispatch.claim:ClaimDispatcher._send", "elif not self._trusted(term):", "elif False:"),
+        Mutant("ha_beat.dispatch.two_phase:ClaimDispatcher._send", "elif not self._trusted(term):", "elif False:"),
         f"{CLAIM}::test_trust_that_ends_in_mid_batch_ends_the_sending",
     ),
     Guard(
         7,
         "claim: what was never tried is another's",
         Mutant(
-            "ha_beat.dispatch.claim:ClaimDispatcher._claimed",
+            "ha_beat.dispatch.two_phase:ClaimDispatcher._claimed",
             '(answer.kind == "mine" and tried)',
             'answer.kind == "mine"',
         ),
@@ -388,20 +394,20 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         7,
         "claim: settled only once it can't be under way",
-        Mutant("ha_beat.enqueuer.claims:Claims.settle", "and self._clock.elapsed() >= self._settle_at", ""),
+        Mutant("ha_beat.leader.open_claims:Claims.settle", "and self._clock.elapsed() >= self._settle_at", ""),
         f"{ENQUEUER}::test_what_another_left_claimed_is_settled_no_sooner_than_it_can_be_under_way",
     ),
     Guard(
         7,
         "worker: a second sending is dropped",
         Mutant("ha_beat.guard:_is_second", "if taken_up is None or text(taken_up) == mark:", "if True:"),
-        "tests/unit/test_guard.py::test_a_second_sending_is_dropped",
+        "tests/integration/guard/test_guard.py::test_a_second_sending_is_dropped",
     ),
     Guard(
         7,
         "worker: a redelivery is let pass",
         Mutant("ha_beat.guard:_is_second", "if taken_up is None or text(taken_up) == mark:", "if taken_up is None:"),
-        "tests/unit/test_guard.py::test_a_redelivery_and_a_retry_run",
+        "tests/integration/guard/test_guard.py::test_a_redelivery_and_a_retry_run",
     ),
     # --- 8: released is refused
     Guard(
@@ -450,39 +456,41 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         9,
         "election: the highest epoch seen is kept",
-        Mutant("ha_beat.election:_look", "max(state.seen_epoch, record.epoch if record else 0)", "0"),
+        Mutant("ha_beat.election.state_machine:_look", "max(state.seen_epoch, record.epoch if record else 0)", "0"),
         f"{ELECTION}::test_the_highest_epoch_seen_is_never_forgotten",
     ),
     # --- 10: presence that flaps
     Guard(
         10,
         "presence: another channel for each connection",
-        Mutant("ha_beat.presence:RedisPresence.open", "token = new_token()", 'token = "the-same"'),
-        "tests/unit/test_presence.py::test_each_connection_has_a_channel_of_its_own",
+        Mutant("ha_beat.store.presence:RedisPresence.open", "token = new_token()", 'token = "the-same"'),
+        "tests/integration/store/test_presence.py::test_each_connection_has_a_channel_of_its_own",
     ),
     Guard(
         10,
         "presence: a connection that was made anew is another",
-        Mutant("ha_beat.presence:RedisPresence.wait", "if self._connected_again:", "if False:"),
-        "tests/unit/test_presence.py::test_a_connection_that_comes_back_by_itself_counts_as_lost",
+        Mutant("ha_beat.store.presence:RedisPresence.wait", "if self._connected_again:", "if False:"),
+        "tests/integration/store/test_presence.py::test_a_connection_that_comes_back_by_itself_counts_as_lost",
     ),
     Guard(
         10,
         "presence: PING",
-        Mutant("ha_beat.presence:RedisPresence.wait", "self._ping_when_due(self._pubsub)", ""),
-        "tests/unit/test_presence.py::test_a_server_that_stops_answering_is_noticed",
+        Mutant("ha_beat.store.presence:RedisPresence.wait", "self._ping_when_due(self._pubsub)", ""),
+        "tests/integration/store/test_presence.py::test_a_server_that_stops_answering_is_noticed",
     ),
     Guard(
         10,
         "presence: without renewal in between",
-        Mutant("ha_beat.election:_sight", "and unmoved and before.absent_since", "and before.absent_since"),
+        Mutant(
+            "ha_beat.election.state_machine:_sight", "and unmoved and before.absent_since", "and before.absent_since"
+        ),
         f"{ELECTION}::test_two_absences_must_be_of_the_same_thing",
     ),
     Guard(
         10,
         "presence: a new one is registered at once",
         Mutant(
-            "ha_beat.election:_as_leader",
+            "ha_beat.election.state_machine:_as_leader",
             "case PresenceReady() if not state.presence and now >= state.no_presence_until:",
             "case PresenceReady() if False:",
         ),
@@ -491,20 +499,24 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         2,
         "presence: one who has known an outage must have seen the channel",
-        Mutant("ha_beat.election:_as_standby", 'counted="", unbroken=False, bare_since', "bare_since"),
+        Mutant("ha_beat.election.state_machine:_as_standby", 'counted="", unbroken=False, bare_since', "bare_since"),
         f"{ELECTION}::test_who_has_known_an_outage_is_no_newcomer",
     ),
     Guard(
         10,
         "presence: what has cut a standby's may have cut the leader's",
-        Mutant("ha_beat.election:_as_standby", 'return replace(state, counted="", unbroken=False)', "return state"),
+        Mutant(
+            "ha_beat.election.state_machine:_as_standby",
+            'return replace(state, counted="", unbroken=False)',
+            "return state",
+        ),
         f"{ELECTION}::test_who_has_lost_its_own_presence_knows_of_no_death",
     ),
     Guard(
         2,
         "presence: a newcomer judges by the lease's own server alone",
         Mutant(
-            "ha_beat.election:_means_death",
+            "ha_beat.election.state_machine:_means_death",
             'record.run_id != "" and record.run_id == sighting.run_id',
             "True",
         ),
@@ -513,21 +525,21 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         2,
         "election: after an outage longer than the lease its holder goes first",
-        Mutant("ha_beat.election:_holders_turn", "min(timing.courtesy, ttl)", "0"),
+        Mutant("ha_beat.election.state_machine:_holders_turn", "min(timing.courtesy, ttl)", "0"),
         f"{ELECTION}::test_after_an_outage_longer_than_the_lease_its_holder_goes_first",
     ),
     # --- 11: a late acquire
     Guard(
         11,
         "election: a lease under a nonce of one's own is free",
-        Mutant("ha_beat.election:_opportunity", "if record.nonce in state.nonces:", "if False:"),
-        "tests/unit/test_elector.py::test_a_lost_acquire_reply_costs_a_moment_and_not_a_ttl",
+        Mutant("ha_beat.election.state_machine:_opportunity", "if record.nonce in state.nonces:", "if False:"),
+        "tests/unit/election/test_elector.py::test_a_lost_acquire_reply_costs_a_moment_and_not_a_ttl",
     ),
     Guard(
         11,
         "election: earlier campaigns too",
         Mutant(
-            "ha_beat.election:_as_standby",
+            "ha_beat.election.state_machine:_as_standby",
             "nonces = (*state.nonces, nonce)[-REMEMBERED_CAMPAIGNS:]",
             "nonces = (nonce,)",
         ),
@@ -538,7 +550,7 @@ WATCHED: tuple[Guard, ...] = (
         12,
         "election: each attempt has a number of its own",
         Mutant(
-            "ha_beat.election:_as_leader",
+            "ha_beat.election.state_machine:_as_leader",
             "state = replace(state, seq=state.seq + 1, next_renewal=now + timing.retry_interval)",
             "state = replace(state, next_renewal=now + timing.retry_interval)",
         ),
@@ -547,15 +559,15 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         12,
         "election: the margin",
-        Mutant("ha_beat.election:Timing.margin", "return self.ttl / 10", "return 0.0"),
-        "tests/unit/test_election_model.py::test_the_margin_bears_a_slow_leader_and_a_fast_standby[with]",
+        Mutant("ha_beat.election.state_machine:Timing.margin", "return self.ttl / 10", "return 0.0"),
+        "tests/unit/election/test_election_model.py::test_the_margin_bears_a_slow_leader_and_a_fast_standby[with]",
     ),
     # --- 13: entries that come and go
     Guard(
         13,
         "takeover: where an entry begins is written down",
         Mutant(
-            "ha_beat.takeover:_place",
+            "ha_beat.leader.reconcile:_place",
             "return scribe.armed(slot) if edited or off or behind or slot.base > reached else None",
             "return None",
         ),
@@ -564,68 +576,68 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         13,
         "takeover: an edited entry counts from the edit",
-        Mutant("ha_beat.takeover:_place", "if edited or off:", "if False:"),
+        Mutant("ha_beat.leader.reconcile:_place", "if edited or off:", "if False:"),
         f"{TAKEOVER}::test_an_edited_entry_owes_nothing_from_before_the_edit",
     ),
     Guard(
         13,
         "takeover: what an edit drops has its verdict",
-        Mutant("ha_beat.takeover:_place", "reached < dropped <= slot.base", "False"),
+        Mutant("ha_beat.leader.reconcile:_place", "reached < dropped <= slot.base", "False"),
         f"{TAKEOVER}::test_what_an_edited_entry_owed_by_its_old_schedule_gets_its_verdict",
     ),
     Guard(
         1,
         "takeover: an edit is no proof that nothing was enqueued",
-        Mutant("ha_beat.takeover:_place", "if in_doubt:", "if in_doubt and not edited:"),
+        Mutant("ha_beat.leader.reconcile:_place", "if in_doubt:", "if in_doubt and not edited:"),
         f"{TAKEOVER}::test_after_a_loss_an_edited_entry_is_in_doubt_like_any_other",
     ),
     Guard(
         13,
         "takeover: an entry that was off counts from now",
-        Mutant("ha_beat.takeover:_place", 'or (row is not None and row.verdict == "absent")', ""),
+        Mutant("ha_beat.leader.reconcile:_place", 'or (row is not None and row.verdict == "absent")', ""),
         f"{TAKEOVER}::test_an_entry_that_was_off_owes_nothing_and_counts_its_runs_anew",
     ),
     Guard(
         13,
         "takeover: what was off while nobody led owes nothing",
-        Mutant("ha_beat.takeover:_place", "if not (edited or off) and _was_off(slot, row):", "if False:"),
+        Mutant("ha_beat.leader.reconcile:_place", "if not (edited or off) and _was_off(slot, row):", "if False:"),
         f"{TAKEOVER}::test_what_was_off_while_nobody_led_owes_nothing_of_that_time",
     ),
     Guard(
         13,
         "takeover: a store that is behind was not cleared",
-        Mutant("ha_beat.takeover:_was_off", "and row.run_count <= slot.run_count", ""),
+        Mutant("ha_beat.leader.reconcile:_was_off", "and row.run_count <= slot.run_count", ""),
         f"{TAKEOVER}::test_a_store_that_is_behind_is_none_that_was_cleared",
     ),
     Guard(
         13,
         "takeover: what another leader dealt with is not begun again",
-        Mutant("ha_beat.takeover:take_over", "and not _dealt_with(slot, row)", ""),
+        Mutant("ha_beat.leader.reconcile:take_over", "and not _dealt_with(slot, row)", ""),
         f"{TAKEOVER}::test_what_was_off_once_goes_on_from_where_the_leader_of_that_time_left_it",
     ),
     Guard(
         13,
         "takeover: what was off and got another schedule counts from when it got it",
-        Mutant("ha_beat.takeover:_place", "(off and not changed)", "off"),
+        Mutant("ha_beat.leader.reconcile:_place", "(off and not changed)", "off"),
         f"{TAKEOVER}::test_an_entry_that_was_off_and_got_another_schedule_is_owed_what_it_is_given",
     ),
     Guard(
         13,
         "agenda: runs are counted anew after it was off",
-        Mutant("ha_beat.agenda:Slot.runs", 'or row.verdict == "absent"', ""),
+        Mutant("ha_beat.leader.due_queue:Slot.runs", 'or row.verdict == "absent"', ""),
         f"{TAKEOVER}::test_an_entry_that_was_off_owes_nothing_and_counts_its_runs_anew",
     ),
     Guard(
         13,
         "takeover: absence is believed only of a store that was asked in this term",
-        Mutant("ha_beat.takeover:take_over", "if absence.certain:", "if True:"),
+        Mutant("ha_beat.leader.reconcile:take_over", "if absence.certain:", "if True:"),
         f"{TAKEOVER}::test_only_a_store_that_was_asked_under_this_term_tells_that_an_entry_is_gone",
     ),
     Guard(
         13,
         "takeover: what is gone is remembered for days",
         Mutant(
-            "ha_beat.takeover:_absences",
+            "ha_beat.leader.reconcile:_absences",
             "elif row.dispatched_ms < forget_before.timestamp() * 1000:",
             "else:",
         ),
@@ -635,7 +647,7 @@ WATCHED: tuple[Guard, ...] = (
         13,
         "scheduler: what a release lacks is not gone at once",
         Mutant("ha_beat.scheduler:HAMixin.absence", "if self._told_what_is_gone else None", ""),
-        "tests/unit/test_scheduler.py::test_an_entry_that_was_gone_for_long_owes_nothing_and_one_of_another_release_all",
+        "tests/integration/scheduler/test_scheduler.py::test_an_entry_that_was_gone_for_long_owes_nothing_and_one_of_another_release_all",
     ),
     Guard(
         13,
@@ -643,7 +655,7 @@ WATCHED: tuple[Guard, ...] = (
         Mutant(
             "ha_beat.scheduler:HAMixin.absence", "Absence(certain=True) if self._told_what_is_gone else None", "None"
         ),
-        "tests/unit/test_scheduler.py::test_an_entry_that_was_gone_for_long_owes_nothing_and_one_of_another_release_all",
+        "tests/integration/scheduler/test_scheduler.py::test_an_entry_that_was_gone_for_long_owes_nothing_and_one_of_another_release_all",
     ),
     # --- 14: requests and the pause
     Guard(
@@ -677,31 +689,39 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         14,
         "control: a pause outlives the ledger",
-        Mutant("ha_beat.control:Control._learn_pause", "if pause is None and shadow.paused and", "if False and"),
-        "tests/control/test_pause_kept.py::test_a_pause_of_the_ledger_that_was_lost_is_put_back",
+        Mutant(
+            "ha_beat.leader.request_handler:Control._learn_pause",
+            "if pause is None and shadow.paused and",
+            "if False and",
+        ),
+        "tests/integration/leader/test_pause_kept.py::test_a_pause_of_the_ledger_that_was_lost_is_put_back",
     ),
     # --- 15: verdicts over ranges; a batch again
     Guard(
         14,
         "control: an answer that did not get through is given again as it was",
-        Mutant("ha_beat.control:Control._serve", "self._undelivered.get(request.id, (None, None))", "(None, None)"),
-        "tests/control/test_waiting.py::test_an_answer_that_did_not_get_through_is_given_again_as_it_was",
+        Mutant(
+            "ha_beat.leader.request_handler:Control._serve",
+            "self._undelivered.get(request.id, (None, None))",
+            "(None, None)",
+        ),
+        "tests/integration/leader/test_waiting.py::test_an_answer_that_did_not_get_through_is_given_again_as_it_was",
     ),
     Guard(
         14,
         "control: a request whose broker is away holds up no other",
-        Mutant("ha_beat.control:Control._serve", "away = exc", "raise"),
-        "tests/control/test_waiting.py::test_a_request_whose_broker_is_away_holds_up_no_other",
+        Mutant("ha_beat.leader.request_handler:Control._serve", "away = exc", "raise"),
+        "tests/integration/leader/test_waiting.py::test_a_request_whose_broker_is_away_holds_up_no_other",
     ),
     Guard(
         15,
         "misfire: what `once` passes over has its verdict",
         Mutant(
-            "ha_beat.occurrence:Misfire.settle",
+            "ha_beat.schedule.occurrence:Misfire.settle",
             "return Due(send, send, Skipped(first, send, passed_over, self._why_passed_over(kept, wanted)))",
             "return Due(send, send)",
         ),
-        "tests/unit/test_occurrence.py::test_every_instant_gets_exactly_one_verdict",
+        "tests/unit/schedule/test_occurrence.py::test_every_instant_gets_exactly_one_verdict",
     ),
     Guard(
         15,
@@ -719,26 +739,26 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         16,
         "shadow feed: a gap in the journal",
-        Mutant("ha_beat.shadow_feed:ShadowFeed.poll", "first > shadow.counter + 1 or", ""),
+        Mutant("ha_beat.store.shadow:ShadowFeed.poll", "first > shadow.counter + 1 or", ""),
         f"{FEED}::test_records_that_were_trimmed_before_they_were_read_make_it_read_the_ledger",
     ),
     Guard(
         16,
         "shadow feed: another incarnation",
-        Mutant("ha_beat.shadow_feed:ShadowFeed.poll", "if gen != shadow.gen or gap", "if gap"),
+        Mutant("ha_beat.store.shadow:ShadowFeed.poll", "if gen != shadow.gen or gap", "if gap"),
         f"{FEED}::test_another_incarnation_of_the_ledger_is_read_whole_and_moves_no_position_back",
     ),
     # --- 17: a hung main loop
     Guard(
         17,
         "election: after a release for cause others go first",
-        Mutant("ha_beat.election:released", "barred_until=now + timing.ttl", "barred_until=0.0"),
+        Mutant("ha_beat.election.state_machine:released", "barred_until=now + timing.ttl", "barred_until=0.0"),
         f"{ELECTION}::test_after_a_release_for_cause_others_go_first",
     ),
     Guard(
         17,
         "election: one that hangs does not campaign",
-        Mutant("ha_beat.election:decide", "not fitness.stalled and fitness.ready", "fitness.ready"),
+        Mutant("ha_beat.election.state_machine:decide", "not fitness.stalled and fitness.ready", "fitness.ready"),
         f"{ELECTION}::test_a_stalled_replica_does_not_campaign",
     ),
     # --- 18: two apps, two versions, two stores
@@ -757,8 +777,8 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         18,
         "ledger: rows of a newer version",
-        Mutant("ha_beat.ledger:LedgerRow._parse", 'if row["v"] > ROW_VERSION:', "if False:"),
-        "tests/unit/test_ledger.py::test_what_is_not_understood_is_no_row",
+        Mutant("ha_beat.store.ledger:LedgerRow._parse", 'if row["v"] > ROW_VERSION:', "if False:"),
+        "tests/unit/store/test_ledger.py::test_what_is_not_understood_is_no_row",
     ),
     Guard(
         18,
@@ -775,14 +795,14 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         18,
         "mark: who leads knows its store's incarnation",
-        Mutant("ha_beat.dispatch.store_mark:StoreMark.require", "self._gen = term.gen", "pass"),
+        Mutant("ha_beat.dispatch.lease_marker:StoreMark.require", "self._gen = term.gen", "pass"),
         f"{MARK}::test_a_late_mark_of_ones_own_store_before_a_loss_is_waited_out_at_most",
     ),
     Guard(
         18,
         "mark: of a replica that is registered here",
         Mutant(
-            "ha_beat.dispatch.store_mark:StoreMark._is_of_this_store",
+            "ha_beat.dispatch.lease_marker:StoreMark._is_of_this_store",
             "return bool(self._store().hexists(self._keys.members, mark.holder))",
             "return False",
         ),
@@ -792,7 +812,7 @@ WATCHED: tuple[Guard, ...] = (
         18,
         "mark: a standby of another store does not campaign",
         Mutant(
-            "ha_beat.dispatch.store_mark:StoreMark.permits",
+            "ha_beat.dispatch.lease_marker:StoreMark.permits",
             "return self._looked and (self._other is None or self._stale())",
             "return self._looked",
         ),
@@ -801,15 +821,15 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         18,
         "mark: it is kept before something is dispatched",
-        Mutant("ha_beat.dispatch.store_mark:StoreMark.require", "if self._lately(self._kept, term):", "if True:"),
+        Mutant("ha_beat.dispatch.lease_marker:StoreMark.require", "if self._lately(self._kept, term):", "if True:"),
         f"{MARK}::test_nothing_is_dispatched_while_the_mark_cannot_be_kept",
     ),
     # --- 19: numbers in scripts
     Guard(
         19,
         "occurrence: one spelling for an instant",
-        Mutant("ha_beat.occurrence:Occurrence.instant", 'timespec="microseconds"', ""),
-        "tests/unit/test_occurrence.py::test_an_instant_is_spelled_in_one_way",
+        Mutant("ha_beat.schedule.occurrence:Occurrence.instant", 'timespec="microseconds"', ""),
+        "tests/unit/schedule/test_occurrence.py::test_an_instant_is_spelled_in_one_way",
     ),
     # --- 20: the script is the proof
     Guard(

@@ -1,7 +1,7 @@
 """Guards of the package taken out, by replacing text in its sources: what a test that claims to watch a guard has to
 notice.
 
-In this process `MUTANTS[name].apply(monkeypatch.setattr)`; in a beat of its own the app `tests.apps.mutated_app` with
+In this process `MUTANTS[name].apply(monkeypatch.setattr)`; in another beat the app `tests.support.apps.mutated_app` with
 the name in `APP_MUTANT`.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from ha_beat import redis_scripts
+from ha_beat.store import scripts as redis_scripts
 
 SetAttribute = Callable[[Any, str, Any], object]
 
@@ -82,22 +82,26 @@ MUTANTS: dict[str, Mutant] = {
     "renew: seq only rises": Mutant(
         "lua:renew", "if number(redis.call('HGET', KEYS[1], 'seq')) >= tonumber(ARGV[3]) then", "if false then"
     ),
-    "trust window": Mutant("ha_beat.lease:Term.trusted", "return now < self.trusted_until", "return True"),
+    "trust window": Mutant("ha_beat.store.lease:Term.trusted", "return now < self.trusted_until", "return True"),
     "trust counts from the send": Mutant(
-        "ha_beat.election:_as_leader", "until(sent_at + timing.ttl - timing.margin)", "until(now + timing.ttl)"
+        "ha_beat.election.state_machine:_as_leader",
+        "until(sent_at + timing.ttl - timing.margin)",
+        "until(now + timing.ttl)",
     ),
-    "presence": Mutant("ha_beat.election:_opportunity", "if absent_since is not None and", "if False and"),
+    "presence": Mutant(
+        "ha_beat.election.state_machine:_opportunity", "if absent_since is not None and", "if False and"
+    ),
     "presence: absent at two polls": Mutant(
-        "ha_beat.election:_opportunity", ">= timing.poll_interval - _ROUNDING", ">= 0"
+        "ha_beat.election.state_machine:_opportunity", ">= timing.poll_interval - _ROUNDING", ">= 0"
     ),
     "presence: of a channel that was seen": Mutant(
-        "ha_beat.election:_means_death", "if record.presence == state.counted:", "if True:"
+        "ha_beat.election.state_machine:_means_death", "if record.presence == state.counted:", "if True:"
     ),
     "presence: its end is told at once": Mutant(
-        "ha_beat.election:_as_leader", "case PresenceBroke():", "case PresenceBroke() if False:"
+        "ha_beat.election.state_machine:_as_leader", "case PresenceBroke():", "case PresenceBroke() if False:"
     ),
     "presence: a flapping one is left out": Mutant(
-        "ha_beat.election:_as_leader", "flapping = losses >= PRESENCE_LOSSES", "flapping = False"
+        "ha_beat.election.state_machine:_as_leader", "flapping = losses >= PRESENCE_LOSSES", "flapping = False"
     ),
-    "stall timeout": Mutant("ha_beat.election:decide", "if fitness.stalled:", "if False:"),
+    "stall timeout": Mutant("ha_beat.election.state_machine:decide", "if fitness.stalled:", "if False:"),
 }

@@ -69,7 +69,14 @@ def main(*names: str) -> None:
         kind, _, _ = guard.mutant.where.partition(":")
         if kind != "lua":
             import_module(kind)
-    for module in ("celery.app.amqp", "celery.beat", "fakeredis", "hypothesis", "ha_beat.scheduler", "tests.servers"):
+    for module in (
+        "celery.app.amqp",
+        "celery.beat",
+        "fakeredis",
+        "hypothesis",
+        "ha_beat.scheduler",
+        "tests.support.servers",
+    ):
         import_module(module)
     for guard in WATCHED:
         if not names or guard.name in names:

@@ -11,7 +11,7 @@ import pytest
 import redis
 from kombu import Connection
 
-from tests.servers import (
+from tests.support.servers import (
     PartMissing,
     Postgres,
     RabbitMQ,

@@ -16,9 +16,9 @@ class LazyGroup(click.Group):
     def _load(self) -> None:
         if self.commands:
             return
-        from ha_beat.cli import look, migrate, steer
+        from ha_beat.cli import control, inspect, migrate
 
-        for command in (*look.COMMANDS, *steer.COMMANDS, *migrate.COMMANDS):
+        for command in (*inspect.COMMANDS, *control.COMMANDS, *migrate.COMMANDS):
             self.add_command(command)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature

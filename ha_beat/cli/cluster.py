@@ -16,12 +16,12 @@ from ha_beat.bootstrap import check_topology, lease_link, load_settings
 from ha_beat.cli import output
 from ha_beat.clock import SystemClock
 from ha_beat.errors import ConfigurationError, HaBeatError, StoreError
-from ha_beat.journal import Journal
-from ha_beat.lease import Keys, LeaseRecord
-from ha_beat.ledger import Ledger
-from ha_beat.members import ClusterView, Member, Members
-from ha_beat.requests import NobodyAnswered, Reply, Request, Requests
 from ha_beat.settings import Settings, redact_url
+from ha_beat.store.journal import Journal
+from ha_beat.store.lease import Keys, LeaseRecord
+from ha_beat.store.ledger import Ledger
+from ha_beat.store.membership import ClusterView, Member, Members
+from ha_beat.store.request_queue import NobodyAnswered, Reply, Request, Requests
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 from celery import Celery
 
 from ha_beat.errors import ConfigurationError, StoreUnavailable
-from ha_beat.redis_scripts import text
+from ha_beat.store.scripts import text
 
 
 @dataclass(frozen=True, slots=True)

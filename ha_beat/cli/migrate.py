@@ -11,15 +11,15 @@ import click
 from celery import Celery
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
-from ha_beat.agenda import Slot
 from ha_beat.cli import output
 from ha_beat.cli.cluster import CantTell, Cluster, NotWell, on_cluster
 from ha_beat.cli.last_runs import LastRun, RedBeat, of_celerybeat
-from ha_beat.ledger import LedgerRow, from_micros
-from ha_beat.redis_links import link_to
-from ha_beat.redis_scripts import Script, text
+from ha_beat.leader.due_queue import Slot
 from ha_beat.scheduler import HAMixin, HAScheduler
 from ha_beat.settings import redact_url
+from ha_beat.store.connections import link_to
+from ha_beat.store.ledger import LedgerRow, from_micros
+from ha_beat.store.scripts import Script, text
 
 #: A last run that lies ahead by more than this is not believed.
 _TOLERANCE = timedelta(seconds=2)

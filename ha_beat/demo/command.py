@@ -9,7 +9,7 @@ from types import FrameType
 
 import click
 
-from ha_beat.demo.scene import View
+from ha_beat.demo.view_model import View
 
 DURATION_WITHOUT_TERMINAL_S = 60.0
 
@@ -57,8 +57,8 @@ def demo(duration: float | None, plain: bool, replicas: int, seed: int | None, l
     leader by turns; counts what the worker ran. Exit status 1 if anything was enqueued twice or lost.
     """
     from ha_beat.demo.processes import DemoError
-    from ha_beat.demo.scene import summary
-    from ha_beat.demo.show import Options, Show
+    from ha_beat.demo.runner import Options, Show
+    from ha_beat.demo.view_model import summary
 
     terminal = sys.stdout.isatty()
     if duration is None and not terminal:

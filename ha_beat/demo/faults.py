@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from ha_beat.demo.counting import FaultKind
+from ha_beat.demo.tally import FaultKind
 
 
 def fault_script(seed: int | None) -> Iterator[tuple[FaultKind, float]]:

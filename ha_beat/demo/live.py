@@ -9,8 +9,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ha_beat.demo.counting import Run
-from ha_beat.demo.scene import Scene, clock_time, in_words, percentile
+from ha_beat.demo.tally import Run
+from ha_beat.demo.view_model import Scene, clock_time, in_words, percentile
 
 ROLE_STYLES = {
     "leader": "bold green",

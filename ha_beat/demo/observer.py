@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ha_beat.demo.app import CLUSTER, RUNS_KEY
-from ha_beat.demo.counting import Run, Verdict
+from ha_beat.demo.tally import Run, Verdict
 
 
 @dataclass(frozen=True, slots=True)

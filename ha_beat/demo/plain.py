@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ha_beat.demo.counting import Run
-from ha_beat.demo.scene import Scene, clock_time
+from ha_beat.demo.tally import Run
+from ha_beat.demo.view_model import Scene, clock_time
 
 
 class PlainView:

@@ -5,6 +5,6 @@ operations under a term (:meth:`Dispatcher.submit`). Where the broker is the lea
 (:mod:`ha_beat.dispatch.atomic`).
 """
 
-from ha_beat.dispatch.types import Answer, Dispatcher, FencedOff, OpenClaim, Operation, Prepared
+from ha_beat.dispatch.protocol import Answer, Dispatcher, FencedOff, OpenClaim, Operation, Prepared
 
 __all__ = ["Answer", "Dispatcher", "FencedOff", "OpenClaim", "Operation", "Prepared"]

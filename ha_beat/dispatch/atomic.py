@@ -10,17 +10,17 @@ from celery.beat import ScheduleEntry
 from kombu.exceptions import OperationalError
 from redis import exceptions as redis_errors
 
-from ha_beat.dispatch.batch_script import BatchScript
+from ha_beat.dispatch.batch import BatchScript
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.dispatch.capture import Command, captured
+from ha_beat.dispatch.lease_marker import StoreMark
 from ha_beat.dispatch.message import NothingPublished, publish
-from ha_beat.dispatch.store_mark import StoreMark
-from ha_beat.dispatch.types import Answer, OpenClaim, Operation
+from ha_beat.dispatch.protocol import Answer, OpenClaim, Operation
 from ha_beat.errors import StoreUnavailable
-from ha_beat.lease import Keys, Term
-from ha_beat.ledger import Ledger, LedgerRow
-from ha_beat.redis_faults import code_of, in_words
-from ha_beat.redis_scripts import text
+from ha_beat.store.lease import Keys, Term
+from ha_beat.store.ledger import Ledger, LedgerRow
+from ha_beat.store.redis_errors import code_of, in_words
+from ha_beat.store.scripts import text
 
 
 def _cause(exc: Exception) -> Exception:

@@ -14,8 +14,8 @@ from redis.retry import Retry
 from ha_beat.dispatch.capture import CapturingConnection
 from ha_beat.dispatch.message import DeclaringOnce
 from ha_beat.errors import StoreError, StoreUnavailable
-from ha_beat.redis_faults import as_store_error
-from ha_beat.redis_links import FEWEST_CONNECTIONS, WatchedClient
+from ha_beat.store.connections import FEWEST_CONNECTIONS, WatchedClient
+from ha_beat.store.redis_errors import as_store_error
 
 
 class BrokerLink:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ha_beat.task_request import HEADER
+from ha_beat.headers import HEADER
 
 __all__ = ["HEADER", "with_header"]
 

@@ -12,11 +12,11 @@ from celery.beat import ScheduleEntry
 from kombu import Producer
 
 from ha_beat.clock import Clock
-from ha_beat.dispatch.carrier import AmqpCarrier, Arguments, Carrier, RedisCarrier, Sent, SqsCarrier, worded
+from ha_beat.dispatch.broker_adapters import AmqpCarrier, Arguments, Carrier, RedisCarrier, Sent, SqsCarrier, worded
 from ha_beat.dispatch.header import HEADER
 from ha_beat.dispatch.message import DeclaringOnce, NothingPublished, publish
 from ha_beat.errors import StoreError, StoreUnavailable
-from ha_beat.lease import new_token
+from ha_beat.store.lease import new_token
 
 _CARRIERS: Mapping[str, type[Carrier]] = {"amqp": AmqpCarrier, "redis": RedisCarrier, "sqs": SqsCarrier}
 

@@ -28,13 +28,13 @@ from django_celery_beat.admin import PeriodicTaskAdmin, PeriodicTaskForm
 from django_celery_beat.models import PeriodicTask
 from kombu.utils.json import dumps, loads
 
-from ha_beat.django.cluster import EntryState, celery_app, cluster
+from ha_beat.django.cluster_view import EntryState, celery_app, cluster
 from ha_beat.django.entries import RowEntry, misfire_headers
 from ha_beat.django.models import Cluster
-from ha_beat.entry_options import KEY, EntryOptions
 from ha_beat.errors import ConfigurationError, HaBeatError
-from ha_beat.occurrence import FOREVER, Misfire
-from ha_beat.verdicts import NEVER
+from ha_beat.leader.ledger_writer import NEVER
+from ha_beat.schedule.entry_options import KEY, EntryOptions
+from ha_beat.schedule.occurrence import FOREVER, Misfire
 
 CONTROL = "ha_beat.control_cluster"
 

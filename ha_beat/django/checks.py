@@ -94,7 +94,7 @@ def _resolved(value: str, hint: str) -> Iterator[CheckMessage]:
 
 def check_cluster(**_: Any) -> list[CheckMessage]:
     """The settings, and where lease and messages go. Asks no server."""
-    from ha_beat.django.cluster import celery_app
+    from ha_beat.django.cluster_view import celery_app
 
     app = celery_app()
     try:

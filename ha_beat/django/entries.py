@@ -14,11 +14,11 @@ from django_celery_beat.clockedschedule import clocked
 from django_celery_beat.schedulers import ModelEntry
 
 from ha_beat.django.instants import Remembered, instants_of, utc
-from ha_beat.entry_options import KEY, EntryOptions
 from ha_beat.errors import HaBeatError
-from ha_beat.occurrence import Misfire
-from ha_beat.timetable import starting_deadline
-from ha_beat.verdicts import NEVER
+from ha_beat.leader.ledger_writer import NEVER
+from ha_beat.schedule.entry_options import KEY, EntryOptions
+from ha_beat.schedule.occurrence import Misfire
+from ha_beat.schedule.recurrence import starting_deadline
 
 
 class UnreadableRow(HaBeatError):

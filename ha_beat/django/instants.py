@@ -8,9 +8,9 @@ from typing import Any
 from celery.schedules import crontab, schedule, solar
 from django_celery_beat.clockedschedule import clocked
 
-from ha_beat import timetable
-from ha_beat.occurrence import FOREVER, Instants, origin
-from ha_beat.timetable import Crontab, Interval, Solar
+from ha_beat.schedule import recurrence as timetable
+from ha_beat.schedule.occurrence import FOREVER, Instants, origin
+from ha_beat.schedule.recurrence import Crontab, Interval, Solar
 
 _MICROSECOND = timedelta(microseconds=1)
 

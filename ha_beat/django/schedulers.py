@@ -12,20 +12,20 @@ from celery import Celery
 from django.db.models import QuerySet
 from django_celery_beat.schedulers import DatabaseScheduler
 
-from ha_beat.agenda import Slot
 from ha_beat.bootstrap import Runtime, misfire
 from ha_beat.clock import SystemClock
-from ha_beat.django import static
+from ha_beat.django import static_entries
 from ha_beat.django.entries import RowEntry
 from ha_beat.django.instants import Remembered
-from ha_beat.django.rows import POLL_INTERVAL, TOLERANCE, Ran, Rows
+from ha_beat.django.row_sync import POLL_INTERVAL, TOLERANCE, Ran, Rows
 from ha_beat.events import Event, TermEnded
-from ha_beat.lease import Term
-from ha_beat.ledger import LedgerRow
-from ha_beat.occurrence import Misfire
+from ha_beat.leader.due_queue import Slot
+from ha_beat.leader.ledger_writer import NEVER
+from ha_beat.leader.reconcile import Absence
+from ha_beat.schedule.occurrence import Misfire
 from ha_beat.scheduler import HAMixin
-from ha_beat.takeover import Absence
-from ha_beat.verdicts import NEVER
+from ha_beat.store.lease import Term
+from ha_beat.store.ledger import LedgerRow
 
 logger = logging.getLogger("ha_beat")
 
@@ -38,7 +38,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
 
     ``CELERY_BEAT_SCHEDULER = "ha_beat.django.schedulers:HADatabaseScheduler"``, or ``celery beat -S ha_beat.django``.
     The models, the admin and what they mean are django-celery-beat's. The database is read and written by a thread of
-    its own (:mod:`ha_beat.django.rows`), on a standby only read.
+    its own (:mod:`ha_beat.django.row_sync`), on a standby only read.
     """
 
     Entry = RowEntry
@@ -138,10 +138,10 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
         return entry
 
     def _write_static(self, runtime: Runtime, term: Term) -> None:
-        names = {name: f"static:{name}" for name in static.static_entries(self.app)}
+        names = {name: f"static:{name}" for name in static_entries.static_entries(self.app)}
         notes = runtime.ledger.notes(list(names.values()))
         marks = {name: notes[note] for name, note in names.items() if note in notes}
-        written = static.write(self.app, self.Model, marks, self._began_ms, runtime.events.emit)
+        written = static_entries.write(self.app, self.Model, marks, self._began_ms, runtime.events.emit)
         if written:
             runtime.ledger.note(term, {names[name]: mark for name, mark in written.items()})
 
@@ -235,4 +235,4 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
         return stored
 
     def update_from_dict(self, mapping: Mapping[str, Any]) -> None:
-        """Do nothing: see :mod:`ha_beat.django.static`."""
+        """Do nothing: see :mod:`ha_beat.django.static_entries`."""

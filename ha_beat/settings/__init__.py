@@ -7,7 +7,7 @@ Two sources, the lowest first: keys of the Celery app (`ha_beat_lease_ttl`; with
 """
 
 from ha_beat.settings.definition import SETTINGS, Setting, SettingInUse, Settings, settings_table
-from ha_beat.settings.secrets import redact_url
+from ha_beat.settings.redaction import redact_url
 from ha_beat.settings.sources import ha_beat_keys
 
 __all__ = ["SETTINGS", "Setting", "SettingInUse", "Settings", "ha_beat_keys", "redact_url", "settings_table"]

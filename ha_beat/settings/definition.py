@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from ha_beat.errors import ConfigurationError
 from ha_beat.settings.kinds import Kind, address, choice, flag, mapping, optional, redis_url, seconds, text, whole
-from ha_beat.settings.secrets import redact, shown
+from ha_beat.settings.redaction import redact, shown
 from ha_beat.settings.sources import APP_PREFIX, from_app, from_environment, replica_name
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from ha_beat.settings.secrets import NEXT_URL
+from ha_beat.settings.redaction import NEXT_URL
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ha_beat.clock import Clock
 from ha_beat.errors import ForeignApp, StoreUnavailable
-from ha_beat.lease import (
+from ha_beat.store.lease import (
     Acquired,
     Attempt,
     Expected,
@@ -21,14 +21,14 @@ from ha_beat.lease import (
     Term,
     new_token,
 )
-from ha_beat.presence import Presence, PresenceError
+from ha_beat.store.presence import Presence, PresenceError
 
 _T = TypeVar("_T")
 _Released = Callable[[], None]
 
 
 class MemoryLeaseStore:
-    """A :class:`ha_beat.lease.LeaseStore` in memory, for replicas in one process and one thread.
+    """A :class:`ha_beat.store.lease.LeaseStore` in memory, for replicas in one process and one thread.
 
     ``clock`` is the server's. Set :attr:`reachable` to False, and every method raises ``StoreUnavailable`` without
     having done anything; set :attr:`lose_replies`, and it raises after it has.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from ha_beat.occurrence import Occurrence
-from ha_beat.task_request import HEADER
+from ha_beat.headers import HEADER
+from ha_beat.schedule.occurrence import Occurrence
 
 
 def occurrence_headers(

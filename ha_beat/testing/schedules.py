@@ -13,8 +13,8 @@ from celery import Celery, current_app
 from celery.beat import ScheduleEntry
 from celery.schedules import BaseSchedule
 
-from ha_beat.occurrence import Instants
-from ha_beat.timetable import instants_of
+from ha_beat.schedule.occurrence import Instants
+from ha_beat.schedule.recurrence import instants_of
 
 #: An entry whose schedule does not say when to ask again is asked after so many seconds, as beat does.
 _ASK_AGAIN = timedelta(seconds=60)

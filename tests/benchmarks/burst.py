@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.cluster import STOCK_SCHEDULER, BeatCluster
-from tests.servers import RedisServer
+from tests.support.servers import RedisServer
 
 #: Seconds that the replicas have to start, and a leader to arm the entries, before the minute.
 _START = 12.0

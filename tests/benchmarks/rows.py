@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from tests.django.conftest import Site, migrate, use
-from tests.servers import Postgres, RedisServer, wait_for
+from tests.integration.django.conftest import Site, migrate, use
+from tests.support.servers import Postgres, RedisServer, wait_for
 
 _QUEUE = "celery"
 _STOCK = "django_celery_beat.schedulers:DatabaseScheduler"
@@ -67,7 +67,7 @@ def burst(site: Site, rows: int, *, stock: bool, cap: float) -> Result:
     """``cap`` in seconds from the minute."""
     from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
-    from tests.django.beats import beats, cron
+    from tests.integration.django.beats import beats, cron
 
     PeriodicTask.objects.all().delete()
     site.redis.admin.flushall()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.benchmarks.burst import compare, table
-from tests.servers import RedisServer
+from tests.support.servers import RedisServer
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tests.servers import PartMissing, find_program
+from tests.support.servers import PartMissing, find_program
 
 _SOURCE = Path(__file__).with_name("clock_offset.c")
 

@@ -25,7 +25,7 @@ from typing import Any, Self, cast
 
 import redis
 
-from tests.servers import ServerProcess, wait_for
+from tests.support.servers import ServerProcess, wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -153,7 +153,7 @@ class BeatCluster:
 
     broker_urls and lease_urls: one URL for all, or one for each replica (through its own proxy, say);
     without lease_urls ha_beat finds its Redis itself. `spec` is the schedule, `config` further Celery
-    settings, as `tests.apps.tick_app` reads them. `settings` become HA_BEAT_<NAME> variables. `env` is added
+    settings, as `tests.support.apps.tick_app` reads them. `settings` become HA_BEAT_<NAME> variables. `env` is added
     for every replica, `replica_env` per replica. `admin_url` is where the test itself asks for the lease
     (default: the first lease or broker URL).
     """
@@ -166,7 +166,7 @@ class BeatCluster:
         replicas: int = 3,
         lease_urls: str | Sequence[str] | None = None,
         scheduler: str | None = None,
-        app: str = "tests.apps.tick_app",
+        app: str = "tests.support.apps.tick_app",
         cluster: str = "tick",
         settings: Mapping[str, object] | None = None,
         config: Mapping[str, Any] | None = None,

@@ -16,13 +16,12 @@ import time
 
 from ha_beat import events
 from ha_beat.clock import SystemClock
-from ha_beat.election import Timing
-from ha_beat.elector import Elector
-from ha_beat.lease import Keys, RedisLeaseStore, Replica
-from ha_beat.presence import RedisPresence
-from ha_beat.redis_links import UrlLink
-from ha_beat.shadow_feed import ShadowFeed
-from ha_beat.state_loss import Shadow
+from ha_beat.election.elector import Elector
+from ha_beat.election.state_machine import Timing
+from ha_beat.store.connections import UrlLink
+from ha_beat.store.lease import Keys, RedisLeaseStore, Replica
+from ha_beat.store.presence import RedisPresence
+from ha_beat.store.shadow import Shadow, ShadowFeed
 
 _printing = threading.Lock()
 

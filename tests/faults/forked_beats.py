@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.faults.cluster import ha_scheduler
 
-APP = "tests.apps.tick_app"
+APP = "tests.support.apps.tick_app"
 
 
 def beat(name: str, folder: Path) -> None:

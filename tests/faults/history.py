@@ -25,7 +25,7 @@ from typing import Any, Self, TypeAlias, cast
 import redis
 from kombu import Connection, Queue
 
-from tests.servers import wait_for
+from tests.support.servers import wait_for
 
 Event: TypeAlias = dict[str, Any]
 

@@ -18,7 +18,7 @@ from tests.faults.clock import SteppedClock
 from tests.faults.cluster import BeatCluster, Replica
 from tests.faults.history import History
 from tests.faults.proxy import CutReply, TcpProxy
-from tests.servers import RedisServer, Server
+from tests.support.servers import RedisServer, Server
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from tests.servers import LOCALHOST, free_port, wait_for
+from tests.support.servers import LOCALHOST, free_port, wait_for
 
 Direction: TypeAlias = Literal["request", "reply"]
 Predicate: TypeAlias = Callable[[bytes], bool]

@@ -20,7 +20,7 @@ from tests.faults.cluster import BeatCluster, Replica
 from tests.faults.history import AmqpQueueConsumer, History, QueueConsumer, RedisQueueConsumer
 from tests.faults.nemesis import Nemesis
 from tests.faults.proxy import TcpProxy
-from tests.servers import RabbitMQ, RedisServer, need
+from tests.support.servers import RabbitMQ, RedisServer, need
 
 
 class Stage:

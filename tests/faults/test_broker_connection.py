@@ -18,13 +18,13 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 from kombu import Exchange, Queue
 
-from ha_beat.dispatch.carrier import Sent
+from ha_beat.dispatch.broker_adapters import Sent
 from ha_beat.dispatch.header import with_header
 from ha_beat.dispatch.publisher import BLOCKED, Publisher
 from ha_beat.errors import StoreUnavailable
 from ha_beat.testing import SettableClock
 from tests.faults.proxy import TcpProxy
-from tests.servers import RabbitMQ, wait_for
+from tests.support.servers import RabbitMQ, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import pytest
 from tests.faults.cluster import Replica
 from tests.faults.proxy import HeldRequest, containing
 from tests.faults.stage import Stage
-from tests.servers import wait_for
+from tests.support.servers import wait_for
 
 COUNT = 1000
 #: Seconds from the start of the replicas until the 1,000 are due; the second for a machine too slow for the first.

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.faults.clock import SteppedClock
-from tests.servers import RedisServer, need
+from tests.support.servers import RedisServer, need
 
 _PRINT_CLOCKS = """
 import sys, time, datetime

@@ -16,11 +16,11 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 from celery.schedules import crontab
 
-from ha_beat.timetable import instants_of
+from ha_beat.schedule.recurrence import instants_of
 from tests.faults.checker import Interval, Report, instant
 from tests.faults.clock import SteppedClock
 from tests.faults.stage import Stage
-from tests.servers import RedisServer, need
+from tests.support.servers import RedisServer, need
 
 HOUR = 3600.0
 TTL = 3.0

@@ -11,7 +11,7 @@ import pytest
 from tests.faults.checker import Interval, check
 from tests.faults.cluster import STOCK_SCHEDULER, BeatCluster
 from tests.faults.history import History, RedisQueueConsumer
-from tests.servers import RedisServer
+from tests.support.servers import RedisServer
 
 
 @pytest.mark.parametrize(("replicas", "verdict"), [(1, "once"), (3, "duplicates")])

@@ -36,14 +36,25 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from ha_beat import election, events
+from ha_beat import events
 from ha_beat.clock import SystemClock
 from ha_beat.dispatch import FencedOff, Operation
 from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.dispatch.broker import BrokerLink
-from ha_beat.election import Fitness, Leader, PresenceBroke, PresenceReady, Renew, Renewal, Standby, Timing
-from ha_beat.elector import Elector
-from ha_beat.lease import (
+from ha_beat.election import state_machine as election
+from ha_beat.election.elector import Elector
+from ha_beat.election.state_machine import (
+    Fitness,
+    Leader,
+    PresenceBroke,
+    PresenceReady,
+    Renew,
+    Renewal,
+    Standby,
+    Timing,
+)
+from ha_beat.store.connections import UrlLink
+from ha_beat.store.lease import (
     Acquired,
     Attempt,
     Expected,
@@ -57,13 +68,12 @@ from ha_beat.lease import (
     Term,
     new_token,
 )
-from ha_beat.presence import Presence, PresenceError, RedisPresence
-from ha_beat.redis_links import UrlLink
+from ha_beat.store.presence import Presence, PresenceError, RedisPresence
 from tests.faults.checker import Interval
 from tests.faults.proxy import TcpProxy, containing
 from tests.faults.stage import Stage
 from tests.mutants import MUTANTS
-from tests.servers import RedisServer, wait_for
+from tests.support.servers import RedisServer, wait_for
 
 KEYS = Keys("guards")
 
@@ -447,7 +457,7 @@ def test_every_mutant_has_its_scenario() -> None:
 
 
 def stage_without(mutant: str, **options: Any) -> Stage:
-    return Stage(replicas=2, app="tests.apps.mutated_app", env={"APP_MUTANT": mutant}, **options)
+    return Stage(replicas=2, app="tests.support.apps.mutated_app", env={"APP_MUTANT": mutant}, **options)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from kombu import Connection, Queue
 
 from tests.faults.history import AmqpQueueConsumer, History, RedisQueueConsumer
 from tests.faults.proxy import TcpProxy
-from tests.servers import RabbitMQ, RedisServer, need, wait_for
+from tests.support.servers import RabbitMQ, RedisServer, need, wait_for
 
 
 def raw_message(number: int) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.checker import Interval, Report
 from tests.faults.stage import Stage
-from tests.servers import wait_for
+from tests.support.servers import wait_for
 
 STALL = 2.0
 SPEC = {"fast": {"every": 0.2}, "sleeper": {"every": 0.5, "kwargs": {"asleep": "lazy"}}}
@@ -29,7 +29,7 @@ def stage(switch: Path) -> Iterator[Stage]:
     # The lease outlasts the hang by far: it is let go, not lost.
     settings = {"lease_ttl": 30, "renew_interval": 1, "stall_timeout": STALL}
     with Stage(
-        spec=SPEC, settings=settings, app="tests.apps.sleeping_app", env={"SLEEPS": str(switch)}, proxied=False
+        spec=SPEC, settings=settings, app="tests.support.apps.sleeping_app", env={"SLEEPS": str(switch)}, proxied=False
     ) as made:
         yield made
 

@@ -14,7 +14,7 @@ import pytest
 from tests.faults.checker import Instants, Report
 from tests.faults.proxy import containing
 from tests.faults.stage import Stage
-from tests.servers import RedisServer, need, wait_for
+from tests.support.servers import RedisServer, need, wait_for
 
 Found = Callable[[Report | str], None]
 

@@ -13,7 +13,7 @@ import pytest
 from tests.faults.cluster import STOCK_SCHEDULER
 from tests.faults.nemesis import FAULTS, Nemesis, Storm
 from tests.faults.stage import Stage
-from tests.servers import RedisServer, wait_for
+from tests.support.servers import RedisServer, wait_for
 
 SPEC = {"fast": {"every": 0.1}}
 

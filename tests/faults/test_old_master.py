@@ -16,7 +16,7 @@ import redis
 
 from tests.faults.cluster import BeatCluster
 from tests.faults.proxy import TcpProxy
-from tests.servers import RedisServer, need, wait_for
+from tests.support.servers import RedisServer, need, wait_for
 
 TTL = 3.0
 MAX_LAG = 5

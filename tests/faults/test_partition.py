@@ -12,7 +12,7 @@ import pytest
 from tests.faults.checker import Interval, Report
 from tests.faults.proxy import containing
 from tests.faults.stage import Stage
-from tests.servers import RedisServer, need, wait_for
+from tests.support.servers import RedisServer, need, wait_for
 
 TTL = 2.0
 SETTINGS = {"lease_ttl": TTL, "renew_interval": 0.5, "command_timeout": 0.9}

@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.faults.proxy import TcpProxy, containing
-from tests.servers import RedisServer, wait_for
+from tests.support.servers import RedisServer, wait_for
 
 
 @pytest.fixture

@@ -25,12 +25,12 @@ from typing import Any
 
 import pytest
 
-from ha_beat.occurrence import Occurrence
+from ha_beat.schedule.occurrence import Occurrence
 from tests.faults.checker import Interval, Report, duplicates_by_occurrence
 from tests.faults.cluster import BeatCluster, Replica, base_environment
 from tests.faults.proxy import containing
 from tests.faults.stage import Stage
-from tests.servers import RabbitMQ, RedisServer, Server, ServerProcess, need, wait_for
+from tests.support.servers import RabbitMQ, RedisServer, Server, ServerProcess, need, wait_for
 
 HALF_SECOND = {"fast": {"every": 0.5}}
 
@@ -93,7 +93,7 @@ class Worker:
         self.process = self.start()
 
     def start(self) -> ServerProcess:
-        command = [sys.executable, "-m", "celery", "-A", "tests.apps.claim_app", "worker", "-l", "INFO"]
+        command = [sys.executable, "-m", "celery", "-A", "tests.support.apps.claim_app", "worker", "-l", "INFO"]
         command += ["--pool", "solo", "--without-gossip", "--without-mingle", "--without-heartbeat"]
         return ServerProcess(command, self.folder / "worker.log", cwd=self.folder, env=self.env)
 
@@ -149,7 +149,7 @@ def test_a_leader_killed_at_each_step(
                 lease_urls=redis_server.url,
                 spec=spec,
                 replicas=2,
-                app="tests.apps.claim_app",
+                app="tests.support.apps.claim_app",
                 settings=QUICK,
                 config={"task_default_queue": queue},
                 env={"FAILPOINT_FILE": str(failpoint), "RECORD_URL": redis_server.url},
@@ -422,7 +422,7 @@ def test_retries_and_second_messages_at_a_real_worker(
     broker: str, redis_server: RedisServer, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """A retry runs, a message of the same sending runs, one of another sending is acknowledged and dropped."""
-    from tests.apps.claim_app import app
+    from tests.support.apps.claim_app import app
 
     url = redis_server.url_for(2) if broker == "redis" else request.getfixturevalue("rabbitmq").url
     queue = f"queue-{uuid.uuid4().hex[:8]}"
@@ -456,7 +456,7 @@ def test_retries_and_second_messages_at_a_real_worker(
 @pytest.mark.slow
 def test_a_redelivery_to_a_real_worker_runs(rabbitmq: RabbitMQ, redis_server: RedisServer, tmp_path: Path) -> None:
     """The worker was killed in the middle of the task: the same message, with the same mark, runs at the next."""
-    from tests.apps.claim_app import app
+    from tests.support.apps.claim_app import app
 
     queue = f"queue-{uuid.uuid4().hex[:8]}"
     with Worker(rabbitmq.url, redis_server, queue, tmp_path) as worker:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.checker import Event, Instants, Interval, instant
 from tests.faults.stage import Stage
-from tests.servers import wait_for
+from tests.support.servers import wait_for
 
 OUTAGES = [pytest.param(2.0, id="2s"), pytest.param(15.0, id="15s", marks=pytest.mark.slow)]
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.checker import Interval, Report
 from tests.faults.stage import Stage
-from tests.servers import wait_for
+from tests.support.servers import wait_for
 
 Found = Callable[[Report | str], None]
 Spec = Mapping[str, Mapping[str, Any]]

@@ -15,7 +15,7 @@ from redis.sentinel import Sentinel
 from tests.faults.checker import Interval, Report, Skipped, check, skipped_from_journal
 from tests.faults.cluster import BeatCluster
 from tests.faults.history import _TAKE, History, RedisQueueConsumer
-from tests.servers import SentinelCluster, need, wait_for
+from tests.support.servers import SentinelCluster, need, wait_for
 
 TTL = 3.0
 SPEC = {"fast": {"every": 0.2}, "slow": {"every": 2.0}}

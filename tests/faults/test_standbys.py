@@ -20,7 +20,7 @@ import pytest
 from tests.faults.checker import Interval, check
 from tests.faults.cluster import BeatCluster, base_environment, ha_scheduler
 from tests.faults.history import History, RedisQueueConsumer
-from tests.servers import RedisServer, ServerProcess, need, wait_for
+from tests.support.servers import RedisServer, ServerProcess, need, wait_for
 
 CLUSTER = "crowd"
 EACH = 5
@@ -200,7 +200,7 @@ def test_a_forked_beat_has_an_identity_of_its_own(found: Callable[[str], None]) 
         beat.wait_for_log_of_start()
         cluster.wait_for_leader()
         # The worker consumes another queue, so that what beat enqueues can be seen.
-        command = [sys.executable, "-m", "celery", "-A", "tests.apps.tick_app", "worker", "-B", "-c", "1"]
+        command = [sys.executable, "-m", "celery", "-A", "tests.support.apps.tick_app", "worker", "-B", "-c", "1"]
         command += ["-Q", "other", "-l", "INFO", "--scheduler", ha_scheduler(), "-s", str(cluster.directory / "s")]
         worker = ServerProcess(command, cluster.directory / "worker.log", cwd=cluster.directory, env=beat.env)
         stack.callback(worker.kill)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.checker import Interval, Report, instant
 from tests.faults.stage import Stage
-from tests.servers import RedisServer, need, wait_for
+from tests.support.servers import RedisServer, need, wait_for
 
 FAST, SLOW = 0.2, 1.5
 SPEC = {"fast": {"every": FAST}, "slow": {"every": SLOW}}

@@ -20,7 +20,7 @@ import pytest
 from tests.faults.checker import EveryMinute, Interval, Report
 from tests.faults.nemesis import Storm
 from tests.faults.stage import Stage
-from tests.servers import RabbitMQ, need
+from tests.support.servers import RabbitMQ, need
 
 SECONDS = float(os.environ.get("HA_BEAT_STORM_SECONDS", "40"))
 SEEDS = os.environ.get("HA_BEAT_STORM_SEEDS", "new").split(",")

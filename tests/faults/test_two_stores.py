@@ -11,7 +11,7 @@ import pytest
 from tests.faults.checker import duplicates_by_occurrence
 from tests.faults.cluster import BeatCluster
 from tests.faults.history import History, RedisQueueConsumer
-from tests.servers import RedisServer, need, wait_for
+from tests.support.servers import RedisServer, need, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,153 @@
+"""The commands that change something. Each is a request to the leader, which carries it out once or not at all."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import click
+
+from ha_beat.cli import output
+from ha_beat.cli.cluster import CantTell, Cluster, NotWell, find_member, leader_of, leadership_in_words, on_cluster
+from ha_beat.cli.times import INSTANT
+from ha_beat.store.ledger import to_micros
+from ha_beat.store.request_queue import Reply
+
+_TIMEOUT = click.option(
+    "--timeout",
+    type=click.FloatRange(0.1, 600),
+    default=15.0,
+    show_default=True,
+    help="Seconds to wait for the leader's answer; without one, nothing is done.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _say(reply: Reply, *, as_json: bool, leads: str) -> None:
+    """What was done, and who leads now."""
+    if as_json:
+        output.show_json({"ok": reply.ok, "line": reply.line, "leader": leads, **reply.data})
+        if not reply.ok:
+            raise click.exceptions.Exit(1)
+        return
+    if not reply.ok:
+        raise NotWell(f"{reply.line} ({leads})")
+    click.echo(reply.line)
+    click.echo(leads)
+
+
+@click.command("step-down", epilog="Example: celery -A proj ha-beat step-down --to web-2")
+@click.option("--to", metavar="REPLICA", help="The replica to lead next: its id, how the id begins, or its host.")
+@_TIMEOUT
+@_JSON
+@on_cluster
+def step_down(cluster: Cluster, *, to: str | None, timeout: float, as_json: bool) -> None:
+    """Have the leader hand over to another replica."""
+    view = cluster.view()
+    preferred = ""
+    if to is not None:
+        member = find_member(view.members, to)
+        if member.not_ready:
+            raise CantTell(f"{member.id} could not lead: {'; '.join(member.not_ready)}")
+        preferred = member.id
+    reply = cluster.ask("step_down", timeout, to=preferred)
+    if not reply.ok:
+        _say(reply, as_json=as_json, leads=leadership_in_words(cluster.view()))
+        return
+    until = cluster.clock.elapsed() + timeout
+    while cluster.clock.elapsed() < until:
+        view = cluster.view()
+        leader = leader_of(view)
+        if leader is not None and leader.epoch > reply.epoch:
+            now = f"{leader.holder} leads now, in epoch {leader.epoch}"
+            if preferred and leader.holder != preferred:
+                raise NotWell(f"{reply.line}; {now}, not {preferred}")
+            _say(reply, as_json=as_json, leads=now)
+            return
+        cluster.clock.sleep(0.05)
+    raise NotWell(f"{reply.line}, but nobody has taken over yet ({leadership_in_words(view)})")
+
+
+@click.command(epilog='Example: celery -A proj ha-beat pause --reason "database upgrade"')
+@click.option("--reason", default="", help="Why, for everybody who wonders.")
+@_TIMEOUT
+@_JSON
+@on_cluster
+def pause(cluster: Cluster, *, reason: str, timeout: float, as_json: bool) -> None:
+    """Enqueue nothing by schedule, whoever leads, until `resume`."""
+    reply = cluster.ask("pause", timeout, reason=reason[:500])
+    _say(reply, as_json=as_json, leads=f"{reply.leader} leads")
+
+
+@click.command(epilog="Example: celery -A proj ha-beat resume")
+@_TIMEOUT
+@_JSON
+@on_cluster
+def resume(cluster: Cluster, *, timeout: float, as_json: bool) -> None:
+    """End the pause. What fell due meanwhile gets its verdict by the misfire policy."""
+    reply = cluster.ask("resume", timeout)
+    _say(reply, as_json=as_json, leads=f"{reply.leader} leads")
+
+
+@click.command(epilog="Example: celery -A proj ha-beat run nightly-report")
+@click.argument("entry")
+@_TIMEOUT
+@_JSON
+@on_cluster
+def run(cluster: Cluster, *, entry: str, timeout: float, as_json: bool) -> None:
+    """Enqueue ENTRY's task once, now. Its schedule is not affected, and a pause does not stop it."""
+    reply = cluster.ask("run", timeout, entry=entry)
+    _say(reply, as_json=as_json, leads=f"{reply.leader} leads")
+
+
+@click.command(
+    epilog="Example: celery -A proj ha-beat backfill nightly-report --from 2026-03-01 --to 2026-03-04 --dry-run"
+)
+@click.argument("entry")
+@click.option("--from", "since", type=INSTANT, required=True, help="The first instant; UTC unless it says otherwise.")
+@click.option("--to", "until", type=INSTANT, required=True, help="The instant to stop before.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be enqueued.")
+@click.option("--force", is_flag=True, help="Also what the journal can't prove not to have been enqueued.")
+@_TIMEOUT
+@_JSON
+@on_cluster
+def backfill(
+    cluster: Cluster,
+    *,
+    entry: str,
+    since: datetime,
+    until: datetime,
+    dry_run: bool,
+    force: bool,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Enqueue ENTRY's due instants of the past that were skipped.
+
+    Takes those from --from up to, not including, --to: 1,000 at most. An instant that the journal shows as enqueued is
+    never sent again. Each message has the id and the header that it would have had in time.
+    """
+    if until <= since:
+        raise CantTell("--to must be later than --from")
+    reply = cluster.ask(
+        "backfill",
+        timeout,
+        entry=entry,
+        **{"from": to_micros(since), "to": to_micros(until)},
+        dry_run=dry_run,
+        force=force,
+    )
+    if not as_json and reply.data.get("instants"):
+        found = reply.data["instants"]
+        rows = [(_second(line["at"]), line["state"], line["task_id"], line["why"]) for line in found]
+        output.show_table(("DUE", "STATE", "TASK ID", "WHY"), rows, spare=("TASK ID",))
+        unproven = sum(line["state"] == "needs force" for line in found)
+        if unproven:
+            click.echo(f"{unproven} may have been enqueued, for all that the journal knows: --force enqueues them too")
+    _say(reply, as_json=as_json, leads=f"{reply.leader} leads")
+
+
+def _second(instant: str) -> str:
+    return f"{datetime.fromisoformat(instant):%Y-%m-%d %H:%M:%S}Z"
+
+
+COMMANDS = (step_down, pause, resume, run, backfill)

@@ -1,0 +1,192 @@
+"""The cluster as Django's processes see it: they look, and ask the leader. They never lead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from celery import Celery, current_app
+from celery._state import _get_active_apps  # type: ignore[attr-defined]  # not in the stubs
+from django_celery_beat.models import PeriodicTask
+
+from ha_beat.bootstrap import check_topology, lease_link, load_settings
+from ha_beat.clock import SystemClock
+from ha_beat.settings import Settings
+from ha_beat.store.journal import Journal, Record, TermRecord, VerdictRecord
+from ha_beat.store.lease import Keys
+from ha_beat.store.ledger import Ledger, LedgerRow
+from ha_beat.store.membership import ClusterView, Members, Upcoming
+from ha_beat.store.request_queue import Pause, Reply, Request, Requests
+
+#: Seconds to wait for the leader's answer in a request of a browser.
+ANSWER_WITHIN = 10.0
+
+#: Records of the journal looked through for what is shown.
+_RECORDS = 500
+
+
+def celery_app() -> Celery:
+    """The project's Celery app. In threads other than the main one Celery itself falls back to an empty app."""
+    proxy: Any = current_app
+    app: Celery = proxy._get_current_object()  # noqa: SLF001 -- the object behind Celery's proxy
+    if _configured(app):
+        return app
+    return next((each for each in _get_active_apps() if _configured(each)), app)
+
+
+def _configured(app: Celery) -> bool:
+    return getattr(app, "_config_source", None) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class EntryState:
+    """What the cluster knows of one row: the ledger's row, and of its last verdict what became of which occurrence.
+
+    ``late`` is in seconds. ``by`` is empty where it can't be told any more who led.
+    """
+
+    row: LedgerRow | None = None
+    verdict: str = ""
+    reason: str = ""
+    due: datetime | None = None
+    late: float = 0.0
+    by: str = ""
+
+    @classmethod
+    def of(cls, row: LedgerRow | None, record: VerdictRecord | None, leaders: Mapping[int, str]) -> EntryState:
+        if record is not None:
+            return cls(row, record.verdict, record.reason, record.first, record.lateness, record.by)
+        if row is None or row.verdict in {"armed", "absent", "claimed"} or row.scheduled_at is None:
+            return cls(row)
+        late = row.dispatched_ms / 1000 - row.scheduled_at.timestamp()
+        return cls(row, row.verdict, row.reason, row.scheduled_at, late, leaders.get(row.epoch, ""))
+
+
+class Cluster:
+    """One process' way to the cluster. Every method raises ``StoreError`` when Redis fails."""
+
+    def __init__(self, app: Celery, settings: Settings) -> None:
+        self.settings = settings
+        keys, client = Keys(settings.cluster), lease_link(app, settings).client
+        self._clock = SystemClock()
+        self._members = Members(client, keys)
+        self._journal = Journal(client, keys)
+        self._ledger = Ledger(client, keys)
+        self._requests = Requests(client, keys, settings.journal_size)
+
+    def view(self) -> ClusterView:
+        return self._members.view()
+
+    def ask(self, action: str, by: str, **args: Any) -> Reply:
+        """Ask the leader. Raises NobodyAnswered."""
+        return self._requests.ask(Request(action, args, by=by), self._clock, ANSWER_WITHIN)
+
+    def states(self, ids: Sequence[str]) -> Mapping[str, EntryState]:
+        """What is known of these rows, by their primary key."""
+        rows, lease = self._ledger.of(ids), self.view().lease
+        newest: dict[str, VerdictRecord] = {}
+        leaders = {} if lease is None else {lease.epoch: lease.holder}
+        for record in self._journal.newest(_RECORDS):
+            if isinstance(record, VerdictRecord) and record.kind == "occurrence":
+                newest.setdefault(record.entry, record)
+            elif isinstance(record, TermRecord):
+                leaders[record.epoch] = record.by
+        return {pk: EntryState.of(rows.get(pk), newest.get(pk), leaders) for pk in ids}
+
+    def as_data(self) -> dict[str, Any]:
+        """All that the page shows, as JSON can hold it. Times are in ms since the Unix epoch."""
+        view, records = self.view(), self._journal.newest(_RECORDS)
+        lease = view.lease
+        age_ms = None if lease is None else view.server_ms - (lease.renewed_ms or lease.since_ms)
+        leads = lease is not None and lease.held and age_ms is not None and age_ms <= lease.ttl_ms
+        leader = next((member for member in view.members if member.role == "leader"), None)
+        verdicts = [record for record in records if isinstance(record, VerdictRecord)][:50]
+        terms = [record for record in records if isinstance(record, TermRecord)][:20]
+        return {
+            "cluster": self.settings.cluster,
+            "now_ms": view.server_ms,
+            "leader": lease.holder if lease is not None and leads else "",
+            "lease": None
+            if lease is None
+            else {
+                "holder": lease.holder,
+                "state": lease.state,
+                "epoch": lease.epoch,
+                "since_ms": lease.since_ms,
+                "age_ms": age_ms,
+                "ttl_ms": lease.ttl_ms,
+                "reason": lease.reason,
+            },
+            "paused": Pause.parse(view.paused).as_data() if view.paused else None,
+            "replicas": [
+                {
+                    "id": member.id,
+                    "role": "leader" if lease is not None and leads and member.id == lease.holder else "standby",
+                    "host": member.host,
+                    "pid": member.pid,
+                    "version": member.version,
+                    "since_ms": member.since_ms,
+                    "seen_ms": member.seen_ms,
+                    "clock_offset_ms": member.clock_offset_ms,
+                    "http": member.http,
+                    "not_ready": list(member.not_ready),
+                }
+                for member in view.members
+            ],
+            "schedule": {"entries": leader.entries, "backlog": leader.backlog} if leader else None,
+            "upcoming": _identified(leader.upcoming if leader else ()),
+            "recent": _named(verdicts),
+            "terms": [
+                {"event": term.event, "by": term.by, "epoch": term.epoch, "why": term.why, "ms": term.ms}
+                for term in terms
+            ],
+        }
+
+
+def _named(records: Sequence[VerdictRecord]) -> list[dict[str, Any]]:
+    ids = {record.entry for record in records if record.entry.isdigit()}
+    names = dict(PeriodicTask.objects.filter(pk__in=ids).values_list("pk", "name")) if ids else {}
+    return [
+        {
+            "entry": record.entry,
+            "name": names.get(int(record.entry) if record.entry.isdigit() else 0, _written_name(record)),
+            "verdict": record.verdict,
+            "due_ms": round(record.first.timestamp() * 1000),
+            "late_ms": round(record.lateness * 1000),
+            "count": record.count,
+            "why": record.reason,
+            "by": record.by,
+            "task_id": record.task_id,
+        }
+        for record in records
+    ]
+
+
+def _identified(upcoming: Sequence[Upcoming]) -> list[dict[str, Any]]:
+    """The leader tells names; the page links to rows."""
+    names = [line.entry for line in upcoming]
+    ids = dict(PeriodicTask.objects.filter(name__in=names).values_list("name", "pk")) if names else {}
+    return [
+        {"entry": str(ids.get(line.entry, "")), "name": line.entry, "task": line.task, "at_ms": line.at_ms}
+        for line in upcoming
+    ]
+
+
+def _written_name(record: Record) -> str:
+    return str(record.data.get("name") or record.data.get("entry") or "")
+
+
+@cache
+def cluster() -> Cluster:
+    """The cluster of this project. Connects at the first question.
+
+    Raises:
+        ConfigurationError: the settings are not right.
+    """
+    app = celery_app()
+    settings = load_settings(app)
+    check_topology(app, settings)
+    return Cluster(app, settings)

@@ -1,0 +1,142 @@
+"""What is answered to which path. No I/O: a request is a method and a path, an answer a value."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from ha_beat.clock import Clock
+from ha_beat.monitoring.status import Board, Health, document, encoded, redacted
+
+#: Seconds for which an answer that costs something to make is given again.
+_FRESH = 0.2
+
+#: Seconds between two updates of a page, at least; a change of leader is shown at once.
+UPDATE_INTERVAL = 1.0
+
+_TEXT = "text/plain; charset=utf-8"
+_JSON = "application/json"
+
+_SAFE = (
+    ("Cache-Control", "no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+)
+_NOTHING = ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer. ``stream``: the body goes on with updates."""
+
+    status: int
+    body: bytes
+    content_type: str = _TEXT
+    headers: tuple[tuple[str, str], ...] = (_NOTHING,)
+    stream: bool = False
+
+    def all_headers(self) -> list[tuple[str, str]]:
+        length = [] if self.stream else [("Content-Length", str(len(self.body)))]
+        return [("Content-Type", self.content_type), *length, *_SAFE, *self.headers]
+
+
+class Site:
+    """The endpoint of one replica. Used by one thread."""
+
+    def __init__(self, board: Board, metrics: Callable[[], bytes], clock: Clock) -> None:
+        self._board = board
+        self._metrics = metrics
+        self._clock = clock
+        self._kept: dict[str, tuple[float, bytes]] = {}
+        self._pages: dict[str, Callable[[], Answer]] = {
+            "/livez": lambda: _health(board.live(), "live"),
+            "/readyz": lambda: _health(board.ready(), "ready"),
+            "/leader": self._leader,
+            "/status": lambda: Answer(200, self.status(), _JSON),
+            "/metrics": lambda: Answer(
+                200, self._fresh("/metrics", metrics), "text/plain; version=0.0.4; charset=utf-8"
+            ),
+            "/": _page,
+            "/events": lambda: Answer(200, b"retry: 1000\n\n", "text/event-stream", stream=True),
+        }
+
+    def answer(self, method: str, target: str) -> Answer:
+        """Answer one request. Never raises."""
+        path = target.partition("?")[0]
+        page = self._pages.get(path)
+        if page is None:
+            return problem(404, "Not here. Look at /livez /readyz /leader /status /metrics /")
+        if method not in {"GET", "HEAD"}:
+            return problem(405, "Only GET and HEAD: this endpoint changes nothing.", ("Allow", "GET, HEAD"))
+        try:
+            return page()
+        except Exception as exc:
+            return problem(503, f"The answer could not be made: {type(exc).__name__}")
+
+    def status(self) -> bytes:
+        return self._fresh("/status", lambda: encoded(document(self._board)))
+
+    def role(self) -> object:
+        """Changes whenever a page should be told at once."""
+        look = self._board.look
+        lease = look.view.lease if look.view else None
+        return self._board.role, self._board.reachable, lease and (lease.epoch, lease.state)
+
+    def update(self) -> bytes:
+        """One server-sent event with the status."""
+        return b"event: status\ndata: " + self.status() + b"\n\n"
+
+    def _leader(self) -> Answer:
+        board = self._board
+        term = board.term
+        if term is not None:
+            told: dict[str, Any] = {"leader": True, "id": board.replica.id, "epoch": term.epoch}
+            return Answer(200, json.dumps(told).encode() + b"\n", _JSON)
+        lease = board.look.view.lease if board.look.view else None
+        held = lease is not None and lease.held
+        told = {"leader": False, "id": board.replica.id, "last_seen_leader": lease.holder if lease and held else None}
+        return Answer(503, json.dumps(told).encode() + b"\n", _JSON)
+
+    def _fresh(self, name: str, make: Callable[[], bytes]) -> bytes:
+        now = self._clock.elapsed()
+        kept = self._kept.get(name)
+        if kept is None or now - kept[0] > _FRESH:
+            kept = self._kept[name] = (now, make())
+        return kept[1]
+
+
+def problem(status: int, text: str, *headers: tuple[str, str]) -> Answer:
+    return Answer(status, text.encode() + b"\n", headers=(_NOTHING, *headers))
+
+
+def _health(health: Health, word: str) -> Answer:
+    if health.ok:
+        return Answer(200, f"{word}\n".encode())
+    return Answer(503, redacted("".join(f"not {word}: {reason}\n" for reason in health.reasons)).encode())
+
+
+_INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
+
+
+@cache
+def _page() -> Answer:
+    """The page, and a policy that lets it run what it contains and load nothing else."""
+    html = (files("ha_beat.monitoring.http") / "page.html").read_text("utf-8")
+    hashes: dict[str, list[str]] = {"script": [], "style": []}
+    for kind, content in _INLINE.findall(html):
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        hashes[kind].append(f"'sha256-{digest}'")
+    policy = (
+        "default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        f"script-src {' '.join(hashes['script'])}; style-src {' '.join(hashes['style'])}; img-src data:"
+    )
+    return Answer(200, html.encode(), "text/html; charset=utf-8", (("Content-Security-Policy", policy),))

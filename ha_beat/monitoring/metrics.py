@@ -1,0 +1,354 @@
+"""Metrics for Prometheus: counted from events, read off the board when they are asked for.
+
+They are plain numbers, turned into Prometheus' form only for an answer. So counting needs no library, has no registry
+that some other part of the process shares, and works in ``worker -B``.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import threading
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ha_beat import events
+from ha_beat.monitoring.status import Board
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+#: Seconds. From a 5 ms tick to an hour's outage.
+LATENESS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
+_DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_SIZE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One metric. ``name`` is without the prefix ``ha_beat_`` and, of a counter, without ``_total``."""
+
+    name: str
+    kind: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    per_entry: bool = False
+
+    @property
+    def full_name(self) -> str:
+        return f"ha_beat_{self.name}{'_total' if self.kind == 'counter' else ''}"
+
+
+DEFINITIONS = (
+    Definition("build_info", "gauge", "Always 1; its labels are the versions.", ("version", "python", "celery")),
+    Definition("leader", "gauge", "1 where this replica leads and may act on it, else 0."),
+    Definition("epoch", "gauge", "Epoch of the lease as last seen, whoever holds it."),
+    Definition("lease_age_seconds", "gauge", "Time since the leader, whoever it is, last renewed the lease."),
+    Definition("lease_trust_seconds", "gauge", "How long this leader may go on without hearing from Redis; else 0."),
+    Definition("terms_started", "counter", "Terms of this replica, by why the lease was free.", ("reason",)),
+    Definition("terms_ended", "counter", "Terms of this replica that ended, by why.", ("reason",)),
+    Definition("campaigns", "counter", "Tries to become leader: won, refused, forbidden, unknown.", ("outcome",)),
+    Definition("renewals", "counter", "Renewals of the lease: renewed, lost, late, unknown.", ("outcome",)),
+    Definition("presence_losses", "counter", "Ends of the connection by which Redis knows that this process lives."),
+    Definition("election_failures", "counter", "Unexpected exceptions in the election."),
+    Definition("redis_up", "gauge", "1 where Redis answered last time, else 0."),
+    Definition("redis_outages", "counter", "Times that the lease's Redis stopped answering."),
+    Definition(
+        "redis_round_trip_seconds",
+        "histogram",
+        "Round trips to the lease's Redis: campaigns and renewals.",
+        buckets=_DURATION_BUCKETS,
+    ),
+    Definition("clock_offset_seconds", "gauge", "How far this machine's clock is ahead of the Redis server's."),
+    Definition("clock_jumps", "counter", "Steps of this machine's wall clock."),
+    Definition("occurrences", "counter", "Occurrences that this replica gave their verdict.", ("verdict",)),
+    Definition("skipped", "counter", "Occurrences skipped (misfires among them), by reason.", ("reason",)),
+    Definition(
+        "lateness_seconds",
+        "histogram",
+        "Time from the due instant until the occurrence was enqueued.",
+        buckets=LATENESS_BUCKETS,
+    ),
+    Definition("requested", "counter", "Messages enqueued because somebody asked: manual, backfill.", ("kind",)),
+    Definition("batch_size", "histogram", "Occurrences in one trip of the dispatch.", buckets=_SIZE_BUCKETS),
+    Definition("dispatch_seconds", "histogram", "How long one trip of the dispatch took.", buckets=_DURATION_BUCKETS),
+    Definition("dispatch_fenced", "counter", "Occurrences that Redis refused, since the term was over."),
+    Definition("dispatch_already_mine", "counter", "Occurrences found enqueued already: the reply had been lost."),
+    Definition("dispatch_failures", "counter", "Tries to hand over a batch that failed, each of them."),
+    Definition(
+        "guard_dropped",
+        "counter",
+        "Second messages that the workers' guard has dropped, in the whole cluster: the same number from each replica.",
+    ),
+    Definition("entry_failures", "counter", "Times that an entry could not be scheduled or made into a message."),
+    Definition("state_losses", "counter", "Times that Redis was found to have lost its state."),
+    Definition("invariant_breaks", "counter", "Things found that can't be, by rule.", ("rule",)),
+    Definition("entries", "gauge", "Entries on the leader's agenda; 0 on a standby."),
+    Definition("due_backlog", "gauge", "Entries due and not dispatched yet; 0 on a standby."),
+    Definition("overdue_seconds", "gauge", "For how long the entry that waits longest has been due; 0 on a standby."),
+    Definition("last_tick_age_seconds", "gauge", "Time since beat's main loop last moved."),
+    Definition("ready", "gauge", "1 where this replica leads or could, else 0."),
+    Definition("paused", "gauge", "1 while the cluster is paused, else 0."),
+    Definition("members", "gauge", "Replicas alive, by role, as this one sees it.", ("role",)),
+    Definition("warnings", "gauge", "What the page warns of, by code.", ("code",)),
+    Definition(
+        "entry_occurrences", "counter", "Occurrences by entry and verdict.", ("entry", "verdict"), per_entry=True
+    ),
+    Definition(
+        "entry_last_enqueued_timestamp_seconds",
+        "gauge",
+        "When the entry was last enqueued by this replica, in seconds since the Unix epoch.",
+        ("entry",),
+        per_entry=True,
+    ),
+    Definition(
+        "entry_last_lateness_seconds", "gauge", "Lateness of the entry's last occurrence.", ("entry",), per_entry=True
+    ),
+)
+_BY_NAME = {definition.name: definition for definition in DEFINITIONS}
+
+#: What a free text says to what the label says, so that the number of series is bounded. The first that fits counts.
+_REASONS = (
+    ("there was no lease", "no_lease"),
+    ("released", "released"),
+    ("names this replica", "reclaimed"),
+    ("process is gone", "absent"),
+    ("was not renewed", "expired"),
+    ("shutdown", "shutdown"),
+    ("main loop stalled", "stalled"),
+    ("trust window ran out", "trust_ran_out"),
+    ("no lease record", "state_loss"),
+    ("ledger is gone", "state_loss"),
+    ("another Redis server", "other_server"),
+    ("another term", "superseded"),
+    ("dispatch was refused", "fenced"),
+    ("step", "step_down"),
+    ("asked", "step_down"),
+)
+_SKIP_REASONS = (
+    *((reason, reason) for reason in ("coalesced", "missed", "misfire_grace", "misfire_limit", "state_loss", "edited")),
+    ("publish deadline", "publish_deadline"),
+    ("no message", "no_message"),
+)
+
+
+def reason_of(text: str, known: Sequence[tuple[str, str]] = _REASONS) -> str:
+    """The label for a reason that was worded for people; ``other`` where it is none of the known."""
+    return next((label for words, label in known if words in text), "other")
+
+
+@dataclass(slots=True)
+class _Histogram:
+    counts: list[int]
+    total: float = 0.0
+
+
+@dataclass(slots=True)
+class _Numbers:
+    """What was counted: by metric, then by the values of its labels."""
+
+    counters: dict[str, dict[tuple[str, ...], float]] = field(default_factory=dict)
+    histograms: dict[str, _Histogram] = field(default_factory=dict)
+
+
+class Metrics:
+    """Subscribes to events, and is a collector for ``prometheus_client``."""
+
+    def __init__(self, board: Board, versions: Mapping[str, str], *, per_entry: bool) -> None:
+        """``versions`` are those of this package and of Celery, under ``version`` and ``celery``."""
+        self._board = board
+        self._versions = {**versions, "python": platform.python_version()}
+        self._per_entry = per_entry
+        # Entered again when a signal handler of the main thread emits an event.
+        self._lock = threading.RLock()
+        self._numbers = _Numbers()
+        for definition in DEFINITIONS:
+            if definition.kind == "histogram":
+                self._numbers.histograms[definition.name] = _Histogram([0] * (len(definition.buckets) + 1))
+            elif definition.kind == "counter":
+                self._numbers.counters[definition.name] = {} if definition.labels else {(): 0.0}
+        # Series that exist from the start can be watched for their first increase.
+        self._start("campaigns", "won", "refused", "forbidden", "unknown")
+        self._start("renewals", "renewed", "lost", "late", "unknown")
+        self._start("occurrences", "enqueued", "skipped", "uncertain")
+        self._entry_gauges: dict[str, tuple[float, float]] = {}
+
+    def _start(self, name: str, *values: str) -> None:
+        self._numbers.counters[name] = {(value,): 0.0 for value in values}
+
+    # --- Counting
+
+    def __call__(self, event: events.Event) -> None:
+        with self._lock:
+            self._count(event)
+
+    def _count(self, event: events.Event) -> None:  # noqa: PLR0912 -- one case for each event
+        match event:
+            case events.Enqueued(entry=entry, scheduled_at=scheduled_at, lateness=lateness):
+                self._verdict(entry, "enqueued", 1)
+                self._observe("lateness_seconds", max(0.0, lateness))
+                if self._per_entry:
+                    self._entry_gauges[entry] = (scheduled_at.timestamp() + lateness, lateness)
+            case events.OccurrenceSkipped(entry=entry, count=count, reason=reason):
+                many = max(count, 1)
+                self._verdict(entry, "skipped", many)
+                self._add("skipped", reason_of(reason, _SKIP_REASONS), by=many)
+            case events.OccurrenceUncertain(entry=entry):
+                self._verdict(entry, "uncertain", 1)
+            case events.EnqueuedOnRequest(kind=kind):
+                self._add("requested", kind)
+            case events.BatchDispatched(size=size, seconds=seconds, already_mine=mine):
+                self._observe("batch_size", size)
+                self._observe("dispatch_seconds", seconds)
+                self._add("dispatch_already_mine", by=mine)
+            case events.DispatchFenced(size=size):
+                self._add("dispatch_fenced", by=size)
+            case events.DispatchFailed():
+                self._add("dispatch_failures")
+            case events.LeaseAttempted(action=action, outcome=outcome, seconds=seconds):
+                self._add("campaigns" if action == "campaign" else "renewals", outcome)
+                self._observe("redis_round_trip_seconds", seconds)
+            case events.TermStarted(why=why):
+                self._add("terms_started", reason_of(why))
+            case events.TermEnded(why=why):
+                self._add("terms_ended", reason_of(why))
+            case events.LeaseUnreachable():
+                self._add("redis_outages")
+            case events.PresenceLost():
+                self._add("presence_losses")
+            case events.ElectionFailed():
+                self._add("election_failures")
+            case events.EntryFailed():
+                self._add("entry_failures")
+            case events.StateLost():
+                self._add("state_losses")
+            case events.ClockJumped():
+                self._add("clock_jumps")
+            case events.InvariantBroken(kind=rule):
+                self._add("invariant_breaks", rule)
+            case _:
+                pass
+
+    def _verdict(self, entry: str, verdict: str, many: int) -> None:
+        self._add("occurrences", verdict, by=many)
+        if self._per_entry:
+            self._add("entry_occurrences", entry, verdict, by=many)
+
+    def _add(self, name: str, *labels: str, by: float = 1) -> None:
+        series = self._numbers.counters[name]
+        series[labels] = series.get(labels, 0.0) + by
+
+    def _observe(self, name: str, value: float) -> None:
+        histogram = self._numbers.histograms[name]
+        histogram.counts[bisect_left(_BY_NAME[name].buckets, value)] += 1
+        histogram.total += value
+
+    # --- Telling
+
+    def text(self) -> bytes:
+        """The exposition in Prometheus' text format. Needs ``prometheus_client``."""
+        from prometheus_client import CollectorRegistry, generate_latest
+
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        return bytes(generate_latest(registry))
+
+    def collect(self) -> Iterator[Metric]:
+        """What ``prometheus_client`` asks of a collector."""
+        from prometheus_client import metrics_core as core
+
+        gauges = self._gauges()
+        for definition in DEFINITIONS:
+            if definition.per_entry and not self._per_entry:
+                continue
+            name, labels = f"ha_beat_{definition.name}", definition.labels
+            if definition.kind == "counter":
+                counter = core.CounterMetricFamily(name, definition.help, labels=labels)
+                for values, number in self._series(definition.name):
+                    counter.add_metric(values, number)
+                yield counter
+            elif definition.kind == "histogram":
+                histogram = core.HistogramMetricFamily(name, definition.help)
+                buckets, total = self._cumulated(definition)
+                histogram.add_metric([], buckets, total)
+                yield histogram
+            else:
+                gauge = core.GaugeMetricFamily(name, definition.help, labels=labels)
+                for values, number in gauges[definition.name]:
+                    gauge.add_metric(values, number)
+                yield gauge
+
+    def _series(self, name: str) -> list[tuple[tuple[str, ...], float]]:
+        if name == "guard_dropped":
+            # Counted by the workers, in Redis.
+            view = self._board.look.view
+            return [((), float(view.dropped if view else 0))]
+        with self._lock:
+            return list(self._numbers.counters[name].items())
+
+    def _cumulated(self, definition: Definition) -> tuple[list[Any], float]:
+        with self._lock:
+            histogram = self._numbers.histograms[definition.name]
+            counts, total = list(histogram.counts), histogram.total
+        sums, so_far = [], 0
+        for limit, count in zip((*definition.buckets, float("inf")), counts, strict=True):
+            so_far += count
+            sums.append(("+Inf" if limit == float("inf") else str(float(limit)), so_far))
+        return sums, total
+
+    def _gauges(self) -> dict[str, list[tuple[tuple[str, ...], float]]]:
+        board = self._board
+        view = board.look.view
+        lease = view.lease if view else None
+        term = board.term
+        members = board.members()
+        age = max(0.0, (board.now_ms() - lease.renewed_ms) / 1000) if lease and lease.renewed_ms else float("nan")
+        roles = {"leader": 0, "standby": 0}
+        for member in members:
+            roles[member.role] = roles.get(member.role, 0) + 1
+        codes: dict[str, int] = {}
+        for warning in board.warnings(members):
+            codes[warning.code] = codes.get(warning.code, 0) + 1
+        single = {
+            "leader": float(term is not None),
+            "epoch": float(term.epoch if term else lease.epoch if lease else 0),
+            "lease_age_seconds": age,
+            "lease_trust_seconds": board.trust_left,
+            "redis_up": float(board.reachable),
+            "clock_offset_seconds": board.look.clock_offset,
+            "entries": float(board.entries()),
+            "due_backlog": float(board.backlog()),
+            "overdue_seconds": board.overdue(),
+            "last_tick_age_seconds": board.idle,
+            "ready": float(board.ready().ok),
+            "paused": float(bool(view and view.paused)),
+        }
+        found: dict[str, list[tuple[tuple[str, ...], float]]] = {name: [((), value)] for name, value in single.items()}
+        versions = self._versions
+        found["build_info"] = [((versions["version"], versions["python"], versions["celery"]), 1.0)]
+        found["members"] = [((role,), float(count)) for role, count in roles.items()]
+        found["warnings"] = [((code,), float(count)) for code, count in codes.items()]
+        with self._lock:
+            last = dict(self._entry_gauges)
+        found["entry_last_enqueued_timestamp_seconds"] = [((entry,), at) for entry, (at, _) in last.items()]
+        found["entry_last_lateness_seconds"] = [((entry,), late) for entry, (_, late) in last.items()]
+        return found
+
+
+def metrics_table() -> str:
+    """All metrics as a Markdown table, for the README."""
+    lines = ["| metric | kind | labels | what it says |", "|---|---|---|---|"]
+    for definition in DEFINITIONS:
+        labels = ", ".join(f"`{label}`" for label in definition.labels)
+        if definition.buckets:
+            labels = f"`le`: {definition.buckets[0]:g} to {definition.buckets[-1]:g}"
+        only = " *(Only with `metrics_per_entry`.)*" if definition.per_entry else ""
+        lines.append(f"| `{definition.full_name}` | {definition.kind} | {labels} | {definition.help}{only} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(metrics_table() + "\n")

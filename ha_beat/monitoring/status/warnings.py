@@ -1,0 +1,78 @@
+"""What a person should look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ha_beat.monitoring.status.snapshot import Look
+from ha_beat.store.journal import VerdictRecord
+from ha_beat.store.lease import LeaseRecord
+from ha_beat.store.membership import Member
+from ha_beat.store.request_queue import Pause
+
+#: Seconds that a clock may be away from the Redis server's before it is said.
+_CLOCK_TOLERANCE = 2.0
+
+#: Seconds for which a due occurrence may wait for its verdict before it is said.
+_OVERDUE_TOLERANCE = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Warn:
+    """Something that a person should look at. ``level`` is ``warning`` or ``notice``."""
+
+    code: str
+    message: str
+    level: str = "warning"
+
+
+def of_redis(look: Look, why_unreachable: str) -> Iterable[Warn]:
+    if why_unreachable:
+        yield Warn("redis-unreachable", f"Redis can't be reached: {why_unreachable}")
+    if look.facts is not None and look.facts.eviction_policy.startswith("allkeys"):
+        yield Warn(
+            "eviction-policy",
+            f"Redis may evict the lease and the ledger: its maxmemory-policy is {look.facts.eviction_policy}",
+        )
+    if look.view is not None and look.view.paused:
+        words = Pause.parse(look.view.paused).in_words()
+        yield Warn("paused", f"the cluster is paused, so that nothing is enqueued by schedule, {words}", "notice")
+
+
+def of_lease(lease: LeaseRecord | None, now_ms: int) -> Iterable[Warn]:
+    """As a standby sees it; ``now_ms`` is by the Redis server's clock."""
+    if lease is None or not lease.held:
+        yield Warn("no-leader", "nobody leads")
+    elif lease.renewed_ms and now_ms - lease.renewed_ms > lease.ttl_ms:
+        age = (now_ms - lease.renewed_ms) / 1000
+        yield Warn("no-leader", f"{lease.holder} holds the lease, but has not renewed it for {age:.1f} s")
+
+
+def of_members(members: Sequence[Member]) -> Iterable[Warn]:
+    for each in members:
+        offset = each.clock_offset_ms / 1000
+        if abs(offset) > _CLOCK_TOLERANCE:
+            side = "ahead of" if offset > 0 else "behind"
+            yield Warn("clock-offset", f"{each.id}: its clock is {abs(offset):.1f} s {side} Redis'")
+        yield from (Warn("not-ready", f"{each.id}: {why}") for why in each.not_ready)
+        yield from (Warn("entry-failing", f"{entry}: {why}") for entry, why in each.failing.items())
+        if each.overdue_ms > _OVERDUE_TOLERANCE * 1000:
+            yield Warn("overdue", f"the oldest due occurrence has waited for {each.overdue_ms / 1000:.0f} s")
+    if len({each.schedule for each in members if each.schedule}) > 1:
+        yield Warn("schedule-drift", "the replicas have different schedules; normal only during a deploy")
+    if len({each.version for each in members}) > 1:
+        yield Warn("version-mix", "the replicas run different versions of ha_beat", "notice")
+
+
+def of_verdicts(recent: Sequence[VerdictRecord]) -> Iterable[Warn]:
+    enqueued = {(record.entry, record.first) for record in recent if record.verdict == "enqueued"}
+    uncertain = [
+        record
+        for record in recent
+        if record.verdict == "uncertain" and (record.entry, record.first) not in enqueued  # confirmed late
+    ]
+    if uncertain:
+        latest = uncertain[-1]
+        what = f"{len(uncertain)} occurrences, the latest of {latest.entry} at {latest.first.isoformat()}"
+        yield Warn("uncertain", f"nobody knows whether they were enqueued: {what}")

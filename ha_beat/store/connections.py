@@ -1,0 +1,358 @@
+"""Connections to Redis, one link for each thread that talks.
+
+A link connects when it is first asked to, never retries by itself and has short timeouts: whoever uses it knows what a
+lost reply means to it. Where Redis answers that it is not (or no more) the server to ask, the link drops its
+connections, the subscribed one included, so that the next command asks Sentinel, DNS or the cluster again.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import redis
+from redis import exceptions as redis_errors
+from redis.backoff import NoBackoff
+from redis.connection import ConnectionPool, SSLConnection
+from redis.connection import parse_url as _parse_url
+from redis.retry import Retry
+from redis.sentinel import Sentinel as _Sentinel
+from redis.sentinel import SentinelConnectionPool as _SentinelConnectionPool
+
+from ha_beat.errors import ConfigurationError, StoreUnavailable
+from ha_beat.store.redis_errors import STALE, as_store_error, code_of, in_words, moved_to
+
+_SENTINEL_PORT = 26379
+_PORT = 6379
+
+#: So many redirections from node to node are followed before a cluster counts as confused.
+_REDIRECTIONS = 5
+
+#: Connections that a link may need at once: presence, a command, and another in a signal handler.
+FEWEST_CONNECTIONS = 4
+
+Address = tuple[str, int]
+
+# redis-py has these without types.
+parse_url: Callable[[str], Mapping[str, Any]] = _parse_url
+Sentinel: Callable[..., Any] = _Sentinel
+SentinelConnectionPool: Callable[..., ConnectionPool] = _SentinelConnectionPool
+
+
+class Link(Protocol):
+    """One way to a Redis server."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether this is a Redis Cluster, where presence is a shard channel."""
+        ...
+
+    def client(self) -> redis.Redis:
+        """A client without retries. To be asked for at each use.
+
+        Raises:
+            StoreError: there is no connection to be had.
+        """
+        ...
+
+
+class WatchedClient(redis.Redis):
+    """Drops its pool's connections after an answer that shows that they lead to the wrong server."""
+
+    def __init__(self, pool: ConnectionPool, on_error: Callable[[Exception], None] = lambda _: None) -> None:
+        super().__init__(connection_pool=pool)
+        self._on_error = on_error
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            execute: Callable[..., Any] = super().execute_command
+            return execute(*args, **options)
+        except (redis_errors.RedisError, OSError) as exc:
+            if code_of(exc) in STALE:
+                self.connection_pool.disconnect()
+            self._on_error(exc)
+            raise
+
+
+class UrlLink:
+    """A Redis given by URL: TCP, TLS or a Unix socket."""
+
+    sharded = False
+
+    def __init__(self, url: str, options: Mapping[str, Any], timeout: float) -> None:
+        """``timeout``, in seconds, is for connecting and for each command.
+
+        Raises:
+            ConfigurationError: an option that redis-py does not know, or a value that it can't use.
+        """
+        self._pool = _checked(lambda: _pool(url, options, timeout))
+        self._client: redis.Redis | None = None
+
+    def client(self) -> redis.Redis:
+        if self._client is None:
+            self._client = WatchedClient(self._pool)
+        return self._client
+
+
+class SentinelLink:
+    """The primary that Sentinel names."""
+
+    sharded = False
+
+    def __init__(self, url: str, options: Mapping[str, Any], timeout: float) -> None:
+        """``options`` has ``master_name``, and ``sentinel_kwargs`` for the connections to the Sentinels themselves.
+
+        Raises:
+            ConfigurationError: without ``master_name``, or as of :class:`UrlLink`.
+        """
+        given = dict(options)
+        name = given.pop("master_name", None)
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(
+                "ha_beat_redis_options: a sentinel:// URL needs 'master_name', the name under which the Sentinels "
+                "know the primary"
+            )
+        addresses, first = _addresses(url, _SENTINEL_PORT)
+        # One Sentinel that hangs must not use up the time in which the next would have answered.
+        patience = max(timeout / len(addresses), 0.1)
+        for_sentinels = {**_calm(patience), **_in_redis_py(given.pop("sentinel_kwargs", None) or {})}
+        others = int(given.pop("min_other_sentinels", 0))
+        kwargs = _pool_kwargs(first, given, timeout)
+        for name_of_option in ("host", "port"):
+            kwargs.pop(name_of_option, None)
+        if kwargs.pop("connection_class", None) is SSLConnection:
+            kwargs["ssl"] = True
+
+        def make() -> ConnectionPool:
+            sentinel = Sentinel(addresses, min_other_sentinels=others, sentinel_kwargs=for_sentinels)
+            return SentinelConnectionPool(name, sentinel, **kwargs)
+
+        self._pool = _checked(make)
+        self._client: redis.Redis | None = None
+
+    def client(self) -> redis.Redis:
+        if self._client is None:
+            self._client = WatchedClient(self._pool)
+        return self._client
+
+
+class ClusterLink:
+    """The node of a Redis Cluster that serves one key, and with it all keys of the same hash tag.
+
+    Any node that is asked for the key answers, or says which one would.
+    """
+
+    sharded = True
+
+    def __init__(self, url: str, options: Mapping[str, Any], timeout: float, key: str) -> None:
+        """``url`` is of one or more nodes, ``redis+cluster://host:port,host:port``.
+
+        Raises:
+            ConfigurationError: as of :class:`UrlLink`.
+        """
+        self._known, first = _addresses(url, _PORT)
+        self._kwargs = _pool_kwargs(first, options, timeout)
+        if self._kwargs.get("db"):
+            raise ConfigurationError("ha_beat_redis_url: a Redis Cluster has only the database 0")
+        self._key = key
+        self._node: tuple[Address, redis.Redis] | None = None
+        self._doubtful = False
+        _checked(lambda: ConnectionPool(**self._kwargs))
+
+    def client(self) -> redis.Redis:
+        if self._node is None or self._doubtful:
+            self._find()
+        if self._node is None:
+            raise StoreUnavailable("no node of the Redis Cluster answers", acted=False)
+        return self._node[1]
+
+    def _find(self) -> None:
+        last: Exception | None = None
+        current = [self._node[0]] if self._node is not None else []
+        for address in dict.fromkeys([*current, *self._known]):
+            try:
+                self._follow(address)
+            except (redis_errors.RedisError, OSError) as exc:
+                # With a node's own "the cluster is down", a dead one's silence is not what to report.
+                if last is None or not code_of(last):
+                    last = exc
+            else:
+                self._doubtful = False
+                return
+        raise as_store_error(last) if last is not None else StoreUnavailable("no node is known", acted=False)
+
+    def _follow(self, address: Address) -> None:
+        """Ask from node to node, until one serves the key."""
+        for _ in range(_REDIRECTIONS):
+            client = self._client_of(address)
+            try:
+                client.hget(self._key, "nonce")
+            except (redis_errors.RedisError, OSError) as exc:
+                self._drop(client)
+                moved = moved_to(exc)
+                if moved is None:
+                    raise
+                address = (moved[0] or address[0], moved[1])
+            else:
+                self._settle(address, client)
+                return
+        raise redis_errors.ConnectionError("the nodes of the Redis Cluster refer to each other in a circle")
+
+    def _settle(self, address: Address, client: redis.Redis) -> None:
+        if self._node is not None and self._node[1] is not client:
+            self._drop(self._node[1])
+        self._node = address, client
+        # The first to be asked the next time.
+        self._known = list(dict.fromkeys([address, *self._known]))
+
+    def _client_of(self, address: Address) -> redis.Redis:
+        if self._node is not None and self._node[0] == address:
+            return self._node[1]
+        pool: ConnectionPool = ConnectionPool(**{**self._kwargs, "host": address[0], "port": address[1]})
+        return WatchedClient(pool, self._doubt)
+
+    def _doubt(self, exc: Exception) -> None:
+        if isinstance(exc, redis_errors.ConnectionError | redis_errors.TimeoutError | OSError) or code_of(exc) in STALE:
+            self._doubtful = True
+
+    def _drop(self, client: redis.Redis) -> None:
+        if self._node is not None and self._node[1] is client:
+            self._node = None
+        with suppress(redis_errors.RedisError, OSError):
+            client.connection_pool.disconnect()
+
+
+def link_to(url: str, options: Mapping[str, Any], timeout: float, key: str) -> Link:
+    """The link for a URL. Connects to nothing yet; ``key`` is one of those to be reached, ``timeout`` in seconds.
+
+    Raises:
+        ConfigurationError: the URL or the options can't be used.
+    """
+    scheme = url.partition("://")[0].lower()
+    if scheme == "sentinel":
+        return SentinelLink(url, options, timeout)
+    if scheme.endswith("+cluster"):
+        return ClusterLink(url, options, timeout, key)
+    return UrlLink(url, options, timeout)
+
+
+# --- URLs and options
+
+
+def _pool(url: str, options: Mapping[str, Any], timeout: float) -> ConnectionPool:
+    return ConnectionPool(**_pool_kwargs(url, options, timeout))
+
+
+def _pool_kwargs(url: str, options: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    """What redis-py's pool takes. The options win over the URL."""
+    try:
+        found = parse_url(_as_redis_py_spells(url))
+    except ValueError as exc:
+        raise _unreadable(exc) from None
+    kwargs = {**_calm(timeout), **_in_redis_py(found), **_in_redis_py(options)}
+    # Bytes that are no text, in a field of somebody else's, would make the whole reply unreadable.
+    kwargs["decode_responses"] = False
+    if kwargs.pop("ssl", False):
+        kwargs["connection_class"] = SSLConnection
+    if isinstance(kwargs.get("max_connections"), int):
+        kwargs["max_connections"] = max(kwargs["max_connections"], FEWEST_CONNECTIONS)
+    return kwargs
+
+
+def _calm(timeout: float) -> dict[str, Any]:
+    """Short timeouts, and no blind retries."""
+    retry: Any = Retry(NoBackoff(), 0)
+    return {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": retry}
+
+
+def _as_redis_py_spells(url: str) -> str:
+    """A URL as Celery and kombu write it."""
+    scheme, _, rest = url.strip().partition("://")
+    scheme = scheme.lower()
+    if scheme == "redis+socket":
+        path, question, query = rest.partition("?")
+        return f"unix://{path}{question}{query.replace('virtual_host=', 'db=')}"
+    return f"{scheme}://{rest}"
+
+
+_REQUIREMENTS = {"cert_none": "none", "cert_optional": "optional", "cert_required": "required"}
+
+
+def _in_redis_py(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as redis-py spells them, from what Celery also takes."""
+    found = dict(options)
+    wanted = found.get("ssl_cert_reqs")
+    if isinstance(wanted, ssl.VerifyMode):
+        wanted = wanted.name
+    if isinstance(wanted, str):
+        word = wanted.lower()
+        found["ssl_cert_reqs"] = _REQUIREMENTS.get(word, word)
+        if found["ssl_cert_reqs"] == "none":
+            # Python refuses to check the name on a certificate that it shall not check.
+            found.setdefault("ssl_check_hostname", False)
+    for name in ("protocol", "db"):
+        if isinstance(found.get(name), str) and found[name].isdecimal():
+            found[name] = int(found[name])
+    check = found.get("ssl_check_hostname")
+    if isinstance(check, str):
+        found["ssl_check_hostname"] = check.lower() in ("1", "true", "yes", "on")
+    return found
+
+
+def _addresses(url: str, default_port: int) -> tuple[list[Address], str]:
+    """The hosts of a URL that lists several, and the first of them as a ``redis://`` URL with all else that it says.
+
+    Both ``sentinel://h1:26379;sentinel://h2:26379/0`` and ``redis+cluster://user:password@h1:7000,h2:7000?x=y``.
+    """
+    scheme, _, rest = url.strip().partition("://")
+    secure = scheme.lower().startswith("rediss")
+    front, question, query = rest.partition("?")
+    parts = [part.partition("://")[2] or part for part in _split(front)]
+    userinfo = next((part.rpartition("@")[0] for part in parts if "@" in part), "")
+    path = next((found for part in parts if (found := part.rpartition("@")[2].partition("/")[2])), "")
+    addresses = []
+    for part in parts:
+        host_and_port = part.rpartition("@")[2].partition("/")[0]
+        if not host_and_port:
+            continue
+        try:
+            split = urlsplit(f"//{host_and_port}")
+            addresses.append((split.hostname or "localhost", split.port or default_port))
+        except ValueError as exc:
+            raise _unreadable(exc) from None
+    if not addresses:
+        raise ConfigurationError("ha_beat_redis_url names no host")
+    host, port = addresses[0]
+    shown = f"[{host}]" if ":" in host else host
+    at = f"{userinfo}@" if userinfo else ""
+    return addresses, f"{'rediss' if secure else 'redis'}://{at}{shown}:{port}/{path}{question}{query}"
+
+
+def _unreadable(exc: ValueError) -> ConfigurationError:
+    """Without what Python says of a port: in a URL with an unescaped password that is a part of it."""
+    said = str(exc)
+    if not said.startswith("Invalid value for '"):
+        said = "no host and port can be read from it; write / ; , @ in a password as %2F and the like"
+    return ConfigurationError(f"ha_beat_redis_url: {said}")
+
+
+def _split(front: str) -> Sequence[str]:
+    return [part.strip() for part in front.replace(",", ";").split(";") if part.strip()]
+
+
+def _checked(make: Callable[[], ConnectionPool]) -> ConnectionPool:
+    """The pool, once a connection could be made of its options; none is opened.
+
+    Raises:
+        ConfigurationError: redis-py refuses them.
+    """
+    try:
+        make().make_connection()
+        return make()
+    except ImportError as exc:
+        raise ConfigurationError(f"ha_beat_redis_options: {exc}") from exc
+    except (TypeError, ValueError, AttributeError, redis_errors.RedisError) as exc:
+        raise ConfigurationError(f"ha_beat_redis_options: redis-py can't use them: {in_words(exc)}") from exc

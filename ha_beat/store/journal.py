@@ -1,0 +1,197 @@
+"""Reads the journal: what became of every occurrence, and every change of leader, newest first or in order.
+
+The journal is a Redis stream, written only by the scripts that do what it records. Each record has a number ``n`` from
+one counter, so that a gap shows that older records were trimmed away (or lost).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+from redis.exceptions import RedisError
+
+from ha_beat.errors import StoreUnavailable
+from ha_beat.store.lease import Keys
+from ha_beat.store.scripts import text
+
+if TYPE_CHECKING:
+    import redis
+
+#: Records asked for at once.
+_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What every record has.
+
+    ``id`` is the stream's, ``n`` the counter's number (0 where there is none), ``kind`` is ``occurrence``, ``term`` or
+    what others wrote, ``ms`` the time of writing in milliseconds since the Unix epoch, ``by`` the replica that led, and
+    ``data`` the record as it was written.
+    """
+
+    id: str
+    n: int
+    kind: str
+    ms: int
+    epoch: int
+    by: str
+    data: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def written_at(self) -> datetime:
+        return datetime.fromtimestamp(self.ms / 1000, UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictRecord(Record):
+    """What became of one occurrence, or of a range of them: those from ``first`` up to, not including, ``until``.
+
+    ``count`` is -1 where they were too many to count.
+    """
+
+    verdict: str
+    entry: str
+    first: datetime
+    until: datetime
+    count: int
+    reason: str = ""
+    task_id: str = ""
+
+    @property
+    def label(self) -> str:
+        """What people call the entry: a row of a database goes by its key in ``entry``."""
+        return str(self.data.get("name") or self.entry)
+
+    @property
+    def lateness(self) -> float:
+        """Seconds from the due instant to the verdict."""
+        return self.ms / 1000 - self.first.timestamp()
+
+    def covers(self, instant: datetime) -> bool:
+        return self.first <= instant < self.until
+
+
+@dataclass(frozen=True, slots=True)
+class TermRecord(Record):
+    """A change of leader. ``event`` is ``acquired`` or ``released``.
+
+    Of an acquisition: ``previous`` held the lease before, under ``previous_epoch``, and was last heard of at
+    ``left_ms``.
+    """
+
+    event: str
+    why: str = ""
+    previous: str = ""
+    previous_epoch: int = 0
+    left_ms: int = 0
+
+
+def parse(stream_id: str, n: int, raw: str) -> Record | None:
+    """One record, or ``None`` where it can't be read. One of an unknown kind is a bare :class:`Record`."""
+    try:
+        data = json.loads(raw)
+        kind = str(data.get("kind") or ("occurrence" if "verdict" in data else "other"))
+        known: dict[str, Any] = {
+            "id": stream_id,
+            "n": n,
+            "kind": kind,
+            "ms": int(data.get("ms") or stream_id.partition("-")[0]),
+            "epoch": int(data.get("epoch") or 0),
+            "by": str(data.get("by") or ""),
+            "data": data,
+        }
+        if kind == "term":
+            return TermRecord(
+                **known,
+                event=str(data["event"]),
+                why=str(data.get("why") or ""),
+                previous=str(data.get("previous") or ""),
+                previous_epoch=int(data.get("previous_epoch") or 0),
+                left_ms=int(data.get("left_ms") or 0),
+            )
+        if "verdict" in data and "entry" in data and ("at" in data or "from" in data):
+            first = datetime.fromisoformat(data.get("at") or data["from"])
+            until = datetime.fromisoformat(data["until"]) if "until" in data else first + timedelta(microseconds=1)
+            return VerdictRecord(
+                **known,
+                verdict=str(data["verdict"]),
+                entry=str(data["entry"]),
+                first=first,
+                until=until,
+                count=int(data.get("count", 1)),
+                reason=str(data.get("why") or ""),
+                task_id=str(data.get("id") or ""),
+            )
+        return Record(**known)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+class Journal:
+    """The journal of one cluster. Every method raises ``StoreUnavailable`` when Redis does not answer."""
+
+    def __init__(self, client: Callable[[], redis.Redis], keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+
+    def newest(self, limit: int = 100) -> list[Record]:
+        """The newest records, newest first."""
+        return _records(self._read("XREVRANGE", "+", "-", limit))
+
+    def after(self, stream_id: str, limit: int = _PAGE) -> list[Record]:
+        """The records that follow one, in order; all with ``0``. For readers that follow the journal."""
+        return _records(self._read("XRANGE", f"({stream_id}", "+", limit))
+
+    def between(self, since: datetime | None = None, until: datetime | None = None) -> Iterator[Record]:
+        """The records *written* in ``[since, until)``, newest first, read page by page as they are asked for."""
+        end = "+" if until is None else f"({_millis(until)}-0"
+        start = "-" if since is None else f"{_millis(since)}-0"
+        while True:
+            page = self._read("XREVRANGE", end, start, _PAGE)
+            yield from _records(page)
+            if len(page) < _PAGE:
+                return
+            end = f"({text(page[-1][0])}"
+
+    def of_entry(self, entry: str, limit: int = 100, since: datetime | None = None) -> list[VerdictRecord]:
+        """The newest verdicts of one entry, newest first."""
+        found: list[VerdictRecord] = []
+        for record in self.between(since):
+            if isinstance(record, VerdictRecord) and record.entry == entry:
+                found.append(record)
+                if len(found) >= limit:
+                    break
+        return found
+
+    def oldest_ms(self) -> int | None:
+        """When the oldest record that is left was written, in ms since the Unix epoch; ``None`` if there is none."""
+        page = self._read("XRANGE", "-", "+", 1)
+        return int(text(page[0][0]).partition("-")[0]) if page else None
+
+    def _read(self, command: str, start: str, end: str, limit: int) -> Sequence[tuple[Any, Mapping[Any, Any]]]:
+        client = self._client()
+        call = client.xrevrange if command == "XREVRANGE" else client.xrange
+        try:
+            return cast("Sequence[tuple[Any, Mapping[Any, Any]]]", call(self._keys.journal, start, end, count=limit))
+        except (RedisError, OSError) as exc:
+            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
+
+
+def _millis(instant: datetime) -> int:
+    return round(instant.timestamp() * 1000)
+
+
+def _records(page: Sequence[tuple[Any, Mapping[Any, Any]]]) -> list[Record]:
+    found = []
+    for stream_id, raw in page:
+        fields = {text(name): text(value) for name, value in raw.items()}
+        n = fields.get("n", "0")
+        record = parse(text(stream_id), int(n) if n.isdecimal() else 0, fields.get("d", ""))
+        if record is not None:
+            found.append(record)
+    return found

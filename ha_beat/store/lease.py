@@ -1,0 +1,403 @@
+"""The lease: who leads, as a record in Redis, and the few acts upon it.
+
+The record has no TTL. Redis expires keys by its wall clock, which steps, and evicts keys with a TTL first; so a
+standby judges a lease by its own clock and takes it by compare-and-set on ``(epoch, seq)``.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from redis.exceptions import RedisError
+
+from ha_beat.errors import ForeignApp, NewerSchema, StoreUnavailable
+from ha_beat.store.scripts import Script, text, whole
+
+if TYPE_CHECKING:
+    import redis
+
+#: Of the records kept in Redis. Software that knows only a lower one does not lead.
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Every Redis key and channel of one cluster, under one hash tag."""
+
+    cluster: str
+
+    def _key(self, name: str) -> str:
+        return f"{{ha-beat:{self.cluster}}}:{name}"
+
+    @property
+    def lease(self) -> str:
+        return self._key("lease")
+
+    @property
+    def ledger(self) -> str:
+        return self._key("ledger")
+
+    @property
+    def journal(self) -> str:
+        return self._key("journal")
+
+    @property
+    def members(self) -> str:
+        return self._key("members")
+
+    @property
+    def claims(self) -> str:
+        """Hash: occurrences claimed and not yet confirmed, by task id."""
+        return self._key("claims")
+
+    def guard(self, task_id: str) -> str:
+        """Which sending of an occurrence the workers have taken up."""
+        return self._key(f"guard:{task_id}")
+
+    @property
+    def dropped(self) -> str:
+        """How many messages the workers' guard has dropped."""
+        return self._key("dropped")
+
+    @property
+    def store(self) -> str:
+        """Hash in the broker's Redis: which store holds the lease."""
+        return self._key("store")
+
+    @property
+    def wake(self) -> str:
+        """Channel: look at the lease now."""
+        return self._key("wake")
+
+    @property
+    def requests(self) -> str:
+        """Hash: what is asked of the leader, by request id."""
+        return self._key("requests")
+
+    def answer(self, request: str) -> str:
+        """What became of one request."""
+        return self._key(f"answer:{request}")
+
+    def presence(self, token: str) -> str:
+        """Channel that one replica subscribes while it may lead."""
+        return self._key(f"presence:{token}")
+
+    def shard_presence(self, token: str) -> str:
+        """The same as a shard channel of a Redis Cluster; the scripts know it by its name."""
+        return self._key(f"presence:shard:{token}")
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One beat process."""
+
+    id: str
+    host: str
+    pid: int
+    version: str
+    fingerprint: str
+    http: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One stretch of leadership.
+
+    ``trusted_until`` is on :meth:`Clock.elapsed`. ``gen`` names the incarnation of the Redis state and ``run_id`` the
+    server process: work under a term is refused where either has changed.
+    """
+
+    holder: str
+    epoch: int
+    nonce: str
+    gen: str
+    run_id: str
+    trusted_until: float
+
+    def trusted(self, now: float) -> bool:
+        return now < self.trusted_until
+
+    def until(self, trusted_until: float) -> Term:
+        return replace(self, trusted_until=trusted_until)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRecord:
+    """The lease as it stands in Redis."""
+
+    holder: str = ""
+    epoch: int = 0
+    nonce: str = ""
+    seq: int = 0
+    ttl_ms: int = 0
+    state: str = "released"
+    presence: str = ""
+    fingerprint: str = ""
+    version: str = ""
+    http: str = ""
+    host: str = ""
+    pid: int = 0
+    since_ms: int = 0
+    reason: str = ""
+    gen: str = ""
+    run_id: str = ""
+    renewed_ms: int = 0
+    preferred: str = ""
+
+    @property
+    def held(self) -> bool:
+        return self.state == "held"
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, str]) -> LeaseRecord:
+        """From the hash. Unknown fields, of newer software, are left alone; a number that is none is 0."""
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            if field.name in raw:
+                value = raw[field.name]
+                values[field.name] = whole(value) if field.type == "int" else value
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseView:
+    """What one look at the lease found.
+
+    ``subscribers`` of the holder's presence channel is -1 where it can't be known; ``run_id`` is empty unless it is 0.
+    """
+
+    record: LeaseRecord | None
+    subscribers: int
+    server_ms: int
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """The lease is ours. ``previous_gens`` are the lease's and the ledger's as found: empty where there was none."""
+
+    term: Term
+    previous_gens: tuple[str, str]
+    previous_run_id: str
+    previous_holder: str
+    presence: str
+    server_ms: int
+    #: Scheduling time minus Redis' clock, in seconds, as the last leader had it.
+    leaders_offset: float | None = None
+    #: What the last leader found in doubt, as it put it, where it ended before it had seen to that.
+    unfinished: str = ""
+
+    @property
+    def server_changed(self) -> bool:
+        """Whether another server process answers than under the last leader; False where that can't be known."""
+        return self.term.run_id != "" and self.previous_run_id not in ("", self.term.run_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Somebody else was first, or the lease may not be taken."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The attempt moved the lease; ``presence`` is the channel now registered, empty if none was counted.
+
+    ``requests`` wait for the leader.
+    """
+
+    presence: str
+    server_ms: int
+    requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The lease is not ours any more."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The state of the lease that an acquisition takes over from."""
+
+    epoch: int
+    seq: int
+    absent: bool = False
+
+
+class LeaseStore(Protocol):
+    """Where the lease lives. Every method raises ``StoreUnavailable`` when the outcome is unknown."""
+
+    def observe(self) -> LeaseView: ...
+
+    def acquire(self, attempt: Attempt, expected: Expected | None, seen_epoch: int) -> Acquired | Refused: ...
+
+    def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]: ...
+
+    def release(self, term: Term, reason: str, preferred: str = "") -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try to become leader. Its nonce is what the record is recognised by, should the reply be lost."""
+
+    replica: Replica
+    nonce: str
+    sent_at: float
+    ttl: float
+    margin: float
+    presence: str
+    why: str = ""
+
+    @property
+    def trusted_until(self) -> float:
+        """Counted from the send: the reply may have been long under way."""
+        return self.sent_at + self.ttl - self.margin
+
+
+def new_token() -> str:
+    return uuid.uuid4().hex
+
+
+class RedisLeaseStore:
+    """The lease in Redis, or in anything that speaks its protocol and runs its scripts."""
+
+    def __init__(
+        self,
+        client: Callable[[], redis.Redis],
+        keys: Keys,
+        journal_age: float | None = None,
+        *,
+        offset: Callable[[], float] = lambda: 0.0,
+        wait_replicas: int = 0,
+        wait_timeout: float = 1.0,
+    ) -> None:
+        """``journal_age``, in seconds: renewals trim older records from the journal.
+
+        ``offset`` tells by how many seconds the scheduling time is ahead of Redis' clock. A renewal counts when
+        ``wait_replicas`` replicas of Redis have it, waited for up to ``wait_timeout`` seconds.
+        """
+        self._client = client
+        self._keys = keys
+        self._offset_ms: Callable[[], int] = lambda: round(offset() * 1000)
+        self._wait_replicas = wait_replicas
+        self._wait_ms = round(wait_timeout * 1000)
+        self._journal_age_ms = "" if journal_age is None else str(round(journal_age * 1000))
+        self._observe = Script("observe")
+        self._acquire = Script("acquire", although_full=True)
+        self._renew = Script("renew", although_full=True)
+        self._release = Script("release", although_full=True)
+
+    def observe(self) -> LeaseView:
+        flat, count, server_ms, run_id = self._observe(self._client(), [self._keys.lease], [])
+        record = LeaseRecord.parse(_pairs(flat)) if flat else None
+        return LeaseView(record, int(count), int(server_ms), text(run_id))
+
+    def acquire(self, attempt: Attempt, expected: Expected | None, seen_epoch: int) -> Acquired | Refused:
+        """Take the lease if it still stands as expected (``None``: no record).
+
+        Raises:
+            ForeignApp: the ledger belongs to another app with the same cluster name.
+            NewerSchema: newer software has written here.
+            StoreUnavailable: the outcome is unknown.
+        """
+        replica = attempt.replica
+        record = {
+            "nonce": attempt.nonce,
+            "ttl_ms": round(attempt.ttl * 1000),
+            "fingerprint": replica.fingerprint,
+            "version": replica.version,
+            "http": replica.http,
+            "host": replica.host,
+            "pid": replica.pid,
+        }
+        reply = self._acquire(
+            self._client(),
+            [self._keys.lease, self._keys.ledger, self._keys.journal],
+            [
+                expected.epoch if expected else "",
+                expected.seq if expected else "",
+                "1" if expected and expected.absent else "0",
+                seen_epoch,
+                replica.fingerprint,
+                new_token(),
+                attempt.presence,
+                SCHEMA,
+                attempt.why,
+                replica.id,
+                *(item for pair in record.items() for item in pair),
+            ],
+        )
+        answer, *rest = (text(part) for part in reply)
+        if answer == "foreign app":
+            raise ForeignApp(self._keys.cluster, replica.fingerprint, rest[0])
+        if answer == "newer schema":
+            raise NewerSchema(self._keys.cluster, SCHEMA, whole(rest[0]))
+        if answer == "refused":
+            return Refused(rest[0])
+        epoch, gen, lease_gen, ledger_gen, run_id, written_on, server_ms, presence, previous, offset_ms = rest
+        previous_run_id, _, unfinished = written_on.partition(" ")
+        return Acquired(
+            term=Term(replica.id, int(epoch), attempt.nonce, gen, run_id, attempt.trusted_until),
+            previous_gens=(lease_gen, ledger_gen),
+            previous_run_id=previous_run_id,
+            unfinished=unfinished,
+            previous_holder=previous,
+            presence=presence,
+            server_ms=int(server_ms),
+            leaders_offset=_seconds(offset_ms),
+        )
+
+    def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]:
+        reply = self._renew(
+            self._client(),
+            [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.requests],
+            [term.epoch, term.nonce, seq, presence, term.gen, term.run_id, self._journal_age_ms, self._offset_ms()],
+        )
+        answer, detail, *rest = (text(part) for part in reply)
+        if answer == "renewed":
+            self._await_replicas()
+            return Renewed(detail, int(rest[0]), int(rest[1]))
+        return "late" if answer == "late" else Lost(detail)
+
+    def _await_replicas(self) -> None:
+        """Have the renewal on replicas of Redis before it is believed.
+
+        Raises:
+            StoreUnavailable: too few have it.
+        """
+        if not self._wait_replicas:
+            return
+        try:
+            client: Any = self._client()
+            reached: int = client.wait(self._wait_replicas, self._wait_ms)
+        except (RedisError, OSError) as exc:
+            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
+        if int(reached) < self._wait_replicas:
+            raise StoreUnavailable(f"{reached} of {self._wait_replicas} replicas of Redis have the renewal")
+
+    def release(self, term: Term, reason: str, preferred: str = "") -> bool:
+        """Give the lease back and wake the standbys; False where it was not ours any more.
+
+        ``preferred`` is the id of a replica that the others let go first, for a moment.
+        """
+        keys = [self._keys.lease, self._keys.ledger, self._keys.journal]
+        return bool(self._release(self._client(), keys, [term.epoch, term.nonce, reason, self._keys.wake, preferred]))
+
+
+def _seconds(milliseconds: str) -> float | None:
+    try:
+        return int(milliseconds) / 1000
+    except (ValueError, OverflowError):
+        return None
+
+
+def _pairs(flat: Sequence[bytes | str]) -> dict[str, str]:
+    values = [text(item) for item in flat]
+    return dict(zip(values[::2], values[1::2], strict=True))

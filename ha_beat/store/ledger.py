@@ -1,0 +1,265 @@
+"""The ledger: per entry, the last occurrence and what became of it.
+
+One hash, one JSON row for each entry. A row is replaced only by a script that finds it exactly as its writer last
+saw it, so that two writers never both count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from redis.exceptions import RedisError, ResponseError
+
+from ha_beat.errors import StoreUnavailable
+from ha_beat.store.lease import Keys, Term
+from ha_beat.store.scripts import Script, text
+
+if TYPE_CHECKING:
+    import redis
+
+Verdict = Literal["armed", "absent", "enqueued", "skipped", "uncertain", "claimed"]
+
+#: For so long the ledger remembers of an entry that it is gone or disabled.
+KEEP_ABSENT = timedelta(days=2)
+
+#: Version of a row. A row of a higher one is left alone.
+ROW_VERSION = 1
+
+#: Of ``min-replicas-max-lag``, in seconds, where Redis is set up without it.
+_USUAL_MAX_LAG = 10.0
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_micros(instant: datetime) -> int:
+    """Microseconds since the Unix epoch, without the rounding of floats."""
+    return (instant - _EPOCH) // _MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """What the cluster knows of one entry.
+
+    ``base`` is Celery's ``last_run_at``, the instant that the next occurrence is counted from; ``scheduled_at`` is when
+    the last occurrence was due (``None`` while there was none). ``signature`` tells one schedule of the entry from
+    another, and ``following`` is what came next by it. Up to ``in_doubt_until`` its occurrences may have been enqueued:
+    state was lost, and who saw to that did not have the entry. ``raw`` is the row as it stands in Redis.
+    """
+
+    base: datetime
+    verdict: Verdict
+    scheduled_at: datetime | None = None
+    following: datetime | None = None
+    in_doubt_until: datetime | None = None
+    rev: int = 1
+    dispatched_ms: int = 0
+    epoch: int = 0
+    nonce: str = ""
+    run_count: int = 0
+    reason: str = ""
+    task_id: str = ""
+    signature: str = ""
+    raw: str = ""
+
+    def encoded(self) -> str:
+        row: dict[str, Any] = {
+            "v": ROW_VERSION,
+            "rev": self.rev,
+            "base": to_micros(self.base),
+            "ms": self.dispatched_ms,
+            "epoch": self.epoch,
+            "by": self.nonce,
+            "count": self.run_count,
+            "verdict": self.verdict,
+        }
+        if self.scheduled_at is not None:
+            row["at"] = to_micros(self.scheduled_at)
+        if self.following is not None:
+            row["next"] = to_micros(self.following)
+        if self.in_doubt_until is not None:
+            row["doubt"] = to_micros(self.in_doubt_until)
+        if self.reason:
+            row["why"] = self.reason
+        if self.task_id:
+            row["id"] = self.task_id
+        if self.signature:
+            row["sig"] = self.signature
+        return json.dumps(row, separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, raw: str) -> LedgerRow | None:
+        """The row, or ``None`` where it is not of a version that this software may replace."""
+        return raw.row() if isinstance(raw, RawRow) else cls._parse(raw)
+
+    @classmethod
+    def _parse(cls, raw: str) -> LedgerRow | None:
+        if "\ufffd" in raw:
+            # Bytes that are no text: what Redis would compare with them can't be said.
+            return None
+        try:
+            row = json.loads(raw)
+            if row["v"] > ROW_VERSION:
+                return None
+            at, following, in_doubt = row.get("at"), row.get("next"), row.get("doubt")
+            return cls(
+                base=from_micros(row["base"]),
+                verdict=row["verdict"],
+                scheduled_at=None if at is None else from_micros(at),
+                following=None if following is None else from_micros(following),
+                in_doubt_until=None if in_doubt is None else from_micros(in_doubt),
+                rev=int(row["rev"]),
+                dispatched_ms=int(row["ms"]),
+                epoch=int(row["epoch"]),
+                nonce=str(row["by"]),
+                run_count=int(row["count"]),
+                reason=str(row.get("why", "")),
+                task_id=str(row.get("id", "")),
+                signature=str(row.get("sig", "")),
+                raw=raw,
+            )
+        except (ValueError, KeyError, TypeError, OverflowError, AttributeError, RecursionError):
+            return None
+
+
+class RawRow(str):
+    """A row as it stands in Redis that is parsed but once: a takeover asks more than one question of each."""
+
+    __slots__ = ("_row",)
+    _row: LedgerRow | None
+
+    def row(self) -> LedgerRow | None:
+        try:
+            row = self._row
+        except AttributeError:
+            row = self._row = LedgerRow._parse(str(self))  # noqa: SLF001 -- one thing with LedgerRow
+        return row
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """Of the Redis server.
+
+    Whether it writes an append-only file, by when at the latest it had started (by this replica's clock), whether it
+    was a replica until it took over from another server, and whether it takes no writes without replicas: then, cut
+    off from them, for ``max_lag`` seconds more.
+    """
+
+    append_only: bool
+    started_at: datetime
+    promoted: bool = False
+    min_replicas: bool = False
+    max_lag: float = _USUAL_MAX_LAG
+
+
+class Ledger:
+    """Reads the ledger's rows, which only the dispatch script writes, and keeps notes beside them."""
+
+    def __init__(self, client: Callable[[], redis.Redis], keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+        self._note = Script("note")
+        self._taken_over = Script("taken_over")
+
+    def server_facts(self, now: datetime) -> ServerFacts:
+        """What the server says of itself; ``now`` is the scheduling time.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        try:
+            info: Mapping[str, Any] = self._client().info("everything")
+        except (RedisError, OSError) as exc:
+            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
+        min_replicas = "min_slaves_good_slaves" in info
+        # Redis tells whole seconds: the server may be younger by up to one.
+        up = timedelta(seconds=max(int(info.get("uptime_in_seconds", 0)) - 1, 0))
+        return ServerFacts(
+            append_only=bool(int(info.get("aof_enabled", 0))),
+            started_at=now - up,
+            promoted=int(info.get("second_repl_offset", -1)) >= 0,
+            min_replicas=min_replicas,
+            max_lag=self._max_lag() if min_replicas else _USUAL_MAX_LAG,
+        )
+
+    def _max_lag(self) -> float:
+        """The server's setting. Who may not ask for it goes by what Redis comes with."""
+        try:
+            found: Any = self._client().config_get("min-replicas-max-lag")
+            return float(found["min-replicas-max-lag"])
+        except (ResponseError, KeyError, ValueError):
+            return _USUAL_MAX_LAG
+        except (RedisError, OSError) as exc:
+            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
+
+    def read(self) -> Mapping[str, str]:
+        """Every entry's raw row by entry id.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        try:
+            found: Mapping[Any, Any] = self._client().hgetall(self._keys.ledger)
+        except (RedisError, OSError) as exc:
+            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
+        rows = ((text(field), raw) for field, raw in found.items())
+        return {field[2:]: RawRow(text(raw)) for field, raw in rows if field.startswith("e:")}
+
+    def of(self, entries: Sequence[str]) -> Mapping[str, LedgerRow]:
+        """The rows of these entries, of those that have one which can be read.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        found = {entry: LedgerRow.parse(raw) for entry, raw in self._fields("e", entries).items()}
+        return {entry: row for entry, row in found.items() if row is not None}
+
+    def notes(self, names: Sequence[str]) -> Mapping[str, str]:
+        """What was noted under these names.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        return self._fields("n", names)
+
+    def _fields(self, kind: str, names: Sequence[str]) -> Mapping[str, str]:
+        if not names:
+            return {}
+        try:
+            found: Any = self._client().hmget(self._keys.ledger, [f"{kind}:{name}" for name in names])
+        except (RedisError, OSError) as exc:
+            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
+        return {name: text(value) for name, value in zip(names, found, strict=True) if value is not None}
+
+    def taken_over(self, term: Term, unfinished: str = "") -> str:
+        """Say that what was in doubt has its verdict; or, to whoever leads next, that it has not yet, and what it is.
+
+        Returns:
+            Why the term is not the current one (nothing was written), or ``""``.
+
+        Raises:
+            StoreUnavailable: the outcome is unknown; saying it again is safe.
+            StoreRefused: nothing was written.
+        """
+        keys = [self._keys.lease, self._keys.ledger]
+        written_on = f"{term.run_id} {unfinished}" if unfinished else term.run_id
+        return text(self._taken_over(self._client(), keys, [term.epoch, term.nonce, written_on]))
+
+    def note(self, term: Term, notes: Mapping[str, str]) -> bool:
+        """Note something, as the leader; False where the term is over and nothing was noted.
+
+        Raises:
+            StoreUnavailable: the outcome is unknown.
+            StoreRefused: nothing was noted.
+        """
+        flat = [part for pair in notes.items() for part in pair]
+        keys = [self._keys.lease, self._keys.ledger]
+        return not text(self._note(self._client(), keys, [term.epoch, term.nonce, *flat]))

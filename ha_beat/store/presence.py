@@ -1,0 +1,166 @@
+"""The one subscribed connection of a replica: its presence, and its ear for the wake channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+from redis.exceptions import RedisError
+
+from ha_beat.clock import Clock
+from ha_beat.errors import StoreError
+from ha_beat.store.lease import Keys, new_token
+from ha_beat.store.redis_errors import in_words
+from ha_beat.store.scripts import text
+
+if TYPE_CHECKING:
+    import redis
+    from redis.client import PubSub
+
+#: Seconds within which Redis has to confirm a subscription.
+_CONFIRM_WITHIN = 2.0
+
+
+class PresenceError(Exception):
+    """The connection ended, or the server stopped answering on it."""
+
+
+class Presence(Protocol):
+    """What the elector needs of such a connection."""
+
+    @property
+    def channel(self) -> str:
+        """The presence channel now subscribed; empty while there is none."""
+        ...
+
+    def open(self) -> None:
+        """Subscribe under a new channel name.
+
+        Raises:
+            PresenceError: it could not be.
+        """
+        ...
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a wake message; True when one came.
+
+        Raises:
+            PresenceError: the connection is gone.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def _pubsub(client: Any) -> PubSub:
+    options = {}
+    if str(client.connection_pool.connection_kwargs.get("protocol")) == "3":
+        # Without a handler older redis-py logs every message that arrives over RESP3.
+        options["push_handler_func"] = lambda message: message
+    pubsub: PubSub = client.pubsub(**options)
+    return pubsub
+
+
+class RedisPresence:
+    """Presence over Redis pub/sub. Used by one thread only."""
+
+    def __init__(
+        self,
+        client: Callable[[], redis.Redis],
+        keys: Keys,
+        clock: Clock,
+        ping_interval: float,
+        *,
+        sharded: bool = False,
+    ) -> None:
+        """``sharded``: on a Redis Cluster, whose shard channels end when their keys move to another node."""
+        self._client = client
+        self._keys = keys
+        self._clock = clock
+        self._ping_interval = ping_interval
+        self._sharded = sharded
+        self._pubsub: PubSub | None = None
+        self._next_ping = 0.0
+        self._unanswered = False
+        self._connected_again = False
+        self.channel = ""
+
+    def open(self) -> None:
+        self.close()
+        # A new name each time: a standby must not take an old connection's end for this one's.
+        token = new_token()
+        channel = self._keys.shard_presence(token) if self._sharded else self._keys.presence(token)
+        try:
+            pubsub: Any = _pubsub(self._client())
+            self._pubsub = pubsub
+            pubsub.subscribe(self._keys.wake)
+            (pubsub.ssubscribe if self._sharded else pubsub.subscribe)(channel)
+            self._confirm(pubsub, {self._keys.wake, channel})
+            self._connected_again = False
+            pubsub.connection.register_connect_callback(self._on_connect)
+        except (RedisError, OSError, StoreError) as exc:
+            self.close()
+            raise PresenceError(str(exc) if isinstance(exc, StoreError) else in_words(exc)) from exc
+        self.channel = channel
+        self._next_ping = self._clock.elapsed() + self._ping_interval
+        self._unanswered = False
+
+    def _confirm(self, pubsub: PubSub, wanted: set[str]) -> None:
+        """Wait until Redis has subscribed the channels, or has said why not."""
+        until = self._clock.elapsed() + _CONFIRM_WITHIN
+        while wanted:
+            left = until - self._clock.elapsed()
+            if left <= 0:
+                raise TimeoutError("the subscription was not confirmed")
+            message = pubsub.get_message(timeout=left)
+            if message is not None and text(message["type"]) in ("subscribe", "ssubscribe"):
+                wanted.discard(text(message["channel"]))
+
+    def _on_connect(self, _: object) -> None:
+        """redis-py makes a lost connection anew by itself; but it may lead to another server, and was away."""
+        self._connected_again = True
+
+    def wait(self, seconds: float) -> bool:
+        if self._pubsub is None:
+            raise PresenceError("not subscribed")
+        try:
+            self._ping_when_due(self._pubsub)
+            message = self._pubsub.get_message(timeout=max(seconds, 0.0))
+            if self._connected_again:
+                raise ConnectionError("the connection was lost for a moment")
+        except (RedisError, OSError, ValueError) as exc:
+            self.close()
+            raise PresenceError(in_words(exc)) from exc
+        if message is None:
+            return False
+        kind = text(message["type"])
+        if kind == "sunsubscribe":
+            self.close()
+            raise PresenceError("the keys have moved to another node of the Redis Cluster")
+        if kind == "pong":
+            self._unanswered = False
+        return kind == "message" and text(message["channel"]) == self._keys.wake
+
+    def _ping_when_due(self, pubsub: PubSub) -> None:
+        now = self._clock.elapsed()
+        if now < self._next_ping:
+            return
+        if self._unanswered:
+            raise ConnectionError("the server has stopped answering")
+        pubsub.ping()
+        self._unanswered = True
+        self._next_ping = now + self._ping_interval
+
+    def close(self) -> None:
+        pubsub = self._pubsub
+        self._pubsub, self.channel = None, ""
+        if pubsub is None:
+            return
+        # Not back to the pool while subscribed: nobody else shall inherit the subscription.
+        connection: Any = pubsub.connection
+        with suppress(RedisError, OSError):
+            if connection is not None:
+                connection.deregister_connect_callback(self._on_connect)
+                connection.disconnect()
+            pubsub.close()

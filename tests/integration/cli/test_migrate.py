@@ -1,0 +1,224 @@
+"""Taking over from other schedulers: their own files, keys and rows, written by themselves."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.beat import PersistentScheduler
+from celery.schedules import schedule
+from click.testing import CliRunner, Result
+
+from ha_beat.cli.celery_command import ha_beat
+from ha_beat.store.ledger import LedgerRow
+from tests.faults.cluster import STOCK_SCHEDULER, BeatCluster
+from tests.support.apps.tick_app import beat_schedule
+from tests.support.servers import PartMissing, RedisServer, need, wait_for
+
+SPEC = {"hourly": {"every": 3600}, "daily": {"every": 86400}, "new": {"every": 3600}}
+NOW = datetime.now(UTC)
+
+#: Overdue by half an hour, and not due for half a day.
+LAST = {"hourly": NOW - timedelta(minutes=90), "daily": NOW - timedelta(hours=12)}
+
+
+@pytest.fixture
+def app(redis_server: RedisServer) -> Iterator[Celery]:
+    app = Celery("tick", broker=redis_server.url, set_as_current=False)
+    app.conf.update(timezone="UTC", beat_scheduler="ha_beat")
+    app.conf.beat_schedule = beat_schedule(SPEC)
+    yield app
+    app.close()
+
+
+def migrate(app: Celery, *args: str) -> Result:
+    return CliRunner().invoke(ha_beat, ["migrate", *args], obj=SimpleNamespace(app=app))
+
+
+def rows(server: RedisServer) -> dict[str, LedgerRow]:
+    found = {}
+    for field, raw in server.client(decode_responses=True).hgetall("{ha-beat:tick}:ledger").items():
+        if field.startswith("e:"):
+            row = LedgerRow.parse(raw)
+            assert row is not None
+            found[field[2:]] = row
+    return found
+
+
+def beat_file(app: Celery, folder: Path) -> str:
+    """What Celery's own beat leaves when it is stopped."""
+    path = str(folder / "celerybeat-schedule")
+    beat = PersistentScheduler(app=app, schedule_filename=path)
+    for name, at in LAST.items():
+        beat.schedule[name].last_run_at = at
+        beat.schedule[name].total_run_count = 7
+    del beat.schedule["new"]
+    beat.close()
+    return path
+
+
+def test_beats_own_file(app: Celery, redis_server: RedisServer, tmp_path: Path) -> None:
+    """Each entry stands where beat left it, with its count; a new one is left to begin anew."""
+    result = migrate(app, "--from", "celerybeat", "--file", beat_file(app, tmp_path))
+    assert result.exit_code == 0, result.output
+    found = rows(redis_server)
+    assert {name: found[name].base for name in LAST} == LAST
+    assert {found[name].run_count for name in LAST} == {7}
+    assert {found[name].verdict for name in LAST} == {"armed"}
+    assert "new" not in found
+
+
+def test_what_the_old_scheduler_missed_is_caught_up_once(
+    app: Celery, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """The first leader sends the overdue entry for the instant it was due at, and no other; the next has nothing to."""
+    assert migrate(app, "--from", "celerybeat", "--file", beat_file(app, tmp_path)).exit_code == 0
+    with BeatCluster(redis_server.url, spec=SPEC, replicas=2, settings={"lease_ttl": 3}) as cluster:
+        leader = cluster.wait_for_leader()
+        wait_for(lambda: redis_server.admin.llen("celery") == 1, 20, "the overdue occurrence")
+        leader.kill()
+        cluster.wait_for_leader(other_than=leader)
+        wait_for(lambda: "new" in rows(redis_server), 20, "the next leader at work")
+    headers = [json.loads(raw)["headers"] for raw in redis_server.client().lrange("celery", 0, -1)]
+    assert [each["ha_beat"]["entry"] for each in headers] == ["hourly"]
+    assert datetime.fromisoformat(headers[0]["ha_beat"]["scheduled_at"]) == LAST["hourly"] + timedelta(hours=1)
+    assert headers[0]["ha_beat"]["run_count"] == 8
+
+
+@pytest.mark.slow
+def test_the_switch_from_a_running_beat_leaves_no_instant_out_and_repeats_none(
+    app: Celery, redis_server: RedisServer
+) -> None:
+    """As the page says: stop the old one, migrate, start. Each second from where it stopped has one message."""
+    spec, queue = {"second": {"every": 1.0}}, redis_server.client()
+    app.conf.beat_schedule = beat_schedule(spec)
+    with BeatCluster(redis_server.url, spec=spec, replicas=1, scheduler=STOCK_SCHEDULER) as old:
+        wait_for(lambda: queue.llen("celery") >= 3, 40, "the old beat's messages")
+        old[0].terminate()
+        before = queue.llen("celery")
+        done = migrate(app, "--from", "celerybeat", "--file", str(old[0].directory / "schedule"))
+        assert done.exit_code == 0, done.output
+    stood = rows(redis_server)["second"]
+    assert stood.run_count == before
+    with BeatCluster(redis_server.url, spec=spec, settings={"misfire": "all"}):
+        wait_for(lambda: queue.llen("celery") >= before + 5, 40, "ha_beat's messages")
+
+    headers = [json.loads(raw)["headers"] for raw in queue.lrange("celery", 0, -1)]
+    due = sorted(datetime.fromisoformat(each["ha_beat"]["scheduled_at"]) for each in headers if "ha_beat" in each)
+    assert len(headers) == before + len(due)
+    assert due == [stood.base + timedelta(seconds=number) for number in range(1, len(due) + 1)]
+
+
+def redbeat_entry(app: Celery, name: str, at: datetime | None) -> None:
+    """What redbeat itself writes when it has dispatched an entry."""
+    from redbeat import RedBeatSchedulerEntry
+    from redbeat.schedulers import ensure_conf
+
+    ensure_conf(app)
+    entry = RedBeatSchedulerEntry(name, "tick", schedule(3600, app=app), app=app)
+    entry.save()
+    if at is not None:
+        entry._next_instance(last_run_at=at)
+
+
+def _have_redbeat() -> object:
+    if importlib.util.find_spec("redbeat") is None:
+        raise PartMissing("this test reads what celery-redbeat wrote")
+    return object()
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+def test_redbeats_keys(app: Celery, redis_server: RedisServer, zone: str) -> None:
+    """Its time zones and its prefix are understood; an entry that it made by code is named."""
+    need(_have_redbeat)
+    app.conf.update(timezone=zone, redbeat_redis_url=redis_server.url, redbeat_key_prefix="mine:")
+    redbeat_entry(app, "hourly", LAST["hourly"].astimezone(app.timezone))
+    redbeat_entry(app, "daily", None)
+    redbeat_entry(app, "made-by-code", LAST["daily"])
+    result = migrate(app, "--from", "redbeat")
+    assert result.exit_code == 0, result.output
+    assert rows(redis_server)["hourly"].base == LAST["hourly"]
+    assert rows(redis_server)["hourly"].run_count == 1
+    # It has not run; redbeat counts from when it was made.
+    assert NOW - timedelta(seconds=1) <= rows(redis_server)["daily"].base
+    assert set(rows(redis_server)) == {"hourly", "daily"}
+    assert "made-by-code is not in beat_schedule" in result.output
+
+
+def test_a_dry_run_writes_nothing(app: Celery, redis_server: RedisServer, tmp_path: Path) -> None:
+    result = migrate(app, "--from", "celerybeat", "--file", beat_file(app, tmp_path), "--dry-run")
+    assert result.exit_code == 0
+    assert "nothing was done" in result.output
+    assert redis_server.client().keys("{ha-beat*") == []
+
+
+def test_a_row_that_is_there_stays_unless_forced_and_never_moves_back(
+    app: Celery, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """An earlier run would have what ran since run again."""
+    args = ["--from", "celerybeat", "--file", beat_file(app, tmp_path)]
+    migrate(app, *args)
+    before = rows(redis_server)
+    client: Any = redis_server.client()
+    for name, shift in (("hourly", -5), ("daily", 5)):
+        moved = LedgerRow(base=before[name].base + timedelta(minutes=shift), verdict="enqueued", run_count=9)
+        client.hset("{ha-beat:tick}:ledger", f"e:{name}", moved.encoded())
+    moved_rows = rows(redis_server)
+    assert "--force" in migrate(app, *args).output
+    assert rows(redis_server) == moved_rows
+    assert "a later run" in migrate(app, *args, "--force").output
+    assert rows(redis_server)["daily"] == moved_rows["daily"]
+    assert rows(redis_server)["hourly"].base == LAST["hourly"]
+
+
+def test_it_is_refused_while_somebody_leads(app: Celery, redis_server: RedisServer, tmp_path: Path) -> None:
+    path = beat_file(app, tmp_path)
+    with BeatCluster(
+        redis_server.url, spec={"other": {"every": 3600}}, replicas=1, settings={"lease_ttl": 3}
+    ) as cluster:
+        leader = cluster.wait_for_leader()
+        wait_for(lambda: "other" in rows(redis_server), 20, "its first work")
+        result = migrate(app, "--from", "celerybeat", "--file", path)
+        assert result.exit_code == 1
+        assert "leads" in result.output
+        assert leader.name in result.output
+        assert not set(rows(redis_server)) & set(LAST)
+
+
+def test_a_file_that_is_none_is_refused_in_one_line(app: Celery, tmp_path: Path) -> None:
+    result = migrate(app, "--from", "celerybeat", "--file", str(tmp_path / "nothing"))
+    assert result.exit_code == 2
+    assert "there is no schedule file" in result.output
+    (tmp_path / "other").write_text("no shelf")
+    result = migrate(app, "--from", "celerybeat", "--file", str(tmp_path / "other"))
+    assert result.exit_code == 2
+    assert "can't be read" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_where_redbeat_has_nothing_it_is_asked_where_it_is(app: Celery) -> None:
+    """A wrong prefix must not pass for a switch that is done."""
+    result = migrate(app, "--from", "redbeat", "--redbeat-prefix", "elsewhere:")
+    assert result.exit_code == 1
+    assert "nothing of redbeat's under the prefix 'elsewhere:' at redis://" in result.output
+
+
+def test_a_schedule_in_the_database_needs_none(app: Celery) -> None:
+    need(_have_django)
+    app.conf.beat_scheduler = "ha_beat.django.schedulers:HADatabaseScheduler"
+    result = migrate(app, "--from", "redbeat")
+    assert result.exit_code == 2
+    assert "nothing is to be done" in result.output
+
+
+def _have_django() -> object:
+    if importlib.util.find_spec("django_celery_beat") is None:
+        raise PartMissing("this test needs django-celery-beat")
+    return object()

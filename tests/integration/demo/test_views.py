@@ -1,0 +1,75 @@
+"""What the views make of a moment."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from ha_beat.demo.live import LiveView
+from ha_beat.demo.plain import PlainView
+from ha_beat.demo.tally import Counts, FaultKind, Run, Takeover
+from ha_beat.demo.view_model import ReplicaRow, Scene, percentile, summary
+
+RUN = Run("second", 1_760_000_000_123_000, "id", 42, "worker-1", 1_760_000_000_135_000)
+
+
+def scene(*, duplicates: int = 0, missed: int = 0, arrived: int = 34) -> Scene:
+    return Scene(
+        elapsed_s=61.0,
+        left_s=None,
+        replicas=tuple(ReplicaRow(f"beat-{n}", n, "standby") for n in range(1, 4)),
+        counts=Counts(arrived, duplicates, missed, coalesced=2, skipped=0, off_grid=0, takeovers=9),
+        takeovers=tuple(Takeover(n, "beat-2", "beat-1", FaultKind.KILL, 0.2, 0.5) for n in range(9)),
+        lateness_s=(0.004, 0.3),
+        outlook="kill the leader",
+    )
+
+
+@pytest.mark.parametrize("height", [24, 40, 80])
+def test_the_live_view_fits_the_terminal(height):
+    console = Console(file=io.StringIO(), width=80, height=height, force_terminal=True)
+    view = LiveView(console)
+    for number in range(30):
+        view.note(number, "an event that takes more than one line of a terminal of eighty columns " * 2)
+        view.ran(number, RUN, duplicate=False)
+    view.close()
+
+    assert len(console.render_lines(view.render(scene()))) <= height
+
+
+def test_the_live_view_shows_counts_and_roles():
+    console = Console(file=io.StringIO(), width=120, height=50)
+    view = LiveView(console)
+    view.show(scene(duplicates=7))
+    view.close()
+
+    shown = console.file.getvalue()
+    assert "duplicates 7" in shown
+    assert "beat-3" in shown
+
+
+def test_the_plain_view_marks_a_duplicate(capsys):
+    PlainView().ran(1.0, RUN, duplicate=True)
+
+    shown = capsys.readouterr().out
+    assert "DUPLICATE" in shown
+    assert "12 ms late" in shown
+    assert shown.count("\n") == 1
+
+
+def test_the_summary_says_when_something_went_wrong():
+    assert "nothing was enqueued twice" in summary(scene())[-1]
+    assert "NOT SOUND" in summary(scene(duplicates=1))[-1]
+    assert "NOT SOUND" in summary(scene(missed=1))[-1]
+
+
+def test_a_demo_in_which_nothing_ran_does_not_boast():
+    assert not any("nothing was enqueued twice" in line for line in summary(scene(arrived=0)))
+
+
+def test_percentiles_are_values_that_occurred():
+    assert percentile((1.0, 2.0), 0.5) == 1.0
+    assert percentile((1.0, 2.0, 3.0), 1.0) == 3.0
+    assert percentile((), 0.5) == 0.0

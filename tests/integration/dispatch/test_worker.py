@@ -1,0 +1,59 @@
+"""A stock worker consumes what ha_beat enqueues."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults.cluster import base_environment
+from tests.integration.dispatch.conftest import Bench
+from tests.support.servers import RedisServer, ServerProcess, wait_for
+
+ENTRIES = {
+    "plain": {"task": "tick"},
+    "arguments": {"task": "tick", "args": (1, "zwei"), "kwargs": {"three": [3]}},
+    "priority": {"task": "tick", "options": {"priority": 9}},
+    "compressed": {"task": "tick", "options": {"compression": "zlib"}},
+    "headers": {"task": "tick", "options": {"headers": {"tenant": "blue"}}},
+    "expires": {"task": "tick", "options": {"expires": 3600}},
+    "countdown": {"task": "tick", "options": {"countdown": 0.2}},
+    "expired": {"task": "tick", "options": {"expires": -60}},
+}
+
+
+def test_a_stock_worker_runs_each_message_once(
+    make_bench: Callable[..., Bench], shared_redis: RedisServer, tmp_path: Path
+):
+    """Whatever its options; and it drops the one that is too old, as it would one from stock beat."""
+    bench = make_bench()
+    bench.run_scheduler(ENTRIES)
+    rows = {name: row for name, row in bench.ledger().items() if name in ENTRIES}
+    assert {row["verdict"] for row in rows.values()} == {"enqueued"}
+    worker = ServerProcess(
+        [sys.executable, "-m", "celery", "-A", "tests.support.apps.tick_app", "worker", "-P", "solo", "-l", "INFO"],
+        tmp_path / "worker.log",
+        env=base_environment({"BROKER_URL": shared_redis.url}),
+    )
+    try:
+        wanted = {row["id"] for name, row in rows.items() if name != "expired"}
+
+        def all_ran() -> bool:
+            return wanted <= set(succeeded(worker))
+
+        wait_for(all_ran, 40, "every task to succeed")
+        log = worker.log_text()
+        assert sorted(succeeded(worker)) == sorted(wanted)
+        assert f"Discarding revoked task: tick[{rows['expired']['id']}]" in log or "expired" in log
+        assert "Traceback" not in log, log
+    finally:
+        worker.stop(number=signal.SIGTERM)
+    left = {key for key in shared_redis.admin.keys("*") if shared_redis.admin.type(key) == "list"}
+    assert left == set(), json.dumps(sorted(left))
+
+
+def succeeded(worker: ServerProcess) -> list[str]:
+    return re.findall(r"Task tick\[([0-9a-f-]+)\] succeeded", worker.log_text())

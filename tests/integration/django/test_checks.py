@@ -1,0 +1,115 @@
+"""`manage.py check` names what would keep the cluster from working."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from django.test import override_settings
+from ha_beat.django import checks
+from tests.faults.cluster import REPOSITORY, base_environment
+from tests.integration.django.conftest import SETTINGS, Site, use
+
+
+def run_check(
+    site: Site, *arguments: str, env: dict[str, str] | None = None, command: str = "check", **settings: Any
+) -> str:
+    """What `manage.py check` prints on a project with these settings."""
+    line = ["manage.py", command, *arguments]
+    code = f"import sys; sys.argv = {line!r}; from django.core.management import execute_from_command_line as e; e()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env=base_environment({**site.env(**settings), **(env or {})}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+def test_a_sound_project_gives_no_message(site):
+    assert "no issues" in run_check(site, "--database", "default")
+
+
+@pytest.mark.parametrize(
+    ("found", "settings"),
+    [
+        ("W001", {"CELERY_BEAT_SCHEDULER": None}),
+        ("E002", {"CELERY_BEAT_SCHEDULER": "ha_beat.django"}),
+        ("E002", {"CELERY_BEAT_SCHEDULER": "ha_beat"}),
+        ("E003", {"CELERY_BEAT_SCHEDULER": "nowhere.to:BeFound"}),
+        ("W002", {"CELERY_BEAT_SCHEDULER": "django_celery_beat.schedulers:DatabaseScheduler"}),
+        ("I001", {"CELERY_BEAT_SCHEDULER": "ha_beat.scheduler:HAScheduler"}),
+        ("W003", {"USE_TZ": False}),
+        ("W004", {"USE_TZ": False, "TIME_ZONE": "Europe/Berlin", "DJANGO_CELERY_BEAT_TZ_AWARE": False}),
+        ("W005", {"CELERY_TIMEZONE": None, "TIME_ZONE": "Europe/Berlin"}),
+        ("W006", {}),
+    ],
+)
+def test_each_trap_is_named(found, settings):
+    """With a hint. The tests' own database is one in memory."""
+    use({"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"})
+    with override_settings(**settings):
+        messages = [
+            *checks.check_apps(),
+            *checks.check_scheduler(),
+            *checks.check_time_zones(),
+            *checks.check_database(),
+        ]
+
+    named = {message.id: message for message in messages}
+    assert set(named) == {f"ha_beat.{found}", "ha_beat.W006"}
+    assert named[f"ha_beat.{found}"].hint
+
+
+@pytest.mark.parametrize(
+    ("found", "settings"),
+    [
+        ("ha_beat.E004", {"CELERY_HA_BEAT_LEASE_TLT": 5}),
+        ("ha_beat.E005", {"CELERY_BROKER_URL": "memory://"}),
+        ("ha_beat.I002", {"CELERY_BROKER_URL": "memory://", "CELERY_HA_BEAT_REDIS_URL": "redis://127.0.0.1:1/0"}),
+        ("ha_beat.I003", {"CELERY_HA_BEAT_REDIS_URL": "redis://127.0.0.1:1/0"}),
+    ],
+)
+def test_each_fault_of_the_cluster_is_named(site, found, settings):
+    output = run_check(site, **settings)
+
+    assert found in output
+    assert "HINT" in output
+    assert "Traceback" not in output
+
+
+def test_missing_tables_are_named(site, tmp_path):
+    empty = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.fspath(tmp_path / "empty.sqlite3")}}
+
+    found = run_check(site, "--database", "default", DATABASES=empty)
+    assert "ha_beat.W007" in found
+    assert "HINT: Run manage.py migrate" in found
+    assert "ha_beat.W007" not in run_check(site, command="migrate", DATABASES=empty)
+
+
+def test_a_database_that_cannot_be_asked_is_named(site, tmp_path):
+    away = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.fspath(tmp_path / "nowhere" / "x.sqlite3")}}
+    found = run_check(site, "--database", "default", DATABASES=away)
+
+    assert "ha_beat.E006" in found
+    assert "HINT: Start it" in found
+
+
+def test_a_missing_app_is_named(monkeypatch):
+    monkeypatch.setattr(checks.apps, "is_installed", lambda _: False)
+    (found,) = checks.check_apps()
+
+    assert found.id == "ha_beat.E001"
+    assert "before" in found.hint
+
+
+def test_the_settings_module_is_the_tests_own():
+    """The environment of the tests themselves names none: each process gets it from its site."""
+    assert os.environ.get("DJANGO_SETTINGS_MODULE") != SETTINGS

@@ -1,0 +1,153 @@
+"""The due instants of rows, and what a row is counted from; beside django-celery-beat's own answers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from zoneinfo import ZoneInfo
+
+import pytest
+from django_celery_beat.models import (
+    ClockedSchedule,
+    CrontabSchedule,
+    IntervalSchedule,
+    PeriodicTask,
+    SolarSchedule,
+)
+from django_celery_beat.schedulers import ModelEntry
+
+from ha_beat.django.entries import RowEntry, UnreadableRow
+from ha_beat.schedule.occurrence import FOREVER, newest_due
+from ha_beat.schedule.recurrence import first_from
+from tests.integration.django.project.app import app
+
+NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+def entry(**fields: object) -> RowEntry:
+    """Of a row that is nowhere saved."""
+    return RowEntry(PeriodicTask(pk=1, name="row", task="tick", date_changed=NOON, **fields), app)
+
+
+def hourly() -> IntervalSchedule:
+    return IntervalSchedule(every=1, period="hours")
+
+
+def test_a_crontab_is_in_its_own_time_zone():
+    """06:30 in New York, over the change to summer time on 8 March 2026."""
+    task = entry(crontab=CrontabSchedule(minute="30", hour="6", timezone=ZoneInfo("America/New_York")))
+    first = task.instants.next_after(datetime(2026, 3, 7, tzinfo=UTC))
+    second = task.instants.next_after(first)
+
+    assert first == datetime(2026, 3, 7, 11, 30, tzinfo=UTC)
+    assert second == datetime(2026, 3, 8, 10, 30, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Asia/Kolkata", "America/St_Johns"])
+def test_a_crontab_is_due_when_stock_says_so(zone, monkeypatch):
+    """Stock's entry is due at our instant, and was not a second before."""
+    fields = {"crontab": CrontabSchedule(minute="10,40", hour="*/5", timezone=ZoneInfo(zone))}
+    instant = entry(**fields).instants.next_after(NOON)
+    for at, due in ((instant - timedelta(seconds=1), False), (instant, True)):
+        stock = ModelEntry(PeriodicTask(name="row", task="tick", last_run_at=NOON, **fields), app)
+        monkeypatch.setattr(type(stock.schedule), "nowfunc", lambda self, at=at: at.astimezone(self.tz))
+        stock.schedule.nowfun = stock.schedule.nowfunc
+        assert stock.is_due().is_due is due
+
+
+def test_an_interval_with_a_start_begins_at_it_and_keeps_its_grid():
+    start = NOON + timedelta(minutes=30)
+    task = entry(interval=hourly(), start_time=start)
+
+    assert task.instants.next_after(NOON) == start
+    assert task.instants.next_after(start) == start + HOUR
+    # Switched on again at 15:10: the grid is that of the start.
+    assert task.instants.origin(NOON + timedelta(hours=3, minutes=10)) == start + 2 * HOUR
+
+
+def test_a_crontab_with_a_start_runs_at_the_start_itself():
+    task = entry(crontab=CrontabSchedule(minute="0", hour="*", timezone=UTC_ZONE), start_time=NOON + 3 * HOUR)
+
+    assert task.instants.next_after(NOON) == NOON + 3 * HOUR
+
+
+def test_the_instants_of_a_time_that_is_past_are_on_the_interval_s_grid():
+    """A backfill asks for them: what it enqueues anew must be an instant that was due."""
+    known, since = NOON + timedelta(minutes=7), NOON - timedelta(minutes=20)
+
+    assert first_from(entry(interval=hourly()).instants, known, since) == NOON + timedelta(minutes=7)
+    assert first_from(entry(interval=hourly()).instants, known, since - HOUR) == NOON - timedelta(minutes=53)
+    started = entry(interval=hourly(), start_time=NOON - timedelta(minutes=53)).instants
+    assert first_from(started, known, since - 5 * HOUR) == NOON - timedelta(minutes=53)
+    assert first_from(started, NOON - 9 * HOUR, NOON) == known
+    assert first_from(entry(interval=hourly(), expires=NOON).instants, known, NOON) == FOREVER
+    crontab = CrontabSchedule(minute="30", hour="*", timezone=UTC_ZONE)
+    assert first_from(entry(crontab=crontab).instants, known, since) == NOON + HOUR / 2
+
+
+def test_an_expiry_ends_it():
+    task = entry(interval=hourly(), expires=NOON + 2 * HOUR)
+
+    assert task.instants.next_after(NOON) == NOON + HOUR
+    assert task.instants.next_after(NOON + HOUR) == FOREVER
+
+
+def test_a_clocked_row_has_one_instant_however_late():
+    task = entry(clocked=ClockedSchedule(clocked_time=NOON), one_off=True)
+
+    assert task.instants.next_after(NOON - HOUR) == NOON
+    assert task.instants.next_after(NOON) == FOREVER
+    assert newest_due(task.instants, NOON, NOON + 1000 * HOUR, keep=1) == ([NOON], 1)
+    assert task.once
+
+
+def test_a_clocked_row_with_a_later_start_waits_for_it():
+    task = entry(clocked=ClockedSchedule(clocked_time=NOON), one_off=True, start_time=NOON + HOUR)
+
+    assert task.instants.next_after(NOON - HOUR) == NOON + HOUR
+    assert task.instants.next_after(NOON + HOUR) == FOREVER
+
+
+def test_a_solar_row_is_to_the_second():
+    pytest.importorskip("ephem")
+    task = entry(solar=SolarSchedule(event="sunset", latitude=Decimal("37.7749"), longitude=Decimal("-122.4194")))
+    instant = task.instants.next_after(NOON)
+
+    assert NOON < instant < NOON + 24 * HOUR
+    assert instant.microsecond == 0
+
+
+def test_a_row_that_lost_its_last_run_was_off_and_owes_nothing():
+    """django-celery-beat clears last_run_at of a row that is saved disabled; the run count stays."""
+    assert entry(interval=hourly(), total_run_count=3, last_run_at=None).stored_last_run_at == NOON
+    assert entry(interval=hourly(), total_run_count=0, last_run_at=None).stored_last_run_at is None
+    assert entry(interval=hourly(), total_run_count=3, last_run_at=NOON - HOUR).stored_last_run_at == NOON - HOUR
+
+
+def test_what_makes_no_difference_to_the_schedule_makes_none_to_its_signature():
+    task = entry(interval=hourly())
+
+    assert entry(interval=IntervalSchedule(every=60, period="minutes"), args="[1]").signature == task.signature
+    assert entry(interval=hourly(), start_time=NOON).signature != task.signature
+    assert entry(interval=IntervalSchedule(every=2, period="hours")).signature != task.signature
+
+
+@pytest.mark.parametrize("fields", [{"args": "["}, {"kwargs": "{"}, {"interval": None}])
+def test_a_row_that_cannot_be_read_is_refused_and_not_touched(fields):
+    with pytest.raises(UnreadableRow):
+        entry(**{"interval": hourly(), **fields})
+
+
+UTC_ZONE = ZoneInfo("UTC")
+
+
+def test_a_scheduler_whose_entries_would_write_their_rows_does_not_start():
+    """A class of the project's own; stock's entry saves its row when it is asked whether it is due."""
+    from ha_beat.django.schedulers import HADatabaseScheduler
+
+    class Own(HADatabaseScheduler):
+        Entry = ModelEntry
+
+    with pytest.raises(SystemExit, match=r"Own\.Entry is ModelEntry.*RowEntry"):
+        Own(app)

@@ -1,0 +1,49 @@
+"""The code blocks of README and docs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "example" / "README.md"]
+
+_FENCE = re.compile(r"^```(?P<label>[\w-]*)(?P<info>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block. ``label`` is what follows the fence."""
+
+    page: str
+    line: int
+    label: str
+    body: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+    def commands(self) -> Iterator[str]:
+        """The commands of a block of shell, continued lines joined; of a console's, those after a ``$``."""
+        for line in self.body.replace("\\\n", " ").splitlines():
+            if self.label == "console":
+                if line.startswith("$ "):
+                    yield line[2:]
+                continue
+            if line.strip() and not line.lstrip().startswith("#"):
+                yield line.strip()
+
+
+def blocks(*labels: str) -> list[Block]:
+    """Every block with one of these labels; without labels, every block."""
+    found = []
+    for path in PAGES:
+        text = path.read_text("utf-8")
+        for match in _FENCE.finditer(text):
+            line = text.count("\n", 0, match.start()) + 1
+            block = Block(str(path.relative_to(ROOT)), line, match["label"], match["body"])
+            if not labels or block.label in labels:
+                found.append(block)
+    return found

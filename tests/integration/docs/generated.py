@@ -1,0 +1,87 @@
+"""The blocks of README and docs that are made from the code.
+
+    python -m tests.integration.docs.generated
+
+writes them; a test fails where one is stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from ha_beat.cli.celery_command import ha_beat
+from ha_beat.monitoring.metrics import metrics_table
+from ha_beat.settings import settings_table
+from tests.guards import guards_table
+
+ROOT = Path(__file__).parents[3]
+
+
+def commands() -> str:
+    """Every command of `celery -A proj ha-beat` with its help."""
+    context = click.Context(ha_beat, info_name="ha-beat")
+    parts = []
+    for name in ha_beat.list_commands(context):
+        command = ha_beat.get_command(context, name)
+        assert command is not None
+        parts.append(_one(name, command, context))
+    return "\n\n".join(parts)
+
+
+def _one(name: str, command: click.Command, parent: click.Context) -> str:
+    arguments = [_argument(each) for each in command.params if isinstance(each, click.Argument)]
+    lines = [f"## `{' '.join([name, *arguments])}`", ""]
+    lines += [" ".join(part.split()) + "\n" for part in (command.help or "").split("\n\n")]
+    rows = [
+        record
+        for each in command.params
+        if isinstance(each, click.Option) and (record := each.get_help_record(click.Context(command, parent=parent)))
+    ]
+    if rows:
+        lines += ["| option | |", "|---|---|"]
+        lines += [f"| `{spelling.replace('|', chr(92) + '|')}` | {help_} |" for spelling, help_ in rows]
+    if command.epilog:
+        lines += ["", command.epilog.replace(": celery ", ": `celery ", 1) + "`."]
+    return "\n".join(lines).replace("\n\n\n", "\n\n").strip()
+
+
+def _argument(argument: click.Argument) -> str:
+    name = argument.human_readable_name.upper()
+    return name if argument.required else f"[{name}]"
+
+
+#: File, name of the block, what makes it.
+BLOCKS: tuple[tuple[str, str, Callable[[], str]], ...] = (
+    ("README.md", "settings", settings_table),
+    ("docs/settings.md", "settings", settings_table),
+    ("docs/monitoring.md", "metrics", metrics_table),
+    ("docs/cli.md", "cli", commands),
+    ("docs/rules.md", "guards", guards_table),
+)
+
+
+def with_block(text: str, name: str, content: str) -> str:
+    """The text with the content between the block's markers.
+
+    Raises:
+        ValueError: there are no such markers.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found, rest = text.partition(begin)
+    _, found_too, after = rest.partition(end)
+    if not (found and found_too):
+        raise ValueError(f"no markers {begin} and {end}")
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
+def main() -> None:
+    for file, name, make in BLOCKS:
+        path = ROOT / file
+        path.write_text(with_block(path.read_text("utf-8"), name, make()), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Requests to the leader, on real beats and a real Redis."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from ha_beat.clock import SystemClock
+from ha_beat.store.lease import Keys
+from ha_beat.store.ledger import to_micros
+from ha_beat.store.request_queue import Reply, Request, Requests
+from tests.faults.cluster import BeatCluster
+from tests.support.servers import RedisServer, wait_for
+
+SPEC = {"fast": {"every": 0.5}, "rare": {"every": 86400}}
+
+
+@pytest.fixture
+def cluster(redis_server: RedisServer) -> Iterator[BeatCluster]:
+    settings = {"lease_ttl": 3, "poll_interval": 0.05}
+    with BeatCluster(redis_server.url, spec=SPEC, replicas=2, settings=settings) as beats:
+        beats.wait_until_up()
+        beats.wait_for_leader()
+        wait_for(lambda: "fast" in beats.ledger(), what="the schedule in the ledger")
+        yield beats
+
+
+def requests_of(cluster: BeatCluster) -> Requests:
+    assert cluster.admin is not None
+    return Requests(lambda: cluster.admin, Keys(cluster.name))  # type: ignore[arg-type,return-value]
+
+
+def ask(cluster: BeatCluster, action: str, **args: Any) -> Reply:
+    return requests_of(cluster).ask(Request(action, args, by="tester"), SystemClock(), timeout=20)
+
+
+def messages(cluster: BeatCluster) -> list[dict[str, Any]]:
+    """Every message in the queue, as (headers, properties)."""
+    assert cluster.admin is not None
+    raw: Any = cluster.admin.lrange("celery", 0, -1)
+    return [json.loads(item) for item in reversed(raw)]
+
+
+def sent(cluster: BeatCluster, entry: str) -> list[dict[str, Any]]:
+    return [
+        m["headers"] | {"message_id": m["headers"]["id"]}
+        for m in messages(cluster)
+        if m["headers"]["ha_beat"]["entry"] == entry
+    ]
+
+
+def test_a_step_down_hands_over_to_the_replica_named(cluster: BeatCluster) -> None:
+    """The leader gives up, and the replica that was named leads though others wait as well."""
+    leader = cluster.wait_for_leader()
+    before = cluster.lease()
+    reply = ask(cluster, "step_down")
+    assert reply.ok
+    assert reply.leader == before["holder"]
+    other = cluster.wait_for_leader(other_than=leader)
+    assert cluster.lease()["epoch"] > before["epoch"]
+    assert other is not leader
+    cluster.assert_all_alive()
+
+
+def test_pause_enqueues_nothing_survives_a_takeover_and_resume_settles_what_was_missed(cluster: BeatCluster) -> None:
+    """While paused nothing is enqueued, whoever leads; afterwards each instant has one verdict."""
+    wait_for(lambda: sent(cluster, "fast"), what="a first message")
+    leader = cluster.wait_for_leader()
+    reply = ask(cluster, "pause", reason="maintenance")
+    assert reply.ok
+    count = len(sent(cluster, "fast"))
+    assert not ask(cluster, "pause").ok
+    leader.kill()
+    cluster.wait_for_leader(other_than=leader)
+    assert ask(cluster, "report").data["paused"]["reason"] == "maintenance"
+    time.sleep(1.5)
+    assert len(sent(cluster, "fast")) == count
+    assert ask(cluster, "resume").ok
+    wait_for(lambda: len(sent(cluster, "fast")) > count + 1, what="messages after resume")
+    times = [datetime.fromisoformat(h["ha_beat"]["scheduled_at"]) for h in sent(cluster, "fast")]
+    assert len(set(times)) == len(times)
+    skipped = [r for r in cluster.journal() if r.get("verdict") == "skipped" and r["entry"] == "fast"]
+    assert any(r["why"] == "coalesced" and r["count"] >= 2 for r in skipped)
+    events = [r["event"] for r in cluster.journal() if r.get("kind") == "control"]
+    assert events == ["paused", "resumed"]
+
+
+def test_a_pause_outlives_the_loss_of_the_ledger(cluster: BeatCluster) -> None:
+    """FLUSHALL takes the pause from Redis; the next leader puts it back from what the replicas remember."""
+    assert ask(cluster, "pause", reason="kept").ok
+    time.sleep(2.5)  # standbys look at the ledger about once a second
+    assert cluster.admin is not None
+    cluster.admin.flushall()
+    wait_for(lambda: cluster.lease().get("state") == "held", 20, "a leader after the loss")
+    wait_for(lambda: cluster.admin and cluster.admin.hget(cluster.key("ledger"), "m:paused"), 20, "the pause")
+    time.sleep(1.5)
+    assert sent(cluster, "fast") == []
+
+
+def test_a_manual_run_is_one_message_and_moves_no_position(cluster: BeatCluster) -> None:
+    """`run` sends the entry's message now, with an id of its own; the schedule goes on as if nothing was."""
+    position = cluster.ledger()["rare"]
+    request = Request("run", {"entry": "rare"}, by="tester")
+    requests = requests_of(cluster)
+    reply = requests.ask(request, SystemClock(), 20)
+    assert reply.ok, reply
+    again = requests.ask(request, SystemClock(), 20)
+    assert again == reply
+    (headers,) = sent(cluster, "rare")
+    assert headers["id"] == reply.data["task_id"] == request.task_id()
+    assert headers["ha_beat"]["manual"] is True
+    assert cluster.ledger()["rare"] == position
+    assert [r["id"] for r in cluster.journal() if r.get("kind") == "manual"] == [reply.data["task_id"]]
+
+
+def test_an_unknown_entry_is_refused_with_the_nearest_name(cluster: BeatCluster) -> None:
+    reply = ask(cluster, "run", entry="rrae")
+    assert not reply.ok
+    assert "rare" in reply.line
+
+
+def test_a_request_taken_back_is_never_carried_out(cluster: BeatCluster) -> None:
+    """Withdrawn before a leader saw it, a run does not happen later."""
+    requests = requests_of(cluster)
+    for replica in cluster:
+        replica.pause()
+    request = Request("run", {"entry": "rare"})
+    assert requests.post(request, lifetime=60) is None
+    assert requests.withdraw(request.id) == (True, None)
+    for replica in cluster:
+        replica.resume()
+    assert ask(cluster, "report").ok
+    assert sent(cluster, "rare") == []
+
+
+def test_a_request_past_its_deadline_is_dropped(cluster: BeatCluster) -> None:
+    requests = requests_of(cluster)
+    for replica in cluster:
+        replica.pause()
+    requests.post(Request("run", {"entry": "rare"}), lifetime=0.1)
+    time.sleep(0.3)
+    for replica in cluster:
+        replica.resume()
+    assert ask(cluster, "report").ok
+    assert requests.waiting()[0] == []
+    assert sent(cluster, "rare") == []
+
+
+def test_a_backfill_sends_skipped_instants_once_and_refuses_the_others(cluster: BeatCluster) -> None:
+    """Instants that the journal shows as skipped are sent; enqueued ones never; unknown ones need force."""
+    wait_for(lambda: len(sent(cluster, "fast")) >= 2, what="messages")
+    assert ask(cluster, "pause").ok
+    time.sleep(2)
+    assert ask(cluster, "resume").ok
+
+    def gap() -> dict[str, Any] | None:
+        return next((r for r in cluster.journal() if r.get("verdict") == "skipped" and r["entry"] == "fast"), None)
+
+    skipped = wait_for(gap, what="a skipped range")
+    first, until = (datetime.fromisoformat(skipped[name]) for name in ("from", "until"))
+    margin = timedelta(seconds=0.6)
+    args = {"entry": "fast", "from": to_micros(first - margin), "to": to_micros(until)}
+
+    planned = ask(cluster, "backfill", **args, dry_run=True)
+    states = Counter(line["state"] for line in planned.data["instants"])
+    assert states["would enqueue"] == skipped["count"]
+    assert states["refused"] == 1
+    done = ask(cluster, "backfill", **args)
+    assert Counter(line["state"] for line in done.data["instants"])["enqueued"] == skipped["count"]
+    repeated = ask(cluster, "backfill", **args, force=True)
+    assert {line["state"] for line in repeated.data["instants"]} == {"refused"}
+
+    ids = [headers["id"] for headers in sent(cluster, "fast")]
+    assert len(set(ids)) == len(ids)
+    assert sum("backfill" in headers["ha_beat"] for headers in sent(cluster, "fast")) == skipped["count"]
+
+
+def test_a_backfill_of_what_the_journal_does_not_know_needs_force(cluster: BeatCluster) -> None:
+    since = datetime.fromisoformat("2026-01-01T00:00:00+00:00")
+    args = {"entry": "rare", "from": to_micros(since), "to": to_micros(since + timedelta(days=3))}
+    reply = ask(cluster, "backfill", **args)
+    assert not reply.ok
+    assert [line["state"] for line in reply.data["instants"]] == ["needs force"] * 3
+    assert sent(cluster, "rare") == []
+    assert ask(cluster, "backfill", **args, force=True).ok
+    assert len(sent(cluster, "rare")) == 3
+    late = {"entry": "fast", "from": to_micros(since), "to": to_micros(since + timedelta(days=3))}
+    assert "more than" in ask(cluster, "backfill", **late).line
+
+
+def test_where_the_broker_is_elsewhere_runs_backfill_and_pause_hold_as_well(redis_server: RedisServer) -> None:
+    """With the lease in another database messages are claimed, sent and confirmed; requests are served all the same."""
+    broker, lease = redis_server.url_for(0), redis_server.url_for(1)
+    settings = {"lease_ttl": 3, "poll_interval": 0.05}
+    with BeatCluster(broker, lease_urls=lease, spec=SPEC, replicas=2, settings=settings) as cluster:
+        cluster.wait_until_up()
+        cluster.wait_for_leader()
+        wait_for(lambda: "fast" in cluster.ledger(), what="the schedule in the ledger")
+        assert wait_for(lambda: ask(cluster, "report").data["dispatch"]["path"], what="a path") == "claim"
+        ran = ask(cluster, "run", entry="rare")
+        assert ran.ok, ran
+        since = datetime.fromisoformat("2026-01-01T00:00:00+00:00")
+        args = {"entry": "rare", "from": to_micros(since), "to": to_micros(since + timedelta(days=3))}
+        filled = ask(cluster, "backfill", **args, force=True)
+        assert filled.ok, filled
+        assert not ask(cluster, "backfill", **args, force=True).ok
+        queue: Any = redis_server.admin.lrange("celery", 0, -1)
+        rare = [m["headers"] for m in map(json.loads, queue) if m["headers"]["ha_beat"]["entry"] == "rare"]
+        assert len(rare) == len({headers["id"] for headers in rare}) == 4
+        assert ask(cluster, "pause").ok
+        count = redis_server.admin.llen("celery")
+        time.sleep(1.2)
+        assert redis_server.admin.llen("celery") == count
+
+
+def test_a_request_that_a_dead_leader_had_begun_is_not_sent_again(cluster: BeatCluster) -> None:
+    """Enqueued, and then killed before it answered: the next leader answers and sends nothing."""
+    assert cluster.admin is not None
+    request = Request("run", {"entry": "rare"}, by="tester")
+    for replica in cluster:
+        replica.pause()
+    requests = requests_of(cluster)
+    requests.post(request, lifetime=60)
+    # What the dispatch script leaves behind when it has carried out the request's one step.
+    cluster.admin.hset(cluster.key("ledger"), f"r:{request.id}", 1)
+    for replica in cluster:
+        replica.resume()
+    reply = wait_for(lambda: requests.answer_to(request.id), 30, "an answer")
+    assert reply.ok
+    assert "earlier leader" in reply.line
+    assert sent(cluster, "rare") == []
+    assert not cluster.admin.hexists(cluster.key("ledger"), f"r:{request.id}")

@@ -1,0 +1,71 @@
+"""What other software leaves in the cluster's keys must not silence it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ha_beat.dispatch.two_phase import ClaimDispatcher
+from ha_beat.store.journal import parse
+from ha_beat.store.lease import Keys, Term
+from ha_beat.store.membership import Member
+from ha_beat.store.request_queue import Pause, Reply, Request
+from tests.support.servers import RedisServer
+
+#: Python's JSON parser gives up on it, with an error of its own.
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "body", [DEEP, '{"action": "run", "args": ' + DEEP, "{", "[]", "7", '{"action": "run", "args": 7}']
+)
+def test_a_request_that_cannot_be_read_is_one_without_an_action(body: str) -> None:
+    """The leader looks at the requests before each batch: an exception here would end all dispatching."""
+    assert Request.parse("id", f"1 2 {body}").action == ""
+
+
+def test_other_records_that_cannot_be_read() -> None:
+    assert not Reply.parse(DEEP).ok
+    assert Pause.parse(DEEP).reason
+    assert parse("1-1", 1, DEEP) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seen_ms": "soon"},
+        {"failing": []},
+        {"clock_offset_ms": None},
+        {"upcoming": 7},
+        {"upcoming": [[1]]},
+        {"upcoming": [["e", "t", "soon"]]},
+        {"not_ready": 7},
+        {"not_ready": [7]},
+        {"role": 1},
+        {"id": "another"},
+    ],
+    ids=str,
+)
+def test_a_member_that_is_not_as_it_should_be_is_none(change: dict[str, Any]) -> None:
+    """One broken record must not hide the cluster from whoever looks at it."""
+    good = json.loads(Member("one", failing={"e": "why"}, not_ready=("x",)).encoded())
+    assert Member.parse("one", json.dumps(good)) is not None
+    found = Member.parse("one", json.dumps({**good, **change}))
+    assert found is None or found == Member("one", failing={"e": "why"}, not_ready=("x",))
+    assert Member.parse("one", DEEP) is None
+
+
+def test_a_claim_that_cannot_be_read_keeps_no_leader_from_its_work(shared_redis: RedisServer) -> None:
+    """Every term begins with a look at what others have claimed."""
+    client, keys = shared_redis.client(), Keys("garbage")
+    link: Any = type("Link", (), {"client": lambda _: client})()
+    nothing: Any = None
+    dispatcher = ClaimDispatcher(nothing, link, keys, 1000, 1.0, lambda _: True)
+    good = {"entry": "e", "by": "n", "policy": "skip", "ms": 1, "row": "", "records": []}
+    for number, value in enumerate(["", "open", "open {", "open []", f"open {DEEP}", 'uncertain {"ms": "soon"}']):
+        client.hset(keys.claims, f"garbage {number}", value)
+    client.hset(keys.claims, "good", f"open {json.dumps(good)}")
+    term = Term("one", 1, "n", "g", "r", 0.0)
+    assert [claim.key for claim in dispatcher.open_claims(term)] == ["good"]

@@ -1,0 +1,127 @@
+"""What the tests of the endpoint share: a board to be set as a test likes, a server, and a client."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from ha_beat.leader.due_queue import Agenda
+from ha_beat.monitoring.http import HttpServer, Site
+from ha_beat.monitoring.http.server import Limits
+from ha_beat.monitoring.metrics import Metrics
+from ha_beat.monitoring.status import Board
+from ha_beat.store.lease import Replica, Term
+
+LOCALHOST = "127.0.0.1"
+
+
+@dataclass
+class HandClock:
+    """A clock that stands until it is set."""
+
+    seconds: float = 1_000.0
+    epoch: float = 1_800_000_000.0
+
+    def wall(self) -> float:
+        return self.epoch + self.seconds
+
+    def elapsed(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+@dataclass
+class FakeVitals:
+    term: Term | None = None
+    idle: float = 0.1
+    running: bool = True
+
+
+@dataclass
+class Scene:
+    """A board and everything around it."""
+
+    clock: HandClock = field(default_factory=HandClock)
+    vitals: FakeVitals = field(default_factory=FakeVitals)
+    agenda: Agenda = field(default_factory=Agenda)
+    replica: Replica = field(
+        default_factory=lambda: Replica("beat-0:abc123", "host-0", 42, "1.2.3", "shop", "http://127.0.0.1:8080")
+    )
+
+    def __post_init__(self) -> None:
+        self.board = Board(
+            self.replica,
+            "shop",
+            self.clock,
+            self.vitals,
+            lambda: self.agenda,
+            lambda: datetime.fromtimestamp(self.clock.wall(), UTC),
+            stall_timeout=15.0,
+        )
+
+    def lead(self, epoch: int = 7, seconds: float = 9.0) -> Term:
+        self.vitals.term = Term(self.replica.id, epoch, "nonce", "gen", "run", self.clock.elapsed() + seconds)
+        return self.vitals.term
+
+    def metrics(self, *, per_entry: bool = False) -> Metrics:
+        return Metrics(self.board, {"version": "1.2.3", "celery": "5.7"}, per_entry=per_entry)
+
+    def site(self) -> Site:
+        return Site(self.board, self.metrics().text, self.clock)
+
+
+@contextlib.contextmanager
+def serving(site: Site, limits: Limits | None = None) -> Iterator[HttpServer]:
+    """The site on a free port."""
+    server = HttpServer(site, LOCALHOST, 0, limits)
+    server.start()
+    try:
+        assert server.wait_until_serving(10)
+        yield server
+    finally:
+        server.stop()
+
+
+@dataclass
+class Reply:
+    status: int
+    text: str
+    headers: dict[str, str]
+
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+def ask(port: int, path: str, method: str = "GET", timeout: float = 5.0) -> Reply:
+    """One request on a connection of its own. Raises OSError where nobody answers."""
+    connection = http.client.HTTPConnection(LOCALHOST, port, timeout=timeout)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        return Reply(answer.status, text, {name.lower(): value for name, value in answer.getheaders()})
+    except http.client.HTTPException as exc:
+        raise ConnectionError(repr(exc)) from exc
+    finally:
+        connection.close()
+
+
+def send_raw(port: int, data: bytes, timeout: float = 5.0) -> bytes:
+    """Send bytes, and return all that comes until the server closes, or for half a second of silence."""
+    with socket.create_connection((LOCALHOST, port), timeout=timeout) as client:
+        with contextlib.suppress(OSError):
+            client.sendall(data)
+        client.settimeout(0.5)
+        found = b""
+        with contextlib.suppress(OSError):
+            while chunk := client.recv(65536):
+                found += chunk
+        return found

@@ -1,0 +1,198 @@
+"""What is counted, under which name, and that the number of series stays bounded."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from ha_beat import events
+from ha_beat.leader.due_queue import Slot
+from ha_beat.monitoring.metrics import DEFINITIONS, LATENESS_BUCKETS, Metrics, metrics_table, reason_of
+from ha_beat.schedule.occurrence import Misfire
+from ha_beat.store.membership import ClusterView
+from tests.integration.monitoring.support import Scene
+
+ROOT = Path(__file__).parents[3]
+DUE = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+    }
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return samples(metrics)[name, tuple(sorted(labels.items()))]
+
+
+def enqueued(entry: str = "nightly", lateness: float = 0.02) -> events.Enqueued:
+    return events.Enqueued(entry, "mail", "id", DUE, lateness)
+
+
+@pytest.mark.parametrize(
+    ("event", "name", "labels", "expected"),
+    [
+        (enqueued(), "ha_beat_occurrences_total", {"verdict": "enqueued"}, 1),
+        (enqueued(), "ha_beat_lateness_seconds_bucket", {"le": "0.025"}, 1),
+        (enqueued(), "ha_beat_lateness_seconds_bucket", {"le": "0.01"}, 0),
+        (
+            events.OccurrenceSkipped("e", DUE, DUE, 3, "coalesced"),
+            "ha_beat_occurrences_total",
+            {"verdict": "skipped"},
+            3,
+        ),
+        (events.OccurrenceSkipped("e", DUE, DUE, 3, "coalesced"), "ha_beat_skipped_total", {"reason": "coalesced"}, 3),
+        (events.OccurrenceSkipped("e", DUE, DUE, -1, "missed"), "ha_beat_skipped_total", {"reason": "missed"}, 1),
+        (
+            events.OccurrenceUncertain("e", DUE, "id", "cut"),
+            "ha_beat_occurrences_total",
+            {"verdict": "uncertain"},
+            1,
+        ),
+        (events.BatchDispatched(40, 0.02, 7), "ha_beat_batch_size_bucket", {"le": "50.0"}, 1),
+        (events.BatchDispatched(40, 0.02, 7), "ha_beat_dispatch_already_mine_total", {}, 7),
+        (events.BatchDispatched(40, 0.02, 7), "ha_beat_dispatch_seconds_sum", {}, 0.02),
+        (events.DispatchFenced(1, 40, "why"), "ha_beat_dispatch_fenced_total", {}, 40),
+        (events.DispatchFailed(1, "why"), "ha_beat_dispatch_failures_total", {}, 1),
+        (events.LeaseAttempted("campaign", "won", 0.01), "ha_beat_campaigns_total", {"outcome": "won"}, 1),
+        (events.LeaseAttempted("renewal", "unknown", 2.5), "ha_beat_renewals_total", {"outcome": "unknown"}, 1),
+        (events.LeaseAttempted("renewal", "unknown", 2.5), "ha_beat_redis_round_trip_seconds_count", {}, 1),
+        (
+            events.TermStarted(1, "x", "the leader's process is gone or cut off"),
+            "ha_beat_terms_started_total",
+            {"reason": "absent"},
+            1,
+        ),
+        (
+            events.TermEnded(1, "the trust window ran out", 5.0),
+            "ha_beat_terms_ended_total",
+            {"reason": "trust_ran_out"},
+            1,
+        ),
+        (events.LeaseUnreachable("why", leading=True), "ha_beat_redis_outages_total", {}, 1),
+        (events.PresenceLost("why"), "ha_beat_presence_losses_total", {}, 1),
+        (events.ElectionFailed("why"), "ha_beat_election_failures_total", {}, 1),
+        (events.EntryFailed("e", "why"), "ha_beat_entry_failures_total", {}, 1),
+        (events.StateLost("why", catch_up=False), "ha_beat_state_losses_total", {}, 1),
+        (events.ClockJumped(60.0, followed=True), "ha_beat_clock_jumps_total", {}, 1),
+        (events.InvariantBroken("overdue", "e", "why"), "ha_beat_invariant_breaks_total", {"rule": "overdue"}, 1),
+    ],
+)
+def test_each_event_counts(event: events.Event, name: str, labels: dict[str, str], expected: float):
+    metrics = Scene().metrics()
+    before = samples(metrics).get((name, tuple(sorted(labels.items()))), 0)
+    metrics(event)
+    assert value(metrics, name, **labels) - before == expected
+
+
+def test_gauges_follow_the_board():
+    scene = Scene()
+    metrics = scene.metrics()
+    assert value(metrics, "ha_beat_leader") == 0
+    assert value(metrics, "ha_beat_ready") == 0
+    scene.lead(epoch=11, seconds=9.0)
+    scene.vitals.idle = 3.5
+    assert value(metrics, "ha_beat_leader") == 1
+    assert value(metrics, "ha_beat_ready") == 1
+    assert value(metrics, "ha_beat_epoch") == 11
+    assert value(metrics, "ha_beat_lease_trust_seconds") == 9.0
+    assert value(metrics, "ha_beat_last_tick_age_seconds") == 3.5
+    assert value(metrics, "ha_beat_members", role="leader") == 1
+    assert value(metrics, "ha_beat_warnings", code="redis-unreachable") == 1
+
+
+def test_an_entry_that_is_left_alone_for_now_is_overdue_all_the_same():
+    """One whose schedule raises is asked again a minute later: nothing waits in between, and yet it is due."""
+    scene = Scene()
+    metrics = scene.metrics()
+    now = datetime.fromtimestamp(scene.clock.wall(), UTC)
+    slot = Slot("nightly", None, None, Misfire(), "", now)
+    scene.agenda.put(slot, now - timedelta(seconds=70), now + timedelta(seconds=50))
+    assert value(metrics, "ha_beat_overdue_seconds") == 0
+    scene.lead()
+    assert value(metrics, "ha_beat_overdue_seconds") == 70
+    assert value(metrics, "ha_beat_due_backlog") == 0
+    scene.agenda.put(slot, now + timedelta(seconds=1))
+    assert value(metrics, "ha_beat_overdue_seconds") == 0
+
+
+def test_messages_dropped_by_the_guard_are_those_of_the_last_look():
+    scene = Scene()
+    metrics = scene.metrics()
+    assert value(metrics, "ha_beat_guard_dropped_total") == 0
+    view = ClusterView(1, None, (), "gen", 1, 0, 0, "", dropped=7)
+    scene.board.look = replace(scene.board.look, view=view)
+    assert value(metrics, "ha_beat_guard_dropped_total") == 7
+
+
+def test_every_metric_is_there_from_the_start_and_well_named():
+    metrics = Scene().metrics(per_entry=True)
+    families = {family.name: family for family in text_string_to_metric_families(metrics.text().decode())}
+    for definition in DEFINITIONS:
+        family = families[f"ha_beat_{definition.name}"]
+        assert family.type == definition.kind
+        assert family.documentation == definition.help
+        assert re.fullmatch(r"[a-z][a-z_]*", definition.name)
+        assert definition.kind == "counter" or not definition.full_name.endswith("_total")
+
+
+def test_many_entries_make_no_more_series_unless_asked_for():
+    bounded, per_entry = Scene().metrics(), Scene().metrics(per_entry=True)
+    start = len(samples(bounded))
+    for number in range(200):
+        bounded(enqueued(f"entry-{number}"))
+        per_entry(enqueued(f"entry-{number}"))
+    assert len(samples(bounded)) == start
+    assert value(per_entry, "ha_beat_entry_occurrences_total", entry="entry-7", verdict="enqueued") == 1
+    assert value(per_entry, "ha_beat_entry_last_lateness_seconds", entry="entry-7") == 0.02
+
+
+def test_reasons_worded_for_people_make_no_more_series():
+    metrics = Scene().metrics()
+    for number in range(200):
+        metrics(events.TermEnded(number, f"StoreUnavailable: something new {number}", 1.0))
+        metrics(events.OccurrenceSkipped("e", DUE, DUE, 1, f"no message could be made: KeyError {number}"))
+    found = samples(metrics)
+    assert found["ha_beat_terms_ended_total", (("reason", "other"),)] == 200
+    assert found["ha_beat_skipped_total", (("reason", "no_message"),)] == 200
+
+
+def test_reasons_of_the_election_are_known():
+    """A reworded reason would fall under 'other' unseen."""
+    source = (ROOT / "ha_beat/election/state_machine.py").read_text() + (
+        ROOT / "ha_beat/election/elector.py"
+    ).read_text()
+    worded = ["was released (", "names this replica", "process is gone", "was not renewed", "main loop stalled"]
+    worded += ["trust window ran out", "there was no lease"]
+    for words in worded:
+        assert words in source, words
+        assert reason_of(words) != "other"
+
+
+def test_lateness_is_told_from_five_milliseconds_to_an_hour():
+    assert (LATENESS_BUCKETS[0], LATENESS_BUCKETS[-1]) == (0.005, 3600)
+    metrics = Scene().metrics()
+    metrics(enqueued(lateness=7200))
+    metrics(enqueued(lateness=-0.001))
+    assert value(metrics, "ha_beat_lateness_seconds_bucket", le="+Inf") == 2
+    assert value(metrics, "ha_beat_lateness_seconds_bucket", le="3600.0") == 1
+    assert value(metrics, "ha_beat_lateness_seconds_sum") == 7200
+
+
+def test_the_table_prints_without_the_extra():
+    program = (
+        "import sys; sys.modules['prometheus_client'] = None\n"
+        "import runpy; runpy.run_module('ha_beat.monitoring.metrics', run_name='__main__')"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert printed.stdout == metrics_table() + "\n"

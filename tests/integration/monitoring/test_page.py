@@ -1,0 +1,190 @@
+"""The page, in a real browser, on a real cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+from tests.integration.monitoring.test_replicas import Probed
+from tests.support.servers import LOCALHOST, PartMissing, RedisServer, need, wait_for
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+SPEC = {"fast": {"every": 0.2}, "reports": {"every": 2, "task": "mail.reports"}, "nightly": {"cron": "0 3"}}
+
+
+def chromium() -> str:
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        raise PartMissing("chromium is not on PATH (Debian: apt-get install chromium)")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Probed]:
+    with need(RedisServer) as server, Probed(server.url, cluster="shop", spec=SPEC) as cluster:
+        cluster.settle()
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = need(chromium)
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError as exc:
+        need(_missing(f"playwright: {exc}"))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def _missing(what: str) -> Callable[[], NoReturn]:
+    def fail() -> NoReturn:
+        raise PartMissing(what)
+
+    return fail
+
+
+@contextlib.contextmanager
+def opened(browser: Browser, cluster: Probed, number: int, **context: Any) -> Iterator[tuple[Page, list[str]]]:
+    """The page of one replica, and whatever the browser complains of."""
+    complaints: list[str] = []
+    with contextlib.closing(browser.new_context(viewport={"width": 1280, "height": 900}, **context)) as room:
+        page = room.new_page()
+        page.on("console", lambda line: complaints.append(line.text) if line.type in {"error", "warning"} else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(f"http://{LOCALHOST}:{cluster.ports[number]}/")
+        page.wait_for_selector("#replicas tr:nth-child(3)", timeout=20_000)
+        page.wait_for_selector("#recent .tag", timeout=20_000)
+        yield page, complaints
+
+
+def until(page: Page, script: str, argument: object = None, timeout: float = 20.0) -> None:
+    """Wait until the script is true. Playwright's own waiting needs `eval`, which the page's policy forbids."""
+    wait_for(lambda: page.evaluate(f"argument => {script}", argument), timeout, script, 0.1)
+
+
+def keep(page: Page, name: str) -> None:
+    """A screenshot for people, where PAGE_SCREENSHOTS names a folder."""
+    folder = os.environ.get("PAGE_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
+
+
+def test_any_replica_shows_the_whole_cluster(browser: Browser, cluster: Probed):
+    leader = cluster.wait_for_leader()
+    for number in range(3):
+        with opened(browser, cluster, number) as (page, complaints):
+            assert page.inner_text("#replicas").count("standby") == 2
+            assert page.title().startswith(f"{leader.name} leads")
+            assert {"fast", "reports", "nightly"} <= set(page.inner_text("#upcoming").split())
+            assert "median" in page.inner_text("#late-note")
+            assert page.locator("#timeline rect.bar").count() >= 1
+            assert page.locator("#lateness circle").count() >= 1
+            assert complaints == []
+
+
+def test_it_stays_up_to_date_and_keeps_what_one_is_doing(browser: Browser, cluster: Probed):
+    with opened(browser, cluster, 0) as (page, complaints):
+        before = page.inner_text("#recent tr:first-child")
+        page.focus("#search")
+        page.keyboard.type("reports")
+        until(page, "!document.querySelector('#recent').innerText.includes('fast')")
+        assert "reports" in page.inner_text("#recent")
+        page.fill("#search", "")
+        until(page, "document.querySelector('#recent tr').innerText !== argument", before)
+        assert page.evaluate("document.activeElement.id") == "search"
+        page.select_option("#verdict", "skipped")
+        assert "enqueued" not in page.inner_text("#recent")
+        assert complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_nothing_to_complain_of(browser: Browser, cluster: Probed, scheme: str, width: int):
+    """Contrast, labels, landmarks, keyboard, by axe-core's rules for WCAG 2.1 AA and its best practices."""
+    try:
+        from axe_playwright_python.sync_playwright import Axe
+    except ImportError as exc:
+        need(_missing(f"axe-playwright-python: {exc}"))
+    with opened(browser, cluster, 1, color_scheme=scheme, bypass_csp=True) as (page, _):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.click("summary")
+        page.wait_for_timeout(300)
+        keep(page, f"{scheme}-{width}")
+        found = Axe().run(page).response["violations"]
+        assert [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in found] == []
+
+
+def test_the_keyboard_reaches_every_control(browser: Browser, cluster: Probed):
+    with opened(browser, cluster, 0) as (page, _):
+        reached = set()
+        for _ in range(20):
+            page.keyboard.press("Tab")
+            reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+        assert {"search", "verdict", "span", "SUMMARY", "A"} <= reached
+
+
+def test_names_are_shown_and_never_run(browser: Browser):
+    """Whoever may name an entry must not run scripts in an operator's browser."""
+    evil = "<img src=x onerror=\"document.title='owned'\">"
+    spec = {evil: {"every": 0.3, "task": "<script>document.title='owned'</script>"}}
+    with need(RedisServer) as server, Probed(server.url, replicas=3, spec=spec) as cluster:
+        cluster.settle()
+        with opened(browser, cluster, 0) as (page, complaints):
+            until(page, "document.querySelector('#recent').innerText.includes('onerror')")
+            assert page.locator("img").count() == 0
+            assert "owned" not in page.title()
+            assert complaints == []
+
+
+@pytest.mark.slow
+def test_without_redis_the_page_claims_nothing(browser: Browser):
+    """Neither that nobody leads, which it can't know, nor that the replica that serves it could."""
+    with need(RedisServer) as server, Probed(server.url, spec=SPEC, settings={"lease_ttl": 2}) as cluster:
+        cluster.settle()
+        with opened(browser, cluster, 0) as (page, complaints):
+            server.stop()
+            until(page, "document.title.startsWith('leader: not known')", timeout=30)
+            assert "unreachable" in page.inner_text("#summary")
+            own = (
+                "[...document.querySelectorAll('#replicas tr')].find(row => /\\bnow\\b/.test(row.innerText)).innerText"
+            )
+            until(page, f"/\\bno\\b/.test({own})", timeout=30)
+            assert complaints == []
+
+
+def test_a_takeover_is_seen_while_the_page_is_open(browser: Browser, cluster: Probed):
+    """Last in this module: it takes the cluster's leader away, and then the replica that serves the page."""
+    leader = cluster.settle()
+    watching = next(number for number, replica in enumerate(cluster) if replica is not leader)
+    with opened(browser, cluster, watching) as (page, complaints):
+        leader.kill()
+        successor = cluster.wait_for_leader(other_than=leader)
+        until(page, "document.title.startsWith(argument + ' leads')", successor.name)
+        until(page, "document.querySelectorAll('#timeline rect.gap').length > 0")
+        assert f"{successor.name} leads now" in page.inner_text("#announce")
+        assert complaints == []
+        keep(page, "takeover")
+        # A paused process ends no connection: it has to be told by its silence.
+        cluster[watching].pause()
+        until(page, "document.querySelector('#live').innerText.includes('nothing heard')", timeout=30)
+        assert page.locator("#live.off").count() == 1
+        assert "nothing heard" in page.inner_text("#announce")
+        cluster[watching].resume()
+        until(page, "document.querySelector('#live').innerText === 'live'", timeout=40)
+        cluster[watching].kill()
+        until(page, "document.querySelector('#live').innerText.includes('does not answer')")
+        cluster[watching].start()
+        wait_for(lambda: cluster.says(cluster[watching], "/livez") == 200, 30, "the replica's return")
+        until(page, "document.querySelector('#live').innerText === 'live'", timeout=40)

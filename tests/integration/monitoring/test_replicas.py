@@ -1,0 +1,378 @@
+"""The endpoint of real replicas, probed as Kubernetes would, while things go wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import statistics
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.cluster import BeatCluster, Replica
+from tests.integration.monitoring.support import LOCALHOST, Reply, ask
+from tests.support.servers import PartMissing, RedisServer, free_port, need, wait_for
+
+SPEC = {"fast": {"every": 0.2}}
+
+
+class Probed(BeatCluster):
+    """A cluster of which each replica serves HTTP."""
+
+    def __init__(self, url: str, replicas: int = 3, **options: object) -> None:
+        self.ports = [free_port() for _ in range(replicas)]
+        env = [{"HA_BEAT_HTTP_BIND": f"{LOCALHOST}:{port}"} for port in self.ports]
+        super().__init__(url, replicas=replicas, replica_env=env, **{"spec": SPEC, **options})  # type: ignore[arg-type]
+
+    def port(self, replica: Replica) -> int:
+        return self.ports[self.replicas.index(replica)]
+
+    def says(self, replica: Replica, path: str) -> int:
+        """The status; 0 where nobody answers."""
+        try:
+            return ask(self.port(replica), path).status
+        except OSError:
+            return 0
+
+    def probes(self, replica: Replica) -> tuple[int, int, int]:
+        return self.says(replica, "/livez"), self.says(replica, "/readyz"), self.says(replica, "/leader")
+
+    def until(self, replica: Replica, probes: tuple[int, int, int], timeout: float = 20.0) -> None:
+        """Wait until the replica says so, and fail with what it says."""
+        try:
+            wait_for(lambda: self.probes(replica) == probes, timeout, "", 0.1)
+        except AssertionError:
+            raise AssertionError(
+                f"{replica.name} says {self.probes(replica)}, not {probes}\n{replica.log_tail()}"
+            ) from None
+
+    def settle(self) -> Replica:
+        """Wait until one leads and all the others could."""
+        leader = self.wait_for_leader()
+        for replica in self:
+            self.until(replica, (200, 200, 200 if replica is leader else 503))
+        return leader
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    with need(RedisServer) as server:
+        yield server
+
+
+def test_a_killed_leader_is_replaced_and_every_probe_says_so(redis_server: RedisServer):
+    with Probed(redis_server.url) as cluster:
+        leader = cluster.settle()
+        leader.kill()
+        successor = cluster.wait_for_leader(other_than=leader)
+        cluster.until(successor, (200, 200, 200))
+        (other,) = [replica for replica in cluster if replica not in {leader, successor}]
+        assert cluster.probes(leader) == (0, 0, 0)
+        assert cluster.probes(other) == (200, 200, 503)
+        wait_for(lambda: len(ask(cluster.port(other), "/status").json()["members"]) == 2, 20, "the dead one's absence")
+
+        def terms() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = ask(cluster.port(other), "/status").json()["terms"][-2:]
+            return found if len(found) == 2 else []
+
+        before, after = wait_for(terms, 20, "both terms in the journal as it is followed")
+        assert [term["by"].partition(":")[0] for term in (before, after)] == [leader.name, successor.name]
+        assert 0 < after["gap_ms"] < 5000
+        assert "gone or cut off" in before["end_why"]
+
+
+def test_a_hung_leader_is_not_alive_hands_over_and_comes_back(redis_server: RedisServer, tmp_path: Path):
+    """The process and its election thread are well: only the main loop stands still."""
+    hang = tmp_path / "hang"
+    with Probed(
+        redis_server.url,
+        replicas=2,
+        app="tests.support.apps.hanging_app",
+        env={"HANG_FILE": str(hang)},
+        settings={"stall_timeout": 2, "lease_ttl": 4},
+    ) as cluster:
+        leader = cluster.settle()
+        hang.write_text(str(leader.pid))
+        successor = cluster.wait_for_leader(other_than=leader)
+        cluster.until(leader, (503, 503, 503))
+        assert "has not moved" in ask(cluster.port(leader), "/livez").text
+        cluster.until(successor, (200, 200, 200))
+        hang.unlink()
+        cluster.until(leader, (200, 200, 503))
+
+
+def test_without_redis_all_live_and_none_is_ready(redis_server: RedisServer):
+    with Probed(redis_server.url, replicas=2, settings={"lease_ttl": 3}) as cluster:
+        cluster.settle()
+        redis_server.kill()
+        for replica in cluster:
+            cluster.until(replica, (200, 503, 503))
+            began = time.monotonic()
+            status = ask(cluster.port(replica), "/status").json()
+            assert time.monotonic() - began < 1, "the answer came from memory"
+            assert status["redis"]["reachable"] is False
+            assert "redis-unreachable" in {warning["code"] for warning in status["warnings"]}
+            assert "ha_beat_redis_up 0.0" in ask(cluster.port(replica), "/metrics").text
+        redis_server.start()
+        cluster.settle()
+
+
+def test_a_replica_that_ends_signs_off(redis_server: RedisServer):
+    with Probed(redis_server.url, replicas=2) as cluster:
+        leader = cluster.settle()
+        (standby,) = cluster.standbys()
+        assert cluster.admin is not None
+        assert len(cluster.admin.hkeys(cluster.key("members"))) == 2
+        for replica in (standby, leader):
+            replica.terminate()
+            left = cluster.admin.hvals(cluster.key("members"))
+            assert replica.pid not in {json.loads(record)["pid"] for record in left}
+
+
+@pytest.mark.slow
+def test_a_standby_registers_without_http_and_writes_nothing_else(redis_server: RedisServer):
+    """O1: its presence and its membership are all that a standby writes."""
+    with BeatCluster(redis_server.url, replicas=2, settings={"lease_ttl": 30}) as cluster:
+        leader = cluster.wait_for_leader()
+        assert cluster.admin is not None
+        admin = cluster.admin
+        wait_for(lambda: len(admin.hgetall(cluster.key("members"))) == 2, 20, "two members")
+        (standby,) = cluster.standbys()
+        leader.pause()  # so that whatever is written is the standby's
+        time.sleep(0.5)
+        seen: list[str] = []
+        with admin.monitor() as monitor:
+            ended = time.monotonic() + 5
+            while time.monotonic() < ended:
+                seen.append(monitor.next_command()["command"])
+        leader.resume()
+        roles = {
+            json.loads(record)["pid"]: json.loads(record)["role"] for record in admin.hvals(cluster.key("members"))
+        }
+        assert roles[standby.pid] == "standby"
+        reading = {
+            "CLIENT",
+            "EVALSHA",
+            "HELLO",
+            "HGET",
+            "HGETALL",
+            "HMGET",
+            "INFO",
+            "TIME",
+            "PUBSUB",
+            "XLEN",
+            "XRANGE",
+            "XREVRANGE",
+            "PING",
+        }
+        writes = [command.split()[:2] for command in seen if command.split()[0].upper() not in reading]
+        assert {tuple(write) for write in writes} == {("HSET", cluster.key("members"))}
+
+
+def test_a_taken_port_stops_the_start_with_one_line(redis_server: RedisServer):
+    with socket.socket() as taken:
+        taken.bind((LOCALHOST, 0))
+        taken.listen()
+        address = f"{LOCALHOST}:{taken.getsockname()[1]}"
+        with BeatCluster(redis_server.url, replicas=1, settings={"http_bind": address}) as cluster:
+            replica = cluster[0]
+            wait_for(lambda: not replica.alive, 30, "the end of the replica")
+            assert replica.exit_code not in {0, None}
+            (line,) = [line for line in replica.log_text().splitlines() if "can't start" in line]
+            assert line.endswith(f"ha_beat can't start: ha_beat_http_bind={address}: the port is taken")
+            assert "Traceback" not in replica.log_text()
+
+
+def late_by(cluster: BeatCluster, since: float) -> list[float]:
+    """Lateness, in seconds, of what was enqueued since then."""
+    return sorted(
+        record["ms"] / 1000 - datetime.fromisoformat(record["at"]).timestamp()
+        for record in cluster.journal()
+        if record.get("verdict") == "enqueued" and record["ms"] / 1000 >= since
+    )
+
+
+@contextlib.contextmanager
+def many_requests(port: int, answered: list[int]) -> Iterator[None]:
+    """Ask without a pause, on several connections."""
+    ended = threading.Event()
+
+    def client() -> None:
+        with socket.create_connection((LOCALHOST, port), timeout=10) as connection:
+            while not ended.is_set():
+                connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
+                reply = b""
+                while reply.count(b"live\n") < 10:
+                    reply += connection.recv(65536)
+                answered.append(10)
+
+    threads = [threading.Thread(target=client) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(10)
+
+
+@contextlib.contextmanager
+def slow_clients(port: int, count: int = 2000) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            client = stack.enter_context(socket.create_connection((LOCALHOST, port), timeout=10))
+            with contextlib.suppress(OSError):
+                client.send(b"GET /livez HTTP/1.1\r\nX: ")
+        yield
+
+
+@pytest.mark.slow
+def test_load_on_the_endpoint_costs_the_scheduler_nothing_that_shows(redis_server: RedisServer):
+    """Thousands of requests a second, and 2,000 clients that never finish theirs, on the leader's endpoint."""
+    with Probed(redis_server.url, replicas=1) as cluster:
+        leader = cluster.settle()
+        port, answered = cluster.port(leader), [0]
+        found: dict[str, list[float]] = {}
+        phases: list[tuple[str, Callable[[], contextlib.AbstractContextManager[None]]]] = [
+            ("before", contextlib.nullcontext),
+            ("requests", lambda: many_requests(port, answered)),
+            ("slow clients", lambda: slow_clients(port)),
+            ("after", contextlib.nullcontext),
+        ]
+        for name, phase in phases:
+            with phase():
+                since = time.time()
+                time.sleep(4)
+                found[name] = late_by(cluster, since)
+                if name == "slow clients":
+                    assert ask(port, "/livez").status == 200
+        print({name: f"median {statistics.median(late) * 1000:.1f} ms of {len(late)}" for name, late in found.items()})
+        assert sum(answered) > 1000, "the load was none"
+        for name, late in found.items():
+            assert len(late) >= 14, f"{name}: occurrences went missing"
+            # Half of its own period would still be nothing that an operator calls late.
+            assert statistics.median(late) < 0.1, name
+        assert cluster.leader() is leader
+
+
+def promtool() -> str:
+    import shutil
+
+    path = shutil.which("promtool")
+    if path is None:
+        raise PartMissing("promtool is not on PATH (Debian: apt-get install prometheus)")
+    return path
+
+
+def test_promtool_finds_nothing_wrong_with_the_metrics(redis_server: RedisServer):
+    tool = need(promtool)
+    settings = {"metrics_per_entry": True}
+    with Probed(redis_server.url, replicas=1, settings=settings) as cluster:
+        leader = cluster.settle()
+
+        def metrics() -> Reply | None:
+            reply = ask(cluster.port(leader), "/metrics")
+            return reply if 'ha_beat_entry_occurrences_total{entry="fast",verdict="enqueued"}' in reply.text else None
+
+        reply = wait_for(metrics, 20, "the first occurrence")
+        assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+        checked = subprocess.run(
+            [tool, "check", "metrics"], input=reply.text, capture_output=True, text=True, check=False, timeout=30
+        )
+        assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+def prometheus() -> str:
+    import shutil
+
+    path = shutil.which("prometheus")
+    if path is None:
+        raise PartMissing("prometheus is not on PATH (Debian: apt-get install prometheus)")
+    return path
+
+
+@pytest.mark.slow
+def test_a_prometheus_scrapes_a_running_cluster(redis_server: RedisServer, tmp_path: Path):
+    program, own_port = need(prometheus), free_port()
+    with Probed(redis_server.url, replicas=2) as cluster:
+        cluster.settle()
+        targets = json.dumps([f"{LOCALHOST}:{port}" for port in cluster.ports])
+        config = tmp_path / "prometheus.yml"
+        config.write_text(
+            "global: {scrape_interval: 1s}\n"
+            f"scrape_configs: [{{job_name: beat, static_configs: [{{targets: {targets}}}]}}]"
+        )
+        process = subprocess.Popen(
+            [
+                program,
+                f"--config.file={config}",
+                f"--storage.tsdb.path={tmp_path / 'data'}",
+                f"--web.listen-address={LOCALHOST}:{own_port}",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+
+            def result(query: str) -> float | None:
+                url = f"http://{LOCALHOST}:{own_port}/api/v1/query?query={query}"
+                with urllib.request.urlopen(url, timeout=5) as answer:
+                    found = json.load(answer)["data"]["result"]
+                return float(found[0]["value"][1]) if found else None
+
+            wait_for(lambda: result("sum(up)") == 2, 60, "two targets that are up", 0.5)
+            wait_for(lambda: result("sum(ha_beat_leader)") == 1, 20, "one leader", 0.5)
+            wait_for(lambda: (result("sum(ha_beat_lateness_seconds_count)") or 0) > 5, 20, "lateness", 0.5)
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def test_beat_inside_a_worker_serves_too(redis_server: RedisServer, tmp_path: Path):
+    """`worker -B` forks beat: endpoint, metrics and membership have to be the child's."""
+    import os
+    import sys
+
+    from tests.faults.cluster import REPOSITORY, base_environment
+    from tests.support.servers import ServerProcess
+
+    port = free_port()
+    env = base_environment({"BROKER_URL": redis_server.url, "BEAT_SPEC": json.dumps(SPEC)})
+    env |= {"HA_BEAT_HTTP_BIND": f"{LOCALHOST}:{port}", "HA_BEAT_CLUSTER": "embedded", "PYTHONPATH": str(REPOSITORY)}
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "tests.support.apps.tick_app",
+        "worker",
+        "-B",
+        "-c",
+        "1",
+        "-P",
+        "prefork",
+    ]
+    command += ["--scheduler", "ha_beat.scheduler:HAScheduler", "-s", str(tmp_path / "schedule"), "-l", "INFO"]
+    process = ServerProcess(command, tmp_path / "worker.log", cwd=tmp_path, env=env)
+    try:
+
+        def enqueued() -> bool:
+            found = re.search(r'occurrences_total\{verdict="enqueued"\} (\d+)', ask(port, "/metrics").text)
+            return found is not None and int(found[1]) > 3
+
+        wait_for(enqueued, 40, "metrics of the beat inside the worker", 0.2)
+        status = ask(port, "/status").json()
+        assert status["replica"]["role"] == "leader"
+        assert status["replica"]["pid"] not in {process.pid, os.getpid()}
+    finally:
+        process.kill()

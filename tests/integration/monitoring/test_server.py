@@ -1,0 +1,316 @@
+"""What a client may do to the endpoint, and what it costs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ha_beat.errors import ConfigurationError
+from ha_beat.monitoring.http import HttpServer, advertised_url, check_bind
+from ha_beat.monitoring.http.server import Limits
+from tests.integration.monitoring.support import LOCALHOST, Scene, ask, send_raw, serving
+from tests.support.servers import free_port, wait_for
+
+PATHS = ("/livez", "/readyz", "/leader", "/status", "/metrics", "/")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[HttpServer]:
+    with serving(Scene().site()) as server:
+        yield server
+
+
+def port_of(server: HttpServer) -> int:
+    return server.address[1]
+
+
+def test_get_and_head_say_the_same(server: HttpServer):
+    for path in PATHS:
+        got, head = ask(port_of(server), path), ask(port_of(server), path, "HEAD")
+        assert (got.status, head.text) == (head.status, "")
+        if path not in {"/metrics", "/status"}:
+            assert got.headers["content-length"] == head.headers["content-length"]
+
+
+def test_one_connection_serves_many_requests(server: HttpServer):
+    with socket.create_connection((LOCALHOST, port_of(server)), timeout=5) as client:
+        for _ in range(3):
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(4096).endswith(b"live\n")
+
+
+def test_want_of_descriptors_is_told_once_and_again_the_next_time(
+    server: HttpServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio meets it anew each second, and the probes find nobody at home."""
+    loop = server._loop
+    assert loop is not None
+    full = {
+        "message": "socket.accept() out of system resource",
+        "exception": OSError(errno.EMFILE, "Too many open files"),
+    }
+
+    def told() -> int:
+        return sum("takes no connections now: Too many open files" in record.getMessage() for record in caplog.records)
+
+    for times in (1, 2):
+        for _ in range(3):
+            loop.call_soon_threadsafe(loop.call_exception_handler, full)
+        wait_for(lambda times=times: told() == times, 5, "a line")
+        assert ask(port_of(server), "/livez").status == 200
+    assert told() == 2
+
+
+def test_requests_sent_ahead_are_answered_in_turn(server: HttpServer):
+    reply = send_raw(port_of(server), b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 5)
+    assert reply.count(b"HTTP/1.1 200") == 5
+
+
+def test_answers_that_nobody_takes_are_not_piled_up():
+    """A client that sends thousands of requests and reads nothing must not fill the memory."""
+    with serving(Scene().site(), Limits(taking=1.0)) as server:
+        with socket.create_connection((LOCALHOST, port_of(server)), timeout=5) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(1.0)
+            sent = 0
+            with contextlib.suppress(OSError):
+                while sent < 50_000_000:
+                    sent += client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+            assert sent < 50_000_000
+            assert ask(port_of(server), "/livez").status == 200
+        wait_for(lambda: not server._connections, 10, "the end of the greedy connection")
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GARBAGE\r\n\r\n", b"400"),
+        (b"GET /livez HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET /livez HTTP/9.9\r\nHost: x\r\n\r\n", b"400"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40), b"400"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: \x00\r\n\r\n", b"400"),
+        (b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"431"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 10_000 + b"\r\n", b"431"),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: nonsense\r\n\r\n", b"501"),
+        (b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\nhello", b"405"),
+        (b"GET /livez HTTP/1.0\r\n\r\n", b"200"),
+        (b"GET /livez?probe=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"200"),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n0123456789", b"200"),
+        (b"CONNECT /livez HTTP/1.1\r\nHost: x\r\n\r\n", b"405"),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", b"200"),
+    ],
+)
+def test_odd_requests_get_an_answer_that_fits(server: HttpServer, data: bytes, status: bytes):
+    reply = send_raw(port_of(server), data)
+    assert reply.split(b" ", 2)[1:2] == [status], reply[:200]
+    assert ask(port_of(server), "/livez").status == 200
+
+
+_PIECES = st.one_of(
+    st.binary(max_size=60),
+    st.sampled_from(
+        [
+            b"GET / HTTP/1.1\r\n",
+            b"HEAD /status HTTP/1.1\r\n",
+            b"GET /events HTTP/1.1\r\n",
+            b"Host: x\r\n",
+            b"Content-Length: 3\r\n",
+            b"Transfer-Encoding: chunked\r\n",
+            b"Connection: close\r\n",
+            b"Expect: 100-continue\r\n",
+            b"\r\n",
+            b"3\r\nabc\r\n",
+            b"0\r\n\r\n",
+        ]
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pieces=st.lists(_PIECES, max_size=12))
+def test_no_bytes_break_the_server(server: HttpServer, pieces: list[bytes]):
+    """No traceback, no 5xx but the documented 503, and the next client is served."""
+    with socket.create_connection((LOCALHOST, port_of(server)), timeout=5) as client:
+        client.settimeout(0.05)
+        found = b""
+        with contextlib.suppress(OSError):
+            for piece in pieces:
+                client.sendall(piece)
+            while chunk := client.recv(65536):
+                found += chunk
+    assert b"HTTP/1.1 500" not in found
+    assert ask(port_of(server), "/livez").status == 200
+
+
+def test_an_unexpected_exception_in_a_connection_is_logged(caplog: pytest.LogCaptureFixture):
+    """What the fuzzing above relies on: breaking a connection handler does leave a trace."""
+    scene = Scene()
+    site = scene.site()
+    site.answer = lambda *_: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    with serving(site) as server, caplog.at_level("ERROR", "ha_beat"):
+        send_raw(port_of(server), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert "ZeroDivisionError" in caplog.text
+
+
+def test_two_thousand_slow_clients_keep_no_probe_waiting():
+    """Each sends its request byte by byte, for ever; a thread for each, or a queue, would be full."""
+    with serving(Scene().site()) as server:
+        slow: list[socket.socket] = []
+        try:
+            for _ in range(2000):
+                client = socket.socket()
+                client.settimeout(5)
+                client.connect((LOCALHOST, port_of(server)))
+                with contextlib.suppress(OSError):
+                    client.send(b"GET /livez HTTP/1.1\r\nX: ")
+                slow.append(client)
+            for _ in range(5):
+                assert ask(port_of(server), "/livez").status == 200
+                for client in slow:
+                    with contextlib.suppress(OSError):
+                        client.send(b"a")
+            assert len(server._connections) <= server.limits.connections
+        finally:
+            for client in slow:
+                client.close()
+
+
+def test_a_trickle_of_bytes_does_not_extend_the_deadline():
+    with serving(Scene().site(), Limits(head=1.0)) as server, contextlib.ExitStack() as stack:
+        client = stack.enter_context(socket.create_connection((LOCALHOST, port_of(server)), timeout=15))
+        ended = threading.Event()
+
+        def trickle() -> None:
+            with contextlib.suppress(OSError):
+                while not ended.wait(0.1):
+                    client.send(b"a")
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        try:
+            with contextlib.suppress(ConnectionError):
+                assert client.recv(100) == b""
+        finally:
+            ended.set()
+            thread.join()
+
+
+def read_event(client: socket.socket) -> bytes:
+    found = b""
+    while b"\ndata: " not in found or not found.rstrip(b"\r\n0").endswith(b"}"):
+        found += client.recv(65536)
+    return found
+
+
+def test_a_page_is_told_of_changes_and_of_nothing_while_too_many_are_open():
+    with serving(Scene().site(), Limits(streams=2)) as server, contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(2):
+            client = stack.enter_context(socket.create_connection((LOCALHOST, port_of(server)), timeout=10))
+            client.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+            first = read_event(client)
+            assert b"text/event-stream" in first
+            assert b'"cluster":"shop"' in first
+            clients.append(client)
+        assert ask(port_of(server), "/events").status == 503
+        assert b'"cluster":"shop"' in read_event(clients[0])
+        clients[0].close()
+        wait_for(lambda: len(server._streams) == 1, 10, "the end of the closed page")
+        assert ask(port_of(server), "/events", "HEAD").status == 200
+
+
+def test_a_taken_port_and_a_bad_address_stop_the_start_with_one_line():
+    with socket.socket() as taken:
+        taken.bind((LOCALHOST, 0))
+        taken.listen()
+        with pytest.raises(ConfigurationError, match=r"ha_beat_http_bind=127.0.0.1:\d+: the port is taken"):
+            check_bind(*taken.getsockname())
+    with pytest.raises(ConfigurationError, match=r"ha_beat_http_bind=no\.such\.host\.invalid:80: "):
+        check_bind("no.such.host.invalid", 80)
+    check_bind(LOCALHOST, 0)
+
+
+def test_a_missing_library_stops_the_start_with_one_line():
+    program = (
+        "import sys; sys.modules['h11'] = None\n"
+        "from ha_beat.monitoring.http import check_bind\n"
+        "try: check_bind('127.0.0.1', 0)\n"
+        "except Exception as exc: print(type(exc).__name__, exc)"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert printed.stdout == (
+        "ConfigurationError ha_beat_http_bind needs the library h11: install it with pip install 'ha-beat[http]'\n"
+    )
+
+
+def test_a_port_taken_after_the_start_is_tried_again(monkeypatch: pytest.MonkeyPatch):
+    """Somebody else may be quicker between the check and the first turn; scheduling goes on meanwhile."""
+    monkeypatch.setattr("ha_beat.monitoring.http.server._BIND_AGAIN", 0.1)
+    port = free_port()
+    taken = socket.socket()
+    taken.bind((LOCALHOST, port))
+    taken.listen()
+    server = HttpServer(Scene().site(), LOCALHOST, port)
+    server.start()
+    try:
+        assert not server.wait_until_serving(0.5)
+        taken.close()
+        assert server.wait_until_serving(10)
+        assert ask(port, "/livez").status == 200
+    finally:
+        taken.close()
+        server.stop()
+
+
+def test_stopping_frees_the_port():
+    with serving(Scene().site()) as server:
+        port = port_of(server)
+    wait_for(lambda: check_bind(LOCALHOST, port) is None, 10, "a free port")
+
+
+def test_both_families_are_served_on_the_unspecified_address():
+    server = HttpServer(Scene().site(), "::", 0)
+    server.start()
+    try:
+        if not server.wait_until_serving(5):
+            pytest.skip("this machine has no IPv6")
+        assert ask(port_of(server), "/livez").status == 200
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "pod_ip", "url"),
+    [
+        ("10.0.0.7", 8080, "", "http://10.0.0.7:8080"),
+        ("::1", 8080, "", "http://[::1]:8080"),
+        ("0.0.0.0", 8080, "10.1.2.3", "http://10.1.2.3:8080"),
+        ("::", 8080, "fd00::1", "http://[fd00::1]:8080"),
+        ("0.0.0.0", 0, "10.1.2.3", ""),
+    ],
+)
+def test_others_are_told_where_to_find_it(monkeypatch: pytest.MonkeyPatch, host: str, port: int, pod_ip: str, url: str):
+    monkeypatch.setenv("POD_IP", pod_ip)
+    assert advertised_url(host, port) == url
+
+
+def test_the_endpoint_answers_while_the_main_thread_works(server: HttpServer):
+    """Python code that never waits holds the interpreter for some milliseconds at a time, not for its whole run."""
+    answers: list[int] = []
+    thread = threading.Thread(target=lambda: answers.append(ask(port_of(server), "/livez").status))
+    thread.start()
+    deadline = time.monotonic() + 15
+    while not answers and time.monotonic() < deadline:
+        sum(range(1000))
+    thread.join(5)
+    assert answers == [200]

@@ -1,0 +1,388 @@
+"""The board, the journal, the members: what a replica knows and tells."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from ha_beat import events
+from ha_beat.errors import StoreError, StoreUnavailable
+from ha_beat.monitoring.status import Look, Watcher, document, redacted, spans
+from ha_beat.store.journal import Journal, TermRecord, VerdictRecord, parse
+from ha_beat.store.lease import Keys, LeaseRecord
+from ha_beat.store.membership import Member, Members, ServerFacts, Upcoming
+from ha_beat.testing import SettableClock
+from tests.integration.monitoring.support import Scene
+from tests.support.servers import RedisServer, need
+
+KEYS = Keys("shop")
+AT = datetime(2026, 5, 1, 12, 0, 0, 250_000, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with need(RedisServer) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: RedisServer) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(server.url, socket_timeout=5) as client:
+        client.flushall()
+        yield client
+
+
+def enqueued(entry: str = "nightly", ms: int = 0, epoch: int = 5) -> dict[str, object]:
+    return {
+        "verdict": "enqueued",
+        "entry": entry,
+        "at": AT.isoformat(timespec="microseconds"),
+        "ms": ms or round(AT.timestamp() * 1000) + 40,
+        "epoch": epoch,
+        "by": "beat-0",
+        "id": "task-id",
+    }
+
+
+def write(client: redis.Redis, record: object, stream_id: str = "*") -> None:
+    raw = record if isinstance(record, str) else json.dumps(record)
+    client.xadd(KEYS.journal, {"n": client.hincrby(KEYS.ledger, "m:journal", 1), "d": raw}, id=stream_id)
+
+
+# --- The journal
+
+
+def test_an_enqueued_occurrence_reads_back_with_its_lateness():
+    record = parse("1-0", 3, json.dumps(enqueued()))
+    assert isinstance(record, VerdictRecord)
+    assert (record.n, record.kind, record.entry, record.first, record.count) == (3, "occurrence", "nightly", AT, 1)
+    assert record.lateness == pytest.approx(0.04, abs=1e-6)
+    assert record.covers(AT)
+    assert not record.covers(AT + timedelta(microseconds=1))
+
+
+def test_an_entry_is_called_by_its_name_where_that_is_not_its_key():
+    """A row of a database goes by its key, which nobody remembers."""
+    raw = {"verdict": "enqueued", "entry": "2", "at": AT.isoformat(), "id": "x"}
+    labels = [parse("1-0", 1, json.dumps(record)).label for record in (raw, {**raw, "name": "clear-sessions"})]
+
+    assert labels == ["2", "clear-sessions"]
+
+
+def test_a_range_of_skipped_occurrences_covers_its_first_and_not_its_end():
+    raw = {"verdict": "skipped", "entry": "e", "from": AT.isoformat(), "until": (AT + timedelta(hours=1)).isoformat()}
+    record = parse("1-0", 1, json.dumps({**raw, "count": -1, "why": "coalesced", "ms": 1, "epoch": 1, "by": "x"}))
+    assert isinstance(record, VerdictRecord)
+    assert (record.count, record.reason) == (-1, "coalesced")
+    assert record.covers(AT)
+    assert not record.covers(AT + timedelta(hours=1))
+
+
+@pytest.mark.parametrize(
+    "raw", ["", "null", "[]", "{", '{"verdict": "enqueued", "entry": "e", "at": 7}', '{"kind": "term"}']
+)
+def test_what_cannot_be_read_is_left_out(raw: str):
+    assert parse("1-0", 1, raw) is None
+
+
+def test_a_record_of_newer_software_is_kept_as_it_is():
+    record = parse("1700-0", 1, '{"kind": "weather", "sun": true}')
+    assert record is not None
+    assert (record.kind, record.ms, record.data["sun"]) == ("weather", 1700, True)
+
+
+def test_the_journal_is_read_newest_first_by_time_and_by_entry(client: redis.Redis):
+    for second in range(1200):
+        write(client, enqueued(f"entry-{second % 3}", ms=1_000_000 + second * 1000), f"{1_000_000 + second * 1000}-0")
+    write(client, "no JSON", f"{3_000_000}-0")
+    journal = Journal(lambda: client, KEYS)
+    assert [record.n for record in journal.newest(3)] == [1200, 1199]
+    assert [record.n for record in journal.between()] == list(range(1200, 0, -1))
+    since, until = (datetime.fromtimestamp(1000 + s, UTC) for s in (10, 20))
+    assert [record.n for record in journal.between(since, until)] == list(range(20, 10, -1))
+    assert [record.n for record in journal.of_entry("entry-1", 2)] == [1199, 1196]
+    assert [record.n for record in journal.after("2197000-0")] == [1199, 1200]
+    assert journal.oldest_ms() == 1_000_000
+
+
+def test_without_redis_the_journal_says_so():
+    nobody = redis.Redis(port=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
+    with pytest.raises(StoreUnavailable):
+        Journal(lambda: nobody, KEYS).newest()
+
+
+# --- Members
+
+
+def test_a_member_reads_back_as_it_was_written(client: redis.Redis):
+    member = Member(
+        "beat-0:abc123", "standby", "h", 1, "1.2", 5, http="http://h:1", clock_offset_ms=-7, not_ready=("a", "b"),
+        upcoming=(Upcoming("nightly", "mail", 99),), failing={"e": "why"},
+    )  # fmt: skip
+    members = Members(lambda: client, KEYS)
+    view = members.view(member)
+    (found,) = view.members
+    assert view.lease is None
+    assert found.seen_ms == view.server_ms
+    assert found == Member(**{**{name: getattr(member, name) for name in Member.__slots__}, "seen_ms": found.seen_ms})
+    members.remove(member.id)
+    assert members.view().members == ()
+
+
+def test_only_the_holder_of_the_lease_is_shown_as_the_leader(client: redis.Redis):
+    """One that was killed or paused said so last, and is not forgotten yet."""
+    members = Members(lambda: client, KEYS)
+    for name in ("dead", "new"):
+        members.announce(Member(name, "leader"))
+    client.hset(KEYS.lease, mapping={"holder": "new", "epoch": 2, "seq": 1, "state": "held"})
+    assert {member.id: member.role for member in members.view().members} == {"dead": "standby", "new": "leader"}
+    client.hset(KEYS.lease, "state", "released")
+    assert {member.role for member in members.view().members} == {"standby"}
+
+
+def test_messages_dropped_by_the_guard_come_with_the_look(client: redis.Redis):
+    """Workers count them in Redis; a look costs no second round trip for it, and no right that they may lack."""
+    members = Members(lambda: client, KEYS)
+    assert members.view().dropped == 0
+    client.incrby(KEYS.dropped, 7)
+    assert members.view().dropped == 7
+    client.delete(KEYS.dropped)
+    client.hset(KEYS.dropped, "another", "type")
+    assert members.view().dropped == 0
+
+
+def test_those_not_seen_for_six_seconds_are_gone_and_the_leader_removes_them(client: redis.Redis):
+    members = Members(lambda: client, KEYS)
+    now = members.announce(Member("alive"))
+    client.hset(KEYS.members, "silent", json.dumps({"role": "standby", "seen_ms": now - 7_000}))
+    client.hset(KEYS.members, "long gone", json.dumps({"role": "standby", "seen_ms": now - 70_000}))
+    client.hset(KEYS.members, "garbage", "no JSON")
+    assert [member.id for member in members.view().members] == ["alive"]
+    assert client.hlen(KEYS.members) == 4
+    members.view(clean=True)
+    assert set(client.hkeys(KEYS.members)) == {b"silent", b"alive"}
+
+
+def test_a_full_redis_does_not_blind_the_watcher(client: redis.Redis):
+    """Looking needs no memory, and must go on when writing is refused."""
+    client.config_set("maxmemory", "1")
+    try:
+        assert Members(lambda: client, KEYS).view(Member("a")).server_ms > 0
+    finally:
+        client.config_set("maxmemory", "0")
+
+
+# --- Terms
+
+
+def change(event: str, epoch: int, ms: int, **more: object) -> TermRecord:
+    raw = {"kind": "term", "event": event, "epoch": epoch, "by": f"beat-{epoch}", "ms": ms, "why": "why", **more}
+    record = parse(f"{ms}-0", 1, json.dumps(raw))
+    assert isinstance(record, TermRecord)
+    return record
+
+
+def test_terms_that_were_released_leave_an_exact_gap():
+    first, second = spans([change("acquired", 1, 100), change("released", 1, 500), change("acquired", 2, 540)], None)
+    assert (first.ended_ms, first.released, second.gap_ms, second.ended_ms) == (500, True, 40, None)
+
+
+def test_the_gap_after_a_lost_leader_counts_from_its_last_sign():
+    lost = [change("acquired", 1, 100), change("acquired", 2, 900, previous_epoch=1, left_ms=300)]
+    assert spans(lost, None)[1].gap_ms == 600
+    assert spans(lost, None, {1: 850})[1].gap_ms == 50
+    assert spans(lost, None, {1: 950})[1].gap_ms == 0
+
+
+def test_a_leader_older_than_the_journal_is_shown():
+    lease = LeaseRecord("beat-9", 9, state="held", since_ms=77)
+    (only,) = spans([], lease)
+    assert (only.epoch, only.began_ms, only.ended_ms) == (9, 77, None)
+
+
+# --- The watcher and what it puts on the board
+
+
+def watched(client: redis.Redis) -> tuple[Scene, Watcher]:
+    scene = Scene()
+    scene.clock.epoch = time.time() - scene.clock.seconds
+    watcher = Watcher(
+        scene.board, Members(lambda: client, KEYS), Journal(lambda: client, KEYS), scene.clock, looking=True
+    )
+    return scene, watcher
+
+
+def test_the_watcher_follows_the_journal(client: redis.Redis):
+    scene, watcher = watched(client)
+    write(client, enqueued("before"))
+    watcher.turn()
+    write(client, {"kind": "term", "event": "acquired", "epoch": 5, "by": "beat-0", "ms": 7, "why": "w"})
+    write(client, enqueued("after"))
+    watcher.turn()
+    watcher.turn()
+    assert [record.entry for record in scene.board.look.recent] == ["before", "after"]
+    assert [span.epoch for span in scene.board.look.terms] == [5]
+
+
+def test_the_watcher_follows_a_journal_that_began_anew(client: redis.Redis):
+    """After FLUSHALL on a server whose clock is behind, new records have lower ids."""
+    scene, watcher = watched(client)
+    client.hset(KEYS.ledger, "m:gen", "one")
+    write(client, enqueued("before"), "9000000000000-0")
+    watcher.turn()
+    client.flushall()
+    client.hset(KEYS.ledger, "m:gen", "two")
+    write(client, enqueued("after"))
+    watcher.turn()
+    assert [record.entry for record in scene.board.look.recent] == ["before", "after"]
+
+
+def test_a_burst_beyond_what_is_kept_jumps_to_the_end(client: redis.Redis):
+    scene, watcher = watched(client)
+    write(client, enqueued("first"))
+    watcher.turn()
+    pipeline = client.pipeline()
+    for number in range(3000):
+        pipeline.xadd(KEYS.journal, {"n": number, "d": json.dumps(enqueued(f"entry-{number}"))})
+    pipeline.execute()
+    watcher.turn()
+    assert scene.board.look.recent[-1].entry == "entry-2999"
+
+
+def test_without_redis_the_last_look_stays_and_is_marked():
+    scene = Scene()
+    nobody = redis.Redis(port=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
+    watcher = Watcher(
+        scene.board, Members(lambda: nobody, KEYS), Journal(lambda: nobody, KEYS), scene.clock, looking=True
+    )
+    watcher.turn()
+    assert not scene.board.reachable
+    assert document(scene.board)["redis"]["reachable"] is False
+
+
+def test_members_raise_where_redis_does_not_answer():
+    nobody = redis.Redis(port=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
+    with pytest.raises(StoreError):
+        Members(lambda: nobody, KEYS).view()
+    Members(lambda: nobody, KEYS).remove("x")
+
+
+def test_how_the_server_is_set_up_is_known(client: redis.Redis):
+    members = Members(lambda: client, KEYS)
+    assert members.server_facts() == ServerFacts("", append_only_file=False)
+    client.config_set("maxmemory", "100mb")
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        scene, watcher = watched(client)
+        watcher.turn()
+        assert "eviction-policy" in {warning.code for warning in scene.board.warnings()}
+    finally:
+        client.config_set("maxmemory", "0")
+        client.config_set("maxmemory-policy", "noeviction")
+
+
+@pytest.mark.parametrize("looking", [True, False])
+def test_a_server_that_may_forget_is_told_of_at_the_start_and_once(client: redis.Redis, looking: bool):
+    """Whether anybody can look at this replica or not; and of one that keeps its data nothing is said."""
+    told: list[events.Event] = []
+    scene, clock = Scene(), SettableClock()
+    members, journal = Members(lambda: client, KEYS), Journal(lambda: client, KEYS)
+    watcher = Watcher(scene.board, members, journal, clock, looking=looking, emit=told.append)
+    client.config_set("maxmemory", "100mb")
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        for _ in range(3):
+            watcher.turn()
+            clock.advance(60)
+    finally:
+        client.config_set("maxmemory", "0")
+        client.config_set("maxmemory-policy", "noeviction")
+    said = [event.why for event in told if isinstance(event, events.ServerMayForget)]
+    assert ["allkeys-lru" in said[0], "append-only" in said[1], len(said)] == [True, True, 2]
+    assert ServerFacts("noeviction", append_only_file=True).risks() == []
+    assert ServerFacts("", append_only_file=None).risks() == []
+
+
+# --- Warnings
+
+
+def codes(scene: Scene, *others: Member) -> set[str]:
+    return {warning.code for warning in scene.board.warnings([scene.board.member(), *others])}
+
+
+def test_each_thing_that_needs_a_person_is_warned_of(client: redis.Redis):
+    scene, watcher = watched(client)
+    assert "redis-unreachable" in codes(scene)
+    watcher.turn()
+    assert codes(scene) == {"no-leader", "no-standby"}
+    scene.lead()
+    scene.board.schedule = "aaa"
+    other = Member("other", version="1.2.3", schedule="aaa")
+    assert codes(scene, other) == set()
+    assert codes(scene, Member("other", version="1.2.3", schedule="bbb")) == {"schedule-drift"}
+    assert codes(scene, Member("other", version="1.2.2")) == {"version-mix"}
+    assert codes(scene, Member("other", version="1.2.3", clock_offset_ms=-2500)) == {"clock-offset"}
+    assert codes(scene, Member("other", version="1.2.3", not_ready=("no Redis",))) == {"not-ready"}
+    assert codes(scene, Member("other", version="1.2.3", overdue_ms=31_000)) == {"overdue"}
+    scene.board(events.EntryFailed("nightly", "its schedule raises"))
+    assert codes(scene, other) == {"entry-failing"}
+    scene.board(events.Enqueued("nightly", "t", "id", AT, 0.1))
+    assert codes(scene, other) == set()
+    scene.board(events.InvariantBroken("epoch-fell", "lease", "5 after 6"))
+    assert codes(scene, other) == {"invariant-epoch-fell"}
+    scene.clock.seconds += 3601
+    scene.lead()
+    assert codes(scene, other) == set()
+
+
+def test_uncertain_occurrences_are_warned_of(client: redis.Redis):
+    scene, watcher = watched(client)
+    write(client, {**enqueued(), "verdict": "uncertain"})
+    watcher.turn()
+    assert "uncertain" in codes(scene)
+
+
+def test_what_was_confirmed_late_is_uncertain_no_more(client: redis.Redis):
+    scene, watcher = watched(client)
+    write(client, {**enqueued(), "verdict": "uncertain"})
+    write(client, enqueued())
+    watcher.turn()
+    assert "uncertain" not in codes(scene)
+
+
+def test_the_status_says_its_version_and_is_json(client: redis.Redis):
+    scene, watcher = watched(client)
+    write(client, enqueued())
+    watcher.turn()
+    status = json.loads(json.dumps(document(scene.board)))
+    assert status["schema"] == 1
+    assert set(status) == {
+        "schema", "cluster", "now_ms", "replica", "redis", "lease", "paused", "members", "entries", "backlog",
+        "overdue_s", "upcoming", "recent", "terms", "journal", "warnings",
+    }  # fmt: skip
+    assert status["recent"][0]["task_id"] == "task-id"
+
+
+def test_a_board_that_has_seen_nothing_answers():
+    scene = Scene()
+    assert scene.board.look == Look()
+    assert document(scene.board)["members"][0]["id"] == scene.replica.id
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("redis://:pw@h/0", "redis://***@h/0"),
+        ("amqp://u:p%40w@h:5672//", "amqp://***@h:5672//"),
+        ("no credentials in http://h:80/a@b", "no credentials in http://h:80/a@b"),
+    ],
+)
+def test_credentials_are_taken_out(text: str, safe: str):
+    assert redacted(text) == safe

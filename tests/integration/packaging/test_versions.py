@@ -1,0 +1,85 @@
+"""What the package claims to run on is what nox and CI run it on."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[3]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOXFILE = (ROOT / "noxfile.py").read_text()
+CI = (ROOT / ".ci" / "run").read_text()
+
+
+def floors() -> dict[str, Version]:
+    """Of each requirement of a user's, the oldest version that it allows."""
+    extras = PROJECT["optional-dependencies"]
+    lines = PROJECT["dependencies"] + [
+        line for extra in extras if extra not in {"test", "dev", "docs"} for line in extras[extra]
+    ]
+    found = {}
+    for requirement in map(Requirement, lines):
+        (floor,) = (each.version for each in requirement.specifier if each.operator == ">=")
+        found[requirement.name.lower()] = Version(floor)
+    return found
+
+
+def constraints() -> dict[str, Version]:
+    lines = (ROOT / "tests" / "constraints-oldest.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {name.lower(): Version(version) for name, version in pairs}
+
+
+def pythons() -> list[str]:
+    (assigned,) = (
+        node.value
+        for node in ast.parse(NOXFILE).body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PYTHONS"
+    )
+    return list(ast.literal_eval(assigned))
+
+
+@pytest.mark.parametrize("name", sorted(floors()))
+def test_the_oldest_that_is_claimed_is_the_oldest_that_is_tested(name: str) -> None:
+    assert constraints()[name] == floors()[name]
+
+
+def test_every_python_that_is_claimed_has_a_session_and_no_other() -> None:
+    claimed = {
+        found[1]
+        for classifier in PROJECT["classifiers"]
+        if (found := re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", classifier))
+    }
+
+    assert set(pythons()) == claimed
+    allowed = SpecifierSet(PROJECT["requires-python"])
+    assert {f"3.{minor}" for minor in range(30) if f"3.{minor}.99" in allowed} == claimed
+
+
+def test_ci_runs_the_sessions_that_there_are() -> None:
+    run = re.findall(r"^nox -s (.+)$", CI, re.MULTILINE)
+    sessions = [node.name for node in ast.parse(NOXFILE).body if isinstance(node, ast.FunctionDef)]
+
+    assert run == ["lint", "oldest", "newest"]
+    assert set(run) <= set(sessions)
+
+
+def test_nox_can_read_its_file() -> None:
+    pytest.importorskip("nox", reason="of the extra dev")
+    command = [sys.executable, "-m", "nox", "--list"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 0, done.stderr
+    for session in ("lint", "oldest", "newest", *(f"tests({version})" for version in pythons())):
+        assert re.search(rf"^[*-] {re.escape(session)} -> ", done.stdout, re.MULTILINE), session

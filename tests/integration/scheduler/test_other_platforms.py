@@ -1,0 +1,55 @@
+"""Where Python lacks what Linux has, celery beat runs; so does this."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ha_beat.clock import SystemClock
+from tests.support.servers import RedisServer
+
+#: Takes away what Windows lacks, once Celery is imported, which looks at `sys.platform`; then lets beat tick.
+PROGRAM = """
+import os, signal, sys, time
+import asyncio, celery.apps.beat, kombu.transport.redis, redis
+url, *lacking = sys.argv[1:]
+for name in lacking:
+    module, _, what = name.partition(".")
+    if what:
+        delattr(sys.modules[module], what)
+    else:
+        sys.modules[module] = None
+app = celery.Celery("elsewhere", broker=url)
+app.conf.update(beat_schedule={"e": {"task": "t", "schedule": 0.1}}, ha_beat_http_bind="127.0.0.1:0")
+from ha_beat.scheduler import HAScheduler
+scheduler, until = HAScheduler(app), time.monotonic() + 20
+while not redis.Redis.from_url(url).llen("celery") and time.monotonic() < until:
+    scheduler.tick()
+print(redis.Redis.from_url(url).llen("celery") > 0)
+scheduler.close(); scheduler.close()
+"""
+
+WINDOWS = [
+    *("fcntl", "pwd", "grp", "resource", "termios"),
+    *("time.clock_gettime", *(f"time.CLOCK_{name}" for name in ("BOOTTIME", "MONOTONIC", "REALTIME"))),
+    *(f"os.{name}" for name in ("fork", "register_at_fork", "getuid", "geteuid", "killpg", "setsid", "uname")),
+    *(f"signal.{name}" for name in ("SIGHUP", "SIGKILL", "SIGSTOP", "SIGCONT", "SIGUSR1", "SIGCHLD", "SIGPIPE")),
+]
+
+
+def test_beat_runs_without_what_windows_lacks(shared_redis: RedisServer) -> None:
+    """Clocks by number, forks, most signals."""
+    command = [sys.executable, "-c", PROGRAM, shared_redis.url, *WINDOWS]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stdout.split() == ["True"], ran.stderr[-2000:]
+
+
+def test_without_a_clock_that_counts_suspended_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS, whose monotonic clock counts it."""
+    monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
+    clock = SystemClock()
+    before, elapsed, after = time.monotonic(), clock.elapsed(), time.monotonic()
+    assert before <= elapsed <= after

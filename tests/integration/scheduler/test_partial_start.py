@@ -1,0 +1,159 @@
+"""A replica of which a part could not be had, or has ended: it goes on trying, and says so."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.beat import Scheduler
+
+from ha_beat.scheduler import HAMixin, HAScheduler
+from tests.support.servers import RedisServer, wait_for
+
+
+class Store(Scheduler):
+    """A scheduler with a store of its own."""
+
+    written = 0
+    away = False
+
+    def sync(self) -> None:
+        self.written += 1
+        if self.away:
+            raise ConnectionError("no database")
+
+
+class HAStore(HAMixin, Store):
+    """The same, highly available."""
+
+
+@pytest.fixture
+def app(shared_redis: RedisServer) -> Celery:
+    made = Celery("half", broker=shared_redis.url, set_as_current=False)
+    made.conf.update(ha_beat_lease_ttl=2.0, beat_schedule={"e": {"task": "t", "schedule": 0.2}})
+    return made
+
+
+@pytest.fixture
+def replica(app: Celery) -> Iterator[HAScheduler]:
+    made = HAScheduler(app)
+    yield made
+    made.close()
+    made.close()
+
+
+def leads(scheduler: HAMixin) -> bool:
+    scheduler.tick()
+    return scheduler._runtime is not None and scheduler._runtime.elector.term is not None
+
+
+def test_threads_that_cannot_be_had_at_first_are_had_later(
+    replica: HAScheduler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The machine has no room for one more at that moment: without its election the replica would never lead."""
+    real = threading.Thread.start
+    refused: list[str] = []
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name.startswith("ha_beat") and thread.name not in refused:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    wait_for(lambda: leads(replica), 20, "a term")
+    assert set(refused) == {"ha_beat-elector", "ha_beat-watcher"}
+    assert any(thread.name == "ha_beat-watcher" for thread in threading.enumerate())
+    assert "can't start new thread" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_election_whose_thread_ends_begins_anew_and_says_so(
+    replica: HAScheduler, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what no handler catches: a library that raises SystemExit in a log handler, say."""
+    wait_for(lambda: leads(replica), 20, "a term")
+    assert replica._runtime is not None
+    elector: Any = replica._runtime.elector
+    first = elector._thread
+    real = elector._step
+
+    def end() -> None:
+        elector._step = real
+        raise SystemExit
+
+    elector._step = end
+    wait_for(lambda: not first.is_alive(), 10, "the thread's end")
+    with caplog.at_level(logging.INFO, "ha_beat"):
+        wait_for(lambda: leads(replica), 20, "another term")
+    assert elector.running
+    assert "The election failed" in caplog.text
+
+
+def test_a_standby_and_a_leader_that_has_settled_nothing_write_to_no_store(app: Celery) -> None:
+    """Celery has every beat write, at its first turn, each three minutes and at its end."""
+    leader, standby = HAStore(app), HAStore(app)
+    try:
+        leader.sync()
+        assert leader.written == 0
+        wait_for(lambda: leads(leader) and leader._unsynced, 20, "something settled")
+        for _ in range(3):
+            leader.sync()
+            standby.sync()
+            standby.tick()
+        assert (leader.written > 0, standby.written) == (True, 0)
+        before = leader.written
+        leader._unsynced = True
+    finally:
+        for scheduler in (leader, standby, leader, standby):
+            scheduler.close()
+    assert leader.written == before + 1
+    assert standby.written == 0
+
+
+def test_a_store_that_cannot_be_written_does_not_end_beat(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+    """Celery lets an exception of sync end the process."""
+    leader = HAStore(app)
+    leader.away = True
+    try:
+        wait_for(lambda: leads(leader) and leader._unsynced, 20, "something settled")
+        leader._do_sync()
+        assert "own store can't be written" in caplog.text
+        leader.away = False
+        leader._do_sync()
+        assert (leader.written, leader._unsynced) == (2, False)
+    finally:
+        leader.close()
+        leader.close()
+
+
+def test_closing_raises_nothing_whatever_the_release_raises(replica: HAScheduler) -> None:
+    """It runs in Celery's signal handler, before the exception that ends beat."""
+    wait_for(lambda: leads(replica), 20, "a term")
+    assert replica._runtime is not None
+    broken: Any = replica._runtime
+
+    def release(_: object) -> None:
+        raise RuntimeError("dictionary changed size during iteration")
+
+    object.__setattr__(broken, "release", release)
+    replica.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_replica_that_was_closed_ends_at_its_next_turn(replica: HAScheduler) -> None:
+    """SIGTERM came while a destructor ran: Python ignores the exception by which Celery's handler ends beat."""
+    wait_for(lambda: leads(replica), 20, "a term")
+
+    class Dying:
+        def __del__(self) -> None:
+            replica.close()
+            raise SystemExit
+
+    Dying()
+    with pytest.raises(SystemExit):
+        replica.tick()

@@ -1,0 +1,172 @@
+"""The scheduler in one process: what a turn that fails costs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from ha_beat.scheduler import HAScheduler
+from ha_beat.store.lease import Keys
+from tests.support.servers import RedisServer, wait_for
+
+
+@pytest.fixture
+def scheduler(shared_redis: RedisServer) -> Iterator[HAScheduler]:
+    app = Celery("turns", broker=shared_redis.url, set_as_current=False)
+    app.conf.update(ha_beat_lease_ttl=3.0, ha_beat_stall_timeout=3.5, beat_schedule={})
+    made = HAScheduler(app, lazy=True)
+    yield made
+    made.close()
+    made.close()
+
+
+def leads(scheduler: HAScheduler) -> bool:
+    scheduler.tick()
+    return scheduler._runtime is not None and scheduler._runtime.elector.term is not None
+
+
+def test_a_leader_whose_turns_all_fail_says_so_once_and_leaves_the_lease(
+    scheduler: HAScheduler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no better than one that hangs, and another replica may fare better."""
+    wait_for(lambda: leads(scheduler), 10, "a term")
+
+    def broken(*_: Any) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(scheduler, "_lead", broken)
+    with caplog.at_level(logging.INFO, "ha_beat"):
+        wait_for(lambda: not leads(scheduler), 20, "the end of the term")
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("A turn of the scheduler failed" in line for line in lines) == 1
+    assert any("No longer leading" in line and "KeyError" in line for line in lines)
+
+
+def test_a_replica_that_cannot_be_put_together_does_not_spin(
+    scheduler: HAScheduler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A turn that fails before there is anything to wait on."""
+    turns = 0
+
+    def broken(*_: Any) -> None:
+        nonlocal turns
+        turns += 1
+        raise OSError("no entropy")
+
+    monkeypatch.setattr("ha_beat.scheduler.assemble", broken)
+    monkeypatch.setattr("ha_beat.scheduler._LONGEST_TICK", 0.2)
+    waits: list[float] = []
+    monkeypatch.setattr("ha_beat.scheduler.SystemClock.sleep", lambda _, seconds: waits.append(seconds))
+    for _ in range(3):
+        scheduler.tick()
+    assert (turns, waits) == (3, [0.2] * 3)
+    assert sum("A turn of the scheduler failed" in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("edit", ["update_from_dict", "add"])
+def test_an_entry_that_is_replaced_while_it_leads_goes_by_its_new_schedule(
+    scheduler: HAScheduler, shared_redis: RedisServer, edit: str
+) -> None:
+    """The schedule is the same dict with as many entries as before."""
+    scheduler.update_from_dict({"one": {"task": "one", "schedule": 3600.0}})
+    wait_for(lambda: leads(scheduler) and shared_redis.admin.hexists(Keys("turns").ledger, "e:one"), 10, "a term")
+    if edit == "add":
+        scheduler.add(name="one", task="one", schedule=0.2)
+    else:
+        scheduler.update_from_dict({"one": {"task": "one", "schedule": 0.2}})
+    wait_for(lambda: leads(scheduler) and shared_redis.admin.llen("celery") > 2, 10, "messages")
+
+
+class Release:
+    """A release with these entries, each hourly, that leads until it is stopped."""
+
+    def __init__(self, server: RedisServer, *entries: str) -> None:
+        self.client: Any = server.client()
+        app = Celery("releases", broker=server.url, set_as_current=False)
+        schedule = {name: {"task": name, "schedule": 3600.0} for name in entries}
+        app.conf.update(beat_schedule={"always": {"task": "always", "schedule": 3600.0}, **schedule})
+        self.scheduler = HAScheduler(app)
+        wait_for(lambda: leads(self.scheduler) and self.row("always"), 10, "a term")
+
+    def row(self, entry: str) -> dict[str, Any]:
+        row: dict[str, Any] = json.loads(self.client.hget(Keys("releases").ledger, f"e:{entry}") or "{}")
+        return row
+
+    def messages(self) -> list[str]:
+        return [json.loads(raw)["headers"]["task"] for raw in self.client.lrange("celery", 0, -1)]
+
+    def wait_until_gone(self, entry: str) -> None:
+        def gone() -> bool:
+            self.scheduler.tick()
+            return bool(self.row(entry)["verdict"] == "absent")
+
+        wait_for(gone, 10, f"{entry} to be taken for gone")
+
+    def stop(self) -> None:
+        self.scheduler.close()
+        self.scheduler.close()
+
+    def turn_back(self, *entries: str) -> None:
+        """Their last run, by two hours."""
+        for entry in entries:
+            row = self.row(entry)
+            row["base"] -= 2 * 3600 * 1_000_000
+            self.client.hset(Keys("releases").ledger, f"e:{entry}", json.dumps(row))
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_an_entry_that_was_gone_for_long_owes_nothing_and_one_of_another_release_all(
+    shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    """Removed for days and back by a roll-back, or led over by an older release for a minute of a rolling deploy."""
+    monkeypatch.setattr("ha_beat.scheduler._LONGEST_TICK", 0.1)
+    newer = Release(shared_redis, "e")
+    newer.stop()
+    if gone:
+        monkeypatch.setattr("ha_beat.scheduler._GONE_AFTER", 0.3)
+    older, row = Release(shared_redis), newer.row("e")
+    if gone:
+        older.wait_until_gone("e")
+    else:
+        older.scheduler.tick()
+        assert older.row("e") == row
+    older.stop()
+    older.turn_back("e", "always")
+    newer = Release(shared_redis, "e")
+    wait_for(lambda: leads(newer.scheduler) and newer.messages(), 10, "what is owed")
+    newer.scheduler.tick()
+    assert sorted(newer.messages()) == (["always"] if gone else ["always", "e"])
+    assert newer.row("e")["verdict"] == ("armed" if gone else "enqueued")
+    newer.stop()
+
+
+def test_half_an_emoji_in_an_entrys_name_silences_no_other(
+    scheduler: HAScheduler, shared_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is a string that is no text: neither Redis nor a digest of the schedule can take it as it is."""
+    # Nor can pytest's workers, who hand over what was logged.
+    caplog.set_level(logging.CRITICAL, "ha_beat")
+    scheduler.update_from_dict(
+        {"half \ud83d": {"task": "t", "schedule": 0.1}, "whole \U0001f941": {"task": "t", "schedule": 0.1}}
+    )
+    wait_for(lambda: leads(scheduler) and shared_redis.admin.llen("celery") > 1, 10, "the other entry's messages")
+
+
+def test_closing_where_nothing_may_wait(
+    scheduler: HAScheduler, shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where gevent or eventlet has patched the program, the signal handler may run in their hub; what closing raises
+    there takes the place of the SystemExit that was to end beat."""
+    wait_for(lambda: leads(scheduler), 10, "a term")
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("do not call blocking functions from the mainloop")
+
+    monkeypatch.setattr("ha_beat.monitoring.setup.Observation.wait_for_farewell", refuse)
+    scheduler.close()
+    assert shared_redis.admin.hget(Keys("turns").lease, "state") == "released"

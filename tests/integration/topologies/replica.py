@@ -1,0 +1,97 @@
+"""One replica's election within the test's process, on whatever Redis it is given, and the lines it would log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Self
+
+from ha_beat import events
+from ha_beat.clock import SystemClock
+from ha_beat.election.elector import Elector
+from ha_beat.election.state_machine import Leader, Timing
+from ha_beat.errors import StoreError
+from ha_beat.monitoring.logs import LogWriter
+from ha_beat.store.connections import Link, link_to
+from ha_beat.store.lease import Keys, RedisLeaseStore, Replica
+from ha_beat.store.presence import RedisPresence
+from tests.support.servers import wait_for
+
+KEYS = Keys("topology")
+TIMEOUT = 1.0
+
+
+def link(url: str, **options: Any) -> Link:
+    return link_to(url, options, TIMEOUT, KEYS.lease)
+
+
+class Campaigner:
+    """An elector with a real link. A context manager: it campaigns from entry to exit."""
+
+    def __init__(self, way: Link, *, name: str = "r1", ttl: float = 3.0) -> None:
+        self.link = way
+        self.lines: list[str] = []
+        clock = SystemClock()
+        writer = LogWriter(name, KEYS.cluster)
+        hub = events.Events()
+
+        def collect(event: events.Event) -> None:
+            level, line = writer._word(event)
+            if level >= logging.INFO:
+                self.lines.append(line)
+
+        hub.subscribe(collect)
+        self.store = RedisLeaseStore(way.client, KEYS)
+        self.presence = RedisPresence(way.client, KEYS, clock, ttl / 3, sharded=way.sharded)
+        self.elector = Elector(
+            self.store,
+            self.presence,
+            Replica(name, "host", 1, "0", "topology"),
+            Timing(ttl, ttl / 4, 0.05, 3600.0),
+            clock,
+            hub.emit,
+        )
+
+    def __enter__(self) -> Self:
+        self.elector.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        def release(term: Any) -> None:
+            with suppress(StoreError):
+                self.store.release(term, "test over")
+
+        self.elector.close(release)
+        if self.elector._thread is not None:
+            self.elector._thread.join(20)
+
+    @property
+    def registered(self) -> str:
+        """The presence channel that the lease names."""
+        state = self.elector.state
+        return state.presence if isinstance(state, Leader) else ""
+
+    def wait_to_lead(self, timeout: float = 30.0) -> None:
+        """Wait until it leads, with its presence counted by Redis."""
+        wait_for(lambda: self.elector.term and self.registered, timeout, "to lead, present")
+
+    def wait_for_line(self, *parts: str, timeout: float = 30.0) -> str:
+        def found() -> str | None:
+            return next((line for line in self.lines if all(part in line for part in parts)), None)
+
+        try:
+            return wait_for(found, timeout, f"a line with {parts}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n" + "\n".join(self.lines)) from None
+
+    def wait_to_recover(self, timeout: float = 30.0) -> None:
+        self.wait_for_line("lease in Redis is back", timeout=timeout)
+        self.wait_to_lead(timeout)
+
+    def told(self, part: str) -> int:
+        return sum(part in line for line in self.lines)
+
+
+def query(options: Mapping[str, str]) -> str:
+    return "&".join(f"{name}={value}" for name, value in options.items())

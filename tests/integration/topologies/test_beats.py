@@ -1,0 +1,54 @@
+"""Whole replicas, by their environment alone: the lease in a Redis Cluster or behind Sentinel, messages at a broker."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.faults.cluster import BeatCluster
+from tests.support.servers import RedisCluster, RedisServer, SentinelCluster, wait_for
+
+SPEC = {"fast": {"every": 0.2}}
+SETTINGS = {"lease_ttl": 3}
+
+
+def change_leader(cluster: BeatCluster, queue: RedisServer) -> None:
+    """Messages arrive; the leader is killed; the standby goes on, each occurrence once."""
+    wait_for(lambda: queue.admin.llen("celery") > 3, 30, "messages")
+    wait_for(lambda: cluster.lease().get("presence"), 30, "presence")
+    cluster.wait_until_up()
+    leader = cluster.wait_for_leader()
+    leader.kill()
+    cluster.wait_for_leader(other_than=leader)
+    before = queue.admin.llen("celery")
+    wait_for(lambda: queue.admin.llen("celery") > before + 3, 40, "messages of the next")
+    messages = [json.loads(raw)["headers"]["id"] for raw in queue.admin.lrange("celery", 0, -1)]
+    assert len(messages) == len(set(messages))
+
+
+def test_a_lease_in_a_redis_cluster(server: RedisServer, redis_cluster: RedisCluster) -> None:
+    """With the queues at a Redis of their own, since kombu has no transport for a cluster."""
+    hosts = ",".join(f"127.0.0.1:{node.port}" for node in redis_cluster.nodes)
+    owner = redis_cluster.node_for("{ha-beat:tick}:lease")
+    with BeatCluster(
+        server.url,
+        lease_urls=f"redis+cluster://{hosts}",
+        admin_url=owner.url,
+        replicas=2,
+        spec=SPEC,
+        settings=SETTINGS,
+    ) as cluster:
+        change_leader(cluster, server)
+
+
+@pytest.mark.slow
+def test_a_broker_behind_sentinel(sentinels: SentinelCluster) -> None:
+    """Lease and queues there, by Celery's own settings."""
+    config = {"broker_transport_options": sentinels.transport_options}
+    primary = sentinels.master
+    with BeatCluster(
+        sentinels.url, admin_url=primary.url, replicas=2, spec=SPEC, settings=SETTINGS, config=config
+    ) as cluster:
+        change_leader(cluster, primary)
+        assert "Dispatch path atomic" in cluster.logs(10_000)

@@ -1,0 +1,102 @@
+"""After a failover or a move of keys, links lead to the new place, presence too; faults leave no connections behind."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from ha_beat.dispatch.broker import BrokerLink
+from tests.integration.topologies.replica import KEYS, TIMEOUT, Campaigner, link
+from tests.integration.topologies.test_topologies import app_of
+from tests.support.servers import RedisCluster, RedisServer, SentinelCluster, need, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+def do(server: RedisServer, *command: object) -> Any:
+    client: Any = server.admin
+    return client.execute_command(*command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["url", "broker"])
+@pytest.mark.parametrize("how", ["killed", "demoted"])
+def test_sentinel_failover(by: str, how: str) -> None:
+    """A demoted primary lives on and would keep the subscribed connection."""
+    with need(lambda: SentinelCluster(password="secret")) as made:
+        if by == "url":
+            way = link(made.url, **made.transport_options)
+        else:
+            way = BrokerLink(app_of(made.url, broker_transport_options=made.transport_options), TIMEOUT)
+        old = made.master
+        with Campaigner(way) as replica:
+            replica.wait_to_lead()
+            made.wait_until_synced()
+            if how == "killed":
+                old.kill()
+            else:
+                with made.sentinels[0].client() as client:
+                    client.execute_command("SENTINEL", "FAILOVER", made.name)
+            new = made.wait_for_failover(old, timeout=60)
+
+            def led_from_new() -> bool:
+                record = new.admin.hgetall(KEYS.lease)
+                subscribed = do(new, "PUBSUB", "NUMSUB", record.get("presence", ""))
+                return record.get("state") == "held" and bool(record.get("presence")) and subscribed[1] == 1
+
+            wait_for(led_from_new, 60, "to lead at the new primary, present there")
+            if how == "demoted":
+                assert do(old, "PUBSUB", "CHANNELS", "*:presence:*") == []
+
+
+@pytest.mark.slow
+def test_keys_that_move_to_another_node() -> None:
+    """The slot of a Redis Cluster goes to another node while its leader is subscribed to the old one."""
+    with need(RedisCluster) as nodes:
+        old = nodes.node_for(KEYS.lease)
+        new = next(node for node in nodes.nodes if node is not old)
+        slot = do(old, "CLUSTER", "KEYSLOT", KEYS.lease)
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes.nodes)
+        with Campaigner(link(f"redis+cluster://{hosts}")) as replica:
+            replica.wait_to_lead()
+            epoch = int(old.admin.hget(KEYS.lease, "epoch") or 0)
+            old_id, new_id = do(old, "CLUSTER", "MYID"), do(new, "CLUSTER", "MYID")
+            do(new, "CLUSTER", "SETSLOT", slot, "IMPORTING", old_id)
+            do(old, "CLUSTER", "SETSLOT", slot, "MIGRATING", new_id)
+            for key in do(old, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+                do(old, "MIGRATE", "127.0.0.1", new.port, key, 0, 5000)
+            for node in (new, old, *nodes.nodes):
+                do(node, "CLUSTER", "SETSLOT", slot, "NODE", new_id)
+
+            def led_from_new() -> bool:
+                record = new.admin.hgetall(KEYS.lease)
+                return int(record.get("epoch", 0)) > epoch and bool(record.get("presence"))
+
+            wait_for(led_from_new, 60, "to lead at the keys' new node, present there")
+            assert nodes.node_for(KEYS.lease) is new
+            replica.wait_to_lead()
+
+
+@pytest.mark.parametrize("by", ["url", "broker"])
+def test_faults_leave_no_connections_behind(server: RedisServer, by: str) -> None:
+    """Fifty cuts of every connection, then as many as before: one for commands, one subscribed."""
+
+    def ours() -> int:
+        return len(server.admin.client_list()) - 1
+
+    way = link(server.url) if by == "url" else BrokerLink(app_of(server.url), TIMEOUT)
+    with Campaigner(way) as replica:
+        replica.wait_to_lead()
+        time.sleep(0.5)
+        before = ours()
+        assert before <= 3
+        for _ in range(50):
+            do(server, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            do(server, "CLIENT", "KILL", "TYPE", "pubsub")
+            time.sleep(0.05)
+        wait_for(lambda: replica.elector.term, 30, "to lead again")
+        wait_for(lambda: replica.presence.channel, 30, "to be subscribed again")
+        wait_for(lambda: ours() <= before, 10, "no more connections than before")
+    wait_for(lambda: ours() <= before - 1, 10, "the subscribed connection to end with the replica")

@@ -1,0 +1,305 @@
+"""Redis is away or refuses: one line that names what is wrong, no crash, and leading again once it is healed."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from redis import exceptions as redis_errors
+
+from ha_beat.errors import StoreRefused, StoreUnavailable
+from ha_beat.store.redis_errors import as_store_error, code_of, in_words, moved_to
+from tests.faults.cluster import BeatCluster
+from tests.integration.topologies.replica import KEYS, Campaigner, link
+from tests.support.servers import RedisCluster, RedisServer, free_port, need, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+def do(server: RedisServer, *command: object) -> Any:
+    client: Any = server.admin
+    return client.execute_command(*command)
+
+
+def before_7(server: RedisServer) -> bool:
+    return int(server.admin.info("server")["redis_version"].split(".")[0]) < 7
+
+
+def test_unreachable(server: RedisServer) -> None:
+    with Campaigner(link(server.url)) as replica:
+        replica.wait_to_lead()
+        server.kill()
+        replica.wait_for_line("No access to the lease", "Connection refused")
+        server.start()
+        replica.wait_to_recover()
+
+
+def test_a_server_that_hangs(server: RedisServer) -> None:
+    with Campaigner(link(server.url)) as replica:
+        replica.wait_to_lead()
+        server.pause()
+        try:
+            replica.wait_for_line("No access to the lease", "imeout")
+            wait_for(lambda: replica.elector.term is None, 15, "the trust to run out")
+        finally:
+            server.resume()
+        replica.wait_to_recover()
+
+
+def test_wrong_password(server: RedisServer) -> None:
+    with Campaigner(link(server.url, username="beat", password="right")) as replica:
+        replica.wait_for_line("No access to the lease", "refuses the user name or the password (WRONGPASS")
+        do(server, "ACL", "SETUSER", "beat", "on", ">right", "~*", "&*", "+@all")
+        replica.wait_to_recover()
+
+
+def test_no_password_where_one_is_asked_for(server: RedisServer) -> None:
+    """The password comes while it leads; connections made from then on are refused."""
+    with Campaigner(link(server.url)) as replica:
+        replica.wait_to_lead()
+        do(server, "CONFIG", "SET", "requirepass", "new")
+        do(server, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        do(server, "CLIENT", "KILL", "TYPE", "pubsub")
+        replica.wait_for_line("No access to the lease", "asks for a password, and none was given (NOAUTH")
+        do(server, "CONFIG", "SET", "requirepass", "")
+        replica.wait_to_recover()
+
+
+def test_a_user_removed_and_made_again(server: RedisServer) -> None:
+    rights = ("on", ">right", "~*", "&*", "+@all")
+    do(server, "ACL", "SETUSER", "beat", *rights)
+    with Campaigner(link(server.url, username="beat", password="right")) as replica:
+        replica.wait_to_lead()
+        do(server, "ACL", "DELUSER", "beat")
+        replica.wait_for_line("No access to the lease", "WRONGPASS")
+        do(server, "ACL", "SETUSER", "beat", *rights)
+        replica.wait_to_recover()
+
+
+def test_a_missing_right_is_named(server: RedisServer) -> None:
+    """Redis itself does not say which command of a script it refused."""
+    do(server, "ACL", "SETUSER", "beat", "on", ">right", "~*", "&*", "+@all")
+    with Campaigner(link(server.url, username="beat", password="right")) as replica:
+        replica.wait_to_lead()
+        do(server, "ACL", "SETUSER", "beat", "-hset")
+        replica.wait_for_line("No access to the lease", "lacks a right (NOPERM", "HSET")
+        do(server, "ACL", "SETUSER", "beat", "+hset", "-evalsha")
+        replica.wait_for_line("No access to the lease", "lacks a right (NOPERM", "evalsha")
+        do(server, "ACL", "SETUSER", "beat", "+evalsha")
+        replica.wait_to_recover()
+
+
+def test_read_only_replica(server: RedisServer) -> None:
+    """What can be read is campaigned for, refused, and told once; not reached and lost again at each poll."""
+    with Campaigner(link(server.url)) as replica:
+        replica.wait_to_lead()
+        do(server, "REPLICAOF", "127.0.0.1", free_port())
+        replica.wait_for_line("No access to the lease", "read-only replica, not the primary (READONLY")
+        wait_for(lambda: replica.elector.term is None, 15, "the trust to run out")
+        time.sleep(4.0)
+        assert replica.told("(READONLY") == 1, replica.lines
+        assert replica.told("lease in Redis is back") == 0, replica.lines
+        do(server, "REPLICAOF", "NO", "ONE")
+        replica.wait_to_recover()
+
+
+def test_replica_without_its_primary(server: RedisServer) -> None:
+    do(server, "CONFIG", "SET", "replica-serve-stale-data", "no")
+    with Campaigner(link(server.url)) as replica:
+        replica.wait_to_lead()
+        do(server, "REPLICAOF", "127.0.0.1", free_port())
+        replica.wait_for_line("No access to the lease", "has lost its primary (MASTERDOWN")
+        do(server, "REPLICAOF", "NO", "ONE")
+        replica.wait_to_recover()
+
+
+def test_too_few_replicas(server: RedisServer) -> None:
+    with Campaigner(link(server.url)) as replica:
+        replica.wait_to_lead()
+        do(server, "CONFIG", "SET", "min-replicas-to-write", 1)
+        replica.wait_for_line("No access to the lease", "too few of its replicas are in sync (NOREPLICAS")
+        do(server, "CONFIG", "SET", "min-replicas-to-write", 0)
+        replica.wait_to_recover()
+
+
+def test_data_that_cannot_be_saved() -> None:
+    """MISCONF: the snapshot's file name is that of a folder."""
+    with need(lambda: RedisServer(extra_args=("--dbfilename", "folder"))) as server:
+        blocked = server.directory / "folder"
+        with Campaigner(link(server.url)) as replica:
+            replica.wait_to_lead()
+            blocked.mkdir()
+            do(server, "CONFIG", "SET", "save", "3600 1")
+            do(server, "BGSAVE")
+            replica.wait_for_line("No access to the lease", "can't save its data to disk (MISCONF")
+            blocked.rmdir()
+            wait_for(lambda: do(server, "BGSAVE"), 10, "a snapshot to begin")
+            replica.wait_to_recover()
+
+
+def test_loading() -> None:
+    """A server that comes back and reads its snapshot first."""
+    slowly = ("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
+    with need(RedisServer) as server:
+        if before_7(server):
+            pytest.skip("a server before Redis 7 can't be made to load slowly")
+        with server.admin.pipeline(transaction=False) as pipe:
+            for number in range(4000):
+                pipe.set(f"filler:{number}", "x" * 20)
+            pipe.execute()
+        with Campaigner(link(server.url)) as replica:
+            replica.wait_to_lead()
+            server.admin.save()
+            server.kill()
+            server.extra_args = slowly
+            server.process = server.launch()
+            replica.wait_for_line("No access to the lease", "still loading its data (LOADING")
+            replica.wait_to_recover(timeout=60)
+
+
+def test_out_of_memory(server: RedisServer) -> None:
+    """The lease is kept, from Redis 7 on; what can't be enqueued is told, and comes later."""
+    spec = {"fast": {"every": 0.2}}
+    with BeatCluster(server.url, spec=spec, replicas=1, settings={"lease_ttl": 3}) as cluster:
+        queued = lambda: server.admin.llen("celery")  # noqa: E731
+        wait_for(queued, 30, "a message")
+        epoch = cluster.epoch()
+        do(server, "CONFIG", "SET", "maxmemory", "1")
+        cluster[0].wait_for_log("Redis is out of memory and refuses writes (OOM")
+        time.sleep(4.0)
+        # Before Redis 7 the lease can't be renewed either.
+        assert cluster[0].log_text().count("(OOM") == (2 if before_7(server) else 1)
+        do(server, "CONFIG", "SET", "maxmemory", "0")
+        before = queued()
+        wait_for(lambda: queued() > before + 3, 20, "messages again")
+        assert cluster.epoch() == epoch or before_7(server)
+        cluster.assert_all_alive()
+
+
+@pytest.mark.slow
+def test_a_cluster_with_a_node_gone() -> None:
+    """Another node's end stops the whole Redis Cluster; its return heals it."""
+    with need(RedisCluster) as nodes:
+        owner = nodes.node_for(KEYS.lease)
+        other = next(node for node in nodes.nodes if node is not owner)
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes.nodes)
+        with Campaigner(link(f"redis+cluster://{hosts}")) as replica:
+            replica.wait_to_lead()
+            other.kill()
+            replica.wait_for_line("No access to the lease", "does not serve these keys (CLUSTERDOWN", timeout=60)
+            other.start()
+            replica.wait_to_recover(timeout=60)
+
+
+# --- The same in words, for what redis-py's versions make of it
+
+
+@pytest.mark.parametrize(
+    ("exc", "code", "words"),
+    [
+        (redis_errors.ResponseError("MOVED 42 127.0.0.1:7001"), "MOVED", "another node"),
+        (redis_errors.MovedError("42 127.0.0.1:7001"), "MOVED", "another node"),
+        (redis_errors.ResponseError("MISCONF Redis is configured to save RDB snapshots"), "MISCONF", "save its data"),
+        (redis_errors.ResponseError("BUSY Redis is busy running a script."), "BUSY", "busy with a script"),
+        (
+            redis_errors.ResponseError("Error running script (call to f_1): @user_script:7: -OOM command not allowed"),
+            "OOM",
+            "out of memory",
+        ),
+        (redis_errors.BusyLoadingError("Redis is loading the dataset in memory"), "LOADING", "still loading"),
+        (redis_errors.ResponseError("WRONGTYPE Operation against a key"), "", "WRONGTYPE"),
+        (redis_errors.ConnectionError("The previous master is now a slave"), "READONLY", "read-only replica"),
+        (ConnectionRefusedError("refused"), "", "refused"),
+        (
+            redis_errors.ResponseError(
+                "ACL failure in script: User beat has no permissions to run the 'hset' command "
+                "script: on @user_script:92."
+            ),
+            "NOPERM",
+            "(NOPERM: ACL failure in script: User beat has no permissions to run the 'hset' command)",
+        ),
+        (
+            redis_errors.ResponseError("unknown command 'SCRIPT', with args beginning with: 'LOAD'"),
+            "",
+            "command SCRIPT,",
+        ),
+        (
+            redis_errors.ResponseError("unknown command `SCRIPT`, with args beginning with: `LOAD`"),
+            "",
+            "command SCRIPT,",
+        ),
+    ],
+)
+def test_refusals_in_words(exc: Exception, code: str, words: str) -> None:
+    assert code_of(exc) == code
+    assert words in in_words(exc)
+    assert "\n" not in in_words(exc)
+    assert "beginning with" not in in_words(exc), "what was sent to it is no news"
+
+
+def test_one_refusal_of_two_scripts_is_one_line_before_redis_7_too() -> None:
+    """It is told once, and Redis 6 has the script's hash in it."""
+    said = "@user_script: 9: -READONLY You can't write."
+    told = {
+        in_words(redis_errors.ResponseError(f"Error running script (call to f_{sha * 40}): @user_script:9: {said}"))
+        for sha in "ab"
+    }
+    assert told == {"this Redis is a read-only replica, not the primary (READONLY: You can't write.)"}
+
+
+def test_what_was_surely_not_done_is_told_from_what_may_have_been() -> None:
+    refused = as_store_error(redis_errors.ResponseError("NOAUTH Authentication required."))
+    assert isinstance(as_store_error(redis_errors.ReadOnlyError("no")), StoreRefused)
+    loading = as_store_error(redis_errors.BusyLoadingError("loading"))
+    timeout = as_store_error(redis_errors.TimeoutError("timeout"))
+    assert isinstance(refused, StoreUnavailable)
+    assert isinstance(loading, StoreUnavailable)
+    assert isinstance(timeout, StoreUnavailable)
+    assert (refused.acted, loading.acted, timeout.acted) == (False, False, True)
+
+
+@pytest.mark.parametrize("said", ["MOVED 42 :7001", "42 :7001"])
+def test_a_node_may_name_only_a_port(said: str) -> None:
+    """Where nodes are told not to give out addresses."""
+    assert moved_to(redis_errors.MovedError(said.removeprefix("MOVED "))) == ("", 7001)
+    assert moved_to(redis_errors.ResponseError("MOVED 42 [::1]:7001")) is not None
+
+
+# --- Links lead to where Redis is now
+
+
+@contextmanager
+def resolving(monkeypatch: pytest.MonkeyPatch, name: str, ports: dict[str, int]) -> Iterator[Callable[[int], None]]:
+    """A name whose address changes: here, the port that stands for it."""
+    real = socket.getaddrinfo
+
+    def lookup(host: Any, port: Any, *rest: Any, **options: Any) -> Any:
+        if host == name:
+            return real("127.0.0.1", ports["now"], *rest, **options)
+        return real(host, port, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+
+    def point_to(port: int) -> None:
+        ports["now"] = port
+
+    yield point_to
+
+
+def test_a_name_that_leads_to_another_server(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old primary lives on, read-only: connections to it are given up, the subscribed one too."""
+    with (
+        need(RedisServer) as successor,
+        resolving(monkeypatch, "redis.test", {"now": server.port}) as point_to,
+        Campaigner(link("redis://redis.test:6379/0")) as replica,
+    ):
+        replica.wait_to_lead()
+        point_to(successor.port)
+        do(server, "REPLICAOF", "127.0.0.1", successor.port)
+        wait_for(lambda: successor.admin.hget(KEYS.lease, "state") == "held", 30, "to lead at the successor")
+        wait_for(lambda: successor.admin.hget(KEYS.lease, "presence"), 30, "to be present there")
+        assert do(server, "PUBSUB", "CHANNELS", "*:presence:*") == []

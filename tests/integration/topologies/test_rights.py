@@ -1,0 +1,179 @@
+"""The least that a Redis user has to be allowed: what the README says is enough, and each right that lacks is named."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ha_beat
+from tests.faults.cluster import BeatCluster
+from tests.integration.topologies.replica import KEYS, Campaigner, link
+from tests.support.servers import RedisServer, need, wait_for
+
+#: The lease, the ledger, and the command line.
+LEASE_RULES = """
+resetkeys resetchannels -@all ~{ha-beat:*}:* &{ha-beat:*}:*
++ping +evalsha +script|load +time +info +hget +hmget +hgetall +hset +hsetnx +hdel +hexists +hincrby +hlen
++get +set +xadd +xlen +xrange +xrevrange +xtrim +publish +subscribe +pubsub|numsub
+"""
+LEASE = LEASE_RULES.split()
+
+#: Where the same Redis is the broker: what kombu does for a queue named celery, and the writes of the dispatch.
+#: Between a queue's name and its priority kombu puts two characters that `split` would take for white space.
+BROKER = [
+    *("~celery", "~celery\x06\x16*", "~_kombu.binding.*", "~_kombu.binding_permanent.*"),
+    *("+type", "+lpush", "+multi", "+exec", "+llen", "+sadd"),
+]
+
+#: Where the broker is a Redis of its own: to look for the lease in it, and to mark which store has it.
+MARK = ["~{ha-beat:*}:*", "+hget", "+hmget", "+hset", "+evalsha", "+script|load", "+ping"]
+
+#: A Redis Cluster counts its subscribers by shard.
+CLUSTER = ["+ssubscribe", "+pubsub|shardnumsub"]
+
+#: Without these something is left out, and all else goes on.
+OPTIONAL = {"+info", "+type", "+pubsub|numsub", "+publish", "+subscribe", "+xadd", "+xtrim", "+xrevrange"}
+
+#: Not needed by replicas at all times: for requests by the command line, for removed entries, for taking a queue's
+#: declaration back.
+ON_REQUEST = {"+hlen", "+get", "+set", "+hdel", "+hsetnx", "+xlen", "+hexists", "+hincrby", "+ping"}
+
+
+#: redis-py tells its own name; Redis before 7 does not say which part of the command it refused.
+OF_THE_CLIENT = {"command client|setinfo", "command client"}
+
+
+def do(server: RedisServer, *command: object) -> Any:
+    client: Any = server.admin
+    return client.execute_command(*command)
+
+
+def allow(server: RedisServer, *rules: str) -> str:
+    """Make the user; its URL."""
+    do(server, "ACL", "SETUSER", "beat", "on", ">pw", *rules)
+    return f"redis://beat:pw@127.0.0.1:{server.port}/0"
+
+
+def denied(server: RedisServer) -> set[str]:
+    return {f"{entry['reason']} {entry['object']}" for entry in do(server, "ACL", "LOG")}
+
+
+def test_scripts_use_no_other_commands() -> None:
+    """A command added to a script has to be added to the rights."""
+    used = set()
+    for path in (Path(ha_beat.__file__).parent / "store" / "lua").glob("*.lua"):
+        source = path.read_text("utf-8")
+        for command, sub in re.findall(r"redis\.p?call\('([A-Z]+)'(?:, '([A-Z]+)')?", source):
+            container = command in ("PUBSUB", "SCRIPT", "CLIENT")
+            used.add(f"+{command}|{sub}".lower() if container and sub else f"+{command}".lower())
+    used.discard("+pubsub")
+    assert used - set(LEASE) - set(BROKER) - set(CLUSTER) == set()
+
+
+@pytest.mark.parametrize("kind", ["one Redis", "a lease of its own"])
+def test_the_least_rights_are_enough(server: RedisServer, kind: str) -> None:
+    """Taking over, enqueueing, standing by, handing over: nothing is refused."""
+    spec = {"fast": {"every": 0.2}}
+    settings = {"lease_ttl": 3}
+    with need(RedisServer) as other:
+        if kind == "one Redis":
+            url, lease, queue = allow(server, *LEASE, *BROKER), None, server
+        else:
+            broker = allow(other, "resetkeys", "resetchannels", "-@all", *BROKER, *MARK)
+            url, lease, queue = broker, allow(server, *LEASE), other
+        options = {"lease_urls": lease} if lease else {}
+        with BeatCluster(url, spec=spec, replicas=2, settings=settings, admin_url=server.url, **options) as cluster:  # type: ignore[arg-type]
+            wait_for(lambda: queue.admin.llen("celery") > 3, 30, "messages")
+            wait_for(lambda: cluster.lease().get("presence"), 30, "presence")
+            leader = cluster.wait_for_leader()
+            time.sleep(2.5)
+            leader.terminate()
+            cluster.wait_for_leader(other_than=leader)
+            before = queue.admin.llen("celery")
+            wait_for(lambda: queue.admin.llen("celery") > before + 3, 30, "messages of the next")
+            assert denied(server) - OF_THE_CLIENT == set()
+            assert denied(other) - OF_THE_CLIENT == set()
+            assert not any("can't be marked" in beat.log_text() for beat in cluster)
+
+
+def test_the_least_rights_in_a_cluster(redis_cluster: Any) -> None:
+    nodes = redis_cluster.nodes
+    for node in nodes:
+        allow(node, *LEASE, *CLUSTER)
+    hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+    with Campaigner(link(f"redis+cluster://beat:pw@{hosts}")) as replica:
+        replica.wait_to_lead()
+        assert set().union(*(denied(node) for node in nodes)) - OF_THE_CLIENT == set()
+
+
+@pytest.mark.parametrize("right", ["+info", "+pubsub|numsub", "+publish", "+subscribe"])
+def test_rights_that_are_a_comfort(server: RedisServer, right: str) -> None:
+    """Without them: no check of the server's identity, no presence, no wake; the lease goes on by its ttl."""
+    before_7 = int(server.admin.info("server")["redis_version"].split(".")[0]) < 7  # which takes back whole commands
+    url = allow(server, *LEASE, f"-{right[1:].partition('|')[0] if before_7 else right[1:]}")
+    with Campaigner(link(url), name="first") as first:
+        wait_for(lambda: first.elector.term, 30, "to lead")
+        if right == "+subscribe":
+            first.wait_for_line("No presence connection", "lacks a right (NOPERM", "subscribe")
+        time.sleep(1.0)
+        assert first.told("No access to the lease") == 0, first.lines
+        with Campaigner(link(url), name="second") as second:
+            second.wait_for_line("Standing by")
+            first.elector.step_down("asked to")
+            wait_for(lambda: second.elector.term, 30, "the second to lead")
+            assert second.told("No access to the lease") == 0, second.lines
+
+
+@pytest.mark.slow
+def test_each_right_that_lacks_is_named(server: RedisServer) -> None:
+    """One after the other is taken from running replicas: one names it, none ends, all go on once it is back."""
+    rights = [*LEASE, *BROKER]
+    url = allow(server, *rights)
+    commands = [rule for rule in rights if rule.startswith("+") and rule not in OPTIONAL | ON_REQUEST]
+    # Kombu declares a queue once for each connection.
+    commands = [rule for rule in commands if rule not in ("+multi", "+exec", "+llen", "+sadd", "+script|load")]
+    settings = {"lease_ttl": 1, "publish_deadline": "none"}
+    unnamed = []
+    spec = {"fast": {"every": 0.2}}
+    with BeatCluster(url, spec=spec, replicas=2, settings=settings, admin_url=server.url) as cluster:
+
+        def texts() -> list[str]:
+            return [beat.log_text() for beat in cluster]
+
+        cluster.wait_until_up()
+        for rule in commands:
+            before = server.admin.llen("celery")
+            wait_for(lambda at=before: server.admin.llen("celery") > at, 30, f"messages before {rule}")
+            starts, name = [len(text) for text in texts()], rule[1:].partition("|")[0]
+            do(server, "ACL", "SETUSER", "beat", f"-{rule[1:]}")
+            named = re.compile(rf"(NOPERM|can't run this command|ACL failure).*\b{name}\b", re.IGNORECASE)
+
+            def told(since: list[int] = starts, line: re.Pattern[str] = named) -> bool:
+                return any(line.search(text[at:]) for text, at in zip(texts(), since, strict=True))
+
+            try:
+                wait_for(told, 10)
+            except AssertionError:
+                unnamed.append(rule)
+            do(server, "ACL", "SETUSER", "beat", rule)
+            cluster.assert_all_alive()
+        assert unnamed == []
+
+
+@pytest.mark.parametrize("rule", ["~{ha-beat:*}:*", "&{ha-beat:*}:*"])
+def test_keys_and_channels_that_may_not_be_touched(server: RedisServer, rule: str) -> None:
+    url = allow(server, *[right for right in LEASE if right != rule])
+    with Campaigner(link(url)) as replica:
+        what = "No access to the lease" if rule.startswith("~") else "No presence connection"
+        replica.wait_for_line(what, "lacks a right (NOPERM")
+        allow(server, rule)
+        wait_for(lambda: replica.elector.term and replica.registered, 30, "to lead, present")
+
+
+def test_keys_have_the_pattern_that_the_rights_name() -> None:
+    for key in (KEYS.lease, KEYS.ledger, KEYS.journal, KEYS.members, KEYS.claims, KEYS.requests, KEYS.answer("x")):
+        assert re.fullmatch(r"\{ha-beat:.*\}:.*", key)

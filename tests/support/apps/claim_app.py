@@ -1,0 +1,92 @@
+"""The tick app with what a broker other than Redis needs to be tested: deaths at named places, and tasks that tell.
+
+FAILPOINT_FILE  a path; a replica that reaches the place whose name is in that file takes the file and kills itself,
+                leaving the time at which it did so in the file with `.done` appended
+RECORD_URL      a Redis in which tasks and the worker note what happens, in the lists `received` and `ran`
+RECORD_FIRST    seconds for which the task `linger` lingers when it first runs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import redis
+from celery import Task
+from celery.signals import task_received
+
+from ha_beat import failpoints
+from ha_beat.guard import GuardedTask, message_dropped
+from tests.support.apps.tick_app import app
+
+PLACES = ("before claim", "claimed", "before publish", "published", "confirmed")
+
+
+def _die_at(place: str, path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.read_text() == place:
+            path.with_suffix(".done").write_text(repr(time.time()))
+            path.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+if "FAILPOINT_FILE" in os.environ:
+    for name in PLACES:
+        hook: Callable[[], None] = partial(_die_at, name, Path(os.environ["FAILPOINT_FILE"]))
+        failpoints.set_hook(name, hook)
+
+
+@cache
+def records(_pid: int) -> Any:
+    return redis.Redis.from_url(os.environ["RECORD_URL"])
+
+
+def note(kind: str, task_id: str, **more: Any) -> None:
+    records(os.getpid()).rpush(kind, json.dumps({"id": task_id, **more}))
+
+
+@task_received.connect(weak=False)
+def _received(request: Any = None, **_: Any) -> None:
+    note("received", request.id)
+
+
+@message_dropped.connect(weak=False)
+def _dropped(sender: Any = None, task_id: str = "", **_: Any) -> None:
+    note("dropped", task_id, task=sender.name)
+
+
+def _ran(task: Task) -> None:
+    note("ran", task.request.id, task=task.name, retries=task.request.retries)
+
+
+@app.task(name="plain", bind=True)
+def plain(self: Task) -> None:
+    _ran(self)
+
+
+@app.task(name="guarded", bind=True, base=GuardedTask, acks_late=True)
+def guarded(self: Task) -> None:
+    _ran(self)
+
+
+@app.task(name="again", bind=True, base=GuardedTask)
+def again(self: Task) -> None:
+    """Fails once, and is retried."""
+    _ran(self)
+    if self.request.retries == 0:
+        raise self.retry(countdown=0)
+
+
+@app.task(name="linger", bind=True, base=GuardedTask, acks_late=True)
+def linger(self: Task) -> None:
+    """Takes long, until it is delivered again."""
+    _ran(self)
+    if not self.request.delivery_info["redelivered"]:
+        time.sleep(float(os.environ.get("RECORD_FIRST", "60")))

@@ -1,0 +1,46 @@
+"""The servers that most tests use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.servers.parts import need
+from tests.support.servers.rabbitmq import RabbitMQ
+from tests.support.servers.redis_server import RedisServer
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis of the test's own, which it may stop, pause or kill."""
+    with need(RedisServer) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _session_redis() -> Iterator[RedisServer]:
+    with need(RedisServer) as server:
+        yield server
+
+
+@pytest.fixture
+def shared_redis(_session_redis: RedisServer) -> RedisServer:
+    """The session's Redis, emptied for this test: for tests that leave the server itself alone."""
+    _session_redis.admin.flushall()
+    _session_redis.admin.script_flush()
+    return _session_redis
+
+
+@pytest.fixture(scope="module")
+def _module_rabbitmq() -> Iterator[RabbitMQ]:
+    with need(RabbitMQ) as server:
+        yield server
+
+
+@pytest.fixture
+def rabbitmq(_module_rabbitmq: RabbitMQ) -> RabbitMQ:
+    """The module's RabbitMQ, running: the test before may have left it stopped or frozen."""
+    if _module_rabbitmq.alive:
+        _module_rabbitmq.resume()
+    return _module_rabbitmq.start()

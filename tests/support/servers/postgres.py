@@ -1,0 +1,97 @@
+"""PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.support.servers.parts import LOCALHOST, PartMissing, free_port
+from tests.support.servers.processes import Server, ServerProcess, find_program
+
+
+class Postgres(Server):
+    """A PostgreSQL server with an empty database `postgres`; everyone on 127.0.0.1 is trusted."""
+
+    START_SECONDS = 60.0
+    STOP_SIGNAL = signal.SIGINT  # 'fast': does not wait for clients
+
+    def __init__(self) -> None:
+        folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+        initdb = find_program("initdb", folders=folders)
+        self.binary = find_program("postgres", folders=[initdb.parent, *folders])
+        self.user = self._unprivileged_user()
+        self.port = free_port()
+        super().__init__("postgres")
+        if self.user:
+            shutil.chown(self.directory, self.user)
+        self.data = self.directory / "data"
+        made = subprocess.run(
+            [initdb, "-D", self.data, "-A", "trust", "-N", "-U", "postgres", "-E", "UTF8", "--locale=C"],
+            user=self.user,
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if made.returncode:
+            self.close()
+            raise PartMissing(f"initdb failed: {made.stderr.strip()[-500:]}")
+
+    @staticmethod
+    def _unprivileged_user() -> str | None:
+        """Root may not run PostgreSQL: the user to run it as, None for the present one."""
+        if os.geteuid() != 0:
+            return None
+        for name in ("postgres", "nobody"):
+            with contextlib.suppress(KeyError):
+                return pwd.getpwnam(name).pw_name
+        raise PartMissing("PostgreSQL does not run as root, and there is no other user")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return LOCALHOST, self.port
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@{LOCALHOST}:{self.port}/postgres"
+
+    @property
+    def django_database(self) -> dict[str, Any]:
+        """What Django's DATABASES wants."""
+        return {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": "postgres",
+            "USER": "postgres",
+            "HOST": LOCALHOST,
+            "PORT": str(self.port),
+        }
+
+    def launch(self) -> ServerProcess:
+        command = [
+            *(self.binary, "-D", self.data, "-p", str(self.port), "-h", LOCALHOST, "-k", self.directory),
+            *("-c", "fsync=off", "-c", "max_connections=100"),
+        ]
+        return ServerProcess(command, self.directory / "server.log", cwd=self.directory, user=self.user)
+
+    def answers(self) -> bool:
+        """A start-up packet is answered: with an authentication request, not with 'starting up'."""
+        with socket.create_connection(self.address, timeout=1) as probe:
+            probe.settimeout(2)
+            body = struct.pack("!i", 196608) + b"user\0postgres\0database\0postgres\0\0"
+            probe.sendall(struct.pack("!i", len(body) + 4) + body)
+            return probe.recv(1) == b"R"
+
+    def restart(self, *, down: float = 0.0) -> None:
+        """Stop, stay away for `down` seconds, start with the same data."""
+        self.stop()
+        time.sleep(down)
+        self.start()

@@ -1,0 +1,197 @@
+"""Child processes that don't outlive the tests."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Self
+
+from tests.support.servers.parts import Part, PartMissing, wait_for
+
+_live_processes: set[ServerProcess] = set()
+
+
+@atexit.register
+def _kill_what_is_left() -> None:
+    for process in list(_live_processes):
+        process.kill()
+
+
+class ServerProcess:
+    """One child process in a process group of its own, with its output in a log file."""
+
+    def __init__(
+        self,
+        command: Sequence[object],
+        log_path: Path,
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+    ) -> None:
+        self.command = [str(part) for part in command]
+        self.log_path = log_path
+        log: IO[bytes]
+        with log_path.open("ab") as log:
+            self._popen = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env=None if env is None else dict(env),
+                user=user,
+                start_new_session=True,
+            )
+        _live_processes.add(self)
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs, else its exit status (negative: the signal that ended it)."""
+        return self._popen.poll()
+
+    @property
+    def alive(self) -> bool:
+        return self.exit_code is None
+
+    def send(self, number: int) -> None:
+        """Send a signal to the whole process group; nothing happens when it is gone."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def wait(self, timeout: float = 10.0) -> int:
+        """Return the exit status; raises subprocess.TimeoutExpired after `timeout` seconds."""
+        status = self._popen.wait(timeout)
+        _live_processes.discard(self)
+        return status
+
+    def stop(self, timeout: float = 10.0, number: int = signal.SIGTERM) -> int:
+        """Signal the process to end, SIGKILL the group after `timeout` seconds; returns the exit status."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+            self.resume()
+        try:
+            return self.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return self.kill()
+
+    def kill(self) -> int:
+        """SIGKILL the whole group, what it left behind included; returns the exit status."""
+        self.send(signal.SIGKILL)
+        return self.wait()
+
+    def pause(self) -> None:
+        self.send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.send(signal.SIGCONT)
+
+    def log_text(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def log_tail(self, lines: int = 20) -> str:
+        return "\n".join(self.log_text().splitlines()[-lines:])
+
+
+def _temporary_directory(prefix: str) -> Path:
+    # Short, since a unix socket's path has room for about 100 characters.
+    return Path(tempfile.mkdtemp(prefix=f"hab-{prefix}-"))
+
+
+def find_program(*names: str, folders: Sequence[Path] = ()) -> Path:
+    """Return the first of these programs found in `folders`, then on PATH. Raises PartMissing."""
+    for name in names:
+        for folder in folders:
+            if os.access(folder / name, os.X_OK):
+                return folder / name
+        found = shutil.which(name)
+        if found:
+            return Path(found)
+    raise PartMissing(f"none of these programs is installed: {', '.join(names)}")
+
+
+class Server(Part):
+    """One server with a folder of its own; it keeps its port over restarts. A context manager: started on
+    entry.
+    """
+
+    START_SECONDS = 10.0
+    STOP_SIGNAL = signal.SIGTERM
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.directory = _temporary_directory(kind)
+        self.process: ServerProcess | None = None
+
+    @abstractmethod
+    def launch(self) -> ServerProcess:
+        """Start the process, and return it without waiting."""
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """True once clients are served; may raise what a client raises."""
+
+    def start(self, timeout: float | None = None) -> Self:
+        """Start (again, on the same port and data) and wait until it answers.
+
+        Raises PartMissing when the process ends instead, AssertionError when it does not answer in time.
+        """
+        if self.alive:
+            return self
+        self.process = process = self.launch()
+
+        def up() -> bool:
+            if not process.alive:
+                raise PartMissing(f"{self.kind} ended at its start:\n{process.log_tail()}")
+            return self.answers()
+
+        wait_for(up, timeout or self.START_SECONDS, f"{self.kind} in {self.directory}")
+        return self
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.alive
+
+    @property
+    def pid(self) -> int:
+        return self._running().pid
+
+    def _running(self) -> ServerProcess:
+        if self.process is None:
+            raise RuntimeError("the server has not been started")
+        return self.process
+
+    def stop(self) -> None:
+        """End it in its own orderly way, and wait."""
+        if self.process is not None:
+            self.process.stop(self.START_SECONDS, self.STOP_SIGNAL)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait."""
+        if self.process is not None:
+            self.process.kill()
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open, nothing is answered."""
+        self._running().pause()
+
+    def resume(self) -> None:
+        self._running().resume()
+
+    def close(self) -> None:
+        """Kill it and remove its folder. Idempotent."""
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)

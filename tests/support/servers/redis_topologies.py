@@ -1,0 +1,228 @@
+"""Several Redis servers: watched by Sentinels, or as a Redis Cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self, cast
+from urllib.parse import quote
+
+import redis
+
+from tests.support.servers.parts import LOCALHOST, Part, free_port, wait_for
+from tests.support.servers.processes import Server, ServerProcess
+from tests.support.servers.redis_server import RedisServer
+
+
+class Sentinel(Server):
+    """One Sentinel that watches one master."""
+
+    def __init__(self, master: RedisServer, name: str, quorum: int, down_after: float, password: str | None) -> None:
+        self.port = free_port()
+        self.binary = master.binary
+        super().__init__("sentinel")
+        lines = [
+            f"port {self.port}",
+            f"bind {LOCALHOST}",
+            f"dir {self.directory}",
+            f"sentinel monitor {name} {LOCALHOST} {master.port} {quorum}",
+            f"sentinel down-after-milliseconds {name} {int(down_after * 1000)}",
+            f"sentinel failover-timeout {name} 3000",
+            f"sentinel parallel-syncs {name} 2",
+            *([f"sentinel auth-pass {name} {password}"] if password else []),
+        ]
+        self.config = self.directory / "sentinel.conf"
+        self.config.write_text("\n".join(lines) + "\n")
+
+    def launch(self) -> ServerProcess:
+        # A binary named redis-sentinel takes no --sentinel amiss, and valkey and redis-server need it.
+        command = [self.binary, self.config, "--sentinel"]
+        return ServerProcess(command, self.directory / "server.log", cwd=self.directory)
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(host=LOCALHOST, port=self.port, decode_responses=True, socket_timeout=2.0)
+
+    def answers(self) -> bool:
+        with self.client() as probe:
+            return bool(probe.ping())
+
+
+class SentinelCluster(Part):
+    """A master, its replicas, and three Sentinels. A context manager: all are up and known to each other on
+    entry.
+
+    `down_after` is in seconds. `master_args` go to every data node (`--min-replicas-to-write 1`, say).
+    """
+
+    def __init__(
+        self,
+        *,
+        replicas: int = 1,
+        sentinels: int = 3,
+        name: str = "ha",
+        down_after: float = 1.0,
+        appendonly: bool = False,
+        password: str | None = None,
+        node_args: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        fast = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1", *node_args)
+        first = RedisServer(appendonly=appendonly, password=password, extra_args=fast)
+        follow = ("--replicaof", f"{LOCALHOST} {first.port}")
+        others = [
+            RedisServer(appendonly=appendonly, password=password, extra_args=(*fast, *follow)) for _ in range(replicas)
+        ]
+        self.nodes = [first, *others]
+        self.sentinels = [Sentinel(first, name, sentinels // 2 + 1, down_after, password) for _ in range(sentinels)]
+
+    @property
+    def url(self) -> str:
+        """As Celery writes it; `master_name` goes into broker_transport_options (`transport_options`)."""
+        password = self.nodes[0].password
+        user = f":{quote(password, safe='')}@" if password else ""
+        return ";".join(f"sentinel://{user}{LOCALHOST}:{one.port}/0" for one in self.sentinels)
+
+    @property
+    def transport_options(self) -> dict[str, Any]:
+        return {"master_name": self.name}
+
+    @property
+    def sentinel_addresses(self) -> list[tuple[str, int]]:
+        return [(LOCALHOST, one.port) for one in self.sentinels]
+
+    def _ask(self) -> dict[str, Any]:
+        """What a living Sentinel knows of the master."""
+        for sentinel in self.sentinels:
+            if sentinel.alive:
+                with sentinel.client() as client:
+                    return cast("dict[str, Any]", client.sentinel_master(self.name))
+        raise RuntimeError("no Sentinel is alive")
+
+    @property
+    def master(self) -> RedisServer:
+        """The node that the Sentinels call master now."""
+        port = int(self._ask()["port"])
+        return next(node for node in self.nodes if node.port == port)
+
+    @property
+    def replicas(self) -> list[RedisServer]:
+        master = self.master
+        return [node for node in self.nodes if node is not master]
+
+    def wait_until_synced(self, timeout: float = 20.0) -> None:
+        """Wait until every living replica has all that the master has written."""
+
+        def synced() -> bool:
+            master = self.master
+            offset = master.admin.info("replication")["master_repl_offset"]
+            states = [one.admin.info("replication") for one in self.replicas if one.alive]
+            return all(s["master_link_status"] == "up" and s["slave_repl_offset"] >= offset for s in states)
+
+        wait_for(synced, timeout, "replication")
+
+    def wait_for_failover(self, old: RedisServer, timeout: float = 30.0) -> RedisServer:
+        """Wait until all Sentinels agree on another master than `old`, and it takes writes."""
+
+        def another() -> RedisServer | None:
+            ports = set()
+            for sentinel in self.sentinels:
+                if sentinel.alive:
+                    with sentinel.client() as client:
+                        ports.add(int(cast("dict[str, Any]", client.sentinel_master(self.name))["port"]))
+            if len(ports) != 1 or old.port in ports:
+                return None
+            new = self.master
+            return new if new.admin.role()[0] == "master" else None
+
+        return wait_for(another, timeout, "a failover")
+
+    def start(self) -> Self:
+        for node in self.nodes:
+            node.start()
+        for sentinel in self.sentinels:
+            sentinel.start()
+
+        def acquainted() -> bool:
+            state = self._ask()
+            return (
+                int(state["num-other-sentinels"]) == len(self.sentinels) - 1
+                and int(state["num-slaves"]) == len(self.nodes) - 1
+            )
+
+        wait_for(acquainted, 30, "the Sentinels to find each other and the replicas")
+        self.wait_until_synced()
+        return self
+
+    def close(self) -> None:
+        for server in (*self.sentinels, *self.nodes):
+            server.close()
+
+
+class RedisCluster(Part):
+    """A Redis Cluster of three masters without replicas. A context manager: all slots are served on entry."""
+
+    SLOTS = 16384
+
+    def __init__(self, nodes: int = 3, *, appendonly: bool = False) -> None:
+        self.nodes = []
+        for _ in range(nodes):
+            bus = str(free_port())
+            extra = ("--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "2000")
+            self.nodes.append(RedisServer(appendonly=appendonly, extra_args=extra))
+        self._joined = False
+
+    @property
+    def url(self) -> str:
+        return self.nodes[0].url
+
+    def client(self, **options: Any) -> redis.RedisCluster:
+        return redis.RedisCluster.from_url(self.url, **{"decode_responses": True, **options})
+
+    def node_for(self, key: str) -> RedisServer:
+        """The node that serves this key."""
+        slot = int(_do(self.nodes[0].admin, "CLUSTER KEYSLOT", key))
+        for first, last, (_, port, *_rest), *_replicas in _do(self.nodes[0].admin, "CLUSTER SLOTS"):
+            if first <= slot <= last:
+                return next(node for node in self.nodes if node.port == int(port))
+        raise RuntimeError(f"slot {slot} is served by nobody")
+
+    def start(self) -> Self:
+        for node in self.nodes:
+            node.start()
+        if not self._joined:
+            self._join()
+            self._joined = True
+        return self
+
+    def _join(self) -> None:
+        count = len(self.nodes)
+        first = self.nodes[0]
+        for number, node in enumerate(self.nodes):
+            slots = range(number * self.SLOTS // count, (number + 1) * self.SLOTS // count)
+            _do(node.admin, "CLUSTER ADDSLOTS", *slots)
+            _do(node.admin, "CLUSTER SET-CONFIG-EPOCH", number + 1)
+            bus = first.extra_args[first.extra_args.index("--cluster-port") + 1]
+            if node is not first:
+                _do(node.admin, "CLUSTER MEET", LOCALHOST, first.port, bus)
+
+        def whole() -> bool:
+            texts = [_info_text(_do(node.admin, "CLUSTER INFO")) for node in self.nodes]
+            wanted = ("cluster_state:ok", f"cluster_known_nodes:{count}", f"cluster_slots_ok:{self.SLOTS}")
+            return all(line in text for text in texts for line in wanted)
+
+        wait_for(whole, 30, "the cluster's nodes to meet")
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
+
+
+def _do(client: redis.Redis, *command: object) -> Any:
+    """A command that redis-py has no typed method for."""
+    return cast("Any", client).execute_command(*command)
+
+
+def _info_text(answer: object) -> str:
+    """CLUSTER INFO as lines; redis-py parses it into a mapping."""
+    if isinstance(answer, dict):
+        return "\n".join(f"{name}:{value}" for name, value in answer.items())
+    return str(answer)

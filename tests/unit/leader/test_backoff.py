@@ -1,0 +1,43 @@
+"""How failures of whole batches are told: each counts, the first of a row is logged."""
+
+from __future__ import annotations
+
+import pytest
+
+from ha_beat import events
+from ha_beat.errors import StoreUnavailable
+from ha_beat.leader.backoff import Backoff, BrokerOutOfReach
+from ha_beat.monitoring.logs import LogWriter
+from ha_beat.testing import SettableClock
+
+AWAY = StoreUnavailable("away")
+
+
+def test_every_try_is_told_and_one_of_a_row_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A metric that counted streaks would stand still for the whole of an outage."""
+    caplog.set_level("DEBUG", "ha_beat")
+    told: list[events.Event] = []
+    clock, log = SettableClock(), LogWriter("replica", "shop")
+
+    def emit(event: events.Event) -> None:
+        told.append(event)
+        log(event)
+
+    backoff = Backoff(clock, emit, handover_after=60.0)
+    for _ in range(5):
+        clock.advance(backoff.failed(AWAY, 3))
+    backoff.succeeded()
+    backoff.failed(AWAY, 3)
+    assert told == [events.DispatchFailed(3, "away", tries) for tries in (1, 2, 3, 4, 5, 1)]
+    assert [record.action for record in caplog.records] == ["DispatchFailed"] * 2  # type: ignore[attr-defined]
+
+
+def test_the_try_that_hands_over_counts_too() -> None:
+    told: list[events.Event] = []
+    clock = SettableClock()
+    backoff = Backoff(clock, told.append, handover_after=5.0)
+    backoff.failed(AWAY, 1)
+    clock.advance(6)
+    with pytest.raises(BrokerOutOfReach):
+        backoff.failed(AWAY, 1)
+    assert len(told) == 2

@@ -1,0 +1,610 @@
+"""Settings: what is read from where, what is refused and how, and that no password is ever shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from celery import Celery
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ha_beat.errors import ConfigurationError, HaBeatError
+from ha_beat.settings import SETTINGS, Settings, ha_beat_keys, redact_url, settings_table
+
+ROOT = Path(__file__).parents[3]
+NAMES = [setting.name for setting in SETTINGS]
+TEST_COMMAND = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/pytest"
+
+
+def load(environ: dict[str, str] | None = None, **conf: object) -> Settings:
+    return Settings.load({f"ha_beat_{name}": value for name, value in conf.items()}, environ or {}, "shop")
+
+
+def complaint(environ: dict[str, str] | None = None, **conf: object) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load(environ, **conf)
+    return str(caught.value)
+
+
+# --- Values and defaults ------------------------------------------------------------------------------
+
+
+def test_with_nothing_set_everything_has_its_documented_default():
+    settings = load()
+    shown = {used.name: used.value for used in settings.describe() if used.name != "replica"}
+    assert shown == {
+        "redis_url": None,
+        "redis_options": {},
+        "cluster": "shop",
+        "lease_ttl": 10.0,
+        "renew_interval": 2.5,
+        "poll_interval": 0.1,
+        "stall_timeout": 15.0,
+        "command_timeout": 2.5,
+        "batch_size": 100,
+        "misfire": "once",
+        "misfire_grace": None,
+        "misfire_limit": 100,
+        "uncertain": "skip",
+        "publish_deadline": 60.0,
+        "on_state_loss": "skip",
+        "wait_replicas": 0,
+        "journal_size": 10_000,
+        "journal_age": 604_800.0,
+        "http_bind": None,
+        "metrics_per_entry": False,
+    }
+    assert all(used.is_default and used.source == "default" for used in settings.describe())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("redis_url", "redis://:pw@h:6379/1", "redis://:pw@h:6379/1"),
+        ("redis_url", " rediss://h ", "rediss://h"),
+        ("redis_url", "sentinel://a:26379;sentinel://b:26379", "sentinel://a:26379;sentinel://b:26379"),
+        ("redis_url", "sentinel://a:26379;b:26379/0", "sentinel://a:26379;b:26379/0"),
+        ("redis_url", "unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),
+        ("redis_url", "none", None),
+        (
+            "redis_options",
+            '{"username": "beat", "socket_timeout": 1.5}',
+            {"username": "beat", "socket_timeout": 1.5},
+        ),
+        ("cluster", "shop:eu-1.a_b", "shop:eu-1.a_b"),
+        ("replica", "beat-0", "beat-0"),
+        ("lease_ttl", "3", 3.0),
+        ("lease_ttl", "2.5", 2.5),
+        ("renew_interval", "0.5", 0.5),
+        ("poll_interval", "0.05", 0.05),
+        ("stall_timeout", "1e2", 100.0),
+        ("command_timeout", "1", 1.0),
+        ("batch_size", "500", 500),
+        ("misfire", "ALL", "all"),
+        ("misfire_grace", "0", 0.0),
+        ("misfire_grace", "None", None),
+        ("misfire_limit", "1", 1),
+        ("uncertain", "republish", "republish"),
+        ("publish_deadline", "none", None),
+        ("on_state_loss", "catch_up", "catch_up"),
+        ("wait_replicas", "2", 2),
+        ("journal_size", "100", 100),
+        ("journal_age", "none", None),
+        ("http_bind", "[::]:8080", "[::]:8080"),
+        ("http_bind", "beat.example:0", "beat.example:0"),
+        ("metrics_per_entry", "yes", True),
+        ("metrics_per_entry", "0", False),
+    ],
+)
+def test_a_value_reads_the_same_from_a_variable_and_from_the_app(name: str, text: str, value: object):
+    from_variable = load({f"HA_BEAT_{name.upper()}": text})
+    from_app = load(**{name: value})
+    assert getattr(from_variable, name) == getattr(from_app, name) == value
+    assert type(getattr(from_app, name)) is type(value)
+
+
+def test_every_setting_is_among_those_tested_above():
+    """A setting that is added must be added to the table of values too."""
+    table = test_a_value_reads_the_same_from_a_variable_and_from_the_app.pytestmark[0].args[1]
+    assert {row[0] for row in table} == set(NAMES)
+
+
+def test_durations_may_be_timedeltas_and_integers():
+    assert load(lease_ttl=timedelta(seconds=4)).lease_ttl == 4.0
+    assert isinstance(load(lease_ttl=4).lease_ttl, float)
+
+
+def test_defaults_that_follow_from_others_follow_them():
+    assert load(lease_ttl=4).renew_interval == 1.0
+    assert load(lease_ttl=4).command_timeout == 1.0
+    assert load(lease_ttl=100).renew_interval == 25.0
+    assert load(lease_ttl=100).command_timeout == 2.5
+
+
+def test_the_environment_wins_over_the_app():
+    settings = load({"HA_BEAT_LEASE_TTL": "7"}, lease_ttl=5, batch_size=7)
+    assert (settings.lease_ttl, settings.batch_size) == (7.0, 7)
+    assert settings.sources == {"lease_ttl": "HA_BEAT_LEASE_TTL", "batch_size": "ha_beat_batch_size"}
+
+
+def test_an_empty_variable_counts_as_not_set():
+    """Compose and Helm write empty variables for what their users left out."""
+    assert load({"HA_BEAT_LEASE_TTL": "", "HA_BEAT_REDIS_URL": "  "}, lease_ttl=5).lease_ttl == 5.0
+
+
+@pytest.mark.parametrize(
+    ("environ", "host"),
+    [
+        ({"POD_NAME": "beat-7f", "HOSTNAME": "h"}, "beat-7f"),
+        ({"HOSTNAME": "h"}, "h"),
+        ({"HOSTNAME": "a b\n"}, "a-b-"),
+    ],
+)
+def test_the_name_of_a_replica_defaults_to_its_host_and_process(environ: dict[str, str], host: str):
+    assert load(environ).replica == f"{host}:{os.getpid()}"
+
+
+def test_a_service_named_ha_beat_in_kubernetes_is_no_unknown_setting():
+    """Kubernetes puts HA_BEAT_PORT and the like into the environment of every pod beside such a service."""
+    assert load(
+        {
+            "HA_BEAT_SERVICE_HOST": "10.0.0.1",
+            "HA_BEAT_SERVICE_PORT": "8080",
+            "HA_BEAT_SERVICE_PORT_HTTP": "8080",
+            "HA_BEAT_PORT": "tcp://10.0.0.1:8080",
+            "HA_BEAT_PORT_8080_TCP_ADDR": "10.0.0.1",
+            "HA_BEAT_REDIS_SERVICE_HOST": "10.0.0.2",
+            "HA_BEAT_REDIS_SERVICE_PORT": "6379",
+            "HA_BEAT_REDIS_PORT": "tcp://10.0.0.2:6379",
+            "HA_BEAT_LEASE_TTL": "5",
+        }
+    ).sources == {"lease_ttl": "HA_BEAT_LEASE_TTL"}
+    assert "HA_BEAT_PORT: unknown setting" in complaint({"HA_BEAT_PORT": "8080"})
+
+
+def test_http_bind_comes_apart_into_host_and_port():
+    assert load(http_bind="[::]:8080").http_address == ("::", 8080)
+    assert load(http_bind="127.0.0.1:80").http_address == ("127.0.0.1", 80)
+    assert load().http_address is None
+
+
+def test_settings_made_directly_are_checked_and_completed_too():
+    settings = Settings(cluster="c", lease_ttl=2, replica="r")
+    assert (settings.lease_ttl, settings.renew_interval, settings.batch_size) == (2.0, 0.5, 100)
+    assert dataclasses.replace(settings, batch_size=9).batch_size == 9
+    with pytest.raises(ConfigurationError, match=r"ha_beat_batch_size=0: must be a whole number from 1 to 500"):
+        Settings(cluster="c", batch_size=0)
+    with pytest.raises(ConfigurationError, match="ha_beat_cluster: not set"):
+        Settings()
+
+
+def test_options_are_a_copy():
+    """A dict that the app changes later must not change settings that were checked."""
+    options: dict[str, Any] = {"socket_timeout": 1}
+    settings = load(redis_options=options)
+    options["socket_timeout"] = "x"
+    assert settings.redis_options == {"socket_timeout": 1}
+
+
+# --- Faults -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("redis_url", "localhost:6379"),
+        ("redis_url", "amqp://h"),
+        ("redis_url", "redis://"),
+        ("redis_url", "redis://h:port"),
+        ("redis_url", "sentinel://a;amqp://b"),
+        ("redis_url", 5),
+        ("redis_options", "{"),
+        ("redis_options", "[1]"),
+        ("redis_options", "[" * 100_000),
+        ("redis_options", {1: 2}),
+        ("redis_options", None),
+        ("cluster", ""),
+        ("cluster", "a b"),
+        ("cluster", "{a}"),
+        ("cluster", "é"),
+        ("cluster", "a" * 101),
+        ("replica", "a b"),
+        ("replica", "a\n"),
+        ("lease_ttl", "10s"),
+        ("lease_ttl", "0.9"),
+        ("lease_ttl", "3601"),
+        ("lease_ttl", "nan"),
+        ("lease_ttl", "inf"),
+        ("lease_ttl", "1e999"),
+        ("lease_ttl", 10**400),
+        ("lease_ttl", True),
+        ("lease_ttl", None),
+        ("renew_interval", "0"),
+        ("poll_interval", "0.049"),
+        ("stall_timeout", "0.5"),
+        ("command_timeout", "-1"),
+        ("batch_size", "0"),
+        ("batch_size", "501"),
+        ("batch_size", 1.5),
+        ("batch_size", True),
+        ("batch_size", "9" * 5000),
+        ("misfire", "twice"),
+        ("misfire", None),
+        ("misfire_grace", "-1"),
+        ("misfire_limit", "0"),
+        ("uncertain", "retry"),
+        ("publish_deadline", "0"),
+        ("on_state_loss", "catch-up"),
+        ("wait_replicas", "-1"),
+        ("journal_size", "99"),
+        ("journal_age", "0"),
+        ("http_bind", "8080"),
+        ("http_bind", ":8080"),
+        ("http_bind", "::1:8080"),
+        ("http_bind", "h:65536"),
+        ("http_bind", "h:8080/path"),
+        ("metrics_per_entry", "maybe"),
+        ("metrics_per_entry", 2),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line_that_names_it_and_what_is_right(name: str, value: object):
+    (setting,) = (setting for setting in SETTINGS if setting.name == name)
+    message = complaint(**{name: value})
+    assert message.startswith(f"ha_beat_{name}=")
+    assert message.endswith(f": must be {setting.kind.right}")
+    assert len(message.splitlines()) == 1
+    assert len(message) < 300
+    if isinstance(value, str) and value.strip():
+        assert complaint({f"HA_BEAT_{name.upper()}": value}).startswith(f"HA_BEAT_{name.upper()}=")
+
+
+def test_the_message_word_by_word():
+    assert complaint({"HA_BEAT_LEASE_TTL": "10s"}) == (
+        "HA_BEAT_LEASE_TTL='10s': must be a number of seconds from 1 to 3600"
+    )
+
+
+@pytest.mark.parametrize(
+    ("conf", "message"),
+    [
+        (
+            {"renew_interval": 6},
+            "ha_beat_renew_interval=6.0: must be at most half of ha_beat_lease_ttl (10.0)",
+        ),
+        (
+            {"lease_ttl": 4, "command_timeout": 2},
+            "ha_beat_command_timeout=2.0: must be less than half of ha_beat_lease_ttl (4.0)",
+        ),
+        (
+            {"lease_ttl": 2, "poll_interval": 3},
+            "ha_beat_poll_interval=3.0: must be at most ha_beat_lease_ttl (2.0)",
+        ),
+        (
+            {"lease_ttl": 60, "poll_interval": 20},
+            "ha_beat_stall_timeout=15.0 (default): must be more than ha_beat_poll_interval (20.0)",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(conf: dict[str, object], message: str):
+    assert complaint(**conf) == message
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"renew_interval": 5},
+        {"lease_ttl": 4, "command_timeout": 1.99},
+        {"lease_ttl": 2, "poll_interval": 2},
+        {"lease_ttl": 60, "poll_interval": 14},
+        {"lease_ttl": 1},
+        {"lease_ttl": 3600},
+    ],
+)
+def test_settings_at_the_edge_of_a_relation_are_accepted(conf: dict[str, object]):
+    load(**conf)
+
+
+def test_a_relation_names_both_settings_as_the_user_spelled_them():
+    message = complaint({"HA_BEAT_LEASE_TTL": "4"}, renew_interval=3)
+    assert message == "ha_beat_renew_interval=3.0: must be at most half of HA_BEAT_LEASE_TTL (4.0)"
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("HA_BEAT_LEASE_TLL", "HA_BEAT_LEASE_TTL"),
+        ("HA_BEAT_RENEW", "HA_BEAT_RENEW_INTERVAL"),
+        ("ha_beat_misfires", "ha_beat_misfire"),
+        ("CELERY_HA_BEAT_HTTP_PORT", "CELERY_HA_BEAT_HTTP_BIND"),
+    ],
+)
+def test_an_unknown_setting_is_refused_and_the_nearest_name_offered(key: str, nearest: str):
+    """A misspelled setting that is passed over would leave a default where the user meant something else."""
+    sources: tuple[dict[str, object], dict[str, str]] = ({}, {})
+    sources[1 if key.startswith("HA_") else 0][key] = "secret"
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load(*sources, "shop")
+    assert str(caught.value) == f"{key}: unknown setting; the nearest known name is {nearest}"
+
+
+def test_all_faults_are_reported_at_once():
+    message = complaint({"HA_BEAT_BATCH": "5", "HA_BEAT_MISFIRE": "no"}, lease_ttl=0, journal_size=1)
+    assert [line.partition(":")[0].partition("=")[0] for line in message.splitlines()] == [
+        "HA_BEAT_BATCH",
+        "ha_beat_lease_ttl",
+        "HA_BEAT_MISFIRE",
+        "ha_beat_journal_size",
+    ]
+
+
+def test_an_app_whose_name_cannot_name_a_cluster_is_told_to_set_one():
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load({}, {}, "my app")
+    assert len(str(caught.value).splitlines()) == 1
+    assert "ha_beat_cluster: not set, and the app's name 'my app' cannot stand in" in str(caught.value)
+    with pytest.raises(ConfigurationError, match="ha_beat_cluster: not set, and the app has no name"):
+        Settings.load({}, {}, "")
+    assert Settings.load({"ha_beat_cluster": "mine"}, {}, "my app").cluster == "mine"
+
+
+def test_a_fault_in_the_settings_is_caught_by_the_root_of_all_errors():
+    with pytest.raises(HaBeatError):
+        load(lease_ttl=0)
+
+
+# --- Arbitrary input ----------------------------------------------------------------------------------
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.binary(),
+    st.timedeltas(),
+    st.lists(st.integers()),
+    st.dictionaries(st.text(), st.text()),
+)
+
+
+@given(st.dictionaries(st.sampled_from([f"ha_beat_{name}" for name in NAMES]) | st.text(), ANYTHING))
+def test_no_value_in_the_app_gets_through_unchecked_or_as_another_error(conf: dict[str, object]):
+    try:
+        settings = Settings.load(conf, {}, "shop")
+    except ConfigurationError as error:
+        assert all("\n" not in line and len(line) < 500 for line in str(error).split("\n"))
+    else:
+        assert 1 <= settings.lease_ttl <= 3600
+        assert 0 < settings.renew_interval <= settings.lease_ttl / 2
+        assert Settings.load({f"ha_beat_{name}": getattr(settings, name) for name in NAMES}, {}, "x") == settings
+
+
+@given(st.dictionaries(st.sampled_from([f"HA_BEAT_{name.upper()}" for name in NAMES]), st.text()))
+def test_no_text_in_a_variable_gets_through_unchecked_or_as_another_error(environ: dict[str, str]):
+    try:
+        settings = Settings.load({}, environ, "shop")
+    except ConfigurationError as error:
+        assert str(error)
+    else:
+        assert repr(settings)
+
+
+# --- The Celery app -----------------------------------------------------------------------------------
+
+
+def module_of(**values: object) -> Any:
+    return type("celeryconfig", (), values)
+
+
+def test_keys_of_an_app_without_a_namespace_are_found():
+    app = Celery("shop")
+    app.config_from_object(module_of(ha_beat_lease_ttl=5, HA_BEAT_BATCH_SIZE=7, broker_url="redis://"))
+    assert ha_beat_keys(app.conf) == {"ha_beat_lease_ttl": 5, "HA_BEAT_BATCH_SIZE": 7}
+
+
+def test_keys_are_found_before_celery_has_read_its_configuration():
+    """The configuration is read at the first look at a key; listing keys alone would find nothing."""
+    app = Celery("shop")
+    app.config_from_object(module_of(ha_beat_lease_ttl=5))
+    app.conf.ha_beat_batch_size = 7
+    assert not app.configured
+    assert ha_beat_keys(app.conf) == {"ha_beat_lease_ttl": 5, "ha_beat_batch_size": 7}
+
+
+@pytest.mark.parametrize("namespace", ["CELERY", "MYAPP", "celery"])
+def test_keys_of_an_app_with_a_namespace_are_found(namespace: str):
+    key = f"{namespace}_HA_BEAT_LEASE_TTL" if namespace.isupper() else f"{namespace}_ha_beat_lease_ttl"
+    app = Celery("shop")
+    app.config_from_object(module_of(**{key: 5, "MY_HA_BEAT_FLAG": 1}), namespace=namespace)
+    assert ha_beat_keys(app.conf) == {key: 5}
+    settings = Settings.load(ha_beat_keys(app.conf), {}, "shop")
+    assert (settings.lease_ttl, settings.sources) == (5.0, {"lease_ttl": key})
+
+
+def test_what_is_set_on_the_app_wins_over_its_configuration_module():
+    app = Celery("shop")
+    app.config_from_object(module_of(CELERY_HA_BEAT_LEASE_TTL=5), namespace="CELERY")
+    assert ha_beat_keys(app.conf) == {"CELERY_HA_BEAT_LEASE_TTL": 5}
+    app.conf.ha_beat_lease_ttl = 6
+    assert ha_beat_keys(app.conf) == {"ha_beat_lease_ttl": 6}
+    app.conf.update(ha_beat_lease_ttl=7)
+    assert ha_beat_keys(app.conf) == {"ha_beat_lease_ttl": 7}
+
+
+def test_other_keys_are_not_read():
+    """Reading each value of a Django settings object warns of deprecated ones, and can fail."""
+
+    class Config:
+        CELERY_HA_BEAT_LEASE_TTL = 5
+
+        @property
+        def trap(self) -> None:
+            raise AssertionError
+
+    app = Celery("shop")
+    app.config_from_object(Config(), namespace="CELERY")
+    assert ha_beat_keys(app.conf) == {"CELERY_HA_BEAT_LEASE_TTL": 5}
+
+
+def test_a_plain_dict_will_do():
+    conf = {"ha_beat_lease_ttl": 5, "CELERY_HA_BEAT_BATCH_SIZE": 7, "ha_beats": 1, "timezone": "UTC"}
+    assert ha_beat_keys(conf) == {"ha_beat_lease_ttl": 5, "CELERY_HA_BEAT_BATCH_SIZE": 7}
+
+
+def test_keys_of_a_django_project_are_found():
+    pytest.importorskip("django")
+    program = (
+        "import django.conf, celery, json\n"
+        "from ha_beat.settings import ha_beat_keys\n"
+        "django.conf.settings.configure(CELERY_HA_BEAT_LEASE_TTL=5, CELERY_HA_BEAT_REDIS_URL='redis://h')\n"
+        "app = celery.Celery('shop')\n"
+        "app.config_from_object('django.conf:settings', namespace='CELERY')\n"
+        "print(json.dumps(ha_beat_keys(app.conf), sort_keys=True))\n"
+    )
+    run = [sys.executable, "-W", "error::DeprecationWarning:django", "-c", program]
+    found = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert json.loads(found) == {"CELERY_HA_BEAT_LEASE_TTL": 5, "CELERY_HA_BEAT_REDIS_URL": "redis://h"}
+
+
+# --- Secrets ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://h:6379/0", "redis://h:6379/0"),
+        ("redis://:pw@h:6379/0", "redis://:***@h:6379/0"),
+        ("redis://beat:pw@h", "redis://beat:***@h"),
+        ("redis://pw@h", "redis://***@h"),
+        ("redis://:p@w@h/0", "redis://:***@h/0"),
+        ("redis://:p/w@h/0", "redis://:***@h/0"),
+        ("redis://:p#w@h/0", "redis://:***@h/0"),
+        ("redis://:p:w;x@h/0", "redis://:***@h/0"),
+        ("redis://:p?w@h/0", "redis://***"),
+        ("redis://:pw", "redis://***"),
+        ("redis://h/0?password=pw&db=1", "redis://h/0?password=***&db=1"),
+        ("redis://h/0?db=1;password=pw", "redis://h/0?db=1;password=***"),
+        ("redis://h/0?password=p@w", "redis://***"),
+        ("rediss://h?ssl_keyfile_password=pw", "rediss://h?ssl_keyfile_password=***"),
+        ("rediss://[::1]:6379/0?ssl_cert_reqs=required", "rediss://[::1]:6379/0?ssl_cert_reqs=required"),
+        ("redis+socket:///run/r.sock?password=pw", "redis+socket:///run/r.sock?password=***"),
+        ("unix://u:pw@/run/r.sock", "unix://u:***@/run/r.sock"),
+        ("sentinel://:pw@a:1;sentinel://:pw@b:2/0", "sentinel://:***@a:1;sentinel://:***@b:2/0"),
+        ("sentinel://:pw@a:1;b:2", "sentinel://:***@a:1;b:2"),
+        (
+            "sentinel://a:1;sentinel://b:2?sentinel_password=pw",
+            "sentinel://a:1;sentinel://b:2?sentinel_password=***",
+        ),
+        (":pw@h", ":***@h"),
+        ("localhost:6379", "localhost:6379"),
+        ("", ""),
+    ],
+)
+def test_passwords_in_urls_are_hidden(url: str, shown: str):
+    assert redact_url(url) == shown
+    assert redact_url(shown) == shown
+
+
+@given(
+    password=st.text(min_size=1, max_size=30).map(lambda text: f"qz{text}qz"),
+    quoted=st.booleans(),
+    form=st.sampled_from(
+        [
+            "redis://:{}@host:6379/0",
+            "rediss://beat:{}@host",
+            "sentinel://:{0}@a:26379;sentinel://:{0}@b:26379/1",
+            "redis://host/0?db=1&password={}",
+            "unix://:{}@/run/redis.sock?db=0",
+        ]
+    ),
+)
+def test_no_password_gets_through_however_it_is_written(password: str, quoted: bool, form: str):
+    """The marks at both ends of the password must not be seen, even where it should have been quoted."""
+    if not quoted and ("://" in password or ("?" in form and re.search("[&;]", password))):
+        return  # such a URL means something else
+    assert "qz" not in redact_url(form.format(quote(password, safe="") if quoted else password))
+
+
+SECRETIVE = {
+    "redis_url": "redis://beat:hunter2@h/0",
+    "redis_options": {
+        "username": "hunter2",
+        "password": "hunter2",
+        "ssl_password": "hunter2",
+        "sentinel_kwargs": {"password": "hunter2", "hosts": ["redis://:hunter2@h"]},
+        "credential_provider": type("Provider", (), {"__repr__": lambda self: "hunter2"})(),
+        "health_check": type("Check", (), {"__repr__": lambda self: "hunter2"})(),
+        "socket_timeout": 1.5,
+    },
+}
+
+
+def test_settings_never_show_a_secret():
+    settings = load(**SECRETIVE)
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in str(settings.describe())
+    assert "redis://beat:***@h/0" in repr(settings)
+    assert "'socket_timeout': 1.5" in repr(settings)
+    assert settings.redis_url == SECRETIVE["redis_url"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("redis_url", "amqp://beat:hunter2@h"),
+        ("redis_url", "redis://:hunter2@h:port"),
+        ("redis_options", '{"password": "hunter2"'),
+        ("redis_options", ["hunter2"]),
+        ("redis_options", {1: 2, "password": "hunter2"}),
+        ("http_bind", "http://:hunter2@h:80"),
+    ],
+)
+def test_a_complaint_about_a_value_does_not_show_its_secret(name: str, value: object):
+    assert "hunter2" not in complaint(**{name: value})
+    if isinstance(value, str):
+        assert "hunter2" not in complaint({f"HA_BEAT_{name.upper()}": value})
+
+
+# --- The papers ---------------------------------------------------------------------------------------
+
+
+def test_the_table_in_the_readme_is_up_to_date():
+    """`python -m ha_beat.settings` prints what belongs between the markers."""
+    readme = (ROOT / "README.md").read_text()
+    between = readme.partition("<!-- settings:begin -->")[2].partition("<!-- settings:end -->")[0]
+    assert between.strip() == settings_table()
+
+
+def test_the_table_is_what_the_module_prints():
+    run = [sys.executable, "-m", "ha_beat.settings"]
+    printed = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert printed == settings_table() + "\n"
+    assert len(printed.splitlines()) == len(SETTINGS) + 2
+
+
+def test_the_readme_and_the_ci_run_the_same_test_command():
+    assert TEST_COMMAND in (ROOT / "README.md").read_text()
+    assert TEST_COMMAND in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_oldest_set_is_the_one_that_the_package_allows():
+    """Floors in pyproject.toml that no test installs would be promises in the air."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["django"]]
+    floors = dict(re.fullmatch(r"([\w-]+)(?:\[.*\])?>=([\d.]+).*", line).groups() for line in wanted)
+    oldest = dict(
+        line.split("==") for line in (ROOT / "tests" / "constraints-oldest.txt").read_text().split() if "==" in line
+    )
+    for package in ("celery", "redis", "django-celery-beat", "Django"):
+        assert (oldest[package] + ".0").startswith(floors[package] + "."), package
