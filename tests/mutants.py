@@ -1,7 +1,7 @@
 """Guards of the package taken out, by replacing text in its sources: what a test that claims to watch a guard has to
 notice.
 
-In this process `MUTANTS[name].apply(monkeypatch.setattr)`; in another beat the app `tests.support.apps.mutated_app` with
+In this process `MUTANTS[name].apply(monkeypatch.setattr)`. In another beat: `tests.support.apps.mutated_app`, with
 the name in `APP_MUTANT`.
 """
 

@@ -1,0 +1,140 @@
+"""Codes for reasons, kinds and outcomes.
+
+Events, metrics, the journal, the lease record and the tests use these values. The wording of each lives in
+:mod:`ha_beat.monitoring.wording`, where it is shown. A value never changes its meaning; new values may be added.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class TermStart(StrEnum):
+    """Why the lease was free when a term began."""
+
+    NO_LEASE = "no_lease"
+    RELEASED = "released"
+    #: The record still named this replica, which had lost the term.
+    OWN_LEASE = "own_lease"
+    #: The leader's presence connection had ended.
+    LEADER_GONE = "leader_gone"
+    #: The leader had not renewed within its ttl.
+    EXPIRED = "expired"
+
+
+class TermEnd(StrEnum):
+    """Why a term ended."""
+
+    SHUTDOWN = "shutdown"
+    #: A step-down that was requested through the CLI, Django or the API.
+    STEP_DOWN = "step_down"
+    #: The main loop made no progress for ``stall_timeout``.
+    STALLED = "stalled"
+    #: No renewal was confirmed within the trust window.
+    TRUST_EXPIRED = "trust_expired"
+    #: The lease record named another holder or epoch, or was released by another replica.
+    SUPERSEDED = "superseded"
+    #: Redis lost the lease or the ledger.
+    STATE_LOSS = "state_loss"
+    #: Another Redis server answered.
+    SERVER_CHANGED = "server_changed"
+    BROKER_UNREACHABLE = "broker_unreachable"
+    SCHEDULER_FAILED = "scheduler_failed"
+    ELECTION_FAILED = "election_failed"
+    #: Another app, or a newer version of this package, owns the cluster.
+    FORBIDDEN = "forbidden"
+
+
+class SkipReason(StrEnum):
+    """Why an occurrence was skipped."""
+
+    #: Overdue, and only the newest overdue instant runs.
+    COALESCED = "coalesced"
+    #: Overdue, and the misfire policy is ``skip``.
+    MISSED = "missed"
+    MISFIRE_GRACE = "misfire_grace"
+    MISFIRE_LIMIT = "misfire_limit"
+    #: Redis lost its data, and the occurrence may have been enqueued.
+    STATE_LOSS = "state_loss"
+    #: Due by the entry's old schedule while there was no leader.
+    EDITED = "edited"
+    #: The entry's message could not be built until its deadline.
+    NO_MESSAGE = "no_message"
+    #: The broker did not take the message until its deadline.
+    NOT_PUBLISHED = "not_published"
+
+
+class Verdict(StrEnum):
+    """The state of an entry's newest occurrence in its ledger row."""
+
+    #: Known to the cluster, not run yet.
+    ARMED = "armed"
+    #: A message is on its way; the outcome is open.
+    CLAIMED = "claimed"
+    ENQUEUED = "enqueued"
+    SKIPPED = "skipped"
+    #: The outcome of the publish is unknown.
+    UNCERTAIN = "uncertain"
+    #: The entry is deleted or disabled.
+    ABSENT = "absent"
+
+
+class AnswerKind(StrEnum):
+    """The outcome of one dispatch operation."""
+
+    DONE = "done"
+    #: An earlier attempt, whose reply was lost, had done it.
+    MINE = "mine"
+    #: The ledger row is not the expected one.
+    MOVED = "moved"
+    #: Nothing was done.
+    ERROR = "error"
+    #: Nothing was done, because the broker is unreachable.
+    UNSENT = "unsent"
+    #: Recorded, but not each of several queues took the message.
+    PARTIAL = "partial"
+    #: Nothing was done, because the cluster is paused.
+    PAUSED = "paused"
+    #: Nothing was done, because the request was withdrawn.
+    WITHDRAWN = "withdrawn"
+    #: Claimed; the outcome of the publish is unknown.
+    UNCERTAIN = "uncertain"
+    #: Like ``uncertain``, and the message is to be sent again.
+    AGAIN = "again"
+
+
+class DispatchPath(StrEnum):
+    """How messages reach the broker."""
+
+    ATOMIC = "atomic"
+    CLAIM = "claim"
+
+
+class RequestKind(StrEnum):
+    """What the leader is asked to do."""
+
+    STEP_DOWN = "step_down"
+    PAUSE = "pause"
+    RESUME = "resume"
+    RUN = "run"
+    BACKFILL = "backfill"
+    NEXT = "next"
+    REPORT = "report"
+
+
+class MessageKind(StrEnum):
+    """A message that is enqueued on request."""
+
+    MANUAL = "manual"
+    BACKFILL = "backfill"
+
+
+class HealthReason(StrEnum):
+    """Why a replica is not live or not ready."""
+
+    STALLED = "stalled"
+    ELECTION_STOPPED = "election_stopped"
+    SCHEDULER_FAILED = "scheduler_failed"
+    REDIS_UNREACHABLE = "redis_unreachable"
+    FORBIDDEN = "forbidden"
+    OTHER_APP = "other_app"
