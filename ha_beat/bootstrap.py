@@ -1,4 +1,4 @@
-"""Puts a replica together: the one place that reads settings and builds clients."""
+"""Assembles a replica: builds every part from the settings and connects them to each other."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import celery
 from celery import Celery
 
 from ha_beat import __version__
+from ha_beat.celery_app import broker_client, broker_is_redis, fingerprint, lease_link, lease_redis_name
 from ha_beat.clock import Clock, SystemClock
 from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.dispatch.broker import BrokerLink
@@ -23,25 +24,22 @@ from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.elector import Elector
 from ha_beat.election.state_machine import Timing
-from ha_beat.errors import ConfigurationError, StoreError
+from ha_beat.errors import StoreError
 from ha_beat.events import Event, Events, TermStarted
 from ha_beat.leader import Enqueuer, Rules, ScheduleSource
 from ha_beat.leader.request_handler import Control
 from ha_beat.monitoring.logs import LogWriter
 from ha_beat.monitoring.setup import Observation, observe
 from ha_beat.schedule.occurrence import Misfire, MisfirePolicy
-from ha_beat.settings import Settings, ha_beat_keys, redact_url
+from ha_beat.settings import Settings
 from ha_beat.signals import SignalRelay
-from ha_beat.store.connections import Link, link_to
+from ha_beat.store.connections import Link
 from ha_beat.store.journal import Journal
 from ha_beat.store.lease import Keys, RedisLeaseStore, Replica, Term, new_token
 from ha_beat.store.ledger import Ledger
 from ha_beat.store.presence import RedisPresence
 from ha_beat.store.request_queue import Requests
 from ha_beat.store.shadow import Shadow, ShadowFeed
-
-if TYPE_CHECKING:
-    import redis
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +63,6 @@ class Runtime:
     ledger: Ledger
 
 
-def load_settings(app: Celery) -> Settings:
-    """The settings of this process.
-
-    Raises:
-        ConfigurationError: with one line for each setting at fault.
-    """
-    return Settings.load(ha_beat_keys(app.conf), os.environ, default_cluster=app.main or "celery")
-
-
 def misfire(settings: Settings) -> Misfire:
     """The misfire rules that hold for an entry without its own."""
     return Misfire(
@@ -82,28 +71,6 @@ def misfire(settings: Settings) -> Misfire:
         settings.misfire_limit,
         usual_lateness=settings.lease_ttl + 1.0,
     )
-
-
-def check_topology(app: Celery, settings: Settings) -> None:
-    """Refuse what can't be made safe.
-
-    Raises:
-        ConfigurationError: there is no Redis to hold the lease, its options can't be used, or tasks would run
-            inside beat.
-    """
-    if app.conf.task_always_eager:
-        raise ConfigurationError(
-            "task_always_eager is on, so that tasks would run inside beat and nothing be enqueued: turn it off"
-        )
-    connection = app.connection_for_write()
-    if settings.redis_url is None and connection.transport.driver_type != "redis":
-        raise ConfigurationError(
-            f"the broker {redact_url(connection.as_uri())} is not Redis, and the lease has to be in one: give its URL "
-            f"as ha_beat_redis_url"
-        )
-    if "sentinel" in str(connection.transport_cls) and not (connection.transport_options or {}).get("master_name"):
-        raise ConfigurationError("broker_transport_options: a sentinel:// broker needs 'master_name'")
-    lease_link(app, settings)  # refuses options that can't be used, and connects to nothing
 
 
 def replica_of(app: Celery, settings: Settings) -> Replica:
@@ -138,22 +105,6 @@ def _advertised(settings: Settings) -> str:
     from ha_beat.monitoring.http import advertised_url
 
     return advertised_url(*settings.http_address)
-
-
-def fingerprint(app: Celery) -> str:
-    """Tells one app from another with the same cluster name; the same in every replica of a rolling deploy."""
-    source = getattr(app, "_config_source", None)
-    configured_by = source if isinstance(source, str) else ""
-    settings_module = os.environ.get("DJANGO_SETTINGS_MODULE", "")
-    return "/".join(part for part in (app.main or "-", configured_by, settings_module) if part)
-
-
-def lease_link(app: Celery, settings: Settings) -> Link:
-    """A way of its own to the Redis that holds the lease. Connects to nothing yet."""
-    if settings.redis_url is not None:
-        key = Keys(settings.cluster).lease
-        return link_to(settings.redis_url, settings.redis_options, settings.command_timeout, key)
-    return BrokerLink(app, settings.command_timeout)
 
 
 def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clock | None = None) -> Runtime:
@@ -271,32 +222,18 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
     )
 
 
-def _on_redis(app: Celery) -> bool:
-    return bool(app.connection_for_write().transport.driver_type == "redis")
-
-
 def _mark(
     app: Celery, settings: Settings, keys: Keys, store: Link, replica: Replica, clock: Clock, events: Events
 ) -> StoreMark | None:
     broker = broker_client(app, settings)
     if broker is None:
         return None
-    name, ttl = store_name(app, settings), settings.lease_ttl
+    name, ttl = lease_redis_name(app, settings), settings.lease_ttl
     return StoreMark(broker, store.client, keys, name, replica.id, ttl, clock, events.emit)
 
 
-def broker_client(app: Celery, settings: Settings) -> Callable[[], redis.Redis] | None:
-    """For the broker's Redis; ``None`` where the broker is none."""
-    return BrokerLink(app, settings.command_timeout).client if _on_redis(app) else None
-
-
-def store_name(app: Celery, settings: Settings) -> str:
-    """The lease's store, for people."""
-    return redact_url(settings.redis_url or app.connection_for_write().as_uri())
-
-
 def _atomic(app: Celery, settings: Settings, keys: Keys, mark: StoreMark | None) -> AtomicDispatcher | None:
-    if not _on_redis(app):
+    if not broker_is_redis(app):
         return None
     return AtomicDispatcher(app, BrokerLink(app, settings.command_timeout), keys, settings.journal_size, mark)
 

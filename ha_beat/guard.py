@@ -37,7 +37,7 @@ from celery import Celery, Task
 from celery.exceptions import Ignore
 from celery.utils.dispatch import Signal
 
-from ha_beat.bootstrap import lease_link, load_settings
+from ha_beat.celery_app import lease_link, load_settings
 from ha_beat.headers import HEADER
 from ha_beat.store.connections import Link
 from ha_beat.store.lease import Keys

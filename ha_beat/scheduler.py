@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 from celery.beat import BeatLazyFunc, ScheduleEntry, Scheduler
 
-from ha_beat.bootstrap import Runtime, assemble, check_http, check_topology, load_settings, misfire
+from ha_beat.bootstrap import Runtime, assemble, check_http, misfire
+from ha_beat.celery_app import check_topology, load_settings
 from ha_beat.clock import SystemClock
 from ha_beat.dispatch import FencedOff
 from ha_beat.errors import ConfigurationError

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import click
 from celery import Celery
 
-from ha_beat.bootstrap import check_topology, lease_link, load_settings
+from ha_beat.celery_app import check_topology, lease_link, load_settings
 from ha_beat.cli import output
 from ha_beat.clock import SystemClock
 from ha_beat.errors import ConfigurationError, HaBeatError, StoreError

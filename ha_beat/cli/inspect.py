@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from ha_beat.bootstrap import broker_client, fingerprint, store_name
+from ha_beat.celery_app import broker_client, fingerprint, lease_redis_name
 from ha_beat.cli import output
 from ha_beat.cli.cluster import (
     NOT_WELL,
@@ -358,7 +358,7 @@ def doctor(cluster: Cluster, *, as_json: bool, timeout: float) -> None:
         fingerprint=fingerprint(cluster.app),
         timeout=timeout,
         broker=broker_client(cluster.app, cluster.settings),
-        store_name=store_name(cluster.app, cluster.settings),
+        store_name=lease_redis_name(cluster.app, cluster.settings),
     )
     findings = examination.findings()
     if as_json:

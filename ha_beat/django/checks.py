@@ -13,7 +13,7 @@ from django.core.checks import CheckMessage, Error, Info, Tags, Warning  # noqa:
 from django.db import DEFAULT_DB_ALIAS, connections, router
 from kombu.utils.imports import symbol_by_name
 
-from ha_beat.bootstrap import check_topology, load_settings
+from ha_beat.celery_app import check_topology, load_settings
 from ha_beat.errors import ConfigurationError
 
 SCHEDULER = "ha_beat.django.schedulers:HADatabaseScheduler"

@@ -12,7 +12,7 @@ from celery import Celery, current_app
 from celery._state import _get_active_apps  # type: ignore[attr-defined]  # not in the stubs
 from django_celery_beat.models import PeriodicTask
 
-from ha_beat.bootstrap import check_topology, lease_link, load_settings
+from ha_beat.celery_app import check_topology, lease_link, load_settings
 from ha_beat.clock import SystemClock
 from ha_beat.settings import Settings
 from ha_beat.store.journal import Journal, Record, TermRecord, VerdictRecord

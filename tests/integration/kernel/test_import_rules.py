@@ -49,7 +49,7 @@ def test_every_module_imports_only_from_layers_below_it():
         ("settings/definition", "from ha_beat.leader import planner", "Rooms BROKEN"),
         ("brand_new", "", "Rooms BROKEN"),
         ("clock", "import django.db", "Django only under ha_beat.django BROKEN"),
-        ("election/state_machine", "import redis", "Redis only in the store, the dispatch and the bootstrap BROKEN"),
+        ("election/state_machine", "import redis", "Redis only in store, dispatch and the client's two modules BROKEN"),
         ("settings/definition", "import celery.app", "Celery only where a Celery object is handled BROKEN"),
         (
             "election/state_machine",
@@ -65,3 +65,10 @@ def test_the_linter_finds_each_kind_of_breach(copy_of_the_package: Path, module:
     result = lint_imports(copy_of_the_package)
     assert result.returncode != 0
     assert contract in IN_COLOUR.sub("", result.stdout)
+
+
+def test_guard_loads_at_most_25_modules_of_the_package():
+    """Every worker process imports it."""
+    program = "import sys, ha_beat.guard; print(*(name for name in sys.modules if name.split('.')[0] == 'ha_beat'))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert len(result.stdout.split()) <= 25, result.stdout

@@ -9,7 +9,7 @@ import pytest
 from celery import Celery
 from redis.connection import SSLConnection, UnixDomainSocketConnection
 
-from ha_beat.bootstrap import check_topology
+from ha_beat.celery_app import check_topology
 from ha_beat.errors import ConfigurationError
 from ha_beat.settings import Settings, redact_url
 from ha_beat.store.connections import ClusterLink, SentinelLink, UrlLink, link_to

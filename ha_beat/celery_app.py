@@ -1,0 +1,79 @@
+"""The Celery app as this package sees it: its settings, its topology, its identity and its connections to Redis."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from celery import Celery
+
+from ha_beat.dispatch.broker import BrokerLink
+from ha_beat.errors import ConfigurationError
+from ha_beat.settings import Settings, ha_beat_keys, redact_url
+from ha_beat.store.connections import Link, link_to
+from ha_beat.store.lease import Keys
+
+if TYPE_CHECKING:
+    import redis
+
+
+def load_settings(app: Celery) -> Settings:
+    """Return the settings of this process, from the app and the environment.
+
+    Raises:
+        ConfigurationError: a setting is wrong. The message has one line for each.
+    """
+    return Settings.load(ha_beat_keys(app.conf), os.environ, default_cluster=app.main or "celery")
+
+
+def check_topology(app: Celery, settings: Settings) -> None:
+    """Refuse an app that cannot be scheduled safely. Connects to nothing.
+
+    Raises:
+        ConfigurationError: no Redis can hold the lease, its options are wrong, or tasks would run inside beat.
+    """
+    if app.conf.task_always_eager:
+        raise ConfigurationError(
+            "task_always_eager is on, so that tasks would run inside beat and nothing would be enqueued: turn it off"
+        )
+    connection = app.connection_for_write()
+    if settings.redis_url is None and connection.transport.driver_type != "redis":
+        raise ConfigurationError(
+            f"the broker {redact_url(connection.as_uri())} is not Redis, and the lease must be in Redis: set "
+            f"ha_beat_redis_url"
+        )
+    if "sentinel" in str(connection.transport_cls) and not (connection.transport_options or {}).get("master_name"):
+        raise ConfigurationError("broker_transport_options: a sentinel:// broker needs 'master_name'")
+    lease_link(app, settings)  # raises for options that redis-py does not know
+
+
+def broker_is_redis(app: Celery) -> bool:
+    """True if messages go to Redis."""
+    return bool(app.connection_for_write().transport.driver_type == "redis")
+
+
+def lease_link(app: Celery, settings: Settings) -> Link:
+    """Return a new link to the Redis that holds the lease. It connects at its first use."""
+    if settings.redis_url is not None:
+        key = Keys(settings.cluster).lease
+        return link_to(settings.redis_url, settings.redis_options, settings.command_timeout, key)
+    return BrokerLink(app, settings.command_timeout)
+
+
+def broker_client(app: Celery, settings: Settings) -> Callable[[], redis.Redis] | None:
+    """Return a factory for clients of the broker's Redis, or ``None`` if the broker is not Redis."""
+    return BrokerLink(app, settings.command_timeout).client if broker_is_redis(app) else None
+
+
+def lease_redis_name(app: Celery, settings: Settings) -> str:
+    """Return the URL of the lease's Redis without its secrets. All replicas of a cluster return the same."""
+    return redact_url(settings.redis_url or app.connection_for_write().as_uri())
+
+
+def fingerprint(app: Celery) -> str:
+    """Return a text that differs between two apps with one cluster name, and not between releases of one app."""
+    source = getattr(app, "_config_source", None)
+    configured_by = source if isinstance(source, str) else ""
+    settings_module = os.environ.get("DJANGO_SETTINGS_MODULE", "")
+    return "/".join(part for part in (app.main or "-", configured_by, settings_module) if part)
