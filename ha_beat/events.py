@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from ha_beat.reasons import TermEnd
+
 logger = logging.getLogger("ha_beat")
 
 
@@ -216,11 +218,12 @@ class BatchDispatched(Event):
 
 @dataclass(frozen=True, slots=True)
 class DispatchFenced(Event):
-    """Redis refused a batch, since the term is not the current one."""
+    """A batch was refused because the term is over. ``reason`` is why it ended."""
 
     epoch: int
     size: int
-    why: str
+    reason: TermEnd
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -344,7 +344,7 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         7,
         "claim: the claim is fenced",
-        Mutant("lua:dispatch", "if rec[1] ~= epoch or rec[2] ~= nonce then return 'another term' end", ""),
+        Mutant("lua:dispatch", "if rec[1] ~= epoch or rec[2] ~= nonce then return 'other_term' end", ""),
         f"{CLAIM}::test_a_claim_is_refused_under_a_term_that_is_over",
     ),
     Guard(

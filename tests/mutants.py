@@ -63,7 +63,7 @@ class Mutant:
 
 MUTANTS: dict[str, Mutant] = {
     "dispatch: epoch and nonce": Mutant(
-        "lua:dispatch", "if rec[1] ~= epoch or rec[2] ~= nonce then return 'another term' end", ""
+        "lua:dispatch", "if rec[1] ~= epoch or rec[2] ~= nonce then return 'other_term' end", ""
     ),
     "dispatch: released is refused": Mutant("lua:dispatch", "if rec[3] ~= 'held' then return 'released' end", ""),
     "dispatch: ledger compare-and-set": Mutant("lua:dispatch", "if row ~= op.expected then", "if false then"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ha_beat.dispatch.protocol import Answer, FencedOff, Operation
-from ha_beat.store.lease import Keys, Term
+from ha_beat.store.lease import Keys, Term, fence_reason
 from ha_beat.store.scripts import Script, text
 
 if TYPE_CHECKING:
@@ -41,6 +41,6 @@ class BatchScript:
         keys = [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.requests]
         answer, *rest = (text(part) for part in self._script(client, keys, flat))
         if answer == "fenced":
-            raise FencedOff(rest[0])
+            raise FencedOff(fence_reason(rest[0]))
         kinds: Any = rest[::2]
         return [Answer(kind, detail) for kind, detail in zip(kinds, rest[1::2], strict=True)]

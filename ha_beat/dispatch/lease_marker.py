@@ -19,6 +19,7 @@ from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.dispatch.protocol import FencedOff
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
+from ha_beat.reasons import TermEnd
 from ha_beat.store.lease import Keys, Term
 from ha_beat.store.redis_errors import as_store_error, code_of
 from ha_beat.store.scripts import Script, text, whole
@@ -164,7 +165,7 @@ class StoreMark:
         if found is not None:
             self._kept = ("", 0.0)
             self._see(found)
-            raise FencedOff(self._why())
+            raise FencedOff(TermEnd.FORBIDDEN, self._why())
         self._other, self._kept = None, (term.nonce, now)
 
     def _keep(self, term: Term, place: str, stale: tuple[str, str]) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from ha_beat.errors import HaBeatError
+from ha_beat.reasons import TermEnd
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import Ledger, LedgerRow
 
@@ -75,7 +76,12 @@ class OpenClaim:
 
 
 class FencedOff(HaBeatError):
-    """The term is not the current one: nothing was done."""
+    """The term is over, and nothing was done. ``reason`` is why it ended; ``detail`` explains it to a person."""
+
+    def __init__(self, reason: TermEnd, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else str(reason))
+        self.reason = reason
+        self.detail = detail
 
 
 class Dispatcher(Protocol):

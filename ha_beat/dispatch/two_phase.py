@@ -33,7 +33,7 @@ from ha_beat.dispatch.protocol import Answer, FencedOff, OpenClaim, Operation
 from ha_beat.dispatch.publisher import DeferredPublish
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.store.connections import Link
-from ha_beat.store.lease import Keys, Term
+from ha_beat.store.lease import Keys, Term, fence_reason
 from ha_beat.store.ledger import Ledger, LedgerRow
 from ha_beat.store.scripts import Script, text
 
@@ -325,7 +325,7 @@ class ClaimDispatcher:
         argv = [*fence, self._journal_size, len(lines), *(part for line in lines for part in line)]
         answer, *rest = self._settle_script(client or self._link.client(), keys, argv)
         if text(answer) == "fenced":
-            raise FencedOff(text(rest[0]))
+            raise FencedOff(fence_reason(text(rest[0])))
         return [bool(int(part)) for part in rest]
 
     # --- What others left

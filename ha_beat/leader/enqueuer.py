@@ -28,7 +28,7 @@ from ha_beat.leader.planner import Planner, ScheduleSource
 from ha_beat.leader.reconcile import take_over
 from ha_beat.leader.results import Settler
 from ha_beat.leader.state_loss import Loss, assess, with_unfinished
-from ha_beat.store.lease import Term
+from ha_beat.store.lease import Term, fence_reason
 from ha_beat.store.ledger import Ledger
 from ha_beat.store.shadow import Shadow
 
@@ -307,7 +307,7 @@ class Enqueuer:
     def _say(self, ledger: Ledger, term: Term, unfinished: str = "") -> None:
         why = ledger.taken_over(term, unfinished)
         if why:
-            raise FencedOff(why)
+            raise FencedOff(fence_reason(why))
 
     def _reached_at(self, tenure: Tenure, now: datetime) -> datetime | None:
         since = tenure.contact_since
@@ -323,7 +323,7 @@ class Enqueuer:
             answers = dispatcher.submit(term, [work.operation for work in batch.works])
         except FencedOff as exc:
             self._pending, self._serving = None, ""
-            self._emit(events.DispatchFenced(term.epoch, len(batch.works), str(exc)))
+            self._emit(events.DispatchFenced(term.epoch, len(batch.works), exc.reason, exc.detail))
             raise
         except StoreError:
             raise

@@ -24,7 +24,7 @@ from ha_beat.leader.backfill import Instant, due_between, judged
 from ha_beat.leader.due_queue import Slot
 from ha_beat.schedule.occurrence import Occurrence
 from ha_beat.store.journal import Journal, VerdictRecord
-from ha_beat.store.lease import Term
+from ha_beat.store.lease import Term, fence_reason
 from ha_beat.store.ledger import from_micros
 from ha_beat.store.request_queue import MetaChange, Pause, Reply, Request, Requests
 from ha_beat.store.shadow import Shadow
@@ -239,7 +239,7 @@ class Control:
         written = self._record(term, request, {"kind": "control", **record}) if record else ""
         why = self._requests.answer(term, request, complete, record=written, change=change)
         if why:
-            raise FencedOff(why)
+            raise FencedOff(fence_reason(why))
         self._begun.pop(request.id, None)
         self._undelivered.pop(request.id, None)
         if request.action not in ("next", "report"):

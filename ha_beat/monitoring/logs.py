@@ -115,8 +115,8 @@ class LogWriter:
                 )
             case e.BatchDispatched(size, seconds):
                 return logging.DEBUG, f"Dispatched a batch of {size} in {_seconds(seconds)}"
-            case e.DispatchFenced(epoch, size, why):
-                return logging.WARNING, f"Redis refused {_occurrences(size)} under epoch {epoch}: {why}"
+            case e.DispatchFenced(epoch, size, reason, detail):
+                return logging.WARNING, f"Redis refused {_occurrences(size)} under epoch {epoch}: {detail or reason}"
             case e.DispatchFailed() if event.tries > 1:
                 return logging.DEBUG, ""
             case e.DispatchFailed(0, why):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from redis.exceptions import RedisError
 
 from ha_beat.errors import ForeignApp, NewerSchema, StoreUnavailable
+from ha_beat.reasons import TermEnd
 from ha_beat.store.scripts import Script, text, whole
 
 if TYPE_CHECKING:
@@ -88,6 +89,21 @@ class Keys:
     def shard_presence(self, token: str) -> str:
         """The same as a shard channel of a Redis Cluster; the scripts know it by its name."""
         return self._key(f"presence:shard:{token}")
+
+
+#: How a term ended, by the code with which a script refuses work under it.
+_FENCES = {
+    "no_lease": TermEnd.STATE_LOSS,
+    "other_term": TermEnd.SUPERSEDED,
+    "released": TermEnd.SUPERSEDED,
+    "other_ledger": TermEnd.STATE_LOSS,
+    "other_server": TermEnd.SERVER_CHANGED,
+}
+
+
+def fence_reason(code: str) -> TermEnd:
+    """Return how a term ended that a script refused with ``code``."""
+    return _FENCES[code]
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,8 +137,8 @@ class MemoryLeaseStore:
         if why:
             return why
         if self._ledger_gen != term.gen:
-            return "the ledger is gone or another"
-        return "" if self._run_id == term.run_id else "another Redis server answers"
+            return "other_ledger"
+        return "" if self._run_id == term.run_id else "other_server"
 
     def lose_state(self) -> None:
         """As FLUSHALL does."""
@@ -160,9 +160,9 @@ class MemoryLeaseStore:
 
     def _foreign(self, term: Term) -> str:
         if self.record is None:
-            return "no lease record"
+            return "no_lease"
         if (self.record.epoch, self.record.nonce) != (term.epoch, term.nonce):
-            return "another term"
+            return "other_term"
         return "" if self.record.held else "released"
 
     def _subscribers(self, channel: str) -> int:

@@ -6,7 +6,7 @@
 local ledger, requests = KEYS[2], KEYS[4]
 local why = foreign(KEYS[1], ARGV[1], ARGV[2])
 if why then return { 'fenced', why } end
-if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then return { 'fenced', 'the ledger is gone or another' } end
+if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then return { 'fenced', 'other_ledger' } end
 if redis.call('HEXISTS', requests, ARGV[4]) == 0 then return { 'withdrawn', '' } end
 -- The first write is one that a full server refuses.
 redis.call('SET', KEYS[5], ARGV[5], 'PX', ARGV[6])

@@ -11,8 +11,8 @@ local lease, ledger, journal, requests = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 -- First a phase that writes nothing: a script does not roll back.
 local why = foreign(lease, ARGV[1], ARGV[2])
 if why then return { 'fenced', why } end
-if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then return { 'fenced', 'the ledger is gone or another' } end
-if another_server(ARGV[4]) then return { 'fenced', 'another Redis server answers' } end
+if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then return { 'fenced', 'other_ledger' } end
+if another_server(ARGV[4]) then return { 'fenced', 'other_server' } end
 
 local take, take_list = reader(6)
 

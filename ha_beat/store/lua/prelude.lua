@@ -68,11 +68,11 @@ local function append(journal, ledger, size, records)
   end
 end
 
--- Why (epoch, nonce) is not the holder of the lease now; nil where it is.
+-- The code that refuses (epoch, nonce), or nil if it holds the lease. `fence_reason` in lease.py maps the codes.
 local function foreign(lease, epoch, nonce)
   local rec = redis.call('HMGET', lease, 'epoch', 'nonce', 'state')
-  if not rec[1] then return 'no lease record' end
-  if rec[1] ~= epoch or rec[2] ~= nonce then return 'another term' end
+  if not rec[1] then return 'no_lease' end
+  if rec[1] ~= epoch or rec[2] ~= nonce then return 'other_term' end
   if rec[3] ~= 'held' then return 'released' end
   return nil
 end

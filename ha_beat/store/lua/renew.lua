@@ -3,8 +3,8 @@
 --       scheduling time minus the server's, in ms
 local why = foreign(KEYS[1], ARGV[1], ARGV[2])
 if why then return { 'lost', why } end
-if redis.call('HGET', KEYS[2], 'm:gen') ~= ARGV[5] then return { 'lost', 'the ledger is gone or another' } end
-if another_server(ARGV[6]) then return { 'lost', 'another Redis server answers' } end
+if redis.call('HGET', KEYS[2], 'm:gen') ~= ARGV[5] then return { 'lost', 'other_ledger' } end
+if another_server(ARGV[6]) then return { 'lost', 'other_server' } end
 -- A late attempt must not move seq back: trust counts from the attempt that moved it.
 if number(redis.call('HGET', KEYS[1], 'seq')) >= tonumber(ARGV[3]) then return { 'late', '' } end
 local presence = ARGV[4]

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ha_beat import events
 from ha_beat.leader.due_queue import Slot
 from ha_beat.monitoring.metrics import DEFINITIONS, LATENESS_BUCKETS, Metrics, metrics_table, reason_of
+from ha_beat.reasons import TermEnd
 from ha_beat.schedule.occurrence import Misfire
 from ha_beat.store.membership import ClusterView
 from tests.integration.monitoring.support import Scene
@@ -62,7 +63,7 @@ def enqueued(entry: str = "nightly", lateness: float = 0.02) -> events.Enqueued:
         (events.BatchDispatched(40, 0.02, 7), "ha_beat_batch_size_bucket", {"le": "50.0"}, 1),
         (events.BatchDispatched(40, 0.02, 7), "ha_beat_dispatch_already_mine_total", {}, 7),
         (events.BatchDispatched(40, 0.02, 7), "ha_beat_dispatch_seconds_sum", {}, 0.02),
-        (events.DispatchFenced(1, 40, "why"), "ha_beat_dispatch_fenced_total", {}, 40),
+        (events.DispatchFenced(1, 40, TermEnd.SUPERSEDED), "ha_beat_dispatch_fenced_total", {}, 40),
         (events.DispatchFailed(1, "why"), "ha_beat_dispatch_failures_total", {}, 1),
         (events.LeaseAttempted("campaign", "won", 0.01), "ha_beat_campaigns_total", {"outcome": "won"}, 1),
         (events.LeaseAttempted("renewal", "unknown", 2.5), "ha_beat_renewals_total", {"outcome": "unknown"}, 1),

@@ -1,0 +1,22 @@
+"""Fence codes of the scripts."""
+
+from __future__ import annotations
+
+import pytest
+
+from ha_beat.reasons import TermEnd
+from ha_beat.store.lease import fence_reason
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("no_lease", TermEnd.STATE_LOSS),
+        ("other_term", TermEnd.SUPERSEDED),
+        ("released", TermEnd.SUPERSEDED),
+        ("other_ledger", TermEnd.STATE_LOSS),
+        ("other_server", TermEnd.SERVER_CHANGED),
+    ],
+)
+def test_fence_code_tells_why_the_term_ended(code: str, reason: TermEnd) -> None:
+    assert fence_reason(code) is reason
