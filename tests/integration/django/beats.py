@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.utils import timezone
+
 from tests.faults.cluster import BeatCluster
 from tests.integration.django.conftest import Site
 

@@ -9,13 +9,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from django_celery_beat.models import PeriodicTask
-
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django_celery_beat.models import PeriodicTask
+
 from ha_beat.django import cluster_view as access
 from ha_beat.settings import Settings
 from ha_beat.store.ledger import LedgerRow

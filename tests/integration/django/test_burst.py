@@ -7,9 +7,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from django.db import connection
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
-from django.db import connection
 from tests.integration.django.beats import HA, STOCK, beats, cron, every, row
 from tests.integration.django.conftest import Site
 from tests.integration.django.test_crash import next_minute, sleep_until

@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 import pytest
-
 from django.test import override_settings
+
 from ha_beat.django import checks
 from tests.faults.cluster import REPOSITORY, base_environment
 from tests.integration.django.conftest import SETTINGS, Site, use

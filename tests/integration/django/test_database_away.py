@@ -9,8 +9,8 @@ from datetime import datetime
 from itertools import pairwise
 
 import pytest
-
 from django.db import connection, connections, transaction
+
 from tests.faults.cluster import BeatCluster, Replica
 from tests.integration.django.beats import beats, every, fresh, row, soon
 from tests.integration.django.conftest import Site

@@ -8,10 +8,10 @@ from collections import Counter
 from datetime import timedelta
 
 import pytest
+from django.db import transaction
 from django_celery_beat.models import CrontabSchedule, PeriodicTask, PeriodicTasks
 from kombu import Connection, Exchange, Queue
 
-from django.db import transaction
 from tests.faults.clock import SteppedClock
 from tests.faults.cluster import BeatCluster
 from tests.integration.django.beats import at, beats, cron, every, fresh, row, soon

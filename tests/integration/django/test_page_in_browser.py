@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import Permission, User
 from django_celery_beat.models import PeriodicTask
 
-from django.contrib.auth.models import Permission, User
 from tests.faults.cluster import REPOSITORY, BeatCluster, base_environment
 from tests.integration.django.beats import beats, every, row
 from tests.integration.django.conftest import Site

@@ -13,9 +13,9 @@ from zoneinfo import ZoneInfo
 import pytest
 from celery import Celery
 from click.testing import CliRunner
+from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
-from django.utils import timezone
 from ha_beat.cli.celery_command import ha_beat as command
 from tests.faults.cluster import REPOSITORY, base_environment
 from tests.integration.django.beats import at, beats, cron, every, fresh, row, soon
