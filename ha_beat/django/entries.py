@@ -1,4 +1,4 @@
-"""A row of django-celery-beat's table, as an entry of the schedule."""
+"""Rows of django-celery-beat's table as entries of the schedule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from django.utils import timezone
 from django_celery_beat.clockedschedule import clocked
 from django_celery_beat.schedulers import ModelEntry
 
-from ha_beat.django.instants import Remembered, instants_of, utc
+from ha_beat.django.instants import Cached, instants_of, utc
 from ha_beat.errors import HaBeatError
 from ha_beat.leader.ledger_writer import NEVER
 from ha_beat.schedule.entry_options import KEY, EntryOptions
@@ -22,22 +22,32 @@ from ha_beat.schedule.recurrence import starting_deadline
 
 
 class UnreadableRow(HaBeatError):
-    """A row that can't be scheduled as it stands."""
+    """A row that can't be scheduled: its arguments are not JSON, or it has no schedule."""
 
 
 class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no types
-    """One row. Unlike django-celery-beat's entry it never writes to the database.
+    """Entry of one row. Unlike django-celery-beat's ``ModelEntry`` it never writes to the database.
 
-    The key ``ha_beat`` of the row's headers holds the entry's own misfire rules, and does not go into the message.
+    The key ``ha_beat`` of the row's headers holds the entry's own misfire rules. It does not go into the message.
+
+    Attributes:
+        id: Primary key as text: the entry's id in the ledger.
+        instants: Due instants, with the last answer cached.
+        signature: Digest of the schedule, the same in every process.
+        expires: End of the schedule in UTC, or ``None``.
+        once: True if the entry ends after one run.
+        since: The entry is owed its instants from here on if it is new or edited; otherwise ``None``.
+        row_last_run_at: ``last_run_at`` of the row in UTC, or ``None``.
+        row_run_count: ``total_run_count`` of the row.
+        stored_last_run_at: Instant from which the row counts as run, or ``None``.
 
     Raises:
-        UnreadableRow: its arguments are not JSON, or it has no schedule.
-        ConfigurationError: its own rules are not right.
-        Exception: whatever a schedule with impossible values raises.
+        UnreadableRow: the arguments are not JSON, or there is no schedule.
+        Exception: any error of a schedule with impossible values.
     """
 
     def __init__(self, model: Any, app: Celery | None = None) -> None:
-        # Read first: the base class fills in an instant of its own where there is none.
+        # The base class replaces a missing last run by the current time.
         last_run_at: datetime | None = model.last_run_at
         if model.scheduler is None:
             raise UnreadableRow("it has no schedule")
@@ -49,45 +59,50 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
         own = headers.pop(KEY, None)
         if own is not None:
             self.options[KEY] = own
-        self.instants = Remembered(instants_of(model, self.schedule))
+        self.instants = Cached(instants_of(model, self.schedule))
         self.signature = _signature(model, self.schedule)
         self.expires = utc(model.expires) if model.expires else None
         self._rules: tuple[tuple[Misfire, str], EntryOptions] | None = None
-        #: From when on it is owed its instants if it is new or edited; set by whoever reads the rows.
         self.since: datetime | None = None
         self.once = bool(model.one_off) or isinstance(self.schedule, clocked)
-        self.note(last_run_at, int(model.total_run_count), model.date_changed)
+        self.update_run_state(last_run_at, int(model.total_run_count), model.date_changed)
 
-    def note(self, last_run_at: datetime | None, total_run_count: int, changed: datetime | None) -> None:
-        """What the row says of its runs."""
+    def update_run_state(self, last_run_at: datetime | None, total_run_count: int, changed: datetime | None) -> None:
+        """Set the run state from the row's columns."""
         self.row_last_run_at = None if last_run_at is None else utc(last_run_at)
         self.total_run_count = total_run_count
         self.row_run_count = total_run_count
         if last_run_at is not None:
             self.stored_last_run_at: datetime | None = utc(last_run_at)
         elif total_run_count and changed is not None:
-            # It ran before; the instant is cleared only when a row is disabled. So it was off, and owes nothing.
+            # A last run is cleared only when the row is disabled. The time until the last change is not owed.
             self.stored_last_run_at = _changed_at(changed)
         else:
             self.stored_last_run_at = None
 
-    def seen(self, changed: datetime | None, looked_before: datetime | None, now: datetime) -> None:
-        """It is new, edited, or on again, which it was not at the look before."""
+    def mark_edited(self, changed: datetime | None, checked_before: datetime | None, now: datetime) -> None:
+        """Set ``since`` of a row that is new, edited or enabled again.
+
+        Args:
+            changed: ``date_changed`` of the row.
+            checked_before: Time of the last check, which found the row as it was before; ``None`` at the first.
+            now: The scheduling time.
+        """
         if isinstance(self.schedule, clocked):
-            # Meant for one instant, it is owed that one, even if the row was saved a moment too late.
+            # The one instant is owed even if the row was saved a moment too late.
             self.since = utc(self.schedule.clocked_time) - timedelta(microseconds=1)
-        elif changed is not None and (looked_before is not None or not self.total_run_count):
-            self.since = min(max(_changed_at(changed), looked_before or NEVER), now)
+        elif changed is not None and (checked_before is not None or not self.total_run_count):
+            self.since = min(max(_changed_at(changed), checked_before or NEVER), now)
 
     def rules(self, misfire: Misfire, uncertain: str) -> EntryOptions:
-        """Its own rules, with the cluster's where it has none. Raises ConfigurationError."""
+        """Return the entry's own rules, completed by the cluster's. Raises ConfigurationError."""
         if self._rules is None or self._rules[0] != (misfire, uncertain):
             own = EntryOptions.of(self.name, self.options, misfire, starting_deadline(self), uncertain)
             self._rules = ((misfire, uncertain), own)
         return self._rules[1]
 
     def is_due(self) -> schedstate:
-        """Celery's own question, answered without writing anything."""
+        """Return Celery's ``schedstate`` without writing anything."""
         state: schedstate = self.schedule.is_due(self.last_run_at)
         return state
 
@@ -99,12 +114,12 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
 
 
 def _changed_at(value: datetime) -> datetime:
-    # Django, not Celery, writes this column: a naive value is in Django's time zone.
+    # Django writes this column, not Celery: a naive value is in Django's time zone.
     return (timezone.make_aware(value) if value.tzinfo is None else value).astimezone(UTC)
 
 
 def _signature(model: Any, source: Any) -> str:
-    """Tells the row's schedule from another; the same in every process."""
+    """Return a digest of the row's schedule, the same in every process."""
     parts: tuple[object, ...]
     if isinstance(source, clocked):
         parts = (utc(source.clocked_time),)
@@ -124,6 +139,6 @@ def _signature(model: Any, source: Any) -> str:
 
 
 def misfire_headers(headers: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's headers with these rules of its own; without any where ``own`` is empty."""
+    """Return a row's headers with its own misfire rules replaced by ``own``; without any if that is empty."""
     rest = {name: value for name, value in headers.items() if name != KEY}
     return {**rest, KEY: dict(own)} if own else rest

@@ -1,4 +1,4 @@
-"""The due instants of django-celery-beat's rows."""
+"""Due instants of django-celery-beat's rows."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def utc(value: datetime) -> datetime:
-    """The instant in UTC. django-celery-beat and Celery take a naive one for UTC, whatever ``TIME_ZONE`` says."""
+    """Return the instant in UTC. A naive one counts as UTC whatever ``TIME_ZONE`` is, as in django-celery-beat."""
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class Clocked:
-    """One instant."""
+    """The single instant of a clocked schedule."""
 
     def __init__(self, at: datetime) -> None:
         self._at = at
@@ -29,14 +29,14 @@ class Clocked:
     def next_after(self, instant: datetime) -> datetime:
         return self._at if instant < self._at else FOREVER
 
-    def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:  # noqa: ARG002 -- there is but one
+    def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:  # noqa: ARG002 -- part of the protocol
         return known, 0
 
 
 class Window:
-    """The instants of another schedule from ``start`` on, and before ``until``.
+    """Instants of another schedule, limited to those from ``start`` on and before ``until``.
 
-    An interval that has a start counts from it, so its first instant is the start itself.
+    The first instant of an interval with a start is the start itself.
     """
 
     def __init__(self, inner: Instants, start: datetime | None, until: datetime | None) -> None:
@@ -72,17 +72,17 @@ class Window:
         return first if self._until is None or first < self._until else FOREVER
 
     def origin(self, now: datetime) -> datetime:
-        """What an entry that appears or resumes now is counted from: nothing before now is owed."""
+        """Return the instant from which an entry that appears or resumes now is counted. Nothing before now is owed."""
         start = self._start
         if start is None or start > now or not isinstance(self._inner, Interval):
             return now
         return self._inner.newest(start, now)[0]
 
 
-class Remembered:
-    """Instants that remember their last answer.
+class Cached:
+    """Instants that cache their last answer.
 
-    Each row has one of its own, so that a standby can have the next instant of every row ready before it leads.
+    Each row has a separate cache, so that a standby can compute the next instant of every row before it leads.
     """
 
     def __init__(self, inner: Instants) -> None:
@@ -106,11 +106,11 @@ class Remembered:
 
 
 def instants_of(row: Any, source: Any) -> Instants:
-    """The due instants of a row with this schedule.
+    """Return the due instants of a row with the schedule ``source``.
 
     Raises:
-        ValueError: an interval that is not longer than nothing.
-        TypeError: a schedule of an unknown kind.
+        ValueError: the interval is not positive.
+        TypeError: the kind of schedule is unknown.
     """
     start = utc(row.start_time) if row.start_time else None
     until = utc(row.expires) if row.expires else None

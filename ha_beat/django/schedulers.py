@@ -16,8 +16,10 @@ from ha_beat.bootstrap import Runtime, misfire
 from ha_beat.clock import SystemClock
 from ha_beat.django import static_entries
 from ha_beat.django.entries import RowEntry
-from ha_beat.django.instants import Remembered
-from ha_beat.django.row_sync import POLL_INTERVAL, TOLERANCE, Ran, Rows
+from ha_beat.django.instants import Cached
+from ha_beat.django.row_reader import RowReader
+from ha_beat.django.row_sync import POLL_INTERVAL, RowSync
+from ha_beat.django.row_writer import CLOCK_TOLERANCE, RowWriter, Run
 from ha_beat.events import Event, TermEnded
 from ha_beat.leader.due_queue import Slot
 from ha_beat.leader.ledger_writer import NEVER
@@ -50,7 +52,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
                 f"ha_beat can't start: {kind}.Entry is {entry}, which does not inherit from "
                 f"ha_beat.django.entries.RowEntry; without it each look at an entry would write to its row"
             )
-        self._rows: Rows | None = None
+        self._rows: RowSync | None = None
         self._rows_for: Runtime | None = None
         self._clock = SystemClock()
         self._began_ms = round(self._clock.wall() * 1000)
@@ -79,8 +81,8 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
     @property
     def schedule(self) -> dict[str, RowEntry]:  # type: ignore[override]
         """The entries as last read, by name. Asks nobody."""
-        snapshot = self._rows.snapshot if self._rows else None
-        return dict(snapshot.entries) if snapshot else {}
+        snapshot = self._rows.reader.snapshot if self._rows else None
+        return dict(snapshot.by_name) if snapshot else {}
 
     def close(self) -> None:
         if self._rows is not None:
@@ -100,19 +102,25 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
             self._rows_for = runtime
         return runtime
 
-    def _open(self, runtime: Runtime) -> Rows:
+    def _open(self, runtime: Runtime) -> RowSync:
         def begin_term(term: Term) -> None:
             self._write_static(runtime, term)
             self._write_behind(runtime)
 
-        rows = Rows(
-            app=self.app,
-            model=self.Model,
+        now = runtime.enqueuer.now
+        reader = RowReader(
             changes=self.Changes,
             enabled=self.enabled_models_qs,
-            entry=self._make_entry,
+            make_entry=self._make_entry,
             clock=self._clock,
-            now=runtime.enqueuer.now,
+            now=now,
+            emit=runtime.events.emit,
+        )
+        rows = RowSync(
+            app=self.app,
+            reader=reader,
+            writer=RowWriter(self.Model, self.Changes, now, lambda: reader.snapshot.by_id if reader.snapshot else {}),
+            clock=self._clock,
             term=lambda: runtime.elector.term,
             begin_term=begin_term,
             emit=runtime.events.emit,
@@ -126,7 +134,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
 
         runtime.events.subscribe(write_the_last)
         # Without a schedule there is nothing to lead with; another replica may have one.
-        runtime.elector.ready = lambda: rows.snapshot is not None
+        runtime.elector.ready = lambda: rows.reader.snapshot is not None
         return rows
 
     def _make_entry(self, model: Any) -> RowEntry:
@@ -134,7 +142,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
         entry: RowEntry = self.Entry(model, app=self.app)
         entry.rules(misfire(self.ha_settings), self.ha_settings.uncertain)
         same = (entry.signature, entry.expires)
-        entry.instants = Remembered(self._instants.setdefault(same, entry.instants.inner))
+        entry.instants = Cached(self._instants.setdefault(same, entry.instants.inner))
         return entry
 
     def _write_static(self, runtime: Runtime, term: Term) -> None:
@@ -148,37 +156,37 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
     def _write_behind(self, runtime: Runtime) -> None:
         """Bring up to date what the last leader could not write any more."""
         rows = self._rows
-        if rows is None or rows.snapshot is None:
+        if rows is None or rows.reader.snapshot is None:
             return
         known = runtime.ledger.read()
-        for entry in rows.snapshot.entries.values():
+        for entry in rows.reader.snapshot.by_id.values():
             row = LedgerRow.parse(known.get(entry.id, ""))
             if row is None or row.verdict not in {"enqueued", "uncertain"} or row.run_count <= entry.row_run_count:
                 continue
-            rows.ran(entry.id, Ran(row.base, row.run_count))
+            rows.writer.record_run(entry.id, Run(row.base, row.run_count))
 
     # --- The schedule, for the leader
 
     def _schedule_changed(self) -> bool:
         rows, runtime = self._rows, self._runtime
-        if rows is None or rows.snapshot is None or runtime is None:
+        if rows is None or rows.reader.snapshot is None or runtime is None:
             return False
         seen_number, certain = self._seen
-        if rows.snapshot.number != seen_number:
+        if rows.reader.snapshot.number != seen_number:
             return True
         term = runtime.elector.term
         return runtime.enqueuer.held_back and not certain and term is not None and rows.read_in == term.nonce
 
     def slots(self) -> Iterable[Slot]:
         rows, runtime = self._rows, self._runtime
-        if rows is None or rows.snapshot is None or runtime is None:
+        if rows is None or rows.reader.snapshot is None or runtime is None:
             return
-        snapshot = rows.snapshot
-        self._departing = {entry: at for entry, at in rows.departed().items() if at <= snapshot.number}
+        snapshot = rows.reader.snapshot
+        self._departing = {entry: at for entry, at in rows.reader.removed().items() if at <= snapshot.number}
         self._seen = (snapshot.number, self._certain)
         default = misfire(self.ha_settings)
         now = runtime.enqueuer.now()
-        for name, entry in snapshot.entries.items():
+        for name, entry in snapshot.by_name.items():
             try:
                 if entry.expires is None or entry.expires > now:
                     yield self._row_slot(entry, default, now)
@@ -195,7 +203,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
             misfire=rules.misfire,
             uncertain=rules.uncertain,
             signature=entry.signature,
-            base=NEVER if stored is None or stored > now + TOLERANCE else stored,
+            base=NEVER if stored is None or stored > now + CLOCK_TOLERANCE else stored,
             name=entry.name,
             run_count=entry.row_run_count,
             once=entry.once,
@@ -212,18 +220,19 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
     def armed(self, entry_id: str) -> None:
         number = self._departing.pop(entry_id, None)
         if number is not None and self._rows is not None:
-            self._rows.forget_departed(entry_id, number)
+            self._rows.reader.forget_removed(entry_id, number)
 
     def finished(self, slot: Slot) -> None:
         # One that expires before its time stays on until then, as django-celery-beat has it: either may be edited.
         if slot.once and self._rows is not None and (slot.runs or slot.entry.expires is None):
-            self._rows.finish(slot.id)
+            self._rows.writer.disable_finished(slot.id)
+            self._rows.wake()
 
     def settled(self, slot: Slot, row: LedgerRow) -> None:
         entry: RowEntry = slot.entry
         entry.last_run_at, entry.total_run_count = row.base, row.run_count
         if row.verdict in {"enqueued", "uncertain"} and self._rows is not None:
-            self._rows.ran(slot.id, Ran(row.base, row.run_count))
+            self._rows.writer.record_run(slot.id, Run(row.base, row.run_count))
 
     # --- What HAMixin asks
 

@@ -1,8 +1,8 @@
-"""``CELERY_BEAT_SCHEDULE`` in a database schedule: written to the rows, by the leader, when it has changed.
+"""``CELERY_BEAT_SCHEDULE`` in a database schedule: the leader writes changed entries to their rows.
 
-django-celery-beat writes these entries at each start of beat, over whatever was edited in the admin. Here an entry is
-written when it has no row, or when its definition is another than the one last written. A replica that started before
-the one that wrote last writes nothing over it: in a rolling deploy the new settings win.
+django-celery-beat overwrites these rows at each start of beat, including edits made in the admin. Here an entry is
+written if it has no row, or if its definition differs from the one last written. A replica that started before the
+last writer does not overwrite it: in a rolling deploy the new settings win.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Definition = Mapping[str, Any]
 
 
 def static_entries(app: Celery) -> dict[str, Definition]:
-    """The entries of the settings, with Celery's own for cleaning up results, as django-celery-beat adds it."""
+    """Return the entries of the settings, and the cleanup of results that django-celery-beat adds."""
     found: dict[str, Definition] = {}
     if app.conf.result_expires:
         found["celery.backend_cleanup"] = {
@@ -44,7 +44,7 @@ def static_entries(app: Celery) -> dict[str, Definition]:
 
 
 def digest(definition: Definition) -> str:
-    """Tells a definition from another; the same in every process."""
+    """Return a digest of the definition, the same in every process."""
     source: Any = maybe_schedule(definition["schedule"])
     described = (type(source).__qualname__, repr(source), str(getattr(source, "run_every", "")), _zone(source))
     rest = {name: value for name, value in definition.items() if name != "schedule"}
@@ -53,20 +53,24 @@ def digest(definition: Definition) -> str:
 
 
 def _zone(source: Any) -> str:
-    """What a crontab's hours are of goes into its row, and may change with a setting alone."""
+    """Return a crontab's time zone, which is part of its row and can change with a setting alone."""
     return str(source.tz) if isinstance(source, crontab) else ""
 
 
 def mark_of(definition: Definition, began_ms: int) -> str:
+    """Return the note that the ledger keeps of a written definition; ``began_ms`` is the writer's start time."""
     return f"{digest(definition)} {began_ms}"
 
 
-def to_be_written(definition: Definition, mark: str | None, *, has_row: bool, began_ms: int) -> bool:
-    """Whether an entry goes to its row. ``mark`` is what the last writer left, ``began_ms`` when this process began."""
+def needs_write(definition: Definition, mark: str | None, *, has_row: bool, began_ms: int) -> bool:
+    """True if the entry has to be written to its row.
+
+    ``mark`` is the last writer's note, ``began_ms`` this process' start time in ms since the Unix epoch.
+    """
     if not has_row or not mark:
         return True
-    written, _, by_one_begun = mark.partition(" ")
-    return written != digest(definition) and began_ms >= int(by_one_begun or 0)
+    written, _, writer_began_ms = mark.partition(" ")
+    return written != digest(definition) and began_ms >= int(writer_began_ms or 0)
 
 
 def write(
@@ -76,32 +80,35 @@ def write(
     began_ms: int,
     emit: Callable[[events.Event], None],
 ) -> dict[str, str]:
-    """Write what is to be written; returns the new marks. Raises Django's database errors."""
+    """Write the changed entries and return their new marks by name.
+
+    An entry that its row can't hold is reported and left out. Raises Django's database errors otherwise.
+    """
     definitions = static_entries(app)
     present = set(model._default_manager.filter(name__in=list(definitions)).values_list("name", flat=True))  # noqa: SLF001
     written: dict[str, str] = {}
     for name, definition in definitions.items():
         try:
-            if to_be_written(definition, marks.get(name), has_row=name in present, began_ms=began_ms):
+            if needs_write(definition, marks.get(name), has_row=name in present, began_ms=began_ms):
                 _write_one(model, name, definition)
                 written[name] = mark_of(definition, began_ms)
         except Exception as exc:
             if isinstance(exc, AnyDatabaseError) and not isinstance(exc, DataError | IntegrityError):
                 raise
-            # The entry's own fault: the others are to be written, and the rows of all to be kept.
+            # The fault is in this entry; the others are still written.
             emit(events.EntryFailed(name, f"the settings' entry is left out: {type(exc).__name__}: {exc}", exc))
     return written
 
 
 class _Fields(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no types
-    """Makes a row's fields of an entry of the settings."""
+    """Converter of an entry of the settings to the fields of a row."""
 
     @classmethod
     def to_model_schedule(cls, schedule: Any) -> tuple[Any, str]:
         source: Any = maybe_schedule(schedule)
         every = getattr(source, "run_every", None)
         if isinstance(every, timedelta) and every.microseconds:
-            # django-celery-beat would cut it down to whole seconds, and half a second to none.
+            # django-celery-beat would truncate it to whole seconds, and half a second to 0.
             count = every // timedelta(microseconds=1)
             return IntervalSchedule.objects.get_or_create(every=count, period=MICROSECONDS)[0], "interval"
         made: tuple[Any, str] = super().to_model_schedule(source)
@@ -111,9 +118,13 @@ class _Fields(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no ty
 def _write_one(model: Any, name: str, definition: Definition) -> None:
     entry = dict(definition)
     own = (entry.get("options") or {}).get(KEY)
-    fields = _Fields._unpack_fields(**entry)  # noqa: SLF001 -- what DatabaseScheduler itself writes
+    fields = _Fields._unpack_fields(**entry)  # noqa: SLF001 -- as DatabaseScheduler does
     if own:
         headers = (entry.get("options") or {}).get("headers") or {}
         fields["headers"] = dumps(misfire_headers(headers, own))
     model._default_manager.update_or_create(name=name, defaults=fields)  # noqa: SLF001
-    logger.info("Wrote %s of the settings to the database", name, extra={"action": "StaticEntryWritten"})
+    logger.info(
+        "Wrote entry %s of the settings to the database",
+        name,
+        extra={"action": "static_entry_written", "entry": name},
+    )

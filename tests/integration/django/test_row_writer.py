@@ -8,19 +8,25 @@ from itertools import count
 from typing import Any
 
 import pytest
+from django.db import InternalError, OperationalError, connections
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
-from django.db import InternalError, OperationalError, connections
 from ha_beat import events
 from ha_beat.clock import SystemClock
 from ha_beat.django.entries import RowEntry
-from ha_beat.django.row_sync import Ran, Rows
+from ha_beat.django.row_reader import RowReader
+from ha_beat.django.row_sync import RowSync
+from ha_beat.django.row_writer import RowWriter, Run
 from ha_beat.store.lease import Term
 from tests.integration.django.beats import at, cron, every, fresh, row, soon
 from tests.integration.django.project.app import app
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 _numbers = count(1)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 class Desk:
@@ -30,14 +36,20 @@ class Desk:
         self.term: Term | None = None
         self.positions: dict[str, datetime] = {}
         self.told: list[events.Event] = []
-        self.rows = Rows(
-            app=app,
-            model=PeriodicTask,
+        self.reader = RowReader(
             changes=PeriodicTasks,
             enabled=lambda: PeriodicTask.objects.filter(enabled=True),
-            entry=lambda model: RowEntry(model, app),
+            make_entry=lambda model: RowEntry(model, app),
             clock=SystemClock(),
-            now=lambda: datetime.now(UTC),
+            now=_now,
+            emit=self.told.append,
+        )
+        self.writer = RowWriter(PeriodicTask, PeriodicTasks, _now, lambda: self.reader.snapshot.by_id)
+        self.rows = RowSync(
+            app=app,
+            reader=self.reader,
+            writer=self.writer,
+            clock=SystemClock(),
             term=lambda: self.term,
             begin_term=lambda _: None,
             emit=self.told.append,
@@ -47,7 +59,7 @@ class Desk:
 
     def turn(self, times: int = 1) -> None:
         for _ in range(times):
-            self.rows._work()
+            self.rows._sync()
 
     def lead(self) -> None:
         number = next(_numbers)
@@ -55,7 +67,7 @@ class Desk:
         self.turn(2)
 
     def ran(self, task: Any, ago: float, run_count: int) -> None:
-        self.rows.ran(str(task.pk), Ran(NOW - timedelta(seconds=ago), run_count))
+        self.writer.record_run(str(task.pk), Run(NOW - timedelta(seconds=ago), run_count))
 
 
 @pytest.fixture
@@ -88,7 +100,7 @@ def test_one_that_was_to_be_disabled_is_left_to_the_next_leader(desk):
     task = row("task", clocked=at(soon(60)), one_off=True)
     replica = desk()
     replica.lead()
-    replica.rows.finish(str(task.pk))
+    replica.writer.disable_finished(str(task.pk))
     replica.term = None
     replica.turn(2)
     assert fresh(task).enabled
@@ -99,7 +111,7 @@ def test_a_row_is_disabled_and_marked_as_changed_or_neither(desk, monkeypatch):
     task = row("task", interval=every(60), one_off=True)
     replica, other = desk(), desk()
     replica.lead()
-    replica.rows.finish(str(task.pk))
+    replica.writer.disable_finished(str(task.pk))
     with monkeypatch.context() as fault:
         fault.setattr(PeriodicTasks, "update_changed", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -108,7 +120,7 @@ def test_a_row_is_disabled_and_marked_as_changed_or_neither(desk, monkeypatch):
     replica.turn()
     other.turn()
     assert not fresh(task).enabled
-    assert [each.rows.snapshot.entries for each in (replica, other)] == [{}, {}]
+    assert [each.reader.snapshot.by_name for each in (replica, other)] == [{}, {}]
 
 
 def test_a_late_write_of_the_last_leader_moves_no_row_back_and_counts_no_run_twice(desk):
@@ -181,7 +193,7 @@ def test_a_standby_has_the_next_instant_of_every_row_ready(desk, monkeypatch):
     standby.turn()
     asked = []
     monkeypatch.setattr("ha_beat.schedule.recurrence.Crontab._search", lambda _, instant: asked.append(instant))
-    found = [entry.instants.next_after(position) for entry in standby.rows.snapshot.entries.values()]
+    found = [entry.instants.next_after(position) for entry in standby.reader.snapshot.by_name.values()]
     assert all(position < instant <= position + timedelta(hours=1) for instant in found)
     assert asked == []
 
@@ -193,10 +205,10 @@ def test_the_schedule_is_read_though_rows_cannot_be_written(desk, monkeypatch):
     replica.lead()
     replica.ran(task, 60, 1)
     row("new", interval=every(60))
-    monkeypatch.setattr(replica.rows, "_write_runs", _read_only)
+    monkeypatch.setattr(replica.writer, "_write_runs", _read_only)
     with pytest.raises(InternalError):
         replica.turn()
-    assert set(replica.rows.snapshot.entries) == {"task", "new"}
+    assert set(replica.reader.snapshot.by_name) == {"task", "new"}
 
 
 def test_a_term_that_cannot_begin_in_the_database_reads_it_once_and_then_its_changes(desk, monkeypatch):
@@ -205,8 +217,8 @@ def test_a_term_that_cannot_begin_in_the_database_reads_it_once_and_then_its_cha
     replica = desk()
     replica.rows._begin_term = _read_only
     readings = []
-    read = replica.rows._read
-    monkeypatch.setattr(replica.rows, "_read", lambda: (readings.append(1), read()))
+    read = replica.reader.read
+    monkeypatch.setattr(replica.reader, "read", lambda: (readings.append(1), read()))
     replica.term = Term("replica", 1, "nonce", "gen", "run", float("inf"))
     replica.turn()
     for _ in range(3):
@@ -216,7 +228,7 @@ def test_a_term_that_cannot_begin_in_the_database_reads_it_once_and_then_its_cha
     row("new", interval=every(60))
     with pytest.raises(InternalError):
         replica.turn()
-    assert set(replica.rows.snapshot.entries) == {"task", "new"}
+    assert set(replica.reader.snapshot.by_name) == {"task", "new"}
     assert replica.rows.read_in == "nonce"
 
 
@@ -255,20 +267,20 @@ def test_rows_updated_in_bulk_are_read_when_that_is_said_or_within_minutes(desk)
     """Django tells nobody of ``QuerySet.update()``. What the new schedule had due before it was read is not owed."""
     tasks = [row(f"task {number}", interval=every(3600)) for number in range(2)]
     replica = desk()
-    before = replica.rows.snapshot.number
+    before = replica.reader.snapshot.number
     for number, told in enumerate((True, False)):
         PeriodicTask.objects.filter(pk=tasks[number].pk).update(interval=every(60))
         if told:
             PeriodicTasks.update_changed()
         else:
             replica.turn()
-            assert replica.rows.snapshot.number == before + 1
-            replica.rows._full_read_due = replica.rows._clock.elapsed()
-        looked = replica.rows._looked_at
+            assert replica.reader.snapshot.number == before + 1
+            replica.reader._full_read_due = replica.reader._clock.elapsed()
+        looked = replica.reader._checked_at
         replica.turn()
-        snapshot = replica.rows.snapshot
+        snapshot = replica.reader.snapshot
         assert snapshot.number == before + 1 + number
-        entry = snapshot.entries[tasks[number].name]
+        entry = snapshot.by_name[tasks[number].name]
         assert entry.schedule.run_every == timedelta(seconds=60)
         assert entry.since == looked
 
@@ -278,15 +290,15 @@ def test_what_is_read_may_lag_behind_what_is_written(desk, monkeypatch):
     task, once = row("task", interval=every(60)), row("once", interval=every(60), one_off=True)
     replica = desk()
     replica.lead()
-    stale = replica.rows._definitions()
-    monkeypatch.setattr(replica.rows, "_definitions", lambda: stale)
+    stale = replica.reader._select()
+    monkeypatch.setattr(replica.reader, "_select", lambda: stale)
     for run_count in (1, 2, 3):
         replica.ran(task, 300 - 60 * run_count, run_count)
         replica.turn()
-        replica.rows._read()
+        replica.reader.read()
     assert state(task) == (120.0, 3)
     for _ in range(2):
-        replica.rows.finish(str(once.pk))
+        replica.writer.disable_finished(str(once.pk))
         replica.turn()
         before = PeriodicTasks.last_change()
     assert not fresh(once).enabled

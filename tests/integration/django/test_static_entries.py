@@ -7,11 +7,11 @@ import json
 import pytest
 from celery import Celery
 from celery.schedules import crontab
+from django.db.utils import OperationalError
+from django.utils import timezone
 from django_celery_beat.clockedschedule import clocked
 from django_celery_beat.models import PeriodicTask
 
-from django.db.utils import OperationalError
-from django.utils import timezone
 from ha_beat.django import static_entries as static
 from ha_beat.events import EntryFailed
 from tests.integration.django.beats import beats, every, fresh, row
@@ -50,7 +50,7 @@ def test_an_entry_is_written_when_it_is_missing_or_another_by_one_who_started_la
     mark = static.mark_of(definition, 1000)
 
     def written(definition, mark, has_row=True, began_ms=2000):
-        return static.to_be_written(definition, mark, has_row=has_row, began_ms=began_ms)
+        return static.needs_write(definition, mark, has_row=has_row, began_ms=began_ms)
 
     assert written(definition, None)
     assert written(definition, mark, has_row=False)
