@@ -30,6 +30,7 @@ from ha_beat.leader import Enqueuer, Rules, ScheduleSource
 from ha_beat.leader.request_handler import Control
 from ha_beat.monitoring.logs import LogWriter
 from ha_beat.monitoring.setup import Observation, observe
+from ha_beat.reasons import TermEnd
 from ha_beat.schedule.occurrence import Misfire, MisfirePolicy
 from ha_beat.settings import Settings
 from ha_beat.signals import SignalRelay
@@ -193,7 +194,7 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
 
     def release(term: Term) -> None:
         claim.let_go(term, release_link.client())
-        release_store.release(term, "shutdown")
+        release_store.release(term, TermEnd.SHUTDOWN)
 
     return Runtime(
         replica=replica,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from ha_beat.reasons import TermEnd
+from ha_beat.reasons import LeaseAction, LeaseOutcome, TermEnd, TermStart
 
 logger = logging.getLogger("ha_beat")
 
@@ -19,20 +19,21 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class TermStarted(Event):
-    """This replica leads. ``previous`` held the lease before; ``why`` it was free; ``vacancy`` in seconds, if known."""
+    """This replica leads. ``previous`` held the lease before; ``reason`` is why it was free."""
 
     epoch: int
     previous: str
-    why: str
+    reason: TermStart
 
 
 @dataclass(frozen=True, slots=True)
 class TermEnded(Event):
-    """This replica leads no more. ``led_for`` in seconds."""
+    """This replica no longer leads. ``led_for`` is in seconds; ``detail`` names who asked or which error."""
 
     epoch: int
-    why: str
+    reason: TermEnd
     led_for: float
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +96,10 @@ class StoreUnmarked(Event):
 
 @dataclass(frozen=True, slots=True)
 class LeaseAttempted(Event):
-    """A campaign (``won``, ``refused``, ``forbidden``) or a renewal (``renewed``, ``lost``, ``late``) was answered.
+    """A campaign or a renewal ended. ``seconds`` is the round trip to Redis."""
 
-    Or was not: ``unknown``. ``seconds`` is the round trip to Redis.
-    """
-
-    action: str
-    outcome: str
+    action: LeaseAction
+    outcome: LeaseOutcome
     seconds: float
 
 

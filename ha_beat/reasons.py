@@ -7,6 +7,17 @@ Events, metrics, the journal, the lease record and the tests use these values. T
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TypeVar
+
+_E = TypeVar("_E", bound=StrEnum)
+
+
+def parse_code(kind: type[_E], value: str) -> _E | None:
+    """Return the member with this value, or ``None`` for an unknown one, such as a newer version's."""
+    try:
+        return kind(value)
+    except ValueError:
+        return None
 
 
 class TermStart(StrEnum):
@@ -41,8 +52,38 @@ class TermEnd(StrEnum):
     BROKER_UNREACHABLE = "broker_unreachable"
     SCHEDULER_FAILED = "scheduler_failed"
     ELECTION_FAILED = "election_failed"
-    #: Another app, or a newer version of this package, owns the cluster.
+    #: Another app, a newer version of this package or another lease store owns the cluster.
     FORBIDDEN = "forbidden"
+
+
+class CampaignRefusal(StrEnum):
+    """Why Redis refused a campaign."""
+
+    #: The record is not the one that the campaign was based on.
+    MOVED = "moved"
+    #: The holder's presence connection is there.
+    HOLDER_PRESENT = "holder_present"
+
+
+class LeaseAction(StrEnum):
+    """What the election asked of the lease."""
+
+    CAMPAIGN = "campaign"
+    RENEWAL = "renewal"
+
+
+class LeaseOutcome(StrEnum):
+    """The outcome of a campaign or a renewal."""
+
+    WON = "won"
+    REFUSED = "refused"
+    FORBIDDEN = "forbidden"
+    RENEWED = "renewed"
+    LOST = "lost"
+    #: A later attempt had already moved the lease.
+    LATE = "late"
+    #: No answer came.
+    UNKNOWN = "unknown"
 
 
 class SkipReason(StrEnum):

@@ -22,6 +22,7 @@ from ha_beat.leader import BrokerOutOfReach
 from ha_beat.leader.due_queue import Slot
 from ha_beat.leader.ledger_writer import NEVER
 from ha_beat.leader.reconcile import Absence
+from ha_beat.reasons import TermEnd
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.occurrence import Misfire
 from ha_beat.schedule.recurrence import instants_of, starting_deadline
@@ -125,7 +126,7 @@ class HAMixin(_Base):
         ):
             # It moves, and gets nowhere: no better than one that hangs.
             self._suffering_since = 0.0
-            runtime.elector.step_down(f"the scheduler fails: {trouble}")
+            runtime.elector.step_down(TermEnd.SCHEDULER_FAILED, detail=trouble)
         runtime.elector.wait(_LONGEST_TICK)
 
     def close(self) -> None:
@@ -198,10 +199,10 @@ class HAMixin(_Base):
                 pause = runtime.control.attend(current, called=elector.called())
                 idle = min(enqueuer.advance(tenure, current), pause)
             except FencedOff as exc:
-                elector.fenced(current, f"dispatch was refused: {exc}")
+                elector.fenced(current, exc.reason, exc.detail)
                 return
             except BrokerOutOfReach as exc:
-                elector.step_down(f"the broker is out of reach: {exc}")
+                elector.step_down(TermEnd.BROKER_UNREACHABLE, detail=str(exc))
                 idle = _LONGEST_TICK
             elector.progress()
         elector.wait(min(idle, self.max_interval or _LONGEST_TICK, _LONGEST_TICK))

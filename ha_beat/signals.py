@@ -81,10 +81,10 @@ def _signal_of(event: e.Event) -> tuple[Any, dict[str, Any]] | None:
     """The signal that an event is sent as, and its arguments."""
     about: dict[str, Any]
     match event:
-        case e.TermStarted(epoch, previous, why):
-            return leadership_gained, {"epoch": epoch, "previous": previous, "reason": why}
-        case e.TermEnded(epoch, why, led_for):
-            return leadership_lost, {"epoch": epoch, "reason": why, "led_for": led_for}
+        case e.TermStarted(epoch, previous, reason):
+            return leadership_gained, {"epoch": epoch, "previous": previous, "reason": reason.value}
+        case e.TermEnded(epoch, reason, led_for):
+            return leadership_lost, {"epoch": epoch, "reason": reason.value, "led_for": led_for}
         case e.Enqueued(entry, task, task_id, scheduled_at, lateness):
             about = {"entry": entry, "task": task, "task_id": task_id}
             return occurrence_enqueued, {**about, "scheduled_at": scheduled_at, "lateness": lateness}

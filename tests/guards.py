@@ -425,7 +425,7 @@ WATCHED: tuple[Guard, ...] = (
     Guard(
         8,
         "release: standbys are woken",
-        Mutant("lua:release", "redis.pcall('PUBLISH', ARGV[4], 'released')", ""),
+        Mutant("lua:release", "redis.pcall('PUBLISH', ARGV[5], 'released')", ""),
         f"{CONTRACT}::test_a_released_lease_refuses_its_last_holder[redis-server]",
     ),
     # --- 9: the epoch

@@ -16,6 +16,7 @@ from ha_beat.celery_app import check_topology, lease_link, load_settings
 from ha_beat.cli import output
 from ha_beat.clock import SystemClock
 from ha_beat.errors import ConfigurationError, HaBeatError, StoreError
+from ha_beat.monitoring.wording import term_end_in_words
 from ha_beat.settings import Settings, redact_url
 from ha_beat.store.journal import Journal
 from ha_beat.store.lease import Keys, LeaseRecord
@@ -134,7 +135,7 @@ def _leadership(view: ClusterView) -> str:
     if lease is None:
         return "nobody leads: no replica has run with this cluster name and Redis"
     if not lease.held:
-        return f"nobody leads: {lease.holder} released the lease ({lease.reason or 'no reason given'})"
+        return f"nobody leads: {lease.holder} released the lease ({term_end_in_words(lease.reason, lease.detail)})"
     return f"nobody leads: {lease.holder} holds the lease and does not renew it"
 
 

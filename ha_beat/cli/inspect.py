@@ -29,6 +29,7 @@ from ha_beat.cli.cluster import (
 from ha_beat.cli.times import INSTANT
 from ha_beat.errors import StoreError
 from ha_beat.monitoring.doctor import Examination
+from ha_beat.monitoring.wording import term_record_in_words
 from ha_beat.store.journal import Record, TermRecord, VerdictRecord
 from ha_beat.store.membership import ClusterView
 from ha_beat.store.request_queue import Pause
@@ -156,7 +157,10 @@ def _show_status(cluster: Cluster, view: ClusterView, terms: list[TermRecord]) -
         click.echo()
         output.show_table(
             ("CHANGE OF LEADER", "REPLICA", "EPOCH", "WHY"),
-            [(f"{output.instant(term.ms)} {term.event}", term.by, term.epoch, term.why) for term in terms],
+            [
+                (f"{output.instant(term.ms)} {term.event}", term.by, term.epoch, term_record_in_words(term))
+                for term in terms
+            ],
             spare=("EPOCH",),
         )
 
@@ -245,7 +249,7 @@ def _names(cluster: Cluster) -> set[str]:
 def _line(record: Record) -> tuple[object, ...]:
     recorded = output.instant(record.ms)
     if isinstance(record, TermRecord):
-        return recorded, record.event, "", "", "", record.by, record.epoch, record.why
+        return recorded, record.event, "", "", "", record.by, record.epoch, term_record_in_words(record)
     if isinstance(record, VerdictRecord):
         what = record.verdict if record.kind == "occurrence" else f"{record.verdict} ({record.kind})"
         meant, late, detail = f"{record.first:%Y-%m-%d %H:%M:%S.%f}"[:-3] + "Z", "", record.reason

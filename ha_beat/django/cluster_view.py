@@ -14,6 +14,7 @@ from django_celery_beat.models import PeriodicTask
 
 from ha_beat.celery_app import check_topology, lease_link, load_settings
 from ha_beat.clock import SystemClock
+from ha_beat.monitoring.wording import term_end_in_words, term_record_in_words
 from ha_beat.settings import Settings
 from ha_beat.store.journal import Journal, Record, TermRecord, VerdictRecord
 from ha_beat.store.lease import Keys
@@ -118,7 +119,7 @@ class Cluster:
                 "since_ms": lease.since_ms,
                 "age_ms": age_ms,
                 "ttl_ms": lease.ttl_ms,
-                "reason": lease.reason,
+                "reason": term_end_in_words(lease.reason, lease.detail) if lease.reason else "",
             },
             "paused": Pause.parse(view.paused).as_data() if view.paused else None,
             "replicas": [
@@ -140,7 +141,13 @@ class Cluster:
             "upcoming": _identified(leader.upcoming if leader else ()),
             "recent": _named(verdicts),
             "terms": [
-                {"event": term.event, "by": term.by, "epoch": term.epoch, "why": term.why, "ms": term.ms}
+                {
+                    "event": term.event,
+                    "by": term.by,
+                    "epoch": term.epoch,
+                    "why": term_record_in_words(term),
+                    "ms": term.ms,
+                }
                 for term in terms
             ],
         }

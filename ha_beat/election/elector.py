@@ -34,12 +34,14 @@ from ha_beat.election.state_machine import (
     Renewal,
     Standby,
     State,
+    StepDown,
     Timing,
     Unknown,
     Wait,
     Woken,
 )
 from ha_beat.errors import LeadershipForbidden, StoreError
+from ha_beat.reasons import LeaseAction, LeaseOutcome, TermEnd, TermStart
 from ha_beat.store.lease import (
     Acquired,
     Attempt,
@@ -71,7 +73,7 @@ class Tenure:
     """A term and what was found when it began."""
 
     acquired: Acquired
-    why: str
+    reason: TermStart
     #: When Redis was last found to be out of reach; ``None`` where it never was. If it was the last server's end that
     #: was found then, that one did nothing after it.
     contact_lost: datetime | None = None
@@ -118,7 +120,7 @@ class Elector:
         self._tenure: Tenure | None = None
         self._state: State = Standby(unbroken=True)
         self._progress_at = clock.elapsed()
-        self._step_down_for = ("", "")
+        self._step_down: StepDown | None = None
         self._called = False
         self._fenced: Fenced | None = None
         self._reopen_at = 0.0
@@ -185,22 +187,22 @@ class Elector:
         if self._changed.wait(max(seconds, 0.0)):
             self._changed.clear()
 
-    def step_down(self, why: str, preferred: str = "") -> None:
-        """Give up the lease soon, and let others go first, above all the replica of the id ``preferred``."""
-        self._step_down_for = (why, preferred)
+    def step_down(self, reason: TermEnd, *, detail: str = "", preferred: str = "") -> None:
+        """Give up the lease soon and let others go first, above all the replica with the id ``preferred``."""
+        self._step_down = StepDown(reason, detail, preferred)
 
     def called(self) -> bool:
         """Whether something may be asked of the leader since the last call. Costs nothing."""
         called, self._called = self._called, False
         return called
 
-    def fenced(self, term: Term, why: str) -> None:
+    def fenced(self, term: Term, reason: TermEnd, detail: str = "") -> None:
         """Redis refused work under this term."""
         current = self._term
         if current is not None and current.nonce == term.nonce:
             # Another one may have begun since the work was sent, and is not over.
             self._term = None
-        self._fenced = Fenced(term.nonce, why)
+        self._fenced = Fenced(term.nonce, reason, detail)
 
     def close(self, release: Callable[[Term], object]) -> None:
         """Stop, and hand a term still held to ``release``.
@@ -225,19 +227,18 @@ class Elector:
         self._presence.close()
 
     def _fail(self, exc: Exception) -> None:
-        self._enter(election.failed(self._state, self._clock.elapsed(), self._timing), f"{type(exc).__name__}: {exc}")
+        detail = f"{type(exc).__name__}: {exc}"
+        after = election.failed(self._state, self._clock.elapsed(), self._timing)
+        self._enter(after, TermEnd.ELECTION_FAILED, detail)
         if not self._failing:
             self._failing = True
-            self._emit(events.ElectionFailed(f"{type(exc).__name__}: {exc}"))
+            self._emit(events.ElectionFailed(detail))
         self._clock.sleep(_SLICE)
 
     def _step(self) -> None:
         state, now = self._state, self._clock.elapsed()
         if election.distrusted(state, now):
-            self._enter(
-                election.absorb(state, Unknown(""), now, self._timing),
-                "no renewal of the lease was confirmed in time (the trust window ran out)",
-            )
+            self._enter(election.absorb(state, Unknown(""), now, self._timing), TermEnd.TRUST_EXPIRED)
             return
         fenced = self._fenced
         if fenced is not None:
@@ -251,18 +252,19 @@ class Elector:
         else:
             outcome = self._carry_out(action, now)
             if isinstance(action, Campaign | Renew):
-                name = "campaign" if isinstance(action, Campaign) else "renewal"
-                self._emit(events.LeaseAttempted(name, _name_of(outcome), self._clock.elapsed() - now))
+                kind = LeaseAction.CAMPAIGN if isinstance(action, Campaign) else LeaseAction.RENEWAL
+                self._emit(events.LeaseAttempted(kind, _lease_outcome(outcome), self._clock.elapsed() - now))
             if outcome is not None:
                 self._take_in(outcome)
 
     def _fitness(self, now: float) -> Fitness:
-        why, preferred = self._step_down_for
-        if why:
-            self._step_down_for = ("", "")
+        step_down = self._step_down
+        if step_down is not None:
+            # Cleared only if one was read: the main loop may set it at any moment.
+            self._step_down = None
         stalled = now - self._progress_at > self._timing.stall_timeout
         ready = self.ready() and self.permitted()
-        return Fitness(stalled, why, preferred, self.replica.id, ready, self.remembers())
+        return Fitness(stalled, step_down, self.replica.id, ready, self.remembers())
 
     def _carry_out(self, action: Action, now: float) -> Outcome | None:
         match action:
@@ -284,14 +286,14 @@ class Elector:
         state = self._state
         seen_epoch = state.seen_epoch if isinstance(state, Standby) else state.term.epoch
         timing, channel = self._timing, self._presence.channel
-        attempt = Attempt(self.replica, new_token(), now, timing.ttl, timing.margin, channel, campaign.why)
+        attempt = Attempt(self.replica, new_token(), now, timing.ttl, timing.margin, channel, campaign.reason)
         try:
             answer = self._ask(lambda: self._store.acquire(attempt, campaign.expected, seen_epoch), "campaign")
         except LeadershipForbidden as exc:
             return Forbidden(str(exc))
         if isinstance(answer, Acquired):
             self._contact.acquired(server_changed=answer.server_changed)
-            self._tenure = Tenure(answer, campaign.why, self._contact_lost_by_time(), self._contact.back_at)
+            self._tenure = Tenure(answer, campaign.reason, self._contact_lost_by_time(), self._contact.back_at)
         return Campaigned(answer, attempt.nonce)
 
     def _ask(self, call: Callable[[], _T], command: Command) -> _T | Unknown:
@@ -362,8 +364,8 @@ class Elector:
         state, now = self._state, self._clock.elapsed()
         if not isinstance(state, Leader):
             return
-        self._enter(election.released(state, now, self._timing), action.why)
-        self._ask(lambda: self._store.release(action.term, action.why, action.preferred), "release")
+        self._enter(election.released(state, now, self._timing), action.reason, action.detail)
+        self._ask(lambda: self._store.release(action.term, action.reason, action.detail, action.preferred), "release")
 
     def _take_in(self, outcome: Outcome) -> None:
         before, now = self._state, self._clock.elapsed()
@@ -372,35 +374,29 @@ class Elector:
             self._listen_to_requests(outcome)
         if isinstance(before, Standby) and isinstance(outcome, LeaseView):
             self._note_leader(outcome)
-        if isinstance(outcome, Forbidden) and outcome.why != self._forbidden_why:
-            self._forbidden_why = outcome.why
-            self._emit(events.LeadingForbidden(outcome.why))
-        self._enter(after, _why(outcome))
+        if isinstance(outcome, Forbidden) and outcome.detail != self._forbidden_why:
+            self._forbidden_why = outcome.detail
+            self._emit(events.LeadingForbidden(outcome.detail))
+        self._enter(after, *_term_end(outcome))
         if self._closing and isinstance(after, Leader):
-            self._release(Release(after.term, "shutdown"))
+            self._release(Release(after.term, TermEnd.SHUTDOWN))
 
-    def _enter(self, after: State, why: str) -> None:
+    def _enter(self, after: State, reason: TermEnd, detail: str = "") -> None:
         """The one place where the role changes."""
         before, self._state = self._state, after
         now = self._clock.elapsed()
         match before, after:
             case Standby(), Leader(term=term):
-                tenure = self._tenure
                 self._term = term
                 self._called = True
-                self._emit(
-                    events.TermStarted(
-                        term.epoch,
-                        tenure.acquired.previous_holder if tenure else "",
-                        tenure.why if tenure else "",
-                    )
-                )
+                if (tenure := self._tenure) is not None:
+                    self._emit(events.TermStarted(term.epoch, tenure.acquired.previous_holder, tenure.reason))
                 self._changed.set()
             case Leader(term=term, since=since), Standby():
                 self._term = None
                 self._seen_holder = ("", 0)
                 if term.nonce != self._given_back:
-                    self._emit(events.TermEnded(term.epoch, why, now - since))
+                    self._emit(events.TermEnded(term.epoch, reason, now - since, detail))
                 self._changed.set()
             case Leader(), Leader(term=term):
                 if self._term is not None:
@@ -429,29 +425,32 @@ class Elector:
             self._emit(events.LeaderSeen(record.holder, record.epoch))
 
 
-def _name_of(outcome: Outcome | None) -> str:
+def _lease_outcome(outcome: Outcome | None) -> LeaseOutcome:
     match outcome:
         case Campaigned(answer=Acquired()):
-            return "won"
+            return LeaseOutcome.WON
         case Campaigned(answer=Refused()):
-            return "refused"
+            return LeaseOutcome.REFUSED
         case Forbidden():
-            return "forbidden"
+            return LeaseOutcome.FORBIDDEN
         case Renewal(answer=Renewed()):
-            return "renewed"
+            return LeaseOutcome.RENEWED
         case Renewal(answer=Lost()):
-            return "lost"
+            return LeaseOutcome.LOST
         case Renewal():
-            return "late"
+            return LeaseOutcome.LATE
         case _:
-            return "unknown"
+            return LeaseOutcome.UNKNOWN
 
 
-def _why(outcome: Outcome) -> str:
+def _term_end(outcome: Outcome) -> tuple[TermEnd, str]:
+    """Return why a term ended, if this outcome ended it, and the particulars."""
     match outcome:
-        case Renewal(answer=Lost(why=why)) | Fenced(why=why) | Unknown(why=why) | Forbidden(why=why):
-            return why
-        case Campaigned(answer=Refused(why=why)):
-            return why
+        case Renewal(answer=Lost(reason=reason)):
+            return reason, ""
+        case Fenced(reason=reason, detail=detail):
+            return reason, detail
+        case Unknown(detail=detail):
+            return TermEnd.TRUST_EXPIRED, detail
         case _:
-            return ""
+            return TermEnd.TRUST_EXPIRED, ""

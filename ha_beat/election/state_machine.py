@@ -24,6 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ha_beat.reasons import TermEnd, TermStart
 from ha_beat.store.lease import Acquired, Expected, LeaseRecord, LeaseView, Lost, Refused, Renewed, Term
 
 
@@ -147,10 +148,10 @@ class Observe:
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """Try to take the lease as it was seen. ``why`` it is free."""
+    """Try to take the lease as it was seen. ``reason`` is why it is free."""
 
     expected: Expected | None
-    why: str
+    reason: TermStart
     #: Before ``open_at`` the lease is for the replica of this id alone; where there was none, for who remembers one.
     preferred: str = ""
     open_at: float = 0.0
@@ -170,7 +171,8 @@ class Release:
     """Give the lease back."""
 
     term: Term
-    why: str
+    reason: TermEnd
+    detail: str = ""
     preferred: str = ""
 
 
@@ -181,9 +183,9 @@ Action = Wait | Observe | Campaign | Renew | Release
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """No answer came."""
+    """No answer came. ``detail`` is the error's text."""
 
-    why: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,14 +219,15 @@ class Fenced:
     """A dispatch under this nonce was refused: the term is over."""
 
     nonce: str
-    why: str
+    reason: TermEnd
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Forbidden:
-    """This replica must not lead, whoever else does."""
+    """This replica must not lead. ``detail`` is the error's text."""
 
-    why: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,13 +239,21 @@ Outcome = LeaseView | Campaigned | Renewal | Unknown | PresenceBroke | PresenceR
 
 
 @dataclass(frozen=True, slots=True)
+class StepDown:
+    """A step-down to carry out. ``preferred`` is the id of the replica that goes first, if any."""
+
+    reason: TermEnd
+    detail: str = ""
+    preferred: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Fitness:
-    """What the replica says of itself. Only a fit one campaigns; a stalled one gives the lease back."""
+    """Whether this replica can lead. Only a fit one campaigns; a stalled one gives the lease back."""
 
     stalled: bool = False
-    step_down: str = ""
-    #: In whose favour to step down, by replica id; and this replica's own id.
-    preferred: str = ""
+    step_down: StepDown | None = None
+    #: This replica's id.
     replica: str = ""
     #: Whether it has what a leader needs, the schedule above all.
     ready: bool = True
@@ -257,10 +268,11 @@ def decide(state: State, now: float, fitness: Fitness) -> Action:
     """What to do now."""
     match state:
         case Leader(term=term):
-            if fitness.step_down:
-                return Release(term, fitness.step_down, fitness.preferred)
+            if fitness.step_down is not None:
+                request = fitness.step_down
+                return Release(term, request.reason, request.detail, request.preferred)
             if fitness.stalled:
-                return Release(term, "main loop stalled")
+                return Release(term, TermEnd.STALLED)
             if now >= state.next_renewal and term.trusted(now):
                 return Renew(term, state.seq + 1, presence=now >= state.no_presence_until)
             return Wait(min(state.next_renewal, term.trusted_until))
@@ -390,7 +402,7 @@ def _look(state: Standby, view: LeaseView, now: float, timing: Timing) -> Standb
     if record is None:
         since = now if state.bare_since is None else state.bare_since
         # A cluster's first start, unless an outage has taken all that there was.
-        campaign = Campaign(None, "there was no lease", open_at=0.0 if state.unbroken else since + timing.courtesy)
+        campaign = Campaign(None, TermStart.NO_LEASE, open_at=0.0 if state.unbroken else since + timing.courtesy)
         return replace(state, sighting=None, bare_since=since, campaign=campaign)
     if view.subscribers > 0:
         state = replace(state, counted=record.presence)
@@ -424,20 +436,19 @@ def _opportunity(state: Standby, sighting: Sighting, now: float, timing: Timing)
     record = sighting.record
     expected = Expected(record.epoch, record.seq)
     if not record.held:
-        why = f"the lease was released ({record.reason or 'no reason given'})"
         if not record.preferred:
-            return Campaign(expected, why)
+            return Campaign(expected, TermStart.RELEASED)
         open_at = sighting.since + max(PREFERENCE, PREFERENCE_POLLS * timing.poll_interval)
-        return Campaign(expected, why, record.preferred, open_at)
+        return Campaign(expected, TermStart.RELEASED, record.preferred, open_at)
     if record.nonce in state.nonces:
-        return Campaign(expected, "the lease still names this replica, which had lost it")
+        return Campaign(expected, TermStart.OWN_LEASE)
     absent_since = sighting.absent_since if _means_death(state, sighting) else None
     if absent_since is not None and now - absent_since >= timing.poll_interval - _ROUNDING:
-        return Campaign(replace(expected, absent=True), "the leader's process is gone or cut off")
+        return Campaign(replace(expected, absent=True), TermStart.LEADER_GONE)
     # It can't be read where somebody has tampered with it.
     ttl = record.ttl_ms / 1000 or timing.ttl
     if now - sighting.since >= ttl and not _holders_turn(sighting, ttl, now, timing):
-        return Campaign(expected, f"the lease was not renewed for {ttl:g} s")
+        return Campaign(expected, TermStart.EXPIRED)
     return None
 
 

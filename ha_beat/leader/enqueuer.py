@@ -28,7 +28,7 @@ from ha_beat.leader.planner import Planner, ScheduleSource
 from ha_beat.leader.reconcile import take_over
 from ha_beat.leader.results import Settler
 from ha_beat.leader.state_loss import Loss, assess, with_unfinished
-from ha_beat.store.lease import Term, fence_reason
+from ha_beat.store.lease import Term
 from ha_beat.store.ledger import Ledger
 from ha_beat.store.shadow import Shadow
 
@@ -305,9 +305,9 @@ class Enqueuer:
         self._loss = None
 
     def _say(self, ledger: Ledger, term: Term, unfinished: str = "") -> None:
-        why = ledger.taken_over(term, unfinished)
-        if why:
-            raise FencedOff(fence_reason(why))
+        reason = ledger.taken_over(term, unfinished)
+        if reason is not None:
+            raise FencedOff(reason)
 
     def _reached_at(self, tenure: Tenure, now: datetime) -> datetime | None:
         since = tenure.contact_since

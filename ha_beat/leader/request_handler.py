@@ -22,9 +22,10 @@ from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.leader import Enqueuer, ScheduleSource
 from ha_beat.leader.backfill import Instant, due_between, judged
 from ha_beat.leader.due_queue import Slot
+from ha_beat.reasons import TermEnd
 from ha_beat.schedule.occurrence import Occurrence
 from ha_beat.store.journal import Journal, VerdictRecord
-from ha_beat.store.lease import Term, fence_reason
+from ha_beat.store.lease import Term
 from ha_beat.store.ledger import from_micros
 from ha_beat.store.request_queue import MetaChange, Pause, Reply, Request, Requests
 from ha_beat.store.shadow import Shadow
@@ -54,7 +55,7 @@ _LISTED = 1000
 class StepsDown(Protocol):
     """What this needs of the elector."""
 
-    def step_down(self, why: str, preferred: str = "") -> None: ...
+    def step_down(self, reason: TermEnd, *, detail: str = "", preferred: str = "") -> None: ...
 
     def progress(self) -> None: ...
 
@@ -237,9 +238,9 @@ class Control:
             self._undelivered[request.id] = (reply, record)
         complete = Reply(reply.ok, reply.line, reply.data, term.holder, term.epoch)
         written = self._record(term, request, {"kind": "control", **record}) if record else ""
-        why = self._requests.answer(term, request, complete, record=written, change=change)
-        if why:
-            raise FencedOff(fence_reason(why))
+        reason = self._requests.answer(term, request, complete, record=written, change=change)
+        if reason is not None:
+            raise FencedOff(reason)
         self._begun.pop(request.id, None)
         self._undelivered.pop(request.id, None)
         if request.action not in ("next", "report"):
@@ -266,10 +267,9 @@ class Control:
         preferred = str(request.args.get("to") or "")
         if preferred == term.holder:
             raise _refuse(f"{preferred} leads already")
-        why = f"asked to by {request.by or 'somebody'}"
         # The answer first: whoever asked shall have it even if this replica is not the leader any more by then.
         self._answer(term, request, Reply(ok=True, line=f"{term.holder} steps down", data={"epoch": term.epoch}))
-        self._elector.step_down(why, preferred)
+        self._elector.step_down(TermEnd.STEP_DOWN, detail=request.by, preferred=preferred)
 
     def _pause_cluster(self, term: Term, request: Request) -> None:
         if self._pause is not None:

@@ -6,6 +6,8 @@ import logging
 from datetime import UTC, datetime
 
 from ha_beat import events as e
+from ha_beat.monitoring.wording import term_end_in_words, term_start_in_words
+from ha_beat.reasons import TermEnd
 
 logger = logging.getLogger("ha_beat")
 
@@ -33,19 +35,20 @@ class LogWriter:
             extra = {"action": type(event).__name__, "cluster": self._cluster, "replica": self._replica}
             logger.log(level, "%s", line, exc_info=exc, extra=extra)
 
-    def _word(self, event: e.Event) -> tuple[int, str]:  # noqa: PLR0912 -- one case for each event
+    def _word(self, event: e.Event) -> tuple[int, str]:  # noqa: PLR0912, PLR0915 -- one case for each event
         match event:
             case e.Enqueued(entry, task, task_id, _, lateness):
                 return (
                     logging.INFO,
                     f"Enqueued {entry} ({task}[{task_id}]), {_seconds(lateness)} after it was due",
                 )
-            case e.TermStarted(epoch, previous, why):
+            case e.TermStarted(epoch, previous, reason):
                 after = f"; {previous} led before" if previous else ""
-                return logging.INFO, f"Leading {self._cluster} in epoch {epoch}: {why}{after}"
-            case e.TermEnded(epoch, why, led_for):
-                level = logging.INFO if why == "shutdown" else logging.WARNING
-                return level, f"No longer leading (epoch {epoch}, for {_seconds(led_for)}): {why}"
+                return logging.INFO, f"Leading {self._cluster} in epoch {epoch}: {term_start_in_words(reason)}{after}"
+            case e.TermEnded(epoch, reason, led_for, detail):
+                level = logging.INFO if reason is TermEnd.SHUTDOWN else logging.WARNING
+                words = term_end_in_words(reason, detail)
+                return level, f"No longer leading (epoch {epoch}, for {_seconds(led_for)}): {words}"
             case e.LeaderSeen(holder, epoch):
                 return logging.INFO, f"Standing by: {holder} leads {self._cluster} in epoch {epoch}"
             case e.LeaseUnreachable(why, leading):
@@ -116,7 +119,8 @@ class LogWriter:
             case e.BatchDispatched(size, seconds):
                 return logging.DEBUG, f"Dispatched a batch of {size} in {_seconds(seconds)}"
             case e.DispatchFenced(epoch, size, reason, detail):
-                return logging.WARNING, f"Redis refused {_occurrences(size)} under epoch {epoch}: {detail or reason}"
+                words = term_end_in_words(reason, detail)
+                return logging.WARNING, f"Redis refused {_occurrences(size)} under epoch {epoch}: {words}"
             case e.DispatchFailed() if event.tries > 1:
                 return logging.DEBUG, ""
             case e.DispatchFailed(0, why):

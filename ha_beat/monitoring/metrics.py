@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ha_beat import events
 from ha_beat.monitoring.status import Board
+from ha_beat.reasons import LeaseAction
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -110,27 +111,7 @@ DEFINITIONS = (
 )
 _BY_NAME = {definition.name: definition for definition in DEFINITIONS}
 
-#: What a free text says to what the label says, so that the number of series is bounded. The first that fits counts.
-_REASONS = (
-    ("there was no lease", "no_lease"),
-    ("released", "released"),
-    ("names this replica", "reclaimed"),
-    ("process is gone", "absent"),
-    ("was not renewed", "expired"),
-    ("shutdown", "shutdown"),
-    ("main loop stalled", "stalled"),
-    ("trust window ran out", "trust_ran_out"),
-    ("no_lease", "state_loss"),
-    ("other_ledger", "state_loss"),
-    ("state_loss", "state_loss"),
-    ("other_server", "other_server"),
-    ("server_changed", "other_server"),
-    ("other_term", "superseded"),
-    ("superseded", "superseded"),
-    ("dispatch was refused", "fenced"),
-    ("step", "step_down"),
-    ("asked", "step_down"),
-)
+#: Label by a part of the reason's text; the first match counts.
 _SKIP_REASONS = (
     *((reason, reason) for reason in ("coalesced", "missed", "misfire_grace", "misfire_limit", "state_loss", "edited")),
     ("publish deadline", "publish_deadline"),
@@ -138,7 +119,7 @@ _SKIP_REASONS = (
 )
 
 
-def reason_of(text: str, known: Sequence[tuple[str, str]] = _REASONS) -> str:
+def reason_of(text: str, known: Sequence[tuple[str, str]]) -> str:
     """The label for a reason that was worded for people; ``other`` where it is none of the known."""
     return next((label for words, label in known if words in text), "other")
 
@@ -212,12 +193,12 @@ class Metrics:
             case events.DispatchFailed():
                 self._add("dispatch_failures")
             case events.LeaseAttempted(action=action, outcome=outcome, seconds=seconds):
-                self._add("campaigns" if action == "campaign" else "renewals", outcome)
+                self._add("campaigns" if action is LeaseAction.CAMPAIGN else "renewals", outcome.value)
                 self._observe("redis_round_trip_seconds", seconds)
-            case events.TermStarted(why=why):
-                self._add("terms_started", reason_of(why))
-            case events.TermEnded(why=why):
-                self._add("terms_ended", reason_of(why))
+            case events.TermStarted(reason=started):
+                self._add("terms_started", started.value)
+            case events.TermEnded(reason=ended):
+                self._add("terms_ended", ended.value)
             case events.LeaseUnreachable():
                 self._add("redis_outages")
             case events.PresenceLost():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from redis.exceptions import RedisError
 
 from ha_beat.errors import StoreUnavailable
+from ha_beat.reasons import TermEnd, TermStart, parse_code
 from ha_beat.store.lease import Keys
 from ha_beat.store.scripts import text
 
@@ -78,14 +79,15 @@ class VerdictRecord(Record):
 
 @dataclass(frozen=True, slots=True)
 class TermRecord(Record):
-    """A change of leader. ``event`` is ``acquired`` or ``released``.
+    """A change of leader. ``event`` is ``acquired`` or ``released``; ``reason`` is ``None`` for an unknown code.
 
     Of an acquisition: ``previous`` held the lease before, under ``previous_epoch``, and was last heard of at
     ``left_ms``.
     """
 
     event: str
-    why: str = ""
+    reason: TermStart | TermEnd | None = None
+    detail: str = ""
     previous: str = ""
     previous_epoch: int = 0
     left_ms: int = 0
@@ -109,7 +111,8 @@ def parse(stream_id: str, n: int, raw: str) -> Record | None:
             return TermRecord(
                 **known,
                 event=str(data["event"]),
-                why=str(data.get("why") or ""),
+                reason=_term_reason(data),
+                detail=str(data.get("detail") or ""),
                 previous=str(data.get("previous") or ""),
                 previous_epoch=int(data.get("previous_epoch") or 0),
                 left_ms=int(data.get("left_ms") or 0),
@@ -130,6 +133,11 @@ def parse(stream_id: str, n: int, raw: str) -> Record | None:
         return Record(**known)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
+
+
+def _term_reason(data: Mapping[str, Any]) -> TermStart | TermEnd | None:
+    code = str(data.get("reason"))
+    return parse_code(TermStart, code) if data["event"] == "acquired" else parse_code(TermEnd, code)
 
 
 class Journal:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from redis.exceptions import RedisError
 
 from ha_beat.errors import ForeignApp, NewerSchema, StoreUnavailable
-from ha_beat.reasons import TermEnd
+from ha_beat.reasons import CampaignRefusal, TermEnd, TermStart, parse_code
 from ha_beat.store.scripts import Script, text, whole
 
 if TYPE_CHECKING:
     import redis
 
-#: Of the records kept in Redis. Software that knows only a lower one does not lead.
-SCHEMA = 1
+#: Version of the records in Redis. A replica that knows only a lower one does not lead.
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,9 @@ class LeaseRecord:
     host: str = ""
     pid: int = 0
     since_ms: int = 0
-    reason: str = ""
+    #: Why the last term ended, and any particulars; ``None`` while it lasts, or where the code is unknown.
+    reason: TermEnd | None = None
+    detail: str = ""
     gen: str = ""
     run_id: str = ""
     renewed_ms: int = 0
@@ -175,6 +177,8 @@ class LeaseRecord:
             if field.name in raw:
                 value = raw[field.name]
                 values[field.name] = whole(value) if field.type == "int" else value
+        if "reason" in values:
+            values["reason"] = parse_code(TermEnd, values["reason"])
         return cls(**values)
 
 
@@ -214,9 +218,9 @@ class Acquired:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Somebody else was first, or the lease may not be taken."""
+    """The campaign did not take the lease."""
 
-    why: str
+    reason: CampaignRefusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +237,9 @@ class Renewed:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The lease is not ours any more."""
+    """The term is over."""
 
-    why: str
+    reason: TermEnd
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +260,7 @@ class LeaseStore(Protocol):
 
     def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]: ...
 
-    def release(self, term: Term, reason: str, preferred: str = "") -> bool: ...
+    def release(self, term: Term, reason: TermEnd, detail: str = "", preferred: str = "") -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +273,7 @@ class Attempt:
     ttl: float
     margin: float
     presence: str
-    why: str = ""
+    reason: TermStart = TermStart.NO_LEASE
 
     @property
     def trusted_until(self) -> float:
@@ -345,18 +349,18 @@ class RedisLeaseStore:
                 new_token(),
                 attempt.presence,
                 SCHEMA,
-                attempt.why,
+                attempt.reason,
                 replica.id,
                 *(item for pair in record.items() for item in pair),
             ],
         )
         answer, *rest = (text(part) for part in reply)
-        if answer == "foreign app":
+        if answer == "foreign_app":
             raise ForeignApp(self._keys.cluster, replica.fingerprint, rest[0])
-        if answer == "newer schema":
+        if answer == "newer_schema":
             raise NewerSchema(self._keys.cluster, SCHEMA, whole(rest[0]))
         if answer == "refused":
-            return Refused(rest[0])
+            return Refused(CampaignRefusal(rest[0]))
         epoch, gen, lease_gen, ledger_gen, run_id, written_on, server_ms, presence, previous, offset_ms = rest
         previous_run_id, _, unfinished = written_on.partition(" ")
         return Acquired(
@@ -380,7 +384,7 @@ class RedisLeaseStore:
         if answer == "renewed":
             self._await_replicas()
             return Renewed(detail, int(rest[0]), int(rest[1]))
-        return "late" if answer == "late" else Lost(detail)
+        return "late" if answer == "late" else Lost(fence_reason(detail))
 
     def _await_replicas(self) -> None:
         """Have the renewal on replicas of Redis before it is believed.
@@ -398,13 +402,15 @@ class RedisLeaseStore:
         if int(reached) < self._wait_replicas:
             raise StoreUnavailable(f"{reached} of {self._wait_replicas} replicas of Redis have the renewal")
 
-    def release(self, term: Term, reason: str, preferred: str = "") -> bool:
+    def release(self, term: Term, reason: TermEnd, detail: str = "", preferred: str = "") -> bool:
         """Give the lease back and wake the standbys; False where it was not ours any more.
 
         ``preferred`` is the id of a replica that the others let go first, for a moment.
         """
         keys = [self._keys.lease, self._keys.ledger, self._keys.journal]
-        return bool(self._release(self._client(), keys, [term.epoch, term.nonce, reason, self._keys.wake, preferred]))
+        return bool(
+            self._release(self._client(), keys, [term.epoch, term.nonce, reason, detail, self._keys.wake, preferred])
+        )
 
 
 def _seconds(milliseconds: str) -> float | None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from redis.exceptions import RedisError, ResponseError
 
 from ha_beat.errors import StoreUnavailable
-from ha_beat.store.lease import Keys, Term
+from ha_beat.reasons import TermEnd
+from ha_beat.store.lease import Keys, Term, fence_reason
 from ha_beat.store.scripts import Script, text
 
 if TYPE_CHECKING:
@@ -239,11 +240,11 @@ class Ledger:
             raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
         return {name: text(value) for name, value in zip(names, found, strict=True) if value is not None}
 
-    def taken_over(self, term: Term, unfinished: str = "") -> str:
+    def taken_over(self, term: Term, unfinished: str = "") -> TermEnd | None:
         """Say that what was in doubt has its verdict; or, to whoever leads next, that it has not yet, and what it is.
 
         Returns:
-            Why the term is not the current one (nothing was written), or ``""``.
+            Why the term is over (nothing was written), or ``None``.
 
         Raises:
             StoreUnavailable: the outcome is unknown; saying it again is safe.
@@ -251,7 +252,8 @@ class Ledger:
         """
         keys = [self._keys.lease, self._keys.ledger]
         written_on = f"{term.run_id} {unfinished}" if unfinished else term.run_id
-        return text(self._taken_over(self._client(), keys, [term.epoch, term.nonce, written_on]))
+        code = text(self._taken_over(self._client(), keys, [term.epoch, term.nonce, written_on]))
+        return fence_reason(code) if code else None
 
     def note(self, term: Term, notes: Mapping[str, str]) -> bool:
         """Note something, as the leader; False where the term is over and nothing was noted.

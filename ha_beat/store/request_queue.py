@@ -19,7 +19,8 @@ from redis.exceptions import RedisError
 
 from ha_beat.clock import Clock
 from ha_beat.errors import HaBeatError, StoreError, StoreUnavailable
-from ha_beat.store.lease import Keys, Term, new_token
+from ha_beat.reasons import TermEnd
+from ha_beat.store.lease import Keys, Term, fence_reason, new_token
 from ha_beat.store.ledger import from_micros
 from ha_beat.store.scripts import Script, text, whole
 
@@ -262,11 +263,11 @@ class Requests:
 
     def answer(
         self, term: Term, request: Request, reply: Reply, *, record: str = "", change: MetaChange | None = None
-    ) -> str:
+    ) -> TermEnd | None:
         """Answer under a term.
 
         Returns:
-            Why the term is not the current one (nothing was done), or ``""``. A request that waits no more is left.
+            Why the term is over (nothing was done), or ``None``. A request that waits no more is left.
 
         Raises:
             StoreError: the outcome is unknown, or it was refused; asking again is safe.
@@ -293,4 +294,4 @@ class Requests:
                 change.value if change else "",
             ],
         )
-        return text(detail) if text(answer) == "fenced" else ""
+        return fence_reason(text(detail)) if text(answer) == "fenced" else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ha_beat.clock import Clock
 from ha_beat.errors import ForeignApp, StoreUnavailable
+from ha_beat.reasons import CampaignRefusal, TermEnd
 from ha_beat.store.lease import (
     Acquired,
     Attempt,
@@ -65,9 +66,9 @@ class MemoryLeaseStore:
         self._receive()
         was = self.record
         if self._has_moved(expected):
-            return self._reply(Refused("the lease has moved"))
+            return self._reply(Refused(CampaignRefusal.MOVED))
         if was is not None and expected is not None and expected.absent and self._subscribers(was.presence) != 0:
-            return self._reply(Refused("the holder is present"))
+            return self._reply(Refused(CampaignRefusal.HOLDER_PRESENT))
         replica = attempt.replica
         if self._fingerprint and self._fingerprint != replica.fingerprint:
             raise ForeignApp(self.cluster, replica.fingerprint, self._fingerprint)
@@ -110,35 +111,37 @@ class MemoryLeaseStore:
     def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]:
         """Renew the lease under a term; ``late`` where a later attempt (``seq``) was carried out before."""
         self._receive()
-        why = self.refusal(term)
-        if why or self.record is None:
-            return self._reply(Lost(why))
+        reason = self.refusal(term)
+        if reason is not None or self.record is None:
+            return self._reply(Lost(reason or TermEnd.STATE_LOSS))
         if self.record.seq >= seq:
             return self._reply("late")
         counted = presence if self._subscribers(presence) > 0 else ""
         self.record = replace(self.record, seq=seq, presence=counted, renewed_ms=self._now_ms())
         return self._reply(Renewed(counted, self._now_ms()))
 
-    def release(self, term: Term, reason: str, preferred: str = "") -> bool:
+    def release(self, term: Term, reason: TermEnd, detail: str = "", preferred: str = "") -> bool:
         """Release the lease and wake the standbys; False where the term was over already."""
         self._receive()
         if self.record is None or self._foreign(term):
             return self._reply(False)
-        self.record = replace(self.record, state="released", presence="", reason=reason, preferred=preferred)
+        self.record = replace(
+            self.record, state="released", presence="", reason=reason, detail=detail, preferred=preferred
+        )
         for wake in self.on_release:
             wake()
         return self._reply(True)
 
     # --- For the test
 
-    def refusal(self, term: Term) -> str:
-        """Why work under the term would be refused now; empty where it would be done."""
-        why = self._foreign(term)
-        if why:
-            return why
+    def refusal(self, term: Term) -> TermEnd | None:
+        """Return why work under the term would be refused now; ``None`` if it would be done."""
+        reason = self._foreign(term)
+        if reason is not None:
+            return reason
         if self._ledger_gen != term.gen:
-            return "other_ledger"
-        return "" if self._run_id == term.run_id else "other_server"
+            return TermEnd.STATE_LOSS
+        return None if self._run_id == term.run_id else TermEnd.SERVER_CHANGED
 
     def lose_state(self) -> None:
         """As FLUSHALL does."""
@@ -158,12 +161,11 @@ class MemoryLeaseStore:
             return (was is None) != (expected is None)
         return (was.epoch, was.seq) != (expected.epoch, expected.seq)
 
-    def _foreign(self, term: Term) -> str:
+    def _foreign(self, term: Term) -> TermEnd | None:
         if self.record is None:
-            return "no_lease"
-        if (self.record.epoch, self.record.nonce) != (term.epoch, term.nonce):
-            return "other_term"
-        return "" if self.record.held else "released"
+            return TermEnd.STATE_LOSS
+        ours = (self.record.epoch, self.record.nonce) == (term.epoch, term.nonce)
+        return None if ours and self.record.held else TermEnd.SUPERSEDED
 
     def _subscribers(self, channel: str) -> int:
         return int(channel in self.subscribed) if channel else -1

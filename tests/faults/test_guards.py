@@ -53,6 +53,7 @@ from ha_beat.election.state_machine import (
     Standby,
     Timing,
 )
+from ha_beat.reasons import TermEnd
 from ha_beat.store.connections import UrlLink
 from ha_beat.store.lease import (
     Acquired,
@@ -145,7 +146,7 @@ def late_batch(server: RedisServer) -> None:
 def batch_after_release(server: RedisServer) -> None:
     hand = Hand(server, "it")
     term = hand.lead()
-    assert hand.store.release(term, "shutdown")
+    assert hand.store.release(term, TermEnd.SHUTDOWN)
     refused(hand, term, "under a released lease")
 
 
@@ -175,7 +176,7 @@ def batch_into_restarted_server(server: RedisServer) -> None:
 
 def race(server: RedisServer) -> None:
     one, other = Hand(server, "one"), Hand(server, "other")
-    one.store.release(one.lead(), "over")
+    one.store.release(one.lead(), TermEnd.STEP_DOWN)
     seen = one.expected()
     assert isinstance(one.acquire(seen), Acquired)
     promise(isinstance(other.acquire(seen), Refused), "two took the lease that both had seen free")

@@ -78,7 +78,20 @@ def _loads(raw: str) -> Any:
 
 
 def _lease(lease: LeaseRecord) -> dict[str, Any]:
-    names = ("holder", "epoch", "state", "since_ms", "renewed_ms", "ttl_ms", "http", "host", "pid", "version", "reason")
+    names = (
+        "holder",
+        "epoch",
+        "state",
+        "since_ms",
+        "renewed_ms",
+        "ttl_ms",
+        "http",
+        "host",
+        "pid",
+        "version",
+        "reason",
+        "detail",
+    )
     return {name: getattr(lease, name) for name in names}
 
 

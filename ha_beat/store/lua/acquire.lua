@@ -1,7 +1,7 @@
 -- KEYS: lease, ledger, journal
 -- ARGV: expected epoch ('' for no record), expected seq, absent ('1': only if nobody is subscribed),
 --       highest epoch seen, fingerprint, new gen, wanted presence channel, schema,
---       why the lease is free, holder, then the fields of the new record
+--       code of why the lease is free, holder, then the fields of the new record
 local lease, ledger = KEYS[1], KEYS[2]
 local was = redis.call('HMGET', lease, 'epoch', 'seq', 'state', 'presence', 'gen', 'run_id', 'holder', 'renewed_ms', 'since_ms', 'offset_ms')
 local meta = redis.call('HMGET', ledger, 'm:gen', 'm:epoch', 'm:fingerprint', 'm:run_id', 'm:schema')
@@ -9,16 +9,16 @@ local meta = redis.call('HMGET', ledger, 'm:gen', 'm:epoch', 'm:fingerprint', 'm
 local stands = #redis.call('HGETALL', lease) > 0
 local as_seen = number(was[1]) == number(ARGV[1]) and number(was[2]) == number(ARGV[2])
 if stands ~= (ARGV[1] ~= '') or not as_seen then
-  return { 'refused', 'the lease has moved' }
+  return { 'refused', 'moved' }
 end
 if ARGV[3] == '1' and subscribers(was[4]) ~= 0 then
-  return { 'refused', 'the holder is present' }
+  return { 'refused', 'holder_present' }
 end
 if meta[3] and meta[3] ~= ARGV[5] then
-  return { 'foreign app', meta[3] }
+  return { 'foreign_app', meta[3] }
 end
 if meta[5] and number(meta[5]) > tonumber(ARGV[8]) then
-  return { 'newer schema', meta[5] }
+  return { 'newer_schema', meta[5] }
 end
 
 local epoch = int(math.max(number(was[1]) + 1, number(meta[2]) + 1, tonumber(ARGV[4]) + 1, time_ms()))
@@ -31,13 +31,13 @@ local presence = ARGV[7]
 if subscribers(presence) < 1 then presence = '' end
 
 redis.call('HSET', lease, 'epoch', epoch, 'seq', '1', 'state', 'held', 'gen', gen, 'run_id', server,
-  'presence', presence, 'since_ms', now, 'renewed_ms', now, 'reason', '', 'preferred', '', 'holder', ARGV[10], unpack(ARGV, 11))
+  'presence', presence, 'since_ms', now, 'renewed_ms', now, 'reason', '', 'detail', '', 'preferred', '', 'holder', ARGV[10], unpack(ARGV, 11))
 -- The server of the last takeover that was completed stands there until this one is: who breaks off leaves it to the next.
 local written_on = meta[4]
 if not written_on or written_on == '' then written_on = server end
 redis.call('HSET', ledger, 'm:gen', gen, 'm:epoch', epoch, 'm:fingerprint', ARGV[5], 'm:run_id', written_on, 'm:schema', ARGV[8])
 tell(KEYS[3], ledger, {
-  kind = 'term', event = 'acquired', epoch = tonumber(epoch), by = ARGV[10], why = ARGV[9], ms = tonumber(now),
+  kind = 'term', event = 'acquired', epoch = tonumber(epoch), by = ARGV[10], reason = ARGV[9], ms = tonumber(now),
   previous = was[7] or '', previous_epoch = number(was[1]), left_ms = number(was[8] or was[9]),
 })
 return { 'acquired', epoch, gen, was[5] or '', meta[1] or '', server, meta[4] or '', now, presence, was[7] or '', was[10] or '' }

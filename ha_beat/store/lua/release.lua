@@ -1,12 +1,12 @@
 -- KEYS: lease, ledger, journal
--- ARGV: epoch, nonce, reason, wake channel, id of the replica that shall go first ('' for any)
+-- ARGV: epoch, nonce, code of the reason, its detail, wake channel, id of the preferred successor ('' for any)
 if foreign(KEYS[1], ARGV[1], ARGV[2]) then return 0 end
 local now = int(time_ms())
-redis.call('HSET', KEYS[1], 'state', 'released', 'presence', '', 'reason', ARGV[3], 'renewed_ms', now,
-  'preferred', ARGV[5])
-redis.pcall('PUBLISH', ARGV[4], 'released')
+redis.call('HSET', KEYS[1], 'state', 'released', 'presence', '', 'reason', ARGV[3], 'detail', ARGV[4],
+  'renewed_ms', now, 'preferred', ARGV[6])
+redis.pcall('PUBLISH', ARGV[5], 'released')
 tell(KEYS[3], KEYS[2], {
   kind = 'term', event = 'released', epoch = tonumber(ARGV[1]), by = redis.call('HGET', KEYS[1], 'holder'),
-  why = ARGV[3], ms = tonumber(now),
+  reason = ARGV[3], detail = ARGV[4], ms = tonumber(now),
 })
 return 1

@@ -18,6 +18,7 @@ from ha_beat.dispatch import Answer, FencedOff, OpenClaim, Operation
 from ha_beat.dispatch.broker_adapters import Sent
 from ha_beat.dispatch.two_phase import UNKNOWN, ClaimDispatcher
 from ha_beat.errors import StoreUnavailable
+from ha_beat.reasons import TermEnd
 from ha_beat.store.lease import Acquired, Attempt, Expected, Keys, RedisLeaseStore, Replica, Term
 from ha_beat.store.ledger import LedgerRow, to_micros
 from tests.support.servers import RedisServer
@@ -524,7 +525,7 @@ def stopped(desk: Desk) -> Callable[[], None]:
 
     def stop() -> None:
         desk.dispatcher.let_go(desk.term, desk.admin)
-        desk.store.release(desk.term, "shutdown")
+        desk.store.release(desk.term, TermEnd.SHUTDOWN)
         raise SystemExit
 
     return stop

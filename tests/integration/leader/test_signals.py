@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from ha_beat import events, signals
+from ha_beat.reasons import TermEnd, TermStart
 from ha_beat.signals import SignalRelay
 from tests.support.servers import wait_for
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 EVENTS: dict[str, events.Event] = {
-    "leadership_gained": events.TermStarted(5, "b", "free"),
-    "leadership_lost": events.TermEnded(5, "lost", 3.0),
+    "leadership_gained": events.TermStarted(5, "b", TermStart.RELEASED),
+    "leadership_lost": events.TermEnded(5, TermEnd.SUPERSEDED, 3.0),
     "occurrence_enqueued": events.Enqueued("e", "task", "id", AT, 0.1),
     "occurrence_skipped": events.OccurrenceSkipped("e", AT, AT, 1, "missed"),
     "occurrence_uncertain": events.OccurrenceUncertain("e", AT, "id", "no answer"),

@@ -10,6 +10,7 @@ import pytest
 from ha_beat import events
 from ha_beat.monitoring.http.routes import Site
 from ha_beat.monitoring.status import Look
+from ha_beat.reasons import TermStart
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import ClusterView
 from tests.integration.monitoring.support import Scene
@@ -85,7 +86,7 @@ def test_a_replica_of_another_app_is_not_ready(scene: Scene):
     scene.board.look = replace(scene.board.look, view=view())
     scene.board(events.LeadingForbidden("the cluster name belongs to another app"))
     assert b"belongs to another app" in scene.site().answer("GET", "/readyz").body
-    scene.board(events.TermStarted(1, "", ""))
+    scene.board(events.TermStarted(1, "", TermStart.NO_LEASE))
     assert statuses(scene)["/readyz"] == 200
 
 

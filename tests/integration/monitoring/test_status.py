@@ -183,7 +183,7 @@ def test_a_full_redis_does_not_blind_the_watcher(client: redis.Redis):
 
 
 def change(event: str, epoch: int, ms: int, **more: object) -> TermRecord:
-    raw = {"kind": "term", "event": event, "epoch": epoch, "by": f"beat-{epoch}", "ms": ms, "why": "why", **more}
+    raw = {"kind": "term", "event": event, "epoch": epoch, "by": f"beat-{epoch}", "ms": ms, **more}
     record = parse(f"{ms}-0", 1, json.dumps(raw))
     assert isinstance(record, TermRecord)
     return record
@@ -223,7 +223,7 @@ def test_the_watcher_follows_the_journal(client: redis.Redis):
     scene, watcher = watched(client)
     write(client, enqueued("before"))
     watcher.turn()
-    write(client, {"kind": "term", "event": "acquired", "epoch": 5, "by": "beat-0", "ms": 7, "why": "w"})
+    write(client, {"kind": "term", "event": "acquired", "epoch": 5, "by": "beat-0", "ms": 7, "reason": "expired"})
     write(client, enqueued("after"))
     watcher.turn()
     watcher.turn()

@@ -137,18 +137,18 @@ def test_a_term_that_differs_in_anything_is_refused_whole(server_bench: RedisBen
 def test_after_a_takeover_the_old_leader_enqueues_nothing_more(desk: Desk):
     """And the new one does."""
     old, new = desk.term, desk.lead("two")
-    with pytest.raises(FencedOff) as refusal:
+    with pytest.raises(FencedOff) as caught:
         desk.submit(operation(), term=old)
-    assert refusal.value.reason is TermEnd.SUPERSEDED
+    assert caught.value.reason is TermEnd.SUPERSEDED
     assert kinds(desk.submit(operation(), term=new)) == ["done"]
 
 
 def test_after_its_own_release_a_leader_enqueues_nothing_more(desk: Desk):
     """A batch that was under way when the signal handler released the lease."""
-    desk.store.release(desk.term, "shutdown")
-    with pytest.raises(FencedOff) as refusal:
+    desk.store.release(desk.term, TermEnd.SHUTDOWN)
+    with pytest.raises(FencedOff) as caught:
         desk.submit(operation())
-    assert refusal.value.reason is TermEnd.SUPERSEDED
+    assert caught.value.reason is TermEnd.SUPERSEDED
     assert desk.messages() == []
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ha_beat.errors import ForeignApp, NewerSchema, StoreRefused, StoreUnavailable
+from ha_beat.reasons import CampaignRefusal, TermEnd
 from ha_beat.store.lease import Acquired, Expected, Lost, RedisLeaseStore, Refused, Renewed
 from tests.integration.store.conftest import KEYS, LeaseBench, RedisBench, attempt
 from tests.support.servers import RedisServer
@@ -105,7 +106,7 @@ def test_after_another_acquisition_the_old_term_is_lost(lease: LeaseBench):
     new = lease.take("two", standing(lease)).term
     assert isinstance(lease.store.renew(old, 9, ""), Lost)
     assert isinstance(lease.store.renew(replace(new, nonce="forged"), 9, ""), Lost)
-    assert lease.store.release(old, "shutdown") is False
+    assert lease.store.release(old, TermEnd.SHUTDOWN) is False
     record = lease.store.observe().record
     assert record is not None
     assert record.held
@@ -114,22 +115,22 @@ def test_after_another_acquisition_the_old_term_is_lost(lease: LeaseBench):
 def test_a_released_lease_refuses_its_last_holder(lease: LeaseBench):
     """A renewal that was under way when the lease was released must not bring it back."""
     term = lease.take().term
-    assert lease.store.release(term, "shutdown") is True
+    assert lease.store.release(term, TermEnd.SHUTDOWN) is True
     assert isinstance(lease.store.renew(term, 2, ""), Lost)
-    assert lease.store.release(term, "shutdown") is False
+    assert lease.store.release(term, TermEnd.SHUTDOWN) is False
     record = lease.store.observe().record
     assert record is not None
-    assert (record.held, record.reason) == (False, "shutdown")
+    assert (record.held, record.reason) == (False, TermEnd.SHUTDOWN)
     assert lease.on_wake() == 1
 
 
 def test_who_is_preferred_is_told_to_all_until_somebody_leads(lease: LeaseBench):
     """A step-down in favour of one replica."""
     term = lease.take().term
-    lease.store.release(term, "asked to", "two")
+    lease.store.release(term, TermEnd.STEP_DOWN, "ann", "two")
     record = lease.store.observe().record
     assert record is not None
-    assert (record.preferred, record.reason) == ("two", "asked to")
+    assert (record.preferred, record.reason, record.detail) == ("two", TermEnd.STEP_DOWN, "ann")
     lease.take("two", standing(lease))
     record = lease.store.observe().record
     assert record is not None
@@ -192,7 +193,7 @@ def test_presence_is_given_up_by_renewing_without(lease: LeaseBench):
 def test_another_app_is_refused_loudly_even_when_the_lease_is_free(lease: LeaseBench):
     """Two apps with one cluster name would enqueue each other's schedule."""
     term = lease.take().term
-    lease.store.release(term, "shutdown")
+    lease.store.release(term, TermEnd.SHUTDOWN)
     with pytest.raises(ForeignApp, match="belongs to another app"):
         lease.store.acquire(attempt("two", fingerprint="other app"), standing(lease), 0)
 
@@ -296,11 +297,10 @@ def test_a_wrong_kind_of_key_is_an_error_and_not_a_lease(bench: RedisBench):
             act()
 
 
-def test_refusals_say_why(lease: LeaseBench):
-    """The log repeats them."""
+def test_refused_campaign_has_a_reason(lease: LeaseBench):
     lease.take()
     answer = lease.store.acquire(attempt("two"), None, 0)
-    assert answer == Refused("the lease has moved")
+    assert answer == Refused(CampaignRefusal.MOVED)
 
 
 @pytest.mark.parametrize("known_to", ["lease", "ledger", "seen"])
@@ -365,7 +365,7 @@ def test_a_record_that_was_tampered_with_can_be_taken_over(server_bench: RedisBe
         record = store.observe().record
         assert record is not None
         assert store.acquire(attempt("late"), Expected(record.epoch, record.seq + 1), 0) == Refused(
-            "the lease has moved"
+            CampaignRefusal.MOVED
         )
         taken = store.acquire(attempt("two"), Expected(record.epoch, record.seq), 0)
         assert isinstance(taken, Acquired)

@@ -13,6 +13,7 @@ from ha_beat.election.elector import Elector
 from ha_beat.election.state_machine import Leader, Timing
 from ha_beat.errors import StoreError
 from ha_beat.monitoring.logs import LogWriter
+from ha_beat.reasons import TermEnd
 from ha_beat.store.connections import Link, link_to
 from ha_beat.store.lease import Keys, RedisLeaseStore, Replica
 from ha_beat.store.presence import RedisPresence
@@ -60,7 +61,7 @@ class Campaigner:
     def __exit__(self, *_: object) -> None:
         def release(term: Any) -> None:
             with suppress(StoreError):
-                self.store.release(term, "test over")
+                self.store.release(term, TermEnd.SHUTDOWN)
 
         self.elector.close(release)
         if self.elector._thread is not None:

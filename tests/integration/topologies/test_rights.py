@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import ha_beat
+from ha_beat.reasons import TermEnd
 from tests.faults.cluster import BeatCluster
 from tests.integration.topologies.replica import KEYS, Campaigner, link
 from tests.support.servers import RedisServer, need, wait_for
@@ -123,7 +124,7 @@ def test_rights_that_are_a_comfort(server: RedisServer, right: str) -> None:
         assert first.told("No access to the lease") == 0, first.lines
         with Campaigner(link(url), name="second") as second:
             second.wait_for_line("Standing by")
-            first.elector.step_down("asked to")
+            first.elector.step_down(TermEnd.STEP_DOWN)
             wait_for(lambda: second.elector.term, 30, "the second to lead")
             assert second.told("No access to the lease") == 0, second.lines
 

@@ -10,6 +10,7 @@ import pytest
 from celery import Celery
 
 from ha_beat.dispatch.broker import BrokerLink
+from ha_beat.reasons import TermEnd
 from ha_beat.store.connections import Link
 from tests.integration.topologies.conftest import TlsServer
 from tests.integration.topologies.replica import KEYS, TIMEOUT, Campaigner, link, query
@@ -128,7 +129,7 @@ def hold_the_lease(way_there: Link) -> None:
         wait_for(lambda: first.presence._next_ping > 0.0, 10, "a ping")
         wait_for(lambda: not first.presence._unanswered, 10, "its answer")
         assert not first.told("has ended"), first.lines
-        first.elector.step_down("asked to")
+        first.elector.step_down(TermEnd.STEP_DOWN)
         wait_for(lambda: (record := first.store.observe().record) and not record.held, 10, "the release")
 
 

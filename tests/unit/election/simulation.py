@@ -28,11 +28,13 @@ from ha_beat.election.state_machine import (
     Renewal,
     Standby,
     State,
+    StepDown,
     Timing,
     Unknown,
     Wait,
     Woken,
 )
+from ha_beat.reasons import TermEnd
 from ha_beat.store.lease import Acquired, Attempt, Refused, Replica, Term
 from ha_beat.testing import MemoryLeaseStore
 
@@ -196,7 +198,7 @@ class Simulation:
             self._take_in(node, Woken())
         fitness = Fitness(
             stalled=self.faults and self._faulty() and self.random.random() < 0.001,
-            step_down="asked to" if self._faulty() and self.random.random() < 0.001 else "",
+            step_down=StepDown(TermEnd.STEP_DOWN) if self._faulty() and self.random.random() < 0.001 else None,
         )
         action = election.decide(node.state, now, fitness)
         match action:
@@ -214,10 +216,10 @@ class Simulation:
                     lambda: self.store.renew(term, seq, channel),
                     lambda answer: answer if isinstance(answer, Unknown) else Renewal(answer, self._sent(node, now)),
                 )
-            case Release(term=term, why=why):
+            case Release(term=term, reason=reason):
                 assert isinstance(node.state, Leader)
                 node.state = election.released(node.state, now, self.timing)
-                self._ask(node, lambda: self.store.release(term, why), lambda _: Woken())
+                self._ask(node, lambda: self.store.release(term, reason), lambda _: Woken())
 
     def _campaign(self, node: Node, expected: Any, now: float) -> None:
         seen = node.state.seen_epoch if isinstance(node.state, Standby) else 0

@@ -14,6 +14,7 @@ from ha_beat.clock import SystemClock
 from ha_beat.election.elector import Elector
 from ha_beat.election.state_machine import Leader, Standby, Timing
 from ha_beat.errors import ForeignApp, StoreUnavailable
+from ha_beat.reasons import TermEnd, TermStart
 from ha_beat.store.lease import Keys, RedisLeaseStore, Replica, Term
 from ha_beat.store.presence import PresenceError, RedisPresence
 from ha_beat.testing import MemoryLeaseStore, MemoryPresence, SettableClock
@@ -78,7 +79,7 @@ def test_a_hung_main_loop_costs_the_lease(bench: Bench):
     assert bench.leader() is one
     bench.run(TIMING.stall_timeout + 0.5, one)
     assert bench.leader() is two
-    assert [event.why for event in bench.heard(events.TermEnded)] == ["main loop stalled"]
+    assert [event.reason for event in bench.heard(events.TermEnded)] == [TermEnd.STALLED]
     bench.run(60, one)
     assert bench.leader() is two
 
@@ -97,12 +98,14 @@ def test_a_step_down_hands_over_at_once_and_bars_who_stepped_down(bench: Bench):
     """Else it would win the race that it started."""
     one, two = bench.elector("one"), bench.elector("two")
     bench.run(5)
-    one.step_down("asked to")
+    one.step_down(TermEnd.STEP_DOWN, detail="ann")
     bench.run(0.5)
     assert bench.leader() is two
     bench.run(60)
     assert bench.leader() is two
-    assert bench.heard(events.TermStarted)[-1].why == "the lease was released (asked to)"
+    assert bench.heard(events.TermStarted)[-1].reason is TermStart.RELEASED
+    ended = bench.heard(events.TermEnded)[-1]
+    assert (ended.reason, ended.detail) == (TermEnd.STEP_DOWN, "ann")
 
 
 def test_a_lost_acquire_reply_costs_a_moment_and_not_a_ttl(bench: Bench):
@@ -126,7 +129,7 @@ def test_a_lost_acquire_reply_costs_a_moment_and_not_a_ttl(bench: Bench):
     bench.run(1.0)
     assert one.term is not None
     assert one.term.epoch > lost
-    assert "names this replica" in bench.heard(events.TermStarted)[-1].why
+    assert bench.heard(events.TermStarted)[-1].reason is TermStart.OWN_LEASE
 
 
 def test_without_redis_the_leader_stops_by_itself_and_leads_again_when_it_is_back(bench: Bench):
@@ -170,7 +173,7 @@ def test_where_nobody_remembers_a_state_a_newcomer_leads(bench: Bench):
     first.remembers = lambda: False
     bench.run(0.5)
     assert bench.leader() is first
-    first.close(lambda term: bench.store.release(term, "shutdown"))
+    first.close(lambda term: bench.store.release(term, TermEnd.SHUTDOWN))
     bench.electors.remove(first)
     bench.store.lose_state()
     bench.store.reachable = False
@@ -197,11 +200,11 @@ def test_a_fenced_dispatch_ends_the_term_at_once(bench: Bench):
     bench.run(5)
     term = one.term
     assert term is not None
-    one.fenced(term, "another term")
+    one.fenced(term, TermEnd.SUPERSEDED)
     assert one.term is None
     one._step()
     assert isinstance(one.state, Standby)
-    assert bench.heard(events.TermEnded)[-1].why == "another term"
+    assert bench.heard(events.TermEnded)[-1].reason is TermEnd.SUPERSEDED
 
 
 def test_a_fence_that_comes_while_the_elector_looks_for_one_is_not_lost(bench: Bench):
@@ -218,7 +221,7 @@ def test_a_fence_that_comes_while_the_elector_looks_for_one_is_not_lost(bench: B
         def _fenced(self) -> Any:
             found = self.__dict__.get("fence")
             if found is None and self._term is not None:
-                self.fenced(term, "another term")
+                self.fenced(term, TermEnd.SUPERSEDED)
             return found
 
         @_fenced.setter
@@ -238,10 +241,10 @@ def test_a_fence_of_an_older_term_does_not_end_this_one(bench: Bench):
     bench.run(5)
     term = one.term
     assert term is not None
-    one.step_down("asked to")
+    one.step_down(TermEnd.STEP_DOWN, detail="ann")
     bench.run(TIMING.ttl + 1)
     assert one.term is not None
-    one.fenced(term, "another term")
+    one.fenced(term, TermEnd.SUPERSEDED)
     bench.run(0.2)
     assert one.term is not None
 
@@ -304,7 +307,7 @@ def test_closing_while_a_renewal_is_under_way_tells_of_no_lost_leadership(bench:
 
     def renew(*args: Any) -> Any:
         answer = real(*args)
-        one.close(lambda term: bench.store.release(term, "shutdown"))
+        one.close(lambda term: bench.store.release(term, TermEnd.SHUTDOWN))
         return answer
 
     bench.store.renew = renew  # type: ignore[method-assign]

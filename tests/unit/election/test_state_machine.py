@@ -22,6 +22,7 @@ from ha_beat.election.state_machine import (
     Renew,
     Renewal,
     Standby,
+    StepDown,
     Timing,
     Unknown,
     Wait,
@@ -32,6 +33,7 @@ from ha_beat.election.state_machine import (
     failed,
     released,
 )
+from ha_beat.reasons import TermEnd, TermStart
 from ha_beat.store.lease import Acquired, Expected, LeaseRecord, LeaseView, Lost, Refused, Renewed, Term
 
 TIMING = Timing(ttl=10.0, renew_interval=2.5, poll_interval=0.1, stall_timeout=15.0)
@@ -144,7 +146,7 @@ def test_a_late_answer_brings_no_trust():
 
 
 @pytest.mark.parametrize(
-    "outcome", [Renewal(Lost("another term"), 102.5), Fenced("ours", "another term")], ids=["lost", "fenced"]
+    "outcome", [Renewal(Lost(TermEnd.SUPERSEDED), 102.5), Fenced("ours", TermEnd.SUPERSEDED)], ids=["lost", "fenced"]
 )
 def test_a_leader_that_is_told_so_stops_at_once(outcome: Renewal | Fenced):
     """Told by a renewal or by a refused dispatch."""
@@ -155,7 +157,7 @@ def test_a_leader_that_is_told_so_stops_at_once(outcome: Renewal | Fenced):
 
 def test_a_refusal_of_an_older_term_does_not_end_this_one():
     """The dispatch that was refused may have been sent under the term before."""
-    assert absorb(leader(), Fenced("older", "another term"), 102.6, TIMING) == leader()
+    assert absorb(leader(), Fenced("older", TermEnd.SUPERSEDED), 102.6, TIMING) == leader()
 
 
 def test_a_leader_past_its_trust_does_not_renew():
@@ -164,11 +166,17 @@ def test_a_leader_past_its_trust_does_not_renew():
 
 
 @pytest.mark.parametrize(
-    ("fitness", "why"), [(Fitness(stalled=True), "main loop stalled"), (Fitness(step_down="asked to"), "asked to")]
+    ("fitness", "release"),
+    [
+        (Fitness(stalled=True), Release(OURS, TermEnd.STALLED)),
+        (
+            Fitness(step_down=StepDown(TermEnd.STEP_DOWN, "ann", "two")),
+            Release(OURS, TermEnd.STEP_DOWN, "ann", "two"),
+        ),
+    ],
 )
-def test_an_unfit_leader_gives_the_lease_back_before_all_else(fitness: Fitness, why: str):
-    """Even when a renewal is due."""
-    assert decide(leader(), 105.0, fitness) == Release(OURS, why)
+def test_unfit_leader_releases_even_when_a_renewal_is_due(fitness: Fitness, release: Release):
+    assert decide(leader(), 105.0, fitness) == release
 
 
 def test_after_a_release_for_cause_others_go_first():
@@ -191,9 +199,7 @@ def test_a_lease_is_stale_only_after_the_holders_own_ttl_since_it_was_first_seen
     """Counted from this replica's first sight of the number, on its own clock, by the holder's ttl."""
     slow = replace(THEIRS, ttl_ms=30_000)
     assert watch((100.0, view(slow)), (129.9, view(slow))).campaign is None
-    assert watch((100.0, view(slow)), (130.0, view(slow))).campaign == Campaign(
-        Expected(7, 3), "the lease was not renewed for 30 s"
-    )
+    assert watch((100.0, view(slow)), (130.0, view(slow))).campaign == Campaign(Expected(7, 3), TermStart.EXPIRED)
 
 
 def test_a_lease_that_does_not_say_for_how_long_it_holds_is_waited_out_by_ones_own():
@@ -219,9 +225,9 @@ def test_movement_starts_the_wait_anew(change: dict[str, int]):
 def test_no_lease_and_a_released_one_are_free_at_once():
     """And the campaign says what it expects to find."""
     newcomer = Standby(unbroken=True)
-    assert watch((100.0, view(None)), state=newcomer).campaign == Campaign(None, "there was no lease")
-    free = watch((100.0, view(replace(THEIRS, state="released", reason="shutdown"))))
-    assert free.campaign == Campaign(Expected(7, 3), "the lease was released (shutdown)")
+    assert watch((100.0, view(None)), state=newcomer).campaign == Campaign(None, TermStart.NO_LEASE)
+    free = watch((100.0, view(replace(THEIRS, state="released", reason=TermEnd.SHUTDOWN))))
+    assert free.campaign == Campaign(Expected(7, 3), TermStart.RELEASED)
 
 
 def test_a_holder_absent_once_is_not_dead():
@@ -230,7 +236,7 @@ def test_a_holder_absent_once_is_not_dead():
     assert watch(seen, (100.0, view(subscribers=0))).campaign is None
     assert watch(seen, (100.0, view(subscribers=0)), (100.05, view(subscribers=0))).campaign is None
     dead = watch(seen, (100.0, view(subscribers=0)), (100.1, view(subscribers=0)))
-    assert dead.campaign == Campaign(Expected(7, 3, absent=True), "the leader's process is gone or cut off")
+    assert dead.campaign == Campaign(Expected(7, 3, absent=True), TermStart.LEADER_GONE)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +270,7 @@ def test_who_has_known_no_outage_takes_an_absence_on_the_leases_own_server_for_a
     newcomer = Standby(unbroken=True)
     assert watch(absent[0], state=newcomer).campaign is None
     dead = watch(*absent, state=newcomer).campaign
-    assert dead == Campaign(Expected(7, 3, absent=True), "the leader's process is gone or cut off")
+    assert dead == Campaign(Expected(7, 3, absent=True), TermStart.LEADER_GONE)
 
 
 @pytest.mark.parametrize("failure", [Unknown("no answer"), Campaigned(Unknown("no answer"), "ours")])
@@ -339,7 +345,7 @@ def test_a_lost_acquire_reply_leaves_a_lease_that_its_owner_may_take():
     named = replace(THEIRS, holder="we", nonce="ours")
     found = watch((100.1, view(named)), state=after)
     assert found.campaign is not None
-    assert "names this replica" in found.campaign.why
+    assert found.campaign.reason is TermStart.OWN_LEASE
 
 
 def test_an_earlier_campaign_that_is_carried_out_late_leaves_a_lease_that_its_owner_may_take():

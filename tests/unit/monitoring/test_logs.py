@@ -12,7 +12,7 @@ import pytest
 
 from ha_beat import events
 from ha_beat.monitoring.logs import LogWriter
-from ha_beat.monitoring.metrics import reason_of
+from ha_beat.reasons import TermEnd, TermStart
 
 DUE = datetime(2026, 3, 1, 3, 30, 0, 250_000, tzinfo=UTC)
 REFUSED = "ConnectionError: Error 111 connecting to 127.0.0.1:6379. Connection refused."
@@ -65,10 +65,6 @@ def test_a_doubt_without_an_instant_is_told_as_well(caplog: pytest.LogCaptureFix
     assert "report of 2026-03-01 03:30:00.250Z" in worded(events.OccurrenceUncertain("report", DUE, "id", ""), caplog)
 
 
-def test_why_a_term_ended_for_want_of_renewals_keeps_its_label() -> None:
-    assert reason_of("no renewal of the lease was confirmed in time (the trust window ran out)") == "trust_ran_out"
-
-
 def _every_warning() -> list[events.Event]:
     """One of each event that a replica warns of."""
     made: list[events.Event] = []
@@ -80,7 +76,15 @@ def _every_warning() -> list[events.Event]:
     return [*made, events.DispatchFailed(0, "x")]
 
 
-_SAMPLES: dict[str, object] = {"int": 1, "float": 1.0, "bool": False, "datetime": DUE, "datetime | None": DUE}
+_SAMPLES: dict[str, object] = {
+    "int": 1,
+    "float": 1.0,
+    "bool": False,
+    "datetime": DUE,
+    "datetime | None": DUE,
+    "TermStart": TermStart.EXPIRED,
+    "TermEnd": TermEnd.STALLED,
+}
 
 
 @pytest.mark.parametrize("event", _every_warning(), ids=lambda event: type(event).__name__)

@@ -13,6 +13,7 @@ from ha_beat import events
 from ha_beat.clock import SystemClock
 from ha_beat.election.elector import Elector
 from ha_beat.election.state_machine import Timing
+from ha_beat.reasons import TermEnd
 from ha_beat.store.lease import Keys, Replica
 from ha_beat.store.ledger import LedgerRow, to_micros
 from ha_beat.store.shadow import Shadow, ShadowFeed
@@ -128,7 +129,7 @@ def test_a_standby_that_cannot_follow_still_campaigns() -> None:
     follower.start()
     try:
         wait_for(lambda: any(isinstance(event, events.FollowFailed) for event in told), 10, "word of it")
-        other.close(lambda term: store.release(term, "shutdown"))
+        other.close(lambda term: store.release(term, TermEnd.SHUTDOWN))
         wait_for(lambda: follower.term, 10, "its turn")
         assert not any(isinstance(event, events.ElectionFailed) for event in told)
         assert sum(isinstance(event, events.FollowFailed) for event in told) == 1
