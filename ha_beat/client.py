@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 
-from ha_beat.celery_app import check_topology, lease_link, lease_redis_name, load_settings
+from ha_beat.celery_app import check_topology, lease_link, load_settings
 from ha_beat.clock import Clock, SystemClock
 from ha_beat.reasons import RequestKind
+from ha_beat.settings import Settings, redact_url
 from ha_beat.store.journal import Journal
 from ha_beat.store.lease import Keys
 from ha_beat.store.ledger import Ledger
@@ -26,14 +27,14 @@ class ClusterClient:
     It connects at the first call. Calls raise ``StoreError`` if Redis fails. One client may serve several threads.
     """
 
-    def __init__(self, app: Celery, clock: Clock | None = None) -> None:
-        """Read the app's settings.
+    def __init__(self, app: Celery, settings: Settings | None = None, clock: Clock | None = None) -> None:
+        """Create a client with these settings; by default those of the app and the environment.
 
         Raises:
             ConfigurationError: a setting is wrong, or no Redis can hold the lease.
         """
         self.app = app
-        self.settings = load_settings(app)
+        self.settings = settings or load_settings(app)
         check_topology(app, self.settings)
         self.clock = clock or SystemClock()
         self.keys = Keys(self.settings.cluster)
@@ -45,8 +46,8 @@ class ClusterClient:
 
     @property
     def redis_name(self) -> str:
-        """The URL of the lease's Redis, without secrets."""
-        return lease_redis_name(self.app, self.settings)
+        """The URL of the lease's Redis as the user gave it, without secrets."""
+        return redact_url(self.settings.redis_url or str(self.app.conf.broker_url or "the broker"))
 
     def view(self) -> ClusterView:
         """Return the lease, the living replicas and the counters of the cluster."""

@@ -6,23 +6,19 @@ import difflib
 import getpass
 import socket
 from collections.abc import Callable, Iterable
-from functools import cached_property, update_wrapper
+from functools import update_wrapper
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import click
-from celery import Celery
 
-from ha_beat.celery_app import check_topology, lease_link, load_settings
 from ha_beat.cli import output
-from ha_beat.clock import SystemClock
+from ha_beat.client import ClusterClient
 from ha_beat.errors import ConfigurationError, HaBeatError, StoreError
 from ha_beat.monitoring.wording import term_end_in_words
-from ha_beat.settings import Settings, redact_url
-from ha_beat.store.journal import Journal
-from ha_beat.store.lease import Keys, LeaseRecord
-from ha_beat.store.ledger import Ledger
-from ha_beat.store.membership import ClusterView, Member, Members
-from ha_beat.store.request_queue import NobodyAnswered, Reply, Request, Requests
+from ha_beat.reasons import RequestKind
+from ha_beat.store.lease import LeaseRecord
+from ha_beat.store.membership import ClusterView, Member
+from ha_beat.store.request_queue import NobodyAnswered, Reply
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,68 +42,20 @@ class NotWell(click.ClickException):
     exit_code = NOT_WELL
 
 
-class Cluster:
-    """The cluster of an app, as the commands see it. Connects at the first question."""
+def ask(cluster: ClusterClient, kind: RequestKind, timeout: float, **args: Any) -> Reply:
+    """Send a request to the leader in the name of this user, and return its answer.
 
-    def __init__(self, app: Celery) -> None:
-        self.app = app
-        self.clock = SystemClock()
-
-    @cached_property
-    def settings(self) -> Settings:
-        settings = load_settings(self.app)
-        check_topology(self.app, settings)
-        return settings
-
-    @cached_property
-    def keys(self) -> Keys:
-        return Keys(self.settings.cluster)
-
-    @cached_property
-    def client(self) -> Callable[[], Any]:
-        return lease_link(self.app, self.settings).client
-
-    @cached_property
-    def members(self) -> Members:
-        return Members(self.client, self.keys)
-
-    @cached_property
-    def journal(self) -> Journal:
-        return Journal(self.client, self.keys)
-
-    @cached_property
-    def ledger(self) -> Ledger:
-        return Ledger(self.client, self.keys)
-
-    @cached_property
-    def requests(self) -> Requests:
-        return Requests(self.client, self.keys, self.settings.journal_size)
-
-    @property
-    def redis_name(self) -> str:
-        """Where the lease's Redis is, without secrets."""
-        try:
-            return redact_url(self.settings.redis_url or str(self.app.conf.broker_url or "the broker"))
-        except Exception:
-            return "Redis"
-
-    def view(self) -> ClusterView:
-        return self.members.view()
-
-    def ask(self, action: str, timeout: float, **args: Any) -> Reply:
-        """Ask the leader.
-
-        Raises:
-            NotWell: nobody answered.
-        """
-        if output.to_terminal():
-            view = self.view()
-            if leader_of(view) is None:
-                click.echo(f"{_leadership(view)}; waiting up to {timeout:g} s for a leader ...", err=True)
-        try:
-            return self.requests.ask(Request(action, args, by=whoami()), self.clock, timeout)
-        except NobodyAnswered as exc:
-            raise NotWell(f"{exc} ({_leadership(self.view())})") from exc
+    Raises:
+        NotWell: no leader answered in time.
+    """
+    if output.to_terminal():
+        view = cluster.view()
+        if leader_of(view) is None:
+            click.echo(f"{_leadership(view)}; waiting up to {timeout:g} s for a leader ...", err=True)
+    try:
+        return cluster.ask(kind, by=whoami(), timeout=timeout, **args)
+    except NobodyAnswered as exc:
+        raise NotWell(f"{exc} ({_leadership(cluster.view())})") from exc
 
 
 def whoami() -> str:
@@ -167,7 +115,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
-def on_cluster(command: Callable[Concatenate[Cluster, P], T]) -> Callable[P, T]:
+def on_cluster(command: Callable[Concatenate[ClusterClient, P], T]) -> Callable[P, T]:
     """Hand the app's cluster to a command, and say in one line what goes wrong."""
 
     @click.pass_context
@@ -175,16 +123,17 @@ def on_cluster(command: Callable[Concatenate[Cluster, P], T]) -> Callable[P, T]:
         app = getattr(ctx.obj, "app", None)
         if app is None:
             raise CantTell("which app? Say so: celery -A your_project ha-beat …")
-        cluster = Cluster(app)
         try:
-            return command(cluster, *args, **kwargs)
+            cluster = ClusterClient(app)
+            try:
+                return command(cluster, *args, **kwargs)
+            except StoreError as exc:
+                raise CantTell(f"Redis can't be asked at {cluster.redis_name}: {exc}") from exc
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except ConfigurationError as exc:
             named = app.main not in (None, "default", "__main__")
             raise CantTell(f"{exc}{'' if named else ' (was the app given? celery -A your_project …)'}") from exc
-        except StoreError as exc:
-            raise CantTell(f"Redis can't be asked at {cluster.redis_name}: {exc}") from exc
         except HaBeatError as exc:
             raise CantTell(str(exc)) from exc
         except BrokenPipeError:

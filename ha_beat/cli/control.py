@@ -7,8 +7,10 @@ from datetime import datetime
 import click
 
 from ha_beat.cli import output
-from ha_beat.cli.cluster import CantTell, Cluster, NotWell, find_member, leader_of, leadership_in_words, on_cluster
+from ha_beat.cli.cluster import CantTell, NotWell, ask, find_member, leader_of, leadership_in_words, on_cluster
 from ha_beat.cli.times import INSTANT
+from ha_beat.client import ClusterClient
+from ha_beat.reasons import RequestKind
 from ha_beat.store.ledger import to_micros
 from ha_beat.store.request_queue import Reply
 
@@ -40,7 +42,7 @@ def _say(reply: Reply, *, as_json: bool, leads: str) -> None:
 @_TIMEOUT
 @_JSON
 @on_cluster
-def step_down(cluster: Cluster, *, to: str | None, timeout: float, as_json: bool) -> None:
+def step_down(cluster: ClusterClient, *, to: str | None, timeout: float, as_json: bool) -> None:
     """Have the leader hand over to another replica."""
     view = cluster.view()
     preferred = ""
@@ -49,7 +51,7 @@ def step_down(cluster: Cluster, *, to: str | None, timeout: float, as_json: bool
         if member.not_ready:
             raise CantTell(f"{member.id} could not lead: {'; '.join(member.not_ready)}")
         preferred = member.id
-    reply = cluster.ask("step_down", timeout, to=preferred)
+    reply = ask(cluster, RequestKind.STEP_DOWN, timeout, to=preferred)
     if not reply.ok:
         _say(reply, as_json=as_json, leads=leadership_in_words(cluster.view()))
         return
@@ -72,9 +74,9 @@ def step_down(cluster: Cluster, *, to: str | None, timeout: float, as_json: bool
 @_TIMEOUT
 @_JSON
 @on_cluster
-def pause(cluster: Cluster, *, reason: str, timeout: float, as_json: bool) -> None:
+def pause(cluster: ClusterClient, *, reason: str, timeout: float, as_json: bool) -> None:
     """Enqueue nothing by schedule, whoever leads, until `resume`."""
-    reply = cluster.ask("pause", timeout, reason=reason[:500])
+    reply = ask(cluster, RequestKind.PAUSE, timeout, reason=reason[:500])
     _say(reply, as_json=as_json, leads=f"{reply.leader} leads")
 
 
@@ -82,9 +84,9 @@ def pause(cluster: Cluster, *, reason: str, timeout: float, as_json: bool) -> No
 @_TIMEOUT
 @_JSON
 @on_cluster
-def resume(cluster: Cluster, *, timeout: float, as_json: bool) -> None:
+def resume(cluster: ClusterClient, *, timeout: float, as_json: bool) -> None:
     """End the pause. What fell due meanwhile gets its verdict by the misfire policy."""
-    reply = cluster.ask("resume", timeout)
+    reply = ask(cluster, RequestKind.RESUME, timeout)
     _say(reply, as_json=as_json, leads=f"{reply.leader} leads")
 
 
@@ -93,9 +95,9 @@ def resume(cluster: Cluster, *, timeout: float, as_json: bool) -> None:
 @_TIMEOUT
 @_JSON
 @on_cluster
-def run(cluster: Cluster, *, entry: str, timeout: float, as_json: bool) -> None:
+def run(cluster: ClusterClient, *, entry: str, timeout: float, as_json: bool) -> None:
     """Enqueue ENTRY's task once, now. Its schedule is not affected, and a pause does not stop it."""
-    reply = cluster.ask("run", timeout, entry=entry)
+    reply = ask(cluster, RequestKind.RUN, timeout, entry=entry)
     _say(reply, as_json=as_json, leads=f"{reply.leader} leads")
 
 
@@ -111,7 +113,7 @@ def run(cluster: Cluster, *, entry: str, timeout: float, as_json: bool) -> None:
 @_JSON
 @on_cluster
 def backfill(
-    cluster: Cluster,
+    cluster: ClusterClient,
     *,
     entry: str,
     since: datetime,
@@ -128,8 +130,9 @@ def backfill(
     """
     if until <= since:
         raise CantTell("--to must be later than --from")
-    reply = cluster.ask(
-        "backfill",
+    reply = ask(
+        cluster,
+        RequestKind.BACKFILL,
         timeout,
         entry=entry,
         **{"from": to_micros(since), "to": to_micros(until)},

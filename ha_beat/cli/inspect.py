@@ -18,8 +18,8 @@ from ha_beat.cli import output
 from ha_beat.cli.cluster import (
     NOT_WELL,
     CantTell,
-    Cluster,
     NotWell,
+    ask,
     find_member,
     leader_of,
     leadership_in_words,
@@ -27,9 +27,11 @@ from ha_beat.cli.cluster import (
     on_cluster,
 )
 from ha_beat.cli.times import INSTANT
+from ha_beat.client import ClusterClient
 from ha_beat.errors import StoreError
 from ha_beat.monitoring.doctor import Examination
 from ha_beat.monitoring.wording import term_record_in_words
+from ha_beat.reasons import RequestKind
 from ha_beat.store.journal import Record, TermRecord, VerdictRecord
 from ha_beat.store.membership import ClusterView
 from ha_beat.store.request_queue import Pause
@@ -61,7 +63,7 @@ _OVERDUE = 60.0
     help="Seconds between two looks, with --watch.",
 )
 @on_cluster
-def status(cluster: Cluster, *, as_json: bool, watch: bool, interval: float) -> None:
+def status(cluster: ClusterClient, *, as_json: bool, watch: bool, interval: float) -> None:
     """Show who leads, the replicas, and how the schedule fares."""
     if not watch:
         _look(cluster, as_json=as_json)
@@ -84,7 +86,7 @@ def _clear(*, as_json: bool) -> None:
         click.clear()
 
 
-def _look(cluster: Cluster, *, as_json: bool, watch: bool = False) -> None:
+def _look(cluster: ClusterClient, *, as_json: bool, watch: bool = False) -> None:
     view = cluster.view()
     terms = [record for record in cluster.journal.newest(200) if isinstance(record, TermRecord)][:5]
     if watch:
@@ -99,7 +101,7 @@ def _pause_of(view: ClusterView) -> Pause | None:
     return Pause.parse(view.paused) if view.paused else None
 
 
-def _status_data(cluster: Cluster, view: ClusterView, terms: list[TermRecord]) -> dict[str, Any]:
+def _status_data(cluster: ClusterClient, view: ClusterView, terms: list[TermRecord]) -> dict[str, Any]:
     leader, pause = leader_of(view), _pause_of(view)
     return {
         "schema": 1,
@@ -114,7 +116,7 @@ def _status_data(cluster: Cluster, view: ClusterView, terms: list[TermRecord]) -
     }
 
 
-def _show_status(cluster: Cluster, view: ClusterView, terms: list[TermRecord]) -> None:
+def _show_status(cluster: ClusterClient, view: ClusterView, terms: list[TermRecord]) -> None:
     leader, pause = leader_of(view), _pause_of(view)
     now = view.server_ms
     fields: list[tuple[str, object]] = [("cluster", cluster.settings.cluster), ("leader", leadership_in_words(view))]
@@ -172,7 +174,7 @@ def _show_status(cluster: Cluster, view: ClusterView, terms: list[TermRecord]) -
 @click.option("--replica", metavar="NAME", help="Check that this replica is alive and could lead, not the cluster.")
 @click.option("--here", is_flag=True, help="The same, for the replica on this host.")
 @on_cluster
-def check(cluster: Cluster, *, replica: str | None, here: bool) -> None:
+def check(cluster: ClusterClient, *, replica: str | None, here: bool) -> None:
     """Exit with 0 if somebody leads and keeps up, with 1 if not, with 2 if Redis can't be asked."""
     view = cluster.view()
     if replica or here:
@@ -210,7 +212,7 @@ def check(cluster: Cluster, *, replica: str | None, here: bool) -> None:
 @_JSON
 @on_cluster
 def history(
-    cluster: Cluster, *, entry: str | None, limit: int, since: datetime | None, verdict: str | None, as_json: bool
+    cluster: ClusterClient, *, entry: str | None, limit: int, since: datetime | None, verdict: str | None, as_json: bool
 ) -> None:
     """Show what became of every occurrence (of ENTRY), and every change of leader, the newest first."""
     found: list[Record] = []
@@ -237,10 +239,10 @@ def history(
     output.show_table(columns, rows, spare=("EPOCH", "BY"))
 
 
-def _names(cluster: Cluster) -> set[str]:
+def _names(cluster: ClusterClient) -> set[str]:
     """What people call the entries, as the leader has them; none where nobody answers."""
     try:
-        reply = cluster.ask("next", 3.0, limit=1000)
+        reply = ask(cluster, RequestKind.NEXT, 3.0, limit=1000)
     except click.ClickException:
         return set()
     return {str(line["name"]) for line in reply.data["entries"]} if reply.ok else set()
@@ -281,9 +283,9 @@ def _line(record: Record) -> tuple[object, ...]:
 @_TIMEOUT
 @_JSON
 @on_cluster
-def next_(cluster: Cluster, *, entry: str | None, limit: int, timeout: float, as_json: bool) -> None:
+def next_(cluster: ClusterClient, *, entry: str | None, limit: int, timeout: float, as_json: bool) -> None:
     """Show what is due next, as the leader has it on its agenda."""
-    reply = cluster.ask("next", timeout, limit=limit, entry=entry or "")
+    reply = ask(cluster, RequestKind.NEXT, timeout, limit=limit, entry=entry or "")
     if not reply.ok:
         raise NotWell(reply.line)
     entries = reply.data["entries"]
@@ -309,7 +311,7 @@ def next_(cluster: Cluster, *, entry: str | None, limit: int, timeout: float, as
 @_JSON
 @click.option("--changed", is_flag=True, help="Only those that do not have their default.")
 @on_cluster
-def settings(cluster: Cluster, *, as_json: bool, changed: bool) -> None:
+def settings(cluster: ClusterClient, *, as_json: bool, changed: bool) -> None:
     """Show every setting with its value here and where it was set; secrets are hidden."""
     used = [each for each in cluster.settings.describe() if not (changed and each.is_default)]
     if as_json:
@@ -345,7 +347,7 @@ _MARKS = {"ok": ("ok  ", "green"), "note": ("note", "cyan"), "warn": ("warn", "y
     "--timeout", type=click.FloatRange(0.1, 600), default=5.0, show_default=True, help="Seconds to wait for the leader."
 )
 @on_cluster
-def doctor(cluster: Cluster, *, as_json: bool, timeout: float) -> None:
+def doctor(cluster: ClusterClient, *, as_json: bool, timeout: float) -> None:
     """Examine the settings, Redis, the clocks, the schedule and what the cluster has recorded.
 
     Exits with 1 if something fails; warnings alone leave 0.

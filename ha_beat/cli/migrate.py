@@ -12,8 +12,9 @@ from celery import Celery
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from ha_beat.cli import output
-from ha_beat.cli.cluster import CantTell, Cluster, NotWell, on_cluster
+from ha_beat.cli.cluster import CantTell, NotWell, on_cluster
 from ha_beat.cli.last_runs import LastRun, RedBeat, of_celerybeat
+from ha_beat.client import ClusterClient
 from ha_beat.leader.due_queue import Slot
 from ha_beat.scheduler import HAMixin, HAScheduler
 from ha_beat.settings import redact_url
@@ -64,7 +65,7 @@ class Step:
 @click.option("--force", is_flag=True, help="Also where the ledger knows the entry, unless it knows of a later run.")
 @on_cluster
 def migrate(
-    cluster: Cluster,
+    cluster: ClusterClient,
     *,
     source: str,
     path: str | None,
@@ -135,7 +136,7 @@ def _slots(app: Celery) -> dict[str, Slot]:
     return {slot.id: slot for slot in scheduler.slots()}
 
 
-def _redbeat(cluster: Cluster, url: str | None, prefix: str | None) -> RedBeat:
+def _redbeat(cluster: ClusterClient, url: str | None, prefix: str | None) -> RedBeat:
     conf: Mapping[str, Any] = cluster.app.conf
     url = (
         url or conf.get("redbeat_redis_url") or conf.get("REDBEAT_REDIS_URL") or str(cluster.app.conf.broker_url or "")
@@ -171,7 +172,7 @@ def _step(slot: Slot, last: LastRun | None, raw: str | None, now: datetime, *, f
     return Step(slot, last.at, "yes", row)
 
 
-def _write(cluster: Cluster, steps: list[Step]) -> None:
+def _write(cluster: ClusterClient, steps: list[Step]) -> None:
     """Write the rows, if nobody leads.
 
     Raises:

@@ -28,11 +28,12 @@ from django_celery_beat.admin import PeriodicTaskAdmin, PeriodicTaskForm
 from django_celery_beat.models import PeriodicTask
 from kombu.utils.json import dumps, loads
 
-from ha_beat.django.cluster_view import EntryState, celery_app, cluster
+from ha_beat.django.cluster_view import EntryState, ask, celery_app, cluster, page_data, states
 from ha_beat.django.entries import RowEntry, misfire_headers
 from ha_beat.django.models import Cluster
 from ha_beat.errors import ConfigurationError, HaBeatError
 from ha_beat.leader.ledger_writer import NEVER
+from ha_beat.reasons import RequestKind
 from ha_beat.schedule.entry_options import KEY, EntryOptions
 from ha_beat.schedule.occurrence import FOREVER, Misfire
 
@@ -123,7 +124,7 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic only 
             return JsonResponse({"ok": False, "line": f"unknown action {action!r}"}, status=400)
         args = {"reason": request.POST.get("reason", "")[:500]} if action == "pause" else {}
         try:
-            reply = cluster().ask(action, _by(request), **args)
+            reply = ask(cluster(), RequestKind(action), _by(request), **args)
         except HaBeatError as exc:
             return JsonResponse({"ok": False, "line": str(exc)}, status=503)
         if reply.ok:
@@ -139,7 +140,7 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic only 
 
     def _data(self) -> dict[str, Any]:
         try:
-            return {"error": "", **cluster().as_data()}
+            return {"error": "", **page_data(cluster())}
         except HaBeatError as exc:
             return {"error": str(exc)}
 
@@ -242,13 +243,13 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
     def _look_up(self, request: HttpRequest, tasks: Iterable[Any]) -> None:
         tasks = list(tasks)
         try:
-            states = cluster().states([str(task.pk) for task in tasks])
+            known = states(cluster(), [str(task.pk) for task in tasks])
         except HaBeatError as exc:
-            states = {}
+            known = {}
             if request.method == "GET":
                 messages.warning(request, _("The beat cluster can't be asked: %s") % exc)
         for task in tasks:
-            task.ha_beat_state = states.get(str(task.pk), EntryState())
+            task.ha_beat_state = known.get(str(task.pk), EntryState())
 
     # For those who may only look, and get no form.
 
@@ -299,7 +300,7 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
             raise PermissionDenied
         for task in queryset:
             try:
-                reply = cluster().ask("run", _by(request), entry=str(task.pk))
+                reply = ask(cluster(), RequestKind.RUN, _by(request), entry=str(task.pk))
             except HaBeatError as exc:
                 self.message_user(request, f"{task.name}: {exc}", messages.ERROR)
                 return

@@ -12,15 +12,13 @@ from celery import Celery, current_app
 from celery._state import _get_active_apps  # type: ignore[attr-defined]  # not in the stubs
 from django_celery_beat.models import PeriodicTask
 
-from ha_beat.celery_app import check_topology, lease_link, load_settings
-from ha_beat.clock import SystemClock
+from ha_beat.client import ClusterClient
 from ha_beat.monitoring.wording import term_end_in_words, term_record_in_words
-from ha_beat.settings import Settings
-from ha_beat.store.journal import Journal, Record, TermRecord, VerdictRecord
-from ha_beat.store.lease import Keys
-from ha_beat.store.ledger import Ledger, LedgerRow
-from ha_beat.store.membership import ClusterView, Members, Upcoming
-from ha_beat.store.request_queue import Pause, Reply, Request, Requests
+from ha_beat.reasons import RequestKind
+from ha_beat.store.journal import Record, TermRecord, VerdictRecord
+from ha_beat.store.ledger import LedgerRow
+from ha_beat.store.membership import Upcoming
+from ha_beat.store.request_queue import Pause, Reply
 
 #: Seconds to wait for the leader's answer in a request of a browser.
 ANSWER_WITHIN = 10.0
@@ -66,91 +64,80 @@ class EntryState:
         return cls(row, row.verdict, row.reason, row.scheduled_at, late, leaders.get(row.epoch, ""))
 
 
-class Cluster:
-    """One process' way to the cluster. Every method raises ``StoreError`` when Redis fails."""
+def ask(client: ClusterClient, kind: RequestKind, by: str, **args: Any) -> Reply:
+    """Send a request to the leader in the name of a user, and return its answer.
 
-    def __init__(self, app: Celery, settings: Settings) -> None:
-        self.settings = settings
-        keys, client = Keys(settings.cluster), lease_link(app, settings).client
-        self._clock = SystemClock()
-        self._members = Members(client, keys)
-        self._journal = Journal(client, keys)
-        self._ledger = Ledger(client, keys)
-        self._requests = Requests(client, keys, settings.journal_size)
+    Raises:
+        HaBeatError: no leader answered in time, or Redis failed.
+    """
+    return client.ask(kind, by=by, timeout=ANSWER_WITHIN, **args)
 
-    def view(self) -> ClusterView:
-        return self._members.view()
 
-    def ask(self, action: str, by: str, **args: Any) -> Reply:
-        """Ask the leader. Raises NobodyAnswered."""
-        return self._requests.ask(Request(action, args, by=by), self._clock, ANSWER_WITHIN)
+def states(client: ClusterClient, ids: Sequence[str]) -> Mapping[str, EntryState]:
+    """Return the state of each of these rows, by primary key. Raises ``StoreError`` if Redis fails."""
+    rows, lease = client.ledger.of(ids), client.view().lease
+    newest: dict[str, VerdictRecord] = {}
+    leaders = {} if lease is None else {lease.epoch: lease.holder}
+    for record in client.journal.newest(_RECORDS):
+        if isinstance(record, VerdictRecord) and record.kind == "occurrence":
+            newest.setdefault(record.entry, record)
+        elif isinstance(record, TermRecord):
+            leaders[record.epoch] = record.by
+    return {pk: EntryState.of(rows.get(pk), newest.get(pk), leaders) for pk in ids}
 
-    def states(self, ids: Sequence[str]) -> Mapping[str, EntryState]:
-        """What is known of these rows, by their primary key."""
-        rows, lease = self._ledger.of(ids), self.view().lease
-        newest: dict[str, VerdictRecord] = {}
-        leaders = {} if lease is None else {lease.epoch: lease.holder}
-        for record in self._journal.newest(_RECORDS):
-            if isinstance(record, VerdictRecord) and record.kind == "occurrence":
-                newest.setdefault(record.entry, record)
-            elif isinstance(record, TermRecord):
-                leaders[record.epoch] = record.by
-        return {pk: EntryState.of(rows.get(pk), newest.get(pk), leaders) for pk in ids}
 
-    def as_data(self) -> dict[str, Any]:
-        """All that the page shows, as JSON can hold it. Times are in ms since the Unix epoch."""
-        view, records = self.view(), self._journal.newest(_RECORDS)
-        lease = view.lease
-        age_ms = None if lease is None else view.server_ms - (lease.renewed_ms or lease.since_ms)
-        leads = lease is not None and lease.held and age_ms is not None and age_ms <= lease.ttl_ms
-        leader = next((member for member in view.members if member.role == "leader"), None)
-        verdicts = [record for record in records if isinstance(record, VerdictRecord)][:50]
-        terms = [record for record in records if isinstance(record, TermRecord)][:20]
-        return {
-            "cluster": self.settings.cluster,
-            "now_ms": view.server_ms,
-            "leader": lease.holder if lease is not None and leads else "",
-            "lease": None
-            if lease is None
-            else {
-                "holder": lease.holder,
-                "state": lease.state,
-                "epoch": lease.epoch,
-                "since_ms": lease.since_ms,
-                "age_ms": age_ms,
-                "ttl_ms": lease.ttl_ms,
-                "reason": term_end_in_words(lease.reason, lease.detail) if lease.reason else "",
-            },
-            "paused": Pause.parse(view.paused).as_data() if view.paused else None,
-            "replicas": [
-                {
-                    "id": member.id,
-                    "role": "leader" if lease is not None and leads and member.id == lease.holder else "standby",
-                    "host": member.host,
-                    "pid": member.pid,
-                    "version": member.version,
-                    "since_ms": member.since_ms,
-                    "seen_ms": member.seen_ms,
-                    "clock_offset_ms": member.clock_offset_ms,
-                    "http": member.http,
-                    "not_ready": list(member.not_ready),
-                }
-                for member in view.members
-            ],
-            "schedule": {"entries": leader.entries, "backlog": leader.backlog} if leader else None,
-            "upcoming": _identified(leader.upcoming if leader else ()),
-            "recent": _named(verdicts),
-            "terms": [
-                {
-                    "event": term.event,
-                    "by": term.by,
-                    "epoch": term.epoch,
-                    "why": term_record_in_words(term),
-                    "ms": term.ms,
-                }
-                for term in terms
-            ],
-        }
+def page_data(client: ClusterClient) -> dict[str, Any]:
+    """Return the content of the page as JSON types. Times are in ms since the Unix epoch.
+
+    Raises:
+        StoreError: Redis failed.
+    """
+    view, records = client.view(), client.journal.newest(_RECORDS)
+    lease = view.lease
+    age_ms = None if lease is None else view.server_ms - (lease.renewed_ms or lease.since_ms)
+    leads = lease is not None and lease.held and age_ms is not None and age_ms <= lease.ttl_ms
+    leader = next((member for member in view.members if member.role == "leader"), None)
+    verdicts = [record for record in records if isinstance(record, VerdictRecord)][:50]
+    terms = [record for record in records if isinstance(record, TermRecord)][:20]
+    return {
+        "cluster": client.settings.cluster,
+        "now_ms": view.server_ms,
+        "leader": lease.holder if lease is not None and leads else "",
+        "lease": None
+        if lease is None
+        else {
+            "holder": lease.holder,
+            "state": lease.state,
+            "epoch": lease.epoch,
+            "since_ms": lease.since_ms,
+            "age_ms": age_ms,
+            "ttl_ms": lease.ttl_ms,
+            "reason": term_end_in_words(lease.reason, lease.detail) if lease.reason else "",
+        },
+        "paused": Pause.parse(view.paused).as_data() if view.paused else None,
+        "replicas": [
+            {
+                "id": member.id,
+                "role": "leader" if lease is not None and leads and member.id == lease.holder else "standby",
+                "host": member.host,
+                "pid": member.pid,
+                "version": member.version,
+                "since_ms": member.since_ms,
+                "seen_ms": member.seen_ms,
+                "clock_offset_ms": member.clock_offset_ms,
+                "http": member.http,
+                "not_ready": list(member.not_ready),
+            }
+            for member in view.members
+        ],
+        "schedule": {"entries": leader.entries, "backlog": leader.backlog} if leader else None,
+        "upcoming": _identified(leader.upcoming if leader else ()),
+        "recent": _named(verdicts),
+        "terms": [
+            {"event": term.event, "by": term.by, "epoch": term.epoch, "why": term_record_in_words(term), "ms": term.ms}
+            for term in terms
+        ],
+    }
 
 
 def _named(records: Sequence[VerdictRecord]) -> list[dict[str, Any]]:
@@ -187,13 +174,10 @@ def _written_name(record: Record) -> str:
 
 
 @cache
-def cluster() -> Cluster:
-    """The cluster of this project. Connects at the first question.
+def cluster() -> ClusterClient:
+    """Return the client of this project's cluster. It connects at its first call.
 
     Raises:
-        ConfigurationError: the settings are not right.
+        ConfigurationError: a setting is wrong.
     """
-    app = celery_app()
-    settings = load_settings(app)
-    check_topology(app, settings)
-    return Cluster(app, settings)
+    return ClusterClient(celery_app())

@@ -16,6 +16,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import PeriodicTask
 
+from ha_beat.client import ClusterClient
 from ha_beat.django import cluster_view as access
 from ha_beat.settings import Settings
 from ha_beat.store.ledger import LedgerRow
@@ -32,7 +33,7 @@ TASKS = "/admin/django_celery_beat/periodictask/"
 
 @pytest.fixture(autouse=True)
 def _cluster_of_the_site(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = access.Cluster(app, Settings(cluster="site", redis_url=site.redis.url))
+    cluster = ClusterClient(app, Settings(cluster="site", redis_url=site.redis.url))
     monkeypatch.setattr("ha_beat.django.admin.cluster", lambda: cluster)
 
 
