@@ -19,7 +19,7 @@ from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.dispatch.lease_marker import StoreMark
 from ha_beat.dispatch.publisher import Publisher
-from ha_beat.dispatch.selector import PathFinder
+from ha_beat.dispatch.selector import DispatcherSelector
 from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.elector import Elector
@@ -52,7 +52,7 @@ class Runtime:
     elector: Elector
     enqueuer: Enqueuer
     control: Control
-    path: PathFinder
+    path: DispatcherSelector
     observation: Observation
     events: Events
     release: Callable[[Term], object]
@@ -150,7 +150,7 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
     if mark is not None:
         elector.permitted = mark.permits
     claim = _claim(app, settings, keys, main_link, clock, elector, mark)
-    path = PathFinder(_atomic(app, settings, keys, mark), claim, events.emit)
+    path = DispatcherSelector(_atomic(app, settings, keys, mark), claim, events.emit)
     enqueuer = Enqueuer(
         source,
         path,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from ha_beat.reasons import LeaseAction, LeaseOutcome, TermEnd, TermStart
+from ha_beat.reasons import DispatchPath, LeaseAction, LeaseOutcome, PathReason, TermEnd, TermStart, UncertainReason
 
 logger = logging.getLogger("ha_beat")
 
@@ -143,12 +143,13 @@ class OccurrenceSkipped(Event):
 
 @dataclass(frozen=True, slots=True)
 class OccurrenceUncertain(Event):
-    """Nobody knows whether the broker took the message."""
+    """The outcome of a publish is unknown. ``detail`` is the broker's answer or the client's exception."""
 
     entry: str
     scheduled_at: datetime | None
     task_id: str
-    why: str
+    reason: UncertainReason
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +169,10 @@ class DispatchHeld(Event):
 
 @dataclass(frozen=True, slots=True)
 class PathChosen(Event):
-    """How messages reach the broker: ``atomic`` or ``claim``, and why."""
+    """The dispatch path of this replica was chosen, or changed."""
 
-    path: str
-    why: str
+    path: DispatchPath
+    reason: PathReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a running task can know of the occurrence that it was enqueued for."""
+"""The message header ``ha_beat``, which tells a task which occurrence it runs for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-#: The message header that says it.
+from ha_beat.reasons import MessageKind
+
+#: The header's name.
 HEADER = "ha_beat"
 
 
@@ -15,11 +17,11 @@ HEADER = "ha_beat"
 class TaskOccurrence:
     """The occurrence that a task runs for.
 
-    ``cluster`` is the name under which the replicas share their schedule, ``entry`` the entry's name (of a database the
-    row's key). ``scheduled_at``, in UTC, is the instant it was *meant* for; of a manual run, the instant it was asked
-    for. ``epoch`` is the term it was enqueued in, ``run_count`` how many occurrences of the entry the cluster has
-    enqueued with this one. ``manual`` and ``backfill`` say that somebody asked for it (``ha-beat run`` and
-    ``ha-beat backfill``), ``request`` under which id; it is empty for a message by schedule.
+    ``cluster`` is the name under which the replicas share their schedule; ``entry`` is the entry's name, or the row's
+    key for a database schedule. ``scheduled_at`` is the due instant in UTC, or the time of the request for a manual
+    run. ``epoch`` is the term that enqueued the message, and ``run_count`` the number of the entry's occurrences that
+    were enqueued, this one included. ``manual`` and ``backfill`` are True for messages of ``ha-beat run`` and
+    ``ha-beat backfill``; ``request`` is the id of that request, and empty for a message of the schedule.
     """
 
     cluster: str
@@ -32,7 +34,7 @@ class TaskOccurrence:
     request: str = ""
 
     def attributes(self) -> dict[str, str | int | bool]:
-        """As attributes of a span or fields of a log record, by names that begin with ``ha_beat.``."""
+        """Return span attributes or log fields, whose names begin with ``ha_beat.``."""
         return {
             "ha_beat.cluster": self.cluster,
             "ha_beat.entry": self.entry,
@@ -40,12 +42,12 @@ class TaskOccurrence:
             "ha_beat.epoch": self.epoch,
             "ha_beat.run_count": self.run_count,
             "ha_beat.manual": self.manual,
-            "ha_beat.leader.backfill": self.backfill,
+            "ha_beat.backfill": self.backfill,
         }
 
 
 def occurrence_of(request: Any) -> TaskOccurrence | None:
-    """The occurrence behind a task's request, or ``None`` where the message was not enqueued by ha_beat.
+    """Return the occurrence behind a task's request, or ``None`` if ha_beat did not enqueue the message.
 
     ::
 
@@ -54,16 +56,16 @@ def occurrence_of(request: Any) -> TaskOccurrence | None:
             occurrence = ha_beat.occurrence_of(self.request)
             day = (occurrence.scheduled_at if occurrence else now()).date()
 
-    A retry of the task keeps its occurrence. With OpenTelemetry's ``CeleryInstrumentor``, whose span is the current one
-    while ``task_prerun`` is sent, each span gets it by::
+    A retry of the task keeps its occurrence. OpenTelemetry's ``CeleryInstrumentor`` makes its span current while
+    ``task_prerun`` is sent, so this handler adds the occurrence to each span::
 
         @task_prerun.connect
-        def say_which_occurrence(task, **_):
+        def add_occurrence(task, **_):
             occurrence = ha_beat.occurrence_of(task.request)
             if occurrence is not None:
                 trace.get_current_span().set_attributes(occurrence.attributes())
 
-    Connect this after ``CeleryInstrumentor().instrument()``, since handlers run in the order they were connected in.
+    Connect it after ``CeleryInstrumentor().instrument()``: handlers run in the order in which they were connected.
     """
     found = getattr(request, HEADER, None)
     if not isinstance(found, Mapping):
@@ -84,3 +86,34 @@ def occurrence_of(request: Any) -> TaskOccurrence | None:
         )
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def header_of(
+    cluster: str,
+    entry: str,
+    instant: str,
+    *,
+    epoch: int,
+    run_count: int,
+    kind: MessageKind | None = None,
+    request: str = "",
+) -> dict[str, Any]:
+    """Return the header's value. ``instant`` is the due instant as :class:`Occurrence` spells it.
+
+    ``kind`` and ``request`` are given for a message that was requested.
+    """
+    return {
+        "cluster": cluster,
+        "entry": entry,
+        "scheduled_at": instant,
+        "epoch": epoch,
+        "run_count": run_count,
+        **({str(kind): True} if kind else {}),
+        **({"request": request} if request else {}),
+    }
+
+
+def with_header(options: Mapping[str, Any], header: Mapping[str, Any], task_id: str) -> dict[str, Any]:
+    """Return a copy of an entry's publish options with this header, the one of Celery's beat, and the task id."""
+    headers = {**(options.get("headers") or {}), "celery_beat_task": True, HEADER: dict(header)}
+    return {**options, "headers": headers, "task_id": task_id}

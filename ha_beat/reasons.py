@@ -151,6 +151,44 @@ class DispatchPath(StrEnum):
     CLAIM = "claim"
 
 
+class PathReason(StrEnum):
+    """Why a dispatch path was chosen."""
+
+    BROKER_HOLDS_LEASE = "broker_holds_lease"
+    BROKER_NOT_REDIS = "broker_not_redis"
+    #: The broker is another Redis server, or another database, than the lease's.
+    BROKER_ON_OTHER_REDIS = "broker_on_other_redis"
+
+
+class PublishOutcome(StrEnum):
+    """The outcome of publishing one message."""
+
+    ACCEPTED = "accepted"
+    #: The broker certainly does not have the message.
+    REFUSED = "refused"
+    #: Publishing was not tried, or failed before anything was written.
+    UNSENT = "unsent"
+    UNKNOWN = "unknown"
+
+
+class UncertainReason(StrEnum):
+    """Why the outcome of a publish is unknown."""
+
+    #: The broker gave no definite answer.
+    NO_ANSWER = "no_answer"
+    #: The publish was interrupted by an unexpected exception.
+    INTERRUPTED = "interrupted"
+    #: The claim was left open, by an earlier leader or past the publish deadline.
+    UNCONFIRMED = "unconfirmed"
+
+
+class UncertainPolicy(StrEnum):
+    """How a message of unknown outcome is treated."""
+
+    SKIP = "skip"
+    REPUBLISH = "republish"
+
+
 class RequestKind(StrEnum):
     """What the leader is asked to do."""
 

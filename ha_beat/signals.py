@@ -52,9 +52,9 @@ occurrence_skipped = Signal(name="occurrence_skipped", providing_args=["entry", 
 """Due instants from ``first`` up to, not including, ``until`` get no message; ``count`` is -1 for too many to count."""
 
 occurrence_uncertain = Signal(
-    name="occurrence_uncertain", providing_args=["entry", "scheduled_at", "task_id", "reason"]
+    name="occurrence_uncertain", providing_args=["entry", "scheduled_at", "task_id", "reason", "detail"]
 )
-"""Nobody knows whether the occurrence was enqueued (brokers other than the lease's Redis only)."""
+"""The outcome of a publish is unknown (only with brokers other than the lease's Redis)."""
 
 state_lost = Signal(name="state_lost", providing_args=["reason"])
 """Redis lost what the cluster had recorded. What follows is the setting ``ha_beat_on_state_loss``."""
@@ -91,9 +91,9 @@ def _signal_of(event: e.Event) -> tuple[Any, dict[str, Any]] | None:
         case e.OccurrenceSkipped(entry, first, until, count, reason):
             about = {"entry": entry, "first": first, "until": until}
             return occurrence_skipped, {**about, "count": count, "reason": reason}
-        case e.OccurrenceUncertain(entry, scheduled_at, task_id, reason):
+        case e.OccurrenceUncertain(entry, scheduled_at, task_id, reason, detail):
             about = {"entry": entry, "scheduled_at": scheduled_at, "task_id": task_id}
-            return occurrence_uncertain, {**about, "reason": reason}
+            return occurrence_uncertain, {**about, "reason": reason, "detail": detail}
         case e.StateLost(why):
             return state_lost, {"reason": why}
         case e.Paused(since, by, reason, found=False):

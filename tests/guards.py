@@ -358,8 +358,8 @@ WATCHED: tuple[Guard, ...] = (
         "claim: what may have been accepted is not taken back",
         Mutant(
             "ha_beat.dispatch.two_phase:_sorted_out",
-            'if known.outcome in {"refused", "unsent"} and not known.unknown',
-            'if known.outcome in {"refused", "unsent"}',
+            "if known.outcome in {PublishOutcome.REFUSED, PublishOutcome.UNSENT} and not known.unknown",
+            "if known.outcome in {PublishOutcome.REFUSED, PublishOutcome.UNSENT}",
         ),
         f"{CLAIM}::test_what_may_have_been_accepted_is_never_taken_back",
     ),
@@ -386,8 +386,8 @@ WATCHED: tuple[Guard, ...] = (
         "claim: what was never tried is another's",
         Mutant(
             "ha_beat.dispatch.two_phase:ClaimDispatcher._claimed",
-            '(answer.kind == "mine" and tried)',
-            'answer.kind == "mine"',
+            "(answer.kind is AnswerKind.MINE and tried)",
+            "answer.kind is AnswerKind.MINE",
         ),
         f"{CLAIM}::test_a_step_of_a_request_is_sent_once_and_leaves_the_row_alone",
     ),

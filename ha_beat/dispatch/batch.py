@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ha_beat.dispatch.protocol import Answer, FencedOff, Operation
+from ha_beat.reasons import AnswerKind
 from ha_beat.store.lease import Keys, Term, fence_reason
 from ha_beat.store.scripts import Script, text
 
@@ -42,5 +43,4 @@ class BatchScript:
         answer, *rest = (text(part) for part in self._script(client, keys, flat))
         if answer == "fenced":
             raise FencedOff(fence_reason(rest[0]))
-        kinds: Any = rest[::2]
-        return [Answer(kind, detail) for kind, detail in zip(kinds, rest[1::2], strict=True)]
+        return [Answer(AnswerKind(kind), detail) for kind, detail in zip(rest[::2], rest[1::2], strict=True)]

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import redis
 from amqp.exceptions import FrameSyntaxError, MessageNacked
@@ -21,6 +21,7 @@ from redis.exceptions import ResponseError
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.dispatch.capture import captured
 from ha_beat.errors import StoreUnavailable
+from ha_beat.reasons import PublishOutcome
 from ha_beat.store.redis_errors import as_store_error, code_of, in_words
 
 #: What kombu's producer is about to publish, and the call that publishes it.
@@ -35,12 +36,12 @@ _ROUTED_AT_ONCE = frozenset({"direct", "topic", "headers"})
 class Sent:
     """What is known of a message after it was sent.
 
-    ``refused``: certainly not accepted. ``accepted`` with a reason: not by each of several queues. ``broken``: the
+    ``accepted`` with a ``detail``: not by each of several queues. ``broken``: the
     connection it went by is of no use any more, and the next message would fare no better.
     """
 
-    outcome: Literal["accepted", "refused", "unknown"]
-    why: str = ""
+    outcome: PublishOutcome
+    detail: str = ""
     broken: bool = False
 
 
@@ -128,8 +129,8 @@ class Carrier:
             publish(arguments)
         except Exception as exc:
             answered = isinstance(exc, self._connection.channel_errors)
-            return Sent("unknown", worded(exc), broken=not answered)
-        return Sent("accepted")
+            return Sent(PublishOutcome.UNKNOWN, worded(exc), broken=not answered)
+        return Sent(PublishOutcome.ACCEPTED)
 
 
 class AmqpCarrier(Carrier):
@@ -180,17 +181,21 @@ class AmqpCarrier(Carrier):
         except MessageNacked as exc:
             # One of several queues may have taken it.
             self.owed = False
-            return Sent("unknown", worded(exc))
+            return Sent(PublishOutcome.UNKNOWN, worded(exc))
         except self._connection.channel_errors as exc:
-            return Sent("refused", worded(exc))
+            return Sent(PublishOutcome.REFUSED, worded(exc))
         except (FrameSyntaxError, struct.error, TypeError, ValueError) as exc:
             # It can't be put into frames, and those are made before they are written.
             unwritten = 0 < written == amqp.bytes_sent
-            return Sent("refused", worded(exc)) if unwritten else Sent("unknown", worded(exc), broken=True)
+            return (
+                Sent(PublishOutcome.REFUSED, worded(exc))
+                if unwritten
+                else Sent(PublishOutcome.UNKNOWN, worded(exc), broken=True)
+            )
         except Exception as exc:
-            return Sent("unknown", worded(exc), broken=True)
+            return Sent(PublishOutcome.UNKNOWN, worded(exc), broken=True)
         self.owed = False
-        return Sent("refused", self._returned) if self._returned else Sent("accepted")
+        return Sent(PublishOutcome.REFUSED, self._returned) if self._returned else Sent(PublishOutcome.ACCEPTED)
 
     def _must_be_routed(self, exchange: str) -> bool:
         """Whether it is an error that no queue takes the message, and certain then that none has it.
@@ -238,9 +243,9 @@ class SqsCarrier(Carrier):
             raise StoreUnavailable(worded(exc), acted=False) from exc
         except Exception as exc:
             if self.entrys_own(exc):
-                return Sent("refused", worded(exc))
-            return Sent("unknown", worded(exc), broken=True)
-        return Sent("accepted")
+                return Sent(PublishOutcome.REFUSED, worded(exc))
+            return Sent(PublishOutcome.UNKNOWN, worded(exc), broken=True)
+        return Sent(PublishOutcome.ACCEPTED)
 
 
 def _amazons() -> Any:
@@ -305,7 +310,7 @@ class RedisCarrier(Carrier):
         except Exception as exc:
             return self._nothing_done(exc)
         if not commands:
-            return Sent("refused", "no queue is bound to its exchange")
+            return Sent(PublishOutcome.REFUSED, "no queue is bound to its exchange")
         try:
             pipe: Any  # without types in redis-py
             with link.client().pipeline(transaction=len(commands) > 1) as pipe:
@@ -315,15 +320,15 @@ class RedisCarrier(Carrier):
         except Exception as exc:
             error = as_store_error(exc)
             if isinstance(error, StoreUnavailable) and error.acted:
-                return Sent("unknown", str(error), broken=True)
+                return Sent(PublishOutcome.UNKNOWN, str(error), broken=True)
             return self._nothing_done(exc)
         failed = [reply for reply in replies if isinstance(reply, Exception)]
         if len(failed) == len(replies):
             return self._nothing_done(failed[0])
         # A transaction does not roll back: some queue has it.
-        return Sent("accepted", f"not every queue took it: {in_words(failed[0])}" if failed else "")
+        return Sent(PublishOutcome.ACCEPTED, f"not every queue took it: {in_words(failed[0])}" if failed else "")
 
     def _nothing_done(self, exc: Exception) -> Sent:
         if self.entrys_own(exc):
-            return Sent("refused", in_words(exc))
+            return Sent(PublishOutcome.REFUSED, in_words(exc))
         raise StoreUnavailable(in_words(exc), acted=False) from exc

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from ha_beat.errors import HaBeatError
-from ha_beat.reasons import TermEnd
+from ha_beat.reasons import AnswerKind, TermEnd, UncertainPolicy
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import Ledger, LedgerRow
 
@@ -32,7 +32,7 @@ class Operation:
     request: str = ""
     step: int = 0
     task_id: str = ""
-    uncertain: Literal["skip", "republish"] = "skip"
+    uncertain: UncertainPolicy = UncertainPolicy.SKIP
     scheduled_ms: int = 0
 
     @property
@@ -54,7 +54,7 @@ class Answer:
     last two ``detail`` is the row as it stands now.
     """
 
-    kind: Literal["done", "mine", "moved", "error", "unsent", "partial", "paused", "withdrawn", "uncertain", "again"]
+    kind: AnswerKind
     detail: str = ""
 
 
@@ -70,7 +70,7 @@ class OpenClaim:
     json: str
     entry: str
     nonce: str
-    policy: Literal["skip", "republish"]
+    policy: UncertainPolicy
     row: str
     records: tuple[str, ...]
 

@@ -13,9 +13,10 @@ from kombu import Producer
 
 from ha_beat.clock import Clock
 from ha_beat.dispatch.broker_adapters import AmqpCarrier, Arguments, Carrier, RedisCarrier, Sent, SqsCarrier, worded
-from ha_beat.dispatch.header import HEADER
 from ha_beat.dispatch.message import DeclaringOnce, NothingPublished, publish
 from ha_beat.errors import StoreError, StoreUnavailable
+from ha_beat.headers import HEADER
+from ha_beat.reasons import PublishOutcome
 from ha_beat.store.lease import new_token
 
 _CARRIERS: Mapping[str, type[Carrier]] = {"amqp": AmqpCarrier, "redis": RedisCarrier, "sqs": SqsCarrier}
@@ -120,13 +121,13 @@ class Publisher:
             except StoreUnavailable as exc:
                 if number == 0:
                     raise
-                sent = Sent("unknown", str(exc), broken=True)
-            if sent.outcome != "accepted":
+                sent = Sent(PublishOutcome.UNKNOWN, str(exc), broken=True)
+            if sent.outcome is not PublishOutcome.ACCEPTED:
                 # Of several, those before it have been accepted.
-                return sent if number == 0 else Sent("unknown", sent.why, sent.broken)
-            why = why or sent.why
+                return sent if number == 0 else Sent(PublishOutcome.UNKNOWN, sent.detail, sent.broken)
+            why = why or sent.detail
         self._used_at = self._clock.elapsed()
-        return Sent("accepted", why)
+        return Sent(PublishOutcome.ACCEPTED, why)
 
     def _send(self, message: DeferredPublish) -> Sent:
         message.stamp()
@@ -145,7 +146,7 @@ class Publisher:
             entrys_own = carrier.entrys_own(exc)
             self.reset()
             if entrys_own:
-                return Sent("refused", worded(exc))
+                return Sent(PublishOutcome.REFUSED, worded(exc))
             raise StoreUnavailable(worded(exc), acted=False) from exc
         except BaseException:
             # Broken off in the middle of something.
@@ -161,7 +162,7 @@ class Publisher:
         A blocked one is: on a new one the broker would say so only once it has a message of ours. One that was refused
         a message is not: queues may be gone that were declared by it.
         """
-        return carrier.blocked or not (sent.outcome == "refused" or sent.broken or carrier.owed)
+        return carrier.blocked or not (sent.outcome is PublishOutcome.REFUSED or sent.broken or carrier.owed)
 
     def reset(self) -> None:
         """Forget the connection: what it was doing is unknown."""

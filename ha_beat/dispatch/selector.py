@@ -1,4 +1,4 @@
-"""Finds the way by which occurrences reach the broker."""
+"""Selection of the dispatch path."""
 
 from __future__ import annotations
 
@@ -8,35 +8,38 @@ from ha_beat import events
 from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.dispatch.protocol import Dispatcher
 from ha_beat.dispatch.two_phase import ClaimDispatcher
+from ha_beat.reasons import DispatchPath, PathReason
 from ha_beat.store.lease import Term
 
 
-class PathFinder:
-    """Enqueue and record as one act where lease and queues are one Redis, else claim, publish and confirm."""
+class DispatcherSelector:
+    """Selection of the atomic path if one Redis holds both lease and queues, else of claim, publish and confirm."""
 
     def __init__(
         self, atomic: AtomicDispatcher | None, claim: ClaimDispatcher, emit: Callable[[events.Event], None]
     ) -> None:
-        """``atomic`` is ``None`` where the broker is not Redis."""
+        """``atomic`` is ``None`` if the broker is not Redis."""
         self._atomic = atomic
         self._claim = claim
         self._emit = emit
-        self._said = ""
+        self._path: DispatchPath | None = None
 
     def __call__(self, term: Term) -> Dispatcher:
-        """The dispatcher for this term.
+        """Return the dispatcher for the term. Emits :class:`events.PathChosen` for the first path and each change.
 
         Raises:
-            StoreUnavailable: the broker can't be asked now.
+            StoreUnavailable: the broker did not answer.
         """
         if self._atomic is None:
-            return self._say("claim", "the broker is not Redis", self._claim)
+            self._choose(DispatchPath.CLAIM, PathReason.BROKER_NOT_REDIS)
+            return self._claim
         if self._atomic.holds_lease(term):
-            return self._say("atomic", "the broker is the Redis that holds the lease", self._atomic)
-        return self._say("claim", "the broker is another Redis, or another database, than the lease's", self._claim)
+            self._choose(DispatchPath.ATOMIC, PathReason.BROKER_HOLDS_LEASE)
+            return self._atomic
+        self._choose(DispatchPath.CLAIM, PathReason.BROKER_ON_OTHER_REDIS)
+        return self._claim
 
-    def _say(self, path: str, why: str, dispatcher: Dispatcher) -> Dispatcher:
-        if path != self._said:
-            self._said = path
-            self._emit(events.PathChosen(path, why))
-        return dispatcher
+    def _choose(self, path: DispatchPath, reason: PathReason) -> None:
+        if path != self._path:
+            self._path = path
+            self._emit(events.PathChosen(path, reason))

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from celery.beat import ScheduleEntry
 from redis.exceptions import RedisError
@@ -32,6 +32,7 @@ from ha_beat.dispatch.lease_marker import StoreMark
 from ha_beat.dispatch.protocol import Answer, FencedOff, OpenClaim, Operation
 from ha_beat.dispatch.publisher import DeferredPublish
 from ha_beat.errors import StoreError, StoreUnavailable
+from ha_beat.reasons import AnswerKind, PublishOutcome, UncertainPolicy, UncertainReason
 from ha_beat.store.connections import Link
 from ha_beat.store.lease import Keys, Term, fence_reason
 from ha_beat.store.ledger import Ledger, LedgerRow
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
 #: So many occurrences are claimed before the first of them is sent: few enough that a claim is young when it is.
 _AT_A_TIME = 20
 
-#: The reason in the ledger of an occurrence of unknown outcome.
-UNKNOWN = "the broker's answer is unknown"
+#: Characters of a detail that are kept in the ledger and the journal.
+_MAX_DETAIL = 300
 
 #: For so long a claim that was settled by a newer term waits for word from its maker.
 _KEEP_UNCERTAIN = timedelta(days=1)
@@ -77,8 +78,9 @@ class _Claimed:
     written: bool = False
     #: Whether its message may be under way.
     sending: bool = False
-    outcome: Literal["", "accepted", "refused", "unsent", "unknown"] = ""
-    why: str = ""
+    outcome: PublishOutcome | None = None
+    reason: UncertainReason = UncertainReason.NO_ANSWER
+    detail: str = ""
     answer: Answer | None = None
 
     @property
@@ -92,17 +94,28 @@ class _Claimed:
     @property
     def unknown(self) -> bool:
         """Nobody knows about this sending, or about the one before it."""
-        return self.outcome == "unknown" or (self.sent_before and self.outcome != "accepted")
+        return self.outcome is PublishOutcome.UNKNOWN or (self.sent_before and not self.accepted)
+
+    @property
+    def accepted(self) -> bool:
+        return self.outcome is PublishOutcome.ACCEPTED
+
+    @property
+    def uncertain(self) -> LedgerRow | None:
+        """The row if the outcome is unknown."""
+        return uncertain_row(self.row, self.reason, self.detail) if self.row is not None else None
 
     @property
     def stays_open(self) -> bool:
         """It is to be sent again."""
-        return self.unknown and self.operation.uncertain == "republish" and self.row is not None
+        return self.unknown and self.operation.uncertain is UncertainPolicy.REPUBLISH and self.row is not None
 
 
-def uncertain_row(claimed: LedgerRow, why: str = "") -> LedgerRow:
-    """The row of a claimed occurrence whose outcome nobody knows; the same whoever writes it."""
-    row = replace(claimed, verdict="uncertain", reason=f"{UNKNOWN} ({why})"[:300] if why else UNKNOWN)
+def uncertain_row(
+    claimed: LedgerRow, reason: UncertainReason = UncertainReason.UNCONFIRMED, detail: str = ""
+) -> LedgerRow:
+    """Return the row of a claimed occurrence whose outcome is unknown; the same for each replica that writes it."""
+    row = replace(claimed, verdict="uncertain", reason=reason, detail=detail[:_MAX_DETAIL])
     return replace(row, raw=row.encoded())
 
 
@@ -162,13 +175,13 @@ class ClaimDispatcher:
         Raises:
             StoreUnavailable: Redis can't be told now either.
         """
-        accepted = [known for known in self._known.values() if known.outcome == "accepted" and known.answer is None]
+        accepted = [known for known in self._known.values() if known.accepted and known.answer is None]
         owed = [*self._owed, *accepted]
         if owed:
             self._settle(["", ""], [_verdict_line(known) for known in owed])
         self._owed = []
         for known in accepted:
-            known.answer = Answer("done")
+            known.answer = Answer(AnswerKind.DONE)
 
     def let_go(self, term: Term, client: redis.Redis) -> None:
         """The process ends, perhaps in the middle of a batch: settle what is known, by another connection.
@@ -179,7 +192,7 @@ class ClaimDispatcher:
         claims = [known for known in list(self._known.values()) if known.attempted and known.answer is None]
         for known in claims:
             if not known.outcome and not known.sending:
-                known.outcome, known.why = "unsent", "this replica was stopped"
+                known.outcome, known.detail = PublishOutcome.UNSENT, "this replica was stopped"
         known_ones = [known for known in claims if known.outcome and known.nonce == term.nonce]
         told, taken_back = _sorted_out(known_ones)
         with suppress(StoreError, FencedOff):
@@ -193,7 +206,7 @@ class ClaimDispatcher:
         for key, known in list(self._known.items()):
             if known.nonce != term.nonce:
                 del self._known[key]
-                if known.outcome == "accepted" and known.answer is None:
+                if known.accepted and known.answer is None:
                     self._owed.append(known)
         if self._owed:
             self.settle_up()
@@ -231,7 +244,7 @@ class ClaimDispatcher:
         for known in open_ones:
             known.answer = _answer(known)
         return [
-            answer if answer is not None else self._known[_key(op)].answer or Answer("error")
+            answer if answer is not None else self._known[_key(op)].answer or Answer(AnswerKind.ERROR)
             for op, answer in zip(operations, answers, strict=True)
         ], trouble
 
@@ -246,7 +259,7 @@ class ClaimDispatcher:
                 continue
             known = self._known.get(_key(operation))
             if known is None and trouble:
-                answers[number] = Answer("unsent", trouble)
+                answers[number] = Answer(AnswerKind.UNSENT, trouble)
                 continue
             if known is None:
                 known = self._known[_key(operation)] = _new_claim(term, operation)
@@ -272,7 +285,7 @@ class ClaimDispatcher:
     def _claimed(self, operation: Operation, answer: Answer, *, tried: bool) -> Answer | None:
         """Whether the claim is there, and ours to work on: one that we never tried to write is another's."""
         known = self._known[_key(operation)]
-        if answer.kind == "done" or (answer.kind == "mine" and tried):
+        if answer.kind is AnswerKind.DONE or (answer.kind is AnswerKind.MINE and tried):
             known.written = True
             return None
         known.answer = answer
@@ -283,23 +296,23 @@ class ClaimDispatcher:
         if known.outcome:
             return trouble
         if known.sending:
-            known.outcome, known.why = "unknown", "its sending was broken off"
+            known.outcome, known.reason = PublishOutcome.UNKNOWN, UncertainReason.INTERRUPTED
         elif trouble:
-            known.outcome, known.why = "unsent", trouble
+            known.outcome, known.detail = PublishOutcome.UNSENT, trouble
         elif not self._trusted(term):
             # Another may lead by now, and settle what is claimed: nothing more goes out under this term.
-            known.outcome, known.why = "unsent", "the term ended before it was sent"
+            known.outcome, known.detail = PublishOutcome.UNSENT, "the term ended before it was sent"
         else:
             failpoints.reach("before publish")
             known.sending = True
             try:
                 sent = self._publisher.send(known.operation.message or ())
             except StoreUnavailable as exc:
-                known.outcome, known.why = "unsent", str(exc)
-                return known.why
-            known.outcome, known.why = sent.outcome, sent.why
+                known.outcome, known.detail = PublishOutcome.UNSENT, str(exc)
+                return known.detail
+            known.outcome, known.detail = sent.outcome, sent.detail
             if sent.broken:
-                return known.why
+                return known.detail
         return trouble
 
     def _settle_own(self, term: Term, claims: Sequence[_Claimed]) -> None:
@@ -377,14 +390,20 @@ def _found(key: str, value: str) -> tuple[str, int, OpenClaim]:
     state, _, raw = value.partition(" ")
     claim = json.loads(raw)
     records = tuple(str(record) for record in claim["records"])
-    found = OpenClaim(key, raw, str(claim["entry"]), str(claim["by"]), claim["policy"], str(claim["row"]), records)
+    found = OpenClaim(
+        key, raw, str(claim["entry"]), str(claim["by"]), UncertainPolicy(claim["policy"]), str(claim["row"]), records
+    )
     return state, int(claim["ms"]), found
 
 
 def _sorted_out(claims: Sequence[_Claimed]) -> tuple[list[_Claimed], list[_Claimed]]:
     """Those that get a verdict, and those that are taken back. The others stay open."""
-    told = [known for known in claims if known.outcome == "accepted" or (known.unknown and not known.stays_open)]
-    taken_back = [known for known in claims if known.outcome in {"refused", "unsent"} and not known.unknown]
+    told = [known for known in claims if known.accepted or (known.unknown and not known.stays_open)]
+    taken_back = [
+        known
+        for known in claims
+        if known.outcome in {PublishOutcome.REFUSED, PublishOutcome.UNSENT} and not known.unknown
+    ]
     return told, taken_back
 
 
@@ -415,28 +434,28 @@ def _written_ms(records: Iterable[str], term: Term) -> int:
 
 def _answer(known: _Claimed) -> Answer:
     if known.stays_open:
-        return Answer("again", known.raw)
+        return Answer(AnswerKind.AGAIN, known.raw)
     if known.unknown:
-        return Answer("uncertain", uncertain_row(known.row, known.why).raw if known.row else known.why)
+        return Answer(AnswerKind.UNCERTAIN, known.uncertain.raw if known.uncertain else known.detail)
     match known.outcome:
-        case "accepted":
-            return Answer("partial", known.why) if known.why else Answer("done")
-        case "refused":
-            return Answer("error", known.why)
+        case PublishOutcome.ACCEPTED:
+            return Answer(AnswerKind.PARTIAL, known.detail) if known.detail else Answer(AnswerKind.DONE)
+        case PublishOutcome.REFUSED:
+            return Answer(AnswerKind.ERROR, known.detail)
         case _:
-            return Answer("unsent", known.why)
+            return Answer(AnswerKind.UNSENT, known.detail)
 
 
 def _verdict_line(known: _Claimed) -> list[Any]:
     """What is known for certain, or that nothing is."""
     operation = known.operation
-    if known.outcome == "accepted":
+    if known.accepted:
         # A newer term may have settled it as uncertain meanwhile.
         replaces = [known.raw, uncertain_row(known.row).raw] if known.row is not None else []
         return _line(known.key, known.json, "", operation.entry, operation.row, replaces, operation.records)
-    row = uncertain_row(known.row, known.why).raw if known.row is not None else ""
+    row = known.uncertain.raw if known.uncertain is not None else ""
     replaces = [known.raw] if known.row is not None else []
-    records = [as_uncertain(record, known.why) for record in operation.records]
+    records = [as_uncertain(record, known.reason, known.detail) for record in operation.records]
     return _line(known.key, known.json, "", operation.entry, row, replaces, records)
 
 
@@ -451,10 +470,11 @@ def _line(
     return [key, claim, state, entry, row, len(replaces), *replaces, len(records), *records]
 
 
-def as_uncertain(record: str, why: str = "") -> str:
-    """The record that it was enqueued, as one that nobody knows; any other as it is."""
+def as_uncertain(record: str, reason: UncertainReason = UncertainReason.UNCONFIRMED, detail: str = "") -> str:
+    """Return a record of an enqueued occurrence as one of unknown outcome, and any other record unchanged."""
     fields = json.loads(record)
     if fields.get("verdict") == "enqueued":
-        fields["verdict"] = "uncertain"
-        fields["why"] = f"{UNKNOWN} ({why})"[:300] if why else UNKNOWN
+        fields["verdict"], fields["why"] = "uncertain", reason
+        if detail:
+            fields["detail"] = detail[:_MAX_DETAIL]
     return json.dumps(fields)

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 
 from ha_beat import events
 from ha_beat.dispatch import Dispatcher, Operation
-from ha_beat.dispatch.header import with_header
 from ha_beat.errors import StoreError
+from ha_beat.headers import header_of, with_header
 from ha_beat.leader.due_queue import Agenda, Slot
 from ha_beat.leader.ledger_writer import Scribe, Work
 from ha_beat.leader.open_claims import Claims
@@ -109,13 +109,8 @@ class Gatherer:
         occurrence = Occurrence(slot.id, send)
         task_id = occurrence.task_id(self._cluster)
         row = scribe.row(slot, due.position, "enqueued", scheduled_at=send, task_id=task_id)
-        header = {
-            "cluster": self._cluster,
-            "entry": slot.id,
-            "scheduled_at": occurrence.instant,
-            "epoch": scribe.term.epoch,
-            "run_count": row.run_count,
-        }
+        epoch = scribe.term.epoch
+        header = header_of(self._cluster, slot.id, occurrence.instant, epoch=epoch, run_count=row.run_count)
         args, kwargs, options = self._source.arguments(slot)
         message = dispatcher.prepare(slot.entry, args, kwargs, with_header(options, header, task_id))
         records = [scribe.enqueued_record(slot, send, task_id)]

@@ -6,8 +6,9 @@ import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
+from ha_beat.reasons import UncertainPolicy
 from ha_beat.schedule.occurrence import Due, Instants, Misfire
 from ha_beat.store.ledger import LedgerRow
 
@@ -31,7 +32,7 @@ class Slot:
     failing_since: datetime | None = None
     #: Whether the row's own occurrence is to be sent once more: nobody knows whether it was.
     redo: bool = False
-    uncertain: Literal["skip", "republish"] = "skip"
+    uncertain: UncertainPolicy = UncertainPolicy.SKIP
     ticket: int = 0
     #: What people call it, where that is not the id.
     name: str = ""

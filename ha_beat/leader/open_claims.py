@@ -9,6 +9,7 @@ from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.dispatch import Dispatcher, OpenClaim
 from ha_beat.leader.due_queue import Agenda, Slot
+from ha_beat.reasons import UncertainReason
 from ha_beat.store.lease import Term
 
 
@@ -77,4 +78,5 @@ class Claims:
             if slot is not None and slot.row is not None and slot.row.task_id == row.task_id:
                 slot.row = row
             label = entry if slot is None else slot.label
-            self._emit(events.OccurrenceUncertain(label, row.scheduled_at, row.task_id, row.reason))
+            reason = UncertainReason(row.reason)
+            self._emit(events.OccurrenceUncertain(label, row.scheduled_at, row.task_id, reason, row.detail))

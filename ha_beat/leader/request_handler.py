@@ -17,12 +17,12 @@ from typing import Any, Protocol
 from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.dispatch import Answer, Dispatcher, FencedOff, Operation
-from ha_beat.dispatch.header import with_header
 from ha_beat.errors import StoreError, StoreUnavailable
+from ha_beat.headers import header_of, with_header
 from ha_beat.leader import Enqueuer, ScheduleSource
 from ha_beat.leader.backfill import Instant, due_between, judged
 from ha_beat.leader.due_queue import Slot
-from ha_beat.reasons import TermEnd
+from ha_beat.reasons import MessageKind, TermEnd
 from ha_beat.schedule.occurrence import Occurrence
 from ha_beat.store.journal import Journal, VerdictRecord
 from ha_beat.store.lease import Term
@@ -96,7 +96,7 @@ class Control:
         self._clock = clock
         self._emit = emit
         self._shadow = shadow
-        self._path = {"path": "", "why": "nothing was dispatched yet"}
+        self._path = {"path": "", "why": ""}
         self._failing: dict[str, str] = {}
         self._try_at = 0.0
         #: The requests that this process has begun to carry out under the term, and how far others had come before.
@@ -115,8 +115,8 @@ class Control:
     def note(self, event: events.Event) -> None:
         """Take in an event, for the report."""
         match event:
-            case events.PathChosen(path, why):
-                self._path = {"path": path, "why": why}
+            case events.PathChosen(path, reason):
+                self._path = {"path": path, "why": reason}
             case events.EntryFailed(entry, why) if len(self._failing) < _FAILING:
                 self._failing[entry] = why
             case events.Enqueued(entry):
@@ -319,19 +319,19 @@ class Control:
         return dispatcher
 
     def _operation(
-        self, term: Term, request: Request, slot: Slot, at: datetime, *, kind: str, task_id: str, step: int
+        self, term: Term, request: Request, slot: Slot, at: datetime, *, kind: MessageKind, task_id: str, step: int
     ) -> Operation:
         """One message of a request: it has its header, its record, and no part in the entry's position."""
         instant = Occurrence(slot.id, at).instant
-        header = {
-            "cluster": self._cluster,
-            "entry": slot.id,
-            "scheduled_at": instant,
-            "epoch": term.epoch,
-            "run_count": slot.row.run_count if slot.row else 0,
-            kind: True,
-            "request": request.id,
-        }
+        header = header_of(
+            self._cluster,
+            slot.id,
+            instant,
+            epoch=term.epoch,
+            run_count=slot.row.run_count if slot.row else 0,
+            kind=kind,
+            request=request.id,
+        )
         args, kwargs, options = self._source.arguments(slot)
         message = self._dispatcher().prepare(slot.entry, args, kwargs, with_header(options, header, task_id))
         content = {"kind": kind, "verdict": "enqueued", "entry": slot.id, "at": instant, "id": task_id}
@@ -352,7 +352,7 @@ class Control:
             self._answer(term, request, Reply(ok=True, line=line, data=data))
             return
         at, task_id = self._enqueuer.now(), request.task_id()
-        operation = self._operation(term, request, slot, at, kind="manual", task_id=task_id, step=1)
+        operation = self._operation(term, request, slot, at, kind=MessageKind.MANUAL, task_id=task_id, step=1)
         (answer,) = self._dispatcher().submit(term, [operation])
         if answer.kind not in ("done", "mine", "partial"):
             raise _refuse(_failure(answer), task_id=task_id)
@@ -414,7 +414,9 @@ class Control:
             for found in batch:
                 task_id = Occurrence(slot.id, found.at).task_id(self._cluster)
                 operations.append(
-                    self._operation(term, request, slot, found.at, kind="backfill", task_id=task_id, step=found.number)
+                    self._operation(
+                        term, request, slot, found.at, kind=MessageKind.BACKFILL, task_id=task_id, step=found.number
+                    )
                 )
             for found, answer in zip(batch, self._dispatcher().submit(term, operations), strict=True):
                 done = answer.kind in ("done", "mine", "partial")

@@ -11,6 +11,7 @@ from ha_beat.leader.due_queue import Agenda, Slot
 from ha_beat.leader.ledger_writer import Work
 from ha_beat.leader.open_claims import Claims
 from ha_beat.leader.planner import Planner, ScheduleSource
+from ha_beat.reasons import UncertainReason
 from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.shadow import Shadow
 
@@ -81,7 +82,8 @@ class Settler:
             s = due.skipped
             self._emit(events.OccurrenceSkipped(slot.label, s.first, s.until, s.count, s.reason))
         if due.send is not None and row.verdict == "uncertain":
-            self._emit(events.OccurrenceUncertain(slot.label, due.send, row.task_id, row.reason))
+            reason = UncertainReason(row.reason)
+            self._emit(events.OccurrenceUncertain(slot.label, due.send, row.task_id, reason, row.detail))
         elif due.send is not None:
             lateness = (now - due.send).total_seconds()
             self._emit(events.Enqueued(slot.label, str(slot.entry.task), row.task_id, due.send, lateness))

@@ -91,17 +91,20 @@ class LogWriter:
                     else f"{many} due from {_instant(first)} to before {_instant(until)}"
                 )
                 return logging.WARNING, f"Skipped {entry}, {due}: {_IN_WORDS.get(reason, reason)}"
-            case e.OccurrenceUncertain(entry, at, task_id, why):
+            case e.OccurrenceUncertain(entry, at, task_id, reason, detail):
                 of = f" of {_instant(at)}" if at else ""
-                return logging.ERROR, f"Nobody knows whether {entry}{of} was enqueued (task id {task_id}): {why}"
+                return (
+                    logging.ERROR,
+                    f"Nobody knows whether {entry}{of} was enqueued (task id {task_id}): {detail or reason}",
+                )
             case e.StateLost(why, catch_up):
                 then = "enqueued again" if catch_up else "skipped, not to be enqueued twice"
                 return logging.ERROR, f"Redis lost state: {why}. What may have been enqueued before is {then}"
             case e.DispatchHeld(seconds):
                 then = f"nothing is enqueued for {_seconds(seconds)}, so that the old one stops first"
                 return logging.WARNING, f"Another Redis server answers: {then}"
-            case e.PathChosen(path, why):
-                return logging.INFO, f"Dispatch path {path}: {why}"
+            case e.PathChosen(path, path_reason):
+                return logging.INFO, f"Dispatch path {path}: {path_reason}"
             case e.ClockJumped(seconds, followed):
                 then = "scheduling follows it" if followed else "scheduling does not follow it"
                 return logging.WARNING, f"The wall clock stepped by {seconds:+.1f} s; {then}"

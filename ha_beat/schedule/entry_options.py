@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from ha_beat.errors import ConfigurationError
+from ha_beat.reasons import UncertainPolicy
 from ha_beat.schedule.occurrence import COUNT_CAP, Misfire
 
 KEY = "ha_beat"
 
 _POLICIES = ("once", "skip", "all")
-_UNCERTAIN = ("skip", "republish")
+_UNCERTAIN = tuple(UncertainPolicy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class EntryOptions:
     """An entry's own rules, with the cluster's where it has none."""
 
     misfire: Misfire
-    uncertain: Literal["skip", "republish"] = "skip"
+    uncertain: UncertainPolicy = UncertainPolicy.SKIP
 
     @classmethod
     def of(
@@ -59,7 +60,7 @@ class EntryOptions:
         if starting_deadline is not None:
             grace = starting_deadline if rules.grace is None else min(rules.grace, starting_deadline)
             rules = replace(rules, grace=grace)
-        return cls(rules, "republish" if uncertain == "republish" else "skip")
+        return cls(rules, UncertainPolicy(uncertain))
 
     @staticmethod
     def without_own(options: Mapping[str, Any]) -> Mapping[str, Any]:

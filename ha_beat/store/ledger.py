@@ -67,6 +67,7 @@ class LedgerRow:
     nonce: str = ""
     run_count: int = 0
     reason: str = ""
+    detail: str = ""
     task_id: str = ""
     signature: str = ""
     raw: str = ""
@@ -90,6 +91,8 @@ class LedgerRow:
             row["doubt"] = to_micros(self.in_doubt_until)
         if self.reason:
             row["why"] = self.reason
+        if self.detail:
+            row["detail"] = self.detail
         if self.task_id:
             row["id"] = self.task_id
         if self.signature:
@@ -123,6 +126,7 @@ class LedgerRow:
                 nonce=str(row["by"]),
                 run_count=int(row["count"]),
                 reason=str(row.get("why", "")),
+                detail=str(row.get("detail", "")),
                 task_id=str(row.get("id", "")),
                 signature=str(row.get("sig", "")),
                 raw=raw,

@@ -1,11 +1,12 @@
-"""What a task of one's own finds in a message of ha_beat."""
+"""Headers for testing a task as if ha_beat had enqueued it."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from ha_beat.headers import HEADER
+from ha_beat.headers import HEADER, header_of
+from ha_beat.reasons import MessageKind
 from ha_beat.schedule.occurrence import Occurrence
 
 
@@ -19,7 +20,7 @@ def occurrence_headers(
     manual: bool = False,
     backfill: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """The headers that the message of an occurrence has, to run a task with as beat would.
+    """Return the headers of an occurrence's message, to run a task as ha_beat would.
 
     ::
 
@@ -30,12 +31,6 @@ def occurrence_headers(
     """
     if scheduled_at.tzinfo is None:
         raise ValueError(f"scheduled_at needs a time zone, such as tzinfo=UTC: {scheduled_at}")
-    header: dict[str, Any] = {
-        "cluster": cluster,
-        "entry": entry,
-        "scheduled_at": Occurrence(entry, scheduled_at).instant,
-        "epoch": epoch,
-        "run_count": run_count,
-    }
-    kinds = {"manual": manual, "backfill": backfill}
-    return {HEADER: header | {kind: True for kind, asked in kinds.items() if asked}}
+    header = header_of(cluster, entry, Occurrence(entry, scheduled_at).instant, epoch=epoch, run_count=run_count)
+    kinds = {MessageKind.MANUAL: manual, MessageKind.BACKFILL: backfill}
+    return {HEADER: header | {str(kind): True for kind, requested in kinds.items() if requested}}

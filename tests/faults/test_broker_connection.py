@@ -19,9 +19,10 @@ from celery.beat import ScheduleEntry
 from kombu import Exchange, Queue
 
 from ha_beat.dispatch.broker_adapters import Sent
-from ha_beat.dispatch.header import with_header
 from ha_beat.dispatch.publisher import BLOCKED, Publisher
 from ha_beat.errors import StoreUnavailable
+from ha_beat.headers import with_header
+from ha_beat.reasons import PublishOutcome
 from ha_beat.testing import SettableClock
 from tests.faults.proxy import TcpProxy
 from tests.support.servers import RabbitMQ, wait_for
@@ -34,7 +35,7 @@ TIMEOUT = 2.0
 #: For what must not hang.
 PATIENCE = 30.0
 
-ACCEPTED = Sent("accepted")
+ACCEPTED = Sent(PublishOutcome.ACCEPTED)
 
 
 class Desk:
@@ -175,7 +176,7 @@ def test_a_message_that_was_written_and_not_answered(desk: Desk, fault: str) -> 
     else:
         desk.proxy.blackhole()
     sent = desk.send()
-    assert (sent.outcome, sent.broken) == ("unknown", True)
+    assert (sent.outcome, sent.broken) == (PublishOutcome.UNKNOWN, True)
     desk.proxy.heal()
     assert desk.count() == (2 if fault == "reply lost" else 1)
 
@@ -201,7 +202,7 @@ def test_the_answer_to_a_sending_that_was_broken_off_is_not_taken_for_the_next_o
         signal.signal(signal.SIGALRM, before)
     threading.Timer(0.5, desk.proxy.resume, ["reply"]).start()
     sent = desk.send(desk.message(exchange="nowhere", routing_key="x"))
-    assert (sent.outcome, sent.broken) == ("refused", False)
+    assert (sent.outcome, sent.broken) == (PublishOutcome.REFUSED, False)
 
 
 # --- Idle
@@ -261,9 +262,9 @@ def test_a_message_that_no_queue_takes_is_refused(desk: Desk) -> None:
     with desk.app.connection_for_write(desk.broker.url) as connection, connection.channel() as channel:
         channel.queue_delete(desk.queue)
     sent = desk.send(gone)
-    assert (sent.outcome, sent.broken) == ("refused", False)
-    assert "no queue takes it" in sent.why
-    assert desk.queue in sent.why
+    assert (sent.outcome, sent.broken) == (PublishOutcome.REFUSED, False)
+    assert "no queue takes it" in sent.detail
+    assert desk.queue in sent.detail
     # The next try declares it anew.
     assert desk.send(gone) == ACCEPTED
     assert desk.count() == 1
@@ -282,7 +283,7 @@ def test_a_message_that_cannot_be_put_into_frames_is_its_entrys_fault(desk: Desk
     """Certainly not sent, and the next one goes out."""
     desk.begin()
     sent = desk.send(desk.message(headers={"tenant": object()}))
-    assert (sent.outcome, sent.broken) == ("refused", False)
+    assert (sent.outcome, sent.broken) == (PublishOutcome.REFUSED, False)
     assert desk.send() == ACCEPTED
     assert desk.count() == 2
 
@@ -292,8 +293,8 @@ def test_a_queue_that_was_declared_otherwise_is_its_entrys_fault(desk: Desk) -> 
     with desk.app.connection_for_write(desk.broker.url) as connection, connection.channel() as channel:
         Queue(desk.queue, max_length=5)(channel).declare()
     sent = desk.send()
-    assert sent.outcome == "refused"
-    assert "inequivalent arg" in sent.why
+    assert sent.outcome == PublishOutcome.REFUSED
+    assert "inequivalent arg" in sent.detail
 
 
 # --- Blocked

@@ -13,10 +13,11 @@ from kombu.transport import memory
 
 from ha_beat.clock import SystemClock
 from ha_beat.dispatch.broker_adapters import Sent
-from ha_beat.dispatch.header import with_header
 from ha_beat.dispatch.message import NothingPublished
 from ha_beat.dispatch.publisher import Publisher
 from ha_beat.errors import StoreUnavailable
+from ha_beat.headers import with_header
+from ha_beat.reasons import PublishOutcome
 from tests.faults.proxy import TcpProxy
 from tests.support.servers import RedisServer, free_port
 
@@ -43,7 +44,7 @@ def test_nothing_is_sent_before_it_is_told_to() -> None:
         assert queue.qsize() == 0
         marks = []
         for _ in range(2):
-            assert publisher.send(messages) == Sent("accepted")
+            assert publisher.send(messages) == Sent(PublishOutcome.ACCEPTED)
             message = queue.get(block=False)
             marks.append(message.headers["ha_beat"].pop("publish"))
             assert message.headers["ha_beat"] == HEADER
@@ -109,8 +110,8 @@ def test_a_refusal_by_redis_is_certain(names: tuple[str, ...], shared_redis: Red
     for name in names:
         shared_redis.admin.set(name, "not a list")
     sent = publisher.send(prepare(app, publisher))
-    assert (sent.outcome, sent.broken) == ("refused", False)
-    assert "WRONGTYPE" in sent.why
+    assert (sent.outcome, sent.broken) == (PublishOutcome.REFUSED, False)
+    assert "WRONGTYPE" in sent.detail
 
 
 @pytest.mark.parametrize("wrong", ["first", "second"])
@@ -118,13 +119,13 @@ def test_one_of_several_queues_that_refuses_is_named(wrong: str, shared_redis: R
     """The others have the message, so that it must not be sent again."""
     app, publisher = declared(shared_redis, "first", "second")
     messages = prepare(app, publisher)
-    assert publisher.send(messages) == Sent("accepted")
+    assert publisher.send(messages) == Sent(PublishOutcome.ACCEPTED)
     shared_redis.admin.delete("first", "second")
     shared_redis.admin.set(wrong, "not a list")
     sent = publisher.send(messages)
-    assert sent.outcome == "accepted"
-    assert "not every queue took it" in sent.why
-    assert "WRONGTYPE" in sent.why
+    assert sent.outcome == PublishOutcome.ACCEPTED
+    assert "not every queue took it" in sent.detail
+    assert "WRONGTYPE" in sent.detail
     assert shared_redis.admin.llen("second" if wrong == "first" else "first") == 1
 
 
@@ -132,9 +133,9 @@ def test_several_queues_of_a_redis_get_a_message_as_one_act(shared_redis: RedisS
     """A connection that breaks between two of them can't leave one without."""
     app, publisher = declared(shared_redis, "first", "second", "third")
     messages = prepare(app, publisher)
-    assert publisher.send(messages) == Sent("accepted")
+    assert publisher.send(messages) == Sent(PublishOutcome.ACCEPTED)
     before = commands_of(shared_redis)
-    assert publisher.send(messages) == Sent("accepted")
+    assert publisher.send(messages) == Sent(PublishOutcome.ACCEPTED)
     after = commands_of(shared_redis)
     assert [after[name] - before[name] for name in ("multi", "lpush", "exec")] == [1, 3, 1]
     assert [shared_redis.admin.llen(name) for name in ("first", "second", "third")] == [2, 2, 2]
@@ -155,14 +156,14 @@ def test_a_redis_that_is_gone_before_the_message_is_written_has_not_got_it(
         app.conf.broker_url = proxy.url(shared_redis.url)
         first, second = prepare(app, publisher), prepare(app, publisher)
         publisher.ready()
-        assert publisher.send(first) == Sent("accepted")
+        assert publisher.send(first) == Sent(PublishOutcome.ACCEPTED)
         proxy.refuse()
         with pytest.raises(StoreUnavailable, match="refused") as caught:
             publisher.send(second)
         assert not caught.value.acted
         proxy.accept()
         publisher.ready()
-        assert publisher.send(second) == Sent("accepted")
+        assert publisher.send(second) == Sent(PublishOutcome.ACCEPTED)
 
 
 @pytest.mark.parametrize("fault", ["lost reply", "silence"])
@@ -172,13 +173,13 @@ def test_a_redis_that_does_not_answer_may_have_the_message(fault: str, shared_re
         app, publisher = publisher_for(proxy.url(shared_redis.url))
         app.conf.task_default_queue = "jobs"
         messages = prepare(app, publisher)
-        assert publisher.send(messages) == Sent("accepted")
+        assert publisher.send(messages) == Sent(PublishOutcome.ACCEPTED)
         if fault == "silence":
             proxy.blackhole()
         else:
             proxy.cut_reply_after(b"LPUSH")
         sent = publisher.send(messages)
-        assert (sent.outcome, sent.broken) == ("unknown", True)
+        assert (sent.outcome, sent.broken) == (PublishOutcome.UNKNOWN, True)
         assert shared_redis.admin.llen("jobs") == (1 if fault == "silence" else 2)
 
 
@@ -189,7 +190,7 @@ def test_a_redis_that_takes_no_writes_is_out_of_reach(code: str, redis_server: R
     app, publisher = publisher_for(server.url)
     messages = prepare(app, publisher)
     publisher.ready()
-    assert publisher.send(messages) == Sent("accepted")
+    assert publisher.send(messages) == Sent(PublishOutcome.ACCEPTED)
     if code == "OOM":
         server.admin.config_set("maxmemory", "1")
     else:

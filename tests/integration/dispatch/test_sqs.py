@@ -17,6 +17,7 @@ from ha_beat.clock import SystemClock
 from ha_beat.dispatch.broker_adapters import Sent
 from ha_beat.dispatch.publisher import Publisher
 from ha_beat.errors import StoreUnavailable
+from ha_beat.reasons import PublishOutcome
 
 pytest.importorskip("boto3")
 
@@ -101,7 +102,7 @@ class Desk:
 
 def test_the_deduplication_id_is_the_task_id(sqs: Sqs) -> None:
     """A FIFO queue drops a second sending by itself."""
-    assert Desk(sqs).send() == Sent("accepted")
+    assert Desk(sqs).send() == Sent(PublishOutcome.ACCEPTED)
     assert [message["MessageDeduplicationId"] for message in sqs.sent] == ["the id"]
 
 
@@ -110,7 +111,7 @@ def test_a_lost_answer_is_not_made_up_for_by_sending_again(sqs: Sqs) -> None:
     desk = Desk(sqs)
     sqs.outcome = 0
     sent = desk.send()
-    assert (sent.outcome, sent.broken) == ("unknown", True)
+    assert (sent.outcome, sent.broken) == (PublishOutcome.UNKNOWN, True)
     assert len(sqs.sent) == 1
 
 

@@ -16,9 +16,9 @@ from redis import exceptions as redis_errors
 
 from ha_beat.dispatch import Answer, FencedOff, OpenClaim, Operation
 from ha_beat.dispatch.broker_adapters import Sent
-from ha_beat.dispatch.two_phase import UNKNOWN, ClaimDispatcher
+from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.errors import StoreUnavailable
-from ha_beat.reasons import TermEnd
+from ha_beat.reasons import AnswerKind, PublishOutcome, TermEnd, UncertainPolicy, UncertainReason
 from ha_beat.store.lease import Acquired, Attempt, Expected, Keys, RedisLeaseStore, Replica, Term
 from ha_beat.store.ledger import LedgerRow, to_micros
 from tests.support.servers import RedisServer
@@ -48,10 +48,10 @@ class FakePublisher:
 
     def send(self, messages: Sequence[Any]) -> Sent:
         self.before_send()
-        sent = self.outcomes.pop(0) if self.outcomes else Sent("accepted")
+        sent = self.outcomes.pop(0) if self.outcomes else Sent(PublishOutcome.ACCEPTED)
         if isinstance(sent, Exception):
             raise sent
-        if sent.outcome == "accepted":
+        if sent.outcome == PublishOutcome.ACCEPTED:
             self.accepted += messages
         return sent
 
@@ -122,7 +122,9 @@ class Desk:
         records = [json.loads(fields["d"]) for _, fields in self.admin.xrange(KEYS.journal)]
         return [record["verdict"] for record in records if "verdict" in record]
 
-    def operation(self, entry: str = "entry", policy: Any = "skip", expected: str = "", rev: int = 1) -> Operation:
+    def operation(
+        self, entry: str = "entry", policy: UncertainPolicy = UncertainPolicy.SKIP, expected: str = "", rev: int = 1
+    ) -> Operation:
         at = NOON + timedelta(minutes=rev)
         row = LedgerRow(base=at, verdict="enqueued", scheduled_at=at, rev=rev, run_count=rev, task_id=f"id of {entry}")
         row = replace(row, epoch=self.term.epoch, nonce=self.term.nonce)
@@ -142,19 +144,19 @@ def successor(server: RedisServer) -> Desk:
     return Desk(server, "two")
 
 
-UNANSWERED = Sent("unknown", "cut", broken=True)
-NACK = Sent("unknown", "nacked")
-NO_EXCHANGE = Sent("refused", "no such exchange")
+UNANSWERED = Sent(PublishOutcome.UNKNOWN, "cut", broken=True)
+NACK = Sent(PublishOutcome.UNKNOWN, "nacked")
+NO_EXCHANGE = Sent(PublishOutcome.REFUSED, "no such exchange")
 
 
 # --- Each outcome under each policy
 
 
-@pytest.mark.parametrize("policy", ["skip", "republish"])
-def test_accepted_is_enqueued_and_leaves_no_claim(desk: Desk, policy: str) -> None:
+@pytest.mark.parametrize("policy", UncertainPolicy)
+def test_accepted_is_enqueued_and_leaves_no_claim(desk: Desk, policy: UncertainPolicy) -> None:
     """The ledger has the final row, the journal one verdict."""
     operation = desk.operation(policy=policy)
-    assert desk.submit(operation) == [Answer("done")]
+    assert desk.submit(operation) == [Answer(AnswerKind.DONE)]
     assert desk.raw() == operation.row
     assert desk.claims() == {}
     assert desk.verdicts() == ["enqueued"]
@@ -169,18 +171,18 @@ def test_the_claim_is_written_before_the_message_is_sent(desk: Desk) -> None:
     assert found == [{"id of entry": "open"}, "claimed", []]
 
 
-@pytest.mark.parametrize("policy", ["skip", "republish"])
-def test_refused_for_certain_leaves_everything_as_it_was(desk: Desk, policy: str) -> None:
+@pytest.mark.parametrize("policy", UncertainPolicy)
+def test_refused_for_certain_leaves_everything_as_it_was(desk: Desk, policy: UncertainPolicy) -> None:
     """The entry's row is what it was, nothing is in the journal: it may be tried again."""
     desk.submit(desk.operation())
     before = desk.raw()
     desk.publisher.outcomes = [NO_EXCHANGE]
     answer = desk.submit(desk.operation(policy=policy, expected=before, rev=2))
-    assert answer == [Answer("error", "no such exchange")]
+    assert answer == [Answer(AnswerKind.ERROR, "no such exchange")]
     assert desk.raw() == before
     assert desk.claims() == {}
     assert desk.verdicts() == ["enqueued"]
-    assert desk.submit(desk.operation(policy=policy, expected=before, rev=2)) == [Answer("done")]
+    assert desk.submit(desk.operation(policy=policy, expected=before, rev=2)) == [Answer(AnswerKind.DONE)]
     assert len(desk.publisher.accepted) == 2
 
 
@@ -196,23 +198,23 @@ def test_unknown_is_uncertain_under_skip_and_says_why(desk: Desk, sent: Sent) ->
     """The row the enqueuer gets is the one in the ledger, and the next occurrence follows on it."""
     desk.publisher.outcomes = [sent]
     (answer,) = desk.submit(desk.operation())
-    assert answer == Answer("uncertain", desk.raw())
+    assert answer == Answer(AnswerKind.UNCERTAIN, desk.raw())
     assert desk.row()["verdict"] == "uncertain"
-    assert desk.row()["why"] == f"{UNKNOWN} ({sent.why})"
+    assert (desk.row()["why"], desk.row()["detail"]) == (UncertainReason.NO_ANSWER, sent.detail)
     assert desk.claims() == {}
     assert desk.verdicts() == ["uncertain"]
-    assert desk.submit(desk.operation(expected=answer.detail, rev=2)) == [Answer("done")]
+    assert desk.submit(desk.operation(expected=answer.detail, rev=2)) == [Answer(AnswerKind.DONE)]
 
 
 def test_unknown_stays_claimed_under_republish_and_is_sent_again(desk: Desk) -> None:
     """Until one sending is answered; the journal has one verdict in the end."""
     desk.publisher.outcomes = [UNANSWERED]
-    (answer,) = desk.submit(desk.operation(policy="republish"))
-    assert answer == Answer("again", desk.raw())
+    (answer,) = desk.submit(desk.operation(policy=UncertainPolicy.REPUBLISH))
+    assert answer == Answer(AnswerKind.AGAIN, desk.raw())
     assert desk.row()["verdict"] == "claimed"
     assert desk.claims() == {"id of entry": "open"}
-    again = desk.operation(policy="republish", expected=answer.detail)
-    assert desk.submit(again) == [Answer("done")]
+    again = desk.operation(policy=UncertainPolicy.REPUBLISH, expected=answer.detail)
+    assert desk.submit(again) == [Answer(AnswerKind.DONE)]
     assert desk.raw() == again.row
     assert desk.claims() == {}
     assert desk.verdicts() == ["enqueued"]
@@ -222,18 +224,18 @@ def test_unknown_stays_claimed_under_republish_and_is_sent_again(desk: Desk) -> 
 def test_what_may_have_been_accepted_is_never_taken_back(desk: Desk, second: Any) -> None:
     """A second sending that certainly failed says nothing of the first: the claim stays."""
     desk.publisher.outcomes = [UNANSWERED, second]
-    (answer,) = desk.submit(desk.operation(policy="republish"))
-    (answer,) = desk.submit(desk.operation(policy="republish", expected=answer.detail))
-    assert answer == Answer("again", desk.raw())
+    (answer,) = desk.submit(desk.operation(policy=UncertainPolicy.REPUBLISH))
+    (answer,) = desk.submit(desk.operation(policy=UncertainPolicy.REPUBLISH, expected=answer.detail))
+    assert answer == Answer(AnswerKind.AGAIN, desk.raw())
     assert desk.claims() == {"id of entry": "open"}
     assert desk.row()["verdict"] == "claimed"
 
 
 def test_a_message_that_not_every_queue_took_is_enqueued_and_said_to_be_partial(desk: Desk) -> None:
     """Sent again, the others would have it twice."""
-    desk.publisher.outcomes = [Sent("accepted", "not every queue took it: one")]
+    desk.publisher.outcomes = [Sent(PublishOutcome.ACCEPTED, "not every queue took it: one")]
     operation = desk.operation()
-    assert desk.submit(operation) == [Answer("partial", "not every queue took it: one")]
+    assert desk.submit(operation) == [Answer(AnswerKind.PARTIAL, "not every queue took it: one")]
     assert desk.raw() == operation.row
     assert desk.claims() == {}
 
@@ -245,14 +247,14 @@ def test_nothing_is_claimed_while_the_broker_is_away(desk: Desk) -> None:
     """What needs no message is written all the same."""
     desk.publisher.away = "refused"
     armed = Operation("other", "", LedgerRow(base=NOON, verdict="armed").encoded())
-    assert desk.submit(desk.operation(), armed) == [Answer("unsent", "refused"), Answer("done")]
+    assert desk.submit(desk.operation(), armed) == [Answer(AnswerKind.UNSENT, "refused"), Answer(AnswerKind.DONE)]
     assert desk.raw() == ""
     assert desk.row("other")["verdict"] == "armed"
 
 
 def test_after_a_broken_connection_the_rest_of_the_batch_is_not_sent(desk: Desk) -> None:
     """Each would wait for a timeout, and the main loop with it. Their claims are taken back."""
-    desk.publisher.outcomes = [Sent("accepted"), UNANSWERED]
+    desk.publisher.outcomes = [Sent(PublishOutcome.ACCEPTED), UNANSWERED]
     answers = desk.submit(*(desk.operation(f"entry {number}") for number in range(30)))
     assert [answer.kind for answer in answers] == ["done", "uncertain", *["unsent"] * 28]
     assert desk.publisher.accepted == ["message of entry 0"]
@@ -295,7 +297,7 @@ def test_a_lost_reply_to_the_claim_is_found_out_by_the_retry(desk: Desk) -> None
     with pytest.raises(StoreUnavailable):
         desk.submit(operation)
     assert desk.publisher.accepted == []
-    assert desk.submit(operation) == [Answer("done")]
+    assert desk.submit(operation) == [Answer(AnswerKind.DONE)]
     assert desk.publisher.accepted == ["message of entry"]
     assert desk.verdicts() == ["enqueued"]
 
@@ -303,12 +305,14 @@ def test_a_lost_reply_to_the_claim_is_found_out_by_the_retry(desk: Desk) -> None
 def test_a_lost_reply_to_the_confirmation_is_asked_again_at_once(desk: Desk) -> None:
     """The second time it was there already, and no second record is written."""
     desk.client.faults = [("settle", "lost reply")]
-    assert desk.submit(desk.operation()) == [Answer("done")]
+    assert desk.submit(desk.operation()) == [Answer(AnswerKind.DONE)]
     assert desk.verdicts() == ["enqueued"]
 
 
 @pytest.mark.parametrize("fault", ["lost reply", "cut"])
-@pytest.mark.parametrize("outcome", [Sent("accepted"), UNANSWERED, NO_EXCHANGE], ids=["accepted", "unknown", "refused"])
+@pytest.mark.parametrize(
+    "outcome", [Sent(PublishOutcome.ACCEPTED), UNANSWERED, NO_EXCHANGE], ids=["accepted", "unknown", "refused"]
+)
 def test_a_batch_whose_confirmation_fails_is_retried_without_sending_again(
     desk: Desk, fault: str, outcome: Sent
 ) -> None:
@@ -349,7 +353,7 @@ def test_a_batch_of_several_rounds_goes_on_where_it_stopped(desk: Desk) -> None:
     with pytest.raises(StoreUnavailable):
         desk.submit(*operations)
     desk.client.faults = []
-    assert desk.submit(*operations) == [Answer("done")] * 50
+    assert desk.submit(*operations) == [Answer(AnswerKind.DONE)] * 50
     assert sends == 50
     assert sorted(desk.publisher.accepted) == sorted(f"message of entry {number:02}" for number in range(50))
     assert desk.verdicts() == ["enqueued"] * 50
@@ -428,7 +432,7 @@ def test_a_late_confirmation_leaves_a_row_alone_that_has_moved_on(desk: Desk, sh
         desk.submit(desk.operation())
     new = successor(shared_redis)
     newer = replace(new.operation(expected=new.raw(), rev=2), task_id="id of the next")
-    assert new.submit(newer) == [Answer("done")]
+    assert new.submit(newer) == [Answer(AnswerKind.DONE)]
     desk.client.faults = []
     desk.dispatcher.settle_up()
     assert desk.raw() == newer.row
@@ -484,10 +488,10 @@ def request_step(desk: Desk, step: int = 1) -> Operation:
 
 def test_a_step_of_a_request_is_sent_once_and_leaves_the_row_alone(desk: Desk, shared_redis: RedisServer) -> None:
     """Another leader that tries the same step finds that it was begun, and does not send it."""
-    assert desk.submit(request_step(desk)) == [Answer("done")]
+    assert desk.submit(request_step(desk)) == [Answer(AnswerKind.DONE)]
     assert desk.raw() == ""
     new = successor(shared_redis)
-    assert new.submit(request_step(new)) == [Answer("mine")]
+    assert new.submit(request_step(new)) == [Answer(AnswerKind.MINE)]
     assert new.publisher.accepted == []
     assert new.verdicts() == ["enqueued"]
 
@@ -498,7 +502,7 @@ def test_a_step_whose_claim_lost_its_reply_is_sent_by_the_retry(desk: Desk) -> N
     operation = request_step(desk)
     with pytest.raises(StoreUnavailable):
         desk.submit(operation)
-    assert desk.submit(operation) == [Answer("done")]
+    assert desk.submit(operation) == [Answer(AnswerKind.DONE)]
     assert len(desk.publisher.accepted) == 1
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ha_beat import events, signals
-from ha_beat.reasons import TermEnd, TermStart
+from ha_beat.reasons import TermEnd, TermStart, UncertainReason
 from ha_beat.signals import SignalRelay
 from tests.support.servers import wait_for
 
@@ -21,7 +21,7 @@ EVENTS: dict[str, events.Event] = {
     "leadership_lost": events.TermEnded(5, TermEnd.SUPERSEDED, 3.0),
     "occurrence_enqueued": events.Enqueued("e", "task", "id", AT, 0.1),
     "occurrence_skipped": events.OccurrenceSkipped("e", AT, AT, 1, "missed"),
-    "occurrence_uncertain": events.OccurrenceUncertain("e", AT, "id", "no answer"),
+    "occurrence_uncertain": events.OccurrenceUncertain("e", AT, "id", UncertainReason.NO_ANSWER),
     "state_lost": events.StateLost("gone", catch_up=False),
     "paused": events.Paused(AT, "me", "why", found=False),
     "resumed": events.Resumed("me", 3.0),

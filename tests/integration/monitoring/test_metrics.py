@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ha_beat import events
 from ha_beat.leader.due_queue import Slot
 from ha_beat.monitoring.metrics import DEFINITIONS, LATENESS_BUCKETS, Metrics, metrics_table
-from ha_beat.reasons import LeaseAction, LeaseOutcome, TermEnd, TermStart
+from ha_beat.reasons import LeaseAction, LeaseOutcome, TermEnd, TermStart, UncertainReason
 from ha_beat.schedule.occurrence import Misfire
 from ha_beat.store.membership import ClusterView
 from tests.integration.monitoring.support import Scene
@@ -57,7 +57,7 @@ def enqueued(entry: str = "nightly", lateness: float = 0.02) -> events.Enqueued:
         (events.OccurrenceSkipped("e", DUE, DUE, 3, "coalesced"), "ha_beat_skipped_total", {"reason": "coalesced"}, 3),
         (events.OccurrenceSkipped("e", DUE, DUE, -1, "missed"), "ha_beat_skipped_total", {"reason": "missed"}, 1),
         (
-            events.OccurrenceUncertain("e", DUE, "id", "cut"),
+            events.OccurrenceUncertain("e", DUE, "id", UncertainReason.NO_ANSWER),
             "ha_beat_occurrences_total",
             {"verdict": "uncertain"},
             1,

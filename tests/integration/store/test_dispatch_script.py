@@ -15,7 +15,7 @@ from celery import Celery
 from ha_beat.dispatch import Answer, FencedOff, Operation
 from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.errors import StoreRefused
-from ha_beat.reasons import TermEnd
+from ha_beat.reasons import AnswerKind, TermEnd
 from ha_beat.store.lease import Acquired, Expected, RedisLeaseStore, Renewed, Term
 from ha_beat.store.ledger import Ledger, LedgerRow
 from tests.integration.store.conftest import KEYS, RedisBench, attempt
@@ -109,7 +109,7 @@ def test_a_row_that_is_not_as_expected_is_left_alone(desk: Desk):
     """Somebody else has dispatched this entry: no message, and the answer brings the row."""
     desk.submit(operation(new=row(1)))
     answers = desk.submit(operation(expected="", new=row(2)), operation("b"))
-    assert answers[0] == Answer("moved", row(1))
+    assert answers[0] == Answer(AnswerKind.MOVED, row(1))
     assert answers[1].kind == "done"
     assert desk.ledger.read()["a"] == row(1)
     assert desk.messages() == ["message", "message"]
@@ -117,7 +117,7 @@ def test_a_row_that_is_not_as_expected_is_left_alone(desk: Desk):
 
 def test_a_row_that_disappeared_is_not_as_expected_either(desk: Desk):
     answers = desk.submit(operation(expected=row(1), new=row(2)))
-    assert answers == [Answer("moved", "")]
+    assert answers == [Answer(AnswerKind.MOVED, "")]
     assert desk.messages() == []
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from ha_beat import events
 from ha_beat.monitoring.logs import LogWriter
-from ha_beat.reasons import TermEnd, TermStart
+from ha_beat.reasons import TermEnd, TermStart, UncertainReason
 
 DUE = datetime(2026, 3, 1, 3, 30, 0, 250_000, tzinfo=UTC)
 REFUSED = "ConnectionError: Error 111 connecting to 127.0.0.1:6379. Connection refused."
@@ -60,9 +60,11 @@ def test_a_pause_tells_how_it_ends(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_doubt_without_an_instant_is_told_as_well(caplog: pytest.LogCaptureFixture) -> None:
-    line = worded(events.OccurrenceUncertain("report", None, "id", "timeout"), caplog)
+    line = worded(events.OccurrenceUncertain("report", None, "id", UncertainReason.NO_ANSWER, "timeout"), caplog)
     assert line == "Nobody knows whether report was enqueued (task id id): timeout"
-    assert "report of 2026-03-01 03:30:00.250Z" in worded(events.OccurrenceUncertain("report", DUE, "id", ""), caplog)
+    assert "report of 2026-03-01 03:30:00.250Z" in worded(
+        events.OccurrenceUncertain("report", DUE, "id", UncertainReason.UNCONFIRMED), caplog
+    )
 
 
 def _every_warning() -> list[events.Event]:
