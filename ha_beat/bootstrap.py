@@ -36,7 +36,8 @@ from ha_beat.settings import Settings
 from ha_beat.signals import SignalRelay
 from ha_beat.store.connections import Link
 from ha_beat.store.journal import Journal
-from ha_beat.store.lease import Keys, RedisLeaseStore, Replica, Term, new_token
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import RedisLeaseStore, Replica, Term, new_token
 from ha_beat.store.ledger import Ledger
 from ha_beat.store.presence import RedisPresence
 from ha_beat.store.request_queue import Requests

@@ -12,7 +12,7 @@ from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.errors import ConfigurationError
 from ha_beat.settings import Settings, ha_beat_keys, redact_url
 from ha_beat.store.connections import Link, link_to
-from ha_beat.store.lease import Keys
+from ha_beat.store.keys import Keys
 
 if TYPE_CHECKING:
     import redis

@@ -12,7 +12,7 @@ from ha_beat.clock import Clock, SystemClock
 from ha_beat.reasons import RequestKind
 from ha_beat.settings import Settings, redact_url
 from ha_beat.store.journal import Journal
-from ha_beat.store.lease import Keys
+from ha_beat.store.keys import Keys
 from ha_beat.store.ledger import Ledger
 from ha_beat.store.membership import ClusterView, Members
 from ha_beat.store.request_queue import Reply, Request, Requests

@@ -40,7 +40,7 @@ from celery.utils.dispatch import Signal
 from ha_beat.celery_app import lease_link, load_settings
 from ha_beat.headers import HEADER
 from ha_beat.store.connections import Link
-from ha_beat.store.lease import Keys
+from ha_beat.store.keys import Keys
 from ha_beat.store.scripts import text
 
 logger = logging.getLogger("ha_beat")

@@ -17,7 +17,8 @@ from ha_beat.dispatch.lease_marker import StoreMark
 from ha_beat.dispatch.message import NothingPublished, publish
 from ha_beat.dispatch.protocol import Answer, OpenClaim, Operation
 from ha_beat.errors import StoreUnavailable
-from ha_beat.store.lease import Keys, Term
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import Term
 from ha_beat.store.ledger import Ledger, LedgerRow
 from ha_beat.store.redis_errors import code_of, in_words
 from ha_beat.store.scripts import text

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ha_beat.dispatch.protocol import Answer, FencedOff, Operation
 from ha_beat.reasons import AnswerKind
-from ha_beat.store.lease import Keys, Term, fence_reason
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import Term, fence_reason
 from ha_beat.store.scripts import Script, text
 
 if TYPE_CHECKING:

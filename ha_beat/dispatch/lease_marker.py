@@ -20,7 +20,8 @@ from ha_beat.clock import Clock
 from ha_beat.dispatch.protocol import FencedOff
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.reasons import TermEnd
-from ha_beat.store.lease import Keys, Term
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import Term
 from ha_beat.store.redis_errors import as_store_error, code_of
 from ha_beat.store.scripts import Script, text, whole
 

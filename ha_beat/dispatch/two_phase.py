@@ -34,7 +34,8 @@ from ha_beat.dispatch.publisher import DeferredPublish
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.reasons import AnswerKind, PublishOutcome, UncertainPolicy, UncertainReason
 from ha_beat.store.connections import Link
-from ha_beat.store.lease import Keys, Term, fence_reason
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import Term, fence_reason
 from ha_beat.store.ledger import Ledger, LedgerRow
 from ha_beat.store.scripts import Script, text
 

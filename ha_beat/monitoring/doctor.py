@@ -20,7 +20,7 @@ from ha_beat.schedule.occurrence import Misfire
 from ha_beat.schedule.recurrence import instants_of, starting_deadline
 from ha_beat.settings import Settings, redact_url
 from ha_beat.store.journal import Journal, VerdictRecord
-from ha_beat.store.lease import Keys
+from ha_beat.store.keys import Keys
 from ha_beat.store.ledger import from_micros
 from ha_beat.store.membership import ClusterView, Members
 from ha_beat.store.request_queue import NobodyAnswered, Pause, Request, Requests

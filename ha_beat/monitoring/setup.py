@@ -15,7 +15,8 @@ from ha_beat.monitoring.metrics import Metrics
 from ha_beat.monitoring.status import Board, Vitals, Watcher
 from ha_beat.settings import Settings
 from ha_beat.store.journal import Journal
-from ha_beat.store.lease import Keys, Replica
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import Replica
 from ha_beat.store.membership import Members
 
 if TYPE_CHECKING:

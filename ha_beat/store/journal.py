@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import TermEnd, TermStart, parse_code
-from ha_beat.store.lease import Keys
+from ha_beat.store.keys import Keys
 from ha_beat.store.scripts import text
 
 if TYPE_CHECKING:

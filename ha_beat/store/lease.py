@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from ha_beat.errors import ForeignApp, NewerSchema, StoreUnavailable
 from ha_beat.reasons import CampaignRefusal, TermEnd, TermStart, parse_code
+from ha_beat.store.keys import Keys
 from ha_beat.store.scripts import Script, text, whole
 
 if TYPE_CHECKING:
@@ -22,73 +23,6 @@ if TYPE_CHECKING:
 
 #: Version of the records in Redis. A replica that knows only a lower one does not lead.
 SCHEMA = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """Every Redis key and channel of one cluster, under one hash tag."""
-
-    cluster: str
-
-    def _key(self, name: str) -> str:
-        return f"{{ha-beat:{self.cluster}}}:{name}"
-
-    @property
-    def lease(self) -> str:
-        return self._key("lease")
-
-    @property
-    def ledger(self) -> str:
-        return self._key("ledger")
-
-    @property
-    def journal(self) -> str:
-        return self._key("journal")
-
-    @property
-    def members(self) -> str:
-        return self._key("members")
-
-    @property
-    def claims(self) -> str:
-        """Hash: occurrences claimed and not yet confirmed, by task id."""
-        return self._key("claims")
-
-    def guard(self, task_id: str) -> str:
-        """Which sending of an occurrence the workers have taken up."""
-        return self._key(f"guard:{task_id}")
-
-    @property
-    def dropped(self) -> str:
-        """How many messages the workers' guard has dropped."""
-        return self._key("dropped")
-
-    @property
-    def store(self) -> str:
-        """Hash in the broker's Redis: which store holds the lease."""
-        return self._key("store")
-
-    @property
-    def wake(self) -> str:
-        """Channel: look at the lease now."""
-        return self._key("wake")
-
-    @property
-    def requests(self) -> str:
-        """Hash: what is asked of the leader, by request id."""
-        return self._key("requests")
-
-    def answer(self, request: str) -> str:
-        """What became of one request."""
-        return self._key(f"answer:{request}")
-
-    def presence(self, token: str) -> str:
-        """Channel that one replica subscribes while it may lead."""
-        return self._key(f"presence:{token}")
-
-    def shard_presence(self, token: str) -> str:
-        """The same as a shard channel of a Redis Cluster; the scripts know it by its name."""
-        return self._key(f"presence:shard:{token}")
 
 
 #: How a term ended, by the code with which a script refuses work under it.

@@ -16,7 +16,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import TermEnd
-from ha_beat.store.lease import Keys, Term, fence_reason
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import Term, fence_reason
 from ha_beat.store.scripts import Script, text
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from ha_beat.errors import StoreError
-from ha_beat.store.lease import Keys, LeaseRecord
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.scripts import Script, text, whole
 
 if TYPE_CHECKING:

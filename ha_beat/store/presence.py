@@ -10,7 +10,8 @@ from redis.exceptions import RedisError
 
 from ha_beat.clock import Clock
 from ha_beat.errors import StoreError
-from ha_beat.store.lease import Keys, new_token
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import new_token
 from ha_beat.store.redis_errors import in_words
 from ha_beat.store.scripts import text
 

@@ -20,7 +20,8 @@ from redis.exceptions import RedisError
 from ha_beat.clock import Clock
 from ha_beat.errors import HaBeatError, StoreError, StoreUnavailable
 from ha_beat.reasons import TermEnd
-from ha_beat.store.lease import Keys, Term, fence_reason, new_token
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import Term, fence_reason, new_token
 from ha_beat.store.ledger import from_micros
 from ha_beat.store.scripts import Script, text, whole
 

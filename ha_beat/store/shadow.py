@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ha_beat.clock import Clock
-from ha_beat.store.lease import Keys
+from ha_beat.store.keys import Keys
 from ha_beat.store.ledger import KEEP_ABSENT, Ledger, LedgerRow, from_micros
 from ha_beat.store.scripts import Script, text, whole
 

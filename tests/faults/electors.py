@@ -19,7 +19,8 @@ from ha_beat.clock import SystemClock
 from ha_beat.election.elector import Elector
 from ha_beat.election.state_machine import Timing
 from ha_beat.store.connections import UrlLink
-from ha_beat.store.lease import Keys, RedisLeaseStore, Replica
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import RedisLeaseStore, Replica
 from ha_beat.store.presence import RedisPresence
 from ha_beat.store.shadow import Shadow, ShadowFeed
 

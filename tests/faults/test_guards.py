@@ -55,11 +55,11 @@ from ha_beat.election.state_machine import (
 )
 from ha_beat.reasons import TermEnd
 from ha_beat.store.connections import UrlLink
+from ha_beat.store.keys import Keys
 from ha_beat.store.lease import (
     Acquired,
     Attempt,
     Expected,
-    Keys,
     LeaseRecord,
     LeaseView,
     RedisLeaseStore,

@@ -14,7 +14,7 @@ from kombu import Exchange, Queue
 from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.scheduler import HAScheduler
-from ha_beat.store.lease import Keys
+from ha_beat.store.keys import Keys
 from tests.integration.dispatch.conftest import Bench
 
 

@@ -15,7 +15,8 @@ from ha_beat import events
 from ha_beat.dispatch import FencedOff
 from ha_beat.dispatch.lease_marker import StoreMark, read_mark
 from ha_beat.errors import StoreUnavailable
-from ha_beat.store.lease import Keys, Term
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import Term
 from ha_beat.testing import SettableClock
 from tests.support.servers import RedisServer, free_port
 

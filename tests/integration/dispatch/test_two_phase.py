@@ -19,7 +19,8 @@ from ha_beat.dispatch.broker_adapters import Sent
 from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import AnswerKind, PublishOutcome, TermEnd, UncertainPolicy, UncertainReason
-from ha_beat.store.lease import Acquired, Attempt, Expected, Keys, RedisLeaseStore, Replica, Term
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import Acquired, Attempt, Expected, RedisLeaseStore, Replica, Term
 from ha_beat.store.ledger import LedgerRow, to_micros
 from tests.support.servers import RedisServer
 

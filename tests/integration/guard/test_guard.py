@@ -10,7 +10,7 @@ from celery import Celery, Task, shared_task
 from celery.exceptions import Ignore
 
 from ha_beat.guard import GuardedTask, guard, message_dropped
-from ha_beat.store.lease import Keys
+from ha_beat.store.keys import Keys
 from tests.support.servers import RedisServer, free_port
 
 KEYS = Keys("shop")

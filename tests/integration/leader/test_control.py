@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ha_beat.clock import SystemClock
-from ha_beat.store.lease import Keys
+from ha_beat.store.keys import Keys
 from ha_beat.store.ledger import to_micros
 from ha_beat.store.request_queue import Reply, Request, Requests
 from tests.faults.cluster import BeatCluster

@@ -9,7 +9,8 @@ import pytest
 
 from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.store.journal import parse
-from ha_beat.store.lease import Keys, Term
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import Term
 from ha_beat.store.membership import Member
 from ha_beat.store.request_queue import Pause, Reply, Request
 from tests.support.servers import RedisServer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ha_beat.clock import SystemClock
-from ha_beat.store.lease import Keys
+from ha_beat.store.keys import Keys
 from ha_beat.store.request_queue import Request, Requests
 from tests.support.servers import RedisServer
 

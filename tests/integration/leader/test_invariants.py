@@ -8,7 +8,7 @@ from typing import Any
 from ha_beat import events
 from ha_beat.monitoring.invariants import Breach, Patrol, Standing, Watch
 from ha_beat.store.journal import Journal, Record, parse
-from ha_beat.store.lease import Keys
+from ha_beat.store.keys import Keys
 from ha_beat.store.membership import Members
 from tests.support.servers import RedisServer
 

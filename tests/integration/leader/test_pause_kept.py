@@ -9,7 +9,8 @@ import pytest
 
 from ha_beat.clock import SystemClock
 from ha_beat.leader.request_handler import Control
-from ha_beat.store.lease import Acquired, Attempt, Keys, RedisLeaseStore, Replica
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import Acquired, Attempt, RedisLeaseStore, Replica
 from ha_beat.store.request_queue import Pause, Request, Requests
 from ha_beat.store.shadow import Shadow
 from tests.support.servers import RedisServer

@@ -14,7 +14,8 @@ from ha_beat.errors import StoreUnavailable
 from ha_beat.leader.due_queue import Agenda, Slot
 from ha_beat.leader.request_handler import Control
 from ha_beat.schedule.occurrence import Misfire
-from ha_beat.store.lease import Acquired, Attempt, Keys, RedisLeaseStore, Replica, Term
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import Acquired, Attempt, RedisLeaseStore, Replica, Term
 from ha_beat.store.request_queue import Request, Requests
 from ha_beat.store.shadow import Shadow
 from tests.support.servers import RedisServer

@@ -16,7 +16,8 @@ from ha_beat import events
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.monitoring.status import Look, Watcher, document, redacted, spans
 from ha_beat.store.journal import Journal, TermRecord, VerdictRecord, parse
-from ha_beat.store.lease import Keys, LeaseRecord
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import Member, Members, ServerFacts, Upcoming
 from ha_beat.testing import SettableClock
 from tests.integration.monitoring.support import Scene

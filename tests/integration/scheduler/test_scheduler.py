@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 
 from ha_beat.scheduler import HAScheduler
-from ha_beat.store.lease import Keys
+from ha_beat.store.keys import Keys
 from tests.support.servers import RedisServer, wait_for
 
 

@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from ha_beat.clock import SystemClock
-from ha_beat.store.lease import Acquired, Attempt, Expected, Keys, LeaseStore, RedisLeaseStore, Refused, Replica
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import Acquired, Attempt, Expected, LeaseStore, RedisLeaseStore, Refused, Replica
 from ha_beat.testing import MemoryLeaseStore
 from tests.support.servers import PartMissing, RedisServer, need
 

@@ -12,7 +12,7 @@ from redis.retry import Retry
 
 from ha_beat.clock import SystemClock
 from ha_beat.store.connections import UrlLink
-from ha_beat.store.lease import Keys
+from ha_beat.store.keys import Keys
 from ha_beat.store.presence import PresenceError, RedisPresence
 from tests.faults.proxy import TcpProxy
 from tests.support.servers import RedisServer

@@ -15,7 +15,8 @@ from ha_beat.errors import StoreError
 from ha_beat.monitoring.logs import LogWriter
 from ha_beat.reasons import TermEnd
 from ha_beat.store.connections import Link, link_to
-from ha_beat.store.lease import Keys, RedisLeaseStore, Replica
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import RedisLeaseStore, Replica
 from ha_beat.store.presence import RedisPresence
 from tests.support.servers import wait_for
 

@@ -15,7 +15,8 @@ from ha_beat.election.elector import Elector
 from ha_beat.election.state_machine import Leader, Standby, Timing
 from ha_beat.errors import ForeignApp, StoreUnavailable
 from ha_beat.reasons import TermEnd, TermStart
-from ha_beat.store.lease import Keys, RedisLeaseStore, Replica, Term
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import RedisLeaseStore, Replica, Term
 from ha_beat.store.presence import PresenceError, RedisPresence
 from ha_beat.testing import MemoryLeaseStore, MemoryPresence, SettableClock
 from tests.support.servers import RedisServer, wait_for

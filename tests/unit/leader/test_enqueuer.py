@@ -23,7 +23,8 @@ from ha_beat.leader.due_queue import Slot
 from ha_beat.leader.ledger_writer import NEVER
 from ha_beat.leader.reconcile import Absence
 from ha_beat.schedule.occurrence import Misfire
-from ha_beat.store.lease import Acquired, Attempt, Expected, Keys, RedisLeaseStore, Replica, Term, new_token
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import Acquired, Attempt, Expected, RedisLeaseStore, Replica, Term, new_token
 from ha_beat.store.ledger import Ledger, LedgerRow, to_micros
 from ha_beat.store.shadow import Shadow
 from tests.support.servers import RedisServer

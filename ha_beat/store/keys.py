@@ -1,0 +1,76 @@
+"""Names of a cluster's keys and channels in Redis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Keys and channels of one cluster, under one hash tag."""
+
+    cluster: str
+
+    def _key(self, name: str) -> str:
+        return f"{{ha-beat:{self.cluster}}}:{name}"
+
+    @property
+    def lease(self) -> str:
+        """Hash with the lease record."""
+        return self._key("lease")
+
+    @property
+    def ledger(self) -> str:
+        """Hash with a row per entry, notes, request progress and the cluster's own fields."""
+        return self._key("ledger")
+
+    @property
+    def journal(self) -> str:
+        """Stream of occurrences and leader changes."""
+        return self._key("journal")
+
+    @property
+    def members(self) -> str:
+        """Hash with a record per replica."""
+        return self._key("members")
+
+    @property
+    def claims(self) -> str:
+        """Hash of the occurrences that are claimed and not yet confirmed, by task id."""
+        return self._key("claims")
+
+    def guard(self, task_id: str) -> str:
+        """Return the key with the sending of an occurrence that the workers run."""
+        return self._key(f"guard:{task_id}")
+
+    @property
+    def dropped(self) -> str:
+        """Number of messages that the workers' guard has dropped."""
+        return self._key("dropped")
+
+    @property
+    def store(self) -> str:
+        """Hash in the broker's Redis that names the store of the lease."""
+        return self._key("store")
+
+    @property
+    def wake(self) -> str:
+        """Channel that tells replicas to look at the lease."""
+        return self._key("wake")
+
+    @property
+    def requests(self) -> str:
+        """Hash of waiting requests to the leader, by request id."""
+        return self._key("requests")
+
+    def answer(self, request: str) -> str:
+        """Return the key with the answer to one request."""
+        return self._key(f"answer:{request}")
+
+    def presence(self, token: str) -> str:
+        """Return the channel that one replica subscribes to while it may lead."""
+        return self._key(f"presence:{token}")
+
+    def shard_presence(self, token: str) -> str:
+        """Return the same as a shard channel of a Redis Cluster. The scripts know it by its name."""
+        return self._key(f"presence:shard:{token}")
