@@ -1,4 +1,4 @@
-"""The Celery app: ``celery -A example worker`` and ``celery -A example beat -S ha_beat``."""
+"""Celery app: ``celery -A example worker`` and ``celery -A example beat -S ha_beat``."""
 
 import os
 

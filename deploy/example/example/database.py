@@ -1,4 +1,4 @@
-"""Read a database from a URL, as in ``DATABASE_URL=postgresql://user:password@host:5432/name``."""
+"""Parser of database URLs such as ``DATABASE_URL=postgresql://user:password@host:5432/name``."""
 
 from urllib.parse import unquote, urlsplit
 
@@ -11,13 +11,13 @@ ENGINES = {
 
 
 def database_from_url(url: str) -> dict[str, object]:
-    """Return an item of Django's ``DATABASES``. Raises ValueError for a scheme that it does not know.
+    """Return an item of Django's ``DATABASES``. Raises ValueError for an unknown scheme.
 
     ``sqlite:///file`` is relative to the working directory, ``sqlite:////folder/file`` absolute.
     """
     parts = urlsplit(url)
     if parts.scheme not in ENGINES:
-        message = f"DATABASE_URL starts with {parts.scheme!r}; known are {', '.join(ENGINES)}"
+        message = f"DATABASE_URL starts with {parts.scheme!r}; known schemes are {', '.join(ENGINES)}"
         raise ValueError(message)
     name = unquote(parts.path.removeprefix("/"))
     if parts.scheme == "sqlite":

@@ -1,15 +1,15 @@
-"""Settings of the example project. What differs between places comes from the environment:
+"""Settings of the example project. These environment variables change them:
 
 =====================  ===============================================  =====================================
-variable               what                                             default
+variable               meaning                                          default
 =====================  ===============================================  =====================================
-REDIS_URL              Celery's broker; leases and ledger live there    redis://127.0.0.1:6379/0
-DATABASE_URL           Django's database                                a SQLite file beside ``manage.py``
-SCHEDULE               where the schedule is: ``static`` (in this       static
-                       file) or ``database`` (in Django's admin)
-SECRET_KEY             Django's signing key                             one that is good for development only
+REDIS_URL              Celery's broker, which also holds the lease      redis://127.0.0.1:6379/0
+DATABASE_URL           Django's database                                an SQLite file beside ``manage.py``
+SCHEDULE               ``static`` (the schedule is in this file) or     static
+                       ``database`` (it is edited in the admin)
+SECRET_KEY             Django's signing key                             a key for development only
 DEBUG                  1 for Django's debug pages                       0
-ALLOWED_HOSTS          names under which Django answers, comma between  localhost,127.0.0.1
+ALLOWED_HOSTS          host names of the site, separated by commas      localhost,127.0.0.1
 =====================  ===============================================  =====================================
 """
 
@@ -67,7 +67,7 @@ DATABASES = {
     "default": database_from_url(os.environ.get("DATABASE_URL") or f"sqlite:///{quote(str(BASE_DIR / 'db.sqlite3'))}")
 }
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
-    # Several processes share the file: wait for each other.
+    # Several processes share the file and have to wait for each other.
     DATABASES["default"]["OPTIONS"] = {"timeout": 20}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 SESSION_ENGINE = "django.contrib.sessions.backends.db"
@@ -80,7 +80,7 @@ CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TIMEZONE = TIME_ZONE
 
-# In ``database`` the entries below are written to the database once, and edited in the admin from then on.
+# With ``database``, the leader writes the entries below to the database; edit them in the admin from then on.
 CELERY_BEAT_SCHEDULER = {
     "static": "ha_beat.scheduler:HAScheduler",
     "database": "ha_beat.django.schedulers:HADatabaseScheduler",

@@ -1,4 +1,4 @@
-"""The tasks that the schedule in ``example/settings.py`` names."""
+"""Tasks of the schedule in ``example/settings.py``."""
 
 from celery import shared_task
 from celery.utils.log import get_task_logger
@@ -17,5 +17,5 @@ def task_clear_session() -> None:
 
 @shared_task
 def task_count_sessions() -> None:
-    """Log how many sessions are alive."""
-    logger.info("%d sessions are alive", Session.objects.filter(expire_date__gt=timezone.now()).count())
+    """Log the number of sessions that have not expired."""
+    logger.info("%d sessions have not expired", Session.objects.filter(expire_date__gt=timezone.now()).count())

@@ -228,7 +228,7 @@ def test_a_release_that_does_not_start_replaces_nobody(whole, counted):
     before, epoch = set(whole.containers()), whole.epoch()
 
     whole.schedule = "there-is-none"
-    with pytest.raises(AssertionError, match="it is taken away, the others go on"):
+    with pytest.raises(AssertionError, match="removed it, the old replicas go on"):
         whole.roll()
     whole.schedule = "second"
 

@@ -37,7 +37,7 @@ HA_BEAT_HTTP_BIND: {{ printf "%s:%d" .Values.http.host (int .Values.http.port) |
 {{- end }}
 {{- end -}}
 
-{{/* Helm reads whole numbers as floats, and would write a million as 1e+06. */}}
+{{/* Helm parses whole numbers as floats and would render a million as 1e+06. */}}
 {{- define "ha-beat.setting" -}}
 {{- if kindIs "map" . -}}
 {{ toJson . }}
@@ -48,7 +48,7 @@ HA_BEAT_HTTP_BIND: {{ printf "%s:%d" .Values.http.host (int .Values.http.port) |
 {{- end -}}
 {{- end -}}
 
-{{/* The ports that the URL names count too: behind a host, so not what stands before an @. */}}
+{{/* The configured ports, and the ports in redis.url. A password before an @ does not match. */}}
 {{- define "ha-beat.egress" -}}
 {{- $ports := list -}}
 {{- range .Values.networkPolicy.egressPorts -}}
