@@ -1,4 +1,4 @@
-"""The Django app."""
+"""Configuration of the Django app."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class HaBeatConfig(AppConfig):
-    """Adds the page 'Beat cluster' to the admin, and system checks."""
+    """App that adds system checks and the admin page "Beat cluster"."""
 
     name = "ha_beat.django"
     label = "ha_beat"

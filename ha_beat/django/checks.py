@@ -1,4 +1,4 @@
-"""System checks: ``manage.py check`` finds what would keep the cluster from working, and says what to do."""
+"""System checks: ``manage.py check`` finds settings with which the cluster can't work, and how to correct them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TAG = "ha_beat"
 
 
 def register() -> None:
-    """Register them; called once Django's apps are ready."""
+    """Register the checks. Call this once Django's apps are ready."""
     for check in (check_apps, check_scheduler, check_time_zones):
         checks.register(check, TAG)
     checks.register(check_cluster, TAG)
@@ -30,7 +30,7 @@ def register() -> None:
 
 
 def check_apps(**_: Any) -> list[CheckMessage]:
-    """The order of the apps, and that both are there."""
+    """Check that django-celery-beat is installed."""
     if apps.is_installed("django_celery_beat"):
         return []
     return [
@@ -43,14 +43,14 @@ def check_apps(**_: Any) -> list[CheckMessage]:
 
 
 def check_scheduler(**_: Any) -> list[CheckMessage]:
-    """``CELERY_BEAT_SCHEDULER``: set, and as a full path, since django-celery-beat's admin resolves it itself."""
+    """Check that ``CELERY_BEAT_SCHEDULER`` is the full path of a class, which django-celery-beat's admin needs."""
     value = getattr(settings, "CELERY_BEAT_SCHEDULER", None)
     hint = f'Set CELERY_BEAT_SCHEDULER = "{SCHEDULER}".'
     if not value:
         return [
             Warning(
-                "CELERY_BEAT_SCHEDULER is not set, so that each beat has to be told with -S, and django-celery-beat's "
-                "admin warns that nothing will be dispatched",
+                "CELERY_BEAT_SCHEDULER is not set: each beat needs the option -S, and django-celery-beat's admin warns "
+                "that no task will be dispatched",
                 hint=hint,
                 id="ha_beat.W001",
             )
@@ -60,8 +60,7 @@ def check_scheduler(**_: Any) -> list[CheckMessage]:
     if "." not in value or (":" not in value and value in {"ha_beat", "ha_beat.django"}):
         return [
             Error(
-                f"CELERY_BEAT_SCHEDULER is {value!r}, a short name that Celery knows, but django-celery-beat's admin "
-                f"does not",
+                f"CELERY_BEAT_SCHEDULER is {value!r}, a short name that django-celery-beat's admin can't resolve",
                 hint=hint,
                 id="ha_beat.E002",
             )
@@ -80,20 +79,20 @@ def _resolved(value: str, hint: str) -> Iterator[CheckMessage]:
         return
     if not (isinstance(scheduler, type) and issubclass(scheduler, HAMixin)):
         yield Warning(
-            f"CELERY_BEAT_SCHEDULER is {value!r}, which is not highly available: two of these enqueue all twice",
+            f"CELERY_BEAT_SCHEDULER is {value!r}, which is not highly available: two of these enqueue each task twice",
             hint=hint,
             id="ha_beat.W002",
         )
     elif not issubclass(scheduler, HADatabaseScheduler):
         yield Info(
             f"CELERY_BEAT_SCHEDULER is {value!r}: the periodic tasks in the database are not scheduled",
-            hint=f"That is right where the schedule is CELERY_BEAT_SCHEDULE alone. Else: {hint}",
+            hint=f"This is correct if CELERY_BEAT_SCHEDULE is the whole schedule. Otherwise: {hint}",
             id="ha_beat.I001",
         )
 
 
 def check_cluster(**_: Any) -> list[CheckMessage]:
-    """The settings, and where lease and messages go. Asks no server."""
+    """Check ha_beat's settings, and how lease and broker are combined. Connects to no server."""
     from ha_beat.django.cluster_view import celery_app
 
     app = celery_app()
@@ -101,30 +100,30 @@ def check_cluster(**_: Any) -> list[CheckMessage]:
         found = load_settings(app)
     except ConfigurationError as exc:
         return [
-            Error(line, hint="See the table of settings in ha_beat's README.", id="ha_beat.E004")
+            Error(line, hint="See the settings page of ha_beat's documentation.", id="ha_beat.E004")
             for line in str(exc).splitlines()
         ]
     try:
         check_topology(app, found)
     except ConfigurationError as exc:
-        return [Error(str(exc), hint="CELERY_HA_BEAT_REDIS_URL names the Redis for the lease.", id="ha_beat.E005")]
+        return [Error(str(exc), hint="CELERY_HA_BEAT_REDIS_URL is the URL of the lease's Redis.", id="ha_beat.E005")]
     driver = str(app.connection_for_write().transport.driver_type)
     if driver != "redis":
         return [
             Info(
-                f"The broker is {driver}, the lease is in Redis: each occurrence is claimed, published and confirmed",
-                hint="A message whose fate is unknown is then settled by CELERY_HA_BEAT_UNCERTAIN. With the lease's "
-                "Redis as the broker, to enqueue and to record are one act.",
+                f"The broker is {driver} and the lease is in Redis: each occurrence is claimed, published and confirmed",
+                hint="CELERY_HA_BEAT_UNCERTAIN decides what happens to a message whose delivery is unknown. With the "
+                "lease's Redis as the broker, an occurrence is enqueued and recorded in one step.",
                 id="ha_beat.I002",
             )
         ]
     if found.redis_url is not None and found.redis_url != app.conf.broker_url:
         return [
             Info(
-                "CELERY_HA_BEAT_REDIS_URL is not the broker's URL: unless both are one Redis and one database, each "
-                "occurrence is claimed, published and confirmed",
-                hint="Leave CELERY_HA_BEAT_REDIS_URL out where the broker is Redis: to enqueue and to record are then "
-                "one act.",
+                "CELERY_HA_BEAT_REDIS_URL differs from the broker's URL: unless both name one database of one Redis, "
+                "each occurrence is claimed, published and confirmed",
+                hint="Omit CELERY_HA_BEAT_REDIS_URL if the broker is Redis: an occurrence is then enqueued and recorded "
+                "in one step.",
                 id="ha_beat.I003",
             )
         ]
@@ -132,14 +131,14 @@ def check_cluster(**_: Any) -> list[CheckMessage]:
 
 
 def check_time_zones(**_: Any) -> list[CheckMessage]:
-    """Combinations in which rows can't be saved, or mean another hour than the admin shows."""
+    """Check for time zone settings with which rows can't be saved or differ from the times that the admin shows."""
     found: list[CheckMessage] = []
     aware = getattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", True)
     if not settings.USE_TZ and aware:
         found.append(
             Warning(
-                "USE_TZ is off and DJANGO_CELERY_BEAT_TZ_AWARE is not: SQLite and MySQL refuse the instants that "
-                "django-celery-beat wants to save",
+                "USE_TZ is off and DJANGO_CELERY_BEAT_TZ_AWARE is on: SQLite and MySQL reject the aware times that "
+                "django-celery-beat saves",
                 hint="Set USE_TZ = True, or DJANGO_CELERY_BEAT_TZ_AWARE = False.",
                 id="ha_beat.W003",
             )
@@ -147,8 +146,8 @@ def check_time_zones(**_: Any) -> list[CheckMessage]:
     if not settings.USE_TZ and settings.TIME_ZONE != "UTC":
         found.append(
             Warning(
-                f"USE_TZ is off and TIME_ZONE is {settings.TIME_ZONE}: what is entered in the admin as the time of a "
-                f"clocked task, a start or an expiry is taken for UTC",
+                f"USE_TZ is off and TIME_ZONE is {settings.TIME_ZONE}: times entered in the admin for clocked tasks, "
+                f"starts and expiries count as UTC",
                 hint="Set USE_TZ = True.",
                 id="ha_beat.W004",
             )
@@ -156,7 +155,7 @@ def check_time_zones(**_: Any) -> list[CheckMessage]:
     if getattr(settings, "CELERY_TIMEZONE", None) is None and settings.USE_TZ and settings.TIME_ZONE != "UTC":
         found.append(
             Warning(
-                f"CELERY_TIMEZONE is not set: new crontabs are in UTC, though TIME_ZONE is {settings.TIME_ZONE}",
+                f"CELERY_TIMEZONE is not set: new crontabs are in UTC, but TIME_ZONE is {settings.TIME_ZONE}",
                 hint="Set CELERY_TIMEZONE = TIME_ZONE, or choose the time zone of each crontab.",
                 id="ha_beat.W005",
             )
@@ -165,14 +164,14 @@ def check_time_zones(**_: Any) -> list[CheckMessage]:
 
 
 def check_database(**_: Any) -> list[CheckMessage]:
-    """A database that other processes can't see."""
+    """Check that other processes can read the database."""
     database = connections[_alias()].settings_dict
     name = str(database.get("NAME") or "")
     if "sqlite" in str(database.get("ENGINE")) and (":memory:" in name or "mode=memory" in name or not name):
         return [
             Warning(
-                "the periodic tasks are in a database in this process' memory, which no beat can see",
-                hint="Give DATABASES a server, or a file that all processes share.",
+                "the periodic tasks are in an in-memory database, which other processes can't read",
+                hint="Use a database server, or a file that all processes share.",
                 id="ha_beat.W006",
             )
         ]
@@ -180,16 +179,16 @@ def check_database(**_: Any) -> list[CheckMessage]:
 
 
 def check_tables(databases: Sequence[str] | None = None, **_: Any) -> Iterable[CheckMessage]:
-    """The tables; with ``manage.py check --database default``, and before ``migrate``."""
+    """Check that the tables exist. Runs only for named databases, as in ``manage.py check --database default``."""
     alias = _alias()
     if alias not in (databases or ()) or sys.argv[1:2] == ["migrate"]:
-        # Whoever is about to make the tables need not be told.
+        # This command creates the tables.
         return []
     try:
         tables = set(connections[alias].introspection.table_names())
     except Exception as exc:
-        hint = "Start it, or correct DATABASES: no beat leads before it has read the schedule once."
-        return [Error(f"the database {alias!r} can't be asked: {exc}", hint=hint, id="ha_beat.E006")]
+        hint = "Start the database or correct DATABASES. No beat leads before it has read the schedule once."
+        return [Error(f"the database {alias!r} is unreachable: {exc}", hint=hint, id="ha_beat.E006")]
     if "django_celery_beat_periodictask" in tables:
         return []
     return [

@@ -1,4 +1,4 @@
-"""No tables: a name under which the admin lists the cluster, and the permissions to see and to steer it."""
+"""A model without a table, which gives the admin an item for the cluster and the permissions for it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from django.utils.translation import gettext_lazy as _
 
 
 class Cluster(models.Model):
-    """The beat cluster. What there is to know of it is in Redis."""
+    """The beat cluster, whose state is in Redis."""
 
-    class Meta:  # noqa: D106 -- Django's own
+    class Meta:  # noqa: D106
         managed = False
         default_permissions = ("view",)
         permissions = (("control_cluster", _("Can step down, pause and resume the beat cluster, and run tasks now")),)

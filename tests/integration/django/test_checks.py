@@ -99,7 +99,7 @@ def test_a_database_that_cannot_be_asked_is_named(site, tmp_path):
     found = run_check(site, "--database", "default", DATABASES=away)
 
     assert "ha_beat.E006" in found
-    assert "HINT: Start it" in found
+    assert "HINT: Start the database" in found
 
 
 def test_a_missing_app_is_named(monkeypatch):
