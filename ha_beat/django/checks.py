@@ -111,7 +111,7 @@ def check_cluster(**_: Any) -> list[CheckMessage]:
     if driver != "redis":
         return [
             Info(
-                f"The broker is {driver} and the lease is in Redis: each occurrence is claimed, published and confirmed",
+                f"The broker is {driver}, the lease is in Redis: each occurrence is claimed, published and confirmed",
                 hint="CELERY_HA_BEAT_UNCERTAIN decides what happens to a message whose delivery is unknown. With the "
                 "lease's Redis as the broker, an occurrence is enqueued and recorded in one step.",
                 id="ha_beat.I002",
@@ -122,8 +122,8 @@ def check_cluster(**_: Any) -> list[CheckMessage]:
             Info(
                 "CELERY_HA_BEAT_REDIS_URL differs from the broker's URL: unless both name one database of one Redis, "
                 "each occurrence is claimed, published and confirmed",
-                hint="Omit CELERY_HA_BEAT_REDIS_URL if the broker is Redis: an occurrence is then enqueued and recorded "
-                "in one step.",
+                hint="Omit CELERY_HA_BEAT_REDIS_URL if the broker is Redis: an occurrence is then enqueued and "
+                "recorded in one step.",
                 id="ha_beat.I003",
             )
         ]

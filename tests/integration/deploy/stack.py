@@ -1,4 +1,4 @@
-"""The Compose file, brought up for real beside whatever else runs on this machine, and what its worker ran."""
+"""The Compose file's services as a separate project, and the tasks that its worker ran."""
 
 from __future__ import annotations
 
@@ -21,27 +21,25 @@ ROOT = Path(__file__).parents[3]
 
 
 def skip_without_docker() -> None:
-    """Skip where no Docker engine with Compose answers; on CI too, where none runs."""
+    """Skip the test without a Docker engine with Compose, on CI too, which has none."""
     if shutil.which("docker") is None:
-        pytest.skip("there is no docker command here (CI has none either)")
+        pytest.skip("docker is not installed (CI has none either)")
     for command in (["docker", "info"], ["docker", "compose", "version"]):
         asked = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         if asked.returncode:
-            pytest.skip(f"no Docker engine with Compose answers (none runs on CI): {asked.stderr.strip()[-200:]}")
+            pytest.skip(f"no Docker engine with Compose is running (CI has none either): {asked.stderr.strip()[-200:]}")
 
 
 class Stack:
-    """A running copy of docker-compose.yml with the counted schedule."""
+    """Running copy of docker-compose.yml with the counted schedule."""
 
     def __init__(self, folder: Path) -> None:
         self.counted = folder / "counted"
         self.counted.mkdir()
-        self.counted.chmod(0o777)  # the worker in its container is another user
+        self.counted.chmod(0o777)  # the worker's container uses another user
         self.project = f"ha-beat-test-{os.getpid()}"
         self.schedule = "first"
         self.scale = 3
-
-    # --- Compose
 
     def docker(self, *arguments: str, timeout: float = 120) -> str:
         done = subprocess.run(
@@ -70,18 +68,18 @@ class Stack:
             "COUNTED_SCHEDULE": self.schedule,
         }
 
-    def complaints(self) -> list[str]:
-        """What the latest healthchecks of unhealthy containers said."""
-        health = {each: self.state(each).get("Health", {}) for each in self.containers()}
-        return [str(told["Log"][-2:]) for told in health.values() if told.get("Status") == "unhealthy"]
+    def failed_healthchecks(self) -> list[str]:
+        """Return the last healthcheck output of each unhealthy container."""
+        health = [self.state(container).get("Health", {}) for container in self.containers()]
+        return [str(each["Log"][-2:]) for each in health if each.get("Status") == "unhealthy"]
 
     def up(self, *, scale: int = 3) -> None:
-        """Start what is not running, and wait until every healthcheck has passed."""
+        """Start the services, and wait until every healthcheck passes."""
         self.scale = scale
         self.compose("up", "-d", "--no-build", "--wait", "--scale", f"beat={scale}")
 
     def roll(self) -> str:
-        """Replace the replicas by the script that we ship; what it said."""
+        """Run deploy/rolling-update; return its output."""
         done = subprocess.run(
             [str(ROOT / "deploy" / "rolling-update"), "beat"],
             cwd=ROOT,
@@ -91,7 +89,7 @@ class Stack:
             timeout=600,
             check=False,
         )
-        assert done.returncode == 0, f"{done.stdout[-2000:]} {done.stderr[-3000:]} {self.complaints()}"
+        assert done.returncode == 0, f"{done.stdout[-2000:]} {done.stderr[-3000:]} {self.failed_healthchecks()}"
         return done.stderr
 
     def down(self) -> None:
@@ -104,23 +102,21 @@ class Stack:
         found: dict[str, Any] = json.loads(self.docker("inspect", "--format", "{{json .State}}", container))
         return found
 
-    # --- ha_beat
-
     def cli(self, *arguments: str) -> Any:
         out = self.compose("exec", "-T", "worker", "celery", "-A", "example", "ha-beat", *arguments, "--json")
         return json.loads(out)
 
     def leader(self) -> tuple[str, str]:
-        """The container that leads, and its pid inside."""
+        """Return the leader's container, and the leader's pid in it."""
         host, pid, _ = self.cli("status")["leader"].split(":")
         return next(each for each in self.containers() if each.startswith(host)), pid
 
     def history(self) -> list[dict[str, Any]]:
-        """The journal, the oldest record first."""
+        """Return the journal, oldest record first."""
         return list(reversed(self.cli("history", "--limit", "100000")))
 
     def acquired_after(self, epoch: int, within: float = 40) -> dict[str, Any]:
-        """The record of the first term after that epoch. `within` is in seconds."""
+        """Return the record of the first term after that epoch. Wait for `within` seconds."""
 
         def look() -> dict[str, Any] | None:
             terms = (each for each in self.history() if each["kind"] == "term" and each["event"] == "acquired")
@@ -132,31 +128,29 @@ class Stack:
         found: int = self.cli("status")["lease"]["epoch"]
         return found
 
-    # --- Counting
-
     def runs(self) -> list[dict[str, str]]:
         file = self.counted / "runs"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def wait_until_caught_up(self, within: float = 60) -> datetime:
-        """Wait until the worker has run what is due now; return that instant."""
+        """Wait until the worker has run the tasks that are due now; return the current time."""
         now = datetime.now(UTC)
 
         def caught_up() -> bool:
             return any(datetime.fromisoformat(run["at"]) > now for run in self.runs())
 
-        wait_for(caught_up, timeout=within, what="the worker to have run what was due", interval=0.2)
-        time.sleep(1.5)  # two processes of the worker: the one may be a little behind the other
+        wait_for(caught_up, timeout=within, what="the worker to run the due tasks", interval=0.2)
+        time.sleep(1.5)  # the worker's two processes may be a little apart
         return now
 
     def count(self) -> tuple[int, list[str], list[datetime]]:
-        """What `tally` finds in the worker's runs until now."""
+        """Return the `tally` of the worker's runs until now."""
         until = self.wait_until_caught_up()
         return tally(self.runs(), until)
 
 
 def tally(runs: list[dict[str, str]], until: datetime) -> tuple[int, list[str], list[datetime]]:
-    """How many instants of every-second have come, what ran twice, and which instants never ran."""
+    """Return the number of due instants of every-second, what ran twice, and the instants that did not run."""
     twice = [task for task, times in Counter(run["id"] for run in runs).items() if times > 1]
     for entry in {run["entry"] for run in runs}:
         instants = Counter(run["at"] for run in runs if run["entry"] == entry)

@@ -1,6 +1,6 @@
-"""docker-compose.yml brought up for real; its containers killed, paused, cut off, scaled and replaced.
+"""The services of docker-compose.yml with containers killed, paused, disconnected, scaled and replaced.
 
-What counts is what the worker ran: an entry is due each second, each instant has to run, and none twice.
+An entry is due each second. The worker has to run each instant exactly once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.support.servers import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-#: Seconds; what the example leaves at its default.
+#: Seconds: the default, which the example uses.
 LEASE_TTL = 10.0
 
 
@@ -32,7 +32,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         wait_for(running.runs, timeout=60, what="the first run")
         yield running
     except BaseException:
-        print(running.compose("logs", "--tail", "50"))  # pytest shows it with the failure
+        print(running.compose("logs", "--tail", "50"))  # shown with the failure
         raise
     finally:
         running.down()
@@ -40,7 +40,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def whole(stack: Stack) -> Stack:
-    """Three replicas again, whatever the test before left behind."""
+    """The stack with three running replicas."""
     if len(stack.containers()) != 3 or any(not stack.state(each)["Running"] for each in stack.containers()):
         stack.up()
     with contextlib.suppress(AssertionError):
@@ -53,28 +53,28 @@ def counted(whole: Stack, figure: Callable[[str], None]) -> Callable[[str], None
     def check(what: str) -> None:
         expected, twice, never = whole.count()
         skipped = [each for each in whole.history() if each.get("verdict") == "skipped" and each["why"] != "coalesced"]
-        told = [(each["entry"], each["from"], each["until"], each["why"]) for each in skipped]
-        # What Redis had been sent, and did not answer, when it was stopped: nobody knows whether it was taken.
+        records = [(each["entry"], each["from"], each["until"], each["why"]) for each in skipped]
+        # Commands without a reply when Redis was stopped: their outcome is unknown.
         in_flight = [
             at
             for at in never
-            for _, first, until, why in told
+            for _, first, until, why in records
             if why == "state_loss" and datetime.fromisoformat(first) <= at < datetime.fromisoformat(until)
         ]
         lost = [at for at in never if at not in in_flight]
         figure(
-            f"{what}; of {expected} instants so far {len(twice)} ran twice, {len(lost)} not at all, "
-            f"{len(in_flight)} skipped since they were in flight when Redis was stopped"
+            f"{what}; of {expected} instants so far {len(twice)} ran twice, {len(lost)} did not run, "
+            f"{len(in_flight)} were skipped because they were in flight when Redis was stopped"
         )
-        assert (twice, lost) == ([], []), told
-        # As long as a command may wait for its answer.
-        assert len(in_flight) <= 4, told
+        assert (twice, lost) == ([], []), records
+        # As many as fall due during the timeout of a command.
+        assert len(in_flight) <= 4, records
 
     return check
 
 
 def test_all_replicas_are_healthy_and_one_leads(whole, counted):
-    """`up --wait` came back, so that the healthchecks pass; and one replica only answers 200 at /leader."""
+    """`up --wait` has returned, so the healthchecks pass. One replica answers 200 at /leader."""
     view = whole.cli("status")
 
     assert len(view["members"]) == 3
@@ -85,18 +85,18 @@ def test_all_replicas_are_healthy_and_one_leads(whole, counted):
     counted("start")
 
 
-def test_a_container_can_write_nowhere_and_has_no_rights(whole):
+def test_container_is_read_only_and_unprivileged(whole):
     container = whole.containers()[0]
     script = "touch /app/x 2>/dev/null && echo written; id -u; grep CapEff /proc/self/status"
     script += "; python -m pip --version; python -m ensurepip --version; which gcc"
 
-    told = whole.docker("exec", container, "sh", "-c", f"{script}; true").split()
+    output = whole.docker("exec", container, "sh", "-c", f"{script}; true").split()
 
-    assert told == ["10001", "CapEff:", "0000000000000000"]
+    assert output == ["10001", "CapEff:", "0000000000000000"]
 
 
-def test_the_leaders_container_is_killed(whole, counted):
-    """The connection ends with the process: a standby leads long before the lease has run out."""
+def test_killed_container_of_leader_is_replaced_before_lease_expires(whole, counted):
+    """The connection ends with the process, which a standby sees at once."""
     epoch, (leader, _) = whole.epoch(), whole.leader()
 
     began = time.time()
@@ -104,11 +104,11 @@ def test_the_leaders_container_is_killed(whole, counted):
     took = whole.acquired_after(epoch)["ms"] / 1000 - began
 
     assert took < LEASE_TTL / 2
-    counted(f"docker kill: a new leader {took:.2f} s after the command was given")
+    counted(f"docker kill: a new leader {took:.2f} s after the command")
 
 
-def test_a_process_that_is_killed_is_started_again(whole, counted):
-    """`restart: unless-stopped` brings it back, as a standby."""
+def test_killed_process_is_restarted_as_standby(whole, counted):
+    """By `restart: unless-stopped`."""
     epoch, (leader, pid) = whole.epoch(), whole.leader()
     started = whole.state(leader)["StartedAt"]
 
@@ -120,11 +120,10 @@ def test_a_process_that_is_killed_is_started_again(whole, counted):
     wait_for(lambda: whole.state(leader)["Health"]["Status"] == "healthy", timeout=90, what="the health", interval=1)
     assert whole.leader()[0] != leader
     assert took < LEASE_TTL / 2
-    counted(f"kill -9: a new leader {took:.2f} s after the command was given")
+    counted(f"kill -9: a new leader {took:.2f} s after the command")
 
 
-def test_the_leader_is_paused_past_its_lease(whole, counted):
-    """It wakes up and finds another; it stands by, and its container has not ended."""
+def test_leader_paused_past_its_lease_becomes_standby(whole, counted):
     epoch, (leader, _) = whole.epoch(), whole.leader()
     started = whole.state(leader)["StartedAt"]
 
@@ -142,7 +141,7 @@ def test_the_leader_is_paused_past_its_lease(whole, counted):
     assert LEASE_TTL / 2 < took < LEASE_TTL * 2
 
 
-def test_the_leader_is_cut_off_the_network(whole, counted):
+def test_leader_cut_off_the_network_is_replaced_and_returns(whole, counted):
     epoch, (leader, _) = whole.epoch(), whole.leader()
     started, network = whole.state(leader)["StartedAt"], f"{whole.project}_default"
 
@@ -160,8 +159,7 @@ def test_the_leader_is_cut_off_the_network(whole, counted):
     assert took < LEASE_TTL * 2
 
 
-def test_redis_is_away_for_20_seconds(whole, counted):
-    """No replica ends; what fell due runs late."""
+def test_outage_of_redis_delays_tasks_and_ends_no_replica(whole, counted):
     before = {each: whole.state(each)["StartedAt"] for each in whole.containers()}
 
     whole.compose("stop", "redis")
@@ -170,11 +168,11 @@ def test_redis_is_away_for_20_seconds(whole, counted):
     whole.compose("start", "redis")
     caught_up = whole.wait_until_caught_up(within=120)
 
-    counted(f"Redis away for 20 s: what was due at {caught_up:%H:%M:%S} had run {time.time() - began:.1f} s after")
+    counted(f"Redis stopped for 20 s: tasks due at {caught_up:%H:%M:%S} had run {time.time() - began:.1f} s later")
     assert {each: whole.state(each)["StartedAt"] for each in whole.containers()} == before
 
 
-def test_five_replicas_and_three_again(whole, counted):
+def test_scaling_to_five_and_back_to_three_keeps_containers(whole, counted):
     before = set(whole.containers())
     whole.up(scale=5)
     assert before < set(whole.containers())
@@ -184,8 +182,8 @@ def test_five_replicas_and_three_again(whole, counted):
     counted("scaled to 5 and back to 3")
 
 
-def test_all_are_replaced_at_once(whole, counted):
-    """What plain `up -d` does after a change: nobody leads for a while, and what fell due runs late."""
+def test_replacing_all_replicas_at_once_delays_tasks(whole, counted):
+    """As `up -d` does after a change. There is no leader for a while."""
     before, epoch = set(whole.containers()), whole.epoch()
 
     whole.schedule = "first"
@@ -198,8 +196,8 @@ def test_all_are_replaced_at_once(whole, counted):
     counted("all replicas replaced at once")
 
 
-def test_a_rolling_deploy_with_a_changed_schedule(whole, counted):
-    """By the script that we ship: each change of leader is a handover."""
+def test_rolling_update_with_changed_schedule_hands_over(whole, counted):
+    """With deploy/rolling-update, each change of leader is a handover."""
     before, epoch = set(whole.containers()), whole.epoch()
     left_behind = f"{whole.project}-run"
     whole.compose("run", "--no-deps", "--name", left_behind, "beat", "true")
@@ -218,13 +216,13 @@ def test_a_rolling_deploy_with_a_changed_schedule(whole, counted):
         if (this["event"], after["event"]) == ("released", "acquired")
     ]
     assert gaps
-    # Far below what a start takes, and the lease: a standby was there each time.
+    # Far below the time of a start and the lease: there was always a standby.
     assert max(gaps) < 3000
     counted(f"rolling deploy with a changed schedule: {len(gaps)} handovers, {max(gaps)} ms at most without a leader")
 
 
-def test_a_release_that_does_not_start_replaces_nobody(whole, counted):
-    """Its one replica is taken away again; the others never stopped."""
+def test_release_that_does_not_start_replaces_no_replica(whole, counted):
+    """Its one replica is removed; the others never stop."""
     before, epoch = set(whole.containers()), whole.epoch()
 
     whole.schedule = "there-is-none"

@@ -1,4 +1,4 @@
-"""The manifests, as kustomize and Helm make them: valid by the schemas, and right where a schema does not look."""
+"""The manifests that kustomize and Helm render: valid by the schemas, and correct beyond them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ DEPLOY = Path(__file__).parents[3] / "deploy"
 OVERLAY = DEPLOY / "kubernetes" / "overlays" / "example"
 CHART = DEPLOY / "helm" / "ha-beat"
 
-#: The manifests are checked by the schemas of these.
+#: Versions of Kubernetes whose schemas are checked.
 VERSIONS = ("1.31", "1.34", "1.36")
-#: The values files; "" for the defaults.
+#: Values files; "" stands for the defaults.
 VALUES = ("", "everything", "least", "operator")
 
 Manifest = dict[str, Any]
@@ -31,7 +31,7 @@ Manifest = dict[str, Any]
 
 @cache
 def run(*command: str) -> str:
-    """What it printed. The files do not change in a run, so that each command is run once."""
+    """Return the command's output. Each command runs once, because the files do not change meanwhile."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -43,7 +43,7 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
 
 
 def _find(tools: Tools, name: str) -> str:
-    # On CI too: nothing that CI installs brings them, and PyPI may be out of its reach.
+    # Skipped on CI too, which does not install the tools and may have no access to PyPI.
     try:
         return tools.find(name)
     except PartMissing as missing:
@@ -67,7 +67,7 @@ def template(helm: str, values: str = "", *arguments: str) -> str:
 
 @pytest.fixture(params=["kustomize", *(f"helm {values}".strip() for values in VALUES)])
 def rendered(request: pytest.FixtureRequest) -> str:
-    """What would be applied, in each way that we ship."""
+    """The rendered manifests of kustomize and of each values file."""
     maker, _, values = request.param.partition(" ")
     if maker == "kustomize":
         return str(request.getfixturevalue("kustomized"))
@@ -76,7 +76,11 @@ def rendered(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def manifests(rendered: str) -> list[Manifest]:
-    return [each for each in yaml.safe_load_all(rendered) if each]
+    return parsed(rendered)
+
+
+def parsed(text: str) -> list[Manifest]:
+    return [each for each in yaml.safe_load_all(text) if each]
 
 
 def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
@@ -89,7 +93,7 @@ def beat_of(manifests: list[Manifest]) -> Manifest:
 
 
 def pods(manifests: list[Manifest]) -> list[tuple[str, dict[str, str], Manifest]]:
-    """Each pod with its labels and what it is."""
+    """Return name, labels and spec of each pod."""
     found = []
     for each in manifests:
         name = f"{each['kind']}/{each['metadata']['name']}"
@@ -110,18 +114,16 @@ def _validator() -> Any:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_they_are_valid(rendered, version):
-    """By the schema of each version, strictly."""
+def test_manifests_are_valid(rendered, version):
     validator = need(_validator)
-    operators = {"ServiceMonitor", "PrometheusRule"}  # which no schema of Kubernetes knows
+    operators = {"ServiceMonitor", "PrometheusRule"}  # not in Kubernetes' schemas
     for manifest in yaml.safe_load_all(rendered):
         if manifest and manifest["kind"] not in operators:
-            # Raises for what is wrong, and for a kind that it does not know.
             validator.validate(manifest, version, strict=True)
 
 
-def test_every_selector_finds_the_pods_that_it_means(manifests):
-    """A schema doesn't see a selector that matches nothing, or, being empty, every pod of the namespace."""
+def test_every_selector_matches_exactly_the_beat_pods(manifests):
+    """A schema accepts selectors that match no pod or, if empty, every pod of the namespace."""
     beat = beat_of(manifests)
     labels = beat["spec"]["template"]["metadata"]["labels"]
     others = [each for name, each, _ in pods(manifests) if name != f"Deployment/{beat['metadata']['name']}"]
@@ -141,9 +143,9 @@ def test_every_selector_finds_the_pods_that_it_means(manifests):
         assert not any(selector.items() <= other.items() for other in others), f"{name} matches others too"
 
 
-def test_redis_keeps_everything_and_only_its_namespace_reaches_it(kustomized):
-    """Of the example: on a disk, never evicted, with room to rewrite its file; without a password, so fenced in."""
-    made = [each for each in yaml.safe_load_all(kustomized) if each]
+def test_example_redis_keeps_its_data_and_admits_only_its_namespace(kustomized):
+    """Persistent, without eviction, with memory to rewrite its file. It has no password, so access is restricted."""
+    made = parsed(kustomized)
     (redis,) = of_kind(made, "StatefulSet")
     pod = redis["spec"]["template"]
     (container,) = pod["spec"]["containers"]
@@ -164,10 +166,10 @@ def _megabytes(text: str) -> int:
     return int(re.fullmatch(r"(\d+)(?:mb|Mi)", text)[1])
 
 
-def test_every_name_that_a_pod_refers_to_is_there(manifests):
-    """A ConfigMap or Secret that nobody makes keeps the pod from starting."""
+def test_every_resource_that_a_pod_refers_to_exists(manifests):
+    """A missing ConfigMap or Secret keeps the pod from starting."""
     made = {(each["kind"], each["metadata"]["name"]) for each in manifests}
-    theirs = {"shop"}  # in the values files: Secrets of the user
+    theirs = {"shop"}  # the user's Secret in the values files
     for name, _, spec in pods(manifests):
         account = spec.get("serviceAccountName", "default")
         assert account == "default" or ("ServiceAccount", account) in made, name
@@ -182,8 +184,8 @@ def test_every_name_that_a_pod_refers_to_is_there(manifests):
             assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes
 
 
-def test_pods_keep_to_the_restricted_profile(manifests):
-    """What the namespace label pod-security.kubernetes.io/enforce=restricted demands, and a root that is read-only."""
+def test_pods_meet_the_restricted_profile(manifests):
+    """As pod-security.kubernetes.io/enforce=restricted requires, with a read-only root file system."""
     for name, _, spec in pods(manifests):
         assert spec["securityContext"]["runAsNonRoot"] is True, name
         assert spec["securityContext"]["runAsUser"] > 0, name
@@ -198,8 +200,8 @@ def test_pods_keep_to_the_restricted_profile(manifests):
             assert "cpu" in container["resources"]["requests"], name
 
 
-def test_probes_ask_what_each_is_for(manifests):
-    """A liveness probe at /readyz would restart every replica while Redis is away."""
+def test_each_probe_uses_its_endpoint(manifests):
+    """A liveness probe at /readyz would restart every replica while Redis is unreachable."""
     (beat,) = beat_of(manifests)["spec"]["template"]["spec"]["containers"]
 
     paths = {probe: beat[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")}
@@ -208,7 +210,7 @@ def test_probes_ask_what_each_is_for(manifests):
     assert ports <= {port["name"] for port in beat["ports"]}
 
 
-def test_a_replica_is_named_by_its_pod_and_found_by_its_address(manifests):
+def test_replica_has_its_pods_name_and_address(manifests):
     (beat,) = beat_of(manifests)["spec"]["template"]["spec"]["containers"]
     fields = {
         each["name"]: each["valueFrom"]["fieldRef"]["fieldPath"]
@@ -219,26 +221,26 @@ def test_a_replica_is_named_by_its_pod_and_found_by_its_address(manifests):
     assert fields == {"HA_BEAT_REPLICA": "metadata.name", "POD_IP": "status.podIP"}
 
 
-def test_a_stop_has_time_for_a_handover(manifests):
+def test_grace_period_leaves_time_for_a_handover(manifests):
     spec = beat_of(manifests)["spec"]["template"]["spec"]
     pause = float(spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
 
-    # A command in flight, and the release: command_timeout is 2.5 s at most.
+    # For a command in flight and the release; command_timeout is at most 2.5 s.
     assert spec["terminationGracePeriodSeconds"] >= pause + 2 * 2.5 + 5
 
 
-def test_a_rollout_never_leaves_fewer_than_before(manifests):
+def test_rollout_keeps_the_number_of_replicas(manifests):
     assert beat_of(manifests)["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
-def test_the_leader_can_be_found_whatever_the_readiness(manifests):
+def test_headless_service_includes_replicas_that_are_not_ready(manifests):
     (replicas,) = (each for each in of_kind(manifests, "Service") if each["metadata"]["name"].endswith("-replicas"))
 
     assert replicas["spec"]["clusterIP"] == "None"
     assert replicas["spec"]["publishNotReadyAddresses"] is True
 
 
-def test_settings_are_those_that_exist_and_the_endpoint_is_served_where_it_is_probed(manifests):
+def test_settings_exist_and_probes_use_the_bound_port(manifests):
     beat = beat_of(manifests)
     (container,) = beat["spec"]["template"]["spec"]["containers"]
     name = container["envFrom"][0]["configMapRef"]["name"]
@@ -251,9 +253,9 @@ def test_settings_are_those_that_exist_and_the_endpoint_is_served_where_it_is_pr
     assert config["HA_BEAT_HTTP_BIND"].endswith(f":{container['ports'][0]['containerPort']}")
 
 
-def test_prometheus_finds_each_replica_once(helm):
-    """The ServiceMonitors choose by labels that only the headless Service has."""
-    made = [each for each in yaml.safe_load_all(template(helm, "operator")) if each]
+def test_service_monitor_of_helm_selects_each_replica_once(helm):
+    """Only the headless Service has the selected labels."""
+    made = parsed(template(helm, "operator"))
     (monitor,) = of_kind(made, "ServiceMonitor")
     wanted = monitor["spec"]["selector"]["matchLabels"].items()
 
@@ -265,10 +267,10 @@ def test_prometheus_finds_each_replica_once(helm):
     assert rules["spec"] == yaml.safe_load((CHART / "rules.yml").read_text())
 
 
-def test_the_monitoring_component_finds_each_replica_once(kustomized):
+def test_service_monitor_of_kustomize_selects_each_replica_once(kustomized):
     monitor = yaml.safe_load((DEPLOY / "kubernetes" / "monitoring" / "service-monitor.yaml").read_text())
     (wanted,) = monitor["spec"]["selector"]["matchExpressions"]
-    services = of_kind([each for each in yaml.safe_load_all(kustomized) if each], "Service")
+    services = of_kind(parsed(kustomized), "Service")
 
     assert monitor["spec"]["selector"]["matchLabels"] == {"app.kubernetes.io/name": "ha-beat"}
     chosen = [each["metadata"]["name"] for each in services if wanted["key"] in each["metadata"].get("labels", {})]
@@ -276,17 +278,14 @@ def test_the_monitoring_component_finds_each_replica_once(kustomized):
 
 
 @pytest.mark.parametrize("values", VALUES)
-def test_helm_lint_has_no_complaint(helm, values):
+def test_helm_lint_accepts_the_chart(helm, values):
     files = ("-f", str(CHART / "ci" / f"{values}-values.yaml")) if values else ()
     run(helm, "lint", "--strict", str(CHART), *files)
 
 
-def test_helm_and_kustomize_make_the_same(helm, kustomized):
-    """But for names, labels and what stands in the Secret: who moves from one to the other finds nothing changed."""
-    made = [
-        [each for each in yaml.safe_load_all(text) if each]
-        for text in (kustomized, template(helm, "", "--set", "app=example"))
-    ]
+def test_helm_and_kustomize_render_the_same(helm, kustomized):
+    """Except names, labels and the Secret's content, so that a switch between them changes nothing."""
+    made = [parsed(text) for text in (kustomized, template(helm, "", "--set", "app=example"))]
     specs = [beat_of(each)["spec"] for each in made]
     pod_specs = [each["template"]["spec"] for each in specs]
 
@@ -324,15 +323,9 @@ def _ports(policy: Manifest) -> list[tuple[str, int]]:
         ("rediss://example.com:21699", 21699),
     ],
 )
-def test_the_policy_lets_out_to_the_redis_that_is_named(helm, url, port):
-    """Or beat would wait for ever for a Redis at a port of its own, and say only that it can't be reached."""
-    made = [
-        each
-        for each in yaml.safe_load_all(
-            template(helm, "", "--set-string", f"redis.url={url.replace(',', chr(92) + ',')}")
-        )
-        if each
-    ]
+def test_network_policy_allows_the_port_of_redis_url(helm, url, port):
+    """Otherwise beat would wait for ever for Redis at another port."""
+    made = parsed(template(helm, "", "--set-string", f"redis.url={url.replace(',', chr(92) + ',')}"))
     (policy,) = of_kind(made, "NetworkPolicy")
 
     ports = _ports(policy["spec"])
@@ -341,17 +334,17 @@ def test_the_policy_lets_out_to_the_redis_that_is_named(helm, url, port):
     assert ("TCP", 1234) not in ports
 
 
-def test_a_policy_names_whom_else_it_lets_in(helm):
+def test_network_policy_allows_further_sources(helm):
     peer = "networkPolicy.ingressFrom[0].ipBlock.cidr=10.0.0.0/8"
-    made = [each for each in yaml.safe_load_all(template(helm, "", "--set", peer)) if each]
+    made = parsed(template(helm, "", "--set", peer))
     (policy,) = of_kind(made, "NetworkPolicy")
 
     assert {"ipBlock": {"cidr": "10.0.0.0/8"}} in policy["spec"]["ingress"][0]["from"]
 
 
-def test_no_pause_before_the_stop_needs_no_command(helm):
-    """An image need not have `sleep`."""
-    made = [each for each in yaml.safe_load_all(template(helm, "", "--set", "preStopSeconds=0")) if each]
+def test_pre_stop_of_0_seconds_has_no_hook(helm):
+    """For images without `sleep`."""
+    made = parsed(template(helm, "", "--set", "preStopSeconds=0"))
 
     assert "lifecycle" not in beat_of(made)["spec"]["template"]["spec"]["containers"][0]
 
@@ -368,7 +361,7 @@ def test_no_pause_before_the_stop_needs_no_command(helm):
         ("image.pullPolicy=Sometimes", "pullPolicy"),
     ],
 )
-def test_a_wrong_value_is_refused_by_name(helm, wrong, named):
+def test_wrong_value_is_refused_and_named(helm, wrong, named):
     command = [helm, "template", "x", str(CHART), "--set", wrong]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
@@ -376,7 +369,7 @@ def test_a_wrong_value_is_refused_by_name(helm, wrong, named):
     assert named in done.stderr
 
 
-def test_the_schema_knows_every_setting():
+def test_schema_has_every_setting():
     schema = json.loads((CHART / "values.schema.json").read_text())
     own_values = {"http_bind", "replica", "redis_url"}
 
@@ -384,7 +377,7 @@ def test_the_schema_knows_every_setting():
     assert known == {setting.name for setting in SETTINGS} - own_values
 
 
-def test_the_schema_knows_every_value_and_each_is_explained():
+def test_schema_has_every_value():
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     schema = json.loads((CHART / "values.schema.json").read_text())
 
@@ -404,19 +397,19 @@ def test_the_schema_knows_every_value_and_each_is_explained():
     compare(values, schema, "values")
 
 
-def test_a_large_number_stays_a_number(helm):
-    """Helm turns whole numbers into floats, and would write 2e+06."""
-    made = [each for each in yaml.safe_load_all(template(helm, "", "--set", "settings.journal_size=2000000")) if each]
+def test_large_number_is_rendered_as_an_integer(helm):
+    """Helm parses whole numbers as floats and would render 2e+06."""
+    made = parsed(template(helm, "", "--set", "settings.journal_size=2000000"))
 
     (config,) = of_kind(made, "ConfigMap")
     assert config["data"]["HA_BEAT_JOURNAL_SIZE"] == "2000000"
 
 
-def test_a_changed_setting_rolls_the_pods(helm):
+def test_changed_setting_restarts_the_pods(helm):
     """A running pod does not see its environment change."""
 
     def checksum(*arguments: str) -> str:
-        made = [each for each in yaml.safe_load_all(template(helm, "", *arguments)) if each]
+        made = parsed(template(helm, "", *arguments))
         found: str = beat_of(made)["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
         return found
 
@@ -426,9 +419,8 @@ def test_a_changed_setting_rolls_the_pods(helm):
     assert first != checksum("--set", "redis.url=redis://other:6379/0")
 
 
-def test_the_charts_own_test_is_python(helm):
-    """`helm test` runs this text in the cluster: it has to be one that Python can read."""
-    made = [each for each in yaml.safe_load_all(template(helm)) if each]
+def test_script_of_helm_test_compiles(helm):
+    made = parsed(template(helm))
     (pod,) = of_kind(made, "Pod")
     (script,) = pod["spec"]["containers"][0]["args"]
 

@@ -1,4 +1,4 @@
-"""The count on which the tests with Compose rely finds what is wrong."""
+"""The tally of the Compose tests detects duplicates and losses."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def runs(*seconds: int) -> list[dict[str, str]]:
     ]
 
 
-def test_each_once_is_well():
+def test_tally_of_each_instant_once_is_clean():
     assert tally(runs(0, 2, 1, 3), START + timedelta(seconds=3)) == (4, [], [])
 
 
-def test_a_message_that_runs_again_is_found():
+def test_tally_finds_a_message_that_runs_twice():
     _, twice, never = tally(runs(0, 1, 1, 2), START + timedelta(seconds=2))
 
     assert "id-1" in twice
     assert never == []
 
 
-def test_an_instant_under_two_ids_is_found():
+def test_tally_finds_an_instant_with_two_ids():
     other = runs(1)[0] | {"id": "another"}
 
     _, twice, _ = tally([*runs(0, 1, 2), other], START + timedelta(seconds=2))
@@ -35,7 +35,7 @@ def test_an_instant_under_two_ids_is_found():
     assert twice == ["every-second 2026-03-01T12:00:01+00:00"]
 
 
-def test_an_instant_that_never_ran_is_found_also_the_last():
+def test_tally_finds_instants_that_did_not_run():
     _, _, never = tally(runs(0, 2), START + timedelta(seconds=3))
 
     assert never == [START + timedelta(seconds=1), START + timedelta(seconds=3)]

@@ -1,4 +1,4 @@
-"""The example project that the README and Compose use, as its user runs it."""
+"""The example project of the README and the Compose file, run like a user does."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 
 def run(env: dict[str, str], *arguments: str) -> str:
-    """Run Python in the example's folder; return what it printed. Fails on an exit status other than 0."""
+    """Run Python in the example's folder; return its output. Fails on an exit status other than 0."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=EXAMPLE,
@@ -51,12 +51,12 @@ def run(env: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
-def test_django_has_no_complaint(env):
+def test_system_checks_pass(env):
     env["SCHEDULE"] = "database"
     assert "no issues" in run(env, "manage.py", "check", "--fail-level", "WARNING")
 
 
-def test_celery_reads_the_three_kinds_of_schedule(env):
+def test_celery_reads_all_kinds_of_schedule(env):
     report = run(env, "-m", "celery", "-A", "example", "report")
 
     assert "polls.tasks.task_clear_session" in report
@@ -64,7 +64,7 @@ def test_celery_reads_the_three_kinds_of_schedule(env):
     assert "<solar: sunset" in report
 
 
-def test_a_schedule_names_only_tasks_that_exist(env):
+def test_schedule_names_only_existing_tasks(env):
     code = (
         "from example import celery_app as app\n"
         "app.loader.import_default_modules()\n"
@@ -74,7 +74,7 @@ def test_a_schedule_names_only_tasks_that_exist(env):
     assert run(env, "-c", code).strip() == "set()"
 
 
-def test_the_task_deletes_expired_sessions(env):
+def test_task_deletes_expired_sessions(env):
     run(env, "manage.py", "migrate", "--verbosity", "0")
     code = (
         "import datetime, django; django.setup()\n"
@@ -108,25 +108,33 @@ def test_the_task_deletes_expired_sessions(env):
         ),
     ],
 )
-def test_a_database_is_read_from_its_url(env, url, expected):
+def test_database_is_parsed_from_its_url(env, url, expected):
     code = f"from example.database import database_from_url as f; print(f({url!r}) == {expected!r})"
 
     assert run(env, "-c", code).strip() == "True"
 
 
-def test_two_beats_share_the_schedule_and_the_task_is_enqueued(env, tmp_path, redis_server: RedisServer):
-    """Both replicas of ``celery -A example beat`` start, and each instant reaches the queue once."""
-    env["REDIS_URL"] = redis_server.url
-    beat = [sys.executable, "-m", "celery", "-A", "example", "beat", "-S", "ha_beat.scheduler:HAScheduler"]
+@pytest.mark.parametrize(
+    ("kind", "options", "header", "name"),
+    [
+        ("static", ["-S", "ha_beat.scheduler:HAScheduler"], "task", "polls.tasks.task_clear_session"),
+        pytest.param("database", [], "periodic_task_name", "clear-sessions", marks=pytest.mark.slow),
+    ],
+)
+def test_two_beats_enqueue_each_instant_once(env, tmp_path, redis_server: RedisServer, kind, options, header, name):
+    """In the database schedule, the leader first writes the entries of the settings to it."""
+    env |= {"REDIS_URL": redis_server.url, "SCHEDULE": kind}
+    run(env, "manage.py", "migrate", "--verbosity", "0")
+    beat = [sys.executable, "-m", "celery", "-A", "example", "beat", *options]
     client = redis.Redis.from_url(redis_server.url)
     beats = [ServerProcess(beat, tmp_path / f"beat-{n}.log", cwd=EXAMPLE, env=env) for n in range(2)]
     try:
         wait_for(lambda: client.llen("celery") >= 2, timeout=60, what="two messages")
         assert all(process.alive for process in beats), [process.log_tail() for process in beats]
         headers = [json.loads(message)["headers"] for message in client.lrange("celery", 0, -1)]
-        # At a full quarter of an hour another entry is due as well.
-        assert "polls.tasks.task_clear_session" in {header["task"] for header in headers}
-        instants = [(header["task"], header["ha_beat"]["scheduled_at"]) for header in headers]
+        # Another entry is due as well at a full quarter of an hour.
+        assert name in {each[header] for each in headers}
+        instants = [(each[header], each["ha_beat"]["scheduled_at"]) for each in headers]
         assert len(set(instants)) == len(instants)
     finally:
         for process in beats:
@@ -135,36 +143,14 @@ def test_two_beats_share_the_schedule_and_the_task_is_enqueued(env, tmp_path, re
 
 
 @pytest.mark.parametrize("kind", ["static", "database"])
-def test_both_ways_pass_the_checks(env, kind):
+def test_checks_pass_with_either_schedule(env, kind):
     env["SCHEDULE"] = kind
     run(env, "manage.py", "migrate", "--verbosity", "0")
 
     assert "Traceback" not in run(env, "manage.py", "check", "--database", "default", "--fail-level", "WARNING")
 
 
-@pytest.mark.slow
-def test_two_beats_share_the_schedule_in_the_database(env, tmp_path, redis_server: RedisServer):
-    """The entries of the settings are written to it, and enqueued from there, each instant once."""
-    env |= {"REDIS_URL": redis_server.url, "SCHEDULE": "database"}
-    run(env, "manage.py", "migrate", "--verbosity", "0")
-    beat = [sys.executable, "-m", "celery", "-A", "example", "beat"]
-    client = redis.Redis.from_url(redis_server.url)
-    beats = [ServerProcess(beat, tmp_path / f"beat-{n}.log", cwd=EXAMPLE, env=env) for n in range(2)]
-    try:
-        wait_for(lambda: client.llen("celery") >= 2, timeout=60, what="two messages")
-        assert all(process.alive for process in beats), [process.log_tail() for process in beats]
-        headers = [json.loads(message)["headers"] for message in client.lrange("celery", 0, -1)]
-        assert "clear-sessions" in {header["periodic_task_name"] for header in headers}
-        instants = [(header["periodic_task_name"], header["ha_beat"]["scheduled_at"]) for header in headers]
-        assert len(set(instants)) == len(instants)
-    finally:
-        for process in beats:
-            process.stop()
-        client.close()
-
-
-def test_one_command_makes_the_admin_s_user(env):
-    """As the README has it."""
+def test_command_of_the_readme_creates_the_admins_user(env):
     line = next(line for line in (EXAMPLE / "README.md").read_text().splitlines() if "createsuperuser" in line)
     setting, _, command = line.partition(" ")
     name, _, password = setting.partition("=")
@@ -180,8 +166,7 @@ def test_one_command_makes_the_admin_s_user(env):
 
 
 @pytest.mark.slow
-def test_the_example_runs_on_postgresql(env, tmp_path, redis_server: RedisServer):
-    """All that differs is DATABASE_URL."""
+def test_example_runs_on_postgresql(env, tmp_path, redis_server: RedisServer):
     need(lambda: _have("psycopg"))
     with need(Postgres) as server:
         found = server.django_database

@@ -1,4 +1,4 @@
-"""The example's settings with a schedule that is counted; which, says the environment."""
+"""Settings of the example with a counted schedule, which the environment selects."""
 
 import os
 
