@@ -1,7 +1,8 @@
-"""The page 'Beat cluster', and what the cluster knows of each periodic task.
+"""Admin page "Beat cluster", and the cluster's columns for periodic tasks.
 
-``PeriodicTask`` is registered anew with columns for its last verdict, its next due instant and the replica, unless the
-project has an admin class of its own for it: that one can inherit from :class:`ClusterColumns`, before its other bases.
+This module replaces django-celery-beat's admin class for ``PeriodicTask`` by one with columns for the last verdict, the
+next due instant and the replica. A project's own admin class is kept. It can use :class:`ClusterColumns`, which
+has to be its first base.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from ha_beat.schedule.occurrence import FOREVER, Misfire
 CONTROL = "ha_beat.control_cluster"
 
 _ACTIONS = {
-    "step_down": gettext_lazy("Had the leader step down"),
+    "step_down": gettext_lazy("Stepped the leader down"),
     "pause": gettext_lazy("Paused the cluster"),
     "resume": gettext_lazy("Resumed the cluster"),
 }
@@ -68,7 +69,7 @@ def _log(request: HttpRequest, model: type, object_id: str | None, name: str, me
 
 @admin.register(Cluster)
 class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic only in the stubs
-    """One page instead of a list: there is one cluster, and it is in Redis."""
+    """A page in place of a list. There is one cluster, and its state is in Redis."""
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return super().has_view_permission(request, obj) or self.has_control_permission(request)
@@ -116,7 +117,7 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic only 
         return JsonResponse(self._data(), headers={"Cache-Control": "no-store"})
 
     def control_view(self, request: HttpRequest) -> HttpResponse:
-        """Ask the leader for something. Django has checked the CSRF token before this runs."""
+        """Send a request to the leader. Django has checked the CSRF token."""
         action = request.POST.get("action", "")
         if not self.has_control_permission(request):
             raise PermissionDenied
@@ -132,7 +133,7 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic only 
         return JsonResponse({"ok": reply.ok, "line": reply.line}, status=200 if reply.ok else 409)
 
     def _task_url(self, request: HttpRequest) -> str:
-        """Where the periodic tasks are, for those who may see them."""
+        """Return the URL of the list of periodic tasks; empty if the user may not view it."""
         tasks = self.admin_site._registry.get(PeriodicTask)  # noqa: SLF001 -- public only in newer Django
         if tasks is None or not tasks.has_view_permission(request):
             return ""
@@ -145,27 +146,25 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic only 
             return {"error": str(exc)}
 
 
-# --- Periodic tasks
-
-_MISFIRE = gettext_lazy("If an occurrence was missed")
-_GRACE = gettext_lazy("Seconds late at most")
+_MISFIRE = gettext_lazy("If occurrences were missed")
+_GRACE = gettext_lazy("Maximum lateness in seconds")
 _POLICIES = {
-    "": gettext_lazy("as the cluster does"),
-    "once": gettext_lazy("run the latest one late"),
-    "skip": gettext_lazy("run none"),
-    "all": gettext_lazy("run each late"),
+    "": gettext_lazy("use the cluster's setting"),
+    "once": gettext_lazy("run the latest one"),
+    "skip": gettext_lazy("run none of them"),
+    "all": gettext_lazy("run all of them"),
 }
 
 
 class MisfireForm(PeriodicTaskForm):  # type: ignore[misc]  # django-celery-beat has no types
-    """A periodic task's form with its own misfire rules, which are kept in its headers."""
+    """Form of a periodic task with fields for its misfire rules, which are stored in its headers."""
 
     misfire = forms.ChoiceField(label=_MISFIRE, required=False, choices=list(_POLICIES.items()))
     misfire_grace = forms.FloatField(
         label=_GRACE,
         required=False,
         min_value=0,
-        help_text=gettext_lazy("An occurrence that is later than this is skipped. Empty: as the cluster does."),
+        help_text=gettext_lazy("Later occurrences are skipped. Leave empty to use the cluster's setting."),
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -184,7 +183,7 @@ class MisfireForm(PeriodicTaskForm):  # type: ignore[misc]  # django-celery-beat
             self.add_error("headers", _("The headers must be a JSON object"))
             return data
         try:
-            # With rules that can't be read the task would be left out, and only beat's log would say so.
+            # Beat leaves out a task with invalid rules and only logs it.
             EntryOptions.of(str(data.get("name") or ""), headers, Misfire(), None)
         except ConfigurationError as exc:
             self.add_error("headers", str(exc))
@@ -211,12 +210,12 @@ def _own_rules(headers: str | None) -> dict[str, Any]:
 
 
 class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
-    """What the cluster knows of each task, in the list and in the form. Mix it into a PeriodicTaskAdmin."""
+    """Columns and form fields with the cluster's state of each task. Mix this into a ``PeriodicTaskAdmin``."""
 
     form = MisfireForm
 
     def get_list_display(self, request: HttpRequest) -> Any:
-        # Behind the first two, name and enabled: at the end of django-celery-beat's list they would be out of sight.
+        # After name and enabled: at the end of django-celery-beat's list the columns would be out of sight.
         shown = tuple(super().get_list_display(request))
         return (*shown[:2], "last_verdict", "next_due", "enqueued_by", *shown[2:])
 
@@ -247,11 +246,11 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
         except HaBeatError as exc:
             known = {}
             if request.method == "GET":
-                messages.warning(request, _("The beat cluster can't be asked: %s") % exc)
+                messages.warning(request, _("The beat cluster is unreachable: %s") % exc)
         for task in tasks:
             task.ha_beat_state = known.get(str(task.pk), EntryState())
 
-    # For those who may only look, and get no form.
+    # Shown to users who may only view tasks and get no form.
 
     @admin.display(description=_MISFIRE)
     def misfire(self, task: Any) -> str:
@@ -293,9 +292,9 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
             actions.pop("run_now", None)
         return actions
 
-    @admin.action(description=gettext_lazy("Run selected tasks now, by the beat cluster"))
+    @admin.action(description=gettext_lazy("Run selected tasks now through the beat cluster"))
     def run_now(self, request: HttpRequest, queryset: Any) -> None:
-        """Ask the leader to enqueue each once. Their schedules go on as if nothing was."""
+        """Ask the leader to enqueue each task once. Their schedules do not change."""
         if not _may_control(request):
             raise PermissionDenied
         for task in queryset:
@@ -306,7 +305,7 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
                 return
             self.message_user(request, reply.line, messages.SUCCESS if reply.ok else messages.ERROR)
             if reply.ok:
-                # Not as a list, which Django would take for one of its own.
+                # As text: Django interprets a list as its own change message.
                 _log(request, type(task), str(task.pk), task.name, reply.line)
 
     actions = ("run_now",)
@@ -321,13 +320,13 @@ def _shown(instant: datetime) -> str:
 
 
 class ClusterPeriodicTaskAdmin(ClusterColumns, PeriodicTaskAdmin):  # type: ignore[misc]
-    """django-celery-beat's admin of periodic tasks, with the cluster's columns."""
+    """django-celery-beat's admin class for periodic tasks, with the cluster's columns."""
 
     actions = (*PeriodicTaskAdmin.actions, "run_now")
 
 
 def register(site: admin.AdminSite) -> None:
-    """Put the columns into a site whose admin of periodic tasks is django-celery-beat's own."""
+    """Replace django-celery-beat's admin class for periodic tasks, unless the site has another one."""
     if type(site._registry.get(PeriodicTask)) is PeriodicTaskAdmin:  # noqa: SLF001 -- public only in newer Django
         site.unregister(PeriodicTask)
         site.register(PeriodicTask, ClusterPeriodicTaskAdmin)
