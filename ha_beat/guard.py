@@ -129,7 +129,7 @@ def _is_second(app: Celery, task_id: str, header: Mapping[str, Any], ttl: float)
         if client.set(key, mark, nx=True, px=max(1, round(ttl * 1000))):
             return False
         taken_up = client.get(key)
-        if taken_up is None or text(taken_up) == mark:
+        if taken_up is None or text(taken_up) == mark:  # guard: worker-second-sending
             return False
     except Exception as exc:
         logger.warning(

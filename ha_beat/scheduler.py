@@ -305,7 +305,9 @@ class HAMixin(_Base):
         if self._led_by != term.nonce:
             self._led_by, self._led_since = term.nonce, SystemClock().elapsed()
         self._told_what_is_gone = self._led_long
-        return Absence(certain=True) if self._told_what_is_gone else None
+        if not self._told_what_is_gone:  # guard: absence-not-at-once
+            return None
+        return Absence(certain=True)  # guard: absence-after-an-hour
 
     def armed(self, entry_id: str) -> None:
         """Not needed here."""

@@ -65,10 +65,9 @@ def main(*names: str) -> None:
     # A test that fails is what is asked for: not to be tried again.
     os.environ.pop("PYTEST_ADDOPTS", None)
     for guard in WATCHED:
-        # Imported here, once for all forks.
-        kind, _, _ = guard.mutant.where.partition(":")
-        if kind != "lua":
-            import_module(kind)
+        for marker in guard.mutant.markers():
+            if marker.module:
+                import_module(marker.module)  # once for all forks
     for module in (
         "celery.app.amqp",
         "celery.beat",

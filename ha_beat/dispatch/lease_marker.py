@@ -89,7 +89,7 @@ class StoreMark:
 
     def permits(self) -> bool:
         """Whether this replica may campaign. Costs nothing."""
-        return self._looked and (self._other is None or self._stale())
+        return self._looked and (self._other is None or self._stale())  # guard: mark-foreign-standby
 
     # --- Standing by
 
@@ -116,7 +116,7 @@ class StoreMark:
     def _is_of_this_store(self, mark: Mark) -> bool:
         """Whether its holder is registered here, a replica having one store: it kept its mark right after a loss."""
         with suppress(StoreError, RedisError, OSError):
-            return bool(self._store().hexists(self._keys.members, mark.holder))
+            return bool(self._store().hexists(self._keys.members, mark.holder))  # guard: mark-registered-replica
         return False
 
     # --- Leading
@@ -138,7 +138,7 @@ class StoreMark:
             FencedOff: another store's leader is at work.
             StoreUnavailable: the broker can't be asked, and nothing was done.
         """
-        if self._lately(self._kept, term):
+        if self._lately(self._kept, term):  # guard: mark-kept-first
             return
         now = self._clock.elapsed()
         self._tried = (term.nonce, now)
@@ -162,7 +162,7 @@ class StoreMark:
             raise StoreUnavailable(str(exc), acted=False) from exc
         found = _found(reply)
         # Whatever it was before: a mark of that is not this store's any more.
-        self._gen = term.gen
+        self._gen = term.gen  # guard: mark-store-incarnation
         if found is not None:
             self._kept = ("", 0.0)
             self._see(found)

@@ -286,7 +286,9 @@ class ClaimDispatcher:
     def _claimed(self, operation: Operation, answer: Answer, *, tried: bool) -> Answer | None:
         """Whether the claim is there, and ours to work on: one that we never tried to write is another's."""
         known = self._known[_key(operation)]
-        if answer.kind is AnswerKind.DONE or (answer.kind is AnswerKind.MINE and tried):
+        if answer.kind is AnswerKind.DONE or (
+            answer.kind is AnswerKind.MINE and tried  # guard: claim-tried
+        ):
             known.written = True
             return None
         known.answer = answer
@@ -300,7 +302,7 @@ class ClaimDispatcher:
             known.outcome, known.reason = PublishOutcome.UNKNOWN, UncertainReason.INTERRUPTED
         elif trouble:
             known.outcome, known.detail = PublishOutcome.UNSENT, trouble
-        elif not self._trusted(term):
+        elif not self._trusted(term):  # guard: claim-send-trusted
             # Another may lead by now, and settle what is claimed: nothing more goes out under this term.
             known.outcome, known.detail = PublishOutcome.UNSENT, "the term ended before it was sent"
         else:
@@ -403,7 +405,8 @@ def _sorted_out(claims: Sequence[_Claimed]) -> tuple[list[_Claimed], list[_Claim
     taken_back = [
         known
         for known in claims
-        if known.outcome in {PublishOutcome.REFUSED, PublishOutcome.UNSENT} and not known.unknown
+        if known.outcome in {PublishOutcome.REFUSED, PublishOutcome.UNSENT}
+        and not known.unknown  # guard: claim-maybe-accepted
     ]
     return told, taken_back
 

@@ -59,7 +59,7 @@ class SchedulingTime:
         if not self._outvoted:
             self._outvoted = True
             self._emit(events.ClockJumped(jump, followed=False))
-        return carried_on
+        return carried_on  # guard: clock-step
 
     @property
     def offset(self) -> float:
@@ -82,7 +82,11 @@ class SchedulingTime:
         mine = self._anchor + elapsed
         redis = self._redis + elapsed
         others = [redis] if leaders_offset is None else [redis, redis + leaders_offset]
-        agreed = vote(mine, *others) if leaders_offset is not None else mine
+        agreed = (
+            vote(mine, *others)
+            if leaders_offset is not None  # guard: clock-leader-votes
+            else mine
+        )
         if abs(agreed - mine) > AGREEMENT:
             self._anchor = agreed - elapsed
             self._outvoted = True

@@ -75,4 +75,5 @@ class Contact:
         self._break_known = False
 
     def _lose(self, now: float) -> None:
-        self.lost_at, self._break_known = now, True
+        self.lost_at = now  # guard: contact-lost-at
+        self._break_known = True

@@ -39,7 +39,7 @@ class Timing:
 
     @property
     def margin(self) -> float:
-        return self.ttl / 10
+        return self.ttl / 10  # guard: trust-margin
 
     @property
     def retry_interval(self) -> float:
@@ -271,13 +271,15 @@ def decide(state: State, now: float, fitness: Fitness) -> Action:
             if fitness.step_down is not None:
                 request = fitness.step_down
                 return Release(term, request.reason, request.detail, request.preferred)
-            if fitness.stalled:
+            if fitness.stalled:  # guard: stall-release
                 return Release(term, TermEnd.STALLED)
             if now >= state.next_renewal and term.trusted(now):
                 return Renew(term, state.seq + 1, presence=now >= state.no_presence_until)
             return Wait(min(state.next_renewal, term.trusted_until))
         case Standby(campaign=Campaign() as campaign) if (
-            not fitness.stalled and fitness.ready and _may_go(campaign, state.barred_until, now, fitness)
+            not fitness.stalled  # guard: stall-campaign
+            and fitness.ready
+            and _may_go(campaign, state.barred_until, now, fitness)
         ):
             return campaign
         case Standby():
@@ -288,14 +290,18 @@ def _may_go(campaign: Campaign, barred_until: float, now: float, fitness: Fitnes
     if campaign.preferred and now < campaign.open_at:
         # Somebody chose: then it does not matter who gave up the lease lately.
         return campaign.preferred == fitness.replica
-    if campaign.expected is None and not fitness.remembers and now < campaign.open_at:
+    if campaign.expected is None and not fitness.remembers and now < campaign.open_at:  # guard: campaign-remembers
         return False
     return now >= barred_until
 
 
 def released(state: Leader, now: float, timing: Timing) -> Standby:
     """After giving up the lease for cause: others first."""
-    return Standby(next_poll=now + timing.poll_interval, barred_until=now + timing.ttl, seen_epoch=state.term.epoch)
+    return Standby(
+        next_poll=now + timing.poll_interval,
+        barred_until=now + timing.ttl,  # guard: campaign-after-release
+        seen_epoch=state.term.epoch,
+    )
 
 
 def failed(state: State, now: float, timing: Timing) -> Standby:
@@ -322,7 +328,7 @@ def absorb(state: State, outcome: Outcome, now: float, timing: Timing) -> State:
 def _as_leader(state: Leader, outcome: Outcome, now: float, timing: Timing) -> State:
     match outcome:
         case Renewal(answer=Renewed(presence=presence), sent_at=sent_at):
-            term = state.term.until(sent_at + timing.ttl - timing.margin)
+            term = state.term.until(sent_at + timing.ttl - timing.margin)  # guard: trust-from-send
             state = replace(
                 state,
                 term=term,
@@ -334,13 +340,17 @@ def _as_leader(state: Leader, outcome: Outcome, now: float, timing: Timing) -> S
             return Standby(next_poll=now, seen_epoch=state.term.epoch, nonces=(state.term.nonce,))
         case Fenced(nonce=nonce) if nonce == state.term.nonce:
             return Standby(next_poll=now, seen_epoch=state.term.epoch, nonces=(nonce,))
-        case PresenceReady() if not state.presence and now >= state.no_presence_until:
+        case PresenceReady() if not state.presence and now >= state.no_presence_until:  # guard: presence-registered
             state = replace(state, next_renewal=now)
         case Renewal() | Unknown():
-            state = replace(state, seq=state.seq + 1, next_renewal=now + timing.retry_interval)
-        case PresenceBroke():
+            state = replace(
+                state,
+                seq=state.seq + 1,  # guard: renewal-number
+                next_renewal=now + timing.retry_interval,
+            )
+        case PresenceBroke():  # guard: presence-lost
             losses = state.presence_losses + 1
-            flapping = losses >= PRESENCE_LOSSES
+            flapping = losses >= PRESENCE_LOSSES  # guard: presence-flapping
             state = replace(
                 state,
                 presence="",
@@ -371,7 +381,7 @@ def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) ->
                 nonces=(nonce,),
             )
         case Campaigned(answer=Unknown(), nonce=nonce):
-            nonces = (*state.nonces, nonce)[-REMEMBERED_CAMPAIGNS:]
+            nonces = (*state.nonces, nonce)[-REMEMBERED_CAMPAIGNS:]  # guard: campaign-nonces
             return _failed(replace(state, unbroken=False, nonces=nonces), now, timing)
         case Campaigned():
             return replace(state, campaign=None, next_poll=now + timing.poll_interval, failures=0)
@@ -381,11 +391,12 @@ def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) ->
             return replace(state, next_poll=now)
         case PresenceBroke():
             # What has cut it may have cut the leader's.
-            return replace(state, counted="", unbroken=False)
+            return replace(state, counted="", unbroken=False)  # guard: presence-own-lost
         case PresenceReady() | Fenced():
             return state
         case _:
-            return _failed(replace(state, counted="", unbroken=False, bare_since=None), now, timing)
+            state = replace(state, counted="", unbroken=False)  # guard: presence-after-outage
+            return _failed(replace(state, bare_since=None), now, timing)
 
 
 def _failed(state: Standby, now: float, timing: Timing) -> Standby:
@@ -397,7 +408,7 @@ def _failed(state: Standby, now: float, timing: Timing) -> Standby:
 
 def _look(state: Standby, view: LeaseView, now: float, timing: Timing) -> Standby:
     record = view.record
-    seen_epoch = max(state.seen_epoch, record.epoch if record else 0)
+    seen_epoch = max(state.seen_epoch, record.epoch if record else 0)  # guard: epoch-seen-kept
     state = replace(state, next_poll=now + timing.poll_interval, seen_epoch=seen_epoch, campaign=None)
     if record is None:
         since = now if state.bare_since is None else state.bare_since
@@ -421,12 +432,17 @@ def _sight(before: Sighting | None, view: LeaseView, record: LeaseRecord, now: f
     )
     since = before.since if before is not None and unmoved else now
     # A term does not outlive the run of the server that it began on: its holder may be there, and hear so in a moment.
-    if record.run_id and view.run_id not in ("", record.run_id):
+    if record.run_id and view.run_id not in ("", record.run_id):  # guard: presence-same-server
         seen_moved = before is not None and unmoved and before.moved_since is not None
         return Sighting(record, since, moved_since=before.moved_since if before is not None and seen_moved else now)
     if view.subscribers != 0:
         return Sighting(record, since)
-    same_absence = before is not None and unmoved and before.absent_since is not None and before.run_id == view.run_id
+    same_absence = (
+        before is not None
+        and unmoved  # guard: presence-unrenewed
+        and before.absent_since is not None
+        and before.run_id == view.run_id
+    )
     absent_since = before.absent_since if before is not None and same_absence else now
     return Sighting(record, since, absent_since, view.run_id)
 
@@ -440,10 +456,10 @@ def _opportunity(state: Standby, sighting: Sighting, now: float, timing: Timing)
             return Campaign(expected, TermStart.RELEASED)
         open_at = sighting.since + max(PREFERENCE, PREFERENCE_POLLS * timing.poll_interval)
         return Campaign(expected, TermStart.RELEASED, record.preferred, open_at)
-    if record.nonce in state.nonces:
+    if record.nonce in state.nonces:  # guard: campaign-own-nonce
         return Campaign(expected, TermStart.OWN_LEASE)
     absent_since = sighting.absent_since if _means_death(state, sighting) else None
-    if absent_since is not None and now - absent_since >= timing.poll_interval - _ROUNDING:
+    if absent_since is not None and now - absent_since >= timing.poll_interval - _ROUNDING:  # guard: presence-absence
         return Campaign(replace(expected, absent=True), TermStart.LEADER_GONE)
     # It can't be read where somebody has tampered with it.
     ttl = record.ttl_ms / 1000 or timing.ttl
@@ -458,13 +474,18 @@ def _holders_turn(sighting: Sighting, ttl: float, now: float, timing: Timing) ->
     It may lead on at once, where anybody else has to wait on another server until the holder must have stopped; which
     is counted from the first contact, so that this costs nothing.
     """
-    return sighting.moved_since is not None and now - sighting.moved_since < min(timing.courtesy, ttl)
+    return (
+        sighting.moved_since is not None
+        and now - sighting.moved_since < min(timing.courtesy, ttl)  # guard: campaign-holder-first
+    )
 
 
 def _means_death(state: Standby, sighting: Sighting) -> bool:
     """Whether the holder's absence can't be an outage's, which empties the channels of the living as well."""
     record = sighting.record
-    if record.presence == state.counted:
+    if record.presence == state.counted:  # guard: presence-channel-seen
         return True
     # It was counted when it was registered, on this very run of the server.
-    return state.unbroken and record.run_id != "" and record.run_id == sighting.run_id
+    return state.unbroken and (
+        record.run_id != "" and record.run_id == sighting.run_id  # guard: presence-newcomer-server
+    )

@@ -57,7 +57,13 @@ class Slot:
     def runs(self) -> int:
         """How often it has run since it was last off."""
         row = self.row
-        return self.run_count if row is None or row.verdict == "absent" or self.resumed else row.run_count
+        if (
+            row is None
+            or row.verdict == "absent"  # guard: runs-after-absence
+            or self.resumed
+        ):
+            return self.run_count
+        return row.run_count
 
     @property
     def expected(self) -> str:

@@ -225,7 +225,9 @@ class Enqueuer:
         now, pause = self._clock.elapsed(), 0.0
         self._unfinished = acquired.server_changed
         held_on, since = self._held_on
-        if acquired.server_changed and (others or held_on == acquired.term.run_id):
+        if acquired.server_changed and (  # guard: hold-on-changed-server
+            others or held_on == acquired.term.run_id  # guard: hold-continued
+        ):
             if held_on != acquired.term.run_id:
                 # Counted from the first contact with this server: the lease may have been waited for since.
                 since = now if tenure.contact_since is None else tenure.contact_since
@@ -255,7 +257,7 @@ class Enqueuer:
         self.held_back = taken.held_back
         self._shadow.gen = term.gen
         # Most entries will not be due in this term; should the ledger be lost in it, this is all that is left of them.
-        self._shadow.learn_rows(rows)
+        self._shadow.learn_rows(rows)  # guard: shadow-learns-ledger
         self._to_write = taken.works
         if self._loss is None:
             self._shadow.forget(rows, now)
@@ -292,7 +294,7 @@ class Enqueuer:
             self._loss = with_unfinished(self._loss, acquired.unfinished, now)
         if self._loss is not None:
             self._unfinished = True
-            self._say(ledger, acquired.term, self._loss.encoded())
+            self._say(ledger, acquired.term, self._loss.encoded())  # guard: loss-noted
         self._assessed = tenure.nonce
         if self._loss is not None and self._loss.total:
             self._emit(events.StateLost(self._loss.why, self._rules.catch_up_after_loss))

@@ -58,7 +58,7 @@ class Claims:
 
     def settle(self, dispatcher: Dispatcher, agenda: Agenda, term: Term) -> None:
         """Give up what others left, once it can't be under way any more."""
-        if self._open and self._clock.elapsed() >= self._settle_at:
+        if self._open and self._clock.elapsed() >= self._settle_at:  # guard: claim-settled-late
             self._give_up(dispatcher, agenda, term, self._open)
             self._open = []
 

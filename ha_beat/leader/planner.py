@@ -61,7 +61,7 @@ class Planner:
         if slot.instants is None:
             again = now + timedelta(seconds=slot.ask_in)
             # Up to its base nothing is owed, whatever it says when it is asked: after a loss that may lie ahead.
-            agenda.put(slot, max(again, slot.base))
+            agenda.put(slot, max(again, slot.base))  # guard: plan-not-before-base
             return
         try:
             due_at = slot.instants.next_after(slot.base)

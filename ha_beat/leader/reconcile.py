@@ -59,7 +59,7 @@ def take_over(
     present: set[str] = set()
     ahead: list[Slot] = []
     for slot in _distinct(slots, present, emit):
-        if slot.base > scribe.now + _CLOCK_ROOM:
+        if slot.base > scribe.now + _CLOCK_ROOM:  # guard: base-in-future
             slot.base = NEVER
         raw = rows.get(slot.id)
         row = LedgerRow.parse(raw) if raw is not None else None
@@ -67,7 +67,7 @@ def take_over(
             emit(events.EntryFailed(slot.label, "its ledger row is not of this version; left alone"))
             continue
         slot.row = row
-        slot.resumed = slot.resumed and not _dealt_with(slot, row)
+        slot.resumed = slot.resumed and not _dealt_with(slot, row)  # guard: resumed-once
         if absence is not None and not absence.certain and _needs_certainty(slot, row):
             taken.held_back = True
             continue
@@ -89,7 +89,7 @@ def take_over(
         _tell_of_silence(ahead, emit)
     if absence is not None:
         gone = rows.keys() - present
-        if absence.certain:
+        if absence.certain:  # guard: absence-certain
             taken.works += _absences({entry: rows[entry] for entry in gone}, shadow, scribe)
         taken.held_back |= bool(gone) and not absence.certain
     if loss is not None:
@@ -136,7 +136,7 @@ def _of_others(
         if row is not None and row.verdict == "absent":
             works += [scribe.absent(slot)] if entry in lost else []
         elif not catch_up and base < loss.floor and (following is None or following <= loss.floor):
-            works.append(scribe.armed(slot, in_doubt_until=loss.floor))
+            works.append(scribe.armed(slot, in_doubt_until=loss.floor))  # guard: in-doubt-of-others
         elif entry in lost:
             works.append(scribe.armed(slot))
     return works
@@ -166,7 +166,7 @@ def _absences(rows: Mapping[str, str], shadow: Shadow, scribe: Scribe) -> list[W
         slot = Slot(entry, None, None, Misfire(), row.signature, base, row)
         if row.verdict != "absent":
             works.append(scribe.absent(slot))
-        elif row.dispatched_ms < forget_before.timestamp() * 1000:
+        elif row.dispatched_ms < forget_before.timestamp() * 1000:  # guard: absence-remembered
             works.append(scribe.forgotten(slot, row))
     return works
 
@@ -176,37 +176,45 @@ def _place(
 ) -> Work | None:
     now = scribe.now
     known = [base for base in (row.base if row else None, shadowed) if base is not None]
-    off = slot.resumed or (row is not None and row.verdict == "absent")
+    off = slot.resumed or (row is not None and row.verdict == "absent")  # guard: absent-counts-from-now
     changed = row is not None and row.signature != slot.signature
     edited = changed and not off
     behind = row is None or (bool(known) and max(known) > row.base)
     if not known and slot.base == NEVER:
         slot.base = slot.since or now
     slot.base = reached = max(slot.base, *known) if known else slot.base
-    if edited or off:
+    if edited or off:  # guard: edited-counts-from-edit
         # An edited entry does not owe the instants of its new schedule before the edit, nor one that was off any.
         # What was given another schedule meanwhile is not the old one that goes on: a time just past counts.
-        since = now if slot.since is None or (off and not changed) else slot.since
+        since = slot.since
+        if since is None or (
+            off and not changed  # guard: absent-and-changed
+        ):
+            since = now
         slot.base = max(slot.base, origin(slot.instants, since))
-    if not (edited or off) and _was_off(slot, row):
+    if not (edited or off) and _was_off(slot, row):  # guard: off-without-leader
         # What a change of leader may cost is owed all the same: the store may have been reset, and the entry never off.
         slot.base = _newest(slot, now - timedelta(seconds=slot.misfire.usual_lateness))
     in_doubt = [until for until in (loss.floor if loss and not catch_up else None, row and row.in_doubt_until) if until]
-    if in_doubt:
+    if in_doubt:  # guard: edited-in-doubt
         skipping = _skip_to(slot, max(in_doubt), scribe)
         if skipping is not None:
             return skipping
     dropped = row.following if edited and row is not None else None
-    if dropped is not None and reached < dropped <= slot.base:
+    if dropped is not None and reached < dropped <= slot.base:  # guard: edit-drops-recorded
         # Due by the old schedule, and nobody led: what else it owed until the edit only the release before knows.
         skipped = Skipped(dropped, slot.base + _INSTANT, -1, "edited")
         return scribe.skipped(slot, skipped, slot.base, last=dropped)
-    return scribe.armed(slot) if edited or off or behind or slot.base > reached else None
+    return scribe.armed(slot) if edited or off or behind or slot.base > reached else None  # guard: start-recorded
 
 
 def _was_off(slot: Slot, row: LedgerRow | None) -> bool:
     """Whether it has been off since its last run though nobody led who would have written that down."""
-    ran = row is not None and row.verdict in {"enqueued", "uncertain"} and row.run_count <= slot.run_count
+    ran = (
+        row is not None
+        and row.verdict in {"enqueued", "uncertain"}
+        and row.run_count <= slot.run_count  # guard: stale-store
+    )
     return slot.cleared and ran
 
 
@@ -219,7 +227,7 @@ def _newest(slot: Slot, until: datetime) -> datetime:
 
 def _skip_to(slot: Slot, floor: datetime, scribe: Scribe) -> Work | None:
     """Give what may have been enqueued before the loss the verdict that it won't be again."""
-    if slot.base >= floor:
+    if slot.base >= floor:  # guard: loss-floor
         return None
     if slot.instants is None:
         slot.base = floor

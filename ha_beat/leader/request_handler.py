@@ -155,7 +155,7 @@ class Control:
         new_term = self._known_to != term.nonce
         pause = self._requests.pause()
         shadow = self._shadow
-        if pause is None and shadow.paused and shadow.paused_gen != term.gen:
+        if pause is None and shadow.paused and shadow.paused_gen != term.gen:  # guard: pause-kept
             self._requests.keep_pause(term, shadow.paused)
             pause = Pause.parse(shadow.paused)
         self._remember(term, pause)
@@ -185,7 +185,7 @@ class Control:
                 self._requests.withdraw(request.id)
                 self._undelivered.pop(request.id, None)
                 continue
-            reply, record = self._undelivered.get(request.id, (None, None))
+            reply, record = self._undelivered.get(request.id, (None, None))  # guard: reply-repeated
             try:
                 if reply is not None:
                     self._answer(term, request, reply, record=record)
@@ -197,7 +197,7 @@ class Control:
                 # If it is the broker alone that does not answer, the others need not wait for it.
                 if away is not None or request.action not in _NEED_THE_BROKER:
                     raise
-                away = exc
+                away = exc  # guard: request-broker-away
             except FencedOff:
                 raise
             except Exception as exc:

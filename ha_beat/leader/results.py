@@ -98,7 +98,7 @@ class Settler:
             agenda.drop(slot)
             return
         before, slot.row, slot.redo = slot.row, row, False
-        slot.base = max(slot.base, row.base) if row else slot.base
+        slot.base = max(slot.base, row.base) if row else slot.base  # guard: moved-row-followed
         self._claims.forget(slot)
         # An earlier leader may have come to say that it had enqueued what was uncertain.
         if row is None or before is None or row.verdict != "enqueued" or row.task_id != before.task_id:

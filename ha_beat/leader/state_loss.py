@@ -48,7 +48,7 @@ def assess(
     when it reached this one.
     """
     lease_gen, ledger_gen = previous_gens
-    if gen not in previous_gens:
+    if gen not in previous_gens:  # guard: loss-new-gen
         if not (lease_gen or ledger_gen or shadow.gen):
             return None
         lost = "lease and ledger" if not (lease_gen or ledger_gen) else "ledger"
@@ -63,13 +63,15 @@ def assess(
         doubt_until = now + _GUARD
         if facts.min_replicas:
             # Cut off with a leader, the old primary takes writes for so long yet. It was primary until this one was.
-            doubt_until = max(doubt_until, (reached_at or now) + timedelta(seconds=facts.max_lag) + _GUARD)
+            lag = timedelta(seconds=facts.max_lag)  # guard: failover-lag
+            doubt_until = max(doubt_until, (reached_at or now) + lag + _GUARD)
         return _after_failover(facts, doubt_until, known=shadow.gen == gen, behind=behind, contact_lost=contact_lost)
     # Its uptime is by a clock that steps; the server before was heard of until contact was lost.
-    floor = max(facts.started_at, contact_lost or facts.started_at) + _GUARD
+    floor = max(facts.started_at, contact_lost or facts.started_at)
+    floor += _GUARD  # guard: loss-clock-ahead
     if behind:
         return Loss("Redis came back without its last writes", floor, total=True)
-    if not facts.append_only:
+    if not facts.append_only:  # guard: loss-no-append-only
         # No shadow is known to reach to the server's end: a standby's is behind, and who was the leader can't know
         # whether it was the last one.
         return Loss("Redis came back, and without an append-only file its last writes are lost", floor, total=True)
@@ -96,11 +98,11 @@ def _after_failover(
     """A server that was there before, as a replica, may lack what was enqueued until this very moment."""
     if behind:
         return Loss("Redis failed over to a server that lacks its last writes", doubt_until, total=True)
-    if not known or contact_lost is None:
+    if not known or contact_lost is None:  # guard: failover-no-witness
         return Loss("Redis failed over, and nothing shows that no writes were lost", doubt_until, total=True)
     # Only where the old primary stops by itself, for want of replicas, is that a case for which anything is promised.
-    floor = doubt_until if facts.min_replicas else contact_lost
+    floor = doubt_until if facts.min_replicas else contact_lost  # guard: failover-old-primary
     if not facts.append_only:
         # A primary that has replicas and comes back from a snapshot looks as if it had been promoted.
-        floor = max(floor, facts.started_at + _GUARD)
+        floor = max(floor, facts.started_at + _GUARD)  # guard: failover-or-restart
     return Loss("Redis failed over; what was under way when the old primary went is in doubt", floor, total=False)

@@ -30,11 +30,11 @@ class Occurrence:
     @property
     def instant(self) -> str:
         """ISO 8601, always with microseconds: one spelling for one instant."""
-        return self.scheduled_at.isoformat(timespec="microseconds")
+        return self.scheduled_at.isoformat(timespec="microseconds")  # guard: instant-spelling
 
     def task_id(self, cluster: str) -> str:
         """The same for whoever enqueues this occurrence."""
-        return str(uuid.uuid5(_NAMESPACE, f"{cluster}\n{self.entry}\n{self.instant}"))
+        return str(uuid.uuid5(_NAMESPACE, f"{cluster}\n{self.entry}\n{self.instant}"))  # guard: occurrence-task-id
 
 
 class Instants(Protocol):
@@ -116,7 +116,11 @@ class Misfire:
         if send == first:
             return Due(send, send)
         passed_over = count - len(wanted) if count > 0 else -1
-        return Due(send, send, Skipped(first, send, passed_over, self._why_passed_over(kept, wanted)))
+        return Due(
+            send,
+            send,
+            Skipped(first, send, passed_over, self._why_passed_over(kept, wanted)),  # guard: misfire-verdict
+        )
 
     def _too_late(self, instant: datetime, now: datetime) -> bool:
         grace = self.grace

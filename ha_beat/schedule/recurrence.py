@@ -110,7 +110,7 @@ class Solar(_Searched):
 
     def _search(self, instant: datetime) -> datetime:
         event: datetime = instant + _at(instant, self._source).remaining_estimate(instant + timedelta(seconds=1))
-        return (event + timedelta(microseconds=500_000)).replace(microsecond=0)
+        return (event + timedelta(microseconds=500_000)).replace(microsecond=0)  # guard: solar-seconds
 
 
 _OWN = {schedule: Interval, crontab: Crontab, solar: Solar}

@@ -68,7 +68,7 @@ class Term:
     trusted_until: float
 
     def trusted(self, now: float) -> bool:
-        return now < self.trusted_until
+        return now < self.trusted_until  # guard: trust-window
 
     def until(self, trusted_until: float) -> Term:
         return replace(self, trusted_until=trusted_until)
@@ -333,7 +333,7 @@ class RedisLeaseStore:
             reached: int = client.wait(self._wait_replicas, self._wait_ms)
         except (RedisError, OSError) as exc:
             raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
-        if int(reached) < self._wait_replicas:
+        if int(reached) < self._wait_replicas:  # guard: renew-wait-replicas
             raise StoreUnavailable(f"{reached} of {self._wait_replicas} replicas of Redis have the renewal")
 
     def release(self, term: Term, reason: TermEnd, detail: str = "", preferred: str = "") -> bool:

@@ -112,7 +112,7 @@ class LedgerRow:
             return None
         try:
             row = json.loads(raw)
-            if row["v"] > ROW_VERSION:
+            if row["v"] > ROW_VERSION:  # guard: ledger-newer-row
                 return None
             at, following, in_doubt = row.get("at"), row.get("next"), row.get("doubt")
             return cls(

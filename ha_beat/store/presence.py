@@ -90,7 +90,7 @@ class RedisPresence:
     def open(self) -> None:
         self.close()
         # A new name each time: a standby must not take an old connection's end for this one's.
-        token = new_token()
+        token = new_token()  # guard: presence-new-channel
         channel = self._keys.shard_presence(token) if self._sharded else self._keys.presence(token)
         try:
             pubsub: Any = _pubsub(self._client())
@@ -126,9 +126,9 @@ class RedisPresence:
         if self._pubsub is None:
             raise PresenceError("not subscribed")
         try:
-            self._ping_when_due(self._pubsub)
+            self._ping_when_due(self._pubsub)  # guard: presence-ping
             message = self._pubsub.get_message(timeout=max(seconds, 0.0))
-            if self._connected_again:
+            if self._connected_again:  # guard: presence-reconnected
                 raise ConnectionError("the connection was lost for a moment")
         except (RedisError, OSError, ValueError) as exc:
             self.close()

@@ -37,7 +37,7 @@ class Script:
     def __init__(self, name: str, *, although_full: bool = False) -> None:
         self.name = name
         source = _source(name)
-        self._sources = [_ALTHOUGH_FULL + source, source] if although_full else [source]
+        self._sources = [_ALTHOUGH_FULL + source, source] if although_full else [source]  # guard: lease-although-full
         self._registered: Any = None
 
     def __call__(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:

@@ -48,7 +48,7 @@ class Shadow:
         """Positions never move back."""
         with self._lock:
             known = self._positions.get(entry)
-            if known is None or known < position:
+            if known is None or known < position:  # guard: shadow-never-back
                 self._positions[entry] = position
 
     def learn_rows(self, rows: Mapping[str, str]) -> None:
@@ -74,7 +74,7 @@ class Shadow:
 
     def ahead_of(self, rows: Mapping[str, str], now: datetime) -> bool:
         """Whether the ledger is behind what was acknowledged before."""
-        return bool(self.lost(rows, now))
+        return bool(self.lost(rows, now))  # guard: loss-behind-shadow
 
     def forget(self, rows: Mapping[str, str], now: datetime) -> None:
         """Drop what a ledger that stands has dropped: entries that are long gone."""
@@ -112,8 +112,9 @@ class ShadowFeed:
         shadow.paused, shadow.paused_gen = text(reply[3]), gen
         now = self._clock.elapsed()
         first = _number(records[0][1]) if records else counter + 1
-        gap = first > shadow.counter + 1 or len(records) == _RECORDS
-        if gen != shadow.gen or gap or now >= self._reread_at or not self._take_in(records):
+        gap = first > shadow.counter + 1 or len(records) == _RECORDS  # guard: feed-gap
+        replaced = gen != shadow.gen  # guard: feed-incarnation
+        if replaced or gap or now >= self._reread_at or not self._take_in(records):
             rows = self._ledger.read()
             shadow.learn_rows(rows)
             if gen == shadow.gen:

@@ -1,25 +1,4 @@
-"""The tests can see it: each scenario holds with all guards in place, and fails once the guard it watches is taken out.
-
-    guard (in tests.mutants)                  scenario
-    ----------------------------------------  ---------------------------------------------------------------
-    dispatch: epoch and nonce                 late_batch: of the leader before, ahead of the next one's first
-    dispatch: released is refused             batch_after_release: in flight while its sender handed over
-    dispatch: ledger compare-and-set          batch_twice; and lost replies of real beats (slow)
-    dispatch: gen                             batch_into_lost_ledger: deleted under its leader
-    dispatch: run id                          batch_into_restarted_server
-    acquire: compare-and-set                  race: two standbys that saw the same lease
-    acquire: the holder is still absent       late_theft: decided while the holder was away, carried out later
-    acquire: epoch above the ledger's         lost_lease: the record deleted, the clock of Redis behind
-    acquire: presence only where counted      uncounted_presence: a channel that nobody hears
-    renew: seq only rises                     late_renewal: overtaken by the one after it
-    trust window                              cut_off: a leader whom nothing reaches, beside its successor
-    trust counts from the send                slow_reply: to the last renewal that came through
-    presence                                  dead_leader; and a killed beat (slow)
-    presence: absent at two polls             absent_once
-    presence: of a channel that was seen      never_seen: by this standby, on any connection
-    presence: its end is told at once         flapping: connections that keep breaking
-    presence: a flapping one is left out      third_loss
-    stall timeout                             hung_main_loop
+"""Scenarios of guards: each holds with all guards in place, and fails once the guard that it watches is taken out.
 
 Each runs on a real Redis, but for those of the pure election. Scenarios say `promise` for what they watch, so that
 nothing else that goes wrong passes for a guard's work.
@@ -30,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -73,7 +51,7 @@ from ha_beat.store.presence import Presence, PresenceError, RedisPresence
 from tests.faults.checker import Interval
 from tests.faults.proxy import TcpProxy, containing
 from tests.faults.stage import Stage
-from tests.mutants import MUTANTS
+from tests.guards import GUARDS
 from tests.support.servers import RedisServer, wait_for
 
 KEYS = Keys("guards")
@@ -396,62 +374,55 @@ def third_loss(_: RedisServer) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- the table
 
-
-@dataclass(frozen=True)
-class Guard:
-    name: str
-    scenario: Scenario
-
-
-GUARDS = [
-    Guard("dispatch: epoch and nonce", late_batch),
-    Guard("dispatch: released is refused", batch_after_release),
-    Guard("dispatch: ledger compare-and-set", batch_twice),
-    Guard("dispatch: gen", batch_into_lost_ledger),
-    Guard("dispatch: run id", batch_into_restarted_server),
-    Guard("acquire: compare-and-set", race),
-    Guard("acquire: the holder is still absent", late_theft),
-    Guard("acquire: epoch above the ledger's", lost_lease),
-    Guard("acquire: presence only where counted", uncounted_presence),
-    Guard("renew: seq only rises", late_renewal),
-    Guard("trust window", cut_off),
-    Guard("trust counts from the send", slow_reply),
-    Guard("presence", dead_leader),
-    Guard("presence: absent at two polls", absent_once),
-    Guard("presence: of a channel that was seen", never_seen),
-    Guard("presence: its end is told at once", flapping),
-    Guard("presence: a flapping one is left out", third_loss),
-    Guard("stall timeout", hung_main_loop),
-]
+SCENARIOS: dict[str, Scenario] = {
+    scenario.__name__: scenario
+    for scenario in (
+        late_batch,
+        batch_after_release,
+        batch_twice,
+        batch_into_lost_ledger,
+        batch_into_restarted_server,
+        race,
+        late_theft,
+        lost_lease,
+        uncounted_presence,
+        late_renewal,
+        cut_off,
+        slow_reply,
+        dead_leader,
+        absent_once,
+        never_seen,
+        flapping,
+        third_loss,
+        hung_main_loop,
+    )
+}
 
 #: Their waits can't be made shorter.
 LONG = (slow_reply,)
 
-each_guard = pytest.mark.parametrize(
-    "guard",
-    [
-        pytest.param(guard, id=guard.scenario.__name__, marks=[pytest.mark.slow] if guard.scenario in LONG else [])
-        for guard in GUARDS
-    ],
+each_scenario = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (scene in LONG)) for name, scene in SCENARIOS.items()]
 )
 
 
-@each_guard
-def test_the_promise_holds_with_every_guard(guard: Guard, redis_server: RedisServer) -> None:
-    guard.scenario(redis_server)
+@each_scenario
+def test_the_promise_holds_with_every_guard(name: str, redis_server: RedisServer) -> None:
+    SCENARIOS[name](redis_server)
 
 
-@each_guard
+@each_scenario
 def test_the_promise_breaks_without_the_guard(
-    guard: Guard, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    name: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    MUTANTS[guard.name].apply(monkeypatch.setattr)
+    guard = next(guard for guard in GUARDS if guard.scenario == name)
+    guard.mutant.apply(monkeypatch.setattr)
     with pytest.raises(PromiseBroken):
-        guard.scenario(redis_server)
+        SCENARIOS[name](redis_server)
 
 
-def test_every_mutant_has_its_scenario() -> None:
-    assert [guard.name for guard in GUARDS] == list(MUTANTS)
+def test_every_scenario_has_its_guard() -> None:
+    assert {guard.scenario for guard in GUARDS} - {""} == set(SCENARIOS)
 
 
 # ------------------------------------------------------------------------------------------------------- real beats
@@ -462,7 +433,9 @@ def stage_without(mutant: str, **options: Any) -> Stage:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", ["", "dispatch: ledger compare-and-set"], ids=["guarded", "unguarded"])
+@pytest.mark.parametrize(
+    "mutant", ["", "dispatch: a row changes only from the expected one"], ids=["guarded", "unguarded"]
+)
 def test_a_lost_reply_doubles_a_message_only_without_the_ledger_check(mutant: str) -> None:
     with stage_without(mutant, spec={"fast": {"every": 0.5}}) as stage:
         leader = stage.begin()
@@ -473,7 +446,7 @@ def test_a_lost_reply_doubles_a_message_only_without_the_ledger_check(mutant: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", ["", "presence"], ids=["guarded", "unguarded"])
+@pytest.mark.parametrize("mutant", ["", "presence: an absent leader is replaced"], ids=["guarded", "unguarded"])
 def test_a_killed_leader_costs_its_whole_lease_only_without_presence(mutant: str) -> None:
     ttl = 8.0
     with stage_without(mutant, spec={"fast": {"every": 0.2}}, settings={"lease_ttl": ttl}, proxied=False) as stage:

@@ -8,33 +8,40 @@ local meta = redis.call('HMGET', ledger, 'm:gen', 'm:epoch', 'm:fingerprint', 'm
 
 local stands = #redis.call('HGETALL', lease) > 0
 local as_seen = number(was[1]) == number(ARGV[1]) and number(was[2]) == number(ARGV[2])
-if stands ~= (ARGV[1] ~= '') or not as_seen then
+if stands ~= (ARGV[1] ~= '') or not as_seen then -- guard: acquire-compare
   return { 'refused', 'moved' }
 end
-if ARGV[3] == '1' and subscribers(was[4]) ~= 0 then
+if ARGV[3] == '1' and subscribers(was[4]) ~= 0 then -- guard: acquire-absent-still
   return { 'refused', 'holder_present' }
 end
-if meta[3] and meta[3] ~= ARGV[5] then
+if meta[3] and meta[3] ~= ARGV[5] then -- guard: acquire-same-app
   return { 'foreign_app', meta[3] }
 end
-if meta[5] and number(meta[5]) > tonumber(ARGV[8]) then
+if meta[5] and number(meta[5]) > tonumber(ARGV[8]) then -- guard: acquire-newer-schema
   return { 'newer_schema', meta[5] }
 end
 
-local epoch = int(math.max(number(was[1]) + 1, number(meta[2]) + 1, tonumber(ARGV[4]) + 1, time_ms()))
+local epoch = int(math.max(
+  number(was[1]) + 1, -- guard: epoch-above-lease
+  number(meta[2]) + 1, -- guard: epoch-above-ledger
+  tonumber(ARGV[4]) + 1, -- guard: epoch-above-seen
+  time_ms() -- guard: epoch-above-time
+))
 local now = int(time_ms())
 local server = run_id()
 -- A ledger without its lease is believed; without its ledger, or with another one, the state is a new one.
 local gen = meta[1]
-if not gen or (was[5] and was[5] ~= gen) then gen = ARGV[6] end
+if not gen
+  or (was[5] and was[5] ~= gen) -- guard: acquire-other-ledger
+then gen = ARGV[6] end
 local presence = ARGV[7]
-if subscribers(presence) < 1 then presence = '' end
+if subscribers(presence) < 1 then presence = '' end -- guard: acquire-presence-counted
 
 redis.call('HSET', lease, 'epoch', epoch, 'seq', '1', 'state', 'held', 'gen', gen, 'run_id', server,
   'presence', presence, 'since_ms', now, 'renewed_ms', now, 'reason', '', 'detail', '', 'preferred', '', 'holder', ARGV[10], unpack(ARGV, 11))
 -- The server of the last takeover that was completed stands there until this one is: who breaks off leaves it to the next.
 local written_on = meta[4]
-if not written_on or written_on == '' then written_on = server end
+if not written_on or written_on == '' then written_on = server end -- guard: acquire-unfinished
 redis.call('HSET', ledger, 'm:gen', gen, 'm:epoch', epoch, 'm:fingerprint', ARGV[5], 'm:run_id', written_on, 'm:schema', ARGV[8])
 tell(KEYS[3], ledger, {
   kind = 'term', event = 'acquired', epoch = tonumber(epoch), by = ARGV[10], reason = ARGV[9], ms = tonumber(now),

@@ -11,8 +11,8 @@ local lease, ledger, journal, requests = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 -- First a phase that writes nothing: a script does not roll back.
 local why = foreign(lease, ARGV[1], ARGV[2])
 if why then return { 'fenced', why } end
-if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then return { 'fenced', 'other_ledger' } end
-if another_server(ARGV[4]) then return { 'fenced', 'other_server' } end
+if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then return { 'fenced', 'other_ledger' } end -- guard: dispatch-gen
+if another_server(ARGV[4]) then return { 'fenced', 'other_server' } end -- guard: dispatch-run-id
 
 local take, take_list = reader(6)
 
@@ -29,21 +29,22 @@ for i, field in ipairs(fields) do standing[field] = rows[i] or '' end
 local paused = redis.call('HEXISTS', ledger, 'm:paused') == 1
 
 -- No replica's clock may run so far ahead of the cluster's time that it fires early.
-local latest = time_ms() + (tonumber(redis.call('HGET', lease, 'offset_ms')) or 0) + 2000
+local latest = time_ms() + 2000
+  + (tonumber(redis.call('HGET', lease, 'offset_ms')) or 0) -- guard: dispatch-leader-offset
 
 -- Why an operation is not to be done, or not again.
 local function settled(op, row)
   if op.request ~= '' then
-    if redis.call('HEXISTS', requests, op.request) == 0 then return 'withdrawn', '' end
-    if number(redis.call('HGET', ledger, 'r:' .. op.request)) >= op.step then return 'mine', '' end
+    if redis.call('HEXISTS', requests, op.request) == 0 then return 'withdrawn', '' end -- guard: dispatch-request-withdrawn
+    if number(redis.call('HGET', ledger, 'r:' .. op.request)) >= op.step then return 'mine', '' end -- guard: dispatch-step-once
     return nil
   end
-  if row ~= op.expected then
-    if row == op.row then return 'mine', '' end
+  if row ~= op.expected then -- guard: dispatch-compare
+    if row == op.row then return 'mine', '' end -- guard: dispatch-own-row
     return 'moved', row
   end
-  if op.at_ms > latest then return 'error', 'its instant lies ahead of Redis\' clock' end
-  if paused and #op.commands > 0 then return 'paused', '' end
+  if op.at_ms > latest then return 'error', 'its instant lies ahead of Redis\' clock' end -- guard: dispatch-not-early
+  if paused and #op.commands > 0 then return 'paused', '' end -- guard: dispatch-paused
   return nil
 end
 
@@ -57,11 +58,11 @@ local function wrong_type(command)
 end
 
 -- The first write is one that a full or read-only server refuses, before any message is out.
-redis.call('HSET', ledger, 'm:epoch', ARGV[1])
+redis.call('HSET', ledger, 'm:epoch', ARGV[1]) -- guard: dispatch-first-write
 
 local function run(op)
   for c, command in ipairs(op.commands) do
-    local reply = redis.pcall(unpack(command))
+    local reply = redis.pcall(unpack(command)) -- guard: dispatch-push-pcall
     if type(reply) == 'table' and reply.err then
       local said = reply.err .. ' (at ' .. command[1] .. ' ' .. command[2] .. ')'
       if c == 1 then return 'error', said end
@@ -76,12 +77,12 @@ for i, op in ipairs(operations) do
   local kind, detail = settled(op, standing[fields[i]])
   if not kind then
     for _, command in ipairs(op.commands) do
-      detail = wrong_type(command)
+      detail = wrong_type(command) -- guard: dispatch-type-check
       if detail then kind = 'error' break end
     end
     if not kind then kind, detail = run(op) end
-    if kind ~= 'error' then
-      if op.request ~= '' then
+    if kind ~= 'error' then -- guard: dispatch-error-not-recorded
+      if op.request ~= '' then -- guard: dispatch-request-no-row
         redis.call('HSET', ledger, 'r:' .. op.request, op.step)
       elseif op.row == '' then
         -- It has no message: what is refused here leaves nothing behind.
@@ -89,7 +90,7 @@ for i, op in ipairs(operations) do
         if type(removed) == 'table' then kind, detail = 'error', removed.err else standing[fields[i]] = '' end
       else
         redis.call('HSET', ledger, fields[i], op.row)
-        standing[fields[i]] = op.row
+        standing[fields[i]] = op.row -- guard: dispatch-batch-own-writes
       end
       append(journal, ledger, ARGV[5], op.records)
     end

@@ -5,8 +5,9 @@
 -- Answers {'kept'} or {'foreign', gen, n, place, name, lifetime, holder}
 local was = redis.call('HMGET', KEYS[1], 'gen', 'n', 'place', 'name', 'ttl_ms', 'holder')
 local same = was[1] == ARGV[1] or (ARGV[2] ~= '' and was[3] == ARGV[2])
-local stale = was[1] == ARGV[6] and was[2] == ARGV[7]
-if was[1] and not same and not stale then
+local stale = was[1] == ARGV[6]
+  and was[2] == ARGV[7] -- guard: mark-unmoved
+if was[1] and not same and not stale then -- guard: mark-other-store
   return { 'foreign', was[1], was[2] or '0', was[3] or '', was[4] or '', was[5] or '0', was[6] or '' }
 end
 local n = int(number(was[2]) + 1)

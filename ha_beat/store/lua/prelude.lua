@@ -33,7 +33,7 @@ end
 local function subscribers(channel)
   if not channel or channel == '' then return -1 end
   local count = string.find(channel, '}:presence:shard:', 1, true) and 'SHARDNUMSUB' or 'NUMSUB'
-  local reply = redis.pcall('PUBSUB', count, channel)
+  local reply = redis.pcall('PUBSUB', count, channel) -- guard: subscribers-pcall
   if type(reply) ~= 'table' or reply.err then return -1 end
   return tonumber(reply[2])
 end
@@ -64,7 +64,7 @@ end
 local function append(journal, ledger, size, records)
   for _, record in ipairs(records) do
     local n = redis.pcall('HINCRBY', ledger, 'm:journal', 1)
-    redis.pcall('XADD', journal, 'MAXLEN', '~', size, '*', 'n', type(n) == 'number' and n or 0, 'd', record)
+    redis.pcall('XADD', journal, 'MAXLEN', '~', size, '*', 'n', type(n) == 'number' and n or 0, 'd', record) -- guard: journal-pcall
   end
 end
 
@@ -72,7 +72,9 @@ end
 local function foreign(lease, epoch, nonce)
   local rec = redis.call('HMGET', lease, 'epoch', 'nonce', 'state')
   if not rec[1] then return 'no_lease' end
-  if rec[1] ~= epoch or rec[2] ~= nonce then return 'other_term' end
-  if rec[3] ~= 'held' then return 'released' end
+  if rec[1] ~= epoch -- guard: term-epoch
+    or rec[2] ~= nonce -- guard: term-nonce
+  then return 'other_term' end
+  if rec[3] ~= 'held' then return 'released' end -- guard: term-held
   return nil
 end

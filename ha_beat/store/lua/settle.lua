@@ -7,7 +7,7 @@
 local lease, ledger, journal, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 if ARGV[2] ~= '' then
   local why = foreign(lease, ARGV[1], ARGV[2])
-  if why then return { 'fenced', why } end
+  if why then return { 'fenced', why } end -- guard: settle-own-term
 end
 
 local take, take_list = reader(4)
@@ -18,12 +18,13 @@ for _ = 1, tonumber(ARGV[4]) do
   local replaces, records = take_list(), take_list()
   local found = redis.call('HGET', claims, field)
   -- Its maker may know better than a newer term that has settled it.
-  local open = found == 'open ' .. claim or (found == 'uncertain ' .. claim and state == '')
+  local open = found == 'open ' .. claim
+    or (found == 'uncertain ' .. claim and state == '') -- guard: settle-late-confirmation
   if open then
     if state == '' then redis.call('HDEL', claims, field) else redis.call('HSET', claims, field, state .. ' ' .. claim) end
     local now = redis.call('HGET', ledger, entry)
     for _, replaced in ipairs(replaces) do
-      if now == replaced then
+      if now == replaced then -- guard: settle-row-unmoved
         if row == '' then redis.call('HDEL', ledger, entry) else redis.call('HSET', ledger, entry, row) end
         break
       end

@@ -1,10 +1,10 @@
-"""`tick_app` in a process from which a guard of ha_beat is taken out: `APP_MUTANT` names it (see `tests.mutants`)."""
+"""`tick_app` in a process without one guard of ha_beat: `APP_MUTANT` names it (see `tests.guards`)."""
 
 from __future__ import annotations
 
 import os
 
-from tests.mutants import MUTANTS
+from tests.guards import MUTANTS
 from tests.support.apps.tick_app import app
 
 __all__ = ["app"]

@@ -154,7 +154,7 @@ def test_with_a_number_used_twice_two_trust_their_terms(monkeypatch: pytest.Monk
 
 
 #: An attempt of unknown outcome is repeated under its number.
-MUTANT = next(guard.mutant for guard in WATCHED if guard.name == "election: each attempt has a number of its own")
+MUTANT = next(guard.mutant for guard in WATCHED if guard.name == "election: each renewal attempt has a new number")
 
 
 @pytest.mark.parametrize(("store", "rises"), [(MemoryLeaseStore, True), (NoEpochFloor, False)])
