@@ -1,4 +1,8 @@
-"""What happens, as data. The log and the metrics subscribe; neither is named where it happens."""
+"""Events of a replica, as frozen data.
+
+The code in which something happens emits an event and knows neither the log, the metrics nor the signals, which
+subscribe. ``reason`` is a code of :mod:`ha_beat.reasons`; ``detail`` is free text, mostly of a foreign exception.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,41 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import ClassVar
 
-from ha_beat.reasons import DispatchPath, LeaseAction, LeaseOutcome, PathReason, TermEnd, TermStart, UncertainReason
+from ha_beat.reasons import (
+    DispatchPath,
+    Invariant,
+    LeaseAction,
+    LeaseOutcome,
+    MessageKind,
+    PathReason,
+    RedisRisk,
+    RequestKind,
+    SkipReason,
+    TermEnd,
+    TermStart,
+    UncertainReason,
+)
 
 logger = logging.getLogger("ha_beat")
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Root of all events."""
+    """Base of all events. ``action`` is the event's stable name in log records."""
+
+    action: ClassVar[str] = ""
+
+
+# --- Election
 
 
 @dataclass(frozen=True, slots=True)
 class TermStarted(Event):
-    """This replica leads. ``previous`` held the lease before; ``reason`` is why it was free."""
+    """This replica became leader. ``previous`` is the last holder of the lease, empty if there was none."""
+
+    action: ClassVar[str] = "term_started"
 
     epoch: int
     previous: str
@@ -28,7 +53,9 @@ class TermStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class TermEnded(Event):
-    """This replica no longer leads. ``led_for`` is in seconds; ``detail`` names who asked or which error."""
+    """This replica is no longer leader. ``led_for`` is in seconds; ``detail`` names the requester or the error."""
+
+    action: ClassVar[str] = "term_ended"
 
     epoch: int
     reason: TermEnd
@@ -38,7 +65,9 @@ class TermEnded(Event):
 
 @dataclass(frozen=True, slots=True)
 class LeaderSeen(Event):
-    """A standby saw that another replica leads; once for each change."""
+    """A standby saw a new leader. Emitted once per leader and epoch."""
+
+    action: ClassVar[str] = "leader_seen"
 
     holder: str
     epoch: int
@@ -46,73 +75,96 @@ class LeaderSeen(Event):
 
 @dataclass(frozen=True, slots=True)
 class LeaseUnreachable(Event):
-    """Redis can't be asked, or refuses; once for each reason in an outage."""
+    """Redis does not answer or refuses commands on the lease. Emitted once per distinct error of an outage."""
 
-    why: str
+    action: ClassVar[str] = "lease_unreachable"
+
+    detail: str
     leading: bool
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseReachable(Event):
-    """Redis answers again. ``after`` seconds."""
+    """Redis answers again, ``after`` seconds."""
+
+    action: ClassVar[str] = "lease_reachable"
 
     after: float
 
 
 @dataclass(frozen=True, slots=True)
 class PresenceLost(Event):
-    """The connection by which Redis knows that this process lives has ended."""
+    """The leader's presence connection ended."""
 
-    why: str
+    action: ClassVar[str] = "presence_lost"
+
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class PresenceUnavailable(Event):
-    """No such connection can be had: this replica's death would be noticed only by its lease. Once for each reason."""
+    """The presence connection cannot be opened. Emitted once per distinct error."""
 
-    why: str
+    action: ClassVar[str] = "presence_unavailable"
+
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class FollowFailed(Event):
-    """This standby can't follow what the leader records. Once for each reason."""
+    """A standby cannot read the leader's records. Emitted once per distinct error."""
 
-    why: str
+    action: ClassVar[str] = "follow_failed"
+
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class LeadingForbidden(Event):
-    """This replica may not lead, and waiting does not help."""
+    """This replica must not lead until its configuration or the cluster changes."""
 
-    why: str
+    action: ClassVar[str] = "leading_forbidden"
 
-
-@dataclass(frozen=True, slots=True)
-class StoreUnmarked(Event):
-    """The broker's Redis can't be told which store holds the lease, so that a second store would not be noticed."""
-
-    why: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseAttempted(Event):
-    """A campaign or a renewal ended. ``seconds`` is the round trip to Redis."""
+    """A campaign or a renewal finished. ``seconds`` is the round trip to Redis."""
 
-    action: LeaseAction
+    action: ClassVar[str] = "lease_attempted"
+
+    operation: LeaseAction
     outcome: LeaseOutcome
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class ElectionFailed(Event):
-    """An unexpected exception in the election; this replica does not lead until it works again."""
+    """The election raised an unexpected exception. This replica does not lead until the election works again."""
 
-    why: str
+    action: ClassVar[str] = "election_failed"
+
+    detail: str
+
+
+# --- Dispatch
+
+
+@dataclass(frozen=True, slots=True)
+class StoreUnmarked(Event):
+    """The broker's Redis cannot be marked with the lease store, so a second lease store would not be detected."""
+
+    action: ClassVar[str] = "store_unmarked"
+
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleReady(Event):
-    """The leader has read the ledger. ``overdue`` entries were due already; ``new`` were not in the ledger."""
+    """The leader has read the ledger. ``overdue`` entries were already due; ``new`` ones were not in the ledger."""
+
+    action: ClassVar[str] = "schedule_ready"
 
     entries: int
     overdue: int
@@ -121,7 +173,9 @@ class ScheduleReady(Event):
 
 @dataclass(frozen=True, slots=True)
 class Enqueued(Event):
-    """``lateness`` is in seconds after the due instant."""
+    """An occurrence was enqueued ``lateness`` seconds after it was due."""
+
+    action: ClassVar[str] = "enqueued"
 
     entry: str
     task: str
@@ -132,18 +186,23 @@ class Enqueued(Event):
 
 @dataclass(frozen=True, slots=True)
 class OccurrenceSkipped(Event):
-    """Due instants that get no message, from ``first`` up to ``until``; ``count`` -1 for too many to count."""
+    """Occurrences in ``[first, until)`` were skipped. ``count`` is -1 if there were too many to count."""
+
+    action: ClassVar[str] = "occurrence_skipped"
 
     entry: str
     first: datetime
     until: datetime
     count: int
-    reason: str
+    reason: SkipReason | str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class OccurrenceUncertain(Event):
     """The outcome of a publish is unknown. ``detail`` is the broker's answer or the client's exception."""
+
+    action: ClassVar[str] = "occurrence_uncertain"
 
     entry: str
     scheduled_at: datetime | None
@@ -153,62 +212,51 @@ class OccurrenceUncertain(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class StateLost(Event):
-    """Redis lost state. Under ``catch_up`` what may have been enqueued is enqueued again, else it is skipped."""
+class EntryFailed(Event):
+    """One entry cannot be scheduled or made into a message. The other entries are not affected."""
 
-    why: str
+    action: ClassVar[str] = "entry_failed"
+
+    entry: str
+    reason: str
+    detail: str = ""
+    exc: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StateLost(Event):
+    """Redis lost data. Occurrences that may have been enqueued are enqueued again if ``catch_up``, else skipped."""
+
+    action: ClassVar[str] = "state_lost"
+
+    reason: str
     catch_up: bool
 
 
 @dataclass(frozen=True, slots=True)
 class DispatchHeld(Event):
-    """Nothing is dispatched for so many seconds: on the server before, the last leader may still be at it."""
+    """Nothing is dispatched for ``seconds``, because the previous leader may still use the previous Redis server."""
+
+    action: ClassVar[str] = "dispatch_held"
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class PathChosen(Event):
-    """The dispatch path of this replica was chosen, or changed."""
+    """The dispatch path was chosen or changed."""
+
+    action: ClassVar[str] = "path_chosen"
 
     path: DispatchPath
     reason: PathReason
 
 
 @dataclass(frozen=True, slots=True)
-class ClockJumped(Event):
-    """The machine's wall clock stepped by so many seconds; whether scheduling followed it."""
-
-    seconds: float
-    followed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ClockOffset(Event):
-    """Scheduling time and Redis' clock differ by so many seconds."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class ServerMayForget(Event):
-    """Redis is set up so that it may lose the cluster's records; once for each way."""
-
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class EntryFailed(Event):
-    """One entry can't be scheduled or built into a message; the others go on."""
-
-    entry: str
-    why: str
-    exc: BaseException | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class BatchDispatched(Event):
-    """One trip of the dispatch. ``seconds`` it took; ``already_mine`` answers mean that a reply had been lost."""
+    """A batch was dispatched. ``already_mine`` operations had been done by an attempt whose reply was lost."""
+
+    action: ClassVar[str] = "batch_dispatched"
 
     size: int
     seconds: float
@@ -219,6 +267,8 @@ class BatchDispatched(Event):
 class DispatchFenced(Event):
     """A batch was refused because the term is over. ``reason`` is why it ended."""
 
+    action: ClassVar[str] = "dispatch_fenced"
+
     epoch: int
     size: int
     reason: TermEnd
@@ -227,16 +277,55 @@ class DispatchFenced(Event):
 
 @dataclass(frozen=True, slots=True)
 class DispatchFailed(Event):
-    """A batch could not be handed over; it is tried again while the term is trusted. ``tries`` have failed in a row."""
+    """A batch failed and is retried while the term is trusted. ``tries`` is the number of failures in a row."""
+
+    action: ClassVar[str] = "dispatch_failed"
 
     size: int
-    why: str
+    detail: str
     tries: int = 1
+
+
+# --- Clocks and Redis
+
+
+@dataclass(frozen=True, slots=True)
+class ClockJumped(Event):
+    """The machine's wall clock stepped by ``seconds``. ``followed`` is True if the scheduling time moved with it."""
+
+    action: ClassVar[str] = "clock_jumped"
+
+    seconds: float
+    followed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClockOffset(Event):
+    """The scheduling time is ``seconds`` ahead of Redis' clock."""
+
+    action: ClassVar[str] = "clock_offset"
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServerMayForget(Event):
+    """Redis' configuration allows it to lose the cluster's records. Emitted once per risk."""
+
+    action: ClassVar[str] = "server_may_forget"
+
+    reason: RedisRisk
+    detail: str = ""
+
+
+# --- Requests
 
 
 @dataclass(frozen=True, slots=True)
 class Paused(Event):
-    """The cluster enqueues nothing until it is resumed. ``found``: this leader found it so when its term began."""
+    """The cluster is paused. ``found`` is True if the pause was already in force when this leader's term began."""
+
+    action: ClassVar[str] = "paused"
 
     since: datetime
     by: str
@@ -246,7 +335,9 @@ class Paused(Event):
 
 @dataclass(frozen=True, slots=True)
 class Resumed(Event):
-    """The cluster is paused no more. ``after`` seconds."""
+    """The cluster was resumed ``after`` seconds."""
+
+    action: ClassVar[str] = "resumed"
 
     by: str
     after: float
@@ -254,9 +345,11 @@ class Resumed(Event):
 
 @dataclass(frozen=True, slots=True)
 class RequestAnswered(Event):
-    """The leader has answered a request of ``by``; ``action`` is the request's."""
+    """The leader answered a request of ``by``."""
 
-    action: str
+    action: ClassVar[str] = "request_answered"
+
+    kind: RequestKind | str
     by: str
     ok: bool
     line: str
@@ -264,36 +357,47 @@ class RequestAnswered(Event):
 
 @dataclass(frozen=True, slots=True)
 class EnqueuedOnRequest(Event):
-    """A message enqueued because somebody asked. ``kind`` is ``manual`` or ``backfill``; no schedule was moved."""
+    """A message was enqueued on request. The entry's position did not change."""
+
+    action: ClassVar[str] = "enqueued_on_request"
 
     entry: str
     task: str
     task_id: str
     scheduled_at: datetime
-    kind: str
+    kind: MessageKind | str
     by: str
+
+
+# --- Checks
 
 
 @dataclass(frozen=True, slots=True)
 class InvariantBroken(Event):
-    """Something that can't be, is. ``kind`` names the rule, ``subject`` what broke it; once until it is mended."""
+    """An invariant does not hold for ``subject``. Emitted once until it holds again."""
 
-    kind: str
+    action: ClassVar[str] = "invariant_broken"
+
+    rule: Invariant
     subject: str
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleStoreFailed(Event):
-    """The schedule's own store can't be used; once for each outage. ``known``: there is a schedule to go by."""
+    """The schedule's database failed. Emitted once per outage. ``known`` is True if a schedule is in memory."""
 
-    why: str
+    action: ClassVar[str] = "schedule_store_failed"
+
+    detail: str
     known: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleStoreBack(Event):
-    """The schedule's own store answers again. ``after`` seconds."""
+    """The schedule's database works again, ``after`` seconds."""
+
+    action: ClassVar[str] = "schedule_store_back"
 
     after: float
 
@@ -302,7 +406,7 @@ Subscriber = Callable[[Event], None]
 
 
 class Events:
-    """Hands each event to every subscriber. A subscriber that raises is logged and hurts nobody."""
+    """List of subscribers. An exception in one is logged and does not reach the others or the emitter."""
 
     def __init__(self) -> None:
         self._subscribers: list[Subscriber] = []
@@ -315,4 +419,5 @@ class Events:
             try:
                 subscriber(event)
             except Exception:
-                logger.exception("A subscriber of %s failed", type(event).__name__)
+                extra = {"action": "subscriber_failed", "event": event.action}
+                logger.exception("A subscriber of %s failed", event.action, extra=extra)

@@ -68,12 +68,18 @@ class GuardedTask(Task):  # type: ignore[type-arg]
         if header is not None and _is_second(self.app, task_id, header, self.guard_ttl):
             entry, scheduled_at = str(header.get("entry", "")), str(header.get("scheduled_at", ""))
             logger.warning(
-                "Dropped the message of %s of %s (%s[%s]): another sending of it was taken up before",
+                "Dropped the message of %s of %s (%s[%s]): another message of the same occurrence has run",
                 entry,
                 scheduled_at,
                 self.name,
                 task_id,
-                extra={"action": "MessageDropped"},
+                extra={
+                    "action": "message_dropped",
+                    "entry": entry,
+                    "scheduled_at": scheduled_at,
+                    "task": self.name,
+                    "task_id": task_id,
+                },
             )
             message_dropped.send(sender=self, task_id=task_id, entry=entry, scheduled_at=scheduled_at)
             raise Ignore
@@ -133,15 +139,16 @@ def _is_second(app: Celery, task_id: str, header: Mapping[str, Any], ttl: float)
             return False
     except Exception as exc:
         logger.warning(
-            "The guard can't ask Redis whether %s was taken up before, and lets it run: %s: %s",
+            "The guard can't check %s in Redis and lets it run: %s: %s",
             task_id,
             type(exc).__name__,
             exc,
-            extra={"action": "GuardFailed"},
+            extra={"action": "guard_failed", "task_id": task_id, "detail": str(exc)},
         )
         return False
     try:
         client.incr(keys.dropped)
     except Exception as exc:
-        logger.warning("The guard can't count a dropped message: %s", exc, extra={"action": "GuardFailed"})
+        extra = {"action": "guard_failed", "task_id": task_id, "detail": str(exc)}
+        logger.warning("The guard can't count a dropped message: %s", exc, extra=extra)
     return True

@@ -217,3 +217,38 @@ class HealthReason(StrEnum):
     REDIS_UNREACHABLE = "redis_unreachable"
     FORBIDDEN = "forbidden"
     OTHER_APP = "other_app"
+
+
+class RedisRisk(StrEnum):
+    """How Redis' configuration allows it to lose the lease and the ledger."""
+
+    EVICTION = "eviction"
+    NO_APPEND_ONLY_FILE = "no_append_only_file"
+
+
+class Invariant(StrEnum):
+    """A rule that a correct cluster never breaks."""
+
+    EPOCH_FELL = "epoch_fell"
+    LEDGER_BEHIND_JOURNAL = "ledger_behind_journal"
+    TWO_VERDICTS = "two_verdicts"
+    OVERDUE = "overdue"
+
+
+class WarningCode(StrEnum):
+    """A condition that the status, the page and the metrics show until it ends."""
+
+    REDIS_UNREACHABLE = "redis_unreachable"
+    EVICTION_POLICY = "eviction_policy"
+    PAUSED = "paused"
+    NO_LEADER = "no_leader"
+    NO_STANDBY = "no_standby"
+    NOT_READY = "not_ready"
+    CLOCK_OFFSET = "clock_offset"
+    OVERDUE = "overdue"
+    ENTRY_FAILING = "entry_failing"
+    UNCERTAIN = "uncertain"
+    SCHEDULE_DRIFT = "schedule_drift"
+    VERSION_MIX = "version_mix"
+    STATE_LOST = "state_lost"
+    INVARIANT_BROKEN = "invariant_broken"

@@ -74,7 +74,7 @@ class HAMixin(_Base):
         self._unsynced = False
         self._seen_schedule: object = None
         self._close_calls = 0
-        self._farewell = ""
+        self._farewell = 0
         self._trouble = ""
         self._suffering_since = 0.0
         self._led_by = ""
@@ -112,7 +112,8 @@ class HAMixin(_Base):
         """Say it, once until it is another or has passed, and let a moment go by."""
         trouble = f"{type(exc).__name__}: {exc}"[:300]
         if trouble != self._trouble:
-            logger.error("A turn of the scheduler failed; trying again each second", exc_info=exc)
+            extra = {"action": "turn_failed", "detail": trouble}
+            logger.error("A turn of the scheduler failed; retrying each second", exc_info=exc, extra=extra)
         self._trouble = trouble
         clock, runtime = SystemClock(), self._runtime
         self._suffering_since = self._suffering_since or clock.elapsed()
@@ -143,7 +144,7 @@ class HAMixin(_Base):
             try:
                 super().close()
             except Exception:
-                logger.exception("Closing the schedule failed")
+                logger.exception("Closing the schedule failed", extra={"action": "schedule_close_failed"})
 
     def sync(self) -> None:
         """Let the other class write to its store what was settled here; a standby writes nothing. Never raises."""
@@ -155,7 +156,7 @@ class HAMixin(_Base):
             self._unsynced = False
         except Exception:
             # Celery would end beat. The ledger has it all; the next time is in minutes.
-            logger.exception("The schedule's own store can't be written")
+            logger.exception("Writing the schedule's own store failed", extra={"action": "schedule_write_failed"})
 
     @property
     def info(self) -> str:
@@ -212,13 +213,14 @@ class HAMixin(_Base):
             # Whatever it is: an exception here would take the place of the one that ends beat.
             with suppress(Exception):
                 runtime.release(term)
-            self._farewell = f"Stepped down (epoch {term.epoch}): shutdown"
+            self._farewell = term.epoch
 
         runtime.elector.close(release)
         # The first call may be inside a signal handler, where logging is not safe.
         if self._farewell and self._close_calls > 1:
-            logger.info(self._farewell, extra={"action": "SteppedDown"})
-            self._farewell = ""
+            extra = {"action": "stepped_down", "epoch": self._farewell}
+            logger.info("Stepped down (epoch %s): shutdown", self._farewell, extra=extra)
+            self._farewell = 0
 
     # --- What the other class may say better
 
@@ -259,7 +261,7 @@ class HAMixin(_Base):
             try:
                 yield self._slot(entry, default)
             except Exception:
-                logger.exception("Entry %s is left out", name, extra={"action": "EntryFailed"})
+                logger.exception("Entry %s is left out", name, extra={"action": "entry_left_out", "entry": name})
 
     def _slot(self, entry: Any, default: Misfire) -> Slot:
         instants = instants_of(entry)
@@ -328,6 +330,7 @@ class HAScheduler(HAMixin, Scheduler):
             logger.warning(
                 "-s/--schedule %s is ignored: the run state is in the ledger, for all replicas",
                 schedule_filename,
+                extra={"action": "schedule_file_ignored", "file": schedule_filename},
             )
 
     def stored_last_run_at(self, entry: ScheduleEntry) -> datetime | None:
@@ -354,7 +357,7 @@ class HAScheduler(HAMixin, Scheduler):
                     name,
                     type(exc).__name__,
                     exc,
-                    extra={"action": "EntryFailed"},
+                    extra={"action": "entry_left_out", "entry": name, "detail": str(exc)},
                 )
 
     def add(self, **kwargs: Any) -> Any:

@@ -94,8 +94,8 @@ def _signal_of(event: e.Event) -> tuple[Any, dict[str, Any]] | None:
         case e.OccurrenceUncertain(entry, scheduled_at, task_id, reason, detail):
             about = {"entry": entry, "scheduled_at": scheduled_at, "task_id": task_id}
             return occurrence_uncertain, {**about, "reason": reason, "detail": detail}
-        case e.StateLost(why):
-            return state_lost, {"reason": why}
+        case e.StateLost(reason):
+            return state_lost, {"reason": reason}
         case e.Paused(since, by, reason, found=False):
             return paused, {"since": since, "by": by, "reason": reason}
         case e.Resumed(by, after):
@@ -132,7 +132,7 @@ class SignalRelay:
                     "Signal handlers are too slow: %d signals were dropped so far, the last one is %s",
                     self.dropped,
                     found[0].name,
-                    extra={"action": "SignalDropped"},
+                    extra={"action": "signal_dropped", "dropped": self.dropped, "signal": found[0].name},
                 )
 
     def close(self, wait: float = 1.0) -> None:
@@ -154,4 +154,5 @@ class SignalRelay:
                 # Catches what handlers raise, and logs it.
                 signal.send(sender=self._app, **about)
             except BaseException:
-                logger.exception("Sending the signal %s failed", signal.name, extra={"action": "SignalFailed"})
+                extra = {"action": "signal_failed", "signal": signal.name}
+                logger.exception("Sending the signal %s failed", signal.name, extra=extra)

@@ -14,7 +14,7 @@ import click
 from ha_beat.cli import output
 from ha_beat.client import ClusterClient
 from ha_beat.errors import ConfigurationError, HaBeatError, StoreError
-from ha_beat.monitoring.wording import term_end_in_words
+from ha_beat.monitoring.wording import phrase
 from ha_beat.reasons import RequestKind
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import ClusterView, Member
@@ -83,7 +83,7 @@ def _leadership(view: ClusterView) -> str:
     if lease is None:
         return "nobody leads: no replica has run with this cluster name and Redis"
     if not lease.held:
-        return f"nobody leads: {lease.holder} released the lease ({term_end_in_words(lease.reason, lease.detail)})"
+        return f"nobody leads: {lease.holder} released the lease ({phrase(lease.reason, lease.detail)})"
     return f"nobody leads: {lease.holder} holds the lease and does not renew it"
 
 

@@ -30,7 +30,7 @@ from ha_beat.cli.times import INSTANT
 from ha_beat.client import ClusterClient
 from ha_beat.errors import StoreError
 from ha_beat.monitoring.doctor import Examination
-from ha_beat.monitoring.wording import term_record_in_words
+from ha_beat.monitoring.wording import phrase
 from ha_beat.reasons import RequestKind
 from ha_beat.store.journal import Record, TermRecord, VerdictRecord
 from ha_beat.store.membership import ClusterView
@@ -160,7 +160,7 @@ def _show_status(cluster: ClusterClient, view: ClusterView, terms: list[TermReco
         output.show_table(
             ("CHANGE OF LEADER", "REPLICA", "EPOCH", "WHY"),
             [
-                (f"{output.instant(term.ms)} {term.event}", term.by, term.epoch, term_record_in_words(term))
+                (f"{output.instant(term.ms)} {term.event}", term.by, term.epoch, phrase(term.reason, term.detail))
                 for term in terms
             ],
             spare=("EPOCH",),
@@ -251,7 +251,7 @@ def _names(cluster: ClusterClient) -> set[str]:
 def _line(record: Record) -> tuple[object, ...]:
     recorded = output.instant(record.ms)
     if isinstance(record, TermRecord):
-        return recorded, record.event, "", "", "", record.by, record.epoch, term_record_in_words(record)
+        return recorded, record.event, "", "", "", record.by, record.epoch, phrase(record.reason, record.detail)
     if isinstance(record, VerdictRecord):
         what = record.verdict if record.kind == "occurrence" else f"{record.verdict} ({record.kind})"
         meant, late, detail = f"{record.first:%Y-%m-%d %H:%M:%S.%f}"[:-3] + "Z", "", record.reason

@@ -13,7 +13,7 @@ from celery._state import _get_active_apps  # type: ignore[attr-defined]  # not 
 from django_celery_beat.models import PeriodicTask
 
 from ha_beat.client import ClusterClient
-from ha_beat.monitoring.wording import term_end_in_words, term_record_in_words
+from ha_beat.monitoring.wording import phrase
 from ha_beat.reasons import RequestKind
 from ha_beat.store.journal import Record, TermRecord, VerdictRecord
 from ha_beat.store.ledger import LedgerRow
@@ -112,7 +112,7 @@ def page_data(client: ClusterClient) -> dict[str, Any]:
             "since_ms": lease.since_ms,
             "age_ms": age_ms,
             "ttl_ms": lease.ttl_ms,
-            "reason": term_end_in_words(lease.reason, lease.detail) if lease.reason else "",
+            "reason": phrase(lease.reason, lease.detail) if lease.reason else "",
         },
         "paused": Pause.parse(view.paused).as_data() if view.paused else None,
         "replicas": [
@@ -134,7 +134,13 @@ def page_data(client: ClusterClient) -> dict[str, Any]:
         "upcoming": _identified(leader.upcoming if leader else ()),
         "recent": _named(verdicts),
         "terms": [
-            {"event": term.event, "by": term.by, "epoch": term.epoch, "why": term_record_in_words(term), "ms": term.ms}
+            {
+                "event": term.event,
+                "by": term.by,
+                "epoch": term.epoch,
+                "why": phrase(term.reason, term.detail),
+                "ms": term.ms,
+            }
             for term in terms
         ],
     }

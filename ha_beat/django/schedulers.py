@@ -191,7 +191,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
                 if entry.expires is None or entry.expires > now:
                     yield self._row_slot(entry, default, now)
             except Exception:
-                logger.exception("Entry %s is left out", name, extra={"action": "EntryFailed"})
+                logger.exception("Entry %s is left out", name, extra={"action": "entry_left_out", "entry": name})
 
     def _row_slot(self, entry: RowEntry, default: Misfire, now: datetime) -> Slot:
         stored = entry.stored_last_run_at

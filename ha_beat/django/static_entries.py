@@ -96,7 +96,7 @@ def write(
             if isinstance(exc, AnyDatabaseError) and not isinstance(exc, DataError | IntegrityError):
                 raise
             # The fault is in this entry; the others are still written.
-            emit(events.EntryFailed(name, f"the settings' entry is left out: {type(exc).__name__}: {exc}", exc))
+            emit(events.EntryFailed(name, f"the settings' entry is left out: {type(exc).__name__}: {exc}", exc=exc))
     return written
 
 

@@ -82,7 +82,7 @@ class Gatherer:
                 return None
             due = slot.settle(now)
         except Exception as exc:
-            self._emit(events.EntryFailed(slot.label, schedule_raises(exc), exc))
+            self._emit(events.EntryFailed(slot.label, schedule_raises(exc), exc=exc))
             agenda.put(slot, slot.due_at or now, now + timedelta(seconds=SCHEDULE_RETRY))
             return None
         if due.send is None:
@@ -102,7 +102,7 @@ class Gatherer:
             raise
         except Exception as exc:
             why = f"no message could be made: {type(exc).__name__}: {exc}"
-            self._emit(events.EntryFailed(slot.label, why, exc))
+            self._emit(events.EntryFailed(slot.label, why, exc=exc))
             return scribe.skipped(slot, _with(due, why[:500]), due.position)
 
     def _message_for(self, scribe: Scribe, slot: Slot, due: Due, send: datetime, dispatcher: Dispatcher) -> Work:

@@ -359,7 +359,7 @@ class Enqueuer:
             self._alone = [*works, *self._alone]
             return
         slot, now = works[0].slot, self.now()
-        self._emit(events.EntryFailed(slot.label, f"it can't be handed over: {type(exc).__name__}: {exc}", exc))
+        self._emit(events.EntryFailed(slot.label, f"it can't be handed over: {type(exc).__name__}: {exc}", exc=exc))
         if slot.entry is not None:
             slot.failing_since = slot.failing_since or now
             self._agenda.put(slot, slot.due_at or now, now + timedelta(seconds=SCHEDULE_RETRY))

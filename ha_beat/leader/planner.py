@@ -66,7 +66,7 @@ class Planner:
         try:
             due_at = slot.instants.next_after(slot.base)
         except Exception as exc:
-            self._emit(events.EntryFailed(slot.label, schedule_raises(exc), exc))
+            self._emit(events.EntryFailed(slot.label, schedule_raises(exc), exc=exc))
             agenda.drop(slot)
             return
         if due_at >= FOREVER:
@@ -81,7 +81,7 @@ class Planner:
             tell()
         except Exception as exc:
             why = f"the scheduler class can't take in what became of it: {type(exc).__name__}: {exc}"
-            self._emit(events.EntryFailed(slot.label, why, exc))
+            self._emit(events.EntryFailed(slot.label, why, exc=exc))
 
 
 def schedule_raises(exc: Exception) -> str:

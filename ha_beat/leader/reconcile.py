@@ -77,7 +77,7 @@ def take_over(
         try:
             work = _place(slot, row, shadow.position(slot.id), loss, scribe, catch_up=catch_up)
         except Exception as exc:
-            emit(events.EntryFailed(slot.label, f"its schedule raises {type(exc).__name__}: {exc}", exc))
+            emit(events.EntryFailed(slot.label, f"its schedule raises {type(exc).__name__}: {exc}", exc=exc))
             continue
         taken.slots.append(slot)
         if slot.base > scribe.now + _FAR_AHEAD:

@@ -14,7 +14,7 @@ from ha_beat.clock import Clock
 from ha_beat.dispatch.lease_marker import place_of, read_mark, two_stores
 from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.monitoring.invariants import MEMORY, Standing, Watch
-from ha_beat.monitoring.wording import term_end_in_words
+from ha_beat.monitoring.wording import phrase
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.occurrence import Misfire
 from ha_beat.schedule.recurrence import instants_of, starting_deadline
@@ -222,7 +222,7 @@ class Examination:
         if lease is None:
             yield Finding("fail", "leader", f"nobody has ever led the cluster {self.settings.cluster!r} on this Redis")
         elif not lease.held:
-            words = term_end_in_words(lease.reason, lease.detail)
+            words = phrase(lease.reason, lease.detail)
             yield Finding("fail", "leader", f"nobody leads: {lease.holder} released the lease ({words})")
         elif view.server_ms - (lease.renewed_ms or lease.since_ms) > lease.ttl_ms:
             yield Finding("fail", "leader", f"{lease.holder} holds the lease, and does not renew it")
@@ -318,7 +318,7 @@ class Examination:
         )
         breaches = watch.look(standing, reversed(records))
         for breach in breaches[:_LISTED]:
-            yield Finding("fail", "invariant", f"{breach.kind} ({breach.subject}): {breach.detail}")
+            yield Finding("fail", "invariant", f"{phrase(breach.rule)} ({breach.subject}): {breach.detail}")
         if not breaches:
             yield Finding("ok", "invariants", f"hold in the newest {len(records)} records of the journal")
         uncertain = [r for r in records if isinstance(r, VerdictRecord) and r.verdict == "uncertain"]

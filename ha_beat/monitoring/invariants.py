@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ha_beat import events
+from ha_beat.reasons import Invariant
 from ha_beat.store.journal import Journal, Record, TermRecord, VerdictRecord
 from ha_beat.store.membership import Members
 
@@ -25,7 +26,7 @@ MEMORY = 5000
 class Breach:
     """A broken rule: its name, what broke it, and how it shows."""
 
-    kind: str
+    rule: Invariant
     subject: str
     detail: str
 
@@ -54,7 +55,7 @@ class Watch:
 
     emit: Callable[[events.Event], None]
     overdue_bound: float = 60.0
-    _broken: dict[tuple[str, str], Breach] = field(default_factory=dict)
+    _broken: dict[tuple[Invariant, str], Breach] = field(default_factory=dict)
     _enqueued: OrderedDict[tuple[str, str], VerdictRecord] = field(default_factory=OrderedDict)
     _highest_epoch: int = 0
     _highest_n: int = 0
@@ -77,7 +78,7 @@ class Watch:
         if lost:
             # The state was lost and made anew: numbers begin again. The loss itself is told by the leader.
             self._highest_n = 0
-        self._check("epoch fell", "lease", self._fallen(standing))
+        self._check(Invariant.EPOCH_FELL, "lease", self._fallen(standing))
         for record in records:
             self._highest_n = max(self._highest_n, record.n)
             if isinstance(record, TermRecord):
@@ -86,7 +87,7 @@ class Watch:
                 self._take_verdict(record)
         behind = 0 < standing.journal_counter < self._highest_n
         self._check(
-            "ledger older than the journal",
+            Invariant.LEDGER_BEHIND_JOURNAL,
             "ledger",
             f"the ledger counts {standing.journal_counter} records, the journal has number {self._highest_n}"
             if behind
@@ -109,7 +110,7 @@ class Watch:
             return
         if record.epoch <= record.previous_epoch:
             detail = f"{record.by} took over epoch {record.previous_epoch} with epoch {record.epoch}"
-            self._check("epoch fell", record.id, detail)
+            self._check(Invariant.EPOCH_FELL, record.id, detail)
         self._highest_epoch = max(self._highest_epoch, record.epoch)
 
     def _take_verdict(self, record: VerdictRecord) -> None:
@@ -119,29 +120,29 @@ class Watch:
         before = self._enqueued.get(key)
         if before is not None and before.id != record.id:
             detail = f"enqueued in epoch {before.epoch} by {before.by}, and in epoch {record.epoch} by {record.by}"
-            self._check("two verdicts", f"{key[0]} at {key[1]}", detail)
+            self._check(Invariant.TWO_VERDICTS, f"{key[0]} at {key[1]}", detail)
         self._enqueued[key] = record
         if len(self._enqueued) > MEMORY:
             (entry, at), _ = self._enqueued.popitem(last=False)
-            self._broken.pop(("two verdicts", f"{entry} at {at}"), None)
+            self._broken.pop((Invariant.TWO_VERDICTS, f"{entry} at {at}"), None)
 
     def _look_at_overdue(self, standing: Standing) -> None:
         late = {entry: seconds for entry, seconds in standing.overdue if seconds > self.overdue_bound}
         if standing.paused:
             late = {}
-        for kind, entry in list(self._broken):
-            if kind == "overdue" and entry not in late:
-                del self._broken[kind, entry]
+        for rule, entry in list(self._broken):
+            if rule == Invariant.OVERDUE and entry not in late:
+                del self._broken[rule, entry]
         for entry, seconds in late.items():
-            self._check("overdue", entry, f"due for {seconds:.0f} s, and neither enqueued nor skipped")
+            self._check(Invariant.OVERDUE, entry, f"due for {seconds:.0f} s, and neither enqueued nor skipped")
 
-    def _check(self, kind: str, subject: str, detail: str) -> None:
+    def _check(self, rule: Invariant, subject: str, detail: str) -> None:
         """Broken where there is a detail, mended where there is none."""
         if not detail:
-            self._broken.pop((kind, subject), None)
-        elif (kind, subject) not in self._broken:
-            self._broken[kind, subject] = Breach(kind, subject, detail)
-            self.emit(events.InvariantBroken(kind, subject, detail))
+            self._broken.pop((rule, subject), None)
+        elif (rule, subject) not in self._broken:
+            self._broken[rule, subject] = Breach(rule, subject, detail)
+            self.emit(events.InvariantBroken(rule, subject, detail))
 
 
 class Patrol:

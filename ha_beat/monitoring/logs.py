@@ -1,171 +1,164 @@
-"""Words events for a person who reads the log. The field ``action`` of a record is for machines."""
+"""Log lines of events. Each has a constant message and the event's ``action`` and fields as record attributes."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from datetime import UTC, datetime
+from logging import DEBUG, ERROR, INFO, WARNING
+from typing import Any
 
 from ha_beat import events as e
-from ha_beat.monitoring.wording import term_end_in_words, term_start_in_words
+from ha_beat.monitoring.wording import due, duration, instant, occurrences, phrase
 from ha_beat.reasons import TermEnd
 
 logger = logging.getLogger("ha_beat")
 
-_IN_WORDS = {
-    "coalesced": "coalesced (overdue; only the latest runs)",
-    "missed": "missed (overdue, and misfire is 'skip')",
-    "misfire_grace": "misfire_grace (too late to be of use, as it is set)",
-    "misfire_limit": "misfire_limit (more are overdue than shall be caught up)",
-    "state_loss": "state_loss (Redis lost its data, and it may have been enqueued)",
-    "edited": "edited (due by the entry's old schedule, while nobody led)",
-}
+#: Level, constant message, values of the message.
+Line = tuple[int, str, tuple[object, ...]]
 
 
 class LogWriter:
-    """Subscribes to events and writes one line for each that somebody would want to read."""
+    """Subscriber that logs events."""
 
     def __init__(self, replica: str, cluster: str) -> None:
-        self._replica = replica
-        self._cluster = cluster
+        self._context = {"cluster": cluster, "replica": replica}
 
     def __call__(self, event: e.Event) -> None:
-        level, line = self._word(event)
-        if line and logger.isEnabledFor(level):
+        line = line_of(event, self._context["cluster"])
+        if line is None:
+            return
+        level, message, values = line
+        if logger.isEnabledFor(level):
             exc = event.exc if isinstance(event, e.EntryFailed) else None
-            extra = {"action": type(event).__name__, "cluster": self._cluster, "replica": self._replica}
-            logger.log(level, "%s", line, exc_info=exc, extra=extra)
-
-    def _word(self, event: e.Event) -> tuple[int, str]:  # noqa: PLR0912, PLR0915 -- one case for each event
-        match event:
-            case e.Enqueued(entry, task, task_id, _, lateness):
-                return (
-                    logging.INFO,
-                    f"Enqueued {entry} ({task}[{task_id}]), {_seconds(lateness)} after it was due",
-                )
-            case e.TermStarted(epoch, previous, reason):
-                after = f"; {previous} led before" if previous else ""
-                return logging.INFO, f"Leading {self._cluster} in epoch {epoch}: {term_start_in_words(reason)}{after}"
-            case e.TermEnded(epoch, reason, led_for, detail):
-                level = logging.INFO if reason is TermEnd.SHUTDOWN else logging.WARNING
-                words = term_end_in_words(reason, detail)
-                return level, f"No longer leading (epoch {epoch}, for {_seconds(led_for)}): {words}"
-            case e.LeaderSeen(holder, epoch):
-                return logging.INFO, f"Standing by: {holder} leads {self._cluster} in epoch {epoch}"
-            case e.LeaseUnreachable(why, leading):
-                then = "still leading, for as long as the lease may be trusted" if leading else "standing by"
-                return logging.WARNING, f"No access to the lease in Redis: {why.rstrip('.')}; {then}"
-            case e.LeaseReachable(after):
-                return logging.INFO, f"Access to the lease in Redis is back after {_seconds(after)}"
-            case e.PresenceLost(why):
-                knows = "by which Redis knows that this process lives"
-                return (
-                    logging.WARNING,
-                    f"The presence connection has ended, {knows} ({why.rstrip('.')}): opening another",
-                )
-            case e.PresenceUnavailable(why):
-                return (
-                    logging.WARNING,
-                    f"No presence connection ({why}): if this process dies, it is noticed only when its lease runs out",
-                )
-            case e.FollowFailed(why):
-                return logging.WARNING, f"This standby can't follow what the leader records, and trying again ({why})"
-            case e.LeadingForbidden(why):
-                return logging.ERROR, f"This replica can't lead: {why}"
-            case e.StoreUnmarked(why):
-                return (
-                    logging.WARNING,
-                    f"The broker's Redis can't be marked ({why}): a second store for the lease would go unnoticed",
-                )
-            case e.ElectionFailed(why):
-                return logging.ERROR, f"The election failed; not leading until it works again: {why}"
-            case e.ScheduleReady(entries, overdue, new):
-                return (
-                    logging.INFO,
-                    f"Scheduling {entries} entries: {overdue} overdue, {new} new to the ledger",
-                )
-            case e.OccurrenceSkipped(entry, first, until, count, reason):
-                many = f"{count} occurrences" if count > 0 else "all occurrences"
-                due = (
-                    f"due {_instant(first)}"
-                    if count == 1
-                    else f"{many} due from {_instant(first)} to before {_instant(until)}"
-                )
-                return logging.WARNING, f"Skipped {entry}, {due}: {_IN_WORDS.get(reason, reason)}"
-            case e.OccurrenceUncertain(entry, at, task_id, reason, detail):
-                of = f" of {_instant(at)}" if at else ""
-                return (
-                    logging.ERROR,
-                    f"Nobody knows whether {entry}{of} was enqueued (task id {task_id}): {detail or reason}",
-                )
-            case e.StateLost(why, catch_up):
-                then = "enqueued again" if catch_up else "skipped, not to be enqueued twice"
-                return logging.ERROR, f"Redis lost state: {why}. What may have been enqueued before is {then}"
-            case e.DispatchHeld(seconds):
-                then = f"nothing is enqueued for {_seconds(seconds)}, so that the old one stops first"
-                return logging.WARNING, f"Another Redis server answers: {then}"
-            case e.PathChosen(path, path_reason):
-                return logging.INFO, f"Dispatch path {path}: {path_reason}"
-            case e.ClockJumped(seconds, followed):
-                then = "scheduling follows it" if followed else "scheduling does not follow it"
-                return logging.WARNING, f"The wall clock stepped by {seconds:+.1f} s; {then}"
-            case e.ServerMayForget(why):
-                return logging.WARNING, f"Redis may lose what the cluster records: {why}"
-            case e.ClockOffset(seconds):
-                return logging.WARNING, f"This machine's clock and that of Redis differ by {seconds:+.1f} s"
-            case e.EntryFailed(entry, why):
-                return logging.ERROR, f"Entry {entry}: {why}"
-            case e.BatchDispatched(size, seconds, already_mine) if already_mine:
-                return (
-                    logging.WARNING,
-                    f"A reply had been lost: {already_mine} of {size} were enqueued already ({_seconds(seconds)})",
-                )
-            case e.BatchDispatched(size, seconds):
-                return logging.DEBUG, f"Dispatched a batch of {size} in {_seconds(seconds)}"
-            case e.DispatchFenced(epoch, size, reason, detail):
-                words = term_end_in_words(reason, detail)
-                return logging.WARNING, f"Redis refused {_occurrences(size)} under epoch {epoch}: {words}"
-            case e.DispatchFailed() if event.tries > 1:
-                return logging.DEBUG, ""
-            case e.DispatchFailed(0, why):
-                return logging.WARNING, f"Can't take up the schedule, trying again: {why}"
-            case e.DispatchFailed(size, why):
-                return logging.WARNING, f"Can't hand over {_occurrences(size)}, trying again: {why}"
-            case e.Paused(since, by, reason):
-                why = reason or "no reason given"
-                then = "nothing is enqueued by schedule until `celery ha-beat resume`"
-                return logging.WARNING, f"The cluster is paused since {_instant(since)} by {by} ({why}): {then}"
-            case e.Resumed(by, after):
-                return logging.WARNING, f"The cluster is resumed by {by} after {_seconds(after)}"
-            case e.RequestAnswered(action, by, ok, line):
-                return logging.INFO if ok else logging.WARNING, f"Asked by {by} to {action.replace('_', ' ')}: {line}"
-            case e.EnqueuedOnRequest(entry, task, task_id, scheduled_at, kind, by):
-                return (
-                    logging.INFO,
-                    f"Enqueued {entry} ({task}[{task_id}]) of {_instant(scheduled_at)} ({kind}) for {by}",
-                )
-            case e.InvariantBroken(kind, subject, detail):
-                return logging.ERROR, f"An invariant is broken ({kind}, {subject}): {detail}"
-            case e.ScheduleStoreFailed(why, known):
-                then = "going on with the schedule as last read" if known else "not leading before it was read"
-                return logging.WARNING, f"The schedule's database can't be used ({why}): {then}"
-            case e.ScheduleStoreBack(after):
-                return logging.INFO, f"The schedule's database can be used again after {_seconds(after)}"
-            case _:
-                return logging.DEBUG, ""
+            extra = {**self._context, **_fields(event), "action": event.action}
+            logger.log(level, message, *values, exc_info=exc, extra=extra)
 
 
-def _instant(at: datetime) -> str:
-    """In UTC, as the command line shows it."""
-    at = at.astimezone(UTC)
-    part = f".{at.microsecond // 1000:03d}" if at.microsecond else ""
-    return f"{at:%Y-%m-%d %H:%M:%S}{part}Z"
+def line_of(event: e.Event, cluster: str) -> Line | None:
+    """Return the log line of an event, or ``None`` if it has none."""
+    return _election(event, cluster) or _dispatch(event) or _redis(event) or _requests(event) or _failures(event)
 
 
-def _occurrences(count: int) -> str:
-    return "1 occurrence" if count == 1 else f"{count} occurrences"
+def _fields(event: e.Event) -> dict[str, Any]:
+    names = (field.name for field in dataclasses.fields(event))
+    return {name: getattr(event, name) for name in names if name != "exc"}
 
 
-def _seconds(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+def _election(event: e.Event, cluster: str) -> Line | None:
+    match event:
+        case e.TermStarted(epoch, previous, reason):
+            values = (cluster, epoch, phrase(reason), previous or "none")
+            return INFO, "Leading %s in epoch %s: %s; previous leader: %s", values
+        case e.TermEnded(epoch, reason, led_for, detail):
+            level = INFO if reason == TermEnd.SHUTDOWN else WARNING
+            why = phrase(reason, detail)
+            return level, "No longer leading (epoch %s, for %s): %s", (epoch, duration(led_for), why)
+        case e.LeaderSeen(holder, epoch):
+            return INFO, "Standing by: %s leads %s in epoch %s", (holder, cluster, epoch)
+        case e.LeaseUnreachable(detail, leading):
+            then = "leading until trust in the lease expires" if leading else "standing by"
+            return WARNING, "The lease in Redis is unreachable (%s): %s", (detail.rstrip("."), then)
+        case e.LeaseReachable(after):
+            return INFO, "The lease in Redis is reachable again after %s", (duration(after),)
+        case e.PresenceLost(detail):
+            return WARNING, "The presence connection ended (%s): reconnecting", (detail.rstrip("."),)
+        case e.PresenceUnavailable(detail):
+            message = "The presence connection can't be opened (%s): if this process dies, takeover waits for lease_ttl"
+            return WARNING, message, (detail.rstrip("."),)
+        case e.FollowFailed(detail):
+            return WARNING, "This standby can't read the leader's records (%s): retrying", (detail.rstrip("."),)
+        case e.LeadingForbidden(detail):
+            return ERROR, "This replica can't lead: %s", (detail,)
+        case e.ElectionFailed(detail):
+            return ERROR, "The election failed; not leading until it works again: %s", (detail,)
+        case _:
+            return None
+
+
+def _dispatch(event: e.Event) -> Line | None:
+    match event:
+        case e.Enqueued(entry, task, task_id, _, lateness):
+            return INFO, "Enqueued %s (%s[%s]), %s after it was due", (entry, task, task_id, duration(lateness))
+        case e.OccurrenceSkipped(entry, first, until, count, reason, detail):
+            why = phrase(reason, detail)
+            return WARNING, "Skipped %s, %s: %s", (entry, due(first, until, count), why)
+        case e.OccurrenceUncertain(entry, at, task_id, reason, detail):
+            when = instant(at) if at else "at an unknown time"
+            return (
+                ERROR,
+                "Delivery of %s, due %s, is unknown (task id %s): %s",
+                (entry, when, task_id, phrase(reason, detail)),
+            )
+        case e.ScheduleReady(entries, overdue, new):
+            return INFO, "Scheduling %s entries: %s overdue, %s new to the ledger", (entries, overdue, new)
+        case e.BatchDispatched(size, seconds, already_mine):
+            level = WARNING if already_mine else DEBUG
+            message = "Dispatched a batch of %s in %s; %s had been enqueued before, and the reply was lost"
+            return level, message, (size, duration(seconds), already_mine)
+        case e.DispatchFenced(epoch, size, reason, detail):
+            why = phrase(reason, detail)
+            return WARNING, "Redis refused %s under epoch %s: %s", (occurrences(size), epoch, why)
+        case e.DispatchFailed(tries=tries) if tries > 1:
+            return None
+        case e.DispatchFailed(size=0, detail=detail):
+            return WARNING, "Can't read the ledger, retrying: %s", (detail,)
+        case e.DispatchFailed(size, detail):
+            return WARNING, "Can't dispatch %s, retrying: %s", (occurrences(size), detail)
+        case e.PathChosen(path, reason):
+            return INFO, "Dispatch path %s: %s", (path, phrase(reason))
+        case e.EntryFailed(entry, reason, detail):
+            return ERROR, "Entry %s: %s", (entry, phrase(reason, detail))
+        case _:
+            return None
+
+
+def _redis(event: e.Event) -> Line | None:
+    match event:
+        case e.StateLost(reason, catch_up):
+            then = "enqueued again" if catch_up else "skipped, to avoid duplicates"
+            message = "Redis lost data: %s. Occurrences that may have been enqueued before are %s"
+            return ERROR, message, (phrase(reason), then)
+        case e.DispatchHeld(seconds):
+            message = "Another Redis server answers: nothing is enqueued for %s, until the previous leader has stopped"
+            return WARNING, message, (duration(seconds),)
+        case e.ServerMayForget(reason, detail):
+            return WARNING, "Redis may lose the cluster's records: %s", (phrase(reason, detail),)
+        case e.StoreUnmarked(detail):
+            message = "The broker's Redis can't be marked (%s): a second lease store would not be detected"
+            return WARNING, message, (detail.rstrip("."),)
+        case e.ClockJumped(seconds, followed):
+            then = "follows it" if followed else "does not follow it"
+            return WARNING, "The wall clock stepped by %+.1f s; the schedule %s", (seconds, then)
+        case e.ClockOffset(seconds):
+            return WARNING, "This machine's clock differs from Redis' clock by %+.1f s", (seconds,)
+        case _:
+            return None
+
+
+def _requests(event: e.Event) -> Line | None:
+    match event:
+        case e.Paused(since, by, reason):
+            message = "The cluster is paused since %s by %s (%s): run `celery ha-beat resume` to resume it"
+            return WARNING, message, (instant(since), by, reason or "no reason given")
+        case e.Resumed(by, after):
+            return WARNING, "The cluster was resumed by %s after %s", (by, duration(after))
+        case e.RequestAnswered(kind, by, ok, line):
+            return INFO if ok else WARNING, "Request of %s to %s: %s", (by, phrase(kind), line)
+        case e.EnqueuedOnRequest(entry, task, task_id, scheduled_at, kind, by):
+            values = (entry, task, task_id, instant(scheduled_at), kind, by)
+            return INFO, "Enqueued %s (%s[%s]) of %s (%s) for %s", values
+        case _:
+            return None
+
+
+def _failures(event: e.Event) -> Line | None:
+    match event:
+        case e.InvariantBroken(rule, subject, detail):
+            return ERROR, "An invariant is broken: %s (%s): %s", (phrase(rule), subject, detail)
+        case e.ScheduleStoreFailed(detail, known):
+            then = "using the schedule as last read" if known else "not leading until it can be read"
+            return WARNING, "The schedule's database is unreachable (%s): %s", (detail.rstrip("."), then)
+        case e.ScheduleStoreBack(after):
+            return INFO, "The schedule's database is reachable again after %s", (duration(after),)
+        case _:
+            return None

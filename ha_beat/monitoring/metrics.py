@@ -10,7 +10,7 @@ import platform
 import sys
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -111,18 +111,6 @@ DEFINITIONS = (
 )
 _BY_NAME = {definition.name: definition for definition in DEFINITIONS}
 
-#: Label by a part of the reason's text; the first match counts.
-_SKIP_REASONS = (
-    *((reason, reason) for reason in ("coalesced", "missed", "misfire_grace", "misfire_limit", "state_loss", "edited")),
-    ("publish deadline", "publish_deadline"),
-    ("no message", "no_message"),
-)
-
-
-def reason_of(text: str, known: Sequence[tuple[str, str]]) -> str:
-    """The label for a reason that was worded for people; ``other`` where it is none of the known."""
-    return next((label for words, label in known if words in text), "other")
-
 
 @dataclass(slots=True)
 class _Histogram:
@@ -179,7 +167,7 @@ class Metrics:
             case events.OccurrenceSkipped(entry=entry, count=count, reason=reason):
                 many = max(count, 1)
                 self._verdict(entry, "skipped", many)
-                self._add("skipped", reason_of(reason, _SKIP_REASONS), by=many)
+                self._add("skipped", reason, by=many)
             case events.OccurrenceUncertain(entry=entry):
                 self._verdict(entry, "uncertain", 1)
             case events.EnqueuedOnRequest(kind=kind):
@@ -192,13 +180,13 @@ class Metrics:
                 self._add("dispatch_fenced", by=size)
             case events.DispatchFailed():
                 self._add("dispatch_failures")
-            case events.LeaseAttempted(action=action, outcome=outcome, seconds=seconds):
-                self._add("campaigns" if action is LeaseAction.CAMPAIGN else "renewals", outcome.value)
+            case events.LeaseAttempted(operation=operation, outcome=outcome, seconds=seconds):
+                self._add("campaigns" if operation is LeaseAction.CAMPAIGN else "renewals", outcome)
                 self._observe("redis_round_trip_seconds", seconds)
-            case events.TermStarted(reason=started):
-                self._add("terms_started", started.value)
-            case events.TermEnded(reason=ended):
-                self._add("terms_ended", ended.value)
+            case events.TermStarted(reason=reason):
+                self._add("terms_started", reason)
+            case events.TermEnded(reason=reason):
+                self._add("terms_ended", reason)
             case events.LeaseUnreachable():
                 self._add("redis_outages")
             case events.PresenceLost():
@@ -211,7 +199,7 @@ class Metrics:
                 self._add("state_losses")
             case events.ClockJumped():
                 self._add("clock_jumps")
-            case events.InvariantBroken(kind=rule):
+            case events.InvariantBroken(rule=rule):
                 self._add("invariant_breaks", rule)
             case _:
                 pass

@@ -1,51 +1,179 @@
-"""The wording of codes, for logs, the command line, the page and the admin."""
+"""Words for codes and values, used by the log, the command line, the status page and the admin.
+
+Nothing may depend on these texts: tests, metrics and records use the codes of :mod:`ha_beat.reasons`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
 
-from ha_beat.reasons import TermEnd, TermStart
-from ha_beat.store.journal import TermRecord
+from ha_beat.reasons import (
+    AnswerKind,
+    CampaignRefusal,
+    DispatchPath,
+    HealthReason,
+    Invariant,
+    MessageKind,
+    PathReason,
+    PublishOutcome,
+    RedisRisk,
+    RequestKind,
+    SkipReason,
+    TermEnd,
+    TermStart,
+    UncertainReason,
+    Verdict,
+)
 
-_TERM_STARTS: Mapping[TermStart, str] = {
-    TermStart.NO_LEASE: "there was no lease",
-    TermStart.RELEASED: "the lease was released",
-    TermStart.OWN_LEASE: "the lease still named this replica, which had lost it",
-    TermStart.LEADER_GONE: "the leader's process is gone or cut off",
-    TermStart.EXPIRED: "the lease was not renewed in time",
+# One dictionary per enum: members of two enums that have the same value are equal.
+_PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
+    TermStart: {
+        TermStart.NO_LEASE: "there was no lease",
+        TermStart.RELEASED: "the previous leader released the lease",
+        TermStart.OWN_LEASE: "the lease still named this replica, which had lost its term",
+        TermStart.LEADER_GONE: "the leader's process ended or lost its connection",
+        TermStart.EXPIRED: "the leader did not renew the lease in time",
+    },
+    TermEnd: {
+        TermEnd.SHUTDOWN: "this replica shuts down",
+        TermEnd.STEP_DOWN: "a step-down was requested",
+        TermEnd.STALLED: "the main loop stalled",
+        TermEnd.TRUST_EXPIRED: "no renewal of the lease was confirmed in time",
+        TermEnd.SUPERSEDED: "another replica took the lease",
+        TermEnd.STATE_LOSS: "Redis lost the lease or the ledger",
+        TermEnd.SERVER_CHANGED: "another Redis server answers",
+        TermEnd.BROKER_UNREACHABLE: "the broker is unreachable",
+        TermEnd.SCHEDULER_FAILED: "the scheduler failed",
+        TermEnd.ELECTION_FAILED: "the election failed",
+        TermEnd.FORBIDDEN: "this replica must not lead the cluster",
+    },
+    CampaignRefusal: {
+        CampaignRefusal.MOVED: "the lease has changed",
+        CampaignRefusal.HOLDER_PRESENT: "the leader is present",
+    },
+    SkipReason: {
+        SkipReason.COALESCED: "overdue; only the newest overdue occurrence runs",
+        SkipReason.MISSED: "overdue, and misfire is 'skip'",
+        SkipReason.MISFIRE_GRACE: "overdue for longer than misfire_grace",
+        SkipReason.MISFIRE_LIMIT: "more occurrences are overdue than misfire_limit",
+        SkipReason.STATE_LOSS: "Redis lost its data, and the occurrence may have been enqueued",
+        SkipReason.EDITED: "due by the entry's old schedule while there was no leader",
+        SkipReason.NO_MESSAGE: "its message could not be built",
+        SkipReason.NOT_PUBLISHED: "the broker did not accept it within publish_deadline",
+    },
+    Verdict: {
+        Verdict.ARMED: "waiting for its first run",
+        Verdict.CLAIMED: "being published",
+        Verdict.ENQUEUED: "enqueued",
+        Verdict.SKIPPED: "skipped",
+        Verdict.UNCERTAIN: "delivery unknown",
+        Verdict.ABSENT: "deleted or disabled",
+    },
+    AnswerKind: {
+        AnswerKind.DONE: "done",
+        AnswerKind.MINE: "done by an earlier attempt, whose reply was lost",
+        AnswerKind.MOVED: "the ledger row has changed",
+        AnswerKind.ERROR: "failed",
+        AnswerKind.UNSENT: "not sent, because the broker is unreachable",
+        AnswerKind.PARTIAL: "sent, but not every queue accepted the message",
+        AnswerKind.PAUSED: "not done, because the cluster is paused",
+        AnswerKind.WITHDRAWN: "not done, because the request was withdrawn",
+        AnswerKind.UNCERTAIN: "delivery unknown",
+        AnswerKind.AGAIN: "delivery unknown; to be sent again",
+    },
+    DispatchPath: {
+        DispatchPath.ATOMIC: "enqueue and record in one Redis script",
+        DispatchPath.CLAIM: "claim in Redis, publish to the broker, confirm in Redis",
+    },
+    PathReason: {
+        PathReason.BROKER_HOLDS_LEASE: "the broker is the Redis that holds the lease",
+        PathReason.BROKER_NOT_REDIS: "the broker is not Redis",
+        PathReason.BROKER_ON_OTHER_REDIS: "the broker is another Redis server or database than the lease's",
+    },
+    PublishOutcome: {
+        PublishOutcome.ACCEPTED: "accepted by the broker",
+        PublishOutcome.REFUSED: "refused by the broker",
+        PublishOutcome.UNSENT: "not sent",
+        PublishOutcome.UNKNOWN: "delivery unknown",
+    },
+    UncertainReason: {
+        UncertainReason.NO_ANSWER: "the broker did not answer",
+        UncertainReason.INTERRUPTED: "the publish was interrupted",
+        UncertainReason.UNCONFIRMED: "no leader confirmed the publish",
+    },
+    RequestKind: {
+        RequestKind.STEP_DOWN: "step down",
+        RequestKind.PAUSE: "pause the cluster",
+        RequestKind.RESUME: "resume the cluster",
+        RequestKind.RUN: "run an entry",
+        RequestKind.BACKFILL: "backfill an entry",
+        RequestKind.NEXT: "list the next occurrences",
+        RequestKind.REPORT: "report its state",
+    },
+    MessageKind: {MessageKind.MANUAL: "manual run", MessageKind.BACKFILL: "backfill"},
+    HealthReason: {
+        HealthReason.STALLED: "the main loop makes no progress",
+        HealthReason.ELECTION_STOPPED: "the election thread is not running",
+        HealthReason.SCHEDULER_FAILED: "the scheduler's last turn failed",
+        HealthReason.REDIS_UNREACHABLE: "Redis is unreachable",
+        HealthReason.FORBIDDEN: "this replica must not lead the cluster",
+        HealthReason.OTHER_APP: "the leader runs another app",
+    },
+    RedisRisk: {
+        RedisRisk.EVICTION: "its maxmemory-policy may evict any key (set noeviction)",
+        RedisRisk.NO_APPEND_ONLY_FILE: "it has no append-only file, so a restart loses data (set appendonly yes)",
+    },
+    Invariant: {
+        Invariant.EPOCH_FELL: "the epoch decreased",
+        Invariant.LEDGER_BEHIND_JOURNAL: "the ledger is older than the journal",
+        Invariant.TWO_VERDICTS: "one occurrence was enqueued twice",
+        Invariant.OVERDUE: "an entry is overdue",
+    },
 }
 
-_TERM_ENDS: Mapping[TermEnd, str] = {
-    TermEnd.SHUTDOWN: "shutdown",
-    TermEnd.STEP_DOWN: "step-down on request",
-    TermEnd.STALLED: "the main loop stalled",
-    TermEnd.TRUST_EXPIRED: "no renewal of the lease was confirmed in time (the trust window expired)",
-    TermEnd.SUPERSEDED: "another term began, or the lease was released",
-    TermEnd.STATE_LOSS: "Redis lost the lease or the ledger",
-    TermEnd.SERVER_CHANGED: "another Redis server answers",
-    TermEnd.BROKER_UNREACHABLE: "the broker is unreachable",
-    TermEnd.SCHEDULER_FAILED: "the scheduler fails",
-    TermEnd.ELECTION_FAILED: "the election failed",
-    TermEnd.FORBIDDEN: "this replica may not lead",
-}
+
+def phrase(code: StrEnum | str | None, detail: str = "") -> str:
+    """Return the words for a code, followed by the detail in parentheses if there is one.
+
+    ``None`` stands for an unknown code. A text that is not a code is returned as it is.
+    """
+    if code is None:
+        words = "unknown reason"
+    else:
+        words = _PHRASES.get(type(code), {}).get(code, str(code)) if isinstance(code, StrEnum) else code
+    return f"{words} ({detail.rstrip('.')})" if detail else words
 
 
-def term_start_in_words(reason: TermStart) -> str:
-    """Return why a term began."""
-    return _TERM_STARTS[reason]
+def phrase_of(kind: type[StrEnum], stored: str) -> str:
+    """Return the words for a code that was read from a record, or the text itself if ``kind`` does not have it."""
+    return _PHRASES.get(kind, {}).get(stored, stored)
 
 
-def term_end_in_words(reason: TermEnd | None, detail: str = "") -> str:
-    """Return why a term ended, with who asked or which error it was."""
-    if reason is None:
-        return "unknown reason"
-    if not detail:
-        return _TERM_ENDS[reason]
-    return f"{_TERM_ENDS[reason]} by {detail}" if reason is TermEnd.STEP_DOWN else f"{_TERM_ENDS[reason]}: {detail}"
+def instant(at: datetime) -> str:
+    """Return the time in UTC, with milliseconds if it has any: ``2026-03-01 03:30:00.250Z``."""
+    at = at.astimezone(UTC)
+    part = f".{at.microsecond // 1000:03d}" if at.microsecond else ""
+    return f"{at:%Y-%m-%d %H:%M:%S}{part}Z"
 
 
-def term_record_in_words(record: TermRecord) -> str:
-    """Return why the term of a journal record began or ended."""
-    if isinstance(record.reason, TermStart):
-        return term_start_in_words(record.reason)
-    return term_end_in_words(record.reason, record.detail)
+def duration(seconds: float) -> str:
+    """Return a duration with its unit: ``40 ms``, ``2.5 s`` or ``3 min``."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def occurrences(count: int) -> str:
+    """Return the number of occurrences, ``all occurrences`` if they were too many to count (-1)."""
+    if count < 0:
+        return "all occurrences"
+    return "1 occurrence" if count == 1 else f"{count} occurrences"
+
+
+def due(first: datetime, until: datetime, count: int) -> str:
+    """Return the due time of one occurrence, or the range of several."""
+    if count == 1:
+        return f"due {instant(first)}"
+    return f"{occurrences(count)} due from {instant(first)} to before {instant(until)}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from ha_beat.errors import StoreError
+from ha_beat.reasons import RedisRisk
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.scripts import Script, text, whole
@@ -118,13 +119,13 @@ class ServerFacts:
     eviction_policy: str = ""
     append_only_file: bool | None = None
 
-    def risks(self) -> list[str]:
-        """The ways in which such a server may lose the lease and the ledger."""
+    def risks(self) -> list[RedisRisk]:
+        """Return how a server with this configuration may lose the lease and the ledger."""
         found = []
         if self.eviction_policy.startswith("allkeys"):
-            found.append(f"with maxmemory-policy {self.eviction_policy} it may evict any key (set noeviction)")
+            found.append(RedisRisk.EVICTION)
         if self.append_only_file is False:
-            found.append("without an append-only file each of its restarts is a loss of state (set appendonly yes)")
+            found.append(RedisRisk.NO_APPEND_ONLY_FILE)
         return found
 
 

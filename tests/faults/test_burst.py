@@ -78,7 +78,7 @@ def test_a_leader_paused_in_a_burst_adds_nothing_to_it_and_can_lead_again(stage:
     held.release()
     time.sleep(0.3)
     leader.resume()
-    leader.wait_for_log("No longer leading")
+    leader.wait_for_log("action=term_ended")
     stage.history.wait_for_messages(len(stage.history.messages()) + 5)
     assert sent(stage) == before
     assert_each_once(stage)

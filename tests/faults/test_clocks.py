@@ -105,7 +105,7 @@ def test_a_replica_that_starts_with_a_wrong_clock_is_outvoted(seconds: float, fo
         stage.clocks[stage.cluster.replicas.index(other)].jump(seconds)
         other.start()
         other.wait_for_log_of_start()
-        other.wait_for_log("Standing by")
+        other.wait_for_log("action=leader_seen")
         more(stage)
         stage.nemesis.kill_leader()
         stage.cluster.wait_for_leader(other_than=leader)

@@ -31,7 +31,7 @@ def test_a_lost_reply_to_a_dispatch_leaves_one_message(stage: Stage) -> None:
     cut = stage.nemesis.lease_proxy(leader).cut_reply_after(ENQUEUES)
     cut.wait()
     stage.history.wait_for_messages(before + 4)
-    leader.wait_for_log("A reply had been lost: 1 of 1 were enqueued already")
+    leader.wait_for_log("already_mine=1")
     report = stage.report([Interval("fast", 0.5)])
     assert report.ok, str(report)
     enqueued = [record for record in stage.cluster.journal() if record.get("verdict") == "enqueued"]

@@ -64,7 +64,7 @@ def test_what_an_old_master_still_takes_is_not_enqueued_again(who: str, found: C
         cluster.wait_until_up()
         leader = cluster.wait_for_leader()
         (standby,) = cluster.standbys()
-        standby.wait_for_log("Standing by")
+        standby.wait_for_log("action=leader_seen")
         moved, stays = (standby, leader) if who == "the standby" else (leader, standby)
         way = ways[cluster.replicas.index(moved)]
 

@@ -55,7 +55,7 @@ def test_a_leader_cut_from_redis_stops_by_itself(stage: Stage, cut: str, found: 
     more(stage)
     getattr(stage.nemesis, cut)(TTL * 2, leader)
     more(stage)
-    leader.wait_for_log("No longer leading")
+    leader.wait_for_log("action=term_ended")
     assert stage.cluster.leader() is not leader
     judge(stage, found)
 

@@ -260,7 +260,7 @@ def test_the_leader_dies_and_another_goes_on(rabbitmq: RabbitMQ, found: Callable
     """On the claim path, and the log says why it was taken."""
     with stage_on(rabbitmq) as stage:
         leader = stage.begin()
-        leader.wait_for_log("Dispatch path claim: the broker is not Redis")
+        leader.wait_for_log("action=path_chosen path=claim")
         stage.nemesis.kill_leader(down=0)
         stage.cluster.wait_for_leader(other_than=leader)
         settled(stage)
@@ -283,7 +283,7 @@ def test_a_connection_cut_between_publish_and_confirm(
             assert len(uncertain) == 1
             assert uncertain[0]["why"] == UncertainReason.NO_ANSWER
             assert any(message["id"] == uncertain[0]["id"] for message in messages)
-            leader.wait_for_log("Nobody knows whether fast of")
+            leader.wait_for_log("action=occurrence_uncertain entry=fast")
             found(checked(stage))
         else:
             assert uncertain == []
@@ -329,7 +329,7 @@ def test_a_broker_that_only_the_leader_cannot_reach(
         getattr(proxy, fault)()
         stage.cluster.wait_for_leader(20, other_than=leader)
         settled(stage)
-        leader.wait_for_log("the broker is out of reach")
+        leader.wait_for_log("reason=broker_unreachable")
         found(checked(stage))
         proxy.heal()
 
@@ -354,7 +354,7 @@ def test_a_failed_publish_is_retried_to_its_deadline(rabbitmq: RabbitMQ, found: 
         proxy.refuse()
         reason = wait_for(lambda: skip_of(stage, "never"), 20, "its being skipped")
         assert reason == "not enqueued within the publish deadline"
-        leader.wait_for_log("Skipped never, due")
+        leader.wait_for_log("action=occurrence_skipped entry=never")
         proxy.accept()
         settled(stage)
         (sent,) = stage.history.messages("soon")
@@ -379,7 +379,7 @@ def test_an_entry_whose_exchange_does_not_exist_hinders_no_other(
     spec = {**HALF_SECOND, "lost": {"every": 0.5, "options": {"exchange": "nowhere", "routing_key": "x"}}}
     with stage_on(rabbitmq, spec=spec) as stage:
         leader = stage.begin()
-        leader.wait_for_log("Entry lost: it was refused: NotFound")
+        leader.wait_for_log("action=entry_failed entry=lost")
         settled(stage)
         assert stage.history.messages("lost") == []
         assert stage.cluster.ledger()["lost"]["verdict"] == "armed"
@@ -393,7 +393,7 @@ def test_a_redis_broker_that_is_not_the_leases(redis_server: RedisServer, found:
     """Claims, confirms and changes of leader; the log says why."""
     with need(RedisServer) as broker, stage_on(broker, redis=redis_server) as stage:
         leader = stage.begin()
-        leader.wait_for_log("Dispatch path claim: the broker is another Redis, or another database, than the lease's")
+        leader.wait_for_log("action=path_chosen path=claim")
         stage.nemesis.kill_leader(down=0)
         stage.cluster.wait_for_leader(other_than=leader)
         settled(stage)
@@ -408,8 +408,8 @@ def test_another_database_of_the_leases_redis(redis_server: RedisServer) -> None
         redis_server.url_for(1), lease_urls=redis_server.url, spec=HALF_SECOND, replicas=1, settings=QUICK
     ) as cluster:
         leader: Replica = cluster.wait_for_leader()
-        leader.wait_for_log("Dispatch path claim: the broker is another Redis, or another database")
-        leader.wait_for_log("Enqueued fast", count=3)
+        leader.wait_for_log("action=path_chosen path=claim")
+        leader.wait_for_log("action=enqueued entry=fast", count=3)
         count: Any = redis_server.client(db=1).llen("celery")
         assert count >= 3
 

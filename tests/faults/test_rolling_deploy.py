@@ -42,8 +42,8 @@ def more(stage: Stage, count: int = 8) -> None:
 def hand_over(stage: Stage, to: int) -> None:
     """Start this replica, let it stand by for a while, and end the others."""
     successor = stage.cluster[to]
-    lines = successor.log_text().count("Standing by")
-    successor.start().wait_for_log("Standing by", count=lines + 1)
+    lines = successor.log_text().count("action=leader_seen")
+    successor.start().wait_for_log("action=leader_seen", count=lines + 1)
     more(stage)
     stage.history.fault("hand_over", to=successor.name)
     for replica in stage.cluster:
@@ -165,7 +165,7 @@ def test_newer_software_keeps_older_from_leading() -> None:
         assert stage.cluster.admin is not None
         stage.cluster.admin.hset(stage.cluster.key("ledger"), "m:schema", "99")
         other = stage.cluster[1].start()
-        other.wait_for_log("This replica can't lead")
+        other.wait_for_log("action=leading_forbidden")
         time.sleep(1)
         assert stage.cluster.leader() is None
         assert other.alive
@@ -182,9 +182,9 @@ def test_another_app_with_the_cluster_s_name_is_refused(found: Found) -> None:
         shop, blog = stage.cluster[0], stage.cluster[1]
         wait_for(lambda: stage.cluster.leader() is shop, 20, "the first app to lead")
         more(stage)
-        blog.start().wait_for_log("Standing by")
+        blog.start().wait_for_log("action=leader_seen")
         stage.nemesis.kill(shop)
-        blog.wait_for_log("This replica can't lead")
+        blog.wait_for_log("action=leading_forbidden")
         line = next(line for line in blog.log_text().splitlines() if "This replica can't lead" in line)
         assert "shop" in line
         assert "blog" in line

@@ -116,7 +116,7 @@ def test_a_synced_failover_loses_nothing(run: Run, found: Found) -> None:
     back = run.fail_over()
     run.more(20)
     report = run.judge()
-    assert "Redis lost state" not in run.log()
+    assert "action=state_lost" not in run.log()
     found(f"running again after {back:.1f} s")
     found(report)
 
@@ -136,7 +136,7 @@ def test_a_lagging_failover_is_a_loss_of_state(run: Run, leader_dies: bool, foun
         leader.start()
     run.more(20)
     report = run.judge()
-    assert "Redis lost state" in run.log()
+    assert "action=state_lost" in run.log()
     assert report.skipped["state_loss"] > 0
     found(f"running again after {back:.1f} s")
     found(report)

@@ -135,7 +135,7 @@ def beats() -> Iterator[Beats]:
 def test_one_winner_among_fifty_standbys(beats: Beats, found: Callable[[str], None]) -> None:
     """After each kill of the leader exactly one other leads; no occurrence is doubled, and no beat ends by itself."""
     began = time.monotonic()
-    wait_for(lambda: beats.count("Standing by: ") == BEATS - 1, 150, "every beat to be up", 0.5)
+    wait_for(lambda: beats.count("action=leader_seen") == BEATS - 1, 150, "every beat to be up", 0.5)
     started = time.monotonic() - began
     wait_for(lambda: beats.lease().get("presence"), 20, "the leader's presence")
     history = History()
@@ -204,7 +204,7 @@ def test_a_forked_beat_has_an_identity_of_its_own(found: Callable[[str], None]) 
         command += ["-Q", "other", "-l", "INFO", "--scheduler", ha_scheduler(), "-s", str(cluster.directory / "s")]
         worker = ServerProcess(command, cluster.directory / "worker.log", cwd=cluster.directory, env=beat.env)
         stack.callback(worker.kill)
-        wait_for(lambda: "Standing by" in worker.log_text(), 40, "the forked beat to stand by")
+        wait_for(lambda: "action=leader_seen" in worker.log_text(), 40, "the forked beat to stand by")
         history = History()
         stack.enter_context(RedisQueueConsumer(history, redis.url))
         history.wait_for_messages(5)
@@ -215,7 +215,7 @@ def test_a_forked_beat_has_an_identity_of_its_own(found: Callable[[str], None]) 
         assert os.getpgid(child) == worker.pid
         history.wait_for_messages(len(history.messages()) + 5)
         beat.start()
-        beat.wait_for_log("Standing by", 30)
+        beat.wait_for_log("action=leader_seen", 30)
         os.kill(child, 9)
         wait_for(lambda: cluster.leader() is beat, 20, "the other replica to lead again")
         history.wait_for_messages(len(history.messages()) + 5)

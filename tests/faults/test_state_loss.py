@@ -84,7 +84,7 @@ def judge(stage: Stage) -> Report:
 
 
 def lost_state_was_said(stage: Stage) -> int:
-    return sum(replica.log_text().count("Redis lost state") for replica in stage.cluster)
+    return sum(replica.log_text().count("action=state_lost") for replica in stage.cluster)
 
 
 def flush(stage: Stage) -> None:

@@ -90,7 +90,7 @@ def test_the_only_replica_is_killed_and_started_again() -> None:
         stage.cluster.wait_for_presence()
         stage.nemesis.kill_leader(down=0)
         assert stage.cluster.wait_for_leader() is leader
-        leader.wait_for_log("the leader's process is gone or cut off")
+        leader.wait_for_log("reason=leader_gone")
         more_messages(stage, 3)
         report = stage.report([Interval("fast", EVERY)])
         assert report.ok, str(report)
@@ -121,11 +121,11 @@ def test_a_leader_paused_past_its_lease_comes_back_as_a_standby(times: int, figu
     ttl = 2.0
 
     def pause(stage: Stage, leader: Replica) -> None:
-        lines = leader.log_text().count("No longer leading")
+        lines = leader.log_text().count("action=term_ended")
         stage.nemesis.pause_leader(ttl * 1.5)
         successor = stage.cluster.wait_for_leader(other_than=leader)
         assert successor is not leader
-        leader.wait_for_log("No longer leading", count=lines + 1)
+        leader.wait_for_log("action=term_ended", count=lines + 1)
 
     with Stage(spec=SPEC, proxied=False, settings={"lease_ttl": ttl}) as stage:
         report = run_changes(stage, times, pause)

@@ -140,7 +140,7 @@ class HttpServer:
         try:
             asyncio.run(self._serve())
         except Exception:
-            logger.exception("The HTTP endpoint failed; scheduling goes on without it")
+            logger.exception("The HTTP endpoint failed; scheduling continues", extra={"action": "http_failed"})
 
     async def _serve(self) -> None:
         loop = self._loop = asyncio.get_running_loop()
@@ -175,15 +175,17 @@ class HttpServer:
             except OSError as exc:
                 if not said:
                     said = True
-                    logger.error(  # noqa: TRY400 -- the line says it all
-                        "Can't serve HTTP on %s (%s): scheduling goes on, trying again",
-                        _shown(self._host, self._port),
+                    address = _shown(self._host, self._port)
+                    logger.error(  # noqa: TRY400 -- the traceback adds nothing
+                        "Can't serve HTTP on %s (%s): retrying; scheduling continues",
+                        address,
                         exc.strerror or exc,
-                        extra={"action": "HttpUnavailable"},
+                        extra={"action": "http_unavailable", "address": address, "detail": str(exc)},
                     )
                 await asyncio.sleep(_BIND_AGAIN)
             else:
-                logger.info("Serving HTTP on %s", _shown(*self.address), extra={"action": "HttpServing"})
+                address = _shown(*self.address)
+                logger.info("Serving HTTP on %s", address, extra={"action": "http_serving", "address": address})
                 self._serving.set()
                 return server
         return None
@@ -203,13 +205,13 @@ class HttpServer:
         exc = context.get("exception")
         if isinstance(exc, OSError) and exc.errno in _EXHAUSTED:
             if not self._exhausted:
-                logger.warning(
-                    "The HTTP endpoint takes no connections now: %s", exc.strerror, extra={"action": "HttpUnavailable"}
-                )
+                extra = {"action": "http_exhausted", "detail": str(exc)}
+                logger.warning("The HTTP endpoint can't accept connections: %s", exc.strerror, extra=extra)
             self._exhausted = True
             return
         level = logging.DEBUG if exc is None or isinstance(exc, OSError) else logging.ERROR
-        logger.log(level, "HTTP: %s", context.get("message"), exc_info=exc)
+        message = context.get("message")
+        logger.log(level, "HTTP: %s", message, exc_info=exc, extra={"action": "http_error", "detail": message})
 
     # --- For connections
 

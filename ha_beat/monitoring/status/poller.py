@@ -14,6 +14,7 @@ from ha_beat.errors import StoreError
 from ha_beat.monitoring.invariants import PATROL_INTERVAL, Patrol
 from ha_beat.monitoring.status.replica import Board
 from ha_beat.monitoring.status.snapshot import Look, spans
+from ha_beat.reasons import RedisRisk
 from ha_beat.store.journal import Journal, Record, TermRecord, VerdictRecord
 from ha_beat.store.membership import MEMBER_INTERVAL, ClusterView, Members, ServerFacts
 
@@ -66,7 +67,7 @@ class Watcher:
         self._facts_at = float("-inf")
         self._facts: ServerFacts | None = None
         self._emit = emit
-        self._risks_told: set[str] = set()
+        self._risks_told: set[RedisRisk] = set()
         self._last_id = ""
         self._gen = ""
         self._recent: deque[VerdictRecord] = deque(maxlen=_RECENT)
@@ -89,7 +90,7 @@ class Watcher:
             try:
                 self.turn()
             except Exception:
-                logger.exception("Looking at the cluster failed")
+                logger.exception("Reading the cluster's state failed", extra={"action": "poll_failed"})
             self._wait(interval)
         self._members.remove(self._board.replica.id)
         self.gone = True
@@ -147,7 +148,8 @@ class Watcher:
         for risk in self._facts.risks() if self._facts else ():
             if risk not in self._risks_told:
                 self._risks_told.add(risk)
-                self._emit(events.ServerMayForget(risk))
+                policy = self._facts.eviction_policy if self._facts and risk is RedisRisk.EVICTION else ""
+                self._emit(events.ServerMayForget(risk, policy))
 
     def _follow(self, view: ClusterView) -> None:
         """Read what the journal has got since the last look."""

@@ -15,6 +15,8 @@ from ha_beat.monitoring.status import warnings
 from ha_beat.monitoring.status.redaction import redacted
 from ha_beat.monitoring.status.snapshot import Look
 from ha_beat.monitoring.status.warnings import Warn
+from ha_beat.monitoring.wording import phrase
+from ha_beat.reasons import WarningCode
 from ha_beat.store.lease import Replica, Term
 from ha_beat.store.ledger import to_micros
 from ha_beat.store.membership import Member, Upcoming
@@ -94,25 +96,28 @@ class Board:
                 self._failing, self.hurry = {}, True
             case events.LeaderSeen():
                 self.hurry = True
-            case events.LeaseUnreachable(why=why):
-                self._unreachable, self.hurry = why, True
+            case events.LeaseUnreachable(detail=detail):
+                self._unreachable, self.hurry = detail, True
             case events.LeaseReachable():
                 self._unreachable, self.hurry = "", True
-            case events.LeadingForbidden(why=why):
-                self._forbidden = why
-            case events.EntryFailed(entry=entry, why=why):
+            case events.LeadingForbidden(detail=detail):
+                self._forbidden = detail
+            case events.EntryFailed(entry=entry, reason=reason, detail=detail):
                 if entry in self._failing or len(self._failing) < _FAILING:
-                    self._failing[entry] = why[:200]
+                    self._failing[entry] = phrase(reason, detail)[:200]
             case events.Enqueued(entry=entry):
                 self._failing.pop(entry, None)
-            case events.InvariantBroken(kind=kind, subject=subject, detail=detail):
-                self._broken.append((self._clock.elapsed(), Warn(f"invariant-{kind}", f"{subject}: {detail}")))
-            case events.StateLost(why=why):
-                self._broken.append((self._clock.elapsed(), Warn("state-lost", f"Redis lost state: {why}")))
+            case events.InvariantBroken(rule=rule, subject=subject, detail=detail):
+                self._note(WarningCode.INVARIANT_BROKEN, f"{phrase(rule)}: {subject}: {detail}")
+            case events.StateLost(reason=reason):
+                self._note(WarningCode.STATE_LOST, f"Redis lost data: {phrase(reason)}")
             case events.ClockOffset():
                 self.hurry = True
             case _:
                 pass
+
+    def _note(self, code: WarningCode, message: str) -> None:
+        self._broken.append((self._clock.elapsed(), Warn(code, message)))
 
     # --- Probes
 
@@ -250,7 +255,7 @@ class Board:
             found += warnings.of_lease(look.view.lease, self.now_ms())
         found += [*self._of_late(), *warnings.of_members(members), *warnings.of_verdicts(look.recent)]
         if len(members) == 1 and self.reachable:
-            found.append(Warn("no-standby", "there is one replica only: nobody could take over", "notice"))
+            found.append(Warn(WarningCode.NO_STANDBY, "there is only one replica: no standby can take over", "notice"))
         return sorted(found, key=lambda warning: warning.level != "warning")
 
     def _of_late(self) -> Iterable[Warn]:

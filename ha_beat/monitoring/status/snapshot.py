@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from ha_beat.monitoring.wording import term_record_in_words
+from ha_beat.monitoring.wording import phrase
 from ha_beat.store.journal import TermRecord, VerdictRecord
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import ClusterView, ServerFacts
@@ -61,11 +61,11 @@ def spans(
                 if last.ended_ms is None:
                     left_ms = record.left_ms if record.previous_epoch == last.epoch else 0
                     left_ms = min(max(left_ms, heard.get(last.epoch, 0)), record.ms) or record.ms
-                    last = found[-1] = replace(last, ended_ms=left_ms, end_why=term_record_in_words(record))
+                    last = found[-1] = replace(last, ended_ms=left_ms, end_why=phrase(record.reason, record.detail))
                 gap = max(0, record.ms - (last.ended_ms or record.ms))
-            found.append(TermSpan(record.epoch, record.by, record.ms, term_record_in_words(record), gap_ms=gap))
+            found.append(TermSpan(record.epoch, record.by, record.ms, phrase(record.reason, record.detail), gap_ms=gap))
         elif last is not None and last.epoch == record.epoch and last.ended_ms is None:
-            found[-1] = replace(last, ended_ms=record.ms, released=True, end_why=term_record_in_words(record))
+            found[-1] = replace(last, ended_ms=record.ms, released=True, end_why=phrase(record.reason, record.detail))
     if lease is not None and lease.held and (not found or found[-1].epoch != lease.epoch):
         found.append(TermSpan(lease.epoch, lease.holder, lease.since_ms, "before the journal's oldest record"))
     return tuple(found)

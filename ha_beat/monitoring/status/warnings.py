@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ha_beat.monitoring.status.snapshot import Look
+from ha_beat.reasons import WarningCode
 from ha_beat.store.journal import VerdictRecord
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import Member
@@ -22,31 +23,31 @@ _OVERDUE_TOLERANCE = 30.0
 class Warn:
     """Something that a person should look at. ``level`` is ``warning`` or ``notice``."""
 
-    code: str
+    code: WarningCode
     message: str
     level: str = "warning"
 
 
 def of_redis(look: Look, why_unreachable: str) -> Iterable[Warn]:
     if why_unreachable:
-        yield Warn("redis-unreachable", f"Redis can't be reached: {why_unreachable}")
+        yield Warn(WarningCode.REDIS_UNREACHABLE, f"Redis can't be reached: {why_unreachable}")
     if look.facts is not None and look.facts.eviction_policy.startswith("allkeys"):
         yield Warn(
-            "eviction-policy",
+            WarningCode.EVICTION_POLICY,
             f"Redis may evict the lease and the ledger: its maxmemory-policy is {look.facts.eviction_policy}",
         )
     if look.view is not None and look.view.paused:
         words = Pause.parse(look.view.paused).in_words()
-        yield Warn("paused", f"the cluster is paused, so that nothing is enqueued by schedule, {words}", "notice")
+        yield Warn(WarningCode.PAUSED, f"the cluster is paused {words}", "notice")
 
 
 def of_lease(lease: LeaseRecord | None, now_ms: int) -> Iterable[Warn]:
     """As a standby sees it; ``now_ms`` is by the Redis server's clock."""
     if lease is None or not lease.held:
-        yield Warn("no-leader", "nobody leads")
+        yield Warn(WarningCode.NO_LEADER, "nobody leads")
     elif lease.renewed_ms and now_ms - lease.renewed_ms > lease.ttl_ms:
         age = (now_ms - lease.renewed_ms) / 1000
-        yield Warn("no-leader", f"{lease.holder} holds the lease, but has not renewed it for {age:.1f} s")
+        yield Warn(WarningCode.NO_LEADER, f"{lease.holder} holds the lease, but has not renewed it for {age:.1f} s")
 
 
 def of_members(members: Sequence[Member]) -> Iterable[Warn]:
@@ -54,15 +55,15 @@ def of_members(members: Sequence[Member]) -> Iterable[Warn]:
         offset = each.clock_offset_ms / 1000
         if abs(offset) > _CLOCK_TOLERANCE:
             side = "ahead of" if offset > 0 else "behind"
-            yield Warn("clock-offset", f"{each.id}: its clock is {abs(offset):.1f} s {side} Redis'")
-        yield from (Warn("not-ready", f"{each.id}: {why}") for why in each.not_ready)
-        yield from (Warn("entry-failing", f"{entry}: {why}") for entry, why in each.failing.items())
+            yield Warn(WarningCode.CLOCK_OFFSET, f"{each.id}: its clock is {abs(offset):.1f} s {side} Redis'")
+        yield from (Warn(WarningCode.NOT_READY, f"{each.id}: {why}") for why in each.not_ready)
+        yield from (Warn(WarningCode.ENTRY_FAILING, f"{entry}: {why}") for entry, why in each.failing.items())
         if each.overdue_ms > _OVERDUE_TOLERANCE * 1000:
-            yield Warn("overdue", f"the oldest due occurrence has waited for {each.overdue_ms / 1000:.0f} s")
+            yield Warn(WarningCode.OVERDUE, f"the oldest due occurrence has waited for {each.overdue_ms / 1000:.0f} s")
     if len({each.schedule for each in members if each.schedule}) > 1:
-        yield Warn("schedule-drift", "the replicas have different schedules; normal only during a deploy")
+        yield Warn(WarningCode.SCHEDULE_DRIFT, "the replicas have different schedules; normal only during a deploy")
     if len({each.version for each in members}) > 1:
-        yield Warn("version-mix", "the replicas run different versions of ha_beat", "notice")
+        yield Warn(WarningCode.VERSION_MIX, "the replicas run different versions of ha_beat", "notice")
 
 
 def of_verdicts(recent: Sequence[VerdictRecord]) -> Iterable[Warn]:
@@ -75,4 +76,4 @@ def of_verdicts(recent: Sequence[VerdictRecord]) -> Iterable[Warn]:
     if uncertain:
         latest = uncertain[-1]
         what = f"{len(uncertain)} occurrences, the latest of {latest.entry} at {latest.first.isoformat()}"
-        yield Warn("uncertain", f"nobody knows whether they were enqueued: {what}")
+        yield Warn(WarningCode.UNCERTAIN, f"nobody knows whether they were enqueued: {what}")

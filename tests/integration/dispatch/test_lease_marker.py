@@ -83,7 +83,7 @@ def test_another_stores_leader_is_left_alone_and_both_are_named(one: Side, two: 
         two.mark.require(two.term)
     (told,) = two.told
     assert isinstance(told, events.LeadingForbidden)
-    for text in (told.why, str(caught.value)):
+    for text in (told.detail, str(caught.value)):
         for part in ("redis://one:6379/1", "redis://two:6379/2", "replica one", KEYS.store, "'marked'"):
             assert part in text
     one.mark.require(one.term)
@@ -235,4 +235,4 @@ def test_without_the_right_there_is_no_check(redis_server: RedisServer) -> None:
     side.mark.require(side.term)
     (told,) = side.told
     assert isinstance(told, events.StoreUnmarked)
-    assert "NOPERM" in told.why
+    assert "NOPERM" in told.detail

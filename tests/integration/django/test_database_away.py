@@ -70,10 +70,10 @@ def test_dispatch_goes_on_while_the_leader_has_no_database(postgres_site, second
         enqueued(postgres_site, 2)
         time.sleep(seconds)
         enqueued(postgres_site, 2)
-        leader.wait_for_log("database can't be used")
+        leader.wait_for_log("action=schedule_store_failed")
         assert cluster.leader() is leader
         start(postgres_site)
-        leader.wait_for_log("database can be used again")
+        leader.wait_for_log("action=schedule_store_back")
         assert_rows_catch_up(cluster, task)
         cluster.assert_all_alive()
 
@@ -119,7 +119,7 @@ def test_who_may_only_read_stands_by_and_leads_without_its_rows(postgres_site):
         beats(reader, replicas=2, spec=spec) as standbys,
     ):
         for standby in standbys:
-            standby.wait_for_log("Standing by", 40)
+            standby.wait_for_log("action=leader_seen", 40)
         wait_for(lambda: not fresh(ends).enabled, 40, "a row to end", 0.1)
         enqueued(postgres_site, 2)
         standbys[1].terminate()
@@ -133,7 +133,7 @@ def test_who_may_only_read_stands_by_and_leads_without_its_rows(postgres_site):
         assert not fresh(new).total_run_count
         with connection.cursor() as cursor:
             cursor.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO reader")
-        standbys[0].wait_for_log("database can be used again")
+        standbys[0].wait_for_log("action=schedule_store_back")
         assert_rows_catch_up(standbys, task)
 
     assert_no_gap(postgres_site, "task", 0.5)
@@ -148,7 +148,7 @@ def test_a_takeover_needs_no_database(postgres_site, seconds):
         wait_for(postgres_site.names, 40, "the first message", 0.05)
         cluster.wait_until_up()
         standby = cluster.standbys()[0]
-        standby.wait_for_log("Standing by")
+        standby.wait_for_log("action=leader_seen")
         time.sleep(1.5)
         leader = cluster.wait_for_leader()
         stop(postgres_site)
@@ -169,7 +169,7 @@ def test_a_replica_that_never_read_the_schedule_does_not_lead(postgres_site):
     row("task", interval=every(0.5))
     stop(postgres_site)
     with beats(postgres_site, replicas=1) as cluster:
-        cluster[0].wait_for_log("not leading before it was read", 40)
+        cluster[0].wait_for_log("known=False", 40)
         time.sleep(1)
         assert cluster.lease() == {}
         start(postgres_site)

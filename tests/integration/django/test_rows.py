@@ -91,7 +91,7 @@ def test_a_row_whose_arguments_are_not_json_hurts_nobody(site):
     row("good", interval=every(0.3))
     with beats(site) as cluster:
         wait_for(lambda: "good" in site.names(), 40, "a message", 0.1)
-        cluster.wait_for_leader().wait_for_log("Entry bad: it is left out")
+        cluster.wait_for_leader().wait_for_log("action=entry_failed entry=bad")
 
     assert "bad" not in site.names()
     assert fresh(bad).enabled

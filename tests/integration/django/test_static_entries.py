@@ -97,7 +97,7 @@ def test_a_standby_writes_no_row(site):
     with beats(site, spec=SPEC, replicas=1):
         wait_for(lambda: "static" in site.names(), 40, "a message", 0.1)
         with beats(site, spec={"other": {"every": 0.5}}, replicas=1) as standby:
-            standby[0].wait_for_log("Standing by")
+            standby[0].wait_for_log("action=leader_seen")
             before = len(site.names())
             wait_for(lambda: len(site.names()) > before + 4, 20, "more messages", 0.1)
             standby[0].terminate()

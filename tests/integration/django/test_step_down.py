@@ -52,7 +52,7 @@ def test_the_last_runs_are_in_their_rows_though_nobody_leads(any_site):
         wait_for(lambda: fresh(task).total_run_count > 5, 40, "runs in the row", 0.1)
         cluster.wait_until_up()
         frozen = cluster.standbys()[0]
-        frozen.wait_for_log("Standing by")
+        frozen.wait_for_log("action=leader_seen")
         frozen.pause()
         with step_down(any_site):
             wait_for(lambda: cluster.lease()["state"] == "released", 20, "the lease to be released", 0.02)

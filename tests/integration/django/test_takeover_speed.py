@@ -40,7 +40,7 @@ def test_the_first_message_of_a_new_leader_of_ten_thousand_rows(postgres_site, f
             leader = cluster.wait_for_leader()
             cluster.wait_until_up()
             wait_for(lambda: len(cluster.ledger()) >= ROWS, 120, "the rows to be armed", 1)
-            cluster.standbys()[0].wait_for_log("Standing by")
+            cluster.standbys()[0].wait_for_log("action=leader_seen")
             time.sleep(8)
             epoch = cluster.epoch()
             leader.kill()

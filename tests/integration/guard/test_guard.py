@@ -66,7 +66,7 @@ def test_a_second_sending_is_dropped(task: Any, shared_redis: RedisServer, sprea
     with caplog.at_level(logging.WARNING, "ha_beat"):
         assert deliver(task, header("first"), spread=spread)
         assert not deliver(task, header("second"), spread=spread)
-    assert [record.action for record in caplog.records] == ["MessageDropped"]
+    assert [record.action for record in caplog.records] == ["message_dropped"]
     assert told == [(task, "id", "report")]
     assert shared_redis.admin.get(KEYS.dropped) == "1"
 
@@ -108,7 +108,7 @@ def test_without_redis_it_runs_with_a_warning(caplog: Any) -> None:
     with caplog.at_level(logging.WARNING, "ha_beat"):
         assert deliver(task, header("first"))
         assert deliver(task, header("second"))
-    assert {record.action for record in caplog.records} == {"GuardFailed"}
+    assert {record.action for record in caplog.records} == {"guard_failed"}
 
 
 class OwnBase(Task):  # type: ignore[type-arg]

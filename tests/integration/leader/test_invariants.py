@@ -7,6 +7,7 @@ from typing import Any
 
 from ha_beat import events
 from ha_beat.monitoring.invariants import Breach, Patrol, Standing, Watch
+from ha_beat.reasons import Invariant
 from ha_beat.store.journal import Journal, Record, parse
 from ha_beat.store.keys import Keys
 from ha_beat.store.membership import Members
@@ -40,7 +41,7 @@ def test_two_enqueued_verdicts_of_one_occurrence_are_told_once() -> None:
     over.look(Standing(5, 5, 1, "g"), [enqueued(1)])
     over.look(Standing(6, 6, 2, "g"), [enqueued(2, epoch=6, by="b")])
     (breach,) = over.look(Standing(6, 6, 2, "g"))
-    assert breach.kind == "two verdicts"
+    assert breach.rule == Invariant.TWO_VERDICTS
     assert len(said) == 1
 
 
@@ -52,7 +53,7 @@ def test_a_manual_run_is_no_second_verdict() -> None:
 def test_an_epoch_that_falls_is_a_breach_until_it_is_higher_again() -> None:
     over, said = watch()
     over.look(Standing(lease_epoch=9, ledger_epoch=9))
-    assert [b.kind for b in over.look(Standing(lease_epoch=8, ledger_epoch=8))] == ["epoch fell"]
+    assert [b.rule for b in over.look(Standing(lease_epoch=8, ledger_epoch=8))] == [Invariant.EPOCH_FELL]
     assert over.look(Standing(lease_epoch=10, ledger_epoch=10)) == ()
     assert len(said) == 1
 
@@ -65,7 +66,7 @@ def test_a_lease_behind_its_ledger_is_a_breach() -> None:
 def test_a_ledger_that_counts_less_than_the_journal_is_a_breach_but_a_new_one_is_not() -> None:
     over, _ = watch()
     breaches = over.look(Standing(5, 5, journal_counter=3, gen="g"), [enqueued(7)])
-    assert [b.kind for b in breaches] == ["ledger older than the journal"]
+    assert [b.rule for b in breaches] == [Invariant.LEDGER_BEHIND_JOURNAL]
     assert over.look(Standing(6, 6, journal_counter=1, gen="h")) == ()
 
 
@@ -73,7 +74,7 @@ def test_an_overdue_entry_is_a_breach_unless_the_cluster_is_paused() -> None:
     over, said = watch()
     late = (("e", 90.0), ("f", 5.0))
     assert over.look(Standing(overdue=late)) == (
-        Breach("overdue", "e", "due for 90 s, and neither enqueued nor skipped"),
+        Breach(Invariant.OVERDUE, "e", "due for 90 s, and neither enqueued nor skipped"),
     )
     assert over.look(Standing(overdue=late, paused=True)) == ()
     over.look(Standing(overdue=late))
@@ -95,6 +96,6 @@ def test_the_patrol_finds_a_second_message_in_a_real_journal(shared_redis: Redis
     assert patrol.turn() == ()
     assert patrol.turn() == ()
     write(2, **occurrence, epoch=5, by="b")
-    assert [b.kind for b in patrol.turn()] == ["two verdicts"]
+    assert [b.rule for b in patrol.turn()] == [Invariant.TWO_VERDICTS]
     patrol.turn()
     assert len(said) == 1

@@ -120,7 +120,7 @@ def test_without_redis_all_live_and_none_is_ready(redis_server: RedisServer):
             status = ask(cluster.port(replica), "/status").json()
             assert time.monotonic() - began < 1, "the answer came from memory"
             assert status["redis"]["reachable"] is False
-            assert "redis-unreachable" in {warning["code"] for warning in status["warnings"]}
+            assert "redis_unreachable" in {warning["code"] for warning in status["warnings"]}
             assert "ha_beat_redis_up 0.0" in ask(cluster.port(replica), "/metrics").text
         redis_server.start()
         cluster.settle()

@@ -15,6 +15,7 @@ from redis.retry import Retry
 from ha_beat import events
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.monitoring.status import Look, Watcher, document, redacted, spans
+from ha_beat.reasons import Invariant, RedisRisk
 from ha_beat.store.journal import Journal, TermRecord, VerdictRecord, parse
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import LeaseRecord
@@ -283,7 +284,7 @@ def test_how_the_server_is_set_up_is_known(client: redis.Redis):
     try:
         scene, watcher = watched(client)
         watcher.turn()
-        assert "eviction-policy" in {warning.code for warning in scene.board.warnings()}
+        assert "eviction_policy" in {warning.code for warning in scene.board.warnings()}
     finally:
         client.config_set("maxmemory", "0")
         client.config_set("maxmemory-policy", "noeviction")
@@ -305,8 +306,8 @@ def test_a_server_that_may_forget_is_told_of_at_the_start_and_once(client: redis
     finally:
         client.config_set("maxmemory", "0")
         client.config_set("maxmemory-policy", "noeviction")
-    said = [event.why for event in told if isinstance(event, events.ServerMayForget)]
-    assert ["allkeys-lru" in said[0], "append-only" in said[1], len(said)] == [True, True, 2]
+    said = [event.reason for event in told if isinstance(event, events.ServerMayForget)]
+    assert said == [RedisRisk.EVICTION, RedisRisk.NO_APPEND_ONLY_FILE]
     assert ServerFacts("noeviction", append_only_file=True).risks() == []
     assert ServerFacts("", append_only_file=None).risks() == []
 
@@ -320,24 +321,24 @@ def codes(scene: Scene, *others: Member) -> set[str]:
 
 def test_each_thing_that_needs_a_person_is_warned_of(client: redis.Redis):
     scene, watcher = watched(client)
-    assert "redis-unreachable" in codes(scene)
+    assert "redis_unreachable" in codes(scene)
     watcher.turn()
-    assert codes(scene) == {"no-leader", "no-standby"}
+    assert codes(scene) == {"no_leader", "no_standby"}
     scene.lead()
     scene.board.schedule = "aaa"
     other = Member("other", version="1.2.3", schedule="aaa")
     assert codes(scene, other) == set()
-    assert codes(scene, Member("other", version="1.2.3", schedule="bbb")) == {"schedule-drift"}
-    assert codes(scene, Member("other", version="1.2.2")) == {"version-mix"}
-    assert codes(scene, Member("other", version="1.2.3", clock_offset_ms=-2500)) == {"clock-offset"}
-    assert codes(scene, Member("other", version="1.2.3", not_ready=("no Redis",))) == {"not-ready"}
+    assert codes(scene, Member("other", version="1.2.3", schedule="bbb")) == {"schedule_drift"}
+    assert codes(scene, Member("other", version="1.2.2")) == {"version_mix"}
+    assert codes(scene, Member("other", version="1.2.3", clock_offset_ms=-2500)) == {"clock_offset"}
+    assert codes(scene, Member("other", version="1.2.3", not_ready=("no Redis",))) == {"not_ready"}
     assert codes(scene, Member("other", version="1.2.3", overdue_ms=31_000)) == {"overdue"}
     scene.board(events.EntryFailed("nightly", "its schedule raises"))
-    assert codes(scene, other) == {"entry-failing"}
+    assert codes(scene, other) == {"entry_failing"}
     scene.board(events.Enqueued("nightly", "t", "id", AT, 0.1))
     assert codes(scene, other) == set()
-    scene.board(events.InvariantBroken("epoch-fell", "lease", "5 after 6"))
-    assert codes(scene, other) == {"invariant-epoch-fell"}
+    scene.board(events.InvariantBroken(Invariant.EPOCH_FELL, "lease", "5 after 6"))
+    assert codes(scene, other) == {"invariant_broken"}
     scene.clock.seconds += 3601
     scene.lead()
     assert codes(scene, other) == set()

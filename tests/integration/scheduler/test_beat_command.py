@@ -85,7 +85,7 @@ def test_a_detached_beat_leads_and_lets_go(redis_server: RedisServer, tmp_path: 
         assert lease(redis_server)["state"] == "released"
         assert not pidfile.exists()
         log = logfile.read_text()
-        assert "Leading tick" in log
+        assert "action=term_started" in log
         assert "Traceback" not in log, log
     finally:
         if pidfile.exists():
@@ -105,7 +105,7 @@ def test_max_interval_only_bounds_the_wait(one_beat: BeatCluster):
 def test_a_schedule_file_is_not_written_and_a_note_says_why(one_beat: BeatCluster):
     """The run state is in the ledger; the option is accepted, so that an old command line goes on working."""
     one_beat.wait_for_leader()
-    one_beat[0].wait_for_log("-s/--schedule")
+    one_beat[0].wait_for_log("action=schedule_file_ignored")
     assert one_beat[0].terminate() == 0
     assert [path.name for path in one_beat[0].directory.iterdir() if path.name.startswith("schedule")] == []
 

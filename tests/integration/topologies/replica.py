@@ -12,7 +12,7 @@ from ha_beat.clock import SystemClock
 from ha_beat.election.elector import Elector
 from ha_beat.election.state_machine import Leader, Timing
 from ha_beat.errors import StoreError
-from ha_beat.monitoring.logs import LogWriter
+from ha_beat.monitoring.logs import line_of
 from ha_beat.reasons import TermEnd
 from ha_beat.store.connections import Link, link_to
 from ha_beat.store.keys import Keys
@@ -35,13 +35,12 @@ class Campaigner:
         self.link = way
         self.lines: list[str] = []
         clock = SystemClock()
-        writer = LogWriter(name, KEYS.cluster)
         hub = events.Events()
 
         def collect(event: events.Event) -> None:
-            level, line = writer._word(event)
-            if level >= logging.INFO:
-                self.lines.append(line)
+            line = line_of(event, KEYS.cluster)
+            if line is not None and line[0] >= logging.INFO:
+                self.lines.append(f"{event.action}: {line[1] % line[2]}")
 
         hub.subscribe(collect)
         self.store = RedisLeaseStore(way.client, KEYS)
@@ -88,7 +87,7 @@ class Campaigner:
             raise AssertionError(f"{error}\n" + "\n".join(self.lines)) from None
 
     def wait_to_recover(self, timeout: float = 30.0) -> None:
-        self.wait_for_line("lease in Redis is back", timeout=timeout)
+        self.wait_for_line("lease_reachable", timeout=timeout)
         self.wait_to_lead(timeout)
 
     def told(self, part: str) -> int:

@@ -51,4 +51,4 @@ def test_a_broker_behind_sentinel(sentinels: SentinelCluster) -> None:
         sentinels.url, admin_url=primary.url, replicas=2, spec=SPEC, settings=SETTINGS, config=config
     ) as cluster:
         change_leader(cluster, primary)
-        assert "Dispatch path atomic" in cluster.logs(10_000)
+        assert "action=path_chosen path=atomic" in cluster.logs(10_000)

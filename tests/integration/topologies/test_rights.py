@@ -119,14 +119,14 @@ def test_rights_that_are_a_comfort(server: RedisServer, right: str) -> None:
     with Campaigner(link(url), name="first") as first:
         wait_for(lambda: first.elector.term, 30, "to lead")
         if right == "+subscribe":
-            first.wait_for_line("No presence connection", "lacks a right (NOPERM", "subscribe")
+            first.wait_for_line("presence_unavailable", "lacks a right (NOPERM", "subscribe")
         time.sleep(1.0)
-        assert first.told("No access to the lease") == 0, first.lines
+        assert first.told("lease_unreachable") == 0, first.lines
         with Campaigner(link(url), name="second") as second:
-            second.wait_for_line("Standing by")
+            second.wait_for_line("leader_seen")
             first.elector.step_down(TermEnd.STEP_DOWN)
             wait_for(lambda: second.elector.term, 30, "the second to lead")
-            assert second.told("No access to the lease") == 0, second.lines
+            assert second.told("lease_unreachable") == 0, second.lines
 
 
 @pytest.mark.slow
@@ -169,7 +169,7 @@ def test_each_right_that_lacks_is_named(server: RedisServer) -> None:
 def test_keys_and_channels_that_may_not_be_touched(server: RedisServer, rule: str) -> None:
     url = allow(server, *[right for right in LEASE if right != rule])
     with Campaigner(link(url)) as replica:
-        what = "No access to the lease" if rule.startswith("~") else "No presence connection"
+        what = "lease_unreachable" if rule.startswith("~") else "presence_unavailable"
         replica.wait_for_line(what, "lacks a right (NOPERM")
         allow(server, rule)
         wait_for(lambda: replica.elector.term and replica.registered, 30, "to lead, present")

@@ -128,7 +128,7 @@ def hold_the_lease(way_there: Link) -> None:
         first.presence._next_ping = 0.0
         wait_for(lambda: first.presence._next_ping > 0.0, 10, "a ping")
         wait_for(lambda: not first.presence._unanswered, 10, "its answer")
-        assert not first.told("has ended"), first.lines
+        assert not first.told("presence_lost"), first.lines
         first.elector.step_down(TermEnd.STEP_DOWN)
         wait_for(lambda: (record := first.store.observe().record) and not record.held, 10, "the release")
 
@@ -165,7 +165,7 @@ def test_presence_in_a_cluster_is_a_shard_channel(request: pytest.FixtureRequest
         node = request.getfixturevalue("redis_cluster").node_for(KEYS.lease)
         assert node.admin.execute_command("PUBSUB", "SHARDCHANNELS") == [replica.registered]
         node.admin.client_kill_filter(_type="pubsub")
-        replica.wait_for_line("presence connection has ended")
+        replica.wait_for_line("presence_lost")
         replica.wait_to_lead()
 
 
@@ -173,4 +173,4 @@ def test_a_server_that_is_not_trusted_is_named(tls: TlsServer) -> None:
     """A certificate of an unknown authority: a line, no crash."""
     options = {name: value for name, value in tls.client_options.items() if name != "ssl_ca_certs"}
     with Campaigner(link(tls.url, ssl_cert_reqs="CERT_REQUIRED", **options)) as replica:
-        replica.wait_for_line("No access to the lease", "certificate")
+        replica.wait_for_line("lease_unreachable", "certificate")

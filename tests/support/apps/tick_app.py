@@ -18,6 +18,8 @@ from typing import Any
 from celery import Celery
 from celery.schedules import crontab, schedule
 
+from tests.support import log_format  # noqa: F401 -- shows actions in the log
+
 DEFAULT_SPEC = {"fast": {"every": 0.2}}
 
 

@@ -269,7 +269,7 @@ def test_an_app_with_a_foreign_ledger_never_leads_and_says_so_once(bench: Bench)
     bench.run(60)
     assert one.term is None
     assert len(bench.heard(events.LeadingForbidden)) == 1
-    assert "somebody else" in bench.heard(events.LeadingForbidden)[0].why
+    assert "somebody else" in bench.heard(events.LeadingForbidden)[0].detail
 
 
 def test_closing_gives_back_a_term_and_can_be_repeated(bench: Bench):

@@ -29,7 +29,7 @@ def test_every_try_is_told_and_one_of_a_row_logged(caplog: pytest.LogCaptureFixt
     backoff.succeeded()
     backoff.failed(AWAY, 3)
     assert told == [events.DispatchFailed(3, "away", tries) for tries in (1, 2, 3, 4, 5, 1)]
-    assert [record.action for record in caplog.records] == ["DispatchFailed"] * 2  # type: ignore[attr-defined]
+    assert [record.action for record in caplog.records] == ["dispatch_failed"] * 2  # type: ignore[attr-defined]
 
 
 def test_the_try_that_hands_over_counts_too() -> None:

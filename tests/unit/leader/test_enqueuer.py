@@ -350,7 +350,7 @@ def test_who_takes_over_from_a_leader_that_waited_on_another_server_waits_as_wel
     assert held == [pytest.approx(10.0)] * 2
     desk.later(10.1)
     desk.turn(5)
-    assert [event.why for event in desk.heard(events.StateLost)] == [
+    assert [event.reason for event in desk.heard(events.StateLost)] == [
         "Redis came back, and without an append-only file its last writes are lost"
     ]
 
@@ -403,7 +403,7 @@ def test_a_takeover_that_is_broken_off_is_made_anew_by_the_next_leader(desk: Des
     desk.tenure = desk.lead("a newcomer")
     desk.turn(5)
     assert desk.messages() == []
-    assert desk.heard(events.StateLost)[-1].why == "state had been lost, and who led then ended too soon"
+    assert desk.heard(events.StateLost)[-1].reason == "state had been lost, and who led then ended too soon"
     desk.tenure = desk.lead("another")
     desk.turn(3)
     assert len(desk.heard(events.StateLost)) == 2

@@ -299,7 +299,7 @@ def test_a_ledger_that_is_hours_ahead_is_obeyed_and_the_silence_told() -> None:
     said: list[events.Event] = []
     assert placed(slot(), row(+3600), emit=said.append).slots[0].base == at(+3600)
     (told,) = [event for event in said if isinstance(event, events.EntryFailed)]
-    assert str(at(+3600)) in told.why
+    assert str(at(+3600)) in told.reason
     said.clear()
     placed(slot(), row(+1), emit=said.append)
     assert said == []

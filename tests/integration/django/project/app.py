@@ -7,6 +7,8 @@ import os
 
 from celery import Celery
 
+from tests.support import log_format  # noqa: F401 -- shows actions in the log
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.integration.django.project.settings")
 
 app = Celery("site")

@@ -1,0 +1,135 @@
+"""Wording of log lines: the only tests that look at a sentence of the log."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ha_beat import events
+from ha_beat.monitoring import wording
+from ha_beat.monitoring.logs import LogWriter
+from ha_beat.monitoring.wording import phrase, phrase_of
+from ha_beat.reasons import SkipReason, TermEnd, TermStart, UncertainReason
+
+DUE = datetime(2026, 3, 1, 3, 30, 0, 250_000, tzinfo=UTC)
+REFUSED = "ConnectionError: Error 111 connecting to 127.0.0.1:6379. Connection refused."
+
+_SAMPLES: dict[str, object] = {
+    "int": 1,
+    "float": 1.0,
+    "bool": False,
+    "datetime": DUE,
+    "datetime | None": DUE,
+    "TermStart": TermStart.EXPIRED,
+    "TermEnd": TermEnd.STALLED,
+}
+
+
+def sample(kind: type[events.Event]) -> events.Event:
+    return kind(**{field.name: _SAMPLES.get(str(field.type), "x") for field in dataclasses.fields(kind)})
+
+
+EVENTS = [sample(kind) for kind in {kind.__name__: kind for kind in events.Event.__subclasses__()}.values()]
+
+
+def logged(event: events.Event, caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG, "ha_beat"):
+        LogWriter("replica", "shop")(event)
+    (record,) = caplog.records
+    return record
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (
+            events.TermStarted(7, "beat-1", TermStart.EXPIRED),
+            "Leading shop in epoch 7: the leader did not renew the lease in time; previous leader: beat-1",
+        ),
+        (
+            events.TermEnded(7, TermEnd.STEP_DOWN, 90.0),
+            "No longer leading (epoch 7, for 90.0 s): a step-down was requested",
+        ),
+        (
+            events.OccurrenceSkipped("report", DUE, DUE, 1, SkipReason.COALESCED),
+            "Skipped report, due 2026-03-01 03:30:00.250Z: overdue; only the newest overdue occurrence runs",
+        ),
+        (
+            events.OccurrenceSkipped(
+                "report", DUE, DUE + timedelta(hours=2), 3, SkipReason.NO_MESSAGE, "KeyError: 'x'"
+            ),
+            (
+                "Skipped report, 3 occurrences due from 2026-03-01 03:30:00.250Z to before 2026-03-01 05:30:00.250Z: "
+                "its message could not be built (KeyError: 'x')"
+            ),
+        ),
+        (
+            events.LeaseUnreachable(REFUSED, leading=False),
+            f"The lease in Redis is unreachable ({REFUSED[:-1]}): standing by",
+        ),
+        (events.LeaseReachable(12.5), "The lease in Redis is reachable again after 12.5 s"),
+        (
+            events.Paused(DUE, "ann@web-1", "", found=False),
+            (
+                "The cluster is paused since 2026-03-01 03:30:00.250Z by ann@web-1 (no reason given): "
+                "run `celery ha-beat resume` to resume it"
+            ),
+        ),
+        (
+            events.OccurrenceUncertain("report", None, "id", UncertainReason.NO_ANSWER, "timeout"),
+            "Delivery of report, due at an unknown time, is unknown (task id id): the broker did not answer (timeout)",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, events.Event) else "",
+)
+def test_log_line(event: events.Event, line: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert logged(event, caplog).getMessage() == line
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_record_has_the_action_and_fields_of_its_event(event: events.Event, caplog: pytest.LogCaptureFixture) -> None:
+    if isinstance(event, events.LeaseAttempted):
+        pytest.skip("counted, not logged")
+    record: dict[str, Any] = logged(event, caplog).__dict__
+
+    fields = {field.name for field in dataclasses.fields(event)} - {"exc"}
+    assert {name: record[name] for name in fields} == {name: getattr(event, name) for name in fields}
+    assert (record["action"], record["cluster"], record["replica"]) == (event.action, "shop", "replica")
+
+
+def test_actions_are_the_snake_case_names_of_the_events() -> None:
+    for event in EVENTS:
+        assert event.action == re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
+
+
+@pytest.mark.parametrize("event", [*EVENTS, events.DispatchFailed(0, "x")], ids=lambda event: type(event).__name__)
+def test_warning_is_explained_in_the_docs(event: events.Event, caplog: pytest.LogCaptureFixture) -> None:
+    """`docs/troubleshooting.md` has a row with the constant message; an ellipsis stands for each value."""
+    with caplog.at_level(logging.WARNING, "ha_beat"):
+        LogWriter("replica", "shop")(event)
+    page = (Path(__file__).parents[3] / "docs" / "troubleshooting.md").read_text()
+    rows = re.findall(r"^\| `(.+?)` \|", page.partition("## Log lines")[2], re.MULTILINE)
+    for record in caplog.records:
+        message = re.sub(r"%(s|\+\.1f)", "…", str(record.msg)).replace("`", "")
+        assert message in rows
+
+
+def test_worded_enums_are_complete() -> None:
+    missing = [code for kind, words in wording._PHRASES.items() for code in kind if code not in words]
+    assert missing == []
+
+
+def test_equal_values_of_two_enums_have_their_own_words() -> None:
+    assert phrase(TermEnd.STATE_LOSS) != phrase(SkipReason.STATE_LOSS)
+    assert phrase_of(SkipReason, "state_loss") == phrase(SkipReason.STATE_LOSS)
+
+
+def test_unknown_code_of_a_record_is_shown_as_it_is() -> None:
+    assert phrase_of(SkipReason, "of_a_newer_version") == "of_a_newer_version"
