@@ -27,7 +27,8 @@ from ha_beat.election.state_machine import Timing
 from ha_beat.errors import StoreError
 from ha_beat.events import Event, Events, TermStarted
 from ha_beat.leader import Enqueuer, Rules, ScheduleSource
-from ha_beat.leader.request_handler import Control
+from ha_beat.leader.pause import PauseState
+from ha_beat.leader.request_handler import RequestHandler, build_request_handler
 from ha_beat.monitoring.logs import LogWriter
 from ha_beat.monitoring.setup import Observation, observe
 from ha_beat.reasons import TermEnd
@@ -52,7 +53,7 @@ class Runtime:
     settings: Settings
     elector: Elector
     enqueuer: Enqueuer
-    control: Control
+    request_handler: RequestHandler
     path: DispatcherSelector
     observation: Observation
     events: Events
@@ -152,6 +153,7 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
         elector.permitted = mark.permits
     claim = _claim(app, settings, keys, main_link, clock, elector, mark)
     path = DispatcherSelector(_atomic(app, settings, keys, mark), claim, events.emit)
+    pause = PauseState()
     enqueuer = Enqueuer(
         source,
         path,
@@ -168,12 +170,14 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
             claims_settle_after=2 * settings.command_timeout + 1.0,
             changed_server_pause=settings.lease_ttl,
         ),
+        pause,
         elector.progress,
     )
-    control = Control(
+    request_handler, report = build_request_handler(
         Requests(main_link.client, keys, settings.journal_size),
         Journal(main_link.client, keys),
         enqueuer,
+        pause,
         source,
         elector,
         shadow,
@@ -181,7 +185,7 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
         clock,
         events.emit,
     )
-    events.subscribe(control.note)
+    events.subscribe(report.note)
     events.subscribe(SignalRelay(app, settings.cluster, replica.id))
     release_store = RedisLeaseStore(release_link.client, keys)
 
@@ -202,7 +206,7 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
         settings=settings,
         elector=elector,
         enqueuer=enqueuer,
-        control=control,
+        request_handler=request_handler,
         path=path,
         observation=observe(
             replica,

@@ -59,7 +59,7 @@ class ClusterClient:
         ``by`` names the caller in logs and in the journal; ``args`` are the request's arguments.
 
         Raises:
-            NobodyAnswered: no leader answered in time; the request was withdrawn and will not be carried out.
+            NoAnswer: no leader answered in time; the request was withdrawn and will not be carried out.
             TooManyRequests: the queue of requests is full; nothing was sent.
         """
         return self.requests.ask(Request(kind, args, by=by), self.clock, timeout)

@@ -7,10 +7,10 @@ subscribe. ``reason`` is a code of :mod:`ha_beat.reasons`; ``detail`` is free te
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ha_beat.reasons import (
     DispatchPath,
@@ -20,6 +20,7 @@ from ha_beat.reasons import (
     MessageKind,
     PathReason,
     RedisRisk,
+    ReplyCode,
     RequestKind,
     SkipReason,
     TermEnd,
@@ -349,10 +350,11 @@ class RequestAnswered(Event):
 
     action: ClassVar[str] = "request_answered"
 
-    kind: RequestKind | str
+    kind: RequestKind
     by: str
-    ok: bool
-    line: str
+    code: ReplyCode
+    #: Depends on the code.
+    data: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +367,7 @@ class EnqueuedOnRequest(Event):
     task: str
     task_id: str
     scheduled_at: datetime
-    kind: MessageKind | str
+    kind: MessageKind
     by: str
 
 

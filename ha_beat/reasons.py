@@ -199,6 +199,93 @@ class RequestKind(StrEnum):
     BACKFILL = "backfill"
     NEXT = "next"
     REPORT = "report"
+    #: A kind that this version does not know, or a request that it cannot read.
+    UNKNOWN = "unknown"
+
+
+class ReplyCode(StrEnum):
+    """The leader's answer to a request."""
+
+    STEPPING_DOWN = "stepping_down"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    SENT = "sent"
+    #: An earlier leader had sent the message, and ended before it answered.
+    SENT_EARLIER = "sent_earlier"
+    BACKFILLED = "backfilled"
+    #: A dry run in which every instant may be enqueued.
+    BACKFILL_PLANNED = "backfill_planned"
+    #: The upcoming entries.
+    ENTRIES = "entries"
+    REPORT = "report"
+
+    ALREADY_LEADER = "already_leader"
+    ALREADY_PAUSED = "already_paused"
+    NOT_PAUSED = "not_paused"
+    NO_SUCH_ENTRY = "no_such_entry"
+    #: The past instants of the entry's schedule class cannot be computed.
+    NO_PAST_INSTANTS = "no_past_instants"
+    TOO_MANY_INSTANTS = "too_many_instants"
+    #: Some instants were refused, or would be.
+    BACKFILL_INCOMPLETE = "backfill_incomplete"
+    #: The message was not sent.
+    NOT_SENT = "not_sent"
+    #: The outcome of the publish is unknown.
+    UNCERTAIN = "uncertain"
+    #: The request was withdrawn before its message was sent.
+    WITHDRAWN = "withdrawn"
+    INVALID_ARGUMENT = "invalid_argument"
+    #: The leader's version does not know this kind of request.
+    UNKNOWN_REQUEST = "unknown_request"
+    #: The handler raised an exception.
+    FAILED = "failed"
+    #: This version cannot read the answer.
+    UNREADABLE = "unreadable"
+
+    @property
+    def ok(self) -> bool:
+        """True if the request was carried out."""
+        return self in _CARRIED_OUT
+
+
+_CARRIED_OUT = frozenset(
+    {
+        ReplyCode.STEPPING_DOWN,
+        ReplyCode.PAUSED,
+        ReplyCode.RESUMED,
+        ReplyCode.SENT,
+        ReplyCode.SENT_EARLIER,
+        ReplyCode.BACKFILLED,
+        ReplyCode.BACKFILL_PLANNED,
+        ReplyCode.ENTRIES,
+        ReplyCode.REPORT,
+    }
+)
+
+
+class BackfillOutcome(StrEnum):
+    """The outcome of a backfill for one instant."""
+
+    #: It may be enqueued.
+    PLANNED = "planned"
+    ENQUEUED = "enqueued"
+    #: Enqueued by the same request under an earlier leader.
+    ENQUEUED_EARLIER = "enqueued_earlier"
+    #: Refused: the journal shows that it was enqueued.
+    ALREADY_ENQUEUED = "already_enqueued"
+    #: Refused: the schedule has not reached it.
+    NOT_REACHED = "not_reached"
+    #: Needs force: the journal shows that its outcome is unknown.
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    #: Needs force: the journal has no record of it.
+    NOT_IN_JOURNAL = "not_in_journal"
+    #: An earlier leader began to send it; the outcome is unknown.
+    BEGUN_EARLIER = "begun_earlier"
+    #: The outcome of the publish is unknown.
+    UNCERTAIN = "uncertain"
+    #: The request was withdrawn before the message was sent.
+    WITHDRAWN = "withdrawn"
+    NOT_SENT = "not_sent"
 
 
 class MessageKind(StrEnum):

@@ -197,7 +197,7 @@ class HAMixin(_Base):
             try:
                 if runtime.mark is not None:
                     runtime.mark.keep(current)
-                pause = runtime.control.attend(current, called=elector.called())
+                pause = runtime.request_handler.attend(current, called=elector.called())
                 idle = min(enqueuer.advance(tenure, current), pause)
             except FencedOff as exc:
                 elector.fenced(current, exc.reason, exc.detail)

@@ -631,19 +631,19 @@ GUARDS: tuple[Guard, ...] = (
         14,
         "requests: a pause outlives the ledger",
         Mutant(NEVER, "pause-kept"),
-        "tests/integration/leader/test_pause_kept.py::test_a_pause_of_the_ledger_that_was_lost_is_put_back",
+        "tests/integration/leader/test_request_handler.py::test_new_leader_restores_a_pause_that_the_ledger_lost",
     ),
     Guard(
         14,
         "requests: an undelivered reply is repeated unchanged",
-        Mutant(REPLACE("(None, None)"), "reply-repeated"),
-        "tests/integration/leader/test_waiting.py::test_an_answer_that_did_not_get_through_is_given_again_as_it_was",
+        Mutant(REPLACE("None"), "reply-repeated"),
+        "tests/integration/leader/test_request_handler.py::test_lost_answer_is_repeated_unchanged",
     ),
     Guard(
         14,
         "requests: an unreachable broker delays only its own request",
         Mutant(REPLACE("raise"), "request-broker-away"),
-        "tests/integration/leader/test_waiting.py::test_a_request_whose_broker_is_away_holds_up_no_other",
+        "tests/integration/leader/test_request_handler.py::test_unreachable_broker_holds_up_only_requests_that_need_it",
     ),
     Guard(
         15,

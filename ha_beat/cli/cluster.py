@@ -18,7 +18,7 @@ from ha_beat.monitoring.wording import phrase
 from ha_beat.reasons import RequestKind
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import ClusterView, Member
-from ha_beat.store.request_queue import NobodyAnswered, Reply
+from ha_beat.store.request_queue import NoAnswer, Reply
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def ask(cluster: ClusterClient, kind: RequestKind, timeout: float, **args: Any) 
             click.echo(f"{_leadership(view)}; waiting up to {timeout:g} s for a leader ...", err=True)
     try:
         return cluster.ask(kind, by=whoami(), timeout=timeout, **args)
-    except NobodyAnswered as exc:
+    except NoAnswer as exc:
         raise NotWell(f"{exc} ({_leadership(cluster.view())})") from exc
 
 

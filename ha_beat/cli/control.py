@@ -10,7 +10,8 @@ from ha_beat.cli import output
 from ha_beat.cli.cluster import CantTell, NotWell, ask, find_member, leader_of, leadership_in_words, on_cluster
 from ha_beat.cli.times import INSTANT
 from ha_beat.client import ClusterClient
-from ha_beat.reasons import RequestKind
+from ha_beat.monitoring.request_wording import instant_text, reply_text
+from ha_beat.reasons import BackfillOutcome, RequestKind
 from ha_beat.store.ledger import to_micros
 from ha_beat.store.request_queue import Reply
 
@@ -26,14 +27,15 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 def _say(reply: Reply, *, as_json: bool, leads: str) -> None:
     """What was done, and who leads now."""
+    line = reply_text(reply.code, reply.data)
     if as_json:
-        output.show_json({"ok": reply.ok, "line": reply.line, "leader": leads, **reply.data})
+        output.show_json({"ok": reply.ok, "code": reply.code, "line": line, "leader": leads, **reply.data})
         if not reply.ok:
             raise click.exceptions.Exit(1)
         return
     if not reply.ok:
-        raise NotWell(f"{reply.line} ({leads})")
-    click.echo(reply.line)
+        raise NotWell(f"{line} ({leads})")
+    click.echo(line)
     click.echo(leads)
 
 
@@ -62,11 +64,11 @@ def step_down(cluster: ClusterClient, *, to: str | None, timeout: float, as_json
         if leader is not None and leader.epoch > reply.epoch:
             now = f"{leader.holder} leads now, in epoch {leader.epoch}"
             if preferred and leader.holder != preferred:
-                raise NotWell(f"{reply.line}; {now}, not {preferred}")
+                raise NotWell(f"{reply_text(reply.code, reply.data)}; {now}, not {preferred}")
             _say(reply, as_json=as_json, leads=now)
             return
         cluster.clock.sleep(0.05)
-    raise NotWell(f"{reply.line}, but nobody has taken over yet ({leadership_in_words(view)})")
+    raise NotWell(f"{reply_text(reply.code, reply.data)}, but nobody has taken over yet ({leadership_in_words(view)})")
 
 
 @click.command(epilog='Example: celery -A proj ha-beat pause --reason "database upgrade"')
@@ -141,12 +143,18 @@ def backfill(
     )
     if not as_json and reply.data.get("instants"):
         found = reply.data["instants"]
-        rows = [(_second(line["at"]), line["state"], line["task_id"], line["why"]) for line in found]
+        words = [instant_text(each) for each in found]
+        rows = [
+            (_second(each["at"]), state, each["task_id"], why) for each, (state, why) in zip(found, words, strict=True)
+        ]
         output.show_table(("DUE", "STATE", "TASK ID", "WHY"), rows, spare=("TASK ID",))
-        unproven = sum(line["state"] == "needs force" for line in found)
+        unproven = sum(each["outcome"] in _NEED_FORCE for each in found)
         if unproven:
             click.echo(f"{unproven} may have been enqueued, for all that the journal knows: --force enqueues them too")
     _say(reply, as_json=as_json, leads=f"{reply.leader} leads")
+
+
+_NEED_FORCE = {BackfillOutcome.OUTCOME_UNKNOWN, BackfillOutcome.NOT_IN_JOURNAL}
 
 
 def _second(instant: str) -> str:

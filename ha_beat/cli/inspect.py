@@ -30,6 +30,7 @@ from ha_beat.cli.times import INSTANT
 from ha_beat.client import ClusterClient
 from ha_beat.errors import StoreError
 from ha_beat.monitoring.doctor import Examination
+from ha_beat.monitoring.request_wording import pause_text, reply_text
 from ha_beat.monitoring.wording import phrase
 from ha_beat.reasons import RequestKind
 from ha_beat.store.journal import Record, TermRecord, VerdictRecord
@@ -124,7 +125,7 @@ def _show_status(cluster: ClusterClient, view: ClusterView, terms: list[TermReco
         led_for = output.lasting((now - leader.since_ms) / 1000)
         heard = output.lasting((now - (leader.renewed_ms or now)) / 1000)
         fields[-1] = ("leader", f"{leader.holder}, for {led_for} (epoch {leader.epoch}, renewed {heard} ago)")
-    fields.append(("paused", pause.in_words() if pause else "no"))
+    fields.append(("paused", pause_text(pause) if pause else "no"))
     leading = next((member for member in view.members if member.role == "leader"), None)
     if leading is not None:
         late = f", the oldest {output.lasting(leading.overdue_ms / 1000)} late" if leading.overdue_ms else ""
@@ -194,7 +195,7 @@ def check(cluster: ClusterClient, *, replica: str | None, here: bool) -> None:
     paused = _pause_of(view)
     if leading is not None and leading.overdue_ms > _OVERDUE * 1000 and paused is None:
         raise NotWell(f"{leader.holder} leads, but is {output.lasting(leading.overdue_ms / 1000)} behind the schedule")
-    click.echo(f"{leader.holder} leads" + (f"; paused {paused.in_words()}" if paused else ""))
+    click.echo(f"{leader.holder} leads" + (f"; paused {pause_text(paused)}" if paused else ""))
 
 
 @click.command(
@@ -264,7 +265,8 @@ def _line(record: Record) -> tuple[object, ...]:
             detail = f"{record.task_id} {detail}".strip()
         return recorded, what, record.label, meant, late, record.by, record.epoch, detail
     data = record.data
-    detail = " ".join(str(data[name]) for name in ("why", "asked_by") if data.get(name))
+    count = f"{data['count']} of {data['of']}" if "of" in data else ""
+    detail = " ".join(str(part) for part in (data.get("why"), count, data.get("asked_by")) if part)
     return (
         recorded,
         data.get("event", record.kind),
@@ -287,7 +289,7 @@ def next_(cluster: ClusterClient, *, entry: str | None, limit: int, timeout: flo
     """Show what is due next, as the leader has it on its agenda."""
     reply = ask(cluster, RequestKind.NEXT, timeout, limit=limit, entry=entry or "")
     if not reply.ok:
-        raise NotWell(reply.line)
+        raise NotWell(reply_text(reply.code, reply.data))
     entries = reply.data["entries"]
     if as_json:
         output.show_json(entries)

@@ -34,6 +34,7 @@ from ha_beat.django.entries import RowEntry, misfire_headers
 from ha_beat.django.models import Cluster
 from ha_beat.errors import ConfigurationError, HaBeatError
 from ha_beat.leader.ledger_writer import NEVER
+from ha_beat.monitoring.request_wording import reply_text
 from ha_beat.reasons import RequestKind
 from ha_beat.schedule.entry_options import KEY, EntryOptions
 from ha_beat.schedule.occurrence import FOREVER, Misfire
@@ -128,9 +129,10 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic only 
             reply = ask(cluster(), RequestKind(action), _by(request), **args)
         except HaBeatError as exc:
             return JsonResponse({"ok": False, "line": str(exc)}, status=503)
+        line = reply_text(reply.code, reply.data)
         if reply.ok:
-            _log(request, Cluster, None, cluster().settings.cluster, f"{_ACTIONS[action]}: {reply.line}")
-        return JsonResponse({"ok": reply.ok, "line": reply.line}, status=200 if reply.ok else 409)
+            _log(request, Cluster, None, cluster().settings.cluster, f"{_ACTIONS[action]}: {line}")
+        return JsonResponse({"ok": reply.ok, "line": line}, status=200 if reply.ok else 409)
 
     def _task_url(self, request: HttpRequest) -> str:
         """Return the URL of the list of periodic tasks; empty if the user may not view it."""
@@ -303,10 +305,11 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
             except HaBeatError as exc:
                 self.message_user(request, f"{task.name}: {exc}", messages.ERROR)
                 return
-            self.message_user(request, reply.line, messages.SUCCESS if reply.ok else messages.ERROR)
+            line = reply_text(reply.code, reply.data)
+            self.message_user(request, line, messages.SUCCESS if reply.ok else messages.ERROR)
             if reply.ok:
                 # As text: Django interprets a list as its own change message.
-                _log(request, type(task), str(task.pk), task.name, reply.line)
+                _log(request, type(task), str(task.pk), task.name, line)
 
     actions = ("run_now",)
 

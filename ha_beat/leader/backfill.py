@@ -1,55 +1,172 @@
-"""Which instants of the past an entry may be enqueued for once more, by what the journal knows of them. Pure."""
+"""Backfill: which past instants of an entry may be enqueued, by the journal, and the handler that enqueues them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
 
-from ha_beat.schedule.occurrence import Instants
+from ha_beat.dispatch import Answer
+from ha_beat.leader.due_queue import Slot
+from ha_beat.leader.request_outcome import Outcome, Refused
+from ha_beat.leader.requested_messages import SENT, RequestedMessages
+from ha_beat.reasons import AnswerKind, BackfillOutcome, MessageKind, ReplyCode, Verdict
+from ha_beat.schedule.occurrence import Instants, Occurrence
 from ha_beat.schedule.recurrence import first_from
-from ha_beat.store.journal import VerdictRecord
+from ha_beat.store.journal import Journal, VerdictRecord
+from ha_beat.store.lease import Term
+from ha_beat.store.ledger import from_micros
+from ha_beat.store.request_queue import Request
+
+#: Instants that one backfill may cover.
+BACKFILL_LIMIT = 1000
+
+#: Messages that one script enqueues.
+_BATCH = 50
+
+#: Difference between the replicas' clocks that a search of the journal allows for.
+_CLOCK_TOLERANCE = timedelta(hours=1)
+
+_COUNTED = frozenset({BackfillOutcome.PLANNED, BackfillOutcome.ENQUEUED, BackfillOutcome.ENQUEUED_EARLIER})
 
 
 @dataclass(frozen=True, slots=True)
-class Instant:
-    """One due instant of a backfill, numbered from 1, and what is to become of it."""
+class BackfillInstant:
+    """Due instant of a backfill, numbered from 1. ``detail`` is free text for a person."""
 
     number: int
     at: datetime
-    state: Literal["would enqueue", "enqueued", "refused", "needs force", "uncertain", "failed"]
-    why: str = ""
+    outcome: BackfillOutcome
+    detail: str = ""
 
 
 def due_between(instants: Instants, base: datetime, since: datetime, until: datetime) -> Iterator[datetime]:
-    """The due instants from ``since`` on and before ``until``, in UTC; ``base`` is one that is known."""
+    """Yield the due instants in ``[since, until)``, in UTC. ``base`` is a known due instant."""
     at = first_from(instants, base, since)
     while at < until:
         yield at
         at = instants.next_after(at)
 
 
-def judged(
+def assess_instants(
     instants: Sequence[datetime], base: datetime, known: Sequence[VerdictRecord], request: str, *, force: bool
-) -> list[Instant]:
-    """Whether each may be enqueued. ``base`` is the entry's position, ``known`` the journal's records of it."""
-    return [_judge(number, at, base, known, request, force=force) for number, at in enumerate(instants, 1)]
+) -> list[BackfillInstant]:
+    """Return for each instant whether it may be enqueued.
+
+    ``base`` is the entry's position, ``known`` the journal's records about it, ``request`` the id of this request.
+    """
+    return [
+        BackfillInstant(number, at, *_assess(at, base, known, request, force=force))
+        for number, at in enumerate(instants, 1)
+    ]
 
 
-def _judge(
-    number: int, at: datetime, base: datetime, known: Sequence[VerdictRecord], request: str, *, force: bool
-) -> Instant:
+def _assess(
+    at: datetime, base: datetime, known: Sequence[VerdictRecord], request: str, *, force: bool
+) -> tuple[BackfillOutcome, str]:
     if at > base:
-        return Instant(number, at, "refused", "the schedule has yet to come to it")
-    about = [record for record in known if record.covers(at)]
-    for record in about:
-        if record.verdict == "enqueued":
+        return BackfillOutcome.NOT_REACHED, ""
+    records = [record for record in known if record.covers(at)]
+    for record in records:
+        if record.verdict == Verdict.ENQUEUED:
             if record.data.get("request") == request:
-                return Instant(number, at, "enqueued", "by this request, under an earlier leader")
-            return Instant(number, at, "refused", f"it was enqueued at {record.written_at} as {record.task_id}")
-    if force or (about and all(record.verdict == "skipped" for record in about)):
-        return Instant(number, at, "would enqueue")
-    if about:
-        return Instant(number, at, "needs force", "nobody knows whether it was enqueued")
-    return Instant(number, at, "needs force", "the journal does not know of it")
+                return BackfillOutcome.ENQUEUED_EARLIER, ""
+            return BackfillOutcome.ALREADY_ENQUEUED, f"{record.written_at:%Y-%m-%d %H:%M:%S}Z, {record.task_id}"
+    if force or (records and all(record.verdict == Verdict.SKIPPED for record in records)):
+        return BackfillOutcome.PLANNED, ""
+    return (BackfillOutcome.OUTCOME_UNKNOWN if records else BackfillOutcome.NOT_IN_JOURNAL), ""
+
+
+class BackfillHandler:
+    """Handler of ``backfill``: enqueue past instants of an entry, or plan it."""
+
+    def __init__(self, messages: RequestedMessages, journal: Journal, progress: Callable[[], None]) -> None:
+        """``progress`` is called after each batch, which may take longer than ``stall_timeout`` together."""
+        self._messages = messages
+        self._journal = journal
+        self._progress = progress
+
+    def __call__(self, term: Term, request: Request) -> Outcome:
+        """Carry out the request."""
+        slot = self._messages.entry(request)
+        dry_run = bool(request.args.get("dry_run"))
+        instants = self._assessed(request, slot)
+        if not dry_run:
+            instants = self._enqueue(term, request, slot, instants)
+        count = sum(each.outcome in _COUNTED for each in instants)
+        if count < len(instants):
+            code = ReplyCode.BACKFILL_INCOMPLETE
+        else:
+            code = ReplyCode.BACKFILL_PLANNED if dry_run else ReplyCode.BACKFILLED
+        data = {
+            "entry": slot.id,
+            "dry_run": dry_run,
+            "count": count,
+            "instants": [self._as_data(slot, each) for each in instants],
+        }
+        record = {"event": "backfill", "entry": slot.id, "count": count, "of": len(instants)}
+        return Outcome(code, data, record=None if dry_run else record)
+
+    def _as_data(self, slot: Slot, each: BackfillInstant) -> dict[str, Any]:
+        return {
+            "at": Occurrence(slot.id, each.at).instant,
+            "outcome": each.outcome,
+            "detail": each.detail,
+            "task_id": self._messages.task_id(slot, each.at),
+        }
+
+    def _assessed(self, request: Request, slot: Slot) -> list[BackfillInstant]:
+        if slot.instants is None:
+            raise Refused(ReplyCode.NO_PAST_INSTANTS, entry=slot.id)
+        since, until = _instant_argument(request, "from"), _instant_argument(request, "to")
+        found = list(islice(due_between(slot.instants, slot.base, since, until), BACKFILL_LIMIT + 1))
+        if len(found) > BACKFILL_LIMIT:
+            raise Refused(ReplyCode.TOO_MANY_INSTANTS, limit=BACKFILL_LIMIT)
+        if not found:
+            return []
+        known = [
+            record
+            for record in self._journal.between(found[0] - _CLOCK_TOLERANCE)
+            if isinstance(record, VerdictRecord) and record.entry == slot.id and record.kind != MessageKind.MANUAL
+        ]
+        return assess_instants(found, slot.base, known, request.id, force=bool(request.args.get("force")))
+
+    def _enqueue(
+        self, term: Term, request: Request, slot: Slot, instants: Sequence[BackfillInstant]
+    ) -> list[BackfillInstant]:
+        found = {each.number: each for each in instants}
+        begun = self._messages.begun_before(request)
+        for each in instants:
+            if each.number <= begun and each.outcome is BackfillOutcome.PLANNED:
+                found[each.number] = replace(each, outcome=BackfillOutcome.BEGUN_EARLIER)
+        planned = [each for each in found.values() if each.outcome is BackfillOutcome.PLANNED]
+        for start in range(0, len(planned), _BATCH):
+            batch = planned[start : start + _BATCH]
+            steps = [(each.number, each.at, self._messages.task_id(slot, each.at)) for each in batch]
+            answers = self._messages.send(term, request, slot, MessageKind.BACKFILL, steps)
+            for each, answer in zip(batch, answers, strict=True):
+                outcome, detail = _outcome_of(answer)
+                found[each.number] = replace(each, outcome=outcome, detail=detail)
+            self._progress()
+        return list(found.values())
+
+
+def _outcome_of(answer: Answer) -> tuple[BackfillOutcome, str]:
+    if answer.kind in SENT:
+        return BackfillOutcome.ENQUEUED, ""
+    match answer.kind:
+        case AnswerKind.WITHDRAWN:
+            return BackfillOutcome.WITHDRAWN, ""
+        case AnswerKind.UNCERTAIN | AnswerKind.AGAIN:
+            return BackfillOutcome.UNCERTAIN, ""
+        case _:
+            return BackfillOutcome.NOT_SENT, answer.detail or answer.kind
+
+
+def _instant_argument(request: Request, name: str) -> datetime:
+    micros = request.args.get(name)
+    if not isinstance(micros, int):
+        raise Refused(ReplyCode.INVALID_ARGUMENT, argument=name)
+    return from_micros(micros)

@@ -24,6 +24,7 @@ from ha_beat.leader.gc_pause import collector_held_off
 from ha_beat.leader.ledger_writer import Scribe, Work
 from ha_beat.leader.open_claims import Claims
 from ha_beat.leader.options import Rules
+from ha_beat.leader.pause import PauseState
 from ha_beat.leader.planner import Planner, ScheduleSource
 from ha_beat.leader.reconcile import take_over
 from ha_beat.leader.results import Settler
@@ -57,6 +58,7 @@ class Enqueuer:
         clock: Clock,
         emit: Callable[[events.Event], None],
         rules: Rules,
+        pause: PauseState,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         """``progress`` is called while many entries are placed, which may take longer than ``stall_timeout``."""
@@ -68,6 +70,7 @@ class Enqueuer:
         self._clock = clock
         self._emit = emit
         self._rules = rules
+        self._pause = pause
         self._planner = Planner(source, emit)
         self._claims = Claims(clock, emit, rules.claims_settle_after)
         self._gatherer = Gatherer(source, self._planner, self._claims, cluster, emit, rules)
@@ -93,9 +96,6 @@ class Enqueuer:
         self._hold_until = 0.0
         #: Whether something waits for the schedule to be read under this term.
         self.held_back = False
-        #: While the cluster is paused nothing is gathered. Redis may know before this does: see ``refused_as_paused``.
-        self.paused = False
-        self.refused_as_paused = False
 
     @property
     def agenda(self) -> Agenda:
@@ -195,7 +195,7 @@ class Enqueuer:
             works, self._to_write = self._to_write[:size], self._to_write[size:]
         else:
             self._finish(dispatcher, term)
-            if self.paused:
+            if self._pause.in_force:
                 return float("inf")
             gathered = self._gatherer.gather(Scribe(term, self.now()), self._agenda, dispatcher)
             works = gathered.works
@@ -346,7 +346,7 @@ class Enqueuer:
                 case "done" | "mine" | "partial" if work.due is not None and work.due.send is not None:
                     self._backoff.broker_took_a_message()
                 case "paused" | "withdrawn":
-                    self.paused = self.refused_as_paused = True
+                    self._pause.refused = True
                 case _:
                     pass
         unsent = [answer.detail for answer in answers if answer.kind == "unsent"]

@@ -14,7 +14,9 @@ from ha_beat.clock import Clock
 from ha_beat.dispatch.lease_marker import place_of, read_mark, two_stores
 from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.monitoring.invariants import MEMORY, Standing, Watch
+from ha_beat.monitoring.request_wording import pause_text
 from ha_beat.monitoring.wording import phrase
+from ha_beat.reasons import RequestKind
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.occurrence import Misfire
 from ha_beat.schedule.recurrence import instants_of, starting_deadline
@@ -23,7 +25,7 @@ from ha_beat.store.journal import Journal, VerdictRecord
 from ha_beat.store.keys import Keys
 from ha_beat.store.ledger import from_micros
 from ha_beat.store.membership import ClusterView, Members
-from ha_beat.store.request_queue import NobodyAnswered, Pause, Request, Requests
+from ha_beat.store.request_queue import NoAnswer, Pause, Request, Requests
 from ha_beat.store.scripts import text
 
 Level = Literal["ok", "note", "warn", "fail"]
@@ -250,14 +252,14 @@ class Examination:
                 yield Finding("warn", "replica", f"{member.id} could not lead: {why}")
         yield from _differences(view)
         if view.paused:
-            yield Finding("warn", "paused", Pause.parse(view.paused).in_words())
+            yield Finding("warn", "paused", pause_text(Pause.parse(view.paused)))
 
     def _leader(self, view: ClusterView) -> Iterator[Finding]:
         if view.lease is None or not view.lease.held:
             return
         try:
-            reply = self.requests.ask(Request("report", by="doctor"), self.clock, self.timeout)
-        except (NobodyAnswered, HaBeatError) as exc:
+            reply = self.requests.ask(Request(RequestKind.REPORT, by="doctor"), self.clock, self.timeout)
+        except (NoAnswer, HaBeatError) as exc:
             if isinstance(exc, StoreError):
                 raise
             yield Finding("fail", "main loop", f"the leader did not answer: {exc}")

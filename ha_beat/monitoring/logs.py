@@ -8,6 +8,7 @@ from logging import DEBUG, ERROR, INFO, WARNING
 from typing import Any
 
 from ha_beat import events as e
+from ha_beat.monitoring.request_wording import reply_text
 from ha_beat.monitoring.wording import due, duration, instant, occurrences, phrase
 from ha_beat.reasons import TermEnd
 
@@ -142,8 +143,9 @@ def _requests(event: e.Event) -> Line | None:
             return WARNING, message, (instant(since), by, reason or "no reason given")
         case e.Resumed(by, after):
             return WARNING, "The cluster was resumed by %s after %s", (by, duration(after))
-        case e.RequestAnswered(kind, by, ok, line):
-            return INFO if ok else WARNING, "Request of %s to %s: %s", (by, phrase(kind), line)
+        case e.RequestAnswered(kind, by, code, data):
+            answer = reply_text(code, data)
+            return INFO if code.ok else WARNING, "Request of %s to %s: %s", (by, phrase(kind), answer)
         case e.EnqueuedOnRequest(entry, task, task_id, scheduled_at, kind, by):
             values = (entry, task, task_id, instant(scheduled_at), kind, by)
             return INFO, "Enqueued %s (%s[%s]) of %s (%s) for %s", values

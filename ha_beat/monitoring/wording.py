@@ -111,6 +111,7 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         RequestKind.BACKFILL: "backfill an entry",
         RequestKind.NEXT: "list the next occurrences",
         RequestKind.REPORT: "report its state",
+        RequestKind.UNKNOWN: "do something that this version does not know",
     },
     MessageKind: {MessageKind.MANUAL: "manual run", MessageKind.BACKFILL: "backfill"},
     HealthReason: {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ha_beat.monitoring.request_wording import pause_text
 from ha_beat.monitoring.status.snapshot import Look
 from ha_beat.reasons import WarningCode
 from ha_beat.store.journal import VerdictRecord
@@ -37,7 +38,7 @@ def of_redis(look: Look, why_unreachable: str) -> Iterable[Warn]:
             f"Redis may evict the lease and the ledger: its maxmemory-policy is {look.facts.eviction_policy}",
         )
     if look.view is not None and look.view.paused:
-        words = Pause.parse(look.view.paused).in_words()
+        words = pause_text(Pause.parse(look.view.paused))
         yield Warn(WarningCode.PAUSED, f"the cluster is paused {words}", "notice")
 
 

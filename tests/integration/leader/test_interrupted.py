@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ha_beat.clock import SystemClock
+from ha_beat.reasons import RequestKind
 from ha_beat.store.keys import Keys
 from ha_beat.store.request_queue import Request, Requests
 from tests.support.servers import RedisServer
@@ -22,5 +23,5 @@ def test_a_request_that_is_broken_off_is_taken_back(shared_redis: RedisServer) -
     client = shared_redis.client()
     requests = Requests(lambda: client, Keys("interrupted"))
     with pytest.raises(KeyboardInterrupt):
-        requests.ask(Request("run", {"entry": "e"}), Interrupted(), 60.0)
+        requests.ask(Request(RequestKind.RUN, {"entry": "e"}), Interrupted(), 60.0)
     assert requests.waiting()[0] == []

@@ -21,6 +21,7 @@ from ha_beat.errors import StoreRefused, StoreUnavailable
 from ha_beat.leader import BrokerOutOfReach, Enqueuer, Rules
 from ha_beat.leader.due_queue import Slot
 from ha_beat.leader.ledger_writer import NEVER
+from ha_beat.leader.pause import PauseState
 from ha_beat.leader.reconcile import Absence
 from ha_beat.schedule.occurrence import Misfire
 from ha_beat.store.keys import Keys
@@ -141,6 +142,7 @@ class Desk:
             self.clock,
             self.told.append,
             Rules(publish_deadline=None),
+            PauseState(),
             lambda: self.moves.append(self.clock.elapsed()),
         )
 

@@ -15,7 +15,7 @@ from ha_beat import events
 from ha_beat.monitoring import wording
 from ha_beat.monitoring.logs import LogWriter
 from ha_beat.monitoring.wording import phrase, phrase_of
-from ha_beat.reasons import SkipReason, TermEnd, TermStart, UncertainReason
+from ha_beat.reasons import ReplyCode, SkipReason, TermEnd, TermStart, UncertainReason
 
 DUE = datetime(2026, 3, 1, 3, 30, 0, 250_000, tzinfo=UTC)
 REFUSED = "ConnectionError: Error 111 connecting to 127.0.0.1:6379. Connection refused."
@@ -28,6 +28,8 @@ _SAMPLES: dict[str, object] = {
     "datetime | None": DUE,
     "TermStart": TermStart.EXPIRED,
     "TermEnd": TermEnd.STALLED,
+    "ReplyCode": ReplyCode.UNCERTAIN,
+    "Mapping[str, Any]": {},
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ha_beat.clock import SystemClock
+from ha_beat.reasons import BackfillOutcome, ReplyCode, RequestKind
 from ha_beat.store.keys import Keys
 from ha_beat.store.ledger import to_micros
 from ha_beat.store.request_queue import Reply, Request, Requests
@@ -36,8 +37,8 @@ def requests_of(cluster: BeatCluster) -> Requests:
     return Requests(lambda: cluster.admin, Keys(cluster.name))  # type: ignore[arg-type,return-value]
 
 
-def ask(cluster: BeatCluster, action: str, **args: Any) -> Reply:
-    return requests_of(cluster).ask(Request(action, args, by="tester"), SystemClock(), timeout=20)
+def ask(cluster: BeatCluster, kind: RequestKind, **args: Any) -> Reply:
+    return requests_of(cluster).ask(Request(kind, args, by="tester"), SystemClock(), timeout=20)
 
 
 def messages(cluster: BeatCluster) -> list[dict[str, Any]]:
@@ -59,7 +60,7 @@ def test_a_step_down_hands_over_to_the_replica_named(cluster: BeatCluster) -> No
     """The leader gives up, and the replica that was named leads though others wait as well."""
     leader = cluster.wait_for_leader()
     before = cluster.lease()
-    reply = ask(cluster, "step_down")
+    reply = ask(cluster, RequestKind.STEP_DOWN)
     assert reply.ok
     assert reply.leader == before["holder"]
     other = cluster.wait_for_leader(other_than=leader)
@@ -72,16 +73,16 @@ def test_pause_enqueues_nothing_survives_a_takeover_and_resume_settles_what_was_
     """While paused nothing is enqueued, whoever leads; afterwards each instant has one verdict."""
     wait_for(lambda: sent(cluster, "fast"), what="a first message")
     leader = cluster.wait_for_leader()
-    reply = ask(cluster, "pause", reason="maintenance")
+    reply = ask(cluster, RequestKind.PAUSE, reason="maintenance")
     assert reply.ok
     count = len(sent(cluster, "fast"))
-    assert not ask(cluster, "pause").ok
+    assert not ask(cluster, RequestKind.PAUSE).ok
     leader.kill()
     cluster.wait_for_leader(other_than=leader)
-    assert ask(cluster, "report").data["paused"]["reason"] == "maintenance"
+    assert ask(cluster, RequestKind.REPORT).data["paused"]["reason"] == "maintenance"
     time.sleep(1.5)
     assert len(sent(cluster, "fast")) == count
-    assert ask(cluster, "resume").ok
+    assert ask(cluster, RequestKind.RESUME).ok
     wait_for(lambda: len(sent(cluster, "fast")) > count + 1, what="messages after resume")
     times = [datetime.fromisoformat(h["ha_beat"]["scheduled_at"]) for h in sent(cluster, "fast")]
     assert len(set(times)) == len(times)
@@ -93,7 +94,7 @@ def test_pause_enqueues_nothing_survives_a_takeover_and_resume_settles_what_was_
 
 def test_a_pause_outlives_the_loss_of_the_ledger(cluster: BeatCluster) -> None:
     """FLUSHALL takes the pause from Redis; the next leader puts it back from what the replicas remember."""
-    assert ask(cluster, "pause", reason="kept").ok
+    assert ask(cluster, RequestKind.PAUSE, reason="kept").ok
     time.sleep(2.5)  # standbys look at the ledger about once a second
     assert cluster.admin is not None
     cluster.admin.flushall()
@@ -106,7 +107,7 @@ def test_a_pause_outlives_the_loss_of_the_ledger(cluster: BeatCluster) -> None:
 def test_a_manual_run_is_one_message_and_moves_no_position(cluster: BeatCluster) -> None:
     """`run` sends the entry's message now, with an id of its own; the schedule goes on as if nothing was."""
     position = cluster.ledger()["rare"]
-    request = Request("run", {"entry": "rare"}, by="tester")
+    request = Request(RequestKind.RUN, {"entry": "rare"}, by="tester")
     requests = requests_of(cluster)
     reply = requests.ask(request, SystemClock(), 20)
     assert reply.ok, reply
@@ -120,9 +121,10 @@ def test_a_manual_run_is_one_message_and_moves_no_position(cluster: BeatCluster)
 
 
 def test_an_unknown_entry_is_refused_with_the_nearest_name(cluster: BeatCluster) -> None:
-    reply = ask(cluster, "run", entry="rrae")
+    reply = ask(cluster, RequestKind.RUN, entry="rrae")
     assert not reply.ok
-    assert "rare" in reply.line
+    assert reply.code is ReplyCode.NO_SUCH_ENTRY
+    assert reply.data["nearest"] == ["rare"]
 
 
 def test_a_request_taken_back_is_never_carried_out(cluster: BeatCluster) -> None:
@@ -130,12 +132,12 @@ def test_a_request_taken_back_is_never_carried_out(cluster: BeatCluster) -> None
     requests = requests_of(cluster)
     for replica in cluster:
         replica.pause()
-    request = Request("run", {"entry": "rare"})
+    request = Request(RequestKind.RUN, {"entry": "rare"})
     assert requests.post(request, lifetime=60) is None
     assert requests.withdraw(request.id) == (True, None)
     for replica in cluster:
         replica.resume()
-    assert ask(cluster, "report").ok
+    assert ask(cluster, RequestKind.REPORT).ok
     assert sent(cluster, "rare") == []
 
 
@@ -143,11 +145,11 @@ def test_a_request_past_its_deadline_is_dropped(cluster: BeatCluster) -> None:
     requests = requests_of(cluster)
     for replica in cluster:
         replica.pause()
-    requests.post(Request("run", {"entry": "rare"}), lifetime=0.1)
+    requests.post(Request(RequestKind.RUN, {"entry": "rare"}), lifetime=0.1)
     time.sleep(0.3)
     for replica in cluster:
         replica.resume()
-    assert ask(cluster, "report").ok
+    assert ask(cluster, RequestKind.REPORT).ok
     assert requests.waiting()[0] == []
     assert sent(cluster, "rare") == []
 
@@ -155,9 +157,9 @@ def test_a_request_past_its_deadline_is_dropped(cluster: BeatCluster) -> None:
 def test_a_backfill_sends_skipped_instants_once_and_refuses_the_others(cluster: BeatCluster) -> None:
     """Instants that the journal shows as skipped are sent; enqueued ones never; unknown ones need force."""
     wait_for(lambda: len(sent(cluster, "fast")) >= 2, what="messages")
-    assert ask(cluster, "pause").ok
+    assert ask(cluster, RequestKind.PAUSE).ok
     time.sleep(2)
-    assert ask(cluster, "resume").ok
+    assert ask(cluster, RequestKind.RESUME).ok
 
     def gap() -> dict[str, Any] | None:
         return next((r for r in cluster.journal() if r.get("verdict") == "skipped" and r["entry"] == "fast"), None)
@@ -167,14 +169,14 @@ def test_a_backfill_sends_skipped_instants_once_and_refuses_the_others(cluster: 
     margin = timedelta(seconds=0.6)
     args = {"entry": "fast", "from": to_micros(first - margin), "to": to_micros(until)}
 
-    planned = ask(cluster, "backfill", **args, dry_run=True)
-    states = Counter(line["state"] for line in planned.data["instants"])
-    assert states["would enqueue"] == skipped["count"]
-    assert states["refused"] == 1
-    done = ask(cluster, "backfill", **args)
-    assert Counter(line["state"] for line in done.data["instants"])["enqueued"] == skipped["count"]
-    repeated = ask(cluster, "backfill", **args, force=True)
-    assert {line["state"] for line in repeated.data["instants"]} == {"refused"}
+    planned = ask(cluster, RequestKind.BACKFILL, **args, dry_run=True)
+    states = Counter(line["outcome"] for line in planned.data["instants"])
+    assert states[BackfillOutcome.PLANNED] == skipped["count"]
+    assert states[BackfillOutcome.ALREADY_ENQUEUED] == 1
+    done = ask(cluster, RequestKind.BACKFILL, **args)
+    assert Counter(line["outcome"] for line in done.data["instants"])[BackfillOutcome.ENQUEUED] == skipped["count"]
+    repeated = ask(cluster, RequestKind.BACKFILL, **args, force=True)
+    assert {line["outcome"] for line in repeated.data["instants"]} == {BackfillOutcome.ALREADY_ENQUEUED}
 
     ids = [headers["id"] for headers in sent(cluster, "fast")]
     assert len(set(ids)) == len(ids)
@@ -184,14 +186,14 @@ def test_a_backfill_sends_skipped_instants_once_and_refuses_the_others(cluster: 
 def test_a_backfill_of_what_the_journal_does_not_know_needs_force(cluster: BeatCluster) -> None:
     since = datetime.fromisoformat("2026-01-01T00:00:00+00:00")
     args = {"entry": "rare", "from": to_micros(since), "to": to_micros(since + timedelta(days=3))}
-    reply = ask(cluster, "backfill", **args)
+    reply = ask(cluster, RequestKind.BACKFILL, **args)
     assert not reply.ok
-    assert [line["state"] for line in reply.data["instants"]] == ["needs force"] * 3
+    assert [line["outcome"] for line in reply.data["instants"]] == [BackfillOutcome.NOT_IN_JOURNAL] * 3
     assert sent(cluster, "rare") == []
-    assert ask(cluster, "backfill", **args, force=True).ok
+    assert ask(cluster, RequestKind.BACKFILL, **args, force=True).ok
     assert len(sent(cluster, "rare")) == 3
     late = {"entry": "fast", "from": to_micros(since), "to": to_micros(since + timedelta(days=3))}
-    assert "more than" in ask(cluster, "backfill", **late).line
+    assert ask(cluster, RequestKind.BACKFILL, **late).code is ReplyCode.TOO_MANY_INSTANTS
 
 
 def test_where_the_broker_is_elsewhere_runs_backfill_and_pause_hold_as_well(redis_server: RedisServer) -> None:
@@ -202,18 +204,18 @@ def test_where_the_broker_is_elsewhere_runs_backfill_and_pause_hold_as_well(redi
         cluster.wait_until_up()
         cluster.wait_for_leader()
         wait_for(lambda: "fast" in cluster.ledger(), what="the schedule in the ledger")
-        assert wait_for(lambda: ask(cluster, "report").data["dispatch"]["path"], what="a path") == "claim"
-        ran = ask(cluster, "run", entry="rare")
+        assert wait_for(lambda: ask(cluster, RequestKind.REPORT).data["dispatch"]["path"], what="a path") == "claim"
+        ran = ask(cluster, RequestKind.RUN, entry="rare")
         assert ran.ok, ran
         since = datetime.fromisoformat("2026-01-01T00:00:00+00:00")
         args = {"entry": "rare", "from": to_micros(since), "to": to_micros(since + timedelta(days=3))}
-        filled = ask(cluster, "backfill", **args, force=True)
+        filled = ask(cluster, RequestKind.BACKFILL, **args, force=True)
         assert filled.ok, filled
-        assert not ask(cluster, "backfill", **args, force=True).ok
+        assert not ask(cluster, RequestKind.BACKFILL, **args, force=True).ok
         queue: Any = redis_server.admin.lrange("celery", 0, -1)
         rare = [m["headers"] for m in map(json.loads, queue) if m["headers"]["ha_beat"]["entry"] == "rare"]
         assert len(rare) == len({headers["id"] for headers in rare}) == 4
-        assert ask(cluster, "pause").ok
+        assert ask(cluster, RequestKind.PAUSE).ok
         count = redis_server.admin.llen("celery")
         time.sleep(1.2)
         assert redis_server.admin.llen("celery") == count
@@ -222,7 +224,7 @@ def test_where_the_broker_is_elsewhere_runs_backfill_and_pause_hold_as_well(redi
 def test_a_request_that_a_dead_leader_had_begun_is_not_sent_again(cluster: BeatCluster) -> None:
     """Enqueued, and then killed before it answered: the next leader answers and sends nothing."""
     assert cluster.admin is not None
-    request = Request("run", {"entry": "rare"}, by="tester")
+    request = Request(RequestKind.RUN, {"entry": "rare"}, by="tester")
     for replica in cluster:
         replica.pause()
     requests = requests_of(cluster)
@@ -232,7 +234,6 @@ def test_a_request_that_a_dead_leader_had_begun_is_not_sent_again(cluster: BeatC
     for replica in cluster:
         replica.resume()
     reply = wait_for(lambda: requests.answer_to(request.id), 30, "an answer")
-    assert reply.ok
-    assert "earlier leader" in reply.line
+    assert reply.code is ReplyCode.SENT_EARLIER
     assert sent(cluster, "rare") == []
     assert not cluster.admin.hexists(cluster.key("ledger"), f"r:{request.id}")

@@ -1,0 +1,88 @@
+"""Report of the leader: the handlers of ``report`` and ``next``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from ha_beat import events
+from ha_beat.leader.pause import PauseState
+from ha_beat.leader.request_outcome import Outcome, find_entry
+from ha_beat.leader.requested_messages import Schedule
+from ha_beat.reasons import ReplyCode
+from ha_beat.store.lease import Term
+from ha_beat.store.request_queue import Request
+
+#: Failing entries that the report lists.
+_FAILING = 50
+
+#: Entries that one answer lists.
+_LISTED = 1000
+
+
+class LeaderReport:
+    """Report of the leader's schedule. Follows the events of this replica."""
+
+    def __init__(self, schedule: Schedule, pause: PauseState) -> None:
+        self._schedule = schedule
+        self._pause = pause
+        self._path = {"path": "", "why": ""}
+        self._failing: dict[str, str] = {}
+
+    def note(self, event: events.Event) -> None:
+        """Follow an event."""
+        match event:
+            case events.PathChosen(path, reason):
+                self._path = {"path": path, "why": reason}
+            case events.EntryFailed(entry, why) if len(self._failing) < _FAILING:
+                self._failing[entry] = why
+            case events.Enqueued(entry):
+                self._failing.pop(entry, None)
+            case events.TermStarted():
+                self._failing.clear()
+            case _:
+                pass
+
+    def report(self, _term: Term, _request: Request) -> Outcome:
+        """Return the state of the schedule. Ages are in seconds."""
+        now, agenda = self._schedule.now(), self._schedule.agenda
+        overdue = [
+            (now - slot.due_at).total_seconds()
+            for slot in agenda.slots()
+            if slot.instants is not None and slot.due_at is not None and slot.due_at < now
+        ]
+        pause = self._pause.current
+        return Outcome(
+            ReplyCode.REPORT,
+            {
+                "dispatch": self._path,
+                "failing": dict(self._failing),
+                "now_ms": round(now.timestamp() * 1000),
+                "entries": len(agenda),
+                "backlog": len(overdue),
+                "longest_overdue": max(overdue, default=0.0),
+                "paused": pause.as_data() if pause else None,
+            },
+        )
+
+    def next(self, _term: Term, request: Request) -> Outcome:
+        """Return the upcoming entries, or the one that the request names."""
+        return Outcome(ReplyCode.ENTRIES, {"entries": list(self._upcoming(request))})
+
+    def _upcoming(self, request: Request) -> Iterator[dict[str, Any]]:
+        limit = min(int(request.args.get("limit") or 20), _LISTED)
+        agenda = self._schedule.agenda
+        slots = [find_entry(agenda, request)] if request.args.get("entry") else list(agenda.slots())
+        far = datetime.max.replace(tzinfo=UTC)
+        for slot in sorted(slots, key=lambda slot: (slot.due_at or far, slot.id))[:limit]:
+            known = slot.instants is not None and slot.due_at is not None
+            yield {
+                "entry": slot.id,
+                "name": str(slot.entry.name),
+                "task": str(slot.entry.task),
+                "schedule": " ".join(str(slot.entry.schedule).split()),  # django-celery-beat's has line breaks
+                "due": slot.due_at.isoformat() if known and slot.due_at else None,
+                "last": slot.row.scheduled_at.isoformat() if slot.row and slot.row.scheduled_at else None,
+                "run_count": slot.row.run_count if slot.row else 0,
+            }

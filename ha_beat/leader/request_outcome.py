@@ -1,0 +1,73 @@
+"""Outcome of a request: what a handler hands back, and what all handlers share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from ha_beat.leader.due_queue import Agenda, Slot
+from ha_beat.reasons import ReplyCode
+from ha_beat.store.lease import Term
+from ha_beat.store.request_queue import MetaChange, Request
+from ha_beat.suggest import nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Reply to a request, and what belongs to it.
+
+    ``record`` is written to the journal and ``change`` to the ledger by the script that writes the answer. ``then`` is
+    called after the answer is written.
+    """
+
+    code: ReplyCode
+    data: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] | None = None
+    change: MetaChange | None = None
+    then: Callable[[], None] | None = None
+
+
+class Refused(Exception):
+    """Refusal of a request. The leader answers with the code and the data."""
+
+    def __init__(self, code: ReplyCode, **data: Any) -> None:
+        super().__init__(code)
+        self.outcome = Outcome(code, data)
+
+
+#: Carries out requests of one kind.
+Handler = Callable[[Term, Request], Outcome]
+
+
+def request_record(term: Term, request: Request, now: datetime, content: Mapping[str, Any]) -> str:
+    """Return a journal record about a request, as JSON."""
+    return json.dumps(
+        {
+            **content,
+            "ms": round(now.timestamp() * 1000),
+            "epoch": term.epoch,
+            "by": term.holder,
+            "asked_by": request.by,
+            "request": request.id,
+        }
+    )
+
+
+def find_entry(agenda: Agenda, request: Request) -> Slot:
+    """Return the entry that a request names by its id or, if it is unique, by its name.
+
+    Raises:
+        Refused: there is no such entry.
+    """
+    name = str(request.args.get("entry") or "")
+    slot = agenda.get(name)
+    if slot is not None:
+        return slot
+    named = [slot for slot in agenda.slots() if str(slot.entry.name) == name]
+    if len(named) == 1:
+        return named[0]
+    known = sorted({str(slot.entry.name) for slot in agenda.slots()})
+    raise Refused(ReplyCode.NO_SUCH_ENTRY, entry=name, nearest=nearest(name, known), entries=len(known))

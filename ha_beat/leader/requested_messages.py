@@ -1,0 +1,160 @@
+"""Messages that are sent on request: manual runs, and the sender that backfills use, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from ha_beat import events
+from ha_beat.dispatch import Answer, Dispatcher, Operation
+from ha_beat.errors import StoreUnavailable
+from ha_beat.headers import header_of, with_header
+from ha_beat.leader.due_queue import Agenda, Slot
+from ha_beat.leader.planner import ScheduleSource
+from ha_beat.leader.request_outcome import Outcome, Refused, find_entry, request_record
+from ha_beat.reasons import AnswerKind, MessageKind, ReplyCode, Verdict
+from ha_beat.schedule.occurrence import Occurrence
+from ha_beat.store.lease import Term
+from ha_beat.store.request_queue import Request, Requests
+
+#: Outcomes of an operation whose message was enqueued.
+SENT = frozenset({AnswerKind.DONE, AnswerKind.MINE, AnswerKind.PARTIAL})
+
+
+class Schedule(Protocol):
+    """The enqueuer's part in requests."""
+
+    @property
+    def agenda(self) -> Agenda: ...
+
+    @property
+    def dispatcher(self) -> Dispatcher | None: ...
+
+    def now(self) -> datetime: ...
+
+
+class RequestedMessages:
+    """Sender of the messages of a request. They do not move the entry's position.
+
+    Each message is a numbered step of its request. The dispatch script refuses a step that was begun before and any
+    step of a request that no longer waits.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        source: ScheduleSource,
+        requests: Requests,
+        cluster: str,
+        emit: Callable[[events.Event], None],
+    ) -> None:
+        self._schedule = schedule
+        self._source = source
+        self._requests = requests
+        self._cluster = cluster
+        self._emit = emit
+        #: The last step that earlier leaders began, by the id of each request that this leader has begun.
+        self._begun_before: dict[str, int] = {}
+
+    def now(self) -> datetime:
+        """Return the scheduling time, in UTC."""
+        return self._schedule.now()
+
+    def entry(self, request: Request) -> Slot:
+        """Return the entry that a request names."""
+        return find_entry(self._schedule.agenda, request)
+
+    def task_id(self, slot: Slot, at: datetime) -> str:
+        """Return the id of the message that the schedule sends for this instant."""
+        return Occurrence(slot.id, at).task_id(self._cluster)
+
+    def begun_before(self, request: Request) -> int:
+        """Return the number of the last step that an earlier leader began, or 0. It must not be sent again."""
+        if request.id not in self._begun_before:
+            self._begun_before[request.id] = self._requests.progress(request.id)
+        return self._begun_before[request.id]
+
+    def forget(self, request_id: str) -> None:
+        """Forget an answered request."""
+        self._begun_before.pop(request_id, None)
+
+    def begin_term(self) -> None:
+        """Forget all requests: from now on this replica's earlier term counts as another leader."""
+        self._begun_before.clear()
+
+    def send(
+        self, term: Term, request: Request, slot: Slot, kind: MessageKind, steps: Sequence[tuple[int, datetime, str]]
+    ) -> list[Answer]:
+        """Send one message for each step: its number, its instant and its task id.
+
+        Raises:
+            FencedOff: the term is over.
+            StoreError: the outcome is unknown, or nothing was sent.
+        """
+        dispatcher = self._schedule.dispatcher
+        if dispatcher is None:
+            raise StoreUnavailable("no dispatch path has been chosen yet", acted=False)
+        operations = [
+            self._operation(term, request, slot, kind, dispatcher, number, at, task_id) for number, at, task_id in steps
+        ]
+        answers = dispatcher.submit(term, operations)
+        for (_, at, task_id), answer in zip(steps, answers, strict=True):
+            if answer.kind in SENT:
+                task = str(slot.entry.task)
+                self._emit(events.EnqueuedOnRequest(slot.id, task, task_id, at, kind, request.by))
+        return answers
+
+    def _operation(
+        self,
+        term: Term,
+        request: Request,
+        slot: Slot,
+        kind: MessageKind,
+        dispatcher: Dispatcher,
+        number: int,
+        at: datetime,
+        task_id: str,
+    ) -> Operation:
+        instant = Occurrence(slot.id, at).instant
+        header = header_of(
+            self._cluster,
+            slot.id,
+            instant,
+            epoch=term.epoch,
+            run_count=slot.row.run_count if slot.row else 0,
+            kind=kind,
+            request=request.id,
+        )
+        args, kwargs, options = self._source.arguments(slot)
+        message = dispatcher.prepare(slot.entry, args, kwargs, with_header(options, header, task_id))
+        content = {"kind": kind, "verdict": Verdict.ENQUEUED, "entry": slot.id, "at": instant, "id": task_id}
+        record = request_record(term, request, self.now(), content)
+        return Operation(slot.id, "", "", (record,), message, request=request.id, step=number, task_id=task_id)
+
+
+class RunHandler:
+    """Handler of ``run``: enqueue an entry's task once, now."""
+
+    def __init__(self, messages: RequestedMessages) -> None:
+        self._messages = messages
+
+    def __call__(self, term: Term, request: Request) -> Outcome:
+        """Carry out the request."""
+        messages, task_id = self._messages, request.task_id()
+        slot = messages.entry(request)
+        data = {"entry": slot.id, "task": str(slot.entry.task), "task_id": task_id}
+        if messages.begun_before(request):
+            return Outcome(ReplyCode.SENT_EARLIER, data)
+        step = (1, messages.now(), task_id)
+        (answer,) = messages.send(term, request, slot, MessageKind.MANUAL, [step])
+        if answer.kind in SENT:
+            return Outcome(ReplyCode.SENT, data)
+        match answer.kind:
+            case AnswerKind.WITHDRAWN:
+                code = ReplyCode.WITHDRAWN
+            case AnswerKind.UNCERTAIN | AnswerKind.AGAIN:
+                code = ReplyCode.UNCERTAIN
+            case _:
+                code = ReplyCode.NOT_SENT
+        raise Refused(code, **data, detail=answer.detail or answer.kind)

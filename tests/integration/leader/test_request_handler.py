@@ -1,0 +1,252 @@
+"""The request handler on a real Redis, with an enqueuer of the test's own."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import redis
+
+from ha_beat import events
+from ha_beat.clock import SystemClock
+from ha_beat.dispatch import Answer
+from ha_beat.errors import StoreUnavailable
+from ha_beat.leader.due_queue import Agenda, Slot
+from ha_beat.leader.pause import PauseState
+from ha_beat.leader.request_handler import build_request_handler
+from ha_beat.reasons import AnswerKind, ReplyCode, RequestKind
+from ha_beat.schedule.occurrence import Misfire
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import Acquired, Attempt, RedisLeaseStore, Replica, Term
+from ha_beat.store.request_queue import Pause, Reply, Request, Requests
+from ha_beat.store.scripts import text
+from ha_beat.store.shadow import Shadow
+from tests.support.servers import RedisServer
+
+KEYS = Keys("requests")
+
+
+class Entry:
+    name, task, schedule = "e", "task", "every minute"
+
+
+class UnreachableBroker:
+    """Dispatcher whose broker is unreachable."""
+
+    tries = 0
+
+    def prepare(self, *_: object) -> Any:
+        self.tries += 1
+        raise StoreUnavailable("the broker is unreachable", acted=False)
+
+
+class Stub:
+    """Enqueuer, elector and schedule source of the handler."""
+
+    def __init__(self) -> None:
+        self.agenda = Agenda()
+        self.dispatcher: Any = UnreachableBroker()
+        self.agenda.put(Slot("e", Entry(), None, Misfire(), "", self.now()), self.now() + timedelta(hours=1))
+
+    def serves(self, _: object) -> bool:
+        return True
+
+    def progress(self) -> None: ...
+
+    def reload(self) -> None: ...
+
+    def arguments(self, _: object) -> Any:
+        return [], {}, {}
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+class Clock(SystemClock):
+    ahead = 0.0
+
+    def elapsed(self) -> float:
+        return super().elapsed() + self.ahead
+
+
+class Leader:
+    """A leader's request handler, and the queue that it serves."""
+
+    def __init__(self, server: RedisServer, shadow: Shadow | None = None) -> None:
+        self.client: Any = redis.Redis.from_url(server.url)
+        self.requests = Requests(lambda: self.client, KEYS, 1000)
+        self.stub: Any = Stub()
+        self.clock, self.pause, self.events = Clock(), PauseState(), list[events.Event]()
+        self.handler, _ = build_request_handler(
+            self.requests,
+            None,  # type: ignore[arg-type]  # the journal: only a backfill reads it
+            self.stub,
+            self.pause,
+            self.stub,
+            self.stub,
+            shadow or Shadow(),
+            "requests",
+            self.clock,
+            self.events.append,
+        )
+        self.lead()
+
+    def lead(self, nonce: str = "nonce") -> None:
+        attempt = Attempt(Replica("one", "host", 1, "0", "app"), nonce, 0.0, 10.0, 1.0, "")
+        answer = RedisLeaseStore(lambda: self.client, KEYS).acquire(attempt, None, 0)
+        assert isinstance(answer, Acquired)
+        self.term: Term = answer.term
+
+    def post(self, kind: RequestKind, **args: Any) -> Request:
+        request = Request(kind, args, by="tester")
+        self.requests.post(request, lifetime=60.0)
+        return request
+
+    def attend(self, *, called: bool = True) -> float:
+        self.clock.ahead += 1.0
+        return self.handler.attend(self.term, called=called)
+
+    def reply_to(self, request: Request) -> Reply:
+        reply = self.requests.answer_to(request.id)
+        assert reply is not None
+        return reply
+
+    def carry_out(self, kind: RequestKind, **args: Any) -> Reply:
+        request = self.post(kind, **args)
+        self.attend()
+        return self.reply_to(request)
+
+    def stored_pause(self) -> str | None:
+        found = self.client.hget(KEYS.ledger, Pause.FIELD)
+        return None if found is None else text(found)
+
+
+@pytest.fixture
+def leader(shared_redis: RedisServer) -> Leader:
+    return Leader(shared_redis)
+
+
+def lose_the_answer(leader: Leader, monkeypatch: pytest.MonkeyPatch, *, written: bool) -> None:
+    """Fail the next answer, after it was written or before."""
+    answer = leader.requests.answer
+
+    def lost(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.undo()
+        if written:
+            answer(*args, **kwargs)
+        raise StoreUnavailable("no answer")
+
+    monkeypatch.setattr(leader.requests, "answer", lost)
+
+
+def test_unreachable_broker_holds_up_only_requests_that_need_it(leader: Leader) -> None:
+    """The broker is tried once per round, and the runs stay in the queue."""
+    runs = [leader.post(RequestKind.RUN, entry="e") for _ in range(5)]
+    pause = leader.post(RequestKind.PAUSE)
+    assert leader.attend() > 0
+    assert leader.reply_to(pause).code is ReplyCode.PAUSED
+    assert leader.pause.in_force
+    assert leader.stub.dispatcher.tries == 1
+    assert {request.id for request in leader.requests.waiting()[0]} == {request.id for request in runs}
+    assert leader.attend() < 1.0
+    assert leader.stub.dispatcher.tries == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"), [(AnswerKind.DONE, ReplyCode.SENT), (AnswerKind.UNCERTAIN, ReplyCode.UNCERTAIN)]
+)
+def test_lost_answer_is_repeated_unchanged(
+    answer: AnswerKind, code: ReplyCode, leader: Leader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker is unreachable by then: trying again would answer that nothing was sent."""
+    submitted: list[object] = []
+
+    def submit(*_: object) -> list[Answer]:
+        submitted.append(None)
+        return [Answer(answer if len(submitted) == 1 else AnswerKind.UNSENT)]
+
+    leader.stub.dispatcher.prepare = lambda *_: ()
+    leader.stub.dispatcher.submit = submit
+    run = leader.post(RequestKind.RUN, entry="e")
+    lose_the_answer(leader, monkeypatch, written=False)
+    leader.attend()
+    assert leader.requests.answer_to(run.id) is None
+    leader.attend()
+    assert leader.reply_to(run).code is code
+    assert len(submitted) == 1
+
+
+def test_round_ends_at_the_first_request_that_redis_fails(leader: Leader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each further attempt would wait for the command timeout on the main loop."""
+    for kind in (RequestKind.RUN, RequestKind.RUN, RequestKind.PAUSE, RequestKind.REPORT, RequestKind.NEXT):
+        leader.post(kind, entry="e")
+    tried: list[RequestKind] = []
+
+    def answer(_: Term, request: Request, *__: Any, **___: Any) -> Any:
+        tried.append(request.kind)
+        raise StoreUnavailable("no answer")
+
+    monkeypatch.setattr(leader.requests, "answer", answer)
+    leader.attend()
+    assert len(tried) == 1
+
+
+def test_request_whose_id_is_not_text_is_removed(leader: Leader) -> None:
+    """It cannot be answered, and would wait forever."""
+    leader.client.hset(KEYS.requests, b"\xff\xfe", b"1 2 {}")
+    good = leader.post(RequestKind.REPORT)
+    assert [request.id for request in leader.requests.waiting()[0]] == [good.id]
+    assert leader.client.hlen(KEYS.requests) == 1
+    leader.attend()
+    assert leader.client.hlen(KEYS.requests) == 0
+
+
+@pytest.mark.parametrize("body", ['{"kind": "of a newer version", "args": {}, "by": "me"}', "{"])
+def test_request_of_unknown_kind_is_answered(body: str, leader: Leader) -> None:
+    leader.client.hset(KEYS.requests, "newer", f"1 {10**15} {body}")
+    leader.attend()
+    reply = leader.requests.answer_to("newer")
+    assert reply == Reply(ReplyCode.UNKNOWN_REQUEST, {}, "one", leader.term.epoch)
+
+
+def test_exception_in_one_request_is_its_answer(leader: Leader) -> None:
+    assert leader.carry_out(RequestKind.NEXT, limit="many").code is ReplyCode.FAILED
+    assert leader.carry_out(RequestKind.REPORT).code is ReplyCode.REPORT
+
+
+# --- Pause
+
+
+@pytest.mark.parametrize("remembered", [Pause(1, "me", "work").encoded(), ""])
+def test_new_leader_restores_a_pause_that_the_ledger_lost(remembered: str, shared_redis: RedisServer) -> None:
+    shadow = Shadow()
+    shadow.paused, shadow.paused_gen = remembered, "the ledger before"
+    leader = Leader(shared_redis, shadow)
+    leader.attend(called=False)
+    assert leader.pause.in_force is bool(remembered)
+    assert leader.stored_pause() == (remembered or None)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_leader_remembers_its_own_pause_and_resume_for_a_lost_ledger(resumed: bool, leader: Leader) -> None:
+    if resumed:
+        leader.client.hset(KEYS.ledger, Pause.FIELD, Pause(1, "the leader before", "work").encoded())
+        leader.attend(called=False)
+    assert leader.carry_out(RequestKind.RESUME if resumed else RequestKind.PAUSE).ok
+    leader.client.flushall()
+    leader.lead("second")
+    leader.attend(called=False)
+    assert leader.pause.in_force is not resumed
+    assert (leader.stored_pause() is not None) is not resumed
+
+
+def test_pause_whose_answer_was_lost_is_in_force(leader: Leader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis knows the outcome: the pause is read before the next batch."""
+    pause = leader.post(RequestKind.PAUSE, reason="work")
+    lose_the_answer(leader, monkeypatch, written=True)
+    leader.attend()
+    leader.attend()
+    assert leader.pause.in_force
+    assert leader.reply_to(pause).code is ReplyCode.PAUSED
+    assert [event.found for event in leader.events if isinstance(event, events.Paused)] == [False]
