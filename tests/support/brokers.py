@@ -1,0 +1,48 @@
+"""Brokers without a server, for tests of the dispatch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ha_beat.dispatch.broker_adapters import Sent
+from ha_beat.errors import StoreUnavailable
+from ha_beat.reasons import PublishOutcome
+
+
+class FixedLink:
+    """A link whose client is given."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def client(self) -> Any:
+        return self._client
+
+
+@dataclass
+class FakePublisher:
+    """A broker that gives the prepared outcomes, message by message, and then accepts."""
+
+    outcomes: list[Sent | Exception] = field(default_factory=list)
+    accepted: list[str] = field(default_factory=list)
+    #: Why the broker can't be reached; checked before anything is claimed.
+    away: str = ""
+    before_send: Callable[[], object] = lambda: None
+
+    def prepare(self, *_: Any) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def ready(self) -> None:
+        if self.away:
+            raise StoreUnavailable(self.away, acted=False)
+
+    def send(self, messages: Sequence[Any]) -> Sent:
+        self.before_send()
+        sent = self.outcomes.pop(0) if self.outcomes else Sent(PublishOutcome.ACCEPTED)
+        if isinstance(sent, Exception):
+            raise sent
+        if sent.outcome == PublishOutcome.ACCEPTED:
+            self.accepted += messages
+        return sent

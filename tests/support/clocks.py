@@ -1,0 +1,17 @@
+"""Clocks for tests. One that stands still is `ha_beat.testing.SettableClock`."""
+
+from __future__ import annotations
+
+from ha_beat.clock import SystemClock
+
+
+class AdvancedClock(SystemClock):
+    """The machine's clock, moved ahead by `ahead` seconds."""
+
+    ahead = 0.0
+
+    def elapsed(self) -> float:
+        return super().elapsed() + self.ahead
+
+    def wall(self) -> float:
+        return super().wall() + self.ahead
