@@ -36,7 +36,6 @@ from ha_beat.store.connections import UrlLink
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import (
     Acquired,
-    Attempt,
     Expected,
     LeaseRecord,
     LeaseView,
@@ -52,6 +51,7 @@ from tests.faults.checker import Interval
 from tests.faults.proxy import TcpProxy, containing
 from tests.faults.stage import Stage
 from tests.guards import GUARDS
+from tests.support.leases import attempt, current
 from tests.support.servers import RedisServer, wait_for
 
 KEYS = Keys("guards")
@@ -83,13 +83,11 @@ class Hand:
         self.server = server
 
     def expected(self, *, absent: bool = False) -> Expected | None:
-        record = self.store.observe().record
-        return Expected(record.epoch, record.seq, absent) if record else None
+        return current(self.store, absent=absent)
 
     def acquire(self, expected: Expected | None, presence: str = "") -> Acquired | Refused:
-        replica = Replica(self.name, "host", 1, "0", "guards")
-        attempt = Attempt(replica, new_token(), SystemClock().elapsed(), 10.0, 1.0, presence)
-        return self.store.acquire(attempt, expected, 0)
+        made = attempt(self.name, new_token(), presence, sent_at=SystemClock().elapsed())
+        return self.store.acquire(made, expected, 0)
 
     def lead(self, presence: str = "") -> Term:
         answer = self.acquire(self.expected(), presence)

@@ -6,8 +6,8 @@ The publisher is a fake one that keeps what it accepts; the store and its script
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,41 +20,16 @@ from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import AnswerKind, PublishOutcome, TermEnd, UncertainPolicy, UncertainReason
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import Acquired, Attempt, Expected, RedisLeaseStore, Replica, Term
+from ha_beat.store.lease import RedisLeaseStore, Term
 from ha_beat.store.ledger import LedgerRow, to_micros
+from tests.support.brokers import FakePublisher, FixedLink
+from tests.support.leases import acquire, attempt
 from tests.support.servers import RedisServer
 
 KEYS = Keys("claims")
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 Act = Callable[[], object]
-
-
-@dataclass
-class FakePublisher:
-    """A broker that answers as it is told, message by message; then it accepts."""
-
-    outcomes: list[Sent | Exception] = field(default_factory=list)
-    accepted: list[str] = field(default_factory=list)
-    #: Why the broker can't be reached, asked before anything is claimed.
-    away: str = ""
-    before_send: Act = lambda: None
-
-    def prepare(self, *_: Any) -> tuple[Any, ...]:
-        raise NotImplementedError
-
-    def ready(self) -> None:
-        if self.away:
-            raise StoreUnavailable(self.away, acted=False)
-
-    def send(self, messages: Sequence[Any]) -> Sent:
-        self.before_send()
-        sent = self.outcomes.pop(0) if self.outcomes else Sent(PublishOutcome.ACCEPTED)
-        if isinstance(sent, Exception):
-            raise sent
-        if sent.outcome == PublishOutcome.ACCEPTED:
-            self.accepted += messages
-        return sent
 
 
 class Unreliable:
@@ -88,19 +63,13 @@ class Desk:
         self.store = RedisLeaseStore(lambda: self.admin, KEYS)
         self.publisher = FakePublisher()
         self.trusted = True
-        link: Any = type("Link", (), {"client": lambda _: self.client})()
         self.dispatcher = ClaimDispatcher(
-            self.publisher, link, KEYS, 1000, confirm_for=0.05, trusted=lambda _: self.trusted
+            self.publisher, FixedLink(self.client), KEYS, 1000, confirm_for=0.05, trusted=lambda _: self.trusted
         )
         self.term = self.lead(name)
 
     def lead(self, name: str = "one") -> Term:
-        record = self.store.observe().record
-        expected = Expected(record.epoch, record.seq) if record else None
-        made = Attempt(Replica(name, "host", 1, "0", "app"), f"nonce {name}", 0.0, 10.0, 1.0, "")
-        answer = self.store.acquire(made, expected, 0)
-        assert isinstance(answer, Acquired)
-        return answer.term
+        return acquire(self.store, attempt(name)).term
 
     def submit(self, *operations: Operation) -> list[Answer]:
         return self.dispatcher.submit(self.term, operations)
@@ -378,7 +347,7 @@ def test_a_newer_term_settles_what_was_left_claimed(desk: Desk, shared_redis: Re
     leave_claimed(desk)
     new = successor(shared_redis)
     claims = new.open_claims()
-    assert [(claim.entry, claim.nonce, claim.policy) for claim in claims] == [("entry", "nonce one", "skip")]
+    assert [(claim.entry, claim.nonce, claim.policy) for claim in claims] == [("entry", "nonce of one", "skip")]
     rows = new.dispatcher.give_up(new.term, claims)
     assert rows["entry"].raw == new.raw()
     assert new.row()["verdict"] == "uncertain"

@@ -13,21 +13,12 @@ import redis
 
 from ha_beat.clock import SystemClock
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import Acquired, Attempt, Expected, LeaseStore, RedisLeaseStore, Refused, Replica
+from ha_beat.store.lease import Acquired, Expected, LeaseStore, RedisLeaseStore, Refused
 from ha_beat.testing import MemoryLeaseStore
+from tests.support.leases import attempt
 from tests.support.servers import PartMissing, RedisServer, need
 
 KEYS = Keys("contract")
-
-
-def replica(name: str = "one", fingerprint: str = "app") -> Replica:
-    return Replica(name, "host", 1, "0.1", fingerprint, "http://host:1")
-
-
-def attempt(name: str = "one", nonce: str = "", presence: str = "", fingerprint: str = "app") -> Attempt:
-    return Attempt(
-        replica(name, fingerprint), nonce or f"nonce of {name}", sent_at=100.0, ttl=10.0, margin=1.0, presence=presence
-    )
 
 
 @dataclass

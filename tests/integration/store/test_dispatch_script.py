@@ -18,7 +18,9 @@ from ha_beat.errors import StoreRefused
 from ha_beat.reasons import AnswerKind, TermEnd
 from ha_beat.store.lease import Acquired, Expected, RedisLeaseStore, Renewed, Term
 from ha_beat.store.ledger import Ledger, LedgerRow
-from tests.integration.store.conftest import KEYS, RedisBench, attempt
+from tests.integration.store.conftest import KEYS, RedisBench
+from tests.support.brokers import FixedLink
+from tests.support.leases import acquire, attempt
 from tests.support.servers import RedisServer
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -31,16 +33,11 @@ class Desk:
         self.client: Any = bench.client
         self.store = RedisLeaseStore(lambda: bench.client, KEYS)
         self.ledger = Ledger(lambda: bench.client, KEYS)
-        link: Any = type("Link", (), {"client": lambda _: bench.client})()
-        self.dispatcher = AtomicDispatcher(Celery("desk", set_as_current=False), link, KEYS, 1000)
+        self.dispatcher = AtomicDispatcher(Celery("desk", set_as_current=False), FixedLink(bench.client), KEYS, 1000)
         self.term = self.lead()
 
     def lead(self, name: str = "one") -> Term:
-        record = self.store.observe().record
-        expected = Expected(record.epoch, record.seq) if record else None
-        answer = self.store.acquire(attempt(name), expected, 0)
-        assert isinstance(answer, Acquired)
-        return answer.term
+        return acquire(self.store, attempt(name)).term
 
     def submit(self, *operations: Operation, term: Term | None = None) -> list[Answer]:
         return self.dispatcher.submit(term or self.term, operations)
@@ -263,8 +260,7 @@ def test_a_right_that_is_missing_in_mid_batch_is_one_entrys_error(server_bench: 
     assert server is not None
     desk.client.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", f"-{forbidden}")
     limited = redis.Redis(host="127.0.0.1", port=server.port, username="limited", password="pw")
-    link: Any = type("Link", (), {"client": lambda _: limited})()
-    dispatcher = AtomicDispatcher(Celery("desk", set_as_current=False), link, KEYS, 1000)
+    dispatcher = AtomicDispatcher(Celery("desk", set_as_current=False), FixedLink(limited), KEYS, 1000)
     batch = [
         operation("list", commands=[push()]),
         operation("fanout", commands=[("PUBLISH", "/0.fanout", "message")]),
@@ -303,8 +299,7 @@ def test_two_users_of_one_server_of_whom_one_may_not_ask_which_it_is(
     store = RedisLeaseStore(lambda: for_lease, KEYS)
     answer = store.acquire(attempt("one"), None, 0)
     assert isinstance(answer, Acquired)
-    link: Any = type("Link", (), {"client": lambda _: for_broker})()
-    dispatcher = AtomicDispatcher(Celery("desk", set_as_current=False), link, KEYS, 1000)
+    dispatcher = AtomicDispatcher(Celery("desk", set_as_current=False), FixedLink(for_broker), KEYS, 1000)
     assert [said.kind for said in dispatcher.submit(answer.term, [operation()])] == ["done"]
     assert isinstance(store.renew(answer.term, 2, ""), Renewed)
     admin.execute_command("ACL", "DELUSER", "quiet")

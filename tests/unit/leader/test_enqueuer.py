@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import pytest
 
 from ha_beat import events
-from ha_beat.clock import SystemClock
 from ha_beat.dispatch import Answer, Dispatcher, OpenClaim, Operation
 from ha_beat.dispatch.batch import BatchScript
 from ha_beat.election.cluster_clock import SchedulingTime
@@ -25,9 +24,11 @@ from ha_beat.leader.pause import PauseState
 from ha_beat.leader.reconcile import Absence
 from ha_beat.schedule.occurrence import Misfire
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import Acquired, Attempt, Expected, RedisLeaseStore, Replica, Term, new_token
+from ha_beat.store.lease import RedisLeaseStore, Term, new_token
 from ha_beat.store.ledger import Ledger, LedgerRow, to_micros
 from ha_beat.store.shadow import Shadow
+from tests.support.clocks import AdvancedClock
+from tests.support.leases import acquire, attempt
 from tests.support.servers import RedisServer
 
 KEYS = Keys("enqueuer")
@@ -105,24 +106,12 @@ class Direct:
     def settle_up(self) -> None: ...
 
 
-class Clock(SystemClock):
-    """One whose elapsed time can be moved on."""
-
-    ahead = 0.0
-
-    def elapsed(self) -> float:
-        return super().elapsed() + self.ahead
-
-    def wall(self) -> float:
-        return super().wall() + self.ahead
-
-
 class Desk:
     """A leader's enqueuer, turned by hand."""
 
     def __init__(self, server: RedisServer) -> None:
         self.client: Any = server.client()
-        self.clock = Clock()
+        self.clock = AdvancedClock()
         self.told: list[events.Event] = []
         self.moves: list[float] = []
         self.source = Source()
@@ -147,13 +136,8 @@ class Desk:
         )
 
     def lead(self, name: str = "one") -> Tenure:
-        store = RedisLeaseStore(lambda: self.client, KEYS)
-        record = store.observe().record
-        expected = Expected(record.epoch, record.seq) if record else None
-        replica = Replica(name, "host", 1, "0", "app")
-        answer = store.acquire(Attempt(replica, new_token(), self.clock.elapsed(), 1e6, 1.0, ""), expected, 0)
-        assert isinstance(answer, Acquired)
-        return Tenure(answer, "")
+        made = attempt(name, new_token(), sent_at=self.clock.elapsed(), ttl=1e6)
+        return Tenure(acquire(RedisLeaseStore(lambda: self.client, KEYS), made), "")
 
     def later(self, seconds: float) -> None:
         """Time goes by, for Redis too."""
