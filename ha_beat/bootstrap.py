@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import cast
 
 import celery
 from celery import Celery
@@ -31,8 +30,8 @@ from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import RequestHandler, build_request_handler
 from ha_beat.monitoring.logs import LogWriter
 from ha_beat.monitoring.setup import Observation, observe
-from ha_beat.reasons import TermEnd
-from ha_beat.schedule.occurrence import Misfire, MisfirePolicy
+from ha_beat.reasons import MisfirePolicy, TermEnd
+from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.settings import Settings
 from ha_beat.signals import SignalRelay
 from ha_beat.store.connections import Link
@@ -66,10 +65,10 @@ class Runtime:
     ledger: Ledger
 
 
-def misfire(settings: Settings) -> Misfire:
+def misfire(settings: Settings) -> MisfireRules:
     """The misfire rules that hold for an entry without its own."""
-    return Misfire(
-        cast("MisfirePolicy", settings.misfire),
+    return MisfireRules(
+        MisfirePolicy(settings.misfire),
         settings.misfire_grace,
         settings.misfire_limit,
         usual_lateness=settings.lease_ttl + 1.0,

@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 
 from ha_beat.reasons import (
     DispatchPath,
+    EntryFault,
     Invariant,
     LeaseAction,
     LeaseOutcome,
+    LossKind,
     MessageKind,
     PathReason,
     RedisRisk,
@@ -195,7 +197,7 @@ class OccurrenceSkipped(Event):
     first: datetime
     until: datetime
     count: int
-    reason: SkipReason | str
+    reason: SkipReason
     detail: str = ""
 
 
@@ -219,9 +221,14 @@ class EntryFailed(Event):
     action: ClassVar[str] = "entry_failed"
 
     entry: str
-    reason: str
+    reason: EntryFault
     detail: str = ""
     exc: BaseException | None = None
+
+    @classmethod
+    def raised(cls, entry: str, reason: EntryFault, exc: Exception) -> EntryFailed:
+        """Return the event for an exception, with its type and text as the detail."""
+        return cls(entry, reason, f"{type(exc).__name__}: {exc}", exc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +237,7 @@ class StateLost(Event):
 
     action: ClassVar[str] = "state_lost"
 
-    reason: str
+    reason: LossKind
     catch_up: bool
 
 

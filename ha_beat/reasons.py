@@ -120,6 +120,67 @@ class Verdict(StrEnum):
     ABSENT = "absent"
 
 
+class MisfirePolicy(StrEnum):
+    """Which overdue occurrences of an entry are enqueued."""
+
+    #: The newest one.
+    ONCE = "once"
+    #: None.
+    SKIP = "skip"
+    #: All, up to ``misfire_limit``.
+    ALL = "all"
+
+
+class EntryFault(StrEnum):
+    """Why one entry failed. The other entries are not affected."""
+
+    #: The entry or its options cannot be read.
+    INVALID = "invalid"
+    #: Another entry has the same id.
+    DUPLICATE_ID = "duplicate_id"
+    SCHEDULE_RAISES = "schedule_raises"
+    #: The entry last ran in the future, because a clock was ahead. It stays idle until then.
+    AHEAD_OF_CLOCK = "ahead_of_clock"
+    MESSAGE_NOT_BUILT = "message_not_built"
+    #: The command that carries its message cannot be built or is not accepted.
+    NOT_SUBMITTED = "not_submitted"
+    #: The broker refused the message.
+    REFUSED = "refused"
+    #: Only some of several queues took the message.
+    PARTIAL = "partial"
+    #: The ledger row has another version or cannot be parsed.
+    ROW_UNREADABLE = "row_unreadable"
+    #: Another writer changed the ledger row.
+    ROW_CHANGED = "row_changed"
+    #: The scheduler class raised when it was notified of an outcome.
+    CALLBACK_RAISES = "callback_raises"
+
+
+class LossKind(StrEnum):
+    """How Redis lost state."""
+
+    LEDGER_LOST = "ledger_lost"
+    LEASE_AND_LEDGER_LOST = "lease_and_ledger_lost"
+    #: The ledger is older than writes that Redis had acknowledged.
+    LEDGER_BEHIND = "ledger_behind"
+    #: Redis restarted without its last writes.
+    RESTARTED_BEHIND = "restarted_behind"
+    #: Redis restarted without an append-only file, so that its last writes are lost.
+    RESTARTED_WITHOUT_AOF = "restarted_without_aof"
+    #: Redis restarted with its data. Only the writes in flight are in doubt.
+    RESTARTED = "restarted"
+    #: The new primary lacks the last writes.
+    FAILED_OVER_BEHIND = "failed_over_behind"
+    #: It is not known whether the new primary has all writes.
+    FAILED_OVER_UNKNOWN = "failed_over_unknown"
+    #: The new primary has all known writes. Only the writes in flight are in doubt.
+    FAILED_OVER = "failed_over"
+    #: An earlier leader found a loss and did not finish the recovery.
+    UNFINISHED = "unfinished"
+    #: Like ``unfinished``, and its note cannot be read.
+    UNFINISHED_UNREADABLE = "unfinished_unreadable"
+
+
 class AnswerKind(StrEnum):
     """The outcome of one dispatch operation."""
 

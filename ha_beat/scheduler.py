@@ -20,12 +20,12 @@ from ha_beat.dispatch import FencedOff
 from ha_beat.errors import ConfigurationError
 from ha_beat.leader import BrokerOutOfReach
 from ha_beat.leader.due_queue import Slot
-from ha_beat.leader.ledger_writer import NEVER
 from ha_beat.leader.reconcile import Absence
 from ha_beat.reasons import TermEnd
 from ha_beat.schedule.entry_options import EntryOptions
-from ha_beat.schedule.occurrence import Misfire
-from ha_beat.schedule.recurrence import instants_of, starting_deadline
+from ha_beat.schedule.misfire import MisfireRules
+from ha_beat.schedule.occurrence import NEVER
+from ha_beat.schedule.recurrence import recurrence_of, starting_deadline
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 
@@ -263,8 +263,8 @@ class HAMixin(_Base):
             except Exception:
                 logger.exception("Entry %s is left out", name, extra={"action": "entry_left_out", "entry": name})
 
-    def _slot(self, entry: Any, default: Misfire) -> Slot:
-        instants = instants_of(entry)
+    def _slot(self, entry: Any, default: MisfireRules) -> Slot:
+        instants = recurrence_of(entry)
         options = EntryOptions.of(
             entry.name, entry.options or {}, default, starting_deadline(entry), self.ha_settings.uncertain
         )
@@ -343,7 +343,7 @@ class HAScheduler(HAMixin, Scheduler):
         lines = []
         for name, entry in self.schedule.items():
             with suppress(Exception):
-                lines.append(f"{name} {entry.task} {_signature(entry, known=instants_of(entry) is not None)}")
+                lines.append(f"{name} {entry.task} {_signature(entry, known=recurrence_of(entry) is not None)}")
         return _digest("\n".join(sorted(lines)))
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:

@@ -313,13 +313,13 @@ GUARDS: tuple[Guard, ...] = (
         6,
         "solar: instants are rounded to the second",
         Mutant(REPLACE("event + timedelta(microseconds=500_000)"), "solar-seconds"),
-        "tests/unit/schedule/test_recurrence.py::test_solar_events_have_one_instant_each",
+        "tests/unit/schedule/test_recurrence.py::test_solar_event_has_one_instant",
     ),
     Guard(
         6,
         "occurrence: its task id is the same on every replica",
         Mutant(REPLACE("str(uuid.uuid4())"), "occurrence-task-id"),
-        "tests/unit/schedule/test_occurrence.py::test_an_occurrence_has_one_task_id_for_whoever_enqueues_it",
+        "tests/unit/schedule/test_occurrence.py::test_task_id_is_the_same_in_each_replica_and_version",
     ),
     Guard(
         6,
@@ -649,7 +649,7 @@ GUARDS: tuple[Guard, ...] = (
         15,
         "misfire: what `once` passes over is recorded",
         Mutant(DROP, "misfire-verdict"),
-        "tests/unit/schedule/test_occurrence.py::test_every_instant_gets_exactly_one_verdict",
+        "tests/unit/schedule/test_misfire.py::test_each_instant_gets_exactly_one_verdict",
     ),
     Guard(
         15,
@@ -746,7 +746,7 @@ GUARDS: tuple[Guard, ...] = (
         19,
         "occurrence: one spelling for an instant",
         Mutant(REPLACE("self.scheduled_at.isoformat()"), "instant-spelling"),
-        "tests/unit/schedule/test_occurrence.py::test_an_instant_is_spelled_in_one_way",
+        "tests/unit/schedule/test_occurrence.py::test_instant_has_one_spelling",
     ),
     Guard(
         20,

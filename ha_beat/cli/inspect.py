@@ -255,10 +255,14 @@ def _line(record: Record) -> tuple[object, ...]:
         return recorded, record.event, "", "", "", record.by, record.epoch, phrase(record.reason, record.detail)
     if isinstance(record, VerdictRecord):
         what = record.verdict if record.kind == "occurrence" else f"{record.verdict} ({record.kind})"
-        meant, late, detail = f"{record.first:%Y-%m-%d %H:%M:%S.%f}"[:-3] + "Z", "", record.reason
+        meant, late, detail = (
+            f"{record.first:%Y-%m-%d %H:%M:%S.%f}"[:-3] + "Z",
+            "",
+            ": ".join(filter(None, (record.reason, record.detail))),
+        )
         if record.verdict == "skipped":
             many = record.count if record.count >= 0 else "many"
-            detail = f"{many} until {record.until:%Y-%m-%d %H:%M:%S}Z: {record.reason}" if many != 1 else record.reason
+            detail = f"{many} until {record.until:%Y-%m-%d %H:%M:%S}Z: {detail}" if many != 1 else detail
         elif record.kind == "occurrence":
             late = output.lasting(record.lateness)
         if record.task_id:

@@ -16,6 +16,7 @@ from ha_beat.cli.cluster import CantTell, NotWell, on_cluster
 from ha_beat.cli.last_runs import LastRun, RedBeat, of_celerybeat
 from ha_beat.client import ClusterClient
 from ha_beat.leader.due_queue import Slot
+from ha_beat.reasons import Verdict
 from ha_beat.scheduler import HAMixin, HAScheduler
 from ha_beat.settings import redact_url
 from ha_beat.store.connections import link_to
@@ -168,7 +169,7 @@ def _step(slot: Slot, last: LastRun | None, raw: str | None, now: datetime, *, f
             return Step(slot, last.at, "no: the ledger knows it already (--force)")
         if found.base >= last.at:
             return Step(slot, last.at, "no: the ledger knows of a later run")
-    row = LedgerRow(base=last.at, verdict="armed", run_count=last.count, signature=slot.signature, raw=raw or "")
+    row = LedgerRow(base=last.at, verdict=Verdict.ARMED, run_count=last.count, signature=slot.signature, raw=raw or "")
     return Step(slot, last.at, "yes", row)
 
 

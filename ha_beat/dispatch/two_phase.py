@@ -32,7 +32,7 @@ from ha_beat.dispatch.lease_marker import StoreMark
 from ha_beat.dispatch.protocol import Answer, FencedOff, OpenClaim, Operation
 from ha_beat.dispatch.publisher import DeferredPublish
 from ha_beat.errors import StoreError, StoreUnavailable
-from ha_beat.reasons import AnswerKind, PublishOutcome, UncertainPolicy, UncertainReason
+from ha_beat.reasons import AnswerKind, PublishOutcome, UncertainPolicy, UncertainReason, Verdict
 from ha_beat.store.connections import Link
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term, fence_reason
@@ -116,12 +116,12 @@ def uncertain_row(
     claimed: LedgerRow, reason: UncertainReason = UncertainReason.UNCONFIRMED, detail: str = ""
 ) -> LedgerRow:
     """Return the row of a claimed occurrence whose outcome is unknown; the same for each replica that writes it."""
-    row = replace(claimed, verdict="uncertain", reason=reason, detail=detail[:_MAX_DETAIL])
+    row = replace(claimed, verdict=Verdict.UNCERTAIN, reason=reason, detail=detail[:_MAX_DETAIL])
     return replace(row, raw=row.encoded())
 
 
 def claimed_row(final: LedgerRow) -> LedgerRow:
-    row = replace(final, verdict="claimed")
+    row = replace(final, verdict=Verdict.CLAIMED)
     return replace(row, raw=row.encoded())
 
 
@@ -428,7 +428,7 @@ def _new_claim(term: Term, operation: Operation) -> _Claimed:
         "row": row.raw if row is not None else "",
         "records": operation.records,
     }
-    sent_before = expected is not None and expected.verdict == "claimed" and expected.task_id == operation.task_id
+    sent_before = expected is not None and expected.verdict is Verdict.CLAIMED and expected.task_id == operation.task_id
     return _Claimed(operation, term.nonce, json.dumps(claim, separators=(",", ":")), row, sent_before)
 
 

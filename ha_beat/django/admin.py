@@ -33,11 +33,11 @@ from ha_beat.django.cluster_view import EntryState, ask, celery_app, cluster, pa
 from ha_beat.django.entries import RowEntry, misfire_headers
 from ha_beat.django.models import Cluster
 from ha_beat.errors import ConfigurationError, HaBeatError
-from ha_beat.leader.ledger_writer import NEVER
 from ha_beat.monitoring.request_wording import reply_text
 from ha_beat.reasons import RequestKind
 from ha_beat.schedule.entry_options import KEY, EntryOptions
-from ha_beat.schedule.occurrence import FOREVER, Misfire
+from ha_beat.schedule.misfire import MisfireRules
+from ha_beat.schedule.occurrence import FOREVER, NEVER
 
 CONTROL = "ha_beat.control_cluster"
 
@@ -186,7 +186,7 @@ class MisfireForm(PeriodicTaskForm):  # type: ignore[misc]  # django-celery-beat
             return data
         try:
             # Beat leaves out a task with invalid rules and only logs it.
-            EntryOptions.of(str(data.get("name") or ""), headers, Misfire(), None)
+            EntryOptions.of(str(data.get("name") or ""), headers, MisfireRules(), None)
         except ConfigurationError as exc:
             self.add_error("headers", str(exc))
             return data

@@ -15,9 +15,9 @@ from django_celery_beat.schedulers import ModelEntry
 
 from ha_beat.django.instants import Cached, instants_of, utc
 from ha_beat.errors import HaBeatError
-from ha_beat.leader.ledger_writer import NEVER
 from ha_beat.schedule.entry_options import KEY, EntryOptions
-from ha_beat.schedule.occurrence import Misfire
+from ha_beat.schedule.misfire import MisfireRules
+from ha_beat.schedule.occurrence import NEVER
 from ha_beat.schedule.recurrence import starting_deadline
 
 
@@ -62,7 +62,7 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
         self.instants = Cached(instants_of(model, self.schedule))
         self.signature = _signature(model, self.schedule)
         self.expires = utc(model.expires) if model.expires else None
-        self._rules: tuple[tuple[Misfire, str], EntryOptions] | None = None
+        self._rules: tuple[tuple[MisfireRules, str], EntryOptions] | None = None
         self.since: datetime | None = None
         self.once = bool(model.one_off) or isinstance(self.schedule, clocked)
         self.update_run_state(last_run_at, int(model.total_run_count), model.date_changed)
@@ -94,7 +94,7 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
         elif changed is not None and (checked_before is not None or not self.total_run_count):
             self.since = min(max(_changed_at(changed), checked_before or NEVER), now)
 
-    def rules(self, misfire: Misfire, uncertain: str) -> EntryOptions:
+    def rules(self, misfire: MisfireRules, uncertain: str) -> EntryOptions:
         """Return the entry's own rules, completed by the cluster's. Raises ConfigurationError."""
         if self._rules is None or self._rules[0] != (misfire, uncertain):
             own = EntryOptions.of(self.name, self.options, misfire, starting_deadline(self), uncertain)

@@ -9,8 +9,8 @@ from celery.schedules import crontab, schedule, solar
 from django_celery_beat.clockedschedule import clocked
 
 from ha_beat.schedule import recurrence as timetable
-from ha_beat.schedule.occurrence import FOREVER, Instants, origin
-from ha_beat.schedule.recurrence import Crontab, Interval, Solar
+from ha_beat.schedule.occurrence import FOREVER
+from ha_beat.schedule.recurrence import Crontab, Interval, Recurrence, Solar, origin
 
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -39,7 +39,7 @@ class Window:
     The first instant of an interval with a start is the start itself.
     """
 
-    def __init__(self, inner: Instants, start: datetime | None, until: datetime | None) -> None:
+    def __init__(self, inner: Recurrence, start: datetime | None, until: datetime | None) -> None:
         self._inner = inner
         self._start = start
         self._until = until
@@ -85,7 +85,7 @@ class Cached:
     Each row has a separate cache, so that a standby can compute the next instant of every row before it leads.
     """
 
-    def __init__(self, inner: Instants) -> None:
+    def __init__(self, inner: Recurrence) -> None:
         self.inner = inner
         self._last: tuple[datetime, datetime] | None = None
 
@@ -105,7 +105,7 @@ class Cached:
         return origin(self.inner, now)
 
 
-def instants_of(row: Any, source: Any) -> Instants:
+def instants_of(row: Any, source: Any) -> Recurrence:
     """Return the due instants of a row with the schedule ``source``.
 
     Raises:
@@ -118,7 +118,7 @@ def instants_of(row: Any, source: Any) -> Instants:
     return inner if start is None and until is None else Window(inner, start, until)
 
 
-def _inner(source: Any) -> Instants:
+def _inner(source: Any) -> Recurrence:
     if isinstance(source, clocked):
         return Clocked(utc(source.clocked_time))
     if isinstance(source, crontab):

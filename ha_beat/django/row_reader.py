@@ -14,6 +14,7 @@ from django.db.models import QuerySet
 from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.django.entries import RowEntry
+from ha_beat.reasons import EntryFault
 
 #: Seconds between complete reads. ``QuerySet.update()`` does not mark the schedule as changed.
 FULL_READ_INTERVAL = 300.0
@@ -153,7 +154,7 @@ class RowReader:
                 definition = definitions.get(pk, ())
                 if self._unreadable.get(pk) != definition:
                     self._unreadable[pk] = definition
-                    self._emit(events.EntryFailed(model.name, f"it is left out: {exc}"))
+                    self._emit(events.EntryFailed(model.name, EntryFault.INVALID, str(exc)))
         return made
 
     def _models(self, ids: Sequence[str], *, everything: bool) -> Iterable[Any]:

@@ -22,9 +22,9 @@ from ha_beat.django.row_sync import POLL_INTERVAL, RowSync
 from ha_beat.django.row_writer import CLOCK_TOLERANCE, RowWriter, Run
 from ha_beat.events import Event, TermEnded
 from ha_beat.leader.due_queue import Slot
-from ha_beat.leader.ledger_writer import NEVER
 from ha_beat.leader.reconcile import Absence
-from ha_beat.schedule.occurrence import Misfire
+from ha_beat.schedule.misfire import MisfireRules
+from ha_beat.schedule.occurrence import NEVER
 from ha_beat.scheduler import HAMixin
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
@@ -193,7 +193,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
             except Exception:
                 logger.exception("Entry %s is left out", name, extra={"action": "entry_left_out", "entry": name})
 
-    def _row_slot(self, entry: RowEntry, default: Misfire, now: datetime) -> Slot:
+    def _row_slot(self, entry: RowEntry, default: MisfireRules, now: datetime) -> Slot:
         stored = entry.stored_last_run_at
         rules = entry.rules(default, self.ha_settings.uncertain)
         return Slot(

@@ -24,6 +24,7 @@ from kombu.utils.json import dumps
 
 from ha_beat import events
 from ha_beat.django.entries import misfire_headers
+from ha_beat.reasons import EntryFault
 from ha_beat.schedule.entry_options import KEY
 
 logger = logging.getLogger("ha_beat")
@@ -96,7 +97,7 @@ def write(
             if isinstance(exc, AnyDatabaseError) and not isinstance(exc, DataError | IntegrityError):
                 raise
             # The fault is in this entry; the others are still written.
-            emit(events.EntryFailed(name, f"the settings' entry is left out: {type(exc).__name__}: {exc}", exc=exc))
+            emit(events.EntryFailed.raised(name, EntryFault.INVALID, exc))
     return written
 
 

@@ -13,14 +13,14 @@ from ha_beat.leader.due_queue import Slot
 from ha_beat.leader.request_outcome import Outcome, Refused
 from ha_beat.leader.requested_messages import SENT, RequestedMessages
 from ha_beat.reasons import AnswerKind, BackfillOutcome, MessageKind, ReplyCode, Verdict
-from ha_beat.schedule.occurrence import Instants, Occurrence
-from ha_beat.schedule.recurrence import first_from
+from ha_beat.schedule.occurrence import Occurrence
+from ha_beat.schedule.recurrence import Recurrence, first_from
 from ha_beat.store.journal import Journal, VerdictRecord
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import from_micros
 from ha_beat.store.request_queue import Request
 
-#: Instants that one backfill may cover.
+#: Recurrence that one backfill may cover.
 BACKFILL_LIMIT = 1000
 
 #: Messages that one script enqueues.
@@ -42,7 +42,7 @@ class BackfillInstant:
     detail: str = ""
 
 
-def due_between(instants: Instants, base: datetime, since: datetime, until: datetime) -> Iterator[datetime]:
+def due_between(instants: Recurrence, base: datetime, since: datetime, until: datetime) -> Iterator[datetime]:
     """Yield the due instants in ``[since, until)``, in UTC. ``base`` is a known due instant."""
     at = first_from(instants, base, since)
     while at < until:

@@ -14,8 +14,10 @@ from ha_beat.leader.due_queue import Agenda, Slot
 from ha_beat.leader.ledger_writer import Scribe, Work
 from ha_beat.leader.open_claims import Claims
 from ha_beat.leader.options import Rules
-from ha_beat.leader.planner import Planner, ScheduleSource, schedule_raises
-from ha_beat.schedule.occurrence import Due, Occurrence, Skipped
+from ha_beat.leader.planner import Planner, ScheduleSource
+from ha_beat.reasons import EntryFault, SkipReason, Verdict
+from ha_beat.schedule.misfire import Decision, Skipped
+from ha_beat.schedule.occurrence import Occurrence
 
 #: Seconds until an entry whose schedule raises is asked again.
 SCHEDULE_RETRY = 60.0
@@ -80,20 +82,19 @@ class Gatherer:
         try:
             if slot.instants is None and not slot.redo and not self._seen_due(slot, agenda, now):
                 return None
-            due = slot.settle(now)
+            due = slot.decide(now)
         except Exception as exc:
-            self._emit(events.EntryFailed(slot.label, schedule_raises(exc), exc=exc))
+            self._emit(events.EntryFailed.raised(slot.label, EntryFault.SCHEDULE_RAISES, exc))
             agenda.put(slot, slot.due_at or now, now + timedelta(seconds=SCHEDULE_RETRY))
             return None
         if due.send is None:
-            return scribe.skipped(slot, due.skipped or _only(due, "missed"), due.position)
+            return scribe.skipped(slot, due.skipped or _only(due, SkipReason.MISSED), due.position)
         if self._given_up(slot, due.send, now):
             if slot.redo:
                 self._claims.abandon(dispatcher, agenda, scribe.term, slot)
                 self._planner.plan(agenda, slot, now)
                 return None
-            reason = "not enqueued within the publish deadline"
-            return scribe.skipped(slot, _with(due, reason), due.position)
+            return scribe.skipped(slot, _with(due, SkipReason.NOT_PUBLISHED, slot.detail), due.position)
         if away is not None:
             raise away
         try:
@@ -101,14 +102,14 @@ class Gatherer:
         except StoreError:
             raise
         except Exception as exc:
-            why = f"no message could be made: {type(exc).__name__}: {exc}"
-            self._emit(events.EntryFailed(slot.label, why, exc=exc))
-            return scribe.skipped(slot, _with(due, why[:500]), due.position)
+            failed = events.EntryFailed.raised(slot.label, EntryFault.MESSAGE_NOT_BUILT, exc)
+            self._emit(failed)
+            return scribe.skipped(slot, _with(due, SkipReason.NO_MESSAGE, failed.detail[:500]), due.position)
 
-    def _message_for(self, scribe: Scribe, slot: Slot, due: Due, send: datetime, dispatcher: Dispatcher) -> Work:
+    def _message_for(self, scribe: Scribe, slot: Slot, due: Decision, send: datetime, dispatcher: Dispatcher) -> Work:
         occurrence = Occurrence(slot.id, send)
         task_id = occurrence.task_id(self._cluster)
-        row = scribe.row(slot, due.position, "enqueued", scheduled_at=send, task_id=task_id)
+        row = scribe.row(slot, due.position, Verdict.ENQUEUED, scheduled_at=send, task_id=task_id)
         epoch = scribe.term.epoch
         header = header_of(self._cluster, slot.id, occurrence.instant, epoch=epoch, run_count=row.run_count)
         args, kwargs, options = self._source.arguments(slot)
@@ -154,15 +155,15 @@ class Gatherer:
         return tried > deadline if overdue_before else late > deadline
 
 
-def _only(due: Due, reason: str) -> Skipped:
+def _only(due: Decision, reason: SkipReason, detail: str = "") -> Skipped:
     """The one instant that is due, as a range."""
-    return Skipped(due.position, due.position + timedelta(microseconds=1), 1, reason)
+    return Skipped(due.position, due.position + timedelta(microseconds=1), 1, reason, detail)
 
 
-def _with(due: Due, reason: str) -> Skipped:
+def _with(due: Decision, reason: SkipReason, detail: str) -> Skipped:
     """What is due, passed over with what was to be passed over anyway."""
-    only = _only(due, reason)
+    only = _only(due, reason, detail)
     before = due.skipped
     if before is None:
         return only
-    return Skipped(before.first, only.until, before.count + 1 if before.count >= 0 else -1, reason)
+    return Skipped(before.first, only.until, before.count + 1 if before.count >= 0 else -1, reason, detail)

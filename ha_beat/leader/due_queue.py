@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from ha_beat.reasons import UncertainPolicy
-from ha_beat.schedule.occurrence import Due, Instants, Misfire
+from ha_beat.reasons import UncertainPolicy, Verdict
+from ha_beat.schedule.misfire import Decision, MisfireRules
+from ha_beat.schedule.recurrence import Recurrence
 from ha_beat.store.ledger import LedgerRow
 
 
@@ -23,13 +24,15 @@ class Slot:
 
     id: str
     entry: Any
-    instants: Instants | None
-    misfire: Misfire
+    instants: Recurrence | None
+    misfire: MisfireRules
     signature: str
     base: datetime
     row: LedgerRow | None = None
     due_at: datetime | None = None
     failing_since: datetime | None = None
+    #: The error of the last attempt to enqueue it.
+    detail: str = ""
     #: Whether the row's own occurrence is to be sent once more: nobody knows whether it was.
     redo: bool = False
     uncertain: UncertainPolicy = UncertainPolicy.SKIP
@@ -59,7 +62,7 @@ class Slot:
         row = self.row
         if (
             row is None
-            or row.verdict == "absent"  # guard: runs-after-absence
+            or row.verdict is Verdict.ABSENT  # guard: runs-after-absence
             or self.resumed
         ):
             return self.run_count
@@ -69,14 +72,14 @@ class Slot:
     def expected(self) -> str:
         return self.row.raw if self.row is not None else ""
 
-    def settle(self, now: datetime) -> Due:
+    def decide(self, now: datetime) -> Decision:
         """What to do about this entry, which is due."""
         due_at = self.due_at or now
         if self.redo and self.row is not None:
-            return Due(due_at, self.row.base)
+            return Decision(due_at, self.row.base)
         if self.instants is None:
-            return Due(due_at, due_at)
-        return self.misfire.settle(self.instants, due_at, now)
+            return Decision(due_at, due_at)
+        return self.misfire.decide(self.instants, due_at, now)
 
 
 @dataclass(slots=True)

@@ -29,6 +29,7 @@ from ha_beat.leader.planner import Planner, ScheduleSource
 from ha_beat.leader.reconcile import take_over
 from ha_beat.leader.results import Settler
 from ha_beat.leader.state_loss import Loss, assess, with_unfinished
+from ha_beat.reasons import EntryFault
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import Ledger
 from ha_beat.store.shadow import Shadow
@@ -297,7 +298,7 @@ class Enqueuer:
             self._say(ledger, acquired.term, self._loss.encoded())  # guard: loss-noted
         self._assessed = tenure.nonce
         if self._loss is not None and self._loss.total:
-            self._emit(events.StateLost(self._loss.why, self._rules.catch_up_after_loss))
+            self._emit(events.StateLost(self._loss.kind, self._rules.catch_up_after_loss))
 
     def _finish(self, dispatcher: Dispatcher, term: Term) -> None:
         """All that had to be written before work begins is in the ledger."""
@@ -359,7 +360,7 @@ class Enqueuer:
             self._alone = [*works, *self._alone]
             return
         slot, now = works[0].slot, self.now()
-        self._emit(events.EntryFailed(slot.label, f"it can't be handed over: {type(exc).__name__}: {exc}", exc=exc))
+        self._emit(events.EntryFailed.raised(slot.label, EntryFault.NOT_SUBMITTED, exc))
         if slot.entry is not None:
-            slot.failing_since = slot.failing_since or now
+            slot.failing_since, slot.detail = slot.failing_since or now, f"{type(exc).__name__}: {exc}"
             self._agenda.put(slot, slot.due_at or now, now + timedelta(seconds=SCHEDULE_RETRY))

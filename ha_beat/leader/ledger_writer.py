@@ -9,9 +9,11 @@ from typing import Any
 
 from ha_beat.dispatch import Operation
 from ha_beat.leader.due_queue import Slot
-from ha_beat.schedule.occurrence import FOREVER, Due, Occurrence, Skipped
+from ha_beat.reasons import Verdict
+from ha_beat.schedule.misfire import Decision, Skipped
+from ha_beat.schedule.occurrence import FOREVER, Occurrence
 from ha_beat.store.lease import Term
-from ha_beat.store.ledger import LedgerRow, Verdict, to_micros
+from ha_beat.store.ledger import LedgerRow, to_micros
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Work:
     slot: Slot
     operation: Operation
     row: LedgerRow
-    due: Due | None = None
+    due: Decision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,13 @@ class Scribe:
         *,
         scheduled_at: datetime | None = None,
         reason: str = "",
+        detail: str = "",
         task_id: str = "",
         in_doubt_until: datetime | None = None,
     ) -> LedgerRow:
         before = slot.row
         again = before is not None and before.task_id == task_id and bool(task_id)
-        run_count = slot.runs + (verdict == "enqueued" and not again)
+        run_count = slot.runs + (verdict is Verdict.ENQUEUED and not again)
         row = LedgerRow(
             base=base,
             verdict=verdict,
@@ -61,6 +64,7 @@ class Scribe:
             nonce=self.term.nonce,
             run_count=run_count,
             reason=reason,
+            detail=detail,
             task_id=task_id,
             signature=slot.signature,
         )
@@ -68,12 +72,12 @@ class Scribe:
 
     def armed(self, slot: Slot, *, in_doubt_until: datetime | None = None) -> Work:
         """From now on the cluster owes this entry its occurrences, whoever leads; but none that is in doubt."""
-        row = self.row(slot, slot.base, "armed", in_doubt_until=in_doubt_until)
+        row = self.row(slot, slot.base, Verdict.ARMED, in_doubt_until=in_doubt_until)
         return Work(slot, Operation(slot.id, slot.expected, row.raw), row)
 
     def absent(self, slot: Slot) -> Work:
         """The entry is gone or disabled: from now on it is owed nothing, until it is armed again."""
-        row = self.row(slot, slot.base, "absent")
+        row = self.row(slot, slot.base, Verdict.ABSENT)
         return Work(slot, Operation(slot.id, slot.expected, row.raw), row)
 
     def forgotten(self, slot: Slot, row: LedgerRow) -> Work:
@@ -82,26 +86,29 @@ class Scribe:
 
     def skipped(self, slot: Slot, skipped: Skipped, position: datetime, *, last: datetime | None = None) -> Work:
         """Instants that get their verdict without a message. ``last`` of them is the position, unless given."""
-        row = self.row(slot, position, "skipped", scheduled_at=last or position, reason=skipped.reason)
+        row = self.row(
+            slot, position, Verdict.SKIPPED, scheduled_at=last or position, reason=skipped.reason, detail=skipped.detail
+        )
         operation = Operation(slot.id, slot.expected, row.raw, (self.skip_record(slot, skipped, position),))
-        return Work(slot, operation, row, Due(None, position, skipped))
+        return Work(slot, operation, row, Decision(None, position, skipped))
 
     def enqueued_record(self, slot: Slot, at: datetime, task_id: str) -> str:
-        return self._record("enqueued", slot, at=Occurrence(slot.id, at).instant, id=task_id, base=to_micros(at))
+        return self._record(Verdict.ENQUEUED, slot, at=Occurrence(slot.id, at).instant, id=task_id, base=to_micros(at))
 
     def skip_record(self, slot: Slot, skipped: Skipped, position: datetime | None = None) -> str:
         """The range; ``position`` is what the entry is at with it, where no other record says so."""
         return self._record(
-            "skipped",
+            Verdict.SKIPPED,
             slot,
             **{"from": Occurrence(slot.id, skipped.first).instant},
             until=Occurrence(slot.id, skipped.until).instant,
             count=skipped.count,
             why=skipped.reason,
+            **({"detail": skipped.detail} if skipped.detail else {}),
             **({"base": to_micros(position)} if position is not None else {}),
         )
 
-    def _record(self, verdict: str, slot: Slot, **details: Any) -> str:
+    def _record(self, verdict: Verdict, slot: Slot, **details: Any) -> str:
         return json.dumps(
             {
                 "verdict": verdict,
@@ -124,7 +131,3 @@ def _following(slot: Slot, base: datetime) -> datetime | None:
     except Exception:  # told when it is put on the agenda
         return None
     return following if following < FOREVER else None
-
-
-#: The ``base`` of an entry whose own store knows of no run.
-NEVER = datetime.fromisoformat("1970-01-01T00:00:00+00:00")

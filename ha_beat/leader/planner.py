@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ha_beat import events
 from ha_beat.leader.due_queue import Agenda, Slot
 from ha_beat.leader.reconcile import Absence
+from ha_beat.reasons import EntryFault
 from ha_beat.schedule.occurrence import FOREVER
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
@@ -66,7 +67,7 @@ class Planner:
         try:
             due_at = slot.instants.next_after(slot.base)
         except Exception as exc:
-            self._emit(events.EntryFailed(slot.label, schedule_raises(exc), exc=exc))
+            self._emit(events.EntryFailed.raised(slot.label, EntryFault.SCHEDULE_RAISES, exc))
             agenda.drop(slot)
             return
         if due_at >= FOREVER:
@@ -80,9 +81,4 @@ class Planner:
         try:
             tell()
         except Exception as exc:
-            why = f"the scheduler class can't take in what became of it: {type(exc).__name__}: {exc}"
-            self._emit(events.EntryFailed(slot.label, why, exc=exc))
-
-
-def schedule_raises(exc: Exception) -> str:
-    return f"its schedule raises {type(exc).__name__}: {exc}"
+            self._emit(events.EntryFailed.raised(slot.label, EntryFault.CALLBACK_RAISES, exc))

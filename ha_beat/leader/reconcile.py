@@ -8,9 +8,12 @@ from datetime import datetime, timedelta
 
 from ha_beat import events
 from ha_beat.leader.due_queue import Slot
-from ha_beat.leader.ledger_writer import NEVER, Scribe, Work
+from ha_beat.leader.ledger_writer import Scribe, Work
 from ha_beat.leader.state_loss import Loss
-from ha_beat.schedule.occurrence import Misfire, Skipped, newest_due, origin
+from ha_beat.reasons import EntryFault, SkipReason, Verdict
+from ha_beat.schedule.misfire import MisfireRules, Skipped, newest_due
+from ha_beat.schedule.occurrence import NEVER
+from ha_beat.schedule.recurrence import origin
 from ha_beat.store.ledger import KEEP_ABSENT, LedgerRow
 from ha_beat.store.shadow import Shadow
 
@@ -64,7 +67,7 @@ def take_over(
         raw = rows.get(slot.id)
         row = LedgerRow.parse(raw) if raw is not None else None
         if raw is not None and row is None:
-            emit(events.EntryFailed(slot.label, "its ledger row is not of this version; left alone"))
+            emit(events.EntryFailed(slot.label, EntryFault.ROW_UNREADABLE))
             continue
         slot.row = row
         slot.resumed = slot.resumed and not _dealt_with(slot, row)  # guard: resumed-once
@@ -77,7 +80,7 @@ def take_over(
         try:
             work = _place(slot, row, shadow.position(slot.id), loss, scribe, catch_up=catch_up)
         except Exception as exc:
-            emit(events.EntryFailed(slot.label, f"its schedule raises {type(exc).__name__}: {exc}", exc=exc))
+            emit(events.EntryFailed.raised(slot.label, EntryFault.SCHEDULE_RAISES, exc))
             continue
         taken.slots.append(slot)
         if slot.base > scribe.now + _FAR_AHEAD:
@@ -102,7 +105,7 @@ def _distinct(slots: Iterable[Slot], present: set[str], emit: Callable[[events.E
     """Of slots with one id only the first: they would undo each other's row. Adds the ids to those present."""
     for slot in slots:
         if slot.id in present:
-            emit(events.EntryFailed(slot.label, f"another entry has its id, {slot.id!r}, already; left out"))
+            emit(events.EntryFailed(slot.label, EntryFault.DUPLICATE_ID, slot.id))
         else:
             present.add(slot.id)
             yield slot
@@ -111,9 +114,8 @@ def _distinct(slots: Iterable[Slot], present: set[str], emit: Callable[[events.E
 def _tell_of_silence(ahead: list[Slot], emit: Callable[[events.Event], None]) -> None:
     """The time was wrong when they ran, and has been put right: rather silence than a second message."""
     worst = max(ahead, key=lambda slot: slot.base)
-    others = f" (and {len(ahead) - 1} other entries likewise)" if len(ahead) > 1 else ""
-    why = f"it ran by a clock that was ahead: nothing is due before {worst.base}, so that nothing runs twice{others}"
-    emit(events.EntryFailed(worst.label, why))
+    detail = f"until {worst.base.isoformat()}" + (f", {len(ahead)} entries in all" if len(ahead) > 1 else "")
+    emit(events.EntryFailed(worst.label, EntryFault.AHEAD_OF_CLOCK, detail))
 
 
 def _of_others(
@@ -131,9 +133,9 @@ def _of_others(
         if row is None and entry in rows:
             continue
         base = max(filter(None, (row.base if row else None, lost.get(entry))))
-        slot = Slot(entry, None, None, Misfire(), row.signature if row else "", base, row)
+        slot = Slot(entry, None, None, MisfireRules(), row.signature if row else "", base, row)
         following = row.following if row is not None and entry not in lost else None
-        if row is not None and row.verdict == "absent":
+        if row is not None and row.verdict is Verdict.ABSENT:
             works += [scribe.absent(slot)] if entry in lost else []
         elif not catch_up and base < loss.floor and (following is None or following <= loss.floor):
             works.append(scribe.armed(slot, in_doubt_until=loss.floor))  # guard: in-doubt-of-others
@@ -144,12 +146,12 @@ def _of_others(
 
 def _needs_certainty(slot: Slot, row: LedgerRow | None) -> bool:
     """What this replica knows of the entry differs from what the last leader knew, which may be the newer."""
-    return row is not None and (row.verdict == "absent" or row.signature != slot.signature)
+    return row is not None and (row.verdict is Verdict.ABSENT or row.signature != slot.signature)
 
 
 def _dealt_with(slot: Slot, row: LedgerRow | None) -> bool:
     """That the entry was off and is on again, this replica may have seen when another led, who has written it since."""
-    if row is None or row.verdict == "absent" or slot.since is None:
+    if row is None or row.verdict is Verdict.ABSENT or slot.since is None:
         return False
     return row.dispatched_ms >= slot.since.timestamp() * 1000
 
@@ -163,8 +165,8 @@ def _absences(rows: Mapping[str, str], shadow: Shadow, scribe: Scribe) -> list[W
         if row is None:
             continue
         base = max(row.base, shadow.position(entry) or row.base)
-        slot = Slot(entry, None, None, Misfire(), row.signature, base, row)
-        if row.verdict != "absent":
+        slot = Slot(entry, None, None, MisfireRules(), row.signature, base, row)
+        if row.verdict is not Verdict.ABSENT:
             works.append(scribe.absent(slot))
         elif row.dispatched_ms < forget_before.timestamp() * 1000:  # guard: absence-remembered
             works.append(scribe.forgotten(slot, row))
@@ -176,7 +178,7 @@ def _place(
 ) -> Work | None:
     now = scribe.now
     known = [base for base in (row.base if row else None, shadowed) if base is not None]
-    off = slot.resumed or (row is not None and row.verdict == "absent")  # guard: absent-counts-from-now
+    off = slot.resumed or (row is not None and row.verdict is Verdict.ABSENT)  # guard: absent-counts-from-now
     changed = row is not None and row.signature != slot.signature
     edited = changed and not off
     behind = row is None or (bool(known) and max(known) > row.base)
@@ -203,7 +205,7 @@ def _place(
     dropped = row.following if edited and row is not None else None
     if dropped is not None and reached < dropped <= slot.base:  # guard: edit-drops-recorded
         # Due by the old schedule, and nobody led: what else it owed until the edit only the release before knows.
-        skipped = Skipped(dropped, slot.base + _INSTANT, -1, "edited")
+        skipped = Skipped(dropped, slot.base + _INSTANT, -1, SkipReason.EDITED)
         return scribe.skipped(slot, skipped, slot.base, last=dropped)
     return scribe.armed(slot) if edited or off or behind or slot.base > reached else None  # guard: start-recorded
 
@@ -212,7 +214,7 @@ def _was_off(slot: Slot, row: LedgerRow | None) -> bool:
     """Whether it has been off since its last run though nobody led who would have written that down."""
     ran = (
         row is not None
-        and row.verdict in {"enqueued", "uncertain"}
+        and row.verdict in {Verdict.ENQUEUED, Verdict.UNCERTAIN}
         and row.run_count <= slot.run_count  # guard: stale-store
     )
     return slot.cleared and ran
@@ -238,4 +240,4 @@ def _skip_to(slot: Slot, floor: datetime, scribe: Scribe) -> Work | None:
     kept, count = newest_due(slot.instants, first, floor, keep=1)
     slot.base = kept[-1]
     until = slot.instants.next_after(slot.base)
-    return scribe.skipped(slot, Skipped(first, until, count, "state_loss"), slot.base)
+    return scribe.skipped(slot, Skipped(first, until, count, SkipReason.STATE_LOSS), slot.base)

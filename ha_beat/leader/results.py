@@ -11,7 +11,7 @@ from ha_beat.leader.due_queue import Agenda, Slot
 from ha_beat.leader.ledger_writer import Work
 from ha_beat.leader.open_claims import Claims
 from ha_beat.leader.planner import Planner, ScheduleSource
-from ha_beat.reasons import UncertainReason
+from ha_beat.reasons import EntryFault, UncertainReason, Verdict
 from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.shadow import Shadow
 
@@ -46,7 +46,7 @@ class Settler:
         match answer.kind:
             case "done" | "mine" | "partial":
                 if answer.kind == "partial":
-                    self._emit(events.EntryFailed(slot.label, f"not every queue took it: {answer.detail}"))
+                    self._emit(events.EntryFailed(slot.label, EntryFault.PARTIAL, answer.detail))
                 self._settled(work, work.row, agenda, now)
             case "uncertain":
                 self._settled(work, LedgerRow.parse(answer.detail) or work.row, agenda, now)
@@ -54,22 +54,22 @@ class Settler:
                 slot.row, slot.failing_since = LedgerRow.parse(answer.detail) or work.row, slot.failing_since or now
                 self._claims.redo(agenda, slot, work.operation.records, now + _ENTRY_RETRY)
             case "unsent":
-                slot.failing_since = slot.failing_since or now
+                slot.failing_since, slot.detail = slot.failing_since or now, answer.detail
                 agenda.put(slot, slot.due_at or now)
             case "paused" | "withdrawn":
                 agenda.put(slot, slot.due_at or now)
             case "error":
                 if slot.failing_since is None:
                     # Once for each occurrence: it is tried again every second.
-                    self._emit(events.EntryFailed(slot.label, f"it was refused: {answer.detail}"))
-                slot.failing_since = slot.failing_since or now
+                    self._emit(events.EntryFailed(slot.label, EntryFault.REFUSED, answer.detail))
+                slot.failing_since, slot.detail = slot.failing_since or now, answer.detail
                 agenda.put(slot, slot.due_at or now, now + _ENTRY_RETRY)
             case "moved":
                 self._follow(slot, answer.detail, agenda, now)
 
     def _settled(self, work: Work, row: LedgerRow, agenda: Agenda, now: datetime) -> None:
         slot, due = work.slot, work.due
-        slot.row, slot.base, slot.failing_since, slot.redo = row, row.base, None, False
+        slot.row, slot.base, slot.failing_since, slot.detail, slot.redo = row, row.base, None, "", False
         self._claims.forget(slot)
         self._shadow.learn(slot.id, row.base)
         if due is None or slot.resumed:
@@ -80,8 +80,8 @@ class Settler:
             return
         if due.skipped is not None:
             s = due.skipped
-            self._emit(events.OccurrenceSkipped(slot.label, s.first, s.until, s.count, s.reason))
-        if due.send is not None and row.verdict == "uncertain":
+            self._emit(events.OccurrenceSkipped(slot.label, s.first, s.until, s.count, s.reason, s.detail))
+        if due.send is not None and row.verdict is Verdict.UNCERTAIN:
             reason = UncertainReason(row.reason)
             self._emit(events.OccurrenceUncertain(slot.label, due.send, row.task_id, reason, row.detail))
         elif due.send is not None:
@@ -94,15 +94,15 @@ class Settler:
         """Somebody else has written the row: go on from there."""
         row = LedgerRow.parse(raw) if raw else None
         if raw and row is None:
-            self._emit(events.EntryFailed(slot.label, "its ledger row is not of this version; left alone"))
+            self._emit(events.EntryFailed(slot.label, EntryFault.ROW_UNREADABLE))
             agenda.drop(slot)
             return
         before, slot.row, slot.redo = slot.row, row, False
         slot.base = max(slot.base, row.base) if row else slot.base  # guard: moved-row-followed
         self._claims.forget(slot)
         # An earlier leader may have come to say that it had enqueued what was uncertain.
-        if row is None or before is None or row.verdict != "enqueued" or row.task_id != before.task_id:
-            self._emit(events.EntryFailed(slot.label, "its ledger row was changed by somebody else; following it"))
+        if row is None or before is None or row.verdict is not Verdict.ENQUEUED or row.task_id != before.task_id:
+            self._emit(events.EntryFailed(slot.label, EntryFault.ROW_CHANGED))
         self._planner.plan(agenda, slot, now)
         if slot.ticket and slot.due_at is not None and slot.due_at <= now:
             # Whoever it is may do so again and again.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from ha_beat.reasons import LossKind
 from ha_beat.store.ledger import ServerFacts, from_micros, to_micros
 from ha_beat.store.shadow import Shadow
 
@@ -21,7 +22,7 @@ class Loss:
     ``total`` is False where the ledger itself stands, and only what was under way when the server went is in doubt.
     """
 
-    why: str
+    kind: LossKind
     floor: datetime
     total: bool
 
@@ -51,13 +52,13 @@ def assess(
     if gen not in previous_gens:  # guard: loss-new-gen
         if not (lease_gen or ledger_gen or shadow.gen):
             return None
-        lost = "lease and ledger" if not (lease_gen or ledger_gen) else "ledger"
-        return Loss(f"the {lost} had been lost", now + _GUARD, total=True)
+        kind = LossKind.LEDGER_LOST if lease_gen or ledger_gen else LossKind.LEASE_AND_LEDGER_LOST
+        return Loss(kind, now + _GUARD, total=True)
     # Also where it has another incarnation's: who has seen to that loss may not have had all entries.
     behind = shadow.ahead_of(rows, now)
     if facts is None:
         if behind:
-            return Loss("the ledger is behind what had been acknowledged", now + _GUARD, total=True)
+            return Loss(LossKind.LEDGER_BEHIND, now + _GUARD, total=True)
         return None
     if facts.promoted:
         doubt_until = now + _GUARD
@@ -70,26 +71,26 @@ def assess(
     floor = max(facts.started_at, contact_lost or facts.started_at)
     floor += _GUARD  # guard: loss-clock-ahead
     if behind:
-        return Loss("Redis came back without its last writes", floor, total=True)
+        return Loss(LossKind.RESTARTED_BEHIND, floor, total=True)
     if not facts.append_only:  # guard: loss-no-append-only
         # No shadow is known to reach to the server's end: a standby's is behind, and who was the leader can't know
         # whether it was the last one.
-        return Loss("Redis came back, and without an append-only file its last writes are lost", floor, total=True)
+        return Loss(LossKind.RESTARTED_WITHOUT_AOF, floor, total=True)
     if contact_lost is None:
         return None
-    return Loss("Redis came back; what was under way when it went is in doubt", contact_lost, total=False)
+    return Loss(LossKind.RESTARTED, contact_lost, total=False)
 
 
 def with_unfinished(loss: Loss | None, unfinished: str, now: datetime) -> Loss:
     """The last leader had found a loss, and ended before it had seen to it; it has dispatched nothing since."""
     try:
         micros, total = unfinished.split(" ")
-        found = Loss("state had been lost, and who led then ended too soon", from_micros(int(micros)), total == "1")
+        found = Loss(LossKind.UNFINISHED, from_micros(int(micros)), total == "1")
     except (ValueError, OverflowError):
-        found = Loss("state had been lost, and what was noted of that can't be read", now + _GUARD, total=True)
+        found = Loss(LossKind.UNFINISHED_UNREADABLE, now + _GUARD, total=True)
     if loss is None:
         return found
-    return Loss(loss.why, max(loss.floor, found.floor), loss.total or found.total)
+    return Loss(loss.kind, max(loss.floor, found.floor), loss.total or found.total)
 
 
 def _after_failover(
@@ -97,12 +98,12 @@ def _after_failover(
 ) -> Loss:
     """A server that was there before, as a replica, may lack what was enqueued until this very moment."""
     if behind:
-        return Loss("Redis failed over to a server that lacks its last writes", doubt_until, total=True)
+        return Loss(LossKind.FAILED_OVER_BEHIND, doubt_until, total=True)
     if not known or contact_lost is None:  # guard: failover-no-witness
-        return Loss("Redis failed over, and nothing shows that no writes were lost", doubt_until, total=True)
+        return Loss(LossKind.FAILED_OVER_UNKNOWN, doubt_until, total=True)
     # Only where the old primary stops by itself, for want of replicas, is that a case for which anything is promised.
     floor = doubt_until if facts.min_replicas else contact_lost  # guard: failover-old-primary
     if not facts.append_only:
         # A primary that has replicas and comes back from a snapshot looks as if it had been promoted.
         floor = max(floor, facts.started_at + _GUARD)  # guard: failover-or-restart
-    return Loss("Redis failed over; what was under way when the old primary went is in doubt", floor, total=False)
+    return Loss(LossKind.FAILED_OVER, floor, total=False)

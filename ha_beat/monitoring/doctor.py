@@ -18,8 +18,8 @@ from ha_beat.monitoring.request_wording import pause_text
 from ha_beat.monitoring.wording import phrase
 from ha_beat.reasons import RequestKind
 from ha_beat.schedule.entry_options import EntryOptions
-from ha_beat.schedule.occurrence import Misfire
-from ha_beat.schedule.recurrence import instants_of, starting_deadline
+from ha_beat.schedule.misfire import MisfireRules
+from ha_beat.schedule.recurrence import recurrence_of, starting_deadline
 from ha_beat.settings import Settings, redact_url
 from ha_beat.store.journal import Journal, VerdictRecord
 from ha_beat.store.keys import Keys
@@ -292,8 +292,10 @@ class Examination:
                     if isinstance(fields, ScheduleEntry)
                     else ScheduleEntry(**{"name": name, **dict(fields), "app": self.app})
                 )
-                EntryOptions.of(name, entry.options or {}, Misfire(), starting_deadline(entry), self.settings.uncertain)
-                instants = instants_of(entry)
+                EntryOptions.of(
+                    name, entry.options or {}, MisfireRules(), starting_deadline(entry), self.settings.uncertain
+                )
+                instants = recurrence_of(entry)
                 if instants is not None:
                     instants.next_after(now)
             except Exception as exc:

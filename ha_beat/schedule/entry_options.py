@@ -1,4 +1,4 @@
-"""What an entry's ``options`` may say to ha_beat under the key ``ha_beat``; none of it reaches the message."""
+"""Options of one entry for ha_beat, kept in its ``options`` under the key ``ha_beat`` and not sent with the message."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ha_beat.errors import ConfigurationError
-from ha_beat.reasons import UncertainPolicy
-from ha_beat.schedule.occurrence import COUNT_CAP, Misfire
+from ha_beat.reasons import MisfirePolicy, UncertainPolicy
+from ha_beat.schedule.misfire import COUNT_CAP, MisfireRules
 
 KEY = "ha_beat"
-
-_POLICIES = ("once", "skip", "all")
-_UNCERTAIN = tuple(UncertainPolicy)
 
 
 @dataclass(frozen=True, slots=True)
 class EntryOptions:
-    """An entry's own rules, with the cluster's where it has none."""
+    """An entry's own rules, completed by the cluster's."""
 
-    misfire: Misfire
+    misfire: MisfireRules
     uncertain: UncertainPolicy = UncertainPolicy.SKIP
 
     @classmethod
@@ -29,14 +26,14 @@ class EntryOptions:
         cls,
         entry: str,
         options: Mapping[str, Any],
-        default: Misfire,
+        default: MisfireRules,
         starting_deadline: float | None,
         uncertain: str = "skip",
     ) -> EntryOptions:
-        """Read them.
+        """Parse an entry's options.
 
         Raises:
-            ConfigurationError: names the entry, the key and what is right.
+            ConfigurationError: names the entry, the key and the values allowed.
         """
         given = options.get(KEY) or {}
         if not isinstance(given, Mapping):
@@ -44,14 +41,15 @@ class EntryOptions:
         own = dict(given)
         rules = default
         if "misfire" in own:
-            rules = replace(rules, policy=_one_of(entry, "misfire", own.pop("misfire"), _POLICIES))
+            policy = _one_of(entry, "misfire", own.pop("misfire"), tuple(MisfirePolicy))
+            rules = replace(rules, policy=MisfirePolicy(policy))
         if "misfire_grace" in own:
             rules = replace(rules, grace=_number(entry, "misfire_grace", own.pop("misfire_grace")))
         if "misfire_limit" in own:
             limit = _number(entry, "misfire_limit", own.pop("misfire_limit"), least=1, most=COUNT_CAP)
             rules = replace(rules, limit=int(limit))
         if "uncertain" in own:
-            uncertain = _one_of(entry, "uncertain", own.pop("uncertain"), _UNCERTAIN)
+            uncertain = _one_of(entry, "uncertain", own.pop("uncertain"), tuple(UncertainPolicy))
         if own:
             raise ConfigurationError(
                 f"entry {entry!r}: options[{KEY!r}] has no key {min(own)!r}; known are misfire, misfire_grace, "
@@ -64,7 +62,7 @@ class EntryOptions:
 
     @staticmethod
     def without_own(options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The options that go into the message."""
+        """Return the options that go into the message."""
         return {name: value for name, value in options.items() if name != KEY} if KEY in options else options
 
 
@@ -76,6 +74,6 @@ def _one_of(entry: str, key: str, value: Any, known: tuple[str, ...]) -> Any:
 
 def _number(entry: str, key: str, value: Any, least: float = 0, most: float = math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        right = f"a number of at least {least}" if most == math.inf else f"a number from {least} to {most}"
-        raise ConfigurationError(f"entry {entry!r}: {key} is {value!r}; it must be {right}")
+        allowed = f"a number of at least {least}" if most == math.inf else f"a number from {least} to {most}"
+        raise ConfigurationError(f"entry {entry!r}: {key} is {value!r}; it must be {allowed}")
     return value

@@ -1,28 +1,64 @@
-"""The due instants of Celery's schedules, in UTC.
+"""Recurrences: the due instants of Celery's schedules, in UTC.
 
-Celery asks each schedule 'are you due now?' and forgets the instant it was due at. Here the instant comes first: it is
-what an occurrence is known by. ``schedule``, ``crontab`` and ``solar`` can say it; one of somebody's own can only
-be asked.
+Celery asks each schedule whether it is due now, and does not keep the instant at which it was due. An occurrence is
+identified by that instant, so it is computed here for ``schedule``, ``crontab`` and ``solar``. Other schedule classes
+can only be asked whether they are due.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from celery.beat import ScheduleEntry
 from celery.schedules import crontab, schedule, solar
 from celery.utils.time import remaining
 
-from ha_beat.schedule.occurrence import Instants
+
+class Recurrence(Protocol):
+    """The due instants of one entry, in UTC.
+
+    A class may define two more methods: ``origin`` (see :func:`origin`) and ``first_from`` (see :func:`first_from`).
+    """
+
+    def next_after(self, instant: datetime) -> datetime:
+        """Return the due instant that follows a due instant; ``FOREVER`` if there is none."""
+        ...
+
+    def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:
+        """Return the newest due instant from ``known``, a due instant, up to ``now``, and how many follow ``known``.
+
+        Must not step through all of them. The count is -1 if that would be needed.
+        """
+        ...
+
+
+def origin(recurrence: Recurrence | None, now: datetime) -> datetime:
+    """Return the instant from which an entry that starts or resumes at ``now`` is counted.
+
+    That is ``now``, unless the recurrence has a method ``origin``, which may return an earlier instant that has no due
+    instant between it and ``now``.
+    """
+    own: Any = getattr(recurrence, "origin", None)
+    return now if own is None else own(now)
+
+
+def first_from(recurrence: Recurrence, known: datetime, since: datetime) -> datetime:
+    """Return the first due instant at or after ``since``. ``known`` is a due instant.
+
+    A recurrence that counts each instant from the one before needs a method ``first_from`` for this.
+    """
+    own: Any = getattr(recurrence, "first_from", None)
+    found: datetime = own(known, since) if own else recurrence.next_after(since - timedelta(microseconds=1))
+    return found
 
 
 class Interval:
-    """Every so often, counted from the last due instant: no drift."""
+    """Recurrence at a fixed distance from the last due instant, without drift."""
 
     def __init__(self, source: Any) -> None:
         if source.run_every <= timedelta(0):
-            raise ValueError(f"the interval must be longer than 0 s, this one is {source.run_every}")
+            raise ValueError(f"the interval must be longer than 0 s, but is {source.run_every}")
         self._every: timedelta = source.run_every
 
     def next_after(self, instant: datetime) -> datetime:
@@ -33,15 +69,15 @@ class Interval:
         return known + count * self._every, count
 
     def first_from(self, known: datetime, since: datetime) -> datetime:
-        """On the grid that ``known`` is on, before or after it."""
+        """Return the first instant from ``since`` on the grid of ``known``, before or after it."""
         return known - (known - since) // self._every * self._every
 
 
 class _Searched:
-    """Instants that depend on the calendar, so that the newest can be looked for from behind.
+    """Base of recurrences that depend on the calendar only, so that the newest instant can be searched backwards.
 
-    The last answer is remembered: an occurrence is decided on, recorded and followed by the next with the same one, and
-    many entries that share a schedule stand at the same instant.
+    It caches the last result, because one occurrence asks for the same instant several times, and entries that share a
+    schedule often stand at the same instant.
     """
 
     _last: tuple[datetime, datetime] | None = None
@@ -70,7 +106,7 @@ class _Searched:
 
 
 def _at(instant: datetime, source: Any) -> Any:
-    """The schedule with its clock at the instant: what follows it must not depend on when one asks."""
+    """Return a copy of the schedule with its clock at the instant: the result must not depend on the current time."""
     twin = object.__new__(type(source))
     twin.__dict__.update(source.__dict__)
     twin.nowfun = lambda: instant
@@ -78,7 +114,7 @@ def _at(instant: datetime, source: Any) -> Any:
 
 
 class RelativeInterval(_Searched):
-    """Every so often, rounded to the resolution of the interval (``relative=True``)."""
+    """Recurrence at an interval, rounded to the interval's resolution (``relative=True``)."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -90,20 +126,20 @@ class RelativeInterval(_Searched):
 
 
 class Crontab(_Searched):
-    """Minutes of the calendar, in the schedule's time zone."""
+    """Recurrence at minutes of the calendar, in the schedule's time zone."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
 
     def _search(self, instant: datetime) -> datetime:
-        # Celery before 5.6 reads the fields of the zone that it is given, and compares with today's date.
+        # Celery before 5.6 reads the fields in the given zone and compares them with today's date.
         local = instant.astimezone(self._source.tz)
         start, delta, _ = _at(local, self._source).remaining_delta(local)
         return instant + remaining(start, delta, instant)
 
 
 class Solar(_Searched):
-    """Events of the sun, to the second: where in its orbit one starts to compute moves them by milliseconds."""
+    """Recurrence at events of the sun, rounded to the second: the start of the search moves them by milliseconds."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -117,40 +153,30 @@ _OWN = {schedule: Interval, crontab: Crontab, solar: Solar}
 _DECIDING = ("is_due", "remaining_estimate", "remaining_delta")
 
 
-def instants_of(entry: ScheduleEntry) -> Instants | None:
-    """The due instants of an entry, or ``None`` where only its own ``is_due`` knows.
+def recurrence_of(entry: ScheduleEntry) -> Recurrence | None:
+    """Return the recurrence of an entry, or ``None`` if only its ``is_due`` can decide.
 
     Raises:
-        ValueError: the schedule has none.
+        ValueError: the schedule has no due instants.
     """
     source: Any = entry.schedule
     if type(entry).is_due is not ScheduleEntry.is_due:
         return None
-    for kind, instants in _OWN.items():
+    for kind, recurrence in _OWN.items():
         if isinstance(source, kind):
             if any(getattr(type(source), name, None) is not getattr(kind, name, None) for name in _DECIDING):
                 return None
             if getattr(source, "relative", False):
                 return RelativeInterval(source)
-            made: Any = instants(source)
+            made: Any = recurrence(source)
             return made  # type: ignore[no-any-return]
     return None
 
 
 def starting_deadline(entry: ScheduleEntry) -> float | None:
-    """Celery's ``beat_cron_starting_deadline``: seconds that a crontab may be late, ``None`` for any."""
+    """Return Celery's ``beat_cron_starting_deadline``: seconds that a crontab may be late, or ``None`` for no limit."""
     source = entry.schedule
     if not isinstance(source, crontab):
         return None
     deadline: float | None = source.app.conf.beat_cron_starting_deadline
     return deadline
-
-
-def first_from(instants: Instants, known: datetime, since: datetime) -> datetime:
-    """The first due instant at or after ``since``, given ``known``, which is one.
-
-    Instants that are counted from one another have to know by a method ``first_from`` of their own.
-    """
-    own: Any = getattr(instants, "first_from", None)
-    found: datetime = own(known, since) if own is not None else instants.next_after(since - timedelta(microseconds=1))
-    return found

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from redis.exceptions import RedisError
 
 from ha_beat.errors import StoreUnavailable
-from ha_beat.reasons import TermEnd, TermStart, parse_code
+from ha_beat.reasons import TermEnd, TermStart, Verdict, parse_code
 from ha_beat.store.keys import Keys
 from ha_beat.store.scripts import text
 
@@ -55,12 +55,13 @@ class VerdictRecord(Record):
     ``count`` is -1 where they were too many to count.
     """
 
-    verdict: str
+    verdict: Verdict
     entry: str
     first: datetime
     until: datetime
     count: int
     reason: str = ""
+    detail: str = ""
     task_id: str = ""
 
     @property
@@ -122,12 +123,13 @@ def parse(stream_id: str, n: int, raw: str) -> Record | None:
             until = datetime.fromisoformat(data["until"]) if "until" in data else first + timedelta(microseconds=1)
             return VerdictRecord(
                 **known,
-                verdict=str(data["verdict"]),
+                verdict=Verdict(data["verdict"]),
                 entry=str(data["entry"]),
                 first=first,
                 until=until,
                 count=int(data.get("count", 1)),
                 reason=str(data.get("why") or ""),
+                detail=str(data.get("detail") or ""),
                 task_id=str(data.get("id") or ""),
             )
         return Record(**known)

@@ -10,20 +10,18 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError, ResponseError
 
 from ha_beat.errors import StoreUnavailable
-from ha_beat.reasons import TermEnd
+from ha_beat.reasons import TermEnd, Verdict
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term, fence_reason
 from ha_beat.store.scripts import Script, text
 
 if TYPE_CHECKING:
     import redis
-
-Verdict = Literal["armed", "absent", "enqueued", "skipped", "uncertain", "claimed"]
 
 #: For so long the ledger remembers of an entry that it is gone or disabled.
 KEEP_ABSENT = timedelta(days=2)
@@ -117,7 +115,7 @@ class LedgerRow:
             at, following, in_doubt = row.get("at"), row.get("next"), row.get("doubt")
             return cls(
                 base=from_micros(row["base"]),
-                verdict=row["verdict"],
+                verdict=Verdict(row["verdict"]),
                 scheduled_at=None if at is None else from_micros(at),
                 following=None if following is None else from_micros(following),
                 in_doubt_until=None if in_doubt is None else from_micros(in_doubt),

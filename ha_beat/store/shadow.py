@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ha_beat.clock import Clock
+from ha_beat.reasons import Verdict
 from ha_beat.store.keys import Keys
 from ha_beat.store.ledger import KEEP_ABSENT, Ledger, LedgerRow, from_micros
 from ha_beat.store.scripts import Script, text, whole
@@ -55,7 +56,7 @@ class Shadow:
         for entry, raw in rows.items():
             row = LedgerRow.parse(raw)
             # A claim may be taken back, and the position with it.
-            if row is not None and row.verdict != "claimed":
+            if row is not None and row.verdict is not Verdict.CLAIMED:
                 self.learn(entry, row.base)
 
     def lost(self, rows: Mapping[str, str], now: datetime) -> dict[str, datetime]:

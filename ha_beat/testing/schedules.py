@@ -13,8 +13,7 @@ from celery import Celery, current_app
 from celery.beat import ScheduleEntry
 from celery.schedules import BaseSchedule
 
-from ha_beat.schedule.occurrence import Instants
-from ha_beat.schedule.recurrence import instants_of
+from ha_beat.schedule.recurrence import Recurrence, recurrence_of
 
 #: An entry whose schedule does not say when to ask again is asked after so many seconds, as beat does.
 _ASK_AGAIN = timedelta(seconds=60)
@@ -53,7 +52,7 @@ def occurrences(
             raise ValueError(f"{name} needs a time zone, such as tzinfo=UTC: {instant}")
     entry = _entry(what, app or current_app)
     start, end = start.astimezone(UTC), end.astimezone(UTC)
-    instants = instants_of(entry)
+    instants = recurrence_of(entry)
     due = _asked(entry, start, end) if instants is None else _computed(instants, start, end)
     found = list(islice(due, limit + 1))
     if len(found) > limit:
@@ -80,7 +79,7 @@ def _entry(what: Any, app: Celery) -> ScheduleEntry:
     return ScheduleEntry(**{"name": "entry", "task": "task", **fields, "app": app})
 
 
-def _computed(instants: Instants, start: datetime, end: datetime) -> Iterator[datetime]:
+def _computed(instants: Recurrence, start: datetime, end: datetime) -> Iterator[datetime]:
     instant = instants.next_after(start)
     while instant <= end:
         yield instant

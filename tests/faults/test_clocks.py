@@ -16,7 +16,7 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 from celery.schedules import crontab
 
-from ha_beat.schedule.recurrence import instants_of
+from ha_beat.schedule.recurrence import recurrence_of
 from tests.faults.checker import Interval, Report, instant
 from tests.faults.clock import SteppedClock
 from tests.faults.stage import Stage
@@ -165,7 +165,7 @@ def test_daylight_saving_follows_celery(zone: str, transition: datetime, text: s
             last = now
         now += timedelta(seconds=30)
 
-    instants = instants_of(entry)
+    instants = recurrence_of(entry)
     assert instants is not None
     ours, at = [], start
     while (at := instants.next_after(at)) <= end:

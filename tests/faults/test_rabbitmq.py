@@ -353,7 +353,7 @@ def test_a_failed_publish_is_retried_to_its_deadline(rabbitmq: RabbitMQ, found: 
         wait_until(spec["never"]["first"] - 1)
         proxy.refuse()
         reason = wait_for(lambda: skip_of(stage, "never"), 20, "its being skipped")
-        assert reason == "not enqueued within the publish deadline"
+        assert reason == "not_published"
         leader.wait_for_log("action=occurrence_skipped entry=never")
         proxy.accept()
         settled(stage)

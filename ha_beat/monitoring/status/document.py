@@ -116,5 +116,6 @@ def _verdict(record: VerdictRecord) -> dict[str, Any]:
         "epoch": record.epoch,
         "by": record.by,
         "reason": record.reason,
+        "detail": record.detail,
         "task_id": record.task_id,
     }

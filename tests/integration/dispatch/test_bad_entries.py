@@ -75,7 +75,7 @@ def test_an_entry_that_no_message_can_be_made_of(
     assert sorted(queued(bench)) == sorted(GOOD)
     row = bench.ledger()["a-bad one"]
     assert row["verdict"] == "skipped"
-    assert hint in row["why"]
+    assert hint in row["detail"]
     lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR and "a-bad one" in r.getMessage()]
     assert any(hint in line for line in lines), lines
 
@@ -132,7 +132,7 @@ def test_a_queue_that_is_no_list_stops_only_its_own_entry(
         bench.run_scheduler({"a-bad one": {"task": "good", "options": {"queue": "taken"}}, **GOOD})
     assert sorted(queued(bench)) == sorted(GOOD)
     row = bench.ledger()["a-bad one"]
-    assert (row["verdict"], "WRONGTYPE" in row["why"]) == ("skipped", True)
+    assert (row["verdict"], "WRONGTYPE" in row["detail"]) == ("skipped", True)
     assert any("a-bad one" in record.getMessage() and "taken" in record.getMessage() for record in caplog.records)
 
 

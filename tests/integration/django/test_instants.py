@@ -17,7 +17,8 @@ from django_celery_beat.models import (
 from django_celery_beat.schedulers import ModelEntry
 
 from ha_beat.django.entries import RowEntry, UnreadableRow
-from ha_beat.schedule.occurrence import FOREVER, newest_due
+from ha_beat.schedule.misfire import newest_due
+from ha_beat.schedule.occurrence import FOREVER
 from ha_beat.schedule.recurrence import first_from
 from tests.integration.django.project.app import app
 

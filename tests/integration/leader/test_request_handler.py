@@ -16,7 +16,7 @@ from ha_beat.leader.due_queue import Agenda, Slot
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import build_request_handler
 from ha_beat.reasons import AnswerKind, ReplyCode, RequestKind
-from ha_beat.schedule.occurrence import Misfire
+from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Acquired, Attempt, RedisLeaseStore, Replica, Term
 from ha_beat.store.request_queue import Pause, Reply, Request, Requests
@@ -47,7 +47,7 @@ class Stub:
     def __init__(self) -> None:
         self.agenda = Agenda()
         self.dispatcher: Any = UnreachableBroker()
-        self.agenda.put(Slot("e", Entry(), None, Misfire(), "", self.now()), self.now() + timedelta(hours=1))
+        self.agenda.put(Slot("e", Entry(), None, MisfireRules(), "", self.now()), self.now() + timedelta(hours=1))
 
     def serves(self, _: object) -> bool:
         return True

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ha_beat import events, signals
-from ha_beat.reasons import TermEnd, TermStart, UncertainReason
+from ha_beat.reasons import LossKind, SkipReason, TermEnd, TermStart, UncertainReason
 from ha_beat.signals import SignalRelay
 from tests.support.servers import wait_for
 
@@ -20,9 +20,9 @@ EVENTS: dict[str, events.Event] = {
     "leadership_gained": events.TermStarted(5, "b", TermStart.RELEASED),
     "leadership_lost": events.TermEnded(5, TermEnd.SUPERSEDED, 3.0),
     "occurrence_enqueued": events.Enqueued("e", "task", "id", AT, 0.1),
-    "occurrence_skipped": events.OccurrenceSkipped("e", AT, AT, 1, "missed"),
+    "occurrence_skipped": events.OccurrenceSkipped("e", AT, AT, 1, SkipReason.MISSED),
     "occurrence_uncertain": events.OccurrenceUncertain("e", AT, "id", UncertainReason.NO_ANSWER),
-    "state_lost": events.StateLost("gone", catch_up=False),
+    "state_lost": events.StateLost(LossKind.LEDGER_LOST, catch_up=False),
     "paused": events.Paused(AT, "me", "why", found=False),
     "resumed": events.Resumed("me", 3.0),
 }

@@ -15,8 +15,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from ha_beat import events
 from ha_beat.leader.due_queue import Slot
 from ha_beat.monitoring.metrics import DEFINITIONS, LATENESS_BUCKETS, Metrics, metrics_table
-from ha_beat.reasons import Invariant, LeaseAction, LeaseOutcome, TermEnd, TermStart, UncertainReason
-from ha_beat.schedule.occurrence import Misfire
+from ha_beat.reasons import (
+    EntryFault,
+    Invariant,
+    LeaseAction,
+    LeaseOutcome,
+    LossKind,
+    SkipReason,
+    TermEnd,
+    TermStart,
+    UncertainReason,
+)
+from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.store.membership import ClusterView
 from tests.integration.monitoring.support import Scene
 
@@ -42,6 +52,10 @@ def enqueued(entry: str = "nightly", lateness: float = 0.02) -> events.Enqueued:
     return events.Enqueued(entry, "mail", "id", DUE, lateness)
 
 
+def skipped(count: int, reason: SkipReason) -> events.OccurrenceSkipped:
+    return events.OccurrenceSkipped("e", DUE, DUE, count, reason)
+
+
 @pytest.mark.parametrize(
     ("event", "name", "labels", "expected"),
     [
@@ -49,13 +63,23 @@ def enqueued(entry: str = "nightly", lateness: float = 0.02) -> events.Enqueued:
         (enqueued(), "ha_beat_lateness_seconds_bucket", {"le": "0.025"}, 1),
         (enqueued(), "ha_beat_lateness_seconds_bucket", {"le": "0.01"}, 0),
         (
-            events.OccurrenceSkipped("e", DUE, DUE, 3, "coalesced"),
+            skipped(3, SkipReason.COALESCED),
             "ha_beat_occurrences_total",
             {"verdict": "skipped"},
             3,
         ),
-        (events.OccurrenceSkipped("e", DUE, DUE, 3, "coalesced"), "ha_beat_skipped_total", {"reason": "coalesced"}, 3),
-        (events.OccurrenceSkipped("e", DUE, DUE, -1, "missed"), "ha_beat_skipped_total", {"reason": "missed"}, 1),
+        (
+            skipped(3, SkipReason.COALESCED),
+            "ha_beat_skipped_total",
+            {"reason": "coalesced"},
+            3,
+        ),
+        (
+            skipped(-1, SkipReason.MISSED),
+            "ha_beat_skipped_total",
+            {"reason": "missed"},
+            1,
+        ),
         (
             events.OccurrenceUncertain("e", DUE, "id", UncertainReason.NO_ANSWER),
             "ha_beat_occurrences_total",
@@ -85,8 +109,8 @@ def enqueued(entry: str = "nightly", lateness: float = 0.02) -> events.Enqueued:
         (events.LeaseUnreachable("why", leading=True), "ha_beat_redis_outages_total", {}, 1),
         (events.PresenceLost("why"), "ha_beat_presence_losses_total", {}, 1),
         (events.ElectionFailed("why"), "ha_beat_election_failures_total", {}, 1),
-        (events.EntryFailed("e", "why"), "ha_beat_entry_failures_total", {}, 1),
-        (events.StateLost("why", catch_up=False), "ha_beat_state_losses_total", {}, 1),
+        (events.EntryFailed("e", EntryFault.REFUSED), "ha_beat_entry_failures_total", {}, 1),
+        (events.StateLost(LossKind.LEDGER_LOST, catch_up=False), "ha_beat_state_losses_total", {}, 1),
         (events.ClockJumped(60.0, followed=True), "ha_beat_clock_jumps_total", {}, 1),
         (
             events.InvariantBroken(Invariant.OVERDUE, "e", "why"),
@@ -124,7 +148,7 @@ def test_an_entry_that_is_left_alone_for_now_is_overdue_all_the_same():
     scene = Scene()
     metrics = scene.metrics()
     now = datetime.fromtimestamp(scene.clock.wall(), UTC)
-    slot = Slot("nightly", None, None, Misfire(), "", now)
+    slot = Slot("nightly", None, None, MisfireRules(), "", now)
     scene.agenda.put(slot, now - timedelta(seconds=70), now + timedelta(seconds=50))
     assert value(metrics, "ha_beat_overdue_seconds") == 0
     scene.lead()

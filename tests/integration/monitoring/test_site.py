@@ -10,7 +10,7 @@ import pytest
 from ha_beat import events
 from ha_beat.monitoring.http.routes import Site
 from ha_beat.monitoring.status import Look
-from ha_beat.reasons import TermStart
+from ha_beat.reasons import EntryFault, TermStart
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import ClusterView
 from tests.integration.monitoring.support import Scene
@@ -111,7 +111,7 @@ def test_no_answer_contains_credentials(scene: Scene):
     scene.board(events.LeadingForbidden(secret))
     scene.board(events.InvariantBroken("rule", "subject", secret))
     scene.lead()
-    scene.board(events.EntryFailed("nightly", f"its queue: {secret}"))
+    scene.board(events.EntryFailed("nightly", EntryFault.REFUSED, secret))
     for leading in (True, False):
         if not leading:
             scene.vitals.term = None

@@ -15,7 +15,7 @@ from redis.retry import Retry
 from ha_beat import events
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.monitoring.status import Look, Watcher, document, redacted, spans
-from ha_beat.reasons import Invariant, RedisRisk
+from ha_beat.reasons import EntryFault, Invariant, RedisRisk
 from ha_beat.store.journal import Journal, TermRecord, VerdictRecord, parse
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import LeaseRecord
@@ -333,7 +333,7 @@ def test_each_thing_that_needs_a_person_is_warned_of(client: redis.Redis):
     assert codes(scene, Member("other", version="1.2.3", clock_offset_ms=-2500)) == {"clock_offset"}
     assert codes(scene, Member("other", version="1.2.3", not_ready=("no Redis",))) == {"not_ready"}
     assert codes(scene, Member("other", version="1.2.3", overdue_ms=31_000)) == {"overdue"}
-    scene.board(events.EntryFailed("nightly", "its schedule raises"))
+    scene.board(events.EntryFailed("nightly", EntryFault.SCHEDULE_RAISES))
     assert codes(scene, other) == {"entry_failing"}
     scene.board(events.Enqueued("nightly", "t", "id", AT, 0.1))
     assert codes(scene, other) == set()

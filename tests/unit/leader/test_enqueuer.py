@@ -19,10 +19,11 @@ from ha_beat.election.elector import Tenure
 from ha_beat.errors import StoreRefused, StoreUnavailable
 from ha_beat.leader import BrokerOutOfReach, Enqueuer, Rules
 from ha_beat.leader.due_queue import Slot
-from ha_beat.leader.ledger_writer import NEVER
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.reconcile import Absence
-from ha_beat.schedule.occurrence import Misfire
+from ha_beat.reasons import LossKind
+from ha_beat.schedule.misfire import MisfireRules
+from ha_beat.schedule.occurrence import NEVER
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Term, new_token
 from ha_beat.store.ledger import Ledger, LedgerRow, to_micros
@@ -59,7 +60,7 @@ class Source:
     def slots(self) -> Iterable[Slot]:
         now = datetime.now(UTC)
         for name, ago in self.last_run.items():
-            yield Slot(name, Entry(), Hourly(), Misfire(), "s", now - timedelta(seconds=ago))
+            yield Slot(name, Entry(), Hourly(), MisfireRules(), "s", now - timedelta(seconds=ago))
 
     def check(self, _: Slot) -> tuple[bool, float]:
         return False, 60.0
@@ -336,9 +337,7 @@ def test_who_takes_over_from_a_leader_that_waited_on_another_server_waits_as_wel
     assert held == [pytest.approx(10.0)] * 2
     desk.later(10.1)
     desk.turn(5)
-    assert [event.reason for event in desk.heard(events.StateLost)] == [
-        "Redis came back, and without an append-only file its last writes are lost"
-    ]
+    assert [event.reason for event in desk.heard(events.StateLost)] == [LossKind.RESTARTED_WITHOUT_AOF]
 
 
 @pytest.mark.parametrize("seen_to_stand_by", [True, False])
@@ -389,7 +388,7 @@ def test_a_takeover_that_is_broken_off_is_made_anew_by_the_next_leader(desk: Des
     desk.tenure = desk.lead("a newcomer")
     desk.turn(5)
     assert desk.messages() == []
-    assert desk.heard(events.StateLost)[-1].reason == "state had been lost, and who led then ended too soon"
+    assert desk.heard(events.StateLost)[-1].reason is LossKind.UNFINISHED
     desk.tenure = desk.lead("another")
     desk.turn(3)
     assert len(desk.heard(events.StateLost)) == 2
@@ -481,7 +480,7 @@ def test_an_entry_that_only_knows_itself_is_not_asked_before_its_base(desk: Desk
 
     class AlwaysDue(Source):
         def slots(self) -> Iterable[Slot]:
-            yield Slot("e", Entry(), None, Misfire(), "s", NEVER)
+            yield Slot("e", Entry(), None, MisfireRules(), "s", NEVER)
 
         def check(self, _: Slot) -> tuple[bool, float]:
             return True, 60.0

@@ -15,10 +15,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ha_beat.leader.due_queue import Slot
-from ha_beat.leader.ledger_writer import NEVER, Scribe, Work
+from ha_beat.leader.ledger_writer import Scribe, Work
 from ha_beat.leader.reconcile import take_over
 from ha_beat.leader.state_loss import assess
-from ha_beat.schedule.occurrence import Misfire, MisfirePolicy, Skipped
+from ha_beat.reasons import MisfirePolicy
+from ha_beat.schedule.misfire import MisfireRules, Skipped
+from ha_beat.schedule.occurrence import NEVER
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import ServerFacts
 from ha_beat.store.shadow import Shadow
@@ -86,12 +88,14 @@ class Replica:
 class Storm:
     """``append_only``: a crash takes nothing; else what was written since the last snapshot."""
 
-    def __init__(self, seed: int, *, append_only: bool, policy: MisfirePolicy = "once", releases: int = 2) -> None:
+    def __init__(
+        self, seed: int, *, append_only: bool, policy: MisfirePolicy = MisfirePolicy.ONCE, releases: int = 2
+    ) -> None:
         self.random = random.Random(seed)
         self.now = START + timedelta(seconds=100)
         self.until = self.now + LENGTH
         self.append_only = append_only
-        self.misfire = Misfire(policy)
+        self.misfire = MisfireRules(policy)
         self.releases = releases
         self.state = Redis()
         self.snapshot = self.state.copy()
@@ -155,7 +159,7 @@ class Storm:
             if due_at > now:
                 continue
             slot.due_at = due_at
-            due = slot.settle(now)
+            due = slot.decide(now)
             if due.send is None:
                 assert due.skipped is not None
                 self._write(replica, scribe.skipped(slot, due.skipped, due.position), answered=answered)
@@ -296,7 +300,7 @@ class Storm:
         ]
 
 
-@pytest.mark.parametrize("policy", ["once", "skip", "all"])
+@pytest.mark.parametrize("policy", MisfirePolicy)
 @pytest.mark.parametrize("append_only", [True, False])
 @pytest.mark.parametrize(
     "seeds", [range(20), pytest.param(range(20, 150), marks=pytest.mark.slow)], ids=["few", "many"]

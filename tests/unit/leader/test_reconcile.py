@@ -10,10 +10,12 @@ import pytest
 
 from ha_beat import events
 from ha_beat.leader.due_queue import Slot
-from ha_beat.leader.ledger_writer import NEVER, Scribe
+from ha_beat.leader.ledger_writer import Scribe
 from ha_beat.leader.reconcile import Absence, Takeover, take_over
 from ha_beat.leader.state_loss import Loss
-from ha_beat.schedule.occurrence import Misfire
+from ha_beat.reasons import EntryFault, LossKind
+from ha_beat.schedule.misfire import MisfireRules
+from ha_beat.schedule.occurrence import NEVER
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import KEEP_ABSENT, LedgerRow
 from ha_beat.store.shadow import Shadow
@@ -38,7 +40,7 @@ def at(seconds: float) -> datetime:
 
 
 def slot(base: datetime = NEVER, signature: str = "s", *, asked: bool = False) -> Slot:
-    return Slot("e", object(), None if asked else EveryTen(), Misfire(), signature, base)
+    return Slot("e", object(), None if asked else EveryTen(), MisfireRules(), signature, base)
 
 
 def row(seconds: float, signature: str = "s") -> str:
@@ -64,7 +66,7 @@ def knowing(seconds: float) -> Shadow:
 
 
 def total(floor: float) -> Loss:
-    return Loss("lost", at(floor), total=True)
+    return Loss(LossKind.LEDGER_LOST, at(floor), total=True)
 
 
 def test_an_entry_goes_on_from_its_row() -> None:
@@ -278,7 +280,7 @@ def test_an_entry_whose_schedule_raises_after_a_loss_does_not_hold_up_the_others
             raise OverflowError("date value out of range")
 
     said: list[events.Event] = []
-    broken = Slot("broken", object(), Broken(), Misfire(), "s", NEVER)
+    broken = Slot("broken", object(), Broken(), MisfireRules(), "s", NEVER)
     known = knowing(-35)
     known.learn("broken", at(-35))
     taken = take_over(
@@ -299,7 +301,8 @@ def test_a_ledger_that_is_hours_ahead_is_obeyed_and_the_silence_told() -> None:
     said: list[events.Event] = []
     assert placed(slot(), row(+3600), emit=said.append).slots[0].base == at(+3600)
     (told,) = [event for event in said if isinstance(event, events.EntryFailed)]
-    assert str(at(+3600)) in told.reason
+    assert told.reason is EntryFault.AHEAD_OF_CLOCK
+    assert at(+3600).isoformat() in told.detail
     said.clear()
     placed(slot(), row(+1), emit=said.append)
     assert said == []
@@ -394,7 +397,7 @@ def cleared(run_count: int) -> Slot:
     """Its own store says how often it ran, and not when any more."""
     one = slot()
     one.cleared, one.run_count = True, run_count
-    one.misfire = Misfire(usual_lateness=15)
+    one.misfire = MisfireRules(usual_lateness=15)
     return one
 
 

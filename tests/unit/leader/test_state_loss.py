@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ha_beat.leader.state_loss import Loss, assess
+from ha_beat.reasons import LossKind
 from ha_beat.store.ledger import KEEP_ABSENT, LedgerRow, ServerFacts
 from ha_beat.store.shadow import Shadow
 
@@ -115,7 +116,7 @@ def test_a_restart_with_an_append_only_file_leaves_only_the_last_moment_in_doubt
     facts = replace(RESTARTED, append_only=True)
     assert judged(facts=facts) is None
     loss = judged(facts=facts, contact_lost=at(-12))
-    assert loss == Loss(loss.why if loss else "", at(-12), total=False)
+    assert loss == Loss(LossKind.RESTARTED, at(-12), total=False)
 
 
 @pytest.mark.parametrize("contact_lost", [None, at(-12)])
