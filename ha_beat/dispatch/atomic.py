@@ -20,7 +20,7 @@ from ha_beat.errors import StoreUnavailable
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import Ledger, LedgerRow
-from ha_beat.store.redis_errors import code_of, in_words
+from ha_beat.store.redis_errors import code_of, in_words, mapped_redis_errors
 from ha_beat.store.scripts import text
 
 
@@ -82,10 +82,8 @@ class AtomicDispatcher:
         return self._batch.run(self._link.client(), term, operations)
 
     def holds_lease(self, term: Term) -> bool:
-        try:
+        with mapped_redis_errors():
             nonce = self._link.client().hget(self._keys.lease, "nonce")
-        except (redis_errors.RedisError, OSError) as exc:
-            raise StoreUnavailable(str(exc)) from exc
         return nonce is not None and text(nonce) == term.nonce
 
     def open_claims(self, _: Term) -> list[OpenClaim]:

@@ -22,7 +22,7 @@ from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.reasons import TermEnd
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
-from ha_beat.store.redis_errors import as_store_error, code_of
+from ha_beat.store.redis_errors import code_of, mapped_redis_errors
 from ha_beat.store.scripts import Script, text, whole
 
 _FIELDS = ("gen", "n", "place", "name", "ttl_ms", "holder")
@@ -219,10 +219,8 @@ def two_stores(mark: Mark, keys: Keys, name: str) -> str:
 
 def read_mark(client: Any, keys: Keys) -> Mark | None:
     """The mark in the broker's Redis, if there is one."""
-    try:
+    with mapped_redis_errors():
         values = [text(value) if value is not None else "" for value in client.hmget(keys.store, _FIELDS)]
-    except (RedisError, OSError) as exc:
-        raise as_store_error(exc) from exc
     gen, n, place, name, ttl_ms, holder = values
     return Mark(gen, n, place, name, whole(ttl_ms), holder) if gen else None
 

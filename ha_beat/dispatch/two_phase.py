@@ -22,7 +22,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from celery.beat import ScheduleEntry
-from redis.exceptions import RedisError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from ha_beat import failpoints
@@ -37,6 +36,7 @@ from ha_beat.store.connections import Link
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term, fence_reason
 from ha_beat.store.ledger import Ledger, LedgerRow
+from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.scripts import Script, text
 
 if TYPE_CHECKING:
@@ -348,7 +348,7 @@ class ClaimDispatcher:
 
     def open_claims(self, term: Term) -> list[OpenClaim]:
         """The claims that nobody has settled; those settled long ago are removed."""
-        try:
+        with mapped_redis_errors():
             client = self._link.client()
             found: Mapping[Any, Any] = client.hgetall(self._keys.claims)
             claims, stale = [], []
@@ -364,8 +364,6 @@ class ClaimDispatcher:
                     stale.append(field)
             if stale:
                 client.hdel(self._keys.claims, *stale)
-        except (RedisError, OSError) as exc:
-            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
         return claims
 
     def give_up(self, term: Term, claims: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:

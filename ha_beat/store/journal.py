@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
-from redis.exceptions import RedisError
-
-from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import TermEnd, TermStart, Verdict, parse_code
 from ha_beat.store.keys import Keys
+from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.scripts import text
 
 if TYPE_CHECKING:
@@ -186,10 +184,8 @@ class Journal:
     def _read(self, command: str, start: str, end: str, limit: int) -> Sequence[tuple[Any, Mapping[Any, Any]]]:
         client = self._client()
         call = client.xrevrange if command == "XREVRANGE" else client.xrange
-        try:
+        with mapped_redis_errors():
             return cast("Sequence[tuple[Any, Mapping[Any, Any]]]", call(self._keys.journal, start, end, count=limit))
-        except (RedisError, OSError) as exc:
-            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
 
 
 def _millis(instant: datetime) -> int:

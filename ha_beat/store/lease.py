@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from redis.exceptions import RedisError
-
 from ha_beat.errors import ForeignApp, NewerSchema, StoreUnavailable
 from ha_beat.reasons import CampaignRefusal, TermEnd, TermStart, parse_code
 from ha_beat.store.keys import Keys
+from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.scripts import Script, text, whole
 
 if TYPE_CHECKING:
@@ -328,11 +327,9 @@ class RedisLeaseStore:
         """
         if not self._wait_replicas:
             return
-        try:
+        with mapped_redis_errors():
             client: Any = self._client()
             reached: int = client.wait(self._wait_replicas, self._wait_ms)
-        except (RedisError, OSError) as exc:
-            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
         if int(reached) < self._wait_replicas:  # guard: renew-wait-replicas
             raise StoreUnavailable(f"{reached} of {self._wait_replicas} replicas of Redis have the renewal")
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError, ResponseError
-
-from ha_beat.errors import StoreUnavailable
+from ha_beat.errors import StoreRefused
 from ha_beat.reasons import TermEnd, Verdict
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term, fence_reason
+from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.scripts import Script, text
 
 if TYPE_CHECKING:
@@ -179,10 +178,8 @@ class Ledger:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        try:
+        with mapped_redis_errors():
             info: Mapping[str, Any] = self._client().info("everything")
-        except (RedisError, OSError) as exc:
-            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
         min_replicas = "min_slaves_good_slaves" in info
         # Redis tells whole seconds: the server may be younger by up to one.
         up = timedelta(seconds=max(int(info.get("uptime_in_seconds", 0)) - 1, 0))
@@ -195,14 +192,13 @@ class Ledger:
         )
 
     def _max_lag(self) -> float:
-        """The server's setting. Who may not ask for it goes by what Redis comes with."""
+        """Return the server's setting, or Redis' default if it may not be read."""
         try:
-            found: Any = self._client().config_get("min-replicas-max-lag")
+            with mapped_redis_errors():
+                found: Any = self._client().config_get("min-replicas-max-lag")
             return float(found["min-replicas-max-lag"])
-        except (ResponseError, KeyError, ValueError):
+        except (StoreRefused, KeyError, ValueError):
             return _USUAL_MAX_LAG
-        except (RedisError, OSError) as exc:
-            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
 
     def read(self) -> Mapping[str, str]:
         """Every entry's raw row by entry id.
@@ -210,10 +206,8 @@ class Ledger:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        try:
+        with mapped_redis_errors():
             found: Mapping[Any, Any] = self._client().hgetall(self._keys.ledger)
-        except (RedisError, OSError) as exc:
-            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
         rows = ((text(field), raw) for field, raw in found.items())
         return {field[2:]: RawRow(text(raw)) for field, raw in rows if field.startswith("e:")}
 
@@ -237,10 +231,8 @@ class Ledger:
     def _fields(self, kind: str, names: Sequence[str]) -> Mapping[str, str]:
         if not names:
             return {}
-        try:
+        with mapped_redis_errors():
             found: Any = self._client().hmget(self._keys.ledger, [f"{kind}:{name}" for name in names])
-        except (RedisError, OSError) as exc:
-            raise StoreUnavailable(f"{type(exc).__name__}: {exc}") from exc
         return {name: text(value) for name, value in zip(names, found, strict=True) if value is not None}
 
     def taken_over(self, term: Term, unfinished: str = "") -> TermEnd | None:

@@ -8,12 +8,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
-
 from ha_beat.errors import StoreError
 from ha_beat.reasons import RedisRisk
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import LeaseRecord
+from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.scripts import Script, text, whole
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def _as_of(lease: LeaseRecord | None, member: Member) -> Member:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerFacts:
+class ServerSettings:
     """How the Redis server is set up; empty or ``None`` where it doesn't say."""
 
     eviction_policy: str = ""
@@ -180,16 +179,17 @@ class Members:
             dropped=whole(dropped),
         )
 
-    def server_facts(self) -> ServerFacts | None:
+    def server_settings(self) -> ServerSettings | None:
         """How the server is set up; ``None`` where it may not be asked. Never raises."""
         try:
-            client = self._client()
-            memory: Any = client.info("memory")
-            persistence: Any = client.info("persistence")
+            with mapped_redis_errors():
+                client = self._client()
+                memory: Any = client.info("memory")
+                persistence: Any = client.info("persistence")
             aof = persistence.get("aof_enabled")
             policy = text(memory.get("maxmemory_policy", "")) if memory.get("maxmemory") else ""
-            return ServerFacts(policy, None if aof is None else bool(aof))
-        except (RedisError, OSError, AttributeError, StoreError):
+            return ServerSettings(policy, None if aof is None else bool(aof))
+        except (StoreError, AttributeError):
             return None
 
     def announce(self, member: Member) -> int:
@@ -198,7 +198,7 @@ class Members:
 
     def remove(self, replica_id: str) -> None:
         """Take the replica out; without Redis, its record runs out by itself. Never raises."""
-        with suppress(RedisError, OSError, StoreError):
+        with suppress(StoreError), mapped_redis_errors():
             self._client().hdel(self._keys.members, replica_id)
 
     def _call(self, member: Member | None, look: str, oldest: str) -> Sequence[Any]:

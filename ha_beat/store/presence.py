@@ -12,7 +12,7 @@ from ha_beat.clock import Clock
 from ha_beat.errors import StoreError
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import new_token
-from ha_beat.store.redis_errors import in_words
+from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.scripts import text
 
 if TYPE_CHECKING:
@@ -93,19 +93,23 @@ class RedisPresence:
         token = new_token()  # guard: presence-new-channel
         channel = self._keys.shard_presence(token) if self._sharded else self._keys.presence(token)
         try:
-            pubsub: Any = _pubsub(self._client())
-            self._pubsub = pubsub
-            pubsub.subscribe(self._keys.wake)
-            (pubsub.ssubscribe if self._sharded else pubsub.subscribe)(channel)
-            self._confirm(pubsub, {self._keys.wake, channel})
-            self._connected_again = False
-            pubsub.connection.register_connect_callback(self._on_connect)
-        except (RedisError, OSError, StoreError) as exc:
+            with mapped_redis_errors():
+                self._subscribe(channel)
+        except StoreError as exc:
             self.close()
-            raise PresenceError(str(exc) if isinstance(exc, StoreError) else in_words(exc)) from exc
+            raise PresenceError(str(exc)) from exc
         self.channel = channel
         self._next_ping = self._clock.elapsed() + self._ping_interval
         self._unanswered = False
+
+    def _subscribe(self, channel: str) -> None:
+        pubsub: Any = _pubsub(self._client())
+        self._pubsub = pubsub
+        pubsub.subscribe(self._keys.wake)
+        (pubsub.ssubscribe if self._sharded else pubsub.subscribe)(channel)
+        self._confirm(pubsub, {self._keys.wake, channel})
+        self._connected_again = False
+        pubsub.connection.register_connect_callback(self._on_connect)
 
     def _confirm(self, pubsub: PubSub, wanted: set[str]) -> None:
         """Wait until Redis has subscribed the channels, or has said why not."""
@@ -126,13 +130,14 @@ class RedisPresence:
         if self._pubsub is None:
             raise PresenceError("not subscribed")
         try:
-            self._ping_when_due(self._pubsub)  # guard: presence-ping
-            message = self._pubsub.get_message(timeout=max(seconds, 0.0))
-            if self._connected_again:  # guard: presence-reconnected
-                raise ConnectionError("the connection was lost for a moment")
-        except (RedisError, OSError, ValueError) as exc:
+            with mapped_redis_errors():
+                self._ping_when_due(self._pubsub)  # guard: presence-ping
+                message = self._pubsub.get_message(timeout=max(seconds, 0.0))
+                if self._connected_again:  # guard: presence-reconnected
+                    raise ConnectionError("the connection was lost for a moment")
+        except (StoreError, ValueError) as exc:
             self.close()
-            raise PresenceError(in_words(exc)) from exc
+            raise PresenceError(str(exc)) from exc
         if message is None:
             return False
         kind = text(message["type"])

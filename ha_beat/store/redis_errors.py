@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from redis import exceptions as redis_errors
 
@@ -107,6 +109,20 @@ def as_store_error(exc: Exception, command: str = "") -> StoreError:
     if isinstance(exc, unanswered):
         return StoreUnavailable(in_words(exc, command))
     return StoreRefused(in_words(exc, command), unexplained=not code)
+
+
+@contextmanager
+def mapped_redis_errors() -> Iterator[None]:
+    """Replace errors of redis-py and the operating system by this package's.
+
+    Raises:
+        StoreUnavailable: no answer came, so that the outcome is unknown.
+        StoreRefused: Redis answered with an error and did nothing.
+    """
+    try:
+        yield
+    except (redis_errors.RedisError, OSError) as exc:
+        raise as_store_error(exc) from exc
 
 
 def line_in_script(exc: BaseException) -> int | None:

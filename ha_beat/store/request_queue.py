@@ -15,15 +15,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from redis.exceptions import RedisError
-
 from ha_beat.clock import Clock
 from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.reasons import ReplyCode, RequestKind, TermEnd
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term, fence_reason, new_token
 from ha_beat.store.ledger import from_micros
-from ha_beat.store.redis_errors import as_store_error
+from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.scripts import Script, text, whole
 
 if TYPE_CHECKING:
@@ -302,7 +300,5 @@ class Requests:
         return fence_reason(text(detail)) if text(answer) == "fenced" else None
 
     def _get(self, command: Callable[[redis.Redis], Any]) -> Any:
-        try:
+        with mapped_redis_errors():
             return command(self._client())
-        except (RedisError, OSError) as exc:
-            raise as_store_error(exc) from exc

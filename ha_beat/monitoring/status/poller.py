@@ -16,7 +16,7 @@ from ha_beat.monitoring.status.replica import Board
 from ha_beat.monitoring.status.snapshot import Look, spans
 from ha_beat.reasons import RedisRisk
 from ha_beat.store.journal import Journal, Record, TermRecord, VerdictRecord
-from ha_beat.store.membership import MEMBER_INTERVAL, ClusterView, Members, ServerFacts
+from ha_beat.store.membership import MEMBER_INTERVAL, ClusterView, Members, ServerSettings
 
 logger = logging.getLogger("ha_beat")
 
@@ -65,7 +65,7 @@ class Watcher:
         #: Whether the replica has signed off.
         self.gone = False
         self._facts_at = float("-inf")
-        self._facts: ServerFacts | None = None
+        self._facts: ServerSettings | None = None
         self._emit = emit
         self._risks_told: set[RedisRisk] = set()
         self._last_id = ""
@@ -144,7 +144,7 @@ class Watcher:
         now = self._clock.elapsed()
         if now - self._facts_at <= _FACTS_INTERVAL:
             return
-        self._facts, self._facts_at = self._members.server_facts(), now
+        self._facts, self._facts_at = self._members.server_settings(), now
         for risk in self._facts.risks() if self._facts else ():
             if risk not in self._risks_told:
                 self._risks_told.add(risk)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ha_beat.monitoring.wording import phrase
 from ha_beat.store.journal import TermRecord, VerdictRecord
 from ha_beat.store.lease import LeaseRecord
-from ha_beat.store.membership import ClusterView, ServerFacts
+from ha_beat.store.membership import ClusterView, ServerSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Look:
     round_trip: float = 0.0
     clock_offset: float = 0.0
     why_not: str = "Redis has not been asked yet"
-    facts: ServerFacts | None = None
+    facts: ServerSettings | None = None
     recent: tuple[VerdictRecord, ...] = ()
     terms: tuple[TermSpan, ...] = ()
 

@@ -19,7 +19,7 @@ from ha_beat.reasons import EntryFault, Invariant, RedisRisk
 from ha_beat.store.journal import Journal, TermRecord, VerdictRecord, parse
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import LeaseRecord
-from ha_beat.store.membership import Member, Members, ServerFacts, Upcoming
+from ha_beat.store.membership import Member, Members, ServerSettings, Upcoming
 from ha_beat.testing import SettableClock
 from tests.integration.monitoring.support import Scene
 from tests.support.servers import RedisServer, need
@@ -278,7 +278,7 @@ def test_members_raise_where_redis_does_not_answer():
 
 def test_how_the_server_is_set_up_is_known(client: redis.Redis):
     members = Members(lambda: client, KEYS)
-    assert members.server_facts() == ServerFacts("", append_only_file=False)
+    assert members.server_settings() == ServerSettings("", append_only_file=False)
     client.config_set("maxmemory", "100mb")
     client.config_set("maxmemory-policy", "allkeys-lru")
     try:
@@ -308,8 +308,8 @@ def test_a_server_that_may_forget_is_told_of_at_the_start_and_once(client: redis
         client.config_set("maxmemory-policy", "noeviction")
     said = [event.reason for event in told if isinstance(event, events.ServerMayForget)]
     assert said == [RedisRisk.EVICTION, RedisRisk.NO_APPEND_ONLY_FILE]
-    assert ServerFacts("noeviction", append_only_file=True).risks() == []
-    assert ServerFacts("", append_only_file=None).risks() == []
+    assert ServerSettings("noeviction", append_only_file=True).risks() == []
+    assert ServerSettings("", append_only_file=None).risks() == []
 
 
 # --- Warnings
