@@ -1,29 +1,43 @@
-"""Time, in one place, so that tests can set it.
+"""Clocks and conversion of time. Nothing else in this package reads a clock, so that tests can set the time.
 
-Durations are measured on ``CLOCK_BOOTTIME`` where there is one: it counts the time for which the machine was
-suspended, and no step of the wall clock moves it. Nothing else in this package reads a clock.
+Durations are measured on ``CLOCK_BOOTTIME`` if the platform has it: it counts the time while the machine is suspended,
+and a step of the wall clock does not move it.
 """
 
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Protocol
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_micros(instant: datetime) -> int:
+    """Return microseconds since the Unix epoch, without the rounding of floats."""
+    return (instant - _EPOCH) // _MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    """Return the instant, in UTC, from microseconds since the Unix epoch."""
+    return _EPOCH + timedelta(microseconds=micros)
+
 
 class Clock(Protocol):
-    """What the package asks of a clock."""
+    """Source of time."""
 
     def wall(self) -> float:
-        """Seconds since the Unix epoch, as this machine believes."""
+        """Return this machine's time in seconds since the Unix epoch."""
         ...
 
     def elapsed(self) -> float:
-        """Seconds on a clock that never steps; only differences mean something."""
+        """Return seconds on a clock that never steps. Only differences have a meaning."""
         ...
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for that many seconds."""
         ...
 
 
@@ -32,7 +46,7 @@ class SystemClock:
 
     def __init__(self) -> None:
         boottime = getattr(time, "CLOCK_BOOTTIME", None)
-        # macOS lacks that clock, Windows clock_gettime altogether.
+        # macOS lacks that clock, and Windows lacks clock_gettime.
         self._elapsed = time.monotonic if boottime is None else partial(time.clock_gettime, boottime)
 
     def wall(self) -> float:

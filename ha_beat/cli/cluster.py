@@ -16,7 +16,6 @@ from ha_beat.client import ClusterClient
 from ha_beat.errors import ConfigurationError, HaBeatError, StoreError
 from ha_beat.monitoring.wording import phrase
 from ha_beat.reasons import RequestKind
-from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import ClusterView, Member
 from ha_beat.store.request_queue import NoAnswer, Reply
 
@@ -50,7 +49,7 @@ def ask(cluster: ClusterClient, kind: RequestKind, timeout: float, **args: Any) 
     """
     if output.to_terminal():
         view = cluster.view()
-        if leader_of(view) is None:
+        if view.leader is None:
             click.echo(f"{_leadership(view)}; waiting up to {timeout:g} s for a leader ...", err=True)
     try:
         return cluster.ask(kind, by=whoami(), timeout=timeout, **args)
@@ -67,17 +66,8 @@ def whoami() -> str:
     return f"{name}@{socket.gethostname()}"
 
 
-def leader_of(view: ClusterView) -> LeaseRecord | None:
-    """The lease, where somebody holds it and renews it."""
-    lease = view.lease
-    if lease is None or not lease.held:
-        return None
-    unheard_ms = view.server_ms - (lease.renewed_ms or lease.since_ms)
-    return lease if unheard_ms <= lease.ttl_ms else None
-
-
 def _leadership(view: ClusterView) -> str:
-    leader, lease = leader_of(view), view.lease
+    leader, lease = view.leader, view.lease
     if leader is not None:
         return f"{leader.holder} leads"
     if lease is None:

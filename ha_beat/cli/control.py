@@ -7,12 +7,12 @@ from datetime import datetime
 import click
 
 from ha_beat.cli import output
-from ha_beat.cli.cluster import CantTell, NotWell, ask, find_member, leader_of, leadership_in_words, on_cluster
+from ha_beat.cli.cluster import CantTell, NotWell, ask, find_member, leadership_in_words, on_cluster
 from ha_beat.cli.times import INSTANT
 from ha_beat.client import ClusterClient
+from ha_beat.clock import to_micros
 from ha_beat.monitoring.request_wording import instant_text, reply_text
 from ha_beat.reasons import BackfillOutcome, RequestKind
-from ha_beat.store.ledger import to_micros
 from ha_beat.store.request_queue import Reply
 
 _TIMEOUT = click.option(
@@ -60,7 +60,7 @@ def step_down(cluster: ClusterClient, *, to: str | None, timeout: float, as_json
     until = cluster.clock.elapsed() + timeout
     while cluster.clock.elapsed() < until:
         view = cluster.view()
-        leader = leader_of(view)
+        leader = view.leader
         if leader is not None and leader.epoch > reply.epoch:
             now = f"{leader.holder} leads now, in epoch {leader.epoch}"
             if preferred and leader.holder != preferred:

@@ -21,7 +21,6 @@ from ha_beat.cli.cluster import (
     NotWell,
     ask,
     find_member,
-    leader_of,
     leadership_in_words,
     nearest,
     on_cluster,
@@ -103,7 +102,7 @@ def _pause_of(view: ClusterView) -> Pause | None:
 
 
 def _status_data(cluster: ClusterClient, view: ClusterView, terms: list[TermRecord]) -> dict[str, Any]:
-    leader, pause = leader_of(view), _pause_of(view)
+    leader, pause = view.leader, _pause_of(view)
     return {
         "schema": 1,
         "cluster": cluster.settings.cluster,
@@ -118,12 +117,12 @@ def _status_data(cluster: ClusterClient, view: ClusterView, terms: list[TermReco
 
 
 def _show_status(cluster: ClusterClient, view: ClusterView, terms: list[TermRecord]) -> None:
-    leader, pause = leader_of(view), _pause_of(view)
+    leader, pause = view.leader, _pause_of(view)
     now = view.server_ms
     fields: list[tuple[str, object]] = [("cluster", cluster.settings.cluster), ("leader", leadership_in_words(view))]
     if leader is not None:
         led_for = output.lasting((now - leader.since_ms) / 1000)
-        heard = output.lasting((now - (leader.renewed_ms or now)) / 1000)
+        heard = output.lasting(leader.silent_ms(now) / 1000)
         fields[-1] = ("leader", f"{leader.holder}, for {led_for} (epoch {leader.epoch}, renewed {heard} ago)")
     fields.append(("paused", pause_text(pause) if pause else "no"))
     leading = next((member for member in view.members if member.role == "leader"), None)
@@ -188,7 +187,7 @@ def check(cluster: ClusterClient, *, replica: str | None, here: bool) -> None:
             raise NotWell(f"{member.id} is not ready: {'; '.join(member.not_ready)}")
         click.echo(f"{member.id} is alive ({member.role})")
         return
-    leader = leader_of(view)
+    leader = view.leader
     if leader is None:
         raise NotWell(leadership_in_words(view))
     leading = next((member for member in view.members if member.role == "leader"), None)

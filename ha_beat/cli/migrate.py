@@ -15,12 +15,13 @@ from ha_beat.cli import output
 from ha_beat.cli.cluster import CantTell, NotWell, on_cluster
 from ha_beat.cli.last_runs import LastRun, RedBeat, of_celerybeat
 from ha_beat.client import ClusterClient
+from ha_beat.clock import from_micros
 from ha_beat.leader.due_queue import Slot
 from ha_beat.reasons import Verdict
 from ha_beat.scheduler import HAMixin, HAScheduler
 from ha_beat.settings import redact_url
 from ha_beat.store.connections import link_to
-from ha_beat.store.ledger import LedgerRow, from_micros
+from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.scripts import Script, text
 
 #: A last run that lies ahead by more than this is not believed.

@@ -94,15 +94,13 @@ def page_data(client: ClusterClient) -> dict[str, Any]:
     """
     view, records = client.view(), client.journal.newest(_RECORDS)
     lease = view.lease
-    age_ms = None if lease is None else view.server_ms - (lease.renewed_ms or lease.since_ms)
-    leads = lease is not None and lease.held and age_ms is not None and age_ms <= lease.ttl_ms
     leader = next((member for member in view.members if member.role == "leader"), None)
     verdicts = [record for record in records if isinstance(record, VerdictRecord)][:50]
     terms = [record for record in records if isinstance(record, TermRecord)][:20]
     return {
         "cluster": client.settings.cluster,
         "now_ms": view.server_ms,
-        "leader": lease.holder if lease is not None and leads else "",
+        "leader": view.leader.holder if view.leader else "",
         "lease": None
         if lease is None
         else {
@@ -110,7 +108,7 @@ def page_data(client: ClusterClient) -> dict[str, Any]:
             "state": lease.state,
             "epoch": lease.epoch,
             "since_ms": lease.since_ms,
-            "age_ms": age_ms,
+            "age_ms": lease.silent_ms(view.server_ms),
             "ttl_ms": lease.ttl_ms,
             "reason": phrase(lease.reason, lease.detail) if lease.reason else "",
         },
@@ -118,7 +116,7 @@ def page_data(client: ClusterClient) -> dict[str, Any]:
         "replicas": [
             {
                 "id": member.id,
-                "role": "leader" if lease is not None and leads and member.id == lease.holder else "standby",
+                "role": member.role,
                 "host": member.host,
                 "pid": member.pid,
                 "version": member.version,

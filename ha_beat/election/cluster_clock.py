@@ -10,8 +10,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from ha_beat import events
-from ha_beat.clock import Clock
-from ha_beat.store.ledger import from_micros
+from ha_beat.clock import Clock, from_micros
 
 #: Two clocks agree when they differ by no more than so many seconds.
 AGREEMENT = 2.0

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
+from ha_beat.clock import from_micros
 from ha_beat.dispatch import Answer
 from ha_beat.leader.due_queue import Slot
 from ha_beat.leader.request_outcome import Outcome, Refused
@@ -17,7 +18,6 @@ from ha_beat.schedule.occurrence import Occurrence
 from ha_beat.schedule.recurrence import Recurrence, first_from
 from ha_beat.store.journal import Journal, VerdictRecord
 from ha_beat.store.lease import Term
-from ha_beat.store.ledger import from_micros
 from ha_beat.store.request_queue import Request
 
 #: Recurrence that one backfill may cover.

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from ha_beat.clock import to_micros
 from ha_beat.dispatch import Operation
 from ha_beat.leader.due_queue import Slot
 from ha_beat.reasons import Verdict
 from ha_beat.schedule.misfire import Decision, Skipped
 from ha_beat.schedule.occurrence import FOREVER, Occurrence
 from ha_beat.store.lease import Term
-from ha_beat.store.ledger import LedgerRow, to_micros
+from ha_beat.store.ledger import LedgerRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from ha_beat.clock import from_micros, to_micros
 from ha_beat.reasons import LossKind
-from ha_beat.store.ledger import ServerFacts, from_micros, to_micros
+from ha_beat.store.ledger import ServerFacts
 from ha_beat.store.shadow import Shadow
 
 #: After a total loss nothing due earlier than this from now, or from the server's start, is believed not to have been

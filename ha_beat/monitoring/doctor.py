@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from celery import Celery
 from celery.beat import ScheduleEntry
 
-from ha_beat.clock import Clock
+from ha_beat.clock import Clock, from_micros
 from ha_beat.dispatch.lease_marker import place_of, read_mark, two_stores
 from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.monitoring.invariants import MEMORY, Standing, Watch
@@ -23,7 +23,6 @@ from ha_beat.schedule.recurrence import recurrence_of, starting_deadline
 from ha_beat.settings import Settings, redact_url
 from ha_beat.store.journal import Journal, VerdictRecord
 from ha_beat.store.keys import Keys
-from ha_beat.store.ledger import from_micros
 from ha_beat.store.membership import ClusterView, Members
 from ha_beat.store.request_queue import NoAnswer, Pause, Request, Requests
 from ha_beat.store.scripts import text
@@ -226,7 +225,7 @@ class Examination:
         elif not lease.held:
             words = phrase(lease.reason, lease.detail)
             yield Finding("fail", "leader", f"nobody leads: {lease.holder} released the lease ({words})")
-        elif view.server_ms - (lease.renewed_ms or lease.since_ms) > lease.ttl_ms:
+        elif view.leader is None:
             yield Finding("fail", "leader", f"{lease.holder} holds the lease, and does not renew it")
         else:
             yield Finding("ok", "leader", f"{lease.holder} in epoch {lease.epoch}")

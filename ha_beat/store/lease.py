@@ -102,6 +102,14 @@ class LeaseRecord:
     def held(self) -> bool:
         return self.state == "held"
 
+    def silent_ms(self, server_ms: int) -> int:
+        """Return the time since the last renewal, by the server's clock."""
+        return server_ms - self.renewed_ms
+
+    def leads(self, server_ms: int) -> bool:
+        """True if the holder leads: the lease is held, and was renewed within its ttl by the server's clock."""
+        return self.held and self.silent_ms(server_ms) <= self.ttl_ms
+
     @classmethod
     def parse(cls, raw: Mapping[str, str]) -> LeaseRecord:
         """From the hash. Unknown fields, of newer software, are left alone; a number that is none is 0."""
@@ -140,7 +148,7 @@ class Acquired:
     server_ms: int
     #: Scheduling time minus Redis' clock, in seconds, as the last leader had it.
     leaders_offset: float | None = None
-    #: What the last leader found in doubt, as it put it, where it ended before it had seen to that.
+    #: What the last leader found in doubt and did not resolve before its term ended, in its own encoding.
     unfinished: str = ""
 
     @property
@@ -294,14 +302,14 @@ class RedisLeaseStore:
             raise NewerSchema(self._keys.cluster, SCHEMA, whole(rest[0]))
         if answer == "refused":
             return Refused(CampaignRefusal(rest[0]))
-        epoch, gen, lease_gen, ledger_gen, run_id, written_on, server_ms, presence, previous, offset_ms = rest
-        previous_run_id, _, unfinished = written_on.partition(" ")
+        epoch, gen, lease_gen, ledger_gen, run_id, previous_run_id, unfinished, server_ms, *rest = rest
+        presence, previous_holder, offset_ms = rest
         return Acquired(
             term=Term(replica.id, int(epoch), attempt.nonce, gen, run_id, attempt.trusted_until),
             previous_gens=(lease_gen, ledger_gen),
             previous_run_id=previous_run_id,
             unfinished=unfinished,
-            previous_holder=previous,
+            previous_holder=previous_holder,
             presence=presence,
             server_ms=int(server_ms),
             leaders_offset=_seconds(offset_ms),

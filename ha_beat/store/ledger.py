@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from ha_beat.clock import from_micros, to_micros
 from ha_beat.errors import StoreRefused
 from ha_beat.reasons import TermEnd, Verdict
 from ha_beat.store.keys import Keys
@@ -30,18 +31,6 @@ ROW_VERSION = 1
 
 #: Of ``min-replicas-max-lag``, in seconds, where Redis is set up without it.
 _USUAL_MAX_LAG = 10.0
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-def to_micros(instant: datetime) -> int:
-    """Microseconds since the Unix epoch, without the rounding of floats."""
-    return (instant - _EPOCH) // _MICROSECOND
-
-
-def from_micros(micros: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=micros)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,18 +225,17 @@ class Ledger:
         return {name: text(value) for name, value in zip(names, found, strict=True) if value is not None}
 
     def taken_over(self, term: Term, unfinished: str = "") -> TermEnd | None:
-        """Say that what was in doubt has its verdict; or, to whoever leads next, that it has not yet, and what it is.
+        """Mark recovery complete, or store what remains for the next leader.
 
         Returns:
             Why the term is over (nothing was written), or ``None``.
 
         Raises:
-            StoreUnavailable: the outcome is unknown; saying it again is safe.
+            StoreUnavailable: the outcome is unknown; repeating the call is safe.
             StoreRefused: nothing was written.
         """
         keys = [self._keys.lease, self._keys.ledger]
-        written_on = f"{term.run_id} {unfinished}" if unfinished else term.run_id
-        code = text(self._taken_over(self._client(), keys, [term.epoch, term.nonce, written_on]))
+        code = text(self._taken_over(self._client(), keys, [term.epoch, term.nonce, term.run_id, unfinished]))
         return fence_reason(code) if code else None
 
     def note(self, term: Term, notes: Mapping[str, str]) -> bool:

@@ -105,9 +105,9 @@ def _of_kind(kind: type | None, value: Any) -> Any:
     return value
 
 
-def _as_of(lease: LeaseRecord | None, member: Member) -> Member:
-    """A leader that was killed or paused goes on saying so until it is forgotten: there is one leader at most."""
-    leads = lease is not None and lease.held and lease.holder == member.id
+def _as_of(leader: LeaseRecord | None, member: Member) -> Member:
+    """Return the member with the role ``leader`` only if the lease agrees: a dead leader's record still claims it."""
+    leads = leader is not None and leader.holder == member.id
     return replace(member, role="standby") if member.role == "leader" and not leads else member
 
 
@@ -145,6 +145,15 @@ class ClusterView:
     paused: str
     dropped: int = 0
 
+    @property
+    def leader(self) -> LeaseRecord | None:
+        """The lease if its holder leads, else ``None``."""
+        return _leader(self.lease, self.server_ms)
+
+
+def _leader(lease: LeaseRecord | None, server_ms: int) -> LeaseRecord | None:
+    return lease if lease is not None and lease.leads(server_ms) else None
+
 
 class Members:
     """The register of one cluster."""
@@ -166,11 +175,12 @@ class Members:
         gen, epoch, counter, paused = ("" if value is None else text(value) for value in meta)
         now = int(server_ms)
         record = LeaseRecord.parse(_pairs(lease)) if lease else None
+        leader = _leader(record, now)
         parsed = (Member.parse(name, raw) for name, raw in sorted(_pairs(members).items()))
         return ClusterView(
             server_ms=now,
             lease=record,
-            members=tuple(_as_of(record, each) for each in parsed if each is not None and each.alive(now)),
+            members=tuple(_as_of(leader, each) for each in parsed if each is not None and each.alive(now)),
             gen=gen,
             highest_epoch=whole(epoch),
             journal_counter=whole(counter),

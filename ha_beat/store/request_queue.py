@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ha_beat.clock import Clock
+from ha_beat.clock import Clock, from_micros
 from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.reasons import ReplyCode, RequestKind, TermEnd
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term, fence_reason, new_token
-from ha_beat.store.ledger import from_micros
 from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.scripts import Script, text, whole
 

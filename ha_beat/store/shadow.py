@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ha_beat.clock import Clock
+from ha_beat.clock import Clock, from_micros
 from ha_beat.reasons import Verdict
 from ha_beat.store.keys import Keys
-from ha_beat.store.ledger import KEEP_ABSENT, Ledger, LedgerRow, from_micros
+from ha_beat.store.ledger import KEEP_ABSENT, Ledger, LedgerRow
 from ha_beat.store.scripts import Script, text, whole
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from ha_beat.clock import to_micros
 from ha_beat.monitoring.status.redaction import redacted
 from ha_beat.monitoring.status.replica import Board
 from ha_beat.store.journal import VerdictRecord
 from ha_beat.store.lease import LeaseRecord
-from ha_beat.store.ledger import to_micros
 from ha_beat.store.membership import Member
 
 #: It grows when a field changes its meaning or goes; new ones may come.

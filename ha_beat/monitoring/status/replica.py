@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Protocol
 
 from ha_beat import events
-from ha_beat.clock import Clock
+from ha_beat.clock import Clock, to_micros
 from ha_beat.leader.due_queue import Agenda, waited
 from ha_beat.monitoring.status import warnings
 from ha_beat.monitoring.status.redaction import redacted
@@ -18,7 +18,6 @@ from ha_beat.monitoring.status.warnings import Warn
 from ha_beat.monitoring.wording import phrase
 from ha_beat.reasons import WarningCode
 from ha_beat.store.lease import Replica, Term
-from ha_beat.store.ledger import to_micros
 from ha_beat.store.membership import Member, Upcoming
 
 #: Seconds for which something that happened once is shown as a warning.

@@ -46,8 +46,8 @@ def of_lease(lease: LeaseRecord | None, now_ms: int) -> Iterable[Warn]:
     """As a standby sees it; ``now_ms`` is by the Redis server's clock."""
     if lease is None or not lease.held:
         yield Warn(WarningCode.NO_LEADER, "nobody leads")
-    elif lease.renewed_ms and now_ms - lease.renewed_ms > lease.ttl_ms:
-        age = (now_ms - lease.renewed_ms) / 1000
+    elif not lease.leads(now_ms):
+        age = lease.silent_ms(now_ms) / 1000
         yield Warn(WarningCode.NO_LEADER, f"{lease.holder} holds the lease, but has not renewed it for {age:.1f} s")
 
 

@@ -1,10 +1,10 @@
 -- KEYS: lease, ledger, journal
--- ARGV: expected epoch ('' for no record), expected seq, absent ('1': only if nobody is subscribed),
+-- ARGV: expected epoch ('' for no record), expected seq, absent ('1': only if the presence channel has no subscriber),
 --       highest epoch seen, fingerprint, new gen, wanted presence channel, schema,
 --       code of why the lease is free, holder, then the fields of the new record
 local lease, ledger = KEYS[1], KEYS[2]
-local was = redis.call('HMGET', lease, 'epoch', 'seq', 'state', 'presence', 'gen', 'run_id', 'holder', 'renewed_ms', 'since_ms', 'offset_ms')
-local meta = redis.call('HMGET', ledger, 'm:gen', 'm:epoch', 'm:fingerprint', 'm:run_id', 'm:schema')
+local was = redis.call('HMGET', lease, 'epoch', 'seq', 'state', 'presence', 'gen', 'run_id', 'holder', 'renewed_ms', 'offset_ms')
+local meta = redis.call('HMGET', ledger, 'm:gen', 'm:epoch', 'm:fingerprint', 'm:run_id', 'm:schema', 'm:unfinished')
 
 local stands = #redis.call('HGETALL', lease) > 0
 local as_seen = number(was[1]) == number(ARGV[1]) and number(was[2]) == number(ARGV[2])
@@ -39,12 +39,13 @@ if subscribers(presence) < 1 then presence = '' end -- guard: acquire-presence-c
 
 redis.call('HSET', lease, 'epoch', epoch, 'seq', '1', 'state', 'held', 'gen', gen, 'run_id', server,
   'presence', presence, 'since_ms', now, 'renewed_ms', now, 'reason', '', 'detail', '', 'preferred', '', 'holder', ARGV[10], unpack(ARGV, 11))
--- The server of the last takeover that was completed stands there until this one is: who breaks off leaves it to the next.
+-- The server of the last completed takeover stays until this takeover is complete, so that the next leader can resume it.
 local written_on = meta[4]
 if not written_on or written_on == '' then written_on = server end -- guard: acquire-unfinished
 redis.call('HSET', ledger, 'm:gen', gen, 'm:epoch', epoch, 'm:fingerprint', ARGV[5], 'm:run_id', written_on, 'm:schema', ARGV[8])
 tell(KEYS[3], ledger, {
   kind = 'term', event = 'acquired', epoch = tonumber(epoch), by = ARGV[10], reason = ARGV[9], ms = tonumber(now),
-  previous = was[7] or '', previous_epoch = number(was[1]), left_ms = number(was[8] or was[9]),
+  previous = was[7] or '', previous_epoch = number(was[1]), left_ms = number(was[8]),
 })
-return { 'acquired', epoch, gen, was[5] or '', meta[1] or '', server, meta[4] or '', now, presence, was[7] or '', was[10] or '' }
+return { 'acquired', epoch, gen, was[5] or '', meta[1] or '', server, meta[4] or '', meta[6] or '',
+  now, presence, was[7] or '', was[9] or '' }

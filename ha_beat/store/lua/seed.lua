@@ -1,11 +1,10 @@
--- Where entries stand, told before anybody has led; or while nobody leads.
+-- Write rows of the ledger while there is no leader.
 -- KEYS: lease, ledger
 -- ARGV: rounds of three: entry id, the row expected ('' for none), the new row
--- Answers {'led', holder}, or {'done', 1 or 0 for each: 0 where another row was found}.
-local lease = redis.call('HMGET', KEYS[1], 'state', 'holder', 'renewed_ms', 'since_ms', 'ttl_ms')
+-- Answers {'led', holder}, or {'done', 1 or 0 for each}: 0 if another row was found.
+local lease = redis.call('HMGET', KEYS[1], 'state', 'holder', 'renewed_ms', 'ttl_ms')
 if lease[1] == 'held' then
-  local heard = number(lease[3] or lease[4])
-  if time_ms() - heard <= number(lease[5]) then return { 'led', lease[2] } end
+  if time_ms() - number(lease[3]) <= number(lease[4]) then return { 'led', lease[2] } end
 end
 local answers = { 'done' }
 for i = 1, #ARGV, 3 do

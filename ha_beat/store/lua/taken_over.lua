@@ -1,7 +1,12 @@
--- Say on which server the last takeover was completed; or that it is not, with what is in doubt behind the run id.
+-- Record on which server the last takeover was completed, or what is still in doubt.
 -- KEYS: lease, ledger
--- ARGV: epoch, nonce, run id
+-- ARGV: epoch, nonce, run id, what is in doubt ('' once the takeover is complete)
 local why = foreign(KEYS[1], ARGV[1], ARGV[2])
 if why then return why end
 redis.call('HSET', KEYS[2], 'm:run_id', ARGV[3])
+if ARGV[4] == '' then
+  redis.call('HDEL', KEYS[2], 'm:unfinished')
+else
+  redis.call('HSET', KEYS[2], 'm:unfinished', ARGV[4])
+end
 return ''

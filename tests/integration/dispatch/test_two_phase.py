@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from redis import exceptions as redis_errors
 
+from ha_beat.clock import to_micros
 from ha_beat.dispatch import Answer, FencedOff, OpenClaim, Operation
 from ha_beat.dispatch.broker_adapters import Sent
 from ha_beat.dispatch.two_phase import ClaimDispatcher
@@ -21,7 +22,7 @@ from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import AnswerKind, PublishOutcome, TermEnd, UncertainPolicy, UncertainReason
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Term
-from ha_beat.store.ledger import LedgerRow, to_micros
+from ha_beat.store.ledger import LedgerRow
 from tests.support.brokers import FakePublisher, FixedLink
 from tests.support.leases import acquire, attempt
 from tests.support.servers import RedisServer

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from ha_beat.clock import SystemClock
+from ha_beat.clock import SystemClock, to_micros
 from ha_beat.reasons import BackfillOutcome, ReplyCode, RequestKind
 from ha_beat.store.keys import Keys
-from ha_beat.store.ledger import to_micros
 from ha_beat.store.request_queue import Reply, Request, Requests
 from tests.faults.cluster import BeatCluster
 from tests.support.servers import RedisServer, wait_for

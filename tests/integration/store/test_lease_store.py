@@ -376,7 +376,7 @@ def test_a_record_that_was_tampered_with_can_be_taken_over(server_bench: RedisBe
         assert (after.holder, after.epoch, after.seq, after.ttl_ms) == ("two", taken.term.epoch, 2, 10_000)
 
 
-@pytest.mark.parametrize("field", ["m:epoch", "m:schema", "m:run_id", "m:journal"])
+@pytest.mark.parametrize("field", ["m:epoch", "m:schema", "m:run_id", "m:unfinished", "m:journal"])
 def test_a_ledger_that_was_tampered_with_forbids_nobody_to_lead(server_bench: RedisBench, field: str):
     """Its numbers are no more than floors."""
     client = server_bench.client

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pytest
 
 from ha_beat import events
+from ha_beat.clock import to_micros
 from ha_beat.dispatch import Answer, Dispatcher, OpenClaim, Operation
 from ha_beat.dispatch.batch import BatchScript
 from ha_beat.election.cluster_clock import SchedulingTime
@@ -26,7 +27,7 @@ from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Term, new_token
-from ha_beat.store.ledger import Ledger, LedgerRow, to_micros
+from ha_beat.store.ledger import Ledger, LedgerRow
 from ha_beat.store.shadow import Shadow
 from tests.support.clocks import AdvancedClock
 from tests.support.leases import acquire, attempt
@@ -403,14 +404,13 @@ def test_in_doubt_after_a_takeover_that_was_broken_off_is_what_its_leader_found(
     floor = due + timedelta(seconds=-5 if fell_due == "after" else 5)
     base = LedgerRow(due - timedelta(hours=1), "armed", signature="s").encoded()
     desk.client.hset(KEYS.ledger, "e:e", base)
-    run_id = desk.tenure.acquired.term.run_id
-    desk.client.hset(KEYS.ledger, "m:run_id", f"{run_id} {noted.format(to_micros(floor))}")
+    desk.client.hset(KEYS.ledger, "m:unfinished", noted.format(to_micros(floor)))
     desk.source.last_run = {"e": 1e6}
     desk.tenure = desk.lead("another")
     desk.turn(5)
     assert desk.heard(events.DispatchHeld) == []
     assert desk.messages() == (["e"] if fell_due == "after" else [])
-    assert desk.client.hget(KEYS.ledger, "m:run_id") == run_id
+    assert desk.client.hget(KEYS.ledger, "m:unfinished") is None
 
 
 def test_a_leader_that_loses_the_ledger_remembers_what_was_not_due_in_its_term(desk: Desk) -> None:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ha_beat.store.ledger import LedgerRow, RawRow, from_micros, to_micros
+from ha_beat.clock import from_micros, to_micros
+from ha_beat.store.ledger import LedgerRow, RawRow
 
 instants = st.integers(0, to_micros(datetime(9999, 1, 1, tzinfo=UTC))).map(
     lambda micros: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)

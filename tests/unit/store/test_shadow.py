@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from ha_beat import events
-from ha_beat.clock import SystemClock
+from ha_beat.clock import SystemClock, to_micros
 from ha_beat.election.elector import Elector
 from ha_beat.election.state_machine import Timing
 from ha_beat.reasons import TermEnd
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Replica
-from ha_beat.store.ledger import LedgerRow, to_micros
+from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.shadow import Shadow, ShadowFeed
 from ha_beat.testing import MemoryLeaseStore, MemoryPresence
 from tests.support.servers import RedisServer, wait_for
