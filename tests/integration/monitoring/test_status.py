@@ -143,9 +143,14 @@ def test_only_the_holder_of_the_lease_is_shown_as_the_leader(client: redis.Redis
     members = Members(lambda: client, KEYS)
     for name in ("dead", "new"):
         members.announce(Member(name, "leader"))
-    client.hset(KEYS.lease, mapping={"holder": "new", "epoch": 2, "seq": 1, "state": "held"})
+    now_ms = members.view().server_ms
+    lease = {"holder": "new", "epoch": 2, "seq": 1, "state": "held", "renewed_ms": now_ms, "ttl_ms": 10_000}
+    client.hset(KEYS.lease, mapping=lease)
     assert {member.id: member.role for member in members.view().members} == {"dead": "standby", "new": "leader"}
-    client.hset(KEYS.lease, "state", "released")
+    client.hset(KEYS.lease, "renewed_ms", now_ms - 11_000)
+    assert members.view().leader is None
+    assert {member.role for member in members.view().members} == {"standby"}
+    client.hset(KEYS.lease, mapping={"state": "released", "renewed_ms": now_ms})
     assert {member.role for member in members.view().members} == {"standby"}
 
 
