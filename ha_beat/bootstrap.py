@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 import celery
 from celery import Celery
 
 from ha_beat import __version__
+from ha_beat.beat_loop import ReplicaSource, Runtime
 from ha_beat.celery_app import broker_client, broker_is_redis, fingerprint, lease_link, lease_redis_name
 from ha_beat.clock import Clock, SystemClock
 from ha_beat.dispatch.atomic import AtomicDispatcher
@@ -25,13 +24,12 @@ from ha_beat.election.elector import Elector
 from ha_beat.election.state_machine import Timing
 from ha_beat.errors import StoreError
 from ha_beat.events import Event, Events, TermStarted
-from ha_beat.leader import Enqueuer, Rules, ScheduleSource
+from ha_beat.leader import Enqueuer, Rules
 from ha_beat.leader.pause import PauseState
-from ha_beat.leader.request_handler import RequestHandler, build_request_handler
+from ha_beat.leader.request_handler import build_request_handler
 from ha_beat.monitoring.logs import LogWriter
-from ha_beat.monitoring.setup import Observation, observe
-from ha_beat.reasons import MisfirePolicy, TermEnd
-from ha_beat.schedule.misfire import MisfireRules
+from ha_beat.monitoring.setup import observe
+from ha_beat.reasons import TermEnd
 from ha_beat.settings import Settings
 from ha_beat.signals import SignalRelay
 from ha_beat.store.connections import Link
@@ -42,37 +40,6 @@ from ha_beat.store.ledger import Ledger
 from ha_beat.store.presence import RedisPresence
 from ha_beat.store.request_queue import Requests
 from ha_beat.store.shadow import Shadow, ShadowFeed
-
-
-@dataclass(frozen=True, slots=True)
-class Runtime:
-    """A replica's parts, connected. Building it talks to nobody."""
-
-    replica: Replica
-    settings: Settings
-    elector: Elector
-    enqueuer: Enqueuer
-    request_handler: RequestHandler
-    path: DispatcherSelector
-    observation: Observation
-    events: Events
-    release: Callable[[Term], object]
-    #: ``None`` where the broker is not Redis.
-    mark: StoreMark | None
-    #: What this replica knows of the cluster's positions, also while it stands by.
-    shadow: Shadow
-    #: On a connection of its own, for one thread besides the main loop.
-    ledger: Ledger
-
-
-def misfire(settings: Settings) -> MisfireRules:
-    """The misfire rules that hold for an entry without its own."""
-    return MisfireRules(
-        MisfirePolicy(settings.misfire),
-        settings.misfire_grace,
-        settings.misfire_limit,
-        usual_lateness=settings.lease_ttl + 1.0,
-    )
 
 
 def replica_of(app: Celery, settings: Settings) -> Replica:
@@ -109,7 +76,7 @@ def _advertised(settings: Settings) -> str:
     return advertised_url(*settings.http_address)
 
 
-def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clock | None = None) -> Runtime:
+def assemble(app: Celery, settings: Settings, source: ReplicaSource, clock: Clock | None = None) -> Runtime:
     """Build a replica. To be called after any fork; connects to nothing yet."""
     clock = clock or SystemClock()
     events = Events()
@@ -146,6 +113,7 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
         time,
         follow=ShadowFeed(elector_link.client, keys, shadow, clock).poll,
     )
+    elector.ready = source.ready
     elector.remembers = lambda: bool(shadow.gen)
     mark = _mark(app, settings, keys, main_link, replica, clock, events)
     if mark is not None:
@@ -203,6 +171,7 @@ def assemble(app: Celery, settings: Settings, source: ScheduleSource, clock: Clo
     return Runtime(
         replica=replica,
         settings=settings,
+        source=source,
         elector=elector,
         enqueuer=enqueuer,
         request_handler=request_handler,

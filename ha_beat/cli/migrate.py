@@ -135,7 +135,7 @@ def _slots(app: Celery) -> dict[str, Slot]:
         kind = HAScheduler
     scheduler: HAMixin = kind(app=app, lazy=True)
     scheduler.setup_schedule()
-    return {slot.id: slot for slot in scheduler.slots()}
+    return {slot.id: slot for slot in scheduler.schedule_source.slots()}
 
 
 def _redbeat(cluster: ClusterClient, url: str | None, prefix: str | None) -> RedBeat:

@@ -76,9 +76,9 @@ class Bench:
                 scheduler.tick()
                 assert time.monotonic() < deadline, "nothing was enqueued"
         finally:
-            if scheduler._runtime is not None:
+            if scheduler._loop.runtime is not None:
                 # Nobody waits for its farewell to the other replicas: there are none.
-                scheduler._runtime.observation.watcher.gone = True
+                scheduler._loop.runtime.observation.watcher.gone = True
             scheduler.close()
             scheduler.close()
 

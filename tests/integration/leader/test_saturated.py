@@ -25,10 +25,10 @@ def test_a_turn_ends_though_there_is_always_more_to_do(
 
         def leads() -> bool:
             scheduler.tick()
-            return scheduler._runtime is not None and scheduler._runtime.elector.term is not None
+            return scheduler._loop.leads
 
         wait_for(leads, 20, "a term")
-        monkeypatch.setattr("ha_beat.scheduler._LONGEST_TICK", 0.1)
+        monkeypatch.setattr("ha_beat.beat_loop._LONGEST_TURN", 0.1)
         batches = 0
 
         def advance(*_: Any) -> float:
@@ -36,7 +36,7 @@ def test_a_turn_ends_though_there_is_always_more_to_do(
             batches += 1
             return 0.0 if batches < FOR_EVER else 60.0
 
-        runtime: Any = scheduler._runtime
+        runtime: Any = scheduler._loop.runtime
         runtime.enqueuer.advance = advance
         scheduler.tick()
         assert 1 < batches < FOR_EVER

@@ -49,7 +49,7 @@ def replica(app: Celery) -> Iterator[HAScheduler]:
 
 def leads(scheduler: HAMixin) -> bool:
     scheduler.tick()
-    return scheduler._runtime is not None and scheduler._runtime.elector.term is not None
+    return scheduler._loop.leads
 
 
 def test_threads_that_cannot_be_had_at_first_are_had_later(
@@ -78,8 +78,8 @@ def test_an_election_whose_thread_ends_begins_anew_and_says_so(
 ) -> None:
     """By what no handler catches: a library that raises SystemExit in a log handler, say."""
     wait_for(lambda: leads(replica), 20, "a term")
-    assert replica._runtime is not None
-    elector: Any = replica._runtime.elector
+    assert replica._loop.runtime is not None
+    elector: Any = replica._loop.runtime.elector
     first = elector._thread
     real = elector._step
 
@@ -101,14 +101,14 @@ def test_a_standby_and_a_leader_that_has_settled_nothing_write_to_no_store(app: 
     try:
         leader.sync()
         assert leader.written == 0
-        wait_for(lambda: leads(leader) and leader._unsynced, 20, "something settled")
+        wait_for(lambda: leads(leader) and leader.schedule_source.unsynced, 20, "something settled")
         for _ in range(3):
             leader.sync()
             standby.sync()
             standby.tick()
         assert (leader.written > 0, standby.written) == (True, 0)
         before = leader.written
-        leader._unsynced = True
+        leader.schedule_source.unsynced = True
     finally:
         for scheduler in (leader, standby, leader, standby):
             scheduler.close()
@@ -121,12 +121,12 @@ def test_a_store_that_cannot_be_written_does_not_end_beat(app: Celery, caplog: p
     leader = HAStore(app)
     leader.away = True
     try:
-        wait_for(lambda: leads(leader) and leader._unsynced, 20, "something settled")
+        wait_for(lambda: leads(leader) and leader.schedule_source.unsynced, 20, "something settled")
         leader._do_sync()
         assert "schedule_write_failed" in actions(caplog)
         leader.away = False
         leader._do_sync()
-        assert (leader.written, leader._unsynced) == (2, False)
+        assert (leader.written, leader.schedule_source.unsynced) == (2, False)
     finally:
         leader.close()
         leader.close()
@@ -135,8 +135,8 @@ def test_a_store_that_cannot_be_written_does_not_end_beat(app: Celery, caplog: p
 def test_closing_raises_nothing_whatever_the_release_raises(replica: HAScheduler) -> None:
     """It runs in Celery's signal handler, before the exception that ends beat."""
     wait_for(lambda: leads(replica), 20, "a term")
-    assert replica._runtime is not None
-    broken: Any = replica._runtime
+    assert replica._loop.runtime is not None
+    broken: Any = replica._loop.runtime
 
     def release(_: object) -> None:
         raise RuntimeError("dictionary changed size during iteration")

@@ -28,7 +28,7 @@ def scheduler(shared_redis: RedisServer) -> Iterator[HAScheduler]:
 
 def leads(scheduler: HAScheduler) -> bool:
     scheduler.tick()
-    return scheduler._runtime is not None and scheduler._runtime.elector.term is not None
+    return scheduler._loop.leads
 
 
 def test_a_leader_whose_turns_all_fail_says_so_once_and_leaves_the_lease(
@@ -40,7 +40,7 @@ def test_a_leader_whose_turns_all_fail_says_so_once_and_leaves_the_lease(
     def broken(*_: Any) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr(scheduler, "_lead", broken)
+    monkeypatch.setattr(scheduler._loop, "_lead", broken)
     with caplog.at_level(logging.INFO, "ha_beat"):
         wait_for(lambda: not leads(scheduler), 20, "the end of the term")
     assert actions(caplog).count("turn_failed") == 1
@@ -60,9 +60,9 @@ def test_a_replica_that_cannot_be_put_together_does_not_spin(
         raise OSError("no entropy")
 
     monkeypatch.setattr("ha_beat.scheduler.assemble", broken)
-    monkeypatch.setattr("ha_beat.scheduler._LONGEST_TICK", 0.2)
+    monkeypatch.setattr("ha_beat.beat_loop._LONGEST_TURN", 0.2)
     waits: list[float] = []
-    monkeypatch.setattr("ha_beat.scheduler.SystemClock.sleep", lambda _, seconds: waits.append(seconds))
+    monkeypatch.setattr("ha_beat.beat_loop.SystemClock.sleep", lambda _, seconds: waits.append(seconds))
     for _ in range(3):
         scheduler.tick()
     assert (turns, waits) == (3, [0.2] * 3)
@@ -125,11 +125,11 @@ def test_an_entry_that_was_gone_for_long_owes_nothing_and_one_of_another_release
     shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, gone: bool
 ) -> None:
     """Removed for days and back by a roll-back, or led over by an older release for a minute of a rolling deploy."""
-    monkeypatch.setattr("ha_beat.scheduler._LONGEST_TICK", 0.1)
+    monkeypatch.setattr("ha_beat.beat_loop._LONGEST_TURN", 0.1)
     newer = Release(shared_redis, "e")
     newer.stop()
     if gone:
-        monkeypatch.setattr("ha_beat.scheduler._GONE_AFTER", 0.3)
+        monkeypatch.setattr("ha_beat.schedule_source._DELETED_AFTER", 0.3)
     older, row = Release(shared_redis), newer.row("e")
     if gone:
         older.wait_until_gone("e")

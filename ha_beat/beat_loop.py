@@ -1,0 +1,228 @@
+"""The main loop of a replica, apart from Celery.
+
+Celery calls the scheduler, and the scheduler takes one turn of the loop. A turn follows the election: a standby waits
+for a change of its role, a leader serves requests and enqueues what is due. A turn lasts about a second at most, so
+that Celery notices a shutdown.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from ha_beat.clock import Clock, SystemClock
+from ha_beat.dispatch import FencedOff
+from ha_beat.dispatch.lease_marker import StoreMark
+from ha_beat.dispatch.selector import DispatcherSelector
+from ha_beat.election.elector import Elector
+from ha_beat.events import Events
+from ha_beat.leader import BrokerOutOfReach, Enqueuer, ScheduleSource
+from ha_beat.leader.request_handler import RequestHandler
+from ha_beat.monitoring.setup import Observation
+from ha_beat.reasons import TermEnd
+from ha_beat.settings import Settings
+from ha_beat.store.lease import Replica, Term
+from ha_beat.store.ledger import Ledger
+from ha_beat.store.shadow import Shadow
+
+logger = logging.getLogger("ha_beat")
+
+#: Longest duration of a turn that waits, in seconds.
+_LONGEST_TURN = 1.0
+
+
+class ReplicaSource(ScheduleSource, Protocol):
+    """Schedule of one replica: the entries, and the life cycle of what provides them."""
+
+    def start(self, runtime: Runtime) -> None:
+        """Start to provide entries. Called after any fork, and again in the next turn if it raises."""
+        ...
+
+    def ready(self) -> bool:
+        """True if there is a schedule to lead with. Called often."""
+        ...
+
+    def changed(self, term: Term, *, held_back: bool) -> bool:
+        """True if the entries must be read again. ``held_back``: entries wait for a reading under this term."""
+        ...
+
+    def digest(self) -> str:
+        """Return a digest that tells this replica's schedule from another's, or ``""`` if they share a store."""
+        ...
+
+    def stop(self) -> None:
+        """Stop soon, without waiting. Called in a signal handler."""
+        ...
+
+    def join(self) -> None:
+        """Wait until the last state is written."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Parts of one replica. No connection is made before its first use."""
+
+    replica: Replica
+    settings: Settings
+    source: ReplicaSource
+    elector: Elector
+    enqueuer: Enqueuer
+    request_handler: RequestHandler
+    path: DispatcherSelector
+    observation: Observation
+    events: Events
+    #: Releases the lease on a connection that is reserved for it.
+    release: Callable[[Term], object]
+    #: ``None`` if the broker is not Redis.
+    mark: StoreMark | None
+    shadow: Shadow
+    #: For one thread besides the main loop.
+    ledger: Ledger
+
+
+class BeatLoop:
+    """Main loop of a replica. It assembles the replica in the first turn, and again after a fork."""
+
+    def __init__(self, assemble: Callable[[], Runtime], stall_timeout: float, clock: Clock | None = None) -> None:
+        """``assemble`` builds the replica. A leader whose turns fail for ``stall_timeout`` seconds steps down."""
+        self._assemble = assemble
+        self._stall_timeout = stall_timeout
+        self._clock = clock or SystemClock()
+        self._pid = 0
+        self._started = False
+        self._failure = ""
+        self._failing_since = 0.0
+        self._released_epoch = 0
+        self.runtime: Runtime | None = None
+        #: Number of calls of :meth:`close`.
+        self.closed = 0
+
+    @property
+    def leads(self) -> bool:
+        """True if this replica leads now."""
+        return self.runtime is not None and self.runtime.elector.term is not None
+
+    def turn(self, longest_wait: float | None = None) -> None:
+        """Do one turn, and wait until there is more to do, at most ``longest_wait`` seconds. Never raises."""
+        try:
+            runtime = self._running()
+            runtime.elector.progress()
+            term = runtime.elector.term
+            if term is None:
+                self._stand_by(runtime)
+            else:
+                self._lead(runtime, term, min(longest_wait or _LONGEST_TURN, _LONGEST_TURN))
+            runtime.observation.board.trouble = ""
+            self._failure, self._failing_since = "", 0.0
+        except Exception as exc:
+            self._back_off(exc)
+
+    def close(self) -> None:
+        """Release the lease and stop every part. Never raises.
+
+        Celery calls it inside a signal handler first, where no lock may be taken, and again when beat ends. The second
+        call waits for the last writes.
+        """
+        self.closed += 1
+        runtime = self.runtime
+        if runtime is None or self._pid != os.getpid():
+            return
+        runtime.source.stop()
+        runtime.observation.stop()
+        runtime.elector.close(self._release)
+        with suppress(Exception):
+            # gevent and eventlet may run the signal handler in their hub, where waiting raises.
+            runtime.observation.wait_for_farewell()
+        if self.closed == 2:
+            if self._released_epoch:
+                # Not in the first call: logging takes locks.
+                epoch = self._released_epoch
+                logger.info(
+                    "Stepped down (epoch %s): shutdown", epoch, extra={"action": "stepped_down", "epoch": epoch}
+                )
+            runtime.source.join()
+
+    # --- Parts of a turn
+
+    def _running(self) -> Runtime:
+        """Return the replica of this process, and start the parts that do not run."""
+        runtime = self.runtime
+        if runtime is None or self._pid != os.getpid():
+            runtime = self.runtime = self._assemble()
+            self._pid = os.getpid()
+            self._started = False
+        runtime.elector.keep_running()
+        if not self._started:
+            runtime.observation.start(runtime.source.digest())
+            runtime.source.start(runtime)
+            self._started = True
+        return runtime
+
+    def _stand_by(self, runtime: Runtime) -> None:
+        if runtime.mark is not None:
+            runtime.mark.look()
+        runtime.enqueuer.stand_by()
+        runtime.elector.wait(_LONGEST_TURN)
+
+    def _lead(self, runtime: Runtime, term: Term, longest_wait: float) -> None:
+        elector, enqueuer = runtime.elector, runtime.enqueuer
+        tenure = elector.tenure
+        if tenure is None or tenure.nonce != term.nonce:
+            return
+        if runtime.source.changed(term, held_back=enqueuer.held_back):
+            enqueuer.reload()
+        idle = 0.0
+        # Under overload a turn must end too: the schedule may have changed, and Celery may have to stop.
+        until = self._clock.elapsed() + _LONGEST_TURN
+        while (
+            idle == 0.0
+            and self._clock.elapsed() < until
+            and (current := elector.term) is not None
+            and current.nonce == term.nonce
+        ):
+            try:
+                if runtime.mark is not None:
+                    runtime.mark.keep(current)
+                pause = runtime.request_handler.attend(current, called=elector.called())
+                idle = min(enqueuer.advance(tenure, current), pause)
+            except FencedOff as exc:
+                elector.fenced(current, exc.reason, exc.detail)
+                return
+            except BrokerOutOfReach as exc:
+                elector.step_down(TermEnd.BROKER_UNREACHABLE, detail=str(exc))
+                idle = _LONGEST_TURN
+            elector.progress()
+        elector.wait(min(idle, longest_wait))
+
+    def _back_off(self, exc: Exception) -> None:
+        """Log a failing turn once per distinct error, then back off for a second.
+
+        A leader whose turns fail for longer than ``stall_timeout`` steps down, like one that hangs.
+        """
+        failure = f"{type(exc).__name__}: {exc}"[:300]
+        if failure != self._failure:
+            extra = {"action": "turn_failed", "detail": failure}
+            logger.error("A turn of the scheduler failed; retrying each second", exc_info=exc, extra=extra)
+        self._failure = failure
+        self._failing_since = self._failing_since or self._clock.elapsed()
+        runtime = self.runtime
+        if runtime is None:
+            self._clock.sleep(_LONGEST_TURN)
+            return
+        runtime.observation.board.trouble = failure
+        if self._clock.elapsed() - self._failing_since > self._stall_timeout and self.leads:
+            self._failing_since = 0.0
+            runtime.elector.step_down(TermEnd.SCHEDULER_FAILED, detail=failure)
+        runtime.elector.wait(_LONGEST_TURN)
+
+    def _release(self, term: Term) -> None:
+        self._released_epoch = term.epoch
+        if self.runtime is not None:
+            # An exception here would replace the SystemExit by which Celery's signal handler ends beat.
+            with suppress(Exception):
+                self.runtime.release(term)

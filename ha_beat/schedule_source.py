@@ -1,0 +1,186 @@
+"""Schedule sources for Celery's scheduler classes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from celery.beat import BeatLazyFunc, ScheduleEntry
+
+from ha_beat.beat_loop import Runtime
+from ha_beat.clock import SystemClock
+from ha_beat.leader.due_queue import Slot
+from ha_beat.leader.reconcile import Absence
+from ha_beat.reasons import MisfirePolicy
+from ha_beat.schedule.entry_options import EntryOptions
+from ha_beat.schedule.misfire import MisfireRules
+from ha_beat.schedule.occurrence import NEVER
+from ha_beat.schedule.recurrence import Recurrence, recurrence_of, starting_deadline
+from ha_beat.settings import Settings
+from ha_beat.store.lease import Term
+from ha_beat.store.ledger import LedgerRow
+
+logger = logging.getLogger("ha_beat")
+
+#: Seconds until the next check of an entry whose schedule does not say when.
+_CHECK_AGAIN = 60.0
+
+#: Longest time until the next check, in seconds: a schedule may return infinity for "never".
+_CHECK_AT_LATEST = 86_400.0
+
+#: Seconds after which an entry that the leader lacks counts as deleted. In a rolling deploy it lacks it for less.
+_DELETED_AFTER = 3600.0
+
+
+class EntryHooks(Protocol):
+    """Scheduler class as the source uses it: the entries, and the hooks of ``HAMixin``."""
+
+    ha_settings: Settings
+    schedule: Any
+
+    def entry_id(self, entry: Any) -> str: ...
+
+    def stored_last_run_at(self, entry: Any) -> datetime | None: ...
+
+    def entry_settled(self, entry: Any, row: LedgerRow) -> None: ...
+
+    def schedule_digest(self) -> str: ...
+
+
+class EntrySource:
+    """Schedule source for the entries of any Celery scheduler class."""
+
+    def __init__(self, scheduler: EntryHooks) -> None:
+        self._scheduler = scheduler
+        self._clock = SystemClock()
+        self._seen_schedule: object = None
+        self._term = ""
+        self._term_began = 0.0
+        self._deletions_reported = False
+        #: True if entries were updated since the scheduler class last wrote to its own store.
+        self.unsynced = False
+
+    # --- Life cycle
+
+    def start(self, runtime: Runtime) -> None:
+        """Do nothing: the scheduler class has read its entries."""
+
+    def ready(self) -> bool:
+        return True
+
+    def stop(self) -> None:
+        """Do nothing: Celery calls ``sync`` when it closes the scheduler."""
+
+    def join(self) -> None:
+        """Do nothing."""
+
+    def digest(self) -> str:
+        return self._scheduler.schedule_digest()
+
+    # --- Entries
+
+    def slots(self) -> Iterable[Slot]:
+        default = default_misfire(self._scheduler.ha_settings)
+        for name, entry in list(self._scheduler.schedule.items()):
+            try:
+                yield self._slot(entry, default)
+            except Exception:
+                logger.exception("Entry %s is left out", name, extra={"action": "entry_left_out", "entry": name})
+
+    def _slot(self, entry: Any, default: MisfireRules) -> Slot:
+        scheduler = self._scheduler
+        instants = recurrence_of(entry)
+        options = EntryOptions.of(
+            entry.name, entry.options or {}, default, starting_deadline(entry), scheduler.ha_settings.uncertain
+        )
+        stored = scheduler.stored_last_run_at(entry)
+        return Slot(
+            id=scheduler.entry_id(entry),
+            entry=entry,
+            instants=instants,
+            misfire=options.misfire,
+            uncertain=options.uncertain,
+            signature=signature(entry, instants),
+            base=NEVER if stored is None else entry.schedule.maybe_make_aware(stored).astimezone(UTC),
+        )
+
+    def changed(self, term: Term, *, held_back: bool) -> bool:  # noqa: ARG002 -- these entries are always up to date
+        """True if the schedule is another object, or entries have become deleted. Does not look at the entries."""
+        schedule, seen = self._scheduler.schedule, self._seen_schedule
+        self._seen_schedule = schedule
+        replaced = seen is not None and schedule is not seen
+        return replaced or (self._term == term.nonce and self._led_long() and not self._deletions_reported)
+
+    def absence(self, term: Term) -> Absence | None:
+        """Return nothing for the first hour of a term: another release may have entries that this one lacks.
+
+        An entry missing for an hour counts as deleted. If it reappears, the gap is not caught up.
+        """
+        if self._term != term.nonce:
+            self._term, self._term_began = term.nonce, self._clock.elapsed()
+        self._deletions_reported = self._led_long()
+        if not self._deletions_reported:  # guard: absence-not-at-once
+            return None
+        return Absence(certain=True)  # guard: absence-after-an-hour
+
+    def _led_long(self) -> bool:
+        return self._clock.elapsed() - self._term_began >= _DELETED_AFTER
+
+    # --- One entry
+
+    def check(self, slot: Slot) -> tuple[bool, float]:
+        entry = slot.entry
+        if slot.base > NEVER:
+            entry.last_run_at = slot.base
+        due, check_in = entry.is_due()
+        usable = isinstance(check_in, int | float) and check_in > 0
+        if not usable:
+            return bool(due), 0.0 if due else _CHECK_AGAIN
+        return bool(due), min(float(check_in), _CHECK_AT_LATEST)
+
+    def arguments(self, slot: Slot) -> tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]:
+        entry: ScheduleEntry = slot.entry
+        args = [_evaluated(value) for value in entry.args or ()]
+        kwargs = {name: _evaluated(value) for name, value in (entry.kwargs or {}).items()}
+        return args, kwargs, EntryOptions.without_own(entry.options or {})
+
+    def settled(self, slot: Slot, row: LedgerRow) -> None:
+        self.unsynced = True
+        self._scheduler.entry_settled(slot.entry, row)
+
+    def armed(self, entry_id: str) -> None:
+        """Do nothing: only the database source records it."""
+
+    def finished(self, slot: Slot) -> None:
+        """Do nothing: only the database source records it."""
+
+
+def default_misfire(settings: Settings) -> MisfireRules:
+    """Return the misfire rules for an entry that has none."""
+    return MisfireRules(
+        MisfirePolicy(settings.misfire),
+        settings.misfire_grace,
+        settings.misfire_limit,
+        usual_lateness=settings.lease_ttl + 1.0,
+    )
+
+
+def signature(entry: ScheduleEntry, instants: Recurrence | None) -> str:
+    """Return a digest of the entry's schedule that is the same in every process."""
+    schedule: Any = entry.schedule
+    content = f"{type(schedule).__qualname__}"
+    if instants is not None:
+        content += f" {schedule!r} {getattr(schedule, 'run_every', '')} {schedule.tz}"
+    return short_digest(content)
+
+
+def short_digest(content: str) -> str:
+    """Return 12 hex digits. ``content`` may hold lone surrogates."""
+    return hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()[:12]
+
+
+def _evaluated(value: Any) -> Any:
+    return value() if isinstance(value, BeatLazyFunc) else value
