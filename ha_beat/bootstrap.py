@@ -1,9 +1,10 @@
-"""Assembles a replica: builds every part from the settings and connects them to each other."""
+"""Assembly of a replica: builds every part from the settings and wires them to each other."""
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 
 import celery
@@ -28,7 +29,7 @@ from ha_beat.leader import Enqueuer, Rules
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import build_request_handler
 from ha_beat.monitoring.logs import LogWriter
-from ha_beat.monitoring.setup import observe
+from ha_beat.monitoring.setup import Observation, observe
 from ha_beat.reasons import TermEnd
 from ha_beat.settings import Settings
 from ha_beat.signals import SignalRelay
@@ -42,25 +43,11 @@ from ha_beat.store.request_queue import Requests
 from ha_beat.store.shadow import Shadow, ShadowFeed
 
 
-def replica_of(app: Celery, settings: Settings) -> Replica:
-    """This process's identity. To be made after any fork."""
-    host, pid = socket.gethostname(), os.getpid()
-    name = settings.replica or f"{host}:{pid}"
-    return Replica(
-        id=f"{name}:{new_token()[:6]}",
-        host=host,
-        pid=pid,
-        version=__version__,
-        fingerprint=fingerprint(app),
-        http=_advertised(settings),
-    )
-
-
 def check_http(settings: Settings) -> None:
-    """Refuse to start where the HTTP endpoint was asked for and can't be had.
+    """Refuse to start if the HTTP endpoint is configured and cannot be served.
 
     Raises:
-        ConfigurationError: a library is missing, or the port is taken.
+        ConfigurationError: a library is missing, or the port is in use.
     """
     if settings.http_address is not None:
         from ha_beat.monitoring.http import check_bind
@@ -68,163 +55,208 @@ def check_http(settings: Settings) -> None:
         check_bind(*settings.http_address)
 
 
-def _advertised(settings: Settings) -> str:
-    if settings.http_address is None:
-        return ""
-    from ha_beat.monitoring.http import advertised_url
-
-    return advertised_url(*settings.http_address)
-
-
 def assemble(app: Celery, settings: Settings, source: ReplicaSource, clock: Clock | None = None) -> Runtime:
-    """Build a replica. To be called after any fork; connects to nothing yet."""
-    clock = clock or SystemClock()
-    events = Events()
-    replica = replica_of(app, settings)
-    events.subscribe(LogWriter(replica.id, settings.cluster))
-    keys = Keys(settings.cluster)
+    """Build a replica. Call it after any fork. It does not connect."""
+    return _Assembly(app, settings, source, clock or SystemClock()).runtime()
 
-    def link() -> Link:
-        return lease_link(app, settings)
 
-    elector_link, release_link, main_link = link(), link(), link()
-    time, shadow = SchedulingTime(clock, events.emit), Shadow()
-    timing = Timing(settings.lease_ttl, settings.renew_interval, settings.poll_interval, settings.stall_timeout)
-    elector = Elector(
-        RedisLeaseStore(
-            elector_link.client,
-            keys,
+class _Assembly:
+    """Builder of one replica. The parts that others need are attributes."""
+
+    def __init__(self, app: Celery, settings: Settings, source: ReplicaSource, clock: Clock) -> None:
+        self.app, self.settings, self.source, self.clock = app, settings, source, clock
+        self.keys = Keys(settings.cluster)
+        self.replica = _identity(app, settings)
+        self.events = Events()
+        self.events.subscribe(LogWriter(self.replica.id, settings.cluster))
+        self.time = SchedulingTime(clock, self.events.emit)
+        self.shadow = Shadow()
+        #: Used by the main loop only.
+        self.main_link = self.link()
+
+    def link(self) -> Link:
+        """Return a new link to the lease's Redis: each thread has its own."""
+        return lease_link(self.app, self.settings)
+
+    def runtime(self) -> Runtime:
+        settings, events, clock = self.settings, self.events, self.clock
+        mark = self.mark()
+        elector = self.elector(mark)
+        claim = self.claim_dispatcher(elector, mark)
+        path = DispatcherSelector(self.atomic_dispatcher(mark), claim, events.emit)
+        pause = PauseState()
+        enqueuer = Enqueuer(
+            self.source,
+            path,
+            self.shadow,
+            self.time,
+            settings.cluster,
+            clock,
+            events.emit,
+            _rules(settings),
+            pause,
+            elector.progress,
+        )
+        main_client = self.main_link.client
+        request_handler, report = build_request_handler(
+            Requests(main_client, self.keys, settings.journal_size),
+            Journal(main_client, self.keys),
+            enqueuer,
+            pause,
+            self.source,
+            elector,
+            self.shadow,
+            settings.cluster,
+            clock,
+            events.emit,
+        )
+        events.subscribe(report.note)
+        events.subscribe(SignalRelay(self.app, settings.cluster, self.replica.id))
+        return Runtime(
+            replica=self.replica,
+            settings=settings,
+            source=self.source,
+            elector=elector,
+            enqueuer=enqueuer,
+            request_handler=request_handler,
+            path=path,
+            observation=self.observation(elector, enqueuer),
+            events=events,
+            release=self.release(claim),
+            mark=mark,
+            shadow=self.shadow,
+            ledger=Ledger(self.link().client, self.keys),
+        )
+
+    # --- Election
+
+    def elector(self, mark: StoreMark | None) -> Elector:
+        settings, clock, client = self.settings, self.clock, self.link()
+        store = RedisLeaseStore(
+            client.client,
+            self.keys,
             settings.journal_age,
-            offset=lambda: time.offset,
+            offset=lambda: self.time.offset,
             wait_replicas=settings.wait_replicas,
             wait_timeout=settings.command_timeout / 2,
-        ),
-        RedisPresence(
-            elector_link.client,
-            keys,
+        )
+        ping_interval = settings.lease_ttl / 3
+        elector = Elector(
+            store,
+            RedisPresence(client.client, self.keys, clock, ping_interval=ping_interval, sharded=client.sharded),
+            self.replica,
+            Timing(settings.lease_ttl, settings.renew_interval, settings.poll_interval, settings.stall_timeout),
             clock,
-            ping_interval=settings.lease_ttl / 3,
-            sharded=elector_link.sharded,
-        ),
-        replica,
-        timing,
-        clock,
-        events.emit,
-        time,
-        follow=ShadowFeed(elector_link.client, keys, shadow, clock).poll,
-    )
-    elector.ready = source.ready
-    elector.remembers = lambda: bool(shadow.gen)
-    mark = _mark(app, settings, keys, main_link, replica, clock, events)
-    if mark is not None:
-        elector.permitted = mark.permits
-    claim = _claim(app, settings, keys, main_link, clock, elector, mark)
-    path = DispatcherSelector(_atomic(app, settings, keys, mark), claim, events.emit)
-    pause = PauseState()
-    enqueuer = Enqueuer(
-        source,
-        path,
-        shadow,
-        time,
-        settings.cluster,
-        clock,
-        events.emit,
-        Rules(
-            batch_size=settings.batch_size,
-            publish_deadline=settings.publish_deadline,
-            catch_up_after_loss=settings.on_state_loss == "catch_up",
-            handover_after=max(settings.lease_ttl, 5.0),
-            claims_settle_after=2 * settings.command_timeout + 1.0,
-            changed_server_pause=settings.lease_ttl,
-        ),
-        pause,
-        elector.progress,
-    )
-    request_handler, report = build_request_handler(
-        Requests(main_link.client, keys, settings.journal_size),
-        Journal(main_link.client, keys),
-        enqueuer,
-        pause,
-        source,
-        elector,
-        shadow,
-        settings.cluster,
-        clock,
-        events.emit,
-    )
-    events.subscribe(report.note)
-    events.subscribe(SignalRelay(app, settings.cluster, replica.id))
-    release_store = RedisLeaseStore(release_link.client, keys)
+            self.events.emit,
+            self.time,
+            follow=ShadowFeed(client.client, self.keys, self.shadow, clock).poll,
+        )
+        elector.ready = self.source.ready
+        elector.remembers = lambda: bool(self.shadow.gen)
+        if mark is not None:
+            elector.permitted = mark.permits
+        return elector
 
-    def connect_ahead(event: Event) -> None:
-        # A signal handler will use this connection: it must not be the one that makes it.
-        if isinstance(event, TermStarted):
-            with suppress(StoreError):
-                release_store.observe()
+    def release(self, claim: ClaimDispatcher) -> Callable[[Term], None]:
+        """Return a function that releases the lease, for a signal handler of the main thread."""
+        link = self.link()
+        store = RedisLeaseStore(link.client, self.keys)
 
-    events.subscribe(connect_ahead)
+        def connect(event: Event) -> None:
+            # At the start of a term, so that the signal handler does not have to connect.
+            if isinstance(event, TermStarted):
+                with suppress(StoreError):
+                    store.observe()
 
-    def release(term: Term) -> None:
-        claim.let_go(term, release_link.client())
-        release_store.release(term, TermEnd.SHUTDOWN)
+        def release(term: Term) -> None:
+            claim.let_go(term, link.client())
+            store.release(term, TermEnd.SHUTDOWN)
 
-    return Runtime(
-        replica=replica,
-        settings=settings,
-        source=source,
-        elector=elector,
-        enqueuer=enqueuer,
-        request_handler=request_handler,
-        path=path,
-        observation=observe(
-            replica,
-            settings,
-            keys,
-            link().client,
+        self.events.subscribe(connect)
+        return release
+
+    # --- Dispatch
+
+    def mark(self) -> StoreMark | None:
+        """Return the lease marker in the broker, or ``None`` if the broker is not Redis."""
+        broker = broker_client(self.app, self.settings)
+        if broker is None:
+            return None
+        return StoreMark(
+            broker,
+            self.main_link.client,
+            self.keys,
+            lease_redis_name(self.app, self.settings),
+            self.replica.id,
+            self.settings.lease_ttl,
+            self.clock,
+            self.events.emit,
+        )
+
+    def atomic_dispatcher(self, mark: StoreMark | None) -> AtomicDispatcher | None:
+        if not broker_is_redis(self.app):
+            return None
+        broker = BrokerLink(self.app, self.settings.command_timeout)
+        return AtomicDispatcher(self.app, broker, self.keys, self.settings.journal_size, mark)
+
+    def claim_dispatcher(self, elector: Elector, mark: StoreMark | None) -> ClaimDispatcher:
+        def trusted(term: Term) -> bool:
+            now = elector.term
+            return now is not None and now.nonce == term.nonce
+
+        timeout = self.settings.command_timeout
+        return ClaimDispatcher(
+            Publisher(self.app, timeout, self.clock),
+            self.main_link,
+            self.keys,
+            self.settings.journal_size,
+            confirm_for=timeout,
+            trusted=trusted,
+            mark=mark,
+        )
+
+    # --- Monitoring
+
+    def observation(self, elector: Elector, enqueuer: Enqueuer) -> Observation:
+        return observe(
+            self.replica,
+            self.settings,
+            self.keys,
+            self.link().client,
             elector,
             lambda: enqueuer.agenda,
             enqueuer.now,
-            clock,
-            events,
+            self.clock,
+            self.events,
             {"version": __version__, "celery": celery.__version__},
-        ),
-        events=events,
-        release=release,
-        mark=mark,
-        shadow=shadow,
-        ledger=Ledger(link().client, keys),
+        )
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        batch_size=settings.batch_size,
+        publish_deadline=settings.publish_deadline,
+        catch_up_after_loss=settings.on_state_loss == "catch_up",
+        handover_after=max(settings.lease_ttl, 5.0),
+        claims_settle_after=2 * settings.command_timeout + 1.0,
+        changed_server_pause=settings.lease_ttl,
     )
 
 
-def _mark(
-    app: Celery, settings: Settings, keys: Keys, store: Link, replica: Replica, clock: Clock, events: Events
-) -> StoreMark | None:
-    broker = broker_client(app, settings)
-    if broker is None:
-        return None
-    name, ttl = lease_redis_name(app, settings), settings.lease_ttl
-    return StoreMark(broker, store.client, keys, name, replica.id, ttl, clock, events.emit)
+def _identity(app: Celery, settings: Settings) -> Replica:
+    """Return the identity of this process. Call it after any fork."""
+    host, pid = socket.gethostname(), os.getpid()
+    name = settings.replica or f"{host}:{pid}"
+    http = ""
+    if settings.http_address is not None:
+        from ha_beat.monitoring.http import advertised_url
 
-
-def _atomic(app: Celery, settings: Settings, keys: Keys, mark: StoreMark | None) -> AtomicDispatcher | None:
-    if not broker_is_redis(app):
-        return None
-    return AtomicDispatcher(app, BrokerLink(app, settings.command_timeout), keys, settings.journal_size, mark)
-
-
-def _claim(
-    app: Celery, settings: Settings, keys: Keys, link: Link, clock: Clock, elector: Elector, mark: StoreMark | None
-) -> ClaimDispatcher:
-    def trusted(term: Term) -> bool:
-        now = elector.term
-        return now is not None and now.nonce == term.nonce
-
-    return ClaimDispatcher(
-        Publisher(app, settings.command_timeout, clock),
-        link,
-        keys,
-        settings.journal_size,
-        confirm_for=settings.command_timeout,
-        trusted=trusted,
-        mark=mark,
+        http = advertised_url(*settings.http_address)
+    return Replica(
+        id=f"{name}:{new_token()[:6]}",
+        host=host,
+        pid=pid,
+        version=__version__,
+        fingerprint=fingerprint(app),
+        http=http,
     )
