@@ -12,6 +12,7 @@ from ha_beat.cli.times import INSTANT
 from ha_beat.client import ClusterClient
 from ha_beat.clock import to_micros
 from ha_beat.monitoring.request_wording import instant_text, reply_text
+from ha_beat.monitoring.wording import health
 from ha_beat.reasons import BackfillOutcome, RequestKind
 from ha_beat.store.request_queue import Reply
 
@@ -51,7 +52,7 @@ def step_down(cluster: ClusterClient, *, to: str | None, timeout: float, as_json
     if to is not None:
         member = find_member(view.members, to)
         if member.not_ready:
-            raise CantTell(f"{member.id} could not lead: {'; '.join(member.not_ready)}")
+            raise CantTell(f"{member.id} could not lead: {'; '.join(health(member.not_ready))}")
         preferred = member.id
     reply = ask(cluster, RequestKind.STEP_DOWN, timeout, to=preferred)
     if not reply.ok:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
 
 import click
 
@@ -30,7 +29,8 @@ from ha_beat.client import ClusterClient
 from ha_beat.errors import StoreError
 from ha_beat.monitoring.doctor import Examination
 from ha_beat.monitoring.request_wording import pause_text, reply_text
-from ha_beat.monitoring.wording import phrase
+from ha_beat.monitoring.status import cluster_document, spans
+from ha_beat.monitoring.wording import health, phrase
 from ha_beat.reasons import RequestKind
 from ha_beat.store.journal import Record, TermRecord, VerdictRecord
 from ha_beat.store.membership import ClusterView
@@ -87,33 +87,20 @@ def _clear(*, as_json: bool) -> None:
 
 
 def _look(cluster: ClusterClient, *, as_json: bool, watch: bool = False) -> None:
-    view = cluster.view()
-    terms = [record for record in cluster.journal.newest(200) if isinstance(record, TermRecord)][:5]
+    view, records = cluster.view(), cluster.journal.newest(200)
+    terms = [record for record in records if isinstance(record, TermRecord)][:5]
     if watch:
         _clear(as_json=as_json)
     if as_json:
-        output.show_json(_status_data(cluster, view, terms))
+        recent = (record for record in records if isinstance(record, VerdictRecord))
+        name = cluster.settings.cluster
+        output.show_json(cluster_document(name, view, recent, spans(terms[::-1], view.lease)))
     else:
         _show_status(cluster, view, terms)
 
 
 def _pause_of(view: ClusterView) -> Pause | None:
     return Pause.parse(view.paused) if view.paused else None
-
-
-def _status_data(cluster: ClusterClient, view: ClusterView, terms: list[TermRecord]) -> dict[str, Any]:
-    leader, pause = view.leader, _pause_of(view)
-    return {
-        "schema": 1,
-        "cluster": cluster.settings.cluster,
-        "now_ms": view.server_ms,
-        "leader": leader.holder if leader else None,
-        "lease": asdict(view.lease) if view.lease else None,
-        "paused": pause.as_data() if pause else None,
-        "members": [asdict(member) for member in view.members],
-        "journal": {"length": view.journal_length, "counter": view.journal_counter},
-        "terms": [record.data for record in terms],
-    }
 
 
 def _show_status(cluster: ClusterClient, view: ClusterView, terms: list[TermRecord]) -> None:
@@ -146,7 +133,7 @@ def _show_status(cluster: ClusterClient, view: ClusterView, terms: list[TermReco
             output.lasting((now - member.since_ms) / 1000),
             f"{output.lasting((now - member.seen_ms) / 1000)} ago",
             member.http or "-",
-            "; ".join(member.not_ready) or "yes",
+            "; ".join(health(member.not_ready)) or "yes",
         )
         for member in view.members
     ]
@@ -184,7 +171,7 @@ def check(cluster: ClusterClient, *, replica: str | None, here: bool) -> None:
         except CantTell as exc:
             raise NotWell(exc.message) from exc
         if member.not_ready:
-            raise NotWell(f"{member.id} is not ready: {'; '.join(member.not_ready)}")
+            raise NotWell(f"{member.id} is not ready: {'; '.join(health(member.not_ready))}")
         click.echo(f"{member.id} is alive ({member.role})")
         return
     leader = view.leader

@@ -13,12 +13,11 @@ from celery._state import _get_active_apps  # type: ignore[attr-defined]  # not 
 from django_celery_beat.models import PeriodicTask
 
 from ha_beat.client import ClusterClient
-from ha_beat.monitoring.wording import phrase
+from ha_beat.monitoring.status import cluster_document, spans
 from ha_beat.reasons import RequestKind
-from ha_beat.store.journal import Record, TermRecord, VerdictRecord
+from ha_beat.store.journal import TermRecord, VerdictRecord
 from ha_beat.store.ledger import LedgerRow
-from ha_beat.store.membership import Upcoming
-from ha_beat.store.request_queue import Pause, Reply
+from ha_beat.store.request_queue import Reply
 
 #: Seconds to wait for the leader's answer in a request of a browser.
 ANSWER_WITHIN = 10.0
@@ -93,88 +92,29 @@ def page_data(client: ClusterClient) -> dict[str, Any]:
         StoreError: Redis failed.
     """
     view, records = client.view(), client.journal.newest(_RECORDS)
-    lease = view.lease
-    leader = next((member for member in view.members if member.role == "leader"), None)
     verdicts = [record for record in records if isinstance(record, VerdictRecord)][:50]
     terms = [record for record in records if isinstance(record, TermRecord)][:20]
-    return {
-        "cluster": client.settings.cluster,
-        "now_ms": view.server_ms,
-        "leader": view.leader.holder if view.leader else "",
-        "lease": None
-        if lease is None
-        else {
-            "holder": lease.holder,
-            "state": lease.state,
-            "epoch": lease.epoch,
-            "since_ms": lease.since_ms,
-            "age_ms": lease.silent_ms(view.server_ms),
-            "ttl_ms": lease.ttl_ms,
-            "reason": phrase(lease.reason, lease.detail) if lease.reason else "",
-        },
-        "paused": Pause.parse(view.paused).as_data() if view.paused else None,
-        "replicas": [
-            {
-                "id": member.id,
-                "role": member.role,
-                "host": member.host,
-                "pid": member.pid,
-                "version": member.version,
-                "since_ms": member.since_ms,
-                "seen_ms": member.seen_ms,
-                "clock_offset_ms": member.clock_offset_ms,
-                "http": member.http,
-                "not_ready": list(member.not_ready),
-            }
-            for member in view.members
-        ],
-        "schedule": {"entries": leader.entries, "backlog": leader.backlog} if leader else None,
-        "upcoming": _identified(leader.upcoming if leader else ()),
-        "recent": _named(verdicts),
-        "terms": [
-            {
-                "event": term.event,
-                "by": term.by,
-                "epoch": term.epoch,
-                "why": phrase(term.reason, term.detail),
-                "ms": term.ms,
-            }
-            for term in terms
-        ],
-    }
+    data = cluster_document(client.settings.cluster, view, verdicts, spans(terms[::-1], view.lease))
+    _add_names(data["recent"])
+    _add_ids(data["upcoming"])
+    return data
 
 
-def _named(records: Sequence[VerdictRecord]) -> list[dict[str, Any]]:
-    ids = {record.entry for record in records if record.entry.isdigit()}
+def _add_names(recent: Sequence[dict[str, Any]]) -> None:
+    """Set the current names of rows, which the journal knows by their primary keys."""
+    ids = {line["entry"] for line in recent if line["entry"].isdigit()}
     names = dict(PeriodicTask.objects.filter(pk__in=ids).values_list("pk", "name")) if ids else {}
-    return [
-        {
-            "entry": record.entry,
-            "name": names.get(int(record.entry) if record.entry.isdigit() else 0, _written_name(record)),
-            "verdict": record.verdict,
-            "due_ms": round(record.first.timestamp() * 1000),
-            "late_ms": round(record.lateness * 1000),
-            "count": record.count,
-            "why": record.reason,
-            "by": record.by,
-            "task_id": record.task_id,
-        }
-        for record in records
-    ]
+    for line in recent:
+        if line["entry"].isdigit():
+            line["name"] = names.get(int(line["entry"]), line["name"])
 
 
-def _identified(upcoming: Sequence[Upcoming]) -> list[dict[str, Any]]:
-    """The leader tells names; the page links to rows."""
-    names = [line.entry for line in upcoming]
+def _add_ids(upcoming: Sequence[dict[str, Any]]) -> None:
+    """Set the primary keys of rows, which the leader's member record has by name."""
+    names = [line["entry"] for line in upcoming]
     ids = dict(PeriodicTask.objects.filter(name__in=names).values_list("name", "pk")) if names else {}
-    return [
-        {"entry": str(ids.get(line.entry, "")), "name": line.entry, "task": line.task, "at_ms": line.at_ms}
-        for line in upcoming
-    ]
-
-
-def _written_name(record: Record) -> str:
-    return str(record.data.get("name") or record.data.get("entry") or "")
+    for line in upcoming:
+        line["name"], line["entry"] = line["entry"], str(ids.get(line["entry"], ""))
 
 
 @cache

@@ -15,7 +15,7 @@ from ha_beat.dispatch.lease_marker import place_of, read_mark, two_stores
 from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.monitoring.invariants import MEMORY, Standing, Watch
 from ha_beat.monitoring.request_wording import pause_text
-from ha_beat.monitoring.wording import phrase
+from ha_beat.monitoring.wording import health, phrase
 from ha_beat.reasons import RequestKind
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
@@ -247,7 +247,7 @@ class Examination:
         alone = "" if standbys else ": nobody would take over"
         yield Finding(level, "replicas", f"{len(view.members)} alive, {len(standbys)} standing by{alone}")
         for member in view.members:
-            for why in member.not_ready:
+            for why in health(member.not_ready):
                 yield Finding("warn", "replica", f"{member.id} could not lead: {why}")
         yield from _differences(view)
         if view.paused:

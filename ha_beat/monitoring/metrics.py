@@ -295,7 +295,7 @@ class Metrics:
             "due_backlog": float(board.backlog()),
             "overdue_seconds": board.overdue(),
             "last_tick_age_seconds": board.idle,
-            "ready": float(board.ready().ok),
+            "ready": float(not board.ready()),
             "paused": float(bool(view and view.paused)),
         }
         found: dict[str, list[tuple[tuple[str, ...], float]]] = {name: [((), value)] for name, value in single.items()}

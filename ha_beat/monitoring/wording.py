@@ -175,9 +175,14 @@ def phrase(code: StrEnum | str | None, detail: str = "") -> str:
     return f"{words} ({detail.rstrip('.')})" if detail else words
 
 
-def phrase_of(kind: type[StrEnum], stored: str) -> str:
-    """Return the words for a code that was read from a record, or the text itself if ``kind`` does not have it."""
-    return _PHRASES.get(kind, {}).get(stored, stored)
+def phrase_of(kind: type[StrEnum], stored: str, detail: str = "") -> str:
+    """Return the words for a code that was read from a record, or the code itself if ``kind`` does not have it."""
+    return phrase(_PHRASES.get(kind, {}).get(stored, stored), detail)
+
+
+def health(problems: Mapping[str, str]) -> list[str]:
+    """Return why a replica is not live or not ready, from a detail by :class:`HealthReason`."""
+    return [phrase_of(HealthReason, reason, detail) for reason, detail in problems.items()]
 
 
 def instant(at: datetime) -> str:

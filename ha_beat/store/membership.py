@@ -43,8 +43,8 @@ class Member:
 
     ``seen_ms`` is the Redis server's time at its last sign of life, ``since_ms`` its own at its start, ``http`` the URL
     of its endpoint (empty without), ``schedule`` a digest of its schedule (empty where it is not read),
-    ``clock_offset_ms`` how far its clock is ahead of the Redis server's. ``not_ready`` says why it could not lead. The
-    fields from ``entries`` on are the leader's.
+    ``clock_offset_ms`` how far its clock is ahead of the Redis server's. ``not_ready`` has a detail for each
+    :class:`~ha_beat.reasons.HealthReason` why it could not lead. The fields from ``entries`` on are the leader's.
     """
 
     id: str
@@ -59,7 +59,7 @@ class Member:
     fingerprint: str = ""
     schedule: str = ""
     clock_offset_ms: int = 0
-    not_ready: tuple[str, ...] = ()
+    not_ready: Mapping[str, str] = field(default_factory=dict)
     entries: int = 0
     backlog: int = 0
     overdue_ms: int = 0
@@ -86,8 +86,8 @@ class Member:
                 Upcoming(_of_kind(str, entry), _of_kind(str, task), _of_kind(int, at_ms))
                 for entry, task, at_ms in known.get("upcoming", ())
             )
-            known["not_ready"] = tuple(_of_kind(str, why) for why in known.get("not_ready", ()))
-            known["failing"] = {entry: _of_kind(str, why) for entry, why in known.get("failing", {}).items()}
+            for name in ("not_ready", "failing"):
+                known[name] = {key: _of_kind(str, detail) for key, detail in known.get(name, {}).items()}
             return cls(**known)
         except (ValueError, TypeError, AttributeError, RecursionError):
             return None

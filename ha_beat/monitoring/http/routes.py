@@ -14,6 +14,7 @@ from typing import Any
 
 from ha_beat.clock import Clock
 from ha_beat.monitoring.status import Board, Health, document, encoded, redacted
+from ha_beat.monitoring.wording import health
 
 #: Seconds for which an answer that costs something to make is given again.
 _FRESH = 0.2
@@ -118,10 +119,11 @@ def problem(status: int, text: str, *headers: tuple[str, str]) -> Answer:
     return Answer(status, text.encode() + b"\n", headers=(_NOTHING, *headers))
 
 
-def _health(health: Health, word: str) -> Answer:
-    if health.ok:
+def _health(problems: Health, word: str) -> Answer:
+    if not problems:
         return Answer(200, f"{word}\n".encode())
-    return Answer(503, redacted("".join(f"not {word}: {reason}\n" for reason in health.reasons)).encode())
+    lines = [f"not {word}: {code}: {why}\n" for code, why in zip(problems, health(problems), strict=True)]
+    return Answer(503, redacted("".join(lines)).encode())
 
 
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)

@@ -4,7 +4,7 @@ The :class:`Board` listens to events; the :class:`Watcher`, a slow thread, regis
 at the cluster. Health, status and metrics are read off the board, and never ask Redis.
 """
 
-from ha_beat.monitoring.status.document import document, encoded
+from ha_beat.monitoring.status.document import cluster_document, document, encoded
 from ha_beat.monitoring.status.poller import Watcher
 from ha_beat.monitoring.status.redaction import redacted
 from ha_beat.monitoring.status.replica import Board, Health, Vitals
@@ -15,6 +15,7 @@ __all__ = [
     "Board",
     "Health",
     "Vitals",
+    "cluster_document",
     "document",
     "encoded",
     "Look",

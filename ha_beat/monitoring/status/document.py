@@ -1,34 +1,74 @@
-"""Everything that a board knows, for JSON."""
+"""The cluster as JSON, for ``/status``, ``ha-beat status --json`` and the admin page.
+
+Times ``…_ms`` are in ms since the Unix epoch by the Redis server's clock, ``…_s`` in seconds. Codes are those of
+:mod:`ha_beat.reasons`; beside each code stands its wording, for display only.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from ha_beat.clock import to_micros
 from ha_beat.monitoring.status.redaction import redacted
 from ha_beat.monitoring.status.replica import Board
+from ha_beat.monitoring.status.snapshot import TermSpan
+from ha_beat.monitoring.wording import health, phrase
 from ha_beat.store.journal import VerdictRecord
 from ha_beat.store.lease import LeaseRecord
-from ha_beat.store.membership import Member
+from ha_beat.store.membership import ClusterView, Member
+from ha_beat.store.request_queue import Pause
 
-#: It grows when a field changes its meaning or goes; new ones may come.
+#: Increased when a field is removed or changes its meaning. New fields may appear at any time.
 STATUS_SCHEMA = 1
 
 
+def cluster_document(
+    cluster: str,
+    view: ClusterView | None,
+    recent: Iterable[VerdictRecord],
+    terms: Iterable[TermSpan],
+    *,
+    members: Sequence[Member] | None = None,
+    now_ms: int | None = None,
+) -> dict[str, Any]:
+    """Return the state of a cluster.
+
+    ``view`` is ``None`` if Redis has not answered yet. ``recent`` is newest first, ``terms`` oldest first. A replica
+    gives its own ``members`` and ``now_ms``, which are newer than the view's.
+    """
+    members = members if members is not None else view.members if view else ()
+    leading = next((member for member in members if member.role == "leader"), None)
+    lease, holder = (view.lease, view.leader) if view else (None, None)
+    return {
+        "schema": STATUS_SCHEMA,
+        "cluster": cluster,
+        "now_ms": now_ms if now_ms is not None or view is None else view.server_ms,
+        "leader": holder.holder if holder else None,
+        "lease": _lease(lease) if lease else None,
+        "paused": Pause.parse(view.paused).as_data() if view and view.paused else None,
+        "members": [_member(member) for member in members],
+        "entries": leading.entries if leading else None,
+        "backlog": leading.backlog if leading else None,
+        "overdue_s": leading.overdue_ms / 1000 if leading else None,
+        "upcoming": [asdict(line) for line in leading.upcoming] if leading else [],
+        "recent": [_verdict(record) for record in recent],
+        "terms": [_term(span) for span in terms],
+        "journal": {"length": view.journal_length, "counter": view.journal_counter} if view else None,
+    }
+
+
 def document(board: Board) -> dict[str, Any]:
-    """Everything, ready for JSON. Times `…_ms` are ms since the Unix epoch, `…_s` seconds."""
-    look, now, replica = board.look, board.now_ms(), board.replica
-    view = look.view
-    members = board.members()
-    leader = next((each for each in members if each.role == "leader"), None)
+    """Return the state of the cluster as one replica sees it, with its own state and its warnings."""
+    look, replica, members = board.look, board.replica, board.members()
     live, ready = board.live(), board.ready()
     facts = look.facts
     return {
-        "schema": STATUS_SCHEMA,
-        "cluster": board.cluster,
-        "now_ms": now,
+        **cluster_document(
+            board.cluster, look.view, reversed(look.recent), look.terms, members=members, now_ms=board.now_ms()
+        ),
         "replica": {
             "id": replica.id,
             "role": board.role,
@@ -36,70 +76,48 @@ def document(board: Board) -> dict[str, Any]:
             "pid": replica.pid,
             "version": replica.version,
             "since_ms": board.since_ms,
-            "live": live.ok,
-            "ready": ready.ok,
-            "reasons": list(dict.fromkeys((*live.reasons, *ready.reasons))),
+            "live": not live,
+            "ready": not ready,
+            "not_ready": _problems({**live, **ready}),
             "last_tick_s": round(board.idle, 3),
             "trust_s": round(board.trust_left, 3),
         },
         "redis": {
             "reachable": board.reachable,
-            "why": board.why_unreachable,
-            "age_s": round(board.look_age, 3) if view else None,
+            "detail": board.why_unreachable,
+            "age_s": round(board.look_age, 3) if look.view else None,
             "round_trip_s": round(look.round_trip, 6),
             "clock_offset_s": round(look.clock_offset, 3),
             "eviction_policy": facts.eviction_policy if facts else None,
             "append_only_file": facts.append_only_file if facts else None,
         },
-        "lease": _lease(view.lease) if view and view.lease else None,
-        "paused": _loads(view.paused) if view and view.paused else None,
-        "members": [_member(each) for each in members],
-        "entries": leader.entries if leader else None,
-        "backlog": leader.backlog if leader else None,
-        "overdue_s": leader.overdue_ms / 1000 if leader else None,
-        "upcoming": [asdict(line) for line in leader.upcoming] if leader else [],
-        "recent": [_verdict(record) for record in reversed(look.recent)],
-        "terms": [asdict(span) for span in look.terms],
-        "journal": {"length": view.journal_length, "counter": view.journal_counter} if view else None,
         "warnings": [asdict(warning) for warning in board.warnings(members)],
     }
 
 
 def encoded(status: dict[str, Any]) -> bytes:
-    """The status as JSON, without credentials."""
+    """Return the status as JSON, without credentials."""
     return redacted(json.dumps(status, separators=(",", ":"))).encode()
 
 
-def _loads(raw: str) -> Any:
-    try:
-        return json.loads(raw)
-    except ValueError:
-        return raw
-
-
 def _lease(lease: LeaseRecord) -> dict[str, Any]:
-    names = (
-        "holder",
-        "epoch",
-        "state",
-        "since_ms",
-        "renewed_ms",
-        "ttl_ms",
-        "http",
-        "host",
-        "pid",
-        "version",
-        "reason",
-        "detail",
-    )
-    return {name: getattr(lease, name) for name in names}
+    names = ("holder", "epoch", "state", "since_ms", "renewed_ms", "ttl_ms", "http", "host", "pid", "version")
+    return {
+        **{name: getattr(lease, name) for name in names},
+        "reason": lease.reason,
+        "why": phrase(lease.reason, lease.detail) if lease.reason else "",
+    }
 
 
 def _member(member: Member) -> dict[str, Any]:
     record = asdict(member)
     del record["upcoming"]
-    record["not_ready"] = list(member.not_ready)
+    record["not_ready"] = _problems(member.not_ready)
     return record
+
+
+def _problems(not_ready: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"reason": code, "why": why} for code, why in zip(not_ready, health(not_ready), strict=True)]
 
 
 def _verdict(record: VerdictRecord) -> dict[str, Any]:
@@ -118,4 +136,12 @@ def _verdict(record: VerdictRecord) -> dict[str, Any]:
         "reason": record.reason,
         "detail": record.detail,
         "task_id": record.task_id,
+    }
+
+
+def _term(span: TermSpan) -> dict[str, Any]:
+    return {
+        **asdict(span),
+        "why": phrase(span.reason),
+        "end_why": "" if span.ended_ms is None else phrase(span.end_reason, span.end_detail),
     }

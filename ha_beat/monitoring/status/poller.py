@@ -73,7 +73,7 @@ class Watcher:
         self._recent: deque[VerdictRecord] = deque(maxlen=_RECENT)
         self._terms: deque[TermRecord] = deque(maxlen=_TERMS)
         #: By epoch: when the last verdict under it was written, by the Redis server's clock.
-        self._heard: dict[int, int] = {}
+        self._last_verdicts: dict[int, int] = {}
 
     def start(self) -> None:
         """To be called after any fork."""
@@ -121,17 +121,17 @@ class Watcher:
                 self._follow(view)
             self._go_round(leading=member.role == "leader")
         except StoreError as exc:
-            board.look = replace(before, why_not=str(exc))
+            board.look = replace(before, unreachable=str(exc))
             return
         board.look = Look(
             view=view,
             looked_at=received,
             round_trip=received - sent,
             clock_offset=offset,
-            why_not="",
+            unreachable="",
             facts=self._facts,
             recent=tuple(self._recent),
-            terms=spans(self._terms, view.lease if view else None, self._heard),
+            terms=spans(self._terms, view.lease if view else None, self._last_verdicts),
         )
 
     def _go_round(self, *, leading: bool) -> None:
@@ -199,9 +199,9 @@ class Watcher:
                 self._hear(record)
 
     def _hear(self, record: VerdictRecord) -> None:
-        self._heard[record.epoch] = max(self._heard.get(record.epoch, 0), _order(record.id)[0])
-        if len(self._heard) > 2 * _TERMS:
-            del self._heard[min(self._heard)]
+        self._last_verdicts[record.epoch] = max(self._last_verdicts.get(record.epoch, 0), _order(record.id)[0])
+        if len(self._last_verdicts) > 2 * _TERMS:
+            del self._last_verdicts[min(self._last_verdicts)]
 
 
 def _order(stream_id: str) -> tuple[int, int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from ha_beat.monitoring.status.redaction import redacted
 from ha_beat.monitoring.status.snapshot import Look
 from ha_beat.monitoring.status.warnings import Warn
 from ha_beat.monitoring.wording import phrase
-from ha_beat.reasons import WarningCode
+from ha_beat.reasons import HealthReason, WarningCode
 from ha_beat.store.lease import Replica, Term
 from ha_beat.store.membership import Member, Upcoming
 
@@ -40,15 +40,8 @@ class Vitals(Protocol):
     def running(self) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
-    """An answer to a probe: ``reasons`` say why not."""
-
-    reasons: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        return not self.reasons
+#: Details of why a replica is not live or not ready, by :class:`HealthReason`; empty if it is.
+Health = Mapping[str, str]
 
 
 class Board:
@@ -142,7 +135,7 @@ class Board:
     @property
     def why_unreachable(self) -> str:
         """Why Redis did not answer last time; empty where it did."""
-        return self._unreachable or self.look.why_not
+        return self._unreachable or self.look.unreachable
 
     @property
     def reachable(self) -> bool:
@@ -154,32 +147,29 @@ class Board:
         return self._clock.elapsed() - self.look.looked_at
 
     def live(self) -> Health:
-        """Whether the process works, whatever its role and whether or not there is a Redis."""
-        reasons = []
+        """Return why the process does not work. Its role and Redis do not matter."""
+        found: dict[str, str] = {}
         idle = self.idle
         if idle > self._stall_timeout:
-            reasons.append(f"the main loop has not moved for {idle:.1f} s")
+            found[HealthReason.STALLED] = f"{idle:.1f} s"
         if not self._vitals.running:
-            reasons.append("the election thread does not run")
-        return Health(tuple(reasons))
+            found[HealthReason.ELECTION_STOPPED] = ""
+        return found
 
     def ready(self) -> Health:
-        """Whether this replica leads, or could."""
-        return self._ready(asks_redis=True)
-
-    def _ready(self, *, asks_redis: bool) -> Health:
-        reasons = list(self.live().reasons)
+        """Return why this replica does not lead and could not."""
+        found = dict(self.live())
         if self.trouble:
-            reasons.append(redacted(f"the scheduler's last turn failed: {self.trouble}"))
+            found[HealthReason.SCHEDULER_FAILED] = redacted(self.trouble)
         if self._vitals.term is None:
-            if asks_redis and self.why_unreachable:
-                reasons.append(redacted(f"Redis can't be reached: {self.why_unreachable}"))
+            if self.why_unreachable:
+                found[HealthReason.REDIS_UNREACHABLE] = redacted(self.why_unreachable)
             if self._forbidden:
-                reasons.append(redacted(self._forbidden))
+                found[HealthReason.FORBIDDEN] = redacted(self._forbidden)
             lease = self.look.view.lease if self.look.view else None
             if lease is not None and lease.held and lease.fingerprint != self.replica.fingerprint:
-                reasons.append(f"the lease is held for another app, {lease.fingerprint!r}")
-        return Health(tuple(reasons))
+                found[HealthReason.OTHER_APP] = lease.fingerprint
+        return found
 
     # --- What it shows
 
@@ -197,8 +187,8 @@ class Board:
             fingerprint=replica.fingerprint,
             schedule=self.schedule,
             clock_offset_ms=round(self.look.clock_offset * 1000),
-            # Whoever reads this in Redis knows that the replica can reach it.
-            not_ready=self._ready(asks_redis=False).reasons,
+            # The record is in Redis, so Redis is reachable.
+            not_ready={code: why for code, why in self.ready().items() if code != HealthReason.REDIS_UNREACHABLE},
         )
         term = self._vitals.term
         if term is None:

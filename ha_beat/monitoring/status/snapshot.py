@@ -1,11 +1,11 @@
-"""What one look at the cluster brought."""
+"""State of the cluster as of the last poll, and the terms that the journal records."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from ha_beat.monitoring.wording import phrase
+from ha_beat.reasons import TermEnd, TermStart
 from ha_beat.store.journal import TermRecord, VerdictRecord
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import ClusterView, ServerSettings
@@ -13,45 +13,49 @@ from ha_beat.store.membership import ClusterView, ServerSettings
 
 @dataclass(frozen=True, slots=True)
 class TermSpan:
-    """One stretch of leadership, in ms since the Unix epoch by the Redis server's clock.
+    """One term. Times are in ms since the Unix epoch, by the Redis server's clock.
 
-    ``ended_ms`` is ``None`` while it lasts, and where ``released`` is False the leader's last sign (a renewal or a
-    verdict): the true end lies between it and the next term. ``gap_ms`` is the time for which nobody led before it, at
-    most.
+    ``ended_ms`` is ``None`` for the current term. If the lease was not ``released``, it is the time of the leader's
+    last renewal or verdict, the end lies between that and the next term, and ``end_reason`` is why the next term began.
+    ``gap_ms`` is the longest possible time without a leader before the term. Reasons are ``None`` if unknown.
     """
 
     epoch: int
     by: str
     began_ms: int
-    why: str
+    reason: TermStart | TermEnd | None
     ended_ms: int | None = None
     released: bool = False
-    end_why: str = ""
+    end_reason: TermStart | TermEnd | None = None
+    end_detail: str = ""
     gap_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the watcher's last look brought. ``looked_at`` is on ``Clock.elapsed``; offsets and times are in seconds."""
+    """Result of the last poll. ``looked_at`` is on ``Clock.elapsed``; offsets and durations are in seconds.
+
+    ``unreachable`` is why Redis did not answer, and empty if it did.
+    """
 
     view: ClusterView | None = None
     looked_at: float = 0.0
     round_trip: float = 0.0
     clock_offset: float = 0.0
-    why_not: str = "Redis has not been asked yet"
+    unreachable: str = "Redis has not been asked yet"
     facts: ServerSettings | None = None
     recent: tuple[VerdictRecord, ...] = ()
     terms: tuple[TermSpan, ...] = ()
 
 
 def spans(
-    records: Iterable[TermRecord], lease: LeaseRecord | None, heard: Mapping[int, int] | None = None
+    records: Iterable[TermRecord], lease: LeaseRecord | None, last_verdicts: Mapping[int, int] | None = None
 ) -> tuple[TermSpan, ...]:
-    """The terms that the journal's changes of leader make up, oldest first.
+    """Return the terms of the journal's term records, oldest first.
 
-    ``heard`` says by epoch when its leader last gave a verdict, in ms: often later than its last renewal.
+    ``last_verdicts`` is the time of the last verdict, in ms, by epoch. It is often later than the last renewal.
     """
-    heard = heard or {}
+    last_verdicts = last_verdicts or {}
     found: list[TermSpan] = []
     for record in records:
         last = found[-1] if found else None
@@ -60,12 +64,15 @@ def spans(
             if last is not None:
                 if last.ended_ms is None:
                     left_ms = record.left_ms if record.previous_epoch == last.epoch else 0
-                    left_ms = min(max(left_ms, heard.get(last.epoch, 0)), record.ms) or record.ms
-                    last = found[-1] = replace(last, ended_ms=left_ms, end_why=phrase(record.reason, record.detail))
+                    left_ms = min(max(left_ms, last_verdicts.get(last.epoch, 0)), record.ms) or record.ms
+                    last = found[-1] = replace(last, ended_ms=left_ms, end_reason=record.reason)
                 gap = max(0, record.ms - (last.ended_ms or record.ms))
-            found.append(TermSpan(record.epoch, record.by, record.ms, phrase(record.reason, record.detail), gap_ms=gap))
+            found.append(TermSpan(record.epoch, record.by, record.ms, record.reason, gap_ms=gap))
         elif last is not None and last.epoch == record.epoch and last.ended_ms is None:
-            found[-1] = replace(last, ended_ms=record.ms, released=True, end_why=phrase(record.reason, record.detail))
+            found[-1] = replace(
+                last, ended_ms=record.ms, released=True, end_reason=record.reason, end_detail=record.detail
+            )
     if lease is not None and lease.held and (not found or found[-1].epoch != lease.epoch):
-        found.append(TermSpan(lease.epoch, lease.holder, lease.since_ms, "before the journal's oldest record"))
+        # The journal's oldest record is newer than the term.
+        found.append(TermSpan(lease.epoch, lease.holder, lease.since_ms, None))
     return tuple(found)

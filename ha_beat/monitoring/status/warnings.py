@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ha_beat.monitoring.request_wording import pause_text
 from ha_beat.monitoring.status.snapshot import Look
+from ha_beat.monitoring.wording import health
 from ha_beat.reasons import WarningCode
 from ha_beat.store.journal import VerdictRecord
 from ha_beat.store.lease import LeaseRecord
@@ -57,7 +58,7 @@ def of_members(members: Sequence[Member]) -> Iterable[Warn]:
         if abs(offset) > _CLOCK_TOLERANCE:
             side = "ahead of" if offset > 0 else "behind"
             yield Warn(WarningCode.CLOCK_OFFSET, f"{each.id}: its clock is {abs(offset):.1f} s {side} Redis'")
-        yield from (Warn(WarningCode.NOT_READY, f"{each.id}: {why}") for why in each.not_ready)
+        yield from (Warn(WarningCode.NOT_READY, f"{each.id}: {why}") for why in health(each.not_ready))
         yield from (Warn(WarningCode.ENTRY_FAILING, f"{entry}: {why}") for entry, why in each.failing.items())
         if each.overdue_ms > _OVERDUE_TOLERANCE * 1000:
             yield Warn(WarningCode.OVERDUE, f"the oldest due occurrence has waited for {each.overdue_ms / 1000:.0f} s")

@@ -61,11 +61,11 @@ def test_the_page_shows_the_cluster_and_needs_a_permission(running):
     leader = running.leader()
     assert leader is not None
     assert data["leader"].startswith(leader.name)
-    assert {replica["role"] for replica in data["replicas"]} == {"leader", "standby"}
+    assert {replica["role"] for replica in data["members"]} == {"leader", "standby"}
     assert data["recent"][0]["name"] == "task"
     assert data["recent"][0]["verdict"] == "enqueued"
     assert data["upcoming"][0]["name"] == "task"
-    assert data["terms"][-1]["event"] == "acquired"
+    assert data["terms"][-1]["ended_ms"] is None
 
 
 def _data_with_two_replicas(client: Client) -> dict:
@@ -73,7 +73,7 @@ def _data_with_two_replicas(client: Client) -> dict:
         answer = client.get(f"{PAGE}data/")
         assert answer.status_code == 200
         data = answer.json()
-        return data if len(data["replicas"]) == 2 and data["recent"] and data["upcoming"] else None
+        return data if len(data["members"]) == 2 and data["recent"] and data["upcoming"] else None
 
     return wait_for(look, 20, "both replicas", 0.2)
 

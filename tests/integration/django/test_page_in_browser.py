@@ -110,7 +110,7 @@ def test_a_change_of_leader_shows_by_itself(browser, web, running, tmp_path):
     )
     assert page.locator("#ha-control").count() == 0
     assert "nightly report" in page.locator("#ha-recent").inner_text()
-    assert page.locator("#ha-terms tr").count() >= 2
+    assert page.locator("#ha-terms tr").count() >= 2, "one row per term"
     assert complaints == []
 
 

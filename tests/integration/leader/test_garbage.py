@@ -44,7 +44,7 @@ def test_other_records_that_cannot_be_read() -> None:
         {"upcoming": [[1]]},
         {"upcoming": [["e", "t", "soon"]]},
         {"not_ready": 7},
-        {"not_ready": [7]},
+        {"not_ready": {"stalled": 7}},
         {"role": 1},
         {"id": "another"},
     ],
@@ -52,10 +52,10 @@ def test_other_records_that_cannot_be_read() -> None:
 )
 def test_a_member_that_is_not_as_it_should_be_is_none(change: dict[str, Any]) -> None:
     """One broken record must not hide the cluster from whoever looks at it."""
-    good = json.loads(Member("one", failing={"e": "why"}, not_ready=("x",)).encoded())
+    good = json.loads(Member("one", failing={"e": "why"}, not_ready={"stalled": "x"}).encoded())
     assert Member.parse("one", json.dumps(good)) is not None
     found = Member.parse("one", json.dumps({**good, **change}))
-    assert found is None or found == Member("one", failing={"e": "why"}, not_ready=("x",))
+    assert found is None or found == Member("one", failing={"e": "why"}, not_ready={"stalled": "x"})
     assert Member.parse("one", DEEP) is None
 
 

@@ -19,6 +19,7 @@ from ha_beat.errors import ConfigurationError
 from ha_beat.monitoring.http import HttpServer, advertised_url, check_bind
 from ha_beat.monitoring.http.server import Limits
 from tests.integration.monitoring.support import LOCALHOST, Scene, ask, send_raw, serving
+from tests.support.log_format import actions
 from tests.support.servers import free_port, wait_for
 
 PATHS = ("/livez", "/readyz", "/leader", "/status", "/metrics", "/")
@@ -61,7 +62,7 @@ def test_want_of_descriptors_is_told_once_and_again_the_next_time(
     }
 
     def told() -> int:
-        return sum("takes no connections now: Too many open files" in record.getMessage() for record in caplog.records)
+        return actions(caplog).count("http_exhausted")
 
     for times in (1, 2):
         for _ in range(3):
@@ -159,7 +160,9 @@ def test_an_unexpected_exception_in_a_connection_is_logged(caplog: pytest.LogCap
     site.answer = lambda *_: 1 / 0  # type: ignore[method-assign, assignment, return-value]
     with serving(site) as server, caplog.at_level("ERROR", "ha_beat"):
         send_raw(port_of(server), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert "ZeroDivisionError" in caplog.text
+        (record,) = (record for record in caplog.records if record.__dict__["action"] == "http_error")
+        assert record.exc_info is not None
+        assert record.exc_info[0] is ZeroDivisionError
 
 
 def test_two_thousand_slow_clients_keep_no_probe_waiting():

@@ -24,7 +24,7 @@ def view(**lease: object) -> ClusterView:
 @pytest.fixture
 def scene() -> Scene:
     scene = Scene()
-    scene.board.look = Look(view=view(), looked_at=scene.clock.elapsed(), why_not="")
+    scene.board.look = Look(view=view(), looked_at=scene.clock.elapsed(), unreachable="")
     return scene
 
 
@@ -61,7 +61,7 @@ def test_a_leader_within_its_trust_stays_ready_while_redis_is_away(scene: Scene)
 def test_a_hung_main_loop_is_not_alive(scene: Scene):
     scene.vitals.idle = 15.1
     assert statuses(scene) == {"/livez": 503, "/readyz": 503, "/leader": 503}
-    assert b"has not moved for 15.1 s" in scene.site().answer("GET", "/livez").body
+    assert b"not live: stalled: " in scene.site().answer("GET", "/livez").body
 
 
 def test_a_dead_election_thread_is_not_alive(scene: Scene):

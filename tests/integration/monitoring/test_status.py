@@ -125,8 +125,8 @@ def test_without_redis_the_journal_says_so():
 
 def test_a_member_reads_back_as_it_was_written(client: redis.Redis):
     member = Member(
-        "beat-0:abc123", "standby", "h", 1, "1.2", 5, http="http://h:1", clock_offset_ms=-7, not_ready=("a", "b"),
-        upcoming=(Upcoming("nightly", "mail", 99),), failing={"e": "why"},
+        "beat-0:abc123", "standby", "h", 1, "1.2", 5, http="http://h:1", clock_offset_ms=-7,
+        not_ready={"stalled": "16.0 s"},        upcoming=(Upcoming("nightly", "mail", 99),), failing={"e": "why"},
     )  # fmt: skip
     members = Members(lambda: client, KEYS)
     view = members.view(member)
@@ -336,7 +336,7 @@ def test_each_thing_that_needs_a_person_is_warned_of(client: redis.Redis):
     assert codes(scene, Member("other", version="1.2.3", schedule="bbb")) == {"schedule_drift"}
     assert codes(scene, Member("other", version="1.2.2")) == {"version_mix"}
     assert codes(scene, Member("other", version="1.2.3", clock_offset_ms=-2500)) == {"clock_offset"}
-    assert codes(scene, Member("other", version="1.2.3", not_ready=("no Redis",))) == {"not_ready"}
+    assert codes(scene, Member("other", version="1.2.3", not_ready={"stalled": ""})) == {"not_ready"}
     assert codes(scene, Member("other", version="1.2.3", overdue_ms=31_000)) == {"overdue"}
     scene.board(events.EntryFailed("nightly", EntryFault.SCHEDULE_RAISES))
     assert codes(scene, other) == {"entry_failing"}
@@ -371,7 +371,7 @@ def test_the_status_says_its_version_and_is_json(client: redis.Redis):
     status = json.loads(json.dumps(document(scene.board)))
     assert status["schema"] == 1
     assert set(status) == {
-        "schema", "cluster", "now_ms", "replica", "redis", "lease", "paused", "members", "entries", "backlog",
+        "schema", "cluster", "now_ms", "replica", "redis", "leader", "lease", "paused", "members", "entries", "backlog",
         "overdue_s", "upcoming", "recent", "terms", "journal", "warnings",
     }  # fmt: skip
     assert status["recent"][0]["task_id"] == "task-id"

@@ -49,7 +49,7 @@
   const KINDS = { enqueued: "ha-good", skipped: "ha-warn", uncertain: "ha-bad", leader: "ha-good" };
   const verdict = (o) => {
     const td = cell(tag(o.verdict, KINDS[o.verdict] || ""));
-    const more = (o.count > 1 ? ` ${o.count} occurrences` : "") + (o.why ? ` ${o.why}` : "");
+    const more = (o.count > 1 ? ` ${o.count} occurrences` : "") + (o.reason ? ` ${o.reason}` : "");
     td.append(more);
     return td;
   };
@@ -83,7 +83,7 @@
     if (replica.not_ready.length) {
       const span = document.createElement("span");
       span.className = "ha-bad";
-      span.textContent = replica.not_ready.join("; ");
+      span.textContent = replica.not_ready.map((problem) => problem.why).join("; ");
       return span;
     }
     return /^https?:/.test(replica.http) ? link(replica.http, replica.http) : replica.http || "ready";
@@ -119,7 +119,7 @@
     if (data.error) return;
     const { now_ms: now, lease, paused } = data;
     let state = `${data.cluster}: ${data.leader ? `${data.leader} leads` : "nobody leads"}`;
-    if (data.schedule) state += `; ${data.schedule.entries} ${data.schedule.entries === 1 ? "entry" : "entries"}`;
+    if (data.entries !== null) state += `; ${data.entries} ${data.entries === 1 ? "entry" : "entries"}`;
     if (paused) state += `; paused by ${paused.by || "somebody"}${paused.reason ? `: ${paused.reason}` : ""}`;
     sayState(state);
     byId("ha-dot").className = `ha-dot ${!data.leader ? "ha-bad" : paused ? "ha-warn" : "ha-good"}`;
@@ -127,13 +127,13 @@
     byId("ha-lease").textContent = !lease
       ? "There is no lease."
       : lease.state === "held"
-        ? `Epoch ${lease.epoch}, held for ${lasting(now - lease.since_ms)}, renewed ${lasting(lease.age_ms)} ago; it lasts ${lasting(lease.ttl_ms)}.`
-        : `The lease was released: ${lease.reason || "no reason given"}.`;
+        ? `Epoch ${lease.epoch}, held for ${lasting(now - lease.since_ms)}, renewed ${lasting(now - (lease.renewed_ms || lease.since_ms))} ago; it lasts ${lasting(lease.ttl_ms)}.`
+        : `The lease was released: ${lease.why || "no reason given"}.`;
     if (byId("ha-control")) {
       for (const id of ["ha-pause", "ha-reason-label"]) byId(id).hidden = Boolean(paused);
       byId("ha-resume").hidden = !paused;
     }
-    fill("ha-replicas", data.replicas.map((r) => ({
+    fill("ha-replicas", data.members.map((r) => ({
       className: r.role === "leader" ? "ha-leader" : "",
       cells: [
         cell(r.id), cell(tag(r.role, KINDS[r.role] || "")), cell(`${r.host} (${r.pid})`), cell(r.version),
@@ -144,8 +144,8 @@
     })), "No replica has been seen lately");
     fill("ha-recent", data.recent.map((o) => ({
       cells: [
-        name(taskLink(o)), cell(clock(o.due_ms), `${full(o.due_ms)} ${o.task_id}`), verdict(o),
-        number(o.verdict === "enqueued" ? lasting(o.late_ms) : ""), cell(o.by),
+        name(taskLink(o)), cell(clock(o.at_ms), `${full(o.at_ms)} ${o.task_id}`), verdict(o),
+        number(o.verdict === "enqueued" ? lasting(o.lateness_s * 1000) : ""), cell(o.by),
       ],
     })), "Nothing was due yet");
     fill("ha-upcoming", data.upcoming.map((u) => ({
@@ -154,11 +154,12 @@
         number(u.at_ms > now ? lasting(u.at_ms - now) : "now"),
       ],
     })), "Nothing is scheduled");
-    fill("ha-terms", data.terms.map((t) => {
-      const why = cell(t.why);
-      why.className = "ha-why";
-      return { cells: [cell(clock(t.ms), full(t.ms)), cell(t.event), cell(t.by), number(String(t.epoch)), why] };
-    }), "No change is recorded");
+    fill("ha-terms", [...data.terms].reverse().map((t) => {
+      const [why, endWhy] = [cell(t.why), cell(t.end_why)];
+      why.className = endWhy.className = "ha-why";
+      const end = t.ended_ms === null ? cell("now") : cell(clock(t.ended_ms), full(t.ended_ms));
+      return { cells: [cell(t.by), number(String(t.epoch)), cell(clock(t.began_ms), full(t.began_ms)), why, end, endWhy] };
+    }), "No term is recorded");
   };
 
   const look = async () => {
