@@ -15,6 +15,9 @@ import nox
 
 PYTHONS = ("3.11", "3.12", "3.13")
 
+#: Three workers, on two cores too: most tests wait for leases and servers longer than they compute.
+PARALLEL = ("-n", "3", "--dist", "loadfile")
+
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "oldest", "newest"]
@@ -57,7 +60,7 @@ def oldest(session: nox.Session) -> None:
     """The quick tests on the oldest versions of everything."""
     session.install("-q", "-c", "tests/constraints-oldest.txt", "-e", ".[test]")
     say_versions(session)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session(python=find_python(*reversed(PYTHONS)))
@@ -65,7 +68,7 @@ def newest(session: nox.Session) -> None:
     """The quick tests on the newest versions of everything, on the newest Python that is here."""
     session.install("-q", "--upgrade", "--upgrade-strategy", "eager", "-e", ".[test]")
     say_versions(session)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session
@@ -74,4 +77,4 @@ def tests(session: nox.Session) -> None:
     """The tests on one Python: `nox -s "tests(3.12)" -- --full`."""
     session.install("-q", "-e", ".[test]")
     say_versions(session)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *PARALLEL, *session.posargs)

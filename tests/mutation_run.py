@@ -37,7 +37,7 @@ def run(guard: Guard) -> dict[str, int]:
     guard.mutant.apply()
     outcomes = Outcomes()
     sys.stdout = sys.stderr  # the lines of this run are for the parent alone
-    pytest.main(["-n0", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", guard.test], plugins=[outcomes])
+    pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", guard.test], plugins=[outcomes])
     return dict(outcomes.counts)
 
 

@@ -15,11 +15,10 @@ from ha_beat.election.elector import Elector
 from ha_beat.election.state_machine import Leader, Standby, Timing
 from ha_beat.errors import ForeignApp, StoreUnavailable
 from ha_beat.reasons import TermEnd, TermStart
-from ha_beat.store.keys import Keys
-from ha_beat.store.lease import RedisLeaseStore, Replica, Term
-from ha_beat.store.presence import PresenceError, RedisPresence
+from ha_beat.store.lease import Replica, Term
+from ha_beat.store.presence import PresenceError
 from ha_beat.testing import MemoryLeaseStore, MemoryPresence, SettableClock
-from tests.support.servers import RedisServer, wait_for
+from tests.support.servers import wait_for
 
 TIMING = Timing(ttl=10.0, renew_interval=2.5, poll_interval=0.1, stall_timeout=15.0)
 E = TypeVar("E", bound=events.Event)
@@ -403,33 +402,6 @@ def test_a_subscriber_that_raises_hurts_nobody():
         assert elector.term.epoch == epoch
     finally:
         elector.close(lambda _: None)
-
-
-@pytest.mark.slow
-def test_presence_that_is_cut_twice_a_second_does_not_cost_the_lease(shared_redis: RedisServer):
-    """A proxy that kills idle subscribers, say: a change of leader for each cut would be a storm."""
-    keys, clock, told = Keys("flapping"), SystemClock(), []
-    electors = []
-    for name in ("one", "two"):
-        client = shared_redis.client()
-        store = RedisLeaseStore(lambda client=client: client, keys)
-        presence = RedisPresence(lambda client=client: client, keys, clock, ping_interval=1.0)
-        electors.append(started(store, presence, told.append, name))
-    try:
-        wait_for(lambda: any(elector.term for elector in electors), 10, "a leader")
-        time.sleep(0.5)
-        for _ in range(12):
-            for elector in electors:
-                elector.progress()
-            shared_redis.admin.client_kill_filter(_type="pubsub")
-            time.sleep(0.5)
-        assert wait_for(lambda: sum(elector.term is not None for elector in electors) == 1, 10, "one leader")
-        changes = [event for event in told if isinstance(event, events.TermStarted)]
-        assert len(changes) <= 4, told
-        assert any(isinstance(event, events.PresenceLost) for event in told), "nothing was cut"
-    finally:
-        for elector in electors:
-            elector.close(lambda _: None)
 
 
 def test_forbidden_replicas_keep_their_thread():

@@ -1,0 +1,17 @@
+"""Unit tests use no server."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.servers import ServerProcess
+
+
+@pytest.fixture(autouse=True)
+def _no_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a test in tests/unit starts a server: it belongs to tests/integration")
+
+    monkeypatch.setattr(ServerProcess, "__init__", refuse)
+    if {"_session_redis", "redis_server", "rabbitmq"} & set(request.fixturenames):
+        refuse()
