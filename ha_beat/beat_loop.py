@@ -16,7 +16,6 @@ from typing import Protocol
 
 from ha_beat.clock import Clock, SystemClock
 from ha_beat.dispatch import FencedOff
-from ha_beat.dispatch.lease_marker import StoreMark
 from ha_beat.dispatch.selector import DispatcherSelector
 from ha_beat.election.elector import Elector
 from ha_beat.events import Events
@@ -73,13 +72,11 @@ class Runtime:
     elector: Elector
     enqueuer: Enqueuer
     request_handler: RequestHandler
-    path: DispatcherSelector
+    dispatch: DispatcherSelector
     observation: Observation
     events: Events
     #: Releases the lease on a connection that is reserved for it.
     release: Callable[[Term], object]
-    #: ``None`` if the broker is not Redis.
-    mark: StoreMark | None
     shadow: Shadow
     #: For one thread besides the main loop.
     ledger: Ledger
@@ -164,8 +161,7 @@ class BeatLoop:
         return runtime
 
     def _stand_by(self, runtime: Runtime) -> None:
-        if runtime.mark is not None:
-            runtime.mark.look()
+        runtime.dispatch.stand_by()
         runtime.enqueuer.stand_by()
         runtime.elector.wait(_LONGEST_TURN)
 
@@ -186,8 +182,7 @@ class BeatLoop:
             and current.nonce == term.nonce
         ):
             try:
-                if runtime.mark is not None:
-                    runtime.mark.keep(current)
+                runtime.dispatch.lead(current)
                 pause = runtime.request_handler.attend(current, called=elector.called())
                 idle = min(enqueuer.advance(tenure, current), pause)
             except FencedOff as exc:

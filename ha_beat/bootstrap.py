@@ -16,7 +16,7 @@ from ha_beat.celery_app import broker_client, broker_is_redis, fingerprint, leas
 from ha_beat.clock import Clock, SystemClock
 from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.dispatch.broker import BrokerLink
-from ha_beat.dispatch.lease_marker import StoreMark
+from ha_beat.dispatch.lease_marker import LeaseMark, LeaseMarker
 from ha_beat.dispatch.publisher import Publisher
 from ha_beat.dispatch.selector import DispatcherSelector
 from ha_beat.dispatch.two_phase import ClaimDispatcher
@@ -80,14 +80,15 @@ class _Assembly:
 
     def runtime(self) -> Runtime:
         settings, events, clock = self.settings, self.events, self.clock
-        mark = self.mark()
-        elector = self.elector(mark)
-        claim = self.claim_dispatcher(elector, mark)
-        path = DispatcherSelector(self.atomic_dispatcher(mark), claim, events.emit)
+        marker = self.lease_marker()
+        elector = self.elector()
+        claim = self.claim_dispatcher(elector, marker)
+        dispatch = DispatcherSelector(self.atomic_dispatcher(marker), claim, marker, events.emit)
+        elector.permitted = dispatch.may_campaign
         pause = PauseState()
         enqueuer = Enqueuer(
             self.source,
-            path,
+            dispatch,
             self.shadow,
             self.time,
             settings.cluster,
@@ -119,18 +120,17 @@ class _Assembly:
             elector=elector,
             enqueuer=enqueuer,
             request_handler=request_handler,
-            path=path,
+            dispatch=dispatch,
             observation=self.observation(elector, enqueuer),
             events=events,
             release=self.release(claim),
-            mark=mark,
             shadow=self.shadow,
             ledger=Ledger(self.link().client, self.keys),
         )
 
     # --- Election
 
-    def elector(self, mark: StoreMark | None) -> Elector:
+    def elector(self) -> Elector:
         settings, clock, client = self.settings, self.clock, self.link()
         store = RedisLeaseStore(
             client.client,
@@ -153,8 +153,6 @@ class _Assembly:
         )
         elector.ready = self.source.ready
         elector.remembers = lambda: bool(self.shadow.gen)
-        if mark is not None:
-            elector.permitted = mark.permits
         return elector
 
     def release(self, claim: ClaimDispatcher) -> Callable[[Term], None]:
@@ -169,7 +167,7 @@ class _Assembly:
                     store.observe()
 
         def release(term: Term) -> None:
-            claim.let_go(term, link.client())
+            claim.hand_back(term, link.client())
             store.release(term, TermEnd.SHUTDOWN)
 
         self.events.subscribe(connect)
@@ -177,29 +175,20 @@ class _Assembly:
 
     # --- Dispatch
 
-    def mark(self) -> StoreMark | None:
-        """Return the lease marker in the broker, or ``None`` if the broker is not Redis."""
-        broker = broker_client(self.app, self.settings)
-        if broker is None:
-            return None
-        return StoreMark(
-            broker,
-            self.main_link.client,
-            self.keys,
-            lease_redis_name(self.app, self.settings),
-            self.replica.id,
-            self.settings.lease_ttl,
-            self.clock,
-            self.events.emit,
-        )
+    def lease_marker(self) -> LeaseMarker:
+        settings = self.settings
+        name, ttl_ms = lease_redis_name(self.app, settings), round(settings.lease_ttl * 1000)
+        own = LeaseMark("", name=name, ttl_ms=ttl_ms, holder=self.replica.id)
+        broker = broker_client(self.app, settings)
+        return LeaseMarker(broker, self.main_link.client, self.keys, own, self.clock, self.events.emit)
 
-    def atomic_dispatcher(self, mark: StoreMark | None) -> AtomicDispatcher | None:
+    def atomic_dispatcher(self, marker: LeaseMarker) -> AtomicDispatcher | None:
         if not broker_is_redis(self.app):
             return None
         broker = BrokerLink(self.app, self.settings.command_timeout)
-        return AtomicDispatcher(self.app, broker, self.keys, self.settings.journal_size, mark)
+        return AtomicDispatcher(self.app, broker, self.keys, self.settings.journal_size, marker)
 
-    def claim_dispatcher(self, elector: Elector, mark: StoreMark | None) -> ClaimDispatcher:
+    def claim_dispatcher(self, elector: Elector, marker: LeaseMarker) -> ClaimDispatcher:
         def trusted(term: Term) -> bool:
             now = elector.term
             return now is not None and now.nonce == term.nonce
@@ -212,7 +201,7 @@ class _Assembly:
             self.settings.journal_size,
             confirm_for=timeout,
             trusted=trusted,
-            mark=mark,
+            marker=marker,
         )
 
     # --- Monitoring

@@ -1,10 +1,12 @@
-"""To enqueue occurrences and record them, so that neither happens without the other.
+"""How an occurrence is enqueued and recorded exactly once.
 
-A *dispatcher* turns an entry into something ready to go (:meth:`Dispatcher.prepare`) and hands over batches of
-operations under a term (:meth:`Dispatcher.submit`). Where the broker is the lease's Redis, a batch is one act
-(:mod:`ha_beat.dispatch.atomic`).
+A :class:`Dispatcher` builds an entry's message (:meth:`Dispatcher.prepare`) and hands over batches of operations under
+a term (:meth:`Dispatcher.submit`). :mod:`ha_beat.dispatch.selector` selects one of two paths for a term:
+
+- :mod:`ha_beat.dispatch.atomic`, if the broker is the lease's Redis: one script enqueues and records a batch.
+- :mod:`ha_beat.dispatch.two_phase` for every other broker: claim, publish, confirm.
 """
 
-from ha_beat.dispatch.protocol import Answer, Dispatcher, FencedOff, OpenClaim, Operation, Prepared
+from ha_beat.dispatch.protocol import Answer, Dispatcher, FencedOff, OpenClaim, Operation, PreparedMessage
 
-__all__ = ["Answer", "Dispatcher", "FencedOff", "OpenClaim", "Operation", "Prepared"]
+__all__ = ["Answer", "Dispatcher", "FencedOff", "OpenClaim", "Operation", "PreparedMessage"]

@@ -1,10 +1,11 @@
-"""The script that every batch goes through: the fence, the ledger, and what is written with it."""
+"""The call of the dispatch script, which checks the fence, enqueues and records a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ha_beat.dispatch.capture import RedisCommands
 from ha_beat.dispatch.protocol import Answer, FencedOff, Operation
 from ha_beat.reasons import AnswerKind
 from ha_beat.store.keys import Keys
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class BatchScript:
-    """Runs operations whose messages are final Redis commands."""
+    """The dispatch script with the keys of one cluster. Messages are :class:`RedisCommands`."""
 
     def __init__(self, keys: Keys, journal_size: int) -> None:
         self._keys = keys
@@ -24,24 +25,32 @@ class BatchScript:
         self._script = Script("dispatch")
 
     def run(self, client: redis.Redis, term: Term, operations: Sequence[Operation]) -> list[Answer]:
-        """Run a batch. Safe to repeat.
+        """Run a batch. Running the same batch again is safe.
 
         Raises:
-            FencedOff: refused.
+            FencedOff: the term is over.
             StoreUnavailable: the outcome is unknown.
             StoreRefused: nothing was done.
         """
-        flat: list[Any] = [term.epoch, term.nonce, term.gen, term.run_id, self._journal_size, len(operations)]
+        argv: list[Any] = [term.epoch, term.nonce, term.gen, term.run_id, self._journal_size, len(operations)]
         for operation in operations:
-            flat += (operation.entry, operation.expected, operation.row, operation.request, operation.step)
-            flat.append(operation.scheduled_ms)
-            flat += (len(operation.records), *operation.records)
-            commands: Sequence[Sequence[str]] = operation.message or ()
-            flat.append(len(commands))
+            argv += (operation.entry, operation.expected, operation.row, operation.request, operation.step)
+            argv += (operation.scheduled_ms, len(operation.records), *operation.records)
+            commands = _commands_of(operation)
+            argv.append(len(commands))
             for command in commands:
-                flat += (len(command), *command)
+                argv += (len(command), *command)
         keys = [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.requests]
-        answer, *rest = (text(part) for part in self._script(client, keys, flat))
+        answer, *rest = (text(part) for part in self._script(client, keys, argv))
         if answer == "fenced":
             raise FencedOff(fence_reason(rest[0]))
         return [Answer(AnswerKind(kind), detail) for kind, detail in zip(rest[::2], rest[1::2], strict=True)]
+
+
+def _commands_of(operation: Operation) -> Sequence[Sequence[str]]:
+    message = operation.message
+    if message is None:
+        return ()
+    if not isinstance(message, RedisCommands):
+        raise TypeError(f"the dispatch script can't send a {type(message).__name__}")
+    return message.commands

@@ -1,4 +1,4 @@
-"""The way to the broker that Celery is configured with."""
+"""Connection to the broker's Redis with Celery's own settings."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from redis.retry import Retry
 
 from ha_beat.dispatch.capture import CapturingConnection
 from ha_beat.dispatch.message import DeclaringOnce
-from ha_beat.errors import StoreError, StoreUnavailable
+from ha_beat.errors import StoreUnavailable
 from ha_beat.store.connections import FEWEST_CONNECTIONS, WatchedClient
 from ha_beat.store.redis_errors import as_store_error
 
 
 class BrokerLink:
-    """The broker's Redis, by way of kombu: whatever URL and options Celery connects with, this does."""
+    """The broker's Redis, connected through kombu with the URL and options of the Celery app."""
 
     #: kombu has no transport for a Redis Cluster.
     sharded = False
@@ -32,18 +32,20 @@ class BrokerLink:
         self._producer: Any = None
 
     def channel(self) -> Any:
-        """A kombu channel that collects what is published through it."""
+        """Return a kombu channel that collects the commands of published messages."""
         if self._channel is None:
             self._channel = self._open()
         return self._channel
 
     def client(self) -> redis.Redis:
+        """Return a client of the broker's Redis."""
         if self._client is None:
-            # Not the channel's own client: that one prefixes some keys and not others.
+            # Not the channel's own client, which prefixes only some keys.
             self._client = WatchedClient(self.channel().pool)
         return self._client
 
     def producer(self) -> Any:
+        """Return a producer on the collecting channel."""
         if self._producer is None:
             producer = type("Producer", (DeclaringOnce, self._app.amqp.Producer), {})
             self._producer = producer(self.channel(), auto_declare=False)
@@ -63,18 +65,14 @@ class BrokerLink:
             options["sentinel_kwargs"] = self._for_sentinels(connection)
         capturing = CapturingConnection.like(connection, **options)
         try:
-            # Not Connection.channel(): that one waits for seconds and tries a second time.
+            # Not Connection.channel(), which waits for seconds and tries again.
             return capturing.transport.create_channel(capturing.transport)
         except (OperationalError, KombuError, RedisError, OSError) as exc:
-            raise _before_anything(exc) from exc
+            raise StoreUnavailable(str(as_store_error(exc)), acted=False) from exc
 
     def _for_sentinels(self, connection: Any) -> dict[str, Any]:
-        """The user's options for the connections to the Sentinels, on top of short timeouts without retries."""
+        """Return the options for connections to Sentinels: short timeouts without retries, then the user's options."""
         given = (connection.transport_options or {}).get("sentinel_kwargs") or {}
-        patience = max(self._timeout / max(len(connection.alt), 1), 0.1)
+        timeout = max(self._timeout / max(len(connection.alt), 1), 0.1)
         retry: Any = Retry(NoBackoff(), 0)
-        return {"socket_timeout": patience, "socket_connect_timeout": patience, "retry": retry, **given}
-
-
-def _before_anything(exc: Exception) -> StoreError:
-    return StoreUnavailable(str(as_store_error(exc)), acted=False)
+        return {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": retry, **given}

@@ -1,7 +1,7 @@
-"""How a message goes out, by the kind of broker; and what is certain when it does not.
+"""Adapters that send one message and report its outcome, by kind of broker.
 
-Whatever can fail before the message is written is tried by :meth:`Carrier.check`: what fails there was certainly not
-sent. Once the client has begun to write, only the broker's own answer says that nothing was done.
+:meth:`BrokerAdapter.check` runs every step that can fail before the message is written: if it raises, the message was
+certainly not sent. After the client has begun to write, only an answer of the broker proves that nothing was done.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import PublishOutcome
 from ha_beat.store.redis_errors import as_store_error, code_of, in_words
 
-#: What kombu's producer is about to publish, and the call that publishes it.
+#: Arguments of a publish by kombu's producer, and the call that carries it out.
 Arguments = dict[str, Any]
 Publish = Callable[[Arguments], object]
 
-#: Of exchanges of these types the broker knows at once that no queue takes a message.
+#: Exchange types with which the broker knows at once that no queue takes a message.
 _ROUTED_AT_ONCE = frozenset({"direct", "topic", "headers"})
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What is known of a message after it was sent.
+    """The outcome of a send.
 
-    ``accepted`` with a ``detail``: not by each of several queues. ``broken``: the
-    connection it went by is of no use any more, and the next message would fare no better.
+    ``detail`` is the error's text; with ``accepted`` it means that some of several queues refused the message.
+    ``broken`` means that the connection is unusable, so that the next message would fail too.
     """
 
     outcome: PublishOutcome
@@ -45,17 +45,18 @@ class Sent:
     broken: bool = False
 
 
-def worded(exc: BaseException) -> str:
+def exception_line(exc: BaseException) -> str:
+    """Return an exception's type and text in one line."""
     return f"{type(exc).__name__}: {exc}".rstrip(": ")
 
 
-class Carrier:
-    """One connection to a broker of which no more is known than what kombu says of it."""
+class BrokerAdapter:
+    """One connection to a broker of any kind that kombu supports."""
 
-    #: Whether the broker has asked for no more messages.
+    #: True while the broker asks for no more messages.
     blocked = False
-    #: Whether what was written last may still be answered: the connection is good for nothing else.
-    owed = False
+    #: True if a reply to the last message may still arrive, so that the connection cannot be used for another.
+    reply_pending = False
 
     def __init__(self, app: Celery, timeout: float) -> None:
         """``timeout`` bounds each wait, in seconds."""
@@ -64,27 +65,27 @@ class Carrier:
         self._connection: Any = None
 
     def open(self) -> Any:
-        """Connect; the channel.
+        """Connect, and return the channel.
 
         Raises:
-            Exception: whatever the client raises.
+            Exception: any exception of the client.
         """
         stock = self._app.connection_for_write()
         self._connection = connection = stock.clone(
             connect_timeout=min(stock.connect_timeout or self._timeout, self._timeout),
             transport_options={**(stock.transport_options or {}), **self._options()},
         )
-        # Each of the hosts once, and without the pause between two rounds: the main loop is waiting.
+        # Each host once, and without a pause: the main loop waits.
         connection.ensure_connection(max_retries=max(len(connection.alt) - 1, 0))
         self._connected()
-        # kombu would open it with the first message, and connect anew for it.
+        # kombu would open it with the first message, on another connection.
         return connection.default_channel
 
     def _options(self) -> dict[str, Any]:
         return {}
 
     def _connected(self) -> None:
-        """The connection has just been made."""
+        """Hook that runs after each connect."""
 
     @property
     def alive(self) -> bool:
@@ -97,30 +98,30 @@ class Carrier:
                 connection.collect(socket_timeout=self._timeout)
 
     def check(self) -> bool:
-        """Find out without a round trip whether the connection is of use; True where the broker has said something.
+        """Check, without a round trip, that the connection is usable. Return True if the broker has sent something.
 
         Raises:
-            Exception: it is not, and nothing more can be sent.
+            Exception: the connection is unusable.
         """
         return False
 
     def probe(self) -> None:
-        """Have the broker answer.
+        """Make one round trip to the broker.
 
         Raises:
-            Exception: it does not.
+            Exception: the broker did not answer.
         """
         self._connection.channel().close()
 
-    def entrys_own(self, exc: Exception) -> bool:
-        """Whether it failed for the one message's sake, so that another might go out."""
+    def is_message_error(self, exc: Exception) -> bool:
+        """True if the error concerns this message only, so that another message may succeed."""
         errors = self._connection
         if isinstance(exc, errors.channel_errors):
             return True
         return not isinstance(exc, (*errors.connection_errors, KombuError, OSError))
 
     def put(self, publish: Publish, arguments: Arguments) -> Sent:
-        """Write the message and wait for the broker's answer.
+        """Send the message and wait for the broker's answer.
 
         Raises:
             StoreUnavailable: nothing was written.
@@ -129,21 +130,21 @@ class Carrier:
             publish(arguments)
         except Exception as exc:
             answered = isinstance(exc, self._connection.channel_errors)
-            return Sent(PublishOutcome.UNKNOWN, worded(exc), broken=not answered)
+            return Sent(PublishOutcome.UNKNOWN, exception_line(exc), broken=not answered)
         return Sent(PublishOutcome.ACCEPTED)
 
 
-class AmqpCarrier(Carrier):
-    """One message at a time, confirmed by the broker."""
+class AmqpAdapter(BrokerAdapter):
+    """AMQP with publisher confirms."""
 
     _amqp: Any = None
     _returned = ""
 
     def open(self) -> Any:
         channel = super().open()
-        # amqp would ask for confirms with the first message, and the failure of that look like the message's.
+        # amqp would select confirms with the first message, and report a failure of that as the message's.
         channel.confirm_select()
-        channel._confirm_selected = True  # noqa: SLF001 -- else it asks a second time
+        channel._confirm_selected = True  # noqa: SLF001 -- or amqp selects them again
         channel.events["basic_return"].add(self._return)
         return channel
 
@@ -157,9 +158,9 @@ class AmqpCarrier(Carrier):
         }
 
     def _connected(self) -> None:
-        # Not to be asked for again: kombu would connect anew where it is gone.
+        # Kept, because kombu's property reconnects a lost connection.
         self._amqp = self._connection.connection
-        # The two timeouts above are the operating system's, which TLS does not heed, nor amqp in the middle of a frame.
+        # The two timeouts above are socket options, which TLS ignores, and amqp too in the middle of a frame.
         self._amqp.sock.settimeout(self._timeout)
 
     def check(self) -> bool:
@@ -174,34 +175,34 @@ class AmqpCarrier(Carrier):
         arguments = {**arguments, "timeout": self._timeout, "confirm_timeout": self._timeout}
         if self._must_be_routed(arguments["exchange"]):
             arguments["mandatory"] = True
-        amqp, self._returned, self.owed = self._amqp, "", True
+        amqp, self._returned, self.reply_pending = self._amqp, "", True
         written = amqp.bytes_sent
         try:
             publish(arguments)
         except MessageNacked as exc:
-            # One of several queues may have taken it.
-            self.owed = False
-            return Sent(PublishOutcome.UNKNOWN, worded(exc))
+            # One of several queues may have taken the message.
+            self.reply_pending = False
+            return Sent(PublishOutcome.UNKNOWN, exception_line(exc))
         except self._connection.channel_errors as exc:
-            return Sent(PublishOutcome.REFUSED, worded(exc))
+            return Sent(PublishOutcome.REFUSED, exception_line(exc))
         except (FrameSyntaxError, struct.error, TypeError, ValueError) as exc:
-            # It can't be put into frames, and those are made before they are written.
+            # The message cannot be encoded; amqp encodes all frames before it writes them.
             unwritten = 0 < written == amqp.bytes_sent
             return (
-                Sent(PublishOutcome.REFUSED, worded(exc))
+                Sent(PublishOutcome.REFUSED, exception_line(exc))
                 if unwritten
-                else Sent(PublishOutcome.UNKNOWN, worded(exc), broken=True)
+                else Sent(PublishOutcome.UNKNOWN, exception_line(exc), broken=True)
             )
         except Exception as exc:
-            return Sent(PublishOutcome.UNKNOWN, worded(exc), broken=True)
-        self.owed = False
+            return Sent(PublishOutcome.UNKNOWN, exception_line(exc), broken=True)
+        self.reply_pending = False
         return Sent(PublishOutcome.REFUSED, self._returned) if self._returned else Sent(PublishOutcome.ACCEPTED)
 
     def _must_be_routed(self, exchange: str) -> bool:
-        """Whether it is an error that no queue takes the message, and certain then that none has it.
+        """True if it is an error that no queue takes the message.
 
-        To a fanout exchange nobody need listen. Of one that Celery does not declare the type is not known: one that
-        delays messages says of each that no queue takes it.
+        A fanout exchange needs no queue. The type of an exchange that Celery does not declare is unknown: one that
+        delays messages reports each message as unroutable.
         """
         if not exchange:
             return True
@@ -218,8 +219,8 @@ class AmqpCarrier(Carrier):
         self.blocked = False
 
 
-class SqsCarrier(Carrier):
-    """Amazon's client would send a message up to five times by itself, and more than one of them may arrive."""
+class SqsAdapter(BrokerAdapter):
+    """SQS without the retries of Amazon's client, which may deliver a message more than once."""
 
     def _options(self) -> dict[str, Any]:
         given = self._app.connection_for_write().transport_options or {}
@@ -230,38 +231,38 @@ class SqsCarrier(Carrier):
         }
         return {"client-config": {**(given.get("client-config") or {}), **calm}}
 
-    def entrys_own(self, exc: Exception) -> bool:
-        # kombu counts all of Amazon's errors among those of a channel.
-        return isinstance(exc, _amazons().ClientError) and 400 <= _status(exc) < 500
+    def is_message_error(self, exc: Exception) -> bool:
+        # kombu counts all errors of Amazon's client as channel errors.
+        return isinstance(exc, _botocore_errors().ClientError) and 400 <= _status(exc) < 500
 
     def put(self, publish: Publish, arguments: Arguments) -> Sent:
-        errors = _amazons()
+        errors = _botocore_errors()
         try:
             publish(arguments)
         except (errors.EndpointConnectionError, errors.ConnectTimeoutError) as exc:
-            # Of the one try that is made.
-            raise StoreUnavailable(worded(exc), acted=False) from exc
+            # The only attempt did not connect.
+            raise StoreUnavailable(exception_line(exc), acted=False) from exc
         except Exception as exc:
-            if self.entrys_own(exc):
-                return Sent(PublishOutcome.REFUSED, worded(exc))
-            return Sent(PublishOutcome.UNKNOWN, worded(exc), broken=True)
+            if self.is_message_error(exc):
+                return Sent(PublishOutcome.REFUSED, exception_line(exc))
+            return Sent(PublishOutcome.UNKNOWN, exception_line(exc), broken=True)
         return Sent(PublishOutcome.ACCEPTED)
 
 
-def _amazons() -> Any:
-    """The errors of Amazon's client, which is there where the broker is SQS."""
+def _botocore_errors() -> Any:
+    """Return the exceptions of Amazon's client, which is installed if the broker is SQS."""
     import botocore.exceptions
 
     return botocore.exceptions
 
 
 def _status(exc: Any) -> int:
-    """Of the answer over HTTP."""
+    """Return the HTTP status of an error answer, or 0."""
     return int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-class RedisCarrier(Carrier):
-    """All writes of one message at once, however many queues it goes to."""
+class RedisAdapter(BrokerAdapter):
+    """Redis, with all writes of one message in one transaction."""
 
     def __init__(self, app: Celery, timeout: float) -> None:
         super().__init__(app, timeout)
@@ -289,17 +290,17 @@ class RedisCarrier(Carrier):
                 link.channel().pool.disconnect()
 
     def check(self) -> bool:
-        # Takes a connection out of the pool, which makes sure that it is connected; the command takes it again.
+        # Taking a connection from the pool verifies it; the next command takes the same one.
         redis.Redis(connection_pool=self._open_link.channel().pool, single_connection_client=True).close()
         return False
 
     def probe(self) -> None:
         self._open_link.client().ping()
 
-    def entrys_own(self, exc: Exception) -> bool:
+    def is_message_error(self, exc: Exception) -> bool:
         if isinstance(exc, ResponseError):
             return code_of(exc) in ("", "NOPERM")
-        return super().entrys_own(exc)
+        return super().is_message_error(exc)
 
     def put(self, publish: Publish, arguments: Arguments) -> Sent:
         link = self._open_link
@@ -308,11 +309,11 @@ class RedisCarrier(Carrier):
                 publish(arguments)
             self.check()
         except Exception as exc:
-            return self._nothing_done(exc)
+            return self._not_sent(exc)
         if not commands:
             return Sent(PublishOutcome.REFUSED, "no queue is bound to its exchange")
         try:
-            pipe: Any  # without types in redis-py
+            pipe: Any  # untyped in redis-py
             with link.client().pipeline(transaction=len(commands) > 1) as pipe:
                 for command in commands:
                     pipe.execute_command(*command)
@@ -321,14 +322,14 @@ class RedisCarrier(Carrier):
             error = as_store_error(exc)
             if isinstance(error, StoreUnavailable) and error.acted:
                 return Sent(PublishOutcome.UNKNOWN, str(error), broken=True)
-            return self._nothing_done(exc)
+            return self._not_sent(exc)
         failed = [reply for reply in replies if isinstance(reply, Exception)]
         if len(failed) == len(replies):
-            return self._nothing_done(failed[0])
-        # A transaction does not roll back: some queue has it.
+            return self._not_sent(failed[0])
+        # A transaction does not roll back: at least one queue has the message.
         return Sent(PublishOutcome.ACCEPTED, f"not every queue took it: {in_words(failed[0])}" if failed else "")
 
-    def _nothing_done(self, exc: Exception) -> Sent:
-        if self.entrys_own(exc):
+    def _not_sent(self, exc: Exception) -> Sent:
+        if self.is_message_error(exc):
             return Sent(PublishOutcome.REFUSED, in_words(exc))
         raise StoreUnavailable(in_words(exc), acted=False) from exc

@@ -1,13 +1,14 @@
-"""Catches the final Redis commands of a message that kombu publishes, instead of running them.
+"""Capture of the final Redis commands of a message, in place of running them.
 
-Celery and kombu build the message in every respect (routes, exchanges, priorities, serializers, signing, signals); only
-the last step, the write to the queue, is collected.
+Celery and kombu build the message completely: routes, exchanges, priorities, serializers, signing and signals. Only the
+last step, the write to the queue, is collected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,13 +20,24 @@ from ha_beat.errors import HaBeatError
 Command = tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RedisCommands:
+    """A message as the Redis commands that enqueue it, which the dispatch script runs."""
+
+    commands: tuple[Command, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(len(part) for command in self.commands for part in command)
+
+
 class OutsideCapture(HaBeatError):
-    """Something published through the capturing channel while nobody collected."""
+    """A message was published through a capturing channel outside of :func:`captured`."""
 
 
 @cache
 def capturing_transport(transport: type) -> type:
-    """The Redis transport given (plain, TLS or Sentinel), with a channel that collects."""
+    """Return a subclass of a Redis transport (plain, TLS or Sentinel) whose channel collects commands."""
     channel: type[Any] = transport.Channel  # type: ignore[attr-defined]
 
     class CapturingChannel(channel):  # type: ignore[misc]
@@ -34,7 +46,7 @@ def capturing_transport(transport: type) -> type:
         def _put(self, queue: str, message: Any, **_: Any) -> None:
             priority = self._get_message_priority(message, reverse=False)
             self._collect("LPUSH", self._q_for_pri(queue, priority), dumps(message))
-            # kombu before 5.7 knows no expiring queues here.
+            # kombu before 5.7 has no expiring queues.
             expires_ms = getattr(self, "_expires", {}).get(queue)
             if expires_ms:
                 for step in self.priority_steps:
@@ -56,10 +68,11 @@ def capturing_transport(transport: type) -> type:
 
 
 class CapturingConnection(Connection):
-    """A connection whose channels collect. Its settings are those of the connection it is made from."""
+    """A connection whose channels collect commands."""
 
     @classmethod
     def like(cls, connection: Connection, **transport_options: Any) -> CapturingConnection:
+        """Return a connection with the settings of another one and further transport options."""
         settings = dict(connection._info(resolve=False))  # noqa: SLF001 -- what Connection.clone() uses
         settings["transport_options"] = {**(settings["transport_options"] or {}), **transport_options}
         return cls(**settings)
@@ -71,7 +84,7 @@ class CapturingConnection(Connection):
 
 @contextmanager
 def captured(channel: Any) -> Iterator[list[Command]]:
-    """Collect what is published through the channel."""
+    """Collect the commands that are published through the channel."""
     commands: list[Command] = []
     channel.sink = commands
     try:

@@ -1,16 +1,20 @@
-"""The mark in the broker's Redis that names the store of the cluster's lease (rule 18 of the protocol).
+"""Lease marker: a record in the broker's Redis that names the Redis that holds the lease (rule 18 of the protocol).
 
-Replicas that are set to two stores would elect two leaders, each of them rightly, and enqueue everything twice into the
-one broker. So a leader keeps a mark there, and does not dispatch without it; a standby that finds another store's mark
-does not campaign. A mark that has not moved for two lifetimes of a lease is one that nobody keeps, and is taken over:
-that is how a lease's Redis can be moved.
+Hazard
+    Replicas that are configured with two lease stores elect two leaders, each with a valid lease, and enqueue every
+    occurrence twice into the one broker.
+
+Rule
+    A leader keeps the marker in the broker's Redis and does not dispatch without it. A standby that finds the marker of
+    another store does not campaign. A marker that has not moved for two lease lifetimes is abandoned and may be taken
+    over, which is how a lease is moved to another Redis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -27,16 +31,16 @@ from ha_beat.store.scripts import Script, text, whole
 
 _FIELDS = ("gen", "n", "place", "name", "ttl_ms", "holder")
 
-#: Between two looks of a standby, in seconds.
-_LOOK_INTERVAL = 1.0
+#: Seconds between two checks of a standby.
+_CHECK_INTERVAL = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """As it stands in the broker's Redis.
+class LeaseMark:
+    """The marker as stored.
 
-    ``gen`` is the incarnation of the store's records, ``place`` the server process and database, ``name`` its URL.
-    ``n`` grows each time that it is kept.
+    ``gen`` is the incarnation of the store's records, ``place`` the store's server process and database, and ``name``
+    its URL without a password. ``n`` grows with each write.
     """
 
     gen: str
@@ -47,190 +51,209 @@ class Mark:
     holder: str = ""
 
     @property
-    def patience(self) -> float:
-        """Seconds after which a mark that has not moved is nobody's: its cluster would have a new leader by then."""
+    def abandoned_after(self) -> float:
+        """Seconds without a move after which the marker is abandoned: its cluster would have a new leader by then."""
         return 2 * self.ttl_ms / 1000 + 1.0
 
 
-class StoreMark:
-    """For the main loop. ``broker`` and ``store`` are clients for the two servers, asked for at each use."""
+@dataclass(frozen=True, slots=True)
+class _Sighting:
+    """The marker of another store, seen unchanged since a time on :meth:`Clock.elapsed`."""
+
+    mark: LeaseMark
+    since: float
+
+    def abandoned(self, now: float) -> bool:
+        return now - self.since > self.mark.abandoned_after
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """The time of the last write under the term of ``nonce``."""
+
+    nonce: str = ""
+    at: float = 0.0
+
+
+class LeaseMarker:
+    """Marker of one replica. Used by the main loop; :meth:`permits` also by the election's thread."""
 
     def __init__(
         self,
-        broker: Callable[[], Any],
+        broker: Callable[[], Any] | None,
         store: Callable[[], Any],
         keys: Keys,
-        name: str,
-        holder: str,
-        ttl: float,
+        own: LeaseMark,
         clock: Clock,
         emit: Callable[[events.Event], None],
     ) -> None:
-        """``name`` is the store's URL without a password, ``ttl`` the lease's, in seconds."""
+        """``broker`` and ``store`` return clients of the two servers; ``broker`` is ``None`` if it is not Redis.
+
+        ``own`` has this replica's ``name``, ``ttl_ms`` and ``holder``. Without a Redis broker the marker does nothing.
+        """
         self._broker = broker
         self._store = store
         self._keys = keys
-        self._name = name
-        self._holder = holder
-        self._ttl = ttl
+        self._own = own
         self._clock = clock
         self._emit = emit
         self._script = Script("mark")
-        self._looked = False
-        self._look_at = 0.0
-        self._kept: tuple[str, float] = ("", 0.0)
-        self._tried: tuple[str, float] = ("", 0.0)
-        #: The mark of another store, and when it was first seen as it is.
-        self._other: Mark | None = None
-        self._other_since = 0.0
-        self._told = ""
-        self._unmarked = False
+        self._check_at: float | None = None if broker is not None else 0.0
+        self._kept = _Last()
+        self._tried = _Last()
+        self._other: _Sighting | None = None
+        self._reported_gen = ""
+        self._reported_unmarked = False
         self._gen = ""
 
     def permits(self) -> bool:
-        """Whether this replica may campaign. Costs nothing."""
-        return self._looked and (self._other is None or self._stale())  # guard: mark-foreign-standby
+        """True if this replica may campaign. Makes no round trip."""
+        return self._check_at is not None and (self._other is None or self._abandoned())  # guard: mark-foreign-standby
 
-    # --- Standing by
-
-    def look(self) -> None:
-        """See whether another store's leader is at work. Raises nothing."""
+    def check(self) -> None:
+        """Look, as a standby, for the marker of another store. Raises nothing."""
         now = self._clock.elapsed()
-        if self._looked and now < self._look_at:
+        if self._broker is None or (self._check_at is not None and now < self._check_at):
             return
-        self._look_at = now + _LOOK_INTERVAL
-        # Out of reach, it does not forbid to lead: nothing is dispatched before it can be asked.
+        # An unreachable server does not forbid to lead: the leader dispatches nothing before it has kept the marker.
         with suppress(StoreError, RedisError, OSError):
-            self._see(self._foreign(read_mark(self._broker(), self._keys)))
-        self._looked = True
+            self._see(self._of_other_store(read_mark(self._broker(), self._keys)))
+        self._check_at = now + _CHECK_INTERVAL
 
-    def _foreign(self, mark: Mark | None) -> Mark | None:
+    def keep(self, term: Term) -> None:
+        """Keep the marker, as a leader, if it is due and the broker is reachable.
+
+        Raises:
+            FencedOff: another store's leader is at work.
+        """
+        if not self._recent(self._tried, term):
+            with suppress(StoreError):
+                self.require(term)
+
+    def require(self, term: Term) -> None:
+        """Make sure, before a dispatch, that the marker is this store's. Makes a round trip every quarter of a lease.
+
+        Raises:
+            FencedOff: another store's leader is at work.
+            StoreUnavailable: the broker did not answer, and nothing was done.
+        """
+        if self._broker is None or self._recent(self._kept, term):  # guard: mark-kept-first
+            return
+        now = self._clock.elapsed()
+        self._tried = _Last(term.nonce, now)
+        try:
+            found = self._write(self._broker(), term)
+        except StoreRefused as exc:
+            if code_of(exc.__cause__ or exc) != "NOPERM":
+                raise StoreUnavailable(str(exc), acted=False) from exc
+            found = None
+            self._report_unmarked(str(exc))
+        except StoreError as exc:
+            raise StoreUnavailable(str(exc), acted=False) from exc
+        # A marker of an earlier incarnation is not this store's any more.
+        self._gen = term.gen  # guard: mark-store-incarnation
+        if found is not None:
+            self._kept = _Last()
+            self._see(found)
+            raise FencedOff(TermEnd.FORBIDDEN, self._conflict(found))
+        self._other, self._kept = None, _Last(term.nonce, now)
+
+    def _write(self, broker: Any, term: Term) -> LeaseMark | None:
+        """Write the marker. Return the marker of another store if that one stands in the way."""
+        other = self._other
+        replaces = other.mark if other is not None and self._abandoned() else None
+        place = f"{term.run_id}/{_database(self._store())}" if term.run_id else ""
+        own = replace(self._own, gen=term.gen, place=place)
+        found = self._run(broker, own, replaces)
+        if found is not None and self._holder_is_member(found):
+            found = self._run(broker, own, found)
+        return found
+
+    def _run(self, broker: Any, own: LeaseMark, replaces: LeaseMark | None) -> LeaseMark | None:
+        expected = (replaces.gen, replaces.n) if replaces is not None else ("", "")
+        argv = [own.gen, own.place, own.name, own.ttl_ms, own.holder, *expected]
+        answer, *rest = (text(part) for part in self._script(broker, [self._keys.store], argv))
+        return _mark_of(rest) if answer == "foreign" else None
+
+    def _recent(self, last: _Last, term: Term) -> bool:
+        return last.nonce == term.nonce and self._clock.elapsed() - last.at < self._own.ttl_ms / 4000
+
+    # --- The marker of another store
+
+    def _of_other_store(self, mark: LeaseMark | None) -> LeaseMark | None:
+        """Return the marker if it names another store than this replica's."""
         if mark is None or mark.gen == self._gen:
             return None
         client = self._store()
         gen = client.hget(self._keys.ledger, "m:gen")
         self._gen = text(gen) if gen is not None else ""
         same = mark.gen == self._gen or (mark.place and mark.place == place_of(client))
-        return None if same or self._is_of_this_store(mark) else mark
+        return None if same or self._holder_is_member(mark) else mark
 
-    def _is_of_this_store(self, mark: Mark) -> bool:
-        """Whether its holder is registered here, a replica having one store: it kept its mark right after a loss."""
+    def _holder_is_member(self, mark: LeaseMark) -> bool:
+        """True if the marker's holder is a member here, and so uses this store: it wrote the marker after a loss."""
         with suppress(StoreError, RedisError, OSError):
             return bool(self._store().hexists(self._keys.members, mark.holder))  # guard: mark-registered-replica
         return False
 
-    # --- Leading
-
-    def keep(self, term: Term) -> None:
-        """Keep the mark, as often as is needed, where the broker can be reached.
-
-        Raises:
-            FencedOff: another store's leader is at work.
-        """
-        if not self._lately(self._tried, term):
-            with suppress(StoreError):
-                self.require(term)
-
-    def require(self, term: Term) -> None:
-        """Make sure of the mark before something is dispatched: no round trip where that was done a moment ago.
-
-        Raises:
-            FencedOff: another store's leader is at work.
-            StoreUnavailable: the broker can't be asked, and nothing was done.
-        """
-        if self._lately(self._kept, term):  # guard: mark-kept-first
-            return
-        now = self._clock.elapsed()
-        self._tried = (term.nonce, now)
-        other = self._other
-        stale = (other.gen, other.n) if other is not None and self._stale() else ("", "")
-        place = f"{term.run_id}/{_database(self._store())}" if term.run_id else ""
-        try:
-            reply = self._keep(term, place, stale)
-            found = _found(reply)
-            if found is not None and self._is_of_this_store(found):
-                reply = self._keep(term, place, (found.gen, found.n))
-        except StoreRefused as exc:
-            if code_of(exc.__cause__ or exc) != "NOPERM":
-                raise StoreUnavailable(str(exc), acted=False) from exc
-            # Without the right there is no check.
-            if not self._unmarked:
-                self._unmarked = True
-                self._emit(events.StoreUnmarked(str(exc)))
-            reply = ["kept"]
-        except StoreError as exc:
-            raise StoreUnavailable(str(exc), acted=False) from exc
-        found = _found(reply)
-        # Whatever it was before: a mark of that is not this store's any more.
-        self._gen = term.gen  # guard: mark-store-incarnation
-        if found is not None:
-            self._kept = ("", 0.0)
-            self._see(found)
-            raise FencedOff(TermEnd.FORBIDDEN, self._why())
-        self._other, self._kept = None, (term.nonce, now)
-
-    def _keep(self, term: Term, place: str, stale: tuple[str, str]) -> Any:
-        argv = [term.gen, place, self._name, round(self._ttl * 1000), self._holder, *stale]
-        return self._script(self._broker(), [self._keys.store], argv)
-
-    def _lately(self, when: tuple[str, float], term: Term) -> bool:
-        return when[0] == term.nonce and self._clock.elapsed() - when[1] < self._ttl / 4
-
-    # --- Another store's
-
-    def _see(self, mark: Mark | None) -> None:
+    def _see(self, mark: LeaseMark | None) -> None:
         if mark is None:
-            self._other, self._told = None, ""
+            self._other, self._reported_gen = None, ""
             return
-        if self._other is None or (mark.gen, mark.n) != (self._other.gen, self._other.n):
-            self._other_since = self._clock.elapsed()
-        self._other = mark
-        if mark.gen != self._told and not self._stale():
-            self._told = mark.gen
-            self._emit(events.LeadingForbidden(self._why()))
-
-    def _stale(self) -> bool:
         other = self._other
-        return other is not None and self._clock.elapsed() - self._other_since > other.patience
+        moved = other is None or (mark.gen, mark.n) != (other.mark.gen, other.mark.n)
+        since = self._clock.elapsed() if moved or other is None else other.since
+        self._other = _Sighting(mark, since)
+        if mark.gen != self._reported_gen and not self._abandoned():
+            self._reported_gen = mark.gen
+            self._emit(events.LeadingForbidden(self._conflict(mark)))
 
-    def _why(self) -> str:
-        return two_stores(self._other, self._keys, self._name) if self._other is not None else ""
+    def _abandoned(self) -> bool:
+        return self._other is not None and self._other.abandoned(self._clock.elapsed())
+
+    def _conflict(self, mark: LeaseMark) -> str:
+        return two_stores(mark, self._keys, self._own.name)
+
+    def _report_unmarked(self, detail: str) -> None:
+        """Report once that the marker cannot be written for want of a right. The replica then works without it."""
+        if not self._reported_unmarked:
+            self._reported_unmarked = True
+            self._emit(events.StoreUnmarked(detail))
 
 
-def _found(reply: Any) -> Mark | None:
-    """The mark of another store that stands in the way."""
-    answer, *rest = (text(part) for part in reply)
-    if answer != "foreign":
-        return None
-    gen, n, place, name, ttl_ms, holder = rest
-    return Mark(gen, n, place, name, whole(ttl_ms), holder)
-
-
-def two_stores(mark: Mark, keys: Keys, name: str) -> str:
-    """What is wrong, and the ways out of it."""
+def two_stores(mark: LeaseMark, keys: Keys, name: str) -> str:
+    """Return a description of the conflict with the store named ``name``, and how to end it."""
     return (
-        f"the lease of the cluster {keys.cluster!r} is kept in two stores: the broker's Redis says that it is in "
-        f"{mark.name} (leader {mark.holder}), and this replica is set to {name}. Set ha_beat_redis_url to the same in "
-        f"all replicas. If the lease was moved, stop the replicas that use the old store: {mark.patience:g} s after "
-        f"their last sign of life this one goes on, or at once when the key {keys.store} is deleted from the broker's "
-        f"Redis"
+        f"the lease of the cluster {keys.cluster!r} is kept in two stores: the broker's Redis names "
+        f"{mark.name} (leader {mark.holder}), and this replica uses {name}. Set ha_beat_redis_url to the same URL in "
+        f"all replicas. If the lease was moved, stop the replicas that use the old store: this replica continues "
+        f"{mark.abandoned_after:g} s after their last write, or at once when the key {keys.store} is deleted from the "
+        f"broker's Redis"
     )
 
 
-def read_mark(client: Any, keys: Keys) -> Mark | None:
-    """The mark in the broker's Redis, if there is one."""
+def read_mark(client: Any, keys: Keys) -> LeaseMark | None:
+    """Return the marker in the broker's Redis, if there is one.
+
+    Raises:
+        StoreError: the broker's Redis did not answer, or refused.
+    """
     with mapped_redis_errors():
         values = [text(value) if value is not None else "" for value in client.hmget(keys.store, _FIELDS)]
-    gen, n, place, name, ttl_ms, holder = values
-    return Mark(gen, n, place, name, whole(ttl_ms), holder) if gen else None
+    return _mark_of(values) if values[0] else None
 
 
 def place_of(client: Any) -> str:
-    """The server process and its database; empty where that can't be known."""
+    """Return the server process and its database; empty if the server does not tell."""
     try:
         return f"{client.info('server')['run_id']}/{_database(client)}"
     except (RedisError, OSError, KeyError):
         return ""
+
+
+def _mark_of(values: list[str]) -> LeaseMark:
+    gen, n, place, name, ttl_ms, holder = values
+    return LeaseMark(gen, n, place, name, whole(ttl_ms), holder)
 
 
 def _database(client: Any) -> int:

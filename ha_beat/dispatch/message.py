@@ -1,4 +1,4 @@
-"""Builds an entry's message exactly as Celery's own beat does, but for the task id and one header."""
+"""An entry's message, built as Celery's own beat builds it, except for the task id and one header."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ha_beat.errors import HaBeatError
 
 
 class NothingPublished(HaBeatError):
-    """The task was applied, but no message came of it."""
+    """The task was applied and published no message."""
 
     def __init__(self, task: str) -> None:
         super().__init__(
-            f"applying {task} published nothing: its exchange has no queue bound, or its apply_async goes around the "
-            f"producer that it was given"
+            f"applying {task} published nothing: its exchange has no queue bound, or its apply_async does not use the "
+            f"producer that it is given"
         )
 
 
 class DeclaringOnce(Producer):  # type: ignore[misc, unused-ignore]
-    """A producer that asks whether a queue is declared before it binds a copy of it; kombu asks after that."""
+    """Producer that skips declared queues before it binds a copy of them; kombu checks only afterwards."""
 
     def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> Any:
         client = getattr(getattr(self.channel, "connection", None), "client", None)
@@ -41,13 +41,13 @@ def publish(
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> None:
-    """Send through ``producer`` as beat would: by the task's own ``apply_async`` where it is registered."""
-    # Retries are the dispatcher's: a retry in here would not know whether the first try was accepted.
+    """Publish through ``producer`` as beat does: with the task's own ``apply_async`` if the task is registered."""
+    # The dispatcher retries: a retry here would not know whether the first attempt was accepted.
     options = {**options, "retry": False}
     task = app.tasks.get(task_name)
-    # A list, as Celery's own beat makes it: it shows in the message.
+    # A list, as in the messages of Celery's own beat.
     values: Any = list(args)
-    # Nobody in beat will wait for the result: don't have the backend subscribe to it.
+    # beat does not wait for the result, so the backend need not subscribe to it.
     with denied_join_result():
         if task is not None:
             task.apply_async(values, dict(kwargs), producer=producer, **options)

@@ -1,4 +1,4 @@
-"""The values that pass between the scheduler and a dispatcher."""
+"""Values and the interface between the leader and a dispatcher."""
 
 from __future__ import annotations
 
@@ -11,24 +11,31 @@ from ha_beat.reasons import AnswerKind, TermEnd, UncertainPolicy
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import Ledger, LedgerRow
 
-#: A message ready to go: final Redis commands, or a publish to be carried out.
-Prepared = Any
+
+class PreparedMessage(Protocol):
+    """A message that is complete but not sent."""
+
+    @property
+    def size(self) -> int:
+        """Characters that the message adds to a script call; 0 for a message that is not sent by a script."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """Replace one entry's ledger row and, where ``message`` is given, enqueue it.
+    """Replace one entry's ledger row and, if ``message`` is given, enqueue it.
 
-    ``expected`` is the row as last seen, empty for none; ``records`` go to the journal. With ``request`` it is step
-    number ``step``, from 1, of the request of that id: it leaves the row alone. ``uncertain`` says what becomes of a
-    message whose fate nobody knows. An instant ``scheduled_ms`` (Unix) that Redis holds to lie ahead is refused.
+    ``expected`` is the row as last seen, empty for none. ``records`` go to the journal. An operation with a ``request``
+    id is that request's step number ``step``, from 1, and leaves the row alone. ``uncertain`` is the policy for a
+    message of unknown outcome. ``scheduled_ms`` is the due instant in Unix milliseconds; Redis refuses one that is
+    ahead of its clock.
     """
 
     entry: str
     expected: str
     row: str
     records: tuple[str, ...] = ()
-    message: Prepared | None = None
+    message: PreparedMessage | None = None
     request: str = ""
     step: int = 0
     task_id: str = ""
@@ -37,21 +44,16 @@ class Operation:
 
     @property
     def size(self) -> int:
-        """Of the message as Redis commands, in characters; 0 where it is none."""
-        return sum(len(part) for command in self.message or () if isinstance(command, tuple) for part in command)
+        """Characters of the message in a script call."""
+        return self.message.size if self.message is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of one operation.
+    """The outcome of one operation.
 
-    ``done``; ``mine``: an earlier try had done it; ``moved``: the row is another, see ``detail``; ``error``: nothing
-    was done, see ``detail``; ``partial``: recorded, but not every queue of several has the message; ``paused``: the
-    cluster is; ``withdrawn``: the request waits no more. In the last two, nothing was done.
-
-    Where the broker is not the lease's Redis also ``unsent``: nothing was done, since the broker is out of reach;
-    ``uncertain``: claimed, and nobody knows whether it was enqueued; ``again``: likewise, and to be sent again. In the
-    last two ``detail`` is the row as it stands now.
+    ``detail`` is the row that was found for ``moved``, the row that was written for ``uncertain`` and ``again``, and
+    the error's text for ``error``, ``unsent`` and ``partial``.
     """
 
     kind: AnswerKind
@@ -62,8 +64,8 @@ class Answer:
 class OpenClaim:
     """A claim found in the store, under its ``key``.
 
-    ``json`` is the claim as its maker wrote it under the term of ``nonce``, ``row`` the entry's row with it,
-    ``records`` what the journal would have had.
+    ``json`` is the claim as written under the term of ``nonce``, ``row`` the entry's row while it is claimed, and
+    ``records`` the journal records of a confirmed publish.
     """
 
     key: str
@@ -85,53 +87,53 @@ class FencedOff(HaBeatError):
 
 
 class Dispatcher(Protocol):
-    """One way to enqueue and record. ``ledger`` is where it records."""
+    """One way to enqueue occurrences and to record them in ``ledger``."""
 
     @property
     def ledger(self) -> Ledger: ...
 
     def prepare(
         self, entry: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> Prepared:
+    ) -> PreparedMessage:
         """Build the entry's message.
 
         Raises:
-            StoreUnavailable: the broker can't be asked what it has to be asked (declarations).
-            Exception: whatever the entry's own task, serializer or signal handlers raise.
+            StoreUnavailable: the broker did not answer a declaration.
+            Exception: any exception of the entry's task, serializer or signal handlers.
         """
         ...
 
     def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
-        """Carry out a batch, at most one operation for an entry. Submitting the same batch again is safe.
+        """Carry out a batch with at most one operation per entry. Submitting the same batch again is safe.
 
         Raises:
-            FencedOff: refused.
+            FencedOff: the term is over.
             StoreUnavailable: the outcome is unknown.
             StoreRefused: nothing was done.
         """
         ...
 
     def open_claims(self, term: Term) -> list[OpenClaim]:
-        """Claims, of whatever term, that nobody has settled.
+        """Return the claims of every term that are still open.
 
         Raises:
-            StoreUnavailable: it can't be known now.
+            StoreError: Redis did not answer, or refused.
         """
         ...
 
     def give_up(self, term: Term, claims: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
-        """Settle claims as uncertain; the rows of those that were open, by entry.
+        """Record claims as uncertain. Return the new rows, by entry, of the claims that were still open.
 
         Raises:
-            FencedOff: refused.
+            FencedOff: the term is over.
             StoreUnavailable: the outcome is unknown. Giving up the same claims again is safe.
         """
         ...
 
-    def settle_up(self) -> None:
-        """Record what the broker has accepted and Redis could not be told of; also for a replica that stands by.
+    def confirm_late(self) -> None:
+        """Confirm messages that the broker accepted while Redis was unreachable. Not fenced: a standby does it too.
 
         Raises:
-            StoreUnavailable: Redis can't be told now either.
+            StoreUnavailable: Redis is still unreachable.
         """
         ...

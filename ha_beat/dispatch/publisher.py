@@ -1,4 +1,4 @@
-"""Publishes to any broker that kombu knows, one confirmed message at a time."""
+"""Publisher to any broker that kombu supports, with one confirmed message at a time."""
 
 from __future__ import annotations
 
@@ -12,36 +12,57 @@ from celery.beat import ScheduleEntry
 from kombu import Producer
 
 from ha_beat.clock import Clock
-from ha_beat.dispatch.broker_adapters import AmqpCarrier, Arguments, Carrier, RedisCarrier, Sent, SqsCarrier, worded
+from ha_beat.dispatch.broker_adapters import (
+    AmqpAdapter,
+    Arguments,
+    BrokerAdapter,
+    RedisAdapter,
+    Sent,
+    SqsAdapter,
+    exception_line,
+)
 from ha_beat.dispatch.message import DeclaringOnce, NothingPublished, publish
+from ha_beat.dispatch.protocol import PreparedMessage
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.headers import HEADER
 from ha_beat.reasons import PublishOutcome
 from ha_beat.store.lease import new_token
 
-_CARRIERS: Mapping[str, type[Carrier]] = {"amqp": AmqpCarrier, "redis": RedisCarrier, "sqs": SqsCarrier}
+_ADAPTERS: Mapping[str, type[BrokerAdapter]] = {"amqp": AmqpAdapter, "redis": RedisAdapter, "sqs": SqsAdapter}
 
-BLOCKED = "the broker takes no messages now: it is short of memory or disk"
+BLOCKED = "the broker accepts no messages: it is short of memory or disk"
 
-#: A connection idle for so many seconds is tried before a message is trusted to it.
+#: Seconds after which an idle connection is probed before a message is sent through it.
 _IDLE = 5.0
 
 
 @dataclass(slots=True)
 class DeferredPublish:
-    """A message that is complete but for being sent."""
+    """One publish through kombu that is complete but not carried out."""
 
-    arguments: dict[str, Any]
+    arguments: Arguments
 
     def stamp(self) -> None:
-        """Mark this sending, so that a worker tells a second sending from a redelivery of the first."""
+        """Give this publish an id, by which a worker tells a second publish from a redelivery of the first."""
         header = self.arguments["headers"].get(HEADER)
         if header is not None:
             header["publish"] = new_token()
 
 
+@dataclass(frozen=True, slots=True)
+class DeferredMessage:
+    """A message as the publishes that enqueue it. An entry's task may publish more than once."""
+
+    publishes: tuple[DeferredPublish, ...]
+
+    @property
+    def size(self) -> int:
+        """0: the message is not part of a script call."""
+        return 0
+
+
 class _DeferringProducer(DeclaringOnce):
-    """Builds messages and keeps them."""
+    """A producer that builds messages and keeps them."""
 
     deferred: list[DeferredPublish]
     _signature = inspect.signature(Producer._publish)  # noqa: SLF001 -- the seam, the same since kombu 5.3
@@ -52,7 +73,7 @@ class _DeferringProducer(DeclaringOnce):
         self.deferred.append(DeferredPublish(arguments))
 
     def declare_for(self, message: DeferredPublish) -> None:
-        """Make the queues and exchanges that the message needs, each once on a connection."""
+        """Declare the queues and exchanges of a message, each once per connection."""
         for entity in message.arguments.get("declare") or ():
             self.maybe_declare(entity)
 
@@ -61,20 +82,27 @@ class _DeferringProducer(DeclaringOnce):
 
 
 class Publisher:
-    """The connection to the broker, for the main loop only. ``timeout`` bounds each wait on it, in seconds."""
+    """The main loop's connection to the broker. ``timeout`` bounds each wait on it, in seconds."""
 
     def __init__(self, app: Celery, timeout: float, clock: Clock) -> None:
         self._app = app
         self._timeout = timeout
         self._clock = clock
-        self._carrier: Carrier | None = None
+        self._adapter: BrokerAdapter | None = None
         self._producer: _DeferringProducer | None = None
         self._used_at = 0.0
         self._driver = ""
 
     def prepare(
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> tuple[DeferredPublish, ...]:
+    ) -> DeferredMessage:
+        """Build an entry's message.
+
+        Raises:
+            StoreUnavailable: the broker is unreachable.
+            NothingPublished: the entry's task published no message.
+            Exception: any exception of the entry's task, serializer or signal handlers.
+        """
         producer, _ = self._connected()
         if self._driver == "sqs":
             options = {"MessageDeduplicationId": options.get("task_id"), **options}
@@ -82,106 +110,109 @@ class Publisher:
         publish(self._app, producer, task_name=str(entry.task), args=args, kwargs=kwargs, options=options)
         if not producer.deferred:
             raise NothingPublished(str(entry.task))
-        return tuple(producer.deferred)
+        return DeferredMessage(tuple(producer.deferred))
 
     def ready(self) -> None:
-        """Make sure that the broker answers and takes messages, before anything is claimed.
+        """Check, before anything is claimed, that the broker answers and accepts messages.
 
         Raises:
-            StoreUnavailable: it doesn't, and nothing was sent.
+            StoreUnavailable: it does not, and nothing was sent.
         """
-        _, carrier = self._connected()
+        _, adapter = self._connected()
         try:
-            said_something = carrier.check()
-            # A broker that takes no messages does not listen either: it says when that is over.
-            if not carrier.blocked and (said_something or self._clock.elapsed() - self._used_at >= _IDLE):
-                carrier.probe()
+            received = adapter.check()
+            # A blocked broker reads nothing, so a probe would time out. It reports the end of the block by itself.
+            if not adapter.blocked and (received or self._clock.elapsed() - self._used_at >= _IDLE):
+                adapter.probe()
                 self._used_at = self._clock.elapsed()
         except Exception:
             self.reset()
             self._connected()
             return
-        if carrier.blocked:
+        if adapter.blocked:
             raise StoreUnavailable(BLOCKED, acted=False)
-        if carrier.owed:
-            # An answer that comes late must not be taken for that of the next message.
+        if adapter.reply_pending:
+            # A late reply must not be taken for the reply to the next message.
             self.reset()
             self._connected()
 
-    def send(self, messages: Sequence[DeferredPublish]) -> Sent:
-        """Send the messages of one occurrence and wait until the broker has confirmed each.
+    def send(self, message: PreparedMessage) -> Sent:
+        """Send the publishes of one message, and wait until the broker has confirmed each.
 
         Raises:
             StoreUnavailable: the connection failed before anything was sent.
         """
-        why = ""
-        for number, message in enumerate(messages):
+        if not isinstance(message, DeferredMessage):
+            raise TypeError(f"a publisher can't send a {type(message).__name__}")
+        detail = ""
+        for number, one in enumerate(message.publishes):
             try:
-                sent = self._send(message)
+                sent = self._send(one)
             except StoreUnavailable as exc:
                 if number == 0:
                     raise
                 sent = Sent(PublishOutcome.UNKNOWN, str(exc), broken=True)
             if sent.outcome is not PublishOutcome.ACCEPTED:
-                # Of several, those before it have been accepted.
+                # The publishes before this one were accepted.
                 return sent if number == 0 else Sent(PublishOutcome.UNKNOWN, sent.detail, sent.broken)
-            why = why or sent.detail
+            detail = detail or sent.detail
         self._used_at = self._clock.elapsed()
-        return Sent(PublishOutcome.ACCEPTED, why)
+        return Sent(PublishOutcome.ACCEPTED, detail)
 
     def _send(self, message: DeferredPublish) -> Sent:
         message.stamp()
-        producer, carrier = self._connected()
+        producer, adapter = self._connected()
         try:
-            carrier.check()
-            if carrier.blocked:
+            adapter.check()
+            if adapter.blocked:
                 raise StoreUnavailable(BLOCKED, acted=False)
             producer.declare_for(message)
-            sent = carrier.put(producer.carry_out, message.arguments)
+            sent = adapter.put(producer.carry_out, message.arguments)
         except StoreUnavailable:
-            if not carrier.blocked:
+            if not adapter.blocked:
                 self.reset()
             raise
         except Exception as exc:
-            entrys_own = carrier.entrys_own(exc)
+            message_at_fault = adapter.is_message_error(exc)
             self.reset()
-            if entrys_own:
-                return Sent(PublishOutcome.REFUSED, worded(exc))
-            raise StoreUnavailable(worded(exc), acted=False) from exc
+            if message_at_fault:
+                return Sent(PublishOutcome.REFUSED, exception_line(exc))
+            raise StoreUnavailable(exception_line(exc), acted=False) from exc
         except BaseException:
-            # Broken off in the middle of something.
+            # The connection is in an unknown state.
             self.reset()
             raise
-        if not self._may_stay(carrier, sent):
+        if not self._reusable(adapter, sent):
             self.reset()
         return sent
 
-    def _may_stay(self, carrier: Carrier, sent: Sent) -> bool:
-        """Whether the connection is kept.
+    def _reusable(self, adapter: BrokerAdapter, sent: Sent) -> bool:
+        """True if the connection can send the next message.
 
-        A blocked one is: on a new one the broker would say so only once it has a message of ours. One that was refused
-        a message is not: queues may be gone that were declared by it.
+        A blocked connection is kept: on a new one, the broker reports the block only after it has received a message.
+        A connection whose message was refused is not: queues that were declared through it may be gone.
         """
-        return carrier.blocked or not (sent.outcome is PublishOutcome.REFUSED or sent.broken or carrier.owed)
+        refused = sent.outcome is PublishOutcome.REFUSED
+        return adapter.blocked or not (refused or sent.broken or adapter.reply_pending)
 
     def reset(self) -> None:
-        """Forget the connection: what it was doing is unknown."""
-        carrier, self._carrier, self._producer = self._carrier, None, None
-        if carrier is not None:
-            carrier.close()
+        """Close the connection."""
+        adapter, self._adapter, self._producer = self._adapter, None, None
+        if adapter is not None:
+            adapter.close()
 
-    def _connected(self) -> tuple[_DeferringProducer, Carrier]:
-        if self._producer is not None and self._carrier is not None and self._carrier.alive:
-            return self._producer, self._carrier
+    def _connected(self) -> tuple[_DeferringProducer, BrokerAdapter]:
+        if self._producer is not None and self._adapter is not None and self._adapter.alive:
+            return self._producer, self._adapter
         self.reset()
         self._driver = self._app.connection_for_write().transport.driver_type
-        carrier = _CARRIERS.get(self._driver, Carrier)(self._app, self._timeout)
+        adapter = _ADAPTERS.get(self._driver, BrokerAdapter)(self._app, self._timeout)
         try:
-            channel = carrier.open()
+            channel = adapter.open()
             producer = _DeferringProducer(channel, auto_declare=False, serializer=self._app.conf.task_serializer)
         except Exception as exc:
-            carrier.close()
-            why = str(exc) if isinstance(exc, StoreError) else worded(exc)
-            raise StoreUnavailable(f"the broker can't be reached: {why}", acted=False) from exc
-        self._carrier, self._producer, self._used_at = carrier, producer, self._clock.elapsed()
-        return producer, carrier
+            adapter.close()
+            why = str(exc) if isinstance(exc, StoreError) else exception_line(exc)
+            raise StoreUnavailable(f"the broker is unreachable: {why}", acted=False) from exc
+        self._adapter, self._producer, self._used_at = adapter, producer, self._clock.elapsed()
+        return producer, adapter

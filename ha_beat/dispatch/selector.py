@@ -1,4 +1,4 @@
-"""Selection of the dispatch path."""
+"""Selection of the dispatch path, and the lease marker that both paths need."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ha_beat import events
 from ha_beat.dispatch.atomic import AtomicDispatcher
+from ha_beat.dispatch.lease_marker import LeaseMarker
 from ha_beat.dispatch.protocol import Dispatcher
 from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.reasons import DispatchPath, PathReason
@@ -13,14 +14,23 @@ from ha_beat.store.lease import Term
 
 
 class DispatcherSelector:
-    """Selection of the atomic path if one Redis holds both lease and queues, else of claim, publish and confirm."""
+    """Selector of a term's dispatcher: atomic if one Redis holds lease and queues, else claim, publish, confirm.
+
+    It also keeps the lease marker, which protects against replicas with two lease stores: the main loop calls
+    :meth:`stand_by` or :meth:`lead` in each turn, and a replica without :meth:`may_campaign` does not campaign.
+    """
 
     def __init__(
-        self, atomic: AtomicDispatcher | None, claim: ClaimDispatcher, emit: Callable[[events.Event], None]
+        self,
+        atomic: AtomicDispatcher | None,
+        claim: ClaimDispatcher,
+        marker: LeaseMarker,
+        emit: Callable[[events.Event], None],
     ) -> None:
         """``atomic`` is ``None`` if the broker is not Redis."""
         self._atomic = atomic
         self._claim = claim
+        self._marker = marker
         self._emit = emit
         self._path: DispatchPath | None = None
 
@@ -38,6 +48,22 @@ class DispatcherSelector:
             return self._atomic
         self._choose(DispatchPath.CLAIM, PathReason.BROKER_ON_OTHER_REDIS)
         return self._claim
+
+    def may_campaign(self) -> bool:
+        """True if no other store's leader is known to dispatch to this broker. Makes no round trip."""
+        return self._marker.permits()
+
+    def stand_by(self) -> None:
+        """Look for the leader of another store, once per second. Raises nothing."""
+        self._marker.check()
+
+    def lead(self, term: Term) -> None:
+        """Keep the lease marker.
+
+        Raises:
+            FencedOff: another store's leader is at work.
+        """
+        self._marker.keep(term)
 
     def _choose(self, path: DispatchPath, reason: PathReason) -> None:
         if path != self._path:

@@ -169,7 +169,7 @@ class Enqueuer:
         self._leave()
         if self._dispatcher is not None:
             with suppress(StoreError):
-                self._dispatcher.settle_up()
+                self._dispatcher.confirm_late()
 
     def _leave(self) -> None:
         """What an earlier term had to do is somebody else's: nothing of it is late here."""

@@ -17,8 +17,6 @@ from celery import Celery
 from ha_beat import events
 from ha_beat.clock import SystemClock
 from ha_beat.dispatch import FencedOff, Operation
-from ha_beat.dispatch.atomic import AtomicDispatcher
-from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.election import state_machine as election
 from ha_beat.election.elector import Elector
 from ha_beat.election.state_machine import (
@@ -51,6 +49,7 @@ from tests.faults.checker import Interval
 from tests.faults.proxy import TcpProxy, containing
 from tests.faults.stage import Stage
 from tests.guards import GUARDS
+from tests.support.dispatchers import app_dispatcher, push
 from tests.support.leases import attempt, current
 from tests.support.servers import RedisServer, wait_for
 
@@ -79,7 +78,7 @@ class Hand:
         self.store = RedisLeaseStore(link.client, KEYS)
         self.name = name
         app = Celery("guards", broker=server.url, set_as_current=False)
-        self._dispatcher = AtomicDispatcher(app, BrokerLink(app, 5.0), KEYS, 1000)
+        self._dispatcher = app_dispatcher(app, KEYS)
         self.server = server
 
     def expected(self, *, absent: bool = False) -> Expected | None:
@@ -96,8 +95,7 @@ class Hand:
 
     def enqueue(self, term: Term, row: str = "row", expected: str = "") -> str:
         """One message and its row; answers what the script says of it."""
-        message = (("LPUSH", "celery", "message"),)
-        (answer,) = self._dispatcher.submit(term, [Operation("entry", expected, row, (), message)])
+        (answer,) = self._dispatcher.submit(term, [Operation("entry", expected, row, (), push(queue="celery"))])
         return answer.kind
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,18 +31,18 @@ class FakePublisher:
     away: str = ""
     before_send: Callable[[], object] = lambda: None
 
-    def prepare(self, *_: Any) -> tuple[Any, ...]:
+    def prepare(self, *_: Any) -> Any:
         raise NotImplementedError
 
     def ready(self) -> None:
         if self.away:
             raise StoreUnavailable(self.away, acted=False)
 
-    def send(self, messages: Sequence[Any]) -> Sent:
+    def send(self, message: Any) -> Sent:
         self.before_send()
         sent = self.outcomes.pop(0) if self.outcomes else Sent(PublishOutcome.ACCEPTED)
         if isinstance(sent, Exception):
             raise sent
         if sent.outcome == PublishOutcome.ACCEPTED:
-            self.accepted += messages
+            self.accepted.append(message.commands[0][-1])
         return sent

@@ -18,6 +18,7 @@ from celery.beat import ScheduleEntry, Scheduler
 from kombu import Connection
 
 from ha_beat.scheduler import HAScheduler
+from tests.integration.store.conftest import bench, server_bench, servers  # noqa: F401 -- fixtures
 from tests.support.servers import RedisServer
 
 ENTRY = "the entry"

@@ -11,11 +11,10 @@ import pytest
 from celery.beat import ScheduleEntry
 from kombu import Exchange, Queue
 
-from ha_beat.dispatch.atomic import AtomicDispatcher
-from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.scheduler import HAScheduler
 from ha_beat.store.keys import Keys
 from tests.integration.dispatch.conftest import Bench
+from tests.support.dispatchers import app_dispatcher
 
 
 def test_a_burst_of_500_needs_a_handful_of_trips(make_bench: Callable[..., Bench]):
@@ -50,7 +49,7 @@ def test_a_burst_binds_its_queue_once(make_bench: Callable[..., Bench], monkeypa
 def test_a_queue_that_goes_with_its_last_worker_is_declared_each_time(make_bench: Callable[..., Bench]):
     """Whoever keeps a declaration in mind must not keep this one: the binding may be gone by the next message."""
     bench = make_bench({"task_queues": [Queue("passing", Exchange("passing"), "passing", auto_delete=True)]})
-    dispatcher = AtomicDispatcher(bench.app, BrokerLink(bench.app, 5.0), Keys("messages"), 100)
+    dispatcher = app_dispatcher(bench.app, Keys("messages"))
     entry = ScheduleEntry("passing", "good", schedule=60, app=bench.app)
     for _ in range(2):
         assert dispatcher.prepare(entry, [], {}, {"queue": "passing"})

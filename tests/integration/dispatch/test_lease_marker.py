@@ -13,7 +13,7 @@ import redis
 
 from ha_beat import events
 from ha_beat.dispatch import FencedOff
-from ha_beat.dispatch.lease_marker import StoreMark, read_mark
+from ha_beat.dispatch.lease_marker import LeaseMark, LeaseMarker, read_mark
 from ha_beat.errors import StoreUnavailable
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
@@ -37,16 +37,8 @@ class Side:
         self.told: list[events.Event] = []
         self.term = Term(name, 1, f"nonce {name}", f"gen {db}", server.admin.info("server")["run_id"], 1e9)
         self.store.hset(KEYS.ledger, "m:gen", self.term.gen)
-        self.mark = StoreMark(
-            lambda: self.broker,
-            lambda: self.store,
-            KEYS,
-            f"redis://{name}:6379/{db}",
-            f"replica {name}",
-            TTL,
-            self.clock,
-            self.told.append,
-        )
+        own = LeaseMark("", name=f"redis://{name}:6379/{db}", ttl_ms=round(TTL * 1000), holder=f"replica {name}")
+        self.mark = LeaseMarker(lambda: self.broker, lambda: self.store, KEYS, own, self.clock, self.told.append)
 
     def restarted(self) -> None:
         """Its server is another process, and its records are others."""
@@ -55,7 +47,7 @@ class Side:
 
     def looks(self) -> bool:
         self.clock.advance(1)
-        self.mark.look()
+        self.mark.check()
         return self.mark.permits()
 
 

@@ -86,7 +86,6 @@ def test_a_broker_that_refuses_connections_is_known_to_have_done_nothing(scheme:
     with pytest.raises(StoreUnavailable) as caught:
         publisher.ready()
     assert not caught.value.acted
-    assert "can't be reached" in str(caught.value)
     # kombu's own way waits for 2 s and tries a second time.
     assert SystemClock().elapsed() - began < 1.8
 

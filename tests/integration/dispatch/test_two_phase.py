@@ -24,6 +24,7 @@ from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Term
 from ha_beat.store.ledger import LedgerRow
 from tests.support.brokers import FakePublisher, FixedLink
+from tests.support.dispatchers import no_marker, push
 from tests.support.leases import acquire, attempt
 from tests.support.servers import RedisServer
 
@@ -46,7 +47,7 @@ class Unreliable:
 
     def evalsha(self, sha: str, numkeys: int, *args: Any) -> Any:
         fault = self.faults[0] if self.faults else None
-        what = "settle" if str(args[3]) == KEYS.claims else "claim"
+        what = "resolve" if str(args[3]) == KEYS.claims else "claim"
         if fault is None or fault[0] != what:
             return self._client.evalsha(sha, numkeys, *args)
         if fault[1] == "lost reply":
@@ -64,9 +65,8 @@ class Desk:
         self.store = RedisLeaseStore(lambda: self.admin, KEYS)
         self.publisher = FakePublisher()
         self.trusted = True
-        self.dispatcher = ClaimDispatcher(
-            self.publisher, FixedLink(self.client), KEYS, 1000, confirm_for=0.05, trusted=lambda _: self.trusted
-        )
+        link = FixedLink(self.client)
+        self.dispatcher = ClaimDispatcher(self.publisher, link, KEYS, 1000, 0.05, lambda _: self.trusted, no_marker())
         self.term = self.lead(name)
 
     def lead(self, name: str = "one") -> Term:
@@ -100,7 +100,7 @@ class Desk:
         row = LedgerRow(base=at, verdict="enqueued", scheduled_at=at, rev=rev, run_count=rev, task_id=f"id of {entry}")
         row = replace(row, epoch=self.term.epoch, nonce=self.term.nonce)
         record = {"verdict": "enqueued", "entry": entry, "at": at.isoformat(), "base": to_micros(at), "ms": 1}
-        message = (f"message of {entry}",)
+        message = push(f"message of {entry}")
         return Operation(
             entry, expected, row.encoded(), (json.dumps(record),), message, task_id=row.task_id, uncertain=policy
         )
@@ -275,7 +275,7 @@ def test_a_lost_reply_to_the_claim_is_found_out_by_the_retry(desk: Desk) -> None
 
 def test_a_lost_reply_to_the_confirmation_is_asked_again_at_once(desk: Desk) -> None:
     """The second time it was there already, and no second record is written."""
-    desk.client.faults = [("settle", "lost reply")]
+    desk.client.faults = [("resolve", "lost reply")]
     assert desk.submit(desk.operation()) == [Answer(AnswerKind.DONE)]
     assert desk.verdicts() == ["enqueued"]
 
@@ -289,7 +289,7 @@ def test_a_batch_whose_confirmation_fails_is_retried_without_sending_again(
 ) -> None:
     """However often, and whatever the broker said."""
     desk.publisher.outcomes = [outcome]
-    desk.client.faults = [("settle", fault)] * 50
+    desk.client.faults = [("resolve", fault)] * 50
     operation = desk.operation()
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
@@ -318,7 +318,7 @@ def test_a_batch_of_several_rounds_goes_on_where_it_stopped(desk: Desk) -> None:
         nonlocal sends
         sends += 1
         if sends == 30:
-            desk.client.faults = [("settle", "cut")] * 50
+            desk.client.faults = [("resolve", "cut")] * 50
 
     desk.publisher.before_send = cut_at_the_thirtieth
     with pytest.raises(StoreUnavailable):
@@ -375,7 +375,7 @@ def test_a_late_confirmation_turns_uncertain_into_enqueued(
     desk: Desk, shared_redis: RedisServer, settled: bool, way: str
 ) -> None:
     """The broker had accepted it and Redis could not be told in time: the one change of verdict that is allowed."""
-    desk.client.faults = [("settle", "cut")] * 50
+    desk.client.faults = [("resolve", "cut")] * 50
     operation = desk.operation()
     with pytest.raises(StoreUnavailable):
         desk.submit(operation)
@@ -384,28 +384,28 @@ def test_a_late_confirmation_turns_uncertain_into_enqueued(
         new.dispatcher.give_up(new.term, new.open_claims())
     desk.client.faults = []
     if way == "stand by":
-        desk.dispatcher.settle_up()
+        desk.dispatcher.confirm_late()
     else:
         desk.term = desk.lead("three")
         desk.submit(Operation("other", "", LedgerRow(base=NOON, verdict="armed").encoded()))
     assert desk.raw() == operation.row
     assert desk.claims() == {}
     assert desk.verdicts() == (["uncertain", "enqueued"] if settled else ["enqueued"])
-    desk.dispatcher.settle_up()
+    desk.dispatcher.confirm_late()
     assert desk.verdicts()[-1:] == ["enqueued"]
     assert desk.verdicts().count("enqueued") == 1
 
 
 def test_a_late_confirmation_leaves_a_row_alone_that_has_moved_on(desk: Desk, shared_redis: RedisServer) -> None:
     """The journal has the verdict, the ledger the newer occurrence."""
-    desk.client.faults = [("settle", "cut")] * 50
+    desk.client.faults = [("resolve", "cut")] * 50
     with pytest.raises(StoreUnavailable):
         desk.submit(desk.operation())
     new = successor(shared_redis)
     newer = replace(new.operation(expected=new.raw(), rev=2), task_id="id of the next")
     assert new.submit(newer) == [Answer(AnswerKind.DONE)]
     desk.client.faults = []
-    desk.dispatcher.settle_up()
+    desk.dispatcher.confirm_late()
     assert desk.raw() == newer.row
     assert desk.verdicts() == ["enqueued", "enqueued"]
 
@@ -499,7 +499,7 @@ def stopped(desk: Desk) -> Callable[[], None]:
     """As SIGTERM does it: a handler that runs in the middle of a send, and ends the process."""
 
     def stop() -> None:
-        desk.dispatcher.let_go(desk.term, desk.admin)
+        desk.dispatcher.hand_back(desk.term, desk.admin)
         desk.store.release(desk.term, TermEnd.SHUTDOWN)
         raise SystemExit
 
@@ -530,17 +530,17 @@ def test_a_stop_in_the_middle_of_a_batch_leaves_in_doubt_only_what_was_under_way
 def test_a_stop_with_nothing_claimed_asks_redis_nothing(desk: Desk) -> None:
     """It is to be quick."""
     desk.submit(desk.operation())
-    desk.dispatcher.let_go(desk.term, None)  # type: ignore[arg-type]
+    desk.dispatcher.hand_back(desk.term, None)  # type: ignore[arg-type]
     assert desk.row()["verdict"] == "enqueued"
 
 
 def test_a_stop_without_redis_raises_nothing(desk: Desk, shared_redis: RedisServer) -> None:
     """It runs in a signal handler."""
     away = Unreliable(shared_redis.client(decode_responses=False))
-    away.faults = [("settle", "cut")] * 2
+    away.faults = [("resolve", "cut")] * 2
 
     def stop() -> None:
-        desk.dispatcher.let_go(desk.term, away)  # type: ignore[arg-type]
+        desk.dispatcher.hand_back(desk.term, away)  # type: ignore[arg-type]
         raise SystemExit
 
     desk.publisher.before_send = stop

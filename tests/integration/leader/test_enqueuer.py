@@ -30,6 +30,7 @@ from ha_beat.store.lease import RedisLeaseStore, Term, new_token
 from ha_beat.store.ledger import Ledger, LedgerRow
 from ha_beat.store.shadow import Shadow
 from tests.support.clocks import AdvancedClock
+from tests.support.dispatchers import push
 from tests.support.leases import acquire, attempt
 from tests.support.servers import RedisServer
 
@@ -92,7 +93,7 @@ class Direct:
         self.on_give_up: Callable[[], None] = lambda: None
 
     def prepare(self, _: Any, args: Sequence[Any], __: Mapping[str, Any], ___: Mapping[str, Any]) -> Any:
-        return (("LPUSH", self.queue, str(args[0])),)
+        return push(str(args[0]), self.queue)
 
     def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
         self.fail(operations)
@@ -105,7 +106,7 @@ class Direct:
         self.on_give_up()
         return {}
 
-    def settle_up(self) -> None: ...
+    def confirm_late(self) -> None: ...
 
 
 class Desk:

@@ -14,6 +14,8 @@ from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
 from ha_beat.store.membership import Member
 from ha_beat.store.request_queue import Pause, Reply, Request
+from tests.support.brokers import FixedLink
+from tests.support.dispatchers import no_marker
 from tests.support.servers import RedisServer
 
 #: Python's JSON parser gives up on it, with an error of its own.
@@ -62,9 +64,9 @@ def test_a_member_that_is_not_as_it_should_be_is_none(change: dict[str, Any]) ->
 def test_a_claim_that_cannot_be_read_keeps_no_leader_from_its_work(shared_redis: RedisServer) -> None:
     """Every term begins with a look at what others have claimed."""
     client, keys = shared_redis.client(), Keys("garbage")
-    link: Any = type("Link", (), {"client": lambda _: client})()
+    link = FixedLink(client)
     nothing: Any = None
-    dispatcher = ClaimDispatcher(nothing, link, keys, 1000, 1.0, lambda _: True)
+    dispatcher = ClaimDispatcher(nothing, link, keys, 1000, 1.0, lambda _: True, no_marker())
     good = {"entry": "e", "by": "n", "policy": "skip", "ms": 1, "row": "", "records": []}
     for number, value in enumerate(["", "open", "open {", "open []", f"open {DEEP}", 'uncertain {"ms": "soon"}']):
         client.hset(keys.claims, f"garbage {number}", value)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import redis
-from celery import Celery
 
 from ha_beat.dispatch import Answer, Operation
-from ha_beat.dispatch.atomic import AtomicDispatcher
+from tests.integration.dispatch.test_dispatch_script import Desk, kinds, operation, push, row
 from tests.integration.store.conftest import KEYS, RedisBench
-from tests.integration.store.test_dispatch_script import Desk, kinds, operation, push, row
+from tests.support.dispatchers import atomic_dispatcher
 
 
 class LimitedDesk(Desk):
@@ -24,8 +22,7 @@ class LimitedDesk(Desk):
         self.limited = redis.Redis(host="127.0.0.1", port=port, username="limited", password="pw")
 
     def submit_limited(self, *operations: Operation) -> list[Answer]:
-        link: Any = type("Link", (), {"client": lambda _: self.limited})()
-        return AtomicDispatcher(Celery("desk", set_as_current=False), link, KEYS, 1000).submit(self.term, operations)
+        return atomic_dispatcher(self.limited, KEYS).submit(self.term, operations)
 
 
 @pytest.fixture

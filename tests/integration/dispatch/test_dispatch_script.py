@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 import redis
-from celery import Celery
 
 from ha_beat.dispatch import Answer, FencedOff, Operation
-from ha_beat.dispatch.atomic import AtomicDispatcher
+from ha_beat.dispatch.capture import RedisCommands
 from ha_beat.errors import StoreRefused
 from ha_beat.reasons import AnswerKind, TermEnd
 from ha_beat.store.lease import Acquired, Expected, RedisLeaseStore, Renewed, Term
 from ha_beat.store.ledger import Ledger, LedgerRow
 from tests.integration.store.conftest import KEYS, RedisBench
-from tests.support.brokers import FixedLink
+from tests.support.dispatchers import atomic_dispatcher
 from tests.support.leases import acquire, attempt
 from tests.support.servers import RedisServer
 
@@ -33,7 +32,7 @@ class Desk:
         self.client: Any = bench.client
         self.store = RedisLeaseStore(lambda: bench.client, KEYS)
         self.ledger = Ledger(lambda: bench.client, KEYS)
-        self.dispatcher = AtomicDispatcher(Celery("desk", set_as_current=False), FixedLink(bench.client), KEYS, 1000)
+        self.dispatcher = atomic_dispatcher(bench.client, KEYS)
         self.term = self.lead()
 
     def lead(self, name: str = "one") -> Term:
@@ -72,7 +71,8 @@ def operation(
     new: str | None = None,
     commands: Sequence[tuple[str, ...]] = (push(),),
 ) -> Operation:
-    return Operation(entry, expected, new or row(), (json.dumps({"entry": entry}),), tuple(commands) or None)
+    message = RedisCommands(tuple(commands)) if commands else None
+    return Operation(entry, expected, new or row(), (json.dumps({"entry": entry}),), message)
 
 
 def kinds(answers: Sequence[Answer]) -> list[str]:
@@ -260,7 +260,7 @@ def test_a_right_that_is_missing_in_mid_batch_is_one_entrys_error(server_bench: 
     assert server is not None
     desk.client.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", f"-{forbidden}")
     limited = redis.Redis(host="127.0.0.1", port=server.port, username="limited", password="pw")
-    dispatcher = AtomicDispatcher(Celery("desk", set_as_current=False), FixedLink(limited), KEYS, 1000)
+    dispatcher = atomic_dispatcher(limited, KEYS)
     batch = [
         operation("list", commands=[push()]),
         operation("fanout", commands=[("PUBLISH", "/0.fanout", "message")]),
@@ -299,7 +299,7 @@ def test_two_users_of_one_server_of_whom_one_may_not_ask_which_it_is(
     store = RedisLeaseStore(lambda: for_lease, KEYS)
     answer = store.acquire(attempt("one"), None, 0)
     assert isinstance(answer, Acquired)
-    dispatcher = AtomicDispatcher(Celery("desk", set_as_current=False), FixedLink(for_broker), KEYS, 1000)
+    dispatcher = atomic_dispatcher(for_broker, KEYS)
     assert [said.kind for said in dispatcher.submit(answer.term, [operation()])] == ["done"]
     assert isinstance(store.renew(answer.term, 2, ""), Renewed)
     admin.execute_command("ACL", "DELUSER", "quiet")

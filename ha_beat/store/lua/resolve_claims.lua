@@ -1,9 +1,9 @@
--- Say what became of claimed occurrences.
+-- Resolve claims: remove each or mark it as uncertain, and write the entry's row and the journal records.
 -- KEYS: lease, ledger, journal, claims
--- ARGV: epoch, nonce (both '' where whoever made the claims says what he knows, which no later term can forbid), journal
---       size, n, then for each: the claim's field, the claim, its new state ('' removes it), entry id, new row ('' removes
---       it), n, n rows that it may replace, n, n journal records
--- Answers {'fenced', why} or {'done', 1 or 0 for each}: 0 where it was settled before.
+-- ARGV: epoch, nonce (both '' if the process that made the claims reports what the broker answered; no later term may
+--       refuse that), journal size, n, then for each claim: its field, the claim, its new state ('' removes it), entry
+--       id, new row ('' removes it), n, n rows that it may replace, n, n journal records
+-- Returns {'fenced', code} or {'done', 1 or 0 for each claim}: 0 if it was resolved before.
 local lease, ledger, journal, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 if ARGV[2] ~= '' then
   local why = foreign(lease, ARGV[1], ARGV[2])
@@ -17,7 +17,7 @@ for _ = 1, tonumber(ARGV[4]) do
   local field, claim, state, entry, row = take(), take(), take(), 'e:' .. take(), take()
   local replaces, records = take_list(), take_list()
   local found = redis.call('HGET', claims, field)
-  -- Its maker may know better than a newer term that has settled it.
+  -- The process that made a claim may resolve it after a newer term has marked it as uncertain.
   local open = found == 'open ' .. claim
     or (found == 'uncertain ' .. claim and state == '') -- guard: settle-late-confirmation
   if open then

@@ -1,0 +1,317 @@
+"""State machine of one claim. Pure: it decides what is sent and what is written, and does neither.
+
+State
+    ========== ==========================================================================
+    NEW        the claim was not written
+    WRITING    the claim is being written
+    REWRITING  the reply to an earlier write was lost, and the claim is being written again
+    OPEN       the store has the claim; the message was not sent
+    PUBLISHING the message may be on its way
+    PUBLISHED  the publish has an outcome, which the store does not have yet
+    ANSWERED   nothing is left to do
+    ========== ==========================================================================
+
+Resolution
+    The outcome of the publish decides what is written (:func:`resolution`):
+
+    - accepted: the final row. Not fenced, since no later term can undo a message that was accepted;
+    - refused or unsent: the row as it was before the claim. Fenced;
+    - unknown: the verdict ``uncertain``, or nothing under the policy ``republish``, where the claim stays open and the
+      message is sent again.
+
+    A claim that replaces an open claim is unknown unless the message is accepted now: the earlier message may have been
+    accepted.
+
+An event that does not apply to the claim's state leaves the claim unchanged. A signal handler may resolve a claim while
+the main loop works on it; the main loop then goes on with the resolved claim.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import Any
+
+from ha_beat.dispatch.protocol import Answer, OpenClaim, Operation
+from ha_beat.reasons import AnswerKind, PublishOutcome, UncertainPolicy, UncertainReason, Verdict
+from ha_beat.store.lease import Term
+from ha_beat.store.ledger import LedgerRow
+
+#: Characters of a detail that are kept in the ledger and the journal.
+_MAX_DETAIL = 300
+
+
+class State(Enum):
+    """State of a claim."""
+
+    NEW = auto()
+    WRITING = auto()
+    REWRITING = auto()
+    OPEN = auto()
+    PUBLISHING = auto()
+    PUBLISHED = auto()
+    ANSWERED = auto()
+
+
+class Resolution(Enum):
+    """How a published claim is resolved in the store."""
+
+    CONFIRM = auto()
+    RECORD_UNCERTAIN = auto()
+    TAKE_BACK = auto()
+    KEEP_OPEN = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim of this process, made under the term of ``nonce``.
+
+    ``json`` is the claim as stored, ``row`` the entry's row while it is claimed (``None`` for a request's step, which
+    leaves the row alone). ``replaces_open`` is True if an earlier publish of the same message has an unknown outcome.
+    """
+
+    operation: Operation
+    nonce: str
+    json: str
+    row: LedgerRow | None
+    replaces_open: bool = False
+    state: State = State.NEW
+    outcome: PublishOutcome | None = None
+    reason: UncertainReason = UncertainReason.NO_ANSWER
+    detail: str = ""
+    answer: Answer | None = None
+
+    @property
+    def key(self) -> str:
+        return key_of(self.operation)
+
+    @property
+    def raw(self) -> str:
+        """The row while it is claimed, as stored; empty for none."""
+        return self.row.raw if self.row is not None else ""
+
+    @property
+    def must_be_written(self) -> bool:
+        return self.state in {State.NEW, State.WRITING, State.REWRITING}
+
+    @property
+    def accepted(self) -> bool:
+        """True if the broker has the message and the store does not know it yet."""
+        return self.state is State.PUBLISHED and self.outcome is PublishOutcome.ACCEPTED
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Replacement of one stored claim.
+
+    ``state`` is the claim's new state, empty to remove it. ``row`` replaces the entry's row if that is one of
+    ``replaces``; an empty one removes it. ``records`` go to the journal.
+    """
+
+    key: str
+    json: str
+    state: str
+    entry: str
+    row: str
+    replaces: Sequence[str]
+    records: Sequence[str]
+
+    def argv(self) -> list[Any]:
+        return [
+            *(self.key, self.json, self.state, self.entry, self.row),
+            *(len(self.replaces), *self.replaces),
+            *(len(self.records), *self.records),
+        ]
+
+
+def key_of(operation: Operation) -> str:
+    """Return the claim's field. A request's step has its own: a backfill has the occurrence's task id."""
+    return f"{operation.request}:{operation.step}" if operation.request else operation.task_id
+
+
+def new_claim(term: Term, operation: Operation) -> Claim:
+    """Return the claim for an operation with a message."""
+    final = LedgerRow.parse(operation.row) if operation.row else None
+    expected = LedgerRow.parse(operation.expected) if operation.expected and final is not None else None
+    row = _with_raw(replace(final, verdict=Verdict.CLAIMED)) if final is not None else None
+    content = {
+        "entry": operation.entry,
+        "by": term.nonce,
+        "policy": operation.uncertain,
+        "ms": _written_ms(operation.records, term),
+        "row": row.raw if row is not None else "",
+        "records": operation.records,
+    }
+    replaces_open = (
+        expected is not None and expected.verdict is Verdict.CLAIMED and expected.task_id == operation.task_id
+    )
+    return Claim(operation, term.nonce, json.dumps(content, separators=(",", ":")), row, replaces_open)
+
+
+# --- Events
+
+
+def write_begun(claim: Claim) -> Claim:
+    """The claim is about to be written."""
+    match claim.state:
+        case State.NEW:
+            return replace(claim, state=State.WRITING)
+        case State.WRITING:
+            return replace(claim, state=State.REWRITING)
+        case _:
+            return claim
+
+
+def write_answered(claim: Claim, answer: Answer) -> Claim:
+    """The store answered the write. ``mine`` to a first write means a claim of another process."""
+    if claim.state not in {State.WRITING, State.REWRITING}:
+        return claim
+    ours = answer.kind is AnswerKind.MINE and claim.state is State.REWRITING  # guard: claim-tried
+    if ours or answer.kind is AnswerKind.DONE:
+        return replace(claim, state=State.OPEN)
+    return replace(claim, state=State.ANSWERED, answer=answer)
+
+
+def publish_begun(claim: Claim) -> Claim:
+    """The message is about to be sent. If that began before and was interrupted, the outcome is unknown."""
+    match claim.state:
+        case State.OPEN:
+            return replace(claim, state=State.PUBLISHING)
+        case State.PUBLISHING:
+            return replace(published(claim, PublishOutcome.UNKNOWN), reason=UncertainReason.INTERRUPTED)
+        case _:
+            return claim
+
+
+def published(claim: Claim, outcome: PublishOutcome, detail: str = "") -> Claim:
+    """The publish has an outcome."""
+    if claim.state is not State.PUBLISHING:
+        return claim
+    return replace(claim, state=State.PUBLISHED, outcome=outcome, detail=detail)
+
+
+def held_back(claim: Claim, detail: str) -> Claim:
+    """The message will not be sent. A message that may be on its way is left as it is."""
+    if claim.state not in {State.WRITING, State.REWRITING, State.OPEN}:
+        return claim
+    return replace(claim, state=State.PUBLISHED, outcome=PublishOutcome.UNSENT, detail=detail)
+
+
+def resolved(claim: Claim) -> Claim:
+    """The resolution of a published claim is in the store."""
+    if claim.state is not State.PUBLISHED:
+        return claim
+    return replace(claim, state=State.ANSWERED, answer=_answer_of(claim))
+
+
+# --- Resolution of a published claim
+
+
+def resolution(claim: Claim) -> Resolution:
+    """Return how a published claim is resolved."""
+    if claim.outcome is PublishOutcome.ACCEPTED:
+        return Resolution.CONFIRM
+    if claim.outcome is not PublishOutcome.UNKNOWN and not claim.replaces_open:  # guard: claim-maybe-accepted
+        return Resolution.TAKE_BACK
+    if claim.operation.uncertain is UncertainPolicy.REPUBLISH and claim.row is not None:
+        return Resolution.KEEP_OPEN
+    return Resolution.RECORD_UNCERTAIN
+
+
+def update_for(claim: Claim) -> Update:
+    """Return what resolves a published claim that does not stay open."""
+    operation = claim.operation
+    replaces = [claim.raw] if claim.row is not None else []
+    row, records = operation.expected, operation.records
+    match resolution(claim):
+        case Resolution.CONFIRM:
+            row = operation.row
+            # A newer term may have recorded the claim as uncertain.
+            replaces += [uncertain_row(claim.row).raw] if claim.row is not None else []
+        case Resolution.RECORD_UNCERTAIN:
+            row = _uncertain_raw(claim)
+            records = tuple(uncertain_record(record, claim.reason, claim.detail) for record in records)
+        case _:
+            records = ()
+    return Update(claim.key, claim.json, "", operation.entry, row, replaces, records)
+
+
+def _answer_of(claim: Claim) -> Answer:
+    match resolution(claim):
+        case Resolution.CONFIRM:
+            return Answer(AnswerKind.PARTIAL, claim.detail) if claim.detail else Answer(AnswerKind.DONE)
+        case Resolution.KEEP_OPEN:
+            return Answer(AnswerKind.AGAIN, claim.raw)
+        case Resolution.RECORD_UNCERTAIN:
+            return Answer(AnswerKind.UNCERTAIN, _uncertain_raw(claim) or claim.detail)
+        case Resolution.TAKE_BACK if claim.outcome is PublishOutcome.REFUSED:
+            return Answer(AnswerKind.ERROR, claim.detail)
+        case _:
+            return Answer(AnswerKind.UNSENT, claim.detail)
+
+
+# --- Claims of earlier terms
+
+
+def parse_claim(key: str, value: str) -> tuple[str, int, OpenClaim]:
+    """Return a stored claim: its state, the Unix milliseconds at which it was written, and the claim.
+
+    Raises:
+        ValueError, KeyError, TypeError, RecursionError: it is malformed, or written by newer software.
+    """
+    state, _, raw = value.partition(" ")
+    content = json.loads(raw)
+    found = OpenClaim(
+        key,
+        raw,
+        str(content["entry"]),
+        str(content["by"]),
+        UncertainPolicy(content["policy"]),
+        str(content["row"]),
+        tuple(str(record) for record in content["records"]),
+    )
+    return state, int(content["ms"]), found
+
+
+def give_up_update(claim: OpenClaim) -> tuple[Update, LedgerRow | None]:
+    """Return what records an open claim as uncertain, and the entry's new row, if the claim has one.
+
+    The claim is kept as ``uncertain``, since the process that made it may confirm it later.
+    """
+    claimed = LedgerRow.parse(claim.row) if claim.row else None
+    row = uncertain_row(claimed) if claimed is not None else None
+    replaces = [claim.row] if row is not None else []
+    records = [uncertain_record(record) for record in claim.records]
+    raw = row.raw if row is not None else ""
+    return Update(claim.key, claim.json, "uncertain", claim.entry, raw, replaces, records), row
+
+
+def uncertain_row(
+    claimed: LedgerRow, reason: UncertainReason = UncertainReason.UNCONFIRMED, detail: str = ""
+) -> LedgerRow:
+    """Return a claimed row with the verdict ``uncertain``; the same in each replica that computes it."""
+    return _with_raw(replace(claimed, verdict=Verdict.UNCERTAIN, reason=reason, detail=detail[:_MAX_DETAIL]))
+
+
+def uncertain_record(record: str, reason: UncertainReason = UncertainReason.UNCONFIRMED, detail: str = "") -> str:
+    """Return the record of an enqueued occurrence as one of unknown outcome, and any other record unchanged."""
+    fields = json.loads(record)
+    if fields.get("verdict") == Verdict.ENQUEUED:
+        fields["verdict"], fields["why"] = Verdict.UNCERTAIN, reason
+        if detail:
+            fields["detail"] = detail[:_MAX_DETAIL]
+    return json.dumps(fields)
+
+
+def _uncertain_raw(claim: Claim) -> str:
+    return uncertain_row(claim.row, claim.reason, claim.detail).raw if claim.row is not None else ""
+
+
+def _with_raw(row: LedgerRow) -> LedgerRow:
+    return replace(row, raw=row.encoded())
+
+
+def _written_ms(records: Iterable[str], term: Term) -> int:
+    return max((json.loads(record).get("ms", 0) for record in records), default=term.epoch)

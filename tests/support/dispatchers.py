@@ -1,0 +1,37 @@
+"""Dispatchers on a Redis client, without a broker connection and without a lease marker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from ha_beat.clock import SystemClock
+from ha_beat.dispatch.atomic import AtomicDispatcher
+from ha_beat.dispatch.broker import BrokerLink
+from ha_beat.dispatch.capture import RedisCommands
+from ha_beat.dispatch.lease_marker import LeaseMark, LeaseMarker
+from ha_beat.store.keys import Keys
+from tests.support.brokers import FixedLink
+
+
+def no_marker() -> LeaseMarker:
+    """Return a lease marker for a broker that is not Redis, which does nothing."""
+    nothing: Any = None
+    return LeaseMarker(None, nothing, Keys("unmarked"), LeaseMark(""), SystemClock(), nothing)
+
+
+def atomic_dispatcher(client: Any, keys: Keys) -> AtomicDispatcher:
+    """Return a dispatcher that runs the dispatch script through a client. It can't prepare messages."""
+    app = Celery("dispatcher", set_as_current=False)
+    return AtomicDispatcher(app, FixedLink(client), keys, 1000, no_marker())
+
+
+def app_dispatcher(app: Celery, keys: Keys) -> AtomicDispatcher:
+    """Return a dispatcher that is connected to the app's broker."""
+    return AtomicDispatcher(app, BrokerLink(app, 5.0), keys, 1000, no_marker())
+
+
+def push(value: str = "message", queue: str = "queue") -> RedisCommands:
+    """Return a message for one queue."""
+    return RedisCommands((("LPUSH", queue, value),))
