@@ -1,4 +1,4 @@
-"""Prints the table of the settings."""
+"""Program that prints the table of the settings."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Every setting, with its default and its text, and what must hold between them."""
+"""Definition of every setting: kind, default and description, and the relations between settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Derived(Generic[T]):
-    """A default that follows from the other settings; `text` describes it."""
+    """Default that is computed from other settings. `text` describes it."""
 
     text: str
     compute: Callable[[Mapping[str, Any]], T]
@@ -27,7 +27,7 @@ class Derived(Generic[T]):
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: everything there is to know of it."""
+    """Definition of one setting."""
 
     name: str
     kind: Kind[Any]
@@ -36,7 +36,7 @@ class Setting:
 
     @property
     def default_text(self) -> str:
-        """The default as the documentation shows it."""
+        """Return the default as the documentation shows it."""
         if isinstance(self.default, Derived):
             return self.default.text
         if self.default is None:
@@ -47,7 +47,7 @@ class Setting:
 
 
 class SettingInUse(NamedTuple):
-    """A setting with its value in this process, fit to be shown: secrets are hidden."""
+    """Setting with its value in this process. Secrets are hidden."""
 
     name: str
     value: object
@@ -63,7 +63,7 @@ def _quarter(values: Mapping[str, Any]) -> float:
     return ttl / 4
 
 
-def _setting(kind: Kind[T], *, default: T | Derived[T], help: str) -> T:  # noqa: A002  # the word that users know
+def _setting(kind: Kind[T], *, default: T | Derived[T], help: str) -> T:  # noqa: A002  # the word in the documentation
     given = dataclasses.field(default=_NOT_GIVEN, metadata={"kind": kind, "default": default, "help": help})
     return cast("T", given)
 
@@ -73,57 +73,57 @@ _NAME_RULE = text(r"[A-Za-z0-9_.:-]{1,100}", "1 to 100 of the characters A-Z a-z
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Settings:
-    """The settings of one replica, checked. Durations are in seconds.
+    """Validated settings of one replica. Durations are in seconds.
 
-    Made by `load`; or directly, as in `Settings(cluster="shop", lease_ttl=5)`, where the rest have their
-    defaults. Both raise ConfigurationError, which names every fault.
+    Create them with `load`, or directly: in `Settings(cluster="shop", lease_ttl=5)` the others have their defaults.
+    Both raise ConfigurationError, which lists every fault.
     """
 
     redis_url: str | None = _setting(
         optional(redis_url()),
         default=Derived("the broker's, where that is Redis", lambda _: None),
-        help="The Redis that holds the lease and the ledger. Enqueueing and recording are one act only where "
-        "this is the broker's own Redis and database.",
+        help="The Redis that holds the lease and the ledger. Enqueueing and recording are atomic only if this is "
+        "the broker's own Redis and database.",
     )
     redis_options: Mapping[str, Any] = _setting(
         mapping(),
         default=Derived("{}", lambda _: {}),
-        help="Options for redis-py's connections to it, such as `username`, `password` or `ssl_ca_certs`; "
-        "they win over what the URL says.",
+        help="Options for redis-py's connections to it, such as `username`, `password` or `ssl_ca_certs`. "
+        "They win over the URL.",
     )
     cluster: str = _setting(
         _NAME_RULE,
         default=Derived("the app's name", lambda _: ""),
-        help="The name of the replicas that share one schedule; every Redis key starts with it. Two apps "
-        "with one Redis need two names.",
+        help="The name of the replicas that share one schedule. Every Redis key starts with it. Two apps that "
+        "share a Redis need two names.",
     )
     replica: str = _setting(
         text(r"[^\s\x00-\x1f\x7f]{1,200}", "1 to 200 characters without spaces"),
         default=Derived("`POD_NAME` or the host's name, and the pid", lambda _: replica_name(os.environ)),
-        help="The name under which logs, metrics and the status show this replica. It need not be unique.",
+        help="The name of this replica in logs, metrics and the status. It does not have to be unique.",
     )
     lease_ttl: float = _setting(
         seconds(1, 3600),
         default=10.0,
-        help="How long a leader that is not heard from keeps the lease. Shorter: quicker takeover from a "
-        "lost machine or network. Longer: a slow Redis costs fewer changes of leader.",
+        help="How long a leader keeps the lease without renewing it. Shorter: faster takeover when a machine or "
+        "network fails. Longer: fewer changes of leader when Redis is slow.",
     )
     renew_interval: float = _setting(
         seconds(0, above=True),
         default=Derived("`lease_ttl` / 4", _quarter),
-        help="How often the leader renews the lease; at most half of `lease_ttl`, so that one lost reply does no harm.",
+        help="How often the leader renews the lease; at most half of `lease_ttl`, so that one lost reply is harmless.",
     )
     poll_interval: float = _setting(
         seconds(0.05),
         default=0.1,
-        help="How often a standby looks at the lease; at most `lease_ttl`. A dead process is noticed within "
-        "two looks; each is one small command.",
+        help="How often a standby polls the lease; at most `lease_ttl`. A dead process is noticed within two "
+        "polls. Each poll is one small command.",
     )
     stall_timeout: float = _setting(
         seconds(1),
         default=15.0,
-        help="How long beat's main loop may hang before the leader lets the lease go; more than "
-        "`poll_interval`. Longer than the slowest query of your schedule's store.",
+        help="How long beat's main loop may hang before the leader releases the lease; more than "
+        "`poll_interval`. Choose more than the slowest query of your schedule's store takes.",
     )
     command_timeout: float = _setting(
         seconds(0, above=True),
@@ -134,73 +134,71 @@ class Settings:
     batch_size: int = _setting(
         whole(1, 500),
         default=100,
-        help="The most occurrences enqueued by one script. Larger: faster bursts, but Redis serves nobody "
-        "else for longer (500 take 11 to 17 ms). With large messages a batch is full at 4 MB.",
+        help="The most occurrences that one script enqueues. Larger: faster bursts, but Redis is blocked for "
+        "longer (11 to 17 ms for 500). A batch is also full at 4 MB of messages.",
     )
     misfire: str = _setting(
         choice("once", "skip", "all"),
         default="once",
-        help="What becomes of occurrences found overdue: `once` runs the latest (as Celery does), `skip` "
-        "none, `all` each.",
+        help="How overdue occurrences run: `once` runs the latest (like Celery), `skip` none, `all` each.",
     )
     misfire_grace: float | None = _setting(
         optional(seconds(0)),
         default=None,
-        help="How late an occurrence may still be enqueued; later ones are recorded as skipped. None: no limit.",
+        help="How late an occurrence may be enqueued. Later ones are recorded as skipped. None: no limit.",
     )
     misfire_limit: int = _setting(
         whole(1, 1000),
         default=100,
-        help="With `misfire` = `all`: the most occurrences of an entry that are caught up; the older are skipped.",
+        help="With `misfire` = `all`: the most occurrences of an entry that are caught up. Older ones are skipped.",
     )
     uncertain: str = _setting(
         choice("skip", "republish"),
         default="skip",
-        help="On a broker other than the lease's Redis, what becomes of a message whose fate is unknown: "
-        "`skip` never sends it twice, `republish` never loses it (and needs the guard in the workers).",
+        help="With a broker other than the lease's Redis, if the outcome of a publish is unknown: `skip` never "
+        "sends the message twice, `republish` never loses it and needs the guard in the workers.",
     )
     publish_deadline: float | None = _setting(
         optional(seconds(0, above=True)),
         default=60.0,
-        help="How long the failed publish of an occurrence is tried again before it is recorded as skipped. "
-        "None: for ever.",
+        help="How long a failed publish is retried before the occurrence is recorded as skipped. None: no limit.",
     )
     on_state_loss: str = _setting(
         choice("skip", "catch_up"),
         default="skip",
-        help="When Redis lost its data: `skip` what may have run already (never twice), or `catch_up` (never "
-        "lost, perhaps twice).",
+        help="If Redis loses its data: `skip` occurrences that may have run (no duplicates), or `catch_up` (none "
+        "lost, duplicates possible).",
     )
     wait_replicas: int = _setting(
         whole(0),
         default=0,
-        help="Each renewal waits until this many Redis replicas have it. Safer across a failover of Redis; "
-        "without them nobody leads.",
+        help="Each renewal waits until this many Redis replicas have it. Safer when Redis fails over, but there "
+        "is no leader without them.",
     )
     journal_size: int = _setting(
         whole(100),
         default=10_000,
-        help="How many records of verdicts and changes of leader the journal keeps in Redis.",
+        help="The most records of verdicts and changes of leader that the journal keeps in Redis.",
     )
     journal_age: float | None = _setting(
         optional(seconds(0, above=True)),
         default=7 * 86_400.0,
-        help="How long the journal keeps a record. None: as long as `journal_size` allows.",
+        help="How long the journal keeps a record. None: until `journal_size` is reached.",
     )
     http_bind: str | None = _setting(
         optional(address()),
         default=None,
-        help="Where to serve health, metrics and status over HTTP, for instance `127.0.0.1:8080` or "
-        "`[::]:8080`. None: nowhere.",
+        help="The address that serves health, metrics and status over HTTP, such as `127.0.0.1:8080` or "
+        "`[::]:8080`. None: no HTTP.",
     )
     metrics_per_entry: bool = _setting(
         flag(),
         default=False,
-        help="Whether metrics carry the entry's name. Finer, but each entry adds its own time series.",
+        help="Whether metrics have a label with the entry's name. Each entry then adds time series.",
     )
 
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
-    """By name of the setting: the key or variable that set it. Those left out have their defaults."""
+    """The key or variable that set each setting, by the setting's name. Those missing have their defaults."""
 
     def __post_init__(self) -> None:
         given = {
@@ -216,11 +214,13 @@ class Settings:
 
     @classmethod
     def load(cls, conf_values: Mapping[str, object], environ: Mapping[str, str], default_cluster: str) -> Settings:
-        """The settings from the app's keys (see `ha_beat_keys`) and the environment, which wins.
+        """Return the settings from the app's keys (see `ha_beat_keys`) and the environment, which wins.
 
-        An environment variable that is empty counts as not set. Raises ConfigurationError with one line for
-        each fault: the setting as the user spelled it, its value, what is right, and for an unknown name the
-        nearest known one.
+        An empty environment variable counts as not set.
+
+        Raises:
+            ConfigurationError: with one line per fault: the setting as the user spelled it, its value, the valid
+                values, and for an unknown name the nearest known one.
         """
         faults: list[str] = []
         given: dict[str, object] = {}
@@ -239,7 +239,7 @@ class Settings:
                     f"ha_beat_cluster: not set, and the app's name {shown('cluster', default_cluster)} "
                     f"cannot stand in for it: must be {_NAME_RULE.right}"
                 )
-                given["cluster"] = "unnamed"  # so that it is not reported twice
+                given["cluster"] = "unnamed"  # avoids a second report
         values, wrong = _check(given, sources)
         if faults or wrong:
             raise ConfigurationError("\n".join(faults + wrong))
@@ -247,14 +247,14 @@ class Settings:
 
     @property
     def http_address(self) -> tuple[str, int] | None:
-        """`http_bind` as host (without brackets) and port."""
+        """Return `http_bind` as host (without brackets) and port."""
         if self.http_bind is None:
             return None
         host, _, port = self.http_bind.rpartition(":")
         return host.strip("[]"), int(port)
 
     def describe(self) -> list[SettingInUse]:
-        """Each setting with its value and where it came from; secrets are hidden."""
+        """Return each setting with its value and source. Secrets are hidden."""
         return [
             SettingInUse(
                 setting.name,
@@ -293,7 +293,7 @@ _RELATIONS = (
 
 
 def _check(given: Mapping[str, object], sources: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """All values, read and completed with the defaults, and the faults, one line each."""
+    """Return all values, parsed and completed with defaults, and the faults, one line each."""
 
     def spelled(name: str) -> str:
         return sources.get(name, APP_PREFIX + name)
@@ -330,14 +330,14 @@ def _check(given: Mapping[str, object], sources: Mapping[str, str]) -> tuple[dic
 
 
 def _nearest(spelled: str, name: str) -> str:
-    """The known name nearest to `name`, in the user's own way of spelling."""
+    """Return the known name nearest to `name`, spelled like the user's."""
     best = difflib.get_close_matches(name, _BY_NAME, n=1, cutoff=0.0)[0]
     prefix = spelled[: len(spelled) - len(name)]
     return prefix + (best.upper() if prefix.isupper() else best)
 
 
 def settings_table() -> str:
-    """All settings as a Markdown table, for the README."""
+    """Return all settings as a Markdown table, for the documentation."""
     lines = ["| setting `ha_beat_…` | default | what it does |", "|---|---|---|"]
     for setting in SETTINGS:
         default = setting.default_text

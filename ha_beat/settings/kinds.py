@@ -1,4 +1,4 @@
-"""How values are read, and what is said of those that can't be."""
+"""Kinds of setting values: how each is parsed, and the description of valid values."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Kind(Generic[T]):
-    """How a value is read, from the text of a variable or from a Python value alike.
+    """Parser for one kind of value, from the text of a variable or from a Python value.
 
-    `right` says what is right and completes the sentence "must be …"; `read` raises ValueError for the rest.
+    `right` describes the valid values and completes the sentence "must be …". `read` raises ValueError for others.
     """
 
     right: str
@@ -28,11 +28,11 @@ class Kind(Generic[T]):
 
 
 def _wrong() -> ValueError:
-    return ValueError("not what it must be")
+    return ValueError("not a valid value")
 
 
 def seconds(lowest: float, highest: float | None = None, *, above: bool = False) -> Kind[float]:
-    """A number of seconds (or a timedelta) from `lowest`, or above it, to `highest`."""
+    """Return a parser for seconds, given as a number or a timedelta, from (or above) `lowest` to `highest`."""
     if highest is not None:
         right = f"a number of seconds from {lowest:g} to {highest:g}"
     else:
@@ -54,7 +54,7 @@ def seconds(lowest: float, highest: float | None = None, *, above: bool = False)
 
 
 def whole(lowest: int, highest: int | None = None) -> Kind[int]:
-    """A whole number from `lowest` to `highest`."""
+    """Return a parser for whole numbers from `lowest` to `highest`."""
     right = f"a whole number from {lowest}" + (" up" if highest is None else f" to {highest}")
 
     def read(value: object) -> int:
@@ -69,7 +69,7 @@ def whole(lowest: int, highest: int | None = None) -> Kind[int]:
 
 
 def choice(*values: str) -> Kind[str]:
-    """One of a few words."""
+    """Return a parser for one of these words."""
 
     def read(value: object) -> str:
         word = value.strip().lower() if isinstance(value, str) else None
@@ -81,7 +81,7 @@ def choice(*values: str) -> Kind[str]:
 
 
 def flag() -> Kind[bool]:
-    """True or false, in the usual spellings."""
+    """Return a parser for true or false, in the usual spellings."""
     words = {
         "true": True,
         "yes": True,
@@ -104,7 +104,7 @@ def flag() -> Kind[bool]:
 
 
 def text(pattern: str, right: str) -> Kind[str]:
-    """A text that matches `pattern` as a whole."""
+    """Return a parser for texts that fully match `pattern`."""
     compiled = re.compile(pattern)
 
     def read(value: object) -> str:
@@ -116,7 +116,7 @@ def text(pattern: str, right: str) -> Kind[str]:
 
 
 def redis_url() -> Kind[str]:
-    """A Redis URL, a list of Sentinel URLs joined by ';', or a Redis Cluster's with its hosts joined by ','."""
+    """Return a parser for a Redis URL, Sentinel URLs joined by ';', or a Redis Cluster URL with hosts joined by ','."""
     schemes = {"redis", "rediss", "unix", "redis+socket", "sentinel", "redis+cluster", "rediss+cluster"}
 
     def read(value: object) -> str:
@@ -128,7 +128,7 @@ def redis_url() -> Kind[str]:
             if not separator or scheme.strip().lower() not in schemes or not rest.strip("; "):
                 raise _wrong()
             if ";" not in rest and "," not in rest:
-                _ = urlsplit(part).port  # raises ValueError for a port that is none
+                _ = urlsplit(part).port  # raises ValueError for an invalid port
         return url
 
     return Kind(
@@ -139,7 +139,7 @@ def redis_url() -> Kind[str]:
 
 
 def mapping() -> Kind[Mapping[str, Any]]:
-    """A dict with names as its keys; as text, a JSON object."""
+    """Return a parser for a dict with text keys; as text, a JSON object."""
 
     def read(value: object) -> Mapping[str, Any]:
         if isinstance(value, str):
@@ -152,7 +152,7 @@ def mapping() -> Kind[Mapping[str, Any]]:
 
 
 def address() -> Kind[str]:
-    """`host:port`, IPv6 in brackets."""
+    """Return a parser for `host:port`, with IPv6 in brackets."""
     compiled = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[A-Za-z0-9_.-]+):([0-9]{1,5})", re.ASCII)
 
     def read(value: object) -> str:
@@ -165,7 +165,7 @@ def address() -> Kind[str]:
 
 
 def optional(kind: Kind[T]) -> Kind[T | None]:
-    """The same, or None (as text: none)."""
+    """Return a parser for the same kind or None (as text: none)."""
 
     def read(value: object) -> T | None:
         if value is None or (isinstance(value, str) and value.strip().lower() == "none"):

@@ -1,4 +1,4 @@
-"""Hides passwords in what is shown."""
+"""Redaction of secrets in everything that is shown: logs, CLI output, status."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ _HIDDEN = "***"
 _SECRET = re.compile(r"pass|pwd|secret|token|credential|username", re.IGNORECASE)
 _SHOWN_CHARACTERS = 80
 
-#: Between the URLs of a list.
+#: Separator between the URLs of a list.
 NEXT_URL = re.compile(r"(?<=[;,])\s*(?=[A-Za-z][\w+.-]*://)")
 _SECRET_IN_QUERY = re.compile(r"((?:^|[&;])[^=&;]*(?:pass|pwd|secret|token|credential)[^=&;]*=)[^&;]*", re.IGNORECASE)
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%\w]*\]|[\w.-]*)(?::[0-9]*)?")
+_CREDENTIALS = re.compile(r"(://)[^/\s@\"']+@")
+
+
+def redact_credentials(text: str) -> str:
+    """Return the text without user and password in URLs. Messages of some exceptions contain URLs."""
+    return _CREDENTIALS.sub(r"\1***@", text)
 
 
 def redact_url(url: str) -> str:
-    """The URL without its secrets, fit for logs.
+    """Return the URL without its secrets.
 
-    Covers passwords before the host, in the query string, and in each part of a list such as
-    `sentinel://:pw@h1:26379;sentinel://:pw@h2:26379`. Where it is unclear what is a secret, more is hidden.
+    It hides passwords before the host, in the query string, and in each part of a list such as
+    `sentinel://:pw@h1:26379;sentinel://:pw@h2:26379`. If a part is ambiguous, it is hidden too.
     """
     return "".join(_redact_one(part) for part in NEXT_URL.split(url))
 
@@ -30,11 +36,11 @@ def _redact_one(url: str) -> str:
         scheme, rest = "", url
     front, question, query = rest.partition("?")
     if "@" in query:
-        return f"{scheme}{separator}{_HIDDEN}"  # a raw '?' in the password, or an '@' in the query: can't tell
+        return f"{scheme}{separator}{_HIDDEN}"  # a raw '?' in the password, or an '@' in the query: ambiguous
     userinfo, at, where = front.rpartition("@")
     host, slash, path = where.partition("/")
     if not all(_HOST.fullmatch(name.strip()) for name in re.split("[;,]", host)):
-        host = _HIDDEN  # no '@', but something like ':password' in the place of host and port
+        host = _HIDDEN  # no '@', but something like ':password' instead of host and port
     user, colon, _ = userinfo.partition(":")
     shown = f"{user}:{_HIDDEN}" if colon and re.fullmatch(r"[\w.-]*", user) else _HIDDEN
     query = _SECRET_IN_QUERY.sub(rf"\1{_HIDDEN}", query)
@@ -42,7 +48,7 @@ def _redact_one(url: str) -> str:
 
 
 def redact(value: object, name: str = "") -> object:
-    """The same value, of plain types only and without secrets. `name` is the key that it stands under."""
+    """Return the value in plain types, without secrets. `name` is its key: a name like `password` hides the value."""
     if value is None or isinstance(value, bool | int | float):
         return _HIDDEN if _SECRET.search(name) and value is not None else value
     if _SECRET.search(name):
@@ -53,14 +59,14 @@ def redact(value: object, name: str = "") -> object:
         return {str(key): redact(item, str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [redact(item) for item in value]
-    return f"<{type(value).__name__}>"  # the repr of an object may hold anything
+    return f"<{type(value).__name__}>"  # the repr of an object may contain secrets
 
 
 def shown(name: str, value: object) -> str:
-    """A value as it stands in a message: one line, short, without secrets."""
+    """Return a value for a message: one short line without secrets."""
     if name == "redis_url" and isinstance(value, str):
         value = redact_url(value)
     elif name == "redis_options" and not isinstance(value, Mapping):
-        return "(not shown)"  # JSON that did not parse, or some list, may hold a password anywhere
+        return "(not shown)"  # invalid JSON, or a list, may contain a password anywhere
     text = repr(redact(value, name))
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"

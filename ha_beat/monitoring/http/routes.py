@@ -13,8 +13,9 @@ from importlib.resources import files
 from typing import Any
 
 from ha_beat.clock import Clock
-from ha_beat.monitoring.status import Board, Health, document, encoded, redacted
+from ha_beat.monitoring.status import Board, Health, document, encoded
 from ha_beat.monitoring.wording import health
+from ha_beat.settings import redact_credentials
 
 #: Seconds for which an answer that costs something to make is given again.
 _FRESH = 0.2
@@ -123,7 +124,7 @@ def _health(problems: Health, word: str) -> Answer:
     if not problems:
         return Answer(200, f"{word}\n".encode())
     lines = [f"not {word}: {code}: {why}\n" for code, why in zip(problems, health(problems), strict=True)]
-    return Answer(503, redacted("".join(lines)).encode())
+    return Answer(503, redact_credentials("".join(lines)).encode())
 
 
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)

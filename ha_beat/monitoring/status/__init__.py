@@ -6,7 +6,6 @@ at the cluster. Health, status and metrics are read off the board, and never ask
 
 from ha_beat.monitoring.status.document import cluster_document, document, encoded
 from ha_beat.monitoring.status.poller import Watcher
-from ha_beat.monitoring.status.redaction import redacted
 from ha_beat.monitoring.status.replica import Board, Health, Vitals
 from ha_beat.monitoring.status.snapshot import Look, TermSpan, spans
 from ha_beat.monitoring.status.warnings import Warn
@@ -21,7 +20,6 @@ __all__ = [
     "Look",
     "TermSpan",
     "spans",
-    "redacted",
     "Warn",
     "Watcher",
 ]

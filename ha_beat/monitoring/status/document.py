@@ -12,10 +12,10 @@ from dataclasses import asdict
 from typing import Any
 
 from ha_beat.clock import to_micros
-from ha_beat.monitoring.status.redaction import redacted
 from ha_beat.monitoring.status.replica import Board
 from ha_beat.monitoring.status.snapshot import TermSpan
 from ha_beat.monitoring.wording import health, phrase
+from ha_beat.settings import redact_credentials
 from ha_beat.store.journal import VerdictRecord
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import ClusterView, Member
@@ -97,7 +97,7 @@ def document(board: Board) -> dict[str, Any]:
 
 def encoded(status: dict[str, Any]) -> bytes:
     """Return the status as JSON, without credentials."""
-    return redacted(json.dumps(status, separators=(",", ":"))).encode()
+    return redact_credentials(json.dumps(status, separators=(",", ":"))).encode()
 
 
 def _lease(lease: LeaseRecord) -> dict[str, Any]:

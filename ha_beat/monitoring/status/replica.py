@@ -12,11 +12,11 @@ from ha_beat import events
 from ha_beat.clock import Clock, to_micros
 from ha_beat.leader.due_queue import Agenda, waited
 from ha_beat.monitoring.status import warnings
-from ha_beat.monitoring.status.redaction import redacted
 from ha_beat.monitoring.status.snapshot import Look
 from ha_beat.monitoring.status.warnings import Warn
 from ha_beat.monitoring.wording import phrase
 from ha_beat.reasons import HealthReason, WarningCode
+from ha_beat.settings import redact_credentials
 from ha_beat.store.lease import Replica, Term
 from ha_beat.store.membership import Member, Upcoming
 
@@ -160,12 +160,12 @@ class Board:
         """Return why this replica does not lead and could not."""
         found = dict(self.live())
         if self.trouble:
-            found[HealthReason.SCHEDULER_FAILED] = redacted(self.trouble)
+            found[HealthReason.SCHEDULER_FAILED] = redact_credentials(self.trouble)
         if self._vitals.term is None:
             if self.why_unreachable:
-                found[HealthReason.REDIS_UNREACHABLE] = redacted(self.why_unreachable)
+                found[HealthReason.REDIS_UNREACHABLE] = redact_credentials(self.why_unreachable)
             if self._forbidden:
-                found[HealthReason.FORBIDDEN] = redacted(self._forbidden)
+                found[HealthReason.FORBIDDEN] = redact_credentials(self._forbidden)
             lease = self.look.view.lease if self.look.view else None
             if lease is not None and lease.held and lease.fingerprint != self.replica.fingerprint:
                 found[HealthReason.OTHER_APP] = lease.fingerprint

@@ -14,8 +14,9 @@ from redis.retry import Retry
 
 from ha_beat import events
 from ha_beat.errors import StoreError, StoreUnavailable
-from ha_beat.monitoring.status import Look, Watcher, document, redacted, spans
+from ha_beat.monitoring.status import Look, Watcher, document, spans
 from ha_beat.reasons import EntryFault, Invariant, RedisRisk
+from ha_beat.settings import redact_credentials
 from ha_beat.store.journal import Journal, TermRecord, VerdictRecord, parse
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import LeaseRecord
@@ -392,4 +393,4 @@ def test_a_board_that_has_seen_nothing_answers():
     ],
 )
 def test_credentials_are_taken_out(text: str, safe: str):
-    assert redacted(text) == safe
+    assert redact_credentials(text) == safe
