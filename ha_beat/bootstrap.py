@@ -25,7 +25,7 @@ from ha_beat.election.elector import Elector
 from ha_beat.election.state_machine import Timing
 from ha_beat.errors import StoreError
 from ha_beat.events import Event, Events, TermStarted
-from ha_beat.leader import Enqueuer, Rules
+from ha_beat.leader import Enqueuer, LeaderOptions
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import build_request_handler
 from ha_beat.monitoring.logs import LogWriter
@@ -94,7 +94,7 @@ class _Assembly:
             settings.cluster,
             clock,
             events.emit,
-            _rules(settings),
+            _leader_options(settings),
             pause,
             elector.progress,
         )
@@ -213,7 +213,7 @@ class _Assembly:
             self.keys,
             self.link().client,
             elector,
-            lambda: enqueuer.agenda,
+            lambda: enqueuer.due_queue,
             enqueuer.now,
             self.clock,
             self.events,
@@ -221,8 +221,8 @@ class _Assembly:
         )
 
 
-def _rules(settings: Settings) -> Rules:
-    return Rules(
+def _leader_options(settings: Settings) -> LeaderOptions:
+    return LeaderOptions(
         batch_size=settings.batch_size,
         publish_deadline=settings.publish_deadline,
         catch_up_after_loss=settings.on_state_loss == "catch_up",

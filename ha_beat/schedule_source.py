@@ -12,7 +12,7 @@ from celery.beat import BeatLazyFunc, ScheduleEntry
 
 from ha_beat.beat_loop import Runtime
 from ha_beat.clock import SystemClock
-from ha_beat.leader.due_queue import Slot
+from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.reconcile import Absence
 from ha_beat.reasons import MisfirePolicy
 from ha_beat.schedule.entry_options import EntryOptions
@@ -82,29 +82,29 @@ class EntrySource:
 
     # --- Entries
 
-    def slots(self) -> Iterable[Slot]:
+    def load(self) -> Iterable[ScheduledEntry]:
         default = default_misfire(self._scheduler.ha_settings)
         for name, entry in list(self._scheduler.schedule.items()):
             try:
-                yield self._slot(entry, default)
+                yield self._scheduled(entry, default)
             except Exception:
                 logger.exception("Entry %s is left out", name, extra={"action": "entry_left_out", "entry": name})
 
-    def _slot(self, entry: Any, default: MisfireRules) -> Slot:
+    def _scheduled(self, entry: Any, default: MisfireRules) -> ScheduledEntry:
         scheduler = self._scheduler
-        instants = recurrence_of(entry)
+        recurrence = recurrence_of(entry)
         options = EntryOptions.of(
             entry.name, entry.options or {}, default, starting_deadline(entry), scheduler.ha_settings.uncertain
         )
         stored = scheduler.stored_last_run_at(entry)
-        return Slot(
+        return ScheduledEntry(
             id=scheduler.entry_id(entry),
-            entry=entry,
-            instants=instants,
+            celery_entry=entry,
+            recurrence=recurrence,
             misfire=options.misfire,
             uncertain=options.uncertain,
-            signature=signature(entry, instants),
-            base=NEVER if stored is None else entry.schedule.maybe_make_aware(stored).astimezone(UTC),
+            signature=signature(entry, recurrence),
+            last_run=NEVER if stored is None else entry.schedule.maybe_make_aware(stored).astimezone(UTC),
         )
 
     def changed(self, term: Term, *, held_back: bool) -> bool:  # noqa: ARG002 -- these entries are always up to date
@@ -131,30 +131,30 @@ class EntrySource:
 
     # --- One entry
 
-    def check(self, slot: Slot) -> tuple[bool, float]:
-        entry = slot.entry
-        if slot.base > NEVER:
-            entry.last_run_at = slot.base
-        due, check_in = entry.is_due()
+    def check(self, entry: ScheduledEntry, position: datetime) -> tuple[bool, float]:
+        celery_entry = entry.celery_entry
+        if position > NEVER:
+            celery_entry.last_run_at = position
+        due, check_in = celery_entry.is_due()
         usable = isinstance(check_in, int | float) and check_in > 0
         if not usable:
             return bool(due), 0.0 if due else _CHECK_AGAIN
         return bool(due), min(float(check_in), _CHECK_AT_LATEST)
 
-    def arguments(self, slot: Slot) -> tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]:
-        entry: ScheduleEntry = slot.entry
-        args = [_evaluated(value) for value in entry.args or ()]
-        kwargs = {name: _evaluated(value) for name, value in (entry.kwargs or {}).items()}
-        return args, kwargs, EntryOptions.without_own(entry.options or {})
+    def arguments(self, entry: ScheduledEntry) -> tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]:
+        source: ScheduleEntry = entry.celery_entry
+        args = [_evaluated(value) for value in source.args or ()]
+        kwargs = {name: _evaluated(value) for name, value in (source.kwargs or {}).items()}
+        return args, kwargs, EntryOptions.without_own(source.options or {})
 
-    def settled(self, slot: Slot, row: LedgerRow) -> None:
+    def recorded(self, entry: ScheduledEntry, row: LedgerRow) -> None:
         self.unsynced = True
-        self._scheduler.entry_settled(slot.entry, row)
+        self._scheduler.entry_settled(entry.celery_entry, row)
 
     def armed(self, entry_id: str) -> None:
         """Do nothing: only the database source records it."""
 
-    def finished(self, slot: Slot) -> None:
+    def finished(self, entry: ScheduledEntry, runs: int) -> None:
         """Do nothing: only the database source records it."""
 
 
@@ -168,11 +168,11 @@ def default_misfire(settings: Settings) -> MisfireRules:
     )
 
 
-def signature(entry: ScheduleEntry, instants: Recurrence | None) -> str:
+def signature(entry: ScheduleEntry, recurrence: Recurrence | None) -> str:
     """Return a digest of the entry's schedule that is the same in every process."""
     schedule: Any = entry.schedule
     content = f"{type(schedule).__qualname__}"
-    if instants is not None:
+    if recurrence is not None:
         content += f" {schedule!r} {getattr(schedule, 'run_every', '')} {schedule.tz}"
     return short_digest(content)
 

@@ -16,7 +16,7 @@ from ha_beat.cli.cluster import CantTell, NotWell, on_cluster
 from ha_beat.cli.last_runs import LastRun, RedBeat, of_celerybeat
 from ha_beat.client import ClusterClient
 from ha_beat.clock import from_micros
-from ha_beat.leader.due_queue import Slot
+from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.reasons import Verdict
 from ha_beat.scheduler import HAMixin, HAScheduler
 from ha_beat.settings import redact_url
@@ -32,7 +32,7 @@ _TOLERANCE = timedelta(seconds=2)
 class Step:
     """What is to become of one entry: a new row, or the reason why there is none."""
 
-    slot: Slot
+    entry: ScheduledEntry
     last: datetime | None
     note: str
     row: LedgerRow | None = None
@@ -81,28 +81,28 @@ def migrate(
     Stop the old scheduler first, and start ha_beat after. Refused while somebody leads. What the old scheduler missed
     since it was stopped is then a misfire, by default one catch-up run of each entry.
     """
-    slots = _slots(cluster.app)
+    entries = _entries(cluster.app)
     unknown: set[str] = set()
     last: Mapping[str, LastRun]
     if source == "redbeat":
         redbeat = _redbeat(cluster, redbeat_url, redbeat_prefix)
-        last, names = redbeat.last_runs(slots), redbeat.names()
+        last, names = redbeat.last_runs(entries), redbeat.names()
         if not names and not last:
             raise NotWell(
                 f"nothing was taken over: there is nothing of redbeat's under the prefix {redbeat.prefix!r} at "
                 f"{redbeat.place}. Say where it is with --redbeat-url and --redbeat-prefix"
             )
-        unknown = names - slots.keys()
+        unknown = names - entries.keys()
     elif source == "celerybeat":
         last = of_celerybeat(path or str(cluster.app.conf.beat_schedule_filename), cluster.app)
-        unknown = last.keys() - slots.keys()
+        unknown = last.keys() - entries.keys()
     else:
         last = _of_django()
-        unknown = last.keys() - slots.keys()
+        unknown = last.keys() - entries.keys()
     known = cluster.ledger.read()
     now = from_micros(cluster.view().server_ms * 1000)
-    steps = [_step(slot, last.get(name), known.get(name), now, force=force) for name, slot in slots.items()]
-    rows = [(each.slot.id, f"{each.last:%Y-%m-%d %H:%M:%S}Z" if each.last else "-", each.note) for each in steps]
+    steps = [_step(entry, last.get(name), known.get(name), now, force=force) for name, entry in entries.items()]
+    rows = [(each.entry.id, f"{each.last:%Y-%m-%d %H:%M:%S}Z" if each.last else "-", each.note) for each in steps]
     output.show_table(("ENTRY", "LAST RUN", "TAKEN OVER"), rows)
     for name in sorted(unknown):
         click.echo(f"{name} is not in beat_schedule: put it there, or it will not run")
@@ -114,7 +114,7 @@ def migrate(
     click.echo(f"{len(wanted)} of {len(steps)} entries were taken over")
 
 
-def _slots(app: Celery) -> dict[str, Slot]:
+def _entries(app: Celery) -> dict[str, ScheduledEntry]:
     """The entries as the scheduler in use has them, by id.
 
     Raises:
@@ -135,7 +135,7 @@ def _slots(app: Celery) -> dict[str, Slot]:
         kind = HAScheduler
     scheduler: HAMixin = kind(app=app, lazy=True)
     scheduler.setup_schedule()
-    return {slot.id: slot for slot in scheduler.schedule_source.slots()}
+    return {entry.id: entry for entry in scheduler.schedule_source.load()}
 
 
 def _redbeat(cluster: ClusterClient, url: str | None, prefix: str | None) -> RedBeat:
@@ -157,21 +157,21 @@ def _of_django() -> dict[str, LastRun]:
         raise CantTell(f"django-celery-beat's rows can't be read: {type(exc).__name__}: {exc}") from exc
 
 
-def _step(slot: Slot, last: LastRun | None, raw: str | None, now: datetime, *, force: bool) -> Step:
+def _step(entry: ScheduledEntry, last: LastRun | None, raw: str | None, now: datetime, *, force: bool) -> Step:
     if last is None:
-        return Step(slot, None, "no: it never ran there")
+        return Step(entry, None, "no: it never ran there")
     if last.at > now + _TOLERANCE:
-        return Step(slot, last.at, "no: that lies ahead of now")
+        return Step(entry, last.at, "no: that lies ahead of now")
     if raw is not None:
         found = LedgerRow.parse(raw)
         if found is None:
-            return Step(slot, last.at, "no: newer software has written its row")
+            return Step(entry, last.at, "no: newer software has written its row")
         if not force:
-            return Step(slot, last.at, "no: the ledger knows it already (--force)")
+            return Step(entry, last.at, "no: the ledger knows it already (--force)")
         if found.base >= last.at:
-            return Step(slot, last.at, "no: the ledger knows of a later run")
-    row = LedgerRow(base=last.at, verdict=Verdict.ARMED, run_count=last.count, signature=slot.signature, raw=raw or "")
-    return Step(slot, last.at, "yes", row)
+            return Step(entry, last.at, "no: the ledger knows of a later run")
+    row = LedgerRow(base=last.at, verdict=Verdict.ARMED, run_count=last.count, signature=entry.signature, raw=raw or "")
+    return Step(entry, last.at, "yes", row)
 
 
 def _write(cluster: ClusterClient, steps: list[Step]) -> None:
@@ -180,11 +180,11 @@ def _write(cluster: ClusterClient, steps: list[Step]) -> None:
     Raises:
         NotWell: somebody leads, or another wrote at the same time.
     """
-    args = [part for each in steps if each.row for part in (each.slot.id, each.row.raw, each.row.encoded())]
+    args = [part for each in steps if each.row for part in (each.entry.id, each.row.raw, each.row.encoded())]
     answer, *done = Script("seed")(cluster.client(), [cluster.keys.lease, cluster.keys.ledger], args)
     if text(answer) == "led":
         raise NotWell(f"nothing was taken over: {text(done[0])} leads. Stop all replicas first")
-    late = [each.slot.id for each, one in zip(steps, done, strict=True) if not int(one)]
+    late = [each.entry.id for each, one in zip(steps, done, strict=True) if not int(one)]
     if late:
         raise NotWell(f"somebody else wrote {', '.join(late)} at the same time; the others were taken over")
 

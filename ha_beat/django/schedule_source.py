@@ -19,7 +19,7 @@ from ha_beat.django.row_reader import RowReader
 from ha_beat.django.row_sync import POLL_INTERVAL, RowSync
 from ha_beat.django.row_writer import CLOCK_TOLERANCE, RowWriter, Run
 from ha_beat.events import Event, TermEnded
-from ha_beat.leader.due_queue import Slot
+from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.reconcile import Absence
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import NEVER
@@ -163,7 +163,7 @@ class DatabaseSource(EntrySource):
             return True
         return held_back and not certain and rows.read_in == term.nonce
 
-    def slots(self) -> Iterable[Slot]:
+    def load(self) -> Iterable[ScheduledEntry]:
         rows, runtime = self._rows, self._runtime
         if rows is None or rows.reader.snapshot is None or runtime is None:
             return
@@ -175,21 +175,21 @@ class DatabaseSource(EntrySource):
         for name, entry in snapshot.by_name.items():
             try:
                 if entry.expires is None or entry.expires > now:
-                    yield self._row_slot(entry, default, now)
+                    yield self._scheduled_row(entry, default, now)
             except Exception:
                 logger.exception("Entry %s is left out", name, extra={"action": "entry_left_out", "entry": name})
 
-    def _row_slot(self, entry: RowEntry, default: MisfireRules, now: datetime) -> Slot:
+    def _scheduled_row(self, entry: RowEntry, default: MisfireRules, now: datetime) -> ScheduledEntry:
         stored = entry.stored_last_run_at
         rules = entry.rules(default, self._scheduler.ha_settings.uncertain)
-        return Slot(
+        return ScheduledEntry(
             id=entry.id,
-            entry=entry,
-            instants=entry.instants,
+            celery_entry=entry,
+            recurrence=entry.instants,
             misfire=rules.misfire,
             uncertain=rules.uncertain,
             signature=entry.signature,
-            base=NEVER if stored is None or stored > now + CLOCK_TOLERANCE else stored,
+            last_run=NEVER if stored is None or stored > now + CLOCK_TOLERANCE else stored,
             name=entry.name,
             run_count=entry.row_run_count,
             once=entry.once,
@@ -208,14 +208,14 @@ class DatabaseSource(EntrySource):
         if number is not None and self._rows is not None:
             self._rows.reader.forget_removed(entry_id, number)
 
-    def finished(self, slot: Slot) -> None:
+    def finished(self, entry: ScheduledEntry, runs: int) -> None:
         # One that expires before its time stays on until then, as django-celery-beat has it: either may be edited.
-        if slot.once and self._rows is not None and (slot.runs or slot.entry.expires is None):
-            self._rows.writer.disable_finished(slot.id)
+        if entry.once and self._rows is not None and (runs or entry.celery_entry.expires is None):
+            self._rows.writer.disable_finished(entry.id)
             self._rows.wake()
 
-    def settled(self, slot: Slot, row: LedgerRow) -> None:
-        entry: RowEntry = slot.entry
-        entry.last_run_at, entry.total_run_count = row.base, row.run_count
+    def recorded(self, entry: ScheduledEntry, row: LedgerRow) -> None:
+        row_entry: RowEntry = entry.celery_entry
+        row_entry.last_run_at, row_entry.total_run_count = row.base, row.run_count
         if row.verdict in {"enqueued", "uncertain"} and self._rows is not None:
-            self._rows.writer.record_run(slot.id, Run(row.base, row.run_count))
+            self._rows.writer.record_run(entry.id, Run(row.base, row.run_count))

@@ -1,13 +1,20 @@
-"""The leader's work: takes over the ledger, then enqueues what is due, batch by batch, in order of due time.
+"""The leader's work.
 
-:class:`Enqueuer` says what comes next; each step of a batch has a module of its own: :mod:`gathering` makes operations
-of what is due, :mod:`settling` takes in the answers, :mod:`claims` sees to messages of unknown fate, :mod:`backoff`
-spaces out what fails.
+:class:`Enqueuer` creates a :class:`~ha_beat.leader.term.LeaderTerm` for each term of this replica. In a term, an
+occurrence passes through these modules:
+
+- ``due_queue`` holds the entries in order of due time,
+- ``batch_builder`` makes an operation of each entry that is due,
+- a dispatcher (:mod:`ha_beat.dispatch`) submits the batch,
+- ``results`` applies the answers and puts the entries back into the queue.
+
+``reconcile`` places the entries when a term begins and after an edit, ``recovery`` and ``state_loss`` handle a Redis
+that lost data, ``open_claims`` handles messages of unknown outcome, and ``backoff`` spaces out retries.
 """
 
 from ha_beat.leader.backoff import BrokerOutOfReach
 from ha_beat.leader.enqueuer import Enqueuer
-from ha_beat.leader.options import Rules
+from ha_beat.leader.options import LeaderOptions
 from ha_beat.leader.planner import ScheduleSource
 
-__all__ = ["BrokerOutOfReach", "Enqueuer", "Rules", "ScheduleSource"]
+__all__ = ["BrokerOutOfReach", "Enqueuer", "LeaderOptions", "ScheduleSource"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ha_beat.clock import from_micros
 from ha_beat.dispatch import Answer
-from ha_beat.leader.due_queue import Slot
+from ha_beat.leader.entry import EntryState
 from ha_beat.leader.request_outcome import Outcome, Refused
 from ha_beat.leader.requested_messages import SENT, RequestedMessages
 from ha_beat.reasons import AnswerKind, BackfillOutcome, MessageKind, ReplyCode, Verdict
@@ -90,38 +90,38 @@ class BackfillHandler:
 
     def __call__(self, term: Term, request: Request) -> Outcome:
         """Carry out the request."""
-        slot = self._messages.entry(request)
+        state = self._messages.entry(request)
         dry_run = bool(request.args.get("dry_run"))
-        instants = self._assessed(request, slot)
+        instants = self._assessed(request, state)
         if not dry_run:
-            instants = self._enqueue(term, request, slot, instants)
+            instants = self._enqueue(term, request, state, instants)
         count = sum(each.outcome in _COUNTED for each in instants)
         if count < len(instants):
             code = ReplyCode.BACKFILL_INCOMPLETE
         else:
             code = ReplyCode.BACKFILL_PLANNED if dry_run else ReplyCode.BACKFILLED
         data = {
-            "entry": slot.id,
+            "entry": state.id,
             "dry_run": dry_run,
             "count": count,
-            "instants": [self._as_data(slot, each) for each in instants],
+            "instants": [self._as_data(state, each) for each in instants],
         }
-        record = {"event": "backfill", "entry": slot.id, "count": count, "of": len(instants)}
+        record = {"event": "backfill", "entry": state.id, "count": count, "of": len(instants)}
         return Outcome(code, data, record=None if dry_run else record)
 
-    def _as_data(self, slot: Slot, each: BackfillInstant) -> dict[str, Any]:
+    def _as_data(self, state: EntryState, each: BackfillInstant) -> dict[str, Any]:
         return {
-            "at": Occurrence(slot.id, each.at).instant,
+            "at": Occurrence(state.id, each.at).instant,
             "outcome": each.outcome,
             "detail": each.detail,
-            "task_id": self._messages.task_id(slot, each.at),
+            "task_id": self._messages.task_id(state, each.at),
         }
 
-    def _assessed(self, request: Request, slot: Slot) -> list[BackfillInstant]:
-        if slot.instants is None:
-            raise Refused(ReplyCode.NO_PAST_INSTANTS, entry=slot.id)
+    def _assessed(self, request: Request, state: EntryState) -> list[BackfillInstant]:
+        if state.entry.recurrence is None:
+            raise Refused(ReplyCode.NO_PAST_INSTANTS, entry=state.id)
         since, until = _instant_argument(request, "from"), _instant_argument(request, "to")
-        found = list(islice(due_between(slot.instants, slot.base, since, until), BACKFILL_LIMIT + 1))
+        found = list(islice(due_between(state.entry.recurrence, state.position, since, until), BACKFILL_LIMIT + 1))
         if len(found) > BACKFILL_LIMIT:
             raise Refused(ReplyCode.TOO_MANY_INSTANTS, limit=BACKFILL_LIMIT)
         if not found:
@@ -129,12 +129,12 @@ class BackfillHandler:
         known = [
             record
             for record in self._journal.between(found[0] - _CLOCK_TOLERANCE)
-            if isinstance(record, VerdictRecord) and record.entry == slot.id and record.kind != MessageKind.MANUAL
+            if isinstance(record, VerdictRecord) and record.entry == state.id and record.kind != MessageKind.MANUAL
         ]
-        return assess_instants(found, slot.base, known, request.id, force=bool(request.args.get("force")))
+        return assess_instants(found, state.position, known, request.id, force=bool(request.args.get("force")))
 
     def _enqueue(
-        self, term: Term, request: Request, slot: Slot, instants: Sequence[BackfillInstant]
+        self, term: Term, request: Request, state: EntryState, instants: Sequence[BackfillInstant]
     ) -> list[BackfillInstant]:
         found = {each.number: each for each in instants}
         begun = self._messages.begun_before(request)
@@ -144,8 +144,8 @@ class BackfillHandler:
         planned = [each for each in found.values() if each.outcome is BackfillOutcome.PLANNED]
         for start in range(0, len(planned), _BATCH):
             batch = planned[start : start + _BATCH]
-            steps = [(each.number, each.at, self._messages.task_id(slot, each.at)) for each in batch]
-            answers = self._messages.send(term, request, slot, MessageKind.BACKFILL, steps)
+            steps = [(each.number, each.at, self._messages.task_id(state, each.at)) for each in batch]
+            answers = self._messages.send(term, request, state, MessageKind.BACKFILL, steps)
             for each, answer in zip(batch, answers, strict=True):
                 outcome, detail = _outcome_of(answer)
                 found[each.number] = replace(each, outcome=outcome, detail=detail)

@@ -1,4 +1,4 @@
-"""Makes operations of what is due."""
+"""Batch builder: makes operations of the entries that are due."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from ha_beat import events
 from ha_beat.dispatch import Dispatcher, Operation
 from ha_beat.errors import StoreError
 from ha_beat.headers import header_of, with_header
-from ha_beat.leader.due_queue import Agenda, Slot
-from ha_beat.leader.ledger_writer import Scribe, Work
-from ha_beat.leader.open_claims import Claims
-from ha_beat.leader.options import Rules
+from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.entry import EntryState
+from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
+from ha_beat.leader.open_claims import OpenClaims
+from ha_beat.leader.options import LeaderOptions
 from ha_beat.leader.planner import Planner, ScheduleSource
 from ha_beat.reasons import EntryFault, SkipReason, Verdict
 from ha_beat.schedule.misfire import Decision, Skipped
@@ -22,148 +23,155 @@ from ha_beat.schedule.occurrence import Occurrence
 #: Seconds until an entry whose schedule raises is asked again.
 SCHEDULE_RETRY = 60.0
 
-#: A batch is full with so many characters of messages: Redis does nothing else for the 30 ms or so that they take.
-MOST_CHARACTERS = 4_000_000
+#: Characters of messages that fill a batch. Redis does nothing else for about 30 ms while it takes them.
+BATCH_CHARACTERS = 4_000_000
+
+_MAX_DETAIL = 500
 
 
 @dataclass(slots=True)
-class Gathered:
-    """The operations of a batch. ``unreachable`` entries had to wait for the broker, which was ``away``."""
+class Batch:
+    """Operations for due entries. ``waiting`` entries stay due, because the broker failed with ``error``."""
 
-    works: list[Work] = field(default_factory=list)
-    unreachable: list[Slot] = field(default_factory=list)
-    away: StoreError | None = None
+    operations: list[EntryOperation] = field(default_factory=list)
+    waiting: list[EntryState] = field(default_factory=list)
+    error: StoreError | None = None
 
 
-class Gatherer:
-    """Takes what is due off an agenda."""
+class BatchBuilder:
+    """Builder of the batches of one term."""
 
     def __init__(
         self,
         source: ScheduleSource,
         planner: Planner,
-        claims: Claims,
+        claims: OpenClaims,
         cluster: str,
         emit: Callable[[events.Event], None],
-        rules: Rules,
+        options: LeaderOptions,
     ) -> None:
         self._source = source
         self._planner = planner
         self._claims = claims
         self._cluster = cluster
         self._emit = emit
-        self._rules = rules
+        self._options = options
 
-    def gather(self, scribe: Scribe, agenda: Agenda, dispatcher: Dispatcher) -> Gathered:
-        """A batch of what is due. While the broker can't be asked, only what can be settled without it."""
-        gathered, room = Gathered(), MOST_CHARACTERS
-        for slot in list(agenda.pop_due(scribe.now, self._rules.batch_size)):
+    def build(self, writer: LedgerWriter, queue: DueQueue, dispatcher: Dispatcher) -> Batch:
+        """Build a batch of due entries. Once the broker fails, add only entries that need no message."""
+        batch, room = Batch(), BATCH_CHARACTERS
+        for state in list(queue.pop_due(writer.now, self._options.batch_size)):
             if room <= 0:
-                agenda.put(slot, slot.due_at or scribe.now)
+                queue.put(state, state.due_at or writer.now)
                 continue
             try:
-                work = self._work_for(scribe, slot, agenda, dispatcher, gathered.away)
+                operation = self._operation(writer, state, queue, dispatcher, batch.error)
             except StoreError as exc:
-                gathered.away = exc
-                gathered.unreachable.append(slot)
+                batch.error = exc
+                batch.waiting.append(state)
                 continue
-            if work is not None:
-                gathered.works.append(work)
-                room -= work.operation.size
-        for slot in gathered.unreachable:
-            slot.failing_since = slot.failing_since or scribe.now
-            agenda.put(slot, slot.due_at or scribe.now)
-        return gathered
+            if operation is not None:
+                batch.operations.append(operation)
+                room -= operation.operation.size
+        for state in batch.waiting:
+            state.record_failure(writer.now, str(batch.error))
+            queue.put(state, state.due_at or writer.now)
+        return batch
 
-    def _work_for(
-        self, scribe: Scribe, slot: Slot, agenda: Agenda, dispatcher: Dispatcher, away: StoreError | None
-    ) -> Work | None:
-        now = scribe.now
+    def _operation(
+        self, writer: LedgerWriter, state: EntryState, queue: DueQueue, dispatcher: Dispatcher, error: StoreError | None
+    ) -> EntryOperation | None:
+        now = writer.now
         try:
-            if slot.instants is None and not slot.redo and not self._seen_due(slot, agenda, now):
+            if state.entry.recurrence is None and not state.resend and not self._is_due(state, queue, now):
                 return None
-            due = slot.decide(now)
+            decision = state.decide(now)
         except Exception as exc:
-            self._emit(events.EntryFailed.raised(slot.label, EntryFault.SCHEDULE_RAISES, exc))
-            agenda.put(slot, slot.due_at or now, now + timedelta(seconds=SCHEDULE_RETRY))
+            self._emit(events.EntryFailed.raised(state.label, EntryFault.SCHEDULE_RAISES, exc))
+            queue.put(state, state.due_at or now, now + timedelta(seconds=SCHEDULE_RETRY))
             return None
-        if due.send is None:
-            return scribe.skipped(slot, due.skipped or _only(due, SkipReason.MISSED), due.position)
-        if self._given_up(slot, due.send, now):
-            if slot.redo:
-                self._claims.abandon(dispatcher, agenda, scribe.term, slot)
-                self._planner.plan(agenda, slot, now)
+        if decision.send is None:
+            return writer.skip(state, decision.skipped or _one(decision, SkipReason.MISSED), decision.position)
+        if self._past_deadline(state, decision.send, now):
+            if state.resend:
+                self._claims.abandon(dispatcher, queue, writer.term, state)
+                self._planner.plan(queue, state, now)
                 return None
-            return scribe.skipped(slot, _with(due, SkipReason.NOT_PUBLISHED, slot.detail), due.position)
-        if away is not None:
-            raise away
+            return writer.skip(state, _all(decision, SkipReason.NOT_PUBLISHED, state.error), decision.position)
+        if error is not None:
+            raise error
         try:
-            return self._message_for(scribe, slot, due, due.send, dispatcher)
+            return self._send(writer, state, decision, decision.send, dispatcher)
         except StoreError:
             raise
         except Exception as exc:
-            failed = events.EntryFailed.raised(slot.label, EntryFault.MESSAGE_NOT_BUILT, exc)
+            failed = events.EntryFailed.raised(state.label, EntryFault.MESSAGE_NOT_BUILT, exc)
             self._emit(failed)
-            return scribe.skipped(slot, _with(due, SkipReason.NO_MESSAGE, failed.detail[:500]), due.position)
+            return writer.skip(state, _all(decision, SkipReason.NO_MESSAGE, failed.detail), decision.position)
 
-    def _message_for(self, scribe: Scribe, slot: Slot, due: Decision, send: datetime, dispatcher: Dispatcher) -> Work:
-        occurrence = Occurrence(slot.id, send)
+    def _send(
+        self, writer: LedgerWriter, state: EntryState, decision: Decision, send: datetime, dispatcher: Dispatcher
+    ) -> EntryOperation:
+        """Return the operation that enqueues an occurrence."""
+        entry = state.entry
+        occurrence = Occurrence(entry.id, send)
         task_id = occurrence.task_id(self._cluster)
-        row = scribe.row(slot, due.position, Verdict.ENQUEUED, scheduled_at=send, task_id=task_id)
-        epoch = scribe.term.epoch
-        header = header_of(self._cluster, slot.id, occurrence.instant, epoch=epoch, run_count=row.run_count)
-        args, kwargs, options = self._source.arguments(slot)
-        message = dispatcher.prepare(slot.entry, args, kwargs, with_header(options, header, task_id))
-        records = [scribe.enqueued_record(slot, send, task_id)]
-        if slot.redo:
-            records[:0] = self._claims.carried(slot)
-        elif due.skipped is not None:
-            records.insert(0, scribe.skip_record(slot, due.skipped))
+        row = writer.row(state, decision.position, Verdict.ENQUEUED, scheduled_at=send, task_id=task_id)
+        epoch = writer.term.epoch
+        header = header_of(self._cluster, entry.id, occurrence.instant, epoch=epoch, run_count=row.run_count)
+        args, kwargs, options = self._source.arguments(entry)
+        message = dispatcher.prepare(entry.celery_entry, args, kwargs, with_header(options, header, task_id))
+        records = [writer.enqueued_record(state, send, task_id)]
+        if state.resend:
+            records[:0] = self._claims.earlier_records(state.id)
+        elif decision.skipped is not None:
+            records.insert(0, writer.skip_record(state, decision.skipped))
         operation = Operation(
-            slot.id,
-            slot.expected,
+            entry.id,
+            state.expected,
             row.raw,
             tuple(records),
             message,
             task_id=task_id,
-            uncertain=slot.uncertain,
+            uncertain=entry.uncertain,
             scheduled_ms=round(send.timestamp() * 1000),
         )
-        return Work(slot, operation, row, due)
+        return EntryOperation(state, operation, row, decision)
 
-    def _seen_due(self, slot: Slot, agenda: Agenda, now: datetime) -> bool:
-        """Ask an entry whose schedule only it knows; the first instant seen due is the occurrence's."""
-        if slot.failing_since is not None:
+    def _is_due(self, state: EntryState, queue: DueQueue, now: datetime) -> bool:
+        """Ask an entry without a recurrence. The time at which it is first found due is its occurrence."""
+        if state.failing_since is not None:
             return True
-        due, ask_in = self._source.check(slot)
+        due, ask_in = self._source.check(state.entry, state.position)
         if due:
-            slot.due_at, slot.ask_in = now, ask_in
+            state.due_at, state.ask_in = now, ask_in
         else:
-            agenda.put(slot, now + timedelta(seconds=ask_in))
+            queue.put(state, now + timedelta(seconds=ask_in))
         return due
 
-    def _given_up(self, slot: Slot, send: datetime, now: datetime) -> bool:
-        """Whether an occurrence that could not be enqueued is too late by now.
+    def _past_deadline(self, state: EntryState, send: datetime, now: datetime) -> bool:
+        """True if an occurrence could not be enqueued within ``publish_deadline``.
 
-        One that was overdue already when this leader first tried, a catch-up, gets the deadline's time from then.
+        The deadline counts from the due time. An occurrence that was overdue by more than that at the first attempt, as
+        a late catch-up is, gets the whole time from the first attempt.
         """
-        deadline = self._rules.publish_deadline
-        if slot.failing_since is None or deadline is None:
+        deadline = self._options.publish_deadline
+        if state.failing_since is None or deadline is None:
             return False
-        late, tried = (now - send).total_seconds(), (now - slot.failing_since).total_seconds()
+        late, tried = (now - send).total_seconds(), (now - state.failing_since).total_seconds()
         overdue_before = late - tried > deadline
         return tried > deadline if overdue_before else late > deadline
 
 
-def _only(due: Decision, reason: SkipReason, detail: str = "") -> Skipped:
-    """The one instant that is due, as a range."""
-    return Skipped(due.position, due.position + timedelta(microseconds=1), 1, reason, detail)
+def _one(decision: Decision, reason: SkipReason, detail: str = "") -> Skipped:
+    """Return the one due instant as a range."""
+    until = decision.position + timedelta(microseconds=1)
+    return Skipped(decision.position, until, 1, reason, detail[:_MAX_DETAIL])
 
 
-def _with(due: Decision, reason: SkipReason, detail: str) -> Skipped:
-    """What is due, passed over with what was to be passed over anyway."""
-    only = _only(due, reason, detail)
-    before = due.skipped
+def _all(decision: Decision, reason: SkipReason, detail: str) -> Skipped:
+    """Return the due instant together with those that the decision skips."""
+    one, before = _one(decision, reason, detail), decision.skipped
     if before is None:
-        return only
-    return Skipped(before.first, only.until, before.count + 1 if before.count >= 0 else -1, reason, detail)
+        return one
+    return Skipped(before.first, one.until, before.count + 1 if before.count >= 0 else -1, reason, one.detail)

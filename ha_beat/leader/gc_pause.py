@@ -1,4 +1,4 @@
-"""Python's garbage collector, where it does nothing but harm."""
+"""Pause of Python's garbage collector."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def collector_held_off() -> Iterator[None]:
-    """Have it wait: many objects come into being, none is garbage, and it would walk over all."""
+def gc_paused() -> Iterator[None]:
+    """Pause the garbage collector during a bulk allocation that creates no garbage."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -35,8 +35,8 @@ class LeaderReport:
         match event:
             case events.PathChosen(path, reason):
                 self._path = {"path": path, "why": reason}
-            case events.EntryFailed(entry, why) if len(self._failing) < _FAILING:
-                self._failing[entry] = why
+            case events.EntryFailed(entry, reason, detail) if len(self._failing) < _FAILING:
+                self._failing[entry] = f"{reason}: {detail}" if detail else reason
             case events.Enqueued(entry):
                 self._failing.pop(entry, None)
             case events.TermStarted():
@@ -46,11 +46,11 @@ class LeaderReport:
 
     def report(self, _term: Term, _request: Request) -> Outcome:
         """Return the state of the schedule. Ages are in seconds."""
-        now, agenda = self._schedule.now(), self._schedule.agenda
+        now, queue = self._schedule.now(), self._schedule.due_queue
         overdue = [
-            (now - slot.due_at).total_seconds()
-            for slot in agenda.slots()
-            if slot.instants is not None and slot.due_at is not None and slot.due_at < now
+            (now - state.due_at).total_seconds()
+            for state in queue.entries()
+            if state.entry.recurrence is not None and state.due_at is not None and state.due_at < now
         ]
         pause = self._pause.current
         return Outcome(
@@ -59,7 +59,7 @@ class LeaderReport:
                 "dispatch": self._path,
                 "failing": dict(self._failing),
                 "now_ms": round(now.timestamp() * 1000),
-                "entries": len(agenda),
+                "entries": len(queue),
                 "backlog": len(overdue),
                 "longest_overdue": max(overdue, default=0.0),
                 "paused": pause.as_data() if pause else None,
@@ -72,17 +72,18 @@ class LeaderReport:
 
     def _upcoming(self, request: Request) -> Iterator[dict[str, Any]]:
         limit = min(int(request.args.get("limit") or 20), _LISTED)
-        agenda = self._schedule.agenda
-        slots = [find_entry(agenda, request)] if request.args.get("entry") else list(agenda.slots())
+        queue = self._schedule.due_queue
+        states = [find_entry(queue, request)] if request.args.get("entry") else list(queue.entries())
         far = datetime.max.replace(tzinfo=UTC)
-        for slot in sorted(slots, key=lambda slot: (slot.due_at or far, slot.id))[:limit]:
-            known = slot.instants is not None and slot.due_at is not None
+        for state in sorted(states, key=lambda state: (state.due_at or far, state.id))[:limit]:
+            entry = state.entry.celery_entry
+            known = state.entry.recurrence is not None and state.due_at is not None
             yield {
-                "entry": slot.id,
-                "name": str(slot.entry.name),
-                "task": str(slot.entry.task),
-                "schedule": " ".join(str(slot.entry.schedule).split()),  # django-celery-beat's has line breaks
-                "due": slot.due_at.isoformat() if known and slot.due_at else None,
-                "last": slot.row.scheduled_at.isoformat() if slot.row and slot.row.scheduled_at else None,
-                "run_count": slot.row.run_count if slot.row else 0,
+                "entry": state.id,
+                "name": str(entry.name),
+                "task": str(entry.task),
+                "schedule": " ".join(str(entry.schedule).split()),  # django-celery-beat's has line breaks
+                "due": state.due_at.isoformat() if known and state.due_at else None,
+                "last": state.row.scheduled_at.isoformat() if state.row and state.row.scheduled_at else None,
+                "run_count": state.row.run_count if state.row else 0,
             }

@@ -1,4 +1,4 @@
-"""Rows for the ledger and records for the journal: what is written about an occurrence."""
+"""Ledger rows and journal records for an occurrence, and the operations that write them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from ha_beat.clock import to_micros
 from ha_beat.dispatch import Operation
-from ha_beat.leader.due_queue import Slot
+from ha_beat.leader.entry import EntryState
 from ha_beat.reasons import Verdict
 from ha_beat.schedule.misfire import Decision, Skipped
 from ha_beat.schedule.occurrence import FOREVER, Occurrence
@@ -18,18 +18,23 @@ from ha_beat.store.ledger import LedgerRow
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """One operation of a batch and what it is about."""
+class EntryOperation:
+    """An operation with the entry that it is about, the row that it writes and the decision that it records."""
 
-    slot: Slot
+    state: EntryState
     operation: Operation
     row: LedgerRow
-    due: Decision | None = None
+    decision: Decision | None = None
+
+    @property
+    def sends(self) -> bool:
+        """True if the operation sends a message."""
+        return self.decision is not None and self.decision.send is not None
 
 
 @dataclass(frozen=True, slots=True)
-class Scribe:
-    """Writes under one term, at one instant."""
+class LedgerWriter:
+    """Builder of rows and records under one term, at one time."""
 
     term: Term
     now: datetime
@@ -40,81 +45,83 @@ class Scribe:
 
     def row(
         self,
-        slot: Slot,
-        base: datetime,
+        state: EntryState,
+        position: datetime,
         verdict: Verdict,
         *,
         scheduled_at: datetime | None = None,
-        reason: str = "",
-        detail: str = "",
+        skipped: Skipped | None = None,
         task_id: str = "",
         in_doubt_until: datetime | None = None,
     ) -> LedgerRow:
-        before = slot.row
+        """Return the row that follows the entry's row."""
+        before = state.row
         again = before is not None and before.task_id == task_id and bool(task_id)
-        run_count = slot.runs + (verdict is Verdict.ENQUEUED and not again)
         row = LedgerRow(
-            base=base,
+            base=position,
             verdict=verdict,
             scheduled_at=scheduled_at or (before.scheduled_at if before else None),
-            following=_following(slot, base),
+            following=_following(state, position),
             in_doubt_until=in_doubt_until,
             rev=(before.rev if before else 0) + 1,
             dispatched_ms=self._ms,
             epoch=self.term.epoch,
             nonce=self.term.nonce,
-            run_count=run_count,
-            reason=reason,
-            detail=detail,
+            run_count=state.runs + (verdict is Verdict.ENQUEUED and not again),
+            reason=skipped.reason if skipped else "",
+            detail=skipped.detail if skipped else "",
             task_id=task_id,
-            signature=slot.signature,
+            signature=state.entry.signature,
         )
         return replace(row, raw=row.encoded())
 
-    def armed(self, slot: Slot, *, in_doubt_until: datetime | None = None) -> Work:
-        """From now on the cluster owes this entry its occurrences, whoever leads; but none that is in doubt."""
-        row = self.row(slot, slot.base, Verdict.ARMED, in_doubt_until=in_doubt_until)
-        return Work(slot, Operation(slot.id, slot.expected, row.raw), row)
+    def arm(self, state: EntryState, *, in_doubt_until: datetime | None = None) -> EntryOperation:
+        """Record the entry's position: from it on, each leader owes the occurrences that are not in doubt."""
+        row = self.row(state, state.position, Verdict.ARMED, in_doubt_until=in_doubt_until)
+        return EntryOperation(state, Operation(state.id, state.expected, row.raw), row)
 
-    def absent(self, slot: Slot) -> Work:
-        """The entry is gone or disabled: from now on it is owed nothing, until it is armed again."""
-        row = self.row(slot, slot.base, Verdict.ABSENT)
-        return Work(slot, Operation(slot.id, slot.expected, row.raw), row)
+    def mark_absent(self, state: EntryState) -> EntryOperation:
+        """Record that the entry was deleted or disabled: it is not due until it is armed again."""
+        row = self.row(state, state.position, Verdict.ABSENT)
+        return EntryOperation(state, Operation(state.id, state.expected, row.raw), row)
 
-    def forgotten(self, slot: Slot, row: LedgerRow) -> Work:
-        """The entry has been absent for so long that its row goes."""
-        return Work(slot, Operation(slot.id, slot.expected, ""), row)
+    def delete(self, state: EntryState, row: LedgerRow) -> EntryOperation:
+        """Delete the row of an entry that has been absent for long."""
+        return EntryOperation(state, Operation(state.id, state.expected, ""), row)
 
-    def skipped(self, slot: Slot, skipped: Skipped, position: datetime, *, last: datetime | None = None) -> Work:
-        """Instants that get their verdict without a message. ``last`` of them is the position, unless given."""
-        row = self.row(
-            slot, position, Verdict.SKIPPED, scheduled_at=last or position, reason=skipped.reason, detail=skipped.detail
+    def skip(
+        self, state: EntryState, skipped: Skipped, position: datetime, *, last: datetime | None = None
+    ) -> EntryOperation:
+        """Record skipped instants. ``last`` is the last of them, if it is not the position."""
+        row = self.row(state, position, Verdict.SKIPPED, scheduled_at=last or position, skipped=skipped)
+        operation = Operation(state.id, state.expected, row.raw, (self.skip_record(state, skipped, position),))
+        return EntryOperation(state, operation, row, Decision(None, position, skipped))
+
+    def enqueued_record(self, state: EntryState, at: datetime, task_id: str) -> str:
+        """Return the journal record of an enqueued occurrence."""
+        return self._record(
+            Verdict.ENQUEUED, state, at=Occurrence(state.id, at).instant, id=task_id, base=to_micros(at)
         )
-        operation = Operation(slot.id, slot.expected, row.raw, (self.skip_record(slot, skipped, position),))
-        return Work(slot, operation, row, Decision(None, position, skipped))
 
-    def enqueued_record(self, slot: Slot, at: datetime, task_id: str) -> str:
-        return self._record(Verdict.ENQUEUED, slot, at=Occurrence(slot.id, at).instant, id=task_id, base=to_micros(at))
-
-    def skip_record(self, slot: Slot, skipped: Skipped, position: datetime | None = None) -> str:
-        """The range; ``position`` is what the entry is at with it, where no other record says so."""
+    def skip_record(self, state: EntryState, skipped: Skipped, position: datetime | None = None) -> str:
+        """Return the journal record of a skipped range. It carries ``position`` if no other record does."""
         return self._record(
             Verdict.SKIPPED,
-            slot,
-            **{"from": Occurrence(slot.id, skipped.first).instant},
-            until=Occurrence(slot.id, skipped.until).instant,
+            state,
+            **{"from": Occurrence(state.id, skipped.first).instant},
+            until=Occurrence(state.id, skipped.until).instant,
             count=skipped.count,
             why=skipped.reason,
             **({"detail": skipped.detail} if skipped.detail else {}),
             **({"base": to_micros(position)} if position is not None else {}),
         )
 
-    def _record(self, verdict: Verdict, slot: Slot, **details: Any) -> str:
+    def _record(self, verdict: Verdict, state: EntryState, **details: Any) -> str:
         return json.dumps(
             {
                 "verdict": verdict,
-                "entry": slot.id,
-                **({"name": slot.name} if slot.name not in {"", slot.id} else {}),
+                "entry": state.id,
+                **({"name": state.label} if state.label != state.id else {}),
                 **details,
                 "ms": self._ms,
                 "epoch": self.term.epoch,
@@ -123,12 +130,12 @@ class Scribe:
         )
 
 
-def _following(slot: Slot, base: datetime) -> datetime | None:
-    """What is due next, where that can be known."""
-    if slot.instants is None:
+def _following(state: EntryState, position: datetime) -> datetime | None:
+    """Return the next due instant, if it can be computed."""
+    if state.entry.recurrence is None:
         return None
     try:
-        following = slot.instants.next_after(base)
-    except Exception:  # told when it is put on the agenda
+        following = state.entry.recurrence.next_after(position)
+    except Exception:  # reported when the entry is put into the due queue
         return None
     return following if following < FOREVER else None

@@ -1,4 +1,4 @@
-"""Claims of which nobody knows whether their message was sent: sent again, or given up as uncertain."""
+"""Open claims: occurrences whose publish has an unknown outcome. They are sent again or recorded as uncertain."""
 
 from __future__ import annotations
 
@@ -8,75 +8,82 @@ from datetime import datetime, timedelta
 from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.dispatch import Dispatcher, OpenClaim
-from ha_beat.leader.due_queue import Agenda, Slot
-from ha_beat.reasons import UncertainReason
+from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.entry import EntryState
+from ha_beat.reasons import UncertainPolicy, UncertainReason
 from ha_beat.store.lease import Term
 
 
-class Claims:
-    """What earlier sendings have left open. After ``settle_after`` seconds none of them is under way any more."""
+class OpenClaims:
+    """Claims that earlier attempts left open. After ``settle_after`` seconds none of them is in flight."""
 
     def __init__(self, clock: Clock, emit: Callable[[events.Event], None], settle_after: float) -> None:
         self._clock = clock
         self._emit = emit
         self._settle_after = settle_after
         self._open: list[OpenClaim] = []
-        self._settle_at = 0.0
-        #: Of entries to be sent again: what the journal has to be told with them.
-        self._carried: dict[str, tuple[str, ...]] = {}
+        self._give_up_at = 0.0
+        #: Journal records that are written again together with a resent occurrence, by entry.
+        self._earlier_records: dict[str, tuple[str, ...]] = {}
 
-    def find(self, dispatcher: Dispatcher, term: Term) -> None:
-        """At the start of a term, and when the schedule was read again."""
+    def load(self, dispatcher: Dispatcher, term: Term) -> None:
+        """Read the open claims, when a term begins and after a reload of the schedule."""
         self._open = dispatcher.open_claims(term)
-        self._settle_at = self._clock.elapsed() + self._settle_after
+        self._give_up_at = self._clock.elapsed() + self._settle_after
 
-    def send_again(self, agenda: Agenda, term: Term, now: datetime) -> None:
-        """Put occurrences whose policy is to republish on the agenda, for when the first sending is certainly over."""
-        self._carried = {}
+    def resend_republishable(self, queue: DueQueue, term: Term, now: datetime) -> None:
+        """Queue the claims whose policy is to republish, for when their first attempt is certainly over."""
+        self._earlier_records = {}
         for claim in list(self._open):
-            slot = agenda.get(claim.entry)
-            if claim.policy != "republish" or slot is None or slot.row is None or slot.row.raw != claim.row:
+            state = queue.get(claim.entry)
+            if (
+                claim.policy is not UncertainPolicy.REPUBLISH
+                or state is None
+                or state.row is None
+                or state.row.raw != claim.row
+            ):
                 continue
-            if slot.row.scheduled_at is not None:
+            if state.row.scheduled_at is not None:
                 self._open.remove(claim)
                 wait = 0.0 if claim.nonce == term.nonce else self._settle_after
-                self.redo(agenda, slot, claim.records, now + timedelta(seconds=wait))
+                self.resend(queue, state, claim.records, now + timedelta(seconds=wait))
 
-    def redo(self, agenda: Agenda, slot: Slot, records: Sequence[str], not_before: datetime) -> None:
-        """Send the row's own occurrence once more. The last of the records is its own, and is written anew."""
-        if slot.row is not None and slot.row.scheduled_at is not None:
-            slot.redo = True
-            self._carried[slot.id] = tuple(records[:-1])
-            agenda.put(slot, slot.row.scheduled_at, not_before)
+    def resend(self, queue: DueQueue, state: EntryState, records: Sequence[str], not_before: datetime) -> None:
+        """Queue the row's own occurrence again. The last of the records is its own and will be built again."""
+        if state.row is not None and state.row.scheduled_at is not None:
+            state.resend = True
+            self._earlier_records[state.id] = tuple(records[:-1])
+            queue.put(state, state.row.scheduled_at, not_before)
 
-    def carried(self, slot: Slot) -> tuple[str, ...]:
-        return self._carried.get(slot.id, ())
+    def earlier_records(self, entry_id: str) -> tuple[str, ...]:
+        """Return the records to write again with the entry's occurrence."""
+        return self._earlier_records.get(entry_id, ())
 
-    def forget(self, slot: Slot) -> None:
-        """Its occurrence has a verdict."""
-        self._carried.pop(slot.id, None)
+    def forget(self, entry_id: str) -> None:
+        """Forget an entry whose occurrence has its verdict."""
+        self._earlier_records.pop(entry_id, None)
 
-    def settle(self, dispatcher: Dispatcher, agenda: Agenda, term: Term) -> None:
-        """Give up what others left, once it can't be under way any more."""
-        if self._open and self._clock.elapsed() >= self._settle_at:  # guard: claim-settled-late
-            self._give_up(dispatcher, agenda, term, self._open)
+    def give_up_stale(self, dispatcher: Dispatcher, queue: DueQueue, term: Term) -> None:
+        """Record the claims of earlier attempts as uncertain, once none of them can be in flight."""
+        if self._open and self._clock.elapsed() >= self._give_up_at:  # guard: claim-settled-late
+            self._give_up(dispatcher, queue, term, self._open)
             self._open = []
 
-    def abandon(self, dispatcher: Dispatcher, agenda: Agenda, term: Term, slot: Slot) -> None:
-        """It was sent once at least, nobody knows with what success, and could not be sent again for too long."""
-        if slot.row is None:
+    def abandon(self, dispatcher: Dispatcher, queue: DueQueue, term: Term, state: EntryState) -> None:
+        """Record an occurrence as uncertain that could not be sent again until its deadline."""
+        if state.row is None:
             return
-        claimed = slot.row.raw
+        claimed = state.row.raw
         claims = [claim for claim in dispatcher.open_claims(term) if claim.row == claimed]
-        self._give_up(dispatcher, agenda, term, claims)
-        slot.redo, slot.failing_since = False, None
-        self.forget(slot)
+        self._give_up(dispatcher, queue, term, claims)
+        state.resend, state.failing_since = False, None
+        self.forget(state.id)
 
-    def _give_up(self, dispatcher: Dispatcher, agenda: Agenda, term: Term, claims: Sequence[OpenClaim]) -> None:
+    def _give_up(self, dispatcher: Dispatcher, queue: DueQueue, term: Term, claims: Sequence[OpenClaim]) -> None:
         for entry, row in dispatcher.give_up(term, claims).items():
-            slot = agenda.get(entry)
-            if slot is not None and slot.row is not None and slot.row.task_id == row.task_id:
-                slot.row = row
-            label = entry if slot is None else slot.label
+            state = queue.get(entry)
+            if state is not None and state.row is not None and state.row.task_id == row.task_id:
+                state.row = row
+            label = entry if state is None else state.label
             reason = UncertainReason(row.reason)
             self._emit(events.OccurrenceUncertain(label, row.scheduled_at, row.task_id, reason, row.detail))

@@ -1,4 +1,4 @@
-"""What the enqueuer goes by."""
+"""Options of the leader."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """Durations in seconds.
+class LeaderOptions:
+    """Options of the leader. Durations are in seconds.
 
-    ``handover_after``: a broker out of reach for so long is left to another replica (for longer each time that did not
-    help). ``claims_settle_after``: a claim
-    of another term can't be under way any more. ``changed_server_pause``: nothing is dispatched for so long after a
-    lease was taken over from another holder on another server process.
+    ``handover_after``: a leader whose broker has been unreachable for this long steps down. The duration grows each
+    time that this did not help. ``claims_settle_after``: a claim of an earlier attempt is no longer in flight after
+    this. ``changed_server_pause``: nothing is dispatched for this long after the lease of another holder was taken over
+    on another server process.
     """
 
     batch_size: int = 100

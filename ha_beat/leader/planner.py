@@ -1,4 +1,4 @@
-"""Where the entries come from, and where each of them stands on the agenda."""
+"""Schedule source, and the planner that puts its entries into the due queue."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from ha_beat import events
-from ha_beat.leader.due_queue import Agenda, Slot
+from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.reconcile import Absence
 from ha_beat.reasons import EntryFault
 from ha_beat.schedule.occurrence import FOREVER
@@ -16,69 +17,77 @@ from ha_beat.store.ledger import LedgerRow
 
 
 class ScheduleSource(Protocol):
-    """The scheduler class that Celery runs."""
+    """The schedule that the leader works on."""
 
-    def slots(self) -> Iterable[Slot]:
-        """A new slot for each entry that can be scheduled; ``base`` is the entry's own last run, or the minimum."""
+    def load(self) -> Iterable[ScheduledEntry]:
+        """Return each entry that can be scheduled."""
         ...
 
-    def check(self, slot: Slot) -> tuple[bool, float]:
-        """Ask an entry that alone knows: is it due, and in how many seconds to ask again (if so, once it has run)."""
+    def check(self, entry: ScheduledEntry, position: datetime) -> tuple[bool, float]:
+        """Ask an entry without a recurrence whether it is due.
+
+        Returns:
+            Whether it is due, and in how many seconds to ask again: from now, or from the run if it is due.
+        """
         ...
 
-    def arguments(self, slot: Slot) -> tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]:
-        """The args, kwargs and options that go into the entry's message now."""
+    def arguments(self, entry: ScheduledEntry) -> tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]:
+        """Return the args, kwargs and options of the entry's next message."""
         ...
 
-    def settled(self, slot: Slot, row: LedgerRow) -> None:
-        """The ledger has the row."""
+    def recorded(self, entry: ScheduledEntry, row: LedgerRow) -> None:
+        """Note that the ledger has this row for an occurrence of the entry."""
         ...
 
     def absence(self, term: Term) -> Absence | None:
-        """What can be said of entries that are not there; ``None`` where that means nothing."""
+        """Return what a missing entry means; ``None`` if it means nothing."""
         ...
 
     def armed(self, entry_id: str) -> None:
-        """The ledger has it that the entry has begun, gone on again, or gone."""
+        """Note that the ledger records the entry as started, resumed or deleted."""
         ...
 
-    def finished(self, slot: Slot) -> None:
-        """The entry has no instant left."""
+    def finished(self, entry: ScheduledEntry, runs: int) -> None:
+        """Note that the entry has no further instant. ``runs`` is how often it has run."""
         ...
 
 
 class Planner:
-    """Puts entries on an agenda, each for when it is due next."""
+    """Planner that puts entries into a due queue, each for its next due time."""
 
     def __init__(self, source: ScheduleSource, emit: Callable[[events.Event], None]) -> None:
         self._source = source
         self._emit = emit
 
-    def plan(self, agenda: Agenda, slot: Slot, now: datetime) -> None:
-        if slot.once and slot.runs:
-            agenda.drop(slot)
-            self.tell(slot, lambda: self._source.finished(slot))
+    def plan(self, queue: DueQueue, state: EntryState, now: datetime) -> None:
+        """Put an entry into the queue, or drop it if it has no further instant."""
+        entry = state.entry
+        if entry.once and state.runs:
+            self._finish(queue, state)
             return
-        if slot.instants is None:
-            again = now + timedelta(seconds=slot.ask_in)
-            # Up to its base nothing is owed, whatever it says when it is asked: after a loss that may lie ahead.
-            agenda.put(slot, max(again, slot.base))  # guard: plan-not-before-base
+        if entry.recurrence is None:
+            again = now + timedelta(seconds=state.ask_in)
+            # After a loss of state the position is ahead, and occurrences before it may have been enqueued.
+            queue.put(state, max(again, state.position))  # guard: plan-not-before-base
             return
         try:
-            due_at = slot.instants.next_after(slot.base)
+            due_at = entry.recurrence.next_after(state.position)
         except Exception as exc:
-            self._emit(events.EntryFailed.raised(slot.label, EntryFault.SCHEDULE_RAISES, exc))
-            agenda.drop(slot)
+            self._emit(events.EntryFailed.raised(state.label, EntryFault.SCHEDULE_RAISES, exc))
+            queue.drop(state)
             return
         if due_at >= FOREVER:
-            agenda.drop(slot)
-            self.tell(slot, lambda: self._source.finished(slot))
-            return
-        agenda.put(slot, due_at)
+            self._finish(queue, state)
+        else:
+            queue.put(state, due_at)
 
-    def tell(self, slot: Slot, tell: Callable[[], None]) -> None:
-        """Let the scheduler class know; what it makes of it must not cost the other entries of the batch."""
+    def _finish(self, queue: DueQueue, state: EntryState) -> None:
+        queue.drop(state)
+        self.notify(state.label, lambda: self._source.finished(state.entry, state.runs))
+
+    def notify(self, label: str, call: Callable[[], None]) -> None:
+        """Call the schedule source. Its exception must not affect the other entries of the batch."""
         try:
-            tell()
+            call()
         except Exception as exc:
-            self._emit(events.EntryFailed.raised(slot.label, EntryFault.CALLBACK_RAISES, exc))
+            self._emit(events.EntryFailed.raised(label, EntryFault.CALLBACK_RAISES, exc))

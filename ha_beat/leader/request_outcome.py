@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from ha_beat.leader.due_queue import Agenda, Slot
+from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.entry import EntryState
 from ha_beat.reasons import ReplyCode
 from ha_beat.store.lease import Term
 from ha_beat.store.request_queue import MetaChange, Request
@@ -56,18 +57,18 @@ def request_record(term: Term, request: Request, now: datetime, content: Mapping
     )
 
 
-def find_entry(agenda: Agenda, request: Request) -> Slot:
+def find_entry(queue: DueQueue, request: Request) -> EntryState:
     """Return the entry that a request names by its id or, if it is unique, by its name.
 
     Raises:
         Refused: there is no such entry.
     """
     name = str(request.args.get("entry") or "")
-    slot = agenda.get(name)
-    if slot is not None:
-        return slot
-    named = [slot for slot in agenda.slots() if str(slot.entry.name) == name]
+    state = queue.get(name)
+    if state is not None:
+        return state
+    named = [state for state in queue.entries() if str(state.entry.celery_entry.name) == name]
     if len(named) == 1:
         return named[0]
-    known = sorted({str(slot.entry.name) for slot in agenda.slots()})
+    known = sorted({str(state.entry.celery_entry.name) for state in queue.entries()})
     raise Refused(ReplyCode.NO_SUCH_ENTRY, entry=name, nearest=nearest(name, known), entries=len(known))

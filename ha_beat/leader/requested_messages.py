@@ -10,7 +10,8 @@ from ha_beat import events
 from ha_beat.dispatch import Answer, Dispatcher, Operation
 from ha_beat.errors import StoreUnavailable
 from ha_beat.headers import header_of, with_header
-from ha_beat.leader.due_queue import Agenda, Slot
+from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.entry import EntryState
 from ha_beat.leader.planner import ScheduleSource
 from ha_beat.leader.request_outcome import Outcome, Refused, find_entry, request_record
 from ha_beat.reasons import AnswerKind, MessageKind, ReplyCode, Verdict
@@ -26,7 +27,7 @@ class Schedule(Protocol):
     """The enqueuer's part in requests."""
 
     @property
-    def agenda(self) -> Agenda: ...
+    def due_queue(self) -> DueQueue: ...
 
     @property
     def dispatcher(self) -> Dispatcher | None: ...
@@ -61,13 +62,13 @@ class RequestedMessages:
         """Return the scheduling time, in UTC."""
         return self._schedule.now()
 
-    def entry(self, request: Request) -> Slot:
+    def entry(self, request: Request) -> EntryState:
         """Return the entry that a request names."""
-        return find_entry(self._schedule.agenda, request)
+        return find_entry(self._schedule.due_queue, request)
 
-    def task_id(self, slot: Slot, at: datetime) -> str:
+    def task_id(self, state: EntryState, at: datetime) -> str:
         """Return the id of the message that the schedule sends for this instant."""
-        return Occurrence(slot.id, at).task_id(self._cluster)
+        return Occurrence(state.id, at).task_id(self._cluster)
 
     def begun_before(self, request: Request) -> int:
         """Return the number of the last step that an earlier leader began, or 0. It must not be sent again."""
@@ -84,7 +85,12 @@ class RequestedMessages:
         self._begun_before.clear()
 
     def send(
-        self, term: Term, request: Request, slot: Slot, kind: MessageKind, steps: Sequence[tuple[int, datetime, str]]
+        self,
+        term: Term,
+        request: Request,
+        state: EntryState,
+        kind: MessageKind,
+        steps: Sequence[tuple[int, datetime, str]],
     ) -> list[Answer]:
         """Send one message for each step: its number, its instant and its task id.
 
@@ -96,41 +102,42 @@ class RequestedMessages:
         if dispatcher is None:
             raise StoreUnavailable("no dispatch path has been chosen yet", acted=False)
         operations = [
-            self._operation(term, request, slot, kind, dispatcher, number, at, task_id) for number, at, task_id in steps
+            self._operation(term, request, state, kind, dispatcher, number, at, task_id)
+            for number, at, task_id in steps
         ]
         answers = dispatcher.submit(term, operations)
         for (_, at, task_id), answer in zip(steps, answers, strict=True):
             if answer.kind in SENT:
-                task = str(slot.entry.task)
-                self._emit(events.EnqueuedOnRequest(slot.id, task, task_id, at, kind, request.by))
+                task = state.entry.task
+                self._emit(events.EnqueuedOnRequest(state.id, task, task_id, at, kind, request.by))
         return answers
 
     def _operation(
         self,
         term: Term,
         request: Request,
-        slot: Slot,
+        state: EntryState,
         kind: MessageKind,
         dispatcher: Dispatcher,
         number: int,
         at: datetime,
         task_id: str,
     ) -> Operation:
-        instant = Occurrence(slot.id, at).instant
+        instant = Occurrence(state.id, at).instant
         header = header_of(
             self._cluster,
-            slot.id,
+            state.id,
             instant,
             epoch=term.epoch,
-            run_count=slot.row.run_count if slot.row else 0,
+            run_count=state.row.run_count if state.row else 0,
             kind=kind,
             request=request.id,
         )
-        args, kwargs, options = self._source.arguments(slot)
-        message = dispatcher.prepare(slot.entry, args, kwargs, with_header(options, header, task_id))
-        content = {"kind": kind, "verdict": Verdict.ENQUEUED, "entry": slot.id, "at": instant, "id": task_id}
+        args, kwargs, options = self._source.arguments(state.entry)
+        message = dispatcher.prepare(state.entry.celery_entry, args, kwargs, with_header(options, header, task_id))
+        content = {"kind": kind, "verdict": Verdict.ENQUEUED, "entry": state.id, "at": instant, "id": task_id}
         record = request_record(term, request, self.now(), content)
-        return Operation(slot.id, "", "", (record,), message, request=request.id, step=number, task_id=task_id)
+        return Operation(state.id, "", "", (record,), message, request=request.id, step=number, task_id=task_id)
 
 
 class RunHandler:
@@ -142,12 +149,12 @@ class RunHandler:
     def __call__(self, term: Term, request: Request) -> Outcome:
         """Carry out the request."""
         messages, task_id = self._messages, request.task_id()
-        slot = messages.entry(request)
-        data = {"entry": slot.id, "task": str(slot.entry.task), "task_id": task_id}
+        state = messages.entry(request)
+        data = {"entry": state.id, "task": state.entry.task, "task_id": task_id}
         if messages.begun_before(request):
             return Outcome(ReplyCode.SENT_EARLIER, data)
         step = (1, messages.now(), task_id)
-        (answer,) = messages.send(term, request, slot, MessageKind.MANUAL, [step])
+        (answer,) = messages.send(term, request, state, MessageKind.MANUAL, [step])
         if answer.kind in SENT:
             return Outcome(ReplyCode.SENT, data)
         match answer.kind:

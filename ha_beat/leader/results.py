@@ -1,4 +1,4 @@
-"""Takes in what became of each operation."""
+"""Results: applies the answer to each operation to the entry's state and the due queue."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from datetime import datetime, timedelta
 
 from ha_beat import events
 from ha_beat.dispatch import Answer
-from ha_beat.leader.due_queue import Agenda, Slot
-from ha_beat.leader.ledger_writer import Work
-from ha_beat.leader.open_claims import Claims
+from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.entry import EntryState
+from ha_beat.leader.ledger_writer import EntryOperation
+from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.planner import Planner, ScheduleSource
-from ha_beat.reasons import EntryFault, UncertainReason, Verdict
+from ha_beat.reasons import AnswerKind, EntryFault, UncertainReason, Verdict
 from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.shadow import Shadow
 
-#: Until an entry that failed alone is tried again.
+#: Delay before an entry that failed alone is retried.
 _ENTRY_RETRY = timedelta(seconds=1)
 
 
-class Settler:
-    """Brings slots and agenda to where the ledger is by now."""
+class Results:
+    """Handler of the answers to a batch."""
 
     def __init__(
         self,
         source: ScheduleSource,
         planner: Planner,
-        claims: Claims,
+        claims: OpenClaims,
         shadow: Shadow,
         emit: Callable[[events.Event], None],
     ) -> None:
@@ -36,74 +37,90 @@ class Settler:
         self._shadow = shadow
         self._emit = emit
 
-    def take_in(self, work: Work, answer: Answer, agenda: Agenda, now: datetime) -> None:
-        slot = work.slot
-        if slot.entry is None:
-            # Of an entry that is gone. What went wrong is done at the next reading of the schedule.
-            if answer.kind in {"done", "mine"}:
-                self._planner.tell(slot, lambda: self._source.armed(slot.id))
+    def apply(self, done: EntryOperation, answer: Answer, queue: DueQueue, now: datetime) -> None:
+        """Apply one answer."""
+        state = done.state
+        if state.entry.celery_entry is None:
+            # The entry is not in the schedule. A failed operation is built again at the next reload.
+            if answer.kind in {AnswerKind.DONE, AnswerKind.MINE}:
+                self._notify_armed(state)
             return
         match answer.kind:
-            case "done" | "mine" | "partial":
-                if answer.kind == "partial":
-                    self._emit(events.EntryFailed(slot.label, EntryFault.PARTIAL, answer.detail))
-                self._settled(work, work.row, agenda, now)
-            case "uncertain":
-                self._settled(work, LedgerRow.parse(answer.detail) or work.row, agenda, now)
-            case "again":
-                slot.row, slot.failing_since = LedgerRow.parse(answer.detail) or work.row, slot.failing_since or now
-                self._claims.redo(agenda, slot, work.operation.records, now + _ENTRY_RETRY)
-            case "unsent":
-                slot.failing_since, slot.detail = slot.failing_since or now, answer.detail
-                agenda.put(slot, slot.due_at or now)
-            case "paused" | "withdrawn":
-                agenda.put(slot, slot.due_at or now)
-            case "error":
-                if slot.failing_since is None:
-                    # Once for each occurrence: it is tried again every second.
-                    self._emit(events.EntryFailed(slot.label, EntryFault.REFUSED, answer.detail))
-                slot.failing_since, slot.detail = slot.failing_since or now, answer.detail
-                agenda.put(slot, slot.due_at or now, now + _ENTRY_RETRY)
-            case "moved":
-                self._follow(slot, answer.detail, agenda, now)
+            case AnswerKind.DONE | AnswerKind.MINE:
+                self._record(done, done.row, queue, now)
+            case AnswerKind.PARTIAL:
+                self._emit(events.EntryFailed(state.label, EntryFault.PARTIAL, answer.detail))
+                self._record(done, done.row, queue, now)
+            case AnswerKind.UNCERTAIN:
+                self._record(done, LedgerRow.parse(answer.detail) or done.row, queue, now)
+            case AnswerKind.AGAIN:
+                state.row = LedgerRow.parse(answer.detail) or done.row
+                state.record_failure(now)
+                self._claims.resend(queue, state, done.operation.records, now + _ENTRY_RETRY)
+            case AnswerKind.UNSENT:
+                state.record_failure(now, answer.detail)
+                queue.put(state, state.due_at or now)
+            case AnswerKind.PAUSED | AnswerKind.WITHDRAWN:
+                queue.put(state, state.due_at or now)
+            case AnswerKind.ERROR:
+                if state.failing_since is None:
+                    # Once per occurrence, because it is retried each second.
+                    self._emit(events.EntryFailed(state.label, EntryFault.REFUSED, answer.detail))
+                state.record_failure(now, answer.detail)
+                queue.put(state, state.due_at or now, now + _ENTRY_RETRY)
+            case AnswerKind.MOVED:
+                self._follow(state, answer.detail, queue, now)
 
-    def _settled(self, work: Work, row: LedgerRow, agenda: Agenda, now: datetime) -> None:
-        slot, due = work.slot, work.due
-        slot.row, slot.base, slot.failing_since, slot.detail, slot.redo = row, row.base, None, "", False
-        self._claims.forget(slot)
-        self._shadow.learn(slot.id, row.base)
-        if due is None or slot.resumed:
-            slot.resumed = False
-            self._planner.tell(slot, lambda: self._source.armed(slot.id))
-        if due is None:
-            # Armed: it is on the agenda already, where the base that was just recorded has put it.
+    def _record(self, done: EntryOperation, row: LedgerRow, queue: DueQueue, now: datetime) -> None:
+        """Record the row that was written, and plan the next occurrence."""
+        state, decision = done.state, done.decision
+        state.record_row(row)
+        self._claims.forget(state.id)
+        self._shadow.learn(state.id, row.base)
+        if decision is None or state.resumed:
+            state.resumed = False
+            self._notify_armed(state)
+        if decision is None:
+            # Armed: the position that was recorded is the one from which the entry was planned.
             return
-        if due.skipped is not None:
-            s = due.skipped
-            self._emit(events.OccurrenceSkipped(slot.label, s.first, s.until, s.count, s.reason, s.detail))
-        if due.send is not None and row.verdict is Verdict.UNCERTAIN:
-            reason = UncertainReason(row.reason)
-            self._emit(events.OccurrenceUncertain(slot.label, due.send, row.task_id, reason, row.detail))
-        elif due.send is not None:
-            lateness = (now - due.send).total_seconds()
-            self._emit(events.Enqueued(slot.label, str(slot.entry.task), row.task_id, due.send, lateness))
-        self._planner.tell(slot, lambda: self._source.settled(slot, row))
-        self._planner.plan(agenda, slot, now)
+        self._report(done, row, now)
+        self._planner.notify(state.label, lambda: self._source.recorded(state.entry, row))
+        self._planner.plan(queue, state, now)
 
-    def _follow(self, slot: Slot, raw: str, agenda: Agenda, now: datetime) -> None:
-        """Somebody else has written the row: go on from there."""
+    def _report(self, done: EntryOperation, row: LedgerRow, now: datetime) -> None:
+        """Emit the verdicts of the decision."""
+        entry, decision = done.state.entry, done.decision
+        if decision is None:
+            return
+        if decision.skipped is not None:
+            s = decision.skipped
+            self._emit(events.OccurrenceSkipped(entry.label, s.first, s.until, s.count, s.reason, s.detail))
+        if decision.send is None:
+            return
+        if row.verdict is Verdict.UNCERTAIN:
+            reason = UncertainReason(row.reason)
+            self._emit(events.OccurrenceUncertain(entry.label, decision.send, row.task_id, reason, row.detail))
+        else:
+            lateness = (now - decision.send).total_seconds()
+            self._emit(events.Enqueued(entry.label, entry.task, row.task_id, decision.send, lateness))
+
+    def _follow(self, state: EntryState, raw: str, queue: DueQueue, now: datetime) -> None:
+        """Continue from a row that another writer has written."""
         row = LedgerRow.parse(raw) if raw else None
         if raw and row is None:
-            self._emit(events.EntryFailed(slot.label, EntryFault.ROW_UNREADABLE))
-            agenda.drop(slot)
+            self._emit(events.EntryFailed(state.label, EntryFault.ROW_UNREADABLE))
+            queue.drop(state)
             return
-        before, slot.row, slot.redo = slot.row, row, False
-        slot.base = max(slot.base, row.base) if row else slot.base  # guard: moved-row-followed
-        self._claims.forget(slot)
-        # An earlier leader may have come to say that it had enqueued what was uncertain.
+        before, state.row, state.resend = state.row, row, False
+        state.position = max(state.position, row.base) if row else state.position  # guard: moved-row-followed
+        self._claims.forget(state.id)
+        # An earlier leader may have confirmed late that it had enqueued what was uncertain.
         if row is None or before is None or row.verdict is not Verdict.ENQUEUED or row.task_id != before.task_id:
-            self._emit(events.EntryFailed(slot.label, EntryFault.ROW_CHANGED))
-        self._planner.plan(agenda, slot, now)
-        if slot.ticket and slot.due_at is not None and slot.due_at <= now:
-            # Whoever it is may do so again and again.
-            agenda.put(slot, slot.due_at, now + _ENTRY_RETRY)
+            self._emit(events.EntryFailed(state.label, EntryFault.ROW_CHANGED))
+        self._planner.plan(queue, state, now)
+        if state.ticket and state.due_at is not None and state.due_at <= now:
+            # The other writer may repeat it: do not retry in a tight loop.
+            queue.put(state, state.due_at, now + _ENTRY_RETRY)
+
+    def _notify_armed(self, state: EntryState) -> None:
+        self._planner.notify(state.label, lambda: self._source.armed(state.id))

@@ -1,4 +1,4 @@
-"""Whether Redis has lost state since it was last known, and from when on the ledger can be believed again."""
+"""Detection of a loss of state in Redis, and of the time up to which the ledger is in doubt. Pure."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from ha_beat.reasons import LossKind
 from ha_beat.store.ledger import ServerFacts
 from ha_beat.store.shadow import Shadow
 
-#: After a total loss nothing due earlier than this from now, or from the server's start, is believed not to have been
-#: enqueued: the clock of who did may be ahead.
-_GUARD = timedelta(seconds=2)
+#: Margin after the end of a loss: the clock of the replica that enqueued what was lost may be ahead by this much.
+_CLOCK_MARGIN = timedelta(seconds=2)
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """State was, or may have been, lost. What was due up to ``floor`` may have been enqueued already.
+    """State was, or may have been, lost. Occurrences due up to ``floor`` may have been enqueued.
 
-    ``total`` is False where the ledger itself stands, and only what was under way when the server went is in doubt.
+    ``total`` is False if the ledger is intact and only the writes in flight when the server stopped are in doubt.
     """
 
     kind: LossKind
@@ -28,7 +27,7 @@ class Loss:
     total: bool
 
     def encoded(self) -> str:
-        """For the next leader, should this one end before it has seen to it."""
+        """Return the note for the next leader, in case this one ends before the recovery is complete."""
         return f"{to_micros(self.floor)} {int(self.total)}"
 
 
@@ -43,39 +42,42 @@ def assess(
     now: datetime,
     reached_at: datetime | None = None,
 ) -> Loss | None:
-    """Judge what an acquisition found.
+    """Return the loss of state that an acquisition shows, if any.
 
-    ``facts`` are given where another server process answers than the one that the ledger was written on.
-    ``contact_lost`` is when this replica found that it had lost contact with that one, where it did, and ``reached_at``
-    when it reached this one.
+    Args:
+        gen: Incarnation of the state under the new term.
+        previous_gens: Incarnations that the lease and the ledger had before, empty if they had none.
+        shadow: The positions that this replica knows to be acknowledged.
+        rows: The ledger's raw rows by entry.
+        facts: The server's facts, if it is another server process than the one that the ledger was written on.
+        contact_lost: When this replica noticed that it had lost contact with that process, if it did.
+        now: The scheduling time.
+        reached_at: When this replica first reached this process.
     """
     lease_gen, ledger_gen = previous_gens
     if gen not in previous_gens:  # guard: loss-new-gen
         if not (lease_gen or ledger_gen or shadow.gen):
             return None
         kind = LossKind.LEDGER_LOST if lease_gen or ledger_gen else LossKind.LEASE_AND_LEDGER_LOST
-        return Loss(kind, now + _GUARD, total=True)
-    # Also where it has another incarnation's: who has seen to that loss may not have had all entries.
+        return Loss(kind, now + _CLOCK_MARGIN, total=True)
+    # Also if the shadow is of another incarnation: a leader that handled that loss may not have had all entries.
     behind = shadow.ahead_of(rows, now)
     if facts is None:
-        if behind:
-            return Loss(LossKind.LEDGER_BEHIND, now + _GUARD, total=True)
-        return None
+        return Loss(LossKind.LEDGER_BEHIND, now + _CLOCK_MARGIN, total=True) if behind else None
     if facts.promoted:
-        doubt_until = now + _GUARD
+        doubt_until = now + _CLOCK_MARGIN
         if facts.min_replicas:
-            # Cut off with a leader, the old primary takes writes for so long yet. It was primary until this one was.
+            # A partitioned primary accepts writes for up to min-replicas-max-lag after the promotion.
             lag = timedelta(seconds=facts.max_lag)  # guard: failover-lag
-            doubt_until = max(doubt_until, (reached_at or now) + lag + _GUARD)
+            doubt_until = max(doubt_until, (reached_at or now) + lag + _CLOCK_MARGIN)
         return _after_failover(facts, doubt_until, known=shadow.gen == gen, behind=behind, contact_lost=contact_lost)
-    # Its uptime is by a clock that steps; the server before was heard of until contact was lost.
+    # Redis counts its uptime by the wall clock, which may step. The previous process ran until contact was lost.
     floor = max(facts.started_at, contact_lost or facts.started_at)
-    floor += _GUARD  # guard: loss-clock-ahead
+    floor += _CLOCK_MARGIN  # guard: loss-clock-ahead
     if behind:
         return Loss(LossKind.RESTARTED_BEHIND, floor, total=True)
     if not facts.append_only:  # guard: loss-no-append-only
-        # No shadow is known to reach to the server's end: a standby's is behind, and who was the leader can't know
-        # whether it was the last one.
+        # No shadow is known to be complete: a standby's lags, and an old leader may not have been the last one.
         return Loss(LossKind.RESTARTED_WITHOUT_AOF, floor, total=True)
     if contact_lost is None:
         return None
@@ -83,12 +85,12 @@ def assess(
 
 
 def with_unfinished(loss: Loss | None, unfinished: str, now: datetime) -> Loss:
-    """The last leader had found a loss, and ended before it had seen to it; it has dispatched nothing since."""
+    """Combine a loss with the note of a leader that did not finish its recovery. It dispatched nothing after that."""
     try:
         micros, total = unfinished.split(" ")
         found = Loss(LossKind.UNFINISHED, from_micros(int(micros)), total == "1")
     except (ValueError, OverflowError):
-        found = Loss(LossKind.UNFINISHED_UNREADABLE, now + _GUARD, total=True)
+        found = Loss(LossKind.UNFINISHED_UNREADABLE, now + _CLOCK_MARGIN, total=True)
     if loss is None:
         return found
     return Loss(loss.kind, max(loss.floor, found.floor), loss.total or found.total)
@@ -97,14 +99,14 @@ def with_unfinished(loss: Loss | None, unfinished: str, now: datetime) -> Loss:
 def _after_failover(
     facts: ServerFacts, doubt_until: datetime, *, known: bool, behind: bool, contact_lost: datetime | None
 ) -> Loss:
-    """A server that was there before, as a replica, may lack what was enqueued until this very moment."""
+    """Return the loss after a failover. The old primary may have accepted writes until now that this server lacks."""
     if behind:
         return Loss(LossKind.FAILED_OVER_BEHIND, doubt_until, total=True)
     if not known or contact_lost is None:  # guard: failover-no-witness
         return Loss(LossKind.FAILED_OVER_UNKNOWN, doubt_until, total=True)
-    # Only where the old primary stops by itself, for want of replicas, is that a case for which anything is promised.
+    # Without min-replicas-to-write the old primary does not stop by itself, and no promise is made for this case.
     floor = doubt_until if facts.min_replicas else contact_lost  # guard: failover-old-primary
     if not facts.append_only:
-        # A primary that has replicas and comes back from a snapshot looks as if it had been promoted.
-        floor = max(floor, facts.started_at + _GUARD)  # guard: failover-or-restart
+        # A primary with replicas that restarts from a snapshot looks like a promoted replica.
+        floor = max(floor, facts.started_at + _CLOCK_MARGIN)  # guard: failover-or-restart
     return Loss(LossKind.FAILED_OVER, floor, total=False)

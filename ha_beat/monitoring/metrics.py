@@ -87,7 +87,7 @@ DEFINITIONS = (
     Definition("entry_failures", "counter", "Times that an entry could not be scheduled or made into a message."),
     Definition("state_losses", "counter", "Times that Redis was found to have lost its state."),
     Definition("invariant_breaks", "counter", "Things found that can't be, by rule.", ("rule",)),
-    Definition("entries", "gauge", "Entries on the leader's agenda; 0 on a standby."),
+    Definition("entries", "gauge", "Entries in the leader's due queue; 0 on a standby."),
     Definition("due_backlog", "gauge", "Entries due and not dispatched yet; 0 on a standby."),
     Definition("overdue_seconds", "gauge", "For how long the entry that waits longest has been due; 0 on a standby."),
     Definition("last_tick_age_seconds", "gauge", "Time since beat's main loop last moved."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ha_beat.clock import Clock
 from ha_beat.events import Events
-from ha_beat.leader.due_queue import Agenda
+from ha_beat.leader.due_queue import DueQueue
 from ha_beat.monitoring.invariants import Patrol
 from ha_beat.monitoring.metrics import Metrics
 from ha_beat.monitoring.status import Board, Vitals, Watcher
@@ -62,7 +62,7 @@ def observe(
     keys: Keys,
     client: Callable[[], Any],
     vitals: Vitals,
-    agenda: Callable[[], Agenda],
+    due_queue: Callable[[], DueQueue],
     now: Callable[[], datetime],
     clock: Clock,
     events: Events,
@@ -74,7 +74,7 @@ def observe(
         settings.cluster,
         clock,
         vitals,
-        agenda,
+        due_queue,
         now,
         stall_timeout=settings.stall_timeout,
     )

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ha_beat import events
 from ha_beat.clock import Clock, to_micros
-from ha_beat.leader.due_queue import Agenda, waited
+from ha_beat.leader.due_queue import DueQueue, seconds_overdue
 from ha_beat.monitoring.status import warnings
 from ha_beat.monitoring.status.snapshot import Look
 from ha_beat.monitoring.status.warnings import Warn
@@ -53,7 +53,7 @@ class Board:
         cluster: str,
         clock: Clock,
         vitals: Vitals,
-        agenda: Callable[[], Agenda],
+        due_queue: Callable[[], DueQueue],
         now: Callable[[], datetime],
         *,
         stall_timeout: float,
@@ -65,7 +65,7 @@ class Board:
         self.hurry = False
         self._clock = clock
         self._vitals = vitals
-        self._agenda = agenda
+        self._due_queue = due_queue
         self._stall_timeout = stall_timeout
         self._now = now
         #: A digest of the schedule, empty where it is not known.
@@ -193,33 +193,30 @@ class Board:
         term = self._vitals.term
         if term is None:
             return member
-        agenda = self._agenda()
-        upcoming = agenda.upcoming(_UPCOMING)
+        due_queue = self._due_queue()
+        upcoming = due_queue.upcoming(_UPCOMING)
         return replace(
             member,
             epoch=term.epoch,
-            entries=len(agenda),
+            entries=len(due_queue),
             backlog=self.backlog(),
-            overdue_ms=round(waited(upcoming, self._now()) * 1000),
-            upcoming=tuple(
-                Upcoming(slot.label, str(getattr(slot.entry, "task", "")), to_micros(at) // 1000)
-                for at, slot in upcoming
-            ),
+            overdue_ms=round(seconds_overdue(upcoming, self._now()) * 1000),
+            upcoming=tuple(Upcoming(state.label, state.entry.task, to_micros(at) // 1000) for at, state in upcoming),
             failing=dict(self._failing),
         )
 
     def backlog(self) -> int:
-        """How many entries of the leader's agenda are due; 0 where this is a standby."""
+        """How many entries of the leader's due queue are due; 0 where this is a standby."""
         if self._vitals.term is None:
             return 0
-        return self._agenda().backlog(self._now())
+        return self._due_queue().backlog(self._now())
 
     def overdue(self) -> float:
         """For how many seconds the entry that waits longest has been due; 0 where this is a standby."""
-        return 0.0 if self._vitals.term is None else self._agenda().overdue(self._now())
+        return 0.0 if self._vitals.term is None else self._due_queue().overdue(self._now())
 
     def entries(self) -> int:
-        return 0 if self._vitals.term is None else len(self._agenda())
+        return 0 if self._vitals.term is None else len(self._due_queue())
 
     def now_ms(self) -> int:
         """The Redis server's time now, as far as it is known, else this machine's."""

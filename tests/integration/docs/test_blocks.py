@@ -103,7 +103,7 @@ def _schedulable(app: Celery) -> None:
     app.conf.ha_beat_redis_url = "redis://127.0.0.1:1/0"
     scheduler = HAScheduler(app=app, lazy=True)
     scheduler.setup_schedule()
-    assert {slot.id for slot in scheduler.schedule_source.slots()} >= set(app.conf.beat_schedule)
+    assert {entry.id for entry in scheduler.schedule_source.load()} >= set(app.conf.beat_schedule)
 
 
 def test_json() -> None:

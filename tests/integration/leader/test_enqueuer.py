@@ -18,10 +18,11 @@ from ha_beat.dispatch.batch import BatchScript
 from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.elector import Tenure
 from ha_beat.errors import StoreRefused, StoreUnavailable
-from ha_beat.leader import BrokerOutOfReach, Enqueuer, Rules
-from ha_beat.leader.due_queue import Slot
+from ha_beat.leader import BrokerOutOfReach, Enqueuer, LeaderOptions
+from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.reconcile import Absence
+from ha_beat.leader.results import Results
 from ha_beat.reasons import LossKind
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import NEVER
@@ -59,25 +60,25 @@ class Source:
     def __init__(self, **last_run: float) -> None:
         self.last_run = dict(last_run)
 
-    def slots(self) -> Iterable[Slot]:
+    def load(self) -> Iterable[ScheduledEntry]:
         now = datetime.now(UTC)
         for name, ago in self.last_run.items():
-            yield Slot(name, Entry(), Hourly(), MisfireRules(), "s", now - timedelta(seconds=ago))
+            yield ScheduledEntry(name, Entry(), Hourly(), MisfireRules(), "s", now - timedelta(seconds=ago))
 
-    def check(self, _: Slot) -> tuple[bool, float]:
+    def check(self, *_: Any) -> tuple[bool, float]:
         return False, 60.0
 
-    def arguments(self, slot: Slot) -> tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]:
-        return [slot.id], {}, {}
+    def arguments(self, entry: ScheduledEntry) -> tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]:
+        return [entry.id], {}, {}
 
-    def settled(self, slot: Slot, row: LedgerRow) -> None: ...
+    def recorded(self, entry: ScheduledEntry, row: LedgerRow) -> None: ...
 
     def absence(self, _: Term) -> Absence | None:
         return None
 
     def armed(self, entry_id: str) -> None: ...
 
-    def finished(self, slot: Slot) -> None: ...
+    def finished(self, entry: ScheduledEntry, runs: int) -> None: ...
 
 
 class Direct:
@@ -117,6 +118,7 @@ class Desk:
         self.clock = AdvancedClock()
         self.told: list[events.Event] = []
         self.moves: list[float] = []
+        self.on_event: Callable[[events.Event], object] = lambda _: None
         self.source = Source()
         self.dispatcher = Direct(server.client())
         self.tenure = self.lead()
@@ -132,11 +134,15 @@ class Desk:
             SchedulingTime(self.clock, self.told.append),
             "enqueuer",
             self.clock,
-            self.told.append,
-            Rules(publish_deadline=None),
+            self.emit,
+            LeaderOptions(publish_deadline=None),
             PauseState(),
             lambda: self.moves.append(self.clock.elapsed()),
         )
+
+    def emit(self, event: events.Event) -> None:
+        self.on_event(event)
+        self.told.append(event)
 
     def lead(self, name: str = "one") -> Tenure:
         made = attempt(name, new_token(), sent_at=self.clock.elapsed(), ttl=1e6)
@@ -169,7 +175,7 @@ def desk(shared_redis: RedisServer) -> Desk:
     return Desk(shared_redis)
 
 
-def test_a_name_that_cannot_be_written_holds_up_nobody_else(desk: Desk) -> None:
+def test_entry_with_an_unencodable_name_does_not_affect_others(desk: Desk) -> None:
     """It comes from a file with a broken escape; the others are armed and run, and it is named."""
     desk.source.last_run = {"one": 3601.0, "bad \ud800 name": 3601.0, "two": 3601.0}
     desk.turn(20)
@@ -177,7 +183,7 @@ def test_a_name_that_cannot_be_written_holds_up_nobody_else(desk: Desk) -> None:
     assert set(desk.failed()) == {"bad \ud800 name"}
 
 
-def test_a_main_loop_that_places_many_entries_is_not_taken_to_hang(desk: Desk) -> None:
+def test_loading_many_entries_reports_progress(desk: Desk) -> None:
     """On a slow machine 50,000 take longer than the stall timeout, and the next leader would fare no better."""
 
     class SlowHourly(Hourly):
@@ -186,11 +192,10 @@ def test_a_main_loop_that_places_many_entries_is_not_taken_to_hang(desk: Desk) -
             return super().next_after(instant)
 
     class Slow(Source):
-        def slots(self) -> Iterable[Slot]:
-            for slot in super().slots():
+        def load(self) -> Iterable[ScheduledEntry]:
+            for entry in super().load():
                 desk.clock.ahead += 5.0
-                slot.instants = SlowHourly()
-                yield slot
+                yield replace(entry, recurrence=SlowHourly())
 
     desk.use(Slow(**{f"e{number}": 60.0 for number in range(10)}))
     began = desk.clock.elapsed()
@@ -200,9 +205,9 @@ def test_a_main_loop_that_places_many_entries_is_not_taken_to_hang(desk: Desk) -
     assert max(after - before for before, after in pairwise(moves)) < 15
 
 
-def test_a_batch_is_full_by_the_size_of_its_messages_too(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_is_limited_by_the_size_of_its_messages(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred messages of some MB at once would hold up Redis for seconds, or be more than it takes."""
-    monkeypatch.setattr("ha_beat.leader.batch_builder.MOST_CHARACTERS", 20)
+    monkeypatch.setattr("ha_beat.leader.batch_builder.BATCH_CHARACTERS", 20)
     desk.source.last_run = {name: 3606.0 - age for age, name in enumerate(("one", "two", "three", "four", "five"))}
     batches: list[list[str]] = []
     desk.dispatcher.fail = lambda operations: batches.append([op.entry for op in operations if op.message])
@@ -212,7 +217,7 @@ def test_a_batch_is_full_by_the_size_of_its_messages_too(desk: Desk, monkeypatch
     assert desk.messages() == ["five", "four", "one", "three", "two"]
 
 
-def test_a_batch_that_fails_in_an_unforeseen_way_is_taken_apart(desk: Desk) -> None:
+def test_batch_that_raises_is_submitted_one_by_one(desk: Desk) -> None:
     """Only the one that it is about waits, and it is tried again later."""
     desk.source.last_run = {"one": 3601.0, "bad": 3601.0, "two": 3601.0}
     desk.turn(3)
@@ -233,7 +238,7 @@ def test_a_batch_that_fails_in_an_unforeseen_way_is_taken_apart(desk: Desk) -> N
     assert "bad" in desk.messages()
 
 
-def test_redis_that_dies_while_a_batch_is_taken_apart_loses_none_of_it(desk: Desk) -> None:
+def test_redis_failure_during_one_by_one_submission_loses_nothing(desk: Desk) -> None:
     desk.source.last_run = {"one": 3601.0, "two": 3601.0, "three": 3601.0}
     faults: list[Exception] = [ValueError("a bug"), StoreUnavailable("cut"), StoreUnavailable("cut")]
 
@@ -249,7 +254,7 @@ def test_redis_that_dies_while_a_batch_is_taken_apart_loses_none_of_it(desk: Des
     assert desk.messages() == ["one", "three", "two"]
 
 
-def test_an_entry_that_is_refused_again_and_again_is_told_of_once(desk: Desk) -> None:
+def test_entry_that_is_refused_repeatedly_is_reported_once(desk: Desk) -> None:
     """Its queue's key is of another type, for an hour: not a line each second."""
     desk.source.last_run = {"e": 3601.0}
     desk.client.set("queue", "not a list")
@@ -275,7 +280,7 @@ def outage(desk: Desk, seconds: float) -> int:
     return changes
 
 
-def test_an_hour_without_a_broker_does_not_change_the_leader_every_few_seconds(desk: Desk) -> None:
+def test_hour_without_a_broker_causes_few_changes_of_leader(desk: Desk) -> None:
     """Handing over helps where another replica has better luck; where none has, it only fills the log."""
     desk.source.last_run = {"e": 3601.0}
     desk.turn()
@@ -296,7 +301,7 @@ def test_an_hour_without_a_broker_does_not_change_the_leader_every_few_seconds(d
     assert outage(desk, 13.0) == 1
 
 
-def test_on_another_server_nothing_is_dispatched_until_the_last_holder_must_have_stopped(desk: Desk) -> None:
+def test_dispatch_on_another_server_waits_for_the_previous_holder(desk: Desk) -> None:
     """A failover: the master before, cut off, may still take what the leader before enqueues there."""
     desk.source.last_run = {"e": 3601.0}
     acquired = replace(desk.tenure.acquired, previous_run_id="of the master before", previous_holder="another")
@@ -312,7 +317,7 @@ def test_on_another_server_nothing_is_dispatched_until_the_last_holder_must_have
     assert desk.messages() == ["e"]
 
 
-def test_a_leader_that_held_the_lease_before_the_server_changed_waits_for_nobody(desk: Desk) -> None:
+def test_previous_holder_itself_does_not_wait_on_another_server(desk: Desk) -> None:
     desk.source.last_run = {"e": 3601.0}
     acquired = replace(desk.tenure.acquired, previous_run_id="of the run before", previous_holder="one")
     desk.tenure = replace(desk.tenure, acquired=acquired, contact_lost=datetime.now(UTC) - timedelta(hours=2))
@@ -325,7 +330,7 @@ def on_another_server(desk: Desk) -> None:
     desk.client.hset(KEYS.ledger, "m:run_id", "of the master before")
 
 
-def test_who_takes_over_from_a_leader_that_waited_on_another_server_waits_as_well(desk: Desk) -> None:
+def test_successor_of_a_leader_that_waited_waits_too(desk: Desk) -> None:
     """A failover in a rolling deploy: the leader is stopped while it waits, and has not looked for what was lost."""
     desk.source.last_run = {"e": 3601.0}
     on_another_server(desk)
@@ -343,24 +348,24 @@ def test_who_takes_over_from_a_leader_that_waited_on_another_server_waits_as_wel
 
 
 @pytest.mark.parametrize("seen_to_stand_by", [True, False])
-def test_nothing_of_an_earlier_term_is_overdue_while_a_new_one_waits(desk: Desk, seen_to_stand_by: bool) -> None:
+def test_entries_of_an_earlier_term_are_not_overdue_while_a_new_one_waits(desk: Desk, seen_to_stand_by: bool) -> None:
     """Another replica had enqueued it since; it was called late all the same, and an invariant broken."""
     desk.source.last_run = {"e": 3601.0}
     desk.turn(5)
     assert desk.messages() == ["e"]
     desk.later(7200.0)
-    assert desk.enqueuer.agenda.overdue(desk.enqueuer.now()) > 0
+    assert desk.enqueuer.due_queue.overdue(desk.enqueuer.now()) > 0
     on_another_server(desk)
     if seen_to_stand_by:
         desk.enqueuer.stand_by()
-        assert len(desk.enqueuer.agenda) == 0
+        assert len(desk.enqueuer.due_queue) == 0
     desk.tenure = desk.lead("two")
     desk.turn(5)
     assert len(desk.heard(events.DispatchHeld)) == 1
-    assert len(desk.enqueuer.agenda) == 0
+    assert len(desk.enqueuer.due_queue) == 0
 
 
-def test_a_leader_that_waits_on_another_server_and_leads_once_more_waits_on(desk: Desk) -> None:
+def test_leader_that_waits_and_leads_again_continues_to_wait(desk: Desk) -> None:
     """That it was the last holder itself says nothing: it has not dispatched, and the one before it may."""
     desk.source.last_run = {"e": 3601.0}
     on_another_server(desk)
@@ -376,7 +381,7 @@ def test_a_leader_that_waits_on_another_server_and_leads_once_more_waits_on(desk
     assert len(desk.heard(events.StateLost)) == 1
 
 
-def test_a_takeover_that_is_broken_off_is_made_anew_by_the_next_leader(desk: Desk) -> None:
+def test_unfinished_recovery_is_continued_by_the_next_leader(desk: Desk) -> None:
     """It had found a loss of state, and written what follows for some of the entries; this one knows of none."""
     desk.source.last_run = {f"e{number}": 3601.0 for number in range(150)}
     desk.turn(5)
@@ -385,7 +390,7 @@ def test_a_takeover_that_is_broken_off_is_made_anew_by_the_next_leader(desk: Des
     desk.client.delete(KEYS.ledger)
     desk.tenure = desk.lead()
     desk.turn(1)
-    assert len(desk.enqueuer.agenda) == 150
+    assert len(desk.enqueuer.due_queue) == 150
     desk.use(desk.source)
     desk.tenure = desk.lead("a newcomer")
     desk.turn(5)
@@ -397,9 +402,7 @@ def test_a_takeover_that_is_broken_off_is_made_anew_by_the_next_leader(desk: Des
 
 
 @pytest.mark.parametrize(("noted", "fell_due"), [("{} 1", "after"), ("{} 1", "before"), ("garbage", "before")])
-def test_in_doubt_after_a_takeover_that_was_broken_off_is_what_its_leader_found(
-    desk: Desk, noted: str, fell_due: str
-) -> None:
+def test_unfinished_recovery_puts_in_doubt_what_its_leader_found(desk: Desk, noted: str, fell_due: str) -> None:
     """What has fallen due since then was never dispatched. What can't be read is the worst."""
     due = datetime.now(UTC) - timedelta(seconds=60)
     floor = due + timedelta(seconds=-5 if fell_due == "after" else 5)
@@ -414,7 +417,7 @@ def test_in_doubt_after_a_takeover_that_was_broken_off_is_what_its_leader_found(
     assert desk.client.hget(KEYS.ledger, "m:unfinished") is None
 
 
-def test_a_leader_that_loses_the_ledger_remembers_what_was_not_due_in_its_term(desk: Desk) -> None:
+def test_leader_that_loses_the_ledger_keeps_entries_not_due_in_its_term(desk: Desk) -> None:
     """It never stood by, and has read the ledger once, when it took over: half an hour of an hourly entry is over."""
     base = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=30)
     desk.client.hset(KEYS.ledger, "e:e", LedgerRow(base, "enqueued", base, signature="s").encoded())
@@ -426,12 +429,12 @@ def test_a_leader_that_loses_the_ledger_remembers_what_was_not_due_in_its_term(d
     row = LedgerRow.parse(str(desk.client.hget(KEYS.ledger, "e:e")))
     assert row is not None
     assert (row.base, row.verdict) == (base, "armed")
-    slot = desk.enqueuer.agenda.get("e")
+    slot = desk.enqueuer.due_queue.get("e")
     assert slot is not None
     assert slot.due_at == base + timedelta(hours=1)
 
 
-def test_a_second_term_begins_with_the_ledger_as_it_is(desk: Desk) -> None:
+def test_second_term_starts_from_the_ledger(desk: Desk) -> None:
     """After a step-down another led: what this replica knew of the entries is of no use."""
     desk.source.last_run = {"e": 3601.0}
     desk.turn(5)
@@ -441,13 +444,13 @@ def test_a_second_term_begins_with_the_ledger_as_it_is(desk: Desk) -> None:
     desk.client.hset(KEYS.ledger, "e:e", by_another)
     desk.tenure = desk.lead()
     desk.turn(5)
-    slot = desk.enqueuer.agenda.get("e")
+    slot = desk.enqueuer.due_queue.get("e")
     assert slot is not None
     assert slot.expected == by_another
     assert desk.failed() == []
 
 
-def test_a_row_that_somebody_else_has_written_is_followed(desk: Desk) -> None:
+def test_row_changed_by_another_writer_is_followed(desk: Desk) -> None:
     """Its instant was refused as not the expected one: the entry goes on from what stands there, and never spins."""
     desk.source.last_run = {"e": 3601.0}
     desk.turn(1)
@@ -456,12 +459,12 @@ def test_a_row_that_somebody_else_has_written_is_followed(desk: Desk) -> None:
     desk.turn(5)
     assert desk.messages() == []
     assert desk.failed() == ["e"]
-    slot = desk.enqueuer.agenda.get("e")
+    slot = desk.enqueuer.due_queue.get("e")
     assert slot is not None
     assert slot.due_at == at + timedelta(hours=1)
 
 
-def test_what_another_left_claimed_is_settled_no_sooner_than_it_can_be_under_way(desk: Desk) -> None:
+def test_claim_of_another_is_given_up_only_when_it_cannot_be_in_flight(desk: Desk) -> None:
     """Its publish may be on its way to the broker, and its maker about to confirm it."""
     claim = OpenClaim(key="k", json="{}", entry="e", nonce="another", policy="skip", row="", records=())
     given_up: list[float] = []
@@ -476,14 +479,14 @@ def test_what_another_left_claimed_is_settled_no_sooner_than_it_can_be_under_way
     assert given_up == [6.5]
 
 
-def test_an_entry_that_only_knows_itself_is_not_asked_before_its_base(desk: Desk) -> None:
+def test_entry_without_recurrence_is_not_asked_before_its_position(desk: Desk) -> None:
     """After a loss of state its base lies ahead: what it would say until then may have been enqueued."""
 
     class AlwaysDue(Source):
-        def slots(self) -> Iterable[Slot]:
-            yield Slot("e", Entry(), None, MisfireRules(), "s", NEVER)
+        def load(self) -> Iterable[ScheduledEntry]:
+            yield ScheduledEntry("e", Entry(), None, MisfireRules(), "s", NEVER)
 
-        def check(self, _: Slot) -> tuple[bool, float]:
+        def check(self, *_: Any) -> tuple[bool, float]:
             return True, 60.0
 
     base = datetime.now(UTC) + timedelta(seconds=5)
@@ -496,7 +499,7 @@ def test_an_entry_that_only_knows_itself_is_not_asked_before_its_base(desk: Desk
     assert desk.messages() == ["e"]
 
 
-def test_the_garbage_collector_does_not_walk_over_a_large_schedule_in_the_middle_of_taking_over(desk: Desk) -> None:
+def test_loading_a_large_schedule_pauses_the_garbage_collector(desk: Desk) -> None:
     """Its longest walk would come right before the first message. Afterwards it works as before."""
     desk.source.last_run = {f"entry {number}": 10.0 for number in range(5000)}
     walks = []
@@ -505,8 +508,7 @@ def test_the_garbage_collector_does_not_walk_over_a_large_schedule_in_the_middle
         walks.append((phase, info["generation"]))
 
     ready = []
-    emit = desk.enqueuer._emit
-    desk.enqueuer._emit = lambda event: (ready.append(list(walks)), emit(event))[1]
+    desk.on_event = lambda _: ready.append(list(walks))
     gc.callbacks.append(note)
     try:
         desk.turn()
@@ -516,15 +518,15 @@ def test_the_garbage_collector_does_not_walk_over_a_large_schedule_in_the_middle
     assert gc.isenabled()
 
 
-def test_a_scheduler_class_that_fails_to_take_in_a_verdict_costs_no_other_entry(desk: Desk) -> None:
+def test_source_that_raises_on_a_verdict_does_not_affect_other_entries(desk: Desk) -> None:
     """An entry class without a setter, say: the rest of the batch keeps its place, and this entry too."""
     desk.source.last_run = {"one": 3601.0, "bad": 3601.0, "two": 3601.0}
 
-    def settled(slot: Slot, _: LedgerRow) -> None:
-        if slot.id == "bad":
+    def recorded(entry: ScheduledEntry, _: LedgerRow) -> None:
+        if entry.id == "bad":
             raise AttributeError("can't set attribute 'last_run_at'")
 
-    desk.source.settled = settled  # type: ignore[method-assign]
+    desk.source.recorded = recorded  # type: ignore[method-assign]
     desk.turn(5)
     desk.later(3600.0)
     desk.turn(5)
@@ -532,19 +534,18 @@ def test_a_scheduler_class_that_fails_to_take_in_a_verdict_costs_no_other_entry(
     assert set(desk.failed()) == {"bad"}
 
 
-def test_what_a_bug_takes_off_the_agenda_is_found_again_in_the_ledger(desk: Desk) -> None:
+def test_entries_popped_before_an_exception_are_loaded_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception that nobody foresaw, in the middle of a batch: its entries must not be silent from then on."""
     desk.source.last_run = {"one": 3601.0, "two": 3601.0}
     desk.turn(2)
-    settler: Any = desk.enqueuer._settler
-    real, faults = settler.take_in, [KeyError("a bug")]
+    apply, faults = Results.apply, [KeyError("a bug")]
 
-    def take_in(*args: Any) -> None:
+    def failing(*args: Any) -> None:
         if faults:
             raise faults.pop()
-        real(*args)
+        apply(*args)
 
-    settler.take_in = take_in
+    monkeypatch.setattr(Results, "apply", failing)
     desk.later(3600.0)
     with pytest.raises(KeyError):
         desk.turn(5)
@@ -554,7 +555,7 @@ def test_what_a_bug_takes_off_the_agenda_is_found_again_in_the_ledger(desk: Desk
     assert desk.messages() == ["one"] * 3 + ["two"] * 3
 
 
-def test_a_row_that_is_changed_again_and_again_does_not_make_the_leader_spin(desk: Desk) -> None:
+def test_row_that_is_changed_repeatedly_is_retried_once_a_second(desk: Desk) -> None:
     """Whoever does that: it is looked at once a second."""
     desk.source.last_run = {"e": 3601.0}
     desk.turn()
@@ -580,7 +581,7 @@ def test_a_row_that_is_changed_again_and_again_does_not_make_the_leader_spin(des
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("broken pipe"), StoreRefused("too large", unexplained=True)])
-def test_a_message_that_redis_does_not_take_holds_up_nobody_else(desk: Desk, error: Exception) -> None:
+def test_message_that_redis_rejects_does_not_affect_others(desk: Desk, error: Exception) -> None:
     """It is larger than the server allows, and the connection is cut each time; the server answers otherwise."""
     desk.source.last_run = {"one": 3601.0, "large": 3601.0, "two": 3601.0}
     desk.turn()
@@ -597,7 +598,7 @@ def test_a_message_that_redis_does_not_take_holds_up_nobody_else(desk: Desk, err
     assert desk.failed() == ["large"]
 
 
-def test_a_full_redis_takes_no_batch_apart(desk: Desk) -> None:
+def test_full_redis_keeps_the_batch_whole(desk: Desk) -> None:
     """It says what is wrong, and once that is mended the batch goes on as it is."""
     desk.source.last_run = {"one": 3601.0, "two": 3601.0}
     desk.turn()
@@ -620,16 +621,16 @@ class Asked(Source):
 
     asked = 0
 
-    def slots(self) -> Iterable[Slot]:
-        for slot in super().slots():
-            yield replace(slot, instants=None)
+    def load(self) -> Iterable[ScheduledEntry]:
+        for entry in super().load():
+            yield replace(entry, recurrence=None)
 
-    def check(self, _: Slot) -> tuple[bool, float]:
+    def check(self, *_: Any) -> tuple[bool, float]:
         self.asked += 1
         return True, 60.0
 
 
-def test_a_schedule_that_is_due_whenever_it_is_asked_is_asked_when_it_says(desk: Desk) -> None:
+def test_schedule_that_is_always_due_is_asked_at_its_interval(desk: Desk) -> None:
     """As stock beat does: a schedule need not look at the last run, and must not be sent in a hot loop."""
     source = Asked(e=3601.0)
     desk.use(source)

@@ -12,7 +12,8 @@ from ha_beat import events
 from ha_beat.clock import SystemClock
 from ha_beat.dispatch import Answer
 from ha_beat.errors import StoreUnavailable
-from ha_beat.leader.due_queue import Agenda, Slot
+from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import build_request_handler
 from ha_beat.reasons import AnswerKind, ReplyCode, RequestKind
@@ -45,9 +46,10 @@ class Stub:
     """Enqueuer, elector and schedule source of the handler."""
 
     def __init__(self) -> None:
-        self.agenda = Agenda()
+        self.due_queue = DueQueue()
         self.dispatcher: Any = UnreachableBroker()
-        self.agenda.put(Slot("e", Entry(), None, MisfireRules(), "", self.now()), self.now() + timedelta(hours=1))
+        entry = ScheduledEntry("e", Entry(), None, MisfireRules(), "", self.now())
+        self.due_queue.put(EntryState(entry, entry.last_run), self.now() + timedelta(hours=1))
 
     def serves(self, _: object) -> bool:
         return True

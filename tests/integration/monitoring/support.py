@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from ha_beat.leader.due_queue import Agenda
+from ha_beat.leader.due_queue import DueQueue
 from ha_beat.monitoring.http import HttpServer, Site
 from ha_beat.monitoring.http.server import Limits
 from ha_beat.monitoring.metrics import Metrics
@@ -51,7 +51,7 @@ class Scene:
 
     clock: HandClock = field(default_factory=HandClock)
     vitals: FakeVitals = field(default_factory=FakeVitals)
-    agenda: Agenda = field(default_factory=Agenda)
+    due_queue: DueQueue = field(default_factory=DueQueue)
     replica: Replica = field(
         default_factory=lambda: Replica("beat-0:abc123", "host-0", 42, "1.2.3", "shop", "http://127.0.0.1:8080")
     )
@@ -62,7 +62,7 @@ class Scene:
             "shop",
             self.clock,
             self.vitals,
-            lambda: self.agenda,
+            lambda: self.due_queue,
             lambda: datetime.fromtimestamp(self.clock.wall(), UTC),
             stall_timeout=15.0,
         )

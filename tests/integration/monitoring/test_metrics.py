@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ha_beat import events
-from ha_beat.leader.due_queue import Slot
+from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.monitoring.metrics import DEFINITIONS, LATENESS_BUCKETS, Metrics, metrics_table
 from ha_beat.reasons import (
     EntryFault,
@@ -148,13 +148,13 @@ def test_an_entry_that_is_left_alone_for_now_is_overdue_all_the_same():
     scene = Scene()
     metrics = scene.metrics()
     now = datetime.fromtimestamp(scene.clock.wall(), UTC)
-    slot = Slot("nightly", None, None, MisfireRules(), "", now)
-    scene.agenda.put(slot, now - timedelta(seconds=70), now + timedelta(seconds=50))
+    state = EntryState(ScheduledEntry("nightly", None, None, MisfireRules(), "", now), now)
+    scene.due_queue.put(state, now - timedelta(seconds=70), now + timedelta(seconds=50))
     assert value(metrics, "ha_beat_overdue_seconds") == 0
     scene.lead()
     assert value(metrics, "ha_beat_overdue_seconds") == 70
     assert value(metrics, "ha_beat_due_backlog") == 0
-    scene.agenda.put(slot, now + timedelta(seconds=1))
+    scene.due_queue.put(state, now + timedelta(seconds=1))
     assert value(metrics, "ha_beat_overdue_seconds") == 0
 
 

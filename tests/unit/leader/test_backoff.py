@@ -1,4 +1,4 @@
-"""How failures of whole batches are told: each counts, the first of a row is logged."""
+"""Back-off: each failure of a batch is an event, and the first in a row is logged."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ha_beat.testing import SettableClock
 AWAY = StoreUnavailable("away")
 
 
-def test_every_try_is_told_and_one_of_a_row_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """A metric that counted streaks would stand still for the whole of an outage."""
+def test_each_failure_is_an_event_and_the_first_in_a_row_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A metric of the events must grow during an outage."""
     caplog.set_level("DEBUG", "ha_beat")
     told: list[events.Event] = []
     clock, log = SettableClock(), LogWriter("replica", "shop")
@@ -32,7 +32,7 @@ def test_every_try_is_told_and_one_of_a_row_logged(caplog: pytest.LogCaptureFixt
     assert [record.action for record in caplog.records] == ["dispatch_failed"] * 2  # type: ignore[attr-defined]
 
 
-def test_the_try_that_hands_over_counts_too() -> None:
+def test_failure_that_hands_over_is_an_event_too() -> None:
     told: list[events.Event] = []
     clock = SettableClock()
     backoff = Backoff(clock, told.append, handover_after=5.0)

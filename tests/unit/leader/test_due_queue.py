@@ -1,22 +1,23 @@
-"""The leader's entries in order of due time, where there are many of them."""
+"""Due queue with many entries."""
 
 from __future__ import annotations
 
 import gc
 from datetime import UTC, datetime, timedelta
 
-from ha_beat.leader.due_queue import Agenda, Slot
+from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.schedule.misfire import MisfireRules
 
 
-def test_a_look_at_what_comes_next_does_not_wake_the_garbage_collector() -> None:
-    """With 50,000 entries each look, every two seconds, had it walk over all that there is: a second's standstill."""
-    agenda, now = Agenda(), datetime.now(UTC)
+def test_upcoming_does_not_trigger_a_garbage_collection() -> None:
+    """With 50,000 entries a collection stops the main loop for a second, and the status asks every two seconds."""
+    queue, now = DueQueue(), datetime.now(UTC)
     for number in range(20_000):
-        slot = Slot(f"e{number}", None, None, MisfireRules(), "s", now)
-        agenda.put(slot, now + timedelta(seconds=(number * 7919) % 20_000))
+        state = EntryState(ScheduledEntry(f"e{number}", None, None, MisfireRules(), "s", now), now)
+        queue.put(state, now + timedelta(seconds=(number * 7919) % 20_000))
     gc.collect()
     before = gc.get_stats()[0]["collections"]
-    upcoming = agenda.upcoming(20)
+    upcoming = queue.upcoming(20)
     assert gc.get_stats()[0]["collections"] - before <= 3
     assert [at for at, _ in upcoming] == [now + timedelta(seconds=seconds) for seconds in range(20)]

@@ -1,7 +1,7 @@
-"""Leaders that come and go, of two releases, on a Redis that crashes and comes back with more or less of what it knew:
-the real rules of a takeover, in simulated time. One seed is one run.
+"""Simulation of leaders of two releases on a Redis that crashes and restarts with some or none of its data.
 
-What has run, and each verdict, is remembered outside: no occurrence runs twice, and none is passed over in silence.
+The rules of a change of leader are the real ones; time is simulated. One seed is one run. The test keeps each message
+and each verdict: no occurrence runs twice, and none is left without a verdict.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ha_beat.leader.due_queue import Slot
-from ha_beat.leader.ledger_writer import Scribe, Work
-from ha_beat.leader.reconcile import take_over
+from ha_beat.leader.entry import EntryState, ScheduledEntry
+from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
+from ha_beat.leader.reconcile import reconcile
 from ha_beat.leader.state_loss import assess
-from ha_beat.reasons import MisfirePolicy
+from ha_beat.reasons import MisfirePolicy, Verdict
 from ha_beat.schedule.misfire import MisfireRules, Skipped
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.store.lease import Term
@@ -28,21 +28,21 @@ from ha_beat.store.shadow import Shadow
 START = datetime(2030, 1, 1, tzinfo=UTC)
 STEP = timedelta(milliseconds=100)
 
-#: Seconds between two looks of a standby at the journal.
+#: Seconds between two reads of the journal by a standby.
 FOLLOW = 1.0
 
-#: Replicas' clocks are so many seconds away from the right time at most.
+#: Largest error of a replica's clock, in seconds.
 SKEW = 0.9
 
 LENGTH = timedelta(seconds=90)
 
-#: At the end of which nothing befalls anybody.
-SETTLING = timedelta(seconds=12)
+#: Time at the end without faults.
+QUIET_END = timedelta(seconds=12)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Every so many seconds of the calendar, as a crontab."""
+    """Recurrence at multiples of some seconds of the calendar, as a crontab."""
 
     seconds: int
 
@@ -54,7 +54,7 @@ class Grid:
         raise AssertionError("never so many")
 
 
-#: By release: the entries, and how often each is due.
+#: Entries of each release, with their interval in seconds.
 RELEASES: tuple[Mapping[str, int], ...] = (
     {"same": 1, "slow": 7, "edited": 2, "removed": 3},
     {"same": 1, "slow": 7, "edited": 3, "added": 2},
@@ -63,7 +63,7 @@ RELEASES: tuple[Mapping[str, int], ...] = (
 
 @dataclass
 class Redis:
-    """Of a state: what a crash may take back."""
+    """State of Redis that a crash may take back."""
 
     gen: str = ""
     written_on: str = ""
@@ -81,12 +81,12 @@ class Replica:
     shadow: Shadow = field(default_factory=Shadow)
     contact_lost: datetime | None = None
     cut_off: bool = False
-    slots: list[Slot] = field(default_factory=list)
+    states: list[EntryState] = field(default_factory=list)
     term: Term | None = None
 
 
 class Storm:
-    """``append_only``: a crash takes nothing; else what was written since the last snapshot."""
+    """Simulation. Without ``append_only`` a crash loses the writes since the last snapshot."""
 
     def __init__(
         self, seed: int, *, append_only: bool, policy: MisfirePolicy = MisfirePolicy.ONCE, releases: int = 2
@@ -112,7 +112,7 @@ class Storm:
         skew = timedelta(seconds=self.random.uniform(-SKEW, SKEW))
         return Replica(name, self.random.randrange(self.releases), skew)
 
-    # --- What replicas do
+    # --- Replicas
 
     def lead(self, replica: Replica) -> None:
         state, now = self.state, self.now + replica.skew
@@ -131,65 +131,64 @@ class Storm:
             contact_lost=replica.contact_lost,
             now=now,
         )
-        self._say(f"{replica.name} leads, release {replica.release}: {loss}")
-        scribe = Scribe(term, now)
-        slots = [
-            Slot(name, object(), Grid(every), self.misfire, str(every), NEVER)
+        self._note(f"{replica.name} leads, release {replica.release}: {loss}")
+        entries = [
+            ScheduledEntry(name, object(), Grid(every), self.misfire, str(every), NEVER)
             for name, every in RELEASES[replica.release].items()
         ]
-        taken = take_over(
-            slots, dict(state.rows), replica.shadow, loss, scribe=scribe, catch_up=False, emit=lambda _: None
-        )
+        writer = LedgerWriter(term, now)
+        done = reconcile(entries, dict(state.rows), replica.shadow, loss, writer=writer, catch_up=False)
         replica.shadow.gen = state.gen
         replica.shadow.learn_rows(state.rows)
-        replica.slots, replica.term, replica.contact_lost = taken.slots, term, None
+        replica.states, replica.term, replica.contact_lost = done.states, term, None
         self.leader = replica
-        for work in taken.works:
-            self._write(replica, work)
-        for slot in taken.slots:
-            self.began.setdefault(slot.id, slot.base)
+        for operation in done.operations:
+            self._write(replica, operation)
+        for each in done.states:
+            self.began.setdefault(each.id, each.position)
 
     def dispatch(self, replica: Replica, *, answered: bool = True) -> None:
         assert replica.term is not None
         now = self.now + replica.skew
-        scribe = Scribe(replica.term, now)
-        for slot in replica.slots:
-            assert slot.instants is not None
-            due_at = slot.instants.next_after(slot.base)
+        writer = LedgerWriter(replica.term, now)
+        for state in replica.states:
+            assert state.entry.recurrence is not None
+            due_at = state.entry.recurrence.next_after(state.position)
             if due_at > now:
                 continue
-            slot.due_at = due_at
-            due = slot.decide(now)
+            state.due_at = due_at
+            due = state.decide(now)
             if due.send is None:
                 assert due.skipped is not None
-                self._write(replica, scribe.skipped(slot, due.skipped, due.position), answered=answered)
+                self._write(replica, writer.skip(state, due.skipped, due.position), answered=answered)
                 continue
-            row = scribe.row(slot, due.position, "enqueued", scheduled_at=due.send, task_id=f"{slot.id} {due.send}")
-            work = replace(scribe.armed(slot), row=row, due=due)
-            self._write(replica, work, answered=answered)
+            task_id = f"{state.id} {due.send}"
+            row = writer.row(state, due.position, Verdict.ENQUEUED, scheduled_at=due.send, task_id=task_id)
+            operation = replace(writer.arm(state), row=row, decision=due)
+            self._write(replica, operation, answered=answered)
 
-    def _write(self, replica: Replica, work: Work, *, answered: bool = True) -> None:
-        slot = work.slot
-        assert self.state.rows.get(slot.id, "") == slot.expected, "two leaders"
-        self.state.rows[slot.id] = work.row.raw
-        if work.due is not None:
-            if work.due.skipped is not None:
-                self.skips.append((slot.id, work.due.skipped))
-            if work.due.send is not None:
-                self.messages[slot.id, work.due.send] += 1
-                self._say(f"{replica.name} enqueued {slot.id} {work.due.send:%H:%M:%S}")
+    def _write(self, replica: Replica, done: EntryOperation, *, answered: bool = True) -> None:
+        state = done.state
+        assert self.state.rows.get(state.id, "") == state.expected, "two leaders"
+        self.state.rows[state.id] = done.row.raw
+        if done.decision is not None:
+            if done.decision.skipped is not None:
+                self.skips.append((state.id, done.decision.skipped))
+            if done.decision.send is not None:
+                self.messages[state.id, done.decision.send] += 1
+                self._note(f"{replica.name} enqueued {state.id} {done.decision.send:%H:%M:%S}")
         if answered:
-            slot.row, slot.base = work.row, work.row.base
-            replica.shadow.learn(slot.id, work.row.base)
+            state.record_row(done.row)
+            replica.shadow.learn(state.id, done.row.base)
 
     def follow(self, replica: Replica) -> None:
         replica.shadow.learn_rows(self.state.rows)
         replica.shadow.gen = self.state.gen or replica.shadow.gen
 
-    # --- What befalls them
+    # --- Faults
 
     def crash(self) -> None:
-        """Redis goes, and comes back a while later; at times it had acted on a batch, and nobody heard of it."""
+        """Crash Redis and restart it. It may have executed a batch whose reply is lost."""
         leader = self.leader
         if leader is not None:
             self.dispatch(leader, answered=self.random.random() < 0.5)
@@ -202,7 +201,7 @@ class Storm:
         down = timedelta(seconds=self.random.choice((0.1, 1.0, 6.0)))
         if not self.append_only:
             self.state = self.random.choice((self.snapshot, self.snapshot, Redis())).copy()
-        self._say(f"Redis crashes, for {down}")
+        self._note(f"Redis crashes, for {down}")
         self.now += down
         self.run, self.started_at = f"run-{self.now}", self.now
         self.snapshot = self.state.copy()
@@ -210,10 +209,10 @@ class Storm:
     def _replace(self, replica: Replica) -> None:
         if self.leader is replica:
             self.leader = None
-        self._say(f"{replica.name} is replaced")
+        self._note(f"{replica.name} is replaced")
         self.replicas[self.replicas.index(replica)] = self._born(f"{replica.name}'")
 
-    def befall(self) -> None:
+    def fault(self) -> None:
         match self.random.randrange(7):
             case 0:
                 self.crash()
@@ -228,14 +227,14 @@ class Storm:
                 replica.cut_off, replica.contact_lost = True, self.now + replica.skew
                 if self.leader is replica:
                     self.leader = None
-                self._say(f"{replica.name} is cut off")
+                self._note(f"{replica.name} is cut off")
             case 5:
                 for replica in self.replicas:
                     replica.cut_off = False
             case 6:
                 self.now += timedelta(seconds=self.random.uniform(0, 8))
                 self.leader = None
-                self._say("nobody led for a while")
+                self._note("no leader for a while")
 
     def go(self) -> Storm:
         follow_at = self.now
@@ -249,18 +248,18 @@ class Storm:
                 for replica in self.replicas:
                     if not replica.cut_off and replica is not self.leader:
                         self.follow(replica)
-            if self.now > self.until - SETTLING:
+            if self.now > self.until - QUIET_END:
                 for replica in self.replicas:
                     replica.cut_off = False
             elif self.random.random() < 0.05:
-                self.befall()
+                self.fault()
             self.now += STEP
         return self
 
     def _elect(self) -> None:
         reach = [replica for replica in self.replicas if not replica.cut_off]
         if not self.state.gen:
-            # All was lost. Who was not there before can't tell that from a first start.
+            # All was lost. A replica that is new cannot distinguish that from a first start.
             if not any(replica.shadow.gen for replica in self.replicas):
                 self.messages.clear()
                 self.skips.clear()
@@ -270,16 +269,16 @@ class Storm:
         if reach:
             self.lead(self.random.choice(reach))
 
-    def _say(self, what: str) -> None:
+    def _note(self, what: str) -> None:
         self.log.append(f"{self.now:%H:%M:%S.%f} {what}")
 
-    # --- What must hold
+    # --- Promises
 
     def doubled(self) -> list[str]:
         return [f"{entry} {at}" for (entry, at), count in self.messages.items() if count > 1]
 
-    def in_silence(self, entry: str, every: int) -> list[str]:
-        """Instants of an entry that never changed without a message and without a verdict."""
+    def without_verdict(self, entry: str, every: int) -> list[str]:
+        """Return instants of an unedited entry that have neither a message nor a verdict."""
         found = []
         at = Grid(every).next_after(self.began[entry])
         while at < self.until - timedelta(seconds=5):
@@ -289,8 +288,8 @@ class Storm:
             at = Grid(every).next_after(at)
         return found
 
-    def both(self) -> list[str]:
-        """Verdicts that contradict each other. After a loss of state none says that nothing was enqueued."""
+    def contradictions(self) -> list[str]:
+        """Return skips of instants that were sent. A skip after a loss does not say that nothing was sent."""
         return [
             f"{entry} {at}: {skip.reason}"
             for entry, skip in self.skips
@@ -305,13 +304,13 @@ class Storm:
 @pytest.mark.parametrize(
     "seeds", [range(20), pytest.param(range(20, 150), marks=pytest.mark.slow)], ids=["few", "many"]
 )
-def test_whatever_is_lost_nothing_runs_twice_or_is_dropped_in_silence(
+def test_loss_causes_no_duplicate_and_no_missing_verdict(
     append_only: bool, policy: MisfirePolicy, seeds: range
 ) -> None:
     for seed in seeds:
         storm = Storm(seed, append_only=append_only, policy=policy).go()
         told = f"seed {seed}\n" + "\n".join(storm.log)
         assert storm.doubled() == [], told
-        assert storm.in_silence("same", 1) + storm.in_silence("slow", 7) == [], told
+        assert storm.without_verdict("same", 1) + storm.without_verdict("slow", 7) == [], told
         if append_only:
-            assert storm.both() == [], told
+            assert storm.contradictions() == [], told

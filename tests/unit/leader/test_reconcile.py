@@ -1,4 +1,4 @@
-"""Where a new leader places each entry: from the later of what is known, past what is in doubt, never back."""
+"""Reconciliation: an entry starts at the latest known position, after what is in doubt, and never moves back."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from ha_beat import events
-from ha_beat.leader.due_queue import Slot
-from ha_beat.leader.ledger_writer import Scribe
-from ha_beat.leader.reconcile import Absence, Takeover, take_over
+from ha_beat.leader.entry import ScheduledEntry
+from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
+from ha_beat.leader.reconcile import Absence, Reconciled, reconcile
 from ha_beat.leader.state_loss import Loss
-from ha_beat.reasons import EntryFault, LossKind
-from ha_beat.schedule.misfire import MisfireRules
+from ha_beat.reasons import EntryFault, LossKind, SkipReason, Verdict
+from ha_beat.schedule.misfire import MisfireRules, Skipped
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import KEEP_ABSENT, LedgerRow
@@ -22,10 +21,12 @@ from ha_beat.store.shadow import Shadow
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 TERM = Term("we", epoch=7, nonce="ours", gen="g", run_id="r", trusted_until=0.0)
+CERTAIN = Absence(certain=True)
+UNREADABLE = '{"v": 99}'
 
 
 class EveryTen:
-    """Every ten seconds, counted from the last."""
+    """Recurrence each ten seconds, counted from the last."""
 
     def next_after(self, instant: datetime) -> datetime:
         return instant + timedelta(seconds=10)
@@ -39,29 +40,25 @@ def at(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
-def slot(base: datetime = NEVER, signature: str = "s", *, asked: bool = False) -> Slot:
-    return Slot("e", object(), None if asked else EveryTen(), MisfireRules(), signature, base)
+def entry(last_run: datetime = NEVER, signature: str = "s", **changes: Any) -> ScheduledEntry:
+    return replace(ScheduledEntry("e", object(), EveryTen(), MisfireRules(), signature, last_run), **changes)
 
 
-def row(seconds: float, signature: str = "s") -> str:
-    return LedgerRow(at(seconds), "enqueued", at(seconds), rev=3, signature=signature, run_count=4).encoded()
+def row(seconds: float, verdict: Verdict = Verdict.ENQUEUED, **changes: Any) -> str:
+    """Return a row that was written at its position, after 4 runs."""
+    ms = round(at(seconds).timestamp() * 1000)
+    made = LedgerRow(at(seconds), verdict, at(seconds), rev=3, signature="s", run_count=4, dispatched_ms=ms)
+    return replace(made, **changes).encoded()
 
 
-def placed(one: Slot, raw: str | None, **changes: Any) -> Takeover:
-    said: list[events.Event] = []
-    given: dict[str, Any] = {
-        "shadow": Shadow(),
-        "loss": None,
-        "scribe": Scribe(TERM, NOW),
-        "catch_up": False,
-        "emit": said.append,
-    }
-    return take_over([one], {} if raw is None else {"e": raw}, **{**given, **changes})
+def absent(seconds: float) -> str:
+    return row(seconds, Verdict.ABSENT)
 
 
-def knowing(seconds: float) -> Shadow:
+def shadow(**positions: float) -> Shadow:
     made = Shadow()
-    made.learn("e", at(seconds))
+    for name, seconds in positions.items():
+        made.learn(name, at(seconds))
     return made
 
 
@@ -69,350 +66,295 @@ def total(floor: float) -> Loss:
     return Loss(LossKind.LEDGER_LOST, at(floor), total=True)
 
 
-def test_an_entry_goes_on_from_its_row() -> None:
-    taken = placed(slot(), row(-3))
-    assert taken.slots[0].base == at(-3)
-    assert taken.works == []
+def place(*entries: ScheduledEntry, rows: dict[str, str] | None = None, **changes: Any) -> Reconciled:
+    given: dict[str, Any] = {"shadow": Shadow(), "loss": None, "catch_up": False, "writer": LedgerWriter(TERM, NOW)}
+    return reconcile(entries, rows or {}, **{**given, **changes})
 
 
-def test_a_store_that_is_ahead_of_the_ledger_wins_and_one_behind_does_not() -> None:
-    assert placed(slot(at(-1)), row(-3)).slots[0].base == at(-1)
-    assert placed(slot(at(-50)), row(-3)).slots[0].base == at(-3)
+def place_one(one: ScheduledEntry, raw: str | None = None, **changes: Any) -> tuple[datetime, EntryOperation | None]:
+    """Return the position of an entry, and the operation that records it."""
+    done = place(one, rows={} if raw is None else {"e": raw}, **changes)
+    (state,) = done.states
+    return state.position, done.operations[0] if done.operations else None
 
 
-def test_a_new_entry_is_armed_now() -> None:
-    """Whoever leads next counts from the same instant."""
-    taken = placed(slot(), None)
-    assert taken.slots[0].base == NOW
-    assert [work.row.verdict for work in taken.works] == ["armed"]
-    assert taken.new == 1
+def written(operation: EntryOperation | None) -> LedgerRow:
+    assert operation is not None
+    return operation.row
 
 
-def test_a_new_entry_whose_store_knows_a_run_counts_from_it() -> None:
-    assert placed(slot(at(-25)), None).slots[0].base == at(-25)
+def skipped(operation: EntryOperation | None) -> Skipped:
+    assert operation is not None
+    assert operation.decision is not None
+    assert operation.decision.skipped is not None
+    return operation.decision.skipped
 
 
-def test_a_shadow_ahead_of_the_ledger_is_written_back() -> None:
-    taken = placed(slot(), row(-13), shadow=knowing(-3))
-    assert taken.slots[0].base == at(-3)
-    assert [work.row.base for work in taken.works] == [at(-3)]
+# --- Position
 
 
-def test_an_edited_entry_owes_nothing_from_before_the_edit() -> None:
-    taken = placed(slot(signature="another"), row(-300))
-    assert taken.slots[0].base == NOW
-    assert [work.row.verdict for work in taken.works] == ["armed"]
+@pytest.mark.parametrize(
+    ("last_run", "raw", "expected"),
+    [
+        (NEVER, row(-3), -3),
+        (at(-1), row(-3), -1),
+        (at(-50), row(-3), -3),
+        (at(-25), None, -25),
+        (NEVER, None, 0),
+    ],
+    ids=["from the row", "store is ahead", "store is behind", "new, with a run in its store", "new"],
+)
+def test_entry_starts_at_the_latest_known_position(last_run: datetime, raw: str | None, expected: float) -> None:
+    assert place_one(entry(last_run), raw)[0] == at(expected)
 
 
-def test_what_an_edited_entry_owed_by_its_old_schedule_gets_its_verdict() -> None:
-    """One instant of it is known, by the row; that it is not sent any more is recorded, up to the edit."""
-    raw = LedgerRow(at(-300), "enqueued", at(-300), following=at(-60), signature="s", run_count=4).encoded()
-    taken = placed(slot(signature="another"), raw)
-    (work,) = taken.works
-    assert work.due is not None
-    skipped = work.due.skipped
-    assert skipped is not None
-    assert skipped.first == at(-60)
-    assert NOW < skipped.until < at(1)
-    assert (work.row.verdict, work.row.reason, work.row.base) == ("skipped", "edited", NOW)
-    assert work.row.scheduled_at == at(-60)
-    assert work.row.following == at(10)
+def test_unchanged_entry_is_not_written() -> None:
+    assert place_one(entry(), row(-3))[1] is None
 
 
-@pytest.mark.parametrize(("stored", "following"), [(NEVER, +60), (at(-30), -60)])
-def test_an_edited_entry_that_owed_nothing_is_only_armed(stored: datetime, following: float) -> None:
-    """Its old schedule had nothing due yet, or its own store knows that it has run."""
-    raw = LedgerRow(at(-300), "enqueued", at(-300), following=at(following), signature="s").encoded()
-    assert [work.row.verdict for work in placed(slot(stored, "another"), raw).works] == ["armed"]
+def test_lost_row_of_another_release_is_not_written_without_a_loss() -> None:
+    assert place(entry(), rows={"e": row(-3)}, shadow=shadow(e=-3, other=-60)).operations == []
 
 
-def test_after_a_loss_an_edited_entry_is_in_doubt_like_any_other() -> None:
-    """Another replica, whose clock is ahead, may have enqueued what its new schedule has next."""
-    taken = placed(slot(at(-12), signature="another"), row(-300), loss=total(+12))
-    (work,) = taken.works
-    assert (work.row.verdict, work.row.reason, work.row.base) == ("skipped", "state_loss", at(+10))
+def test_new_entry_is_armed_so_that_the_next_leader_counts_alike() -> None:
+    done = place(entry())
+    assert (done.new, done.states[0].position) == (1, NOW)
+    assert written(done.operations[0]).verdict is Verdict.ARMED
 
 
-def test_an_edited_entry_is_not_moved_back() -> None:
-    assert placed(slot(signature="another"), row(+5)).slots[0].base == at(+5)
+def test_shadow_ahead_of_the_ledger_is_written_back() -> None:
+    position, operation = place_one(entry(), row(-13), shadow=shadow(e=-3))
+    assert position == written(operation).base == at(-3)
 
 
-def test_a_row_of_newer_software_is_left_alone_and_its_entry_not_run() -> None:
-    taken = placed(slot(), '{"v": 99}')
-    assert (taken.slots, taken.works) == ([], [])
+def test_entries_are_not_changed() -> None:
+    one = entry(at(-25))
+    place(one)
+    assert one == replace(one, last_run=at(-25))
 
 
-def test_after_a_loss_what_may_have_been_enqueued_gets_its_verdict() -> None:
-    """All instants up to the floor, as one range; the first behind it is due as ever, on the same grid."""
-    taken = placed(slot(), None, shadow=knowing(-35), loss=total(+2))
-    (work,) = taken.works
-    assert work.due is not None
-    skipped = work.due.skipped
-    assert skipped is not None
-    assert (skipped.first, skipped.until, skipped.count, skipped.reason) == (at(-25), at(5), 3, "state_loss")
-    assert taken.slots[0].base == at(-5)
-    assert '"state_loss"' in work.operation.records[0]
+@pytest.mark.parametrize(("raw", "expected"), [(None, 0), (row(-3), -3)])
+def test_last_run_in_the_future_is_ignored(raw: str | None, expected: float) -> None:
+    assert place_one(entry(at(+3600)), raw)[0] == at(expected)
 
 
-def test_a_row_that_was_lost_is_not_taken_for_an_entry_that_has_appeared() -> None:
-    """The snapshot is older than the entry, and others' rows are in it; what it owed has its verdict, or is owed."""
-    others = {"another": row(-3)}
-    for loss in (total(+2), None):
-        taken = take_over(
-            [slot()],
-            others,
-            knowing(-35),
-            loss,
-            scribe=Scribe(TERM, NOW),
-            catch_up=False,
-            emit=lambda _: None,
-            absence=Absence(certain=True),
-        )
-        (placed_,) = taken.slots
-        assert placed_.base == (at(-5) if loss else at(-35))
-        work = next(work for work in taken.works if work.slot is placed_)
-        if loss:
-            assert work.due is not None
-            assert work.due.skipped is not None
-            assert work.due.skipped.first == at(-25)
+def test_ledger_position_in_the_future_is_kept_and_reported() -> None:
+    done = place(entry(), rows={"e": row(+3600)})
+    assert done.states[0].position == at(+3600)
+    (failure,) = done.failures
+    assert failure.reason is EntryFault.AHEAD_OF_CLOCK
+    assert at(+3600).isoformat() in failure.detail
 
 
-def test_after_a_loss_an_entry_with_nothing_in_doubt_is_only_armed() -> None:
-    taken = placed(slot(), None, shadow=knowing(-3), loss=total(+2))
-    assert [work.row.verdict for work in taken.works] == ["armed"]
-    assert taken.slots[0].base == at(-3)
+def test_ledger_position_slightly_in_the_future_is_not_reported() -> None:
+    assert place(entry(), rows={"e": row(+1)}).failures == []
 
 
-def test_after_a_loss_a_store_that_lags_does_not_run_its_past_again() -> None:
-    """A database's rows are behind by minutes: the floor holds whatever they say."""
-    taken = placed(slot(at(-180)), None, loss=total(+2))
-    assert taken.slots[0].base == at(0)
-    assert [work.row.verdict for work in taken.works] == ["skipped"]
+def test_entry_with_an_unreadable_row_is_left_alone() -> None:
+    done = place(entry(), rows={"e": UNREADABLE})
+    assert (done.states, done.operations) == ([], [])
+    assert [failure.reason for failure in done.failures] == [EntryFault.ROW_UNREADABLE]
 
 
-def test_an_entry_that_only_knows_itself_is_asked_from_the_floor_on() -> None:
-    taken = placed(slot(at(-180), asked=True), None, loss=total(+2))
-    assert taken.slots[0].base == at(+2)
+def test_second_entry_with_the_same_id_is_left_out_and_reported() -> None:
+    first, second = entry(at(-5)), entry(at(-7), name="the second")
+    done = place(first, second)
+    assert [state.entry for state in done.states] == [first]
+    assert [(failure.entry, failure.reason) for failure in done.failures] == [("the second", EntryFault.DUPLICATE_ID)]
 
 
-def test_catching_up_skips_nothing() -> None:
-    taken = placed(slot(), None, shadow=knowing(-35), loss=total(+2), catch_up=True)
-    assert taken.slots[0].base == at(-35)
-    assert [work.row.verdict for work in taken.works] == ["armed"]
-
-
-def test_without_a_store_that_can_tell_entries_that_are_not_there_are_left_alone() -> None:
-    """A replica of an older release does not know the newer one's."""
-    taken = take_over(
-        [], {"newer": row(-3)}, Shadow(), None, scribe=Scribe(TERM, NOW), catch_up=False, emit=lambda _: None
-    )
-    assert taken.works == []
-
-
-def test_after_a_loss_an_entry_that_this_release_does_not_have_gets_its_position_back() -> None:
-    """Else every later takeover would find the ledger behind, call it a loss, and skip what is due around it."""
-    known = knowing(-3)
-    known.learn("of another release", at(-60))
-    assert known.ahead_of({}, NOW)
-    taken = placed(slot(), None, shadow=known, loss=total(+2))
-    mended = {work.slot.id: work.row.raw for work in taken.works}
-    assert LedgerRow.parse(mended["of another release"]).base == at(-60)  # type: ignore[union-attr]
-    assert not known.ahead_of(mended, NOW)
-
-
-def test_after_a_loss_a_row_that_is_behind_is_mended_once_whether_its_entry_is_gone_or_not() -> None:
-    """A store that can tell has it written as absent: one row for it, where it was."""
-    known = knowing(-3)
-    for certain in (True, False):
-        taken = take_over(
-            [],
-            {"e": row(-13)},
-            known,
-            total(+2),
-            scribe=Scribe(TERM, NOW),
-            catch_up=False,
-            emit=lambda _: None,
-            absence=Absence(certain),
-        )
-        (work,) = taken.works
-        assert (work.row.base, work.row.verdict) == (at(-3), "absent" if certain else "armed")
-
-
-def of_another_release(raw: str, floor: float, **changes: Any) -> LedgerRow | None:
-    """What becomes, after a loss, of the row of an entry that the new leader has not."""
-    given: dict[str, Any] = {"scribe": Scribe(TERM, NOW), "catch_up": False, "emit": lambda _: None, **changes}
-    taken = take_over([], {"e": raw}, Shadow(), total(floor), **given)
-    return taken.works[0].row if taken.works else None
-
-
-@pytest.mark.parametrize("held_back", [False, True])
-def test_what_is_in_doubt_of_another_release_s_entry_stays_so_until_that_one_leads(held_back: bool) -> None:
-    """It leads later and finds no loss, but the row says it: no instant up to there is enqueued, on the same grid."""
-    absence = Absence(certain=False) if held_back else None
-    left = of_another_release(row(-35), +2, absence=absence)
-    assert left is not None
-    assert (left.base, left.verdict) == (at(-35), "armed")
-    (work,) = placed(slot(), left.raw).works
-    assert (work.row.verdict, work.row.reason, work.row.base) == ("skipped", "state_loss", at(-5))
-    assert work.row.in_doubt_until is None
-
-
-def test_what_is_not_in_doubt_of_another_release_s_entry_is_left_alone() -> None:
-    """It has nothing due until then, or is past it, or gone; or all is to be caught up."""
-    not_due = LedgerRow(at(-35), "enqueued", following=at(+60), signature="s").encoded()
-    assert of_another_release(not_due, +2) is None
-    assert of_another_release(row(+5), +2) is None
-    assert of_another_release(LedgerRow(at(-35), "absent", signature="s").encoded(), +2) is None
-    assert of_another_release(row(-35), +2, catch_up=True) is None
-    assert of_another_release('{"v": 99}', +2) is None
-
-
-def test_without_a_loss_nothing_is_written_for_entries_of_other_releases() -> None:
-    known = knowing(-3)
-    assert placed(slot(), row(-3), shadow=known).works == []
-
-
-def test_an_entry_whose_schedule_raises_after_a_loss_does_not_hold_up_the_others() -> None:
-    """A schedule that has no instant any more, or a broken one: it is told by name."""
-
+def test_entry_whose_schedule_raises_does_not_affect_others() -> None:
     class Broken(EveryTen):
         def next_after(self, instant: datetime) -> datetime:
             raise OverflowError("date value out of range")
 
-    said: list[events.Event] = []
-    broken = Slot("broken", object(), Broken(), MisfireRules(), "s", NEVER)
-    known = knowing(-35)
-    known.learn("broken", at(-35))
-    taken = take_over(
-        [broken, slot()], {}, known, total(+2), scribe=Scribe(TERM, NOW), catch_up=False, emit=said.append
-    )
-    assert [placed.id for placed in taken.slots] == ["e"]
-    assert [event.entry for event in said if isinstance(event, events.EntryFailed)] == ["broken"]
+    broken = entry(id="broken", recurrence=Broken())
+    done = place(broken, entry(), shadow=shadow(e=-35, broken=-35), loss=total(+2))
+    assert [state.id for state in done.states] == ["e"]
+    assert [(failure.entry, failure.reason) for failure in done.failures] == [("broken", EntryFault.SCHEDULE_RAISES)]
 
 
-def test_a_store_that_dates_a_run_in_the_future_is_not_believed() -> None:
-    """Its clock was wrong; it must not silence the entry until then."""
-    assert placed(slot(at(+3600)), None).slots[0].base == NOW
-    assert placed(slot(at(+3600)), row(-3)).slots[0].base == at(-3)
+# --- Edits
 
 
-def test_a_ledger_that_is_hours_ahead_is_obeyed_and_the_silence_told() -> None:
-    """The clocks that agreed were wrong: no second message, and no silence that nobody can explain."""
-    said: list[events.Event] = []
-    assert placed(slot(), row(+3600), emit=said.append).slots[0].base == at(+3600)
-    (told,) = [event for event in said if isinstance(event, events.EntryFailed)]
-    assert told.reason is EntryFault.AHEAD_OF_CLOCK
-    assert at(+3600).isoformat() in told.detail
-    said.clear()
-    placed(slot(), row(+1), emit=said.append)
-    assert said == []
+def test_edited_entry_does_not_owe_instants_before_the_edit() -> None:
+    position, operation = place_one(entry(signature="other"), row(-300))
+    assert position == NOW
+    assert written(operation).verdict is Verdict.ARMED
 
 
-def absent(seconds: float) -> str:
-    """Found gone or disabled so long ago; it had run 4 times."""
-    made = LedgerRow(at(seconds), "absent", at(seconds), rev=3, signature="s", run_count=4)
-    return replace(made, dispatched_ms=round(at(seconds).timestamp() * 1000)).encoded()
+def test_instants_that_an_edit_drops_are_recorded_as_skipped() -> None:
+    """The row knows one instant of the old schedule. The range ends at the edit."""
+    _, operation = place_one(entry(signature="other"), row(-300, following=at(-60)))
+    assert skipped(operation).first == at(-60)
+    assert NOW < skipped(operation).until < at(1)
+    found = written(operation)
+    assert (found.verdict, found.reason, found.base) == (Verdict.SKIPPED, SkipReason.EDITED, NOW)
+    assert (found.scheduled_at, found.following) == (at(-60), at(10))
 
 
-def test_an_entry_that_was_off_owes_nothing_and_counts_its_runs_anew() -> None:
-    """It is armed from now, and that is written: whoever leads next counts from the same instant."""
-    taken = placed(slot(at(-300)), absent(-3000), absence=Absence(certain=True))
-    assert taken.slots[0].base == NOW
-    assert taken.slots[0].runs == 0
-    assert [work.row.verdict for work in taken.works] == ["armed"]
+@pytest.mark.parametrize(("stored", "following"), [(NEVER, +60), (at(-30), -60)], ids=["not due yet", "has run"])
+def test_edited_entry_that_owed_nothing_is_only_armed(stored: datetime, following: float) -> None:
+    _, operation = place_one(entry(stored, "other"), row(-300, following=at(following)))
+    assert written(operation).verdict is Verdict.ARMED
 
 
-def test_only_a_store_that_was_asked_under_this_term_tells_that_an_entry_is_gone() -> None:
-    """A standby's view of the table may be older than the last leader's."""
-    for certain in (False, True):
-        taken = gone(row(-3), certain=certain)
-        assert [work.row.verdict for work in taken.works] == ["absent"] * certain
-        assert taken.held_back is not certain
+def test_edited_entry_is_in_doubt_after_a_loss() -> None:
+    """A replica whose clock is ahead may have enqueued the next instant of the new schedule."""
+    _, operation = place_one(entry(at(-12), "other"), row(-300), loss=total(+12))
+    assert (written(operation).reason, written(operation).base) == (SkipReason.STATE_LOSS, at(+10))
 
 
-def test_what_is_gone_is_remembered_for_days_and_then_no_more() -> None:
-    """An entry that comes back within them goes on as one that was off."""
-    assert gone(absent(-60)).works == []
-    (forgotten,) = gone(absent(-KEEP_ABSENT.total_seconds() - 7200)).works
-    assert forgotten.operation.row == ""
+def test_edited_entry_is_not_moved_back() -> None:
+    assert place_one(entry(signature="other"), row(+5))[0] == at(+5)
 
 
-def gone(raw: str, *, certain: bool = True) -> Takeover:
-    """The entry of this row is not in the store."""
-    return take_over(
-        [],
-        {"e": raw},
-        Shadow(),
-        None,
-        scribe=Scribe(TERM, NOW),
-        catch_up=False,
-        emit=lambda _: None,
-        absence=Absence(certain),
-    )
+# --- Disabled and enabled entries
 
 
-def written(ago: float, verdict: Any = "enqueued", signature: str = "s") -> str:
-    ms = round(at(-ago).timestamp() * 1000)
-    return LedgerRow(at(-ago), verdict, at(-ago), dispatched_ms=ms, signature=signature, run_count=4).encoded()
+def test_entry_that_was_disabled_owes_nothing_and_counts_runs_from_zero() -> None:
+    done = place(entry(at(-300)), rows={"e": absent(-3000)}, absence=CERTAIN)
+    (state,) = done.states
+    assert (state.position, state.runs) == (NOW, 0)
+    assert written(done.operations[0]).verdict is Verdict.ARMED
 
 
-def test_what_was_off_once_goes_on_from_where_the_leader_of_that_time_left_it() -> None:
-    """A standby sees it too; by the time it leads, another may have armed and run it for long."""
-    one = replace_slot(slot(), since=at(-60), resumed=True)
-    taken = placed(one, written(5), absence=Absence(certain=True))
-    assert (taken.works, one.base, one.runs) == ([], at(-5), 4)
-    unseen = replace_slot(slot(), since=at(-3), resumed=True)
-    taken = placed(unseen, written(5), absence=Absence(certain=True))
-    assert len(taken.works) == 1
-    assert (unseen.base, unseen.runs) == (NOW, 0)
+def test_entry_that_an_earlier_leader_enabled_continues_from_its_row() -> None:
+    """A standby also sees that the entry was disabled, and may lead long after."""
+    done = place(entry(since=at(-60), resumed=True), rows={"e": row(-5)}, absence=CERTAIN)
+    (state,) = done.states
+    assert (done.operations, state.position, state.runs) == ([], at(-5), 4)
 
 
-def test_an_entry_that_was_off_and_got_another_schedule_is_owed_what_it_is_given() -> None:
-    """From when on it was given it; with the schedule it had, nothing of the time until now."""
-    another = replace_slot(slot(signature="other"), since=at(-20))
-    placed(another, written(500, "absent"), absence=Absence(certain=True))
-    assert another.base == at(-20)
-    same = replace_slot(slot(), since=at(-20))
-    placed(same, written(500, "absent"), absence=Absence(certain=True))
-    assert same.base == NOW
+def test_entry_that_no_leader_has_enabled_starts_now() -> None:
+    done = place(entry(since=at(-3), resumed=True), rows={"e": row(-5)}, absence=CERTAIN)
+    (state,) = done.states
+    assert (len(done.operations), state.position, state.runs) == (1, NOW, 0)
 
 
-def replace_slot(one: Slot, **changes: Any) -> Slot:
-    for name, value in changes.items():
-        setattr(one, name, value)
-    return one
+@pytest.mark.parametrize(("signature", "expected"), [("other", -20), ("s", 0)], ids=["edited", "unchanged"])
+def test_enabled_entry_counts_from_its_edit_only_if_edited(signature: str, expected: float) -> None:
+    one = entry(signature=signature, since=at(-20))
+    assert place_one(one, absent(-500), absence=CERTAIN)[0] == at(expected)
 
 
-def test_of_two_entries_with_one_id_the_second_is_left_out_and_named() -> None:
-    """Their class gives them ids of its own, or a schedule has the keys 1 and "1": each would undo the other's row."""
-    said: list[events.Event] = []
-    first, second = slot(at(-5)), slot(at(-7), "other")
-    second.name = "the second"
-    taken = take_over([first, second], {}, Shadow(), None, scribe=Scribe(TERM, NOW), catch_up=False, emit=said.append)
-    assert taken.slots == [first]
-    assert [event.entry for event in said if isinstance(event, events.EntryFailed)] == ["the second"]
+@pytest.mark.parametrize(("ago", "expected", "rewritten"), [(303, -23, True), (3, -3, False)])
+def test_entry_disabled_while_there_was_no_leader_owes_the_usual_lateness(
+    ago: float, expected: float, rewritten: bool
+) -> None:
+    """Its store has a run count and no last run. It stays on its grid."""
+    one = entry(cleared=True, run_count=4, misfire=MisfireRules(usual_lateness=15))
+    position, operation = place_one(one, row(-ago))
+    assert position == at(expected)
+    assert (operation is not None) is rewritten
+    if operation is not None:
+        assert (operation.row.verdict, operation.row.base, operation.row.run_count) == (Verdict.ARMED, position, 4)
 
 
-def cleared(run_count: int) -> Slot:
-    """Its own store says how often it ran, and not when any more."""
-    one = slot()
-    one.cleared, one.run_count = True, run_count
-    one.misfire = MisfireRules(usual_lateness=15)
-    return one
+@pytest.mark.parametrize(("verdict", "run_count"), [(Verdict.ARMED, 4), (Verdict.SKIPPED, 4), (Verdict.ENQUEUED, 3)])
+def test_stale_store_is_not_treated_as_disabled(verdict: Verdict, run_count: int) -> None:
+    one = entry(cleared=True, run_count=run_count)
+    assert place_one(one, row(-303, verdict)) == (at(-303), None)
 
 
-def test_what_was_off_while_nobody_led_owes_nothing_of_that_time() -> None:
-    """It stays on its grid, and what a change of leader may cost is owed: the store may have been reset as well."""
-    taken = placed(cleared(4), row(-303))
-    assert taken.slots[0].base == at(-23)
-    assert [(work.row.verdict, work.row.base, work.row.run_count) for work in taken.works] == [("armed", at(-23), 4)]
-    taken = placed(cleared(4), row(-3))
-    assert (taken.slots[0].base, taken.works) == (at(-3), [])
+# --- Missing entries
 
 
-@pytest.mark.parametrize(("verdict", "run_count"), [("armed", 4), ("skipped", 4), ("enqueued", 3)])
-def test_a_store_that_is_behind_is_none_that_was_cleared(verdict: Any, run_count: int) -> None:
-    """The run was not written yet; or who led when it was on again has armed it, and it has not run since."""
-    raw = LedgerRow(at(-303), verdict, at(-303), rev=3, signature="s", run_count=4).encoded()
-    taken = placed(cleared(run_count), raw)
-    assert (taken.slots[0].base, taken.works) == (at(-303), [])
+def test_missing_entry_means_nothing_to_a_source_that_cannot_tell() -> None:
+    """A replica of an older release does not have the newer one's entries."""
+    assert place(rows={"newer": row(-3)}).operations == []
+
+
+@pytest.mark.parametrize("certain", [False, True])
+def test_missing_entry_is_absent_only_if_the_store_was_read_in_this_term(certain: bool) -> None:
+    done = place(rows={"e": row(-3)}, absence=Absence(certain))
+    assert [operation.row.verdict for operation in done.operations] == [Verdict.ABSENT] * certain
+    assert done.held_back is not certain
+
+
+def test_absent_row_is_kept_for_days_and_then_deleted() -> None:
+    assert place(rows={"e": absent(-60)}, absence=CERTAIN).operations == []
+    (deleted,) = place(rows={"e": absent(-KEEP_ABSENT.total_seconds() - 7200)}, absence=CERTAIN).operations
+    assert deleted.operation.row == ""
+
+
+# --- Loss of state
+
+
+def test_occurrences_in_doubt_are_skipped_as_one_range() -> None:
+    position, operation = place_one(entry(), shadow=shadow(e=-35), loss=total(+2))
+    assert skipped(operation) == Skipped(at(-25), at(5), 3, SkipReason.STATE_LOSS)
+    assert position == at(-5)
+    assert operation is not None
+    assert '"state_loss"' in operation.operation.records[0]
+
+
+@pytest.mark.parametrize(("loss", "expected"), [(total(+2), -5), (None, -35)])
+def test_entry_with_a_lost_row_is_not_treated_as_new(loss: Loss | None, expected: float) -> None:
+    """Redis restarted from a snapshot that is older than the entry and has other rows."""
+    done = place(entry(), rows={"other": row(-3)}, shadow=shadow(e=-35), loss=loss, absence=CERTAIN)
+    (state,) = done.states
+    assert state.position == at(expected)
+    operation = next(operation for operation in done.operations if operation.state is state)
+    if loss:
+        assert skipped(operation).first == at(-25)
+
+
+@pytest.mark.parametrize(
+    ("catch_up", "known", "expected"), [(False, -3, -3), (True, -35, -35)], ids=["nothing in doubt", "catching up"]
+)
+def test_entry_is_only_armed_after_a_loss_that_skips_nothing(catch_up: bool, known: float, expected: float) -> None:
+    position, operation = place_one(entry(), shadow=shadow(e=known), loss=total(+2), catch_up=catch_up)
+    assert (position, written(operation).verdict) == (at(expected), Verdict.ARMED)
+
+
+def test_store_that_lags_does_not_repeat_occurrences_after_a_loss() -> None:
+    """A database's rows may be minutes behind."""
+    position, operation = place_one(entry(at(-180)), loss=total(+2))
+    assert (position, written(operation).verdict) == (NOW, Verdict.SKIPPED)
+
+
+def test_entry_without_recurrence_is_asked_after_the_floor_of_a_loss() -> None:
+    assert place_one(entry(at(-180), recurrence=None), loss=total(+2))[0] == at(+2)
+
+
+def test_lost_position_of_an_entry_of_another_release_is_restored() -> None:
+    """Otherwise each change of leader would find the ledger behind and skip what is due around it."""
+    known = shadow(e=-3, other=-60)
+    assert known.ahead_of({}, NOW)
+    restored = {
+        operation.state.id: operation.row for operation in place(entry(), shadow=known, loss=total(2)).operations
+    }
+    assert restored["other"].base == at(-60)
+    assert not known.ahead_of({entry_id: found.raw for entry_id, found in restored.items()}, NOW)
+
+
+@pytest.mark.parametrize(("certain", "verdict"), [(True, Verdict.ABSENT), (False, Verdict.ARMED)])
+def test_row_behind_the_shadow_is_restored_once(certain: bool, verdict: Verdict) -> None:
+    done = place(rows={"e": row(-13)}, shadow=shadow(e=-3), loss=total(+2), absence=Absence(certain))
+    (operation,) = done.operations
+    assert (operation.row.base, operation.row.verdict) == (at(-3), verdict)
+
+
+@pytest.mark.parametrize("absence", [None, Absence(certain=False)])
+def test_entry_of_another_release_stays_in_doubt_until_that_one_leads(absence: Absence | None) -> None:
+    (operation,) = place(rows={"e": row(-35)}, loss=total(+2), absence=absence).operations
+    assert (operation.row.base, operation.row.verdict) == (at(-35), Verdict.ARMED)
+    _, later = place_one(entry(), operation.row.raw)
+    assert (written(later).reason, written(later).base) == (SkipReason.STATE_LOSS, at(-5))
+    assert written(later).in_doubt_until is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "catch_up"),
+    [
+        (row(-35, following=at(+60)), False),
+        (row(+5), False),
+        (absent(-35), False),
+        (row(-35), True),
+        (UNREADABLE, False),
+    ],
+    ids=["not due", "past the floor", "absent", "catching up", "unreadable"],
+)
+def test_row_of_another_release_that_is_not_in_doubt_is_left_alone(raw: str, catch_up: bool) -> None:
+    assert place(rows={"e": raw}, loss=total(+2), catch_up=catch_up).operations == []

@@ -1,4 +1,4 @@
-"""What is taken for a loss of state, and from when on the ledger can be believed again."""
+"""Detection of a loss of state, and the time up to which the ledger is in doubt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def at(seconds: float) -> datetime:
 
 
 def rows(**bases: float) -> dict[str, str]:
-    """Rows whose positions are so many seconds from now."""
+    """Return rows at positions in seconds from now."""
     return {name: LedgerRow(at(seconds), "enqueued").encoded() for name, seconds in bases.items()}
 
 
@@ -34,16 +34,16 @@ def shadow(gen: str = "g", **positions: float) -> Shadow:
     return made
 
 
-#: Another server process, started ten seconds ago.
+#: Facts of another server process that started ten seconds ago.
 RESTARTED = ServerFacts(append_only=False, started_at=at(-10))
 
 
-#: The clock of who enqueued what was lost may have been ahead by so much.
+#: Margin for the clock of the replica that enqueued what was lost.
 CLOCKS = timedelta(seconds=2)
 
 
 def judged(**changes: Any) -> Loss | None:
-    """By a replica that knew all of a ledger that stands, on the server that it was written on."""
+    """Assess an intact ledger by a replica that knows all of it, on the server that it was written on."""
     given: dict[str, Any] = {
         "gen": "g",
         "previous_gens": ("g", "g"),
@@ -56,45 +56,44 @@ def judged(**changes: Any) -> Loss | None:
     return assess(**{**given, **changes})
 
 
-def test_a_ledger_that_stands_is_believed() -> None:
+def test_intact_ledger_is_no_loss() -> None:
     assert judged() is None
 
 
-def test_a_first_start_is_no_loss() -> None:
+def test_first_start_is_no_loss() -> None:
     assert judged(gen="new", previous_gens=("", ""), shadow=Shadow(), rows={}) is None
 
 
 @pytest.mark.parametrize("previous_gens", [("", ""), ("g", ""), ("", "other"), ("g", "other")])
-def test_a_new_incarnation_is_a_loss_for_whoever_knew_the_last(previous_gens: tuple[str, str]) -> None:
-    """All that could be due until now, and a little more, may have been enqueued."""
+def test_new_incarnation_is_a_loss_for_a_replica_that_knew_the_last(previous_gens: tuple[str, str]) -> None:
     loss = judged(gen="new", previous_gens=previous_gens, rows={})
     assert loss is not None
     assert loss.total
     assert loss.floor > NOW
 
 
-def test_a_lost_ledger_is_a_loss_also_for_a_replica_that_knew_nothing() -> None:
-    """The lease says that there was one."""
+def test_lost_ledger_is_a_loss_for_a_replica_that_knew_nothing() -> None:
+    """The lease shows that there was one."""
     loss = judged(gen="new", previous_gens=("g", ""), shadow=Shadow(), rows={})
     assert loss is not None
     assert loss.total
 
 
-def test_a_lost_lease_alone_is_none() -> None:
+def test_lost_lease_alone_is_no_loss() -> None:
     assert judged(previous_gens=("", "g")) is None
 
 
 @pytest.mark.parametrize("found", [rows(e=-2), {}, rows(other=-1)])
-def test_a_ledger_behind_what_was_acknowledged_is_a_loss(found: Mapping[str, str]) -> None:
-    """The end of an append-only file is missing: the server is the same, or so it says."""
+def test_ledger_behind_the_shadow_is_a_loss(found: Mapping[str, str]) -> None:
+    """The end of an append-only file is missing, and the server has the same run id."""
     loss = judged(rows=found)
     assert loss is not None
     assert loss.total
     assert loss.floor > NOW
 
 
-def test_a_loss_that_another_release_has_seen_to_is_one_for_entries_that_it_lacks() -> None:
-    """It gave its own entries their verdicts; what a replica knows of others from before is as much in doubt."""
+def test_loss_handled_by_another_release_is_a_loss_for_other_entries() -> None:
+    """That release skipped what was in doubt of its own entries only."""
     loss = judged(shadow=shadow("older", e=-1, of_this_release=-60))
     assert loss is not None
     assert loss.total
@@ -102,17 +101,17 @@ def test_a_loss_that_another_release_has_seen_to_is_one_for_entries_that_it_lack
     assert judged(shadow=shadow("older", e=-1)) is None
 
 
-def test_an_entry_long_gone_is_not_missed() -> None:
+def test_entry_absent_for_days_is_not_missed() -> None:
     long_ago = -(KEEP_ABSENT.total_seconds() + 60)
     assert judged(shadow=shadow(e=-1, gone=long_ago)) is None
     assert judged(shadow=shadow(e=-1, gone=-60)) is not None
 
 
-def test_rows_of_newer_software_are_not_behind() -> None:
+def test_unreadable_row_is_not_behind() -> None:
     assert judged(rows={"e": '{"v": 99}'}) is None
 
 
-def test_a_restart_with_an_append_only_file_leaves_only_the_last_moment_in_doubt() -> None:
+def test_restart_with_an_append_only_file_leaves_writes_in_flight_in_doubt() -> None:
     facts = replace(RESTARTED, append_only=True)
     assert judged(facts=facts) is None
     loss = judged(facts=facts, contact_lost=at(-12))
@@ -121,23 +120,23 @@ def test_a_restart_with_an_append_only_file_leaves_only_the_last_moment_in_doubt
 
 @pytest.mark.parametrize("contact_lost", [None, at(-12)])
 @pytest.mark.parametrize("known", [shadow(e=-1), Shadow()], ids=["known", "unknown"])
-def test_a_restart_without_one_is_a_loss_whoever_takes_over(contact_lost: datetime | None, known: Shadow) -> None:
-    """What ran between the last snapshot and the end may be unknown to all: up to the start nothing is believed."""
+def test_restart_without_an_append_only_file_is_a_loss(contact_lost: datetime | None, known: Shadow) -> None:
+    """No replica may know what ran after the last snapshot, so all is in doubt up to the start."""
     loss = judged(facts=RESTARTED, contact_lost=contact_lost, shadow=known)
     assert loss is not None
     assert loss.total
     assert loss.floor == RESTARTED.started_at + CLOCKS
 
 
-def test_a_server_whose_clock_was_put_ahead_did_not_start_before_the_last_one_was_heard_of() -> None:
-    """Redis counts its uptime by the wall clock."""
+def test_server_start_is_not_before_the_contact_with_the_last_one_ended() -> None:
+    """Redis counts its uptime by the wall clock, which may step."""
     loss = judged(facts=replace(RESTARTED, started_at=at(-3600)), contact_lost=at(-12))
     assert loss is not None
     assert loss.floor == at(-12) + CLOCKS
 
 
-def test_a_restart_from_old_data_is_a_loss_up_to_the_server_s_start() -> None:
-    """What fell due after it can't have been enqueued."""
+def test_restart_from_old_data_is_a_loss_up_to_the_start() -> None:
+    """Nothing that fell due after the start can have been enqueued."""
     loss = judged(facts=replace(RESTARTED, append_only=True), rows=rows(e=-30), contact_lost=at(-12))
     assert loss is not None
     assert loss.total
@@ -145,8 +144,8 @@ def test_a_restart_from_old_data_is_a_loss_up_to_the_server_s_start() -> None:
 
 
 @pytest.mark.parametrize("append_only", [True, False])
-def test_a_promoted_server_was_there_before_and_its_start_tells_nothing(append_only: bool) -> None:
-    """What it lacks may have been enqueued on the one before until now; its own append-only file is no witness."""
+def test_promoted_server_puts_all_in_doubt_until_now(append_only: bool) -> None:
+    """Its start and its append-only file show nothing about the writes of the old primary."""
     facts = ServerFacts(append_only, started_at=at(-86_400), promoted=True)
     for changes in (
         {"rows": rows(e=-30), "contact_lost": at(-12)},
@@ -163,12 +162,10 @@ def test_a_promoted_server_was_there_before_and_its_start_tells_nothing(append_o
     ("min_replicas", "reached", "floor"),
     [(False, -1, at(-12)), (True, -30, at(+2)), (True, -1, at(-1 + 4 + 2)), (True, None, at(4 + 2))],
 )
-def test_after_a_failover_that_lost_nothing_known_the_old_primary_may_have_gone_on(
+def test_failover_is_in_doubt_until_the_old_primary_stops(
     min_replicas: bool, reached: float | None, floor: datetime
 ) -> None:
-    """Where it stops by itself, the promise holds, and until then it takes what nobody else sees: counted from when
-    this one was found, since it may have had its replicas until then.
-    """
+    """With min-replicas it stops by itself, max_lag after the new primary was reached at the latest."""
     facts = ServerFacts(False, at(-86_400), promoted=True, min_replicas=min_replicas, max_lag=4.0)
     reached_at = None if reached is None else at(reached)
     loss = judged(facts=facts, contact_lost=at(-12), reached_at=reached_at)
@@ -177,22 +174,22 @@ def test_after_a_failover_that_lost_nothing_known_the_old_primary_may_have_gone_
 
 
 @pytest.mark.parametrize("min_replicas", [False, True])
-def test_a_primary_with_replicas_that_came_back_from_a_snapshot_looks_promoted(min_replicas: bool) -> None:
-    """It can't be told from a replica, but for its start; nor can what ran after the snapshot."""
+def test_restart_from_a_snapshot_of_a_primary_with_replicas_looks_promoted(min_replicas: bool) -> None:
+    """Only its start distinguishes it from a promoted replica."""
     facts = ServerFacts(append_only=False, started_at=at(-10), promoted=True, min_replicas=min_replicas)
     loss = judged(facts=facts, contact_lost=at(-12))
     assert loss is not None
     assert loss.floor >= facts.started_at
 
 
-def test_a_claim_that_was_taken_back_is_no_loss() -> None:
-    """A standby that read the ledger in between must not hold the broker's refusal for one."""
+def test_claim_that_was_taken_back_is_no_loss() -> None:
+    """A standby may have read the ledger in between."""
     watching = shadow(e=-10)
     watching.learn_rows({"e": LedgerRow(at(-1), "claimed").encoded()})
     assert judged(shadow=watching, rows=rows(e=-10)) is None
 
 
-def test_positions_never_move_back() -> None:
+def test_position_never_moves_back() -> None:
     known = shadow(e=10)
     known.learn("e", at(5))
     assert known.position("e") == at(10)
@@ -200,8 +197,8 @@ def test_positions_never_move_back() -> None:
     assert (known.position("e"), known.position("f")) == (at(10), at(3))
 
 
-def test_what_a_ledger_that_stands_has_forgotten_is_forgotten() -> None:
-    """Thousands of entries that run once, each day: the memory of them must not grow without end."""
+def test_shadow_forgets_what_an_intact_ledger_has_deleted() -> None:
+    """With thousands of entries that run once it would grow without limit."""
     made = shadow(gone=-3 * 86_400, recent=-60, monthly=-10 * 86_400)
     made.forget(rows(monthly=-10 * 86_400), NOW)
     assert [name for name in ("gone", "recent", "monthly") if made.position(name)] == ["recent", "monthly"]

@@ -1,0 +1,122 @@
+"""Entries of the schedule, and their state while this replica leads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ha_beat.reasons import UncertainPolicy, Verdict
+from ha_beat.schedule.misfire import Decision, MisfireRules
+from ha_beat.schedule.recurrence import Recurrence
+from ha_beat.store.ledger import LedgerRow
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledEntry:
+    """One entry as its schedule has it.
+
+    ``recurrence`` is ``None`` if only the entry itself can tell whether it is due. ``last_run`` is the last run that
+    the schedule's own store knows, or ``NEVER``. ``signature`` identifies the schedule of the entry.
+    """
+
+    id: str
+    #: The scheduler's own object; ``None`` for an entry that is known from the ledger only.
+    celery_entry: Any
+    recurrence: Recurrence | None
+    misfire: MisfireRules
+    signature: str
+    last_run: datetime
+    uncertain: UncertainPolicy = UncertainPolicy.SKIP
+    #: Name to show, if it differs from the id.
+    name: str = ""
+    #: Number of runs that the schedule's own store knows.
+    run_count: int = 0
+    #: True if the entry ends after one run.
+    once: bool = False
+    #: Time from which a new or edited entry is due; ``None`` for the time at which it is first seen.
+    since: datetime | None = None
+    #: True if its store shows that it was disabled since it was last armed.
+    resumed: bool = False
+    #: True if its store has a run count and no last run, as after it was disabled.
+    cleared: bool = False
+
+    @property
+    def label(self) -> str:
+        """Return the name to show."""
+        return self.name or self.id
+
+    @property
+    def task(self) -> str:
+        """Return the task's name, empty if the entry is known from the ledger only."""
+        return str(getattr(self.celery_entry, "task", ""))
+
+
+@dataclass(eq=False, slots=True)
+class EntryState:
+    """State of one entry while this replica leads.
+
+    ``position`` is the instant from which the next occurrence is counted. ``row`` is the ledger's row as last seen.
+    """
+
+    entry: ScheduledEntry
+    position: datetime
+    row: LedgerRow | None = None
+    #: True until the first write after the entry was disabled and enabled again.
+    resumed: bool = False
+    due_at: datetime | None = None
+    #: Time of the first failed attempt at the occurrence that is due.
+    failing_since: datetime | None = None
+    #: Text of the last error of that occurrence.
+    error: str = ""
+    #: True if the row's own occurrence is sent again, because the outcome of the first attempt is unknown.
+    resend: bool = False
+    #: Number of its place in the due queue; 0 if it has none.
+    ticket: int = 0
+    #: Without a recurrence: seconds after a run until the entry is asked again.
+    ask_in: float = 0.0
+
+    @property
+    def id(self) -> str:
+        """Return the entry's id."""
+        return self.entry.id
+
+    @property
+    def label(self) -> str:
+        """Return the name to show."""
+        return self.entry.label
+
+    @property
+    def runs(self) -> int:
+        """Return the number of runs since the entry was last enabled."""
+        row = self.row
+        if (
+            row is None
+            or row.verdict is Verdict.ABSENT  # guard: runs-after-absence
+            or self.resumed
+        ):
+            return self.entry.run_count
+        return row.run_count
+
+    @property
+    def expected(self) -> str:
+        """Return the raw row that the next write replaces, empty for none."""
+        return self.row.raw if self.row is not None else ""
+
+    def decide(self, now: datetime) -> Decision:
+        """Decide on the due occurrences of an entry that is due."""
+        due_at = self.due_at or now
+        if self.resend and self.row is not None:
+            return Decision(due_at, self.row.base)
+        if self.entry.recurrence is None:
+            return Decision(due_at, due_at)
+        return self.entry.misfire.decide(self.entry.recurrence, due_at, now)
+
+    def record_failure(self, now: datetime, error: str = "") -> None:
+        """Record a failed attempt at the occurrence that is due."""
+        self.failing_since, self.error = self.failing_since or now, error
+
+    def record_row(self, row: LedgerRow) -> None:
+        """Record the row that was written: the occurrence has its verdict."""
+        self.row, self.position = row, row.base
+        self.failing_since, self.error, self.resend = None, "", False

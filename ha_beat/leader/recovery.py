@@ -1,0 +1,83 @@
+"""Recovery from a loss of state in one term."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from ha_beat.dispatch import FencedOff
+from ha_beat.election.elector import Tenure
+from ha_beat.leader.state_loss import Loss, assess, with_unfinished
+from ha_beat.store.lease import Term
+from ha_beat.store.ledger import Ledger
+from ha_beat.store.shadow import Shadow
+
+
+class Recovery:
+    """Recovery of one term. The loss is looked for once, and noted in the ledger until the ledger is complete.
+
+    A leader that ends before leaves the note to the next one, which continues.
+    """
+
+    def __init__(self, tenure: Tenure, shadow: Shadow) -> None:
+        self._tenure = tenure
+        self._shadow = shadow
+        self._assessed = False
+        #: True if the next leader has to look for a loss as well, should this one end now.
+        self._unfinished = tenure.acquired.server_changed
+        #: The loss that was found, until the ledger is complete.
+        self.loss: Loss | None = None
+
+    def assess(
+        self, rows: Mapping[str, str], ledger: Ledger, now: datetime, reached_at: datetime | None
+    ) -> Loss | None:
+        """Look for a loss of state and note it in the ledger. Return the loss if this call has found one.
+
+        Args:
+            rows: The ledger's raw rows by entry.
+            ledger: Where to note it.
+            now: The scheduling time.
+            reached_at: When this replica first reached the server.
+
+        Raises:
+            FencedOff: the term is over.
+            StoreError: it could not be noted; the next call looks for it again.
+        """
+        if self._assessed:
+            return None
+        acquired = self._tenure.acquired
+        self.loss = assess(
+            gen=acquired.term.gen,
+            previous_gens=acquired.previous_gens,
+            shadow=self._shadow,
+            rows=rows,
+            facts=ledger.server_facts(now) if acquired.server_changed else None,
+            contact_lost=self._tenure.contact_lost,
+            now=now,
+            reached_at=reached_at,
+        )
+        if acquired.unfinished:
+            self.loss = with_unfinished(self.loss, acquired.unfinished, now)
+        if self.loss is not None:
+            self._unfinished = True
+            _note(ledger, acquired.term, self.loss.encoded())  # guard: loss-noted
+        self._assessed = True
+        return self.loss
+
+    def finish(self, ledger: Ledger, term: Term) -> None:
+        """Mark the recovery complete, once every operation that it needs has been written.
+
+        Raises:
+            FencedOff: the term is over.
+            StoreError: the mark may not be written; calling it again is safe.
+        """
+        if self._unfinished:
+            _note(ledger, term)
+            self._unfinished = False
+        self.loss = None
+
+
+def _note(ledger: Ledger, term: Term, unfinished: str = "") -> None:
+    reason = ledger.taken_over(term, unfinished)
+    if reason is not None:
+        raise FencedOff(reason)

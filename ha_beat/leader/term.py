@@ -1,0 +1,264 @@
+"""One term of the leader: load the schedule, then dispatch what is due, batch by batch.
+
+A batch whose reply was lost is submitted again unchanged, which is safe. When the term ends, this object is discarded
+together with such a batch, and the next leader reads the outcome from the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from ha_beat import events
+from ha_beat.clock import Clock
+from ha_beat.dispatch import Answer, Dispatcher, FencedOff
+from ha_beat.election.elector import Tenure
+from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
+from ha_beat.leader.batch_builder import SCHEDULE_RETRY, BatchBuilder
+from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.gc_pause import gc_paused
+from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
+from ha_beat.leader.open_claims import OpenClaims
+from ha_beat.leader.options import LeaderOptions
+from ha_beat.leader.pause import PauseState
+from ha_beat.leader.planner import Planner, ScheduleSource
+from ha_beat.leader.reconcile import reconcile
+from ha_beat.leader.recovery import Recovery
+from ha_beat.leader.results import Results
+from ha_beat.reasons import AnswerKind, EntryFault
+from ha_beat.store.lease import Term
+from ha_beat.store.shadow import Shadow
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderParts:
+    """Parts of a replica that its terms share.
+
+    ``progress`` is called while many entries are loaded, which may take longer than ``stall_timeout``.
+    """
+
+    source: ScheduleSource
+    choose_dispatcher: Callable[[Term], Dispatcher]
+    shadow: Shadow
+    now: Callable[[], datetime]
+    cluster: str
+    clock: Clock
+    emit: Callable[[events.Event], None]
+    options: LeaderOptions
+    pause: PauseState
+    progress: Callable[[], None]
+
+
+class LeaderTerm:
+    """Work of one term. Used by the main loop only."""
+
+    def __init__(self, parts: LeaderParts, tenure: Tenure) -> None:
+        self._parts = parts
+        self._tenure = tenure
+        self._planner = Planner(parts.source, parts.emit)
+        self._claims = OpenClaims(parts.clock, parts.emit, parts.options.claims_settle_after)
+        self._builder = BatchBuilder(
+            parts.source, self._planner, self._claims, parts.cluster, parts.emit, parts.options
+        )
+        self._results = Results(parts.source, self._planner, self._claims, parts.shadow, parts.emit)
+        self._recovery = Recovery(tenure, parts.shadow)
+        self._dispatcher: Dispatcher | None = None
+        #: The batch that was submitted and not answered.
+        self._pending: Sequence[EntryOperation] = ()
+        #: Operations that the ledger needs before the first batch.
+        self._initial: list[EntryOperation] = []
+        #: Operations of a batch that failed as a whole, submitted one by one to find the one at fault.
+        self._isolated: list[EntryOperation] = []
+        self.queue = DueQueue()
+        #: True if the queue holds the schedule and the ledger as last read.
+        self.loaded = False
+        #: True if some entries wait until the schedule has been read under this term.
+        self.held_back = False
+        #: True if the last batch enqueued a message.
+        self.sent = False
+        #: Error of the broker and number of entries that could not be sent, from the last batch.
+        self.broker_failure: tuple[StoreError, int] | None = None
+
+    @property
+    def nonce(self) -> str:
+        """Return the nonce of the term."""
+        return self._tenure.nonce
+
+    @property
+    def pending(self) -> int:
+        """Return the number of operations that were submitted and not answered."""
+        return len(self._pending)
+
+    def reload(self) -> None:
+        """Read the schedule and the ledger again before the next batch."""
+        self.loaded = False
+
+    def unload(self) -> None:
+        """Discard the queue, so that its entries are not reported as overdue."""
+        self.queue, self.loaded = DueQueue(), False
+
+    def step(self, term: Term) -> float:
+        """Submit one batch. Return for how many seconds nothing is due; 0 if there may be more.
+
+        Raises:
+            FencedOff: the term is over.
+            StoreError: the batch has no answer and stays pending, or the ledger could not be read.
+        """
+        self.sent, self.broker_failure = False, None
+        if self._pending:
+            self._submit(term, self._pending)
+            return 0.0
+        if not self.loaded:
+            with gc_paused():
+                self._load(term)
+        dispatcher = self._chosen(term)
+        self._claims.give_up_stale(dispatcher, self.queue, term)
+        operations = self._next_initial()
+        if not operations:
+            self._recovery.finish(dispatcher.ledger, term)
+            if self._parts.pause.in_force:
+                return float("inf")
+            batch = self._builder.build(LedgerWriter(term, self._parts.now()), self.queue, dispatcher)
+            operations = batch.operations
+            if batch.error is not None:
+                self.broker_failure = (batch.error, len(batch.waiting))
+        if operations:
+            self._submit(term, tuple(operations))
+            return 0.0
+        due_at = self.queue.next_due()
+        return max((due_at - self._parts.now()).total_seconds(), 0.0) if due_at else float("inf")
+
+    def isolate_pending(self, error: StoreError) -> bool:
+        """Take apart a pending batch that fails although Redis answers, for example because one message is too large.
+
+        Returns:
+            True if the batch is at fault. Its operations are then submitted one by one.
+        """
+        suspect = (isinstance(error, StoreUnavailable) and error.acted) or (
+            isinstance(error, StoreRefused) and error.unexplained
+        )
+        if not self._pending or self._dispatcher is None or not suspect:
+            return False
+        try:
+            self._dispatcher.ledger.notes(["any"])
+        except StoreError:
+            return False
+        operations, self._pending = self._pending, ()
+        self._isolate(operations, error)
+        return True
+
+    # --- Loading
+
+    def _load(self, term: Term) -> None:
+        """Fill the queue: each entry at its position by the ledger."""
+        parts = self._parts
+        self._pending, self._initial, self._isolated = (), [], []
+        self._dispatcher = dispatcher = parts.choose_dispatcher(term)
+        rows = dispatcher.ledger.read()
+        now = parts.now()
+        found = self._recovery.assess(rows, dispatcher.ledger, now, self._reached_at(now))
+        if found is not None and found.total:
+            parts.emit(events.StateLost(found.kind, parts.options.catch_up_after_loss))
+        reconciled = reconcile(
+            self._with_progress(parts.source.load()),
+            rows,
+            parts.shadow,
+            self._recovery.loss,
+            writer=LedgerWriter(term, now),
+            catch_up=parts.options.catch_up_after_loss,
+            absence=parts.source.absence(term),
+        )
+        for failure in reconciled.failures:
+            parts.emit(failure)
+        self.held_back = reconciled.held_back
+        parts.shadow.gen = term.gen
+        # Most entries are not due in this term. If the ledger is lost in it, only the shadow has their positions.
+        parts.shadow.learn_rows(rows)  # guard: shadow-learns-ledger
+        self._initial = reconciled.operations
+        if self._recovery.loss is None:
+            parts.shadow.forget(rows, now)
+        self._claims.load(dispatcher, term)
+        queue, overdue = DueQueue(), 0
+        for state in self._with_progress(reconciled.states):
+            self._planner.plan(queue, state, now)
+            overdue += state.due_at is not None and state.entry.recurrence is not None and state.due_at <= now
+        self.queue, self.loaded = queue, True
+        self._claims.resend_republishable(queue, term, now)
+        parts.emit(events.ScheduleReady(len(queue), overdue, reconciled.new))
+
+    def _with_progress(self, items: Iterable[_T]) -> Iterator[_T]:
+        for item in items:
+            self._parts.progress()
+            yield item
+
+    def _reached_at(self, now: datetime) -> datetime | None:
+        since = self._tenure.contact_since
+        return None if since is None else now - timedelta(seconds=self._parts.clock.elapsed() - since)
+
+    def _chosen(self, term: Term) -> Dispatcher:
+        if self._dispatcher is None:
+            self._dispatcher = self._parts.choose_dispatcher(term)
+        return self._dispatcher
+
+    # --- Submitting
+
+    def _next_initial(self) -> list[EntryOperation]:
+        """Return operations that come before due entries."""
+        if self._isolated:
+            return [self._isolated.pop(0)]
+        size = self._parts.options.batch_size
+        operations, self._initial = self._initial[:size], self._initial[size:]
+        return operations
+
+    def _submit(self, term: Term, operations: Sequence[EntryOperation]) -> None:
+        self._pending = operations
+        parts = self._parts
+        began = parts.clock.elapsed()
+        try:
+            answers = self._chosen(term).submit(term, [each.operation for each in operations])
+        except FencedOff as exc:
+            self._pending = ()
+            self.reload()
+            parts.emit(events.DispatchFenced(term.epoch, len(operations), exc.reason, exc.detail))
+            raise
+        except StoreError:
+            raise
+        except Exception as exc:
+            self._pending = ()
+            self._isolate(operations, exc)
+            return
+        self._pending = ()
+        mine = sum(answer.kind is AnswerKind.MINE for answer in answers)
+        parts.emit(events.BatchDispatched(len(answers), parts.clock.elapsed() - began, mine))
+        self._apply(operations, answers)
+
+    def _apply(self, operations: Sequence[EntryOperation], answers: Sequence[Answer]) -> None:
+        now = self._parts.now()
+        for done, answer in zip(operations, answers, strict=True):
+            self._results.apply(done, answer, self.queue, now)
+            match answer.kind:
+                case AnswerKind.DONE | AnswerKind.MINE | AnswerKind.PARTIAL if done.sends:
+                    self.sent = True
+                case AnswerKind.PAUSED | AnswerKind.WITHDRAWN:
+                    self._parts.pause.refused = True
+                case _:
+                    pass
+        unsent = [answer.detail for answer in answers if answer.kind is AnswerKind.UNSENT]
+        if unsent:
+            self.broker_failure = (StoreUnavailable(unsent[-1], acted=False), len(unsent))
+
+    def _isolate(self, operations: Sequence[EntryOperation], exc: Exception) -> None:
+        """Submit the operations of a failed batch one by one; a single one is at fault and retried later."""
+        if len(operations) > 1:
+            self._isolated = [*operations, *self._isolated]
+            return
+        state, now = operations[0].state, self._parts.now()
+        failed = events.EntryFailed.raised(state.label, EntryFault.NOT_SUBMITTED, exc)
+        self._parts.emit(failed)
+        if state.entry.celery_entry is not None:
+            state.record_failure(now, failed.detail)
+            self.queue.put(state, state.due_at or now, now + timedelta(seconds=SCHEDULE_RETRY))
