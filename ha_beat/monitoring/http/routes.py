@@ -1,4 +1,4 @@
-"""What is answered to which path. No I/O: a request is a method and a path, an answer a value."""
+"""Answers by path. Without I/O: a request is a method and a path, an answer is a value."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ha_beat.monitoring.status import Board, Health, document, encoded
 from ha_beat.monitoring.wording import health
 from ha_beat.settings import redact_credentials
 
-#: Seconds for which an answer that costs something to make is given again.
+#: Seconds for which an expensive answer is reused.
 _FRESH = 0.2
 
-#: Seconds between two updates of a page, at least; a change of leader is shown at once.
+#: Seconds between two updates of a stream. A change of leader is sent at once.
 UPDATE_INTERVAL = 1.0
 
 _TEXT = "text/plain; charset=utf-8"
@@ -38,7 +38,7 @@ _NOTHING = ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'non
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer. ``stream``: the body goes on with updates."""
+    """A complete answer, or the beginning of a stream of updates."""
 
     status: int
     body: bytes
@@ -52,7 +52,7 @@ class Answer:
 
 
 class Site:
-    """The endpoint of one replica. Used by one thread."""
+    """Pages of one replica. Used by one thread."""
 
     def __init__(self, board: Board, metrics: Callable[[], bytes], clock: Clock) -> None:
         self._board = board
@@ -72,41 +72,41 @@ class Site:
         }
 
     def answer(self, method: str, target: str) -> Answer:
-        """Answer one request. Never raises."""
+        """Return the answer to a request. Never raises."""
         path = target.partition("?")[0]
         page = self._pages.get(path)
         if page is None:
-            return problem(404, "Not here. Look at /livez /readyz /leader /status /metrics /")
+            return problem(404, "Not found. Paths: /livez /readyz /leader /status /metrics /")
         if method not in {"GET", "HEAD"}:
-            return problem(405, "Only GET and HEAD: this endpoint changes nothing.", ("Allow", "GET, HEAD"))
+            return problem(405, "Only GET and HEAD are allowed.", ("Allow", "GET, HEAD"))
         try:
             return page()
         except Exception as exc:
-            return problem(503, f"The answer could not be made: {type(exc).__name__}")
+            return problem(503, f"The answer could not be built: {type(exc).__name__}")
 
     def status(self) -> bytes:
         return self._fresh("/status", lambda: encoded(document(self._board)))
 
     def role(self) -> object:
-        """Changes whenever a page should be told at once."""
+        """Return a value that changes when streams must be updated at once."""
         look = self._board.look
         lease = look.view.lease if look.view else None
         return self._board.role, self._board.reachable, lease and (lease.epoch, lease.state)
 
     def update(self) -> bytes:
-        """One server-sent event with the status."""
+        """Return the status as a server-sent event."""
         return b"event: status\ndata: " + self.status() + b"\n\n"
 
     def _leader(self) -> Answer:
         board = self._board
         term = board.term
         if term is not None:
-            told: dict[str, Any] = {"leader": True, "id": board.replica.id, "epoch": term.epoch}
-            return Answer(200, json.dumps(told).encode() + b"\n", _JSON)
+            body: dict[str, Any] = {"leader": True, "id": board.replica.id, "epoch": term.epoch}
+            return Answer(200, json.dumps(body).encode() + b"\n", _JSON)
         lease = board.look.view.lease if board.look.view else None
         held = lease is not None and lease.held
-        told = {"leader": False, "id": board.replica.id, "last_seen_leader": lease.holder if lease and held else None}
-        return Answer(503, json.dumps(told).encode() + b"\n", _JSON)
+        body = {"leader": False, "id": board.replica.id, "last_seen_leader": lease.holder if lease and held else None}
+        return Answer(503, json.dumps(body).encode() + b"\n", _JSON)
 
     def _fresh(self, name: str, make: Callable[[], bytes]) -> bytes:
         now = self._clock.elapsed()
@@ -132,7 +132,7 @@ _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 @cache
 def _page() -> Answer:
-    """The page, and a policy that lets it run what it contains and load nothing else."""
+    """Return the page, with a policy that allows its inline script and style and nothing else."""
     html = (files("ha_beat.monitoring.http") / "page.html").read_text("utf-8")
     hashes: dict[str, list[str]] = {"script": [], "style": []}
     for kind, content in _INLINE.findall(html):

@@ -13,7 +13,7 @@ from typing import Any
 
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.monitoring.http import HttpServer, Site
-from ha_beat.monitoring.http.server import Limits
+from ha_beat.monitoring.http.connection import Limits
 from ha_beat.monitoring.metrics import Metrics
 from ha_beat.monitoring.status import Board
 from ha_beat.store.lease import Replica, Term

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ha_beat.errors import ConfigurationError
 from ha_beat.monitoring.http import HttpServer, advertised_url, check_bind
-from ha_beat.monitoring.http.server import Limits
+from ha_beat.monitoring.http.connection import Limits
 from tests.integration.monitoring.support import LOCALHOST, Scene, ask, send_raw, serving
 from tests.support.log_format import actions
 from tests.support.servers import free_port, wait_for
@@ -89,7 +89,7 @@ def test_answers_that_nobody_takes_are_not_piled_up():
                     sent += client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
             assert sent < 50_000_000
             assert ask(port_of(server), "/livez").status == 200
-        wait_for(lambda: not server._connections, 10, "the end of the greedy connection")
+        wait_for(lambda: not server.connections.open, 10, "the end of the greedy connection")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_two_thousand_slow_clients_keep_no_probe_waiting():
                 for client in slow:
                     with contextlib.suppress(OSError):
                         client.send(b"a")
-            assert len(server._connections) <= server.limits.connections
+            assert len(server.connections.open) <= server.connections.limits.connections
         finally:
             for client in slow:
                 client.close()
@@ -228,7 +228,7 @@ def test_a_page_is_told_of_changes_and_of_nothing_while_too_many_are_open():
         assert ask(port_of(server), "/events").status == 503
         assert b'"cluster":"shop"' in read_event(clients[0])
         clients[0].close()
-        wait_for(lambda: len(server._streams) == 1, 10, "the end of the closed page")
+        wait_for(lambda: len(server.connections.streams) == 1, 10, "the end of the closed page")
         assert ask(port_of(server), "/events", "HEAD").status == 200
 
 
@@ -258,7 +258,7 @@ def test_a_missing_library_stops_the_start_with_one_line():
 
 def test_a_port_taken_after_the_start_is_tried_again(monkeypatch: pytest.MonkeyPatch):
     """Somebody else may be quicker between the check and the first turn; scheduling goes on meanwhile."""
-    monkeypatch.setattr("ha_beat.monitoring.http.server._BIND_AGAIN", 0.1)
+    monkeypatch.setattr("ha_beat.monitoring.http.server._BIND_RETRY", 0.1)
     port = free_port()
     taken = socket.socket()
     taken.bind((LOCALHOST, port))
