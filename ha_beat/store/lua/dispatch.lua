@@ -1,14 +1,15 @@
--- Enqueue and record a batch as one act.
+-- Enqueue and record a batch atomically.
 -- KEYS: lease, ledger, journal, requests
 -- ARGV: epoch, nonce, gen, run id, journal size, number of operations, then for each operation
---       entry id, expected row, new row ('' for none), request id, step, its instant in ms or 0, n, n journal records, n, n commands as (n, n arguments)
--- An operation with a request id is one of that request's steps, numbered from 1 and done in order: it leaves the
--- entry's row alone, and is done once at most, and only while the request waits.
--- Answers {'fenced', why} or {'done', answer...}: 'done' | 'mine' | 'moved', row | 'error', reason | 'partial', reason
--- | 'paused' | 'withdrawn'
+--       entry id, expected row, new row ('' for none), request id, step, due instant in ms or 0, n, n journal records,
+--       n, n commands as (n, n arguments)
+-- An operation with a request id is one of that request's steps, numbered from 1 and done in order. It leaves the
+-- entry's row alone, and is done at most once, while the request waits.
+-- Returns {'fenced', code}, or {'done', kind, detail, ...} with a pair for each operation (see AnswerKind): the detail
+-- is the row for 'moved', a text for 'error' and 'partial', and '' for the others.
 local lease, ledger, journal, requests = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
--- First a phase that writes nothing: a script does not roll back.
+-- The first phase writes nothing, because a script does not roll back.
 local why = foreign(lease, ARGV[1], ARGV[2])
 if why then return { 'fenced', why } end
 if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then return { 'fenced', 'other_ledger' } end -- guard: dispatch-gen
@@ -28,12 +29,12 @@ local standing = {}
 for i, field in ipairs(fields) do standing[field] = rows[i] or '' end
 local paused = redis.call('HEXISTS', ledger, 'm:paused') == 1
 
--- No replica's clock may run so far ahead of the cluster's time that it fires early.
+-- A replica whose clock is ahead of the cluster's time must not fire early.
 local latest = time_ms() + 2000
   + (tonumber(redis.call('HGET', lease, 'offset_ms')) or 0) -- guard: dispatch-leader-offset
 
--- Why an operation is not to be done, or not again.
-local function settled(op, row)
+-- The answer of an operation that must not be done, or was done before; nil if it is to be done now.
+local function answered(op, row)
   if op.request ~= '' then
     if redis.call('HEXISTS', requests, op.request) == 0 then return 'withdrawn', '' end -- guard: dispatch-request-withdrawn
     if number(redis.call('HGET', ledger, 'r:' .. op.request)) >= op.step then return 'mine', '' end -- guard: dispatch-step-once
@@ -43,7 +44,7 @@ local function settled(op, row)
     if row == op.row then return 'mine', '' end -- guard: dispatch-own-row
     return 'moved', row
   end
-  if op.at_ms > latest then return 'error', 'its instant lies ahead of Redis\' clock' end -- guard: dispatch-not-early
+  if op.at_ms > latest then return 'error', 'the due instant is ahead of the clock of Redis' end -- guard: dispatch-not-early
   if paused and #op.commands > 0 then return 'paused', '' end -- guard: dispatch-paused
   return nil
 end
@@ -52,21 +53,21 @@ local kinds = {}
 local function wrong_type(command)
   if command[1] ~= 'LPUSH' then return nil end
   local key = command[2]
-  -- Where it may not be asked, the push itself says why.
+  -- If TYPE is not allowed, the push itself fails with the reason.
   kinds[key] = kinds[key] or redis.pcall('TYPE', key).ok or 'list'
   if kinds[key] ~= 'none' and kinds[key] ~= 'list' then return 'queue key ' .. key .. ' is a ' .. kinds[key] end
 end
 
--- The first write is one that a full or read-only server refuses, before any message is out.
+-- A full or read-only server refuses this write, before any message is sent.
 redis.call('HSET', ledger, 'm:epoch', ARGV[1]) -- guard: dispatch-first-write
 
 local function run(op)
   for c, command in ipairs(op.commands) do
     local reply = redis.pcall(unpack(command)) -- guard: dispatch-push-pcall
     if type(reply) == 'table' and reply.err then
-      local said = reply.err .. ' (at ' .. command[1] .. ' ' .. command[2] .. ')'
-      if c == 1 then return 'error', said end
-      return 'partial', said
+      local failure = reply.err .. ' (at ' .. command[1] .. ' ' .. command[2] .. ')'
+      if c == 1 then return 'error', failure end
+      return 'partial', failure
     end
   end
   return 'done', ''
@@ -74,7 +75,7 @@ end
 
 local answers = { 'done' }
 for i, op in ipairs(operations) do
-  local kind, detail = settled(op, standing[fields[i]])
+  local kind, detail = answered(op, standing[fields[i]])
   if not kind then
     for _, command in ipairs(op.commands) do
       detail = wrong_type(command) -- guard: dispatch-type-check
@@ -85,7 +86,7 @@ for i, op in ipairs(operations) do
       if op.request ~= '' then -- guard: dispatch-request-no-row
         redis.call('HSET', ledger, 'r:' .. op.request, op.step)
       elseif op.row == '' then
-        -- It has no message: what is refused here leaves nothing behind.
+        -- The operation has no message, so a refusal here leaves nothing half done.
         local removed = redis.pcall('HDEL', ledger, fields[i])
         if type(removed) == 'table' then kind, detail = 'error', removed.err else standing[fields[i]] = '' end
       else

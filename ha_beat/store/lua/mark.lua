@@ -1,8 +1,8 @@
--- In the broker's Redis: say which store holds the cluster's lease, unless another one is said to.
+-- Write the lease marker in the broker's Redis, unless it names another store.
 -- KEYS: mark
--- ARGV: the store's gen, its place ('' where it is not known), its name, lifetime of the mark in ms, holder,
---       the mark (gen, n) that may be taken over since it has not moved for too long: gen and n, both '' for none
--- Answers {'kept'} or {'foreign', gen, n, place, name, lifetime, holder}
+-- ARGV: the store's gen, its place ('' if unknown), its name, the lease's lifetime in ms, the holder, and gen and n of an
+--       abandoned marker that may be replaced ('' for none)
+-- Returns {'kept'} or {'foreign', gen, n, place, name, lifetime, holder}
 local was = redis.call('HMGET', KEYS[1], 'gen', 'n', 'place', 'name', 'ttl_ms', 'holder')
 local same = was[1] == ARGV[1] or (ARGV[2] ~= '' and was[3] == ARGV[2])
 local stale = was[1] == ARGV[6]
