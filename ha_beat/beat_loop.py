@@ -102,14 +102,14 @@ class BeatLoop:
     @property
     def leads(self) -> bool:
         """True if this replica leads now."""
-        return self.runtime is not None and self.runtime.elector.term is not None
+        return self.runtime is not None and self.runtime.elector.handle.term is not None
 
     def turn(self, longest_wait: float | None = None) -> None:
         """Do one turn, and wait until there is more to do, at most ``longest_wait`` seconds. Never raises."""
         try:
             runtime = self._running()
-            runtime.elector.progress()
-            term = runtime.elector.term
+            runtime.elector.handle.progress()
+            term = runtime.elector.handle.term
             if term is None:
                 self._stand_by(runtime)
             else:
@@ -163,11 +163,11 @@ class BeatLoop:
     def _stand_by(self, runtime: Runtime) -> None:
         runtime.dispatch.stand_by()
         runtime.enqueuer.stand_by()
-        runtime.elector.wait(_LONGEST_TURN)
+        runtime.elector.handle.wait(_LONGEST_TURN)
 
     def _lead(self, runtime: Runtime, term: Term, longest_wait: float) -> None:
-        elector, enqueuer = runtime.elector, runtime.enqueuer
-        tenure = elector.tenure
+        handle, enqueuer = runtime.elector.handle, runtime.enqueuer
+        tenure = handle.tenure
         if tenure is None or tenure.nonce != term.nonce:
             return
         if runtime.source.changed(term, held_back=enqueuer.held_back):
@@ -178,21 +178,21 @@ class BeatLoop:
         while (
             idle == 0.0
             and self._clock.elapsed() < until
-            and (current := elector.term) is not None
+            and (current := handle.term) is not None
             and current.nonce == term.nonce
         ):
             try:
                 runtime.dispatch.lead(current)
-                pause = runtime.request_handler.attend(current, called=elector.called())
+                pause = runtime.request_handler.attend(current, called=handle.called())
                 idle = min(enqueuer.advance(tenure, current), pause)
             except FencedOff as exc:
-                elector.fenced(current, exc.reason, exc.detail)
+                handle.fenced(current, exc.reason, exc.detail)
                 return
             except BrokerOutOfReach as exc:
-                elector.step_down(TermEnd.BROKER_UNREACHABLE, detail=str(exc))
+                handle.step_down(TermEnd.BROKER_UNREACHABLE, detail=str(exc))
                 idle = _LONGEST_TURN
-            elector.progress()
-        elector.wait(min(idle, longest_wait))
+            handle.progress()
+        handle.wait(min(idle, longest_wait))
 
     def _back_off(self, exc: Exception) -> None:
         """Log a failing turn once per distinct error, then back off for a second.
@@ -212,8 +212,8 @@ class BeatLoop:
         runtime.observation.board.trouble = failure
         if self._clock.elapsed() - self._failing_since > self._stall_timeout and self.leads:
             self._failing_since = 0.0
-            runtime.elector.step_down(TermEnd.SCHEDULER_FAILED, detail=failure)
-        runtime.elector.wait(_LONGEST_TURN)
+            runtime.elector.handle.step_down(TermEnd.SCHEDULER_FAILED, detail=failure)
+        runtime.elector.handle.wait(_LONGEST_TURN)
 
     def _release(self, term: Term) -> None:
         self._released_epoch = term.epoch

@@ -21,7 +21,7 @@ from ha_beat.dispatch.publisher import Publisher
 from ha_beat.dispatch.selector import DispatcherSelector
 from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.election.cluster_clock import SchedulingTime
-from ha_beat.election.elector import Elector
+from ha_beat.election.elector import Elector, Eligibility
 from ha_beat.election.state_machine import Timing
 from ha_beat.errors import StoreError
 from ha_beat.events import Event, Events, TermStarted
@@ -81,10 +81,9 @@ class _Assembly:
     def runtime(self) -> Runtime:
         settings, events, clock = self.settings, self.events, self.clock
         marker = self.lease_marker()
-        elector = self.elector()
+        elector = self.elector(marker)
         claim = self.claim_dispatcher(elector, marker)
         dispatch = DispatcherSelector(self.atomic_dispatcher(marker), claim, marker, events.emit)
-        elector.permitted = dispatch.may_campaign
         pause = PauseState()
         enqueuer = Enqueuer(
             self.source,
@@ -96,7 +95,7 @@ class _Assembly:
             events.emit,
             _leader_options(settings),
             pause,
-            elector.progress,
+            elector.handle.progress,
         )
         main_client = self.main_link.client
         request_handler, report = build_request_handler(
@@ -105,7 +104,7 @@ class _Assembly:
             enqueuer,
             pause,
             self.source,
-            elector,
+            elector.handle,
             self.shadow,
             settings.cluster,
             clock,
@@ -130,7 +129,7 @@ class _Assembly:
 
     # --- Election
 
-    def elector(self) -> Elector:
+    def elector(self, marker: LeaseMarker) -> Elector:
         settings, clock, client = self.settings, self.clock, self.link()
         store = RedisLeaseStore(
             client.client,
@@ -141,7 +140,11 @@ class _Assembly:
             wait_timeout=settings.command_timeout / 2,
         )
         ping_interval = settings.lease_ttl / 3
-        elector = Elector(
+        eligibility = Eligibility(
+            ready=lambda: self.source.ready() and marker.permits(),
+            remembers=lambda: bool(self.shadow.gen),
+        )
+        return Elector(
             store,
             RedisPresence(client.client, self.keys, clock, ping_interval=ping_interval, sharded=client.sharded),
             self.replica,
@@ -149,11 +152,9 @@ class _Assembly:
             clock,
             self.events.emit,
             self.time,
+            eligibility,
             follow=ShadowFeed(client.client, self.keys, self.shadow, clock).poll,
         )
-        elector.ready = self.source.ready
-        elector.remembers = lambda: bool(self.shadow.gen)
-        return elector
 
     def release(self, claim: ClaimDispatcher) -> Callable[[Term], None]:
         """Return a function that releases the lease, for a signal handler of the main thread."""
@@ -190,7 +191,7 @@ class _Assembly:
 
     def claim_dispatcher(self, elector: Elector, marker: LeaseMarker) -> ClaimDispatcher:
         def trusted(term: Term) -> bool:
-            now = elector.term
+            now = elector.handle.term
             return now is not None and now.nonce == term.nonce
 
         timeout = self.settings.command_timeout
@@ -212,7 +213,7 @@ class _Assembly:
             self.settings,
             self.keys,
             self.link().client,
-            elector,
+            elector.handle,
             lambda: enqueuer.due_queue,
             enqueuer.now,
             self.clock,

@@ -49,10 +49,6 @@ class DispatcherSelector:
         self._choose(DispatchPath.CLAIM, PathReason.BROKER_ON_OTHER_REDIS)
         return self._claim
 
-    def may_campaign(self) -> bool:
-        """True if no other store's leader is known to dispatch to this broker. Makes no round trip."""
-        return self._marker.permits()
-
     def stand_by(self) -> None:
         """Look for the leader of another store, once per second. Raises nothing."""
         self._marker.check()

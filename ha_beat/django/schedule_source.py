@@ -108,7 +108,7 @@ class DatabaseSource(EntrySource):
                 lambda: reader.snapshot.by_id if reader.snapshot else {},
             ),
             clock=self._clock,
-            term=lambda: runtime.elector.term,
+            term=lambda: runtime.elector.handle.term,
             begin_term=begin_term,
             emit=runtime.events.emit,
             position=runtime.shadow.position,

@@ -1,4 +1,4 @@
-"""Whether Redis is in reach, since when, and when it was last found away: said once, and asked after a takeover."""
+"""Reachability of the lease's Redis, as this replica finds it."""
 
 from __future__ import annotations
 
@@ -8,72 +8,75 @@ from typing import Literal
 from ha_beat import events
 from ha_beat.clock import Clock
 
-#: What is asked of the lease.
+#: Commands of the election.
 Command = Literal["observation", "campaign", "renewal", "release"]
 
-#: Commands that write; what can be read may still refuse these.
+#: Commands that write. A server that answers reads may still refuse these.
 _WRITING: frozenset[Command] = frozenset({"campaign", "renewal", "release"})
 
-#: So many different reasons are told of one outage.
-_REASONS_TOLD = 10
+#: Largest number of distinct reasons that are reported of one outage.
+_REPORTED_REASONS = 10
 
 
-class Contact:
-    """Of one replica with the lease's Redis. Used by the elector's thread only; instants are on ``Clock.elapsed``."""
+class Connectivity:
+    """Outages of Redis: each is reported once per reason, and its time is kept for the next takeover.
+
+    Used by the election thread only. Instants are on ``Clock.elapsed``.
+    """
 
     def __init__(self, clock: Clock, emit: Callable[[events.Event], None]) -> None:
         self._clock = clock
         self._emit = emit
-        self._away_since: float | None = None
-        #: Of the outage under way: the commands that fail, and the reasons told.
+        self._unreachable_since: float | None = None
+        #: Of the current outage: the commands that fail, and the reasons that were reported.
         self._failing: set[Command] = set()
-        self._told: set[str] = set()
-        #: When Redis was last found to be away; ``None`` where it never was.
+        self._reported: set[str] = set()
+        #: When Redis was last found unreachable; ``None`` if it never was.
         self.lost_at: float | None = None
-        #: When it was back in reach then.
+        #: When it was reachable again after that.
         self.back_at: float | None = None
-        #: Whether this replica knows why the server may be another one than at its last acquisition.
-        self._break_known = False
+        #: True if a change of the server since the last acquisition has a known time.
+        self._loss_known = False
 
     @property
-    def in_reach(self) -> bool:
-        return self._away_since is None
+    def reachable(self) -> bool:
+        return self._unreachable_since is None
 
-    def failed(self, command: Command, why: str, *, leading: bool) -> None:
-        """Redis did not answer, or refused."""
+    def failed(self, command: Command, detail: str, *, leading: bool) -> None:
+        """Record that Redis did not answer a command, or refused it."""
         now = self._clock.elapsed()
-        if self._away_since is None:
-            self._away_since = now
+        if self._unreachable_since is None:
+            self._unreachable_since = now
             self._lose(now)
-            self._told.clear()
+            self._reported.clear()
         self._failing.add(command)
-        if why not in self._told and len(self._told) < _REASONS_TOLD:
-            self._told.add(why)
-            self._emit(events.LeaseUnreachable(why, leading))
+        if detail not in self._reported and len(self._reported) < _REPORTED_REASONS:
+            self._reported.add(detail)
+            self._emit(events.LeaseUnreachable(detail, leading))
 
     def succeeded(self, command: Command) -> None:
-        """This went well: the outage is over if nothing else of it is left to go well."""
-        if self._away_since is None:
+        """Record that a command succeeded. The outage is over once no kind of command fails any more."""
+        if self._unreachable_since is None:
             return
         self._failing -= _WRITING if command in _WRITING else {command}
         if not self._failing:
-            since, self._away_since = self._away_since, None
+            since, self._unreachable_since = self._unreachable_since, None
             self.back_at = self._clock.elapsed()
             self._emit(events.LeaseReachable(self.back_at - since))
 
-    def broke(self) -> None:
-        """The connection that carries presence has ended: perhaps a restart so short that no command fell into it."""
-        if self._away_since is None:
+    def presence_lost(self) -> None:
+        """Record the end of the presence connection: the server may have restarted between two commands."""
+        if self._unreachable_since is None:
             now = self._clock.elapsed()
             self._lose(now)
             self.back_at = now
 
     def acquired(self, *, server_changed: bool) -> None:
-        """The lease was had. A server that changed unseen, between two calls, is lost now."""
-        if server_changed and not self._break_known:
+        """Record an acquisition. If the server changed unnoticed between two commands, the loss counts from now."""
+        if server_changed and not self._loss_known:
             self.lost_at = self._clock.elapsed()
-        self._break_known = False
+        self._loss_known = False
 
     def _lose(self, now: float) -> None:
         self.lost_at = now  # guard: contact-lost-at
-        self._break_known = True
+        self._loss_known = True

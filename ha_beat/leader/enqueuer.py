@@ -15,7 +15,7 @@ from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.dispatch import Dispatcher, FencedOff
 from ha_beat.election.cluster_clock import SchedulingTime
-from ha_beat.election.elector import Tenure
+from ha_beat.election.leader_handle import Tenure
 from ha_beat.errors import StoreError
 from ha_beat.leader.backoff import Backoff
 from ha_beat.leader.due_queue import DueQueue

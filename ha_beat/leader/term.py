@@ -14,7 +14,7 @@ from typing import TypeVar
 from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.dispatch import Answer, Dispatcher, FencedOff
-from ha_beat.election.elector import Tenure
+from ha_beat.election.leader_handle import Tenure
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.leader.batch_builder import SCHEDULE_RETRY, BatchBuilder
 from ha_beat.leader.due_queue import DueQueue

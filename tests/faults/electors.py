@@ -53,7 +53,7 @@ def main(url: str, cluster: str, count: str, name: str) -> None:
         one.start()
     while True:
         for one in electors:
-            one.progress()
+            one.handle.progress()
         time.sleep(0.5)
 
 

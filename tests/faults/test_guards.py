@@ -240,11 +240,15 @@ class Seat:
 
     @property
     def leads(self) -> bool:
-        return self.elector.term is not None
+        return self.elector.handle.term is not None
 
     def close(self) -> None:
         self.elector.close(lambda _term: None)
-        wait_for(lambda: not self.elector._thread or not self.elector._thread.is_alive(), 20, "the end of the thread")
+        wait_for(
+            lambda: not self.elector.handle._thread or not self.elector.handle._thread.is_alive(),
+            20,
+            "the end of the thread",
+        )
         self.proxy.close()
 
 

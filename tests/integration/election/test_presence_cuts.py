@@ -32,14 +32,14 @@ def test_presence_cut_twice_a_second_does_not_cost_the_lease(shared_redis: Redis
         electors.append(Elector(store, presence, replica(name), FAST, clock, told.append))
         electors[-1].start()
     try:
-        wait_for(lambda: any(elector.term for elector in electors), 10, "a leader")
+        wait_for(lambda: any(elector.handle.term for elector in electors), 10, "a leader")
         time.sleep(0.5)
         for _ in range(12):
             for elector in electors:
-                elector.progress()
+                elector.handle.progress()
             shared_redis.admin.client_kill_filter(_type="pubsub")
             time.sleep(0.5)
-        assert wait_for(lambda: sum(elector.term is not None for elector in electors) == 1, 10, "one leader")
+        assert wait_for(lambda: sum(elector.handle.term is not None for elector in electors) == 1, 10, "one leader")
         assert len(told.of(events.TermStarted)) <= 4, told
         assert told.of(events.PresenceLost), "nothing was cut"
     finally:

@@ -16,7 +16,7 @@ from ha_beat.clock import to_micros
 from ha_beat.dispatch import Answer, Dispatcher, OpenClaim, Operation
 from ha_beat.dispatch.batch import BatchScript
 from ha_beat.election.cluster_clock import SchedulingTime
-from ha_beat.election.elector import Tenure
+from ha_beat.election.leader_handle import Tenure
 from ha_beat.errors import StoreRefused, StoreUnavailable
 from ha_beat.leader import BrokerOutOfReach, Enqueuer, LeaderOptions
 from ha_beat.leader.entry import ScheduledEntry

@@ -80,7 +80,7 @@ def test_an_election_whose_thread_ends_begins_anew_and_says_so(
     wait_for(lambda: leads(replica), 20, "a term")
     assert replica._loop.runtime is not None
     elector: Any = replica._loop.runtime.elector
-    first = elector._thread
+    first = elector.handle._thread
     real = elector._step
 
     def end() -> None:
@@ -91,7 +91,7 @@ def test_an_election_whose_thread_ends_begins_anew_and_says_so(
     wait_for(lambda: not first.is_alive(), 10, "the thread's end")
     with caplog.at_level(logging.INFO, "ha_beat"):
         wait_for(lambda: leads(replica), 20, "another term")
-    assert elector.running
+    assert elector.handle.running
     assert "election_failed" in actions(caplog)
 
 

@@ -113,7 +113,7 @@ def test_a_standby_that_cannot_follow_still_campaigns() -> None:
         lambda _: None,
     )
     other.start()
-    wait_for(lambda: other.term, 10, "a leader")
+    wait_for(lambda: other.handle.term, 10, "a leader")
 
     def broken() -> None:
         raise KeyError("a bug")
@@ -131,7 +131,7 @@ def test_a_standby_that_cannot_follow_still_campaigns() -> None:
     try:
         wait_for(lambda: any(isinstance(event, events.FollowFailed) for event in told), 10, "word of it")
         other.close(lambda term: store.release(term, TermEnd.SHUTDOWN))
-        wait_for(lambda: follower.term, 10, "its turn")
+        wait_for(lambda: follower.handle.term, 10, "its turn")
         assert not any(isinstance(event, events.ElectionFailed) for event in told)
         assert sum(isinstance(event, events.FollowFailed) for event in told) == 1
     finally:

@@ -64,8 +64,8 @@ class Campaigner:
                 self.store.release(term, TermEnd.SHUTDOWN)
 
         self.elector.close(release)
-        if self.elector._thread is not None:
-            self.elector._thread.join(20)
+        if self.elector.handle._thread is not None:
+            self.elector.handle._thread.join(20)
 
     @property
     def registered(self) -> str:
@@ -75,7 +75,7 @@ class Campaigner:
 
     def wait_to_lead(self, timeout: float = 30.0) -> None:
         """Wait until it leads, with its presence counted by Redis."""
-        wait_for(lambda: self.elector.term and self.registered, timeout, "to lead, present")
+        wait_for(lambda: self.elector.handle.term and self.registered, timeout, "to lead, present")
 
     def wait_for_line(self, *parts: str, timeout: float = 30.0) -> str:
         def found() -> str | None:

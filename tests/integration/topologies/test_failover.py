@@ -96,7 +96,7 @@ def test_faults_leave_no_connections_behind(server: RedisServer, by: str) -> Non
             do(server, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             do(server, "CLIENT", "KILL", "TYPE", "pubsub")
             time.sleep(0.05)
-        wait_for(lambda: replica.elector.term, 30, "to lead again")
+        wait_for(lambda: replica.elector.handle.term, 30, "to lead again")
         wait_for(lambda: replica.presence.channel, 30, "to be subscribed again")
         wait_for(lambda: ours() <= before, 10, "no more connections than before")
     wait_for(lambda: ours() <= before - 1, 10, "the subscribed connection to end with the replica")

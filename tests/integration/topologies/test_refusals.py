@@ -44,7 +44,7 @@ def test_a_server_that_hangs(server: RedisServer) -> None:
         server.pause()
         try:
             replica.wait_for_line("lease_unreachable", "imeout")
-            wait_for(lambda: replica.elector.term is None, 15, "the trust to run out")
+            wait_for(lambda: replica.elector.handle.term is None, 15, "the trust to run out")
         finally:
             server.resume()
         replica.wait_to_recover()
@@ -99,7 +99,7 @@ def test_read_only_replica(server: RedisServer) -> None:
         replica.wait_to_lead()
         do(server, "REPLICAOF", "127.0.0.1", free_port())
         replica.wait_for_line("lease_unreachable", "read-only replica, not the primary (READONLY")
-        wait_for(lambda: replica.elector.term is None, 15, "the trust to run out")
+        wait_for(lambda: replica.elector.handle.term is None, 15, "the trust to run out")
         time.sleep(4.0)
         assert replica.told("(READONLY") == 1, replica.lines
         assert replica.told("lease_reachable") == 0, replica.lines

@@ -117,15 +117,15 @@ def test_rights_that_are_a_comfort(server: RedisServer, right: str) -> None:
     before_7 = int(server.admin.info("server")["redis_version"].split(".")[0]) < 7  # which takes back whole commands
     url = allow(server, *LEASE, f"-{right[1:].partition('|')[0] if before_7 else right[1:]}")
     with Campaigner(link(url), name="first") as first:
-        wait_for(lambda: first.elector.term, 30, "to lead")
+        wait_for(lambda: first.elector.handle.term, 30, "to lead")
         if right == "+subscribe":
             first.wait_for_line("presence_unavailable", "lacks a right (NOPERM", "subscribe")
         time.sleep(1.0)
         assert first.told("lease_unreachable") == 0, first.lines
         with Campaigner(link(url), name="second") as second:
             second.wait_for_line("leader_seen")
-            first.elector.step_down(TermEnd.STEP_DOWN)
-            wait_for(lambda: second.elector.term, 30, "the second to lead")
+            first.elector.handle.step_down(TermEnd.STEP_DOWN)
+            wait_for(lambda: second.elector.handle.term, 30, "the second to lead")
             assert second.told("lease_unreachable") == 0, second.lines
 
 
@@ -172,7 +172,7 @@ def test_keys_and_channels_that_may_not_be_touched(server: RedisServer, rule: st
         what = "lease_unreachable" if rule.startswith("~") else "presence_unavailable"
         replica.wait_for_line(what, "lacks a right (NOPERM")
         allow(server, rule)
-        wait_for(lambda: replica.elector.term and replica.registered, 30, "to lead, present")
+        wait_for(lambda: replica.elector.handle.term and replica.registered, 30, "to lead, present")
 
 
 def test_keys_have_the_pattern_that_the_rights_name() -> None:

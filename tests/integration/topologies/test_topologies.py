@@ -129,7 +129,7 @@ def hold_the_lease(way_there: Link) -> None:
         wait_for(lambda: first.presence._next_ping > 0.0, 10, "a ping")
         wait_for(lambda: not first.presence._unanswered, 10, "its answer")
         assert not first.told("presence_lost"), first.lines
-        first.elector.step_down(TermEnd.STEP_DOWN)
+        first.elector.handle.step_down(TermEnd.STEP_DOWN)
         wait_for(lambda: (record := first.store.observe().record) and not record.held, 10, "the release")
 
 

@@ -9,7 +9,8 @@ from datetime import timedelta
 import pytest
 
 from ha_beat.election.cluster_clock import SchedulingTime
-from ha_beat.election.elector import Elector, Tenure
+from ha_beat.election.elector import Elector
+from ha_beat.election.leader_handle import Tenure
 from ha_beat.election.state_machine import Timing
 from ha_beat.store.lease import Replica
 from ha_beat.testing import MemoryLeaseStore, MemoryPresence, SettableClock
@@ -32,14 +33,14 @@ class Bench:
         until = self.clock.elapsed() + seconds
         while self.clock.elapsed() < until:
             self.clock.advance(0.01)
-            self.elector.progress()
+            self.elector.handle.progress()
             self.elector._step()
 
     @property
     def tenure(self) -> Tenure:
-        assert self.elector.term is not None
-        assert self.elector.tenure is not None
-        return self.elector.tenure
+        assert self.elector.handle.term is not None
+        assert self.elector.handle.tenure is not None
+        return self.elector.handle.tenure
 
     def ago(self) -> float:
         """Seconds since the last server was found to be out of reach."""

@@ -1,0 +1,73 @@
+"""Upkeep of the connection by which Redis knows that this process lives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ha_beat import events
+from ha_beat.clock import Clock
+from ha_beat.election.connectivity import Connectivity
+from ha_beat.election.state_machine import PresenceBroke, PresenceReady, Woken
+from ha_beat.store.presence import Presence, PresenceError
+
+#: Seconds between attempts to subscribe again.
+_REOPEN_INTERVAL = 1.0
+
+
+class PresenceKeeper:
+    """Opens the presence connection, opens it again after a loss, waits on it and reports its losses."""
+
+    def __init__(
+        self, presence: Presence, connectivity: Connectivity, clock: Clock, emit: Callable[[events.Event], None]
+    ) -> None:
+        self._presence = presence
+        self._connectivity = connectivity
+        self._clock = clock
+        self._emit = emit
+        self._reopen_at = 0.0
+        self._failed_once = False
+        self._reported = ""
+
+    @property
+    def channel(self) -> str:
+        """The channel now subscribed, or ``""``."""
+        return self._presence.channel
+
+    def wait(self, seconds: float, *, leading: bool) -> PresenceBroke | PresenceReady | Woken | None:
+        """Wait on the connection for a wake message, or open it if there is none."""
+        if not self._presence.channel:
+            return self._open(seconds)
+        try:
+            return Woken() if self._presence.wait(seconds) else None
+        except PresenceError as exc:
+            self._reopen_at = 0.0
+            self._connectivity.presence_lost()
+            if leading:
+                self._emit(events.PresenceLost(str(exc)))
+            return PresenceBroke()
+
+    def outage_began(self) -> None:
+        """Treat the next failure as the first: the outage itself is reported."""
+        self._failed_once = False
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._presence.close()
+
+    def _open(self, seconds: float) -> PresenceReady | None:
+        now = self._clock.elapsed()
+        if now < self._reopen_at or not self._connectivity.reachable:
+            self._clock.sleep(max(seconds, 0.0))
+            return None
+        self._reopen_at = now + _REOPEN_INTERVAL
+        try:
+            self._presence.open()
+        except PresenceError as exc:
+            # Reported at the second failure: after the first, an outage of Redis may be found and reported.
+            if self._failed_once and str(exc) != self._reported:
+                self._reported = str(exc)
+                self._emit(events.PresenceUnavailable(str(exc)))
+            self._failed_once = True
+            return None
+        self._failed_once, self._reported = False, ""
+        return PresenceReady()

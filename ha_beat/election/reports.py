@@ -1,0 +1,81 @@
+"""Reports of the election, each made once per change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ha_beat import events
+from ha_beat.errors import StoreError
+from ha_beat.store.lease import LeaseView
+
+#: Seconds between two calls of ``follow``.
+_FOLLOW_INTERVAL = 1.0
+
+
+class ElectionReports:
+    """Emits an event when the leader, an obstacle or a failure is another than the last one reported."""
+
+    def __init__(self, emit: Callable[[events.Event], None]) -> None:
+        self._emit = emit
+        self._holder = ("", 0)
+        self._renewal = (0, 0)
+        self._forbidden = ""
+        self._failing = False
+
+    def leader_seen(self, view: LeaseView, replica: str) -> bool:
+        """Report a change of leader. Return True if another replica has renewed the lease since the last look."""
+        record = view.record
+        if record is None or not record.held or record.holder == replica:
+            return False
+        renewed, self._renewal = (record.epoch, record.seq) != self._renewal, (record.epoch, record.seq)
+        if (record.holder, record.epoch) != self._holder:
+            self._holder = (record.holder, record.epoch)
+            self._emit(events.LeaderSeen(record.holder, record.epoch))
+        return renewed
+
+    def led(self) -> None:
+        """Forget the leader seen before this replica led, so that it is reported again."""
+        self._holder = ("", 0)
+
+    def forbidden(self, detail: str) -> None:
+        """Report that this replica must not lead."""
+        if detail != self._forbidden:
+            self._forbidden = detail
+            self._emit(events.LeadingForbidden(detail))
+
+    def failed(self, detail: str, *, again: bool) -> None:
+        """Report an exception in the election, the first of a series only unless ``again``."""
+        if again or not self._failing:
+            self._failing = True
+            self._emit(events.ElectionFailed(detail))
+
+    def works(self) -> None:
+        """End a series of failures."""
+        self._failing = False
+
+
+class StandbyFollower:
+    """Calls ``follow`` about once a second. A failure is reported and does not disturb the election."""
+
+    def __init__(self, follow: Callable[[], None] | None, emit: Callable[[events.Event], None]) -> None:
+        self._follow = follow
+        self._emit = emit
+        self._follow_at = 0.0
+        self._reported = ""
+
+    def follow(self, now: float) -> None:
+        """Follow if it is due. ``now`` is on ``Clock.elapsed``."""
+        if self._follow is None or now < self._follow_at:
+            return
+        self._follow_at = now + _FOLLOW_INTERVAL
+        failure = ""
+        try:
+            self._follow()
+        except StoreError as exc:
+            failure = str(exc)
+        except Exception as exc:
+            # A standby that knows less of the past can still lead.
+            failure = f"{type(exc).__name__}: {exc}"
+        if failure and failure != self._reported:
+            self._emit(events.FollowFailed(failure))
+        self._reported = failure
