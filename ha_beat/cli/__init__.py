@@ -1,1 +1,1 @@
-"""The command lines: ``ha-beat`` on its own."""
+"""Command lines: ``celery -A proj ha-beat`` and ``ha-beat``."""

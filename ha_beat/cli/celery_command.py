@@ -1,56 +1,57 @@
-"""``celery -A proj ha-beat …``: see the cluster and steer it.
+"""Command group ``celery -A proj ha-beat``.
 
-Celery loads this module for each of its commands: what is needed only by ours is imported when one is called.
+Celery loads this module for each of its own commands, so the modules of the commands are imported only when used.
 """
 
 from __future__ import annotations
 
-import difflib
-
 import click
+
+from ha_beat.suggest import did_you_mean, nearest
 
 
 class LazyGroup(click.Group):
-    """Commands in the order in which they are of use; a wrong name is answered with the nearest."""
+    """Group that imports its commands on first use, and suggests a name for a misspelled one."""
 
     def _load(self) -> None:
         if self.commands:
             return
-        from ha_beat.cli import control, inspect, migrate
+        from ha_beat.cli import control, history, inspect, migrate
 
-        for command in (*inspect.COMMANDS, *control.COMMANDS, *migrate.COMMANDS):
+        status, check, *inspection = inspect.COMMANDS
+        for command in (status, check, history.history, *inspection, *control.COMMANDS, migrate.migrate):
             self.add_command(command)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
-        """Name the commands."""
+        """Return the names of the commands, in order of use."""
         self._load()
         return list(self.commands)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Find a command."""
+        """Return the command of this name."""
         self._load()
         return super().get_command(ctx, cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command of the first argument."""
+        """Return the command of the first argument."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as exc:
-            near = difflib.get_close_matches(args[0], self.commands, n=2, cutoff=0.4)
+            near = nearest(args[0], self.commands, limit=2)
             if not near or type(exc) is not click.UsageError:
-                # Newer versions of click have an error of their own for this, with a hint.
+                # Newer versions of click have a hint of their own.
                 raise
-            raise click.UsageError(f"{exc.message} Did you mean {' or '.join(near)}?", ctx) from None
+            raise click.UsageError(f"{exc.message.rstrip('.')}{did_you_mean(near)}", ctx) from None
 
 
 @click.group(
     "ha-beat",
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, or all is well; 1 not well, or the leader did not do what was asked; 2 can't tell: "
-    "Redis can't be asked, or the command line or a setting is wrong.",
+    epilog="Exit status: 0 done, or healthy; 1 unhealthy, or the leader refused; 2 Redis is unavailable, or the "
+    "command line or a setting is wrong.",
 )
 def ha_beat() -> None:
-    """See the cluster of beat replicas, and steer it."""
+    """Inspect and control the cluster of beat replicas."""

@@ -1,4 +1,4 @@
-"""What other schedulers have recorded of their last runs, by the entry's name."""
+"""Last runs as other schedulers record them, by entry name."""
 
 from __future__ import annotations
 
@@ -21,33 +21,35 @@ from ha_beat.store.scripts import text
 
 @dataclass(frozen=True, slots=True)
 class LastRun:
-    """When an entry last ran, in UTC, and how often it did."""
+    """Last run of an entry, in UTC, and its number of runs."""
 
     at: datetime
     count: int = 0
 
 
-def of_celerybeat(path: str, app: Celery) -> dict[str, LastRun]:
-    """From the file of Celery's ``PersistentScheduler``. It holds pickles: read no file of a stranger's.
+def celerybeat_last_runs(path: str, app: Celery) -> dict[str, LastRun]:
+    """Return the last runs from the file of Celery's ``PersistentScheduler``.
+
+    The file holds pickles: it must come from a trusted source.
 
     Raises:
-        ConfigurationError: there is no such file, or it is another kind of file.
+        ConfigurationError: the file does not exist, or is not a schedule file.
     """
     place = Path(path).resolve()
     if not any(place.parent.glob(f"{glob.escape(place.name)}*")):
         raise ConfigurationError(
-            f"there is no schedule file {str(place)!r}: give with --file what beat was given by -s"
+            f"there is no schedule file {str(place)!r}: set --file to the path that beat was given with -s"
         )
     try:
-        with closing(shelve.open(path, flag="r")) as store:  # noqa: S301 -- the format that beat itself reads
+        with closing(shelve.open(path, flag="r")) as store:  # noqa: S301 -- the format of beat itself
             entries: Mapping[str, Any] = store["entries"]
-            known_in_utc = bool(store.get("utc_enabled", True))
+            in_utc = bool(store.get("utc_enabled", True))
     except Exception as exc:
         raise ConfigurationError(
-            f"{path!r} can't be read as beat's schedule file: {type(exc).__name__}: {exc}. Give its name without the "
-            f"ending that the system adds, as beat's -s does; and stop beat first, which holds it open"
+            f"{path!r} can't be read as a schedule file: {type(exc).__name__}: {exc}. Stop beat first, and give the "
+            f"path as beat's -s does, without the ending that the system adds"
         ) from exc
-    zone = UTC if known_in_utc else app.timezone
+    zone = UTC if in_utc else app.timezone
     return {
         name: LastRun(_in_utc(entry.last_run_at, zone), int(entry.total_run_count or 0))
         for name, entry in entries.items()
@@ -61,46 +63,44 @@ def _in_utc(instant: datetime, zone: Any) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class RedBeat:
-    """What redbeat keeps, in Redis, under its key prefix."""
+    """Records of redbeat in Redis, under its key prefix."""
 
     client: Callable[[], Any]
     prefix: str
-    #: Its Redis, without secrets.
-    place: str = ""
 
     def last_runs(self, names: Iterable[str]) -> dict[str, LastRun]:
-        """Of these entries, where redbeat knows them to have run.
+        """Return the last runs of those of these entries that have run.
 
         Raises:
-            StoreUnavailable: Redis can't be asked.
+            StoreUnavailable: Redis failed.
         """
-        client, found = self._ask(self.client), {}
+        client, found = self._call(self.client), {}
         for name in names:
-            meta = self._ask(client.hget, self.prefix + name, "meta")
+            meta = self._call(client.hget, self.prefix + name, "meta")
             run = _from_meta(text(meta)) if meta is not None else None
             if run is not None:
                 found[name] = run
         return found
 
     def names(self) -> set[str]:
-        """Every entry that it schedules.
+        """Return the names of all entries.
 
         Raises:
-            StoreUnavailable: Redis can't be asked.
+            StoreUnavailable: Redis failed.
         """
-        keys = self._ask(self._ask(self.client).zrange, f"{self.prefix}:schedule", 0, -1)
+        keys = self._call(self._call(self.client).zrange, f"{self.prefix}:schedule", 0, -1)
         return {text(key).removeprefix(self.prefix) for key in keys}
 
     @staticmethod
-    def _ask(question: Callable[..., Any], *args: Any) -> Any:
+    def _call(command: Callable[..., Any], *args: Any) -> Any:
         try:
-            return question(*args)
+            return command(*args)
         except Exception as exc:
-            raise StoreUnavailable(f"redbeat's Redis: {type(exc).__name__}: {exc}") from exc
+            raise StoreUnavailable(f"the Redis of redbeat failed: {type(exc).__name__}: {exc}") from exc
 
 
 def _from_meta(raw: str) -> LastRun | None:
-    """What redbeat's JSON says; ``None`` for an entry that never ran."""
+    """Return the last run from redbeat's JSON, or ``None`` for an entry that has never run."""
     meta: Any = json.loads(raw, object_hook=_decoded)
     last = meta.get("last_run_at") if isinstance(meta, dict) else None
     return LastRun(last.astimezone(UTC), int(meta.get("total_run_count") or 0)) if isinstance(last, datetime) else None

@@ -1,4 +1,4 @@
-"""Takes over from another scheduler where each entry stands, before the first start."""
+"""Command ``migrate``: import the last runs from another scheduler, before the first start."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from celery import Celery
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from ha_beat.cli import output
-from ha_beat.cli.cluster import CantTell, NotWell, on_cluster
-from ha_beat.cli.last_runs import LastRun, RedBeat, of_celerybeat
+from ha_beat.cli.command import CommandFailed, CommandUnavailable, on_cluster
+from ha_beat.cli.last_runs import LastRun, RedBeat, celerybeat_last_runs
 from ha_beat.client import ClusterClient
 from ha_beat.clock import from_micros
 from ha_beat.leader.entry import ScheduledEntry
@@ -24,13 +24,13 @@ from ha_beat.store.connections import link_to
 from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.scripts import Script, text
 
-#: A last run that lies ahead by more than this is not believed.
+#: A last run that is further in the future than this is not imported.
 _TOLERANCE = timedelta(seconds=2)
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """What is to become of one entry: a new row, or the reason why there is none."""
+class EntryImport:
+    """Import of one entry: its new ledger row, or the reason why it is not imported."""
 
     entry: ScheduledEntry
     last: datetime | None
@@ -39,7 +39,7 @@ class Step:
 
 
 @click.command(
-    short_help="Take over the last runs from the scheduler used so far.",
+    short_help="Import the last runs from the previous scheduler.",
     epilog="Example: celery -A proj ha-beat migrate --from redbeat --dry-run",
 )
 @click.option(
@@ -47,24 +47,24 @@ class Step:
     "source",
     type=click.Choice(["redbeat", "celerybeat", "django"]),
     required=True,
-    help="The scheduler so far: redbeat's keys, the file of Celery's own beat, or django-celery-beat's rows.",
+    help="Previous scheduler: redbeat, Celery's own beat (its schedule file), or django-celery-beat.",
 )
 @click.option(
     "--file",
     "path",
     metavar="PATH",
-    help="celerybeat's schedule file (its -s). Default: the app's beat_schedule_filename.",
+    help="Schedule file of Celery's beat (its -s). Default: the app's beat_schedule_filename.",
 )
 @click.option(
-    "--redbeat-url", metavar="URL", help="redbeat's Redis. Default: the app's redbeat_redis_url, or the broker."
+    "--redbeat-url", metavar="URL", help="Redis of redbeat. Default: the app's redbeat_redis_url, or the broker."
 )
 @click.option(
     "--redbeat-prefix",
     metavar="PREFIX",
-    help="redbeat's key prefix. Default: the app's redbeat_key_prefix, or redbeat:.",
+    help="Key prefix of redbeat. Default: the app's redbeat_key_prefix, or redbeat:.",
 )
-@click.option("--dry-run", is_flag=True, help="Only show what would be taken over.")
-@click.option("--force", is_flag=True, help="Also where the ledger knows the entry, unless it knows of a later run.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be imported.")
+@click.option("--force", is_flag=True, help="Replace entries that the ledger has already, unless it has a later run.")
 @on_cluster
 def migrate(
     cluster: ClusterClient,
@@ -76,55 +76,44 @@ def migrate(
     dry_run: bool,
     force: bool,
 ) -> None:
-    """Take over when each entry of beat_schedule last ran, from the scheduler that was used so far.
+    """Import when each entry of beat_schedule last ran, from the previous scheduler.
 
-    Stop the old scheduler first, and start ha_beat after. Refused while somebody leads. What the old scheduler missed
-    since it was stopped is then a misfire, by default one catch-up run of each entry.
+    Stop the previous scheduler first, and start ha_beat afterwards. Refused while there is a leader. Occurrences that
+    fell due in between are misfires: by default, each entry runs once to catch up.
     """
-    entries = _entries(cluster.app)
-    unknown: set[str] = set()
-    last: Mapping[str, LastRun]
+    schedule = _schedule(cluster.app)
     if source == "redbeat":
-        redbeat = _redbeat(cluster, redbeat_url, redbeat_prefix)
-        last, names = redbeat.last_runs(entries), redbeat.names()
-        if not names and not last:
-            raise NotWell(
-                f"nothing was taken over: there is nothing of redbeat's under the prefix {redbeat.prefix!r} at "
-                f"{redbeat.place}. Say where it is with --redbeat-url and --redbeat-prefix"
-            )
-        unknown = names - entries.keys()
-    elif source == "celerybeat":
-        last = of_celerybeat(path or str(cluster.app.conf.beat_schedule_filename), cluster.app)
-        unknown = last.keys() - entries.keys()
+        last, names = _redbeat_last_runs(cluster, schedule, redbeat_url, redbeat_prefix)
     else:
-        last = _of_django()
-        unknown = last.keys() - entries.keys()
+        path = path or str(cluster.app.conf.beat_schedule_filename)
+        last = celerybeat_last_runs(path, cluster.app) if source == "celerybeat" else _django_last_runs()
+        names = set(last)
     known = cluster.ledger.read()
     now = from_micros(cluster.view().server_ms * 1000)
-    steps = [_step(entry, last.get(name), known.get(name), now, force=force) for name, entry in entries.items()]
-    rows = [(each.entry.id, f"{each.last:%Y-%m-%d %H:%M:%S}Z" if each.last else "-", each.note) for each in steps]
-    output.show_table(("ENTRY", "LAST RUN", "TAKEN OVER"), rows)
-    for name in sorted(unknown):
-        click.echo(f"{name} is not in beat_schedule: put it there, or it will not run")
-    wanted = [each for each in steps if each.row is not None]
+    imports = [_import(entry, last.get(name), known.get(name), now, force=force) for name, entry in schedule.items()]
+    rows = [(each.entry.id, f"{each.last:%Y-%m-%d %H:%M:%S}Z" if each.last else "-", each.note) for each in imports]
+    output.show_table(("ENTRY", "LAST RUN", "IMPORTED"), rows)
+    for name in sorted(names - schedule.keys()):
+        click.echo(f"{name} is not in beat_schedule: add it, or it will not run")
+    imported = [each for each in imports if each.row is not None]
     if dry_run:
-        click.echo(f"{len(wanted)} of {len(steps)} entries would be taken over; nothing was done")
+        click.echo(f"{len(imported)} of {len(imports)} entries would be imported; nothing was done")
         return
-    _write(cluster, wanted)
-    click.echo(f"{len(wanted)} of {len(steps)} entries were taken over")
+    _write(cluster, imported)
+    click.echo(f"{len(imported)} of {len(imports)} entries were imported")
 
 
-def _entries(app: Celery) -> dict[str, ScheduledEntry]:
-    """The entries as the scheduler in use has them, by id.
+def _schedule(app: Celery) -> dict[str, ScheduledEntry]:
+    """Return the entries of the app's scheduler, by id.
 
     Raises:
-        CantTell: its entries are in a database.
+        CommandUnavailable: the entries are in a database.
     """
     configured = str(app.conf.beat_scheduler or "ha_beat")
     if configured.startswith("ha_beat.django"):
-        raise CantTell(
-            "nothing is to be done for ha_beat.django: it begins from last_run_at in the rows of the database. This "
-            "command is for a schedule in the settings"
+        raise CommandUnavailable(
+            "ha_beat.django needs no import: it starts from last_run_at in the rows of the database. This command is "
+            "for a schedule in the settings"
         )
     names: Any = load_extension_class_names("celery.beat_schedulers")
     try:
@@ -138,55 +127,64 @@ def _entries(app: Celery) -> dict[str, ScheduledEntry]:
     return {entry.id: entry for entry in scheduler.schedule_source.load()}
 
 
-def _redbeat(cluster: ClusterClient, url: str | None, prefix: str | None) -> RedBeat:
+def _redbeat_last_runs(
+    cluster: ClusterClient, schedule: Mapping[str, ScheduledEntry], url: str | None, prefix: str | None
+) -> tuple[dict[str, LastRun], set[str]]:
+    """Return the last runs of these entries, and the names of all of redbeat's entries.
+
+    Raises:
+        CommandFailed: redbeat has no keys there.
+    """
     conf: Mapping[str, Any] = cluster.app.conf
-    url = (
-        url or conf.get("redbeat_redis_url") or conf.get("REDBEAT_REDIS_URL") or str(cluster.app.conf.broker_url or "")
-    )
-    prefix = prefix or conf.get("redbeat_key_prefix") or conf.get("REDBEAT_KEY_PREFIX") or "redbeat:"
-    link = link_to(str(url), cluster.settings.redis_options, cluster.settings.command_timeout, f"{prefix}:schedule")
-    return RedBeat(link.client, str(prefix), redact_url(str(url)))
+    url = str(url or conf.get("redbeat_redis_url") or conf.get("REDBEAT_REDIS_URL") or conf.get("broker_url") or "")
+    prefix = str(prefix or conf.get("redbeat_key_prefix") or conf.get("REDBEAT_KEY_PREFIX") or "redbeat:")
+    link = link_to(url, cluster.settings.redis_options, cluster.settings.command_timeout, f"{prefix}:schedule")
+    redbeat = RedBeat(link.client, prefix)
+    last, names = redbeat.last_runs(schedule), redbeat.names()
+    if not names and not last:
+        raise CommandFailed(
+            f"nothing was imported: redbeat has no keys with the prefix {prefix!r} at {redact_url(url)}. "
+            f"Set --redbeat-url and --redbeat-prefix"
+        )
+    return last, names
 
 
-def _of_django() -> dict[str, LastRun]:
+def _django_last_runs() -> dict[str, LastRun]:
     try:
         from ha_beat.django.last_runs import last_runs
 
         return {name: LastRun(at, count) for name, (at, count) in last_runs().items()}
     except Exception as exc:
-        raise CantTell(f"django-celery-beat's rows can't be read: {type(exc).__name__}: {exc}") from exc
+        raise CommandUnavailable(f"the rows of django-celery-beat can't be read: {type(exc).__name__}: {exc}") from exc
 
 
-def _step(entry: ScheduledEntry, last: LastRun | None, raw: str | None, now: datetime, *, force: bool) -> Step:
+def _import(entry: ScheduledEntry, last: LastRun | None, raw: str | None, now: datetime, *, force: bool) -> EntryImport:
     if last is None:
-        return Step(entry, None, "no: it never ran there")
+        return EntryImport(entry, None, "no: it has never run")
     if last.at > now + _TOLERANCE:
-        return Step(entry, last.at, "no: that lies ahead of now")
+        return EntryImport(entry, last.at, "no: the time is in the future")
     if raw is not None:
         found = LedgerRow.parse(raw)
         if found is None:
-            return Step(entry, last.at, "no: newer software has written its row")
+            return EntryImport(entry, last.at, "no: a newer version of ha_beat has written its row")
         if not force:
-            return Step(entry, last.at, "no: the ledger knows it already (--force)")
+            return EntryImport(entry, last.at, "no: the ledger has it already (--force)")
         if found.base >= last.at:
-            return Step(entry, last.at, "no: the ledger knows of a later run")
+            return EntryImport(entry, last.at, "no: the ledger has a later run")
     row = LedgerRow(base=last.at, verdict=Verdict.ARMED, run_count=last.count, signature=entry.signature, raw=raw or "")
-    return Step(entry, last.at, "yes", row)
+    return EntryImport(entry, last.at, "yes", row)
 
 
-def _write(cluster: ClusterClient, steps: list[Step]) -> None:
-    """Write the rows, if nobody leads.
+def _write(cluster: ClusterClient, imports: list[EntryImport]) -> None:
+    """Write the rows if there is no leader.
 
     Raises:
-        NotWell: somebody leads, or another wrote at the same time.
+        CommandFailed: there is a leader, or another process wrote some of the rows at the same time.
     """
-    args = [part for each in steps if each.row for part in (each.entry.id, each.row.raw, each.row.encoded())]
+    args = [part for each in imports if each.row for part in (each.entry.id, each.row.raw, each.row.encoded())]
     answer, *done = Script("seed")(cluster.client(), [cluster.keys.lease, cluster.keys.ledger], args)
     if text(answer) == "led":
-        raise NotWell(f"nothing was taken over: {text(done[0])} leads. Stop all replicas first")
-    late = [each.entry.id for each, one in zip(steps, done, strict=True) if not int(one)]
-    if late:
-        raise NotWell(f"somebody else wrote {', '.join(late)} at the same time; the others were taken over")
-
-
-COMMANDS = (migrate,)
+        raise CommandFailed(f"nothing was imported: {text(done[0])} leads. Stop all replicas first")
+    changed = [each.entry.id for each, one in zip(imports, done, strict=True) if not int(one)]
+    if changed:
+        raise CommandFailed(f"another process changed {', '.join(changed)}; the other entries were imported")

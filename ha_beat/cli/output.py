@@ -1,4 +1,4 @@
-"""What the commands print: tables on a terminal, plain lines elsewhere, JSON where asked for."""
+"""Output of the commands: tables, fields and JSON, fitted to a terminal."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from typing import Any
 
 import click
 
-#: The last column of a table is not squeezed into fewer characters.
+#: Least width of the last column of a table, in characters.
 _NARROWEST = 24
 
 
 def to_terminal() -> bool:
+    """True if standard output is a terminal."""
     return sys.stdout.isatty()
 
 
 def show_json(value: Any) -> None:
+    """Print JSON, indented on a terminal."""
     click.echo(json.dumps(value, indent=2 if to_terminal() else None, default=str))
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, spare: Sequence[str] = ()) -> None:
     """Print rows under their columns.
 
-    On a terminal that is too narrow the ``spare`` columns are left out, one after the other as far as need be, and the
-    last column is broken between words. What is piped has everything, one line a row.
+    If the terminal is too narrow, the ``spare`` columns are left out, one after the other, and the last column is
+    wrapped. A pipe gets every column, one line per row.
     """
     table = [list(columns), *([_in_one_line(value) for value in row] for row in rows)]
     if not to_terminal():
@@ -49,7 +51,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, spar
         for line in _broken(row, widths, room):
             click.echo(click.style(line, bold=True) if number == 0 else line)
     if left_out:
-        click.echo(click.style(f"(no room here for {', '.join(left_out)}; --json or a pipe has all)", dim=True))
+        click.echo(click.style(f"(no room for {', '.join(left_out)}; use --json or a pipe for all columns)", dim=True))
 
 
 def _in_one_line(value: object) -> str:
@@ -65,7 +67,7 @@ def _beside(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _broken(row: Sequence[str], widths: Sequence[int], room: int) -> list[str]:
-    """A row in lines: its last column beside the others if there is some room left for it, else below them."""
+    """Return the lines of a row. The last column is beside the others if there is room, else below them."""
     before = _beside(row[:-1], widths[:-1]) + "  " * (len(row) > 1)
     if len(before) + len(row[-1]) <= room:
         return [f"{before}{row[-1]}".rstrip()]
@@ -76,14 +78,14 @@ def _broken(row: Sequence[str], widths: Sequence[int], room: int) -> list[str]:
 
 
 def show_fields(fields: Sequence[tuple[str, object]]) -> None:
-    """Print name and value, one pair a line."""
+    """Print one name and value per line."""
     width = max((len(name) for name, _ in fields), default=0)
     for name, value in fields:
         show_hanging(click.style(name.ljust(width), bold=True), str(value))
 
 
 def show_hanging(mark: str, text: str) -> None:
-    """Print the text beside its mark; further lines of it, on a terminal, below where it began."""
+    """Print a text after its mark. On a terminal, a long text is wrapped and indented."""
     indent = len(click.unstyle(mark)) + 2
     room = shutil.get_terminal_size().columns - indent
     if not to_terminal() or room < _NARROWEST or len(text) <= room:
@@ -96,7 +98,7 @@ def show_hanging(mark: str, text: str) -> None:
 
 
 def instant(ms: int | None) -> str:
-    """A time in ms since the Unix epoch, in UTC."""
+    """Return a time in UTC. ``ms`` is in ms since the Unix epoch."""
     if not ms:
         return "-"
     try:
@@ -106,7 +108,7 @@ def instant(ms: int | None) -> str:
 
 
 def lasting(seconds: float) -> str:
-    """A time span in words."""
+    """Return a duration with its unit."""
     seconds = max(seconds, 0.0)
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"

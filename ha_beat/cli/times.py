@@ -1,4 +1,4 @@
-"""Instants on the command line."""
+"""Type of options that take an instant."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    # Generic only in newer versions.
+    # Generic only in newer versions of click.
     _InstantType = click.ParamType[datetime]
 else:
     _InstantType = click.ParamType
 
 
 class Instant(_InstantType):
-    """ISO 8601: a date, or a date and a time; UTC unless it says otherwise."""
+    """Date, or date and time, in ISO 8601. UTC unless it has an offset."""
 
     name = "instant"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Read it."""
+        """Return the instant in UTC."""
         if isinstance(value, datetime):
             return value
         try:
             found = datetime.fromisoformat(str(value))
             found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no instant such as 2026-03-01 or 2026-03-01T06:30:00+01:00", param, ctx)
+            self.fail(f"{value!r} is not an instant such as 2026-03-01 or 2026-03-01T06:30:00+01:00", param, ctx)
         if not 1971 <= found.year <= 2999:
-            self.fail(f"{value!r} is not a year to schedule in", param, ctx)
+            self.fail(f"{value!r} is not between the years 1971 and 2999", param, ctx)
         return found
 
 
