@@ -122,7 +122,7 @@ class PauseControl:
 
         return Outcome(
             ReplyCode.RESUMED,
-            pause.as_data(),
+            {"was": pause.as_data()},
             record={"event": ReplyCode.RESUMED},
             change=MetaChange(Pause.FIELD, ""),
             then=then,

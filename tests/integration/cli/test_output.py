@@ -1,4 +1,4 @@
-"""What the commands print, on a terminal of any width and elsewhere."""
+"""Output of the commands, on terminals of several widths and in a pipe."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
 
 
-def test_a_pipe_gets_everything_one_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
-    """However narrow the terminal of whoever started it is."""
+def test_pipe_gets_every_column_and_one_line_per_row(capsys: pytest.CaptureFixture[str]) -> None:
     output.show_table(COLUMNS, [*ROWS, ("odd\nname", "t", 0, "a\n  traceback")], spare=("RUNS", "TASK"))
     assert shown(capsys) == [
         "ENTRY           TASK               RUNS  WHY",
@@ -33,16 +32,16 @@ def test_a_pipe_gets_everything_one_line_a_row(capsys: pytest.CaptureFixture[str
     ]
 
 
-def test_a_wide_terminal_gets_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wide_terminal_gets_every_column(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     on_terminal(monkeypatch, 80)
     output.show_table(COLUMNS, ROWS, spare=("RUNS", "TASK"))
     assert len(shown(capsys)) == 3
 
 
-def test_a_narrow_terminal_gets_no_more_columns_than_it_has_room_for(
+def test_narrow_terminal_gets_fewer_columns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The last column is broken between words, and what was left out is said."""
+    """The last column is wrapped, and the omitted columns are named."""
     on_terminal(monkeypatch, 46)
     output.show_table(COLUMNS, ROWS, spare=("RUNS", "TASK"))
     assert [line.replace("\x1b[1m", "").replace("\x1b[2m", "").replace("\x1b[0m", "") for line in shown(capsys)] == [
@@ -50,11 +49,11 @@ def test_a_narrow_terminal_gets_no_more_columns_than_it_has_room_for(
         "nightly-report  one two three four five six",
         "                seven",
         "fast",
-        "(no room here for RUNS, TASK; --json or a pipe has all)",
+        "(no room for RUNS, TASK; use --json or a pipe for all columns)",
     ]
 
 
-def test_the_last_column_stands_below_where_nothing_is_left_for_it(
+def test_last_column_is_below_the_others_if_there_is_no_room(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on_terminal(monkeypatch, 24)
@@ -62,7 +61,7 @@ def test_the_last_column_stands_below_where_nothing_is_left_for_it(
     assert shown(capsys)[1:] == ["nightly-report", "    one two three four", "    five"]
 
 
-def test_what_hangs_on_a_mark_goes_on_below_where_it_began(
+def test_long_text_after_a_mark_is_indented(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on_terminal(monkeypatch, 33)
@@ -75,12 +74,12 @@ def test_what_hangs_on_a_mark_goes_on_below_where_it_began(
 
 
 @pytest.mark.parametrize("columns", [1, 5, 20, 79, 80, 200])
-def test_no_width_breaks_a_table(
+def test_table_is_complete_at_every_width(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on_terminal(monkeypatch, columns)
     output.show_table(COLUMNS, [*ROWS, ("x" * 300, "y", "", "z" * 300)], spare=("RUNS", "TASK"))
     output.show_table(("ALONE",), [("one two three",)])
-    told = " ".join(shown(capsys))
-    assert "x" * 300 in told
-    assert "z" * 300 in told
+    text = " ".join(shown(capsys))
+    assert "x" * 300 in text
+    assert "z" * 300 in text

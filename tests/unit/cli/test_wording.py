@@ -1,0 +1,121 @@
+"""Wording of the command line: the only tests that look at its sentences."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from ha_beat.cli.celery_command import ha_beat
+from ha_beat.cli.command import CommandUnavailable, find_member, leader_text
+from ha_beat.monitoring import request_wording
+from ha_beat.monitoring.request_wording import instant_text, pause_text, reply_text
+from ha_beat.reasons import BackfillOutcome, ReplyCode, TermEnd
+from ha_beat.store.lease import LeaseRecord
+from ha_beat.store.membership import ClusterView, Member
+from ha_beat.store.request_queue import Pause
+
+COMMANDS = ha_beat.list_commands(None)  # type: ignore[arg-type]
+MEMBERS = [Member("beat-1:aaaaaa", host="web"), Member("beat-2:bbbbbb", host="web"), Member("worker:cccccc", host="db")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_has_help_with_an_example(command: str) -> None:
+    result = CliRunner().invoke(ha_beat, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Example" in result.output
+    assert f"ha-beat {command}" in result.output
+
+
+def test_misspelled_command_is_answered_with_the_nearest() -> None:
+    result = CliRunner().invoke(ha_beat, ["stauts"])
+    assert result.exit_code == 2
+    assert "status" in result.output
+
+
+def test_command_without_an_app_says_how_to_give_one() -> None:
+    result = CliRunner().invoke(ha_beat, ["status"], obj=SimpleNamespace(app=None))
+    assert result.exit_code == 2
+    assert "celery -A your_project ha-beat" in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("beat-1:aaaaaa", "beat-1:aaaaaa"),
+        ("beat-2", "beat-2:bbbbbb"),
+        ("db", "worker:cccccc"),
+        ("web", "'web' matches 2 replicas: beat-1:aaaaaa, beat-2:bbbbbb"),
+        ("baet-1", "there is no replica 'baet-1'; did you mean beat-1?"),
+        ("x", "there is no replica 'x'; the replicas are beat-1:aaaaaa, beat-2:bbbbbb, worker:cccccc"),
+    ],
+)
+def test_replica_is_found_by_id_prefix_or_host(name: str, found: str) -> None:
+    try:
+        assert find_member(MEMBERS, name).id == found
+    except CommandUnavailable as exc:
+        assert exc.message == found
+
+
+@pytest.mark.parametrize(
+    ("lease", "text"),
+    [
+        (None, "there is no leader: no replica has run with this cluster name and Redis"),
+        (LeaseRecord("one", 1, state="held", renewed_ms=1000, ttl_ms=10), "one leads"),
+        (
+            LeaseRecord("one", 1, state="held", renewed_ms=900, ttl_ms=10),
+            "there is no leader: one holds the lease and does not renew it",
+        ),
+        (
+            LeaseRecord("one", 1, state="released", reason=TermEnd.SHUTDOWN),
+            "there is no leader: one released the lease (this replica shuts down)",
+        ),
+    ],
+)
+def test_leader_text(lease: LeaseRecord | None, text: str) -> None:
+    assert leader_text(ClusterView(1000, lease, (), "", 0, 0, 0, "")) == text
+
+
+@pytest.mark.parametrize(
+    ("code", "data", "text"),
+    [
+        (ReplyCode.SENT, {"entry": "e", "task": "t", "task_id": "i"}, "enqueued e as t[i]"),
+        (
+            ReplyCode.ALREADY_PAUSED,
+            {"since_ms": 1000, "by": "ann", "reason": "work"},
+            "the cluster is paused already, since 1970-01-01 00:00:01 UTC by ann: work",
+        ),
+        (
+            ReplyCode.NO_SUCH_ENTRY,
+            {"entry": "rrae", "nearest": ["rare"], "entries": 2},
+            "the leader has no entry 'rrae'; did you mean rare?",
+        ),
+        (ReplyCode.NO_SUCH_ENTRY, {"entry": "x", "nearest": [], "entries": 2}, "the leader has no entry 'x'; it has 2"),
+        (
+            ReplyCode.BACKFILL_INCOMPLETE,
+            {"entry": "e", "dry_run": True, "count": 1, "instants": [{}, {}]},
+            "would enqueue 1 of 2 instants of e, 1 refused",
+        ),
+        (ReplyCode.BACKFILLED, {"entry": "e", "count": 1, "instants": [{}]}, "enqueued 1 of 1 instants of e"),
+        (ReplyCode.FAILED, {"detail": "KeyError: {x}"}, "the request failed: KeyError: {x}"),
+    ],
+)
+def test_reply_text(code: ReplyCode, data: dict[str, object], text: str) -> None:
+    assert reply_text(code, data).startswith(text)
+
+
+def test_every_reply_code_and_outcome_is_worded() -> None:
+    for code in ReplyCode:
+        if code is not ReplyCode.ALREADY_PAUSED:  # its data are required
+            assert isinstance(reply_text(code, {}), str)
+    assert set(request_wording._STATES) == set(BackfillOutcome)
+
+
+def test_instant_text_has_the_detail() -> None:
+    assert instant_text({"outcome": "not_sent", "detail": "no queue"}) == ("failed", "not enqueued: no queue")
+    assert instant_text({"outcome": "planned", "detail": ""}) == ("would enqueue", "")
+
+
+def test_pause_text_of_a_malformed_record() -> None:
+    assert pause_text(Pause.parse("{")) == "by a record that cannot be read"
