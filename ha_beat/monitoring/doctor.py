@@ -15,8 +15,8 @@ from ha_beat.dispatch.lease_marker import place_of, read_mark, two_stores
 from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.monitoring.invariants import MEMORY, Standing, Watch
 from ha_beat.monitoring.request_wording import pause_text
-from ha_beat.monitoring.wording import health, phrase
-from ha_beat.reasons import RequestKind
+from ha_beat.monitoring.wording import health, phrase, phrase_of
+from ha_beat.reasons import PathReason, RequestKind
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.recurrence import recurrence_of, starting_deadline
@@ -265,7 +265,8 @@ class Examination:
             return
         report = reply.data
         dispatch: Mapping[str, str] = report.get("dispatch") or {}
-        yield Finding("ok", "dispatch", f"{dispatch.get('path') or 'not chosen yet'}: {dispatch.get('why', '')}")
+        why = phrase_of(PathReason, dispatch.get("why", ""))
+        yield Finding("ok", "dispatch", f"{dispatch['path']}: {why}" if dispatch.get("path") else "not chosen yet")
         if dispatch.get("path") == "claim":
             yield Finding(
                 "note", "dispatch", f"what becomes of a message of unknown fate: {self.settings.uncertain} (uncertain)"
