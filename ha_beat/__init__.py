@@ -1,14 +1,18 @@
-"""Run any number of `celery beat` replicas at once: one leads and enqueues, the others stand by.
+"""High availability for `celery beat`: of any number of replicas one leads and enqueues, the others stand by.
 
 ::
 
     celery -A proj beat -S ha_beat --pidfile=     # on as many machines as you like
-    celery -A proj ha-beat status                 # who leads, and how the schedule fares
+    celery -A proj ha-beat status                 # the leader, the replicas and the state of the schedule
 
-Settings are ``ha_beat_…`` on the Celery app (``celery -A proj ha-beat settings`` lists them). For a task there is
-:func:`occurrence_of`; for a schedule of your own :class:`ha_beat.scheduler.HAMixin`; for django-celery-beat
-:mod:`ha_beat.django`; for workers :mod:`ha_beat.guard`; for pagers :mod:`ha_beat.signals`; for tests
-:mod:`ha_beat.testing`; what is raised, :mod:`ha_beat.errors`.
+Settings are ``ha_beat_…`` on the Celery app; ``celery -A proj ha-beat settings`` lists them. The public modules are:
+
+- this one: :func:`occurrence_of` tells a task which occurrence it runs for
+- :mod:`ha_beat.scheduler`: the scheduler, and :class:`~ha_beat.scheduler.HAMixin` for your own scheduler class
+- :mod:`ha_beat.django`: django-celery-beat
+- :mod:`ha_beat.guard`: drops second messages in workers
+- :mod:`ha_beat.signals`: signals to your own code
+- :mod:`ha_beat.testing`: helpers for tests
 """
 
 from ha_beat.headers import TaskOccurrence, occurrence_of

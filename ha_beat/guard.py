@@ -1,28 +1,27 @@
-"""For workers: a second message of the same occurrence is dropped.
+"""Guard for workers: drops the second message of an occurrence.
 
-Where the broker is not the lease's Redis and ``uncertain`` is ``republish``, a message whose fate nobody knows is sent
-again, so that the broker may have it twice. With this guard the workers run one of the two. One task::
+If the broker is not the lease's Redis and ``uncertain`` is ``republish``, a message is sent again after a publish with
+an unknown outcome, so that the broker may have it twice. With this guard the workers run one of the two. One task::
 
     from ha_beat.guard import GuardedTask
 
     @app.task(base=GuardedTask)
     def charge(): ...
 
-or all tasks of an app, whatever their base class, once the app exists::
+or all tasks of an app, with any base class::
 
     from ha_beat.guard import guard
 
     guard(app)
 
-Each sending of an occurrence bears a mark of its own. The first message of an occurrence that a worker takes up records
-its mark in the lease's Redis, for ``guard_ttl``; a message of the same occurrence with another mark is dropped: it is
-acknowledged, its task does not run, a line is logged, the signal ``message_dropped`` is sent, and the number under the
-key ``{ha-beat:<cluster>}:dropped`` grows by one. A redelivery of the same message and the retries of its task bear the
-same mark, and always run. So do messages that ha_beat did not send, or sent as one act with their record: those can't
-be there twice.
+Each publish of an occurrence has its own id. The first message that a worker receives records its id in the lease's
+Redis for ``guard_ttl``. A message of the same occurrence with another id is dropped: it is acknowledged without running
+the task, logged, counted under the key ``{ha-beat:<cluster>}:dropped``, and reported by the signal ``message_dropped``.
+A redelivery of the same message and the task's retries have the same id and always run. So do messages that ha_beat did
+not send, or that it sent atomically with their record: these have no second message.
 
-The guard needs ``ha_beat_redis_url`` among the workers' settings too. Where Redis can't be asked the message runs, and
-a warning is logged: a task that might have run twice is preferred to one that did not run.
+Workers need the setting ``ha_beat_redis_url`` too. If Redis is unreachable the message runs and a warning is logged: a
+task that may run twice is better than one that does not run.
 """
 
 from __future__ import annotations
@@ -43,26 +42,28 @@ from ha_beat.store.connections import Link
 from ha_beat.store.keys import Keys
 from ha_beat.store.scripts import text
 
+__all__ = ["GuardedTask", "guard", "message_dropped"]
+
 logger = logging.getLogger("ha_beat")
 
 message_dropped = Signal(name="message_dropped", providing_args=["task_id", "entry", "scheduled_at"])
-"""A second message of an occurrence was dropped. ``sender`` is the task. Sent in the process that would have run it."""
+"""The guard dropped a second message. ``sender`` is the task. Sent in the process that received the message."""
 
 
 class GuardedTask(Task):  # type: ignore[type-arg]
-    """Base class of a task whose second messages are dropped: those of an occurrence that was sent again."""
+    """Base class of a task whose second messages are dropped."""
 
     abstract = True
 
-    #: For how many seconds an occurrence is remembered after its first message was taken up. Longer than a message may
-    #: wait in its queue, and than a task and its retries last.
+    #: Seconds for which an occurrence's first message is remembered. Choose more than the longest wait in the queue,
+    #: and more than the task takes with its retries.
     guard_ttl: float = 86400.0
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
-        """Let the message pass.
+        """Check the message before the task runs.
 
         Raises:
-            Ignore: another sending of the same occurrence was taken up before.
+            Ignore: another message of the same occurrence has run.
         """
         header = _header_of(self.request)
         if header is not None and _is_second(self.app, task_id, header, self.guard_ttl):
@@ -87,7 +88,7 @@ class GuardedTask(Task):  # type: ignore[type-arg]
 
 
 def guard(app: Celery) -> None:
-    """Guard every task of the app: those there are, those to come, and those with a base class of their own."""
+    """Guard every task of the app, also tasks that are added later and tasks with another base class."""
     anything: Any = app
     if not issubclass(anything.Task, GuardedTask):
         anything.Task = type("GuardedTask", (GuardedTask, anything.Task), {"abstract": True, "__module__": __name__})
@@ -106,7 +107,7 @@ def _guard_all(sender: Any, **_: Any) -> None:
 
 
 def _header_of(request: Any) -> Mapping[str, Any] | None:
-    """Of a message that claims its place: the others bear no mark."""
+    """Return the header of a message that may have a second one, or ``None`` for any other message."""
     for found in (getattr(request, HEADER, None), (getattr(request, "headers", None) or {}).get(HEADER)):
         if isinstance(found, Mapping) and found.get("publish") and found.get("cluster"):
             return found
@@ -118,7 +119,7 @@ _links_guard = threading.Lock()
 
 
 def _link(app: Celery) -> Link:
-    """One for each app in each process."""
+    """Return the link to the lease's Redis of this app in this process."""
     with _links_guard:
         key = (os.getpid(), id(app))
         if key not in _links:
@@ -127,15 +128,15 @@ def _link(app: Celery) -> Link:
 
 
 def _is_second(app: Celery, task_id: str, header: Mapping[str, Any], ttl: float) -> bool:
-    """Whether another sending of the occurrence was taken up before this one."""
-    keys, mark = Keys(str(header["cluster"])), str(header["publish"])
+    """True if another message of the occurrence was received first."""
+    keys, publish = Keys(str(header["cluster"])), str(header["publish"])
     key = keys.guard(task_id)
     try:
         client: Any = _link(app).client()
-        if client.set(key, mark, nx=True, px=max(1, round(ttl * 1000))):
+        if client.set(key, publish, nx=True, px=max(1, round(ttl * 1000))):
             return False
-        taken_up = client.get(key)
-        if taken_up is None or text(taken_up) == mark:  # guard: worker-second-sending
+        first = client.get(key)
+        if first is None or text(first) == publish:  # guard: worker-second-sending
             return False
     except Exception as exc:
         logger.warning(

@@ -39,6 +39,8 @@ from ha_beat.schedule.entry_options import KEY, EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import FOREVER, NEVER
 
+__all__ = ["ClusterColumns"]
+
 CONTROL = "ha_beat.control_cluster"
 
 _ACTIONS = {

@@ -20,6 +20,8 @@ from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.schedule.recurrence import starting_deadline
 
+__all__ = ["RowEntry"]
+
 
 class UnreadableRow(HaBeatError):
     """A row that can't be scheduled: its arguments are not JSON, or it has no schedule."""

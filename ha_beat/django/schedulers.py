@@ -14,6 +14,8 @@ from ha_beat.django.entries import RowEntry
 from ha_beat.django.schedule_source import DatabaseSource
 from ha_beat.scheduler import HAMixin
 
+__all__ = ["HADatabaseScheduler"]
+
 
 class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # django-celery-beat has no types
     """django-celery-beat's schedule, highly available.

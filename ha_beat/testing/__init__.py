@@ -1,13 +1,25 @@
-"""For tests of your own schedules, and of what you build on this package.
+"""Helpers for tests of your schedules and tasks, and of code that builds on this package.
 
-:func:`occurrences` tells when an entry would be due, without waiting for it; :func:`occurrence_headers` is what a task
-finds in its message; :class:`SettableClock` is a clock that stands still until it is told; :class:`MemoryLeaseStore`
-and :class:`MemoryPresence` are a lease without a server, which can lose and delay what is sent to it.
+:func:`occurrences` computes the due instants of an entry. :func:`occurrence_headers` returns the headers of an
+occurrence's message. :class:`SettableClock` is a clock that only the test moves. :class:`MemoryLeaseStore` and
+:class:`MemoryPresence` are a lease without a server; it can be unreachable and lose replies.
 """
 
+from ha_beat.errors import StoreUnavailable
+from ha_beat.store.lease import Attempt, Expected, Replica
 from ha_beat.testing.clock import SettableClock
 from ha_beat.testing.memory import MemoryLeaseStore, MemoryPresence
 from ha_beat.testing.messages import occurrence_headers
 from ha_beat.testing.schedules import occurrences
 
-__all__ = ["MemoryLeaseStore", "MemoryPresence", "SettableClock", "occurrence_headers", "occurrences"]
+__all__ = [
+    "occurrences",
+    "occurrence_headers",
+    "SettableClock",
+    "MemoryLeaseStore",
+    "MemoryPresence",
+    "Attempt",
+    "Expected",
+    "Replica",
+    "StoreUnavailable",
+]

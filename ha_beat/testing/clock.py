@@ -1,4 +1,4 @@
-"""A clock that stands still until it is told to go on."""
+"""Clock that a test sets."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 
 class SettableClock:
-    """A :class:`ha_beat.clock.Clock` for tests: :meth:`sleep` returns at once, and that much time has passed.
+    """Clock that only the test moves. :meth:`sleep` returns at once and advances it.
 
-    ``rate`` is how fast its :meth:`elapsed` runs against the time that :meth:`advance` is given: 1.02 gains 2 %.
+    ``rate`` is the speed of :meth:`elapsed` relative to :meth:`advance`: with 1.02 it gains 2 %.
     """
 
     def __init__(self, now: datetime = datetime(2030, 1, 1, tzinfo=UTC), *, rate: float = 1.0) -> None:
@@ -19,32 +19,32 @@ class SettableClock:
         self._elapsed = 1000.0
 
     def wall(self) -> float:
-        """The wall clock's time, in seconds since the Unix epoch."""
+        """Return the wall clock's time in seconds since the Unix epoch."""
         return self._wall
 
     def elapsed(self) -> float:
-        """Seconds on a clock that is never set, from an arbitrary start."""
+        """Return seconds on a clock that never steps, from an arbitrary start."""
         return self._elapsed
 
     def sleep(self, seconds: float) -> None:
-        """Return at once, after so many seconds."""
+        """Advance the clock by ``seconds`` and return at once."""
         self.advance(max(seconds, 0.0))
 
     def now(self) -> datetime:
-        """The wall clock's time, in UTC."""
+        """Return the wall clock's time in UTC."""
         return datetime.fromtimestamp(self._wall, UTC)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass on both clocks.
+        """Advance both clocks.
 
         Raises:
-            ValueError: time would run backwards; for that there is :meth:`step_wall`.
+            ValueError: ``seconds`` is negative; use :meth:`step_wall`.
         """
         if seconds < 0:
-            raise ValueError(f"time does not run backwards ({seconds} s)")
+            raise ValueError(f"cannot advance by {seconds} s: use step_wall to go back")
         self._wall += seconds
         self._elapsed += seconds * self.rate
 
     def step_wall(self, seconds: float) -> None:
-        """Set the wall clock on or back, as an administrator or NTP does: :meth:`elapsed` does not notice."""
+        """Move the wall clock forward or back, as NTP does. :meth:`elapsed` does not change."""
         self._wall += seconds

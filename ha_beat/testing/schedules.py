@@ -1,9 +1,8 @@
-"""When an entry would be due, computed at once."""
+"""Due instants of an entry, computed at once."""
 
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -14,9 +13,10 @@ from celery.beat import ScheduleEntry
 from celery.schedules import BaseSchedule
 
 from ha_beat.schedule.recurrence import Recurrence, recurrence_of
+from ha_beat.suggest import did_you_mean, nearest
 
-#: An entry whose schedule does not say when to ask again is asked after so many seconds, as beat does.
-_ASK_AGAIN = timedelta(seconds=60)
+#: Time until the next check of an entry whose schedule does not say when, as in beat.
+_CHECK_AGAIN = timedelta(seconds=60)
 
 
 def occurrences(
@@ -27,15 +27,15 @@ def occurrences(
     app: Celery | None = None,
     limit: int = 100_000,
 ) -> list[datetime]:
-    """When an entry is due after ``start``, up to and including ``end``, in UTC.
+    """Return the instants, in UTC, at which an entry is due after ``start``, up to and including ``end``.
 
-    ``what`` is the name of an entry in the ``beat_schedule`` of ``app``, or what a ``beat_schedule`` may hold: a
-    ``crontab``, ``solar`` or other schedule object, a ``timedelta`` or a number of seconds, or a whole entry, as a dict
-    or a ``ScheduleEntry``. Intervals are counted from ``start``, as if the entry had run then. Crontabs are read in the
-    time zone of ``app`` (default: the current app).
+    ``what`` is the name of an entry in the ``beat_schedule`` of ``app``, or a value that a ``beat_schedule`` accepts: a
+    ``crontab``, ``solar`` or other schedule object, a ``timedelta``, a number of seconds, or a whole entry as a dict or
+    a ``ScheduleEntry``. Intervals count from ``start``, as if the entry had run then. Crontabs use the time zone of
+    ``app`` (default: the current app).
 
-    A schedule class of your own is asked (``is_due``) again and again with its clock set forward, which works where it
-    takes the time from its own ``now()``, as Celery's base class gives it.
+    For your own schedule class, ``is_due`` is called repeatedly while its clock moves forward. This works if the class
+    reads the time from its ``now()``, as Celery's base class does.
 
     ::
 
@@ -43,8 +43,8 @@ def occurrences(
         datetime.datetime(2030, 1, 7, 9, 0, tzinfo=datetime.timezone.utc)
 
     Raises:
-        TypeError: ``what`` is no schedule.
-        ValueError: ``start`` or ``end`` has no time zone; there is no entry of that name; or there are more than
+        TypeError: ``what`` is not a schedule.
+        ValueError: ``start`` or ``end`` has no time zone, there is no entry of that name, or there are more than
             ``limit`` instants.
     """
     for name, instant in (("start", start), ("end", end)):
@@ -53,10 +53,12 @@ def occurrences(
     entry = _entry(what, app or current_app)
     start, end = start.astimezone(UTC), end.astimezone(UTC)
     instants = recurrence_of(entry)
-    due = _asked(entry, start, end) if instants is None else _computed(instants, start, end)
+    due = _checked(entry, start, end) if instants is None else _computed(instants, start, end)
     found = list(islice(due, limit + 1))
     if len(found) > limit:
-        raise ValueError(f"there are more than {limit} instants from {start} to {end}: ask for less, or raise limit")
+        raise ValueError(
+            f"there are more than {limit} instants from {start} to {end}: use a shorter range, or raise limit"
+        )
     return found
 
 
@@ -66,15 +68,14 @@ def _entry(what: Any, app: Celery) -> ScheduleEntry:
     if isinstance(what, str):
         known: Mapping[str, Any] = app.conf.beat_schedule or {}
         if what not in known:
-            near = difflib.get_close_matches(what, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, known)) or 'none'}"
-            raise ValueError(f"the app {app.main!r} has no entry {what!r} in its beat_schedule; {hint}")
+            hint = did_you_mean(nearest(what, known)) or f"; there are {', '.join(known) or 'none'}"
+            raise ValueError(f"the app {app.main!r} has no entry {what!r} in its beat_schedule{hint}")
         return _entry(known[what], app)
     fields = dict(what) if isinstance(what, Mapping) else {"schedule": what}
     if not isinstance(fields.get("schedule"), int | float | timedelta | BaseSchedule):
-        raise TypeError(f"{what!r} is no schedule: give a schedule object, a timedelta, seconds, or an entry with one")
+        raise TypeError(f"{what!r} is not a schedule: give a schedule object, a timedelta, seconds, or an entry")
     if isinstance(fields["schedule"], BaseSchedule):
-        # Celery sets the app on the object that it is given: leave the caller's alone.
+        # A copy, because Celery sets the app on the object.
         fields["schedule"] = copy.copy(fields["schedule"])
     return ScheduleEntry(**{"name": "entry", "task": "task", **fields, "app": app})
 
@@ -86,17 +87,17 @@ def _computed(instants: Recurrence, start: datetime, end: datetime) -> Iterator[
         instant = instants.next_after(instant)
 
 
-def _asked(entry: ScheduleEntry, start: datetime, end: datetime) -> Iterator[datetime]:
+def _checked(entry: ScheduleEntry, start: datetime, end: datetime) -> Iterator[datetime]:
     now = start
     entry = copy.copy(entry)
     schedule: Any = copy.copy(entry.schedule)
     schedule.nowfun = lambda: now
     entry.schedule, entry.last_run_at = schedule, start
     while now <= end:
-        ask_in: Any
-        due, ask_in = entry.is_due()
+        check_in: Any
+        due, check_in = entry.is_due()
         if due:
             yield now
             entry.last_run_at = now
-        usable = isinstance(ask_in, int | float) and ask_in > 0
-        now += timedelta(seconds=ask_in) if usable else _ASK_AGAIN
+        usable = isinstance(check_in, int | float) and check_in > 0
+        now += timedelta(seconds=check_in) if usable else _CHECK_AGAIN

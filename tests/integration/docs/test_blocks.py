@@ -87,7 +87,7 @@ class SignalsKept:
     def __enter__(self) -> None:
         from ha_beat import signals
 
-        self._before = [(signal, list(signal.receivers or [])) for signal in signals.ALL]
+        self._before = [(signal, list(signal.receivers or [])) for signal in map(signals.__dict__.get, signals.__all__)]
 
     def __exit__(self, *_: object) -> None:
         for signal, receivers in self._before:
