@@ -140,10 +140,10 @@ class Enqueuer:
         others = acquired.previous_holder not in ("", acquired.term.holder)
         now, pause = self._clock.elapsed(), 0.0
         held_on, since = self._held_on
-        if acquired.server_changed and (  # guard: hold-on-changed-server
-            others or held_on == acquired.term.run_id  # guard: hold-continued
-        ):
-            if held_on != acquired.term.run_id:
+        held_here = held_on == acquired.term.run_id
+        must_wait = others or held_here  # guard: hold-continued
+        if acquired.server_changed and must_wait:  # guard: hold-on-changed-server
+            if not held_here:
                 # From the first contact with this server, because the lease may have been waited for since.
                 since = now if tenure.contact_since is None else tenure.contact_since
                 self._held_on = (acquired.term.run_id, since)

@@ -1,4 +1,4 @@
-"""The leader's work on a real Redis: one bad entry must not hold up the others, nor one bad hour fill the log."""
+"""Enqueuer on a real Redis: one bad entry does not affect the others, and an outage is reported sparingly."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ha_beat.leader.pause import PauseState
 from ha_beat.leader.reconcile import Absence
 from ha_beat.leader.results import Results
 from ha_beat.reasons import LossKind
-from ha_beat.schedule.misfire import MisfireRules
-from ha_beat.schedule.occurrence import NEVER
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Term, new_token
 from ha_beat.store.ledger import Ledger, LedgerRow
 from ha_beat.store.shadow import Shadow
 from tests.support.clocks import AdvancedClock
 from tests.support.dispatchers import push
+from tests.support.entries import Every, scheduled
+from tests.support.events import EventLog
 from tests.support.leases import acquire, attempt
 from tests.support.servers import RedisServer
 
@@ -39,23 +39,8 @@ KEYS = Keys("enqueuer")
 E = TypeVar("E", bound=events.Event)
 
 
-class Hourly:
-    """Every hour, counted from the last."""
-
-    def next_after(self, instant: datetime) -> datetime:
-        return instant + timedelta(hours=1)
-
-    def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:
-        count = (now - known) // timedelta(hours=1)
-        return known + count * timedelta(hours=1), count
-
-
-class Entry:
-    task = "task"
-
-
 class Source:
-    """Entries that were last run so many seconds ago."""
+    """Schedule source with hourly entries. ``last_run`` is how many seconds ago each of them ran."""
 
     def __init__(self, **last_run: float) -> None:
         self.last_run = dict(last_run)
@@ -63,7 +48,7 @@ class Source:
     def load(self) -> Iterable[ScheduledEntry]:
         now = datetime.now(UTC)
         for name, ago in self.last_run.items():
-            yield ScheduledEntry(name, Entry(), Hourly(), MisfireRules(), "s", now - timedelta(seconds=ago))
+            yield scheduled(name, last_run=now - timedelta(seconds=ago))
 
     def check(self, *_: Any) -> tuple[bool, float]:
         return False, 60.0
@@ -81,8 +66,8 @@ class Source:
     def finished(self, entry: ScheduledEntry, runs: int) -> None: ...
 
 
-class Direct:
-    """The script of a real dispatch, with messages that are the entry's name."""
+class ScriptDispatcher:
+    """Dispatcher that runs the real script. The message of an entry is its id."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -110,17 +95,17 @@ class Direct:
     def confirm_late(self) -> None: ...
 
 
-class Desk:
-    """A leader's enqueuer, turned by hand."""
+class Leader:
+    """Leader whose turns are taken by the test."""
 
     def __init__(self, server: RedisServer) -> None:
         self.client: Any = server.client()
         self.clock = AdvancedClock()
-        self.told: list[events.Event] = []
+        self.events = EventLog()
         self.moves: list[float] = []
         self.on_event: Callable[[events.Event], object] = lambda _: None
         self.source = Source()
-        self.dispatcher = Direct(server.client())
+        self.dispatcher = ScriptDispatcher(server.client())
         self.tenure = self.lead()
         self.use(self.source)
 
@@ -131,7 +116,7 @@ class Desk:
             source,
             lambda _: chosen,
             Shadow(),
-            SchedulingTime(self.clock, self.told.append),
+            SchedulingTime(self.clock, self.events.append),
             "enqueuer",
             self.clock,
             self.emit,
@@ -142,402 +127,397 @@ class Desk:
 
     def emit(self, event: events.Event) -> None:
         self.on_event(event)
-        self.told.append(event)
+        self.events.append(event)
 
     def lead(self, name: str = "one") -> Tenure:
         made = attempt(name, new_token(), sent_at=self.clock.elapsed(), ttl=1e6)
         return Tenure(acquire(RedisLeaseStore(lambda: self.client, KEYS), made), "")
 
     def later(self, seconds: float) -> None:
-        """Time goes by, for Redis too."""
+        """Advance the clock, and Redis' view of it."""
         self.clock.ahead += seconds
         self.client.hset(KEYS.lease, "offset_ms", round(self.clock.ahead * 1000))
 
     def turn(self, times: int = 1) -> float:
-        """So many turns; seconds until the next, as it says."""
+        """Take turns. Return how many seconds the last one leaves until the next."""
         idle = 0.0
         for _ in range(times):
             idle = self.enqueuer.advance(self.tenure, self.tenure.acquired.term)
         return idle
 
-    def heard(self, kind: type[E]) -> list[E]:
-        return [event for event in self.told if isinstance(event, kind)]
-
     def failed(self) -> list[str]:
-        return [event.entry for event in self.told if isinstance(event, events.EntryFailed)]
+        return [event.entry for event in self.events.of(events.EntryFailed)]
 
     def messages(self) -> list[str]:
         return sorted(self.client.lrange("queue", 0, -1))
 
 
 @pytest.fixture
-def desk(shared_redis: RedisServer) -> Desk:
-    return Desk(shared_redis)
+def leader(shared_redis: RedisServer) -> Leader:
+    return Leader(shared_redis)
 
 
-def test_entry_with_an_unencodable_name_does_not_affect_others(desk: Desk) -> None:
-    """It comes from a file with a broken escape; the others are armed and run, and it is named."""
-    desk.source.last_run = {"one": 3601.0, "bad \ud800 name": 3601.0, "two": 3601.0}
-    desk.turn(20)
-    assert desk.messages() == ["one", "two"]
-    assert set(desk.failed()) == {"bad \ud800 name"}
+def test_entry_with_an_unencodable_name_does_not_affect_others(leader: Leader) -> None:
+    """A lone surrogate comes from a file with a broken escape."""
+    leader.source.last_run = {"one": 3601.0, "bad \ud800 name": 3601.0, "two": 3601.0}
+    leader.turn(20)
+    assert leader.messages() == ["one", "two"]
+    assert set(leader.failed()) == {"bad \ud800 name"}
 
 
-def test_loading_many_entries_reports_progress(desk: Desk) -> None:
-    """On a slow machine 50,000 take longer than the stall timeout, and the next leader would fare no better."""
+def test_loading_many_entries_reports_progress(leader: Leader) -> None:
+    """On a slow machine 50,000 entries take longer than the stall timeout, on each leader."""
 
-    class SlowHourly(Hourly):
+    class SlowHourly(Every):
         def next_after(self, instant: datetime) -> datetime:
-            desk.clock.ahead += 5.0
+            leader.clock.ahead += 5.0
             return super().next_after(instant)
 
     class Slow(Source):
         def load(self) -> Iterable[ScheduledEntry]:
             for entry in super().load():
-                desk.clock.ahead += 5.0
-                yield replace(entry, recurrence=SlowHourly())
+                leader.clock.ahead += 5.0
+                yield replace(entry, recurrence=SlowHourly(3600))
 
-    desk.use(Slow(**{f"e{number}": 60.0 for number in range(10)}))
-    began = desk.clock.elapsed()
-    desk.turn()
-    moves = [began, *desk.moves, desk.clock.elapsed()]
+    leader.use(Slow(**{f"e{number}": 60.0 for number in range(10)}))
+    began = leader.clock.elapsed()
+    leader.turn()
+    moves = [began, *leader.moves, leader.clock.elapsed()]
     assert moves[-1] - began > 90
     assert max(after - before for before, after in pairwise(moves)) < 15
 
 
-def test_batch_is_limited_by_the_size_of_its_messages(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred messages of some MB at once would hold up Redis for seconds, or be more than it takes."""
+def test_batch_is_limited_by_the_size_of_its_messages(leader: Leader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred large messages at once would block Redis for seconds or exceed its limit."""
     monkeypatch.setattr("ha_beat.leader.batch_builder.BATCH_CHARACTERS", 20)
-    desk.source.last_run = {name: 3606.0 - age for age, name in enumerate(("one", "two", "three", "four", "five"))}
+    leader.source.last_run = {name: 3606.0 - age for age, name in enumerate(("one", "two", "three", "four", "five"))}
     batches: list[list[str]] = []
-    desk.dispatcher.fail = lambda operations: batches.append([op.entry for op in operations if op.message])
-    desk.turn(10)
-    # LPUSH, queue and a name: 13 to 15 characters.
+    leader.dispatcher.fail = lambda operations: batches.append([op.entry for op in operations if op.message])
+    leader.turn(10)
+    # LPUSH, queue and an id are 13 to 15 characters.
     assert [batch for batch in batches if batch] == [["one", "two"], ["three", "four"], ["five"]]
-    assert desk.messages() == ["five", "four", "one", "three", "two"]
+    assert leader.messages() == ["five", "four", "one", "three", "two"]
 
 
-def test_batch_that_raises_is_submitted_one_by_one(desk: Desk) -> None:
-    """Only the one that it is about waits, and it is tried again later."""
-    desk.source.last_run = {"one": 3601.0, "bad": 3601.0, "two": 3601.0}
-    desk.turn(3)
+def test_batch_that_raises_is_submitted_one_by_one(leader: Leader) -> None:
+    """Only the entry at fault waits, and it is retried later."""
+    leader.source.last_run = {"one": 3601.0, "bad": 3601.0, "two": 3601.0}
+    leader.turn(3)
 
     def fail(operations: Sequence[Operation]) -> None:
         if any(operation.entry == "bad" for operation in operations):
             raise ValueError("a bug")
 
-    desk.client.delete("queue")
-    desk.later(3600.0)
-    desk.dispatcher.fail = fail
-    desk.turn(10)
-    assert desk.messages() == ["one", "two"]
-    assert desk.failed() == ["bad"]
-    desk.dispatcher.fail = lambda _: None
-    desk.later(61.0)
-    desk.turn(3)
-    assert "bad" in desk.messages()
+    leader.client.delete("queue")
+    leader.later(3600.0)
+    leader.dispatcher.fail = fail
+    leader.turn(10)
+    assert leader.messages() == ["one", "two"]
+    assert leader.failed() == ["bad"]
+    leader.dispatcher.fail = lambda _: None
+    leader.later(61.0)
+    leader.turn(3)
+    assert "bad" in leader.messages()
 
 
-def test_redis_failure_during_one_by_one_submission_loses_nothing(desk: Desk) -> None:
-    desk.source.last_run = {"one": 3601.0, "two": 3601.0, "three": 3601.0}
+def test_redis_failure_during_one_by_one_submission_loses_nothing(leader: Leader) -> None:
+    leader.source.last_run = {"one": 3601.0, "two": 3601.0, "three": 3601.0}
     faults: list[Exception] = [ValueError("a bug"), StoreUnavailable("cut"), StoreUnavailable("cut")]
 
     def fail(_: Sequence[Operation]) -> None:
         if faults:
             raise faults.pop(0)
 
-    desk.turn()
-    desk.dispatcher.fail = fail
+    leader.turn()
+    leader.dispatcher.fail = fail
     for _ in range(20):
-        desk.later(2.0)
-        desk.turn()
-    assert desk.messages() == ["one", "three", "two"]
+        leader.later(2.0)
+        leader.turn()
+    assert leader.messages() == ["one", "three", "two"]
 
 
-def test_entry_that_is_refused_repeatedly_is_reported_once(desk: Desk) -> None:
-    """Its queue's key is of another type, for an hour: not a line each second."""
-    desk.source.last_run = {"e": 3601.0}
-    desk.client.set("queue", "not a list")
+def test_entry_that_is_refused_repeatedly_is_reported_once(leader: Leader) -> None:
+    """Its queue's key has another type, and it is retried each second."""
+    leader.source.last_run = {"e": 3601.0}
+    leader.client.set("queue", "not a list")
     for _ in range(60):
-        desk.turn(2)
-        desk.later(1.1)
-    assert desk.failed() == ["e"]
-    desk.client.delete("queue")
-    desk.turn(3)
-    assert desk.messages() == ["e"]
+        leader.turn(2)
+        leader.later(1.1)
+    assert leader.failed() == ["e"]
+    leader.client.delete("queue")
+    leader.turn(3)
+    assert leader.messages() == ["e"]
 
 
-def outage(desk: Desk, seconds: float) -> int:
-    """Changes of leader that this replica asks for while it can enqueue nothing and gets the lease again each time."""
-    changes, until = 0, desk.clock.ahead + seconds
-    while desk.clock.ahead < until:
-        desk.later(1.0)
+def outage(leader: Leader, seconds: float) -> int:
+    """Return how often the leader steps down in an outage, when it gets the lease again each time."""
+    changes, until = 0, leader.clock.ahead + seconds
+    while leader.clock.ahead < until:
+        leader.later(1.0)
         try:
-            desk.turn()
+            leader.turn()
         except BrokerOutOfReach:
             changes += 1
-            desk.tenure = desk.lead()
+            leader.tenure = leader.lead()
     return changes
 
 
-def test_hour_without_a_broker_causes_few_changes_of_leader(desk: Desk) -> None:
-    """Handing over helps where another replica has better luck; where none has, it only fills the log."""
-    desk.source.last_run = {"e": 3601.0}
-    desk.turn()
+def test_hour_without_a_broker_causes_few_changes_of_leader(leader: Leader) -> None:
+    """A change of leader helps only if another replica can reach the broker."""
+    leader.source.last_run = {"e": 3601.0}
+    leader.turn()
 
     def away(_: Sequence[Operation]) -> None:
         raise StoreUnavailable("no broker", acted=False)
 
-    desk.dispatcher.fail = away
-    assert outage(desk, 12.0) == 1
-    changes = outage(desk, 3600.0)
+    leader.dispatcher.fail = away
+    assert outage(leader, 12.0) == 1
+    changes = outage(leader, 3600.0)
     assert 30 < changes < 100
-    desk.dispatcher.fail = lambda _: None
-    outage(desk, 60.0)
-    assert desk.messages() != []
-    desk.source.last_run = {"e": 3601.0, "another": 3601.0}
-    desk.enqueuer.reload()
-    desk.dispatcher.fail = away
-    assert outage(desk, 13.0) == 1
+    leader.dispatcher.fail = lambda _: None
+    outage(leader, 60.0)
+    assert leader.messages() != []
+    leader.source.last_run = {"e": 3601.0, "another": 3601.0}
+    leader.enqueuer.reload()
+    leader.dispatcher.fail = away
+    assert outage(leader, 13.0) == 1
 
 
-def test_dispatch_on_another_server_waits_for_the_previous_holder(desk: Desk) -> None:
-    """A failover: the master before, cut off, may still take what the leader before enqueues there."""
-    desk.source.last_run = {"e": 3601.0}
-    acquired = replace(desk.tenure.acquired, previous_run_id="of the master before", previous_holder="another")
-    desk.tenure = replace(desk.tenure, acquired=acquired)
-    desk.turn(5)
-    assert desk.messages() == []
-    assert [event.seconds for event in desk.told if isinstance(event, events.DispatchHeld)] == [pytest.approx(10.0)]
-    desk.later(9.0)
-    desk.turn(5)
-    assert desk.messages() == []
-    desk.later(1.1)
-    desk.turn(5)
-    assert desk.messages() == ["e"]
+def test_dispatch_on_another_server_waits_for_the_previous_holder(leader: Leader) -> None:
+    """After a failover, a partitioned old primary may still accept what the previous leader enqueues."""
+    leader.source.last_run = {"e": 3601.0}
+    acquired = replace(leader.tenure.acquired, previous_run_id="of the master before", previous_holder="another")
+    leader.tenure = replace(leader.tenure, acquired=acquired)
+    leader.turn(5)
+    assert leader.messages() == []
+    assert [event.seconds for event in leader.events.of(events.DispatchHeld)] == [pytest.approx(10.0)]
+    leader.later(9.0)
+    leader.turn(5)
+    assert leader.messages() == []
+    leader.later(1.1)
+    leader.turn(5)
+    assert leader.messages() == ["e"]
 
 
-def test_previous_holder_itself_does_not_wait_on_another_server(desk: Desk) -> None:
-    desk.source.last_run = {"e": 3601.0}
-    acquired = replace(desk.tenure.acquired, previous_run_id="of the run before", previous_holder="one")
-    desk.tenure = replace(desk.tenure, acquired=acquired, contact_lost=datetime.now(UTC) - timedelta(hours=2))
-    desk.turn(5)
-    assert desk.messages() == ["e"]
+def test_previous_holder_itself_does_not_wait_on_another_server(leader: Leader) -> None:
+    leader.source.last_run = {"e": 3601.0}
+    acquired = replace(leader.tenure.acquired, previous_run_id="of the run before", previous_holder="one")
+    leader.tenure = replace(leader.tenure, acquired=acquired, contact_lost=datetime.now(UTC) - timedelta(hours=2))
+    leader.turn(5)
+    assert leader.messages() == ["e"]
 
 
-def on_another_server(desk: Desk) -> None:
-    """What the ledger tells of the server that it was written on is not this one's."""
-    desk.client.hset(KEYS.ledger, "m:run_id", "of the master before")
+def on_another_server(leader: Leader) -> None:
+    """Make the ledger name another server than this one."""
+    leader.client.hset(KEYS.ledger, "m:run_id", "of the master before")
 
 
-def test_successor_of_a_leader_that_waited_waits_too(desk: Desk) -> None:
-    """A failover in a rolling deploy: the leader is stopped while it waits, and has not looked for what was lost."""
-    desk.source.last_run = {"e": 3601.0}
-    on_another_server(desk)
-    desk.tenure = desk.lead("two")
-    desk.turn(5)
-    desk.use(desk.source)
-    desk.tenure = desk.lead("three")
-    desk.turn(5)
-    assert desk.messages() == []
-    held = [event.seconds for event in desk.heard(events.DispatchHeld)]
+def test_successor_of_a_leader_that_waited_waits_too(leader: Leader) -> None:
+    """In a rolling deploy the leader stops while it waits, and has not looked for a loss."""
+    leader.source.last_run = {"e": 3601.0}
+    on_another_server(leader)
+    leader.tenure = leader.lead("two")
+    leader.turn(5)
+    leader.use(leader.source)
+    leader.tenure = leader.lead("three")
+    leader.turn(5)
+    assert leader.messages() == []
+    held = [event.seconds for event in leader.events.of(events.DispatchHeld)]
     assert held == [pytest.approx(10.0)] * 2
-    desk.later(10.1)
-    desk.turn(5)
-    assert [event.reason for event in desk.heard(events.StateLost)] == [LossKind.RESTARTED_WITHOUT_AOF]
+    leader.later(10.1)
+    leader.turn(5)
+    assert [event.reason for event in leader.events.of(events.StateLost)] == [LossKind.RESTARTED_WITHOUT_AOF]
 
 
-@pytest.mark.parametrize("seen_to_stand_by", [True, False])
-def test_entries_of_an_earlier_term_are_not_overdue_while_a_new_one_waits(desk: Desk, seen_to_stand_by: bool) -> None:
-    """Another replica had enqueued it since; it was called late all the same, and an invariant broken."""
-    desk.source.last_run = {"e": 3601.0}
-    desk.turn(5)
-    assert desk.messages() == ["e"]
-    desk.later(7200.0)
-    assert desk.enqueuer.due_queue.overdue(desk.enqueuer.now()) > 0
-    on_another_server(desk)
-    if seen_to_stand_by:
-        desk.enqueuer.stand_by()
-        assert len(desk.enqueuer.due_queue) == 0
-    desk.tenure = desk.lead("two")
-    desk.turn(5)
-    assert len(desk.heard(events.DispatchHeld)) == 1
-    assert len(desk.enqueuer.due_queue) == 0
+@pytest.mark.parametrize("stood_by", [True, False])
+def test_entries_of_an_earlier_term_are_not_overdue_while_a_new_one_waits(leader: Leader, stood_by: bool) -> None:
+    """Another replica may have enqueued them since."""
+    leader.source.last_run = {"e": 3601.0}
+    leader.turn(5)
+    assert leader.messages() == ["e"]
+    leader.later(7200.0)
+    assert leader.enqueuer.due_queue.overdue(leader.enqueuer.now()) > 0
+    on_another_server(leader)
+    if stood_by:
+        leader.enqueuer.stand_by()
+        assert len(leader.enqueuer.due_queue) == 0
+    leader.tenure = leader.lead("two")
+    leader.turn(5)
+    assert len(leader.events.of(events.DispatchHeld)) == 1
+    assert len(leader.enqueuer.due_queue) == 0
 
 
-def test_leader_that_waits_and_leads_again_continues_to_wait(desk: Desk) -> None:
-    """That it was the last holder itself says nothing: it has not dispatched, and the one before it may."""
-    desk.source.last_run = {"e": 3601.0}
-    on_another_server(desk)
-    desk.tenure = desk.lead("two")
-    desk.turn(5)
-    desk.later(4.0)
-    desk.tenure = desk.lead("two")
-    desk.turn(5)
-    held = [event.seconds for event in desk.heard(events.DispatchHeld)]
+def test_leader_that_waits_and_leads_again_continues_to_wait(leader: Leader) -> None:
+    """It was the last holder itself, but has not dispatched. The holder before it still may."""
+    leader.source.last_run = {"e": 3601.0}
+    on_another_server(leader)
+    leader.tenure = leader.lead("two")
+    leader.turn(5)
+    leader.later(4.0)
+    leader.tenure = leader.lead("two")
+    leader.turn(5)
+    held = [event.seconds for event in leader.events.of(events.DispatchHeld)]
     assert held == [pytest.approx(10.0, abs=0.5), pytest.approx(6.0, abs=0.5)]
-    desk.later(6.1)
-    desk.turn(5)
-    assert len(desk.heard(events.StateLost)) == 1
+    leader.later(6.1)
+    leader.turn(5)
+    assert len(leader.events.of(events.StateLost)) == 1
 
 
-def test_unfinished_recovery_is_continued_by_the_next_leader(desk: Desk) -> None:
-    """It had found a loss of state, and written what follows for some of the entries; this one knows of none."""
-    desk.source.last_run = {f"e{number}": 3601.0 for number in range(150)}
-    desk.turn(5)
-    assert len(desk.messages()) == 150
-    desk.client.delete("queue")
-    desk.client.delete(KEYS.ledger)
-    desk.tenure = desk.lead()
-    desk.turn(1)
-    assert len(desk.enqueuer.due_queue) == 150
-    desk.use(desk.source)
-    desk.tenure = desk.lead("a newcomer")
-    desk.turn(5)
-    assert desk.messages() == []
-    assert desk.heard(events.StateLost)[-1].reason is LossKind.UNFINISHED
-    desk.tenure = desk.lead("another")
-    desk.turn(3)
-    assert len(desk.heard(events.StateLost)) == 2
+def test_unfinished_recovery_is_continued_by_the_next_leader(leader: Leader) -> None:
+    """The first leader wrote only some of the rows, and the next one knows of no loss."""
+    leader.source.last_run = {f"e{number}": 3601.0 for number in range(150)}
+    leader.turn(5)
+    assert len(leader.messages()) == 150
+    leader.client.delete("queue")
+    leader.client.delete(KEYS.ledger)
+    leader.tenure = leader.lead()
+    leader.turn(1)
+    assert len(leader.enqueuer.due_queue) == 150
+    leader.use(leader.source)
+    leader.tenure = leader.lead("a newcomer")
+    leader.turn(5)
+    assert leader.messages() == []
+    assert leader.events.of(events.StateLost)[-1].reason is LossKind.UNFINISHED
+    leader.tenure = leader.lead("another")
+    leader.turn(3)
+    assert len(leader.events.of(events.StateLost)) == 2
 
 
 @pytest.mark.parametrize(("noted", "fell_due"), [("{} 1", "after"), ("{} 1", "before"), ("garbage", "before")])
-def test_unfinished_recovery_puts_in_doubt_what_its_leader_found(desk: Desk, noted: str, fell_due: str) -> None:
-    """What has fallen due since then was never dispatched. What can't be read is the worst."""
+def test_unfinished_recovery_puts_in_doubt_what_its_leader_found(leader: Leader, noted: str, fell_due: str) -> None:
+    """Nothing that fell due after that was dispatched. A note that cannot be read puts all in doubt."""
     due = datetime.now(UTC) - timedelta(seconds=60)
     floor = due + timedelta(seconds=-5 if fell_due == "after" else 5)
     base = LedgerRow(due - timedelta(hours=1), "armed", signature="s").encoded()
-    desk.client.hset(KEYS.ledger, "e:e", base)
-    desk.client.hset(KEYS.ledger, "m:unfinished", noted.format(to_micros(floor)))
-    desk.source.last_run = {"e": 1e6}
-    desk.tenure = desk.lead("another")
-    desk.turn(5)
-    assert desk.heard(events.DispatchHeld) == []
-    assert desk.messages() == (["e"] if fell_due == "after" else [])
-    assert desk.client.hget(KEYS.ledger, "m:unfinished") is None
+    leader.client.hset(KEYS.ledger, "e:e", base)
+    leader.client.hset(KEYS.ledger, "m:unfinished", noted.format(to_micros(floor)))
+    leader.source.last_run = {"e": 1e6}
+    leader.tenure = leader.lead("another")
+    leader.turn(5)
+    assert leader.events.of(events.DispatchHeld) == []
+    assert leader.messages() == (["e"] if fell_due == "after" else [])
+    assert leader.client.hget(KEYS.ledger, "m:unfinished") is None
 
 
-def test_leader_that_loses_the_ledger_keeps_entries_not_due_in_its_term(desk: Desk) -> None:
-    """It never stood by, and has read the ledger once, when it took over: half an hour of an hourly entry is over."""
+def test_leader_that_loses_the_ledger_keeps_entries_not_due_in_its_term(leader: Leader) -> None:
+    """It has read the ledger once, when its term began, and an hourly entry is half an hour into its interval."""
     base = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=30)
-    desk.client.hset(KEYS.ledger, "e:e", LedgerRow(base, "enqueued", base, signature="s").encoded())
-    desk.source.last_run = {"e": 1e6}
-    desk.turn(3)
-    desk.client.flushall()
-    desk.tenure = desk.lead()
-    desk.turn(3)
-    row = LedgerRow.parse(str(desk.client.hget(KEYS.ledger, "e:e")))
+    leader.client.hset(KEYS.ledger, "e:e", LedgerRow(base, "enqueued", base, signature="s").encoded())
+    leader.source.last_run = {"e": 1e6}
+    leader.turn(3)
+    leader.client.flushall()
+    leader.tenure = leader.lead()
+    leader.turn(3)
+    row = LedgerRow.parse(str(leader.client.hget(KEYS.ledger, "e:e")))
     assert row is not None
     assert (row.base, row.verdict) == (base, "armed")
-    slot = desk.enqueuer.due_queue.get("e")
-    assert slot is not None
-    assert slot.due_at == base + timedelta(hours=1)
+    state = leader.enqueuer.due_queue.get("e")
+    assert state is not None
+    assert state.due_at == base + timedelta(hours=1)
 
 
-def test_second_term_starts_from_the_ledger(desk: Desk) -> None:
-    """After a step-down another led: what this replica knew of the entries is of no use."""
-    desk.source.last_run = {"e": 3601.0}
-    desk.turn(5)
-    assert desk.messages() == ["e"]
+def test_second_term_starts_from_the_ledger(leader: Leader) -> None:
+    """Another replica led in between, so that the earlier state of the entries is stale."""
+    leader.source.last_run = {"e": 3601.0}
+    leader.turn(5)
+    assert leader.messages() == ["e"]
     at = datetime.now(UTC)
     by_another = LedgerRow(at, "enqueued", at, rev=9, signature="s").encoded()
-    desk.client.hset(KEYS.ledger, "e:e", by_another)
-    desk.tenure = desk.lead()
-    desk.turn(5)
-    slot = desk.enqueuer.due_queue.get("e")
-    assert slot is not None
-    assert slot.expected == by_another
-    assert desk.failed() == []
+    leader.client.hset(KEYS.ledger, "e:e", by_another)
+    leader.tenure = leader.lead()
+    leader.turn(5)
+    state = leader.enqueuer.due_queue.get("e")
+    assert state is not None
+    assert state.expected == by_another
+    assert leader.failed() == []
 
 
-def test_row_changed_by_another_writer_is_followed(desk: Desk) -> None:
-    """Its instant was refused as not the expected one: the entry goes on from what stands there, and never spins."""
-    desk.source.last_run = {"e": 3601.0}
-    desk.turn(1)
+def test_row_changed_by_another_writer_is_followed(leader: Leader) -> None:
+    """The operation is refused because the row is not the expected one, and the entry continues from that row."""
+    leader.source.last_run = {"e": 3601.0}
+    leader.turn(1)
     at = datetime.now(UTC) + timedelta(minutes=10)
-    desk.client.hset(KEYS.ledger, "e:e", LedgerRow(at, "enqueued", at, rev=9, task_id="t", signature="s").encoded())
-    desk.turn(5)
-    assert desk.messages() == []
-    assert desk.failed() == ["e"]
-    slot = desk.enqueuer.due_queue.get("e")
-    assert slot is not None
-    assert slot.due_at == at + timedelta(hours=1)
+    leader.client.hset(KEYS.ledger, "e:e", LedgerRow(at, "enqueued", at, rev=9, task_id="t", signature="s").encoded())
+    leader.turn(5)
+    assert leader.messages() == []
+    assert leader.failed() == ["e"]
+    state = leader.enqueuer.due_queue.get("e")
+    assert state is not None
+    assert state.due_at == at + timedelta(hours=1)
 
 
-def test_claim_of_another_is_given_up_only_when_it_cannot_be_in_flight(desk: Desk) -> None:
-    """Its publish may be on its way to the broker, and its maker about to confirm it."""
+def test_claim_of_another_is_given_up_only_when_it_cannot_be_in_flight(leader: Leader) -> None:
     claim = OpenClaim(key="k", json="{}", entry="e", nonce="another", policy="skip", row="", records=())
     given_up: list[float] = []
-    desk.dispatcher.claims = [claim]
-    desk.dispatcher.on_give_up = lambda: given_up.append(desk.clock.ahead)
-    desk.turn(2)
-    desk.later(5.0)
-    desk.turn(2)
+    leader.dispatcher.claims = [claim]
+    leader.dispatcher.on_give_up = lambda: given_up.append(leader.clock.ahead)
+    leader.turn(2)
+    leader.later(5.0)
+    leader.turn(2)
     assert given_up == []
-    desk.later(1.5)
-    desk.turn(2)
+    leader.later(1.5)
+    leader.turn(2)
     assert given_up == [6.5]
 
 
-def test_entry_without_recurrence_is_not_asked_before_its_position(desk: Desk) -> None:
-    """After a loss of state its base lies ahead: what it would say until then may have been enqueued."""
+def test_entry_without_recurrence_is_not_asked_before_its_position(leader: Leader) -> None:
+    """After a loss of state its position is ahead, and occurrences before it may have been enqueued."""
 
     class AlwaysDue(Source):
         def load(self) -> Iterable[ScheduledEntry]:
-            yield ScheduledEntry("e", Entry(), None, MisfireRules(), "s", NEVER)
+            yield scheduled(every=None)
 
         def check(self, *_: Any) -> tuple[bool, float]:
             return True, 60.0
 
     base = datetime.now(UTC) + timedelta(seconds=5)
-    desk.client.hset(KEYS.ledger, "e:e", LedgerRow(base, "armed", signature="s").encoded())
-    desk.use(AlwaysDue())
-    desk.turn(3)
-    assert desk.messages() == []
-    desk.later(5.1)
-    desk.turn(1)
-    assert desk.messages() == ["e"]
+    leader.client.hset(KEYS.ledger, "e:e", LedgerRow(base, "armed", signature="s").encoded())
+    leader.use(AlwaysDue())
+    leader.turn(3)
+    assert leader.messages() == []
+    leader.later(5.1)
+    leader.turn(1)
+    assert leader.messages() == ["e"]
 
 
-def test_loading_a_large_schedule_pauses_the_garbage_collector(desk: Desk) -> None:
-    """Its longest walk would come right before the first message. Afterwards it works as before."""
-    desk.source.last_run = {f"entry {number}": 10.0 for number in range(5000)}
+def test_loading_a_large_schedule_pauses_the_garbage_collector(leader: Leader) -> None:
+    """Its longest run would come right before the first message."""
+    leader.source.last_run = {f"entry {number}": 10.0 for number in range(5000)}
     walks = []
 
     def note(phase: str, info: Mapping[str, int]) -> None:
         walks.append((phase, info["generation"]))
 
     ready = []
-    desk.on_event = lambda _: ready.append(list(walks))
+    leader.on_event = lambda _: ready.append(list(walks))
     gc.callbacks.append(note)
     try:
-        desk.turn()
+        leader.turn()
     finally:
         gc.callbacks.remove(note)
     assert ready[0] == []
     assert gc.isenabled()
 
 
-def test_source_that_raises_on_a_verdict_does_not_affect_other_entries(desk: Desk) -> None:
-    """An entry class without a setter, say: the rest of the batch keeps its place, and this entry too."""
-    desk.source.last_run = {"one": 3601.0, "bad": 3601.0, "two": 3601.0}
+def test_source_that_raises_on_a_verdict_does_not_affect_other_entries(leader: Leader) -> None:
+    """An example is an entry class without a setter. That entry continues, too."""
+    leader.source.last_run = {"one": 3601.0, "bad": 3601.0, "two": 3601.0}
 
     def recorded(entry: ScheduledEntry, _: LedgerRow) -> None:
         if entry.id == "bad":
             raise AttributeError("can't set attribute 'last_run_at'")
 
-    desk.source.recorded = recorded  # type: ignore[method-assign]
-    desk.turn(5)
-    desk.later(3600.0)
-    desk.turn(5)
-    assert desk.messages() == ["bad", "bad", "one", "one", "two", "two"]
-    assert set(desk.failed()) == {"bad"}
+    leader.source.recorded = recorded  # type: ignore[method-assign]
+    leader.turn(5)
+    leader.later(3600.0)
+    leader.turn(5)
+    assert leader.messages() == ["bad", "bad", "one", "one", "two", "two"]
+    assert set(leader.failed()) == {"bad"}
 
 
-def test_entries_popped_before_an_exception_are_loaded_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception that nobody foresaw, in the middle of a batch: its entries must not be silent from then on."""
-    desk.source.last_run = {"one": 3601.0, "two": 3601.0}
-    desk.turn(2)
+def test_entries_popped_before_an_exception_are_loaded_again(leader: Leader, monkeypatch: pytest.MonkeyPatch) -> None:
+    leader.source.last_run = {"one": 3601.0, "two": 3601.0}
+    leader.turn(2)
     apply, faults = Results.apply, [KeyError("a bug")]
 
     def failing(*args: Any) -> None:
@@ -546,19 +526,18 @@ def test_entries_popped_before_an_exception_are_loaded_again(desk: Desk, monkeyp
         apply(*args)
 
     monkeypatch.setattr(Results, "apply", failing)
-    desk.later(3600.0)
+    leader.later(3600.0)
     with pytest.raises(KeyError):
-        desk.turn(5)
-    desk.turn(5)
-    desk.later(3600.0)
-    desk.turn(5)
-    assert desk.messages() == ["one"] * 3 + ["two"] * 3
+        leader.turn(5)
+    leader.turn(5)
+    leader.later(3600.0)
+    leader.turn(5)
+    assert leader.messages() == ["one"] * 3 + ["two"] * 3
 
 
-def test_row_that_is_changed_repeatedly_is_retried_once_a_second(desk: Desk) -> None:
-    """Whoever does that: it is looked at once a second."""
-    desk.source.last_run = {"e": 3601.0}
-    desk.turn()
+def test_row_that_is_changed_repeatedly_is_retried_once_a_second(leader: Leader) -> None:
+    leader.source.last_run = {"e": 3601.0}
+    leader.turn()
     tries = 0
 
     def change(_: Sequence[Operation]) -> None:
@@ -566,58 +545,58 @@ def test_row_that_is_changed_repeatedly_is_retried_once_a_second(desk: Desk) -> 
         tries += 1
         at = datetime.now(UTC) - timedelta(hours=2)
         row = LedgerRow(at, "enqueued", at, rev=tries, task_id=f"{tries}", signature="s")
-        desk.client.hset(KEYS.ledger, "e:e", row.encoded())
+        leader.client.hset(KEYS.ledger, "e:e", row.encoded())
 
-    desk.dispatcher.fail = change
-    assert desk.turn(2) > 0.5
+    leader.dispatcher.fail = change
+    assert leader.turn(2) > 0.5
     assert tries == 1
-    desk.later(1.1)
-    desk.turn(5)
+    leader.later(1.1)
+    leader.turn(5)
     assert tries == 2
-    desk.dispatcher.fail = lambda _: None
-    desk.later(1.1)
-    desk.turn(5)
-    assert desk.messages() == ["e"]
+    leader.dispatcher.fail = lambda _: None
+    leader.later(1.1)
+    leader.turn(5)
+    assert leader.messages() == ["e"]
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("broken pipe"), StoreRefused("too large", unexplained=True)])
-def test_message_that_redis_rejects_does_not_affect_others(desk: Desk, error: Exception) -> None:
-    """It is larger than the server allows, and the connection is cut each time; the server answers otherwise."""
-    desk.source.last_run = {"one": 3601.0, "large": 3601.0, "two": 3601.0}
-    desk.turn()
+def test_message_that_redis_rejects_does_not_affect_others(leader: Leader, error: Exception) -> None:
+    """It exceeds the server's limit, so that the connection is closed each time. Other commands succeed."""
+    leader.source.last_run = {"one": 3601.0, "large": 3601.0, "two": 3601.0}
+    leader.turn()
 
     def fail(operations: Sequence[Operation]) -> None:
         if any(operation.entry == "large" and operation.message for operation in operations):
             raise error
 
-    desk.dispatcher.fail = fail
+    leader.dispatcher.fail = fail
     for _ in range(30):
-        desk.turn()
-        desk.later(1.0)
-    assert desk.messages() == ["one", "two"]
-    assert desk.failed() == ["large"]
+        leader.turn()
+        leader.later(1.0)
+    assert leader.messages() == ["one", "two"]
+    assert leader.failed() == ["large"]
 
 
-def test_full_redis_keeps_the_batch_whole(desk: Desk) -> None:
-    """It says what is wrong, and once that is mended the batch goes on as it is."""
-    desk.source.last_run = {"one": 3601.0, "two": 3601.0}
-    desk.turn()
+def test_full_redis_keeps_the_batch_whole(leader: Leader) -> None:
+    """Redis gives the reason, and the batch is submitted unchanged once it is resolved."""
+    leader.source.last_run = {"one": 3601.0, "two": 3601.0}
+    leader.turn()
     sizes: list[int] = []
 
     def full(operations: Sequence[Operation]) -> None:
         sizes.append(len(operations))
         raise StoreRefused("Redis is out of memory")
 
-    desk.dispatcher.fail = full
+    leader.dispatcher.fail = full
     for _ in range(8):
-        desk.turn()
-        desk.later(1.0)
+        leader.turn()
+        leader.later(1.0)
     assert set(sizes) == {2}
-    assert desk.failed() == []
+    assert leader.failed() == []
 
 
 class Asked(Source):
-    """Entries that only their own class knows of: due whenever they are asked, and not to be asked for a minute."""
+    """Source of entries without a recurrence that are always due, and asked once a minute."""
 
     asked = 0
 
@@ -630,12 +609,12 @@ class Asked(Source):
         return True, 60.0
 
 
-def test_schedule_that_is_always_due_is_asked_at_its_interval(desk: Desk) -> None:
-    """As stock beat does: a schedule need not look at the last run, and must not be sent in a hot loop."""
+def test_schedule_that_is_always_due_is_asked_at_its_interval(leader: Leader) -> None:
+    """As in stock beat, a schedule may ignore the last run, and must not be sent in a tight loop."""
     source = Asked(e=3601.0)
-    desk.use(source)
-    assert desk.turn(4) > 50.0
-    assert (source.asked, desk.messages()) == (1, ["e"])
-    desk.later(61.0)
-    desk.turn(4)
-    assert (source.asked, desk.messages()) == (2, ["e", "e"])
+    leader.use(source)
+    assert leader.turn(4) > 50.0
+    assert (source.asked, leader.messages()) == (1, ["e"])
+    leader.later(61.0)
+    leader.turn(4)
+    assert (source.asked, leader.messages()) == (2, ["e", "e"])

@@ -6,16 +6,14 @@ import gc
 from datetime import UTC, datetime, timedelta
 
 from ha_beat.leader.due_queue import DueQueue
-from ha_beat.leader.entry import EntryState, ScheduledEntry
-from ha_beat.schedule.misfire import MisfireRules
+from tests.support.entries import scheduled, state_of
 
 
 def test_upcoming_does_not_trigger_a_garbage_collection() -> None:
     """With 50,000 entries a collection stops the main loop for a second, and the status asks every two seconds."""
     queue, now = DueQueue(), datetime.now(UTC)
     for number in range(20_000):
-        state = EntryState(ScheduledEntry(f"e{number}", None, None, MisfireRules(), "s", now), now)
-        queue.put(state, now + timedelta(seconds=(number * 7919) % 20_000))
+        queue.put(state_of(scheduled(f"e{number}", every=None)), now + timedelta(seconds=(number * 7919) % 20_000))
     gc.collect()
     before = gc.get_stats()[0]["collections"]
     upcoming = queue.upcoming(20)

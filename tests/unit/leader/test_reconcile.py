@@ -18,6 +18,7 @@ from ha_beat.schedule.occurrence import NEVER
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import KEEP_ABSENT, LedgerRow
 from ha_beat.store.shadow import Shadow
+from tests.support.entries import Every, scheduled
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 TERM = Term("we", epoch=7, nonce="ours", gen="g", run_id="r", trusted_until=0.0)
@@ -25,23 +26,12 @@ CERTAIN = Absence(certain=True)
 UNREADABLE = '{"v": 99}'
 
 
-class EveryTen:
-    """Recurrence each ten seconds, counted from the last."""
-
-    def next_after(self, instant: datetime) -> datetime:
-        return instant + timedelta(seconds=10)
-
-    def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:
-        count = (now - known) // timedelta(seconds=10)
-        return known + count * timedelta(seconds=10), count
-
-
 def at(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
 def entry(last_run: datetime = NEVER, signature: str = "s", **changes: Any) -> ScheduledEntry:
-    return replace(ScheduledEntry("e", object(), EveryTen(), MisfireRules(), signature, last_run), **changes)
+    return scheduled(every=10, last_run=last_run, signature=signature, **changes)
 
 
 def row(seconds: float, verdict: Verdict = Verdict.ENQUEUED, **changes: Any) -> str:
@@ -164,11 +154,11 @@ def test_second_entry_with_the_same_id_is_left_out_and_reported() -> None:
 
 
 def test_entry_whose_schedule_raises_does_not_affect_others() -> None:
-    class Broken(EveryTen):
+    class Broken(Every):
         def next_after(self, instant: datetime) -> datetime:
             raise OverflowError("date value out of range")
 
-    broken = entry(id="broken", recurrence=Broken())
+    broken = entry(id="broken", recurrence=Broken(10))
     done = place(broken, entry(), shadow=shadow(e=-35, broken=-35), loss=total(+2))
     assert [state.id for state in done.states] == ["e"]
     assert [(failure.entry, failure.reason) for failure in done.failures] == [("broken", EntryFault.SCHEDULE_RAISES)]
