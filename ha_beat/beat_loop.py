@@ -21,7 +21,7 @@ from ha_beat.election.elector import Elector
 from ha_beat.events import Events
 from ha_beat.leader import BrokerOutOfReach, Enqueuer, ScheduleSource
 from ha_beat.leader.request_handler import RequestHandler
-from ha_beat.monitoring.setup import Observation
+from ha_beat.monitoring.setup import Monitoring
 from ha_beat.reasons import TermEnd
 from ha_beat.settings import Settings
 from ha_beat.store.lease import Replica, Term
@@ -73,7 +73,7 @@ class Runtime:
     enqueuer: Enqueuer
     request_handler: RequestHandler
     dispatch: DispatcherSelector
-    observation: Observation
+    monitoring: Monitoring
     events: Events
     #: Releases the lease on a connection that is reserved for it.
     release: Callable[[Term], object]
@@ -114,7 +114,7 @@ class BeatLoop:
                 self._stand_by(runtime)
             else:
                 self._lead(runtime, term, min(longest_wait or _LONGEST_TURN, _LONGEST_TURN))
-            runtime.observation.board.trouble = ""
+            runtime.monitoring.status.last_error = ""
             self._failure, self._failing_since = "", 0.0
         except Exception as exc:
             self._back_off(exc)
@@ -130,11 +130,11 @@ class BeatLoop:
         if runtime is None or self._pid != os.getpid():
             return
         runtime.source.stop()
-        runtime.observation.stop()
+        runtime.monitoring.stop()
         runtime.elector.close(self._release)
         with suppress(Exception):
             # gevent and eventlet may run the signal handler in their hub, where waiting raises.
-            runtime.observation.wait_for_farewell()
+            runtime.monitoring.wait_until_removed()
         if self.closed == 2:
             if self._released_epoch:
                 # Not in the first call: logging takes locks.
@@ -155,7 +155,7 @@ class BeatLoop:
             self._started = False
         runtime.elector.keep_running()
         if not self._started:
-            runtime.observation.start(runtime.source.digest())
+            runtime.monitoring.start(runtime.source.digest())
             runtime.source.start(runtime)
             self._started = True
         return runtime
@@ -209,7 +209,7 @@ class BeatLoop:
         if runtime is None:
             self._clock.sleep(_LONGEST_TURN)
             return
-        runtime.observation.board.trouble = failure
+        runtime.monitoring.status.last_error = failure
         if self._clock.elapsed() - self._failing_since > self._stall_timeout and self.leads:
             self._failing_since = 0.0
             runtime.elector.handle.step_down(TermEnd.SCHEDULER_FAILED, detail=failure)

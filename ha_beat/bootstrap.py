@@ -29,7 +29,7 @@ from ha_beat.leader import Enqueuer, LeaderOptions
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import build_request_handler
 from ha_beat.monitoring.logs import LogWriter
-from ha_beat.monitoring.setup import Observation, observe
+from ha_beat.monitoring.setup import Monitoring, set_up_monitoring
 from ha_beat.reasons import TermEnd
 from ha_beat.settings import Settings
 from ha_beat.signals import SignalRelay
@@ -120,7 +120,7 @@ class _Assembly:
             enqueuer=enqueuer,
             request_handler=request_handler,
             dispatch=dispatch,
-            observation=self.observation(elector, enqueuer),
+            monitoring=self.monitoring(elector, enqueuer),
             events=events,
             release=self.release(claim),
             shadow=self.shadow,
@@ -207,8 +207,8 @@ class _Assembly:
 
     # --- Monitoring
 
-    def observation(self, elector: Elector, enqueuer: Enqueuer) -> Observation:
-        return observe(
+    def monitoring(self, elector: Elector, enqueuer: Enqueuer) -> Monitoring:
+        return set_up_monitoring(
             self.replica,
             self.settings,
             self.keys,

@@ -13,7 +13,7 @@ from celery.beat import ScheduleEntry
 from ha_beat.clock import Clock, from_micros
 from ha_beat.dispatch.lease_marker import place_of, read_mark, two_stores
 from ha_beat.errors import HaBeatError, StoreError
-from ha_beat.monitoring.invariants import MEMORY, Standing, Watch
+from ha_beat.monitoring.invariants import MEMORY, ClusterState, Invariants
 from ha_beat.monitoring.request_wording import pause_text
 from ha_beat.monitoring.wording import health, phrase, phrase_of
 from ha_beat.reasons import PathReason, RequestKind
@@ -313,16 +313,16 @@ class Examination:
         records = self.journal.newest(MEMORY)
         # Read after the journal, the counter can't be behind it.
         view = self.members.view()
-        watch = Watch(emit=lambda _: None)
-        standing = Standing(
+        watch = Invariants(emit=lambda _: None)
+        standing = ClusterState(
             lease_epoch=view.lease.epoch if view.lease else 0,
             ledger_epoch=view.highest_epoch,
             journal_counter=view.journal_counter,
             gen=view.gen,
         )
-        breaches = watch.look(standing, reversed(records))
-        for breach in breaches[:_LISTED]:
-            yield Finding("fail", "invariant", f"{phrase(breach.rule)} ({breach.subject}): {breach.detail}")
+        breaches = watch.check(standing, reversed(records))
+        for violation in breaches[:_LISTED]:
+            yield Finding("fail", "invariant", f"{phrase(violation.rule)} ({violation.subject}): {violation.detail}")
         if not breaches:
             yield Finding("ok", "invariants", f"hold in the newest {len(records)} records of the journal")
         uncertain = [r for r in records if isinstance(r, VerdictRecord) and r.verdict == "uncertain"]

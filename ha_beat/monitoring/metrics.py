@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: counted from events, read off the board when they are asked for.
+"""Metrics for Prometheus: counted from events, read from the status when they are scraped.
 
 They are plain numbers, turned into Prometheus' form only for an answer. So counting needs no library, has no registry
 that some other part of the process shares, and works in ``worker -B``.
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ha_beat import events
-from ha_beat.monitoring.status import Board
+from ha_beat.monitoring.status import ReplicaStatus
 from ha_beat.reasons import LeaseAction
 
 if TYPE_CHECKING:
@@ -129,9 +129,9 @@ class _Numbers:
 class Metrics:
     """Subscribes to events, and is a collector for ``prometheus_client``."""
 
-    def __init__(self, board: Board, versions: Mapping[str, str], *, per_entry: bool) -> None:
+    def __init__(self, status: ReplicaStatus, versions: Mapping[str, str], *, per_entry: bool) -> None:
         """``versions`` are those of this package and of Celery, under ``version`` and ``celery``."""
-        self._board = board
+        self._status = status
         self._versions = {**versions, "python": platform.python_version()}
         self._per_entry = per_entry
         # Entered again when a signal handler of the main thread emits an event.
@@ -256,7 +256,7 @@ class Metrics:
     def _series(self, name: str) -> list[tuple[tuple[str, ...], float]]:
         if name == "guard_dropped":
             # Counted by the workers, in Redis.
-            view = self._board.look.view
+            view = self._status.snapshot.view
             return [((), float(view.dropped if view else 0))]
         with self._lock:
             return list(self._numbers.counters[name].items())
@@ -272,30 +272,30 @@ class Metrics:
         return sums, total
 
     def _gauges(self) -> dict[str, list[tuple[tuple[str, ...], float]]]:
-        board = self._board
-        view = board.look.view
+        status = self._status
+        view = status.snapshot.view
         lease = view.lease if view else None
-        term = board.term
-        members = board.members()
-        age = max(0.0, (board.now_ms() - lease.renewed_ms) / 1000) if lease and lease.renewed_ms else float("nan")
+        term = status.term
+        members = status.members()
+        age = max(0.0, (status.now_ms() - lease.renewed_ms) / 1000) if lease and lease.renewed_ms else float("nan")
         roles = {"leader": 0, "standby": 0}
         for member in members:
             roles[member.role] = roles.get(member.role, 0) + 1
         codes: dict[str, int] = {}
-        for warning in board.warnings(members):
+        for warning in status.warnings(members):
             codes[warning.code] = codes.get(warning.code, 0) + 1
         single = {
             "leader": float(term is not None),
             "epoch": float(term.epoch if term else lease.epoch if lease else 0),
             "lease_age_seconds": age,
-            "lease_trust_seconds": board.trust_left,
-            "redis_up": float(board.reachable),
-            "clock_offset_seconds": board.look.clock_offset,
-            "entries": float(board.entries()),
-            "due_backlog": float(board.backlog()),
-            "overdue_seconds": board.overdue(),
-            "last_tick_age_seconds": board.idle,
-            "ready": float(not board.ready()),
+            "lease_trust_seconds": status.trust_left,
+            "redis_up": float(not status.unreachable),
+            "clock_offset_seconds": status.snapshot.clock_offset,
+            "entries": float(status.entries()),
+            "due_backlog": float(status.backlog()),
+            "overdue_seconds": status.overdue(),
+            "last_tick_age_seconds": status.idle,
+            "ready": float(not status.ready()),
             "paused": float(bool(view and view.paused)),
         }
         found: dict[str, list[tuple[tuple[str, ...], float]]] = {name: [((), value)] for name, value in single.items()}

@@ -1,4 +1,4 @@
-"""A replica made visible: its board, its place among the members, and where it is asked for, metrics and HTTP."""
+"""Assembly of a replica's monitoring: status, poller, metrics and HTTP endpoint."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ha_beat.clock import Clock
 from ha_beat.events import Events
 from ha_beat.leader.due_queue import DueQueue
-from ha_beat.monitoring.invariants import Patrol
+from ha_beat.monitoring.invariants import InvariantChecker
 from ha_beat.monitoring.metrics import Metrics
-from ha_beat.monitoring.status import Board, Vitals, Watcher
+from ha_beat.monitoring.status import ElectionStatus, Poller, ReplicaStatus
 from ha_beat.settings import Settings
 from ha_beat.store.journal import Journal
 from ha_beat.store.keys import Keys
@@ -22,71 +22,65 @@ from ha_beat.store.membership import Members
 if TYPE_CHECKING:
     from ha_beat.monitoring.http import HttpServer
 
-#: Seconds that closing waits for the replica to sign off.
-_FAREWELL = 0.3
+#: Longest time in seconds that closing waits for the removal of the member record.
+_REMOVAL_TIMEOUT = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
-    """The parts. None of them is waited for by the main loop or the election."""
+class Monitoring:
+    """Monitoring of one replica. Neither the main loop nor the election waits for it."""
 
-    board: Board
-    watcher: Watcher
+    status: ReplicaStatus
+    poller: Poller
     metrics: Metrics | None
     http: HttpServer | None
     clock: Clock
 
     def start(self, schedule: str) -> None:
-        """To be called after any fork; ``schedule`` is a digest of the replica's schedule, empty where unknown."""
-        self.board.schedule = schedule
-        self.watcher.start()
+        """Start the threads. Must be called after any fork. ``schedule`` is a digest of the schedule, or empty."""
+        self.status.schedule = schedule
+        self.poller.start()
         if self.http is not None:
             self.http.start()
 
     def stop(self) -> None:
-        """Sign off, soon. Waits for nothing."""
-        self.watcher.stop()
+        """Ask the poller to stop. Does not wait."""
+        self.poller.stop()
 
-    def wait_for_farewell(self) -> None:
-        """Give the watcher the moment that it needs. May run inside a signal handler: it waits on no lock."""
-        until = self.clock.elapsed() + _FAREWELL
-        while not self.watcher.gone and self.board.reachable and self.clock.elapsed() < until:
+    def wait_until_removed(self) -> None:
+        """Wait a moment until the member record is removed. Takes no lock, so a signal handler may call it."""
+        until = self.clock.elapsed() + _REMOVAL_TIMEOUT
+        while not self.poller.removed and not self.status.unreachable and self.clock.elapsed() < until:
             self.clock.sleep(0.01)
         if self.http is not None:
             self.http.stop()
 
 
-def observe(
+def set_up_monitoring(
     replica: Replica,
     settings: Settings,
     keys: Keys,
     client: Callable[[], Any],
-    vitals: Vitals,
+    election: ElectionStatus,
     due_queue: Callable[[], DueQueue],
     now: Callable[[], datetime],
     clock: Clock,
     events: Events,
     versions: Mapping[str, str],
-) -> Observation:
-    """Put the parts together. ``client`` gives connections that no other thread uses; nothing is connected yet."""
-    board = Board(
-        replica,
-        settings.cluster,
-        clock,
-        vitals,
-        due_queue,
-        now,
-        stall_timeout=settings.stall_timeout,
+) -> Monitoring:
+    """Return the monitoring of a replica, without connecting. No other thread may use the connections of ``client``."""
+    status = ReplicaStatus(
+        replica, settings.cluster, clock, election, due_queue, now, stall_timeout=settings.stall_timeout
     )
-    events.subscribe(board)
+    events.subscribe(status.memory)
     address = settings.http_address
     members, journal = Members(client, keys), Journal(client, keys)
-    patrol = Patrol(members, journal, events.emit)
-    watcher = Watcher(board, members, journal, clock, looking=address is not None, patrol=patrol, emit=events.emit)
+    checker = InvariantChecker(members, journal, events.emit)
+    poller = Poller(status, members, journal, clock, full=address is not None, checker=checker, emit=events.emit)
     if address is None:
-        return Observation(board, watcher, None, None, clock)
+        return Monitoring(status, poller, None, None, clock)
     from ha_beat.monitoring.http import HttpServer, Site
 
-    metrics = Metrics(board, versions, per_entry=settings.metrics_per_entry)
+    metrics = Metrics(status, versions, per_entry=settings.metrics_per_entry)
     events.subscribe(metrics)
-    return Observation(board, watcher, metrics, HttpServer(Site(board, metrics.text, clock), *address), clock)
+    return Monitoring(status, poller, metrics, HttpServer(Site(status, metrics.text, clock), *address), clock)

@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from ha_beat.clock import Clock
-from ha_beat.monitoring.status import Board, Health, document, encoded
+from ha_beat.monitoring.status import Health, ReplicaStatus, document, encoded
 from ha_beat.monitoring.wording import health
 from ha_beat.settings import redact_credentials
 
@@ -54,14 +54,14 @@ class Answer:
 class Site:
     """Pages of one replica. Used by one thread."""
 
-    def __init__(self, board: Board, metrics: Callable[[], bytes], clock: Clock) -> None:
-        self._board = board
+    def __init__(self, status: ReplicaStatus, metrics: Callable[[], bytes], clock: Clock) -> None:
+        self._status = status
         self._metrics = metrics
         self._clock = clock
         self._kept: dict[str, tuple[float, bytes]] = {}
         self._pages: dict[str, Callable[[], Answer]] = {
-            "/livez": lambda: _health(board.live(), "live"),
-            "/readyz": lambda: _health(board.ready(), "ready"),
+            "/livez": lambda: _health(status.live(), "live"),
+            "/readyz": lambda: _health(status.ready(), "ready"),
             "/leader": self._leader,
             "/status": lambda: Answer(200, self.status(), _JSON),
             "/metrics": lambda: Answer(
@@ -85,27 +85,27 @@ class Site:
             return problem(503, f"The answer could not be built: {type(exc).__name__}")
 
     def status(self) -> bytes:
-        return self._fresh("/status", lambda: encoded(document(self._board)))
+        return self._fresh("/status", lambda: encoded(document(self._status)))
 
     def role(self) -> object:
         """Return a value that changes when streams must be updated at once."""
-        look = self._board.look
-        lease = look.view.lease if look.view else None
-        return self._board.role, self._board.reachable, lease and (lease.epoch, lease.state)
+        view = self._status.snapshot.view
+        lease = view.lease if view else None
+        return self._status.role, bool(self._status.unreachable), lease and (lease.epoch, lease.state)
 
     def update(self) -> bytes:
         """Return the status as a server-sent event."""
         return b"event: status\ndata: " + self.status() + b"\n\n"
 
     def _leader(self) -> Answer:
-        board = self._board
-        term = board.term
+        status = self._status
+        term = status.term
         if term is not None:
-            body: dict[str, Any] = {"leader": True, "id": board.replica.id, "epoch": term.epoch}
+            body: dict[str, Any] = {"leader": True, "id": status.replica.id, "epoch": term.epoch}
             return Answer(200, json.dumps(body).encode() + b"\n", _JSON)
-        lease = board.look.view.lease if board.look.view else None
+        lease = status.snapshot.view.lease if status.snapshot.view else None
         held = lease is not None and lease.held
-        body = {"leader": False, "id": board.replica.id, "last_seen_leader": lease.holder if lease and held else None}
+        body = {"leader": False, "id": status.replica.id, "last_seen_leader": lease.holder if lease and held else None}
         return Answer(503, json.dumps(body).encode() + b"\n", _JSON)
 
     def _fresh(self, name: str, make: Callable[[], bytes]) -> bytes:

@@ -1,25 +1,21 @@
-"""What can be seen of a replica and of its cluster.
-
-The :class:`Board` listens to events; the :class:`Watcher`, a slow thread, registers the replica as a member and looks
-at the cluster. Health, status and metrics are read off the board, and never ask Redis.
-"""
+"""Status of a replica and its cluster. The poller writes it; health, the page and the metrics read it."""
 
 from ha_beat.monitoring.status.document import cluster_document, document, encoded
-from ha_beat.monitoring.status.poller import Watcher
-from ha_beat.monitoring.status.replica import Board, Health, Vitals
-from ha_beat.monitoring.status.snapshot import Look, TermSpan, spans
-from ha_beat.monitoring.status.warnings import Warn
+from ha_beat.monitoring.status.poller import Poller
+from ha_beat.monitoring.status.replica import ElectionStatus, Health, ReplicaStatus
+from ha_beat.monitoring.status.snapshot import Snapshot, TermSpan, spans
+from ha_beat.monitoring.status.warnings import StatusWarning
 
 __all__ = [
-    "Board",
+    "ElectionStatus",
     "Health",
-    "Vitals",
+    "Poller",
+    "ReplicaStatus",
+    "Snapshot",
+    "StatusWarning",
+    "TermSpan",
     "cluster_document",
     "document",
     "encoded",
-    "Look",
-    "TermSpan",
     "spans",
-    "Warn",
-    "Watcher",
 ]

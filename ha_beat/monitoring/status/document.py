@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ha_beat.clock import to_micros
-from ha_beat.monitoring.status.replica import Board
+from ha_beat.monitoring.status.replica import ReplicaStatus
 from ha_beat.monitoring.status.snapshot import TermSpan
 from ha_beat.monitoring.wording import health, phrase
 from ha_beat.settings import redact_credentials
@@ -60,38 +60,43 @@ def cluster_document(
     }
 
 
-def document(board: Board) -> dict[str, Any]:
+def document(status: ReplicaStatus) -> dict[str, Any]:
     """Return the state of the cluster as one replica sees it, with its own state and its warnings."""
-    look, replica, members = board.look, board.replica, board.members()
-    live, ready = board.live(), board.ready()
-    facts = look.facts
+    snapshot, replica, members = status.snapshot, status.replica, status.members()
+    live, ready = status.live(), status.ready()
+    server = snapshot.server
     return {
         **cluster_document(
-            board.cluster, look.view, reversed(look.recent), look.terms, members=members, now_ms=board.now_ms()
+            status.cluster,
+            snapshot.view,
+            reversed(snapshot.recent),
+            snapshot.terms,
+            members=members,
+            now_ms=status.now_ms(),
         ),
         "replica": {
             "id": replica.id,
-            "role": board.role,
+            "role": status.role,
             "host": replica.host,
             "pid": replica.pid,
             "version": replica.version,
-            "since_ms": board.since_ms,
+            "since_ms": status.since_ms,
             "live": not live,
             "ready": not ready,
             "not_ready": _problems({**live, **ready}),
-            "last_tick_s": round(board.idle, 3),
-            "trust_s": round(board.trust_left, 3),
+            "last_tick_s": round(status.idle, 3),
+            "trust_s": round(status.trust_left, 3),
         },
         "redis": {
-            "reachable": board.reachable,
-            "detail": board.why_unreachable,
-            "age_s": round(board.look_age, 3) if look.view else None,
-            "round_trip_s": round(look.round_trip, 6),
-            "clock_offset_s": round(look.clock_offset, 3),
-            "eviction_policy": facts.eviction_policy if facts else None,
-            "append_only_file": facts.append_only_file if facts else None,
+            "reachable": not status.unreachable,
+            "detail": status.unreachable,
+            "age_s": round(status.snapshot_age, 3) if snapshot.view else None,
+            "round_trip_s": round(snapshot.round_trip, 6),
+            "clock_offset_s": round(snapshot.clock_offset, 3),
+            "eviction_policy": server.eviction_policy if server else None,
+            "append_only_file": server.append_only_file if server else None,
         },
-        "warnings": [asdict(warning) for warning in board.warnings(members)],
+        "warnings": [asdict(warning) for warning in status.warnings(members)],
     }
 
 

@@ -1,209 +1,142 @@
-"""A slow thread with a connection of its own, that registers the replica as a member and looks at the cluster."""
+"""Thread that registers the replica as a member and reads the state of the cluster, on its own connection."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.errors import StoreError
-from ha_beat.monitoring.invariants import PATROL_INTERVAL, Patrol
-from ha_beat.monitoring.status.replica import Board
-from ha_beat.monitoring.status.snapshot import Look, spans
+from ha_beat.monitoring.invariants import CHECK_INTERVAL, InvariantChecker
+from ha_beat.monitoring.status.journal_follower import JournalFollower
+from ha_beat.monitoring.status.replica import ReplicaStatus
+from ha_beat.monitoring.status.snapshot import Snapshot
 from ha_beat.reasons import RedisRisk
-from ha_beat.store.journal import Journal, Record, TermRecord, VerdictRecord
-from ha_beat.store.membership import MEMBER_INTERVAL, ClusterView, Members, ServerSettings
+from ha_beat.store.journal import Journal
+from ha_beat.store.membership import MEMBER_INTERVAL, Members, ServerSettings
 
 logger = logging.getLogger("ha_beat")
 
-#: Seconds between two looks at the cluster, where somebody may want to see it.
-_LOOK_INTERVAL = 1.0
+#: Seconds between two polls of a replica that serves its state.
+_POLL_INTERVAL = 1.0
 
-#: Seconds between two looks at how the Redis server is set up.
-_FACTS_INTERVAL = 30.0
+#: Seconds between two reads of the Redis server's configuration.
+_SERVER_INTERVAL = 30.0
 
-#: Seconds; longest time until the thread notices that it shall look at once, or stop.
+#: Longest time in seconds until the thread reacts to a request to poll or to stop.
 _SLICE = 0.1
 
-_RECENT = 300
-_TERMS = 100
 
-#: Most pages of the journal that one look follows; beyond, it jumps to the end.
-_PAGES = 4
-
-
-class Watcher:
-    """Registers the replica and keeps the board up to date. Nothing waits for this thread."""
+class Poller:
+    """Thread that updates a replica's snapshot. No other thread waits for it."""
 
     def __init__(
         self,
-        board: Board,
+        status: ReplicaStatus,
         members: Members,
         journal: Journal,
         clock: Clock,
         *,
-        looking: bool,
-        patrol: Patrol | None = None,
+        full: bool,
+        checker: InvariantChecker | None = None,
         emit: Callable[[events.Event], None] = lambda _: None,
     ) -> None:
-        """``looking``: whether somebody may want to see the cluster; else the replica only registers.
+        """With ``full`` it reads the state of the cluster, else it only registers the replica.
 
-        ``patrol`` looks after the invariants, where this replica leads or looks.
+        ``checker`` runs if the replica leads or reads the state.
         """
-        self._board = board
+        self._status = status
         self._members = members
-        self._journal = journal
+        self._journal = JournalFollower(journal, lambda: self._closing)
         self._clock = clock
-        self._looking = looking
-        self._patrol = patrol
-        self._patrol_at = float("-inf")
-        self._closing = False
-        #: Whether the replica has signed off.
-        self.gone = False
-        self._facts_at = float("-inf")
-        self._facts: ServerSettings | None = None
+        self._full = full
+        self._checker = checker
         self._emit = emit
-        self._risks_told: set[RedisRisk] = set()
-        self._last_id = ""
-        self._gen = ""
-        self._recent: deque[VerdictRecord] = deque(maxlen=_RECENT)
-        self._terms: deque[TermRecord] = deque(maxlen=_TERMS)
-        #: By epoch: when the last verdict under it was written, by the Redis server's clock.
-        self._last_verdicts: dict[int, int] = {}
+        self._check_at = float("-inf")
+        self._server_at = float("-inf")
+        self._server: ServerSettings | None = None
+        self._known_risks: set[RedisRisk] = set()
+        self._closing = False
+        #: True once the member record is removed.
+        self.removed = False
 
     def start(self) -> None:
-        """To be called after any fork."""
-        threading.Thread(target=self._run, name="ha_beat-watcher", daemon=True).start()
+        """Start the thread. Must be called after any fork."""
+        threading.Thread(target=self._run, name="ha_beat-poller", daemon=True).start()
 
     def stop(self) -> None:
-        """Say no more that this replica is here. May run inside a signal handler; waits for nothing."""
+        """Ask the thread to remove the member record and stop. Does not wait, so a signal handler may call it."""
         self._closing = True
 
-    def _run(self) -> None:
-        interval = _LOOK_INTERVAL if self._looking else MEMBER_INTERVAL
-        while not self._closing:
-            self._board.hurry = False
-            try:
-                self.turn()
-            except Exception:
-                logger.exception("Reading the cluster's state failed", extra={"action": "poll_failed"})
-            self._wait(interval)
-        self._members.remove(self._board.replica.id)
-        self.gone = True
-
-    def _wait(self, interval: float) -> None:
-        until = self._clock.elapsed() + interval
-        while not self._closing and not self._board.hurry and (left := until - self._clock.elapsed()) > 0:
-            self._clock.sleep(min(left, _SLICE))
-        if self._board.hurry:
-            self._clock.sleep(_SLICE)  # a change of leader comes as several events
-
-    def turn(self) -> None:
-        """Register, and look."""
-        board, before = self._board, self._board.look
-        member = board.member()
+    def poll(self) -> None:
+        """Register the replica, and update the snapshot."""
+        status, before = self._status, self._status.snapshot
+        member = status.member()
         sent = self._clock.elapsed()
         try:
-            if not self._looking:
-                view, server_ms = None, self._members.announce(member)
-            else:
-                view = self._members.view(member, clean=member.role == "leader")
-                server_ms = view.server_ms
+            view = self._members.view(member, clean=member.role == "leader") if self._full else None
+            server_ms = view.server_ms if view else self._members.announce(member)
             received = self._clock.elapsed()
             offset = self._clock.wall() - (received - sent) / 2 - server_ms / 1000
-            if self._looking or self._facts is None:
-                self._look_at_the_server()
+            if self._full or self._server is None:
+                self._read_server()
             if view is not None:
-                self._follow(view)
-            self._go_round(leading=member.role == "leader")
+                self._journal.follow(view)
+            self._check(leading=member.role == "leader")
         except StoreError as exc:
-            board.look = replace(before, unreachable=str(exc))
+            status.snapshot = replace(before, unreachable=str(exc))
             return
-        board.look = Look(
+        status.snapshot = Snapshot(
             view=view,
-            looked_at=received,
+            polled_at=received,
             round_trip=received - sent,
             clock_offset=offset,
             unreachable="",
-            facts=self._facts,
-            recent=tuple(self._recent),
-            terms=spans(self._terms, view.lease if view else None, self._last_verdicts),
+            server=self._server,
+            recent=self._journal.recent(),
+            terms=self._journal.terms(view) if view else (),
         )
 
-    def _go_round(self, *, leading: bool) -> None:
-        now = self._clock.elapsed()
-        if self._patrol is not None and (leading or self._looking) and now - self._patrol_at >= PATROL_INTERVAL:
-            self._patrol_at = now
-            self._patrol.turn()
+    # --- The thread
 
-    def _look_at_the_server(self) -> None:
+    def _run(self) -> None:
+        while not self._closing:
+            self._status.memory.poll_now = False
+            try:
+                self.poll()
+            except Exception:
+                logger.exception("Reading the cluster's state failed", extra={"action": "poll_failed"})
+            self._wait()
+        self._members.remove(self._status.replica.id)
+        self.removed = True
+
+    def _wait(self) -> None:
+        memory = self._status.memory
+        until = self._clock.elapsed() + (_POLL_INTERVAL if self._full else MEMBER_INTERVAL)
+        while not self._closing and not memory.poll_now and (left := until - self._clock.elapsed()) > 0:
+            self._clock.sleep(min(left, _SLICE))
+        if memory.poll_now:
+            # A change of leader comes as several events.
+            self._clock.sleep(_SLICE)
+
+    def _check(self, *, leading: bool) -> None:
         now = self._clock.elapsed()
-        if now - self._facts_at <= _FACTS_INTERVAL:
+        if self._checker is not None and (leading or self._full) and now - self._check_at >= CHECK_INTERVAL:
+            self._check_at = now
+            self._checker.check()
+
+    def _read_server(self) -> None:
+        now = self._clock.elapsed()
+        if now - self._server_at <= _SERVER_INTERVAL:
             return
-        self._facts, self._facts_at = self._members.server_settings(), now
-        for risk in self._facts.risks() if self._facts else ():
-            if risk not in self._risks_told:
-                self._risks_told.add(risk)
-                policy = self._facts.eviction_policy if self._facts and risk is RedisRisk.EVICTION else ""
+        self._server, self._server_at = self._members.server_settings(), now
+        if self._server is None:
+            return
+        for risk in self._server.risks():
+            if risk not in self._known_risks:
+                self._known_risks.add(risk)
+                policy = self._server.eviction_policy if risk is RedisRisk.EVICTION else ""
                 self._emit(events.ServerMayForget(risk, policy))
-
-    def _follow(self, view: ClusterView) -> None:
-        """Read what the journal has got since the last look."""
-        if not self._last_id:
-            self._read_back()
-        if view.gen != self._gen:
-            # Another Redis, or an emptied one, perhaps with an earlier clock. What was seen before stays in memory.
-            self._gen = view.gen
-            newest = self._journal.newest(1)
-            if newest and _order(newest[0].id) < _order(self._last_id):
-                self._last_id = "0"
-        for _ in range(_PAGES):
-            records = self._journal.after(self._last_id or "0")
-            self._take_in(records)
-            if len(records) < 500:
-                return
-        self._take_in(reversed(self._journal.newest(_RECENT)))
-
-    def _read_back(self) -> None:
-        """At the start: what the journal has."""
-        terms: list[TermRecord] = []
-        verdicts: list[VerdictRecord] = []
-        newest = ""
-        for record in self._journal.between():
-            newest = newest or record.id
-            if isinstance(record, TermRecord):
-                terms.append(record)
-            elif isinstance(record, VerdictRecord):
-                self._hear(record)
-                if len(verdicts) < _RECENT:
-                    verdicts.append(record)
-            if len(terms) >= _TERMS or self._closing:
-                break
-        self._terms.extend(reversed(terms))
-        self._recent.extend(reversed(verdicts))
-        self._last_id = newest
-
-    def _take_in(self, records: Iterable[Record]) -> None:
-        for record in records:
-            if self._last_id not in {"", "0"} and _order(record.id) <= _order(self._last_id):
-                continue
-            self._last_id = record.id
-            if isinstance(record, TermRecord):
-                self._terms.append(record)
-            elif isinstance(record, VerdictRecord):
-                self._recent.append(record)
-                self._hear(record)
-
-    def _hear(self, record: VerdictRecord) -> None:
-        self._last_verdicts[record.epoch] = max(self._last_verdicts.get(record.epoch, 0), _order(record.id)[0])
-        if len(self._last_verdicts) > 2 * _TERMS:
-            del self._last_verdicts[min(self._last_verdicts)]
-
-
-def _order(stream_id: str) -> tuple[int, int]:
-    milliseconds, _, number = stream_id.partition("-")
-    return int(milliseconds or 0), int(number or 0)

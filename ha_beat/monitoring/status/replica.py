@@ -1,150 +1,119 @@
-"""What a replica knows of itself and of the cluster, kept in memory for whoever asks. It never asks Redis."""
+"""State of a replica, for health, status and metrics. It is read from memory and never asks Redis."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
-from ha_beat import events
 from ha_beat.clock import Clock, to_micros
 from ha_beat.leader.due_queue import DueQueue, seconds_overdue
 from ha_beat.monitoring.status import warnings
-from ha_beat.monitoring.status.snapshot import Look
-from ha_beat.monitoring.status.warnings import Warn
-from ha_beat.monitoring.wording import phrase
+from ha_beat.monitoring.status.event_memory import EventMemory
+from ha_beat.monitoring.status.snapshot import Snapshot
+from ha_beat.monitoring.status.warnings import StatusWarning
 from ha_beat.reasons import HealthReason, WarningCode
 from ha_beat.settings import redact_credentials
 from ha_beat.store.lease import Replica, Term
 from ha_beat.store.membership import Member, Upcoming
 
-#: Seconds for which something that happened once is shown as a warning.
-_REMEMBERED = 3600.0
-
+#: Entries listed as due next.
 _UPCOMING = 20
-_FAILING = 20
 
 
-class Vitals(Protocol):
-    """What the board asks of the elector."""
-
-    @property
-    def term(self) -> Term | None: ...
+class ElectionStatus(Protocol):
+    """State of the election thread."""
 
     @property
-    def idle(self) -> float: ...
+    def term(self) -> Term | None:
+        """The term in which this replica leads, while it is trusted."""
 
     @property
-    def running(self) -> bool: ...
+    def idle(self) -> float:
+        """Seconds since the main loop last made progress."""
+
+    @property
+    def running(self) -> bool:
+        """True if the thread is alive."""
 
 
 #: Details of why a replica is not live or not ready, by :class:`HealthReason`; empty if it is.
 Health = Mapping[str, str]
 
 
-class Board:
-    """The one place where a replica's state can be read. Subscribes to events; every method is quick."""
+class ReplicaStatus:
+    """State of one replica and its cluster. Every method is quick and may be called by any thread.
+
+    It has more methods than usual, because health, status and metrics read everything here.
+    """
 
     def __init__(
         self,
         replica: Replica,
         cluster: str,
         clock: Clock,
-        vitals: Vitals,
+        election: ElectionStatus,
         due_queue: Callable[[], DueQueue],
         now: Callable[[], datetime],
         *,
         stall_timeout: float,
     ) -> None:
-        """``now`` is the scheduling time; ``stall_timeout`` is in seconds."""
+        """``now`` returns the scheduling time; ``stall_timeout`` is in seconds."""
         self.replica = replica
         self.cluster = cluster
-        self.look = Look()
-        self.hurry = False
-        self._clock = clock
-        self._vitals = vitals
-        self._due_queue = due_queue
-        self._stall_timeout = stall_timeout
-        self._now = now
-        #: A digest of the schedule, empty where it is not known.
+        self.memory = EventMemory(clock)
+        self.snapshot = Snapshot()
+        #: Digest of the schedule, empty if it is unknown.
         self.schedule = ""
-        #: Why the main loop's last turn failed (the schedule's store is away, say); empty where it didn't.
-        self.trouble = ""
+        #: Why the main loop's last turn failed, empty if it did not.
+        self.last_error = ""
         self.since_ms = round(clock.wall() * 1000)
-        self._unreachable = ""
-        self._forbidden = ""
-        self._failing: dict[str, str] = {}
-        self._broken: deque[tuple[float, Warn]] = deque(maxlen=20)
+        self._clock = clock
+        self._election = election
+        self._due_queue = due_queue
+        self._now = now
+        self._stall_timeout = stall_timeout
 
-    # --- Events
-
-    def __call__(self, event: events.Event) -> None:  # noqa: PLR0912 -- one case for each event
-        match event:
-            case events.TermStarted():
-                self._forbidden, self.hurry = "", True
-            case events.TermEnded():
-                self._failing, self.hurry = {}, True
-            case events.LeaderSeen():
-                self.hurry = True
-            case events.LeaseUnreachable(detail=detail):
-                self._unreachable, self.hurry = detail, True
-            case events.LeaseReachable():
-                self._unreachable, self.hurry = "", True
-            case events.LeadingForbidden(detail=detail):
-                self._forbidden = detail
-            case events.EntryFailed(entry=entry, reason=reason, detail=detail):
-                if entry in self._failing or len(self._failing) < _FAILING:
-                    self._failing[entry] = phrase(reason, detail)[:200]
-            case events.Enqueued(entry=entry):
-                self._failing.pop(entry, None)
-            case events.InvariantBroken(rule=rule, subject=subject, detail=detail):
-                self._note(WarningCode.INVARIANT_BROKEN, f"{phrase(rule)}: {subject}: {detail}")
-            case events.StateLost(reason=reason):
-                self._note(WarningCode.STATE_LOST, f"Redis lost data: {phrase(reason)}")
-            case events.ClockOffset():
-                self.hurry = True
-            case _:
-                pass
-
-    def _note(self, code: WarningCode, message: str) -> None:
-        self._broken.append((self._clock.elapsed(), Warn(code, message)))
-
-    # --- Probes
+    # --- Election and Redis
 
     @property
     def term(self) -> Term | None:
-        return self._vitals.term
+        return self._election.term
 
     @property
     def role(self) -> str:
-        return "leader" if self._vitals.term is not None else "standby"
+        return "leader" if self.term is not None else "standby"
 
     @property
     def idle(self) -> float:
-        """Seconds since the main loop last moved."""
-        return self._vitals.idle
+        """Seconds since the main loop last made progress."""
+        return self._election.idle
 
     @property
     def trust_left(self) -> float:
-        """Seconds for which this replica may go on without hearing from Redis; 0 where it does not lead."""
-        term = self._vitals.term
+        """Seconds for which this replica may lead without another renewal, 0 if it does not lead."""
+        term = self.term
         return 0.0 if term is None else max(0.0, term.trusted_until - self._clock.elapsed())
 
     @property
-    def why_unreachable(self) -> str:
-        """Why Redis did not answer last time; empty where it did."""
-        return self._unreachable or self.look.unreachable
+    def unreachable(self) -> str:
+        """Why Redis did not answer last time, empty if it did."""
+        return self.memory.unreachable or self.snapshot.unreachable
 
     @property
-    def reachable(self) -> bool:
-        return not self.why_unreachable
+    def snapshot_age(self) -> float:
+        """Seconds since the last poll that Redis answered."""
+        return self._clock.elapsed() - self.snapshot.polled_at
 
-    @property
-    def look_age(self) -> float:
-        """Seconds since the last look that Redis answered."""
-        return self._clock.elapsed() - self.look.looked_at
+    def now_ms(self) -> int:
+        """Return the Redis server's time, extrapolated from the last poll, or this machine's before the first."""
+        view = self.snapshot.view
+        if view is None:
+            return round(self._clock.wall() * 1000)
+        return view.server_ms + round(self.snapshot_age * 1000)
+
+    # --- Health
 
     def live(self) -> Health:
         """Return why the process does not work. Its role and Redis do not matter."""
@@ -152,29 +121,43 @@ class Board:
         idle = self.idle
         if idle > self._stall_timeout:
             found[HealthReason.STALLED] = f"{idle:.1f} s"
-        if not self._vitals.running:
+        if not self._election.running:
             found[HealthReason.ELECTION_STOPPED] = ""
         return found
 
     def ready(self) -> Health:
         """Return why this replica does not lead and could not."""
         found = dict(self.live())
-        if self.trouble:
-            found[HealthReason.SCHEDULER_FAILED] = redact_credentials(self.trouble)
-        if self._vitals.term is None:
-            if self.why_unreachable:
-                found[HealthReason.REDIS_UNREACHABLE] = redact_credentials(self.why_unreachable)
-            if self._forbidden:
-                found[HealthReason.FORBIDDEN] = redact_credentials(self._forbidden)
-            lease = self.look.view.lease if self.look.view else None
+        if self.last_error:
+            found[HealthReason.SCHEDULER_FAILED] = redact_credentials(self.last_error)
+        if self.term is None:
+            if self.unreachable:
+                found[HealthReason.REDIS_UNREACHABLE] = redact_credentials(self.unreachable)
+            if self.memory.forbidden:
+                found[HealthReason.FORBIDDEN] = redact_credentials(self.memory.forbidden)
+            lease = self.snapshot.view.lease if self.snapshot.view else None
             if lease is not None and lease.held and lease.fingerprint != self.replica.fingerprint:
                 found[HealthReason.OTHER_APP] = lease.fingerprint
         return found
 
-    # --- What it shows
+    # --- Schedule: zero on a standby
+
+    def entries(self) -> int:
+        """Return the number of entries in the due queue."""
+        return 0 if self.term is None else len(self._due_queue())
+
+    def backlog(self) -> int:
+        """Return the number of entries that are due."""
+        return 0 if self.term is None else self._due_queue().backlog(self._now())
+
+    def overdue(self) -> float:
+        """Return for how many seconds the oldest due entry has been due."""
+        return 0.0 if self.term is None else self._due_queue().overdue(self._now())
+
+    # --- Cluster
 
     def member(self) -> Member:
-        """What this replica says of itself to the others."""
+        """Return this replica's member record."""
         replica = self.replica
         member = Member(
             id=replica.id,
@@ -186,11 +169,11 @@ class Board:
             http=replica.http,
             fingerprint=replica.fingerprint,
             schedule=self.schedule,
-            clock_offset_ms=round(self.look.clock_offset * 1000),
+            clock_offset_ms=round(self.snapshot.clock_offset * 1000),
             # The record is in Redis, so Redis is reachable.
             not_ready={code: why for code, why in self.ready().items() if code != HealthReason.REDIS_UNREACHABLE},
         )
-        term = self._vitals.term
+        term = self.term
         if term is None:
             return member
         due_queue = self._due_queue()
@@ -202,49 +185,25 @@ class Board:
             backlog=self.backlog(),
             overdue_ms=round(seconds_overdue(upcoming, self._now()) * 1000),
             upcoming=tuple(Upcoming(state.label, state.entry.task, to_micros(at) // 1000) for at, state in upcoming),
-            failing=dict(self._failing),
+            failing=dict(self.memory.failing),
         )
 
-    def backlog(self) -> int:
-        """How many entries of the leader's due queue are due; 0 where this is a standby."""
-        if self._vitals.term is None:
-            return 0
-        return self._due_queue().backlog(self._now())
-
-    def overdue(self) -> float:
-        """For how many seconds the entry that waits longest has been due; 0 where this is a standby."""
-        return 0.0 if self._vitals.term is None else self._due_queue().overdue(self._now())
-
-    def entries(self) -> int:
-        return 0 if self._vitals.term is None else len(self._due_queue())
-
-    def now_ms(self) -> int:
-        """The Redis server's time now, as far as it is known, else this machine's."""
-        look = self.look
-        if look.view is None:
-            return round(self._clock.wall() * 1000)
-        return look.view.server_ms + round((self._clock.elapsed() - look.looked_at) * 1000)
-
     def members(self) -> list[Member]:
-        """Every replica alive at the last look, this one as it is now."""
-        view = self.look.view
+        """Return the replicas alive at the last poll, and this one as it is now, by id."""
+        view = self.snapshot.view
         others = [each for each in view.members if each.id != self.replica.id] if view else []
         this = replace(self.member(), seen_ms=self.now_ms())
         return sorted([*others, this], key=lambda each: each.id)
 
-    def warnings(self, members: Sequence[Member] | None = None) -> list[Warn]:
-        """What a person should look at, the worst first."""
+    def warnings(self, members: Sequence[Member] | None = None) -> list[StatusWarning]:
+        """Return the current warnings, notices last."""
         members = self.members() if members is None else members
-        look = self.look
-        found = [*warnings.of_redis(look, self.why_unreachable)]
-        if look.view is not None and self._vitals.term is None:
-            found += warnings.of_lease(look.view.lease, self.now_ms())
-        found += [*self._of_late(), *warnings.of_members(members), *warnings.of_verdicts(look.recent)]
-        if len(members) == 1 and self.reachable:
-            found.append(Warn(WarningCode.NO_STANDBY, "there is only one replica: no standby can take over", "notice"))
+        snapshot = self.snapshot
+        found = [*warnings.of_redis(snapshot, self.unreachable)]
+        if snapshot.view is not None and self.term is None:
+            found += warnings.of_lease(snapshot.view.lease, self.now_ms())
+        found += [*self.memory.incidents(), *warnings.of_members(members), *warnings.of_verdicts(snapshot.recent)]
+        if len(members) == 1 and not self.unreachable:
+            message = "there is only one replica: no standby can take over"
+            found.append(StatusWarning(WarningCode.NO_STANDBY, message, "notice"))
         return sorted(found, key=lambda warning: warning.level != "warning")
-
-    def _of_late(self) -> Iterable[Warn]:
-        """What can't be asked again, but should not go by unseen."""
-        since = self._clock.elapsed() - _REMEMBERED
-        return [warning for at, warning in tuple(self._broken) if at >= since]

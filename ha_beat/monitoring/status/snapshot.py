@@ -32,18 +32,18 @@ class TermSpan:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """Result of the last poll. ``looked_at`` is on ``Clock.elapsed``; offsets and durations are in seconds.
+class Snapshot:
+    """Result of the last poll. ``polled_at`` is on ``Clock.elapsed``; offsets and durations are in seconds.
 
     ``unreachable`` is why Redis did not answer, and empty if it did.
     """
 
     view: ClusterView | None = None
-    looked_at: float = 0.0
+    polled_at: float = 0.0
     round_trip: float = 0.0
     clock_offset: float = 0.0
     unreachable: str = "Redis has not been asked yet"
-    facts: ServerSettings | None = None
+    server: ServerSettings | None = None
     recent: tuple[VerdictRecord, ...] = ()
     terms: tuple[TermSpan, ...] = ()
 

@@ -78,8 +78,8 @@ class Bench:
                 assert time.monotonic() < deadline, "nothing was enqueued"
         finally:
             if scheduler._loop.runtime is not None:
-                # Nobody waits for its farewell to the other replicas: there are none.
-                scheduler._loop.runtime.observation.watcher.gone = True
+                # There are no other replicas, so do not wait for the removal of the member record.
+                scheduler._loop.runtime.monitoring.poller.removed = True
             scheduler.close()
             scheduler.close()
 

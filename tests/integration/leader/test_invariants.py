@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ha_beat import events
-from ha_beat.monitoring.invariants import Breach, Patrol, Standing, Watch
+from ha_beat.monitoring.invariants import ClusterState, InvariantChecker, Invariants, Violation
 from ha_beat.reasons import Invariant
 from ha_beat.store.journal import Journal, Record, parse
 from ha_beat.store.keys import Keys
@@ -25,59 +25,59 @@ def enqueued(n: int, epoch: int = 5, by: str = "a", **more: Any) -> Record:
     return record(n, verdict="enqueued", entry="e", at=at, epoch=epoch, by=by, id="t", **more)
 
 
-def watch() -> tuple[Watch, list[events.Event]]:
+def watch() -> tuple[Invariants, list[events.Event]]:
     said: list[events.Event] = []
-    return Watch(said.append), said
+    return Invariants(said.append), said
 
 
 def test_a_sound_history_breaks_nothing() -> None:
     over, said = watch()
-    assert over.look(Standing(5, 5, 2, "g"), [enqueued(1), enqueued(2, at="2026-01-01T00:01:00+00:00")]) == ()
+    assert over.check(ClusterState(5, 5, 2, "g"), [enqueued(1), enqueued(2, at="2026-01-01T00:01:00+00:00")]) == ()
     assert said == []
 
 
 def test_two_enqueued_verdicts_of_one_occurrence_are_told_once() -> None:
     over, said = watch()
-    over.look(Standing(5, 5, 1, "g"), [enqueued(1)])
-    over.look(Standing(6, 6, 2, "g"), [enqueued(2, epoch=6, by="b")])
-    (breach,) = over.look(Standing(6, 6, 2, "g"))
-    assert breach.rule == Invariant.TWO_VERDICTS
+    over.check(ClusterState(5, 5, 1, "g"), [enqueued(1)])
+    over.check(ClusterState(6, 6, 2, "g"), [enqueued(2, epoch=6, by="b")])
+    (violation,) = over.check(ClusterState(6, 6, 2, "g"))
+    assert violation.rule == Invariant.TWO_VERDICTS
     assert len(said) == 1
 
 
 def test_a_manual_run_is_no_second_verdict() -> None:
     over, _ = watch()
-    assert over.look(Standing(5, 5, 2, "g"), [enqueued(1), enqueued(2, kind="manual")]) == ()
+    assert over.check(ClusterState(5, 5, 2, "g"), [enqueued(1), enqueued(2, kind="manual")]) == ()
 
 
 def test_an_epoch_that_falls_is_a_breach_until_it_is_higher_again() -> None:
     over, said = watch()
-    over.look(Standing(lease_epoch=9, ledger_epoch=9))
-    assert [b.rule for b in over.look(Standing(lease_epoch=8, ledger_epoch=8))] == [Invariant.EPOCH_FELL]
-    assert over.look(Standing(lease_epoch=10, ledger_epoch=10)) == ()
+    over.check(ClusterState(lease_epoch=9, ledger_epoch=9))
+    assert [b.rule for b in over.check(ClusterState(lease_epoch=8, ledger_epoch=8))] == [Invariant.EPOCH_FELL]
+    assert over.check(ClusterState(lease_epoch=10, ledger_epoch=10)) == ()
     assert len(said) == 1
 
 
 def test_a_lease_behind_its_ledger_is_a_breach() -> None:
     over, _ = watch()
-    assert [b.subject for b in over.look(Standing(lease_epoch=8, ledger_epoch=9))] == ["lease"]
+    assert [b.subject for b in over.check(ClusterState(lease_epoch=8, ledger_epoch=9))] == ["lease"]
 
 
 def test_a_ledger_that_counts_less_than_the_journal_is_a_breach_but_a_new_one_is_not() -> None:
     over, _ = watch()
-    breaches = over.look(Standing(5, 5, journal_counter=3, gen="g"), [enqueued(7)])
-    assert [b.rule for b in breaches] == [Invariant.LEDGER_BEHIND_JOURNAL]
-    assert over.look(Standing(6, 6, journal_counter=1, gen="h")) == ()
+    violations = over.check(ClusterState(5, 5, journal_counter=3, gen="g"), [enqueued(7)])
+    assert [b.rule for b in violations] == [Invariant.LEDGER_BEHIND_JOURNAL]
+    assert over.check(ClusterState(6, 6, journal_counter=1, gen="h")) == ()
 
 
 def test_an_overdue_entry_is_a_breach_unless_the_cluster_is_paused() -> None:
     over, said = watch()
     late = (("e", 90.0), ("f", 5.0))
-    assert over.look(Standing(overdue=late)) == (
-        Breach(Invariant.OVERDUE, "e", "due for 90 s, and neither enqueued nor skipped"),
+    assert over.check(ClusterState(overdue=late)) == (
+        Violation(Invariant.OVERDUE, "e", "due for 90 s, and neither enqueued nor skipped"),
     )
-    assert over.look(Standing(overdue=late, paused=True)) == ()
-    over.look(Standing(overdue=late))
+    assert over.check(ClusterState(overdue=late, paused=True)) == ()
+    over.check(ClusterState(overdue=late))
     assert len(said) == 2
 
 
@@ -85,7 +85,7 @@ def test_the_patrol_finds_a_second_message_in_a_real_journal(shared_redis: Redis
     """Each record is read once, the newest ones at the start."""
     client, keys = shared_redis.admin, Keys("c")
     said: list[events.Event] = []
-    patrol = Patrol(Members(lambda: client, keys), Journal(lambda: client, keys), said.append)
+    checker = InvariantChecker(Members(lambda: client, keys), Journal(lambda: client, keys), said.append)
 
     def write(n: int, **data: Any) -> None:
         client.hset(keys.ledger, mapping={"m:gen": "g", "m:journal": n, "m:epoch": 5})
@@ -93,9 +93,9 @@ def test_the_patrol_finds_a_second_message_in_a_real_journal(shared_redis: Redis
 
     occurrence = {"verdict": "enqueued", "entry": "e", "at": "2026-01-01T00:00:00.000000+00:00", "id": "t"}
     write(1, **occurrence, epoch=5, by="a")
-    assert patrol.turn() == ()
-    assert patrol.turn() == ()
+    assert checker.check() == ()
+    assert checker.check() == ()
     write(2, **occurrence, epoch=5, by="b")
-    assert [b.rule for b in patrol.turn()] == [Invariant.TWO_VERDICTS]
-    patrol.turn()
+    assert [b.rule for b in checker.check()] == [Invariant.TWO_VERDICTS]
+    checker.check()
     assert len(said) == 1

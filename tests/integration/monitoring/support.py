@@ -15,7 +15,7 @@ from ha_beat.leader.due_queue import DueQueue
 from ha_beat.monitoring.http import HttpServer, Site
 from ha_beat.monitoring.http.connection import Limits
 from ha_beat.monitoring.metrics import Metrics
-from ha_beat.monitoring.status import Board
+from ha_beat.monitoring.status import ReplicaStatus
 from ha_beat.store.lease import Replica, Term
 
 LOCALHOST = "127.0.0.1"
@@ -39,7 +39,7 @@ class HandClock:
 
 
 @dataclass
-class FakeVitals:
+class FakeElection:
     term: Term | None = None
     idle: float = 0.1
     running: bool = True
@@ -50,32 +50,32 @@ class Scene:
     """A board and everything around it."""
 
     clock: HandClock = field(default_factory=HandClock)
-    vitals: FakeVitals = field(default_factory=FakeVitals)
+    election: FakeElection = field(default_factory=FakeElection)
     due_queue: DueQueue = field(default_factory=DueQueue)
     replica: Replica = field(
         default_factory=lambda: Replica("beat-0:abc123", "host-0", 42, "1.2.3", "shop", "http://127.0.0.1:8080")
     )
 
     def __post_init__(self) -> None:
-        self.board = Board(
+        self.status = ReplicaStatus(
             self.replica,
             "shop",
             self.clock,
-            self.vitals,
+            self.election,
             lambda: self.due_queue,
             lambda: datetime.fromtimestamp(self.clock.wall(), UTC),
             stall_timeout=15.0,
         )
 
     def lead(self, epoch: int = 7, seconds: float = 9.0) -> Term:
-        self.vitals.term = Term(self.replica.id, epoch, "nonce", "gen", "run", self.clock.elapsed() + seconds)
-        return self.vitals.term
+        self.election.term = Term(self.replica.id, epoch, "nonce", "gen", "run", self.clock.elapsed() + seconds)
+        return self.election.term
 
     def metrics(self, *, per_entry: bool = False) -> Metrics:
-        return Metrics(self.board, {"version": "1.2.3", "celery": "5.7"}, per_entry=per_entry)
+        return Metrics(self.status, {"version": "1.2.3", "celery": "5.7"}, per_entry=per_entry)
 
     def site(self) -> Site:
-        return Site(self.board, self.metrics().text, self.clock)
+        return Site(self.status, self.metrics().text, self.clock)
 
 
 @contextlib.contextmanager

@@ -133,7 +133,7 @@ def test_gauges_follow_the_board():
     assert value(metrics, "ha_beat_leader") == 0
     assert value(metrics, "ha_beat_ready") == 0
     scene.lead(epoch=11, seconds=9.0)
-    scene.vitals.idle = 3.5
+    scene.election.idle = 3.5
     assert value(metrics, "ha_beat_leader") == 1
     assert value(metrics, "ha_beat_ready") == 1
     assert value(metrics, "ha_beat_epoch") == 11
@@ -163,7 +163,7 @@ def test_messages_dropped_by_the_guard_are_those_of_the_last_look():
     metrics = scene.metrics()
     assert value(metrics, "ha_beat_guard_dropped_total") == 0
     view = ClusterView(1, None, (), "gen", 1, 0, 0, "", dropped=7)
-    scene.board.look = replace(scene.board.look, view=view)
+    scene.status.snapshot = replace(scene.status.snapshot, view=view)
     assert value(metrics, "ha_beat_guard_dropped_total") == 7
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from ha_beat import events
 from ha_beat.monitoring.http.routes import Site
-from ha_beat.monitoring.status import Look
+from ha_beat.monitoring.status import Snapshot
 from ha_beat.reasons import EntryFault, TermStart
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import ClusterView
@@ -24,7 +24,7 @@ def view(**lease: object) -> ClusterView:
 @pytest.fixture
 def scene() -> Scene:
     scene = Scene()
-    scene.board.look = Look(view=view(), looked_at=scene.clock.elapsed(), unreachable="")
+    scene.status.snapshot = Snapshot(view=view(), polled_at=scene.clock.elapsed(), unreachable="")
     return scene
 
 
@@ -45,33 +45,33 @@ def test_a_leader_says_so(scene: Scene):
 
 def test_without_redis_the_process_lives_but_could_not_lead(scene: Scene):
     """A restart would not bring Redis back: only readiness may fail."""
-    scene.board(events.LeaseUnreachable("refused", leading=False))
+    scene.status.memory(events.LeaseUnreachable("refused", leading=False))
     assert statuses(scene) == {"/livez": 200, "/readyz": 503, "/leader": 503}
     assert b"refused" in scene.site().answer("GET", "/readyz").body
-    scene.board(events.LeaseReachable(3.0))
+    scene.status.memory(events.LeaseReachable(3.0))
     assert statuses(scene)["/readyz"] == 200
 
 
 def test_a_leader_within_its_trust_stays_ready_while_redis_is_away(scene: Scene):
     scene.lead()
-    scene.board(events.LeaseUnreachable("refused", leading=True))
+    scene.status.memory(events.LeaseUnreachable("refused", leading=True))
     assert statuses(scene) == {"/livez": 200, "/readyz": 200, "/leader": 200}
 
 
 def test_a_hung_main_loop_is_not_alive(scene: Scene):
-    scene.vitals.idle = 15.1
+    scene.election.idle = 15.1
     assert statuses(scene) == {"/livez": 503, "/readyz": 503, "/leader": 503}
     assert b"not live: stalled: " in scene.site().answer("GET", "/livez").body
 
 
 def test_a_dead_election_thread_is_not_alive(scene: Scene):
-    scene.vitals.running = False
+    scene.election.running = False
     assert statuses(scene)["/livez"] == 503
 
 
 def test_a_replica_whose_schedule_cannot_be_read_is_not_ready(scene: Scene):
     """It would win an election and enqueue nothing."""
-    scene.board.trouble = "OperationalError: connection to postgres://u:pw@db failed"
+    scene.status.last_error = "OperationalError: connection to postgres://u:pw@db failed"
     assert statuses(scene) == {"/livez": 200, "/readyz": 503, "/leader": 503}
     assert b"postgres://***@db" in scene.site().answer("GET", "/readyz").body
 
@@ -81,12 +81,12 @@ def test_before_redis_has_been_asked_nobody_is_ready():
 
 
 def test_a_replica_of_another_app_is_not_ready(scene: Scene):
-    scene.board.look = replace(scene.board.look, view=view(fingerprint="another app"))
+    scene.status.snapshot = replace(scene.status.snapshot, view=view(fingerprint="another app"))
     assert statuses(scene)["/readyz"] == 503
-    scene.board.look = replace(scene.board.look, view=view())
-    scene.board(events.LeadingForbidden("the cluster name belongs to another app"))
+    scene.status.snapshot = replace(scene.status.snapshot, view=view())
+    scene.status.memory(events.LeadingForbidden("the cluster name belongs to another app"))
     assert b"belongs to another app" in scene.site().answer("GET", "/readyz").body
-    scene.board(events.TermStarted(1, "", TermStart.NO_LEASE))
+    scene.status.memory(events.TermStarted(1, "", TermStart.NO_LEASE))
     assert statuses(scene)["/readyz"] == 200
 
 
@@ -107,14 +107,14 @@ def test_unknown_paths_are_told_what_there_is(scene: Scene):
 def test_no_answer_contains_credentials(scene: Scene):
     """Exceptions of clients quote URLs."""
     secret = "Error 111 connecting to rediss://admin:hunter2@redis:6379/0"
-    scene.board(events.LeaseUnreachable(secret, leading=False))
-    scene.board(events.LeadingForbidden(secret))
-    scene.board(events.InvariantBroken("rule", "subject", secret))
+    scene.status.memory(events.LeaseUnreachable(secret, leading=False))
+    scene.status.memory(events.LeadingForbidden(secret))
+    scene.status.memory(events.InvariantBroken("rule", "subject", secret))
     scene.lead()
-    scene.board(events.EntryFailed("nightly", EntryFault.REFUSED, secret))
+    scene.status.memory(events.EntryFailed("nightly", EntryFault.REFUSED, secret))
     for leading in (True, False):
         if not leading:
-            scene.vitals.term = None
+            scene.election.term = None
         site = scene.site()
         for path in ("/livez", "/readyz", "/leader", "/status", "/metrics", "/", "/events"):
             body = site.answer("GET", path).body + site.update()
@@ -142,7 +142,7 @@ def test_the_page_loads_nothing_from_elsewhere(scene: Scene):
 def test_a_dear_answer_is_made_once_in_a_while(scene: Scene):
     """Thousands of requests for the metrics cost as much as a few."""
     made = []
-    site = Site(scene.board, lambda: made.append(1) or b"metrics", scene.clock)  # type: ignore[func-returns-value]
+    site = Site(scene.status, lambda: made.append(1) or b"metrics", scene.clock)  # type: ignore[func-returns-value]
     for _ in range(50):
         assert site.answer("GET", "/metrics").body == b"metrics"
     assert len(made) == 1
@@ -155,6 +155,6 @@ def test_an_answer_that_cannot_be_made_is_a_503(scene: Scene):
     def fail() -> bytes:
         raise RuntimeError("redis://u:hunter2@h")
 
-    answer = Site(scene.board, fail, scene.clock).answer("GET", "/metrics")
+    answer = Site(scene.status, fail, scene.clock).answer("GET", "/metrics")
     assert answer.status == 503
     assert b"hunter2" not in answer.body

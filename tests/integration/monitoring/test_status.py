@@ -14,7 +14,7 @@ from redis.retry import Retry
 
 from ha_beat import events
 from ha_beat.errors import StoreError, StoreUnavailable
-from ha_beat.monitoring.status import Look, Watcher, document, spans
+from ha_beat.monitoring.status import Poller, Snapshot, document, spans
 from ha_beat.reasons import EntryFault, Invariant, RedisRisk
 from ha_beat.settings import redact_credentials
 from ha_beat.store.journal import Journal, TermRecord, VerdictRecord, parse
@@ -215,64 +215,60 @@ def test_a_leader_older_than_the_journal_is_shown():
     assert (only.epoch, only.began_ms, only.ended_ms) == (9, 77, None)
 
 
-# --- The watcher and what it puts on the board
+# --- The poller and what it puts on the board
 
 
-def watched(client: redis.Redis) -> tuple[Scene, Watcher]:
+def watched(client: redis.Redis) -> tuple[Scene, Poller]:
     scene = Scene()
     scene.clock.epoch = time.time() - scene.clock.seconds
-    watcher = Watcher(
-        scene.board, Members(lambda: client, KEYS), Journal(lambda: client, KEYS), scene.clock, looking=True
-    )
-    return scene, watcher
+    poller = Poller(scene.status, Members(lambda: client, KEYS), Journal(lambda: client, KEYS), scene.clock, full=True)
+    return scene, poller
 
 
 def test_the_watcher_follows_the_journal(client: redis.Redis):
-    scene, watcher = watched(client)
+    scene, poller = watched(client)
     write(client, enqueued("before"))
-    watcher.turn()
+    poller.poll()
     write(client, {"kind": "term", "event": "acquired", "epoch": 5, "by": "beat-0", "ms": 7, "reason": "expired"})
     write(client, enqueued("after"))
-    watcher.turn()
-    watcher.turn()
-    assert [record.entry for record in scene.board.look.recent] == ["before", "after"]
-    assert [span.epoch for span in scene.board.look.terms] == [5]
+    poller.poll()
+    poller.poll()
+    assert [record.entry for record in scene.status.snapshot.recent] == ["before", "after"]
+    assert [span.epoch for span in scene.status.snapshot.terms] == [5]
 
 
 def test_the_watcher_follows_a_journal_that_began_anew(client: redis.Redis):
     """After FLUSHALL on a server whose clock is behind, new records have lower ids."""
-    scene, watcher = watched(client)
+    scene, poller = watched(client)
     client.hset(KEYS.ledger, "m:gen", "one")
     write(client, enqueued("before"), "9000000000000-0")
-    watcher.turn()
+    poller.poll()
     client.flushall()
     client.hset(KEYS.ledger, "m:gen", "two")
     write(client, enqueued("after"))
-    watcher.turn()
-    assert [record.entry for record in scene.board.look.recent] == ["before", "after"]
+    poller.poll()
+    assert [record.entry for record in scene.status.snapshot.recent] == ["before", "after"]
 
 
 def test_a_burst_beyond_what_is_kept_jumps_to_the_end(client: redis.Redis):
-    scene, watcher = watched(client)
+    scene, poller = watched(client)
     write(client, enqueued("first"))
-    watcher.turn()
+    poller.poll()
     pipeline = client.pipeline()
     for number in range(3000):
         pipeline.xadd(KEYS.journal, {"n": number, "d": json.dumps(enqueued(f"entry-{number}"))})
     pipeline.execute()
-    watcher.turn()
-    assert scene.board.look.recent[-1].entry == "entry-2999"
+    poller.poll()
+    assert scene.status.snapshot.recent[-1].entry == "entry-2999"
 
 
 def test_without_redis_the_last_look_stays_and_is_marked():
     scene = Scene()
     nobody = redis.Redis(port=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
-    watcher = Watcher(
-        scene.board, Members(lambda: nobody, KEYS), Journal(lambda: nobody, KEYS), scene.clock, looking=True
-    )
-    watcher.turn()
-    assert not scene.board.reachable
-    assert document(scene.board)["redis"]["reachable"] is False
+    poller = Poller(scene.status, Members(lambda: nobody, KEYS), Journal(lambda: nobody, KEYS), scene.clock, full=True)
+    poller.poll()
+    assert scene.status.unreachable
+    assert document(scene.status)["redis"]["reachable"] is False
 
 
 def test_members_raise_where_redis_does_not_answer():
@@ -288,26 +284,26 @@ def test_how_the_server_is_set_up_is_known(client: redis.Redis):
     client.config_set("maxmemory", "100mb")
     client.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        scene, watcher = watched(client)
-        watcher.turn()
-        assert "eviction_policy" in {warning.code for warning in scene.board.warnings()}
+        scene, poller = watched(client)
+        poller.poll()
+        assert "eviction_policy" in {warning.code for warning in scene.status.warnings()}
     finally:
         client.config_set("maxmemory", "0")
         client.config_set("maxmemory-policy", "noeviction")
 
 
-@pytest.mark.parametrize("looking", [True, False])
-def test_a_server_that_may_forget_is_told_of_at_the_start_and_once(client: redis.Redis, looking: bool):
+@pytest.mark.parametrize("full", [True, False])
+def test_a_server_that_may_forget_is_told_of_at_the_start_and_once(client: redis.Redis, full: bool):
     """Whether anybody can look at this replica or not; and of one that keeps its data nothing is said."""
     told: list[events.Event] = []
     scene, clock = Scene(), SettableClock()
     members, journal = Members(lambda: client, KEYS), Journal(lambda: client, KEYS)
-    watcher = Watcher(scene.board, members, journal, clock, looking=looking, emit=told.append)
+    poller = Poller(scene.status, members, journal, clock, full=full, emit=told.append)
     client.config_set("maxmemory", "100mb")
     client.config_set("maxmemory-policy", "allkeys-lru")
     try:
         for _ in range(3):
-            watcher.turn()
+            poller.poll()
             clock.advance(60)
     finally:
         client.config_set("maxmemory", "0")
@@ -322,16 +318,16 @@ def test_a_server_that_may_forget_is_told_of_at_the_start_and_once(client: redis
 
 
 def codes(scene: Scene, *others: Member) -> set[str]:
-    return {warning.code for warning in scene.board.warnings([scene.board.member(), *others])}
+    return {warning.code for warning in scene.status.warnings([scene.status.member(), *others])}
 
 
 def test_each_thing_that_needs_a_person_is_warned_of(client: redis.Redis):
-    scene, watcher = watched(client)
+    scene, poller = watched(client)
     assert "redis_unreachable" in codes(scene)
-    watcher.turn()
+    poller.poll()
     assert codes(scene) == {"no_leader", "no_standby"}
     scene.lead()
-    scene.board.schedule = "aaa"
+    scene.status.schedule = "aaa"
     other = Member("other", version="1.2.3", schedule="aaa")
     assert codes(scene, other) == set()
     assert codes(scene, Member("other", version="1.2.3", schedule="bbb")) == {"schedule_drift"}
@@ -339,11 +335,11 @@ def test_each_thing_that_needs_a_person_is_warned_of(client: redis.Redis):
     assert codes(scene, Member("other", version="1.2.3", clock_offset_ms=-2500)) == {"clock_offset"}
     assert codes(scene, Member("other", version="1.2.3", not_ready={"stalled": ""})) == {"not_ready"}
     assert codes(scene, Member("other", version="1.2.3", overdue_ms=31_000)) == {"overdue"}
-    scene.board(events.EntryFailed("nightly", EntryFault.SCHEDULE_RAISES))
+    scene.status.memory(events.EntryFailed("nightly", EntryFault.SCHEDULE_RAISES))
     assert codes(scene, other) == {"entry_failing"}
-    scene.board(events.Enqueued("nightly", "t", "id", AT, 0.1))
+    scene.status.memory(events.Enqueued("nightly", "t", "id", AT, 0.1))
     assert codes(scene, other) == set()
-    scene.board(events.InvariantBroken(Invariant.EPOCH_FELL, "lease", "5 after 6"))
+    scene.status.memory(events.InvariantBroken(Invariant.EPOCH_FELL, "lease", "5 after 6"))
     assert codes(scene, other) == {"invariant_broken"}
     scene.clock.seconds += 3601
     scene.lead()
@@ -351,25 +347,25 @@ def test_each_thing_that_needs_a_person_is_warned_of(client: redis.Redis):
 
 
 def test_uncertain_occurrences_are_warned_of(client: redis.Redis):
-    scene, watcher = watched(client)
+    scene, poller = watched(client)
     write(client, {**enqueued(), "verdict": "uncertain"})
-    watcher.turn()
+    poller.poll()
     assert "uncertain" in codes(scene)
 
 
 def test_what_was_confirmed_late_is_uncertain_no_more(client: redis.Redis):
-    scene, watcher = watched(client)
+    scene, poller = watched(client)
     write(client, {**enqueued(), "verdict": "uncertain"})
     write(client, enqueued())
-    watcher.turn()
+    poller.poll()
     assert "uncertain" not in codes(scene)
 
 
 def test_the_status_says_its_version_and_is_json(client: redis.Redis):
-    scene, watcher = watched(client)
+    scene, poller = watched(client)
     write(client, enqueued())
-    watcher.turn()
-    status = json.loads(json.dumps(document(scene.board)))
+    poller.poll()
+    status = json.loads(json.dumps(document(scene.status)))
     assert status["schema"] == 1
     assert set(status) == {
         "schema", "cluster", "now_ms", "replica", "redis", "leader", "lease", "paused", "members", "entries", "backlog",
@@ -380,8 +376,8 @@ def test_the_status_says_its_version_and_is_json(client: redis.Redis):
 
 def test_a_board_that_has_seen_nothing_answers():
     scene = Scene()
-    assert scene.board.look == Look()
-    assert document(scene.board)["members"][0]["id"] == scene.replica.id
+    assert scene.status.snapshot == Snapshot()
+    assert document(scene.status)["members"][0]["id"] == scene.replica.id
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,8 @@ def test_threads_that_cannot_be_had_at_first_are_had_later(
 
     monkeypatch.setattr(threading.Thread, "start", start)
     wait_for(lambda: leads(replica), 20, "a term")
-    assert set(refused) == {"ha_beat-elector", "ha_beat-watcher"}
-    assert any(thread.name == "ha_beat-watcher" for thread in threading.enumerate())
+    assert set(refused) == {"ha_beat-elector", "ha_beat-poller"}
+    assert any(thread.name == "ha_beat-poller" for thread in threading.enumerate())
     assert "turn_failed" in actions(caplog)
 
 

@@ -168,6 +168,6 @@ def test_closing_where_nothing_may_wait(
     def refuse(*_: Any) -> None:
         raise RuntimeError("do not call blocking functions from the mainloop")
 
-    monkeypatch.setattr("ha_beat.monitoring.setup.Observation.wait_for_farewell", refuse)
+    monkeypatch.setattr("ha_beat.monitoring.setup.Monitoring.wait_until_removed", refuse)
     scheduler.close()
     assert shared_redis.admin.hget(Keys("turns").lease, "state") == "released"
