@@ -20,7 +20,7 @@ from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.request_queue import Reply
 
 #: Seconds to wait for the leader's answer in a request of a browser.
-ANSWER_WITHIN = 10.0
+REPLY_TIMEOUT = 10.0
 
 #: Records of the journal looked through for what is shown.
 _RECORDS = 500
@@ -69,7 +69,7 @@ def ask(client: ClusterClient, kind: RequestKind, by: str, **args: Any) -> Reply
     Raises:
         HaBeatError: no leader answered in time, or Redis failed.
     """
-    return client.ask(kind, by=by, timeout=ANSWER_WITHIN, **args)
+    return client.ask(kind, by=by, timeout=REPLY_TIMEOUT, **args)
 
 
 def states(client: ClusterClient, ids: Sequence[str]) -> Mapping[str, EntryState]:

@@ -67,7 +67,8 @@ def burst(site: Site, rows: int, *, stock: bool, cap: float) -> Result:
     """``cap`` in seconds from the minute."""
     from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
-    from tests.integration.django.beats import beats, cron
+    from tests.integration.django.beats import beats
+    from tests.integration.django.rows import cron
 
     PeriodicTask.objects.all().delete()
     site.redis.admin.flushall()

@@ -1,4 +1,4 @@
-"""A Django site for each test, with a database of its own, and beats that read it."""
+"""Django sites for the tests, each with a separate database."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.servers import PartMissing, Postgres, RedisServer, need
+from tests.support.servers import PartMissing, Postgres, RedisServer, need, wait_for
 
 SETTINGS = "tests.integration.django.project.settings"
 
@@ -28,19 +30,19 @@ def _set_up() -> None:
     try:
         django.setup()
     finally:
-        # Other tests start processes that inherit the environment.
+        # Processes of other tests inherit the environment.
         del os.environ["DJANGO_SETTINGS_MODULE"]
 
 
 if all(importlib.util.find_spec(module) for module in ("django", "django_celery_beat")):
-    # Here, since models can't be imported before.
+    # Models can't be imported before this.
     _set_up()
 elif os.environ.get("CI") != "true":
     collect_ignore_glob = ["test_*.py"]
 
 
 def use(database: Mapping[str, Any]) -> None:
-    """Have this process' Django talk to this database."""
+    """Connect this process' Django to the database."""
     from django.db import connections
 
     connections.close_all()
@@ -56,7 +58,7 @@ def migrate() -> None:
 
 
 class Site:
-    """A Django project on one database and one Redis."""
+    """Django project with one database and one Redis."""
 
     def __init__(self, database: Mapping[str, Any], redis: RedisServer, server: Postgres | None = None) -> None:
         self.database = dict(database)
@@ -64,7 +66,7 @@ class Site:
         self.server = server
 
     def env(self, **settings: Any) -> dict[str, str]:
-        """The environment of a process of this project; ``settings`` are Django's."""
+        """Return the environment of a process of this project; ``settings`` are Django's."""
         return {
             "DJANGO_SETTINGS_MODULE": SETTINGS,
             "SITE_DATABASE": json.dumps(self.database),
@@ -73,12 +75,45 @@ class Site:
         }
 
     def messages(self, queue: str = "celery") -> list[dict[str, Any]]:
-        """The headers of the messages in a queue, oldest first."""
+        """Return the headers of the messages in a queue, oldest first."""
         return [json.loads(raw)["headers"] for raw in reversed(self.redis.client().lrange(queue, 0, -1))]
 
     def names(self, queue: str = "celery") -> list[str]:
-        """Which periodic task each message is of."""
+        """Return the periodic task's name of each message."""
         return [headers["periodic_task_name"] for headers in self.messages(queue)]
+
+    def instants(self, name: str) -> list[datetime]:
+        """Return the due time of each message of this task."""
+        found = [headers for headers in self.messages() if headers["periodic_task_name"] == name]
+        return [datetime.fromisoformat(headers["ha_beat"]["scheduled_at"]) for headers in found]
+
+    def clear(self) -> None:
+        """Delete all messages."""
+        self.redis.client().delete("celery")
+
+    def wait_for(self, *names: str, within: float = 40, queue: str = "celery") -> None:
+        """Wait for a message of each of these tasks; without names, for any message."""
+        what = f"messages of {names or 'any task'}"
+        wait_for(lambda: set(names) <= (found := set(self.names(queue))) and bool(found), within, what, 0.05)
+
+    def wait_for_more(self, count: int, name: str = "", within: float = 30) -> None:
+        """Wait for ``count`` more messages of this task; without a name, of any task."""
+
+        def messages() -> int:
+            names = self.names()
+            return names.count(name) if name else len(names)
+
+        before = messages()
+        wait_for(lambda: messages() >= before + count, within, f"{count} more messages", 0.02)
+
+    def assert_each_once(self, name: str, seconds: float) -> None:
+        """Each due time from the first message to the last has exactly one message."""
+        found = self.instants(name)
+        assert [b - a for a, b in pairwise(found)] == [timedelta(seconds=seconds)] * (len(found) - 1)
+
+    def assert_none_twice(self, name: str) -> None:
+        found = self.instants(name)
+        assert len(found) == len(set(found))
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +128,7 @@ def _migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _sqlite(template: Path, folder: Path) -> dict[str, Any]:
     path = folder / "site.sqlite3"
     shutil.copy(template, path)
-    # As anybody would who has more than one process on it.
+    # The usual mode for several processes.
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
     return {"ENGINE": "django.db.backends.sqlite3", "NAME": str(path), "OPTIONS": {"timeout": 20}}
@@ -110,7 +145,7 @@ def site(_migrated_sqlite: Path, tmp_path: Path, redis_server: RedisServer) -> I
 
 @pytest.fixture
 def postgres_site(redis_server: RedisServer) -> Iterator[Site]:
-    """A site on a PostgreSQL server of its own."""
+    """A site on a separate PostgreSQL server."""
     need(_psycopg)
     with need(Postgres) as server:
         use(server.django_database)
@@ -126,6 +161,6 @@ def _psycopg() -> None:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def any_site(request: pytest.FixtureRequest) -> Site:
-    """The same test on each database."""
+    """A site on each database."""
     name = "site" if request.param == "sqlite" else "postgres_site"
     return request.getfixturevalue(name)

@@ -1,4 +1,4 @@
-"""The due instants of rows, and what a row is counted from; beside django-celery-beat's own answers."""
+"""Due instants of rows and their starting points, compared with django-celery-beat's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOUR = timedelta(hours=1)
 
 
 def entry(**fields: object) -> RowEntry:
-    """Of a row that is nowhere saved."""
+    """Return the entry of an unsaved row."""
     return RowEntry(PeriodicTask(pk=1, name="row", task="tick", date_changed=NOON, **fields), app)
 
 
@@ -35,8 +35,8 @@ def hourly() -> IntervalSchedule:
     return IntervalSchedule(every=1, period="hours")
 
 
-def test_a_crontab_is_in_its_own_time_zone():
-    """06:30 in New York, over the change to summer time on 8 March 2026."""
+def test_crontab_follows_its_time_zone():
+    """06:30 in New York across the change to summer time on 8 March 2026."""
     task = entry(crontab=CrontabSchedule(minute="30", hour="6", timezone=ZoneInfo("America/New_York")))
     first = task.instants.next_after(datetime(2026, 3, 7, tzinfo=UTC))
     second = task.instants.next_after(first)
@@ -46,8 +46,8 @@ def test_a_crontab_is_in_its_own_time_zone():
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Asia/Kolkata", "America/St_Johns"])
-def test_a_crontab_is_due_when_stock_says_so(zone, monkeypatch):
-    """Stock's entry is due at our instant, and was not a second before."""
+def test_crontab_is_due_when_stock_is_due(zone, monkeypatch):
+    """Stock's entry is due at our instant, and not a second before."""
     fields = {"crontab": CrontabSchedule(minute="10,40", hour="*/5", timezone=ZoneInfo(zone))}
     instant = entry(**fields).instants.next_after(NOON)
     for at, due in ((instant - timedelta(seconds=1), False), (instant, True)):
@@ -57,24 +57,24 @@ def test_a_crontab_is_due_when_stock_says_so(zone, monkeypatch):
         assert stock.is_due().is_due is due
 
 
-def test_an_interval_with_a_start_begins_at_it_and_keeps_its_grid():
+def test_interval_with_a_start_begins_there_and_keeps_its_grid():
     start = NOON + timedelta(minutes=30)
     task = entry(interval=hourly(), start_time=start)
 
     assert task.instants.next_after(NOON) == start
     assert task.instants.next_after(start) == start + HOUR
-    # Switched on again at 15:10: the grid is that of the start.
+    # Enabled again at 15:10, on the grid of the start.
     assert task.instants.origin(NOON + timedelta(hours=3, minutes=10)) == start + 2 * HOUR
 
 
-def test_a_crontab_with_a_start_runs_at_the_start_itself():
+def test_crontab_with_a_start_runs_at_the_start():
     task = entry(crontab=CrontabSchedule(minute="0", hour="*", timezone=UTC_ZONE), start_time=NOON + 3 * HOUR)
 
     assert task.instants.next_after(NOON) == NOON + 3 * HOUR
 
 
-def test_the_instants_of_a_time_that_is_past_are_on_the_interval_s_grid():
-    """A backfill asks for them: what it enqueues anew must be an instant that was due."""
+def test_past_instants_are_on_the_intervals_grid():
+    """A backfill enqueues only instants that were due."""
     known, since = NOON + timedelta(minutes=7), NOON - timedelta(minutes=20)
 
     assert first_from(entry(interval=hourly()).instants, known, since) == NOON + timedelta(minutes=7)
@@ -87,14 +87,14 @@ def test_the_instants_of_a_time_that_is_past_are_on_the_interval_s_grid():
     assert first_from(entry(crontab=crontab).instants, known, since) == NOON + HOUR / 2
 
 
-def test_an_expiry_ends_it():
+def test_expiry_ends_the_instants():
     task = entry(interval=hourly(), expires=NOON + 2 * HOUR)
 
     assert task.instants.next_after(NOON) == NOON + HOUR
     assert task.instants.next_after(NOON + HOUR) == FOREVER
 
 
-def test_a_clocked_row_has_one_instant_however_late():
+def test_clocked_row_has_one_instant():
     task = entry(clocked=ClockedSchedule(clocked_time=NOON), one_off=True)
 
     assert task.instants.next_after(NOON - HOUR) == NOON
@@ -103,14 +103,14 @@ def test_a_clocked_row_has_one_instant_however_late():
     assert task.once
 
 
-def test_a_clocked_row_with_a_later_start_waits_for_it():
+def test_clocked_row_with_a_later_start_waits_for_it():
     task = entry(clocked=ClockedSchedule(clocked_time=NOON), one_off=True, start_time=NOON + HOUR)
 
     assert task.instants.next_after(NOON - HOUR) == NOON + HOUR
     assert task.instants.next_after(NOON + HOUR) == FOREVER
 
 
-def test_a_solar_row_is_to_the_second():
+def test_instants_of_a_solar_row_are_whole_seconds():
     pytest.importorskip("ephem")
     task = entry(solar=SolarSchedule(event="sunset", latitude=Decimal("37.7749"), longitude=Decimal("-122.4194")))
     instant = task.instants.next_after(NOON)
@@ -119,14 +119,14 @@ def test_a_solar_row_is_to_the_second():
     assert instant.microsecond == 0
 
 
-def test_a_row_that_lost_its_last_run_was_off_and_owes_nothing():
-    """django-celery-beat clears last_run_at of a row that is saved disabled; the run count stays."""
+def test_row_with_a_cleared_last_run_counts_from_its_last_change():
+    """django-celery-beat clears last_run_at when it saves a disabled row, and keeps the run count."""
     assert entry(interval=hourly(), total_run_count=3, last_run_at=None).stored_last_run_at == NOON
     assert entry(interval=hourly(), total_run_count=0, last_run_at=None).stored_last_run_at is None
     assert entry(interval=hourly(), total_run_count=3, last_run_at=NOON - HOUR).stored_last_run_at == NOON - HOUR
 
 
-def test_what_makes_no_difference_to_the_schedule_makes_none_to_its_signature():
+def test_signature_depends_only_on_the_schedule():
     task = entry(interval=hourly())
 
     assert entry(interval=IntervalSchedule(every=60, period="minutes"), args="[1]").signature == task.signature
@@ -135,7 +135,7 @@ def test_what_makes_no_difference_to_the_schedule_makes_none_to_its_signature():
 
 
 @pytest.mark.parametrize("fields", [{"args": "["}, {"kwargs": "{"}, {"interval": None}])
-def test_a_row_that_cannot_be_read_is_refused_and_not_touched(fields):
+def test_unreadable_row_is_refused_and_not_written(fields):
     with pytest.raises(UnreadableRow):
         entry(**{"interval": hourly(), **fields})
 
@@ -143,8 +143,8 @@ def test_a_row_that_cannot_be_read_is_refused_and_not_touched(fields):
 UTC_ZONE = ZoneInfo("UTC")
 
 
-def test_a_scheduler_whose_entries_would_write_their_rows_does_not_start():
-    """A class of the project's own; stock's entry saves its row when it is asked whether it is due."""
+def test_scheduler_with_stock_entries_does_not_start():
+    """Stock's entry saves its row when it checks whether it is due."""
     from ha_beat.django.schedulers import HADatabaseScheduler
 
     class Own(HADatabaseScheduler):

@@ -1,4 +1,4 @@
-"""`CELERY_BEAT_SCHEDULE` in a database schedule: written by the leader, when it has changed, and not over an edit."""
+"""The leader writes changed entries of `CELERY_BEAT_SCHEDULE` to the database, and overwrites no edit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from django_celery_beat.models import PeriodicTask
 
 from ha_beat.django import static_entries as static
 from ha_beat.events import EntryFailed
-from tests.integration.django.beats import beats, every, fresh, row
+from tests.integration.django.beats import beats
 from tests.integration.django.project.app import app
-from tests.support.servers import wait_for
+from tests.integration.django.rows import every, fresh, row, wait_for_verdict
 
 SPEC = {"static": {"every": 0.5}}
 
 
-def test_a_definition_has_one_digest_and_another_has_another():
+def test_digest_distinguishes_definitions():
     definition = {"task": "t", "schedule": crontab(minute="5"), "options": {"queue": "q"}}
 
     assert static.digest(definition) == static.digest({**definition, "schedule": crontab(minute="5")})
@@ -30,8 +30,8 @@ def test_a_definition_has_one_digest_and_another_has_another():
     assert static.digest({"task": "t", "schedule": 5}) != static.digest({"task": "t", "schedule": 6})
 
 
-def test_a_crontab_in_another_time_zone_is_another_definition():
-    """As stock writes it: ``CELERY_TIMEZONE`` has been changed, and the entry names none of its own."""
+def test_digest_of_a_crontab_depends_on_celerys_time_zone():
+    """A crontab without a time zone is written to its row with that of ``CELERY_TIMEZONE``."""
     digests = []
     try:
         for zone in ("UTC", "UTC", "Europe/Berlin"):
@@ -44,7 +44,7 @@ def test_a_crontab_in_another_time_zone_is_another_definition():
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_an_entry_is_written_when_it_is_missing_or_another_by_one_who_started_later():
+def test_entry_is_written_if_missing_or_changed_by_a_later_process():
     definition = {"task": "t", "schedule": 5.0}
     other = {"task": "t", "schedule": 6.0}
     mark = static.mark_of(definition, 1000)
@@ -60,17 +60,16 @@ def test_an_entry_is_written_when_it_is_missing_or_another_by_one_who_started_la
 
 
 @pytest.mark.slow
-def test_an_edit_of_a_static_entry_outlives_restarts_and_other_settings(site):
-    """A restart with the same settings, and one with another entry besides, leave the edited row as it is."""
+def test_edit_of_a_static_entry_survives_a_restart_with_other_settings(site):
     with beats(site, spec=SPEC) as cluster:
-        wait_for(lambda: "static" in site.names(), 40, "a message", 0.1)
+        site.wait_for("static")
         task = PeriodicTask.objects.get(name="static")
         task.interval = every(3600)
         task.save()
-        wait_for(lambda: cluster.ledger()[str(task.pk)]["verdict"] == "armed", 10, "the edit to take effect", 0.1)
-    site.redis.client().delete("celery")
+        wait_for_verdict(cluster, task, "armed", 10)
+    site.clear()
     with beats(site, spec={**SPEC, "more": {"every": 0.5}}):
-        wait_for(lambda: "more" in site.names(), 40, "a message", 0.1)
+        site.wait_for("more")
 
     assert fresh(task).interval == every(3600)
     assert "static" not in site.names()
@@ -79,10 +78,10 @@ def test_an_edit_of_a_static_entry_outlives_restarts_and_other_settings(site):
 @pytest.mark.slow
 def test_changed_settings_are_written(site):
     with beats(site, spec=SPEC, replicas=1):
-        wait_for(lambda: "static" in site.names(), 40, "a message", 0.1)
+        site.wait_for("static")
     changed = {"static": {"every": 0.5, "args": [1], "options": {"queue": "other", "ha_beat": {"misfire": "skip"}}}}
     with beats(site, spec=changed, replicas=1):
-        wait_for(lambda: site.names("other"), 40, "a message in the other queue", 0.1)
+        site.wait_for(queue="other")
 
     task = PeriodicTask.objects.get(name="static")
     assert json.loads(task.args) == [1]
@@ -91,15 +90,13 @@ def test_changed_settings_are_written(site):
 
 
 @pytest.mark.slow
-def test_a_standby_writes_no_row(site):
-    """Neither the settings' entries nor runs; here it has other settings than the leader."""
+def test_standby_with_other_settings_writes_no_row(site):
     row("task", interval=every(0.5))
     with beats(site, spec=SPEC, replicas=1):
-        wait_for(lambda: "static" in site.names(), 40, "a message", 0.1)
+        site.wait_for("static")
         with beats(site, spec={"other": {"every": 0.5}}, replicas=1) as standby:
             standby[0].wait_for_log("action=leader_seen")
-            before = len(site.names())
-            wait_for(lambda: len(site.names()) > before + 4, 20, "more messages", 0.1)
+            site.wait_for_more(5, within=20)
             standby[0].terminate()
 
     assert set(PeriodicTask.objects.values_list("name", flat=True)) == {"task", "static"}
@@ -117,23 +114,22 @@ def test_a_standby_writes_no_row(site):
     ],
     ids=["clocked, not one-off", "unknown key", "two expiries", "no JSON", "no number", "too long"],
 )
-def test_an_entry_that_no_row_can_hold_hurts_nobody(any_site, bad, monkeypatch):
-    """It is named; the others are written. Refused by dcb, by Django or by the database."""
+def test_entry_that_no_row_can_hold_is_reported_and_left_out(any_site, bad, monkeypatch):
+    """django-celery-beat, Django or the database refuses it. The other entries are written."""
     entries = {"before": {"schedule": 5.0}, "bad": bad, "after": {"schedule": 5.0}}
     entries = {name: {"task": "tick", **line} for name, line in entries.items()}
     monkeypatch.setattr(static, "static_entries", lambda _: entries)
-    told: list[EntryFailed] = []
-    written = static.write(app, PeriodicTask, {}, 1000, told.append)
+    failures: list[EntryFailed] = []
+    written = static.write(app, PeriodicTask, {}, 1000, failures.append)
 
     assert {"before", "after"} <= set(PeriodicTask.objects.values_list("name", flat=True))
     if "bad" not in written:  # SQLite takes a text of any length
-        assert [event.entry for event in told] == ["bad"]
+        assert [event.entry for event in failures] == ["bad"]
     assert ("bad" in written) == PeriodicTask.objects.filter(name="bad").exists()
     assert "bad" not in written or bad.get("task")
 
 
-def test_a_database_that_is_away_is_no_fault_of_an_entry(site, monkeypatch):
-    """All of it is tried again."""
+def test_error_of_the_database_is_raised_for_a_retry(site, monkeypatch):
     monkeypatch.setattr(static, "static_entries", lambda _: {"good": {"task": "tick", "schedule": 5.0}})
 
     def locked(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""What django-celery-beat's README shows works with the scheduler swapped; what its queries leave out is not lost."""
+"""The uses that django-celery-beat's README shows work, and rows that its queries omit are not lost."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from django_celery_beat.models import CrontabSchedule, IntervalSchedule, Periodi
 
 from ha_beat.cli.celery_command import ha_beat as command
 from tests.faults.cluster import REPOSITORY, base_environment
-from tests.integration.django.beats import at, beats, cron, every, fresh, row, soon
+from tests.integration.django.beats import beats
+from tests.integration.django.rows import at, cron, every, fresh, row, soon, wait_for_verdict, wait_until_disabled
 from tests.support.servers import wait_for
 
 pytestmark = pytest.mark.slow
 
 
-def test_tasks_made_in_code_as_the_readme_does(site):
-    """An interval with arguments and an expiry, and a crontab in a time zone of its own."""
+def test_tasks_created_as_in_the_readme_run(site):
+    """An interval with arguments and an expiry, and a crontab with a time zone."""
     schedule, _ = IntervalSchedule.objects.get_or_create(every=1, period=IntervalSchedule.SECONDS)
     with beats(site) as cluster:
         cluster.wait_for_leader()
@@ -37,21 +38,14 @@ def test_tasks_made_in_code_as_the_readme_does(site):
             kwargs=json.dumps({"be_careful": True}),
             expires=timezone.now() + timedelta(days=1),
         )
-        crontab, _ = CrontabSchedule.objects.get_or_create(
-            minute="30",
-            hour="*",
-            day_of_week="*",
-            day_of_month="*",
-            month_of_year="*",
-            timezone=ZoneInfo("Canada/Pacific"),
-        )
+        crontab, _ = CrontabSchedule.objects.get_or_create(minute="30", hour="*", timezone=ZoneInfo("Canada/Pacific"))
         hourly = PeriodicTask.objects.create(crontab=crontab, name="Hourly", task="tick")
-        wait_for(site.names, 20, "a message", 0.1)
+        site.wait_for(within=20)
         wait_for(lambda: str(hourly.pk) in cluster.ledger(), 10, "the crontab to be known", 0.1)
         periodic_task = PeriodicTask.objects.get(name="Importing contacts")
         periodic_task.enabled = False
         periodic_task.save()
-        wait_for(lambda: cluster.ledger()[str(periodic_task.pk)]["verdict"] == "absent", 10, "it to be off", 0.1)
+        wait_for_verdict(cluster, periodic_task, "absent", 10)
         count = len(site.names())
         time.sleep(2)
 
@@ -62,8 +56,8 @@ def test_tasks_made_in_code_as_the_readme_does(site):
     assert len(site.names()) == count
 
 
-def test_the_reset_after_a_change_of_time_zone_runs_nothing_again(site):
-    """The README: set last_run_at of all to None, and say that they changed."""
+def test_reset_of_all_last_runs_repeats_no_run(site):
+    """The README asks for it after a change of the time zone."""
     task = row("task", interval=every(1))
     row("hourly", interval=every(3600))
     with beats(site) as cluster:
@@ -73,32 +67,31 @@ def test_the_reset_after_a_change_of_time_zone_runs_nothing_again(site):
         wait_for(lambda: fresh(task).last_run_at, 10, "the next run", 0.1)
         cluster.assert_all_alive()
 
-    instants = [h["ha_beat"]["scheduled_at"] for h in site.messages() if h["periodic_task_name"] == "task"]
-    assert len(instants) == len(set(instants))
+    site.assert_none_twice("task")
     assert "hourly" not in site.names()
 
 
-def test_a_daily_crontab_missed_during_an_outage_is_caught_up_though_its_hour_is_far(site):
-    """django-celery-beat's own query does not even read a crontab whose hour is more than two hours away."""
+def test_daily_crontab_missed_in_an_outage_is_caught_up(site):
+    """django-celery-beat's query omits crontabs whose hour is more than two hours away."""
     hour = (timezone.now() + timedelta(hours=12)).hour
     missed = timezone.now() - timedelta(days=3)
     row("daily", crontab=cron(minute="7", hour=str(hour)), last_run_at=missed, total_run_count=5)
     with beats(site):
-        wait_for(site.names, 40, "the catch-up", 0.1)
+        site.wait_for()
         time.sleep(1.5)
 
     assert site.names() == ["daily"]
 
 
-def test_rows_that_are_made_while_no_beat_runs(site):
-    """A clocked time that has passed meanwhile is owed, by the misfire policy; nothing of the rest is."""
+def test_rows_created_while_no_beat_runs_owe_only_clocked_times(site):
+    """The misfire policy applies to a clocked time that has passed meanwhile."""
     skip = '{"ha_beat": {"misfire": "skip"}}'
     with beats(site, replicas=1) as cluster:
         old = row("again", interval=every(0.3))
-        wait_for(lambda: "again" in site.names(), 40, "a message", 0.1)
+        site.wait_for("again")
         cluster[0].terminate()
         old.delete()
-        site.redis.client().delete("celery")
+        site.clear()
         clocked = [
             row("clocked", clocked=at(soon(-60)), one_off=True),
             row("clocked, skips", clocked=at(soon(-60)), one_off=True, headers=skip),
@@ -106,7 +99,8 @@ def test_rows_that_are_made_while_no_beat_runs(site):
         row("again", interval=every(3600))
         row("hourly", interval=every(3600), one_off=True, headers=skip)
         cluster[0].start()
-        wait_for(lambda: not any(fresh(task).enabled for task in clocked), 40, "them to be disabled", 0.1)
+        for task in clocked:
+            wait_until_disabled(task)
         time.sleep(1)
         skipped = cluster.ledger()[str(clocked[1].pk)]
 
@@ -114,8 +108,8 @@ def test_rows_that_are_made_while_no_beat_runs(site):
     assert skipped["count"] == 0
 
 
-def test_without_time_zones_rows_are_in_utc_as_stock_has_them(site):
-    """``USE_TZ = False`` and ``DJANGO_CELERY_BEAT_TZ_AWARE = False``, far from UTC: no run again at a restart."""
+def test_rows_without_time_zones_are_in_utc_and_run_once(site):
+    """``USE_TZ = False`` and ``DJANGO_CELERY_BEAT_TZ_AWARE = False``, far from UTC, with a restart."""
     settings = {
         "USE_TZ": False,
         "DJANGO_CELERY_BEAT_TZ_AWARE": False,
@@ -126,7 +120,7 @@ def test_without_time_zones_rows_are_in_utc_as_stock_has_them(site):
     made = """
 import django; django.setup()
 from datetime import UTC, datetime, timedelta
-from tests.integration.django.beats import at, every, row
+from tests.integration.django.rows import at, every, row
 now = datetime.now(UTC).replace(tzinfo=None)
 row("interval", interval=every(2))
 row("clocked", clocked=at(now + timedelta(seconds=5)), one_off=True)
@@ -137,48 +131,45 @@ row("ends", interval=every(1), expires=now - timedelta(seconds=1))
     subprocess.run([sys.executable, "-c", made], cwd=REPOSITORY, env=env, check=True, timeout=60)
     interval = PeriodicTask.objects.get(name="interval")
     with beats(site, replicas=1, django=settings) as cluster:
-        wait_for(lambda: {"clocked", "starts", "interval"} <= set(site.names()), 40, "messages", 0.1)
-        wait_for(lambda: fresh(interval).total_run_count, 10, "the row to say so", 0.1)
+        site.wait_for("clocked", "starts", "interval")
+        wait_for(lambda: fresh(interval).total_run_count, 10, "the run in the row", 0.1)
         assert abs(interval.last_run_at - soon(0)) < timedelta(seconds=60)
         cluster[0].terminate()
         cluster[0].start()
-        count = site.names().count("interval")
-        wait_for(lambda: site.names().count("interval") > count, 40, "another", 0.1)
+        site.wait_for_more(1, "interval", within=40)
 
-    found = [h["ha_beat"]["scheduled_at"] for h in site.messages() if h["periodic_task_name"] == "interval"]
-    assert len(found) == len(set(found))
+    site.assert_none_twice("interval")
     assert (site.names().count("clocked"), site.names().count("starts"), site.names().count("ends")) == (1, 1, 0)
 
 
-def test_a_row_that_says_that_it_will_have_run_is_not_believed(site):
-    """Its last_run_at lies ahead, as a clock that was wrong leaves it: it runs all the same."""
+def test_row_with_a_last_run_in_the_future_runs(site):
+    """A wrong clock may have written it."""
     task = row("ahead", interval=every(1), last_run_at=soon(3600), total_run_count=1)
     with beats(site, replicas=1):
-        wait_for(site.names, 40, "a message", 0.1)
-        wait_for(lambda: fresh(task).last_run_at < soon(60), 10, "the row to be put right", 0.1)
+        site.wait_for()
+        wait_for(lambda: fresh(task).last_run_at < soon(60), 10, "the row to be corrected", 0.1)
 
 
-def test_a_row_that_expires_is_disabled_and_runs_no_more(site):
+def test_expired_row_is_disabled_and_stops(site):
     task = row("task", interval=every(0.5), expires=soon(12))
     with beats(site):
-        wait_for(lambda: not fresh(task).enabled, 60, "it to be disabled", 0.1)
+        wait_until_disabled(task, 60)
         time.sleep(1.5)
 
-    last = max(datetime.fromisoformat(headers["ha_beat"]["scheduled_at"]) for headers in site.messages())
-    assert last < task.expires
+    assert max(site.instants("task")) < task.expires
 
 
-def test_a_row_with_a_start_runs_from_it_on(site):
+def test_row_with_a_start_runs_from_then_on(site):
     start = soon(10)
     row("task", interval=every(0.5), start_time=start)
     with beats(site):
-        wait_for(lambda: len(site.names()) > 2, 60, "messages", 0.1)
+        site.wait_for_more(3, within=60)
 
-    assert datetime.fromisoformat(site.messages()[0]["ha_beat"]["scheduled_at"]) == start
+    assert site.instants("task")[0] == start
 
 
-def test_the_command_line_calls_an_entry_by_its_name(site):
-    """The ledger knows a row by its key, which nobody remembers."""
+def test_command_line_shows_entries_by_name(site):
+    """The ledger has only the row's primary key."""
     row("every second", interval=every(1))
     row("nightly report", crontab=cron("0", "3"))
     app = Celery("site", broker=site.redis.url, set_as_current=False)
@@ -189,14 +180,15 @@ def test_the_command_line_calls_an_entry_by_its_name(site):
         return f"{done.exit_code} {done.output}"
 
     with beats(site) as cluster:
-        wait_for(site.names, 30, "a message", 0.1)
-        asked = (["every second"], [], ["nightly report"], ["nightly"])
-        told = [run("history", *words) for words in asked]
+        site.wait_for(within=30)
+        queries = (["every second"], [], ["nightly report"], ["nightly"])
+        outputs = [run("history", *words) for words in queries]
         schedules = run("next")
         cluster.assert_all_alive()
 
-    assert all(each.startswith("0 ") and "every second" in each for each in told[:2]), told
-    assert told[2] == "0 The journal has no such record.\n"
-    assert told[3].startswith("1 ")
-    assert "nightly report" in told[3]
+    assert all(each.startswith("0 ") and "every second" in each for each in outputs[:2]), outputs
+    assert outputs[2].startswith("0 ")
+    assert "every second" not in outputs[2]
+    assert outputs[3].startswith("1 ")
+    assert "nightly report" in outputs[3]
     assert len(schedules.splitlines()) == 3 + schedules.count("celery.backend_cleanup  ")

@@ -3,20 +3,20 @@
   const root = document.getElementById("ha-beat");
   const byId = (id) => document.getElementById(id);
   const INTERVAL = 1000;
-  const PATIENCE = 5000;
-  // The server itself waits for the leader's answer.
-  const PATIENCE_WITH_A_REQUEST = 30000;
+  const TIMEOUT = 5000;
+  // The server waits for the leader's reply.
+  const REQUEST_TIMEOUT = 30000;
 
-  const lasting = (ms) => {
+  const duration = (ms) => {
     const s = Math.max(0, ms) / 1000;
     if (s < 1) return `${Math.round(ms)} ms`;
     if (s < 120) return `${s.toFixed(s < 10 ? 1 : 0)} s`;
     if (s < 7200) return `${Math.round(s / 60)} min`;
     return s < 172800 ? `${Math.round(s / 3600)} h` : `${Math.round(s / 86400)} days`;
   };
-  const ago = (ms) => (ms < 3000 ? "now" : `${lasting(ms)} ago`);
+  const ago = (ms) => (ms < 3000 ? "now" : `${duration(ms)} ago`);
   const full = (ms) => new Date(ms).toLocaleString([], { dateStyle: "full", timeStyle: "long" });
-  // The date is told where it is another than today's.
+  // With the date unless it is today's.
   const clock = (ms) => {
     const at = new Date(ms);
     const sameDay = at.toDateString() === new Date().toDateString();
@@ -55,21 +55,21 @@
   };
   const fill = (id, rows, empty) => {
     const body = byId(id);
-    const made = rows.map(({ cells, className }) => {
+    const lines = rows.map(({ cells, className }) => {
       const tr = document.createElement("tr");
       if (className) tr.className = className;
       tr.append(...cells);
       return tr;
     });
-    if (!made.length) {
+    if (!lines.length) {
       const tr = document.createElement("tr");
       const td = cell(empty);
       td.className = "ha-empty";
       td.colSpan = byId(id).closest("table").querySelectorAll("th").length;
       tr.append(td);
-      made.push(tr);
+      lines.push(tr);
     }
-    body.replaceChildren(...made);
+    body.replaceChildren(...lines);
   };
   const link = (text, href) => {
     const a = document.createElement("a");
@@ -89,25 +89,25 @@
     return /^https?:/.test(replica.http) ? link(replica.http, replica.http) : replica.http || "ready";
   };
 
-  const say = (text) => {
+  const showError = (text) => {
     byId("ha-error").hidden = !text;
     if (byId("ha-error").textContent !== text) byId("ha-error").textContent = text;
-    // What was so is not known to be so any more.
+    // The state is unknown now.
     if (text) byId("ha-dot").className = "ha-dot";
   };
-  const ask = async (url, patience, options) => {
+  const request = async (url, timeout, options) => {
     try {
-      return await fetch(url, { ...options, signal: AbortSignal.timeout(patience) });
+      return await fetch(url, { ...options, signal: AbortSignal.timeout(timeout) });
     } catch (error) {
       throw error.name === "TimeoutError" ? new Error("the server does not answer") : error;
     }
   };
   const refusal = (answer) => {
-    if (answer.redirected) return "you are not logged in any more";
-    return answer.status === 403 ? "you may not do this" : `the server answered ${answer.status}`;
+    if (answer.redirected) return "your session has ended; log in again";
+    return answer.status === 403 ? "you are not allowed to do this" : `the server answered ${answer.status}`;
   };
-  const sayState = (text) => {
-    // Only a change is announced to a screen reader.
+  const showState = (text) => {
+    // Screen readers announce only a change.
     if (byId("ha-state").dataset.text !== text) {
       byId("ha-state").dataset.text = text;
       byId("ha-state").textContent = text;
@@ -115,19 +115,19 @@
   };
 
   const show = (data) => {
-    say(data.error);
+    showError(data.error);
     if (data.error) return;
     const { now_ms: now, lease, paused } = data;
-    let state = `${data.cluster}: ${data.leader ? `${data.leader} leads` : "nobody leads"}`;
+    let state = `${data.cluster}: ${data.leader ? `${data.leader} leads` : "no leader"}`;
     if (data.entries !== null) state += `; ${data.entries} ${data.entries === 1 ? "entry" : "entries"}`;
-    if (paused) state += `; paused by ${paused.by || "somebody"}${paused.reason ? `: ${paused.reason}` : ""}`;
-    sayState(state);
+    if (paused) state += `; paused by ${paused.by || "unknown"}${paused.reason ? `: ${paused.reason}` : ""}`;
+    showState(state);
     byId("ha-dot").className = `ha-dot ${!data.leader ? "ha-bad" : paused ? "ha-warn" : "ha-good"}`;
     byId("ha-updated").textContent = `Updated at ${clock(now)}, your time.`;
     byId("ha-lease").textContent = !lease
       ? "There is no lease."
       : lease.state === "held"
-        ? `Epoch ${lease.epoch}, held for ${lasting(now - lease.since_ms)}, renewed ${lasting(now - (lease.renewed_ms || lease.since_ms))} ago; it lasts ${lasting(lease.ttl_ms)}.`
+        ? `Epoch ${lease.epoch}, held for ${duration(now - lease.since_ms)}, renewed ${duration(now - (lease.renewed_ms || lease.since_ms))} ago; it expires ${duration(lease.ttl_ms)} after a renewal.`
         : `The lease was released: ${lease.why || "no reason given"}.`;
     if (byId("ha-control")) {
       for (const id of ["ha-pause", "ha-reason-label"]) byId(id).hidden = Boolean(paused);
@@ -137,42 +137,42 @@
       className: r.role === "leader" ? "ha-leader" : "",
       cells: [
         cell(r.id), cell(tag(r.role, KINDS[r.role] || "")), cell(`${r.host} (${r.pid})`), cell(r.version),
-        number(lasting(now - r.since_ms)), number(ago(now - r.seen_ms)),
+        number(duration(now - r.since_ms)), number(ago(now - r.seen_ms)),
         number(`${r.clock_offset_ms >= 0 ? "+" : ""}${r.clock_offset_ms} ms`),
         cell(health(r)),
       ],
-    })), "No replica has been seen lately");
+    })), "No replicas");
     fill("ha-recent", data.recent.map((o) => ({
       cells: [
         name(taskLink(o)), cell(clock(o.at_ms), `${full(o.at_ms)} ${o.task_id}`), verdict(o),
-        number(o.verdict === "enqueued" ? lasting(o.lateness_s * 1000) : ""), cell(o.by),
+        number(o.verdict === "enqueued" ? duration(o.lateness_s * 1000) : ""), cell(o.by),
       ],
-    })), "Nothing was due yet");
+    })), "No occurrences yet");
     fill("ha-upcoming", data.upcoming.map((u) => ({
       cells: [
         name(taskLink(u), u.task), cell(clock(u.at_ms), full(u.at_ms)),
-        number(u.at_ms > now ? lasting(u.at_ms - now) : "now"),
+        number(u.at_ms > now ? duration(u.at_ms - now) : "now"),
       ],
-    })), "Nothing is scheduled");
+    })), "No occurrences are scheduled");
     fill("ha-terms", [...data.terms].reverse().map((t) => {
       const [why, endWhy] = [cell(t.why), cell(t.end_why)];
       why.className = endWhy.className = "ha-why";
       const end = t.ended_ms === null ? cell("now") : cell(clock(t.ended_ms), full(t.ended_ms));
       return { cells: [cell(t.by), number(String(t.epoch)), cell(clock(t.began_ms), full(t.began_ms)), why, end, endWhy] };
-    }), "No term is recorded");
+    }), "No terms recorded");
   };
 
-  const look = async () => {
+  const refresh = async () => {
     try {
-      const answer = await ask(root.dataset.url, PATIENCE, { headers: { Accept: "application/json" }, cache: "no-store" });
+      const answer = await request(root.dataset.url, TIMEOUT, { headers: { Accept: "application/json" }, cache: "no-store" });
       if (!answer.ok || answer.redirected) throw new Error(refusal(answer));
       show(await answer.json());
     } catch (error) {
-      say(`This page is not up to date: ${error.message}`);
+      showError(`This page is out of date: ${error.message}`);
     }
   };
   const loop = async () => {
-    if (!document.hidden) await look();
+    if (!document.hidden) await refresh();
     setTimeout(loop, INTERVAL);
   };
 
@@ -187,15 +187,15 @@
       for (const each of form.querySelectorAll("button")) each.disabled = true;
       byId("ha-answer").textContent = "…";
       try {
-        const answer = await ask(root.dataset.controlUrl, PATIENCE_WITH_A_REQUEST, { method: "POST", body });
-        const told = !answer.redirected && answer.headers.get("Content-Type") === "application/json";
-        byId("ha-answer").textContent = told ? (await answer.json()).line : refusal(answer);
+        const answer = await request(root.dataset.controlUrl, REQUEST_TIMEOUT, { method: "POST", body });
+        const isJson = !answer.redirected && answer.headers.get("Content-Type") === "application/json";
+        byId("ha-answer").textContent = isJson ? (await answer.json()).line : refusal(answer);
         byId("ha-reason").value = "";
       } catch (error) {
         byId("ha-answer").textContent = error.message;
       }
       for (const each of form.querySelectorAll("button")) each.disabled = false;
-      await look();
+      await refresh();
     });
   }
 

@@ -1,0 +1,72 @@
+"""Rows for the tests, and waits for their state."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.utils import timezone
+
+from tests.faults.cluster import BeatCluster
+from tests.support.servers import wait_for
+
+
+def row(name: str, **fields: Any) -> Any:
+    """Create a PeriodicTask of the task `tick`."""
+    from django_celery_beat.models import PeriodicTask
+
+    return PeriodicTask.objects.create(name=name, task=fields.pop("task", "tick"), **fields)
+
+
+def every(seconds: float) -> Any:
+    from django_celery_beat.models import IntervalSchedule
+
+    every, period = (round(seconds), "seconds") if seconds >= 1000 else (round(seconds * 1e6), "microseconds")
+    return IntervalSchedule.objects.get_or_create(every=every, period=period)[0]
+
+
+def cron(minute: str = "*", hour: str = "*", **fields: Any) -> Any:
+    from django_celery_beat.models import CrontabSchedule
+
+    fields = {"timezone": "UTC", **fields}
+    return CrontabSchedule.objects.get_or_create(minute=minute, hour=hour, **fields)[0]
+
+
+def at(instant: datetime) -> Any:
+    from django_celery_beat.models import ClockedSchedule
+
+    return ClockedSchedule.objects.get_or_create(clocked_time=instant)[0]
+
+
+def soon(seconds: float) -> datetime:
+    return timezone.now() + timedelta(seconds=seconds)
+
+
+def fresh(task: Any) -> Any:
+    """Reload the row."""
+    task.refresh_from_db()
+    return task
+
+
+def verdict(cluster: BeatCluster, task: Any) -> str:
+    """Return the verdict in the task's ledger row; empty if it has none."""
+    return str(cluster.ledger().get(str(task.pk), {}).get("verdict", ""))
+
+
+def wait_for_verdict(cluster: BeatCluster, task: Any, expected: str, within: float = 40) -> None:
+    wait_for(lambda: verdict(cluster, task) == expected, within, f"{task} to be {expected}", 0.05)
+
+
+def wait_until_disabled(task: Any, within: float = 40) -> None:
+    wait_for(lambda: not fresh(task).enabled, within, f"{task} to be disabled", 0.05)
+
+
+def next_minute(at_least: float) -> datetime:
+    """Return the next full minute that is more than ``at_least`` seconds away."""
+    ahead = datetime.now(UTC) + timedelta(seconds=at_least)
+    return ahead.replace(second=0, microsecond=0) + timedelta(minutes=1)
+
+
+def sleep_until(instant: datetime) -> None:
+    time.sleep(max((instant - datetime.now(UTC)).total_seconds(), 0))
