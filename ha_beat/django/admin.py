@@ -29,12 +29,13 @@ from django_celery_beat.admin import PeriodicTaskAdmin, PeriodicTaskForm
 from django_celery_beat.models import PeriodicTask
 from kombu.utils.json import dumps, loads
 
-from ha_beat.django.cluster_view import EntryState, ask, celery_app, cluster, page_data, states
+from ha_beat.django.cluster_view import TaskState, ask, cluster, page_data, project_app, states
 from ha_beat.django.entries import RowEntry, misfire_headers
 from ha_beat.django.models import Cluster
 from ha_beat.errors import ConfigurationError, HaBeatError
 from ha_beat.monitoring.request_wording import reply_text
-from ha_beat.reasons import RequestKind
+from ha_beat.monitoring.wording import phrase_of
+from ha_beat.reasons import RequestKind, SkipReason, Verdict, parse_code
 from ha_beat.schedule.entry_options import KEY, EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import FOREVER, NEVER
@@ -44,9 +45,9 @@ __all__ = ["ClusterColumns"]
 CONTROL = "ha_beat.control_cluster"
 
 _ACTIONS = {
-    "step_down": gettext_lazy("Stepped the leader down"),
-    "pause": gettext_lazy("Paused the cluster"),
-    "resume": gettext_lazy("Resumed the cluster"),
+    RequestKind.STEP_DOWN: gettext_lazy("Stepped the leader down"),
+    RequestKind.PAUSE: gettext_lazy("Paused the cluster"),
+    RequestKind.RESUME: gettext_lazy("Resumed the cluster"),
 }
 
 
@@ -124,16 +125,17 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic only 
         action = request.POST.get("action", "")
         if not self.has_control_permission(request):
             raise PermissionDenied
-        if action not in _ACTIONS:
+        kind = parse_code(RequestKind, action)
+        if kind not in _ACTIONS:
             return JsonResponse({"ok": False, "line": f"unknown action {action!r}"}, status=400)
-        args = {"reason": request.POST.get("reason", "")[:500]} if action == "pause" else {}
+        args = {"reason": request.POST.get("reason", "")[:500]} if kind == RequestKind.PAUSE else {}
         try:
-            reply = ask(cluster(), RequestKind(action), _by(request), **args)
+            reply = ask(cluster(), kind, _by(request), **args)
         except HaBeatError as exc:
             return JsonResponse({"ok": False, "line": str(exc)}, status=503)
         line = reply_text(reply.code, reply.data)
         if reply.ok:
-            _log(request, Cluster, None, cluster().settings.cluster, f"{_ACTIONS[action]}: {line}")
+            _log(request, Cluster, None, cluster().settings.cluster, f"{_ACTIONS[kind]}: {line}")
         return JsonResponse({"ok": reply.ok, "line": line}, status=200 if reply.ok else 409)
 
     def _task_url(self, request: HttpRequest) -> str:
@@ -252,7 +254,7 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
             if request.method == "GET":
                 messages.warning(request, _("The beat cluster is unreachable: %s") % exc)
         for task in tasks:
-            task.ha_beat_state = known.get(str(task.pk), EntryState())
+            task.ha_beat_state = known.get(str(task.pk), TaskState())
 
     # Shown to users who may only view tasks and get no form.
 
@@ -267,27 +269,28 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description=gettext_lazy("last verdict"))
     def last_verdict(self, task: Any) -> str:
-        state: EntryState = getattr(task, "ha_beat_state", EntryState())
+        state: TaskState = getattr(task, "ha_beat_state", TaskState())
         if state.due is None:
             return "-"
-        what = f"{state.verdict} ({state.reason})" if state.reason else state.verdict
-        late = f", {_late(state.late)}" if state.verdict == "enqueued" else ""
-        return format_html('<span title="{}">{}{}</span>', _shown(state.due), what, late)
+        outcome = f"{state.verdict} ({state.reason})" if state.reason else state.verdict
+        late = f", {_late(state.lateness)}" if state.verdict == Verdict.ENQUEUED else ""
+        title = " ".join(filter(None, [_shown(state.due), phrase_of(SkipReason, state.reason)]))
+        return format_html('<span title="{}">{}{}</span>', title, outcome, late)
 
     @admin.display(description=gettext_lazy("next due"))
     def next_due(self, task: Any) -> str:
-        row = getattr(task, "ha_beat_state", EntryState()).row
-        if not task.enabled or row is None or row.verdict == "absent":
+        row = getattr(task, "ha_beat_state", TaskState()).row
+        if not task.enabled or row is None or row.verdict == Verdict.ABSENT:
             return "-"
         try:
-            instant = RowEntry(task, celery_app()).instants.next_after(max(row.base, NEVER))
+            instant = RowEntry(task, project_app()).instants.next_after(max(row.base, NEVER))
         except Exception as exc:
             return str(exc)
         return "-" if instant >= FOREVER else _shown(instant)
 
     @admin.display(description=gettext_lazy("enqueued by"))
     def enqueued_by(self, task: Any) -> str:
-        state: EntryState = getattr(task, "ha_beat_state", EntryState())
+        state: TaskState = getattr(task, "ha_beat_state", TaskState())
         return state.by or "-"
 
     def get_actions(self, request: HttpRequest) -> Any:

@@ -93,9 +93,9 @@ def _resolved(value: str, hint: str) -> Iterator[CheckMessage]:
 
 def check_cluster(**_: Any) -> list[CheckMessage]:
     """Check ha_beat's settings, and how lease and broker are combined. Connects to no server."""
-    from ha_beat.django.cluster_view import celery_app
+    from ha_beat.django.cluster_view import project_app
 
-    app = celery_app()
+    app = project_app()
     try:
         found = load_settings(app)
     except ConfigurationError as exc:

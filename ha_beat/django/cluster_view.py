@@ -1,4 +1,4 @@
-"""The cluster as Django's processes see it: they look, and ask the leader. They never lead."""
+"""State of the cluster for Django's admin, with the names and ids of the rows."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from django_celery_beat.models import PeriodicTask
 
 from ha_beat.client import ClusterClient
 from ha_beat.monitoring.status import cluster_document, spans
-from ha_beat.reasons import RequestKind
+from ha_beat.reasons import RequestKind, Verdict
 from ha_beat.store.journal import TermRecord, VerdictRecord
 from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.request_queue import Reply
 
-#: Seconds to wait for the leader's answer in a request of a browser.
+#: Seconds that a request of a browser waits for the leader's reply.
 REPLY_TIMEOUT = 10.0
 
-#: Records of the journal looked through for what is shown.
+#: Newest records of the journal that are searched.
 _RECORDS = 500
 
 
-def celery_app() -> Celery:
-    """The project's Celery app. In threads other than the main one Celery itself falls back to an empty app."""
+def project_app() -> Celery:
+    """Return the project's Celery app. In other threads than the main one, Celery's current app may be an empty one."""
     proxy: Any = current_app
     app: Celery = proxy._get_current_object()  # noqa: SLF001 -- the object behind Celery's proxy
     if _configured(app):
@@ -39,41 +39,55 @@ def _configured(app: Celery) -> bool:
     return getattr(app, "_config_source", None) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class EntryState:
-    """What the cluster knows of one row: the ledger's row, and of its last verdict what became of which occurrence.
+@cache
+def cluster() -> ClusterClient:
+    """Return the client of this project's cluster. It connects at its first call.
 
-    ``late`` is in seconds. ``by`` is empty where it can't be told any more who led.
+    Raises:
+        ConfigurationError: a setting is wrong.
+    """
+    return ClusterClient(project_app())
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """Ledger row of a periodic task, and its last verdict.
+
+    ``due`` is ``None`` if there is no verdict. ``lateness`` is in seconds. ``by`` is empty if the replica is unknown.
     """
 
     row: LedgerRow | None = None
     verdict: str = ""
     reason: str = ""
     due: datetime | None = None
-    late: float = 0.0
+    lateness: float = 0.0
     by: str = ""
 
     @classmethod
-    def of(cls, row: LedgerRow | None, record: VerdictRecord | None, leaders: Mapping[int, str]) -> EntryState:
+    def of(cls, row: LedgerRow | None, record: VerdictRecord | None, leaders: Mapping[int, str]) -> TaskState:
+        """Take the last verdict from the journal's record, or from the ledger row if the journal has none."""
         if record is not None:
             return cls(row, record.verdict, record.reason, record.first, record.lateness, record.by)
-        if row is None or row.verdict in {"armed", "absent", "claimed"} or row.scheduled_at is None:
+        if row is None or row.verdict not in _FINAL or row.scheduled_at is None:
             return cls(row)
-        late = row.dispatched_ms / 1000 - row.scheduled_at.timestamp()
-        return cls(row, row.verdict, row.reason, row.scheduled_at, late, leaders.get(row.epoch, ""))
+        lateness = row.dispatched_ms / 1000 - row.scheduled_at.timestamp()
+        return cls(row, row.verdict, row.reason, row.scheduled_at, lateness, leaders.get(row.epoch, ""))
+
+
+_FINAL = frozenset({Verdict.ENQUEUED, Verdict.SKIPPED, Verdict.UNCERTAIN})
 
 
 def ask(client: ClusterClient, kind: RequestKind, by: str, **args: Any) -> Reply:
-    """Send a request to the leader in the name of a user, and return its answer.
+    """Send a user's request to the leader and return the reply.
 
     Raises:
-        HaBeatError: no leader answered in time, or Redis failed.
+        HaBeatError: no leader replied in time, or Redis failed.
     """
     return client.ask(kind, by=by, timeout=REPLY_TIMEOUT, **args)
 
 
-def states(client: ClusterClient, ids: Sequence[str]) -> Mapping[str, EntryState]:
-    """Return the state of each of these rows, by primary key. Raises ``StoreError`` if Redis fails."""
+def states(client: ClusterClient, ids: Sequence[str]) -> Mapping[str, TaskState]:
+    """Return the state of each of these tasks by primary key. Raises ``StoreError`` if Redis fails."""
     rows, lease = client.ledger.of(ids), client.view().lease
     newest: dict[str, VerdictRecord] = {}
     leaders = {} if lease is None else {lease.epoch: lease.holder}
@@ -82,7 +96,7 @@ def states(client: ClusterClient, ids: Sequence[str]) -> Mapping[str, EntryState
             newest.setdefault(record.entry, record)
         elif isinstance(record, TermRecord):
             leaders[record.epoch] = record.by
-    return {pk: EntryState.of(rows.get(pk), newest.get(pk), leaders) for pk in ids}
+    return {pk: TaskState.of(rows.get(pk), newest.get(pk), leaders) for pk in ids}
 
 
 def page_data(client: ClusterClient) -> dict[str, Any]:
@@ -115,13 +129,3 @@ def _add_ids(upcoming: Sequence[dict[str, Any]]) -> None:
     ids = dict(PeriodicTask.objects.filter(name__in=names).values_list("name", "pk")) if names else {}
     for line in upcoming:
         line["name"], line["entry"] = line["entry"], str(ids.get(line["entry"], ""))
-
-
-@cache
-def cluster() -> ClusterClient:
-    """Return the client of this project's cluster. It connects at its first call.
-
-    Raises:
-        ConfigurationError: a setting is wrong.
-    """
-    return ClusterClient(celery_app())

@@ -10,10 +10,12 @@ from datetime import datetime
 from typing import Any
 
 from django.db.models import QuerySet
+from django_celery_beat.models import PeriodicTask
 
 from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.django.entries import RowEntry
+from ha_beat.django.instants import utc
 from ha_beat.reasons import EntryFault
 
 #: Seconds between complete reads. ``QuerySet.update()`` does not mark the schedule as changed.
@@ -89,6 +91,10 @@ class RowReader:
         self._full_read_due = 0.0
         self._checked_at: datetime | None = None
 
+    def entries(self) -> Mapping[str, RowEntry]:
+        """Return the entries as last read, by primary key."""
+        return self.snapshot.by_id if self.snapshot else {}
+
     def removed(self) -> dict[str, int]:
         """Return the entries that were disabled or deleted since they were last armed, with the snapshot's number."""
         with self._lock:
@@ -112,7 +118,7 @@ class RowReader:
         # Before the rows: a change during the read is then found by the next check.
         last_change = self._changes.last_change()
         began, now = self._clock.elapsed(), self._now()
-        before = self.snapshot.by_id if self.snapshot else {}
+        before = self.entries()
         definitions, run_states = self._select()
         changed = [pk for pk, definition in definitions.items() if self._definitions.get(pk) != definition]
         made = {**before, **dict.fromkeys(changed), **self._make(changed, definitions)}
@@ -179,3 +185,9 @@ def precompute_next(entries: Iterable[RowEntry], position: Callable[[str], datet
 
 def chunks(items: Sequence[str]) -> Iterable[Sequence[str]]:
     return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+
+
+def last_runs() -> dict[str, tuple[datetime, int]]:
+    """Return the last run in UTC and the run count of each enabled task that has run, by name."""
+    rows = PeriodicTask.objects.filter(enabled=True, last_run_at__isnull=False)
+    return {name: (utc(at), count) for name, at, count in rows.values_list("name", "last_run_at", "total_run_count")}

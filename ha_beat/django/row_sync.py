@@ -159,5 +159,4 @@ class RowSync:
     def _stand_by(self) -> None:
         self.writer.write_after_term()
         self.reader.read_if_changed()
-        if self.reader.snapshot is not None:
-            precompute_next(self.reader.snapshot.by_id.values(), self._position)
+        precompute_next(self.reader.entries().values(), self._position)

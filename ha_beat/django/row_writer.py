@@ -18,6 +18,8 @@ from django.db.models import Case, DateTimeField, F, Model, PositiveIntegerField
 from ha_beat.django.entries import RowEntry
 from ha_beat.django.instants import utc
 from ha_beat.django.row_reader import chunks
+from ha_beat.reasons import Verdict
+from ha_beat.store.ledger import LedgerRow
 
 #: A row's last run that lies further in the future was written under a wrong clock and is ignored.
 CLOCK_TOLERANCE = timedelta(seconds=2)
@@ -32,8 +34,12 @@ _RunState = tuple[datetime | None, int]
 _Update = tuple[datetime, int, datetime | None]
 
 
+#: Verdicts that count as a run.
+_RAN = frozenset({Verdict.ENQUEUED, Verdict.UNCERTAIN})
+
+
 @dataclass(frozen=True, slots=True)
-class Run:
+class _Run:
     """A row's run state according to the ledger."""
 
     at: datetime
@@ -56,13 +62,21 @@ class RowWriter:
         self._now = now
         self._entries = entries
         self._lock = threading.Lock()
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, _Run] = {}
         self._finished: set[str] = set()
 
-    def record_run(self, entry_id: str, run: Run) -> None:
-        """Queue an update of the row's run state."""
-        with self._lock:
-            self._runs[entry_id] = run
+    def record(self, entry_id: str, row: LedgerRow) -> None:
+        """Queue an update of the row's run state if the ledger row records a run."""
+        if row.verdict in _RAN:
+            with self._lock:
+                self._runs[entry_id] = _Run(row.base, row.run_count)
+
+    def record_missing(self, ledger: Mapping[str, str]) -> None:
+        """Queue the runs in the ledger's rows that a previous leader did not write."""
+        for entry_id, entry in self._entries().items():
+            row = LedgerRow.parse(ledger.get(entry_id, ""))
+            if row is not None and row.run_count > entry.row_run_count:
+                self.record(entry_id, row)
 
     def disable_finished(self, entry_id: str) -> None:
         """Queue the disabling of a one-off row that has run."""
@@ -101,13 +115,13 @@ class RowWriter:
         if expired:
             self._disable(Q(pk__in=expired, expires__lte=_stored(now)))
 
-    def _take(self) -> tuple[dict[str, Run], set[str]]:
+    def _take(self) -> tuple[dict[str, _Run], set[str]]:
         with self._lock:
             runs, finished = self._runs, self._finished
             self._runs, self._finished = {}, set()
         return runs, finished
 
-    def _write_runs(self, runs: Mapping[str, Run]) -> None:
+    def _write_runs(self, runs: Mapping[str, _Run]) -> None:
         """Advance each row to its run state. A row that is there already, or ahead, stays as it is."""
         entries = self._entries()
         runs = {pk: run for pk, run in runs.items() if pk in entries}
@@ -122,7 +136,7 @@ class RowWriter:
             entries[pk].row_last_run_at = run.at
             entries[pk].row_run_count = max(run.run_count, entries[pk].row_run_count)
 
-    def _advance(self, runs: Mapping[str, Run], known: Mapping[str, _RunState]) -> list[str]:
+    def _advance(self, runs: Mapping[str, _Run], known: Mapping[str, _RunState]) -> list[str]:
         """Write these rows where they have the ``known`` run state; return those that may have another."""
         latest = self._now() + CLOCK_TOLERANCE
         groups: dict[_Update, list[str]] = {}

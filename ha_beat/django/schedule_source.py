@@ -1,4 +1,4 @@
-"""Schedule source for django-celery-beat."""
+"""Schedule source for django-celery-beat's rows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from celery import Celery
 from django.db.models import QuerySet
 
 from ha_beat.beat_loop import Runtime
-from ha_beat.django import static_entries
 from ha_beat.django.entries import RowEntry
 from ha_beat.django.instants import Cached
 from ha_beat.django.row_reader import RowReader
 from ha_beat.django.row_sync import POLL_INTERVAL, RowSync
-from ha_beat.django.row_writer import CLOCK_TOLERANCE, RowWriter, Run
+from ha_beat.django.row_writer import CLOCK_TOLERANCE, RowWriter
+from ha_beat.django.static_entries import write_static_entries
 from ha_beat.events import Event, TermEnded
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.reconcile import Absence
@@ -46,130 +46,116 @@ class RowHooks(EntryHooks, Protocol):
 
 
 class DatabaseSource(EntrySource):
-    """Entries of the rows as last read. A thread per replica (:mod:`ha_beat.django.row_sync`) reads and writes them."""
+    """Entries of the rows as last read.
+
+    A thread (:mod:`ha_beat.django.row_sync`) reads and writes the rows. Most methods belong to the interface of a
+    schedule source.
+    """
 
     _scheduler: RowHooks
 
     def __init__(self, scheduler: RowHooks) -> None:
         super().__init__(scheduler)
         self._runtime: Runtime | None = None
-        self._rows: RowSync | None = None
+        self._sync: RowSync | None = None
         self._began_ms = round(self._clock.wall() * 1000)
-        self._seen = (0, False)
-        self._certain = False
+        # Number of the snapshot that the leader uses, and whether it was read in the leader's term.
+        self._used = (0, False)
+        self._read_in_term = False
         self._instants: WeakValueDictionary[tuple[str, datetime | None], Any] = WeakValueDictionary()
-        self._departing: dict[str, int] = {}
+        self._removed: dict[str, int] = {}
 
     @property
     def entries(self) -> dict[str, RowEntry]:
         """The entries as last read, by name."""
-        snapshot = self._rows.reader.snapshot if self._rows else None
+        snapshot = self._sync.reader.snapshot if self._sync else None
         return dict(snapshot.by_name) if snapshot else {}
 
     # --- Life cycle
 
     def start(self, runtime: Runtime) -> None:
-        self._runtime, self._rows = runtime, self._open(runtime)
-        self._rows.start()
-
-    def ready(self) -> bool:
-        """True once the rows have been read. Another replica may be able to read them."""
-        return self._rows is not None and self._rows.reader.snapshot is not None
-
-    def stop(self) -> None:
-        if self._rows is not None:
-            self._rows.closing = True
-
-    def join(self) -> None:
-        if self._rows is not None:
-            self._rows.close(_LAST_WRITE)
-
-    def _open(self, runtime: Runtime) -> RowSync:
-        def begin_term(term: Term) -> None:
-            self._write_static(runtime, term)
-            self._write_behind(runtime)
-
-        now = runtime.enqueuer.now
+        scheduler, now, emit = self._scheduler, runtime.enqueuer.now, runtime.events.emit
         reader = RowReader(
-            changes=self._scheduler.Changes,
-            enabled=self._scheduler.enabled_models_qs,
+            changes=scheduler.Changes,
+            enabled=scheduler.enabled_models_qs,
             make_entry=self._make_entry,
             clock=self._clock,
             now=now,
-            emit=runtime.events.emit,
+            emit=emit,
         )
-        rows = RowSync(
-            app=self._scheduler.app,
+        sync = RowSync(
+            app=scheduler.app,
             reader=reader,
-            writer=RowWriter(
-                self._scheduler.Model,
-                self._scheduler.Changes,
-                now,
-                lambda: reader.snapshot.by_id if reader.snapshot else {},
-            ),
+            writer=RowWriter(scheduler.Model, scheduler.Changes, now, reader.entries),
             clock=self._clock,
             term=lambda: runtime.elector.handle.term,
-            begin_term=begin_term,
-            emit=runtime.events.emit,
+            begin_term=self._begin_term,
+            emit=emit,
             position=runtime.shadow.position,
-            poll_interval=min(POLL_INTERVAL, self._scheduler.max_interval or POLL_INTERVAL),
+            poll_interval=min(POLL_INTERVAL, scheduler.max_interval or POLL_INTERVAL),
         )
 
-        def write_the_last(event: Event) -> None:
+        def write_last_runs(event: Event) -> None:
             if isinstance(event, TermEnded):
-                rows.wake()
+                sync.wake()
 
-        runtime.events.subscribe(write_the_last)
-        return rows
+        runtime.events.subscribe(write_last_runs)
+        self._runtime, self._sync = runtime, sync
+        sync.start()
+
+    def ready(self) -> bool:
+        """True once the rows have been read. Another replica may be able to read them."""
+        return self._sync is not None and self._sync.reader.snapshot is not None
+
+    def stop(self) -> None:
+        if self._sync is not None:
+            self._sync.closing = True
+
+    def join(self) -> None:
+        if self._sync is not None:
+            self._sync.close(_LAST_WRITE)
 
     def _make_entry(self, model: Any) -> RowEntry:
-        """An entry of the row, shared with nobody; its instants are shared with rows that have the same."""
+        """Make the entry of a row. Rows with the same schedule share its instants, with a cache for each row."""
         entry: RowEntry = self._scheduler.Entry(model, app=self._scheduler.app)
         entry.rules(default_misfire(self._scheduler.ha_settings), self._scheduler.ha_settings.uncertain)
-        same = (entry.signature, entry.expires)
-        entry.instants = Cached(self._instants.setdefault(same, entry.instants.inner))
+        key = (entry.signature, entry.expires)
+        entry.instants = Cached(self._instants.setdefault(key, entry.instants.inner))
         return entry
 
-    def _write_static(self, runtime: Runtime, term: Term) -> None:
-        names = {name: f"static:{name}" for name in static_entries.static_entries(self._scheduler.app)}
-        notes = runtime.ledger.notes(list(names.values()))
-        marks = {name: notes[note] for name, note in names.items() if note in notes}
-        written = static_entries.write(
-            self._scheduler.app, self._scheduler.Model, marks, self._began_ms, runtime.events.emit
+    def _begin_term(self, term: Term) -> None:
+        """Write the changed entries of the settings, and the runs that the previous leader could not write."""
+        runtime, sync = self._started
+        scheduler = self._scheduler
+        write_static_entries(
+            scheduler.app, scheduler.Model, runtime.ledger, term, began_ms=self._began_ms, emit=runtime.events.emit
         )
-        if written:
-            runtime.ledger.note(term, {names[name]: mark for name, mark in written.items()})
+        sync.writer.record_missing(runtime.ledger.read())
 
-    def _write_behind(self, runtime: Runtime) -> None:
-        """Bring up to date what the last leader could not write any more."""
-        rows = self._rows
-        if rows is None or rows.reader.snapshot is None:
-            return
-        known = runtime.ledger.read()
-        for entry in rows.reader.snapshot.by_id.values():
-            row = LedgerRow.parse(known.get(entry.id, ""))
-            if row is None or row.verdict not in {"enqueued", "uncertain"} or row.run_count <= entry.row_run_count:
-                continue
-            rows.writer.record_run(entry.id, Run(row.base, row.run_count))
+    @property
+    def _started(self) -> tuple[Runtime, RowSync]:
+        if self._runtime is None or self._sync is None:
+            raise RuntimeError("the schedule source has not been started")
+        return self._runtime, self._sync
 
     # --- Entries
 
     def changed(self, term: Term, *, held_back: bool) -> bool:
-        rows = self._rows
-        if rows is None or rows.reader.snapshot is None:
+        """True if the rows differ from those in use, or if entries wait for a read in this term that is now done."""
+        _, sync = self._started
+        snapshot = sync.reader.snapshot
+        if snapshot is None:
             return False
-        seen_number, certain = self._seen
-        if rows.reader.snapshot.number != seen_number:
-            return True
-        return held_back and not certain and rows.read_in == term.nonce
+        number, read_in_term = self._used
+        return snapshot.number != number or (held_back and not read_in_term and sync.read_in == term.nonce)
 
     def load(self) -> Iterable[ScheduledEntry]:
-        rows, runtime = self._rows, self._runtime
-        if rows is None or rows.reader.snapshot is None or runtime is None:
+        runtime, sync = self._started
+        snapshot = sync.reader.snapshot
+        if snapshot is None:
             return
-        snapshot = rows.reader.snapshot
-        self._departing = {entry: at for entry, at in rows.reader.removed().items() if at <= snapshot.number}
-        self._seen = (snapshot.number, self._certain)
+        self._removed = {entry: at for entry, at in sync.reader.removed().items() if at <= snapshot.number}
+        self._used = (snapshot.number, self._read_in_term)
         default = default_misfire(self._scheduler.ha_settings)
         now = runtime.enqueuer.now()
         for name, entry in snapshot.by_name.items():
@@ -194,28 +180,31 @@ class DatabaseSource(EntrySource):
             run_count=entry.row_run_count,
             once=entry.once,
             since=entry.since,
-            resumed=entry.id in self._departing,
+            resumed=entry.id in self._removed,
             cleared=entry.row_last_run_at is None and entry.row_run_count > 0,
         )
 
     def absence(self, term: Term) -> Absence | None:
-        rows = self._rows
-        self._certain = rows is not None and rows.read_in == term.nonce
-        return Absence(self._certain)
+        """Return a certain absence once the rows have been read in this term."""
+        _, sync = self._started
+        self._read_in_term = sync.read_in == term.nonce
+        return Absence(self._read_in_term)
+
+    # --- One entry
 
     def armed(self, entry_id: str) -> None:
-        number = self._departing.pop(entry_id, None)
-        if number is not None and self._rows is not None:
-            self._rows.reader.forget_removed(entry_id, number)
+        number = self._removed.pop(entry_id, None)
+        if number is not None:
+            self._started[1].reader.forget_removed(entry_id, number)
 
     def finished(self, entry: ScheduledEntry, runs: int) -> None:
-        # One that expires before its time stays on until then, as django-celery-beat has it: either may be edited.
-        if entry.once and self._rows is not None and (runs or entry.celery_entry.expires is None):
-            self._rows.writer.disable_finished(entry.id)
-            self._rows.wake()
+        # As in django-celery-beat, a one-off row that has not run stays enabled until it expires: it may be edited.
+        if entry.once and (runs or entry.celery_entry.expires is None):
+            _, sync = self._started
+            sync.writer.disable_finished(entry.id)
+            sync.wake()
 
     def recorded(self, entry: ScheduledEntry, row: LedgerRow) -> None:
         row_entry: RowEntry = entry.celery_entry
         row_entry.last_run_at, row_entry.total_run_count = row.base, row.run_count
-        if row.verdict in {"enqueued", "uncertain"} and self._rows is not None:
-            self._rows.writer.record_run(entry.id, Run(row.base, row.run_count))
+        self._started[1].writer.record(entry.id, row)

@@ -1,4 +1,4 @@
-"""The scheduler for django-celery-beat."""
+"""Scheduler class for django-celery-beat."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["HADatabaseScheduler"]
 
 
 class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # django-celery-beat has no types
-    """django-celery-beat's schedule, highly available.
+    """Highly available scheduler for django-celery-beat's schedule.
 
-    ``CELERY_BEAT_SCHEDULER = "ha_beat.django.schedulers:HADatabaseScheduler"``, or ``celery beat -S ha_beat.django``.
-    The models, the admin and what they mean are django-celery-beat's. The database is read and written by a thread of
-    its own (:mod:`ha_beat.django.row_sync`), on a standby only read.
+    Use it with ``CELERY_BEAT_SCHEDULER = "ha_beat.django.schedulers:HADatabaseScheduler"``, or with
+    ``celery beat -S ha_beat.django``. The models and the admin are django-celery-beat's, and so is their meaning. A
+    separate thread (:mod:`ha_beat.django.row_sync`) reads the database and, on the leader, writes to it.
     """
 
     Entry = RowEntry
@@ -33,32 +33,32 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
             kind, entry = type(self).__name__, self.Entry.__name__
             raise SystemExit(
                 f"ha_beat can't start: {kind}.Entry is {entry}, which does not inherit from "
-                f"ha_beat.django.entries.RowEntry; without it each look at an entry would write to its row"
+                f"ha_beat.django.entries.RowEntry: each check of an entry would write to its row"
             )
         super().__init__(app, *args, **kwargs)
 
-    # --- What django-celery-beat would do with the database
+    # --- Overrides of DatabaseScheduler's access to the database
 
     def setup_schedule(self) -> None:
-        """Do nothing yet: the settings' entries are written by the leader."""
+        """Do nothing: the leader writes the entries of the settings."""
 
     def sync(self) -> None:
-        """Do nothing: the rows are written soon after each dispatch, off the main loop."""
+        """Do nothing: the sync thread writes the rows soon after each dispatch."""
 
     def enabled_models_qs(self) -> QuerySet[Any]:
-        """All enabled rows.
+        """Return all enabled rows.
 
-        Not only those due within hours, as django-celery-beat has it: one that fell due during an outage counts too.
+        django-celery-beat returns only rows due within hours, and would miss one that fell due during an outage.
         """
         rows: QuerySet[Any] = self.Model.objects.filter(enabled=True)
         return rows
 
     @property
     def schedule(self) -> dict[str, RowEntry]:  # type: ignore[override]
-        """The entries as last read, by name. Asks nobody."""
+        """The entries as last read, by name."""
         return self.schedule_source.entries
 
-    # --- What HAMixin asks
+    # --- Hooks of HAMixin
 
     def entry_id(self, entry: Any) -> str:
         return str(entry.id)
@@ -68,7 +68,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
         return stored
 
     def update_from_dict(self, mapping: Mapping[str, Any]) -> None:
-        """Do nothing: see :mod:`ha_beat.django.static_entries`."""
+        """Do nothing: the leader writes the entries of the settings."""
 
     def _new_schedule_source(self) -> DatabaseSource:
         return DatabaseSource(self)

@@ -26,6 +26,8 @@ from ha_beat import events
 from ha_beat.django.entries import misfire_headers
 from ha_beat.reasons import EntryFault
 from ha_beat.schedule.entry_options import KEY
+from ha_beat.store.lease import Term
+from ha_beat.store.ledger import Ledger
 
 logger = logging.getLogger("ha_beat")
 
@@ -74,12 +76,23 @@ def needs_write(definition: Definition, mark: str | None, *, has_row: bool, bega
     return written != digest(definition) and began_ms >= int(writer_began_ms or 0)
 
 
+def write_static_entries(
+    app: Celery, model: Any, ledger: Ledger, term: Term, *, began_ms: int, emit: Callable[[events.Event], None]
+) -> None:
+    """Write the changed entries, and note in the ledger which definitions were written.
+
+    ``began_ms`` is this process' start time. Raises Django's database errors and ``StoreError``.
+    """
+    notes = {name: f"static:{name}" for name in static_entries(app)}
+    known = ledger.notes(list(notes.values()))
+    marks = {name: known[note] for name, note in notes.items() if note in known}
+    written = write(app, model, marks, began_ms, emit)
+    if written:
+        ledger.note(term, {notes[name]: mark for name, mark in written.items()})
+
+
 def write(
-    app: Celery,
-    model: Any,
-    marks: Mapping[str, str],
-    began_ms: int,
-    emit: Callable[[events.Event], None],
+    app: Celery, model: Any, marks: Mapping[str, str], began_ms: int, emit: Callable[[events.Event], None]
 ) -> dict[str, str]:
     """Write the changed entries and return their new marks by name.
 

@@ -15,8 +15,10 @@ from ha_beat.clock import SystemClock
 from ha_beat.django.entries import RowEntry
 from ha_beat.django.row_reader import RowReader
 from ha_beat.django.row_sync import RowSync
-from ha_beat.django.row_writer import RowWriter, Run
+from ha_beat.django.row_writer import RowWriter
+from ha_beat.reasons import Verdict
 from ha_beat.store.lease import Term
+from ha_beat.store.ledger import LedgerRow
 from tests.integration.django.project.app import app
 from tests.integration.django.rows import at, cron, every, fresh, row, soon
 
@@ -43,7 +45,7 @@ class SyncedReplica:
             now=_now,
             emit=self.events.append,
         )
-        self.writer = RowWriter(PeriodicTask, PeriodicTasks, _now, lambda: self.reader.snapshot.by_id)
+        self.writer = RowWriter(PeriodicTask, PeriodicTasks, _now, self.reader.entries)
         self.sync = RowSync(
             app=app,
             reader=self.reader,
@@ -66,7 +68,8 @@ class SyncedReplica:
         self.turn(2)
 
     def ran(self, task: Any, ago: float, run_count: int) -> None:
-        self.writer.record_run(str(task.pk), Run(NOW - timedelta(seconds=ago), run_count))
+        row = LedgerRow(NOW - timedelta(seconds=ago), Verdict.ENQUEUED, run_count=run_count)
+        self.writer.record(str(task.pk), row)
 
     @property
     def names(self) -> set[str]:
