@@ -48,7 +48,7 @@
   };
   const KINDS = { enqueued: "ha-good", skipped: "ha-warn", uncertain: "ha-bad", leader: "ha-good" };
   const verdict = (o) => {
-    const td = cell(tag(o.verdict, KINDS[o.verdict] || ""), o.why);
+    const td = cell(tag(o.verdict, KINDS[o.verdict] || ""), o.detail);
     const more = (o.count > 1 ? ` ${o.count} occurrences` : "") + (o.reason ? ` (${o.reason})` : "");
     td.append(more);
     return td;
