@@ -153,7 +153,7 @@ def test_admin_works_without_redis(site):
     assert client.get(PAGE).status_code == 200
     tasks = client.get(TASKS)
     assert tasks.status_code == 200
-    assert [message.level_tag for message in tasks.context["messages"]] == ["warning"]
+    assert b'<li class="warning">' in tasks.content
 
 
 def test_tasks_show_the_clusters_state_and_run_now(running, site):
@@ -186,7 +186,7 @@ def test_misfire_rules_are_stored_in_the_headers_and_not_sent(site):
     client = client_of(superuser=True)
     answer = client.post(page_of(task), fields_of(task, misfire="skip", misfire_grace="30"))
 
-    assert answer.status_code == 302, answer.context["adminform"].errors
+    assert answer.status_code == 302, answer.content.decode()
     assert json.loads(fresh(task).headers) == {"x": "y", "ha_beat": {"misfire": "skip", "misfire_grace": 30.0}}
     entry = RowEntry(task, app)
     assert entry.options["headers"] == {"x": "y", "periodic_task_name": "task"}
@@ -203,7 +203,7 @@ def test_form_refuses_invalid_misfire_rules(site, own):
     answer = client_of(superuser=True).post(page_of(task), fields_of(task, headers=f'{{"ha_beat": {own}}}'))
 
     assert answer.status_code == 200
-    assert list(answer.context["adminform"].form.errors) == ["headers"]
+    assert re.findall(r"errors field-(\w+)", answer.content.decode()) == ["headers"]
     assert fresh(task).headers == "{}"
 
 
