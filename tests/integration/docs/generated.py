@@ -7,6 +7,8 @@ writes them; a test fails where one is stale.
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +55,18 @@ def _argument(argument: click.Argument) -> str:
     return name if argument.required else f"[{name}]"
 
 
+def modules_table() -> str:
+    """Return every module of the package with the first sentence of its docstring, as Markdown."""
+    lines = ["| module | responsibility |", "|---|---|"]
+    package = ROOT / "ha_beat"
+    for path in sorted(package.rglob("*.py"), key=lambda path: (len(path.parts) > len(package.parts) + 1, path)):
+        if docstring := ast.get_docstring(ast.parse(path.read_text("utf-8"))):
+            sentence = " ".join(docstring.partition("\n\n")[0].split()).partition(". ")[0].rstrip(".")
+            plain = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", sentence).replace("``", "`")
+            lines.append(f"| `{path.relative_to(package)}` | {plain} |")
+    return "\n".join(lines)
+
+
 #: File, name of the block, what makes it.
 BLOCKS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("README.md", "settings", settings_table),
@@ -60,6 +74,7 @@ BLOCKS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("docs/monitoring.md", "metrics", metrics_table),
     ("docs/cli.md", "cli", commands),
     ("docs/rules.md", "guards", guards_table),
+    ("docs/contributing.md", "modules", modules_table),
 )
 
 

@@ -1,0 +1,51 @@
+"""Tests that the contributor's guide names files and symbols that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.integration.docs.blocks import ROOT
+
+#: `room/module.py`, `room/module.py:Symbol.member` or a path from the top of the repository.
+REFERENCE = re.compile(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|lua|yml|json|md|toml))(?::([\w.]+))?`")
+
+
+def references(page: str) -> list[tuple[str, str]]:
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    return sorted({(path, symbol) for path, symbol in REFERENCE.findall(text)})
+
+
+def symbols(path: Path) -> set[str]:
+    found = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+            members = node.body if isinstance(node, ast.ClassDef) else []
+            found |= {f"{node.name}.{each.name}" for each in members if isinstance(each, ast.FunctionDef)}
+    return found
+
+
+@pytest.mark.parametrize("page", ["contributing.md", "rules.md"])
+def test_every_file_and_symbol_that_a_page_names_exists(page: str):
+    named = references(page)
+    assert named
+    missing = []
+    for name, symbol in named:
+        paths = [ROOT / name, ROOT / "ha_beat" / name, ROOT / "ha_beat" / "store" / "lua" / name, ROOT / "tests" / name]
+        path = next((each for each in paths if each.exists()), None)
+        if path is None or (symbol and symbol not in symbols(path)):
+            missing.append(f"{name}:{symbol}")
+    assert missing == []
+
+
+def test_every_thread_is_listed():
+    started = {
+        name
+        for path in (ROOT / "ha_beat").rglob("*.py")
+        for name in re.findall(r'name="(ha_beat-\w+)"', path.read_text("utf-8"))
+    }
+    assert started == set(re.findall(r"`(ha_beat-\w+)`", (ROOT / "docs" / "contributing.md").read_text("utf-8")))
