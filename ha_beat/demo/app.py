@@ -1,4 +1,4 @@
-"""The Celery app of the demo: three interval entries, and a task that notes each of its runs."""
+"""Celery app of the demo: three interval entries, and a task that records its runs."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ app.conf.update(
 
 @app.task(bind=True, name="demo.note_run")
 def note_run(self: Task[[], None], /) -> None:
-    """Note what arrived, and for which instant, in the embedded Redis."""
+    """Record the run and its due instant in the embedded Redis."""
     request: Any = self.request
-    meant_for = request.ha_beat
+    occurrence = request.ha_beat
     run = {
-        "entry": meant_for["entry"],
-        "scheduled_at": meant_for["scheduled_at"],
-        "epoch": meant_for["epoch"],
+        "entry": occurrence["entry"],
+        "scheduled_at": occurrence["scheduled_at"],
+        "epoch": occurrence["epoch"],
         "id": request.id,
         "worker": request.hostname,
         "ran_us": time.time_ns() // 1000,

@@ -1,4 +1,4 @@
-"""The live view, in a terminal. Needs ``rich``, from the extra ``demo``."""
+"""Live view, in a terminal. Needs ``rich``, from the extra ``demo``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ha_beat.demo.tally import Run
-from ha_beat.demo.view_model import Scene, clock_time, in_words, percentile
+from ha_beat.demo.view_model import DemoState, clock_time, percentile, takeover_text
 
 ROLE_STYLES = {
     "leader": "bold green",
@@ -21,14 +21,14 @@ ROLE_STYLES = {
 }
 MOST_LINES = 12
 FIXED_LINES = 13
-"""Head, counters, titles, headers and the blank lines between."""
+"""Heading, counters, titles, headers and blank lines."""
 WIDE = 80
-"""With fewer columns than these, the runs are shown without epoch and worker."""
-IN_SHORT = "The leader is broken by turns; duplicates and missed have to stay 0."
+"""Least number of columns for epoch and worker of the runs."""
+SUMMARY = "The leader is killed, paused and stopped by turns; duplicates and missed must stay 0."
 
 
 class LiveView:
-    """Tables that change in place, as long as the terminal's height allows."""
+    """View with tables that change in place and fit the height of the terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
@@ -43,43 +43,43 @@ class LiveView:
     def ran(self, _elapsed_s: float, run: Run, *, duplicate: bool) -> None:
         self._runs.append((run, duplicate))
 
-    def show(self, scene: Scene) -> None:
-        self._live.update(self.render(scene), refresh=True)
+    def update(self, state: DemoState) -> None:
+        self._live.update(self.render(state), refresh=True)
 
     def close(self) -> None:
         self._live.stop()
 
-    def render(self, scene: Scene) -> Group:
-        """Put a moment into tables."""
-        room = max(5, self._console.height - FIXED_LINES - len(scene.replicas))
+    def render(self, state: DemoState) -> Group:
+        """Return the tables of a state."""
+        room = max(5, self._console.height - FIXED_LINES - len(state.replicas))
         takeovers = min(4, room // 4)
         lines = min(MOST_LINES, (room - takeovers) // 2)
         blank = Text()
         return Group(
-            self._head(scene),
-            Text(IN_SHORT, style="dim", no_wrap=True, overflow="ellipsis"),
+            self._heading(state),
+            Text(SUMMARY, style="dim", no_wrap=True, overflow="ellipsis"),
             blank,
-            self._replicas(scene),
+            self._replicas(state),
             blank,
-            self._counters(scene),
+            self._counters(state),
             blank,
-            *self._section("takeovers", [Text(in_words(t)) for t in scene.takeovers], takeovers),
+            *self._section("takeovers", [Text(takeover_text(t)) for t in state.takeovers], takeovers),
             *self._section("events", self._notes, lines),
             blank,
             self._recent_runs(lines),
         )
 
     @staticmethod
-    def _head(scene: Scene) -> Text:
-        end = "Ctrl-C ends it" if scene.left_s is None else f"{scene.left_s:.0f} s left"
+    def _heading(state: DemoState) -> Text:
+        end = "Ctrl-C ends it" if state.left_s is None else f"{state.left_s:.0f} s left"
         return Text.assemble(
-            ("ha-beat demo", "bold"), f"   {scene.elapsed_s:.0f} s, {end}   next: ", (scene.outlook, "yellow")
+            ("ha-beat demo", "bold"), f"   {state.elapsed_s:.0f} s, {end}   next: ", (state.next_step, "yellow")
         )
 
     @staticmethod
-    def _replicas(scene: Scene) -> Table:
+    def _replicas(state: DemoState) -> Table:
         table = _table("replica", "pid", "role", "epoch", "lease renewed")
-        for row in scene.replicas:
+        for row in state.replicas:
             table.add_row(
                 row.name,
                 str(row.pid or ""),
@@ -90,8 +90,8 @@ class LiveView:
         return table
 
     @staticmethod
-    def _counters(scene: Scene) -> Text:
-        counts = scene.counts
+    def _counters(state: DemoState) -> Text:
+        counts = state.counts
         lost = counts.missed + counts.skipped
         doubled = counts.duplicates + counts.off_grid
         return Text.assemble(
@@ -100,8 +100,8 @@ class LiveView:
             "   ",
             (f"missed {lost}", _alarm(lost)),
             f"   coalesced {counts.coalesced}   takeovers {counts.takeovers}",
-            f"   late {_ms(percentile(scene.lateness_s, 0.5))} (median),",
-            f" {_ms(percentile(scene.lateness_s, 1.0))} (most)",
+            f"   late {_ms(percentile(state.lateness_s, 0.5))} (median),",
+            f" {_ms(percentile(state.lateness_s, 1.0))} (most)",
             no_wrap=True,
             overflow="ellipsis",
         )
@@ -111,7 +111,7 @@ class LiveView:
         shown = list(texts)[-lines:]
         for text in shown:
             text.no_wrap, text.overflow = True, "ellipsis"
-        # Always of one height, or what is below would jump.
+        # The height is constant, so that the tables below do not move.
         return [Text(title, style="bold"), *shown, *[Text()] * (lines - len(shown))]
 
     def _recent_runs(self, lines: int) -> Table:

@@ -1,4 +1,4 @@
-"""Read the embedded Redis from outside: who leads, what the journal says, what the worker ran."""
+"""Observer of the embedded Redis: the lease, the members, the journal and the worker's runs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ha_beat.demo.tally import Run, Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseSeen:
-    """What the lease record says."""
+class LeaseState:
+    """State of the lease record."""
 
     held: bool
     epoch: int
@@ -27,24 +27,24 @@ class LeaseSeen:
     host: str
     since_ms: int
     age_s: float
-    """Seconds since the record was last seen to change: acquired, or renewed."""
+    """Seconds since the record was seen to be acquired or renewed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """What one look at the embedded Redis brought to light."""
+class Observation:
+    """One observation of the embedded Redis."""
 
-    lease: LeaseSeen | None = None
+    lease: LeaseState | None = None
     roles: Mapping[int, str] = field(default_factory=dict)
-    """Role by pid, of the replicas that registered as members."""
+    """Role by pid of the registered replicas."""
     listeners: int = 0
-    """How many replicas listen for a change of leader."""
+    """Number of replicas that listen for a change of leader."""
     verdicts: tuple[Verdict, ...] = ()
     runs: tuple[Run, ...] = ()
 
 
 class Observer:
-    """Look at the embedded Redis; each look brings the verdicts and runs since the one before."""
+    """Reader of the embedded Redis. Each observation has the verdicts and runs since the one before."""
 
     def __init__(self, url: str) -> None:
         self._client = redis.Redis.from_url(url, decode_responses=True, socket_timeout=2.0, retry=Retry(NoBackoff(), 0))
@@ -57,8 +57,8 @@ class Observer:
         self._renewal: tuple[str, str] | None = None
         self._renewed_s = 0.0
 
-    def look(self) -> Sight:
-        """Look once. Raises redis.RedisError where the server doesn't answer."""
+    def observe(self) -> Observation:
+        """Observe once. Raises redis.RedisError if the server does not answer."""
         pipeline = self._client.pipeline(transaction=False)
         pipeline.hgetall(self._lease_key)
         pipeline.hgetall(self._members_key)
@@ -70,7 +70,7 @@ class Observer:
             self._journal_id = f"({journal[-1][0]}"
         if runs:
             self._client.ltrim(RUNS_KEY, len(runs), -1)
-        return Sight(
+        return Observation(
             lease=self._lease(lease) if lease else None,
             roles=roles_of(members),
             listeners=int(listeners[0][1]),
@@ -79,19 +79,19 @@ class Observer:
         )
 
     def queued(self) -> int:
-        """How many messages wait for the worker."""
+        """Return the number of messages that wait for the worker."""
         return int(self._client.llen("celery"))
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
-    def _lease(self, record: Mapping[str, str]) -> LeaseSeen:
+    def _lease(self, record: Mapping[str, str]) -> LeaseState:
         renewal = (record.get("epoch", "0"), record.get("seq", "0"))
         now = time.monotonic()
         if renewal != self._renewal:
             self._renewal, self._renewed_s = renewal, now
-        return LeaseSeen(
+        return LeaseState(
             held=record.get("state") == "held",
             epoch=int(record.get("epoch", 0)),
             pid=int(record.get("pid") or 0),
@@ -102,14 +102,14 @@ class Observer:
 
 
 def roles_of(members: Mapping[str, str]) -> dict[int, str]:
-    """Role by pid, from the members' records."""
+    """Return the role by pid, from the records of the members."""
     records = [json.loads(record) for record in members.values()]
     records.sort(key=lambda record: record.get("seen_ms") or 0)
     return {int(record["pid"]): str(record.get("role", "")) for record in records if record.get("pid")}
 
 
 def verdict_of(stream_id: str, fields: Mapping[str, str]) -> Verdict | None:
-    """Read a record of the journal; None where it is not a verdict."""
+    """Parse a record of the journal; None if it is not a verdict."""
     record = json.loads(fields["d"])
     if not record.get("verdict") or not record.get("entry"):
         return None
@@ -129,7 +129,7 @@ def verdict_of(stream_id: str, fields: Mapping[str, str]) -> Verdict | None:
 
 
 def run_of(record: Mapping[str, Any]) -> Run:
-    """Read what the task noted."""
+    """Parse a run that the task recorded."""
     return Run(
         entry=record["entry"],
         scheduled_us=instant_us(record["scheduled_at"]),
@@ -141,9 +141,9 @@ def run_of(record: Mapping[str, Any]) -> Run:
 
 
 def instant_us(value: str | int) -> int:
-    """Read an instant: microseconds since 1970, as a number or its digits, or ISO 8601 with an offset."""
+    """Parse an instant: microseconds since 1970, or ISO 8601 with an offset."""
     if isinstance(value, int) or value.lstrip("-").isdigit():
         return int(value)
     instant = datetime.fromisoformat(value)
-    # In two parts, as a float does not hold today's seconds to the microsecond.
+    # In two parts: a float cannot hold the seconds since 1970 to the microsecond.
     return round(instant.replace(microsecond=0).timestamp()) * 1_000_000 + instant.microsecond

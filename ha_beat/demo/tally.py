@@ -1,4 +1,4 @@
-"""Count what arrived: duplicates, misses and takeovers, from histories alone.
+"""Tally of runs, duplicates, misses and takeovers, from histories alone.
 
 Pure: no I/O and no clock. Instants are integers since 1970 in UTC, in microseconds (``_us``) or milliseconds
 (``_ms``).
@@ -13,11 +13,11 @@ from enum import StrEnum
 from itertools import pairwise
 
 TOLERANCE_US = 1_000
-"""How far an occurrence may lie from its entry's grid and still be on it."""
+"""Distance from the grid of due instants that still counts as on the grid."""
 
 
 class FaultKind(StrEnum):
-    """What is done to the leader."""
+    """Fault of the leader."""
 
     KILL = "kill"
     PAUSE = "pause"
@@ -25,18 +25,18 @@ class FaultKind(StrEnum):
 
     @property
     def past_tense(self) -> str:
-        """For a sentence such as "killed beat-1"."""
+        """Past tense, as in "killed beat-1"."""
         return {"kill": "killed", "pause": "paused", "stop": "stopped"}[self.value]
 
     @property
     def signal_name(self) -> str:
-        """The signal that brings it about."""
+        """Signal that causes it."""
         return {"kill": "SIGKILL", "pause": "SIGSTOP", "stop": "SIGTERM"}[self.value]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One message that reached the worker."""
+    """Message that the worker ran."""
 
     entry: str
     scheduled_us: int
@@ -47,13 +47,13 @@ class Run:
 
     @property
     def late_s(self) -> float:
-        """Seconds from the instant it was meant for to the instant the worker ran it."""
+        """Seconds from the due instant to the run."""
         return (self.ran_us - self.scheduled_us) / 1e6
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One verdict of the journal: on the occurrences from ``first_us`` up to, not including, ``until_us``."""
+    """Verdict of the journal on the occurrences in ``[first_us, until_us)``."""
 
     entry: str
     verdict: str
@@ -66,7 +66,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something done on purpose to the leader of ``epoch``."""
+    """Injected fault of the leader of ``epoch``."""
 
     kind: FaultKind
     replica: str
@@ -76,7 +76,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """Who the lease says leads."""
+    """Leader, by the lease."""
 
     epoch: int
     replica: str
@@ -85,39 +85,39 @@ class Leader:
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """A change of leader. The durations are None while they are not known."""
+    """Change of leader. A duration is None while it is unknown."""
 
     epoch: int
     replica: str
     before: str
     cause: FaultKind | None
     led_after_s: float | None
-    """From the fault to the new leader's lease; None where nobody provoked the change."""
+    """From the fault to the new leader's lease; None if no fault was injected."""
     silence_s: float | None = None
     """From the last message under the old epoch to the first under the new one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the histories amount to."""
+    """Counts of the whole demo."""
 
     arrived: int
     """Occurrences that the worker ran at least once."""
     duplicates: int
     """Runs of an occurrence beyond its first."""
     missed: int
-    """Occurrences that fell due, never ran, and of which the journal knows no reason."""
+    """Occurrences that fell due and never ran, without a verdict in the journal."""
     coalesced: int
-    """Occurrences that a later one stood in for, by the misfire policy."""
+    """Occurrences that the misfire policy replaced by a later one."""
     skipped: int
     """Occurrences skipped for another reason."""
     off_grid: int
-    """Occurrences at an instant that is not the one before plus a multiple of the interval."""
+    """Runs whose instant is not on the grid of the entry's interval."""
     takeovers: int
 
     @property
     def sound(self) -> bool:
-        """Whether each occurrence ran once, or was coalesced by the misfire policy."""
+        """True if each occurrence ran once or was coalesced."""
         return not (self.duplicates or self.missed or self.skipped or self.off_grid)
 
 
@@ -134,7 +134,7 @@ class _Entry:
         return None
 
     def holes(self, tail_us: int | None, begun_us: int | None) -> Iterator[int]:
-        """Yield the instants of the grid at which nothing ran."""
+        """Yield the due instants without a run."""
         instants = sorted(self.runs)
         for before, after in pairwise(instants):
             steps = self._steps(before, after)
@@ -156,7 +156,7 @@ class _Entry:
 
 
 class Tally:
-    """Take in what happened, in any order of arrival, and count it.
+    """Counter of what happened, in any order of arrival.
 
     ``intervals_us`` names the schedule's entries with the interval of each, in microseconds.
     """
@@ -169,14 +169,14 @@ class Tally:
         self._first_ms: dict[int, int] = {}
         self._last_ms: dict[int, int] = {}
 
-    def run(self, run: Run) -> bool:
-        """Take in a run; return whether it is a duplicate."""
+    def add_run(self, run: Run) -> bool:
+        """Add a run; return True if it is a duplicate."""
         entry = self._entries[run.entry]
         entry.runs[run.scheduled_us] += 1
         return entry.runs[run.scheduled_us] > 1
 
-    def verdict(self, verdict: Verdict) -> None:
-        """Take in a verdict of the journal."""
+    def add_verdict(self, verdict: Verdict) -> None:
+        """Add a verdict of the journal."""
         if verdict.verdict == "skipped":
             if verdict.entry in self._entries:
                 self._entries[verdict.entry].skips.append(verdict)
@@ -185,12 +185,12 @@ class Tally:
             self._first_ms[epoch] = min(written, self._first_ms.get(epoch, written))
             self._last_ms[epoch] = max(written, self._last_ms.get(epoch, written))
 
-    def fault(self, fault: Fault) -> None:
-        """Take in a fault that was brought about."""
+    def add_fault(self, fault: Fault) -> None:
+        """Add an injected fault."""
         self._faults.append(fault)
 
-    def leads(self, leader: Leader) -> Takeover | None:
-        """Take in who leads; return the takeover where that is news and not the first leader."""
+    def add_leader(self, leader: Leader) -> Takeover | None:
+        """Add the current leader; return the takeover if the leader has changed."""
         before = self._leader
         if before is not None and leader.epoch <= before.epoch:
             return None
@@ -210,30 +210,30 @@ class Tally:
 
     @property
     def leader(self) -> Leader | None:
-        """Who led when last heard of."""
+        """Latest leader."""
         return self._leader
 
     @property
     def first_enqueued(self) -> bool:
-        """Whether anything was enqueued at all."""
+        """True if a message was enqueued."""
         return bool(self._first_ms)
 
     def enqueued_under(self, epoch: int) -> bool:
-        """Whether anything was enqueued under this epoch."""
+        """True if a message was enqueued under this epoch."""
         return epoch in self._first_ms
 
     def takeovers(self) -> list[Takeover]:
-        """All takeovers, oldest first, with the silence where both its ends are known."""
+        """Return all takeovers, oldest first, with the silence if both its ends are known."""
         return [replace(takeover, silence_s=self._silence(takeover.epoch)) for takeover in self._takeovers]
 
     def newest_us(self) -> dict[str, int | None]:
-        """The latest instant that ran, of each entry."""
+        """Return the latest instant that ran, by entry."""
         return {name: max(entry.runs, default=None) for name, entry in self._entries.items()}
 
     def counts(self, *, tail_us: int | None = None, begun_us: int | None = None) -> Counts:
-        """Count; with ``tail_us``, what fell due up to then counts as missed too if it has not run.
+        """Return the counts. With ``tail_us``, occurrences that fell due up to then and have not run are missed.
 
-        ``begun_us`` stands in for an entry's first run where it never ran.
+        ``begun_us`` replaces the first run of an entry that never ran.
         """
         missed = coalesced = skipped = 0
         for entry in self._entries.values():

@@ -1,4 +1,4 @@
-"""What the views are given to show: plain values, no Redis and no processes."""
+"""Values that a view shows. No Redis and no processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ha_beat.demo.tally import Counts, FaultKind, Run, Takeover
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRow:
-    """One replica, as the view shows it."""
+    """State of one replica."""
 
     name: str
     pid: int | None
@@ -23,23 +23,23 @@ class ReplicaRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """One moment of the demo."""
+class DemoState:
+    """State of the demo at one moment."""
 
     elapsed_s: float
     left_s: float | None
-    """Seconds to the end, where there is one set."""
+    """Seconds to the end; None without a time limit."""
     replicas: tuple[ReplicaRow, ...]
     counts: Counts
     takeovers: tuple[Takeover, ...]
     lateness_s: tuple[float, ...]
-    """How late each run was, sorted."""
-    outlook: str
-    """What comes next."""
+    """Lateness of each run in seconds, sorted."""
+    next_step: str
+    """Text about the active or the next fault."""
 
 
 class View(Protocol):
-    """Something that shows the demo."""
+    """View of the demo."""
 
     def note(self, elapsed_s: float, text: str, *, grave: bool = False) -> None:
         """Show an event."""
@@ -47,26 +47,26 @@ class View(Protocol):
     def ran(self, elapsed_s: float, run: Run, /, *, duplicate: bool) -> None:
         """Show a run."""
 
-    def show(self, scene: Scene) -> None:
-        """Show a moment."""
+    def update(self, state: DemoState) -> None:
+        """Show the current state."""
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Restore the terminal."""
 
 
 def percentile(values: tuple[float, ...], share: float) -> float:
-    """The value below which ``share`` (0 to 1) of these sorted values lie; 0 of none."""
+    """Return the percentile of sorted values, for a ``share`` from 0 to 1; 0 without values."""
     return values[max(0, math.ceil(share * len(values)) - 1)] if values else 0.0
 
 
 def clock_time(instant_us: int) -> str:
-    """The time of day in UTC, to the millisecond."""
+    """Return the time of day in UTC, in milliseconds."""
     return datetime.fromtimestamp(instant_us / 1e6, UTC).strftime("%H:%M:%S.%f")[:-3]
 
 
-def in_words(takeover: Takeover) -> str:
-    """One line on a takeover."""
-    cause = f"{takeover.before} {takeover.cause.past_tense}" if takeover.cause else f"{takeover.before} gave way"
+def takeover_text(takeover: Takeover) -> str:
+    """Return one line about a takeover."""
+    cause = f"{takeover.before} {takeover.cause.past_tense}" if takeover.cause else f"{takeover.before} lost the lease"
     parts = [f"{cause}, {takeover.replica} leads"]
     if takeover.led_after_s is not None:
         parts.append(f"after {takeover.led_after_s:.2f} s")
@@ -75,27 +75,27 @@ def in_words(takeover: Takeover) -> str:
     return " ".join(parts)
 
 
-def summary(scene: Scene) -> list[str]:
-    """The lines that close the demo."""
-    counts = scene.counts
-    median, most = percentile(scene.lateness_s, 0.5) * 1000, percentile(scene.lateness_s, 1.0) * 1000
+def summary(state: DemoState) -> list[str]:
+    """Return the final lines of the demo."""
+    counts = state.counts
+    median, most = percentile(state.lateness_s, 0.5) * 1000, percentile(state.lateness_s, 1.0) * 1000
     lines = [
-        f"ran:        {counts.arrived} occurrences in {scene.elapsed_s:.0f} s",
+        f"ran:        {counts.arrived} occurrences in {state.elapsed_s:.0f} s",
         f"late by:    {median:.0f} ms (median), {most:.0f} ms (most)",
         f"duplicates: {counts.duplicates}",
         f"missed:     {counts.missed}",
-        f"coalesced:  {counts.coalesced}   (overdue while nobody led: the latest ran for them)",
+        f"coalesced:  {counts.coalesced}   (overdue while there was no leader: the newest ran for them)",
     ]
     if counts.skipped:
-        lines.append(f"skipped:    {counts.skipped}   (for another reason: see the journal)")
+        lines.append(f"skipped:    {counts.skipped}   (for another reason)")
     if counts.off_grid:
-        lines.append(f"off grid:   {counts.off_grid}   (ran at an instant that is not one of the schedule's)")
+        lines.append(f"off grid:   {counts.off_grid}   (ran at an instant that is not in the schedule)")
     lines.append(f"takeovers:  {counts.takeovers}")
     for kind in (*FaultKind, None):
-        chosen = [takeover for takeover in scene.takeovers if takeover.cause is kind]
+        chosen = [takeover for takeover in state.takeovers if takeover.cause is kind]
         if not chosen:
             continue
-        name = f"{kind.past_tense} ({kind.signal_name})" if kind else "unprovoked"
+        name = f"{kind.past_tense} ({kind.signal_name})" if kind else "without a fault"
         led = tuple(sorted(t.led_after_s for t in chosen if t.led_after_s is not None))
         silences = tuple(sorted(t.silence_s for t in chosen if t.silence_s is not None))
         lines.append(
@@ -104,7 +104,7 @@ def summary(scene: Scene) -> list[str]:
             f" {percentile(silences, 1.0):.2f} s"
         )
     if not counts.sound:
-        lines.append("NOT SOUND: something was enqueued twice, or lost")
+        lines.append("FAILED: an occurrence was enqueued twice or lost")
     elif counts.arrived:
         lines.append("nothing was enqueued twice and nothing was lost")
     return lines

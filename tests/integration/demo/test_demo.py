@@ -30,7 +30,7 @@ def installed():
 
 @pytest.fixture
 def start(tmp_path):
-    """Start the demo with its temporary files under ``tmp_path``, by which its processes can be told."""
+    """Start the demo with its temporary files under ``tmp_path``, which identifies its processes."""
     started = []
 
     def _start(*arguments: str) -> subprocess.Popen[str]:
@@ -52,7 +52,7 @@ def start(tmp_path):
 
 
 def processes_under(folder: Path) -> list[str]:
-    """The command lines of the processes that work in this folder."""
+    """Return the command lines of the processes that work in this folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -85,7 +85,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
 
 
 @pytest.mark.timeout(240)
-def test_nothing_is_duplicated_or_lost_and_nothing_is_left(start, tmp_path):
+def test_demo_has_no_duplicates_or_losses_and_leaves_no_process(start, tmp_path):
     process = start("--plain", "--duration", "12", "--seed", "1")
     output, _ = process.communicate(timeout=200)
 
@@ -100,7 +100,7 @@ def test_nothing_is_duplicated_or_lost_and_nothing_is_left(start, tmp_path):
 @pytest.mark.timeout(240)
 @pytest.mark.slow
 @pytest.mark.parametrize("number_", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_cleanly_even_with_a_paused_leader(start, tmp_path, number_):
+def test_signal_ends_the_demo_while_the_leader_is_paused(start, tmp_path, number_):
     process = start("--plain", "--seed", "1")
     read = read_until(process, "paused beat")
     time.sleep(0.2)
@@ -114,7 +114,7 @@ def test_a_signal_ends_it_cleanly_even_with_a_paused_leader(start, tmp_path, num
 
 
 @pytest.mark.timeout(240)
-def test_a_signal_during_the_start_leaves_nothing(start, tmp_path):
+def test_signal_during_the_start_leaves_no_process(start, tmp_path):
     process = start("--plain", "--duration", "60")
     read_until(process, "are starting")
 
@@ -127,8 +127,8 @@ def test_a_signal_during_the_start_leaves_nothing(start, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_a_duplicate_is_noticed(start, tmp_path):
-    """An occurrence that the journal has is sent to the worker once more, by somebody else."""
+def test_duplicate_is_counted(start, tmp_path):
+    """The test sends an occurrence of the journal a second time."""
     process = start("--plain", "--duration", "4")
     url = re.search(r"redis://\S+/0", read_until(process, "are starting"))
     assert url
@@ -148,8 +148,8 @@ def test_a_duplicate_is_noticed(start, tmp_path):
 
 
 @pytest.mark.timeout(240)
-def test_an_error_leaves_nothing_either(start, tmp_path):
-    """The server is killed under the demo's feet."""
+def test_error_leaves_no_process(start, tmp_path):
+    """The embedded Redis is killed."""
     process = start("--plain", "--duration", "60")
     read_until(process, " ran on ")
     server = next(

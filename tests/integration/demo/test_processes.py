@@ -1,4 +1,4 @@
-"""What the demo does to processes: none survives it, and none of them reaches a Redis of the user's."""
+"""Child processes of the demo: they end with it, and use only its Redis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def python_child(tmp_path, code: str) -> Child:
 
 
 def gone(pid: int) -> bool:
-    """Ended; a zombie has, though its pid is there until somebody collects it."""
+    """True if the process has ended; a zombie keeps its pid until its parent waits."""
     shown = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return shown.stdout.strip()[:1] in ("", "Z")
 
@@ -32,7 +32,7 @@ def wait_for(condition, patience_s: float = 20.0) -> bool:
     return condition()
 
 
-def test_a_child_that_ignores_sigterm_is_killed(tmp_path):
+def test_child_that_ignores_sigterm_is_killed(tmp_path):
     child = python_child(
         tmp_path,
         "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(600)",
@@ -46,7 +46,7 @@ def test_a_child_that_ignores_sigterm_is_killed(tmp_path):
     assert child.exit_status == -9
 
 
-def test_a_grandchild_ends_with_its_group(tmp_path):
+def test_grandchild_ends_with_its_group(tmp_path):
     child = python_child(
         tmp_path,
         "import subprocess, sys, time\n"
@@ -62,24 +62,24 @@ def test_a_grandchild_ends_with_its_group(tmp_path):
     assert wait_for(lambda: gone(grandchild))
 
 
-def test_ending_what_was_never_started_does_nothing(tmp_path):
+def test_ending_a_child_that_was_not_started_does_nothing(tmp_path):
     end([python_child(tmp_path, "")], 0.0)
 
 
-def test_without_any_server_the_error_names_the_extra(monkeypatch, tmp_path):
+def test_missing_server_is_an_error_that_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setattr(processes, "_embedded_server", lambda: None)
 
     with pytest.raises(DemoError, match=r"ha-beat\[demo\]"):
         find_server({"PATH": str(tmp_path)})
 
 
-def test_a_server_chosen_by_the_environment_must_exist():
+def test_server_from_the_environment_must_exist():
     with pytest.raises(DemoError, match="REDIS_SERVER"):
         find_server({"REDIS_SERVER": "/nowhere/redis-server"})
 
 
-def test_the_children_cannot_be_led_to_another_redis():
-    """``CELERY_BROKER_URL`` and ``HA_BEAT_REDIS_URL`` of the user's shell would win over the demo's."""
+def test_environment_of_children_names_no_other_redis():
+    """``CELERY_BROKER_URL`` and ``HA_BEAT_REDIS_URL`` would override the demo's settings."""
     env = child_environment(
         {
             "CELERY_BROKER_URL": "redis://production/0",

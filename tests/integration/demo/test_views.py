@@ -1,4 +1,4 @@
-"""What the views make of a moment."""
+"""Views of the demo's state."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from rich.console import Console
 from ha_beat.demo.live import LiveView
 from ha_beat.demo.plain import PlainView
 from ha_beat.demo.tally import Counts, FaultKind, Run, Takeover
-from ha_beat.demo.view_model import ReplicaRow, Scene, percentile, summary
+from ha_beat.demo.view_model import DemoState, ReplicaRow, percentile, summary
 
 RUN = Run("second", 1_760_000_000_123_000, "id", 42, "worker-1", 1_760_000_000_135_000)
 
 
-def scene(*, duplicates: int = 0, missed: int = 0, arrived: int = 34) -> Scene:
-    return Scene(
+def state(*, duplicates: int = 0, missed: int = 0, arrived: int = 34) -> DemoState:
+    return DemoState(
         elapsed_s=61.0,
         left_s=None,
         replicas=tuple(ReplicaRow(f"beat-{n}", n, "standby") for n in range(1, 4)),
         counts=Counts(arrived, duplicates, missed, coalesced=2, skipped=0, off_grid=0, takeovers=9),
         takeovers=tuple(Takeover(n, "beat-2", "beat-1", FaultKind.KILL, 0.2, 0.5) for n in range(9)),
         lateness_s=(0.004, 0.3),
-        outlook="kill the leader",
+        next_step="kill the leader",
     )
 
 
 @pytest.mark.parametrize("height", [24, 40, 80])
-def test_the_live_view_fits_the_terminal(height):
+def test_live_view_fits_the_terminal(height):
     console = Console(file=io.StringIO(), width=80, height=height, force_terminal=True)
     view = LiveView(console)
     for number in range(30):
@@ -36,13 +36,13 @@ def test_the_live_view_fits_the_terminal(height):
         view.ran(number, RUN, duplicate=False)
     view.close()
 
-    assert len(console.render_lines(view.render(scene()))) <= height
+    assert len(console.render_lines(view.render(state()))) <= height
 
 
-def test_the_live_view_shows_counts_and_roles():
+def test_live_view_shows_counts_and_roles():
     console = Console(file=io.StringIO(), width=120, height=50)
     view = LiveView(console)
-    view.show(scene(duplicates=7))
+    view.update(state(duplicates=7))
     view.close()
 
     shown = console.file.getvalue()
@@ -50,7 +50,7 @@ def test_the_live_view_shows_counts_and_roles():
     assert "beat-3" in shown
 
 
-def test_the_plain_view_marks_a_duplicate(capsys):
+def test_plain_view_marks_a_duplicate(capsys):
     PlainView().ran(1.0, RUN, duplicate=True)
 
     shown = capsys.readouterr().out
@@ -59,17 +59,17 @@ def test_the_plain_view_marks_a_duplicate(capsys):
     assert shown.count("\n") == 1
 
 
-def test_the_summary_says_when_something_went_wrong():
-    assert "nothing was enqueued twice" in summary(scene())[-1]
-    assert "NOT SOUND" in summary(scene(duplicates=1))[-1]
-    assert "NOT SOUND" in summary(scene(missed=1))[-1]
+def test_summary_names_a_failure():
+    assert "nothing was enqueued twice" in summary(state())[-1]
+    assert "FAILED" in summary(state(duplicates=1))[-1]
+    assert "FAILED" in summary(state(missed=1))[-1]
 
 
-def test_a_demo_in_which_nothing_ran_does_not_boast():
-    assert not any("nothing was enqueued twice" in line for line in summary(scene(arrived=0)))
+def test_summary_without_runs_claims_no_success():
+    assert not any("nothing was enqueued twice" in line for line in summary(state(arrived=0)))
 
 
-def test_percentiles_are_values_that_occurred():
+def test_percentile_is_one_of_the_values():
     assert percentile((1.0, 2.0), 0.5) == 1.0
     assert percentile((1.0, 2.0, 3.0), 1.0) == 3.0
     assert percentile((), 0.5) == 0.0

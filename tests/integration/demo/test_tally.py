@@ -1,4 +1,4 @@
-"""The demo's counting, on histories written by hand: each bad one must be found out."""
+"""The demo's tally, on histories written by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from ha_beat.demo.faults import fault_script
+from ha_beat.demo.fault_order import fault_order
 from ha_beat.demo.observer import instant_us, roles_of, verdict_of
 from ha_beat.demo.tally import Fault, FaultKind, Leader, Run, Tally, Verdict
 
@@ -33,121 +33,121 @@ def enqueued(seconds: float, epoch: int) -> Verdict:
 def tally_of(*runs: Run, skips: tuple[Verdict, ...] = ()) -> Tally:
     tally = Tally({"second": SECOND})
     for skip in skips:
-        tally.verdict(skip)
+        tally.add_verdict(skip)
     for run in runs:
-        tally.run(run)
+        tally.add_run(run)
     return tally
 
 
-def test_a_gapless_history_is_sound():
+def test_history_without_gaps_is_sound():
     counts = tally_of(ran(0), ran(1), ran(2)).counts(tail_us=at(2.5))
 
     assert counts.sound
     assert (counts.arrived, counts.duplicates, counts.missed, counts.off_grid) == (3, 0, 0, 0)
 
 
-def test_order_of_arrival_does_not_matter():
+def test_order_of_arrival_is_irrelevant():
     assert tally_of(ran(2), ran(0), ran(1)).counts().sound
 
 
-def test_an_occurrence_that_ran_twice_is_a_duplicate():
+def test_second_run_of_an_occurrence_is_a_duplicate():
     tally = tally_of(ran(0), ran(1))
 
-    assert tally.run(ran(1, epoch=8)) is True
+    assert tally.add_run(ran(1, epoch=8)) is True
     assert tally.counts().duplicates == 1
     assert not tally.counts().sound
 
 
-def test_three_runs_of_one_occurrence_are_two_duplicates():
+def test_three_runs_of_an_occurrence_are_two_duplicates():
     assert tally_of(ran(0), ran(0), ran(0)).counts().duplicates == 2
 
 
-def test_a_hole_without_a_verdict_is_missed():
+def test_gap_without_a_verdict_is_missed():
     counts = tally_of(ran(0), ran(1), ran(4)).counts()
 
     assert counts.missed == 2
     assert not counts.sound
 
 
-def test_a_hole_that_was_coalesced_is_not_missed():
+def test_coalesced_gap_is_not_missed():
     counts = tally_of(ran(0), ran(4), skips=(skipped(1, 4),)).counts()
 
     assert (counts.missed, counts.coalesced) == (0, 3)
     assert counts.sound
 
 
-def test_a_skip_covers_its_own_range_only():
+def test_skip_covers_only_its_range():
     counts = tally_of(ran(0), ran(5), skips=(skipped(2, 4),)).counts()
 
     assert (counts.missed, counts.coalesced) == (2, 2)
 
 
-def test_a_skip_does_not_cover_the_instant_it_goes_up_to():
-    """That one was to be enqueued; if it never arrived, it is lost."""
+def test_skip_excludes_the_end_of_its_range():
+    """The end is enqueued itself: without a run it is lost."""
     counts = tally_of(ran(0), ran(4), skips=(skipped(1, 3),)).counts()
 
     assert (counts.missed, counts.coalesced) == (1, 2)
 
 
-def test_a_skip_of_another_entry_covers_nothing():
+def test_skip_of_another_entry_covers_nothing():
     tally = Tally({"second": SECOND, "other": SECOND})
-    tally.verdict(skipped(1, 2, entry="other"))
-    tally.run(ran(0))
-    tally.run(ran(2))
+    tally.add_verdict(skipped(1, 2, entry="other"))
+    tally.add_run(ran(0))
+    tally.add_run(ran(2))
 
     assert tally.counts().missed == 1
 
 
-def test_a_skip_for_another_reason_is_not_sound():
+def test_skip_for_another_reason_is_not_sound():
     counts = tally_of(ran(0), ran(2), skips=(skipped(1, 2, reason="state_loss"),)).counts()
 
     assert (counts.missed, counts.skipped) == (0, 1)
     assert not counts.sound
 
 
-def test_an_enqueued_verdict_without_a_run_is_missed():
-    """A message that the journal says was sent, but that never arrived, is lost."""
+def test_enqueued_verdict_without_a_run_is_missed():
+    """The message was sent and did not arrive."""
     tally = tally_of(ran(0), ran(2))
-    tally.verdict(enqueued(1, 7))
+    tally.add_verdict(enqueued(1, 7))
 
     assert tally.counts().missed == 1
 
 
-def test_silence_to_the_end_is_missed():
+def test_gap_at_the_end_is_missed():
     tally = tally_of(ran(0), ran(1))
 
     assert tally.counts(tail_us=at(4.5)).missed == 3
     assert tally.counts(tail_us=at(1.5)).missed == 0
 
 
-def test_an_entry_that_never_ran_is_missed():
+def test_entry_without_runs_is_missed():
     tally = tally_of()
 
     assert tally.counts(tail_us=at(3.5), begun_us=at(0)).missed == 3
 
 
-def test_two_leaders_with_a_grid_of_their_own_each_are_found_out():
-    """Without a shared ledger a second beat fires at other instants: no key is equal, yet all is doubled."""
+def test_runs_on_two_grids_are_off_grid():
+    """Without a shared ledger, a second beat sends every message again, at other instants."""
     counts = tally_of(ran(0), ran(0.13), ran(1), ran(1.13), ran(2)).counts()
 
     assert counts.off_grid > 0
     assert not counts.sound
 
 
-def test_a_grid_that_starts_anew_is_off_grid():
+def test_restarted_grid_is_off_grid():
     counts = tally_of(ran(0), ran(1), ran(2.6), ran(3.6)).counts()
 
     assert counts.off_grid == 1
 
 
-def test_a_takeover_counts_from_the_fault_and_from_the_last_message():
+def test_takeover_is_timed_from_the_fault_and_the_last_message():
     tally = Tally({"second": SECOND})
-    tally.leads(Leader(7, "beat-1", at(0) // 1000))
-    tally.verdict(enqueued(1, 7))
-    tally.fault(Fault(FaultKind.KILL, "beat-1", 7, at(1.5) // 1000))
-    assert tally.leads(Leader(8, "beat-2", at(1.7) // 1000)) is not None
-    tally.verdict(enqueued(2, 8))
-    tally.verdict(enqueued(3, 8))
+    tally.add_leader(Leader(7, "beat-1", at(0) // 1000))
+    tally.add_verdict(enqueued(1, 7))
+    tally.add_fault(Fault(FaultKind.KILL, "beat-1", 7, at(1.5) // 1000))
+    assert tally.add_leader(Leader(8, "beat-2", at(1.7) // 1000)) is not None
+    tally.add_verdict(enqueued(2, 8))
+    tally.add_verdict(enqueued(3, 8))
 
     (takeover,) = tally.takeovers()
     assert (takeover.before, takeover.replica, takeover.cause) == ("beat-1", "beat-2", FaultKind.KILL)
@@ -155,39 +155,39 @@ def test_a_takeover_counts_from_the_fault_and_from_the_last_message():
     assert takeover.silence_s == pytest.approx(1.0)
 
 
-def test_a_change_of_leader_that_nobody_provoked_is_counted_as_such():
+def test_change_of_leader_without_a_fault_has_no_cause():
     tally = Tally({"second": SECOND})
-    tally.leads(Leader(7, "beat-1", 0))
-    tally.leads(Leader(8, "beat-2", 10))
+    tally.add_leader(Leader(7, "beat-1", 0))
+    tally.add_leader(Leader(8, "beat-2", 10))
 
     (takeover,) = tally.takeovers()
     assert takeover.cause is None
     assert takeover.led_after_s is None
 
 
-def test_the_same_leader_seen_again_is_no_takeover():
+def test_same_leader_seen_again_is_not_a_takeover():
     tally = Tally({"second": SECOND})
-    tally.leads(Leader(7, "beat-1", 0))
+    tally.add_leader(Leader(7, "beat-1", 0))
 
-    assert tally.leads(Leader(7, "beat-1", 0)) is None
+    assert tally.add_leader(Leader(7, "beat-1", 0)) is None
     assert tally.counts().takeovers == 0
 
 
-def test_a_fault_of_an_earlier_term_does_not_explain_a_later_change():
+def test_fault_of_an_earlier_term_is_not_the_cause_of_a_later_change():
     tally = Tally({"second": SECOND})
-    tally.leads(Leader(7, "beat-1", 0))
-    tally.fault(Fault(FaultKind.STOP, "beat-1", 7, 5))
-    tally.leads(Leader(8, "beat-2", 10))
-    tally.leads(Leader(9, "beat-3", 20))
+    tally.add_leader(Leader(7, "beat-1", 0))
+    tally.add_fault(Fault(FaultKind.STOP, "beat-1", 7, 5))
+    tally.add_leader(Leader(8, "beat-2", 10))
+    tally.add_leader(Leader(9, "beat-3", 20))
 
     assert [takeover.cause for takeover in tally.takeovers()] == [FaultKind.STOP, None]
 
 
-def test_a_seed_repeats_the_faults_and_the_first_three_are_one_of_each():
-    faults = list(islice(fault_script(5), 30))
+def test_seed_repeats_the_faults_and_the_first_three_differ():
+    faults = list(islice(fault_order(5), 30))
 
-    assert faults == list(islice(fault_script(5), 30))
-    assert faults != list(islice(fault_script(6), 30))
+    assert faults == list(islice(fault_order(5), 30))
+    assert faults != list(islice(fault_order(6), 30))
     assert {kind for kind, _ in faults[:3]} == set(FaultKind)
 
 
@@ -195,21 +195,21 @@ def test_a_seed_repeats_the_faults_and_the_first_three_are_one_of_each():
     "written",
     [1_760_000_000_123_457, "1760000000123457", "2025-10-09T08:53:20.123457+00:00"],
 )
-def test_instants_are_read_to_the_microsecond(written):
+def test_instant_is_parsed_to_the_microsecond(written):
     assert instant_us(written) == 1_760_000_000_123_457
 
 
-def test_the_journal_has_records_that_are_no_verdicts():
+def test_record_without_a_verdict_is_ignored():
     assert verdict_of("5-0", {"d": '{"event": "leader", "epoch": 3}'}) is None
 
 
-def test_a_verdict_on_a_range_is_read():
+def test_verdict_on_a_range_is_parsed():
     fields = {"d": '{"entry": "e", "verdict": "skipped", "from": 5, "until": 9, "why": "coalesced", "epoch": 3}'}
 
     assert verdict_of("77-1", fields) == Verdict("e", "skipped", 5, 9, "coalesced", 3, 77)
 
 
-def test_the_newest_record_of_a_pid_says_its_role():
+def test_newest_record_of_a_pid_has_its_role():
     members = {
         "a": '{"role": "standby", "pid": 5, "seen_ms": 20}',
         "b": '{"role": "leader", "pid": 5, "seen_ms": 10}',

@@ -1,4 +1,4 @@
-"""Which fault comes next, and after how long."""
+"""Order of the faults."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from ha_beat.demo.tally import FaultKind
 
 
-def fault_script(seed: int | None) -> Iterator[tuple[FaultKind, float]]:
-    """Yield faults without end: kind, and a factor 0.7 to 1.3 for the pause before it.
+def fault_order(seed: int | None) -> Iterator[tuple[FaultKind, float]]:
+    """Yield faults without end: the kind, and a factor from 0.7 to 1.3 for the pause before it.
 
-    The first three are one of each, so that a short show has all; then come shuffled rounds with two kills.
+    The first three are one of each kind, so that a short demo has all. Then come shuffled rounds with two kills.
     """
     chooser = random.Random(seed)
     upcoming = [FaultKind.KILL, FaultKind.PAUSE, FaultKind.STOP]
