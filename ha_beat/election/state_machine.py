@@ -1,4 +1,4 @@
-"""Who leads, decided without I/O.
+"""State machine of the election. It decides without I/O.
 
 ::
 
@@ -7,16 +7,16 @@
        ^    Acquire -> Acquired               |  ^                     |
        |                                      |  +---------------------+
        +--------------------------------------+
-         lost; trust run out; stepped down; main loop stalled
+         lost; trust expired; stepped down; main loop stalled
 
-:func:`decide` says what to do next and :func:`absorb` what follows from the outcome. Both are pure: the thread
-that drives them, the tests and the simulation all run these two. Every instant is on ``Clock.elapsed``.
+:func:`decide` returns the next action, and :func:`absorb` the state after its outcome. Both are pure: the election
+thread, the tests and the simulation run the same code. Every instant is on ``Clock.elapsed``.
 
-*Trust window.* A term is trusted from the *send* of the attempt that moved the lease for ``ttl - margin``, and a
-standby waits out the holder's full ``ttl`` from when it *first saw* that attempt's ``seq``: the first ends sooner.
+*Trust window.* A term is trusted for ``ttl - margin`` from the *send* of the last successful attempt. A standby waits
+for the holder's full ``ttl`` from its *first sight* of that attempt's ``seq``. The trust therefore ends first.
 
-*Failure handling.* Each attempt is renewed, lost, or unknown. Unknown is retried within the trust that is left. All
-of this keeps changes of leader rare; the proof that nothing is enqueued twice is in the dispatch script.
+*Failure handling.* An attempt is renewed, lost or unknown. Unknown is retried within the remaining trust. These rules
+keep changes of leader rare. The dispatch script proves that no occurrence is enqueued twice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ha_beat.store.lease import Acquired, Expected, LeaseRecord, LeaseView, Lost
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds. ``margin`` is taken off the trust window for clocks that run at different rates."""
+    """Durations in seconds. ``margin`` shortens the trust window, because clocks run at different rates."""
 
     ttl: float = 10.0
     renew_interval: float = 2.5
@@ -43,38 +43,41 @@ class Timing:
 
     @property
     def retry_interval(self) -> float:
-        """After an attempt whose outcome is unknown."""
+        """Pause after an attempt with an unknown outcome."""
         return min(self.renew_interval / 5, 0.5)
 
     @property
     def longest_backoff(self) -> float:
-        """Between a standby's attempts at a Redis that does not answer, or refuses."""
+        """Longest pause between a standby's attempts while Redis does not answer or refuses."""
         return max(1.0, self.poll_interval)
 
     @property
     def courtesy(self) -> float:
-        """How long the lease is left to those who can do more with it after an outage: until their next attempt."""
+        """How long other replicas wait after an outage for the next attempt of a preferable one.
+
+        Preferable is the holder of the lease, or a replica that remembers the lost state.
+        """
         return self.longest_backoff + min(self.ttl / 4, 2.5)
 
     @property
     def presence_pause(self) -> float:
-        """How long to do without presence when its connection keeps breaking."""
+        """How long a leader does without presence after its connection broke repeatedly."""
         return 6 * self.ttl
 
 
-#: Of sums of floats, in seconds.
+#: Tolerance in seconds for sums of floats.
 _ROUNDING = 1e-6
 
-#: For so many seconds, or so many polls if that is longer, the others let a preferred replica go first.
+#: Seconds, or polls if those last longer, for which the others wait for a preferred replica.
 PREFERENCE, PREFERENCE_POLLS = 1.0, 3
 
-#: After so many attempts in a row that failed, the pauses between a standby's attempts grow.
+#: Failed attempts in a row after which a standby backs off.
 PATIENCE = 10
 
-#: So many campaigns of unknown outcome are remembered: one of them may be carried out late.
+#: Number of remembered campaigns with an unknown outcome. Redis may execute one of them late.
 REMEMBERED_CAMPAIGNS = 16
 
-#: So many lost presence connections in one term, and the leader does without for a while.
+#: Lost presence connections in one term after which the leader does without presence for a while.
 PRESENCE_LOSSES = 3
 
 
@@ -83,14 +86,14 @@ PRESENCE_LOSSES = 3
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A lease as a standby last saw it, and since when it stands so."""
+    """Lease as a standby last saw it. ``since`` is when it first saw this state."""
 
     record: LeaseRecord
     since: float
-    #: When its presence channel was first found without subscriber, on the server ``run_id``.
+    #: When its presence channel was first seen without a subscriber, on the server ``run_id``.
     absent_since: float | None = None
     run_id: str = ""
-    #: Since when another server answers than the one that the term began on.
+    #: When another server than that of the term was first seen.
     moved_since: float | None = None
 
 
@@ -100,25 +103,26 @@ class Standby:
 
     next_poll: float = 0.0
     sighting: Sighting | None = None
-    #: A presence channel seen with a subscriber since Redis last failed to answer, or this replica's own presence
-    #: ended: its absence means a death.
+    #: A presence channel that was seen with a subscriber after the last outage and after the last loss of this
+    #: replica's own presence. If it is empty now, its holder is gone.
     counted: str = ""
-    #: Neither has happened since this replica began: an absence on the lease's own server is no outage's.
+    #: True while this replica has seen no outage and no loss of presence since its start.
     unbroken: bool = False
-    #: Since when there has been no lease at all.
+    #: When Redis was first seen without a lease.
     bare_since: float | None = None
     campaign: Campaign | None = None
     barred_until: float = 0.0
     seen_epoch: int = 0
-    #: Of campaigns of unknown outcome, the newest last, and of the last term: a record that bears one is nobody's.
+    #: Nonces of campaigns with an unknown outcome, the newest last, and of the last term. A lease with one of them
+    #: is free for this replica.
     nonces: tuple[str, ...] = ()
-    #: Attempts in a row that Redis did not answer, or refused to carry out.
+    #: Attempts in a row that Redis did not answer or refused.
     failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """Leading, for as long as the term is trusted. ``presence`` is the channel registered in the lease."""
+    """Leading while the term is trusted. ``presence`` is the channel in the lease record."""
 
     term: Term
     since: float
@@ -136,30 +140,30 @@ State = Standby | Leader
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing to do before ``until``."""
+    """Wait until ``until``."""
 
     until: float
 
 
 @dataclass(frozen=True, slots=True)
 class Observe:
-    """Look at the lease."""
+    """Read the lease."""
 
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """Try to take the lease as it was seen. ``reason`` is why it is free."""
+    """Try to acquire the lease in the state last seen. ``reason`` is why it is free."""
 
     expected: Expected | None
     reason: TermStart
-    #: Before ``open_at`` the lease is for the replica of this id alone; where there was none, for who remembers one.
+    #: Id of the replica that alone may campaign before ``open_at``. If there was no lease, those that remember one may.
     preferred: str = ""
     open_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Move the lease on; ``seq`` numbers the attempt. With ``presence`` False the record shall name no channel."""
+    """Renew the lease. ``seq`` numbers the attempt; without ``presence`` the record names no channel."""
 
     term: Term
     seq: int
@@ -168,7 +172,7 @@ class Renew:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give the lease back."""
+    """Release the lease."""
 
     term: Term
     reason: TermEnd
@@ -190,7 +194,7 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """The answer to the attempt that was sent at ``sent_at``."""
+    """Answer to the renewal that was sent at ``sent_at``."""
 
     answer: Renewed | Lost | Literal["late"]
     sent_at: float
@@ -198,7 +202,7 @@ class Renewal:
 
 @dataclass(frozen=True, slots=True)
 class Campaigned:
-    """The answer to a campaign under ``nonce``."""
+    """Answer to the campaign with this nonce."""
 
     answer: Acquired | Refused | Unknown
     nonce: str
@@ -206,17 +210,17 @@ class Campaigned:
 
 @dataclass(frozen=True, slots=True)
 class PresenceBroke:
-    """The connection that carries presence has ended."""
+    """The presence connection ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class PresenceReady:
-    """A new connection that can carry presence is up."""
+    """A new presence connection is open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """A dispatch under this nonce was refused: the term is over."""
+    """Work under the term with this nonce was refused, because the term is over."""
 
     nonce: str
     reason: TermEnd
@@ -232,7 +236,7 @@ class Forbidden:
 
 @dataclass(frozen=True, slots=True)
 class Woken:
-    """A message said: look at the lease now."""
+    """A wake message arrived: the lease was released, or requests wait."""
 
 
 Outcome = LeaseView | Campaigned | Renewal | Unknown | PresenceBroke | PresenceReady | Fenced | Forbidden | Woken
@@ -240,7 +244,7 @@ Outcome = LeaseView | Campaigned | Renewal | Unknown | PresenceBroke | PresenceR
 
 @dataclass(frozen=True, slots=True)
 class StepDown:
-    """A step-down to carry out. ``preferred`` is the id of the replica that goes first, if any."""
+    """Requested step-down. ``preferred`` is the id of the replica to lead next, or ``""``."""
 
     reason: TermEnd
     detail: str = ""
@@ -249,15 +253,15 @@ class StepDown:
 
 @dataclass(frozen=True, slots=True)
 class Fitness:
-    """Whether this replica can lead. Only a fit one campaigns; a stalled one gives the lease back."""
+    """Fitness of this replica to lead. Only a fit replica campaigns, and a stalled leader releases the lease."""
 
     stalled: bool = False
     step_down: StepDown | None = None
     #: This replica's id.
     replica: str = ""
-    #: Whether it has what a leader needs, the schedule above all.
+    #: True if it has what a leader needs, above all the schedule.
     ready: bool = True
-    #: Whether it knows how far the cluster had come.
+    #: True if it knows the positions that the cluster has reached.
     remembers: bool = True
 
 
@@ -265,7 +269,7 @@ class Fitness:
 
 
 def decide(state: State, now: float, fitness: Fitness) -> Action:
-    """What to do now."""
+    """Return the next action."""
     match state:
         case Leader(term=term):
             if fitness.step_down is not None:
@@ -288,7 +292,7 @@ def decide(state: State, now: float, fitness: Fitness) -> Action:
 
 def _may_go(campaign: Campaign, barred_until: float, now: float, fitness: Fitness) -> bool:
     if campaign.preferred and now < campaign.open_at:
-        # Somebody chose: then it does not matter who gave up the lease lately.
+        # An operator chose this replica, even if it released the lease a moment ago.
         return campaign.preferred == fitness.replica
     if campaign.expected is None and not fitness.remembers and now < campaign.open_at:  # guard: campaign-remembers
         return False
@@ -296,7 +300,7 @@ def _may_go(campaign: Campaign, barred_until: float, now: float, fitness: Fitnes
 
 
 def released(state: Leader, now: float, timing: Timing) -> Standby:
-    """After giving up the lease for cause: others first."""
+    """Return the state after a release for cause: other replicas go first."""
     return Standby(
         next_poll=now + timing.poll_interval,
         barred_until=now + timing.ttl,  # guard: campaign-after-release
@@ -305,21 +309,21 @@ def released(state: Leader, now: float, timing: Timing) -> Standby:
 
 
 def failed(state: State, now: float, timing: Timing) -> Standby:
-    """After an error in the election itself. What was seen may be what it failed on; what was tried stays known."""
+    """Return the state after an error in the election. It drops what was seen, which may have caused the error."""
     next_poll = now + timing.retry_interval
     if isinstance(state, Leader):
-        # Its own lease is not free to it: it would fail in it again, and others may not.
+        # Its nonce is dropped, so that it does not take its own lease back: it may fail again where others do not.
         return Standby(next_poll=next_poll, seen_epoch=state.term.epoch)
     return Standby(next_poll, barred_until=state.barred_until, seen_epoch=state.seen_epoch, nonces=state.nonces)
 
 
 def distrusted(state: State, now: float) -> bool:
-    """Whether a leader has run out of trust."""
+    """True for a leader whose trust has expired."""
     return isinstance(state, Leader) and not state.term.trusted(now)
 
 
 def absorb(state: State, outcome: Outcome, now: float, timing: Timing) -> State:
-    """What follows from an outcome. A leader without trust is none."""
+    """Return the state after an outcome. A leader whose trust has expired becomes a standby."""
     if isinstance(state, Leader):
         return _as_leader(state, outcome, now, timing)
     return _as_standby(state, outcome, now, timing)
@@ -368,12 +372,12 @@ def _as_leader(state: Leader, outcome: Outcome, now: float, timing: Timing) -> S
 def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) -> State:
     match outcome:
         case LeaseView():
-            return _look(state, outcome, now, timing)
+            return _observed(state, outcome, now, timing)
         case Campaigned(answer=Acquired(term=term, presence=presence)) if term.trusted(now):
             sent_at = term.trusted_until - timing.ttl + timing.margin
             return Leader(term=term, since=now, seq=1, next_renewal=sent_at + timing.renew_interval, presence=presence)
         case Campaigned(answer=Acquired(term=term), nonce=nonce):
-            # So slow a Redis can't carry a lease: without a pause this would take a new epoch at every trip.
+            # Redis is too slow to hold a lease. Without a pause, each round trip would take a new epoch.
             return Standby(
                 next_poll=now + timing.poll_interval,
                 barred_until=now + timing.ttl,
@@ -390,7 +394,7 @@ def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) ->
         case Woken():
             return replace(state, next_poll=now)
         case PresenceBroke():
-            # What has cut it may have cut the leader's.
+            # The same cause may have cut the leader's presence.
             return replace(state, counted="", unbroken=False)  # guard: presence-own-lost
         case PresenceReady() | Fenced():
             return state
@@ -400,38 +404,41 @@ def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) ->
 
 
 def _failed(state: Standby, now: float, timing: Timing) -> Standby:
-    """Redis did not do what it was asked: again soon, then less and less often."""
+    """Return the state after a failed attempt. After several in a row, attempts back off."""
     pause = timing.poll_interval * 2 ** min(max(state.failures - PATIENCE, 0), 10)
     pause = min(pause, timing.longest_backoff)
     return replace(state, campaign=None, next_poll=now + pause, failures=state.failures + 1)
 
 
-def _look(state: Standby, view: LeaseView, now: float, timing: Timing) -> Standby:
+def _observed(state: Standby, view: LeaseView, now: float, timing: Timing) -> Standby:
+    """Return the state after a look at the lease."""
     record = view.record
     seen_epoch = max(state.seen_epoch, record.epoch if record else 0)  # guard: epoch-seen-kept
     state = replace(state, next_poll=now + timing.poll_interval, seen_epoch=seen_epoch, campaign=None)
     if record is None:
         since = now if state.bare_since is None else state.bare_since
-        # A cluster's first start, unless an outage has taken all that there was.
-        campaign = Campaign(None, TermStart.NO_LEASE, open_at=0.0 if state.unbroken else since + timing.courtesy)
-        return replace(state, sighting=None, bare_since=since, campaign=campaign)
+        # The cluster starts for the first time, or an outage lost its state.
+        open_at = 0.0 if state.unbroken else since + timing.courtesy
+        first = Campaign(None, TermStart.NO_LEASE, open_at=open_at)
+        return replace(state, sighting=None, bare_since=since, campaign=first)
     if view.subscribers > 0:
         state = replace(state, counted=record.presence)
-    sighting = _sight(state.sighting, view, record, now)
-    opportunity = _opportunity(state, sighting, now, timing)
-    # What can be read may still refuse to be written.
-    failures = state.failures if opportunity else 0
-    return replace(state, sighting=sighting, bare_since=None, campaign=opportunity, failures=failures)
+    sighting = _sighting(state.sighting, view, record, now)
+    campaign = _campaign(state, sighting, now, timing)
+    # A server that answers reads may still refuse the campaign.
+    failures = state.failures if campaign else 0
+    return replace(state, sighting=sighting, bare_since=None, campaign=campaign, failures=failures)
 
 
-def _sight(before: Sighting | None, view: LeaseView, record: LeaseRecord, now: float) -> Sighting:
+def _sighting(before: Sighting | None, view: LeaseView, record: LeaseRecord, now: float) -> Sighting:
+    """Return what was seen now, with the beginnings of what has not changed since ``before``."""
     unmoved = before is not None and (before.record.epoch, before.record.seq, before.record.state) == (
         record.epoch,
         record.seq,
         record.state,
     )
     since = before.since if before is not None and unmoved else now
-    # A term does not outlive the run of the server that it began on: its holder may be there, and hear so in a moment.
+    # After a restart or failover of Redis all channels are empty, so absence proves nothing.
     if record.run_id and view.run_id not in ("", record.run_id):  # guard: presence-same-server
         seen_moved = before is not None and unmoved and before.moved_since is not None
         return Sighting(record, since, moved_since=before.moved_since if before is not None and seen_moved else now)
@@ -447,8 +454,8 @@ def _sight(before: Sighting | None, view: LeaseView, record: LeaseRecord, now: f
     return Sighting(record, since, absent_since, view.run_id)
 
 
-def _opportunity(state: Standby, sighting: Sighting, now: float, timing: Timing) -> Campaign | None:
-    """Why the lease may be taken, if it may."""
+def _campaign(state: Standby, sighting: Sighting, now: float, timing: Timing) -> Campaign | None:
+    """Return a campaign if the lease is free, else ``None``."""
     record = sighting.record
     expected = Expected(record.epoch, record.seq)
     if not record.held:
@@ -458,21 +465,21 @@ def _opportunity(state: Standby, sighting: Sighting, now: float, timing: Timing)
         return Campaign(expected, TermStart.RELEASED, record.preferred, open_at)
     if record.nonce in state.nonces:  # guard: campaign-own-nonce
         return Campaign(expected, TermStart.OWN_LEASE)
-    absent_since = sighting.absent_since if _means_death(state, sighting) else None
+    absent_since = sighting.absent_since if _absence_counts(state, sighting) else None
     if absent_since is not None and now - absent_since >= timing.poll_interval - _ROUNDING:  # guard: presence-absence
         return Campaign(replace(expected, absent=True), TermStart.LEADER_GONE)
-    # It can't be read where somebody has tampered with it.
+    # An unreadable ttl parses as 0.
     ttl = record.ttl_ms / 1000 or timing.ttl
-    if now - sighting.since >= ttl and not _holders_turn(sighting, ttl, now, timing):
+    if now - sighting.since >= ttl and not _holder_goes_first(sighting, ttl, now, timing):
         return Campaign(expected, TermStart.EXPIRED)
     return None
 
 
-def _holders_turn(sighting: Sighting, ttl: float, now: float, timing: Timing) -> bool:
-    """After an outage that outlasted the lease, the holder goes first.
+def _holder_goes_first(sighting: Sighting, ttl: float, now: float, timing: Timing) -> bool:
+    """True for a moment after a restart or failover of Redis that outlasted the lease.
 
-    It may lead on at once, where anybody else has to wait on another server until the holder must have stopped; which
-    is counted from the first contact, so that this costs nothing.
+    On a new server the holder may dispatch at once, while any other replica has to wait until the holder must have
+    stopped. That wait counts from the first contact, so leaving the lease to the holder costs nothing.
     """
     return (
         sighting.moved_since is not None
@@ -480,12 +487,12 @@ def _holders_turn(sighting: Sighting, ttl: float, now: float, timing: Timing) ->
     )
 
 
-def _means_death(state: Standby, sighting: Sighting) -> bool:
-    """Whether the holder's absence can't be an outage's, which empties the channels of the living as well."""
+def _absence_counts(state: Standby, sighting: Sighting) -> bool:
+    """True if an empty presence channel means that the holder is gone. An outage empties the channels of all."""
     record = sighting.record
     if record.presence == state.counted:  # guard: presence-channel-seen
         return True
-    # It was counted when it was registered, on this very run of the server.
+    # The channel had a subscriber when it was registered, on this run of the server.
     return state.unbroken and (
         record.run_id != "" and record.run_id == sighting.run_id  # guard: presence-newcomer-server
     )

@@ -1,7 +1,7 @@
-"""The lease: who leads, as a record in Redis, and the few acts upon it.
+"""Lease record in Redis, and the operations on it.
 
-The record has no TTL. Redis expires keys by its wall clock, which steps, and evicts keys with a TTL first; so a
-standby judges a lease by its own clock and takes it by compare-and-set on ``(epoch, seq)``.
+The record has no TTL: Redis expires keys by its wall clock, which may step, and evicts keys with a TTL first. A standby
+judges the lease by its own clock and takes it over by compare-and-set on ``(epoch, seq)``.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from ha_beat.errors import ForeignApp, NewerSchema, StoreUnavailable
 from ha_beat.reasons import CampaignRefusal, TermEnd, TermStart, parse_code
 from ha_beat.store.keys import Keys
 from ha_beat.store.redis_errors import mapped_redis_errors
-from ha_beat.store.scripts import Script, text, whole
+from ha_beat.store.scripts import Script, pairs, text, whole
 
 if TYPE_CHECKING:
     import redis
 
 #: Version of the records in Redis. A replica that knows only a lower one does not lead.
 SCHEMA = 2
-
 
 #: How a term ended, by the code with which a script refuses work under it.
 _FENCES = {
@@ -53,10 +52,10 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One stretch of leadership.
+    """One period of leadership.
 
-    ``trusted_until`` is on :meth:`Clock.elapsed`. ``gen`` names the incarnation of the Redis state and ``run_id`` the
-    server process: work under a term is refused where either has changed.
+    ``trusted_until`` is on :meth:`Clock.elapsed`. ``gen`` names the incarnation of the state in Redis, and ``run_id``
+    the server process. Work under the term is refused if either has changed.
     """
 
     holder: str
@@ -67,15 +66,17 @@ class Term:
     trusted_until: float
 
     def trusted(self, now: float) -> bool:
+        """True if the leader may act. ``now`` is on :meth:`Clock.elapsed`."""
         return now < self.trusted_until  # guard: trust-window
 
     def until(self, trusted_until: float) -> Term:
+        """Return this term with another end of trust."""
         return replace(self, trusted_until=trusted_until)
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """The lease as it stands in Redis."""
+    """Lease in Redis. Times are the server's, in ms since the Unix epoch."""
 
     holder: str = ""
     epoch: int = 0
@@ -90,7 +91,7 @@ class LeaseRecord:
     host: str = ""
     pid: int = 0
     since_ms: int = 0
-    #: Why the last term ended, and any particulars; ``None`` while it lasts, or where the code is unknown.
+    #: Why the last term ended; ``None`` while it lasts, or if the code is unknown. ``detail`` names who asked.
     reason: TermEnd | None = None
     detail: str = ""
     gen: str = ""
@@ -112,7 +113,7 @@ class LeaseRecord:
 
     @classmethod
     def parse(cls, raw: Mapping[str, str]) -> LeaseRecord:
-        """From the hash. Unknown fields, of newer software, are left alone; a number that is none is 0."""
+        """Return the record from its hash. Unknown fields are ignored, and an unreadable number is 0."""
         values: dict[str, Any] = {}
         for field in fields(cls):
             if field.name in raw:
@@ -125,9 +126,10 @@ class LeaseRecord:
 
 @dataclass(frozen=True, slots=True)
 class LeaseView:
-    """What one look at the lease found.
+    """Result of :meth:`LeaseStore.observe`.
 
-    ``subscribers`` of the holder's presence channel is -1 where it can't be known; ``run_id`` is empty unless it is 0.
+    ``subscribers`` is the number of subscribers of the holder's presence channel, or -1 if it is unknown. ``run_id`` is
+    given only if it is 0.
     """
 
     record: LeaseRecord | None
@@ -138,7 +140,7 @@ class LeaseView:
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """The lease is ours. ``previous_gens`` are the lease's and the ledger's as found: empty where there was none."""
+    """Successful campaign. ``previous_gens`` are those of the lease and the ledger before it, ``""`` for none."""
 
     term: Term
     previous_gens: tuple[str, str]
@@ -146,29 +148,30 @@ class Acquired:
     previous_holder: str
     presence: str
     server_ms: int
-    #: Scheduling time minus Redis' clock, in seconds, as the last leader had it.
+    #: The last leader's scheduling time minus Redis' clock, in seconds.
     leaders_offset: float | None = None
     #: What the last leader found in doubt and did not resolve before its term ended, in its own encoding.
     unfinished: str = ""
 
     @property
     def server_changed(self) -> bool:
-        """Whether another server process answers than under the last leader; False where that can't be known."""
+        """True if the last takeover was completed on another server process. False if that is unknown."""
         return self.term.run_id != "" and self.previous_run_id not in ("", self.term.run_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The campaign did not take the lease."""
+    """Refused campaign."""
 
     reason: CampaignRefusal
 
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """The attempt moved the lease; ``presence`` is the channel now registered, empty if none was counted.
+    """Successful renewal.
 
-    ``requests`` wait for the leader.
+    ``presence`` is the channel now in the record, ``""`` if it had no subscriber. ``requests`` is the number of
+    requests that wait.
     """
 
     presence: str
@@ -178,14 +181,14 @@ class Renewed:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The term is over."""
+    """Refused renewal, because the term is over."""
 
     reason: TermEnd
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The state of the lease that an acquisition takes over from."""
+    """State of the lease that a campaign is based on. With ``absent`` its presence channel has no subscriber."""
 
     epoch: int
     seq: int
@@ -193,7 +196,7 @@ class Expected:
 
 
 class LeaseStore(Protocol):
-    """Where the lease lives. Every method raises ``StoreUnavailable`` when the outcome is unknown."""
+    """Store of the lease. Every method raises ``StoreUnavailable`` if the outcome is unknown."""
 
     def observe(self) -> LeaseView: ...
 
@@ -206,7 +209,7 @@ class LeaseStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try to become leader. Its nonce is what the record is recognised by, should the reply be lost."""
+    """One campaign. By its nonce the replica recognises the record if the reply is lost."""
 
     replica: Replica
     nonce: str
@@ -218,16 +221,17 @@ class Attempt:
 
     @property
     def trusted_until(self) -> float:
-        """Counted from the send: the reply may have been long under way."""
+        """End of trust, counted from the send: the reply may be slow."""
         return self.sent_at + self.ttl - self.margin
 
 
 def new_token() -> str:
+    """Return a random token."""
     return uuid.uuid4().hex
 
 
 class RedisLeaseStore:
-    """The lease in Redis, or in anything that speaks its protocol and runs its scripts."""
+    """Lease in Redis, or in a compatible server that runs Lua scripts."""
 
     def __init__(
         self,
@@ -239,10 +243,10 @@ class RedisLeaseStore:
         wait_replicas: int = 0,
         wait_timeout: float = 1.0,
     ) -> None:
-        """``journal_age``, in seconds: renewals trim older records from the journal.
+        """``journal_age`` is in seconds: renewals trim older records from the journal.
 
-        ``offset`` tells by how many seconds the scheduling time is ahead of Redis' clock. A renewal counts when
-        ``wait_replicas`` replicas of Redis have it, waited for up to ``wait_timeout`` seconds.
+        ``offset`` returns the scheduling time minus Redis' clock, in seconds. A renewal is confirmed once
+        ``wait_replicas`` replicas of Redis have it, within ``wait_timeout`` seconds.
         """
         self._client = client
         self._keys = keys
@@ -256,66 +260,34 @@ class RedisLeaseStore:
         self._release = Script("release", although_full=True)
 
     def observe(self) -> LeaseView:
+        """Read the lease, and whether its holder is present."""
         flat, count, server_ms, run_id = self._observe(self._client(), [self._keys.lease], [])
-        record = LeaseRecord.parse(_pairs(flat)) if flat else None
+        record = LeaseRecord.parse(pairs(flat)) if flat else None
         return LeaseView(record, int(count), int(server_ms), text(run_id))
 
     def acquire(self, attempt: Attempt, expected: Expected | None, seen_epoch: int) -> Acquired | Refused:
-        """Take the lease if it still stands as expected (``None``: no record).
+        """Acquire the lease if it is still as expected (``None``: no record).
 
         Raises:
             ForeignApp: the ledger belongs to another app with the same cluster name.
-            NewerSchema: newer software has written here.
+            NewerSchema: a newer version has written the records.
             StoreUnavailable: the outcome is unknown.
         """
-        replica = attempt.replica
-        record = {
-            "nonce": attempt.nonce,
-            "ttl_ms": round(attempt.ttl * 1000),
-            "fingerprint": replica.fingerprint,
-            "version": replica.version,
-            "http": replica.http,
-            "host": replica.host,
-            "pid": replica.pid,
-        }
-        reply = self._acquire(
-            self._client(),
-            [self._keys.lease, self._keys.ledger, self._keys.journal],
-            [
-                expected.epoch if expected else "",
-                expected.seq if expected else "",
-                "1" if expected and expected.absent else "0",
-                seen_epoch,
-                replica.fingerprint,
-                new_token(),
-                attempt.presence,
-                SCHEMA,
-                attempt.reason,
-                replica.id,
-                *(item for pair in record.items() for item in pair),
-            ],
-        )
+        keys = [self._keys.lease, self._keys.ledger, self._keys.journal]
+        reply = self._acquire(self._client(), keys, _acquire_args(attempt, expected, seen_epoch))
         answer, *rest = (text(part) for part in reply)
-        if answer == "foreign_app":
-            raise ForeignApp(self._keys.cluster, replica.fingerprint, rest[0])
-        if answer == "newer_schema":
-            raise NewerSchema(self._keys.cluster, SCHEMA, whole(rest[0]))
-        if answer == "refused":
-            return Refused(CampaignRefusal(rest[0]))
-        epoch, gen, lease_gen, ledger_gen, run_id, previous_run_id, unfinished, server_ms, *rest = rest
-        presence, previous_holder, offset_ms = rest
-        return Acquired(
-            term=Term(replica.id, int(epoch), attempt.nonce, gen, run_id, attempt.trusted_until),
-            previous_gens=(lease_gen, ledger_gen),
-            previous_run_id=previous_run_id,
-            unfinished=unfinished,
-            previous_holder=previous_holder,
-            presence=presence,
-            server_ms=int(server_ms),
-            leaders_offset=_seconds(offset_ms),
-        )
+        match answer:
+            case "foreign_app":
+                raise ForeignApp(self._keys.cluster, attempt.replica.fingerprint, rest[0])
+            case "newer_schema":
+                raise NewerSchema(self._keys.cluster, SCHEMA, whole(rest[0]))
+            case "refused":
+                return Refused(CampaignRefusal(rest[0]))
+            case _:
+                return _acquired(attempt, rest)
 
     def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]:
+        """Renew the lease. The result is ``late`` if an attempt with a higher ``seq`` was executed before."""
         reply = self._renew(
             self._client(),
             [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.requests],
@@ -328,10 +300,10 @@ class RedisLeaseStore:
         return "late" if answer == "late" else Lost(fence_reason(detail))
 
     def _await_replicas(self) -> None:
-        """Have the renewal on replicas of Redis before it is believed.
+        """Wait until enough replicas of Redis have the renewal.
 
         Raises:
-            StoreUnavailable: too few have it.
+            StoreUnavailable: too few replicas have it.
         """
         if not self._wait_replicas:
             return
@@ -342,9 +314,9 @@ class RedisLeaseStore:
             raise StoreUnavailable(f"{reached} of {self._wait_replicas} replicas of Redis have the renewal")
 
     def release(self, term: Term, reason: TermEnd, detail: str = "", preferred: str = "") -> bool:
-        """Give the lease back and wake the standbys; False where it was not ours any more.
+        """Release the lease and wake the standbys. Return False if the term was over.
 
-        ``preferred`` is the id of a replica that the others let go first, for a moment.
+        ``preferred`` is the id of the replica to lead next: the others wait for it for a moment.
         """
         keys = [self._keys.lease, self._keys.ledger, self._keys.journal]
         return bool(
@@ -352,13 +324,49 @@ class RedisLeaseStore:
         )
 
 
+def _acquire_args(attempt: Attempt, expected: Expected | None, seen_epoch: int) -> list[Any]:
+    replica = attempt.replica
+    record = {
+        "nonce": attempt.nonce,
+        "ttl_ms": round(attempt.ttl * 1000),
+        "fingerprint": replica.fingerprint,
+        "version": replica.version,
+        "http": replica.http,
+        "host": replica.host,
+        "pid": replica.pid,
+    }
+    return [
+        expected.epoch if expected else "",
+        expected.seq if expected else "",
+        "1" if expected and expected.absent else "0",
+        seen_epoch,
+        replica.fingerprint,
+        new_token(),
+        attempt.presence,
+        SCHEMA,
+        attempt.reason,
+        replica.id,
+        *(item for pair in record.items() for item in pair),
+    ]
+
+
+def _acquired(attempt: Attempt, reply: Sequence[str]) -> Acquired:
+    epoch, gen, lease_gen, ledger_gen, run_id, previous_run_id, unfinished, server_ms, *rest = reply
+    presence, previous_holder, offset_ms = rest
+    return Acquired(
+        term=Term(attempt.replica.id, int(epoch), attempt.nonce, gen, run_id, attempt.trusted_until),
+        previous_gens=(lease_gen, ledger_gen),
+        previous_run_id=previous_run_id,
+        previous_holder=previous_holder,
+        presence=presence,
+        server_ms=int(server_ms),
+        leaders_offset=_seconds(offset_ms),
+        unfinished=unfinished,
+    )
+
+
 def _seconds(milliseconds: str) -> float | None:
     try:
         return int(milliseconds) / 1000
     except (ValueError, OverflowError):
         return None
-
-
-def _pairs(flat: Sequence[bytes | str]) -> dict[str, str]:
-    values = [text(item) for item in flat]
-    return dict(zip(values[::2], values[1::2], strict=True))

@@ -13,7 +13,7 @@ from ha_beat.reasons import RedisRisk
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.redis_errors import mapped_redis_errors
-from ha_beat.store.scripts import Script, text, whole
+from ha_beat.store.scripts import Script, pairs, text, whole
 
 if TYPE_CHECKING:
     import redis
@@ -174,9 +174,9 @@ class Members:
         server_ms, lease, members, meta, length, dropped = reply
         gen, epoch, counter, paused = ("" if value is None else text(value) for value in meta)
         now = int(server_ms)
-        record = LeaseRecord.parse(_pairs(lease)) if lease else None
+        record = LeaseRecord.parse(pairs(lease)) if lease else None
         leader = _leader(record, now)
-        parsed = (Member.parse(name, raw) for name, raw in sorted(_pairs(members).items()))
+        parsed = (Member.parse(name, raw) for name, raw in sorted(pairs(members).items()))
         return ClusterView(
             server_ms=now,
             lease=record,
@@ -216,8 +216,3 @@ class Members:
         args = [member.id if member else "", member.encoded() if member else "", look, oldest]
         reply: Sequence[Any] = self._script(self._client(), keys, args)
         return reply
-
-
-def _pairs(flat: Sequence[bytes | str]) -> dict[str, str]:
-    values = [text(item) for item in flat]
-    return dict(zip(values[::2], values[1::2], strict=True))

@@ -1,4 +1,4 @@
-"""Runs the package's Lua scripts, and maps what can go wrong to this package's errors, once."""
+"""Runner of the package's Lua scripts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from redis import exceptions as redis_errors
 
 from ha_beat.store.redis_errors import as_store_error, line_in_script
 
-#: Lets a script run on a server that is out of memory; servers before Redis 7 don't know the line.
+#: Lets a script run on a server that is out of memory. Redis before 7 does not know this line.
 _ALTHOUGH_FULL = "#!lua flags=allow-oom\n"
 
-#: A command, and in capitals its subcommand.
+#: A command, and its subcommand in capitals.
 _COMMAND = re.compile(r"redis\.p?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
 
 
@@ -27,11 +27,11 @@ def _source(name: str) -> str:
 
 
 class Script:
-    """One script of the folder ``lua``, sent by its hash.
+    """Script of the folder ``lua``, called by its hash.
 
     Raises:
-        StoreUnavailable: no answer came: whether the script ran is unknown.
-        StoreRefused: the server answered with an error; it did nothing, or said what it did.
+        StoreUnavailable: no answer came, so it is unknown whether the script ran.
+        StoreRefused: the server answered with an error.
     """
 
     def __init__(self, name: str, *, although_full: bool = False) -> None:
@@ -47,7 +47,7 @@ class Script:
             raise as_store_error(exc, self._command_at(exc)) from exc
 
     def _command_at(self, exc: Exception) -> str:
-        """Which command failed: Redis tells only the line of the script."""
+        """Return the command that failed. Redis reports only the line of the script."""
         line = line_in_script(exc)
         lines = self._sources[0].splitlines()
         if line is None or not 0 < line <= len(lines):
@@ -62,7 +62,7 @@ class Script:
             try:
                 return self._registered(keys=keys, args=args, client=client)
             except redis_errors.NoScriptError:
-                # Loaded, and flushed by somebody else before it was called.
+                # Another client flushed the scripts between loading and calling.
                 return self._loaded_and_run(client, keys, args)
             except redis_errors.ResponseError as exc:
                 if len(self._sources) == 1 or "near '#'" not in str(exc):
@@ -71,7 +71,7 @@ class Script:
                 self._registered = None
 
     def _loaded_and_run(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Load and call it in one packet, between whose commands no other client's come."""
+        """Load and call the script in one packet, so that no other client can flush it in between."""
         with client.pipeline(transaction=False) as together:
             together.script_load(self._sources[0])
             together.evalsha(self._registered.sha, len(keys), *keys, *args)
@@ -82,10 +82,17 @@ class Script:
 
 
 def text(value: Any) -> str:
+    """Return the text of a reply. Bytes that are no UTF-8 are replaced."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
+def pairs(flat: Sequence[bytes | str]) -> dict[str, str]:
+    """Return a hash from the flat list in which a script returns it."""
+    values = [text(item) for item in flat]
+    return dict(zip(values[::2], values[1::2], strict=True))
+
+
 def whole(value: Any) -> int:
-    """A whole number as the scripts write them; 0 for anything else, as in the scripts."""
+    """Return a whole number as the scripts write it, or 0 for anything else, as the scripts do."""
     digits = text(value) if value is not None else ""
     return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= 15 else 0
