@@ -1,22 +1,22 @@
-"""The exceptions of ha_beat, all under one root."""
+"""Exceptions of this package, under one root."""
 
 from __future__ import annotations
 
 
 class HaBeatError(Exception):
-    """Root of everything that ha_beat raises."""
+    """Root of the exceptions that this package raises."""
 
 
 class ConfigurationError(HaBeatError):
-    """Settings that cannot be used. The message has one line for each fault, and never a password."""
+    """Invalid settings. The message has one line for each fault, and no password."""
 
 
 class StoreError(HaBeatError):
-    """Redis did not do what it was asked."""
+    """Failure of a command to Redis or the broker."""
 
 
 class StoreUnavailable(StoreError):
-    """No answer came. Whether the command was carried out is unknown, unless ``acted`` is False."""
+    """Command without an answer. It is unknown whether it was executed; with ``acted`` False it was not."""
 
     def __init__(self, message: str, *, acted: bool = True) -> None:
         super().__init__(message)
@@ -24,9 +24,9 @@ class StoreUnavailable(StoreError):
 
 
 class StoreRefused(StoreError):
-    """Redis answered with an error, and so did nothing (``NOPERM``, ``OOM``, ``READONLY``, …).
+    """Command that Redis answered with an error and did not execute (``NOPERM``, ``OOM``, ``READONLY``, …).
 
-    ``unexplained``: without one of the codes that say what is wrong with Redis itself.
+    ``unexplained``: the error has no code that points to a fault of Redis itself.
     """
 
     def __init__(self, message: str, *, unexplained: bool = False) -> None:
@@ -35,22 +35,22 @@ class StoreRefused(StoreError):
 
 
 class LeadershipForbidden(HaBeatError):
-    """This replica must not lead this cluster; waiting does not help."""
+    """This replica must not lead this cluster, and waiting does not help."""
 
 
 class ForeignApp(LeadershipForbidden):
-    """The cluster name is in use by another app."""
+    """Cluster name that another app uses."""
 
     def __init__(self, cluster: str, ours: str, theirs: str) -> None:
         super().__init__(
             f"the cluster name {cluster!r} belongs to another app: its ledger says {theirs!r}, this one is {ours!r}. "
-            f"Give each app a name of its own with ha_beat_cluster; if this is the same app under a new name, delete "
+            f"Give each app its own name with ha_beat_cluster; if this is the same app under a new name, delete "
             f"the field m:fingerprint of the key {{ha-beat:{cluster}}}:ledger"
         )
 
 
 class NewerSchema(LeadershipForbidden):
-    """The cluster's records were written by newer software."""
+    """Records that a newer version of this package wrote."""
 
     def __init__(self, cluster: str, ours: int, theirs: int) -> None:
         super().__init__(

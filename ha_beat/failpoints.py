@@ -1,4 +1,4 @@
-"""Named places in the dispatch where a test can stop, kill or delay a replica. Without a test they do nothing."""
+"""Failpoints: named places where a test can stop, kill or delay a replica. Outside of tests they do nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _hooks: dict[str, Callable[[], None]] = {}
 
 
 def reach(name: str) -> None:
-    """The program has come to this place."""
+    """Run the hook of this failpoint, if a test has set one."""
     if _hooks:
         hook = _hooks.get(name)
         if hook is not None:
@@ -16,5 +16,5 @@ def reach(name: str) -> None:
 
 
 def set_hook(name: str, hook: Callable[[], None]) -> None:
-    """Have something happen there."""
+    """Set the function that runs at this failpoint."""
     _hooks[name] = hook

@@ -1,7 +1,7 @@
-"""The time that occurrences are due by: the machine's, unless the other clocks outvote it.
+"""Scheduling time: the machine's clock, unless other clocks outvote it.
 
-A wall clock that steps must neither silence beat nor make it fire early. So the wall clock is believed only while it
-agrees with what it said before (carried on by a clock that never steps); when it jumps, Redis' clock decides.
+A step of the wall clock must neither stop the schedule nor make entries run early. The wall clock counts while it
+agrees with its earlier time, carried forward by a clock that never steps. When it jumps, Redis' clock decides.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from datetime import datetime
 from ha_beat import events
 from ha_beat.clock import Clock, from_micros
 
-#: Two clocks agree when they differ by no more than so many seconds.
+#: Largest difference in seconds between two clocks that agree.
 AGREEMENT = 2.0
 
 
 def vote(mine: float, *others: float) -> float:
-    """Of several opinions in seconds, the first that another one shares; mine where none is shared."""
+    """Return the first of these times in seconds with which another one agrees, or ``mine`` if none agree."""
     opinions = (mine, *others)
     for number, opinion in enumerate(opinions):
         if any(abs(opinion - other) <= AGREEMENT for other in opinions[number + 1 :]):
@@ -26,28 +26,29 @@ def vote(mine: float, *others: float) -> float:
 
 
 class SchedulingTime:
-    """Scheduling time, in UTC. Told of Redis' clock by the elector's thread, read by the main loop."""
+    """Scheduling time in UTC. The election thread reports Redis' clock, and the main loop reads the time."""
 
     def __init__(self, clock: Clock, emit: Callable[[events.Event], None]) -> None:
         self._clock = clock
         self._emit = emit
-        #: Scheduling time minus :meth:`Clock.elapsed`, as last believed.
+        #: Scheduling time minus :meth:`Clock.elapsed`.
         self._anchor = clock.wall() - clock.elapsed()
-        #: Redis' clock minus elapsed.
+        #: Redis' clock minus :meth:`Clock.elapsed`.
         self._redis: float | None = None
         self._outvoted = False
         self._warned = False
 
     def now(self) -> datetime:
+        """Return the scheduling time."""
         return from_micros(round(self.seconds() * 1_000_000))
 
     def seconds(self) -> float:
-        """Seconds since the Unix epoch."""
+        """Return the scheduling time in seconds since the Unix epoch."""
         elapsed, wall = self._clock.elapsed(), self._clock.wall()
         carried_on = self._anchor + elapsed
         jump = wall - carried_on
         if abs(jump) <= AGREEMENT:
-            # Small corrections, as a time service makes them, are followed.
+            # Small corrections by a time service are followed.
             self._anchor = wall - elapsed
             self._outvoted = False
             return wall
@@ -62,11 +63,11 @@ class SchedulingTime:
 
     @property
     def offset(self) -> float:
-        """Scheduling time minus Redis' clock, in seconds; 0 while that is unknown."""
+        """Scheduling time minus Redis' clock, in seconds; 0 while it is unknown."""
         return self._anchor - self._redis if self._redis is not None else 0.0
 
     def redis_said(self, server_ms: int, sent_at: float, received_at: float) -> None:
-        """Redis' clock, read by a trip that took from ``sent_at`` to ``received_at``."""
+        """Record Redis' clock, read by a command that was sent and answered at these times."""
         self._redis = server_ms / 1000 - (sent_at + received_at) / 2
         far = abs(self.offset) > AGREEMENT
         if far and not self._warned:
@@ -74,7 +75,7 @@ class SchedulingTime:
         self._warned = far
 
     def join(self, leaders_offset: float | None) -> None:
-        """At the start of a term: the last leader's offset from Redis is a third opinion."""
+        """Vote at the start of a term. The last leader's offset from Redis gives a third clock."""
         if self._redis is None:
             return
         elapsed = self._clock.elapsed()

@@ -1,8 +1,8 @@
-"""Connections to Redis, one link for each thread that talks.
+"""Connections to Redis: one link for each thread.
 
-A link connects when it is first asked to, never retries by itself and has short timeouts: whoever uses it knows what a
-lost reply means to it. Where Redis answers that it is not (or no more) the server to ask, the link drops its
-connections, the subscribed one included, so that the next command asks Sentinel, DNS or the cluster again.
+A link connects at its first use, has short timeouts and never retries: only its user knows what a lost reply means. If
+the server answers that it is not the right one, the link drops all its connections, so that the next command asks
+Sentinel, DNS or the cluster again.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ from ha_beat.store.redis_errors import STALE, as_store_error, code_of, in_words,
 _SENTINEL_PORT = 26379
 _PORT = 6379
 
-#: So many redirections from node to node are followed before a cluster counts as confused.
+#: Largest number of redirections from node to node.
 _REDIRECTIONS = 5
 
-#: Connections that a link may need at once: presence, a command, and another in a signal handler.
+#: Connections that a link may need at once: for presence, for a command, and for another in a signal handler.
 FEWEST_CONNECTIONS = 4
 
 Address = tuple[str, int]
 
-# redis-py has these without types.
+# redis-py does not type these.
 parse_url: Callable[[str], Mapping[str, Any]] = _parse_url
 Sentinel: Callable[..., Any] = _Sentinel
 SentinelConnectionPool: Callable[..., ConnectionPool] = _SentinelConnectionPool
 
 
 class Link(Protocol):
-    """One way to a Redis server."""
+    """Connections of one thread to a Redis server."""
 
     @property
     def sharded(self) -> bool:
-        """Whether this is a Redis Cluster, where presence is a shard channel."""
+        """True for a Redis Cluster, where presence is a shard channel."""
         ...
 
     def client(self) -> redis.Redis:
-        """A client without retries. To be asked for at each use.
+        """Return a client without retries. Call it at each use.
 
         Raises:
-            StoreError: there is no connection to be had.
+            StoreError: no server can be reached.
         """
         ...
 
 
 class WatchedClient(redis.Redis):
-    """Drops its pool's connections after an answer that shows that they lead to the wrong server."""
+    """Client that drops its connections after an error that shows that they lead to the wrong server."""
 
     def __init__(self, pool: ConnectionPool, on_error: Callable[[Exception], None] = lambda _: None) -> None:
         super().__init__(connection_pool=pool)
@@ -78,15 +78,15 @@ class WatchedClient(redis.Redis):
 
 
 class UrlLink:
-    """A Redis given by URL: TCP, TLS or a Unix socket."""
+    """Redis with a URL: TCP, TLS or a Unix socket."""
 
     sharded = False
 
     def __init__(self, url: str, options: Mapping[str, Any], timeout: float) -> None:
-        """``timeout``, in seconds, is for connecting and for each command.
+        """``timeout`` is in seconds, for connecting and for each command.
 
         Raises:
-            ConfigurationError: an option that redis-py does not know, or a value that it can't use.
+            ConfigurationError: redis-py does not know an option, or cannot use its value.
         """
         self._pool = _checked(lambda: _pool(url, options, timeout))
         self._client: redis.Redis | None = None
@@ -98,15 +98,15 @@ class UrlLink:
 
 
 class SentinelLink:
-    """The primary that Sentinel names."""
+    """Primary that Sentinel names."""
 
     sharded = False
 
     def __init__(self, url: str, options: Mapping[str, Any], timeout: float) -> None:
-        """``options`` has ``master_name``, and ``sentinel_kwargs`` for the connections to the Sentinels themselves.
+        """``options`` has ``master_name``, and ``sentinel_kwargs`` for the connections to the Sentinels.
 
         Raises:
-            ConfigurationError: without ``master_name``, or as of :class:`UrlLink`.
+            ConfigurationError: ``master_name`` is missing, or as in :class:`UrlLink`.
         """
         given = dict(options)
         name = given.pop("master_name", None)
@@ -116,7 +116,7 @@ class SentinelLink:
                 "know the primary"
             )
         addresses, first = _addresses(url, _SENTINEL_PORT)
-        # One Sentinel that hangs must not use up the time in which the next would have answered.
+        # A Sentinel that hangs must leave time for the next one.
         patience = max(timeout / len(addresses), 0.1)
         for_sentinels = {**_calm(patience), **_in_redis_py(given.pop("sentinel_kwargs", None) or {})}
         others = int(given.pop("min_other_sentinels", 0))
@@ -140,18 +140,15 @@ class SentinelLink:
 
 
 class ClusterLink:
-    """The node of a Redis Cluster that serves one key, and with it all keys of the same hash tag.
-
-    Any node that is asked for the key answers, or says which one would.
-    """
+    """Node of a Redis Cluster that serves one key, and with it all keys of the same hash tag."""
 
     sharded = True
 
     def __init__(self, url: str, options: Mapping[str, Any], timeout: float, key: str) -> None:
-        """``url`` is of one or more nodes, ``redis+cluster://host:port,host:port``.
+        """``url`` names one or more nodes: ``redis+cluster://host:port,host:port``.
 
         Raises:
-            ConfigurationError: as of :class:`UrlLink`.
+            ConfigurationError: as in :class:`UrlLink`.
         """
         self._known, first = _addresses(url, _PORT)
         self._kwargs = _pool_kwargs(first, options, timeout)
@@ -176,7 +173,7 @@ class ClusterLink:
             try:
                 self._follow(address)
             except (redis_errors.RedisError, OSError) as exc:
-                # With a node's own "the cluster is down", a dead one's silence is not what to report.
+                # An error that a node answered says more than the silence of a dead one.
                 if last is None or not code_of(last):
                     last = exc
             else:
@@ -185,7 +182,7 @@ class ClusterLink:
         raise as_store_error(last) if last is not None else StoreUnavailable("no node is known", acted=False)
 
     def _follow(self, address: Address) -> None:
-        """Ask from node to node, until one serves the key."""
+        """Follow redirections until a node serves the key."""
         for _ in range(_REDIRECTIONS):
             client = self._client_of(address)
             try:
@@ -197,15 +194,15 @@ class ClusterLink:
                     raise
                 address = (moved[0] or address[0], moved[1])
             else:
-                self._settle(address, client)
+                self._use(address, client)
                 return
         raise redis_errors.ConnectionError("the nodes of the Redis Cluster refer to each other in a circle")
 
-    def _settle(self, address: Address, client: redis.Redis) -> None:
+    def _use(self, address: Address, client: redis.Redis) -> None:
         if self._node is not None and self._node[1] is not client:
             self._drop(self._node[1])
         self._node = address, client
-        # The first to be asked the next time.
+        # This node is asked first the next time.
         self._known = list(dict.fromkeys([address, *self._known]))
 
     def _client_of(self, address: Address) -> redis.Redis:
@@ -226,10 +223,10 @@ class ClusterLink:
 
 
 def link_to(url: str, options: Mapping[str, Any], timeout: float, key: str) -> Link:
-    """The link for a URL. Connects to nothing yet; ``key`` is one of those to be reached, ``timeout`` in seconds.
+    """Return a link for a URL, without connecting. ``key`` is one of the cluster's keys; ``timeout`` is in seconds.
 
     Raises:
-        ConfigurationError: the URL or the options can't be used.
+        ConfigurationError: the URL or the options are invalid.
     """
     scheme = url.partition("://")[0].lower()
     if scheme == "sentinel":
@@ -247,13 +244,13 @@ def _pool(url: str, options: Mapping[str, Any], timeout: float) -> ConnectionPoo
 
 
 def _pool_kwargs(url: str, options: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-    """What redis-py's pool takes. The options win over the URL."""
+    """Return the arguments of redis-py's pool. The options override the URL."""
     try:
         found = parse_url(_as_redis_py_spells(url))
     except ValueError as exc:
         raise _unreadable(exc) from None
     kwargs = {**_calm(timeout), **_in_redis_py(found), **_in_redis_py(options)}
-    # Bytes that are no text, in a field of somebody else's, would make the whole reply unreadable.
+    # A field of another program that is no UTF-8 would make the whole reply unreadable.
     kwargs["decode_responses"] = False
     if kwargs.pop("ssl", False):
         kwargs["connection_class"] = SSLConnection
@@ -263,13 +260,13 @@ def _pool_kwargs(url: str, options: Mapping[str, Any], timeout: float) -> dict[s
 
 
 def _calm(timeout: float) -> dict[str, Any]:
-    """Short timeouts, and no blind retries."""
+    """Return options for short timeouts without retries."""
     retry: Any = Retry(NoBackoff(), 0)
     return {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": retry}
 
 
 def _as_redis_py_spells(url: str) -> str:
-    """A URL as Celery and kombu write it."""
+    """Return a URL of Celery or kombu as redis-py writes it."""
     scheme, _, rest = url.strip().partition("://")
     scheme = scheme.lower()
     if scheme == "redis+socket":
@@ -282,7 +279,7 @@ _REQUIREMENTS = {"cert_none": "none", "cert_optional": "optional", "cert_require
 
 
 def _in_redis_py(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as redis-py spells them, from what Celery also takes."""
+    """Return options as redis-py spells them, from Celery's spelling."""
     found = dict(options)
     wanted = found.get("ssl_cert_reqs")
     if isinstance(wanted, ssl.VerifyMode):
@@ -291,7 +288,7 @@ def _in_redis_py(options: Mapping[str, Any]) -> dict[str, Any]:
         word = wanted.lower()
         found["ssl_cert_reqs"] = _REQUIREMENTS.get(word, word)
         if found["ssl_cert_reqs"] == "none":
-            # Python refuses to check the name on a certificate that it shall not check.
+            # Python refuses to check the host name of a certificate that it does not verify.
             found.setdefault("ssl_check_hostname", False)
     for name in ("protocol", "db"):
         if isinstance(found.get(name), str) and found[name].isdecimal():
@@ -303,7 +300,7 @@ def _in_redis_py(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _addresses(url: str, default_port: int) -> tuple[list[Address], str]:
-    """The hosts of a URL that lists several, and the first of them as a ``redis://`` URL with all else that it says.
+    """Return the hosts of a URL with several, and a ``redis://`` URL of the first one with the remaining parts.
 
     Both ``sentinel://h1:26379;sentinel://h2:26379/0`` and ``redis+cluster://user:password@h1:7000,h2:7000?x=y``.
     """
@@ -332,7 +329,7 @@ def _addresses(url: str, default_port: int) -> tuple[list[Address], str]:
 
 
 def _unreadable(exc: ValueError) -> ConfigurationError:
-    """Without what Python says of a port: in a URL with an unescaped password that is a part of it."""
+    """Return an error without Python's text about a port, which may be a part of an unescaped password."""
     said = str(exc)
     if not said.startswith("Invalid value for '"):
         said = "no host and port can be read from it; write / ; , @ in a password as %2F and the like"
@@ -344,10 +341,10 @@ def _split(front: str) -> Sequence[str]:
 
 
 def _checked(make: Callable[[], ConnectionPool]) -> ConnectionPool:
-    """The pool, once a connection could be made of its options; none is opened.
+    """Return the pool if redis-py accepts its options. Opens no connection.
 
     Raises:
-        ConfigurationError: redis-py refuses them.
+        ConfigurationError: redis-py refuses the options.
     """
     try:
         make().make_connection()
@@ -355,4 +352,4 @@ def _checked(make: Callable[[], ConnectionPool]) -> ConnectionPool:
     except ImportError as exc:
         raise ConfigurationError(f"ha_beat_redis_options: {exc}") from exc
     except (TypeError, ValueError, AttributeError, redis_errors.RedisError) as exc:
-        raise ConfigurationError(f"ha_beat_redis_options: redis-py can't use them: {in_words(exc)}") from exc
+        raise ConfigurationError(f"ha_beat_redis_options: redis-py cannot use them: {in_words(exc)}") from exc

@@ -1,7 +1,7 @@
-"""Reads the journal: what became of every occurrence, and every change of leader, newest first or in order.
+"""Reader of the journal, which records the verdict of every occurrence and every change of leader.
 
-The journal is a Redis stream, written only by the scripts that do what it records. Each record has a number ``n`` from
-one counter, so that a gap shows that older records were trimmed away (or lost).
+The journal is a Redis stream. Only the scripts that do what it records write it. Each record has a number ``n`` from
+one counter, so that a gap shows trimmed or lost records.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from ha_beat.store.scripts import text
 if TYPE_CHECKING:
     import redis
 
-#: Records asked for at once.
+#: Records that are read at once.
 _PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What every record has.
+    """Any record.
 
-    ``id`` is the stream's, ``n`` the counter's number (0 where there is none), ``kind`` is ``occurrence``, ``term`` or
-    what others wrote, ``ms`` the time of writing in milliseconds since the Unix epoch, ``by`` the replica that led, and
-    ``data`` the record as it was written.
+    ``id`` is the stream's and ``n`` the counter's number, 0 for none. ``kind`` is ``occurrence``, ``term``, ``control``
+    or another. ``ms`` is the time of writing in ms since the Unix epoch, ``by`` the leader, ``data`` the whole record.
     """
 
     id: str
@@ -48,10 +47,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class VerdictRecord(Record):
-    """What became of one occurrence, or of a range of them: those from ``first`` up to, not including, ``until``.
-
-    ``count`` is -1 where they were too many to count.
-    """
+    """Verdict of one occurrence, or of all from ``first`` to before ``until``. ``count`` is -1 if it is unknown."""
 
     verdict: Verdict
     entry: str
@@ -64,7 +60,7 @@ class VerdictRecord(Record):
 
     @property
     def label(self) -> str:
-        """What people call the entry: a row of a database goes by its key in ``entry``."""
+        """Name of the entry. In ``entry`` a row of a database has its primary key."""
         return str(self.data.get("name") or self.entry)
 
     @property
@@ -78,10 +74,9 @@ class VerdictRecord(Record):
 
 @dataclass(frozen=True, slots=True)
 class TermRecord(Record):
-    """A change of leader. ``event`` is ``acquired`` or ``released``; ``reason`` is ``None`` for an unknown code.
+    """Change of leader. ``event`` is ``acquired`` or ``released``; ``reason`` is ``None`` for an unknown code.
 
-    Of an acquisition: ``previous`` held the lease before, under ``previous_epoch``, and was last heard of at
-    ``left_ms``.
+    An acquisition has the previous holder, its epoch and the time of its last renewal, ``left_ms``.
     """
 
     event: str
@@ -93,7 +88,7 @@ class TermRecord(Record):
 
 
 def parse(stream_id: str, n: int, raw: str) -> Record | None:
-    """One record, or ``None`` where it can't be read. One of an unknown kind is a bare :class:`Record`."""
+    """Return a record, or ``None`` if it is unreadable. One of an unknown kind is a plain :class:`Record`."""
     try:
         data = json.loads(raw)
         kind = str(data.get("kind") or ("occurrence" if "verdict" in data else "other"))
@@ -141,22 +136,22 @@ def _term_reason(data: Mapping[str, Any]) -> TermStart | TermEnd | None:
 
 
 class Journal:
-    """The journal of one cluster. Every method raises ``StoreUnavailable`` when Redis does not answer."""
+    """Journal of one cluster. Every method raises ``StoreError`` if Redis fails."""
 
     def __init__(self, client: Callable[[], redis.Redis], keys: Keys) -> None:
         self._client = client
         self._keys = keys
 
     def newest(self, limit: int = 100) -> list[Record]:
-        """The newest records, newest first."""
+        """Return the newest records, newest first."""
         return _records(self._read("XREVRANGE", "+", "-", limit))
 
     def after(self, stream_id: str, limit: int = _PAGE) -> list[Record]:
-        """The records that follow one, in order; all with ``0``. For readers that follow the journal."""
+        """Return the records after one, in order. The id ``0`` returns all."""
         return _records(self._read("XRANGE", f"({stream_id}", "+", limit))
 
     def between(self, since: datetime | None = None, until: datetime | None = None) -> Iterator[Record]:
-        """The records *written* in ``[since, until)``, newest first, read page by page as they are asked for."""
+        """Yield the records *written* in ``[since, until)``, newest first. They are read page by page."""
         end = "+" if until is None else f"({_millis(until)}-0"
         start = "-" if since is None else f"{_millis(since)}-0"
         while True:
@@ -167,7 +162,7 @@ class Journal:
             end = f"({text(page[-1][0])}"
 
     def of_entry(self, entry: str, limit: int = 100, since: datetime | None = None) -> list[VerdictRecord]:
-        """The newest verdicts of one entry, newest first."""
+        """Return the newest verdicts of one entry, newest first."""
         found: list[VerdictRecord] = []
         for record in self.between(since):
             if isinstance(record, VerdictRecord) and record.entry == entry:
@@ -177,7 +172,7 @@ class Journal:
         return found
 
     def oldest_ms(self) -> int | None:
-        """When the oldest record that is left was written, in ms since the Unix epoch; ``None`` if there is none."""
+        """Return when the oldest record was written, in ms since the Unix epoch, or ``None`` if there is no record."""
         page = self._read("XRANGE", "-", "+", 1)
         return int(text(page[0][0]).partition("-")[0]) if page else None
 

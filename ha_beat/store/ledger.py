@@ -1,4 +1,4 @@
-"""The ledger: per entry, the last occurrence and what became of it.
+"""Ledger: one row for each entry, with its last occurrence and the verdict.
 
 One hash, one JSON row for each entry. A row is replaced only by a script that finds it exactly as its writer last
 saw it, so that two writers never both count.
@@ -23,24 +23,24 @@ from ha_beat.store.scripts import Script, text
 if TYPE_CHECKING:
     import redis
 
-#: For so long the ledger remembers of an entry that it is gone or disabled.
+#: How long the ledger keeps the row of an entry that is deleted or disabled.
 KEEP_ABSENT = timedelta(days=2)
 
-#: Version of a row. A row of a higher one is left alone.
+#: Version of a row. A row with a higher version is not changed.
 ROW_VERSION = 1
 
-#: Of ``min-replicas-max-lag``, in seconds, where Redis is set up without it.
+#: Default of ``min-replicas-max-lag`` in Redis, in seconds.
 _USUAL_MAX_LAG = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """What the cluster knows of one entry.
+    """Row of one entry.
 
-    ``base`` is Celery's ``last_run_at``, the instant that the next occurrence is counted from; ``scheduled_at`` is when
-    the last occurrence was due (``None`` while there was none). ``signature`` tells one schedule of the entry from
-    another, and ``following`` is what came next by it. Up to ``in_doubt_until`` its occurrences may have been enqueued:
-    state was lost, and who saw to that did not have the entry. ``raw`` is the row as it stands in Redis.
+    ``base`` is Celery's ``last_run_at``: the next occurrence is counted from it. ``scheduled_at`` is the due instant of
+    the last occurrence, ``None`` if there was none. ``signature`` identifies the entry's schedule, and ``following`` is
+    the next instant of that schedule. Occurrences up to ``in_doubt_until`` may have been enqueued: state was lost, and
+    the leader that recovered it did not have the entry. ``raw`` is the row in Redis.
     """
 
     base: datetime
@@ -138,11 +138,11 @@ class RawRow(str):
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """Of the Redis server.
+    """What decides which writes a new Redis server may lack.
 
-    Whether it writes an append-only file, by when at the latest it had started (by this replica's clock), whether it
-    was a replica until it took over from another server, and whether it takes no writes without replicas: then, cut
-    off from them, for ``max_lag`` seconds more.
+    ``append_only``: it writes an append-only file. ``started_at``: it had started by then, in scheduling time.
+    ``promoted``: it was a replica before. ``min_replicas``: it refuses writes without replicas. A partitioned primary
+    then accepts writes for ``max_lag`` more seconds.
     """
 
     append_only: bool
@@ -153,7 +153,7 @@ class ServerFacts:
 
 
 class Ledger:
-    """Reads the ledger's rows, which only the dispatch script writes, and keeps notes beside them."""
+    """Reader of the ledger's rows, and writer of its notes. The scripts dispatch, settle and seed write rows."""
 
     def __init__(self, client: Callable[[], redis.Redis], keys: Keys) -> None:
         self._client = client
@@ -162,7 +162,7 @@ class Ledger:
         self._taken_over = Script("taken_over")
 
     def server_facts(self, now: datetime) -> ServerFacts:
-        """What the server says of itself; ``now`` is the scheduling time.
+        """Return facts about the server. ``now`` is the scheduling time.
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -170,7 +170,7 @@ class Ledger:
         with mapped_redis_errors():
             info: Mapping[str, Any] = self._client().info("everything")
         min_replicas = "min_slaves_good_slaves" in info
-        # Redis tells whole seconds: the server may be younger by up to one.
+        # Redis reports whole seconds, so the server may be up to one second younger.
         up = timedelta(seconds=max(int(info.get("uptime_in_seconds", 0)) - 1, 0))
         return ServerFacts(
             append_only=bool(int(info.get("aof_enabled", 0))),
@@ -190,7 +190,7 @@ class Ledger:
             return _USUAL_MAX_LAG
 
     def read(self) -> Mapping[str, str]:
-        """Every entry's raw row by entry id.
+        """Return the raw rows of all entries, by entry id.
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -201,7 +201,7 @@ class Ledger:
         return {field[2:]: RawRow(text(raw)) for field, raw in rows if field.startswith("e:")}
 
     def of(self, entries: Sequence[str]) -> Mapping[str, LedgerRow]:
-        """The rows of these entries, of those that have one which can be read.
+        """Return the readable rows of these entries.
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -210,7 +210,7 @@ class Ledger:
         return {entry: row for entry, row in found.items() if row is not None}
 
     def notes(self, names: Sequence[str]) -> Mapping[str, str]:
-        """What was noted under these names.
+        """Return the notes with these names.
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -239,11 +239,11 @@ class Ledger:
         return fence_reason(code) if code else None
 
     def note(self, term: Term, notes: Mapping[str, str]) -> bool:
-        """Note something, as the leader; False where the term is over and nothing was noted.
+        """Write notes as the leader. Return False if the term is over, and nothing was written.
 
         Raises:
             StoreUnavailable: the outcome is unknown.
-            StoreRefused: nothing was noted.
+            StoreRefused: nothing was written.
         """
         flat = [part for pair in notes.items() for part in pair]
         keys = [self._keys.lease, self._keys.ledger]

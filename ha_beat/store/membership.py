@@ -1,4 +1,4 @@
-"""Membership: which replicas there are. Each says every two seconds that it is here; that is all a standby writes."""
+"""Membership: the living replicas of a cluster. Each replica writes its record every one to two seconds."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ha_beat.store.scripts import Script, pairs, text, whole
 if TYPE_CHECKING:
     import redis
 
-#: Seconds between two signs of life.
+#: Seconds between two writes of a member record.
 MEMBER_INTERVAL = 2.0
 
-#: Seconds after which a replica that gave no sign counts as gone.
+#: Seconds after its last record after which a replica counts as gone.
 MEMBER_TIMEOUT = 3 * MEMBER_INTERVAL
 
 #: Seconds after which the leader removes the record of a replica that is gone.
@@ -30,7 +30,7 @@ _REMOVE_AFTER = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Upcoming:
-    """An entry that will be due. ``at_ms`` is in ms since the Unix epoch."""
+    """Entry with its next due instant. ``at_ms`` is in ms since the Unix epoch."""
 
     entry: str
     task: str
@@ -39,12 +39,12 @@ class Upcoming:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What a replica says of itself.
+    """Record of one replica.
 
-    ``seen_ms`` is the Redis server's time at its last sign of life, ``since_ms`` its own at its start, ``http`` the URL
-    of its endpoint (empty without), ``schedule`` a digest of its schedule (empty where it is not read),
-    ``clock_offset_ms`` how far its clock is ahead of the Redis server's. ``not_ready`` has a detail for each
-    :class:`~ha_beat.reasons.HealthReason` why it could not lead. The fields from ``entries`` on are the leader's.
+    ``seen_ms`` is the server's time of the last write, and ``since_ms`` the replica's time of its start. ``http`` is
+    the URL of its endpoint, ``""`` for none. ``schedule`` is a digest of its schedule, ``""`` if it was not read.
+    ``clock_offset_ms`` is its clock minus the server's. ``not_ready`` has a detail for each
+    :class:`~ha_beat.reasons.HealthReason` that keeps it from leading. A leader sets the fields from ``entries`` on.
     """
 
     id: str
@@ -74,7 +74,7 @@ class Member:
 
     @classmethod
     def parse(cls, replica_id: str, raw: str) -> Member | None:
-        """From the record in Redis; ``None`` where it can't be read. Unknown fields (newer software) are left out."""
+        """Return the member from its record in Redis, or ``None`` if it is unreadable. Unknown fields are ignored."""
         try:
             record = {**json.loads(raw), "id": replica_id}
             known: dict[str, Any] = {
@@ -113,7 +113,7 @@ def _as_of(leader: LeaseRecord | None, member: Member) -> Member:
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """How the Redis server is set up; empty or ``None`` where it doesn't say."""
+    """Settings of the Redis server that decide whether it may lose data; ``""`` or ``None`` if unknown."""
 
     eviction_policy: str = ""
     append_only_file: bool | None = None
@@ -130,9 +130,10 @@ class ServerSettings:
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """The cluster as one look at Redis found it. ``members`` are those alive, by id; times are the Redis server's.
+    """State of the cluster, read at one instant. ``members`` are alive, in the order of their ids.
 
-    ``paused`` is empty, or what the ledger says of the pause (JSON). ``dropped`` messages were the workers' guard's.
+    ``server_ms`` is the server's time. ``paused`` is the ledger's record of the pause (JSON), ``""`` if there is none.
+    ``dropped`` is the number of messages that the workers' guard dropped.
     """
 
     server_ms: int
@@ -156,7 +157,7 @@ def _leader(lease: LeaseRecord | None, server_ms: int) -> LeaseRecord | None:
 
 
 class Members:
-    """The register of one cluster."""
+    """Member records of one cluster."""
 
     def __init__(self, client: Callable[[], redis.Redis], keys: Keys) -> None:
         self._client = client
@@ -164,10 +165,10 @@ class Members:
         self._script = Script("members", although_full=True)
 
     def view(self, member: Member | None = None, *, clean: bool = False) -> ClusterView:
-        """Look at the cluster, and where ``member`` is given say that it is here.
+        """Read the state of the cluster, and write the record of ``member`` if given. ``clean`` removes old records.
 
         Raises:
-            StoreError: Redis did not answer, or refused.
+            StoreError: Redis did not answer or refused.
         """
         oldest = str(round(_REMOVE_AFTER * 1000)) if clean else ""
         reply = self._call(member, "1", oldest)
@@ -190,7 +191,7 @@ class Members:
         )
 
     def server_settings(self) -> ServerSettings | None:
-        """How the server is set up; ``None`` where it may not be asked. Never raises."""
+        """Return the server's settings, or ``None`` if they cannot be read. Never raises."""
         try:
             with mapped_redis_errors():
                 client = self._client()
@@ -203,11 +204,11 @@ class Members:
             return None
 
     def announce(self, member: Member) -> int:
-        """Say that the replica is here. Returns the server's time in ms. Raises as :meth:`view`."""
+        """Write the record of a replica and return the server's time in ms. Raises like :meth:`view`."""
         return int(self._call(member, "0", "")[0])
 
     def remove(self, replica_id: str) -> None:
-        """Take the replica out; without Redis, its record runs out by itself. Never raises."""
+        """Remove the record of a replica. Never raises: without Redis the record expires by itself."""
         with suppress(StoreError), mapped_redis_errors():
             self._client().hdel(self._keys.members, replica_id)
 

@@ -1,4 +1,4 @@
-"""The one subscribed connection of a replica: its presence, and its ear for the wake channel."""
+"""Subscribed connection of a replica: it shows its presence and receives wake messages."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ if TYPE_CHECKING:
     import redis
     from redis.client import PubSub
 
-#: Seconds within which Redis has to confirm a subscription.
+#: Seconds within which Redis must confirm a subscription.
 _CONFIRM_WITHIN = 2.0
 
 
 class PresenceError(Exception):
-    """The connection ended, or the server stopped answering on it."""
+    """Presence connection that ended, or on which the server stopped answering."""
 
 
 class Presence(Protocol):
-    """What the elector needs of such a connection."""
+    """Presence connection as the elector uses it."""
 
     @property
     def channel(self) -> str:
-        """The presence channel now subscribed; empty while there is none."""
+        """The presence channel now subscribed, ``""`` for none."""
         ...
 
     def open(self) -> None:
         """Subscribe under a new channel name.
 
         Raises:
-            PresenceError: it could not be.
+            PresenceError: the subscription failed.
         """
         ...
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a wake message; True when one came.
+        """Wait for a wake message. Return True if one arrived.
 
         Raises:
-            PresenceError: the connection is gone.
+            PresenceError: the connection ended.
         """
         ...
 
@@ -57,7 +57,7 @@ class Presence(Protocol):
 def _pubsub(client: Any) -> PubSub:
     options = {}
     if str(client.connection_pool.connection_kwargs.get("protocol")) == "3":
-        # Without a handler older redis-py logs every message that arrives over RESP3.
+        # Without a handler, older versions of redis-py log every message over RESP3.
         options["push_handler_func"] = lambda message: message
     pubsub: PubSub = client.pubsub(**options)
     return pubsub
@@ -89,7 +89,7 @@ class RedisPresence:
 
     def open(self) -> None:
         self.close()
-        # A new name each time: a standby must not take an old connection's end for this one's.
+        # A new name each time: a standby must not mistake the end of an old connection for the end of this one.
         token = new_token()  # guard: presence-new-channel
         channel = self._keys.shard_presence(token) if self._sharded else self._keys.presence(token)
         try:
@@ -112,7 +112,7 @@ class RedisPresence:
         pubsub.connection.register_connect_callback(self._on_connect)
 
     def _confirm(self, pubsub: PubSub, wanted: set[str]) -> None:
-        """Wait until Redis has subscribed the channels, or has said why not."""
+        """Wait until Redis has confirmed the subscriptions, or answered with an error."""
         until = self._clock.elapsed() + _CONFIRM_WITHIN
         while wanted:
             left = until - self._clock.elapsed()
@@ -123,7 +123,7 @@ class RedisPresence:
                 wanted.discard(text(message["channel"]))
 
     def _on_connect(self, _: object) -> None:
-        """redis-py makes a lost connection anew by itself; but it may lead to another server, and was away."""
+        """Note that redis-py reconnected by itself. The connection was lost meanwhile, and may reach another server."""
         self._connected_again = True
 
     def wait(self, seconds: float) -> bool:
@@ -163,7 +163,7 @@ class RedisPresence:
         self._pubsub, self.channel = None, ""
         if pubsub is None:
             return
-        # Not back to the pool while subscribed: nobody else shall inherit the subscription.
+        # The connection must not return to the pool while it is subscribed.
         connection: Any = pubsub.connection
         with suppress(RedisError, OSError):
             if connection is not None:

@@ -1,4 +1,4 @@
-"""What Redis answers or fails with, put into words and into this package's errors, once."""
+"""Mapping of redis-py's errors to this package's errors, with a message for a person."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redis import exceptions as redis_errors
 
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 
-#: By the code that Redis' answer starts with: what is wrong, for a person.
+#: Message by the code with which Redis' error starts.
 _IN_WORDS = {
     "NOAUTH": "Redis asks for a password, and none was given",
     "WRONGPASS": "Redis refuses the user name or the password",
@@ -28,7 +28,7 @@ _IN_WORDS = {
     "TRYAGAIN": "the Redis Cluster is moving these keys",
 }
 
-#: redis-py takes the code off the text of the errors that it has a class for; which those are depends on its version.
+#: redis-py removes the code from errors that have their own class. Which ones do depends on its version.
 _CODES = {
     "NoPermissionError": "NOPERM",
     "ReadOnlyError": "READONLY",
@@ -41,13 +41,13 @@ _CODES = {
     "TryAgainError": "TRYAGAIN",
 }
 
-#: Redis before 7 hides the code within the text when the error arose in a script.
+#: Redis before 7 puts the code inside the text if the error arose in a script.
 _CODE = re.compile(rf"(?:^|[\s:-])({'|'.join(_IN_WORDS)})(?=\s|$)")
 
 _MOVED = re.compile(r"\b\d+ (\S*):(\d+)(?:\s|$)")
 
-#: What Redis adds about the place in the script; before 7 in front, and differently for each script; Valkey without its
-#: hash.
+#: Text that Redis adds about the place in the script: before 7 in front and different for each script, in Valkey
+#: without the hash.
 _IN_SCRIPT = re.compile(
     r"\s*script: (?:[0-9a-f]{40}, )?on @\w+:\d+\.?$"
     r"|^Error running script \(call to f_[0-9a-f]{40}\): (?:@\w+: ?\d+: ?)*-?"
@@ -55,20 +55,20 @@ _IN_SCRIPT = re.compile(
 
 _UNKNOWN_COMMAND = re.compile(r"unknown command ['`](\w+)")
 
-#: After these, what was to be had of this server is to be looked for anew: it is not the primary, not this key's node,
-#: or it does not know who is speaking.
+#: Codes after which the connections must be made again: the server is not the primary, not the node of this key, or has
+#: lost the authentication.
 STALE = frozenset({"READONLY", "MOVED", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH"})
 
-#: Answered before anything was done.
+#: Codes of errors that Redis answers before it executes anything.
 _DID_NOTHING = frozenset({"NOAUTH", "WRONGPASS", "LOADING", "MASTERDOWN"})
 
 
-#: What Redis says in place of NOPERM where the command is one of a script's: up to 7.0, and after.
+#: Redis' text instead of NOPERM for a command of a script: up to 7.0, and after.
 _NO_RIGHT_IN_SCRIPT = re.compile("The user executing the script can't|ACL failure in script")
 
 
 def code_of(exc: BaseException) -> str:
-    """The code of Redis' error answer; empty for what is none, such as a connection that is refused."""
+    """Return the code of an error of Redis, or ``""`` for other errors, such as a refused connection."""
     code = _CODES.get(type(exc).__name__)
     if code is not None:
         return code
@@ -80,12 +80,12 @@ def code_of(exc: BaseException) -> str:
     if isinstance(exc, redis_errors.ResponseError):
         found = _CODE.search(said)
         return found[1] if found else ""
-    # Sentinel's connections turn the answer of a primary that is none any more into this.
+    # redis-py's Sentinel connections replace the error of a demoted primary by this text.
     return "READONLY" if "previous master is now a slave" in said else ""
 
 
 def in_words(exc: BaseException, command: str = "") -> str:
-    """One line that names what is wrong. ``command`` is that of a script at which it went wrong, where known."""
+    """Return one line that names the fault. ``command`` is the failed command of a script, if it is known."""
     code = code_of(exc)
     said = _IN_SCRIPT.sub("", " ".join(str(exc).split()))
     if command and code == "NOPERM":
@@ -95,13 +95,13 @@ def in_words(exc: BaseException, command: str = "") -> str:
         return f"{_IN_WORDS[code]} ({code}{detail})"
     unknown = _UNKNOWN_COMMAND.search(said) if isinstance(exc, redis_errors.ResponseError) else None
     if unknown:
-        # What follows are the first bytes of what was sent, a script's among them.
+        # The rest of the text are the first bytes of the command, which may be a script.
         return f"this Redis does not have the command {unknown[1]}, or has renamed it (rename-command)"
     return f"{type(exc).__name__}: {said}" if said else type(exc).__name__
 
 
 def as_store_error(exc: Exception, command: str = "") -> StoreError:
-    """The same as an error of this package: refused where Redis said no, unavailable where no answer came."""
+    """Return an error as this package's: refused if Redis answered with an error, unavailable if no answer came."""
     code = code_of(exc)
     unanswered = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError)
     if code in _DID_NOTHING or isinstance(exc, redis_errors.MaxConnectionsError):
@@ -126,13 +126,13 @@ def mapped_redis_errors() -> Iterator[None]:
 
 
 def line_in_script(exc: BaseException) -> int | None:
-    """The line of the script, counted from 1, at which a command failed."""
+    """Return the line of the script, counted from 1, at which a command failed."""
     found = re.search(r"@user_script: ?(\d+)", str(exc))
     return int(found[1]) if found else None
 
 
 def moved_to(exc: BaseException) -> tuple[str, int] | None:
-    """Where a node of a Redis Cluster says that the key is; the host is empty where it is the same."""
+    """Return the address to which a node of a Redis Cluster redirects. The host is ``""`` if it is the same."""
     if code_of(exc) != "MOVED":
         return None
     found = _MOVED.search(str(exc))

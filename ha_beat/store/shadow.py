@@ -1,4 +1,4 @@
-"""Keeps a standby's shadow of the ledger up to date from the journal, without reading the ledger each time."""
+"""Shadow of the ledger: the positions that a replica knows, kept up to date from the journal."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ha_beat.store.scripts import Script, text, whole
 if TYPE_CHECKING:
     import redis
 
-#: Records taken at one poll; with more to come the ledger itself is read.
+#: Records that are read at one poll. If there are more, the ledger is read.
 _RECORDS = 1000
 
-#: Seconds after which the ledger is read even where no gap shows: armed entries leave no record.
+#: Seconds after which the ledger is read even without a gap: armed entries leave no record.
 _REREAD = 300.0
 
 
 class Shadow:
-    """The newest position of each entry that this replica knows the cluster to have reached.
+    """Newest known position of each entry.
 
-    Written by the elector's thread while this replica stands by, by the main loop while it leads.
+    The election thread writes it on a standby, the main loop on a leader.
     """
 
     def __init__(self) -> None:
@@ -36,32 +36,34 @@ class Shadow:
         self._positions: dict[str, datetime] = {}
         self.gen = ""
         self.counter = 0
-        #: The pause as it stood in the ledger (JSON, empty for none) of the incarnation ``paused_gen``.
+        #: The pause in the ledger of the incarnation ``paused_gen`` (JSON, ``""`` for none).
         self.paused = ""
         self.paused_gen = ""
         self.last_id = "0-0"
 
     def position(self, entry: str) -> datetime | None:
+        """Return the newest known position of an entry."""
         with self._lock:
             return self._positions.get(entry)
 
     def learn(self, entry: str, position: datetime) -> None:
-        """Positions never move back."""
+        """Record a position. Positions never move back."""
         with self._lock:
             known = self._positions.get(entry)
             if known is None or known < position:  # guard: shadow-never-back
                 self._positions[entry] = position
 
     def learn_rows(self, rows: Mapping[str, str]) -> None:
+        """Record the positions of raw ledger rows."""
         for entry, raw in rows.items():
             row = LedgerRow.parse(raw)
-            # A claim may be taken back, and the position with it.
+            # A claim can be undone, and its position with it.
             if row is not None and row.verdict is not Verdict.CLAIMED:
                 self.learn(entry, row.base)
 
     def lost(self, rows: Mapping[str, str], now: datetime) -> dict[str, datetime]:
-        """Positions acknowledged before that the ledger is behind, or knows nothing of."""
-        # Rows of entries that are long gone are taken out.
+        """Return the known positions that the ledger is behind, or does not have."""
+        # The ledger drops rows of entries that were deleted long ago.
         forgettable = now - KEEP_ABSENT
         with self._lock:
             positions = dict(self._positions)
@@ -74,11 +76,11 @@ class Shadow:
         return found
 
     def ahead_of(self, rows: Mapping[str, str], now: datetime) -> bool:
-        """Whether the ledger is behind what was acknowledged before."""
+        """True if the ledger is behind a known position."""
         return bool(self.lost(rows, now))  # guard: loss-behind-shadow
 
     def forget(self, rows: Mapping[str, str], now: datetime) -> None:
-        """Drop what a ledger that stands has dropped: entries that are long gone."""
+        """Drop entries that an intact ledger has dropped because they were deleted long ago."""
         forgettable = now - KEEP_ABSENT
         with self._lock:
             gone = [entry for entry, at in self._positions.items() if at < forgettable and entry not in rows]
@@ -87,7 +89,7 @@ class Shadow:
 
 
 class ShadowFeed:
-    """Polls the journal into a shadow. Used by the elector's thread."""
+    """Updater of a shadow, which polls the journal. Used by the election thread."""
 
     def __init__(self, client: Callable[[], redis.Redis], keys: Keys, shadow: Shadow, clock: Clock) -> None:
         self._client = client
@@ -99,7 +101,7 @@ class ShadowFeed:
         self._reread_at = 0.0
 
     def poll(self) -> None:
-        """Take in what has happened since the last poll.
+        """Update the shadow with the records since the last poll.
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -108,7 +110,7 @@ class ShadowFeed:
         reply = self._script(self._client(), [self._keys.ledger, self._keys.journal], [shadow.last_id, _RECORDS])
         gen, counter, records = text(reply[0]), whole(reply[1]), reply[2]
         if not gen:
-            # The ledger is gone, or was never there: what is known stays known.
+            # Without a ledger, what is known is kept.
             return
         shadow.paused, shadow.paused_gen = text(reply[3]), gen
         now = self._clock.elapsed()
@@ -127,7 +129,7 @@ class ShadowFeed:
             shadow.last_id = text(records[-1][0])
 
     def _take_in(self, records: list[Any]) -> bool:
-        """False where one of them can't be read, so that it is not known what it tells of."""
+        """Learn the positions of these records. Return False if one is unreadable."""
         try:
             for _, fields in records:
                 record = json.loads(_field(fields, "d") or "{}")
@@ -141,7 +143,7 @@ class ShadowFeed:
 
 
 def _number(fields: list[Any]) -> int:
-    """The record's; as after a gap where it has none."""
+    """Return the record's number, or a high one, as after a gap, if it has none."""
     n = _field(fields, "n")
     return int(n) if n.isdecimal() else sys.maxsize
 

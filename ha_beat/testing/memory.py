@@ -1,4 +1,4 @@
-"""A lease without a server, by the same rules as the one in Redis (both pass the same contract tests)."""
+"""Lease store without a server. It follows the rules of the one in Redis, and passes the same contract tests."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _Released = Callable[[], None]
 
 
 class MemoryLeaseStore:
-    """A :class:`ha_beat.store.lease.LeaseStore` in memory, for replicas in one process and one thread.
+    """:class:`ha_beat.store.lease.LeaseStore` in memory, for replicas in one process and one thread.
 
-    ``clock`` is the server's. Set :attr:`reachable` to False, and every method raises ``StoreUnavailable`` without
-    having done anything; set :attr:`lose_replies`, and it raises after it has.
+    ``clock`` is the server's. If :attr:`reachable` is False, every method raises ``StoreUnavailable`` and does nothing.
+    With :attr:`lose_replies` it raises after it has done its work.
     """
 
     def __init__(self, clock: Clock, cluster: str = "memory") -> None:
@@ -52,13 +52,13 @@ class MemoryLeaseStore:
     # --- The protocol
 
     def observe(self) -> LeaseView:
-        """What a standby sees: the record, and whether its holder is present."""
+        """Return the record, and whether its holder is present."""
         self._receive()
         count = self._subscribers(self.record.presence if self.record else "")
         return self._reply(LeaseView(self.record, count, self._now_ms(), self._run_id if count == 0 else ""))
 
     def acquire(self, attempt: Attempt, expected: Expected | None, seen_epoch: int) -> Acquired | Refused:
-        """Take the lease, if it still is as ``expected`` (``None``: there is none). The epoch exceeds ``seen_epoch``.
+        """Acquire the lease if it is as ``expected`` (``None``: no lease). The epoch exceeds ``seen_epoch``.
 
         Raises:
             ForeignApp: the ledger belongs to another app.
@@ -109,7 +109,7 @@ class MemoryLeaseStore:
         )
 
     def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]:
-        """Renew the lease under a term; ``late`` where a later attempt (``seq``) was carried out before."""
+        """Renew the lease under a term. ``late`` means that an attempt with a higher ``seq`` was executed before."""
         self._receive()
         reason = self.refusal(term)
         if reason is not None or self.record is None:
@@ -121,7 +121,7 @@ class MemoryLeaseStore:
         return self._reply(Renewed(counted, self._now_ms()))
 
     def release(self, term: Term, reason: TermEnd, detail: str = "", preferred: str = "") -> bool:
-        """Release the lease and wake the standbys; False where the term was over already."""
+        """Release the lease and wake the standbys. Return False if the term was over."""
         self._receive()
         if self.record is None or self._foreign(term):
             return self._reply(False)
@@ -144,12 +144,12 @@ class MemoryLeaseStore:
         return None if self._run_id == term.run_id else TermEnd.SERVER_CHANGED
 
     def lose_state(self) -> None:
-        """As FLUSHALL does."""
+        """Delete the lease and the ledger, as FLUSHALL does."""
         self.record, self._ledger_gen, self._ledger_epoch, self._ledger_run_id = None, "", 0, ""
         self._fingerprint = ""
 
     def restart(self) -> None:
-        """Another server process with the same data; every subscription has ended."""
+        """Restart the server with its data. Every subscription ends."""
         self._run_id = new_token()
         self.subscribed.clear()
 
@@ -175,7 +175,7 @@ class MemoryLeaseStore:
 
     def _receive(self) -> None:
         if not self.reachable:
-            raise StoreUnavailable("the server can't be reached", acted=False)
+            raise StoreUnavailable("the server is unreachable", acted=False)
 
     def _reply(self, answer: _T) -> _T:
         if self.lose_replies:
@@ -190,7 +190,7 @@ if TYPE_CHECKING:
 
 
 class MemoryPresence:
-    """The presence of one replica at a :class:`MemoryLeaseStore`. Its wait lets the clock's time pass."""
+    """Presence of one replica at a :class:`MemoryLeaseStore`. :meth:`wait` moves the clock on."""
 
     def __init__(self, store: MemoryLeaseStore, clock: Clock) -> None:
         self.channel = ""
@@ -203,19 +203,19 @@ class MemoryPresence:
         """Subscribe to a new channel.
 
         Raises:
-            PresenceError: the store is out of reach.
+            PresenceError: the store is unreachable.
         """
         self.close()
         if not self._store.reachable:
-            raise PresenceError("the server can't be reached")
+            raise PresenceError("the server is unreachable")
         self.channel = f"presence:{new_token()}"
         self._store.subscribed.add(self.channel)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for so many seconds, or until the lease is released: True then.
+        """Wait for that many seconds, or until the lease is released. Return True if it was.
 
         Raises:
-            PresenceError: the connection has ended.
+            PresenceError: the connection ended.
         """
         if self.channel not in self._store.subscribed:
             self.channel = ""
@@ -231,7 +231,7 @@ class MemoryPresence:
         self.channel = ""
 
     def cut(self) -> None:
-        """End the connection, as a network does: the replica hears of it at its next wait."""
+        """End the connection, as a network failure does. The replica notices at its next :meth:`wait`."""
         self._store.subscribed.discard(self.channel)
 
     def _wake(self) -> None:

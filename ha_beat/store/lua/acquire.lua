@@ -29,7 +29,7 @@ local epoch = int(math.max(
 ))
 local now = int(time_ms())
 local server = run_id()
--- A ledger without its lease is believed; without its ledger, or with another one, the state is a new one.
+-- A ledger without a lease is kept. Without a ledger, or with another one than the lease names, the state is new.
 local gen = meta[1]
 if not gen
   or (was[5] and was[5] ~= gen) -- guard: acquire-other-ledger

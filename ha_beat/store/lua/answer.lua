@@ -1,14 +1,14 @@
--- Answer a request, and do what it asks of the ledger's meta fields, as one act.
+-- Answer a request and change a meta field of the ledger, in one step.
 -- KEYS: lease, ledger, journal, requests, answer
 -- ARGV: epoch, nonce, gen, id, answer, lifetime of the answer in ms, journal size, journal record ('' for none),
 --       meta field ('' for none), its new value ('' removes it)
--- Answers {'fenced', why}, {'withdrawn'} (or answered already) or {'answered'}.
+-- Answers {'fenced', code}, {'withdrawn'} (or answered before) or {'answered'}.
 local ledger, requests = KEYS[2], KEYS[4]
 local why = foreign(KEYS[1], ARGV[1], ARGV[2])
 if why then return { 'fenced', why } end
 if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then return { 'fenced', 'other_ledger' } end
 if redis.call('HEXISTS', requests, ARGV[4]) == 0 then return { 'withdrawn', '' } end
--- The first write is one that a full server refuses.
+-- A full server refuses this first write.
 redis.call('SET', KEYS[5], ARGV[5], 'PX', ARGV[6])
 if ARGV[9] ~= '' then
   if ARGV[10] == '' then

@@ -1,4 +1,4 @@
--- Put back a pause that was lost with the ledger.
+-- Restore a pause that was lost with the ledger.
 -- KEYS: lease, ledger
 -- ARGV: epoch, nonce, the pause
 local why = foreign(KEYS[1], ARGV[1], ARGV[2])

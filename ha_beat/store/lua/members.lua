@@ -1,11 +1,11 @@
--- Say that this replica is here, and look at the whole cluster in one go.
+-- Write this replica's record, and read the state of the cluster.
 -- KEYS: members, lease, ledger, journal, dropped
--- ARGV: replica id ('' to look only), its record as JSON, whether to look ('1'), age in ms beyond which others' records
---       are removed ('' to leave them)
+-- ARGV: replica id ('' to read only), its record as JSON, '1' to read, age in ms from which records are removed ('' for
+--       none)
 local members = KEYS[1]
 local now = int(time_ms())
 if ARGV[1] ~= '' then
-  -- Whether a full or read-only server takes it is not worth an error: looking is what the caller needs.
+  -- A refused write is ignored: the caller needs the state.
   redis.pcall('HSET', members, ARGV[1], '{"seen_ms":' .. now .. ',' .. string.sub(ARGV[2], 2))
 end
 if ARGV[3] ~= '1' then return { now } end
@@ -17,7 +17,7 @@ if ARGV[4] ~= '' then
     if not seen or now - seen > tonumber(ARGV[4]) then redis.pcall('HDEL', members, all[i - 1]) end
   end
 end
--- Of the workers, who may be kept from counting.
+-- The workers write this counter, and may lack the right to.
 local dropped = redis.pcall('GET', KEYS[5])
 if type(dropped) ~= 'string' then dropped = '0' end
 return {

@@ -1,4 +1,4 @@
--- Set notes in the ledger.
+-- Write notes to the ledger.
 -- KEYS: lease, ledger
 -- ARGV: epoch, nonce, then name and value of each note
 local why = foreign(KEYS[1], ARGV[1], ARGV[2])

@@ -1,6 +1,6 @@
 -- KEYS: lease
--- The record as it stands, how many subscribers its presence channel has, the
--- server's time, and (only where a takeover may follow: INFO is not free) its run id.
+-- Answers {record, subscribers of its presence channel, the server's time in ms, its run id}. The run id is read only if
+-- a takeover may follow, because INFO is slow.
 local record = redis.call('HGETALL', KEYS[1])
 local count = subscribers(redis.call('HGET', KEYS[1], 'presence'))
 local server = ''

@@ -1,11 +1,11 @@
--- Helpers that every script of this folder starts with.
+-- Helpers that are put in front of every script.
 
 -- Lua's own conversion writes 1.76e+15 for large numbers.
 local function int(n)
   return string.format('%.0f', n)
 end
 
--- Of a field that holds a whole number, unless somebody has tampered with it: then 0, so that it costs nobody the lead.
+-- Parse a whole number. An invalid value counts as 0, so that it does not stop the election.
 local function number(value)
   if value and #value <= 15 and string.find(value, '^%d+$') then return tonumber(value) end
   return 0
@@ -16,20 +16,20 @@ local function time_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- '' where INFO may not be called: the check is then void, never wrong.
+-- Return the server's run id, or '' if the user may not call INFO: the check is then skipped.
 local function run_id()
   local info = redis.pcall('INFO', 'server')
   if type(info) ~= 'string' then return '' end
   return string.match(info, 'run_id:(%x+)') or ''
 end
 
--- Whether another server than that of the run id answers. Two users of one server need not both be allowed INFO.
+-- True if another server than the expected one answers. If either run id is unknown, the check is skipped.
 local function another_server(expected)
   local this = run_id()
   return this ~= '' and expected ~= '' and this ~= expected
 end
 
--- Subscribers of a presence channel; -1 where that can't be known.
+-- Count the subscribers of a presence channel; -1 if the count is unknown.
 local function subscribers(channel)
   if not channel or channel == '' then return -1 end
   local count = string.find(channel, '}:presence:shard:', 1, true) and 'SHARDNUMSUB' or 'NUMSUB'
@@ -38,13 +38,13 @@ local function subscribers(channel)
   return tonumber(reply[2])
 end
 
--- Add a record to the journal, or go on without: it must not cost what it tells of.
+-- Add a record to the journal. A failure is ignored: what it records must not fail with it.
 local function tell(journal, ledger, record)
   local n = redis.pcall('HINCRBY', ledger, 'm:journal', 1)
   if type(n) == 'number' then redis.pcall('XADD', journal, '*', 'n', n, 'd', cjson.encode(record)) end
 end
 
--- Hands out ARGV from behind the first n, one by one or as a list that its length goes before.
+-- Return readers of ARGV behind the first n: one for a single value, one for a list with its length in front.
 local function reader(n)
   local at = n
   local function take()
@@ -59,8 +59,8 @@ local function reader(n)
   return take, take_list
 end
 
--- Add records to a journal that is kept to about that size, or go on without: what they tell of has happened. A record
--- that is refused leaves a gap in the count.
+-- Add records to the journal and trim it to about that size. A failure is ignored, because what they record has
+-- happened. A record that is refused leaves a gap in the count.
 local function append(journal, ledger, size, records)
   for _, record in ipairs(records) do
     local n = redis.pcall('HINCRBY', ledger, 'm:journal', 1)

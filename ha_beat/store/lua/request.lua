@@ -1,4 +1,4 @@
--- Ask something of the leader, once, however often this is sent.
+-- Add a request to the leader. Sending it again changes nothing.
 -- KEYS: requests, answer
 -- ARGV: id, request, lifetime in ms, wake channel, most requests that may wait
 local answer = redis.call('GET', KEYS[2])
