@@ -1,4 +1,4 @@
-"""What an entry leaves in Redis when stock beat sends it, and when ha_beat does."""
+"""Messages of an entry in Redis, as sent by stock beat and by ha_beat."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Traffic:
         return [message for messages in self.queues.values() for message in messages]
 
 
-class Bench:
-    """Sends one entry in either way, each time into an emptied Redis."""
+class Comparison:
+    """Sender of an entry by stock beat and by ha_beat, each into an empty Redis."""
 
     def __init__(self, server: RedisServer, app: Celery, prepare: Callable[[Celery], Connection] | None) -> None:
         self.server = server
@@ -60,9 +60,9 @@ class Bench:
         return self._traffic(lambda: self.run_scheduler({ENTRY: entry}))
 
     def run_scheduler(self, entries: Mapping[str, Mapping[str, Any]], settled: int | None = None) -> None:
-        """One replica from its start until each of the entries, which are overdue, has its verdict.
+        """Run one replica until each of the overdue entries has a verdict.
 
-        ``settled``: how many of them will get one.
+        ``settled`` is the number of entries that get one, by default all.
         """
         wanted = len(entries) if settled is None else settled
         overdue = datetime.now(UTC) - timedelta(minutes=90)
@@ -84,7 +84,7 @@ class Bench:
             scheduler.close()
 
     def ledger(self) -> dict[str, Any]:
-        """The ledger's rows by entry."""
+        """Return the ledger's rows by entry."""
         rows: Any = self.server.admin.hgetall(f"{OWN_KEYS}{self.app.main}}}:ledger")
         return {name[2:]: json.loads(row) for name, row in rows.items() if name.startswith("e:")}
 
@@ -123,22 +123,22 @@ class Bench:
 
 
 def body_of(message: Mapping[str, Any]) -> bytes:
-    """The message's body, without the encoding for transport."""
+    """Return the message's body, decoded from the transport's encoding."""
     assert message["properties"]["body_encoding"] == "base64"
     return base64.b64decode(message["body"])
 
 
 @pytest.fixture
-def make_bench(shared_redis: RedisServer) -> Callable[..., Bench]:
+def make_comparison(shared_redis: RedisServer) -> Callable[..., Comparison]:
     def make(
         config: Mapping[str, Any] | None = None,
         prepare: Callable[[Celery], Connection] | None = None,
         **transport: Any,
-    ) -> Bench:
+    ) -> Comparison:
         app = Celery("messages", broker=shared_redis.url, set_as_current=False)
         app.conf.update(timezone="UTC", broker_transport_options=transport)
         app.conf.update(dict(config or {}))
         app.finalize()
-        return Bench(shared_redis, app, prepare)
+        return Comparison(shared_redis, app, prepare)
 
     return make

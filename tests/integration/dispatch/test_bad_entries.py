@@ -1,4 +1,4 @@
-"""One bad entry never stops the others: it is named in the log, gets its verdict, and the rest goes on."""
+"""A bad entry does not stop the others: the log names it, and it gets a verdict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from celery import Task
 from celery.beat import BeatLazyFunc
 from celery.schedules import BaseSchedule, schedstate, schedule
 
-from tests.integration.dispatch.conftest import Bench
+from tests.integration.dispatch.conftest import Comparison
 
 GOOD = {f"good-{n}": {"task": "good"} for n in range(3)}
 
@@ -32,7 +32,7 @@ class Silent(Task):  # type: ignore[type-arg]
         return None
 
 
-# what is wrong: (the entry, what the log has to say)
+# Fault: the entry, and a part of the logged error.
 SKIPPED: dict[str, tuple[dict[str, Any], str]] = {
     "unserialisable arguments": ({"task": "good", "args": (object(),)}, "EncodeError"),
     "unknown serializer": ({"task": "good", "options": {"serializer": "runes"}}, "runes"),
@@ -45,35 +45,35 @@ SKIPPED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def with_tasks(bench: Bench) -> Bench:
+def with_tasks(comparison: Comparison) -> Comparison:
     def typed(one: int) -> None: ...
 
-    bench.app.task(name="raises", base=Raises, shared=False)(nothing)
-    bench.app.task(name="silent", base=Silent, shared=False)(nothing)
-    bench.app.task(name="typed", shared=False)(typed)
-    return bench
+    comparison.app.task(name="raises", base=Raises, shared=False)(nothing)
+    comparison.app.task(name="silent", base=Silent, shared=False)(nothing)
+    comparison.app.task(name="typed", shared=False)(typed)
+    return comparison
 
 
 def nothing() -> None: ...
 
 
-def queued(bench: Bench) -> list[str]:
-    """The entries whose messages are in the queue, oldest first."""
-    raw: Any = bench.server.admin.lrange("celery", 0, -1)
+def queued(comparison: Comparison) -> list[str]:
+    """Return the entries whose messages are in the queue, oldest first."""
+    raw: Any = comparison.server.admin.lrange("celery", 0, -1)
     return [json.loads(message)["headers"]["ha_beat"]["entry"] for message in reversed(raw)]
 
 
 @pytest.mark.parametrize("what", SKIPPED)
-def test_an_entry_that_no_message_can_be_made_of(
-    what: str, make_bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+def test_entry_whose_message_cannot_be_built_is_skipped(
+    what: str, make_comparison: Callable[..., Comparison], caplog: pytest.LogCaptureFixture
 ):
-    """Its occurrence is skipped with the reason, in ledger and journal."""
+    """The ledger has the reason and the detail."""
     bad, hint = SKIPPED[what]
-    bench = with_tasks(make_bench())
+    comparison = with_tasks(make_comparison())
     with caplog.at_level(logging.INFO):
-        bench.run_scheduler({"a-bad one": bad, **GOOD})
-    assert sorted(queued(bench)) == sorted(GOOD)
-    row = bench.ledger()["a-bad one"]
+        comparison.run_scheduler({"a-bad one": bad, **GOOD})
+    assert sorted(queued(comparison)) == sorted(GOOD)
+    row = comparison.ledger()["a-bad one"]
     assert row["verdict"] == "skipped"
     assert hint in row["detail"]
     lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR and "a-bad one" in r.getMessage()]
@@ -106,51 +106,53 @@ class RaisesBelow(schedule):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_entry_that_cannot_be_scheduled(
-    bad: dict[str, Any], hint: str, make_bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+def test_entry_that_cannot_be_scheduled_is_left_out(
+    bad: dict[str, Any], hint: str, make_comparison: Callable[..., Comparison], caplog: pytest.LogCaptureFixture
 ):
-    """It is left out, and the log says which and why."""
-    bench = make_bench()
+    """The log names the entry and the reason."""
+    comparison = make_comparison()
     with caplog.at_level(logging.INFO):
-        bench.run_scheduler({"a-bad one": bad, **GOOD}, settled=len(GOOD))
-    assert sorted(queued(bench)) == sorted(GOOD)
-    told = [
+        comparison.run_scheduler({"a-bad one": bad, **GOOD}, settled=len(GOOD))
+    assert sorted(queued(comparison)) == sorted(GOOD)
+    logged = [
         record.getMessage() + str(record.exc_info)
         for record in caplog.records
         if record.levelno >= logging.ERROR and "a-bad one" in record.getMessage()
     ]
-    assert any(hint in line for line in told), told
+    assert any(hint in line for line in logged), logged
 
 
-def test_a_queue_that_is_no_list_stops_only_its_own_entry(
-    make_bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+def test_queue_key_of_another_type_stops_only_its_own_entry(
+    make_comparison: Callable[..., Comparison], caplog: pytest.LogCaptureFixture
 ):
-    """Somebody else's key has the queue's name: kombu reports that as it does a lost connection."""
-    bench = make_bench()
-    bench.server.admin.set("taken", "not a list")
+    """kombu reports it like a lost connection."""
+    comparison = make_comparison()
+    comparison.server.admin.set("taken", "not a list")
     with caplog.at_level(logging.INFO):
-        bench.run_scheduler({"a-bad one": {"task": "good", "options": {"queue": "taken"}}, **GOOD})
-    assert sorted(queued(bench)) == sorted(GOOD)
-    row = bench.ledger()["a-bad one"]
+        comparison.run_scheduler({"a-bad one": {"task": "good", "options": {"queue": "taken"}}, **GOOD})
+    assert sorted(queued(comparison)) == sorted(GOOD)
+    row = comparison.ledger()["a-bad one"]
     assert (row["verdict"], "WRONGTYPE" in row["detail"]) == ("skipped", True)
     assert any("a-bad one" in record.getMessage() and "taken" in record.getMessage() for record in caplog.records)
 
 
-def test_what_is_overdue_leaves_in_the_order_of_its_due_time(make_bench: Callable[..., Bench]):
-    """Over several batches, however the schedule is ordered."""
-    bench = make_bench({"ha_beat_batch_size": 7})
+def test_overdue_entries_are_enqueued_in_order_of_due_time(make_comparison: Callable[..., Comparison]):
+    """Over several batches, whatever the order of the schedule."""
+    comparison = make_comparison({"ha_beat_batch_size": 7})
     now = datetime.now(UTC)
     late = {f"late-{n:02}": now - timedelta(hours=1, seconds=(n * 37) % 50 + 1) for n in range(50)}
-    bench.run_scheduler({name: {"task": "good", "last_run_at": last} for name, last in late.items()})
-    assert queued(bench) == sorted(late, key=late.__getitem__)
+    comparison.run_scheduler({name: {"task": "good", "last_run_at": last} for name, last in late.items()})
+    assert queued(comparison) == sorted(late, key=late.__getitem__)
 
 
-def test_a_row_of_newer_software_is_left_alone(make_bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture):
-    """A replica that was rolled back does not overwrite what it can't read, and says so."""
-    bench = make_bench()
-    key = f"{{ha-beat:{bench.app.main}}}:ledger"
-    bench.server.admin.hset(key, "e:a-bad one", '{"v":99}')
-    bench.run_scheduler({"a-bad one": {"task": "good"}, **GOOD}, settled=len(GOOD))
-    assert sorted(queued(bench)) == sorted(GOOD)
-    assert bench.server.admin.hget(key, "e:a-bad one") == '{"v":99}'
+def test_row_of_a_newer_version_is_left_alone(
+    make_comparison: Callable[..., Comparison], caplog: pytest.LogCaptureFixture
+):
+    """A replica that was rolled back does not overwrite a row that it cannot read, and logs it."""
+    comparison = make_comparison()
+    key = f"{{ha-beat:{comparison.app.main}}}:ledger"
+    comparison.server.admin.hset(key, "e:a-bad one", '{"v":99}')
+    comparison.run_scheduler({"a-bad one": {"task": "good"}, **GOOD}, settled=len(GOOD))
+    assert sorted(queued(comparison)) == sorted(GOOD)
+    assert comparison.server.admin.hget(key, "e:a-bad one") == '{"v":99}'
     assert any("a-bad one" in record.getMessage() for record in caplog.records)

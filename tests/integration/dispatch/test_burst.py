@@ -1,4 +1,4 @@
-"""A burst costs a trip for each batch, not for each entry, and one dispatch costs the same in a large schedule."""
+"""A burst costs a round trip per batch, and one dispatch costs the same in a large schedule."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from kombu import Exchange, Queue
 
 from ha_beat.scheduler import HAScheduler
 from ha_beat.store.keys import Keys
-from tests.integration.dispatch.conftest import Bench
+from tests.integration.dispatch.conftest import Comparison
 from tests.support.dispatchers import app_dispatcher
 
 
-def test_a_burst_of_500_needs_a_handful_of_trips(make_bench: Callable[..., Bench]):
-    """No round trip for an entry: neither by script nor by any other command of kombu's or of ours."""
-    bench = make_bench({"ha_beat_batch_size": 100})
-    admin = bench.server.admin
+def test_burst_of_500_needs_few_round_trips(make_comparison: Callable[..., Comparison]):
+    """There is no round trip per entry, neither by script nor by another command."""
+    comparison = make_comparison({"ha_beat_batch_size": 100})
+    admin = comparison.server.admin
     admin.config_resetstat()
-    bench.run_scheduler({f"burst-{n}": {"task": "good"} for n in range(500)})
+    comparison.run_scheduler({f"burst-{n}": {"task": "good"} for n in range(500)})
     stats: Any = admin.info("commandstats")
     calls = {name.removeprefix("cmdstat_"): values["calls"] for name, values in stats.items()}
     assert admin.llen("celery") == 500
     assert calls["lpush"] == 500
-    # What a script calls is counted too; trips are what the bench's own questions (hgetall) leave.
+    # The commands inside of scripts are counted too, so only these are round trips.
     trips = {
         name: count for name, count in calls.items() if name in ("evalsha", "eval", "multi", "exec", "llen", "sadd")
     }
@@ -36,38 +36,38 @@ def test_a_burst_of_500_needs_a_handful_of_trips(make_bench: Callable[..., Bench
     assert calls.get("smembers", 0) < 50, calls
 
 
-def test_a_burst_binds_its_queue_once(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch):
-    """kombu copies queue and exchange for each message, before it sees that they are declared: a fifth of its time."""
-    bench, bound = make_bench(), []
+def test_burst_binds_its_queue_once(make_comparison: Callable[..., Comparison], monkeypatch: pytest.MonkeyPatch):
+    """kombu copies queue and exchange for each message before it checks whether they are declared."""
+    comparison, bound = make_comparison(), []
     bind = Queue.bind
     monkeypatch.setattr(Queue, "bind", lambda queue, channel: bound.append(queue.name) or bind(queue, channel))
-    bench.run_scheduler({f"burst-{n}": {"task": "good"} for n in range(50)})
-    assert bench.server.admin.llen("celery") == 50
+    comparison.run_scheduler({f"burst-{n}": {"task": "good"} for n in range(50)})
+    assert comparison.server.admin.llen("celery") == 50
     assert len(bound) <= 2, bound
 
 
-def test_a_queue_that_goes_with_its_last_worker_is_declared_each_time(make_bench: Callable[..., Bench]):
-    """Whoever keeps a declaration in mind must not keep this one: the binding may be gone by the next message."""
-    bench = make_bench({"task_queues": [Queue("passing", Exchange("passing"), "passing", auto_delete=True)]})
-    dispatcher = app_dispatcher(bench.app, Keys("messages"))
-    entry = ScheduleEntry("passing", "good", schedule=60, app=bench.app)
+def test_auto_delete_queue_is_declared_for_each_message(make_comparison: Callable[..., Comparison]):
+    """Its binding may be deleted before the next message."""
+    comparison = make_comparison({"task_queues": [Queue("passing", Exchange("passing"), "passing", auto_delete=True)]})
+    dispatcher = app_dispatcher(comparison.app, Keys("messages"))
+    entry = ScheduleEntry("passing", "good", schedule=60, app=comparison.app)
     for _ in range(2):
         assert dispatcher.prepare(entry, [], {}, {"queue": "passing"})
-        bench.server.admin.delete("_kombu.binding.passing")
+        comparison.server.admin.delete("_kombu.binding.passing")
 
 
-def seconds_per_dispatch(bench: Bench, entries: int, runs: int = 40) -> float:
-    """Of one frequent entry, in a schedule of so many others that are not due."""
-    bench.server.admin.flushall()
+def seconds_per_dispatch(comparison: Comparison, entries: int, runs: int = 40) -> float:
+    """Return the median time of a dispatch of one frequent entry among ``entries`` that are not due."""
+    comparison.server.admin.flushall()
     now = datetime.now(UTC)
-    bench.app.conf.beat_schedule = {
+    comparison.app.conf.beat_schedule = {
         **{f"rare-{n}": {"task": "good", "schedule": timedelta(days=1), "last_run_at": now} for n in range(entries)},
         "often": {"task": "good", "schedule": timedelta(milliseconds=10), "last_run_at": now},
     }
-    scheduler = HAScheduler(bench.app, max_interval=0.001)
+    scheduler = HAScheduler(comparison.app, max_interval=0.001)
     try:
         deadline = time.monotonic() + 40
-        while bench.server.admin.llen("celery") < 3:
+        while comparison.server.admin.llen("celery") < 3:
             scheduler.tick()
             assert time.monotonic() < deadline
         costs = []
@@ -82,9 +82,9 @@ def seconds_per_dispatch(bench: Bench, entries: int, runs: int = 40) -> float:
         scheduler.close()
 
 
-def test_a_dispatch_costs_the_same_among_ten_thousand_entries(make_bench: Callable[..., Bench]):
-    """Stock beat compares the whole schedule at every entry that it sends."""
-    bench = make_bench()
-    small, large = seconds_per_dispatch(bench, 100), seconds_per_dispatch(bench, 10_000)
+def test_dispatch_costs_the_same_in_a_large_schedule(make_comparison: Callable[..., Comparison]):
+    """Stock beat compares the whole schedule for each entry that it sends."""
+    comparison = make_comparison()
+    small, large = seconds_per_dispatch(comparison, 100), seconds_per_dispatch(comparison, 10_000)
     assert large < 5 * small + 0.002, f"{small * 1e6:.0f} µs among 100, {large * 1e6:.0f} µs among 10,000"
     print(f"{small * 1e6:.0f} µs among 100, {large * 1e6:.0f} µs among 10,000")

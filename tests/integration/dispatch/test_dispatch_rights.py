@@ -1,4 +1,4 @@
-"""A right that lacks in the middle of a batch, or a field of another kind, is one entry's matter, not the batch's."""
+"""A missing right concerns one entry of a batch, not the batch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 import redis
 
 from ha_beat.dispatch import Answer, Operation
-from tests.integration.dispatch.test_dispatch_script import Desk, kinds, operation, push, row
+from tests.integration.dispatch.test_dispatch_script import Leader, kinds, operation, push, row
 from tests.integration.store.conftest import KEYS, RedisBench
 from tests.support.dispatchers import atomic_dispatcher
 
 
-class LimitedDesk(Desk):
-    """A leader whose Redis user has not every right."""
+class LimitedLeader(Leader):
+    """A leader whose Redis user lacks rights."""
 
     def allow(self, port: int, *rules: str) -> None:
         self.client.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">pw", *rules)
@@ -26,17 +26,15 @@ class LimitedDesk(Desk):
 
 
 @pytest.fixture
-def limited(server_bench: RedisBench) -> Iterator[LimitedDesk]:
-    desk = LimitedDesk(server_bench)
-    yield desk
-    desk.limited.close()
-    desk.client.execute_command("ACL", "DELUSER", "limited")
+def limited(server_bench: RedisBench) -> Iterator[LimitedLeader]:
+    leader = LimitedLeader(server_bench)
+    yield leader
+    leader.limited.close()
+    leader.client.execute_command("ACL", "DELUSER", "limited")
 
 
-def test_a_queue_that_the_user_may_not_touch_holds_up_no_other_entry(
-    limited: LimitedDesk, server_bench: RedisBench
-) -> None:
-    """Its key is outside of the patterns of the ACL: not even its type may be asked."""
+def test_forbidden_queue_stops_only_its_own_entry(limited: LimitedLeader, server_bench: RedisBench) -> None:
+    """Its key is outside of the ACL's patterns, so that TYPE fails too."""
     assert server_bench.server is not None
     limited.allow(server_bench.server.port, "~{ha-beat:*", "~queue", "&*", "+@all")
     answers = limited.submit_limited(operation("a"), operation("b", commands=[push(queue="secret")]), operation("c"))
@@ -46,8 +44,8 @@ def test_a_queue_that_the_user_may_not_touch_holds_up_no_other_entry(
     assert sorted(limited.ledger.read()) == ["a", "c"]
 
 
-def test_a_row_that_may_not_be_removed_holds_up_no_other_entry(limited: LimitedDesk, server_bench: RedisBench) -> None:
-    """An entry gone for days is taken out of the ledger, in one batch with the others."""
+def test_forbidden_removal_of_a_row_stops_only_its_own_entry(limited: LimitedLeader, server_bench: RedisBench) -> None:
+    """The row of a deleted entry is removed in one batch with other operations."""
     assert server_bench.server is not None
     limited.submit(operation("gone"))
     limited.allow(server_bench.server.port, "~*", "&*", "+@all", "-hdel")
@@ -56,10 +54,8 @@ def test_a_row_that_may_not_be_removed_holds_up_no_other_entry(limited: LimitedD
     assert sorted(limited.ledger.read()) == ["a", "b", "gone"]
 
 
-def test_without_the_journals_counter_every_entry_is_dispatched_in_one_go(
-    limited: LimitedDesk, server_bench: RedisBench
-) -> None:
-    """It tells of what has happened: a message that is out must not look refused for its sake."""
+def test_forbidden_journal_counter_does_not_stop_the_dispatch(limited: LimitedLeader, server_bench: RedisBench) -> None:
+    """A message that was sent must not be answered as an error."""
     assert server_bench.server is not None
     limited.allow(server_bench.server.port, "~*", "&*", "+@all", "-hincrby")
     assert kinds(limited.submit_limited(operation("a"), operation("b"))) == ["done", "done"]

@@ -1,4 +1,4 @@
-"""What the dispatch script promises: enqueue and record are one act, under one term, once."""
+"""The dispatch script enqueues and records atomically, under one term, once."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.support.servers import RedisServer
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 
-class Desk:
-    """A leader at its dispatcher."""
+class Leader:
+    """A leader with an atomic dispatcher, and the state that it leaves."""
 
     def __init__(self, bench: RedisBench) -> None:
         self.client: Any = bench.client
@@ -42,18 +42,18 @@ class Desk:
         return self.dispatcher.submit(term or self.term, operations)
 
     def messages(self, queue: str = "queue") -> list[str]:
-        """Oldest first."""
+        """Return the queue's messages, oldest first."""
         return [message.decode() for message in reversed(self.client.lrange(queue, 0, -1))]
 
     def journal(self) -> list[dict[str, Any]]:
-        """What the script was told to write, without the changes of leader."""
+        """Return the journal's records, except for the changes of leader."""
         records = [json.loads(fields[b"d"]) for _, fields in self.client.xrange(KEYS.journal)]
         return [record for record in records if record.get("kind") != "term"]
 
 
 @pytest.fixture
-def desk(bench: RedisBench) -> Desk:
-    return Desk(bench)
+def leader(bench: RedisBench) -> Leader:
+    return Leader(bench)
 
 
 def row(minutes: int = 0, **changes: Any) -> str:
@@ -79,43 +79,42 @@ def kinds(answers: Sequence[Answer]) -> list[str]:
     return [answer.kind for answer in answers]
 
 
-def test_an_operation_enqueues_records_and_journals(desk: Desk):
-    assert kinds(desk.submit(operation())) == ["done"]
-    assert desk.messages() == ["message"]
-    assert desk.ledger.read() == {"a": row()}
-    assert desk.journal() == [{"entry": "a"}]
+def test_operation_enqueues_records_and_journals(leader: Leader):
+    assert kinds(leader.submit(operation())) == ["done"]
+    assert leader.messages() == ["message"]
+    assert leader.ledger.read() == {"a": row()}
+    assert leader.journal() == [{"entry": "a"}]
 
 
-def test_the_same_batch_again_changes_nothing(desk: Desk):
-    """The reply was lost, and the leader asks again: that is what the answer 'mine' is for."""
+def test_repeated_batch_changes_nothing(leader: Leader):
+    """The reply was lost, and the leader submits the batch again."""
     batch = [operation("a"), operation("b")]
-    assert kinds(desk.submit(*batch)) == ["done", "done"]
-    assert kinds(desk.submit(*batch)) == ["mine", "mine"]
-    assert desk.messages() == ["message", "message"]
-    assert len(desk.journal()) == 2
+    assert kinds(leader.submit(*batch)) == ["done", "done"]
+    assert kinds(leader.submit(*batch)) == ["mine", "mine"]
+    assert leader.messages() == ["message", "message"]
+    assert len(leader.journal()) == 2
 
 
-def test_a_batch_that_was_carried_out_only_in_part_is_completed(desk: Desk):
-    """Whatever cut it short: those done are answered 'mine', the others are done."""
-    desk.submit(operation("a"))
-    assert kinds(desk.submit(operation("a"), operation("b"))) == ["mine", "done"]
-    assert desk.messages() == ["message", "message"]
+def test_partly_done_batch_is_completed(leader: Leader):
+    leader.submit(operation("a"))
+    assert kinds(leader.submit(operation("a"), operation("b"))) == ["mine", "done"]
+    assert leader.messages() == ["message", "message"]
 
 
-def test_a_row_that_is_not_as_expected_is_left_alone(desk: Desk):
-    """Somebody else has dispatched this entry: no message, and the answer brings the row."""
-    desk.submit(operation(new=row(1)))
-    answers = desk.submit(operation(expected="", new=row(2)), operation("b"))
+def test_unexpected_row_is_left_alone(leader: Leader):
+    """Another leader has dispatched the entry: there is no message, and the answer has the row."""
+    leader.submit(operation(new=row(1)))
+    answers = leader.submit(operation(expected="", new=row(2)), operation("b"))
     assert answers[0] == Answer(AnswerKind.MOVED, row(1))
     assert answers[1].kind == "done"
-    assert desk.ledger.read()["a"] == row(1)
-    assert desk.messages() == ["message", "message"]
+    assert leader.ledger.read()["a"] == row(1)
+    assert leader.messages() == ["message", "message"]
 
 
-def test_a_row_that_disappeared_is_not_as_expected_either(desk: Desk):
-    answers = desk.submit(operation(expected=row(1), new=row(2)))
+def test_missing_row_is_unexpected(leader: Leader):
+    answers = leader.submit(operation(expected=row(1), new=row(2)))
     assert answers == [Answer(AnswerKind.MOVED, "")]
-    assert desk.messages() == []
+    assert leader.messages() == []
 
 
 @pytest.mark.parametrize(
@@ -123,142 +122,138 @@ def test_a_row_that_disappeared_is_not_as_expected_either(desk: Desk):
     [{"epoch": 1}, {"nonce": "another"}, {"gen": "another"}, {"run_id": "another"}],
     ids=["epoch", "nonce", "gen", "run_id"],
 )
-def test_a_term_that_differs_in_anything_is_refused_whole(server_bench: RedisBench, change: dict[str, Any]):
-    """Older epochs, forged nonces, another incarnation of the state, another server."""
-    desk = Desk(server_bench)
+def test_batch_under_another_term_is_refused_whole(server_bench: RedisBench, change: dict[str, Any]):
+    leader = Leader(server_bench)
     with pytest.raises(FencedOff):
-        desk.submit(operation("a"), operation("b"), term=replace(desk.term, **change))
-    assert (desk.messages(), desk.ledger.read(), desk.journal()) == ([], {}, [])
+        leader.submit(operation("a"), operation("b"), term=replace(leader.term, **change))
+    assert (leader.messages(), leader.ledger.read(), leader.journal()) == ([], {}, [])
 
 
-def test_after_a_takeover_the_old_leader_enqueues_nothing_more(desk: Desk):
-    """And the new one does."""
-    old, new = desk.term, desk.lead("two")
+def test_old_leader_enqueues_nothing_after_a_takeover(leader: Leader):
+    old, new = leader.term, leader.lead("two")
     with pytest.raises(FencedOff) as caught:
-        desk.submit(operation(), term=old)
+        leader.submit(operation(), term=old)
     assert caught.value.reason is TermEnd.SUPERSEDED
-    assert kinds(desk.submit(operation(), term=new)) == ["done"]
+    assert kinds(leader.submit(operation(), term=new)) == ["done"]
 
 
-def test_after_its_own_release_a_leader_enqueues_nothing_more(desk: Desk):
-    """A batch that was under way when the signal handler released the lease."""
-    desk.store.release(desk.term, TermEnd.SHUTDOWN)
+def test_leader_enqueues_nothing_after_its_own_release(leader: Leader):
+    """A signal handler releases the lease while a batch is on its way."""
+    leader.store.release(leader.term, TermEnd.SHUTDOWN)
     with pytest.raises(FencedOff) as caught:
-        desk.submit(operation())
+        leader.submit(operation())
     assert caught.value.reason is TermEnd.SUPERSEDED
-    assert desk.messages() == []
+    assert leader.messages() == []
 
 
-def test_a_machine_that_was_cloned_enqueues_under_no_term_that_is_over(desk: Desk):
-    """Its twin has drawn the same nonce, and has taken the lease since: the epoch tells them apart."""
-    record = desk.store.observe().record
+def test_clone_with_the_same_nonce_is_refused_by_epoch(leader: Leader):
+    """Two clones of a machine may draw the same nonce."""
+    record = leader.store.observe().record
     assert record is not None
-    twin = desk.store.acquire(attempt("two", desk.term.nonce), Expected(record.epoch, record.seq), 0)
+    twin = leader.store.acquire(attempt("two", leader.term.nonce), Expected(record.epoch, record.seq), 0)
     assert isinstance(twin, Acquired)
     with pytest.raises(FencedOff):
-        desk.submit(operation())
-    assert desk.messages() == []
-    assert kinds(desk.submit(operation(), term=twin.term)) == ["done"]
+        leader.submit(operation())
+    assert leader.messages() == []
+    assert kinds(leader.submit(operation(), term=twin.term)) == ["done"]
 
 
 @pytest.mark.parametrize("lost", ["lease", "ledger", "both"])
-def test_when_lease_or_ledger_are_gone_nothing_is_enqueued(desk: Desk, lost: str):
-    """FLUSHALL, or one key deleted by hand."""
+def test_lost_lease_or_ledger_refuses_the_batch(leader: Leader, lost: str):
+    """After FLUSHALL, or if one key was deleted."""
     for key, name in ((KEYS.lease, "lease"), (KEYS.ledger, "ledger")):
         if lost in (name, "both"):
-            desk.client.delete(key)
+            leader.client.delete(key)
     with pytest.raises(FencedOff):
-        desk.submit(operation())
-    assert desk.messages() == []
-    assert desk.ledger.read() == {}
+        leader.submit(operation())
+    assert leader.messages() == []
+    assert leader.ledger.read() == {}
 
 
-def test_a_queue_that_is_no_list_is_one_entrys_error(desk: Desk):
-    """A script does not roll back: the row must not say enqueued, and the others must go on."""
-    desk.client.set("taken", "not a list")
-    answers = desk.submit(operation("a"), operation("b", commands=[push(queue="taken")]), operation("c"))
+def test_queue_key_of_another_type_fails_only_its_own_entry(leader: Leader):
+    """A script does not roll back: the row must not be written, and the other operations must go on."""
+    leader.client.set("taken", "not a list")
+    answers = leader.submit(operation("a"), operation("b", commands=[push(queue="taken")]), operation("c"))
     assert kinds(answers) == ["done", "error", "done"]
     assert "taken" in answers[1].detail
-    assert sorted(desk.ledger.read()) == ["a", "c"]
-    assert [record["entry"] for record in desk.journal()] == ["a", "c"]
+    assert sorted(leader.ledger.read()) == ["a", "c"]
+    assert [record["entry"] for record in leader.journal()] == ["a", "c"]
 
 
-def test_when_a_later_queue_of_several_is_no_list_none_gets_the_message(desk: Desk):
-    """A topic exchange with two queues: looked at before anything is written."""
-    desk.client.set("taken", "not a list")
-    answers = desk.submit(operation(commands=[push(), push(queue="taken")]))
+def test_message_is_not_sent_if_one_of_its_queues_has_another_type(leader: Leader):
+    """The type is checked before anything is written."""
+    leader.client.set("taken", "not a list")
+    answers = leader.submit(operation(commands=[push(), push(queue="taken")]))
     assert kinds(answers) == ["error"]
-    assert (desk.messages(), desk.ledger.read()) == ([], {})
+    assert (leader.messages(), leader.ledger.read()) == ([], {})
 
 
-def test_a_message_to_several_queues_reaches_all(desk: Desk):
-    desk.submit(operation(commands=[push("m", "left"), push("m", "right")]))
-    assert (desk.messages("left"), desk.messages("right")) == (["m"], ["m"])
+def test_message_to_several_queues_reaches_all(leader: Leader):
+    leader.submit(operation(commands=[push("m", "left"), push("m", "right")]))
+    assert (leader.messages("left"), leader.messages("right")) == (["m"], ["m"])
 
 
-def test_a_verdict_without_message_is_recorded(desk: Desk):
-    """Skipped, or armed."""
-    assert kinds(desk.submit(operation(commands=(), new=row(verdict="skipped")))) == ["done"]
-    assert desk.ledger.read() == {"a": row(verdict="skipped")}
+def test_verdict_without_a_message_is_recorded(leader: Leader):
+    assert kinds(leader.submit(operation(commands=(), new=row(verdict="skipped")))) == ["done"]
+    assert leader.ledger.read() == {"a": row(verdict="skipped")}
 
 
-def test_messages_leave_in_the_order_of_the_batch(desk: Desk):
-    desk.submit(*(operation(f"e{n}", commands=[push(f"m{n}")]) for n in range(50)))
-    assert desk.messages() == [f"m{n}" for n in range(50)]
+def test_messages_keep_the_order_of_the_batch(leader: Leader):
+    leader.submit(*(operation(f"e{n}", commands=[push(f"m{n}")]) for n in range(50)))
+    assert leader.messages() == [f"m{n}" for n in range(50)]
 
 
-def test_a_large_batch_fits(desk: Desk):
-    """Lua's unpack has a limit of some thousand values."""
-    answers = desk.submit(*(operation(f"e{n}") for n in range(1000)))
+def test_large_batch_fits(leader: Leader):
+    """Lua's unpack is limited to some thousand values."""
+    answers = leader.submit(*(operation(f"e{n}") for n in range(1000)))
     assert set(kinds(answers)) == {"done"}
-    assert len(desk.ledger.read()) == 1000
+    assert len(leader.ledger.read()) == 1000
 
 
-def test_names_and_contents_of_any_kind_pass_unchanged(desk: Desk):
+def test_names_and_contents_are_passed_unchanged(leader: Leader):
     """Unicode, quotes, line ends, empty strings, large numbers."""
     name, content = "entry 'ü' \"\n{}", 'body \x00\x06 " 1760000000000000'
-    desk.submit(operation(name, commands=[push(content)]))
-    assert desk.messages() == [content]
-    assert desk.ledger.read() == {name: row()}
+    leader.submit(operation(name, commands=[push(content)]))
+    assert leader.messages() == [content]
+    assert leader.ledger.read() == {name: row()}
 
 
-def test_the_journal_numbers_its_records_without_a_gap(desk: Desk):
-    """By which a reader sees that it missed some."""
-    desk.submit(operation("a"), operation("b"))
-    desk.submit(operation("c"))
-    numbers = [int(fields[b"n"]) for _, fields in desk.client.xrange(KEYS.journal)]
+def test_journal_records_are_numbered_without_a_gap(leader: Leader):
+    """A reader detects missing records by the gap."""
+    leader.submit(operation("a"), operation("b"))
+    leader.submit(operation("c"))
+    numbers = [int(fields[b"n"]) for _, fields in leader.client.xrange(KEYS.journal)]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-    assert int(desk.client.hget(KEYS.ledger, "m:journal")) == numbers[-1]
+    assert int(leader.client.hget(KEYS.ledger, "m:journal")) == numbers[-1]
 
 
-def test_a_broken_journal_does_not_stop_the_dispatch(desk: Desk):
-    """It tells of what happened; the ledger decides."""
-    desk.client.delete(KEYS.journal)
-    desk.client.set(KEYS.journal, "not a stream")
-    assert kinds(desk.submit(operation())) == ["done"]
-    assert desk.messages() == ["message"]
+def test_broken_journal_does_not_stop_the_dispatch(leader: Leader):
+    leader.client.delete(KEYS.journal)
+    leader.client.set(KEYS.journal, "not a stream")
+    assert kinds(leader.submit(operation())) == ["done"]
+    assert leader.messages() == ["message"]
 
 
-def test_a_full_redis_refuses_the_batch_whole(server_bench: RedisBench):
-    """OOM: no message without its record, no record without its message; afterwards all is well."""
-    desk = Desk(server_bench)
-    desk.client.config_set("maxmemory", "1")
+def test_full_redis_refuses_the_batch_whole(server_bench: RedisBench):
+    """There is no message without its record and no record without its message."""
+    leader = Leader(server_bench)
+    leader.client.config_set("maxmemory", "1")
     try:
         with pytest.raises(StoreRefused, match="maxmemory"):
-            desk.submit(operation("a"), operation("b"))
+            leader.submit(operation("a"), operation("b"))
     finally:
-        desk.client.config_set("maxmemory", "0")
-    assert (desk.messages(), desk.ledger.read(), desk.journal()) == ([], {}, [])
-    assert kinds(desk.submit(operation("a"), operation("b"))) == ["done", "done"]
+        leader.client.config_set("maxmemory", "0")
+    assert (leader.messages(), leader.ledger.read(), leader.journal()) == ([], {}, [])
+    assert kinds(leader.submit(operation("a"), operation("b"))) == ["done", "done"]
 
 
 @pytest.mark.parametrize("forbidden", ["lpush", "publish"])
-def test_a_right_that_is_missing_in_mid_batch_is_one_entrys_error(server_bench: RedisBench, forbidden: str):
-    """NOPERM inside a script does not roll back what came before it."""
-    desk = Desk(server_bench)
+def test_missing_right_in_mid_batch_fails_only_its_own_entry(server_bench: RedisBench, forbidden: str):
+    """NOPERM inside a script does not roll back earlier commands."""
+    leader = Leader(server_bench)
     server = server_bench.server
     assert server is not None
-    desk.client.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", f"-{forbidden}")
+    leader.client.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", f"-{forbidden}")
     limited = redis.Redis(host="127.0.0.1", port=server.port, username="limited", password="pw")
     dispatcher = atomic_dispatcher(limited, KEYS)
     batch = [
@@ -266,32 +261,30 @@ def test_a_right_that_is_missing_in_mid_batch_is_one_entrys_error(server_bench: 
         operation("fanout", commands=[("PUBLISH", "/0.fanout", "message")]),
         operation("none", commands=()),
     ]
-    answers = dict(zip(["list", "fanout", "none"], dispatcher.submit(desk.term, batch), strict=True))
+    answers = dict(zip(["list", "fanout", "none"], dispatcher.submit(leader.term, batch), strict=True))
     limited.close()
     refused = {"lpush": "list", "publish": "fanout"}[forbidden]
     assert {name for name, answer in answers.items() if answer.kind == "error"} == {refused}
-    assert set(desk.ledger.read()) == {"list", "fanout", "none"} - {refused}
+    assert set(leader.ledger.read()) == {"list", "fanout", "none"} - {refused}
 
 
-def test_the_ledger_reads_entries_and_not_its_own_fields(desk: Desk):
-    """The hash holds the cluster's data too."""
-    desk.submit(operation("m:gen"), operation("plain"))
-    assert sorted(desk.ledger.read()) == ["m:gen", "plain"]
+def test_ledger_reads_only_the_fields_of_entries(leader: Leader):
+    """The hash holds the fields of the cluster too."""
+    leader.submit(operation("m:gen"), operation("plain"))
+    assert sorted(leader.ledger.read()) == ["m:gen", "plain"]
 
 
-def test_two_leaders_racing_with_one_term_count_each_occurrence_once(desk: Desk):
-    """Which can't be, and yet: the compare-and-set on the row alone keeps S1."""
-    first = desk.submit(operation(new=row(1, nonce="x")))
-    second = desk.submit(operation(new=row(1, nonce="y")))
+def test_two_leaders_with_one_term_enqueue_an_occurrence_once(leader: Leader):
+    """This cannot happen; the compare-and-set on the row prevents a second message all the same."""
+    first = leader.submit(operation(new=row(1, nonce="x")))
+    second = leader.submit(operation(new=row(1, nonce="y")))
     assert (kinds(first), kinds(second)) == (["done"], ["moved"])
-    assert desk.messages() == ["message"]
+    assert leader.messages() == ["message"]
 
 
 @pytest.mark.parametrize("leases_user", ["may ask", "may not ask"])
-def test_two_users_of_one_server_of_whom_one_may_not_ask_which_it_is(
-    shared_redis: RedisServer, leases_user: str
-) -> None:
-    """The lease's connection and the broker's have other rights: that is not another server."""
+def test_user_without_info_is_not_taken_for_another_server(shared_redis: RedisServer, leases_user: str) -> None:
+    """The connections to lease and broker may have different users."""
     admin: Any = shared_redis.client()
     admin.execute_command("ACL", "SETUSER", "quiet", "on", ">secret", "~*", "&*", "+@all", "-info")
     quiet: Any = shared_redis.client(username="quiet", password="secret")
@@ -305,8 +298,8 @@ def test_two_users_of_one_server_of_whom_one_may_not_ask_which_it_is(
     admin.execute_command("ACL", "DELUSER", "quiet")
 
 
-def test_a_right_taken_away_does_not_look_like_another_server(shared_redis: RedisServer) -> None:
-    """The next term does not know the server; nor can it ask what a new one would be asked."""
+def test_revoked_info_right_is_not_taken_for_another_server(shared_redis: RedisServer) -> None:
+    """The next term does not know the server's run id."""
     client = shared_redis.client()
     store = RedisLeaseStore(lambda: client, KEYS)
     first = store.acquire(attempt("one"), None, 0)
@@ -316,55 +309,53 @@ def test_a_right_taken_away_does_not_look_like_another_server(shared_redis: Redi
     assert replace(then, term=replace(first.term, run_id="another")).server_changed
 
 
-def test_an_instant_ahead_of_redis_clock_is_refused(server_bench: RedisBench):
-    """A replica whose clock is ahead must not fire early. By how much the cluster's time is ahead, the leader tells."""
-    desk = Desk(server_bench)
-    seconds, _ = desk.client.time()
+def test_instant_ahead_of_redis_clock_is_refused(server_bench: RedisBench):
+    """A replica whose clock is ahead must not fire early. The leader tells by how much the cluster's time is ahead."""
+    leader = Leader(server_bench)
+    seconds, _ = leader.client.time()
 
     def ahead(entry: str, by: float) -> Operation:
         return replace(operation(entry), scheduled_ms=round((seconds + by) * 1000))
 
-    assert kinds(desk.submit(ahead("now", 0.0), ahead("soon", 60.0))) == ["done", "error"]
-    assert desk.messages() == ["message"]
-    desk.client.hset(KEYS.lease, "offset_ms", "60000")
-    assert kinds(desk.submit(ahead("soon", 60.0), ahead("later", 120.0))) == ["done", "error"]
-    assert sorted(desk.ledger.read()) == ["now", "soon"]
+    assert kinds(leader.submit(ahead("now", 0.0), ahead("soon", 60.0))) == ["done", "error"]
+    assert leader.messages() == ["message"]
+    leader.client.hset(KEYS.lease, "offset_ms", "60000")
+    assert kinds(leader.submit(ahead("soon", 60.0), ahead("later", 120.0))) == ["done", "error"]
+    assert sorted(leader.ledger.read()) == ["now", "soon"]
 
 
-def test_an_occurrence_that_stands_twice_in_a_batch_is_enqueued_once(desk: Desk):
-    """The second finds the row that the first has written."""
-    assert kinds(desk.submit(operation(), operation())) == ["done", "mine"]
-    assert kinds(desk.submit(operation("b"), operation("b", new=row(1)))) == ["done", "moved"]
-    assert desk.messages() == ["message"] * 2
-    assert desk.ledger.read() == {"a": row(), "b": row()}
+def test_occurrence_that_is_twice_in_a_batch_is_enqueued_once(leader: Leader):
+    """The second operation finds the row that the first has written."""
+    assert kinds(leader.submit(operation(), operation())) == ["done", "mine"]
+    assert kinds(leader.submit(operation("b"), operation("b", new=row(1)))) == ["done", "moved"]
+    assert leader.messages() == ["message"] * 2
+    assert leader.ledger.read() == {"a": row(), "b": row()}
 
 
 def step(number: int, request: str = "r") -> Operation:
     return replace(operation(), row="", request=request, step=number)
 
 
-def test_a_step_of_a_request_is_done_once_and_moves_no_position(desk: Desk):
-    """A manual run, asked for once, whatever becomes of the replies to whoever carries it out."""
-    desk.submit(operation())
-    desk.client.hset(KEYS.requests, "r", "x")
-    assert kinds(desk.submit(step(1))) == ["done"]
-    assert kinds(desk.submit(step(1), step(2))) == ["mine", "done"]
-    assert kinds(desk.submit(step(1), step(2), term=desk.lead("two"))) == ["mine", "mine"]
-    assert desk.messages() == ["message"] * 3
-    assert desk.ledger.read() == {"a": row()}
+def test_request_step_is_done_once_and_moves_no_position(leader: Leader):
+    leader.submit(operation())
+    leader.client.hset(KEYS.requests, "r", "x")
+    assert kinds(leader.submit(step(1))) == ["done"]
+    assert kinds(leader.submit(step(1), step(2))) == ["mine", "done"]
+    assert kinds(leader.submit(step(1), step(2), term=leader.lead("two"))) == ["mine", "mine"]
+    assert leader.messages() == ["message"] * 3
+    assert leader.ledger.read() == {"a": row()}
 
 
-def test_a_request_that_was_taken_back_is_not_carried_out(desk: Desk):
-    """However late the batch arrives."""
-    assert kinds(desk.submit(step(1))) == ["withdrawn"]
-    assert desk.messages() == []
+def test_withdrawn_request_is_not_carried_out(leader: Leader):
+    assert kinds(leader.submit(step(1))) == ["withdrawn"]
+    assert leader.messages() == []
 
 
-def test_while_paused_nothing_is_enqueued_by_schedule(desk: Desk):
-    """Whatever the leader knew when it sent the batch. Verdicts without a message are written, and requests served."""
-    desk.client.hset(KEYS.ledger, "m:paused", "{}")
-    desk.client.hset(KEYS.requests, "r", "x")
+def test_paused_cluster_enqueues_nothing_of_the_schedule(leader: Leader):
+    """Verdicts without a message are written, and requests are served."""
+    leader.client.hset(KEYS.ledger, "m:paused", "{}")
+    leader.client.hset(KEYS.requests, "r", "x")
     silent = operation("b", commands=(), new=row(verdict="skipped"))
-    assert kinds(desk.submit(operation(), silent, step(1))) == ["paused", "done", "done"]
-    assert desk.messages() == ["message"]
-    assert desk.ledger.read() == {"b": row(verdict="skipped")}
+    assert kinds(leader.submit(operation(), silent, step(1))) == ["paused", "done", "done"]
+    assert leader.messages() == ["message"]
+    assert leader.ledger.read() == {"b": row(verdict="skipped")}

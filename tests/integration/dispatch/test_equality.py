@@ -1,4 +1,4 @@
-"""Whatever goes through stock beat goes through here unchanged: the messages of both are compared field by field.
+"""Messages equal those of stock beat, field by field.
 
 Only what must differ may: ids, the time of sending, delivery tags, and this package's own header.
 """
@@ -19,7 +19,7 @@ from celery.signals import after_task_publish, before_task_publish
 from kombu import Connection, Exchange, Queue
 from kombu.common import Broadcast
 
-from tests.integration.dispatch.conftest import ENTRY, Bench, Traffic, body_of
+from tests.integration.dispatch.conftest import ENTRY, Comparison, Traffic, body_of
 
 KOMBU = tuple(int(part) for part in version("kombu").split(".")[:2])
 FAR = datetime(2040, 5, 6, 7, 8, 9, tzinfo=UTC)
@@ -42,11 +42,11 @@ def entry(**options: Any) -> dict[str, Any]:
 
 
 def restock(*args: object, **kwargs: object) -> None:
-    """What a worker would run."""
+    """Task of a worker."""
 
 
 def declare(app: Celery) -> Connection:
-    """As a worker does when it starts; what it declared may go when it is closed."""
+    """Declare the queues as a worker does. Some are deleted when the returned connection is closed."""
     connection = app.connection_for_write()
     for queue in app.conf.task_queues or [app.amqp.queues[app.conf.task_default_queue]]:
         queue(connection.default_channel).declare()
@@ -56,7 +56,7 @@ def declare(app: Celery) -> Connection:
 FANOUT = {"task_queues": [Queue("everybody", Exchange("everybody", type="fanout"))]}
 
 
-# name: (the app's configuration, the entry)
+# Name: the app's configuration, the entry.
 CASES: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "default queue": ({}, BASIC),
     "no arguments": ({}, {"task": "shop.restock"}),
@@ -105,26 +105,24 @@ CASES: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_task_that_beat_does_not_know(case: str, make_bench: Callable[..., Bench]):
-    """Sent by name."""
+def test_unregistered_task_is_sent_by_name(case: str, make_comparison: Callable[..., Comparison]):
     config, line = CASES[case]
-    assert_equal(make_bench(config, declare), line, warm_up=case == "broadcast")
+    assert_equal(make_comparison(config, declare), line, warm_up=case == "broadcast")
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_registered_task(case: str, make_bench: Callable[..., Bench]):
-    """Sent by the task's own apply_async."""
+def test_registered_task_is_sent_by_its_apply_async(case: str, make_comparison: Callable[..., Comparison]):
     config, line = CASES[case]
-    bench = make_bench(config, declare)
-    bench.app.task(name=line["task"], shared=False)(restock)
-    assert_equal(bench, line, warm_up=case == "broadcast")
+    comparison = make_comparison(config, declare)
+    comparison.app.task(name=line["task"], shared=False)(restock)
+    assert_equal(comparison, line, warm_up=case == "broadcast")
 
 
-def test_options_of_the_task_class(make_bench: Callable[..., Bench]):
-    """They hold where the entry says nothing, and the entry's win."""
+def test_options_of_the_task_class_are_the_defaults(make_comparison: Callable[..., Comparison]):
+    """The options of the entry win."""
 
-    def bench() -> Bench:
-        made = make_bench()
+    def comparison() -> Comparison:
+        made = make_comparison()
         made.app.task(
             name=BASIC["task"],
             queue="by-class",
@@ -138,12 +136,12 @@ def test_options_of_the_task_class(make_bench: Callable[..., Bench]):
         )(restock)
         return made
 
-    assert_equal(bench(), BASIC)
-    assert_equal(bench(), entry(queue="by-entry", priority=3, serializer="json"))
+    assert_equal(comparison(), BASIC)
+    assert_equal(comparison(), entry(queue="by-entry", priority=3, serializer="json"))
 
 
-def test_a_task_class_with_its_own_apply_async(make_bench: Callable[..., Bench]):
-    """It may add arguments, headers, another queue."""
+def test_task_class_may_change_the_message_in_apply_async(make_comparison: Callable[..., Comparison]):
+    """It may add arguments and headers, or choose another queue."""
 
     class Tenanted(Task):  # type: ignore[type-arg]
         def apply_async(self, args=None, kwargs=None, **options):  # type: ignore[no-untyped-def]
@@ -151,15 +149,15 @@ def test_a_task_class_with_its_own_apply_async(make_bench: Callable[..., Bench])
             options["headers"] = {**(options.get("headers") or {}), "tenant": "blue"}
             return super().apply_async(args, kwargs, queue="tenants", **options)
 
-    bench = make_bench()
-    bench.app.task(name=BASIC["task"], base=Tenanted, shared=False)(restock)
-    traffic = assert_equal(bench, BASIC)
+    comparison = make_comparison()
+    comparison.app.task(name=BASIC["task"], base=Tenanted, shared=False)(restock)
+    traffic = assert_equal(comparison, BASIC)
     assert list(traffic.queues) == ["tenants"]
 
 
 @pytest.mark.parametrize("registered", [True, False])
-def test_an_entrys_own_rules_do_not_reach_its_task(make_bench: Callable[..., Bench], registered: bool):
-    """Neither its `apply_async` nor the message: stock beat's without them is the same."""
+def test_options_for_ha_beat_do_not_reach_the_task(make_comparison: Callable[..., Comparison], registered: bool):
+    """Neither its `apply_async` nor its message."""
     given: list[Mapping[str, Any]] = []
 
     class Noting(Task):  # type: ignore[type-arg]
@@ -167,12 +165,12 @@ def test_an_entrys_own_rules_do_not_reach_its_task(make_bench: Callable[..., Ben
             given.append(options)
             return super().apply_async(args, kwargs, **options)
 
-    bench = make_bench()
+    comparison = make_comparison()
     if registered:
-        bench.app.task(name=BASIC["task"], base=Noting, shared=False)(restock)
+        comparison.app.task(name=BASIC["task"], base=Noting, shared=False)(restock)
     rules = {"misfire": "skip", "misfire_grace": 1e6, "uncertain": "republish"}
     line = entry(priority=3)
-    stock, ours = bench.stock(line), bench.ours({**line, "options": {**line["options"], "ha_beat": rules}})
+    stock, ours = comparison.stock(line), comparison.ours({**line, "options": {**line["options"], "ha_beat": rules}})
     (message,) = ours.messages
     assert "republish" not in json.dumps(message)
     assert len(stock.messages) == 1
@@ -181,52 +179,49 @@ def test_an_entrys_own_rules_do_not_reach_its_task(make_bench: Callable[..., Ben
     assert bool(given) == registered
 
 
-def test_lazy_arguments_are_evaluated_when_sent(make_bench: Callable[..., Bench]):
-    """Celery's BeatLazyFunc."""
+def test_lazy_arguments_are_evaluated_when_sent(make_comparison: Callable[..., Comparison]):
     line = {**BASIC, "args": (BeatLazyFunc(lambda: "now"),), "kwargs": {"late": BeatLazyFunc(lambda: 2)}}
-    traffic = assert_equal(make_bench(), line)
+    traffic = assert_equal(make_comparison(), line)
     assert json.loads(body_of(traffic.messages[0]))[:2] == [["now"], {"late": 2}]
 
 
-def test_with_a_key_prefix(make_bench: Callable[..., Bench]):
-    """Each queue's key has it, and this package's keys don't."""
-    bench = make_bench({}, declare, global_keyprefix="shop:")
-    traffic = assert_equal(bench, BASIC)
+def test_key_prefix_applies_to_queues_only(make_comparison: Callable[..., Comparison]):
+    """The keys of ha_beat have no prefix."""
+    comparison = make_comparison({}, declare, global_keyprefix="shop:")
+    traffic = assert_equal(comparison, BASIC)
     assert list(traffic.queues) == ["shop:celery"]
 
 
-def test_with_a_key_prefix_and_several_queues(make_bench: Callable[..., Bench]):
-    """Of a script's or a transaction's keys, kombu prefixes some and not others."""
-    bench = make_bench(TOPIC_QUEUES, declare, global_keyprefix="shop:")
-    traffic = assert_equal(bench, entry(exchange="orders", routing_key="order.new", priority=6))
+def test_key_prefix_applies_to_each_of_several_queues(make_comparison: Callable[..., Comparison]):
+    """kombu prefixes only some of the keys of a script or a transaction."""
+    comparison = make_comparison(TOPIC_QUEUES, declare, global_keyprefix="shop:")
+    traffic = assert_equal(comparison, entry(exchange="orders", routing_key="order.new", priority=6))
     assert len(traffic.queues) == 2
     assert all(key.startswith("shop:") for key in traffic.queues)
 
 
-def test_with_other_priority_steps(make_bench: Callable[..., Bench]):
-    """The transport's own options decide which list a priority means."""
+def test_priority_steps_select_the_list(make_comparison: Callable[..., Comparison]):
     options = {"priority_steps": [0, 2, 4, 6, 8], "sep": ":", "queue_order_strategy": "priority"}
-    traffic = assert_equal(make_bench({}, declare, **options), entry(priority=5))
+    traffic = assert_equal(make_comparison({}, declare, **options), entry(priority=5))
     assert list(traffic.queues) == ["celery:4"]
 
 
-def test_fanout_with_prefix_and_patterns(make_bench: Callable[..., Bench]):
-    """The channel's name depends on two options of the transport."""
+def test_fanout_channel_has_prefix_and_patterns(make_comparison: Callable[..., Comparison]):
+    """Its name depends on two options of the transport."""
     for options in ({"fanout_prefix": False}, {"fanout_patterns": False}, {"fanout_prefix": "/{db}/x."}):
-        traffic = assert_equal(make_bench(FANOUT, declare, **options), entry(queue="everybody"))
+        traffic = assert_equal(make_comparison(FANOUT, declare, **options), entry(queue="everybody"))
         assert len(traffic.published) == 1
 
 
 @pytest.mark.skipif(KOMBU < (5, 7), reason="kombu before 5.7 has no expiring queues on Redis")
-def test_queues_that_expire(make_bench: Callable[..., Bench]):
-    """Each message sets the time to live of the queue's keys anew."""
+def test_message_renews_the_expiry_of_its_queue(make_comparison: Callable[..., Comparison]):
     queue = Queue("fleeting", expires=600)
-    traffic = assert_equal(make_bench({"task_queues": [queue]}, declare), entry(queue="fleeting"))
+    traffic = assert_equal(make_comparison({"task_queues": [queue]}, declare), entry(queue="fleeting"))
     assert traffic.expiring == {"fleeting"}
 
 
-def test_the_event_that_a_task_was_sent(make_bench: Callable[..., Bench]):
-    """With task_send_sent_event each message is announced to whoever monitors."""
+def test_task_sent_event_is_published(make_comparison: Callable[..., Comparison]):
+    """With task_send_sent_event."""
 
     def listen(app: Celery) -> Connection:
         connection = declare(app)
@@ -234,15 +229,15 @@ def test_the_event_that_a_task_was_sent(make_bench: Callable[..., Bench]):
         receiver.queue(connection.default_channel).declare()
         return connection
 
-    bench = make_bench({"task_send_sent_event": True}, listen)
-    traffic = assert_equal(bench, BASIC)
+    comparison = make_comparison({"task_send_sent_event": True}, listen)
+    traffic = assert_equal(comparison, BASIC)
     everything = json.dumps([traffic.queues, traffic.published], default=str)
     assert len(traffic.messages) + len(traffic.published) == 2, everything
 
 
-def test_signal_handlers_see_and_change_the_message(make_bench: Callable[..., Bench]):
-    """before_task_publish may rewrite headers and body in place, after_task_publish is told."""
-    bench = make_bench()
+def test_signal_handlers_may_change_the_message(make_comparison: Callable[..., Comparison]):
+    """before_task_publish may change headers and body in place; after_task_publish is sent too."""
+    comparison = make_comparison()
     calls: list[tuple[str, Any]] = []
 
     @before_task_publish.connect(weak=False)
@@ -257,7 +252,7 @@ def test_signal_handlers_see_and_change_the_message(make_bench: Callable[..., Be
         calls.append(("after", (sender, headers["trace"], routing_key, exchange, sorted(more))))
 
     try:
-        traffic = assert_equal(bench, BASIC)
+        traffic = assert_equal(comparison, BASIC)
     finally:
         before_task_publish.disconnect(before)
         after_task_publish.disconnect(after)
@@ -268,10 +263,10 @@ def test_signal_handlers_see_and_change_the_message(make_bench: Callable[..., Be
     assert json.loads(body_of(message))[1]["added"] is True
 
 
-def test_signed_messages(make_bench: Callable[..., Bench], tmp_path: Path):
-    """The 'auth' serializer: a consumer with the certificate accepts the message, whose content is the same."""
+def test_signed_message_is_accepted_with_the_certificate(make_comparison: Callable[..., Comparison], tmp_path: Path):
+    """The content is the same with the serializer `auth`."""
     key, certificate = _certificate(tmp_path)
-    bench = make_bench(
+    comparison = make_comparison(
         {
             "security_key": str(key),
             "security_certificate": str(certificate),
@@ -284,8 +279,8 @@ def test_signed_messages(make_bench: Callable[..., Bench], tmp_path: Path):
     from kombu.serialization import disable_insecure_serializers, enable_insecure_serializers, loads, registry
 
     try:
-        bench.app.setup_security()
-        stock, ours = bench.stock(BASIC), bench.ours(BASIC)
+        comparison.app.setup_security()
+        stock, ours = comparison.stock(BASIC), comparison.ours(BASIC)
         contents = [
             loads(body_of(message), message["content-type"], message["content-encoding"], accept=["auth"])
             for message in (stock.messages[0], ours.messages[0])
@@ -304,29 +299,29 @@ def test_signed_messages(make_bench: Callable[..., Bench], tmp_path: Path):
 # ------------------------------------------------------------------------------------------------ the comparison
 
 
-def assert_equal(bench: Bench, line: Mapping[str, Any], *, warm_up: bool = False) -> Traffic:
+def assert_equal(comparison: Comparison, line: Mapping[str, Any], *, warm_up: bool = False) -> Traffic:
     """Send the entry both ways; returns what ha_beat sent.
 
     ``warm_up``: Celery before 5.7 does not find a Broadcast's queues the first time that a process sends to it.
     """
     if warm_up:
-        bench.stock(line)
-    stock, ours = bench.stock(line), bench.ours(line)
+        comparison.stock(line)
+    stock, ours = comparison.stock(line), comparison.ours(line)
     assert stock.messages or stock.published, "stock beat sent nothing, so this compares nothing"
     for message in (*ours.messages, *(content for _, content in ours.published)):
         headers = message["headers"]
-        if "task" in headers or bench.app.conf.task_protocol == 1:
+        if "task" in headers or comparison.app.conf.task_protocol == 1:
             assert headers["ha_beat"]["entry"] == ENTRY
             assert headers["celery_beat_task"] is True
     relative = any(name in line.get("options", {}) for name in ("countdown", "expires"))
-    exact = not relative and not any(task.expires for task in bench.app.tasks.values())
+    exact = not relative and not any(task.expires for task in comparison.app.tasks.values())
     assert_same(normalised(ours, exact=exact), normalised(stock, exact=exact))
     assert (ours.expiring, ours.others) == (stock.expiring, stock.others)
     return ours
 
 
 def assert_same(ours: Any, stock: Any, path: str = "") -> None:
-    """Say at which field the two differ."""
+    """Fail with the path of the first field that differs."""
     if isinstance(ours, Mapping) and isinstance(stock, Mapping):
         assert ours.keys() == stock.keys(), path
         for name in ours:
@@ -367,7 +362,7 @@ def _normalised(message: Any, exact: bool) -> Any:
 
 
 def _without(value: Any, ids: set[Any], exact: bool) -> Any:
-    """Ids replaced, and, unless times are to be exact, each instant by one that allows for some seconds."""
+    """Replace ids and, unless ``exact``, each instant by one that is equal to instants close to it."""
     if isinstance(value, Mapping):
         return {
             name: Instant(_TIMES[name](item))
@@ -390,7 +385,7 @@ _TIMES: dict[str, Callable[[str], datetime]] = {
 
 
 class Instant:
-    """Equal to another that is less than a minute away, with the same offset from UTC."""
+    """Instant that equals another one less than a minute away with the same offset from UTC."""
 
     def __init__(self, at: datetime) -> None:
         self.at = at

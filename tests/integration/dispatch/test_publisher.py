@@ -1,4 +1,4 @@
-"""Messages complete but for being sent, on transports of this process."""
+"""Outcomes of publishes through kombu, on in-memory and Redis transports."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def prepare(app: Celery, publisher: Publisher, task: str = "report") -> Any:
     return publisher.prepare(entry, (1,), {}, with_header({}, HEADER, TASK_ID))
 
 
-def test_nothing_is_sent_before_it_is_told_to() -> None:
-    """A prepared message is complete; each sending marks it anew, so that the guard tells them apart."""
+def test_prepared_message_is_not_sent_before_send() -> None:
+    """Each publish has its own id, by which the worker's guard tells them apart."""
     app, publisher = publisher_for("memory://")
     messages = prepare(app, publisher)
     with app.connection_for_read() as connection, connection.SimpleQueue("jobs.fifo") as queue:
@@ -53,8 +53,8 @@ def test_nothing_is_sent_before_it_is_told_to() -> None:
 
 
 @pytest.mark.parametrize("driver", ["sqs", "memory"])
-def test_on_sqs_the_deduplication_id_is_the_task_id(driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A FIFO queue then drops a second sending by itself; kombu hands it what it finds among the properties."""
+def test_deduplication_id_on_sqs_is_the_task_id(driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FIFO queue then drops a second publish. kombu takes the id from the properties."""
     monkeypatch.setattr(memory.Transport, "driver_type", driver)
     app, publisher = publisher_for("memory://")
     with app.connection_for_read() as connection, connection.SimpleQueue("jobs.fifo") as queue:
@@ -63,15 +63,14 @@ def test_on_sqs_the_deduplication_id_is_the_task_id(driver: str, monkeypatch: py
     assert properties.get("MessageDeduplicationId") == (TASK_ID if driver == "sqs" else None)
 
 
-def test_a_task_that_publishes_nothing_is_an_error() -> None:
-    """It went around the producer."""
+def test_task_that_publishes_nothing_is_an_error() -> None:
     app, publisher = publisher_for("memory://")
 
     class Silent(app.Task):  # type: ignore[name-defined, misc]
         name = "silent"
 
         def apply_async(self, *_: Any, **__: Any) -> None:
-            """Goes nowhere."""
+            """Publish nothing."""
 
     app.register_task(Silent())
     with pytest.raises(NothingPublished):
@@ -79,19 +78,19 @@ def test_a_task_that_publishes_nothing_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["amqp", "redis"])
-def test_a_broker_that_refuses_connections_is_known_to_have_done_nothing(scheme: str) -> None:
-    """Asked before anything is claimed, and without kombu's pauses between tries."""
+def test_refused_connection_certainly_sent_nothing(scheme: str) -> None:
+    """It is checked before anything is claimed, and without the pauses of kombu's retries."""
     _, publisher = publisher_for(f"{scheme}://127.0.0.1:{free_port()}//")
     began = SystemClock().elapsed()
     with pytest.raises(StoreUnavailable) as caught:
         publisher.ready()
     assert not caught.value.acted
-    # kombu's own way waits for 2 s and tries a second time.
+    # kombu's own retry takes 2 s.
     assert SystemClock().elapsed() - began < 1.8
 
 
 def declared(server: RedisServer, *names: str) -> tuple[Celery, Publisher]:
-    """A broker with queues that each get every message."""
+    """Return a publisher to a broker with queues that each receive every message."""
     orders = Exchange("orders", type="topic")
     queues = [Queue(name, orders, routing_key="#") for name in names]
     app, publisher = publisher_for(server.url, task_queues=queues)
@@ -103,8 +102,7 @@ def declared(server: RedisServer, *names: str) -> tuple[Celery, Publisher]:
 
 
 @pytest.mark.parametrize("names", [("first",), ("first", "second")])
-def test_a_refusal_by_redis_is_certain(names: tuple[str, ...], shared_redis: RedisServer) -> None:
-    """Every queue that the message goes to has refused it."""
+def test_message_that_every_queue_refused_is_refused(names: tuple[str, ...], shared_redis: RedisServer) -> None:
     app, publisher = declared(shared_redis, *names)
     for name in names:
         shared_redis.admin.set(name, "not a list")
@@ -114,8 +112,8 @@ def test_a_refusal_by_redis_is_certain(names: tuple[str, ...], shared_redis: Red
 
 
 @pytest.mark.parametrize("wrong", ["first", "second"])
-def test_one_of_several_queues_that_refuses_is_named(wrong: str, shared_redis: RedisServer) -> None:
-    """The others have the message, so that it must not be sent again."""
+def test_message_that_one_of_several_queues_refused_is_accepted(wrong: str, shared_redis: RedisServer) -> None:
+    """The other queue has the message, so that it must not be sent again."""
     app, publisher = declared(shared_redis, "first", "second")
     messages = prepare(app, publisher)
     assert publisher.send(messages) == Sent(PublishOutcome.ACCEPTED)
@@ -128,8 +126,8 @@ def test_one_of_several_queues_that_refuses_is_named(wrong: str, shared_redis: R
     assert shared_redis.admin.llen("second" if wrong == "first" else "first") == 1
 
 
-def test_several_queues_of_a_redis_get_a_message_as_one_act(shared_redis: RedisServer) -> None:
-    """A connection that breaks between two of them can't leave one without."""
+def test_message_to_several_queues_is_one_transaction(shared_redis: RedisServer) -> None:
+    """A connection that breaks between two queues cannot leave one without the message."""
     app, publisher = declared(shared_redis, "first", "second", "third")
     messages = prepare(app, publisher)
     assert publisher.send(messages) == Sent(PublishOutcome.ACCEPTED)
@@ -146,10 +144,7 @@ def commands_of(server: RedisServer) -> Counter[str]:
 
 
 @pytest.mark.parametrize("queues", [1, 2])
-def test_a_redis_that_is_gone_before_the_message_is_written_has_not_got_it(
-    queues: int, shared_redis: RedisServer
-) -> None:
-    """Its connection was fine a moment ago: refused now, which is certain, and not the end of an unknown sending."""
+def test_connection_lost_before_the_write_certainly_sent_nothing(queues: int, shared_redis: RedisServer) -> None:
     with TcpProxy.for_url(shared_redis.url) as proxy:
         app, publisher = declared(shared_redis, *["first", "second"][:queues])
         app.conf.broker_url = proxy.url(shared_redis.url)
@@ -166,8 +161,7 @@ def test_a_redis_that_is_gone_before_the_message_is_written_has_not_got_it(
 
 
 @pytest.mark.parametrize("fault", ["lost reply", "silence"])
-def test_a_redis_that_does_not_answer_may_have_the_message(fault: str, shared_redis: RedisServer) -> None:
-    """Written, and no word of it."""
+def test_message_without_a_reply_has_an_unknown_outcome(fault: str, shared_redis: RedisServer) -> None:
     with TcpProxy.for_url(shared_redis.url) as proxy:
         app, publisher = publisher_for(proxy.url(shared_redis.url))
         app.conf.task_default_queue = "jobs"
@@ -183,8 +177,8 @@ def test_a_redis_that_does_not_answer_may_have_the_message(fault: str, shared_re
 
 
 @pytest.mark.parametrize("code", ["READONLY", "OOM"])
-def test_a_redis_that_takes_no_writes_is_out_of_reach(code: str, redis_server: RedisServer) -> None:
-    """For every message, so it is no entry's fault; and certainly nothing was done."""
+def test_read_only_or_full_redis_is_unavailable(code: str, redis_server: RedisServer) -> None:
+    """The error concerns every message, and certainly nothing was sent."""
     server = redis_server
     app, publisher = publisher_for(server.url)
     messages = prepare(app, publisher)

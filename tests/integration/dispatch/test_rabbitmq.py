@@ -1,4 +1,4 @@
-"""On RabbitMQ, too, the messages are those of stock beat; and how many of them a second."""
+"""Messages on RabbitMQ equal those of stock beat."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def by_priority() -> dict[str, Any]:
     return {"task_queues": [Queue("graded", max_priority=9)], "task_default_queue": "graded"}
 
 
-# name: (the app's configuration, the entry, how many messages)
+# Name: the app's configuration, the entry, the number of messages.
 CASES: dict[str, tuple[Callable[[], dict[str, Any]], Mapping[str, Any], int]] = {
     "default queue": (dict, BASIC, 1),
     "queue option": (dict, entry(queue="slow"), 1),
@@ -62,8 +62,8 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], Mapping[str, Any], int]] = 
 }
 
 
-class Bench:
-    """An app on RabbitMQ whose names nobody else uses."""
+class Comparison:
+    """Sender of an entry by stock beat and by ha_beat, each into empty queues."""
 
     def __init__(self, broker: RabbitMQ, redis: RedisServer, config: Mapping[str, Any]) -> None:
         self.app = Celery("messages", broker=broker.url, set_as_current=False)
@@ -78,7 +78,7 @@ class Bench:
                 queue(channel).declare()
 
     def take_all(self) -> list[tuple[str, Any]]:
-        """Every message in every queue that the app knows by now; the queues go."""
+        """Return every message of every queue of the app, and delete the queues."""
         found = []
         with self.app.connection_for_read() as connection, connection.channel() as channel:
             for queue in {queue.name for queue in self.app.amqp.queues.values()}:
@@ -101,7 +101,7 @@ class Bench:
         return self.take_all()
 
     def run(self, lines: Mapping[str, Mapping[str, Any]]) -> None:
-        """One replica until each of the entries, which are overdue, is enqueued."""
+        """Run one replica until each of the overdue entries is enqueued."""
         overdue = datetime.now(UTC) - timedelta(minutes=90)
         self.app.conf.beat_schedule = {
             name: {"schedule": timedelta(hours=1), "last_run_at": overdue, **copy.deepcopy(dict(line))}
@@ -123,17 +123,17 @@ class Bench:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_message_is_that_of_stock_beat(case: str, rabbitmq: RabbitMQ, shared_redis: RedisServer) -> None:
-    """In the same queues, with the same body, properties and headers, but for ids, times and our header."""
+def test_message_equals_that_of_stock_beat(case: str, rabbitmq: RabbitMQ, shared_redis: RedisServer) -> None:
+    """Same queues, body, properties and headers, except for ids, times and the header of ha_beat."""
     config, line, count = CASES[case]
-    bench = Bench(rabbitmq, shared_redis, config())
+    comparison = Comparison(rabbitmq, shared_redis, config())
     if case == "fanout":
-        # Celery before 5.7 does not find a Broadcast's queues the first time that a process sends to it.
+        # Celery before 5.7 does not find the queues of a Broadcast at the first send of a process.
         with suppress(Exception):
-            bench.stock(line)
-    stock, ours = bench.stock(line), bench.ours(line)
+            comparison.stock(line)
+    stock, ours = comparison.stock(line), comparison.ours(line)
     if case == "fanout":
-        # What the first time may have left behind is not of this one.
+        # The first send may have left messages.
         stock = stock[-count:]
     assert len(ours) == count
     for _, message in ours:
@@ -144,7 +144,7 @@ def test_the_message_is_that_of_stock_beat(case: str, rabbitmq: RabbitMQ, shared
 
 
 def plain(queue: str, message: Any) -> dict[str, Any]:
-    """What must be equal. Instants are relative to the time of sending, and compared by the minute."""
+    """Return the parts that must be equal. Instants depend on the time of sending, and are compared by the minute."""
     headers = dict(message.headers)
     headers.pop("celery_beat_task", None)  # beat before Celery 5.6 does not set it yet
     ids = {headers.get("id"), message.properties.get("correlation_id"), message.properties.get("reply_to")} - {None}
@@ -182,13 +182,15 @@ def about(instant: str | None) -> Any:
 
 
 @pytest.mark.slow
-def test_how_many_a_second(rabbitmq: RabbitMQ, shared_redis: RedisServer, figure: Callable[[str], None]) -> None:
-    """Each claimed, confirmed by the broker, and recorded, before the next."""
+def test_confirmed_messages_per_second(
+    rabbitmq: RabbitMQ, shared_redis: RedisServer, figure: Callable[[str], None]
+) -> None:
+    """Each occurrence is claimed, confirmed by the broker and recorded."""
     count = 400
-    bench = Bench(rabbitmq, shared_redis, {})
-    bench.declare()
+    comparison = Comparison(rabbitmq, shared_redis, {})
+    comparison.declare()
     began = time.monotonic()
-    bench.run({f"entry {number}": BASIC for number in range(count)})
+    comparison.run({f"entry {number}": BASIC for number in range(count)})
     took = time.monotonic() - began
-    assert len(bench.take_all()) == count
+    assert len(comparison.take_all()) == count
     figure(f"RabbitMQ with confirms: {count / took:.0f} occurrences a second ({count} in {took:.2f} s)")

@@ -1,4 +1,4 @@
-"""SQS: Amazon's own client, against a service that answers, loses answers, and is not there."""
+"""Outcomes of a publish to SQS, with Amazon's own client and a fake service."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ pytest.importorskip("boto3")
 
 
 class Sqs(ThreadingHTTPServer):
-    """As much of the service as a send asks for."""
+    """Service with the actions that a send needs."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.sent: list[dict[str, Any]] = []
-        #: What becomes of a message: an HTTP status, or 0 where the answer is lost.
+        #: HTTP status of the answer to a message; 0 to lose the answer.
         self.outcome = 200
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -51,11 +51,11 @@ class Sqs(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    # One request for each connection, so that none outlives the service.
+    # One request per connection, so that no connection outlives the service.
     protocol_version = "HTTP/1.0"
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -81,7 +81,9 @@ def sqs() -> Iterator[Sqs]:
     server.server_close()
 
 
-class Desk:
+class Sender:
+    """A publisher to the service."""
+
     def __init__(self, server: Sqs) -> None:
         self.app = Celery("desk", broker=f"sqs://key:secret@127.0.0.1:{server.server_port}//", set_as_current=False)
         self.app.conf.update(
@@ -100,36 +102,35 @@ class Desk:
         return self.publisher.send(self.publisher.prepare(entry, (), {}, {"task_id": "the id"}))
 
 
-def test_the_deduplication_id_is_the_task_id(sqs: Sqs) -> None:
-    """A FIFO queue drops a second sending by itself."""
-    assert Desk(sqs).send() == Sent(PublishOutcome.ACCEPTED)
+def test_deduplication_id_is_the_task_id(sqs: Sqs) -> None:
+    """A FIFO queue drops a second publish."""
+    assert Sender(sqs).send() == Sent(PublishOutcome.ACCEPTED)
     assert [message["MessageDeduplicationId"] for message in sqs.sent] == ["the id"]
 
 
-def test_a_lost_answer_is_not_made_up_for_by_sending_again(sqs: Sqs) -> None:
-    """Amazon's client would, several times, whatever the policy of the entry: a standard queue has it as often."""
-    desk = Desk(sqs)
+def test_lost_answer_does_not_lead_to_a_second_publish(sqs: Sqs) -> None:
+    """Amazon's client would retry by itself, and a standard queue would have each copy."""
+    sender = Sender(sqs)
     sqs.outcome = 0
-    sent = desk.send()
+    sent = sender.send()
     assert (sent.outcome, sent.broken) == (PublishOutcome.UNKNOWN, True)
     assert len(sqs.sent) == 1
 
 
 @pytest.mark.parametrize(("status", "outcome"), [(400, "refused"), (403, "refused"), (500, "unknown")])
-def test_a_refusal_is_certain_and_an_error_of_the_service_is_not(sqs: Sqs, status: int, outcome: str) -> None:
-    desk = Desk(sqs)
+def test_only_a_client_error_is_a_certain_refusal(sqs: Sqs, status: int, outcome: str) -> None:
+    sender = Sender(sqs)
     sqs.outcome = status
-    sent = desk.send()
+    sent = sender.send()
     assert (sent.outcome, sent.broken) == (outcome, outcome == "unknown")
     assert len(sqs.sent) == 1
 
 
-def test_a_service_that_is_gone_has_not_got_the_message(sqs: Sqs) -> None:
-    """Its connection is refused, at the one try that is made."""
-    desk = Desk(sqs)
-    desk.send()
+def test_refused_connection_certainly_sent_nothing(sqs: Sqs) -> None:
+    sender = Sender(sqs)
+    sender.send()
     sqs.shutdown()
     sqs.server_close()
     with pytest.raises(StoreUnavailable) as caught:
-        desk.send()
+        sender.send()
     assert not caught.value.acted

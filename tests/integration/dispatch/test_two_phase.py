@@ -1,6 +1,6 @@
-"""Claim, publish, confirm: what the ledger, the journal and the broker have after each thing that can go wrong.
+"""Claim, publish, confirm: the contents of ledger, journal and broker after each fault.
 
-The publisher is a fake one that keeps what it accepts; the store and its scripts are a real Redis.
+The publisher is a fake; the store and its scripts are a real Redis.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Act = Callable[[], object]
 
 
 class Unreliable:
-    """A client whose script calls lose their replies, or don't arrive, as told."""
+    """Client whose script calls fail as prepared: the call or its reply is lost."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        #: Taken one by one by calls whose script contains the mark: "lost reply" or "cut".
+        #: Faults in order, each for the next call of its script: (script, "lost reply" or "cut").
         self.faults: list[tuple[str, str]] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -51,13 +51,13 @@ class Unreliable:
         if fault is None or fault[0] != what:
             return self._client.evalsha(sha, numkeys, *args)
         if fault[1] == "lost reply":
-            self._client.evalsha(sha, numkeys, *args)  # where the script is not loaded yet, it is not this fault's turn
+            self._client.evalsha(sha, numkeys, *args)  # may raise NoScriptError first
         self.faults.pop(0)
         raise redis_errors.ConnectionError(fault[1])
 
 
-class Desk:
-    """A leader at its dispatcher, and what a test may see of its world."""
+class Leader:
+    """A leader with a claim dispatcher, and the state that it leaves."""
 
     def __init__(self, server: RedisServer, name: str = "one") -> None:
         self.admin: Any = server.client()
@@ -82,14 +82,14 @@ class Desk:
         return self.admin.hget(KEYS.ledger, f"e:{entry}") or ""
 
     def claims(self) -> dict[str, str]:
-        """The state of each claim by its key."""
+        """Return the state of each claim by its key."""
         return {key: value.split(" ")[0] for key, value in self.admin.hgetall(KEYS.claims).items()}
 
     def open_claims(self) -> list[OpenClaim]:
         return self.dispatcher.open_claims(self.term)
 
     def verdicts(self) -> list[str]:
-        """Those in the journal, in order."""
+        """Return the verdicts in the journal, in order."""
         records = [json.loads(fields["d"]) for _, fields in self.admin.xrange(KEYS.journal)]
         return [record["verdict"] for record in records if "verdict" in record]
 
@@ -107,12 +107,12 @@ class Desk:
 
 
 @pytest.fixture
-def desk(shared_redis: RedisServer) -> Desk:
-    return Desk(shared_redis)
+def leader(shared_redis: RedisServer) -> Leader:
+    return Leader(shared_redis)
 
 
-def successor(server: RedisServer) -> Desk:
-    return Desk(server, "two")
+def successor(server: RedisServer) -> Leader:
+    return Leader(server, "two")
 
 
 UNANSWERED = Sent(PublishOutcome.UNKNOWN, "cut", broken=True)
@@ -124,228 +124,222 @@ NO_EXCHANGE = Sent(PublishOutcome.REFUSED, "no such exchange")
 
 
 @pytest.mark.parametrize("policy", UncertainPolicy)
-def test_accepted_is_enqueued_and_leaves_no_claim(desk: Desk, policy: UncertainPolicy) -> None:
-    """The ledger has the final row, the journal one verdict."""
-    operation = desk.operation(policy=policy)
-    assert desk.submit(operation) == [Answer(AnswerKind.DONE)]
-    assert desk.raw() == operation.row
-    assert desk.claims() == {}
-    assert desk.verdicts() == ["enqueued"]
-    assert desk.publisher.accepted == ["message of entry"]
+def test_accepted_message_is_enqueued_and_leaves_no_claim(leader: Leader, policy: UncertainPolicy) -> None:
+    """The ledger has the final row, and the journal one verdict."""
+    operation = leader.operation(policy=policy)
+    assert leader.submit(operation) == [Answer(AnswerKind.DONE)]
+    assert leader.raw() == operation.row
+    assert leader.claims() == {}
+    assert leader.verdicts() == ["enqueued"]
+    assert leader.publisher.accepted == ["message of entry"]
 
 
-def test_the_claim_is_written_before_the_message_is_sent(desk: Desk) -> None:
-    """Whoever finds it knows the entry, the occurrence and the policy."""
+def test_claim_is_written_before_the_message_is_sent(leader: Leader) -> None:
     found: list[Any] = []
-    desk.publisher.before_send = lambda: found.extend([desk.claims(), desk.row()["verdict"], desk.verdicts()])
-    desk.submit(desk.operation())
+    leader.publisher.before_send = lambda: found.extend([leader.claims(), leader.row()["verdict"], leader.verdicts()])
+    leader.submit(leader.operation())
     assert found == [{"id of entry": "open"}, "claimed", []]
 
 
 @pytest.mark.parametrize("policy", UncertainPolicy)
-def test_refused_for_certain_leaves_everything_as_it_was(desk: Desk, policy: UncertainPolicy) -> None:
-    """The entry's row is what it was, nothing is in the journal: it may be tried again."""
-    desk.submit(desk.operation())
-    before = desk.raw()
-    desk.publisher.outcomes = [NO_EXCHANGE]
-    answer = desk.submit(desk.operation(policy=policy, expected=before, rev=2))
+def test_refused_message_leaves_ledger_and_journal_unchanged(leader: Leader, policy: UncertainPolicy) -> None:
+    """It may be sent again."""
+    leader.submit(leader.operation())
+    before = leader.raw()
+    leader.publisher.outcomes = [NO_EXCHANGE]
+    answer = leader.submit(leader.operation(policy=policy, expected=before, rev=2))
     assert answer == [Answer(AnswerKind.ERROR, "no such exchange")]
-    assert desk.raw() == before
-    assert desk.claims() == {}
-    assert desk.verdicts() == ["enqueued"]
-    assert desk.submit(desk.operation(policy=policy, expected=before, rev=2)) == [Answer(AnswerKind.DONE)]
-    assert len(desk.publisher.accepted) == 2
+    assert leader.raw() == before
+    assert leader.claims() == {}
+    assert leader.verdicts() == ["enqueued"]
+    assert leader.submit(leader.operation(policy=policy, expected=before, rev=2)) == [Answer(AnswerKind.DONE)]
+    assert len(leader.publisher.accepted) == 2
 
 
-def test_an_entry_without_a_row_has_none_again(desk: Desk) -> None:
-    """After its very first message was refused."""
-    desk.publisher.outcomes = [NO_EXCHANGE]
-    desk.submit(desk.operation())
-    assert desk.raw() == ""
+def test_entry_whose_first_message_is_refused_has_no_row(leader: Leader) -> None:
+    leader.publisher.outcomes = [NO_EXCHANGE]
+    leader.submit(leader.operation())
+    assert leader.raw() == ""
 
 
 @pytest.mark.parametrize("sent", [UNANSWERED, NACK], ids=["cut", "nack"])
-def test_unknown_is_uncertain_under_skip_and_says_why(desk: Desk, sent: Sent) -> None:
-    """The row the enqueuer gets is the one in the ledger, and the next occurrence follows on it."""
-    desk.publisher.outcomes = [sent]
-    (answer,) = desk.submit(desk.operation())
-    assert answer == Answer(AnswerKind.UNCERTAIN, desk.raw())
-    assert desk.row()["verdict"] == "uncertain"
-    assert (desk.row()["why"], desk.row()["detail"]) == (UncertainReason.NO_ANSWER, sent.detail)
-    assert desk.claims() == {}
-    assert desk.verdicts() == ["uncertain"]
-    assert desk.submit(desk.operation(expected=answer.detail, rev=2)) == [Answer(AnswerKind.DONE)]
+def test_unknown_outcome_is_recorded_as_uncertain_under_skip(leader: Leader, sent: Sent) -> None:
+    """The answer has the row that is in the ledger, and the next occurrence replaces it."""
+    leader.publisher.outcomes = [sent]
+    (answer,) = leader.submit(leader.operation())
+    assert answer == Answer(AnswerKind.UNCERTAIN, leader.raw())
+    assert leader.row()["verdict"] == "uncertain"
+    assert (leader.row()["why"], leader.row()["detail"]) == (UncertainReason.NO_ANSWER, sent.detail)
+    assert leader.claims() == {}
+    assert leader.verdicts() == ["uncertain"]
+    assert leader.submit(leader.operation(expected=answer.detail, rev=2)) == [Answer(AnswerKind.DONE)]
 
 
-def test_unknown_stays_claimed_under_republish_and_is_sent_again(desk: Desk) -> None:
-    """Until one sending is answered; the journal has one verdict in the end."""
-    desk.publisher.outcomes = [UNANSWERED]
-    (answer,) = desk.submit(desk.operation(policy=UncertainPolicy.REPUBLISH))
-    assert answer == Answer(AnswerKind.AGAIN, desk.raw())
-    assert desk.row()["verdict"] == "claimed"
-    assert desk.claims() == {"id of entry": "open"}
-    again = desk.operation(policy=UncertainPolicy.REPUBLISH, expected=answer.detail)
-    assert desk.submit(again) == [Answer(AnswerKind.DONE)]
-    assert desk.raw() == again.row
-    assert desk.claims() == {}
-    assert desk.verdicts() == ["enqueued"]
+def test_unknown_outcome_stays_claimed_under_republish(leader: Leader) -> None:
+    """The message is sent until one publish is answered. The journal has one verdict in the end."""
+    leader.publisher.outcomes = [UNANSWERED]
+    (answer,) = leader.submit(leader.operation(policy=UncertainPolicy.REPUBLISH))
+    assert answer == Answer(AnswerKind.AGAIN, leader.raw())
+    assert leader.row()["verdict"] == "claimed"
+    assert leader.claims() == {"id of entry": "open"}
+    again = leader.operation(policy=UncertainPolicy.REPUBLISH, expected=answer.detail)
+    assert leader.submit(again) == [Answer(AnswerKind.DONE)]
+    assert leader.raw() == again.row
+    assert leader.claims() == {}
+    assert leader.verdicts() == ["enqueued"]
 
 
 @pytest.mark.parametrize("second", [NO_EXCHANGE, StoreUnavailable("away", acted=False)], ids=["refused", "unsent"])
-def test_what_may_have_been_accepted_is_never_taken_back(desk: Desk, second: Any) -> None:
-    """A second sending that certainly failed says nothing of the first: the claim stays."""
-    desk.publisher.outcomes = [UNANSWERED, second]
-    (answer,) = desk.submit(desk.operation(policy=UncertainPolicy.REPUBLISH))
-    (answer,) = desk.submit(desk.operation(policy=UncertainPolicy.REPUBLISH, expected=answer.detail))
-    assert answer == Answer(AnswerKind.AGAIN, desk.raw())
-    assert desk.claims() == {"id of entry": "open"}
-    assert desk.row()["verdict"] == "claimed"
+def test_claim_of_a_maybe_accepted_message_is_not_taken_back(leader: Leader, second: Any) -> None:
+    """A second publish that certainly failed does not tell whether the first was accepted."""
+    leader.publisher.outcomes = [UNANSWERED, second]
+    (answer,) = leader.submit(leader.operation(policy=UncertainPolicy.REPUBLISH))
+    (answer,) = leader.submit(leader.operation(policy=UncertainPolicy.REPUBLISH, expected=answer.detail))
+    assert answer == Answer(AnswerKind.AGAIN, leader.raw())
+    assert leader.claims() == {"id of entry": "open"}
+    assert leader.row()["verdict"] == "claimed"
 
 
-def test_a_message_that_not_every_queue_took_is_enqueued_and_said_to_be_partial(desk: Desk) -> None:
-    """Sent again, the others would have it twice."""
-    desk.publisher.outcomes = [Sent(PublishOutcome.ACCEPTED, "not every queue took it: one")]
-    operation = desk.operation()
-    assert desk.submit(operation) == [Answer(AnswerKind.PARTIAL, "not every queue took it: one")]
-    assert desk.raw() == operation.row
-    assert desk.claims() == {}
+def test_message_that_one_of_several_queues_refused_is_partial(leader: Leader) -> None:
+    """Sending it again would give the other queues a second message."""
+    leader.publisher.outcomes = [Sent(PublishOutcome.ACCEPTED, "not every queue took it: one")]
+    operation = leader.operation()
+    assert leader.submit(operation) == [Answer(AnswerKind.PARTIAL, "not every queue took it: one")]
+    assert leader.raw() == operation.row
+    assert leader.claims() == {}
 
 
-# --- A broker out of reach
+# --- Unreachable broker
 
 
-def test_nothing_is_claimed_while_the_broker_is_away(desk: Desk) -> None:
-    """What needs no message is written all the same."""
-    desk.publisher.away = "refused"
+def test_unreachable_broker_prevents_claims(leader: Leader) -> None:
+    """An operation without a message is written all the same."""
+    leader.publisher.away = "refused"
     armed = Operation("other", "", LedgerRow(base=NOON, verdict="armed").encoded())
-    assert desk.submit(desk.operation(), armed) == [Answer(AnswerKind.UNSENT, "refused"), Answer(AnswerKind.DONE)]
-    assert desk.raw() == ""
-    assert desk.row("other")["verdict"] == "armed"
+    assert leader.submit(leader.operation(), armed) == [Answer(AnswerKind.UNSENT, "refused"), Answer(AnswerKind.DONE)]
+    assert leader.raw() == ""
+    assert leader.row("other")["verdict"] == "armed"
 
 
-def test_after_a_broken_connection_the_rest_of_the_batch_is_not_sent(desk: Desk) -> None:
-    """Each would wait for a timeout, and the main loop with it. Their claims are taken back."""
-    desk.publisher.outcomes = [Sent(PublishOutcome.ACCEPTED), UNANSWERED]
-    answers = desk.submit(*(desk.operation(f"entry {number}") for number in range(30)))
+def test_broken_connection_ends_the_publishing_of_a_batch(leader: Leader) -> None:
+    """Each further message would wait for a timeout. Their claims are taken back."""
+    leader.publisher.outcomes = [Sent(PublishOutcome.ACCEPTED), UNANSWERED]
+    answers = leader.submit(*(leader.operation(f"entry {number}") for number in range(30)))
     assert [answer.kind for answer in answers] == ["done", "uncertain", *["unsent"] * 28]
-    assert desk.publisher.accepted == ["message of entry 0"]
-    assert desk.claims() == {}
-    assert desk.raw("entry 2") == ""
-    assert desk.raw("entry 29") == ""
-    assert desk.verdicts() == ["enqueued", "uncertain"]
+    assert leader.publisher.accepted == ["message of entry 0"]
+    assert leader.claims() == {}
+    assert leader.raw("entry 2") == ""
+    assert leader.raw("entry 29") == ""
+    assert leader.verdicts() == ["enqueued", "uncertain"]
 
 
-def test_a_refusal_that_concerns_one_message_does_not_stop_the_others(desk: Desk) -> None:
+def test_refusal_of_one_message_does_not_stop_the_others(leader: Leader) -> None:
     """Nor does a nack."""
-    desk.publisher.outcomes = [NO_EXCHANGE, NACK]
-    answers = desk.submit(*(desk.operation(f"entry {number}") for number in range(4)))
+    leader.publisher.outcomes = [NO_EXCHANGE, NACK]
+    answers = leader.submit(*(leader.operation(f"entry {number}") for number in range(4)))
     assert [answer.kind for answer in answers] == ["error", "uncertain", "done", "done"]
 
 
-def test_trust_that_ends_in_mid_batch_ends_the_sending(desk: Desk) -> None:
-    """What was claimed and not sent is taken back, as long as nobody else leads."""
+def test_end_of_trust_in_mid_batch_ends_the_publishing(leader: Leader) -> None:
+    """The claims that were not sent are taken back while the lease still names this leader."""
     count = 0
 
     def lose_trust_at_the_third() -> None:
         nonlocal count
         count += 1
-        desk.trusted = count < 3
+        leader.trusted = count < 3
 
-    desk.publisher.before_send = lose_trust_at_the_third
-    answers = desk.submit(*(desk.operation(f"entry {number}") for number in range(6)))
+    leader.publisher.before_send = lose_trust_at_the_third
+    answers = leader.submit(*(leader.operation(f"entry {number}") for number in range(6)))
     assert [answer.kind for answer in answers] == ["done"] * 3 + ["unsent"] * 3
-    assert len(desk.publisher.accepted) == 3
-    assert desk.claims() == {}
+    assert len(leader.publisher.accepted) == 3
+    assert leader.claims() == {}
 
 
 # --- Lost replies
 
 
-def test_a_lost_reply_to_the_claim_is_found_out_by_the_retry(desk: Desk) -> None:
-    """One message, one verdict."""
-    desk.client.faults = [("claim", "lost reply")]
-    operation = desk.operation()
+def test_lost_reply_to_a_claim_is_detected_by_the_retry(leader: Leader) -> None:
+    """There is one message and one verdict."""
+    leader.client.faults = [("claim", "lost reply")]
+    operation = leader.operation()
     with pytest.raises(StoreUnavailable):
-        desk.submit(operation)
-    assert desk.publisher.accepted == []
-    assert desk.submit(operation) == [Answer(AnswerKind.DONE)]
-    assert desk.publisher.accepted == ["message of entry"]
-    assert desk.verdicts() == ["enqueued"]
+        leader.submit(operation)
+    assert leader.publisher.accepted == []
+    assert leader.submit(operation) == [Answer(AnswerKind.DONE)]
+    assert leader.publisher.accepted == ["message of entry"]
+    assert leader.verdicts() == ["enqueued"]
 
 
-def test_a_lost_reply_to_the_confirmation_is_asked_again_at_once(desk: Desk) -> None:
-    """The second time it was there already, and no second record is written."""
-    desk.client.faults = [("resolve", "lost reply")]
-    assert desk.submit(desk.operation()) == [Answer(AnswerKind.DONE)]
-    assert desk.verdicts() == ["enqueued"]
+def test_confirmation_whose_reply_was_lost_is_written_once(leader: Leader) -> None:
+    leader.client.faults = [("resolve", "lost reply")]
+    assert leader.submit(leader.operation()) == [Answer(AnswerKind.DONE)]
+    assert leader.verdicts() == ["enqueued"]
 
 
 @pytest.mark.parametrize("fault", ["lost reply", "cut"])
 @pytest.mark.parametrize(
     "outcome", [Sent(PublishOutcome.ACCEPTED), UNANSWERED, NO_EXCHANGE], ids=["accepted", "unknown", "refused"]
 )
-def test_a_batch_whose_confirmation_fails_is_retried_without_sending_again(
-    desk: Desk, fault: str, outcome: Sent
-) -> None:
-    """However often, and whatever the broker said."""
-    desk.publisher.outcomes = [outcome]
-    desk.client.faults = [("resolve", fault)] * 50
-    operation = desk.operation()
+def test_retry_after_a_failed_confirmation_sends_nothing_again(leader: Leader, fault: str, outcome: Sent) -> None:
+    leader.publisher.outcomes = [outcome]
+    leader.client.faults = [("resolve", fault)] * 50
+    operation = leader.operation()
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
-            desk.submit(operation)
-    desk.client.faults = []
-    (answer,) = desk.submit(operation)
+            leader.submit(operation)
+    leader.client.faults = []
+    (answer,) = leader.submit(operation)
     kind, row, verdicts = {
         "accepted": ("done", "enqueued", ["enqueued"]),
         "unknown": ("uncertain", "uncertain", ["uncertain"]),
         "refused": ("error", None, []),
     }[outcome.outcome]
     assert answer.kind == kind
-    assert desk.row().get("verdict") == row
-    assert desk.verdicts() == verdicts
-    assert desk.claims() == {}
-    assert desk.publisher.accepted == ["message of entry"] * (outcome.outcome == "accepted")
-    assert desk.publisher.outcomes == []
+    assert leader.row().get("verdict") == row
+    assert leader.verdicts() == verdicts
+    assert leader.claims() == {}
+    assert leader.publisher.accepted == ["message of entry"] * (outcome.outcome == "accepted")
+    assert leader.publisher.outcomes == []
 
 
-def test_a_batch_of_several_rounds_goes_on_where_it_stopped(desk: Desk) -> None:
-    """What an earlier try has finished is answered from memory, and not sent again."""
-    operations = [desk.operation(f"entry {number:02}") for number in range(50)]
+def test_retry_of_a_large_batch_continues_where_it_stopped(leader: Leader) -> None:
+    """The finished part is answered from memory."""
+    operations = [leader.operation(f"entry {number:02}") for number in range(50)]
     sends = 0
 
     def cut_at_the_thirtieth() -> None:
         nonlocal sends
         sends += 1
         if sends == 30:
-            desk.client.faults = [("resolve", "cut")] * 50
+            leader.client.faults = [("resolve", "cut")] * 50
 
-    desk.publisher.before_send = cut_at_the_thirtieth
+    leader.publisher.before_send = cut_at_the_thirtieth
     with pytest.raises(StoreUnavailable):
-        desk.submit(*operations)
-    desk.client.faults = []
-    assert desk.submit(*operations) == [Answer(AnswerKind.DONE)] * 50
+        leader.submit(*operations)
+    leader.client.faults = []
+    assert leader.submit(*operations) == [Answer(AnswerKind.DONE)] * 50
     assert sends == 50
-    assert sorted(desk.publisher.accepted) == sorted(f"message of entry {number:02}" for number in range(50))
-    assert desk.verdicts() == ["enqueued"] * 50
-    assert desk.claims() == {}
+    assert sorted(leader.publisher.accepted) == sorted(f"message of entry {number:02}" for number in range(50))
+    assert leader.verdicts() == ["enqueued"] * 50
+    assert leader.claims() == {}
 
 
 # --- Terms
 
 
-def test_a_claim_is_refused_under_a_term_that_is_over(desk: Desk, shared_redis: RedisServer) -> None:
-    """Before anything is sent."""
+def test_claim_under_an_ended_term_is_refused(leader: Leader, shared_redis: RedisServer) -> None:
+    """Nothing is sent."""
     successor(shared_redis)
     with pytest.raises(FencedOff):
-        desk.submit(desk.operation())
-    assert desk.publisher.accepted == []
-    assert desk.claims() == {}
+        leader.submit(leader.operation())
+    assert leader.publisher.accepted == []
+    assert leader.claims() == {}
 
 
-def test_a_newer_term_settles_what_was_left_claimed(desk: Desk, shared_redis: RedisServer) -> None:
-    """As uncertain, with every record that the claim carried, and once."""
-    leave_claimed(desk)
+def test_newer_term_records_an_open_claim_as_uncertain(leader: Leader, shared_redis: RedisServer) -> None:
+    """With every record of the claim, and once."""
+    leave_claimed(leader)
     new = successor(shared_redis)
     claims = new.open_claims()
     assert [(claim.entry, claim.nonce, claim.policy) for claim in claims] == [("entry", "nonce of one", "skip")]
@@ -359,70 +353,69 @@ def test_a_newer_term_settles_what_was_left_claimed(desk: Desk, shared_redis: Re
     assert new.verdicts() == ["uncertain"]
 
 
-def test_an_old_term_settles_nothing(desk: Desk, shared_redis: RedisServer) -> None:
-    """Giving up is fenced."""
-    leave_claimed(desk)
-    claims = desk.open_claims()
+def test_ended_term_gives_up_no_claim(leader: Leader, shared_redis: RedisServer) -> None:
+    leave_claimed(leader)
+    claims = leader.open_claims()
     successor(shared_redis)
     with pytest.raises(FencedOff):
-        desk.dispatcher.give_up(desk.term, claims)
-    assert desk.claims() == {"id of entry": "open"}
+        leader.dispatcher.give_up(leader.term, claims)
+    assert leader.claims() == {"id of entry": "open"}
 
 
 @pytest.mark.parametrize("settled", [False, True], ids=["before it is settled", "after it was settled"])
 @pytest.mark.parametrize("way", ["stand by", "lead again"])
-def test_a_late_confirmation_turns_uncertain_into_enqueued(
-    desk: Desk, shared_redis: RedisServer, settled: bool, way: str
+def test_late_confirmation_turns_uncertain_into_enqueued(
+    leader: Leader, shared_redis: RedisServer, settled: bool, way: str
 ) -> None:
-    """The broker had accepted it and Redis could not be told in time: the one change of verdict that is allowed."""
-    desk.client.faults = [("resolve", "cut")] * 50
-    operation = desk.operation()
+    """The broker accepted the message and Redis was unreachable. No other change of a verdict is allowed."""
+    leader.client.faults = [("resolve", "cut")] * 50
+    operation = leader.operation()
     with pytest.raises(StoreUnavailable):
-        desk.submit(operation)
+        leader.submit(operation)
     new = successor(shared_redis)
     if settled:
         new.dispatcher.give_up(new.term, new.open_claims())
-    desk.client.faults = []
+    leader.client.faults = []
     if way == "stand by":
-        desk.dispatcher.confirm_late()
+        leader.dispatcher.confirm_late()
     else:
-        desk.term = desk.lead("three")
-        desk.submit(Operation("other", "", LedgerRow(base=NOON, verdict="armed").encoded()))
-    assert desk.raw() == operation.row
-    assert desk.claims() == {}
-    assert desk.verdicts() == (["uncertain", "enqueued"] if settled else ["enqueued"])
-    desk.dispatcher.confirm_late()
-    assert desk.verdicts()[-1:] == ["enqueued"]
-    assert desk.verdicts().count("enqueued") == 1
+        leader.term = leader.lead("three")
+        leader.submit(Operation("other", "", LedgerRow(base=NOON, verdict="armed").encoded()))
+    assert leader.raw() == operation.row
+    assert leader.claims() == {}
+    assert leader.verdicts() == (["uncertain", "enqueued"] if settled else ["enqueued"])
+    leader.dispatcher.confirm_late()
+    assert leader.verdicts()[-1:] == ["enqueued"]
+    assert leader.verdicts().count("enqueued") == 1
 
 
-def test_a_late_confirmation_leaves_a_row_alone_that_has_moved_on(desk: Desk, shared_redis: RedisServer) -> None:
+def test_late_confirmation_does_not_replace_a_newer_row(leader: Leader, shared_redis: RedisServer) -> None:
     """The journal has the verdict, the ledger the newer occurrence."""
-    desk.client.faults = [("resolve", "cut")] * 50
+    leader.client.faults = [("resolve", "cut")] * 50
     with pytest.raises(StoreUnavailable):
-        desk.submit(desk.operation())
+        leader.submit(leader.operation())
     new = successor(shared_redis)
     newer = replace(new.operation(expected=new.raw(), rev=2), task_id="id of the next")
     assert new.submit(newer) == [Answer(AnswerKind.DONE)]
-    desk.client.faults = []
-    desk.dispatcher.confirm_late()
-    assert desk.raw() == newer.row
-    assert desk.verdicts() == ["enqueued", "enqueued"]
+    leader.client.faults = []
+    leader.dispatcher.confirm_late()
+    assert leader.raw() == newer.row
+    assert leader.verdicts() == ["enqueued", "enqueued"]
 
 
-def test_taking_a_claim_back_is_fenced(desk: Desk, shared_redis: RedisServer) -> None:
-    """A newer leader has counted on the claimed row: it settles the claim."""
-    desk.publisher.outcomes = [NO_EXCHANGE]
-    desk.publisher.before_send = lambda: successor(shared_redis)
+def test_claim_of_an_ended_term_is_not_taken_back(leader: Leader, shared_redis: RedisServer) -> None:
+    """A newer leader has read the claimed row, and resolves the claim."""
+    leader.publisher.outcomes = [NO_EXCHANGE]
+    leader.publisher.before_send = lambda: successor(shared_redis)
     with pytest.raises(FencedOff):
-        desk.submit(desk.operation())
-    assert desk.row()["verdict"] == "claimed"
-    assert desk.claims() == {"id of entry": "open"}
+        leader.submit(leader.operation())
+    assert leader.row()["verdict"] == "claimed"
+    assert leader.claims() == {"id of entry": "open"}
 
 
-def test_what_was_settled_long_ago_is_removed(desk: Desk, shared_redis: RedisServer) -> None:
-    """Nobody will confirm it any more; what is recent is kept."""
-    leave_claimed(desk)
+def test_uncertain_claim_is_removed_after_a_day(leader: Leader, shared_redis: RedisServer) -> None:
+    """A recent one is kept for a late confirmation."""
+    leave_claimed(leader)
     new = successor(shared_redis)
     new.dispatcher.give_up(new.term, new.open_claims())
     field = "id of entry"
@@ -433,8 +426,8 @@ def test_what_was_settled_long_ago_is_removed(desk: Desk, shared_redis: RedisSer
     assert new.claims() == {"recent": "uncertain"}
 
 
-def leave_claimed(desk: Desk) -> None:
-    """As if the process had been killed after its claim."""
+def leave_claimed(leader: Leader) -> None:
+    """Leave a claim open, as a process that is killed after its claim does."""
 
     class Killed(BaseException):
         pass
@@ -442,46 +435,45 @@ def leave_claimed(desk: Desk) -> None:
     def die() -> None:
         raise Killed
 
-    desk.publisher.before_send = die
+    leader.publisher.before_send = die
     with pytest.raises(Killed):
-        desk.submit(desk.operation())
-    assert desk.claims() == {"id of entry": "open"}
+        leader.submit(leader.operation())
+    assert leader.claims() == {"id of entry": "open"}
 
 
 # --- Operations of requests
 
 
-def request_step(desk: Desk, step: int = 1) -> Operation:
-    desk.admin.hset(KEYS.requests, "request", "x")
-    operation = desk.operation()
+def request_step(leader: Leader, step: int = 1) -> Operation:
+    leader.admin.hset(KEYS.requests, "request", "x")
+    operation = leader.operation()
     return replace(operation, row="", request="request", step=step, expected="")
 
 
-def test_a_step_of_a_request_is_sent_once_and_leaves_the_row_alone(desk: Desk, shared_redis: RedisServer) -> None:
+def test_request_step_is_sent_once_and_leaves_the_row_alone(leader: Leader, shared_redis: RedisServer) -> None:
     """Another leader that tries the same step finds that it was begun, and does not send it."""
-    assert desk.submit(request_step(desk)) == [Answer(AnswerKind.DONE)]
-    assert desk.raw() == ""
+    assert leader.submit(request_step(leader)) == [Answer(AnswerKind.DONE)]
+    assert leader.raw() == ""
     new = successor(shared_redis)
     assert new.submit(request_step(new)) == [Answer(AnswerKind.MINE)]
     assert new.publisher.accepted == []
     assert new.verdicts() == ["enqueued"]
 
 
-def test_a_step_whose_claim_lost_its_reply_is_sent_by_the_retry(desk: Desk) -> None:
-    """By the process that made the claim."""
-    desk.client.faults = [("claim", "lost reply")]
-    operation = request_step(desk)
+def test_request_step_whose_claim_lost_its_reply_is_sent_by_the_retry(leader: Leader) -> None:
+    leader.client.faults = [("claim", "lost reply")]
+    operation = request_step(leader)
     with pytest.raises(StoreUnavailable):
-        desk.submit(operation)
-    assert desk.submit(operation) == [Answer(AnswerKind.DONE)]
-    assert len(desk.publisher.accepted) == 1
+        leader.submit(operation)
+    assert leader.submit(operation) == [Answer(AnswerKind.DONE)]
+    assert len(leader.publisher.accepted) == 1
 
 
-def test_a_step_that_was_left_claimed_is_uncertain(desk: Desk, shared_redis: RedisServer) -> None:
-    """It has no row, and its record goes to the journal."""
-    desk.publisher.before_send = interrupt
+def test_request_step_that_was_left_open_is_uncertain(leader: Leader, shared_redis: RedisServer) -> None:
+    """It has no row. Its record goes to the journal."""
+    leader.publisher.before_send = interrupt
     with pytest.raises(KeyboardInterrupt):
-        desk.submit(request_step(desk))
+        leader.submit(request_step(leader))
     new = successor(shared_redis)
     assert new.dispatcher.give_up(new.term, new.open_claims()) == {}
     assert new.verdicts() == ["uncertain"]
@@ -492,69 +484,66 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-# --- Told to stop
+# --- Stop of the process
 
 
-def stopped(desk: Desk) -> Callable[[], None]:
-    """As SIGTERM does it: a handler that runs in the middle of a send, and ends the process."""
+def stopped(leader: Leader) -> Callable[[], None]:
+    """Return a handler that stops the leader in the middle of a send, as SIGTERM does."""
 
     def stop() -> None:
-        desk.dispatcher.hand_back(desk.term, desk.admin)
-        desk.store.release(desk.term, TermEnd.SHUTDOWN)
+        leader.dispatcher.hand_back(leader.term, leader.admin)
+        leader.store.release(leader.term, TermEnd.SHUTDOWN)
         raise SystemExit
 
     return stop
 
 
-def test_a_stop_in_the_middle_of_a_batch_leaves_in_doubt_only_what_was_under_way(
-    desk: Desk, shared_redis: RedisServer
-) -> None:
-    """What had been accepted is recorded, and what had not been sent is left to the next leader: nothing is lost."""
-    stop = stopped(desk)
-    desk.publisher.before_send = lambda: stop() if len(desk.publisher.accepted) == 3 else None
+def test_stop_in_mid_batch_leaves_only_the_current_message_open(leader: Leader, shared_redis: RedisServer) -> None:
+    """Accepted messages are recorded, and unsent ones are left to the next leader."""
+    stop = stopped(leader)
+    leader.publisher.before_send = lambda: stop() if len(leader.publisher.accepted) == 3 else None
     with pytest.raises(SystemExit):
-        desk.submit(*(desk.operation(f"entry {number}") for number in range(10)))
-    assert [desk.row(f"entry {number}").get("verdict") for number in range(10)] == [
+        leader.submit(*(leader.operation(f"entry {number}") for number in range(10)))
+    assert [leader.row(f"entry {number}").get("verdict") for number in range(10)] == [
         *["enqueued"] * 3,
         "claimed",
         *[None] * 6,
     ]
-    assert desk.verdicts() == ["enqueued"] * 3
-    assert desk.claims() == {"id of entry 3": "open"}
+    assert leader.verdicts() == ["enqueued"] * 3
+    assert leader.claims() == {"id of entry 3": "open"}
     after = successor(shared_redis)
     assert [answer.kind for answer in after.submit(*(after.operation(f"entry {n}") for n in range(4, 10)))] == [
         "done"
     ] * 6
 
 
-def test_a_stop_with_nothing_claimed_asks_redis_nothing(desk: Desk) -> None:
-    """It is to be quick."""
-    desk.submit(desk.operation())
-    desk.dispatcher.hand_back(desk.term, None)  # type: ignore[arg-type]
-    assert desk.row()["verdict"] == "enqueued"
+def test_stop_without_claims_makes_no_round_trip(leader: Leader) -> None:
+    leader.submit(leader.operation())
+    leader.dispatcher.hand_back(leader.term, None)  # type: ignore[arg-type]
+    assert leader.row()["verdict"] == "enqueued"
 
 
-def test_a_stop_without_redis_raises_nothing(desk: Desk, shared_redis: RedisServer) -> None:
+def test_stop_without_redis_raises_nothing(leader: Leader, shared_redis: RedisServer) -> None:
     """It runs in a signal handler."""
     away = Unreliable(shared_redis.client(decode_responses=False))
     away.faults = [("resolve", "cut")] * 2
 
     def stop() -> None:
-        desk.dispatcher.hand_back(desk.term, away)  # type: ignore[arg-type]
+        leader.dispatcher.hand_back(leader.term, away)  # type: ignore[arg-type]
         raise SystemExit
 
-    desk.publisher.before_send = stop
+    leader.publisher.before_send = stop
     with pytest.raises(SystemExit):
-        desk.submit(desk.operation("one"), desk.operation("two"))
-    assert desk.claims() == {"id of one": "open", "id of two": "open"}
+        leader.submit(leader.operation("one"), leader.operation("two"))
+    assert leader.claims() == {"id of one": "open", "id of two": "open"}
 
 
-def test_a_sending_that_was_broken_off_is_not_begun_again(desk: Desk) -> None:
-    """By an error that nobody foresaw: the message may be out."""
-    operation = desk.operation()
-    desk.publisher.outcomes = [ValueError("a bug")]
+def test_publish_that_raised_an_unexpected_error_is_not_repeated(leader: Leader) -> None:
+    """The message may have been sent."""
+    operation = leader.operation()
+    leader.publisher.outcomes = [ValueError("a bug")]
     with pytest.raises(ValueError, match="a bug"):
-        desk.submit(operation)
-    assert [answer.kind for answer in desk.submit(operation)] == ["uncertain"]
-    assert desk.publisher.accepted == []
-    assert desk.row()["verdict"] == "uncertain"
+        leader.submit(operation)
+    assert [answer.kind for answer in leader.submit(operation)] == ["uncertain"]
+    assert leader.publisher.accepted == []
+    assert leader.row()["verdict"] == "uncertain"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.cluster import base_environment
-from tests.integration.dispatch.conftest import Bench
+from tests.integration.dispatch.conftest import Comparison
 from tests.support.servers import RedisServer, ServerProcess, wait_for
 
 ENTRIES = {
@@ -25,13 +25,13 @@ ENTRIES = {
 }
 
 
-def test_a_stock_worker_runs_each_message_once(
-    make_bench: Callable[..., Bench], shared_redis: RedisServer, tmp_path: Path
+def test_stock_worker_runs_each_message_once(
+    make_comparison: Callable[..., Comparison], shared_redis: RedisServer, tmp_path: Path
 ):
-    """Whatever its options; and it drops the one that is too old, as it would one from stock beat."""
-    bench = make_bench()
-    bench.run_scheduler(ENTRIES)
-    rows = {name: row for name, row in bench.ledger().items() if name in ENTRIES}
+    """With any option. An expired message is dropped, as one of stock beat is."""
+    comparison = make_comparison()
+    comparison.run_scheduler(ENTRIES)
+    rows = {name: row for name, row in comparison.ledger().items() if name in ENTRIES}
     assert {row["verdict"] for row in rows.values()} == {"enqueued"}
     worker = ServerProcess(
         [sys.executable, "-m", "celery", "-A", "tests.support.apps.tick_app", "worker", "-P", "solo", "-l", "INFO"],
