@@ -400,3 +400,15 @@ class WarningCode(StrEnum):
     VERSION_MIX = "version_mix"
     STATE_LOST = "state_lost"
     INVARIANT_BROKEN = "invariant_broken"
+
+
+class Level(StrEnum):
+    """The result of one check of ``ha-beat doctor``."""
+
+    OK = "ok"
+    #: Good to know.
+    NOTE = "note"
+    #: A problem may follow.
+    WARN = "warn"
+    #: A problem exists.
+    FAIL = "fail"

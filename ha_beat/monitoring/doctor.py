@@ -1,10 +1,10 @@
-"""Examines a cluster from outside: what is set up in a way that will hurt, and what hurts already."""
+"""Checks of a cluster's configuration and state, from outside."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from celery import Celery
@@ -15,8 +15,8 @@ from ha_beat.dispatch.lease_marker import place_of, read_mark, two_stores
 from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.monitoring.invariants import MEMORY, ClusterState, Invariants
 from ha_beat.monitoring.request_wording import pause_text
-from ha_beat.monitoring.wording import health, phrase, phrase_of
-from ha_beat.reasons import PathReason, RequestKind
+from ha_beat.monitoring.wording import health, instant, phrase, phrase_of
+from ha_beat.reasons import Level, PathReason, RequestKind
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.recurrence import recurrence_of, starting_deadline
@@ -27,21 +27,19 @@ from ha_beat.store.membership import ClusterView, Members
 from ha_beat.store.request_queue import NoAnswer, Pause, Request, Requests
 from ha_beat.store.scripts import text
 
-Level = Literal["ok", "note", "warn", "fail"]
-
-#: Seconds that two clocks may be apart.
+#: Seconds by which two clocks may differ.
 _CLOCK_TOLERANCE = 2.0
 
-#: Seconds that an entry may be overdue.
+#: Seconds for which an entry may be overdue.
 _OVERDUE = 60.0
 
-#: Of many findings of one sort, so many are listed.
+#: Findings of one kind that are listed.
 _LISTED = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at: ``ok``, ``note`` (to know), ``warn`` (will hurt one day) or ``fail`` (hurts)."""
+    """Result of one check."""
 
     level: Level
     subject: str
@@ -50,7 +48,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What is needed to examine a cluster. ``timeout``, in seconds, is for the leader's answer."""
+    """Examination of a cluster. ``timeout`` is the time in seconds to wait for the leader's answer."""
 
     app: Celery
     settings: Settings
@@ -62,15 +60,16 @@ class Examination:
     clock: Clock
     fingerprint: str
     timeout: float = 5.0
-    #: A client of the broker's Redis; ``None`` where it is none. The lease's store is named as replicas name it.
+    #: Client of the broker's Redis, ``None`` for another broker.
     broker: Callable[[], Any] | None = None
+    #: Name of the lease store, as replicas log it.
     store_name: str = ""
 
     def findings(self) -> list[Finding]:
-        """Everything that was found, the parts one after the other.
+        """Run all checks, and return their results.
 
         Raises:
-            StoreError: Redis can't be asked at all.
+            StoreError: Redis does not answer.
         """
         view = self.members.view()
         found = [*self._settings()]
@@ -89,8 +88,8 @@ class Examination:
             except StoreError:
                 raise
             except Exception as exc:
-                # A part that can't be examined (rights withheld, say) says so, and the others go on.
-                found.append(Finding("note", part.__name__.strip("_"), f"not examined: {type(exc).__name__}: {exc}"))
+                # For example a missing right. The other checks still run.
+                found.append(Finding(Level.NOTE, part.__name__.strip("_"), f"not checked: {type(exc).__name__}: {exc}"))
         return found
 
     # --- Settings
@@ -98,15 +97,15 @@ class Examination:
     def _settings(self) -> Iterator[Finding]:
         settings = self.settings
         changed = [f"{each.name}={each.value}" for each in settings.describe() if not each.is_default]
-        yield Finding("ok", "settings", ", ".join(changed) or "all have their defaults")
+        yield Finding(Level.OK, "settings", ", ".join(changed) or "all have their defaults")
         scheduler = str(self.app.conf.beat_scheduler or "")
         if "ha_beat" not in scheduler:
             detail = f"beat_scheduler is {scheduler!r}" if scheduler else "beat_scheduler is not set"
             yield Finding(
-                "note", "scheduler", f"{detail}: a beat started without -S ha_beat would not belong to the cluster"
+                Level.NOTE, "scheduler", f"{detail}: a beat started without -S ha_beat is not part of the cluster"
             )
         if settings.misfire == "skip":
-            yield Finding("note", "misfire", "skip: what falls due while nobody leads is not caught up")
+            yield Finding(Level.NOTE, "misfire", "skip: occurrences that fall due while there is no leader are skipped")
 
     # --- Redis
 
@@ -116,9 +115,9 @@ class Examination:
         client.ping()
         took = (self.clock.elapsed() - began) * 1000
         info = _info(client, "server")
-        mode = info.get("redis_mode") or info.get("server_mode", "?")  # Valkey's word is the second
+        mode = info.get("redis_mode") or info.get("server_mode", "?")  # the second is Valkey's
         yield Finding(
-            "ok",
+            Level.OK,
             "redis",
             f"{redact_url(self.settings.redis_url or str(self.app.conf.broker_url))}, version "
             f"{info.get('redis_version', '?')}, {mode}, answered in {took:.1f} ms",
@@ -126,31 +125,31 @@ class Examination:
         memory = _info(client, "memory")
         policy = str(memory.get("maxmemory_policy", "?"))
         if policy.startswith("allkeys"):
-            text_ = f"{policy}: when memory runs out Redis may evict the lease, the ledger and queues; set noeviction"
-            yield Finding("fail" if int(memory.get("maxmemory") or 0) else "warn", "eviction policy", text_)
+            text_ = f"{policy}: Redis may evict the lease, the ledger and queues when memory is full; set noeviction"
+            yield Finding(Level.FAIL if int(memory.get("maxmemory") or 0) else Level.WARN, "eviction policy", text_)
         elif policy != "noeviction":
-            yield Finding("warn", "eviction policy", f"{policy}: noeviction is safer; the cluster's keys have no TTL")
+            yield Finding(Level.WARN, "eviction policy", f"{policy}: set noeviction; the cluster's keys have no TTL")
         else:
-            yield Finding("ok", "eviction policy", policy)
+            yield Finding(Level.OK, "eviction policy", policy)
         limit, used = int(memory.get("maxmemory") or 0), int(memory.get("used_memory") or 0)
         if limit and used > 0.9 * limit:
-            yield Finding("warn", "memory", f"{used / limit:.0%} of maxmemory is used: a full Redis refuses to enqueue")
+            yield Finding(Level.WARN, "memory", f"{used / limit:.0%} of maxmemory is used; a full Redis refuses writes")
         persistence = _info(client, "persistence")
         if str(persistence.get("aof_enabled", "0")) != "1":
             yield Finding(
-                "warn",
+                Level.WARN,
                 "persistence",
-                f"no append-only file: a Redis that restarts has lost state, and {self.settings.on_state_loss!r} "
-                f"(on_state_loss) decides on what fell due around then; set appendonly yes",
+                "no append-only file: a restart of Redis loses data, and on_state_loss "
+                f"({self.settings.on_state_loss!r}) applies; set appendonly yes",
             )
         else:
-            yield Finding("ok", "persistence", "append-only file is on")
+            yield Finding(Level.OK, "persistence", "append-only file is on")
         for name in ("aof_last_write_status", "rdb_last_bgsave_status"):
-            if str(persistence.get(name, "ok")) != "ok":
-                yield Finding("fail", "persistence", f"{name} is {persistence[name]}: Redis can't write to its disk")
+            if str(persistence.get(name, "ok")) != Level.OK:
+                yield Finding(Level.FAIL, "persistence", f"{name} is {persistence[name]}: Redis can't write to disk")
 
     def _store(self, _: ClusterView) -> Iterator[Finding]:
-        """Whether the broker's Redis names this store as the lease's."""
+        """Check that the broker's Redis names this store as the lease store."""
         if self.broker is None:
             return
         mark = read_mark(self.broker(), self.keys)
@@ -159,9 +158,9 @@ class Examination:
         client = self.client()
         gen = client.hget(self.keys.ledger, "m:gen")
         if mark.gen == (text(gen) if gen is not None else "") or (mark.place and mark.place == place_of(client)):
-            yield Finding("ok", "lease's store", mark.name)
+            yield Finding(Level.OK, "lease's store", mark.name)
         else:
-            yield Finding("fail", "lease's store", two_stores(mark, self.keys, self.store_name))
+            yield Finding(Level.FAIL, "lease's store", two_stores(mark, self.keys, self.store_name))
 
     def _sentinel(self, _: ClusterView) -> Iterator[Finding]:
         client = self.client()
@@ -174,32 +173,36 @@ class Examination:
         max_lag = int(_config(client, "min-replicas-max-lag", "10"))
         if not wanted:
             yield Finding(
-                "warn",
+                Level.WARN,
                 "min-replicas-to-write",
-                "0: at a failover an old master that is cut off goes on accepting, and an occurrence can be enqueued "
-                "on both; set it to 1 or more",
+                "0: a partitioned primary accepts writes after a failover, and an occurrence can be enqueued on both; "
+                "set it to 1 or more",
             )
         else:
-            yield Finding("ok", "min-replicas-to-write", f"{wanted}, with a max-lag of {max_lag} s")
+            yield Finding(Level.OK, "min-replicas-to-write", f"{wanted}, with a max lag of {max_lag} s")
         for host, port in sentinels:
             down_after = self._down_after(host, port)
             if down_after is None:
                 continue
             enough = max_lag + 1 < down_after
             yield Finding(
-                "ok" if enough else "warn",
+                Level.OK if enough else Level.WARN,
                 "down-after",
                 f"{down_after:g} s"
                 + (
                     ""
                     if enough
                     else f": must be more than min-replicas-max-lag + 1 s ({max_lag + 1} s), or a failover "
-                    "can be over before the old master stops"
+                    "can end before the old primary stops accepting writes"
                 ),
             )
             return
         if sentinels:
-            yield Finding("note", "down-after", "no Sentinel answered; it must be more than min-replicas-max-lag + 1 s")
+            yield Finding(
+                Level.NOTE,
+                "down-after",
+                "no Sentinel answered; down-after must be more than min-replicas-max-lag + 1 s",
+            )
 
     def _down_after(self, host: str, port: int) -> float | None:
         try:
@@ -211,47 +214,53 @@ class Examination:
 
     def _clocks(self, view: ClusterView) -> Iterator[Finding]:
         offset = self.clock.wall() - view.server_ms / 1000
-        level: Level = "ok" if abs(offset) <= _CLOCK_TOLERANCE else "warn"
-        yield Finding(level, "clock", f"this machine's is {offset:+.2f} s from Redis'")
+        level: Level = Level.OK if abs(offset) <= _CLOCK_TOLERANCE else Level.WARN
+        yield Finding(level, "clock", f"this machine's clock differs from Redis' clock by {offset:+.2f} s")
         for member in view.members:
             away = member.clock_offset_ms / 1000
             if abs(away) > _CLOCK_TOLERANCE:
-                yield Finding("warn", "clock", f"{member.id}: {away:+.1f} s from Redis'")
+                yield Finding(
+                    Level.WARN, "clock", f"the clock of {member.id} differs from Redis' clock by {away:+.1f} s"
+                )
 
     def _cluster(self, view: ClusterView) -> Iterator[Finding]:
         lease = view.lease
         if lease is None:
-            yield Finding("fail", "leader", f"nobody has ever led the cluster {self.settings.cluster!r} on this Redis")
+            yield Finding(
+                Level.FAIL, "leader", f"the cluster {self.settings.cluster!r} has never had a leader on this Redis"
+            )
         elif not lease.held:
             words = phrase(lease.reason, lease.detail)
-            yield Finding("fail", "leader", f"nobody leads: {lease.holder} released the lease ({words})")
+            yield Finding(Level.FAIL, "leader", f"no leader: {lease.holder} released the lease ({words})")
         elif view.leader is None:
-            yield Finding("fail", "leader", f"{lease.holder} holds the lease, and does not renew it")
+            yield Finding(Level.FAIL, "leader", f"no leader: {lease.holder} holds the lease and does not renew it")
         else:
-            yield Finding("ok", "leader", f"{lease.holder} in epoch {lease.epoch}")
+            yield Finding(Level.OK, "leader", f"{lease.holder} in epoch {lease.epoch}")
         if lease is not None and lease.held and not lease.presence:
             yield Finding(
-                "note", "presence", "the leader has none registered: a takeover from a dead process waits for lease_ttl"
+                Level.NOTE,
+                "presence",
+                "the leader has registered none: a takeover from a dead process waits for lease_ttl",
             )
         known = self.client().hget(self.keys.ledger, "m:fingerprint")
         if known is not None and text(known) != self.fingerprint:
             yield Finding(
-                "fail",
+                Level.FAIL,
                 "app",
-                f"the ledger belongs to the app {text(known)!r}, this one is {self.fingerprint!r}: it could not lead",
+                f"the ledger belongs to the app {text(known)!r}, this app is {self.fingerprint!r} and must not lead",
             )
         else:
-            yield Finding("ok", "app", self.fingerprint)
+            yield Finding(Level.OK, "app", self.fingerprint)
         standbys = [member for member in view.members if member.role != "leader"]
-        level: Level = "ok" if standbys else "warn"
-        alone = "" if standbys else ": nobody would take over"
-        yield Finding(level, "replicas", f"{len(view.members)} alive, {len(standbys)} standing by{alone}")
+        level: Level = Level.OK if standbys else Level.WARN
+        alone = "" if standbys else ": no standby can take over"
+        yield Finding(level, "replicas", f"{len(view.members)} alive, {len(standbys)} on standby{alone}")
         for member in view.members:
             for why in health(member.not_ready):
-                yield Finding("warn", "replica", f"{member.id} could not lead: {why}")
+                yield Finding(Level.WARN, "replica", f"{member.id} could not lead: {why}")
         yield from _differences(view)
         if view.paused:
-            yield Finding("warn", "paused", pause_text(Pause.parse(view.paused)))
+            yield Finding(Level.WARN, "paused", pause_text(Pause.parse(view.paused)))
 
     def _leader(self, view: ClusterView) -> Iterator[Finding]:
         if view.lease is None or not view.lease.held:
@@ -261,27 +270,31 @@ class Examination:
         except (NoAnswer, HaBeatError) as exc:
             if isinstance(exc, StoreError):
                 raise
-            yield Finding("fail", "main loop", f"the leader did not answer: {exc}")
+            yield Finding(Level.FAIL, "main loop", f"the leader did not answer: {exc}")
             return
         report = reply.data
         dispatch: Mapping[str, str] = report.get("dispatch") or {}
         why = phrase_of(PathReason, dispatch.get("why", ""))
-        yield Finding("ok", "dispatch", f"{dispatch['path']}: {why}" if dispatch.get("path") else "not chosen yet")
+        yield Finding(Level.OK, "dispatch", f"{dispatch['path']}: {why}" if dispatch.get("path") else "not chosen yet")
         if dispatch.get("path") == "claim":
             yield Finding(
-                "note", "dispatch", f"what becomes of a message of unknown fate: {self.settings.uncertain} (uncertain)"
+                Level.NOTE,
+                "dispatch",
+                f"a message whose delivery is unknown: {self.settings.uncertain} (setting uncertain)",
             )
-        yield Finding("ok", "schedule", f"the leader has {report.get('entries')} entries, {report.get('backlog')} due")
+        yield Finding(
+            Level.OK, "schedule", f"the leader has {report.get('entries')} entries, {report.get('backlog')} due"
+        )
         longest = float(report.get("longest_overdue") or 0.0)
         if longest > _OVERDUE and not report.get("paused"):
-            yield Finding("fail", "invariant", f"overdue: an entry has been due for {longest:.0f} s")
+            yield Finding(Level.FAIL, "invariant", f"overdue: an entry has been due for {longest:.0f} s")
         for entry, why in list((report.get("failing") or {}).items())[:_LISTED]:
-            yield Finding("fail", "entry", f"{entry}: {why}")
+            yield Finding(Level.FAIL, "entry", f"{entry}: {why}")
 
     # --- The schedule of the app
 
     def _entries(self, view: ClusterView) -> Iterator[Finding]:
-        """Entries of ``beat_schedule`` that can't be scheduled. Those of a database are the leader's to report."""
+        """Check the entries of ``beat_schedule``. The leader reports those of a database."""
         now, faults, count = from_micros(view.server_ms * 1000), 0, 0
         configured: Mapping[str, Any] = self.app.conf.beat_schedule or {}
         for name, fields in configured.items():
@@ -301,44 +314,48 @@ class Examination:
             except Exception as exc:
                 faults += 1
                 if faults <= _LISTED:
-                    yield Finding("fail", "entry", f"{name} can't be scheduled: {type(exc).__name__}: {exc}")
+                    yield Finding(Level.FAIL, "entry", f"{name} can't be scheduled: {type(exc).__name__}: {exc}")
         if faults > _LISTED:
-            yield Finding("fail", "entry", f"and {faults - _LISTED} more can't be scheduled")
+            yield Finding(Level.FAIL, "entry", f"and {faults - _LISTED} more can't be scheduled")
         if count and not faults:
-            yield Finding("ok", "entries", f"all {count} of beat_schedule can be scheduled")
+            yield Finding(Level.OK, "entries", f"all {count} of beat_schedule can be scheduled")
 
-    # --- What is recorded
+    # --- Journal
 
     def _records(self, view: ClusterView) -> Iterator[Finding]:
         records = self.journal.newest(MEMORY)
-        # Read after the journal, the counter can't be behind it.
+        # The counter is read after the journal, so it can't be behind it.
         view = self.members.view()
-        watch = Invariants(emit=lambda _: None)
-        standing = ClusterState(
+        invariants = Invariants(emit=lambda _: None)
+        state = ClusterState(
             lease_epoch=view.lease.epoch if view.lease else 0,
             ledger_epoch=view.highest_epoch,
             journal_counter=view.journal_counter,
             gen=view.gen,
         )
-        breaches = watch.check(standing, reversed(records))
-        for violation in breaches[:_LISTED]:
-            yield Finding("fail", "invariant", f"{phrase(violation.rule)} ({violation.subject}): {violation.detail}")
-        if not breaches:
-            yield Finding("ok", "invariants", f"hold in the newest {len(records)} records of the journal")
+        violations = invariants.check(state, reversed(records))
+        for violation in violations[:_LISTED]:
+            yield Finding(
+                Level.FAIL, "invariant", f"{phrase(violation.rule)} ({violation.subject}): {violation.detail}"
+            )
+        if not violations:
+            yield Finding(Level.OK, "invariants", f"all hold in the newest {len(records)} journal records")
         uncertain = [r for r in records if isinstance(r, VerdictRecord) and r.verdict == "uncertain"]
         if uncertain:
             newest = uncertain[0]
-            what = f"{len(uncertain)}, the newest of {newest.entry} at {newest.first.isoformat()}"
-            yield Finding("warn", "uncertain occurrences", what)
+            what = f"{len(uncertain)}, the newest is {newest.label}, due {instant(newest.first)}"
+            yield Finding(Level.WARN, "uncertain occurrences", what)
         lost = sum(r.count for r in records if isinstance(r, VerdictRecord) and r.reason == "state_loss")
         if lost:
             yield Finding(
-                "warn", "state loss", f"{lost} skipped after Redis lost state: ha-beat history --verdict skipped"
+                Level.WARN,
+                "state loss",
+                f"{lost} occurrences were skipped because Redis lost data: ha-beat history --verdict skipped",
             )
 
 
 def _differences(view: ClusterView) -> Iterator[Finding]:
-    """In what the replicas should have in common. Of a schedule they tell a digest."""
+    """Check that version, schedule (a digest) and app of the replicas are equal."""
     for what in ("version", "schedule", "fingerprint"):
         having: dict[str, list[str]] = {}
         for member in view.members:
@@ -348,7 +365,7 @@ def _differences(view: ClusterView) -> Iterator[Finding]:
             normal = "" if what == "fingerprint" else ", which is normal only during a deploy"
             parted = "; ".join(f"{value} on {', '.join(ids)}" for value, ids in sorted(having.items()))
             called = "app" if what == "fingerprint" else what
-            yield Finding("warn", "replicas", f"they differ in their {called}{normal}: {parted}")
+            yield Finding(Level.WARN, "replicas", f"they differ in their {called}{normal}: {parted}")
 
 
 def _info(client: Any, section: str) -> dict[str, Any]:
@@ -362,7 +379,7 @@ def _config(client: Any, name: str, default: str) -> str:
 
 
 def _sentinel_addresses(url: str) -> list[tuple[str, int]]:
-    """Host and port of each Sentinel that a URL names."""
+    """Return host and port of each Sentinel in a URL."""
     found = []
     for part in url.replace(",", ";").split(";"):
         if part.strip().startswith("sentinel://"):
@@ -373,7 +390,7 @@ def _sentinel_addresses(url: str) -> list[tuple[str, int]]:
 
 
 def _ask_sentinel(client: Any, host: str, port: int) -> float | None:
-    """Seconds after which Sentinel holds a silent master for down; the longest, if it watches several."""
+    """Return Sentinel's longest down-after in seconds, ``None`` if it monitors no primary."""
     probe = type(client)(host=host, port=port, socket_timeout=2.0, socket_connect_timeout=2.0, decode_responses=True)
     try:
         masters: Any = probe.sentinel_masters()

@@ -1,7 +1,6 @@
-"""Metrics for Prometheus: counted from events, read from the status when they are scraped.
+"""Metrics for Prometheus. Counters follow events; gauges are read from the status when they are scraped.
 
-They are plain numbers, turned into Prometheus' form only for an answer. So counting needs no library, has no registry
-that some other part of the process shares, and works in ``worker -B``.
+They are plain numbers until a scrape, so counting needs no library, no shared registry, and works in ``worker -B``.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _SIZE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """One metric. ``name`` is without the prefix ``ha_beat_`` and, of a counter, without ``_total``."""
+    """Definition of one metric. ``name`` is without the prefix ``ha_beat_`` and, of a counter, without ``_total``."""
 
     name: str
     kind: str
@@ -45,63 +44,72 @@ class Definition:
 
 DEFINITIONS = (
     Definition("build_info", "gauge", "Always 1; its labels are the versions.", ("version", "python", "celery")),
-    Definition("leader", "gauge", "1 where this replica leads and may act on it, else 0."),
-    Definition("epoch", "gauge", "Epoch of the lease as last seen, whoever holds it."),
-    Definition("lease_age_seconds", "gauge", "Time since the leader, whoever it is, last renewed the lease."),
-    Definition("lease_trust_seconds", "gauge", "How long this leader may go on without hearing from Redis; else 0."),
-    Definition("terms_started", "counter", "Terms of this replica, by why the lease was free.", ("reason",)),
-    Definition("terms_ended", "counter", "Terms of this replica that ended, by why.", ("reason",)),
-    Definition("campaigns", "counter", "Tries to become leader: won, refused, forbidden, unknown.", ("outcome",)),
+    Definition("leader", "gauge", "1 if this replica leads, else 0."),
+    Definition("epoch", "gauge", "Epoch of the lease as last seen."),
+    Definition("lease_age_seconds", "gauge", "Time since the last renewal of the lease."),
+    Definition("lease_trust_seconds", "gauge", "Time for which this leader may lead without another renewal, else 0."),
+    Definition("terms_started", "counter", "Terms that this replica began, by why the lease was free.", ("reason",)),
+    Definition(
+        "terms_ended",
+        "counter",
+        "Terms of this replica that ended, by reason. A term that ends with the process (SIGTERM) is not counted.",
+        ("reason",),
+    ),
+    Definition("campaigns", "counter", "Attempts to become leader: won, refused, forbidden, unknown.", ("outcome",)),
     Definition("renewals", "counter", "Renewals of the lease: renewed, lost, late, unknown.", ("outcome",)),
-    Definition("presence_losses", "counter", "Ends of the connection by which Redis knows that this process lives."),
+    Definition("presence_losses", "counter", "Lost presence connections of this leader."),
     Definition("election_failures", "counter", "Unexpected exceptions in the election."),
-    Definition("redis_up", "gauge", "1 where Redis answered last time, else 0."),
-    Definition("redis_outages", "counter", "Times that the lease's Redis stopped answering."),
+    Definition("redis_up", "gauge", "1 if Redis answered last time, else 0."),
+    Definition("redis_outages", "counter", "Outages of the lease's Redis, counted once per distinct error."),
     Definition(
         "redis_round_trip_seconds",
         "histogram",
-        "Round trips to the lease's Redis: campaigns and renewals.",
+        "Round trips of campaigns and renewals to the lease's Redis.",
         buckets=_DURATION_BUCKETS,
     ),
-    Definition("clock_offset_seconds", "gauge", "How far this machine's clock is ahead of the Redis server's."),
+    Definition(
+        "clock_offset_seconds", "gauge", "Time by which this machine's clock is ahead of the Redis server's clock."
+    ),
     Definition("clock_jumps", "counter", "Steps of this machine's wall clock."),
-    Definition("occurrences", "counter", "Occurrences that this replica gave their verdict.", ("verdict",)),
-    Definition("skipped", "counter", "Occurrences skipped (misfires among them), by reason.", ("reason",)),
+    Definition("occurrences", "counter", "Occurrences by the verdict that this replica recorded.", ("verdict",)),
+    Definition("skipped", "counter", "Skipped occurrences, by reason.", ("reason",)),
     Definition(
         "lateness_seconds",
         "histogram",
         "Time from the due instant until the occurrence was enqueued.",
         buckets=LATENESS_BUCKETS,
     ),
-    Definition("requested", "counter", "Messages enqueued because somebody asked: manual, backfill.", ("kind",)),
-    Definition("batch_size", "histogram", "Occurrences in one trip of the dispatch.", buckets=_SIZE_BUCKETS),
-    Definition("dispatch_seconds", "histogram", "How long one trip of the dispatch took.", buckets=_DURATION_BUCKETS),
-    Definition("dispatch_fenced", "counter", "Occurrences that Redis refused, since the term was over."),
-    Definition("dispatch_already_mine", "counter", "Occurrences found enqueued already: the reply had been lost."),
-    Definition("dispatch_failures", "counter", "Tries to hand over a batch that failed, each of them."),
+    Definition("requested", "counter", "Messages enqueued on request: manual, backfill.", ("kind",)),
+    Definition("batch_size", "histogram", "Occurrences per dispatched batch.", buckets=_SIZE_BUCKETS),
+    Definition("dispatch_seconds", "histogram", "Duration of the dispatch of one batch.", buckets=_DURATION_BUCKETS),
+    Definition("dispatch_fenced", "counter", "Occurrences that Redis refused because the term was over."),
+    Definition(
+        "dispatch_already_mine", "counter", "Occurrences that an earlier attempt, whose reply was lost, had enqueued."
+    ),
+    Definition("dispatch_failures", "counter", "Failed attempts to dispatch a batch."),
     Definition(
         "guard_dropped",
         "counter",
-        "Second messages that the workers' guard has dropped, in the whole cluster: the same number from each replica.",
+        "Duplicates that the workers' guard dropped in the whole cluster. All replicas report the same number.",
     ),
-    Definition("entry_failures", "counter", "Times that an entry could not be scheduled or made into a message."),
-    Definition("state_losses", "counter", "Times that Redis was found to have lost its state."),
-    Definition("invariant_breaks", "counter", "Things found that can't be, by rule.", ("rule",)),
+    Definition("entry_failures", "counter", "Failures of a single entry's schedule, message or ledger row."),
+    Definition("state_losses", "counter", "Losses of data in Redis."),
+    Definition("invariant_breaks", "counter", "Broken invariants, by rule.", ("rule",)),
     Definition("entries", "gauge", "Entries in the leader's due queue; 0 on a standby."),
-    Definition("due_backlog", "gauge", "Entries due and not dispatched yet; 0 on a standby."),
-    Definition("overdue_seconds", "gauge", "For how long the entry that waits longest has been due; 0 on a standby."),
-    Definition("last_tick_age_seconds", "gauge", "Time since beat's main loop last moved."),
-    Definition("ready", "gauge", "1 where this replica leads or could, else 0."),
+    Definition("due_backlog", "gauge", "Entries that are due and not dispatched; 0 on a standby."),
+    Definition("overdue_seconds", "gauge", "Time for which the oldest due entry has been due; 0 on a standby."),
+    Definition("last_tick_age_seconds", "gauge", "Time since beat's main loop last made progress."),
+    Definition("ready", "gauge", "1 if this replica leads or could lead, else 0."),
     Definition("paused", "gauge", "1 while the cluster is paused, else 0."),
-    Definition("members", "gauge", "Replicas alive, by role, as this one sees it.", ("role",)),
-    Definition("warnings", "gauge", "What the page warns of, by code.", ("code",)),
+    Definition("members", "gauge", "Living replicas by role, as this replica sees them.", ("role",)),
+    Definition("warnings", "gauge", "Current warnings by code.", ("code",)),
     Definition(
         "entry_occurrences", "counter", "Occurrences by entry and verdict.", ("entry", "verdict"), per_entry=True
     ),
     Definition(
         "entry_last_enqueued_timestamp_seconds",
         "gauge",
-        "When the entry was last enqueued by this replica, in seconds since the Unix epoch.",
+        "Time at which this replica last enqueued the entry, in seconds since the Unix epoch.",
         ("entry",),
         per_entry=True,
     ),
@@ -120,21 +128,21 @@ class _Histogram:
 
 @dataclass(slots=True)
 class _Numbers:
-    """What was counted: by metric, then by the values of its labels."""
+    """Values by metric; those of counters by their label values."""
 
     counters: dict[str, dict[tuple[str, ...], float]] = field(default_factory=dict)
     histograms: dict[str, _Histogram] = field(default_factory=dict)
 
 
 class Metrics:
-    """Subscribes to events, and is a collector for ``prometheus_client``."""
+    """Subscriber that counts events, and collector for ``prometheus_client``."""
 
     def __init__(self, status: ReplicaStatus, versions: Mapping[str, str], *, per_entry: bool) -> None:
-        """``versions`` are those of this package and of Celery, under ``version`` and ``celery``."""
+        """``versions`` has the versions of this package (``version``) and of Celery (``celery``)."""
         self._status = status
         self._versions = {**versions, "python": platform.python_version()}
         self._per_entry = per_entry
-        # Entered again when a signal handler of the main thread emits an event.
+        # Reentrant, because a signal handler may emit an event in the main thread.
         self._lock = threading.RLock()
         self._numbers = _Numbers()
         for definition in DEFINITIONS:
@@ -142,7 +150,7 @@ class Metrics:
                 self._numbers.histograms[definition.name] = _Histogram([0] * (len(definition.buckets) + 1))
             elif definition.kind == "counter":
                 self._numbers.counters[definition.name] = {} if definition.labels else {(): 0.0}
-        # Series that exist from the start can be watched for their first increase.
+        # An alert on an increase needs a series that exists from the start.
         self._start("campaigns", "won", "refused", "forbidden", "unknown")
         self._start("renewals", "renewed", "lost", "late", "unknown")
         self._start("occurrences", "enqueued", "skipped", "uncertain")
@@ -218,10 +226,10 @@ class Metrics:
         histogram.counts[bisect_left(_BY_NAME[name].buckets, value)] += 1
         histogram.total += value
 
-    # --- Telling
+    # --- Scrape
 
     def text(self) -> bytes:
-        """The exposition in Prometheus' text format. Needs ``prometheus_client``."""
+        """Return the metrics in Prometheus' text format. Needs ``prometheus_client``."""
         from prometheus_client import CollectorRegistry, generate_latest
 
         registry = CollectorRegistry(auto_describe=False)
@@ -229,7 +237,7 @@ class Metrics:
         return bytes(generate_latest(registry))
 
     def collect(self) -> Iterator[Metric]:
-        """What ``prometheus_client`` asks of a collector."""
+        """Yield the metric families."""
         from prometheus_client import metrics_core as core
 
         gauges = self._gauges()
@@ -255,7 +263,7 @@ class Metrics:
 
     def _series(self, name: str) -> list[tuple[tuple[str, ...], float]]:
         if name == "guard_dropped":
-            # Counted by the workers, in Redis.
+            # The workers count it in Redis.
             view = self._status.snapshot.view
             return [((), float(view.dropped if view else 0))]
         with self._lock:
@@ -311,8 +319,8 @@ class Metrics:
 
 
 def metrics_table() -> str:
-    """All metrics as a Markdown table, for the README."""
-    lines = ["| metric | kind | labels | what it says |", "|---|---|---|---|"]
+    """Return all metrics as a Markdown table."""
+    lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
     for definition in DEFINITIONS:
         labels = ", ".join(f"`{label}`" for label in definition.labels)
         if definition.buckets:
