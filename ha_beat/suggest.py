@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 _CUTOFF = 0.4
 
 
-def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
+def nearest(name: str, known: Iterable[str], limit: int = 3, *, cutoff: float = _CUTOFF) -> list[str]:
     """Return up to ``limit`` known names that are similar to ``name``, the most similar first."""
-    return difflib.get_close_matches(name, list(known), n=limit, cutoff=_CUTOFF)
+    return difflib.get_close_matches(name, list(known), n=limit, cutoff=cutoff)
 
 
 def did_you_mean(names: Sequence[str]) -> str:

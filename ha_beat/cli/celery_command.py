@@ -1,6 +1,6 @@
 """Command group ``celery -A proj ha-beat``.
 
-Celery loads this module for each of its own commands, so the modules of the commands are imported only when used.
+Celery loads this module for every command, so the modules of the subcommands are imported only when used.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LazyGroup(click.Group):
         except click.UsageError as exc:
             near = nearest(args[0], self.commands, limit=2)
             if not near or type(exc) is not click.UsageError:
-                # Newer versions of click have a hint of their own.
+                # Newer versions of click add a hint themselves.
                 raise
             raise click.UsageError(f"{exc.message.rstrip('.')}{did_you_mean(near)}", ctx) from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from ha_beat.errors import ConfigurationError
 from ha_beat.settings.kinds import Kind, address, choice, flag, mapping, optional, redis_url, seconds, text, whole
 from ha_beat.settings.redaction import redact, shown
 from ha_beat.settings.sources import APP_PREFIX, from_app, from_environment, replica_name
+from ha_beat.suggest import nearest
 
 T = TypeVar("T")
 
@@ -331,7 +331,7 @@ def _check(given: Mapping[str, object], sources: Mapping[str, str]) -> tuple[dic
 
 def _nearest(spelled: str, name: str) -> str:
     """Return the known name nearest to `name`, spelled like the user's."""
-    best = difflib.get_close_matches(name, _BY_NAME, n=1, cutoff=0.0)[0]
+    (best,) = nearest(name, _BY_NAME, 1, cutoff=0.0)
     prefix = spelled[: len(spelled) - len(name)]
     return prefix + (best.upper() if prefix.isupper() else best)
 

@@ -1,6 +1,7 @@
--- Take a request back, unless it was answered.
+-- Withdraw a request.
 -- KEYS: requests, answer, ledger
 -- ARGV: id
+-- Answers whether it was waiting, and its answer or ''.
 local removed = redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[3], 'r:' .. ARGV[1])
 return { removed, redis.call('GET', KEYS[2]) or '' }

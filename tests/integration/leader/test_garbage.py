@@ -1,4 +1,4 @@
-"""What other software leaves in the cluster's keys must not silence it."""
+"""Malformed records in the cluster's keys. They must not stop a replica."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.brokers import FixedLink
 from tests.support.dispatchers import no_marker
 from tests.support.servers import RedisServer
 
-#: Python's JSON parser gives up on it, with an error of its own.
+#: Python's JSON parser fails with RecursionError.
 DEEP = "[" * 100_000
 
 
@@ -26,11 +26,11 @@ DEEP = "[" * 100_000
     "body", [DEEP, '{"kind": "run", "args": ' + DEEP, "{", "[]", "7", '{"kind": "run", "args": 7}']
 )
 def test_malformed_request_has_unknown_kind(body: str) -> None:
-    """The leader looks at the requests before each batch: an exception here would end all dispatching."""
+    """The leader reads the requests between two batches: an exception would stop all dispatch."""
     assert Request.parse("id", f"1 2 {body}").kind is RequestKind.UNKNOWN
 
 
-def test_other_records_that_cannot_be_read() -> None:
+def test_other_malformed_records_are_recognised() -> None:
     assert not Reply.parse(DEEP).ok
     assert Pause.parse(DEEP).since_ms == 0
     assert parse("1-1", 1, DEEP) is None
@@ -52,8 +52,8 @@ def test_other_records_that_cannot_be_read() -> None:
     ],
     ids=str,
 )
-def test_a_member_that_is_not_as_it_should_be_is_none(change: dict[str, Any]) -> None:
-    """One broken record must not hide the cluster from whoever looks at it."""
+def test_malformed_member_is_ignored(change: dict[str, Any]) -> None:
+    """One malformed record must not hide the cluster."""
     good = json.loads(Member("one", failing={"e": "why"}, not_ready={"stalled": "x"}).encoded())
     assert Member.parse("one", json.dumps(good)) is not None
     found = Member.parse("one", json.dumps({**good, **change}))
@@ -61,8 +61,8 @@ def test_a_member_that_is_not_as_it_should_be_is_none(change: dict[str, Any]) ->
     assert Member.parse("one", DEEP) is None
 
 
-def test_a_claim_that_cannot_be_read_keeps_no_leader_from_its_work(shared_redis: RedisServer) -> None:
-    """Every term begins with a look at what others have claimed."""
+def test_malformed_claim_does_not_stop_a_leader(shared_redis: RedisServer) -> None:
+    """Every term begins by reading the open claims."""
     client, keys = shared_redis.client(), Keys("garbage")
     link = FixedLink(client)
     nothing: Any = None

@@ -9,7 +9,6 @@ import pytest
 import redis
 
 from ha_beat import events
-from ha_beat.clock import SystemClock
 from ha_beat.dispatch import Answer
 from ha_beat.errors import StoreUnavailable
 from ha_beat.leader.due_queue import DueQueue
@@ -19,10 +18,13 @@ from ha_beat.leader.request_handler import build_request_handler
 from ha_beat.reasons import AnswerKind, ReplyCode, RequestKind
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import Acquired, Attempt, RedisLeaseStore, Replica, Term
+from ha_beat.store.lease import Term
 from ha_beat.store.request_queue import Pause, Reply, Request, Requests
 from ha_beat.store.scripts import text
 from ha_beat.store.shadow import Shadow
+from tests.support.clocks import AdvancedClock
+from tests.support.events import EventLog
+from tests.support.leases import begin_term
 from tests.support.servers import RedisServer
 
 KEYS = Keys("requests")
@@ -65,13 +67,6 @@ class Stub:
         return datetime.now(UTC)
 
 
-class Clock(SystemClock):
-    ahead = 0.0
-
-    def elapsed(self) -> float:
-        return super().elapsed() + self.ahead
-
-
 class Leader:
     """A leader's request handler, and the queue that it serves."""
 
@@ -79,7 +74,7 @@ class Leader:
         self.client: Any = redis.Redis.from_url(server.url)
         self.requests = Requests(lambda: self.client, KEYS, 1000)
         self.stub: Any = Stub()
-        self.clock, self.pause, self.events = Clock(), PauseState(), list[events.Event]()
+        self.clock, self.pause, self.events = AdvancedClock(), PauseState(), EventLog()
         self.handler, _ = build_request_handler(
             self.requests,
             None,  # type: ignore[arg-type]  # the journal: only a backfill reads it
@@ -95,10 +90,7 @@ class Leader:
         self.lead()
 
     def lead(self, nonce: str = "nonce") -> None:
-        attempt = Attempt(Replica("one", "host", 1, "0", "app"), nonce, 0.0, 10.0, 1.0, "")
-        answer = RedisLeaseStore(lambda: self.client, KEYS).acquire(attempt, None, 0)
-        assert isinstance(answer, Acquired)
-        self.term: Term = answer.term
+        self.term: Term = begin_term(self.client, KEYS, nonce=nonce)
 
     def post(self, kind: RequestKind, **args: Any) -> Request:
         request = Request(kind, args, by="tester")
@@ -217,6 +209,18 @@ def test_exception_in_one_request_is_its_answer(leader: Leader) -> None:
     assert leader.carry_out(RequestKind.REPORT).code is ReplyCode.REPORT
 
 
+def test_interrupted_caller_withdraws_its_request(leader: Leader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Ctrl-C the request must not be carried out."""
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(leader.clock, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        leader.requests.ask(Request(RequestKind.RUN, {"entry": "e"}), leader.clock, 60.0)
+    assert leader.requests.waiting()[0] == []
+
+
 # --- Pause
 
 
@@ -251,4 +255,4 @@ def test_pause_whose_answer_was_lost_is_in_force(leader: Leader, monkeypatch: py
     leader.attend()
     assert leader.pause.in_force
     assert leader.reply_to(pause).code is ReplyCode.PAUSED
-    assert [event.found for event in leader.events if isinstance(event, events.Paused)] == [False]
+    assert [event.found for event in leader.events.of(events.Paused)] == [False]

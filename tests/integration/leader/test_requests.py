@@ -41,7 +41,7 @@ def ask(cluster: BeatCluster, kind: RequestKind, **args: Any) -> Reply:
 
 
 def messages(cluster: BeatCluster) -> list[dict[str, Any]]:
-    """Every message in the queue, as (headers, properties)."""
+    """Return every message in the queue, in order."""
     assert cluster.admin is not None
     raw: Any = cluster.admin.lrange("celery", 0, -1)
     return [json.loads(item) for item in reversed(raw)]
@@ -55,8 +55,7 @@ def sent(cluster: BeatCluster, entry: str) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_step_down_hands_over_to_the_replica_named(cluster: BeatCluster) -> None:
-    """The leader gives up, and the replica that was named leads though others wait as well."""
+def test_step_down_hands_over_to_another_replica(cluster: BeatCluster) -> None:
     leader = cluster.wait_for_leader()
     before = cluster.lease()
     reply = ask(cluster, RequestKind.STEP_DOWN)
@@ -68,8 +67,8 @@ def test_a_step_down_hands_over_to_the_replica_named(cluster: BeatCluster) -> No
     cluster.assert_all_alive()
 
 
-def test_pause_enqueues_nothing_survives_a_takeover_and_resume_settles_what_was_missed(cluster: BeatCluster) -> None:
-    """While paused nothing is enqueued, whoever leads; afterwards each instant has one verdict."""
+def test_pause_survives_a_takeover_and_resume_applies_the_misfire_policy(cluster: BeatCluster) -> None:
+    """Nothing is enqueued during the pause. Afterwards each instant has one verdict."""
     wait_for(lambda: sent(cluster, "fast"), what="a first message")
     leader = cluster.wait_for_leader()
     reply = ask(cluster, RequestKind.PAUSE, reason="maintenance")
@@ -91,8 +90,8 @@ def test_pause_enqueues_nothing_survives_a_takeover_and_resume_settles_what_was_
     assert events == ["paused", "resumed"]
 
 
-def test_a_pause_outlives_the_loss_of_the_ledger(cluster: BeatCluster) -> None:
-    """FLUSHALL takes the pause from Redis; the next leader puts it back from what the replicas remember."""
+def test_pause_survives_the_loss_of_the_ledger(cluster: BeatCluster) -> None:
+    """After FLUSHALL the next leader restores the pause from its memory."""
     assert ask(cluster, RequestKind.PAUSE, reason="kept").ok
     time.sleep(2.5)  # standbys look at the ledger about once a second
     assert cluster.admin is not None
@@ -103,8 +102,8 @@ def test_a_pause_outlives_the_loss_of_the_ledger(cluster: BeatCluster) -> None:
     assert sent(cluster, "fast") == []
 
 
-def test_a_manual_run_is_one_message_and_moves_no_position(cluster: BeatCluster) -> None:
-    """`run` sends the entry's message now, with an id of its own; the schedule goes on as if nothing was."""
+def test_manual_run_is_one_message_and_moves_no_position(cluster: BeatCluster) -> None:
+    """Asking again with the same id gives the same answer and sends nothing."""
     position = cluster.ledger()["rare"]
     request = Request(RequestKind.RUN, {"entry": "rare"}, by="tester")
     requests = requests_of(cluster)
@@ -119,15 +118,14 @@ def test_a_manual_run_is_one_message_and_moves_no_position(cluster: BeatCluster)
     assert [r["id"] for r in cluster.journal() if r.get("kind") == "manual"] == [reply.data["task_id"]]
 
 
-def test_an_unknown_entry_is_refused_with_the_nearest_name(cluster: BeatCluster) -> None:
+def test_unknown_entry_is_refused_with_the_nearest_name(cluster: BeatCluster) -> None:
     reply = ask(cluster, RequestKind.RUN, entry="rrae")
     assert not reply.ok
     assert reply.code is ReplyCode.NO_SUCH_ENTRY
     assert reply.data["nearest"] == ["rare"]
 
 
-def test_a_request_taken_back_is_never_carried_out(cluster: BeatCluster) -> None:
-    """Withdrawn before a leader saw it, a run does not happen later."""
+def test_withdrawn_request_is_not_carried_out(cluster: BeatCluster) -> None:
     requests = requests_of(cluster)
     for replica in cluster:
         replica.pause()
@@ -140,7 +138,7 @@ def test_a_request_taken_back_is_never_carried_out(cluster: BeatCluster) -> None
     assert sent(cluster, "rare") == []
 
 
-def test_a_request_past_its_deadline_is_dropped(cluster: BeatCluster) -> None:
+def test_request_past_its_deadline_is_dropped(cluster: BeatCluster) -> None:
     requests = requests_of(cluster)
     for replica in cluster:
         replica.pause()
@@ -153,8 +151,8 @@ def test_a_request_past_its_deadline_is_dropped(cluster: BeatCluster) -> None:
     assert sent(cluster, "rare") == []
 
 
-def test_a_backfill_sends_skipped_instants_once_and_refuses_the_others(cluster: BeatCluster) -> None:
-    """Instants that the journal shows as skipped are sent; enqueued ones never; unknown ones need force."""
+def test_backfill_sends_skipped_instants_once_and_refuses_the_others(cluster: BeatCluster) -> None:
+    """Instants that the journal shows as enqueued are refused even with force."""
     wait_for(lambda: len(sent(cluster, "fast")) >= 2, what="messages")
     assert ask(cluster, RequestKind.PAUSE).ok
     time.sleep(2)
@@ -182,7 +180,7 @@ def test_a_backfill_sends_skipped_instants_once_and_refuses_the_others(cluster: 
     assert sum("backfill" in headers["ha_beat"] for headers in sent(cluster, "fast")) == skipped["count"]
 
 
-def test_a_backfill_of_what_the_journal_does_not_know_needs_force(cluster: BeatCluster) -> None:
+def test_backfill_of_unrecorded_instants_needs_force(cluster: BeatCluster) -> None:
     since = datetime.fromisoformat("2026-01-01T00:00:00+00:00")
     args = {"entry": "rare", "from": to_micros(since), "to": to_micros(since + timedelta(days=3))}
     reply = ask(cluster, RequestKind.BACKFILL, **args)
@@ -195,8 +193,8 @@ def test_a_backfill_of_what_the_journal_does_not_know_needs_force(cluster: BeatC
     assert ask(cluster, RequestKind.BACKFILL, **late).code is ReplyCode.TOO_MANY_INSTANTS
 
 
-def test_where_the_broker_is_elsewhere_runs_backfill_and_pause_hold_as_well(redis_server: RedisServer) -> None:
-    """With the lease in another database messages are claimed, sent and confirmed; requests are served all the same."""
+def test_requests_work_with_the_lease_in_another_database(redis_server: RedisServer) -> None:
+    """Messages are claimed, published and confirmed."""
     broker, lease = redis_server.url_for(0), redis_server.url_for(1)
     settings = {"lease_ttl": 3, "poll_interval": 0.05}
     with BeatCluster(broker, lease_urls=lease, spec=SPEC, replicas=2, settings=settings) as cluster:
@@ -220,15 +218,15 @@ def test_where_the_broker_is_elsewhere_runs_backfill_and_pause_hold_as_well(redi
         assert redis_server.admin.llen("celery") == count
 
 
-def test_a_request_that_a_dead_leader_had_begun_is_not_sent_again(cluster: BeatCluster) -> None:
-    """Enqueued, and then killed before it answered: the next leader answers and sends nothing."""
+def test_request_that_a_dead_leader_had_begun_is_not_sent_again(cluster: BeatCluster) -> None:
+    """The leader died between the send and the answer: the next leader only answers."""
     assert cluster.admin is not None
     request = Request(RequestKind.RUN, {"entry": "rare"}, by="tester")
     for replica in cluster:
         replica.pause()
     requests = requests_of(cluster)
     requests.post(request, lifetime=60)
-    # What the dispatch script leaves behind when it has carried out the request's one step.
+    # The dispatch script writes this when it carries out the only step of the request.
     cluster.admin.hset(cluster.key("ledger"), f"r:{request.id}", 1)
     for replica in cluster:
         replica.resume()

@@ -1,4 +1,4 @@
-"""Signals: what handlers get, and what they can't do."""
+"""Signals: the arguments of handlers, and their isolation from the replica."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ def relay() -> Iterator[SignalRelay]:
 
 
 @pytest.mark.parametrize("name", EVENTS)
-def test_every_signal_brings_its_event(name: str, relay: SignalRelay) -> None:
-    """A handler gets the cluster, the replica, the event and the arguments that the signal promises."""
+def test_signal_has_its_event_and_arguments(name: str, relay: SignalRelay) -> None:
     signal = getattr(signals, name)
     got: list[dict[str, Any]] = []
 
@@ -55,7 +54,7 @@ def test_every_signal_brings_its_event(name: str, relay: SignalRelay) -> None:
     assert set(signal.providing_args) <= set(about)
 
 
-def test_a_handler_that_raises_does_not_keep_the_others_from_theirs(relay: SignalRelay) -> None:
+def test_exception_in_a_handler_does_not_affect_the_others(relay: SignalRelay) -> None:
     reached = threading.Event()
 
     def bad(**_: Any) -> None:
@@ -75,8 +74,8 @@ def test_a_handler_that_raises_does_not_keep_the_others_from_theirs(relay: Signa
         signals.resumed.disconnect(dispatch_uid="good")
 
 
-def test_a_handler_that_hangs_costs_later_signals_and_nothing_else(relay: SignalRelay) -> None:
-    """Emitting never waits: beyond what the queue holds, signals are dropped and counted."""
+def test_hanging_handler_delays_only_later_signals(relay: SignalRelay) -> None:
+    """Emitting never blocks: when the queue is full, signals are dropped and counted."""
     release = threading.Event()
 
     def hang(**_: Any) -> None:
@@ -99,19 +98,19 @@ def test_a_handler_that_hangs_costs_later_signals_and_nothing_else(relay: Signal
         signals.paused.disconnect(dispatch_uid="hang")
 
 
-def test_without_a_handler_there_is_no_thread(relay: SignalRelay) -> None:
+def test_no_thread_is_started_without_a_handler(relay: SignalRelay) -> None:
     before = threading.active_count()
     for event in EVENTS.values():
         relay(event)
     assert threading.active_count() == before
 
 
-def test_a_leader_that_finds_the_cluster_paused_pages_nobody_again() -> None:
+def test_pause_found_at_the_start_of_a_term_sends_no_signal() -> None:
     relay = SignalRelay(None, "c", "finder", queue_size=3)
     got: list[str] = []
 
     def note(signal: Any, replica: str, **_: Any) -> None:
-        # Signals are the process's: another test's relay may still be at work.
+        # Signals are global: the relay of another test may still be at work.
         if replica == "finder":
             got.append(signal.name)
 

@@ -1,4 +1,4 @@
-"""What a task can read of its occurrence."""
+"""Occurrence of a task, from its request."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ HEADER = {
 }
 
 
-def test_a_request_with_the_header_tells_its_occurrence() -> None:
-    """Celery puts a message's headers on the request as attributes."""
+def test_request_with_the_header_has_its_occurrence() -> None:
+    """Celery makes the headers of a message attributes of the request."""
     found = ha_beat.occurrence_of(Context({"ha_beat": HEADER}))
     assert found is not None
     assert (found.entry, found.scheduled_at, found.manual) == ("report", datetime(2026, 1, 1, tzinfo=UTC), False)
@@ -29,16 +29,16 @@ def test_a_request_with_the_header_tells_its_occurrence() -> None:
     assert all(isinstance(value, str | int | bool) for value in found.attributes().values())
 
 
-def test_a_retry_keeps_it_among_the_headers() -> None:
+def test_retry_keeps_the_header() -> None:
     assert ha_beat.occurrence_of(SimpleNamespace(headers={"ha_beat": HEADER})) is not None
 
 
-def test_other_tasks_have_none() -> None:
+def test_other_requests_have_no_occurrence() -> None:
     assert ha_beat.occurrence_of(Context({})) is None
     assert ha_beat.occurrence_of(None) is None
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.dictionaries(st.text(), c)))
-def test_a_header_of_any_shape_never_raises(header: object) -> None:
+def test_malformed_header_never_raises(header: object) -> None:
     found = ha_beat.occurrence_of(SimpleNamespace(ha_beat=header))
     assert found is None
