@@ -11,7 +11,7 @@ class LeaderOptions:
 
     ``handover_after``: a leader whose broker has been unreachable for this long steps down. The duration grows each
     time that this did not help. ``claims_settle_after``: a claim of an earlier attempt is no longer in flight after
-    this. ``changed_server_pause``: nothing is dispatched for this long after the lease of another holder was taken over
+    this. ``changed_server_pause``: nothing is dispatched for this long after a leader succeeded another holder
     on another server process.
     """
 

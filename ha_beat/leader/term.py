@@ -6,6 +6,7 @@ together with such a batch, and the next leader reads the outcome from the ledge
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -69,10 +70,9 @@ class LeaderTerm:
         self._dispatcher: Dispatcher | None = None
         #: The batch that was submitted and not answered.
         self._pending: Sequence[EntryOperation] = ()
-        #: Operations that the ledger needs before the first batch.
-        self._initial: list[EntryOperation] = []
-        #: Operations of a batch that failed as a whole, submitted one by one to find the one at fault.
-        self._isolated: list[EntryOperation] = []
+        #: Batches that come before due entries: the rows that the ledger needs first, and the operations of a batch
+        #: that failed as a whole, one by one to find the one at fault.
+        self._first: deque[Sequence[EntryOperation]] = deque()
         self.queue = DueQueue()
         #: True if the queue holds the schedule and the ledger as last read.
         self.loaded = False
@@ -117,7 +117,7 @@ class LeaderTerm:
                 self._load(term)
         dispatcher = self._chosen(term)
         self._claims.give_up_stale(dispatcher, self.queue, term)
-        operations = self._next_initial()
+        operations = self._first.popleft() if self._first else ()
         if not operations:
             self._recovery.finish(dispatcher.ledger, term)
             if self._parts.pause.in_force:
@@ -127,7 +127,7 @@ class LeaderTerm:
             if batch.error is not None:
                 self.broker_failure = (batch.error, len(batch.waiting))
         if operations:
-            self._submit(term, tuple(operations))
+            self._submit(term, operations)
             return 0.0
         due_at = self.queue.next_due()
         return max((due_at - self._parts.now()).total_seconds(), 0.0) if due_at else float("inf")
@@ -156,7 +156,7 @@ class LeaderTerm:
     def _load(self, term: Term) -> None:
         """Fill the queue: each entry at its position by the ledger."""
         parts = self._parts
-        self._pending, self._initial, self._isolated = (), [], []
+        self._pending = ()
         self._dispatcher = dispatcher = parts.choose_dispatcher(term)
         rows = dispatcher.ledger.read()
         now = parts.now()
@@ -178,7 +178,8 @@ class LeaderTerm:
         parts.shadow.gen = term.gen
         # Most entries are not due in this term. If the ledger is lost in it, only the shadow has their positions.
         parts.shadow.learn_rows(rows)  # guard: shadow-learns-ledger
-        self._initial = reconciled.operations
+        operations, size = reconciled.operations, parts.options.batch_size
+        self._first = deque(operations[start : start + size] for start in range(0, len(operations), size))
         if self._recovery.loss is None:
             parts.shadow.forget(rows, now)
         self._claims.load(dispatcher, term)
@@ -205,14 +206,6 @@ class LeaderTerm:
         return self._dispatcher
 
     # --- Submitting
-
-    def _next_initial(self) -> list[EntryOperation]:
-        """Return operations that come before due entries."""
-        if self._isolated:
-            return [self._isolated.pop(0)]
-        size = self._parts.options.batch_size
-        operations, self._initial = self._initial[:size], self._initial[size:]
-        return operations
 
     def _submit(self, term: Term, operations: Sequence[EntryOperation]) -> None:
         self._pending = operations
@@ -254,7 +247,7 @@ class LeaderTerm:
     def _isolate(self, operations: Sequence[EntryOperation], exc: Exception) -> None:
         """Submit the operations of a failed batch one by one; a single one is at fault and retried later."""
         if len(operations) > 1:
-            self._isolated = [*operations, *self._isolated]
+            self._first.extendleft((each,) for each in reversed(operations))
             return
         state, now = operations[0].state, self._parts.now()
         failed = events.EntryFailed.raised(state.label, EntryFault.NOT_SUBMITTED, exc)

@@ -1,4 +1,4 @@
-"""A leader for whom more falls due than it gets out."""
+"""Leader under overload."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from celery import Celery
 from ha_beat.scheduler import HAScheduler
 from tests.support.servers import RedisServer, wait_for
 
-#: So many batches are more than a tenth of a second has room for.
-FOR_EVER = 300_000
+#: More batches than a tenth of a second has room for.
+ENDLESS = 300_000
 
 
-def test_a_turn_ends_though_there_is_always_more_to_do(
-    shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else a runaway entry could not be taken out of the schedule: whether that has changed is seen between turns."""
+def test_turn_ends_under_overload(shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes of the schedule are detected between turns, so that a runaway entry can be removed."""
     app = Celery("saturated", broker=shared_redis.url, set_as_current=False)
     app.conf.update(beat_schedule={"e": {"task": "t", "schedule": 60.0}})
     scheduler = HAScheduler(app)
@@ -34,12 +32,12 @@ def test_a_turn_ends_though_there_is_always_more_to_do(
         def advance(*_: Any) -> float:
             nonlocal batches
             batches += 1
-            return 0.0 if batches < FOR_EVER else 60.0
+            return 0.0 if batches < ENDLESS else 60.0
 
         runtime: Any = scheduler._loop.runtime
         runtime.enqueuer.advance = advance
         scheduler.tick()
-        assert 1 < batches < FOR_EVER
+        assert 1 < batches < ENDLESS
     finally:
         scheduler.close()
         scheduler.close()
