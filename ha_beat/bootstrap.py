@@ -25,7 +25,7 @@ from ha_beat.election.elector import Elector, Eligibility
 from ha_beat.election.state_machine import Timing
 from ha_beat.errors import StoreError
 from ha_beat.events import Event, Events, TermStarted
-from ha_beat.leader import Enqueuer, LeaderOptions
+from ha_beat.leader import Enqueuer, LeaderOptions, LeaderParts
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import build_request_handler
 from ha_beat.monitoring.logs import LogWriter
@@ -86,16 +86,18 @@ class _Assembly:
         dispatch = DispatcherSelector(self.atomic_dispatcher(marker), claim, marker, events.emit)
         pause = PauseState()
         enqueuer = Enqueuer(
-            self.source,
-            dispatch,
-            self.shadow,
-            self.time,
-            settings.cluster,
-            clock,
-            events.emit,
-            _leader_options(settings),
-            pause,
-            elector.handle.progress,
+            LeaderParts(
+                self.source,
+                dispatch,
+                self.shadow,
+                self.time,
+                settings.cluster,
+                clock,
+                events.emit,
+                _leader_options(settings),
+                pause,
+                elector.handle.progress,
+            )
         )
         main_client = self.main_link.client
         request_handler, report = build_request_handler(

@@ -16,5 +16,6 @@ from ha_beat.leader.backoff import BrokerOutOfReach
 from ha_beat.leader.enqueuer import Enqueuer
 from ha_beat.leader.options import LeaderOptions
 from ha_beat.leader.planner import ScheduleSource
+from ha_beat.leader.term import LeaderParts
 
-__all__ = ["BrokerOutOfReach", "Enqueuer", "LeaderOptions", "ScheduleSource"]
+__all__ = ["BrokerOutOfReach", "Enqueuer", "LeaderOptions", "LeaderParts", "ScheduleSource"]

@@ -7,24 +7,17 @@ had to wait.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 
 from ha_beat import events
-from ha_beat.clock import Clock
 from ha_beat.dispatch import Dispatcher, FencedOff
-from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.leader_handle import Tenure
 from ha_beat.errors import StoreError
 from ha_beat.leader.backoff import Backoff
 from ha_beat.leader.due_queue import DueQueue
-from ha_beat.leader.options import LeaderOptions
-from ha_beat.leader.pause import PauseState
-from ha_beat.leader.planner import ScheduleSource
 from ha_beat.leader.term import LeaderParts, LeaderTerm
 from ha_beat.store.lease import Term
-from ha_beat.store.shadow import Shadow
 
 #: Failures in a row after which the batch itself may be at fault.
 _BATCH_FAILURES = 3
@@ -33,35 +26,19 @@ _BATCH_FAILURES = 3
 class Enqueuer:
     """Creator and driver of this replica's terms. Used by the main loop only."""
 
-    def __init__(
-        self,
-        source: ScheduleSource,
-        choose_dispatcher: Callable[[Term], Dispatcher],
-        shadow: Shadow,
-        time: SchedulingTime,
-        cluster: str,
-        clock: Clock,
-        emit: Callable[[events.Event], None],
-        options: LeaderOptions,
-        pause: PauseState,
-        progress: Callable[[], None] = lambda: None,
-    ) -> None:
-        """``progress`` is called while many entries are loaded, which may take longer than ``stall_timeout``."""
-        self._choose_dispatcher = choose_dispatcher
-        self._time = time
-        self._clock = clock
-        self._emit = emit
-        self._options = options
-        self._parts = LeaderParts(
-            source, self._choose, shadow, self.now, cluster, clock, emit, options, pause, progress
-        )
-        self._backoff = Backoff(clock, emit, options.handover_after)
+    def __init__(self, parts: LeaderParts) -> None:
+        self._parts = parts
+        self._clock = parts.clock
+        self._backoff = Backoff(parts.clock, parts.emit, parts.options.handover_after)
         #: The server on which the previous holder had to be waited for, and since when it was reachable.
         self._held_on = ("", 0.0)
         self._hold_until = 0.0
         self._term: LeaderTerm | None = None
-        #: The dispatcher that was chosen last; ``None`` before the first choice.
-        self.dispatcher: Dispatcher | None = None
+
+    @property
+    def dispatcher(self) -> Dispatcher | None:
+        """Return the dispatcher that was chosen last; ``None`` before the first choice."""
+        return self._term.dispatcher if self._term is not None else None
 
     @property
     def due_queue(self) -> DueQueue:
@@ -75,7 +52,7 @@ class Enqueuer:
 
     def now(self) -> datetime:
         """Return the scheduling time, in UTC."""
-        return self._time.now()
+        return self._parts.time.now()
 
     def serves(self, term: Term) -> bool:
         """Return True if the due queue is loaded under this term."""
@@ -127,16 +104,12 @@ class Enqueuer:
         self._backoff.succeeded()
         return idle
 
-    def _choose(self, term: Term) -> Dispatcher:
-        self.dispatcher = self._choose_dispatcher(term)
-        return self.dispatcher
-
     def _begin(self, tenure: Tenure) -> LeaderTerm:
         """Start a term. On another server than the previous holder's, wait until that holder must have stopped."""
-        self._term = LeaderTerm(self._parts, tenure)
+        self._term = LeaderTerm(self._parts, tenure, self.dispatcher)
         self._backoff.begin()
         acquired = tenure.acquired
-        self._time.join(acquired.leaders_offset)
+        self._parts.time.join(acquired.leaders_offset)
         others = acquired.previous_holder not in ("", acquired.term.holder)
         now, pause = self._clock.elapsed(), 0.0
         held_on, since = self._held_on
@@ -147,8 +120,8 @@ class Enqueuer:
                 # From the first contact with this server, because the lease may have been waited for since.
                 since = now if tenure.contact_since is None else tenure.contact_since
                 self._held_on = (acquired.term.run_id, since)
-            pause = max(since + self._options.changed_server_pause - now, 0.0)
+            pause = max(since + self._parts.options.changed_server_pause - now, 0.0)
         self._hold_until = now + pause
         if pause:
-            self._emit(events.DispatchHeld(pause))
+            self._parts.emit(events.DispatchHeld(pause))
         return self._term

@@ -15,6 +15,7 @@ from typing import TypeVar
 from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.dispatch import Answer, Dispatcher, FencedOff
+from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.leader_handle import Tenure
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.leader.batch_builder import SCHEDULE_RETRY, BatchBuilder
@@ -45,19 +46,20 @@ class LeaderParts:
     source: ScheduleSource
     choose_dispatcher: Callable[[Term], Dispatcher]
     shadow: Shadow
-    now: Callable[[], datetime]
+    time: SchedulingTime
     cluster: str
     clock: Clock
     emit: Callable[[events.Event], None]
     options: LeaderOptions
     pause: PauseState
-    progress: Callable[[], None]
+    progress: Callable[[], None] = lambda: None
 
 
 class LeaderTerm:
     """Work of one term. Used by the main loop only."""
 
-    def __init__(self, parts: LeaderParts, tenure: Tenure) -> None:
+    def __init__(self, parts: LeaderParts, tenure: Tenure, dispatcher: Dispatcher | None = None) -> None:
+        """``dispatcher`` is the one of the previous term. It confirms late until this term chooses its own."""
         self._parts = parts
         self._tenure = tenure
         self._planner = Planner(parts.source, parts.emit)
@@ -67,7 +69,7 @@ class LeaderTerm:
         )
         self._results = Results(parts.source, self._planner, self._claims, parts.shadow, parts.emit)
         self._recovery = Recovery(tenure, parts.shadow)
-        self._dispatcher: Dispatcher | None = None
+        self.dispatcher = dispatcher
         #: The batch that was submitted and not answered.
         self._pending: Sequence[EntryOperation] = ()
         #: Batches that come before due entries: the rows that the ledger needs first, and the operations of a batch
@@ -122,7 +124,7 @@ class LeaderTerm:
             self._recovery.finish(dispatcher.ledger, term)
             if self._parts.pause.in_force:
                 return float("inf")
-            batch = self._builder.build(LedgerWriter(term, self._parts.now()), self.queue, dispatcher)
+            batch = self._builder.build(LedgerWriter(term, self._parts.time.now()), self.queue, dispatcher)
             operations = batch.operations
             if batch.error is not None:
                 self.broker_failure = (batch.error, len(batch.waiting))
@@ -130,7 +132,7 @@ class LeaderTerm:
             self._submit(term, operations)
             return 0.0
         due_at = self.queue.next_due()
-        return max((due_at - self._parts.now()).total_seconds(), 0.0) if due_at else float("inf")
+        return max((due_at - self._parts.time.now()).total_seconds(), 0.0) if due_at else float("inf")
 
     def isolate_pending(self, error: StoreError) -> bool:
         """Take apart a pending batch that fails although Redis answers, for example because one message is too large.
@@ -141,10 +143,10 @@ class LeaderTerm:
         suspect = (isinstance(error, StoreUnavailable) and error.acted) or (
             isinstance(error, StoreRefused) and error.unexplained
         )
-        if not self._pending or self._dispatcher is None or not suspect:
+        if not self._pending or self.dispatcher is None or not suspect:
             return False
         try:
-            self._dispatcher.ledger.notes(["any"])
+            self.dispatcher.ledger.notes(["any"])
         except StoreError:
             return False
         operations, self._pending = self._pending, ()
@@ -157,9 +159,9 @@ class LeaderTerm:
         """Fill the queue: each entry at its position by the ledger."""
         parts = self._parts
         self._pending = ()
-        self._dispatcher = dispatcher = parts.choose_dispatcher(term)
+        self.dispatcher = dispatcher = parts.choose_dispatcher(term)
         rows = dispatcher.ledger.read()
-        now = parts.now()
+        now = parts.time.now()
         found = self._recovery.assess(rows, dispatcher.ledger, now, self._reached_at(now))
         if found is not None and found.total:
             parts.emit(events.StateLost(found.kind, parts.options.catch_up_after_loss))
@@ -201,9 +203,9 @@ class LeaderTerm:
         return None if since is None else now - timedelta(seconds=self._parts.clock.elapsed() - since)
 
     def _chosen(self, term: Term) -> Dispatcher:
-        if self._dispatcher is None:
-            self._dispatcher = self._parts.choose_dispatcher(term)
-        return self._dispatcher
+        if self.dispatcher is None:
+            self.dispatcher = self._parts.choose_dispatcher(term)
+        return self.dispatcher
 
     # --- Submitting
 
@@ -230,7 +232,7 @@ class LeaderTerm:
         self._apply(operations, answers)
 
     def _apply(self, operations: Sequence[EntryOperation], answers: Sequence[Answer]) -> None:
-        now = self._parts.now()
+        now = self._parts.time.now()
         for done, answer in zip(operations, answers, strict=True):
             self._results.apply(done, answer, self.queue, now)
             match answer.kind:
@@ -249,7 +251,7 @@ class LeaderTerm:
         if len(operations) > 1:
             self._first.extendleft((each,) for each in reversed(operations))
             return
-        state, now = operations[0].state, self._parts.now()
+        state, now = operations[0].state, self._parts.time.now()
         failed = events.EntryFailed.raised(state.label, EntryFault.NOT_SUBMITTED, exc)
         self._parts.emit(failed)
         if state.entry.celery_entry is not None:

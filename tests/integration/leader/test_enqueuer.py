@@ -18,7 +18,7 @@ from ha_beat.dispatch.batch import BatchScript
 from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.leader_handle import Tenure
 from ha_beat.errors import StoreRefused, StoreUnavailable
-from ha_beat.leader import BrokerOutOfReach, Enqueuer, LeaderOptions
+from ha_beat.leader import BrokerOutOfReach, Enqueuer, LeaderOptions, LeaderParts
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.reconcile import Absence
@@ -112,7 +112,7 @@ class Leader:
     def use(self, source: Source) -> None:
         self.source = source
         chosen: Dispatcher = self.dispatcher
-        self.enqueuer = Enqueuer(
+        parts = LeaderParts(
             source,
             lambda _: chosen,
             Shadow(),
@@ -124,6 +124,7 @@ class Leader:
             PauseState(),
             lambda: self.moves.append(self.clock.elapsed()),
         )
+        self.enqueuer = Enqueuer(parts)
 
     def emit(self, event: events.Event) -> None:
         self.on_event(event)
