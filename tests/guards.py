@@ -115,7 +115,7 @@ GUARDS: tuple[Guard, ...] = (
         1,
         "state loss: the lost leader's clock may have been ahead",
         Mutant(DROP, "loss-clock-ahead"),
-        "tests/unit/leader/test_loss_storm.py::test_loss_causes_no_duplicate_and_no_missing_verdict",
+        "tests/unit/leader/test_loss_simulation.py::test_loss_causes_no_duplicate_and_no_missing_verdict",
     ),
     Guard(
         1,

@@ -35,7 +35,7 @@ class Recovery:
 
         Args:
             rows: The ledger's raw rows by entry.
-            ledger: Where to note it.
+            ledger: Ledger in which the loss is noted.
             now: The scheduling time.
             reached_at: When this replica first reached the server.
 

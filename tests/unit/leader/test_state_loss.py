@@ -93,7 +93,7 @@ def test_ledger_behind_the_shadow_is_a_loss(found: Mapping[str, str]) -> None:
 
 
 def test_loss_handled_by_another_release_is_a_loss_for_other_entries() -> None:
-    """That release skipped what was in doubt of its own entries only."""
+    """That release skipped only what was in doubt of entries that it has."""
     loss = judged(shadow=shadow("older", e=-1, of_this_release=-60))
     assert loss is not None
     assert loss.total

@@ -18,7 +18,7 @@ from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.reconcile import reconcile
 from ha_beat.leader.state_loss import assess
-from ha_beat.reasons import MisfirePolicy, Verdict
+from ha_beat.reasons import MisfirePolicy, SkipReason, Verdict
 from ha_beat.schedule.misfire import MisfireRules, Skipped
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.store.lease import Term
@@ -85,18 +85,15 @@ class Replica:
     term: Term | None = None
 
 
-class Storm:
+class Simulation:
     """Simulation. Without ``append_only`` a crash loses the writes since the last snapshot."""
 
-    def __init__(
-        self, seed: int, *, append_only: bool, policy: MisfirePolicy = MisfirePolicy.ONCE, releases: int = 2
-    ) -> None:
+    def __init__(self, seed: int, *, append_only: bool, policy: MisfirePolicy) -> None:
         self.random = random.Random(seed)
         self.now = START + timedelta(seconds=100)
         self.until = self.now + LENGTH
         self.append_only = append_only
         self.misfire = MisfireRules(policy)
-        self.releases = releases
         self.state = Redis()
         self.snapshot = self.state.copy()
         self.run, self.started_at = "run-0", self.now
@@ -104,13 +101,13 @@ class Storm:
         self.messages: Counter[tuple[str, datetime]] = Counter()
         self.skips: list[tuple[str, Skipped]] = []
         self.began: dict[str, datetime] = {}
-        self.replicas = [self._born(f"r{number}") for number in range(3)]
+        self.replicas = [self._new_replica(f"r{number}") for number in range(3)]
         self.leader: Replica | None = None
         self.log: list[str] = []
 
-    def _born(self, name: str) -> Replica:
+    def _new_replica(self, name: str) -> Replica:
         skew = timedelta(seconds=self.random.uniform(-SKEW, SKEW))
-        return Replica(name, self.random.randrange(self.releases), skew)
+        return Replica(name, self.random.randrange(len(RELEASES)), skew)
 
     # --- Replicas
 
@@ -210,7 +207,7 @@ class Storm:
         if self.leader is replica:
             self.leader = None
         self._note(f"{replica.name} is replaced")
-        self.replicas[self.replicas.index(replica)] = self._born(f"{replica.name}'")
+        self.replicas[self.replicas.index(replica)] = self._new_replica(f"{replica.name}'")
 
     def fault(self) -> None:
         match self.random.randrange(7):
@@ -236,7 +233,7 @@ class Storm:
                 self.leader = None
                 self._note("no leader for a while")
 
-    def go(self) -> Storm:
+    def play(self) -> Simulation:
         follow_at = self.now
         while self.now < self.until:
             if self.leader is None:
@@ -274,7 +271,7 @@ class Storm:
 
     # --- Promises
 
-    def doubled(self) -> list[str]:
+    def duplicates(self) -> list[str]:
         return [f"{entry} {at}" for (entry, at), count in self.messages.items() if count > 1]
 
     def without_verdict(self, entry: str, every: int) -> list[str]:
@@ -293,7 +290,7 @@ class Storm:
         return [
             f"{entry} {at}: {skip.reason}"
             for entry, skip in self.skips
-            if skip.reason != "state_loss"
+            if skip.reason is not SkipReason.STATE_LOSS
             for name, at in self.messages
             if name == entry and skip.first <= at < skip.until and self.messages[name, at]
         ]
@@ -308,9 +305,9 @@ def test_loss_causes_no_duplicate_and_no_missing_verdict(
     append_only: bool, policy: MisfirePolicy, seeds: range
 ) -> None:
     for seed in seeds:
-        storm = Storm(seed, append_only=append_only, policy=policy).go()
-        told = f"seed {seed}\n" + "\n".join(storm.log)
-        assert storm.doubled() == [], told
-        assert storm.without_verdict("same", 1) + storm.without_verdict("slow", 7) == [], told
+        simulation = Simulation(seed, append_only=append_only, policy=policy).play()
+        log = f"seed {seed}\n" + "\n".join(simulation.log)
+        assert simulation.duplicates() == [], log
+        assert simulation.without_verdict("same", 1) + simulation.without_verdict("slow", 7) == [], log
         if append_only:
-            assert storm.contradictions() == [], told
+            assert simulation.contradictions() == [], log
