@@ -133,7 +133,7 @@ GUARDS: tuple[Guard, ...] = (
         1,
         "election: a replica that remembers the lost state goes first",
         Mutant(NEVER, "campaign-remembers"),
-        "tests/unit/election/test_elector.py::test_after_an_outage_that_took_all_state_those_who_remember_it_go_first",
+        "tests/unit/election/test_elector.py::test_replica_that_remembers_lost_state_campaigns_first",
     ),
     Guard(
         1,
@@ -175,7 +175,7 @@ GUARDS: tuple[Guard, ...] = (
         2,
         "presence: absence on another server proves nothing",
         Mutant(NEVER, "presence-same-server"),
-        f"{ELECTION}::test_absence_on_another_run_of_the_server_is_nobodys_death",
+        f"{ELECTION}::test_absence_on_another_server_does_not_count",
     ),
     Guard(
         2,
@@ -217,7 +217,7 @@ GUARDS: tuple[Guard, ...] = (
         2,
         "presence: a newcomer judges only on the lease's own server",
         Mutant(ALWAYS, "presence-newcomer-server"),
-        f"{ELECTION}::test_a_newcomer_does_not_judge_by_a_server_that_it_cannot_tell_from_another",
+        f"{ELECTION}::test_newcomer_ignores_absence_on_an_unknown_server",
     ),
     Guard(
         2,
@@ -253,7 +253,7 @@ GUARDS: tuple[Guard, ...] = (
         3,
         "renew: unreadable requests do not end the script",
         Mutant(CALL, "renew-requests-pcall"),
-        f"{CONTRACT}::test_requests_that_are_no_requests_cost_no_leader_its_lease[redis-server]",
+        f"{CONTRACT}::test_requests_key_of_another_type_does_not_stop_renewals[redis-server]",
     ),
     Guard(
         3,
@@ -289,13 +289,13 @@ GUARDS: tuple[Guard, ...] = (
         5,
         "clock: an unconfirmed step of the wall clock is not followed",
         Mutant(REPLACE("wall"), "clock-step"),
-        "tests/unit/election/test_cluster_clock.py::test_a_step_that_nobody_confirms_is_not_followed",
+        "tests/unit/election/test_cluster_clock.py::test_step_that_no_other_clock_confirms_is_not_followed",
     ),
     Guard(
         5,
         "clock: the last leader votes",
         Mutant(NEVER, "clock-leader-votes"),
-        "tests/unit/election/test_cluster_clock.py::test_a_replica_that_began_with_a_wrong_clock_is_outvoted_as_it_takes_over",
+        "tests/unit/election/test_cluster_clock.py::test_new_leader_with_a_wrong_clock_is_outvoted",
     ),
     Guard(
         5,
@@ -478,7 +478,7 @@ GUARDS: tuple[Guard, ...] = (
         10,
         "presence: no renewal between two absences",
         Mutant(DROP, "presence-unrenewed"),
-        f"{ELECTION}::test_two_absences_must_be_of_the_same_thing",
+        f"{ELECTION}::test_absence_counts_only_if_both_looks_agree",
     ),
     Guard(
         10,
@@ -496,13 +496,13 @@ GUARDS: tuple[Guard, ...] = (
         11,
         "election: a lease under a nonce of this replica is free",
         Mutant(NEVER, "campaign-own-nonce"),
-        "tests/unit/election/test_elector.py::test_a_lost_acquire_reply_costs_a_moment_and_not_a_ttl",
+        "tests/unit/election/test_elector.py::test_lost_acquire_reply_delays_the_term_by_less_than_a_ttl",
     ),
     Guard(
         11,
         "election: nonces of earlier campaigns are kept",
         Mutant(REPLACE("(nonce,)"), "campaign-nonces"),
-        f"{ELECTION}::test_an_earlier_campaign_that_is_carried_out_late_leaves_a_lease_that_its_owner_may_take",
+        f"{ELECTION}::test_lease_of_an_earlier_late_campaign_is_free_for_its_owner",
     ),
     Guard(12, "acquire: only the lease that the candidate saw", Mutant(NEVER, "acquire-compare"), scenario("race")),
     Guard(12, "renew: seq only rises", Mutant(NEVER, "renew-seq"), scenario("late_renewal")),
@@ -517,7 +517,7 @@ GUARDS: tuple[Guard, ...] = (
         12,
         "election: each renewal attempt has a new number",
         Mutant(DROP, "renewal-number"),
-        f"{ELECTION}::test_each_attempt_has_a_number_of_its_own_whatever_became_of_the_last",
+        f"{ELECTION}::test_each_renewal_attempt_has_a_new_number",
     ),
     Guard(
         12,
@@ -667,13 +667,13 @@ GUARDS: tuple[Guard, ...] = (
         16,
         "shadow feed: a gap in the journal makes it read the ledger",
         Mutant(DROP_FIRST, "feed-gap"),
-        f"{FEED}::test_records_that_were_trimmed_before_they_were_read_make_it_read_the_ledger",
+        f"{FEED}::test_trimmed_records_make_the_feed_read_the_ledger",
     ),
     Guard(
         16,
         "shadow feed: another incarnation makes it read the ledger",
         Mutant(NEVER, "feed-incarnation"),
-        f"{FEED}::test_another_incarnation_of_the_ledger_is_read_whole_and_moves_no_position_back",
+        f"{FEED}::test_new_incarnation_of_the_ledger_moves_no_position_back",
     ),
     Guard(17, "stall: a stalled leader releases the lease", Mutant(NEVER, "stall-release"), scenario("hung_main_loop")),
     Guard(
@@ -686,13 +686,13 @@ GUARDS: tuple[Guard, ...] = (
         17,
         "election: a stalled replica does not campaign",
         Mutant(DROP, "stall-campaign"),
-        f"{ELECTION}::test_a_stalled_replica_does_not_campaign",
+        f"{ELECTION}::test_stalled_replica_does_not_campaign",
     ),
     Guard(
         18,
         "acquire: another app is refused",
         Mutant(NEVER, "acquire-same-app"),
-        f"{CONTRACT}::test_another_app_is_refused_loudly_even_when_the_lease_is_free[redis-server]",
+        f"{CONTRACT}::test_another_app_is_refused_even_if_the_lease_is_free[redis-server]",
     ),
     Guard(
         18,

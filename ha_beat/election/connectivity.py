@@ -28,7 +28,7 @@ class Connectivity:
         self._clock = clock
         self._emit = emit
         self._unreachable_since: float | None = None
-        #: Of the current outage: the commands that fail, and the reasons that were reported.
+        #: Commands that fail in the current outage, and the reasons that were reported.
         self._failing: set[Command] = set()
         self._reported: set[str] = set()
         #: When Redis was last found unreachable; ``None`` if it never was.

@@ -1,4 +1,4 @@
-"""What the main loop knows of the election, and what it asks of it."""
+"""Handle of the election for the main loop."""
 
 from __future__ import annotations
 

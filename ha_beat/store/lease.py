@@ -150,7 +150,7 @@ class Acquired:
     server_ms: int
     #: The last leader's scheduling time minus Redis' clock, in seconds.
     leaders_offset: float | None = None
-    #: What the last leader found in doubt and did not resolve before its term ended, in its own encoding.
+    #: Doubt that the last leader found and did not resolve before its term ended, in the leader's encoding.
     unfinished: str = ""
 
     @property

@@ -94,7 +94,7 @@ class LedgerRow:
     @classmethod
     def _parse(cls, raw: str) -> LedgerRow | None:
         if "\ufffd" in raw:
-            # Bytes that are no text: what Redis would compare with them can't be said.
+            # Bytes that are no UTF-8 cannot be compared in a script.
             return None
         try:
             row = json.loads(raw)
@@ -138,7 +138,7 @@ class RawRow(str):
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What decides which writes a new Redis server may lack.
+    """Facts that decide which writes a new Redis server may lack.
 
     ``append_only``: it writes an append-only file. ``started_at``: it had started by then, in scheduling time.
     ``promoted``: it was a replica before. ``min_replicas``: it refuses writes without replicas. A partitioned primary

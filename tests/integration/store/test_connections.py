@@ -38,7 +38,7 @@ def test_a_limit_on_connections_leaves_room_for_presence(
 
 
 def test_bytes_that_are_no_text_make_no_reply_unreadable(shared_redis: RedisServer) -> None:
-    """In a record that somebody has tampered with; whatever the options say of decoding."""
+    """A corrupt record is readable with any decoding options."""
     shared_redis.client().hset("hash", mapping={"good": "1", "bad": b"\xff"})
     for url, options in (
         (shared_redis.url, {"decode_responses": True}),

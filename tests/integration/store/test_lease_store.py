@@ -31,7 +31,7 @@ def test_at_first_there_is_no_lease_and_it_can_be_taken(lease: LeaseBench):
     assert taken.term.trusted_until == 109.0
 
 
-def test_of_two_who_saw_the_same_only_the_first_gets_it(lease: LeaseBench):
+def test_second_campaign_on_the_same_state_is_refused(lease: LeaseBench):
     """Both with no lease, and with one that was seen stale."""
     lease.take("one")
     lease.expect_refusal("two", None)
@@ -51,7 +51,7 @@ def test_a_renewal_in_between_saves_the_lease(lease: LeaseBench):
     lease.expect_refusal("two", seen)
 
 
-def test_one_who_expects_a_lease_does_not_take_none(lease: LeaseBench):
+def test_campaign_on_a_deleted_lease_is_refused(lease: LeaseBench):
     """It was deleted since: that is another state than the one that the decision was made on."""
     lease.expect_refusal("two", Expected(5, 1))
 
@@ -68,7 +68,7 @@ def test_each_acquisition_has_a_higher_epoch_than_all_before(lease: LeaseBench):
 
 
 def test_the_epoch_does_not_fall_back_when_the_state_is_lost(lease: LeaseBench):
-    """Nobody has seen the old one, and yet it is behind: the server's time is the floor."""
+    """No replica remembers the old epoch, but the server's time is the floor."""
     lease.take()
     before = lease.take("three", standing(lease)).term
     lease.lose_state()
@@ -124,7 +124,7 @@ def test_a_released_lease_refuses_its_last_holder(lease: LeaseBench):
     assert lease.on_wake() == 1
 
 
-def test_who_is_preferred_is_told_to_all_until_somebody_leads(lease: LeaseBench):
+def test_preferred_replica_stays_in_the_record_until_the_next_term(lease: LeaseBench):
     """A step-down in favour of one replica."""
     term = lease.take().term
     lease.store.release(term, TermEnd.STEP_DOWN, "ann", "two")
@@ -168,7 +168,7 @@ def test_presence_is_registered_only_once_it_is_counted(lease: LeaseBench):
     assert lease.store.observe().subscribers == 1
 
 
-def test_a_dead_holder_can_be_told_and_a_present_one_keeps_the_lease(lease: LeaseBench):
+def test_absent_holder_loses_the_lease_and_a_present_one_keeps_it(lease: LeaseBench):
     """The campaign against an absent holder is refused while it is there."""
     lease.subscribe("channel")
     assert lease.take(presence="channel").presence == "channel"
@@ -190,7 +190,7 @@ def test_presence_is_given_up_by_renewing_without(lease: LeaseBench):
     assert lease.store.observe().subscribers == -1
 
 
-def test_another_app_is_refused_loudly_even_when_the_lease_is_free(lease: LeaseBench):
+def test_another_app_is_refused_even_if_the_lease_is_free(lease: LeaseBench):
     """Two apps with one cluster name would enqueue each other's schedule."""
     term = lease.take().term
     lease.store.release(term, TermEnd.SHUTDOWN)
@@ -289,7 +289,7 @@ def test_a_full_redis_does_not_cost_the_lease(server_bench: RedisBench):
 
 
 def test_a_wrong_kind_of_key_is_an_error_and_not_a_lease(bench: RedisBench):
-    """Somebody else's key under this name: nobody leads, and it is said why."""
+    """A key of another type under the name of the lease is an error with a reason."""
     bench.client.set(KEYS.lease, "mine")
     store = RedisLeaseStore(lambda: bench.client, KEYS)
     for act in (store.observe, lambda: store.acquire(attempt(), None, 0)):
@@ -336,7 +336,7 @@ def test_a_ledger_that_is_not_the_leases_is_a_new_incarnation(bench: RedisBench)
 
 
 def test_a_renewal_counts_only_when_enough_replicas_have_it(shared_redis: RedisServer):
-    """Of a server without replicas none has it: nobody may believe in a term that a failover would forget."""
+    """Without replicas, a failover would lose the renewal."""
     client = shared_redis.client()
     store = RedisLeaseStore(lambda: client, KEYS, wait_replicas=1, wait_timeout=0.05)
     taken = store.acquire(attempt(), None, 0)
@@ -350,7 +350,7 @@ NUMBERS = ("epoch", "seq", "ttl_ms", "pid", "since_ms", "renewed_ms", "offset_ms
 
 @pytest.mark.parametrize("garbage", ["", "garbage", "inf", "nan", "1e300", "-5", "9" * 30, b"\xff\xfe", None])
 def test_a_record_that_was_tampered_with_can_be_taken_over(server_bench: RedisBench, garbage: str | bytes | None):
-    """Else nobody would lead until somebody mends it by hand. What is no number counts as 0."""
+    """An invalid number counts as 0. Otherwise no replica would lead until an operator repairs the record."""
     client = server_bench.client
     store = RedisLeaseStore(lambda: client, KEYS)
     for fields in (*([name] for name in NUMBERS), NUMBERS):
@@ -377,7 +377,7 @@ def test_a_record_that_was_tampered_with_can_be_taken_over(server_bench: RedisBe
 
 
 @pytest.mark.parametrize("field", ["m:epoch", "m:schema", "m:run_id", "m:unfinished", "m:journal"])
-def test_a_ledger_that_was_tampered_with_forbids_nobody_to_lead(server_bench: RedisBench, field: str):
+def test_corrupt_ledger_fields_do_not_forbid_leading(server_bench: RedisBench, field: str):
     """Its numbers are no more than floors."""
     client = server_bench.client
     store = RedisLeaseStore(lambda: client, KEYS)
@@ -392,7 +392,7 @@ def test_a_ledger_that_was_tampered_with_forbids_nobody_to_lead(server_bench: Re
         assert isinstance(store.renew(taken.term, 2, ""), Renewed)
 
 
-def test_requests_that_are_no_requests_cost_no_leader_its_lease(server_bench: RedisBench):
+def test_requests_key_of_another_type_does_not_stop_renewals(server_bench: RedisBench):
     """A key of another type under their name: no renewal would get an answer."""
     store = RedisLeaseStore(lambda: server_bench.client, KEYS)
     taken = store.acquire(attempt(), None, 0)

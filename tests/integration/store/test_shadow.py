@@ -69,7 +69,7 @@ def test_a_record_without_a_number_makes_it_read_the_ledger(desk: Desk) -> None:
     assert desk.shadow.position("e") == NOW + timedelta(seconds=1)
 
 
-def test_records_that_were_trimmed_before_they_were_read_make_it_read_the_ledger(desk: Desk) -> None:
+def test_trimmed_records_make_the_feed_read_the_ledger(desk: Desk) -> None:
     """The stream does not say that some are missing; their numbers do."""
     desk.enqueue("e", NOW)
     desk.feed.poll()
@@ -89,7 +89,7 @@ def test_a_journal_that_is_gone_altogether_makes_it_read_the_ledger(desk: Desk) 
     assert desk.shadow.position("e") == NOW + timedelta(seconds=1)
 
 
-def test_another_incarnation_of_the_ledger_is_read_whole_and_moves_no_position_back(desk: Desk) -> None:
+def test_new_incarnation_of_the_ledger_moves_no_position_back(desk: Desk) -> None:
     desk.enqueue("e", NOW)
     desk.feed.poll()
     desk.client.hset(KEYS.ledger, "m:gen", "another")
@@ -100,7 +100,7 @@ def test_another_incarnation_of_the_ledger_is_read_whole_and_moves_no_position_b
 
 
 def test_a_standby_that_cannot_follow_still_campaigns() -> None:
-    """Whatever goes wrong in following: it is said once, and the election goes on."""
+    """A failure in following is reported once, and the election continues."""
     clock = SystemClock()
     told: list[events.Event] = []
     store = MemoryLeaseStore(clock)

@@ -62,7 +62,7 @@ class RealTime:
         return self.now
 
     def sleep(self, seconds: float) -> None:
-        raise AssertionError("the simulation waits for nobody")
+        raise AssertionError("the simulation does not wait")
 
 
 @dataclass

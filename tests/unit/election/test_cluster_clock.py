@@ -66,7 +66,7 @@ def test_the_wall_clock_is_followed_while_it_runs_smoothly(setup: Setup) -> None
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR, AGREEMENT * 2])
-def test_a_step_that_nobody_confirms_is_not_followed(setup: Setup, step: float) -> None:
+def test_step_that_no_other_clock_confirms_is_not_followed(setup: Setup, step: float) -> None:
     """Time goes on as if nothing had happened, and one line says so."""
     setup.clocks.wall_ahead = step
     for _ in range(5):
@@ -112,7 +112,7 @@ def test_the_offset_is_counted_from_the_middle_of_the_trip(setup: Setup) -> None
 
 
 @pytest.mark.parametrize("wrong", [HOUR, -HOUR])
-def test_a_replica_that_began_with_a_wrong_clock_is_outvoted_as_it_takes_over(wrong: float) -> None:
+def test_new_leader_with_a_wrong_clock_is_outvoted(wrong: float) -> None:
     """By Redis and by the leader before it, who agreed."""
     setup = Setup(wall_ahead=wrong)
     setup.hear_redis()

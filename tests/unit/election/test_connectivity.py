@@ -1,6 +1,4 @@
-"""When a replica found the server before this one out of reach, and first heard of this one: what is in doubt, and how
-long to wait, are counted from there.
-"""
+"""Times of outages: what is in doubt after a takeover, and how long to wait, count from them."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ TIMING = Timing(ttl=10.0, renew_interval=2.5, poll_interval=0.1, stall_timeout=1
 
 
 class Bench:
-    """One elector, turned by hand, that leads on a server of which something becomes."""
+    """One elector in one thread, on a server that a test can stop, restart and empty."""
 
     def __init__(self) -> None:
         self.clock = SettableClock()

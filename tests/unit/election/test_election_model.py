@@ -42,7 +42,7 @@ def test_with_presence_at_most_one_term_is_accepted(seed: int):
 
 @quick
 @given(seed=SEEDS, presence=st.booleans())
-def test_when_the_faults_stop_somebody_leads_and_goes_on_leading(seed: int, presence: bool):
+def test_after_the_faults_one_replica_leads_and_keeps_leading(seed: int, presence: bool):
     """Liveness; and no changes of leader without a cause."""
     run = Simulation(seed, presence=presence).run(FAULTS_UNTIL + 6.0 + RECOVERY)
     leader = run.leader()
@@ -53,7 +53,7 @@ def test_when_the_faults_stop_somebody_leads_and_goes_on_leading(seed: int, pres
     assert len(run.leaders) == changes
 
 
-def test_a_dead_leader_is_replaced_within_two_polls_where_there_is_presence():
+def test_dead_leader_is_replaced_within_two_polls_with_presence():
     """And only after the ttl where there is none."""
     for presence, earliest, latest in ((True, 0.0, 4 * TIMING.poll_interval), (False, 3.0, 1.1 * TIMING.ttl + 1.0)):
         run = Simulation(1, presence=presence, faults=False).run(20.0)

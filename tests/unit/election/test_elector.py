@@ -1,4 +1,4 @@
-"""The thread that drives the election: what it does with faults, and that none of them ends it."""
+"""Election thread: its reaction to faults, none of which ends it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ E = TypeVar("E", bound=events.Event)
 
 
 class Bench:
-    """Electors in one thread, turned by hand, on a clock that moves only as they wait."""
+    """Electors in one thread, on a clock that moves only as they wait."""
 
     def __init__(self) -> None:
         self.clock = SettableClock()
@@ -49,7 +49,7 @@ class Bench:
         return made
 
     def run(self, seconds: float, *stalled: Elector) -> None:
-        """Turn them all in turn for so long; the main loop of each moves, but for those that are stalled."""
+        """Step all electors for some seconds. The main loops make progress, except those of ``stalled``."""
         until = self.clock.elapsed() + seconds
         while self.clock.elapsed() < until:
             self.clock.advance(0.01)
@@ -71,8 +71,8 @@ def bench() -> Bench:
     return Bench()
 
 
-def test_one_leads_and_the_others_say_once_who(bench: Bench):
-    """One line for each change of leader, not one for each poll."""
+def test_standbys_report_the_leader_once(bench: Bench):
+    """One report for each change of leader, not for each poll."""
     one, two, three = (bench.elector(name) for name in ("one", "two", "three"))
     bench.run(60)
     assert [elector.handle.term is not None for elector in (one, two, three)] == [True, False, False]
@@ -81,8 +81,8 @@ def test_one_leads_and_the_others_say_once_who(bench: Bench):
     assert bench.heard(events.TermEnded) == []
 
 
-def test_a_hung_main_loop_costs_the_lease(bench: Bench):
-    """Within the stall timeout and a moment, by an active release; and the hung replica does not take it back."""
+def test_hung_main_loop_loses_the_lease(bench: Bench):
+    """It is released within the stall timeout, and the hung replica does not take it back."""
     one, two = bench.elector("one"), bench.elector("two")
     bench.run(5)
     assert bench.leader() is one
@@ -93,8 +93,8 @@ def test_a_hung_main_loop_costs_the_lease(bench: Bench):
     assert bench.leader() is two
 
 
-def test_a_replica_that_hangs_alone_leads_again_when_it_moves(bench: Bench):
-    """A slow tick must not end it."""
+def test_only_replica_leads_again_after_a_hang(bench: Bench):
+    """A slow turn must not end its leadership for good."""
     one = bench.elector("one")
     bench.run(5)
     bench.run(30, one)
@@ -103,8 +103,8 @@ def test_a_replica_that_hangs_alone_leads_again_when_it_moves(bench: Bench):
     assert one.handle.term is not None
 
 
-def test_a_step_down_hands_over_at_once_and_bars_who_stepped_down(bench: Bench):
-    """Else it would win the race that it started."""
+def test_step_down_hands_over_and_bars_the_old_leader(bench: Bench):
+    """Otherwise the old leader would win the race for the lease that it released."""
     one, two = bench.elector("one"), bench.elector("two")
     bench.run(5)
     one.handle.step_down(TermEnd.STEP_DOWN, detail="ann")
@@ -117,8 +117,8 @@ def test_a_step_down_hands_over_at_once_and_bars_who_stepped_down(bench: Bench):
     assert (ended.reason, ended.detail) == (TermEnd.STEP_DOWN, "ann")
 
 
-def test_a_lost_acquire_reply_costs_a_moment_and_not_a_ttl(bench: Bench):
-    """The record names this replica's own attempt, so that it may take it anew."""
+def test_lost_acquire_reply_delays_the_term_by_less_than_a_ttl(bench: Bench):
+    """The record has the nonce of this replica's attempt, so it may campaign again at once."""
     one = bench.elector("one")
     real = bench.store.acquire
 
@@ -141,8 +141,8 @@ def test_a_lost_acquire_reply_costs_a_moment_and_not_a_ttl(bench: Bench):
     assert bench.heard(events.TermStarted)[-1].reason is TermStart.OWN_LEASE
 
 
-def test_without_redis_the_leader_stops_by_itself_and_leads_again_when_it_is_back(bench: Bench):
-    """Said once when it goes and once when it comes back."""
+def test_leader_without_redis_stops_and_leads_again_after_the_outage(bench: Bench):
+    """The outage and its end are reported once each."""
     one = bench.elector("one")
     bench.run(5)
     began = bench.clock.elapsed()
@@ -159,8 +159,8 @@ def test_without_redis_the_leader_stops_by_itself_and_leads_again_when_it_is_bac
     assert len(bench.heard(events.LeaseReachable)) == 1
 
 
-def test_after_an_outage_that_took_all_state_those_who_remember_it_go_first(bench: Bench):
-    """Who began during the outage would take it for a first start, and run again what a store of its own lags with."""
+def test_replica_that_remembers_lost_state_campaigns_first(bench: Bench):
+    """A replica that started during the outage would take it for a first start, and repeat occurrences."""
     one = bench.elector("one")
     bench.run(5)
     assert one.handle.term is not None
@@ -175,8 +175,8 @@ def test_after_an_outage_that_took_all_state_those_who_remember_it_go_first(benc
     assert bench.leader() is one
 
 
-def test_where_nobody_remembers_a_state_a_newcomer_leads(bench: Bench):
-    """At a first start at once; where Redis starts later, a moment after it."""
+def test_newcomer_leads_if_no_replica_remembers_state(bench: Bench):
+    """At a first start at once, and if Redis starts later a moment after it."""
     first = bench.elector("first", remembers=False)
     bench.run(0.5)
     assert bench.leader() is first
@@ -191,8 +191,8 @@ def test_where_nobody_remembers_a_state_a_newcomer_leads(bench: Bench):
     assert bench.leader() is second
 
 
-def test_replies_lost_after_success_do_not_lengthen_trust(bench: Bench):
-    """The server moved the lease each time, the leader never heard: it must stop."""
+def test_lost_renewal_replies_do_not_extend_trust(bench: Bench):
+    """The server renewed the lease, but no reply arrived: the leader must stop."""
     one = bench.elector("one")
     bench.run(5)
     bench.store.lose_replies = True
@@ -200,8 +200,8 @@ def test_replies_lost_after_success_do_not_lengthen_trust(bench: Bench):
     assert one.handle.term is None
 
 
-def test_a_fenced_dispatch_ends_the_term_at_once(bench: Bench):
-    """The main loop was told before the elector: no work in between."""
+def test_fenced_dispatch_ends_the_term(bench: Bench):
+    """The term ends before the election thread reads the fence, so no work happens in between."""
     one = bench.elector("one")
     bench.run(5)
     term = one.handle.term
@@ -213,8 +213,8 @@ def test_a_fenced_dispatch_ends_the_term_at_once(bench: Bench):
     assert bench.heard(events.TermEnded)[-1].reason is TermEnd.SUPERSEDED
 
 
-def test_a_fence_that_comes_while_the_elector_looks_for_one_is_not_lost(bench: Bench):
-    """Else the replica would hold the lease, renew it, and enqueue nothing."""
+def test_fence_set_while_the_elector_reads_it_is_kept(bench: Bench):
+    """Otherwise the replica would renew the lease and enqueue nothing."""
     one = bench.elector("one")
     bench.run(5)
     term = one.handle.term
@@ -241,8 +241,8 @@ def test_a_fence_that_comes_while_the_elector_looks_for_one_is_not_lost(bench: B
     assert isinstance(one.state, Standby)
 
 
-def test_a_fence_of_an_older_term_does_not_end_this_one(bench: Bench):
-    """It was under way when the lease changed hands and came back."""
+def test_fence_of_an_older_term_does_not_end_this_one(bench: Bench):
+    """The refused work was sent before the lease was lost and acquired again."""
     one = bench.elector("one")
     bench.run(5)
     term = one.handle.term
@@ -255,8 +255,8 @@ def test_a_fence_of_an_older_term_does_not_end_this_one(bench: Bench):
     assert one.handle.term is not None
 
 
-def test_a_lost_lease_is_noticed_by_the_next_renewal(bench: Bench):
-    """FLUSHALL: the leader is told, and starts anew with another incarnation of the state."""
+def test_next_renewal_notices_a_lost_lease(bench: Bench):
+    """After FLUSHALL the leader stops, and starts a new term on new state."""
     one = bench.elector("one")
     bench.run(5)
     before = one.handle.term
@@ -267,18 +267,18 @@ def test_a_lost_lease_is_noticed_by_the_next_renewal(bench: Bench):
     assert (one.handle.term.gen != before.gen, one.handle.term.epoch > before.epoch) == (True, True)
 
 
-def test_an_app_with_a_foreign_ledger_never_leads_and_says_so_once(bench: Bench):
-    """Each try would say it again."""
+def test_replica_of_another_app_never_leads_and_reports_it_once(bench: Bench):
+    """Every campaign is refused."""
     one = bench.elector("one")
-    bench.store._fingerprint = "somebody else"
+    bench.store._fingerprint = "another app"
     bench.run(60)
     assert one.handle.term is None
     assert len(bench.heard(events.LeadingForbidden)) == 1
-    assert "somebody else" in bench.heard(events.LeadingForbidden)[0].detail
+    assert "another app" in bench.heard(events.LeadingForbidden)[0].detail
 
 
-def test_closing_gives_back_a_term_and_can_be_repeated(bench: Bench):
-    """It runs in a signal handler, and again after it."""
+def test_close_releases_the_term_and_can_be_repeated(bench: Bench):
+    """Celery calls it in a signal handler and once more."""
     one = bench.elector("one")
     bench.run(5)
     released: list[Term] = []
@@ -289,8 +289,8 @@ def test_closing_gives_back_a_term_and_can_be_repeated(bench: Bench):
     assert one.handle.term is None
 
 
-def test_an_acquisition_that_comes_in_while_closing_is_given_back(bench: Bench):
-    """The reply was under way when SIGTERM came: nobody would renew that lease."""
+def test_lease_acquired_during_close_is_released(bench: Bench):
+    """SIGTERM arrived before the reply. No thread would renew that lease."""
     one = bench.elector("one")
     real = bench.store.acquire
 
@@ -305,8 +305,8 @@ def test_an_acquisition_that_comes_in_while_closing_is_given_back(bench: Bench):
     assert not bench.store.record.held
 
 
-def test_closing_while_a_renewal_is_under_way_tells_of_no_lost_leadership(bench: Bench):
-    """An orderly end pages nobody: whoever closes says so."""
+def test_close_during_a_renewal_reports_no_lost_term(bench: Bench):
+    """The shutdown is logged by its caller, and must not look like a lost lease."""
     one = bench.elector("one")
     bench.run(5)
     real = bench.store.renew
@@ -323,8 +323,8 @@ def test_closing_while_a_renewal_is_under_way_tells_of_no_lost_leadership(bench:
     assert bench.heard(events.TermEnded) == []
 
 
-def test_a_presence_connection_that_fails_once_is_not_worth_a_word(bench: Bench):
-    """Redis itself goes away, and the subscribed connection is the first to notice: one warning, not two."""
+def test_presence_failure_is_reported_at_the_second_attempt(bench: Bench):
+    """In an outage of Redis the presence connection fails first. That must not make a second warning."""
     presence: Any = MemoryPresence(bench.store, bench.clock)
     bench.elector("one", presence=presence)
     real = presence.open
@@ -359,8 +359,8 @@ def started(store: Any, presence: Any, emit: Callable[[events.Event], None], nam
 
 @pytest.mark.parametrize("method", ["observe", "acquire", "renew"])
 @pytest.mark.parametrize("error", [ValueError("bug"), MemoryError(), StoreUnavailable("x"), OSError(5)])
-def test_no_exception_ends_the_thread_and_none_leaves_a_leader(method: str, error: Exception):
-    """Any exception in election code: not leader, said once, and campaigning again when it has passed."""
+def test_exception_ends_the_term_and_not_the_thread(method: str, error: Exception):
+    """After any exception the replica does not lead, and it campaigns again once the fault is over."""
     clock = SystemClock()
     store, told = MemoryLeaseStore(clock), []
     elector = started(store, MemoryPresence(store, clock), told.append)
@@ -390,8 +390,8 @@ def test_no_exception_ends_the_thread_and_none_leaves_a_leader(method: str, erro
         elector.close(lambda _: None)
 
 
-def test_a_subscriber_that_raises_hurts_nobody():
-    """A broken metric must not cost the lease."""
+def test_failing_subscriber_does_not_cost_the_lease():
+    """An error in a metric must not end the term."""
     clock, hub = SystemClock(), events.Events()
 
     def broken(_: events.Event) -> None:
@@ -411,7 +411,7 @@ def test_a_subscriber_that_raises_hurts_nobody():
 
 
 def test_forbidden_replicas_keep_their_thread():
-    """Another app's name: it waits for the operator."""
+    """The cluster name belongs to another app. The thread waits for the operator."""
     clock = SystemClock()
     store, told = MemoryLeaseStore(clock), []
 

@@ -92,7 +92,7 @@ def test_slow_successful_acquire_does_not_extend_trust():
     assert (after.term.trusted_until, after.next_renewal) == (109.0, 102.5)
 
 
-def test_an_acquire_answered_too_late_is_no_leadership_and_does_not_hammer():
+def test_acquire_answered_too_late_bars_for_a_ttl():
     """So slow a Redis can't carry a lease: stand by for a ttl, or each trip would take a new epoch."""
     after = absorb(Standby(), Campaigned(acquired(sent_at=100.0), "ours"), 109.0, TIMING)
     assert isinstance(after, Standby)
@@ -125,8 +125,8 @@ def test_without_any_answer_the_leader_stops_by_itself():
     assert attempts > 5
 
 
-def test_each_attempt_has_a_number_of_its_own_whatever_became_of_the_last():
-    """An attempt that may still arrive must be told from the next one."""
+def test_each_renewal_attempt_has_a_new_number():
+    """An attempt that arrives late must differ from the next one."""
     state = leader()
     numbers = []
     for outcome in (Unknown("lost"), Renewal("late", 103.0), renewed(103.5), Unknown("lost")):
@@ -148,8 +148,8 @@ def test_a_late_answer_brings_no_trust():
 @pytest.mark.parametrize(
     "outcome", [Renewal(Lost(TermEnd.SUPERSEDED), 102.5), Fenced("ours", TermEnd.SUPERSEDED)], ids=["lost", "fenced"]
 )
-def test_a_leader_that_is_told_so_stops_at_once(outcome: Renewal | Fenced):
-    """Told by a renewal or by a refused dispatch."""
+def test_leader_stops_at_a_lost_lease_or_a_fence(outcome: Renewal | Fenced):
+    """Through a renewal or a refused dispatch."""
     after = absorb(leader(), outcome, 102.6, TIMING)
     assert isinstance(after, Standby)
     assert after.seen_epoch == OURS.epoch
@@ -161,7 +161,7 @@ def test_a_refusal_of_an_older_term_does_not_end_this_one():
 
 
 def test_a_leader_past_its_trust_does_not_renew():
-    """The lease may be somebody else's by now."""
+    """Another replica may hold the lease by now."""
     assert isinstance(decide(leader(next_renewal=105.0), 109.0, FIT), Wait)
 
 
@@ -195,14 +195,14 @@ def test_a_held_lease_that_moves_is_left_alone():
     assert standby.campaign is None
 
 
-def test_a_lease_is_stale_only_after_the_holders_own_ttl_since_it_was_first_seen():
+def test_lease_is_stale_only_after_the_holders_ttl_since_first_sight():
     """Counted from this replica's first sight of the number, on its own clock, by the holder's ttl."""
     slow = replace(THEIRS, ttl_ms=30_000)
     assert watch((100.0, view(slow)), (129.9, view(slow))).campaign is None
     assert watch((100.0, view(slow)), (130.0, view(slow))).campaign == Campaign(Expected(7, 3), TermStart.EXPIRED)
 
 
-def test_a_lease_that_does_not_say_for_how_long_it_holds_is_waited_out_by_ones_own():
+def test_lease_with_unreadable_ttl_is_waited_out_by_own_ttl():
     """Somebody has tampered with it."""
     silent = view(replace(THEIRS, ttl_ms=0))
     assert watch((100.0, silent), (109.9, silent)).campaign is None
@@ -215,7 +215,7 @@ def test_a_single_look_never_makes_a_lease_stale():
 
 
 @pytest.mark.parametrize("change", [{"seq": 4}, {"epoch": 8}])
-def test_movement_starts_the_wait_anew(change: dict[str, int]):
+def test_renewal_or_acquisition_restarts_the_wait(change: dict[str, int]):
     """By a renewal or by another acquisition."""
     moved = view(replace(THEIRS, **change))
     assert watch((100.0, view()), (109.0, moved), (118.9, moved)).campaign is None
@@ -250,13 +250,13 @@ def test_a_holder_absent_once_is_not_dead():
     ],
     ids=["back", "renewed", "another term", "another channel", "another server"],
 )
-def test_two_absences_must_be_of_the_same_thing(second: LeaseView):
+def test_absence_counts_only_if_both_looks_agree(second: LeaseView):
     """A holder that reconnects, or a server that restarted, looks absent for a moment."""
     assert watch((99.9, view(subscribers=1)), (100.0, view(subscribers=0)), (100.1, second)).campaign is None
 
 
 def test_absence_counts_only_after_presence_was_seen():
-    """After an outage of Redis every channel is empty for a moment: that is nobody's death."""
+    """After an outage of Redis every channel is empty for a moment, also those of live replicas."""
     absent = ((100.0, view(subscribers=0)), (100.1, view(subscribers=0)))
     assert watch(*absent).campaign is None
     cut_off = absorb(watch((99.0, view(subscribers=1))), Unknown("no answer"), 99.5, TIMING)
@@ -264,7 +264,7 @@ def test_absence_counts_only_after_presence_was_seen():
     assert watch(*absent, state=cut_off).campaign is None
 
 
-def test_who_has_known_no_outage_takes_an_absence_on_the_leases_own_server_for_a_death():
+def test_newcomer_counts_absence_on_the_server_of_the_lease():
     """A replica that starts when its leader is dead already need not wait out the lease."""
     absent = [(now, view(replace(THEIRS, run_id="r"), subscribers=0)) for now in (100.0, 100.1)]
     newcomer = Standby(unbroken=True)
@@ -292,14 +292,14 @@ def test_who_has_lost_its_own_presence_knows_of_no_death():
         assert watch(*gone, state=cut_off).campaign is None
 
 
-def test_a_newcomer_does_not_judge_by_a_server_that_it_cannot_tell_from_another():
+def test_newcomer_ignores_absence_on_an_unknown_server():
     """Without the right to ask for the run id."""
     for lease, server in [("", ""), ("r", ""), ("", "r")]:
         absent = [(now, view(replace(THEIRS, run_id=lease), subscribers=0, run_id=server)) for now in (100.0, 100.1)]
         assert watch(*absent, state=Standby(unbroken=True)).campaign is None
 
 
-def test_absence_on_another_run_of_the_server_is_nobodys_death():
+def test_absence_on_another_server_does_not_count():
     """A failover or a restart empties every channel; a connection made anew in silence would not show as an outage."""
     held = replace(THEIRS, run_id="before")
     seen = (99.9, view(held, subscribers=1))
@@ -333,12 +333,12 @@ def test_a_short_lease_is_not_left_to_its_holder_for_longer_than_it_lasts():
     assert state.campaign is not None
 
 
-def test_where_presence_cannot_be_known_nobody_is_absent():
+def test_unknown_presence_is_not_absence():
     """A proxy without it, or a holder that never registered: only the ttl counts."""
     assert watch(*((100.0 + n / 10, view(subscribers=-1)) for n in range(50))).campaign is None
 
 
-def test_a_lost_acquire_reply_leaves_a_lease_that_its_owner_may_take():
+def test_lease_of_a_lost_acquire_reply_is_free_for_its_owner():
     """The record names the nonce of this replica's last attempt."""
     after = absorb(Standby(), Campaigned(Unknown("timeout"), "ours"), 100.0, TIMING)
     assert isinstance(after, Standby)
@@ -348,7 +348,7 @@ def test_a_lost_acquire_reply_leaves_a_lease_that_its_owner_may_take():
     assert found.campaign.reason is TermStart.OWN_LEASE
 
 
-def test_an_earlier_campaign_that_is_carried_out_late_leaves_a_lease_that_its_owner_may_take():
+def test_lease_of_an_earlier_late_campaign_is_free_for_its_owner():
     """Two campaigns were lost on the way; the first of them arrives after the second."""
     state = Standby()
     for nonce in ("first", "second"):
@@ -371,7 +371,7 @@ def test_campaigns_of_unknown_outcome_are_not_remembered_without_end():
 
 
 def test_a_leader_whose_election_failed_leaves_its_lease_to_others():
-    """Else a fault that only it has would cost a change of leader at each renewal, and nobody else would get a turn."""
+    """Otherwise a fault of this replica alone would end each of its terms, and no other replica would lead."""
     after = failed(leader(), 101.0, TIMING)
     assert after.seen_epoch == OURS.epoch
     assert watch((101.1, view(replace(THEIRS, holder="we", nonce="ours"))), state=after).campaign is None
@@ -385,7 +385,7 @@ def test_a_refused_campaign_looks_again_before_it_campaigns_again():
     assert decide(after, 100.1, FIT) == Observe()
 
 
-def test_a_stalled_replica_does_not_campaign():
+def test_stalled_replica_does_not_campaign():
     """It would win a lease that it has to give back."""
     free = watch((100.0, view(replace(THEIRS, state="released"))))
     assert isinstance(decide(free, 100.0, FIT), Campaign)
@@ -452,7 +452,7 @@ def test_presence_that_keeps_breaking_is_done_without_for_a_while():
 
 
 @pytest.mark.parametrize("state", [Standby(), leader()])
-def test_no_outcome_at_all_makes_a_leader_out_of_a_standby_but_an_acquisition(state: Standby | Leader):
+def test_standby_leads_only_after_an_acquisition(state: Standby | Leader):
     """Every other outcome, at any time, leaves a standby a standby, and never lengthens trust."""
     others = [
         view(),
@@ -510,7 +510,7 @@ def test_a_redis_that_does_not_answer_is_asked_less_and_less_often():
     assert absorb(state, Unknown("refused"), now, TIMING).next_poll - now == pytest.approx(TIMING.poll_interval)
 
 
-def test_a_redis_that_reads_but_does_not_write_is_not_campaigned_at_all_the_time():
+def test_campaigns_refused_by_a_read_only_redis_back_off():
     """Reading the free lease in between does not make a refused campaign count as the first."""
     state, now, campaigns = Standby(), 0.0, 0
     while now < 60.0:

@@ -84,7 +84,7 @@ def test_what_is_not_understood_is_no_row(raw: str):
 
 
 def test_fields_that_a_later_release_adds_do_not_hide_the_row():
-    """Within one version, more may be said."""
+    """Unknown fields of the same version are ignored."""
     read = LedgerRow.parse(a_row(colour="blue"))
     assert read is not None
     assert read.base == datetime(2030, 1, 1, tzinfo=UTC)
