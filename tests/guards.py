@@ -379,13 +379,13 @@ GUARDS: tuple[Guard, ...] = (
         7,
         "worker: a second sending is dropped",
         Mutant(ALWAYS, "worker-second-sending"),
-        "tests/integration/guard/test_guard.py::test_a_second_sending_is_dropped",
+        "tests/integration/guard/test_guard.py::test_second_message_of_an_occurrence_is_dropped",
     ),
     Guard(
         7,
         "worker: a redelivery runs",
         Mutant(DROP_LAST, "worker-second-sending"),
-        "tests/integration/guard/test_guard.py::test_a_redelivery_and_a_retry_run",
+        "tests/integration/guard/test_guard.py::test_redelivery_and_retry_run",
     ),
     Guard(8, "dispatch: a released lease is refused", Mutant(DROP, "term-held"), scenario("batch_after_release")),
     Guard(
@@ -595,13 +595,13 @@ GUARDS: tuple[Guard, ...] = (
         13,
         "scheduler: an entry that a release lacks is not deleted at once",
         Mutant(NEVER, "absence-not-at-once"),
-        "tests/integration/scheduler/test_scheduler.py::test_an_entry_that_was_gone_for_long_owes_nothing_and_one_of_another_release_all",
+        "tests/integration/scheduler/test_scheduler.py::test_entry_missing_for_an_hour_is_not_caught_up",
     ),
     Guard(
         13,
         "scheduler: an entry missing for an hour counts as deleted",
         Mutant(REPLACE("None"), "absence-after-an-hour"),
-        "tests/integration/scheduler/test_scheduler.py::test_an_entry_that_was_gone_for_long_owes_nothing_and_one_of_another_release_all",
+        "tests/integration/scheduler/test_scheduler.py::test_entry_missing_for_an_hour_is_not_caught_up",
     ),
     Guard(
         14,

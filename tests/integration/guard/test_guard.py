@@ -1,4 +1,4 @@
-"""The guard in the workers: which messages it lets pass."""
+"""The guard in workers: messages that run and messages that are dropped."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def header(publish: str = "first", **more: Any) -> dict[str, Any]:
 
 
 def deliver(task: Any, header: dict[str, Any] | None, task_id: str = "id", *, spread: bool = True) -> bool:
-    """Whether the task may run for a message with this header, spread over the request or within `headers`."""
+    """True if the task runs for a message with this header, spread over the request or within `headers`."""
     headers = {} if header is None else {"ha_beat": header}
     task.push_request(id=task_id, **(headers if spread else {"headers": headers}))
     try:
@@ -55,8 +55,10 @@ def task(shared_redis: RedisServer) -> Any:
 
 
 @pytest.mark.parametrize("spread", [True, False])
-def test_a_second_sending_is_dropped(task: Any, shared_redis: RedisServer, spread: bool, caplog: Any) -> None:
-    """It says so: in the log, by a signal, and in a number that all workers share."""
+def test_second_message_of_an_occurrence_is_dropped(
+    task: Any, shared_redis: RedisServer, spread: bool, caplog: Any
+) -> None:
+    """The drop is logged, sent as a signal and counted for all workers."""
     told: list[Any] = []
 
     def tell(sender: Any = None, **about: Any) -> None:
@@ -71,27 +73,27 @@ def test_a_second_sending_is_dropped(task: Any, shared_redis: RedisServer, sprea
     assert shared_redis.admin.get(KEYS.dropped) == "1"
 
 
-def test_a_redelivery_and_a_retry_run(task: Any) -> None:
-    """They bear the mark of the sending that they belong to."""
+def test_redelivery_and_retry_run(task: Any) -> None:
+    """They have the publish id of the first message."""
     assert all(deliver(task, header("first")) for _ in range(3))
 
 
 def test_another_occurrence_runs(task: Any) -> None:
-    """It has another task id."""
+    """The other occurrence has another task id."""
     assert deliver(task, header("first"), "id of one")
     assert deliver(task, header("second"), "id of another")
 
 
 @pytest.mark.parametrize("foreign", [None, header(""), {"entry": "report"}, "text"], ids=repr)
 def test_what_bears_no_mark_runs(task: Any, foreign: Any, shared_redis: RedisServer) -> None:
-    """And is not remembered: it was not sent by beat, or as one act with its record."""
+    """It has no publish id and is not remembered."""
     assert deliver(task, foreign)
     assert deliver(task, foreign)
     assert shared_redis.admin.keys("*guard*") == []
 
 
 def test_it_remembers_for_its_time_to_live(task: Any, shared_redis: RedisServer) -> None:
-    """A class attribute, in seconds; a day unless a task says otherwise."""
+    """The default of the class attribute is a day."""
     deliver(task, header())
     day: Any = shared_redis.admin.pttl(KEYS.guard("id"))
     assert 86_000_000 < day <= 86_400_000
@@ -102,7 +104,7 @@ def test_it_remembers_for_its_time_to_live(task: Any, shared_redis: RedisServer)
 
 
 def test_without_redis_it_runs_with_a_warning(caplog: Any) -> None:
-    """Twice rather than never."""
+    """Running twice is better than not running."""
     app = make_app(f"redis://127.0.0.1:{free_port()}/0")
     task = app.task(base=GuardedTask, name="report", shared=False)(work)
     with caplog.at_level(logging.WARNING, "ha_beat"):
@@ -112,7 +114,7 @@ def test_without_redis_it_runs_with_a_warning(caplog: Any) -> None:
 
 
 class OwnBase(Task):  # type: ignore[type-arg]
-    """A base class that does something of its own before a task starts."""
+    """Base class with its own `before_start`."""
 
     abstract = True
     started: list[str] = []  # noqa: RUF012
@@ -123,7 +125,7 @@ class OwnBase(Task):  # type: ignore[type-arg]
 
 @pytest.mark.parametrize("when", ["before its tasks", "after its tasks", "after it was finalized"])
 def test_a_whole_app_is_guarded(shared_redis: RedisServer, when: str) -> None:
-    """Whatever base class its tasks have; and what those do before a start is still done, once."""
+    """Tasks with another base class are guarded too, and their `before_start` runs once."""
     app = make_app(shared_redis.url)
 
     if when == "before its tasks":
@@ -146,7 +148,7 @@ def test_a_whole_app_is_guarded(shared_redis: RedisServer, when: str) -> None:
 
 
 def test_guarding_twice_is_guarding_once(shared_redis: RedisServer) -> None:
-    """No class is derived a second time."""
+    """Each class is derived once."""
     app = make_app(shared_redis.url)
     app.task(name="own", base=OwnBase, shared=False)(work)
     app.finalize()
@@ -157,7 +159,7 @@ def test_guarding_twice_is_guarding_once(shared_redis: RedisServer) -> None:
 
 
 def test_a_shared_task_of_another_package_is_guarded(shared_redis: RedisServer) -> None:
-    """Each app has its own instance of it."""
+    """Each app has its own instance of the task."""
     shared_task(name="tests.guard.shared")(work)
     app = make_app(shared_redis.url)
     guard(app)

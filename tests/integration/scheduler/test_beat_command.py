@@ -40,7 +40,7 @@ def one_beat(redis_server: RedisServer, request: pytest.FixtureRequest) -> Itera
 
 
 def test_a_pidfile_is_written_and_removed(redis_server: RedisServer, tmp_path: Path):
-    """Celery's own; the release of the lease must not keep it from being removed."""
+    """The release of the lease does not keep Celery from removing it."""
     pidfile = tmp_path / "beat.pid"
     with BeatCluster(redis_server.url, spec=SPEC, replicas=1, beat_args=[f"--pidfile={pidfile}"]) as cluster:
         cluster.wait_for_leader()
@@ -95,15 +95,15 @@ def test_a_detached_beat_leads_and_lets_go(redis_server: RedisServer, tmp_path: 
 
 @pytest.mark.parametrize("one_beat", [["--max-interval=1"]], indirect=True)
 def test_max_interval_only_bounds_the_wait(one_beat: BeatCluster):
-    """Entries more frequent than that are sent as often as they are due."""
+    """More frequent entries are still enqueued when they are due."""
     one_beat.wait_for_leader()
     wait_for(lambda: len(one_beat.journal()) > 10, 20, "dispatches")
     due = [record["at"] for record in one_beat.journal() if record.get("verdict") == "enqueued"]
     assert len(set(due)) == len(due)
 
 
-def test_a_schedule_file_is_not_written_and_a_note_says_why(one_beat: BeatCluster):
-    """The run state is in the ledger; the option is accepted, so that an old command line goes on working."""
+def test_schedule_file_is_not_written_and_a_warning_is_logged(one_beat: BeatCluster):
+    """The option is accepted so that old command lines work; the run state is in the ledger."""
     one_beat.wait_for_leader()
     one_beat[0].wait_for_log("action=schedule_file_ignored")
     assert one_beat[0].terminate() == 0
@@ -112,7 +112,7 @@ def test_a_schedule_file_is_not_written_and_a_note_says_why(one_beat: BeatCluste
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_beat_cleanly_and_release_the_lease(number: int, one_beat: BeatCluster, redis_server: RedisServer):
-    """In the middle of its work, also when the signal comes twice."""
+    """Beat is busy, and the signal may arrive twice."""
     one_beat.wait_for_leader()
     wait_for(lambda: enqueued(redis_server) > 3, 20, "dispatches")
     process = one_beat[0].process
@@ -175,7 +175,7 @@ def test_a_program_that_gevent_has_patched(redis_server: RedisServer):
 
 @pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
 def test_the_beat_that_a_worker_embeds(pool: str, redis_server: RedisServer, tmp_path: Path):
-    """It enqueues, and ends with the worker: a forked process must not share the parent's connections."""
+    """The forked process has its own connections, enqueues, and ends with the worker."""
     worker = ServerProcess(
         [
             *(sys.executable, "-m", "celery", "-A", "tests.support.apps.tick_app", "worker", "-P", pool, "-c", "1"),
@@ -212,7 +212,7 @@ def _has_ended(pid: str) -> bool:
 
 
 def test_a_second_beat_of_an_orphaned_worker_is_fenced(redis_server: RedisServer, tmp_path: Path):
-    """SIGKILL of a worker leaves its beat behind; another one stands by and takes over when that ends: none twice."""
+    """After SIGKILL of a worker its beat goes on. Another beat stands by until that one ends."""
     env = base_environment({"BROKER_URL": redis_server.url, "BEAT_SPEC": json.dumps(SPEC), "HA_BEAT_CLUSTER": "tick"})
     worker = ServerProcess(
         [

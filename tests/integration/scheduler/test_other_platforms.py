@@ -1,4 +1,4 @@
-"""Where Python lacks what Linux has, celery beat runs; so does this."""
+"""The scheduler on platforms that lack functions of Linux."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A replica of which a part could not be had, or has ended: it goes on trying, and says so."""
+"""A replica with a part that did not start or has ended: it retries and logs it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.servers import RedisServer, wait_for
 
 
 class Store(Scheduler):
-    """A scheduler with a store of its own."""
+    """Scheduler that writes to its own store."""
 
     written = 0
     away = False
@@ -52,10 +52,10 @@ def leads(scheduler: HAMixin) -> bool:
     return scheduler._loop.leads
 
 
-def test_threads_that_cannot_be_had_at_first_are_had_later(
+def test_threads_that_could_not_start_are_started_later(
     replica: HAScheduler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The machine has no room for one more at that moment: without its election the replica would never lead."""
+    """Without the elector's thread the replica would never lead."""
     real = threading.Thread.start
     refused: list[str] = []
 
@@ -73,10 +73,10 @@ def test_threads_that_cannot_be_had_at_first_are_had_later(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_election_whose_thread_ends_begins_anew_and_says_so(
+def test_election_whose_thread_ended_is_restarted_and_logged(
     replica: HAScheduler, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By what no handler catches: a library that raises SystemExit in a log handler, say."""
+    """For example a library raises SystemExit in a log handler."""
     wait_for(lambda: leads(replica), 20, "a term")
     assert replica._loop.runtime is not None
     elector: Any = replica._loop.runtime.elector
@@ -95,8 +95,8 @@ def test_an_election_whose_thread_ends_begins_anew_and_says_so(
     assert "election_failed" in actions(caplog)
 
 
-def test_a_standby_and_a_leader_that_has_settled_nothing_write_to_no_store(app: Celery) -> None:
-    """Celery has every beat write, at its first turn, each three minutes and at its end."""
+def test_standby_and_leader_without_runs_do_not_write_to_the_store(app: Celery) -> None:
+    """Celery calls sync at the first tick, every three minutes and at the end."""
     leader, standby = HAStore(app), HAStore(app)
     try:
         leader.sync()
@@ -116,8 +116,8 @@ def test_a_standby_and_a_leader_that_has_settled_nothing_write_to_no_store(app: 
     assert standby.written == 0
 
 
-def test_a_store_that_cannot_be_written_does_not_end_beat(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
-    """Celery lets an exception of sync end the process."""
+def test_failing_write_to_the_store_does_not_end_beat(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+    """Celery ends the process if sync raises."""
     leader = HAStore(app)
     leader.away = True
     try:
@@ -132,8 +132,8 @@ def test_a_store_that_cannot_be_written_does_not_end_beat(app: Celery, caplog: p
         leader.close()
 
 
-def test_closing_raises_nothing_whatever_the_release_raises(replica: HAScheduler) -> None:
-    """It runs in Celery's signal handler, before the exception that ends beat."""
+def test_close_raises_nothing_if_the_release_raises(replica: HAScheduler) -> None:
+    """Close runs in Celery's signal handler, before the exception that ends beat."""
     wait_for(lambda: leads(replica), 20, "a term")
     assert replica._loop.runtime is not None
     broken: Any = replica._loop.runtime
@@ -146,8 +146,8 @@ def test_closing_raises_nothing_whatever_the_release_raises(replica: HAScheduler
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_replica_that_was_closed_ends_at_its_next_turn(replica: HAScheduler) -> None:
-    """SIGTERM came while a destructor ran: Python ignores the exception by which Celery's handler ends beat."""
+def test_closed_replica_ends_at_its_next_tick(replica: HAScheduler) -> None:
+    """SIGTERM arrived during a destructor, where Python ignores the exception that ends beat."""
     wait_for(lambda: leads(replica), 20, "a term")
 
     class Dying:

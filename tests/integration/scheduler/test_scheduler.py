@@ -1,4 +1,4 @@
-"""The scheduler in one process: what a turn that fails costs."""
+"""The scheduler in one process: failing turns, edits and deletions."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def leads(scheduler: HAScheduler) -> bool:
     return scheduler._loop.leads
 
 
-def test_a_leader_whose_turns_all_fail_says_so_once_and_leaves_the_lease(
+def test_leader_whose_turns_fail_logs_once_and_steps_down(
     scheduler: HAScheduler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is no better than one that hangs, and another replica may fare better."""
+    """Like a leader that hangs: another replica may succeed."""
     wait_for(lambda: leads(scheduler), 10, "a term")
 
     def broken(*_: Any) -> None:
@@ -48,10 +48,10 @@ def test_a_leader_whose_turns_all_fail_says_so_once_and_leaves_the_lease(
     assert "KeyError" in ended.getMessage()
 
 
-def test_a_replica_that_cannot_be_put_together_does_not_spin(
+def test_replica_that_cannot_be_assembled_backs_off(
     scheduler: HAScheduler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A turn that fails before there is anything to wait on."""
+    """The turn fails before there is an elector to wait on."""
     turns = 0
 
     def broken(*_: Any) -> None:
@@ -70,7 +70,7 @@ def test_a_replica_that_cannot_be_put_together_does_not_spin(
 
 
 @pytest.mark.parametrize("edit", ["update_from_dict", "add"])
-def test_an_entry_that_is_replaced_while_it_leads_goes_by_its_new_schedule(
+def test_entry_replaced_by_the_leader_uses_its_new_schedule(
     scheduler: HAScheduler, shared_redis: RedisServer, edit: str
 ) -> None:
     """The schedule is the same dict with as many entries as before."""
@@ -84,7 +84,7 @@ def test_an_entry_that_is_replaced_while_it_leads_goes_by_its_new_schedule(
 
 
 class Release:
-    """A release with these entries, each hourly, that leads until it is stopped."""
+    """Leader of a release with these hourly entries."""
 
     def __init__(self, server: RedisServer, *entries: str) -> None:
         self.client: Any = server.client()
@@ -113,7 +113,7 @@ class Release:
         self.scheduler.close()
 
     def turn_back(self, *entries: str) -> None:
-        """Their last run, by two hours."""
+        """Move the last run of the entries back by two hours."""
         for entry in entries:
             row = self.row(entry)
             row["base"] -= 2 * 3600 * 1_000_000
@@ -121,10 +121,10 @@ class Release:
 
 
 @pytest.mark.parametrize("gone", [True, False])
-def test_an_entry_that_was_gone_for_long_owes_nothing_and_one_of_another_release_all(
+def test_entry_missing_for_an_hour_is_not_caught_up(
     shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, gone: bool
 ) -> None:
-    """Removed for days and back by a roll-back, or led over by an older release for a minute of a rolling deploy."""
+    """An entry that another release lacks for a minute of a rolling deploy is caught up."""
     monkeypatch.setattr("ha_beat.beat_loop._LONGEST_TURN", 0.1)
     newer = Release(shared_redis, "e")
     newer.stop()
@@ -146,10 +146,10 @@ def test_an_entry_that_was_gone_for_long_owes_nothing_and_one_of_another_release
     newer.stop()
 
 
-def test_half_an_emoji_in_an_entrys_name_silences_no_other(
+def test_lone_surrogate_in_an_entry_name_stops_no_other_entry(
     scheduler: HAScheduler, shared_redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is a string that is no text: neither Redis nor a digest of the schedule can take it as it is."""
+    """Neither Redis nor a digest accepts such a string as it is."""
     # Nor can pytest's workers, who hand over what was logged.
     caplog.set_level(logging.CRITICAL, "ha_beat")
     scheduler.update_from_dict(
@@ -161,8 +161,7 @@ def test_half_an_emoji_in_an_entrys_name_silences_no_other(
 def test_closing_where_nothing_may_wait(
     scheduler: HAScheduler, shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where gevent or eventlet has patched the program, the signal handler may run in their hub; what closing raises
-    there takes the place of the SystemExit that was to end beat."""
+    """gevent and eventlet may run the signal handler in their hub, where waiting raises."""
     wait_for(lambda: leads(scheduler), 10, "a term")
 
     def refuse(*_: Any) -> None:

@@ -114,7 +114,7 @@ def test_a_value_reads_the_same_from_a_variable_and_from_the_app(name: str, text
     assert type(getattr(from_app, name)) is type(value)
 
 
-def test_every_setting_is_among_those_tested_above():
+def test_every_setting_is_tested_above():
     """A setting that is added must be added to the table of values too."""
     table = test_a_value_reads_the_same_from_a_variable_and_from_the_app.pytestmark[0].args[1]
     assert {row[0] for row in table} == set(NAMES)
@@ -155,7 +155,7 @@ def test_the_name_of_a_replica_defaults_to_its_host_and_process(environ: dict[st
     assert load(environ).replica == f"{host}:{os.getpid()}"
 
 
-def test_a_service_named_ha_beat_in_kubernetes_is_no_unknown_setting():
+def test_variables_of_a_kubernetes_service_named_ha_beat_are_ignored():
     """Kubernetes puts HA_BEAT_PORT and the like into the environment of every pod beside such a service."""
     assert load(
         {
@@ -179,7 +179,7 @@ def test_http_bind_comes_apart_into_host_and_port():
     assert load().http_address is None
 
 
-def test_settings_made_directly_are_checked_and_completed_too():
+def test_settings_created_directly_are_validated_and_completed():
     settings = Settings(cluster="c", lease_ttl=2, replica="r")
     assert (settings.lease_ttl, settings.renew_interval, settings.batch_size) == (2.0, 0.5, 100)
     assert dataclasses.replace(settings, batch_size=9).batch_size == 9
@@ -258,7 +258,7 @@ def test_options_are_a_copy():
         ("metrics_per_entry", 2),
     ],
 )
-def test_a_wrong_value_is_refused_in_one_line_that_names_it_and_what_is_right(name: str, value: object):
+def test_wrong_value_is_refused_with_its_name_and_the_valid_values(name: str, value: object):
     (setting,) = (setting for setting in SETTINGS if setting.name == name)
     message = complaint(**{name: value})
     assert message.startswith(f"ha_beat_{name}=")
@@ -296,7 +296,7 @@ def test_the_message_word_by_word():
         ),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(conf: dict[str, object], message: str):
+def test_settings_that_contradict_each_other_are_refused(conf: dict[str, object], message: str):
     assert complaint(**conf) == message
 
 
@@ -329,7 +329,7 @@ def test_a_relation_names_both_settings_as_the_user_spelled_them():
         ("CELERY_HA_BEAT_HTTP_PORT", "CELERY_HA_BEAT_HTTP_BIND"),
     ],
 )
-def test_an_unknown_setting_is_refused_and_the_nearest_name_offered(key: str, nearest: str):
+def test_unknown_setting_is_refused_with_the_nearest_name(key: str, nearest: str):
     """A misspelled setting that is passed over would leave a default where the user meant something else."""
     sources: tuple[dict[str, object], dict[str, str]] = ({}, {})
     sources[1 if key.startswith("HA_") else 0][key] = "secret"
@@ -348,7 +348,7 @@ def test_all_faults_are_reported_at_once():
     ]
 
 
-def test_an_app_whose_name_cannot_name_a_cluster_is_told_to_set_one():
+def test_app_name_that_cannot_name_a_cluster_is_refused():
     with pytest.raises(ConfigurationError) as caught:
         Settings.load({}, {}, "my app")
     assert len(str(caught.value).splitlines()) == 1
@@ -358,7 +358,7 @@ def test_an_app_whose_name_cannot_name_a_cluster_is_told_to_set_one():
     assert Settings.load({"ha_beat_cluster": "mine"}, {}, "my app").cluster == "mine"
 
 
-def test_a_fault_in_the_settings_is_caught_by_the_root_of_all_errors():
+def test_configuration_error_is_an_ha_beat_error():
     with pytest.raises(HaBeatError):
         load(lease_ttl=0)
 
@@ -379,7 +379,7 @@ ANYTHING = st.one_of(
 
 
 @given(st.dictionaries(st.sampled_from([f"ha_beat_{name}" for name in NAMES]) | st.text(), ANYTHING))
-def test_no_value_in_the_app_gets_through_unchecked_or_as_another_error(conf: dict[str, object]):
+def test_any_value_in_the_app_is_validated(conf: dict[str, object]):
     try:
         settings = Settings.load(conf, {}, "shop")
     except ConfigurationError as error:
@@ -391,7 +391,7 @@ def test_no_value_in_the_app_gets_through_unchecked_or_as_another_error(conf: di
 
 
 @given(st.dictionaries(st.sampled_from([f"HA_BEAT_{name.upper()}" for name in NAMES]), st.text()))
-def test_no_text_in_a_variable_gets_through_unchecked_or_as_another_error(environ: dict[str, str]):
+def test_any_text_in_a_variable_is_validated(environ: dict[str, str]):
     try:
         settings = Settings.load({}, environ, "shop")
     except ConfigurationError as error:
@@ -432,7 +432,7 @@ def test_keys_of_an_app_with_a_namespace_are_found(namespace: str):
     assert (settings.lease_ttl, settings.sources) == (5.0, {"lease_ttl": key})
 
 
-def test_what_is_set_on_the_app_wins_over_its_configuration_module():
+def test_setting_on_the_app_wins_over_the_configuration_module():
     app = Celery("shop")
     app.config_from_object(module_of(CELERY_HA_BEAT_LEASE_TTL=5), namespace="CELERY")
     assert ha_beat_keys(app.conf) == {"CELERY_HA_BEAT_LEASE_TTL": 5}
@@ -457,7 +457,7 @@ def test_other_keys_are_not_read():
     assert ha_beat_keys(app.conf) == {"CELERY_HA_BEAT_LEASE_TTL": 5}
 
 
-def test_a_plain_dict_will_do():
+def test_plain_dict_is_accepted():
     conf = {"ha_beat_lease_ttl": 5, "CELERY_HA_BEAT_BATCH_SIZE": 7, "ha_beats": 1, "timezone": "UTC"}
     assert ha_beat_keys(conf) == {"ha_beat_lease_ttl": 5, "CELERY_HA_BEAT_BATCH_SIZE": 7}
 
@@ -529,7 +529,7 @@ def test_passwords_in_urls_are_hidden(url: str, shown: str):
         ]
     ),
 )
-def test_no_password_gets_through_however_it_is_written(password: str, quoted: bool, form: str):
+def test_password_is_hidden_in_every_spelling(password: str, quoted: bool, form: str):
     """The marks at both ends of the password must not be seen, even where it should have been quoted."""
     if not quoted and ("://" in password or ("?" in form and re.search("[&;]", password))):
         return  # such a URL means something else
@@ -570,7 +570,7 @@ def test_settings_never_show_a_secret():
         ("http_bind", "http://:hunter2@h:80"),
     ],
 )
-def test_a_complaint_about_a_value_does_not_show_its_secret(name: str, value: object):
+def test_error_about_a_value_does_not_show_its_secret(name: str, value: object):
     assert "hunter2" not in complaint(**{name: value})
     if isinstance(value, str):
         assert "hunter2" not in complaint({f"HA_BEAT_{name.upper()}": value})
