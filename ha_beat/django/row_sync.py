@@ -32,7 +32,10 @@ _DATABASE_ERRORS = (AnyDatabaseError, InterfaceError, OSError)
 
 
 class RowSync:
-    """Thread that reads and writes the rows. Start it after any fork."""
+    """Thread that reads and writes the rows. Start it after any fork.
+
+    Half of its attributes are the parts and callbacks that it is constructed from.
+    """
 
     def __init__(
         self,

@@ -31,7 +31,10 @@ def skip_without_docker() -> None:
 
 
 class Stack:
-    """Running copy of docker-compose.yml with the counted schedule."""
+    """Running copy of docker-compose.yml with the counted schedule.
+
+    The methods wrap Compose's commands, ha_beat's commands and the records of the worker.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.counted = folder / "counted"

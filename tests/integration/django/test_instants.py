@@ -24,6 +24,8 @@ from tests.integration.django.project.app import app
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+UTC_ZONE = ZoneInfo("UTC")
+HOURLY_CRONTAB = CrontabSchedule(minute="0", hour="*", timezone=UTC_ZONE)
 
 
 def entry(**fields: object) -> RowEntry:
@@ -57,20 +59,36 @@ def test_crontab_is_due_when_stock_is_due(zone, monkeypatch):
         assert stock.is_due().is_due is due
 
 
-def test_interval_with_a_start_begins_there_and_keeps_its_grid():
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"interval": hourly(), "start_time": NOON + HOUR / 2}, [NOON + HOUR / 2, NOON + 1.5 * HOUR]),
+        ({"interval": hourly(), "expires": NOON + 2 * HOUR}, [NOON + HOUR, FOREVER]),
+        ({"crontab": HOURLY_CRONTAB, "start_time": NOON + 3 * HOUR}, [NOON + 3 * HOUR, NOON + 4 * HOUR]),
+        ({"clocked": ClockedSchedule(clocked_time=NOON + HOUR)}, [NOON + HOUR, FOREVER]),
+        ({"clocked": ClockedSchedule(clocked_time=NOON), "start_time": NOON + HOUR}, [NOON + HOUR, FOREVER]),
+    ],
+    ids=["interval with start", "interval with expiry", "crontab with start", "clocked", "clocked with later start"],
+)
+def test_start_and_expiry_limit_the_instants(fields, expected):
+    task = entry(**fields)
+    first = task.instants.next_after(NOON - HOUR / 2 if "clocked" in fields else NOON)
+
+    assert [first, task.instants.next_after(first)] == expected
+
+
+def test_interval_enabled_again_keeps_the_grid_of_its_start():
     start = NOON + timedelta(minutes=30)
     task = entry(interval=hourly(), start_time=start)
 
-    assert task.instants.next_after(NOON) == start
-    assert task.instants.next_after(start) == start + HOUR
-    # Enabled again at 15:10, on the grid of the start.
     assert task.instants.origin(NOON + timedelta(hours=3, minutes=10)) == start + 2 * HOUR
 
 
-def test_crontab_with_a_start_runs_at_the_start():
-    task = entry(crontab=CrontabSchedule(minute="0", hour="*", timezone=UTC_ZONE), start_time=NOON + 3 * HOUR)
+def test_clocked_row_has_one_instant_however_late():
+    task = entry(clocked=ClockedSchedule(clocked_time=NOON), one_off=True)
 
-    assert task.instants.next_after(NOON) == NOON + 3 * HOUR
+    assert newest_due(task.instants, NOON, NOON + 1000 * HOUR, keep=1) == ([NOON], 1)
+    assert task.once
 
 
 def test_past_instants_are_on_the_intervals_grid():
@@ -85,29 +103,6 @@ def test_past_instants_are_on_the_intervals_grid():
     assert first_from(entry(interval=hourly(), expires=NOON).instants, known, NOON) == FOREVER
     crontab = CrontabSchedule(minute="30", hour="*", timezone=UTC_ZONE)
     assert first_from(entry(crontab=crontab).instants, known, since) == NOON + HOUR / 2
-
-
-def test_expiry_ends_the_instants():
-    task = entry(interval=hourly(), expires=NOON + 2 * HOUR)
-
-    assert task.instants.next_after(NOON) == NOON + HOUR
-    assert task.instants.next_after(NOON + HOUR) == FOREVER
-
-
-def test_clocked_row_has_one_instant():
-    task = entry(clocked=ClockedSchedule(clocked_time=NOON), one_off=True)
-
-    assert task.instants.next_after(NOON - HOUR) == NOON
-    assert task.instants.next_after(NOON) == FOREVER
-    assert newest_due(task.instants, NOON, NOON + 1000 * HOUR, keep=1) == ([NOON], 1)
-    assert task.once
-
-
-def test_clocked_row_with_a_later_start_waits_for_it():
-    task = entry(clocked=ClockedSchedule(clocked_time=NOON), one_off=True, start_time=NOON + HOUR)
-
-    assert task.instants.next_after(NOON - HOUR) == NOON + HOUR
-    assert task.instants.next_after(NOON + HOUR) == FOREVER
 
 
 def test_instants_of_a_solar_row_are_whole_seconds():
@@ -138,9 +133,6 @@ def test_signature_depends_only_on_the_schedule():
 def test_unreadable_row_is_refused_and_not_written(fields):
     with pytest.raises(UnreadableRow):
         entry(**{"interval": hourly(), **fields})
-
-
-UTC_ZONE = ZoneInfo("UTC")
 
 
 def test_scheduler_with_stock_entries_does_not_start():
