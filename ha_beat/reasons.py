@@ -66,7 +66,7 @@ class CampaignRefusal(StrEnum):
 
 
 class LeaseAction(StrEnum):
-    """What the election asked of the lease."""
+    """Attempt of the election on the lease."""
 
     CAMPAIGN = "campaign"
     RENEWAL = "renewal"
@@ -251,7 +251,7 @@ class UncertainPolicy(StrEnum):
 
 
 class RequestKind(StrEnum):
-    """What the leader is asked to do."""
+    """Kind of a request to the leader."""
 
     STEP_DOWN = "step_down"
     PAUSE = "pause"

@@ -1,4 +1,4 @@
-"""What the tests of the endpoint share: a board to be set as a test likes, a server, and a client."""
+"""Helpers for tests of the endpoint: a settable status, a server and a client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOCALHOST = "127.0.0.1"
 
 @dataclass
 class HandClock:
-    """A clock that stands until it is set."""
+    """Clock that moves only when it is set."""
 
     seconds: float = 1_000.0
     epoch: float = 1_800_000_000.0
@@ -47,7 +47,7 @@ class FakeElection:
 
 @dataclass
 class Scene:
-    """A board and everything around it."""
+    """Status of a replica and its parts."""
 
     clock: HandClock = field(default_factory=HandClock)
     election: FakeElection = field(default_factory=FakeElection)
@@ -80,7 +80,7 @@ class Scene:
 
 @contextlib.contextmanager
 def serving(site: Site, limits: Limits | None = None) -> Iterator[HttpServer]:
-    """The site on a free port."""
+    """Serve the site on a free port."""
     server = HttpServer(site, LOCALHOST, 0, limits)
     server.start()
     try:
@@ -101,7 +101,7 @@ class Reply:
 
 
 def ask(port: int, path: str, method: str = "GET", timeout: float = 5.0) -> Reply:
-    """One request on a connection of its own. Raises OSError where nobody answers."""
+    """Send one request on a new connection. Raises OSError without an answer."""
     connection = http.client.HTTPConnection(LOCALHOST, port, timeout=timeout)
     try:
         connection.request(method, path)
@@ -115,7 +115,7 @@ def ask(port: int, path: str, method: str = "GET", timeout: float = 5.0) -> Repl
 
 
 def send_raw(port: int, data: bytes, timeout: float = 5.0) -> bytes:
-    """Send bytes, and return all that comes until the server closes, or for half a second of silence."""
+    """Send bytes, and return the answer up to its end or half a second of silence."""
     with socket.create_connection((LOCALHOST, port), timeout=timeout) as client:
         with contextlib.suppress(OSError):
             client.sendall(data)

@@ -1,4 +1,4 @@
-"""What is counted, under which name, and that the number of series stays bounded."""
+"""Tests of the metrics' values and names, and of the bound on series."""
 
 from __future__ import annotations
 
@@ -120,14 +120,14 @@ def skipped(count: int, reason: SkipReason) -> events.OccurrenceSkipped:
         ),
     ],
 )
-def test_each_event_counts(event: events.Event, name: str, labels: dict[str, str], expected: float):
+def test_event_increments_its_metric(event: events.Event, name: str, labels: dict[str, str], expected: float):
     metrics = Scene().metrics()
     before = samples(metrics).get((name, tuple(sorted(labels.items()))), 0)
     metrics(event)
     assert value(metrics, name, **labels) - before == expected
 
 
-def test_gauges_follow_the_board():
+def test_gauges_follow_the_status():
     scene = Scene()
     metrics = scene.metrics()
     assert value(metrics, "ha_beat_leader") == 0
@@ -143,8 +143,8 @@ def test_gauges_follow_the_board():
     assert value(metrics, "ha_beat_warnings", code="redis_unreachable") == 1
 
 
-def test_an_entry_that_is_left_alone_for_now_is_overdue_all_the_same():
-    """One whose schedule raises is asked again a minute later: nothing waits in between, and yet it is due."""
+def test_entry_waiting_for_a_retry_is_overdue():
+    """An entry whose schedule raises is retried a minute later and is due meanwhile."""
     scene = Scene()
     metrics = scene.metrics()
     now = datetime.fromtimestamp(scene.clock.wall(), UTC)
@@ -158,7 +158,7 @@ def test_an_entry_that_is_left_alone_for_now_is_overdue_all_the_same():
     assert value(metrics, "ha_beat_overdue_seconds") == 0
 
 
-def test_messages_dropped_by_the_guard_are_those_of_the_last_look():
+def test_guard_dropped_is_read_from_the_snapshot():
     scene = Scene()
     metrics = scene.metrics()
     assert value(metrics, "ha_beat_guard_dropped_total") == 0
@@ -167,7 +167,7 @@ def test_messages_dropped_by_the_guard_are_those_of_the_last_look():
     assert value(metrics, "ha_beat_guard_dropped_total") == 7
 
 
-def test_every_metric_is_there_from_the_start_and_well_named():
+def test_every_metric_exists_from_the_start_and_is_well_named():
     metrics = Scene().metrics(per_entry=True)
     families = {family.name: family for family in text_string_to_metric_families(metrics.text().decode())}
     for definition in DEFINITIONS:
@@ -178,7 +178,7 @@ def test_every_metric_is_there_from_the_start_and_well_named():
         assert definition.kind == "counter" or not definition.full_name.endswith("_total")
 
 
-def test_many_entries_make_no_more_series_unless_asked_for():
+def test_series_per_entry_exist_only_with_per_entry():
     bounded, per_entry = Scene().metrics(), Scene().metrics(per_entry=True)
     start = len(samples(bounded))
     for number in range(200):
@@ -189,7 +189,7 @@ def test_many_entries_make_no_more_series_unless_asked_for():
     assert value(per_entry, "ha_beat_entry_last_lateness_seconds", entry="entry-7") == 0.02
 
 
-def test_lateness_is_told_from_five_milliseconds_to_an_hour():
+def test_lateness_buckets_reach_from_5_ms_to_an_hour():
     assert (LATENESS_BUCKETS[0], LATENESS_BUCKETS[-1]) == (0.005, 3600)
     metrics = Scene().metrics()
     metrics(enqueued(lateness=7200))
@@ -199,7 +199,7 @@ def test_lateness_is_told_from_five_milliseconds_to_an_hour():
     assert value(metrics, "ha_beat_lateness_seconds_sum") == 7200
 
 
-def test_the_table_prints_without_the_extra():
+def test_metrics_table_needs_no_extra():
     program = (
         "import sys; sys.modules['prometheus_client'] = None\n"
         "import runpy; runpy.run_module('ha_beat.monitoring.metrics', run_name='__main__')"

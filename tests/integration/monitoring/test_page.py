@@ -1,4 +1,4 @@
-"""The page, in a real browser, on a real cluster."""
+"""Tests of the page in a browser, on a real cluster."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _missing(what: str) -> Callable[[], NoReturn]:
 
 @contextlib.contextmanager
 def opened(browser: Browser, cluster: Probed, number: int, **context: Any) -> Iterator[tuple[Page, list[str]]]:
-    """The page of one replica, and whatever the browser complains of."""
+    """Open the page of one replica, and collect the browser's errors."""
     complaints: list[str] = []
     with contextlib.closing(browser.new_context(viewport={"width": 1280, "height": 900}, **context)) as room:
         page = room.new_page()
@@ -69,19 +69,19 @@ def opened(browser: Browser, cluster: Probed, number: int, **context: Any) -> It
 
 
 def until(page: Page, script: str, argument: object = None, timeout: float = 20.0) -> None:
-    """Wait until the script is true. Playwright's own waiting needs `eval`, which the page's policy forbids."""
+    """Wait until the script is true. Playwright's own wait needs `eval`, which the page's policy forbids."""
     wait_for(lambda: page.evaluate(f"argument => {script}", argument), timeout, script, 0.1)
 
 
 def keep(page: Page, name: str) -> None:
-    """A screenshot for people, where PAGE_SCREENSHOTS names a folder."""
+    """Save a screenshot in the folder PAGE_SCREENSHOTS, if it is set."""
     folder = os.environ.get("PAGE_SCREENSHOTS")
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
 
 
-def test_any_replica_shows_the_whole_cluster(browser: Browser, cluster: Probed):
+def test_every_replica_serves_the_whole_cluster(browser: Browser, cluster: Probed):
     leader = cluster.wait_for_leader()
     for number in range(3):
         with opened(browser, cluster, number) as (page, complaints):
@@ -94,7 +94,7 @@ def test_any_replica_shows_the_whole_cluster(browser: Browser, cluster: Probed):
             assert complaints == []
 
 
-def test_it_stays_up_to_date_and_keeps_what_one_is_doing(browser: Browser, cluster: Probed):
+def test_page_updates_without_losing_focus_or_input(browser: Browser, cluster: Probed):
     with opened(browser, cluster, 0) as (page, complaints):
         before = page.inner_text("#recent tr:first-child")
         page.focus("#search")
@@ -111,8 +111,8 @@ def test_it_stays_up_to_date_and_keeps_what_one_is_doing(browser: Browser, clust
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_axe_finds_nothing_to_complain_of(browser: Browser, cluster: Probed, scheme: str, width: int):
-    """Contrast, labels, landmarks, keyboard, by axe-core's rules for WCAG 2.1 AA and its best practices."""
+def test_page_passes_the_axe_accessibility_checks(browser: Browser, cluster: Probed, scheme: str, width: int):
+    """Check contrast, labels, landmarks and keyboard by axe-core's rules for WCAG 2.1 AA."""
     try:
         from axe_playwright_python.sync_playwright import Axe
     except ImportError as exc:
@@ -126,7 +126,7 @@ def test_axe_finds_nothing_to_complain_of(browser: Browser, cluster: Probed, sch
         assert [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in found] == []
 
 
-def test_the_keyboard_reaches_every_control(browser: Browser, cluster: Probed):
+def test_keyboard_reaches_every_control(browser: Browser, cluster: Probed):
     with opened(browser, cluster, 0) as (page, _):
         reached = set()
         for _ in range(20):
@@ -135,8 +135,8 @@ def test_the_keyboard_reaches_every_control(browser: Browser, cluster: Probed):
         assert {"search", "verdict", "span", "SUMMARY", "A"} <= reached
 
 
-def test_names_are_shown_and_never_run(browser: Browser):
-    """Whoever may name an entry must not run scripts in an operator's browser."""
+def test_names_with_markup_are_shown_as_text(browser: Browser):
+    """A user who may name entries must not run scripts in an operator's browser."""
     evil = "<img src=x onerror=\"document.title='owned'\">"
     spec = {evil: {"every": 0.3, "task": "<script>document.title='owned'</script>"}}
     with need(RedisServer) as server, Probed(server.url, replicas=3, spec=spec) as cluster:
@@ -149,8 +149,8 @@ def test_names_are_shown_and_never_run(browser: Browser):
 
 
 @pytest.mark.slow
-def test_without_redis_the_page_claims_nothing(browser: Browser):
-    """Neither that nobody leads, which it can't know, nor that the replica that serves it could."""
+def test_without_redis_the_page_shows_no_leader(browser: Browser):
+    """The page shows neither that there is no leader, which is unknown, nor that the replica is ready."""
     with need(RedisServer) as server, Probed(server.url, spec=SPEC, settings={"lease_ttl": 2}) as cluster:
         cluster.settle()
         with opened(browser, cluster, 0) as (page, complaints):
@@ -164,8 +164,8 @@ def test_without_redis_the_page_claims_nothing(browser: Browser):
             assert complaints == []
 
 
-def test_a_takeover_is_seen_while_the_page_is_open(browser: Browser, cluster: Probed):
-    """Last in this module: it takes the cluster's leader away, and then the replica that serves the page."""
+def test_open_page_shows_a_takeover(browser: Browser, cluster: Probed):
+    """Last in this module, because it kills the leader and then stops the replica that serves the page."""
     leader = cluster.settle()
     watching = next(number for number, replica in enumerate(cluster) if replica is not leader)
     with opened(browser, cluster, watching) as (page, complaints):

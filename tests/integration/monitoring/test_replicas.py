@@ -1,4 +1,4 @@
-"""The endpoint of real replicas, probed as Kubernetes would, while things go wrong."""
+"""Tests of the endpoint of real replicas, probed as by Kubernetes, during faults."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPEC = {"fast": {"every": 0.2}}
 
 
 class Probed(BeatCluster):
-    """A cluster of which each replica serves HTTP."""
+    """Cluster in which each replica serves HTTP."""
 
     def __init__(self, url: str, replicas: int = 3, **options: object) -> None:
         self.ports = [free_port() for _ in range(replicas)]
@@ -37,7 +37,7 @@ class Probed(BeatCluster):
         return self.ports[self.replicas.index(replica)]
 
     def says(self, replica: Replica, path: str) -> int:
-        """The status; 0 where nobody answers."""
+        """Return the HTTP status, 0 without an answer."""
         try:
             return ask(self.port(replica), path).status
         except OSError:
@@ -47,7 +47,7 @@ class Probed(BeatCluster):
         return self.says(replica, "/livez"), self.says(replica, "/readyz"), self.says(replica, "/leader")
 
     def until(self, replica: Replica, probes: tuple[int, int, int], timeout: float = 20.0) -> None:
-        """Wait until the replica says so, and fail with what it says."""
+        """Wait until the replica answers with the status, and fail with its last answer."""
         try:
             wait_for(lambda: self.probes(replica) == probes, timeout, "", 0.1)
         except AssertionError:
@@ -56,7 +56,7 @@ class Probed(BeatCluster):
             ) from None
 
     def settle(self) -> Replica:
-        """Wait until one leads and all the others could."""
+        """Wait until one replica leads and all are ready."""
         leader = self.wait_for_leader()
         for replica in self:
             self.until(replica, (200, 200, 200 if replica is leader else 503))
@@ -69,7 +69,7 @@ def redis_server() -> Iterator[RedisServer]:
         yield server
 
 
-def test_a_killed_leader_is_replaced_and_every_probe_says_so(redis_server: RedisServer):
+def test_probes_follow_a_takeover_from_a_killed_leader(redis_server: RedisServer):
     with Probed(redis_server.url) as cluster:
         leader = cluster.settle()
         leader.kill()
@@ -90,8 +90,8 @@ def test_a_killed_leader_is_replaced_and_every_probe_says_so(redis_server: Redis
         assert before["end_reason"] == "leader_gone"
 
 
-def test_a_hung_leader_is_not_alive_hands_over_and_comes_back(redis_server: RedisServer, tmp_path: Path):
-    """The process and its election thread are well: only the main loop stands still."""
+def test_hung_leader_is_not_live_hands_over_and_recovers(redis_server: RedisServer, tmp_path: Path):
+    """The process and its election thread work; only the main loop hangs."""
     hang = tmp_path / "hang"
     with Probed(
         redis_server.url,
@@ -110,7 +110,7 @@ def test_a_hung_leader_is_not_alive_hands_over_and_comes_back(redis_server: Redi
         cluster.until(leader, (200, 200, 503))
 
 
-def test_without_redis_all_live_and_none_is_ready(redis_server: RedisServer):
+def test_without_redis_all_replicas_are_live_and_none_is_ready(redis_server: RedisServer):
     with Probed(redis_server.url, replicas=2, settings={"lease_ttl": 3}) as cluster:
         cluster.settle()
         redis_server.kill()
@@ -126,7 +126,7 @@ def test_without_redis_all_live_and_none_is_ready(redis_server: RedisServer):
         cluster.settle()
 
 
-def test_a_replica_that_ends_signs_off(redis_server: RedisServer):
+def test_stopped_replica_removes_its_member_record(redis_server: RedisServer):
     with Probed(redis_server.url, replicas=2) as cluster:
         leader = cluster.settle()
         (standby,) = cluster.standbys()
@@ -139,8 +139,8 @@ def test_a_replica_that_ends_signs_off(redis_server: RedisServer):
 
 
 @pytest.mark.slow
-def test_a_standby_registers_without_http_and_writes_nothing_else(redis_server: RedisServer):
-    """O1: its presence and its membership are all that a standby writes."""
+def test_standby_without_http_writes_only_its_member_record(redis_server: RedisServer):
+    """O1: a standby writes only its presence and its member record."""
     with BeatCluster(redis_server.url, replicas=2, settings={"lease_ttl": 30}) as cluster:
         leader = cluster.wait_for_leader()
         assert cluster.admin is not None
@@ -178,7 +178,7 @@ def test_a_standby_registers_without_http_and_writes_nothing_else(redis_server: 
         assert {tuple(write) for write in writes} == {("HSET", cluster.key("members"))}
 
 
-def test_a_taken_port_stops_the_start_with_one_line(redis_server: RedisServer):
+def test_taken_port_stops_beat_with_one_line(redis_server: RedisServer):
     with socket.socket() as taken:
         taken.bind((LOCALHOST, 0))
         taken.listen()
@@ -193,7 +193,7 @@ def test_a_taken_port_stops_the_start_with_one_line(redis_server: RedisServer):
 
 
 def late_by(cluster: BeatCluster, since: float) -> list[float]:
-    """Lateness, in seconds, of what was enqueued since then."""
+    """Return the lateness in seconds of the messages enqueued since then."""
     return sorted(
         record["ms"] / 1000 - datetime.fromisoformat(record["at"]).timestamp()
         for record in cluster.journal()
@@ -203,7 +203,7 @@ def late_by(cluster: BeatCluster, since: float) -> list[float]:
 
 @contextlib.contextmanager
 def many_requests(port: int, answered: list[int]) -> Iterator[None]:
-    """Ask without a pause, on several connections."""
+    """Send requests without a pause on several connections."""
     ended = threading.Event()
 
     def client() -> None:
@@ -237,8 +237,8 @@ def slow_clients(port: int, count: int = 2000) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_load_on_the_endpoint_costs_the_scheduler_nothing_that_shows(redis_server: RedisServer):
-    """Thousands of requests a second, and 2,000 clients that never finish theirs, on the leader's endpoint."""
+def test_load_on_the_endpoint_does_not_delay_the_scheduler(redis_server: RedisServer):
+    """The leader gets thousands of requests a second, and 2,000 clients that never finish theirs."""
     with Probed(redis_server.url, replicas=1) as cluster:
         leader = cluster.settle()
         port, answered = cluster.port(leader), [0]
@@ -274,7 +274,7 @@ def promtool() -> str:
     return path
 
 
-def test_promtool_finds_nothing_wrong_with_the_metrics(redis_server: RedisServer):
+def test_metrics_pass_promtool_check(redis_server: RedisServer):
     tool = need(promtool)
     settings = {"metrics_per_entry": True}
     with Probed(redis_server.url, replicas=1, settings=settings) as cluster:
@@ -302,7 +302,7 @@ def prometheus() -> str:
 
 
 @pytest.mark.slow
-def test_a_prometheus_scrapes_a_running_cluster(redis_server: RedisServer, tmp_path: Path):
+def test_prometheus_scrapes_a_running_cluster(redis_server: RedisServer, tmp_path: Path):
     program, own_port = need(prometheus), free_port()
     with Probed(redis_server.url, replicas=2) as cluster:
         cluster.settle()
@@ -338,7 +338,7 @@ def test_a_prometheus_scrapes_a_running_cluster(redis_server: RedisServer, tmp_p
             process.wait(20)
 
 
-def test_beat_inside_a_worker_serves_too(redis_server: RedisServer, tmp_path: Path):
+def test_beat_inside_a_worker_serves_http(redis_server: RedisServer, tmp_path: Path):
     """`worker -B` forks beat: endpoint, metrics and membership have to be the child's."""
     import os
     import sys

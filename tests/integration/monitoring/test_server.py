@@ -1,4 +1,4 @@
-"""What a client may do to the endpoint, and what it costs."""
+"""Tests of the endpoint against odd, slow and greedy clients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def port_of(server: HttpServer) -> int:
     return server.address[1]
 
 
-def test_get_and_head_say_the_same(server: HttpServer):
+def test_head_equals_get_without_the_body(server: HttpServer):
     for path in PATHS:
         got, head = ask(port_of(server), path), ask(port_of(server), path, "HEAD")
         assert (got.status, head.text) == (head.status, "")
@@ -43,16 +43,14 @@ def test_get_and_head_say_the_same(server: HttpServer):
             assert got.headers["content-length"] == head.headers["content-length"]
 
 
-def test_one_connection_serves_many_requests(server: HttpServer):
+def test_connection_serves_several_requests(server: HttpServer):
     with socket.create_connection((LOCALHOST, port_of(server)), timeout=5) as client:
         for _ in range(3):
             client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
             assert client.recv(4096).endswith(b"live\n")
 
 
-def test_want_of_descriptors_is_told_once_and_again_the_next_time(
-    server: HttpServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_missing_descriptors_are_logged_once_per_incident(server: HttpServer, caplog: pytest.LogCaptureFixture) -> None:
     """asyncio meets it anew each second, and the probes find nobody at home."""
     loop = server._loop
     assert loop is not None
@@ -72,13 +70,13 @@ def test_want_of_descriptors_is_told_once_and_again_the_next_time(
     assert told() == 2
 
 
-def test_requests_sent_ahead_are_answered_in_turn(server: HttpServer):
+def test_pipelined_requests_are_answered_in_order(server: HttpServer):
     reply = send_raw(port_of(server), b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 5)
     assert reply.count(b"HTTP/1.1 200") == 5
 
 
-def test_answers_that_nobody_takes_are_not_piled_up():
-    """A client that sends thousands of requests and reads nothing must not fill the memory."""
+def test_unread_answers_are_not_buffered_without_limit():
+    """A client that sends thousands of requests and reads no answer must not fill the memory."""
     with serving(Scene().site(), Limits(taking=1.0)) as server:
         with socket.create_connection((LOCALHOST, port_of(server)), timeout=5) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -111,7 +109,7 @@ def test_answers_that_nobody_takes_are_not_piled_up():
         (b"GET /livez HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", b"200"),
     ],
 )
-def test_odd_requests_get_an_answer_that_fits(server: HttpServer, data: bytes, status: bytes):
+def test_odd_request_gets_a_fitting_status(server: HttpServer, data: bytes, status: bytes):
     reply = send_raw(port_of(server), data)
     assert reply.split(b" ", 2)[1:2] == [status], reply[:200]
     assert ask(port_of(server), "/livez").status == 200
@@ -139,8 +137,8 @@ _PIECES = st.one_of(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pieces=st.lists(_PIECES, max_size=12))
-def test_no_bytes_break_the_server(server: HttpServer, pieces: list[bytes]):
-    """No traceback, no 5xx but the documented 503, and the next client is served."""
+def test_arbitrary_bytes_do_not_break_the_server(server: HttpServer, pieces: list[bytes]):
+    """There is no traceback and no 5xx except the documented 503, and the next client is served."""
     with socket.create_connection((LOCALHOST, port_of(server)), timeout=5) as client:
         client.settimeout(0.05)
         found = b""
@@ -153,8 +151,8 @@ def test_no_bytes_break_the_server(server: HttpServer, pieces: list[bytes]):
     assert ask(port_of(server), "/livez").status == 200
 
 
-def test_an_unexpected_exception_in_a_connection_is_logged(caplog: pytest.LogCaptureFixture):
-    """What the fuzzing above relies on: breaking a connection handler does leave a trace."""
+def test_unexpected_exception_in_a_connection_is_logged(caplog: pytest.LogCaptureFixture):
+    """The fuzz test relies on this."""
     scene = Scene()
     site = scene.site()
     site.answer = lambda *_: 1 / 0  # type: ignore[method-assign, assignment, return-value]
@@ -165,8 +163,8 @@ def test_an_unexpected_exception_in_a_connection_is_logged(caplog: pytest.LogCap
         assert record.exc_info[0] is ZeroDivisionError
 
 
-def test_two_thousand_slow_clients_keep_no_probe_waiting():
-    """Each sends its request byte by byte, for ever; a thread for each, or a queue, would be full."""
+def test_probe_is_answered_despite_2000_slow_clients():
+    """Each sends its request byte by byte without end."""
     with serving(Scene().site()) as server:
         slow: list[socket.socket] = []
         try:
@@ -188,7 +186,7 @@ def test_two_thousand_slow_clients_keep_no_probe_waiting():
                 client.close()
 
 
-def test_a_trickle_of_bytes_does_not_extend_the_deadline():
+def test_slow_bytes_do_not_extend_the_deadline():
     with serving(Scene().site(), Limits(head=1.0)) as server, contextlib.ExitStack() as stack:
         client = stack.enter_context(socket.create_connection((LOCALHOST, port_of(server)), timeout=15))
         ended = threading.Event()
@@ -215,7 +213,7 @@ def read_event(client: socket.socket) -> bytes:
     return found
 
 
-def test_a_page_is_told_of_changes_and_of_nothing_while_too_many_are_open():
+def test_streams_get_updates_and_are_limited_in_number():
     with serving(Scene().site(), Limits(streams=2)) as server, contextlib.ExitStack() as stack:
         clients = []
         for _ in range(2):
@@ -232,7 +230,7 @@ def test_a_page_is_told_of_changes_and_of_nothing_while_too_many_are_open():
         assert ask(port_of(server), "/events", "HEAD").status == 200
 
 
-def test_a_taken_port_and_a_bad_address_stop_the_start_with_one_line():
+def test_check_bind_rejects_taken_port_and_bad_address():
     with socket.socket() as taken:
         taken.bind((LOCALHOST, 0))
         taken.listen()
@@ -243,7 +241,7 @@ def test_a_taken_port_and_a_bad_address_stop_the_start_with_one_line():
     check_bind(LOCALHOST, 0)
 
 
-def test_a_missing_library_stops_the_start_with_one_line():
+def test_missing_library_is_a_configuration_error():
     program = (
         "import sys; sys.modules['h11'] = None\n"
         "from ha_beat.monitoring.http import check_bind\n"
@@ -256,8 +254,8 @@ def test_a_missing_library_stops_the_start_with_one_line():
     )
 
 
-def test_a_port_taken_after_the_start_is_tried_again(monkeypatch: pytest.MonkeyPatch):
-    """Somebody else may be quicker between the check and the first turn; scheduling goes on meanwhile."""
+def test_port_taken_after_the_start_is_retried(monkeypatch: pytest.MonkeyPatch):
+    """Another process may take the port between the check and the first turn. Scheduling continues."""
     monkeypatch.setattr("ha_beat.monitoring.http.server._BIND_RETRY", 0.1)
     port = free_port()
     taken = socket.socket()
@@ -275,13 +273,13 @@ def test_a_port_taken_after_the_start_is_tried_again(monkeypatch: pytest.MonkeyP
         server.stop()
 
 
-def test_stopping_frees_the_port():
+def test_stop_frees_the_port():
     with serving(Scene().site()) as server:
         port = port_of(server)
     wait_for(lambda: check_bind(LOCALHOST, port) is None, 10, "a free port")
 
 
-def test_both_families_are_served_on_the_unspecified_address():
+def test_unspecified_address_serves_ipv4_and_ipv6():
     server = HttpServer(Scene().site(), "::", 0)
     server.start()
     try:
@@ -302,13 +300,13 @@ def test_both_families_are_served_on_the_unspecified_address():
         ("0.0.0.0", 0, "10.1.2.3", ""),
     ],
 )
-def test_others_are_told_where_to_find_it(monkeypatch: pytest.MonkeyPatch, host: str, port: int, pod_ip: str, url: str):
+def test_advertised_url(monkeypatch: pytest.MonkeyPatch, host: str, port: int, pod_ip: str, url: str):
     monkeypatch.setenv("POD_IP", pod_ip)
     assert advertised_url(host, port) == url
 
 
-def test_the_endpoint_answers_while_the_main_thread_works(server: HttpServer):
-    """Python code that never waits holds the interpreter for some milliseconds at a time, not for its whole run."""
+def test_endpoint_answers_while_the_main_thread_computes(server: HttpServer):
+    """Code that never waits holds the interpreter for some milliseconds at a time only."""
     answers: list[int] = []
     thread = threading.Thread(target=lambda: answers.append(ask(port_of(server), "/livez").status))
     thread.start()

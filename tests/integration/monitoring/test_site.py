@@ -1,4 +1,4 @@
-"""What is answered to which request."""
+"""Tests of the answers by path and state."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def statuses(scene: Scene) -> dict[str, int]:
     return {path: site.answer("GET", path).status for path in ("/livez", "/readyz", "/leader")}
 
 
-def test_a_standby_that_could_lead_is_healthy_and_not_the_leader(scene: Scene):
+def test_ready_standby_is_healthy_and_not_the_leader(scene: Scene):
     assert statuses(scene) == {"/livez": 200, "/readyz": 200, "/leader": 503}
 
 
-def test_a_leader_says_so(scene: Scene):
+def test_leader_answers_200_at_leader(scene: Scene):
     scene.lead(epoch=9)
     assert statuses(scene) == {"/livez": 200, "/readyz": 200, "/leader": 200}
     assert json.loads(scene.site().answer("GET", "/leader").body)["epoch"] == 9
 
 
-def test_without_redis_the_process_lives_but_could_not_lead(scene: Scene):
-    """A restart would not bring Redis back: only readiness may fail."""
+def test_without_redis_a_standby_is_live_and_not_ready(scene: Scene):
+    """A restart would not help, so only readiness fails."""
     scene.status.memory(events.LeaseUnreachable("refused", leading=False))
     assert statuses(scene) == {"/livez": 200, "/readyz": 503, "/leader": 503}
     assert b"refused" in scene.site().answer("GET", "/readyz").body
@@ -52,35 +52,35 @@ def test_without_redis_the_process_lives_but_could_not_lead(scene: Scene):
     assert statuses(scene)["/readyz"] == 200
 
 
-def test_a_leader_within_its_trust_stays_ready_while_redis_is_away(scene: Scene):
+def test_trusted_leader_is_ready_while_redis_is_unreachable(scene: Scene):
     scene.lead()
     scene.status.memory(events.LeaseUnreachable("refused", leading=True))
     assert statuses(scene) == {"/livez": 200, "/readyz": 200, "/leader": 200}
 
 
-def test_a_hung_main_loop_is_not_alive(scene: Scene):
+def test_hung_main_loop_is_not_live(scene: Scene):
     scene.election.idle = 15.1
     assert statuses(scene) == {"/livez": 503, "/readyz": 503, "/leader": 503}
     assert b"not live: stalled: " in scene.site().answer("GET", "/livez").body
 
 
-def test_a_dead_election_thread_is_not_alive(scene: Scene):
+def test_dead_election_thread_is_not_live(scene: Scene):
     scene.election.running = False
     assert statuses(scene)["/livez"] == 503
 
 
-def test_a_replica_whose_schedule_cannot_be_read_is_not_ready(scene: Scene):
-    """It would win an election and enqueue nothing."""
+def test_failing_scheduler_is_not_ready(scene: Scene):
+    """Such a replica would win an election and enqueue nothing."""
     scene.status.last_error = "OperationalError: connection to postgres://u:pw@db failed"
     assert statuses(scene) == {"/livez": 200, "/readyz": 503, "/leader": 503}
     assert b"postgres://***@db" in scene.site().answer("GET", "/readyz").body
 
 
-def test_before_redis_has_been_asked_nobody_is_ready():
+def test_standby_is_not_ready_before_the_first_poll():
     assert statuses(Scene()) == {"/livez": 200, "/readyz": 503, "/leader": 503}
 
 
-def test_a_replica_of_another_app_is_not_ready(scene: Scene):
+def test_replica_of_another_app_is_not_ready(scene: Scene):
     scene.status.snapshot = replace(scene.status.snapshot, view=view(fingerprint="another app"))
     assert statuses(scene)["/readyz"] == 503
     scene.status.snapshot = replace(scene.status.snapshot, view=view())
@@ -92,20 +92,20 @@ def test_a_replica_of_another_app_is_not_ready(scene: Scene):
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW"])
 @pytest.mark.parametrize("path", ["/", "/livez", "/status", "/events"])
-def test_nothing_can_be_changed(scene: Scene, method: str, path: str):
+def test_only_get_and_head_are_allowed(scene: Scene, method: str, path: str):
     answer = scene.site().answer(method, path)
     assert answer.status == 405
     assert ("Allow", "GET, HEAD") in answer.headers
 
 
-def test_unknown_paths_are_told_what_there_is(scene: Scene):
+def test_unknown_path_answers_404_with_the_paths(scene: Scene):
     answer = scene.site().answer("GET", "/../etc/passwd")
     assert answer.status == 404
     assert b"/livez" in answer.body
 
 
 def test_no_answer_contains_credentials(scene: Scene):
-    """Exceptions of clients quote URLs."""
+    """Exceptions of clients contain URLs."""
     secret = "Error 111 connecting to rediss://admin:hunter2@redis:6379/0"
     scene.status.memory(events.LeaseUnreachable(secret, leading=False))
     scene.status.memory(events.LeadingForbidden(secret))
@@ -122,7 +122,7 @@ def test_no_answer_contains_credentials(scene: Scene):
     assert b"rediss://***@redis" in scene.site().answer("GET", "/status").body
 
 
-def test_every_answer_forbids_what_a_browser_should_not_do(scene: Scene):
+def test_every_answer_has_security_headers(scene: Scene):
     site = scene.site()
     for path in ("/livez", "/readyz", "/leader", "/status", "/metrics", "/", "/events", "/nowhere"):
         headers = dict(site.answer("GET", path).all_headers())
@@ -133,13 +133,13 @@ def test_every_answer_forbids_what_a_browser_should_not_do(scene: Scene):
         assert "unsafe" not in policy
 
 
-def test_the_page_loads_nothing_from_elsewhere(scene: Scene):
+def test_page_loads_no_external_resource(scene: Scene):
     html = scene.site().answer("GET", "/").body.decode()
     outside = [part for part in html.split('"') if part.startswith(("http:", "https:", "//")) and "w3.org" not in part]
     assert outside == []
 
 
-def test_a_dear_answer_is_made_once_in_a_while(scene: Scene):
+def test_expensive_answer_is_reused(scene: Scene):
     """Thousands of requests for the metrics cost as much as a few."""
     made = []
     site = Site(scene.status, lambda: made.append(1) or b"metrics", scene.clock)  # type: ignore[func-returns-value]
@@ -151,7 +151,7 @@ def test_a_dear_answer_is_made_once_in_a_while(scene: Scene):
     assert len(made) == 2
 
 
-def test_an_answer_that_cannot_be_made_is_a_503(scene: Scene):
+def test_failing_page_answers_503(scene: Scene):
     def fail() -> bytes:
         raise RuntimeError("redis://u:hunter2@h")
 

@@ -1,4 +1,4 @@
-"""The board, the journal, the members: what a replica knows and tells."""
+"""Tests of the journal, the members, the poller and the status."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def write(client: redis.Redis, record: object, stream_id: str = "*") -> None:
 # --- The journal
 
 
-def test_an_enqueued_occurrence_reads_back_with_its_lateness():
+def test_enqueued_record_has_its_lateness():
     record = parse("1-0", 3, json.dumps(enqueued()))
     assert isinstance(record, VerdictRecord)
     assert (record.n, record.kind, record.entry, record.first, record.count) == (3, "occurrence", "nightly", AT, 1)
@@ -71,15 +71,15 @@ def test_an_enqueued_occurrence_reads_back_with_its_lateness():
     assert not record.covers(AT + timedelta(microseconds=1))
 
 
-def test_an_entry_is_called_by_its_name_where_that_is_not_its_key():
-    """A row of a database goes by its key, which nobody remembers."""
+def test_label_of_a_record_is_the_name_of_its_entry():
+    """Records of database rows have the primary key as the entry."""
     raw = {"verdict": "enqueued", "entry": "2", "at": AT.isoformat(), "id": "x"}
     labels = [parse("1-0", 1, json.dumps(record)).label for record in (raw, {**raw, "name": "clear-sessions"})]
 
     assert labels == ["2", "clear-sessions"]
 
 
-def test_a_range_of_skipped_occurrences_covers_its_first_and_not_its_end():
+def test_range_of_skipped_occurrences_excludes_its_end():
     raw = {"verdict": "skipped", "entry": "e", "from": AT.isoformat(), "until": (AT + timedelta(hours=1)).isoformat()}
     record = parse("1-0", 1, json.dumps({**raw, "count": -1, "why": "coalesced", "ms": 1, "epoch": 1, "by": "x"}))
     assert isinstance(record, VerdictRecord)
@@ -91,17 +91,17 @@ def test_a_range_of_skipped_occurrences_covers_its_first_and_not_its_end():
 @pytest.mark.parametrize(
     "raw", ["", "null", "[]", "{", '{"verdict": "enqueued", "entry": "e", "at": 7}', '{"kind": "term"}']
 )
-def test_what_cannot_be_read_is_left_out(raw: str):
+def test_malformed_record_is_ignored(raw: str):
     assert parse("1-0", 1, raw) is None
 
 
-def test_a_record_of_newer_software_is_kept_as_it_is():
+def test_record_of_an_unknown_kind_is_kept():
     record = parse("1700-0", 1, '{"kind": "weather", "sun": true}')
     assert record is not None
     assert (record.kind, record.ms, record.data["sun"]) == ("weather", 1700, True)
 
 
-def test_the_journal_is_read_newest_first_by_time_and_by_entry(client: redis.Redis):
+def test_journal_is_read_newest_first_by_time_and_by_entry(client: redis.Redis):
     for second in range(1200):
         write(client, enqueued(f"entry-{second % 3}", ms=1_000_000 + second * 1000), f"{1_000_000 + second * 1000}-0")
     write(client, "no JSON", f"{3_000_000}-0")
@@ -115,7 +115,7 @@ def test_the_journal_is_read_newest_first_by_time_and_by_entry(client: redis.Red
     assert journal.oldest_ms() == 1_000_000
 
 
-def test_without_redis_the_journal_says_so():
+def test_journal_raises_without_redis():
     nobody = redis.Redis(port=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
     with pytest.raises(StoreUnavailable):
         Journal(lambda: nobody, KEYS).newest()
@@ -124,7 +124,7 @@ def test_without_redis_the_journal_says_so():
 # --- Members
 
 
-def test_a_member_reads_back_as_it_was_written(client: redis.Redis):
+def test_member_record_round_trip(client: redis.Redis):
     member = Member(
         "beat-0:abc123", "standby", "h", 1, "1.2", 5, http="http://h:1", clock_offset_ms=-7,
         not_ready={"stalled": "16.0 s"},        upcoming=(Upcoming("nightly", "mail", 99),), failing={"e": "why"},
@@ -139,8 +139,8 @@ def test_a_member_reads_back_as_it_was_written(client: redis.Redis):
     assert members.view().members == ()
 
 
-def test_only_the_holder_of_the_lease_is_shown_as_the_leader(client: redis.Redis):
-    """One that was killed or paused said so last, and is not forgotten yet."""
+def test_only_the_holder_of_the_lease_is_shown_as_leader(client: redis.Redis):
+    """The record of a killed or paused leader is kept for a while."""
     members = Members(lambda: client, KEYS)
     for name in ("dead", "new"):
         members.announce(Member(name, "leader"))
@@ -155,8 +155,8 @@ def test_only_the_holder_of_the_lease_is_shown_as_the_leader(client: redis.Redis
     assert {member.role for member in members.view().members} == {"standby"}
 
 
-def test_messages_dropped_by_the_guard_come_with_the_look(client: redis.Redis):
-    """Workers count them in Redis; a look costs no second round trip for it, and no right that they may lack."""
+def test_view_includes_messages_dropped_by_the_guard(client: redis.Redis):
+    """Workers count them in Redis. Reading them needs no second round trip and no further right."""
     members = Members(lambda: client, KEYS)
     assert members.view().dropped == 0
     client.incrby(KEYS.dropped, 7)
@@ -166,7 +166,7 @@ def test_messages_dropped_by_the_guard_come_with_the_look(client: redis.Redis):
     assert members.view().dropped == 0
 
 
-def test_those_not_seen_for_six_seconds_are_gone_and_the_leader_removes_them(client: redis.Redis):
+def test_silent_members_are_hidden_and_removed_by_the_leader(client: redis.Redis):
     members = Members(lambda: client, KEYS)
     now = members.announce(Member("alive"))
     client.hset(KEYS.members, "silent", json.dumps({"role": "standby", "seen_ms": now - 7_000}))
@@ -178,8 +178,8 @@ def test_those_not_seen_for_six_seconds_are_gone_and_the_leader_removes_them(cli
     assert set(client.hkeys(KEYS.members)) == {b"silent", b"alive"}
 
 
-def test_a_full_redis_does_not_blind_the_watcher(client: redis.Redis):
-    """Looking needs no memory, and must go on when writing is refused."""
+def test_members_can_be_read_from_a_full_redis(client: redis.Redis):
+    """Reading needs no memory, and must work while writes are refused."""
     client.config_set("maxmemory", "1")
     try:
         assert Members(lambda: client, KEYS).view(Member("a")).server_ms > 0
@@ -197,19 +197,19 @@ def change(event: str, epoch: int, ms: int, **more: object) -> TermRecord:
     return record
 
 
-def test_terms_that_were_released_leave_an_exact_gap():
+def test_gap_after_a_released_term_is_exact():
     first, second = spans([change("acquired", 1, 100), change("released", 1, 500), change("acquired", 2, 540)], None)
     assert (first.ended_ms, first.released, second.gap_ms, second.ended_ms) == (500, True, 40, None)
 
 
-def test_the_gap_after_a_lost_leader_counts_from_its_last_sign():
+def test_gap_after_a_lost_leader_starts_at_its_last_sign():
     lost = [change("acquired", 1, 100), change("acquired", 2, 900, previous_epoch=1, left_ms=300)]
     assert spans(lost, None)[1].gap_ms == 600
     assert spans(lost, None, {1: 850})[1].gap_ms == 50
     assert spans(lost, None, {1: 950})[1].gap_ms == 0
 
 
-def test_a_leader_older_than_the_journal_is_shown():
+def test_term_older_than_the_journal_is_shown():
     lease = LeaseRecord("beat-9", 9, state="held", since_ms=77)
     (only,) = spans([], lease)
     assert (only.epoch, only.began_ms, only.ended_ms) == (9, 77, None)
@@ -225,7 +225,7 @@ def watched(client: redis.Redis) -> tuple[Scene, Poller]:
     return scene, poller
 
 
-def test_the_watcher_follows_the_journal(client: redis.Redis):
+def test_poller_follows_the_journal(client: redis.Redis):
     scene, poller = watched(client)
     write(client, enqueued("before"))
     poller.poll()
@@ -237,7 +237,7 @@ def test_the_watcher_follows_the_journal(client: redis.Redis):
     assert [span.epoch for span in scene.status.snapshot.terms] == [5]
 
 
-def test_the_watcher_follows_a_journal_that_began_anew(client: redis.Redis):
+def test_poller_follows_a_journal_that_started_again(client: redis.Redis):
     """After FLUSHALL on a server whose clock is behind, new records have lower ids."""
     scene, poller = watched(client)
     client.hset(KEYS.ledger, "m:gen", "one")
@@ -250,7 +250,7 @@ def test_the_watcher_follows_a_journal_that_began_anew(client: redis.Redis):
     assert [record.entry for record in scene.status.snapshot.recent] == ["before", "after"]
 
 
-def test_a_burst_beyond_what_is_kept_jumps_to_the_end(client: redis.Redis):
+def test_poller_skips_to_the_end_of_a_long_burst(client: redis.Redis):
     scene, poller = watched(client)
     write(client, enqueued("first"))
     poller.poll()
@@ -262,7 +262,7 @@ def test_a_burst_beyond_what_is_kept_jumps_to_the_end(client: redis.Redis):
     assert scene.status.snapshot.recent[-1].entry == "entry-2999"
 
 
-def test_without_redis_the_last_look_stays_and_is_marked():
+def test_without_redis_the_last_snapshot_is_kept_and_marked():
     scene = Scene()
     nobody = redis.Redis(port=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
     poller = Poller(scene.status, Members(lambda: nobody, KEYS), Journal(lambda: nobody, KEYS), scene.clock, full=True)
@@ -271,14 +271,14 @@ def test_without_redis_the_last_look_stays_and_is_marked():
     assert document(scene.status)["redis"]["reachable"] is False
 
 
-def test_members_raise_where_redis_does_not_answer():
+def test_members_raise_without_redis():
     nobody = redis.Redis(port=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
     with pytest.raises(StoreError):
         Members(lambda: nobody, KEYS).view()
     Members(lambda: nobody, KEYS).remove("x")
 
 
-def test_how_the_server_is_set_up_is_known(client: redis.Redis):
+def test_redis_configuration_is_read(client: redis.Redis):
     members = Members(lambda: client, KEYS)
     assert members.server_settings() == ServerSettings("", append_only_file=False)
     client.config_set("maxmemory", "100mb")
@@ -293,8 +293,8 @@ def test_how_the_server_is_set_up_is_known(client: redis.Redis):
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_a_server_that_may_forget_is_told_of_at_the_start_and_once(client: redis.Redis, full: bool):
-    """Whether anybody can look at this replica or not; and of one that keeps its data nothing is said."""
+def test_risk_of_data_loss_is_emitted_once(client: redis.Redis, full: bool):
+    """With and without HTTP. A server that keeps its data has no risk."""
     told: list[events.Event] = []
     scene, clock = Scene(), SettableClock()
     members, journal = Members(lambda: client, KEYS), Journal(lambda: client, KEYS)
@@ -321,7 +321,7 @@ def codes(scene: Scene, *others: Member) -> set[str]:
     return {warning.code for warning in scene.status.warnings([scene.status.member(), *others])}
 
 
-def test_each_thing_that_needs_a_person_is_warned_of(client: redis.Redis):
+def test_warning_of_each_condition(client: redis.Redis):
     scene, poller = watched(client)
     assert "redis_unreachable" in codes(scene)
     poller.poll()
@@ -346,14 +346,14 @@ def test_each_thing_that_needs_a_person_is_warned_of(client: redis.Redis):
     assert codes(scene, other) == set()
 
 
-def test_uncertain_occurrences_are_warned_of(client: redis.Redis):
+def test_warning_of_uncertain_occurrences(client: redis.Redis):
     scene, poller = watched(client)
     write(client, {**enqueued(), "verdict": "uncertain"})
     poller.poll()
     assert "uncertain" in codes(scene)
 
 
-def test_what_was_confirmed_late_is_uncertain_no_more(client: redis.Redis):
+def test_late_confirmation_ends_the_uncertain_warning(client: redis.Redis):
     scene, poller = watched(client)
     write(client, {**enqueued(), "verdict": "uncertain"})
     write(client, enqueued())
@@ -361,7 +361,7 @@ def test_what_was_confirmed_late_is_uncertain_no_more(client: redis.Redis):
     assert "uncertain" not in codes(scene)
 
 
-def test_the_status_says_its_version_and_is_json(client: redis.Redis):
+def test_status_is_json_with_a_schema_number(client: redis.Redis):
     scene, poller = watched(client)
     write(client, enqueued())
     poller.poll()
@@ -374,7 +374,7 @@ def test_the_status_says_its_version_and_is_json(client: redis.Redis):
     assert status["recent"][0]["task_id"] == "task-id"
 
 
-def test_a_board_that_has_seen_nothing_answers():
+def test_status_before_the_first_poll():
     scene = Scene()
     assert scene.status.snapshot == Snapshot()
     assert document(scene.status)["members"][0]["id"] == scene.replica.id

@@ -1,4 +1,4 @@
-"""Tests of what `doctor` reports when replicas differ. `tests/integration/cli` runs it on a real cluster."""
+"""Tests of `doctor` for replicas that differ. `tests/integration/cli` runs it on a real cluster."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def view(**schedules: str) -> Any:
     return SimpleNamespace(members=members)
 
 
-def test_who_has_which_is_said() -> None:
-    """A digest alone would tell nobody which machine to look at."""
+def test_differing_schedules_are_listed_by_replica() -> None:
+    """A digest alone would not show which machine differs."""
     (found,) = _differences(view(a="1f", b="2e", c="1f"))
     assert found.level == "warn"
     assert "schedule, which is normal only during a deploy: 1f on a, c; 2e on b" in found.text
 
 
-def test_what_is_alike_or_not_told_is_no_difference() -> None:
+def test_equal_and_unknown_schedules_are_no_difference() -> None:
     assert list(_differences(view(a="1f", b="1f", c=""))) == []

@@ -1,4 +1,4 @@
-"""Wording of log lines: the only tests that look at a sentence of the log."""
+"""Tests of the wording of log lines. No other test looks at a sentence of the log."""
 
 from __future__ import annotations
 
