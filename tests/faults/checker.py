@@ -1,7 +1,7 @@
-"""What a history says about the promises: pure functions over lists of events (see `history`).
+"""Pure functions that check a history of events against the promises (see `history`).
 
-The checker knows nothing of how ha_beat works; it reads the messages that the broker accepted, what was
-expected of the schedule, and which occurrences the journal says were skipped.
+The checker does not depend on how ha_beat works. It compares the messages that the broker accepted with the schedule
+and with the occurrences that the journal records as skipped.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Occurrences of an entry (None: of every entry) from `first` to `last`, both included, that have a
-    verdict.
-    """
+    """Occurrences of an entry (None: of every entry) from `first` to `last`, inclusive, with a recorded verdict."""
 
     entry: str | None
     first: datetime
@@ -53,12 +51,11 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Interval:
-    """An entry due every `every` seconds: each `scheduled_at` is the one before plus `every`, or what lies
-    between has a verdict.
+    """Entry due every `every` seconds. Each gap in its instants must have a verdict.
 
-    `tolerance` (seconds) is what a step may exceed `every` by. `since` and `until` bound the run: every
-    instant of the grid after the one and up to the other is expected. `task` finds messages of stock beat,
-    which name no entry.
+    `tolerance` (seconds) is the most by which a step may exceed `every`. `since` and `until` bound the run: every
+    instant of the grid after the one and up to the other is expected. `task` selects messages of stock beat, which
+    name no entry.
     """
 
     entry: str
@@ -71,9 +68,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class EveryMinute:
-    """A crontab entry of `* * * * *`: each minute between the first and the last (or `since`, `until`) is
-    there.
-    """
+    """Crontab entry `* * * * *`: every minute from the first (or `since`) to the last (or `until`) has a message."""
 
     entry: str
     since: datetime | None = None
@@ -82,7 +77,7 @@ class EveryMinute:
 
 @dataclass(frozen=True)
 class Instants:
-    """An entry of which exactly these occurrences are expected."""
+    """Entry of which exactly these occurrences are expected."""
 
     entry: str
     instants: tuple[datetime, ...]
@@ -95,12 +90,12 @@ Expectation: TypeAlias = Interval | EveryMinute | Instants
 
 
 def messages_of(history: Iterable[Event]) -> list[Event]:
-    """The messages of a history, in order of arrival."""
+    """Return the messages of a history, in order of arrival."""
     return [event for event in history if event.get("type") == "message"]
 
 
 def instant(text: str) -> datetime:
-    """A `scheduled_at` as an aware datetime in UTC. Raises ValueError for one without an offset."""
+    """Return a `scheduled_at` as a datetime in UTC. Raises ValueError if it has no offset."""
     value = datetime.fromisoformat(text)
     if value.tzinfo is None:
         raise ValueError(f"scheduled_at without an offset: {text!r}")
@@ -108,15 +103,15 @@ def instant(text: str) -> datetime:
 
 
 def from_microseconds(value: float | str) -> datetime:
-    """Microseconds since 1970, as the ledger and the journal write them."""
+    """Convert microseconds since 1970, as the ledger and the journal write them."""
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(value))
 
 
 def skipped_from_journal(records: Iterable[Event | str | bytes]) -> list[Skipped]:
-    """The skipped (and uncertain) occurrences among journal records, each a mapping or its JSON.
+    """Return the skipped and uncertain occurrences in journal records, each a mapping or its JSON.
 
     Understands a single occurrence (`at`) and a range (`from` up to, not including, `until`; or `from` to `to`, both
-    included), in microseconds or as ISO text; records of another kind (a change of leader) are passed over.
+    included), in microseconds or as ISO text; records of another kind (a change of leader) are ignored.
     """
 
     def moment(value: Any) -> datetime:
@@ -152,8 +147,8 @@ def _by_entry(messages: Iterable[Event]) -> dict[str, list[Event]]:
 
 
 def duplicates_by_occurrence(messages: Iterable[Event]) -> list[Problem]:
-    """Occurrences `(cluster, entry, scheduled_at)` with more than one message; equal instants count as equal
-    however they are written."""
+    """Return occurrences `(cluster, entry, scheduled_at)` with several messages, comparing instants rather than
+    text."""
     arrivals: dict[tuple[Any, str, datetime], list[Event]] = defaultdict(list)
     for entry, own in _by_entry(messages).items():
         for message in own:
@@ -171,7 +166,7 @@ def duplicates_by_occurrence(messages: Iterable[Event]) -> list[Problem]:
 
 
 def duplicates_by_id(messages: Iterable[Event]) -> list[Problem]:
-    """Task ids that more than one message bears."""
+    """Return task ids of several messages."""
     own: dict[str, list[Event]] = defaultdict(list)
     for message in messages:
         if message.get("id") is not None:
@@ -184,7 +179,7 @@ def duplicates_by_id(messages: Iterable[Event]) -> list[Problem]:
 
 
 def epoch_falls(messages: Iterable[Event]) -> list[Problem]:
-    """Messages of an entry whose epoch is lower than one that arrived before it."""
+    """Return messages whose epoch is lower than that of an earlier message of the entry."""
     problems = []
     for entry, own in _by_entry(messages).items():
         highest = None
@@ -201,7 +196,7 @@ def epoch_falls(messages: Iterable[Event]) -> list[Problem]:
 
 
 def order_breaks(messages: Iterable[Event]) -> list[Problem]:
-    """Messages of an entry that arrived after one that was due later."""
+    """Return messages that arrived after one of the same entry that was due later."""
     problems = []
     for entry, own in _by_entry(messages).items():
         latest = None
@@ -216,7 +211,7 @@ def order_breaks(messages: Iterable[Event]) -> list[Problem]:
 
 
 def run_count_breaks(messages: Iterable[Event]) -> list[Problem]:
-    """Messages of an entry whose run count does not exceed the one before it."""
+    """Return messages whose run count does not exceed that of the entry's previous message."""
     problems = []
     for entry, own in _by_entry(messages).items():
         counts = [
@@ -239,10 +234,9 @@ def _occurrences(messages: Iterable[Event], entry: str) -> list[datetime]:
 def missing_of_interval(
     messages: Iterable[Event], expected: Interval, skipped: Sequence[Skipped] = ()
 ) -> list[Problem]:
-    """Instants of an interval entry's grid that neither arrived nor have a verdict, and instants that lie
-    off the grid.
+    """Return instants of the grid with neither message nor verdict, and messages that are off the grid.
 
-    An entry may start a new grid only behind a gap all of which has a verdict.
+    A new grid may start only after a gap that is completely covered by verdicts.
     """
     every, tolerance = timedelta(seconds=expected.every), timedelta(seconds=expected.tolerance)
     due = _occurrences(messages, expected.entry)
@@ -268,7 +262,7 @@ def missing_of_interval(
         uncovered = [moment for moment in lost if not covered(moment)]
         problems += [missing(moment) for moment in uncovered]
         if lost and not uncovered:
-            continue  # the gap has its verdicts; a new grid may start here
+            continue  # the gap is covered by verdicts: a new grid may start here
         if step > after + tolerance:
             problems.append(Problem("off the grid", expected.entry, f"{after.isoformat()} is no multiple of {every}"))
     if expected.since is not None:
@@ -285,14 +279,14 @@ def missing_of_interval(
 
 
 def _steps(first: datetime, every: timedelta, end: datetime) -> Iterable[datetime]:
-    """From `first` on, while not later than `end`."""
+    """Yield the grid from `first` up to `end`, inclusive."""
     while first <= end:
         yield first
         first += every
 
 
 def _steps_back(first: datetime, every: timedelta, since: datetime) -> list[datetime]:
-    """The instants before `first` on its grid that are later than `since`."""
+    """Yield the grid before `first`, down to but excluding `since`."""
     found = []
     while (first := first - every) > since:
         found.append(first)
@@ -302,7 +296,7 @@ def _steps_back(first: datetime, every: timedelta, since: datetime) -> list[date
 def missing_of_minutes(
     messages: Iterable[Event], expected: EveryMinute, skipped: Sequence[Skipped] = ()
 ) -> list[Problem]:
-    """Minutes without a message or a verdict, and instants that are no whole minute."""
+    """Return minutes without message and verdict, and instants that are not a whole minute."""
     due = _occurrences(messages, expected.entry)
     first = expected.since or (due[0] if due else None)
     last = expected.until or (due[-1] if due else None)
@@ -324,7 +318,7 @@ def missing_of_minutes(
 def missing_of_instants(
     messages: Iterable[Event], expected: Instants, skipped: Sequence[Skipped] = ()
 ) -> list[Problem]:
-    """Expected instants that neither arrived nor have a verdict."""
+    """Return expected instants with neither message nor verdict."""
     due = set(_occurrences(messages, expected.entry))
     return [
         Problem("missing", expected.entry, f"{moment.isoformat()} has neither message nor verdict")
@@ -334,7 +328,7 @@ def missing_of_instants(
 
 
 def unexpected_instants(messages: Iterable[Event], expected: Instants) -> list[Problem]:
-    """Messages for instants that are not among those expected."""
+    """Return messages for instants that are not expected."""
     return [
         Problem("unexpected", expected.entry, f"{moment.isoformat()} was never due")
         for moment in _occurrences(messages, expected.entry)
@@ -343,9 +337,9 @@ def unexpected_instants(messages: Iterable[Event], expected: Instants) -> list[P
 
 
 def skipped_yet_sent(messages: Iterable[Event], skipped: Sequence[Skipped]) -> list[Problem]:
-    """Occurrences with two verdicts: a message arrived, and a record says that it was skipped.
+    """Return occurrences with a message that are also recorded as skipped.
 
-    A record of a loss of state says that they are not sent any more, whether they were before or not.
+    A loss of state only records that they will not be sent again, so it does not count.
     """
     return [
         Problem(
@@ -364,7 +358,7 @@ def skipped_yet_sent(messages: Iterable[Event], skipped: Sequence[Skipped]) -> l
 
 
 def skipped_twice(skipped: Sequence[Skipped]) -> list[Problem]:
-    """Occurrences that two records say were skipped."""
+    """Return occurrences that two records mark as skipped."""
     problems = []
     latest: dict[str, Skipped] = {}
     for verdict in sorted(skipped, key=lambda one: one.first):
@@ -380,13 +374,11 @@ def skipped_twice(skipped: Sequence[Skipped]) -> list[Problem]:
 
 
 def crowding(messages: Iterable[Event], task: str, every: float) -> list[Problem]:
-    """For stock beat, whose messages name no occurrence: more messages of a task than the time they span has
-    room for.
-    """
+    """Return tasks of stock beat with more messages than fit in the time that they span."""
     times = sorted(message["t"] for message in messages if message.get("task") == task and message.get("entry") is None)
     if not times:
         return [Problem("missing", task, "not one message")]
-    # One more for the ends, and one for jitter: a single beat stays within this however the window is cut.
+    # One extra for the ends of the window and one for jitter: a single beat never exceeds this.
     room = int((times[-1] - times[0]) / every) + 2
     if len(times) <= room:
         return []
@@ -400,7 +392,7 @@ def crowding(messages: Iterable[Event], task: str, every: float) -> list[Problem
 
 @dataclass(frozen=True)
 class Silence:
-    """Seconds between consecutive messages: how many gaps, the median, the longest."""
+    """Gaps between consecutive messages, in seconds: count, median and longest."""
 
     gaps: int
     p50: float
@@ -415,18 +407,18 @@ def _silence(gaps: Sequence[float]) -> Silence:
 
 
 def silence(messages: Iterable[Event], entry: str | None = None) -> Silence:
-    """The gaps between consecutive arrivals, of one entry if named."""
+    """Return the gaps between consecutive arrivals, of one entry if named."""
     times = [message["t"] for message in messages if entry is None or message.get("entry") == entry]
     return _silence([after - before for before, after in itertools.pairwise(times)])
 
 
 def silence_around(history: Iterable[Event], fault: str, entry: str | None = None) -> Silence:
-    """For each start of a fault of this name: the gap between the last message of the leader before it and the first
-    of the next, which comes before another fault; where the leader stays, between the last message before the fault
-    and the first after it.
+    """Return, for each fault of this name, the gap between the old leader's last message and the next leader's first
+    one before another fault. If the leader stays, the gap is between its last message before the fault and its first
+    one after it.
 
-    The old leader's last message may come after the fault has begun: it was under way. Faults with no message on one
-    side are left out.
+    The old leader's last message may arrive after the fault has begun. Faults with no message on one side are
+    ignored.
     """
     events = sorted(history, key=lambda event: float(event["t"]))
     messages = [e for e in events if e.get("type") == "message" and (entry is None or e.get("entry") == entry)]
@@ -450,7 +442,7 @@ def silence_around(history: Iterable[Event], fault: str, entry: str | None = Non
 
 @dataclass(frozen=True)
 class Report:
-    """What the checker found; `str` gives a table and the problems, `ok` is True when there are none.
+    """Findings of the checker. `str` renders a table and the problems; `ok` is True if there are none.
 
     `skipped` counts occurrences by the reason of their verdict.
     """
@@ -470,7 +462,7 @@ class Report:
         return not self.problems
 
     def count(self, kind: str) -> int:
-        """How many problems of this kind."""
+        """Return the number of problems of this kind."""
         return sum(problem.kind == kind for problem in self.problems)
 
     @property
@@ -510,7 +502,7 @@ INVARIANTS: tuple[Check, ...] = (duplicates_by_occurrence, duplicates_by_id, epo
 
 
 def check(history: Iterable[Event], expected: Iterable[Expectation] = (), skipped: Sequence[Skipped] = ()) -> Report:
-    """Hold a history against the invariants and against what the schedule promises."""
+    """Check a history against the invariants and the expected schedule."""
     events = list(history)
     messages = messages_of(events)
     problems = [problem for invariant in INVARIANTS for problem in invariant(messages)]

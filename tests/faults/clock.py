@@ -1,7 +1,6 @@
-"""Wall clocks that jump: a preloaded library shifts CLOCK_REALTIME of one process, while it runs.
+"""Wall clocks that jump: a preloaded library shifts CLOCK_REALTIME of one running process.
 
-Durations (CLOCK_MONOTONIC, CLOCK_BOOTTIME) stay true, as they do when an administrator or NTP steps
-the clock.
+CLOCK_MONOTONIC and CLOCK_BOOTTIME are unchanged, as when an administrator or NTP steps the clock.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _SOURCE = Path(__file__).with_name("clock_offset.c")
 
 @functools.cache
 def clock_library() -> Path:
-    """Compile the library once per run. Raises PartMissing where there is no C compiler or it fails."""
+    """Compile the library once per run. Raises PartMissing if there is no C compiler or it fails."""
     compiler = find_program("cc", "gcc", "clang")
     folder = Path(tempfile.mkdtemp(prefix="hab-clock-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -39,7 +38,7 @@ def clock_library() -> Path:
 
 
 class SteppedClock:
-    """The wall clock of one process (and its children), `offset` seconds away from the machine's.
+    """Wall clock of one process and its children, `offset` seconds ahead of the machine's.
 
     Start the process with `env` in its environment; set the offset at any time. Raises PartMissing without a
     C compiler.
@@ -59,7 +58,7 @@ class SteppedClock:
 
     @property
     def offset(self) -> float:
-        """Seconds ahead of the machine's clock (negative: behind)."""
+        """Return the seconds that it is ahead of the machine's clock (negative: behind)."""
         return self._offset
 
     @offset.setter
@@ -68,5 +67,5 @@ class SteppedClock:
         os.pwrite(self._file, struct.pack("=d", seconds), 0)
 
     def jump(self, seconds: float) -> None:
-        """Step the clock by this much."""
+        """Step the clock by some seconds."""
         self.offset += seconds

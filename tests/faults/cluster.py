@@ -1,11 +1,11 @@
-"""A cluster of real beat processes, and what a test may do to each.
+"""Cluster of real beat processes that a test can kill, pause and restart.
 
     with BeatCluster(redis_server.url, spec={"fast": {"every": 0.2}}) as cluster:
         leader = cluster.wait_for_leader()
         leader.kill()
         cluster.wait_for_leader(other_than=leader)
 
-The scheduler is a parameter, so that stock beat runs in the same harness.
+The scheduler is a parameter, so that stock beat can run in it too.
 """
 
 from __future__ import annotations
@@ -35,15 +35,13 @@ _FOREIGN = ("HA_BEAT_", "CELERY_", "DJANGO_", "BROKER_URL", "BEAT_SPEC", "APP_",
 
 
 def ha_scheduler() -> str:
-    """`ha_beat` where the package is installed, else the full path that the name stands for."""
+    """Return `ha_beat` if the package is installed, else the full path of the scheduler."""
     installed = any(point.name == "ha_beat" for point in entry_points(group="celery.beat_schedulers"))
     return "ha_beat" if installed else "ha_beat.scheduler:HAScheduler"
 
 
 def base_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process' environment without anything that configures Celery or ha_beat; the repository
-    importable.
-    """
+    """Return this process's environment without settings of Celery and ha_beat, with the repository importable."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), env.get("PYTHONPATH")]))
     env["PYTHONUNBUFFERED"] = "1"
@@ -52,7 +50,7 @@ def base_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 class Replica:
-    """One beat process, in a process group and folder of its own; its log survives restarts."""
+    """Beat process with its own process group and folder. Its log survives restarts."""
 
     def __init__(self, name: str, command: Sequence[str], directory: Path, env: Mapping[str, str]) -> None:
         self.name = name
@@ -92,16 +90,16 @@ class Replica:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; negative: the signal that ended it."""
+        """Return None while it runs; a negative number is the signal that ended it."""
         return self.process.exit_code
 
     def kill(self) -> int:
-        """SIGKILL the group and wait for the end."""
+        """Send SIGKILL to the group and wait for the end."""
         self.paused = False
         return self.process.kill()
 
     def terminate(self, timeout: float = 15.0) -> int:
-        """SIGTERM, and wait; SIGKILL and an AssertionError when it has not ended after `timeout` seconds."""
+        """Send SIGTERM and wait. After `timeout` seconds, send SIGKILL and raise AssertionError."""
         process = self.process
         process.send(signal.SIGTERM)
         self.resume()
@@ -114,7 +112,7 @@ class Replica:
             ) from error
 
     def pause(self) -> None:
-        """SIGSTOP the group: its connections stay open, it does nothing."""
+        """Send SIGSTOP to the group: its connections stay open."""
         self.process.pause()
         self.paused = True
 
@@ -124,7 +122,7 @@ class Replica:
         self.paused = False
 
     def restart(self) -> Self:
-        """SIGKILL if it still runs, then start anew."""
+        """Start it again, after SIGKILL if it still runs."""
         if self.alive:
             self.kill()
         return self.start()
@@ -136,22 +134,21 @@ class Replica:
         return "\n".join(self.log_text().splitlines()[-lines:])
 
     def wait_for_log(self, text: str, timeout: float = 20.0, count: int = 1) -> None:
-        """Wait until the log contains `text`, so many times; AssertionError with the log's end otherwise."""
+        """Wait until the log contains `text` `count` times. The AssertionError shows the end of the log."""
         try:
             wait_for(lambda: self.log_text().count(text) >= count, timeout, f"{text!r} in the log of {self.name}", 0.05)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log_tail()}") from None
 
     def wait_for_log_of_start(self, timeout: float = 30.0) -> None:
-        """Wait until beat, as last started, says that it is starting (imports done, signal handlers set)."""
+        """Wait until the last started beat has logged its start (imports done, signal handlers set)."""
         self.wait_for_log("beat: Starting...", timeout, count=self.starts)
 
 
 class BeatCluster:
-    """Some replicas that share one schedule. A context manager: all are started on entry, all are gone on
-    exit.
+    """Replicas that share one schedule. A context manager: all are started on entry and killed on exit.
 
-    broker_urls and lease_urls: one URL for all, or one for each replica (through its own proxy, say);
+    broker_urls and lease_urls: one URL for all, or one for each replica (for example through its own proxy);
     without lease_urls ha_beat finds its Redis itself. `spec` is the schedule, `config` further Celery
     settings, as `tests.support.apps.tick_app` reads them. `settings` become HA_BEAT_<NAME> variables. `env` is added
     for every replica, `replica_env` per replica. `admin_url` is where the test itself asks for the lease
@@ -252,7 +249,7 @@ class BeatCluster:
         return self.replicas[number]
 
     def logs(self, lines: int = 40) -> str:
-        """The end of every replica's log, for a failed test's output."""
+        """Return the end of every replica's log, for the output of a failed test."""
         return "\n".join(f"--- {replica!r}\n{replica.log_tail(lines)}" for replica in self.replicas)
 
     @property
@@ -260,7 +257,7 @@ class BeatCluster:
         return all(replica.alive for replica in self.replicas)
 
     def assert_all_alive(self) -> None:
-        """Raises AssertionError, with the log of each replica that has ended."""
+        """Assert that every replica runs; the error shows the log of each one that has ended."""
         ended = [
             f"{replica.name} ended ({replica.exit_code}):\n{replica.log_tail()}"
             for replica in self
@@ -270,7 +267,7 @@ class BeatCluster:
             raise AssertionError("\n".join(ended))
 
     def heal(self) -> None:
-        """Resume what is paused and start what has ended."""
+        """Resume paused replicas and start ended ones."""
         for replica in self.replicas:
             replica.resume()
             replica.start()
@@ -278,31 +275,29 @@ class BeatCluster:
     # -- who leads
 
     def key(self, name: str) -> str:
-        """The Redis key of this cluster's `lease`, `ledger`, `journal`, ..."""
+        """Return the Redis key of this cluster's `lease`, `ledger`, `journal`, ..."""
         return f"{{ha-beat:{self.name}}}:{name}"
 
     def lease(self) -> dict[str, str]:
-        """The lease record; empty when there is none. Raises redis errors."""
+        """Return the lease record; empty if there is none. Raises redis errors."""
         if self.admin is None:
             raise RuntimeError("the lease's Redis is unknown: give admin_url")
         return cast("dict[str, str]", self.admin.hgetall(self.key("lease")))
 
     def epoch(self) -> int | None:
-        """The epoch that the lease record bears."""
+        """Return the epoch of the lease record."""
         text = self.lease().get("epoch")
         return int(text) if text else None
 
     def leader(self) -> Replica | None:
-        """The replica that the lease record names as its present holder, by its pid; None if nobody holds
-        it.
-        """
+        """Return the replica that holds the lease, found by its pid; None if no replica does."""
         record = self.lease()
         if record.get("state") != "held":
             return None
         return next((r for r in self.replicas if r.alive and str(r.pid) == record.get("pid")), None)
 
     def standbys(self) -> list[Replica]:
-        """The living, unpaused replicas that do not lead."""
+        """Return the running, unpaused replicas that do not lead."""
         leader = self.leader()
         return [replica for replica in self.replicas if replica.alive and not replica.paused and replica is not leader]
 
@@ -322,7 +317,7 @@ class BeatCluster:
             raise AssertionError(f"{error}\nlease: {lease}\n{self.logs()}") from None
 
     def wait_for_presence(self, timeout: float = 30.0) -> None:
-        """Wait until the lease names a presence channel, and the standbys have had time to look at it."""
+        """Wait until the lease names a presence channel and the standbys have had time to read it."""
         wait_for(lambda: self.lease().get("presence"), timeout, "the leader's presence")
         time.sleep(0.5)
 
@@ -333,7 +328,7 @@ class BeatCluster:
                 replica.wait_for_log("beat: Starting...", timeout)
 
     def wait_for_epoch_above(self, epoch: int, timeout: float = 30.0) -> int:
-        """Wait until the lease has changed hands since `epoch`, and return the new one."""
+        """Wait until the epoch has risen above `epoch`, and return it."""
         return wait_for(
             lambda: now if (now := self.epoch() or 0) > epoch else None,
             timeout,
@@ -341,17 +336,17 @@ class BeatCluster:
             0.01,
         )
 
-    # -- what it recorded
+    # -- records
 
     def journal(self) -> list[dict[str, Any]]:
-        """The journal's records, oldest first."""
+        """Return the journal's records, oldest first."""
         if self.admin is None:
             raise RuntimeError("the lease's Redis is unknown: give admin_url")
         stream = cast("list[tuple[str, dict[str, str]]]", self.admin.xrange(self.key("journal")))
         return [json.loads(fields["d"]) for _, fields in stream if "d" in fields]
 
     def ledger(self) -> dict[str, dict[str, Any]]:
-        """The ledger's row of each entry."""
+        """Return the ledger's rows by entry."""
         if self.admin is None:
             raise RuntimeError("the lease's Redis is unknown: give admin_url")
         rows = cast("dict[str, str]", self.admin.hgetall(self.key("ledger")))

@@ -1,9 +1,9 @@
-"""Some electors in one process, for clusters of more replicas than a test machine can hold as beat processes.
+"""Electors in one process, for clusters of more replicas than a test machine can run as beat processes.
 
     python -m tests.faults.electors URL CLUSTER COUNT NAME
 
-Prints one JSON line for each change of role; runs until it is killed. Each elector has connections, a thread and an
-identity of its own, as in a beat process.
+Prints one JSON line for each change of role and runs until it is killed. Each elector has its own connections,
+thread and identity, as in a beat process.
 """
 
 from __future__ import annotations

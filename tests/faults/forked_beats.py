@@ -1,9 +1,9 @@
-"""Many real beats that start fast: each is a fork of this process, which has done the imports for all.
+"""Real beats that start fast: each is a fork of this process, which has already done the imports.
 
     python -m tests.faults.forked_beats FOLDER COUNT
 
-From the fork on, each is what `celery beat -S ha_beat` is: a process with connections, a thread, an identity and a log
-(in FOLDER) of its own. Prints `NAME PID` for each, and keeps running: all end with this process's group.
+After the fork each equals `celery beat -S ha_beat`: a process with its own connections, thread, identity and log (in
+FOLDER). Prints `NAME PID` for each and keeps running; all end with this process's group.
 """
 
 from __future__ import annotations

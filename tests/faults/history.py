@@ -1,12 +1,12 @@
-"""The history of a run: what arrived at the queue and what was done to the cluster, one JSON line per event.
+"""History of a run: messages that arrived at the queue and faults of the cluster, one JSON line per event.
 
 Every event has `t`, seconds of CLOCK_BOOTTIME, and `type`:
 - message: task, id, queue, and from the `ha_beat` header entry, scheduled_at, epoch, run_count, cluster
   (None on a message of stock beat)
 - fault: fault, phase ("start", "end" or "at"), and whatever the fault adds (replica, seconds, ...)
-- note: anything else worth keeping (a consumer's trouble, ...)
+- note: anything else (such as an error of a consumer)
 
-A consumer takes the place of the worker, so that what is recorded is what the broker accepted, in its order.
+A consumer replaces the worker, so that the history has the messages that the broker accepted, in its order.
 """
 
 from __future__ import annotations
@@ -33,14 +33,12 @@ HEADER = "ha_beat"
 
 
 def boottime() -> float:
-    """Seconds on the clock that also counts suspended time, where there is one."""
+    """Return the seconds of a clock that also counts suspended time, if there is one."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class History:
-    """The events of one run, in memory and, if `path` is given, as JSON lines. Safe to use from several
-    threads.
-    """
+    """Events of one run, in memory and, if `path` is given, as JSON lines. Thread-safe."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
@@ -61,7 +59,7 @@ class History:
         self.extend([event])
 
     def extend(self, events: Iterable[Event]) -> None:
-        """Append events; those without a `t` get the present one."""
+        """Append events; `t` defaults to now."""
         now = boottime()
         stamped = [{"t": now, **event} for event in events]
         if not stamped:
@@ -73,24 +71,24 @@ class History:
                 self._file.flush()
 
     def fault(self, name: str, phase: str = "at", **details: Any) -> None:
-        """Record something that was done to the cluster."""
+        """Record a fault."""
         self.record(type="fault", fault=name, phase=phase, **details)
 
     def events(self, kind: str | None = None) -> list[Event]:
-        """A copy of all events, or of those of one type, in order of arrival."""
+        """Return a copy of all events, or of those of one type, in order of arrival."""
         with self._guard:
             return [event for event in self._events if kind is None or event["type"] == kind]
 
     def messages(self, entry: str | None = None) -> list[Event]:
-        """The messages, of one entry if named."""
+        """Return the messages, of one entry if named."""
         return [m for m in self.events("message") if entry is None or m["entry"] == entry]
 
     def faults(self, name: str | None = None) -> list[Event]:
-        """What was done to the cluster, of one name if given."""
+        """Return the faults, of one name if given."""
         return [f for f in self.events("fault") if name is None or f["fault"] == name]
 
     def wait_for_messages(self, count: int, timeout: float = 10.0, entry: str | None = None) -> list[Event]:
-        """Wait until at least `count` messages (more) than none have been recorded, and return them all."""
+        """Wait until at least `count` messages have been recorded, and return all of them."""
         what = f"{count} messages of {entry or 'any entry'}"
         return wait_for(lambda: found if len(found := self.messages(entry)) >= count else None, timeout, what)
 
@@ -102,7 +100,7 @@ class History:
 
 
 def message_event(headers: dict[str, Any], queue: str) -> Event:
-    """The event for a Celery message (protocol 2) with these headers."""
+    """Return the event of a Celery message (protocol 2) with these headers."""
     ours = headers.get(HEADER) or {}
     return {
         "type": "message",
@@ -118,7 +116,7 @@ def message_event(headers: dict[str, Any], queue: str) -> Event:
 
 
 class QueueConsumer(ABC):
-    """A thread that empties queues into a history, and comes back by itself when the broker was away."""
+    """Thread that empties queues into a history and reconnects after an outage of the broker."""
 
     def __init__(self, history: History, queues: Sequence[str] = ("celery",)) -> None:
         self.history = history
@@ -128,7 +126,7 @@ class QueueConsumer(ABC):
 
     @abstractmethod
     def consume(self) -> None:
-        """Consume until told to end or until the broker fails (by an exception)."""
+        """Consume until it is stopped or the broker fails with an exception."""
 
     @property
     def ending(self) -> bool:
@@ -182,11 +180,11 @@ return redis.call('LRANGE', KEYS[3], 0, -1)
 
 
 class RedisQueueConsumer(QueueConsumer):
-    """Takes messages from lists of a Redis broker, some hundreds at a time, oldest first.
+    """Consumer of lists of a Redis broker: takes some hundreds of messages at a time, oldest first.
 
-    A lost reply neither loses nor doubles a message in the history. It polls each 10 ms, which is therefore
-    the resolution of the times of arrival. A server that forgets its last second (kill with appendfsync
-    everysec) gives messages back that were taken: use `--appendfsync always` where that matters.
+    A lost reply neither loses nor duplicates a message in the history. It polls every 10 ms, which is the resolution
+    of arrival times. A server that loses its last second (killed with appendfsync everysec) returns messages that
+    were already taken: use `--appendfsync always` if that matters.
     """
 
     BATCH = 500
@@ -216,10 +214,9 @@ class RedisQueueConsumer(QueueConsumer):
 
 
 class AmqpQueueConsumer(QueueConsumer):
-    """Consumes queues of an AMQP broker, acknowledging what it has recorded.
+    """Consumer of queues of an AMQP broker that acknowledges recorded messages.
 
-    A message given again after a lost connection (`redelivered`, and recorded already) becomes a note, not a
-    message.
+    A message redelivered after a lost connection becomes a note if it was recorded before.
     """
 
     def __init__(self, history: History, url: str, queues: Sequence[str] = ("celery",)) -> None:

@@ -1,8 +1,7 @@
-"""What goes wrong, by name: faults over the replicas, the paths and the servers of a run, each recorded in
-its history.
+"""Faults of the replicas, the network paths and the servers of a run, each recorded in its history.
 
-A fault that lasts blocks for its seconds and ends itself: `pause_leader(3)` returns when the leader runs again.
-`Storm` draws a schedule of such faults from a seed, carries it out and heals everything.
+A fault with a duration blocks for that time: `pause_leader(3)` returns when the leader runs again.
+`Storm` draws a schedule of faults from a seed, runs it and heals everything.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ T = TypeVar("T")
 
 
 class Nemesis:
-    """Brings about failures. `lease_proxies` and `broker_proxies` hold one proxy per replica, in their
+    """Injector of faults. `lease_proxies` and `broker_proxies` hold one proxy per replica, in their
     order, or one for all; where lease and queue are one Redis they are the same proxies. `clocks` likewise,
     one per replica.
 
-    Where a fault means the leader and nobody leads (or no lease can be read), it strikes a living replica at random.
+    A fault of the leader strikes a random running replica if there is no leader or the lease can't be read.
     """
 
     def __init__(
@@ -52,10 +51,10 @@ class Nemesis:
         self.clocks = tuple(clocks)
         self.chance = chance or random.Random()
 
-    # -- whom it strikes
+    # -- targets
 
     def leader(self) -> Replica:
-        """The leader, or a living replica at random."""
+        """Return the leader, or a random running replica."""
         with contextlib.suppress(Exception):
             leader = self.cluster.leader()
             if leader is not None:
@@ -63,24 +62,24 @@ class Nemesis:
         return self.anyone()
 
     def anyone(self) -> Replica:
-        """A living, unpaused replica at random. Raises RuntimeError if there is none."""
+        """Return a random running, unpaused replica. Raises RuntimeError if there is none."""
         living = [replica for replica in self.cluster if replica.alive and not replica.paused]
         if not living:
             raise RuntimeError("no replica is alive")
         return self.chance.choice(living)
 
     def standby(self) -> Replica:
-        """A living replica that does not lead, at random; the leader if it is alone."""
+        """Return a random running replica that does not lead; the leader if it is alone."""
         leader = self.leader()
         others = [replica for replica in self.cluster if replica.alive and replica is not leader]
         return self.chance.choice(others) if others else leader
 
     def lease_proxy(self, replica: Replica | None = None) -> TcpProxy:
-        """The proxy between a replica (default: the leader) and the lease."""
+        """Return the proxy between a replica (default: the leader) and the lease."""
         return self._of(self.lease_proxies, replica or self.leader(), "lease proxy")
 
     def broker_proxy(self, replica: Replica | None = None) -> TcpProxy:
-        """The proxy between a replica (default: the leader) and the broker."""
+        """Return the proxy between a replica (default: the leader) and the broker."""
         return self._of(self.broker_proxies, replica or self.leader(), "broker proxy")
 
     def _of(self, each: Sequence[T], replica: Replica, what: str) -> T:
@@ -99,11 +98,11 @@ class Nemesis:
     # -- processes
 
     def kill_leader(self, down: float | None = None) -> Replica:
-        """SIGKILL; started again after `down` seconds, or never."""
+        """Send SIGKILL; start it again after `down` seconds, or never."""
         return self.kill(self.leader(), down, "kill_leader")
 
     def term_leader(self, down: float | None = None) -> Replica:
-        """SIGTERM; started again after `down` seconds, or never."""
+        """Send SIGTERM; start it again after `down` seconds, or never."""
         victim = self.leader()
         self.history.fault("term_leader", replica=victim.name)
         victim.terminate()
@@ -135,7 +134,7 @@ class Nemesis:
         return replica
 
     def clock_jump(self, seconds: float, replica: Replica | None = None) -> Replica:
-        """Step the wall clock of a replica (default: the leader) and leave it so."""
+        """Step the wall clock of a replica (default: the leader) until it is healed."""
         victim = replica or self.leader()
         clock = self._of(self.clocks, victim, "clock")
         self.history.fault("clock_jump", replica=victim.name, seconds=seconds)
@@ -176,9 +175,7 @@ class Nemesis:
         self._fault_on(proxy, "blackhole_broker_path", seconds, proxy.blackhole)
 
     def stall_lease_path(self, seconds: float, replica: Replica | None = None) -> None:
-        """Keep all bytes between a replica (default: the leader) and the lease back, and deliver them
-        late.
-        """
+        """Hold back all bytes between a replica (default: the leader) and the lease, and deliver them late."""
         proxy = self.lease_proxy(replica)
         self._fault_on(proxy, "stall_lease_path", seconds, proxy.pause)
 
@@ -211,15 +208,15 @@ class Nemesis:
         return self.redis
 
     def redis_stop(self, seconds: float | None = None) -> None:
-        """SIGTERM; started again with its data (as far as it persists) after `seconds`, or when healed."""
+        """Send SIGTERM; start it again with its persisted data after `seconds`, or when healed."""
         self._down("redis_stop", self._redis(), self._redis().stop, seconds)
 
     def redis_kill(self, seconds: float | None = None) -> None:
-        """SIGKILL; started again with its data (as far as it persists) after `seconds`, or when healed."""
+        """Send SIGKILL; start it again with its persisted data after `seconds`, or when healed."""
         self._down("redis_kill", self._redis(), self._redis().kill, seconds)
 
     def redis_restart(self, *, persist: bool, down: float = 0.0) -> None:
-        """Stop, stay away, start: with the data or with none at all."""
+        """Stop it, wait, and start it with all its data or none."""
         with self._during("redis_restart", persist=persist, seconds=down):
             self._redis().restart(persist=persist, down=down)
 
@@ -238,7 +235,7 @@ class Nemesis:
         return self.broker
 
     def broker_stop(self, seconds: float | None = None) -> None:
-        """An orderly stop; started again after `seconds`, or when healed."""
+        """Stop it cleanly; start it again after `seconds`, or when healed."""
         self._down("broker_stop", self._broker(), self._broker().stop, seconds)
 
     def broker_pause(self, seconds: float) -> None:
@@ -263,10 +260,10 @@ class Nemesis:
             finally:
                 server.resume()
 
-    # -- the end of it
+    # -- healing
 
     def heal(self) -> None:
-        """Servers run, paths are whole, clocks are right, every replica is up."""
+        """Restart servers and replicas, restore paths and clocks."""
         for server in {server for server in (self.redis, self.broker) if server is not None}:
             if server.alive:
                 server.resume()
@@ -284,9 +281,7 @@ class Nemesis:
 
 @dataclass(frozen=True)
 class FaultKind:
-    """One kind of fault for a storm: how long it lasts at least and at most (seconds), how likely it is, and
-    what it needs.
-    """
+    """Kind of fault for a storm: shortest and longest duration in seconds, weight, and required parts."""
 
     strike: Callable[[Nemesis, float], object]
     shortest: float
@@ -342,7 +337,7 @@ FAULTS: Mapping[str, FaultKind] = {
 
 @dataclass(frozen=True)
 class Step:
-    """Wait `calm` seconds, then bring about a fault for `seconds`."""
+    """Wait of `calm` seconds, then a fault of `seconds`."""
 
     calm: float
     fault: str
@@ -350,11 +345,10 @@ class Step:
 
 
 class Storm:
-    """A schedule of faults drawn from a seed: the same seed and names give the same schedule.
+    """Schedule of faults drawn from a seed. The same seed and names give the same schedule.
 
-    `duration` is what the planned steps add up to, in seconds; clock jumps and cuts take no time. `names` are
-    keys of FAULTS; None takes what each run has the parts for (no clock jumps: ask for those by name). `scale`
-    shortens or lengthens every fault.
+    `duration` is the sum of the planned steps in seconds; clock jumps and cuts take no time. `names` are keys of
+    FAULTS; None selects those that the run has the parts for, without clock jumps. `scale` multiplies each duration.
     """
 
     CALM_SECONDS = (0.3, 3.0)
@@ -367,11 +361,11 @@ class Storm:
 
     @staticmethod
     def possible(nemesis: Nemesis) -> tuple[str, ...]:
-        """The faults that a run has the parts for, clock jumps left out."""
+        """Return the faults that a run has the parts for, without clock jumps."""
         return tuple(name for name, kind in FAULTS.items() if name != "clock_jump" and kind.needs(nemesis))
 
     def plan(self, names: Sequence[str]) -> tuple[Step, ...]:
-        """The steps, drawn from these faults."""
+        """Draw the steps from these faults."""
         chance = random.Random(self.seed)
         weights = [FAULTS[name].weight for name in names]
         steps: list[Step] = []
@@ -389,9 +383,7 @@ class Storm:
         return tuple(steps)
 
     def run(self, nemesis: Nemesis) -> tuple[Step, ...]:
-        """Carry the plan out, heal everything whatever happens, and return the plan. Prints the seed and
-        each step.
-        """
+        """Run the plan, heal everything even after an error, and return the plan. Prints the seed and each step."""
         plan = self.plan(self.names or self.possible(nemesis))
         nemesis.chance = random.Random(self.seed)
         print(f"storm: seed {self.seed}, {len(plan)} faults in about {self.duration:g} s")

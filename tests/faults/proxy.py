@@ -1,7 +1,7 @@
-"""A TCP proxy that fails on command: cuts, blackholes, delays, loses replies, delivers requests late.
+"""TCP proxy that injects faults: cuts, blackholes, delays, lost replies, late requests.
 
-"request" is the direction from client to server, "reply" the other. All methods may be called from any
-thread; each returns when what it says has taken effect.
+"request" is the direction from client to server, "reply" the other. All methods are thread-safe; each returns once
+it has taken effect.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ BOTH: tuple[Direction, ...] = ("request", "reply")
 
 _CHUNK = 1 << 16
 _REMEMBERED = 1 << 18
-# How long a connection whose reply is to be lost goes on towards the server, so that the server has acted on
-# all of it.
+# Time that a connection goes on towards the server before its reply is lost, so that the server has acted on all of
+# it.
 _GRACE_SECONDS = 0.05
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
 def containing(*parts: bytes) -> Predicate:
-    """A predicate: every one of these byte strings occurs in the request."""
+    """Return a predicate: True if the request contains all of these byte strings."""
     return lambda data: all(part in data for part in parts)
 
 
 @dataclass
 class _Watch:
-    """Waits for a request that matches, `left` times."""
+    """Watch for matching requests, `left` times."""
 
     matches: Predicate
     left: int
@@ -55,9 +55,7 @@ class _Watch:
 
 
 class CutReply:
-    """A reply that is to be lost: `wait()` until the server has acted on the request and the connection is
-    cut.
-    """
+    """Reply to be lost. `wait()` returns when the server has acted on the request and the connection is cut."""
 
     def __init__(self, proxy: TcpProxy, watch: _Watch) -> None:
         self._proxy = proxy
@@ -69,19 +67,17 @@ class CutReply:
         return self._watch.seen.is_set()
 
     def wait(self, timeout: float = 10.0) -> None:
-        """Raises AssertionError if nothing was cut within `timeout` seconds."""
+        """Wait until it is cut; raise AssertionError after `timeout` seconds."""
         if not self.done.wait(timeout):
             raise AssertionError(f"no reply was cut in {timeout:g} s (request matched: {self.matched})")
 
     def cancel(self) -> None:
-        """Look no further for a matching request."""
+        """Stop watching for a matching request."""
         self._watch.left = 0
 
 
 class HeldRequest:
-    """A request kept back: `wait()` until it has come, `release()` to deliver it, even if its client has
-    gone.
-    """
+    """Request held back. `wait()` returns when it has arrived; `release()` delivers it even if its client is gone."""
 
     def __init__(self, proxy: TcpProxy, watch: _Watch) -> None:
         self._proxy = proxy
@@ -93,12 +89,12 @@ class HeldRequest:
         return self._watch.seen.is_set()
 
     def wait(self, timeout: float = 10.0) -> None:
-        """Raises AssertionError if no matching request came within `timeout` seconds."""
+        """Wait for it; raise AssertionError if no matching request arrives within `timeout` seconds."""
         if not self._watch.seen.wait(timeout):
             raise AssertionError(f"no matching request came in {timeout:g} s")
 
     def release(self) -> None:
-        """Deliver what is held, and hold nothing more. Returns before the server has read it."""
+        """Deliver held requests and hold no more. Returns before the server has read them."""
         self._watch.left = 0
         self._proxy._call(self._open)
 
@@ -108,7 +104,7 @@ class HeldRequest:
 
 
 class _Way:
-    """The state of one direction, which all connections of the proxy share."""
+    """State of one direction, shared by all connections of the proxy."""
 
     def __init__(self) -> None:
         self.delay = 0.0
@@ -118,7 +114,7 @@ class _Way:
 
 
 class _Pair:
-    """One client's connection and the one that goes on to the server."""
+    """Client's connection and the connection to the server."""
 
     def __init__(self, proxy: TcpProxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.proxy = proxy
@@ -154,7 +150,7 @@ class _Pair:
             self.close()
 
     async def _pump(self, direction: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Move bytes; a task of its own reads, so that a delay shifts the stream and does not slow it."""
+        """Move bytes; a separate task reads, so that a delay shifts the stream and does not slow it."""
         way = self.proxy.ways[direction]
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(256)
@@ -200,13 +196,13 @@ class _Pair:
             self._lose(data)
             return
         elif self.client_gone:
-            return  # nobody is left to read it
+            return  # there is no reader left
         proxy.counters[f"{direction} bytes"] += len(data)
         writer.write(data)
         await writer.drain()
 
     async def _look(self, data: bytes) -> None:
-        """See whether a request that somebody waits for has come, possibly over several reads."""
+        """Look for a watched request, possibly spread over several reads."""
         proxy = self.proxy
         if not proxy.replies_to_cut and not proxy.requests_to_hold:
             self.recent = b""
@@ -227,8 +223,8 @@ class _Pair:
             self.hold = None
 
     def _lose(self, data: bytes) -> None:
-        """Swallow the first replies after a matching request; cut once the server has had time for the
-        rest.
+        """Swallow the first replies after a matching request, then cut the connection after the server had time for
+        the rest.
         """
         proxy = self.proxy
         cut = self.losing
@@ -245,9 +241,9 @@ class _Pair:
         asyncio.get_running_loop().call_later(_GRACE_SECONDS, end)
 
     def reset(self) -> None:
-        """RST towards the client; the server sees an ordinary end after what it was sent.
+        """Send RST to the client; the server sees a normal end of the stream.
 
-        A request that is held outlives its client, as one that is under way in the network would.
+        A held request outlives its client, like one in the network.
         """
         self.client_gone = True
         with contextlib.suppress(OSError, AttributeError):
@@ -267,8 +263,7 @@ class _Pair:
 
 
 class TcpProxy:
-    """A proxy on a free port of 127.0.0.1 in front of `upstream` (host, port). Starts at once; a context
-    manager.
+    """Proxy on a free port of 127.0.0.1 in front of `upstream` (host, port). A context manager; it starts at once.
 
     counters: connections, refused, cut, replies cut, requests held, upstream refused, `request bytes`,
     `reply bytes`, `request bytes lost`, `reply bytes lost`.
@@ -291,14 +286,14 @@ class TcpProxy:
 
     @classmethod
     def for_url(cls, url: str) -> Self:
-        """A proxy in front of the host and port of a URL."""
+        """Return a proxy in front of the host and port of a URL."""
         parts = urlsplit(url)
         if parts.hostname is None or parts.port is None:
             raise ValueError("the URL must name a host and a port")
         return cls((parts.hostname, parts.port))
 
     def url(self, url: str) -> str:
-        """The same URL, through this proxy."""
+        """Return the same URL through this proxy."""
         parts = urlsplit(url)
         user, at, _ = parts.netloc.rpartition("@")
         return urlunsplit(parts._replace(netloc=f"{user}{at}{LOCALHOST}:{self.port}"))
@@ -309,13 +304,13 @@ class TcpProxy:
 
     @property
     def connections(self) -> int:
-        """How many connections are open through the proxy now."""
+        """Return the number of open connections."""
         return len(self.pairs)
 
     # -- faults
 
     def cut(self) -> int:
-        """Reset every open connection, and return how many there were. New ones are let through."""
+        """Reset every open connection and return their number. New ones pass."""
 
         async def cut() -> int:
             pairs = list(self.pairs)
@@ -361,9 +356,7 @@ class TcpProxy:
         self._call(blackhole)
 
     def forget(self) -> None:
-        """Swallow all bytes of the connections that are open now, as a balancer that has dropped them from its
-        table. New ones are let through.
-        """
+        """Swallow all bytes of the open connections, like a load balancer that has forgotten them. New ones pass."""
 
         async def forget() -> None:
             for pair in self.pairs:
@@ -372,9 +365,7 @@ class TcpProxy:
         self._call(forget)
 
     def pause(self, *directions: Direction) -> None:
-        """Keep all bytes of these directions (default: both) back, as a network that will resend them
-        does.
-        """
+        """Hold back all bytes of these directions (default: both), like a network that will resend them."""
 
         async def pause() -> None:
             for direction in directions or BOTH:
@@ -383,7 +374,7 @@ class TcpProxy:
         self._call(pause)
 
     def resume(self, *directions: Direction) -> None:
-        """Deliver what `pause` kept back."""
+        """Deliver the bytes that `pause` held back."""
 
         async def resume() -> None:
             for direction in directions or BOTH:
@@ -392,7 +383,7 @@ class TcpProxy:
         self._call(resume)
 
     def delay(self, seconds: float, *directions: Direction) -> None:
-        """Deliver the bytes of these directions (default: both) `seconds` after they came."""
+        """Deliver the bytes of these directions (default: both) `seconds` after their arrival."""
 
         async def delay() -> None:
             for direction in directions or BOTH:
@@ -401,10 +392,9 @@ class TcpProxy:
         self._call(delay)
 
     def cut_reply_after(self, predicate: Predicate | bytes, count: int = 1) -> CutReply:
-        """Let the next `count` matching requests reach the server, and cut each connection before the reply
-        gets back.
+        """Let the next `count` matching requests reach the server and cut each connection before the reply returns.
 
-        The predicate sees what one connection has sent since the call (the latest 256 KiB).
+        The predicate receives the latest 256 KiB that one connection has sent since the call.
         """
         cut = CutReply(self, _Watch(_as_predicate(predicate), count))
 
@@ -415,9 +405,7 @@ class TcpProxy:
         return cut
 
     def hold(self, predicate: Predicate | bytes, count: int = 1) -> HeldRequest:
-        """Keep the next `count` matching requests (and what follows on their connections) back until
-        released.
-        """
+        """Hold back the next `count` matching requests (and what follows on their connections) until released."""
         held = HeldRequest(self, _Watch(_as_predicate(predicate), count))
 
         async def add() -> None:
@@ -427,7 +415,7 @@ class TcpProxy:
         return held
 
     def heal(self) -> None:
-        """End every fault. Held requests are delivered, replies still to be cut are not."""
+        """End every fault. Held requests are delivered; replies still to be cut are not."""
 
         async def heal() -> None:
             broken = [pair for pair in self.pairs if pair.lost_bytes]
@@ -447,7 +435,7 @@ class TcpProxy:
         self._call(heal)
         self.accept()
 
-    # -- its life
+    # -- life cycle
 
     async def _start(self) -> None:
         self.ways = {direction: _Way() for direction in BOTH}

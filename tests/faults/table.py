@@ -1,6 +1,6 @@
-"""The table of failures: row by row what is brought about, by which tests, and what the checker found in this run.
+"""Table of failures: each row has a failure, the tests that cause it and the checker's findings in this run.
 
-A test tells of its findings through the fixture `found`; the table is printed at the end of a full run, and of any run
+A test reports its findings through the fixture `found`. The table is printed at the end of a full run and of any run
 with `--table`.
 """
 
@@ -18,7 +18,7 @@ _PROPERTY = "found"
 
 @dataclass(frozen=True)
 class Row:
-    """One failure, what is required, and the tests (parts of their ids) that bring it about."""
+    """Failure, requirement, and the tests (parts of their ids) that cause it."""
 
     failure: str
     required: str
@@ -109,7 +109,7 @@ TABLE = (
 
 
 def summary(report: Report) -> str:
-    """What the checker found, in one line."""
+    """Return the checker's findings in one line."""
     skipped = ", ".join(f"{count} {reason}" for reason, count in report.skipped.items()) or "none"
     return (
         f"{report.occurrences} occurrences, {report.duplicates} duplicates, {report.missing} missing, "
@@ -119,7 +119,7 @@ def summary(report: Report) -> str:
 
 @pytest.fixture
 def found(record_property: Callable[[str, object], None]) -> Callable[[Report | str], None]:
-    """Call it with a report, or a line, for the table of failures."""
+    """Return a function that adds a report, or a line, to the table of failures."""
     return lambda what: record_property(_PROPERTY, summary(what) if isinstance(what, Report) else what)
 
 

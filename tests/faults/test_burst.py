@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.cluster import Replica
 from tests.faults.proxy import HeldRequest, containing
-from tests.faults.stage import Stage
+from tests.faults.scenario import ClusterScenario
 from tests.support.servers import wait_for
 
 COUNT = 1000
@@ -23,12 +23,12 @@ TTL = 2.0
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
+def scenario() -> Iterator[ClusterScenario]:
     """Three replicas that have armed the 1,000 entries, which will all be due at one instant some seconds from now."""
     for lead_time in LEAD_TIMES:
         due_at = time.time() + lead_time
         burst = {"every": 3600, "first": due_at, "n": COUNT}
-        with Stage(spec={"fast": {"every": 0.2}, "burst": burst}, settings={"lease_ttl": TTL}) as made:
+        with ClusterScenario(spec={"fast": {"every": 0.2}, "burst": burst}, settings={"lease_ttl": TTL}) as made:
             made.begin()
             if time.time() < due_at - 1:
                 yield made
@@ -36,88 +36,88 @@ def stage() -> Iterator[Stage]:
     pytest.fail(f"the replicas were not up after {LEAD_TIMES[-1] - 1:g} s")
 
 
-def hold_in_mid_burst(stage: Stage, leader: Replica) -> HeldRequest:
+def hold_in_mid_burst(scenario: ClusterScenario, leader: Replica) -> HeldRequest:
     """Keep back, on the way to the server, the batch that holds the entry in the middle of the burst."""
-    held = stage.nemesis.lease_proxy(leader).hold(containing(b"EVALSHA", b"burst-0500", b'"verdict":"enqueued"'))
+    held = scenario.nemesis.lease_proxy(leader).hold(containing(b"EVALSHA", b"burst-0500", b'"verdict":"enqueued"'))
     held.wait(LEAD_TIMES[-1] + 20)
     time.sleep(0.1)  # the rest of the request may still be on its way into the proxy
-    assert 0 < sent(stage) < COUNT
+    assert 0 < sent(scenario) < COUNT
     return held
 
 
-def sent(stage: Stage) -> int:
-    return sum(str(message["entry"]).startswith("burst") for message in stage.history.messages())
+def sent(scenario: ClusterScenario) -> int:
+    return sum(str(message["entry"]).startswith("burst") for message in scenario.history.messages())
 
 
-def wait_for_burst(stage: Stage) -> None:
-    wait_for(lambda: sent(stage) >= COUNT, 30, "the rest of the burst")
+def wait_for_burst(scenario: ClusterScenario) -> None:
+    wait_for(lambda: sent(scenario) >= COUNT, 30, "the rest of the burst")
 
 
-def assert_each_once(stage: Stage) -> None:
+def assert_each_once(scenario: ClusterScenario) -> None:
     """Every entry of the burst has one message, two leaders shared the work, and nothing else is wrong."""
-    messages = [m for m in stage.history.messages() if str(m["entry"]).startswith("burst")]
+    messages = [m for m in scenario.history.messages() if str(m["entry"]).startswith("burst")]
     counts = Counter(str(m["entry"]) for m in messages)
     assert len(counts) == COUNT
     assert set(counts.values()) == {1}
     assert len({m["epoch"] for m in messages}) == 2, "the burst was not interrupted"
-    report = stage.report()
+    report = scenario.report()
     assert report.ok, str(report)
 
 
 @pytest.mark.slow
-def test_a_leader_paused_in_a_burst_adds_nothing_to_it_and_can_lead_again(stage: Stage) -> None:
+def test_a_leader_paused_in_a_burst_adds_nothing_to_it_and_can_lead_again(scenario: ClusterScenario) -> None:
     """SIGSTOP in mid-burst, past the lease: its batch in flight arrives after the takeover and is refused; resumed, it
     stands by, and later leads.
     """
-    leader = stage.cluster.wait_for_leader()
-    held = hold_in_mid_burst(stage, leader)
+    leader = scenario.cluster.wait_for_leader()
+    held = hold_in_mid_burst(scenario, leader)
     leader.pause()
-    stage.cluster.wait_for_leader(other_than=leader)
-    wait_for_burst(stage)
-    before = sent(stage)
+    scenario.cluster.wait_for_leader(other_than=leader)
+    wait_for_burst(scenario)
+    before = sent(scenario)
     held.release()
     time.sleep(0.3)
     leader.resume()
     leader.wait_for_log("action=term_ended")
-    stage.history.wait_for_messages(len(stage.history.messages()) + 5)
-    assert sent(stage) == before
-    assert_each_once(stage)
-    stage.cluster.assert_all_alive()
+    scenario.history.wait_for_messages(len(scenario.history.messages()) + 5)
+    assert sent(scenario) == before
+    assert_each_once(scenario)
+    scenario.cluster.assert_all_alive()
     assert leader.starts == 1
 
-    for other in stage.cluster:
+    for other in scenario.cluster:
         if other is not leader:
             other.terminate()
-    wait_for(lambda: stage.cluster.leader() is leader, 20, "the resumed replica to lead")
-    stage.history.wait_for_messages(len(stage.history.messages()) + 5)
+    wait_for(lambda: scenario.cluster.leader() is leader, 20, "the resumed replica to lead")
+    scenario.history.wait_for_messages(len(scenario.history.messages()) + 5)
 
 
 @pytest.mark.slow
-def test_a_leader_killed_in_a_burst_leaves_the_rest_to_the_next(stage: Stage) -> None:
+def test_a_leader_killed_in_a_burst_leaves_the_rest_to_the_next(scenario: ClusterScenario) -> None:
     """SIGKILL in mid-burst: the batch in flight arrives after the next leader has enqueued it all, and is refused."""
-    leader = stage.cluster.wait_for_leader()
-    held = hold_in_mid_burst(stage, leader)
+    leader = scenario.cluster.wait_for_leader()
+    held = hold_in_mid_burst(scenario, leader)
     leader.kill()
-    stage.nemesis.lease_proxy(leader).cut()  # its presence goes with it, its batch is still under way
-    stage.cluster.wait_for_leader(other_than=leader)
-    wait_for_burst(stage)
+    scenario.nemesis.lease_proxy(leader).cut()  # its presence goes with it, its batch is still under way
+    scenario.cluster.wait_for_leader(other_than=leader)
+    wait_for_burst(scenario)
     held.release()
-    stage.history.wait_for_messages(len(stage.history.messages()) + 5)
-    assert_each_once(stage)
+    scenario.history.wait_for_messages(len(scenario.history.messages()) + 5)
+    assert_each_once(scenario)
 
 
 @pytest.mark.slow
-def test_a_batch_that_arrives_just_before_the_takeover_counts(stage: Stage) -> None:
+def test_a_batch_that_arrives_just_before_the_takeover_counts(scenario: ClusterScenario) -> None:
     """SIGKILL in mid-burst, the batch in flight delivered after the death and before anybody leads: it is enqueued, and
     the next leader goes on behind it.
     """
-    leader = stage.cluster.wait_for_leader()
-    held = hold_in_mid_burst(stage, leader)
-    before = sent(stage)
+    leader = scenario.cluster.wait_for_leader()
+    held = hold_in_mid_burst(scenario, leader)
+    before = sent(scenario)
     leader.kill()
     held.release()
-    wait_for(lambda: sent(stage) > before, 10, "the batch that outlived its sender")
-    stage.cluster.wait_for_leader(other_than=leader)
-    wait_for_burst(stage)
-    stage.history.wait_for_messages(len(stage.history.messages()) + 5)
-    assert_each_once(stage)
+    wait_for(lambda: sent(scenario) > before, 10, "the batch that outlived its sender")
+    scenario.cluster.wait_for_leader(other_than=leader)
+    wait_for_burst(scenario)
+    scenario.history.wait_for_messages(len(scenario.history.messages()) + 5)
+    assert_each_once(scenario)

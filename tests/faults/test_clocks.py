@@ -19,7 +19,7 @@ from celery.schedules import crontab
 from ha_beat.schedule.recurrence import recurrence_of
 from tests.faults.checker import Interval, Report, instant
 from tests.faults.clock import SteppedClock
-from tests.faults.stage import Stage
+from tests.faults.scenario import ClusterScenario
 from tests.support.servers import RedisServer, need
 
 HOUR = 3600.0
@@ -32,8 +32,10 @@ Found = Callable[[Report | str], None]
 
 
 @contextmanager
-def clocked_stage(*, at: datetime | None = None, **options: object) -> Iterator[tuple[Stage, SteppedClock]]:
-    """A stage in which each replica and the server have a clock of their own; all show `at`, or the right time."""
+def clocked_scenario(
+    *, at: datetime | None = None, **options: object
+) -> Iterator[tuple[ClusterScenario, SteppedClock]]:
+    """A scenario in which each replica and the server have a clock of their own; all show `at`, or the right time."""
     with ExitStack() as stack:
         clock = need(SteppedClock)
         if at is not None:
@@ -44,13 +46,13 @@ def clocked_stage(*, at: datetime | None = None, **options: object) -> Iterator[
             settings["clocks"] = True
         else:
             settings["env"] = clock.env
-        yield stack.enter_context(Stage(**settings)), clock  # type: ignore[arg-type]
+        yield stack.enter_context(ClusterScenario(**settings)), clock  # type: ignore[arg-type]
 
 
-def more(stage: Stage, seconds: float = 2.0) -> None:
+def more(scenario: ClusterScenario, seconds: float = 2.0) -> None:
     """Go on for a while; dispatch must not fall silent for long."""
-    stage.history.wait_for_messages(len(stage.history.messages("fast")) + int(seconds / 0.2), 30, "fast")
-    stage.history.wait_for_messages(len(stage.history.messages("slow")) + 1, 30, "slow")
+    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + int(seconds / 0.2), 30, "fast")
+    scenario.history.wait_for_messages(len(scenario.history.messages("slow")) + 1, 30, "slow")
 
 
 STEPS = [
@@ -69,27 +71,29 @@ STEPS = [
 @pytest.mark.parametrize(("seconds", "who"), STEPS)
 def test_a_stepped_clock_changes_nothing(seconds: float, who: str, found: Found) -> None:
     """One clock of several steps by an hour: the same leader goes on, on time; and so does the next one."""
-    with clocked_stage() as (stage, server_clock):
-        leader = stage.begin()
-        more(stage)
-        epoch = stage.cluster.epoch()
-        victim = leader if who == "leader" else next(one for one in stage.cluster if one is not leader)
+    with clocked_scenario() as (scenario, server_clock):
+        leader = scenario.begin()
+        more(scenario)
+        epoch = scenario.cluster.epoch()
+        victim = leader if who == "leader" else next(one for one in scenario.cluster if one is not leader)
         if who == "redis":
-            stage.history.fault("clock_jump", seconds=seconds)
+            scenario.history.fault("clock_jump", seconds=seconds)
             server_clock.jump(seconds)
         else:
-            stage.nemesis.clock_jump(seconds, victim)
-        more(stage, 4)
-        assert stage.cluster.epoch() == epoch, stage.cluster.logs()
+            scenario.nemesis.clock_jump(seconds, victim)
+        more(scenario, 4)
+        assert scenario.cluster.epoch() == epoch, scenario.cluster.logs()
         # The next leader: the one whose clock has stepped, or one that has seen it.
-        for one in [one for one in stage.cluster if one is not victim] if who == "standby" else [leader]:
+        for one in [one for one in scenario.cluster if one is not victim] if who == "standby" else [leader]:
             one.kill()
-        stage.cluster.wait_for_leader(other_than=leader)
-        more(stage)
-        report = stage.report(EXPECTED)
-        assert report.ok, f"{report}\n{stage.cluster.logs()}"
+        scenario.cluster.wait_for_leader(other_than=leader)
+        more(scenario)
+        report = scenario.report(EXPECTED)
+        assert report.ok, f"{report}\n{scenario.cluster.logs()}"
         assert report.silence.longest < TTL * 2 + 5
-        ahead = max(abs(instant(m["scheduled_at"]).timestamp() - time.time()) for m in stage.history.messages()[-10:])
+        ahead = max(
+            abs(instant(m["scheduled_at"]).timestamp() - time.time()) for m in scenario.history.messages()[-10:]
+        )
         assert ahead < 60, "scheduling has followed a wrong clock"
         found(report)
 
@@ -98,20 +102,20 @@ def test_a_stepped_clock_changes_nothing(seconds: float, who: str, found: Found)
 @pytest.mark.parametrize("seconds", [HOUR, -HOUR])
 def test_a_replica_that_starts_with_a_wrong_clock_is_outvoted(seconds: float, found: Found) -> None:
     """It takes over from a leader who was right: the server, and what the leader said of it, win."""
-    with clocked_stage(replicas=2) as (stage, _):
-        leader = stage.begin()
-        other = next(one for one in stage.cluster if one is not leader)
+    with clocked_scenario(replicas=2) as (scenario, _):
+        leader = scenario.begin()
+        other = next(one for one in scenario.cluster if one is not leader)
         other.kill()
-        stage.clocks[stage.cluster.replicas.index(other)].jump(seconds)
+        scenario.clocks[scenario.cluster.replicas.index(other)].jump(seconds)
         other.start()
         other.wait_for_log_of_start()
         other.wait_for_log("action=leader_seen")
-        more(stage)
-        stage.nemesis.kill_leader()
-        stage.cluster.wait_for_leader(other_than=leader)
-        more(stage)
-        report = stage.report(EXPECTED)
-        assert report.ok, f"{report}\n{stage.cluster.logs()}"
+        more(scenario)
+        scenario.nemesis.kill_leader()
+        scenario.cluster.wait_for_leader(other_than=leader)
+        more(scenario)
+        report = scenario.report(EXPECTED)
+        assert report.ok, f"{report}\n{scenario.cluster.logs()}"
         found(report)
 
 
@@ -119,18 +123,18 @@ def test_a_replica_that_starts_with_a_wrong_clock_is_outvoted(seconds: float, fo
 @pytest.mark.parametrize("seconds", [HOUR, -HOUR])
 def test_a_step_of_all_clocks_is_followed(seconds: float, found: Found) -> None:
     """The whole machine's time is set: ahead, the hour between is overdue; back, nothing runs a second time."""
-    with clocked_stage(at=datetime.now(UTC)) as (stage, clock):
-        stage.begin()
-        more(stage)
-        stage.history.fault("clock_jump", seconds=seconds)
+    with clocked_scenario(at=datetime.now(UTC)) as (scenario, clock):
+        scenario.begin()
+        more(scenario)
+        scenario.history.fault("clock_jump", seconds=seconds)
         clock.jump(seconds)
         if seconds > 0:
-            more(stage, 6)
+            more(scenario, 6)
         else:
             time.sleep(6)
-        stage.cluster.assert_all_alive()
-        report = stage.report(EXPECTED if seconds > 0 else [])
-        assert report.ok, f"{report}\n{stage.cluster.logs()}"
+        scenario.cluster.assert_all_alive()
+        report = scenario.report(EXPECTED if seconds > 0 else [])
+        assert report.ok, f"{report}\n{scenario.cluster.logs()}"
         found(report)
 
 
@@ -187,16 +191,16 @@ DST = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("zone", "transition"), DST)
-def test_daylight_saving_on_the_whole_stage(zone: str, transition: datetime, found: Found) -> None:
+def test_daylight_saving_in_a_whole_cluster(zone: str, transition: datetime, found: Found) -> None:
     """Every clock shows some seconds before the hour changes; the leader is killed in it; each minute runs once."""
     spec = {"fast": {"every": 0.2}, "minute": {"cron": "*"}, "two": {"cron": "0 2"}, "gap": {"cron": "30 2"}}
-    with clocked_stage(at=transition - timedelta(seconds=25), spec=spec, config={"timezone": zone}) as (stage, _):
-        stage.begin()
-        stage.history.wait_for_messages(1, 70, "minute")
-        stage.nemesis.kill_leader(0.0)
-        stage.history.wait_for_messages(len(stage.history.messages("fast")) + 20, 30, "fast")
-        report = stage.report([Interval("fast", 0.2)])
-        assert report.ok, f"{report}\n{stage.cluster.logs()}"
-        assert [instant(m["scheduled_at"]) for m in stage.history.messages("minute")] == [transition]
-        assert not stage.history.messages("gap")
+    with clocked_scenario(at=transition - timedelta(seconds=25), spec=spec, config={"timezone": zone}) as (scenario, _):
+        scenario.begin()
+        scenario.history.wait_for_messages(1, 70, "minute")
+        scenario.nemesis.kill_leader(0.0)
+        scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 20, 30, "fast")
+        report = scenario.report([Interval("fast", 0.2)])
+        assert report.ok, f"{report}\n{scenario.cluster.logs()}"
+        assert [instant(m["scheduled_at"]) for m in scenario.history.messages("minute")] == [transition]
+        assert not scenario.history.messages("gap")
         found(report)

@@ -47,7 +47,7 @@ from ha_beat.store.lease import (
 from ha_beat.store.presence import Presence, PresenceError, RedisPresence
 from tests.faults.checker import Interval
 from tests.faults.proxy import TcpProxy, containing
-from tests.faults.stage import Stage
+from tests.faults.scenario import ClusterScenario
 from tests.guards import GUARDS
 from tests.support.dispatchers import app_dispatcher, push
 from tests.support.leases import attempt, current
@@ -428,8 +428,8 @@ def test_every_scenario_has_its_guard() -> None:
 # ------------------------------------------------------------------------------------------------------- real beats
 
 
-def stage_without(mutant: str, **options: Any) -> Stage:
-    return Stage(replicas=2, app="tests.support.apps.mutated_app", env={"APP_MUTANT": mutant}, **options)
+def scenario_without(mutant: str, **options: Any) -> ClusterScenario:
+    return ClusterScenario(replicas=2, app="tests.support.apps.mutated_app", env={"APP_MUTANT": mutant}, **options)
 
 
 @pytest.mark.slow
@@ -437,23 +437,25 @@ def stage_without(mutant: str, **options: Any) -> Stage:
     "mutant", ["", "dispatch: a row changes only from the expected one"], ids=["guarded", "unguarded"]
 )
 def test_a_lost_reply_doubles_a_message_only_without_the_ledger_check(mutant: str) -> None:
-    with stage_without(mutant, spec={"fast": {"every": 0.5}}) as stage:
-        leader = stage.begin()
-        cut = stage.nemesis.lease_proxy(leader).cut_reply_after(containing(b"EVALSHA", b'"verdict":"enqueued"'))
+    with scenario_without(mutant, spec={"fast": {"every": 0.5}}) as scenario:
+        leader = scenario.begin()
+        cut = scenario.nemesis.lease_proxy(leader).cut_reply_after(containing(b"EVALSHA", b'"verdict":"enqueued"'))
         cut.wait()
-        stage.history.wait_for_messages(len(stage.history.messages()) + 4)
-        assert stage.report([Interval("fast", 0.5)]).duplicates == (1 if mutant else 0)
+        scenario.history.wait_for_messages(len(scenario.history.messages()) + 4)
+        assert scenario.report([Interval("fast", 0.5)]).duplicates == (1 if mutant else 0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", ["", "presence: an absent leader is replaced"], ids=["guarded", "unguarded"])
 def test_a_killed_leader_costs_its_whole_lease_only_without_presence(mutant: str) -> None:
     ttl = 8.0
-    with stage_without(mutant, spec={"fast": {"every": 0.2}}, settings={"lease_ttl": ttl}, proxied=False) as stage:
-        leader = stage.begin()
-        stage.cluster.wait_for_presence()
-        stage.nemesis.kill_leader()
-        stage.cluster.wait_for_leader(other_than=leader)
-        stage.history.wait_for_messages(len(stage.history.messages()) + 2)
-        silence = stage.report().silence_by_fault["kill_leader"]
+    with scenario_without(
+        mutant, spec={"fast": {"every": 0.2}}, settings={"lease_ttl": ttl}, proxied=False
+    ) as scenario:
+        leader = scenario.begin()
+        scenario.cluster.wait_for_presence()
+        scenario.nemesis.kill_leader()
+        scenario.cluster.wait_for_leader(other_than=leader)
+        scenario.history.wait_for_messages(len(scenario.history.messages()) + 2)
+        silence = scenario.report().silence_by_fault["kill_leader"]
         assert (silence.longest > ttl / 2) == bool(mutant), str(silence)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.checker import Interval, Report
-from tests.faults.stage import Stage
+from tests.faults.scenario import ClusterScenario
 from tests.support.servers import wait_for
 
 STALL = 2.0
@@ -25,62 +25,64 @@ def switch(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def stage(switch: Path) -> Iterator[Stage]:
+def scenario(switch: Path) -> Iterator[ClusterScenario]:
     # The lease outlasts the hang by far: it is let go, not lost.
     settings = {"lease_ttl": 30, "renew_interval": 1, "stall_timeout": STALL}
-    with Stage(
+    with ClusterScenario(
         spec=SPEC, settings=settings, app="tests.support.apps.sleeping_app", env={"SLEEPS": str(switch)}, proxied=False
     ) as made:
         yield made
 
 
-def hang(stage: Stage, switch: Path) -> str:
+def hang(scenario: ClusterScenario, switch: Path) -> str:
     """Put the leader to sleep inside an entry's argument; its name, once it sleeps."""
-    leader = stage.begin()
-    stage.history.wait_for_messages(1, 20, "sleeper")
+    leader = scenario.begin()
+    scenario.history.wait_for_messages(1, 20, "sleeper")
     switch.write_text(leader.name)
     wait_for(lambda: "asleep" in leader.log_text(), 20, "the leader to fall asleep")
-    stage.history.fault("hang", replica=leader.name)
+    scenario.history.fault("hang", replica=leader.name)
     return leader.name
 
 
-def test_a_hung_leader_lets_the_lease_go(stage: Stage, switch: Path, found: Callable[[Report | str], None]) -> None:
+def test_a_hung_leader_lets_the_lease_go(
+    scenario: ClusterScenario, switch: Path, found: Callable[[Report | str], None]
+) -> None:
     """Another leads after the stall timeout, not after the lease; the hung process enqueues nothing once it wakes, and
     lives on as a standby.
     """
-    name = hang(stage, switch)
+    name = hang(scenario, switch)
     began = time.monotonic()
-    hung = next(replica for replica in stage.cluster if replica.name == name)
-    successor = stage.cluster.wait_for_leader(other_than=hung, timeout=25)
+    hung = next(replica for replica in scenario.cluster if replica.name == name)
+    successor = scenario.cluster.wait_for_leader(other_than=hung, timeout=25)
     took = time.monotonic() - began
-    epoch = stage.cluster.epoch()
+    epoch = scenario.cluster.epoch()
     assert successor is not hung
     assert took < STALL + 6  # of the 30 s that the lease had left; the aim is 0.5 s
-    stage.history.wait_for_messages(len(stage.history.messages("fast")) + 10, entry="fast")
+    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 10, entry="fast")
     switch.unlink()
     hung.wait_for_log("awake")
-    stage.history.wait_for_messages(len(stage.history.messages("fast")) + 10, entry="fast")
-    assert stage.cluster.epoch() == epoch
+    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 10, entry="fast")
+    assert scenario.cluster.epoch() == epoch
     assert "main loop stalled" in hung.log_text()
-    stage.cluster.assert_all_alive()
-    report = stage.report([Interval("fast", 0.2), Interval("sleeper", 0.5)])
-    assert report.ok, f"{report}\n{stage.cluster.logs()}"
+    scenario.cluster.assert_all_alive()
+    report = scenario.report([Interval("fast", 0.2), Interval("sleeper", 0.5)])
+    assert report.ok, f"{report}\n{scenario.cluster.logs()}"
     found(f"let go {took:.2f} s after it hung (stall_timeout {STALL:g} s)")
     found(report)
 
 
 @pytest.mark.slow
-def test_a_leader_that_hung_can_lead_again(stage: Stage, switch: Path) -> None:
+def test_a_leader_that_hung_can_lead_again(scenario: ClusterScenario, switch: Path) -> None:
     """Awake, and alone, it takes the lease again and goes on where the others were."""
-    name = hang(stage, switch)
-    hung = next(replica for replica in stage.cluster if replica.name == name)
-    stage.cluster.wait_for_leader(other_than=hung, timeout=25)
+    name = hang(scenario, switch)
+    hung = next(replica for replica in scenario.cluster if replica.name == name)
+    scenario.cluster.wait_for_leader(other_than=hung, timeout=25)
     switch.unlink()
     hung.wait_for_log("awake")
-    for other in stage.cluster:
+    for other in scenario.cluster:
         if other is not hung:
             other.terminate()
-    wait_for(lambda: stage.cluster.leader() is hung, 45, "the hung one to lead")
-    stage.history.wait_for_messages(len(stage.history.messages("fast")) + 5, entry="fast")
-    report = stage.report([Interval("fast", 0.2), Interval("sleeper", 0.5)])
+    wait_for(lambda: scenario.cluster.leader() is hung, 45, "the hung one to lead")
+    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 5, entry="fast")
+    report = scenario.report([Interval("fast", 0.2), Interval("sleeper", 0.5)])
     assert report.ok, str(report)

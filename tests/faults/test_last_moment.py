@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.checker import Instants, Report
 from tests.faults.proxy import containing
-from tests.faults.stage import Stage
+from tests.faults.scenario import ClusterScenario
 from tests.support.servers import RedisServer, need, wait_for
 
 Found = Callable[[Report | str], None]
@@ -59,32 +59,34 @@ def test_what_ran_last_does_not_run_again(appendonly: bool, survivor: str, found
         spec = {"last": {"every": 3600, "first": due_at}, "slow": {"every": 2}}
         with (
             need(lambda: RedisServer(appendonly=appendonly)) as server,
-            Stage(redis=server, spec=spec, settings=SETTINGS, replicas=2 if survivor == "standby" else 1) as stage,
+            ClusterScenario(
+                redis=server, spec=spec, settings=SETTINGS, replicas=2 if survivor == "standby" else 1
+            ) as scenario,
         ):
-            stage.cluster.wait_until_up()
-            leader = stage.cluster.wait_for_leader()
-            wait_for(lambda: {"last", "slow"} <= stage.cluster.ledger().keys(), 20, "the entries' rows")
+            scenario.cluster.wait_until_up()
+            leader = scenario.cluster.wait_for_leader()
+            wait_for(lambda: {"last", "slow"} <= scenario.cluster.ledger().keys(), 20, "the entries' rows")
             time.sleep(2.5)
             if time.time() > due_at - 1:
                 continue
             time.sleep(due_at - time.time() - 0.3)
             if survivor == "leader":
                 # It never hears what became of its batch.
-                stage.nemesis.lease_proxy(leader).cut_reply_after(ENQUEUES)
+                scenario.nemesis.lease_proxy(leader).cut_reply_after(ENQUEUES)
             snapshot = Snapshot(server)
-            assert stage.history.messages("last") == []
-            stage.history.wait_for_messages(1, 20, "last")
+            assert scenario.history.messages("last") == []
+            scenario.history.wait_for_messages(1, 20, "last")
             if survivor == "standby":
                 leader.kill()
             server.kill()
             snapshot.bring_about()
             time.sleep(1.0)
             server.start()
-            stage.nemesis.lease_proxy(leader).heal()
-            stage.history.wait_for_messages(len(stage.history.messages("slow")) + 4, 60, "slow")
-            report = stage.report([Instants("last", (datetime.fromtimestamp(due_at, UTC),))])
-            assert report.ok, f"{report}\n{stage.cluster.logs()}"
-            row = stage.cluster.ledger()["last"]
+            scenario.nemesis.lease_proxy(leader).heal()
+            scenario.history.wait_for_messages(len(scenario.history.messages("slow")) + 4, 60, "slow")
+            report = scenario.report([Instants("last", (datetime.fromtimestamp(due_at, UTC),))])
+            assert report.ok, f"{report}\n{scenario.cluster.logs()}"
+            row = scenario.cluster.ledger()["last"]
             # Armed where the leader came to hear of it all the same.
             assert (row["verdict"], row.get("why")) in {("skipped", "state_loss"), ("armed", None)}
             found(report)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.faults.checker import Interval, Report, instant
-from tests.faults.stage import Stage
+from tests.faults.scenario import ClusterScenario
 
 pytestmark = pytest.mark.slow
 
@@ -26,35 +26,35 @@ EXPECTED = [Interval(name, float(str(line["every"]))) for name, line in SPEC.ite
 
 
 @pytest.fixture(scope="module")
-def run() -> Iterator[tuple[Stage, datetime, datetime]]:
-    """A stage on which every replica was dead for a while; from when to when nobody led."""
-    with Stage(spec=SPEC, replicas=2, proxied=False, settings={"lease_ttl": 3}) as stage:
-        stage.begin()
-        stage.history.wait_for_messages(3, 20, "all")
-        stage.history.fault("nobody", "start")
-        for replica in stage.cluster:
+def run() -> Iterator[tuple[ClusterScenario, datetime, datetime]]:
+    """A scenario on which every replica was dead for a while; from when to when nobody led."""
+    with ClusterScenario(spec=SPEC, replicas=2, proxied=False, settings={"lease_ttl": 3}) as scenario:
+        scenario.begin()
+        scenario.history.wait_for_messages(3, 20, "all")
+        scenario.history.fault("nobody", "start")
+        for replica in scenario.cluster:
             replica.kill()
         gone = datetime.now(UTC)
         time.sleep(DOWN)
-        stage.cluster.heal()
-        stage.cluster.wait_for_leader()
+        scenario.cluster.heal()
+        scenario.cluster.wait_for_leader()
         back = datetime.now(UTC)
-        stage.history.fault("nobody", "end")
-        so_far = {name: len(stage.history.messages(name)) for name in SPEC}
+        scenario.history.fault("nobody", "end")
+        so_far = {name: len(scenario.history.messages(name)) for name in SPEC}
         for name, count in so_far.items():
-            stage.history.wait_for_messages(count + 3, 30, name)
+            scenario.history.wait_for_messages(count + 3, 30, name)
         time.sleep(0.5)
-        yield stage, gone, back
+        yield scenario, gone, back
 
 
-Run = tuple[Stage, datetime, datetime]
+Run = tuple[ClusterScenario, datetime, datetime]
 
 
 def missed(run: Run, entry: str) -> tuple[list[datetime], int, set[str]]:
     """Of what fell due while nobody led: the instants enqueued, how many were skipped, and why."""
-    stage, gone, back = run
-    sent = [due for m in stage.history.messages(entry) if gone < (due := instant(m["scheduled_at"])) <= back]
-    own = [s for s in stage.journal_skips() if s.entry == entry and s.last > gone]
+    scenario, gone, back = run
+    sent = [due for m in scenario.history.messages(entry) if gone < (due := instant(m["scheduled_at"])) <= back]
+    own = [s for s in scenario.journal_skips() if s.entry == entry and s.last > gone]
     return sent, sum(s.count for s in own), {s.reason for s in own}
 
 
@@ -66,8 +66,8 @@ def test_every_occurrence_has_its_verdict(run: Run, found: Callable[[Report | st
 
 def test_once_runs_the_latest(run: Run) -> None:
     """The one that is newest when the ledger is read, a moment after the lease was seen to be held again."""
-    stage, gone, back = run
-    sent, skipped, why = missed((stage, gone, back + timedelta(seconds=1)), "once")
+    scenario, gone, back = run
+    sent, skipped, why = missed((scenario, gone, back + timedelta(seconds=1)), "once")
     assert 1 <= len(sent) <= 2
     assert skipped >= DOWN - 2
     assert why == {"coalesced"}
@@ -110,16 +110,16 @@ def test_celery_s_starting_deadline_holds(deadline: int | None) -> None:
     """A crontab that is later than `beat_cron_starting_deadline` is not run; an interval is not concerned."""
     spec = {"fast": {"every": 0.2}, "hourly": {"cron": f"{datetime.now(UTC).minute}"}}
     config = {} if deadline is None else {"beat_cron_starting_deadline": deadline}
-    with Stage(spec=spec, replicas=1, proxied=False, config=config, settings={"lease_ttl": 3}) as stage:
-        stage.begin()
-        replica = stage.cluster[0]
+    with ClusterScenario(spec=spec, replicas=1, proxied=False, config=config, settings={"lease_ttl": 3}) as scenario:
+        scenario.begin()
+        replica = scenario.cluster[0]
         replica.terminate()
-        assert stage.cluster.admin is not None
-        ledger = stage.cluster.key("ledger")
-        row = str(stage.cluster.admin.hget(ledger, "e:hourly"))
+        assert scenario.cluster.admin is not None
+        ledger = scenario.cluster.key("ledger")
+        row = str(scenario.cluster.admin.hget(ledger, "e:hourly"))
         base = row.partition('"base":')[2].partition(",")[0]
-        stage.cluster.admin.hset(ledger, "e:hourly", row.replace(base, str(int(base) - 90 * 60 * 1_000_000)))
+        scenario.cluster.admin.hset(ledger, "e:hourly", row.replace(base, str(int(base) - 90 * 60 * 1_000_000)))
         time.sleep(max(0.0, 25 - datetime.now(UTC).second))
         replica.start()
-        stage.history.wait_for_messages(len(stage.history.messages("fast")) + 10, 30, "fast")
-        assert len(stage.history.messages("hourly")) == (1 if deadline is None else 0)
+        scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 10, 30, "fast")
+        assert len(scenario.history.messages("hourly")) == (1 if deadline is None else 0)

@@ -12,49 +12,49 @@ import pytest
 
 from tests.faults.cluster import STOCK_SCHEDULER
 from tests.faults.nemesis import FAULTS, Nemesis, Storm
-from tests.faults.stage import Stage
+from tests.faults.scenario import ClusterScenario
 from tests.support.servers import RedisServer, wait_for
 
 SPEC = {"fast": {"every": 0.1}}
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
+def scenario() -> Iterator[ClusterScenario]:
     """Two stock beats that enqueue each 0.1 s, with proxies and clocks of their own."""
-    with Stage(replicas=2, scheduler=STOCK_SCHEDULER, spec=SPEC, clocks=True, proxied=True) as made:
+    with ClusterScenario(replicas=2, scheduler=STOCK_SCHEDULER, spec=SPEC, clocks=True, proxied=True) as made:
         made.cluster.wait_until_up()
         made.history.wait_for_messages(1, timeout=30)
         yield made
 
 
-def pretend_to_lead(stage: Stage, number: int) -> None:
+def pretend_to_lead(scenario: ClusterScenario, number: int) -> None:
     """Write the lease record that names a stock beat as its holder."""
-    replica = stage.cluster[number]
+    replica = scenario.cluster[number]
     record = {"state": "held", "holder": replica.name, "epoch": "7", "pid": str(replica.pid)}
     for field, value in record.items():
-        stage.redis.admin.hset(stage.cluster.key("lease"), field, value)
+        scenario.redis.admin.hset(scenario.cluster.key("lease"), field, value)
 
 
 def recorded(nemesis: Nemesis) -> list[tuple[str, str]]:
     return [(event["fault"], event["phase"]) for event in nemesis.history.faults()]
 
 
-def more_messages(stage: Stage, count: int = 3) -> None:
-    stage.history.wait_for_messages(len(stage.history.messages()) + count, timeout=30)
+def more_messages(scenario: ClusterScenario, count: int = 3) -> None:
+    scenario.history.wait_for_messages(len(scenario.history.messages()) + count, timeout=30)
 
 
-def test_faults_strike_the_leader_and_are_recorded(stage: Stage) -> None:
+def test_faults_strike_the_leader_and_are_recorded(scenario: ClusterScenario) -> None:
     """The lease record says whom; killed, ended and paused replicas come back."""
-    nemesis, cluster = stage.nemesis, stage.cluster
+    nemesis, cluster = scenario.nemesis, scenario.cluster
     for number in (0, 1):
-        pretend_to_lead(stage, number)
+        pretend_to_lead(scenario, number)
         assert cluster.leader() is cluster[number]
         assert cluster.epoch() == 7
         assert nemesis.standby() is cluster[1 - number]
     assert nemesis.kill_leader(down=0) is cluster[1]
     assert (cluster[0].starts, cluster[1].starts) == (1, 2)
     assert cluster.leader() is None  # the record still names the pid that is gone
-    pretend_to_lead(stage, 0)
+    pretend_to_lead(scenario, 0)
     paused = threading.Thread(target=nemesis.pause_leader, args=(0.5,))
     paused.start()
     wait_for(lambda: cluster[0].paused, what="the pause")
@@ -77,38 +77,38 @@ def test_faults_strike_the_leader_and_are_recorded(stage: Stage) -> None:
     ]
 
 
-def test_paths_and_servers_fail_and_recover(stage: Stage) -> None:
+def test_paths_and_servers_fail_and_recover(scenario: ClusterScenario) -> None:
     """While Redis is away or every path is dead nothing arrives; afterwards it does, from the same
     processes.
     """
-    nemesis = stage.nemesis
+    nemesis = scenario.nemesis
     nemesis.redis_pause(0.3)
     nemesis.redis_kill(0.3)
     nemesis.redis_restart(persist=True)
-    for replica in stage.cluster:
+    for replica in scenario.cluster:
         assert nemesis.cut_lease_path(replica) >= 0
         nemesis.blackhole_broker_path(0.1, replica)
         nemesis.refuse_lease_path(0.1, replica)
-    for proxy in stage.lease_proxies:
+    for proxy in scenario.lease_proxies:
         proxy.refuse()
     time.sleep(0.3)
-    before = len(stage.history.messages())
+    before = len(scenario.history.messages())
     time.sleep(0.7)
-    assert len(stage.history.messages()) == before
+    assert len(scenario.history.messages()) == before
     nemesis.redis_stop()
-    assert not stage.redis.alive
+    assert not scenario.redis.alive
     nemesis.heal()
-    more_messages(stage)
-    assert [replica.starts for replica in stage.cluster] == [1, 1]
+    more_messages(scenario)
+    assert [replica.starts for replica in scenario.cluster] == [1, 1]
 
 
-def test_a_replica_s_clock_jumps_alone(stage: Stage) -> None:
+def test_a_replica_s_clock_jumps_alone(scenario: ClusterScenario) -> None:
     """One replica is set back by an hour, the other is not, and healing puts the clock right."""
-    stage.nemesis.clock_jump(-3600, stage.cluster[0])
-    assert [clock.offset for clock in stage.clocks] == [-3600, 0]
-    more_messages(stage)
-    stage.nemesis.heal()
-    assert [clock.offset for clock in stage.clocks] == [0, 0]
+    scenario.nemesis.clock_jump(-3600, scenario.cluster[0])
+    assert [clock.offset for clock in scenario.clocks] == [-3600, 0]
+    more_messages(scenario)
+    scenario.nemesis.heal()
+    assert [clock.offset for clock in scenario.clocks] == [0, 0]
 
 
 def test_a_storm_is_repeated_by_its_seed_and_stays_within_its_bounds() -> None:
@@ -121,24 +121,24 @@ def test_a_storm_is_repeated_by_its_seed_and_stays_within_its_bounds() -> None:
 
 
 def test_a_storm_draws_only_what_the_run_has_parts_for(shared_redis: RedisServer) -> None:
-    bare = Stage(redis=shared_redis, replicas=1, proxied=False, scheduler=STOCK_SCHEDULER, spec=SPEC)
-    with bare as stage:
-        possible = Storm.possible(stage.nemesis)
+    bare = ClusterScenario(redis=shared_redis, replicas=1, proxied=False, scheduler=STOCK_SCHEDULER, spec=SPEC)
+    with bare as scenario:
+        possible = Storm.possible(scenario.nemesis)
         assert "kill_leader" in possible
         assert "redis_stop" not in possible  # it would lose everything
         assert not {name for name in possible if "path" in name or "broker" in name or "clock" in name}
         with pytest.raises(RuntimeError, match="no lease proxy"):
-            stage.nemesis.cut_lease_path()
+            scenario.nemesis.cut_lease_path()
 
 
-def test_a_storm_leaves_everything_healed(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_storm_leaves_everything_healed(scenario: ClusterScenario, capsys: pytest.CaptureFixture[str]) -> None:
     """It prints its seed, and beats enqueue again afterwards; whether twice is not stock beat's concern."""
     storm = Storm(11, 4, ("kill_leader", "pause_leader", "cut_lease_path", "redis_pause", "lose_reply"), scale=0.1)
-    plan = storm.run(stage.nemesis)
+    plan = storm.run(scenario.nemesis)
     assert "seed 11" in capsys.readouterr().out
-    assert [event["fault"] for event in stage.history.faults() if event["phase"] != "end"] == [
+    assert [event["fault"] for event in scenario.history.faults() if event["phase"] != "end"] == [
         *(step.fault for step in plan),
         "heal",
     ]
-    stage.cluster.assert_all_alive()
-    more_messages(stage)
+    scenario.cluster.assert_all_alive()
+    more_messages(scenario)

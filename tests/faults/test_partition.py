@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.checker import Interval, Report
 from tests.faults.proxy import containing
-from tests.faults.stage import Stage
+from tests.faults.scenario import ClusterScenario
 from tests.support.servers import RedisServer, need, wait_for
 
 TTL = 2.0
@@ -23,19 +23,19 @@ Found = Callable[[Report | str], None]
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
-    with Stage(spec=SPEC, settings=SETTINGS) as made:
+def scenario() -> Iterator[ClusterScenario]:
+    with ClusterScenario(spec=SPEC, settings=SETTINGS) as made:
         yield made
 
 
-def more(stage: Stage, count: int = 10) -> None:
-    stage.history.wait_for_messages(len(stage.history.messages("fast")) + count, 30, "fast")
+def more(scenario: ClusterScenario, count: int = 10) -> None:
+    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + count, 30, "fast")
 
 
-def judge(stage: Stage, found: Found) -> Report:
-    stage.cluster.assert_all_alive()
-    report = stage.report(EXPECTED)
-    assert report.ok, f"{report}\n{stage.cluster.logs()}"
+def judge(scenario: ClusterScenario, found: Found) -> Report:
+    scenario.cluster.assert_all_alive()
+    report = scenario.report(EXPECTED)
+    assert report.ok, f"{report}\n{scenario.cluster.logs()}"
     found(report)
     return report
 
@@ -49,74 +49,74 @@ CUTS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", CUTS)
-def test_a_leader_cut_from_redis_stops_by_itself(stage: Stage, cut: str, found: Found) -> None:
+def test_a_leader_cut_from_redis_stops_by_itself(scenario: ClusterScenario, cut: str, found: Found) -> None:
     """Its trust runs out before its lease does; back in reach, it stands by."""
-    leader = stage.begin()
-    more(stage)
-    getattr(stage.nemesis, cut)(TTL * 2, leader)
-    more(stage)
+    leader = scenario.begin()
+    more(scenario)
+    getattr(scenario.nemesis, cut)(TTL * 2, leader)
+    more(scenario)
     leader.wait_for_log("action=term_ended")
-    assert stage.cluster.leader() is not leader
-    judge(stage, found)
+    assert scenario.cluster.leader() is not leader
+    judge(scenario, found)
 
 
 @pytest.mark.slow
-def test_a_command_held_back_past_the_lease_is_refused(stage: Stage, found: Found) -> None:
+def test_a_command_held_back_past_the_lease_is_refused(scenario: ClusterScenario, found: Found) -> None:
     """A batch on its way for longer than the lease arrives under another leader: it changes nothing."""
-    leader = stage.begin()
-    proxy = stage.nemesis.lease_proxy(leader)
+    leader = scenario.begin()
+    proxy = scenario.nemesis.lease_proxy(leader)
     held = proxy.hold(containing(b"EVALSHA", b'"verdict":"enqueued"'))
     held.wait(20)
-    stage.history.fault("held_command", replica=leader.name)
+    scenario.history.fault("held_command", replica=leader.name)
     leader.pause()
-    successor = stage.cluster.wait_for_leader(other_than=leader)
-    more(stage)
-    before = stage.cluster.ledger()["fast"]["epoch"]
+    successor = scenario.cluster.wait_for_leader(other_than=leader)
+    more(scenario)
+    before = scenario.cluster.ledger()["fast"]["epoch"]
     held.release()
     time.sleep(0.5)
     leader.resume()
-    more(stage)
-    assert stage.cluster.leader() is successor
-    assert stage.cluster.ledger()["fast"]["epoch"] == before
-    judge(stage, found)
+    more(scenario)
+    assert scenario.cluster.leader() is successor
+    assert scenario.cluster.ledger()["fast"]["epoch"] == before
+    judge(scenario, found)
 
 
 @pytest.mark.slow
-def test_a_redis_slower_than_the_lease_changes_leaders_rarely(stage: Stage, found: Found) -> None:
+def test_a_redis_slower_than_the_lease_changes_leaders_rarely(scenario: ClusterScenario, found: Found) -> None:
     """Every answer takes longer than the lease: at most one change of leader per ttl, and afterwards all is well."""
-    stage.begin()
-    more(stage)
+    scenario.begin()
+    more(scenario)
     epochs = set()
     began = time.monotonic()
-    for proxy in stage.lease_proxies:
+    for proxy in scenario.lease_proxies:
         proxy.delay(TTL * 0.6)
-    stage.history.fault("slow_redis", "start")
+    scenario.history.fault("slow_redis", "start")
     while time.monotonic() - began < TTL * 8:
-        epochs.add(stage.cluster.epoch())
+        epochs.add(scenario.cluster.epoch())
         time.sleep(0.05)
-    for proxy in stage.lease_proxies:
+    for proxy in scenario.lease_proxies:
         proxy.heal()
-    stage.history.fault("slow_redis", "end")
-    more(stage)
+    scenario.history.fault("slow_redis", "end")
+    more(scenario)
     assert len(epochs) <= 8 + 2, epochs
     found(f"{len(epochs) - 1} changes in {TTL * 8:g} s, lease {TTL:g} s")
-    judge(stage, found)
+    judge(scenario, found)
 
 
 @pytest.mark.slow
-def test_slow_answers_within_the_lease_change_nothing(stage: Stage, found: Found) -> None:
+def test_slow_answers_within_the_lease_change_nothing(scenario: ClusterScenario, found: Found) -> None:
     """A tenth of the lease for each trip: the leader stays."""
-    stage.begin()
-    more(stage)
-    epoch = stage.cluster.epoch()
-    for proxy in stage.lease_proxies:
+    scenario.begin()
+    more(scenario)
+    epoch = scenario.cluster.epoch()
+    for proxy in scenario.lease_proxies:
         proxy.delay(TTL / 20)
     time.sleep(TTL * 4)
-    for proxy in stage.lease_proxies:
+    for proxy in scenario.lease_proxies:
         proxy.heal()
-    more(stage)
-    assert stage.cluster.epoch() == epoch
-    judge(stage, found)
+    more(scenario)
+    assert scenario.cluster.epoch() == epoch
+    judge(scenario, found)
 
 
 @pytest.mark.slow
@@ -124,38 +124,38 @@ def test_a_broker_that_only_the_leader_cannot_reach_is_left_to_another(found: Fo
     """The lease is well, the queue is not: the leader hands over to a replica that reaches it."""
     with (
         need(RedisServer) as broker,
-        Stage(broker=broker, spec=SPEC, settings=SETTINGS) as stage,
+        ClusterScenario(broker=broker, spec=SPEC, settings=SETTINGS) as scenario,
     ):
-        leader = stage.begin()
-        more(stage)
-        proxy = stage.nemesis.broker_proxy(leader)
-        stage.history.fault("refuse_broker_path", "start", replica=leader.name)
+        leader = scenario.begin()
+        more(scenario)
+        proxy = scenario.nemesis.broker_proxy(leader)
+        scenario.history.fault("refuse_broker_path", "start", replica=leader.name)
         proxy.refuse()
-        successor = stage.cluster.wait_for_leader(other_than=leader, timeout=40)
+        successor = scenario.cluster.wait_for_leader(other_than=leader, timeout=40)
         assert successor is not leader
-        more(stage)
+        more(scenario)
         proxy.heal()
-        stage.history.fault("refuse_broker_path", "end", replica=leader.name)
+        scenario.history.fault("refuse_broker_path", "end", replica=leader.name)
         assert "broker is out of reach" in leader.log_text()
-        stage.cluster.assert_all_alive()
-        report = stage.report(EXPECTED)
-        assert report.ok, f"{report}\n{stage.cluster.logs()}"
+        scenario.cluster.assert_all_alive()
+        report = scenario.report(EXPECTED)
+        assert report.ok, f"{report}\n{scenario.cluster.logs()}"
         found(report)
 
 
 @pytest.mark.slow
-def test_one_way_silence_is_survived(stage: Stage, found: Found) -> None:
+def test_one_way_silence_is_survived(scenario: ClusterScenario, found: Found) -> None:
     """Commands arrive and answers do not, then the reverse: each outcome is unknown, none is doubled or lost."""
-    leader = stage.begin()
-    more(stage)
+    leader = scenario.begin()
+    more(scenario)
     for direction in ("reply", "request"):
-        leader = stage.cluster.wait_for_leader()
-        proxy = stage.nemesis.lease_proxy(leader)
-        stage.history.fault("one_way", "start", direction=direction)
+        leader = scenario.cluster.wait_for_leader()
+        proxy = scenario.nemesis.lease_proxy(leader)
+        scenario.history.fault("one_way", "start", direction=direction)
         proxy.blackhole(direction)
         time.sleep(TTL * 1.5)
         proxy.heal()
-        stage.history.fault("one_way", "end", direction=direction)
-        more(stage)
-    wait_for(lambda: stage.cluster.leader() is not None, 10, "a leader")
-    judge(stage, found)
+        scenario.history.fault("one_way", "end", direction=direction)
+        more(scenario)
+    wait_for(lambda: scenario.cluster.leader() is not None, 10, "a leader")
+    judge(scenario, found)

@@ -30,7 +30,7 @@ from ha_beat.schedule.occurrence import Occurrence
 from tests.faults.checker import Interval, Report, duplicates_by_occurrence
 from tests.faults.cluster import BeatCluster, Replica, base_environment
 from tests.faults.proxy import containing
-from tests.faults.stage import Stage
+from tests.faults.scenario import ClusterScenario
 from tests.support.servers import RabbitMQ, RedisServer, Server, ServerProcess, need, wait_for
 
 HALF_SECOND = {"fast": {"every": 0.5}}
@@ -43,12 +43,12 @@ PUBLISH = containing(b"ha_beat", b"scheduled_at")
 
 
 @contextmanager
-def stage_on(broker: Server, **options: Any) -> Iterator[Stage]:
+def scenario_on(broker: Server, **options: Any) -> Iterator[ClusterScenario]:
     """Replicas with a queue of their own, that one enqueues to and a consumer empties."""
     queue = f"queue-{uuid.uuid4().hex[:8]}"
     given: dict[str, Any] = {"spec": HALF_SECOND, "replicas": 2, "settings": QUICK, **options}
     given["config"] = {"task_default_queue": queue, **given.get("config", {})}
-    with Stage(broker=broker, queues=[queue], **given) as made:  # type: ignore[arg-type]
+    with ClusterScenario(broker=broker, queues=[queue], **given) as made:  # type: ignore[arg-type]
         yield made
 
 
@@ -58,18 +58,18 @@ def open_claims(cluster: BeatCluster) -> list[str]:
     return [claim for claim in claims.values() if claim.startswith("open ")]
 
 
-def settled(stage: Stage) -> None:
+def settled(scenario: ClusterScenario) -> None:
     """No claim is open any more, and messages flow."""
-    count = len(stage.history.messages())
-    stage.history.wait_for_messages(count + 3, timeout=30)
-    wait_for(lambda: not open_claims(stage.cluster), 15, "no open claim")
+    count = len(scenario.history.messages())
+    scenario.history.wait_for_messages(count + 3, timeout=30)
+    wait_for(lambda: not open_claims(scenario.cluster), 15, "no open claim")
 
 
-def checked(stage: Stage, entry: str = "fast", every: float = 0.5) -> Report:
+def checked(scenario: ClusterScenario, entry: str = "fast", every: float = 0.5) -> Report:
     """Every replica is alive, nothing is there twice, and what is not there has its verdict."""
-    stage.cluster.assert_all_alive()
-    report = stage.report([Interval(entry, every)])
-    assert report.ok, f"{report}\n{stage.cluster.logs()}"
+    scenario.cluster.assert_all_alive()
+    report = scenario.report([Interval(entry, every)])
+    assert report.ok, f"{report}\n{scenario.cluster.logs()}"
     return report
 
 
@@ -222,12 +222,12 @@ def test_a_burst_that_is_broken_off(
     """What was under way, one message at most, is in doubt; the others are enqueued once, by whoever leads then."""
     first = time.time() + 15
     spec = {**HALF_SECOND, "burst": {"every": 3600, "first": first, "n": BURST}}
-    with stage_on(rabbitmq, spec=spec) as stage:
-        leader = stage.begin()
+    with scenario_on(rabbitmq, spec=spec) as scenario:
+        leader = scenario.begin()
         assert time.time() < first, "the replicas were not up in time"
 
         def in_burst() -> set[str]:
-            return {m["entry"] for m in stage.history.messages() if m["entry"].startswith("burst")}
+            return {m["entry"] for m in scenario.history.messages() if m["entry"].startswith("burst")}
 
         wait_for(lambda: len(in_burst()) > BURST // 10, 60, "the burst's begin", 0.001)
         if fault == "SIGTERM":
@@ -235,22 +235,22 @@ def test_a_burst_that_is_broken_off(
             so_far = len(in_burst())
             leader.start()
         else:
-            stage.nemesis.broker_stop(1)
+            scenario.nemesis.broker_stop(1)
             so_far = len(in_burst())
         assert so_far < BURST, "the burst was over"
 
         def verdicts() -> Counter[str]:
-            records = [r for r in stage.cluster.journal() if str(r.get("entry")).startswith("burst")]
+            records = [r for r in scenario.cluster.journal() if str(r.get("entry")).startswith("burst")]
             return Counter({record["entry"]: record["verdict"] for record in records if "verdict" in record}.values())
 
-        wait_for(lambda: sum(verdicts().values()) == BURST and not open_claims(stage.cluster), 60, "every verdict")
-        settled(stage)
+        wait_for(lambda: sum(verdicts().values()) == BURST and not open_claims(scenario.cluster), 60, "every verdict")
+        settled(scenario)
         counts = verdicts()
         assert set(counts) <= {"enqueued", "uncertain"}
         assert counts["uncertain"] <= 1
         assert BURST - len(in_burst()) <= counts["uncertain"]
         figure(f"a burst of {BURST} on RabbitMQ, {fault}: {so_far} were out, {dict(counts)}")
-        found(checked(stage))
+        found(checked(scenario))
 
 
 # --- The broker away
@@ -258,13 +258,13 @@ def test_a_burst_that_is_broken_off(
 
 def test_the_leader_dies_and_another_goes_on(rabbitmq: RabbitMQ, found: Callable[[Report], None]) -> None:
     """On the claim path, and the log says why it was taken."""
-    with stage_on(rabbitmq) as stage:
-        leader = stage.begin()
+    with scenario_on(rabbitmq) as scenario:
+        leader = scenario.begin()
         leader.wait_for_log("action=path_chosen path=claim")
-        stage.nemesis.kill_leader(down=0)
-        stage.cluster.wait_for_leader(other_than=leader)
-        settled(stage)
-        found(checked(stage))
+        scenario.nemesis.kill_leader(down=0)
+        scenario.cluster.wait_for_leader(other_than=leader)
+        settled(scenario)
+        found(checked(scenario))
 
 
 @pytest.mark.parametrize("policy", ["skip", "republish"])
@@ -272,48 +272,48 @@ def test_a_connection_cut_between_publish_and_confirm(
     rabbitmq: RabbitMQ, policy: str, found: Callable[[Report], None]
 ) -> None:
     """Under skip there is one message, and the ledger says that nobody knows; under republish there are two."""
-    with stage_on(rabbitmq, settings={**QUICK, "uncertain": policy}) as stage:
-        leader = stage.begin()
-        stage.nemesis.broker_proxy(leader).cut_reply_after(PUBLISH).wait()
-        settled(stage)
-        messages = stage.history.messages()
-        uncertain = [record for record in stage.cluster.journal() if record.get("verdict") == "uncertain"]
+    with scenario_on(rabbitmq, settings={**QUICK, "uncertain": policy}) as scenario:
+        leader = scenario.begin()
+        scenario.nemesis.broker_proxy(leader).cut_reply_after(PUBLISH).wait()
+        settled(scenario)
+        messages = scenario.history.messages()
+        uncertain = [record for record in scenario.cluster.journal() if record.get("verdict") == "uncertain"]
         twice = duplicates_by_occurrence(messages)
         if policy == "skip":
             assert len(uncertain) == 1
             assert uncertain[0]["why"] == UncertainReason.NO_ANSWER
             assert any(message["id"] == uncertain[0]["id"] for message in messages)
             leader.wait_for_log("action=occurrence_uncertain entry=fast")
-            found(checked(stage))
+            found(checked(scenario))
         else:
             assert uncertain == []
             assert len(twice) == 1
             repeated = [task_id for task_id, n in Counter(message["id"] for message in messages).items() if n > 1]
             assert len(repeated) == 1
-            enqueued = [record["id"] for record in stage.cluster.journal() if record.get("verdict") == "enqueued"]
+            enqueued = [record["id"] for record in scenario.cluster.journal() if record.get("verdict") == "enqueued"]
             assert enqueued.count(repeated[0]) == 1
-        assert stage.cluster.leader() is leader
+        assert scenario.cluster.leader() is leader
 
 
 @pytest.mark.slow
 def test_the_broker_stopped_and_started(rabbitmq: RabbitMQ, found: Callable[[Report], None]) -> None:
     """No process ends, nothing is twice, what could not be sent is in the journal."""
-    with stage_on(rabbitmq) as stage:
-        stage.begin()
-        stage.nemesis.broker_stop(4)
-        settled(stage)
-        found(checked(stage))
+    with scenario_on(rabbitmq) as scenario:
+        scenario.begin()
+        scenario.nemesis.broker_stop(4)
+        settled(scenario)
+        found(checked(scenario))
 
 
 @pytest.mark.slow
 def test_a_frozen_broker(rabbitmq: RabbitMQ, found: Callable[[Report], None]) -> None:
     """It answers nothing for longer than it takes to hand over, then takes what was in its buffers."""
-    with stage_on(rabbitmq) as stage:
-        stage.begin()
-        stage.nemesis.broker_pause(8)
-        settled(stage)
-        found(checked(stage))
-        uncertain = [record for record in stage.cluster.journal() if record.get("verdict") == "uncertain"]
+    with scenario_on(rabbitmq) as scenario:
+        scenario.begin()
+        scenario.nemesis.broker_pause(8)
+        settled(scenario)
+        found(checked(scenario))
+        uncertain = [record for record in scenario.cluster.journal() if record.get("verdict") == "uncertain"]
         assert 1 <= len(uncertain) <= 3
 
 
@@ -323,14 +323,14 @@ def test_a_broker_that_only_the_leader_cannot_reach(
     rabbitmq: RabbitMQ, fault: str, found: Callable[[Report], None]
 ) -> None:
     """It hands over to a replica that can, and stands by."""
-    with stage_on(rabbitmq) as stage:
-        leader = stage.begin()
-        proxy = stage.nemesis.broker_proxy(leader)
+    with scenario_on(rabbitmq) as scenario:
+        leader = scenario.begin()
+        proxy = scenario.nemesis.broker_proxy(leader)
         getattr(proxy, fault)()
-        stage.cluster.wait_for_leader(20, other_than=leader)
-        settled(stage)
+        scenario.cluster.wait_for_leader(20, other_than=leader)
+        settled(scenario)
         leader.wait_for_log("reason=broker_unreachable")
-        found(checked(stage))
+        found(checked(scenario))
         proxy.heal()
 
 
@@ -342,33 +342,33 @@ def test_a_failed_publish_is_retried_to_its_deadline(rabbitmq: RabbitMQ, found: 
         "soon": {"every": 3600, "first": math.ceil(time.time()) + 10},
         "never": {"every": 3600, "first": math.ceil(time.time()) + 16},
     }
-    with stage_on(rabbitmq, spec=spec, replicas=1, settings={**QUICK, "publish_deadline": 4}) as stage:
-        leader = stage.begin()
-        proxy = stage.nemesis.broker_proxy(leader)
+    with scenario_on(rabbitmq, spec=spec, replicas=1, settings={**QUICK, "publish_deadline": 4}) as scenario:
+        leader = scenario.begin()
+        proxy = scenario.nemesis.broker_proxy(leader)
         wait_until(spec["soon"]["first"] - 1)
         proxy.refuse()
         wait_until(spec["soon"]["first"] + 1.5)
         proxy.accept()
-        stage.history.wait_for_messages(1, entry="soon")
+        scenario.history.wait_for_messages(1, entry="soon")
         wait_until(spec["never"]["first"] - 1)
         proxy.refuse()
-        reason = wait_for(lambda: skip_of(stage, "never"), 20, "its being skipped")
+        reason = wait_for(lambda: skip_of(scenario, "never"), 20, "its being skipped")
         assert reason == "not_published"
         leader.wait_for_log("action=occurrence_skipped entry=never")
         proxy.accept()
-        settled(stage)
-        (sent,) = stage.history.messages("soon")
+        settled(scenario)
+        (sent,) = scenario.history.messages("soon")
         assert datetime.fromisoformat(sent["scheduled_at"]).timestamp() == spec["soon"]["first"]
-        assert stage.history.messages("never") == []
-        found(checked(stage))
+        assert scenario.history.messages("never") == []
+        found(checked(scenario))
 
 
 def wait_until(when: float) -> None:
     time.sleep(max(when - time.time(), 0))
 
 
-def skip_of(stage: Stage, entry: str) -> str:
-    records = [record for record in stage.cluster.journal() if record.get("entry") == entry]
+def skip_of(scenario: ClusterScenario, entry: str) -> str:
+    records = [record for record in scenario.cluster.journal() if record.get("entry") == entry]
     return next((record["why"] for record in records if record.get("verdict") == "skipped"), "")
 
 
@@ -377,13 +377,13 @@ def test_an_entry_whose_exchange_does_not_exist_hinders_no_other(
 ) -> None:
     """The broker refuses it, by name; it is retried, and nothing is claimed meanwhile."""
     spec = {**HALF_SECOND, "lost": {"every": 0.5, "options": {"exchange": "nowhere", "routing_key": "x"}}}
-    with stage_on(rabbitmq, spec=spec) as stage:
-        leader = stage.begin()
+    with scenario_on(rabbitmq, spec=spec) as scenario:
+        leader = scenario.begin()
         leader.wait_for_log("action=entry_failed entry=lost")
-        settled(stage)
-        assert stage.history.messages("lost") == []
-        assert stage.cluster.ledger()["lost"]["verdict"] == "armed"
-        found(checked(stage))
+        settled(scenario)
+        assert scenario.history.messages("lost") == []
+        assert scenario.cluster.ledger()["lost"]["verdict"] == "armed"
+        found(checked(scenario))
 
 
 # --- A Redis that is not the lease's
@@ -391,15 +391,15 @@ def test_an_entry_whose_exchange_does_not_exist_hinders_no_other(
 
 def test_a_redis_broker_that_is_not_the_leases(redis_server: RedisServer, found: Callable[[Report], None]) -> None:
     """Claims, confirms and changes of leader; the log says why."""
-    with need(RedisServer) as broker, stage_on(broker, redis=redis_server) as stage:
-        leader = stage.begin()
+    with need(RedisServer) as broker, scenario_on(broker, redis=redis_server) as scenario:
+        leader = scenario.begin()
         leader.wait_for_log("action=path_chosen path=claim")
-        stage.nemesis.kill_leader(down=0)
-        stage.cluster.wait_for_leader(other_than=leader)
-        settled(stage)
-        stage.nemesis.broker_pause(2)
-        settled(stage)
-        found(checked(stage))
+        scenario.nemesis.kill_leader(down=0)
+        scenario.cluster.wait_for_leader(other_than=leader)
+        settled(scenario)
+        scenario.nemesis.broker_pause(2)
+        settled(scenario)
+        found(checked(scenario))
 
 
 def test_another_database_of_the_leases_redis(redis_server: RedisServer) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.faults.checker import Event, Instants, Interval, instant
-from tests.faults.stage import Stage
+from tests.faults.scenario import ClusterScenario
 from tests.support.servers import wait_for
 
 OUTAGES = [pytest.param(2.0, id="2s"), pytest.param(15.0, id="15s", marks=pytest.mark.slow)]
@@ -24,36 +24,36 @@ def test_replicas_outlive_an_outage_of_redis(seconds: float, figure: Callable[[s
     for lead_time in LEAD_TIMES:
         due_at = time.time() + lead_time
         spec = {"fast": {"every": 0.2}, "within": {"every": 3600, "first": due_at}}
-        with Stage(spec=spec, proxied=False) as stage:
-            leader = stage.begin()
+        with ClusterScenario(spec=spec, proxied=False) as scenario:
+            leader = scenario.begin()
             if time.time() > due_at - 1:
                 continue
             time.sleep(due_at - time.time() - 0.7)
-            assert stage.history.messages("within") == []
-            stage.nemesis.redis_stop(seconds)
-            resumed = outlived(stage, datetime.fromtimestamp(due_at, UTC))
-            assert stage.cluster.leader() is leader, "one who has to wait took the lease of one who need not"
+            assert scenario.history.messages("within") == []
+            scenario.nemesis.redis_stop(seconds)
+            resumed = outlived(scenario, datetime.fromtimestamp(due_at, UTC))
+            assert scenario.cluster.leader() is leader, "one who has to wait took the lease of one who need not"
             figure(f"Redis away for {seconds:g} s: dispatch resumed {resumed:.2f} s after it was back; 0 duplicates")
             return
     pytest.fail(f"the replicas were not up after {LEAD_TIMES[-1] - 1:g} s")
 
 
-def outlived(stage: Stage, due_at: datetime) -> float:
+def outlived(scenario: ClusterScenario, due_at: datetime) -> float:
     """Check the run after an outage that hit the one occurrence of `within`; seconds until the first message."""
-    up = stage.history.faults("redis_stop")[-1]["t"]
+    up = scenario.history.faults("redis_stop")[-1]["t"]
 
     def dispatched_since() -> list[Event]:
         """Without the one that may have lain in the queue when Redis stopped."""
-        return [m for m in stage.history.messages("fast") if m["t"] > up and instant(m["scheduled_at"]) > due_at]
+        return [m for m in scenario.history.messages("fast") if m["t"] > up and instant(m["scheduled_at"]) > due_at]
 
     # After a restart nothing is dispatched for a while: an old primary might still be believed by somebody.
     back = wait_for(dispatched_since, 60, "a message after the outage")[0]
-    stage.history.wait_for_messages(1, 30, entry="within")
-    stage.history.wait_for_messages(len(stage.history.messages("fast")) + 10, entry="fast")
-    stage.cluster.assert_all_alive()
-    assert [replica.starts for replica in stage.cluster] == [1, 1, 1]
-    report = stage.report([Interval("fast", 0.2), Instants("within", (due_at,))])
+    scenario.history.wait_for_messages(1, 30, entry="within")
+    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 10, entry="fast")
+    scenario.cluster.assert_all_alive()
+    assert [replica.starts for replica in scenario.cluster] == [1, 1, 1]
+    report = scenario.report([Interval("fast", 0.2), Instants("within", (due_at,))])
     assert report.ok, str(report)
-    (message,) = stage.history.messages("within")
+    (message,) = scenario.history.messages("within")
     assert message["t"] > up
     return float(back["t"] - up)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.faults.checker import Interval, Report
-from tests.faults.stage import Stage
+from tests.faults.scenario import ClusterScenario
 from tests.support.servers import wait_for
 
 Found = Callable[[Report | str], None]
@@ -23,39 +23,39 @@ SETTINGS = {"lease_ttl": 5}
 
 
 @contextmanager
-def releases(*specs: Spec, env: Mapping[str, str] | None = None) -> Iterator[Stage]:
+def releases(*specs: Spec, env: Mapping[str, str] | None = None) -> Iterator[ClusterScenario]:
     """A replica for each release; only the first is running."""
     each = [{"BEAT_SPEC": json.dumps(spec)} for spec in specs]
-    with Stage(replicas=len(specs), replica_env=each, settings=SETTINGS, proxied=False) as stage:
-        for replica in stage.cluster.replicas[1:]:
+    with ClusterScenario(replicas=len(specs), replica_env=each, settings=SETTINGS, proxied=False) as scenario:
+        for replica in scenario.cluster.replicas[1:]:
             replica.kill()
-        first = stage.cluster[0]
+        first = scenario.cluster[0]
         first.wait_for_log_of_start()
-        wait_for(lambda: stage.cluster.leader() is first, 20, "the first release to lead")
-        yield stage
+        wait_for(lambda: scenario.cluster.leader() is first, 20, "the first release to lead")
+        yield scenario
 
 
-def more(stage: Stage, count: int = 8) -> None:
-    stage.history.wait_for_messages(len(stage.history.messages("fast")) + count, 30, "fast")
+def more(scenario: ClusterScenario, count: int = 8) -> None:
+    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + count, 30, "fast")
 
 
-def hand_over(stage: Stage, to: int) -> None:
+def hand_over(scenario: ClusterScenario, to: int) -> None:
     """Start this replica, let it stand by for a while, and end the others."""
-    successor = stage.cluster[to]
+    successor = scenario.cluster[to]
     lines = successor.log_text().count("action=leader_seen")
     successor.start().wait_for_log("action=leader_seen", count=lines + 1)
-    more(stage)
-    stage.history.fault("hand_over", to=successor.name)
-    for replica in stage.cluster:
+    more(scenario)
+    scenario.history.fault("hand_over", to=successor.name)
+    for replica in scenario.cluster:
         if replica is not successor and replica.alive:
             replica.terminate()
-    wait_for(lambda: stage.cluster.leader() is successor, 20, f"{successor.name} to lead")
-    more(stage)
+    wait_for(lambda: scenario.cluster.leader() is successor, 20, f"{successor.name} to lead")
+    more(scenario)
 
 
-def raw_rows(stage: Stage) -> dict[str, str]:
-    assert stage.cluster.admin is not None
-    rows: dict[str, str] = stage.cluster.admin.hgetall(stage.cluster.key("ledger"))  # type: ignore[assignment]
+def raw_rows(scenario: ClusterScenario) -> dict[str, str]:
+    assert scenario.cluster.admin is not None
+    rows: dict[str, str] = scenario.cluster.admin.hgetall(scenario.cluster.key("ledger"))  # type: ignore[assignment]
     return {name[2:]: row for name, row in rows.items() if name.startswith("e:")}
 
 
@@ -64,16 +64,16 @@ def test_an_older_release_touches_nothing_of_a_newer_one(found: Found) -> None:
     """It stands by, leads for a while, and hands back: entries that it does not know keep their rows as they were."""
     newer = {**FAST, "added": {"every": 3600}}
     older = {**FAST, "removed": {"every": 3600}}
-    with releases(newer, older) as stage:
-        more(stage)
-        wait_for(lambda: "added" in raw_rows(stage), 10, "the added entry's row")
-        row = raw_rows(stage)["added"]
-        hand_over(stage, 1)
-        wait_for(lambda: "removed" in raw_rows(stage), 10, "the removed entry's row")
-        assert raw_rows(stage)["added"] == row
-        hand_over(stage, 0)
-        assert raw_rows(stage)["added"] == row
-        report = stage.report([Interval("fast", 0.2)])
+    with releases(newer, older) as scenario:
+        more(scenario)
+        wait_for(lambda: "added" in raw_rows(scenario), 10, "the added entry's row")
+        row = raw_rows(scenario)["added"]
+        hand_over(scenario, 1)
+        wait_for(lambda: "removed" in raw_rows(scenario), 10, "the removed entry's row")
+        assert raw_rows(scenario)["added"] == row
+        hand_over(scenario, 0)
+        assert raw_rows(scenario)["added"] == row
+        report = scenario.report([Interval("fast", 0.2)])
         assert report.ok, str(report)
         found(report)
 
@@ -85,32 +85,32 @@ def test_an_edited_crontab_owes_no_old_slot(edited: bool) -> None:
     past = datetime.now(UTC) - timedelta(minutes=30)
     spec = {**FAST, "cron": {"cron": f"{past.minute} {past.hour}"}}
     before = {**FAST, "cron": {"cron": f"{past.minute} {(past.hour + 12) % 24}"}} if edited else spec
-    with releases(before, spec) as stage:
-        wait_for(lambda: "cron" in raw_rows(stage), 10, "the crontab's row")
-        stage.cluster[0].terminate()
-        row = json.loads(raw_rows(stage)["cron"])
+    with releases(before, spec) as scenario:
+        wait_for(lambda: "cron" in raw_rows(scenario), 10, "the crontab's row")
+        scenario.cluster[0].terminate()
+        row = json.loads(raw_rows(scenario)["cron"])
         row["base"] -= 3600 * 1_000_000
-        assert stage.cluster.admin is not None
-        stage.cluster.admin.hset(stage.cluster.key("ledger"), "e:cron", json.dumps(row))
-        stage.cluster[1].start()
-        more(stage, 15)
-        assert len(stage.history.messages("cron")) == (0 if edited else 1)
-        report = stage.report([Interval("fast", 0.2)])
+        assert scenario.cluster.admin is not None
+        scenario.cluster.admin.hset(scenario.cluster.key("ledger"), "e:cron", json.dumps(row))
+        scenario.cluster[1].start()
+        more(scenario, 15)
+        assert len(scenario.history.messages("cron")) == (0 if edited else 1)
+        report = scenario.report([Interval("fast", 0.2)])
         assert report.ok, str(report)
 
 
 @pytest.mark.slow
 def test_an_edited_interval_counts_from_the_edit(found: Found) -> None:
     """An interval made shorter does not owe what it would have run before."""
-    with releases({**FAST, "e": {"every": 3600}}, {**FAST, "e": {"every": 2}}) as stage:
-        wait_for(lambda: "e" in raw_rows(stage), 10, "the row")
+    with releases({**FAST, "e": {"every": 3600}}, {**FAST, "e": {"every": 2}}) as scenario:
+        wait_for(lambda: "e" in raw_rows(scenario), 10, "the row")
         time.sleep(2.5)
         handed_over = time.time()
-        hand_over(stage, 1)
-        stage.history.wait_for_messages(2, 20, "e")
-        first = datetime.fromisoformat(stage.history.messages("e")[0]["scheduled_at"]).timestamp()
+        hand_over(scenario, 1)
+        scenario.history.wait_for_messages(2, 20, "e")
+        first = datetime.fromisoformat(scenario.history.messages("e")[0]["scheduled_at"]).timestamp()
         assert first > handed_over
-        report = stage.report([Interval("fast", 0.2), Interval("e", 2)])
+        report = scenario.report([Interval("fast", 0.2), Interval("e", 2)])
         assert report.ok, str(report)
         found(report)
 
@@ -118,18 +118,18 @@ def test_an_edited_interval_counts_from_the_edit(found: Found) -> None:
 @pytest.mark.slow
 def test_what_the_old_schedule_owed_when_nobody_led_is_not_dropped_in_silence(found: Found) -> None:
     """Stopped, and started again with an edited interval three seconds later: what fell due has its verdict."""
-    with releases({**FAST, "e": {"every": 2}}, {**FAST, "e": {"every": 3600}}) as stage:
-        stage.history.wait_for_messages(1, 20, "e")
-        stage.cluster[0].terminate()
-        last = datetime.fromisoformat(stage.history.messages("e")[-1]["scheduled_at"])
+    with releases({**FAST, "e": {"every": 2}}, {**FAST, "e": {"every": 3600}}) as scenario:
+        scenario.history.wait_for_messages(1, 20, "e")
+        scenario.cluster[0].terminate()
+        last = datetime.fromisoformat(scenario.history.messages("e")[-1]["scheduled_at"])
         time.sleep(3)
-        stage.cluster[1].start()
-        more(stage)
-        (skipped,) = [skip for skip in stage.journal_skips() if skip.entry == "e"]
+        scenario.cluster[1].start()
+        more(scenario)
+        (skipped,) = [skip for skip in scenario.journal_skips() if skip.entry == "e"]
         assert skipped.reason == "edited"
         assert skipped.first == last + timedelta(seconds=2)
-        assert datetime.fromisoformat(stage.history.messages("e")[-1]["scheduled_at"]) == last
-        report = stage.report([Interval("fast", 0.2)])
+        assert datetime.fromisoformat(scenario.history.messages("e")[-1]["scheduled_at"]) == last
+        report = scenario.report([Interval("fast", 0.2)])
         assert report.ok, str(report)
         found(report)
 
@@ -138,62 +138,62 @@ def test_what_the_old_schedule_owed_when_nobody_led_is_not_dropped_in_silence(fo
 def test_rows_of_newer_software_are_left_alone() -> None:
     """A row of a higher version is left alone, and its entry not run: a line says so; the rest goes on."""
     future = json.dumps({"v": 99, "what": "ever"})
-    with releases({**FAST, "future": {"every": 0.5}}) as stage:
-        wait_for(lambda: "future" in raw_rows(stage), 10, "the row")
-        replica = stage.cluster[0]
+    with releases({**FAST, "future": {"every": 0.5}}) as scenario:
+        wait_for(lambda: "future" in raw_rows(scenario), 10, "the row")
+        replica = scenario.cluster[0]
         replica.terminate()
-        assert stage.cluster.admin is not None
-        ledger = stage.cluster.key("ledger")
-        stage.cluster.admin.hset(ledger, mapping={"e:future": future, "x:unknown": "kept", "e:not-ours": "{}"})
-        before = len(stage.history.messages("future"))
+        assert scenario.cluster.admin is not None
+        ledger = scenario.cluster.key("ledger")
+        scenario.cluster.admin.hset(ledger, mapping={"e:future": future, "x:unknown": "kept", "e:not-ours": "{}"})
+        before = len(scenario.history.messages("future"))
         replica.start()
-        more(stage, 15)
-        assert len(stage.history.messages("future")) == before
-        rows = raw_rows(stage)
+        more(scenario, 15)
+        assert len(scenario.history.messages("future")) == before
+        rows = raw_rows(scenario)
         assert (rows["future"], rows["not-ours"]) == (future, "{}")
-        assert stage.cluster.admin.hget(ledger, "x:unknown") == "kept"
+        assert scenario.cluster.admin.hget(ledger, "x:unknown") == "kept"
         assert "Entry future: its ledger row is not of this version" in replica.log_text()
-        assert stage.report([Interval("fast", 0.2)]).ok
+        assert scenario.report([Interval("fast", 0.2)]).ok
 
 
 @pytest.mark.slow
 def test_newer_software_keeps_older_from_leading() -> None:
     """The ledger's schema is one that this software does not know: it stands by and says why."""
-    with releases(FAST, FAST) as stage:
-        more(stage)
-        stage.cluster[0].terminate()
-        assert stage.cluster.admin is not None
-        stage.cluster.admin.hset(stage.cluster.key("ledger"), "m:schema", "99")
-        other = stage.cluster[1].start()
+    with releases(FAST, FAST) as scenario:
+        more(scenario)
+        scenario.cluster[0].terminate()
+        assert scenario.cluster.admin is not None
+        scenario.cluster.admin.hset(scenario.cluster.key("ledger"), "m:schema", "99")
+        other = scenario.cluster[1].start()
         other.wait_for_log("action=leading_forbidden")
         time.sleep(1)
-        assert stage.cluster.leader() is None
+        assert scenario.cluster.leader() is None
         assert other.alive
-        stage.cluster.admin.hset(stage.cluster.key("ledger"), "m:schema", "1")
-        wait_for(lambda: stage.cluster.leader() is other, 20, "the replica to lead")
+        scenario.cluster.admin.hset(scenario.cluster.key("ledger"), "m:schema", "1")
+        wait_for(lambda: scenario.cluster.leader() is other, 20, "the replica to lead")
 
 
 @pytest.mark.slow
 def test_another_app_with_the_cluster_s_name_is_refused(found: Found) -> None:
     """It never leads, not even when nobody else does, and names both apps; the first app goes on as if alone."""
     each = [{"APP_NAME": "shop"}, {"APP_NAME": "blog"}]
-    with Stage(spec=FAST, replicas=2, replica_env=each, settings=SETTINGS, proxied=False) as stage:
-        stage.cluster[1].kill()
-        shop, blog = stage.cluster[0], stage.cluster[1]
-        wait_for(lambda: stage.cluster.leader() is shop, 20, "the first app to lead")
-        more(stage)
+    with ClusterScenario(spec=FAST, replicas=2, replica_env=each, settings=SETTINGS, proxied=False) as scenario:
+        scenario.cluster[1].kill()
+        shop, blog = scenario.cluster[0], scenario.cluster[1]
+        wait_for(lambda: scenario.cluster.leader() is shop, 20, "the first app to lead")
+        more(scenario)
         blog.start().wait_for_log("action=leader_seen")
-        stage.nemesis.kill(shop)
+        scenario.nemesis.kill(shop)
         blog.wait_for_log("action=leading_forbidden")
         line = next(line for line in blog.log_text().splitlines() if "This replica can't lead" in line)
         assert "shop" in line
         assert "blog" in line
         time.sleep(1)
-        assert stage.cluster.leader() is None
+        assert scenario.cluster.leader() is None
         shop.start()
-        wait_for(lambda: stage.cluster.leader() is shop, 20, "the first app to lead again")
-        more(stage)
+        wait_for(lambda: scenario.cluster.leader() is shop, 20, "the first app to lead again")
+        more(scenario)
         assert blog.alive
-        report = stage.report([Interval("fast", 0.2)])
+        report = scenario.report([Interval("fast", 0.2)])
         assert report.ok, str(report)
         found(line.partition("ERROR")[2])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.faults.checker import Interval, Report, instant
-from tests.faults.stage import Stage
+from tests.faults.scenario import ClusterScenario
 from tests.support.servers import RedisServer, need, wait_for
 
 FAST, SLOW = 0.2, 1.5
@@ -26,22 +26,22 @@ Found = Callable[[Report | str], None]
 
 
 @contextmanager
-def volatile_stage(settings: dict[str, object] | None = None, **redis_options: object) -> Iterator[Stage]:
+def volatile_scenario(settings: dict[str, object] | None = None, **redis_options: object) -> Iterator[ClusterScenario]:
     """Three replicas on a Redis that keeps nothing over a restart."""
     with (
         need(lambda: RedisServer(**redis_options)) as server,  # type: ignore[arg-type]
-        Stage(redis=server, proxied=False, spec=SPEC, settings={**SETTINGS, **(settings or {})}) as stage,
+        ClusterScenario(redis=server, proxied=False, spec=SPEC, settings={**SETTINGS, **(settings or {})}) as scenario,
     ):
-        yield stage
+        yield scenario
 
 
-def settle(stage: Stage) -> None:
+def settle(scenario: ClusterScenario) -> None:
     """Everybody leads or stands by, and standbys have read where the cluster is."""
-    stage.begin()
-    stage.history.wait_for_messages(2, 20, "slow")
+    scenario.begin()
+    scenario.history.wait_for_messages(2, 20, "slow")
     time.sleep(1.5)
-    if not stage.redis.appendonly:
-        save_without_messages(stage.redis.admin)
+    if not scenario.redis.appendonly:
+        save_without_messages(scenario.redis.admin)
 
 
 def save_without_messages(redis: Any) -> None:
@@ -58,67 +58,67 @@ def save_without_messages(redis: Any) -> None:
     raise AssertionError("the queue is never empty")
 
 
-def phase(stage: Stage) -> set[float]:
+def phase(scenario: ClusterScenario) -> set[float]:
     """Where on their grid the instants of the slow entry lie."""
-    instants = [instant(message["scheduled_at"]) for message in stage.history.messages("slow")]
+    instants = [instant(message["scheduled_at"]) for message in scenario.history.messages("slow")]
     return {round((one - instants[0]).total_seconds() % SLOW, 3) % SLOW for one in instants}
 
 
-def go_on(stage: Stage) -> float:
+def go_on(scenario: ClusterScenario) -> float:
     """Wait until both entries run again; seconds from the last fault until the fast one did."""
-    struck = stage.history.faults()[-1]["t"]
+    struck = scenario.history.faults()[-1]["t"]
     first = wait_for(
-        lambda: [m for m in stage.history.messages("fast") if m["t"] > struck + 1], 40, "messages after the fault"
+        lambda: [m for m in scenario.history.messages("fast") if m["t"] > struck + 1], 40, "messages after the fault"
     )[0]
-    wait_for(lambda: [m for m in stage.history.messages("slow") if m["t"] > struck + 2.5], 40, "the slow entry")
-    stage.history.wait_for_messages(len(stage.history.messages("fast")) + 10, entry="fast")
+    wait_for(lambda: [m for m in scenario.history.messages("slow") if m["t"] > struck + 2.5], 40, "the slow entry")
+    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 10, entry="fast")
     return float(first["t"]) - float(struck)
 
 
-def judge(stage: Stage) -> Report:
-    stage.cluster.assert_all_alive()
-    report = stage.report(EXPECTED)
-    assert report.ok, f"{report}\n{stage.cluster.logs()}"
-    assert phase(stage) == {0.0}, "the position was not restored"
+def judge(scenario: ClusterScenario) -> Report:
+    scenario.cluster.assert_all_alive()
+    report = scenario.report(EXPECTED)
+    assert report.ok, f"{report}\n{scenario.cluster.logs()}"
+    assert phase(scenario) == {0.0}, "the position was not restored"
     return report
 
 
-def lost_state_was_said(stage: Stage) -> int:
-    return sum(replica.log_text().count("action=state_lost") for replica in stage.cluster)
+def lost_state_was_said(scenario: ClusterScenario) -> int:
+    return sum(replica.log_text().count("action=state_lost") for replica in scenario.cluster)
 
 
-def flush(stage: Stage) -> None:
-    stage.nemesis.redis_flush()
+def flush(scenario: ClusterScenario) -> None:
+    scenario.nemesis.redis_flush()
 
 
-def delete(*names: str) -> Callable[[Stage], None]:
-    def do(stage: Stage) -> None:
-        stage.history.fault("delete " + " and ".join(names))
-        stage.redis.admin.delete(*(stage.cluster.key(name) for name in names))
+def delete(*names: str) -> Callable[[ClusterScenario], None]:
+    def do(scenario: ClusterScenario) -> None:
+        scenario.history.fault("delete " + " and ".join(names))
+        scenario.redis.admin.delete(*(scenario.cluster.key(name) for name in names))
 
     return do
 
 
-def restart_empty(stage: Stage) -> None:
-    stage.nemesis.redis_restart(persist=False)
+def restart_empty(scenario: ClusterScenario) -> None:
+    scenario.nemesis.redis_restart(persist=False)
 
 
-def restart_from_old_snapshot(stage: Stage) -> None:
+def restart_from_old_snapshot(scenario: ClusterScenario) -> None:
     """To the last snapshot, which `settle` has made."""
-    stage.history.wait_for_messages(len(stage.history.messages("fast")) + 12, entry="fast")
-    stage.remember_skips()  # of a takeover meanwhile
-    stage.nemesis.redis_kill(0.0)
+    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 12, entry="fast")
+    scenario.remember_skips()  # of a takeover meanwhile
+    scenario.nemesis.redis_kill(0.0)
 
 
-def restart_complete(stage: Stage, down: float = 0.0) -> None:
+def restart_complete(scenario: ClusterScenario, down: float = 0.0) -> None:
     """Stopped and started with all that it knew when it stopped, unanswered commands included."""
-    stage.history.fault("restart_complete", "start")
-    if not stage.redis.appendonly:
-        stage.redis.admin.config_set("save", "3600 1")  # the server saves when it is told to end
-    stage.redis.stop()
+    scenario.history.fault("restart_complete", "start")
+    if not scenario.redis.appendonly:
+        scenario.redis.admin.config_set("save", "3600 1")  # the server saves when it is told to end
+    scenario.redis.stop()
     time.sleep(down)
-    stage.redis.start()
-    stage.history.fault("restart_complete", "end")
+    scenario.redis.start()
+    scenario.history.fault("restart_complete", "end")
 
 
 LOSSES = [
@@ -132,20 +132,20 @@ LOSSES = [
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-def test_lost_state_is_noticed_and_nothing_runs_twice(lose: Callable[[Stage], None], found: Found) -> None:
+def test_lost_state_is_noticed_and_nothing_runs_twice(lose: Callable[[ClusterScenario], None], found: Found) -> None:
     """Positions go on from what the replicas remember; what can't be told apart is skipped, and says so."""
-    with volatile_stage() as stage:
-        settle(stage)
-        epoch = stage.cluster.epoch() or 0
-        stage.remember_skips()
-        lose(stage)
-        struck = stage.history.faults()[-1]["t"]
-        stage.cluster.wait_for_epoch_above(epoch)
+    with volatile_scenario() as scenario:
+        settle(scenario)
+        epoch = scenario.cluster.epoch() or 0
+        scenario.remember_skips()
+        lose(scenario)
+        struck = scenario.history.faults()[-1]["t"]
+        scenario.cluster.wait_for_epoch_above(epoch)
         noticed = time.clock_gettime(time.CLOCK_BOOTTIME) - struck
-        back = go_on(stage)
-        report = judge(stage)
-        assert lost_state_was_said(stage) >= 1
-        assert report.skipped["state_loss"] > 0 or stage.history.faults("redis_kill"), (
+        back = go_on(scenario)
+        report = judge(scenario)
+        assert lost_state_was_said(scenario) >= 1
+        assert report.skipped["state_loss"] > 0 or scenario.history.faults("redis_kill"), (
             "only a snapshot's rest is in doubt"
         )
         assert noticed < SETTINGS["lease_ttl"] / 3
@@ -156,14 +156,14 @@ def test_lost_state_is_noticed_and_nothing_runs_twice(lose: Callable[[Stage], No
 @pytest.mark.slow
 def test_a_deleted_lease_loses_nothing(found: Found) -> None:
     """The ledger stands: somebody leads again within a renewal, and every occurrence is enqueued."""
-    with volatile_stage() as stage:
-        settle(stage)
-        epoch = stage.cluster.epoch() or 0
-        delete("lease")(stage)
-        assert stage.cluster.wait_for_epoch_above(epoch) > epoch
-        go_on(stage)
-        report = judge(stage)
-        assert lost_state_was_said(stage) == 0
+    with volatile_scenario() as scenario:
+        settle(scenario)
+        epoch = scenario.cluster.epoch() or 0
+        delete("lease")(scenario)
+        assert scenario.cluster.wait_for_epoch_above(epoch) > epoch
+        go_on(scenario)
+        report = judge(scenario)
+        assert lost_state_was_said(scenario) == 0
         assert "state_loss" not in report.skipped
         found(report)
 
@@ -172,17 +172,17 @@ def test_a_deleted_lease_loses_nothing(found: Found) -> None:
 @pytest.mark.parametrize("leader_dies", [False, True])
 def test_a_restart_with_all_data_is_no_loss(leader_dies: bool, found: Found) -> None:
     """Another server process with everything in it: the ledger stands, and what fell due meanwhile is caught up."""
-    with volatile_stage(
+    with volatile_scenario(
         {"lease_ttl": 4} if leader_dies else {}, appendonly=True, extra_args=("--appendfsync", "always")
-    ) as stage:
-        settle(stage)
+    ) as scenario:
+        settle(scenario)
         if leader_dies:
-            stage.nemesis.kill_leader()
-        restart_complete(stage, down=1.5)
-        stage.cluster.heal()
-        go_on(stage)
-        report = judge(stage)
-        assert lost_state_was_said(stage) == 0
+            scenario.nemesis.kill_leader()
+        restart_complete(scenario, down=1.5)
+        scenario.cluster.heal()
+        go_on(scenario)
+        report = judge(scenario)
+        assert lost_state_was_said(scenario) == 0
         assert report.skipped["coalesced"] > 0
         found(report)
 
@@ -190,49 +190,49 @@ def test_a_restart_with_all_data_is_no_loss(leader_dies: bool, found: Found) -> 
 @pytest.mark.slow
 def test_a_restart_from_a_snapshot_is_a_loss_even_a_complete_one(found: Found) -> None:
     """Nobody can tell that it is: what fell due until the server was back is skipped, and counted."""
-    with volatile_stage() as stage:
-        settle(stage)
-        restart_complete(stage, down=1.5)
-        go_on(stage)
-        report = judge(stage)
-        assert lost_state_was_said(stage) >= 1
+    with volatile_scenario() as scenario:
+        settle(scenario)
+        restart_complete(scenario, down=1.5)
+        go_on(scenario)
+        report = judge(scenario)
+        assert lost_state_was_said(scenario) >= 1
         assert report.skipped["state_loss"] > 0
         found(report)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lose", LOSSES[:4])
-def test_positions_outlive_the_leader_and_the_data(lose: Callable[[Stage], None], found: Found) -> None:
+def test_positions_outlive_the_leader_and_the_data(lose: Callable[[ClusterScenario], None], found: Found) -> None:
     """The leader dies with the data: what a standby has followed in the journal is enough."""
-    with volatile_stage({"lease_ttl": 4}) as stage:
-        settle(stage)
-        leader = stage.cluster.wait_for_leader()
-        stage.redis.pause()
+    with volatile_scenario({"lease_ttl": 4}) as scenario:
+        settle(scenario)
+        leader = scenario.cluster.wait_for_leader()
+        scenario.redis.pause()
         leader.kill()
-        stage.redis.resume()
-        stage.remember_skips()
-        lose(stage)
+        scenario.redis.resume()
+        scenario.remember_skips()
+        lose(scenario)
         leader.start()
-        go_on(stage)
-        found(judge(stage))
+        go_on(scenario)
+        found(judge(scenario))
 
 
 @pytest.mark.slow
 def test_catching_up_after_a_loss_repeats_at_most_what_was_last_due(found: Found) -> None:
     """Under `catch_up` nothing is lost, and only what the new leader can't have heard of may run again."""
-    with volatile_stage({"on_state_loss": "catch_up"}) as stage:
-        settle(stage)
-        flush(stage)
-        struck = stage.history.faults()[-1]["t"]
-        go_on(stage)
-        stage.cluster.assert_all_alive()
-        report = stage.report(EXPECTED)
+    with volatile_scenario({"on_state_loss": "catch_up"}) as scenario:
+        settle(scenario)
+        flush(scenario)
+        struck = scenario.history.faults()[-1]["t"]
+        go_on(scenario)
+        scenario.cluster.assert_all_alive()
+        report = scenario.report(EXPECTED)
         # That the newest of what was missed, or not, stands for all of it, is the declared outcome.
         declared = {"duplicate", "duplicate id", "out of order", "two verdicts"}
         assert {problem.kind for problem in report.problems} <= declared, str(report)
         assert "state_loss" not in report.skipped
         seen: dict[str, float] = {}
-        for message in stage.history.messages():
+        for message in scenario.history.messages():
             first = seen.setdefault(str(message["id"]), message["t"])
             assert first > struck - 2.5 or first == message["t"], f"{message} ran long before"
         assert report.duplicates <= 2, str(report)
@@ -242,10 +242,10 @@ def test_catching_up_after_a_loss_repeats_at_most_what_was_last_due(found: Found
 @pytest.mark.slow
 def test_evicted_state_is_noticed(found: Found) -> None:
     """A full Redis that may throw away anything throws away the ledger: no process ends, nothing runs twice."""
-    with volatile_stage(maxmemory="12mb", extra_args=("--maxmemory-policy", "allkeys-random")) as stage:
-        settle(stage)
-        admin, ledger = stage.redis.admin, stage.cluster.key("ledger")
-        stage.history.fault("eviction")
+    with volatile_scenario(maxmemory="12mb", extra_args=("--maxmemory-policy", "allkeys-random")) as scenario:
+        settle(scenario)
+        admin, ledger = scenario.redis.admin, scenario.cluster.key("ledger")
+        scenario.history.fault("eviction")
         for number in range(3000):
             admin.set(f"junk:{number}", b"x" * 500_000)
             if not admin.exists(ledger):
@@ -253,56 +253,56 @@ def test_evicted_state_is_noticed(found: Found) -> None:
         else:
             pytest.fail("the ledger was not evicted")
         admin.config_set("maxmemory", 0)
-        go_on(stage)
-        stage.cluster.assert_all_alive()
-        report = stage.report()
+        go_on(scenario)
+        scenario.cluster.assert_all_alive()
+        report = scenario.report()
         assert report.ok, str(report)
-        assert lost_state_was_said(stage) >= 1
+        assert lost_state_was_said(scenario) >= 1
         found(report)
 
 
 @pytest.mark.slow
 def test_a_full_redis_keeps_its_leader(found: Found) -> None:
     """Out of memory, nothing can be enqueued; renewals still pass, and after it the same leader goes on."""
-    with volatile_stage({"lease_ttl": 2, "renew_interval": 0.5, "command_timeout": 0.9}) as stage:
-        settle(stage)
-        epoch = stage.cluster.epoch()
-        stage.history.fault("full")
-        stage.redis.admin.config_set("maxmemory", 1)
+    with volatile_scenario({"lease_ttl": 2, "renew_interval": 0.5, "command_timeout": 0.9}) as scenario:
+        settle(scenario)
+        epoch = scenario.cluster.epoch()
+        scenario.history.fault("full")
+        scenario.redis.admin.config_set("maxmemory", 1)
         time.sleep(4.0)
-        during = [m for m in stage.history.messages() if m["t"] > stage.history.faults()[-1]["t"] + 0.5]
-        stage.redis.admin.config_set("maxmemory", 0)
+        during = [m for m in scenario.history.messages() if m["t"] > scenario.history.faults()[-1]["t"] + 0.5]
+        scenario.redis.admin.config_set("maxmemory", 0)
         assert not during
-        go_on(stage)
-        assert stage.cluster.epoch() == epoch
-        found(judge(stage))
+        go_on(scenario)
+        assert scenario.cluster.epoch() == epoch
+        found(judge(scenario))
 
 
 @pytest.mark.slow
 def test_a_server_that_turns_read_only_is_outlived(found: Found) -> None:
     """As a replica without its master Redis takes no writes: nobody leads then, nobody exits, and nothing is lost."""
-    with volatile_stage({"lease_ttl": 2, "renew_interval": 0.5, "command_timeout": 0.9}) as stage:
-        settle(stage)
-        stage.history.fault("read-only")
-        stage.redis.admin.replicaof("127.0.0.1", 1)
+    with volatile_scenario({"lease_ttl": 2, "renew_interval": 0.5, "command_timeout": 0.9}) as scenario:
+        settle(scenario)
+        scenario.history.fault("read-only")
+        scenario.redis.admin.replicaof("127.0.0.1", 1)
         time.sleep(4.0)
-        stage.redis.admin.replicaof("NO", "ONE")
-        stage.history.fault("writable again")
-        go_on(stage)
-        found(judge(stage))
+        scenario.redis.admin.replicaof("NO", "ONE")
+        scenario.history.fault("writable again")
+        go_on(scenario)
+        found(judge(scenario))
 
 
 @pytest.mark.slow
 def test_a_server_that_is_loading_is_waited_for(found: Found) -> None:
     """Redis answers LOADING for some seconds: as an outage."""
-    with volatile_stage(
+    with volatile_scenario(
         extra_args=("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
-    ) as stage:
-        settle(stage)
-        pipeline = stage.redis.admin.pipeline()
+    ) as scenario:
+        settle(scenario)
+        pipeline = scenario.redis.admin.pipeline()
         for number in range(4000):
             pipeline.set(f"junk:{number}", "x" * 100)
         pipeline.execute()
-        restart_complete(stage)
-        go_on(stage)
-        found(judge(stage))
+        restart_complete(scenario)
+        go_on(scenario)
+        found(judge(scenario))

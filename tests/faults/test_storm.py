@@ -19,7 +19,7 @@ import pytest
 
 from tests.faults.checker import EveryMinute, Interval, Report
 from tests.faults.nemesis import Storm
-from tests.faults.stage import Stage
+from tests.faults.scenario import ClusterScenario
 from tests.support.servers import RabbitMQ, need
 
 SECONDS = float(os.environ.get("HA_BEAT_STORM_SECONDS", "40"))
@@ -48,17 +48,17 @@ def test_nothing_is_lost_or_doubled_in_a_storm(broker: str, chosen: str, found: 
     settings = {"lease_ttl": 3, "stall_timeout": 5}
     with ExitStack() as stack:
         rabbitmq = stack.enter_context(need(RabbitMQ)) if broker == "RabbitMQ" else None
-        stage = stack.enter_context(Stage(spec=SPEC, settings=settings, broker=rabbitmq))
-        stage.begin()
+        scenario = stack.enter_context(ClusterScenario(spec=SPEC, settings=settings, broker=rabbitmq))
+        scenario.begin()
         began = datetime.now(UTC)
-        plan = Storm(seed, SECONDS).run(stage.nemesis)
-        stage.cluster.wait_until_up()
-        stage.cluster.wait_for_leader()
+        plan = Storm(seed, SECONDS).run(scenario.nemesis)
+        scenario.cluster.wait_until_up()
+        scenario.cluster.wait_for_leader()
         for entry in ("fast", "second", "all"):
-            stage.history.wait_for_messages(len(stage.history.messages(entry)) + 5, 40, entry)
+            scenario.history.wait_for_messages(len(scenario.history.messages(entry)) + 5, 40, entry)
         time.sleep(1.0)
-        stage.cluster.assert_all_alive()
-        report = stage.report(
+        scenario.cluster.assert_all_alive()
+        report = scenario.report(
             [
                 Interval("fast", 0.2),
                 Interval("second", 1.0),
@@ -66,10 +66,10 @@ def test_nothing_is_lost_or_doubled_in_a_storm(broker: str, chosen: str, found: 
                 EveryMinute("minute", began),
             ]
         )
-        ended = [line for replica in stage.cluster for line in unexpected_ends(replica.log_text())]
+        ended = [line for replica in scenario.cluster for line in unexpected_ends(replica.log_text())]
         allowed = UNORDERED if rabbitmq is not None else set()
         wrong = [problem for problem in report.problems if problem.kind not in allowed]
-        assert not wrong, f"seed {seed}\n{report}\n{stage.cluster.logs()}"
+        assert not wrong, f"seed {seed}\n{report}\n{scenario.cluster.logs()}"
         assert not ended, f"seed {seed}: " + "\n".join(ended)
         silence = f"longest silence {report.silence.longest:.1f} s"
         found(f"{broker}, seed {seed}, {len(plan)} faults in {SECONDS:g} s, {silence}")

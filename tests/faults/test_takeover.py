@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.checker import EveryMinute, Interval, Report, Silence
 from tests.faults.cluster import Replica
-from tests.faults.stage import Stage
+from tests.faults.scenario import ClusterScenario
 
 EVERY = 0.2
 SPEC = {"fast": {"every": EVERY}, "minute": {"cron": "*"}}
@@ -24,29 +24,29 @@ TIMES = [
     pytest.param(20, id="20-times", marks=[pytest.mark.slow, pytest.mark.timeout(400)]),
 ]
 
-Change = Callable[[Stage, Replica], None]
+Change = Callable[[ClusterScenario, Replica], None]
 
 
-def more_messages(stage: Stage, count: int) -> None:
-    stage.history.wait_for_messages(len(stage.history.messages("fast")) + count, timeout=30, entry="fast")
+def more_messages(scenario: ClusterScenario, count: int) -> None:
+    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + count, timeout=30, entry="fast")
 
 
-def run_changes(stage: Stage, times: int, change: Change) -> Report:
+def run_changes(scenario: ClusterScenario, times: int, change: Change) -> Report:
     """Bring the change about so often, at any phase of the interval, and hold the history against the schedule."""
     chance = random.Random(times)
-    stage.begin()
+    scenario.begin()
     began = datetime.now(UTC)
     for _ in range(times):
-        leader = stage.cluster.wait_for_leader()
-        stage.cluster.wait_for_presence()
-        more_messages(stage, 1)
+        leader = scenario.cluster.wait_for_leader()
+        scenario.cluster.wait_for_presence()
+        more_messages(scenario, 1)
         time.sleep(chance.uniform(0, EVERY))
-        change(stage, leader)
-        more_messages(stage, 2)
-    stage.cluster.assert_all_alive()
+        change(scenario, leader)
+        more_messages(scenario, 2)
+    scenario.cluster.assert_all_alive()
     ended = datetime.now(UTC)
-    more_messages(stage, 5)
-    return stage.report(
+    more_messages(scenario, 5)
+    return scenario.report(
         [Interval("fast", EVERY, until=ended), EveryMinute("minute", began, ended - timedelta(seconds=1))]
     )
 
@@ -71,13 +71,13 @@ def told(silence: Silence, what: str, aim_p50: float, aim_max: float) -> str:
 def test_a_killed_leader_is_replaced_long_before_its_lease_is_over(times: int, figure: Callable[[str], None]) -> None:
     """SIGKILL: presence tells the standbys, so that the silence is a fraction of the lease."""
 
-    def kill(stage: Stage, leader: Replica) -> None:
-        stage.nemesis.kill_leader()
-        stage.cluster.wait_for_leader(other_than=leader)
+    def kill(scenario: ClusterScenario, leader: Replica) -> None:
+        scenario.nemesis.kill_leader()
+        scenario.cluster.wait_for_leader(other_than=leader)
         leader.start().wait_for_log_of_start()
 
-    with Stage(spec=SPEC, proxied=False, settings={"lease_ttl": 30}) as stage:
-        report = run_changes(stage, times, kill)
+    with ClusterScenario(spec=SPEC, proxied=False, settings={"lease_ttl": 30}) as scenario:
+        report = run_changes(scenario, times, kill)
     silence = verdict(report, times, "kill_leader")
     figure(told(silence, f"{times} x SIGKILL", 0.15, 0.5))
     assert silence.longest < 15  # half of the lease: wide room, and still no wait for it
@@ -85,14 +85,14 @@ def test_a_killed_leader_is_replaced_long_before_its_lease_is_over(times: int, f
 
 def test_the_only_replica_is_killed_and_started_again() -> None:
     """Nobody saw it live; it leads again without waiting out the lease of its former self."""
-    with Stage(spec=SPEC, proxied=False, replicas=1, settings={"lease_ttl": 300}) as stage:
-        leader = stage.begin()
-        stage.cluster.wait_for_presence()
-        stage.nemesis.kill_leader(down=0)
-        assert stage.cluster.wait_for_leader() is leader
+    with ClusterScenario(spec=SPEC, proxied=False, replicas=1, settings={"lease_ttl": 300}) as scenario:
+        leader = scenario.begin()
+        scenario.cluster.wait_for_presence()
+        scenario.nemesis.kill_leader(down=0)
+        assert scenario.cluster.wait_for_leader() is leader
         leader.wait_for_log("reason=leader_gone")
-        more_messages(stage, 3)
-        report = stage.report([Interval("fast", EVERY)])
+        more_messages(scenario, 3)
+        report = scenario.report([Interval("fast", EVERY)])
         assert report.ok, str(report)
 
 
@@ -100,14 +100,14 @@ def test_the_only_replica_is_killed_and_started_again() -> None:
 def test_a_stopped_leader_hands_over(times: int, figure: Callable[[str], None]) -> None:
     """SIGTERM: the lease is released and the standbys are woken; the leader exits with 0."""
 
-    def terminate(stage: Stage, leader: Replica) -> None:
-        assert stage.nemesis.term_leader() is leader
+    def terminate(scenario: ClusterScenario, leader: Replica) -> None:
+        assert scenario.nemesis.term_leader() is leader
         assert leader.exit_code == 0
-        stage.cluster.wait_for_leader(other_than=leader)
+        scenario.cluster.wait_for_leader(other_than=leader)
         leader.start().wait_for_log_of_start()
 
-    with Stage(spec=SPEC, proxied=False, settings={"lease_ttl": 30}) as stage:
-        report = run_changes(stage, times, terminate)
+    with ClusterScenario(spec=SPEC, proxied=False, settings={"lease_ttl": 30}) as scenario:
+        report = run_changes(scenario, times, terminate)
     silence = verdict(report, times, "term_leader")
     figure(told(silence, f"{times} x SIGTERM", 0.05, 0.5))
     assert silence.longest < 15
@@ -120,16 +120,16 @@ def test_a_leader_paused_past_its_lease_comes_back_as_a_standby(times: int, figu
     """
     ttl = 2.0
 
-    def pause(stage: Stage, leader: Replica) -> None:
+    def pause(scenario: ClusterScenario, leader: Replica) -> None:
         lines = leader.log_text().count("action=term_ended")
-        stage.nemesis.pause_leader(ttl * 1.5)
-        successor = stage.cluster.wait_for_leader(other_than=leader)
+        scenario.nemesis.pause_leader(ttl * 1.5)
+        successor = scenario.cluster.wait_for_leader(other_than=leader)
         assert successor is not leader
         leader.wait_for_log("action=term_ended", count=lines + 1)
 
-    with Stage(spec=SPEC, proxied=False, settings={"lease_ttl": ttl}) as stage:
-        report = run_changes(stage, times, pause)
-        assert [replica.starts for replica in stage.cluster] == [1, 1, 1]
+    with ClusterScenario(spec=SPEC, proxied=False, settings={"lease_ttl": ttl}) as scenario:
+        report = run_changes(scenario, times, pause)
+        assert [replica.starts for replica in scenario.cluster] == [1, 1, 1]
     silence = verdict(report, times, "pause_leader")
     figure(told(silence, f"{times} x SIGSTOP past a lease of {ttl:g} s", ttl, ttl + 0.5))
     assert silence.longest >= ttl - ttl / 4  # sooner, and a process that lives would have been robbed

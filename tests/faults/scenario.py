@@ -1,9 +1,9 @@
-"""A whole run set up in one line: servers, proxies, clocks, replicas, a consumer at the queue, and a nemesis.
+"""Scenario with servers, proxies, clocks, replicas, a consumer at the queue and a nemesis, set up in one line.
 
-with Stage(spec={"fast": {"every": 0.2}}, settings={"lease_ttl": 3}) as stage:
-    stage.begin()
-    stage.nemesis.kill_leader(down=0)
-    report = stage.report([Interval("fast", 0.2)])
+with ClusterScenario(spec={"fast": {"every": 0.2}}, settings={"lease_ttl": 3}) as scenario:
+    scenario.begin()
+    scenario.nemesis.kill_leader(down=0)
+    report = scenario.report([Interval("fast", 0.2)])
     assert report.ok, str(report)
 """
 
@@ -23,13 +23,13 @@ from tests.faults.proxy import TcpProxy
 from tests.support.servers import RabbitMQ, RedisServer, need
 
 
-class Stage:
-    """Everything of one run. A context manager; the parts that it makes itself end with it.
+class ClusterScenario:
+    """All parts of one run. A context manager: the parts that it starts end with it.
 
-    redis: the lease's Redis, and the broker unless `broker` is given (default: a new one with appendonly, fsync always,
-    so that a restart loses nothing that was acknowledged). broker: a RabbitMQ, or a Redis that is not the
-    lease's. proxied: each replica reaches each server through a proxy of its own. clocks: each replica has a
-    wall clock of its own. Further arguments go to BeatCluster.
+    redis: the lease's Redis, and the broker unless `broker` is given. The default is a new one with appendonly and
+    fsync always, so that a restart loses nothing acknowledged. broker: a RabbitMQ, or a Redis that is not the lease's.
+    proxied: each replica has its own proxy to each server. clocks: each replica has its own wall clock. Further
+    arguments go to BeatCluster.
     """
 
     def __init__(
@@ -119,22 +119,20 @@ class Stage:
         self._stack.__exit__(*details)
 
     def begin(self, timeout: float = 30.0) -> Replica:
-        """Wait until every replica is up, one leads, and a first message has arrived; return the leader."""
+        """Wait until every replica is up, one leads and a first message has arrived. Return the leader."""
         self.cluster.wait_until_up(timeout)
         leader = self.cluster.wait_for_leader(timeout)
         self.history.wait_for_messages(1, timeout)
         return leader
 
     def remember_skips(self) -> None:
-        """Keep what the journal says by now: it is about to be lost."""
+        """Keep the skips of the journal before it is lost."""
         self._skips.update(dict.fromkeys(skipped_from_journal(self.cluster.journal())))
 
     def journal_skips(self) -> list[Skipped]:
-        """The occurrences that the journal says, or was remembered to say, were skipped or are uncertain."""
+        """Return the skipped and uncertain occurrences of the journal, also of one that was lost."""
         return list({**self._skips, **dict.fromkeys(skipped_from_journal(self.cluster.journal()))})
 
     def report(self, expected: Iterable[Expectation] = (), skipped: Sequence[Skipped] | None = None) -> Report:
-        """What the checker says of the history so far; skipped occurrences come from the journal unless
-        given.
-        """
+        """Check the history so far. Skipped occurrences come from the journal unless given."""
         return check(self.history.events(), expected, self.journal_skips() if skipped is None else skipped)
