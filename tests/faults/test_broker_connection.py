@@ -1,6 +1,6 @@
-"""The connection to a RabbitMQ that breaks, falls silent or is refused: what is known of the message then.
+"""Broken, silent and refused connections to RabbitMQ: the outcome of the message.
 
-Certainly not sent, so that it is sent again, or unknown, so that it is not: nothing in between.
+A message is either certainly not sent, and sent again, or its outcome is unknown, and it is not.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ pytestmark = pytest.mark.slow
 #: Bounds each wait on the broker.
 TIMEOUT = 2.0
 
-#: For what must not hang.
+#: For operations that must not hang.
 PATIENCE = 30.0
 
 ACCEPTED = Sent(PublishOutcome.ACCEPTED)
 
 
 class Desk:
-    """A publisher whose way to the broker is a proxy, and a queue of its own."""
+    """Publisher that reaches the broker through a proxy, with its own queue."""
 
     def __init__(self, broker: RabbitMQ, **config: Any) -> None:
         self.broker = broker
@@ -59,12 +59,12 @@ class Desk:
         return self.publisher.send(self.message() if message is None else message)
 
     def begin(self) -> None:
-        """Connected, declared, and a message through."""
+        """Connect, declare and send a first message."""
         self.publisher.ready()
         assert self.send() == ACCEPTED
 
     def count(self) -> int:
-        """Messages in the queue, asked for past the proxy."""
+        """Return the number of messages in the queue, without the proxy."""
         with self.app.connection_for_read(self.broker.url) as connection, connection.channel() as channel:
             found: int = channel.queue_declare(self.queue, passive=True).message_count
             return found
@@ -84,7 +84,7 @@ def desk(rabbitmq: RabbitMQ) -> Iterator[Desk]:
 
 
 def bounded(act: Callable[[], object], desk: Desk) -> Exception | None:
-    """What it raises, in bounded time."""
+    """Return the exception that it raises, in bounded time."""
     raised: list[Exception | None] = []
 
     def run() -> None:
@@ -107,18 +107,18 @@ def bounded(act: Callable[[], object], desk: Desk) -> Exception | None:
 
 
 def not_sent(act: Callable[[], object], desk: Desk) -> str:
-    """Why nothing was sent, which it must say for certain, and in bounded time."""
+    """Return why nothing was sent; the outcome must be certain, and in bounded time."""
     exc = bounded(act, desk)
     assert isinstance(exc, StoreUnavailable), exc
     assert not exc.acted
     return str(exc)
 
 
-# --- Gone before anything was written: certainly not sent
+# --- Broken before anything was written: certainly not sent
 
 
 def test_a_connection_that_broke_between_two_messages(desk: Desk) -> None:
-    """Found out before the second is written, and by no round trip; the next try has it."""
+    """The break is noticed before the second is written, without a round trip. The retry sends it."""
     desk.begin()
     second = desk.message()
     desk.proxy.refuse()
@@ -131,7 +131,7 @@ def test_a_connection_that_broke_between_two_messages(desk: Desk) -> None:
 
 
 def test_a_broker_that_is_stopped_between_two_messages(desk: Desk) -> None:
-    """An orderly stop: it says that it closes the connection, and then refuses new ones."""
+    """A clean stop: the broker closes the connection and refuses new ones."""
     desk.begin()
     second = desk.message()
     desk.broker.stop()
@@ -155,7 +155,7 @@ def test_a_connection_that_breaks_while_a_queue_is_declared(desk: Desk) -> None:
 
 
 def test_a_broker_that_falls_silent_while_a_queue_is_declared(desk: Desk) -> None:
-    """In bounded time: the main loop is waiting, and the lease with it."""
+    """The time is bounded, since the main loop and the lease wait."""
     messages = desk.message()
     desk.publisher.ready()
     desk.proxy.blackhole()
@@ -169,7 +169,7 @@ def test_a_broker_that_falls_silent_while_a_queue_is_declared(desk: Desk) -> Non
 
 @pytest.mark.parametrize("fault", ["reply lost", "request lost"])
 def test_a_message_that_was_written_and_not_answered(desk: Desk, fault: str) -> None:
-    """Whether the broker has it can't be seen from here."""
+    """Delivery to the broker is unknown."""
     desk.begin()
     if fault == "reply lost":
         desk.proxy.cut_reply_after(b"scheduled_at")
@@ -182,7 +182,7 @@ def test_a_message_that_was_written_and_not_answered(desk: Desk, fault: str) -> 
 
 
 def test_the_answer_to_a_sending_that_was_broken_off_is_not_taken_for_the_next_ones(desk: Desk) -> None:
-    """It comes late, and on a connection that nobody listens to any more."""
+    """The answer arrives late, on a connection that is no longer read."""
 
     class BrokenOff(BaseException):
         pass
@@ -210,7 +210,7 @@ def test_the_answer_to_a_sending_that_was_broken_off_is_not_taken_for_the_next_o
 
 @pytest.mark.parametrize("how", ["silence for all", "forgotten"])
 def test_an_idle_connection_that_has_fallen_silent(desk: Desk, how: str) -> None:
-    """A balancer has dropped it without a word: found out before a message is trusted to it."""
+    """A load balancer has dropped it silently. This is noticed before a message is sent over it."""
     desk.begin()
     desk.clock.advance(60)
     if how == "forgotten":
@@ -226,7 +226,7 @@ def test_an_idle_connection_that_has_fallen_silent(desk: Desk, how: str) -> None
 
 
 def test_every_read_has_a_timeout_that_tls_heeds(desk: Desk) -> None:
-    """Python's TLS goes on reading when a timeout of the operating system's has passed, as amqp does in mid-frame."""
+    """Python's TLS keeps reading after a timeout of the operating system, and so does amqp within a frame."""
     made = []
     settimeout = socket.socket.settimeout
 
@@ -237,12 +237,12 @@ def test_every_read_has_a_timeout_that_tls_heeds(desk: Desk) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "settimeout", note)
         desk.begin()
-    # What each wait leaves behind for the next.
+    # Timeouts that remain set after each wait.
     assert made[-1] == TIMEOUT
 
 
 def test_a_connection_that_the_broker_closed_for_want_of_heartbeats(rabbitmq: RabbitMQ) -> None:
-    """The next message after it goes by a new one."""
+    """The next message uses a new connection."""
     with Desk(rabbitmq, broker_transport_options={"heartbeat": 1}) as desk:
         desk.begin()
         listing = ("-q", "list_connections", "pid")
@@ -256,7 +256,7 @@ def test_a_connection_that_the_broker_closed_for_want_of_heartbeats(rabbitmq: Ra
 
 
 def test_a_message_that_no_queue_takes_is_refused(desk: Desk) -> None:
-    """The broker would drop it without a word."""
+    """The broker would drop it silently."""
     desk.begin()
     gone = desk.message()
     with desk.app.connection_for_write(desk.broker.url) as connection, connection.channel() as channel:
@@ -265,7 +265,7 @@ def test_a_message_that_no_queue_takes_is_refused(desk: Desk) -> None:
     assert (sent.outcome, sent.broken) == (PublishOutcome.REFUSED, False)
     assert "no queue takes it" in sent.detail
     assert desk.queue in sent.detail
-    # The next try declares it anew.
+    # The retry declares it again.
     assert desk.send(gone) == ACCEPTED
     assert desk.count() == 1
 
@@ -280,7 +280,7 @@ def test_a_broadcast_that_nobody_hears_is_accepted(rabbitmq: RabbitMQ) -> None:
 
 
 def test_a_message_that_cannot_be_put_into_frames_is_its_entrys_fault(desk: Desk) -> None:
-    """Certainly not sent, and the next one goes out."""
+    """It is certainly not sent, and the next one is."""
     desk.begin()
     sent = desk.send(desk.message(headers={"tenant": object()}))
     assert (sent.outcome, sent.broken) == (PublishOutcome.REFUSED, False)
@@ -301,7 +301,7 @@ def test_a_queue_that_was_declared_otherwise_is_its_entrys_fault(desk: Desk) -> 
 
 
 def test_a_broker_that_is_short_of_memory(desk: Desk) -> None:
-    """One message at most is in doubt. Nothing is sent until the broker says that it takes messages again."""
+    """At most one message is unknown. Nothing is sent until the broker unblocks the connection."""
 
     def limit(megabytes: str) -> None:
         done = desk.broker.run(desk.broker.control, "set_vm_memory_high_watermark", "absolute", megabytes)
@@ -319,7 +319,7 @@ def test_a_broker_that_is_short_of_memory(desk: Desk) -> None:
             except StoreUnavailable as exc:
                 assert str(exc) == BLOCKED
                 refusals += 1
-                # Idle meanwhile: a probe would not be answered, and look like a broken connection.
+                # An idle probe would get no answer and look like a broken connection.
                 desk.clock.advance(60)
         assert refusals == 8, outcomes
         assert outcomes.count("unknown") <= 1, outcomes

@@ -1,4 +1,4 @@
-"""The leader is stopped or killed while 1,000 entries that are due at once are being enqueued: each is enqueued exactly
+"""The leader is paused or killed while it enqueues 1,000 entries that are due at once. Each is enqueued exactly
 once, by it or by the next leader.
 """
 
@@ -16,7 +16,7 @@ from tests.faults.scenario import ClusterScenario
 from tests.support.servers import wait_for
 
 COUNT = 1000
-#: Seconds from the start of the replicas until the 1,000 are due; the second for a machine too slow for the first.
+#: Seconds from the start of the replicas until the 1,000 are due; the second is for slow machines.
 LEAD_TIMES = (8.0, 30.0)
 
 TTL = 2.0
@@ -24,7 +24,7 @@ TTL = 2.0
 
 @pytest.fixture
 def scenario() -> Iterator[ClusterScenario]:
-    """Three replicas that have armed the 1,000 entries, which will all be due at one instant some seconds from now."""
+    """Start three replicas with 1,000 entries that are all due at one instant some seconds from now."""
     for lead_time in LEAD_TIMES:
         due_at = time.time() + lead_time
         burst = {"every": 3600, "first": due_at, "n": COUNT}
@@ -37,10 +37,10 @@ def scenario() -> Iterator[ClusterScenario]:
 
 
 def hold_in_mid_burst(scenario: ClusterScenario, leader: Replica) -> HeldRequest:
-    """Keep back, on the way to the server, the batch that holds the entry in the middle of the burst."""
+    """Hold back the batch with the middle entry of the burst on its way to the server."""
     held = scenario.nemesis.lease_proxy(leader).hold(containing(b"EVALSHA", b"burst-0500", b'"verdict":"enqueued"'))
     held.wait(LEAD_TIMES[-1] + 20)
-    time.sleep(0.1)  # the rest of the request may still be on its way into the proxy
+    time.sleep(0.1)  # the proxy may not have read the rest of the request yet
     assert 0 < sent(scenario) < COUNT
     return held
 
@@ -54,7 +54,7 @@ def wait_for_burst(scenario: ClusterScenario) -> None:
 
 
 def assert_each_once(scenario: ClusterScenario) -> None:
-    """Every entry of the burst has one message, two leaders shared the work, and nothing else is wrong."""
+    """Assert that each entry of the burst has one message, from two leaders, and that the report is clean."""
     messages = [m for m in scenario.history.messages() if str(m["entry"]).startswith("burst")]
     counts = Counter(str(m["entry"]) for m in messages)
     assert len(counts) == COUNT
@@ -66,8 +66,8 @@ def assert_each_once(scenario: ClusterScenario) -> None:
 
 @pytest.mark.slow
 def test_a_leader_paused_in_a_burst_adds_nothing_to_it_and_can_lead_again(scenario: ClusterScenario) -> None:
-    """SIGSTOP in mid-burst, past the lease: its batch in flight arrives after the takeover and is refused; resumed, it
-    stands by, and later leads.
+    """The batch in flight arrives after the takeover and is refused. The resumed leader becomes a standby and can
+    lead later.
     """
     leader = scenario.cluster.wait_for_leader()
     held = hold_in_mid_burst(scenario, leader)
@@ -94,11 +94,11 @@ def test_a_leader_paused_in_a_burst_adds_nothing_to_it_and_can_lead_again(scenar
 
 @pytest.mark.slow
 def test_a_leader_killed_in_a_burst_leaves_the_rest_to_the_next(scenario: ClusterScenario) -> None:
-    """SIGKILL in mid-burst: the batch in flight arrives after the next leader has enqueued it all, and is refused."""
+    """The batch in flight arrives after the next leader has enqueued everything, and is refused."""
     leader = scenario.cluster.wait_for_leader()
     held = hold_in_mid_burst(scenario, leader)
     leader.kill()
-    scenario.nemesis.lease_proxy(leader).cut()  # its presence goes with it, its batch is still under way
+    scenario.nemesis.lease_proxy(leader).cut()  # its presence ends; its batch is still in flight
     scenario.cluster.wait_for_leader(other_than=leader)
     wait_for_burst(scenario)
     held.release()
@@ -108,8 +108,8 @@ def test_a_leader_killed_in_a_burst_leaves_the_rest_to_the_next(scenario: Cluste
 
 @pytest.mark.slow
 def test_a_batch_that_arrives_just_before_the_takeover_counts(scenario: ClusterScenario) -> None:
-    """SIGKILL in mid-burst, the batch in flight delivered after the death and before anybody leads: it is enqueued, and
-    the next leader goes on behind it.
+    """The batch in flight arrives after the leader's death and before the takeover. It is enqueued, and the next
+    leader continues after it.
     """
     leader = scenario.cluster.wait_for_leader()
     held = hold_in_mid_burst(scenario, leader)

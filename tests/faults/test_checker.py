@@ -1,4 +1,4 @@
-"""The checker finds every class of defect in hand-written bad histories, and nothing in good ones."""
+"""The checker finds every class of defect in hand-written histories, and none in good ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def at(seconds: float) -> datetime:
 
 
 def message(seconds: float, entry: str = "e", epoch: int = 1, **changes: Any) -> Event:
-    """The message of the occurrence due `seconds` after noon, arriving 10 ms late."""
+    """Return the message of the occurrence due `seconds` after noon, which arrives 10 ms late."""
     due = at(seconds)
     return {
         "t": 1000 + seconds + 0.01,
@@ -61,7 +61,7 @@ def kinds(history: list[Event], *expected: Expectation, skipped: tuple[Skipped, 
 
 
 def test_a_good_history_passes() -> None:
-    """With a fault and a change of epoch in it; the report counts and reads well."""
+    """It contains a fault and a change of epoch; the report counts both."""
     history = [*GOOD[:3], {"t": 1002.5, "type": "fault", "fault": "kill_leader", "phase": "at"}, *GOOD[3:]]
     report = check(history, [SECONDS])
     assert report.ok, str(report)
@@ -94,7 +94,7 @@ def test_same_instant_of_another_entry_or_cluster_is_no_duplicate() -> None:
 
 
 def test_an_epoch_that_falls_is_found() -> None:
-    """Also when the stale message comes some messages later; per entry, not over all."""
+    """The stale message may arrive some messages later. Epochs are compared per entry."""
     assert kinds([message(0, epoch=1), message(1, epoch=2), message(2, epoch=2), message(3, epoch=1)]) == {"epoch fell"}
     assert kinds([message(0, epoch=2), message(0, entry="f", epoch=1)]) == set()
 
@@ -120,9 +120,7 @@ def test_a_missing_interval_is_found_and_named() -> None:
 
 
 def test_a_gap_with_verdicts_is_no_loss() -> None:
-    """Wholly covered: fine; half covered: the other half is missing; another entry's verdicts do not
-    count.
-    """
+    """A covered gap passes, a half-covered one misses the rest, and verdicts of another entry do not count."""
     history = every_second(0, 1, 4)
     assert kinds(history, SECONDS, skipped=(Skipped("e", at(2), at(3)),)) == set()
     assert check(history, [SECONDS], [Skipped("e", at(2), at(2))]).missing == 1
@@ -131,7 +129,7 @@ def test_a_gap_with_verdicts_is_no_loss() -> None:
 
 
 def test_an_instant_off_the_grid_is_found() -> None:
-    """A late or early step is a defect, unless the tolerance or a gap with verdicts allows it."""
+    """A late or early step is a defect unless the tolerance or a covered gap allows it."""
     assert kinds(every_second(0, 1, 1.4, 2.4), SECONDS) == {"off the grid"}
     assert "missing" in kinds(every_second(0, 1, 2.2), SECONDS)
     assert kinds(every_second(0, 1, 2.2), Interval("e", 1.0, tolerance=0.3)) == set()
@@ -139,7 +137,7 @@ def test_an_instant_off_the_grid_is_found() -> None:
 
 
 def test_the_ends_of_a_run_are_held_to_the_grid_too() -> None:
-    """An entry that never began, began late or fell silent is missing, although what arrived has no gap."""
+    """An entry that never began, began late or ended early is missing occurrences although its messages have no gap."""
     assert check([], [SECONDS]).missing == 1
     assert check(GOOD, [Interval("e", 1.0, since=at(-0.5), until=at(4.5))]).ok
     assert check(GOOD, [Interval("e", 1.0, until=at(7.5))]).missing == 3
@@ -162,13 +160,13 @@ def test_an_occurrence_that_was_never_due_is_found() -> None:
 
 
 def test_a_message_that_is_recorded_as_skipped_has_two_verdicts() -> None:
-    """A defect, but not of an uncertain one: that its message may have arrived is what uncertain means."""
+    """For an uncertain occurrence it is no defect: its message may have arrived."""
     assert kinds(GOOD, skipped=(Skipped("e", at(1), at(1), "misfire"),)) == {"two verdicts"}
     assert kinds(GOOD, skipped=(Skipped("e", at(1), at(1), "", "uncertain"),)) == set()
 
 
 def test_an_occurrence_that_is_skipped_twice_has_two_verdicts() -> None:
-    """Ranges that overlap, of one entry; ranges that only touch are fine, and so are other entries'."""
+    """Overlapping ranges of one entry are a defect; adjacent ranges and those of other entries are not."""
     first = Skipped("e", at(11), at(15), "coalesced", count=5)
     assert kinds(GOOD, skipped=(first, Skipped("e", at(14), at(16), "missed"))) == {"two verdicts"}
     assert kinds(GOOD, skipped=(first, Skipped("e", at(16), at(18)), Skipped("f", at(12), at(13)))) == set()
@@ -179,7 +177,7 @@ def test_an_occurrence_that_is_skipped_twice_has_two_verdicts() -> None:
 
 
 def test_stock_messages_are_counted_against_the_time_they_span() -> None:
-    """Without the header there is no occurrence to name, but three beats send three times too much."""
+    """Without the header there is no occurrence to name, but three beats send three times the messages."""
 
     def stock(beats: int) -> list[Event]:
         bare = {"entry": None, "scheduled_at": None, "epoch": None}
@@ -235,7 +233,7 @@ def test_silence_is_measured_between_arrivals_and_around_faults() -> None:
 
 
 def test_a_message_under_way_when_its_leader_is_stopped_does_not_end_the_silence() -> None:
-    """It arrives just after; the silence lasts until the next leader's first."""
+    """The message arrives just after the fault. The silence lasts until the next leader's first message."""
     history = [
         *every_second(0, 1, epoch=1),
         {"t": 1001.99, "type": "fault", "fault": "pause_leader", "phase": "start"},
@@ -251,6 +249,6 @@ def test_a_message_under_way_when_its_leader_is_stopped_does_not_end_the_silence
 
 
 def test_many_messages_are_checked_quickly() -> None:
-    """A long storm must not make the checker the slowest part of it."""
+    """The checker must not be the slowest part of a long storm."""
     history = [message(second, entry=f"e{n}") for second in range(300) for n in range(100)]
     assert check(history, [Interval(f"e{n}", 1.0) for n in range(100)]).ok

@@ -1,4 +1,4 @@
-"""The stepped clock moves the wall clock of Python and of Redis, and no other clock."""
+"""The stepped clock changes only the wall clocks of Python and Redis."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_python_process_sees_each_step_at_once_on_the_wall_clock_only() -> Non
 
 
 def test_a_redis_server_s_time_jumps_and_keys_expire_with_it() -> None:
-    """The hazard itself: a step of +20 s frees a key that had 15 s to live."""
+    """This is the hazard: a step of +20 s expires a key with 15 s to live."""
     clock = need(SteppedClock)
     with need(lambda: RedisServer(env=clock.env)) as server:
         server.admin.set("held", "1", ex=15)

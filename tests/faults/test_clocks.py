@@ -1,4 +1,4 @@
-"""Wall clocks step: a replica's, the server's, all of them; and summer time begins and ends."""
+"""Wall clocks step (of a replica, the server or all), and daylight saving time begins and ends."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Found = Callable[[Report | str], None]
 def clocked_scenario(
     *, at: datetime | None = None, **options: object
 ) -> Iterator[tuple[ClusterScenario, SteppedClock]]:
-    """A scenario in which each replica and the server have a clock of their own; all show `at`, or the right time."""
+    """Start a scenario in which each replica and the server have their own clocks, set to `at` or the right time."""
     with ExitStack() as stack:
         clock = need(SteppedClock)
         if at is not None:
@@ -50,7 +50,7 @@ def clocked_scenario(
 
 
 def more(scenario: ClusterScenario, seconds: float = 2.0) -> None:
-    """Go on for a while; dispatch must not fall silent for long."""
+    """Continue for a while; dispatch must not pause for long."""
     scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + int(seconds / 0.2), 30, "fast")
     scenario.history.wait_for_messages(len(scenario.history.messages("slow")) + 1, 30, "slow")
 
@@ -70,7 +70,7 @@ STEPS = [
 
 @pytest.mark.parametrize(("seconds", "who"), STEPS)
 def test_a_stepped_clock_changes_nothing(seconds: float, who: str, found: Found) -> None:
-    """One clock of several steps by an hour: the same leader goes on, on time; and so does the next one."""
+    """One clock of several steps by an hour. The leader continues on time, and so does the next one."""
     with clocked_scenario() as (scenario, server_clock):
         leader = scenario.begin()
         more(scenario)
@@ -83,7 +83,7 @@ def test_a_stepped_clock_changes_nothing(seconds: float, who: str, found: Found)
             scenario.nemesis.clock_jump(seconds, victim)
         more(scenario, 4)
         assert scenario.cluster.epoch() == epoch, scenario.cluster.logs()
-        # The next leader: the one whose clock has stepped, or one that has seen it.
+        # The next leader is the replica whose clock has stepped, or one that has seen it.
         for one in [one for one in scenario.cluster if one is not victim] if who == "standby" else [leader]:
             one.kill()
         scenario.cluster.wait_for_leader(other_than=leader)
@@ -101,7 +101,7 @@ def test_a_stepped_clock_changes_nothing(seconds: float, who: str, found: Found)
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [HOUR, -HOUR])
 def test_a_replica_that_starts_with_a_wrong_clock_is_outvoted(seconds: float, found: Found) -> None:
-    """It takes over from a leader who was right: the server, and what the leader said of it, win."""
+    """It takes over from a leader with the right time. The server and the leader's offset outvote it."""
     with clocked_scenario(replicas=2) as (scenario, _):
         leader = scenario.begin()
         other = next(one for one in scenario.cluster if one is not leader)
@@ -122,7 +122,7 @@ def test_a_replica_that_starts_with_a_wrong_clock_is_outvoted(seconds: float, fo
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [HOUR, -HOUR])
 def test_a_step_of_all_clocks_is_followed(seconds: float, found: Found) -> None:
-    """The whole machine's time is set: ahead, the hour between is overdue; back, nothing runs a second time."""
+    """The time of the whole machine is set. Ahead: the hour between is overdue. Back: nothing runs twice."""
     with clocked_scenario(at=datetime.now(UTC)) as (scenario, clock):
         scenario.begin()
         more(scenario)
@@ -152,7 +152,7 @@ CRONTABS = ["*", "0 2", "30 2", "30 1", "59 1", "0 3", "15 *", "*/20 1-3", "0 0"
 @pytest.mark.parametrize("text", CRONTABS)
 @pytest.mark.parametrize(("zone", "transition"), TRANSITIONS, ids=[f"{z}-{t:%m%d}" for z, t in TRANSITIONS])
 def test_daylight_saving_follows_celery(zone: str, transition: datetime, text: str) -> None:
-    """Around the change: the instants at which Celery's own `is_due`, asked each half minute, says yes."""
+    """Around the change the instants equal those at which Celery's `is_due`, called each half minute, returns True."""
     app = Celery("dst", broker="memory://", set_as_default=False)
     app.conf.timezone = zone
     now = transition - timedelta(hours=26)
@@ -175,7 +175,7 @@ def test_daylight_saving_follows_celery(zone: str, transition: datetime, text: s
     while (at := instants.next_after(at)) <= end:
         ours.append(at)
     if celery.VERSION < (5, 7):
-        # An older Celery runs a minute that does not exist at the end of the gap, and its namesake after it as well.
+        # Older versions of Celery run a minute that does not exist at the end of the gap, and again after it.
         ours = [one for one in ours if not transition <= one < transition + timedelta(hours=1)]
         celerys = [one for one in celerys if not transition <= one < transition + timedelta(hours=1)]
     assert ours == celerys
@@ -184,7 +184,7 @@ def test_daylight_saving_follows_celery(zone: str, transition: datetime, text: s
 
 DST = [
     pytest.param("Europe/Berlin", datetime(2026, 3, 29, 1, tzinfo=UTC), id="Berlin-gap"),
-    # Celery passes over the repeated hour; this is its end.
+    # Celery skips the repeated hour; this is its end.
     pytest.param("America/New_York", datetime(2026, 11, 1, 7, tzinfo=UTC), id="New_York-overlap"),
 ]
 
@@ -192,7 +192,7 @@ DST = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("zone", "transition"), DST)
 def test_daylight_saving_in_a_whole_cluster(zone: str, transition: datetime, found: Found) -> None:
-    """Every clock shows some seconds before the hour changes; the leader is killed in it; each minute runs once."""
+    """Every clock starts some seconds before the change. The leader is killed in it; each minute runs once."""
     spec = {"fast": {"every": 0.2}, "minute": {"cron": "*"}, "two": {"cron": "0 2"}, "gap": {"cron": "30 2"}}
     with clocked_scenario(at=transition - timedelta(seconds=25), spec=spec, config={"timezone": zone}) as (scenario, _):
         scenario.begin()

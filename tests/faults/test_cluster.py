@@ -1,6 +1,4 @@
-"""The harness itself, proved on stock beat: three of it enqueue everything three times, and the checker says
-so.
-"""
+"""Test of the harness with stock beat: three of them enqueue everything three times, and the checker finds it."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ from tests.support.servers import RedisServer
 def test_three_stock_beats_duplicate_and_one_does_not(
     shared_redis: RedisServer, tmp_path: Path, replicas: int, verdict: str
 ) -> None:
-    """Three stock beats send each due task about three times; one sends it once; the checker tells them
-    apart.
-    """
+    """Three stock beats send each due task about three times, one sends it once; the checker distinguishes them."""
     history = History(tmp_path / "history.jsonl")
     with (
         BeatCluster(
@@ -38,7 +34,7 @@ def test_three_stock_beats_duplicate_and_one_does_not(
 
 
 def test_a_paused_and_a_killed_replica_are_told_apart(shared_redis: RedisServer) -> None:
-    """A paused process is alive and silent, a killed one is gone, a terminated one ends by itself."""
+    """A paused process is alive and silent, a killed one is gone, a terminated one exits."""
     history = History()
     with BeatCluster(shared_redis.url, spec={"fast": {"every": 0.1}}, replicas=1, scheduler=STOCK_SCHEDULER) as cluster:
         replica = cluster[0]

@@ -1,5 +1,5 @@
-"""The leader's main loop hangs while its other threads live: the lease goes, another leads, and what the old leader
-still does when it wakes is refused.
+"""The leader's main loop hangs while its other threads run. It releases the lease, another replica leads, and writes
+of the old leader are refused when it wakes up.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ SPEC = {"fast": {"every": 0.2}, "sleeper": {"every": 0.5, "kwargs": {"asleep": "
 
 @pytest.fixture
 def switch(tmp_path: Path) -> Path:
-    """While this file names a replica, that one's next call of the lazy argument sleeps."""
+    """Return a file; while it names a replica, that replica's next call of the lazy argument sleeps."""
     return tmp_path / "sleeps"
 
 
 @pytest.fixture
 def scenario(switch: Path) -> Iterator[ClusterScenario]:
-    # The lease outlasts the hang by far: it is let go, not lost.
+    # The lease lasts much longer than the hang, so it must be released rather than lost.
     settings = {"lease_ttl": 30, "renew_interval": 1, "stall_timeout": STALL}
     with ClusterScenario(
         spec=SPEC, settings=settings, app="tests.support.apps.sleeping_app", env={"SLEEPS": str(switch)}, proxied=False
@@ -35,7 +35,7 @@ def scenario(switch: Path) -> Iterator[ClusterScenario]:
 
 
 def hang(scenario: ClusterScenario, switch: Path) -> str:
-    """Put the leader to sleep inside an entry's argument; its name, once it sleeps."""
+    """Put the leader to sleep inside an entry's argument. Return its name once it sleeps."""
     leader = scenario.begin()
     scenario.history.wait_for_messages(1, 20, "sleeper")
     switch.write_text(leader.name)
@@ -47,8 +47,8 @@ def hang(scenario: ClusterScenario, switch: Path) -> str:
 def test_a_hung_leader_lets_the_lease_go(
     scenario: ClusterScenario, switch: Path, found: Callable[[Report | str], None]
 ) -> None:
-    """Another leads after the stall timeout, not after the lease; the hung process enqueues nothing once it wakes, and
-    lives on as a standby.
+    """Another replica leads after the stall timeout rather than the lease. The hung process enqueues nothing when it
+    wakes up and becomes a standby.
     """
     name = hang(scenario, switch)
     began = time.monotonic()
@@ -57,7 +57,7 @@ def test_a_hung_leader_lets_the_lease_go(
     took = time.monotonic() - began
     epoch = scenario.cluster.epoch()
     assert successor is not hung
-    assert took < STALL + 6  # of the 30 s that the lease had left; the aim is 0.5 s
+    assert took < STALL + 6  # the lease had 30 s left; the aim is 0.5 s
     scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 10, entry="fast")
     switch.unlink()
     hung.wait_for_log("awake")
@@ -73,7 +73,7 @@ def test_a_hung_leader_lets_the_lease_go(
 
 @pytest.mark.slow
 def test_a_leader_that_hung_can_lead_again(scenario: ClusterScenario, switch: Path) -> None:
-    """Awake, and alone, it takes the lease again and goes on where the others were."""
+    """Awake and alone, it takes the lease again and continues from the others' position."""
     name = hang(scenario, switch)
     hung = next(replica for replica in scenario.cluster if replica.name == name)
     scenario.cluster.wait_for_leader(other_than=hung, timeout=25)

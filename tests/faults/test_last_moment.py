@@ -1,5 +1,5 @@
-"""What ran in the last moment before Redis went, when the data that it comes back with is of before: nobody who is left
-has heard of it, and it does not run again.
+"""An occurrence runs just before Redis fails and is missing in the restored data. No remaining replica knows of it,
+and it does not run again.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from tests.support.servers import RedisServer, need, wait_for
 
 Found = Callable[[Report | str], None]
 
-#: Seconds from the start of the replicas until the occurrence; the second for a slow machine.
+#: Seconds from the start of the replicas until the occurrence; the second is for slow machines.
 LEAD_TIMES = (8.0, 30.0)
 
 ENQUEUES = containing(b"EVALSHA", b'"verdict":"enqueued"')
 
-#: Standbys look rarely, so that what they know is of seconds ago.
+#: Standbys poll rarely, so that their knowledge is some seconds old.
 SETTINGS = {"lease_ttl": 5, "poll_interval": 2}
 
 
 class Snapshot:
-    """What the server has on its disk when it comes back is of now, and lacks what comes after."""
+    """Snapshot of the server's disk as of now, which lacks later writes."""
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server
@@ -43,7 +43,7 @@ class Snapshot:
         return path
 
     def bring_about(self) -> None:
-        """The machine went down before the end of the file had reached the disk."""
+        """Simulate a machine that fails before the end of the file has reached the disk."""
         if self._server.appendonly:
             with self._file().open("r+b") as file:
                 file.truncate(self._size)
@@ -53,7 +53,7 @@ class Snapshot:
 @pytest.mark.parametrize("appendonly", [False, True], ids=["snapshot", "append-only file cut short"])
 @pytest.mark.parametrize("survivor", ["standby", "leader"])
 def test_what_ran_last_does_not_run_again(appendonly: bool, survivor: str, found: Found) -> None:
-    """Its occurrence has a message, and the verdict that it gets no other one; then all goes on."""
+    """Its occurrence has one message and is recorded as not to be sent again. Then dispatch continues."""
     for lead_time in LEAD_TIMES:
         due_at = time.time() + lead_time
         spec = {"last": {"every": 3600, "first": due_at}, "slow": {"every": 2}}
@@ -71,7 +71,7 @@ def test_what_ran_last_does_not_run_again(appendonly: bool, survivor: str, found
                 continue
             time.sleep(due_at - time.time() - 0.3)
             if survivor == "leader":
-                # It never hears what became of its batch.
+                # It never receives the result of its batch.
                 scenario.nemesis.lease_proxy(leader).cut_reply_after(ENQUEUES)
             snapshot = Snapshot(server)
             assert scenario.history.messages("last") == []
@@ -87,7 +87,7 @@ def test_what_ran_last_does_not_run_again(appendonly: bool, survivor: str, found
             report = scenario.report([Instants("last", (datetime.fromtimestamp(due_at, UTC),))])
             assert report.ok, f"{report}\n{scenario.cluster.logs()}"
             row = scenario.cluster.ledger()["last"]
-            # Armed where the leader came to hear of it all the same.
+            # Armed if the leader has received the result nevertheless.
             assert (row["verdict"], row.get("why")) in {("skipped", "state_loss"), ("armed", None)}
             found(report)
             return

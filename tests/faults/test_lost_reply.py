@@ -1,4 +1,4 @@
-"""The server acts, and its answer is lost: the retry finds that it was done."""
+"""The server acts and its reply is lost: the retry finds that it was done."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def scenario() -> Iterator[ClusterScenario]:
 
 
 def test_a_lost_reply_to_a_dispatch_leaves_one_message(scenario: ClusterScenario) -> None:
-    """One message, recorded as enqueued, the same leader goes on, and its log says what happened."""
+    """There is one message, recorded as enqueued; the same leader continues and logs the lost reply."""
     leader = scenario.cluster.wait_for_leader()
     epoch = scenario.cluster.epoch()
     before = len(scenario.history.messages())
@@ -43,7 +43,7 @@ def test_a_lost_reply_to_a_dispatch_leaves_one_message(scenario: ClusterScenario
 
 
 def test_a_reply_lost_by_a_leader_that_dies_of_it_is_no_second_message(scenario: ClusterScenario) -> None:
-    """The leader never learns that its batch was done; the next one reads it in the ledger."""
+    """The leader never receives the result of its batch; the next leader reads it in the ledger."""
     leader = scenario.cluster.wait_for_leader()
     proxy = scenario.nemesis.lease_proxy(leader)
     cut = proxy.cut_reply_after(ENQUEUES)

@@ -1,4 +1,4 @@
-"""Occurrences found overdue: nobody led for some seconds, and each policy does what it says, verdict by verdict."""
+"""Occurrences that are overdue after some seconds without a leader, under each misfire policy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXPECTED = [Interval(name, float(str(line["every"]))) for name, line in SPEC.ite
 
 @pytest.fixture(scope="module")
 def run() -> Iterator[tuple[ClusterScenario, datetime, datetime]]:
-    """A scenario on which every replica was dead for a while; from when to when nobody led."""
+    """Yield a scenario in which every replica was dead for a while, and the start and end of that time."""
     with ClusterScenario(spec=SPEC, replicas=2, proxied=False, settings={"lease_ttl": 3}) as scenario:
         scenario.begin()
         scenario.history.wait_for_messages(3, 20, "all")
@@ -51,7 +51,7 @@ Run = tuple[ClusterScenario, datetime, datetime]
 
 
 def missed(run: Run, entry: str) -> tuple[list[datetime], int, set[str]]:
-    """Of what fell due while nobody led: the instants enqueued, how many were skipped, and why."""
+    """Return, for occurrences due without a leader: instants enqueued, number skipped, and reasons."""
     scenario, gone, back = run
     sent = [due for m in scenario.history.messages(entry) if gone < (due := instant(m["scheduled_at"])) <= back]
     own = [s for s in scenario.journal_skips() if s.entry == entry and s.last > gone]
@@ -65,7 +65,7 @@ def test_every_occurrence_has_its_verdict(run: Run, found: Callable[[Report | st
 
 
 def test_once_runs_the_latest(run: Run) -> None:
-    """The one that is newest when the ledger is read, a moment after the lease was seen to be held again."""
+    """The latest when the ledger is read, a moment after the lease is held again."""
     scenario, gone, back = run
     sent, skipped, why = missed((scenario, gone, back + timedelta(seconds=1)), "once")
     assert 1 <= len(sent) <= 2
@@ -74,7 +74,7 @@ def test_once_runs_the_latest(run: Run) -> None:
 
 
 def test_skip_runs_none_that_is_late(run: Run) -> None:
-    """But for what is within its grace of a second and a half."""
+    """Except those within its grace of 1.5 s."""
     sent, skipped, why = missed(run, "skip")
     assert len(sent) <= 2
     assert skipped >= DOWN - 3
@@ -82,7 +82,7 @@ def test_skip_runs_none_that_is_late(run: Run) -> None:
 
 
 def test_all_runs_each_in_order(run: Run) -> None:
-    """Each bears the time it was due, not the time it was caught up."""
+    """Each has the time that it was due, not the time of the catch-up."""
     sent, skipped, _ = missed(run, "all")
     assert skipped == 0
     assert sent == sorted(sent)
@@ -107,7 +107,7 @@ def test_grace_cuts_off_what_is_too_late(run: Run) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("deadline", [None, 20])
 def test_celery_s_starting_deadline_holds(deadline: int | None) -> None:
-    """A crontab that is later than `beat_cron_starting_deadline` is not run; an interval is not concerned."""
+    """A crontab later than `beat_cron_starting_deadline` is not run. An interval is not affected."""
     spec = {"fast": {"every": 0.2}, "hourly": {"cron": f"{datetime.now(UTC).minute}"}}
     config = {} if deadline is None else {"beat_cron_starting_deadline": deadline}
     with ClusterScenario(spec=spec, replicas=1, proxied=False, config=config, settings={"lease_ttl": 3}) as scenario:

@@ -1,6 +1,4 @@
-"""Each fault does what it is named after, is recorded, and is healed; the storm repeats itself by its
-seed.
-"""
+"""Each fault takes effect, is recorded and is healed; a storm is repeatable by its seed."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ SPEC = {"fast": {"every": 0.1}}
 
 @pytest.fixture
 def scenario() -> Iterator[ClusterScenario]:
-    """Two stock beats that enqueue each 0.1 s, with proxies and clocks of their own."""
+    """Start two stock beats that enqueue every 0.1 s, with their own proxies and clocks."""
     with ClusterScenario(replicas=2, scheduler=STOCK_SCHEDULER, spec=SPEC, clocks=True, proxied=True) as made:
         made.cluster.wait_until_up()
         made.history.wait_for_messages(1, timeout=30)
@@ -44,7 +42,7 @@ def more_messages(scenario: ClusterScenario, count: int = 3) -> None:
 
 
 def test_faults_strike_the_leader_and_are_recorded(scenario: ClusterScenario) -> None:
-    """The lease record says whom; killed, ended and paused replicas come back."""
+    """The lease record names the target. Killed, ended and paused replicas come back."""
     nemesis, cluster = scenario.nemesis, scenario.cluster
     for number in (0, 1):
         pretend_to_lead(scenario, number)
@@ -62,7 +60,7 @@ def test_faults_strike_the_leader_and_are_recorded(scenario: ClusterScenario) ->
     paused.join(5)
     assert not cluster[0].paused
     assert nemesis.term_leader() is cluster[0]
-    # It ended by itself. Stock beat ends with 1 where the signal finds it in the middle of a turn: its shelf is closed.
+    # It exited. Stock beat exits with 1 if the signal arrives in the middle of a tick: its shelf is closed.
     assert cluster[0].exit_code in {0, 1}, cluster[0].log_tail()
     with pytest.raises(AssertionError, match="beat-0 ended"):
         cluster.assert_all_alive()
@@ -78,9 +76,7 @@ def test_faults_strike_the_leader_and_are_recorded(scenario: ClusterScenario) ->
 
 
 def test_paths_and_servers_fail_and_recover(scenario: ClusterScenario) -> None:
-    """While Redis is away or every path is dead nothing arrives; afterwards it does, from the same
-    processes.
-    """
+    """Nothing arrives while Redis is away or every path is dead; afterwards the same processes continue."""
     nemesis = scenario.nemesis
     nemesis.redis_pause(0.3)
     nemesis.redis_kill(0.3)
@@ -103,7 +99,7 @@ def test_paths_and_servers_fail_and_recover(scenario: ClusterScenario) -> None:
 
 
 def test_a_replica_s_clock_jumps_alone(scenario: ClusterScenario) -> None:
-    """One replica is set back by an hour, the other is not, and healing puts the clock right."""
+    """One replica's clock is set back by an hour, the other's is not. Healing resets it."""
     scenario.nemesis.clock_jump(-3600, scenario.cluster[0])
     assert [clock.offset for clock in scenario.clocks] == [-3600, 0]
     more_messages(scenario)
@@ -132,7 +128,7 @@ def test_a_storm_draws_only_what_the_run_has_parts_for(shared_redis: RedisServer
 
 
 def test_a_storm_leaves_everything_healed(scenario: ClusterScenario, capsys: pytest.CaptureFixture[str]) -> None:
-    """It prints its seed, and beats enqueue again afterwards; whether twice is not stock beat's concern."""
+    """It prints its seed, and beats enqueue again afterwards. Stock beat may enqueue twice."""
     storm = Storm(11, 4, ("kill_leader", "pause_leader", "cut_lease_path", "redis_pause", "lose_reply"), scale=0.1)
     plan = storm.run(scenario.nemesis)
     assert "seed 11" in capsys.readouterr().out

@@ -62,7 +62,7 @@ def test_a_leader_cut_from_redis_stops_by_itself(scenario: ClusterScenario, cut:
 
 @pytest.mark.slow
 def test_a_command_held_back_past_the_lease_is_refused(scenario: ClusterScenario, found: Found) -> None:
-    """A batch on its way for longer than the lease arrives under another leader: it changes nothing."""
+    """A batch in flight for longer than the lease arrives under another leader and changes nothing."""
     leader = scenario.begin()
     proxy = scenario.nemesis.lease_proxy(leader)
     held = proxy.hold(containing(b"EVALSHA", b'"verdict":"enqueued"'))
@@ -83,7 +83,7 @@ def test_a_command_held_back_past_the_lease_is_refused(scenario: ClusterScenario
 
 @pytest.mark.slow
 def test_a_redis_slower_than_the_lease_changes_leaders_rarely(scenario: ClusterScenario, found: Found) -> None:
-    """Every answer takes longer than the lease: at most one change of leader per ttl, and afterwards all is well."""
+    """Every reply takes longer than the lease: at most one change of leader per ttl, and recovery afterwards."""
     scenario.begin()
     more(scenario)
     epochs = set()
@@ -105,7 +105,7 @@ def test_a_redis_slower_than_the_lease_changes_leaders_rarely(scenario: ClusterS
 
 @pytest.mark.slow
 def test_slow_answers_within_the_lease_change_nothing(scenario: ClusterScenario, found: Found) -> None:
-    """A tenth of the lease for each trip: the leader stays."""
+    """Each trip takes a tenth of the lease: the leader stays."""
     scenario.begin()
     more(scenario)
     epoch = scenario.cluster.epoch()
@@ -121,7 +121,7 @@ def test_slow_answers_within_the_lease_change_nothing(scenario: ClusterScenario,
 
 @pytest.mark.slow
 def test_a_broker_that_only_the_leader_cannot_reach_is_left_to_another(found: Found) -> None:
-    """The lease is well, the queue is not: the leader hands over to a replica that reaches it."""
+    """The leader reaches the lease but not the broker, and hands over to a replica that does."""
     with (
         need(RedisServer) as broker,
         ClusterScenario(broker=broker, spec=SPEC, settings=SETTINGS) as scenario,
@@ -145,7 +145,7 @@ def test_a_broker_that_only_the_leader_cannot_reach_is_left_to_another(found: Fo
 
 @pytest.mark.slow
 def test_one_way_silence_is_survived(scenario: ClusterScenario, found: Found) -> None:
-    """Commands arrive and answers do not, then the reverse: each outcome is unknown, none is doubled or lost."""
+    """Commands arrive and replies do not, then the reverse. Each outcome is unknown; none is duplicated or lost."""
     leader = scenario.begin()
     more(scenario)
     for direction in ("reply", "request"):

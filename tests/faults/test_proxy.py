@@ -1,4 +1,4 @@
-"""Each fault of the proxy does to a real Redis client and server what its name says."""
+"""Each fault of the proxy has its effect on a real Redis client and server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def proxy(shared_redis: RedisServer) -> Iterator[TcpProxy]:
 
 @pytest.fixture
 def client(proxy: TcpProxy, shared_redis: RedisServer) -> Iterator[redis.Redis]:
-    """A client through the proxy that tries each command once."""
+    """Connect a client through the proxy that tries each command once."""
     made = client_through(proxy, shared_redis)
     yield made
     made.close()
@@ -46,7 +46,7 @@ def test_bytes_pass_both_ways_and_are_counted(proxy: TcpProxy, client: redis.Red
 
 
 def test_cut_resets_open_connections_and_lets_new_ones_in(proxy: TcpProxy, client: redis.Redis) -> None:
-    """The client sees a reset, not an orderly end."""
+    """The client sees a reset, not a clean end."""
     with socket.create_connection(proxy.address) as raw:
         raw.sendall(b"PING\r\n")
         assert raw.recv(100) == b"+PONG\r\n"
@@ -123,7 +123,7 @@ def test_delay_shifts_each_way_by_its_seconds(proxy: TcpProxy, client: redis.Red
 def test_a_reply_is_lost_after_the_server_has_acted(
     proxy: TcpProxy, client: redis.Redis, shared_redis: RedisServer
 ) -> None:
-    """The matching request counts although its client sees an error; others go untouched."""
+    """The matching request takes effect although its client sees an error; others are not affected."""
     other = client_through(proxy, shared_redis)
     client.ping()
     cut = proxy.cut_reply_after(containing(b"INCR", b"count"))
@@ -177,7 +177,7 @@ def test_a_held_request_is_delivered_after_its_client_has_gone(proxy: TcpProxy, 
 
 
 def test_it_survives_a_server_that_is_away(redis_server: RedisServer) -> None:
-    """A refused upstream resets the client; the same proxy works again once the server is back."""
+    """An unreachable server resets the client. The proxy works again once the server is back."""
     with TcpProxy(redis_server.address) as proxy:
         client = client_through(proxy, redis_server)
         assert client.ping()

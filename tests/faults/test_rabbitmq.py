@@ -1,6 +1,6 @@
-"""Dispatch where the broker is not the lease's Redis: RabbitMQ, and another Redis, on real processes.
+"""Dispatch by real processes to a broker that is not the lease's Redis: RabbitMQ or another Redis.
 
-What becomes of an occurrence when its leader is killed, by the place at which that happens:
+Outcome of an occurrence by the place at which its leader is killed:
 
     place         uncertain=skip             uncertain=republish
     before claim  sent by the next leader    sent by the next leader
@@ -35,8 +35,8 @@ from tests.support.servers import RabbitMQ, RedisServer, Server, ServerProcess, 
 
 HALF_SECOND = {"fast": {"every": 0.5}}
 
-#: A lease of 3 s: commands to Redis and waits on the broker are bounded by 0.75 s, and a broker out of reach for
-#: 5 s is left to another replica.
+#: With a lease of 3 s, commands to Redis and waits for the broker are bounded by 0.75 s, and a leader hands over
+#: after 5 s without a broker.
 QUICK = {"lease_ttl": 3}
 
 PUBLISH = containing(b"ha_beat", b"scheduled_at")
@@ -44,7 +44,7 @@ PUBLISH = containing(b"ha_beat", b"scheduled_at")
 
 @contextmanager
 def scenario_on(broker: Server, **options: Any) -> Iterator[ClusterScenario]:
-    """Replicas with a queue of their own, that one enqueues to and a consumer empties."""
+    """Start replicas with their own queue, which a consumer empties."""
     queue = f"queue-{uuid.uuid4().hex[:8]}"
     given: dict[str, Any] = {"spec": HALF_SECOND, "replicas": 2, "settings": QUICK, **options}
     given["config"] = {"task_default_queue": queue, **given.get("config", {})}
@@ -59,14 +59,14 @@ def open_claims(cluster: BeatCluster) -> list[str]:
 
 
 def settled(scenario: ClusterScenario) -> None:
-    """No claim is open any more, and messages flow."""
+    """Wait until no claim is open and messages arrive."""
     count = len(scenario.history.messages())
     scenario.history.wait_for_messages(count + 3, timeout=30)
     wait_for(lambda: not open_claims(scenario.cluster), 15, "no open claim")
 
 
 def checked(scenario: ClusterScenario, entry: str = "fast", every: float = 0.5) -> Report:
-    """Every replica is alive, nothing is there twice, and what is not there has its verdict."""
+    """Assert that every replica runs, nothing is duplicated, and missing occurrences have a verdict."""
     scenario.cluster.assert_all_alive()
     report = scenario.report([Interval(entry, every)])
     assert report.ok, f"{report}\n{scenario.cluster.logs()}"
@@ -77,7 +77,7 @@ def checked(scenario: ClusterScenario, entry: str = "fast", every: float = 0.5) 
 
 
 class Worker:
-    """A worker that notes in Redis what it receives, runs and drops."""
+    """Worker that notes in Redis which tasks it receives, runs and drops."""
 
     def __init__(self, broker: str, redis: RedisServer, queue: str, folder: Path) -> None:
         self.redis = redis
@@ -128,7 +128,7 @@ EVERY = 3
 def test_a_leader_killed_at_each_step(
     rabbitmq: RabbitMQ, redis_server: RedisServer, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
-    """Each cell of place, policy and guard has the outcome that is declared for it."""
+    """Each combination of place, policy and guard has its declared outcome."""
     queue, failpoint = f"queue-{uuid.uuid4().hex[:8]}", tmp_path / "failpoint"
     first = math.ceil(time.time())
     spec = {
@@ -136,7 +136,7 @@ def test_a_leader_killed_at_each_step(
             "every": EVERY,
             "first": first,
             "task": task,
-            # A takeover that is late enough for the next occurrence must not coalesce the two.
+            # A late takeover must not coalesce this occurrence with the next.
             "options": {"ha_beat": {"uncertain": policy, "misfire": "all"}},
         }
         for task in ("plain", "guarded")
@@ -157,7 +157,7 @@ def test_a_leader_killed_at_each_step(
             )
         )
         cluster.wait_until_up()
-        # By then the standby has seen the leader's presence, and takes over without waiting out the lease.
+        # The standby has seen the leader's presence by then and need not wait for the lease.
         wait_for(lambda: len({note["id"] for note in worker.noted("ran")}) >= len(spec), 30, "what is due first")
         lines = [f"{'killed':14}{'uncertain':11}{'guard':7}{'messages':>9}{'runs':>6}{'dropped':>9}  verdict"]
         wrong = []
@@ -168,7 +168,7 @@ def test_a_leader_killed_at_each_step(
                 messages, verdict = cells[policy]
                 task_id = Occurrence(name, at).task_id("tick")
                 found_verdict = wait_for(lambda name=name, at=at: verdict_of(cluster, name, at), 20, f"{name}: {place}")
-                # What is sent again must have been received, and what must not has had its time.
+                # A second message must have arrived by now, and an unwanted one has had enough time.
                 wait_for(lambda task_id=task_id, n=messages: worker.count("received", task_id) >= n, 10, name)
                 time.sleep(0.5)
                 found = [worker.count(kind, task_id) for kind in ("received", "ran", "dropped")]
@@ -185,7 +185,7 @@ def test_a_leader_killed_at_each_step(
 
 
 def killed_at(place: str, cluster: BeatCluster, failpoint: Path, first: int) -> datetime:
-    """Have the leader kill itself there, start it anew, and return the instant that it was about to enqueue."""
+    """Let the leader kill itself there, start it again, and return the instant that it was about to enqueue."""
     leader = cluster.wait_for_leader()
     done = failpoint.with_suffix(".done")
     failpoint.write_text(place)
@@ -198,7 +198,7 @@ def killed_at(place: str, cluster: BeatCluster, failpoint: Path, first: int) -> 
 
 
 def verdict_of(cluster: BeatCluster, entry: str, at: datetime) -> str:
-    """The last that the journal has for the occurrence; empty while it has none, or its claim is open."""
+    """Return the occurrence's last verdict in the journal; empty without one or while its claim is open."""
     instant = at.isoformat(timespec="microseconds")
     found = [
         record["verdict"]
@@ -219,7 +219,7 @@ BURST = 400
 def test_a_burst_that_is_broken_off(
     rabbitmq: RabbitMQ, fault: str, found: Callable[[Report], None], figure: Callable[[str], None]
 ) -> None:
-    """What was under way, one message at most, is in doubt; the others are enqueued once, by whoever leads then."""
+    """At most one message is unknown; the next leader enqueues the others once."""
     first = time.time() + 15
     spec = {**HALF_SECOND, "burst": {"every": 3600, "first": first, "n": BURST}}
     with scenario_on(rabbitmq, spec=spec) as scenario:
@@ -253,11 +253,11 @@ def test_a_burst_that_is_broken_off(
         found(checked(scenario))
 
 
-# --- The broker away
+# --- The broker is unreachable
 
 
 def test_the_leader_dies_and_another_goes_on(rabbitmq: RabbitMQ, found: Callable[[Report], None]) -> None:
-    """On the claim path, and the log says why it was taken."""
+    """It uses the claim path, and logs why."""
     with scenario_on(rabbitmq) as scenario:
         leader = scenario.begin()
         leader.wait_for_log("action=path_chosen path=claim")
@@ -271,7 +271,7 @@ def test_the_leader_dies_and_another_goes_on(rabbitmq: RabbitMQ, found: Callable
 def test_a_connection_cut_between_publish_and_confirm(
     rabbitmq: RabbitMQ, policy: str, found: Callable[[Report], None]
 ) -> None:
-    """Under skip there is one message, and the ledger says that nobody knows; under republish there are two."""
+    """Under skip there is one message, recorded as uncertain; under republish there are two."""
     with scenario_on(rabbitmq, settings={**QUICK, "uncertain": policy}) as scenario:
         leader = scenario.begin()
         scenario.nemesis.broker_proxy(leader).cut_reply_after(PUBLISH).wait()
@@ -297,7 +297,7 @@ def test_a_connection_cut_between_publish_and_confirm(
 
 @pytest.mark.slow
 def test_the_broker_stopped_and_started(rabbitmq: RabbitMQ, found: Callable[[Report], None]) -> None:
-    """No process ends, nothing is twice, what could not be sent is in the journal."""
+    """No process ends, nothing is duplicated, and unsent occurrences are in the journal."""
     with scenario_on(rabbitmq) as scenario:
         scenario.begin()
         scenario.nemesis.broker_stop(4)
@@ -307,7 +307,7 @@ def test_the_broker_stopped_and_started(rabbitmq: RabbitMQ, found: Callable[[Rep
 
 @pytest.mark.slow
 def test_a_frozen_broker(rabbitmq: RabbitMQ, found: Callable[[Report], None]) -> None:
-    """It answers nothing for longer than it takes to hand over, then takes what was in its buffers."""
+    """It does not answer until after a handover, then accepts the messages in its buffers."""
     with scenario_on(rabbitmq) as scenario:
         scenario.begin()
         scenario.nemesis.broker_pause(8)
@@ -322,7 +322,7 @@ def test_a_frozen_broker(rabbitmq: RabbitMQ, found: Callable[[Report], None]) ->
 def test_a_broker_that_only_the_leader_cannot_reach(
     rabbitmq: RabbitMQ, fault: str, found: Callable[[Report], None]
 ) -> None:
-    """It hands over to a replica that can, and stands by."""
+    """It hands over to a replica that reaches it and becomes a standby."""
     with scenario_on(rabbitmq) as scenario:
         leader = scenario.begin()
         proxy = scenario.nemesis.broker_proxy(leader)
@@ -336,7 +336,7 @@ def test_a_broker_that_only_the_leader_cannot_reach(
 
 @pytest.mark.slow
 def test_a_failed_publish_is_retried_to_its_deadline(rabbitmq: RabbitMQ, found: Callable[[Report], None]) -> None:
-    """Within it, it is sent late and as what it was meant for; beyond, it is skipped with the reason."""
+    """Before the deadline it is sent late, with its original instant; after it, it is skipped with a reason."""
     spec = {
         **HALF_SECOND,
         "soon": {"every": 3600, "first": math.ceil(time.time()) + 10},
@@ -375,7 +375,7 @@ def skip_of(scenario: ClusterScenario, entry: str) -> str:
 def test_an_entry_whose_exchange_does_not_exist_hinders_no_other(
     rabbitmq: RabbitMQ, found: Callable[[Report], None]
 ) -> None:
-    """The broker refuses it, by name; it is retried, and nothing is claimed meanwhile."""
+    """The broker refuses it by name. It is retried, and nothing is claimed meanwhile."""
     spec = {**HALF_SECOND, "lost": {"every": 0.5, "options": {"exchange": "nowhere", "routing_key": "x"}}}
     with scenario_on(rabbitmq, spec=spec) as scenario:
         leader = scenario.begin()
@@ -390,7 +390,7 @@ def test_an_entry_whose_exchange_does_not_exist_hinders_no_other(
 
 
 def test_a_redis_broker_that_is_not_the_leases(redis_server: RedisServer, found: Callable[[Report], None]) -> None:
-    """Claims, confirms and changes of leader; the log says why."""
+    """It claims, confirms and changes leaders, and logs why."""
     with need(RedisServer) as broker, scenario_on(broker, redis=redis_server) as scenario:
         leader = scenario.begin()
         leader.wait_for_log("action=path_chosen path=claim")
@@ -403,7 +403,7 @@ def test_a_redis_broker_that_is_not_the_leases(redis_server: RedisServer, found:
 
 
 def test_another_database_of_the_leases_redis(redis_server: RedisServer) -> None:
-    """Scripts reach keys of one database only: the claim path, too."""
+    """Scripts reach only one database, so this needs the claim path too."""
     with BeatCluster(
         redis_server.url_for(1), lease_urls=redis_server.url, spec=HALF_SECOND, replicas=1, settings=QUICK
     ) as cluster:
@@ -422,7 +422,7 @@ def test_another_database_of_the_leases_redis(redis_server: RedisServer) -> None
 def test_retries_and_second_messages_at_a_real_worker(
     broker: str, redis_server: RedisServer, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """A retry runs, a message of the same sending runs, one of another sending is acknowledged and dropped."""
+    """A retry and a message of the same sending run; one of another sending is acknowledged and dropped."""
     from tests.support.apps.claim_app import app
 
     url = redis_server.url_for(2) if broker == "redis" else request.getfixturevalue("rabbitmq").url
@@ -446,7 +446,7 @@ def test_retries_and_second_messages_at_a_real_worker(
         send("guarded", "3", "first")
         wait_for(lambda: worker.count("ran", "3") == 1, 10, "the next")
         assert "Dropped the message of e of 2030-01-01T12:00:00+00:00 (guarded[2])" in worker.process.log_text()
-        # Acknowledged: another worker is not given it again.
+        # Acknowledged: no other worker receives it.
         worker.process.stop()
         worker.process = worker.start()
         send("guarded", "4", "first")
@@ -456,7 +456,7 @@ def test_retries_and_second_messages_at_a_real_worker(
 
 @pytest.mark.slow
 def test_a_redelivery_to_a_real_worker_runs(rabbitmq: RabbitMQ, redis_server: RedisServer, tmp_path: Path) -> None:
-    """The worker was killed in the middle of the task: the same message, with the same mark, runs at the next."""
+    """The worker is killed in the middle of the task: the same message, with the same mark, runs on the next."""
     from tests.support.apps.claim_app import app
 
     queue = f"queue-{uuid.uuid4().hex[:8]}"

@@ -1,4 +1,4 @@
-"""Redis goes away and comes back with its data: nobody exits, dispatch resumes by itself, nothing is sent twice."""
+"""Redis is away and returns with its data: no replica exits, dispatch resumes, and nothing is sent twice."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.support.servers import wait_for
 
 OUTAGES = [pytest.param(2.0, id="2s"), pytest.param(15.0, id="15s", marks=pytest.mark.slow)]
 
-#: Seconds from the start of the replicas until the occurrence that the outage shall hit; the second for a slow machine.
+#: Seconds from the start of the replicas until the occurrence during the outage; the second is for slow machines.
 LEAD_TIMES = (6.0, 30.0)
 
 
 @pytest.mark.parametrize("seconds", OUTAGES)
 def test_replicas_outlive_an_outage_of_redis(seconds: float, figure: Callable[[str], None]) -> None:
-    """An occurrence due during the outage runs once after it; all others have their message or their verdict."""
+    """An occurrence due during the outage runs once after it; all others have a message or a verdict."""
     for lead_time in LEAD_TIMES:
         due_at = time.time() + lead_time
         spec = {"fast": {"every": 0.2}, "within": {"every": 3600, "first": due_at}}
@@ -39,14 +39,14 @@ def test_replicas_outlive_an_outage_of_redis(seconds: float, figure: Callable[[s
 
 
 def outlived(scenario: ClusterScenario, due_at: datetime) -> float:
-    """Check the run after an outage that hit the one occurrence of `within`; seconds until the first message."""
+    """Check the run after an outage during the occurrence of `within`; return the seconds until the first message."""
     up = scenario.history.faults("redis_stop")[-1]["t"]
 
     def dispatched_since() -> list[Event]:
-        """Without the one that may have lain in the queue when Redis stopped."""
+        """Exclude a message that may have been in the queue when Redis stopped."""
         return [m for m in scenario.history.messages("fast") if m["t"] > up and instant(m["scheduled_at"]) > due_at]
 
-    # After a restart nothing is dispatched for a while: an old primary might still be believed by somebody.
+    # After a restart dispatch waits: another replica might still trust an old primary.
     back = wait_for(dispatched_since, 60, "a message after the outage")[0]
     scenario.history.wait_for_messages(1, 30, entry="within")
     scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 10, entry="fast")
