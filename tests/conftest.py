@@ -1,4 +1,4 @@
-"""What every test shares: the choice between the quick and the full part."""
+"""Choice between the quick and the full part of the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures that a test measured, shown at the end of the run: also those of passed tests, also under xdist."""
+"""Figures measured by tests, shown at the end of the run, also of passed tests and under xdist."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PROPERTY = "figure"
 
 @pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Call it with a line or a table to be shown in the summary."""
+    """Return a function that adds a line or a table to the summary."""
     return lambda text: record_property(_PROPERTY, text)
 
 

@@ -1,8 +1,8 @@
-"""Takes guards out one by one, each in a fork of this process, and runs the test that has to notice.
+"""Remove guards one by one, each in a fork of this process, and run the test that has to fail.
 
     python -m tests.mutation_run [NAME...]
 
-One JSON line for each: the guard's name, and how many of its tests passed, failed or could not be run.
+Prints one JSON line for each: the guard's name and the numbers of passed, failed and broken tests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Outcomes:
-    """A pytest plugin that counts."""
+    """Pytest plugin that counts outcomes."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -62,7 +62,7 @@ def in_a_fork(guard: Guard) -> dict[str, int]:
 
 def main(*names: str) -> None:
     os.chdir(ROOT)
-    # A test that fails is what is asked for: not to be tried again.
+    # A failed test is the wanted result: it must not be rerun.
     os.environ.pop("PYTEST_ADDOPTS", None)
     for guard in WATCHED:
         for marker in guard.mutant.markers():

@@ -1,4 +1,4 @@
-"""The servers that the tests stand on do what their names say, and leave nothing behind."""
+"""The servers of the tests work and leave nothing behind."""
 
 from __future__ import annotations
 

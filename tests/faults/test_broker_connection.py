@@ -38,7 +38,7 @@ PATIENCE = 30.0
 ACCEPTED = Sent(PublishOutcome.ACCEPTED)
 
 
-class Desk:
+class ProxiedPublisher:
     """Publisher that reaches the broker through a proxy, with its own queue."""
 
     def __init__(self, broker: RabbitMQ, **config: Any) -> None:
@@ -69,7 +69,7 @@ class Desk:
             found: int = channel.queue_declare(self.queue, passive=True).message_count
             return found
 
-    def __enter__(self) -> Desk:
+    def __enter__(self) -> ProxiedPublisher:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,12 +78,12 @@ class Desk:
 
 
 @pytest.fixture
-def desk(rabbitmq: RabbitMQ) -> Iterator[Desk]:
-    with Desk(rabbitmq) as made:
+def desk(rabbitmq: RabbitMQ) -> Iterator[ProxiedPublisher]:
+    with ProxiedPublisher(rabbitmq) as made:
         yield made
 
 
-def bounded(act: Callable[[], object], desk: Desk) -> Exception | None:
+def bounded(act: Callable[[], object], desk: ProxiedPublisher) -> Exception | None:
     """Return the exception that it raises, in bounded time."""
     raised: list[Exception | None] = []
 
@@ -106,7 +106,7 @@ def bounded(act: Callable[[], object], desk: Desk) -> Exception | None:
     return raised[0]
 
 
-def not_sent(act: Callable[[], object], desk: Desk) -> str:
+def not_sent(act: Callable[[], object], desk: ProxiedPublisher) -> str:
     """Return why nothing was sent; the outcome must be certain, and in bounded time."""
     exc = bounded(act, desk)
     assert isinstance(exc, StoreUnavailable), exc
@@ -117,7 +117,7 @@ def not_sent(act: Callable[[], object], desk: Desk) -> str:
 # --- Broken before anything was written: certainly not sent
 
 
-def test_a_connection_that_broke_between_two_messages(desk: Desk) -> None:
+def test_a_connection_that_broke_between_two_messages(desk: ProxiedPublisher) -> None:
     """The break is noticed before the second is written, without a round trip. The retry sends it."""
     desk.begin()
     second = desk.message()
@@ -130,7 +130,7 @@ def test_a_connection_that_broke_between_two_messages(desk: Desk) -> None:
     assert desk.count() == 2
 
 
-def test_a_broker_that_is_stopped_between_two_messages(desk: Desk) -> None:
+def test_a_broker_that_is_stopped_between_two_messages(desk: ProxiedPublisher) -> None:
     """A clean stop: the broker closes the connection and refuses new ones."""
     desk.begin()
     second = desk.message()
@@ -144,7 +144,7 @@ def test_a_broker_that_is_stopped_between_two_messages(desk: Desk) -> None:
     assert desk.send(second) == ACCEPTED
 
 
-def test_a_connection_that_breaks_while_a_queue_is_declared(desk: Desk) -> None:
+def test_a_connection_that_breaks_while_a_queue_is_declared(desk: ProxiedPublisher) -> None:
     """The message itself has not been written yet."""
     messages = desk.message()
     desk.publisher.ready()
@@ -154,7 +154,7 @@ def test_a_connection_that_breaks_while_a_queue_is_declared(desk: Desk) -> None:
     assert desk.count() == 1
 
 
-def test_a_broker_that_falls_silent_while_a_queue_is_declared(desk: Desk) -> None:
+def test_a_broker_that_falls_silent_while_a_queue_is_declared(desk: ProxiedPublisher) -> None:
     """The time is bounded, since the main loop and the lease wait."""
     messages = desk.message()
     desk.publisher.ready()
@@ -168,7 +168,7 @@ def test_a_broker_that_falls_silent_while_a_queue_is_declared(desk: Desk) -> Non
 
 
 @pytest.mark.parametrize("fault", ["reply lost", "request lost"])
-def test_a_message_that_was_written_and_not_answered(desk: Desk, fault: str) -> None:
+def test_a_message_that_was_written_and_not_answered(desk: ProxiedPublisher, fault: str) -> None:
     """Delivery to the broker is unknown."""
     desk.begin()
     if fault == "reply lost":
@@ -181,7 +181,7 @@ def test_a_message_that_was_written_and_not_answered(desk: Desk, fault: str) -> 
     assert desk.count() == (2 if fault == "reply lost" else 1)
 
 
-def test_the_answer_to_a_sending_that_was_broken_off_is_not_taken_for_the_next_ones(desk: Desk) -> None:
+def test_late_answer_to_an_aborted_send_is_not_the_next_ones(desk: ProxiedPublisher) -> None:
     """The answer arrives late, on a connection that is no longer read."""
 
     class BrokenOff(BaseException):
@@ -209,7 +209,7 @@ def test_the_answer_to_a_sending_that_was_broken_off_is_not_taken_for_the_next_o
 
 
 @pytest.mark.parametrize("how", ["silence for all", "forgotten"])
-def test_an_idle_connection_that_has_fallen_silent(desk: Desk, how: str) -> None:
+def test_an_idle_connection_that_has_fallen_silent(desk: ProxiedPublisher, how: str) -> None:
     """A load balancer has dropped it silently. This is noticed before a message is sent over it."""
     desk.begin()
     desk.clock.advance(60)
@@ -225,7 +225,7 @@ def test_an_idle_connection_that_has_fallen_silent(desk: Desk, how: str) -> None
     assert desk.count() == 2
 
 
-def test_every_read_has_a_timeout_that_tls_heeds(desk: Desk) -> None:
+def test_every_read_has_a_timeout_that_tls_heeds(desk: ProxiedPublisher) -> None:
     """Python's TLS keeps reading after a timeout of the operating system, and so does amqp within a frame."""
     made = []
     settimeout = socket.socket.settimeout
@@ -243,7 +243,7 @@ def test_every_read_has_a_timeout_that_tls_heeds(desk: Desk) -> None:
 
 def test_a_connection_that_the_broker_closed_for_want_of_heartbeats(rabbitmq: RabbitMQ) -> None:
     """The next message uses a new connection."""
-    with Desk(rabbitmq, broker_transport_options={"heartbeat": 1}) as desk:
+    with ProxiedPublisher(rabbitmq, broker_transport_options={"heartbeat": 1}) as desk:
         desk.begin()
         listing = ("-q", "list_connections", "pid")
         wait_for(lambda: not rabbitmq.run(rabbitmq.control, *listing).stdout.strip(), PATIENCE, "no connection")
@@ -255,7 +255,7 @@ def test_a_connection_that_the_broker_closed_for_want_of_heartbeats(rabbitmq: Ra
 # --- Refused
 
 
-def test_a_message_that_no_queue_takes_is_refused(desk: Desk) -> None:
+def test_a_message_that_no_queue_takes_is_refused(desk: ProxiedPublisher) -> None:
     """The broker would drop it silently."""
     desk.begin()
     gone = desk.message()
@@ -273,13 +273,13 @@ def test_a_message_that_no_queue_takes_is_refused(desk: Desk) -> None:
 def test_a_broadcast_that_nobody_hears_is_accepted(rabbitmq: RabbitMQ) -> None:
     """As with stock beat."""
     everybody = Exchange("everybody", type="fanout")
-    with Desk(rabbitmq, task_queues=[Queue("everybody", everybody)]) as desk:
+    with ProxiedPublisher(rabbitmq, task_queues=[Queue("everybody", everybody)]) as desk:
         with desk.app.connection_for_write(rabbitmq.url) as connection, connection.channel() as channel:
             everybody(channel).declare()
         assert desk.send(desk.message(exchange="everybody", routing_key="")) == ACCEPTED
 
 
-def test_a_message_that_cannot_be_put_into_frames_is_its_entrys_fault(desk: Desk) -> None:
+def test_a_message_that_cannot_be_put_into_frames_is_its_entrys_fault(desk: ProxiedPublisher) -> None:
     """It is certainly not sent, and the next one is."""
     desk.begin()
     sent = desk.send(desk.message(headers={"tenant": object()}))
@@ -288,7 +288,7 @@ def test_a_message_that_cannot_be_put_into_frames_is_its_entrys_fault(desk: Desk
     assert desk.count() == 2
 
 
-def test_a_queue_that_was_declared_otherwise_is_its_entrys_fault(desk: Desk) -> None:
+def test_a_queue_that_was_declared_otherwise_is_its_entrys_fault(desk: ProxiedPublisher) -> None:
     """The broker refuses the declaration."""
     with desk.app.connection_for_write(desk.broker.url) as connection, connection.channel() as channel:
         Queue(desk.queue, max_length=5)(channel).declare()
@@ -300,7 +300,7 @@ def test_a_queue_that_was_declared_otherwise_is_its_entrys_fault(desk: Desk) -> 
 # --- Blocked
 
 
-def test_a_broker_that_is_short_of_memory(desk: Desk) -> None:
+def test_a_broker_that_is_short_of_memory(desk: ProxiedPublisher) -> None:
     """At most one message is unknown. Nothing is sent until the broker unblocks the connection."""
 
     def limit(megabytes: str) -> None:

@@ -232,7 +232,7 @@ def test_silence_is_measured_between_arrivals_and_around_faults() -> None:
     assert silence([]).gaps == 0
 
 
-def test_a_message_under_way_when_its_leader_is_stopped_does_not_end_the_silence() -> None:
+def test_silence_goes_on_after_a_late_message_of_the_stopped_leader() -> None:
     """The message arrives just after the fault. The silence lasts until the next leader's first message."""
     history = [
         *every_second(0, 1, epoch=1),
@@ -250,5 +250,5 @@ def test_a_message_under_way_when_its_leader_is_stopped_does_not_end_the_silence
 
 def test_many_messages_are_checked_quickly() -> None:
     """The checker must not be the slowest part of a long storm."""
-    history = [message(second, entry=f"e{n}") for second in range(300) for n in range(100)]
+    history = [message(second, entry=f"e{n}") for second in range(100) for n in range(100)]
     assert check(history, [Interval(f"e{n}", 1.0) for n in range(100)]).ok

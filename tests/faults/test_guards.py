@@ -1,7 +1,7 @@
 """Scenarios of guards: each holds with all guards in place, and fails once the guard that it watches is taken out.
 
-Each runs on a real Redis, but for those of the pure election. Scenarios say `promise` for what they watch, so that
-nothing else that goes wrong passes for a guard's work.
+Each runs on a real Redis, except those of the pure election. Scenarios call `promise` for the watched property, so
+that no other failure counts as the guard's.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ Scenario = Callable[[RedisServer], None]
 
 
 class PromiseBroken(AssertionError):
-    """What a scenario watches did not hold."""
+    """Violation of the property that a scenario watches."""
 
 
 def promise(holds: object, otherwise: str) -> None:
@@ -71,7 +71,7 @@ def promise(holds: object, otherwise: str) -> None:
 
 
 class Hand:
-    """A replica played by hand: each act upon the lease and the queue at the moment that the scenario wants."""
+    """Replica whose operations on the lease and the queue the scenario calls one by one."""
 
     def __init__(self, server: RedisServer, name: str) -> None:
         link = UrlLink(server.url, {}, 5.0)
@@ -94,7 +94,7 @@ class Hand:
         return answer.term
 
     def enqueue(self, term: Term, row: str = "row", expected: str = "") -> str:
-        """One message and its row; answers what the script says of it."""
+        """Submit one message and its row; return the answer of the script."""
         (answer,) = self._dispatcher.submit(term, [Operation("entry", expected, row, (), push(queue="celery"))])
         return answer.kind
 
@@ -104,7 +104,7 @@ class Hand:
 
 
 def refused(hand: Hand, term: Term, why: str) -> None:
-    """The batch is refused whole."""
+    """Assert that a whole batch is refused."""
     with contextlib.suppress(FencedOff):
         hand.enqueue(term)
     promise(hand.messages == 0, f"a batch was accepted {why}")
@@ -196,7 +196,7 @@ def late_renewal(server: RedisServer) -> None:
 
 
 class NoPresence(Presence):
-    """A server where presence can't be had."""
+    """Presence on a server that does not allow it."""
 
     channel = ""
 
@@ -210,7 +210,7 @@ class NoPresence(Presence):
 
 
 class Seat:
-    """A replica's elector with its thread, behind a proxy of its own. The main loop is the scenario's."""
+    """Elector of a replica with its thread, behind its own proxy. The scenario is the main loop."""
 
     def __init__(
         self,
@@ -254,7 +254,7 @@ class Seat:
 
 @contextlib.contextmanager
 def two_seats(server: RedisServer, ttl: float, **options: Any) -> Iterator[tuple[Seat, Seat]]:
-    """A leader, and a standby that has seen its lease. `stall_timeout` is the leader's."""
+    """Start a leader, and a standby that has seen its lease. `stall_timeout` is the leader's."""
     with contextlib.ExitStack() as stack:
         leader = Seat(server, "first", ttl, **options)
         stack.callback(leader.close)
@@ -268,7 +268,7 @@ def two_seats(server: RedisServer, ttl: float, **options: Any) -> Iterator[tuple
 
 
 def never_both(leader: Seat, standby: Seat) -> None:
-    """Watch until the standby leads, and a while longer: the first one must have stopped believing."""
+    """Watch until the standby leads and a while longer: the first leader's trust must have ended."""
     wait_for(lambda: standby.leads, 30, "the takeover", 0.005)
     watched_until = time.monotonic() + 0.5
     while time.monotonic() < watched_until:
@@ -288,7 +288,7 @@ def slow_reply(server: RedisServer) -> None:
         def seq() -> int:
             return int(server.admin.hget(KEYS.lease, "seq") or 0)
 
-        # The first renewal loads the script, and would wait for the reply to that.
+        # The first renewal loads the script and would wait for that reply.
         wait_for(lambda: seq() > 1, 10, "the first renewal", 0.005)
         before = seq()
         leader.proxy.pause("reply")
@@ -300,7 +300,7 @@ def slow_reply(server: RedisServer) -> None:
 
 
 def taken_over_early(leader: Seat, standby: Seat) -> bool:
-    """Within a fraction of the lease of 30 s."""
+    """Assert that the lease of 30 s is taken over in a fraction of that time."""
     with contextlib.suppress(AssertionError):
         wait_for(lambda: standby.leads, 5, "the takeover")
     return standby.leads and not leader.leads
@@ -319,7 +319,7 @@ def hung_main_loop(server: RedisServer) -> None:
 
 
 def flapping(server: RedisServer) -> None:
-    """The leader's presence connection is cut six times: this may cost one change of leader, not six."""
+    """Cut the leader's presence connection six times: this may cause one change of leader, not six."""
     with two_seats(server, 8.0):
         epochs = set()
         for _ in range(6):
@@ -398,7 +398,7 @@ SCENARIOS: dict[str, Scenario] = {
     )
 }
 
-#: Their waits can't be made shorter.
+#: Scenarios with long waits.
 LONG = (slow_reply,)
 
 each_scenario = pytest.mark.parametrize(

@@ -127,6 +127,7 @@ def test_a_storm_draws_only_what_the_run_has_parts_for(shared_redis: RedisServer
             scenario.nemesis.cut_lease_path()
 
 
+@pytest.mark.slow
 def test_a_storm_leaves_everything_healed(scenario: ClusterScenario, capsys: pytest.CaptureFixture[str]) -> None:
     """It prints its seed, and beats enqueue again afterwards. Stock beat may enqueue twice."""
     storm = Storm(11, 4, ("kill_leader", "pause_leader", "cut_lease_path", "redis_pause", "lose_reply"), scale=0.1)

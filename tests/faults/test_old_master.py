@@ -1,5 +1,5 @@
-"""A failover whose old master lives on, cut off together with a replica of ours that leads there: what it still takes
-is not enqueued again on the new one. `min-replicas-to-write` bounds for how long it takes anything.
+"""A failover whose old master stays up, partitioned with a replica that leads there. The writes that it still
+accepts are not enqueued again on the new master. `min-replicas-to-write` bounds that time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEAD_TIME, AFTER_CUT = 9.0, 4.0
 
 
 def instants(server: RedisServer, entry: str) -> list[str]:
-    """For which instants messages of the entry lie in the queue."""
+    """Return the instants of the entry's messages in the queue."""
     queue: Any = server.admin.lrange("celery", 0, -1)
     headers = [json.loads(message)["headers"]["ha_beat"] for message in queue]
     return [header["scheduled_at"] for header in headers if header["entry"] == entry]
@@ -48,12 +48,12 @@ def _replication(server: RedisServer) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["the standby", "the leader"])
 def test_what_an_old_master_still_takes_is_not_enqueued_again(who: str, found: Callable[[str], None]) -> None:
-    """One of two beats finds the new master; the other one leads on the old side, where an occurrence falls due."""
+    """One of two beats finds the new master; the other leads on the old side, where an occurrence is due."""
     with ExitStack() as stack:
         old = stack.enter_context(need(lambda: RedisServer(appendonly=True, extra_args=STRICT)))
         link = stack.enter_context(TcpProxy(old.address))
         new = stack.enter_context(follower(link.address))
-        stack.enter_context(follower(new.address))  # so that the new master may take writes
+        stack.enter_context(follower(new.address))  # so that the new master accepts writes
         wait_for(lambda: _replication(old)["min_slaves_good_slaves"] == 1, 20, "the old master to know of it")
         ways = [stack.enter_context(TcpProxy(old.address)) for _ in range(2)]
         failover_at = time.time() + LEAD_TIME

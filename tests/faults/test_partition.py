@@ -1,5 +1,5 @@
-"""The network between replicas, Redis and the broker fails: cut, silent, slow, or so late that a command arrives after
-the lease has gone to another.
+"""The network between replicas, Redis and the broker is cut, silent, slow, or delivers a command after the lease has
+changed hands.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CUTS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_leader_cut_from_redis_stops_by_itself(scenario: ClusterScenario, cut: str, found: Found) -> None:
-    """Its trust runs out before its lease does; back in reach, it stands by."""
+    """Its trust ends before its lease. Reconnected, it becomes a standby."""
     leader = scenario.begin()
     more(scenario)
     getattr(scenario.nemesis, cut)(TTL * 2, leader)

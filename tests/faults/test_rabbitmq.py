@@ -267,7 +267,7 @@ def test_the_leader_dies_and_another_goes_on(rabbitmq: RabbitMQ, found: Callable
         found(checked(scenario))
 
 
-@pytest.mark.parametrize("policy", ["skip", "republish"])
+@pytest.mark.parametrize("policy", ["skip", pytest.param("republish", marks=pytest.mark.slow)])
 def test_a_connection_cut_between_publish_and_confirm(
     rabbitmq: RabbitMQ, policy: str, found: Callable[[Report], None]
 ) -> None:
@@ -402,6 +402,7 @@ def test_a_redis_broker_that_is_not_the_leases(redis_server: RedisServer, found:
         found(checked(scenario))
 
 
+@pytest.mark.slow
 def test_another_database_of_the_leases_redis(redis_server: RedisServer) -> None:
     """Scripts reach only one database, so this needs the claim path too."""
     with BeatCluster(

@@ -61,7 +61,7 @@ def raw_rows(scenario: ClusterScenario) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_an_older_release_touches_nothing_of_a_newer_one(found: Found) -> None:
-    """It stands by, leads for a while, and hands back: entries that it does not know keep their rows as they were."""
+    """It stands by, leads for a while and hands back: rows of entries that it does not know are unchanged."""
     newer = {**FAST, "added": {"every": 3600}}
     older = {**FAST, "removed": {"every": 3600}}
     with releases(newer, older) as scenario:
@@ -81,7 +81,7 @@ def test_an_older_release_touches_nothing_of_a_newer_one(found: Found) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("edited", [True, False])
 def test_an_edited_crontab_owes_no_old_slot(edited: bool) -> None:
-    """Its new minute, half an hour ago, was not missed: it was not due then. Unedited, it would have been."""
+    """Its new minute, half an hour ago, was not due before the edit, so it was not missed."""
     past = datetime.now(UTC) - timedelta(minutes=30)
     spec = {**FAST, "cron": {"cron": f"{past.minute} {past.hour}"}}
     before = {**FAST, "cron": {"cron": f"{past.minute} {(past.hour + 12) % 24}"}} if edited else spec
@@ -101,7 +101,7 @@ def test_an_edited_crontab_owes_no_old_slot(edited: bool) -> None:
 
 @pytest.mark.slow
 def test_an_edited_interval_counts_from_the_edit(found: Found) -> None:
-    """An interval made shorter does not owe what it would have run before."""
+    """A shortened interval does not catch up runs from before the edit."""
     with releases({**FAST, "e": {"every": 3600}}, {**FAST, "e": {"every": 2}}) as scenario:
         wait_for(lambda: "e" in raw_rows(scenario), 10, "the row")
         time.sleep(2.5)
@@ -116,8 +116,8 @@ def test_an_edited_interval_counts_from_the_edit(found: Found) -> None:
 
 
 @pytest.mark.slow
-def test_what_the_old_schedule_owed_when_nobody_led_is_not_dropped_in_silence(found: Found) -> None:
-    """Stopped, and started again with an edited interval three seconds later: what fell due has its verdict."""
+def test_old_schedule_due_without_a_leader_is_recorded_after_an_edit(found: Found) -> None:
+    """All replicas stop and restart with an edited interval three seconds later: what was due has a verdict."""
     with releases({**FAST, "e": {"every": 2}}, {**FAST, "e": {"every": 3600}}) as scenario:
         scenario.history.wait_for_messages(1, 20, "e")
         scenario.cluster[0].terminate()
@@ -136,7 +136,7 @@ def test_what_the_old_schedule_owed_when_nobody_led_is_not_dropped_in_silence(fo
 
 @pytest.mark.slow
 def test_rows_of_newer_software_are_left_alone() -> None:
-    """A row of a higher version is left alone, and its entry not run: a line says so; the rest goes on."""
+    """A row of a higher version is left alone and its entry is not run. This is logged, and the others run."""
     future = json.dumps({"v": 99, "what": "ever"})
     with releases({**FAST, "future": {"every": 0.5}}) as scenario:
         wait_for(lambda: "future" in raw_rows(scenario), 10, "the row")
@@ -158,7 +158,7 @@ def test_rows_of_newer_software_are_left_alone() -> None:
 
 @pytest.mark.slow
 def test_newer_software_keeps_older_from_leading() -> None:
-    """The ledger's schema is one that this software does not know: it stands by and says why."""
+    """The ledger has an unknown schema: the replica stays a standby and logs why."""
     with releases(FAST, FAST) as scenario:
         more(scenario)
         scenario.cluster[0].terminate()
@@ -175,7 +175,7 @@ def test_newer_software_keeps_older_from_leading() -> None:
 
 @pytest.mark.slow
 def test_another_app_with_the_cluster_s_name_is_refused(found: Found) -> None:
-    """It never leads, not even when nobody else does, and names both apps; the first app goes on as if alone."""
+    """It never leads, even without another leader, and logs both apps. The first app is not affected."""
     each = [{"APP_NAME": "shop"}, {"APP_NAME": "blog"}]
     with ClusterScenario(spec=FAST, replicas=2, replica_env=each, settings=SETTINGS, proxied=False) as scenario:
         scenario.cluster[1].kill()

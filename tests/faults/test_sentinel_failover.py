@@ -1,5 +1,5 @@
-"""The Redis that holds lease, ledger and queues fails over by Sentinel: to a replica that has everything, and to one
-that lacks the last seconds.
+"""Sentinel fails the Redis of lease, ledger and queues over to a replica that is complete, or lacks the last
+seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Found = Callable[[Report | str], None]
 
 
 class SentinelConsumer(RedisQueueConsumer):
-    """Follows the master that the Sentinels name."""
+    """Consumer that follows the master named by the Sentinels."""
 
     def __init__(self, history: History, sentinels: SentinelCluster) -> None:
         super().__init__(history, "", ("celery",))
@@ -57,13 +57,13 @@ class Run:
         return "\n".join(replica.log_text() for replica in self.cluster)
 
     def fall_behind(self, seconds: float) -> None:
-        """The replica gets nothing of what the master writes from now on."""
+        """Stop replication: the replica lacks all later writes of the master."""
         self.replica.pause()
         self.old.admin.execute_command("CLIENT", "KILL", "TYPE", "replica")  # type: ignore[no-untyped-call]
         time.sleep(seconds)
 
     def fail_over(self) -> float:
-        """The master dies; seconds until messages come again."""
+        """Kill the master; return the seconds until messages arrive again."""
         self.before = self.skips(self.old.admin)
         self.history.fault("master_killed")
         self.old.kill()
@@ -112,7 +112,7 @@ def run() -> Iterator[Run]:
 
 @pytest.mark.slow
 def test_a_synced_failover_loses_nothing(run: Run, found: Found) -> None:
-    """The new master has all: only what was under way when the old one went is in doubt."""
+    """The new master is complete: only messages in flight when the old one died are uncertain."""
     back = run.fail_over()
     run.more(20)
     report = run.judge()
@@ -124,7 +124,7 @@ def test_a_synced_failover_loses_nothing(run: Run, found: Found) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("leader_dies", [False, True])
 def test_a_lagging_failover_is_a_loss_of_state(run: Run, leader_dies: bool, found: Found) -> None:
-    """The new master lacks two seconds, in which things were enqueued, and run: none of them is enqueued again."""
+    """The new master lacks two seconds of enqueued messages. None of them is enqueued again."""
     run.fall_behind(2.0)
     leader = run.cluster.wait_for_leader()
     if leader_dies:

@@ -1,4 +1,4 @@
-"""Many standbys on one Redis, and a beat that is forked from a worker."""
+"""Many standbys on one Redis, and a beat forked from a worker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KILLS = 3
 
 
 class Crowd:
-    """Processes of electors, and what they said."""
+    """Processes of electors and their output."""
 
     def __init__(self, redis: RedisServer, folder: Path) -> None:
         self.redis = redis
@@ -74,7 +74,7 @@ BEATS = 51
 
 
 class Beats:
-    """Fifty-one real beats, forked from one process that has done the imports, and what they did."""
+    """Fifty-one real beats, forked from one process that has done the imports."""
 
     def __init__(self, redis: RedisServer, folder: Path) -> None:
         self.redis = redis
@@ -86,7 +86,7 @@ class Beats:
         self.process = ServerProcess(command, folder / "parent.out", cwd=folder, env=env)
 
     def pids(self) -> dict[str, int]:
-        """Of each beat by its replica's name."""
+        """Return the pid of each beat by its replica's name."""
         lines = (self.folder / "parent.out").read_text().splitlines()
         return {name: int(pid) for name, pid in (line.split() for line in lines if line.startswith("beat-"))}
 
@@ -94,18 +94,18 @@ class Beats:
         return cast("dict[str, str]", self.redis.admin.hgetall(f"{{ha-beat:{CLUSTER}}}:lease"))
 
     def terms(self) -> list[str]:
-        """Who has acquired the lease, one after the other, as the script has recorded it."""
+        """Return the holders of the lease in order, as the script recorded them."""
         stream = cast("list[tuple[str, dict[str, str]]]", self.redis.admin.xrange(f"{{ha-beat:{CLUSTER}}}:journal"))
         records = [json.loads(fields["d"]) for _, fields in stream]
         return [record["by"] for record in records if record.get("event") == "acquired"]
 
     def count(self, line: str) -> int:
-        """How many logs have such a line."""
+        """Return the number of logs with such a line."""
         return sum(line in log.read_text() for log in self.folder.glob("beat-*.log"))
 
 
 def commands(redis: RedisServer, seconds: float) -> Counter[str]:
-    """How many commands each connection sends, those that scripts call left out."""
+    """Return the number of commands per connection, without those called by scripts."""
     host, port = redis.address
     counts: Counter[str] = Counter()
     with socket.create_connection((host, port), 5) as connection:
@@ -133,7 +133,7 @@ def beats() -> Iterator[Beats]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_one_winner_among_fifty_standbys(beats: Beats, found: Callable[[str], None]) -> None:
-    """After each kill of the leader exactly one other leads; no occurrence is doubled, and no beat ends by itself."""
+    """After each kill of the leader exactly one other leads; no occurrence is duplicated, and no beat exits."""
     began = time.monotonic()
     wait_for(lambda: beats.count("action=leader_seen") == BEATS - 1, 150, "every beat to be up", 0.5)
     started = time.monotonic() - began
@@ -170,7 +170,7 @@ def test_one_winner_among_fifty_standbys(beats: Beats, found: Callable[[str], No
 
 @pytest.mark.slow
 def test_a_crowd_wakes_for_a_released_lease_and_one_takes_it(crowd: Crowd) -> None:
-    """Everybody hears the wake message at the same moment: one wins, and nobody believes to have won beside it."""
+    """All standbys receive the wake message at the same time: one wins, and no other trusts a term."""
     for number in range(4):
         crowd.add(f"p{number}", EACH)
     wait_for(lambda: crowd.subscribers() >= 4 * EACH, 60, "every elector to listen")
@@ -179,7 +179,7 @@ def test_a_crowd_wakes_for_a_released_lease_and_one_takes_it(crowd: Crowd) -> No
     for _ in range(5):
         terms = len(crowd.terms())
         with crowd.redis.admin.pipeline() as pipeline:
-            # As a release does; the present holder finds out by its next renewal.
+            # As a release does; the holder notices at its next renewal.
             pipeline.hset(key, mapping={"state": "released", "presence": ""})
             pipeline.publish(f"{{ha-beat:{CLUSTER}}}:wake", "released")
             pipeline.execute()
@@ -199,7 +199,7 @@ def test_a_forked_beat_has_an_identity_of_its_own(found: Callable[[str], None]) 
         beat = cluster[0]
         beat.wait_for_log_of_start()
         cluster.wait_for_leader()
-        # The worker consumes another queue, so that what beat enqueues can be seen.
+        # The worker consumes another queue, so that beat's messages stay visible.
         command = [sys.executable, "-m", "celery", "-A", "tests.support.apps.tick_app", "worker", "-B", "-c", "1"]
         command += ["-Q", "other", "-l", "INFO", "--scheduler", ha_scheduler(), "-s", str(cluster.directory / "s")]
         worker = ServerProcess(command, cluster.directory / "worker.log", cwd=cluster.directory, env=beat.env)

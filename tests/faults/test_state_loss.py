@@ -1,5 +1,5 @@
-"""Redis loses what it knew, in each way that it can: noticed within a renewal, nothing enqueued twice, and what may
-have been enqueued before gets its verdict instead.
+"""Redis loses its state in every way: the loss is noticed within a renewal, nothing is enqueued twice, and what may
+have been enqueued before gets a verdict instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FAST, SLOW = 0.2, 1.5
 SPEC = {"fast": {"every": FAST}, "slow": {"every": SLOW}}
 EXPECTED = [Interval("fast", FAST), Interval("slow", SLOW)]
 
-# Renewals are frequent and the lease is long: whoever notices within a renewal can be told from who waits.
+# Renewals are frequent and the lease is long, to distinguish a loss noticed at a renewal from one noticed later.
 SETTINGS = {"lease_ttl": 20, "renew_interval": 0.5, "command_timeout": 1.5}
 
 Found = Callable[[Report | str], None]
@@ -27,7 +27,7 @@ Found = Callable[[Report | str], None]
 
 @contextmanager
 def volatile_scenario(settings: dict[str, object] | None = None, **redis_options: object) -> Iterator[ClusterScenario]:
-    """Three replicas on a Redis that keeps nothing over a restart."""
+    """Start three replicas on a Redis that keeps nothing over a restart."""
     with (
         need(lambda: RedisServer(**redis_options)) as server,  # type: ignore[arg-type]
         ClusterScenario(redis=server, proxied=False, spec=SPEC, settings={**SETTINGS, **(settings or {})}) as scenario,
@@ -36,7 +36,7 @@ def volatile_scenario(settings: dict[str, object] | None = None, **redis_options
 
 
 def settle(scenario: ClusterScenario) -> None:
-    """Everybody leads or stands by, and standbys have read where the cluster is."""
+    """Wait until each replica leads or stands by, and the standbys have read the ledger."""
     scenario.begin()
     scenario.history.wait_for_messages(2, 20, "slow")
     time.sleep(1.5)
@@ -45,7 +45,7 @@ def settle(scenario: ClusterScenario) -> None:
 
 
 def save_without_messages(redis: Any) -> None:
-    """Else the queue that comes back with the snapshot has messages that were consumed before."""
+    """Save with an empty queue: the snapshot would restore messages that were already consumed."""
     for _ in range(200):
         redis.client_pause(1000, all=False)
         try:
@@ -59,13 +59,13 @@ def save_without_messages(redis: Any) -> None:
 
 
 def phase(scenario: ClusterScenario) -> set[float]:
-    """Where on their grid the instants of the slow entry lie."""
+    """Return the phase of the slow entry's instants on their grid."""
     instants = [instant(message["scheduled_at"]) for message in scenario.history.messages("slow")]
     return {round((one - instants[0]).total_seconds() % SLOW, 3) % SLOW for one in instants}
 
 
 def go_on(scenario: ClusterScenario) -> float:
-    """Wait until both entries run again; seconds from the last fault until the fast one did."""
+    """Wait until both entries run again; return the seconds from the last fault to the fast one's run."""
     struck = scenario.history.faults()[-1]["t"]
     first = wait_for(
         lambda: [m for m in scenario.history.messages("fast") if m["t"] > struck + 1], 40, "messages after the fault"
@@ -104,17 +104,17 @@ def restart_empty(scenario: ClusterScenario) -> None:
 
 
 def restart_from_old_snapshot(scenario: ClusterScenario) -> None:
-    """To the last snapshot, which `settle` has made."""
+    """Restart from the last snapshot, made by `settle`."""
     scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 12, entry="fast")
     scenario.remember_skips()  # of a takeover meanwhile
     scenario.nemesis.redis_kill(0.0)
 
 
 def restart_complete(scenario: ClusterScenario, down: float = 0.0) -> None:
-    """Stopped and started with all that it knew when it stopped, unanswered commands included."""
+    """Stop it and start it with all its data, including unanswered commands."""
     scenario.history.fault("restart_complete", "start")
     if not scenario.redis.appendonly:
-        scenario.redis.admin.config_set("save", "3600 1")  # the server saves when it is told to end
+        scenario.redis.admin.config_set("save", "3600 1")  # the server saves on shutdown
     scenario.redis.stop()
     time.sleep(down)
     scenario.redis.start()
@@ -133,7 +133,7 @@ LOSSES = [
 
 @pytest.mark.parametrize("lose", LOSSES)
 def test_lost_state_is_noticed_and_nothing_runs_twice(lose: Callable[[ClusterScenario], None], found: Found) -> None:
-    """Positions go on from what the replicas remember; what can't be told apart is skipped, and says so."""
+    """Positions continue from what the replicas remember. Uncertain occurrences are skipped, with a record."""
     with volatile_scenario() as scenario:
         settle(scenario)
         epoch = scenario.cluster.epoch() or 0
@@ -155,7 +155,7 @@ def test_lost_state_is_noticed_and_nothing_runs_twice(lose: Callable[[ClusterSce
 
 @pytest.mark.slow
 def test_a_deleted_lease_loses_nothing(found: Found) -> None:
-    """The ledger stands: somebody leads again within a renewal, and every occurrence is enqueued."""
+    """The ledger is intact: a replica leads again within a renewal, and every occurrence is enqueued."""
     with volatile_scenario() as scenario:
         settle(scenario)
         epoch = scenario.cluster.epoch() or 0
@@ -171,7 +171,7 @@ def test_a_deleted_lease_loses_nothing(found: Found) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("leader_dies", [False, True])
 def test_a_restart_with_all_data_is_no_loss(leader_dies: bool, found: Found) -> None:
-    """Another server process with everything in it: the ledger stands, and what fell due meanwhile is caught up."""
+    """The new server process has all data: the ledger is intact, and what was due meanwhile is caught up."""
     with volatile_scenario(
         {"lease_ttl": 4} if leader_dies else {}, appendonly=True, extra_args=("--appendfsync", "always")
     ) as scenario:
@@ -189,7 +189,7 @@ def test_a_restart_with_all_data_is_no_loss(leader_dies: bool, found: Found) -> 
 
 @pytest.mark.slow
 def test_a_restart_from_a_snapshot_is_a_loss_even_a_complete_one(found: Found) -> None:
-    """Nobody can tell that it is: what fell due until the server was back is skipped, and counted."""
+    """A complete snapshot can't be recognized, so what was due until the server was back is skipped and counted."""
     with volatile_scenario() as scenario:
         settle(scenario)
         restart_complete(scenario, down=1.5)
@@ -203,7 +203,7 @@ def test_a_restart_from_a_snapshot_is_a_loss_even_a_complete_one(found: Found) -
 @pytest.mark.slow
 @pytest.mark.parametrize("lose", LOSSES[:4])
 def test_positions_outlive_the_leader_and_the_data(lose: Callable[[ClusterScenario], None], found: Found) -> None:
-    """The leader dies with the data: what a standby has followed in the journal is enough."""
+    """The leader dies with the data. The positions that a standby read from the journal are enough."""
     with volatile_scenario({"lease_ttl": 4}) as scenario:
         settle(scenario)
         leader = scenario.cluster.wait_for_leader()
@@ -219,7 +219,7 @@ def test_positions_outlive_the_leader_and_the_data(lose: Callable[[ClusterScenar
 
 @pytest.mark.slow
 def test_catching_up_after_a_loss_repeats_at_most_what_was_last_due(found: Found) -> None:
-    """Under `catch_up` nothing is lost, and only what the new leader can't have heard of may run again."""
+    """Under `catch_up` nothing is lost, and only occurrences that the new leader can't know may run again."""
     with volatile_scenario({"on_state_loss": "catch_up"}) as scenario:
         settle(scenario)
         flush(scenario)
@@ -227,7 +227,7 @@ def test_catching_up_after_a_loss_repeats_at_most_what_was_last_due(found: Found
         go_on(scenario)
         scenario.cluster.assert_all_alive()
         report = scenario.report(EXPECTED)
-        # That the newest of what was missed, or not, stands for all of it, is the declared outcome.
+        # The latest missed occurrence stands for all of them, by the misfire policy.
         declared = {"duplicate", "duplicate id", "out of order", "two verdicts"}
         assert {problem.kind for problem in report.problems} <= declared, str(report)
         assert "state_loss" not in report.skipped
@@ -241,7 +241,7 @@ def test_catching_up_after_a_loss_repeats_at_most_what_was_last_due(found: Found
 
 @pytest.mark.slow
 def test_evicted_state_is_noticed(found: Found) -> None:
-    """A full Redis that may throw away anything throws away the ledger: no process ends, nothing runs twice."""
+    """A full Redis evicts the ledger: no process ends, nothing runs twice."""
     with volatile_scenario(maxmemory="12mb", extra_args=("--maxmemory-policy", "allkeys-random")) as scenario:
         settle(scenario)
         admin, ledger = scenario.redis.admin, scenario.cluster.key("ledger")
@@ -263,7 +263,7 @@ def test_evicted_state_is_noticed(found: Found) -> None:
 
 @pytest.mark.slow
 def test_a_full_redis_keeps_its_leader(found: Found) -> None:
-    """Out of memory, nothing can be enqueued; renewals still pass, and after it the same leader goes on."""
+    """Without memory nothing can be enqueued, but renewals pass, and the same leader continues afterwards."""
     with volatile_scenario({"lease_ttl": 2, "renew_interval": 0.5, "command_timeout": 0.9}) as scenario:
         settle(scenario)
         epoch = scenario.cluster.epoch()
@@ -280,7 +280,7 @@ def test_a_full_redis_keeps_its_leader(found: Found) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_turns_read_only_is_outlived(found: Found) -> None:
-    """As a replica without its master Redis takes no writes: nobody leads then, nobody exits, and nothing is lost."""
+    """A replica without its master takes no writes: there is no leader, no process exits, and nothing is lost."""
     with volatile_scenario({"lease_ttl": 2, "renew_interval": 0.5, "command_timeout": 0.9}) as scenario:
         settle(scenario)
         scenario.history.fault("read-only")
@@ -294,7 +294,7 @@ def test_a_server_that_turns_read_only_is_outlived(found: Found) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_is_loading_is_waited_for(found: Found) -> None:
-    """Redis answers LOADING for some seconds: as an outage."""
+    """Redis answers LOADING for some seconds, which is treated as an outage."""
     with volatile_scenario(
         extra_args=("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
     ) as scenario:

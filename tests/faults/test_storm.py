@@ -1,4 +1,4 @@
-"""Every fault that the run has the parts for, at random, from a seed that is printed.
+"""Random faults of every kind that the run has the parts for, from a printed seed.
 
 HA_BEAT_STORM_SECONDS and HA_BEAT_STORM_SEEDS (comma-separated) make it longer, or repeat one.
 """
@@ -33,8 +33,8 @@ SPEC = {
 }
 
 
-#: What no broker but the lease's Redis is promised: a leader may send what it has claimed for as long as it trusts its
-#: term, though another leads by then. Each is claimed once, so that nothing is there twice.
+#: Promised only for the lease's Redis as broker: elsewhere a leader may send its claims while it trusts its term,
+#: although another replica leads. Each occurrence is claimed once, so nothing is duplicated.
 UNORDERED = {"epoch fell", "out of order"}
 
 
@@ -43,7 +43,7 @@ UNORDERED = {"epoch fell", "out of order"}
 @pytest.mark.parametrize("chosen", SEEDS)
 @pytest.mark.parametrize("broker", ["the lease's Redis", "RabbitMQ"])
 def test_nothing_is_lost_or_doubled_in_a_storm(broker: str, chosen: str, found: Callable[[Report | str], None]) -> None:
-    """On one Redis that keeps what it acknowledged: no duplicate, no loss without verdict, nobody ends by itself."""
+    """On one Redis that keeps acknowledged writes: no duplicate, no loss without verdict, no process exits."""
     seed = random.randrange(10**6) if chosen == "new" else int(chosen)
     settings = {"lease_ttl": 3, "stall_timeout": 5}
     with ExitStack() as stack:
@@ -76,14 +76,14 @@ def test_nothing_is_lost_or_doubled_in_a_storm(broker: str, chosen: str, found: 
         found(report)
 
 
-#: A stop that fell into a destructor or a callback of Python's own, which ignores exceptions, and says so. Beat ends at
-#: its next turn: `HAMixin.tick`. Of stops in dense traffic to RabbitMQ about one in three thousand.
+#: A stop during a destructor or a callback of Python, which logs and ignores exceptions. Beat ends at its next tick.
+#: This affects about one in three thousand stops in dense traffic to RabbitMQ.
 _LOST_STOP = re.compile(r"^Exception ignored in.*\nTraceback .*\n(?: .*\n)+SystemExit\b.*\n?", re.MULTILINE)
 
 
 @pytest.mark.parametrize(("error", "counts"), [("SystemExit", False), ("ValueError('bad')", True)])
 def test_a_stop_that_falls_into_a_destructor_is_no_unexpected_end(error: str, counts: bool) -> None:
-    """Any other exception there is."""
+    """Any other exception is an unexpected end."""
     code = f"class A:\n    def __del__(self): raise {error}\nA()\nprint('went on', flush=True)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout == "went on\n"
@@ -93,7 +93,7 @@ def test_a_stop_that_falls_into_a_destructor_is_no_unexpected_end(error: str, co
 
 
 def unexpected_ends(log: str) -> list[str]:
-    """Each with what was said before and after it."""
+    """Return each unexpected end with the lines around it."""
     lines = _LOST_STOP.sub("", log).splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith(("Traceback", "SystemExit"))]
     return ["\n".join(lines[max(start - 3, 0) : start + 40]) for start in starts]

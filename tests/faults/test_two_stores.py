@@ -1,4 +1,4 @@
-"""Replicas of one cluster and one broker that are set to two Redis servers for the lease: one side leads, not both."""
+"""Replicas of one cluster and one broker with two Redis servers for the lease: only one side leads."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.slow
 
 REFUSED = "action=leading_forbidden"
 
-#: A mark that nobody keeps is taken over after 5 s.
+#: A mark that is not refreshed is taken over after 5 s.
 PATIENCE = 5.0
 
 
 @contextmanager
 def two_sides(broker: RedisServer, *leases: str | None) -> Iterator[tuple[BeatCluster, History]]:
-    """A replica for each lease; ``None`` is the broker itself. No occurrence may arrive twice."""
+    """Start a replica for each lease; ``None`` is the broker itself. No occurrence may arrive twice."""
     history = History(None)
     with (
         RedisQueueConsumer(history, broker.url, ["celery"]),
@@ -43,7 +43,7 @@ def two_sides(broker: RedisServer, *leases: str | None) -> Iterator[tuple[BeatCl
 
 @pytest.mark.parametrize("first", ["a store of its own", "the broker"])
 def test_two_stores_refuse_each_other(redis_server: RedisServer, first: str) -> None:
-    """Started together, one side enqueues; when it is gone for long enough, the other one does."""
+    """Started together, one side enqueues; once it is gone for long enough, the other does."""
     with need(RedisServer) as other, need(RedisServer) as third:
         stores = [third.url if first == "a store of its own" else None, other.url]
         with two_sides(redis_server, *stores) as (cluster, history):
@@ -52,7 +52,7 @@ def test_two_stores_refuse_each_other(redis_server: RedisServer, first: str) -> 
             refused = wait_for(lambda: next((one for one in cluster if REFUSED in one.log_text()), None), 30, "refusal")
             (at_work,) = [one for one in cluster if one is not refused]
             before = len(history.messages())
-            # Longer than a mark that is not kept lasts.
+            # Longer than the lifetime of a mark.
             time.sleep(PATIENCE + 1)
             assert len(history.messages()) > before + 5
             assert "action=enqueued entry=fast" not in refused.log_text()
@@ -60,14 +60,14 @@ def test_two_stores_refuse_each_other(redis_server: RedisServer, first: str) -> 
                 assert f"127.0.0.1:{store.port}/0" in refused.log_text()
             at_work.kill()
             refused.wait_for_log("action=enqueued entry=fast", timeout=30)
-            # The lease was moved: who comes back with the old setting is refused.
+            # The lease was moved: a replica with the old setting is refused.
             at_work.start()
             at_work.wait_for_log(REFUSED, timeout=30)
             assert REFUSED in at_work.log_text()
 
 
 def test_a_store_that_loses_its_state_is_not_taken_for_another(redis_server: RedisServer) -> None:
-    """Beside a broker that keeps the mark."""
+    """The broker keeps the mark."""
     with need(RedisServer) as store, two_sides(redis_server, store.url, store.url) as (cluster, history):
         cluster.wait_until_up()
         history.wait_for_messages(3, 30)

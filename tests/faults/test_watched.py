@@ -1,5 +1,5 @@
-"""Each guard of `tests.guards` taken out under the test that watches it: that test has to fail, and nothing else may
-go wrong.
+"""Each guard of `tests.guards` is removed under the test that watches it. That test has to fail, without other
+errors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, dict[str, int]]:
-    """Of all guards, from one process that forks for each."""
+    """Run all guards in one process that forks for each, and return their counts."""
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "tests.mutation_run"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The code blocks of README and docs."""
+"""Code blocks of README and docs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FENCE = re.compile(r"^```(?P<label>[\w-]*)(?P<info>[^\n]*)\n(?P<body>.*?)^```$"
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block. ``label`` is what follows the fence."""
+    """Fenced block. ``label`` follows the fence."""
 
     page: str
     line: int
@@ -26,7 +26,7 @@ class Block:
         return f"{self.page}:{self.line}"
 
     def commands(self) -> Iterator[str]:
-        """The commands of a block of shell, continued lines joined; of a console's, those after a ``$``."""
+        """Return the commands of a shell block with continued lines joined; in a console block, those after ``$``."""
         for line in self.body.replace("\\\n", " ").splitlines():
             if self.label == "console":
                 if line.startswith("$ "):
@@ -37,7 +37,7 @@ class Block:
 
 
 def blocks(*labels: str) -> list[Block]:
-    """Every block with one of these labels; without labels, every block."""
+    """Return every block with one of these labels, or every block."""
     found = []
     for path in PAGES:
         text = path.read_text("utf-8")

@@ -1,8 +1,8 @@
-"""The blocks of README and docs that are made from the code.
+"""Blocks of README and docs that are generated from the code.
 
     python -m tests.integration.docs.generated
 
-writes them; a test fails where one is stale.
+writes them. A test fails if one is stale.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def commands() -> str:
-    """Every command of `celery -A proj ha-beat` with its help."""
+    """Return every command of `celery -A proj ha-beat` with its help."""
     context = click.Context(ha_beat, info_name="ha-beat")
     parts = []
     for name in ha_beat.list_commands(context):
@@ -79,7 +79,7 @@ BLOCKS: tuple[tuple[str, str, Callable[[], str]], ...] = (
 
 
 def with_block(text: str, name: str, content: str) -> str:
-    """The text with the content between the block's markers.
+    """Return the text with the content between the block's markers.
 
     Raises:
         ValueError: there are no such markers.

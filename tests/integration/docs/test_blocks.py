@@ -1,4 +1,4 @@
-"""Every code block of README and docs is run, or held against what would run it."""
+"""Every code block of README and docs is run, or parsed by the program that would run it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from ha_beat.settings import Settings, ha_beat_keys
 from tests.integration.docs.blocks import ROOT, Block, blocks
 from tests.support.servers import PartMissing, RedisServer, need
 
-#: What a block may be: run or checked by a test below, or (text) a picture or what a program printed.
+#: Labels of blocks: run or checked by a test below, or (text) a picture or a program's output.
 LABELS = {"sh", "console", "python", "yaml", "json", "conf", "acl", "text"}
 
-#: Programs that are somebody else's, so that only the spelling of the line is checked here. Compose, Kubernetes and
-#: Helm files have tests of their own.
+#: Programs of others, of which only the command line is checked. Compose, Kubernetes and Helm files have other
+#: tests.
 OTHERS = {
     "docker",
     "kubectl",
@@ -56,13 +56,13 @@ def ids(found: list[Block]) -> list[Any]:
 
 
 def test_every_block_says_what_it_is() -> None:
-    """A block without a label would be checked by nobody."""
+    """A block without a label would not be checked."""
     assert [f"{block} {block.label!r}" for block in blocks() if block.label not in LABELS] == []
 
 
 @pytest.mark.parametrize("block", ids(blocks("python")))
 def test_python(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs, beside an app of the name that the page uses, and leaves settings that ha_beat takes."""
+    """It runs beside an app with the page's name for it, and leaves valid settings."""
     code = compile(block.body, str(block), "exec")
     if block.body.startswith("# not run:"):
         return
@@ -82,7 +82,7 @@ def test_python(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 class SignalsKept:
-    """Handlers that an example connects are taken away again."""
+    """Context manager that disconnects the handlers of an example."""
 
     def __enter__(self) -> None:
         from ha_beat import signals
@@ -96,7 +96,7 @@ class SignalsKept:
 
 
 def _schedulable(app: Celery) -> None:
-    """The schedule is one of which ha_beat leaves out no entry."""
+    """Assert that ha_beat schedules every entry."""
     from ha_beat.scheduler import HAScheduler
 
     app.conf.broker_url = "redis://127.0.0.1:1/0"
@@ -113,7 +113,7 @@ def test_json() -> None:
 
 @pytest.mark.parametrize("block", ids(blocks("yaml")))
 def test_yaml(block: Block) -> None:
-    """It is YAML; what it says of our metrics names some that there are."""
+    """It is YAML, and its metrics exist."""
     yaml = pytest.importorskip("yaml") if os.environ.get("CI") != "true" else __import__("yaml")
     assert list(yaml.safe_load_all(block.body))
     known = set(re.findall(r"`(ha_beat_\w+)`", metrics_table()))
@@ -123,7 +123,7 @@ def test_yaml(block: Block) -> None:
 
 @pytest.mark.parametrize("block", ids(blocks("conf")))
 def test_redis_configuration(block: Block, shared_redis: RedisServer) -> None:
-    """A server takes each line."""
+    """A server accepts each line."""
     for line in block.commands():
         name, *value = shlex.split(line)
         client: Any = shared_redis.client()
@@ -137,7 +137,7 @@ def test_redis_configuration(block: Block, shared_redis: RedisServer) -> None:
 
 @pytest.mark.parametrize("block", ids(blocks("acl")))
 def test_rights(block: Block, redis_server: RedisServer) -> None:
-    """They are those that are tested to be enough, and a server takes them."""
+    """They equal the tested rights, and a server accepts them."""
     from tests.integration.topologies.test_rights import LEASE
 
     client: Any = redis_server.client()
@@ -156,9 +156,9 @@ COMMANDS = [(block, line) for block in blocks("sh", "console") for line in block
 
 @pytest.mark.parametrize(("block", "line"), [pytest.param(*each, id=f"{each[0]} {each[1]}") for each in COMMANDS])
 def test_command(block: Block, line: str, request: pytest.FixtureRequest) -> None:
-    """Our commands take what they are given; Redis runs what it is told; files and extras exist."""
+    """Arguments of our commands are valid; Redis commands run; files and extras exist."""
     inner = re.fullmatch(r"\w+=\$\((.*)\)", line)
-    line = re.sub(r"\s+#.*$", "", line)  # the shell would leave it out as well
+    line = re.sub(r"\s+#.*$", "", line)  # the shell would remove it too
     for part in re.split(r" && | \| |; ", (inner[1] if inner else line).removesuffix(" &").rstrip()):
         _check(shlex.split(part, comments=True), request)
 
@@ -192,7 +192,7 @@ def _check(words: list[str], request: pytest.FixtureRequest) -> None:
     elif program == "export":
         _known_variable(args[0])
     elif program in {"pytest", "ruff", "mypy", "lint-imports", "mkdocs", "nox"}:
-        pass  # run by .ci/run, which the test below holds them against
+        pass  # run by .ci/run; see the test below
     elif program in {".ci/run", "deploy/rolling-update"}:
         assert (ROOT / program).exists()
     else:
@@ -206,7 +206,7 @@ def _check(words: list[str], request: pytest.FixtureRequest) -> None:
 
 
 def _compose(args: list[str]) -> None:
-    """The services that it names are those of the Compose file."""
+    """Assert that its services are in the Compose file."""
     file = (ROOT / "docker-compose.yml").read_text()
     services = set(re.findall(r"^  (\w+):$", file.partition("\nservices:\n")[2], re.MULTILINE))
     command = next(word for word in args if not word.startswith("-") and word != "monitoring")
@@ -267,7 +267,7 @@ def _python(args: list[str]) -> None:
 
 
 def _redis(args: list[str], server: RedisServer) -> None:
-    """Run it, but for what would write a file."""
+    """Run it, except for commands that would write a file."""
     if args[:2] == ["config", "rewrite"]:
         return
     client: Any = server.client()
@@ -283,7 +283,7 @@ def _redis(args: list[str], server: RedisServer) -> None:
 
 
 def test_ci_runs_what_contributors_are_told_to_run() -> None:
-    """By the session that CI runs; `packaging/test_versions.py` holds CI against nox."""
+    """CI runs them by a nox session; `packaging/test_versions.py` compares CI and nox."""
     lint = re.sub(r'", "', " ", (ROOT / "noxfile.py").read_text())
     for line in ("ruff check .", "ruff format --check .", "mypy", "lint-imports", "mkdocs build --strict"):
         assert f'session.run("{line}' in lint, line
@@ -301,7 +301,7 @@ def _have_mkdocs() -> Iterator[None]:
 
 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    """No link leads nowhere, and no page loads anything from elsewhere."""
+    """No link is broken, and no page loads anything from another host."""
     need(_have_mkdocs)
     site = tmp_path / "site"
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
@@ -318,7 +318,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     "link", sorted(set(re.findall(r"\]\((?!https?:)([^)\s]+)\)", (ROOT / "README.md").read_text())))
 )
 def test_a_link_of_the_readme_leads_somewhere(link: str) -> None:
-    """The site's own links are checked as it is built; the README is no part of it."""
+    """The build of the site checks its links, but not those of the README."""
     path, _, anchor = link.partition("#")
     page = ROOT / path
     assert page.exists()

@@ -1,4 +1,4 @@
-"""The generated blocks are what the code says."""
+"""The generated blocks match the code."""
 
 from __future__ import annotations
 

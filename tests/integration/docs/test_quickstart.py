@@ -1,4 +1,4 @@
-"""The quick start, done as the page says: its project, its commands."""
+"""The quick start, with the project and the commands of its page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE = "docs/quickstart.md"
 
 
 def project() -> str:
-    """The page's `proj.py`."""
+    """Write the page's `proj.py`."""
     (found,) = (block for block in blocks("python") if block.page == PAGE and 'Celery("proj"' in block.body)
     return found.body
 
@@ -31,7 +31,7 @@ def commands(word: str) -> list[str]:
 
 
 class Terminal:
-    """One terminal of the newcomer's, with one command in it."""
+    """Terminal with one command."""
 
     def __init__(self, command: str, folder: Path, number: int) -> None:
         self.log = folder / f"terminal-{number}.log"
@@ -63,7 +63,7 @@ class Terminal:
 
 @pytest.mark.slow
 def test_the_quick_start(redis_server: RedisServer, tmp_path: Path) -> None:
-    """A worker runs what one of three beats enqueues; killed, it is replaced; status and doctor have no complaint."""
+    """A worker runs the tasks of one of three beats. A killed leader is replaced. Status and doctor find no problem."""
     code = project().replace("redis://127.0.0.1:6379/0", redis_server.url)
     (tmp_path / "proj.py").write_text(code)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The wheel and the sdist, as a user gets them."""
+"""The wheel and the sdist, as published."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.servers import PartMissing, need
 ROOT = Path(__file__).parents[3]
 EXTRAS = list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 
-#: What each extra is there for, beside what always has to be importable.
+#: Module that each extra enables.
 MODULES = {
     "": ["ha_beat.scheduler", "ha_beat.guard", "ha_beat.testing", "ha_beat.cli.celery_command", "ha_beat.signals"],
     "http": ["ha_beat.monitoring.http.server", "prometheus_client", "h11"],
@@ -49,7 +49,7 @@ def _tools() -> object:
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel, which is made of the sdist, as an index would have them."""
+    """Build the sdist, and the wheel from it, into a folder."""
     need(_tools)
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
@@ -63,7 +63,7 @@ def wheel(distributions: Path) -> Path:
 
 
 def test_an_index_would_take_them(distributions: Path) -> None:
-    """Metadata are whole, and the README can be shown."""
+    """The metadata are complete, and the README can be rendered."""
     found = sorted(distributions.iterdir())
     assert {path.suffix for path in found} == {".whl", ".gz"}
     run(sys.executable, "-m", "twine", "check", "--strict", *found)
@@ -79,7 +79,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 
 
 def test_the_sdist_holds_the_tests(distributions: Path) -> None:
-    """Who builds it for a system's packages can test it."""
+    """Packagers can run the tests."""
     (found,) = distributions.glob("*.tar.gz")
     with tarfile.open(found) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -89,7 +89,7 @@ def test_the_sdist_holds_the_tests(distributions: Path) -> None:
 
 @pytest.mark.parametrize("extra", ["", *(name for name in EXTRAS if name not in {"test", "dev"})])
 def test_it_installs_into_an_empty_environment(wheel: Path, tmp_path: Path, extra: str) -> None:
-    """Nothing that it imports is left to chance, and it is typed."""
+    """All its imports are declared as dependencies, and it is typed."""
     place = tmp_path / "venv"
     venv.create(place, with_pip=True)
     python = place / "bin" / "python"

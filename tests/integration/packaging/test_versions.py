@@ -1,4 +1,4 @@
-"""What the package claims to run on is what nox and CI run it on."""
+"""The versions that the package supports are those that nox and CI test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CI = (ROOT / ".ci" / "run").read_text()
 
 
 def floors() -> dict[str, Version]:
-    """Of each requirement of a user's, the oldest version that it allows."""
+    """Return the oldest allowed version of each requirement."""
     extras = PROJECT["optional-dependencies"]
     lines = PROJECT["dependencies"] + [
         line for extra in extras if extra not in {"test", "dev", "docs"} for line in extras[extra]

@@ -1,4 +1,4 @@
-"""Certificates for a TLS server on 127.0.0.1: an authority, a server's and a client's, made for one run."""
+"""Certificates of an authority, a server and a client for TLS on 127.0.0.1, created for one run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers of each topology, each started when first asked for, for one file of tests."""
+"""Servers of each topology, started on first use and kept for one test file."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def redis_cluster() -> Iterator[RedisCluster]:
 
 @dataclass(frozen=True)
 class TlsServer:
-    """A Redis that also listens with TLS, and asks clients for a certificate."""
+    """Redis that also listens with TLS and requires client certificates."""
 
     server: RedisServer
     port: int

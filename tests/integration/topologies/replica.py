@@ -1,4 +1,4 @@
-"""One replica's election within the test's process, on whatever Redis it is given, and the lines it would log."""
+"""Election of one replica in the test's process, and the lines that it would log."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def link(url: str, **options: Any) -> Link:
 
 
 class Campaigner:
-    """An elector with a real link. A context manager: it campaigns from entry to exit."""
+    """Elector with a real link. A context manager: it campaigns from entry to exit."""
 
     def __init__(self, way: Link, *, name: str = "r1", ttl: float = 3.0) -> None:
         self.link = way
@@ -69,12 +69,12 @@ class Campaigner:
 
     @property
     def registered(self) -> str:
-        """The presence channel that the lease names."""
+        """Return the presence channel that the lease names."""
         state = self.elector.state
         return state.presence if isinstance(state, Leader) else ""
 
     def wait_to_lead(self, timeout: float = 30.0) -> None:
-        """Wait until it leads, with its presence counted by Redis."""
+        """Wait until it leads and Redis counts its presence."""
         wait_for(lambda: self.elector.handle.term and self.registered, timeout, "to lead, present")
 
     def wait_for_line(self, *parts: str, timeout: float = 30.0) -> str:

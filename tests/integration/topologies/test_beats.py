@@ -1,4 +1,4 @@
-"""Whole replicas, by their environment alone: the lease in a Redis Cluster or behind Sentinel, messages at a broker."""
+"""Replicas configured by environment variables: the lease in a Redis Cluster or behind Sentinel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SETTINGS = {"lease_ttl": 3}
 
 
 def change_leader(cluster: BeatCluster, queue: RedisServer) -> None:
-    """Messages arrive; the leader is killed; the standby goes on, each occurrence once."""
+    """Kill the leader once messages arrive: the standby continues, each occurrence once."""
     wait_for(lambda: queue.admin.llen("celery") > 3, 30, "messages")
     wait_for(lambda: cluster.lease().get("presence"), 30, "presence")
     cluster.wait_until_up()
@@ -28,7 +28,7 @@ def change_leader(cluster: BeatCluster, queue: RedisServer) -> None:
 
 
 def test_a_lease_in_a_redis_cluster(server: RedisServer, redis_cluster: RedisCluster) -> None:
-    """With the queues at a Redis of their own, since kombu has no transport for a cluster."""
+    """The queues are in another Redis, since kombu has no transport for a cluster."""
     hosts = ",".join(f"127.0.0.1:{node.port}" for node in redis_cluster.nodes)
     owner = redis_cluster.node_for("{ha-beat:tick}:lease")
     with BeatCluster(
@@ -44,7 +44,7 @@ def test_a_lease_in_a_redis_cluster(server: RedisServer, redis_cluster: RedisClu
 
 @pytest.mark.slow
 def test_a_broker_behind_sentinel(sentinels: SentinelCluster) -> None:
-    """Lease and queues there, by Celery's own settings."""
+    """Lease and queues are there, by Celery's settings."""
     config = {"broker_transport_options": sentinels.transport_options}
     primary = sentinels.master
     with BeatCluster(

@@ -1,4 +1,4 @@
-"""After a failover or a move of keys, links lead to the new place, presence too; faults leave no connections behind."""
+"""After a failover or a move of keys, links and presence lead to the new node. Faults leak no connections."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def do(server: RedisServer, *command: object) -> Any:
 @pytest.mark.parametrize("by", ["url", "broker"])
 @pytest.mark.parametrize("how", ["killed", "demoted"])
 def test_sentinel_failover(by: str, how: str) -> None:
-    """A demoted primary lives on and would keep the subscribed connection."""
+    """A demoted primary stays up and would keep the subscribed connection."""
     with need(lambda: SentinelCluster(password="secret")) as made:
         if by == "url":
             way = link(made.url, **made.transport_options)
@@ -53,7 +53,7 @@ def test_sentinel_failover(by: str, how: str) -> None:
 
 @pytest.mark.slow
 def test_keys_that_move_to_another_node() -> None:
-    """The slot of a Redis Cluster goes to another node while its leader is subscribed to the old one."""
+    """A slot of a Redis Cluster moves to another node while the leader is subscribed to the old one."""
     with need(RedisCluster) as nodes:
         old = nodes.node_for(KEYS.lease)
         new = next(node for node in nodes.nodes if node is not old)
@@ -81,7 +81,7 @@ def test_keys_that_move_to_another_node() -> None:
 
 @pytest.mark.parametrize("by", ["url", "broker"])
 def test_faults_leave_no_connections_behind(server: RedisServer, by: str) -> None:
-    """Fifty cuts of every connection, then as many as before: one for commands, one subscribed."""
+    """After fifty cuts of every connection there are as many as before: one for commands, one subscribed."""
 
     def ours() -> int:
         return len(server.admin.client_list()) - 1

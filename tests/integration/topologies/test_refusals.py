@@ -1,4 +1,4 @@
-"""Redis is away or refuses: one line that names what is wrong, no crash, and leading again once it is healed."""
+"""Redis is unreachable or refuses commands: one log line with the cause, no crash, and recovery."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_wrong_password(server: RedisServer) -> None:
 
 
 def test_no_password_where_one_is_asked_for(server: RedisServer) -> None:
-    """The password comes while it leads; connections made from then on are refused."""
+    """The password is set while it leads; later connections are refused."""
     with Campaigner(link(server.url)) as replica:
         replica.wait_to_lead()
         do(server, "CONFIG", "SET", "requirepass", "new")
@@ -81,7 +81,7 @@ def test_a_user_removed_and_made_again(server: RedisServer) -> None:
 
 
 def test_a_missing_right_is_named(server: RedisServer) -> None:
-    """Redis itself does not say which command of a script it refused."""
+    """Redis does not name the refused command of a script."""
     do(server, "ACL", "SETUSER", "beat", "on", ">right", "~*", "&*", "+@all")
     with Campaigner(link(server.url, username="beat", password="right")) as replica:
         replica.wait_to_lead()
@@ -94,7 +94,7 @@ def test_a_missing_right_is_named(server: RedisServer) -> None:
 
 
 def test_read_only_replica(server: RedisServer) -> None:
-    """What can be read is campaigned for, refused, and told once; not reached and lost again at each poll."""
+    """A readable lease is campaigned for, refused and logged once, not at each poll."""
     with Campaigner(link(server.url)) as replica:
         replica.wait_to_lead()
         do(server, "REPLICAOF", "127.0.0.1", free_port())
@@ -127,7 +127,7 @@ def test_too_few_replicas(server: RedisServer) -> None:
 
 
 def test_data_that_cannot_be_saved() -> None:
-    """MISCONF: the snapshot's file name is that of a folder."""
+    """MISCONF: a folder has the file name of the snapshot."""
     with need(lambda: RedisServer(extra_args=("--dbfilename", "folder"))) as server:
         blocked = server.directory / "folder"
         with Campaigner(link(server.url)) as replica:
@@ -142,7 +142,7 @@ def test_data_that_cannot_be_saved() -> None:
 
 
 def test_loading() -> None:
-    """A server that comes back and reads its snapshot first."""
+    """The server returns and loads its snapshot first."""
     slowly = ("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
     with need(RedisServer) as server:
         if before_7(server):
@@ -162,7 +162,7 @@ def test_loading() -> None:
 
 
 def test_out_of_memory(server: RedisServer) -> None:
-    """The lease is kept, from Redis 7 on; what can't be enqueued is told, and comes later."""
+    """From Redis 7 on the lease is kept. Occurrences that can't be enqueued are logged and retried."""
     spec = {"fast": {"every": 0.2}}
     with BeatCluster(server.url, spec=spec, replicas=1, settings={"lease_ttl": 3}) as cluster:
         queued = lambda: server.admin.llen("celery")  # noqa: E731
@@ -182,7 +182,7 @@ def test_out_of_memory(server: RedisServer) -> None:
 
 @pytest.mark.slow
 def test_a_cluster_with_a_node_gone() -> None:
-    """Another node's end stops the whole Redis Cluster; its return heals it."""
+    """The end of another node stops the whole Redis Cluster until it returns."""
     with need(RedisCluster) as nodes:
         owner = nodes.node_for(KEYS.lease)
         other = next(node for node in nodes.nodes if node is not owner)
@@ -195,7 +195,7 @@ def test_a_cluster_with_a_node_gone() -> None:
             replica.wait_to_recover(timeout=60)
 
 
-# --- The same in words, for what redis-py's versions make of it
+# --- Error texts of different versions of redis-py
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_refusals_in_words(exc: Exception, code: str, words: str) -> None:
 
 
 def test_one_refusal_of_two_scripts_is_one_line_before_redis_7_too() -> None:
-    """It is told once, and Redis 6 has the script's hash in it."""
+    """It is logged once, although Redis 6 adds the script's hash."""
     said = "@user_script: 9: -READONLY You can't write."
     told = {
         in_words(redis_errors.ResponseError(f"Error running script (call to f_{sha * 40}): @user_script:9: {said}"))
@@ -264,17 +264,17 @@ def test_what_was_surely_not_done_is_told_from_what_may_have_been() -> None:
 
 @pytest.mark.parametrize("said", ["MOVED 42 :7001", "42 :7001"])
 def test_a_node_may_name_only_a_port(said: str) -> None:
-    """Where nodes are told not to give out addresses."""
+    """Nodes may be configured to hide their addresses."""
     assert moved_to(redis_errors.MovedError(said.removeprefix("MOVED "))) == ("", 7001)
     assert moved_to(redis_errors.ResponseError("MOVED 42 [::1]:7001")) is not None
 
 
-# --- Links lead to where Redis is now
+# --- Links follow a changed address
 
 
 @contextmanager
 def resolving(monkeypatch: pytest.MonkeyPatch, name: str, ports: dict[str, int]) -> Iterator[Callable[[int], None]]:
-    """A name whose address changes: here, the port that stands for it."""
+    """Resolve a name whose address changes, here to the port that stands for it."""
     real = socket.getaddrinfo
 
     def lookup(host: Any, port: Any, *rest: Any, **options: Any) -> Any:
@@ -291,7 +291,7 @@ def resolving(monkeypatch: pytest.MonkeyPatch, name: str, ports: dict[str, int])
 
 
 def test_a_name_that_leads_to_another_server(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The old primary lives on, read-only: connections to it are given up, the subscribed one too."""
+    """The old primary stays up, read-only. Connections to it are closed, including the subscribed one."""
     with (
         need(RedisServer) as successor,
         resolving(monkeypatch, "redis.test", {"now": server.port}) as point_to,

@@ -1,4 +1,4 @@
-"""The least that a Redis user has to be allowed: what the README says is enough, and each right that lacks is named."""
+"""Least rights of a Redis user: those in the README are enough, and each missing right is named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.faults.cluster import BeatCluster
 from tests.integration.topologies.replica import KEYS, Campaigner, link
 from tests.support.servers import RedisServer, need, wait_for
 
-#: The lease, the ledger, and the command line.
+#: Lease, ledger and command line.
 LEASE_RULES = """
 resetkeys resetchannels -@all ~{ha-beat:*}:* &{ha-beat:*}:*
 +ping +evalsha +script|load +time +info +hget +hmget +hgetall +hset +hsetnx +hdel +hexists +hincrby +hlen
@@ -23,28 +23,27 @@ resetkeys resetchannels -@all ~{ha-beat:*}:* &{ha-beat:*}:*
 """
 LEASE = LEASE_RULES.split()
 
-#: Where the same Redis is the broker: what kombu does for a queue named celery, and the writes of the dispatch.
-#: Between a queue's name and its priority kombu puts two characters that `split` would take for white space.
+#: If the same Redis is the broker: kombu's commands for a queue named celery, and the writes of the dispatch.
+#: Kombu joins a queue's name and its priority by two characters that `split` treats as white space.
 BROKER = [
     *("~celery", "~celery\x06\x16*", "~_kombu.binding.*", "~_kombu.binding_permanent.*"),
     *("+type", "+lpush", "+multi", "+exec", "+llen", "+sadd"),
 ]
 
-#: Where the broker is a Redis of its own: to look for the lease in it, and to mark which store has it.
+#: If the broker is another Redis: to look for a lease in it, and to mark the store of the lease.
 MARK = ["~{ha-beat:*}:*", "+hget", "+hmget", "+hset", "+evalsha", "+script|load", "+ping"]
 
-#: A Redis Cluster counts its subscribers by shard.
+#: A Redis Cluster counts subscribers by shard.
 CLUSTER = ["+ssubscribe", "+pubsub|shardnumsub"]
 
-#: Without these something is left out, and all else goes on.
+#: Optional: without these a feature is missing.
 OPTIONAL = {"+info", "+type", "+pubsub|numsub", "+publish", "+subscribe", "+xadd", "+xtrim", "+xrevrange"}
 
-#: Not needed by replicas at all times: for requests by the command line, for removed entries, for taking a queue's
-#: declaration back.
+#: Needed occasionally: for requests of the command line, for removed entries, and for undoing a declaration.
 ON_REQUEST = {"+hlen", "+get", "+set", "+hdel", "+hsetnx", "+xlen", "+hexists", "+hincrby", "+ping"}
 
 
-#: redis-py tells its own name; Redis before 7 does not say which part of the command it refused.
+#: redis-py sets its library name; Redis before 7 does not name the refused subcommand.
 OF_THE_CLIENT = {"command client|setinfo", "command client"}
 
 
@@ -54,7 +53,7 @@ def do(server: RedisServer, *command: object) -> Any:
 
 
 def allow(server: RedisServer, *rules: str) -> str:
-    """Make the user; its URL."""
+    """Create the user; return its URL."""
     do(server, "ACL", "SETUSER", "beat", "on", ">pw", *rules)
     return f"redis://beat:pw@127.0.0.1:{server.port}/0"
 
@@ -64,7 +63,7 @@ def denied(server: RedisServer) -> set[str]:
 
 
 def test_scripts_use_no_other_commands() -> None:
-    """A command added to a script has to be added to the rights."""
+    """A command that is added to a script must be added to the rights."""
     used = set()
     for path in (Path(ha_beat.__file__).parent / "store" / "lua").glob("*.lua"):
         source = path.read_text("utf-8")
@@ -77,7 +76,7 @@ def test_scripts_use_no_other_commands() -> None:
 
 @pytest.mark.parametrize("kind", ["one Redis", "a lease of its own"])
 def test_the_least_rights_are_enough(server: RedisServer, kind: str) -> None:
-    """Taking over, enqueueing, standing by, handing over: nothing is refused."""
+    """Takeover, dispatch, standby and handover: nothing is refused."""
     spec = {"fast": {"every": 0.2}}
     settings = {"lease_ttl": 3}
     with need(RedisServer) as other:
@@ -113,7 +112,7 @@ def test_the_least_rights_in_a_cluster(redis_cluster: Any) -> None:
 
 @pytest.mark.parametrize("right", ["+info", "+pubsub|numsub", "+publish", "+subscribe"])
 def test_rights_that_are_a_comfort(server: RedisServer, right: str) -> None:
-    """Without them: no check of the server's identity, no presence, no wake; the lease goes on by its ttl."""
+    """Without them there is no check of the server's identity, no presence and no wake; the lease works by its ttl."""
     before_7 = int(server.admin.info("server")["redis_version"].split(".")[0]) < 7  # which takes back whole commands
     url = allow(server, *LEASE, f"-{right[1:].partition('|')[0] if before_7 else right[1:]}")
     with Campaigner(link(url), name="first") as first:
@@ -131,7 +130,7 @@ def test_rights_that_are_a_comfort(server: RedisServer, right: str) -> None:
 
 @pytest.mark.slow
 def test_each_right_that_lacks_is_named(server: RedisServer) -> None:
-    """One after the other is taken from running replicas: one names it, none ends, all go on once it is back."""
+    """Each right is revoked from running replicas: one names it, none exits, all continue once it is restored."""
     rights = [*LEASE, *BROKER]
     url = allow(server, *rights)
     commands = [rule for rule in rights if rule.startswith("+") and rule not in OPTIONAL | ON_REQUEST]

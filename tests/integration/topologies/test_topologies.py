@@ -1,4 +1,4 @@
-"""The lease on every kind of Redis that Celery's users have, over both protocols."""
+"""The lease on every kind of Redis that Celery supports, over both protocols."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def sentinels_with_options(request: pytest.FixtureRequest) -> Celery:
 
 
 def hold_the_lease(way_there: Link) -> None:
-    """Lead and be present; a standby sees it, hears the release at once, and leads in turn."""
+    """Lead with presence; a standby sees it, is woken by the release, and leads next."""
     with Campaigner(way_there, name="first") as first:
         first.wait_to_lead()
         view = first.store.observe()
@@ -134,7 +134,7 @@ def hold_the_lease(way_there: Link) -> None:
 
 
 def _ways() -> Iterator[Any]:
-    """Each over RESP3, and over RESP2; of the latter, one in the quick part."""
+    """Return each topology over RESP3 and RESP2; only one of RESP2 is in the quick part."""
     for kind in WAYS:
         yield pytest.param(kind, 3, id=f"{kind}-RESP3")
         yield pytest.param(kind, 2, id=f"{kind}-RESP2", marks=() if kind == "password_in_url" else pytest.mark.slow)
@@ -147,7 +147,7 @@ def test_the_lease_by_a_url_of_its_own(request: pytest.FixtureRequest, kind: str
 
 @pytest.mark.parametrize("kind", BROKERS)
 def test_the_lease_at_the_broker(request: pytest.FixtureRequest, kind: str) -> None:
-    """Whatever URL and options Celery itself connects with."""
+    """With the URL and the options of Celery."""
     hold_the_lease(BrokerLink(BROKERS[kind](request), TIMEOUT))
 
 
@@ -157,7 +157,7 @@ def test_the_lease_at_a_broker_on_a_socket() -> None:
 
 
 def test_presence_in_a_cluster_is_a_shard_channel(request: pytest.FixtureRequest) -> None:
-    """And is counted by the script that runs on the keys' node; its end is seen at once."""
+    """The script on the keys' node counts it, and its end is seen at once."""
     way_there = redis_cluster(request, 2)
     with Campaigner(way_there) as replica:
         replica.wait_to_lead()
@@ -170,7 +170,7 @@ def test_presence_in_a_cluster_is_a_shard_channel(request: pytest.FixtureRequest
 
 
 def test_a_server_that_is_not_trusted_is_named(tls: TlsServer) -> None:
-    """A certificate of an unknown authority: a line, no crash."""
+    """A certificate of an unknown authority causes a log line, no crash."""
     options = {name: value for name, value in tls.client_options.items() if name != "ssl_ca_certs"}
     with Campaigner(link(tls.url, ssl_cert_reqs="CERT_REQUIRED", **options)) as replica:
         replica.wait_for_line("lease_unreachable", "certificate")

@@ -1,4 +1,4 @@
-"""How URLs and options are read; nothing is connected."""
+"""Parsing of URLs and options, without connections."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def kwargs_of(url: str, **options: Any) -> dict[str, Any]:
     ],
 )
 def test_celerys_spellings_of_the_certificate_check(spelled: Any, meant: ssl.VerifyMode) -> None:
-    """As an option of Python or of JSON, and in the URL."""
+    """As an option in Python or JSON, and in the URL."""
     made = [link_to("rediss://h:1/0", {"ssl_cert_reqs": spelled}, 1.0, "k")]
     if isinstance(spelled, str):
         made.append(link_to(f"rediss://h:1/0?ssl_cert_reqs={spelled}", {}, 1.0, "k"))
@@ -83,7 +83,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_connected(
 
 
 def test_a_list_of_sentinels_as_celery_writes_it() -> None:
-    """Password, user name and database are those of Redis, wherever in the list they stand."""
+    """Password, user name and database are those of Redis, at any place of the list."""
     made = link_to("sentinel://u:p%40@a:1;sentinel://u:p%40@[::1];c:3/5", {"master_name": "m"}, 1.0, "k")
     assert isinstance(made, SentinelLink)
     kwargs = made._pool.connection_kwargs
@@ -96,7 +96,7 @@ def test_a_list_of_sentinels_as_celery_writes_it() -> None:
 
 
 def test_a_sentinel_that_hangs_leaves_time_for_the_next() -> None:
-    """Also where the user gives options for the Sentinels' own connections."""
+    """Also with options for the connections of the Sentinels."""
     options = {"master_name": "m", "sentinel_kwargs": {"password": "s"}}
     made = link_to("sentinel://a:1;sentinel://b:2", options, 1.0, "k")
     assert isinstance(made, SentinelLink)

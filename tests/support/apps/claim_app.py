@@ -1,9 +1,9 @@
-"""The tick app with what a broker other than Redis needs to be tested: deaths at named places, and tasks that tell.
+"""Tick app for tests of brokers other than Redis: it dies at named places, and its tasks record their runs.
 
 FAILPOINT_FILE  a path; a replica that reaches the place whose name is in that file takes the file and kills itself,
                 leaving the time at which it did so in the file with `.done` appended
 RECORD_URL      a Redis in which tasks and the worker note what happens, in the lists `received` and `ran`
-RECORD_FIRST    seconds for which the task `linger` lingers when it first runs
+RECORD_FIRST    seconds that the first run of the task `linger` takes
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def guarded(self: Task) -> None:
 
 @app.task(name="again", bind=True, base=GuardedTask)
 def again(self: Task) -> None:
-    """Fails once, and is retried."""
+    """Fail once and be retried."""
     _ran(self)
     if self.request.retries == 0:
         raise self.retry(countdown=0)
@@ -86,7 +86,7 @@ def again(self: Task) -> None:
 
 @app.task(name="linger", bind=True, base=GuardedTask, acks_late=True)
 def linger(self: Task) -> None:
-    """Takes long, until it is delivered again."""
+    """Run for a long time, until it is delivered again."""
     _ran(self)
     if not self.request.delivery_info["redelivered"]:
         time.sleep(float(os.environ.get("RECORD_FIRST", "60")))

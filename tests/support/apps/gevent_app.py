@@ -1,4 +1,4 @@
-"""The tick app in a program that gevent has patched: its threads are greenlets, and there is one real one."""
+"""Tick app in a program patched by gevent: its threads are greenlets in one real thread."""
 
 from gevent import monkey
 

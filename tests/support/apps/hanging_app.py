@@ -1,5 +1,5 @@
-"""The app of `tick_app`, with an entry whose argument is made in beat's main loop, and takes for ever to make where
-the file named by HANG_FILE exists and names this process.
+"""Tick app with an entry whose argument is computed in beat's main loop and hangs while the file named by HANG_FILE
+names this process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["app"]
 
 
 def maybe_hang() -> int:
-    """Hang as long as the file says so. A pause of the whole process would be another fault."""
+    """Hang while the file names this process. Unlike a pause, other threads run on."""
     path = Path(os.environ["HANG_FILE"])
     while path.exists() and path.read_text() == str(os.getpid()):
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The tick app with an argument that is computed when the message is made, and that hangs when told to.
+"""Tick app with an argument that is computed for each message and can hang.
 
 SLEEPS   path of a file; while it holds this replica's name (HA_BEAT_REPLICA) the argument's value is not returned
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from celery.beat import BeatLazyFunc
 
-from tests.support.apps.tick_app import app  # what celery -A looks for
+from tests.support.apps.tick_app import app  # found by celery -A
 
 _SWITCH = Path(os.environ["SLEEPS"])
 

@@ -1,4 +1,4 @@
-"""A small Celery app for the tests, wholly described by its environment.
+"""Small Celery app for tests, configured by its environment.
 
 BROKER_URL      where messages go
 BEAT_SPEC       JSON: name -> {"every": seconds} or {"cron": "*" | "m h dom mon dow"}; with "n": 1000 it
@@ -24,13 +24,13 @@ DEFAULT_SPEC = {"fast": {"every": 0.2}}
 
 
 def crontab_of(text: str) -> crontab:
-    """A crontab from its five fields; missing ones are `*`, so that `*` alone is every minute."""
+    """Return a crontab from its five fields. Missing fields are `*`, so `*` alone is every minute."""
     minute, hour, day, month, weekday = (text.split() + ["*"] * 5)[:5]
     return crontab(minute=minute, hour=hour, day_of_month=day, month_of_year=month, day_of_week=weekday)
 
 
 def beat_schedule(spec: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Celery's `beat_schedule` for a spec as described above."""
+    """Return Celery's `beat_schedule` for a spec as described above."""
     entries: dict[str, dict[str, Any]] = {}
     for name, line in spec.items():
         when = (
@@ -61,10 +61,10 @@ app.conf.update(json.loads(os.environ.get("APP_CONFIG") or "{}"))
 
 @app.task(name="tick")
 def tick(*args: object, **kwargs: object) -> None:
-    """Do nothing: what counts is that it was enqueued."""
+    """Do nothing."""
 
 
 @app.task(name="fail")
 def fail() -> None:
-    """A task that always raises."""
+    """Raise an exception."""
     raise RuntimeError("this task fails by design")

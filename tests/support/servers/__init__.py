@@ -1,7 +1,7 @@
-"""Real servers for the tests: each on 127.0.0.1, on a free port, in its own process group, stopped by its pid.
+"""Real servers for tests: each on a free port of 127.0.0.1, in its own process group, stopped by its pid.
 
-A server that this machine cannot start raises `PartMissing` with the reason. `need` turns that into a skip, or into a
-failure where `CI=true`, so that a missing part is never mistaken for a passed test.
+A server that can't be started on this machine raises `PartMissing` with the reason. `need` turns that into a skip,
+or into a failure if `CI=true`.
 """
 
 from tests.support.servers.parts import LOCALHOST, Part, PartMissing, free_port, need, wait_for

@@ -1,4 +1,4 @@
-"""The servers that most tests use."""
+"""Fixtures of common servers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.servers.redis_server import RedisServer
 
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
-    """A Redis of the test's own, which it may stop, pause or kill."""
+    """Start a Redis for one test, which may stop, pause or kill it."""
     with need(RedisServer) as server:
         yield server
 
@@ -26,7 +26,7 @@ def _session_redis() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def shared_redis(_session_redis: RedisServer) -> RedisServer:
-    """The session's Redis, emptied for this test: for tests that leave the server itself alone."""
+    """Return the session's Redis, emptied. The test must not stop it."""
     _session_redis.admin.flushall()
     _session_redis.admin.script_flush()
     return _session_redis
@@ -40,7 +40,7 @@ def _module_rabbitmq() -> Iterator[RabbitMQ]:
 
 @pytest.fixture
 def rabbitmq(_module_rabbitmq: RabbitMQ) -> RabbitMQ:
-    """The module's RabbitMQ, running: the test before may have left it stopped or frozen."""
+    """Return the module's RabbitMQ, started again if the previous test stopped or paused it."""
     if _module_rabbitmq.alive:
         _module_rabbitmq.resume()
     return _module_rabbitmq.start()

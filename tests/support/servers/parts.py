@@ -1,4 +1,4 @@
-"""Parts that a test needs, and what becomes of the test where one can't be had."""
+"""Parts that a test needs, and the skip or failure if one is missing."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ T = TypeVar("T")
 
 
 class PartMissing(Exception):
-    """Something the test needs (a server, a compiler) cannot be had on this machine; the text says why."""
+    """A part of the test (a server, a compiler) is not available on this machine. The text says why."""
 
 
 class Part(ABC):
-    """Something real that a test uses. A context manager: started on entry, closed on exit."""
+    """Real part of a test. A context manager: started on entry, closed on exit."""
 
     @abstractmethod
     def start(self) -> Self:
-        """Raises PartMissing where it can't be had on this machine."""
+        """Start it. Raises PartMissing if this machine can't."""
 
     @abstractmethod
     def close(self) -> None:
@@ -46,7 +46,7 @@ class Part(ABC):
 def need(make: Callable[[], T]) -> T:
     """Return `make()`, started if it is a server; leave it by `with` (or `close`).
 
-    When the part is missing the test is skipped with the reason, or fails where CI=true.
+    If the part is missing, the test is skipped with the reason, or fails if CI=true.
     """
     try:
         part = make()
@@ -64,10 +64,10 @@ def need(make: Callable[[], T]) -> T:
 
 
 def wait_for(predicate: Callable[[], T | None], timeout: float = 10.0, what: str = "", interval: float = 0.02) -> T:
-    """Poll until `predicate` answers something truthy, and return that.
+    """Poll until `predicate` returns something truthy, and return that.
 
-    An exception of the predicate (other than PartMissing) counts as 'not yet'. `timeout` and `interval` are
-    in seconds. Raises AssertionError, naming `what` and the last answer or exception, when time is up.
+    An exception of the predicate (other than PartMissing) counts as 'not yet'. `timeout` and `interval` are in
+    seconds. After `timeout`, raises AssertionError with `what` and the last result or exception.
     """
     deadline = time.monotonic() + timeout
     last: object = None
@@ -87,8 +87,7 @@ def wait_for(predicate: Callable[[], T | None], timeout: float = 10.0, what: str
         time.sleep(interval)
 
 
-# Below the kernel's ephemeral range: a port that a stopped server comes back to must not meanwhile be taken
-# by somebody's outgoing connection.
+# Below the kernel's ephemeral range: no outgoing connection may take the port of a stopped server.
 _PORTS = range(14000, 32000)
 _given_ports: set[int] = set()
 _port_guard = threading.Lock()

@@ -19,7 +19,7 @@ from tests.support.servers.processes import Server, ServerProcess, find_program
 
 
 class Postgres(Server):
-    """A PostgreSQL server with an empty database `postgres`; everyone on 127.0.0.1 is trusted."""
+    """PostgreSQL server with an empty database `postgres`. All clients on 127.0.0.1 are trusted."""
 
     START_SECONDS = 60.0
     STOP_SIGNAL = signal.SIGINT  # 'fast': does not wait for clients
@@ -48,7 +48,7 @@ class Postgres(Server):
 
     @staticmethod
     def _unprivileged_user() -> str | None:
-        """Root may not run PostgreSQL: the user to run it as, None for the present one."""
+        """Return the user to run PostgreSQL as, since root can't; None for the current user."""
         if os.geteuid() != 0:
             return None
         for name in ("postgres", "nobody"):
@@ -66,7 +66,7 @@ class Postgres(Server):
 
     @property
     def django_database(self) -> dict[str, Any]:
-        """What Django's DATABASES wants."""
+        """Return an entry for Django's DATABASES."""
         return {
             "ENGINE": "django.db.backends.postgresql",
             "NAME": "postgres",
@@ -83,7 +83,7 @@ class Postgres(Server):
         return ServerProcess(command, self.directory / "server.log", cwd=self.directory, user=self.user)
 
     def answers(self) -> bool:
-        """A start-up packet is answered: with an authentication request, not with 'starting up'."""
+        """True if a start-up packet is answered with an authentication request rather than 'starting up'."""
         with socket.create_connection(self.address, timeout=1) as probe:
             probe.settimeout(2)
             body = struct.pack("!i", 196608) + b"user\0postgres\0database\0postgres\0\0"
@@ -91,7 +91,7 @@ class Postgres(Server):
             return probe.recv(1) == b"R"
 
     def restart(self, *, down: float = 0.0) -> None:
-        """Stop, stay away for `down` seconds, start with the same data."""
+        """Stop, wait `down` seconds, and start with the same data."""
         self.stop()
         time.sleep(down)
         self.start()

@@ -26,7 +26,7 @@ def _kill_what_is_left() -> None:
 
 
 class ServerProcess:
-    """One child process in a process group of its own, with its output in a log file."""
+    """Child process in its own process group, with its output in a log file."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class ServerProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs, else its exit status (negative: the signal that ended it)."""
+        """Return None while it runs, else its exit status (negative: the signal that ended it)."""
         return self._popen.poll()
 
     @property
@@ -67,7 +67,7 @@ class ServerProcess:
         return self.exit_code is None
 
     def send(self, number: int) -> None:
-        """Send a signal to the whole process group; nothing happens when it is gone."""
+        """Send a signal to the process group, if it still exists."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
@@ -78,7 +78,7 @@ class ServerProcess:
         return status
 
     def stop(self, timeout: float = 10.0, number: int = signal.SIGTERM) -> int:
-        """Signal the process to end, SIGKILL the group after `timeout` seconds; returns the exit status."""
+        """Send a signal, and SIGKILL to the group after `timeout` seconds. Return the exit status."""
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
@@ -89,7 +89,7 @@ class ServerProcess:
             return self.kill()
 
     def kill(self) -> int:
-        """SIGKILL the whole group, what it left behind included; returns the exit status."""
+        """Send SIGKILL to the whole group. Return the exit status."""
         self.send(signal.SIGKILL)
         return self.wait()
 
@@ -124,9 +124,7 @@ def find_program(*names: str, folders: Sequence[Path] = ()) -> Path:
 
 
 class Server(Part):
-    """One server with a folder of its own; it keeps its port over restarts. A context manager: started on
-    entry.
-    """
+    """Server with its own folder. It keeps its port over restarts. A context manager: started on entry."""
 
     START_SECONDS = 10.0
     STOP_SIGNAL = signal.SIGTERM
@@ -142,7 +140,7 @@ class Server(Part):
 
     @abstractmethod
     def answers(self) -> bool:
-        """True once clients are served; may raise what a client raises."""
+        """True once clients are served. May raise a client's exceptions."""
 
     def start(self, timeout: float | None = None) -> Self:
         """Start (again, on the same port and data) and wait until it answers.
@@ -175,17 +173,17 @@ class Server(Part):
         return self.process
 
     def stop(self) -> None:
-        """End it in its own orderly way, and wait."""
+        """Stop it cleanly and wait."""
         if self.process is not None:
             self.process.stop(self.START_SECONDS, self.STOP_SIGNAL)
 
     def kill(self) -> None:
-        """SIGKILL, and wait."""
+        """Send SIGKILL and wait."""
         if self.process is not None:
             self.process.kill()
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay open, nothing is answered."""
+        """Send SIGSTOP: connections stay open, nothing is answered."""
         self._running().pause()
 
     def resume(self) -> None:

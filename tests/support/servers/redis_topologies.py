@@ -1,4 +1,4 @@
-"""Several Redis servers: watched by Sentinels, or as a Redis Cluster."""
+"""Several Redis servers, with Sentinels or as a Redis Cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.servers.redis_server import RedisServer
 
 
 class Sentinel(Server):
-    """One Sentinel that watches one master."""
+    """Sentinel that watches one master."""
 
     def __init__(self, master: RedisServer, name: str, quorum: int, down_after: float, password: str | None) -> None:
         self.port = free_port()
@@ -34,7 +34,7 @@ class Sentinel(Server):
         self.config.write_text("\n".join(lines) + "\n")
 
     def launch(self) -> ServerProcess:
-        # A binary named redis-sentinel takes no --sentinel amiss, and valkey and redis-server need it.
+        # redis-sentinel accepts --sentinel too; valkey and redis-server need it.
         command = [self.binary, self.config, "--sentinel"]
         return ServerProcess(command, self.directory / "server.log", cwd=self.directory)
 
@@ -47,10 +47,9 @@ class Sentinel(Server):
 
 
 class SentinelCluster(Part):
-    """A master, its replicas, and three Sentinels. A context manager: all are up and known to each other on
-    entry.
+    """Master, its replicas and three Sentinels. A context manager: all are up and connected on entry.
 
-    `down_after` is in seconds. `master_args` go to every data node (`--min-replicas-to-write 1`, say).
+    `down_after` is in seconds. `master_args` go to every data node (such as `--min-replicas-to-write 1`).
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class SentinelCluster(Part):
 
     @property
     def url(self) -> str:
-        """As Celery writes it; `master_name` goes into broker_transport_options (`transport_options`)."""
+        """Return Celery's URL; `master_name` goes into broker_transport_options (`transport_options`)."""
         password = self.nodes[0].password
         user = f":{quote(password, safe='')}@" if password else ""
         return ";".join(f"sentinel://{user}{LOCALHOST}:{one.port}/0" for one in self.sentinels)
@@ -90,7 +89,7 @@ class SentinelCluster(Part):
         return [(LOCALHOST, one.port) for one in self.sentinels]
 
     def _ask(self) -> dict[str, Any]:
-        """What a living Sentinel knows of the master."""
+        """Return a running Sentinel's view of the master."""
         for sentinel in self.sentinels:
             if sentinel.alive:
                 with sentinel.client() as client:
@@ -99,7 +98,7 @@ class SentinelCluster(Part):
 
     @property
     def master(self) -> RedisServer:
-        """The node that the Sentinels call master now."""
+        """Return the current master by the Sentinels."""
         port = int(self._ask()["port"])
         return next(node for node in self.nodes if node.port == port)
 
@@ -109,7 +108,7 @@ class SentinelCluster(Part):
         return [node for node in self.nodes if node is not master]
 
     def wait_until_synced(self, timeout: float = 20.0) -> None:
-        """Wait until every living replica has all that the master has written."""
+        """Wait until every running replica has all writes of the master."""
 
         def synced() -> bool:
             master = self.master
@@ -120,7 +119,7 @@ class SentinelCluster(Part):
         wait_for(synced, timeout, "replication")
 
     def wait_for_failover(self, old: RedisServer, timeout: float = 30.0) -> RedisServer:
-        """Wait until all Sentinels agree on another master than `old`, and it takes writes."""
+        """Wait until all Sentinels agree on another master than `old` and it accepts writes."""
 
         def another() -> RedisServer | None:
             ports = set()
@@ -158,7 +157,7 @@ class SentinelCluster(Part):
 
 
 class RedisCluster(Part):
-    """A Redis Cluster of three masters without replicas. A context manager: all slots are served on entry."""
+    """Redis Cluster of three masters without replicas. A context manager: all slots are served on entry."""
 
     SLOTS = 16384
 
@@ -178,7 +177,7 @@ class RedisCluster(Part):
         return redis.RedisCluster.from_url(self.url, **{"decode_responses": True, **options})
 
     def node_for(self, key: str) -> RedisServer:
-        """The node that serves this key."""
+        """Return the node that serves this key."""
         slot = int(_do(self.nodes[0].admin, "CLUSTER KEYSLOT", key))
         for first, last, (_, port, *_rest), *_replicas in _do(self.nodes[0].admin, "CLUSTER SLOTS"):
             if first <= slot <= last:
@@ -217,12 +216,12 @@ class RedisCluster(Part):
 
 
 def _do(client: redis.Redis, *command: object) -> Any:
-    """A command that redis-py has no typed method for."""
+    """Send a command without a typed method in redis-py."""
     return cast("Any", client).execute_command(*command)
 
 
 def _info_text(answer: object) -> str:
-    """CLUSTER INFO as lines; redis-py parses it into a mapping."""
+    """Return CLUSTER INFO as lines; redis-py parses it into a mapping."""
     if isinstance(answer, dict):
         return "\n".join(f"{name}:{value}" for name, value in answer.items())
     return str(answer)
