@@ -78,7 +78,7 @@ def test_a_missing_part_skips_here_and_fails_in_ci(monkeypatch: pytest.MonkeyPat
 
 
 def test_stopping_ends_the_whole_group_and_frees_the_port(tmp_path: Path) -> None:
-    """Also a child that the server left behind."""
+    """Also a child of the server."""
     child = tmp_path / "child"
     process = ServerProcess(["sh", "-c", f"sleep 100 & echo $! > {child}; wait"], tmp_path / "log")
     wait_for(lambda: child.exists() and child.read_text().strip(), what="the child's pid")

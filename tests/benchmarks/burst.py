@@ -1,11 +1,11 @@
-"""How long it takes to enqueue many crontab entries that are due in the same minute: ha_beat with three replicas, and
-stock `celery beat`, one after the other on one Redis.
+"""Time to enqueue many crontab entries that are due in the same minute: ha_beat with three replicas, then stock
+`celery beat`, on one Redis.
 
     python -m tests.benchmarks.burst              1,000 entries
     python -m tests.benchmarks.burst 1000 3000
 
-Each takes the next whole minute that leaves it time to start: 1,000 entries take about three minutes. The seconds of
-processor time of all the replicas during the burst tell the two apart on a busy machine too.
+Each run uses the next whole minute that leaves time to start: 1,000 entries take about three minutes. The processor
+time of all replicas during the burst is comparable on a busy machine too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _QUEUE = "celery"
 
 @dataclass(frozen=True)
 class Result:
-    """Seconds from the due instant to the first and to the last message, and of the processor until then."""
+    """Seconds from the due instant to the first and the last message, and processor seconds until then."""
 
     name: str
     entries: int
@@ -37,9 +37,9 @@ class Result:
 
 
 def enqueue_burst(redis: RedisServer, entries: int, *, stock: bool, timeout: float = 300.0) -> Result:
-    """Start replicas with so many crontab entries for one minute, wait for it, and time what arrives in the queue.
+    """Start replicas with `count` crontab entries for one minute, wait for it, and time the messages.
 
-    `timeout` is in seconds from the due instant. Raises AssertionError when it is over.
+    `timeout` is in seconds from the due instant. Raises AssertionError after that.
     """
     redis.admin.flushall()
     now = time.time()
@@ -47,11 +47,11 @@ def enqueue_burst(redis: RedisServer, entries: int, *, stock: bool, timeout: flo
     name = "celery beat" if stock else "ha_beat, 3 replicas"
     with BeatCluster(
         redis.url,
-        # Of that minute alone: a slow beat shall not mix the next one into the count.
+        # Only of that minute: a slow beat must not count messages of the next one.
         spec={"cron": {"cron": f"{time.gmtime(due_at).tm_min} *", "n": entries}},
         replicas=1 if stock else 3,
         scheduler=STOCK_SCHEDULER if stock else None,
-        # Neither shall spend its time on writing lines.
+        # Log lines must not take time of either.
         log_level="WARNING",
     ) as cluster:
         while (left := due_at - time.time()) > 0:
@@ -71,7 +71,7 @@ def enqueue_burst(redis: RedisServer, entries: int, *, stock: bool, timeout: flo
 
 
 def processor_seconds(cluster: BeatCluster) -> float:
-    """What the replicas have used so far."""
+    """Return the processor seconds of the replicas."""
     ticks = 0
     for replica in cluster:
         fields = Path(f"/proc/{replica.pid}/stat").read_text().rpartition(")")[2].split()
@@ -80,12 +80,12 @@ def processor_seconds(cluster: BeatCluster) -> float:
 
 
 def compare(redis: RedisServer, entries: int) -> tuple[Result, Result]:
-    """ha_beat, then stock beat."""
+    """Measure ha_beat, then stock beat."""
     return enqueue_burst(redis, entries, stock=False), enqueue_burst(redis, entries, stock=True)
 
 
 def table(pairs: Sequence[tuple[Result, Result]]) -> str:
-    """The results, one line each, with how many times faster the first of a pair was."""
+    """Return the results, one per line, with the speed-up of the first of each pair."""
     lines = [f"{'entries':>7}  {'':<20} {'first message':>14} {'last message':>13} {'processor':>11}"]
     for ours, stock in pairs:
         lines += [

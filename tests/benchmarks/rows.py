@@ -1,13 +1,13 @@
-"""Many rows of django-celery-beat due in the same minute, on PostgreSQL: ha_beat with three replicas, and stock
-`DatabaseScheduler`, one after the other in one run.
+"""Many rows of django-celery-beat due in the same minute, on PostgreSQL: ha_beat with three replicas, then stock
+`DatabaseScheduler`.
 
     python -m tests.benchmarks.rows                    1,000 rows
     python -m tests.benchmarks.rows 1000 10000         takes up to 20 minutes
     python -m tests.benchmarks.rows 10000 --cap 120    give up on either after two minutes
 
-Seconds from the minute to the last message, and statements that PostgreSQL was asked from just before the minute until
-all rows were written. Stock's time grows with the square of the rows: where it is not done within the cap, the table
-says how far it came.
+Measures the seconds from the minute to the last message, and the statements sent to PostgreSQL from just before the
+minute until all rows were written. Stock's time grows with the square of the rows: if it exceeds the cap, the table
+shows its progress.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HA = "ha_beat.django.schedulers:HADatabaseScheduler"
 
 @dataclass(frozen=True)
 class Result:
-    """``sent`` messages after ``seconds``; fewer than ``rows`` where the cap was reached."""
+    """``sent`` messages after ``seconds``; fewer than ``rows`` if the cap was reached."""
 
     name: str
     rows: int
@@ -57,14 +57,14 @@ def postgres_site() -> Iterator[Site]:
 
 
 def statements(site: Site) -> int:
-    """How many the database has been asked so far; our own too, so none are asked meanwhile."""
+    """Return the number of statements so far, including this process's: send none meanwhile."""
     assert site.server is not None
     log = (site.server.directory / "server.log").read_text(errors="replace")
     return log.count("LOG:  statement:") + log.count("LOG:  execute ")
 
 
 def burst(site: Site, rows: int, *, stock: bool, cap: float) -> Result:
-    """``cap`` in seconds from the minute."""
+    """Measure one burst. ``cap`` is in seconds from the minute."""
     from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
     from tests.integration.django.beats import beats
@@ -74,7 +74,7 @@ def burst(site: Site, rows: int, *, stock: bool, cap: float) -> Result:
     site.redis.admin.flushall()
     start = timedelta(seconds=20 + rows / 250)
     minute = (datetime.now(UTC) + start).replace(second=0, microsecond=0) + timedelta(minutes=1)
-    # Of that minute alone: a slow beat shall not mix the next one into the count.
+    # Only of that minute: a slow beat must not count messages of the next one.
     crontab = cron(minute=str(minute.minute))
     PeriodicTask.objects.bulk_create(
         [PeriodicTask(name=f"row {number}", task="tick", crontab=crontab) for number in range(rows)]
@@ -95,7 +95,7 @@ def burst(site: Site, rows: int, *, stock: bool, cap: float) -> Result:
             time.sleep(0.01)
         seconds, sent = (datetime.now(UTC) - minute).total_seconds(), client.llen(_QUEUE)
         if sent >= rows:
-            # Stock writes the rows after the last message, on its main thread.
+            # Stock beat writes the rows after the last message, on its main thread.
             time.sleep(10 + rows / 200 if stock else 10)
         asked = statements(site) - before
     name = "stock" if stock else "ha_beat, 3 replicas"

@@ -1,4 +1,4 @@
-"""The benchmark of a burst, held to a ratio far below what it measures on a quiet machine."""
+"""Benchmark of a burst, with a bound far below the ratio on a quiet machine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from tests.support.servers import RedisServer
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_thousand_entries_due_at_once_leave_much_faster_than_from_stock_beat(
+def test_thousand_entries_due_at_once_are_enqueued_faster_than_by_stock(
     redis_server: RedisServer, figure: Callable[[str], None]
 ) -> None:
-    """Both in one run, one after the other; the aim is ten times faster. What else the machine does may fall on either
-    of the two, so that the room is in the processor's time.
-    """
+    """The aim is ten times faster. Other load may slow down either run, so the bound is on processor time."""
     ours, stock = compare(redis_server, 1000)
     figure(table([(ours, stock)]))
     assert ours.processor * 3 < stock.processor

@@ -1,5 +1,5 @@
-"""The leader is killed, ended or paused past its lease, again and again: another leads, and every occurrence is
-enqueued once or has its verdict.
+"""The leader is repeatedly killed, ended or paused past its lease: another leads, and every occurrence is enqueued
+once or has a verdict.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.faults.scenario import ClusterScenario
 EVERY = 0.2
 SPEC = {"fast": {"every": EVERY}, "minute": {"cron": "*"}}
 
-# Quick, and the full number.
+# The quick number and the full one.
 TIMES = [
     pytest.param(1, id="once"),
     pytest.param(20, id="20-times", marks=[pytest.mark.slow, pytest.mark.timeout(400)]),
@@ -32,7 +32,7 @@ def more_messages(scenario: ClusterScenario, count: int) -> None:
 
 
 def run_changes(scenario: ClusterScenario, times: int, change: Change) -> Report:
-    """Bring the change about so often, at any phase of the interval, and hold the history against the schedule."""
+    """Cause `times` changes of leader at random phases of the interval, and check the history against the schedule."""
     chance = random.Random(times)
     scenario.begin()
     began = datetime.now(UTC)
@@ -69,7 +69,7 @@ def told(silence: Silence, what: str, aim_p50: float, aim_max: float) -> str:
 
 @pytest.mark.parametrize("times", TIMES)
 def test_a_killed_leader_is_replaced_long_before_its_lease_is_over(times: int, figure: Callable[[str], None]) -> None:
-    """SIGKILL: presence tells the standbys, so that the silence is a fraction of the lease."""
+    """Presence reports the death to the standbys, so the silence is a fraction of the lease."""
 
     def kill(scenario: ClusterScenario, leader: Replica) -> None:
         scenario.nemesis.kill_leader()
@@ -80,11 +80,11 @@ def test_a_killed_leader_is_replaced_long_before_its_lease_is_over(times: int, f
         report = run_changes(scenario, times, kill)
     silence = verdict(report, times, "kill_leader")
     figure(told(silence, f"{times} x SIGKILL", 0.15, 0.5))
-    assert silence.longest < 15  # half of the lease: wide room, and still no wait for it
+    assert silence.longest < 15  # half of the lease: a generous bound that still excludes waiting for it
 
 
 def test_the_only_replica_is_killed_and_started_again() -> None:
-    """Nobody saw it live; it leads again without waiting out the lease of its former self."""
+    """Without a standby that saw it, it leads again without waiting for its earlier lease to expire."""
     with ClusterScenario(spec=SPEC, proxied=False, replicas=1, settings={"lease_ttl": 300}) as scenario:
         leader = scenario.begin()
         scenario.cluster.wait_for_presence()
@@ -98,7 +98,7 @@ def test_the_only_replica_is_killed_and_started_again() -> None:
 
 @pytest.mark.parametrize("times", TIMES)
 def test_a_stopped_leader_hands_over(times: int, figure: Callable[[str], None]) -> None:
-    """SIGTERM: the lease is released and the standbys are woken; the leader exits with 0."""
+    """It releases the lease, wakes the standbys and exits with 0."""
 
     def terminate(scenario: ClusterScenario, leader: Replica) -> None:
         assert scenario.nemesis.term_leader() is leader
@@ -115,9 +115,7 @@ def test_a_stopped_leader_hands_over(times: int, figure: Callable[[str], None]) 
 
 @pytest.mark.parametrize("times", [TIMES[0], pytest.param(10, id="10-times", marks=pytest.mark.slow)])
 def test_a_leader_paused_past_its_lease_comes_back_as_a_standby(times: int, figure: Callable[[str], None]) -> None:
-    """SIGSTOP, then SIGCONT: its connections stayed open, so only time gives the lease to another; the resumed
-    process lives on and enqueues nothing.
-    """
+    """Its connections stay open, so the lease has to expire. The resumed process keeps running and enqueues nothing."""
     ttl = 2.0
 
     def pause(scenario: ClusterScenario, leader: Replica) -> None:
@@ -132,4 +130,4 @@ def test_a_leader_paused_past_its_lease_comes_back_as_a_standby(times: int, figu
         assert [replica.starts for replica in scenario.cluster] == [1, 1, 1]
     silence = verdict(report, times, "pause_leader")
     figure(told(silence, f"{times} x SIGSTOP past a lease of {ttl:g} s", ttl, ttl + 0.5))
-    assert silence.longest >= ttl - ttl / 4  # sooner, and a process that lives would have been robbed
+    assert silence.longest >= ttl - ttl / 4  # sooner would be a takeover from a live process

@@ -83,7 +83,7 @@ def wait_for(predicate: Callable[[], T | None], timeout: float = 10.0, what: str
                 return answer
             last = answer
         if time.monotonic() >= deadline:
-            raise AssertionError(f"waited {timeout:g} s for {what or 'a condition'} in vain; last: {last!r}")
+            raise AssertionError(f"waited {timeout:g} s for {what or 'a condition'}, but got no result; last: {last!r}")
         time.sleep(interval)
 
 
