@@ -51,7 +51,10 @@ class EntryHooks(Protocol):
 
 
 class EntrySource:
-    """Schedule source for the entries of any Celery scheduler class."""
+    """Schedule source for the entries of any Celery scheduler class.
+
+    It has more than 15 methods because the protocol ``ReplicaSource`` has 13.
+    """
 
     def __init__(self, scheduler: EntryHooks) -> None:
         self._scheduler = scheduler
