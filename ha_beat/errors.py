@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from ha_beat.reasons import ForbiddenReason
+
 
 class HaBeatError(Exception):
     """Root of the exceptions that this package raises."""
@@ -37,9 +41,13 @@ class StoreRefused(StoreError):
 class LeadershipForbidden(HaBeatError):
     """This replica must not lead this cluster, and waiting does not help."""
 
+    reason: ClassVar[ForbiddenReason]
+
 
 class ForeignApp(LeadershipForbidden):
     """Cluster name that another app uses."""
+
+    reason = ForbiddenReason.OTHER_APP
 
     def __init__(self, cluster: str, ours: str, theirs: str) -> None:
         super().__init__(
@@ -51,6 +59,8 @@ class ForeignApp(LeadershipForbidden):
 
 class NewerSchema(LeadershipForbidden):
     """Records that a newer version of this package wrote."""
+
+    reason = ForbiddenReason.NEWER_SCHEMA
 
     def __init__(self, cluster: str, ours: int, theirs: int) -> None:
         super().__init__(

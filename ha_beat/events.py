@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from ha_beat.reasons import (
     DispatchPath,
     EntryFault,
+    ForbiddenReason,
     Invariant,
     LeaseAction,
     LeaseOutcome,
@@ -128,6 +129,7 @@ class LeadingForbidden(Event):
 
     action: ClassVar[str] = "leading_forbidden"
 
+    reason: ForbiddenReason
     detail: str
 
 

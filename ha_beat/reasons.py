@@ -56,6 +56,17 @@ class TermEnd(StrEnum):
     FORBIDDEN = "forbidden"
 
 
+class ForbiddenReason(StrEnum):
+    """Why a replica must not lead its cluster."""
+
+    #: The ledger belongs to another app with the same cluster name.
+    OTHER_APP = "other_app"
+    #: A newer version of this package wrote the records.
+    NEWER_SCHEMA = "newer_schema"
+    #: The broker's Redis names another lease store than this replica's.
+    OTHER_STORE = "other_store"
+
+
 class CampaignRefusal(StrEnum):
     """Why Redis refused a campaign."""
 

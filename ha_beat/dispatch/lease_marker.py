@@ -23,7 +23,7 @@ from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.dispatch.protocol import FencedOff
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
-from ha_beat.reasons import TermEnd
+from ha_beat.reasons import ForbiddenReason, TermEnd
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
 from ha_beat.store.redis_errors import code_of, mapped_redis_errors
@@ -206,7 +206,7 @@ class LeaseMarker:
         self._other = _Sighting(mark, since)
         if mark.gen != self._reported_gen and not self._abandoned():
             self._reported_gen = mark.gen
-            self._emit(events.LeadingForbidden(self._conflict(mark)))
+            self._emit(events.LeadingForbidden(ForbiddenReason.OTHER_STORE, self._conflict(mark)))
 
     def _abandoned(self) -> bool:
         return self._other is not None and self._other.abandoned(self._clock.elapsed())

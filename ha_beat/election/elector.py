@@ -205,7 +205,7 @@ class Elector:
         try:
             answer = self._ask(lambda: self._store.acquire(attempt, campaign.expected, seen_epoch), "campaign")
         except LeadershipForbidden as exc:
-            return Forbidden(str(exc))
+            return Forbidden(exc.reason, str(exc))
         if isinstance(answer, Acquired):
             self._connectivity.acquired(server_changed=answer.server_changed)
             self.handle.tenure = self._tenure(answer, campaign)
@@ -251,7 +251,7 @@ class Elector:
             # Another replica renews, so the lease can be written.
             self._connectivity.succeeded("renewal")
         if isinstance(outcome, Forbidden):
-            self._reports.forbidden(outcome.detail)
+            self._reports.forbidden(outcome)
         self._enter(after, *_term_end(outcome))
         if self._closing and isinstance(after, Leader):
             self._release(Release(after.term, TermEnd.SHUTDOWN))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ha_beat import events
+from ha_beat.election.state_machine import Forbidden
 from ha_beat.errors import StoreError
 from ha_beat.store.lease import LeaseView
 
@@ -19,7 +20,7 @@ class ElectionReports:
         self._emit = emit
         self._holder = ("", 0)
         self._renewal = (0, 0)
-        self._forbidden = ""
+        self._forbidden: Forbidden | None = None
         self._failing = False
 
     def leader_seen(self, view: LeaseView, replica: str) -> bool:
@@ -37,11 +38,11 @@ class ElectionReports:
         """Forget the leader seen before this replica led, so that it is reported again."""
         self._holder = ("", 0)
 
-    def forbidden(self, detail: str) -> None:
+    def forbidden(self, outcome: Forbidden) -> None:
         """Report that this replica must not lead."""
-        if detail != self._forbidden:
-            self._forbidden = detail
-            self._emit(events.LeadingForbidden(detail))
+        if outcome != self._forbidden:
+            self._forbidden = outcome
+            self._emit(events.LeadingForbidden(outcome.reason, outcome.detail))
 
     def failed(self, detail: str, *, again: bool) -> None:
         """Report an exception in the election, the first of a series only unless ``again``."""

@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ha_beat.reasons import TermEnd, TermStart
+from ha_beat.reasons import ForbiddenReason, TermEnd, TermStart
 from ha_beat.store.lease import Acquired, Expected, LeaseRecord, LeaseView, Lost, Refused, Renewed, Term
 
 
@@ -231,6 +231,7 @@ class Fenced:
 class Forbidden:
     """This replica must not lead. ``detail`` is the error's text."""
 
+    reason: ForbiddenReason
     detail: str
 
 

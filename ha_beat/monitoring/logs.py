@@ -68,8 +68,8 @@ def _election(event: e.Event, cluster: str) -> Line | None:
             return WARNING, message, (detail.rstrip("."),)
         case e.FollowFailed(detail):
             return WARNING, "This standby can't read the leader's records (%s): retrying", (detail.rstrip("."),)
-        case e.LeadingForbidden(detail):
-            return ERROR, "This replica can't lead: %s", (detail,)
+        case e.LeadingForbidden(reason, detail):
+            return ERROR, "This replica can't lead, because %s: %s", (phrase(reason), detail)
         case e.ElectionFailed(detail):
             return ERROR, "The election failed; not leading until it works again: %s", (detail,)
         case _:

@@ -14,6 +14,7 @@ from ha_beat.reasons import (
     CampaignRefusal,
     DispatchPath,
     EntryFault,
+    ForbiddenReason,
     HealthReason,
     Invariant,
     LossKind,
@@ -50,6 +51,11 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         TermEnd.SCHEDULER_FAILED: "the scheduler failed",
         TermEnd.ELECTION_FAILED: "the election failed",
         TermEnd.FORBIDDEN: "this replica must not lead the cluster",
+    },
+    ForbiddenReason: {
+        ForbiddenReason.OTHER_APP: "another app uses its cluster name",
+        ForbiddenReason.NEWER_SCHEMA: "a newer version of ha_beat wrote the records",
+        ForbiddenReason.OTHER_STORE: "other replicas keep the lease in another store",
     },
     CampaignRefusal: {
         CampaignRefusal.MOVED: "the lease has changed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -32,6 +33,7 @@ def test_a_lost_reply_to_a_dispatch_leaves_one_message(scenario: ClusterScenario
     cut.wait()
     scenario.history.wait_for_messages(before + 4)
     leader.wait_for_log("already_mine=1")
+    assert re.search(r"action=batch_dispatched size=1 \S+ already_mine=1\b", leader.log_text())
     report = scenario.report([Interval("fast", 0.5)])
     assert report.ok, str(report)
     enqueued = [record for record in scenario.cluster.journal() if record.get("verdict") == "enqueued"]

@@ -136,7 +136,7 @@ def test_a_broker_that_only_the_leader_cannot_reach_is_left_to_another(found: Fo
         more(scenario)
         proxy.heal()
         scenario.history.fault("refuse_broker_path", "end", replica=leader.name)
-        assert "broker is out of reach" in leader.log_text()
+        assert "reason=broker_unreachable" in leader.log_text()
         scenario.cluster.assert_all_alive()
         report = scenario.report(EXPECTED)
         assert report.ok, f"{report}\n{scenario.cluster.logs()}"

@@ -260,7 +260,7 @@ def test_the_leader_dies_and_another_goes_on(rabbitmq: RabbitMQ, found: Callable
     """It uses the claim path, and logs why."""
     with scenario_on(rabbitmq) as scenario:
         leader = scenario.begin()
-        leader.wait_for_log("action=path_chosen path=claim")
+        leader.wait_for_log("action=path_chosen path=claim reason=broker_not_redis")
         scenario.nemesis.kill_leader(down=0)
         scenario.cluster.wait_for_leader(other_than=leader)
         settled(scenario)
@@ -379,7 +379,7 @@ def test_an_entry_whose_exchange_does_not_exist_hinders_no_other(
     spec = {**HALF_SECOND, "lost": {"every": 0.5, "options": {"exchange": "nowhere", "routing_key": "x"}}}
     with scenario_on(rabbitmq, spec=spec) as scenario:
         leader = scenario.begin()
-        leader.wait_for_log("action=entry_failed entry=lost")
+        leader.wait_for_log("action=entry_failed entry=lost reason=refused detail=NotFound")
         settled(scenario)
         assert scenario.history.messages("lost") == []
         assert scenario.cluster.ledger()["lost"]["verdict"] == "armed"
@@ -393,7 +393,7 @@ def test_a_redis_broker_that_is_not_the_leases(redis_server: RedisServer, found:
     """It claims, confirms and changes leaders, and logs why."""
     with need(RedisServer) as broker, scenario_on(broker, redis=redis_server) as scenario:
         leader = scenario.begin()
-        leader.wait_for_log("action=path_chosen path=claim")
+        leader.wait_for_log("action=path_chosen path=claim reason=broker_on_other_redis")
         scenario.nemesis.kill_leader(down=0)
         scenario.cluster.wait_for_leader(other_than=leader)
         settled(scenario)
@@ -409,7 +409,7 @@ def test_another_database_of_the_leases_redis(redis_server: RedisServer) -> None
         redis_server.url_for(1), lease_urls=redis_server.url, spec=HALF_SECOND, replicas=1, settings=QUICK
     ) as cluster:
         leader: Replica = cluster.wait_for_leader()
-        leader.wait_for_log("action=path_chosen path=claim")
+        leader.wait_for_log("action=path_chosen path=claim reason=broker_on_other_redis")
         leader.wait_for_log("action=enqueued entry=fast", count=3)
         count: Any = redis_server.client(db=1).llen("celery")
         assert count >= 3
@@ -446,7 +446,8 @@ def test_retries_and_second_messages_at_a_real_worker(
         assert worker.count("ran", "2") == 2
         send("guarded", "3", "first")
         wait_for(lambda: worker.count("ran", "3") == 1, 10, "the next")
-        assert "Dropped the message of e of 2030-01-01T12:00:00+00:00 (guarded[2])" in worker.process.log_text()
+        dropped = "action=message_dropped entry=e scheduled_at=2030-01-01T12:00:00+00:00 task=guarded task_id=2"
+        assert dropped in worker.process.log_text()
         # Acknowledged: no other worker receives it.
         worker.process.stop()
         worker.process = worker.start()

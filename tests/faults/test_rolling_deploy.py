@@ -152,7 +152,7 @@ def test_rows_of_newer_software_are_left_alone() -> None:
         rows = raw_rows(scenario)
         assert (rows["future"], rows["not-ours"]) == (future, "{}")
         assert scenario.cluster.admin.hget(ledger, "x:unknown") == "kept"
-        assert "Entry future: its ledger row is not of this version" in replica.log_text()
+        assert "action=entry_failed entry=future reason=row_unreadable" in replica.log_text()
         assert scenario.report([Interval("fast", 0.2)]).ok
 
 
@@ -165,7 +165,7 @@ def test_newer_software_keeps_older_from_leading() -> None:
         assert scenario.cluster.admin is not None
         scenario.cluster.admin.hset(scenario.cluster.key("ledger"), "m:schema", "99")
         other = scenario.cluster[1].start()
-        other.wait_for_log("action=leading_forbidden")
+        other.wait_for_log("action=leading_forbidden reason=newer_schema")
         time.sleep(1)
         assert scenario.cluster.leader() is None
         assert other.alive
@@ -184,8 +184,9 @@ def test_another_app_with_the_cluster_s_name_is_refused(found: Found) -> None:
         more(scenario)
         blog.start().wait_for_log("action=leader_seen")
         scenario.nemesis.kill(shop)
-        blog.wait_for_log("action=leading_forbidden")
-        line = next(line for line in blog.log_text().splitlines() if "This replica can't lead" in line)
+        refusal = "action=leading_forbidden reason=other_app"
+        blog.wait_for_log(refusal)
+        line = next(line for line in blog.log_text().splitlines() if refusal in line)
         assert "shop" in line
         assert "blog" in line
         time.sleep(1)

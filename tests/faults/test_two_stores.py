@@ -15,7 +15,7 @@ from tests.support.servers import RedisServer, need, wait_for
 
 pytestmark = pytest.mark.slow
 
-REFUSED = "action=leading_forbidden"
+REFUSED = "action=leading_forbidden reason=other_store"
 
 #: A mark that is not refreshed is taken over after 5 s.
 PATIENCE = 5.0

@@ -13,6 +13,7 @@ from celery import Task
 from celery.beat import BeatLazyFunc
 from celery.schedules import BaseSchedule, schedstate, schedule
 
+from ha_beat.reasons import EntryFault
 from tests.integration.dispatch.conftest import Comparison
 
 GOOD = {f"good-{n}": {"task": "good"} for n in range(3)}
@@ -155,4 +156,5 @@ def test_row_of_a_newer_version_is_left_alone(
     comparison.run_scheduler({"a-bad one": {"task": "good"}, **GOOD}, settled=len(GOOD))
     assert sorted(queued(comparison)) == sorted(GOOD)
     assert comparison.server.admin.hget(key, "e:a-bad one") == '{"v":99}'
-    assert any("a-bad one" in record.getMessage() for record in caplog.records)
+    failed = [vars(record) for record in caplog.records if vars(record).get("action") == "entry_failed"]
+    assert {(fields["entry"], fields["reason"]) for fields in failed} == {("a-bad one", EntryFault.ROW_UNREADABLE)}

@@ -15,6 +15,7 @@ from ha_beat import events
 from ha_beat.dispatch import FencedOff
 from ha_beat.dispatch.lease_marker import LeaseMark, LeaseMarker, read_mark
 from ha_beat.errors import StoreUnavailable
+from ha_beat.reasons import ForbiddenReason, TermEnd
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
 from ha_beat.testing import SettableClock
@@ -75,6 +76,7 @@ def test_second_store_is_refused_and_the_error_names_both(one: Side, two: Side) 
         two.marker.require(two.term)
     (reported,) = two.reported
     assert isinstance(reported, events.LeadingForbidden)
+    assert (reported.reason, caught.value.reason) == (ForbiddenReason.OTHER_STORE, TermEnd.FORBIDDEN)
     for text in (reported.detail, str(caught.value)):
         for part in ("redis://one:6379/1", "redis://two:6379/2", "replica one", KEYS.store, "'marked'"):
             assert part in text

@@ -135,7 +135,8 @@ def test_replica_that_never_read_the_schedule_does_not_lead(postgres_site):
     with contextlib.ExitStack() as stack:
         with database_stopped(postgres_site):
             cluster = stack.enter_context(beats(postgres_site, replicas=1))
-            cluster[0].wait_for_log("action=schedule_store_failed", 40)
+            cluster[0].wait_for_log(" known=False", 40)
+            assert "action=schedule_store_failed" in cluster[0].log_text()
             time.sleep(1)
             assert cluster.lease() == {}
         cluster.wait_for_leader()

@@ -83,7 +83,7 @@ def test_row_with_invalid_arguments_is_reported_and_kept(site):
     row("good", interval=every(0.3))
     with beats(site) as cluster:
         site.wait_for("good")
-        cluster.wait_for_leader().wait_for_log("action=entry_failed entry=bad")
+        cluster.wait_for_leader().wait_for_log("action=entry_failed entry=bad reason=invalid")
 
     assert "bad" not in site.names()
     assert fresh(bad).enabled

@@ -10,7 +10,7 @@ import pytest
 from ha_beat import events
 from ha_beat.monitoring.http.routes import Site
 from ha_beat.monitoring.status import Snapshot
-from ha_beat.reasons import EntryFault, TermStart
+from ha_beat.reasons import EntryFault, ForbiddenReason, TermStart
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import ClusterView
 from tests.integration.monitoring.support import Scene
@@ -84,7 +84,7 @@ def test_replica_of_another_app_is_not_ready(scene: Scene):
     scene.status.snapshot = replace(scene.status.snapshot, view=view(fingerprint="another app"))
     assert statuses(scene)["/readyz"] == 503
     scene.status.snapshot = replace(scene.status.snapshot, view=view())
-    scene.status.memory(events.LeadingForbidden("the cluster name belongs to another app"))
+    scene.status.memory(events.LeadingForbidden(ForbiddenReason.OTHER_APP, "belongs to another app"))
     assert b"belongs to another app" in scene.site().answer("GET", "/readyz").body
     scene.status.memory(events.TermStarted(1, "", TermStart.NO_LEASE))
     assert statuses(scene)["/readyz"] == 200
@@ -108,7 +108,7 @@ def test_no_answer_contains_credentials(scene: Scene):
     """Exceptions of clients contain URLs."""
     secret = "Error 111 connecting to rediss://admin:hunter2@redis:6379/0"
     scene.status.memory(events.LeaseUnreachable(secret, leading=False))
-    scene.status.memory(events.LeadingForbidden(secret))
+    scene.status.memory(events.LeadingForbidden(ForbiddenReason.OTHER_STORE, secret))
     scene.status.memory(events.InvariantBroken("rule", "subject", secret))
     scene.lead()
     scene.status.memory(events.EntryFailed("nightly", EntryFault.REFUSED, secret))

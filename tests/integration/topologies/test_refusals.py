@@ -172,7 +172,8 @@ def test_out_of_memory(server: RedisServer) -> None:
         cluster[0].wait_for_log("Redis is out of memory and refuses writes (OOM")
         time.sleep(4.0)
         # Before Redis 7 the lease can't be renewed either.
-        assert cluster[0].log_text().count("(OOM") == (2 if before_7(server) else 1)
+        refused = [line for line in cluster[0].log_text().splitlines() if "(OOM" in line]
+        assert len(refused) == (2 if before_7(server) else 1)
         do(server, "CONFIG", "SET", "maxmemory", "0")
         before = queued()
         wait_for(lambda: queued() > before + 3, 20, "messages again")

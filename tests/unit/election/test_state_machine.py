@@ -33,7 +33,7 @@ from ha_beat.election.state_machine import (
     failed,
     released,
 )
-from ha_beat.reasons import TermEnd, TermStart
+from ha_beat.reasons import ForbiddenReason, TermEnd, TermStart
 from ha_beat.store.lease import Acquired, Expected, LeaseRecord, LeaseView, Lost, Refused, Renewed, Term
 
 TIMING = Timing(ttl=10.0, renew_interval=2.5, poll_interval=0.1, stall_timeout=15.0)
@@ -401,7 +401,7 @@ def test_the_highest_epoch_seen_is_never_forgotten():
 def test_a_replica_that_must_not_lead_waits_long_between_tries():
     """Foreign app, newer schema: no hurry, but an operator may have mended it."""
     free = watch((100.0, view(None)))
-    after = absorb(free, Forbidden("another app"), 100.0, TIMING)
+    after = absorb(free, Forbidden(ForbiddenReason.OTHER_APP, ""), 100.0, TIMING)
     again = watch((100.2, view(None)), state=after)  # type: ignore[arg-type]
     assert not isinstance(decide(again, 109.9, FIT), Campaign)
     assert isinstance(decide(again, 110.0, FIT), Campaign)
@@ -465,7 +465,7 @@ def test_standby_leads_only_after_an_acquisition(state: Standby | Leader):
         PresenceBroke(),
         PresenceReady(),
         Fenced("ours", "no"),
-        Forbidden("no"),
+        Forbidden(ForbiddenReason.OTHER_APP, ""),
         Woken(),
     ]
     for outcome in others:
