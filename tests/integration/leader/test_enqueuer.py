@@ -158,7 +158,7 @@ def leader(shared_redis: RedisServer) -> Leader:
     return Leader(shared_redis)
 
 
-def test_entry_with_an_unencodable_name_does_not_affect_others(leader: Leader) -> None:
+def test_entry_with_an_unencodable_name_does_not_affect_others(leader: Leader):
     """A lone surrogate comes from a file with a broken escape."""
     leader.source.last_run = {"one": 3601.0, "bad \ud800 name": 3601.0, "two": 3601.0}
     leader.turn(20)
@@ -166,7 +166,7 @@ def test_entry_with_an_unencodable_name_does_not_affect_others(leader: Leader) -
     assert set(leader.failed()) == {"bad \ud800 name"}
 
 
-def test_loading_many_entries_reports_progress(leader: Leader) -> None:
+def test_loading_many_entries_reports_progress(leader: Leader):
     """On a slow machine 50,000 entries take longer than the stall timeout, on each leader."""
 
     class SlowHourly(Every):
@@ -188,7 +188,7 @@ def test_loading_many_entries_reports_progress(leader: Leader) -> None:
     assert max(after - before for before, after in pairwise(moves)) < 15
 
 
-def test_batch_is_limited_by_the_size_of_its_messages(leader: Leader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_is_limited_by_the_size_of_its_messages(leader: Leader, monkeypatch):
     """A hundred large messages at once would block Redis for seconds or exceed its limit."""
     monkeypatch.setattr("ha_beat.leader.batch_builder.BATCH_CHARACTERS", 20)
     leader.source.last_run = {name: 3606.0 - age for age, name in enumerate(("one", "two", "three", "four", "five"))}
@@ -200,7 +200,7 @@ def test_batch_is_limited_by_the_size_of_its_messages(leader: Leader, monkeypatc
     assert leader.messages() == ["five", "four", "one", "three", "two"]
 
 
-def test_batch_that_raises_is_submitted_one_by_one(leader: Leader) -> None:
+def test_batch_that_raises_is_submitted_one_by_one(leader: Leader):
     """Only the entry at fault waits, and it is retried later."""
     leader.source.last_run = {"one": 3601.0, "bad": 3601.0, "two": 3601.0}
     leader.turn(3)
@@ -221,7 +221,7 @@ def test_batch_that_raises_is_submitted_one_by_one(leader: Leader) -> None:
     assert "bad" in leader.messages()
 
 
-def test_redis_failure_during_one_by_one_submission_loses_nothing(leader: Leader) -> None:
+def test_redis_failure_during_one_by_one_submission_loses_nothing(leader: Leader):
     leader.source.last_run = {"one": 3601.0, "two": 3601.0, "three": 3601.0}
     faults: list[Exception] = [ValueError("a bug"), StoreUnavailable("cut"), StoreUnavailable("cut")]
 
@@ -237,7 +237,7 @@ def test_redis_failure_during_one_by_one_submission_loses_nothing(leader: Leader
     assert leader.messages() == ["one", "three", "two"]
 
 
-def test_entry_that_is_refused_repeatedly_is_reported_once(leader: Leader) -> None:
+def test_entry_that_is_refused_repeatedly_is_reported_once(leader: Leader):
     """Its queue's key has another type, and it is retried each second."""
     leader.source.last_run = {"e": 3601.0}
     leader.client.set("queue", "not a list")
@@ -263,7 +263,7 @@ def outage(leader: Leader, seconds: float) -> int:
     return changes
 
 
-def test_hour_without_a_broker_causes_few_changes_of_leader(leader: Leader) -> None:
+def test_hour_without_a_broker_causes_few_changes_of_leader(leader: Leader):
     """A change of leader helps only if another replica can reach the broker."""
     leader.source.last_run = {"e": 3601.0}
     leader.turn()
@@ -284,7 +284,7 @@ def test_hour_without_a_broker_causes_few_changes_of_leader(leader: Leader) -> N
     assert outage(leader, 13.0) == 1
 
 
-def test_dispatch_on_another_server_waits_for_the_previous_holder(leader: Leader) -> None:
+def test_dispatch_on_another_server_waits_for_the_previous_holder(leader: Leader):
     """After a failover, a partitioned old primary may still accept what the previous leader enqueues."""
     leader.source.last_run = {"e": 3601.0}
     acquired = replace(leader.tenure.acquired, previous_run_id="of the master before", previous_holder="another")
@@ -300,7 +300,7 @@ def test_dispatch_on_another_server_waits_for_the_previous_holder(leader: Leader
     assert leader.messages() == ["e"]
 
 
-def test_previous_holder_itself_does_not_wait_on_another_server(leader: Leader) -> None:
+def test_previous_holder_itself_does_not_wait_on_another_server(leader: Leader):
     leader.source.last_run = {"e": 3601.0}
     acquired = replace(leader.tenure.acquired, previous_run_id="of the run before", previous_holder="one")
     leader.tenure = replace(leader.tenure, acquired=acquired, contact_lost=datetime.now(UTC) - timedelta(hours=2))
@@ -313,7 +313,7 @@ def on_another_server(leader: Leader) -> None:
     leader.client.hset(KEYS.ledger, "m:run_id", "of the master before")
 
 
-def test_successor_of_a_leader_that_waited_waits_too(leader: Leader) -> None:
+def test_successor_of_a_leader_that_waited_waits_too(leader: Leader):
     """In a rolling deploy the leader stops while it waits, and has not looked for a loss."""
     leader.source.last_run = {"e": 3601.0}
     on_another_server(leader)
@@ -331,7 +331,7 @@ def test_successor_of_a_leader_that_waited_waits_too(leader: Leader) -> None:
 
 
 @pytest.mark.parametrize("stood_by", [True, False])
-def test_entries_of_an_earlier_term_are_not_overdue_while_a_new_one_waits(leader: Leader, stood_by: bool) -> None:
+def test_entries_of_an_earlier_term_are_not_overdue_while_a_new_one_waits(leader: Leader, stood_by):
     """Another replica may have enqueued them since."""
     leader.source.last_run = {"e": 3601.0}
     leader.turn(5)
@@ -348,7 +348,7 @@ def test_entries_of_an_earlier_term_are_not_overdue_while_a_new_one_waits(leader
     assert len(leader.enqueuer.due_queue) == 0
 
 
-def test_leader_that_waits_and_leads_again_continues_to_wait(leader: Leader) -> None:
+def test_leader_that_waits_and_leads_again_continues_to_wait(leader: Leader):
     """It was the last holder itself, but has not dispatched. The holder before it still may."""
     leader.source.last_run = {"e": 3601.0}
     on_another_server(leader)
@@ -364,7 +364,7 @@ def test_leader_that_waits_and_leads_again_continues_to_wait(leader: Leader) -> 
     assert len(leader.events.of(events.StateLost)) == 1
 
 
-def test_unfinished_recovery_is_continued_by_the_next_leader(leader: Leader) -> None:
+def test_unfinished_recovery_is_continued_by_the_next_leader(leader: Leader):
     """The first leader wrote only some of the rows, and the next one knows of no loss."""
     leader.source.last_run = {f"e{number}": 3601.0 for number in range(150)}
     leader.turn(5)
@@ -385,7 +385,7 @@ def test_unfinished_recovery_is_continued_by_the_next_leader(leader: Leader) -> 
 
 
 @pytest.mark.parametrize(("noted", "fell_due"), [("{} 1", "after"), ("{} 1", "before"), ("garbage", "before")])
-def test_unfinished_recovery_puts_in_doubt_what_its_leader_found(leader: Leader, noted: str, fell_due: str) -> None:
+def test_unfinished_recovery_puts_in_doubt_what_its_leader_found(leader: Leader, noted, fell_due):
     """Nothing that fell due after that was dispatched. A note that cannot be read puts all in doubt."""
     due = datetime.now(UTC) - timedelta(seconds=60)
     floor = due + timedelta(seconds=-5 if fell_due == "after" else 5)
@@ -400,7 +400,7 @@ def test_unfinished_recovery_puts_in_doubt_what_its_leader_found(leader: Leader,
     assert leader.client.hget(KEYS.ledger, "m:unfinished") is None
 
 
-def test_leader_that_loses_the_ledger_keeps_entries_not_due_in_its_term(leader: Leader) -> None:
+def test_leader_that_loses_the_ledger_keeps_entries_not_due_in_its_term(leader: Leader):
     """It has read the ledger once, when its term began, and an hourly entry is half an hour into its interval."""
     base = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=30)
     leader.client.hset(KEYS.ledger, "e:e", LedgerRow(base, "enqueued", base, signature="s").encoded())
@@ -417,7 +417,7 @@ def test_leader_that_loses_the_ledger_keeps_entries_not_due_in_its_term(leader: 
     assert state.due_at == base + timedelta(hours=1)
 
 
-def test_second_term_starts_from_the_ledger(leader: Leader) -> None:
+def test_second_term_starts_from_the_ledger(leader: Leader):
     """Another replica led in between, so that the earlier state of the entries is stale."""
     leader.source.last_run = {"e": 3601.0}
     leader.turn(5)
@@ -433,7 +433,7 @@ def test_second_term_starts_from_the_ledger(leader: Leader) -> None:
     assert leader.failed() == []
 
 
-def test_row_changed_by_another_writer_is_followed(leader: Leader) -> None:
+def test_row_changed_by_another_writer_is_followed(leader: Leader):
     """The operation is refused because the row is not the expected one, and the entry continues from that row."""
     leader.source.last_run = {"e": 3601.0}
     leader.turn(1)
@@ -447,7 +447,7 @@ def test_row_changed_by_another_writer_is_followed(leader: Leader) -> None:
     assert state.due_at == at + timedelta(hours=1)
 
 
-def test_claim_of_another_is_given_up_only_when_it_cannot_be_in_flight(leader: Leader) -> None:
+def test_claim_of_another_is_given_up_only_when_it_cannot_be_in_flight(leader: Leader):
     claim = OpenClaim(key="k", json="{}", entry="e", nonce="another", policy="skip", row="", records=())
     given_up: list[float] = []
     leader.dispatcher.claims = [claim]
@@ -461,7 +461,7 @@ def test_claim_of_another_is_given_up_only_when_it_cannot_be_in_flight(leader: L
     assert given_up == [6.5]
 
 
-def test_entry_without_recurrence_is_not_asked_before_its_position(leader: Leader) -> None:
+def test_entry_without_recurrence_is_not_asked_before_its_position(leader: Leader):
     """After a loss of state its position is ahead, and occurrences before it may have been enqueued."""
 
     class AlwaysDue(Source):
@@ -481,7 +481,7 @@ def test_entry_without_recurrence_is_not_asked_before_its_position(leader: Leade
     assert leader.messages() == ["e"]
 
 
-def test_loading_a_large_schedule_pauses_the_garbage_collector(leader: Leader) -> None:
+def test_loading_a_large_schedule_pauses_the_garbage_collector(leader: Leader):
     """Its longest run would come right before the first message."""
     leader.source.last_run = {f"entry {number}": 10.0 for number in range(5000)}
     walks = []
@@ -500,7 +500,7 @@ def test_loading_a_large_schedule_pauses_the_garbage_collector(leader: Leader) -
     assert gc.isenabled()
 
 
-def test_source_that_raises_on_a_verdict_does_not_affect_other_entries(leader: Leader) -> None:
+def test_source_that_raises_on_a_verdict_does_not_affect_other_entries(leader: Leader):
     """An example is an entry class without a setter. That entry continues, too."""
     leader.source.last_run = {"one": 3601.0, "bad": 3601.0, "two": 3601.0}
 
@@ -516,7 +516,7 @@ def test_source_that_raises_on_a_verdict_does_not_affect_other_entries(leader: L
     assert set(leader.failed()) == {"bad"}
 
 
-def test_entries_popped_before_an_exception_are_loaded_again(leader: Leader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_popped_before_an_exception_are_loaded_again(leader: Leader, monkeypatch):
     leader.source.last_run = {"one": 3601.0, "two": 3601.0}
     leader.turn(2)
     apply, faults = Results.apply, [KeyError("a bug")]
@@ -536,7 +536,7 @@ def test_entries_popped_before_an_exception_are_loaded_again(leader: Leader, mon
     assert leader.messages() == ["one"] * 3 + ["two"] * 3
 
 
-def test_row_that_is_changed_repeatedly_is_retried_once_a_second(leader: Leader) -> None:
+def test_row_that_is_changed_repeatedly_is_retried_once_a_second(leader: Leader):
     leader.source.last_run = {"e": 3601.0}
     leader.turn()
     tries = 0
@@ -561,7 +561,7 @@ def test_row_that_is_changed_repeatedly_is_retried_once_a_second(leader: Leader)
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("broken pipe"), StoreRefused("too large", unexplained=True)])
-def test_message_that_redis_rejects_does_not_affect_others(leader: Leader, error: Exception) -> None:
+def test_message_that_redis_rejects_does_not_affect_others(leader: Leader, error):
     """It exceeds the server's limit, so that the connection is closed each time. Other commands succeed."""
     leader.source.last_run = {"one": 3601.0, "large": 3601.0, "two": 3601.0}
     leader.turn()
@@ -578,7 +578,7 @@ def test_message_that_redis_rejects_does_not_affect_others(leader: Leader, error
     assert leader.failed() == ["large"]
 
 
-def test_full_redis_keeps_the_batch_whole(leader: Leader) -> None:
+def test_full_redis_keeps_the_batch_whole(leader: Leader):
     """Redis gives the reason, and the batch is submitted unchanged once it is resolved."""
     leader.source.last_run = {"one": 3601.0, "two": 3601.0}
     leader.turn()
@@ -610,7 +610,7 @@ class Asked(Source):
         return True, 60.0
 
 
-def test_schedule_that_is_always_due_is_asked_at_its_interval(leader: Leader) -> None:
+def test_schedule_that_is_always_due_is_asked_at_its_interval(leader: Leader):
     """As in stock beat, a schedule may ignore the last run, and must not be sent in a tight loop."""
     source = Asked(e=3601.0)
     leader.use(source)

@@ -25,12 +25,12 @@ DEEP = "[" * 100_000
 @pytest.mark.parametrize(
     "body", [DEEP, '{"kind": "run", "args": ' + DEEP, "{", "[]", "7", '{"kind": "run", "args": 7}']
 )
-def test_malformed_request_has_unknown_kind(body: str) -> None:
+def test_malformed_request_has_unknown_kind(body):
     """The leader reads the requests between two batches: an exception would stop all dispatch."""
     assert Request.parse("id", f"1 2 {body}").kind is RequestKind.UNKNOWN
 
 
-def test_other_malformed_records_are_recognised() -> None:
+def test_other_malformed_records_are_recognised():
     assert not Reply.parse(DEEP).ok
     assert Pause.parse(DEEP).since_ms == 0
     assert parse("1-1", 1, DEEP) is None
@@ -52,7 +52,7 @@ def test_other_malformed_records_are_recognised() -> None:
     ],
     ids=str,
 )
-def test_malformed_member_is_ignored(change: dict[str, Any]) -> None:
+def test_malformed_member_is_ignored(change):
     """One malformed record must not hide the cluster."""
     good = json.loads(Member("one", failing={"e": "why"}, not_ready={"stalled": "x"}).encoded())
     assert Member.parse("one", json.dumps(good)) is not None
@@ -61,7 +61,7 @@ def test_malformed_member_is_ignored(change: dict[str, Any]) -> None:
     assert Member.parse("one", DEEP) is None
 
 
-def test_malformed_claim_does_not_stop_a_leader(shared_redis: RedisServer) -> None:
+def test_malformed_claim_does_not_stop_a_leader(shared_redis: RedisServer):
     """Every term begins by reading the open claims."""
     client, keys = shared_redis.client(), Keys("garbage")
     link = FixedLink(client)

@@ -30,13 +30,13 @@ def watch() -> tuple[Invariants, list[events.Event]]:
     return Invariants(said.append), said
 
 
-def test_sound_history_breaks_no_invariant() -> None:
+def test_sound_history_breaks_no_invariant():
     over, said = watch()
     assert over.check(ClusterState(5, 5, 2, "g"), [enqueued(1), enqueued(2, at="2026-01-01T00:01:00+00:00")]) == ()
     assert said == []
 
 
-def test_two_enqueued_verdicts_of_an_occurrence_are_reported_once() -> None:
+def test_two_enqueued_verdicts_of_an_occurrence_are_reported_once():
     over, said = watch()
     over.check(ClusterState(5, 5, 1, "g"), [enqueued(1)])
     over.check(ClusterState(6, 6, 2, "g"), [enqueued(2, epoch=6, by="b")])
@@ -45,12 +45,12 @@ def test_two_enqueued_verdicts_of_an_occurrence_are_reported_once() -> None:
     assert len(said) == 1
 
 
-def test_manual_run_is_not_a_second_verdict() -> None:
+def test_manual_run_is_not_a_second_verdict():
     over, _ = watch()
     assert over.check(ClusterState(5, 5, 2, "g"), [enqueued(1), enqueued(2, kind="manual")]) == ()
 
 
-def test_lower_epoch_is_a_breach_until_it_is_higher_again() -> None:
+def test_lower_epoch_is_a_breach_until_it_is_higher_again():
     over, said = watch()
     over.check(ClusterState(lease_epoch=9, ledger_epoch=9))
     assert [b.rule for b in over.check(ClusterState(lease_epoch=8, ledger_epoch=8))] == [Invariant.EPOCH_FELL]
@@ -58,19 +58,19 @@ def test_lower_epoch_is_a_breach_until_it_is_higher_again() -> None:
     assert len(said) == 1
 
 
-def test_lease_behind_its_ledger_is_a_breach() -> None:
+def test_lease_behind_its_ledger_is_a_breach():
     over, _ = watch()
     assert [b.subject for b in over.check(ClusterState(lease_epoch=8, ledger_epoch=9))] == ["lease"]
 
 
-def test_ledger_behind_the_journal_is_a_breach_unless_it_is_new() -> None:
+def test_ledger_behind_the_journal_is_a_breach_unless_it_is_new():
     over, _ = watch()
     violations = over.check(ClusterState(5, 5, journal_counter=3, gen="g"), [enqueued(7)])
     assert [b.rule for b in violations] == [Invariant.LEDGER_BEHIND_JOURNAL]
     assert over.check(ClusterState(6, 6, journal_counter=1, gen="h")) == ()
 
 
-def test_overdue_entry_is_a_breach_unless_the_cluster_is_paused() -> None:
+def test_overdue_entry_is_a_breach_unless_the_cluster_is_paused():
     over, said = watch()
     late = (("e", 90.0), ("f", 5.0))
     assert over.check(ClusterState(overdue=late)) == (
@@ -81,7 +81,7 @@ def test_overdue_entry_is_a_breach_unless_the_cluster_is_paused() -> None:
     assert len(said) == 2
 
 
-def test_second_message_in_a_real_journal_is_found(shared_redis: RedisServer) -> None:
+def test_second_message_in_a_real_journal_is_found(shared_redis: RedisServer):
     """Each record is read once; the first look reads the newest ones."""
     client, keys = shared_redis.admin, Keys("c")
     said: list[events.Event] = []

@@ -134,7 +134,7 @@ def lose_the_answer(leader: Leader, monkeypatch: pytest.MonkeyPatch, *, written:
     monkeypatch.setattr(leader.requests, "answer", lost)
 
 
-def test_unreachable_broker_holds_up_only_requests_that_need_it(leader: Leader) -> None:
+def test_unreachable_broker_holds_up_only_requests_that_need_it(leader: Leader):
     """The broker is tried once per round, and the runs stay in the queue."""
     runs = [leader.post(RequestKind.RUN, entry="e") for _ in range(5)]
     pause = leader.post(RequestKind.PAUSE)
@@ -150,9 +150,7 @@ def test_unreachable_broker_holds_up_only_requests_that_need_it(leader: Leader) 
 @pytest.mark.parametrize(
     ("answer", "code"), [(AnswerKind.DONE, ReplyCode.SENT), (AnswerKind.UNCERTAIN, ReplyCode.UNCERTAIN)]
 )
-def test_lost_answer_is_repeated_unchanged(
-    answer: AnswerKind, code: ReplyCode, leader: Leader, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lost_answer_is_repeated_unchanged(answer, code, leader: Leader, monkeypatch):
     """The broker is unreachable by then: trying again would answer that nothing was sent."""
     submitted: list[object] = []
 
@@ -171,7 +169,7 @@ def test_lost_answer_is_repeated_unchanged(
     assert len(submitted) == 1
 
 
-def test_round_ends_at_the_first_request_that_redis_fails(leader: Leader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_round_ends_at_the_first_request_that_redis_fails(leader: Leader, monkeypatch):
     """Each further attempt would wait for the command timeout on the main loop."""
     for kind in (RequestKind.RUN, RequestKind.RUN, RequestKind.PAUSE, RequestKind.REPORT, RequestKind.NEXT):
         leader.post(kind, entry="e")
@@ -186,7 +184,7 @@ def test_round_ends_at_the_first_request_that_redis_fails(leader: Leader, monkey
     assert len(tried) == 1
 
 
-def test_request_whose_id_is_not_text_is_removed(leader: Leader) -> None:
+def test_request_whose_id_is_not_text_is_removed(leader: Leader):
     """It cannot be answered, and would wait forever."""
     leader.client.hset(KEYS.requests, b"\xff\xfe", b"1 2 {}")
     good = leader.post(RequestKind.REPORT)
@@ -197,19 +195,19 @@ def test_request_whose_id_is_not_text_is_removed(leader: Leader) -> None:
 
 
 @pytest.mark.parametrize("body", ['{"kind": "of a newer version", "args": {}, "by": "me"}', "{"])
-def test_request_of_unknown_kind_is_answered(body: str, leader: Leader) -> None:
+def test_request_of_unknown_kind_is_answered(body, leader: Leader):
     leader.client.hset(KEYS.requests, "newer", f"1 {10**15} {body}")
     leader.attend()
     reply = leader.requests.answer_to("newer")
     assert reply == Reply(ReplyCode.UNKNOWN_REQUEST, {}, "one", leader.term.epoch)
 
 
-def test_exception_in_one_request_is_its_answer(leader: Leader) -> None:
+def test_exception_in_one_request_is_its_answer(leader: Leader):
     assert leader.carry_out(RequestKind.NEXT, limit="many").code is ReplyCode.FAILED
     assert leader.carry_out(RequestKind.REPORT).code is ReplyCode.REPORT
 
 
-def test_interrupted_caller_withdraws_its_request(leader: Leader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_caller_withdraws_its_request(leader: Leader, monkeypatch):
     """After Ctrl-C the request must not be carried out."""
 
     def interrupt(_: float) -> None:
@@ -225,7 +223,7 @@ def test_interrupted_caller_withdraws_its_request(leader: Leader, monkeypatch: p
 
 
 @pytest.mark.parametrize("remembered", [Pause(1, "me", "work").encoded(), ""])
-def test_new_leader_restores_a_pause_that_the_ledger_lost(remembered: str, shared_redis: RedisServer) -> None:
+def test_new_leader_restores_a_pause_that_the_ledger_lost(remembered, shared_redis: RedisServer):
     shadow = Shadow()
     shadow.paused, shadow.paused_gen = remembered, "the ledger before"
     leader = Leader(shared_redis, shadow)
@@ -235,7 +233,7 @@ def test_new_leader_restores_a_pause_that_the_ledger_lost(remembered: str, share
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_leader_remembers_its_own_pause_and_resume_for_a_lost_ledger(resumed: bool, leader: Leader) -> None:
+def test_leader_remembers_its_own_pause_and_resume_for_a_lost_ledger(resumed, leader: Leader):
     if resumed:
         leader.client.hset(KEYS.ledger, Pause.FIELD, Pause(1, "the leader before", "work").encoded())
         leader.attend(called=False)
@@ -247,7 +245,7 @@ def test_leader_remembers_its_own_pause_and_resume_for_a_lost_ledger(resumed: bo
     assert (leader.stored_pause() is not None) is not resumed
 
 
-def test_pause_whose_answer_was_lost_is_in_force(leader: Leader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pause_whose_answer_was_lost_is_in_force(leader: Leader, monkeypatch):
     """Redis knows the outcome: the pause is read before the next batch."""
     pause = leader.post(RequestKind.PAUSE, reason="work")
     lose_the_answer(leader, monkeypatch, written=True)

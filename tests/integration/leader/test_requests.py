@@ -55,7 +55,7 @@ def sent(cluster: BeatCluster, entry: str) -> list[dict[str, Any]]:
     ]
 
 
-def test_step_down_hands_over_to_another_replica(cluster: BeatCluster) -> None:
+def test_step_down_hands_over_to_another_replica(cluster: BeatCluster):
     leader = cluster.wait_for_leader()
     before = cluster.lease()
     reply = ask(cluster, RequestKind.STEP_DOWN)
@@ -67,7 +67,7 @@ def test_step_down_hands_over_to_another_replica(cluster: BeatCluster) -> None:
     cluster.assert_all_alive()
 
 
-def test_pause_survives_a_takeover_and_resume_applies_the_misfire_policy(cluster: BeatCluster) -> None:
+def test_pause_survives_a_takeover_and_resume_applies_the_misfire_policy(cluster: BeatCluster):
     """Nothing is enqueued during the pause. Afterwards each instant has one verdict."""
     wait_for(lambda: sent(cluster, "fast"), what="a first message")
     leader = cluster.wait_for_leader()
@@ -90,7 +90,7 @@ def test_pause_survives_a_takeover_and_resume_applies_the_misfire_policy(cluster
     assert events == ["paused", "resumed"]
 
 
-def test_pause_survives_the_loss_of_the_ledger(cluster: BeatCluster) -> None:
+def test_pause_survives_the_loss_of_the_ledger(cluster: BeatCluster):
     """After FLUSHALL the next leader restores the pause from its memory."""
     assert ask(cluster, RequestKind.PAUSE, reason="kept").ok
     time.sleep(2.5)  # standbys look at the ledger about once a second
@@ -102,7 +102,7 @@ def test_pause_survives_the_loss_of_the_ledger(cluster: BeatCluster) -> None:
     assert sent(cluster, "fast") == []
 
 
-def test_manual_run_is_one_message_and_moves_no_position(cluster: BeatCluster) -> None:
+def test_manual_run_is_one_message_and_moves_no_position(cluster: BeatCluster):
     """Asking again with the same id gives the same answer and sends nothing."""
     position = cluster.ledger()["rare"]
     request = Request(RequestKind.RUN, {"entry": "rare"}, by="tester")
@@ -118,14 +118,14 @@ def test_manual_run_is_one_message_and_moves_no_position(cluster: BeatCluster) -
     assert [r["id"] for r in cluster.journal() if r.get("kind") == "manual"] == [reply.data["task_id"]]
 
 
-def test_unknown_entry_is_refused_with_the_nearest_name(cluster: BeatCluster) -> None:
+def test_unknown_entry_is_refused_with_the_nearest_name(cluster: BeatCluster):
     reply = ask(cluster, RequestKind.RUN, entry="rrae")
     assert not reply.ok
     assert reply.code is ReplyCode.NO_SUCH_ENTRY
     assert reply.data["nearest"] == ["rare"]
 
 
-def test_withdrawn_request_is_not_carried_out(cluster: BeatCluster) -> None:
+def test_withdrawn_request_is_not_carried_out(cluster: BeatCluster):
     requests = requests_of(cluster)
     for replica in cluster:
         replica.pause()
@@ -138,7 +138,7 @@ def test_withdrawn_request_is_not_carried_out(cluster: BeatCluster) -> None:
     assert sent(cluster, "rare") == []
 
 
-def test_request_past_its_deadline_is_dropped(cluster: BeatCluster) -> None:
+def test_request_past_its_deadline_is_dropped(cluster: BeatCluster):
     requests = requests_of(cluster)
     for replica in cluster:
         replica.pause()
@@ -151,7 +151,7 @@ def test_request_past_its_deadline_is_dropped(cluster: BeatCluster) -> None:
     assert sent(cluster, "rare") == []
 
 
-def test_backfill_sends_skipped_instants_once_and_refuses_the_others(cluster: BeatCluster) -> None:
+def test_backfill_sends_skipped_instants_once_and_refuses_the_others(cluster: BeatCluster):
     """Instants that the journal shows as enqueued are refused even with force."""
     wait_for(lambda: len(sent(cluster, "fast")) >= 2, what="messages")
     assert ask(cluster, RequestKind.PAUSE).ok
@@ -180,7 +180,7 @@ def test_backfill_sends_skipped_instants_once_and_refuses_the_others(cluster: Be
     assert sum("backfill" in headers["ha_beat"] for headers in sent(cluster, "fast")) == skipped["count"]
 
 
-def test_backfill_of_unrecorded_instants_needs_force(cluster: BeatCluster) -> None:
+def test_backfill_of_unrecorded_instants_needs_force(cluster: BeatCluster):
     since = datetime.fromisoformat("2026-01-01T00:00:00+00:00")
     args = {"entry": "rare", "from": to_micros(since), "to": to_micros(since + timedelta(days=3))}
     reply = ask(cluster, RequestKind.BACKFILL, **args)
@@ -193,7 +193,7 @@ def test_backfill_of_unrecorded_instants_needs_force(cluster: BeatCluster) -> No
     assert ask(cluster, RequestKind.BACKFILL, **late).code is ReplyCode.TOO_MANY_INSTANTS
 
 
-def test_requests_work_with_the_lease_in_another_database(redis_server: RedisServer) -> None:
+def test_requests_work_with_the_lease_in_another_database(redis_server: RedisServer):
     """Messages are claimed, published and confirmed."""
     broker, lease = redis_server.url_for(0), redis_server.url_for(1)
     settings = {"lease_ttl": 3, "poll_interval": 0.05}
@@ -218,7 +218,7 @@ def test_requests_work_with_the_lease_in_another_database(redis_server: RedisSer
         assert redis_server.admin.llen("celery") == count
 
 
-def test_request_that_a_dead_leader_had_begun_is_not_sent_again(cluster: BeatCluster) -> None:
+def test_request_that_a_dead_leader_had_begun_is_not_sent_again(cluster: BeatCluster):
     """The leader died between the send and the answer: the next leader only answers."""
     assert cluster.admin is not None
     request = Request(RequestKind.RUN, {"entry": "rare"}, by="tester")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from celery import Celery
 
 from ha_beat.scheduler import HAScheduler
@@ -14,7 +13,7 @@ from tests.support.servers import RedisServer, wait_for
 ENDLESS = 300_000
 
 
-def test_turn_ends_under_overload(shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turn_ends_under_overload(shared_redis: RedisServer, monkeypatch):
     """Changes of the schedule are detected between turns, so that a runaway entry can be removed."""
     app = Celery("saturated", broker=shared_redis.url, set_as_current=False)
     app.conf.update(beat_schedule={"e": {"task": "t", "schedule": 60.0}})

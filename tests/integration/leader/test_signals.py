@@ -36,7 +36,7 @@ def relay() -> Iterator[SignalRelay]:
 
 
 @pytest.mark.parametrize("name", EVENTS)
-def test_signal_has_its_event_and_arguments(name: str, relay: SignalRelay) -> None:
+def test_signal_has_its_event_and_arguments(name, relay: SignalRelay):
     signal = getattr(signals, name)
     got: list[dict[str, Any]] = []
 
@@ -54,7 +54,7 @@ def test_signal_has_its_event_and_arguments(name: str, relay: SignalRelay) -> No
     assert set(signal.providing_args) <= set(about)
 
 
-def test_exception_in_a_handler_does_not_affect_the_others(relay: SignalRelay) -> None:
+def test_exception_in_a_handler_does_not_affect_the_others(relay: SignalRelay):
     reached = threading.Event()
 
     def bad(**_: Any) -> None:
@@ -74,7 +74,7 @@ def test_exception_in_a_handler_does_not_affect_the_others(relay: SignalRelay) -
         signals.resumed.disconnect(dispatch_uid="good")
 
 
-def test_hanging_handler_delays_only_later_signals(relay: SignalRelay) -> None:
+def test_hanging_handler_delays_only_later_signals(relay: SignalRelay):
     """Emitting never blocks: when the queue is full, signals are dropped and counted."""
     release = threading.Event()
 
@@ -98,14 +98,14 @@ def test_hanging_handler_delays_only_later_signals(relay: SignalRelay) -> None:
         signals.paused.disconnect(dispatch_uid="hang")
 
 
-def test_no_thread_is_started_without_a_handler(relay: SignalRelay) -> None:
+def test_no_thread_is_started_without_a_handler(relay: SignalRelay):
     before = threading.active_count()
     for event in EVENTS.values():
         relay(event)
     assert threading.active_count() == before
 
 
-def test_pause_found_at_the_start_of_a_term_sends_no_signal() -> None:
+def test_pause_found_at_the_start_of_a_term_sends_no_signal():
     relay = SignalRelay(None, "c", "finder", queue_size=3)
     got: list[str] = []
 

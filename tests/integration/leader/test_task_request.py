@@ -20,7 +20,7 @@ HEADER = {
 }
 
 
-def test_request_with_the_header_has_its_occurrence() -> None:
+def test_request_with_the_header_has_its_occurrence():
     """Celery makes the headers of a message attributes of the request."""
     found = ha_beat.occurrence_of(Context({"ha_beat": HEADER}))
     assert found is not None
@@ -29,16 +29,16 @@ def test_request_with_the_header_has_its_occurrence() -> None:
     assert all(isinstance(value, str | int | bool) for value in found.attributes().values())
 
 
-def test_retry_keeps_the_header() -> None:
+def test_retry_keeps_the_header():
     assert ha_beat.occurrence_of(SimpleNamespace(headers={"ha_beat": HEADER})) is not None
 
 
-def test_other_requests_have_no_occurrence() -> None:
+def test_other_requests_have_no_occurrence():
     assert ha_beat.occurrence_of(Context({})) is None
     assert ha_beat.occurrence_of(None) is None
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.dictionaries(st.text(), c)))
-def test_malformed_header_never_raises(header: object) -> None:
+def test_malformed_header_never_raises(header):
     found = ha_beat.occurrence_of(SimpleNamespace(ha_beat=header))
     assert found is None

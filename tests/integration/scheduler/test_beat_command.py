@@ -39,7 +39,7 @@ def one_beat(redis_server: RedisServer, request: pytest.FixtureRequest) -> Itera
         yield cluster
 
 
-def test_a_pidfile_is_written_and_removed(redis_server: RedisServer, tmp_path: Path):
+def test_a_pidfile_is_written_and_removed(redis_server: RedisServer, tmp_path):
     """The release of the lease does not keep Celery from removing it."""
     pidfile = tmp_path / "beat.pid"
     with BeatCluster(redis_server.url, spec=SPEC, replicas=1, beat_args=[f"--pidfile={pidfile}"]) as cluster:
@@ -51,7 +51,7 @@ def test_a_pidfile_is_written_and_removed(redis_server: RedisServer, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_detached_beat_leads_and_lets_go(redis_server: RedisServer, tmp_path: Path):
+def test_a_detached_beat_leads_and_lets_go(redis_server: RedisServer, tmp_path):
     """`--detach`: the daemon, not the process that forked it, has the lease, the pid file and the log."""
     pidfile, logfile = tmp_path / "beat.pid", tmp_path / "beat.log"
     environment = {"BROKER_URL": redis_server.url, "BEAT_SPEC": json.dumps(SPEC), "HA_BEAT_CLUSTER": "tick"}
@@ -94,7 +94,7 @@ def test_a_detached_beat_leads_and_lets_go(redis_server: RedisServer, tmp_path: 
 
 
 @pytest.mark.parametrize("one_beat", [["--max-interval=1"]], indirect=True)
-def test_max_interval_only_bounds_the_wait(one_beat: BeatCluster):
+def test_max_interval_only_bounds_the_wait(one_beat):
     """More frequent entries are still enqueued when they are due."""
     one_beat.wait_for_leader()
     wait_for(lambda: len(one_beat.journal()) > 10, 20, "dispatches")
@@ -111,7 +111,7 @@ def test_schedule_file_is_not_written_and_a_warning_is_logged(one_beat: BeatClus
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_beat_cleanly_and_release_the_lease(number: int, one_beat: BeatCluster, redis_server: RedisServer):
+def test_signals_end_beat_cleanly_and_release_the_lease(number, one_beat: BeatCluster, redis_server: RedisServer):
     """Beat is busy, and the signal may arrive twice."""
     one_beat.wait_for_leader()
     wait_for(lambda: enqueued(redis_server) > 3, 20, "dispatches")
@@ -174,7 +174,7 @@ def test_a_program_that_gevent_has_patched(redis_server: RedisServer):
 
 
 @pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
-def test_the_beat_that_a_worker_embeds(pool: str, redis_server: RedisServer, tmp_path: Path):
+def test_the_beat_that_a_worker_embeds(pool, redis_server: RedisServer, tmp_path):
     """The forked process has its own connections, enqueues, and ends with the worker."""
     worker = ServerProcess(
         [
@@ -211,7 +211,7 @@ def _has_ended(pid: str) -> bool:
         return True
 
 
-def test_a_second_beat_of_an_orphaned_worker_is_fenced(redis_server: RedisServer, tmp_path: Path):
+def test_a_second_beat_of_an_orphaned_worker_is_fenced(redis_server: RedisServer, tmp_path):
     """After SIGKILL of a worker its beat goes on. Another beat stands by until that one ends."""
     env = base_environment({"BROKER_URL": redis_server.url, "BEAT_SPEC": json.dumps(SPEC), "HA_BEAT_CLUSTER": "tick"})
     worker = ServerProcess(

@@ -6,8 +6,6 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 from ha_beat.clock import SystemClock
 from tests.support.servers import RedisServer
 
@@ -40,14 +38,14 @@ WINDOWS = [
 ]
 
 
-def test_beat_runs_without_what_windows_lacks(shared_redis: RedisServer) -> None:
+def test_beat_runs_without_what_windows_lacks(shared_redis: RedisServer):
     """Clocks by number, forks, most signals."""
     command = [sys.executable, "-c", PROGRAM, shared_redis.url, *WINDOWS]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ran.stdout.split() == ["True"], ran.stderr[-2000:]
 
 
-def test_without_a_clock_that_counts_suspended_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_clock_that_counts_suspended_time(monkeypatch):
     """As on macOS, whose monotonic clock counts it."""
     monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
     clock = SystemClock()

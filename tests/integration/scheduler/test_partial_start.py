@@ -52,9 +52,7 @@ def leads(scheduler: HAMixin) -> bool:
     return scheduler._loop.leads
 
 
-def test_threads_that_could_not_start_are_started_later(
-    replica: HAScheduler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_threads_that_could_not_start_are_started_later(replica: HAScheduler, monkeypatch, caplog):
     """Without the elector's thread the replica would never lead."""
     real = threading.Thread.start
     refused: list[str] = []
@@ -74,9 +72,7 @@ def test_threads_that_could_not_start_are_started_later(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_election_whose_thread_ended_is_restarted_and_logged(
-    replica: HAScheduler, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_election_whose_thread_ended_is_restarted_and_logged(replica: HAScheduler, caplog, monkeypatch):
     """For example a library raises SystemExit in a log handler."""
     wait_for(lambda: leads(replica), 20, "a term")
     assert replica._loop.runtime is not None
@@ -96,7 +92,7 @@ def test_election_whose_thread_ended_is_restarted_and_logged(
     assert "election_failed" in actions(caplog)
 
 
-def test_standby_and_leader_without_runs_do_not_write_to_the_store(app: Celery) -> None:
+def test_standby_and_leader_without_runs_do_not_write_to_the_store(app: Celery):
     """Celery calls sync at the first tick, every three minutes and at the end."""
     leader, standby = HAStore(app), HAStore(app)
     try:
@@ -117,7 +113,7 @@ def test_standby_and_leader_without_runs_do_not_write_to_the_store(app: Celery) 
     assert standby.written == 0
 
 
-def test_failing_write_to_the_store_does_not_end_beat(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_write_to_the_store_does_not_end_beat(app: Celery, caplog):
     """Celery ends the process if sync raises."""
     leader = HAStore(app)
     leader.away = True
@@ -133,7 +129,7 @@ def test_failing_write_to_the_store_does_not_end_beat(app: Celery, caplog: pytes
         leader.close()
 
 
-def test_close_raises_nothing_if_the_release_raises(replica: HAScheduler) -> None:
+def test_close_raises_nothing_if_the_release_raises(replica: HAScheduler):
     """Close runs in Celery's signal handler, before the exception that ends beat."""
     wait_for(lambda: leads(replica), 20, "a term")
     assert replica._loop.runtime is not None
@@ -147,7 +143,7 @@ def test_close_raises_nothing_if_the_release_raises(replica: HAScheduler) -> Non
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_closed_replica_ends_at_its_next_tick(replica: HAScheduler) -> None:
+def test_closed_replica_ends_at_its_next_tick(replica: HAScheduler):
     """SIGTERM arrived during a destructor, where Python ignores the exception that ends beat."""
     wait_for(lambda: leads(replica), 20, "a term")
 

@@ -31,9 +31,7 @@ def leads(scheduler: HAScheduler) -> bool:
     return scheduler._loop.leads
 
 
-def test_leader_whose_turns_fail_logs_once_and_steps_down(
-    scheduler: HAScheduler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_leader_whose_turns_fail_logs_once_and_steps_down(scheduler: HAScheduler, monkeypatch, caplog):
     """Like a leader that hangs: another replica may succeed."""
     wait_for(lambda: leads(scheduler), 10, "a term")
 
@@ -48,9 +46,7 @@ def test_leader_whose_turns_fail_logs_once_and_steps_down(
     assert "KeyError" in ended.getMessage()
 
 
-def test_replica_that_cannot_be_assembled_backs_off(
-    scheduler: HAScheduler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_replica_that_cannot_be_assembled_backs_off(scheduler: HAScheduler, monkeypatch, caplog):
     """The turn fails before there is an elector to wait on."""
     turns = 0
 
@@ -70,9 +66,7 @@ def test_replica_that_cannot_be_assembled_backs_off(
 
 
 @pytest.mark.parametrize("edit", ["update_from_dict", "add"])
-def test_entry_replaced_by_the_leader_uses_its_new_schedule(
-    scheduler: HAScheduler, shared_redis: RedisServer, edit: str
-) -> None:
+def test_entry_replaced_by_the_leader_uses_its_new_schedule(scheduler: HAScheduler, shared_redis: RedisServer, edit):
     """The schedule is the same dict with as many entries as before."""
     scheduler.update_from_dict({"one": {"task": "one", "schedule": 3600.0}})
     wait_for(lambda: leads(scheduler) and shared_redis.admin.hexists(Keys("turns").ledger, "e:one"), 10, "a term")
@@ -121,9 +115,7 @@ class Release:
 
 
 @pytest.mark.parametrize("gone", [True, False])
-def test_entry_missing_for_an_hour_is_not_caught_up(
-    shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, gone: bool
-) -> None:
+def test_entry_missing_for_an_hour_is_not_caught_up(shared_redis: RedisServer, monkeypatch, gone):
     """An entry that another release lacks for a minute of a rolling deploy is caught up."""
     monkeypatch.setattr("ha_beat.beat_loop._LONGEST_TURN", 0.1)
     newer = Release(shared_redis, "e")
@@ -147,8 +139,8 @@ def test_entry_missing_for_an_hour_is_not_caught_up(
 
 
 def test_lone_surrogate_in_an_entry_name_stops_no_other_entry(
-    scheduler: HAScheduler, shared_redis: RedisServer, caplog: pytest.LogCaptureFixture
-) -> None:
+    scheduler: HAScheduler, shared_redis: RedisServer, caplog
+):
     """Neither Redis nor a digest accepts such a string as it is."""
     # Nor can pytest's workers, who hand over what was logged.
     caplog.set_level(logging.CRITICAL, "ha_beat")
@@ -158,9 +150,7 @@ def test_lone_surrogate_in_an_entry_name_stops_no_other_entry(
     wait_for(lambda: leads(scheduler) and shared_redis.admin.llen("celery") > 1, 10, "the other entry's messages")
 
 
-def test_closing_where_nothing_may_wait(
-    scheduler: HAScheduler, shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_closing_where_nothing_may_wait(scheduler: HAScheduler, shared_redis: RedisServer, monkeypatch):
     """gevent and eventlet may run the signal handler in their hub, where waiting raises."""
     wait_for(lambda: leads(scheduler), 10, "a term")
 

@@ -56,7 +56,7 @@ def setup() -> Setup:
     return made
 
 
-def test_the_wall_clock_is_followed_while_it_runs_smoothly(setup: Setup) -> None:
+def test_the_wall_clock_is_followed_while_it_runs_smoothly(setup: Setup):
     """As a time service slews it: far, but never by a step."""
     for _ in range(100):
         setup.clocks.sleep(1)
@@ -66,7 +66,7 @@ def test_the_wall_clock_is_followed_while_it_runs_smoothly(setup: Setup) -> None
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR, AGREEMENT * 2])
-def test_step_that_no_other_clock_confirms_is_not_followed(setup: Setup, step: float) -> None:
+def test_step_that_no_other_clock_confirms_is_not_followed(setup: Setup, step):
     """Time goes on as if nothing had happened, and one line says so."""
     setup.clocks.wall_ahead = step
     for _ in range(5):
@@ -76,7 +76,7 @@ def test_step_that_no_other_clock_confirms_is_not_followed(setup: Setup, step: f
     assert [event.followed for event in setup.said if isinstance(event, events.ClockJumped)] == [False]
 
 
-def test_a_clock_put_right_again_is_believed_again(setup: Setup) -> None:
+def test_a_clock_put_right_again_is_believed_again(setup: Setup):
     setup.clocks.wall_ahead = HOUR
     assert setup.error == pytest.approx(0)
     setup.clocks.wall_ahead = 0.0
@@ -86,7 +86,7 @@ def test_a_clock_put_right_again_is_believed_again(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
-def test_a_step_that_redis_confirms_is_followed(setup: Setup, step: float) -> None:
+def test_a_step_that_redis_confirms_is_followed(setup: Setup, step):
     """The time of the whole machine was set."""
     setup.clocks.wall_ahead = setup.clocks.redis_ahead = step
     assert setup.error == pytest.approx(0), "Redis has not been heard since"
@@ -96,7 +96,7 @@ def test_a_step_that_redis_confirms_is_followed(setup: Setup, step: float) -> No
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
-def test_a_step_of_redis_moves_nothing(setup: Setup, step: float) -> None:
+def test_a_step_of_redis_moves_nothing(setup: Setup, step):
     """It shows in the offset, by which the scripts know what is early; one line warns."""
     setup.clocks.redis_ahead = step
     for _ in range(3):
@@ -106,13 +106,13 @@ def test_a_step_of_redis_moves_nothing(setup: Setup, step: float) -> None:
     assert len([e for e in setup.said if isinstance(e, events.ClockOffset)]) == 1
 
 
-def test_the_offset_is_counted_from_the_middle_of_the_trip(setup: Setup) -> None:
+def test_the_offset_is_counted_from_the_middle_of_the_trip(setup: Setup):
     setup.hear_redis(trip=4.0)
     assert setup.time.offset == pytest.approx(0, abs=0.01)
 
 
 @pytest.mark.parametrize("wrong", [HOUR, -HOUR])
-def test_new_leader_with_a_wrong_clock_is_outvoted(wrong: float) -> None:
+def test_new_leader_with_a_wrong_clock_is_outvoted(wrong):
     """By Redis and by the leader before it, who agreed."""
     setup = Setup(wall_ahead=wrong)
     setup.hear_redis()
@@ -121,7 +121,7 @@ def test_new_leader_with_a_wrong_clock_is_outvoted(wrong: float) -> None:
 
 
 @pytest.mark.parametrize("wrong", [HOUR, -HOUR])
-def test_a_redis_that_is_wrong_does_not_outvote_two_who_agree(wrong: float) -> None:
+def test_a_redis_that_is_wrong_does_not_outvote_two_who_agree(wrong):
     setup = Setup()
     setup.clocks.redis_ahead = wrong
     setup.hear_redis()
@@ -129,14 +129,14 @@ def test_a_redis_that_is_wrong_does_not_outvote_two_who_agree(wrong: float) -> N
     assert setup.error == pytest.approx(0, abs=0.01)
 
 
-def test_without_a_leader_before_it_a_replica_believes_itself() -> None:
+def test_without_a_leader_before_it_a_replica_believes_itself():
     setup = Setup(wall_ahead=HOUR)
     setup.hear_redis()
     setup.time.join(leaders_offset=None)
     assert setup.error == pytest.approx(HOUR)
 
 
-def test_where_no_two_agree_mine_stands() -> None:
+def test_where_no_two_agree_mine_stands():
     assert vote(0.0, 100.0, 200.0) == 0.0
     assert vote(0.0, 100.0, 101.0) == 100.0
     assert vote(0.0, 1.0, 101.0) == 0.0

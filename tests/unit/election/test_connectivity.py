@@ -53,13 +53,13 @@ def bench() -> Bench:
     return made
 
 
-def test_a_replica_that_never_lost_contact_has_none_to_tell_of(bench: Bench) -> None:
+def test_a_replica_that_never_lost_contact_has_none_to_tell_of(bench: Bench):
     assert bench.tenure.contact_lost is None
     assert bench.tenure.contact_since is None
 
 
 @pytest.mark.parametrize("away", [3.0, 30.0])
-def test_after_an_outage_contact_ended_before_it_and_began_with_its_end(bench: Bench, away: float) -> None:
+def test_after_an_outage_contact_ended_before_it_and_began_with_its_end(bench: Bench, away):
     """What fell due meanwhile is not in doubt; and waiting for the lease counts for the wait on another server."""
     left = bench.clock.elapsed()
     bench.store.reachable = False
@@ -73,7 +73,7 @@ def test_after_an_outage_contact_ended_before_it_and_began_with_its_end(bench: B
     assert bench.tenure.contact_since == pytest.approx(back, abs=TIMING.renew_interval)
 
 
-def test_a_server_that_changed_unseen_is_lost_at_the_acquisition(bench: Bench) -> None:
+def test_a_server_that_changed_unseen_is_lost_at_the_acquisition(bench: Bench):
     """No command fell into the change: all until now may be in doubt, rather than nothing."""
     bench.store.restart()
     began = bench.clock.elapsed()

@@ -23,7 +23,7 @@ RECOVERY = LONGEST_DELAY + 1.1 * TIMING.ttl + 4 * TIMING.poll_interval + 2 * COM
 
 @quick
 @given(seed=SEEDS, often=st.booleans())
-def test_at_most_one_replica_trusts_its_term(seed: int, often: bool):
+def test_at_most_one_replica_trusts_its_term(seed, often):
     """Without presence, trust alone is exclusive: lost, late and delayed commands, pauses, crashes, bad clocks."""
     run = Simulation(seed, presence=False, timing=replace(TIMING, poll_interval=0.05) if often else TIMING).run(
         FAULTS_UNTIL
@@ -34,7 +34,7 @@ def test_at_most_one_replica_trusts_its_term(seed: int, often: bool):
 
 @quick
 @given(seed=SEEDS)
-def test_with_presence_at_most_one_term_is_accepted(seed: int):
+def test_with_presence_at_most_one_term_is_accepted(seed):
     """A leader that was merely cut off is replaced before its trust ends; the store refuses it from then on."""
     run = Simulation(seed, presence=True).run(FAULTS_UNTIL)
     assert run.violations == []
@@ -42,7 +42,7 @@ def test_with_presence_at_most_one_term_is_accepted(seed: int):
 
 @quick
 @given(seed=SEEDS, presence=st.booleans())
-def test_after_the_faults_one_replica_leads_and_keeps_leading(seed: int, presence: bool):
+def test_after_the_faults_one_replica_leads_and_keeps_leading(seed, presence):
     """Liveness; and no changes of leader without a cause."""
     run = Simulation(seed, presence=presence).run(FAULTS_UNTIL + 6.0 + RECOVERY)
     leader = run.leader()
@@ -110,7 +110,7 @@ NO_MARGIN = NoMargin(OFTEN.ttl, OFTEN.renew_interval, OFTEN.poll_interval, OFTEN
 
 
 @pytest.mark.parametrize(("timing", "holds"), [(OFTEN, True), (NO_MARGIN, False)], ids=["with", "without"])
-def test_the_margin_bears_a_slow_leader_and_a_fast_standby(timing: Timing, holds: bool):
+def test_the_margin_bears_a_slow_leader_and_a_fast_standby(timing, holds):
     """The leader is cut off at any moment between two renewals; without the margin it trusts for too long."""
     violations = []
     for moment in range(8):
@@ -130,11 +130,9 @@ def test_the_margin_bears_a_slow_leader_and_a_fast_standby(timing: Timing, holds
 
 
 @pytest.mark.parametrize(
-    "without",
-    [{"trust_from_send": False}, {"store": NoComparison}],
-    ids=["trust from the send", "compare-and-set"],
+    "without", [{"trust_from_send": False}, {"store": NoComparison}], ids=["trust from the send", "compare-and-set"]
 )
-def test_the_simulation_finds_what_goes_wrong_without(without: dict[str, object]):
+def test_the_simulation_finds_what_goes_wrong_without(without):
     """Each guard taken out breaks a promise in one of these runs; a simulation that can't fail shows nothing."""
     for seed in range(200):
         if Simulation(seed, presence=False, **without).run(FAULTS_UNTIL).violations:  # type: ignore[arg-type]
@@ -142,7 +140,7 @@ def test_the_simulation_finds_what_goes_wrong_without(without: dict[str, object]
     pytest.fail("no run went wrong")
 
 
-def test_with_a_number_used_twice_two_trust_their_terms(monkeypatch: pytest.MonkeyPatch):
+def test_with_a_number_used_twice_two_trust_their_terms(monkeypatch):
     """The standby counts from the first attempt that it saw, the leader from the second, whose number is the same."""
     MUTANT.apply(monkeypatch.setattr)
     for seed in range(100, 300):
@@ -158,7 +156,7 @@ MUTANT = next(guard.mutant for guard in WATCHED if guard.name == "election: each
 
 
 @pytest.mark.parametrize(("store", "rises"), [(MemoryLeaseStore, True), (NoEpochFloor, False)])
-def test_epochs_rise_although_redis_loses_its_state(store: type[MemoryLeaseStore], rises: bool):
+def test_epochs_rise_although_redis_loses_its_state(store, rises):
     """By the server's time and by what the replicas have seen; without that floor they fall back to 1."""
     run = Simulation(3, presence=False, store=store, faults=False)
     for _ in range(4):

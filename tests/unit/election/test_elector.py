@@ -358,7 +358,7 @@ def started(store: Any, presence: Any, emit: Callable[[events.Event], None], nam
 
 @pytest.mark.parametrize("method", ["observe", "acquire", "renew"])
 @pytest.mark.parametrize("error", [ValueError("bug"), MemoryError(), StoreUnavailable("x"), OSError(5)])
-def test_exception_ends_the_term_and_not_the_thread(method: str, error: Exception):
+def test_exception_ends_the_term_and_not_the_thread(method, error):
     """After any exception the replica does not lead, and it campaigns again once the fault is over."""
     clock = SystemClock()
     store, told = MemoryLeaseStore(clock), []

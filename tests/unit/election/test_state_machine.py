@@ -15,7 +15,6 @@ from ha_beat.election.state_machine import (
     Forbidden,
     Leader,
     Observe,
-    Outcome,
     PresenceBroke,
     PresenceReady,
     Release,
@@ -148,7 +147,7 @@ def test_a_late_answer_brings_no_trust():
 @pytest.mark.parametrize(
     "outcome", [Renewal(Lost(TermEnd.SUPERSEDED), 102.5), Fenced("ours", TermEnd.SUPERSEDED)], ids=["lost", "fenced"]
 )
-def test_leader_stops_at_a_lost_lease_or_a_fence(outcome: Renewal | Fenced):
+def test_leader_stops_at_a_lost_lease_or_a_fence(outcome):
     """Through a renewal or a refused dispatch."""
     after = absorb(leader(), outcome, 102.6, TIMING)
     assert isinstance(after, Standby)
@@ -169,13 +168,10 @@ def test_a_leader_past_its_trust_does_not_renew():
     ("fitness", "release"),
     [
         (Fitness(stalled=True), Release(OURS, TermEnd.STALLED)),
-        (
-            Fitness(step_down=StepDown(TermEnd.STEP_DOWN, "ann", "two")),
-            Release(OURS, TermEnd.STEP_DOWN, "ann", "two"),
-        ),
+        (Fitness(step_down=StepDown(TermEnd.STEP_DOWN, "ann", "two")), Release(OURS, TermEnd.STEP_DOWN, "ann", "two")),
     ],
 )
-def test_unfit_leader_releases_even_when_a_renewal_is_due(fitness: Fitness, release: Release):
+def test_unfit_leader_releases_even_when_a_renewal_is_due(fitness, release):
     assert decide(leader(), 105.0, fitness) == release
 
 
@@ -215,7 +211,7 @@ def test_a_single_look_never_makes_a_lease_stale():
 
 
 @pytest.mark.parametrize("change", [{"seq": 4}, {"epoch": 8}])
-def test_renewal_or_acquisition_restarts_the_wait(change: dict[str, int]):
+def test_renewal_or_acquisition_restarts_the_wait(change):
     """By a renewal or by another acquisition."""
     moved = view(replace(THEIRS, **change))
     assert watch((100.0, view()), (109.0, moved), (118.9, moved)).campaign is None
@@ -250,7 +246,7 @@ def test_a_holder_absent_once_is_not_dead():
     ],
     ids=["back", "renewed", "another term", "another channel", "another server"],
 )
-def test_absence_counts_only_if_both_looks_agree(second: LeaseView):
+def test_absence_counts_only_if_both_looks_agree(second):
     """A holder that reconnects, or a server that restarted, looks absent for a moment."""
     assert watch((99.9, view(subscribers=1)), (100.0, view(subscribers=0)), (100.1, second)).campaign is None
 
@@ -274,7 +270,7 @@ def test_newcomer_counts_absence_on_the_server_of_the_lease():
 
 
 @pytest.mark.parametrize("failure", [Unknown("no answer"), Campaigned(Unknown("no answer"), "ours")])
-def test_who_has_known_an_outage_is_no_newcomer(failure: Outcome):
+def test_who_has_known_an_outage_is_no_newcomer(failure):
     """It emptied the channels of the living as well."""
     absent = [(now, view(replace(THEIRS, run_id="r"), subscribers=0)) for now in (100.0, 100.1)]
     after = absorb(Standby(unbroken=True), failure, 99.0, TIMING)
@@ -452,7 +448,7 @@ def test_presence_that_keeps_breaking_is_done_without_for_a_while():
 
 
 @pytest.mark.parametrize("state", [Standby(), leader()])
-def test_standby_leads_only_after_an_acquisition(state: Standby | Leader):
+def test_standby_leads_only_after_an_acquisition(state):
     """Every other outcome, at any time, leaves a standby a standby, and never lengthens trust."""
     others = [
         view(),
@@ -481,7 +477,7 @@ def test_a_renewal_that_arrives_at_a_standby_does_not_make_it_lead():
     assert isinstance(absorb(Standby(), renewed(100.0), 100.1, TIMING), Standby)
 
 
-def test_a_preferred_replica_goes_first_and_the_others_soon_after() -> None:
+def test_a_preferred_replica_goes_first_and_the_others_soon_after():
     """A step-down in favour of one holds the others back for a moment only; even a bar does not hold that one back."""
     record = LeaseRecord(holder="a", epoch=5, nonce="n", seq=3, ttl_ms=10_000, state="released", preferred="b")
     standby = Standby(barred_until=200.0)

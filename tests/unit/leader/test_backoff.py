@@ -13,7 +13,7 @@ from ha_beat.testing import SettableClock
 AWAY = StoreUnavailable("away")
 
 
-def test_each_failure_is_an_event_and_the_first_in_a_row_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_failure_is_an_event_and_the_first_in_a_row_is_logged(caplog):
     """A metric of the events must grow during an outage."""
     caplog.set_level("DEBUG", "ha_beat")
     told: list[events.Event] = []
@@ -32,7 +32,7 @@ def test_each_failure_is_an_event_and_the_first_in_a_row_is_logged(caplog: pytes
     assert [record.action for record in caplog.records] == ["dispatch_failed"] * 2  # type: ignore[attr-defined]
 
 
-def test_failure_that_hands_over_is_an_event_too() -> None:
+def test_failure_that_hands_over_is_an_event_too():
     told: list[events.Event] = []
     clock = SettableClock()
     backoff = Backoff(clock, told.append, handover_after=5.0)

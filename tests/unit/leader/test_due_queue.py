@@ -9,7 +9,7 @@ from ha_beat.leader.due_queue import DueQueue
 from tests.support.entries import scheduled, state_of
 
 
-def test_upcoming_does_not_trigger_a_garbage_collection() -> None:
+def test_upcoming_does_not_trigger_a_garbage_collection():
     """With 50,000 entries a collection stops the main loop for a second, and the status asks every two seconds."""
     queue, now = DueQueue(), datetime.now(UTC)
     for number in range(20_000):

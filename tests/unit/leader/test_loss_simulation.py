@@ -301,9 +301,7 @@ class Simulation:
 @pytest.mark.parametrize(
     "seeds", [range(20), pytest.param(range(20, 150), marks=pytest.mark.slow)], ids=["few", "many"]
 )
-def test_loss_causes_no_duplicate_and_no_missing_verdict(
-    append_only: bool, policy: MisfirePolicy, seeds: range
-) -> None:
+def test_loss_causes_no_duplicate_and_no_missing_verdict(append_only, policy, seeds):
     for seed in seeds:
         simulation = Simulation(seed, append_only=append_only, policy=policy).play()
         log = f"seed {seed}\n" + "\n".join(simulation.log)

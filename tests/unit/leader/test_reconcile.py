@@ -85,50 +85,44 @@ def skipped(operation: EntryOperation | None) -> Skipped:
 
 @pytest.mark.parametrize(
     ("last_run", "raw", "expected"),
-    [
-        (NEVER, row(-3), -3),
-        (at(-1), row(-3), -1),
-        (at(-50), row(-3), -3),
-        (at(-25), None, -25),
-        (NEVER, None, 0),
-    ],
+    [(NEVER, row(-3), -3), (at(-1), row(-3), -1), (at(-50), row(-3), -3), (at(-25), None, -25), (NEVER, None, 0)],
     ids=["from the row", "store is ahead", "store is behind", "new, with a run in its store", "new"],
 )
-def test_entry_starts_at_the_latest_known_position(last_run: datetime, raw: str | None, expected: float) -> None:
+def test_entry_starts_at_the_latest_known_position(last_run, raw, expected):
     assert place_one(entry(last_run), raw)[0] == at(expected)
 
 
-def test_unchanged_entry_is_not_written() -> None:
+def test_unchanged_entry_is_not_written():
     assert place_one(entry(), row(-3))[1] is None
 
 
-def test_lost_row_of_another_release_is_not_written_without_a_loss() -> None:
+def test_lost_row_of_another_release_is_not_written_without_a_loss():
     assert place(entry(), rows={"e": row(-3)}, shadow=shadow(e=-3, other=-60)).operations == []
 
 
-def test_new_entry_is_armed_so_that_the_next_leader_counts_alike() -> None:
+def test_new_entry_is_armed_so_that_the_next_leader_counts_alike():
     done = place(entry())
     assert (done.new, done.states[0].position) == (1, NOW)
     assert written(done.operations[0]).verdict is Verdict.ARMED
 
 
-def test_shadow_ahead_of_the_ledger_is_written_back() -> None:
+def test_shadow_ahead_of_the_ledger_is_written_back():
     position, operation = place_one(entry(), row(-13), shadow=shadow(e=-3))
     assert position == written(operation).base == at(-3)
 
 
-def test_entries_are_not_changed() -> None:
+def test_entries_are_not_changed():
     one = entry(at(-25))
     place(one)
     assert one == replace(one, last_run=at(-25))
 
 
 @pytest.mark.parametrize(("raw", "expected"), [(None, 0), (row(-3), -3)])
-def test_last_run_in_the_future_is_ignored(raw: str | None, expected: float) -> None:
+def test_last_run_in_the_future_is_ignored(raw, expected):
     assert place_one(entry(at(+3600)), raw)[0] == at(expected)
 
 
-def test_ledger_position_in_the_future_is_kept_and_reported() -> None:
+def test_ledger_position_in_the_future_is_kept_and_reported():
     done = place(entry(), rows={"e": row(+3600)})
     assert done.states[0].position == at(+3600)
     (failure,) = done.failures
@@ -136,24 +130,24 @@ def test_ledger_position_in_the_future_is_kept_and_reported() -> None:
     assert at(+3600).isoformat() in failure.detail
 
 
-def test_ledger_position_slightly_in_the_future_is_not_reported() -> None:
+def test_ledger_position_slightly_in_the_future_is_not_reported():
     assert place(entry(), rows={"e": row(+1)}).failures == []
 
 
-def test_entry_with_an_unreadable_row_is_left_alone() -> None:
+def test_entry_with_an_unreadable_row_is_left_alone():
     done = place(entry(), rows={"e": UNREADABLE})
     assert (done.states, done.operations) == ([], [])
     assert [failure.reason for failure in done.failures] == [EntryFault.ROW_UNREADABLE]
 
 
-def test_second_entry_with_the_same_id_is_left_out_and_reported() -> None:
+def test_second_entry_with_the_same_id_is_left_out_and_reported():
     first, second = entry(at(-5)), entry(at(-7), name="the second")
     done = place(first, second)
     assert [state.entry for state in done.states] == [first]
     assert [(failure.entry, failure.reason) for failure in done.failures] == [("the second", EntryFault.DUPLICATE_ID)]
 
 
-def test_entry_whose_schedule_raises_does_not_affect_others() -> None:
+def test_entry_whose_schedule_raises_does_not_affect_others():
     class Broken(Every):
         def next_after(self, instant: datetime) -> datetime:
             raise OverflowError("date value out of range")
@@ -167,13 +161,13 @@ def test_entry_whose_schedule_raises_does_not_affect_others() -> None:
 # --- Edits
 
 
-def test_edited_entry_does_not_owe_instants_before_the_edit() -> None:
+def test_edited_entry_does_not_owe_instants_before_the_edit():
     position, operation = place_one(entry(signature="other"), row(-300))
     assert position == NOW
     assert written(operation).verdict is Verdict.ARMED
 
 
-def test_instants_that_an_edit_drops_are_recorded_as_skipped() -> None:
+def test_instants_that_an_edit_drops_are_recorded_as_skipped():
     """The row knows one instant of the old schedule. The range ends at the edit."""
     _, operation = place_one(entry(signature="other"), row(-300, following=at(-60)))
     assert skipped(operation).first == at(-60)
@@ -184,54 +178,52 @@ def test_instants_that_an_edit_drops_are_recorded_as_skipped() -> None:
 
 
 @pytest.mark.parametrize(("stored", "following"), [(NEVER, +60), (at(-30), -60)], ids=["not due yet", "has run"])
-def test_edited_entry_that_owed_nothing_is_only_armed(stored: datetime, following: float) -> None:
+def test_edited_entry_that_owed_nothing_is_only_armed(stored, following):
     _, operation = place_one(entry(stored, "other"), row(-300, following=at(following)))
     assert written(operation).verdict is Verdict.ARMED
 
 
-def test_edited_entry_is_in_doubt_after_a_loss() -> None:
+def test_edited_entry_is_in_doubt_after_a_loss():
     """A replica whose clock is ahead may have enqueued the next instant of the new schedule."""
     _, operation = place_one(entry(at(-12), "other"), row(-300), loss=total(+12))
     assert (written(operation).reason, written(operation).base) == (SkipReason.STATE_LOSS, at(+10))
 
 
-def test_edited_entry_is_not_moved_back() -> None:
+def test_edited_entry_is_not_moved_back():
     assert place_one(entry(signature="other"), row(+5))[0] == at(+5)
 
 
 # --- Disabled and enabled entries
 
 
-def test_entry_that_was_disabled_owes_nothing_and_counts_runs_from_zero() -> None:
+def test_entry_that_was_disabled_owes_nothing_and_counts_runs_from_zero():
     done = place(entry(at(-300)), rows={"e": absent(-3000)}, absence=CERTAIN)
     (state,) = done.states
     assert (state.position, state.runs) == (NOW, 0)
     assert written(done.operations[0]).verdict is Verdict.ARMED
 
 
-def test_entry_that_an_earlier_leader_enabled_continues_from_its_row() -> None:
+def test_entry_that_an_earlier_leader_enabled_continues_from_its_row():
     """A standby also sees that the entry was disabled, and may lead long after."""
     done = place(entry(since=at(-60), resumed=True), rows={"e": row(-5)}, absence=CERTAIN)
     (state,) = done.states
     assert (done.operations, state.position, state.runs) == ([], at(-5), 4)
 
 
-def test_entry_that_no_leader_has_enabled_starts_now() -> None:
+def test_entry_that_no_leader_has_enabled_starts_now():
     done = place(entry(since=at(-3), resumed=True), rows={"e": row(-5)}, absence=CERTAIN)
     (state,) = done.states
     assert (len(done.operations), state.position, state.runs) == (1, NOW, 0)
 
 
 @pytest.mark.parametrize(("signature", "expected"), [("other", -20), ("s", 0)], ids=["edited", "unchanged"])
-def test_enabled_entry_counts_from_its_edit_only_if_edited(signature: str, expected: float) -> None:
+def test_enabled_entry_counts_from_its_edit_only_if_edited(signature, expected):
     one = entry(signature=signature, since=at(-20))
     assert place_one(one, absent(-500), absence=CERTAIN)[0] == at(expected)
 
 
 @pytest.mark.parametrize(("ago", "expected", "rewritten"), [(303, -23, True), (3, -3, False)])
-def test_entry_disabled_while_there_was_no_leader_owes_the_usual_lateness(
-    ago: float, expected: float, rewritten: bool
-) -> None:
+def test_entry_disabled_while_there_was_no_leader_owes_the_usual_lateness(ago, expected, rewritten):
     """Its store has a run count and no last run. It stays on its grid."""
     one = entry(cleared=True, run_count=4, misfire=MisfireRules(usual_lateness=15))
     position, operation = place_one(one, row(-ago))
@@ -242,7 +234,7 @@ def test_entry_disabled_while_there_was_no_leader_owes_the_usual_lateness(
 
 
 @pytest.mark.parametrize(("verdict", "run_count"), [(Verdict.ARMED, 4), (Verdict.SKIPPED, 4), (Verdict.ENQUEUED, 3)])
-def test_stale_store_is_not_treated_as_disabled(verdict: Verdict, run_count: int) -> None:
+def test_stale_store_is_not_treated_as_disabled(verdict, run_count):
     one = entry(cleared=True, run_count=run_count)
     assert place_one(one, row(-303, verdict)) == (at(-303), None)
 
@@ -250,19 +242,19 @@ def test_stale_store_is_not_treated_as_disabled(verdict: Verdict, run_count: int
 # --- Missing entries
 
 
-def test_missing_entry_means_nothing_to_a_source_that_cannot_tell() -> None:
+def test_missing_entry_means_nothing_to_a_source_that_cannot_tell():
     """A replica of an older release does not have the newer one's entries."""
     assert place(rows={"newer": row(-3)}).operations == []
 
 
 @pytest.mark.parametrize("certain", [False, True])
-def test_missing_entry_is_absent_only_if_the_store_was_read_in_this_term(certain: bool) -> None:
+def test_missing_entry_is_absent_only_if_the_store_was_read_in_this_term(certain):
     done = place(rows={"e": row(-3)}, absence=Absence(certain))
     assert [operation.row.verdict for operation in done.operations] == [Verdict.ABSENT] * certain
     assert done.held_back is not certain
 
 
-def test_absent_row_is_kept_for_days_and_then_deleted() -> None:
+def test_absent_row_is_kept_for_days_and_then_deleted():
     assert place(rows={"e": absent(-60)}, absence=CERTAIN).operations == []
     (deleted,) = place(rows={"e": absent(-KEEP_ABSENT.total_seconds() - 7200)}, absence=CERTAIN).operations
     assert deleted.operation.row == ""
@@ -271,7 +263,7 @@ def test_absent_row_is_kept_for_days_and_then_deleted() -> None:
 # --- Loss of state
 
 
-def test_occurrences_in_doubt_are_skipped_as_one_range() -> None:
+def test_occurrences_in_doubt_are_skipped_as_one_range():
     position, operation = place_one(entry(), shadow=shadow(e=-35), loss=total(+2))
     assert skipped(operation) == Skipped(at(-25), at(5), 3, SkipReason.STATE_LOSS)
     assert position == at(-5)
@@ -280,7 +272,7 @@ def test_occurrences_in_doubt_are_skipped_as_one_range() -> None:
 
 
 @pytest.mark.parametrize(("loss", "expected"), [(total(+2), -5), (None, -35)])
-def test_entry_with_a_lost_row_is_not_treated_as_new(loss: Loss | None, expected: float) -> None:
+def test_entry_with_a_lost_row_is_not_treated_as_new(loss, expected):
     """Redis restarted from a snapshot that is older than the entry and has other rows."""
     done = place(entry(), rows={"other": row(-3)}, shadow=shadow(e=-35), loss=loss, absence=CERTAIN)
     (state,) = done.states
@@ -293,22 +285,22 @@ def test_entry_with_a_lost_row_is_not_treated_as_new(loss: Loss | None, expected
 @pytest.mark.parametrize(
     ("catch_up", "known", "expected"), [(False, -3, -3), (True, -35, -35)], ids=["nothing in doubt", "catching up"]
 )
-def test_entry_is_only_armed_after_a_loss_that_skips_nothing(catch_up: bool, known: float, expected: float) -> None:
+def test_entry_is_only_armed_after_a_loss_that_skips_nothing(catch_up, known, expected):
     position, operation = place_one(entry(), shadow=shadow(e=known), loss=total(+2), catch_up=catch_up)
     assert (position, written(operation).verdict) == (at(expected), Verdict.ARMED)
 
 
-def test_store_that_lags_does_not_repeat_occurrences_after_a_loss() -> None:
+def test_store_that_lags_does_not_repeat_occurrences_after_a_loss():
     """A database's rows may be minutes behind."""
     position, operation = place_one(entry(at(-180)), loss=total(+2))
     assert (position, written(operation).verdict) == (NOW, Verdict.SKIPPED)
 
 
-def test_entry_without_recurrence_is_asked_after_the_floor_of_a_loss() -> None:
+def test_entry_without_recurrence_is_asked_after_the_floor_of_a_loss():
     assert place_one(entry(at(-180), recurrence=None), loss=total(+2))[0] == at(+2)
 
 
-def test_lost_position_of_an_entry_of_another_release_is_restored() -> None:
+def test_lost_position_of_an_entry_of_another_release_is_restored():
     """Otherwise each change of leader would find the ledger behind and skip what is due around it."""
     known = shadow(e=-3, other=-60)
     assert known.ahead_of({}, NOW)
@@ -320,14 +312,14 @@ def test_lost_position_of_an_entry_of_another_release_is_restored() -> None:
 
 
 @pytest.mark.parametrize(("certain", "verdict"), [(True, Verdict.ABSENT), (False, Verdict.ARMED)])
-def test_row_behind_the_shadow_is_restored_once(certain: bool, verdict: Verdict) -> None:
+def test_row_behind_the_shadow_is_restored_once(certain, verdict):
     done = place(rows={"e": row(-13)}, shadow=shadow(e=-3), loss=total(+2), absence=Absence(certain))
     (operation,) = done.operations
     assert (operation.row.base, operation.row.verdict) == (at(-3), verdict)
 
 
 @pytest.mark.parametrize("absence", [None, Absence(certain=False)])
-def test_entry_of_another_release_stays_in_doubt_until_that_one_leads(absence: Absence | None) -> None:
+def test_entry_of_another_release_stays_in_doubt_until_that_one_leads(absence):
     (operation,) = place(rows={"e": row(-35)}, loss=total(+2), absence=absence).operations
     assert (operation.row.base, operation.row.verdict) == (at(-35), Verdict.ARMED)
     _, later = place_one(entry(), operation.row.raw)
@@ -346,5 +338,5 @@ def test_entry_of_another_release_stays_in_doubt_until_that_one_leads(absence: A
     ],
     ids=["not due", "past the floor", "absent", "catching up", "unreadable"],
 )
-def test_row_of_another_release_that_is_not_in_doubt_is_left_alone(raw: str, catch_up: bool) -> None:
+def test_row_of_another_release_that_is_not_in_doubt_is_left_alone(raw, catch_up):
     assert place(rows={"e": raw}, loss=total(+2), catch_up=catch_up).operations == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -56,35 +55,35 @@ def judged(**changes: Any) -> Loss | None:
     return assess(**{**given, **changes})
 
 
-def test_intact_ledger_is_no_loss() -> None:
+def test_intact_ledger_is_no_loss():
     assert judged() is None
 
 
-def test_first_start_is_no_loss() -> None:
+def test_first_start_is_no_loss():
     assert judged(gen="new", previous_gens=("", ""), shadow=Shadow(), rows={}) is None
 
 
 @pytest.mark.parametrize("previous_gens", [("", ""), ("g", ""), ("", "other"), ("g", "other")])
-def test_new_incarnation_is_a_loss_for_a_replica_that_knew_the_last(previous_gens: tuple[str, str]) -> None:
+def test_new_incarnation_is_a_loss_for_a_replica_that_knew_the_last(previous_gens):
     loss = judged(gen="new", previous_gens=previous_gens, rows={})
     assert loss is not None
     assert loss.total
     assert loss.floor > NOW
 
 
-def test_lost_ledger_is_a_loss_for_a_replica_that_knew_nothing() -> None:
+def test_lost_ledger_is_a_loss_for_a_replica_that_knew_nothing():
     """The lease shows that there was one."""
     loss = judged(gen="new", previous_gens=("g", ""), shadow=Shadow(), rows={})
     assert loss is not None
     assert loss.total
 
 
-def test_lost_lease_alone_is_no_loss() -> None:
+def test_lost_lease_alone_is_no_loss():
     assert judged(previous_gens=("", "g")) is None
 
 
 @pytest.mark.parametrize("found", [rows(e=-2), {}, rows(other=-1)])
-def test_ledger_behind_the_shadow_is_a_loss(found: Mapping[str, str]) -> None:
+def test_ledger_behind_the_shadow_is_a_loss(found):
     """The end of an append-only file is missing, and the server has the same run id."""
     loss = judged(rows=found)
     assert loss is not None
@@ -92,7 +91,7 @@ def test_ledger_behind_the_shadow_is_a_loss(found: Mapping[str, str]) -> None:
     assert loss.floor > NOW
 
 
-def test_loss_handled_by_another_release_is_a_loss_for_other_entries() -> None:
+def test_loss_handled_by_another_release_is_a_loss_for_other_entries():
     """That release skipped only what was in doubt of entries that it has."""
     loss = judged(shadow=shadow("older", e=-1, of_this_release=-60))
     assert loss is not None
@@ -101,17 +100,17 @@ def test_loss_handled_by_another_release_is_a_loss_for_other_entries() -> None:
     assert judged(shadow=shadow("older", e=-1)) is None
 
 
-def test_entry_absent_for_days_is_not_missed() -> None:
+def test_entry_absent_for_days_is_not_missed():
     long_ago = -(KEEP_ABSENT.total_seconds() + 60)
     assert judged(shadow=shadow(e=-1, gone=long_ago)) is None
     assert judged(shadow=shadow(e=-1, gone=-60)) is not None
 
 
-def test_unreadable_row_is_not_behind() -> None:
+def test_unreadable_row_is_not_behind():
     assert judged(rows={"e": '{"v": 99}'}) is None
 
 
-def test_restart_with_an_append_only_file_leaves_writes_in_flight_in_doubt() -> None:
+def test_restart_with_an_append_only_file_leaves_writes_in_flight_in_doubt():
     facts = replace(RESTARTED, append_only=True)
     assert judged(facts=facts) is None
     loss = judged(facts=facts, contact_lost=at(-12))
@@ -120,7 +119,7 @@ def test_restart_with_an_append_only_file_leaves_writes_in_flight_in_doubt() -> 
 
 @pytest.mark.parametrize("contact_lost", [None, at(-12)])
 @pytest.mark.parametrize("known", [shadow(e=-1), Shadow()], ids=["known", "unknown"])
-def test_restart_without_an_append_only_file_is_a_loss(contact_lost: datetime | None, known: Shadow) -> None:
+def test_restart_without_an_append_only_file_is_a_loss(contact_lost, known):
     """No replica may know what ran after the last snapshot, so all is in doubt up to the start."""
     loss = judged(facts=RESTARTED, contact_lost=contact_lost, shadow=known)
     assert loss is not None
@@ -128,14 +127,14 @@ def test_restart_without_an_append_only_file_is_a_loss(contact_lost: datetime | 
     assert loss.floor == RESTARTED.started_at + CLOCKS
 
 
-def test_server_start_is_not_before_the_contact_with_the_last_one_ended() -> None:
+def test_server_start_is_not_before_the_contact_with_the_last_one_ended():
     """Redis counts its uptime by the wall clock, which may step."""
     loss = judged(facts=replace(RESTARTED, started_at=at(-3600)), contact_lost=at(-12))
     assert loss is not None
     assert loss.floor == at(-12) + CLOCKS
 
 
-def test_restart_from_old_data_is_a_loss_up_to_the_start() -> None:
+def test_restart_from_old_data_is_a_loss_up_to_the_start():
     """Nothing that fell due after the start can have been enqueued."""
     loss = judged(facts=replace(RESTARTED, append_only=True), rows=rows(e=-30), contact_lost=at(-12))
     assert loss is not None
@@ -144,7 +143,7 @@ def test_restart_from_old_data_is_a_loss_up_to_the_start() -> None:
 
 
 @pytest.mark.parametrize("append_only", [True, False])
-def test_promoted_server_puts_all_in_doubt_until_now(append_only: bool) -> None:
+def test_promoted_server_puts_all_in_doubt_until_now(append_only):
     """Its start and its append-only file show nothing about the writes of the old primary."""
     facts = ServerFacts(append_only, started_at=at(-86_400), promoted=True)
     for changes in (
@@ -162,9 +161,7 @@ def test_promoted_server_puts_all_in_doubt_until_now(append_only: bool) -> None:
     ("min_replicas", "reached", "floor"),
     [(False, -1, at(-12)), (True, -30, at(+2)), (True, -1, at(-1 + 4 + 2)), (True, None, at(4 + 2))],
 )
-def test_failover_is_in_doubt_until_the_old_primary_stops(
-    min_replicas: bool, reached: float | None, floor: datetime
-) -> None:
+def test_failover_is_in_doubt_until_the_old_primary_stops(min_replicas, reached, floor):
     """With min-replicas it stops by itself, max_lag after the new primary was reached at the latest."""
     facts = ServerFacts(False, at(-86_400), promoted=True, min_replicas=min_replicas, max_lag=4.0)
     reached_at = None if reached is None else at(reached)
@@ -174,7 +171,7 @@ def test_failover_is_in_doubt_until_the_old_primary_stops(
 
 
 @pytest.mark.parametrize("min_replicas", [False, True])
-def test_restart_from_a_snapshot_of_a_primary_with_replicas_looks_promoted(min_replicas: bool) -> None:
+def test_restart_from_a_snapshot_of_a_primary_with_replicas_looks_promoted(min_replicas):
     """Only its start distinguishes it from a promoted replica."""
     facts = ServerFacts(append_only=False, started_at=at(-10), promoted=True, min_replicas=min_replicas)
     loss = judged(facts=facts, contact_lost=at(-12))
@@ -182,14 +179,14 @@ def test_restart_from_a_snapshot_of_a_primary_with_replicas_looks_promoted(min_r
     assert loss.floor >= facts.started_at
 
 
-def test_claim_that_was_taken_back_is_no_loss() -> None:
+def test_claim_that_was_taken_back_is_no_loss():
     """A standby may have read the ledger in between."""
     watching = shadow(e=-10)
     watching.learn_rows({"e": LedgerRow(at(-1), "claimed").encoded()})
     assert judged(shadow=watching, rows=rows(e=-10)) is None
 
 
-def test_position_never_moves_back() -> None:
+def test_position_never_moves_back():
     known = shadow(e=10)
     known.learn("e", at(5))
     assert known.position("e") == at(10)
@@ -197,7 +194,7 @@ def test_position_never_moves_back() -> None:
     assert (known.position("e"), known.position("f")) == (at(10), at(3))
 
 
-def test_shadow_forgets_what_an_intact_ledger_has_deleted() -> None:
+def test_shadow_forgets_what_an_intact_ledger_has_deleted():
     """With thousands of entries that run once it would grow without limit."""
     made = shadow(gone=-3 * 86_400, recent=-60, monthly=-10 * 86_400)
     made.forget(rows(monthly=-10 * 86_400), NOW)

@@ -52,7 +52,7 @@ def sent(decisions: list[Decision]) -> list[datetime]:
 
 
 @pytest.mark.parametrize("policy", MisfirePolicy)
-def test_instant_late_by_a_change_of_leader_is_sent_under_each_policy(policy: MisfirePolicy) -> None:
+def test_instant_late_by_a_change_of_leader_is_sent_under_each_policy(policy):
     assert decide(MisfireRules(policy), 0.15) == Decision(at(0), at(0))
 
 
@@ -69,9 +69,7 @@ def test_instant_late_by_a_change_of_leader_is_sent_under_each_policy(policy: Mi
         (MisfireRules(SKIP), 5.1, 5, (5, SkipReason.MISSED)),
     ],
 )
-def test_once_and_skip_send_at_most_the_newest_instant(
-    rules: MisfireRules, minutes: float, send: int | None, skipped: tuple[int, SkipReason]
-) -> None:
+def test_once_and_skip_send_at_most_the_newest_instant(rules, minutes, send, skipped):
     """The skipped range ends before the instant that is sent."""
     count, reason = skipped
     decision = decide(rules, minutes)
@@ -88,9 +86,7 @@ def test_once_and_skip_send_at_most_the_newest_instant(
         (MisfireRules(ALL, grace=150), Skipped(at(0), at(3), 3, SkipReason.MISFIRE_GRACE), range(3, 6)),
     ],
 )
-def test_all_sends_each_instant_within_limit_and_grace_oldest_first(
-    rules: MisfireRules, skipped: Skipped | None, expected: range
-) -> None:
+def test_all_sends_each_instant_within_limit_and_grace_oldest_first(rules, skipped, expected):
     decisions = decide_all(rules, at(0), at(5.5))
     assert decisions[0].skipped == skipped
     assert sent(decisions) == [at(n) for n in expected]
@@ -99,7 +95,7 @@ def test_all_sends_each_instant_within_limit_and_grace_oldest_first(
 @pytest.mark.parametrize("policy", MisfirePolicy)
 @pytest.mark.parametrize("grace", [None, 0.0, 90.0, 1e9])
 @pytest.mark.parametrize("minutes", [0, 0.15, 1, 7.3, 40])
-def test_each_instant_gets_exactly_one_verdict(policy: MisfirePolicy, grace: float | None, minutes: float) -> None:
+def test_each_instant_gets_exactly_one_verdict(policy, grace, minutes):
     decisions = decide_all(MisfireRules(policy, grace=grace, limit=5), at(0), at(minutes))
     verdicts = sent(decisions)
     for decision in decisions:
@@ -112,7 +108,7 @@ def test_each_instant_gets_exactly_one_verdict(policy: MisfirePolicy, grace: flo
 
 @pytest.mark.parametrize("policy", MisfirePolicy)
 @pytest.mark.parametrize("countable", [True, False])
-def test_year_of_missed_minutes_is_not_stepped_through(policy: MisfirePolicy, countable: bool) -> None:
+def test_year_of_missed_minutes_is_not_stepped_through(policy, countable):
     recurrence = EachMinute(countable)
     year = 365 * 24 * 60
     decision = MisfireRules(policy).decide(recurrence, at(0), at(year + 0.1))
@@ -125,7 +121,7 @@ def test_year_of_missed_minutes_is_not_stepped_through(policy: MisfirePolicy, co
 
 
 @pytest.mark.parametrize("countable", [True, False])
-def test_all_catches_up_its_limit_when_a_day_was_missed(countable: bool) -> None:
+def test_all_catches_up_its_limit_when_a_day_was_missed(countable):
     day = 24 * 60
     decision = MisfireRules(ALL).decide(EachMinute(countable), at(0), at(day + 0.1))
     first = at(day - 99)

@@ -10,11 +10,11 @@ from ha_beat.schedule.occurrence import Occurrence
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 
-def test_task_id_is_the_same_in_each_replica_and_version() -> None:
+def test_task_id_is_the_same_in_each_replica_and_version():
     assert Occurrence("report", NOON).task_id("shop") == "67d41eec-99fe-57d9-a53b-c011bf76d0d5"
 
 
-def test_task_id_differs_by_cluster_entry_and_instant() -> None:
+def test_task_id_differs_by_cluster_entry_and_instant():
     ids = {
         Occurrence("report", NOON).task_id("shop"),
         Occurrence("report", NOON).task_id("shop2"),
@@ -26,7 +26,7 @@ def test_task_id_differs_by_cluster_entry_and_instant() -> None:
     assert {uuid.UUID(task_id).version for task_id in ids} == {5}
 
 
-def test_instant_has_one_spelling() -> None:
+def test_instant_has_one_spelling():
     assert Occurrence("e", NOON).instant == "2030-01-01T12:00:00.000000+00:00"
     assert Occurrence("e", NOON + timedelta(microseconds=5)).instant == "2030-01-01T12:00:00.000005+00:00"
     elsewhere = NOON.astimezone(timezone(timedelta(hours=2))).astimezone(UTC)

@@ -77,11 +77,7 @@ def test_with_nothing_set_everything_has_its_documented_default():
         ("redis_url", "sentinel://a:26379;b:26379/0", "sentinel://a:26379;b:26379/0"),
         ("redis_url", "unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),
         ("redis_url", "none", None),
-        (
-            "redis_options",
-            '{"username": "beat", "socket_timeout": 1.5}',
-            {"username": "beat", "socket_timeout": 1.5},
-        ),
+        ("redis_options", '{"username": "beat", "socket_timeout": 1.5}', {"username": "beat", "socket_timeout": 1.5}),
         ("cluster", "shop:eu-1.a_b", "shop:eu-1.a_b"),
         ("replica", "beat-0", "beat-0"),
         ("lease_ttl", "3", 3.0),
@@ -107,7 +103,7 @@ def test_with_nothing_set_everything_has_its_documented_default():
         ("metrics_per_entry", "0", False),
     ],
 )
-def test_a_value_reads_the_same_from_a_variable_and_from_the_app(name: str, text: str, value: object):
+def test_a_value_reads_the_same_from_a_variable_and_from_the_app(name, text, value):
     from_variable = load({f"HA_BEAT_{name.upper()}": text})
     from_app = load(**{name: value})
     assert getattr(from_variable, name) == getattr(from_app, name) == value
@@ -145,13 +141,9 @@ def test_an_empty_variable_counts_as_not_set():
 
 @pytest.mark.parametrize(
     ("environ", "host"),
-    [
-        ({"POD_NAME": "beat-7f", "HOSTNAME": "h"}, "beat-7f"),
-        ({"HOSTNAME": "h"}, "h"),
-        ({"HOSTNAME": "a b\n"}, "a-b-"),
-    ],
+    [({"POD_NAME": "beat-7f", "HOSTNAME": "h"}, "beat-7f"), ({"HOSTNAME": "h"}, "h"), ({"HOSTNAME": "a b\n"}, "a-b-")],
 )
-def test_the_name_of_a_replica_defaults_to_its_host_and_process(environ: dict[str, str], host: str):
+def test_the_name_of_a_replica_defaults_to_its_host_and_process(environ, host):
     assert load(environ).replica == f"{host}:{os.getpid()}"
 
 
@@ -258,7 +250,7 @@ def test_options_are_a_copy():
         ("metrics_per_entry", 2),
     ],
 )
-def test_wrong_value_is_refused_with_its_name_and_the_valid_values(name: str, value: object):
+def test_wrong_value_is_refused_with_its_name_and_the_valid_values(name, value):
     (setting,) = (setting for setting in SETTINGS if setting.name == name)
     message = complaint(**{name: value})
     assert message.startswith(f"ha_beat_{name}=")
@@ -278,25 +270,19 @@ def test_the_message_word_by_word():
 @pytest.mark.parametrize(
     ("conf", "message"),
     [
-        (
-            {"renew_interval": 6},
-            "ha_beat_renew_interval=6.0: must be at most half of ha_beat_lease_ttl (10.0)",
-        ),
+        ({"renew_interval": 6}, "ha_beat_renew_interval=6.0: must be at most half of ha_beat_lease_ttl (10.0)"),
         (
             {"lease_ttl": 4, "command_timeout": 2},
             "ha_beat_command_timeout=2.0: must be less than half of ha_beat_lease_ttl (4.0)",
         ),
-        (
-            {"lease_ttl": 2, "poll_interval": 3},
-            "ha_beat_poll_interval=3.0: must be at most ha_beat_lease_ttl (2.0)",
-        ),
+        ({"lease_ttl": 2, "poll_interval": 3}, "ha_beat_poll_interval=3.0: must be at most ha_beat_lease_ttl (2.0)"),
         (
             {"lease_ttl": 60, "poll_interval": 20},
             "ha_beat_stall_timeout=15.0 (default): must be more than ha_beat_poll_interval (20.0)",
         ),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(conf: dict[str, object], message: str):
+def test_settings_that_contradict_each_other_are_refused(conf, message):
     assert complaint(**conf) == message
 
 
@@ -311,7 +297,7 @@ def test_settings_that_contradict_each_other_are_refused(conf: dict[str, object]
         {"lease_ttl": 3600},
     ],
 )
-def test_settings_at_the_edge_of_a_relation_are_accepted(conf: dict[str, object]):
+def test_settings_at_the_edge_of_a_relation_are_accepted(conf):
     load(**conf)
 
 
@@ -329,7 +315,7 @@ def test_a_relation_names_both_settings_as_the_user_spelled_them():
         ("CELERY_HA_BEAT_HTTP_PORT", "CELERY_HA_BEAT_HTTP_BIND"),
     ],
 )
-def test_unknown_setting_is_refused_with_the_nearest_name(key: str, nearest: str):
+def test_unknown_setting_is_refused_with_the_nearest_name(key, nearest):
     """A misspelled setting that is passed over would leave a default where the user meant something else."""
     sources: tuple[dict[str, object], dict[str, str]] = ({}, {})
     sources[1 if key.startswith("HA_") else 0][key] = "secret"
@@ -379,7 +365,7 @@ ANYTHING = st.one_of(
 
 
 @given(st.dictionaries(st.sampled_from([f"ha_beat_{name}" for name in NAMES]) | st.text(), ANYTHING))
-def test_any_value_in_the_app_is_validated(conf: dict[str, object]):
+def test_any_value_in_the_app_is_validated(conf):
     try:
         settings = Settings.load(conf, {}, "shop")
     except ConfigurationError as error:
@@ -391,7 +377,7 @@ def test_any_value_in_the_app_is_validated(conf: dict[str, object]):
 
 
 @given(st.dictionaries(st.sampled_from([f"HA_BEAT_{name.upper()}" for name in NAMES]), st.text()))
-def test_any_text_in_a_variable_is_validated(environ: dict[str, str]):
+def test_any_text_in_a_variable_is_validated(environ):
     try:
         settings = Settings.load({}, environ, "shop")
     except ConfigurationError as error:
@@ -423,7 +409,7 @@ def test_keys_are_found_before_celery_has_read_its_configuration():
 
 
 @pytest.mark.parametrize("namespace", ["CELERY", "MYAPP", "celery"])
-def test_keys_of_an_app_with_a_namespace_are_found(namespace: str):
+def test_keys_of_an_app_with_a_namespace_are_found(namespace):
     key = f"{namespace}_HA_BEAT_LEASE_TTL" if namespace.isupper() else f"{namespace}_ha_beat_lease_ttl"
     app = Celery("shop")
     app.config_from_object(module_of(**{key: 5, "MY_HA_BEAT_FLAG": 1}), namespace=namespace)
@@ -502,16 +488,13 @@ def test_keys_of_a_django_project_are_found():
         ("unix://u:pw@/run/r.sock", "unix://u:***@/run/r.sock"),
         ("sentinel://:pw@a:1;sentinel://:pw@b:2/0", "sentinel://:***@a:1;sentinel://:***@b:2/0"),
         ("sentinel://:pw@a:1;b:2", "sentinel://:***@a:1;b:2"),
-        (
-            "sentinel://a:1;sentinel://b:2?sentinel_password=pw",
-            "sentinel://a:1;sentinel://b:2?sentinel_password=***",
-        ),
+        ("sentinel://a:1;sentinel://b:2?sentinel_password=pw", "sentinel://a:1;sentinel://b:2?sentinel_password=***"),
         (":pw@h", ":***@h"),
         ("localhost:6379", "localhost:6379"),
         ("", ""),
     ],
 )
-def test_passwords_in_urls_are_hidden(url: str, shown: str):
+def test_passwords_in_urls_are_hidden(url, shown):
     assert redact_url(url) == shown
     assert redact_url(shown) == shown
 
@@ -529,7 +512,7 @@ def test_passwords_in_urls_are_hidden(url: str, shown: str):
         ]
     ),
 )
-def test_password_is_hidden_in_every_spelling(password: str, quoted: bool, form: str):
+def test_password_is_hidden_in_every_spelling(password, quoted, form):
     """The marks at both ends of the password must not be seen, even where it should have been quoted."""
     if not quoted and ("://" in password or ("?" in form and re.search("[&;]", password))):
         return  # such a URL means something else
@@ -570,7 +553,7 @@ def test_settings_never_show_a_secret():
         ("http_bind", "http://:hunter2@h:80"),
     ],
 )
-def test_error_about_a_value_does_not_show_its_secret(name: str, value: object):
+def test_error_about_a_value_does_not_show_its_secret(name, value):
     assert "hunter2" not in complaint(**{name: value})
     if isinstance(value, str):
         assert "hunter2" not in complaint({f"HA_BEAT_{name.upper()}": value})
