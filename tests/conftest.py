@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 
 pytest_plugins = ["tests.support.servers.fixtures", "tests.figures", "tests.faults.table"]
@@ -9,6 +10,12 @@ pytest_plugins = ["tests.support.servers.fixtures", "tests.figures", "tests.faul
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the slow tests too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--full"):
+        hypothesis.settings.register_profile("quick", max_examples=15)
+        hypothesis.settings.load_profile("quick")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

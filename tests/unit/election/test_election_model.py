@@ -15,13 +15,13 @@ from tests.guards import WATCHED
 from tests.unit.election.simulation import CLOCK_ERROR, COMMAND_TIMEOUT, FAULTS_UNTIL, LONGEST_DELAY, TIMING, Simulation
 
 SEEDS = st.integers(0, 2**32)
-quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+reproducible = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 #: After the last fault: a command under way lands, is watched for a ttl by a slow clock, and is taken over.
 RECOVERY = LONGEST_DELAY + 1.1 * TIMING.ttl + 4 * TIMING.poll_interval + 2 * COMMAND_TIMEOUT
 
 
-@quick
+@reproducible
 @given(seed=SEEDS, often=st.booleans())
 def test_at_most_one_replica_trusts_its_term(seed, often):
     """Without presence, trust alone is exclusive: lost, late and delayed commands, pauses, crashes, bad clocks."""
@@ -32,7 +32,7 @@ def test_at_most_one_replica_trusts_its_term(seed, often):
     assert len(run.leaders) > 1, "nothing happened in this run"
 
 
-@quick
+@reproducible
 @given(seed=SEEDS)
 def test_with_presence_at_most_one_term_is_accepted(seed):
     """A leader that was merely cut off is replaced before its trust ends; the store refuses it from then on."""
@@ -40,7 +40,7 @@ def test_with_presence_at_most_one_term_is_accepted(seed):
     assert run.violations == []
 
 
-@quick
+@reproducible
 @given(seed=SEEDS, presence=st.booleans())
 def test_after_the_faults_one_replica_leads_and_keeps_leading(seed, presence):
     """Liveness; and no changes of leader without a cause."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
+from unittest.mock import Mock
 
 import pytest
 
 from ha_beat import events
-from ha_beat.clock import SystemClock
 from ha_beat.election.elector import Elector, Eligibility
 from ha_beat.election.leader_handle import LeaderHandle
 from ha_beat.election.state_machine import Leader, Standby, Timing
@@ -19,6 +20,7 @@ from ha_beat.reasons import ForbiddenReason, TermEnd, TermStart
 from ha_beat.store.lease import Term
 from ha_beat.store.presence import Presence, PresenceError
 from ha_beat.testing import MemoryLeaseStore, MemoryPresence, SettableClock
+from tests.support.events import EventLog
 from tests.support.leases import replica
 from tests.support.servers import wait_for
 
@@ -344,86 +346,56 @@ def test_presence_failure_is_reported_at_the_second_attempt(bench: Bench):
     assert len(bench.heard(events.PresenceUnavailable)) == 1
 
 
-# ------------------------------------------------------------------------------------- the thread itself
+# --- Thread
 
 
-FAST = Timing(ttl=2.0, renew_interval=0.1, poll_interval=0.05, stall_timeout=30.0)
-
-
-def started(store: Any, presence: Any, emit: Callable[[events.Event], None], name: str = "one") -> Elector:
-    elector = Elector(store, presence, replica(name), FAST, SystemClock(), emit)
+@contextmanager
+def running(emit: Callable[[events.Event], None]) -> Iterator[tuple[MemoryLeaseStore, Elector]]:
+    """Run the thread of an elector whose clock advances as it waits, until it leads."""
+    clock = SettableClock()
+    store = MemoryLeaseStore(clock)
+    elector = Elector(store, MemoryPresence(store, clock), replica(), replace(TIMING, stall_timeout=1e12), clock, emit)
     elector.start()
-    return elector
+    try:
+        wait_for(lambda: elector.handle.term, 10, "a first term")
+        yield store, elector
+    finally:
+        elector.close(lambda _: None)
 
 
 @pytest.mark.parametrize("method", ["observe", "acquire", "renew"])
 @pytest.mark.parametrize("error", [ValueError("bug"), MemoryError(), StoreUnavailable("x"), OSError(5)])
-def test_exception_ends_the_term_and_not_the_thread(method, error):
-    """After any exception the replica does not lead, and it campaigns again once the fault is over."""
-    clock = SystemClock()
-    store, told = MemoryLeaseStore(clock), []
-    elector = started(store, MemoryPresence(store, clock), told.append)
-    try:
-        wait_for(lambda: elector.handle.term, 10, "a first term")
-        real = getattr(store, method)
-
-        def fail(*_: object) -> None:
-            raise error
-
-        setattr(store, method, fail)
-        if method != "renew":
-            store.lose_state()
-        wait_for(lambda: any(isinstance(event, events.TermEnded) for event in told), 10, "the end of the term")
-        time.sleep(0.3)
-        if method != "renew":
-            assert elector.handle.term is None
-        setattr(store, method, real)
+def test_exception_ends_the_term_and_not_the_thread(method, error, monkeypatch):
+    told = EventLog()
+    with running(told.append) as (store, elector):
+        with monkeypatch.context() as patch:
+            patch.setattr(store, method, Mock(side_effect=error))
+            if method != "renew":
+                store.lose_state()
+            wait_for(lambda: told.of(events.TermEnded), 10, "the end of the term")
+            time.sleep(0.05)  # many times the lease on the elector's clock
+            if method != "renew":
+                assert elector.handle.term is None
         wait_for(lambda: elector.handle.term, 15, "another term")
         assert elector.handle.running
-        failed = [event for event in told if isinstance(event, events.ElectionFailed)]
-        if isinstance(error, StoreUnavailable):
-            assert failed == []
-        else:
-            assert len(failed) >= 1
-    finally:
-        elector.close(lambda _: None)
+    assert bool(told.of(events.ElectionFailed)) is not isinstance(error, StoreUnavailable)
 
 
 def test_failing_subscriber_does_not_cost_the_lease():
-    """An error in a metric must not end the term."""
-    clock, hub = SystemClock(), events.Events()
-
-    def broken(_: events.Event) -> None:
-        raise RuntimeError("broken subscriber")
-
-    hub.subscribe(broken)
-    store = MemoryLeaseStore(clock)
-    elector = started(store, MemoryPresence(store, clock), hub.emit)
-    try:
-        wait_for(lambda: elector.handle.term, 10, "a term")
-        epoch = elector.handle.term.epoch if elector.handle.term else 0
-        time.sleep(0.5)
-        assert elector.handle.term is not None
+    hub = events.Events()
+    hub.subscribe(Mock(side_effect=RuntimeError("broken subscriber")))
+    with running(hub.emit) as (store, elector):
+        epoch = store.record.epoch
+        time.sleep(0.05)
         assert elector.handle.term.epoch == epoch
-    finally:
-        elector.close(lambda _: None)
 
 
-def test_forbidden_replicas_keep_their_thread():
-    """The cluster name belongs to another app. The thread waits for the operator."""
-    clock = SystemClock()
-    store, told = MemoryLeaseStore(clock), []
-
-    def refuse(*_: object) -> None:
-        raise ForeignApp("c", "ours", "theirs")
-
-    store.acquire = refuse  # type: ignore[assignment, method-assign]
-    elector = started(store, MemoryPresence(store, clock), told.append)
-    try:
-        wait_for(lambda: any(isinstance(event, events.LeadingForbidden) for event in told), 10, "the refusal")
-        time.sleep(0.3)
+def test_forbidden_replica_keeps_its_thread_and_does_not_lead(monkeypatch):
+    told = EventLog()
+    with running(told.append) as (store, elector):
+        monkeypatch.setattr(store, "acquire", Mock(side_effect=ForeignApp("c", "ours", "theirs")))
+        store.lose_state()
+        wait_for(lambda: told.of(events.LeadingForbidden), 10, "the refusal")
+        time.sleep(0.05)
         assert elector.handle.running
-        assert threading.active_count() > 1
         assert not isinstance(elector.state, Leader)
-    finally:
-        elector.close(lambda _: None)

@@ -12,8 +12,8 @@ from tests.support.entries import scheduled, state_of
 def test_upcoming_does_not_trigger_a_garbage_collection():
     """With 50,000 entries a collection stops the main loop for a second, and the status asks every two seconds."""
     queue, now = DueQueue(), datetime.now(UTC)
-    for number in range(20_000):
-        queue.put(state_of(scheduled(f"e{number}", every=None)), now + timedelta(seconds=(number * 7919) % 20_000))
+    for number in range(10_000):
+        queue.put(state_of(scheduled(f"e{number}", every=None)), now + timedelta(seconds=(number * 7919) % 10_000))
     gc.collect()
     before = gc.get_stats()[0]["collections"]
     upcoming = queue.upcoming(20)
