@@ -134,7 +134,7 @@ def test_the_margin_bears_a_slow_leader_and_a_fast_standby(timing, holds):
 )
 def test_the_simulation_finds_what_goes_wrong_without(without):
     """Each guard taken out breaks a promise in one of these runs; a simulation that can't fail shows nothing."""
-    for seed in range(200):
+    for seed in range(30, 230):
         if Simulation(seed, presence=False, **without).run(FAULTS_UNTIL).violations:  # type: ignore[arg-type]
             return
     pytest.fail("no run went wrong")
