@@ -91,6 +91,7 @@ class BeatLoop:
         self._stall_timeout = stall_timeout
         self._clock = clock or SystemClock()
         self._pid = 0
+        self._monitored = False
         self._started = False
         self._failure = ""
         self._failing_since = 0.0
@@ -152,10 +153,13 @@ class BeatLoop:
         if runtime is None or self._pid != os.getpid():
             runtime = self.runtime = self._assemble()
             self._pid = os.getpid()
-            self._started = False
+            self._monitored = self._started = False
         runtime.elector.keep_running()
-        if not self._started:
+        # Apart, because a source that fails to start is started again in the next turn.
+        if not self._monitored:
             runtime.monitoring.start(runtime.source.digest())
+            self._monitored = True
+        if not self._started:
             runtime.source.start(runtime)
             self._started = True
         return runtime

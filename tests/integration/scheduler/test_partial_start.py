@@ -71,6 +71,22 @@ def test_threads_that_could_not_start_are_started_later(replica: HAScheduler, mo
     assert "RuntimeError: can't start new thread" in failures
 
 
+def test_monitoring_is_started_once_if_the_source_starts_late(
+    replica: HAScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example django-celery-beat's source cannot start its thread at first."""
+    failures = iter([RuntimeError("can't start new thread")])
+
+    def start(_: object) -> None:
+        for failure in failures:
+            raise failure
+
+    monkeypatch.setattr(replica.schedule_source, "start", start)
+    before = sum(thread.name == "ha_beat-poller" for thread in threading.enumerate())
+    wait_for(lambda: leads(replica), 20, "a term")
+    assert sum(thread.name == "ha_beat-poller" for thread in threading.enumerate()) == before + 1
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_election_whose_thread_ended_is_restarted_and_logged(replica: HAScheduler, caplog, monkeypatch):
     """For example a library raises SystemExit in a log handler."""
