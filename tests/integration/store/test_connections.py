@@ -1,4 +1,4 @@
-"""The links to Redis: what a user's limits must not take from them."""
+"""Links to Redis under the user's own settings."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def by_broker(server: RedisServer) -> Link:
 
 
 @pytest.mark.parametrize("make", [by_url, by_broker])
-def test_a_limit_on_connections_leaves_room_for_presence(
+def test_connection_limit_of_one_leaves_a_second_for_presence(
     make: Callable[[RedisServer], Link], shared_redis: RedisServer
-) -> None:
-    """Its connection is held all the time: with no other, no renewal would get through."""
+):
+    """Presence holds its connection all the time, and renewals need another one."""
     client = make(shared_redis).client()
     listener = client.pubsub()
     listener.subscribe("channel")
@@ -37,19 +37,16 @@ def test_a_limit_on_connections_leaves_room_for_presence(
     listener.close()
 
 
-def test_bytes_that_are_no_text_make_no_reply_unreadable(shared_redis: RedisServer) -> None:
-    """A corrupt record is readable with any decoding options."""
+@pytest.mark.parametrize(("query", "options"), [("", {"decode_responses": True}), ("?decode_responses=1", {})])
+def test_bytes_that_are_not_text_are_readable(query: str, options: Any, shared_redis: RedisServer):
+    """A corrupt record must not make the whole reply unreadable."""
     shared_redis.client().hset("hash", mapping={"good": "1", "bad": b"\xff"})
-    for url, options in (
-        (shared_redis.url, {"decode_responses": True}),
-        (f"{shared_redis.url}?decode_responses=1", {}),
-    ):
-        found = link_to(url, options, 2.5, "key").client().hgetall("hash")
-        assert found == {b"good": b"1", b"bad": b"\xff"}
+    link = link_to(shared_redis.url + query, options, 2.5, "key")
+    assert link.client().hgetall("hash") == {b"good": b"1", b"bad": b"\xff"}
 
 
 class Flushed(redis.Redis):
-    """A client beside which another one empties the script cache, whenever it has sent something."""
+    """Client that empties the script cache after each of its commands."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         try:
@@ -59,8 +56,8 @@ class Flushed(redis.Redis):
                 self.script_flush()
 
 
-def test_a_script_runs_though_the_script_cache_is_emptied_all_the_time(shared_redis: RedisServer) -> None:
-    """Between loading and calling it, too: else a leader loses the lease, and a batch looks like an entry's fault."""
+def test_script_runs_while_another_client_empties_the_cache(shared_redis: RedisServer):
+    """Also between load and call. Otherwise a leader would lose the lease, or an entry would get the blame."""
     script = Script("observe")
     with Flushed.from_url(shared_redis.url) as client:
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""The connection by which Redis knows that a replica lives, on a real Redis behind a proxy."""
+"""Presence connection of a replica, on a real Redis behind a proxy."""
 
 from __future__ import annotations
 
@@ -41,23 +41,25 @@ def wait_until_lost(presence: RedisPresence, seconds: float = 10.0) -> None:
             presence.wait(0.05)
 
 
-def test_each_connection_has_a_channel_of_its_own(presence: RedisPresence) -> None:
-    """A standby that saw the last one end must not take this one for absent."""
+def test_each_connection_has_another_channel(presence: RedisPresence):
+    """A standby that saw the previous one end must not count this one as absent."""
     presence.open()
     first = presence.channel
     presence.open()
     assert presence.channel not in ("", first)
 
 
-def test_a_cut_is_noticed(presence: RedisPresence, proxy: TcpProxy) -> None:
+@pytest.mark.parametrize("fault", ["cut", "blackhole"])
+def test_lost_connection_is_detected(presence: RedisPresence, proxy: TcpProxy, fault: str):
+    """When a machine or a path dies, the end of the connection does not arrive."""
     presence.open()
-    proxy.cut()
+    getattr(proxy, fault)()
     wait_until_lost(presence)
     assert presence.channel == ""
 
 
-def test_a_connection_that_comes_back_by_itself_counts_as_lost(shared_redis: RedisServer, proxy: TcpProxy) -> None:
-    """Clients of the user's making connect again in silence; but the holder was away, or this is another server."""
+def test_connection_that_the_client_restores_counts_as_lost(shared_redis: RedisServer, proxy: TcpProxy):
+    """A client of the user may connect again without an error, but the holder was away or the server is another."""
     client = redis.Redis.from_url(proxy.url(shared_redis.url), retry=Retry(NoBackoff(), 3))
     presence = RedisPresence(lambda: client, KEYS, SystemClock(), ping_interval=1.0)
     presence.open()
@@ -66,17 +68,8 @@ def test_a_connection_that_comes_back_by_itself_counts_as_lost(shared_redis: Red
     presence.close()
 
 
-def test_a_server_that_stops_answering_is_noticed(presence: RedisPresence, proxy: TcpProxy) -> None:
-    """No end of the connection arrives when a machine or a path dies."""
-    presence.open()
-    proxy.blackhole()
-    wait_until_lost(presence)
-
-
-def test_one_that_answers_is_kept(presence: RedisPresence) -> None:
-    """Over several pings."""
+def test_connection_that_answers_pings_is_kept(presence: RedisPresence):
     presence.open()
     channel = presence.channel
-    for _ in range(20):
-        assert not presence.wait(0.05)
+    assert not any(presence.wait(0.05) for _ in range(20))
     assert presence.channel == channel

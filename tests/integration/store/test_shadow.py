@@ -1,9 +1,8 @@
-"""A standby's shadow of the ledger, on a real Redis: kept from the journal, and never at the election's cost."""
+"""Shadow of the ledger in a standby, fed from the journal of a real Redis."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,125 +14,108 @@ from ha_beat.election.elector import Elector
 from ha_beat.election.state_machine import Timing
 from ha_beat.reasons import TermEnd
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import Replica
 from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.shadow import Shadow, ShadowFeed
 from ha_beat.testing import MemoryLeaseStore, MemoryPresence
+from tests.support.events import EventLog
+from tests.support.leases import replica
 from tests.support.servers import RedisServer, wait_for
 
 KEYS = Keys("feed")
 NOW = datetime.now(UTC).replace(microsecond=0)
+NEXT = NOW + timedelta(seconds=1)
 
 
-@dataclass
-class Desk:
+class Followed:
     """A ledger, its journal and a shadow that follows them."""
 
-    client: Any
-    shadow: Shadow = field(default_factory=Shadow)
-
-    def __post_init__(self) -> None:
+    def __init__(self, server: RedisServer) -> None:
+        self.client = server.client()
+        self.shadow = Shadow()
         self.feed = ShadowFeed(lambda: self.client, KEYS, self.shadow, SystemClock())
         self.client.hset(KEYS.ledger, "m:gen", "g")
 
     def enqueue(self, entry: str, at: datetime, record: str | None = None, number: object = None) -> None:
-        """As the script would; ``record`` and ``number`` are of another hand."""
+        """Write as the script does, except for the given content or number of the journal's record."""
         self.client.hset(KEYS.ledger, f"e:{entry}", LedgerRow(at, "enqueued").encoded())
         n = self.client.hincrby(KEYS.ledger, "m:journal", 1)
         content = json.dumps({"verdict": "enqueued", "entry": entry, "base": to_micros(at)})
         self.client.xadd(KEYS.journal, {"n": n if number is None else number, "d": record or content})
 
+    def position(self, entry: str = "e") -> datetime | None:
+        """Return the shadow's position after a poll."""
+        self.feed.poll()
+        return self.shadow.position(entry)
+
 
 @pytest.fixture
-def desk(shared_redis: RedisServer) -> Desk:
-    return Desk(shared_redis.client())
+def followed(shared_redis: RedisServer) -> Followed:
+    """The shadow has the entry ``e``."""
+    made = Followed(shared_redis)
+    made.enqueue("e", NOW)
+    assert made.position() == NOW
+    return made
 
 
-@pytest.mark.parametrize("record", ["{", "[]", "7", '{"base": "soon", "entry": "e"}', '{"base": 1e300, "entry": "e"}'])
-def test_a_record_that_cannot_be_read_makes_it_read_the_ledger(desk: Desk, record: str) -> None:
-    desk.enqueue("e", NOW)
-    desk.feed.poll()
-    desk.enqueue("e", NOW + timedelta(seconds=1), record=record)
-    desk.feed.poll()
-    assert desk.shadow.position("e") == NOW + timedelta(seconds=1)
-    desk.enqueue("e", NOW + timedelta(seconds=2))
-    desk.feed.poll()
-    assert desk.shadow.position("e") == NOW + timedelta(seconds=2)
+@pytest.mark.parametrize(
+    ("record", "number"),
+    [
+        *((record, None) for record in ("{", "[]", "7", '{"base": "soon", "entry": "e"}')),
+        ('{"base": 1e300, "entry": "e"}', None),
+        ('{"of": "another program"}', "none"),
+    ],
+)
+def test_unreadable_record_makes_the_feed_read_the_ledger(followed: Followed, record: str, number: str | None):
+    followed.enqueue("e", NEXT, record, number)
+    assert followed.position() == NEXT
+    followed.enqueue("e", NEXT + timedelta(seconds=1))
+    assert followed.position() == NEXT + timedelta(seconds=1)
 
 
-def test_a_record_without_a_number_makes_it_read_the_ledger(desk: Desk) -> None:
-    desk.enqueue("e", NOW)
-    desk.feed.poll()
-    desk.enqueue("e", NOW + timedelta(seconds=1), record='{"of": "somebody else"}', number="none")
-    desk.feed.poll()
-    assert desk.shadow.position("e") == NOW + timedelta(seconds=1)
+def test_trimmed_records_make_the_feed_read_the_ledger(followed: Followed):
+    """Only their numbers show that some are missing."""
+    followed.enqueue("e", NEXT)
+    followed.client.xtrim(KEYS.journal, maxlen=0)
+    followed.enqueue("other", NOW)
+    assert followed.position() == NEXT
 
 
-def test_trimmed_records_make_the_feed_read_the_ledger(desk: Desk) -> None:
-    """The stream does not say that some are missing; their numbers do."""
-    desk.enqueue("e", NOW)
-    desk.feed.poll()
-    desk.enqueue("e", NOW + timedelta(seconds=1))
-    desk.client.xtrim(KEYS.journal, maxlen=0)
-    desk.enqueue("other", NOW)
-    desk.feed.poll()
-    assert desk.shadow.position("e") == NOW + timedelta(seconds=1)
+def test_deleted_journal_makes_the_feed_read_the_ledger(followed: Followed):
+    followed.enqueue("e", NEXT)
+    followed.client.delete(KEYS.journal)
+    assert followed.position() == NEXT
 
 
-def test_a_journal_that_is_gone_altogether_makes_it_read_the_ledger(desk: Desk) -> None:
-    desk.enqueue("e", NOW)
-    desk.feed.poll()
-    desk.enqueue("e", NOW + timedelta(seconds=1))
-    desk.client.delete(KEYS.journal)
-    desk.feed.poll()
-    assert desk.shadow.position("e") == NOW + timedelta(seconds=1)
+def test_new_incarnation_of_the_ledger_moves_no_position_back(followed: Followed):
+    followed.client.hset(KEYS.ledger, "m:gen", "another")
+    followed.client.hset(KEYS.ledger, "e:e", LedgerRow(NOW - timedelta(seconds=9), "armed").encoded())
+    followed.client.hset(KEYS.ledger, "e:f", LedgerRow(NOW, "armed").encoded())
+    assert (followed.position("e"), followed.position("f"), followed.shadow.gen) == (NOW, NOW, "another")
 
 
-def test_new_incarnation_of_the_ledger_moves_no_position_back(desk: Desk) -> None:
-    desk.enqueue("e", NOW)
-    desk.feed.poll()
-    desk.client.hset(KEYS.ledger, "m:gen", "another")
-    desk.client.hset(KEYS.ledger, "e:e", LedgerRow(NOW - timedelta(seconds=9), "armed").encoded())
-    desk.client.hset(KEYS.ledger, "e:f", LedgerRow(NOW, "armed").encoded())
-    desk.feed.poll()
-    assert (desk.shadow.gen, desk.shadow.position("e"), desk.shadow.position("f")) == ("another", NOW, NOW)
-
-
-def test_a_standby_that_cannot_follow_still_campaigns() -> None:
-    """A failure in following is reported once, and the election continues."""
-    clock = SystemClock()
-    told: list[events.Event] = []
+def test_standby_that_cannot_follow_campaigns():
+    """The failure is reported once."""
+    clock, seen = SystemClock(), EventLog()
     store = MemoryLeaseStore(clock)
-    other = Elector(
-        store,
-        MemoryPresence(store, clock),
-        Replica("leads", "host", 1, "0", "app"),
-        Timing(1.0, 0.2, 0.05, 30.0),
-        clock,
-        lambda _: None,
-    )
-    other.start()
-    wait_for(lambda: other.handle.term, 10, "a leader")
+
+    def elector(name: str, emit: Any, **more: Any) -> Elector:
+        timing = Timing(1.0, 0.2, 0.05, 30.0)
+        made = Elector(store, MemoryPresence(store, clock), replica(name), timing, clock, emit, **more)
+        made.start()
+        return made
 
     def broken() -> None:
         raise KeyError("a bug")
 
-    follower = Elector(
-        store,
-        MemoryPresence(store, clock),
-        Replica("follows", "host", 2, "0", "app"),
-        Timing(1.0, 0.2, 0.05, 30.0),
-        clock,
-        told.append,
-        follow=broken,
-    )
-    follower.start()
+    other = elector("leads", lambda _: None)
+    wait_for(lambda: other.handle.term, 10, "a leader")
+    follower = elector("follows", seen.append, follow=broken)
     try:
-        wait_for(lambda: any(isinstance(event, events.FollowFailed) for event in told), 10, "word of it")
+        wait_for(lambda: seen.of(events.FollowFailed), 10, "the report")
         other.close(lambda term: store.release(term, TermEnd.SHUTDOWN))
-        wait_for(lambda: follower.handle.term, 10, "its turn")
-        assert not any(isinstance(event, events.ElectionFailed) for event in told)
-        assert sum(isinstance(event, events.FollowFailed) for event in told) == 1
+        wait_for(lambda: follower.handle.term, 10, "the follower's term")
+        assert not seen.of(events.ElectionFailed)
+        assert len(seen.of(events.FollowFailed)) == 1
     finally:
-        for elector in (other, follower):
-            elector.close(lambda _: None)
+        for made in (other, follower):
+            made.close(lambda _: None)

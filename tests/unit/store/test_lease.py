@@ -18,5 +18,5 @@ from ha_beat.store.lease import fence_reason
         ("other_server", TermEnd.SERVER_CHANGED),
     ],
 )
-def test_fence_code_tells_why_the_term_ended(code: str, reason: TermEnd) -> None:
+def test_fence_code_gives_the_reason_of_the_end(code: str, reason: TermEnd):
     assert fence_reason(code) is reason
