@@ -11,25 +11,27 @@ from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import PublishOutcome
 
 
+@dataclass
 class FixedLink:
-    """A link whose client is given."""
+    """Link whose client is given."""
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    fixed: Any
 
     def client(self) -> Any:
-        return self._client
+        return self.fixed
 
 
 @dataclass
 class FakePublisher:
-    """A broker that gives the prepared outcomes, message by message, and then accepts."""
+    """Broker that gives the prepared outcomes, message by message, and then accepts."""
 
     outcomes: list[Sent | Exception] = field(default_factory=list)
     accepted: list[str] = field(default_factory=list)
-    #: Why the broker can't be reached; checked before anything is claimed.
+    #: Why the broker is unreachable; checked before anything is claimed.
     away: str = ""
-    before_send: Callable[[], object] = lambda: None
+    #: Called with the number of the send, from 1.
+    before_send: Callable[[int], object] = lambda _: None
+    sends: int = 0
 
     def prepare(self, *_: Any) -> Any:
         raise NotImplementedError
@@ -39,7 +41,8 @@ class FakePublisher:
             raise StoreUnavailable(self.away, acted=False)
 
     def send(self, message: Any) -> Sent:
-        self.before_send()
+        self.sends += 1
+        self.before_send(self.sends)
         sent = self.outcomes.pop(0) if self.outcomes else Sent(PublishOutcome.ACCEPTED)
         if isinstance(sent, Exception):
             raise sent
