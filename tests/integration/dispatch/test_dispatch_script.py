@@ -1,9 +1,9 @@
-"""The dispatch script enqueues and records atomically, under one term, once."""
+"""Dispatch script: it enqueues and records atomically, under one term, once."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,23 +15,22 @@ from ha_beat.dispatch import Answer, FencedOff, Operation
 from ha_beat.dispatch.capture import RedisCommands
 from ha_beat.errors import StoreRefused
 from ha_beat.reasons import AnswerKind, TermEnd
-from ha_beat.store.lease import Acquired, Expected, RedisLeaseStore, Renewed, Term
+from ha_beat.store.lease import RedisLeaseStore, Renewed, Term
 from ha_beat.store.ledger import Ledger, LedgerRow
 from tests.integration.store.conftest import KEYS, RedisBench
 from tests.support.dispatchers import atomic_dispatcher
-from tests.support.leases import acquire, attempt
+from tests.support.leases import acquire, attempt, current
 from tests.support.servers import RedisServer
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 
 class Leader:
-    """A leader with an atomic dispatcher, and the state that it leaves."""
+    """Leader with an atomic dispatcher, and the state that it leaves."""
 
     def __init__(self, bench: RedisBench) -> None:
         self.client: Any = bench.client
-        self.store = RedisLeaseStore(lambda: bench.client, KEYS)
-        self.ledger = Ledger(lambda: bench.client, KEYS)
+        self.store = bench.store
         self.dispatcher = atomic_dispatcher(bench.client, KEYS)
         self.term = self.lead()
 
@@ -41,14 +40,21 @@ class Leader:
     def submit(self, *operations: Operation, term: Term | None = None) -> list[Answer]:
         return self.dispatcher.submit(term or self.term, operations)
 
+    def kinds(self, *operations: Operation, term: Term | None = None) -> list[str]:
+        """Submit a batch and return the kinds of its answers."""
+        return [answer.kind for answer in self.submit(*operations, term=term)]
+
     def messages(self, queue: str = "queue") -> list[str]:
         """Return the queue's messages, oldest first."""
         return [message.decode() for message in reversed(self.client.lrange(queue, 0, -1))]
 
-    def journal(self) -> list[dict[str, Any]]:
-        """Return the journal's records, except for the changes of leader."""
+    def rows(self) -> dict[str, str]:
+        return Ledger(lambda: self.client, KEYS).read()
+
+    def journal(self) -> list[str]:
+        """Return the entries of the journal's records, except for the changes of leader."""
         records = [json.loads(fields[b"d"]) for _, fields in self.client.xrange(KEYS.journal)]
-        return [record for record in records if record.get("kind") != "term"]
+        return [record["entry"] for record in records if record.get("kind") != "term"]
 
 
 @pytest.fixture
@@ -56,9 +62,18 @@ def leader(bench: RedisBench) -> Leader:
     return Leader(bench)
 
 
+@pytest.fixture
+def server_leader(server_bench: RedisBench) -> Leader:
+    """Only on servers with their own process."""
+    return Leader(server_bench)
+
+
 def row(minutes: int = 0, **changes: Any) -> str:
     values: dict[str, Any] = {"base": NOON + timedelta(minutes=minutes), "verdict": "enqueued", "rev": minutes + 1}
     return LedgerRow(**{**values, **changes}).encoded()
+
+
+SKIPPED = row(verdict="skipped")
 
 
 def push(value: str = "message", queue: str = "queue") -> tuple[str, ...]:
@@ -66,67 +81,59 @@ def push(value: str = "message", queue: str = "queue") -> tuple[str, ...]:
 
 
 def operation(
-    entry: str = "a",
-    expected: str = "",
-    new: str | None = None,
-    commands: Sequence[tuple[str, ...]] = (push(),),
+    entry: str = "a", expected: str = "", new: str | None = None, commands: Sequence[tuple[str, ...]] = (push(),)
 ) -> Operation:
     message = RedisCommands(tuple(commands)) if commands else None
     return Operation(entry, expected, new or row(), (json.dumps({"entry": entry}),), message)
 
 
-def kinds(answers: Sequence[Answer]) -> list[str]:
-    return [answer.kind for answer in answers]
+def step(number: int) -> Operation:
+    """Return a step of the request ``r``."""
+    return replace(operation(), row="", request="r", step=number)
 
 
 def test_operation_enqueues_records_and_journals(leader: Leader):
-    assert kinds(leader.submit(operation())) == ["done"]
-    assert leader.messages() == ["message"]
-    assert leader.ledger.read() == {"a": row()}
-    assert leader.journal() == [{"entry": "a"}]
+    assert leader.kinds(operation()) == ["done"]
+    assert (leader.messages(), leader.rows(), leader.journal()) == (["message"], {"a": row()}, ["a"])
 
 
 def test_repeated_batch_changes_nothing(leader: Leader):
     """The reply was lost, and the leader submits the batch again."""
     batch = [operation("a"), operation("b")]
-    assert kinds(leader.submit(*batch)) == ["done", "done"]
-    assert kinds(leader.submit(*batch)) == ["mine", "mine"]
-    assert leader.messages() == ["message", "message"]
-    assert len(leader.journal()) == 2
+    assert leader.kinds(*batch) == ["done", "done"]
+    assert leader.kinds(*batch) == ["mine", "mine"]
+    assert (leader.messages(), leader.journal()) == (["message"] * 2, ["a", "b"])
 
 
 def test_partly_done_batch_is_completed(leader: Leader):
     leader.submit(operation("a"))
-    assert kinds(leader.submit(operation("a"), operation("b"))) == ["mine", "done"]
-    assert leader.messages() == ["message", "message"]
+    assert leader.kinds(operation("a"), operation("b")) == ["mine", "done"]
+    assert leader.messages() == ["message"] * 2
 
 
 def test_unexpected_row_is_left_alone(leader: Leader):
     """Another leader has dispatched the entry: there is no message, and the answer has the row."""
     leader.submit(operation(new=row(1)))
     answers = leader.submit(operation(expected="", new=row(2)), operation("b"))
-    assert answers[0] == Answer(AnswerKind.MOVED, row(1))
-    assert answers[1].kind == "done"
-    assert leader.ledger.read()["a"] == row(1)
-    assert leader.messages() == ["message", "message"]
+    assert answers == [Answer(AnswerKind.MOVED, row(1)), Answer(AnswerKind.DONE)]
+    assert leader.rows()["a"] == row(1)
+    assert leader.messages() == ["message"] * 2
 
 
 def test_missing_row_is_unexpected(leader: Leader):
-    answers = leader.submit(operation(expected=row(1), new=row(2)))
-    assert answers == [Answer(AnswerKind.MOVED, "")]
+    assert leader.submit(operation(expected=row(1), new=row(2))) == [Answer(AnswerKind.MOVED, "")]
     assert leader.messages() == []
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"epoch": 1}, {"nonce": "another"}, {"gen": "another"}, {"run_id": "another"}],
-    ids=["epoch", "nonce", "gen", "run_id"],
-)
-def test_batch_under_another_term_is_refused_whole(server_bench: RedisBench, change: dict[str, Any]):
-    leader = Leader(server_bench)
+# --- Terms
+
+
+@pytest.mark.parametrize("field", ["epoch", "nonce", "gen", "run_id"])
+def test_batch_under_another_term_is_refused_whole(server_leader: Leader, field: str):
+    other = replace(server_leader.term, **{field: 1 if field == "epoch" else "another"})
     with pytest.raises(FencedOff):
-        leader.submit(operation("a"), operation("b"), term=replace(leader.term, **change))
-    assert (leader.messages(), leader.ledger.read(), leader.journal()) == ([], {}, [])
+        server_leader.submit(operation("a"), operation("b"), term=other)
+    assert (server_leader.messages(), server_leader.rows(), server_leader.journal()) == ([], {}, [])
 
 
 def test_old_leader_enqueues_nothing_after_a_takeover(leader: Leader):
@@ -134,7 +141,7 @@ def test_old_leader_enqueues_nothing_after_a_takeover(leader: Leader):
     with pytest.raises(FencedOff) as caught:
         leader.submit(operation(), term=old)
     assert caught.value.reason is TermEnd.SUPERSEDED
-    assert kinds(leader.submit(operation(), term=new)) == ["done"]
+    assert leader.kinds(operation(), term=new) == ["done"]
 
 
 def test_leader_enqueues_nothing_after_its_own_release(leader: Leader):
@@ -148,44 +155,46 @@ def test_leader_enqueues_nothing_after_its_own_release(leader: Leader):
 
 def test_clone_with_the_same_nonce_is_refused_by_epoch(leader: Leader):
     """Two clones of a machine may draw the same nonce."""
-    record = leader.store.observe().record
-    assert record is not None
-    twin = leader.store.acquire(attempt("two", leader.term.nonce), Expected(record.epoch, record.seq), 0)
-    assert isinstance(twin, Acquired)
+    twin = leader.store.acquire(attempt("two", leader.term.nonce), current(leader.store), 0).term
     with pytest.raises(FencedOff):
         leader.submit(operation())
     assert leader.messages() == []
-    assert kinds(leader.submit(operation(), term=twin.term)) == ["done"]
+    assert leader.kinds(operation(), term=twin) == ["done"]
 
 
-@pytest.mark.parametrize("lost", ["lease", "ledger", "both"])
-def test_lost_lease_or_ledger_refuses_the_batch(leader: Leader, lost: str):
+@pytest.mark.parametrize("lost", [[KEYS.lease], [KEYS.ledger], [KEYS.lease, KEYS.ledger]])
+def test_lost_lease_or_ledger_refuses_the_batch(leader: Leader, lost: list[str]):
     """After FLUSHALL, or if one key was deleted."""
-    for key, name in ((KEYS.lease, "lease"), (KEYS.ledger, "ledger")):
-        if lost in (name, "both"):
-            leader.client.delete(key)
+    leader.client.delete(*lost)
     with pytest.raises(FencedOff):
         leader.submit(operation())
-    assert leader.messages() == []
-    assert leader.ledger.read() == {}
+    assert (leader.messages(), leader.rows()) == ([], {})
+
+
+def test_two_leaders_with_one_term_enqueue_an_occurrence_once(leader: Leader):
+    """This cannot happen; the compare-and-set on the row prevents a second message all the same."""
+    assert leader.kinds(operation(new=row(1, nonce="x"))) == ["done"]
+    assert leader.kinds(operation(new=row(1, nonce="y"))) == ["moved"]
+    assert leader.messages() == ["message"]
+
+
+# --- Messages and records
 
 
 def test_queue_key_of_another_type_fails_only_its_own_entry(leader: Leader):
     """A script does not roll back: the row must not be written, and the other operations must go on."""
     leader.client.set("taken", "not a list")
     answers = leader.submit(operation("a"), operation("b", commands=[push(queue="taken")]), operation("c"))
-    assert kinds(answers) == ["done", "error", "done"]
+    assert [answer.kind for answer in answers] == ["done", "error", "done"]
     assert "taken" in answers[1].detail
-    assert sorted(leader.ledger.read()) == ["a", "c"]
-    assert [record["entry"] for record in leader.journal()] == ["a", "c"]
+    assert (sorted(leader.rows()), leader.journal()) == (["a", "c"], ["a", "c"])
 
 
 def test_message_is_not_sent_if_one_of_its_queues_has_another_type(leader: Leader):
     """The type is checked before anything is written."""
     leader.client.set("taken", "not a list")
-    answers = leader.submit(operation(commands=[push(), push(queue="taken")]))
-    assert kinds(answers) == ["error"]
-    assert (leader.messages(), leader.ledger.read()) == ([], {})
+    assert leader.kinds(operation(commands=[push(), push(queue="taken")])) == ["error"]
+    assert (leader.messages(), leader.rows()) == ([], {})
 
 
 def test_message_to_several_queues_reaches_all(leader: Leader):
@@ -194,28 +203,36 @@ def test_message_to_several_queues_reaches_all(leader: Leader):
 
 
 def test_verdict_without_a_message_is_recorded(leader: Leader):
-    assert kinds(leader.submit(operation(commands=(), new=row(verdict="skipped")))) == ["done"]
-    assert leader.ledger.read() == {"a": row(verdict="skipped")}
+    assert leader.kinds(operation(commands=(), new=SKIPPED)) == ["done"]
+    assert leader.rows() == {"a": SKIPPED}
 
 
-def test_messages_keep_the_order_of_the_batch(leader: Leader):
-    leader.submit(*(operation(f"e{n}", commands=[push(f"m{n}")]) for n in range(50)))
-    assert leader.messages() == [f"m{n}" for n in range(50)]
-
-
-def test_large_batch_fits(leader: Leader):
+def test_large_batch_fits_and_keeps_its_order(leader: Leader):
     """Lua's unpack is limited to some thousand values."""
-    answers = leader.submit(*(operation(f"e{n}") for n in range(1000)))
-    assert set(kinds(answers)) == {"done"}
-    assert len(leader.ledger.read()) == 1000
+    batch = [operation(f"e{n}", commands=[push(f"m{n}")]) for n in range(1000)]
+    assert leader.kinds(*batch) == ["done"] * 1000
+    assert leader.messages() == [f"m{n}" for n in range(1000)]
+    assert len(leader.rows()) == 1000
 
 
 def test_names_and_contents_are_passed_unchanged(leader: Leader):
     """Unicode, quotes, line ends, empty strings, large numbers."""
     name, content = "entry 'ü' \"\n{}", 'body \x00\x06 " 1760000000000000'
     leader.submit(operation(name, commands=[push(content)]))
-    assert leader.messages() == [content]
-    assert leader.ledger.read() == {name: row()}
+    assert (leader.messages(), leader.rows()) == ([content], {name: row()})
+
+
+def test_occurrence_that_is_twice_in_a_batch_is_enqueued_once(leader: Leader):
+    """The second operation finds the row that the first has written."""
+    assert leader.kinds(operation(), operation()) == ["done", "mine"]
+    assert leader.kinds(operation("b"), operation("b", new=row(1))) == ["done", "moved"]
+    assert (leader.messages(), leader.rows()) == (["message"] * 2, {"a": row(), "b": row()})
+
+
+def test_ledger_reads_only_the_fields_of_entries(leader: Leader):
+    """The hash holds the fields of the cluster too."""
+    leader.submit(operation("m:gen"), operation("plain"))
+    assert sorted(leader.rows()) == ["m:gen", "plain"]
 
 
 def test_journal_records_are_numbered_without_a_gap(leader: Leader):
@@ -230,124 +247,50 @@ def test_journal_records_are_numbered_without_a_gap(leader: Leader):
 def test_broken_journal_does_not_stop_the_dispatch(leader: Leader):
     leader.client.delete(KEYS.journal)
     leader.client.set(KEYS.journal, "not a stream")
-    assert kinds(leader.submit(operation())) == ["done"]
+    assert leader.kinds(operation()) == ["done"]
     assert leader.messages() == ["message"]
 
 
-def test_full_redis_refuses_the_batch_whole(server_bench: RedisBench):
+def test_full_redis_refuses_the_batch_whole(server_leader: Leader):
     """There is no message without its record and no record without its message."""
-    leader = Leader(server_bench)
-    leader.client.config_set("maxmemory", "1")
+    server_leader.client.config_set("maxmemory", "1")
     try:
         with pytest.raises(StoreRefused, match="maxmemory"):
-            leader.submit(operation("a"), operation("b"))
+            server_leader.submit(operation("a"), operation("b"))
     finally:
-        leader.client.config_set("maxmemory", "0")
-    assert (leader.messages(), leader.ledger.read(), leader.journal()) == ([], {}, [])
-    assert kinds(leader.submit(operation("a"), operation("b"))) == ["done", "done"]
+        server_leader.client.config_set("maxmemory", "0")
+    assert (server_leader.messages(), server_leader.rows(), server_leader.journal()) == ([], {}, [])
+    assert server_leader.kinds(operation("a"), operation("b")) == ["done", "done"]
 
 
-@pytest.mark.parametrize("forbidden", ["lpush", "publish"])
-def test_missing_right_in_mid_batch_fails_only_its_own_entry(server_bench: RedisBench, forbidden: str):
-    """NOPERM inside a script does not roll back earlier commands."""
-    leader = Leader(server_bench)
-    server = server_bench.server
-    assert server is not None
-    leader.client.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", f"-{forbidden}")
-    limited = redis.Redis(host="127.0.0.1", port=server.port, username="limited", password="pw")
-    dispatcher = atomic_dispatcher(limited, KEYS)
-    batch = [
-        operation("list", commands=[push()]),
-        operation("fanout", commands=[("PUBLISH", "/0.fanout", "message")]),
-        operation("none", commands=()),
-    ]
-    answers = dict(zip(["list", "fanout", "none"], dispatcher.submit(leader.term, batch), strict=True))
-    limited.close()
-    refused = {"lpush": "list", "publish": "fanout"}[forbidden]
-    assert {name for name, answer in answers.items() if answer.kind == "error"} == {refused}
-    assert set(leader.ledger.read()) == {"list", "fanout", "none"} - {refused}
-
-
-def test_ledger_reads_only_the_fields_of_entries(leader: Leader):
-    """The hash holds the fields of the cluster too."""
-    leader.submit(operation("m:gen"), operation("plain"))
-    assert sorted(leader.ledger.read()) == ["m:gen", "plain"]
-
-
-def test_two_leaders_with_one_term_enqueue_an_occurrence_once(leader: Leader):
-    """This cannot happen; the compare-and-set on the row prevents a second message all the same."""
-    first = leader.submit(operation(new=row(1, nonce="x")))
-    second = leader.submit(operation(new=row(1, nonce="y")))
-    assert (kinds(first), kinds(second)) == (["done"], ["moved"])
-    assert leader.messages() == ["message"]
-
-
-@pytest.mark.parametrize("leases_user", ["may ask", "may not ask"])
-def test_user_without_info_is_not_taken_for_another_server(shared_redis: RedisServer, leases_user: str) -> None:
-    """The connections to lease and broker may have different users."""
-    admin: Any = shared_redis.client()
-    admin.execute_command("ACL", "SETUSER", "quiet", "on", ">secret", "~*", "&*", "+@all", "-info")
-    quiet: Any = shared_redis.client(username="quiet", password="secret")
-    for_lease, for_broker = (admin, quiet) if leases_user == "may ask" else (quiet, admin)
-    store = RedisLeaseStore(lambda: for_lease, KEYS)
-    answer = store.acquire(attempt("one"), None, 0)
-    assert isinstance(answer, Acquired)
-    dispatcher = atomic_dispatcher(for_broker, KEYS)
-    assert [said.kind for said in dispatcher.submit(answer.term, [operation()])] == ["done"]
-    assert isinstance(store.renew(answer.term, 2, ""), Renewed)
-    admin.execute_command("ACL", "DELUSER", "quiet")
-
-
-def test_revoked_info_right_is_not_taken_for_another_server(shared_redis: RedisServer) -> None:
-    """The next term does not know the server's run id."""
-    client = shared_redis.client()
-    store = RedisLeaseStore(lambda: client, KEYS)
-    first = store.acquire(attempt("one"), None, 0)
-    assert isinstance(first, Acquired)
-    then = replace(first, previous_run_id=first.term.run_id, term=replace(first.term, run_id=""))
-    assert not then.server_changed
-    assert replace(then, term=replace(first.term, run_id="another")).server_changed
-
-
-def test_instant_ahead_of_redis_clock_is_refused(server_bench: RedisBench):
+def test_instant_ahead_of_redis_clock_is_refused(server_leader: Leader):
     """A replica whose clock is ahead must not fire early. The leader tells by how much the cluster's time is ahead."""
-    leader = Leader(server_bench)
-    seconds, _ = leader.client.time()
+    seconds, _ = server_leader.client.time()
 
     def ahead(entry: str, by: float) -> Operation:
         return replace(operation(entry), scheduled_ms=round((seconds + by) * 1000))
 
-    assert kinds(leader.submit(ahead("now", 0.0), ahead("soon", 60.0))) == ["done", "error"]
-    assert leader.messages() == ["message"]
-    leader.client.hset(KEYS.lease, "offset_ms", "60000")
-    assert kinds(leader.submit(ahead("soon", 60.0), ahead("later", 120.0))) == ["done", "error"]
-    assert sorted(leader.ledger.read()) == ["now", "soon"]
+    assert server_leader.kinds(ahead("now", 0.0), ahead("soon", 60.0)) == ["done", "error"]
+    assert server_leader.messages() == ["message"]
+    server_leader.client.hset(KEYS.lease, "offset_ms", "60000")
+    assert server_leader.kinds(ahead("soon", 60.0), ahead("later", 120.0)) == ["done", "error"]
+    assert sorted(server_leader.rows()) == ["now", "soon"]
 
 
-def test_occurrence_that_is_twice_in_a_batch_is_enqueued_once(leader: Leader):
-    """The second operation finds the row that the first has written."""
-    assert kinds(leader.submit(operation(), operation())) == ["done", "mine"]
-    assert kinds(leader.submit(operation("b"), operation("b", new=row(1)))) == ["done", "moved"]
-    assert leader.messages() == ["message"] * 2
-    assert leader.ledger.read() == {"a": row(), "b": row()}
-
-
-def step(number: int, request: str = "r") -> Operation:
-    return replace(operation(), row="", request=request, step=number)
+# --- Requests and pause
 
 
 def test_request_step_is_done_once_and_moves_no_position(leader: Leader):
     leader.submit(operation())
     leader.client.hset(KEYS.requests, "r", "x")
-    assert kinds(leader.submit(step(1))) == ["done"]
-    assert kinds(leader.submit(step(1), step(2))) == ["mine", "done"]
-    assert kinds(leader.submit(step(1), step(2), term=leader.lead("two"))) == ["mine", "mine"]
-    assert leader.messages() == ["message"] * 3
-    assert leader.ledger.read() == {"a": row()}
+    assert leader.kinds(step(1)) == ["done"]
+    assert leader.kinds(step(1), step(2)) == ["mine", "done"]
+    assert leader.kinds(step(1), step(2), term=leader.lead("two")) == ["mine", "mine"]
+    assert (leader.messages(), leader.rows()) == (["message"] * 3, {"a": row()})
 
 
 def test_withdrawn_request_is_not_carried_out(leader: Leader):
-    assert kinds(leader.submit(step(1))) == ["withdrawn"]
+    assert leader.kinds(step(1)) == ["withdrawn"]
     assert leader.messages() == []
 
 
@@ -355,7 +298,90 @@ def test_paused_cluster_enqueues_nothing_of_the_schedule(leader: Leader):
     """Verdicts without a message are written, and requests are served."""
     leader.client.hset(KEYS.ledger, "m:paused", "{}")
     leader.client.hset(KEYS.requests, "r", "x")
-    silent = operation("b", commands=(), new=row(verdict="skipped"))
-    assert kinds(leader.submit(operation(), silent, step(1))) == ["paused", "done", "done"]
-    assert leader.messages() == ["message"]
-    assert leader.ledger.read() == {"b": row(verdict="skipped")}
+    batch = [operation(), operation("b", commands=(), new=SKIPPED), step(1)]
+    assert leader.kinds(*batch) == ["paused", "done", "done"]
+    assert (leader.messages(), leader.rows()) == (["message"], {"b": SKIPPED})
+
+
+# --- Missing rights
+
+Limit = Callable[..., Leader]
+
+
+@pytest.fixture
+def limit(server_bench: RedisBench, server_leader: Leader):
+    """Return a function that makes the leader's dispatcher a user with only these ACL rules."""
+    clients = []
+
+    def make(*rules: str) -> Leader:
+        server_leader.client.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">pw", "+@all", *rules)
+        clients.append(redis.Redis(port=server_bench.server.port, username="limited", password="pw"))
+        server_leader.dispatcher = atomic_dispatcher(clients[0], KEYS)
+        return server_leader
+
+    yield make
+    clients[0].close()
+    server_leader.client.execute_command("ACL", "DELUSER", "limited")
+
+
+@pytest.mark.parametrize("forbidden", ["lpush", "publish"])
+def test_missing_right_in_mid_batch_fails_only_its_own_entry(limit: Limit, forbidden: str):
+    """NOPERM inside a script does not roll back earlier commands."""
+    leader = limit("~*", "&*", f"-{forbidden}")
+    batch = [
+        operation("lpush", commands=[push()]),
+        operation("publish", commands=[("PUBLISH", "/0.fanout", "message")]),
+        operation("none", commands=()),
+    ]
+    assert leader.kinds(*batch) == ["error" if item.entry == forbidden else "done" for item in batch]
+    assert set(leader.rows()) == {"lpush", "publish", "none"} - {forbidden}
+
+
+def test_forbidden_queue_stops_only_its_own_entry(limit: Limit):
+    """Its key is outside of the ACL's patterns, so that TYPE fails too."""
+    leader = limit("~{ha-beat:*", "~queue", "&*")
+    answers = leader.submit(operation("a"), operation("b", commands=[push(queue="secret")]), operation("c"))
+    assert [answer.kind for answer in answers] == ["done", "error", "done"]
+    assert "secret" in answers[1].detail
+    assert (leader.messages(), sorted(leader.rows())) == (["message"] * 2, ["a", "c"])
+
+
+def test_forbidden_removal_of_a_row_stops_only_its_own_entry(server_leader: Leader, limit: Limit):
+    """The row of a deleted entry is removed in one batch with other operations."""
+    server_leader.submit(operation("gone"))
+    removal = replace(operation("gone", expected=row(), commands=()), row="")
+    assert limit("~*", "&*", "-hdel").kinds(operation("a"), removal, operation("b")) == ["done", "error", "done"]
+    assert sorted(server_leader.rows()) == ["a", "b", "gone"]
+
+
+@pytest.mark.parametrize("broken", ["forbidden", "not a number"])
+def test_broken_journal_counter_does_not_stop_the_dispatch(server_leader: Leader, limit: Limit, broken: str):
+    """A message that was sent must not be answered as an error."""
+    leader = limit("~*", "&*", "-hincrby") if broken == "forbidden" else limit("~*", "&*")
+    if broken == "not a number":
+        server_leader.client.hset(KEYS.ledger, "m:journal", "text")
+    assert leader.kinds(operation("a"), operation("b")) == ["done", "done"]
+    assert (leader.messages(), leader.journal()) == (["message"] * 2, ["a", "b"])
+
+
+@pytest.mark.parametrize("info_denied_to", ["lease", "broker"])
+def test_user_without_info_is_not_taken_for_another_server(shared_redis: RedisServer, info_denied_to: str):
+    """The connections to lease and broker may have different users."""
+    admin: Any = shared_redis.client()
+    admin.execute_command("ACL", "SETUSER", "quiet", "on", ">secret", "~*", "&*", "+@all", "-info")
+    quiet: Any = shared_redis.client(username="quiet", password="secret")
+    for_lease, for_broker = (admin, quiet) if info_denied_to == "broker" else (quiet, admin)
+    store = RedisLeaseStore(lambda: for_lease, KEYS)
+    term = acquire(store).term
+    assert atomic_dispatcher(for_broker, KEYS).submit(term, [operation()]) == [Answer(AnswerKind.DONE)]
+    assert isinstance(store.renew(term, 2, ""), Renewed)
+    admin.execute_command("ACL", "DELUSER", "quiet")
+
+
+def test_revoked_info_right_is_not_taken_for_another_server(shared_redis: RedisServer):
+    """The next term does not know the server's run id."""
+    client = shared_redis.client()
+    first = acquire(RedisLeaseStore(lambda: client, KEYS))
+    then = replace(first, previous_run_id=first.term.run_id, term=replace(first.term, run_id=""))
+    assert not then.server_changed
+    assert replace(then, term=replace(first.term, run_id="another")).server_changed
