@@ -32,6 +32,7 @@ LABELS = {"sh", "console", "python", "yaml", "json", "conf", "acl", "text"}
 #: tests.
 OTHERS = {
     "docker",
+    "pre-commit",
     "kubectl",
     "helm",
     "systemctl",
