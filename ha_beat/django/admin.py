@@ -35,7 +35,7 @@ from ha_beat.django.models import Cluster
 from ha_beat.errors import ConfigurationError, HaBeatError
 from ha_beat.monitoring.request_wording import reply_text
 from ha_beat.monitoring.wording import phrase_of
-from ha_beat.reasons import RequestKind, SkipReason, Verdict, parse_code
+from ha_beat.reasons import RequestKind, SkipReason, UncertainReason, Verdict, parse_code
 from ha_beat.schedule.entry_options import KEY, EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import FOREVER, NEVER
@@ -274,7 +274,8 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
             return "-"
         outcome = f"{state.verdict} ({state.reason})" if state.reason else state.verdict
         late = f", {_late(state.lateness)}" if state.verdict == Verdict.ENQUEUED else ""
-        title = " ".join(filter(None, [_shown(state.due), phrase_of(SkipReason, state.reason)]))
+        reasons = UncertainReason if state.verdict == Verdict.UNCERTAIN else SkipReason
+        title = " ".join(filter(None, [_shown(state.due), phrase_of(reasons, state.reason)]))
         return format_html('<span title="{}">{}{}</span>', title, outcome, late)
 
     @admin.display(description=gettext_lazy("next due"))

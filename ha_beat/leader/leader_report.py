@@ -28,7 +28,7 @@ class LeaderReport:
         self._schedule = schedule
         self._pause = pause
         self._path = {"path": "", "why": ""}
-        self._failing: dict[str, str] = {}
+        self._failing: dict[str, dict[str, str]] = {}
 
     def note(self, event: events.Event) -> None:
         """Follow an event."""
@@ -36,7 +36,7 @@ class LeaderReport:
             case events.PathChosen(path, reason):
                 self._path = {"path": path, "why": reason}
             case events.EntryFailed(entry, reason, detail) if len(self._failing) < _FAILING:
-                self._failing[entry] = f"{reason}: {detail}" if detail else reason
+                self._failing[entry] = {"reason": reason, "detail": detail}
             case events.Enqueued(entry):
                 self._failing.pop(entry, None)
             case events.TermStarted():

@@ -16,7 +16,7 @@ from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.monitoring.invariants import MEMORY, ClusterState, Invariants
 from ha_beat.monitoring.request_wording import pause_text
 from ha_beat.monitoring.wording import health, instant, phrase, phrase_of
-from ha_beat.reasons import Level, PathReason, RequestKind
+from ha_beat.reasons import EntryFault, Level, PathReason, RequestKind
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.recurrence import recurrence_of, starting_deadline
@@ -288,7 +288,8 @@ class Examination:
         longest = float(report.get("longest_overdue") or 0.0)
         if longest > _OVERDUE and not report.get("paused"):
             yield Finding(Level.FAIL, "invariant", f"overdue: an entry has been due for {longest:.0f} s")
-        for entry, why in list((report.get("failing") or {}).items())[:_LISTED]:
+        for entry, fault in list((report.get("failing") or {}).items())[:_LISTED]:
+            why = phrase_of(EntryFault, fault["reason"], fault["detail"])
             yield Finding(Level.FAIL, "entry", f"{entry}: {why}")
 
     # --- The schedule of the app

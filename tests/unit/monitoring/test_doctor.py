@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
-from ha_beat.monitoring.doctor import _differences
+from ha_beat import events
+from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.leader_report import LeaderReport
+from ha_beat.leader.pause import PauseState
+from ha_beat.monitoring.doctor import Examination, _differences
+from ha_beat.reasons import EntryFault
 
 
 def view(**schedules: str) -> Any:
@@ -25,3 +32,15 @@ def test_differing_schedules_are_listed_by_replica() -> None:
 
 def test_equal_and_unknown_schedules_are_no_difference() -> None:
     assert list(_differences(view(a="1f", b="1f", c=""))) == []
+
+
+def test_failing_entries_of_the_leader_are_listed_in_words() -> None:
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    schedule: Any = SimpleNamespace(due_queue=DueQueue(), dispatcher=None, now=lambda: now)
+    report: Any = LeaderReport(schedule, PauseState())
+    report.note(events.EntryFailed("e", EntryFault.SCHEDULE_RAISES, "ValueError: x"))
+    reply = SimpleNamespace(data=json.loads(json.dumps(report.report(None, None).data)))
+    examination: Any = SimpleNamespace(requests=SimpleNamespace(ask=lambda *_: reply), clock=None, timeout=1.0)
+    led: Any = SimpleNamespace(lease=SimpleNamespace(held=True))
+    texts = [found.text for found in Examination._leader(examination, led) if found.subject == "entry"]
+    assert texts == ["e: its schedule raises (ValueError: x)"]
