@@ -342,11 +342,7 @@ def skipped_yet_sent(messages: Iterable[Event], skipped: Sequence[Skipped]) -> l
     A loss of state only records that they will not be sent again, so it does not count.
     """
     return [
-        Problem(
-            "two verdicts",
-            entry,
-            f"{moment.isoformat()} arrived and is recorded as skipped ({verdict.reason})",
-        )
+        Problem("two verdicts", entry, f"{moment.isoformat()} arrived and is recorded as skipped ({verdict.reason})")
         for entry, own in _by_entry(messages).items()
         for moment in sorted({instant(message["scheduled_at"]) for message in own})
         for verdict in skipped

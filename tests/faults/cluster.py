@@ -330,10 +330,7 @@ class BeatCluster:
     def wait_for_epoch_above(self, epoch: int, timeout: float = 30.0) -> int:
         """Wait until the epoch has risen above `epoch`, and return it."""
         return wait_for(
-            lambda: now if (now := self.epoch() or 0) > epoch else None,
-            timeout,
-            f"an epoch above {epoch}",
-            0.01,
+            lambda: now if (now := self.epoch() or 0) > epoch else None, timeout, f"an epoch above {epoch}", 0.01
         )
 
     # -- records

@@ -125,6 +125,10 @@ class ClusterScenario:
         self.history.wait_for_messages(1, timeout)
         return leader
 
+    def more(self, count: int, entry: str | None = None, timeout: float = 30.0) -> None:
+        """Wait for `count` further messages, of one entry if named."""
+        self.history.wait_for_messages(len(self.history.messages(entry)) + count, timeout, entry)
+
     def remember_skips(self) -> None:
         """Keep the skips of the journal before it is lost."""
         self._skips.update(dict.fromkeys(skipped_from_journal(self.cluster.journal())))
@@ -136,3 +140,9 @@ class ClusterScenario:
     def report(self, expected: Iterable[Expectation] = (), skipped: Sequence[Skipped] | None = None) -> Report:
         """Check the history so far. Skipped occurrences come from the journal unless given."""
         return check(self.history.events(), expected, self.journal_skips() if skipped is None else skipped)
+
+    def clean_report(self, expected: Iterable[Expectation] = ()) -> Report:
+        """Assert that the report has no problems, and return it."""
+        report = self.report(expected)
+        assert report.ok, f"{report}\n{self.cluster.logs()}"
+        return report

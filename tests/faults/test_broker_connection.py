@@ -117,7 +117,7 @@ def not_sent(act: Callable[[], object], desk: ProxiedPublisher) -> str:
 # --- Broken before anything was written: certainly not sent
 
 
-def test_a_connection_that_broke_between_two_messages(desk: ProxiedPublisher) -> None:
+def test_a_connection_that_broke_between_two_messages(desk: ProxiedPublisher):
     """The break is noticed before the second is written, without a round trip. The retry sends it."""
     desk.begin()
     second = desk.message()
@@ -130,7 +130,7 @@ def test_a_connection_that_broke_between_two_messages(desk: ProxiedPublisher) ->
     assert desk.count() == 2
 
 
-def test_a_broker_that_is_stopped_between_two_messages(desk: ProxiedPublisher) -> None:
+def test_a_broker_that_is_stopped_between_two_messages(desk: ProxiedPublisher):
     """A clean stop: the broker closes the connection and refuses new ones."""
     desk.begin()
     second = desk.message()
@@ -144,7 +144,7 @@ def test_a_broker_that_is_stopped_between_two_messages(desk: ProxiedPublisher) -
     assert desk.send(second) == ACCEPTED
 
 
-def test_a_connection_that_breaks_while_a_queue_is_declared(desk: ProxiedPublisher) -> None:
+def test_a_connection_that_breaks_while_a_queue_is_declared(desk: ProxiedPublisher):
     """The message itself has not been written yet."""
     messages = desk.message()
     desk.publisher.ready()
@@ -154,7 +154,7 @@ def test_a_connection_that_breaks_while_a_queue_is_declared(desk: ProxiedPublish
     assert desk.count() == 1
 
 
-def test_a_broker_that_falls_silent_while_a_queue_is_declared(desk: ProxiedPublisher) -> None:
+def test_a_broker_that_falls_silent_while_a_queue_is_declared(desk: ProxiedPublisher):
     """The time is bounded, since the main loop and the lease wait."""
     messages = desk.message()
     desk.publisher.ready()
@@ -168,7 +168,7 @@ def test_a_broker_that_falls_silent_while_a_queue_is_declared(desk: ProxiedPubli
 
 
 @pytest.mark.parametrize("fault", ["reply lost", "request lost"])
-def test_a_message_that_was_written_and_not_answered(desk: ProxiedPublisher, fault: str) -> None:
+def test_a_message_that_was_written_and_not_answered(desk: ProxiedPublisher, fault: str):
     """Delivery to the broker is unknown."""
     desk.begin()
     if fault == "reply lost":
@@ -181,7 +181,7 @@ def test_a_message_that_was_written_and_not_answered(desk: ProxiedPublisher, fau
     assert desk.count() == (2 if fault == "reply lost" else 1)
 
 
-def test_late_answer_to_an_aborted_send_is_not_the_next_ones(desk: ProxiedPublisher) -> None:
+def test_late_answer_to_an_aborted_send_is_not_the_next_ones(desk: ProxiedPublisher):
     """The answer arrives late, on a connection that is no longer read."""
 
     class BrokenOff(BaseException):
@@ -209,7 +209,7 @@ def test_late_answer_to_an_aborted_send_is_not_the_next_ones(desk: ProxiedPublis
 
 
 @pytest.mark.parametrize("how", ["silence for all", "forgotten"])
-def test_an_idle_connection_that_has_fallen_silent(desk: ProxiedPublisher, how: str) -> None:
+def test_an_idle_connection_that_has_fallen_silent(desk: ProxiedPublisher, how: str):
     """A load balancer has dropped it silently. This is noticed before a message is sent over it."""
     desk.begin()
     desk.clock.advance(60)
@@ -225,7 +225,7 @@ def test_an_idle_connection_that_has_fallen_silent(desk: ProxiedPublisher, how: 
     assert desk.count() == 2
 
 
-def test_every_read_has_a_timeout_that_tls_heeds(desk: ProxiedPublisher) -> None:
+def test_every_read_has_a_timeout_that_tls_heeds(desk: ProxiedPublisher):
     """Python's TLS keeps reading after a timeout of the operating system, and so does amqp within a frame."""
     made = []
     settimeout = socket.socket.settimeout
@@ -241,7 +241,7 @@ def test_every_read_has_a_timeout_that_tls_heeds(desk: ProxiedPublisher) -> None
     assert made[-1] == TIMEOUT
 
 
-def test_a_connection_that_the_broker_closed_for_want_of_heartbeats(rabbitmq: RabbitMQ) -> None:
+def test_a_connection_that_the_broker_closed_for_want_of_heartbeats(rabbitmq: RabbitMQ):
     """The next message uses a new connection."""
     with ProxiedPublisher(rabbitmq, broker_transport_options={"heartbeat": 1}) as desk:
         desk.begin()
@@ -255,7 +255,7 @@ def test_a_connection_that_the_broker_closed_for_want_of_heartbeats(rabbitmq: Ra
 # --- Refused
 
 
-def test_a_message_that_no_queue_takes_is_refused(desk: ProxiedPublisher) -> None:
+def test_a_message_that_no_queue_takes_is_refused(desk: ProxiedPublisher):
     """The broker would drop it silently."""
     desk.begin()
     gone = desk.message()
@@ -270,7 +270,7 @@ def test_a_message_that_no_queue_takes_is_refused(desk: ProxiedPublisher) -> Non
     assert desk.count() == 1
 
 
-def test_a_broadcast_that_nobody_hears_is_accepted(rabbitmq: RabbitMQ) -> None:
+def test_a_broadcast_that_nobody_hears_is_accepted(rabbitmq: RabbitMQ):
     """As with stock beat."""
     everybody = Exchange("everybody", type="fanout")
     with ProxiedPublisher(rabbitmq, task_queues=[Queue("everybody", everybody)]) as desk:
@@ -279,7 +279,7 @@ def test_a_broadcast_that_nobody_hears_is_accepted(rabbitmq: RabbitMQ) -> None:
         assert desk.send(desk.message(exchange="everybody", routing_key="")) == ACCEPTED
 
 
-def test_a_message_that_cannot_be_put_into_frames_is_its_entrys_fault(desk: ProxiedPublisher) -> None:
+def test_a_message_that_cannot_be_put_into_frames_is_its_entrys_fault(desk: ProxiedPublisher):
     """It is certainly not sent, and the next one is."""
     desk.begin()
     sent = desk.send(desk.message(headers={"tenant": object()}))
@@ -288,7 +288,7 @@ def test_a_message_that_cannot_be_put_into_frames_is_its_entrys_fault(desk: Prox
     assert desk.count() == 2
 
 
-def test_a_queue_that_was_declared_otherwise_is_its_entrys_fault(desk: ProxiedPublisher) -> None:
+def test_a_queue_that_was_declared_otherwise_is_its_entrys_fault(desk: ProxiedPublisher):
     """The broker refuses the declaration."""
     with desk.app.connection_for_write(desk.broker.url) as connection, connection.channel() as channel:
         Queue(desk.queue, max_length=5)(channel).declare()
@@ -300,7 +300,7 @@ def test_a_queue_that_was_declared_otherwise_is_its_entrys_fault(desk: ProxiedPu
 # --- Blocked
 
 
-def test_a_broker_that_is_short_of_memory(desk: ProxiedPublisher) -> None:
+def test_a_broker_that_is_short_of_memory(desk: ProxiedPublisher):
     """At most one message is unknown. Nothing is sent until the broker unblocks the connection."""
 
     def limit(megabytes: str) -> None:

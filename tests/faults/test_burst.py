@@ -60,12 +60,11 @@ def assert_each_once(scenario: ClusterScenario) -> None:
     assert len(counts) == COUNT
     assert set(counts.values()) == {1}
     assert len({m["epoch"] for m in messages}) == 2, "the burst was not interrupted"
-    report = scenario.report()
-    assert report.ok, str(report)
+    scenario.clean_report()
 
 
 @pytest.mark.slow
-def test_a_leader_paused_in_a_burst_adds_nothing_to_it_and_can_lead_again(scenario: ClusterScenario) -> None:
+def test_a_leader_paused_in_a_burst_adds_nothing_to_it_and_can_lead_again(scenario: ClusterScenario):
     """The batch in flight arrives after the takeover and is refused. The resumed leader becomes a standby and can
     lead later.
     """
@@ -79,7 +78,7 @@ def test_a_leader_paused_in_a_burst_adds_nothing_to_it_and_can_lead_again(scenar
     time.sleep(0.3)
     leader.resume()
     leader.wait_for_log("action=term_ended")
-    scenario.history.wait_for_messages(len(scenario.history.messages()) + 5)
+    scenario.more(5, timeout=10)
     assert sent(scenario) == before
     assert_each_once(scenario)
     scenario.cluster.assert_all_alive()
@@ -89,11 +88,11 @@ def test_a_leader_paused_in_a_burst_adds_nothing_to_it_and_can_lead_again(scenar
         if other is not leader:
             other.terminate()
     wait_for(lambda: scenario.cluster.leader() is leader, 20, "the resumed replica to lead")
-    scenario.history.wait_for_messages(len(scenario.history.messages()) + 5)
+    scenario.more(5, timeout=10)
 
 
 @pytest.mark.slow
-def test_a_leader_killed_in_a_burst_leaves_the_rest_to_the_next(scenario: ClusterScenario) -> None:
+def test_a_leader_killed_in_a_burst_leaves_the_rest_to_the_next(scenario: ClusterScenario):
     """The batch in flight arrives after the next leader has enqueued everything, and is refused."""
     leader = scenario.cluster.wait_for_leader()
     held = hold_in_mid_burst(scenario, leader)
@@ -102,12 +101,12 @@ def test_a_leader_killed_in_a_burst_leaves_the_rest_to_the_next(scenario: Cluste
     scenario.cluster.wait_for_leader(other_than=leader)
     wait_for_burst(scenario)
     held.release()
-    scenario.history.wait_for_messages(len(scenario.history.messages()) + 5)
+    scenario.more(5, timeout=10)
     assert_each_once(scenario)
 
 
 @pytest.mark.slow
-def test_a_batch_that_arrives_just_before_the_takeover_counts(scenario: ClusterScenario) -> None:
+def test_a_batch_that_arrives_just_before_the_takeover_counts(scenario: ClusterScenario):
     """The batch in flight arrives after the leader's death and before the takeover. It is enqueued, and the next
     leader continues after it.
     """
@@ -119,5 +118,5 @@ def test_a_batch_that_arrives_just_before_the_takeover_counts(scenario: ClusterS
     wait_for(lambda: sent(scenario) > before, 10, "the batch that outlived its sender")
     scenario.cluster.wait_for_leader(other_than=leader)
     wait_for_burst(scenario)
-    scenario.history.wait_for_messages(len(scenario.history.messages()) + 5)
+    scenario.more(5, timeout=10)
     assert_each_once(scenario)

@@ -407,21 +407,19 @@ each_scenario = pytest.mark.parametrize(
 
 
 @each_scenario
-def test_the_promise_holds_with_every_guard(name: str, redis_server: RedisServer) -> None:
+def test_the_promise_holds_with_every_guard(name: str, redis_server: RedisServer):
     SCENARIOS[name](redis_server)
 
 
 @each_scenario
-def test_the_promise_breaks_without_the_guard(
-    name: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_promise_breaks_without_the_guard(name: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch):
     guard = next(guard for guard in GUARDS if guard.scenario == name)
     guard.mutant.apply(monkeypatch.setattr)
     with pytest.raises(PromiseBroken):
         SCENARIOS[name](redis_server)
 
 
-def test_every_scenario_has_its_guard() -> None:
+def test_every_scenario_has_its_guard():
     assert {guard.scenario for guard in GUARDS} - {""} == set(SCENARIOS)
 
 
@@ -436,18 +434,18 @@ def scenario_without(mutant: str, **options: Any) -> ClusterScenario:
 @pytest.mark.parametrize(
     "mutant", ["", "dispatch: a row changes only from the expected one"], ids=["guarded", "unguarded"]
 )
-def test_a_lost_reply_doubles_a_message_only_without_the_ledger_check(mutant: str) -> None:
+def test_a_lost_reply_doubles_a_message_only_without_the_ledger_check(mutant: str):
     with scenario_without(mutant, spec={"fast": {"every": 0.5}}) as scenario:
         leader = scenario.begin()
         cut = scenario.nemesis.lease_proxy(leader).cut_reply_after(containing(b"EVALSHA", b'"verdict":"enqueued"'))
         cut.wait()
-        scenario.history.wait_for_messages(len(scenario.history.messages()) + 4)
+        scenario.more(4, timeout=10)
         assert scenario.report([Interval("fast", 0.5)]).duplicates == (1 if mutant else 0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", ["", "presence: an absent leader is replaced"], ids=["guarded", "unguarded"])
-def test_a_killed_leader_costs_its_whole_lease_only_without_presence(mutant: str) -> None:
+def test_a_killed_leader_costs_its_whole_lease_only_without_presence(mutant: str):
     ttl = 8.0
     with scenario_without(
         mutant, spec={"fast": {"every": 0.2}}, settings={"lease_ttl": ttl}, proxied=False
@@ -456,6 +454,6 @@ def test_a_killed_leader_costs_its_whole_lease_only_without_presence(mutant: str
         scenario.cluster.wait_for_presence()
         scenario.nemesis.kill_leader()
         scenario.cluster.wait_for_leader(other_than=leader)
-        scenario.history.wait_for_messages(len(scenario.history.messages()) + 2)
+        scenario.more(2, timeout=10)
         silence = scenario.report().silence_by_fault["kill_leader"]
         assert (silence.longest > ttl / 2) == bool(mutant), str(silence)

@@ -5,12 +5,12 @@ of the old leader are refused when it wakes up.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.checker import Interval, Report
+from tests.faults.checker import Interval
 from tests.faults.scenario import ClusterScenario
 from tests.support.servers import wait_for
 
@@ -44,9 +44,7 @@ def hang(scenario: ClusterScenario, switch: Path) -> str:
     return leader.name
 
 
-def test_a_hung_leader_lets_the_lease_go(
-    scenario: ClusterScenario, switch: Path, found: Callable[[Report | str], None]
-) -> None:
+def test_a_hung_leader_lets_the_lease_go(scenario: ClusterScenario, switch: Path, found):
     """Another replica leads after the stall timeout rather than the lease. The hung process enqueues nothing when it
     wakes up and becomes a standby.
     """
@@ -58,21 +56,20 @@ def test_a_hung_leader_lets_the_lease_go(
     epoch = scenario.cluster.epoch()
     assert successor is not hung
     assert took < STALL + 6  # the lease had 30 s left; the aim is 0.5 s
-    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 10, entry="fast")
+    scenario.more(10, "fast", 10)
     switch.unlink()
     hung.wait_for_log("awake")
-    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 10, entry="fast")
+    scenario.more(10, "fast", 10)
     assert scenario.cluster.epoch() == epoch
     assert "reason=stalled" in hung.log_text()
     scenario.cluster.assert_all_alive()
-    report = scenario.report([Interval("fast", 0.2), Interval("sleeper", 0.5)])
-    assert report.ok, f"{report}\n{scenario.cluster.logs()}"
+    report = scenario.clean_report([Interval("fast", 0.2), Interval("sleeper", 0.5)])
     found(f"let go {took:.2f} s after it hung (stall_timeout {STALL:g} s)")
     found(report)
 
 
 @pytest.mark.slow
-def test_a_leader_that_hung_can_lead_again(scenario: ClusterScenario, switch: Path) -> None:
+def test_a_leader_that_hung_can_lead_again(scenario: ClusterScenario, switch: Path):
     """Awake and alone, it takes the lease again and continues from the others' position."""
     name = hang(scenario, switch)
     hung = next(replica for replica in scenario.cluster if replica.name == name)
@@ -83,6 +80,5 @@ def test_a_leader_that_hung_can_lead_again(scenario: ClusterScenario, switch: Pa
         if other is not hung:
             other.terminate()
     wait_for(lambda: scenario.cluster.leader() is hung, 45, "the hung one to lead")
-    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 5, entry="fast")
-    report = scenario.report([Interval("fast", 0.2), Interval("sleeper", 0.5)])
-    assert report.ok, str(report)
+    scenario.more(5, "fast", 10)
+    scenario.clean_report([Interval("fast", 0.2), Interval("sleeper", 0.5)])

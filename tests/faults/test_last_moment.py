@@ -5,18 +5,15 @@ and it does not run again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from tests.faults.checker import Instants, Report
+from tests.faults.checker import Instants
 from tests.faults.proxy import containing
 from tests.faults.scenario import ClusterScenario
 from tests.support.servers import RedisServer, need, wait_for
-
-Found = Callable[[Report | str], None]
 
 #: Seconds from the start of the replicas until the occurrence; the second is for slow machines.
 LEAD_TIMES = (8.0, 30.0)
@@ -52,7 +49,7 @@ class Snapshot:
 @pytest.mark.slow
 @pytest.mark.parametrize("appendonly", [False, True], ids=["snapshot", "append-only file cut short"])
 @pytest.mark.parametrize("survivor", ["standby", "leader"])
-def test_what_ran_last_does_not_run_again(appendonly: bool, survivor: str, found: Found) -> None:
+def test_what_ran_last_does_not_run_again(appendonly: bool, survivor: str, found):
     """Its occurrence has one message and is recorded as not to be sent again. Then dispatch continues."""
     for lead_time in LEAD_TIMES:
         due_at = time.time() + lead_time
@@ -83,9 +80,8 @@ def test_what_ran_last_does_not_run_again(appendonly: bool, survivor: str, found
             time.sleep(1.0)
             server.start()
             scenario.nemesis.lease_proxy(leader).heal()
-            scenario.history.wait_for_messages(len(scenario.history.messages("slow")) + 4, 60, "slow")
-            report = scenario.report([Instants("last", (datetime.fromtimestamp(due_at, UTC),))])
-            assert report.ok, f"{report}\n{scenario.cluster.logs()}"
+            scenario.more(4, "slow", 60)
+            report = scenario.clean_report([Instants("last", (datetime.fromtimestamp(due_at, UTC),))])
             row = scenario.cluster.ledger()["last"]
             # Armed if the leader has received the result nevertheless.
             assert (row["verdict"], row.get("why")) in {("skipped", "state_loss"), ("armed", None)}

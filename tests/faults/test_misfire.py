@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.faults.checker import Interval, Report, instant
+from tests.faults.checker import Interval, instant
 from tests.faults.scenario import ClusterScenario
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ def run() -> Iterator[tuple[ClusterScenario, datetime, datetime]]:
     with ClusterScenario(spec=SPEC, replicas=2, proxied=False, settings={"lease_ttl": 3}) as scenario:
         scenario.begin()
         scenario.history.wait_for_messages(3, 20, "all")
-        scenario.history.fault("nobody", "start")
+        scenario.history.fault("no_replica", "start")
         for replica in scenario.cluster:
             replica.kill()
         gone = datetime.now(UTC)
@@ -39,7 +39,7 @@ def run() -> Iterator[tuple[ClusterScenario, datetime, datetime]]:
         scenario.cluster.heal()
         scenario.cluster.wait_for_leader()
         back = datetime.now(UTC)
-        scenario.history.fault("nobody", "end")
+        scenario.history.fault("no_replica", "end")
         so_far = {name: len(scenario.history.messages(name)) for name in SPEC}
         for name, count in so_far.items():
             scenario.history.wait_for_messages(count + 3, 30, name)
@@ -58,13 +58,13 @@ def missed(run: Run, entry: str) -> tuple[list[datetime], int, set[str]]:
     return sent, sum(s.count for s in own), {s.reason for s in own}
 
 
-def test_every_occurrence_has_its_verdict(run: Run, found: Callable[[Report | str], None]) -> None:
+def test_every_occurrence_has_its_verdict(run: Run, found):
     report = run[0].report(EXPECTED)
     assert report.ok, str(report)
     found(report)
 
 
-def test_once_runs_the_latest(run: Run) -> None:
+def test_once_runs_the_latest(run: Run):
     """The latest when the ledger is read, a moment after the lease is held again."""
     scenario, gone, back = run
     sent, skipped, why = missed((scenario, gone, back + timedelta(seconds=1)), "once")
@@ -73,7 +73,7 @@ def test_once_runs_the_latest(run: Run) -> None:
     assert why == {"coalesced"}
 
 
-def test_skip_runs_none_that_is_late(run: Run) -> None:
+def test_skip_runs_none_that_is_late(run: Run):
     """Except those within its grace of 1.5 s."""
     sent, skipped, why = missed(run, "skip")
     assert len(sent) <= 2
@@ -81,7 +81,7 @@ def test_skip_runs_none_that_is_late(run: Run) -> None:
     assert why <= {"misfire_grace", "missed"}
 
 
-def test_all_runs_each_in_order(run: Run) -> None:
+def test_all_runs_each_in_order(run: Run):
     """Each has the time that it was due, not the time of the catch-up."""
     sent, skipped, _ = missed(run, "all")
     assert skipped == 0
@@ -90,14 +90,14 @@ def test_all_runs_each_in_order(run: Run) -> None:
     assert len(set(sent)) == len(sent)
 
 
-def test_all_is_bounded(run: Run) -> None:
+def test_all_is_bounded(run: Run):
     sent, skipped, why = missed(run, "bounded")
     assert len(sent) <= 3
     assert skipped >= DOWN - 4
     assert why == {"misfire_limit"}
 
 
-def test_grace_cuts_off_what_is_too_late(run: Run) -> None:
+def test_grace_cuts_off_what_is_too_late(run: Run):
     sent, skipped, why = missed(run, "graced")
     assert len(sent) <= 4
     assert skipped >= DOWN - 5
@@ -106,7 +106,7 @@ def test_grace_cuts_off_what_is_too_late(run: Run) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("deadline", [None, 20])
-def test_celery_s_starting_deadline_holds(deadline: int | None) -> None:
+def test_celery_s_starting_deadline_holds(deadline: int | None):
     """A crontab later than `beat_cron_starting_deadline` is not run. An interval is not affected."""
     spec = {"fast": {"every": 0.2}, "hourly": {"cron": f"{datetime.now(UTC).minute}"}}
     config = {} if deadline is None else {"beat_cron_starting_deadline": deadline}
@@ -114,12 +114,11 @@ def test_celery_s_starting_deadline_holds(deadline: int | None) -> None:
         scenario.begin()
         replica = scenario.cluster[0]
         replica.terminate()
-        assert scenario.cluster.admin is not None
         ledger = scenario.cluster.key("ledger")
-        row = str(scenario.cluster.admin.hget(ledger, "e:hourly"))
+        row = str(scenario.redis.admin.hget(ledger, "e:hourly"))
         base = row.partition('"base":')[2].partition(",")[0]
-        scenario.cluster.admin.hset(ledger, "e:hourly", row.replace(base, str(int(base) - 90 * 60 * 1_000_000)))
+        scenario.redis.admin.hset(ledger, "e:hourly", row.replace(base, str(int(base) - 90 * 60 * 1_000_000)))
         time.sleep(max(0.0, 25 - datetime.now(UTC).second))
         replica.start()
-        scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 10, 30, "fast")
+        scenario.more(10, "fast")
         assert len(scenario.history.messages("hourly")) == (1 if deadline is None else 0)

@@ -37,11 +37,7 @@ def recorded(nemesis: Nemesis) -> list[tuple[str, str]]:
     return [(event["fault"], event["phase"]) for event in nemesis.history.faults()]
 
 
-def more_messages(scenario: ClusterScenario, count: int = 3) -> None:
-    scenario.history.wait_for_messages(len(scenario.history.messages()) + count, timeout=30)
-
-
-def test_faults_strike_the_leader_and_are_recorded(scenario: ClusterScenario) -> None:
+def test_faults_strike_the_leader_and_are_recorded(scenario: ClusterScenario):
     """The lease record names the target. Killed, ended and paused replicas come back."""
     nemesis, cluster = scenario.nemesis, scenario.cluster
     for number in (0, 1):
@@ -75,7 +71,7 @@ def test_faults_strike_the_leader_and_are_recorded(scenario: ClusterScenario) ->
     ]
 
 
-def test_paths_and_servers_fail_and_recover(scenario: ClusterScenario) -> None:
+def test_paths_and_servers_fail_and_recover(scenario: ClusterScenario):
     """Nothing arrives while Redis is away or every path is dead; afterwards the same processes continue."""
     nemesis = scenario.nemesis
     nemesis.redis_pause(0.3)
@@ -94,20 +90,20 @@ def test_paths_and_servers_fail_and_recover(scenario: ClusterScenario) -> None:
     nemesis.redis_stop()
     assert not scenario.redis.alive
     nemesis.heal()
-    more_messages(scenario)
+    scenario.more(3)
     assert [replica.starts for replica in scenario.cluster] == [1, 1]
 
 
-def test_a_replica_s_clock_jumps_alone(scenario: ClusterScenario) -> None:
+def test_a_replica_s_clock_jumps_alone(scenario: ClusterScenario):
     """One replica's clock is set back by an hour, the other's is not. Healing resets it."""
     scenario.nemesis.clock_jump(-3600, scenario.cluster[0])
     assert [clock.offset for clock in scenario.clocks] == [-3600, 0]
-    more_messages(scenario)
+    scenario.more(3)
     scenario.nemesis.heal()
     assert [clock.offset for clock in scenario.clocks] == [0, 0]
 
 
-def test_a_storm_is_repeated_by_its_seed_and_stays_within_its_bounds() -> None:
+def test_a_storm_is_repeated_by_its_seed_and_stays_within_its_bounds():
     names = tuple(FAULTS)
     assert Storm(3, 60).plan(names) == Storm(3, 60).plan(names)
     assert Storm(3, 60).plan(names) != Storm(4, 60).plan(names)
@@ -116,7 +112,7 @@ def test_a_storm_is_repeated_by_its_seed_and_stays_within_its_bounds() -> None:
         assert kind.shortest * 0.5 <= step.seconds <= kind.longest * 0.5
 
 
-def test_a_storm_draws_only_what_the_run_has_parts_for(shared_redis: RedisServer) -> None:
+def test_a_storm_draws_only_what_the_run_has_parts_for(shared_redis: RedisServer):
     bare = ClusterScenario(redis=shared_redis, replicas=1, proxied=False, scheduler=STOCK_SCHEDULER, spec=SPEC)
     with bare as scenario:
         possible = Storm.possible(scenario.nemesis)
@@ -128,7 +124,7 @@ def test_a_storm_draws_only_what_the_run_has_parts_for(shared_redis: RedisServer
 
 
 @pytest.mark.slow
-def test_a_storm_leaves_everything_healed(scenario: ClusterScenario, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_storm_leaves_everything_healed(scenario: ClusterScenario, capsys: pytest.CaptureFixture[str]):
     """It prints its seed, and beats enqueue again afterwards. Stock beat may enqueue twice."""
     storm = Storm(11, 4, ("kill_leader", "pause_leader", "cut_lease_path", "redis_pause", "lose_reply"), scale=0.1)
     plan = storm.run(scenario.nemesis)
@@ -138,4 +134,4 @@ def test_a_storm_leaves_everything_healed(scenario: ClusterScenario, capsys: pyt
         "heal",
     ]
     scenario.cluster.assert_all_alive()
-    more_messages(scenario)
+    scenario.more(3)

@@ -5,11 +5,11 @@ changed hands.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.checker import Interval, Report
+from tests.faults.checker import Interval
 from tests.faults.proxy import containing
 from tests.faults.scenario import ClusterScenario
 from tests.support.servers import RedisServer, need, wait_for
@@ -19,8 +19,6 @@ SETTINGS = {"lease_ttl": TTL, "renew_interval": 0.5, "command_timeout": 0.9}
 SPEC = {"fast": {"every": 0.2}}
 EXPECTED = [Interval("fast", 0.2)]
 
-Found = Callable[[Report | str], None]
-
 
 @pytest.fixture
 def scenario() -> Iterator[ClusterScenario]:
@@ -28,16 +26,9 @@ def scenario() -> Iterator[ClusterScenario]:
         yield made
 
 
-def more(scenario: ClusterScenario, count: int = 10) -> None:
-    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + count, 30, "fast")
-
-
-def judge(scenario: ClusterScenario, found: Found) -> Report:
+def judge(scenario: ClusterScenario, found) -> None:
     scenario.cluster.assert_all_alive()
-    report = scenario.report(EXPECTED)
-    assert report.ok, f"{report}\n{scenario.cluster.logs()}"
-    found(report)
-    return report
+    found(scenario.clean_report(EXPECTED))
 
 
 CUTS = [
@@ -49,19 +40,19 @@ CUTS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", CUTS)
-def test_a_leader_cut_from_redis_stops_by_itself(scenario: ClusterScenario, cut: str, found: Found) -> None:
+def test_a_leader_cut_from_redis_stops_by_itself(scenario: ClusterScenario, cut: str, found):
     """Its trust ends before its lease. Reconnected, it becomes a standby."""
     leader = scenario.begin()
-    more(scenario)
+    scenario.more(10, "fast")
     getattr(scenario.nemesis, cut)(TTL * 2, leader)
-    more(scenario)
+    scenario.more(10, "fast")
     leader.wait_for_log("action=term_ended")
     assert scenario.cluster.leader() is not leader
     judge(scenario, found)
 
 
 @pytest.mark.slow
-def test_a_command_held_back_past_the_lease_is_refused(scenario: ClusterScenario, found: Found) -> None:
+def test_a_command_held_back_past_the_lease_is_refused(scenario: ClusterScenario, found):
     """A batch in flight for longer than the lease arrives under another leader and changes nothing."""
     leader = scenario.begin()
     proxy = scenario.nemesis.lease_proxy(leader)
@@ -70,22 +61,22 @@ def test_a_command_held_back_past_the_lease_is_refused(scenario: ClusterScenario
     scenario.history.fault("held_command", replica=leader.name)
     leader.pause()
     successor = scenario.cluster.wait_for_leader(other_than=leader)
-    more(scenario)
+    scenario.more(10, "fast")
     before = scenario.cluster.ledger()["fast"]["epoch"]
     held.release()
     time.sleep(0.5)
     leader.resume()
-    more(scenario)
+    scenario.more(10, "fast")
     assert scenario.cluster.leader() is successor
     assert scenario.cluster.ledger()["fast"]["epoch"] == before
     judge(scenario, found)
 
 
 @pytest.mark.slow
-def test_a_redis_slower_than_the_lease_changes_leaders_rarely(scenario: ClusterScenario, found: Found) -> None:
+def test_a_redis_slower_than_the_lease_changes_leaders_rarely(scenario: ClusterScenario, found):
     """Every reply takes longer than the lease: at most one change of leader per ttl, and recovery afterwards."""
     scenario.begin()
-    more(scenario)
+    scenario.more(10, "fast")
     epochs = set()
     began = time.monotonic()
     for proxy in scenario.lease_proxies:
@@ -97,57 +88,51 @@ def test_a_redis_slower_than_the_lease_changes_leaders_rarely(scenario: ClusterS
     for proxy in scenario.lease_proxies:
         proxy.heal()
     scenario.history.fault("slow_redis", "end")
-    more(scenario)
+    scenario.more(10, "fast")
     assert len(epochs) <= 8 + 2, epochs
     found(f"{len(epochs) - 1} changes in {TTL * 8:g} s, lease {TTL:g} s")
     judge(scenario, found)
 
 
 @pytest.mark.slow
-def test_slow_answers_within_the_lease_change_nothing(scenario: ClusterScenario, found: Found) -> None:
+def test_slow_answers_within_the_lease_change_nothing(scenario: ClusterScenario, found):
     """Each trip takes a tenth of the lease: the leader stays."""
     scenario.begin()
-    more(scenario)
+    scenario.more(10, "fast")
     epoch = scenario.cluster.epoch()
     for proxy in scenario.lease_proxies:
         proxy.delay(TTL / 20)
     time.sleep(TTL * 4)
     for proxy in scenario.lease_proxies:
         proxy.heal()
-    more(scenario)
+    scenario.more(10, "fast")
     assert scenario.cluster.epoch() == epoch
     judge(scenario, found)
 
 
 @pytest.mark.slow
-def test_a_broker_that_only_the_leader_cannot_reach_is_left_to_another(found: Found) -> None:
+def test_a_broker_that_only_the_leader_cannot_reach_is_left_to_another(found):
     """The leader reaches the lease but not the broker, and hands over to a replica that does."""
-    with (
-        need(RedisServer) as broker,
-        ClusterScenario(broker=broker, spec=SPEC, settings=SETTINGS) as scenario,
-    ):
+    with need(RedisServer) as broker, ClusterScenario(broker=broker, spec=SPEC, settings=SETTINGS) as scenario:
         leader = scenario.begin()
-        more(scenario)
+        scenario.more(10, "fast")
         proxy = scenario.nemesis.broker_proxy(leader)
         scenario.history.fault("refuse_broker_path", "start", replica=leader.name)
         proxy.refuse()
         successor = scenario.cluster.wait_for_leader(other_than=leader, timeout=40)
         assert successor is not leader
-        more(scenario)
+        scenario.more(10, "fast")
         proxy.heal()
         scenario.history.fault("refuse_broker_path", "end", replica=leader.name)
         assert "reason=broker_unreachable" in leader.log_text()
-        scenario.cluster.assert_all_alive()
-        report = scenario.report(EXPECTED)
-        assert report.ok, f"{report}\n{scenario.cluster.logs()}"
-        found(report)
+        judge(scenario, found)
 
 
 @pytest.mark.slow
-def test_one_way_silence_is_survived(scenario: ClusterScenario, found: Found) -> None:
+def test_one_way_silence_is_survived(scenario: ClusterScenario, found):
     """Commands arrive and replies do not, then the reverse. Each outcome is unknown; none is duplicated or lost."""
     leader = scenario.begin()
-    more(scenario)
+    scenario.more(10, "fast")
     for direction in ("reply", "request"):
         leader = scenario.cluster.wait_for_leader()
         proxy = scenario.nemesis.lease_proxy(leader)
@@ -156,6 +141,6 @@ def test_one_way_silence_is_survived(scenario: ClusterScenario, found: Found) ->
         time.sleep(TTL * 1.5)
         proxy.heal()
         scenario.history.fault("one_way", "end", direction=direction)
-        more(scenario)
+        scenario.more(10, "fast")
     wait_for(lambda: scenario.cluster.leader() is not None, 10, "a leader")
     judge(scenario, found)

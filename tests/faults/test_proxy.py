@@ -36,7 +36,7 @@ def client_through(proxy: TcpProxy, server: RedisServer, timeout: float = 5.0) -
     )
 
 
-def test_bytes_pass_both_ways_and_are_counted(proxy: TcpProxy, client: redis.Redis) -> None:
+def test_bytes_pass_both_ways_and_are_counted(proxy: TcpProxy, client: redis.Redis):
     large = "x" * 500_000
     client.set("large", large)
     assert client.get("large") == large
@@ -45,7 +45,7 @@ def test_bytes_pass_both_ways_and_are_counted(proxy: TcpProxy, client: redis.Red
     assert proxy.connections == proxy.counters["connections"] == 1
 
 
-def test_cut_resets_open_connections_and_lets_new_ones_in(proxy: TcpProxy, client: redis.Redis) -> None:
+def test_cut_resets_open_connections_and_lets_new_ones_in(proxy: TcpProxy, client: redis.Redis):
     """The client sees a reset, not a clean end."""
     with socket.create_connection(proxy.address) as raw:
         raw.sendall(b"PING\r\n")
@@ -56,7 +56,7 @@ def test_cut_resets_open_connections_and_lets_new_ones_in(proxy: TcpProxy, clien
     assert client.ping()
 
 
-def test_a_paused_connection_can_be_cut(proxy: TcpProxy, client: redis.Redis) -> None:
+def test_a_paused_connection_can_be_cut(proxy: TcpProxy, client: redis.Redis):
     client.ping()
     proxy.pause()
     proxy.cut()
@@ -65,7 +65,7 @@ def test_a_paused_connection_can_be_cut(proxy: TcpProxy, client: redis.Redis) ->
     assert client.ping()
 
 
-def test_refused_until_accepted_again(proxy: TcpProxy, client: redis.Redis) -> None:
+def test_refused_until_accepted_again(proxy: TcpProxy, client: redis.Redis):
     client.ping()
     proxy.refuse()
     for _ in range(3):
@@ -75,7 +75,7 @@ def test_refused_until_accepted_again(proxy: TcpProxy, client: redis.Redis) -> N
     assert client.ping()
 
 
-def test_blackholed_requests_do_not_reach_the_server(proxy: TcpProxy, shared_redis: RedisServer) -> None:
+def test_blackholed_requests_do_not_reach_the_server(proxy: TcpProxy, shared_redis: RedisServer):
     impatient = client_through(proxy, shared_redis, timeout=0.3)
     impatient.ping()
     proxy.blackhole("request")
@@ -87,7 +87,7 @@ def test_blackholed_requests_do_not_reach_the_server(proxy: TcpProxy, shared_red
     assert proxy.counters["request bytes lost"] > 0
 
 
-def test_blackholed_replies_leave_the_server_having_acted(proxy: TcpProxy, shared_redis: RedisServer) -> None:
+def test_blackholed_replies_leave_the_server_having_acted(proxy: TcpProxy, shared_redis: RedisServer):
     impatient = client_through(proxy, shared_redis, timeout=0.3)
     impatient.ping()
     proxy.blackhole("reply")
@@ -96,7 +96,7 @@ def test_blackholed_replies_leave_the_server_having_acted(proxy: TcpProxy, share
     assert shared_redis.admin.get("count") == "1"
 
 
-def test_paused_bytes_arrive_after_the_pause(proxy: TcpProxy, client: redis.Redis, shared_redis: RedisServer) -> None:
+def test_paused_bytes_arrive_after_the_pause(proxy: TcpProxy, client: redis.Redis, shared_redis: RedisServer):
     client.ping()
     proxy.pause()
     answers: list[object] = []
@@ -110,7 +110,7 @@ def test_paused_bytes_arrive_after_the_pause(proxy: TcpProxy, client: redis.Redi
     assert answers == [1]
 
 
-def test_delay_shifts_each_way_by_its_seconds(proxy: TcpProxy, client: redis.Redis) -> None:
+def test_delay_shifts_each_way_by_its_seconds(proxy: TcpProxy, client: redis.Redis):
     client.ping()
     proxy.delay(0.2)
     begun = time.monotonic()
@@ -120,9 +120,7 @@ def test_delay_shifts_each_way_by_its_seconds(proxy: TcpProxy, client: redis.Red
     assert client.ping()
 
 
-def test_a_reply_is_lost_after_the_server_has_acted(
-    proxy: TcpProxy, client: redis.Redis, shared_redis: RedisServer
-) -> None:
+def test_a_reply_is_lost_after_the_server_has_acted(proxy: TcpProxy, client: redis.Redis, shared_redis: RedisServer):
     """The matching request takes effect although its client sees an error; others are not affected."""
     other = client_through(proxy, shared_redis)
     client.ping()
@@ -138,7 +136,7 @@ def test_a_reply_is_lost_after_the_server_has_acted(
 
 def test_a_reply_to_the_last_command_of_a_pipeline_is_lost_too(
     proxy: TcpProxy, client: redis.Redis, shared_redis: RedisServer
-) -> None:
+):
     cut = proxy.cut_reply_after(b"the-end")
     pipeline = client.pipeline(transaction=False)
     for number in range(2000):
@@ -150,7 +148,7 @@ def test_a_reply_to_the_last_command_of_a_pipeline_is_lost_too(
     assert shared_redis.admin.llen("list") == 2001
 
 
-def test_a_script_is_found_by_its_name_in_the_request(proxy: TcpProxy, client: redis.Redis) -> None:
+def test_a_script_is_found_by_its_name_in_the_request(proxy: TcpProxy, client: redis.Redis):
     script = client.register_script("return redis.call('INCR', KEYS[1])")
     script(keys=["count"])
     cut = proxy.cut_reply_after(containing(b"EVALSHA", str(script.sha)[:12].encode()))
@@ -160,7 +158,7 @@ def test_a_script_is_found_by_its_name_in_the_request(proxy: TcpProxy, client: r
     assert script(keys=["count"]) == 3
 
 
-def test_a_held_request_is_delivered_after_its_client_has_gone(proxy: TcpProxy, shared_redis: RedisServer) -> None:
+def test_a_held_request_is_delivered_after_its_client_has_gone(proxy: TcpProxy, shared_redis: RedisServer):
     impatient = client_through(proxy, shared_redis, timeout=0.3)
     impatient.ping()
     held = proxy.hold(containing(b"INCR", b"late"))
@@ -176,7 +174,7 @@ def test_a_held_request_is_delivered_after_its_client_has_gone(proxy: TcpProxy, 
     wait_for(lambda: proxy.connections == 0, what="the end of the late connection")
 
 
-def test_it_survives_a_server_that_is_away(redis_server: RedisServer) -> None:
+def test_it_survives_a_server_that_is_away(redis_server: RedisServer):
     """An unreachable server resets the client. The proxy works again once the server is back."""
     with TcpProxy(redis_server.address) as proxy:
         client = client_through(proxy, redis_server)
@@ -190,7 +188,7 @@ def test_it_survives_a_server_that_is_away(redis_server: RedisServer) -> None:
         assert proxy.counters["upstream refused"] >= 1
 
 
-def test_urls_keep_all_but_host_and_port(proxy: TcpProxy) -> None:
+def test_urls_keep_all_but_host_and_port(proxy: TcpProxy):
     port = proxy.port
     assert proxy.url("redis://u:p%40@10.0.0.1:6379/3?x=1") == f"redis://u:p%40@127.0.0.1:{port}/3?x=1"
     assert proxy.url("amqp://guest:guest@localhost:5672//") == f"amqp://guest:guest@127.0.0.1:{port}//"

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from tests.faults.checker import Interval, Report
+from tests.faults.checker import Interval
 from tests.faults.scenario import ClusterScenario
 from tests.support.servers import wait_for
 
-Found = Callable[[Report | str], None]
 Spec = Mapping[str, Mapping[str, Any]]
 
 FAST: Spec = {"fast": {"every": 0.2}}
@@ -35,37 +34,32 @@ def releases(*specs: Spec, env: Mapping[str, str] | None = None) -> Iterator[Clu
         yield scenario
 
 
-def more(scenario: ClusterScenario, count: int = 8) -> None:
-    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + count, 30, "fast")
-
-
 def hand_over(scenario: ClusterScenario, to: int) -> None:
     """Start this replica, let it stand by for a while, and end the others."""
     successor = scenario.cluster[to]
     lines = successor.log_text().count("action=leader_seen")
     successor.start().wait_for_log("action=leader_seen", count=lines + 1)
-    more(scenario)
+    scenario.more(8, "fast")
     scenario.history.fault("hand_over", to=successor.name)
     for replica in scenario.cluster:
         if replica is not successor and replica.alive:
             replica.terminate()
     wait_for(lambda: scenario.cluster.leader() is successor, 20, f"{successor.name} to lead")
-    more(scenario)
+    scenario.more(8, "fast")
 
 
 def raw_rows(scenario: ClusterScenario) -> dict[str, str]:
-    assert scenario.cluster.admin is not None
-    rows: dict[str, str] = scenario.cluster.admin.hgetall(scenario.cluster.key("ledger"))  # type: ignore[assignment]
+    rows = scenario.redis.admin.hgetall(scenario.cluster.key("ledger"))
     return {name[2:]: row for name, row in rows.items() if name.startswith("e:")}
 
 
 @pytest.mark.slow
-def test_an_older_release_touches_nothing_of_a_newer_one(found: Found) -> None:
+def test_an_older_release_touches_nothing_of_a_newer_one(found):
     """It stands by, leads for a while and hands back: rows of entries that it does not know are unchanged."""
     newer = {**FAST, "added": {"every": 3600}}
     older = {**FAST, "removed": {"every": 3600}}
     with releases(newer, older) as scenario:
-        more(scenario)
+        scenario.more(8, "fast")
         wait_for(lambda: "added" in raw_rows(scenario), 10, "the added entry's row")
         row = raw_rows(scenario)["added"]
         hand_over(scenario, 1)
@@ -73,14 +67,12 @@ def test_an_older_release_touches_nothing_of_a_newer_one(found: Found) -> None:
         assert raw_rows(scenario)["added"] == row
         hand_over(scenario, 0)
         assert raw_rows(scenario)["added"] == row
-        report = scenario.report([Interval("fast", 0.2)])
-        assert report.ok, str(report)
-        found(report)
+        found(scenario.clean_report([Interval("fast", 0.2)]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("edited", [True, False])
-def test_an_edited_crontab_owes_no_old_slot(edited: bool) -> None:
+def test_an_edited_crontab_owes_no_old_slot(edited: bool):
     """Its new minute, half an hour ago, was not due before the edit, so it was not missed."""
     past = datetime.now(UTC) - timedelta(minutes=30)
     spec = {**FAST, "cron": {"cron": f"{past.minute} {past.hour}"}}
@@ -90,17 +82,15 @@ def test_an_edited_crontab_owes_no_old_slot(edited: bool) -> None:
         scenario.cluster[0].terminate()
         row = json.loads(raw_rows(scenario)["cron"])
         row["base"] -= 3600 * 1_000_000
-        assert scenario.cluster.admin is not None
-        scenario.cluster.admin.hset(scenario.cluster.key("ledger"), "e:cron", json.dumps(row))
+        scenario.redis.admin.hset(scenario.cluster.key("ledger"), "e:cron", json.dumps(row))
         scenario.cluster[1].start()
-        more(scenario, 15)
+        scenario.more(15, "fast")
         assert len(scenario.history.messages("cron")) == (0 if edited else 1)
-        report = scenario.report([Interval("fast", 0.2)])
-        assert report.ok, str(report)
+        scenario.clean_report([Interval("fast", 0.2)])
 
 
 @pytest.mark.slow
-def test_an_edited_interval_counts_from_the_edit(found: Found) -> None:
+def test_an_edited_interval_counts_from_the_edit(found):
     """A shortened interval does not catch up runs from before the edit."""
     with releases({**FAST, "e": {"every": 3600}}, {**FAST, "e": {"every": 2}}) as scenario:
         wait_for(lambda: "e" in raw_rows(scenario), 10, "the row")
@@ -110,13 +100,11 @@ def test_an_edited_interval_counts_from_the_edit(found: Found) -> None:
         scenario.history.wait_for_messages(2, 20, "e")
         first = datetime.fromisoformat(scenario.history.messages("e")[0]["scheduled_at"]).timestamp()
         assert first > handed_over
-        report = scenario.report([Interval("fast", 0.2), Interval("e", 2)])
-        assert report.ok, str(report)
-        found(report)
+        found(scenario.clean_report([Interval("fast", 0.2), Interval("e", 2)]))
 
 
 @pytest.mark.slow
-def test_old_schedule_due_without_a_leader_is_recorded_after_an_edit(found: Found) -> None:
+def test_old_schedule_due_without_a_leader_is_recorded_after_an_edit(found):
     """All replicas stop and restart with an edited interval three seconds later: what was due has a verdict."""
     with releases({**FAST, "e": {"every": 2}}, {**FAST, "e": {"every": 3600}}) as scenario:
         scenario.history.wait_for_messages(1, 20, "e")
@@ -124,64 +112,60 @@ def test_old_schedule_due_without_a_leader_is_recorded_after_an_edit(found: Foun
         last = datetime.fromisoformat(scenario.history.messages("e")[-1]["scheduled_at"])
         time.sleep(3)
         scenario.cluster[1].start()
-        more(scenario)
+        scenario.more(8, "fast")
         (skipped,) = [skip for skip in scenario.journal_skips() if skip.entry == "e"]
         assert skipped.reason == "edited"
         assert skipped.first == last + timedelta(seconds=2)
         assert datetime.fromisoformat(scenario.history.messages("e")[-1]["scheduled_at"]) == last
-        report = scenario.report([Interval("fast", 0.2)])
-        assert report.ok, str(report)
-        found(report)
+        found(scenario.clean_report([Interval("fast", 0.2)]))
 
 
 @pytest.mark.slow
-def test_rows_of_newer_software_are_left_alone() -> None:
+def test_rows_of_newer_software_are_left_alone():
     """A row of a higher version is left alone and its entry is not run. This is logged, and the others run."""
     future = json.dumps({"v": 99, "what": "ever"})
     with releases({**FAST, "future": {"every": 0.5}}) as scenario:
         wait_for(lambda: "future" in raw_rows(scenario), 10, "the row")
         replica = scenario.cluster[0]
         replica.terminate()
-        assert scenario.cluster.admin is not None
         ledger = scenario.cluster.key("ledger")
-        scenario.cluster.admin.hset(ledger, mapping={"e:future": future, "x:unknown": "kept", "e:not-ours": "{}"})
+        scenario.redis.admin.hset(ledger, mapping={"e:future": future, "x:unknown": "kept", "e:not-ours": "{}"})
         before = len(scenario.history.messages("future"))
         replica.start()
-        more(scenario, 15)
+        scenario.more(15, "fast")
         assert len(scenario.history.messages("future")) == before
         rows = raw_rows(scenario)
         assert (rows["future"], rows["not-ours"]) == (future, "{}")
-        assert scenario.cluster.admin.hget(ledger, "x:unknown") == "kept"
+        assert scenario.redis.admin.hget(ledger, "x:unknown") == "kept"
         assert "action=entry_failed entry=future reason=row_unreadable" in replica.log_text()
         assert scenario.report([Interval("fast", 0.2)]).ok
 
 
 @pytest.mark.slow
-def test_newer_software_keeps_older_from_leading() -> None:
+def test_newer_software_keeps_older_from_leading():
     """The ledger has an unknown schema: the replica stays a standby and logs why."""
     with releases(FAST, FAST) as scenario:
-        more(scenario)
+        scenario.more(8, "fast")
         scenario.cluster[0].terminate()
-        assert scenario.cluster.admin is not None
-        scenario.cluster.admin.hset(scenario.cluster.key("ledger"), "m:schema", "99")
+        scenario.redis.admin.hset(scenario.cluster.key("ledger"), "m:schema", "99")
         other = scenario.cluster[1].start()
         other.wait_for_log("action=leading_forbidden reason=newer_schema")
         time.sleep(1)
         assert scenario.cluster.leader() is None
         assert other.alive
-        scenario.cluster.admin.hset(scenario.cluster.key("ledger"), "m:schema", "1")
+        scenario.redis.admin.hset(scenario.cluster.key("ledger"), "m:schema", "1")
         wait_for(lambda: scenario.cluster.leader() is other, 20, "the replica to lead")
 
 
 @pytest.mark.slow
-def test_another_app_with_the_cluster_s_name_is_refused(found: Found) -> None:
+def test_another_app_with_the_cluster_s_name_is_refused(found):
     """It never leads, even without another leader, and logs both apps. The first app is not affected."""
     each = [{"APP_NAME": "shop"}, {"APP_NAME": "blog"}]
     with ClusterScenario(spec=FAST, replicas=2, replica_env=each, settings=SETTINGS, proxied=False) as scenario:
         scenario.cluster[1].kill()
         shop, blog = scenario.cluster[0], scenario.cluster[1]
         wait_for(lambda: scenario.cluster.leader() is shop, 20, "the first app to lead")
-        more(scenario)
+        scenario.more(8, "fast")
         blog.start().wait_for_log("action=leader_seen")
         scenario.nemesis.kill(shop)
         refusal = "action=leading_forbidden reason=other_app"
@@ -193,8 +177,7 @@ def test_another_app_with_the_cluster_s_name_is_refused(found: Found) -> None:
         assert scenario.cluster.leader() is None
         shop.start()
         wait_for(lambda: scenario.cluster.leader() is shop, 20, "the first app to lead again")
-        more(scenario)
+        scenario.more(8, "fast")
         assert blog.alive
-        report = scenario.report([Interval("fast", 0.2)])
-        assert report.ok, str(report)
+        scenario.clean_report([Interval("fast", 0.2)])
         found(line.partition("ERROR")[2])

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import redis
@@ -20,8 +20,6 @@ from tests.support.servers import SentinelCluster, need, wait_for
 TTL = 3.0
 SPEC = {"fast": {"every": 0.2}, "slow": {"every": 2.0}}
 EXPECTED = [Interval("fast", 0.2), Interval("slow", 2.0)]
-
-Found = Callable[[Report | str], None]
 
 
 class SentinelConsumer(RedisQueueConsumer):
@@ -111,7 +109,7 @@ def run() -> Iterator[Run]:
 
 
 @pytest.mark.slow
-def test_a_synced_failover_loses_nothing(run: Run, found: Found) -> None:
+def test_a_synced_failover_loses_nothing(run: Run, found):
     """The new master is complete: only messages in flight when the old one died are uncertain."""
     back = run.fail_over()
     run.more(20)
@@ -123,7 +121,7 @@ def test_a_synced_failover_loses_nothing(run: Run, found: Found) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leader_dies", [False, True])
-def test_a_lagging_failover_is_a_loss_of_state(run: Run, leader_dies: bool, found: Found) -> None:
+def test_a_lagging_failover_is_a_loss_of_state(run: Run, leader_dies: bool, found):
     """The new master lacks two seconds of enqueued messages. None of them is enqueued again."""
     run.fall_behind(2.0)
     leader = run.cluster.wait_for_leader()

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -132,7 +132,7 @@ def beats() -> Iterator[Beats]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_one_winner_among_fifty_standbys(beats: Beats, found: Callable[[str], None]) -> None:
+def test_one_winner_among_fifty_standbys(beats: Beats, found):
     """After each kill of the leader exactly one other leads; no occurrence is duplicated, and no beat exits."""
     began = time.monotonic()
     wait_for(lambda: beats.count("action=leader_seen") == BEATS - 1, 150, "every beat to be up", 0.5)
@@ -169,7 +169,7 @@ def test_one_winner_among_fifty_standbys(beats: Beats, found: Callable[[str], No
 
 
 @pytest.mark.slow
-def test_a_crowd_wakes_for_a_released_lease_and_one_takes_it(crowd: Crowd) -> None:
+def test_a_crowd_wakes_for_a_released_lease_and_one_takes_it(crowd: Crowd):
     """All standbys receive the wake message at the same time: one wins, and no other trusts a term."""
     for number in range(4):
         crowd.add(f"p{number}", EACH)
@@ -191,7 +191,7 @@ def test_a_crowd_wakes_for_a_released_lease_and_one_takes_it(crowd: Crowd) -> No
 
 
 @pytest.mark.slow
-def test_a_forked_beat_has_an_identity_of_its_own(found: Callable[[str], None]) -> None:
+def test_a_forked_beat_has_an_identity_of_its_own(found):
     """`worker -B`: the lease names the child, which dies and is replaced like any other replica."""
     with ExitStack() as stack:
         redis = stack.enter_context(need(lambda: RedisServer(appendonly=True)))

@@ -22,8 +22,6 @@ EXPECTED = [Interval("fast", FAST), Interval("slow", SLOW)]
 # Renewals are frequent and the lease is long, to distinguish a loss noticed at a renewal from one noticed later.
 SETTINGS = {"lease_ttl": 20, "renew_interval": 0.5, "command_timeout": 1.5}
 
-Found = Callable[[Report | str], None]
-
 
 @contextmanager
 def volatile_scenario(settings: dict[str, object] | None = None, **redis_options: object) -> Iterator[ClusterScenario]:
@@ -71,14 +69,13 @@ def go_on(scenario: ClusterScenario) -> float:
         lambda: [m for m in scenario.history.messages("fast") if m["t"] > struck + 1], 40, "messages after the fault"
     )[0]
     wait_for(lambda: [m for m in scenario.history.messages("slow") if m["t"] > struck + 2.5], 40, "the slow entry")
-    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 10, entry="fast")
+    scenario.more(10, "fast", 10)
     return float(first["t"]) - float(struck)
 
 
 def judge(scenario: ClusterScenario) -> Report:
     scenario.cluster.assert_all_alive()
-    report = scenario.report(EXPECTED)
-    assert report.ok, f"{report}\n{scenario.cluster.logs()}"
+    report = scenario.clean_report(EXPECTED)
     assert phase(scenario) == {0.0}, "the position was not restored"
     return report
 
@@ -105,7 +102,7 @@ def restart_empty(scenario: ClusterScenario) -> None:
 
 def restart_from_old_snapshot(scenario: ClusterScenario) -> None:
     """Restart from the last snapshot, made by `settle`."""
-    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + 12, entry="fast")
+    scenario.more(12, "fast", 10)
     scenario.remember_skips()  # of a takeover meanwhile
     scenario.nemesis.redis_kill(0.0)
 
@@ -132,7 +129,7 @@ LOSSES = [
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-def test_lost_state_is_noticed_and_nothing_runs_twice(lose: Callable[[ClusterScenario], None], found: Found) -> None:
+def test_lost_state_is_noticed_and_nothing_runs_twice(lose: Callable[[ClusterScenario], None], found):
     """Positions continue from what the replicas remember. Uncertain occurrences are skipped, with a record."""
     with volatile_scenario() as scenario:
         settle(scenario)
@@ -154,7 +151,7 @@ def test_lost_state_is_noticed_and_nothing_runs_twice(lose: Callable[[ClusterSce
 
 
 @pytest.mark.slow
-def test_a_deleted_lease_loses_nothing(found: Found) -> None:
+def test_a_deleted_lease_loses_nothing(found):
     """The ledger is intact: a replica leads again within a renewal, and every occurrence is enqueued."""
     with volatile_scenario() as scenario:
         settle(scenario)
@@ -170,7 +167,7 @@ def test_a_deleted_lease_loses_nothing(found: Found) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leader_dies", [False, True])
-def test_a_restart_with_all_data_is_no_loss(leader_dies: bool, found: Found) -> None:
+def test_a_restart_with_all_data_is_no_loss(leader_dies: bool, found):
     """The new server process has all data: the ledger is intact, and what was due meanwhile is caught up."""
     with volatile_scenario(
         {"lease_ttl": 4} if leader_dies else {}, appendonly=True, extra_args=("--appendfsync", "always")
@@ -188,7 +185,7 @@ def test_a_restart_with_all_data_is_no_loss(leader_dies: bool, found: Found) -> 
 
 
 @pytest.mark.slow
-def test_a_restart_from_a_snapshot_is_a_loss_even_a_complete_one(found: Found) -> None:
+def test_a_restart_from_a_snapshot_is_a_loss_even_a_complete_one(found):
     """A complete snapshot can't be recognized, so what was due until the server was back is skipped and counted."""
     with volatile_scenario() as scenario:
         settle(scenario)
@@ -202,7 +199,7 @@ def test_a_restart_from_a_snapshot_is_a_loss_even_a_complete_one(found: Found) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lose", LOSSES[:4])
-def test_positions_outlive_the_leader_and_the_data(lose: Callable[[ClusterScenario], None], found: Found) -> None:
+def test_positions_outlive_the_leader_and_the_data(lose: Callable[[ClusterScenario], None], found):
     """The leader dies with the data. The positions that a standby read from the journal are enough."""
     with volatile_scenario({"lease_ttl": 4}) as scenario:
         settle(scenario)
@@ -218,7 +215,7 @@ def test_positions_outlive_the_leader_and_the_data(lose: Callable[[ClusterScenar
 
 
 @pytest.mark.slow
-def test_catching_up_after_a_loss_repeats_at_most_what_was_last_due(found: Found) -> None:
+def test_catching_up_after_a_loss_repeats_at_most_what_was_last_due(found):
     """Under `catch_up` nothing is lost, and only occurrences that the new leader can't know may run again."""
     with volatile_scenario({"on_state_loss": "catch_up"}) as scenario:
         settle(scenario)
@@ -240,7 +237,7 @@ def test_catching_up_after_a_loss_repeats_at_most_what_was_last_due(found: Found
 
 
 @pytest.mark.slow
-def test_evicted_state_is_noticed(found: Found) -> None:
+def test_evicted_state_is_noticed(found):
     """A full Redis evicts the ledger: no process ends, nothing runs twice."""
     with volatile_scenario(maxmemory="12mb", extra_args=("--maxmemory-policy", "allkeys-random")) as scenario:
         settle(scenario)
@@ -255,14 +252,13 @@ def test_evicted_state_is_noticed(found: Found) -> None:
         admin.config_set("maxmemory", 0)
         go_on(scenario)
         scenario.cluster.assert_all_alive()
-        report = scenario.report()
-        assert report.ok, str(report)
+        report = scenario.clean_report()
         assert lost_state_was_said(scenario) >= 1
         found(report)
 
 
 @pytest.mark.slow
-def test_a_full_redis_keeps_its_leader(found: Found) -> None:
+def test_a_full_redis_keeps_its_leader(found):
     """Without memory nothing can be enqueued, but renewals pass, and the same leader continues afterwards."""
     with volatile_scenario({"lease_ttl": 2, "renew_interval": 0.5, "command_timeout": 0.9}) as scenario:
         settle(scenario)
@@ -279,7 +275,7 @@ def test_a_full_redis_keeps_its_leader(found: Found) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_turns_read_only_is_outlived(found: Found) -> None:
+def test_a_server_that_turns_read_only_is_outlived(found):
     """A replica without its master takes no writes: there is no leader, no process exits, and nothing is lost."""
     with volatile_scenario({"lease_ttl": 2, "renew_interval": 0.5, "command_timeout": 0.9}) as scenario:
         settle(scenario)
@@ -293,7 +289,7 @@ def test_a_server_that_turns_read_only_is_outlived(found: Found) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_is_loading_is_waited_for(found: Found) -> None:
+def test_a_server_that_is_loading_is_waited_for(found):
     """Redis answers LOADING for some seconds, which is treated as an outage."""
     with volatile_scenario(
         extra_args=("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")

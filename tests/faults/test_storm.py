@@ -11,13 +11,12 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
 import pytest
 
-from tests.faults.checker import EveryMinute, Interval, Report
+from tests.faults.checker import EveryMinute, Interval
 from tests.faults.nemesis import Storm
 from tests.faults.scenario import ClusterScenario
 from tests.support.servers import RabbitMQ, need
@@ -42,7 +41,7 @@ UNORDERED = {"epoch fell", "out of order"}
 @pytest.mark.timeout(SECONDS * 3 + 120)
 @pytest.mark.parametrize("chosen", SEEDS)
 @pytest.mark.parametrize("broker", ["the lease's Redis", "RabbitMQ"])
-def test_nothing_is_lost_or_doubled_in_a_storm(broker: str, chosen: str, found: Callable[[Report | str], None]) -> None:
+def test_nothing_is_lost_or_doubled_in_a_storm(broker: str, chosen: str, found):
     """On one Redis that keeps acknowledged writes: no duplicate, no loss without verdict, no process exits."""
     seed = random.randrange(10**6) if chosen == "new" else int(chosen)
     settings = {"lease_ttl": 3, "stall_timeout": 5}
@@ -55,16 +54,11 @@ def test_nothing_is_lost_or_doubled_in_a_storm(broker: str, chosen: str, found: 
         scenario.cluster.wait_until_up()
         scenario.cluster.wait_for_leader()
         for entry in ("fast", "second", "all"):
-            scenario.history.wait_for_messages(len(scenario.history.messages(entry)) + 5, 40, entry)
+            scenario.more(5, entry, 40)
         time.sleep(1.0)
         scenario.cluster.assert_all_alive()
         report = scenario.report(
-            [
-                Interval("fast", 0.2),
-                Interval("second", 1.0),
-                Interval("all", 0.7),
-                EveryMinute("minute", began),
-            ]
+            [Interval("fast", 0.2), Interval("second", 1.0), Interval("all", 0.7), EveryMinute("minute", began)]
         )
         ended = [line for replica in scenario.cluster for line in unexpected_ends(replica.log_text())]
         allowed = UNORDERED if rabbitmq is not None else set()
@@ -82,7 +76,7 @@ _LOST_STOP = re.compile(r"^Exception ignored in.*\nTraceback .*\n(?: .*\n)+Syste
 
 
 @pytest.mark.parametrize(("error", "counts"), [("SystemExit", False), ("ValueError('bad')", True)])
-def test_a_stop_that_falls_into_a_destructor_is_no_unexpected_end(error: str, counts: bool) -> None:
+def test_a_stop_that_falls_into_a_destructor_is_no_unexpected_end(error: str, counts: bool):
     """Any other exception is an unexpected end."""
     code = f"class A:\n    def __del__(self): raise {error}\nA()\nprint('went on', flush=True)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)

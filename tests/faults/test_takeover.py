@@ -27,10 +27,6 @@ TIMES = [
 Change = Callable[[ClusterScenario, Replica], None]
 
 
-def more_messages(scenario: ClusterScenario, count: int) -> None:
-    scenario.history.wait_for_messages(len(scenario.history.messages("fast")) + count, timeout=30, entry="fast")
-
-
 def run_changes(scenario: ClusterScenario, times: int, change: Change) -> Report:
     """Cause `times` changes of leader at random phases of the interval, and check the history against the schedule."""
     chance = random.Random(times)
@@ -39,13 +35,13 @@ def run_changes(scenario: ClusterScenario, times: int, change: Change) -> Report
     for _ in range(times):
         leader = scenario.cluster.wait_for_leader()
         scenario.cluster.wait_for_presence()
-        more_messages(scenario, 1)
+        scenario.more(1, "fast")
         time.sleep(chance.uniform(0, EVERY))
         change(scenario, leader)
-        more_messages(scenario, 2)
+        scenario.more(2, "fast")
     scenario.cluster.assert_all_alive()
     ended = datetime.now(UTC)
-    more_messages(scenario, 5)
+    scenario.more(5, "fast")
     return scenario.report(
         [Interval("fast", EVERY, until=ended), EveryMinute("minute", began, ended - timedelta(seconds=1))]
     )
@@ -68,7 +64,7 @@ def told(silence: Silence, what: str, aim_p50: float, aim_max: float) -> str:
 
 
 @pytest.mark.parametrize("times", TIMES)
-def test_a_killed_leader_is_replaced_long_before_its_lease_is_over(times: int, figure: Callable[[str], None]) -> None:
+def test_a_killed_leader_is_replaced_long_before_its_lease_is_over(times: int, figure):
     """Presence reports the death to the standbys, so the silence is a fraction of the lease."""
 
     def kill(scenario: ClusterScenario, leader: Replica) -> None:
@@ -83,7 +79,7 @@ def test_a_killed_leader_is_replaced_long_before_its_lease_is_over(times: int, f
     assert silence.longest < 15  # half of the lease: a generous bound that still excludes waiting for it
 
 
-def test_the_only_replica_is_killed_and_started_again() -> None:
+def test_the_only_replica_is_killed_and_started_again():
     """Without a standby that saw it, it leads again without waiting for its earlier lease to expire."""
     with ClusterScenario(spec=SPEC, proxied=False, replicas=1, settings={"lease_ttl": 300}) as scenario:
         leader = scenario.begin()
@@ -91,13 +87,12 @@ def test_the_only_replica_is_killed_and_started_again() -> None:
         scenario.nemesis.kill_leader(down=0)
         assert scenario.cluster.wait_for_leader() is leader
         leader.wait_for_log("reason=leader_gone")
-        more_messages(scenario, 3)
-        report = scenario.report([Interval("fast", EVERY)])
-        assert report.ok, str(report)
+        scenario.more(3, "fast")
+        scenario.clean_report([Interval("fast", EVERY)])
 
 
 @pytest.mark.parametrize("times", TIMES)
-def test_a_stopped_leader_hands_over(times: int, figure: Callable[[str], None]) -> None:
+def test_a_stopped_leader_hands_over(times: int, figure):
     """It releases the lease, wakes the standbys and exits with 0."""
 
     def terminate(scenario: ClusterScenario, leader: Replica) -> None:
@@ -114,7 +109,7 @@ def test_a_stopped_leader_hands_over(times: int, figure: Callable[[str], None]) 
 
 
 @pytest.mark.parametrize("times", [TIMES[0], pytest.param(10, id="10-times", marks=pytest.mark.slow)])
-def test_a_leader_paused_past_its_lease_comes_back_as_a_standby(times: int, figure: Callable[[str], None]) -> None:
+def test_a_leader_paused_past_its_lease_comes_back_as_a_standby(times: int, figure):
     """Its connections stay open, so the lease has to expire. The resumed process keeps running and enqueues nothing."""
     ttl = 2.0
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,11 +31,11 @@ def outcomes() -> dict[str, dict[str, int]]:
 
 
 @pytest.mark.parametrize("name", [guard.name for guard in WATCHED])
-def test_its_test_fails_without_the_guard(name: str, outcomes: dict[str, dict[str, int]]) -> None:
+def test_its_test_fails_without_the_guard(name: str, outcomes: dict[str, dict[str, int]]):
     counts = outcomes[name]
     assert counts.get("failed"), counts
     assert set(counts) <= {"failed", "passed"}, counts
 
 
-def test_how_many(outcomes: dict[str, dict[str, int]], figure: Callable[[str], None]) -> None:
+def test_how_many(outcomes: dict[str, dict[str, int]], figure):
     figure(f"{len(outcomes)} guards were taken out one by one, and each was missed by its test")
