@@ -147,22 +147,18 @@ def _by_entry(messages: Iterable[Event]) -> dict[str, list[Event]]:
 
 
 def duplicates_by_occurrence(messages: Iterable[Event]) -> list[Problem]:
-    """Return occurrences `(cluster, entry, scheduled_at)` with several messages, comparing instants rather than
-    text."""
+    """Return occurrences `(cluster, entry, scheduled_at)` with several messages; compares instants, not text."""
     arrivals: dict[tuple[Any, str, datetime], list[Event]] = defaultdict(list)
     for entry, own in _by_entry(messages).items():
         for message in own:
             arrivals[message.get("cluster"), entry, instant(message["scheduled_at"])].append(message)
-    return [
-        Problem(
-            "duplicate",
-            entry,
-            f"{due.isoformat()} arrived {len(own)} times, at t="
-            + ", ".join(f"{message['t']:.3f} (epoch {message.get('epoch')})" for message in own),
-        )
-        for (_, entry, due), own in arrivals.items()
-        if len(own) > 1
-    ]
+    problems = []
+    for (_, entry, due), own in arrivals.items():
+        if len(own) > 1:
+            times = ", ".join(f"{message['t']:.3f} (epoch {message.get('epoch')})" for message in own)
+            detail = f"{due.isoformat()} arrived {len(own)} times, at t={times}"
+            problems.append(Problem("duplicate", entry, detail))
+    return problems
 
 
 def duplicates_by_id(messages: Iterable[Event]) -> list[Problem]:
@@ -214,21 +210,25 @@ def run_count_breaks(messages: Iterable[Event]) -> list[Problem]:
     """Return messages whose run count does not exceed that of the entry's previous message."""
     problems = []
     for entry, own in _by_entry(messages).items():
-        counts = [
-            (message["scheduled_at"], int(message["run_count"]))
-            for message in own
-            if message.get("run_count") is not None
-        ]
-        problems += [
-            Problem("run count fell", entry, f"{due}: {count} after {before}")
-            for (_, before), (due, count) in itertools.pairwise(counts)
-            if count <= before
-        ]
+        counted = [message for message in own if message.get("run_count") is not None]
+        for before, after in itertools.pairwise(counted):
+            if int(after["run_count"]) <= int(before["run_count"]):
+                detail = f"{after['scheduled_at']}: {after['run_count']} after {before['run_count']}"
+                problems.append(Problem("run count fell", entry, detail))
     return problems
 
 
 def _occurrences(messages: Iterable[Event], entry: str) -> list[datetime]:
     return sorted({instant(message["scheduled_at"]) for message in _by_entry(messages).get(entry, [])})
+
+
+def _missing(entry: str, due: Iterable[datetime], skipped: Sequence[Skipped]) -> list[Problem]:
+    """Return a problem for each of these instants without a verdict."""
+    return [
+        Problem("missing", entry, f"{moment.isoformat()} has neither message nor verdict")
+        for moment in due
+        if not any(verdict.covers(entry, moment) for verdict in skipped)
+    ]
 
 
 def missing_of_interval(
@@ -238,43 +238,29 @@ def missing_of_interval(
 
     A new grid may start only after a gap that is completely covered by verdicts.
     """
-    every, tolerance = timedelta(seconds=expected.every), timedelta(seconds=expected.tolerance)
-    due = _occurrences(messages, expected.entry)
+    entry, every, tolerance = expected.entry, timedelta(seconds=expected.every), timedelta(seconds=expected.tolerance)
+    due = _occurrences(messages, entry)
     if not due:
-        return [Problem("missing", expected.entry, "not one message")]
-
-    def covered(moment: datetime) -> bool:
-        return any(verdict.covers(expected.entry, moment) for verdict in skipped)
-
-    def missing(moment: datetime) -> Problem:
-        return Problem("missing", expected.entry, f"{moment.isoformat()} has neither message nor verdict")
-
+        return [Problem("missing", entry, "not one message")]
     problems: list[Problem] = []
     for before, after in itertools.pairwise(due):
         if after - before < every - tolerance:
             detail = f"{after.isoformat()} only {(after - before).total_seconds():g} s after the one before"
-            problems.append(Problem("off the grid", expected.entry, detail))
+            problems.append(Problem("off the grid", entry, detail))
             continue
         step, lost = before + every, []
         while step + tolerance < after:
             lost.append(step)
             step += every
-        uncovered = [moment for moment in lost if not covered(moment)]
-        problems += [missing(moment) for moment in uncovered]
-        if lost and not uncovered:
-            continue  # the gap is covered by verdicts: a new grid may start here
-        if step > after + tolerance:
-            problems.append(Problem("off the grid", expected.entry, f"{after.isoformat()} is no multiple of {every}"))
+        uncovered = _missing(entry, lost, skipped)
+        problems += uncovered
+        covered_gap = lost and not uncovered
+        if not covered_gap and step > after + tolerance:
+            problems.append(Problem("off the grid", entry, f"{after.isoformat()} is no multiple of {every}"))
     if expected.since is not None:
-        problems += [
-            missing(moment) for moment in _steps_back(due[0], every, expected.since + tolerance) if not covered(moment)
-        ]
+        problems += _missing(entry, _steps_back(due[0], every, expected.since + tolerance), skipped)
     if expected.until is not None:
-        problems += [
-            missing(moment)
-            for moment in _steps(due[-1] + every, every, expected.until - tolerance)
-            if not covered(moment)
-        ]
+        problems += _missing(entry, _steps(due[-1] + every, every, expected.until - tolerance), skipped)
     return problems
 
 
@@ -286,7 +272,7 @@ def _steps(first: datetime, every: timedelta, end: datetime) -> Iterable[datetim
 
 
 def _steps_back(first: datetime, every: timedelta, since: datetime) -> list[datetime]:
-    """Yield the grid before `first`, down to but excluding `since`."""
+    """Return the grid before `first`, down to but excluding `since`."""
     found = []
     while (first := first - every) > since:
         found.append(first)
@@ -310,9 +296,8 @@ def missing_of_minutes(
     whole = first.replace(second=0, microsecond=0)
     if whole < first:
         whole += MINUTE
-    return problems + missing_of_instants(
-        messages, Instants(expected.entry, tuple(_steps(whole, MINUTE, last))), skipped
-    )
+    minutes = Instants(expected.entry, tuple(_steps(whole, MINUTE, last)))
+    return problems + missing_of_instants(messages, minutes, skipped)
 
 
 def missing_of_instants(
@@ -320,11 +305,7 @@ def missing_of_instants(
 ) -> list[Problem]:
     """Return expected instants with neither message nor verdict."""
     due = set(_occurrences(messages, expected.entry))
-    return [
-        Problem("missing", expected.entry, f"{moment.isoformat()} has neither message nor verdict")
-        for moment in expected.instants
-        if moment not in due and not any(verdict.covers(expected.entry, moment) for verdict in skipped)
-    ]
+    return _missing(expected.entry, (moment for moment in expected.instants if moment not in due), skipped)
 
 
 def unexpected_instants(messages: Iterable[Event], expected: Instants) -> list[Problem]:

@@ -51,6 +51,11 @@ class Nemesis:
         self.clocks = tuple(clocks)
         self.chance = chance or random.Random()
 
+    @property
+    def durable_redis(self) -> bool:
+        """True if this run has a Redis that keeps its data over a stop."""
+        return self.redis is not None and self.redis.appendonly
+
     # -- targets
 
     def leader(self) -> Replica:
@@ -59,9 +64,9 @@ class Nemesis:
             leader = self.cluster.leader()
             if leader is not None:
                 return leader
-        return self.anyone()
+        return self.any_replica()
 
-    def anyone(self) -> Replica:
+    def any_replica(self) -> Replica:
         """Return a random running, unpaused replica. Raises RuntimeError if there is none."""
         living = [replica for replica in self.cluster if replica.alive and not replica.paused]
         if not living:
@@ -95,6 +100,16 @@ class Nemesis:
         finally:
             self.history.fault(fault, "end", **details)
 
+    def _for(
+        self, seconds: float, fault: str, begin: Callable[[], object], end: Callable[[], object], **details: object
+    ) -> None:
+        with self._during(fault, seconds=seconds, **details):
+            begin()
+            try:
+                time.sleep(seconds)
+            finally:
+                end()
+
     # -- processes
 
     def kill_leader(self, down: float | None = None) -> Replica:
@@ -125,12 +140,7 @@ class Nemesis:
         return self.pause(self.leader(), seconds, "pause_leader")
 
     def pause(self, replica: Replica, seconds: float, fault: str = "pause") -> Replica:
-        with self._during(fault, replica=replica.name, seconds=seconds):
-            replica.pause()
-            try:
-                time.sleep(seconds)
-            finally:
-                replica.resume()
+        self._for(seconds, fault, replica.pause, replica.resume, replica=replica.name)
         return replica
 
     def clock_jump(self, seconds: float, replica: Replica | None = None) -> Replica:
@@ -141,18 +151,14 @@ class Nemesis:
         clock.jump(seconds)
         return victim
 
-    # -- paths
+    # -- paths, each between a replica (default: the leader) and a server
 
     def cut_lease_path(self, replica: Replica | None = None) -> int:
-        """Reset the connections between a replica (default: the leader) and the lease; it may connect
-        again.
-        """
+        """Reset the connections to the lease; the replica may connect again."""
         return self._cut("cut_lease_path", self.lease_proxy(replica))
 
     def cut_broker_path(self, replica: Replica | None = None) -> int:
-        """Reset the connections between a replica (default: the leader) and the broker; it may connect
-        again.
-        """
+        """Reset the connections to the broker; the replica may connect again."""
         return self._cut("cut_broker_path", self.broker_proxy(replica))
 
     def _cut(self, fault: str, proxy: TcpProxy) -> int:
@@ -160,42 +166,32 @@ class Nemesis:
         return proxy.cut()
 
     def refuse_lease_path(self, seconds: float, replica: Replica | None = None) -> None:
-        """Refuse every connection between a replica (default: the leader) and the lease."""
+        """Refuse every connection to the lease."""
         proxy = self.lease_proxy(replica)
-        self._fault_on(proxy, "refuse_lease_path", seconds, proxy.refuse)
+        self._for(seconds, "refuse_lease_path", proxy.refuse, proxy.heal, proxy=proxy.port)
 
     def blackhole_lease_path(self, seconds: float, replica: Replica | None = None) -> None:
-        """Swallow all bytes between a replica (default: the leader) and the lease."""
+        """Swallow all bytes to and from the lease."""
         proxy = self.lease_proxy(replica)
-        self._fault_on(proxy, "blackhole_lease_path", seconds, proxy.blackhole)
+        self._for(seconds, "blackhole_lease_path", proxy.blackhole, proxy.heal, proxy=proxy.port)
 
     def blackhole_broker_path(self, seconds: float, replica: Replica | None = None) -> None:
-        """Swallow all bytes between a replica (default: the leader) and the broker."""
+        """Swallow all bytes to and from the broker."""
         proxy = self.broker_proxy(replica)
-        self._fault_on(proxy, "blackhole_broker_path", seconds, proxy.blackhole)
+        self._for(seconds, "blackhole_broker_path", proxy.blackhole, proxy.heal, proxy=proxy.port)
 
     def stall_lease_path(self, seconds: float, replica: Replica | None = None) -> None:
-        """Hold back all bytes between a replica (default: the leader) and the lease, and deliver them late."""
+        """Hold back all bytes to and from the lease, and deliver them late."""
         proxy = self.lease_proxy(replica)
-        self._fault_on(proxy, "stall_lease_path", seconds, proxy.pause)
+        self._for(seconds, "stall_lease_path", proxy.pause, proxy.heal, proxy=proxy.port)
 
     def slow_lease_path(self, seconds: float, delay: float = 0.3, replica: Replica | None = None) -> None:
-        """Deliver every byte between a replica (default: the leader) and the lease `delay` seconds late."""
+        """Deliver every byte to and from the lease `delay` seconds late."""
         proxy = self.lease_proxy(replica)
-        self._fault_on(proxy, "slow_lease_path", seconds, lambda: proxy.delay(delay))
-
-    def _fault_on(self, proxy: TcpProxy, fault: str, seconds: float, begin: Callable[[], object]) -> None:
-        with self._during(fault, proxy=proxy.port, seconds=seconds):
-            begin()
-            try:
-                time.sleep(seconds)
-            finally:
-                proxy.heal()
+        self._for(seconds, "slow_lease_path", lambda: proxy.delay(delay), proxy.heal, proxy=proxy.port)
 
     def lose_reply(self, containing: bytes = b"EVALSHA", replica: Replica | None = None) -> CutReply:
-        """Lose the reply to the next matching request of a replica (default: the leader), after the server
-        acted.
-        """
+        """Lose the reply to the next matching request, after the server acted."""
         proxy = self.lease_proxy(replica)
         self.history.fault("lose_reply", proxy=proxy.port)
         return proxy.cut_reply_after(containing)
@@ -206,6 +202,11 @@ class Nemesis:
         if self.redis is None:
             raise RuntimeError("this run has no Redis of its own")
         return self.redis
+
+    def _broker(self) -> Server:
+        if self.broker is None:
+            raise RuntimeError("this run has no broker of its own")
+        return self.broker
 
     def redis_stop(self, seconds: float | None = None) -> None:
         """Send SIGTERM; start it again with its persisted data after `seconds`, or when healed."""
@@ -222,17 +223,12 @@ class Nemesis:
 
     def redis_pause(self, seconds: float) -> None:
         """SIGSTOP, and SIGCONT after `seconds`."""
-        self._freeze("redis_pause", self._redis(), seconds)
+        self._for(seconds, "redis_pause", self._redis().pause, self._redis().resume)
 
     def redis_flush(self) -> None:
         """FLUSHALL."""
         self.history.fault("redis_flush")
         self._redis().admin.flushall()
-
-    def _broker(self) -> Server:
-        if self.broker is None:
-            raise RuntimeError("this run has no broker of its own")
-        return self.broker
 
     def broker_stop(self, seconds: float | None = None) -> None:
         """Stop it cleanly; start it again after `seconds`, or when healed."""
@@ -240,25 +236,14 @@ class Nemesis:
 
     def broker_pause(self, seconds: float) -> None:
         """SIGSTOP, and SIGCONT after `seconds`."""
-        self._freeze("broker_pause", self._broker(), seconds)
+        self._for(seconds, "broker_pause", self._broker().pause, self._broker().resume)
 
     def _down(self, fault: str, server: Server, end: Callable[[], None], seconds: float | None) -> None:
         if seconds is None:
             self.history.fault(fault)
             end()
-            return
-        with self._during(fault, seconds=seconds):
-            end()
-            time.sleep(seconds)
-            server.start()
-
-    def _freeze(self, fault: str, server: Server, seconds: float) -> None:
-        with self._during(fault, seconds=seconds):
-            server.pause()
-            try:
-                time.sleep(seconds)
-            finally:
-                server.resume()
+        else:
+            self._for(seconds, fault, end, server.start)
 
     # -- healing
 
@@ -281,37 +266,16 @@ class Nemesis:
 
 @dataclass(frozen=True)
 class FaultKind:
-    """Kind of fault for a storm: shortest and longest duration in seconds, weight, and required parts."""
+    """Kind of fault for a storm: shortest and longest duration in seconds, weight, and the required part."""
 
     strike: Callable[[Nemesis, float], object]
     shortest: float
     longest: float
     weight: int = 1
-    needs: Callable[[Nemesis], bool] = lambda _: True
+    needs: str = "cluster"
 
-
-def _has_lease_path(nemesis: Nemesis) -> bool:
-    return bool(nemesis.lease_proxies)
-
-
-def _has_broker_path(nemesis: Nemesis) -> bool:
-    return bool(nemesis.broker_proxies)
-
-
-def _has_redis(nemesis: Nemesis) -> bool:
-    return nemesis.redis is not None
-
-
-def _keeps_redis(nemesis: Nemesis) -> bool:
-    return nemesis.redis is not None and nemesis.redis.appendonly
-
-
-def _has_broker(nemesis: Nemesis) -> bool:
-    return nemesis.broker is not None
-
-
-def _has_clocks(nemesis: Nemesis) -> bool:
-    return bool(nemesis.clocks)
+    def possible(self, nemesis: Nemesis) -> bool:
+        return bool(getattr(nemesis, self.needs))
 
 
 FAULTS: Mapping[str, FaultKind] = {
@@ -320,18 +284,18 @@ FAULTS: Mapping[str, FaultKind] = {
     "pause_leader": FaultKind(lambda n, s: n.pause_leader(s), 0.2, 8.0, 4),
     "kill_standby": FaultKind(lambda n, s: n.kill(n.standby(), s, "kill_standby"), 0.0, 2.0, 1),
     "pause_standby": FaultKind(lambda n, s: n.pause(n.standby(), s, "pause_standby"), 0.2, 6.0, 1),
-    "cut_lease_path": FaultKind(lambda n, _: n.cut_lease_path(), 0.0, 0.0, 3, _has_lease_path),
-    "refuse_lease_path": FaultKind(lambda n, s: n.refuse_lease_path(s), 0.2, 6.0, 2, _has_lease_path),
-    "blackhole_lease_path": FaultKind(lambda n, s: n.blackhole_lease_path(s), 0.2, 8.0, 3, _has_lease_path),
-    "stall_lease_path": FaultKind(lambda n, s: n.stall_lease_path(s), 0.2, 8.0, 3, _has_lease_path),
-    "slow_lease_path": FaultKind(lambda n, s: n.slow_lease_path(s), 1.0, 5.0, 1, _has_lease_path),
-    "lose_reply": FaultKind(lambda n, _: n.lose_reply(), 0.0, 0.0, 3, _has_lease_path),
-    "cut_broker_path": FaultKind(lambda n, _: n.cut_broker_path(), 0.0, 0.0, 2, _has_broker_path),
-    "blackhole_broker_path": FaultKind(lambda n, s: n.blackhole_broker_path(s), 0.2, 6.0, 2, _has_broker_path),
-    "redis_pause": FaultKind(lambda n, s: n.redis_pause(s), 0.2, 6.0, 2, _has_redis),
-    "redis_stop": FaultKind(lambda n, s: n.redis_stop(s), 0.2, 6.0, 2, _keeps_redis),
-    "broker_pause": FaultKind(lambda n, s: n.broker_pause(s), 0.2, 6.0, 2, _has_broker),
-    "clock_jump": FaultKind(lambda n, s: n.clock_jump(s * n.chance.choice((-1, 1))), 1.0, 3600.0, 1, _has_clocks),
+    "cut_lease_path": FaultKind(lambda n, _: n.cut_lease_path(), 0.0, 0.0, 3, "lease_proxies"),
+    "refuse_lease_path": FaultKind(lambda n, s: n.refuse_lease_path(s), 0.2, 6.0, 2, "lease_proxies"),
+    "blackhole_lease_path": FaultKind(lambda n, s: n.blackhole_lease_path(s), 0.2, 8.0, 3, "lease_proxies"),
+    "stall_lease_path": FaultKind(lambda n, s: n.stall_lease_path(s), 0.2, 8.0, 3, "lease_proxies"),
+    "slow_lease_path": FaultKind(lambda n, s: n.slow_lease_path(s), 1.0, 5.0, 1, "lease_proxies"),
+    "lose_reply": FaultKind(lambda n, _: n.lose_reply(), 0.0, 0.0, 3, "lease_proxies"),
+    "cut_broker_path": FaultKind(lambda n, _: n.cut_broker_path(), 0.0, 0.0, 2, "broker_proxies"),
+    "blackhole_broker_path": FaultKind(lambda n, s: n.blackhole_broker_path(s), 0.2, 6.0, 2, "broker_proxies"),
+    "redis_pause": FaultKind(lambda n, s: n.redis_pause(s), 0.2, 6.0, 2, "redis"),
+    "redis_stop": FaultKind(lambda n, s: n.redis_stop(s), 0.2, 6.0, 2, "durable_redis"),
+    "broker_pause": FaultKind(lambda n, s: n.broker_pause(s), 0.2, 6.0, 2, "broker"),
+    "clock_jump": FaultKind(lambda n, s: n.clock_jump(s * n.chance.choice((-1, 1))), 1.0, 3600.0, 1, "clocks"),
 }
 
 
@@ -362,7 +326,7 @@ class Storm:
     @staticmethod
     def possible(nemesis: Nemesis) -> tuple[str, ...]:
         """Return the faults that a run has the parts for, without clock jumps."""
-        return tuple(name for name, kind in FAULTS.items() if name != "clock_jump" and kind.needs(nemesis))
+        return tuple(name for name, kind in FAULTS.items() if name != "clock_jump" and kind.possible(nemesis))
 
     def plan(self, names: Sequence[str]) -> tuple[Step, ...]:
         """Draw the steps from these faults."""

@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -27,8 +27,7 @@ BOTH: tuple[Direction, ...] = ("request", "reply")
 
 _CHUNK = 1 << 16
 _REMEMBERED = 1 << 18
-# Time that a connection goes on towards the server before its reply is lost, so that the server has acted on all of
-# it.
+# A connection goes on towards the server before its reply is lost, so that the server acts on all of it.
 _GRACE_SECONDS = 0.05
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
@@ -38,13 +37,13 @@ def containing(*parts: bytes) -> Predicate:
     return lambda data: all(part in data for part in parts)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Watch:
     """Watch for matching requests, `left` times."""
 
     matches: Predicate
     left: int
-    seen: threading.Event = field(default_factory=threading.Event)
+    seen: threading.Event = field(default_factory=threading.Event, init=False)
 
     def takes(self, data: bytes) -> bool:
         if self.left <= 0 or not self.matches(data):
@@ -54,53 +53,34 @@ class _Watch:
         return True
 
 
-class CutReply:
+@dataclass(eq=False)
+class CutReply(_Watch):
     """Reply to be lost. `wait()` returns when the server has acted on the request and the connection is cut."""
 
-    def __init__(self, proxy: TcpProxy, watch: _Watch) -> None:
-        self._proxy = proxy
-        self._watch = watch
-        self.done = threading.Event()
-
-    @property
-    def matched(self) -> bool:
-        return self._watch.seen.is_set()
+    done: threading.Event = field(default_factory=threading.Event, init=False)
 
     def wait(self, timeout: float = 10.0) -> None:
         """Wait until it is cut; raise AssertionError after `timeout` seconds."""
         if not self.done.wait(timeout):
-            raise AssertionError(f"no reply was cut in {timeout:g} s (request matched: {self.matched})")
-
-    def cancel(self) -> None:
-        """Stop watching for a matching request."""
-        self._watch.left = 0
+            raise AssertionError(f"no reply was cut in {timeout:g} s (request matched: {self.seen.is_set()})")
 
 
-class HeldRequest:
+@dataclass(eq=False)
+class HeldRequest(_Watch):
     """Request held back. `wait()` returns when it has arrived; `release()` delivers it even if its client is gone."""
 
-    def __init__(self, proxy: TcpProxy, watch: _Watch) -> None:
-        self._proxy = proxy
-        self._watch = watch
-        self._gates: list[asyncio.Event] = []
-
-    @property
-    def held(self) -> bool:
-        return self._watch.seen.is_set()
+    proxy: TcpProxy
+    gates: list[asyncio.Event] = field(default_factory=list, init=False)
 
     def wait(self, timeout: float = 10.0) -> None:
         """Wait for it; raise AssertionError if no matching request arrives within `timeout` seconds."""
-        if not self._watch.seen.wait(timeout):
+        if not self.seen.wait(timeout):
             raise AssertionError(f"no matching request came in {timeout:g} s")
 
     def release(self) -> None:
         """Deliver held requests and hold no more. Returns before the server has read them."""
-        self._watch.left = 0
-        self._proxy._call(self._open)
-
-    async def _open(self) -> None:
-        for gate in self._gates:
-            gate.set()
+        self.left = 0
+        self.proxy._do(lambda: [gate.set() for gate in self.gates])
 
 
 class _Way:
@@ -141,9 +121,8 @@ class _Pair:
             asyncio.ensure_future(self._pump("reply", reader, self.client_writer)),
         ]
         try:
-            await asyncio.gather(*self.pumps)
-        except (OSError, asyncio.CancelledError):
-            pass
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await asyncio.gather(*self.pumps)
         finally:
             for pump in self.pumps:
                 pump.cancel()
@@ -209,15 +188,15 @@ class _Pair:
             return
         self.recent = (self.recent + data)[-_REMEMBERED:]
         for cut in proxy.replies_to_cut:
-            if self.losing is None and cut._watch.takes(self.recent):
+            if self.losing is None and cut.takes(self.recent):
                 self.recent = b""
                 self.losing = cut
         for held in proxy.requests_to_hold:
-            if self.hold is None and held._watch.takes(self.recent):
+            if self.hold is None and held.takes(self.recent):
                 self.recent = b""
                 proxy.counters["requests held"] += 1
                 self.hold = asyncio.Event()
-                held._gates.append(self.hold)
+                held.gates.append(self.hold)
         if self.hold is not None:
             await self.hold.wait()
             self.hold = None
@@ -276,13 +255,13 @@ class TcpProxy:
         self.pairs: set[_Pair] = set()
         self.replies_to_cut: list[CutReply] = []
         self.requests_to_hold: list[HeldRequest] = []
-        self.ways: dict[Direction, _Way] = {}
+        self.ways: dict[Direction, _Way] = {direction: _Way() for direction in BOTH}
         self._refusing = False
         self._server: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy-{self.port}", daemon=True)
         self._thread.start()
-        self._call(self._start)
+        self._call(self._listen)
 
     @classmethod
     def for_url(cls, url: str) -> Self:
@@ -312,25 +291,25 @@ class TcpProxy:
     def cut(self) -> int:
         """Reset every open connection and return their number. New ones pass."""
 
-        async def cut() -> int:
+        def cut() -> int:
             pairs = list(self.pairs)
             for pair in pairs:
                 pair.reset()
             self.counters["cut"] += len(pairs)
             return len(pairs)
 
-        return self._call(cut)
+        return self._do(cut)
 
     def refuse(self) -> None:
         """Reset every connection and refuse new ones (nothing listens) until `accept`."""
 
-        async def refuse() -> None:
+        def refuse() -> None:
             self._refusing = True
             if self._server is not None:
                 self._server.close()
                 self._server = None
 
-        self._call(refuse)
+        self._do(refuse)
         self.cut()
 
     def accept(self) -> None:
@@ -348,76 +327,46 @@ class TcpProxy:
 
         `heal` resets the connections that lost bytes, since their streams are broken.
         """
-
-        async def blackhole() -> None:
-            for direction in directions or BOTH:
-                self.ways[direction].blackholed = True
-
-        self._call(blackhole)
+        self._set(directions, lambda way: setattr(way, "blackholed", True))
 
     def forget(self) -> None:
         """Swallow all bytes of the open connections, like a load balancer that has forgotten them. New ones pass."""
-
-        async def forget() -> None:
-            for pair in self.pairs:
-                pair.forgotten = True
-
-        self._call(forget)
+        self._do(lambda: [setattr(pair, "forgotten", True) for pair in self.pairs])
 
     def pause(self, *directions: Direction) -> None:
         """Hold back all bytes of these directions (default: both), like a network that will resend them."""
-
-        async def pause() -> None:
-            for direction in directions or BOTH:
-                self.ways[direction].open.clear()
-
-        self._call(pause)
+        self._set(directions, lambda way: way.open.clear())
 
     def resume(self, *directions: Direction) -> None:
         """Deliver the bytes that `pause` held back."""
-
-        async def resume() -> None:
-            for direction in directions or BOTH:
-                self.ways[direction].open.set()
-
-        self._call(resume)
+        self._set(directions, lambda way: way.open.set())
 
     def delay(self, seconds: float, *directions: Direction) -> None:
         """Deliver the bytes of these directions (default: both) `seconds` after their arrival."""
+        self._set(directions, lambda way: setattr(way, "delay", seconds))
 
-        async def delay() -> None:
-            for direction in directions or BOTH:
-                self.ways[direction].delay = seconds
-
-        self._call(delay)
+    def _set(self, directions: Sequence[Direction], change: Callable[[_Way], object]) -> None:
+        self._do(lambda: [change(self.ways[direction]) for direction in directions or BOTH])
 
     def cut_reply_after(self, predicate: Predicate | bytes, count: int = 1) -> CutReply:
         """Let the next `count` matching requests reach the server and cut each connection before the reply returns.
 
         The predicate receives the latest 256 KiB that one connection has sent since the call.
         """
-        cut = CutReply(self, _Watch(_as_predicate(predicate), count))
-
-        async def add() -> None:
-            self.replies_to_cut.append(cut)
-
-        self._call(add)
+        cut = CutReply(_as_predicate(predicate), count)
+        self._do(lambda: self.replies_to_cut.append(cut))
         return cut
 
     def hold(self, predicate: Predicate | bytes, count: int = 1) -> HeldRequest:
         """Hold back the next `count` matching requests (and what follows on their connections) until released."""
-        held = HeldRequest(self, _Watch(_as_predicate(predicate), count))
-
-        async def add() -> None:
-            self.requests_to_hold.append(held)
-
-        self._call(add)
+        held = HeldRequest(_as_predicate(predicate), count, self)
+        self._do(lambda: self.requests_to_hold.append(held))
         return held
 
     def heal(self) -> None:
         """End every fault. Held requests are delivered; replies still to be cut are not."""
 
-        async def heal() -> None:
+        def heal() -> None:
             broken = [pair for pair in self.pairs if pair.lost_bytes]
             for way in self.ways.values():
                 way.delay = 0.0
@@ -426,20 +375,16 @@ class TcpProxy:
             for pair in broken:
                 pair.reset()
             for cut in self.replies_to_cut:
-                cut.cancel()
+                cut.left = 0
             self.replies_to_cut.clear()
 
         for held in self.requests_to_hold:
             held.release()
         self.requests_to_hold.clear()
-        self._call(heal)
+        self._do(heal)
         self.accept()
 
     # -- life cycle
-
-    async def _start(self) -> None:
-        self.ways = {direction: _Way() for direction in BOTH}
-        await self._listen()
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._serve, LOCALHOST, self.port, backlog=512)
@@ -459,6 +404,12 @@ class TcpProxy:
 
     def _call(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return asyncio.run_coroutine_threadsafe(work(), self._loop).result(10)
+
+    def _do(self, act: Callable[[], T]) -> T:
+        async def run() -> T:
+            return act()
+
+        return self._call(run)
 
     def wait_for_connections(self, count: int = 1, timeout: float = 10.0) -> None:
         """Wait until at least `count` connections are open through the proxy."""
