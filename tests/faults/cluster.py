@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Self, cast
@@ -190,10 +191,7 @@ class BeatCluster:
             self._new_replica(f"beat-{number}", brokers[number], leases[number], extras[number])
             for number in range(replicas)
         ]
-        url = admin_url or leases[0] or brokers[0]
-        self.admin: redis.Redis | None = None
-        if url.startswith(("redis://", "rediss://", "unix://")):
-            self.admin = redis.Redis.from_url(url, decode_responses=True, socket_timeout=2.0)
+        self._admin_url = admin_url or leases[0] or brokers[0]
 
     def _new_replica(self, name: str, broker: str, lease: str | None, extra: Mapping[str, str]) -> Replica:
         directory = self.directory / name
@@ -226,7 +224,7 @@ class BeatCluster:
         for replica in self.replicas:
             if replica.alive:
                 replica.kill()
-        if self.admin is not None:
+        if "admin" in vars(self):
             self.admin.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -258,11 +256,7 @@ class BeatCluster:
 
     def assert_all_alive(self) -> None:
         """Assert that every replica runs; the error shows the log of each one that has ended."""
-        ended = [
-            f"{replica.name} ended ({replica.exit_code}):\n{replica.log_tail()}"
-            for replica in self
-            if not replica.alive
-        ]
+        ended = [f"{r.name} ended ({r.exit_code}):\n{r.log_tail()}" for r in self if not r.alive]
         if ended:
             raise AssertionError("\n".join(ended))
 
@@ -272,7 +266,12 @@ class BeatCluster:
             replica.resume()
             replica.start()
 
-    # -- who leads
+    # -- leadership
+
+    @cached_property
+    def admin(self) -> redis.Redis:
+        """Client of the lease's Redis. Raises ValueError if `admin_url` is no URL of a Redis."""
+        return redis.Redis.from_url(self._admin_url, decode_responses=True, socket_timeout=2.0)
 
     def key(self, name: str) -> str:
         """Return the Redis key of this cluster's `lease`, `ledger`, `journal`, ..."""
@@ -280,8 +279,6 @@ class BeatCluster:
 
     def lease(self) -> dict[str, str]:
         """Return the lease record; empty if there is none. Raises redis errors."""
-        if self.admin is None:
-            raise RuntimeError("the lease's Redis is unknown: give admin_url")
         return cast("dict[str, str]", self.admin.hgetall(self.key("lease")))
 
     def epoch(self) -> int | None:
@@ -323,8 +320,8 @@ class BeatCluster:
 
     def wait_until_up(self, timeout: float = 30.0) -> None:
         """Wait until every replica has logged that beat is starting (imports done, signal handlers set)."""
-        for replica in self.replicas:
-            if self.log_level in ("DEBUG", "INFO"):
+        if self.log_level in ("DEBUG", "INFO"):
+            for replica in self.replicas:
                 replica.wait_for_log("beat: Starting...", timeout)
 
     def wait_for_epoch_above(self, epoch: int, timeout: float = 30.0) -> int:
@@ -337,15 +334,11 @@ class BeatCluster:
 
     def journal(self) -> list[dict[str, Any]]:
         """Return the journal's records, oldest first."""
-        if self.admin is None:
-            raise RuntimeError("the lease's Redis is unknown: give admin_url")
         stream = cast("list[tuple[str, dict[str, str]]]", self.admin.xrange(self.key("journal")))
         return [json.loads(fields["d"]) for _, fields in stream if "d" in fields]
 
     def ledger(self) -> dict[str, dict[str, Any]]:
         """Return the ledger's rows by entry."""
-        if self.admin is None:
-            raise RuntimeError("the lease's Redis is unknown: give admin_url")
         rows = cast("dict[str, str]", self.admin.hgetall(self.key("ledger")))
         return {name[2:]: json.loads(row) for name, row in rows.items() if name.startswith("e:")}
 

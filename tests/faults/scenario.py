@@ -10,9 +10,12 @@ with ClusterScenario(spec={"fast": {"every": 0.2}}, settings={"lease_ttl": 3}) a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
+
+import pytest
 
 from tests.faults.checker import Expectation, Report, Skipped, check, skipped_from_journal
 from tests.faults.clock import SteppedClock
@@ -21,6 +24,13 @@ from tests.faults.history import AmqpQueueConsumer, History, QueueConsumer, Redi
 from tests.faults.nemesis import Nemesis
 from tests.faults.proxy import TcpProxy
 from tests.support.servers import RabbitMQ, RedisServer, need
+
+
+def due_times(*lead_times: float) -> Iterator[float]:
+    """Yield an instant that is the first lead time from now; the next, for slow machines, if that was too soon."""
+    for lead_time in lead_times:
+        yield time.time() + lead_time
+    pytest.fail(f"the replicas were not up after {lead_times[-1] - 1:g} s")
 
 
 class ClusterScenario:

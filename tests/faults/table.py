@@ -49,8 +49,8 @@ TABLE = (
     ),
     Row(
         "Redis stopped and restarted with its data",
-        "no process ends; no duplicate; recovery without a hand",
-        ("test_redis_outage.py", "test_state_loss.py::test_a_restart_with"),
+        "no process ends; no duplicate; recovery without manual steps",
+        ("test_redis_outage.py", "test_state_loss.py::test_restart_with"),
     ),
     Row(
         "Redis restarted without its data or with old data, FLUSHALL, lease or ledger deleted, eviction",
@@ -58,17 +58,21 @@ TABLE = (
         (
             "test_state_loss.py::test_lost",
             "test_state_loss.py::test_positions",
-            "test_state_loss.py::test_catching",
+            "test_state_loss.py::test_catch_up",
             "test_state_loss.py::test_evicted",
-            "test_state_loss.py::test_a_deleted",
-            "test_state_loss.py::test_a_restart_from_a",
+            "test_state_loss.py::test_deleted",
+            "test_state_loss.py::test_restart_from_a",
             "test_last_moment.py",
         ),
     ),
     Row(
         "Redis full, read-only, loading",
         "the lease is kept or found again; nothing lost",
-        ("test_state_loss.py::test_a_full_redis", "test_state_loss.py::test_a_server_that"),
+        (
+            "test_state_loss.py::test_full_redis",
+            "test_state_loss.py::test_read_only",
+            "test_state_loss.py::test_loading",
+        ),
     ),
     Row("Sentinel failover, synced and lagging", "as state loss, if anything was lost", ("test_sentinel_failover.py",)),
     Row(
@@ -98,7 +102,7 @@ TABLE = (
         ("test_clocks.py::test_a_stepped",),
     ),
     Row("DST gap and overlap", "Celery's own semantics, once per occurrence", ("test_clocks.py::test_daylight",)),
-    Row("fork after connect (worker -B)", "connections and identity of its own", ("test_standbys.py::test_a_forked",)),
+    Row("fork after connect (worker -B)", "its own connections and identity", ("test_standbys.py::test_forked",)),
     Row("50 standbys", "one winner; few commands each", ("test_standbys.py::test_one_winner",)),
     Row("older config on a standby", "nothing of the leader's schedule is touched", ("test_rolling_deploy.py",)),
     Row("two apps with one cluster name", "refused, loudly", ("test_rolling_deploy.py::test_another_app",)),

@@ -45,14 +45,14 @@ class ProxiedPublisher:
         self.broker = broker
         self.proxy = TcpProxy.for_url(broker.url)
         self.queue = f"queue-{uuid.uuid4().hex[:8]}"
-        self.app = Celery("desk", broker=self.proxy.url(broker.url), set_as_current=False)
+        self.app = Celery("proxied", broker=self.proxy.url(broker.url), set_as_current=False)
         self.app.conf.update(task_default_queue=self.queue, **config)
         self.clock = SettableClock()
         self.publisher = Publisher(self.app, TIMEOUT, self.clock)
 
     def message(self, task_id: str = "", **options: Any) -> Any:
         entry = ScheduleEntry(name="report", task="report", schedule=60, app=self.app)
-        header = {"cluster": "desk", "entry": "report", "scheduled_at": "2030-01-01T12:00:00.000000+00:00"}
+        header = {"cluster": "proxied", "entry": "report", "scheduled_at": "2030-01-01T12:00:00.000000+00:00"}
         return self.publisher.prepare(entry, (), {}, with_header(options, header, task_id or uuid.uuid4().hex))
 
     def send(self, message: Any = None) -> Sent:
@@ -66,8 +66,7 @@ class ProxiedPublisher:
     def count(self) -> int:
         """Return the number of messages in the queue, without the proxy."""
         with self.app.connection_for_read(self.broker.url) as connection, connection.channel() as channel:
-            found: int = channel.queue_declare(self.queue, passive=True).message_count
-            return found
+            return channel.queue_declare(self.queue, passive=True).message_count
 
     def __enter__(self) -> ProxiedPublisher:
         return self
@@ -78,37 +77,33 @@ class ProxiedPublisher:
 
 
 @pytest.fixture
-def desk(rabbitmq: RabbitMQ) -> Iterator[ProxiedPublisher]:
+def proxied(rabbitmq: RabbitMQ) -> Iterator[ProxiedPublisher]:
     with ProxiedPublisher(rabbitmq) as made:
         yield made
 
 
-def bounded(act: Callable[[], object], desk: ProxiedPublisher) -> Exception | None:
+def bounded(act: Callable[[], object], proxied: ProxiedPublisher) -> Exception | None:
     """Return the exception that it raises, in bounded time."""
-    raised: list[Exception | None] = []
+    raised: list[Exception] = []
 
     def run() -> None:
         try:
             act()
         except Exception as exc:
             raised.append(exc)
-        else:
-            raised.append(None)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(PATIENCE)
-    hung = thread.is_alive()
-    if hung:
-        desk.proxy.refuse()
-        thread.join(PATIENCE)
-    assert not hung, "it hangs"
-    return raised[0]
+    if thread.is_alive():
+        proxied.proxy.refuse()
+        pytest.fail("it hangs")
+    return raised[0] if raised else None
 
 
-def not_sent(act: Callable[[], object], desk: ProxiedPublisher) -> str:
+def not_sent(act: Callable[[], object], proxied: ProxiedPublisher) -> str:
     """Return why nothing was sent; the outcome must be certain, and in bounded time."""
-    exc = bounded(act, desk)
+    exc = bounded(act, proxied)
     assert isinstance(exc, StoreUnavailable), exc
     assert not exc.acted
     return str(exc)
@@ -117,91 +112,78 @@ def not_sent(act: Callable[[], object], desk: ProxiedPublisher) -> str:
 # --- Broken before anything was written: certainly not sent
 
 
-def test_a_connection_that_broke_between_two_messages(desk: ProxiedPublisher):
-    """The break is noticed before the second is written, without a round trip. The retry sends it."""
-    desk.begin()
-    second = desk.message()
-    desk.proxy.refuse()
-    not_sent(lambda: desk.send(second), desk)
-    not_sent(lambda: desk.send(second), desk)
-    desk.proxy.accept()
-    desk.publisher.ready()
-    assert desk.send(second) == ACCEPTED
-    assert desk.count() == 2
+@pytest.mark.parametrize("fault", ["connection broken", "broker stopped"])
+def test_message_after_a_break_is_certainly_not_sent(proxied: ProxiedPublisher, fault: str):
+    """The break is noticed before the second message is written, without a round trip. The retry sends it."""
+    proxied.begin()
+    second = proxied.message()
+    if fault == "broker stopped":
+        proxied.broker.stop()
+    else:
+        proxied.proxy.refuse()
+    why = not_sent(lambda: proxied.send(second), proxied)
+    assert fault == "connection broken" or "CONNECTION_FORCED" in why or "closed" in why
+    not_sent(lambda: proxied.send(second), proxied)
+    not_sent(proxied.publisher.ready, proxied)
+    if fault == "broker stopped":
+        proxied.broker.start()
+    else:
+        proxied.proxy.accept()
+    proxied.publisher.ready()
+    assert proxied.send(second) == ACCEPTED
+    assert proxied.count() == 2
 
 
-def test_a_broker_that_is_stopped_between_two_messages(desk: ProxiedPublisher):
-    """A clean stop: the broker closes the connection and refuses new ones."""
-    desk.begin()
-    second = desk.message()
-    desk.broker.stop()
-    why = not_sent(lambda: desk.send(second), desk)
-    assert "CONNECTION_FORCED" in why or "closed" in why
-    not_sent(lambda: desk.send(second), desk)
-    not_sent(desk.publisher.ready, desk)
-    desk.broker.start()
-    desk.publisher.ready()
-    assert desk.send(second) == ACCEPTED
-
-
-def test_a_connection_that_breaks_while_a_queue_is_declared(desk: ProxiedPublisher):
-    """The message itself has not been written yet."""
-    messages = desk.message()
-    desk.publisher.ready()
-    desk.proxy.cut_reply_after(desk.queue.encode())
-    not_sent(lambda: desk.send(messages), desk)
-    assert desk.send(messages) == ACCEPTED
-    assert desk.count() == 1
-
-
-def test_a_broker_that_falls_silent_while_a_queue_is_declared(desk: ProxiedPublisher):
+@pytest.mark.parametrize("fault", ["reply lost", "silence"])
+def test_message_is_certainly_not_sent_if_declaring_its_queue_fails(proxied: ProxiedPublisher, fault: str):
     """The time is bounded, since the main loop and the lease wait."""
-    messages = desk.message()
-    desk.publisher.ready()
-    desk.proxy.blackhole()
-    not_sent(lambda: desk.send(messages), desk)
-    desk.proxy.heal()
-    assert desk.send(messages) == ACCEPTED
+    message = proxied.message()
+    proxied.publisher.ready()
+    if fault == "silence":
+        proxied.proxy.blackhole()
+    else:
+        proxied.proxy.cut_reply_after(proxied.queue.encode())
+    not_sent(lambda: proxied.send(message), proxied)
+    proxied.proxy.heal()
+    assert proxied.send(message) == ACCEPTED
+    assert proxied.count() == 1
 
 
 # --- Written, and no answer: unknown
 
 
 @pytest.mark.parametrize("fault", ["reply lost", "request lost"])
-def test_a_message_that_was_written_and_not_answered(desk: ProxiedPublisher, fault: str):
-    """Delivery to the broker is unknown."""
-    desk.begin()
+def test_delivery_of_an_unanswered_message_is_unknown(proxied: ProxiedPublisher, fault: str):
+    proxied.begin()
     if fault == "reply lost":
-        desk.proxy.cut_reply_after(b"scheduled_at")
+        proxied.proxy.cut_reply_after(b"scheduled_at")
     else:
-        desk.proxy.blackhole()
-    sent = desk.send()
+        proxied.proxy.blackhole()
+    sent = proxied.send()
     assert (sent.outcome, sent.broken) == (PublishOutcome.UNKNOWN, True)
-    desk.proxy.heal()
-    assert desk.count() == (2 if fault == "reply lost" else 1)
+    proxied.proxy.heal()
+    assert proxied.count() == (2 if fault == "reply lost" else 1)
 
 
-def test_late_answer_to_an_aborted_send_is_not_the_next_ones(desk: ProxiedPublisher):
-    """The answer arrives late, on a connection that is no longer read."""
-
+def test_late_answer_to_an_aborted_send_is_not_taken_for_the_next(proxied: ProxiedPublisher):
     class BrokenOff(BaseException):
         pass
 
     def break_off(*_: object) -> None:
         raise BrokenOff
 
-    desk.begin()
-    desk.proxy.pause("reply")
+    proxied.begin()
+    proxied.proxy.pause("reply")
     before = signal.signal(signal.SIGALRM, break_off)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.5)
         with pytest.raises(BrokenOff):
-            desk.send()
+            proxied.send()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    threading.Timer(0.5, desk.proxy.resume, ["reply"]).start()
-    sent = desk.send(desk.message(exchange="nowhere", routing_key="x"))
+    threading.Timer(0.5, proxied.proxy.resume, ["reply"]).start()
+    sent = proxied.send(proxied.message(exchange="nowhere", routing_key="x"))
     assert (sent.outcome, sent.broken) == (PublishOutcome.REFUSED, False)
 
 
@@ -209,23 +191,22 @@ def test_late_answer_to_an_aborted_send_is_not_the_next_ones(desk: ProxiedPublis
 
 
 @pytest.mark.parametrize("how", ["silence for all", "forgotten"])
-def test_an_idle_connection_that_has_fallen_silent(desk: ProxiedPublisher, how: str):
-    """A load balancer has dropped it silently. This is noticed before a message is sent over it."""
-    desk.begin()
-    desk.clock.advance(60)
+def test_silent_idle_connection_is_noticed_before_a_message_is_sent(proxied: ProxiedPublisher, how: str):
+    proxied.begin()
+    proxied.clock.advance(60)
     if how == "forgotten":
-        desk.proxy.forget()
-        assert bounded(desk.publisher.ready, desk) is None
+        proxied.proxy.forget()
+        assert bounded(proxied.publisher.ready, proxied) is None
     else:
-        desk.proxy.blackhole()
-        not_sent(desk.publisher.ready, desk)
-        desk.proxy.heal()
-        desk.publisher.ready()
-    assert desk.send() == ACCEPTED
-    assert desk.count() == 2
+        proxied.proxy.blackhole()
+        not_sent(proxied.publisher.ready, proxied)
+        proxied.proxy.heal()
+        proxied.publisher.ready()
+    assert proxied.send() == ACCEPTED
+    assert proxied.count() == 2
 
 
-def test_every_read_has_a_timeout_that_tls_heeds(desk: ProxiedPublisher):
+def test_every_read_has_a_timeout_that_tls_heeds(proxied: ProxiedPublisher):
     """Python's TLS keeps reading after a timeout of the operating system, and so does amqp within a frame."""
     made = []
     settimeout = socket.socket.settimeout
@@ -236,63 +217,58 @@ def test_every_read_has_a_timeout_that_tls_heeds(desk: ProxiedPublisher):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "settimeout", note)
-        desk.begin()
+        proxied.begin()
     # Timeouts that remain set after each wait.
     assert made[-1] == TIMEOUT
 
 
-def test_a_connection_that_the_broker_closed_for_want_of_heartbeats(rabbitmq: RabbitMQ):
-    """The next message uses a new connection."""
-    with ProxiedPublisher(rabbitmq, broker_transport_options={"heartbeat": 1}) as desk:
-        desk.begin()
+def test_connection_closed_for_lack_of_heartbeats_is_replaced(rabbitmq: RabbitMQ):
+    with ProxiedPublisher(rabbitmq, broker_transport_options={"heartbeat": 1}) as proxied:
+        proxied.begin()
         listing = ("-q", "list_connections", "pid")
         wait_for(lambda: not rabbitmq.run(rabbitmq.control, *listing).stdout.strip(), PATIENCE, "no connection")
-        desk.publisher.ready()
-        assert desk.send() == ACCEPTED
-        assert desk.proxy.counters["connections"] == 2
+        proxied.publisher.ready()
+        assert proxied.send() == ACCEPTED
+        assert proxied.proxy.counters["connections"] == 2
 
 
 # --- Refused
 
 
-def test_a_message_that_no_queue_takes_is_refused(desk: ProxiedPublisher):
-    """The broker would drop it silently."""
-    desk.begin()
-    gone = desk.message()
-    with desk.app.connection_for_write(desk.broker.url) as connection, connection.channel() as channel:
-        channel.queue_delete(desk.queue)
-    sent = desk.send(gone)
+def test_message_that_no_queue_takes_is_refused(proxied: ProxiedPublisher):
+    proxied.begin()
+    gone = proxied.message()
+    with proxied.app.connection_for_write(proxied.broker.url) as connection, connection.channel() as channel:
+        channel.queue_delete(proxied.queue)
+    sent = proxied.send(gone)
     assert (sent.outcome, sent.broken) == (PublishOutcome.REFUSED, False)
     assert "no queue takes it" in sent.detail
-    assert desk.queue in sent.detail
+    assert proxied.queue in sent.detail
     # The retry declares it again.
-    assert desk.send(gone) == ACCEPTED
-    assert desk.count() == 1
+    assert proxied.send(gone) == ACCEPTED
+    assert proxied.count() == 1
 
 
-def test_a_broadcast_that_nobody_hears_is_accepted(rabbitmq: RabbitMQ):
-    """As with stock beat."""
-    everybody = Exchange("everybody", type="fanout")
-    with ProxiedPublisher(rabbitmq, task_queues=[Queue("everybody", everybody)]) as desk:
-        with desk.app.connection_for_write(rabbitmq.url) as connection, connection.channel() as channel:
-            everybody(channel).declare()
-        assert desk.send(desk.message(exchange="everybody", routing_key="")) == ACCEPTED
+def test_broadcast_without_a_queue_is_accepted(rabbitmq: RabbitMQ):
+    fanout = Exchange("fanout", type="fanout")
+    with ProxiedPublisher(rabbitmq, task_queues=[Queue("fanout", fanout)]) as proxied:
+        with proxied.app.connection_for_write(rabbitmq.url) as connection, connection.channel() as channel:
+            fanout(channel).declare()
+        assert proxied.send(proxied.message(exchange="fanout", routing_key="")) == ACCEPTED
 
 
-def test_a_message_that_cannot_be_put_into_frames_is_its_entrys_fault(desk: ProxiedPublisher):
-    """It is certainly not sent, and the next one is."""
-    desk.begin()
-    sent = desk.send(desk.message(headers={"tenant": object()}))
+def test_message_that_cannot_be_encoded_is_refused(proxied: ProxiedPublisher):
+    proxied.begin()
+    sent = proxied.send(proxied.message(headers={"tenant": object()}))
     assert (sent.outcome, sent.broken) == (PublishOutcome.REFUSED, False)
-    assert desk.send() == ACCEPTED
-    assert desk.count() == 2
+    assert proxied.send() == ACCEPTED
+    assert proxied.count() == 2
 
 
-def test_a_queue_that_was_declared_otherwise_is_its_entrys_fault(desk: ProxiedPublisher):
-    """The broker refuses the declaration."""
-    with desk.app.connection_for_write(desk.broker.url) as connection, connection.channel() as channel:
-        Queue(desk.queue, max_length=5)(channel).declare()
-    sent = desk.send()
+def test_message_is_refused_if_its_queue_has_other_arguments(proxied: ProxiedPublisher):
+    with proxied.app.connection_for_write(proxied.broker.url) as connection, connection.channel() as channel:
+        Queue(proxied.queue, max_length=5)(channel).declare()
+    sent = proxied.send()
     assert sent.outcome == PublishOutcome.REFUSED
     assert "inequivalent arg" in sent.detail
 
@@ -300,27 +276,27 @@ def test_a_queue_that_was_declared_otherwise_is_its_entrys_fault(desk: ProxiedPu
 # --- Blocked
 
 
-def test_a_broker_that_is_short_of_memory(desk: ProxiedPublisher):
-    """At most one message is unknown. Nothing is sent until the broker unblocks the connection."""
+def test_blocked_broker_leaves_one_message_unknown_at_most(proxied: ProxiedPublisher):
+    """Nothing is sent until the broker unblocks the connection."""
 
     def limit(megabytes: str) -> None:
-        done = desk.broker.run(desk.broker.control, "set_vm_memory_high_watermark", "absolute", megabytes)
+        done = proxied.broker.run(proxied.broker.control, "set_vm_memory_high_watermark", "absolute", megabytes)
         assert done.returncode == 0, done.stderr
 
-    desk.begin()
+    proxied.begin()
     limit("1MB")
     try:
         outcomes, refusals = [], 0
         end = time.monotonic() + PATIENCE
         while refusals < 8 and time.monotonic() < end:
             try:
-                desk.publisher.ready()
-                outcomes.append(desk.send().outcome)
+                proxied.publisher.ready()
+                outcomes.append(proxied.send().outcome)
             except StoreUnavailable as exc:
                 assert str(exc) == BLOCKED
                 refusals += 1
                 # An idle probe would get no answer and look like a broken connection.
-                desk.clock.advance(60)
+                proxied.clock.advance(60)
         assert refusals == 8, outcomes
         assert outcomes.count("unknown") <= 1, outcomes
     finally:
@@ -328,12 +304,12 @@ def test_a_broker_that_is_short_of_memory(desk: ProxiedPublisher):
 
     def ready() -> bool:
         try:
-            desk.publisher.ready()
+            proxied.publisher.ready()
         except StoreUnavailable:
             return False
         return True
 
     wait_for(ready, PATIENCE, "the broker to take messages again")
-    count = desk.count()
-    assert desk.send() == ACCEPTED
-    assert desk.count() == count + 1
+    count = proxied.count()
+    assert proxied.send() == ACCEPTED
+    assert proxied.count() == count + 1

@@ -12,28 +12,23 @@ import pytest
 
 from tests.faults.cluster import Replica
 from tests.faults.proxy import HeldRequest, containing
-from tests.faults.scenario import ClusterScenario
+from tests.faults.scenario import ClusterScenario, due_times
 from tests.support.servers import wait_for
 
 COUNT = 1000
-#: Seconds from the start of the replicas until the 1,000 are due; the second is for slow machines.
 LEAD_TIMES = (8.0, 30.0)
-
-TTL = 2.0
 
 
 @pytest.fixture
 def scenario() -> Iterator[ClusterScenario]:
     """Start three replicas with 1,000 entries that are all due at one instant some seconds from now."""
-    for lead_time in LEAD_TIMES:
-        due_at = time.time() + lead_time
+    for due_at in due_times(*LEAD_TIMES):
         burst = {"every": 3600, "first": due_at, "n": COUNT}
-        with ClusterScenario(spec={"fast": {"every": 0.2}, "burst": burst}, settings={"lease_ttl": TTL}) as made:
+        with ClusterScenario(spec={"fast": {"every": 0.2}, "burst": burst}, settings={"lease_ttl": 2}) as made:
             made.begin()
             if time.time() < due_at - 1:
                 yield made
                 return
-    pytest.fail(f"the replicas were not up after {LEAD_TIMES[-1] - 1:g} s")
 
 
 def hold_in_mid_burst(scenario: ClusterScenario, leader: Replica) -> HeldRequest:

@@ -153,7 +153,7 @@ def race(server: RedisServer) -> None:
     one.store.release(one.lead(), TermEnd.STEP_DOWN)
     seen = one.expected()
     assert isinstance(one.acquire(seen), Acquired)
-    promise(isinstance(other.acquire(seen), Refused), "two took the lease that both had seen free")
+    promise(isinstance(other.acquire(seen), Refused), "two replicas took the same free lease")
 
 
 def late_theft(server: RedisServer) -> None:
@@ -164,7 +164,7 @@ def late_theft(server: RedisServer) -> None:
         holder.lead("holder-is-here")
         assert server.admin.hget(KEYS.lease, "presence") == "holder-is-here"
         answer = thief.acquire(thief.expected(absent=True))
-        promise(isinstance(answer, Refused), "the lease of a holder who is present was taken as if he were gone")
+        promise(isinstance(answer, Refused), "the lease of a present holder was taken")
 
 
 def lost_lease(server: RedisServer) -> None:
@@ -180,7 +180,7 @@ def lost_lease(server: RedisServer) -> None:
 
 def uncounted_presence(server: RedisServer) -> None:
     hand = Hand(server, "it")
-    hand.lead("nobody-hears-this")
+    hand.lead("no-subscriber")
     promise(not server.admin.hget(KEYS.lease, "presence"), "a channel without subscriber was registered as presence")
 
 
@@ -209,7 +209,7 @@ class NoPresence(Presence):
     def close(self) -> None: ...
 
 
-class Seat:
+class RunningElector:
     """Elector of a replica with its thread, behind its own proxy. The scenario is the main loop."""
 
     def __init__(
@@ -253,21 +253,21 @@ class Seat:
 
 
 @contextlib.contextmanager
-def two_seats(server: RedisServer, ttl: float, **options: Any) -> Iterator[tuple[Seat, Seat]]:
+def two_electors(server: RedisServer, ttl: float, **options: Any) -> Iterator[tuple[RunningElector, RunningElector]]:
     """Start a leader, and a standby that has seen its lease. `stall_timeout` is the leader's."""
     with contextlib.ExitStack() as stack:
-        leader = Seat(server, "first", ttl, **options)
+        leader = RunningElector(server, "first", ttl, **options)
         stack.callback(leader.close)
         wait_for(lambda: leader.leads, 10, "the first leader")
         if options.get("with_presence", True):
             wait_for(lambda: server.admin.hget(KEYS.lease, "presence"), 10, "the leader's presence")
-        standby = Seat(server, "second", ttl, **{**options, "stall_timeout": 1000.0})
+        standby = RunningElector(server, "second", ttl, **{**options, "stall_timeout": 1000.0})
         stack.callback(standby.close)
         wait_for(lambda: any(isinstance(e, events.LeaderSeen) for e in standby.events), 10, "the standby")
         yield leader, standby
 
 
-def never_both(leader: Seat, standby: Seat) -> None:
+def never_both(leader: RunningElector, standby: RunningElector) -> None:
     """Watch until the standby leads and a while longer: the first leader's trust must have ended."""
     wait_for(lambda: standby.leads, 30, "the takeover", 0.005)
     watched_until = time.monotonic() + 0.5
@@ -277,13 +277,13 @@ def never_both(leader: Seat, standby: Seat) -> None:
 
 
 def cut_off(server: RedisServer) -> None:
-    with two_seats(server, 2.0, with_presence=False) as (leader, standby):
+    with two_electors(server, 2.0, with_presence=False) as (leader, standby):
         leader.proxy.blackhole()
         never_both(leader, standby)
 
 
 def slow_reply(server: RedisServer) -> None:
-    with two_seats(server, 2.0, with_presence=False, command_timeout=1.9) as (leader, standby):
+    with two_electors(server, 2.0, with_presence=False, command_timeout=1.9) as (leader, standby):
 
         def seq() -> int:
             return int(server.admin.hget(KEYS.lease, "seq") or 0)
@@ -299,7 +299,7 @@ def slow_reply(server: RedisServer) -> None:
         never_both(leader, standby)
 
 
-def taken_over_early(leader: Seat, standby: Seat) -> bool:
+def taken_over_early(leader: RunningElector, standby: RunningElector) -> bool:
     """Assert that the lease of 30 s is taken over in a fraction of that time."""
     with contextlib.suppress(AssertionError):
         wait_for(lambda: standby.leads, 5, "the takeover")
@@ -307,20 +307,20 @@ def taken_over_early(leader: Seat, standby: Seat) -> bool:
 
 
 def dead_leader(server: RedisServer) -> None:
-    with two_seats(server, 30.0) as (leader, standby):
+    with two_electors(server, 30.0) as (leader, standby):
         leader.elector.close(lambda _term: None)
         leader.proxy.refuse()
-        promise(taken_over_early(leader, standby), "the lease of a dead process was waited for")
+        promise(taken_over_early(leader, standby), "the standby waited for the lease of a dead process")
 
 
 def hung_main_loop(server: RedisServer) -> None:
-    with two_seats(server, 30.0, stall_timeout=1.0) as (leader, standby):
+    with two_electors(server, 30.0, stall_timeout=1.0) as (leader, standby):
         promise(taken_over_early(leader, standby), "a hung leader kept the lease")
 
 
 def flapping(server: RedisServer) -> None:
     """Cut the leader's presence connection six times: this may cause one change of leader, not six."""
-    with two_seats(server, 8.0):
+    with two_electors(server, 8.0):
         epochs = set()
         for _ in range(6):
             epochs.add(server.admin.hget(KEYS.lease, "epoch"))
@@ -339,22 +339,21 @@ TIMING = Timing(ttl=10.0, renew_interval=2.5, poll_interval=0.1)
 HELD = LeaseRecord("holder", 5, "nonce", 7, 10_000, "held", "channel")
 
 
-def look(state: election.State, subscribers: int, now: float, presence: str = "channel") -> Standby:
-    record = LeaseRecord("holder", 5, "nonce", 7, 10_000, "held", presence)
-    seen = election.absorb(state, LeaseView(record, subscribers, 0, "run"), now, TIMING)
+def look(state: election.State, subscribers: int, now: float) -> Standby:
+    seen = election.absorb(state, LeaseView(HELD, subscribers, 0, "run"), now, TIMING)
     assert isinstance(seen, Standby)
     return seen
 
 
 def absent_once(_: RedisServer) -> None:
     once = look(look(Standby(), 1, 0.0), 0, 0.1)
-    promise(once.campaign is None, "a presence found away at one poll cost the lease")
+    promise(once.campaign is None, "one poll without presence cost the lease")
     assert look(once, 0, 0.2).campaign is not None
 
 
 def never_seen(_: RedisServer) -> None:
     twice = look(look(Standby(), 0, 0.0), 0, 0.1)
-    promise(twice.campaign is None, "the absence of a presence that this standby never saw was taken for a death")
+    promise(twice.campaign is None, "a presence that this standby never saw counted as absent")
 
 
 def third_loss(_: RedisServer) -> None:
@@ -398,11 +397,8 @@ SCENARIOS: dict[str, Scenario] = {
     )
 }
 
-#: Scenarios with long waits.
-LONG = (slow_reply,)
-
 each_scenario = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (scene in LONG)) for name, scene in SCENARIOS.items()]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "slow_reply")) for name in SCENARIOS]
 )
 
 

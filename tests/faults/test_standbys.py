@@ -7,11 +7,10 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +24,13 @@ from tests.support.servers import RedisServer, ServerProcess, need, wait_for
 CLUSTER = "crowd"
 EACH = 5
 KILLS = 3
+
+
+KEY = f"{{ha-beat:{CLUSTER}}}:"
+
+
+def lease(redis: RedisServer) -> dict[str, str]:
+    return cast("dict[str, str]", redis.admin.hgetall(f"{KEY}lease"))
 
 
 class Crowd:
@@ -48,12 +54,8 @@ class Crowd:
     def terms(self) -> list[dict[str, Any]]:
         return [event for event in self.events() if event["event"] == "TermStarted"]
 
-    def lease(self) -> dict[str, str]:
-        return cast("dict[str, str]", self.redis.admin.hgetall(f"{{ha-beat:{CLUSTER}}}:lease"))
-
     def subscribers(self) -> int:
-        counts = cast("list[tuple[str, int]]", self.redis.admin.pubsub_numsub(f"{{ha-beat:{CLUSTER}}}:wake"))
-        return counts[0][1]
+        return self.redis.admin.pubsub_numsub(f"{KEY}wake")[0][1]
 
     def close(self) -> None:
         for process in self.processes.values():
@@ -61,12 +63,8 @@ class Crowd:
 
 
 @pytest.fixture
-def crowd() -> Iterator[Crowd]:
-    with ExitStack() as stack:
-        redis = stack.enter_context(need(RedisServer))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hab-crowd-")))
-        made = Crowd(redis, folder)
-        stack.callback(made.close)
+def crowd(tmp_path: Path) -> Iterator[Crowd]:
+    with need(RedisServer) as redis, closing(Crowd(redis, tmp_path)) as made:
         yield made
 
 
@@ -90,12 +88,9 @@ class Beats:
         lines = (self.folder / "parent.out").read_text().splitlines()
         return {name: int(pid) for name, pid in (line.split() for line in lines if line.startswith("beat-"))}
 
-    def lease(self) -> dict[str, str]:
-        return cast("dict[str, str]", self.redis.admin.hgetall(f"{{ha-beat:{CLUSTER}}}:lease"))
-
     def terms(self) -> list[str]:
         """Return the holders of the lease in order, as the script recorded them."""
-        stream = cast("list[tuple[str, dict[str, str]]]", self.redis.admin.xrange(f"{{ha-beat:{CLUSTER}}}:journal"))
+        stream = cast("list[tuple[str, dict[str, str]]]", self.redis.admin.xrange(f"{KEY}journal"))
         records = [json.loads(fields["d"]) for _, fields in stream]
         return [record["by"] for record in records if record.get("event") == "acquired"]
 
@@ -106,9 +101,8 @@ class Beats:
 
 def commands(redis: RedisServer, seconds: float) -> Counter[str]:
     """Return the number of commands per connection, without those called by scripts."""
-    host, port = redis.address
     counts: Counter[str] = Counter()
-    with socket.create_connection((host, port), 5) as connection:
+    with socket.create_connection(redis.address, 5) as connection:
         connection.sendall(b"MONITOR\r\n")
         lines = connection.makefile("rb")
         until = time.monotonic() + seconds
@@ -121,11 +115,9 @@ def commands(redis: RedisServer, seconds: float) -> Counter[str]:
 
 
 @pytest.fixture
-def beats() -> Iterator[Beats]:
-    with ExitStack() as stack:
-        redis = stack.enter_context(need(lambda: RedisServer(appendonly=True)))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hab-beats-")))
-        made = Beats(redis, folder)
+def beats(tmp_path: Path) -> Iterator[Beats]:
+    with need(lambda: RedisServer(appendonly=True)) as redis, ExitStack() as stack:
+        made = Beats(redis, tmp_path)
         stack.callback(made.process.kill)
         yield made
 
@@ -137,14 +129,14 @@ def test_one_winner_among_fifty_standbys(beats: Beats, found):
     began = time.monotonic()
     wait_for(lambda: beats.count("action=leader_seen") == BEATS - 1, 150, "every beat to be up", 0.5)
     started = time.monotonic() - began
-    wait_for(lambda: beats.lease().get("presence"), 20, "the leader's presence")
+    wait_for(lambda: lease(beats.redis).get("presence"), 20, "the leader's presence")
     history = History()
     with RedisQueueConsumer(history, beats.redis.url):
         sent = commands(beats.redis, 5.0)
         rate = sum(sent.values()) / 5.0 / BEATS
         vacancies = []
         for number in range(1, KILLS + 1):
-            terms, before = beats.terms(), beats.lease()
+            terms, before = beats.terms(), lease(beats.redis)
             killed = time.monotonic()
             os.kill(int(before["pid"]), signal.SIGKILL)
             wait_for(lambda: len(beats.terms()) > len(terms), 30, "another leader", 0.005)  # noqa: B023 -- called at once
@@ -152,7 +144,7 @@ def test_one_winner_among_fifty_standbys(beats: Beats, found):
             history.wait_for_messages(len(history.messages()) + 5)
             time.sleep(1)
             (winner,) = beats.terms()[len(terms) :]
-            after = beats.lease()
+            after = lease(beats.redis)
             assert after["holder"] == winner != before["holder"]
             assert int(after["epoch"]) > int(before["epoch"])
             wait_for(lambda: beats.count(f"leads {CLUSTER} in epoch {after['epoch']}") == BEATS - 1 - number, 10)  # noqa: B023 -- called at once
@@ -169,19 +161,18 @@ def test_one_winner_among_fifty_standbys(beats: Beats, found):
 
 
 @pytest.mark.slow
-def test_a_crowd_wakes_for_a_released_lease_and_one_takes_it(crowd: Crowd):
+def test_released_lease_wakes_all_standbys_and_one_takes_it(crowd: Crowd):
     """All standbys receive the wake message at the same time: one wins, and no other trusts a term."""
     for number in range(4):
         crowd.add(f"p{number}", EACH)
     wait_for(lambda: crowd.subscribers() >= 4 * EACH, 60, "every elector to listen")
-    wait_for(lambda: crowd.lease().get("state") == "held", 20, "a leader")
-    key = f"{{ha-beat:{CLUSTER}}}:lease"
+    wait_for(lambda: lease(crowd.redis).get("state") == "held", 20, "a leader")
     for _ in range(5):
         terms = len(crowd.terms())
         with crowd.redis.admin.pipeline() as pipeline:
             # As a release does; the holder notices at its next renewal.
-            pipeline.hset(key, mapping={"state": "released", "presence": ""})
-            pipeline.publish(f"{{ha-beat:{CLUSTER}}}:wake", "released")
+            pipeline.hset(f"{KEY}lease", mapping={"state": "released", "presence": ""})
+            pipeline.publish(f"{KEY}wake", "released")
             pipeline.execute()
         wait_for(lambda: len(crowd.terms()) > terms, 20, "a winner")  # noqa: B023 -- called at once
         time.sleep(0.3)
@@ -191,7 +182,7 @@ def test_a_crowd_wakes_for_a_released_lease_and_one_takes_it(crowd: Crowd):
 
 
 @pytest.mark.slow
-def test_a_forked_beat_has_an_identity_of_its_own(found):
+def test_forked_beat_has_its_own_identity(found):
     """`worker -B`: the lease names the child, which dies and is replaced like any other replica."""
     with ExitStack() as stack:
         redis = stack.enter_context(need(lambda: RedisServer(appendonly=True)))

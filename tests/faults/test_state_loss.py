@@ -24,22 +24,18 @@ SETTINGS = {"lease_ttl": 20, "renew_interval": 0.5, "command_timeout": 1.5}
 
 
 @contextmanager
-def volatile_scenario(settings: dict[str, object] | None = None, **redis_options: object) -> Iterator[ClusterScenario]:
-    """Start three replicas on a Redis that keeps nothing over a restart."""
+def volatile_scenario(settings: dict[str, object] | None = None, **redis_options: Any) -> Iterator[ClusterScenario]:
+    """Start three replicas on a Redis that keeps nothing over a restart; each leads or has read the ledger."""
     with (
-        need(lambda: RedisServer(**redis_options)) as server,  # type: ignore[arg-type]
+        need(lambda: RedisServer(**redis_options)) as server,
         ClusterScenario(redis=server, proxied=False, spec=SPEC, settings={**SETTINGS, **(settings or {})}) as scenario,
     ):
+        scenario.begin()
+        scenario.history.wait_for_messages(2, 20, "slow")
+        time.sleep(1.5)
+        if not server.appendonly:
+            save_without_messages(server.admin)
         yield scenario
-
-
-def settle(scenario: ClusterScenario) -> None:
-    """Wait until each replica leads or stands by, and the standbys have read the ledger."""
-    scenario.begin()
-    scenario.history.wait_for_messages(2, 20, "slow")
-    time.sleep(1.5)
-    if not scenario.redis.appendonly:
-        save_without_messages(scenario.redis.admin)
 
 
 def save_without_messages(redis: Any) -> None:
@@ -80,12 +76,8 @@ def judge(scenario: ClusterScenario) -> Report:
     return report
 
 
-def lost_state_was_said(scenario: ClusterScenario) -> int:
+def losses_logged(scenario: ClusterScenario) -> int:
     return sum(replica.log_text().count("action=state_lost") for replica in scenario.cluster)
-
-
-def flush(scenario: ClusterScenario) -> None:
-    scenario.nemesis.redis_flush()
 
 
 def delete(*names: str) -> Callable[[ClusterScenario], None]:
@@ -96,12 +88,8 @@ def delete(*names: str) -> Callable[[ClusterScenario], None]:
     return do
 
 
-def restart_empty(scenario: ClusterScenario) -> None:
-    scenario.nemesis.redis_restart(persist=False)
-
-
 def restart_from_old_snapshot(scenario: ClusterScenario) -> None:
-    """Restart from the last snapshot, made by `settle`."""
+    """Restart from the snapshot of the scenario's start."""
     scenario.more(12, "fast", 10)
     scenario.remember_skips()  # of a takeover meanwhile
     scenario.nemesis.redis_kill(0.0)
@@ -119,9 +107,11 @@ def restart_complete(scenario: ClusterScenario, down: float = 0.0) -> None:
 
 
 LOSSES = [
-    pytest.param(flush, id="FLUSHALL"),
+    pytest.param(lambda scenario: scenario.nemesis.redis_flush(), id="FLUSHALL"),
     pytest.param(delete("ledger"), id="ledger-deleted", marks=pytest.mark.slow),
-    pytest.param(restart_empty, id="restart-empty", marks=pytest.mark.slow),
+    pytest.param(
+        lambda scenario: scenario.nemesis.redis_restart(persist=False), id="restart-empty", marks=pytest.mark.slow
+    ),
     pytest.param(restart_from_old_snapshot, id="restart-from-old-snapshot", marks=pytest.mark.slow),
     pytest.param(delete("lease", "ledger"), id="both-deleted", marks=pytest.mark.slow),
     pytest.param(delete("ledger", "journal"), id="ledger-and-journal-deleted", marks=pytest.mark.slow),
@@ -129,10 +119,9 @@ LOSSES = [
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-def test_lost_state_is_noticed_and_nothing_runs_twice(lose: Callable[[ClusterScenario], None], found):
+def test_lost_state_is_noticed_and_no_occurrence_runs_twice(lose, found):
     """Positions continue from what the replicas remember. Uncertain occurrences are skipped, with a record."""
     with volatile_scenario() as scenario:
-        settle(scenario)
         epoch = scenario.cluster.epoch() or 0
         scenario.remember_skips()
         lose(scenario)
@@ -141,7 +130,7 @@ def test_lost_state_is_noticed_and_nothing_runs_twice(lose: Callable[[ClusterSce
         noticed = time.clock_gettime(time.CLOCK_BOOTTIME) - struck
         back = go_on(scenario)
         report = judge(scenario)
-        assert lost_state_was_said(scenario) >= 1
+        assert losses_logged(scenario) >= 1
         assert report.skipped["state_loss"] > 0 or scenario.history.faults("redis_kill"), (
             "only a snapshot's rest is in doubt"
         )
@@ -151,58 +140,54 @@ def test_lost_state_is_noticed_and_nothing_runs_twice(lose: Callable[[ClusterSce
 
 
 @pytest.mark.slow
-def test_a_deleted_lease_loses_nothing(found):
+def test_deleted_lease_loses_no_occurrence(found):
     """The ledger is intact: a replica leads again within a renewal, and every occurrence is enqueued."""
     with volatile_scenario() as scenario:
-        settle(scenario)
         epoch = scenario.cluster.epoch() or 0
         delete("lease")(scenario)
         assert scenario.cluster.wait_for_epoch_above(epoch) > epoch
         go_on(scenario)
         report = judge(scenario)
-        assert lost_state_was_said(scenario) == 0
+        assert losses_logged(scenario) == 0
         assert "state_loss" not in report.skipped
         found(report)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leader_dies", [False, True])
-def test_a_restart_with_all_data_is_no_loss(leader_dies: bool, found):
+def test_restart_with_all_data_is_no_loss(leader_dies: bool, found):
     """The new server process has all data: the ledger is intact, and what was due meanwhile is caught up."""
     with volatile_scenario(
         {"lease_ttl": 4} if leader_dies else {}, appendonly=True, extra_args=("--appendfsync", "always")
     ) as scenario:
-        settle(scenario)
         if leader_dies:
             scenario.nemesis.kill_leader()
         restart_complete(scenario, down=1.5)
         scenario.cluster.heal()
         go_on(scenario)
         report = judge(scenario)
-        assert lost_state_was_said(scenario) == 0
+        assert losses_logged(scenario) == 0
         assert report.skipped["coalesced"] > 0
         found(report)
 
 
 @pytest.mark.slow
-def test_a_restart_from_a_snapshot_is_a_loss_even_a_complete_one(found):
+def test_restart_from_a_complete_snapshot_is_a_loss(found):
     """A complete snapshot can't be recognized, so what was due until the server was back is skipped and counted."""
     with volatile_scenario() as scenario:
-        settle(scenario)
         restart_complete(scenario, down=1.5)
         go_on(scenario)
         report = judge(scenario)
-        assert lost_state_was_said(scenario) >= 1
+        assert losses_logged(scenario) >= 1
         assert report.skipped["state_loss"] > 0
         found(report)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lose", LOSSES[:4])
-def test_positions_outlive_the_leader_and_the_data(lose: Callable[[ClusterScenario], None], found):
+def test_positions_survive_the_loss_of_leader_and_data(lose, found):
     """The leader dies with the data. The positions that a standby read from the journal are enough."""
     with volatile_scenario({"lease_ttl": 4}) as scenario:
-        settle(scenario)
         leader = scenario.cluster.wait_for_leader()
         scenario.redis.pause()
         leader.kill()
@@ -215,11 +200,10 @@ def test_positions_outlive_the_leader_and_the_data(lose: Callable[[ClusterScenar
 
 
 @pytest.mark.slow
-def test_catching_up_after_a_loss_repeats_at_most_what_was_last_due(found):
+def test_catch_up_after_a_loss_repeats_at_most_the_last_due(found):
     """Under `catch_up` nothing is lost, and only occurrences that the new leader can't know may run again."""
     with volatile_scenario({"on_state_loss": "catch_up"}) as scenario:
-        settle(scenario)
-        flush(scenario)
+        scenario.nemesis.redis_flush()
         struck = scenario.history.faults()[-1]["t"]
         go_on(scenario)
         scenario.cluster.assert_all_alive()
@@ -237,10 +221,8 @@ def test_catching_up_after_a_loss_repeats_at_most_what_was_last_due(found):
 
 
 @pytest.mark.slow
-def test_evicted_state_is_noticed(found):
-    """A full Redis evicts the ledger: no process ends, nothing runs twice."""
+def test_evicted_ledger_is_noticed(found):
     with volatile_scenario(maxmemory="12mb", extra_args=("--maxmemory-policy", "allkeys-random")) as scenario:
-        settle(scenario)
         admin, ledger = scenario.redis.admin, scenario.cluster.key("ledger")
         scenario.history.fault("eviction")
         for number in range(3000):
@@ -253,15 +235,14 @@ def test_evicted_state_is_noticed(found):
         go_on(scenario)
         scenario.cluster.assert_all_alive()
         report = scenario.clean_report()
-        assert lost_state_was_said(scenario) >= 1
+        assert losses_logged(scenario) >= 1
         found(report)
 
 
 @pytest.mark.slow
-def test_a_full_redis_keeps_its_leader(found):
+def test_full_redis_keeps_its_leader(found):
     """Without memory nothing can be enqueued, but renewals pass, and the same leader continues afterwards."""
     with volatile_scenario({"lease_ttl": 2, "renew_interval": 0.5, "command_timeout": 0.9}) as scenario:
-        settle(scenario)
         epoch = scenario.cluster.epoch()
         scenario.history.fault("full")
         scenario.redis.admin.config_set("maxmemory", 1)
@@ -275,10 +256,9 @@ def test_a_full_redis_keeps_its_leader(found):
 
 
 @pytest.mark.slow
-def test_a_server_that_turns_read_only_is_outlived(found):
+def test_read_only_redis_loses_no_occurrence(found):
     """A replica without its master takes no writes: there is no leader, no process exits, and nothing is lost."""
     with volatile_scenario({"lease_ttl": 2, "renew_interval": 0.5, "command_timeout": 0.9}) as scenario:
-        settle(scenario)
         scenario.history.fault("read-only")
         scenario.redis.admin.replicaof("127.0.0.1", 1)
         time.sleep(4.0)
@@ -289,12 +269,10 @@ def test_a_server_that_turns_read_only_is_outlived(found):
 
 
 @pytest.mark.slow
-def test_a_server_that_is_loading_is_waited_for(found):
-    """Redis answers LOADING for some seconds, which is treated as an outage."""
+def test_loading_redis_loses_no_occurrence(found):
     with volatile_scenario(
         extra_args=("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
     ) as scenario:
-        settle(scenario)
         pipeline = scenario.redis.admin.pipeline()
         for number in range(4000):
             pipeline.set(f"junk:{number}", "x" * 100)
