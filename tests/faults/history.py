@@ -29,8 +29,6 @@ from tests.support.servers import wait_for
 
 Event: TypeAlias = dict[str, Any]
 
-HEADER = "ha_beat"
-
 
 def boottime() -> float:
     """Return the seconds of a clock that also counts suspended time, if there is one."""
@@ -101,18 +99,9 @@ class History:
 
 def message_event(headers: dict[str, Any], queue: str) -> Event:
     """Return the event of a Celery message (protocol 2) with these headers."""
-    ours = headers.get(HEADER) or {}
-    return {
-        "type": "message",
-        "queue": queue,
-        "task": headers.get("task"),
-        "id": headers.get("id"),
-        "entry": ours.get("entry"),
-        "scheduled_at": ours.get("scheduled_at"),
-        "epoch": ours.get("epoch"),
-        "run_count": ours.get("run_count"),
-        "cluster": ours.get("cluster"),
-    }
+    ours = headers.get("ha_beat") or {}
+    event = {"type": "message", "queue": queue, "task": headers.get("task"), "id": headers.get("id")}
+    return event | {name: ours.get(name) for name in ("entry", "scheduled_at", "epoch", "run_count", "cluster")}
 
 
 class QueueConsumer(ABC):
@@ -121,23 +110,16 @@ class QueueConsumer(ABC):
     def __init__(self, history: History, queues: Sequence[str] = ("celery",)) -> None:
         self.history = history
         self.queues = tuple(queues)
-        self._ending = threading.Event()
-        self._thread: threading.Thread | None = None
+        self.ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
 
     @abstractmethod
     def consume(self) -> None:
-        """Consume until it is stopped or the broker fails with an exception."""
-
-    @property
-    def ending(self) -> bool:
-        return self._ending.is_set()
-
-    def pause_between_polls(self, seconds: float) -> None:
-        self._ending.wait(seconds)
+        """Consume until `ending` is set or the broker fails with an exception."""
 
     def _run(self) -> None:
         trouble = ""
-        while not self.ending:
+        while not self.ending.is_set():
             try:
                 self.consume()
                 trouble = ""
@@ -145,23 +127,15 @@ class QueueConsumer(ABC):
                 if trouble != type(error).__name__:
                     trouble = type(error).__name__
                     self.history.record(type="note", note="consumer", trouble=f"{trouble}: {error}"[:200])
-                self.pause_between_polls(0.05)
+                self.ending.wait(0.05)
 
-    def start(self) -> Self:
-        self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
-    def stop(self) -> None:
-        self._ending.set()
-        if self._thread:
-            self._thread.join(10)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self.ending.set()
+        self._thread.join(10)
 
 
 # Atomic, and idempotent under a token: when a reply is lost the same messages are answered again, not the
@@ -197,12 +171,14 @@ class RedisQueueConsumer(QueueConsumer):
         self._takes = 0
 
     def consume(self) -> None:
-        client = redis.Redis.from_url(self.url, socket_timeout=2.0, socket_connect_timeout=2.0)
-        with contextlib.closing(client):
+        with contextlib.closing(self.connect()) as client:
             take = client.register_script(_TAKE)
-            while not self.ending:
+            while not self.ending.is_set():
                 if not sum(self._take(take, queue) for queue in self.queues):
-                    self.pause_between_polls(self.IDLE_SECONDS)
+                    self.ending.wait(self.IDLE_SECONDS)
+
+    def connect(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url, socket_timeout=2.0, socket_connect_timeout=2.0)
 
     def _take(self, take: Callable[..., Any], queue: str) -> int:
         token = f"{self._name}:{self._takes}"
@@ -228,7 +204,7 @@ class AmqpQueueConsumer(QueueConsumer):
         with Connection(self.url, connect_timeout=2, heartbeat=0) as connection:
             declared = [Queue(name, routing_key=name, exchange=name) for name in self.queues]
             with connection.Consumer(declared, callbacks=[self._receive], prefetch_count=200, accept=None):
-                while not self.ending:
+                while not self.ending.is_set():
                     with contextlib.suppress(socket.timeout):
                         connection.drain_events(timeout=0.2)
 

@@ -29,23 +29,19 @@ TABLE = (
     Row(
         "SIGKILL of the leader, at any point",
         "another leads at once; 0 duplicates, 0 lost",
-        (
-            "test_takeover.py::test_a_killed_leader",
-            "test_burst.py::test_a_leader_killed",
-            "test_burst.py::test_a_batch",
-        ),
+        ("test_takeover.py::test_killed_leader", "test_burst.py::test_leader_killed", "test_burst.py::test_batch"),
     ),
     Row(
         "SIGSTOP past the lease, also in the middle of a burst, then SIGCONT",
         "enqueues nothing more, steps down, stays alive as a standby",
-        ("test_takeover.py::test_a_leader_paused", "test_burst.py::test_a_leader_paused"),
+        ("test_takeover.py::test_leader_paused", "test_burst.py::test_leader_paused"),
     ),
-    Row("SIGTERM in the middle of a dispatch", "whole or refused; handover", ("test_takeover.py::test_a_stopped",)),
+    Row("SIGTERM in the middle of a dispatch", "whole or refused; handover", ("test_takeover.py::test_stopped",)),
     Row("reply lost after success", "the retry finds it done; one message", ("test_lost_reply.py",)),
     Row(
         "a command delayed past the lease, then delivered",
         "refused",
-        ("test_partition.py::test_a_command_held", "test_guards.py"),
+        ("test_partition.py::test_command_held", "test_guards.py"),
     ),
     Row(
         "Redis stopped and restarted with its data",
@@ -84,8 +80,8 @@ TABLE = (
         "leader cut from Redis, broker reachable; the reverse",
         "stops by itself inside its trust; the reverse hands over",
         (
-            "test_partition.py::test_a_leader_cut",
-            "test_partition.py::test_a_broker",
+            "test_partition.py::test_leader_cut",
+            "test_partition.py::test_leader_that_cannot",
             "test_rabbitmq.py::test_a_broker_that",
         ),
     ),
@@ -94,12 +90,14 @@ TABLE = (
         "one message at most under skip; each verdict as declared",
         ("test_rabbitmq.py",),
     ),
-    Row("Redis slower than the lease", "at most one change per ttl", ("test_partition.py::test_a_redis_slower",)),
-    Row("main loop hung, renewal thread alive", "let go within stall_timeout; another leads", ("test_hung_leader.py",)),
+    Row("Redis slower than the lease", "at most one change per ttl", ("test_partition.py::test_redis_slower",)),
+    Row(
+        "main loop hung, renewal thread alive", "released within stall_timeout; another leads", ("test_hung_leader.py",)
+    ),
     Row(
         "wall clock +-1 h on a replica; on Redis",
         "no change of leader, no duplicate, no silence",
-        ("test_clocks.py::test_a_stepped",),
+        ("test_clocks.py::test_stepped",),
     ),
     Row("DST gap and overlap", "Celery's own semantics, once per occurrence", ("test_clocks.py::test_daylight",)),
     Row("fork after connect (worker -B)", "its own connections and identity", ("test_standbys.py::test_forked",)),

@@ -59,7 +59,7 @@ def assert_each_once(scenario: ClusterScenario) -> None:
 
 
 @pytest.mark.slow
-def test_a_leader_paused_in_a_burst_adds_nothing_to_it_and_can_lead_again(scenario: ClusterScenario):
+def test_leader_paused_in_a_burst_is_refused_and_can_lead_again(scenario: ClusterScenario):
     """The batch in flight arrives after the takeover and is refused. The resumed leader becomes a standby and can
     lead later.
     """
@@ -87,7 +87,7 @@ def test_a_leader_paused_in_a_burst_adds_nothing_to_it_and_can_lead_again(scenar
 
 
 @pytest.mark.slow
-def test_a_leader_killed_in_a_burst_leaves_the_rest_to_the_next(scenario: ClusterScenario):
+def test_leader_killed_in_a_burst_leaves_the_rest_to_the_next(scenario: ClusterScenario):
     """The batch in flight arrives after the next leader has enqueued everything, and is refused."""
     leader = scenario.cluster.wait_for_leader()
     held = hold_in_mid_burst(scenario, leader)
@@ -101,7 +101,7 @@ def test_a_leader_killed_in_a_burst_leaves_the_rest_to_the_next(scenario: Cluste
 
 
 @pytest.mark.slow
-def test_a_batch_that_arrives_just_before_the_takeover_counts(scenario: ClusterScenario):
+def test_batch_that_arrives_just_before_the_takeover_counts(scenario: ClusterScenario):
     """The batch in flight arrives after the leader's death and before the takeover. It is enqueued, and the next
     leader continues after it.
     """

@@ -20,7 +20,7 @@ for line in sys.stdin:
 """
 
 
-def test_a_python_process_sees_each_step_at_once_on_the_wall_clock_only():
+def test_python_process_sees_each_step_on_the_wall_clock_only():
     clock = need(SteppedClock)
     with subprocess.Popen(
         [sys.executable, "-c", _PRINT_CLOCKS],
@@ -43,8 +43,7 @@ def test_a_python_process_sees_each_step_at_once_on_the_wall_clock_only():
         process.stdin.close()
 
 
-def test_a_redis_server_s_time_jumps_and_keys_expire_with_it():
-    """This is the hazard: a step of +20 s expires a key with 15 s to live."""
+def test_time_of_redis_jumps_and_keys_expire():
     clock = need(SteppedClock)
     with need(lambda: RedisServer(env=clock.env)) as server:
         server.admin.set("held", "1", ex=15)

@@ -16,7 +16,6 @@ from tests.support.servers import RedisServer
 def test_three_stock_beats_duplicate_and_one_does_not(
     shared_redis: RedisServer, tmp_path: Path, replicas: int, verdict: str
 ):
-    """Three stock beats send each due task about three times, one sends it once; the checker distinguishes them."""
     history = History(tmp_path / "history.jsonl")
     with (
         BeatCluster(
@@ -33,8 +32,7 @@ def test_three_stock_beats_duplicate_and_one_does_not(
     assert History.load(tmp_path / "history.jsonl").messages() == history.messages()
 
 
-def test_a_paused_and_a_killed_replica_are_told_apart(shared_redis: RedisServer):
-    """A paused process is alive and silent, a killed one is gone, a terminated one exits."""
+def test_paused_killed_and_terminated_replicas_differ(shared_redis: RedisServer):
     history = History()
     with BeatCluster(shared_redis.url, spec={"fast": {"every": 0.1}}, replicas=1, scheduler=STOCK_SCHEDULER) as cluster:
         replica = cluster[0]

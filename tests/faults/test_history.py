@@ -33,7 +33,7 @@ def ids(history: History) -> list[str]:
     return [message["id"] for message in history.messages()]
 
 
-def test_thousands_a_second_are_recorded_in_order(shared_redis: RedisServer, tmp_path: Path):
+def test_thousands_of_messages_are_recorded_in_order(shared_redis: RedisServer, tmp_path: Path):
     """10,000 messages are recorded in less time than stock beat needs to send them."""
     history = History(tmp_path / "history.jsonl")
     enqueue(shared_redis, range(10_000))
@@ -47,7 +47,7 @@ def test_thousands_a_second_are_recorded_in_order(shared_redis: RedisServer, tmp
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 10_000
 
 
-def test_lost_replies_and_cuts_neither_lose_nor_double_a_message(shared_redis: RedisServer):
+def test_lost_replies_and_cuts_lose_and_repeat_no_message(shared_redis: RedisServer):
     """The consumer's connection is cut after the server has removed the messages from the queue."""
     history = History()
     with TcpProxy(shared_redis.address) as proxy, RedisQueueConsumer(history, proxy.url(shared_redis.url)):
@@ -62,7 +62,7 @@ def test_lost_replies_and_cuts_neither_lose_nor_double_a_message(shared_redis: R
     assert [event for event in history.events("note") if event["note"] == "consumer"]
 
 
-def test_it_comes_back_after_a_restart_of_redis():
+def test_consumer_reconnects_after_a_restart_of_redis():
     history = History()
     server = need(lambda: RedisServer(appendonly=True, extra_args=("--appendfsync", "always")))
     with server, RedisQueueConsumer(history, server.url):
@@ -77,7 +77,7 @@ def test_it_comes_back_after_a_restart_of_redis():
 
 
 @pytest.mark.slow
-def test_rabbitmq_s_messages_are_recorded_once_over_a_restart():
+def test_restart_of_rabbitmq_repeats_no_message():
     history = History()
     with need(RabbitMQ) as broker, AmqpQueueConsumer(history, broker.url):
 

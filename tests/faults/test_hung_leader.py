@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.checker import Interval
+from tests.faults.cluster import Replica
 from tests.faults.scenario import ClusterScenario
 from tests.support.servers import wait_for
 
@@ -34,23 +35,22 @@ def scenario(switch: Path) -> Iterator[ClusterScenario]:
         yield made
 
 
-def hang(scenario: ClusterScenario, switch: Path) -> str:
-    """Put the leader to sleep inside an entry's argument. Return its name once it sleeps."""
+def hang(scenario: ClusterScenario, switch: Path) -> Replica:
+    """Put the leader to sleep inside an entry's argument. Return it once it sleeps."""
     leader = scenario.begin()
     scenario.history.wait_for_messages(1, 20, "sleeper")
     switch.write_text(leader.name)
     wait_for(lambda: "asleep" in leader.log_text(), 20, "the leader to fall asleep")
     scenario.history.fault("hang", replica=leader.name)
-    return leader.name
+    return leader
 
 
-def test_a_hung_leader_lets_the_lease_go(scenario: ClusterScenario, switch: Path, found):
+def test_hung_leader_releases_the_lease(scenario: ClusterScenario, switch: Path, found):
     """Another replica leads after the stall timeout rather than the lease. The hung process enqueues nothing when it
     wakes up and becomes a standby.
     """
-    name = hang(scenario, switch)
+    hung = hang(scenario, switch)
     began = time.monotonic()
-    hung = next(replica for replica in scenario.cluster if replica.name == name)
     successor = scenario.cluster.wait_for_leader(other_than=hung, timeout=25)
     took = time.monotonic() - began
     epoch = scenario.cluster.epoch()
@@ -69,10 +69,9 @@ def test_a_hung_leader_lets_the_lease_go(scenario: ClusterScenario, switch: Path
 
 
 @pytest.mark.slow
-def test_a_leader_that_hung_can_lead_again(scenario: ClusterScenario, switch: Path):
+def test_leader_that_hung_can_lead_again(scenario: ClusterScenario, switch: Path):
     """Awake and alone, it takes the lease again and continues from the others' position."""
-    name = hang(scenario, switch)
-    hung = next(replica for replica in scenario.cluster if replica.name == name)
+    hung = hang(scenario, switch)
     scenario.cluster.wait_for_leader(other_than=hung, timeout=25)
     switch.unlink()
     hung.wait_for_log("awake")

@@ -64,7 +64,7 @@ def test_every_occurrence_has_its_verdict(run: Run, found):
     found(report)
 
 
-def test_once_runs_the_latest(run: Run):
+def test_once_runs_the_latest_missed_occurrence(run: Run):
     """The latest when the ledger is read, a moment after the lease is held again."""
     scenario, gone, back = run
     sent, skipped, why = missed((scenario, gone, back + timedelta(seconds=1)), "once")
@@ -73,7 +73,7 @@ def test_once_runs_the_latest(run: Run):
     assert why == {"coalesced"}
 
 
-def test_skip_runs_none_that_is_late(run: Run):
+def test_skip_runs_no_late_occurrence(run: Run):
     """Except those within its grace of 1.5 s."""
     sent, skipped, why = missed(run, "skip")
     assert len(sent) <= 2
@@ -81,7 +81,7 @@ def test_skip_runs_none_that_is_late(run: Run):
     assert why <= {"misfire_grace", "missed"}
 
 
-def test_all_runs_each_in_order(run: Run):
+def test_all_runs_each_missed_occurrence_in_order(run: Run):
     """Each has the time that it was due, not the time of the catch-up."""
     sent, skipped, _ = missed(run, "all")
     assert skipped == 0
@@ -90,14 +90,14 @@ def test_all_runs_each_in_order(run: Run):
     assert len(set(sent)) == len(sent)
 
 
-def test_all_is_bounded(run: Run):
+def test_all_stops_at_its_limit(run: Run):
     sent, skipped, why = missed(run, "bounded")
     assert len(sent) <= 3
     assert skipped >= DOWN - 4
     assert why == {"misfire_limit"}
 
 
-def test_grace_cuts_off_what_is_too_late(run: Run):
+def test_occurrences_later_than_the_grace_are_skipped(run: Run):
     sent, skipped, why = missed(run, "graced")
     assert len(sent) <= 4
     assert skipped >= DOWN - 5
@@ -106,7 +106,7 @@ def test_grace_cuts_off_what_is_too_late(run: Run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("deadline", [None, 20])
-def test_celery_s_starting_deadline_holds(deadline: int | None):
+def test_crontab_past_its_starting_deadline_is_not_run(deadline: int | None):
     """A crontab later than `beat_cron_starting_deadline` is not run. An interval is not affected."""
     spec = {"fast": {"every": 0.2}, "hourly": {"cron": f"{datetime.now(UTC).minute}"}}
     config = {} if deadline is None else {"beat_cron_starting_deadline": deadline}

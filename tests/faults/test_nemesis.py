@@ -29,8 +29,7 @@ def pretend_to_lead(scenario: ClusterScenario, number: int) -> None:
     """Write the lease record that names a stock beat as its holder."""
     replica = scenario.cluster[number]
     record = {"state": "held", "holder": replica.name, "epoch": "7", "pid": str(replica.pid)}
-    for field, value in record.items():
-        scenario.redis.admin.hset(scenario.cluster.key("lease"), field, value)
+    scenario.redis.admin.hset(scenario.cluster.key("lease"), mapping=record)
 
 
 def recorded(nemesis: Nemesis) -> list[tuple[str, str]]:
@@ -94,8 +93,7 @@ def test_paths_and_servers_fail_and_recover(scenario: ClusterScenario):
     assert [replica.starts for replica in scenario.cluster] == [1, 1]
 
 
-def test_a_replica_s_clock_jumps_alone(scenario: ClusterScenario):
-    """One replica's clock is set back by an hour, the other's is not. Healing resets it."""
+def test_clock_of_one_replica_jumps_alone(scenario: ClusterScenario):
     scenario.nemesis.clock_jump(-3600, scenario.cluster[0])
     assert [clock.offset for clock in scenario.clocks] == [-3600, 0]
     scenario.more(3)
@@ -103,7 +101,7 @@ def test_a_replica_s_clock_jumps_alone(scenario: ClusterScenario):
     assert [clock.offset for clock in scenario.clocks] == [0, 0]
 
 
-def test_a_storm_is_repeated_by_its_seed_and_stays_within_its_bounds():
+def test_storm_is_repeated_by_its_seed_and_keeps_its_bounds():
     names = tuple(FAULTS)
     assert Storm(3, 60).plan(names) == Storm(3, 60).plan(names)
     assert Storm(3, 60).plan(names) != Storm(4, 60).plan(names)
@@ -112,7 +110,7 @@ def test_a_storm_is_repeated_by_its_seed_and_stays_within_its_bounds():
         assert kind.shortest * 0.5 <= step.seconds <= kind.longest * 0.5
 
 
-def test_a_storm_draws_only_what_the_run_has_parts_for(shared_redis: RedisServer):
+def test_storm_draws_only_faults_that_the_run_has_parts_for(shared_redis: RedisServer):
     bare = ClusterScenario(redis=shared_redis, replicas=1, proxied=False, scheduler=STOCK_SCHEDULER, spec=SPEC)
     with bare as scenario:
         possible = Storm.possible(scenario.nemesis)
@@ -124,7 +122,7 @@ def test_a_storm_draws_only_what_the_run_has_parts_for(shared_redis: RedisServer
 
 
 @pytest.mark.slow
-def test_a_storm_leaves_everything_healed(scenario: ClusterScenario, capsys: pytest.CaptureFixture[str]):
+def test_storm_ends_with_everything_healed(scenario: ClusterScenario, capsys: pytest.CaptureFixture[str]):
     """It prints its seed, and beats enqueue again afterwards. Stock beat may enqueue twice."""
     storm = Storm(11, 4, ("kill_leader", "pause_leader", "cut_lease_path", "redis_pause", "lose_reply"), scale=0.1)
     plan = storm.run(scenario.nemesis)

@@ -46,7 +46,7 @@ def _replication(server: RedisServer) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["the standby", "the leader"])
-def test_what_an_old_master_still_takes_is_not_enqueued_again(who: str, found):
+def test_writes_of_an_old_master_are_not_enqueued_again(who: str, found):
     """One of two beats finds the new master; the other leads on the old side, where an occurrence is due."""
     with ExitStack() as stack:
         old = stack.enter_context(need(lambda: RedisServer(appendonly=True, extra_args=STRICT)))

@@ -40,7 +40,7 @@ CUTS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", CUTS)
-def test_a_leader_cut_from_redis_stops_by_itself(scenario: ClusterScenario, cut: str, found):
+def test_leader_cut_from_redis_stops_by_itself(scenario: ClusterScenario, cut: str, found):
     """Its trust ends before its lease. Reconnected, it becomes a standby."""
     leader = scenario.begin()
     scenario.more(10, "fast")
@@ -52,7 +52,7 @@ def test_a_leader_cut_from_redis_stops_by_itself(scenario: ClusterScenario, cut:
 
 
 @pytest.mark.slow
-def test_a_command_held_back_past_the_lease_is_refused(scenario: ClusterScenario, found):
+def test_command_held_back_past_the_lease_is_refused(scenario: ClusterScenario, found):
     """A batch in flight for longer than the lease arrives under another leader and changes nothing."""
     leader = scenario.begin()
     proxy = scenario.nemesis.lease_proxy(leader)
@@ -73,7 +73,7 @@ def test_a_command_held_back_past_the_lease_is_refused(scenario: ClusterScenario
 
 
 @pytest.mark.slow
-def test_a_redis_slower_than_the_lease_changes_leaders_rarely(scenario: ClusterScenario, found):
+def test_redis_slower_than_the_lease_changes_leaders_rarely(scenario: ClusterScenario, found):
     """Every reply takes longer than the lease: at most one change of leader per ttl, and recovery afterwards."""
     scenario.begin()
     scenario.more(10, "fast")
@@ -95,7 +95,7 @@ def test_a_redis_slower_than_the_lease_changes_leaders_rarely(scenario: ClusterS
 
 
 @pytest.mark.slow
-def test_slow_answers_within_the_lease_change_nothing(scenario: ClusterScenario, found):
+def test_replies_slower_than_usual_keep_the_leader(scenario: ClusterScenario, found):
     """Each trip takes a tenth of the lease: the leader stays."""
     scenario.begin()
     scenario.more(10, "fast")
@@ -111,8 +111,7 @@ def test_slow_answers_within_the_lease_change_nothing(scenario: ClusterScenario,
 
 
 @pytest.mark.slow
-def test_a_broker_that_only_the_leader_cannot_reach_is_left_to_another(found):
-    """The leader reaches the lease but not the broker, and hands over to a replica that does."""
+def test_leader_that_cannot_reach_the_broker_hands_over(found):
     with need(RedisServer) as broker, ClusterScenario(broker=broker, spec=SPEC, settings=SETTINGS) as scenario:
         leader = scenario.begin()
         scenario.more(10, "fast")
@@ -129,7 +128,7 @@ def test_a_broker_that_only_the_leader_cannot_reach_is_left_to_another(found):
 
 
 @pytest.mark.slow
-def test_one_way_silence_is_survived(scenario: ClusterScenario, found):
+def test_one_way_silence_loses_no_occurrence(scenario: ClusterScenario, found):
     """Commands arrive and replies do not, then the reverse. Each outcome is unknown; none is duplicated or lost."""
     leader = scenario.begin()
     scenario.more(10, "fast")

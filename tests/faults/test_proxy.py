@@ -46,7 +46,6 @@ def test_bytes_pass_both_ways_and_are_counted(proxy: TcpProxy, client: redis.Red
 
 
 def test_cut_resets_open_connections_and_lets_new_ones_in(proxy: TcpProxy, client: redis.Redis):
-    """The client sees a reset, not a clean end."""
     with socket.create_connection(proxy.address) as raw:
         raw.sendall(b"PING\r\n")
         assert raw.recv(100) == b"+PONG\r\n"
@@ -56,7 +55,7 @@ def test_cut_resets_open_connections_and_lets_new_ones_in(proxy: TcpProxy, clien
     assert client.ping()
 
 
-def test_a_paused_connection_can_be_cut(proxy: TcpProxy, client: redis.Redis):
+def test_paused_connection_can_be_cut(proxy: TcpProxy, client: redis.Redis):
     client.ping()
     proxy.pause()
     proxy.cut()
@@ -120,8 +119,7 @@ def test_delay_shifts_each_way_by_its_seconds(proxy: TcpProxy, client: redis.Red
     assert client.ping()
 
 
-def test_a_reply_is_lost_after_the_server_has_acted(proxy: TcpProxy, client: redis.Redis, shared_redis: RedisServer):
-    """The matching request takes effect although its client sees an error; others are not affected."""
+def test_reply_is_lost_after_the_server_has_acted(proxy: TcpProxy, client: redis.Redis, shared_redis: RedisServer):
     other = client_through(proxy, shared_redis)
     client.ping()
     cut = proxy.cut_reply_after(containing(b"INCR", b"count"))
@@ -134,7 +132,7 @@ def test_a_reply_is_lost_after_the_server_has_acted(proxy: TcpProxy, client: red
     assert proxy.counters["replies cut"] == 1
 
 
-def test_a_reply_to_the_last_command_of_a_pipeline_is_lost_too(
+def test_reply_to_the_last_command_of_a_pipeline_is_lost_too(
     proxy: TcpProxy, client: redis.Redis, shared_redis: RedisServer
 ):
     cut = proxy.cut_reply_after(b"the-end")
@@ -148,7 +146,7 @@ def test_a_reply_to_the_last_command_of_a_pipeline_is_lost_too(
     assert shared_redis.admin.llen("list") == 2001
 
 
-def test_a_script_is_found_by_its_name_in_the_request(proxy: TcpProxy, client: redis.Redis):
+def test_script_is_found_by_its_name_in_the_request(proxy: TcpProxy, client: redis.Redis):
     script = client.register_script("return redis.call('INCR', KEYS[1])")
     script(keys=["count"])
     cut = proxy.cut_reply_after(containing(b"EVALSHA", str(script.sha)[:12].encode()))
@@ -158,7 +156,7 @@ def test_a_script_is_found_by_its_name_in_the_request(proxy: TcpProxy, client: r
     assert script(keys=["count"]) == 3
 
 
-def test_a_held_request_is_delivered_after_its_client_has_gone(proxy: TcpProxy, shared_redis: RedisServer):
+def test_held_request_is_delivered_after_its_client_is_gone(proxy: TcpProxy, shared_redis: RedisServer):
     impatient = client_through(proxy, shared_redis, timeout=0.3)
     impatient.ping()
     held = proxy.hold(containing(b"INCR", b"late"))
@@ -174,8 +172,7 @@ def test_a_held_request_is_delivered_after_its_client_has_gone(proxy: TcpProxy, 
     wait_for(lambda: proxy.connections == 0, what="the end of the late connection")
 
 
-def test_it_survives_a_server_that_is_away(redis_server: RedisServer):
-    """An unreachable server resets the client. The proxy works again once the server is back."""
+def test_proxy_works_again_after_an_outage_of_the_server(redis_server: RedisServer):
     with TcpProxy(redis_server.address) as proxy:
         client = client_through(proxy, redis_server)
         assert client.ping()

@@ -54,7 +54,7 @@ def raw_rows(scenario: ClusterScenario) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_an_older_release_touches_nothing_of_a_newer_one(found):
+def test_older_release_does_not_touch_rows_of_a_newer_one(found):
     """It stands by, leads for a while and hands back: rows of entries that it does not know are unchanged."""
     newer = {**FAST, "added": {"every": 3600}}
     older = {**FAST, "removed": {"every": 3600}}
@@ -72,7 +72,7 @@ def test_an_older_release_touches_nothing_of_a_newer_one(found):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("edited", [True, False])
-def test_an_edited_crontab_owes_no_old_slot(edited: bool):
+def test_edited_crontab_does_not_owe_an_earlier_slot(edited: bool):
     """Its new minute, half an hour ago, was not due before the edit, so it was not missed."""
     past = datetime.now(UTC) - timedelta(minutes=30)
     spec = {**FAST, "cron": {"cron": f"{past.minute} {past.hour}"}}
@@ -90,7 +90,7 @@ def test_an_edited_crontab_owes_no_old_slot(edited: bool):
 
 
 @pytest.mark.slow
-def test_an_edited_interval_counts_from_the_edit(found):
+def test_edited_interval_counts_from_the_edit(found):
     """A shortened interval does not catch up runs from before the edit."""
     with releases({**FAST, "e": {"every": 3600}}, {**FAST, "e": {"every": 2}}) as scenario:
         wait_for(lambda: "e" in raw_rows(scenario), 10, "the row")
@@ -121,7 +121,7 @@ def test_old_schedule_due_without_a_leader_is_recorded_after_an_edit(found):
 
 
 @pytest.mark.slow
-def test_rows_of_newer_software_are_left_alone():
+def test_rows_of_a_newer_version_are_kept_and_not_run():
     """A row of a higher version is left alone and its entry is not run. This is logged, and the others run."""
     future = json.dumps({"v": 99, "what": "ever"})
     with releases({**FAST, "future": {"every": 0.5}}) as scenario:
@@ -142,8 +142,7 @@ def test_rows_of_newer_software_are_left_alone():
 
 
 @pytest.mark.slow
-def test_newer_software_keeps_older_from_leading():
-    """The ledger has an unknown schema: the replica stays a standby and logs why."""
+def test_newer_schema_prevents_an_older_replica_from_leading():
     with releases(FAST, FAST) as scenario:
         scenario.more(8, "fast")
         scenario.cluster[0].terminate()
@@ -158,7 +157,7 @@ def test_newer_software_keeps_older_from_leading():
 
 
 @pytest.mark.slow
-def test_another_app_with_the_cluster_s_name_is_refused(found):
+def test_another_app_with_the_same_cluster_name_is_refused(found):
     """It never leads, even without another leader, and logs both apps. The first app is not affected."""
     each = [{"APP_NAME": "shop"}, {"APP_NAME": "blog"}]
     with ClusterScenario(spec=FAST, replicas=2, replica_env=each, settings=SETTINGS, proxied=False) as scenario:

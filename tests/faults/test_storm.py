@@ -41,7 +41,7 @@ UNORDERED = {"epoch fell", "out of order"}
 @pytest.mark.timeout(SECONDS * 3 + 120)
 @pytest.mark.parametrize("chosen", SEEDS)
 @pytest.mark.parametrize("broker", ["the lease's Redis", "RabbitMQ"])
-def test_nothing_is_lost_or_doubled_in_a_storm(broker: str, chosen: str, found):
+def test_storm_loses_and_repeats_no_occurrence(broker: str, chosen: str, found):
     """On one Redis that keeps acknowledged writes: no duplicate, no loss without verdict, no process exits."""
     seed = random.randrange(10**6) if chosen == "new" else int(chosen)
     settings = {"lease_ttl": 3, "stall_timeout": 5}
@@ -76,8 +76,7 @@ _LOST_STOP = re.compile(r"^Exception ignored in.*\nTraceback .*\n(?: .*\n)+Syste
 
 
 @pytest.mark.parametrize(("error", "counts"), [("SystemExit", False), ("ValueError('bad')", True)])
-def test_a_stop_that_falls_into_a_destructor_is_no_unexpected_end(error: str, counts: bool):
-    """Any other exception is an unexpected end."""
+def test_stop_inside_a_destructor_is_no_unexpected_end(error: str, counts: bool):
     code = f"class A:\n    def __del__(self): raise {error}\nA()\nprint('went on', flush=True)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout == "went on\n"

@@ -24,27 +24,25 @@ TIMES = [
     pytest.param(20, id="20-times", marks=[pytest.mark.slow, pytest.mark.timeout(400)]),
 ]
 
-Change = Callable[[ClusterScenario, Replica], None]
 
-
-def run_changes(scenario: ClusterScenario, times: int, change: Change) -> Report:
+def run_changes(times: int, change: Callable[[ClusterScenario, Replica], None], ttl: float) -> Report:
     """Cause `times` changes of leader at random phases of the interval, and check the history against the schedule."""
     chance = random.Random(times)
-    scenario.begin()
-    began = datetime.now(UTC)
-    for _ in range(times):
-        leader = scenario.cluster.wait_for_leader()
-        scenario.cluster.wait_for_presence()
-        scenario.more(1, "fast")
-        time.sleep(chance.uniform(0, EVERY))
-        change(scenario, leader)
-        scenario.more(2, "fast")
-    scenario.cluster.assert_all_alive()
-    ended = datetime.now(UTC)
-    scenario.more(5, "fast")
-    return scenario.report(
-        [Interval("fast", EVERY, until=ended), EveryMinute("minute", began, ended - timedelta(seconds=1))]
-    )
+    with ClusterScenario(spec=SPEC, proxied=False, settings={"lease_ttl": ttl}) as scenario:
+        scenario.begin()
+        began = datetime.now(UTC)
+        for _ in range(times):
+            leader = scenario.cluster.wait_for_leader()
+            scenario.cluster.wait_for_presence()
+            scenario.more(1, "fast")
+            time.sleep(chance.uniform(0, EVERY))
+            change(scenario, leader)
+            scenario.more(2, "fast")
+        scenario.cluster.assert_all_alive()
+        ended = datetime.now(UTC)
+        scenario.more(5, "fast")
+        minutes = EveryMinute("minute", began, ended - timedelta(seconds=1))
+        return scenario.report([Interval("fast", EVERY, until=ended), minutes])
 
 
 def verdict(report: Report, times: int, fault: str) -> Silence:
@@ -56,7 +54,7 @@ def verdict(report: Report, times: int, fault: str) -> Silence:
     return silence
 
 
-def told(silence: Silence, what: str, aim_p50: float, aim_max: float) -> str:
+def summary(silence: Silence, what: str, aim_p50: float, aim_max: float) -> str:
     return (
         f"{what}: silence p50 {silence.p50:.3f} s (aim {aim_p50 + EVERY:.2f}), "
         f"max {silence.longest:.3f} s (aim {aim_max + EVERY:.2f}); 0 duplicates, 0 missed"
@@ -64,7 +62,7 @@ def told(silence: Silence, what: str, aim_p50: float, aim_max: float) -> str:
 
 
 @pytest.mark.parametrize("times", TIMES)
-def test_a_killed_leader_is_replaced_long_before_its_lease_is_over(times: int, figure):
+def test_killed_leader_is_replaced_long_before_its_lease_ends(times: int, figure):
     """Presence reports the death to the standbys, so the silence is a fraction of the lease."""
 
     def kill(scenario: ClusterScenario, leader: Replica) -> None:
@@ -72,15 +70,13 @@ def test_a_killed_leader_is_replaced_long_before_its_lease_is_over(times: int, f
         scenario.cluster.wait_for_leader(other_than=leader)
         leader.start().wait_for_log_of_start()
 
-    with ClusterScenario(spec=SPEC, proxied=False, settings={"lease_ttl": 30}) as scenario:
-        report = run_changes(scenario, times, kill)
+    report = run_changes(times, kill, ttl=30)
     silence = verdict(report, times, "kill_leader")
-    figure(told(silence, f"{times} x SIGKILL", 0.15, 0.5))
+    figure(summary(silence, f"{times} x SIGKILL", 0.15, 0.5))
     assert silence.longest < 15  # half of the lease: a generous bound that still excludes waiting for it
 
 
-def test_the_only_replica_is_killed_and_started_again():
-    """Without a standby that saw it, it leads again without waiting for its earlier lease to expire."""
+def test_only_replica_leads_again_before_its_old_lease_ends():
     with ClusterScenario(spec=SPEC, proxied=False, replicas=1, settings={"lease_ttl": 300}) as scenario:
         leader = scenario.begin()
         scenario.cluster.wait_for_presence()
@@ -92,7 +88,7 @@ def test_the_only_replica_is_killed_and_started_again():
 
 
 @pytest.mark.parametrize("times", TIMES)
-def test_a_stopped_leader_hands_over(times: int, figure):
+def test_stopped_leader_hands_over(times: int, figure):
     """It releases the lease, wakes the standbys and exits with 0."""
 
     def terminate(scenario: ClusterScenario, leader: Replica) -> None:
@@ -101,15 +97,14 @@ def test_a_stopped_leader_hands_over(times: int, figure):
         scenario.cluster.wait_for_leader(other_than=leader)
         leader.start().wait_for_log_of_start()
 
-    with ClusterScenario(spec=SPEC, proxied=False, settings={"lease_ttl": 30}) as scenario:
-        report = run_changes(scenario, times, terminate)
+    report = run_changes(times, terminate, ttl=30)
     silence = verdict(report, times, "term_leader")
-    figure(told(silence, f"{times} x SIGTERM", 0.05, 0.5))
+    figure(summary(silence, f"{times} x SIGTERM", 0.05, 0.5))
     assert silence.longest < 15
 
 
 @pytest.mark.parametrize("times", [TIMES[0], pytest.param(10, id="10-times", marks=pytest.mark.slow)])
-def test_a_leader_paused_past_its_lease_comes_back_as_a_standby(times: int, figure):
+def test_leader_paused_past_its_lease_becomes_a_standby(times: int, figure):
     """Its connections stay open, so the lease has to expire. The resumed process keeps running and enqueues nothing."""
     ttl = 2.0
 
@@ -119,10 +114,9 @@ def test_a_leader_paused_past_its_lease_comes_back_as_a_standby(times: int, figu
         successor = scenario.cluster.wait_for_leader(other_than=leader)
         assert successor is not leader
         leader.wait_for_log("action=term_ended", count=lines + 1)
-
-    with ClusterScenario(spec=SPEC, proxied=False, settings={"lease_ttl": ttl}) as scenario:
-        report = run_changes(scenario, times, pause)
         assert [replica.starts for replica in scenario.cluster] == [1, 1, 1]
+
+    report = run_changes(times, pause, ttl)
     silence = verdict(report, times, "pause_leader")
-    figure(told(silence, f"{times} x SIGSTOP past a lease of {ttl:g} s", ttl, ttl + 0.5))
+    figure(summary(silence, f"{times} x SIGSTOP past a lease of {ttl:g} s", ttl, ttl + 0.5))
     assert silence.longest >= ttl - ttl / 4  # sooner would be a takeover from a live process

@@ -31,11 +31,11 @@ def outcomes() -> dict[str, dict[str, int]]:
 
 
 @pytest.mark.parametrize("name", [guard.name for guard in WATCHED])
-def test_its_test_fails_without_the_guard(name: str, outcomes: dict[str, dict[str, int]]):
+def test_removed_guard_fails_its_test(name: str, outcomes: dict[str, dict[str, int]]):
     counts = outcomes[name]
     assert counts.get("failed"), counts
     assert set(counts) <= {"failed", "passed"}, counts
 
 
-def test_how_many(outcomes: dict[str, dict[str, int]], figure):
+def test_every_guard_is_taken_out_once(outcomes: dict[str, dict[str, int]], figure):
     figure(f"{len(outcomes)} guards were taken out one by one, and each was missed by its test")

@@ -182,7 +182,7 @@ class RedisCluster(Part):
         for first, last, (_, port, *_rest), *_replicas in _do(self.nodes[0].admin, "CLUSTER SLOTS"):
             if first <= slot <= last:
                 return next(node for node in self.nodes if node.port == int(port))
-        raise RuntimeError(f"slot {slot} is served by nobody")
+        raise RuntimeError(f"no node serves slot {slot}")
 
     def start(self) -> Self:
         for node in self.nodes:
