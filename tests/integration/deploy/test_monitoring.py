@@ -20,7 +20,7 @@ DEPLOY = Path(__file__).parents[3] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yml"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "ha-beat.json"
 
-#: What the endpoint tells: each series with its labels.
+#: Each series of the endpoint with its labels.
 SERIES = {
     definition.full_name + suffix: set(definition.labels) | ({"le"} if suffix == "_bucket" else set())
     for definition in DEFINITIONS
@@ -123,7 +123,6 @@ def test_every_query_is_promql(tmp_path):
 
 
 def test_every_metric_has_its_place_on_the_dashboard():
-    """A metric that nobody is shown is one that nobody watches."""
     shown = {name for expr in dashboard_queries().values() for name in asked_for(expr)}
     shown = {re.sub(r"_(bucket|sum|count)$", "", name) if name not in _plain() else name for name in shown}
 
@@ -164,7 +163,7 @@ def test_every_alert_is_tested():
 
 
 def test_every_alert_is_explained():
-    """With its severity, where somebody is woken for it."""
+    """Its severity, too, if it pages an operator."""
     page = (DEPLOY.parent / "docs" / "monitoring.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `HaBeat")]
     told = {

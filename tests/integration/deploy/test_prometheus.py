@@ -22,7 +22,7 @@ from tests.support.servers import LOCALHOST, RedisServer, Server, ServerProcess,
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-#: What is filled in for Grafana's variables, as Grafana does where nothing is chosen.
+#: Values of Grafana's variables if none is chosen.
 VARIABLES = {"$__rate_interval": "15s", "$__interval": "1m", "$namespace": ".*", "$job": ".*"}
 
 
