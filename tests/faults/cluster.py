@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import redis
 
@@ -279,7 +279,7 @@ class BeatCluster:
 
     def lease(self) -> dict[str, str]:
         """Return the lease record; empty if there is none. Raises redis errors."""
-        return cast("dict[str, str]", self.admin.hgetall(self.key("lease")))
+        return self.admin.hgetall(self.key("lease"))
 
     def epoch(self) -> int | None:
         """Return the epoch of the lease record."""
@@ -334,12 +334,12 @@ class BeatCluster:
 
     def journal(self) -> list[dict[str, Any]]:
         """Return the journal's records, oldest first."""
-        stream = cast("list[tuple[str, dict[str, str]]]", self.admin.xrange(self.key("journal")))
+        stream = self.admin.xrange(self.key("journal"))
         return [json.loads(fields["d"]) for _, fields in stream if "d" in fields]
 
     def ledger(self) -> dict[str, dict[str, Any]]:
         """Return the ledger's rows by entry."""
-        rows = cast("dict[str, str]", self.admin.hgetall(self.key("ledger")))
+        rows = self.admin.hgetall(self.key("ledger"))
         return {name[2:]: json.loads(row) for name, row in rows.items() if name.startswith("e:")}
 
 

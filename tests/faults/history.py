@@ -20,7 +20,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, Self, TypeAlias
 
 import redis
 from kombu import Connection, Queue
@@ -183,7 +183,7 @@ class RedisQueueConsumer(QueueConsumer):
     def _take(self, take: Callable[..., Any], queue: str) -> int:
         token = f"{self._name}:{self._takes}"
         keys = [queue, f"tests:taken-by:{queue}", f"tests:taken:{queue}"]
-        raw = cast("list[bytes]", take(keys=keys, args=[token, self.BATCH]))
+        raw = take(keys=keys, args=[token, self.BATCH])
         self._takes += bool(raw)
         self.history.extend(message_event(json.loads(message).get("headers") or {}, queue) for message in raw)
         return len(raw)

@@ -155,7 +155,7 @@ def test_stock_messages_are_counted_against_the_time_they_span():
     def stock(beats: int) -> list[Event]:
         bare = {"entry": None, "scheduled_at": None, "epoch": None}
         sent = [(second + beat / 7, beat) for second in range(10) for beat in range(beats)]
-        return [message(when, **bare, id=f"{when} {beat}") for when, beat in sent]  # type: ignore[arg-type]
+        return [message(when, **bare, id=f"{when} {beat}") for when, beat in sent]
 
     expected = Interval("e", 1.0, task="tick")
     assert check(stock(1), [expected]).ok

@@ -44,7 +44,7 @@ def clocked_scenario(
             settings["clocks"] = True
         else:
             settings["env"] = clock.env
-        yield stack.enter_context(ClusterScenario(**settings)), clock  # type: ignore[arg-type]
+        yield stack.enter_context(ClusterScenario(**settings)), clock
 
 
 def more(scenario: ClusterScenario, seconds: float = 2.0) -> None:

@@ -27,8 +27,7 @@ LEAD_TIME, AFTER_CUT = 9.0, 4.0
 
 def instants(server: RedisServer, entry: str) -> list[str]:
     """Return the instants of the entry's messages in the queue."""
-    queue: Any = server.admin.lrange("celery", 0, -1)
-    headers = [json.loads(message)["headers"]["ha_beat"] for message in queue]
+    headers = [json.loads(message)["headers"]["ha_beat"] for message in server.admin.lrange("celery", 0, -1)]
     return [header["scheduled_at"] for header in headers if header["entry"] == entry]
 
 
@@ -40,8 +39,7 @@ def follower(of: tuple[str, int]) -> RedisServer:
 
 
 def _replication(server: RedisServer) -> dict[str, Any]:
-    info: Any = server.admin.info("replication")
-    return info  # type: ignore[no-any-return]
+    return server.admin.info("replication")
 
 
 @pytest.mark.slow
@@ -103,5 +101,4 @@ def _seconds(instant: str) -> float:
 
 
 def _journal(server: RedisServer, cluster: BeatCluster) -> list[dict[str, Any]]:
-    stream: Any = server.admin.xrange(cluster.key("journal"))
-    return [json.loads(fields["d"]) for _, fields in stream]
+    return [json.loads(fields["d"]) for _, fields in server.admin.xrange(cluster.key("journal"))]

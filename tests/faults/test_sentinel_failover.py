@@ -53,7 +53,7 @@ class Run:
     def fall_behind(self, seconds: float) -> None:
         """Stop replication: the replica lacks all later writes of the master."""
         self.replica.pause()
-        self.old.admin.execute_command("CLIENT", "KILL", "TYPE", "replica")  # type: ignore[no-untyped-call]
+        self.old.admin.execute_command("CLIENT", "KILL", "TYPE", "replica")
         time.sleep(seconds)
 
     def fail_over(self) -> float:
@@ -72,7 +72,7 @@ class Run:
 
     def skips(self, admin: redis.Redis) -> list[Skipped]:
         records = admin.xrange(self.cluster.key("journal"))
-        return skipped_from_journal([fields["d"] for _, fields in records])  # type: ignore[misc, union-attr]
+        return skipped_from_journal([fields["d"] for _, fields in records])
 
     def judge(self) -> Report:
         self.cluster.assert_all_alive()

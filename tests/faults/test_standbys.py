@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -30,7 +30,7 @@ KEY = f"{{ha-beat:{CLUSTER}}}:"
 
 
 def lease(redis: RedisServer) -> dict[str, str]:
-    return cast("dict[str, str]", redis.admin.hgetall(f"{KEY}lease"))
+    return redis.admin.hgetall(f"{KEY}lease")
 
 
 class Crowd:
@@ -90,7 +90,7 @@ class Beats:
 
     def terms(self) -> list[str]:
         """Return the holders of the lease in order, as the script recorded them."""
-        stream = cast("list[tuple[str, dict[str, str]]]", self.redis.admin.xrange(f"{KEY}journal"))
+        stream = self.redis.admin.xrange(f"{KEY}journal")
         records = [json.loads(fields["d"]) for _, fields in stream]
         return [record["by"] for record in records if record.get("event") == "acquired"]
 

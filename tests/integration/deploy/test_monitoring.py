@@ -163,7 +163,7 @@ def test_every_alert_is_tested():
 
 
 def test_every_alert_is_explained():
-    """Its severity, too, if it pages an operator."""
+    """Each alert has a row, which marks a critical one."""
     page = (DEPLOY.parent / "docs" / "monitoring.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `HaBeat")]
     told = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self, cast
+from typing import Any, Self
 from urllib.parse import quote
 
 import redis
@@ -93,7 +93,7 @@ class SentinelCluster(Part):
         for sentinel in self.sentinels:
             if sentinel.alive:
                 with sentinel.client() as client:
-                    return cast("dict[str, Any]", client.sentinel_master(self.name))
+                    return client.sentinel_master(self.name)
         raise RuntimeError("no Sentinel is alive")
 
     @property
@@ -126,7 +126,7 @@ class SentinelCluster(Part):
             for sentinel in self.sentinels:
                 if sentinel.alive:
                     with sentinel.client() as client:
-                        ports.add(int(cast("dict[str, Any]", client.sentinel_master(self.name))["port"]))
+                        ports.add(int(client.sentinel_master(self.name)["port"]))
             if len(ports) != 1 or old.port in ports:
                 return None
             new = self.master
@@ -142,10 +142,8 @@ class SentinelCluster(Part):
 
         def acquainted() -> bool:
             state = self._ask()
-            return (
-                int(state["num-other-sentinels"]) == len(self.sentinels) - 1
-                and int(state["num-slaves"]) == len(self.nodes) - 1
-            )
+            known = int(state["num-other-sentinels"]), int(state["num-slaves"])
+            return known == (len(self.sentinels) - 1, len(self.nodes) - 1)
 
         wait_for(acquainted, 30, "the Sentinels to find each other and the replicas")
         self.wait_until_synced()
@@ -178,8 +176,8 @@ class RedisCluster(Part):
 
     def node_for(self, key: str) -> RedisServer:
         """Return the node that serves this key."""
-        slot = int(_do(self.nodes[0].admin, "CLUSTER KEYSLOT", key))
-        for first, last, (_, port, *_rest), *_replicas in _do(self.nodes[0].admin, "CLUSTER SLOTS"):
+        slot = int(self.nodes[0].admin.execute_command("CLUSTER KEYSLOT", key))
+        for first, last, (_, port, *_rest), *_replicas in self.nodes[0].admin.execute_command("CLUSTER SLOTS"):
             if first <= slot <= last:
                 return next(node for node in self.nodes if node.port == int(port))
         raise RuntimeError(f"no node serves slot {slot}")
@@ -197,14 +195,14 @@ class RedisCluster(Part):
         first = self.nodes[0]
         for number, node in enumerate(self.nodes):
             slots = range(number * self.SLOTS // count, (number + 1) * self.SLOTS // count)
-            _do(node.admin, "CLUSTER ADDSLOTS", *slots)
-            _do(node.admin, "CLUSTER SET-CONFIG-EPOCH", number + 1)
+            node.admin.execute_command("CLUSTER ADDSLOTS", *slots)
+            node.admin.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
             bus = first.extra_args[first.extra_args.index("--cluster-port") + 1]
             if node is not first:
-                _do(node.admin, "CLUSTER MEET", LOCALHOST, first.port, bus)
+                node.admin.execute_command("CLUSTER MEET", LOCALHOST, first.port, bus)
 
         def whole() -> bool:
-            texts = [_info_text(_do(node.admin, "CLUSTER INFO")) for node in self.nodes]
+            texts = [_info_text(node.admin.execute_command("CLUSTER INFO")) for node in self.nodes]
             wanted = ("cluster_state:ok", f"cluster_known_nodes:{count}", f"cluster_slots_ok:{self.SLOTS}")
             return all(line in text for text in texts for line in wanted)
 
@@ -213,11 +211,6 @@ class RedisCluster(Part):
     def close(self) -> None:
         for node in self.nodes:
             node.close()
-
-
-def _do(client: redis.Redis, *command: object) -> Any:
-    """Send a command without a typed method in redis-py."""
-    return cast("Any", client).execute_command(*command)
 
 
 def _info_text(answer: object) -> str:
