@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -19,7 +19,7 @@ from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.leader_handle import Tenure
 from ha_beat.errors import StoreRefused, StoreUnavailable
 from ha_beat.leader import BrokerOutOfReach, Enqueuer, LeaderOptions, LeaderParts
-from ha_beat.leader.entry import ScheduledEntry
+from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.reconcile import Absence
 from ha_beat.leader.results import Results
@@ -36,7 +36,7 @@ from tests.support.leases import acquire, attempt
 from tests.support.servers import RedisServer
 
 KEYS = Keys("enqueuer")
-E = TypeVar("E", bound=events.Event)
+Fail = Callable[[Sequence[Operation]], object]
 
 
 class Source:
@@ -66,6 +66,19 @@ class Source:
     def finished(self, entry: ScheduledEntry, runs: int) -> None: ...
 
 
+class AlwaysDue(Source):
+    """Source of entries without a recurrence that are always due, and asked once a minute."""
+
+    asked = 0
+
+    def load(self) -> Iterable[ScheduledEntry]:
+        return (replace(entry, recurrence=None) for entry in super().load())
+
+    def check(self, *_: Any) -> tuple[bool, float]:
+        self.asked += 1
+        return True, 60.0
+
+
 class ScriptDispatcher:
     """Dispatcher that runs the real script. The message of an entry is its id."""
 
@@ -73,13 +86,12 @@ class ScriptDispatcher:
         self._client = client
         self._batch = BatchScript(KEYS, 1000)
         self.ledger = Ledger(lambda: client, KEYS)
-        self.fail: Callable[[Sequence[Operation]], None] = lambda _: None
-        self.queue = "queue"
+        self.fail: Fail = lambda _: None
         self.claims: list[OpenClaim] = []
-        self.on_give_up: Callable[[], None] = lambda: None
+        self.on_give_up: Callable[[], object] = lambda: None
 
     def prepare(self, _: Any, args: Sequence[Any], __: Mapping[str, Any], ___: Mapping[str, Any]) -> Any:
-        return push(str(args[0]), self.queue)
+        return push(str(args[0]))
 
     def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
         self.fail(operations)
@@ -95,6 +107,21 @@ class ScriptDispatcher:
     def confirm_late(self) -> None: ...
 
 
+def failing(error: Exception, entry: str = "") -> Fail:
+    """Return a failure of each batch, or of each one with a message of an entry."""
+
+    def fail(operations: Sequence[Operation]) -> None:
+        if not entry or any(operation.entry == entry and operation.message for operation in operations):
+            raise error
+
+    return fail
+
+
+def enqueued(at: datetime, **fields: Any) -> LedgerRow:
+    """Return a row that another leader wrote when it enqueued the occurrence."""
+    return LedgerRow(at, "enqueued", at, signature="s", **fields)
+
+
 class Leader:
     """Leader whose turns are taken by the test."""
 
@@ -103,13 +130,14 @@ class Leader:
         self.clock = AdvancedClock()
         self.events = EventLog()
         self.moves: list[float] = []
+        self.idle = 0.0
         self.on_event: Callable[[events.Event], object] = lambda _: None
-        self.source = Source()
         self.dispatcher = ScriptDispatcher(server.client())
-        self.tenure = self.lead()
-        self.use(self.source)
+        self.lead()
+        self.use(Source())
 
     def use(self, source: Source) -> None:
+        """Begin with an empty memory."""
         self.source = source
         chosen: Dispatcher = self.dispatcher
         parts = LeaderParts(
@@ -130,27 +158,51 @@ class Leader:
         self.on_event(event)
         self.events.append(event)
 
-    def lead(self, name: str = "one") -> Tenure:
+    def lead(self, name: str = "one") -> None:
+        """Begin a term of a replica."""
         made = attempt(name, new_token(), sent_at=self.clock.elapsed(), ttl=1e6)
-        return Tenure(acquire(RedisLeaseStore(lambda: self.client, KEYS), made), "")
+        self.tenure = Tenure(acquire(RedisLeaseStore(lambda: self.client, KEYS), made), "")
+
+    def owe(self, *entries: str) -> None:
+        """Make entries of the schedule due a second ago."""
+        self.source.last_run = dict.fromkeys(entries, 3601.0)
 
     def later(self, seconds: float) -> None:
         """Advance the clock, and Redis' view of it."""
         self.clock.ahead += seconds
         self.client.hset(KEYS.lease, "offset_ms", round(self.clock.ahead * 1000))
 
-    def turn(self, times: int = 1) -> float:
-        """Take turns. Return how many seconds the last one leaves until the next."""
-        idle = 0.0
+    def turn(self, times: int = 1, *, after: float = 0.0) -> Leader:
+        """Take turns after some seconds. ``idle`` is the time to the next one."""
+        if after:
+            self.later(after)
         for _ in range(times):
-            idle = self.enqueuer.advance(self.tenure, self.tenure.acquired.term)
-        return idle
+            self.idle = self.enqueuer.advance(self.tenure, self.tenure.acquired.term)
+        return self
+
+    @property
+    def messages(self) -> list[str]:
+        return sorted(self.client.lrange("queue", 0, -1))
+
+    def write(self, row: LedgerRow) -> str:
+        """Change the row of the entry e, as another leader does."""
+        self.client.hset(KEYS.ledger, "e:e", row.encoded())
+        return row.encoded()
+
+    def state(self) -> EntryState:
+        found = self.enqueuer.due_queue.get("e")
+        assert found is not None
+        return found
 
     def failed(self) -> list[str]:
         return [event.entry for event in self.events.of(events.EntryFailed)]
 
-    def messages(self) -> list[str]:
-        return sorted(self.client.lrange("queue", 0, -1))
+    def held(self) -> list[float]:
+        """Return the waits before a dispatch on another server, in seconds."""
+        return [event.seconds for event in self.events.of(events.DispatchHeld)]
+
+    def losses(self) -> list[LossKind]:
+        return [event.reason for event in self.events.of(events.StateLost)]
 
 
 @pytest.fixture
@@ -160,9 +212,8 @@ def leader(shared_redis: RedisServer) -> Leader:
 
 def test_entry_with_an_unencodable_name_does_not_affect_others(leader: Leader):
     """A lone surrogate comes from a file with a broken escape."""
-    leader.source.last_run = {"one": 3601.0, "bad \ud800 name": 3601.0, "two": 3601.0}
-    leader.turn(20)
-    assert leader.messages() == ["one", "two"]
+    leader.owe("one", "bad \ud800 name", "two")
+    assert leader.turn(20).messages == ["one", "two"]
     assert set(leader.failed()) == {"bad \ud800 name"}
 
 
@@ -197,57 +248,41 @@ def test_batch_is_limited_by_the_size_of_its_messages(leader: Leader, monkeypatc
     leader.turn(10)
     # LPUSH, queue and an id are 13 to 15 characters.
     assert [batch for batch in batches if batch] == [["one", "two"], ["three", "four"], ["five"]]
-    assert leader.messages() == ["five", "four", "one", "three", "two"]
+    assert leader.messages == ["five", "four", "one", "three", "two"]
 
 
 def test_batch_that_raises_is_submitted_one_by_one(leader: Leader):
     """Only the entry at fault waits, and it is retried later."""
-    leader.source.last_run = {"one": 3601.0, "bad": 3601.0, "two": 3601.0}
+    leader.owe("one", "bad", "two")
     leader.turn(3)
-
-    def fail(operations: Sequence[Operation]) -> None:
-        if any(operation.entry == "bad" for operation in operations):
-            raise ValueError("a bug")
-
     leader.client.delete("queue")
     leader.later(3600.0)
-    leader.dispatcher.fail = fail
-    leader.turn(10)
-    assert leader.messages() == ["one", "two"]
+    leader.dispatcher.fail = failing(ValueError("a bug"), "bad")
+    assert leader.turn(10).messages == ["one", "two"]
     assert leader.failed() == ["bad"]
     leader.dispatcher.fail = lambda _: None
-    leader.later(61.0)
-    leader.turn(3)
-    assert "bad" in leader.messages()
+    assert "bad" in leader.turn(3, after=61.0).messages
 
 
 def test_redis_failure_during_one_by_one_submission_loses_nothing(leader: Leader):
-    leader.source.last_run = {"one": 3601.0, "two": 3601.0, "three": 3601.0}
-    faults: list[Exception] = [ValueError("a bug"), StoreUnavailable("cut"), StoreUnavailable("cut")]
-
-    def fail(_: Sequence[Operation]) -> None:
-        if faults:
-            raise faults.pop(0)
-
+    leader.owe("one", "two", "three")
     leader.turn()
-    leader.dispatcher.fail = fail
+    faults = [ValueError("a bug"), StoreUnavailable("cut"), StoreUnavailable("cut")]
+    leader.dispatcher.fail = lambda operations: faults and failing(faults.pop(0))(operations)
     for _ in range(20):
-        leader.later(2.0)
-        leader.turn()
-    assert leader.messages() == ["one", "three", "two"]
+        leader.turn(after=2.0)
+    assert leader.messages == ["one", "three", "two"]
 
 
 def test_entry_that_is_refused_repeatedly_is_reported_once(leader: Leader):
     """Its queue's key has another type, and it is retried each second."""
-    leader.source.last_run = {"e": 3601.0}
+    leader.owe("e")
     leader.client.set("queue", "not a list")
     for _ in range(60):
-        leader.turn(2)
-        leader.later(1.1)
+        leader.turn(2, after=1.1)
     assert leader.failed() == ["e"]
     leader.client.delete("queue")
-    leader.turn(3)
-    assert leader.messages() == ["e"]
+    assert leader.turn(3, after=1.1).messages == ["e"]
 
 
 def outage(leader: Leader, seconds: float) -> int:
@@ -259,53 +294,46 @@ def outage(leader: Leader, seconds: float) -> int:
             leader.turn()
         except BrokerOutOfReach:
             changes += 1
-            leader.tenure = leader.lead()
+            leader.lead()
     return changes
 
 
 def test_hour_without_a_broker_causes_few_changes_of_leader(leader: Leader):
     """A change of leader helps only if another replica can reach the broker."""
-    leader.source.last_run = {"e": 3601.0}
+    leader.owe("e")
     leader.turn()
-
-    def away(_: Sequence[Operation]) -> None:
-        raise StoreUnavailable("no broker", acted=False)
-
+    away = failing(StoreUnavailable("no broker", acted=False))
     leader.dispatcher.fail = away
     assert outage(leader, 12.0) == 1
-    changes = outage(leader, 3600.0)
-    assert 30 < changes < 100
+    assert 30 < outage(leader, 3600.0) < 100
     leader.dispatcher.fail = lambda _: None
     outage(leader, 60.0)
-    assert leader.messages() != []
-    leader.source.last_run = {"e": 3601.0, "another": 3601.0}
+    assert leader.messages != []
+    leader.owe("e", "another")
     leader.enqueuer.reload()
     leader.dispatcher.fail = away
     assert outage(leader, 13.0) == 1
 
 
+# --- Another server
+
+
 def test_dispatch_on_another_server_waits_for_the_previous_holder(leader: Leader):
     """After a failover, a partitioned old primary may still accept what the previous leader enqueues."""
-    leader.source.last_run = {"e": 3601.0}
+    leader.owe("e")
     acquired = replace(leader.tenure.acquired, previous_run_id="of the master before", previous_holder="another")
     leader.tenure = replace(leader.tenure, acquired=acquired)
     leader.turn(5)
-    assert leader.messages() == []
-    assert [event.seconds for event in leader.events.of(events.DispatchHeld)] == [pytest.approx(10.0)]
-    leader.later(9.0)
-    leader.turn(5)
-    assert leader.messages() == []
-    leader.later(1.1)
-    leader.turn(5)
-    assert leader.messages() == ["e"]
+    assert leader.held() == [pytest.approx(10.0)]
+    assert leader.turn(5, after=9.0).messages == []
+    assert leader.turn(5, after=1.1).messages == ["e"]
 
 
 def test_previous_holder_itself_does_not_wait_on_another_server(leader: Leader):
-    leader.source.last_run = {"e": 3601.0}
+    leader.owe("e")
     acquired = replace(leader.tenure.acquired, previous_run_id="of the run before", previous_holder="one")
     leader.tenure = replace(leader.tenure, acquired=acquired, contact_lost=datetime.now(UTC) - timedelta(hours=2))
-    leader.turn(5)
-    assert leader.messages() == ["e"]
+    assert leader.turn(5).messages == ["e"]
 
 
 def on_another_server(leader: Leader) -> None:
@@ -315,73 +343,68 @@ def on_another_server(leader: Leader) -> None:
 
 def test_successor_of_a_leader_that_waited_waits_too(leader: Leader):
     """In a rolling deploy the leader stops while it waits, and has not looked for a loss."""
-    leader.source.last_run = {"e": 3601.0}
+    leader.owe("e")
     on_another_server(leader)
-    leader.tenure = leader.lead("two")
+    leader.lead("two")
     leader.turn(5)
     leader.use(leader.source)
-    leader.tenure = leader.lead("three")
-    leader.turn(5)
-    assert leader.messages() == []
-    held = [event.seconds for event in leader.events.of(events.DispatchHeld)]
-    assert held == [pytest.approx(10.0)] * 2
-    leader.later(10.1)
-    leader.turn(5)
-    assert [event.reason for event in leader.events.of(events.StateLost)] == [LossKind.RESTARTED_WITHOUT_AOF]
+    leader.lead("three")
+    assert leader.turn(5).messages == []
+    assert leader.held() == [pytest.approx(10.0)] * 2
+    leader.turn(5, after=10.1)
+    assert leader.losses() == [LossKind.RESTARTED_WITHOUT_AOF]
 
 
 @pytest.mark.parametrize("stood_by", [True, False])
 def test_entries_of_an_earlier_term_are_not_overdue_while_a_new_one_waits(leader: Leader, stood_by):
     """Another replica may have enqueued them since."""
-    leader.source.last_run = {"e": 3601.0}
-    leader.turn(5)
-    assert leader.messages() == ["e"]
+    leader.owe("e")
+    assert leader.turn(5).messages == ["e"]
     leader.later(7200.0)
     assert leader.enqueuer.due_queue.overdue(leader.enqueuer.now()) > 0
     on_another_server(leader)
     if stood_by:
         leader.enqueuer.stand_by()
         assert len(leader.enqueuer.due_queue) == 0
-    leader.tenure = leader.lead("two")
+    leader.lead("two")
     leader.turn(5)
-    assert len(leader.events.of(events.DispatchHeld)) == 1
+    assert len(leader.held()) == 1
     assert len(leader.enqueuer.due_queue) == 0
 
 
 def test_leader_that_waits_and_leads_again_continues_to_wait(leader: Leader):
     """It was the last holder itself, but has not dispatched. The holder before it still may."""
-    leader.source.last_run = {"e": 3601.0}
+    leader.owe("e")
     on_another_server(leader)
-    leader.tenure = leader.lead("two")
+    leader.lead("two")
     leader.turn(5)
     leader.later(4.0)
-    leader.tenure = leader.lead("two")
+    leader.lead("two")
     leader.turn(5)
-    held = [event.seconds for event in leader.events.of(events.DispatchHeld)]
-    assert held == [pytest.approx(10.0, abs=0.5), pytest.approx(6.0, abs=0.5)]
-    leader.later(6.1)
-    leader.turn(5)
-    assert len(leader.events.of(events.StateLost)) == 1
+    assert leader.held() == [pytest.approx(10.0, abs=0.5), pytest.approx(6.0, abs=0.5)]
+    leader.turn(5, after=6.1)
+    assert len(leader.losses()) == 1
+
+
+# --- Loss of state, and rows of other leaders
 
 
 def test_unfinished_recovery_is_continued_by_the_next_leader(leader: Leader):
     """The first leader wrote only some of the rows, and the next one knows of no loss."""
-    leader.source.last_run = {f"e{number}": 3601.0 for number in range(150)}
+    leader.owe(*(f"e{number}" for number in range(150)))
     leader.turn(5)
-    assert len(leader.messages()) == 150
-    leader.client.delete("queue")
-    leader.client.delete(KEYS.ledger)
-    leader.tenure = leader.lead()
+    assert len(leader.messages) == 150
+    leader.client.delete("queue", KEYS.ledger)
+    leader.lead()
     leader.turn(1)
     assert len(leader.enqueuer.due_queue) == 150
     leader.use(leader.source)
-    leader.tenure = leader.lead("a newcomer")
-    leader.turn(5)
-    assert leader.messages() == []
-    assert leader.events.of(events.StateLost)[-1].reason is LossKind.UNFINISHED
-    leader.tenure = leader.lead("another")
+    leader.lead("a newcomer")
+    assert leader.turn(5).messages == []
+    assert leader.losses()[-1] is LossKind.UNFINISHED
+    leader.lead("another")
     leader.turn(3)
-    assert len(leader.events.of(events.StateLost)) == 2
+    assert len(leader.losses()) == 2
 
 
 @pytest.mark.parametrize(("noted", "fell_due"), [("{} 1", "after"), ("{} 1", "before"), ("garbage", "before")])
@@ -389,198 +412,167 @@ def test_unfinished_recovery_puts_in_doubt_what_its_leader_found(leader: Leader,
     """Nothing that fell due after that was dispatched. A note that cannot be read puts all in doubt."""
     due = datetime.now(UTC) - timedelta(seconds=60)
     floor = due + timedelta(seconds=-5 if fell_due == "after" else 5)
-    base = LedgerRow(due - timedelta(hours=1), "armed", signature="s").encoded()
-    leader.client.hset(KEYS.ledger, "e:e", base)
+    leader.write(LedgerRow(due - timedelta(hours=1), "armed", signature="s"))
     leader.client.hset(KEYS.ledger, "m:unfinished", noted.format(to_micros(floor)))
     leader.source.last_run = {"e": 1e6}
-    leader.tenure = leader.lead("another")
+    leader.lead("another")
     leader.turn(5)
-    assert leader.events.of(events.DispatchHeld) == []
-    assert leader.messages() == (["e"] if fell_due == "after" else [])
+    assert leader.held() == []
+    assert leader.messages == (["e"] if fell_due == "after" else [])
     assert leader.client.hget(KEYS.ledger, "m:unfinished") is None
 
 
 def test_leader_that_loses_the_ledger_keeps_entries_not_due_in_its_term(leader: Leader):
     """It has read the ledger once, when its term began, and an hourly entry is half an hour into its interval."""
     base = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=30)
-    leader.client.hset(KEYS.ledger, "e:e", LedgerRow(base, "enqueued", base, signature="s").encoded())
+    leader.write(enqueued(base))
     leader.source.last_run = {"e": 1e6}
     leader.turn(3)
     leader.client.flushall()
-    leader.tenure = leader.lead()
+    leader.lead()
     leader.turn(3)
     row = LedgerRow.parse(str(leader.client.hget(KEYS.ledger, "e:e")))
-    assert row is not None
     assert (row.base, row.verdict) == (base, "armed")
-    state = leader.enqueuer.due_queue.get("e")
-    assert state is not None
-    assert state.due_at == base + timedelta(hours=1)
+    assert leader.state().due_at == base + timedelta(hours=1)
 
 
 def test_second_term_starts_from_the_ledger(leader: Leader):
     """Another replica led in between, so that the earlier state of the entries is stale."""
-    leader.source.last_run = {"e": 3601.0}
+    leader.owe("e")
+    assert leader.turn(5).messages == ["e"]
+    row = leader.write(enqueued(datetime.now(UTC), rev=9))
+    leader.lead()
     leader.turn(5)
-    assert leader.messages() == ["e"]
-    at = datetime.now(UTC)
-    by_another = LedgerRow(at, "enqueued", at, rev=9, signature="s").encoded()
-    leader.client.hset(KEYS.ledger, "e:e", by_another)
-    leader.tenure = leader.lead()
-    leader.turn(5)
-    state = leader.enqueuer.due_queue.get("e")
-    assert state is not None
-    assert state.expected == by_another
+    assert leader.state().expected == row
     assert leader.failed() == []
 
 
 def test_row_changed_by_another_writer_is_followed(leader: Leader):
     """The operation is refused because the row is not the expected one, and the entry continues from that row."""
-    leader.source.last_run = {"e": 3601.0}
+    leader.owe("e")
     leader.turn(1)
     at = datetime.now(UTC) + timedelta(minutes=10)
-    leader.client.hset(KEYS.ledger, "e:e", LedgerRow(at, "enqueued", at, rev=9, task_id="t", signature="s").encoded())
-    leader.turn(5)
-    assert leader.messages() == []
+    leader.write(enqueued(at, rev=9, task_id="t"))
+    assert leader.turn(5).messages == []
     assert leader.failed() == ["e"]
-    state = leader.enqueuer.due_queue.get("e")
-    assert state is not None
-    assert state.due_at == at + timedelta(hours=1)
+    assert leader.state().due_at == at + timedelta(hours=1)
+
+
+def test_row_that_is_changed_repeatedly_is_retried_once_a_second(leader: Leader):
+    leader.owe("e")
+    leader.turn()
+    tries: list[str] = []
+
+    def change(_: Sequence[Operation]) -> None:
+        number = len(tries) + 1
+        tries.append(leader.write(enqueued(datetime.now(UTC) - timedelta(hours=2), rev=number, task_id=f"{number}")))
+
+    leader.dispatcher.fail = change
+    leader.turn(2)
+    assert (leader.idle > 0.5, len(tries)) == (True, 1)
+    leader.turn(5, after=1.1)
+    assert len(tries) == 2
+    leader.dispatcher.fail = lambda _: None
+    assert leader.turn(5, after=1.1).messages == ["e"]
 
 
 def test_claim_of_another_is_given_up_only_when_it_cannot_be_in_flight(leader: Leader):
-    claim = OpenClaim(key="k", json="{}", entry="e", nonce="another", policy="skip", row="", records=())
     given_up: list[float] = []
-    leader.dispatcher.claims = [claim]
+    leader.dispatcher.claims = [
+        OpenClaim("k", json="{}", entry="e", nonce="another", policy="skip", row="", records=())
+    ]
     leader.dispatcher.on_give_up = lambda: given_up.append(leader.clock.ahead)
     leader.turn(2)
-    leader.later(5.0)
-    leader.turn(2)
+    leader.turn(2, after=5.0)
     assert given_up == []
-    leader.later(1.5)
-    leader.turn(2)
+    leader.turn(2, after=1.5)
     assert given_up == [6.5]
+
+
+# --- Entries without a recurrence
 
 
 def test_entry_without_recurrence_is_not_asked_before_its_position(leader: Leader):
     """After a loss of state its position is ahead, and occurrences before it may have been enqueued."""
+    leader.write(LedgerRow(datetime.now(UTC) + timedelta(seconds=5), "armed", signature="s"))
+    leader.use(AlwaysDue(e=1e9))
+    assert leader.turn(3).messages == []
+    assert leader.turn(1, after=5.1).messages == ["e"]
 
-    class AlwaysDue(Source):
-        def load(self) -> Iterable[ScheduledEntry]:
-            yield scheduled(every=None)
 
-        def check(self, *_: Any) -> tuple[bool, float]:
-            return True, 60.0
+def test_schedule_that_is_always_due_is_asked_at_its_interval(leader: Leader):
+    """As in stock beat, a schedule may ignore the last run, and must not be sent in a tight loop."""
+    source = AlwaysDue(e=3601.0)
+    leader.use(source)
+    assert leader.turn(4).messages == ["e"]
+    assert (source.asked, leader.idle > 50.0) == (1, True)
+    assert leader.turn(4, after=61.0).messages == ["e", "e"]
+    assert source.asked == 2
 
-    base = datetime.now(UTC) + timedelta(seconds=5)
-    leader.client.hset(KEYS.ledger, "e:e", LedgerRow(base, "armed", signature="s").encoded())
-    leader.use(AlwaysDue())
-    leader.turn(3)
-    assert leader.messages() == []
-    leader.later(5.1)
-    leader.turn(1)
-    assert leader.messages() == ["e"]
+
+# --- Faults of a source, a message and Redis
 
 
 def test_loading_a_large_schedule_pauses_the_garbage_collector(leader: Leader):
     """Its longest run would come right before the first message."""
     leader.source.last_run = {f"entry {number}": 10.0 for number in range(5000)}
-    walks = []
+    runs: list[str] = []
+    at_first_event: list[int] = []
+    leader.on_event = lambda _: at_first_event.append(len(runs))
 
-    def note(phase: str, info: Mapping[str, int]) -> None:
-        walks.append((phase, info["generation"]))
+    def note(phase: str, _: Mapping[str, int]) -> None:
+        runs.append(phase)
 
-    ready = []
-    leader.on_event = lambda _: ready.append(list(walks))
     gc.callbacks.append(note)
     try:
         leader.turn()
     finally:
         gc.callbacks.remove(note)
-    assert ready[0] == []
+    assert at_first_event[0] == 0
     assert gc.isenabled()
 
 
-def test_source_that_raises_on_a_verdict_does_not_affect_other_entries(leader: Leader):
+def test_source_that_raises_on_a_verdict_does_not_affect_other_entries(leader: Leader, monkeypatch):
     """An example is an entry class without a setter. That entry continues, too."""
-    leader.source.last_run = {"one": 3601.0, "bad": 3601.0, "two": 3601.0}
+    leader.owe("one", "bad", "two")
 
     def recorded(entry: ScheduledEntry, _: LedgerRow) -> None:
         if entry.id == "bad":
             raise AttributeError("can't set attribute 'last_run_at'")
 
-    leader.source.recorded = recorded  # type: ignore[method-assign]
+    monkeypatch.setattr(leader.source, "recorded", recorded)
     leader.turn(5)
-    leader.later(3600.0)
-    leader.turn(5)
-    assert leader.messages() == ["bad", "bad", "one", "one", "two", "two"]
+    assert leader.turn(5, after=3600.0).messages == ["bad", "bad", "one", "one", "two", "two"]
     assert set(leader.failed()) == {"bad"}
 
 
 def test_entries_popped_before_an_exception_are_loaded_again(leader: Leader, monkeypatch):
-    leader.source.last_run = {"one": 3601.0, "two": 3601.0}
+    leader.owe("one", "two")
     leader.turn(2)
-    apply, faults = Results.apply, [KeyError("a bug")]
-
-    def failing(*args: Any) -> None:
-        if faults:
-            raise faults.pop()
-        apply(*args)
-
-    monkeypatch.setattr(Results, "apply", failing)
-    leader.later(3600.0)
-    with pytest.raises(KeyError):
-        leader.turn(5)
+    with monkeypatch.context() as patch:
+        patch.delattr(Results, "apply")
+        leader.later(3600.0)
+        with pytest.raises(AttributeError):
+            leader.turn(5)
     leader.turn(5)
-    leader.later(3600.0)
-    leader.turn(5)
-    assert leader.messages() == ["one"] * 3 + ["two"] * 3
-
-
-def test_row_that_is_changed_repeatedly_is_retried_once_a_second(leader: Leader):
-    leader.source.last_run = {"e": 3601.0}
-    leader.turn()
-    tries = 0
-
-    def change(_: Sequence[Operation]) -> None:
-        nonlocal tries
-        tries += 1
-        at = datetime.now(UTC) - timedelta(hours=2)
-        row = LedgerRow(at, "enqueued", at, rev=tries, task_id=f"{tries}", signature="s")
-        leader.client.hset(KEYS.ledger, "e:e", row.encoded())
-
-    leader.dispatcher.fail = change
-    assert leader.turn(2) > 0.5
-    assert tries == 1
-    leader.later(1.1)
-    leader.turn(5)
-    assert tries == 2
-    leader.dispatcher.fail = lambda _: None
-    leader.later(1.1)
-    leader.turn(5)
-    assert leader.messages() == ["e"]
+    assert leader.turn(5, after=3600.0).messages == ["one"] * 3 + ["two"] * 3
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("broken pipe"), StoreRefused("too large", unexplained=True)])
 def test_message_that_redis_rejects_does_not_affect_others(leader: Leader, error):
     """It exceeds the server's limit, so that the connection is closed each time. Other commands succeed."""
-    leader.source.last_run = {"one": 3601.0, "large": 3601.0, "two": 3601.0}
+    leader.owe("one", "large", "two")
     leader.turn()
-
-    def fail(operations: Sequence[Operation]) -> None:
-        if any(operation.entry == "large" and operation.message for operation in operations):
-            raise error
-
-    leader.dispatcher.fail = fail
+    leader.dispatcher.fail = failing(error, "large")
     for _ in range(30):
-        leader.turn()
-        leader.later(1.0)
-    assert leader.messages() == ["one", "two"]
+        leader.turn(after=1.0)
+    assert leader.messages == ["one", "two"]
     assert leader.failed() == ["large"]
 
 
 def test_full_redis_keeps_the_batch_whole(leader: Leader):
     """Redis gives the reason, and the batch is submitted unchanged once it is resolved."""
-    leader.source.last_run = {"one": 3601.0, "two": 3601.0}
+    leader.owe("one", "two")
     leader.turn()
     sizes: list[int] = []
 
@@ -590,32 +582,6 @@ def test_full_redis_keeps_the_batch_whole(leader: Leader):
 
     leader.dispatcher.fail = full
     for _ in range(8):
-        leader.turn()
-        leader.later(1.0)
+        leader.turn(after=1.0)
     assert set(sizes) == {2}
     assert leader.failed() == []
-
-
-class Asked(Source):
-    """Source of entries without a recurrence that are always due, and asked once a minute."""
-
-    asked = 0
-
-    def load(self) -> Iterable[ScheduledEntry]:
-        for entry in super().load():
-            yield replace(entry, recurrence=None)
-
-    def check(self, *_: Any) -> tuple[bool, float]:
-        self.asked += 1
-        return True, 60.0
-
-
-def test_schedule_that_is_always_due_is_asked_at_its_interval(leader: Leader):
-    """As in stock beat, a schedule may ignore the last run, and must not be sent in a tight loop."""
-    source = Asked(e=3601.0)
-    leader.use(source)
-    assert leader.turn(4) > 50.0
-    assert (source.asked, leader.messages()) == (1, ["e"])
-    leader.later(61.0)
-    leader.turn(4)
-    assert (source.asked, leader.messages()) == (2, ["e", "e"])

@@ -77,7 +77,7 @@ class Leader:
         self.clock, self.pause, self.events = AdvancedClock(), PauseState(), EventLog()
         self.handler, _ = build_request_handler(
             self.requests,
-            None,  # type: ignore[arg-type]  # the journal: only a backfill reads it
+            None,  # the journal: only a backfill reads it
             self.stub,
             self.pause,
             self.stub,

@@ -33,7 +33,7 @@ def cluster(redis_server: RedisServer) -> Iterator[BeatCluster]:
 
 def requests_of(cluster: BeatCluster) -> Requests:
     assert cluster.admin is not None
-    return Requests(lambda: cluster.admin, Keys(cluster.name))  # type: ignore[arg-type,return-value]
+    return Requests(lambda: cluster.admin, Keys(cluster.name))
 
 
 def ask(cluster: BeatCluster, kind: RequestKind, **args: Any) -> Reply:
@@ -42,7 +42,6 @@ def ask(cluster: BeatCluster, kind: RequestKind, **args: Any) -> Reply:
 
 def messages(cluster: BeatCluster) -> list[dict[str, Any]]:
     """Return every message in the queue, in order."""
-    assert cluster.admin is not None
     raw: Any = cluster.admin.lrange("celery", 0, -1)
     return [json.loads(item) for item in reversed(raw)]
 
@@ -94,7 +93,6 @@ def test_pause_survives_the_loss_of_the_ledger(cluster: BeatCluster):
     """After FLUSHALL the next leader restores the pause from its memory."""
     assert ask(cluster, RequestKind.PAUSE, reason="kept").ok
     time.sleep(2.5)  # standbys look at the ledger about once a second
-    assert cluster.admin is not None
     cluster.admin.flushall()
     wait_for(lambda: cluster.lease().get("state") == "held", 20, "a leader after the loss")
     wait_for(lambda: cluster.admin and cluster.admin.hget(cluster.key("ledger"), "m:paused"), 20, "the pause")
@@ -220,7 +218,6 @@ def test_requests_work_with_the_lease_in_another_database(redis_server: RedisSer
 
 def test_request_that_a_dead_leader_had_begun_is_not_sent_again(cluster: BeatCluster):
     """The leader died between the send and the answer: the next leader only answers."""
-    assert cluster.admin is not None
     request = Request(RequestKind.RUN, {"entry": "rare"}, by="tester")
     for replica in cluster:
         replica.pause()

@@ -23,7 +23,6 @@ HEADER = {
 def test_request_with_the_header_has_its_occurrence():
     """Celery makes the headers of a message attributes of the request."""
     found = ha_beat.occurrence_of(Context({"ha_beat": HEADER}))
-    assert found is not None
     assert (found.entry, found.scheduled_at, found.manual) == ("report", datetime(2026, 1, 1, tzinfo=UTC), False)
     assert found.attributes()["ha_beat.epoch"] == 7
     assert all(isinstance(value, str | int | bool) for value in found.attributes().values())

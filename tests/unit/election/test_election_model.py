@@ -58,7 +58,6 @@ def test_dead_leader_is_replaced_within_two_polls_with_presence():
     for presence, earliest, latest in ((True, 0.0, 4 * TIMING.poll_interval), (False, 3.0, 1.1 * TIMING.ttl + 1.0)):
         run = Simulation(1, presence=presence, faults=False).run(20.0)
         leader = run.leader()
-        assert leader is not None
         run.store.subscribed.discard(leader.channel)
         leader.life, leader.down = leader.life + 1, True
         while run.leader() is None and run.time.now < 40.0:
@@ -86,16 +85,16 @@ class NoComparison(MemoryLeaseStore):
 class NoEpochFloor(MemoryLeaseStore):
     """Counts epochs from 1, and forgets them with the record."""
 
-    def acquire(self, attempt, expected, seen_epoch):  # type: ignore[no-untyped-def]
+    def acquire(self, attempt, expected, seen_epoch):
         self._ledger_epoch = 0
-        self._now_ms = lambda: 0  # type: ignore[method-assign]
+        self._now_ms = lambda: 0
         return super().acquire(attempt, expected, 0)
 
 
 class AnyNumberAgain(MemoryLeaseStore):
     """Renews for an attempt whose number the lease bears already."""
 
-    def renew(self, term, seq, presence):  # type: ignore[no-untyped-def]
+    def renew(self, term, seq, presence):
         if self.record is not None and self.record.seq == seq:
             self.record = replace(self.record, seq=seq - 1)
             answer = super().renew(term, seq, presence)
@@ -119,7 +118,6 @@ def test_the_margin_bears_a_slow_leader_and_a_fast_standby(timing, holds):
             node.rate = 1 + CLOCK_ERROR
         run.run(20.0 + moment * TIMING.renew_interval / 8)
         leader = run.leader()
-        assert leader is not None
         # Its clock slows down from where it stands.
         leader.offset += run.time.now * (leader.rate - (1 - CLOCK_ERROR))
         leader.rate, leader.cut_off_until = 1 - CLOCK_ERROR, 60.0
@@ -135,7 +133,7 @@ def test_the_margin_bears_a_slow_leader_and_a_fast_standby(timing, holds):
 def test_the_simulation_finds_what_goes_wrong_without(without):
     """Each guard taken out breaks a promise in one of these runs; a simulation that can't fail shows nothing."""
     for seed in range(30, 230):
-        if Simulation(seed, presence=False, **without).run(FAULTS_UNTIL).violations:  # type: ignore[arg-type]
+        if Simulation(seed, presence=False, **without).run(FAULTS_UNTIL).violations:
             return
     pytest.fail("no run went wrong")
 

@@ -29,7 +29,7 @@ def test_each_failure_is_an_event_and_the_first_in_a_row_is_logged(caplog):
     backoff.succeeded()
     backoff.failed(AWAY, 3)
     assert told == [events.DispatchFailed(3, "away", tries) for tries in (1, 2, 3, 4, 5, 1)]
-    assert [record.action for record in caplog.records] == ["dispatch_failed"] * 2  # type: ignore[attr-defined]
+    assert [record.action for record in caplog.records] == ["dispatch_failed"] * 2
 
 
 def test_failure_that_hands_over_is_an_event_too():

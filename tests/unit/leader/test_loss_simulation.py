@@ -149,7 +149,6 @@ class Simulation:
         now = self.now + replica.skew
         writer = LedgerWriter(replica.term, now)
         for state in replica.states:
-            assert state.entry.recurrence is not None
             due_at = state.entry.recurrence.next_after(state.position)
             if due_at > now:
                 continue

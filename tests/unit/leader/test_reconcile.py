@@ -69,13 +69,10 @@ def place_one(one: ScheduledEntry, raw: str | None = None, **changes: Any) -> tu
 
 
 def written(operation: EntryOperation | None) -> LedgerRow:
-    assert operation is not None
     return operation.row
 
 
 def skipped(operation: EntryOperation | None) -> Skipped:
-    assert operation is not None
-    assert operation.decision is not None
     assert operation.decision.skipped is not None
     return operation.decision.skipped
 
@@ -267,7 +264,6 @@ def test_occurrences_in_doubt_are_skipped_as_one_range():
     position, operation = place_one(entry(), shadow=shadow(e=-35), loss=total(+2))
     assert skipped(operation) == Skipped(at(-25), at(5), 3, SkipReason.STATE_LOSS)
     assert position == at(-5)
-    assert operation is not None
     assert '"state_loss"' in operation.operation.records[0]
 
 
