@@ -1,4 +1,4 @@
-"""Times of outages: what is in doubt after a takeover, and how long to wait, count from them."""
+"""Contact with the lease's server: when it ended and began, from which the loss of state and the waits are counted."""
 
 from __future__ import annotations
 
@@ -6,76 +6,51 @@ from datetime import timedelta
 
 import pytest
 
-from ha_beat.election.cluster_clock import SchedulingTime
-from ha_beat.election.elector import Elector
 from ha_beat.election.leader_handle import Tenure
-from ha_beat.election.state_machine import Timing
-from ha_beat.store.lease import Replica
-from ha_beat.testing import MemoryLeaseStore, MemoryPresence, SettableClock
-
-TIMING = Timing(ttl=10.0, renew_interval=2.5, poll_interval=0.1, stall_timeout=15.0)
-
-
-class Bench:
-    """One elector in one thread, on a server that a test can stop, restart and empty."""
-
-    def __init__(self) -> None:
-        self.clock = SettableClock()
-        self.store = MemoryLeaseStore(self.clock)
-        self.time = SchedulingTime(self.clock, lambda _: None)
-        replica = Replica("one", "host", 1, "0", "app")
-        presence = MemoryPresence(self.store, self.clock)
-        self.elector = Elector(self.store, presence, replica, TIMING, self.clock, lambda _: None, self.time)
-
-    def run(self, seconds: float) -> None:
-        until = self.clock.elapsed() + seconds
-        while self.clock.elapsed() < until:
-            self.clock.advance(0.01)
-            self.elector.handle.progress()
-            self.elector._step()
-
-    @property
-    def tenure(self) -> Tenure:
-        assert self.elector.handle.term is not None
-        assert self.elector.handle.tenure is not None
-        return self.elector.handle.tenure
-
-    def ago(self) -> float:
-        """Seconds since the last server was found to be out of reach."""
-        assert self.tenure.contact_lost is not None
-        return (self.time.now() - self.tenure.contact_lost) / timedelta(seconds=1)
+from tests.unit.election.electors import TIMING, Electors
 
 
 @pytest.fixture
-def bench() -> Bench:
-    made = Bench()
+def electors() -> Electors:
+    made = Electors()
+    made.add()
     made.run(5)
     return made
 
 
-def test_a_replica_that_never_lost_contact_has_none_to_tell_of(bench: Bench):
-    assert bench.tenure.contact_lost is None
-    assert bench.tenure.contact_since is None
+def tenure(electors: Electors) -> Tenure:
+    assert electors.term is not None
+    return electors.leader.handle.tenure
+
+
+def ago(electors: Electors) -> float:
+    """Return seconds since the last server became unreachable."""
+    return (electors.time.now() - tenure(electors).contact_lost) / timedelta(seconds=1)
+
+
+def test_replica_that_never_lost_contact_reports_none(electors: Electors):
+    assert tenure(electors).contact_lost is None
+    assert tenure(electors).contact_since is None
 
 
 @pytest.mark.parametrize("away", [3.0, 30.0])
-def test_after_an_outage_contact_ended_before_it_and_began_with_its_end(bench: Bench, away):
-    """What fell due meanwhile is not in doubt; and waiting for the lease counts for the wait on another server."""
-    left = bench.clock.elapsed()
-    bench.store.reachable = False
-    bench.run(away)
-    bench.store.restart()
-    bench.store.reachable = True
-    back = bench.clock.elapsed()
-    bench.run(4)
-    since = bench.clock.elapsed() - left
-    assert since - TIMING.renew_interval - 0.5 <= bench.ago() <= since
-    assert bench.tenure.contact_since == pytest.approx(back, abs=TIMING.renew_interval)
+def test_after_an_outage_contact_ended_before_it_and_began_with_its_end(electors: Electors, away):
+    """Occurrences due in the outage are not in doubt, and waiting for the lease counts as waiting on another server."""
+    left = electors.clock.elapsed()
+    electors.store.reachable = False
+    electors.run(away)
+    electors.store.restart()
+    electors.store.reachable = True
+    back = electors.clock.elapsed()
+    electors.run(4)
+    since = electors.clock.elapsed() - left
+    assert since - TIMING.renew_interval - 0.5 <= ago(electors) <= since
+    assert tenure(electors).contact_since == pytest.approx(back, abs=TIMING.renew_interval)
 
 
-def test_a_server_that_changed_unseen_is_lost_at_the_acquisition(bench: Bench):
-    """No command fell into the change: all until now may be in doubt, rather than nothing."""
-    bench.store.restart()
-    began = bench.clock.elapsed()
-    bench.run(4)
-    assert bench.ago() <= bench.clock.elapsed() - began + TIMING.renew_interval + 0.5
+def test_server_that_changed_unseen_is_lost_at_the_acquisition(electors: Electors):
+    """No command fell into the change, so everything until now may be in doubt."""
+    electors.store.restart()
+    began = electors.clock.elapsed()
+    electors.run(4)
+    assert ago(electors) <= electors.clock.elapsed() - began + TIMING.renew_interval + 0.5

@@ -6,220 +6,164 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
 from ha_beat import events
-from ha_beat.election.elector import Elector, Eligibility
+from ha_beat.election.elector import Elector
 from ha_beat.election.leader_handle import LeaderHandle
-from ha_beat.election.state_machine import Leader, Standby, Timing
+from ha_beat.election.state_machine import Leader, Standby
 from ha_beat.errors import ForeignApp, StoreUnavailable
-from ha_beat.reasons import ForbiddenReason, TermEnd, TermStart
+from ha_beat.reasons import TermEnd, TermStart
 from ha_beat.store.lease import Term
-from ha_beat.store.presence import Presence, PresenceError
+from ha_beat.store.presence import PresenceError
 from ha_beat.testing import MemoryLeaseStore, MemoryPresence, SettableClock
 from tests.support.events import EventLog
 from tests.support.leases import replica
 from tests.support.servers import wait_for
-
-TIMING = Timing(ttl=10.0, renew_interval=2.5, poll_interval=0.1, stall_timeout=15.0)
-E = TypeVar("E", bound=events.Event)
-
-
-class Bench:
-    """Electors in one thread, on a clock that moves only as they wait."""
-
-    def __init__(self) -> None:
-        self.clock = SettableClock()
-        self.store = MemoryLeaseStore(self.clock)
-        self.told: list[events.Event] = []
-        self.electors: list[Elector] = []
-
-    def elector(self, name: str = "one", *, remembers: bool = True, presence: Presence | None = None) -> Elector:
-        made = Elector(
-            self.store,
-            presence or MemoryPresence(self.store, self.clock),
-            replica(name),
-            TIMING,
-            self.clock,
-            self.told.append,
-            eligibility=Eligibility(remembers=lambda: remembers),
-        )
-        self.electors.append(made)
-        return made
-
-    def run(self, seconds: float, *stalled: Elector) -> None:
-        """Step all electors for some seconds. The main loops make progress, except those of ``stalled``."""
-        until = self.clock.elapsed() + seconds
-        while self.clock.elapsed() < until:
-            self.clock.advance(0.01)
-            for elector in self.electors:
-                if elector not in stalled:
-                    elector.handle.progress()
-                elector._step()
-
-    def leader(self) -> Elector | None:
-        leading = [elector for elector in self.electors if elector.handle.term is not None]
-        return leading[0] if leading else None
-
-    def heard(self, kind: type[E]) -> list[E]:
-        return [event for event in self.told if isinstance(event, kind)]
+from tests.unit.election.electors import TIMING, Electors
 
 
 @pytest.fixture
-def bench() -> Bench:
-    return Bench()
+def electors() -> Electors:
+    return Electors()
 
 
-def test_standbys_report_the_leader_once(bench: Bench):
+@pytest.fixture
+def one(electors: Electors) -> Elector:
+    """The only replica, which leads."""
+    elector = electors.add("one")
+    electors.run(5)
+    assert electors.leader is elector
+    return elector
+
+
+def test_standbys_report_the_leader_once(electors: Electors):
     """One report for each change of leader, not for each poll."""
-    one, two, three = (bench.elector(name) for name in ("one", "two", "three"))
-    bench.run(60)
-    assert [elector.handle.term is not None for elector in (one, two, three)] == [True, False, False]
-    assert len(bench.heard(events.TermStarted)) == 1
-    assert [event.holder for event in bench.heard(events.LeaderSeen)] == ["one", "one"]
-    assert bench.heard(events.TermEnded) == []
+    leads = [electors.add(name) for name in ("one", "two", "three")]
+    electors.run(60)
+    assert [elector.handle.term is not None for elector in leads] == [True, False, False]
+    assert len(electors.events.of(events.TermStarted)) == 1
+    assert [event.holder for event in electors.events.of(events.LeaderSeen)] == ["one", "one"]
+    assert electors.events.of(events.TermEnded) == []
 
 
-def test_hung_main_loop_loses_the_lease(bench: Bench):
+def test_hung_main_loop_loses_the_lease(electors: Electors, one: Elector):
     """It is released within the stall timeout, and the hung replica does not take it back."""
-    one, two = bench.elector("one"), bench.elector("two")
-    bench.run(5)
-    assert bench.leader() is one
-    bench.run(TIMING.stall_timeout + 0.5, one)
-    assert bench.leader() is two
-    assert [event.reason for event in bench.heard(events.TermEnded)] == [TermEnd.STALLED]
-    bench.run(60, one)
-    assert bench.leader() is two
+    two = electors.add("two")
+    electors.run(TIMING.stall_timeout + 0.5, one)
+    assert electors.leader is two
+    assert [event.reason for event in electors.events.of(events.TermEnded)] == [TermEnd.STALLED]
+    electors.run(60, one)
+    assert electors.leader is two
 
 
-def test_only_replica_leads_again_after_a_hang(bench: Bench):
-    """A slow turn must not end its leadership for good."""
-    one = bench.elector("one")
-    bench.run(5)
-    bench.run(30, one)
+def test_only_replica_leads_again_after_a_hang(electors: Electors, one: Elector):
+    electors.run(30, one)
     assert one.handle.term is None
-    bench.run(TIMING.ttl + 1)
+    electors.run(TIMING.ttl + 1)
     assert one.handle.term is not None
 
 
-def test_step_down_hands_over_and_bars_the_old_leader(bench: Bench):
+def test_step_down_hands_over_and_bars_the_old_leader(electors: Electors, one: Elector):
     """Otherwise the old leader would win the race for the lease that it released."""
-    one, two = bench.elector("one"), bench.elector("two")
-    bench.run(5)
+    two = electors.add("two")
     one.handle.step_down(TermEnd.STEP_DOWN, detail="ann")
-    bench.run(0.5)
-    assert bench.leader() is two
-    bench.run(60)
-    assert bench.leader() is two
-    assert bench.heard(events.TermStarted)[-1].reason is TermStart.RELEASED
-    ended = bench.heard(events.TermEnded)[-1]
+    electors.run(0.5)
+    assert electors.leader is two
+    electors.run(60)
+    assert electors.leader is two
+    assert electors.events.of(events.TermStarted)[-1].reason is TermStart.RELEASED
+    ended = electors.events.of(events.TermEnded)[-1]
     assert (ended.reason, ended.detail) == (TermEnd.STEP_DOWN, "ann")
 
 
-def test_lost_acquire_reply_delays_the_term_by_less_than_a_ttl(bench: Bench):
+def test_lost_acquire_reply_delays_the_term_by_less_than_a_ttl(electors: Electors, monkeypatch):
     """The record has the nonce of this replica's attempt, so it may campaign again at once."""
-    one = bench.elector("one")
-    real = bench.store.acquire
+    one, acquire = electors.add(), electors.store.acquire
 
-    def acquire(*args: Any) -> Any:
-        bench.store.lose_replies = True
-        try:
-            return real(*args)
-        finally:
-            bench.store.lose_replies = False
-            bench.store.acquire = real
+    def lost(*args: Any) -> Any:
+        acquire(*args)
+        monkeypatch.undo()
+        raise StoreUnavailable("no answer")
 
-    bench.store.acquire = acquire
-    while bench.store.record is None:
-        bench.run(0.01)
+    monkeypatch.setattr(electors.store, "acquire", lost)
+    while electors.store.record is None:
+        electors.run(0.01)
     assert one.handle.term is None
-    lost = bench.store.record.epoch
-    bench.run(1.0)
-    assert one.handle.term.epoch > lost
-    assert bench.heard(events.TermStarted)[-1].reason is TermStart.OWN_LEASE
+    epoch = electors.store.record.epoch
+    electors.run(1.0)
+    assert one.handle.term.epoch > epoch
+    assert electors.events.of(events.TermStarted)[-1].reason is TermStart.OWN_LEASE
 
 
-def test_leader_without_redis_stops_and_leads_again_after_the_outage(bench: Bench):
+def test_leader_without_redis_stops_and_leads_again_after_the_outage(electors: Electors, one: Elector):
     """The outage and its end are reported once each."""
-    one = bench.elector("one")
-    bench.run(5)
-    began = bench.clock.elapsed()
-    bench.store.reachable = False
-    while one.handle.term is not None and bench.clock.elapsed() < began + 20:
-        bench.run(0.1)
-    assert TIMING.ttl - TIMING.margin - TIMING.renew_interval - 0.2 < bench.clock.elapsed() - began <= TIMING.ttl
-    bench.run(30)
+    began = electors.clock.elapsed()
+    electors.store.reachable = False
+    while one.handle.term is not None and electors.clock.elapsed() < began + 20:
+        electors.run(0.1)
+    lasted = electors.clock.elapsed() - began
+    assert TIMING.ttl - TIMING.margin - TIMING.renew_interval - 0.2 < lasted <= TIMING.ttl
+    electors.run(30)
     assert one.handle.term is None
-    bench.store.reachable = True
-    bench.run(TIMING.ttl + 1)
+    electors.store.reachable = True
+    electors.run(TIMING.ttl + 1)
     assert one.handle.term is not None
-    assert len(bench.heard(events.LeaseUnreachable)) == 1
-    assert len(bench.heard(events.LeaseReachable)) == 1
+    assert len(electors.events.of(events.LeaseUnreachable)) == 1
+    assert len(electors.events.of(events.LeaseReachable)) == 1
 
 
-def test_replica_that_remembers_lost_state_campaigns_first(bench: Bench):
+def test_replica_that_remembers_lost_state_campaigns_first(electors: Electors, one: Elector):
     """A replica that started during the outage would take it for a first start, and repeat occurrences."""
-    one = bench.elector("one")
-    bench.run(5)
-    assert one.handle.term is not None
-    bench.store.reachable = False
-    bench.run(30)
-    bench.elector("newcomer", remembers=False)
-    bench.run(1)
-    bench.electors.reverse()
-    bench.store.lose_state()
-    bench.store.reachable = True
-    bench.run(10)
-    assert bench.leader() is one
+    electors.store.reachable = False
+    electors.run(30)
+    electors.add("newcomer", remembers=False)
+    electors.run(1)
+    electors.all.reverse()
+    electors.store.lose_state()
+    electors.store.reachable = True
+    electors.run(10)
+    assert electors.leader is one
 
 
-def test_newcomer_leads_if_no_replica_remembers_state(bench: Bench):
+def test_newcomer_leads_if_no_replica_remembers_state(electors: Electors):
     """At a first start at once, and if Redis starts later a moment after it."""
-    first = bench.elector("first", remembers=False)
-    bench.run(0.5)
-    assert bench.leader() is first
-    first.close(lambda term: bench.store.release(term, TermEnd.SHUTDOWN))
-    bench.electors.remove(first)
-    bench.store.lose_state()
-    bench.store.reachable = False
-    second = bench.elector("second", remembers=False)
-    bench.run(10)
-    bench.store.reachable = True
-    bench.run(TIMING.courtesy + TIMING.longest_backoff + 0.5)
-    assert bench.leader() is second
+    first = electors.add("first", remembers=False)
+    electors.run(0.5)
+    assert electors.leader is first
+    first.close(lambda term: electors.store.release(term, TermEnd.SHUTDOWN))
+    electors.all.remove(first)
+    electors.store.lose_state()
+    electors.store.reachable = False
+    second = electors.add("second", remembers=False)
+    electors.run(10)
+    electors.store.reachable = True
+    electors.run(TIMING.courtesy + TIMING.longest_backoff + 0.5)
+    assert electors.leader is second
 
 
-def test_lost_renewal_replies_do_not_extend_trust(bench: Bench):
+def test_lost_renewal_replies_do_not_extend_trust(electors: Electors, one: Elector):
     """The server renewed the lease, but no reply arrived: the leader must stop."""
-    one = bench.elector("one")
-    bench.run(5)
-    bench.store.lose_replies = True
-    bench.run(TIMING.ttl)
+    electors.store.lose_replies = True
+    electors.run(TIMING.ttl)
     assert one.handle.term is None
 
 
-def test_fenced_dispatch_ends_the_term(bench: Bench):
+def test_fenced_dispatch_ends_the_term(electors: Electors, one: Elector):
     """The term ends before the election thread reads the fence, so no work happens in between."""
-    one = bench.elector("one")
-    bench.run(5)
-    term = one.handle.term
-    assert term is not None
-    one.handle.fenced(term, TermEnd.SUPERSEDED)
+    one.handle.fenced(one.handle.term, TermEnd.SUPERSEDED)
     assert one.handle.term is None
     one._step()
     assert isinstance(one.state, Standby)
-    assert bench.heard(events.TermEnded)[-1].reason is TermEnd.SUPERSEDED
+    assert electors.events.of(events.TermEnded)[-1].reason is TermEnd.SUPERSEDED
 
 
-def test_fence_set_while_the_elector_reads_it_is_kept(bench: Bench):
+def test_fence_set_while_the_elector_reads_it_is_kept(one: Elector):
     """Otherwise the replica would renew the lease and enqueue nothing."""
-    one = bench.elector("one")
-    bench.run(5)
     term = one.handle.term
-    assert term is not None
 
     class Interrupted(LeaderHandle):
         """The main loop gets its turn between the elector's look and what it does next."""
@@ -242,103 +186,89 @@ def test_fence_set_while_the_elector_reads_it_is_kept(bench: Bench):
     assert isinstance(one.state, Standby)
 
 
-def test_fence_of_an_older_term_does_not_end_this_one(bench: Bench):
+def test_fence_of_an_older_term_does_not_end_this_one(electors: Electors, one: Elector):
     """The refused work was sent before the lease was lost and acquired again."""
-    one = bench.elector("one")
-    bench.run(5)
-    term = one.handle.term
-    assert term is not None
+    older = one.handle.term
     one.handle.step_down(TermEnd.STEP_DOWN, detail="ann")
-    bench.run(TIMING.ttl + 1)
+    electors.run(TIMING.ttl + 1)
     assert one.handle.term is not None
-    one.handle.fenced(term, TermEnd.SUPERSEDED)
-    bench.run(0.2)
+    one.handle.fenced(older, TermEnd.SUPERSEDED)
+    electors.run(0.2)
     assert one.handle.term is not None
 
 
-def test_next_renewal_notices_a_lost_lease(bench: Bench):
+def test_next_renewal_notices_a_lost_lease(electors: Electors, one: Elector):
     """After FLUSHALL the leader stops, and starts a new term on new state."""
-    one = bench.elector("one")
-    bench.run(5)
     before = one.handle.term
-    bench.store.lose_state()
-    bench.run(TIMING.renew_interval + 0.5)
+    electors.store.lose_state()
+    electors.run(TIMING.renew_interval + 0.5)
     assert (one.handle.term.gen != before.gen, one.handle.term.epoch > before.epoch) == (True, True)
 
 
-def test_replica_of_another_app_never_leads_and_reports_it_once(bench: Bench):
-    """Every campaign is refused."""
-    one = bench.elector("one")
-    bench.store._fingerprint = "another app"
-    bench.run(60)
+def test_replica_of_another_app_never_leads_and_reports_it_once(electors: Electors):
+    """Each campaign is refused."""
+    one = electors.add()
+    electors.store._fingerprint = "another app"
+    electors.run(60)
     assert one.handle.term is None
-    assert [event.reason for event in bench.heard(events.LeadingForbidden)] == [ForbiddenReason.OTHER_APP]
+    (event,) = electors.events.of(events.LeadingForbidden)
+    assert "another app" in event.detail
 
 
-def test_close_releases_the_term_and_can_be_repeated(bench: Bench):
+def test_close_releases_the_term_and_can_be_repeated(one: Elector):
     """Celery calls it in a signal handler and once more."""
-    one = bench.elector("one")
-    bench.run(5)
     released: list[Term] = []
     for _ in range(3):
         one.close(released.append)
-    assert len(released) >= 1
-    assert {term.nonce for term in released} == {released[0].nonce}
+    assert len({term.nonce for term in released}) == 1
     assert one.handle.term is None
 
 
-def test_lease_acquired_during_close_is_released(bench: Bench):
+def test_lease_acquired_during_close_is_released(electors: Electors, monkeypatch):
     """SIGTERM arrived before the reply. No thread would renew that lease."""
-    one = bench.elector("one")
-    real = bench.store.acquire
+    one, acquire = electors.add(), electors.store.acquire
 
-    def acquire(*args: Any) -> Any:
+    def closing(*args: Any) -> Any:
         one.close(lambda _: None)
-        return real(*args)
+        return acquire(*args)
 
-    bench.store.acquire = acquire
-    bench.run(2)
+    monkeypatch.setattr(electors.store, "acquire", closing)
+    electors.run(2)
     assert one.handle.term is None
-    assert not bench.store.record.held
+    assert not electors.store.record.held
 
 
-def test_close_during_a_renewal_reports_no_lost_term(bench: Bench):
+def test_close_during_a_renewal_reports_no_lost_term(electors: Electors, one: Elector, monkeypatch):
     """The shutdown is logged by its caller, and must not look like a lost lease."""
-    one = bench.elector("one")
-    bench.run(5)
-    real = bench.store.renew
+    renew = electors.store.renew
 
-    def renew(*args: Any) -> Any:
-        answer = real(*args)
-        one.close(lambda term: bench.store.release(term, TermEnd.SHUTDOWN))
+    def closing(*args: Any) -> Any:
+        answer = renew(*args)
+        one.close(lambda term: electors.store.release(term, TermEnd.SHUTDOWN))
         return answer
 
-    bench.store.renew = renew
-    bench.run(TIMING.renew_interval + 0.1)
-    assert not bench.store.record.held
-    assert bench.heard(events.TermEnded) == []
+    monkeypatch.setattr(electors.store, "renew", closing)
+    electors.run(TIMING.renew_interval + 0.1)
+    assert not electors.store.record.held
+    assert electors.events.of(events.TermEnded) == []
 
 
-def test_presence_failure_is_reported_at_the_second_attempt(bench: Bench):
+def test_presence_failure_is_reported_at_the_second_attempt(electors: Electors, monkeypatch):
     """In an outage of Redis the presence connection fails first. That must not make a second warning."""
-    presence: Any = MemoryPresence(bench.store, bench.clock)
-    bench.elector("one", presence=presence)
-    real = presence.open
-
-    def broken() -> None:
-        raise PresenceError("cut")
-
-    presence.open = broken
-    bench.run(0.5)
-    assert bench.heard(events.PresenceUnavailable) == []
-    bench.run(20)
-    assert len(bench.heard(events.PresenceUnavailable)) == 1
-    presence.open = real
-    bench.run(2)
+    presence = MemoryPresence(electors.store, electors.clock)
+    electors.add(presence=presence)
+    broken = Mock(side_effect=PresenceError("cut"))
+    with monkeypatch.context() as patch:
+        patch.setattr(presence, "open", broken)
+        electors.run(0.5)
+        assert electors.events.of(events.PresenceUnavailable) == []
+        electors.run(20)
+        assert len(electors.events.of(events.PresenceUnavailable)) == 1
+    electors.run(2)
     presence.close()
-    presence.open = broken
-    bench.run(0.5)
-    assert len(bench.heard(events.PresenceUnavailable)) == 1
+    monkeypatch.setattr(presence, "open", broken)
+    electors.run(0.5)
+    assert len(electors.events.of(events.PresenceUnavailable)) == 1
 
 
 # --- Thread
