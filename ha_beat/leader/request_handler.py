@@ -152,11 +152,14 @@ class RequestHandler:
         record = ""
         if outcome.record is not None:
             record = request_record(term, request, self._enqueuer.now(), {"kind": "control", **outcome.record})
-        ended = self._requests.answer(term, request, reply, record=record, change=outcome.change)
-        if ended is not None:
-            raise FencedOff(ended)
+        answered = self._requests.answer(term, request, reply, record=record, change=outcome.change)
+        if isinstance(answered, TermEnd):
+            raise FencedOff(answered)
         self._messages.forget(request.id)
         self._unanswered.pop(request.id, None)
+        if not answered:
+            # Withdrawn since it was read.
+            return
         if request.kind not in _READ_ONLY:
             self._emit(events.RequestAnswered(request.kind, request.by, outcome.code, outcome.data))
         if outcome.then is not None:

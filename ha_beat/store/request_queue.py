@@ -264,12 +264,11 @@ class Requests:
 
     def answer(
         self, term: Term, request: Request, reply: Reply, *, record: str = "", change: MetaChange | None = None
-    ) -> TermEnd | None:
+    ) -> TermEnd | bool:
         """Answer a request under a term, together with a journal record and a change of the ledger.
 
         Returns:
-            How the term ended (nothing was done), or ``None`` if it is current. A request that no longer waits is left
-            alone.
+            How the term ended, or False if the request no longer waits (in both cases nothing was done), or True.
 
         Raises:
             StoreError: the outcome is unknown, or Redis refused. Repeating the call is safe.
@@ -296,7 +295,7 @@ class Requests:
                 change.value if change else "",
             ],
         )
-        return fence_reason(text(detail)) if text(answer) == "fenced" else None
+        return fence_reason(text(detail)) if text(answer) == "fenced" else text(answer) == "answered"
 
     def _get(self, command: Callable[[redis.Redis], Any]) -> Any:
         with mapped_redis_errors():

@@ -49,6 +49,7 @@ class Stub:
 
     def __init__(self) -> None:
         self.due_queue = DueQueue()
+        self.step_downs = 0
         self.dispatcher: Any = UnreachableBroker()
         entry = ScheduledEntry("e", Entry(), None, MisfireRules(), "", self.now())
         self.due_queue.put(EntryState(entry, entry.last_run), self.now() + timedelta(hours=1))
@@ -57,6 +58,9 @@ class Stub:
         return True
 
     def progress(self) -> None: ...
+
+    def step_down(self, *_: object, **__: object) -> None:
+        self.step_downs += 1
 
     def reload(self) -> None: ...
 
@@ -182,6 +186,20 @@ def test_round_ends_at_the_first_request_that_redis_fails(leader: Leader, monkey
     monkeypatch.setattr(leader.requests, "answer", answer)
     leader.attend()
     assert len(tried) == 1
+
+
+@pytest.mark.parametrize("kind", [RequestKind.PAUSE, RequestKind.STEP_DOWN])
+def test_request_that_is_withdrawn_before_its_answer_changes_nothing(kind, leader: Leader, monkeypatch):
+    """The caller was told that it is not carried out."""
+    request = leader.post(kind)
+    waiting = leader.requests.waiting()
+    leader.requests.withdraw(request.id)
+    monkeypatch.setattr(leader.requests, "waiting", lambda: waiting)
+    leader.attend()
+    assert leader.stub.step_downs == 0
+    assert not leader.pause.in_force
+    assert leader.stored_pause() is None
+    assert not leader.events.of(events.RequestAnswered)
 
 
 def test_request_whose_id_is_not_text_is_removed(leader: Leader):
