@@ -1,4 +1,4 @@
-"""Messages of an entry in Redis, as sent by stock beat and by ha_beat."""
+"""Messages of an entry, as sent by stock beat and by ha_beat."""
 
 from __future__ import annotations
 
@@ -17,12 +17,78 @@ from celery import Celery
 from celery.beat import ScheduleEntry, Scheduler
 from kombu import Connection
 
+from ha_beat.clock import SystemClock
+from ha_beat.dispatch.broker_adapters import Sent
+from ha_beat.dispatch.publisher import Publisher
+from ha_beat.headers import with_header
 from ha_beat.scheduler import HAScheduler
+from ha_beat.store.keys import Keys
 from tests.integration.store.conftest import bench, server_bench, servers  # noqa: F401 -- fixtures
 from tests.support.servers import RedisServer
 
 ENTRY = "the entry"
+BASIC = {"task": "shop.restock", "args": (1, "zwei"), "kwargs": {"three": 3}}
 OWN_KEYS = "{ha-beat:"
+
+
+def entry(**options: Any) -> dict[str, Any]:
+    return {**BASIC, "options": options}
+
+
+class Comparison:
+    """Sender of an entry by stock beat and by ha_beat, each into an empty broker."""
+
+    #: Seconds until every entry has a verdict.
+    patience = 15
+
+    def __init__(self, server: RedisServer, app: Celery, cluster: str = "messages") -> None:
+        self.server = server
+        self.app = app
+        self.keys = Keys(cluster)
+
+    def traffic(self, send: Callable[[], object]) -> Any:
+        """Return what is in the broker after a send into an empty one."""
+        raise NotImplementedError
+
+    def stock(self, line: Mapping[str, Any]) -> Any:
+        def send() -> None:
+            scheduler = Scheduler(self.app, lazy=True)
+            due = ScheduleEntry(name=ENTRY, app=self.app, **{"schedule": 3600, **copy.deepcopy(dict(line))})
+            scheduler.apply_async(due, producer=scheduler.producer, advance=False)
+            scheduler.producer.connection.release()
+
+        return self.traffic(send)
+
+    def ours(self, line: Mapping[str, Any]) -> Any:
+        return self.traffic(lambda: self.run_scheduler({ENTRY: line}))
+
+    def run_scheduler(self, lines: Mapping[str, Mapping[str, Any]], settled: int | None = None) -> None:
+        """Run one replica until ``settled`` of the overdue entries, by default all, have a verdict."""
+        overdue = datetime.now(UTC) - timedelta(minutes=90)
+        self.app.conf.beat_schedule = {
+            name: {"schedule": timedelta(hours=1), "last_run_at": overdue, **copy.deepcopy(dict(line))}
+            for name, line in lines.items()
+        }
+        scheduler = HAScheduler(self.app, max_interval=0.02)
+        deadline = time.monotonic() + self.patience
+        try:
+            while self._with_verdict() != (len(lines) if settled is None else settled):
+                scheduler.tick()
+                assert time.monotonic() < deadline, "nothing was enqueued"
+        finally:
+            if scheduler._loop.runtime is not None:
+                # There are no other replicas, so do not wait for the removal of the member record.
+                scheduler._loop.runtime.monitoring.poller.removed = True
+            scheduler.close()
+            scheduler.close()
+
+    def ledger(self) -> dict[str, Any]:
+        """Return the ledger's rows by entry."""
+        rows = self.server.admin.hgetall(self.keys.ledger)
+        return {name[2:]: json.loads(row) for name, row in rows.items() if name.startswith("e:")}
+
+    def _with_verdict(self) -> int:
+        return sum(row.get("verdict") in ("enqueued", "skipped") for row in self.ledger().values())
 
 
 @dataclass
@@ -39,76 +105,27 @@ class Traffic:
         return [message for messages in self.queues.values() for message in messages]
 
 
-class Comparison:
-    """Sender of an entry by stock beat and by ha_beat, each into an empty Redis."""
+class RedisComparison(Comparison):
+    """Comparison with a Redis as broker. ``prepare`` declares queues as a worker does."""
 
-    def __init__(self, server: RedisServer, app: Celery, prepare: Callable[[Celery], Connection] | None) -> None:
-        self.server = server
-        self.app = app
-        self._prepare = prepare
+    prepare: Callable[[Celery], Connection] | None = None
 
-    def stock(self, entry: Mapping[str, Any]) -> Traffic:
-        def send() -> None:
-            scheduler = Scheduler(self.app, lazy=True)
-            due = ScheduleEntry(name=ENTRY, app=self.app, **{"schedule": 3600, **copy.deepcopy(dict(entry))})
-            scheduler.apply_async(due, producer=scheduler.producer, advance=False)
-            scheduler.producer.connection.release()
-
-        return self._traffic(send)
-
-    def ours(self, entry: Mapping[str, Any]) -> Traffic:
-        return self._traffic(lambda: self.run_scheduler({ENTRY: entry}))
-
-    def run_scheduler(self, entries: Mapping[str, Mapping[str, Any]], settled: int | None = None) -> None:
-        """Run one replica until each of the overdue entries has a verdict.
-
-        ``settled`` is the number of entries that get one, by default all.
-        """
-        wanted = len(entries) if settled is None else settled
-        overdue = datetime.now(UTC) - timedelta(minutes=90)
-        self.app.conf.beat_schedule = {
-            name: {"schedule": timedelta(hours=1), "last_run_at": overdue, **copy.deepcopy(dict(entry))}
-            for name, entry in entries.items()
-        }
-        scheduler = HAScheduler(self.app, max_interval=0.02)
-        try:
-            deadline = time.monotonic() + 15
-            while not self._settled(wanted):
-                scheduler.tick()
-                assert time.monotonic() < deadline, "nothing was enqueued"
-        finally:
-            if scheduler._loop.runtime is not None:
-                # There are no other replicas, so do not wait for the removal of the member record.
-                scheduler._loop.runtime.monitoring.poller.removed = True
-            scheduler.close()
-            scheduler.close()
-
-    def ledger(self) -> dict[str, Any]:
-        """Return the ledger's rows by entry."""
-        rows: Any = self.server.admin.hgetall(f"{OWN_KEYS}{self.app.main}}}:ledger")
-        return {name[2:]: json.loads(row) for name, row in rows.items() if name.startswith("e:")}
-
-    def _settled(self, count: int) -> bool:
-        return sum(row.get("verdict") in ("enqueued", "skipped") for row in self.ledger().values()) == count
-
-    def _traffic(self, send: Callable[[], None]) -> Traffic:
+    def traffic(self, send: Callable[[], object]) -> Traffic:
         client: Any = redis.Redis.from_url(self.server.url, decode_responses=True, encoding_errors="surrogateescape")
         client.flushall()
-        worker = self._prepare(self.app) if self._prepare is not None else None
+        worker = self.prepare(self.app) if self.prepare else None
         listener = client.pubsub(ignore_subscribe_messages=True)
         listener.psubscribe("*")
         listener.get_message(timeout=5.0)
         send()
-        traffic = Traffic()
         client.publish("the end", "")
+        traffic = Traffic()
         for heard in iter(lambda: listener.get_message(timeout=5.0), None):
             if heard["channel"] == "the end":
                 break
             if not heard["channel"].startswith(OWN_KEYS):
                 traffic.published.append((heard["channel"], json.loads(heard["data"])))
-        for key in sorted(client.keys("*")):
-            if key.startswith(OWN_KEYS):
-                continue
+        for key in sorted(key for key in client.keys("*") if not key.startswith(OWN_KEYS)):
             if client.type(key) == "list":
                 traffic.queues[key] = [json.loads(raw) for raw in reversed(client.lrange(key, 0, -1))]
             else:
@@ -121,6 +138,49 @@ class Comparison:
             worker.release()
         return traffic
 
+    def queued(self) -> list[str]:
+        """Return the entries whose messages are in the queue, oldest first."""
+        raw = self.server.admin.lrange("celery", 0, -1)
+        return [json.loads(message)["headers"]["ha_beat"]["entry"] for message in reversed(raw)]
+
+
+MakeComparison = Callable[..., RedisComparison]
+
+
+@pytest.fixture
+def make_comparison(shared_redis: RedisServer) -> MakeComparison:
+    def make(
+        config: Mapping[str, Any] | None = None, prepare: Callable[[Celery], Connection] | None = None, **transport: Any
+    ) -> RedisComparison:
+        app = Celery("messages", broker=shared_redis.url, set_as_current=False)
+        app.conf.update({"timezone": "UTC", "broker_transport_options": transport, **(config or {})})
+        app.finalize()
+        comparison = RedisComparison(shared_redis, app)
+        comparison.prepare = prepare
+        return comparison
+
+    return make
+
+
+TASK_ID = "0f0e0d0c-0000-5000-8000-000000000000"
+HEADER = {"cluster": "shop", "entry": "report", "scheduled_at": "2030-01-01T12:00:00.000000+00:00"}
+
+
+class Sender:
+    """Publisher of the messages of one entry."""
+
+    def __init__(self, broker: str, timeout: float = 0.5, **config: Any) -> None:
+        self.app = Celery("shop", broker=broker, set_as_current=False)
+        self.app.conf.update({"task_default_queue": "jobs.fifo", **config})
+        self.publisher = Publisher(self.app, timeout, SystemClock())
+
+    def prepare(self, task: str = "report") -> Any:
+        due = ScheduleEntry(name="report", task=task, schedule=60, app=self.app)
+        return self.publisher.prepare(due, (1,), {}, with_header({}, HEADER, TASK_ID))
+
+    def send(self, message: Any = None) -> Sent:
+        return self.publisher.send(message or self.prepare())
+
 
 def body_of(message: Mapping[str, Any]) -> bytes:
     """Return the message's body, decoded from the transport's encoding."""
@@ -128,17 +188,38 @@ def body_of(message: Mapping[str, Any]) -> bytes:
     return base64.b64decode(message["body"])
 
 
-@pytest.fixture
-def make_comparison(shared_redis: RedisServer) -> Callable[..., Comparison]:
-    def make(
-        config: Mapping[str, Any] | None = None,
-        prepare: Callable[[Celery], Connection] | None = None,
-        **transport: Any,
-    ) -> Comparison:
-        app = Celery("messages", broker=shared_redis.url, set_as_current=False)
-        app.conf.update(timezone="UTC", broker_transport_options=transport)
-        app.conf.update(dict(config or {}))
-        app.finalize()
-        return Comparison(shared_redis, app, prepare)
+class Instant:
+    """Instant that equals another one less than a minute away with the same offset from UTC."""
 
-    return make
+    def __init__(self, at: datetime) -> None:
+        self.at = at
+
+    def __repr__(self) -> str:
+        return f"about {self.at.isoformat()}"
+
+    def __eq__(self, other: object) -> bool:
+        offsets_are_equal = isinstance(other, Instant) and self.at.utcoffset() == other.at.utcoffset()
+        return offsets_are_equal and abs(self.at - other.at) < timedelta(minutes=1)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+_TIMES: dict[str, Callable[[str], datetime]] = {
+    "eta": datetime.fromisoformat,
+    "expires": datetime.fromisoformat,
+    "expiration": lambda milliseconds: datetime.fromtimestamp(int(milliseconds) / 1000, UTC),
+}
+
+
+def masked(value: Any, ids: set[Any], *, exact: bool = False) -> Any:
+    """Replace ids and, unless ``exact``, each instant by one that is equal to instants close to it."""
+    if isinstance(value, Mapping):
+        return {
+            name: Instant(_TIMES[name](item))
+            if not exact and name in _TIMES and isinstance(item, str)
+            else masked(item, ids, exact=exact)
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [masked(item, ids, exact=exact) for item in value]
+    return "id" if isinstance(value, str) and value in ids else value

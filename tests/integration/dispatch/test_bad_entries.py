@@ -1,10 +1,8 @@
-"""A bad entry does not stop the others: the log names it, and it gets a verdict."""
+"""Bad entries, which must not stop the others."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,7 +12,7 @@ from celery.beat import BeatLazyFunc
 from celery.schedules import BaseSchedule, schedstate, schedule
 
 from ha_beat.reasons import EntryFault
-from tests.integration.dispatch.conftest import Comparison
+from tests.integration.dispatch.conftest import MakeComparison, RedisComparison
 
 GOOD = {f"good-{n}": {"task": "good"} for n in range(3)}
 
@@ -46,39 +44,38 @@ SKIPPED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def with_tasks(comparison: Comparison) -> Comparison:
-    def typed(one: int) -> None: ...
-
-    comparison.app.task(name="raises", base=Raises, shared=False)(nothing)
-    comparison.app.task(name="silent", base=Silent, shared=False)(nothing)
-    comparison.app.task(name="typed", shared=False)(typed)
-    return comparison
-
-
 def nothing() -> None: ...
 
 
-def queued(comparison: Comparison) -> list[str]:
-    """Return the entries whose messages are in the queue, oldest first."""
-    raw: Any = comparison.server.admin.lrange("celery", 0, -1)
-    return [json.loads(message)["headers"]["ha_beat"]["entry"] for message in reversed(raw)]
+def typed(one: int) -> None: ...
 
 
-@pytest.mark.parametrize("what", SKIPPED)
+@pytest.fixture
+def comparison(make_comparison: MakeComparison, caplog: pytest.LogCaptureFixture) -> RedisComparison:
+    made = make_comparison()
+    made.app.task(name="raises", base=Raises, shared=False)(nothing)
+    made.app.task(name="silent", base=Silent, shared=False)(nothing)
+    made.app.task(name="typed", shared=False)(typed)
+    caplog.set_level(logging.INFO)
+    return made
+
+
+def errors_of_the_bad_one(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [r for r in caplog.records if r.levelno >= logging.ERROR and "a-bad one" in r.getMessage()]
+
+
+@pytest.mark.parametrize("fault", SKIPPED)
 def test_entry_whose_message_cannot_be_built_is_skipped(
-    what: str, make_comparison: Callable[..., Comparison], caplog: pytest.LogCaptureFixture
+    fault: str, comparison: RedisComparison, caplog: pytest.LogCaptureFixture
 ):
     """The ledger has the reason and the detail."""
-    bad, hint = SKIPPED[what]
-    comparison = with_tasks(make_comparison())
-    with caplog.at_level(logging.INFO):
-        comparison.run_scheduler({"a-bad one": bad, **GOOD})
-    assert sorted(queued(comparison)) == sorted(GOOD)
+    bad, hint = SKIPPED[fault]
+    comparison.run_scheduler({"a-bad one": bad, **GOOD})
+    assert sorted(comparison.queued()) == sorted(GOOD)
     row = comparison.ledger()["a-bad one"]
     assert row["verdict"] == "skipped"
     assert hint in row["detail"]
-    lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR and "a-bad one" in r.getMessage()]
-    assert any(hint in line for line in lines), lines
+    assert any(hint in record.getMessage() for record in errors_of_the_bad_one(caplog))
 
 
 class RaisingSchedule(BaseSchedule):
@@ -108,53 +105,40 @@ class RaisesBelow(schedule):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_entry_that_cannot_be_scheduled_is_left_out(
-    bad: dict[str, Any], hint: str, make_comparison: Callable[..., Comparison], caplog: pytest.LogCaptureFixture
+    bad: dict[str, Any], hint: str, comparison: RedisComparison, caplog: pytest.LogCaptureFixture
 ):
-    """The log names the entry and the reason."""
-    comparison = make_comparison()
-    with caplog.at_level(logging.INFO):
-        comparison.run_scheduler({"a-bad one": bad, **GOOD}, settled=len(GOOD))
-    assert sorted(queued(comparison)) == sorted(GOOD)
-    logged = [
-        record.getMessage() + str(record.exc_info)
-        for record in caplog.records
-        if record.levelno >= logging.ERROR and "a-bad one" in record.getMessage()
-    ]
-    assert any(hint in line for line in logged), logged
+    comparison.run_scheduler({"a-bad one": bad, **GOOD}, settled=len(GOOD))
+    assert sorted(comparison.queued()) == sorted(GOOD)
+    assert any(hint in r.getMessage() + str(r.exc_info) for r in errors_of_the_bad_one(caplog))
 
 
 def test_queue_key_of_another_type_stops_only_its_own_entry(
-    make_comparison: Callable[..., Comparison], caplog: pytest.LogCaptureFixture
+    comparison: RedisComparison, caplog: pytest.LogCaptureFixture
 ):
     """kombu reports it like a lost connection."""
-    comparison = make_comparison()
     comparison.server.admin.set("taken", "not a list")
-    with caplog.at_level(logging.INFO):
-        comparison.run_scheduler({"a-bad one": {"task": "good", "options": {"queue": "taken"}}, **GOOD})
-    assert sorted(queued(comparison)) == sorted(GOOD)
+    comparison.run_scheduler({"a-bad one": {"task": "good", "options": {"queue": "taken"}}, **GOOD})
+    assert sorted(comparison.queued()) == sorted(GOOD)
     row = comparison.ledger()["a-bad one"]
     assert (row["verdict"], "WRONGTYPE" in row["detail"]) == ("skipped", True)
     assert any("a-bad one" in record.getMessage() and "taken" in record.getMessage() for record in caplog.records)
 
 
-def test_overdue_entries_are_enqueued_in_order_of_due_time(make_comparison: Callable[..., Comparison]):
+def test_overdue_entries_are_enqueued_in_order_of_due_time(make_comparison: MakeComparison):
     """Over several batches, whatever the order of the schedule."""
     comparison = make_comparison({"ha_beat_batch_size": 7})
     now = datetime.now(UTC)
     late = {f"late-{n:02}": now - timedelta(hours=1, seconds=(n * 37) % 50 + 1) for n in range(50)}
     comparison.run_scheduler({name: {"task": "good", "last_run_at": last} for name, last in late.items()})
-    assert queued(comparison) == sorted(late, key=late.__getitem__)
+    assert comparison.queued() == sorted(late, key=late.__getitem__)
 
 
-def test_row_of_a_newer_version_is_left_alone(
-    make_comparison: Callable[..., Comparison], caplog: pytest.LogCaptureFixture
-):
+def test_row_of_a_newer_version_is_left_alone(comparison: RedisComparison, caplog: pytest.LogCaptureFixture):
     """A replica that was rolled back does not overwrite a row that it cannot read, and logs it."""
-    comparison = make_comparison()
-    key = f"{{ha-beat:{comparison.app.main}}}:ledger"
-    comparison.server.admin.hset(key, "e:a-bad one", '{"v":99}')
+    ledger = comparison.keys.ledger
+    comparison.server.admin.hset(ledger, "e:a-bad one", '{"v":99}')
     comparison.run_scheduler({"a-bad one": {"task": "good"}, **GOOD}, settled=len(GOOD))
-    assert sorted(queued(comparison)) == sorted(GOOD)
-    assert comparison.server.admin.hget(key, "e:a-bad one") == '{"v":99}'
+    assert sorted(comparison.queued()) == sorted(GOOD)
+    assert comparison.server.admin.hget(ledger, "e:a-bad one") == '{"v":99}'
     failed = [vars(record) for record in caplog.records if vars(record).get("action") == "entry_failed"]
     assert {(fields["entry"], fields["reason"]) for fields in failed} == {("a-bad one", EntryFault.ROW_UNREADABLE)}

@@ -62,7 +62,7 @@ def two(shared_redis: RedisServer, one: Side) -> Side:
     return Side(shared_redis, 2, "two", one.clock)
 
 
-def test_replica_does_not_campaign_before_its_first_check(one: Side) -> None:
+def test_replica_does_not_campaign_before_its_first_check(one: Side):
     assert not one.marker.permits()
     assert one.may_campaign()
 

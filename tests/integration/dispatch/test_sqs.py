@@ -10,14 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from celery import Celery
-from celery.beat import ScheduleEntry
 
-from ha_beat.clock import SystemClock
 from ha_beat.dispatch.broker_adapters import Sent
-from ha_beat.dispatch.publisher import Publisher
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import PublishOutcome
+from tests.integration.dispatch.conftest import TASK_ID, Sender
 
 pytest.importorskip("boto3")
 
@@ -40,10 +37,8 @@ class Sqs(ThreadingHTTPServer):
                 self.sent.append(asked)
                 if self.outcome != 200:
                     return self.outcome, {"__type": "com.amazonaws.sqs#Refused", "message": "no"}
-                return 200, {
-                    "MessageId": "1",
-                    "MD5OfMessageBody": hashlib.md5(asked["MessageBody"].encode()).hexdigest(),
-                }
+                digest = hashlib.md5(asked["MessageBody"].encode()).hexdigest()
+                return 200, {"MessageId": "1", "MD5OfMessageBody": digest}
             case "GetQueueAttributes":
                 return 200, {"Attributes": {"ApproximateNumberOfMessages": "0"}}
             case _:
@@ -81,53 +76,31 @@ def sqs() -> Iterator[Sqs]:
     server.server_close()
 
 
-class Sender:
-    """A publisher to the service."""
-
-    def __init__(self, server: Sqs) -> None:
-        self.app = Celery("desk", broker=f"sqs://key:secret@127.0.0.1:{server.server_port}//", set_as_current=False)
-        self.app.conf.update(
-            task_default_queue="jobs.fifo",
-            broker_transport_options={
-                "region": "us-east-1",
-                "is_secure": False,
-                "client-config": {"user_agent_extra": "shop", "retries": {"total_max_attempts": 4}},
-            },
-        )
-        self.publisher = Publisher(self.app, 2.0, SystemClock())
-        self.publisher.ready()
-
-    def send(self) -> Sent:
-        entry = ScheduleEntry(name="report", task="report", schedule=60, app=self.app)
-        return self.publisher.send(self.publisher.prepare(entry, (), {}, {"task_id": "the id"}))
+@pytest.fixture
+def sender(sqs: Sqs) -> Sender:
+    client = {"user_agent_extra": "shop", "retries": {"total_max_attempts": 4}}
+    options = {"region": "us-east-1", "is_secure": False, "client-config": client}
+    made = Sender(f"sqs://key:secret@127.0.0.1:{sqs.server_port}//", 2.0, broker_transport_options=options)
+    made.publisher.ready()
+    return made
 
 
-def test_deduplication_id_is_the_task_id(sqs: Sqs) -> None:
+def test_deduplication_id_is_the_task_id(sqs: Sqs, sender: Sender):
     """A FIFO queue drops a second publish."""
-    assert Sender(sqs).send() == Sent(PublishOutcome.ACCEPTED)
-    assert [message["MessageDeduplicationId"] for message in sqs.sent] == ["the id"]
+    assert sender.send() == Sent(PublishOutcome.ACCEPTED)
+    assert [message["MessageDeduplicationId"] for message in sqs.sent] == [TASK_ID]
 
 
-def test_lost_answer_does_not_lead_to_a_second_publish(sqs: Sqs) -> None:
-    """Amazon's client would retry by itself, and a standard queue would have each copy."""
-    sender = Sender(sqs)
-    sqs.outcome = 0
-    sent = sender.send()
-    assert (sent.outcome, sent.broken) == (PublishOutcome.UNKNOWN, True)
-    assert len(sqs.sent) == 1
-
-
-@pytest.mark.parametrize(("status", "outcome"), [(400, "refused"), (403, "refused"), (500, "unknown")])
-def test_only_a_client_error_is_a_certain_refusal(sqs: Sqs, status: int, outcome: str) -> None:
-    sender = Sender(sqs)
+@pytest.mark.parametrize(("status", "outcome"), [(0, "unknown"), (400, "refused"), (403, "refused"), (500, "unknown")])
+def test_only_a_client_error_is_a_certain_refusal(sqs: Sqs, sender: Sender, status: int, outcome: str):
+    """There is no second publish: Amazon's client would retry, and a standard queue would have each copy."""
     sqs.outcome = status
     sent = sender.send()
     assert (sent.outcome, sent.broken) == (outcome, outcome == "unknown")
     assert len(sqs.sent) == 1
 
 
-def test_refused_connection_certainly_sent_nothing(sqs: Sqs) -> None:
-    sender = Sender(sqs)
+def test_refused_connection_certainly_sent_nothing(sqs: Sqs, sender: Sender):
     sender.send()
     sqs.shutdown()
     sqs.server_close()

@@ -6,11 +6,10 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.cluster import base_environment
-from tests.integration.dispatch.conftest import Comparison
+from tests.integration.dispatch.conftest import MakeComparison
 from tests.support.servers import RedisServer, ServerProcess, wait_for
 
 ENTRIES = {
@@ -26,25 +25,21 @@ ENTRIES = {
 
 
 def test_stock_worker_runs_each_message_once(
-    make_comparison: Callable[..., Comparison], shared_redis: RedisServer, tmp_path: Path
+    make_comparison: MakeComparison, shared_redis: RedisServer, tmp_path: Path
 ):
     """With any option. An expired message is dropped, as one of stock beat is."""
     comparison = make_comparison()
     comparison.run_scheduler(ENTRIES)
-    rows = {name: row for name, row in comparison.ledger().items() if name in ENTRIES}
-    assert {row["verdict"] for row in rows.values()} == {"enqueued"}
+    rows = comparison.ledger()
+    assert {rows[name]["verdict"] for name in ENTRIES} == {"enqueued"}
     worker = ServerProcess(
         [sys.executable, "-m", "celery", "-A", "tests.support.apps.tick_app", "worker", "-P", "solo", "-l", "INFO"],
         tmp_path / "worker.log",
         env=base_environment({"BROKER_URL": shared_redis.url}),
     )
     try:
-        wanted = {row["id"] for name, row in rows.items() if name != "expired"}
-
-        def all_ran() -> bool:
-            return wanted <= set(succeeded(worker))
-
-        wait_for(all_ran, 40, "every task to succeed")
+        wanted = {rows[name]["id"] for name in ENTRIES if name != "expired"}
+        wait_for(lambda: wanted <= set(succeeded(worker)), 40, "every task to succeed")
         log = worker.log_text()
         assert sorted(succeeded(worker)) == sorted(wanted)
         assert f"Discarding revoked task: tick[{rows['expired']['id']}]" in log or "expired" in log
