@@ -134,10 +134,11 @@ def test_clocked_row_runs_again_at_another_time(site):
 
 
 def test_clocked_row_disabled_at_its_time_does_not_run_later(site):
-    task = row("task", clocked=at(soon(8)), one_off=True)
     row("other", interval=every(0.5))
     with beats(site) as cluster:
-        wait_for_verdict(cluster, task, "armed")
+        site.wait_for("other")
+        task = row("task", clocked=at(soon(8)), one_off=True)
+        wait_for_verdict(cluster, task, "armed", 6)
         switch(task, on=False)
         wait_for_verdict(cluster, task, "absent", 10)
         time.sleep(8)
