@@ -90,7 +90,6 @@ def test_image_copies_only_existing_files():
         if line.startswith("COPY ") and "--from=" not in line
         for source in line.split()[1:-1]
     ]
-
     assert copied
     for source in copied:
         assert (ROOT / source).exists(), source
@@ -103,13 +102,11 @@ def test_only_known_images_are_used(compose):
     lines = instructions(DEPLOY / "Dockerfile")
     named = {line.split()[1] for line in lines if line.startswith("FROM ")}
     named |= {service["image"] for service in compose["services"].values()} - {own}
-
     assert named <= IMAGES
 
 
 def test_image_runs_as_a_numeric_user_other_than_root():
     users = [line.split()[1] for line in instructions(DEPLOY / "Dockerfile") if line.startswith("USER ")]
-
     assert users
     assert all(user.isdecimal() and user != "0" for user in users)
 
@@ -125,7 +122,6 @@ def test_own_services_are_read_only_and_unprivileged(compose):
 def test_image_is_built_by_one_service(compose):
     """If each service built it, each build would have another id, and the next `up` would replace every container."""
     own = [service for service in compose["services"].values() if service["image"] == compose["x-example"]["image"]]
-
     assert [service["pull_policy"] for service in own if "build" in service] == ["missing"]
     # Otherwise Compose would pull it from a registry.
     assert {service["pull_policy"] for service in own if "build" not in service} == {"never"}
@@ -133,7 +129,6 @@ def test_image_is_built_by_one_service(compose):
 
 def test_three_beats_have_limits_and_redis_keeps_its_data(compose):
     beat, redis = compose["services"]["beat"], compose["services"]["redis"]
-
     assert beat["deploy"]["replicas"] == 3
     assert {"cpus", "memory"} <= set(beat["deploy"]["resources"]["limits"])
     command = redis["command"]
@@ -144,7 +139,6 @@ def test_three_beats_have_limits_and_redis_keeps_its_data(compose):
 def test_ports_are_bound_to_localhost(compose):
     """The pages have no login."""
     ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
-
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
@@ -154,7 +148,6 @@ def test_every_mounted_file_exists(compose):
     services = [*compose["services"].values(), *override["services"].values()]
     sources = [mount.split(":")[0] for service in services for mount in service.get("volumes", [])]
     missing = [source for source in sources if source.startswith("./") and not (ROOT / source).exists()]
-
     assert missing == []
 
 
@@ -162,7 +155,6 @@ def test_compose_parses_the_file(compose):
     """Every variable has a default."""
     _need_compose()
     output = passes("docker", "compose", "--profile", "monitoring", "config", "--format", "json")
-
     found = json.loads(output[output.index("{") :])
     assert set(found["services"]) == set(compose["services"])
 

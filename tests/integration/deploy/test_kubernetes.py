@@ -137,7 +137,6 @@ def test_every_selector_matches_exactly_the_beat_pods(manifests):
             selectors[service["metadata"]["name"]] = service["spec"]["selector"]
     for constraint in beat["spec"]["template"]["spec"].get("topologySpreadConstraints", []):
         selectors[constraint["topologyKey"]] = constraint["labelSelector"]["matchLabels"]
-
     for name, selector in selectors.items():
         assert selector.items() <= labels.items(), name
         assert not any(selector.items() <= other.items() for other in others), f"{name} matches others too"
@@ -152,7 +151,6 @@ def test_example_redis_keeps_its_data_and_admits_only_its_namespace(kustomized):
     given = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
     (policy,) = (each for each in of_kind(made, "NetworkPolicy") if each["metadata"]["name"] == "redis")
     (service,) = (each for each in of_kind(made, "Service") if each["metadata"]["name"] == "redis")
-
     assert (given["--appendonly"], given["--maxmemory-policy"]) == ("yes", "noeviction")
     assert redis["spec"]["volumeClaimTemplates"][0]["metadata"]["name"] == container["volumeMounts"][0]["name"]
     assert _megabytes(container["resources"]["limits"]["memory"]) >= 2 * _megabytes(given["--maxmemory"])
@@ -203,7 +201,6 @@ def test_pods_meet_the_restricted_profile(manifests):
 def test_each_probe_uses_its_endpoint(manifests):
     """A liveness probe at /readyz would restart every replica while Redis is unreachable."""
     (beat,) = beat_of(manifests)["spec"]["template"]["spec"]["containers"]
-
     paths = {probe: beat[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")}
     assert paths == {"startup": "/livez", "liveness": "/livez", "readiness": "/readyz"}
     ports = {beat[f"{probe}Probe"]["httpGet"]["port"] for probe in ("startup", "liveness", "readiness")}
@@ -217,14 +214,12 @@ def test_replica_has_its_pods_name_and_address(manifests):
         for each in beat["env"]
         if "fieldRef" in each.get("valueFrom", {})
     }
-
     assert fields == {"HA_BEAT_REPLICA": "metadata.name", "POD_IP": "status.podIP"}
 
 
 def test_grace_period_leaves_time_for_a_handover(manifests):
     spec = beat_of(manifests)["spec"]["template"]["spec"]
     pause = float(spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
-
     # For a command in flight and the release; command_timeout is at most 2.5 s.
     assert spec["terminationGracePeriodSeconds"] >= pause + 2 * 2.5 + 5
 
@@ -235,7 +230,6 @@ def test_rollout_keeps_the_number_of_replicas(manifests):
 
 def test_headless_service_includes_replicas_that_are_not_ready(manifests):
     (replicas,) = (each for each in of_kind(manifests, "Service") if each["metadata"]["name"].endswith("-replicas"))
-
     assert replicas["spec"]["clusterIP"] == "None"
     assert replicas["spec"]["publishNotReadyAddresses"] is True
 
@@ -246,7 +240,6 @@ def test_settings_exist_and_probes_use_the_bound_port(manifests):
     name = container["envFrom"][0]["configMapRef"]["name"]
     (config,) = (each["data"] for each in of_kind(manifests, "ConfigMap") if each["metadata"]["name"] == name)
     known = {f"HA_BEAT_{setting.name.upper()}" for setting in SETTINGS}
-
     given = {variable for variable in config if variable.startswith("HA_BEAT_")}
     given |= {each["name"] for each in container["env"] if each["name"].startswith("HA_BEAT_")}
     assert given <= known
@@ -258,7 +251,6 @@ def test_service_monitor_of_helm_selects_each_replica_once(helm):
     made = parsed(template(helm, "operator"))
     (monitor,) = of_kind(made, "ServiceMonitor")
     wanted = monitor["spec"]["selector"]["matchLabels"].items()
-
     chosen = [
         each["metadata"]["name"] for each in of_kind(made, "Service") if wanted <= each["metadata"]["labels"].items()
     ]
@@ -271,7 +263,6 @@ def test_service_monitor_of_kustomize_selects_each_replica_once(kustomized):
     monitor = yaml.safe_load((DEPLOY / "kubernetes" / "monitoring" / "service-monitor.yaml").read_text())
     (wanted,) = monitor["spec"]["selector"]["matchExpressions"]
     services = of_kind(parsed(kustomized), "Service")
-
     assert monitor["spec"]["selector"]["matchLabels"] == {"app.kubernetes.io/name": "ha-beat"}
     chosen = [each["metadata"]["name"] for each in services if wanted["key"] in each["metadata"].get("labels", {})]
     assert chosen == ["ha-beat-replicas"]
@@ -288,7 +279,6 @@ def test_helm_and_kustomize_render_the_same(helm, kustomized):
     made = [parsed(text) for text in (kustomized, template(helm, "", "--set", "app=example"))]
     specs = [beat_of(each)["spec"] for each in made]
     pod_specs = [each["template"]["spec"] for each in specs]
-
     for name in ("replicas", "strategy", "revisionHistoryLimit"):
         assert specs[0][name] == specs[1][name], name
     for one, other in (pod_specs, (pod_specs[0]["containers"][0], pod_specs[1]["containers"][0])):
@@ -327,7 +317,6 @@ def test_network_policy_allows_the_port_of_redis_url(helm, url, port):
     """Otherwise beat would wait for ever for Redis at another port."""
     made = parsed(template(helm, "", "--set-string", f"redis.url={url.replace(',', chr(92) + ',')}"))
     (policy,) = of_kind(made, "NetworkPolicy")
-
     ports = _ports(policy["spec"])
     assert ("TCP", port) in ports
     assert len(set(ports)) == len(ports)
@@ -338,14 +327,12 @@ def test_network_policy_allows_further_sources(helm):
     peer = "networkPolicy.ingressFrom[0].ipBlock.cidr=10.0.0.0/8"
     made = parsed(template(helm, "", "--set", peer))
     (policy,) = of_kind(made, "NetworkPolicy")
-
     assert {"ipBlock": {"cidr": "10.0.0.0/8"}} in policy["spec"]["ingress"][0]["from"]
 
 
 def test_pre_stop_of_0_seconds_has_no_hook(helm):
     """For images without `sleep`."""
     made = parsed(template(helm, "", "--set", "preStopSeconds=0"))
-
     assert "lifecycle" not in beat_of(made)["spec"]["template"]["spec"]["containers"][0]
 
 
@@ -364,7 +351,6 @@ def test_pre_stop_of_0_seconds_has_no_hook(helm):
 def test_wrong_value_is_refused_and_named(helm, wrong, named):
     command = [helm, "template", "x", str(CHART), "--set", wrong]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
     assert done.returncode != 0
     assert named in done.stderr
 
@@ -372,7 +358,6 @@ def test_wrong_value_is_refused_and_named(helm, wrong, named):
 def test_schema_has_every_setting():
     schema = json.loads((CHART / "values.schema.json").read_text())
     own_values = {"http_bind", "replica", "redis_url"}
-
     known = set(schema["properties"]["settings"]["propertyNames"]["enum"])
     assert known == {setting.name for setting in SETTINGS} - own_values
 
@@ -400,7 +385,6 @@ def test_schema_has_every_value():
 def test_large_number_is_rendered_as_an_integer(helm):
     """Helm parses whole numbers as floats and would render 2e+06."""
     made = parsed(template(helm, "", "--set", "settings.journal_size=2000000"))
-
     (config,) = of_kind(made, "ConfigMap")
     assert config["data"]["HA_BEAT_JOURNAL_SIZE"] == "2000000"
 
@@ -423,6 +407,5 @@ def test_script_of_helm_test_compiles(helm):
     made = parsed(template(helm))
     (pod,) = of_kind(made, "Pod")
     (script,) = pod["spec"]["containers"][0]["args"]
-
     compile(script, "leads.py", "exec")
     assert re.search(r'"shop-ha-beat", 8080', script)

@@ -97,7 +97,6 @@ def test_the_check_finds_what_is_wrong():
 @pytest.mark.parametrize("query", dashboard_queries().items(), ids=lambda item: item[0])
 def test_a_panel_asks_for_what_exists(query):
     name, expr = query
-
     assert asked_for(expr), f"{name} names no metric"
     assert wrong_with(expr) == []
 
@@ -106,7 +105,6 @@ def test_a_panel_asks_for_what_exists(query):
 def test_a_number_is_that_of_one_cluster(panel):
     """Two clusters with a leader each are not two leaders; the least of all would hide which one is in trouble."""
     (query,) = panel["targets"]
-
     assert re.match(r"(sum|max|min) by \(namespace, job\) \(", query["expr"])
     assert query["legendFormat"] == "{{namespace}} {{job}}"
 
@@ -118,14 +116,12 @@ def test_every_query_is_promql(tmp_path):
     told = [{"record": f"query:{n}", "expr": expr} for n, expr in enumerate(filled)]
     file = tmp_path / "queries.yml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": told}]}))
-
     promtool("check", "rules", str(file))
 
 
 def test_every_metric_has_its_place_on_the_dashboard():
     shown = {name for expr in dashboard_queries().values() for name in asked_for(expr)}
     shown = {re.sub(r"_(bucket|sum|count)$", "", name) if name not in _plain() else name for name in shown}
-
     assert {definition.full_name for definition in DEFINITIONS} - shown == set()
 
 
@@ -146,7 +142,6 @@ def test_panels_do_not_overlap():
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
 def test_a_rule_asks_for_what_exists(rule):
     recorded = {each["record"] for each in rules() if "record" in each}
-
     assert wrong_with(re.sub(r"\bha_beat:[\w:]+", "recorded", rule["expr"])) == []
     assert set(re.findall(r"\bha_beat:[\w:]+", rule["expr"])) <= recorded
 
@@ -158,7 +153,6 @@ def test_the_rules_fire_when_they_should_and_only_then():
 
 def test_every_alert_is_tested():
     tested = set(re.findall(r"HaBeat\w+", (RULES.parent / "rules.test.yml").read_text()))
-
     assert {rule["alert"] for rule in rules() if "alert" in rule} - tested == set()
 
 
@@ -171,7 +165,6 @@ def test_every_alert_is_explained():
         for row in rows
         for name in re.findall(r"`(HaBeat\w+)`", row.split("|")[1])
     }
-
     assert told == {
         rule["alert"]: "critical" if rule["labels"]["severity"] == "critical" else "other"
         for rule in rules()
@@ -189,5 +182,4 @@ def test_prometheus_reads_its_configuration(tmp_path):
     configuration = (RULES.parent / "prometheus.yml").read_text().replace("/etc/prometheus", str(RULES.parent))
     file = tmp_path / "prometheus.yml"
     file.write_text(configuration)
-
     promtool("check", "config", str(file))

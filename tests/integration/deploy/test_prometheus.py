@@ -106,17 +106,16 @@ def scene() -> Iterator[Scene]:
         yield Scene(prometheus, beats, redis)
 
 
-def test_every_replica_is_scraped_and_no_rule_fails(scene: Scene) -> None:
+def test_every_replica_is_scraped_and_no_rule_fails(scene: Scene):
     targets = scene.prometheus.ask("targets")["activeTargets"]
     assert [(each["health"], each["labels"]["job"]) for each in targets] == [("up", "ha-beat")] * 3, targets
-
     judged = [rule for group in scene.prometheus.ask("rules")["groups"] for rule in group["rules"]]
     assert len(judged) == len(rules())
     assert [(rule["name"], rule.get("lastError")) for rule in judged if rule["health"] != "ok"] == []
 
 
 @pytest.mark.parametrize("name", [rule["record"] for rule in rules() if "record" in rule])
-def test_what_is_recorded_is_there(scene: Scene, name: str) -> None:
+def test_what_is_recorded_is_there(scene: Scene, name: str):
     """And is a number: a quantile of nothing would be NaN."""
 
     def recorded() -> list[float]:
@@ -129,7 +128,7 @@ def test_what_is_recorded_is_there(scene: Scene, name: str) -> None:
 
 
 @pytest.mark.parametrize("query", dashboard_queries().items(), ids=lambda item: item[0])
-def test_a_panel_has_something_to_draw(scene: Scene, query: tuple[str, str]) -> None:
+def test_a_panel_has_something_to_draw(scene: Scene, query: tuple[str, str]):
     """Prometheus takes each query; where all of its series exist, it finds something."""
     _, expr = query
     if expr.startswith("label_values"):
@@ -140,33 +139,29 @@ def test_a_panel_has_something_to_draw(scene: Scene, query: tuple[str, str]) -> 
         return
     for variable, value in VARIABLES.items():
         expr = expr.replace(variable, value)
-
     drawn = scene.prometheus.range(expr)
-
     exist = all(scene.prometheus.query(f"count({series})") for series in asked_for(expr))
     assert drawn or not exist or expr.endswith(" > 0")
     never = {"ha_beat_skipped_total", "ha_beat_requested_total", "ha_beat_invariant_breaks_total"}
     assert exist or asked_for(expr).keys() <= never | {"ha_beat_terms_ended_total", "ha_beat_warnings"}
 
 
-def test_nothing_is_alarmed_while_all_is_well(scene: Scene) -> None:
+def test_nothing_is_alarmed_while_all_is_well(scene: Scene):
     wait_for(lambda: not scene.prometheus.firing(), 30, "no alarm", 0.5)
 
 
-def test_a_dead_leader_is_one_replica_down_and_no_more(scene: Scene) -> None:
+def test_a_dead_leader_is_one_replica_down_and_no_more(scene: Scene):
     leader = scene.beats.settle()
     leader.kill()
     scene.beats.wait_for_leader(other_than=leader)
-
     scene.prometheus.until_firing("HaBeatReplicaDown")
-
     assert not scene.prometheus.firing() & {"HaBeatNoLeader", "HaBeatGone", "HaBeatOverdue"}
     changed = "sum by (instance) (changes(ha_beat_leader[1m])) > 0"
     assert wait_for(lambda: scene.prometheus.query(changed), 20, "the change of leader on the dashboard", 0.5)
     _back(scene, leader)
 
 
-def test_without_redis_nobody_leads_and_somebody_is_woken(scene: Scene) -> None:
+def test_without_redis_nobody_leads_and_somebody_is_woken(scene: Scene):
     scene.redis.stop()
     try:
         scene.prometheus.until_firing("HaBeatNoLeader")
@@ -177,12 +172,10 @@ def test_without_redis_nobody_leads_and_somebody_is_woken(scene: Scene) -> None:
     wait_for(over, 40, "the alarm to end", 0.5)
 
 
-def test_when_every_beat_is_killed_somebody_is_woken(scene: Scene) -> None:
+def test_when_every_beat_is_killed_somebody_is_woken(scene: Scene):
     for beat in scene.beats:
         beat.kill()
-
     scene.prometheus.until_firing("HaBeatGone")
-
     assert "HaBeatReplicaDown" in scene.prometheus.firing()
 
 

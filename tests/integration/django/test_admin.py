@@ -103,7 +103,6 @@ def test_page_shows_the_cluster_to_a_viewer_and_refuses_control(running):
 
 def test_page_needs_a_permission(site):
     client = client_of()
-
     assert client.get(PAGE).status_code == 403
     assert client.get(DATA).status_code == 403
     assert b"Beat cluster" not in client.get("/admin/").content
@@ -113,7 +112,6 @@ def test_page_needs_a_permission(site):
 def test_pause_resume_and_step_down_are_done_and_logged(running):
     client = client_of("control_cluster")
     assert b"ha-control" in client.get(PAGE).content
-
     assert client.post(CONTROL, {"action": "pause", "reason": "upgrade"}).json()["ok"]
     paused = client.get(DATA).json()["paused"]
     assert (paused["reason"], paused["by"]) == ("upgrade", "kim (admin)")
@@ -127,7 +125,6 @@ def test_pause_resume_and_step_down_are_done_and_logged(running):
 
 def test_control_needs_a_post_with_a_token(site):
     client = client_of(superuser=True, enforce_csrf_checks=True)
-
     assert client.post(CONTROL, {"action": "step_down"}).status_code == 403
     assert client.get(CONTROL, {"action": "step_down"}).status_code == 405
     assert Client().post(CONTROL, {"action": "step_down"}).status_code == 302
@@ -136,7 +133,6 @@ def test_control_needs_a_post_with_a_token(site):
 def test_control_reports_an_unknown_action_and_a_missing_leader(site, monkeypatch):
     monkeypatch.setattr(cluster_view, "REPLY_TIMEOUT", 0.3)
     client = client_of(superuser=True)
-
     assert client.post(CONTROL, {"action": "drop"}).status_code == 400
     answer = client.post(CONTROL, {"action": "pause"})
     assert answer.status_code == 503
@@ -148,7 +144,6 @@ def test_admin_works_without_redis(site):
     row("task", interval=every(60))
     client = client_of(superuser=True)
     site.redis.stop()
-
     assert client.get(DATA).json()["error"]
     assert client.get(PAGE).status_code == 200
     tasks = client.get(TASKS)
@@ -185,7 +180,6 @@ def test_misfire_rules_are_stored_in_the_headers_and_not_sent(site):
     task = row("task", interval=every(60), headers='{"x": "y"}')
     client = client_of(superuser=True)
     answer = client.post(page_of(task), fields_of(task, misfire="skip", misfire_grace="30"))
-
     assert answer.status_code == 302, answer.content.decode()
     assert json.loads(fresh(task).headers) == {"x": "y", "ha_beat": {"misfire": "skip", "misfire_grace": 30.0}}
     entry = RowEntry(task, app)
@@ -201,7 +195,6 @@ def test_form_refuses_invalid_misfire_rules(site, own):
     """Beat would leave out the task and only log it."""
     task = row("task", interval=every(60))
     answer = client_of(superuser=True).post(page_of(task), fields_of(task, headers=f'{{"ha_beat": {own}}}'))
-
     assert answer.status_code == 200
     assert re.findall(r"errors field-(\w+)", answer.content.decode()) == ["headers"]
     assert fresh(task).headers == "{}"
@@ -210,7 +203,6 @@ def test_form_refuses_invalid_misfire_rules(site, own):
 def test_viewer_sees_a_tasks_misfire_rules(site):
     task = row("task", interval=every(60), headers='{"ha_beat": {"misfire": "skip", "misfire_grace": 30}}')
     form = client_of("view_periodictask").get(page_of(task)).content.decode()
-
     assert 'name="misfire"' not in form
     assert re.search(r'field-misfire.*?<div class="readonly">run none', form, re.DOTALL)
     assert re.search(r'field-misfire_grace.*?<div class="readonly">30', form, re.DOTALL)
@@ -220,7 +212,6 @@ def test_task_that_never_ran_shows_no_last_run(site):
     """To compute the next instant, django-celery-beat's entry fills in a last run 30 years before the start."""
     set_ledger_row(site, row("task", interval=every(60), start_time=soon(-30)))
     page = client_of(superuser=True).get(TASKS).content.decode()
-
     assert cells(page, "last_run_at") == ["-"]
     assert cells(page, "next_due") != ["-"]
 
@@ -236,7 +227,6 @@ def test_list_needs_as_many_queries_for_50_tasks_as_for_2(site):
         with CaptureQueriesContext(connection) as queries:
             assert client.get(TASKS).status_code == 200
         counted.append(len(queries))
-
     assert counted[0] == counted[1] <= 10
 
 
@@ -250,7 +240,6 @@ def test_list_shows_old_verdicts_from_the_ledger(site):
     set_ledger_row(site, row("skipped", interval=every(86400)), "skipped", scheduled_at=due, reason="missed", epoch=7)
     site.redis.client().hset("{ha-beat:site}:lease", mapping={"holder": "host-a:12", "epoch": 7, "state": "held"})
     page = client_of(superuser=True).get(TASKS + "?o=1").content.decode()
-
     verdicts = cells(page, "last_verdict")
     assert verdicts[:2] == ["enqueued, 2.5 s late"] * 2
     assert verdicts[2].startswith("skipped (")

@@ -62,7 +62,6 @@ def test_check_reports_each_mistake_with_a_hint(found, settings):
             *checks.check_time_zones(),
             *checks.check_database(),
         ]
-
     named = {message.id: message for message in messages}
     assert set(named) == {f"ha_beat.{found}", "ha_beat.W006"}
     assert named[f"ha_beat.{found}"].hint
@@ -79,7 +78,6 @@ def test_check_reports_each_mistake_with_a_hint(found, settings):
 )
 def test_check_reports_each_mistake_of_the_cluster(site, found, settings):
     output = run_check(site, **settings)
-
     assert found in output
     assert "HINT" in output
     assert "Traceback" not in output
@@ -87,7 +85,6 @@ def test_check_reports_each_mistake_of_the_cluster(site, found, settings):
 
 def test_check_reports_missing_tables_except_before_migrate(site, tmp_path):
     empty = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.fspath(tmp_path / "empty.sqlite3")}}
-
     found = run_check(site, "--database", "default", DATABASES=empty)
     assert "ha_beat.W007" in found
     assert "HINT" in found
@@ -97,7 +94,6 @@ def test_check_reports_missing_tables_except_before_migrate(site, tmp_path):
 def test_check_reports_an_unreachable_database(site, tmp_path):
     away = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.fspath(tmp_path / "nowhere" / "x.sqlite3")}}
     found = run_check(site, "--database", "default", DATABASES=away)
-
     assert "ha_beat.E006" in found
     assert "HINT" in found
 
@@ -105,7 +101,6 @@ def test_check_reports_an_unreachable_database(site, tmp_path):
 def test_check_reports_a_missing_app(monkeypatch):
     monkeypatch.setattr(checks.apps, "is_installed", lambda _: False)
     (found,) = checks.check_apps()
-
     assert found.id == "ha_beat.E001"
     assert found.hint
 

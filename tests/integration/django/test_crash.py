@@ -29,7 +29,6 @@ def test_one_off_and_clocked_rows_run_once_if_the_leader_dies(any_site):
         for task in (one_off, clocked):
             wait_until_disabled(task, 20)
         time.sleep(2.5)
-
     counted = Counter(any_site.names())
     assert (counted["one off"], counted["clocked"]) == (1, 1)
     any_site.assert_each_once("interval", 1)
@@ -56,7 +55,6 @@ def test_three_kills_in_three_minutes_lose_and_repeat_nothing(any_site):
             minute += MINUTE
         sleep_until(minute + timedelta(seconds=5))
         cluster.assert_all_alive()
-
     counted = Counter(any_site.names())
     once = {name: count for name, count in counted.items() if name not in {"minutely", "interval"}}
     assert once == {f"{kind} {number}": 1 for kind in ("one off", "clocked") for number in range(3)}
@@ -83,7 +81,6 @@ def test_stock_beat_repeats_tasks_in_the_same_case(any_site):
         wait_for(lambda: Counter(any_site.names())["clocked"] > before["clocked"], 40, "the second message", 0.1)
         time.sleep(2)
         assert datetime.now(UTC) < minute + MINUTE, "too slow: the next minute has begun"
-
     counted = Counter(any_site.names())
     assert counted["minutely"] == before["minutely"] + 1
     assert counted["clocked"] == 2

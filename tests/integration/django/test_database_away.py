@@ -48,7 +48,6 @@ def test_dispatch_continues_while_the_leader_has_no_database(postgres_site):
         leader.wait_for_log("action=schedule_store_back")
         assert_rows_catch_up(cluster, task)
         cluster.assert_all_alive()
-
     postgres_site.assert_each_once("task", 0.5)
 
 
@@ -70,7 +69,6 @@ def test_locked_table_delays_only_the_rows(postgres_site):
             cluster.wait_for_leader(other_than=second)
             postgres_site.wait_for_more(3)
         assert_rows_catch_up(cluster, task)
-
     postgres_site.assert_each_once("task", 0.5)
 
 
@@ -104,7 +102,6 @@ def test_replica_with_read_only_access_stands_by_and_leads(postgres_site):
                 cursor.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO reader")
             standbys[0].wait_for_log("action=schedule_store_back")
             assert_rows_catch_up(standbys, task)
-
     postgres_site.assert_each_once("task", 0.5)
 
 
@@ -125,7 +122,6 @@ def test_takeover_needs_no_database(postgres_site, seconds):
             time.sleep(seconds)
             postgres_site.wait_for_more(2)
         assert_rows_catch_up(cluster, task)
-
     postgres_site.assert_each_once("task", 0.5)
 
 

@@ -66,7 +66,6 @@ def test_row_disabled_earlier_keeps_its_grid_after_a_takeover(site):
         time.sleep(1.2)
         kill_leader(cluster)
         site.wait_for_more(2)
-
     site.assert_each_once("task", 2)
 
 
@@ -81,7 +80,6 @@ def test_one_off_row_disabled_earlier_does_not_run_again_after_a_takeover(site):
         kill_leader(cluster)
         wait_until_disabled(task, 15)
         time.sleep(7)
-
     assert site.names() == ["task"]
 
 
@@ -95,7 +93,6 @@ def test_one_off_row_that_is_enabled_again_runs_again(any_site):
             if runs == 1:
                 save(task, enabled=True)
         time.sleep(2)
-
     assert any_site.names() == ["task", "task"]
 
 
@@ -112,7 +109,6 @@ def test_row_disabled_while_no_beat_runs_owes_nothing_for_that_time(site):
     sleep_until(ran_at + timedelta(seconds=10))
     with beats(site, replicas=1, settings={"lease_ttl": 2}):
         wait_for(lambda: len(site.names()) > 1, 40, "the next message", 0.05)
-
     found = site.instants("task")
     assert ran_at + timedelta(seconds=6) not in found
     assert (found[1] - ran_at) % timedelta(seconds=6) == timedelta(0)
@@ -129,7 +125,6 @@ def test_clocked_row_runs_again_at_another_time(site):
             wait_for(lambda runs=runs: len(site.names()) == runs, 40, f"run {runs}", 0.05)
             wait_for_verdict(cluster, task, "absent", 10)
         time.sleep(2)
-
     assert site.names() == ["task"] * 3
 
 
@@ -145,7 +140,6 @@ def test_clocked_row_disabled_at_its_time_does_not_run_later(site):
         switch(task, on=True)
         wait_until_disabled(task, 10)
         time.sleep(1)
-
     assert "task" not in site.names()
 
 
@@ -164,7 +158,6 @@ def test_row_recreated_with_the_same_name_is_another_entry(site):
         kill_leader(cluster)
         site.wait_for_more(2, within=10)
         assert cluster.ledger()[str(old_pk)]["verdict"] == "absent"
-
     assert {headers["ha_beat"]["entry"] for headers in site.messages()} == {str(new.pk)}
     site.assert_each_once("task", 1)
 
@@ -178,7 +171,6 @@ def test_rolled_back_transaction_changes_nothing(site):
             row("other", interval=every(0.5))
             raise ZeroDivisionError
         site.wait_for_more(6, within=10)
-
     assert set(site.names()) == {"task"}
     site.assert_each_once("task", 0.5)
 
@@ -200,7 +192,6 @@ def test_edit_of_a_shared_schedule_affects_its_rows_and_owes_no_past(site):
         wait_for(lambda: site.names().count("hourly") >= 3, 10, "the interval to change", 0.05)
         assert "task 0" not in site.names() or now.minute != soon(0).minute
         site.wait_for("task 0", "task 1", within=65)
-
     site.assert_each_once("hourly", 0.5)
     assert fresh(hourly).enabled
     assert all(instant.second == 0 for instant in site.instants("task 0"))
@@ -214,7 +205,6 @@ def test_start_in_the_future_can_be_moved(site):
         site.wait_for_more(2, within=15)
         kill_leader(cluster)
         site.wait_for_more(2, within=15)
-
     assert site.instants("task")[0] == task.start_time
     site.assert_each_once("task", 1)
 
@@ -240,7 +230,6 @@ def test_expiry_can_be_moved_without_loss_or_repetition(site):
         wait_until_disabled(task, 10)
         save(once, crontab=None, interval=every(1))
         wait_until_disabled(once, 10)
-
     assert site.names().count("once") == 1
     site.assert_each_once("task", 1)
 
@@ -255,7 +244,6 @@ def test_many_switches_in_a_second_end_in_the_last_state(any_site):
         wait_for_verdict(cluster, goes, "absent", 10)
         any_site.clear()
         any_site.wait_for_more(3, within=10)
-
     assert set(any_site.names()) == {"stays"}
     any_site.assert_none_twice("stays")
 

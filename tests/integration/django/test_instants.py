@@ -7,13 +7,7 @@ from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 import pytest
-from django_celery_beat.models import (
-    ClockedSchedule,
-    CrontabSchedule,
-    IntervalSchedule,
-    PeriodicTask,
-    SolarSchedule,
-)
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, SolarSchedule
 from django_celery_beat.schedulers import ModelEntry
 
 from ha_beat.django.entries import RowEntry, UnreadableRow
@@ -42,7 +36,6 @@ def test_crontab_follows_its_time_zone():
     task = entry(crontab=CrontabSchedule(minute="30", hour="6", timezone=ZoneInfo("America/New_York")))
     first = task.instants.next_after(datetime(2026, 3, 7, tzinfo=UTC))
     second = task.instants.next_after(first)
-
     assert first == datetime(2026, 3, 7, 11, 30, tzinfo=UTC)
     assert second == datetime(2026, 3, 8, 10, 30, tzinfo=UTC)
 
@@ -73,20 +66,17 @@ def test_crontab_is_due_when_stock_is_due(zone, monkeypatch):
 def test_start_and_expiry_limit_the_instants(fields, expected):
     task = entry(**fields)
     first = task.instants.next_after(NOON - HOUR / 2 if "clocked" in fields else NOON)
-
     assert [first, task.instants.next_after(first)] == expected
 
 
 def test_interval_enabled_again_keeps_the_grid_of_its_start():
     start = NOON + timedelta(minutes=30)
     task = entry(interval=hourly(), start_time=start)
-
     assert task.instants.origin(NOON + timedelta(hours=3, minutes=10)) == start + 2 * HOUR
 
 
 def test_clocked_row_has_one_instant_however_late():
     task = entry(clocked=ClockedSchedule(clocked_time=NOON), one_off=True)
-
     assert newest_due(task.instants, NOON, NOON + 1000 * HOUR, keep=1) == ([NOON], 1)
     assert task.once
 
@@ -94,7 +84,6 @@ def test_clocked_row_has_one_instant_however_late():
 def test_past_instants_are_on_the_intervals_grid():
     """A backfill enqueues only instants that were due."""
     known, since = NOON + timedelta(minutes=7), NOON - timedelta(minutes=20)
-
     assert first_from(entry(interval=hourly()).instants, known, since) == NOON + timedelta(minutes=7)
     assert first_from(entry(interval=hourly()).instants, known, since - HOUR) == NOON - timedelta(minutes=53)
     started = entry(interval=hourly(), start_time=NOON - timedelta(minutes=53)).instants
@@ -109,7 +98,6 @@ def test_instants_of_a_solar_row_are_whole_seconds():
     pytest.importorskip("ephem")
     task = entry(solar=SolarSchedule(event="sunset", latitude=Decimal("37.7749"), longitude=Decimal("-122.4194")))
     instant = task.instants.next_after(NOON)
-
     assert NOON < instant < NOON + 24 * HOUR
     assert instant.microsecond == 0
 
@@ -123,7 +111,6 @@ def test_row_with_a_cleared_last_run_counts_from_its_last_change():
 
 def test_signature_depends_only_on_the_schedule():
     task = entry(interval=hourly())
-
     assert entry(interval=IntervalSchedule(every=60, period="minutes"), args="[1]").signature == task.signature
     assert entry(interval=hourly(), start_time=NOON).signature != task.signature
     assert entry(interval=IntervalSchedule(every=2, period="hours")).signature != task.signature

@@ -14,7 +14,7 @@ from tests.integration.django.conftest import Site
 from tests.integration.django.rows import every, row
 
 
-def test_migration_copies_last_runs_by_name(site: Site) -> None:
+def test_migration_copies_last_runs_by_name(site: Site):
     """A row without an entry in the settings is reported."""
     at = datetime.now(UTC) - timedelta(minutes=90)
     for name in ("hourly", "only-in-the-database"):

@@ -18,7 +18,6 @@ def test_rows_are_enqueued_and_their_runs_are_written(any_site):
         wait_for(lambda: len(any_site.messages("other")) >= 3, 40, "three messages", 0.1)
         count = wait_for(lambda: fresh(fast).total_run_count, 10, "a run in the row", 0.1)
         cluster.assert_all_alive()
-
     messages = any_site.messages("other")
     assert (messages[0]["periodic_task_name"], messages[0]["x"]) == ("fast", "y")
     assert messages[0]["ha_beat"]["entry"] == str(fast.pk)
@@ -35,7 +34,6 @@ def test_one_off_and_clocked_rows_run_once_and_are_disabled(any_site):
         for task in tasks:
             wait_until_disabled(task)
         time.sleep(2.5)
-
     assert sorted(any_site.names()) == ["clocked", "one off"]
 
 
@@ -54,7 +52,6 @@ def test_edit_rename_and_deletion_take_effect(site):
         wait_for_verdict(cluster, deleted, "absent", 5)
         site.clear()
         site.wait_for_more(5, within=5)
-
     assert {"edited", "new name"} == set(site.names())
 
 
@@ -74,7 +71,6 @@ def test_row_that_was_disabled_owes_nothing_when_enabled(site):
         PeriodicTasks.update_changed()
         site.wait_for_more(1, within=15)
         waited = time.time() - enabled_at
-
     assert waited > 1.9, "an occurrence from before it was enabled was enqueued"
 
 
@@ -84,6 +80,5 @@ def test_row_with_invalid_arguments_is_reported_and_kept(site):
     with beats(site) as cluster:
         site.wait_for("good")
         cluster.wait_for_leader().wait_for_log("action=entry_failed entry=bad reason=invalid")
-
     assert "bad" not in site.names()
     assert fresh(bad).enabled

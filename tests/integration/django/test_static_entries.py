@@ -23,7 +23,6 @@ SPEC = {"static": {"every": 0.5}}
 
 def test_digest_distinguishes_definitions():
     definition = {"task": "t", "schedule": crontab(minute="5"), "options": {"queue": "q"}}
-
     assert static.digest(definition) == static.digest({**definition, "schedule": crontab(minute="5")})
     assert static.digest(definition) != static.digest({**definition, "schedule": crontab(minute="6")})
     assert static.digest(definition) != static.digest({**definition, "options": {"queue": "r"}})
@@ -40,7 +39,6 @@ def test_digest_of_a_crontab_depends_on_celerys_time_zone():
             digests.append(static.digest({"task": "t", "schedule": crontab(minute="0", hour="4")}))
     finally:
         app.set_current()
-
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -70,7 +68,6 @@ def test_edit_of_a_static_entry_survives_a_restart_with_other_settings(site):
     site.clear()
     with beats(site, spec={**SPEC, "more": {"every": 0.5}}):
         site.wait_for("more")
-
     assert fresh(task).interval == every(3600)
     assert "static" not in site.names()
 
@@ -82,7 +79,6 @@ def test_changed_settings_are_written(site):
     changed = {"static": {"every": 0.5, "args": [1], "options": {"queue": "other", "ha_beat": {"misfire": "skip"}}}}
     with beats(site, spec=changed, replicas=1):
         site.wait_for(queue="other")
-
     task = PeriodicTask.objects.get(name="static")
     assert json.loads(task.args) == [1]
     assert json.loads(task.headers)["ha_beat"] == {"misfire": "skip"}
@@ -98,7 +94,6 @@ def test_standby_with_other_settings_writes_no_row(site):
             standby[0].wait_for_log("action=leader_seen")
             site.wait_for_more(5, within=20)
             standby[0].terminate()
-
     assert set(PeriodicTask.objects.values_list("name", flat=True)) == {"task", "static"}
 
 
@@ -121,7 +116,6 @@ def test_entry_that_no_row_can_hold_is_reported_and_left_out(any_site, bad, monk
     monkeypatch.setattr(static, "static_entries", lambda _: entries)
     failures: list[EntryFailed] = []
     written = static.write(app, PeriodicTask, {}, 1000, failures.append)
-
     assert {"before", "after"} <= set(PeriodicTask.objects.values_list("name", flat=True))
     if "bad" not in written:  # SQLite takes a text of any length
         assert [event.entry for event in failures] == ["bad"]

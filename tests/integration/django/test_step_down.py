@@ -58,6 +58,5 @@ def test_last_runs_are_written_without_a_next_leader(any_site):
         cluster.assert_all_alive()
         for replica in [*cluster.standbys(), cluster.wait_for_leader()]:
             replica.terminate()
-
     any_site.assert_none_twice("task")
     assert fresh(task).total_run_count == len(any_site.messages())

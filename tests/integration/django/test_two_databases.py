@@ -35,7 +35,6 @@ def test_rows_are_read_and_written_in_the_other_database(any_site, databases):
         task.delete()
         wait_for_verdict(cluster, once, "absent", 10)
         cluster.assert_all_alive()
-
     assert any_site.names().count("once") == 1
     assert [task.name for task in PeriodicTask.objects.filter(enabled=True)] == ["static"]
 

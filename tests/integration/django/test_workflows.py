@@ -48,7 +48,6 @@ def test_tasks_created_as_in_the_readme_run(site):
         wait_for_verdict(cluster, periodic_task, "absent", 10)
         count = len(site.names())
         time.sleep(2)
-
     first = site.messages()[0]
     assert first["argsrepr"] == "['arg1', 'arg2']"
     assert first["kwargsrepr"] == "{'be_careful': True}"
@@ -66,7 +65,6 @@ def test_reset_of_all_last_runs_repeats_no_run(site):
         PeriodicTasks.update_changed()
         wait_for(lambda: fresh(task).last_run_at, 10, "the next run", 0.1)
         cluster.assert_all_alive()
-
     site.assert_none_twice("task")
     assert "hourly" not in site.names()
 
@@ -79,7 +77,6 @@ def test_daily_crontab_missed_in_an_outage_is_caught_up(site):
     with beats(site):
         site.wait_for()
         time.sleep(1.5)
-
     assert site.names() == ["daily"]
 
 
@@ -103,7 +100,6 @@ def test_rows_created_while_no_beat_runs_owe_only_clocked_times(site):
             wait_until_disabled(task)
         time.sleep(1)
         skipped = cluster.ledger()[str(clocked[1].pk)]
-
     assert site.names() == ["clocked"]
     assert skipped["count"] == 0
 
@@ -137,7 +133,6 @@ row("ends", interval=every(1), expires=now - timedelta(seconds=1))
         cluster[0].terminate()
         cluster[0].start()
         site.wait_for_more(1, "interval", within=40)
-
     site.assert_none_twice("interval")
     assert (site.names().count("clocked"), site.names().count("starts"), site.names().count("ends")) == (1, 1, 0)
 
@@ -155,7 +150,6 @@ def test_expired_row_is_disabled_and_stops(site):
     with beats(site):
         wait_until_disabled(task, 60)
         time.sleep(1.5)
-
     assert max(site.instants("task")) < task.expires
 
 
@@ -164,7 +158,6 @@ def test_row_with_a_start_runs_from_then_on(site):
     row("task", interval=every(0.5), start_time=start)
     with beats(site):
         site.wait_for_more(3, within=60)
-
     assert site.instants("task")[0] == start
 
 
@@ -185,7 +178,6 @@ def test_command_line_shows_entries_by_name(site):
         outputs = [run("history", *words) for words in queries]
         schedules = run("next")
         cluster.assert_all_alive()
-
     assert all(each.startswith("0 ") and "every second" in each for each in outputs[:2]), outputs
     assert outputs[2].startswith("0 ")
     assert "every second" not in outputs[2]

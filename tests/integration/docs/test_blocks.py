@@ -56,13 +56,13 @@ def ids(found: list[Block]) -> list[Any]:
     return [pytest.param(block, id=str(block)) for block in found]
 
 
-def test_every_block_says_what_it_is() -> None:
+def test_every_block_says_what_it_is():
     """A block without a label would not be checked."""
     assert [f"{block} {block.label!r}" for block in blocks() if block.label not in LABELS] == []
 
 
 @pytest.mark.parametrize("block", ids(blocks("python")))
-def test_python(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It runs beside an app with the page's name for it, and leaves valid settings."""
     code = compile(block.body, str(block), "exec")
     if block.body.startswith("# not run:"):
@@ -107,13 +107,13 @@ def _schedulable(app: Celery) -> None:
     assert {entry.id for entry in scheduler.schedule_source.load()} >= set(app.conf.beat_schedule)
 
 
-def test_json() -> None:
+def test_json():
     for block in blocks("json"):
         json.loads(block.body)
 
 
 @pytest.mark.parametrize("block", ids(blocks("yaml")))
-def test_yaml(block: Block) -> None:
+def test_yaml(block: Block):
     """It is YAML, and its metrics exist."""
     yaml = pytest.importorskip("yaml") if os.environ.get("CI") != "true" else __import__("yaml")
     assert list(yaml.safe_load_all(block.body))
@@ -123,7 +123,7 @@ def test_yaml(block: Block) -> None:
 
 
 @pytest.mark.parametrize("block", ids(blocks("conf")))
-def test_redis_configuration(block: Block, shared_redis: RedisServer) -> None:
+def test_redis_configuration(block: Block, shared_redis: RedisServer):
     """A server accepts each line."""
     for line in block.commands():
         name, *value = shlex.split(line)
@@ -137,7 +137,7 @@ def test_redis_configuration(block: Block, shared_redis: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("block", ids(blocks("acl")))
-def test_rights(block: Block, redis_server: RedisServer) -> None:
+def test_rights(block: Block, redis_server: RedisServer):
     """They equal the tested rights, and a server accepts them."""
     from tests.integration.topologies.test_rights import LEASE
 
@@ -156,7 +156,7 @@ COMMANDS = [(block, line) for block in blocks("sh", "console") for line in block
 
 
 @pytest.mark.parametrize(("block", "line"), [pytest.param(*each, id=f"{each[0]} {each[1]}") for each in COMMANDS])
-def test_command(block: Block, line: str, request: pytest.FixtureRequest) -> None:
+def test_command(block: Block, line: str, request: pytest.FixtureRequest):
     """Arguments of our commands are valid; Redis commands run; files and extras exist."""
     inner = re.fullmatch(r"\w+=\$\((.*)\)", line)
     line = re.sub(r"\s+#.*$", "", line)  # the shell would remove it too
@@ -283,7 +283,7 @@ def _redis(args: list[str], server: RedisServer) -> None:
             client.config_set(name, value)
 
 
-def test_ci_runs_what_contributors_are_told_to_run() -> None:
+def test_ci_runs_what_contributors_are_told_to_run():
     """CI runs them by a nox session; `packaging/test_versions.py` compares CI and nox."""
     lint = re.sub(r'", "', " ", (ROOT / "noxfile.py").read_text())
     for line in ("ruff check .", "ruff format --check .", "mypy", "lint-imports", "mkdocs build --strict"):
@@ -301,7 +301,7 @@ def _have_mkdocs() -> Iterator[None]:
     return iter(())
 
 
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+def test_the_site_is_built_without_a_warning(tmp_path: Path):
     """No link is broken, and no page loads anything from another host."""
     need(_have_mkdocs)
     site = tmp_path / "site"
@@ -318,7 +318,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "link", sorted(set(re.findall(r"\]\((?!https?:)([^)\s]+)\)", (ROOT / "README.md").read_text())))
 )
-def test_a_link_of_the_readme_leads_somewhere(link: str) -> None:
+def test_a_link_of_the_readme_leads_somewhere(link: str):
     """The build of the site checks its links, but not those of the README."""
     path, _, anchor = link.partition("#")
     page = ROOT / path

@@ -10,12 +10,12 @@ from tests.integration.docs.generated import BLOCKS, ROOT, with_block
 
 
 @pytest.mark.parametrize(("file", "name", "make"), [pytest.param(*each, id=f"{each[0]} {each[1]}") for each in BLOCKS])
-def test_a_block_is_up_to_date(file: str, name: str, make: Callable[[], str]) -> None:
+def test_a_block_is_up_to_date(file: str, name: str, make: Callable[[], str]):
     """`python -m tests.integration.docs.generated` brings them up to date."""
     text = (ROOT / file).read_text("utf-8")
     assert with_block(text, name, make()) == text
 
 
-def test_a_page_without_markers_is_refused() -> None:
+def test_a_page_without_markers_is_refused():
     with pytest.raises(ValueError, match="no markers"):
         with_block("text", "settings", "table")

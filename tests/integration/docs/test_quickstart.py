@@ -62,7 +62,7 @@ class Terminal:
 
 
 @pytest.mark.slow
-def test_the_quick_start(redis_server: RedisServer, tmp_path: Path) -> None:
+def test_the_quick_start(redis_server: RedisServer, tmp_path: Path):
     """A worker runs the tasks of one of three beats. A killed leader is replaced. Status and doctor find no problem."""
     code = project().replace("redis://127.0.0.1:6379/0", redis_server.url)
     (tmp_path / "proj.py").write_text(code)

@@ -39,13 +39,7 @@ def env(tmp_path: Path) -> dict[str, str]:
 def run(env: dict[str, str], *arguments: str) -> str:
     """Run Python in the example's folder; return its output. Fails on an exit status other than 0."""
     done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=EXAMPLE,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        [sys.executable, *arguments], cwd=EXAMPLE, env=env, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -58,7 +52,6 @@ def test_system_checks_pass(env):
 
 def test_celery_reads_all_kinds_of_schedule(env):
     report = run(env, "-m", "celery", "-A", "example", "report")
-
     assert "polls.tasks.task_clear_session" in report
     assert "<crontab: */15" in report
     assert "<solar: sunset" in report
@@ -70,7 +63,6 @@ def test_schedule_names_only_existing_tasks(env):
         "app.loader.import_default_modules()\n"
         "print({entry['task'] for entry in app.conf.beat_schedule.values()} - set(app.tasks))"
     )
-
     assert run(env, "-c", code).strip() == "set()"
 
 
@@ -87,7 +79,6 @@ def test_task_deletes_expired_sessions(env):
         "task_clear_session()\n"
         "print(list(Session.objects.values_list('session_key', flat=True)))"
     )
-
     assert run(env, "-c", code).strip() == "['new']"
 
 
@@ -110,7 +101,6 @@ def test_task_deletes_expired_sessions(env):
 )
 def test_database_is_parsed_from_its_url(env, url, expected):
     code = f"from example.database import database_from_url as f; print(f({url!r}) == {expected!r})"
-
     assert run(env, "-c", code).strip() == "True"
 
 
@@ -146,7 +136,6 @@ def test_two_beats_enqueue_each_instant_once(env, tmp_path, redis_server: RedisS
 def test_checks_pass_with_either_schedule(env, kind):
     env["SCHEDULE"] = kind
     run(env, "manage.py", "migrate", "--verbosity", "0")
-
     assert "Traceback" not in run(env, "manage.py", "check", "--database", "default", "--fail-level", "WARNING")
 
 
@@ -161,7 +150,6 @@ def test_command_of_the_readme_creates_the_admins_user(env):
         "from django.contrib.auth import authenticate\n"
         f"print(authenticate(username='admin', password={password!r}).is_superuser)"
     )
-
     assert run(env, "-c", code).strip() == "True"
 
 

@@ -62,14 +62,14 @@ def wheel(distributions: Path) -> Path:
     return found
 
 
-def test_an_index_would_take_them(distributions: Path) -> None:
+def test_an_index_would_take_them(distributions: Path):
     """The metadata are complete, and the README can be rendered."""
     found = sorted(distributions.iterdir())
     assert {path.suffix for path in found} == {".whl", ".gz"}
     run(sys.executable, "-m", "twine", "check", "--strict", *found)
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path):
     run(sys.executable, "-m", "check_wheel_contents", wheel)
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names} == {"ha_beat", f"ha_beat-{ha_beat.__version__}.dist-info"}
@@ -78,7 +78,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert wanted <= set(names)
 
 
-def test_the_sdist_holds_the_tests(distributions: Path) -> None:
+def test_the_sdist_holds_the_tests(distributions: Path):
     """Packagers can run the tests."""
     (found,) = distributions.glob("*.tar.gz")
     with tarfile.open(found) as archive:
@@ -88,7 +88,7 @@ def test_the_sdist_holds_the_tests(distributions: Path) -> None:
 
 
 @pytest.mark.parametrize("extra", ["", *(name for name in EXTRAS if name not in {"test", "dev"})])
-def test_it_installs_into_an_empty_environment(wheel: Path, tmp_path: Path, extra: str) -> None:
+def test_it_installs_into_an_empty_environment(wheel: Path, tmp_path: Path, extra: str):
     """All its imports are declared as dependencies, and it is typed."""
     place = tmp_path / "venv"
     venv.create(place, with_pip=True)
@@ -102,5 +102,5 @@ def test_it_installs_into_an_empty_environment(wheel: Path, tmp_path: Path, extr
     assert list(place.glob("lib/python*/site-packages/ha_beat/py.typed"))
 
 
-def test_every_extra_for_users_has_its_check() -> None:
+def test_every_extra_for_users_has_its_check():
     assert set(EXTRAS) - {"test", "dev"} <= set(MODULES)

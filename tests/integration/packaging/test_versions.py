@@ -50,35 +50,32 @@ def pythons() -> list[str]:
 
 
 @pytest.mark.parametrize("name", sorted(floors()))
-def test_the_oldest_that_is_claimed_is_the_oldest_that_is_tested(name: str) -> None:
+def test_the_oldest_that_is_claimed_is_the_oldest_that_is_tested(name: str):
     assert constraints()[name] == floors()[name]
 
 
-def test_every_python_that_is_claimed_has_a_session_and_no_other() -> None:
+def test_every_python_that_is_claimed_has_a_session_and_no_other():
     claimed = {
         found[1]
         for classifier in PROJECT["classifiers"]
         if (found := re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", classifier))
     }
-
     assert set(pythons()) == claimed
     allowed = SpecifierSet(PROJECT["requires-python"])
     assert {f"3.{minor}" for minor in range(30) if f"3.{minor}.99" in allowed} == claimed
 
 
-def test_ci_runs_the_sessions_that_there_are() -> None:
+def test_ci_runs_the_sessions_that_there_are():
     run = re.findall(r"^nox -s (.+)$", CI, re.MULTILINE)
     sessions = [node.name for node in ast.parse(NOXFILE).body if isinstance(node, ast.FunctionDef)]
-
     assert run == ["lint", "oldest", "newest"]
     assert set(run) <= set(sessions)
 
 
-def test_nox_can_read_its_file() -> None:
+def test_nox_can_read_its_file():
     pytest.importorskip("nox", reason="of the extra dev")
     command = [sys.executable, "-m", "nox", "--list"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-
     assert done.returncode == 0, done.stderr
     for session in ("lint", "oldest", "newest", *(f"tests({version})" for version in pythons())):
         assert re.search(rf"^[*-] {re.escape(session)} -> ", done.stdout, re.MULTILINE), session
