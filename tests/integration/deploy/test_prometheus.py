@@ -1,4 +1,4 @@
-"""A real Prometheus beside three real beats, with the files that we ship: it scrapes, records, draws and alarms."""
+"""Prometheus with the shipped files beside three beats: it scrapes, records and alerts, and panels have data."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from tests.faults.cluster import Replica
-from tests.integration.deploy.test_monitoring import RULES, asked_for, dashboard_queries, rules
+from tests.integration.deploy.test_monitoring import RULES, dashboard_queries, rules, series_of
 from tests.integration.monitoring.test_replicas import Probed
 from tests.support.servers import LOCALHOST, RedisServer, Server, ServerProcess, find_program, free_port, need, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-#: Values of Grafana's variables if none is chosen.
+#: Values of Grafana's variables if the user selects nothing.
 VARIABLES = {"$__rate_interval": "15s", "$__interval": "1m", "$namespace": ".*", "$job": ".*"}
 
 
 class Prometheus(Server):
-    """The shipped configuration and rules, told where the replicas are, and in more of a hurry."""
+    """Prometheus with the shipped configuration and rules, but with these targets and shorter times."""
 
     START_SECONDS = 30.0
 
@@ -63,27 +62,23 @@ class Prometheus(Server):
             return bool(reply.status == 200)
 
     def ask(self, path: str, **parameters: str) -> Any:
-        """The `data` of the answer. Raises what urllib raises, for a query that it refuses too."""
+        """Return the `data` of the reply. Raises urllib's errors, also for a refused query."""
         url = f"http://{LOCALHOST}:{self.port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=10) as reply:
             return json.load(reply)["data"]
 
     def query(self, expr: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.ask("query", query=expr)["result"]
-        return found
+        return self.ask("query", query=expr)["result"]
 
     def range(self, expr: str) -> list[dict[str, Any]]:
-        """As a panel asks: over some time."""
+        """Query over some time, as a panel does."""
         now = time.time()
-        found: list[dict[str, Any]] = self.ask("query_range", query=expr, start=f"{now - 20}", end=f"{now}", step="5")[
-            "result"
-        ]
-        return found
+        return self.ask("query_range", query=expr, start=f"{now - 20}", end=f"{now}", step="5")["result"]
 
     def firing(self) -> set[str]:
         return {each["metric"]["alertname"] for each in self.query('ALERTS{alertstate="firing"}')}
 
-    def until_firing(self, alert: str, timeout: float = 60.0) -> None:
+    def wait_for_alert(self, alert: str, timeout: float = 60.0) -> None:
         wait_for(lambda: alert in self.firing(), timeout, f"{alert} to fire, beside {self.firing()}", 0.5)
 
 
@@ -115,8 +110,8 @@ def test_every_replica_is_scraped_and_no_rule_fails(scene: Scene):
 
 
 @pytest.mark.parametrize("name", [rule["record"] for rule in rules() if "record" in rule])
-def test_what_is_recorded_is_there(scene: Scene, name: str):
-    """And is a number: a quantile of nothing would be NaN."""
+def test_recorded_series_has_a_number(scene: Scene, name: str):
+    """Not NaN, as a quantile without observations is."""
 
     def recorded() -> list[float]:
         values = [float(each["value"][1]) for each in scene.prometheus.query(name)]
@@ -128,8 +123,7 @@ def test_what_is_recorded_is_there(scene: Scene, name: str):
 
 
 @pytest.mark.parametrize("query", dashboard_queries().items(), ids=lambda item: item[0])
-def test_a_panel_has_something_to_draw(scene: Scene, query: tuple[str, str]):
-    """Prometheus takes each query; where all of its series exist, it finds something."""
+def test_panel_has_data_if_its_series_exist(scene: Scene, query: tuple[str, str]):
     _, expr = query
     if expr.startswith("label_values"):
         found = re.fullmatch(r"label_values\((\w+)(?:\{.*\})?, (\w+)\)", expr)
@@ -140,47 +134,47 @@ def test_a_panel_has_something_to_draw(scene: Scene, query: tuple[str, str]):
     for variable, value in VARIABLES.items():
         expr = expr.replace(variable, value)
     drawn = scene.prometheus.range(expr)
-    exist = all(scene.prometheus.query(f"count({series})") for series in asked_for(expr))
+    exist = all(scene.prometheus.query(f"count({series})") for series in series_of(expr))
     assert drawn or not exist or expr.endswith(" > 0")
     never = {"ha_beat_skipped_total", "ha_beat_requested_total", "ha_beat_invariant_breaks_total"}
-    assert exist or asked_for(expr).keys() <= never | {"ha_beat_terms_ended_total", "ha_beat_warnings"}
+    assert exist or series_of(expr).keys() <= never | {"ha_beat_terms_ended_total", "ha_beat_warnings"}
 
 
-def test_nothing_is_alarmed_while_all_is_well(scene: Scene):
-    wait_for(lambda: not scene.prometheus.firing(), 30, "no alarm", 0.5)
+def test_healthy_cluster_fires_no_alert(scene: Scene):
+    wait_for(lambda: not scene.prometheus.firing(), 30, "no alert", 0.5)
 
 
-def test_a_dead_leader_is_one_replica_down_and_no_more(scene: Scene):
+def test_killed_leader_is_reported_only_as_a_replica_down(scene: Scene):
     leader = scene.beats.settle()
     leader.kill()
     scene.beats.wait_for_leader(other_than=leader)
-    scene.prometheus.until_firing("HaBeatReplicaDown")
+    scene.prometheus.wait_for_alert("HaBeatReplicaDown")
     assert not scene.prometheus.firing() & {"HaBeatNoLeader", "HaBeatGone", "HaBeatOverdue"}
     changed = "sum by (instance) (changes(ha_beat_leader[1m])) > 0"
     assert wait_for(lambda: scene.prometheus.query(changed), 20, "the change of leader on the dashboard", 0.5)
     _back(scene, leader)
 
 
-def test_without_redis_nobody_leads_and_somebody_is_woken(scene: Scene):
+def test_stopped_redis_fires_its_alerts(scene: Scene):
     scene.redis.stop()
     try:
-        scene.prometheus.until_firing("HaBeatNoLeader")
-        scene.prometheus.until_firing("HaBeatRedisDown")
+        scene.prometheus.wait_for_alert("HaBeatNoLeader")
+        scene.prometheus.wait_for_alert("HaBeatRedisDown")
     finally:
         scene.redis.start()
     over: Callable[[], bool] = lambda: not scene.prometheus.firing() & {"HaBeatNoLeader", "HaBeatRedisDown"}  # noqa: E731
-    wait_for(over, 40, "the alarm to end", 0.5)
+    wait_for(over, 40, "the alert to end", 0.5)
 
 
-def test_when_every_beat_is_killed_somebody_is_woken(scene: Scene):
+def test_killing_every_beat_fires_an_alert(scene: Scene):
     for beat in scene.beats:
         beat.kill()
-    scene.prometheus.until_firing("HaBeatGone")
+    scene.prometheus.wait_for_alert("HaBeatGone")
     assert "HaBeatReplicaDown" in scene.prometheus.firing()
 
 
-def _back(scene: Scene, beat: Replica) -> None:
+def _back(scene, beat):
     beat.start()
     scene.beats.settle()
     quiet: Callable[[], bool] = lambda: "HaBeatReplicaDown" not in scene.prometheus.firing()  # noqa: E731
-    wait_for(quiet, 30, "the alarm to end", 0.5)
+    wait_for(quiet, 30, "the alert to end", 0.5)

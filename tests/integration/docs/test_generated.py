@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from tests.integration.docs.generated import BLOCKS, ROOT, with_block
 
 
 @pytest.mark.parametrize(("file", "name", "make"), [pytest.param(*each, id=f"{each[0]} {each[1]}") for each in BLOCKS])
-def test_a_block_is_up_to_date(file: str, name: str, make: Callable[[], str]):
+def test_generated_block_matches_the_code(file, name, make):
     """`python -m tests.integration.docs.generated` brings them up to date."""
     text = (ROOT / file).read_text("utf-8")
     assert with_block(text, name, make()) == text
 
 
-def test_a_page_without_markers_is_refused():
+def test_page_without_markers_is_refused():
     with pytest.raises(ValueError, match="no markers"):
         with_block("text", "settings", "table")

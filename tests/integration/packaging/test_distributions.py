@@ -8,13 +8,11 @@ import tarfile
 import tomllib
 import venv
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import ha_beat
-from tests.support.servers import PartMissing, need
 
 ROOT = Path(__file__).parents[3]
 EXTRAS = list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
@@ -40,17 +38,9 @@ def run(*command: object, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def _tools() -> object:
-    missing = [name for name in ("build", "twine", "check_wheel_contents") if find_spec(name) is None]
-    if missing:
-        raise PartMissing(f"not installed: {', '.join(missing)}")
-    return object()
-
-
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the sdist, and the wheel from it, into a folder."""
-    need(_tools)
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
     return folder
@@ -62,14 +52,14 @@ def wheel(distributions: Path) -> Path:
     return found
 
 
-def test_an_index_would_take_them(distributions: Path):
+def test_distributions_pass_the_checks_of_an_index(distributions):
     """The metadata are complete, and the README can be rendered."""
     found = sorted(distributions.iterdir())
     assert {path.suffix for path in found} == {".whl", ".gz"}
     run(sys.executable, "-m", "twine", "check", "--strict", *found)
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path):
+def test_wheel_contains_only_the_package(wheel):
     run(sys.executable, "-m", "check_wheel_contents", wheel)
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names} == {"ha_beat", f"ha_beat-{ha_beat.__version__}.dist-info"}
@@ -78,7 +68,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path):
     assert wanted <= set(names)
 
 
-def test_the_sdist_holds_the_tests(distributions: Path):
+def test_sdist_contains_the_tests(distributions):
     """Packagers can run the tests."""
     (found,) = distributions.glob("*.tar.gz")
     with tarfile.open(found) as archive:
@@ -88,8 +78,8 @@ def test_the_sdist_holds_the_tests(distributions: Path):
 
 
 @pytest.mark.parametrize("extra", ["", *(name for name in EXTRAS if name not in {"test", "dev"})])
-def test_it_installs_into_an_empty_environment(wheel: Path, tmp_path: Path, extra: str):
-    """All its imports are declared as dependencies, and it is typed."""
+def test_wheel_installs_into_an_empty_environment(wheel, tmp_path, extra):
+    """All imports are declared as dependencies, and the package is typed."""
     place = tmp_path / "venv"
     venv.create(place, with_pip=True)
     python = place / "bin" / "python"
@@ -102,5 +92,5 @@ def test_it_installs_into_an_empty_environment(wheel: Path, tmp_path: Path, extr
     assert list(place.glob("lib/python*/site-packages/ha_beat/py.typed"))
 
 
-def test_every_extra_for_users_has_its_check():
+def test_every_extra_for_users_is_tested():
     assert set(EXTRAS) - {"test", "dev"} <= set(MODULES)

@@ -50,11 +50,11 @@ def pythons() -> list[str]:
 
 
 @pytest.mark.parametrize("name", sorted(floors()))
-def test_the_oldest_that_is_claimed_is_the_oldest_that_is_tested(name: str):
+def test_oldest_allowed_version_is_tested(name: str):
     assert constraints()[name] == floors()[name]
 
 
-def test_every_python_that_is_claimed_has_a_session_and_no_other():
+def test_sessions_of_nox_are_the_supported_pythons():
     claimed = {
         found[1]
         for classifier in PROJECT["classifiers"]
@@ -65,15 +65,15 @@ def test_every_python_that_is_claimed_has_a_session_and_no_other():
     assert {f"3.{minor}" for minor in range(30) if f"3.{minor}.99" in allowed} == claimed
 
 
-def test_ci_runs_the_sessions_that_there_are():
+def test_ci_runs_existing_sessions():
     run = re.findall(r"^nox -s (.+)$", CI, re.MULTILINE)
     sessions = [node.name for node in ast.parse(NOXFILE).body if isinstance(node, ast.FunctionDef)]
     assert run == ["lint", "oldest", "newest"]
     assert set(run) <= set(sessions)
 
 
-def test_nox_can_read_its_file():
-    pytest.importorskip("nox", reason="of the extra dev")
+def test_nox_lists_all_sessions():
+    pytest.importorskip("nox", reason="belongs to the extra dev")
     command = [sys.executable, "-m", "nox", "--list"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
