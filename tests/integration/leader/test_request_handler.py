@@ -12,26 +12,21 @@ from ha_beat import events
 from ha_beat.dispatch import Answer
 from ha_beat.errors import StoreUnavailable
 from ha_beat.leader.due_queue import DueQueue
-from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import build_request_handler
 from ha_beat.reasons import AnswerKind, ReplyCode, RequestKind
-from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
 from ha_beat.store.request_queue import Pause, Reply, Request, Requests
 from ha_beat.store.scripts import text
 from ha_beat.store.shadow import Shadow
 from tests.support.clocks import AdvancedClock
+from tests.support.entries import scheduled, state_of
 from tests.support.events import EventLog
 from tests.support.leases import begin_term
 from tests.support.servers import RedisServer
 
 KEYS = Keys("requests")
-
-
-class Entry:
-    name, task, schedule = "e", "task", "every minute"
 
 
 class UnreachableBroker:
@@ -51,8 +46,8 @@ class Stub:
         self.due_queue = DueQueue()
         self.step_downs = 0
         self.dispatcher: Any = UnreachableBroker()
-        entry = ScheduledEntry("e", Entry(), None, MisfireRules(), "", self.now())
-        self.due_queue.put(EntryState(entry, entry.last_run), self.now() + timedelta(hours=1))
+        state = state_of(scheduled("e", every=None, last_run=self.now()))
+        self.due_queue.put(state, self.now() + timedelta(hours=1))
 
     def serves(self, _: object) -> bool:
         return True
@@ -106,9 +101,7 @@ class Leader:
         return self.handler.attend(self.term, called=called)
 
     def reply_to(self, request: Request) -> Reply:
-        reply = self.requests.answer_to(request.id)
-        assert reply is not None
-        return reply
+        return self.requests.answer_to(request.id)
 
     def carry_out(self, kind: RequestKind, **args: Any) -> Reply:
         request = self.post(kind, **args)
@@ -190,7 +183,7 @@ def test_round_ends_at_the_first_request_that_redis_fails(leader: Leader, monkey
 
 @pytest.mark.parametrize("kind", [RequestKind.PAUSE, RequestKind.STEP_DOWN])
 def test_request_that_is_withdrawn_before_its_answer_changes_nothing(kind, leader: Leader, monkeypatch):
-    """The caller was told that it is not carried out."""
+    """The caller knows that it is not carried out."""
     request = leader.post(kind)
     waiting = leader.requests.waiting()
     leader.requests.withdraw(request.id)

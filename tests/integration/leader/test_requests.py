@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -40,18 +41,26 @@ def ask(cluster: BeatCluster, kind: RequestKind, **args: Any) -> Reply:
     return requests_of(cluster).ask(Request(kind, args, by="tester"), SystemClock(), timeout=20)
 
 
-def messages(cluster: BeatCluster) -> list[dict[str, Any]]:
-    """Return every message in the queue, in order."""
-    raw: Any = cluster.admin.lrange("celery", 0, -1)
-    return [json.loads(item) for item in reversed(raw)]
-
-
 def sent(cluster: BeatCluster, entry: str) -> list[dict[str, Any]]:
-    return [
-        m["headers"] | {"message_id": m["headers"]["id"]}
-        for m in messages(cluster)
-        if m["headers"]["ha_beat"]["entry"] == entry
-    ]
+    """Return the headers of the entry's messages in the queue, in order."""
+    headers = [json.loads(item)["headers"] for item in reversed(cluster.admin.lrange("celery", 0, -1))]
+    return [found for found in headers if found["ha_beat"]["entry"] == entry]
+
+
+def three_days(entry: str) -> dict[str, Any]:
+    """Return the arguments of a backfill that no journal knows."""
+    since = datetime.fromisoformat("2026-01-01T00:00:00+00:00")
+    return {"entry": entry, "from": to_micros(since), "to": to_micros(since + timedelta(days=3))}
+
+
+@contextmanager
+def all_paused(cluster: BeatCluster) -> Iterator[Requests]:
+    """Pause the processes while requests are posted."""
+    for replica in cluster:
+        replica.pause()
+    yield requests_of(cluster)
+    for replica in cluster:
+        replica.resume()
 
 
 def test_step_down_hands_over_to_another_replica(cluster: BeatCluster):
@@ -124,26 +133,18 @@ def test_unknown_entry_is_refused_with_the_nearest_name(cluster: BeatCluster):
 
 
 def test_withdrawn_request_is_not_carried_out(cluster: BeatCluster):
-    requests = requests_of(cluster)
-    for replica in cluster:
-        replica.pause()
     request = Request(RequestKind.RUN, {"entry": "rare"})
-    assert requests.post(request, lifetime=60) is None
-    assert requests.withdraw(request.id) == (True, None)
-    for replica in cluster:
-        replica.resume()
+    with all_paused(cluster) as requests:
+        assert requests.post(request, lifetime=60) is None
+        assert requests.withdraw(request.id) == (True, None)
     assert ask(cluster, RequestKind.REPORT).ok
     assert sent(cluster, "rare") == []
 
 
 def test_request_past_its_deadline_is_dropped(cluster: BeatCluster):
-    requests = requests_of(cluster)
-    for replica in cluster:
-        replica.pause()
-    requests.post(Request(RequestKind.RUN, {"entry": "rare"}), lifetime=0.1)
-    time.sleep(0.3)
-    for replica in cluster:
-        replica.resume()
+    with all_paused(cluster) as requests:
+        requests.post(Request(RequestKind.RUN, {"entry": "rare"}), lifetime=0.1)
+        time.sleep(0.3)
     assert ask(cluster, RequestKind.REPORT).ok
     assert requests.waiting()[0] == []
     assert sent(cluster, "rare") == []
@@ -179,16 +180,14 @@ def test_backfill_sends_skipped_instants_once_and_refuses_the_others(cluster: Be
 
 
 def test_backfill_of_unrecorded_instants_needs_force(cluster: BeatCluster):
-    since = datetime.fromisoformat("2026-01-01T00:00:00+00:00")
-    args = {"entry": "rare", "from": to_micros(since), "to": to_micros(since + timedelta(days=3))}
+    args = three_days("rare")
     reply = ask(cluster, RequestKind.BACKFILL, **args)
     assert not reply.ok
     assert [line["outcome"] for line in reply.data["instants"]] == [BackfillOutcome.NOT_IN_JOURNAL] * 3
     assert sent(cluster, "rare") == []
     assert ask(cluster, RequestKind.BACKFILL, **args, force=True).ok
     assert len(sent(cluster, "rare")) == 3
-    late = {"entry": "fast", "from": to_micros(since), "to": to_micros(since + timedelta(days=3))}
-    assert ask(cluster, RequestKind.BACKFILL, **late).code is ReplyCode.TOO_MANY_INSTANTS
+    assert ask(cluster, RequestKind.BACKFILL, **three_days("fast")).code is ReplyCode.TOO_MANY_INSTANTS
 
 
 def test_requests_work_with_the_lease_in_another_database(redis_server: RedisServer):
@@ -202,8 +201,7 @@ def test_requests_work_with_the_lease_in_another_database(redis_server: RedisSer
         assert wait_for(lambda: ask(cluster, RequestKind.REPORT).data["dispatch"]["path"], what="a path") == "claim"
         ran = ask(cluster, RequestKind.RUN, entry="rare")
         assert ran.ok, ran
-        since = datetime.fromisoformat("2026-01-01T00:00:00+00:00")
-        args = {"entry": "rare", "from": to_micros(since), "to": to_micros(since + timedelta(days=3))}
+        args = three_days("rare")
         filled = ask(cluster, RequestKind.BACKFILL, **args, force=True)
         assert filled.ok, filled
         assert not ask(cluster, RequestKind.BACKFILL, **args, force=True).ok
@@ -219,15 +217,12 @@ def test_requests_work_with_the_lease_in_another_database(redis_server: RedisSer
 def test_request_that_a_dead_leader_had_begun_is_not_sent_again(cluster: BeatCluster):
     """The leader died between the send and the answer: the next leader only answers."""
     request = Request(RequestKind.RUN, {"entry": "rare"}, by="tester")
-    for replica in cluster:
-        replica.pause()
-    requests = requests_of(cluster)
-    requests.post(request, lifetime=60)
-    # The dispatch script writes this when it carries out the only step of the request.
-    cluster.admin.hset(cluster.key("ledger"), f"r:{request.id}", 1)
-    for replica in cluster:
-        replica.resume()
+    begun = cluster.key("ledger"), f"r:{request.id}"
+    with all_paused(cluster) as requests:
+        requests.post(request, lifetime=60)
+        # The dispatch script writes this when it carries out the only step of the request.
+        cluster.admin.hset(*begun, 1)
     reply = wait_for(lambda: requests.answer_to(request.id), 30, "an answer")
     assert reply.code is ReplyCode.SENT_EARLIER
     assert sent(cluster, "rare") == []
-    assert not cluster.admin.hexists(cluster.key("ledger"), f"r:{request.id}")
+    assert not cluster.admin.hexists(*begun)

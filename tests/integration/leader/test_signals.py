@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -29,73 +31,62 @@ EVENTS: dict[str, events.Event] = {
 
 
 @pytest.fixture
-def relay() -> Iterator[SignalRelay]:
-    relay = SignalRelay(None, "c", "r", queue_size=3)
+def relay(request) -> Iterator[SignalRelay]:
+    relay = SignalRelay(None, "c", request.node.name, queue_size=3)
     yield relay
     relay.close()
 
 
+@contextmanager
+def connected(relay: SignalRelay, handler: Callable[..., object], *names: str) -> Iterator[None]:
+    """Call a handler for some signals of a relay. Those of an earlier test's relay may still arrive."""
+
+    def handle(*, replica: str, **about: Any) -> None:
+        if replica == relay._replica:
+            handler(**about)
+
+    for name in names:
+        getattr(signals, name).connect(handle, weak=False, dispatch_uid=f"{id(handler)}")
+    try:
+        yield
+    finally:
+        for name in names:
+            getattr(signals, name).disconnect(dispatch_uid=f"{id(handler)}")
+
+
 @pytest.mark.parametrize("name", EVENTS)
 def test_signal_has_its_event_and_arguments(name, relay: SignalRelay):
-    signal = getattr(signals, name)
     got: list[dict[str, Any]] = []
-
-    @signal.connect(weak=False, dispatch_uid="test")
-    def handler(signal: Any, **about: Any) -> None:
-        got.append(about)
-
-    try:
+    with connected(relay, lambda **about: got.append(about), name):
         relay(EVENTS[name])
         (about,) = wait_for(lambda: got, what="the signal")
-    finally:
-        signal.disconnect(dispatch_uid="test")
-    assert about["cluster"] == "c"
-    assert about["event"] == EVENTS[name]
-    assert set(signal.providing_args) <= set(about)
+    assert (about["cluster"], about["event"]) == ("c", EVENTS[name])
+    assert set(getattr(signals, name).providing_args) <= {*about, "replica"}
 
 
 def test_exception_in_a_handler_does_not_affect_the_others(relay: SignalRelay):
     reached = threading.Event()
-
-    def bad(**_: Any) -> None:
-        raise SystemExit("no more")
-
-    def good(**_: Any) -> None:
-        reached.set()
-
-    signals.paused.connect(bad, weak=False, dispatch_uid="bad")
-    signals.resumed.connect(good, weak=False, dispatch_uid="good")
-    try:
+    failing = connected(relay, Mock(side_effect=SystemExit), "paused")
+    with failing, connected(relay, lambda **_: reached.set(), "resumed"):
         relay(EVENTS["paused"])
         relay(EVENTS["resumed"])
         assert reached.wait(10)
-    finally:
-        signals.paused.disconnect(dispatch_uid="bad")
-        signals.resumed.disconnect(dispatch_uid="good")
 
 
 def test_hanging_handler_delays_only_later_signals(relay: SignalRelay):
     """Emitting never blocks: when the queue is full, signals are dropped and counted."""
-    release = threading.Event()
+    release, done = threading.Event(), threading.Event()
 
-    def hang(**_: Any) -> None:
-        release.wait(30)
+    def emit() -> None:
+        for _ in range(10):
+            relay(EVENTS["paused"])
+        done.set()
 
-    signals.paused.connect(hang, weak=False, dispatch_uid="hang")
-    try:
-        done = threading.Event()
-
-        def emit() -> None:
-            for _ in range(10):
-                relay(EVENTS["paused"])
-            done.set()
-
+    with connected(relay, lambda **_: release.wait(30), "paused"):
         threading.Thread(target=emit, daemon=True).start()
         assert done.wait(10)
         assert relay.dropped >= 6
-    finally:
         release.set()
-        signals.paused.disconnect(dispatch_uid="hang")
 
 
 def test_no_thread_is_started_without_a_handler(relay: SignalRelay):
@@ -105,23 +96,10 @@ def test_no_thread_is_started_without_a_handler(relay: SignalRelay):
     assert threading.active_count() == before
 
 
-def test_pause_found_at_the_start_of_a_term_sends_no_signal():
-    relay = SignalRelay(None, "c", "finder", queue_size=3)
+def test_pause_found_at_the_start_of_a_term_sends_no_signal(relay: SignalRelay):
     got: list[str] = []
-
-    def note(signal: Any, replica: str, **_: Any) -> None:
-        # Signals are global: the relay of another test may still be at work.
-        if replica == "finder":
-            got.append(signal.name)
-
-    signals.paused.connect(note, weak=False, dispatch_uid="found")
-    signals.resumed.connect(note, weak=False, dispatch_uid="found")
-    try:
+    with connected(relay, lambda signal, **_: got.append(signal.name), "paused", "resumed"):
         relay(events.Paused(AT, "me", "", found=True))
         relay(EVENTS["resumed"])
         wait_for(lambda: got, what="a signal")
         assert got == ["resumed"]
-    finally:
-        relay.close()
-        signals.paused.disconnect(dispatch_uid="found")
-        signals.resumed.disconnect(dispatch_uid="found")

@@ -1,11 +1,13 @@
-"""A replica with a part that did not start or has ended: it retries and logs it."""
+"""Replica with a part that did not start or has ended: it retries and logs it."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from celery import Celery
@@ -29,7 +31,7 @@ class Store(Scheduler):
 
 
 class HAStore(HAMixin, Store):
-    """The same, highly available."""
+    """Highly available variant."""
 
 
 @pytest.fixture
@@ -42,14 +44,23 @@ def app(shared_redis: RedisServer) -> Celery:
 @pytest.fixture
 def replica(app: Celery) -> Iterator[HAScheduler]:
     made = HAScheduler(app)
-    yield made
-    made.close()
-    made.close()
+    with closing(made):
+        yield made
 
 
 def leads(scheduler: HAMixin) -> bool:
     scheduler.tick()
     return scheduler._loop.leads
+
+
+@contextmanager
+def closing(*schedulers: HAMixin) -> Iterator[None]:
+    """Close schedulers twice at the end, as Celery does."""
+    try:
+        yield
+    finally:
+        for scheduler in (*schedulers, *schedulers):
+            scheduler.close()
 
 
 def test_threads_that_could_not_start_are_started_later(replica: HAScheduler, monkeypatch, caplog):
@@ -71,16 +82,9 @@ def test_threads_that_could_not_start_are_started_later(replica: HAScheduler, mo
     assert "RuntimeError: can't start new thread" in failures
 
 
-def test_monitoring_is_started_once_if_the_source_starts_late(
-    replica: HAScheduler, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_monitoring_is_started_once_if_the_source_starts_late(replica: HAScheduler, monkeypatch):
     """For example django-celery-beat's source cannot start its thread at first."""
-    failures = iter([RuntimeError("can't start new thread")])
-
-    def start(_: object) -> None:
-        for failure in failures:
-            raise failure
-
+    start = Mock(side_effect=[RuntimeError("can't start new thread"), None])
     monkeypatch.setattr(replica.schedule_source, "start", start)
     before = sum(thread.name == "ha_beat-poller" for thread in threading.enumerate())
     wait_for(lambda: leads(replica), 20, "a term")
@@ -110,50 +114,38 @@ def test_election_whose_thread_ended_is_restarted_and_logged(replica: HASchedule
 def test_standby_and_leader_without_runs_do_not_write_to_the_store(app: Celery):
     """Celery calls sync at the first tick, every three minutes and at the end."""
     leader, standby = HAStore(app), HAStore(app)
-    try:
+    with closing(leader, standby):
         leader.sync()
         assert leader.written == 0
-        wait_for(lambda: leads(leader) and leader.schedule_source.unsynced, 20, "something settled")
+        wait_for(lambda: leads(leader) and leader.schedule_source.unsynced, 20, "a recorded run")
         for _ in range(3):
             leader.sync()
             standby.sync()
             standby.tick()
-        assert (leader.written > 0, standby.written) == (True, 0)
+        assert leader.written > 0
         before = leader.written
         leader.schedule_source.unsynced = True
-    finally:
-        for scheduler in (leader, standby, leader, standby):
-            scheduler.close()
-    assert leader.written == before + 1
-    assert standby.written == 0
+    assert (leader.written, standby.written) == (before + 1, 0)
 
 
 def test_failing_write_to_the_store_does_not_end_beat(app: Celery, caplog):
     """Celery ends the process if sync raises."""
     leader = HAStore(app)
     leader.away = True
-    try:
-        wait_for(lambda: leads(leader) and leader.schedule_source.unsynced, 20, "something settled")
+    with closing(leader):
+        wait_for(lambda: leads(leader) and leader.schedule_source.unsynced, 20, "a recorded run")
         leader._do_sync()
         assert "schedule_write_failed" in actions(caplog)
         leader.away = False
         leader._do_sync()
         assert (leader.written, leader.schedule_source.unsynced) == (2, False)
-    finally:
-        leader.close()
-        leader.close()
 
 
 def test_close_raises_nothing_if_the_release_raises(replica: HAScheduler):
     """Close runs in Celery's signal handler, before the exception that ends beat."""
     wait_for(lambda: leads(replica), 20, "a term")
-    assert replica._loop.runtime is not None
-    broken: Any = replica._loop.runtime
-
-    def release(_: object) -> None:
-        raise RuntimeError("dictionary changed size during iteration")
-
-    object.__setattr__(broken, "release", release)
+    failure = RuntimeError("dictionary changed size during iteration")
+    object.__setattr__(replica._loop.runtime, "release", Mock(side_effect=failure))
     replica.close()
 
 

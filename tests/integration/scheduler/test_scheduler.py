@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from celery import Celery
@@ -35,10 +36,7 @@ def test_leader_whose_turns_fail_logs_once_and_steps_down(scheduler: HAScheduler
     """Like a leader that hangs: another replica may succeed."""
     wait_for(lambda: leads(scheduler), 10, "a term")
 
-    def broken(*_: Any) -> None:
-        raise KeyError("a bug")
-
-    monkeypatch.setattr(scheduler._loop, "_lead", broken)
+    monkeypatch.setattr(scheduler._loop, "_lead", Mock(side_effect=KeyError("a bug")))
     with caplog.at_level(logging.INFO, "ha_beat"):
         wait_for(lambda: not leads(scheduler), 20, "the end of the term")
     assert actions(caplog).count("turn_failed") == 1
@@ -48,20 +46,14 @@ def test_leader_whose_turns_fail_logs_once_and_steps_down(scheduler: HAScheduler
 
 def test_replica_that_cannot_be_assembled_backs_off(scheduler: HAScheduler, monkeypatch, caplog):
     """The turn fails before there is an elector to wait on."""
-    turns = 0
-
-    def broken(*_: Any) -> None:
-        nonlocal turns
-        turns += 1
-        raise OSError("no entropy")
-
+    broken = Mock(side_effect=OSError("no entropy"))
     monkeypatch.setattr("ha_beat.scheduler.assemble", broken)
     monkeypatch.setattr("ha_beat.beat_loop._LONGEST_TURN", 0.2)
     waits: list[float] = []
     monkeypatch.setattr("ha_beat.beat_loop.SystemClock.sleep", lambda _, seconds: waits.append(seconds))
     for _ in range(3):
         scheduler.tick()
-    assert (turns, waits) == (3, [0.2] * 3)
+    assert (broken.call_count, waits) == (3, [0.2] * 3)
     assert actions(caplog).count("turn_failed") == 1
 
 
@@ -100,7 +92,7 @@ class Release:
             self.scheduler.tick()
             return bool(self.row(entry)["verdict"] == "absent")
 
-        wait_for(gone, 10, f"{entry} to be taken for gone")
+        wait_for(gone, 10, f"the deletion of {entry}")
 
     def stop(self) -> None:
         self.scheduler.close()
@@ -150,13 +142,11 @@ def test_lone_surrogate_in_an_entry_name_stops_no_other_entry(
     wait_for(lambda: leads(scheduler) and shared_redis.admin.llen("celery") > 1, 10, "the other entry's messages")
 
 
-def test_closing_where_nothing_may_wait(scheduler: HAScheduler, shared_redis: RedisServer, monkeypatch):
-    """gevent and eventlet may run the signal handler in their hub, where waiting raises."""
+def test_close_releases_the_lease_where_waiting_raises(scheduler: HAScheduler, shared_redis: RedisServer, monkeypatch):
+    """gevent and eventlet may run the signal handler in their hub."""
     wait_for(lambda: leads(scheduler), 10, "a term")
 
-    def refuse(*_: Any) -> None:
-        raise RuntimeError("do not call blocking functions from the mainloop")
-
+    refuse = Mock(side_effect=RuntimeError("do not call blocking functions from the mainloop"))
     monkeypatch.setattr("ha_beat.monitoring.setup.Monitoring.wait_until_removed", refuse)
     scheduler.close()
     assert shared_redis.admin.hget(Keys("turns").lease, "state") == "released"

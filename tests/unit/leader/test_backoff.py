@@ -9,6 +9,8 @@ from ha_beat.errors import StoreUnavailable
 from ha_beat.leader.backoff import Backoff, BrokerOutOfReach
 from ha_beat.monitoring.logs import LogWriter
 from ha_beat.testing import SettableClock
+from tests.support.events import EventLog
+from tests.support.log_format import actions
 
 AWAY = StoreUnavailable("away")
 
@@ -16,25 +18,20 @@ AWAY = StoreUnavailable("away")
 def test_each_failure_is_an_event_and_the_first_in_a_row_is_logged(caplog):
     """A metric of the events must grow during an outage."""
     caplog.set_level("DEBUG", "ha_beat")
-    told: list[events.Event] = []
-    clock, log = SettableClock(), LogWriter("replica", "shop")
-
-    def emit(event: events.Event) -> None:
-        told.append(event)
-        log(event)
-
-    backoff = Backoff(clock, emit, handover_after=60.0)
+    clock, told, hub = SettableClock(), EventLog(), events.Events()
+    hub.subscribe(told.append)
+    hub.subscribe(LogWriter("replica", "shop"))
+    backoff = Backoff(clock, hub.emit, handover_after=60.0)
     for _ in range(5):
         clock.advance(backoff.failed(AWAY, 3))
     backoff.succeeded()
     backoff.failed(AWAY, 3)
     assert told == [events.DispatchFailed(3, "away", tries) for tries in (1, 2, 3, 4, 5, 1)]
-    assert [record.action for record in caplog.records] == ["dispatch_failed"] * 2
+    assert actions(caplog) == ["dispatch_failed"] * 2
 
 
 def test_failure_that_hands_over_is_an_event_too():
-    told: list[events.Event] = []
-    clock = SettableClock()
+    clock, told = SettableClock(), EventLog()
     backoff = Backoff(clock, told.append, handover_after=5.0)
     backoff.failed(AWAY, 1)
     clock.advance(6)
