@@ -1,7 +1,7 @@
-"""Replicas that run the real election against a lease in memory, in simulated time, over a network that loses, delays
-and delivers late, while they crash, pause and keep time badly.
+"""Replicas that run the real election in simulated time, with a lease in memory and a faulty network.
 
-One seed is one run. What a run shows wrong is in :attr:`Simulation.violations`.
+Commands are lost or late; replicas crash, pause, and have inexact clocks. One seed is one run, and
+:attr:`Simulation.violations` has the promises that it broke.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class RealTime:
 
 @dataclass
 class Node:
-    """One replica. ``life`` grows with each crash, so that what was under way for an earlier one is dropped."""
+    """Replica. ``life`` grows with each crash, so that replies to an earlier life are dropped."""
 
     name: str
     rate: float
@@ -139,7 +139,7 @@ class Simulation:
         return self
 
     def leader(self) -> Node | None:
-        """The replica that trusts its term and that the store would not refuse."""
+        """Return the replica that trusts its term and that the store would not refuse."""
         now = self.time.now
         for node in self.nodes:
             term = node.trusted_term(now)
@@ -154,7 +154,7 @@ class Simulation:
         self._at(self.time.now + seconds, event)
 
     def _for(self, node: Node, seconds: float, event: Callable[[], None]) -> None:
-        """An event of the node's own: dropped if it crashes first, late if it is paused."""
+        """Schedule an event of a node. It is dropped if the node crashes first, and late if it is paused."""
         life = node.life
 
         def happen() -> None:
@@ -182,7 +182,7 @@ class Simulation:
         node.opened = True
 
     def _step(self, node: Node) -> None:
-        """One turn of the elector's thread."""
+        """Take one turn of the elector's thread."""
         now = node.clock(self.time.now)
         if election.distrusted(node.state, now):
             self._take_in(node, Unknown(""))
@@ -246,7 +246,7 @@ class Simulation:
         return sent_at if self.trust_from_send else node.clock(self.time.now)
 
     def _ask(self, node: Node, command: Callable[[], Any], outcome: Callable[[Any], Any]) -> None:
-        """Send a command; go on when its reply comes or the time is up, whichever is first."""
+        """Send a command, and continue at its reply or its timeout."""
         there, back = self._delay(node), self._delay(node)
         answered = False
 
@@ -282,7 +282,7 @@ class Simulation:
         return self.faults and self.time.now < FAULTS_UNTIL
 
     def _delay(self, node: Node) -> float | None:
-        """Seconds on the way; ``None`` for ever."""
+        """Return the seconds on the way, or None if the command is lost."""
         if self.time.now < node.cut_off_until:
             return None
         chance = self.random.random()
@@ -321,7 +321,7 @@ class Simulation:
             if node.down:
                 self._begin(node)
 
-    # --- What must hold
+    # --- Promises
 
     def _check(self) -> None:
         now = self.time.now

@@ -1,4 +1,4 @@
-"""What must hold of the election whatever happens, in simulated time, and that each guard is needed for it."""
+"""Promises of the election in simulated time under faults, and the guards that they need."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_at_most_one_replica_trusts_its_term(seed, often):
 @reproducible
 @given(seed=SEEDS)
 def test_with_presence_at_most_one_term_is_accepted(seed):
-    """A leader that was merely cut off is replaced before its trust ends; the store refuses it from then on."""
+    """A leader that was cut off is replaced before its trust ends, and the store refuses it from then on."""
     run = Simulation(seed, presence=True).run(FAULTS_UNTIL)
     assert run.violations == []
 
@@ -76,14 +76,14 @@ class NoMargin(Timing):
 
 
 class NoComparison(MemoryLeaseStore):
-    """Takes the lease whatever has become of it since it was seen free."""
+    """Store that gives the lease away even if it changed since it was seen free."""
 
     def _has_moved(self, expected: Expected | None) -> bool:
         return False
 
 
 class NoEpochFloor(MemoryLeaseStore):
-    """Counts epochs from 1, and forgets them with the record."""
+    """Store that counts epochs from 1, and forgets them with the record."""
 
     def acquire(self, attempt, expected, seen_epoch):
         self._ledger_epoch = 0
@@ -92,7 +92,7 @@ class NoEpochFloor(MemoryLeaseStore):
 
 
 class AnyNumberAgain(MemoryLeaseStore):
-    """Renews for an attempt whose number the lease bears already."""
+    """Store that renews for an attempt whose number the lease already has."""
 
     def renew(self, term, seq, presence):
         if self.record is not None and self.record.seq == seq:
@@ -103,14 +103,14 @@ class AnyNumberAgain(MemoryLeaseStore):
         return super().renew(term, seq, presence)
 
 
-#: Polled often, or the time between two polls would be margin enough.
+#: With few polls, the time between two of them would be enough margin.
 OFTEN = replace(TIMING, poll_interval=0.05)
 NO_MARGIN = NoMargin(OFTEN.ttl, OFTEN.renew_interval, OFTEN.poll_interval, OFTEN.stall_timeout)
 
 
 @pytest.mark.parametrize(("timing", "holds"), [(OFTEN, True), (NO_MARGIN, False)], ids=["with", "without"])
-def test_the_margin_bears_a_slow_leader_and_a_fast_standby(timing, holds):
-    """The leader is cut off at any moment between two renewals; without the margin it trusts for too long."""
+def test_margin_covers_a_slow_leader_and_a_fast_standby(timing, holds):
+    """The leader is cut off between two renewals. Without the margin its trust lasts too long."""
     violations = []
     for moment in range(8):
         run = Simulation(moment, presence=False, timing=timing, faults=False)
@@ -130,15 +130,15 @@ def test_the_margin_bears_a_slow_leader_and_a_fast_standby(timing, holds):
 @pytest.mark.parametrize(
     "without", [{"trust_from_send": False}, {"store": NoComparison}], ids=["trust from the send", "compare-and-set"]
 )
-def test_the_simulation_finds_what_goes_wrong_without(without):
-    """Each guard taken out breaks a promise in one of these runs; a simulation that can't fail shows nothing."""
+def test_simulation_finds_the_fault_if_a_guard_is_missing(without):
+    """A simulation that cannot fail would show nothing."""
     for seed in range(30, 230):
         if Simulation(seed, presence=False, **without).run(FAULTS_UNTIL).violations:
             return
-    pytest.fail("no run went wrong")
+    pytest.fail("no run broke a promise")
 
 
-def test_with_a_number_used_twice_two_trust_their_terms(monkeypatch):
+def test_two_replicas_trust_their_terms_if_a_number_is_reused(monkeypatch):
     """The standby counts from the first attempt that it saw, the leader from the second, whose number is the same."""
     MUTANT.apply(monkeypatch.setattr)
     for seed in range(100, 300):
@@ -146,7 +146,7 @@ def test_with_a_number_used_twice_two_trust_their_terms(monkeypatch):
         if violations:
             assert "trust their terms" in violations[0]
             return
-    pytest.fail("no run went wrong")
+    pytest.fail("no run broke a promise")
 
 
 #: An attempt of unknown outcome is repeated under its number.
@@ -154,8 +154,8 @@ MUTANT = next(guard.mutant for guard in WATCHED if guard.name == "election: each
 
 
 @pytest.mark.parametrize(("store", "rises"), [(MemoryLeaseStore, True), (NoEpochFloor, False)])
-def test_epochs_rise_although_redis_loses_its_state(store, rises):
-    """By the server's time and by what the replicas have seen; without that floor they fall back to 1."""
+def test_epochs_rise_even_if_redis_loses_its_state(store, rises):
+    """The floor is the server's time and what the replicas have seen. Without it they fall back to 1."""
     run = Simulation(3, presence=False, store=store, faults=False)
     for _ in range(4):
         run.run(run.time.now + 20.0)
