@@ -22,7 +22,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
 
 
-def test_pipe_gets_every_column_and_one_line_per_row(capsys: pytest.CaptureFixture[str]) -> None:
+def test_pipe_gets_every_column_and_one_line_per_row(capsys):
     output.show_table(COLUMNS, [*ROWS, ("odd\nname", "t", 0, "a\n  traceback")], spare=("RUNS", "TASK"))
     assert shown(capsys) == [
         "ENTRY           TASK               RUNS  WHY",
@@ -32,15 +32,13 @@ def test_pipe_gets_every_column_and_one_line_per_row(capsys: pytest.CaptureFixtu
     ]
 
 
-def test_wide_terminal_gets_every_column(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wide_terminal_gets_every_column(monkeypatch, capsys):
     on_terminal(monkeypatch, 80)
     output.show_table(COLUMNS, ROWS, spare=("RUNS", "TASK"))
     assert len(shown(capsys)) == 3
 
 
-def test_narrow_terminal_gets_fewer_columns(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_narrow_terminal_gets_fewer_columns(monkeypatch, capsys):
     """The last column is wrapped, and the omitted columns are named."""
     on_terminal(monkeypatch, 46)
     output.show_table(COLUMNS, ROWS, spare=("RUNS", "TASK"))
@@ -53,17 +51,13 @@ def test_narrow_terminal_gets_fewer_columns(
     ]
 
 
-def test_last_column_is_below_the_others_if_there_is_no_room(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_last_column_is_below_the_others_if_there_is_no_room(monkeypatch, capsys):
     on_terminal(monkeypatch, 24)
     output.show_table(("ENTRY", "WHY"), [("nightly-report", "one two three four five")])
     assert shown(capsys)[1:] == ["nightly-report", "    one two three four", "    five"]
 
 
-def test_long_text_after_a_mark_is_indented(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_long_text_after_a_mark_is_indented(monkeypatch, capsys):
     on_terminal(monkeypatch, 33)
     output.show_hanging("warn", "persistence: no append-only file is there")
     output.show_hanging("ok  ", "")
@@ -74,9 +68,7 @@ def test_long_text_after_a_mark_is_indented(
 
 
 @pytest.mark.parametrize("columns", [1, 5, 20, 79, 80, 200])
-def test_table_is_complete_at_every_width(
-    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_table_is_complete_at_every_width(columns, monkeypatch, capsys):
     on_terminal(monkeypatch, columns)
     output.show_table(COLUMNS, [*ROWS, ("x" * 300, "y", "", "z" * 300)], spare=("RUNS", "TASK"))
     output.show_table(("ALONE",), [("one two three",)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import contextlib
 import json
 import os
 import re
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,9 @@ DEMO = [sys.executable, "-m", "ha_beat.cli.main", "demo"]
 
 @pytest.fixture(autouse=True)
 def installed():
-    names = {point.name for point in importlib.metadata.entry_points(group="celery.beat_schedulers")}
-    if "ha_beat" not in names:
-        if os.environ.get("CI") == "true":
-            pytest.fail("ha-beat is not installed: celery finds its scheduler by an entry point")
-        pytest.skip("ha-beat is not installed: celery finds its scheduler by an entry point")
+    if "ha_beat" not in {point.name for point in entry_points(group="celery.beat_schedulers")}:
+        stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        stop("ha-beat is not installed: celery finds its scheduler by an entry point")
 
 
 @pytest.fixture
@@ -34,15 +33,9 @@ def start(tmp_path):
     started = []
 
     def _start(*arguments: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [*DEMO, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "TMPDIR": str(tmp_path)},
-        )
-        started.append(process)
-        return process
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen([*DEMO, *arguments], env={**os.environ, "TMPDIR": str(tmp_path)}, **output))
+        return started[-1]
 
     yield _start
     for process in started:
@@ -51,20 +44,18 @@ def start(tmp_path):
             process.wait(40)
 
 
-def processes_under(folder: Path) -> list[str]:
-    """Return the command lines of the processes that work in this folder."""
-    found = []
+def processes_under(folder: Path) -> dict[int, str]:
+    """Return the command lines of the processes that work in this folder, by pid."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
-        try:
+        with contextlib.suppress(OSError):
             if str((process / "cwd").readlink()).startswith(str(folder)):
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
+                found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
     return found
 
 
 def assert_nothing_left(folder: Path) -> None:
-    assert processes_under(folder) == []
+    assert processes_under(folder) == {}
     assert list(folder.iterdir()) == []
 
 
@@ -88,7 +79,6 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
 def test_demo_has_no_duplicates_or_losses_and_leaves_no_process(start, tmp_path):
     process = start("--plain", "--duration", "12", "--seed", "1")
     output, _ = process.communicate(timeout=200)
-
     assert process.returncode == 0, output
     assert number("duplicates", output) == 0, output
     assert number("missed", output) == 0, output
@@ -104,10 +94,8 @@ def test_signal_ends_the_demo_while_the_leader_is_paused(start, tmp_path, number
     process = start("--plain", "--seed", "1")
     read = read_until(process, "paused beat")
     time.sleep(0.2)
-
     process.send_signal(number_)
     rest, _ = process.communicate(timeout=100)
-
     assert process.returncode == 0, read + rest
     assert number("duplicates", rest) == 0, rest
     assert_nothing_left(tmp_path)
@@ -117,10 +105,8 @@ def test_signal_ends_the_demo_while_the_leader_is_paused(start, tmp_path, number
 def test_signal_during_the_start_leaves_no_process(start, tmp_path):
     process = start("--plain", "--duration", "60")
     read_until(process, "are starting")
-
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=100)
-
     assert "Traceback" not in rest
     assert_nothing_left(tmp_path)
 
@@ -141,7 +127,6 @@ def test_duplicate_is_counted(start, tmp_path):
     with Celery("somebody-else", broker=url[0], set_as_current=False) as app:
         app.send_task("demo.note_run", headers={"ha_beat": header})
     rest, _ = process.communicate(timeout=100)
-
     assert process.returncode == 1, read + rest
     assert number("duplicates", rest) == 1, rest
     assert "DUPLICATE" in rest
@@ -152,30 +137,10 @@ def test_error_leaves_no_process(start, tmp_path):
     """The embedded Redis is killed."""
     process = start("--plain", "--duration", "60")
     read_until(process, " ran on ")
-    server = next(
-        int(entry.name)
-        for entry in Path("/proc").glob("[0-9]*")
-        if _argv0(entry).endswith(("redis-server", "valkey-server")) and _cwd(entry).startswith(str(tmp_path))
-    )
-
-    os.kill(server, signal.SIGKILL)
+    servers = ("redis-server", "valkey-server")
+    os.kill(next(pid for pid, c in processes_under(tmp_path).items() if c.split()[0].endswith(servers)), signal.SIGKILL)
     rest, _ = process.communicate(timeout=100)
-
     assert process.returncode == 1, rest
     assert "Redis" in rest
     assert "Traceback" not in rest
     assert_nothing_left(tmp_path)
-
-
-def _argv0(entry: Path) -> str:
-    try:
-        return (entry / "cmdline").read_bytes().split(b"\0")[0].decode().split(" ")[0]
-    except OSError:
-        return ""
-
-
-def _cwd(entry: Path) -> str:
-    try:
-        return str((entry / "cwd").readlink())
-    except OSError:
-        return ""

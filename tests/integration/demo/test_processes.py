@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
 from ha_beat.demo import processes
 from ha_beat.demo.processes import Child, DemoError, child_environment, end, find_server
+from tests.support.servers import wait_for
 
 
 def python_child(tmp_path, code: str) -> Child:
@@ -23,25 +23,14 @@ def gone(pid: int) -> bool:
     return shown.stdout.strip()[:1] in ("", "Z")
 
 
-def wait_for(condition, patience_s: float = 20.0) -> bool:
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return condition()
-
-
 def test_child_that_ignores_sigterm_is_killed(tmp_path):
     child = python_child(
         tmp_path,
         "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(600)",
     )
     child.start()
-    assert wait_for(lambda: "up" in child.log_tail())
-
+    wait_for(lambda: "up" in child.log_tail(), 20)
     end([child], 0.3)
-
     assert not child.alive
     assert child.exit_status == -9
 
@@ -54,12 +43,10 @@ def test_grandchild_ends_with_its_group(tmp_path):
         "time.sleep(600)",
     )
     child.start()
-    assert wait_for(lambda: child.log_tail().strip().isdigit())
+    wait_for(lambda: child.log_tail().strip().isdigit(), 20)
     grandchild = int(child.log_tail())
-
     end([child], 5.0)
-
-    assert wait_for(lambda: gone(grandchild))
+    wait_for(lambda: gone(grandchild), 20)
 
 
 def test_ending_a_child_that_was_not_started_does_nothing(tmp_path):
@@ -68,7 +55,6 @@ def test_ending_a_child_that_was_not_started_does_nothing(tmp_path):
 
 def test_missing_server_is_an_error_that_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setattr(processes, "_embedded_server", lambda: None)
-
     with pytest.raises(DemoError, match=r"ha-beat\[demo\]"):
         find_server({"PATH": str(tmp_path)})
 
@@ -80,14 +66,7 @@ def test_server_from_the_environment_must_exist():
 
 def test_environment_of_children_names_no_other_redis():
     """``CELERY_BROKER_URL`` and ``HA_BEAT_REDIS_URL`` would override the demo's settings."""
-    env = child_environment(
-        {
-            "CELERY_BROKER_URL": "redis://production/0",
-            "HA_BEAT_REDIS_URL": "redis://production/0",
-            "HOME": "/h",
-        },
-        "redis://127.0.0.1:5/0",
-    )
-
+    names = ("CELERY_BROKER_URL", "HA_BEAT_REDIS_URL")
+    env = child_environment({**dict.fromkeys(names, "redis://production/0"), "HOME": "/h"}, "redis://127.0.0.1:5/0")
     assert "production" not in " ".join(env.values())
     assert env["HOME"] == "/h"

@@ -18,8 +18,8 @@ def at(seconds: float) -> int:
     return BASE + round(seconds * SECOND)
 
 
-def ran(seconds: float, *, entry: str = "second", epoch: int = 7, late: float = 0.01) -> Run:
-    return Run(entry, at(seconds), f"id-{seconds}", epoch, "worker-1", at(seconds + late))
+def ran(seconds: float, epoch: int = 7) -> Run:
+    return Run("second", at(seconds), f"id-{seconds}", epoch, "worker-1", at(seconds + 0.01))
 
 
 def skipped(first: float, until: float, reason: str = "coalesced", entry: str = "second") -> Verdict:
@@ -30,114 +30,51 @@ def enqueued(seconds: float, epoch: int) -> Verdict:
     return Verdict("second", "enqueued", at(seconds), at(seconds) + 1, "", epoch, at(seconds) // 1000)
 
 
-def tally_of(*runs: Run, skips: tuple[Verdict, ...] = ()) -> Tally:
-    tally = Tally({"second": SECOND})
-    for skip in skips:
-        tally.add_verdict(skip)
+def tally_of(*runs: Run, verdicts: tuple[Verdict, ...] = ()) -> Tally:
+    tally = Tally({"second": SECOND, **{verdict.entry: SECOND for verdict in verdicts}})
+    for verdict in verdicts:
+        tally.add_verdict(verdict)
     for run in runs:
         tally.add_run(run)
     return tally
 
 
-def test_history_without_gaps_is_sound():
-    counts = tally_of(ran(0), ran(1), ran(2)).counts(tail_us=at(2.5))
-
-    assert counts.sound
-    assert (counts.arrived, counts.duplicates, counts.missed, counts.off_grid) == (3, 0, 0, 0)
-
-
-def test_order_of_arrival_is_irrelevant():
-    assert tally_of(ran(2), ran(0), ran(1)).counts().sound
-
-
-def test_second_run_of_an_occurrence_is_a_duplicate():
-    tally = tally_of(ran(0), ran(1))
-
-    assert tally.add_run(ran(1, epoch=8)) is True
-    assert tally.counts().duplicates == 1
-    assert not tally.counts().sound
-
-
-def test_three_runs_of_an_occurrence_are_two_duplicates():
-    assert tally_of(ran(0), ran(0), ran(0)).counts().duplicates == 2
-
-
-def test_gap_without_a_verdict_is_missed():
-    counts = tally_of(ran(0), ran(1), ran(4)).counts()
-
-    assert counts.missed == 2
-    assert not counts.sound
+@pytest.mark.parametrize(
+    ("runs", "verdicts", "expected", "sound"),
+    [
+        pytest.param((0, 1, 2), (), {"arrived": 3}, True, id="history without gaps"),
+        pytest.param((2, 0, 1), (), {}, True, id="any order of arrival"),
+        pytest.param((0, 1, 1), (), {"duplicates": 1}, False, id="second run of an occurrence"),
+        pytest.param((0, 0, 0), (), {"duplicates": 2}, False, id="three runs of an occurrence"),
+        pytest.param((0, 1, 4), (), {"missed": 2}, False, id="gap without a verdict"),
+        pytest.param((0, 4), (skipped(1, 4),), {"coalesced": 3}, True, id="coalesced gap"),
+        pytest.param((0, 5), (skipped(2, 4),), {"missed": 2, "coalesced": 2}, False, id="skip covers only its range"),
+        # The end of a range is enqueued itself: without a run it is lost.
+        pytest.param((0, 4), (skipped(1, 3),), {"missed": 1, "coalesced": 2}, False, id="skip excludes its end"),
+        pytest.param((0, 2), (skipped(1, 2, entry="other"),), {"missed": 1}, False, id="skip of another entry"),
+        pytest.param((0, 2), (skipped(1, 2, "state_loss"),), {"skipped": 1}, False, id="skip for another reason"),
+        # The message was sent and did not arrive.
+        pytest.param((0, 2), (enqueued(1, 7),), {"missed": 1}, False, id="enqueued verdict without a run"),
+        # Without a shared ledger, a second beat sends every message again, at other instants.
+        pytest.param((0, 0.13, 1, 1.13, 2), (), {"off_grid": 4}, False, id="runs on two grids"),
+        pytest.param((0, 1, 2.6, 3.6), (), {"off_grid": 1, "missed": 1}, False, id="restarted grid"),
+    ],
+)
+def test_history_is_counted(runs, verdicts, expected, sound):
+    counts = tally_of(*map(ran, runs), verdicts=verdicts).counts()
+    none = {"duplicates": 0, "missed": 0, "coalesced": 0, "skipped": 0, "off_grid": 0}
+    assert {name: getattr(counts, name) for name in none | expected} == none | expected
+    assert counts.sound is sound
 
 
-def test_coalesced_gap_is_not_missed():
-    counts = tally_of(ran(0), ran(4), skips=(skipped(1, 4),)).counts()
-
-    assert (counts.missed, counts.coalesced) == (0, 3)
-    assert counts.sound
-
-
-def test_skip_covers_only_its_range():
-    counts = tally_of(ran(0), ran(5), skips=(skipped(2, 4),)).counts()
-
-    assert (counts.missed, counts.coalesced) == (2, 2)
-
-
-def test_skip_excludes_the_end_of_its_range():
-    """The end is enqueued itself: without a run it is lost."""
-    counts = tally_of(ran(0), ran(4), skips=(skipped(1, 3),)).counts()
-
-    assert (counts.missed, counts.coalesced) == (1, 2)
-
-
-def test_skip_of_another_entry_covers_nothing():
-    tally = Tally({"second": SECOND, "other": SECOND})
-    tally.add_verdict(skipped(1, 2, entry="other"))
-    tally.add_run(ran(0))
-    tally.add_run(ran(2))
-
-    assert tally.counts().missed == 1
-
-
-def test_skip_for_another_reason_is_not_sound():
-    counts = tally_of(ran(0), ran(2), skips=(skipped(1, 2, reason="state_loss"),)).counts()
-
-    assert (counts.missed, counts.skipped) == (0, 1)
-    assert not counts.sound
-
-
-def test_enqueued_verdict_without_a_run_is_missed():
-    """The message was sent and did not arrive."""
-    tally = tally_of(ran(0), ran(2))
-    tally.add_verdict(enqueued(1, 7))
-
-    assert tally.counts().missed == 1
+def test_run_under_a_later_epoch_is_reported_as_a_duplicate():
+    assert tally_of(ran(1)).add_run(ran(1, epoch=8)) is True
 
 
 def test_gap_at_the_end_is_missed():
     tally = tally_of(ran(0), ran(1))
-
-    assert tally.counts(tail_us=at(4.5)).missed == 3
-    assert tally.counts(tail_us=at(1.5)).missed == 0
-
-
-def test_entry_without_runs_is_missed():
-    tally = tally_of()
-
-    assert tally.counts(tail_us=at(3.5), begun_us=at(0)).missed == 3
-
-
-def test_runs_on_two_grids_are_off_grid():
-    """Without a shared ledger, a second beat sends every message again, at other instants."""
-    counts = tally_of(ran(0), ran(0.13), ran(1), ran(1.13), ran(2)).counts()
-
-    assert counts.off_grid > 0
-    assert not counts.sound
-
-
-def test_restarted_grid_is_off_grid():
-    counts = tally_of(ran(0), ran(1), ran(2.6), ran(3.6)).counts()
-
-    assert counts.off_grid == 1
+    assert [tally.counts(tail_us=at(tail)).missed for tail in (4.5, 1.5)] == [3, 0]
+    assert tally_of().counts(tail_us=at(3.5), begun_us=at(0)).missed == 3
 
 
 def test_takeover_is_timed_from_the_fault_and_the_last_message():
@@ -148,7 +85,6 @@ def test_takeover_is_timed_from_the_fault_and_the_last_message():
     assert tally.add_leader(Leader(8, "beat-2", at(1.7) // 1000)) is not None
     tally.add_verdict(enqueued(2, 8))
     tally.add_verdict(enqueued(3, 8))
-
     (takeover,) = tally.takeovers()
     assert (takeover.before, takeover.replica, takeover.cause) == ("beat-1", "beat-2", FaultKind.KILL)
     assert takeover.led_after_s == pytest.approx(0.2)
@@ -158,19 +94,11 @@ def test_takeover_is_timed_from_the_fault_and_the_last_message():
 def test_change_of_leader_without_a_fault_has_no_cause():
     tally = Tally({"second": SECOND})
     tally.add_leader(Leader(7, "beat-1", 0))
-    tally.add_leader(Leader(8, "beat-2", 10))
-
-    (takeover,) = tally.takeovers()
-    assert takeover.cause is None
-    assert takeover.led_after_s is None
-
-
-def test_same_leader_seen_again_is_not_a_takeover():
-    tally = Tally({"second": SECOND})
-    tally.add_leader(Leader(7, "beat-1", 0))
-
     assert tally.add_leader(Leader(7, "beat-1", 0)) is None
     assert tally.counts().takeovers == 0
+    tally.add_leader(Leader(8, "beat-2", 10))
+    (takeover,) = tally.takeovers()
+    assert (takeover.cause, takeover.led_after_s) == (None, None)
 
 
 def test_fault_of_an_earlier_term_is_not_the_cause_of_a_later_change():
@@ -179,40 +107,27 @@ def test_fault_of_an_earlier_term_is_not_the_cause_of_a_later_change():
     tally.add_fault(Fault(FaultKind.STOP, "beat-1", 7, 5))
     tally.add_leader(Leader(8, "beat-2", 10))
     tally.add_leader(Leader(9, "beat-3", 20))
-
     assert [takeover.cause for takeover in tally.takeovers()] == [FaultKind.STOP, None]
 
 
 def test_seed_repeats_the_faults_and_the_first_three_differ():
     faults = list(islice(fault_order(5), 30))
-
     assert faults == list(islice(fault_order(5), 30))
     assert faults != list(islice(fault_order(6), 30))
     assert {kind for kind, _ in faults[:3]} == set(FaultKind)
 
 
-@pytest.mark.parametrize(
-    "written",
-    [1_760_000_000_123_457, "1760000000123457", "2025-10-09T08:53:20.123457+00:00"],
-)
+@pytest.mark.parametrize("written", [1_760_000_000_123_457, "1760000000123457", "2025-10-09T08:53:20.123457+00:00"])
 def test_instant_is_parsed_to_the_microsecond(written):
     assert instant_us(written) == 1_760_000_000_123_457
 
 
-def test_record_without_a_verdict_is_ignored():
+def test_verdict_on_a_range_is_parsed_and_other_records_are_ignored():
+    raw = '{"entry": "e", "verdict": "skipped", "from": 5, "until": 9, "why": "coalesced", "epoch": 3}'
+    assert verdict_of("77-1", {"d": raw}) == Verdict("e", "skipped", 5, 9, "coalesced", 3, 77)
     assert verdict_of("5-0", {"d": '{"event": "leader", "epoch": 3}'}) is None
 
 
-def test_verdict_on_a_range_is_parsed():
-    fields = {"d": '{"entry": "e", "verdict": "skipped", "from": 5, "until": 9, "why": "coalesced", "epoch": 3}'}
-
-    assert verdict_of("77-1", fields) == Verdict("e", "skipped", 5, 9, "coalesced", 3, 77)
-
-
 def test_newest_record_of_a_pid_has_its_role():
-    members = {
-        "a": '{"role": "standby", "pid": 5, "seen_ms": 20}',
-        "b": '{"role": "leader", "pid": 5, "seen_ms": 10}',
-    }
-
-    assert roles_of(members) == {5: "standby"}
+    roles = {"a": '{"role": "standby", "pid": 5, "seen_ms": 20}', "b": '{"role": "leader", "pid": 5, "seen_ms": 10}'}
+    assert roles_of(roles) == {5: "standby"}

@@ -35,7 +35,6 @@ def test_live_view_fits_the_terminal(height):
         view.note(number, "an event that takes more than one line of a terminal of eighty columns " * 2)
         view.ran(number, RUN, duplicate=False)
     view.close()
-
     assert len(console.render_lines(view.render(state()))) <= height
 
 
@@ -44,7 +43,6 @@ def test_live_view_shows_counts_and_roles():
     view = LiveView(console)
     view.update(state(duplicates=7))
     view.close()
-
     shown = console.file.getvalue()
     assert "duplicates 7" in shown
     assert "beat-3" in shown
@@ -52,7 +50,6 @@ def test_live_view_shows_counts_and_roles():
 
 def test_plain_view_marks_a_duplicate(capsys):
     PlainView().ran(1.0, RUN, duplicate=True)
-
     shown = capsys.readouterr().out
     assert "DUPLICATE" in shown
     assert "12 ms late" in shown

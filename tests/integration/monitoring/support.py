@@ -8,7 +8,6 @@ import json
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from ha_beat.leader.due_queue import DueQueue
@@ -17,25 +16,9 @@ from ha_beat.monitoring.http.connection import Limits
 from ha_beat.monitoring.metrics import Metrics
 from ha_beat.monitoring.status import ReplicaStatus
 from ha_beat.store.lease import Replica, Term
+from ha_beat.testing import SettableClock
 
 LOCALHOST = "127.0.0.1"
-
-
-@dataclass
-class HandClock:
-    """Clock that moves only when it is set."""
-
-    seconds: float = 1_000.0
-    epoch: float = 1_800_000_000.0
-
-    def wall(self) -> float:
-        return self.epoch + self.seconds
-
-    def elapsed(self) -> float:
-        return self.seconds
-
-    def sleep(self, seconds: float) -> None:
-        self.seconds += seconds
 
 
 @dataclass
@@ -49,7 +32,7 @@ class FakeElection:
 class Scene:
     """Status of a replica and its parts."""
 
-    clock: HandClock = field(default_factory=HandClock)
+    clock: SettableClock = field(default_factory=SettableClock)
     election: FakeElection = field(default_factory=FakeElection)
     due_queue: DueQueue = field(default_factory=DueQueue)
     replica: Replica = field(
@@ -58,13 +41,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.status = ReplicaStatus(
-            self.replica,
-            "shop",
-            self.clock,
-            self.election,
-            lambda: self.due_queue,
-            lambda: datetime.fromtimestamp(self.clock.wall(), UTC),
-            stall_timeout=15.0,
+            self.replica, "shop", self.clock, self.election, lambda: self.due_queue, self.clock.now, stall_timeout=15.0
         )
 
     def lead(self, epoch: int = 7, seconds: float = 9.0) -> Term:

@@ -45,7 +45,7 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
-    return samples(metrics)[name, tuple(sorted(labels.items()))]
+    return samples(metrics)["ha_beat_" + name, tuple(sorted(labels.items()))]
 
 
 def enqueued(entry: str = "nightly", lateness: float = 0.02) -> events.Enqueued:
@@ -59,70 +59,45 @@ def skipped(count: int, reason: SkipReason) -> events.OccurrenceSkipped:
 @pytest.mark.parametrize(
     ("event", "name", "labels", "expected"),
     [
-        (enqueued(), "ha_beat_occurrences_total", {"verdict": "enqueued"}, 1),
-        (enqueued(), "ha_beat_lateness_seconds_bucket", {"le": "0.025"}, 1),
-        (enqueued(), "ha_beat_lateness_seconds_bucket", {"le": "0.01"}, 0),
-        (
-            skipped(3, SkipReason.COALESCED),
-            "ha_beat_occurrences_total",
-            {"verdict": "skipped"},
-            3,
-        ),
-        (
-            skipped(3, SkipReason.COALESCED),
-            "ha_beat_skipped_total",
-            {"reason": "coalesced"},
-            3,
-        ),
-        (
-            skipped(-1, SkipReason.MISSED),
-            "ha_beat_skipped_total",
-            {"reason": "missed"},
-            1,
-        ),
+        (enqueued(), "occurrences_total", {"verdict": "enqueued"}, 1),
+        (enqueued(), "lateness_seconds_bucket", {"le": "0.025"}, 1),
+        (enqueued(), "lateness_seconds_bucket", {"le": "0.01"}, 0),
+        (skipped(3, SkipReason.COALESCED), "occurrences_total", {"verdict": "skipped"}, 3),
+        (skipped(3, SkipReason.COALESCED), "skipped_total", {"reason": "coalesced"}, 3),
+        (skipped(-1, SkipReason.MISSED), "skipped_total", {"reason": "missed"}, 1),
         (
             events.OccurrenceUncertain("e", DUE, "id", UncertainReason.NO_ANSWER),
-            "ha_beat_occurrences_total",
+            "occurrences_total",
             {"verdict": "uncertain"},
             1,
         ),
-        (events.BatchDispatched(40, 0.02, 7), "ha_beat_batch_size_bucket", {"le": "50.0"}, 1),
-        (events.BatchDispatched(40, 0.02, 7), "ha_beat_dispatch_already_mine_total", {}, 7),
-        (events.BatchDispatched(40, 0.02, 7), "ha_beat_dispatch_seconds_sum", {}, 0.02),
-        (events.DispatchFenced(1, 40, TermEnd.SUPERSEDED), "ha_beat_dispatch_fenced_total", {}, 40),
-        (events.DispatchFailed(1, "why"), "ha_beat_dispatch_failures_total", {}, 1),
-        (WON, "ha_beat_campaigns_total", {"outcome": "won"}, 1),
-        (UNANSWERED, "ha_beat_renewals_total", {"outcome": "unknown"}, 1),
-        (UNANSWERED, "ha_beat_redis_round_trip_seconds_count", {}, 1),
+        (events.BatchDispatched(40, 0.02, 7), "batch_size_bucket", {"le": "50.0"}, 1),
+        (events.BatchDispatched(40, 0.02, 7), "dispatch_already_mine_total", {}, 7),
+        (events.BatchDispatched(40, 0.02, 7), "dispatch_seconds_sum", {}, 0.02),
+        (events.DispatchFenced(1, 40, TermEnd.SUPERSEDED), "dispatch_fenced_total", {}, 40),
+        (events.DispatchFailed(1, "why"), "dispatch_failures_total", {}, 1),
+        (WON, "campaigns_total", {"outcome": "won"}, 1),
+        (UNANSWERED, "renewals_total", {"outcome": "unknown"}, 1),
+        (UNANSWERED, "redis_round_trip_seconds_count", {}, 1),
+        (events.TermStarted(1, "x", TermStart.LEADER_GONE), "terms_started_total", {"reason": "leader_gone"}, 1),
         (
-            events.TermStarted(1, "x", TermStart.LEADER_GONE),
-            "ha_beat_terms_started_total",
-            {"reason": "leader_gone"},
-            1,
-        ),
-        (
-            events.TermEnded(1, TermEnd.STEP_DOWN, 5.0, "requested by deploy@released-web-1"),
-            "ha_beat_terms_ended_total",
+            events.TermEnded(1, TermEnd.STEP_DOWN, 5.0, "deploy@released-web-1"),
+            "terms_ended_total",
             {"reason": "step_down"},
             1,
         ),
-        (events.LeaseUnreachable("why", leading=True), "ha_beat_redis_outages_total", {}, 1),
-        (events.PresenceLost("why"), "ha_beat_presence_losses_total", {}, 1),
-        (events.ElectionFailed("why"), "ha_beat_election_failures_total", {}, 1),
-        (events.EntryFailed("e", EntryFault.REFUSED), "ha_beat_entry_failures_total", {}, 1),
-        (events.StateLost(LossKind.LEDGER_LOST, catch_up=False), "ha_beat_state_losses_total", {}, 1),
-        (events.ClockJumped(60.0, followed=True), "ha_beat_clock_jumps_total", {}, 1),
-        (
-            events.InvariantBroken(Invariant.OVERDUE, "e", "why"),
-            "ha_beat_invariant_breaks_total",
-            {"rule": "overdue"},
-            1,
-        ),
+        (events.LeaseUnreachable("why", leading=True), "redis_outages_total", {}, 1),
+        (events.PresenceLost("why"), "presence_losses_total", {}, 1),
+        (events.ElectionFailed("why"), "election_failures_total", {}, 1),
+        (events.EntryFailed("e", EntryFault.REFUSED), "entry_failures_total", {}, 1),
+        (events.StateLost(LossKind.LEDGER_LOST, catch_up=False), "state_losses_total", {}, 1),
+        (events.ClockJumped(60.0, followed=True), "clock_jumps_total", {}, 1),
+        (events.InvariantBroken(Invariant.OVERDUE, "e", "why"), "invariant_breaks_total", {"rule": "overdue"}, 1),
     ],
 )
-def test_event_increments_its_metric(event: events.Event, name: str, labels: dict[str, str], expected: float):
+def test_event_increments_its_metric(event, name, labels, expected):
     metrics = Scene().metrics()
-    before = samples(metrics).get((name, tuple(sorted(labels.items()))), 0)
+    before = samples(metrics).get(("ha_beat_" + name, tuple(sorted(labels.items()))), 0)
     metrics(event)
     assert value(metrics, name, **labels) - before == expected
 
@@ -130,41 +105,37 @@ def test_event_increments_its_metric(event: events.Event, name: str, labels: dic
 def test_gauges_follow_the_status():
     scene = Scene()
     metrics = scene.metrics()
-    assert value(metrics, "ha_beat_leader") == 0
-    assert value(metrics, "ha_beat_ready") == 0
+    assert (value(metrics, "leader"), value(metrics, "ready")) == (0, 0)
     scene.lead(epoch=11, seconds=9.0)
     scene.election.idle = 3.5
-    assert value(metrics, "ha_beat_leader") == 1
-    assert value(metrics, "ha_beat_ready") == 1
-    assert value(metrics, "ha_beat_epoch") == 11
-    assert value(metrics, "ha_beat_lease_trust_seconds") == 9.0
-    assert value(metrics, "ha_beat_last_tick_age_seconds") == 3.5
-    assert value(metrics, "ha_beat_members", role="leader") == 1
-    assert value(metrics, "ha_beat_warnings", code="redis_unreachable") == 1
+    expected = {"leader": 1, "ready": 1, "epoch": 11, "lease_trust_seconds": 9.0, "last_tick_age_seconds": 3.5}
+    assert {name: value(metrics, name) for name in expected} == expected
+    assert value(metrics, "members", role="leader") == 1
+    assert value(metrics, "warnings", code="redis_unreachable") == 1
 
 
 def test_entry_waiting_for_a_retry_is_overdue():
     """An entry whose schedule raises is retried a minute later and is due meanwhile."""
     scene = Scene()
     metrics = scene.metrics()
-    now = datetime.fromtimestamp(scene.clock.wall(), UTC)
+    now = scene.clock.now()
     state = EntryState(ScheduledEntry("nightly", None, None, MisfireRules(), "", now), now)
     scene.due_queue.put(state, now - timedelta(seconds=70), now + timedelta(seconds=50))
-    assert value(metrics, "ha_beat_overdue_seconds") == 0
+    assert value(metrics, "overdue_seconds") == 0
     scene.lead()
-    assert value(metrics, "ha_beat_overdue_seconds") == 70
-    assert value(metrics, "ha_beat_due_backlog") == 0
+    assert value(metrics, "overdue_seconds") == 70
+    assert value(metrics, "due_backlog") == 0
     scene.due_queue.put(state, now + timedelta(seconds=1))
-    assert value(metrics, "ha_beat_overdue_seconds") == 0
+    assert value(metrics, "overdue_seconds") == 0
 
 
 def test_guard_dropped_is_read_from_the_snapshot():
     scene = Scene()
     metrics = scene.metrics()
-    assert value(metrics, "ha_beat_guard_dropped_total") == 0
+    assert value(metrics, "guard_dropped_total") == 0
     view = ClusterView(1, None, (), "gen", 1, 0, 0, "", dropped=7)
     scene.status.snapshot = replace(scene.status.snapshot, view=view)
-    assert value(metrics, "ha_beat_guard_dropped_total") == 7
+    assert value(metrics, "guard_dropped_total") == 7
 
 
 def test_every_metric_exists_from_the_start_and_is_well_named():
@@ -185,8 +156,8 @@ def test_series_per_entry_exist_only_with_per_entry():
         bounded(enqueued(f"entry-{number}"))
         per_entry(enqueued(f"entry-{number}"))
     assert len(samples(bounded)) == start
-    assert value(per_entry, "ha_beat_entry_occurrences_total", entry="entry-7", verdict="enqueued") == 1
-    assert value(per_entry, "ha_beat_entry_last_lateness_seconds", entry="entry-7") == 0.02
+    assert value(per_entry, "entry_occurrences_total", entry="entry-7", verdict="enqueued") == 1
+    assert value(per_entry, "entry_last_lateness_seconds", entry="entry-7") == 0.02
 
 
 def test_lateness_buckets_reach_from_5_ms_to_an_hour():
@@ -194,9 +165,9 @@ def test_lateness_buckets_reach_from_5_ms_to_an_hour():
     metrics = Scene().metrics()
     metrics(enqueued(lateness=7200))
     metrics(enqueued(lateness=-0.001))
-    assert value(metrics, "ha_beat_lateness_seconds_bucket", le="+Inf") == 2
-    assert value(metrics, "ha_beat_lateness_seconds_bucket", le="3600.0") == 1
-    assert value(metrics, "ha_beat_lateness_seconds_sum") == 7200
+    assert value(metrics, "lateness_seconds_bucket", le="+Inf") == 2
+    assert value(metrics, "lateness_seconds_bucket", le="3600.0") == 1
+    assert value(metrics, "lateness_seconds_sum") == 7200
 
 
 def test_metrics_table_needs_no_extra():

@@ -81,7 +81,7 @@ def keep(page: Page, name: str) -> None:
         page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
 
 
-def test_every_replica_serves_the_whole_cluster(browser: Browser, cluster: Probed):
+def test_every_replica_serves_the_whole_cluster(browser, cluster):
     leader = cluster.wait_for_leader()
     for number in range(3):
         with opened(browser, cluster, number) as (page, complaints):
@@ -94,7 +94,7 @@ def test_every_replica_serves_the_whole_cluster(browser: Browser, cluster: Probe
             assert complaints == []
 
 
-def test_page_updates_without_losing_focus_or_input(browser: Browser, cluster: Probed):
+def test_page_updates_without_losing_focus_or_input(browser, cluster):
     with opened(browser, cluster, 0) as (page, complaints):
         before = page.inner_text("#recent tr:first-child")
         page.focus("#search")
@@ -111,7 +111,7 @@ def test_page_updates_without_losing_focus_or_input(browser: Browser, cluster: P
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_page_passes_the_axe_accessibility_checks(browser: Browser, cluster: Probed, scheme: str, width: int):
+def test_page_passes_the_axe_accessibility_checks(browser, cluster, scheme, width):
     """Check contrast, labels, landmarks and keyboard by axe-core's rules for WCAG 2.1 AA."""
     try:
         from axe_playwright_python.sync_playwright import Axe
@@ -126,7 +126,7 @@ def test_page_passes_the_axe_accessibility_checks(browser: Browser, cluster: Pro
         assert [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in found] == []
 
 
-def test_keyboard_reaches_every_control(browser: Browser, cluster: Probed):
+def test_keyboard_reaches_every_control(browser, cluster):
     with opened(browser, cluster, 0) as (page, _):
         reached = set()
         for _ in range(20):
@@ -135,7 +135,7 @@ def test_keyboard_reaches_every_control(browser: Browser, cluster: Probed):
         assert {"search", "verdict", "span", "SUMMARY", "A"} <= reached
 
 
-def test_names_with_markup_are_shown_as_text(browser: Browser):
+def test_names_with_markup_are_shown_as_text(browser):
     """A user who may name entries must not run scripts in an operator's browser."""
     evil = "<img src=x onerror=\"document.title='owned'\">"
     spec = {evil: {"every": 0.3, "task": "<script>document.title='owned'</script>"}}
@@ -149,7 +149,7 @@ def test_names_with_markup_are_shown_as_text(browser: Browser):
 
 
 @pytest.mark.slow
-def test_without_redis_the_page_shows_no_leader(browser: Browser):
+def test_without_redis_the_page_shows_no_leader(browser):
     """The page shows neither that there is no leader, which is unknown, nor that the replica is ready."""
     with need(RedisServer) as server, Probed(server.url, spec=SPEC, settings={"lease_ttl": 2}) as cluster:
         cluster.settle()
@@ -164,7 +164,7 @@ def test_without_redis_the_page_shows_no_leader(browser: Browser):
             assert complaints == []
 
 
-def test_open_page_shows_a_takeover(browser: Browser, cluster: Probed):
+def test_open_page_shows_a_takeover(browser, cluster):
     """Last in this module, because it kills the leader and then stops the replica that serves the page."""
     leader = cluster.settle()
     watching = next(number for number, replica in enumerate(cluster) if replica is not leader)

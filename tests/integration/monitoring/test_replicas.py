@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import shutil
 import socket
 import statistics
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.cluster import BeatCluster, Replica
-from tests.integration.monitoring.support import LOCALHOST, Reply, ask
-from tests.support.servers import PartMissing, RedisServer, free_port, need, wait_for
+from tests.faults.cluster import REPOSITORY, BeatCluster, Replica, base_environment
+from tests.integration.monitoring.support import LOCALHOST, ask
+from tests.support.servers import PartMissing, RedisServer, ServerProcess, free_port, need, wait_for
 
 SPEC = {"fast": {"every": 0.2}}
 
@@ -51,9 +54,8 @@ class Probed(BeatCluster):
         try:
             wait_for(lambda: self.probes(replica) == probes, timeout, "", 0.1)
         except AssertionError:
-            raise AssertionError(
-                f"{replica.name} says {self.probes(replica)}, not {probes}\n{replica.log_tail()}"
-            ) from None
+            found = self.probes(replica)
+            raise AssertionError(f"{replica.name} answers {found}, not {probes}\n{replica.log_tail()}") from None
 
     def settle(self) -> Replica:
         """Wait until one replica leads and all are ready."""
@@ -69,7 +71,7 @@ def redis_server() -> Iterator[RedisServer]:
         yield server
 
 
-def test_probes_follow_a_takeover_from_a_killed_leader(redis_server: RedisServer):
+def test_probes_follow_a_takeover_from_a_killed_leader(redis_server):
     with Probed(redis_server.url) as cluster:
         leader = cluster.settle()
         leader.kill()
@@ -80,7 +82,7 @@ def test_probes_follow_a_takeover_from_a_killed_leader(redis_server: RedisServer
         assert cluster.probes(other) == (200, 200, 503)
         wait_for(lambda: len(ask(cluster.port(other), "/status").json()["members"]) == 2, 20, "the dead one's absence")
 
-        def terms() -> list[dict[str, Any]]:
+        def terms():
             found: list[dict[str, Any]] = ask(cluster.port(other), "/status").json()["terms"][-2:]
             return found if len(found) == 2 else []
 
@@ -90,16 +92,11 @@ def test_probes_follow_a_takeover_from_a_killed_leader(redis_server: RedisServer
         assert before["end_reason"] == "leader_gone"
 
 
-def test_hung_leader_is_not_live_hands_over_and_recovers(redis_server: RedisServer, tmp_path: Path):
+def test_hung_leader_is_not_live_hands_over_and_recovers(redis_server, tmp_path):
     """The process and its election thread work; only the main loop hangs."""
     hang = tmp_path / "hang"
-    with Probed(
-        redis_server.url,
-        replicas=2,
-        app="tests.support.apps.hanging_app",
-        env={"HANG_FILE": str(hang)},
-        settings={"stall_timeout": 2, "lease_ttl": 4},
-    ) as cluster:
+    options = {"app": "tests.support.apps.hanging_app", "env": {"HANG_FILE": str(hang)}}
+    with Probed(redis_server.url, 2, settings={"stall_timeout": 2, "lease_ttl": 4}, **options) as cluster:
         leader = cluster.settle()
         hang.write_text(str(leader.pid))
         successor = cluster.wait_for_leader(other_than=leader)
@@ -110,7 +107,7 @@ def test_hung_leader_is_not_live_hands_over_and_recovers(redis_server: RedisServ
         cluster.until(leader, (200, 200, 503))
 
 
-def test_without_redis_all_replicas_are_live_and_none_is_ready(redis_server: RedisServer):
+def test_without_redis_all_replicas_are_live_and_none_is_ready(redis_server):
     with Probed(redis_server.url, replicas=2, settings={"lease_ttl": 3}) as cluster:
         cluster.settle()
         redis_server.kill()
@@ -126,7 +123,7 @@ def test_without_redis_all_replicas_are_live_and_none_is_ready(redis_server: Red
         cluster.settle()
 
 
-def test_stopped_replica_removes_its_member_record(redis_server: RedisServer):
+def test_stopped_replica_removes_its_member_record(redis_server):
     with Probed(redis_server.url, replicas=2) as cluster:
         leader = cluster.settle()
         (standby,) = cluster.standbys()
@@ -139,7 +136,7 @@ def test_stopped_replica_removes_its_member_record(redis_server: RedisServer):
 
 
 @pytest.mark.slow
-def test_standby_without_http_writes_only_its_member_record(redis_server: RedisServer):
+def test_standby_without_http_writes_only_its_member_record(redis_server):
     """O1: a standby writes only its presence and its member record."""
     with BeatCluster(redis_server.url, replicas=2, settings={"lease_ttl": 30}) as cluster:
         leader = cluster.wait_for_leader()
@@ -155,30 +152,15 @@ def test_standby_without_http_writes_only_its_member_record(redis_server: RedisS
             while time.monotonic() < ended:
                 seen.append(monitor.next_command()["command"])
         leader.resume()
-        roles = {
-            json.loads(record)["pid"]: json.loads(record)["role"] for record in admin.hvals(cluster.key("members"))
-        }
-        assert roles[standby.pid] == "standby"
-        reading = {
-            "CLIENT",
-            "EVALSHA",
-            "HELLO",
-            "HGET",
-            "HGETALL",
-            "HMGET",
-            "INFO",
-            "TIME",
-            "PUBSUB",
-            "XLEN",
-            "XRANGE",
-            "XREVRANGE",
-            "PING",
-        }
+        members = [json.loads(record) for record in admin.hvals(cluster.key("members"))]
+        assert {member["pid"]: member["role"] for member in members}[standby.pid] == "standby"
+        reading = {"CLIENT", "EVALSHA", "HELLO", "HGET", "HGETALL", "HMGET", "INFO", "TIME", "PUBSUB", "PING"}
+        reading |= {"XLEN", "XRANGE", "XREVRANGE"}
         writes = [command.split()[:2] for command in seen if command.split()[0].upper() not in reading]
         assert {tuple(write) for write in writes} == {("HSET", cluster.key("members"))}
 
 
-def test_taken_port_stops_beat_with_one_line(redis_server: RedisServer):
+def test_taken_port_stops_beat_with_one_line(redis_server):
     with socket.socket() as taken:
         taken.bind((LOCALHOST, 0))
         taken.listen()
@@ -215,15 +197,14 @@ def many_requests(port: int, answered: list[int]) -> Iterator[None]:
                     reply += connection.recv(65536)
                 answered.append(10)
 
-    threads = [threading.Thread(target=client) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join(10)
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(client) for _ in range(8)]
+        try:
+            yield
+        finally:
+            ended.set()
+    for each in clients:
+        each.result()
 
 
 @contextlib.contextmanager
@@ -237,7 +218,7 @@ def slow_clients(port: int, count: int = 2000) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_load_on_the_endpoint_does_not_delay_the_scheduler(redis_server: RedisServer):
+def test_load_on_the_endpoint_does_not_delay_the_scheduler(redis_server):
     """The leader gets thousands of requests a second, and 2,000 clients that never finish theirs."""
     with Probed(redis_server.url, replicas=1) as cluster:
         leader = cluster.settle()
@@ -265,45 +246,36 @@ def test_load_on_the_endpoint_does_not_delay_the_scheduler(redis_server: RedisSe
         assert cluster.leader() is leader
 
 
-def promtool() -> str:
-    import shutil
+def program(name: str) -> str:
+    def find() -> str:
+        if (path := shutil.which(name)) is None:
+            raise PartMissing(f"{name} is not on PATH (Debian: apt-get install prometheus)")
+        return path
 
-    path = shutil.which("promtool")
-    if path is None:
-        raise PartMissing("promtool is not on PATH (Debian: apt-get install prometheus)")
-    return path
+    return need(find)
 
 
-def test_metrics_pass_promtool_check(redis_server: RedisServer):
-    tool = need(promtool)
+def test_metrics_pass_promtool_check(redis_server):
+    promtool = program("promtool")
     settings = {"metrics_per_entry": True}
     with Probed(redis_server.url, replicas=1, settings=settings) as cluster:
         leader = cluster.settle()
 
-        def metrics() -> Reply | None:
+        def metrics():
             reply = ask(cluster.port(leader), "/metrics")
             return reply if 'ha_beat_entry_occurrences_total{entry="fast",verdict="enqueued"}' in reply.text else None
 
         reply = wait_for(metrics, 20, "the first occurrence")
         assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
         checked = subprocess.run(
-            [tool, "check", "metrics"], input=reply.text, capture_output=True, text=True, check=False, timeout=30
+            [promtool, "check", "metrics"], input=reply.text, capture_output=True, text=True, check=False, timeout=30
         )
         assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 
-def prometheus() -> str:
-    import shutil
-
-    path = shutil.which("prometheus")
-    if path is None:
-        raise PartMissing("prometheus is not on PATH (Debian: apt-get install prometheus)")
-    return path
-
-
 @pytest.mark.slow
-def test_prometheus_scrapes_a_running_cluster(redis_server: RedisServer, tmp_path: Path):
-    program, own_port = need(prometheus), free_port()
+def test_prometheus_scrapes_a_running_cluster(redis_server, tmp_path):
+    prometheus, own_port = program("prometheus"), free_port()
     with Probed(redis_server.url, replicas=2) as cluster:
         cluster.settle()
         targets = json.dumps([f"{LOCALHOST}:{port}" for port in cluster.ports])
@@ -312,19 +284,12 @@ def test_prometheus_scrapes_a_running_cluster(redis_server: RedisServer, tmp_pat
             "global: {scrape_interval: 1s}\n"
             f"scrape_configs: [{{job_name: beat, static_configs: [{{targets: {targets}}}]}}]"
         )
-        process = subprocess.Popen(
-            [
-                program,
-                f"--config.file={config}",
-                f"--storage.tsdb.path={tmp_path / 'data'}",
-                f"--web.listen-address={LOCALHOST}:{own_port}",
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        command = [prometheus, f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'data'}"]
+        command.append(f"--web.listen-address={LOCALHOST}:{own_port}")
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
 
-            def result(query: str) -> float | None:
+            def result(query):
                 url = f"http://{LOCALHOST}:{own_port}/api/v1/query?query={query}"
                 with urllib.request.urlopen(url, timeout=5) as answer:
                     found = json.load(answer)["data"]["result"]
@@ -338,35 +303,26 @@ def test_prometheus_scrapes_a_running_cluster(redis_server: RedisServer, tmp_pat
             process.wait(20)
 
 
-def test_beat_inside_a_worker_serves_http(redis_server: RedisServer, tmp_path: Path):
+def test_beat_inside_a_worker_serves_http(redis_server, tmp_path):
     """`worker -B` forks beat: endpoint, metrics and membership have to be the child's."""
-    import os
-    import sys
-
-    from tests.faults.cluster import REPOSITORY, base_environment
-    from tests.support.servers import ServerProcess
-
     port = free_port()
     env = base_environment({"BROKER_URL": redis_server.url, "BEAT_SPEC": json.dumps(SPEC)})
     env |= {"HA_BEAT_HTTP_BIND": f"{LOCALHOST}:{port}", "HA_BEAT_CLUSTER": "embedded", "PYTHONPATH": str(REPOSITORY)}
-    command = [
-        sys.executable,
-        "-m",
-        "celery",
-        "-A",
-        "tests.support.apps.tick_app",
-        "worker",
-        "-B",
-        "-c",
-        "1",
+    command = [sys.executable, "-m", "celery", "-A", "tests.support.apps.tick_app", "worker", "-B", "-c", "1"]
+    command += [
         "-P",
         "prefork",
+        "--scheduler",
+        "ha_beat.scheduler:HAScheduler",
+        "-s",
+        str(tmp_path / "schedule"),
+        "-l",
+        "INFO",
     ]
-    command += ["--scheduler", "ha_beat.scheduler:HAScheduler", "-s", str(tmp_path / "schedule"), "-l", "INFO"]
     process = ServerProcess(command, tmp_path / "worker.log", cwd=tmp_path, env=env)
     try:
 
-        def enqueued() -> bool:
+        def enqueued():
             found = re.search(r'occurrences_total\{verdict="enqueued"\} (\d+)', ask(port, "/metrics").text)
             return found is not None and int(found[1]) > 3
 

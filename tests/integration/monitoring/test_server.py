@@ -35,7 +35,15 @@ def port_of(server: HttpServer) -> int:
     return server.address[1]
 
 
-def test_head_equals_get_without_the_body(server: HttpServer):
+def connected(server: HttpServer, timeout: float = 5.0) -> socket.socket:
+    return socket.create_connection((LOCALHOST, port_of(server)), timeout)
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+def test_head_equals_get_without_the_body(server):
     for path in PATHS:
         got, head = ask(port_of(server), path), ask(port_of(server), path, "HEAD")
         assert (got.status, head.text) == (head.status, "")
@@ -43,48 +51,41 @@ def test_head_equals_get_without_the_body(server: HttpServer):
             assert got.headers["content-length"] == head.headers["content-length"]
 
 
-def test_connection_serves_several_requests(server: HttpServer):
-    with socket.create_connection((LOCALHOST, port_of(server)), timeout=5) as client:
+def test_connection_serves_several_requests(server):
+    with connected(server) as client:
         for _ in range(3):
-            client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.sendall(get("/livez"))
             assert client.recv(4096).endswith(b"live\n")
 
 
-def test_missing_descriptors_are_logged_once_per_incident(server: HttpServer, caplog: pytest.LogCaptureFixture) -> None:
-    """asyncio meets it anew each second, and the probes find nobody at home."""
+def test_missing_descriptors_are_logged_once_per_incident(server, caplog):
+    """asyncio reports it each second while the server cannot accept a probe."""
     loop = server._loop
     assert loop is not None
-    full = {
-        "message": "socket.accept() out of system resource",
-        "exception": OSError(errno.EMFILE, "Too many open files"),
-    }
-
-    def told() -> int:
-        return actions(caplog).count("http_exhausted")
-
+    full = {"message": "out of system resource", "exception": OSError(errno.EMFILE, "Too many open files")}
     for times in (1, 2):
         for _ in range(3):
             loop.call_soon_threadsafe(loop.call_exception_handler, full)
-        wait_for(lambda times=times: told() == times, 5, "a line")
+        wait_for(lambda times=times: actions(caplog).count("http_exhausted") == times, 5, "a line")
         assert ask(port_of(server), "/livez").status == 200
-    assert told() == 2
+    assert actions(caplog).count("http_exhausted") == 2
 
 
-def test_pipelined_requests_are_answered_in_order(server: HttpServer):
-    reply = send_raw(port_of(server), b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 5)
+def test_pipelined_requests_are_answered_in_order(server):
+    reply = send_raw(port_of(server), get("/livez") * 5)
     assert reply.count(b"HTTP/1.1 200") == 5
 
 
 def test_unread_answers_are_not_buffered_without_limit():
     """A client that sends thousands of requests and reads no answer must not fill the memory."""
     with serving(Scene().site(), Limits(taking=1.0)) as server:
-        with socket.create_connection((LOCALHOST, port_of(server)), timeout=5) as client:
+        with connected(server) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.settimeout(1.0)
             sent = 0
             with contextlib.suppress(OSError):
                 while sent < 50_000_000:
-                    sent += client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+                    sent += client.send(get("/") * 100)
             assert sent < 50_000_000
             assert ask(port_of(server), "/livez").status == 200
         wait_for(lambda: not server.connections.open, 10, "the end of the greedy connection")
@@ -109,37 +110,23 @@ def test_unread_answers_are_not_buffered_without_limit():
         (b"GET /livez HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", b"200"),
     ],
 )
-def test_odd_request_gets_a_fitting_status(server: HttpServer, data: bytes, status: bytes):
+def test_odd_request_gets_a_fitting_status(server, data, status):
     reply = send_raw(port_of(server), data)
     assert reply.split(b" ", 2)[1:2] == [status], reply[:200]
     assert ask(port_of(server), "/livez").status == 200
 
 
-_PIECES = st.one_of(
-    st.binary(max_size=60),
-    st.sampled_from(
-        [
-            b"GET / HTTP/1.1\r\n",
-            b"HEAD /status HTTP/1.1\r\n",
-            b"GET /events HTTP/1.1\r\n",
-            b"Host: x\r\n",
-            b"Content-Length: 3\r\n",
-            b"Transfer-Encoding: chunked\r\n",
-            b"Connection: close\r\n",
-            b"Expect: 100-continue\r\n",
-            b"\r\n",
-            b"3\r\nabc\r\n",
-            b"0\r\n\r\n",
-        ]
-    ),
-)
+_REQUESTS = [b"GET / HTTP/1.1\r\n", b"HEAD /status HTTP/1.1\r\n", b"GET /events HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n"]
+_HEADERS = [b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n"]
+_BODIES = [b"Expect: 100-continue\r\n", b"3\r\nabc\r\n", b"0\r\n\r\n"]
+_PIECES = st.one_of(st.binary(max_size=60), st.sampled_from([*_REQUESTS, *_HEADERS, *_BODIES]))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pieces=st.lists(_PIECES, max_size=12))
-def test_arbitrary_bytes_do_not_break_the_server(server: HttpServer, pieces: list[bytes]):
+def test_arbitrary_bytes_do_not_break_the_server(server, pieces):
     """There is no traceback and no 5xx except the documented 503, and the next client is served."""
-    with socket.create_connection((LOCALHOST, port_of(server)), timeout=5) as client:
+    with connected(server) as client:
         client.settimeout(0.05)
         found = b""
         with contextlib.suppress(OSError):
@@ -151,13 +138,12 @@ def test_arbitrary_bytes_do_not_break_the_server(server: HttpServer, pieces: lis
     assert ask(port_of(server), "/livez").status == 200
 
 
-def test_unexpected_exception_in_a_connection_is_logged(caplog: pytest.LogCaptureFixture):
+def test_unexpected_exception_in_a_connection_is_logged(caplog):
     """The fuzz test relies on this."""
-    scene = Scene()
-    site = scene.site()
+    site = Scene().site()
     site.answer = lambda *_: 1 / 0  # type: ignore[method-assign, assignment, return-value]
     with serving(site) as server, caplog.at_level("ERROR", "ha_beat"):
-        send_raw(port_of(server), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        send_raw(port_of(server), get("/"))
         (record,) = (record for record in caplog.records if record.__dict__["action"] == "http_error")
         assert record.exc_info is not None
         assert record.exc_info[0] is ZeroDivisionError
@@ -166,15 +152,12 @@ def test_unexpected_exception_in_a_connection_is_logged(caplog: pytest.LogCaptur
 def test_probe_is_answered_despite_2000_slow_clients():
     """Each sends its request byte by byte without end."""
     with serving(Scene().site()) as server:
-        slow: list[socket.socket] = []
+        slow = []
         try:
             for _ in range(2000):
-                client = socket.socket()
-                client.settimeout(5)
-                client.connect((LOCALHOST, port_of(server)))
+                slow.append(connected(server))
                 with contextlib.suppress(OSError):
-                    client.send(b"GET /livez HTTP/1.1\r\nX: ")
-                slow.append(client)
+                    slow[-1].send(b"GET /livez HTTP/1.1\r\nX: ")
             for _ in range(5):
                 assert ask(port_of(server), "/livez").status == 200
                 for client in slow:
@@ -188,10 +171,10 @@ def test_probe_is_answered_despite_2000_slow_clients():
 
 def test_slow_bytes_do_not_extend_the_deadline():
     with serving(Scene().site(), Limits(head=1.0)) as server, contextlib.ExitStack() as stack:
-        client = stack.enter_context(socket.create_connection((LOCALHOST, port_of(server)), timeout=15))
+        client = stack.enter_context(connected(server, 15))
         ended = threading.Event()
 
-        def trickle() -> None:
+        def trickle():
             with contextlib.suppress(OSError):
                 while not ended.wait(0.1):
                     client.send(b"a")
@@ -217,8 +200,8 @@ def test_streams_get_updates_and_are_limited_in_number():
     with serving(Scene().site(), Limits(streams=2)) as server, contextlib.ExitStack() as stack:
         clients = []
         for _ in range(2):
-            client = stack.enter_context(socket.create_connection((LOCALHOST, port_of(server)), timeout=10))
-            client.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+            client = stack.enter_context(connected(server, 10))
+            client.sendall(get("/events"))
             first = read_event(client)
             assert b"text/event-stream" in first
             assert b'"cluster":"shop"' in first
@@ -254,7 +237,7 @@ def test_missing_library_is_a_configuration_error():
     )
 
 
-def test_port_taken_after_the_start_is_retried(monkeypatch: pytest.MonkeyPatch):
+def test_port_taken_after_the_start_is_retried(monkeypatch):
     """Another process may take the port between the check and the first turn. Scheduling continues."""
     monkeypatch.setattr("ha_beat.monitoring.http.server._BIND_RETRY", 0.1)
     port = free_port()
@@ -300,12 +283,12 @@ def test_unspecified_address_serves_ipv4_and_ipv6():
         ("0.0.0.0", 0, "10.1.2.3", ""),
     ],
 )
-def test_advertised_url(monkeypatch: pytest.MonkeyPatch, host: str, port: int, pod_ip: str, url: str):
+def test_advertised_url(monkeypatch, host, port, pod_ip, url):
     monkeypatch.setenv("POD_IP", pod_ip)
     assert advertised_url(host, port) == url
 
 
-def test_endpoint_answers_while_the_main_thread_computes(server: HttpServer):
+def test_endpoint_answers_while_the_main_thread_computes(server):
     """Code that never waits holds the interpreter for some milliseconds at a time only."""
     answers: list[int] = []
     thread = threading.Thread(target=lambda: answers.append(ask(port_of(server), "/livez").status))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import redis
@@ -42,16 +42,23 @@ def client(server: RedisServer) -> Iterator[redis.Redis]:
         yield client
 
 
-def enqueued(entry: str = "nightly", ms: int = 0, epoch: int = 5) -> dict[str, object]:
-    return {
-        "verdict": "enqueued",
-        "entry": entry,
-        "at": AT.isoformat(timespec="microseconds"),
-        "ms": ms or round(AT.timestamp() * 1000) + 40,
-        "epoch": epoch,
-        "by": "beat-0",
-        "id": "task-id",
-    }
+@pytest.fixture
+def eviction(client: redis.Redis) -> Iterator[None]:
+    """Let Redis evict any key."""
+    client.config_set("maxmemory", "100mb")
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    yield
+    client.config_set("maxmemory", "0")
+    client.config_set("maxmemory-policy", "noeviction")
+
+
+def unreachable() -> redis.Redis:
+    return redis.Redis(port=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
+
+
+def enqueued(entry: str = "nightly", ms: int = 0) -> dict[str, object]:
+    record = {"verdict": "enqueued", "entry": entry, "at": AT.isoformat(timespec="microseconds")}
+    return {**record, "ms": ms or round(AT.timestamp() * 1000) + 40, "epoch": 5, "by": "beat-0", "id": "task-id"}
 
 
 def write(client: redis.Redis, record: object, stream_id: str = "*") -> None:
@@ -75,23 +82,21 @@ def test_label_of_a_record_is_the_name_of_its_entry():
     """Records of database rows have the primary key as the entry."""
     raw = {"verdict": "enqueued", "entry": "2", "at": AT.isoformat(), "id": "x"}
     labels = [parse("1-0", 1, json.dumps(record)).label for record in (raw, {**raw, "name": "clear-sessions"})]
-
     assert labels == ["2", "clear-sessions"]
 
 
 def test_range_of_skipped_occurrences_excludes_its_end():
-    raw = {"verdict": "skipped", "entry": "e", "from": AT.isoformat(), "until": (AT + timedelta(hours=1)).isoformat()}
-    record = parse("1-0", 1, json.dumps({**raw, "count": -1, "why": "coalesced", "ms": 1, "epoch": 1, "by": "x"}))
+    span = {"from": AT.isoformat(), "until": (AT + timedelta(hours=1)).isoformat(), "count": -1, "why": "coalesced"}
+    record = parse("1-0", 1, json.dumps({"verdict": "skipped", "entry": "e", **span, "ms": 1, "epoch": 1, "by": "x"}))
     assert isinstance(record, VerdictRecord)
     assert (record.count, record.reason) == (-1, "coalesced")
-    assert record.covers(AT)
-    assert not record.covers(AT + timedelta(hours=1))
+    assert [record.covers(AT + timedelta(hours=hours)) for hours in (0, 1)] == [True, False]
 
 
 @pytest.mark.parametrize(
     "raw", ["", "null", "[]", "{", '{"verdict": "enqueued", "entry": "e", "at": 7}', '{"kind": "term"}']
 )
-def test_malformed_record_is_ignored(raw: str):
+def test_malformed_record_is_ignored(raw):
     assert parse("1-0", 1, raw) is None
 
 
@@ -101,7 +106,7 @@ def test_record_of_an_unknown_kind_is_kept():
     assert (record.kind, record.ms, record.data["sun"]) == ("weather", 1700, True)
 
 
-def test_journal_is_read_newest_first_by_time_and_by_entry(client: redis.Redis):
+def test_journal_is_read_newest_first_by_time_and_by_entry(client):
     for second in range(1200):
         write(client, enqueued(f"entry-{second % 3}", ms=1_000_000 + second * 1000), f"{1_000_000 + second * 1000}-0")
     write(client, "no JSON", f"{3_000_000}-0")
@@ -116,15 +121,14 @@ def test_journal_is_read_newest_first_by_time_and_by_entry(client: redis.Redis):
 
 
 def test_journal_raises_without_redis():
-    nobody = redis.Redis(port=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
     with pytest.raises(StoreUnavailable):
-        Journal(lambda: nobody, KEYS).newest()
+        Journal(unreachable, KEYS).newest()
 
 
 # --- Members
 
 
-def test_member_record_round_trip(client: redis.Redis):
+def test_member_record_round_trip(client):
     member = Member(
         "beat-0:abc123", "standby", "h", 1, "1.2", 5, http="http://h:1", clock_offset_ms=-7,
         not_ready={"stalled": "16.0 s"},        upcoming=(Upcoming("nightly", "mail", 99),), failing={"e": "why"},
@@ -139,7 +143,7 @@ def test_member_record_round_trip(client: redis.Redis):
     assert members.view().members == ()
 
 
-def test_only_the_holder_of_the_lease_is_shown_as_leader(client: redis.Redis):
+def test_only_the_holder_of_the_lease_is_shown_as_leader(client):
     """The record of a killed or paused leader is kept for a while."""
     members = Members(lambda: client, KEYS)
     for name in ("dead", "new"):
@@ -155,7 +159,7 @@ def test_only_the_holder_of_the_lease_is_shown_as_leader(client: redis.Redis):
     assert {member.role for member in members.view().members} == {"standby"}
 
 
-def test_view_includes_messages_dropped_by_the_guard(client: redis.Redis):
+def test_view_includes_messages_dropped_by_the_guard(client):
     """Workers count them in Redis. Reading them needs no second round trip and no further right."""
     members = Members(lambda: client, KEYS)
     assert members.view().dropped == 0
@@ -166,7 +170,7 @@ def test_view_includes_messages_dropped_by_the_guard(client: redis.Redis):
     assert members.view().dropped == 0
 
 
-def test_silent_members_are_hidden_and_removed_by_the_leader(client: redis.Redis):
+def test_silent_members_are_hidden_and_removed_by_the_leader(client):
     members = Members(lambda: client, KEYS)
     now = members.announce(Member("alive"))
     client.hset(KEYS.members, "silent", json.dumps({"role": "standby", "seen_ms": now - 7_000}))
@@ -178,7 +182,7 @@ def test_silent_members_are_hidden_and_removed_by_the_leader(client: redis.Redis
     assert set(client.hkeys(KEYS.members)) == {b"silent", b"alive"}
 
 
-def test_members_can_be_read_from_a_full_redis(client: redis.Redis):
+def test_members_can_be_read_from_a_full_redis(client):
     """Reading needs no memory, and must work while writes are refused."""
     client.config_set("maxmemory", "1")
     try:
@@ -197,16 +201,11 @@ def change(event: str, epoch: int, ms: int, **more: object) -> TermRecord:
     return record
 
 
-def test_gap_after_a_released_term_is_exact():
+def test_gap_between_terms_starts_at_the_release_or_the_last_sign():
     first, second = spans([change("acquired", 1, 100), change("released", 1, 500), change("acquired", 2, 540)], None)
     assert (first.ended_ms, first.released, second.gap_ms, second.ended_ms) == (500, True, 40, None)
-
-
-def test_gap_after_a_lost_leader_starts_at_its_last_sign():
     lost = [change("acquired", 1, 100), change("acquired", 2, 900, previous_epoch=1, left_ms=300)]
-    assert spans(lost, None)[1].gap_ms == 600
-    assert spans(lost, None, {1: 850})[1].gap_ms == 50
-    assert spans(lost, None, {1: 950})[1].gap_ms == 0
+    assert [spans(lost, None, seen)[1].gap_ms for seen in ({}, {1: 850}, {1: 950})] == [600, 50, 0]
 
 
 def test_term_older_than_the_journal_is_shown():
@@ -215,18 +214,17 @@ def test_term_older_than_the_journal_is_shown():
     assert (only.epoch, only.began_ms, only.ended_ms) == (9, 77, None)
 
 
-# --- The poller and what it puts on the board
+# --- The poller
 
 
-def watched(client: redis.Redis) -> tuple[Scene, Poller]:
-    scene = Scene()
-    scene.clock.epoch = time.time() - scene.clock.seconds
-    poller = Poller(scene.status, Members(lambda: client, KEYS), Journal(lambda: client, KEYS), scene.clock, full=True)
-    return scene, poller
+def polled(client: redis.Redis, **options: Any) -> tuple[Scene, Poller]:
+    scene = Scene(SettableClock(datetime.now(UTC)))
+    members, journal = Members(lambda: client, KEYS), Journal(lambda: client, KEYS)
+    return scene, Poller(scene.status, members, journal, scene.clock, **{"full": True, **options})
 
 
-def test_poller_follows_the_journal(client: redis.Redis):
-    scene, poller = watched(client)
+def test_poller_follows_the_journal(client):
+    scene, poller = polled(client)
     write(client, enqueued("before"))
     poller.poll()
     write(client, {"kind": "term", "event": "acquired", "epoch": 5, "by": "beat-0", "ms": 7, "reason": "expired"})
@@ -237,9 +235,9 @@ def test_poller_follows_the_journal(client: redis.Redis):
     assert [span.epoch for span in scene.status.snapshot.terms] == [5]
 
 
-def test_poller_follows_a_journal_that_started_again(client: redis.Redis):
+def test_poller_follows_a_journal_that_started_again(client):
     """After FLUSHALL on a server whose clock is behind, new records have lower ids."""
-    scene, poller = watched(client)
+    scene, poller = polled(client)
     client.hset(KEYS.ledger, "m:gen", "one")
     write(client, enqueued("before"), "9000000000000-0")
     poller.poll()
@@ -250,8 +248,8 @@ def test_poller_follows_a_journal_that_started_again(client: redis.Redis):
     assert [record.entry for record in scene.status.snapshot.recent] == ["before", "after"]
 
 
-def test_poller_skips_to_the_end_of_a_long_burst(client: redis.Redis):
-    scene, poller = watched(client)
+def test_poller_skips_to_the_end_of_a_long_burst(client):
+    scene, poller = polled(client)
     write(client, enqueued("first"))
     poller.poll()
     pipeline = client.pipeline()
@@ -263,53 +261,35 @@ def test_poller_skips_to_the_end_of_a_long_burst(client: redis.Redis):
 
 
 def test_without_redis_the_last_snapshot_is_kept_and_marked():
-    scene = Scene()
-    nobody = redis.Redis(port=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
-    poller = Poller(scene.status, Members(lambda: nobody, KEYS), Journal(lambda: nobody, KEYS), scene.clock, full=True)
+    scene, poller = polled(unreachable())
     poller.poll()
     assert scene.status.unreachable
     assert document(scene.status)["redis"]["reachable"] is False
 
 
 def test_members_raise_without_redis():
-    nobody = redis.Redis(port=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
+    members = Members(unreachable, KEYS)
     with pytest.raises(StoreError):
-        Members(lambda: nobody, KEYS).view()
-    Members(lambda: nobody, KEYS).remove("x")
+        members.view()
+    members.remove("x")
 
 
-def test_redis_configuration_is_read(client: redis.Redis):
-    members = Members(lambda: client, KEYS)
-    assert members.server_settings() == ServerSettings("", append_only_file=False)
-    client.config_set("maxmemory", "100mb")
-    client.config_set("maxmemory-policy", "allkeys-lru")
-    try:
-        scene, poller = watched(client)
-        poller.poll()
-        assert "eviction_policy" in {warning.code for warning in scene.status.warnings()}
-    finally:
-        client.config_set("maxmemory", "0")
-        client.config_set("maxmemory-policy", "noeviction")
-
-
+@pytest.mark.usefixtures("eviction")
 @pytest.mark.parametrize("full", [True, False])
-def test_risk_of_data_loss_is_emitted_once(client: redis.Redis, full: bool):
-    """With and without HTTP. A server that keeps its data has no risk."""
-    told: list[events.Event] = []
-    scene, clock = Scene(), SettableClock()
-    members, journal = Members(lambda: client, KEYS), Journal(lambda: client, KEYS)
-    poller = Poller(scene.status, members, journal, clock, full=full, emit=told.append)
-    client.config_set("maxmemory", "100mb")
-    client.config_set("maxmemory-policy", "allkeys-lru")
-    try:
-        for _ in range(3):
-            poller.poll()
-            clock.advance(60)
-    finally:
-        client.config_set("maxmemory", "0")
-        client.config_set("maxmemory-policy", "noeviction")
-    said = [event.reason for event in told if isinstance(event, events.ServerMayForget)]
-    assert said == [RedisRisk.EVICTION, RedisRisk.NO_APPEND_ONLY_FILE]
+def test_risk_of_data_loss_is_emitted_once(client, full):
+    """With and without HTTP."""
+    emitted = []
+    scene, poller = polled(client, full=full, emit=emitted.append)
+    for _ in range(3):
+        poller.poll()
+        scene.clock.advance(60)
+    risks = [event.reason for event in emitted if isinstance(event, events.ServerMayForget)]
+    assert risks == [RedisRisk.EVICTION, RedisRisk.NO_APPEND_ONLY_FILE]
+    assert "eviction_policy" in {warning.code for warning in scene.status.warnings()} or not full
+
+
+def test_server_that_keeps_its_data_has_no_risk(client):
+    assert Members(lambda: client, KEYS).server_settings() == ServerSettings("", append_only_file=False)
     assert ServerSettings("noeviction", append_only_file=True).risks() == []
     assert ServerSettings("", append_only_file=None).risks() == []
 
@@ -321,48 +301,55 @@ def codes(scene: Scene, *others: Member) -> set[str]:
     return {warning.code for warning in scene.status.warnings([scene.status.member(), *others])}
 
 
-def test_warning_of_each_condition(client: redis.Redis):
-    scene, poller = watched(client)
+@pytest.mark.parametrize(
+    ("member", "code"),
+    [
+        ({"schedule": "bbb"}, "schedule_drift"),
+        ({"version": "1.2.2"}, "version_mix"),
+        ({"clock_offset_ms": -2500}, "clock_offset"),
+        ({"not_ready": {"stalled": ""}}, "not_ready"),
+        ({"overdue_ms": 31_000}, "overdue"),
+    ],
+)
+def test_condition_of_another_replica_has_its_warning(client, member, code):
+    scene, poller = polled(client)
+    poller.poll()
+    scene.lead()
+    scene.status.schedule = "aaa"
+    assert codes(scene, Member("other", **{"version": "1.2.3", "schedule": "aaa", **member})) == {code}
+
+
+def test_warning_of_each_condition_ends_with_it(client):
+    scene, poller = polled(client)
     assert "redis_unreachable" in codes(scene)
     poller.poll()
     assert codes(scene) == {"no_leader", "no_standby"}
     scene.lead()
-    scene.status.schedule = "aaa"
-    other = Member("other", version="1.2.3", schedule="aaa")
+    other = Member("other", version="1.2.3")
     assert codes(scene, other) == set()
-    assert codes(scene, Member("other", version="1.2.3", schedule="bbb")) == {"schedule_drift"}
-    assert codes(scene, Member("other", version="1.2.2")) == {"version_mix"}
-    assert codes(scene, Member("other", version="1.2.3", clock_offset_ms=-2500)) == {"clock_offset"}
-    assert codes(scene, Member("other", version="1.2.3", not_ready={"stalled": ""})) == {"not_ready"}
-    assert codes(scene, Member("other", version="1.2.3", overdue_ms=31_000)) == {"overdue"}
     scene.status.memory(events.EntryFailed("nightly", EntryFault.SCHEDULE_RAISES))
     assert codes(scene, other) == {"entry_failing"}
     scene.status.memory(events.Enqueued("nightly", "t", "id", AT, 0.1))
     assert codes(scene, other) == set()
     scene.status.memory(events.InvariantBroken(Invariant.EPOCH_FELL, "lease", "5 after 6"))
     assert codes(scene, other) == {"invariant_broken"}
-    scene.clock.seconds += 3601
+    scene.clock.advance(3601)
     scene.lead()
     assert codes(scene, other) == set()
 
 
-def test_warning_of_uncertain_occurrences(client: redis.Redis):
-    scene, poller = watched(client)
+def test_late_confirmation_ends_the_warning_of_an_uncertain_occurrence(client):
+    scene, poller = polled(client)
     write(client, {**enqueued(), "verdict": "uncertain"})
     poller.poll()
     assert "uncertain" in codes(scene)
-
-
-def test_late_confirmation_ends_the_uncertain_warning(client: redis.Redis):
-    scene, poller = watched(client)
-    write(client, {**enqueued(), "verdict": "uncertain"})
     write(client, enqueued())
     poller.poll()
     assert "uncertain" not in codes(scene)
 
 
-def test_status_is_json_with_a_schema_number(client: redis.Redis):
-    scene, poller = watched(client)
+def test_status_is_json_with_a_schema_number(client):
+    scene, poller = polled(client)
     write(client, enqueued())
     poller.poll()
     status = json.loads(json.dumps(document(scene.status)))
@@ -388,5 +375,5 @@ def test_status_before_the_first_poll():
         ("no credentials in http://h:80/a@b", "no credentials in http://h:80/a@b"),
     ],
 )
-def test_credentials_are_taken_out(text: str, safe: str):
+def test_credentials_are_taken_out(text, safe):
     assert redact_credentials(text) == safe

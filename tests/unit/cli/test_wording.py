@@ -21,20 +21,20 @@ MEMBERS = [Member("beat-1:aaaaaa", host="web"), Member("beat-2:bbbbbb", host="we
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command_has_help_with_an_example(command: str) -> None:
+def test_command_has_help_with_an_example(command):
     result = CliRunner().invoke(ha_beat, [command, "--help"])
     assert result.exit_code == 0
     assert "Example" in result.output
     assert f"ha-beat {command}" in result.output
 
 
-def test_misspelled_command_is_answered_with_the_nearest() -> None:
+def test_misspelled_command_is_answered_with_the_nearest():
     result = CliRunner().invoke(ha_beat, ["stauts"])
     assert result.exit_code == 2
     assert "status" in result.output
 
 
-def test_command_without_an_app_says_how_to_give_one() -> None:
+def test_command_without_an_app_says_how_to_give_one():
     result = CliRunner().invoke(ha_beat, ["status"], obj=SimpleNamespace(app=None))
     assert result.exit_code == 2
     assert "celery -A your_project ha-beat" in result.output
@@ -51,7 +51,7 @@ def test_command_without_an_app_says_how_to_give_one() -> None:
         ("x", "there is no replica 'x'; the replicas are beat-1:aaaaaa, beat-2:bbbbbb, worker:cccccc"),
     ],
 )
-def test_replica_is_found_by_id_prefix_or_host(name: str, found: str) -> None:
+def test_replica_is_found_by_id_prefix_or_host(name, found):
     try:
         assert find_member(MEMBERS, name).id == found
     except CommandUnavailable as exc:
@@ -73,7 +73,7 @@ def test_replica_is_found_by_id_prefix_or_host(name: str, found: str) -> None:
         ),
     ],
 )
-def test_leader_text(lease: LeaseRecord | None, text: str) -> None:
+def test_leader_text(lease, text):
     assert leader_text(ClusterView(1000, lease, (), "", 0, 0, 0, "")) == text
 
 
@@ -101,21 +101,21 @@ def test_leader_text(lease: LeaseRecord | None, text: str) -> None:
         (ReplyCode.FAILED, {"detail": "KeyError: {x}"}, "the request failed: KeyError: {x}"),
     ],
 )
-def test_reply_text(code: ReplyCode, data: dict[str, object], text: str) -> None:
+def test_reply_text(code, data, text):
     assert reply_text(code, data).startswith(text)
 
 
-def test_every_reply_code_and_outcome_is_worded() -> None:
+def test_every_reply_code_and_outcome_is_worded():
     for code in ReplyCode:
         if code is not ReplyCode.ALREADY_PAUSED:  # its data are required
             assert isinstance(reply_text(code, {}), str)
     assert set(request_wording._STATES) == set(BackfillOutcome)
 
 
-def test_instant_text_has_the_detail() -> None:
+def test_instant_text_has_the_detail():
     assert instant_text({"outcome": "not_sent", "detail": "no queue"}) == ("failed", "not enqueued: no queue")
     assert instant_text({"outcome": "planned", "detail": ""}) == ("would enqueue", "")
 
 
-def test_pause_text_of_a_malformed_record() -> None:
+def test_pause_text_of_a_malformed_record():
     assert pause_text(Pause.parse("{")) == "by a record that cannot be read"

@@ -23,14 +23,14 @@ def view(**schedules: str) -> Any:
     return SimpleNamespace(members=members)
 
 
-def test_differing_schedules_are_listed_by_replica() -> None:
+def test_differing_schedules_are_listed_by_replica():
     """A digest alone would not show which machine differs."""
     (found,) = _differences(view(a="1f", b="2e", c="1f"))
     assert found.level == "warn"
     assert "schedule, which is normal only during a deploy: 1f on a, c; 2e on b" in found.text
 
 
-def test_equal_and_unknown_schedules_are_no_difference() -> None:
+def test_equal_and_unknown_schedules_are_no_difference():
     assert list(_differences(view(a="1f", b="1f", c=""))) == []
 
 

@@ -91,12 +91,12 @@ def logged(event: events.Event, caplog: pytest.LogCaptureFixture) -> logging.Log
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, events.Event) else "",
 )
-def test_log_line(event: events.Event, line: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_line(event, line, caplog):
     assert logged(event, caplog).getMessage() == line
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
-def test_record_has_the_action_and_fields_of_its_event(event: events.Event, caplog: pytest.LogCaptureFixture) -> None:
+def test_record_has_the_action_and_fields_of_its_event(event, caplog):
     if isinstance(event, events.LeaseAttempted):
         pytest.skip("counted, not logged")
     record: dict[str, Any] = logged(event, caplog).__dict__
@@ -106,13 +106,13 @@ def test_record_has_the_action_and_fields_of_its_event(event: events.Event, capl
     assert (record["action"], record["cluster"], record["replica"]) == (event.action, "shop", "replica")
 
 
-def test_actions_are_the_snake_case_names_of_the_events() -> None:
+def test_actions_are_the_snake_case_names_of_the_events():
     for event in EVENTS:
         assert event.action == re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
 
 
 @pytest.mark.parametrize("event", [*EVENTS, events.DispatchFailed(0, "x")], ids=lambda event: type(event).__name__)
-def test_warning_is_explained_in_the_docs(event: events.Event, caplog: pytest.LogCaptureFixture) -> None:
+def test_warning_is_explained_in_the_docs(event, caplog):
     """`docs/troubleshooting.md` has a row with the constant message; an ellipsis stands for each value."""
     with caplog.at_level(logging.WARNING, "ha_beat"):
         LogWriter("replica", "shop")(event)
@@ -123,15 +123,15 @@ def test_warning_is_explained_in_the_docs(event: events.Event, caplog: pytest.Lo
         assert message in rows
 
 
-def test_worded_enums_are_complete() -> None:
+def test_worded_enums_are_complete():
     missing = [code for kind, words in wording._PHRASES.items() for code in kind if code not in words]
     assert missing == []
 
 
-def test_equal_values_of_two_enums_have_their_own_words() -> None:
+def test_equal_values_of_two_enums_have_their_own_words():
     assert phrase(TermEnd.STATE_LOSS) != phrase(SkipReason.STATE_LOSS)
     assert phrase_of(SkipReason, "state_loss") == phrase(SkipReason.STATE_LOSS)
 
 
-def test_unknown_code_of_a_record_is_shown_as_it_is() -> None:
+def test_unknown_code_of_a_record_is_shown_as_it_is():
     assert phrase_of(SkipReason, "of_a_newer_version") == "of_a_newer_version"
