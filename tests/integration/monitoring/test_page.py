@@ -155,7 +155,7 @@ def test_without_redis_the_page_shows_no_leader(browser):
         cluster.settle()
         with opened(browser, cluster, 0) as (page, complaints):
             server.stop()
-            until(page, "document.title.startsWith('leader: not known')", timeout=30)
+            until(page, "document.title.startsWith('leader: unknown')", timeout=30)
             assert "unreachable" in page.inner_text("#summary")
             own = (
                 "[...document.querySelectorAll('#replicas tr')].find(row => /\\bnow\\b/.test(row.innerText)).innerText"
