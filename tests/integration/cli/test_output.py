@@ -32,14 +32,11 @@ def test_pipe_gets_every_column_and_one_line_per_row(capsys):
     ]
 
 
-def test_wide_terminal_gets_every_column(monkeypatch, capsys):
+def test_narrow_terminal_gets_fewer_columns(monkeypatch, capsys):
+    """The last column is wrapped, and the omitted columns are named. A wide one gets all."""
     on_terminal(monkeypatch, 80)
     output.show_table(COLUMNS, ROWS, spare=("RUNS", "TASK"))
     assert len(shown(capsys)) == 3
-
-
-def test_narrow_terminal_gets_fewer_columns(monkeypatch, capsys):
-    """The last column is wrapped, and the omitted columns are named."""
     on_terminal(monkeypatch, 46)
     output.show_table(COLUMNS, ROWS, spare=("RUNS", "TASK"))
     assert [line.replace("\x1b[1m", "").replace("\x1b[2m", "").replace("\x1b[0m", "") for line in shown(capsys)] == [
@@ -73,5 +70,4 @@ def test_table_is_complete_at_every_width(columns, monkeypatch, capsys):
     output.show_table(COLUMNS, [*ROWS, ("x" * 300, "y", "", "z" * 300)], spare=("RUNS", "TASK"))
     output.show_table(("ALONE",), [("one two three",)])
     text = " ".join(shown(capsys))
-    assert "x" * 300 in text
-    assert "z" * 300 in text
+    assert all(letter * 300 in text for letter in "xz")

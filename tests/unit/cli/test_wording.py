@@ -17,6 +17,11 @@ from ha_beat.store.membership import ClusterView, Member
 from ha_beat.store.request_queue import Pause
 
 COMMANDS = ha_beat.list_commands(None)  # type: ignore[arg-type]
+HELD_TOO_LONG = LeaseRecord("one", 1, state="held", renewed_ms=900, ttl_ms=10)
+RELEASED = LeaseRecord("one", 1, state="released", reason=TermEnd.SHUTDOWN)
+PAUSED = {"since_ms": 1000, "by": "ann", "reason": "work"}
+MISSPELLED = {"entry": "rrae", "nearest": ["rare"], "entries": 2}
+INCOMPLETE = {"entry": "e", "dry_run": True, "count": 1, "instants": [{}, {}]}
 MEMBERS = [Member("beat-1:aaaaaa", host="web"), Member("beat-2:bbbbbb", host="web"), Member("worker:cccccc", host="db")]
 
 
@@ -30,14 +35,12 @@ def test_command_has_help_with_an_example(command):
 
 def test_misspelled_command_is_answered_with_the_nearest():
     result = CliRunner().invoke(ha_beat, ["stauts"])
-    assert result.exit_code == 2
-    assert "status" in result.output
+    assert (result.exit_code, "status" in result.output) == (2, True)
 
 
-def test_command_without_an_app_says_how_to_give_one():
+def test_usage_error_of_a_command_without_an_app_shows_how_to_name_one():
     result = CliRunner().invoke(ha_beat, ["status"], obj=SimpleNamespace(app=None))
-    assert result.exit_code == 2
-    assert "celery -A your_project ha-beat" in result.output
+    assert (result.exit_code, "celery -A your_project ha-beat" in result.output) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -63,14 +66,8 @@ def test_replica_is_found_by_id_prefix_or_host(name, found):
     [
         (None, "there is no leader: no replica has run with this cluster name and Redis"),
         (LeaseRecord("one", 1, state="held", renewed_ms=1000, ttl_ms=10), "one leads"),
-        (
-            LeaseRecord("one", 1, state="held", renewed_ms=900, ttl_ms=10),
-            "there is no leader: one holds the lease and does not renew it",
-        ),
-        (
-            LeaseRecord("one", 1, state="released", reason=TermEnd.SHUTDOWN),
-            "there is no leader: one released the lease (this replica shuts down)",
-        ),
+        (HELD_TOO_LONG, "there is no leader: one holds the lease and does not renew it"),
+        (RELEASED, "there is no leader: one released the lease (this replica shuts down)"),
     ],
 )
 def test_leader_text(lease, text):
@@ -81,22 +78,10 @@ def test_leader_text(lease, text):
     ("code", "data", "text"),
     [
         (ReplyCode.SENT, {"entry": "e", "task": "t", "task_id": "i"}, "enqueued e as t[i]"),
-        (
-            ReplyCode.ALREADY_PAUSED,
-            {"since_ms": 1000, "by": "ann", "reason": "work"},
-            "the cluster is paused already, since 1970-01-01 00:00:01 UTC by ann: work",
-        ),
-        (
-            ReplyCode.NO_SUCH_ENTRY,
-            {"entry": "rrae", "nearest": ["rare"], "entries": 2},
-            "the leader has no entry 'rrae'; did you mean rare?",
-        ),
+        (ReplyCode.ALREADY_PAUSED, PAUSED, "the cluster is paused already, since 1970-01-01 00:00:01 UTC by ann: work"),
+        (ReplyCode.NO_SUCH_ENTRY, MISSPELLED, "the leader has no entry 'rrae'; did you mean rare?"),
         (ReplyCode.NO_SUCH_ENTRY, {"entry": "x", "nearest": [], "entries": 2}, "the leader has no entry 'x'; it has 2"),
-        (
-            ReplyCode.BACKFILL_INCOMPLETE,
-            {"entry": "e", "dry_run": True, "count": 1, "instants": [{}, {}]},
-            "would enqueue 1 of 2 instants of e, 1 refused",
-        ),
+        (ReplyCode.BACKFILL_INCOMPLETE, INCOMPLETE, "would enqueue 1 of 2 instants of e, 1 refused"),
         (ReplyCode.BACKFILLED, {"entry": "e", "count": 1, "instants": [{}]}, "enqueued 1 of 1 instants of e"),
         (ReplyCode.FAILED, {"detail": "KeyError: {x}"}, "the request failed: KeyError: {x}"),
     ],

@@ -48,6 +48,11 @@ def logged(event: events.Event, caplog: pytest.LogCaptureFixture) -> logging.Log
     return record
 
 
+OVERDUE = events.OccurrenceSkipped("report", DUE, DUE, 1, SkipReason.COALESCED)
+SEVERAL = events.OccurrenceSkipped("report", DUE, DUE + timedelta(hours=2), 3, SkipReason.NO_MESSAGE, "KeyError: 'x'")
+UNKNOWN = events.OccurrenceUncertain("report", None, "id", UncertainReason.NO_ANSWER, "timeout")
+
+
 @pytest.mark.parametrize(
     ("event", "line"),
     [
@@ -59,14 +64,9 @@ def logged(event: events.Event, caplog: pytest.LogCaptureFixture) -> logging.Log
             events.TermEnded(7, TermEnd.STEP_DOWN, 90.0),
             "No longer leading (epoch 7, for 90.0 s): a step-down was requested",
         ),
+        (OVERDUE, "Skipped report, due 2026-03-01 03:30:00.250Z: overdue; only the newest overdue occurrence runs"),
         (
-            events.OccurrenceSkipped("report", DUE, DUE, 1, SkipReason.COALESCED),
-            "Skipped report, due 2026-03-01 03:30:00.250Z: overdue; only the newest overdue occurrence runs",
-        ),
-        (
-            events.OccurrenceSkipped(
-                "report", DUE, DUE + timedelta(hours=2), 3, SkipReason.NO_MESSAGE, "KeyError: 'x'"
-            ),
+            SEVERAL,
             (
                 "Skipped report, 3 occurrences due from 2026-03-01 03:30:00.250Z to before 2026-03-01 05:30:00.250Z: "
                 "its message could not be built (KeyError: 'x')"
@@ -85,7 +85,7 @@ def logged(event: events.Event, caplog: pytest.LogCaptureFixture) -> logging.Log
             ),
         ),
         (
-            events.OccurrenceUncertain("report", None, "id", UncertainReason.NO_ANSWER, "timeout"),
+            UNKNOWN,
             "Delivery of report, due at an unknown time, is unknown (task id id): the broker did not answer (timeout)",
         ),
     ],
