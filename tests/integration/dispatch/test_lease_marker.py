@@ -25,10 +25,12 @@ KEYS = Keys("marked")
 TTL = 4.0
 #: Seconds without a move after which a marker is abandoned.
 LIFETIME = 2 * TTL + 1
+#: Term after the server process and the records were replaced.
+RESTARTED = {"gen": "gen after", "run_id": "another", "nonce": "another"}
 
 
 class Side:
-    """A replica with its own store, and a term there."""
+    """Replica with its own store, and a term there."""
 
     def __init__(self, server: RedisServer, db: int, name: str, clock: SettableClock | None = None) -> None:
         self.server = server
@@ -41,10 +43,16 @@ class Side:
         own = LeaseMark("", name=f"redis://{name}:6379/{db}", ttl_ms=round(TTL * 1000), holder=f"replica {name}")
         self.marker = LeaseMarker(lambda: self.broker, lambda: self.store, KEYS, own, self.clock, self.reported.append)
 
-    def restarted(self) -> None:
-        """Replace the server process and the records."""
-        self.term = replace(self.term, gen="gen after", run_id="another", nonce="another")
+    def become(self, **changes: str) -> None:
+        """Begin another term, on a store with the term's incarnation."""
+        self.term = replace(self.term, **changes)
         self.store.hset(KEYS.ledger, "m:gen", self.term.gen)
+
+    def require(self) -> None:
+        self.marker.require(self.term)
+
+    def keep(self) -> None:
+        self.marker.keep(self.term)
 
     def may_campaign(self) -> bool:
         self.clock.advance(1)
@@ -67,164 +75,161 @@ def test_replica_does_not_campaign_before_its_first_check(one: Side):
     assert one.may_campaign()
 
 
-def test_second_store_is_refused_and_the_error_names_both(one: Side, two: Side) -> None:
+def test_second_store_is_refused_and_the_error_names_both(one: Side, two: Side):
     """By its leader, and by its standbys, which report it once."""
-    one.marker.require(one.term)
+    one.require()
     assert not two.may_campaign()
     assert not two.may_campaign()
     with pytest.raises(FencedOff) as caught:
-        two.marker.require(two.term)
+        two.require()
     (reported,) = two.reported
     assert isinstance(reported, events.LeadingForbidden)
     assert (reported.reason, caught.value.reason) == (ForbiddenReason.OTHER_STORE, TermEnd.FORBIDDEN)
     for text in (reported.detail, str(caught.value)):
         for part in ("redis://one:6379/1", "redis://two:6379/2", "replica one", KEYS.store, "'marked'"):
             assert part in text
-    one.marker.require(one.term)
+    one.require()
     assert one.may_campaign()
 
 
-def test_marker_that_moves_is_never_abandoned(one: Side, two: Side) -> None:
+def test_marker_that_moves_is_never_abandoned(one: Side, two: Side):
     for _ in range(20):
-        one.marker.keep(one.term)
+        one.keep()
         assert not two.may_campaign()
 
 
-def test_abandoned_marker_is_replaced(one: Side, two: Side) -> None:
+def test_abandoned_marker_is_replaced(one: Side, two: Side):
     """The lease was moved. If the old store's leader returns, it is refused in its turn."""
-    one.marker.require(one.term)
+    one.require()
     assert not two.may_campaign()
     two.clock.advance(LIFETIME)
     assert two.may_campaign()
-    two.marker.require(two.term)
+    two.require()
     with pytest.raises(FencedOff, match="redis://two"):
-        one.marker.require(one.term)
+        one.require()
     assert not one.may_campaign()
 
 
-def test_marker_that_moved_since_the_last_check_is_not_replaced(one: Side, two: Side) -> None:
+def test_marker_that_moved_since_the_last_check_is_not_replaced(one: Side, two: Side):
     """Only the marker that was watched may be replaced."""
-    one.marker.require(one.term)
+    one.require()
     two.may_campaign()
     two.clock.advance(LIFETIME + 1)
     assert two.marker.permits()
-    one.marker.require(one.term)
+    one.require()
     with pytest.raises(FencedOff):
-        two.marker.require(two.term)
+        two.require()
     assert not two.marker.permits()
 
 
-def test_deletion_of_the_key_permits_the_other_store_at_once(one: Side, two: Side) -> None:
-    one.marker.require(one.term)
+def test_deletion_of_the_key_permits_the_other_store_at_once(one: Side, two: Side):
+    one.require()
     assert not two.may_campaign()
     two.broker.delete(KEYS.store)
     assert two.may_campaign()
-    two.marker.require(two.term)
+    two.require()
 
 
-def test_flushed_store_is_the_same_store(one: Side) -> None:
+def test_flushed_store_is_the_same_store(one: Side):
     """It has the same server process and database, so that no wait is needed."""
-    one.marker.require(one.term)
-    one.term = replace(one.term, gen="gen after", nonce="next")
-    one.store.hset(KEYS.ledger, "m:gen", one.term.gen)
+    one.require()
+    one.become(gen="gen after", nonce="next")
     assert one.may_campaign()
-    one.marker.require(one.term)
+    one.require()
     one.store.delete(KEYS.ledger)
     assert one.may_campaign()
 
 
-def test_store_after_a_failover_is_the_same_store(one: Side) -> None:
+def test_store_after_a_failover_is_the_same_store(one: Side):
     """Another server has the same records."""
-    one.marker.require(one.term)
-    one.term = replace(one.term, run_id="the replica's", nonce="next")
-    one.marker.require(one.term)
+    one.require()
+    one.become(run_id="the replica's", nonce="next")
+    one.require()
     assert one.may_campaign()
 
 
-def test_store_that_restarted_empty_waits(one: Side, two: Side) -> None:
+def test_store_that_restarted_empty_waits(one: Side, two: Side):
     """It cannot be distinguished from another store."""
-    one.marker.require(one.term)
-    two.restarted()
+    one.require()
+    two.become(**RESTARTED)
     assert not two.may_campaign()
     two.clock.advance(LIFETIME)
     assert two.may_campaign()
-    two.marker.require(two.term)
+    two.require()
 
 
 def lost_but_for_a_late_mark(one: Side) -> Side:
     """Return another replica of a store that restarted empty, whose old leader has written its marker once more."""
     one.term = replace(one.term, run_id="before")
     other = Side(one.server, 1, "one's standby", one.clock)
-    one.marker.require(one.term)
+    one.require()
     assert other.may_campaign()
     one.broker.delete(KEYS.store)
     one.clock.advance(TTL)
-    one.marker.require(one.term)
-    other.restarted()
+    one.require()
+    other.become(**RESTARTED)
     return other
 
 
-def test_late_marker_before_a_loss_delays_by_its_lifetime_at_most(one: Side) -> None:
+def test_late_marker_before_a_loss_delays_by_its_lifetime_at_most(one: Side):
     """A standby that takes it for its own store's marker would restart the wait at each check."""
     other = lost_but_for_a_late_mark(one)
     began = one.clock.elapsed()
     while one.clock.elapsed() < began + 3 * LIFETIME:
         if other.may_campaign():
             try:
-                other.marker.require(other.term)
+                other.require()
             except FencedOff:
                 continue
             break
     assert LIFETIME <= one.clock.elapsed() - began < LIFETIME + 3
 
 
-def test_marker_of_a_registered_replica_is_of_the_same_store(one: Side) -> None:
+def test_marker_of_a_registered_replica_is_of_the_same_store(one: Side):
     """A replica has one store, and its id is unique."""
     other = lost_but_for_a_late_mark(one)
     one.store.hset(KEYS.members, "replica one", "{}")
     assert other.may_campaign()
-    other.marker.require(other.term)
-    mark = read_mark(other.broker, KEYS)
-    assert mark is not None
-    assert mark.gen == other.term.gen
+    other.require()
+    assert read_mark(other.broker, KEYS).gen == other.term.gen
 
 
-def test_marker_is_written_once_per_quarter_of_a_lease(one: Side) -> None:
-    one.marker.require(one.term)
+def test_marker_is_written_once_per_quarter_of_a_lease(one: Side):
+    one.require()
     before = read_mark(one.broker, KEYS)
     for _ in range(50):
-        one.marker.require(one.term)
-        one.marker.keep(one.term)
+        one.require()
+        one.keep()
     assert read_mark(one.broker, KEYS) == before
     one.clock.advance(TTL / 4)
-    one.marker.keep(one.term)
+    one.keep()
     assert read_mark(one.broker, KEYS) != before
 
 
-def test_marker_that_cannot_be_kept_prevents_dispatch(one: Side) -> None:
+def test_marker_that_cannot_be_kept_prevents_dispatch(one: Side):
     """The other store may replace the marker while the broker is unreachable."""
-    one.marker.require(one.term)
+    one.require()
     good = one.broker
     one.broker = redis.Redis(port=free_port())
-    one.marker.require(one.term)
+    one.require()
     one.clock.advance(TTL / 4)
-    one.marker.keep(one.term)
+    one.keep()
     with pytest.raises(StoreUnavailable) as caught:
-        one.marker.require(one.term)
+        one.require()
     assert not caught.value.acted
     one.broker = good
-    one.marker.require(one.term)
+    one.require()
 
 
-def test_missing_right_disables_the_marker(redis_server: RedisServer) -> None:
+def test_missing_right_disables_the_marker(redis_server: RedisServer):
     """It is reported once."""
     side = Side(redis_server, 1, "one")
     redis_server.admin.execute_command("ACL", "SETUSER", "poor", "on", ">pw", "~celery", "+@all")
     side.broker = redis_server.client(db=0, username="poor", password="pw")
     assert side.may_campaign()
-    side.marker.require(side.term)
+    side.require()
     side.clock.advance(TTL)
-    side.marker.require(side.term)
+    side.require()
     (reported,) = side.reported
     assert isinstance(reported, events.StoreUnmarked)
     assert "NOPERM" in reported.detail

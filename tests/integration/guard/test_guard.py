@@ -1,4 +1,4 @@
-"""The guard in workers: messages that run and messages that are dropped."""
+"""Messages that the guard in workers runs, and messages that it drops."""
 
 from __future__ import annotations
 
@@ -26,13 +26,9 @@ def make_app(redis_url: str) -> Celery:
     return app
 
 
-def header(publish: str = "first", **more: Any) -> dict[str, Any]:
-    return {
-        "cluster": "shop",
-        "entry": "report",
-        "scheduled_at": "2030-01-01T12:00:00+00:00",
-        "publish": publish,
-    } | more
+def header(publish: str) -> dict[str, Any]:
+    occurrence = {"cluster": "shop", "entry": "report", "scheduled_at": "2030-01-01T12:00:00+00:00"}
+    return {**occurrence, "publish": publish}
 
 
 def deliver(task: Any, header: dict[str, Any] | None, task_id: str = "id", *, spread: bool = True) -> bool:
@@ -49,64 +45,64 @@ def deliver(task: Any, header: dict[str, Any] | None, task_id: str = "id", *, sp
 
 
 @pytest.fixture
-def task(shared_redis: RedisServer) -> Any:
-    app = make_app(shared_redis.url)
+def app(shared_redis: RedisServer) -> Celery:
+    return make_app(shared_redis.url)
+
+
+@pytest.fixture
+def task(app: Celery) -> Any:
     return app.task(base=GuardedTask, name="report", shared=False)(work)
 
 
 @pytest.mark.parametrize("spread", [True, False])
-def test_second_message_of_an_occurrence_is_dropped(
-    task: Any, shared_redis: RedisServer, spread: bool, caplog: Any
-) -> None:
+def test_second_message_of_an_occurrence_is_dropped(task: Any, shared_redis: RedisServer, spread: bool, caplog: Any):
     """The drop is logged, sent as a signal and counted for all workers."""
-    told: list[Any] = []
+    received = []
 
-    def tell(sender: Any = None, **about: Any) -> None:
-        told.append((sender, about["task_id"], about["entry"]))
+    def receive(sender: Any = None, **about: Any) -> None:
+        received.append((sender, about["task_id"], about["entry"]))
 
-    message_dropped.connect(tell)
+    message_dropped.connect(receive)
     with caplog.at_level(logging.WARNING, "ha_beat"):
         assert deliver(task, header("first"), spread=spread)
         assert not deliver(task, header("second"), spread=spread)
     assert [record.action for record in caplog.records] == ["message_dropped"]
-    assert told == [(task, "id", "report")]
+    assert received == [(task, "id", "report")]
     assert shared_redis.admin.get(KEYS.dropped) == "1"
 
 
-def test_redelivery_and_retry_run(task: Any) -> None:
+def test_redelivery_and_retry_run(task: Any):
     """They have the publish id of the first message."""
     assert all(deliver(task, header("first")) for _ in range(3))
 
 
-def test_another_occurrence_runs(task: Any) -> None:
-    """The other occurrence has another task id."""
+def test_another_occurrence_runs(task: Any):
     assert deliver(task, header("first"), "id of one")
     assert deliver(task, header("second"), "id of another")
 
 
 @pytest.mark.parametrize("foreign", [None, header(""), {"entry": "report"}, "text"], ids=repr)
-def test_what_bears_no_mark_runs(task: Any, foreign: Any, shared_redis: RedisServer) -> None:
-    """It has no publish id and is not remembered."""
+def test_message_without_a_publish_id_runs_and_is_not_remembered(task: Any, foreign: Any, shared_redis: RedisServer):
     assert deliver(task, foreign)
     assert deliver(task, foreign)
     assert shared_redis.admin.keys("*guard*") == []
 
 
-def test_it_remembers_for_its_time_to_live(task: Any, shared_redis: RedisServer) -> None:
-    """The default of the class attribute is a day."""
-    deliver(task, header())
-    day: Any = shared_redis.admin.pttl(KEYS.guard("id"))
-    assert 86_000_000 < day <= 86_400_000
-    short = task.app.task(base=GuardedTask, name="short", guard_ttl=5, shared=False)(work)
-    deliver(short, header(), "short")
-    seconds: Any = shared_redis.admin.pttl(KEYS.guard("short"))
-    assert 0 < seconds <= 5000
+@pytest.mark.parametrize(
+    ("attributes", "shortest", "longest"), [({}, 86_000_000, 86_400_000), ({"guard_ttl": 5}, 0, 5000)]
+)
+def test_occurrence_is_remembered_for_guard_ttl(
+    app: Celery, shared_redis: RedisServer, attributes: dict[str, Any], shortest: int, longest: int
+):
+    """The default is a day."""
+    deliver(app.task(base=GuardedTask, name="report", shared=False, **attributes)(work), header("first"))
+    assert shortest < shared_redis.admin.pttl(KEYS.guard("id")) <= longest
 
 
-def test_without_redis_it_runs_with_a_warning(caplog: Any) -> None:
+def test_task_without_redis_runs_with_a_warning(caplog: Any):
     """Running twice is better than not running."""
-    app = make_app(f"redis://127.0.0.1:{free_port()}/0")
-    task = app.task(base=GuardedTask, name="report", shared=False)(work)
+    away = make_app(f"redis://127.0.0.1:{free_port()}/0")
+    task = away.task(base=GuardedTask, name="report", shared=False)(work)
     with caplog.at_level(logging.WARNING, "ha_beat"):
         assert deliver(task, header("first"))
         assert deliver(task, header("second"))
@@ -124,10 +120,8 @@ class OwnBase(Task):  # type: ignore[type-arg]
 
 
 @pytest.mark.parametrize("when", ["before its tasks", "after its tasks", "after it was finalized"])
-def test_a_whole_app_is_guarded(shared_redis: RedisServer, when: str) -> None:
+def test_every_task_of_an_app_is_guarded(app: Celery, when: str):
     """Tasks with another base class are guarded too, and their `before_start` runs once."""
-    app = make_app(shared_redis.url)
-
     if when == "before its tasks":
         guard(app)
     plain = app.task(name="plain", shared=False)(work)
@@ -147,9 +141,7 @@ def test_a_whole_app_is_guarded(shared_redis: RedisServer, when: str) -> None:
     assert isinstance(app.tasks["own"], OwnBase)
 
 
-def test_guarding_twice_is_guarding_once(shared_redis: RedisServer) -> None:
-    """Each class is derived once."""
-    app = make_app(shared_redis.url)
+def test_second_guard_of_an_app_derives_no_class(app: Celery):
     app.task(name="own", base=OwnBase, shared=False)(work)
     app.finalize()
     guard(app)
@@ -158,10 +150,9 @@ def test_guarding_twice_is_guarding_once(shared_redis: RedisServer) -> None:
     assert [app.Task, type(app.tasks["own"])] == classes
 
 
-def test_a_shared_task_of_another_package_is_guarded(shared_redis: RedisServer) -> None:
+def test_shared_task_of_another_package_is_guarded(app: Celery):
     """Each app has its own instance of the task."""
     shared_task(name="tests.guard.shared")(work)
-    app = make_app(shared_redis.url)
     guard(app)
     app.finalize()
     task = app.tasks["tests.guard.shared"]
