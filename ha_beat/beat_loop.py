@@ -135,14 +135,13 @@ class BeatLoop:
         runtime.elector.close(self._release)
         with suppress(Exception):
             # gevent and eventlet may run the signal handler in their hub, where waiting raises.
-            runtime.monitoring.wait_until_removed()
+            runtime.monitoring.finish_stop()
         if self.closed == 2:
             if self._released_epoch:
                 # Not in the first call: logging takes locks.
                 epoch = self._released_epoch
-                logger.info(
-                    "Stepped down (epoch %s): shutdown", epoch, extra={"action": "stepped_down", "epoch": epoch}
-                )
+                extra = {"action": "term_ended", "reason": TermEnd.SHUTDOWN, "epoch": epoch}
+                logger.info("No longer leading (epoch %s): this replica shuts down", epoch, extra=extra)
             runtime.source.join()
 
     # --- Parts of a turn
@@ -187,7 +186,7 @@ class BeatLoop:
         ):
             try:
                 runtime.dispatch.lead(current)
-                pause = runtime.request_handler.attend(current, called=handle.called())
+                pause = runtime.request_handler.attend(current, requests_pending=handle.take_requests_pending())
                 idle = min(enqueuer.advance(tenure, current), pause)
             except FencedOff as exc:
                 handle.fenced(current, exc.reason, exc.detail)

@@ -143,7 +143,7 @@ class _Assembly:
         )
         ping_interval = settings.lease_ttl / 3
         eligibility = Eligibility(
-            ready=lambda: self.source.ready() and marker.permits(),
+            ready=lambda: self.source.ready() and marker.may_campaign(),
             remembers=lambda: bool(self.shadow.gen),
         )
         return Elector(
@@ -230,7 +230,7 @@ def _leader_options(settings: Settings) -> LeaderOptions:
         publish_deadline=settings.publish_deadline,
         catch_up_after_loss=settings.on_state_loss == "catch_up",
         handover_after=max(settings.lease_ttl, 5.0),
-        claims_settle_after=2 * settings.command_timeout + 1.0,
+        claim_in_flight_for=2 * settings.command_timeout + 1.0,
         changed_server_pause=settings.lease_ttl,
     )
 

@@ -45,7 +45,7 @@ class EntryHooks(Protocol):
 
     def stored_last_run_at(self, entry: Any) -> datetime | None: ...
 
-    def entry_settled(self, entry: Any, row: LedgerRow) -> None: ...
+    def entry_recorded(self, entry: Any, row: LedgerRow) -> None: ...
 
     def schedule_digest(self) -> str: ...
 
@@ -152,7 +152,7 @@ class EntrySource:
 
     def recorded(self, entry: ScheduledEntry, row: LedgerRow) -> None:
         self.unsynced = True
-        self._scheduler.entry_settled(entry.celery_entry, row)
+        self._scheduler.entry_recorded(entry.celery_entry, row)
 
     def armed(self, entry_id: str) -> None:
         """Do nothing: only the database source records it."""

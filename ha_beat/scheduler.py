@@ -37,7 +37,7 @@ class HAMixin(_Base):
     """Adapter that makes a Celery scheduler class highly available: ``class MyScheduler(HAMixin, AnyScheduler)``.
 
     The other class provides the entries. The cluster decides when each is due and which replica enqueues it. A class
-    may override :meth:`entry_id`, :meth:`stored_last_run_at`, :meth:`entry_settled` and :meth:`schedule_digest`.
+    may override :meth:`entry_id`, :meth:`stored_last_run_at`, :meth:`entry_recorded` and :meth:`schedule_digest`.
     """
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
@@ -108,7 +108,7 @@ class HAMixin(_Base):
         last_run_at: datetime | None = entry.last_run_at
         return last_run_at if entry.total_run_count else None
 
-    def entry_settled(self, entry: ScheduleEntry, row: LedgerRow) -> None:
+    def entry_recorded(self, entry: ScheduleEntry, row: LedgerRow) -> None:
         """Update the entry after the ledger recorded an occurrence of it in ``row``."""
         entry.last_run_at = row.base
         entry.total_run_count = row.run_count

@@ -224,12 +224,12 @@ class SqsAdapter(BrokerAdapter):
 
     def _options(self) -> dict[str, Any]:
         given = self._app.connection_for_write().transport_options or {}
-        calm = {
+        no_retries = {
             "connect_timeout": self._timeout,
             "read_timeout": self._timeout,
             "retries": {"total_max_attempts": 1},
         }
-        return {"client-config": {**(given.get("client-config") or {}), **calm}}
+        return {"client-config": {**(given.get("client-config") or {}), **no_retries}}
 
     def is_message_error(self, exc: Exception) -> bool:
         # kombu counts all errors of Amazon's client as channel errors.

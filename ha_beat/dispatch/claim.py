@@ -192,7 +192,7 @@ def published(claim: Claim, outcome: PublishOutcome, detail: str = "") -> Claim:
     return replace(claim, state=State.PUBLISHED, outcome=outcome, detail=detail)
 
 
-def held_back(claim: Claim, detail: str) -> Claim:
+def unsent(claim: Claim, detail: str) -> Claim:
     """The message will not be sent. A message that may be on its way is left as it is."""
     if claim.state not in {State.WRITING, State.REWRITING, State.OPEN}:
         return claim

@@ -76,7 +76,7 @@ class _Last:
 
 
 class LeaseMarker:
-    """Marker of one replica. Used by the main loop; :meth:`permits` also by the election's thread."""
+    """Marker of one replica. Used by the main loop; :meth:`may_campaign` also by the election's thread."""
 
     def __init__(
         self,
@@ -106,21 +106,21 @@ class LeaseMarker:
         self._reported_unmarked = False
         self._gen = ""
 
-    def permits(self) -> bool:
+    def may_campaign(self) -> bool:
         """True if this replica may campaign. Makes no round trip."""
         return self._check_at is not None and (self._other is None or self._abandoned())  # guard: mark-foreign-standby
 
-    def check(self) -> None:
+    def observe_as_standby(self) -> None:
         """Look, as a standby, for the marker of another store. Raises nothing."""
         now = self._clock.elapsed()
         if self._broker is None or (self._check_at is not None and now < self._check_at):
             return
         # An unreachable server does not forbid to lead: the leader dispatches nothing before it has kept the marker.
         with suppress(StoreError, RedisError, OSError):
-            self._see(self._of_other_store(read_mark(self._broker(), self._keys)))
+            self._record_other(self._of_other_store(read_mark(self._broker(), self._keys)))
         self._check_at = now + _CHECK_INTERVAL
 
-    def keep(self, term: Term) -> None:
+    def refresh(self, term: Term) -> None:
         """Keep the marker, as a leader, if it is due and the broker is reachable.
 
         Raises:
@@ -154,7 +154,7 @@ class LeaseMarker:
         self._gen = term.gen  # guard: mark-store-incarnation
         if found is not None:
             self._kept = _Last()
-            self._see(found)
+            self._record_other(found)
             raise FencedOff(TermEnd.FORBIDDEN, self._conflict(found))
         self._other, self._kept = None, _Last(term.nonce, now)
 
@@ -196,7 +196,7 @@ class LeaseMarker:
             return bool(self._store().hexists(self._keys.members, mark.holder))  # guard: mark-registered-replica
         return False
 
-    def _see(self, mark: LeaseMark | None) -> None:
+    def _record_other(self, mark: LeaseMark | None) -> None:
         if mark is None:
             self._other, self._reported_gen = None, ""
             return

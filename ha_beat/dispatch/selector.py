@@ -16,8 +16,8 @@ from ha_beat.store.lease import Term
 class DispatcherSelector:
     """Selector of a term's dispatcher: atomic if one Redis holds lease and queues, else claim, publish, confirm.
 
-    It also keeps the lease marker, which protects against replicas with two lease stores: the main loop calls
-    :meth:`stand_by` or :meth:`lead` in each turn, and a replica without :meth:`may_campaign` does not campaign.
+    It also keeps the lease marker, which protects against replicas with two lease stores. The main loop calls
+    :meth:`stand_by` or :meth:`lead` in each turn; the election asks :meth:`LeaseMarker.may_campaign`.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class DispatcherSelector:
 
     def stand_by(self) -> None:
         """Look for the leader of another store, once per second. Raises nothing."""
-        self._marker.check()
+        self._marker.observe_as_standby()
 
     def lead(self, term: Term) -> None:
         """Keep the lease marker.
@@ -59,7 +59,7 @@ class DispatcherSelector:
         Raises:
             FencedOff: another store's leader is at work.
         """
-        self._marker.keep(term)
+        self._marker.refresh(term)
 
     def _choose(self, path: DispatchPath, reason: PathReason) -> None:
         if path != self._path:

@@ -108,7 +108,7 @@ class ClaimDispatcher:
         holds the lease. It may run in a signal handler that has interrupted any method of this class, and never raises.
         """
         for claim in list(self._claims.values()):
-            self._claims[claim.key] = machine.held_back(claim, "this replica was stopped")
+            self._claims[claim.key] = machine.unsent(claim, "this replica was stopped")
         ours = [claim for claim in self._claims.values() if claim.nonce == term.nonce]
         final, taken_back = _updates(ours)
         with suppress(StoreError, FencedOff):
@@ -206,12 +206,12 @@ class ClaimDispatcher:
     def _publish(self, term: Term, key: str, unavailable: str) -> str:
         """Send the message of an open claim. Return why nothing more can be sent."""
         if self._claims[key].state is State.OPEN:
-            held_back = unavailable
-            if not held_back and not self._trusted(term):  # guard: claim-send-trusted
+            obstacle = unavailable
+            if not obstacle and not self._trusted(term):  # guard: claim-send-trusted
                 # Another replica may lead by now, and record the open claims as uncertain.
-                held_back = "the term ended before the message was sent"
-            if held_back:
-                self._claims[key] = machine.held_back(self._claims[key], held_back)
+                obstacle = "the term ended before the message was sent"
+            if obstacle:
+                self._claims[key] = machine.unsent(self._claims[key], obstacle)
                 return unavailable
             failpoints.reach("before publish")
         claim = self._claims[key] = machine.publish_begun(self._claims[key])

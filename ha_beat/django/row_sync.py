@@ -143,7 +143,7 @@ class RowSync:
                 self._stand_by()
             return
         if self._seen_term != term.nonce:
-            # Leave the first turn of a term to the main loop, which is taking over.
+            # Leave the first turn of a term to the main loop, which loads the schedule.
             self._seen_term = term.nonce
             return
         if self.read_in != term.nonce:

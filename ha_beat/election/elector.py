@@ -58,7 +58,7 @@ from ha_beat.store.presence import Presence
 
 _T = TypeVar("_T")
 
-#: Longest time in seconds between two looks at what the main loop asks for.
+#: Longest time in seconds between two checks for requests of the main loop.
 _SLICE = 0.1
 
 

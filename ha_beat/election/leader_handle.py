@@ -16,14 +16,14 @@ from ha_beat.store.lease import Acquired, Term
 class Tenure:
     """A term and the circumstances of its beginning.
 
-    ``contact_lost`` is when Redis was last found unreachable, or ``None`` if it never was: an earlier server did
-    nothing after that. ``contact_since`` is when it was reachable again, on ``Clock.elapsed``.
+    ``lost_at`` is when Redis was last found unreachable, or ``None`` if it never was: an earlier server did
+    nothing after that. ``back_at`` is when it was reachable again, on ``Clock.elapsed``.
     """
 
     acquired: Acquired
     reason: TermStart
-    contact_lost: datetime | None = None
-    contact_since: float | None = None
+    lost_at: datetime | None = None
+    back_at: float | None = None
 
     @property
     def nonce(self) -> str:
@@ -44,7 +44,7 @@ class LeaderHandle:
         self._progress_at = clock.elapsed()
         self._step_down: StepDown | None = None
         self._fenced: Fenced | None = None
-        self._called = False
+        self._requests_pending = False
         self._changed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -80,10 +80,10 @@ class LeaderHandle:
         if self._changed.wait(max(seconds, 0.0)):
             self._changed.clear()
 
-    def called(self) -> bool:
-        """Return whether requests may be pending, and clear the flag."""
-        called, self._called = self._called, False
-        return called
+    def take_requests_pending(self) -> bool:
+        """True if requests may be pending. Clears the flag."""
+        pending, self._requests_pending = self._requests_pending, False
+        return pending
 
     def step_down(self, reason: TermEnd, *, detail: str = "", preferred: str = "") -> None:
         """Release the lease soon and let other replicas go first, above all the one with the id ``preferred``."""
@@ -108,7 +108,7 @@ class LeaderHandle:
     def begin(self, term: Term) -> None:
         """Begin a term. Requests may be pending from the start."""
         self._term = term
-        self._called = True
+        self._requests_pending = True
 
     def extend(self, term: Term) -> None:
         """Replace the term by the same one with a later end of trust, unless it was fenced."""
@@ -121,7 +121,7 @@ class LeaderHandle:
 
     def wake(self, *, requests: bool = False) -> None:
         """Wake the main loop, because its role has changed or because ``requests`` may be pending."""
-        self._called = self._called or requests
+        self._requests_pending = self._requests_pending or requests
         self._changed.set()
 
     def take_step_down(self) -> StepDown | None:

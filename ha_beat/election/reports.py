@@ -24,7 +24,7 @@ class ElectionReports:
         self._failing = False
 
     def leader_seen(self, view: LeaseView, replica: str) -> bool:
-        """Report a change of leader. Return True if another replica has renewed the lease since the last look."""
+        """Report a change of leader. Return True if another replica has renewed the lease since the last call."""
         record = view.record
         if record is None or not record.held or record.holder == replica:
             return False

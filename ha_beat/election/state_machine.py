@@ -52,7 +52,7 @@ class Timing:
         return max(1.0, self.poll_interval)
 
     @property
-    def courtesy(self) -> float:
+    def preference_wait(self) -> float:
         """How long other replicas wait after an outage for the next attempt of a preferable one.
 
         Preferable is the holder of the lease, or a replica that remembers the lost state.
@@ -72,7 +72,7 @@ _ROUNDING = 1e-6
 PREFERENCE, PREFERENCE_POLLS = 1.0, 3
 
 #: Failed attempts in a row after which a standby backs off.
-PATIENCE = 10
+FAILURES_BEFORE_BACKOFF = 10
 
 #: Number of remembered campaigns with an unknown outcome. Redis may execute one of them late.
 REMEMBERED_CAMPAIGNS = 16
@@ -109,7 +109,7 @@ class Standby:
     #: True while this replica has seen no outage and no loss of presence since its start.
     unbroken: bool = False
     #: When Redis was first seen without a lease.
-    bare_since: float | None = None
+    no_lease_since: float | None = None
     campaign: Campaign | None = None
     barred_until: float = 0.0
     seen_epoch: int = 0
@@ -401,12 +401,12 @@ def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) ->
             return state
         case _:
             state = replace(state, counted="", unbroken=False)  # guard: presence-after-outage
-            return _failed(replace(state, bare_since=None), now, timing)
+            return _failed(replace(state, no_lease_since=None), now, timing)
 
 
 def _failed(state: Standby, now: float, timing: Timing) -> Standby:
     """Return the state after a failed attempt. After several in a row, attempts back off."""
-    pause = timing.poll_interval * 2 ** min(max(state.failures - PATIENCE, 0), 10)
+    pause = timing.poll_interval * 2 ** min(max(state.failures - FAILURES_BEFORE_BACKOFF, 0), 10)
     pause = min(pause, timing.longest_backoff)
     return replace(state, campaign=None, next_poll=now + pause, failures=state.failures + 1)
 
@@ -417,18 +417,18 @@ def _observed(state: Standby, view: LeaseView, now: float, timing: Timing) -> St
     seen_epoch = max(state.seen_epoch, record.epoch if record else 0)  # guard: epoch-seen-kept
     state = replace(state, next_poll=now + timing.poll_interval, seen_epoch=seen_epoch, campaign=None)
     if record is None:
-        since = now if state.bare_since is None else state.bare_since
+        since = now if state.no_lease_since is None else state.no_lease_since
         # The cluster starts for the first time, or an outage lost its state.
-        open_at = 0.0 if state.unbroken else since + timing.courtesy
+        open_at = 0.0 if state.unbroken else since + timing.preference_wait
         first = Campaign(None, TermStart.NO_LEASE, open_at=open_at)
-        return replace(state, sighting=None, bare_since=since, campaign=first)
+        return replace(state, sighting=None, no_lease_since=since, campaign=first)
     if view.subscribers > 0:
         state = replace(state, counted=record.presence)
     sighting = _sighting(state.sighting, view, record, now)
     campaign = _campaign(state, sighting, now, timing)
     # A server that answers reads may still refuse the campaign.
     failures = state.failures if campaign else 0
-    return replace(state, sighting=sighting, bare_since=None, campaign=campaign, failures=failures)
+    return replace(state, sighting=sighting, no_lease_since=None, campaign=campaign, failures=failures)
 
 
 def _sighting(before: Sighting | None, view: LeaseView, record: LeaseRecord, now: float) -> Sighting:
@@ -484,7 +484,7 @@ def _holder_goes_first(sighting: Sighting, ttl: float, now: float, timing: Timin
     """
     return (
         sighting.moved_since is not None
-        and now - sighting.moved_since < min(timing.courtesy, ttl)  # guard: campaign-holder-first
+        and now - sighting.moved_since < min(timing.preference_wait, ttl)  # guard: campaign-holder-first
     )
 
 

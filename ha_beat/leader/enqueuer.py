@@ -31,8 +31,8 @@ class Enqueuer:
         self._clock = parts.clock
         self._backoff = Backoff(parts.clock, parts.emit, parts.options.handover_after)
         #: The server on which the previous holder had to be waited for, and since when it was reachable.
-        self._held_on = ("", 0.0)
-        self._hold_until = 0.0
+        self._changed_server = ("", 0.0)
+        self._dispatch_from = 0.0
         self._term: LeaderTerm | None = None
 
     @property
@@ -81,7 +81,7 @@ class Enqueuer:
         current = self._term
         if current is None or current.nonce != tenure.nonce:
             current = self._begin(tenure)
-        waiting = max(self._backoff.try_at, self._hold_until) - self._clock.elapsed()
+        waiting = max(self._backoff.try_at, self._dispatch_from) - self._clock.elapsed()
         if waiting > 0:
             return waiting
         try:
@@ -112,16 +112,16 @@ class Enqueuer:
         self._parts.time.join(acquired.leaders_offset)
         others = acquired.previous_holder not in ("", acquired.term.holder)
         now, pause = self._clock.elapsed(), 0.0
-        held_on, since = self._held_on
-        held_here = held_on == acquired.term.run_id
-        must_wait = others or held_here  # guard: hold-continued
+        waited_for, since = self._changed_server
+        waited_here = waited_for == acquired.term.run_id
+        must_wait = others or waited_here  # guard: hold-continued
         if acquired.server_changed and must_wait:  # guard: hold-on-changed-server
-            if not held_here:
+            if not waited_here:
                 # From the first contact with this server, because the lease may have been waited for since.
-                since = now if tenure.contact_since is None else tenure.contact_since
-                self._held_on = (acquired.term.run_id, since)
+                since = now if tenure.back_at is None else tenure.back_at
+                self._changed_server = (acquired.term.run_id, since)
             pause = max(since + self._parts.options.changed_server_pause - now, 0.0)
-        self._hold_until = now + pause
+        self._dispatch_from = now + pause
         if pause:
             self._parts.emit(events.DispatchHeld(pause))
         return self._term

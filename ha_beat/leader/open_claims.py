@@ -15,12 +15,12 @@ from ha_beat.store.lease import Term
 
 
 class OpenClaims:
-    """Claims that earlier attempts left open. After ``settle_after`` seconds none of them is in flight."""
+    """Claims that earlier attempts left open. None is in flight after ``in_flight_for`` seconds."""
 
-    def __init__(self, clock: Clock, emit: Callable[[events.Event], None], settle_after: float) -> None:
+    def __init__(self, clock: Clock, emit: Callable[[events.Event], None], in_flight_for: float) -> None:
         self._clock = clock
         self._emit = emit
-        self._settle_after = settle_after
+        self._in_flight_for = in_flight_for
         self._open: list[OpenClaim] = []
         self._give_up_at = 0.0
         #: Journal records that are written again together with a resent occurrence, by entry.
@@ -29,7 +29,7 @@ class OpenClaims:
     def load(self, dispatcher: Dispatcher, term: Term) -> None:
         """Read the open claims, when a term begins and after a reload of the schedule."""
         self._open = dispatcher.open_claims(term)
-        self._give_up_at = self._clock.elapsed() + self._settle_after
+        self._give_up_at = self._clock.elapsed() + self._in_flight_for
 
     def resend_republishable(self, queue: DueQueue, term: Term, now: datetime) -> None:
         """Queue the claims whose policy is to republish, for when their first attempt is certainly over."""
@@ -45,7 +45,7 @@ class OpenClaims:
                 continue
             if state.row.scheduled_at is not None:
                 self._open.remove(claim)
-                wait = 0.0 if claim.nonce == term.nonce else self._settle_after
+                wait = 0.0 if claim.nonce == term.nonce else self._in_flight_for
                 self.resend(queue, state, claim.records, now + timedelta(seconds=wait))
 
     def resend(self, queue: DueQueue, state: EntryState, records: Sequence[str], not_before: datetime) -> None:
@@ -65,7 +65,7 @@ class OpenClaims:
 
     def give_up_stale(self, dispatcher: Dispatcher, queue: DueQueue, term: Term) -> None:
         """Record the claims of earlier attempts as uncertain, once none of them can be in flight."""
-        if self._open and self._clock.elapsed() >= self._give_up_at:  # guard: claim-settled-late
+        if self._open and self._clock.elapsed() >= self._give_up_at:  # guard: claim-not-in-flight
             self._give_up(dispatcher, queue, term, self._open)
             self._open = []
 

@@ -42,7 +42,7 @@ class PauseState:
         self._read_under = ""
 
     def set(self, term: Term, pause: Pause | None, shadow: Shadow) -> None:
-        """Take over what Redis has, and remember it in case the ledger is lost."""
+        """Store the pause as read, and remember it in case the ledger is lost."""
         self.current, self.refused, self._read_under = pause, False, term.nonce
         shadow.paused, shadow.paused_gen = pause.encoded() if pause else "", term.gen
 

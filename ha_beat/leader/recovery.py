@@ -23,7 +23,7 @@ class Recovery:
         self._tenure = tenure
         self._shadow = shadow
         self._assessed = False
-        #: True if the next leader has to look for a loss as well, should this one end now.
+        #: True if the next leader must look for a loss too, if this term ends early.
         self._unfinished = tenure.acquired.server_changed
         #: The loss that was found, until the ledger is complete.
         self.loss: Loss | None = None
@@ -52,7 +52,7 @@ class Recovery:
             shadow=self._shadow,
             rows=rows,
             facts=ledger.server_facts(now) if acquired.server_changed else None,
-            contact_lost=self._tenure.contact_lost,
+            lost_at=self._tenure.lost_at,
             now=now,
             reached_at=reached_at,
         )
@@ -78,6 +78,6 @@ class Recovery:
 
 
 def _note(ledger: Ledger, term: Term, unfinished: str = "") -> None:
-    reason = ledger.taken_over(term, unfinished)
+    reason = ledger.note_recovery(term, unfinished)
     if reason is not None:
         raise FencedOff(reason)

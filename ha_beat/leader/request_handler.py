@@ -37,7 +37,7 @@ _RETRY = 0.25
 
 
 class LeaderControl(Protocol):
-    """The elector's part in requests."""
+    """Election methods that request handlers use."""
 
     def step_down(self, reason: TermEnd, *, detail: str = "", preferred: str = "") -> None: ...
 
@@ -72,10 +72,10 @@ class RequestHandler:
         #: Outcomes of requests that sent messages, until their answer is written. Carrying such a request out again
         #: would not yield the same answer.
         self._unanswered: dict[str, Outcome] = {}
-        #: True if requests may be waiting.
-        self._called = False
+        #: True if requests may be pending.
+        self._requests_pending = False
 
-    def attend(self, term: Term, *, called: bool) -> float:
+    def attend(self, term: Term, *, requests_pending: bool) -> float:
         """Refresh the pause, and serve the waiting requests if there may be any. Costs nothing otherwise.
 
         Returns:
@@ -84,18 +84,18 @@ class RequestHandler:
         Raises:
             FencedOff: the term is over.
         """
-        self._called = self._called or called
+        self._requests_pending = self._requests_pending or requests_pending
         if self._clock.elapsed() < self._retry_at:
             return _RETRY
         try:
             self._begin(term)
-            if self._called and self._enqueuer.serves(term):
+            if self._requests_pending and self._enqueuer.serves(term):
                 self._serve(term)
-                self._called = False
+                self._requests_pending = False
         except StoreError:
             # The enqueuer uses the same Redis and reports the outage.
             self._retry_at = self._clock.elapsed() + _RETRY
-        return _RETRY if self._called else float("inf")
+        return _RETRY if self._requests_pending else float("inf")
 
     def _begin(self, term: Term) -> None:
         new_term = self._term != term.nonce

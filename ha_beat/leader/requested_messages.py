@@ -24,7 +24,7 @@ SENT = frozenset({AnswerKind.DONE, AnswerKind.MINE, AnswerKind.PARTIAL})
 
 
 class Schedule(Protocol):
-    """The enqueuer's part in requests."""
+    """Enqueuer methods that request handlers use."""
 
     @property
     def due_queue(self) -> DueQueue: ...

@@ -38,7 +38,7 @@ def assess(
     shadow: Shadow,
     rows: Mapping[str, str],
     facts: ServerFacts | None,
-    contact_lost: datetime | None,
+    lost_at: datetime | None,
     now: datetime,
     reached_at: datetime | None = None,
 ) -> Loss | None:
@@ -50,7 +50,7 @@ def assess(
         shadow: The positions that this replica knows to be acknowledged.
         rows: The ledger's raw rows by entry.
         facts: The server's facts, if it is another server process than the one that the ledger was written on.
-        contact_lost: When this replica noticed that it had lost contact with that process, if it did.
+        lost_at: When this replica noticed that it had lost contact with that process, if it did.
         now: The scheduling time.
         reached_at: When this replica first reached this process.
     """
@@ -70,18 +70,18 @@ def assess(
             # A partitioned primary accepts writes for up to min-replicas-max-lag after the promotion.
             lag = timedelta(seconds=facts.max_lag)  # guard: failover-lag
             doubt_until = max(doubt_until, (reached_at or now) + lag + _CLOCK_MARGIN)
-        return _after_failover(facts, doubt_until, known=shadow.gen == gen, behind=behind, contact_lost=contact_lost)
+        return _after_failover(facts, doubt_until, known=shadow.gen == gen, behind=behind, lost_at=lost_at)
     # Redis counts its uptime by the wall clock, which may step. The previous process ran until contact was lost.
-    floor = max(facts.started_at, contact_lost or facts.started_at)
+    floor = max(facts.started_at, lost_at or facts.started_at)
     floor += _CLOCK_MARGIN  # guard: loss-clock-ahead
     if behind:
         return Loss(LossKind.RESTARTED_BEHIND, floor, total=True)
     if not facts.append_only:  # guard: loss-no-append-only
         # No shadow is known to be complete: a standby's lags, and an old leader may not have been the last one.
         return Loss(LossKind.RESTARTED_WITHOUT_AOF, floor, total=True)
-    if contact_lost is None:
+    if lost_at is None:
         return None
-    return Loss(LossKind.RESTARTED, contact_lost, total=False)
+    return Loss(LossKind.RESTARTED, lost_at, total=False)
 
 
 def with_unfinished(loss: Loss | None, unfinished: str, now: datetime) -> Loss:
@@ -97,15 +97,15 @@ def with_unfinished(loss: Loss | None, unfinished: str, now: datetime) -> Loss:
 
 
 def _after_failover(
-    facts: ServerFacts, doubt_until: datetime, *, known: bool, behind: bool, contact_lost: datetime | None
+    facts: ServerFacts, doubt_until: datetime, *, known: bool, behind: bool, lost_at: datetime | None
 ) -> Loss:
     """Return the loss after a failover. The old primary may have accepted writes until now that this server lacks."""
     if behind:
         return Loss(LossKind.FAILED_OVER_BEHIND, doubt_until, total=True)
-    if not known or contact_lost is None:  # guard: failover-no-witness
+    if not known or lost_at is None:  # guard: failover-no-witness
         return Loss(LossKind.FAILED_OVER_UNKNOWN, doubt_until, total=True)
     # Without min-replicas-to-write the old primary does not stop by itself, and no promise is made for this case.
-    floor = doubt_until if facts.min_replicas else contact_lost  # guard: failover-old-primary
+    floor = doubt_until if facts.min_replicas else lost_at  # guard: failover-old-primary
     if not facts.append_only:
         # A primary with replicas that restarts from a snapshot looks like a promoted replica.
         floor = max(floor, facts.started_at + _CLOCK_MARGIN)  # guard: failover-or-restart

@@ -63,7 +63,7 @@ class LeaderTerm:
         self._parts = parts
         self._tenure = tenure
         self._planner = Planner(parts.source, parts.emit)
-        self._claims = OpenClaims(parts.clock, parts.emit, parts.options.claims_settle_after)
+        self._claims = OpenClaims(parts.clock, parts.emit, parts.options.claim_in_flight_for)
         self._builder = BatchBuilder(
             parts.source, self._planner, self._claims, parts.cluster, parts.emit, parts.options
         )
@@ -199,7 +199,7 @@ class LeaderTerm:
             yield item
 
     def _reached_at(self, now: datetime) -> datetime | None:
-        since = self._tenure.contact_since
+        since = self._tenure.back_at
         return None if since is None else now - timedelta(seconds=self._parts.clock.elapsed() - since)
 
     def _chosen(self, term: Term) -> Dispatcher:

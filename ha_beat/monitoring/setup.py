@@ -47,7 +47,7 @@ class Monitoring:
         """Ask the poller to stop. Does not wait."""
         self.poller.stop()
 
-    def wait_until_removed(self) -> None:
+    def finish_stop(self) -> None:
         """Wait a moment until the member record is removed. Takes no lock, so a signal handler may call it."""
         until = self.clock.elapsed() + _REMOVAL_TIMEOUT
         while not self.poller.removed and not self.status.unreachable and self.clock.elapsed() < until:

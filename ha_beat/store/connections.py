@@ -118,7 +118,7 @@ class SentinelLink:
         addresses, first = _addresses(url, _SENTINEL_PORT)
         # A Sentinel that hangs must leave time for the next one.
         patience = max(timeout / len(addresses), 0.1)
-        for_sentinels = {**_calm(patience), **_in_redis_py(given.pop("sentinel_kwargs", None) or {})}
+        for_sentinels = {**_no_retry_options(patience), **_in_redis_py(given.pop("sentinel_kwargs", None) or {})}
         others = int(given.pop("min_other_sentinels", 0))
         kwargs = _pool_kwargs(first, given, timeout)
         for name_of_option in ("host", "port"):
@@ -249,7 +249,7 @@ def _pool_kwargs(url: str, options: Mapping[str, Any], timeout: float) -> dict[s
         found = parse_url(_as_redis_py_spells(url))
     except ValueError as exc:
         raise _unreadable(exc) from None
-    kwargs = {**_calm(timeout), **_in_redis_py(found), **_in_redis_py(options)}
+    kwargs = {**_no_retry_options(timeout), **_in_redis_py(found), **_in_redis_py(options)}
     # A field of another program that is no UTF-8 would make the whole reply unreadable.
     kwargs["decode_responses"] = False
     if kwargs.pop("ssl", False):
@@ -259,7 +259,7 @@ def _pool_kwargs(url: str, options: Mapping[str, Any], timeout: float) -> dict[s
     return kwargs
 
 
-def _calm(timeout: float) -> dict[str, Any]:
+def _no_retry_options(timeout: float) -> dict[str, Any]:
     """Return options for short timeouts without retries."""
     retry: Any = Retry(NoBackoff(), 0)
     return {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": retry}

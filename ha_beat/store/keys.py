@@ -40,7 +40,7 @@ class Keys:
         return self._key("claims")
 
     def guard(self, task_id: str) -> str:
-        """Return the key with the sending of an occurrence that the workers run."""
+        """Return the key that holds the id of the publish that the workers run."""
         return self._key(f"guard:{task_id}")
 
     @property
@@ -55,7 +55,7 @@ class Keys:
 
     @property
     def wake(self) -> str:
-        """Channel that tells replicas to look at the lease."""
+        """Channel that tells replicas to read the lease."""
         return self._key("wake")
 
     @property
@@ -68,7 +68,7 @@ class Keys:
         return self._key(f"answer:{request}")
 
     def presence(self, token: str) -> str:
-        """Return the channel that one replica subscribes to while it may lead."""
+        """Return the channel that one replica subscribes to, as a leader or a standby."""
         return self._key(f"presence:{token}")
 
     def shard_presence(self, token: str) -> str:

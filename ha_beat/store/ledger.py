@@ -88,7 +88,7 @@ class LedgerRow:
 
     @classmethod
     def parse(cls, raw: str) -> LedgerRow | None:
-        """The row, or ``None`` where it is not of a version that this software may replace."""
+        """Return the row, or ``None`` if it is malformed or of a newer version."""
         return raw.row() if isinstance(raw, RawRow) else cls._parse(raw)
 
     @classmethod
@@ -123,7 +123,7 @@ class LedgerRow:
 
 
 class RawRow(str):
-    """A row as it stands in Redis that is parsed but once: a takeover asks more than one question of each."""
+    """A row as stored in Redis. It is parsed at most once, although a takeover reads it several times."""
 
     __slots__ = ("_row",)
     _row: LedgerRow | None
@@ -153,13 +153,13 @@ class ServerFacts:
 
 
 class Ledger:
-    """Reader of the ledger's rows, and writer of its notes. The scripts dispatch, settle and seed write rows."""
+    """Reader of the ledger's rows and writer of its notes. ``dispatch.lua`` and ``resolve_claims.lua`` write rows."""
 
     def __init__(self, client: Callable[[], redis.Redis], keys: Keys) -> None:
         self._client = client
         self._keys = keys
         self._note = Script("note")
-        self._taken_over = Script("taken_over")
+        self._note_recovery = Script("note_recovery")
 
     def server_facts(self, now: datetime) -> ServerFacts:
         """Return facts about the server. ``now`` is the scheduling time.
@@ -224,7 +224,7 @@ class Ledger:
             found: Any = self._client().hmget(self._keys.ledger, [f"{kind}:{name}" for name in names])
         return {name: text(value) for name, value in zip(names, found, strict=True) if value is not None}
 
-    def taken_over(self, term: Term, unfinished: str = "") -> TermEnd | None:
+    def note_recovery(self, term: Term, unfinished: str = "") -> TermEnd | None:
         """Mark recovery complete, or store what remains for the next leader.
 
         Returns:
@@ -235,7 +235,7 @@ class Ledger:
             StoreRefused: nothing was written.
         """
         keys = [self._keys.lease, self._keys.ledger]
-        code = text(self._taken_over(self._client(), keys, [term.epoch, term.nonce, term.run_id, unfinished]))
+        code = text(self._note_recovery(self._client(), keys, [term.epoch, term.nonce, term.run_id, unfinished]))
         return fence_reason(code) if code else None
 
     def note(self, term: Term, notes: Mapping[str, str]) -> bool:

@@ -212,8 +212,8 @@ class Members:
         with suppress(StoreError), mapped_redis_errors():
             self._client().hdel(self._keys.members, replica_id)
 
-    def _call(self, member: Member | None, look: str, oldest: str) -> Sequence[Any]:
+    def _call(self, member: Member | None, read: str, oldest: str) -> Sequence[Any]:
         keys = [self._keys.members, self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.dropped]
-        args = [member.id if member else "", member.encoded() if member else "", look, oldest]
+        args = [member.id if member else "", member.encoded() if member else "", read, oldest]
         reply: Sequence[Any] = self._script(self._client(), keys, args)
         return reply

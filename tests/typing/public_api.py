@@ -57,8 +57,8 @@ class MyScheduler(HAMixin, Scheduler):
     def stored_last_run_at(self, entry: ScheduleEntry) -> datetime | None:
         return super().stored_last_run_at(entry)
 
-    def entry_settled(self, entry: ScheduleEntry, row: Any) -> None:
-        super().entry_settled(entry, row)
+    def entry_recorded(self, entry: ScheduleEntry, row: Any) -> None:
+        super().entry_recorded(entry, row)
 
     def schedule_digest(self) -> str:
         return "digest"

@@ -43,7 +43,7 @@ redis.call('HSET', lease, 'epoch', epoch, 'seq', '1', 'state', 'held', 'gen', ge
 local written_on = meta[4]
 if not written_on or written_on == '' then written_on = server end -- guard: acquire-unfinished
 redis.call('HSET', ledger, 'm:gen', gen, 'm:epoch', epoch, 'm:fingerprint', ARGV[5], 'm:run_id', written_on, 'm:schema', ARGV[8])
-tell(KEYS[3], ledger, {
+append_record(KEYS[3], ledger, {
   kind = 'term', event = 'acquired', epoch = tonumber(epoch), by = ARGV[10], reason = ARGV[9], ms = tonumber(now),
   previous = was[7] or '', previous_epoch = number(was[1]), left_ms = number(was[8]),
 })

@@ -4,7 +4,7 @@
 --       meta field ('' for none), its new value ('' removes it)
 -- Answers {'fenced', code}, {'withdrawn'} (or answered before) or {'answered'}.
 local ledger, requests = KEYS[2], KEYS[4]
-local why = foreign(KEYS[1], ARGV[1], ARGV[2])
+local why = fence(KEYS[1], ARGV[1], ARGV[2])
 if why then return { 'fenced', why } end
 if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then return { 'fenced', 'other_ledger' } end
 if redis.call('HEXISTS', requests, ARGV[4]) == 0 then return { 'withdrawn', '' } end
@@ -19,5 +19,5 @@ if ARGV[9] ~= '' then
 end
 redis.call('HDEL', requests, ARGV[4])
 redis.call('HDEL', ledger, 'r:' .. ARGV[4])
-if ARGV[8] ~= '' then append(KEYS[3], ledger, ARGV[7], { ARGV[8] }) end
+if ARGV[8] ~= '' then append_trimmed(KEYS[3], ledger, ARGV[7], { ARGV[8] }) end
 return { 'answered', '' }

@@ -10,7 +10,7 @@
 local lease, ledger, journal, requests = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
 -- The first phase writes nothing, because a script does not roll back.
-local why = foreign(lease, ARGV[1], ARGV[2])
+local why = fence(lease, ARGV[1], ARGV[2])
 if why then return { 'fenced', why } end
 if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then return { 'fenced', 'other_ledger' } end -- guard: dispatch-gen
 if another_server(ARGV[4]) then return { 'fenced', 'other_server' } end -- guard: dispatch-run-id
@@ -93,7 +93,7 @@ for i, op in ipairs(operations) do
         redis.call('HSET', ledger, fields[i], op.row)
         standing[fields[i]] = op.row -- guard: dispatch-batch-own-writes
       end
-      append(journal, ledger, ARGV[5], op.records)
+      append_trimmed(journal, ledger, ARGV[5], op.records)
     end
   end
   answers[#answers + 1] = kind

@@ -39,7 +39,7 @@ local function subscribers(channel)
 end
 
 -- Add a record to the journal. A failure is ignored: what it records must not fail with it.
-local function tell(journal, ledger, record)
+local function append_record(journal, ledger, record)
   local n = redis.pcall('HINCRBY', ledger, 'm:journal', 1)
   if type(n) == 'number' then redis.pcall('XADD', journal, '*', 'n', n, 'd', cjson.encode(record)) end
 end
@@ -61,15 +61,15 @@ end
 
 -- Add records to the journal and trim it to about that size. A failure is ignored, because what they record has
 -- happened. A record that is refused leaves a gap in the count.
-local function append(journal, ledger, size, records)
+local function append_trimmed(journal, ledger, size, records)
   for _, record in ipairs(records) do
     local n = redis.pcall('HINCRBY', ledger, 'm:journal', 1)
     redis.pcall('XADD', journal, 'MAXLEN', '~', size, '*', 'n', type(n) == 'number' and n or 0, 'd', record) -- guard: journal-pcall
   end
 end
 
--- The code that refuses (epoch, nonce), or nil if it holds the lease. `fence_reason` in lease.py maps the codes.
-local function foreign(lease, epoch, nonce)
+-- Return the code that refuses (epoch, nonce), or nil if it holds the lease. `fence_reason` in lease.py maps the codes.
+local function fence(lease, epoch, nonce)
   local rec = redis.call('HMGET', lease, 'epoch', 'nonce', 'state')
   if not rec[1] then return 'no_lease' end
   if rec[1] ~= epoch -- guard: term-epoch

@@ -1,7 +1,7 @@
 -- KEYS: lease, ledger, journal, requests
 -- ARGV: epoch, nonce, seq, presence channel to register, gen, run id, age in ms from which journal records are trimmed
 --       ('' for none), scheduling time minus the server's, in ms
-local why = foreign(KEYS[1], ARGV[1], ARGV[2])
+local why = fence(KEYS[1], ARGV[1], ARGV[2])
 if why then return { 'lost', why } end
 if redis.call('HGET', KEYS[2], 'm:gen') ~= ARGV[5] then return { 'lost', 'other_ledger' } end -- guard: renew-gen
 if another_server(ARGV[6]) then return { 'lost', 'other_server' } end -- guard: renew-run-id

@@ -6,8 +6,8 @@
 -- Returns {'fenced', code} or {'done', 1 or 0 for each claim}: 0 if it was resolved before.
 local lease, ledger, journal, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 if ARGV[2] ~= '' then
-  local why = foreign(lease, ARGV[1], ARGV[2])
-  if why then return { 'fenced', why } end -- guard: settle-own-term
+  local why = fence(lease, ARGV[1], ARGV[2])
+  if why then return { 'fenced', why } end -- guard: resolve-own-term
 end
 
 local take, take_list = reader(4)
@@ -19,17 +19,17 @@ for _ = 1, tonumber(ARGV[4]) do
   local found = redis.call('HGET', claims, field)
   -- The process that made a claim may resolve it after a newer term has marked it as uncertain.
   local open = found == 'open ' .. claim
-    or (found == 'uncertain ' .. claim and state == '') -- guard: settle-late-confirmation
+    or (found == 'uncertain ' .. claim and state == '') -- guard: resolve-late-confirmation
   if open then
     if state == '' then redis.call('HDEL', claims, field) else redis.call('HSET', claims, field, state .. ' ' .. claim) end
     local now = redis.call('HGET', ledger, entry)
     for _, replaced in ipairs(replaces) do
-      if now == replaced then -- guard: settle-row-unmoved
+      if now == replaced then -- guard: resolve-row-unmoved
         if row == '' then redis.call('HDEL', ledger, entry) else redis.call('HSET', ledger, entry, row) end
         break
       end
     end
-    append(journal, ledger, ARGV[3], records)
+    append_trimmed(journal, ledger, ARGV[3], records)
   end
   answers[#answers + 1] = open and 1 or 0
 end

@@ -52,12 +52,12 @@ class Side:
         self.marker.require(self.term)
 
     def keep(self) -> None:
-        self.marker.keep(self.term)
+        self.marker.refresh(self.term)
 
     def may_campaign(self) -> bool:
         self.clock.advance(1)
-        self.marker.check()
-        return self.marker.permits()
+        self.marker.observe_as_standby()
+        return self.marker.may_campaign()
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def two(shared_redis: RedisServer, one: Side) -> Side:
 
 
 def test_replica_does_not_campaign_before_its_first_check(one: Side):
-    assert not one.marker.permits()
+    assert not one.marker.may_campaign()
     assert one.may_campaign()
 
 
@@ -115,11 +115,11 @@ def test_marker_that_moved_since_the_last_check_is_not_replaced(one: Side, two: 
     one.require()
     two.may_campaign()
     two.clock.advance(LIFETIME + 1)
-    assert two.marker.permits()
+    assert two.marker.may_campaign()
     one.require()
     with pytest.raises(FencedOff):
         two.require()
-    assert not two.marker.permits()
+    assert not two.marker.may_campaign()
 
 
 def test_deletion_of_the_key_permits_the_other_store_at_once(one: Side, two: Side):

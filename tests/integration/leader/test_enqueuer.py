@@ -332,7 +332,7 @@ def test_dispatch_on_another_server_waits_for_the_previous_holder(leader: Leader
 def test_previous_holder_itself_does_not_wait_on_another_server(leader: Leader):
     leader.owe("e")
     acquired = replace(leader.tenure.acquired, previous_run_id="of the run before", previous_holder="one")
-    leader.tenure = replace(leader.tenure, acquired=acquired, contact_lost=datetime.now(UTC) - timedelta(hours=2))
+    leader.tenure = replace(leader.tenure, acquired=acquired, lost_at=datetime.now(UTC) - timedelta(hours=2))
     assert leader.turn(5).messages == ["e"]
 
 

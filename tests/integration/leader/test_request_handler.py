@@ -96,9 +96,9 @@ class Leader:
         self.requests.post(request, lifetime=60.0)
         return request
 
-    def attend(self, *, called: bool = True) -> float:
+    def attend(self, *, requests_pending: bool = True) -> float:
         self.clock.ahead += 1.0
-        return self.handler.attend(self.term, called=called)
+        return self.handler.attend(self.term, requests_pending=requests_pending)
 
     def reply_to(self, request: Request) -> Reply:
         return self.requests.answer_to(request.id)
@@ -238,7 +238,7 @@ def test_new_leader_restores_a_pause_that_the_ledger_lost(remembered, shared_red
     shadow = Shadow()
     shadow.paused, shadow.paused_gen = remembered, "the ledger before"
     leader = Leader(shared_redis, shadow)
-    leader.attend(called=False)
+    leader.attend(requests_pending=False)
     assert leader.pause.in_force is bool(remembered)
     assert leader.stored_pause() == (remembered or None)
 
@@ -247,11 +247,11 @@ def test_new_leader_restores_a_pause_that_the_ledger_lost(remembered, shared_red
 def test_leader_remembers_its_own_pause_and_resume_for_a_lost_ledger(resumed, leader: Leader):
     if resumed:
         leader.client.hset(KEYS.ledger, Pause.FIELD, Pause(1, "the leader before", "work").encoded())
-        leader.attend(called=False)
+        leader.attend(requests_pending=False)
     assert leader.carry_out(RequestKind.RESUME if resumed else RequestKind.PAUSE).ok
     leader.client.flushall()
     leader.lead("second")
-    leader.attend(called=False)
+    leader.attend(requests_pending=False)
     assert leader.pause.in_force is not resumed
     assert (leader.stored_pause() is not None) is not resumed
 

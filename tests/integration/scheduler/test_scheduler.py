@@ -147,6 +147,6 @@ def test_close_releases_the_lease_where_waiting_raises(scheduler: HAScheduler, s
     wait_for(lambda: leads(scheduler), 10, "a term")
 
     refuse = Mock(side_effect=RuntimeError("do not call blocking functions from the mainloop"))
-    monkeypatch.setattr("ha_beat.monitoring.setup.Monitoring.wait_until_removed", refuse)
+    monkeypatch.setattr("ha_beat.monitoring.setup.Monitoring.finish_stop", refuse)
     scheduler.close()
     assert shared_redis.admin.hget(Keys("turns").lease, "state") == "released"

@@ -53,7 +53,7 @@ def opened(claim: Claim) -> Claim:
 
 def published(claim: Claim, outcome: PublishOutcome, detail: str = "why") -> Claim:
     if outcome is UNSENT:
-        return machine.held_back(opened(claim), detail)
+        return machine.unsent(opened(claim), detail)
     return machine.published(machine.publish_begun(opened(claim)), outcome, detail)
 
 
@@ -96,12 +96,12 @@ def test_interrupted_publish_is_unknown_and_not_repeated():
 
 def test_message_on_its_way_is_not_held_back():
     claim = machine.publish_begun(opened(new()))
-    assert machine.held_back(claim, "stopped") is claim
+    assert machine.unsent(claim, "stopped") is claim
 
 
 @pytest.mark.parametrize("writes", [1, 2])
 def test_claim_whose_write_is_unanswered_is_held_back(writes: int):
-    assert machine.held_back(begun(writes), "stopped").outcome is UNSENT
+    assert machine.unsent(begun(writes), "stopped").outcome is UNSENT
 
 
 EVENTS: list[Callable[[Claim], Claim]] = [
@@ -109,7 +109,7 @@ EVENTS: list[Callable[[Claim], Claim]] = [
     lambda claim: machine.write_answered(claim, DONE),
     machine.publish_begun,
     lambda claim: machine.published(claim, REFUSED),
-    lambda claim: machine.held_back(claim, "later"),
+    lambda claim: machine.unsent(claim, "later"),
 ]
 
 

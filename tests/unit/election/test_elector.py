@@ -141,7 +141,7 @@ def test_newcomer_leads_if_no_replica_remembers_state(electors: Electors):
     second = electors.add("second", remembers=False)
     electors.run(10)
     electors.store.reachable = True
-    electors.run(TIMING.courtesy + TIMING.longest_backoff + 0.5)
+    electors.run(TIMING.preference_wait + TIMING.longest_backoff + 0.5)
     assert electors.leader is second
 
 

@@ -300,9 +300,9 @@ def test_absence_on_another_server_does_not_count():
 def test_after_an_outage_longer_than_the_lease_its_holder_goes_first():
     """Others would have to wait on the new server, from first contact on, until the holder must have stopped."""
     after, back = absent("after", run_id="before"), 100.0 + 3 * TIMING.ttl
-    waits = watch((99.9, held(run_id="before")), (back, after), (back + TIMING.courtesy - 0.1, after))
+    waits = watch((99.9, held(run_id="before")), (back, after), (back + TIMING.preference_wait - 0.1, after))
     assert waits.campaign is None
-    assert watch((back + TIMING.courtesy, after), state=waits).campaign is not None
+    assert watch((back + TIMING.preference_wait, after), state=waits).campaign is not None
     assert watch((back, after), state=Standby(nonces=(THEIRS.nonce,))).campaign is not None
 
 

@@ -79,7 +79,7 @@ class Replica:
     release: int
     skew: timedelta
     shadow: Shadow = field(default_factory=Shadow)
-    contact_lost: datetime | None = None
+    lost_at: datetime | None = None
     cut_off: bool = False
     states: list[EntryState] = field(default_factory=list)
     term: Term | None = None
@@ -125,7 +125,7 @@ class Simulation:
             shadow=replica.shadow,
             rows=state.rows,
             facts=facts,
-            contact_lost=replica.contact_lost,
+            lost_at=replica.lost_at,
             now=now,
         )
         self._note(f"{replica.name} leads, release {replica.release}: {loss}")
@@ -137,7 +137,7 @@ class Simulation:
         done = reconcile(entries, dict(state.rows), replica.shadow, loss, writer=writer, catch_up=False)
         replica.shadow.gen = state.gen
         replica.shadow.learn_rows(state.rows)
-        replica.states, replica.term, replica.contact_lost = done.states, term, None
+        replica.states, replica.term, replica.lost_at = done.states, term, None
         self.leader = replica
         for operation in done.operations:
             self._write(replica, operation)
@@ -190,7 +190,7 @@ class Simulation:
             self.dispatch(leader, answered=self.random.random() < 0.5)
         for replica in self.replicas:
             if not replica.cut_off:
-                replica.contact_lost = self.now + replica.skew
+                replica.lost_at = self.now + replica.skew
         if self.random.random() < 0.3:
             self._replace(self.random.choice(self.replicas))
         self.leader = None
@@ -220,7 +220,7 @@ class Simulation:
                 self.leader = None
             case 4:
                 replica = self.random.choice(self.replicas)
-                replica.cut_off, replica.contact_lost = True, self.now + replica.skew
+                replica.cut_off, replica.lost_at = True, self.now + replica.skew
                 if self.leader is replica:
                     self.leader = None
                 self._note(f"{replica.name} is cut off")

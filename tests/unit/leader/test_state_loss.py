@@ -49,7 +49,7 @@ def judged(**changes: Any) -> Loss | None:
         "shadow": shadow(e=-1),
         "rows": rows(e=-1),
         "facts": None,
-        "contact_lost": None,
+        "lost_at": None,
         "now": NOW,
     }
     return assess(**{**given, **changes})
@@ -107,31 +107,31 @@ def test_entry_absent_for_a_minute_is_missed():
 
 def test_restart_with_an_append_only_file_leaves_writes_in_flight_in_doubt():
     facts = replace(RESTARTED, append_only=True)
-    assert judged(facts=facts, contact_lost=at(-12)) == Loss(LossKind.RESTARTED, at(-12), total=False)
+    assert judged(facts=facts, lost_at=at(-12)) == Loss(LossKind.RESTARTED, at(-12), total=False)
 
 
-@pytest.mark.parametrize("contact_lost", [None, at(-12)])
+@pytest.mark.parametrize("lost_at", [None, at(-12)])
 @pytest.mark.parametrize("known", [shadow(e=-1), Shadow()], ids=["known", "unknown"])
-def test_restart_without_an_append_only_file_is_a_loss(contact_lost, known):
+def test_restart_without_an_append_only_file_is_a_loss(lost_at, known):
     """No replica may know what ran after the last snapshot, so all is in doubt up to the start."""
-    loss = judged(facts=RESTARTED, contact_lost=contact_lost, shadow=known)
+    loss = judged(facts=RESTARTED, lost_at=lost_at, shadow=known)
     assert (loss.total, loss.floor) == (True, RESTARTED.started_at + CLOCKS)
 
 
 def test_server_start_is_not_before_the_contact_with_the_last_one_ended():
     """Redis counts its uptime by the wall clock, which may step."""
-    loss = judged(facts=replace(RESTARTED, started_at=at(-3600)), contact_lost=at(-12))
+    loss = judged(facts=replace(RESTARTED, started_at=at(-3600)), lost_at=at(-12))
     assert loss.floor == at(-12) + CLOCKS
 
 
 def test_restart_from_old_data_is_a_loss_up_to_the_start():
     """Nothing that fell due after the start can have been enqueued."""
-    loss = judged(facts=replace(RESTARTED, append_only=True), rows=rows(e=-30), contact_lost=at(-12))
+    loss = judged(facts=replace(RESTARTED, append_only=True), rows=rows(e=-30), lost_at=at(-12))
     assert (loss.total, loss.floor) == (True, RESTARTED.started_at + CLOCKS)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"rows": rows(e=-30), "contact_lost": at(-12)}, {}, {"contact_lost": at(-12), "shadow": Shadow()}]
+    "changes", [{"rows": rows(e=-30), "lost_at": at(-12)}, {}, {"lost_at": at(-12), "shadow": Shadow()}]
 )
 @pytest.mark.parametrize("append_only", [True, False])
 def test_promoted_server_puts_all_in_doubt_until_now(append_only, changes):
@@ -147,7 +147,7 @@ def test_failover_is_in_doubt_until_the_old_primary_stops(min_replicas, reached,
     """With min-replicas it stops by itself, max_lag after the new primary was reached at the latest."""
     facts = ServerFacts(False, at(-86_400), promoted=True, min_replicas=min_replicas, max_lag=4.0)
     reached_at = None if reached is None else at(reached)
-    loss = judged(facts=facts, contact_lost=at(-12), reached_at=reached_at)
+    loss = judged(facts=facts, lost_at=at(-12), reached_at=reached_at)
     assert (loss.total, loss.floor) == (False, floor)
 
 
@@ -155,7 +155,7 @@ def test_failover_is_in_doubt_until_the_old_primary_stops(min_replicas, reached,
 def test_restart_from_a_snapshot_of_a_primary_with_replicas_looks_promoted(min_replicas):
     """Only its start distinguishes it from a promoted replica."""
     facts = ServerFacts(append_only=False, started_at=at(-10), promoted=True, min_replicas=min_replicas)
-    loss = judged(facts=facts, contact_lost=at(-12))
+    loss = judged(facts=facts, lost_at=at(-12))
     assert loss.floor >= facts.started_at
 
 
