@@ -296,6 +296,16 @@ class DispatchFailed(Event):
     tries: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class LedgerReadFailed(Event):
+    """A new leader cannot read the ledger and retries. ``tries`` is the number of failures in a row."""
+
+    action: ClassVar[str] = "ledger_read_failed"
+
+    detail: str
+    tries: int = 1
+
+
 # --- Clocks and Redis
 
 

@@ -1,7 +1,8 @@
 """Codes for reasons, kinds and outcomes.
 
-Events, metrics, the journal, the lease record and the tests use these values. The wording of each lives in
-:mod:`ha_beat.monitoring.wording`, where it is shown. A value never changes its meaning; new values may be added.
+Events, metrics, the journal, the lease record and the tests use these values. Where one is
+shown in words, the words are in :mod:`ha_beat.monitoring.wording` or, for answers to requests, in
+:mod:`ha_beat.monitoring.request_wording`. A value never changes its meaning; new values may be added.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Backoff:
         self._handovers = 0
 
     def failed(self, error: StoreError, size: int) -> float:
-        """Return for how many seconds to wait after the failure of a batch of this size.
+        """Return for how many seconds to wait after the failure of a batch, or of reading the ledger (``size`` 0).
 
         Raises:
             BrokerOutOfReach: another replica should try.
@@ -62,7 +62,10 @@ class Backoff:
         now = self._clock.elapsed()
         self._failures += 1
         self._failing_since = now if self._failing_since is None else self._failing_since
-        self._emit(events.DispatchFailed(size, str(error), self._failures))
+        if size:
+            self._emit(events.DispatchFailed(size, str(error), self._failures))
+        else:
+            self._emit(events.LedgerReadFailed(str(error), self._failures))
         if now - self._failing_since > self._handover_after * min(2**self._handovers, _MAX_FACTOR):
             self._failing_since = None
             self._handovers = min(self._handovers + 1, _MAX_FACTOR)

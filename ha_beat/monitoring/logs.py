@@ -55,7 +55,7 @@ def _election(event: e.Event, cluster: str) -> Line | None:
             why = phrase(reason, detail)
             return level, "No longer leading (epoch %s, for %s): %s", (epoch, duration(led_for), why)
         case e.LeaderSeen(holder, epoch):
-            return INFO, "Standing by: %s leads %s in epoch %s", (holder, cluster, epoch)
+            return INFO, "Standing by in cluster %s: the leader is %s (epoch %s)", (cluster, holder, epoch)
         case e.LeaseUnreachable(detail, leading):
             then = "leading until trust in the lease expires" if leading else "standing by"
             return WARNING, "The lease in Redis is unreachable (%s): %s", (detail.rstrip("."), then)
@@ -99,9 +99,9 @@ def _dispatch(event: e.Event) -> Line | None:
         case e.DispatchFenced(epoch, size, reason, detail):
             why = phrase(reason, detail)
             return WARNING, "Redis refused %s under epoch %s: %s", (occurrences(size), epoch, why)
-        case e.DispatchFailed(tries=tries) if tries > 1:
+        case e.DispatchFailed(tries=tries) | e.LedgerReadFailed(tries=tries) if tries > 1:
             return None
-        case e.DispatchFailed(size=0, detail=detail):
+        case e.LedgerReadFailed(detail):
             return WARNING, "Can't read the ledger, retrying: %s", (detail,)
         case e.DispatchFailed(size, detail):
             return WARNING, "Can't dispatch %s, retrying: %s", (occurrences(size), detail)

@@ -186,7 +186,7 @@ class Metrics:
                 self._add("dispatch_already_mine", by=mine)
             case events.DispatchFenced(size=size):
                 self._add("dispatch_fenced", by=size)
-            case events.DispatchFailed():
+            case events.DispatchFailed() | events.LedgerReadFailed():
                 self._add("dispatch_failures")
             case events.LeaseAttempted(operation=operation, outcome=outcome, seconds=seconds):
                 self._add("campaigns" if operation is LeaseAction.CAMPAIGN else "renewals", outcome)
