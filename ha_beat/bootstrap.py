@@ -101,16 +101,16 @@ class _Assembly:
         )
         main_client = self.main_link.client
         request_handler, report = build_request_handler(
-            Requests(main_client, self.keys, settings.journal_size),
-            Journal(main_client, self.keys),
-            enqueuer,
-            pause,
-            self.source,
-            elector.handle,
-            self.shadow,
-            settings.cluster,
-            clock,
-            events.emit,
+            requests=Requests(main_client, self.keys, settings.journal_size),
+            journal=Journal(main_client, self.keys),
+            enqueuer=enqueuer,
+            pause=pause,
+            source=self.source,
+            leader=elector.handle,
+            shadow=self.shadow,
+            cluster=settings.cluster,
+            clock=clock,
+            emit=events.emit,
         )
         events.subscribe(report.note)
         events.subscribe(SignalRelay(self.app, settings.cluster, self.replica.id))
@@ -211,16 +211,16 @@ class _Assembly:
 
     def monitoring(self, elector: Elector, enqueuer: Enqueuer) -> Monitoring:
         return set_up_monitoring(
-            self.replica,
-            self.settings,
-            self.keys,
-            self.link().client,
-            elector.handle,
-            lambda: enqueuer.due_queue,
-            enqueuer.now,
-            self.clock,
-            self.events,
-            {"version": __version__, "celery": celery.__version__},
+            replica=self.replica,
+            settings=self.settings,
+            keys=self.keys,
+            client=self.link().client,
+            election=elector.handle,
+            due_queue=lambda: enqueuer.due_queue,
+            now=enqueuer.now,
+            clock=self.clock,
+            events=self.events,
+            versions={"version": __version__, "celery": celery.__version__},
         )
 
 

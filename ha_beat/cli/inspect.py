@@ -31,7 +31,7 @@ from ha_beat.monitoring.doctor import Examination
 from ha_beat.monitoring.request_wording import pause_text, reply_text
 from ha_beat.monitoring.status import cluster_document, spans
 from ha_beat.monitoring.wording import health, phrase
-from ha_beat.reasons import RequestKind
+from ha_beat.reasons import Level, RequestKind
 from ha_beat.store.journal import TermRecord, VerdictRecord
 from ha_beat.store.membership import ClusterView, Member
 from ha_beat.store.request_queue import Pause
@@ -246,7 +246,12 @@ def _value(value: object) -> str:
             return str(value)
 
 
-_MARKS = {"ok": ("ok  ", "green"), "note": ("note", "cyan"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
+_MARKS = {
+    Level.OK: ("ok  ", "green"),
+    Level.NOTE: ("note", "cyan"),
+    Level.WARN: ("warn", "yellow"),
+    Level.FAIL: ("FAIL", "red"),
+}
 
 
 @click.command(
@@ -281,7 +286,7 @@ def doctor(cluster: ClusterClient, *, as_json: bool, timeout: float) -> None:
         for finding in findings:
             mark, colour = _MARKS[finding.level]
             output.show_hanging(click.style(mark, fg=colour), f"{finding.subject}: {finding.text}")
-    if any(finding.level == "fail" for finding in findings):
+    if any(finding.level is Level.FAIL for finding in findings):
         click.get_current_context().exit(FAILED)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import cast
 
 from ha_beat import events
 from ha_beat.dispatch import Dispatcher, Operation
@@ -91,7 +92,7 @@ class BatchBuilder:
             queue.put(state, state.due_at or now, now + timedelta(seconds=SCHEDULE_RETRY))
             return None
         if decision.send is None:
-            return writer.skip(state, decision.skipped or _one(decision, SkipReason.MISSED), decision.position)
+            return writer.skip(state, cast("Skipped", decision.skipped), decision.position)
         if self._past_deadline(state, decision.send, now):
             if state.resend:
                 self._claims.abandon(dispatcher, queue, writer.term, state)
@@ -163,7 +164,7 @@ class BatchBuilder:
         return tried > deadline if overdue_before else late > deadline
 
 
-def _one(decision: Decision, reason: SkipReason, detail: str = "") -> Skipped:
+def _one(decision: Decision, reason: SkipReason, detail: str) -> Skipped:
     """Return the one due instant as a range."""
     until = decision.position + timedelta(microseconds=1)
     return Skipped(decision.position, until, 1, reason, detail[:_MAX_DETAIL])

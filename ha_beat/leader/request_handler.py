@@ -167,6 +167,7 @@ class RequestHandler:
 
 
 def build_request_handler(
+    *,
     requests: Requests,
     journal: Journal,
     enqueuer: Enqueuer,

@@ -16,7 +16,7 @@ from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.monitoring.invariants import MEMORY, ClusterState, Invariants
 from ha_beat.monitoring.request_wording import pause_text
 from ha_beat.monitoring.wording import health, instant, phrase, phrase_of
-from ha_beat.reasons import EntryFault, Level, PathReason, RequestKind
+from ha_beat.reasons import DispatchPath, EntryFault, Level, PathReason, RequestKind, SkipReason, Verdict
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.recurrence import recurrence_of, starting_deadline
@@ -276,7 +276,7 @@ class Examination:
         dispatch: Mapping[str, str] = report.get("dispatch") or {}
         why = phrase_of(PathReason, dispatch.get("why", ""))
         yield Finding(Level.OK, "dispatch", f"{dispatch['path']}: {why}" if dispatch.get("path") else "not chosen yet")
-        if dispatch.get("path") == "claim":
+        if dispatch.get("path") == DispatchPath.CLAIM:
             yield Finding(
                 Level.NOTE,
                 "dispatch",
@@ -341,12 +341,12 @@ class Examination:
             )
         if not violations:
             yield Finding(Level.OK, "invariants", f"all hold in the newest {len(records)} journal records")
-        uncertain = [r for r in records if isinstance(r, VerdictRecord) and r.verdict == "uncertain"]
+        uncertain = [r for r in records if isinstance(r, VerdictRecord) and r.verdict == Verdict.UNCERTAIN]
         if uncertain:
             newest = uncertain[0]
             what = f"{len(uncertain)}, the newest is {newest.label}, due {instant(newest.first)}"
             yield Finding(Level.WARN, "uncertain occurrences", what)
-        lost = sum(r.count for r in records if isinstance(r, VerdictRecord) and r.reason == "state_loss")
+        lost = sum(r.count for r in records if isinstance(r, VerdictRecord) and r.reason == SkipReason.STATE_LOSS)
         if lost:
             yield Finding(
                 Level.WARN,

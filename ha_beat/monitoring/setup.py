@@ -57,6 +57,7 @@ class Monitoring:
 
 
 def set_up_monitoring(
+    *,
     replica: Replica,
     settings: Settings,
     keys: Keys,

@@ -32,7 +32,7 @@ class Skipped:
 class Decision:
     """Decision on the due instants of an entry: at most one to enqueue, and those to skip.
 
-    ``position`` is the last instant that the decision covers.
+    ``position`` is the last instant that the decision covers. Without ``send`` there is always something ``skipped``.
     """
 
     send: datetime | None

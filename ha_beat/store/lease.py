@@ -314,9 +314,10 @@ class RedisLeaseStore:
             raise StoreUnavailable(f"{reached} of {self._wait_replicas} replicas of Redis have the renewal")
 
     def release(self, term: Term, reason: TermEnd, detail: str = "", preferred: str = "") -> bool:
-        """Release the lease and wake the standbys. Return False if the term was over.
+        """Release the lease and wake the standbys. Return False if the term was over before.
 
-        ``preferred`` is the id of the replica to lead next: the others wait for it for a moment.
+        ``preferred`` is the id of the replica to lead next: the others wait for it for a moment. The result
+        is a bool, not an outcome: the caller stops leading either way, also if the release is unknown.
         """
         keys = [self._keys.lease, self._keys.ledger, self._keys.journal]
         return bool(

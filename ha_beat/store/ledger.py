@@ -238,8 +238,11 @@ class Ledger:
         code = text(self._note_recovery(self._client(), keys, [term.epoch, term.nonce, term.run_id, unfinished]))
         return fence_reason(code) if code else None
 
-    def note(self, term: Term, notes: Mapping[str, str]) -> bool:
-        """Write notes as the leader. Return False if the term is over, and nothing was written.
+    def note(self, term: Term, notes: Mapping[str, str]) -> TermEnd | None:
+        """Write notes as the leader.
+
+        Returns:
+            Why the term is over (nothing was written), or ``None``.
 
         Raises:
             StoreUnavailable: the outcome is unknown.
@@ -247,4 +250,5 @@ class Ledger:
         """
         flat = [part for pair in notes.items() for part in pair]
         keys = [self._keys.lease, self._keys.ledger]
-        return not text(self._note(self._client(), keys, [term.epoch, term.nonce, *flat]))
+        code = text(self._note(self._client(), keys, [term.epoch, term.nonce, *flat]))
+        return fence_reason(code) if code else None
