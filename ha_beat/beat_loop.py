@@ -1,4 +1,4 @@
-"""The main loop of a replica, apart from Celery.
+"""Main loop of a replica, apart from Celery.
 
 Celery calls the scheduler, and the scheduler takes one turn of the loop. A turn follows the election: a standby waits
 for a change of its role, a leader serves requests and enqueues what is due. A turn lasts about a second at most, so

@@ -1,4 +1,4 @@
-"""The Celery app as this package sees it: its settings, its topology, its identity and its connections to Redis."""
+"""Celery app as this package sees it: its settings, its topology, its identity and its connections to Redis."""
 
 from __future__ import annotations
 

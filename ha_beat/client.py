@@ -46,7 +46,7 @@ class ClusterClient:
 
     @property
     def redis_name(self) -> str:
-        """The URL of the lease's Redis as the user gave it, without secrets."""
+        """Return the URL of the lease's Redis as the user gave it, without secrets."""
         return redact_url(self.settings.redis_url or str(self.app.conf.broker_url or "the broker"))
 
     def view(self) -> ClusterView:

@@ -42,7 +42,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clocks."""
+    """Clocks of the machine."""
 
     def __init__(self) -> None:
         boottime = getattr(time, "CLOCK_BOOTTIME", None)

@@ -205,7 +205,7 @@ class OccurrenceSkipped(Event):
 
 @dataclass(frozen=True, slots=True)
 class OccurrenceUncertain(Event):
-    """The outcome of a publish is unknown. ``detail`` is the broker's answer or the client's exception."""
+    """The delivery of a message is unknown. ``detail`` is the broker's answer or the client's exception."""
 
     action: ClassVar[str] = "occurrence_uncertain"
 

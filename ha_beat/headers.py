@@ -1,4 +1,4 @@
-"""The message header ``ha_beat``, which tells a task which occurrence it runs for."""
+"""Message header ``ha_beat``, which tells a task which occurrence it runs for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEADER = "ha_beat"
 
 @dataclass(frozen=True, slots=True)
 class TaskOccurrence:
-    """The occurrence that a task runs for.
+    """Occurrence that a task runs for.
 
     ``cluster`` is the name under which the replicas share their schedule; ``entry`` is the entry's name, or the row's
     key for a database schedule. ``scheduled_at`` is the due instant in UTC, or the time of the request for a manual

@@ -85,7 +85,7 @@ class LeaseAction(StrEnum):
 
 
 class LeaseOutcome(StrEnum):
-    """The outcome of a campaign or a renewal."""
+    """Outcome of a campaign or a renewal."""
 
     WON = "won"
     REFUSED = "refused"
@@ -118,7 +118,7 @@ class SkipReason(StrEnum):
 
 
 class Verdict(StrEnum):
-    """The state of an entry's newest occurrence in its ledger row."""
+    """State of an entry's newest occurrence in its ledger row."""
 
     #: Known to the cluster, not run yet.
     ARMED = "armed"
@@ -126,7 +126,7 @@ class Verdict(StrEnum):
     CLAIMED = "claimed"
     ENQUEUED = "enqueued"
     SKIPPED = "skipped"
-    #: The outcome of the publish is unknown.
+    #: The delivery of the message is unknown.
     UNCERTAIN = "uncertain"
     #: The entry is deleted or disabled.
     ABSENT = "absent"
@@ -194,7 +194,7 @@ class LossKind(StrEnum):
 
 
 class AnswerKind(StrEnum):
-    """The outcome of one dispatch operation."""
+    """Outcome of one dispatch operation."""
 
     DONE = "done"
     #: An earlier attempt, whose reply was lost, had done it.
@@ -234,7 +234,7 @@ class PathReason(StrEnum):
 
 
 class PublishOutcome(StrEnum):
-    """The outcome of publishing one message."""
+    """Outcome of publishing one message."""
 
     ACCEPTED = "accepted"
     #: The broker certainly does not have the message.
@@ -245,7 +245,7 @@ class PublishOutcome(StrEnum):
 
 
 class UncertainReason(StrEnum):
-    """Why the outcome of a publish is unknown."""
+    """Why the delivery of a message is unknown."""
 
     #: The broker gave no definite answer.
     NO_ANSWER = "no_answer"
@@ -277,7 +277,7 @@ class RequestKind(StrEnum):
 
 
 class ReplyCode(StrEnum):
-    """The leader's answer to a request."""
+    """Answer of the leader to a request."""
 
     STEPPING_DOWN = "stepping_down"
     PAUSED = "paused"
@@ -303,7 +303,7 @@ class ReplyCode(StrEnum):
     BACKFILL_INCOMPLETE = "backfill_incomplete"
     #: The message was not sent.
     NOT_SENT = "not_sent"
-    #: The outcome of the publish is unknown.
+    #: The delivery of the message is unknown.
     UNCERTAIN = "uncertain"
     #: The request was withdrawn before its message was sent.
     WITHDRAWN = "withdrawn"
@@ -337,7 +337,7 @@ _CARRIED_OUT = frozenset(
 
 
 class BackfillOutcome(StrEnum):
-    """The outcome of a backfill for one instant."""
+    """Outcome of a backfill for one instant."""
 
     #: It may be enqueued.
     PLANNED = "planned"
@@ -354,7 +354,7 @@ class BackfillOutcome(StrEnum):
     NOT_IN_JOURNAL = "not_in_journal"
     #: An earlier leader began to send it; the outcome is unknown.
     BEGUN_EARLIER = "begun_earlier"
-    #: The outcome of the publish is unknown.
+    #: The delivery of the message is unknown.
     UNCERTAIN = "uncertain"
     #: The request was withdrawn before the message was sent.
     WITHDRAWN = "withdrawn"
@@ -362,7 +362,7 @@ class BackfillOutcome(StrEnum):
 
 
 class MessageKind(StrEnum):
-    """A message that is enqueued on request."""
+    """Message that is enqueued on request."""
 
     MANUAL = "manual"
     BACKFILL = "backfill"
@@ -387,7 +387,7 @@ class RedisRisk(StrEnum):
 
 
 class Invariant(StrEnum):
-    """A rule that a correct cluster never breaks."""
+    """Rule that a correct cluster never breaks."""
 
     EPOCH_FELL = "epoch_fell"
     LEDGER_BEHIND_JOURNAL = "ledger_behind_journal"
@@ -396,7 +396,7 @@ class Invariant(StrEnum):
 
 
 class WarningCode(StrEnum):
-    """A condition that the status, the page and the metrics show until it ends."""
+    """Condition that the status, the page and the metrics show until it ends."""
 
     REDIS_UNREACHABLE = "redis_unreachable"
     EVICTION_POLICY = "eviction_policy"
@@ -415,7 +415,7 @@ class WarningCode(StrEnum):
 
 
 class Level(StrEnum):
-    """The result of one check of ``ha-beat doctor``."""
+    """Result of one check of ``ha-beat doctor``."""
 
     OK = "ok"
     #: Good to know.

@@ -93,7 +93,7 @@ class HAMixin(_Base):
 
     @property
     def info(self) -> str:
-        """Lines for the banner of beat."""
+        """Return lines for the banner of beat."""
         settings = self.ha_settings
         return f"    . cluster -> {settings.cluster}\n    . lease -> {settings.lease_ttl:g} s"
 

@@ -64,7 +64,7 @@ occurrence_skipped = Signal(name="occurrence_skipped", providing_args=["entry", 
 occurrence_uncertain = Signal(
     name="occurrence_uncertain", providing_args=["entry", "scheduled_at", "task_id", "reason", "detail"]
 )
-"""The outcome of a publish is unknown (only with brokers other than the lease's Redis)."""
+"""The delivery of a message is unknown (only with brokers other than the lease's Redis)."""
 
 state_lost = Signal(name="state_lost", providing_args=["reason"])
 """Redis lost the cluster's records. The setting ``ha_beat_on_state_loss`` decides what happens."""

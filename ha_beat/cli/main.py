@@ -1,4 +1,4 @@
-"""The console script ``ha-beat``."""
+"""Console script ``ha-beat``."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class ClusterState:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the demo began."""
+        """Return the seconds since the demo began."""
         return time.monotonic() - self._began_s
 
     def note(self, text: str, *, grave: bool = False) -> None:

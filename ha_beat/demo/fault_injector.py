@@ -44,7 +44,7 @@ class FaultInjector:
 
     @property
     def next_step(self) -> str:
-        """Text about the active fault or the next one."""
+        """Return a text about the active fault or the next one."""
         if self._active is not None:
             return f"{self._active.victim.name} was {self._active.kind.past_tense}"
         left = max(0.0, self._next_s - time.monotonic())

@@ -56,7 +56,7 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Pid of the process, also after its end."""
+        """Return the pid of the process, also after its end."""
         return self._process.pid if self._process else None
 
     @property
@@ -66,7 +66,7 @@ class Child:
 
     @property
     def exit_status(self) -> int | None:
-        """Exit status; negative for a signal, None while the process runs."""
+        """Return the exit status; negative for a signal, None while the process runs."""
         return self._process.poll() if self._process else None
 
     def signal(self, number: signal.Signals) -> None:

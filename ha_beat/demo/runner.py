@@ -96,7 +96,7 @@ class DemoRunner:
 
     @property
     def accidents(self) -> int:
-        """Number of replicas that ended, or did not end, against the plan."""
+        """Return the number of replicas that ended, or did not end, against the plan."""
         return self._faults.accidents
 
     def _folder(self, stack: ExitStack) -> Path:

@@ -25,12 +25,12 @@ class FaultKind(StrEnum):
 
     @property
     def past_tense(self) -> str:
-        """Past tense, as in "killed beat-1"."""
+        """Return the past tense, as in "killed beat-1"."""
         return {"kill": "killed", "pause": "paused", "stop": "stopped"}[self.value]
 
     @property
     def signal_name(self) -> str:
-        """Signal that causes it."""
+        """Return the signal that causes it."""
         return {"kill": "SIGKILL", "pause": "SIGSTOP", "stop": "SIGTERM"}[self.value]
 
 
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def late_s(self) -> float:
-        """Seconds from the due instant to the run."""
+        """Return the seconds from the due instant to the run."""
         return (self.ran_us - self.scheduled_us) / 1e6
 
 
@@ -210,7 +210,7 @@ class Tally:
 
     @property
     def leader(self) -> Leader | None:
-        """Latest leader."""
+        """Return the latest leader."""
         return self._leader
 
     @property

@@ -1,4 +1,4 @@
-"""The call of the dispatch script, which checks the fence, enqueues and records a batch."""
+"""Call of the dispatch script, which checks the fence, enqueues and records a batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class BatchScript:
-    """The dispatch script with the keys of one cluster. Messages are :class:`RedisCommands`."""
+    """Dispatch script with the keys of one cluster. Messages are :class:`RedisCommands`."""
 
     def __init__(self, keys: Keys, journal_size: int) -> None:
         self._keys = keys

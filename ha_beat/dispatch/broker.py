@@ -19,7 +19,7 @@ from ha_beat.store.redis_errors import as_store_error
 
 
 class BrokerLink:
-    """The broker's Redis, connected through kombu with the URL and options of the Celery app."""
+    """Redis of the broker, connected through kombu with the URL and options of the Celery app."""
 
     #: kombu has no transport for a Redis Cluster.
     sharded = False

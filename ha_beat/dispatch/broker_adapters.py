@@ -34,7 +34,7 @@ _ROUTED_AT_ONCE = frozenset({"direct", "topic", "headers"})
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """The outcome of a send.
+    """Outcome of a send.
 
     ``detail`` is the error's text; with ``accepted`` it means that some of several queues refused the message.
     ``broken`` means that the connection is unusable, so that the next message would fail too.
@@ -85,7 +85,7 @@ class BrokerAdapter:
         return {}
 
     def _connected(self) -> None:
-        """Hook that runs after each connect."""
+        """Run after each connect; a hook for subclasses."""
 
     @property
     def alive(self) -> bool:

@@ -22,7 +22,7 @@ Command = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class RedisCommands:
-    """A message as the Redis commands that enqueue it, which the dispatch script runs."""
+    """Message as the Redis commands that enqueue it, which the dispatch script runs."""
 
     commands: tuple[Command, ...]
 
@@ -68,7 +68,7 @@ def capturing_transport(transport: type) -> type:
 
 
 class CapturingConnection(Connection):
-    """A connection whose channels collect commands."""
+    """Connection whose channels collect commands."""
 
     @classmethod
     def like(cls, connection: Connection, **transport_options: Any) -> CapturingConnection:

@@ -66,7 +66,7 @@ class Resolution(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A claim of this process, made under the term of ``nonce``.
+    """Claim of this process, made under the term of ``nonce``.
 
     ``json`` is the claim as stored, ``row`` the entry's row while it is claimed (``None`` for a request's step, which
     leaves the row alone). ``replaces_open`` is True if an earlier publish of the same message has an unknown outcome.
@@ -89,7 +89,7 @@ class Claim:
 
     @property
     def raw(self) -> str:
-        """The row while it is claimed, as stored; empty for none."""
+        """Return the row while it is claimed, as stored; empty for none."""
         return self.row.raw if self.row is not None else ""
 
     @property
@@ -154,7 +154,7 @@ def new_claim(term: Term, operation: Operation) -> Claim:
 
 
 def write_begun(claim: Claim) -> Claim:
-    """The claim is about to be written."""
+    """Record that the claim is about to be written."""
     match claim.state:
         case State.NEW:
             return replace(claim, state=State.WRITING)
@@ -165,7 +165,7 @@ def write_begun(claim: Claim) -> Claim:
 
 
 def write_answered(claim: Claim, answer: Answer) -> Claim:
-    """The store answered the write. ``mine`` to a first write means a claim of another process."""
+    """Record the store's answer to the write. ``mine`` to a first write means a claim of another process."""
     if claim.state not in {State.WRITING, State.REWRITING}:
         return claim
     ours = answer.kind is AnswerKind.MINE and claim.state is State.REWRITING  # guard: claim-tried
@@ -175,7 +175,7 @@ def write_answered(claim: Claim, answer: Answer) -> Claim:
 
 
 def publish_begun(claim: Claim) -> Claim:
-    """The message is about to be sent. If that began before and was interrupted, the outcome is unknown."""
+    """Record that the message is about to be sent. If an earlier send was interrupted, the outcome is unknown."""
     match claim.state:
         case State.OPEN:
             return replace(claim, state=State.PUBLISHING)
@@ -186,21 +186,21 @@ def publish_begun(claim: Claim) -> Claim:
 
 
 def published(claim: Claim, outcome: PublishOutcome, detail: str = "") -> Claim:
-    """The publish has an outcome."""
+    """Record the outcome of the publish."""
     if claim.state is not State.PUBLISHING:
         return claim
     return replace(claim, state=State.PUBLISHED, outcome=outcome, detail=detail)
 
 
 def unsent(claim: Claim, detail: str) -> Claim:
-    """The message will not be sent. A message that may be on its way is left as it is."""
+    """Record that the message will not be sent. A claim whose message may be on its way stays unchanged."""
     if claim.state not in {State.WRITING, State.REWRITING, State.OPEN}:
         return claim
     return replace(claim, state=State.PUBLISHED, outcome=PublishOutcome.UNSENT, detail=detail)
 
 
 def resolved(claim: Claim) -> Claim:
-    """The resolution of a published claim is in the store."""
+    """Record that the store has the resolution of a published claim."""
     if claim.state is not State.PUBLISHED:
         return claim
     return replace(claim, state=State.ANSWERED, answer=_answer_of(claim))

@@ -37,7 +37,7 @@ _CHECK_INTERVAL = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LeaseMark:
-    """The marker as stored.
+    """Marker as stored.
 
     ``gen`` is the incarnation of the store's records, ``place`` the store's server process and database, and ``name``
     its URL without a password. ``n`` grows with each write.
@@ -52,13 +52,13 @@ class LeaseMark:
 
     @property
     def abandoned_after(self) -> float:
-        """Seconds without a move after which the marker is abandoned: its cluster would have a new leader by then."""
+        """Return the seconds without a move after which the marker is abandoned: two lease lifetimes and a second."""
         return 2 * self.ttl_ms / 1000 + 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Sighting:
-    """The marker of another store, seen unchanged since a time on :meth:`Clock.elapsed`."""
+    """Marker of another store, seen unchanged since a time on :meth:`Clock.elapsed`."""
 
     mark: LeaseMark
     since: float
@@ -69,7 +69,7 @@ class _Sighting:
 
 @dataclass(frozen=True, slots=True)
 class _Last:
-    """The time of the last write under the term of ``nonce``."""
+    """Time of the last write under the term of ``nonce``."""
 
     nonce: str = ""
     at: float = 0.0

@@ -1,4 +1,4 @@
-"""An entry's message, built as Celery's own beat builds it, except for the task id and one header."""
+"""Message of an entry, built as Celery's own beat builds it, except for the task id and one header."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from ha_beat.store.ledger import Ledger, LedgerRow
 
 
 class PreparedMessage(Protocol):
-    """A message that is complete but not sent."""
+    """Message that is complete but not sent."""
 
     @property
     def size(self) -> int:
-        """Characters that the message adds to a script call; 0 for a message that is not sent by a script."""
+        """Return the characters that the message adds to a script call; 0 if no script sends it."""
         ...
 
 
@@ -44,13 +44,13 @@ class Operation:
 
     @property
     def size(self) -> int:
-        """Characters of the message in a script call."""
+        """Return the characters of the message in a script call."""
         return self.message.size if self.message is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The outcome of one operation.
+    """Outcome of one operation.
 
     ``detail`` is the row that was found for ``moved``, the row that was written for ``uncertain`` and ``again``, and
     the error's text for ``error``, ``unsent`` and ``partial``.
@@ -62,7 +62,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class OpenClaim:
-    """A claim found in the store, under its ``key``.
+    """Claim found in the store, under its ``key``.
 
     ``json`` is the claim as written under the term of ``nonce``, ``row`` the entry's row while it is claimed, and
     ``records`` the journal records of a confirmed publish.

@@ -51,18 +51,18 @@ class DeferredPublish:
 
 @dataclass(frozen=True, slots=True)
 class DeferredMessage:
-    """A message as the publishes that enqueue it. An entry's task may publish more than once."""
+    """Message as the publishes that enqueue it. An entry's task may publish more than once."""
 
     publishes: tuple[DeferredPublish, ...]
 
     @property
     def size(self) -> int:
-        """0: the message is not part of a script call."""
+        """Return 0: the message is not part of a script call."""
         return 0
 
 
 class _DeferringProducer(DeclaringOnce):
-    """A producer that builds messages and keeps them."""
+    """Producer that builds messages and keeps them."""
 
     deferred: list[DeferredPublish]
     _signature = inspect.signature(Producer._publish)  # noqa: SLF001 -- the seam, the same since kombu 5.3
@@ -82,7 +82,7 @@ class _DeferringProducer(DeclaringOnce):
 
 
 class Publisher:
-    """The main loop's connection to the broker. ``timeout`` bounds each wait on it, in seconds."""
+    """Connection of the main loop to the broker. ``timeout`` bounds each wait on it, in seconds."""
 
     def __init__(self, app: Celery, timeout: float, clock: Clock) -> None:
         self._app = app

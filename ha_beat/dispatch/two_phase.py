@@ -42,7 +42,7 @@ _CHUNK = 20
 
 
 class MessageSender(Protocol):
-    """The connection to the broker."""
+    """Connection to the broker."""
 
     def prepare(
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]

@@ -73,7 +73,7 @@ def _log(request: HttpRequest, model: type, object_id: str | None, name: str, me
 
 @admin.register(Cluster)
 class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic only in the stubs
-    """A page in place of a list. There is one cluster, and its state is in Redis."""
+    """Page in place of a list. There is one cluster, and its state is in Redis."""
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return super().has_view_permission(request, obj) or self.has_control_permission(request)

@@ -24,7 +24,7 @@ __all__ = ["RowEntry"]
 
 
 class UnreadableRow(HaBeatError):
-    """A row that can't be scheduled: its arguments are not JSON, or it has no schedule."""
+    """Row that can't be scheduled: its arguments are not JSON, or it has no schedule."""
 
 
 class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no types

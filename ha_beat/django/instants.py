@@ -21,7 +21,7 @@ def utc(value: datetime) -> datetime:
 
 
 class Clocked:
-    """The single instant of a clocked schedule."""
+    """Single instant of a clocked schedule."""
 
     def __init__(self, at: datetime) -> None:
         self._at = at

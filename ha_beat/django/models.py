@@ -1,4 +1,4 @@
-"""A model without a table, which gives the admin an item for the cluster and the permissions for it."""
+"""Model without a table, which gives the admin an item for the cluster and the permissions for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class Cluster(models.Model):
-    """The beat cluster, whose state is in Redis."""
+    """Beat cluster, whose state is in Redis."""
 
     class Meta:  # noqa: D106
         managed = False

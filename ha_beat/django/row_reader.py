@@ -41,7 +41,7 @@ Values = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The enabled rows as last read. ``number`` grows with each read that found a difference."""
+    """Enabled rows as last read. ``number`` grows with each read that found a difference."""
 
     number: int
     by_name: Mapping[str, RowEntry]

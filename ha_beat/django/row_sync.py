@@ -1,4 +1,4 @@
-"""The thread that keeps the schedule and django-celery-beat's tables in step.
+"""Thread that keeps the schedule and django-celery-beat's tables in step.
 
 Beat's main loop never waits for the database: it works from the last :class:`~ha_beat.django.row_reader.Snapshot` and
 queues updates with the :class:`~ha_beat.django.row_writer.RowWriter`.

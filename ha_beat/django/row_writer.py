@@ -40,7 +40,7 @@ _RAN = frozenset({Verdict.ENQUEUED, Verdict.UNCERTAIN})
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A row's run state according to the ledger."""
+    """Run state of a row according to the ledger."""
 
     at: datetime
     run_count: int

@@ -67,7 +67,7 @@ class DatabaseSource(EntrySource):
 
     @property
     def entries(self) -> dict[str, RowEntry]:
-        """The entries as last read, by name."""
+        """Return the entries as last read, by name."""
         snapshot = self._sync.reader.snapshot if self._sync else None
         return dict(snapshot.by_name) if snapshot else {}
 

@@ -55,7 +55,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
 
     @property
     def schedule(self) -> dict[str, RowEntry]:  # type: ignore[override]
-        """The entries as last read, by name."""
+        """Return the entries as last read, by name."""
         return self.schedule_source.entries
 
     # --- Hooks of HAMixin

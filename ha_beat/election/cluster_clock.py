@@ -63,7 +63,7 @@ class SchedulingTime:
 
     @property
     def offset(self) -> float:
-        """Scheduling time minus Redis' clock, in seconds; 0 while it is unknown."""
+        """Return the scheduling time minus Redis' clock, in seconds; 0 while it is unknown."""
         return self._anchor - self._redis if self._redis is not None else 0.0
 
     def redis_said(self, server_ms: int, sent_at: float, received_at: float) -> None:

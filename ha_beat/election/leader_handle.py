@@ -14,7 +14,7 @@ from ha_beat.store.lease import Acquired, Term
 
 @dataclass(frozen=True, slots=True)
 class Tenure:
-    """A term and the circumstances of its beginning.
+    """Term and the circumstances of its beginning.
 
     ``lost_at`` is when Redis was last found unreachable, or ``None`` if it never was: an earlier server did
     nothing after that. ``back_at`` is when it was reachable again, on ``Clock.elapsed``.
@@ -52,7 +52,7 @@ class LeaderHandle:
 
     @property
     def term(self) -> Term | None:
-        """The term in which this replica leads, while it is trusted."""
+        """Return the term in which this replica leads, while it is trusted."""
         term = self._term
         return term if term is not None and term.trusted(self._clock.elapsed()) else None
 
@@ -68,7 +68,7 @@ class LeaderHandle:
 
     @property
     def idle(self) -> float:
-        """Seconds since the main loop last made progress."""
+        """Return the seconds since the main loop last made progress."""
         return self._clock.elapsed() - self._progress_at
 
     def progress(self) -> None:

@@ -30,7 +30,7 @@ class PresenceKeeper:
 
     @property
     def channel(self) -> str:
-        """The channel now subscribed, or ``""``."""
+        """Return the channel now subscribed, or ``""``."""
         return self._presence.channel
 
     def wait(self, seconds: float, *, leading: bool) -> PresenceBroke | PresenceReady | Woken | None:

@@ -2,12 +2,12 @@
 
 ::
 
-            seen free, stale or unattended                 renewed
+            lease free, stale or its leader gone           renewed
     STANDBY ------------------------------> LEADER --------------------+
-       ^    Acquire -> Acquired               |  ^                     |
+       ^    Campaign -> Acquired              |  ^                     |
        |                                      |  +---------------------+
        +--------------------------------------+
-         lost; trust expired; stepped down; main loop stalled
+         lost; fenced; trust expired; stepped down; main loop stalled; election failed
 
 :func:`decide` returns the next action, and :func:`absorb` the state after its outcome. Both are pure: the election
 thread, the tests and the simulation run the same code. Every instant is on ``Clock.elapsed``.
@@ -15,8 +15,9 @@ thread, the tests and the simulation run the same code. Every instant is on ``Cl
 *Trust window.* A term is trusted for ``ttl - margin`` from the *send* of the last successful attempt. A standby waits
 for the holder's full ``ttl`` from its *first sight* of that attempt's ``seq``. The trust therefore ends first.
 
-*Failure handling.* An attempt is renewed, lost or unknown. Unknown is retried within the remaining trust. These rules
-keep changes of leader rare. The dispatch script proves that no occurrence is enqueued twice.
+*Failure handling.* A renewal succeeds, is refused (lost), is late or has an unknown outcome. Late and unknown ones are
+repeated within the remaining trust. These rules keep changes of leader rare. The dispatch script proves that no
+occurrence is enqueued twice.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ class Timing:
 
     @property
     def retry_interval(self) -> float:
-        """Pause after an attempt with an unknown outcome."""
+        """Return the pause after an attempt with an unknown outcome."""
         return min(self.renew_interval / 5, 0.5)
 
     @property
     def longest_backoff(self) -> float:
-        """Longest pause between a standby's attempts while Redis does not answer or refuses."""
+        """Return the longest pause between a standby's attempts while Redis does not answer or refuses."""
         return max(1.0, self.poll_interval)
 
     @property
     def preference_wait(self) -> float:
-        """How long other replicas wait after an outage for the next attempt of a preferable one.
+        """Return how long other replicas wait after an outage for the next attempt of a preferable one.
 
         Preferable is the holder of the lease, or a replica that remembers the lost state.
         """
@@ -61,7 +62,7 @@ class Timing:
 
     @property
     def presence_pause(self) -> float:
-        """How long a leader does without presence after its connection broke repeatedly."""
+        """Return how long a leader does without presence after its connection broke repeatedly."""
         return 6 * self.ttl
 
 
@@ -412,7 +413,7 @@ def _failed(state: Standby, now: float, timing: Timing) -> Standby:
 
 
 def _observed(state: Standby, view: LeaseView, now: float, timing: Timing) -> Standby:
-    """Return the state after a look at the lease."""
+    """Return the state after the lease was read."""
     record = view.record
     seen_epoch = max(state.seen_epoch, record.epoch if record else 0)  # guard: epoch-seen-kept
     state = replace(state, next_poll=now + timing.poll_interval, seen_epoch=seen_epoch, campaign=None)

@@ -1,4 +1,4 @@
-"""The leader's work.
+"""Work of the leader.
 
 :class:`Enqueuer` creates a :class:`~ha_beat.leader.term.LeaderTerm` for each term of this replica. In a term, an
 occurrence passes through these modules:

@@ -20,7 +20,7 @@ from ha_beat.store.journal import Journal, VerdictRecord
 from ha_beat.store.lease import Term
 from ha_beat.store.request_queue import Request
 
-#: Recurrence that one backfill may cover.
+#: Most instants that one backfill may cover.
 BACKFILL_LIMIT = 1000
 
 #: Messages that one script enqueues.

@@ -19,7 +19,7 @@ from ha_beat.store.ledger import LedgerRow
 
 @dataclass(frozen=True, slots=True)
 class EntryOperation:
-    """An operation with the entry that it is about, the row that it writes and the decision that it records."""
+    """Operation with the entry that it is about, the row that it writes and the decision that it records."""
 
     state: EntryState
     operation: Operation

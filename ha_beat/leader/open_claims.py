@@ -1,4 +1,4 @@
-"""Open claims: occurrences whose publish has an unknown outcome. They are sent again or recorded as uncertain."""
+"""Open claims: occurrences whose delivery is unknown. They are sent again or recorded as uncertain."""
 
 from __future__ import annotations
 

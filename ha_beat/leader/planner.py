@@ -17,7 +17,7 @@ from ha_beat.store.ledger import LedgerRow
 
 
 class ScheduleSource(Protocol):
-    """The schedule that the leader works on."""
+    """Schedule that the leader works on."""
 
     def load(self) -> Iterable[ScheduledEntry]:
         """Return each entry that can be scheduled."""

@@ -31,14 +31,14 @@ _FAR_AHEAD = timedelta(seconds=30)
 
 @dataclass(frozen=True, slots=True)
 class Absence:
-    """A missing entry means that it was deleted or disabled. ``certain``: its store was read under this term."""
+    """Meaning of a missing entry: it was deleted or disabled. ``certain``: its store was read under this term."""
 
     certain: bool
 
 
 @dataclass(slots=True)
 class Reconciled:
-    """The outcome: the states of the entries and the operations that bring the ledger up to date.
+    """Outcome of :func:`reconcile`: the states of the entries and the operations that bring the ledger up to date.
 
     ``new`` entries are not in the ledger. ``held_back``: something waits until the schedule was read under this term.
     """

@@ -24,7 +24,7 @@ MEMORY = 5000
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A broken invariant. ``subject`` is the entry, occurrence, lease or record that breaks it."""
+    """Broken invariant. ``subject`` is the entry, occurrence, lease or record that breaks it."""
 
     rule: Invariant
     subject: str
@@ -64,7 +64,7 @@ class Invariants:
 
     @property
     def violations(self) -> tuple[Violation, ...]:
-        """Current violations. A second verdict stays until its occurrence is forgotten."""
+        """Return the current violations. A second verdict stays until its occurrence is forgotten."""
         return tuple(self._broken.values())
 
     def check(self, state: ClusterState, records: Iterable[Record] = ()) -> tuple[Violation, ...]:

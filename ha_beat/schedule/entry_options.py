@@ -16,7 +16,7 @@ KEY = "ha_beat"
 
 @dataclass(frozen=True, slots=True)
 class EntryOptions:
-    """An entry's own rules, completed by the cluster's."""
+    """Rules of an entry, completed by the cluster's."""
 
     misfire: MisfireRules
     uncertain: UncertainPolicy = UncertainPolicy.SKIP

@@ -16,7 +16,7 @@ from celery.utils.time import remaining
 
 
 class Recurrence(Protocol):
-    """The due instants of one entry, in UTC.
+    """Due instants of one entry, in UTC.
 
     A class may define two more methods: ``origin`` (see :func:`origin`) and ``first_from`` (see :func:`first_from`).
     """

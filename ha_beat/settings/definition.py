@@ -76,7 +76,7 @@ class Settings:
     """Validated settings of one replica. Durations are in seconds.
 
     Create them with `load`, or directly: in `Settings(cluster="shop", lease_ttl=5)` the others have their defaults.
-    Both raise ConfigurationError, which lists every fault.
+    Both raise ConfigurationError, which lists every fault. It has more than 15 fields: one per setting.
     """
 
     redis_url: str | None = _setting(
@@ -155,7 +155,7 @@ class Settings:
     uncertain: str = _setting(
         choice("skip", "republish"),
         default="skip",
-        help="With a broker other than the lease's Redis, if the outcome of a publish is unknown: `skip` never "
+        help="With a broker other than the lease's Redis, if the delivery of a message is unknown: `skip` never "
         "sends the message twice, `republish` never loses it and needs the guard in the workers.",
     )
     publish_deadline: float | None = _setting(

@@ -60,12 +60,12 @@ class VerdictRecord(Record):
 
     @property
     def label(self) -> str:
-        """Name of the entry. In ``entry`` a row of a database has its primary key."""
+        """Return the name of the entry. In ``entry`` a row of a database has its primary key."""
         return str(self.data.get("name") or self.entry)
 
     @property
     def lateness(self) -> float:
-        """Seconds from the due instant to the verdict."""
+        """Return the seconds from the due instant to the verdict."""
         return self.ms / 1000 - self.first.timestamp()
 
     def covers(self, instant: datetime) -> bool:

@@ -16,27 +16,27 @@ class Keys:
 
     @property
     def lease(self) -> str:
-        """Hash with the lease record."""
+        """Return the key of the hash with the lease record."""
         return self._key("lease")
 
     @property
     def ledger(self) -> str:
-        """Hash with a row per entry, notes, request progress and the cluster's own fields."""
+        """Return the key of the hash with a row per entry, notes, request progress and the cluster's own fields."""
         return self._key("ledger")
 
     @property
     def journal(self) -> str:
-        """Stream of occurrences and leader changes."""
+        """Return the key of the stream of occurrences and leader changes."""
         return self._key("journal")
 
     @property
     def members(self) -> str:
-        """Hash with a record per replica."""
+        """Return the key of the hash with a record per replica."""
         return self._key("members")
 
     @property
     def claims(self) -> str:
-        """Hash of the occurrences that are claimed and not yet confirmed, by task id."""
+        """Return the key of the hash of the occurrences that are claimed and not yet confirmed, by task id."""
         return self._key("claims")
 
     def guard(self, task_id: str) -> str:
@@ -45,22 +45,22 @@ class Keys:
 
     @property
     def dropped(self) -> str:
-        """Number of messages that the workers' guard has dropped."""
+        """Return the key that counts the messages that the workers' guard has dropped."""
         return self._key("dropped")
 
     @property
     def store(self) -> str:
-        """Hash in the broker's Redis that names the store of the lease."""
+        """Return the key of the hash in the broker's Redis that names the store of the lease."""
         return self._key("store")
 
     @property
     def wake(self) -> str:
-        """Channel that tells replicas to read the lease."""
+        """Return the channel that tells replicas to read the lease."""
         return self._key("wake")
 
     @property
     def requests(self) -> str:
-        """Hash of waiting requests to the leader, by request id."""
+        """Return the key of the hash of waiting requests to the leader, by request id."""
         return self._key("requests")
 
     def answer(self, request: str) -> str:

@@ -76,7 +76,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """Lease in Redis. Times are the server's, in ms since the Unix epoch."""
+    """Lease in Redis. Times are the server's, in ms since the Unix epoch. More than 15 fields, as in the hash."""
 
     holder: str = ""
     epoch: int = 0
@@ -221,7 +221,7 @@ class Attempt:
 
     @property
     def trusted_until(self) -> float:
-        """End of trust, counted from the send: the reply may be slow."""
+        """Return the end of trust, counted from the send: the reply may be slow."""
         return self.sent_at + self.ttl - self.margin
 
 

@@ -123,7 +123,7 @@ class LedgerRow:
 
 
 class RawRow(str):
-    """A row as stored in Redis. It is parsed at most once, although a takeover reads it several times."""
+    """Row as stored in Redis. It is parsed at most once, although a takeover reads it several times."""
 
     __slots__ = ("_row",)
     _row: LedgerRow | None

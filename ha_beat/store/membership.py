@@ -44,7 +44,8 @@ class Member:
     ``seen_ms`` is the server's time of the last write, and ``since_ms`` the replica's time of its start. ``http`` is
     the URL of its endpoint, ``""`` for none. ``schedule`` is a digest of its schedule, ``""`` if it was not read.
     ``clock_offset_ms`` is its clock minus the server's. ``not_ready`` has a detail for each
-    :class:`~ha_beat.reasons.HealthReason` that keeps it from leading. A leader sets the fields from ``entries`` on.
+    :class:`~ha_beat.reasons.HealthReason` that keeps it from leading. A leader sets the fields from ``entries`` on. It
+    has more than 15 fields because the record has.
     """
 
     id: str
@@ -148,7 +149,7 @@ class ClusterView:
 
     @property
     def leader(self) -> LeaseRecord | None:
-        """The lease if its holder leads, else ``None``."""
+        """Return the lease if its holder leads, else ``None``."""
         return _leader(self.lease, self.server_ms)
 
 

@@ -32,7 +32,7 @@ class Presence(Protocol):
 
     @property
     def channel(self) -> str:
-        """The presence channel now subscribed, ``""`` for none."""
+        """Return the presence channel now subscribed, ``""`` for none."""
         ...
 
     def open(self) -> None:

@@ -93,7 +93,7 @@ _KINDS = frozenset(RequestKind)
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The leader's answer. The contents of ``data`` depend on ``code``."""
+    """Answer of the leader. The contents of ``data`` depend on ``code``."""
 
     code: ReplyCode
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -139,7 +139,7 @@ class Pause:
 
     @property
     def since(self) -> datetime:
-        """The start, in UTC."""
+        """Return the start, in UTC."""
         return from_micros(self.since_ms * 1000)
 
     def as_data(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ _NOTHING = ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'non
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A complete answer, or the beginning of a stream of updates."""
+    """Complete answer, or the beginning of a stream of updates."""
 
     status: int
     body: bytes

@@ -1,4 +1,4 @@
-"""The cluster as JSON, for ``/status``, ``ha-beat status --json`` and the admin page.
+"""Cluster as JSON, for ``/status``, ``ha-beat status --json`` and the admin page.
 
 Times ``…_ms`` are in ms since the Unix epoch by the Redis server's clock, ``…_s`` in seconds. Codes are those of
 :mod:`ha_beat.reasons`; beside each code stands its wording, for display only.

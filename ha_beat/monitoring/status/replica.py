@@ -27,11 +27,11 @@ class ElectionStatus(Protocol):
 
     @property
     def term(self) -> Term | None:
-        """The term in which this replica leads, while it is trusted."""
+        """Return the term in which this replica leads, while it is trusted."""
 
     @property
     def idle(self) -> float:
-        """Seconds since the main loop last made progress."""
+        """Return the seconds since the main loop last made progress."""
 
     @property
     def running(self) -> bool:
@@ -87,23 +87,23 @@ class ReplicaStatus:
 
     @property
     def idle(self) -> float:
-        """Seconds since the main loop last made progress."""
+        """Return the seconds since the main loop last made progress."""
         return self._election.idle
 
     @property
     def trust_left(self) -> float:
-        """Seconds for which this replica may lead without another renewal, 0 if it does not lead."""
+        """Return the seconds for which this replica may lead without another renewal, 0 if it does not lead."""
         term = self.term
         return 0.0 if term is None else max(0.0, term.trusted_until - self._clock.elapsed())
 
     @property
     def unreachable(self) -> str:
-        """Why Redis did not answer last time, empty if it did."""
+        """Return why Redis did not answer last time, empty if it did."""
         return self.memory.unreachable or self.snapshot.unreachable
 
     @property
     def snapshot_age(self) -> float:
-        """Seconds since the last poll that Redis answered."""
+        """Return the seconds since the last poll that Redis answered."""
         return self._clock.elapsed() - self.snapshot.polled_at
 
     def now_ms(self) -> int:
