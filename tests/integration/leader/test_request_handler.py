@@ -75,16 +75,16 @@ class Leader:
         self.stub: Any = Stub()
         self.clock, self.pause, self.events = AdvancedClock(), PauseState(), EventLog()
         self.handler, _ = build_request_handler(
-            self.requests,
-            None,  # the journal: only a backfill reads it
-            self.stub,
-            self.pause,
-            self.stub,
-            self.stub,
-            shadow or Shadow(),
-            "requests",
-            self.clock,
-            self.events.append,
+            requests=self.requests,
+            journal=None,  # only a backfill reads it
+            enqueuer=self.stub,
+            pause=self.pause,
+            source=self.stub,
+            leader=self.stub,
+            shadow=shadow or Shadow(),
+            cluster="requests",
+            clock=self.clock,
+            emit=self.events.append,
         )
         self.lead()
 
