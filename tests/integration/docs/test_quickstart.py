@@ -44,7 +44,7 @@ def test_quick_start_runs_tasks_and_replaces_a_killed_leader(redis_server, tmp_p
 
         (leader,) = wait_for(leaders, 40, "a leader")
         beats.remove(leader)
-        wait_for(lambda: all("Standing by: " in beat.log_text() for beat in beats), 40, "two standbys")
+        wait_for(lambda: all("Standing by in cluster " in beat.log_text() for beat in beats), 40, "two standbys")
         wait_for(lambda: re.search(r"proj\.tick\[.*succeeded", worker.log_text()), 40, "a task run")
         done = worker.log_text().count("succeeded")
         for line in commands("ha-beat"):
