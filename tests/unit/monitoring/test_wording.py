@@ -6,16 +6,33 @@ import dataclasses
 import logging
 import re
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ha_beat import events
+from ha_beat import events, reasons
 from ha_beat.monitoring import wording
 from ha_beat.monitoring.logs import LogWriter
 from ha_beat.monitoring.wording import phrase, phrase_of
-from ha_beat.reasons import ReplyCode, SkipReason, TermEnd, TermStart, UncertainReason
+from ha_beat.reasons import (
+    BackfillOutcome,
+    LeaseAction,
+    LeaseOutcome,
+    Level,
+    MisfirePolicy,
+    ReplyCode,
+    SkipReason,
+    TermEnd,
+    TermStart,
+    UncertainPolicy,
+    UncertainReason,
+    WarningCode,
+)
+
+#: Labels of metrics, values of settings, levels of checks and codes of the status document.
+SHOWN_AS_CODES = {LeaseAction, LeaseOutcome, MisfirePolicy, UncertainPolicy, Level, WarningCode}
 
 DUE = datetime(2026, 3, 1, 3, 30, 0, 250_000, tzinfo=UTC)
 REFUSED = "ConnectionError: Error 111 connecting to 127.0.0.1:6379. Connection refused."
@@ -31,6 +48,11 @@ _SAMPLES: dict[str, object] = {
     "ReplyCode": ReplyCode.UNCERTAIN,
     "Mapping[str, Any]": {},
 }
+
+
+ROOT = Path(__file__).parents[3]
+LOG_LINES = (ROOT / "docs" / "troubleshooting.md").read_text().partition("## Log lines")[2]
+INFO_ACTIONS = {"http_serving", "static_entry_written"}
 
 
 def sample(kind: type[events.Event]) -> events.Event:
@@ -111,16 +133,26 @@ def test_actions_are_the_snake_case_names_of_the_events():
         assert event.action == re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
 
 
-@pytest.mark.parametrize("event", [*EVENTS, events.DispatchFailed(0, "x")], ids=lambda event: type(event).__name__)
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
 def test_warning_is_explained_in_the_docs(event, caplog):
     """`docs/troubleshooting.md` has a row with the constant message; an ellipsis stands for each value."""
     with caplog.at_level(logging.WARNING, "ha_beat"):
         LogWriter("replica", "shop")(event)
-    page = (Path(__file__).parents[3] / "docs" / "troubleshooting.md").read_text()
-    rows = re.findall(r"^\| `(.+?)` \|", page.partition("## Log lines")[2], re.MULTILINE)
+    rows = re.findall(r"^\| `(.+?)` \|", LOG_LINES, re.MULTILINE)
     for record in caplog.records:
         message = re.sub(r"%(s|\+\.1f)", "…", str(record.msg)).replace("`", "")
         assert message in rows
+
+
+def test_warning_that_is_no_event_is_explained_in_the_docs():
+    sources = (path.read_text() for path in (ROOT / "ha_beat").rglob("*.py"))
+    actions = {action for source in sources for action in re.findall(r'"action": "(\w+)"', source)}
+    assert actions - INFO_ACTIONS <= set(re.findall(r"\| `(\w+)` \|", LOG_LINES))
+
+
+def test_every_enum_has_words_or_is_shown_as_codes():
+    enums = {kind for kind in vars(reasons).values() if isinstance(kind, type) and issubclass(kind, StrEnum)}
+    assert enums - {StrEnum} - SHOWN_AS_CODES == {*wording._PHRASES, ReplyCode, BackfillOutcome}
 
 
 def test_worded_enums_are_complete():
