@@ -102,11 +102,6 @@ def instant(text: str) -> datetime:
     return value.astimezone(UTC)
 
 
-def from_microseconds(value: float | str) -> datetime:
-    """Convert microseconds since 1970, as the ledger and the journal write them."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(value))
-
-
 def skipped_from_journal(records: Iterable[Event | str | bytes]) -> list[Skipped]:
     """Return the skipped and uncertain occurrences in journal records, each a mapping or its JSON.
 
@@ -117,7 +112,7 @@ def skipped_from_journal(records: Iterable[Event | str | bytes]) -> list[Skipped
     def moment(value: Any) -> datetime:
         if isinstance(value, str) and not value.lstrip("-").isdigit():
             return instant(value)
-        return from_microseconds(value)
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(value))
 
     found = []
     for raw in records:
@@ -178,16 +173,14 @@ def epoch_falls(messages: Iterable[Event]) -> list[Problem]:
     """Return messages whose epoch is lower than that of an earlier message of the entry."""
     problems = []
     for entry, own in _by_entry(messages).items():
-        highest = None
+        highest = 0
         for message in own:
-            epoch = message.get("epoch")
+            due, epoch = message["scheduled_at"], message.get("epoch")
             if epoch is None:
-                problems.append(Problem("no epoch", entry, f"{message['scheduled_at']} bears no epoch"))
-            elif highest is not None and int(epoch) < highest:
-                detail = f"{message['scheduled_at']} of epoch {epoch} arrived after one of epoch {highest}"
-                problems.append(Problem("epoch fell", entry, detail))
-            else:
-                highest = int(epoch)
+                problems.append(Problem("no epoch", entry, f"{due} bears no epoch"))
+            elif int(epoch) < highest:
+                problems.append(Problem("epoch fell", entry, f"{due} of epoch {epoch} arrived after one of {highest}"))
+            highest = max(highest, int(epoch or 0))
     return problems
 
 
@@ -195,14 +188,11 @@ def order_breaks(messages: Iterable[Event]) -> list[Problem]:
     """Return messages that arrived after one of the same entry that was due later."""
     problems = []
     for entry, own in _by_entry(messages).items():
-        latest = None
-        for message in own:
-            due = instant(message["scheduled_at"])
-            if latest is not None and due < latest:
+        dues = [instant(message["scheduled_at"]) for message in own]
+        for due, latest in zip(dues, itertools.accumulate(dues, max), strict=True):
+            if due < latest:
                 detail = f"{due.isoformat()} arrived after {latest.isoformat()}"
                 problems.append(Problem("out of order", entry, detail))
-            else:
-                latest = due
     return problems
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from tests.support.servers import LOCALHOST, free_port, wait_for
+from tests.support.servers import LOCALHOST, free_port
 
 Direction: TypeAlias = Literal["request", "reply"]
 Predicate: TypeAlias = Callable[[bytes], bool]
@@ -410,10 +410,6 @@ class TcpProxy:
             return act()
 
         return self._call(run)
-
-    def wait_for_connections(self, count: int = 1, timeout: float = 10.0) -> None:
-        """Wait until at least `count` connections are open through the proxy."""
-        wait_for(lambda: self.connections >= count, timeout, f"{count} connections through the proxy")
 
     def close(self) -> None:
         """Stop listening and drop every connection. Idempotent."""
