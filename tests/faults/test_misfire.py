@@ -95,7 +95,6 @@ def test_policy_bounds_the_missed_occurrences_that_run(run: Run, entry, sent, sk
 @pytest.mark.slow
 @pytest.mark.parametrize("deadline", [None, 20])
 def test_crontab_past_its_starting_deadline_is_not_run(deadline: int | None):
-    """A crontab later than `beat_cron_starting_deadline` is not run. An interval is not affected."""
     spec = {"fast": {"every": 0.2}, "hourly": {"cron": f"{datetime.now(UTC).minute}"}}
     config = {} if deadline is None else {"beat_cron_starting_deadline": deadline}
     with ClusterScenario(spec=spec, replicas=1, proxied=False, config=config, settings={"lease_ttl": 3}) as scenario:

@@ -96,7 +96,6 @@ def test_redis_slower_than_the_lease_changes_leaders_rarely(scenario: ClusterSce
 
 @pytest.mark.slow
 def test_replies_slower_than_usual_keep_the_leader(scenario: ClusterScenario, found):
-    """Each trip takes a tenth of the lease: the leader stays."""
     scenario.begin()
     scenario.more(10, "fast")
     epoch = scenario.cluster.epoch()

@@ -91,7 +91,6 @@ def test_edited_crontab_does_not_owe_an_earlier_slot(edited: bool):
 
 @pytest.mark.slow
 def test_edited_interval_counts_from_the_edit(found):
-    """A shortened interval does not catch up runs from before the edit."""
     with releases({**FAST, "e": {"every": 3600}}, {**FAST, "e": {"every": 2}}) as scenario:
         wait_for(lambda: "e" in raw_rows(scenario), 10, "the row")
         time.sleep(2.5)
@@ -122,7 +121,6 @@ def test_old_schedule_due_without_a_leader_is_recorded_after_an_edit(found):
 
 @pytest.mark.slow
 def test_rows_of_a_newer_version_are_kept_and_not_run():
-    """A row of a higher version is left alone and its entry is not run. This is logged, and the others run."""
     future = json.dumps({"v": 99, "what": "ever"})
     with releases({**FAST, "future": {"every": 0.5}}) as scenario:
         wait_for(lambda: "future" in raw_rows(scenario), 10, "the row")
