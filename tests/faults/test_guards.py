@@ -70,7 +70,7 @@ def promise(holds: object, otherwise: str) -> None:
 # ------------------------------------------------------------------------------------------ scripts, one at a time
 
 
-class Hand:
+class ManualReplica:
     """Replica whose operations on the lease and the queue the scenario calls one by one."""
 
     def __init__(self, server: RedisServer, name: str) -> None:
@@ -103,53 +103,53 @@ class Hand:
         return int(self.server.admin.llen("celery"))
 
 
-def refused(hand: Hand, term: Term, why: str) -> None:
+def refused(replica: ManualReplica, term: Term, why: str) -> None:
     """Assert that a whole batch is refused."""
     with contextlib.suppress(FencedOff):
-        hand.enqueue(term)
-    promise(hand.messages == 0, f"a batch was accepted {why}")
+        replica.enqueue(term)
+    promise(replica.messages == 0, f"a batch was accepted {why}")
 
 
 def late_batch(server: RedisServer) -> None:
-    before, after = Hand(server, "before"), Hand(server, "after")
+    before, after = ManualReplica(server, "before"), ManualReplica(server, "after")
     term = before.lead()
     after.lead()
     refused(before, term, "under an epoch that is over")
 
 
 def batch_after_release(server: RedisServer) -> None:
-    hand = Hand(server, "it")
-    term = hand.lead()
-    assert hand.store.release(term, TermEnd.SHUTDOWN)
-    refused(hand, term, "under a released lease")
+    replica = ManualReplica(server, "it")
+    term = replica.lead()
+    assert replica.store.release(term, TermEnd.SHUTDOWN)
+    refused(replica, term, "under a released lease")
 
 
 def batch_twice(server: RedisServer) -> None:
-    hand = Hand(server, "it")
-    term = hand.lead()
-    assert hand.enqueue(term) == "done"
-    again = hand.enqueue(term)
-    promise(hand.messages == 1, "a repeated batch was enqueued twice")
+    replica = ManualReplica(server, "it")
+    term = replica.lead()
+    assert replica.enqueue(term) == "done"
+    again = replica.enqueue(term)
+    promise(replica.messages == 1, "a repeated batch was enqueued twice")
     assert again == "mine"
 
 
 def batch_into_lost_ledger(server: RedisServer) -> None:
-    hand = Hand(server, "it")
-    term = hand.lead()
+    replica = ManualReplica(server, "it")
+    term = replica.lead()
     server.admin.delete(KEYS.ledger)
-    refused(hand, term, "although the ledger was gone")
+    refused(replica, term, "although the ledger was gone")
 
 
 def batch_into_restarted_server(server: RedisServer) -> None:
-    hand = Hand(server, "it")
-    term = hand.lead()
+    replica = ManualReplica(server, "it")
+    term = replica.lead()
     server.restart(persist=True)
     assert server.admin.hget(KEYS.lease, "nonce") == term.nonce
-    refused(hand, term, "by another run of the server")
+    refused(replica, term, "by another run of the server")
 
 
 def race(server: RedisServer) -> None:
-    one, other = Hand(server, "one"), Hand(server, "other")
+    one, other = ManualReplica(server, "one"), ManualReplica(server, "other")
     one.store.release(one.lead(), TermEnd.STEP_DOWN)
     seen = one.expected()
     assert isinstance(one.acquire(seen), Acquired)
@@ -157,7 +157,7 @@ def race(server: RedisServer) -> None:
 
 
 def late_theft(server: RedisServer) -> None:
-    holder, thief = Hand(server, "holder"), Hand(server, "thief")
+    holder, thief = ManualReplica(server, "holder"), ManualReplica(server, "thief")
     with server.admin.pubsub() as subscribed:
         subscribed.subscribe("holder-is-here")
         subscribed.get_message(timeout=5)
@@ -168,27 +168,27 @@ def late_theft(server: RedisServer) -> None:
 
 
 def lost_lease(server: RedisServer) -> None:
-    hand = Hand(server, "it")
-    term = hand.lead()
+    replica = ManualReplica(server, "it")
+    term = replica.lead()
     ahead = term.epoch + 10**9
     server.admin.hset(KEYS.ledger, "m:epoch", ahead)
     server.admin.delete(KEYS.lease)
-    answer = hand.acquire(None)
+    answer = replica.acquire(None)
     assert isinstance(answer, Acquired)
     promise(answer.term.epoch > ahead, "an epoch fell behind one that the ledger knows")
 
 
 def uncounted_presence(server: RedisServer) -> None:
-    hand = Hand(server, "it")
-    hand.lead("no-subscriber")
+    replica = ManualReplica(server, "it")
+    replica.lead("no-subscriber")
     promise(not server.admin.hget(KEYS.lease, "presence"), "a channel without subscriber was registered as presence")
 
 
 def late_renewal(server: RedisServer) -> None:
-    hand = Hand(server, "it")
-    term = hand.lead()
-    hand.store.renew(term, 3, "")
-    hand.store.renew(term, 2, "")
+    replica = ManualReplica(server, "it")
+    term = replica.lead()
+    replica.store.renew(term, 3, "")
+    replica.store.renew(term, 2, "")
     promise(server.admin.hget(KEYS.lease, "seq") == "3", "a late renewal moved seq back")
 
 
