@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.servers import PartMissing, need
+from tests.support.servers import find_program, need
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
@@ -30,16 +30,7 @@ IMAGES = {
 
 
 def tool(name: str) -> str:
-    """Return the path of a tool next to this Python or on the PATH."""
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-
-    def have() -> str:
-        if found is None:
-            raise PartMissing(f"{name} is not installed")
-        return found
-
-    return need(have)
+    return str(need(lambda: find_program(name, folders=[Path(sys.executable).parent])))
 
 
 def passes(*command: str) -> str:
@@ -59,19 +50,11 @@ def instructions(dockerfile: Path) -> list[str]:
     return [line for line in joined.splitlines() if line and not line.startswith("#")]
 
 
-def test_hadolint_accepts_the_dockerfile():
+def test_linters_accept_the_files():
+    yaml_files = [path for path in DEPLOY.rglob("*.y*ml") if "templates" not in path.parts]
     passes(tool("hadolint"), "deploy/Dockerfile")
-
-
-def test_shellcheck_accepts_the_script():
     passes(tool("shellcheck"), "deploy/rolling-update")
-
-
-def test_yamllint_accepts_all_yaml_files():
-    files = [
-        str(path) for path in [ROOT / "docker-compose.yml", *DEPLOY.rglob("*.y*ml")] if "templates" not in path.parts
-    ]
-    passes(tool("yamllint"), "--strict", "-c", "deploy/yamllint.yml", *files)
+    passes(tool("yamllint"), "--strict", "-c", "deploy/yamllint.yml", "docker-compose.yml", *map(str, yaml_files))
 
 
 @pytest.mark.parametrize("file", ["docker-compose.yml", "tests/integration/deploy/counted/compose.yml"])

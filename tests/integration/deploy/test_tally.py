@@ -20,18 +20,12 @@ def test_tally_of_each_instant_once_is_clean():
     assert tally(runs(0, 2, 1, 3), START + timedelta(seconds=3)) == (4, [], [])
 
 
-def test_tally_finds_a_message_that_runs_twice():
+def test_tally_finds_duplicates_and_losses():
     _, twice, never = tally(runs(0, 1, 1, 2), START + timedelta(seconds=2))
     assert "id-1" in twice
     assert never == []
-
-
-def test_tally_finds_an_instant_with_two_ids():
-    other = runs(1)[0] | {"id": "another"}
-    _, twice, _ = tally([*runs(0, 1, 2), other], START + timedelta(seconds=2))
+    another_id = runs(1)[0] | {"id": "another"}
+    _, twice, _ = tally([*runs(0, 1, 2), another_id], START + timedelta(seconds=2))
     assert twice == ["every-second 2026-03-01T12:00:01+00:00"]
-
-
-def test_tally_finds_instants_that_did_not_run():
     _, _, never = tally(runs(0, 2), START + timedelta(seconds=3))
     assert never == [START + timedelta(seconds=1), START + timedelta(seconds=3)]

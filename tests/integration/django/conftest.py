@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.servers import PartMissing, Postgres, RedisServer, need, wait_for
+from tests.support.servers import Postgres, RedisServer, need, wait_for
 
 SETTINGS = "tests.integration.django.project.settings"
 
@@ -49,6 +49,16 @@ def use(database: Mapping[str, Any]) -> None:
     connections.settings["default"] = connections.configure_settings({"default": dict(database)})["default"]
     if hasattr(connections._connections, "default"):
         del connections["default"]
+
+
+def create_staff(*permissions: str, superuser: bool = False) -> Any:
+    """Create the user kim, whose password is kim, a member of staff with these permissions."""
+    from django.contrib.auth.models import Permission, User
+
+    user = User.objects.create_user("kim", password="kim", is_staff=True, is_superuser=superuser)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    assert user.user_permissions.count() == len(permissions)
+    return user
 
 
 def migrate() -> None:
@@ -116,51 +126,42 @@ class Site:
         assert len(found) == len(set(found))
 
 
+SQLITE: dict[str, Any] = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+
+
 @pytest.fixture(scope="session")
 def _migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     template = tmp_path_factory.mktemp("site") / "template.sqlite3"
-    use({"ENGINE": "django.db.backends.sqlite3", "NAME": str(template)})
+    use({**SQLITE, "NAME": str(template)})
     migrate()
-    use({"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"})
+    use(SQLITE)
     return template
-
-
-def _sqlite(template: Path, folder: Path) -> dict[str, Any]:
-    path = folder / "site.sqlite3"
-    shutil.copy(template, path)
-    # The usual mode for several processes.
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-    return {"ENGINE": "django.db.backends.sqlite3", "NAME": str(path), "OPTIONS": {"timeout": 20}}
 
 
 @pytest.fixture
 def site(_migrated_sqlite: Path, tmp_path: Path, redis_server: RedisServer) -> Iterator[Site]:
     """A site on SQLite."""
-    database = _sqlite(_migrated_sqlite, tmp_path)
+    path = shutil.copy(_migrated_sqlite, tmp_path / "site.sqlite3")
+    # The usual mode for several processes.
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    database = {**SQLITE, "NAME": str(path), "OPTIONS": {"timeout": 20}}
     use(database)
     yield Site(database, redis_server)
-    use({"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"})
+    use(SQLITE)
 
 
 @pytest.fixture
 def postgres_site(redis_server: RedisServer) -> Iterator[Site]:
     """A site on a separate PostgreSQL server."""
-    need(_psycopg)
     with need(Postgres) as server:
         use(server.django_database)
         migrate()
         yield Site(server.django_database, redis_server, server)
-        use({"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"})
+        use(SQLITE)
 
 
-def _psycopg() -> None:
-    if importlib.util.find_spec("psycopg") is None and importlib.util.find_spec("psycopg2") is None:
-        raise PartMissing("PostgreSQL needs psycopg")
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["site", "postgres_site"], ids=["sqlite", "postgres"])
 def any_site(request: pytest.FixtureRequest) -> Site:
     """A site on each database."""
-    name = "site" if request.param == "sqlite" else "postgres_site"
-    return request.getfixturevalue(name)
+    return request.getfixturevalue(request.param)

@@ -6,7 +6,9 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from django.db import transaction
 from django.utils import timezone
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
 from tests.faults.cluster import BeatCluster
 from tests.support.servers import wait_for
@@ -14,28 +16,20 @@ from tests.support.servers import wait_for
 
 def row(name: str, **fields: Any) -> Any:
     """Create a PeriodicTask of the task `tick`."""
-    from django_celery_beat.models import PeriodicTask
-
     return PeriodicTask.objects.create(name=name, task=fields.pop("task", "tick"), **fields)
 
 
 def every(seconds: float) -> Any:
-    from django_celery_beat.models import IntervalSchedule
-
     every, period = (round(seconds), "seconds") if seconds >= 1000 else (round(seconds * 1e6), "microseconds")
     return IntervalSchedule.objects.get_or_create(every=every, period=period)[0]
 
 
 def cron(minute: str = "*", hour: str = "*", **fields: Any) -> Any:
-    from django_celery_beat.models import CrontabSchedule
-
     fields = {"timezone": "UTC", **fields}
     return CrontabSchedule.objects.get_or_create(minute=minute, hour=hour, **fields)[0]
 
 
 def at(instant: datetime) -> Any:
-    from django_celery_beat.models import ClockedSchedule
-
     return ClockedSchedule.objects.get_or_create(clocked_time=instant)[0]
 
 
@@ -47,6 +41,14 @@ def fresh(task: Any) -> Any:
     """Reload the row."""
     task.refresh_from_db()
     return task
+
+
+def switch(task: Any, *, on: bool) -> None:
+    """Enable or disable the row like django-celery-beat's admin actions, which do not save it."""
+    with transaction.atomic():
+        # In this order: SQLite refuses a transaction that reads first and writes after another writer.
+        PeriodicTask.objects.filter(pk=task.pk).update(enabled=on)
+        PeriodicTasks.update_changed()
 
 
 def verdict(cluster: BeatCluster, task: Any) -> str:

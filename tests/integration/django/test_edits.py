@@ -22,6 +22,7 @@ from tests.integration.django.rows import (
     row,
     sleep_until,
     soon,
+    switch,
     verdict,
     wait_for_verdict,
     wait_until_disabled,
@@ -29,14 +30,6 @@ from tests.integration.django.rows import (
 from tests.support.servers import need, wait_for
 
 pytestmark = pytest.mark.slow
-
-
-def switch(task: PeriodicTask, *, on: bool) -> None:
-    """Enable or disable the row like django-celery-beat's admin actions, which do not save it."""
-    with transaction.atomic():
-        # In this order: SQLite refuses a transaction that reads first and writes after another writer.
-        PeriodicTask.objects.filter(pk=task.pk).update(enabled=on)
-        PeriodicTasks.update_changed()
 
 
 def off_and_on(cluster: BeatCluster, task: PeriodicTask) -> None:

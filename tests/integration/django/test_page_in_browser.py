@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,27 +14,16 @@ from django_celery_beat.models import PeriodicTask
 
 from tests.faults.cluster import REPOSITORY, BeatCluster, base_environment
 from tests.integration.django.beats import beats
-from tests.integration.django.conftest import Site
+from tests.integration.django.conftest import Site, create_staff
 from tests.integration.django.rows import every, row
-from tests.support.servers import PartMissing, ServerProcess, free_port, need, wait_for
+from tests.support.servers import ServerProcess, find_program, free_port, need, wait_for
 
 pytestmark = pytest.mark.slow
 
 
-def _browser() -> str:
-    if importlib.util.find_spec("playwright") is None:
-        raise PartMissing("playwright is not installed")
-    found = next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
-    )
-    if not found:
-        raise PartMissing("chromium is not installed")
-    return found
-
-
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    path = need(_browser)
+    path = need(lambda: find_program("chromium", "chromium-browser", "google-chrome"))
     from playwright.sync_api import sync_playwright
 
     # Playwright runs an event loop in this thread, in which Django would refuse queries.
@@ -88,8 +75,7 @@ def screenshots(tmp_path: Path) -> str:
 
 def page_of(browser: Any, web: str, *permissions: str, **context: Any) -> tuple[Any, list[str]]:
     """Open the page as a member of staff; return it and the browser's errors."""
-    user = User.objects.create_user("kim", password="kim", is_staff=True)
-    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    create_staff(*permissions)
     page = browser.new_page(**{"viewport": {"width": 1200, "height": 1000}, **context})
     errors: list[str] = []
 

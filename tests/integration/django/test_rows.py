@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from django_celery_beat.models import PeriodicTask, PeriodicTasks
+from django_celery_beat.models import PeriodicTask
 
 from tests.integration.django.beats import beats, kill_leader
-from tests.integration.django.rows import at, every, fresh, row, soon, wait_for_verdict, wait_until_disabled
+from tests.integration.django.rows import at, every, fresh, row, soon, switch, wait_for_verdict, wait_until_disabled
 from tests.support.servers import wait_for
 
 
@@ -61,14 +61,12 @@ def test_row_that_was_disabled_owes_nothing_when_enabled(site):
     task = row("task", interval=every(2))
     with beats(site) as cluster:
         site.wait_for()
-        PeriodicTask.objects.filter(pk=task.pk).update(enabled=False)
-        PeriodicTasks.update_changed()
+        switch(task, on=False)
         wait_for_verdict(cluster, task, "absent", 10)
         kill_leader(cluster)
         time.sleep(3)
         enabled_at = time.time()
-        PeriodicTask.objects.filter(pk=task.pk).update(enabled=True)
-        PeriodicTasks.update_changed()
+        switch(task, on=True)
         site.wait_for_more(1, within=15)
         waited = time.time() - enabled_at
     assert waited > 1.9, "an occurrence from before it was enabled was enqueued"
