@@ -127,7 +127,7 @@ def _cluster_fields(cluster: ClusterClient, view: ClusterView) -> Iterator[tuple
 
 
 def _schedule_fields(view: ClusterView) -> Iterator[tuple[str, object]]:
-    leader = _leading_member(view)
+    leader = view.leading_member
     if leader is None:
         return
     late = f", the oldest {output.lasting(leader.overdue_ms / 1000)} late" if leader.overdue_ms else ""
@@ -136,10 +136,6 @@ def _schedule_fields(view: ClusterView) -> Iterator[tuple[str, object]]:
         wait = (upcoming.at_ms - view.server_ms) / 1000
         yield "next", f"{upcoming.entry} in {output.lasting(wait)}" if wait > 0 else f"{upcoming.entry}, due now"
     yield from (("failing", f"{entry}: {why}") for entry, why in leader.failing.items())
-
-
-def _leading_member(view: ClusterView) -> Member | None:
-    return next((member for member in view.members if member.role == "leader"), None)
 
 
 def _member_row(member: Member, now_ms: int) -> tuple[object, ...]:
@@ -179,7 +175,7 @@ def check(cluster: ClusterClient, *, replica: str | None, here: bool) -> None:
     leader = view.leader
     if leader is None:
         raise CommandFailed(leader_text(view))
-    leading, paused = _leading_member(view), _pause_of(view)
+    leading, paused = view.leading_member, _pause_of(view)
     if leading is not None and leading.overdue_ms > _OVERDUE * 1000 and paused is None:
         raise CommandFailed(
             f"{leader.holder} leads, but is {output.lasting(leading.overdue_ms / 1000)} behind the schedule"

@@ -8,11 +8,12 @@ from datetime import datetime, timedelta
 from ha_beat import events
 from ha_beat.dispatch import Answer
 from ha_beat.leader.due_queue import DueQueue
-from ha_beat.leader.entry import EntryState
+from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.ledger_writer import EntryOperation
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.planner import Planner, ScheduleSource
 from ha_beat.reasons import AnswerKind, EntryFault, UncertainReason, Verdict
+from ha_beat.schedule.misfire import Decision
 from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.shadow import Shadow
 
@@ -83,15 +84,12 @@ class Results:
         if decision is None:
             # Armed: the position that was recorded is the one from which the entry was planned.
             return
-        self._report(done, row, now)
+        self._report(state.entry, decision, row, now)
         self._planner.notify(state.label, lambda: self._source.recorded(state.entry, row))
         self._planner.plan(queue, state, now)
 
-    def _report(self, done: EntryOperation, row: LedgerRow, now: datetime) -> None:
+    def _report(self, entry: ScheduledEntry, decision: Decision, row: LedgerRow, now: datetime) -> None:
         """Emit the verdicts of the decision."""
-        entry, decision = done.state.entry, done.decision
-        if decision is None:
-            return
         if decision.skipped is not None:
             s = decision.skipped
             self._emit(events.OccurrenceSkipped(entry.label, s.first, s.until, s.count, s.reason, s.detail))

@@ -153,7 +153,7 @@ class InvariantChecker:
         records = self._journal.after(self._last_id) if self._last_id else self._journal.newest()[::-1]
         # The counter is read after the journal, so it can't be behind it.
         view = self._members.view()
-        leader = next((member for member in view.members if member.role == "leader"), None)
+        leader = view.leading_member
         overdue: tuple[tuple[str, float], ...] = ()
         if leader is not None and leader.upcoming and leader.overdue_ms:
             overdue = ((leader.upcoming[0].entry, leader.overdue_ms / 1000),)

@@ -152,6 +152,11 @@ class ClusterView:
         """Return the lease if its holder leads, else ``None``."""
         return _leader(self.lease, self.server_ms)
 
+    @property
+    def leading_member(self) -> Member | None:
+        """Return the leader's member record, or ``None`` if there is no leader or no record of it."""
+        return next((member for member in self.members if member.role == "leader"), None)
+
 
 def _leader(lease: LeaseRecord | None, server_ms: int) -> LeaseRecord | None:
     return lease if lease is not None and lease.leads(server_ms) else None
