@@ -1,108 +1,152 @@
-"""Time to enqueue many crontab entries that are due in the same minute: ha_beat with three replicas, then stock
-`celery beat`, on one Redis.
+"""Time to enqueue many crontab entries that are due in the same minute: ha_beat with three replicas, then plain
+`celery beat`, then the floor: a redis-py pipeline that pushes the same messages, ready made.
 
-    python -m tests.benchmarks.burst              1,000 entries
-    python -m tests.benchmarks.burst 1000 3000
+    python -m tests.benchmarks.burst                         1,000 entries on Redis
+    python -m tests.benchmarks.burst 1000 10000              takes about ten minutes
+    python -m tests.benchmarks.burst --broker rabbitmq       the lease in Redis, the messages in RabbitMQ
 
-Each run uses the next whole minute that leaves time to start: 1,000 entries take about three minutes. The processor
-time of all replicas during the burst is comparable on a busy machine too.
+Each run uses the next whole minute that leaves time to start. The processor time of all replicas during the burst is
+comparable on a busy machine too.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+import kombu
+
+from tests.benchmarks.processes import processor_seconds
+from tests.benchmarks.results import FLOOR, OURS, STOCK, Benchmark, Result
 from tests.faults.cluster import STOCK_SCHEDULER, BeatCluster
-from tests.support.servers import RedisServer
+from tests.support.servers import RabbitMQ, RedisServer
 
-#: Seconds that the replicas have to start, and a leader to arm the entries, before the minute.
-_START = 12.0
+FIRST, LAST, PROCESSOR = "first message (s)", "last message (s)", "processor (s)"
+
 _QUEUE = "celery"
 
 
-@dataclass(frozen=True)
-class Result:
-    """Seconds from the due instant to the first and the last message, and processor seconds until then."""
+class Queue:
+    """The queue of one broker: how many messages it holds."""
 
-    name: str
-    entries: int
-    first: float
-    last: float
-    processor: float
+    def __init__(self, redis: RedisServer, rabbitmq: RabbitMQ | None) -> None:
+        self.redis = redis
+        self.rabbitmq = rabbitmq
+        self.url = rabbitmq.url if rabbitmq else redis.url
+        self._connection: kombu.Connection | None = None
+
+    def clear(self) -> None:
+        self.redis.admin.flushall()
+        if self.rabbitmq is not None:
+            self._channel().queue_declare(_QUEUE, durable=True, auto_delete=False)
+            self._channel().queue_purge(_QUEUE)
+
+    def __len__(self) -> int:
+        if self.rabbitmq is None:
+            return int(self.redis.admin.llen(_QUEUE))
+        return int(self._channel().queue_declare(_QUEUE, passive=True).message_count)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.release()
+
+    def _channel(self) -> kombu.transport.base.StdChannel:
+        if self._connection is None:
+            self._connection = kombu.Connection(self.url)
+        return self._connection.default_channel
 
 
-def enqueue_burst(redis: RedisServer, entries: int, *, stock: bool, timeout: float = 300.0) -> Result:
-    """Start replicas with `count` crontab entries for one minute, wait for it, and time the messages.
+@contextmanager
+def queue_on(broker: str) -> Iterator[Queue]:
+    """Start the servers and yield the queue. ``broker`` is ``redis`` or ``rabbitmq``."""
+    with RedisServer() as redis:
+        if broker == "redis":
+            yield Queue(redis, None)
+            return
+        with RabbitMQ() as rabbitmq:
+            queue = Queue(redis, rabbitmq)
+            try:
+                yield queue
+            finally:
+                queue.close()
 
-    `timeout` is in seconds from the due instant. Raises AssertionError after that.
+
+def enqueue_burst(queue: Queue, entries: int, *, stock: bool, timeout: float = 300.0) -> Result:
+    """Start replicas with crontab entries for one minute, wait for it, and time the messages.
+
+    ``timeout`` is in seconds from the due instant. Raises AssertionError after that.
     """
-    redis.admin.flushall()
+    queue.clear()
     now = time.time()
-    due_at = (now + _START) // 60 * 60 + 60
-    name = "celery beat" if stock else "ha_beat, 3 replicas"
+    # The replicas have to start, and a leader to arm the entries, before the minute.
+    due_at = (now + 12 + entries / 1000) // 60 * 60 + 60
+    name = STOCK if stock else OURS
     with BeatCluster(
-        redis.url,
+        queue.url,
         # Only of that minute: a slow beat must not count messages of the next one.
         spec={"cron": {"cron": f"{time.gmtime(due_at).tm_min} *", "n": entries}},
         replicas=1 if stock else 3,
+        lease_urls=queue.redis.url,
+        admin_url=queue.redis.url,
         scheduler=STOCK_SCHEDULER if stock else None,
         # Log lines must not take time of either.
         log_level="WARNING",
     ) as cluster:
         while (left := due_at - time.time()) > 0:
-            if left > 0.5 and redis.admin.llen(_QUEUE):
+            if left > 0.5 and len(queue):
                 raise AssertionError(f"{name}: messages {left:.1f} s before they are due")
             time.sleep(min(left, 0.2))
-        spent_before = processor_seconds(cluster)
+        pids = [replica.pid for replica in cluster]
+        spent_before = processor_seconds(*pids)
         first = 0.0
-        while (count := int(redis.admin.llen(_QUEUE))) < entries:
+        while (count := len(queue)) < entries:
             taken = time.time() - due_at
             first = first or (taken if count else 0.0)
             if taken > timeout:
                 raise AssertionError(f"{name}: {count} of {entries} messages {timeout:g} s after they were due")
             time.sleep(0.005)
-        last, spent = time.time() - due_at, processor_seconds(cluster) - spent_before
-        return Result(name, entries, first or last, last, spent)
+        last, spent = time.time() - due_at, processor_seconds(*pids) - spent_before
+        return Result(name, entries, {FIRST: first or last, LAST: last, PROCESSOR: spent})
 
 
-def processor_seconds(cluster: BeatCluster) -> float:
-    """Return the processor seconds of the replicas."""
-    ticks = 0
-    for replica in cluster:
-        fields = Path(f"/proc/{replica.pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+def floor(queue: Queue, entries: int) -> Result:
+    """Push the messages that the last burst left in Redis once more, by a plain pipeline."""
+    messages = queue.redis.admin.lrange(_QUEUE, 0, -1)
+    queue.redis.admin.delete(_QUEUE)
+    began, spent_before = time.perf_counter(), time.process_time()
+    pipeline = queue.redis.admin.pipeline(transaction=False)
+    for message in messages:
+        pipeline.lpush(_QUEUE, message)
+    pipeline.execute()
+    taken, spent = time.perf_counter() - began, time.process_time() - spent_before
+    return Result(FLOOR, entries, {LAST: taken, PROCESSOR: spent})
 
 
-def compare(redis: RedisServer, entries: int) -> tuple[Result, Result]:
-    """Measure ha_beat, then stock beat."""
-    return enqueue_burst(redis, entries, stock=False), enqueue_burst(redis, entries, stock=True)
+def compare(queue: Queue, entries: int, timeout: float = 300.0) -> list[Result]:
+    """Measure ha_beat, plain beat, and on Redis the floor."""
+    results = [enqueue_burst(queue, entries, stock=stock, timeout=timeout) for stock in (False, True)]
+    return results if queue.rabbitmq else [*results, floor(queue, entries)]
 
 
-def table(pairs: Sequence[tuple[Result, Result]]) -> str:
-    """Return the results, one per line, with the speed-up of the first of each pair."""
-    lines = [f"{'entries':>7}  {'':<20} {'first message':>14} {'last message':>13} {'processor':>11}"]
-    for ours, stock in pairs:
-        lines += [
-            f"{r.entries:>7}  {r.name:<20} {r.first:>12.3f} s {r.last:>11.3f} s {r.processor:>9.2f} s"
-            for r in (ours, stock)
-        ]
-        share = ours.processor / stock.processor
-        lines.append(f"{'':>7}  {stock.last / ours.last:.1f} times faster, with {share:.0%} of the processor time")
-    return "\n".join(lines)
+def benchmark(sizes: Sequence[int], broker: str = "redis", show: Callable[[str], object] = print) -> Benchmark:
+    """Run the benchmark for each number of entries."""
+    command = " ".join(["python -m tests.benchmarks.burst", *map(str, sizes), "--broker", broker])
+    found = Benchmark(f"Entries due in one minute, on {broker}", command, "entries", (FIRST, LAST, PROCESSOR))
+    with queue_on(broker) as queue:
+        for entries in sizes:
+            found.results += compare(queue, entries)
+    show(found.text())
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("entries", nargs="*", type=int, default=[1000], help="how many entries (default: 1000)")
-    with RedisServer() as redis:
-        for entries in parser.parse_args().entries:
-            print(table([compare(redis, entries)]), flush=True)
+    parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis")
+    options = parser.parse_args()
+    benchmark(options.entries, options.broker)
 
 
 if __name__ == "__main__":

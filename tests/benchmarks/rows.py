@@ -14,32 +14,19 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from tests.benchmarks.results import OURS, STOCK, Benchmark, Result
 from tests.integration.django.conftest import Site, migrate, use
 from tests.support.servers import Postgres, RedisServer, wait_for
+
+SENT, LAST, STATEMENTS = "messages", "last message (s)", "statements"
 
 _QUEUE = "celery"
 _STOCK = "django_celery_beat.schedulers:DatabaseScheduler"
 _HA = "ha_beat.django.schedulers:HADatabaseScheduler"
-
-
-@dataclass(frozen=True)
-class Result:
-    """``sent`` messages after ``seconds``; fewer than ``rows`` if the cap was reached."""
-
-    name: str
-    rows: int
-    sent: int
-    seconds: float
-    statements: int
-
-    def __str__(self) -> str:
-        done = "" if self.sent >= self.rows else f", {self.sent} sent when it was stopped"
-        return f"{self.rows:>6} rows  {self.name:<20} {self.seconds:7.1f} s  {self.statements:>6} statements{done}"
 
 
 @contextmanager
@@ -98,16 +85,19 @@ def burst(site: Site, rows: int, *, stock: bool, cap: float) -> Result:
             # Stock beat writes the rows after the last message, on its main thread.
             time.sleep(10 + rows / 200 if stock else 10)
         asked = statements(site) - before
-    name = "stock" if stock else "ha_beat, 3 replicas"
-    return Result(name, rows, sent, seconds, asked)
+    measures = {SENT: float(sent), LAST: seconds, STATEMENTS: float(asked)}
+    return Result(STOCK if stock else OURS, rows, measures)
 
 
-def compare(rows: int, cap: float) -> list[Result]:
-    found = []
-    with postgres_site() as site:
-        for stock in (False, True):
-            found.append(burst(site, rows, stock=stock, cap=cap))
-            print(found[-1], flush=True)
+def benchmark(sizes: Sequence[int], cap: float, show: Callable[[str], object] = print) -> Benchmark:
+    """Run the benchmark for each number of rows. Each run ends ``cap`` seconds after the minute at the latest."""
+    command = " ".join(["python -m tests.benchmarks.rows", *map(str, sizes), "--cap", f"{cap:g}"])
+    title = "Rows of django-celery-beat due in one minute, on PostgreSQL"
+    found = Benchmark(title, command, "rows", (SENT, LAST, STATEMENTS))
+    for rows in sizes:
+        with postgres_site() as site:
+            found.results += [burst(site, rows, stock=stock, cap=cap) for stock in (False, True)]
+    show(found.text())
     return found
 
 
@@ -116,10 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("rows", nargs="*", type=int, default=[1000])
     parser.add_argument("--cap", type=float, default=600.0)
     options = parser.parse_args(argv)
-    for rows in options.rows:
-        ours, stock = compare(rows, options.cap)
-        more = "at least " if stock.sent < rows else ""
-        print(f"{'':>13}stock / ha_beat: {more}{stock.seconds / max(ours.seconds, 0.1):.0f} times as long", flush=True)
+    benchmark(options.rows, options.cap)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+"""All benchmarks, one after the other. Prints their tables and writes `docs/benchmarks.md`.
+
+python -m tests.benchmarks            about 25 minutes on two quiet cores
+python -m tests.benchmarks --small    a few minutes, writes nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from tests.benchmarks import burst, rows, scale
+from tests.benchmarks.results import page
+from tests.faults.cluster import REPOSITORY
+
+PAGE = REPOSITORY / "docs" / "benchmarks.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="1,000 entries each; print the tables only")
+    options = parser.parse_args()
+    if options.small:
+        burst.benchmark([1000])
+        burst.benchmark([1000], "rabbitmq")
+        scale.benchmark([1000])
+        rows.benchmark([1000], 60)
+        return
+    found = [
+        burst.benchmark([1000, 10000]),
+        burst.benchmark([1000], "rabbitmq"),
+        scale.benchmark([1000, 20000, 100000]),
+        rows.benchmark([1000, 10000], 120),
+    ]
+    PAGE.write_text(page(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Processor time and memory of processes, read from /proc."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+
+def processor_seconds(*pids: int) -> float:
+    """Return the processor seconds that the processes have used."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def share_of_a_core(pid: int, seconds: float) -> float:
+    """Watch a process for some seconds and return its share of one core, in percent."""
+    before, since = processor_seconds(pid), time.monotonic()
+    time.sleep(seconds)
+    return 100 * (processor_seconds(pid) - before) / (time.monotonic() - since)
+
+
+def memory(pid: int) -> float:
+    """Return the resident memory in MB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS:"))) / 1024
