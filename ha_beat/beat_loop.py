@@ -53,6 +53,10 @@ class ReplicaSource(ScheduleSource, Protocol):
         """Return a digest that tells this replica's schedule from another's, or ``""`` if they share a store."""
         ...
 
+    def scheduler_class(self) -> str:
+        """Return the scheduler class, as ``module:Class``."""
+        ...
+
     def stop(self) -> None:
         """Stop soon, without waiting. Called in a signal handler."""
         ...
@@ -156,7 +160,7 @@ class BeatLoop:
         runtime.elector.keep_running()
         # Apart, because a source that fails to start is started again in the next turn.
         if not self._monitored:
-            runtime.monitoring.start(runtime.source.digest())
+            runtime.monitoring.start(runtime.source.digest(), runtime.source.scheduler_class())
             self._monitored = True
         if not self._started:
             runtime.source.start(runtime)

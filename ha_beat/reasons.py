@@ -384,6 +384,8 @@ class RedisRisk(StrEnum):
 
     EVICTION = "eviction"
     NO_APPEND_ONLY_FILE = "no_append_only_file"
+    #: A partitioned primary accepts writes after a failover.
+    NO_MIN_REPLICAS = "no_min_replicas"
 
 
 class Invariant(StrEnum):

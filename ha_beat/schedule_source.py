@@ -53,7 +53,7 @@ class EntryHooks(Protocol):
 class EntrySource:
     """Schedule source for the entries of any Celery scheduler class.
 
-    It has more than 15 methods because the protocol ``ReplicaSource`` has 13.
+    It has more than 15 methods because the protocol ``ReplicaSource`` has 14.
     """
 
     def __init__(self, scheduler: EntryHooks) -> None:
@@ -82,6 +82,10 @@ class EntrySource:
 
     def digest(self) -> str:
         return self._scheduler.schedule_digest()
+
+    def scheduler_class(self) -> str:
+        cls = type(self._scheduler)
+        return f"{cls.__module__}:{cls.__qualname__}"
 
     # --- Entries
 

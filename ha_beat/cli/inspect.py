@@ -175,6 +175,9 @@ def check(cluster: ClusterClient, *, replica: str | None, here: bool) -> None:
     leader = view.leader
     if leader is None:
         raise CommandFailed(leader_text(view))
+    app = fingerprint(cluster.app)
+    if leader.fingerprint not in {"", app}:
+        raise CommandFailed(f"{leader.holder} leads for another app: {leader.fingerprint!r}, while this one is {app!r}")
     leading, paused = view.leading_member, _pause_of(view)
     if leading is not None and leading.overdue_ms > _OVERDUE * 1000 and paused is None:
         raise CommandFailed(

@@ -247,7 +247,7 @@ class Elector:
         if isinstance(before, Leader):
             if _requests_wait(outcome):
                 self.handle.wake(requests=True)
-        elif isinstance(outcome, LeaseView) and self._reports.leader_seen(outcome, self.replica.id):
+        elif isinstance(outcome, LeaseView) and self._reports.leader_seen(outcome, self.replica):
             # Another replica renews, so the lease can be written.
             self._connectivity.succeeded("renewal")
         if isinstance(outcome, Forbidden):

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from ha_beat import events
 from ha_beat.election.state_machine import Forbidden
 from ha_beat.errors import StoreError
-from ha_beat.store.lease import LeaseView
+from ha_beat.reasons import ForbiddenReason
+from ha_beat.store.lease import LeaseRecord, LeaseView, Replica
 
 #: Seconds between two calls of ``follow``.
 _FOLLOW_INTERVAL = 1.0
@@ -23,15 +24,21 @@ class ElectionReports:
         self._forbidden: Forbidden | None = None
         self._failing = False
 
-    def leader_seen(self, view: LeaseView, replica: str) -> bool:
-        """Report a change of leader. Return True if another replica has renewed the lease since the last call."""
+    def leader_seen(self, view: LeaseView, replica: Replica) -> bool:
+        """Report a change of leader. Return True if another replica has renewed the lease since the last call.
+
+        A leader that runs another app is reported at once, and not only when this replica campaigns.
+        """
         record = view.record
-        if record is None or not record.held or record.holder == replica:
+        if record is None or not record.held or record.holder == replica.id:
             return False
         renewed, self._renewal = (record.epoch, record.seq) != self._renewal, (record.epoch, record.seq)
         if (record.holder, record.epoch) != self._holder:
             self._holder = (record.holder, record.epoch)
             self._emit(events.LeaderSeen(record.holder, record.epoch))
+            self._forbidden = None
+            if record.fingerprint not in {"", replica.fingerprint}:
+                self.forbidden(Forbidden(ForbiddenReason.OTHER_APP, _other_app(record, replica)))
         return renewed
 
     def led(self) -> None:
@@ -53,6 +60,13 @@ class ElectionReports:
     def works(self) -> None:
         """End a series of failures."""
         self._failing = False
+
+
+def _other_app(leader: LeaseRecord, replica: Replica) -> str:
+    return (
+        f"the leader's app is {leader.fingerprint!r}, this one is {replica.fingerprint!r}. Give each app its own name "
+        f"with ha_beat_cluster"
+    )
 
 
 class StandbyFollower:

@@ -36,9 +36,12 @@ class Monitoring:
     http: HttpServer | None
     clock: Clock
 
-    def start(self, schedule: str) -> None:
-        """Start the threads. Must be called after any fork. ``schedule`` is a digest of the schedule, or empty."""
-        self.status.schedule = schedule
+    def start(self, schedule: str, scheduler: str) -> None:
+        """Start the threads. Must be called after any fork.
+
+        ``schedule`` is a digest of the schedule, or empty, and ``scheduler`` the scheduler class.
+        """
+        self.status.schedule, self.status.scheduler = schedule, scheduler
         self.poller.start()
         if self.http is not None:
             self.http.start()

@@ -159,6 +159,10 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
     RedisRisk: {
         RedisRisk.EVICTION: "its maxmemory-policy may evict any key (set noeviction)",
         RedisRisk.NO_APPEND_ONLY_FILE: "it has no append-only file, so a restart loses data (set appendonly yes)",
+        RedisRisk.NO_MIN_REPLICAS: (
+            "it has replicas and accepts writes without them, so a failover can lose writes and repeat messages "
+            "(set min-replicas-to-write 1)"
+        ),
     },
     Invariant: {
         Invariant.EPOCH_FELL: "the epoch decreased",

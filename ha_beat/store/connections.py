@@ -236,6 +236,12 @@ def link_to(url: str, options: Mapping[str, Any], timeout: float, key: str) -> L
     return UrlLink(url, options, timeout)
 
 
+def sentinels_of(client: redis.Redis) -> list[redis.Redis]:
+    """Return a client of each Sentinel that names this client's primary, none without Sentinel."""
+    manager: Any = getattr(client.connection_pool, "sentinel_manager", None)
+    return [] if manager is None else list(manager.sentinels)
+
+
 # --- URLs and options
 
 

@@ -43,9 +43,9 @@ class Member:
 
     ``seen_ms`` is the server's time of the last write, and ``since_ms`` the replica's time of its start. ``http`` is
     the URL of its endpoint, ``""`` for none. ``schedule`` is a digest of its schedule, ``""`` if it was not read.
-    ``clock_offset_ms`` is its clock minus the server's. ``not_ready`` has a detail for each
-    :class:`~ha_beat.reasons.HealthReason` that keeps it from leading. A leader sets the fields from ``entries`` on. It
-    has more than 15 fields because the record has.
+    ``scheduler`` is its scheduler class, as ``module:Class``. ``clock_offset_ms`` is its clock minus the server's.
+    ``not_ready`` has a detail for each :class:`~ha_beat.reasons.HealthReason` that keeps it from leading. A leader sets
+    the fields from ``entries`` on. It has more than 15 fields because the record has.
     """
 
     id: str
@@ -59,6 +59,7 @@ class Member:
     epoch: int = 0
     fingerprint: str = ""
     schedule: str = ""
+    scheduler: str = ""
     clock_offset_ms: int = 0
     not_ready: Mapping[str, str] = field(default_factory=dict)
     entries: int = 0
@@ -118,6 +119,8 @@ class ServerSettings:
 
     eviction_policy: str = ""
     append_only_file: bool | None = None
+    #: It has replicas, and accepts writes without them.
+    writes_alone: bool = False
 
     def risks(self) -> list[RedisRisk]:
         """Return how a server with this configuration may lose the lease and the ledger."""
@@ -126,7 +129,14 @@ class ServerSettings:
             found.append(RedisRisk.EVICTION)
         if self.append_only_file is False:
             found.append(RedisRisk.NO_APPEND_ONLY_FILE)
+        if self.writes_alone:
+            found.append(RedisRisk.NO_MIN_REPLICAS)
         return found
+
+
+def min_replicas_set(replication: Mapping[str, Any]) -> bool:
+    """True if ``min-replicas-to-write`` is set, by the server's ``INFO replication``, which needs no other right."""
+    return "min_slaves_good_slaves" in replication
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +179,7 @@ class Members:
         self._client = client
         self._keys = keys
         self._script = Script("members", although_full=True)
+        self._reading = Script("members", read_only=True)
 
     def view(self, member: Member | None = None, *, clean: bool = False) -> ClusterView:
         """Read the state of the cluster, and write the record of ``member`` if given. ``clean`` removes old records.
@@ -203,9 +214,11 @@ class Members:
                 client = self._client()
                 memory: Any = client.info("memory")
                 persistence: Any = client.info("persistence")
+                replication: Any = client.info("replication")
             aof = persistence.get("aof_enabled")
             policy = text(memory.get("maxmemory_policy", "")) if memory.get("maxmemory") else ""
-            return ServerSettings(policy, None if aof is None else bool(aof))
+            writes_alone = bool(replication.get("connected_slaves")) and not min_replicas_set(replication)
+            return ServerSettings(policy, None if aof is None else bool(aof), writes_alone)
         except (StoreError, AttributeError):
             return None
 
@@ -221,5 +234,7 @@ class Members:
     def _call(self, member: Member | None, read: str, oldest: str) -> Sequence[Any]:
         keys = [self._keys.members, self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.dropped]
         args = [member.id if member else "", member.encoded() if member else "", read, oldest]
-        reply: Sequence[Any] = self._script(self._client(), keys, args)
+        # A server that refuses writes must still show the state.
+        script = self._script if member or oldest else self._reading
+        reply: Sequence[Any] = script(self._client(), keys, args)
         return reply

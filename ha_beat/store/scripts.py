@@ -16,6 +16,9 @@ from ha_beat.store.redis_errors import as_store_error, line_in_script
 #: Lets a script run on a server that is out of memory. Redis before 7 does not know this line.
 _ALTHOUGH_FULL = "#!lua flags=allow-oom\n"
 
+#: Lets a script run on a server that refuses writes. Redis before 7 judges each command of a script.
+_READ_ONLY = "#!lua flags=no-writes\n"
+
 #: A command, and its subcommand in capitals.
 _COMMAND = re.compile(r"redis\.p?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
 
@@ -34,10 +37,11 @@ class Script:
         StoreRefused: the server answered with an error.
     """
 
-    def __init__(self, name: str, *, although_full: bool = False) -> None:
+    def __init__(self, name: str, *, although_full: bool = False, read_only: bool = False) -> None:
         self.name = name
         source = _source(name)
-        self._sources = [_ALTHOUGH_FULL + source, source] if although_full else [source]  # guard: lease-although-full
+        header = _READ_ONLY if read_only else _ALTHOUGH_FULL if although_full else ""
+        self._sources = [header + source, source] if header else [source]  # guard: lease-although-full
         self._registered: Any = None
 
     def __call__(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:

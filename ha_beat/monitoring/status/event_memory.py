@@ -33,11 +33,12 @@ class EventMemory:
 
     def __call__(self, event: events.Event) -> None:
         match event:
-            case events.TermStarted():
+            case events.TermStarted() | events.LeaderSeen():
+                # If a leader shows that this replica must not lead, that event follows.
                 self.forbidden, self.poll_now = "", True
             case events.TermEnded():
                 self.failing, self.poll_now = {}, True
-            case events.LeaderSeen() | events.ClockOffset():
+            case events.ClockOffset():
                 self.poll_now = True
             case events.LeaseUnreachable(detail=detail):
                 self.unreachable, self.poll_now = detail, True

@@ -66,6 +66,8 @@ class ReplicaStatus:
         self.snapshot = Snapshot()
         #: Digest of the schedule, empty if it is unknown.
         self.schedule = ""
+        #: Scheduler class, as ``module:Class``.
+        self.scheduler = ""
         #: Why the main loop's last turn failed, empty if it did not.
         self.last_error = ""
         self.since_ms = round(clock.wall() * 1000)
@@ -169,6 +171,7 @@ class ReplicaStatus:
             http=replica.http,
             fingerprint=replica.fingerprint,
             schedule=self.schedule,
+            scheduler=self.scheduler,
             clock_offset_ms=round(self.snapshot.clock_offset * 1000),
             # The record is in Redis, so Redis is reachable.
             not_ready={code: why for code, why in self.ready().items() if code != HealthReason.REDIS_UNREACHABLE},

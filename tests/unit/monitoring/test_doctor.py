@@ -11,7 +11,8 @@ from ha_beat import events
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.leader_report import LeaderReport
 from ha_beat.leader.pause import PauseState
-from ha_beat.monitoring.doctor import Examination, _differences
+from ha_beat.monitoring.doctor import Examination
+from ha_beat.monitoring.doctor.examination import _differences
 from ha_beat.reasons import EntryFault
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from celery import Celery
 from celery.beat import ScheduleEntry
+from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from ha_beat.clock import Clock, from_micros
 from ha_beat.dispatch.lease_marker import place_of, read_mark, two_stores
-from ha_beat.errors import HaBeatError, StoreError
+from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
+from ha_beat.monitoring.doctor.finding import Finding
+from ha_beat.monitoring.doctor.servers import check_broker, check_failover, check_redis
 from ha_beat.monitoring.invariants import MEMORY, ClusterState, Invariants
 from ha_beat.monitoring.request_wording import pause_text
 from ha_beat.monitoring.wording import health, instant, phrase, phrase_of
@@ -24,7 +26,8 @@ from ha_beat.settings import Settings, redact_url
 from ha_beat.store.journal import Journal, VerdictRecord
 from ha_beat.store.keys import Keys
 from ha_beat.store.membership import ClusterView, Members
-from ha_beat.store.request_queue import NoAnswer, Pause, Request, Requests
+from ha_beat.store.redis_errors import mapped_redis_errors
+from ha_beat.store.request_queue import NoAnswer, Pause, Request, Requests, TooManyRequests
 from ha_beat.store.scripts import text
 
 #: Seconds by which two clocks may differ.
@@ -35,15 +38,6 @@ _OVERDUE = 60.0
 
 #: Findings of one kind that are listed.
 _LISTED = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Result of one check."""
-
-    level: Level
-    subject: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +68,10 @@ class Examination:
         view = self.members.view()
         found = [*self._settings()]
         for part in (
+            self._scheduler,
             self._redis,
+            self._broker,
             self._store,
-            self._sentinel,
             self._clocks,
             self._cluster,
             self._leader,
@@ -84,12 +79,16 @@ class Examination:
             self._records,
         ):
             try:
-                found += part(view)
-            except StoreError:
+                with mapped_redis_errors():
+                    found += part(view)
+            except StoreUnavailable:
                 raise
-            except Exception as exc:
+            except StoreRefused as exc:
                 # For example a missing right. The other checks still run.
-                found.append(Finding(Level.NOTE, part.__name__.strip("_"), f"not checked: {type(exc).__name__}: {exc}"))
+                found.append(Finding(Level.NOTE, part.__name__.strip("_"), f"not checked: {exc}"))
+            except Exception as exc:
+                detail = f"this check failed with an internal error: {type(exc).__name__}: {exc}"
+                found.append(Finding(Level.WARN, part.__name__.strip("_"), detail))
         return found
 
     # --- Settings
@@ -98,61 +97,48 @@ class Examination:
         settings = self.settings
         changed = [f"{each.name}={each.value}" for each in settings.describe() if not each.is_default]
         yield Finding(Level.OK, "settings", ", ".join(changed) or "all have their defaults")
-        scheduler = str(self.app.conf.beat_scheduler or "")
-        if "ha_beat" not in scheduler:
-            detail = f"beat_scheduler is {scheduler!r}" if scheduler else "beat_scheduler is not set"
-            yield Finding(
-                Level.NOTE, "scheduler", f"{detail}: a beat started without -S ha_beat is not part of the cluster"
-            )
         if settings.misfire == "skip":
             yield Finding(Level.NOTE, "misfire", "skip: occurrences that fall due while there is no leader are skipped")
 
-    # --- Redis
+    def _scheduler(self, view: ClusterView) -> Iterator[Finding]:
+        """Check that the replicas run the scheduler that the settings name."""
+        configured = str(self.app.conf.beat_scheduler or "")
+        if "ha_beat" not in configured:
+            detail = f"beat_scheduler is {configured!r}" if configured else "beat_scheduler is not set"
+            yield Finding(
+                Level.NOTE, "scheduler", f"{detail}: a beat started without -S ha_beat is not part of the cluster"
+            )
+            return
+        aliases: Any = load_extension_class_names("celery.beat_schedulers")
+        cls = symbol_by_name(configured, dict(aliases))
+        wanted = f"{cls.__module__}:{cls.__qualname__}"
+        others = {member.scheduler for member in view.members if member.scheduler not in {"", wanted}}
+        for scheduler in sorted(others):
+            ids = ", ".join(member.id for member in view.members if member.scheduler == scheduler)
+            detail = f"beat_scheduler is {configured!r}, but {ids} run {scheduler} (the option -S wins)"
+            yield Finding(Level.WARN, "scheduler", detail)
+
+    # --- Servers
 
     def _redis(self, _: ClusterView) -> Iterator[Finding]:
-        began = self.clock.elapsed()
-        client = self.client()
-        client.ping()
-        took = (self.clock.elapsed() - began) * 1000
-        info = _info(client, "server")
-        mode = info.get("redis_mode") or info.get("server_mode", "?")  # the second is Valkey's
-        yield Finding(
-            Level.OK,
-            "redis",
-            f"{redact_url(self.settings.redis_url or str(self.app.conf.broker_url))}, version "
-            f"{info.get('redis_version', '?')}, {mode}, answered in {took:.1f} ms",
-        )
-        memory = _info(client, "memory")
-        policy = str(memory.get("maxmemory_policy", "?"))
-        if policy.startswith("allkeys"):
-            text_ = f"{policy}: Redis may evict the lease, the ledger and queues when memory is full; set noeviction"
-            yield Finding(Level.FAIL if int(memory.get("maxmemory") or 0) else Level.WARN, "eviction policy", text_)
-        elif policy != "noeviction":
-            yield Finding(Level.WARN, "eviction policy", f"{policy}: set noeviction; the cluster's keys have no TTL")
-        else:
-            yield Finding(Level.OK, "eviction policy", policy)
-        limit, used = int(memory.get("maxmemory") or 0), int(memory.get("used_memory") or 0)
-        if limit and used > 0.9 * limit:
-            yield Finding(Level.WARN, "memory", f"{used / limit:.0%} of maxmemory is used; a full Redis refuses writes")
-        persistence = _info(client, "persistence")
-        if str(persistence.get("aof_enabled", "0")) != "1":
-            yield Finding(
-                Level.WARN,
-                "persistence",
-                "no append-only file: a restart of Redis loses data, and on_state_loss "
-                f"({self.settings.on_state_loss!r}) applies; set appendonly yes",
-            )
-        else:
-            yield Finding(Level.OK, "persistence", "append-only file is on")
-        for name in ("aof_last_write_status", "rdb_last_bgsave_status"):
-            if str(persistence.get(name, "ok")) != Level.OK:
-                yield Finding(Level.FAIL, "persistence", f"{name} is {persistence[name]}: Redis can't write to disk")
+        name = redact_url(self.settings.redis_url or str(self.app.conf.broker_url))
+        yield from check_redis(self.client(), name, self.settings.on_state_loss, self.clock)
+        yield from check_failover(self.client())
+
+    def _broker(self, _: ClusterView) -> Iterator[Finding]:
+        if self.settings.redis_url is not None:
+            yield check_broker(self.app, self.broker, self.settings.command_timeout)
 
     def _store(self, _: ClusterView) -> Iterator[Finding]:
         """Check that the broker's Redis names this store as the lease store."""
         if self.broker is None:
             return
-        mark = read_mark(self.broker(), self.keys)
+        try:
+            with mapped_redis_errors():
+                mark = read_mark(self.broker(), self.keys)
+        except StoreError as exc:
+            yield Finding(Level.NOTE, "lease's store", f"not checked: the broker's Redis failed: {exc}")
+            return
         if mark is None:
             return
         client = self.client()
@@ -161,54 +147,6 @@ class Examination:
             yield Finding(Level.OK, "lease's store", mark.name)
         else:
             yield Finding(Level.FAIL, "lease's store", two_stores(mark, self.keys, self.store_name))
-
-    def _sentinel(self, _: ClusterView) -> Iterator[Finding]:
-        client = self.client()
-        replication = _info(client, "replication")
-        sentinels = _sentinel_addresses(self.settings.redis_url or str(self.app.conf.broker_url or ""))
-        replicas = int(replication.get("connected_slaves") or 0)
-        if not sentinels and not replicas:
-            return
-        wanted = int(_config(client, "min-replicas-to-write", "0"))
-        max_lag = int(_config(client, "min-replicas-max-lag", "10"))
-        if not wanted:
-            yield Finding(
-                Level.WARN,
-                "min-replicas-to-write",
-                "0: a partitioned primary accepts writes after a failover, and an occurrence can be enqueued on both; "
-                "set it to 1 or more",
-            )
-        else:
-            yield Finding(Level.OK, "min-replicas-to-write", f"{wanted}, with a max lag of {max_lag} s")
-        for host, port in sentinels:
-            down_after = self._down_after(host, port)
-            if down_after is None:
-                continue
-            enough = max_lag + 1 < down_after
-            yield Finding(
-                Level.OK if enough else Level.WARN,
-                "down-after",
-                f"{down_after:g} s"
-                + (
-                    ""
-                    if enough
-                    else f": must be more than min-replicas-max-lag + 1 s ({max_lag + 1} s), or a failover "
-                    "can end before the old primary stops accepting writes"
-                ),
-            )
-            return
-        if sentinels:
-            yield Finding(
-                Level.NOTE,
-                "down-after",
-                "no Sentinel answered; down-after must be more than min-replicas-max-lag + 1 s",
-            )
-
-    def _down_after(self, host: str, port: int) -> float | None:
-        try:
-            return _ask_sentinel(self.client(), host, port)
-        except Exception:
-            return None
 
     # --- Clocks and cluster
 
@@ -267,9 +205,10 @@ class Examination:
             return
         try:
             reply = self.requests.ask(Request(RequestKind.REPORT, by="doctor"), self.clock, self.timeout)
-        except (NoAnswer, HaBeatError) as exc:
-            if isinstance(exc, StoreError):
-                raise
+        except StoreRefused as exc:
+            yield Finding(Level.FAIL, "redis", f"it refuses writes: {exc}")
+            return
+        except (NoAnswer, TooManyRequests) as exc:
             yield Finding(Level.FAIL, "main loop", f"the leader did not answer: {exc}")
             return
         report = reply.data
@@ -367,35 +306,3 @@ def _differences(view: ClusterView) -> Iterator[Finding]:
             parted = "; ".join(f"{value} on {', '.join(ids)}" for value, ids in sorted(having.items()))
             called = "app" if what == "fingerprint" else what
             yield Finding(Level.WARN, "replicas", f"they differ in their {called}{normal}: {parted}")
-
-
-def _info(client: Any, section: str) -> dict[str, Any]:
-    found: Any = client.info(section)
-    return {text(name): value for name, value in found.items()}
-
-
-def _config(client: Any, name: str, default: str) -> str:
-    found = {text(key): text(value) for key, value in client.config_get(name).items()}
-    return found.get(name, default)
-
-
-def _sentinel_addresses(url: str) -> list[tuple[str, int]]:
-    """Return host and port of each Sentinel in a URL."""
-    found = []
-    for part in url.replace(",", ";").split(";"):
-        if part.strip().startswith("sentinel://"):
-            place = urlsplit(part.strip())
-            if place.hostname:
-                found.append((place.hostname, place.port or 26379))
-    return found
-
-
-def _ask_sentinel(client: Any, host: str, port: int) -> float | None:
-    """Return Sentinel's longest down-after in seconds, ``None`` if it monitors no primary."""
-    probe = type(client)(host=host, port=port, socket_timeout=2.0, socket_connect_timeout=2.0, decode_responses=True)
-    try:
-        masters: Any = probe.sentinel_masters()
-    finally:
-        probe.close()
-    waits = [float(each["down-after-milliseconds"]) / 1000 for each in masters.values()]
-    return max(waits) if waits else None
