@@ -12,6 +12,7 @@ from celery import Celery
 
 from ha_beat import __version__
 from ha_beat.beat_loop import ReplicaSource, Runtime
+from ha_beat.budget import Pace, budget_for
 from ha_beat.celery_app import broker_client, broker_is_redis, fingerprint, lease_link, lease_redis_name
 from ha_beat.clock import Clock, SystemClock
 from ha_beat.dispatch.atomic import AtomicDispatcher
@@ -96,7 +97,7 @@ class _Assembly:
                 events.emit,
                 _leader_options(settings),
                 pause,
-                elector.handle.progress,
+                Pace(clock, budget_for(settings.stall_timeout), elector.handle.progress),
             )
         )
         main_client = self.main_link.client

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import cast
 
 from ha_beat import events
+from ha_beat.budget import Budget
 from ha_beat.dispatch import Dispatcher, Operation
 from ha_beat.errors import StoreError
 from ha_beat.headers import header_of, with_header
@@ -32,11 +33,15 @@ _MAX_DETAIL = 500
 
 @dataclass(slots=True)
 class Batch:
-    """Operations for due entries. ``waiting`` entries stay due, because the broker failed with ``error``."""
+    """Operations for due entries. ``waiting`` entries stay due, because the broker failed with ``error``.
+
+    ``out_of_time``: the budget is spent, and due entries may be left.
+    """
 
     operations: list[EntryOperation] = field(default_factory=list)
     waiting: list[EntryState] = field(default_factory=list)
     error: StoreError | None = None
+    out_of_time: bool = False
 
 
 class BatchBuilder:
@@ -58,22 +63,31 @@ class BatchBuilder:
         self._emit = emit
         self._options = options
 
-    def build(self, writer: LedgerWriter, queue: DueQueue, dispatcher: Dispatcher) -> Batch:
-        """Build a batch of due entries. Once the broker fails, add only entries that need no message."""
+    def build(self, writer: LedgerWriter, queue: DueQueue, dispatcher: Dispatcher, budget: Budget) -> Batch:
+        """Build a batch of due entries, as many as the budget allows, but at least one.
+
+        Once the broker fails, add only entries that need no message.
+        """
         batch, room = Batch(), BATCH_CHARACTERS
-        for state in list(queue.pop_due(writer.now, self._options.batch_size)):
-            if room <= 0:
-                queue.put(state, state.due_at or writer.now)
-                continue
+        popped = list(queue.pop_due(writer.now, self._options.batch_size))
+        for number, state in enumerate(popped):
+            if room <= 0 or (number and budget.spent):
+                for left in popped[number:]:
+                    # Not at its due time: an entry with a backlog would precede the others in each batch.
+                    queue.put(left, left.due_at or writer.now, writer.now)
+                break
             try:
                 operation = self._operation(writer, state, queue, dispatcher, batch.error)
             except StoreError as exc:
                 batch.error = exc
                 batch.waiting.append(state)
                 continue
+            finally:
+                budget.item_done()
             if operation is not None:
                 batch.operations.append(operation)
                 room -= operation.operation.size
+        batch.out_of_time = budget.spent
         for state in batch.waiting:
             state.record_failure(writer.now, str(batch.error))
             queue.put(state, state.due_at or writer.now)

@@ -51,6 +51,11 @@ class DueQueue:
                 limit -= 1
                 yield state
 
+    def put_behind(self, due_until: datetime, now: datetime) -> None:
+        """Put the entries that were due by ``due_until`` behind those that fell due since, up to ``now``."""
+        for state in list(self.pop_due(due_until, len(self._heap))):
+            self.put(state, state.due_at or now, now)
+
     def next_due(self) -> datetime | None:
         """Return the time at which the next entry can be popped; ``None`` if the queue is empty."""
         return self._heap[0][0] if self._heap else None

@@ -59,8 +59,11 @@ class Planner:
         self._source = source
         self._emit = emit
 
-    def plan(self, queue: DueQueue, state: EntryState, now: datetime) -> None:
-        """Put an entry into the queue, or drop it if it has no further instant."""
+    def plan(self, queue: DueQueue, state: EntryState, now: datetime, built_at: datetime | None = None) -> None:
+        """Put an entry into the queue, or drop it if it has no further instant.
+
+        If its next instant was due by ``built_at`` too, it goes behind the entries that are due now.
+        """
         entry = state.entry
         if entry.once and state.runs:
             self._finish(queue, state)
@@ -79,7 +82,7 @@ class Planner:
         if due_at >= FOREVER:
             self._finish(queue, state)
         else:
-            queue.put(state, due_at)
+            queue.put(state, due_at, now if built_at is not None and due_at <= built_at else None)
 
     def _finish(self, queue: DueQueue, state: EntryState) -> None:
         queue.drop(state)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from ha_beat import events
+from ha_beat.clock import from_micros
 from ha_beat.dispatch import Answer
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState, ScheduledEntry
@@ -86,7 +87,7 @@ class Results:
             return
         self._report(state.entry, decision, row, now)
         self._planner.notify(state.label, lambda: self._source.recorded(state.entry, row))
-        self._planner.plan(queue, state, now)
+        self._planner.plan(queue, state, now, built_at=from_micros(done.row.dispatched_ms * 1000))
 
     def _report(self, entry: ScheduledEntry, decision: Decision, row: LedgerRow, now: datetime) -> None:
         """Emit the verdicts of the decision."""

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from ha_beat import events
+from ha_beat.budget import Pace
 from ha_beat.clock import Clock
 from ha_beat.dispatch import Answer, Dispatcher, FencedOff
 from ha_beat.election.cluster_clock import SchedulingTime
@@ -38,10 +39,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class LeaderParts:
-    """Parts of a replica that its terms share.
-
-    ``progress`` is called while many entries are loaded, which may take longer than ``stall_timeout``.
-    """
+    """Parts of a replica that its terms share. ``pace`` bounds the time in which a batch is built."""
 
     source: ScheduleSource
     choose_dispatcher: Callable[[Term], Dispatcher]
@@ -52,7 +50,7 @@ class LeaderParts:
     emit: Callable[[events.Event], None]
     options: LeaderOptions
     pause: PauseState
-    progress: Callable[[], None] = lambda: None
+    pace: Pace
 
 
 class LeaderTerm:
@@ -124,8 +122,11 @@ class LeaderTerm:
             self._recovery.finish(dispatcher.ledger, term)
             if self._parts.pause.in_force:
                 return float("inf")
-            batch = self._builder.build(LedgerWriter(term, self._parts.time.now()), self.queue, dispatcher)
+            writer, budget = LedgerWriter(term, self._parts.time.now()), self._parts.pace.begin()
+            batch = self._builder.build(writer, self.queue, dispatcher, budget)
             operations = batch.operations
+            if batch.out_of_time:
+                self.queue.put_behind(writer.now, self._parts.time.now())
             if batch.error is not None:
                 self.broker_failure = (batch.error, len(batch.waiting))
         if operations:
@@ -195,7 +196,7 @@ class LeaderTerm:
 
     def _with_progress(self, items: Iterable[_T]) -> Iterator[_T]:
         for item in items:
-            self._parts.progress()
+            self._parts.pace.progress()
             yield item
 
     def _reached_at(self, now: datetime) -> datetime | None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ha_beat import events
+from ha_beat.budget import Pace
 from ha_beat.clock import to_micros
 from ha_beat.dispatch import Answer, Dispatcher, OpenClaim, Operation
 from ha_beat.dispatch.batch import BatchScript
@@ -150,7 +151,7 @@ class Leader:
             self.emit,
             LeaderOptions(publish_deadline=None),
             PauseState(),
-            lambda: self.moves.append(self.clock.elapsed()),
+            Pace(self.clock, 0.5, lambda: self.moves.append(self.clock.elapsed())),
         )
         self.enqueuer = Enqueuer(parts)
 
@@ -237,6 +238,31 @@ def test_loading_many_entries_reports_progress(leader: Leader):
     moves = [began, *leader.moves, leader.clock.elapsed()]
     assert moves[-1] - began > 90
     assert max(after - before for before, after in pairwise(moves)) < 15
+
+
+def test_slow_entries_are_sent_in_pieces_while_others_run(leader: Leader):
+    """Thirty entries take 0.3 s each to build, longer than a stall timeout together; another is due each second."""
+
+    class Slow(Source):
+        def load(self) -> Iterable[ScheduledEntry]:
+            quick = replace(scheduled("quick", every=1.0), last_run=datetime.now(UTC))
+            return [*super().load(), quick]
+
+        def arguments(self, entry: ScheduledEntry) -> Any:
+            if entry.id != "quick":
+                leader.later(0.3)
+            return super().arguments(entry)
+
+    leader.use(Slow(**{f"e{number}": 3601.0 for number in range(30)}))
+    ran_at, runs = [leader.clock.elapsed()], 0
+    for _ in range(100):
+        leader.turn(after=0.01)
+        if leader.messages.count("quick") > runs:
+            runs += 1
+            ran_at.append(leader.clock.elapsed())
+    assert set(leader.messages) == {"quick", *leader.source.last_run}
+    assert max(after - before for before, after in pairwise(ran_at)) < 2.5
+    assert max(after - before for before, after in pairwise(leader.moves)) < 1.0
 
 
 def test_batch_is_limited_by_the_size_of_its_messages(leader: Leader, monkeypatch):
