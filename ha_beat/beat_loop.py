@@ -17,6 +17,7 @@ from typing import Protocol
 from ha_beat.clock import Clock, SystemClock
 from ha_beat.dispatch import FencedOff
 from ha_beat.dispatch.selector import DispatcherSelector
+from ha_beat.duties import Duties
 from ha_beat.election.elector import Elector
 from ha_beat.events import Events
 from ha_beat.leader import BrokerOutOfReach, Enqueuer, ScheduleSource
@@ -39,6 +40,10 @@ class ReplicaSource(ScheduleSource, Protocol):
 
     def start(self, runtime: Runtime) -> None:
         """Start to provide entries. Called after any fork, and again in the next turn if it raises."""
+        ...
+
+    def keep_running(self) -> None:
+        """Start again what has ended. Called in each turn."""
         ...
 
     def ready(self) -> bool:
@@ -79,6 +84,7 @@ class Runtime:
     dispatch: DispatcherSelector
     monitoring: Monitoring
     events: Events
+    duties: Duties
     #: Releases the lease on a connection that is reserved for it.
     release: Callable[[Term], object]
     shadow: Shadow
@@ -160,11 +166,13 @@ class BeatLoop:
         runtime.elector.keep_running()
         # Apart, because a source that fails to start is started again in the next turn.
         if not self._monitored:
-            runtime.monitoring.start(runtime.source.digest(), runtime.source.scheduler_class())
+            runtime.monitoring.describe(runtime.source.digest(), runtime.source.scheduler_class())
             self._monitored = True
+        runtime.monitoring.keep_running()
         if not self._started:
             runtime.source.start(runtime)
             self._started = True
+        runtime.source.keep_running()
         return runtime
 
     def _stand_by(self, runtime: Runtime) -> None:

@@ -21,6 +21,7 @@ from ha_beat.dispatch.lease_marker import LeaseMark, LeaseMarker
 from ha_beat.dispatch.publisher import Publisher
 from ha_beat.dispatch.selector import DispatcherSelector
 from ha_beat.dispatch.two_phase import ClaimDispatcher
+from ha_beat.duties import Duties
 from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.elector import Elector, Eligibility
 from ha_beat.election.state_machine import Timing
@@ -70,6 +71,7 @@ class _Assembly:
         self.replica = _identity(app, settings)
         self.events = Events()
         self.events.subscribe(LogWriter(self.replica.id, settings.cluster))
+        self.duties = Duties(clock, self.events.emit)
         self.time = SchedulingTime(clock, self.events.emit)
         self.shadow = Shadow()
         #: Used by the main loop only.
@@ -125,6 +127,7 @@ class _Assembly:
             dispatch=dispatch,
             monitoring=self.monitoring(elector, enqueuer),
             events=events,
+            duties=self.duties,
             release=self.release(claim),
             shadow=self.shadow,
             ledger=Ledger(self.link().client, self.keys),
@@ -157,6 +160,7 @@ class _Assembly:
             self.time,
             eligibility,
             follow=ShadowFeed(client.client, self.keys, self.shadow, clock).poll,
+            duties=self.duties,
         )
 
     def release(self, claim: ClaimDispatcher) -> Callable[[Term], None]:
@@ -184,7 +188,7 @@ class _Assembly:
         name, ttl_ms = lease_redis_name(self.app, settings), round(settings.lease_ttl * 1000)
         own = LeaseMark("", name=name, ttl_ms=ttl_ms, holder=self.replica.id)
         broker = broker_client(self.app, settings)
-        return LeaseMarker(broker, self.main_link.client, self.keys, own, self.clock, self.events.emit)
+        return LeaseMarker(broker, self.main_link.client, self.keys, own, self.clock, self.events.emit, self.duties)
 
     def atomic_dispatcher(self, marker: LeaseMarker) -> AtomicDispatcher | None:
         if not broker_is_redis(self.app):
@@ -221,6 +225,7 @@ class _Assembly:
             now=enqueuer.now,
             clock=self.clock,
             events=self.events,
+            duties=self.duties,
             versions={"version": __version__, "celery": celery.__version__},
         )
 

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 
 from ha_beat.reasons import (
     DispatchPath,
+    Duty,
+    DutyFault,
     EntryFault,
     ForbiddenReason,
     Invariant,
@@ -106,24 +108,6 @@ class PresenceLost(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class PresenceUnavailable(Event):
-    """The presence connection cannot be opened. Emitted once per distinct error."""
-
-    action: ClassVar[str] = "presence_unavailable"
-
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class FollowFailed(Event):
-    """A standby cannot read the leader's records. Emitted once per distinct error."""
-
-    action: ClassVar[str] = "follow_failed"
-
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
 class LeadingForbidden(Event):
     """This replica must not lead until its configuration or the cluster changes."""
 
@@ -154,15 +138,6 @@ class ElectionFailed(Event):
 
 
 # --- Dispatch
-
-
-@dataclass(frozen=True, slots=True)
-class StoreUnmarked(Event):
-    """The broker's Redis cannot be marked with the lease store, so a second lease store would not be detected."""
-
-    action: ClassVar[str] = "store_unmarked"
-
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,23 +379,40 @@ class InvariantBroken(Event):
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduleStoreFailed(Event):
-    """The schedule's database failed. Emitted once per outage. ``known`` is True if a schedule is in memory."""
-
-    action: ClassVar[str] = "schedule_store_failed"
-
-    detail: str
-    known: bool
+# --- Duties
 
 
 @dataclass(frozen=True, slots=True)
-class ScheduleStoreBack(Event):
-    """The schedule's database works again, ``after`` seconds."""
+class DutyLate(Event):
+    """A duty was last done ``seconds`` ago. Emitted at once, and at growing intervals until it is done again."""
 
-    action: ClassVar[str] = "schedule_store_back"
+    action: ClassVar[str] = "duty_late"
 
+    duty: Duty
+    reason: DutyFault
+    seconds: float
+    detail: str = ""
+    exc: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DutyResumed(Event):
+    """A late duty was done again, ``after`` seconds."""
+
+    action: ClassVar[str] = "duty_resumed"
+
+    duty: Duty
     after: float
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadRestarted(Event):
+    """A thread of this replica ended although it must not, and is started again. ``detail`` is why it ended."""
+
+    action: ClassVar[str] = "thread_restarted"
+
+    thread_name: str
+    detail: str
 
 
 Subscriber = Callable[[Event], None]

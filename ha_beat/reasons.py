@@ -377,6 +377,54 @@ class HealthReason(StrEnum):
     REDIS_UNREACHABLE = "redis_unreachable"
     FORBIDDEN = "forbidden"
     OTHER_APP = "other_app"
+    #: The schedule was never read, or cannot be read for a while.
+    SCHEDULE_UNREAD = "schedule_unread"
+    #: The broker was not reached yet, or cannot be reached.
+    BROKER_UNREACHABLE = "broker_unreachable"
+    #: It leads, and has not loaded schedule and ledger.
+    NOT_TAKEN_UP = "not_taken_up"
+
+
+class Duty(StrEnum):
+    """What a replica must do again and again."""
+
+    #: Reach the lease in Redis: observe it as a standby, renew it as the leader.
+    LEASE = "lease"
+    PRESENCE = "presence"
+    #: Keep the shadow of the ledger up to date from the journal.
+    FOLLOW_JOURNAL = "follow_journal"
+    #: Mark the broker's Redis with the lease store.
+    MARK_LEASE = "mark_lease"
+    #: Read the schedule from its own store.
+    READ_SCHEDULE = "read_schedule"
+    #: Write run state to the schedule's own store.
+    WRITE_ROWS = "write_rows"
+    REACH_BROKER = "reach_broker"
+    #: Load schedule and ledger as the leader, so that occurrences can be enqueued.
+    TAKE_UP = "take_up"
+    MAIN_LOOP = "main_loop"
+    #: Register as a member and read the state of the cluster.
+    POLL_CLUSTER = "poll_cluster"
+    SERVE_HTTP = "serve_http"
+    #: Hand events to the log and the signals.
+    REPORT_EVENTS = "report_events"
+
+
+class DutyFault(StrEnum):
+    """Why a duty is late."""
+
+    #: It was not done in time, and no attempt has failed: it hangs, or its thread has stopped.
+    OVERDUE = "overdue"
+    #: The server does not answer.
+    UNREACHABLE = "unreachable"
+    #: The server answers with an error.
+    REFUSED = "refused"
+    #: The server did not finish within the time that it is given.
+    TIMED_OUT = "timed_out"
+    #: Part of it could not be done.
+    PARTIAL = "partial"
+    #: An unexpected exception.
+    FAILED = "failed"
 
 
 class RedisRisk(StrEnum):
@@ -414,6 +462,7 @@ class WarningCode(StrEnum):
     VERSION_MIX = "version_mix"
     STATE_LOST = "state_lost"
     INVARIANT_BROKEN = "invariant_broken"
+    DUTY_LATE = "duty_late"
 
 
 class Level(StrEnum):

@@ -71,6 +71,9 @@ class EntrySource:
     def start(self, runtime: Runtime) -> None:
         """Do nothing: the scheduler class has read its entries."""
 
+    def keep_running(self) -> None:
+        """Do nothing: there is no thread."""
+
     def ready(self) -> bool:
         return True
 

@@ -22,8 +22,9 @@ from redis.exceptions import RedisError
 from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.dispatch.protocol import FencedOff
+from ha_beat.duties import Duties
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
-from ha_beat.reasons import ForbiddenReason, TermEnd
+from ha_beat.reasons import Duty, ForbiddenReason, TermEnd
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
 from ha_beat.store.redis_errors import code_of, mapped_redis_errors
@@ -86,6 +87,7 @@ class LeaseMarker:
         own: LeaseMark,
         clock: Clock,
         emit: Callable[[events.Event], None],
+        duties: Duties | None = None,
     ) -> None:
         """``broker`` and ``store`` return clients of the two servers; ``broker`` is ``None`` if it is not Redis.
 
@@ -97,13 +99,13 @@ class LeaseMarker:
         self._own = own
         self._clock = clock
         self._emit = emit
+        self._duties = duties or Duties(clock, emit)
         self._script = Script("mark")
         self._check_at: float | None = None if broker is not None else 0.0
         self._kept = _Last()
         self._tried = _Last()
         self._other: _Sighting | None = None
         self._reported_gen = ""
-        self._reported_unmarked = False
         self._gen = ""
 
     def may_campaign(self) -> bool:
@@ -112,6 +114,7 @@ class LeaseMarker:
 
     def observe_as_standby(self) -> None:
         """Look, as a standby, for the marker of another store. Raises nothing."""
+        self._duties.suspend(Duty.MARK_LEASE)
         now = self._clock.elapsed()
         if self._broker is None or (self._check_at is not None and now < self._check_at):
             return
@@ -143,13 +146,14 @@ class LeaseMarker:
         self._tried = _Last(term.nonce, now)
         try:
             found = self._write(self._broker(), term)
-        except StoreRefused as exc:
-            if code_of(exc.__cause__ or exc) != "NOPERM":
-                raise StoreUnavailable(str(exc), acted=False) from exc
-            found = None
-            self._report_unmarked(str(exc))
         except StoreError as exc:
-            raise StoreUnavailable(str(exc), acted=False) from exc
+            self._duties.raised(Duty.MARK_LEASE, exc)
+            if not isinstance(exc, StoreRefused) or code_of(exc.__cause__ or exc) != "NOPERM":
+                raise StoreUnavailable(str(exc), acted=False) from exc
+            # For want of a right this replica works without the marker.
+            found = None
+        else:
+            self._duties.done(Duty.MARK_LEASE)
         # A marker of an earlier incarnation is not this store's any more.
         self._gen = term.gen  # guard: mark-store-incarnation
         if found is not None:
@@ -213,12 +217,6 @@ class LeaseMarker:
 
     def _conflict(self, mark: LeaseMark) -> str:
         return two_stores(mark, self._keys, self._own.name)
-
-    def _report_unmarked(self, detail: str) -> None:
-        """Report once that the marker cannot be written for want of a right. The replica then works without it."""
-        if not self._reported_unmarked:
-            self._reported_unmarked = True
-            self._emit(events.StoreUnmarked(detail))
 
 
 def two_stores(mark: LeaseMark, keys: Keys, name: str) -> str:

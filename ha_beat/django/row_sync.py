@@ -15,17 +15,20 @@ from celery import Celery
 from django.db import InterfaceError, close_old_connections, connections
 from django.db.utils import Error as AnyDatabaseError
 
-from ha_beat import events
-from ha_beat.clock import Clock
 from ha_beat.django.row_reader import RowReader, precompute_next
 from ha_beat.django.row_writer import RowWriter
+from ha_beat.duties import Duties
 from ha_beat.errors import StoreError
+from ha_beat.reasons import Duty, DutyFault
 from ha_beat.store.lease import Term
 
 logger = logging.getLogger("ha_beat")
 
 #: Seconds between checks for changes, and between writes of the rows.
 POLL_INTERVAL = 1.0
+
+#: Seconds without a completed turn after which the schedule counts as unread.
+READ_WITHIN = 10.0
 
 #: Errors of a database that is unreachable or not migrated.
 _DATABASE_ERRORS = (AnyDatabaseError, InterfaceError, OSError)
@@ -43,10 +46,9 @@ class RowSync:
         app: Celery,
         reader: RowReader,
         writer: RowWriter,
-        clock: Clock,
         term: Callable[[], Term | None],
         begin_term: Callable[[Term], None],
-        emit: Callable[[events.Event], None],
+        duties: Duties,
         position: Callable[[str], datetime | None],
         poll_interval: float = POLL_INTERVAL,
     ) -> None:
@@ -56,20 +58,18 @@ class RowSync:
             app: Made current in the thread.
             reader: Reads the rows.
             writer: Writes the rows.
-            clock: Measures outages.
             term: Return this replica's term, ``None`` on a standby.
             begin_term: Write to the database what a new term requires. Repeated until it succeeds.
-            emit: Receives the events.
+            duties: Receives completions and failures.
             position: Return the cluster's position of an entry.
             poll_interval: Seconds between turns.
         """
         self.reader = reader
         self.writer = writer
         self._app = app
-        self._clock = clock
         self._term = term
         self._begin_term = begin_term
-        self._emit = emit
+        self._duties = duties
         self._position = position
         self._poll_interval = poll_interval
         self._wake = threading.Event()
@@ -79,9 +79,9 @@ class RowSync:
         #: Nonce of the last term under which the rows were read.
         self.read_in = ""
         self._seen_term = self._begun_term = ""
-        self._failing_since: float | None = None
 
     def start(self) -> None:
+        self._duties.expect(Duty.READ_SCHEDULE, within=READ_WITHIN)
         self._thread = threading.Thread(target=self._run, name="ha_beat-rows", daemon=True)
         self._thread.start()
 
@@ -119,22 +119,14 @@ class RowSync:
             close_old_connections()
             self._sync()
         except (*_DATABASE_ERRORS, StoreError) as exc:
-            self._failed(exc)
-        except Exception as exc:
-            logger.exception("Syncing the rows failed; retrying", extra={"action": "row_sync_failed"})
-            self._failed(exc)
-        else:
-            if self._failing_since is not None:
-                after, self._failing_since = self._clock.elapsed() - self._failing_since, None
-                self._emit(events.ScheduleStoreBack(after))
-
-    def _failed(self, exc: Exception) -> None:
-        """Report an outage when it begins, and drop the connections: one that was cut stays unusable."""
-        if self._failing_since is None:
-            self._failing_since = self._clock.elapsed()
             detail = f"{type(exc).__name__}: {exc}".strip()
-            self._emit(events.ScheduleStoreFailed(detail, self.reader.snapshot is not None))
-        connections.close_all()
+            self._duties.failed(Duty.READ_SCHEDULE, DutyFault.UNREACHABLE, detail)
+            connections.close_all()  # One that was cut stays unusable.
+        except Exception as exc:
+            self._duties.raised(Duty.READ_SCHEDULE, exc)
+            connections.close_all()
+        else:
+            self._duties.done(Duty.READ_SCHEDULE)
 
     def _sync(self) -> None:
         term = self._term()

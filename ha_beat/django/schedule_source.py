@@ -87,10 +87,9 @@ class DatabaseSource(EntrySource):
             app=scheduler.app,
             reader=reader,
             writer=RowWriter(scheduler.Model, scheduler.Changes, now, reader.entries),
-            clock=self._clock,
             term=lambda: runtime.elector.handle.term,
             begin_term=self._begin_term,
-            emit=emit,
+            duties=runtime.duties,
             position=runtime.shadow.position,
             poll_interval=min(POLL_INTERVAL, scheduler.max_interval or POLL_INTERVAL),
         )

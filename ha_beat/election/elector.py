@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from ha_beat import events
 from ha_beat.clock import Clock
+from ha_beat.duties import Duties
 from ha_beat.election import state_machine as election
 from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.connectivity import Command, Connectivity
@@ -41,7 +42,7 @@ from ha_beat.election.state_machine import (
     Woken,
 )
 from ha_beat.errors import LeadershipForbidden, StoreError
-from ha_beat.reasons import LeaseAction, LeaseOutcome, TermEnd
+from ha_beat.reasons import Duty, LeaseAction, LeaseOutcome, TermEnd
 from ha_beat.store.lease import (
     Acquired,
     Attempt,
@@ -60,6 +61,9 @@ _T = TypeVar("_T")
 
 #: Longest time in seconds between two checks for requests of the main loop.
 _SLICE = 0.1
+
+#: Seconds without an answer of Redis after which the duty counts as late. The outage itself is an event.
+_LEASE_WITHIN = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ class Elector:
         time: SchedulingTime | None = None,
         eligibility: Eligibility | None = None,
         follow: Callable[[], None] | None = None,
+        duties: Duties | None = None,
     ) -> None:
         """``follow`` is called about once a second on a standby, to keep what a takeover needs up to date."""
         self.replica = replica
@@ -98,9 +103,10 @@ class Elector:
         self._emit = emit
         self._time = time or SchedulingTime(clock, emit)
         self._eligibility = eligibility or Eligibility()
+        self._duties = duties or Duties(clock, emit)
         self._connectivity = Connectivity(clock, emit)
-        self._presence = PresenceKeeper(presence, self._connectivity, clock, emit)
-        self._follower = StandbyFollower(follow, emit)
+        self._presence = PresenceKeeper(presence, self._connectivity, clock, emit, self._duties)
+        self._follower = StandbyFollower(follow, self._duties)
         self._reports = ElectionReports(emit)
         self._closing = False
         #: Nonce of the term that :meth:`close` released. Its end is not reported.
@@ -110,6 +116,7 @@ class Elector:
 
     def start(self) -> None:
         """Start to campaign. Call it after any fork."""
+        self._duties.expect(Duty.LEASE, within=_LEASE_WITHIN)
         self.handle.run(threading.Thread(target=self._run, name="ha_beat-elector", daemon=True))
 
     def keep_running(self) -> None:
@@ -227,6 +234,7 @@ class Elector:
                 self._presence.outage_began()
             self._connectivity.failed(command, str(exc), leading=isinstance(self.state, Leader))
             return Unknown(str(exc))
+        self._duties.done(Duty.LEASE)
         received_at = self._clock.elapsed()
         self._connectivity.succeeded(command)
         if isinstance(answer, LeaseView | Renewed | Acquired):
@@ -262,6 +270,7 @@ class Elector:
         match before, after:
             case Standby(), Leader(term=term):
                 self.handle.begin(term)
+                self._duties.suspend(Duty.FOLLOW_JOURNAL)
                 if (tenure := self.handle.tenure) is not None:
                     self._emit(events.TermStarted(term.epoch, tenure.acquired.previous_holder, tenure.reason))
                 self.handle.wake()

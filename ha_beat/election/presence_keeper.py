@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from ha_beat import events
 from ha_beat.clock import Clock
+from ha_beat.duties import Duties
 from ha_beat.election.connectivity import Connectivity
 from ha_beat.election.state_machine import PresenceBroke, PresenceReady, Woken
+from ha_beat.reasons import Duty, DutyFault
 from ha_beat.store.presence import Presence, PresenceError
 
 #: Seconds between attempts to subscribe again.
@@ -18,15 +20,20 @@ class PresenceKeeper:
     """Opens the presence connection, opens it again after a loss, waits on it and reports its losses."""
 
     def __init__(
-        self, presence: Presence, connectivity: Connectivity, clock: Clock, emit: Callable[[events.Event], None]
+        self,
+        presence: Presence,
+        connectivity: Connectivity,
+        clock: Clock,
+        emit: Callable[[events.Event], None],
+        duties: Duties,
     ) -> None:
         self._presence = presence
         self._connectivity = connectivity
         self._clock = clock
         self._emit = emit
+        self._duties = duties
         self._reopen_at = 0.0
         self._failed_once = False
-        self._reported = ""
 
     @property
     def channel(self) -> str:
@@ -38,13 +45,15 @@ class PresenceKeeper:
         if not self._presence.channel:
             return self._open(seconds)
         try:
-            return Woken() if self._presence.wait(seconds) else None
+            woken = self._presence.wait(seconds)
         except PresenceError as exc:
             self._reopen_at = 0.0
             self._connectivity.presence_lost()
             if leading:
                 self._emit(events.PresenceLost(str(exc)))
             return PresenceBroke()
+        self._duties.done(Duty.PRESENCE)
+        return Woken() if woken else None
 
     def outage_began(self) -> None:
         """Treat the next failure as the first: the outage itself is reported."""
@@ -64,10 +73,10 @@ class PresenceKeeper:
             self._presence.open()
         except PresenceError as exc:
             # Reported at the second failure: after the first, an outage of Redis may be found and reported.
-            if self._failed_once and str(exc) != self._reported:
-                self._reported = str(exc)
-                self._emit(events.PresenceUnavailable(str(exc)))
+            if self._failed_once:
+                self._duties.failed(Duty.PRESENCE, DutyFault.REFUSED, str(exc))
             self._failed_once = True
             return None
-        self._failed_once, self._reported = False, ""
+        self._failed_once = False
+        self._duties.done(Duty.PRESENCE)
         return PresenceReady()

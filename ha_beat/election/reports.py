@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ha_beat import events
+from ha_beat.duties import Duties
 from ha_beat.election.state_machine import Forbidden
-from ha_beat.errors import StoreError
-from ha_beat.reasons import ForbiddenReason
+from ha_beat.reasons import Duty, ForbiddenReason
 from ha_beat.store.lease import LeaseRecord, LeaseView, Replica
 
 #: Seconds between two calls of ``follow``.
@@ -70,27 +70,22 @@ def _other_app(leader: LeaseRecord, replica: Replica) -> str:
 
 
 class StandbyFollower:
-    """Calls ``follow`` about once a second. A failure is reported and does not disturb the election."""
+    """Calls ``follow`` about once a second. A failure does not disturb the election."""
 
-    def __init__(self, follow: Callable[[], None] | None, emit: Callable[[events.Event], None]) -> None:
+    def __init__(self, follow: Callable[[], None] | None, duties: Duties) -> None:
         self._follow = follow
-        self._emit = emit
+        self._duties = duties
         self._follow_at = 0.0
-        self._reported = ""
 
     def follow(self, now: float) -> None:
         """Follow if it is due. ``now`` is on ``Clock.elapsed``."""
         if self._follow is None or now < self._follow_at:
             return
         self._follow_at = now + _FOLLOW_INTERVAL
-        failure = ""
         try:
             self._follow()
-        except StoreError as exc:
-            failure = str(exc)
         except Exception as exc:
             # A standby that knows less of the past can still lead.
-            failure = f"{type(exc).__name__}: {exc}"
-        if failure and failure != self._reported:
-            self._emit(events.FollowFailed(failure))
-        self._reported = failure
+            self._duties.raised(Duty.FOLLOW_JOURNAL, exc)
+        else:
+            self._duties.done(Duty.FOLLOW_JOURNAL)

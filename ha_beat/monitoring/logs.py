@@ -9,7 +9,7 @@ from typing import Any
 
 from ha_beat import events as e
 from ha_beat.monitoring.request_wording import reply_text
-from ha_beat.monitoring.wording import due, duration, instant, occurrences, phrase
+from ha_beat.monitoring.wording import due, duration, duty_effect, instant, occurrences, phrase
 from ha_beat.reasons import TermEnd
 
 logger = logging.getLogger("ha_beat")
@@ -30,7 +30,7 @@ class LogWriter:
             return
         level, message, values = line
         if logger.isEnabledFor(level):
-            exc = event.exc if isinstance(event, e.EntryFailed) else None
+            exc = event.exc if isinstance(event, e.EntryFailed | e.DutyLate) else None
             extra = {**self._context, **_fields(event), "action": event.action}
             logger.log(level, message, *values, exc_info=exc, extra=extra)
 
@@ -64,11 +64,6 @@ def _election(event: e.Event, cluster: str) -> Line | None:
             return INFO, "The lease in Redis is reachable again after %s", (duration(after),)
         case e.PresenceLost(detail):
             return WARNING, "The presence connection ended (%s): reconnecting", (detail.rstrip("."),)
-        case e.PresenceUnavailable(detail):
-            message = "The presence connection can't be opened (%s): if this process dies, takeover waits for lease_ttl"
-            return WARNING, message, (detail.rstrip("."),)
-        case e.FollowFailed(detail):
-            return WARNING, "This standby can't read the leader's records (%s): retrying", (detail.rstrip("."),)
         case e.LeadingForbidden(reason, detail):
             return ERROR, "This replica can't lead, because %s: %s", (phrase(reason), detail)
         case e.ElectionFailed(detail):
@@ -125,9 +120,6 @@ def _redis(event: e.Event) -> Line | None:
             return WARNING, message, (duration(seconds),)
         case e.ServerMayForget(reason, detail):
             return WARNING, "Redis may lose the cluster's records: %s", (phrase(reason, detail),)
-        case e.StoreUnmarked(detail):
-            message = "The broker's Redis can't be marked (%s): a second lease store would not be detected"
-            return WARNING, message, (detail.rstrip("."),)
         case e.ClockJumped(seconds, followed):
             then = "follows it" if followed else "does not follow it"
             return WARNING, "The wall clock stepped by %+.1f s; the schedule %s", (seconds, then)
@@ -158,10 +150,13 @@ def _failures(event: e.Event) -> Line | None:
     match event:
         case e.InvariantBroken(rule, subject, detail):
             return ERROR, "An invariant is broken: %s (%s): %s", (phrase(rule), subject, detail)
-        case e.ScheduleStoreFailed(detail, known):
-            then = "using the schedule as last read" if known else "not leading until it can be read"
-            return WARNING, "The schedule's database is unreachable (%s): %s", (detail.rstrip("."), then)
-        case e.ScheduleStoreBack(after):
-            return INFO, "The schedule's database is reachable again after %s", (duration(after),)
+        case e.DutyLate(duty, reason, seconds, detail):
+            why = phrase(reason, detail)
+            values = (phrase(duty).capitalize(), duration(seconds), why, duty_effect(duty))
+            return WARNING, "%s has not worked for %s: %s. %s", values
+        case e.ThreadRestarted(thread, detail):
+            return ERROR, "The thread %s ended and is started again: %s", (thread, detail)
+        case e.DutyResumed(duty, after):
+            return INFO, "%s works again after %s", (phrase(duty).capitalize(), duration(after))
         case _:
             return None

@@ -99,6 +99,12 @@ DEFINITIONS = (
     Definition("due_backlog", "gauge", "Entries that are due and not dispatched; 0 on a standby."),
     Definition("overdue_seconds", "gauge", "Time for which the oldest due entry has been due; 0 on a standby."),
     Definition("last_tick_age_seconds", "gauge", "Time since beat's main loop last made progress."),
+    Definition(
+        "duty_late_seconds",
+        "gauge",
+        "Time since a late duty of this replica was last done; 0 while it is done in time.",
+        ("duty",),
+    ),
     Definition("ready", "gauge", "1 if this replica leads or could lead, else 0."),
     Definition("paused", "gauge", "1 while the cluster is paused, else 0."),
     Definition("members", "gauge", "Living replicas by role, as this replica sees them.", ("role",)),
@@ -309,6 +315,10 @@ class Metrics:
         found: dict[str, list[tuple[tuple[str, ...], float]]] = {name: [((), value)] for name, value in single.items()}
         versions = self._versions
         found["build_info"] = [((versions["version"], versions["python"], versions["celery"]), 1.0)]
+        late = status.duties.late()
+        found["duty_late_seconds"] = [
+            ((duty,), late[duty].seconds if duty in late else 0.0) for duty in status.duties.known()
+        ]
         found["members"] = [((role,), float(count)) for role, count in roles.items()]
         found["warnings"] = [((code,), float(count)) for code, count in codes.items()]
         with self._lock:

@@ -8,11 +8,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ha_beat.clock import Clock
+from ha_beat.duties import Duties
 from ha_beat.events import Events
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.monitoring.invariants import InvariantChecker
 from ha_beat.monitoring.metrics import Metrics
 from ha_beat.monitoring.status import ElectionStatus, Poller, ReplicaStatus
+from ha_beat.monitoring.watchdog import Watchdog
 from ha_beat.settings import Settings
 from ha_beat.store.journal import Journal
 from ha_beat.store.keys import Keys
@@ -35,20 +37,23 @@ class Monitoring:
     metrics: Metrics | None
     http: HttpServer | None
     clock: Clock
+    watchdog: Watchdog
 
-    def start(self, schedule: str, scheduler: str) -> None:
-        """Start the threads. Must be called after any fork.
-
-        ``schedule`` is a digest of the schedule, or empty, and ``scheduler`` the scheduler class.
-        """
+    def describe(self, schedule: str, scheduler: str) -> None:
+        """Take a digest of the schedule, or an empty text, and the scheduler class."""
         self.status.schedule, self.status.scheduler = schedule, scheduler
-        self.poller.start()
+
+    def keep_running(self) -> None:
+        """Start the threads that do not run. Must be called after any fork."""
+        self.poller.thread.keep_running()
+        self.watchdog.thread.keep_running()
         if self.http is not None:
-            self.http.start()
+            self.http.thread.keep_running()
 
     def stop(self) -> None:
-        """Ask the poller to stop. Does not wait."""
+        """Ask the threads to stop. Does not wait."""
         self.poller.stop()
+        self.watchdog.stop()
 
     def finish_stop(self) -> None:
         """Wait a moment until the member record is removed. Takes no lock, so a signal handler may call it."""
@@ -70,11 +75,12 @@ def set_up_monitoring(
     now: Callable[[], datetime],
     clock: Clock,
     events: Events,
+    duties: Duties,
     versions: Mapping[str, str],
 ) -> Monitoring:
     """Return the monitoring of a replica, without connecting. No other thread may use the connections of ``client``."""
     status = ReplicaStatus(
-        replica, settings.cluster, clock, election, due_queue, now, stall_timeout=settings.stall_timeout
+        replica, settings.cluster, clock, election, due_queue, now, duties, stall_timeout=settings.stall_timeout
     )
     events.subscribe(status.memory)
     address = settings.http_address
@@ -82,9 +88,10 @@ def set_up_monitoring(
     checker = InvariantChecker(members, journal, events.emit)
     poller = Poller(status, members, journal, clock, full=address is not None, checker=checker, emit=events.emit)
     if address is None:
-        return Monitoring(status, poller, None, None, clock)
+        return Monitoring(status, poller, None, None, clock, Watchdog(duties, clock, events.emit))
     from ha_beat.monitoring.http import HttpServer, Site
 
     metrics = Metrics(status, versions, per_entry=settings.metrics_per_entry)
     events.subscribe(metrics)
-    return Monitoring(status, poller, metrics, HttpServer(Site(status, metrics.text, clock), *address), clock)
+    http = HttpServer(Site(status, metrics.text, clock), *address, duties=duties, emit=events.emit)
+    return Monitoring(status, poller, metrics, http, clock, Watchdog(duties, clock, events.emit))

@@ -13,6 +13,8 @@ from ha_beat.reasons import (
     AnswerKind,
     CampaignRefusal,
     DispatchPath,
+    Duty,
+    DutyFault,
     EntryFault,
     ForbiddenReason,
     HealthReason,
@@ -155,6 +157,31 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         HealthReason.REDIS_UNREACHABLE: "Redis is unreachable",
         HealthReason.FORBIDDEN: "this replica must not lead the cluster",
         HealthReason.OTHER_APP: "the leader runs another app",
+        HealthReason.SCHEDULE_UNREAD: "the schedule can't be read",
+        HealthReason.BROKER_UNREACHABLE: "the broker can't be reached",
+        HealthReason.NOT_TAKEN_UP: "it leads, but has not taken up the schedule",
+    },
+    Duty: {
+        Duty.LEASE: "reaching the lease in Redis",
+        Duty.PRESENCE: "keeping the presence connection to Redis",
+        Duty.FOLLOW_JOURNAL: "following the journal as a standby",
+        Duty.MARK_LEASE: "marking the broker's Redis with the lease store",
+        Duty.READ_SCHEDULE: "reading the schedule's database",
+        Duty.WRITE_ROWS: "writing run state to the schedule's database",
+        Duty.REACH_BROKER: "reaching the broker",
+        Duty.TAKE_UP: "taking up the schedule as the leader",
+        Duty.MAIN_LOOP: "running the main loop",
+        Duty.POLL_CLUSTER: "registering as a member and reading the cluster's state",
+        Duty.SERVE_HTTP: "serving HTTP",
+        Duty.REPORT_EVENTS: "handing events to the log and the signals",
+    },
+    DutyFault: {
+        DutyFault.OVERDUE: "not done in time, without an error",
+        DutyFault.UNREACHABLE: "no answer",
+        DutyFault.REFUSED: "refused",
+        DutyFault.TIMED_OUT: "not finished in the time allowed",
+        DutyFault.PARTIAL: "done in part",
+        DutyFault.FAILED: "unexpected error",
     },
     RedisRisk: {
         RedisRisk.EVICTION: "its maxmemory-policy may evict any key (set noeviction)",
@@ -171,6 +198,27 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         Invariant.OVERDUE: "an entry is overdue",
     },
 }
+
+
+_EFFECTS: Mapping[Duty, str] = {
+    Duty.LEASE: "A leader stops when its trust in the lease expires, and a standby can't take over",
+    Duty.PRESENCE: "If this process dies, takeover waits for lease_ttl",
+    Duty.FOLLOW_JOURNAL: "If Redis loses its data now, this standby knows less of what was enqueued",
+    Duty.MARK_LEASE: "A second lease store would not be detected",
+    Duty.READ_SCHEDULE: "Entries run as last read; without a first reading this replica does not lead",
+    Duty.WRITE_ROWS: "The rows show old last runs; the schedule is not affected",
+    Duty.REACH_BROKER: "This replica could enqueue nothing",
+    Duty.TAKE_UP: "Nothing is enqueued",
+    Duty.MAIN_LOOP: "A leader gives up the lease",
+    Duty.POLL_CLUSTER: "Status and metrics are out of date, and other replicas do not see this one",
+    Duty.SERVE_HTTP: "Probes and metrics do not answer; scheduling continues",
+    Duty.REPORT_EVENTS: "Log lines and signals may be dropped; scheduling continues",
+}
+
+
+def duty_effect(duty: Duty) -> str:
+    """Return what it means that this duty is late."""
+    return _EFFECTS[duty]
 
 
 def phrase(code: StrEnum | str | None, detail: str = "") -> str:

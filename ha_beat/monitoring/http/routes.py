@@ -94,8 +94,11 @@ class Site:
         return self._status.role, bool(self._status.unreachable), lease and (lease.epoch, lease.state)
 
     def update(self) -> bytes:
-        """Return the status as a server-sent event."""
-        return b"event: status\ndata: " + self.status() + b"\n\n"
+        """Return the status as a server-sent event, a comment if it cannot be built. Never raises."""
+        try:
+            return b"event: status\ndata: " + self.status() + b"\n\n"
+        except Exception:
+            return b": the status could not be built\n\n"
 
     def _leader(self) -> Answer:
         status = self._status

@@ -18,11 +18,17 @@ import asyncio
 import errno
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
+from ha_beat import events
+from ha_beat.clock import SystemClock
+from ha_beat.duties import Duties
 from ha_beat.monitoring.http.address import address_text, bound_socket
 from ha_beat.monitoring.http.connection import Connection, ConnectionPool, Limits
 from ha_beat.monitoring.http.routes import UPDATE_INTERVAL, Site
+from ha_beat.reasons import Duty, DutyFault
+from ha_beat.threads import LastingThread
 
 logger = logging.getLogger("ha_beat")
 
@@ -31,6 +37,9 @@ _REAP_INTERVAL = 0.5
 
 #: Seconds between two checks for a change that streams get at once.
 _POLL_INTERVAL = 0.1
+
+#: Seconds after which the endpoint counts as late.
+_SERVE_WITHIN = 30.0
 
 #: Errors of a process or machine without room for another connection.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -42,7 +51,17 @@ _BIND_RETRY = 2.0
 class HttpServer:
     """Server of a site, in a daemon thread."""
 
-    def __init__(self, site: Site, host: str, port: int, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        host: str,
+        port: int,
+        limits: Limits | None = None,
+        *,
+        duties: Duties | None = None,
+        emit: Callable[[events.Event], None] = lambda _: None,
+    ) -> None:
+        clock = SystemClock()
         self.site = site
         self.connections = ConnectionPool(site, limits or Limits())
         self.address = ("", 0)
@@ -52,14 +71,13 @@ class HttpServer:
         self._exhausted = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._serving = threading.Event()
-
-    def start(self) -> None:
-        """Start the thread. Must be called after any fork."""
-        threading.Thread(target=self._run, name="ha_beat-http", daemon=True).start()
+        self._duties = duties or Duties(clock, emit)
+        self.thread = LastingThread(name="ha_beat-http", run=self._run, clock=clock, emit=emit)
 
     def stop(self) -> None:
         """Ask the thread to stop. Does not wait, so a signal handler may call it."""
         self._closing = True
+        self.thread.stop()
 
     def wait_until_serving(self, seconds: float) -> bool:
         """Wait until the port is bound. For tests."""
@@ -68,10 +86,8 @@ class HttpServer:
     # --- The thread
 
     def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except Exception:
-            logger.exception("The HTTP endpoint failed; scheduling continues", extra={"action": "http_failed"})
+        self._duties.expect(Duty.SERVE_HTTP, within=_SERVE_WITHIN)
+        asyncio.run(self._serve())
 
     async def _serve(self) -> None:
         loop = self._loop = asyncio.get_running_loop()
@@ -87,6 +103,7 @@ class HttpServer:
                 now = loop.time()
                 if now - reaped >= _REAP_INTERVAL:
                     reaped = now
+                    self._duties.done(Duty.SERVE_HTTP)
                     self.connections.reap(now)
                 if self.connections.streams and (now - updated >= UPDATE_INTERVAL or self.site.role() != role):
                     updated, role = now, self.site.role()
@@ -96,22 +113,14 @@ class HttpServer:
             self.connections.abort()
 
     async def _listen(self, loop: asyncio.AbstractEventLoop) -> asyncio.Server | None:
-        logged = False
         while not self._closing:
             try:
                 sock = bound_socket(self._host, self._port)
                 self.address = sock.getsockname()[:2]
                 server = await loop.create_server(lambda: self._connect(loop), sock=sock, backlog=512)
             except OSError as exc:
-                if not logged:
-                    logged = True
-                    address = address_text(self._host, self._port)
-                    logger.error(  # noqa: TRY400 -- the traceback adds nothing
-                        "Can't serve HTTP on %s (%s): retrying; scheduling continues",
-                        address,
-                        exc.strerror or exc,
-                        extra={"action": "http_unavailable", "address": address, "detail": str(exc)},
-                    )
+                detail = f"{address_text(self._host, self._port)}: {exc.strerror or exc}"
+                self._duties.failed(Duty.SERVE_HTTP, DutyFault.REFUSED, detail)
                 await asyncio.sleep(_BIND_RETRY)
             else:
                 address = address_text(*self.address)

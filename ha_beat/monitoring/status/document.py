@@ -86,6 +86,10 @@ def document(status: ReplicaStatus) -> dict[str, Any]:
             "not_ready": _problems({**live, **ready}),
             "last_tick_s": round(status.idle, 3),
             "trust_s": round(status.trust_left, 3),
+            "late": [
+                {"duty": duty, "reason": late.reason, "late_s": round(late.seconds, 3), "detail": late.detail}
+                for duty, late in status.duties.late().items()
+            ],
         },
         "redis": {
             "reachable": not status.unreachable,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,17 +12,19 @@ from ha_beat.monitoring.invariants import CHECK_INTERVAL, InvariantChecker
 from ha_beat.monitoring.status.journal_follower import JournalFollower
 from ha_beat.monitoring.status.replica import ReplicaStatus
 from ha_beat.monitoring.status.snapshot import Snapshot
-from ha_beat.reasons import RedisRisk
+from ha_beat.reasons import Duty, RedisRisk
 from ha_beat.store.journal import Journal
 from ha_beat.store.membership import MEMBER_INTERVAL, Members, ServerSettings
-
-logger = logging.getLogger("ha_beat")
+from ha_beat.threads import LastingThread
 
 #: Seconds between two polls of a replica that serves its state.
 _POLL_INTERVAL = 1.0
 
 #: Seconds between two reads of the Redis server's configuration.
 _SERVER_INTERVAL = 30.0
+
+#: Seconds without a completed poll after which the duty counts as late.
+_POLL_WITHIN = 30.0
 
 #: Longest time in seconds until the thread reacts to a request to poll or to stop.
 _SLICE = 0.1
@@ -62,14 +62,12 @@ class Poller:
         self._closing = False
         #: True once the member record is removed.
         self.removed = False
-
-    def start(self) -> None:
-        """Start the thread. Must be called after any fork."""
-        threading.Thread(target=self._run, name="ha_beat-poller", daemon=True).start()
+        self.thread = LastingThread(name="ha_beat-poller", run=self._run, clock=clock, emit=emit)
 
     def stop(self) -> None:
         """Ask the thread to remove the member record and stop. Does not wait, so a signal handler may call it."""
         self._closing = True
+        self.thread.stop()
 
     def poll(self) -> None:
         """Register the replica, and update the snapshot."""
@@ -88,7 +86,9 @@ class Poller:
             self._check(leading=member.role == "leader")
         except StoreError as exc:
             status.snapshot = replace(before, unreachable=str(exc))
+            status.duties.raised(Duty.POLL_CLUSTER, exc)
             return
+        status.duties.done(Duty.POLL_CLUSTER)
         status.snapshot = Snapshot(
             view=view,
             polled_at=received,
@@ -103,12 +103,13 @@ class Poller:
     # --- The thread
 
     def _run(self) -> None:
+        self._status.duties.expect(Duty.POLL_CLUSTER, within=_POLL_WITHIN)
         while not self._closing:
             self._status.memory.poll_now = False
             try:
                 self.poll()
-            except Exception:
-                logger.exception("Reading the cluster's state failed", extra={"action": "poll_failed"})
+            except Exception as exc:
+                self._status.duties.raised(Duty.POLL_CLUSTER, exc)
             self._wait()
         self._members.remove(self._status.replica.id)
         self.removed = True

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 from ha_beat.clock import Clock, to_micros
+from ha_beat.duties import Duties
 from ha_beat.leader.due_queue import DueQueue, seconds_overdue
 from ha_beat.monitoring.status import warnings
 from ha_beat.monitoring.status.event_memory import EventMemory
@@ -56,12 +57,14 @@ class ReplicaStatus:
         election: ElectionStatus,
         due_queue: Callable[[], DueQueue],
         now: Callable[[], datetime],
+        duties: Duties,
         *,
         stall_timeout: float,
     ) -> None:
         """``now`` returns the scheduling time; ``stall_timeout`` is in seconds."""
         self.replica = replica
         self.cluster = cluster
+        self.duties = duties
         self.memory = EventMemory(clock)
         self.snapshot = Snapshot()
         #: Digest of the schedule, empty if it is unknown.
@@ -205,6 +208,7 @@ class ReplicaStatus:
         found = [*warnings.of_redis(snapshot, self.unreachable)]
         if snapshot.view is not None and self.term is None:
             found += warnings.of_lease(snapshot.view.lease, self.now_ms())
+        found += [*warnings.of_duties(self.duties.late())]
         found += [*self.memory.incidents(), *warnings.of_members(members), *warnings.of_verdicts(snapshot.recent)]
         if len(members) == 1 and not self.unreachable:
             message = "there is only one replica: no standby can take over"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ha_beat.duties import LateDuty
 from ha_beat.monitoring.request_wording import pause_text
 from ha_beat.monitoring.status.snapshot import Snapshot
-from ha_beat.monitoring.wording import health, instant, occurrences
-from ha_beat.reasons import WarningCode
+from ha_beat.monitoring.wording import duration, duty_effect, health, instant, occurrences, phrase
+from ha_beat.reasons import Duty, WarningCode
 from ha_beat.store.journal import VerdictRecord
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import Member
@@ -71,6 +72,13 @@ def of_members(members: Sequence[Member]) -> Iterable[StatusWarning]:
         yield StatusWarning(WarningCode.SCHEDULE_DRIFT, message)
     if len({each.version for each in members}) > 1:
         yield StatusWarning(WarningCode.VERSION_MIX, "the replicas run different versions of ha_beat", "notice")
+
+
+def of_duties(late: Mapping[Duty, LateDuty]) -> Iterable[StatusWarning]:
+    """Yield a warning for each duty of this replica that is late."""
+    for duty, why in late.items():
+        words = f"{phrase(duty)} has not worked for {duration(why.seconds)}: {phrase(why.reason, why.detail)}"
+        yield StatusWarning(WarningCode.DUTY_LATE, f"{words}. {duty_effect(duty)}")
 
 
 def of_verdicts(recent: Sequence[VerdictRecord]) -> Iterable[StatusWarning]:

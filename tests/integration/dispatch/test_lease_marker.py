@@ -14,8 +14,9 @@ import redis
 from ha_beat import events
 from ha_beat.dispatch import FencedOff
 from ha_beat.dispatch.lease_marker import LeaseMark, LeaseMarker, read_mark
+from ha_beat.duties import Duties
 from ha_beat.errors import StoreUnavailable
-from ha_beat.reasons import ForbiddenReason, TermEnd
+from ha_beat.reasons import Duty, DutyFault, ForbiddenReason, TermEnd
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
 from ha_beat.testing import SettableClock
@@ -41,7 +42,10 @@ class Side:
         self.term = Term(name, 1, f"nonce {name}", f"gen {db}", server.admin.info("server")["run_id"], 1e9)
         self.store.hset(KEYS.ledger, "m:gen", self.term.gen)
         own = LeaseMark("", name=f"redis://{name}:6379/{db}", ttl_ms=round(TTL * 1000), holder=f"replica {name}")
-        self.marker = LeaseMarker(lambda: self.broker, lambda: self.store, KEYS, own, self.clock, self.reported.append)
+        self.duties = Duties(self.clock, self.reported.append)
+        self.marker = LeaseMarker(
+            lambda: self.broker, lambda: self.store, KEYS, own, self.clock, self.reported.append, self.duties
+        )
 
     def become(self, **changes: str) -> None:
         """Begin another term, on a store with the term's incarnation."""
@@ -222,7 +226,6 @@ def test_marker_that_cannot_be_kept_prevents_dispatch(one: Side):
 
 
 def test_missing_right_disables_the_marker(redis_server: RedisServer):
-    """It is reported once."""
     side = Side(redis_server, 1, "one")
     redis_server.admin.execute_command("ACL", "SETUSER", "poor", "on", ">pw", "~celery", "+@all")
     side.broker = redis_server.client(db=0, username="poor", password="pw")
@@ -230,6 +233,6 @@ def test_missing_right_disables_the_marker(redis_server: RedisServer):
     side.require()
     side.clock.advance(TTL)
     side.require()
-    (reported,) = side.reported
-    assert isinstance(reported, events.StoreUnmarked)
-    assert "NOPERM" in reported.detail
+    late = side.duties.late()[Duty.MARK_LEASE]
+    assert late.reason is DutyFault.REFUSED
+    assert "NOPERM" in late.detail

@@ -16,6 +16,7 @@ from ha_beat.django.entries import RowEntry
 from ha_beat.django.row_reader import RowReader
 from ha_beat.django.row_sync import RowSync
 from ha_beat.django.row_writer import RowWriter
+from ha_beat.duties import Duties
 from ha_beat.reasons import Verdict
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
@@ -50,10 +51,9 @@ class SyncedReplica:
             app=app,
             reader=self.reader,
             writer=self.writer,
-            clock=SystemClock(),
             term=lambda: self.term,
             begin_term=lambda _: None,
-            emit=self.events.append,
+            duties=Duties(SystemClock(), self.events.append),
             position=self.positions.get,
         )
         self.turn()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ha_beat.duties import Duties
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.monitoring.http import HttpServer, Site
 from ha_beat.monitoring.http.connection import Limits
@@ -17,6 +18,7 @@ from ha_beat.monitoring.metrics import Metrics
 from ha_beat.monitoring.status import ReplicaStatus
 from ha_beat.store.lease import Replica, Term
 from ha_beat.testing import SettableClock
+from tests.support.events import EventLog
 
 LOCALHOST = "127.0.0.1"
 
@@ -40,8 +42,11 @@ class Scene:
     )
 
     def __post_init__(self) -> None:
+        self.events = EventLog()
+        self.duties = Duties(self.clock, self.events.append)
+        due_queue, now = lambda: self.due_queue, self.clock.now
         self.status = ReplicaStatus(
-            self.replica, "shop", self.clock, self.election, lambda: self.due_queue, self.clock.now, stall_timeout=15.0
+            self.replica, "shop", self.clock, self.election, due_queue, now, self.duties, stall_timeout=15.0
         )
 
     def lead(self, epoch: int = 7, seconds: float = 9.0) -> Term:
@@ -59,7 +64,7 @@ class Scene:
 def serving(site: Site, limits: Limits | None = None) -> Iterator[HttpServer]:
     """Serve the site on a free port."""
     server = HttpServer(site, LOCALHOST, 0, limits)
-    server.start()
+    server.thread.keep_running()
     try:
         assert server.wait_until_serving(10)
         yield server

@@ -245,7 +245,7 @@ def test_port_taken_after_the_start_is_retried(monkeypatch):
     taken.bind((LOCALHOST, port))
     taken.listen()
     server = HttpServer(Scene().site(), LOCALHOST, port)
-    server.start()
+    server.thread.keep_running()
     try:
         assert not server.wait_until_serving(0.5)
         taken.close()
@@ -264,7 +264,7 @@ def test_stop_frees_the_port():
 
 def test_unspecified_address_serves_ipv4_and_ipv6():
     server = HttpServer(Scene().site(), "::", 0)
-    server.start()
+    server.thread.keep_running()
     try:
         if not server.wait_until_serving(5):
             pytest.skip("this machine has no IPv6")

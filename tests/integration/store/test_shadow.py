@@ -10,9 +10,10 @@ import pytest
 
 from ha_beat import events
 from ha_beat.clock import SystemClock, to_micros
+from ha_beat.duties import Duties
 from ha_beat.election.elector import Elector
 from ha_beat.election.state_machine import Timing
-from ha_beat.reasons import TermEnd
+from ha_beat.reasons import Duty, TermEnd
 from ha_beat.store.keys import Keys
 from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.shadow import Shadow, ShadowFeed
@@ -94,8 +95,8 @@ def test_new_incarnation_of_the_ledger_moves_no_position_back(followed: Followed
 
 
 def test_standby_that_cannot_follow_campaigns():
-    """The failure is reported once."""
     clock, seen = SystemClock(), EventLog()
+    duties = Duties(clock, seen.append)
     store = MemoryLeaseStore(clock)
 
     def elector(name: str, emit: Any, **more: Any) -> Elector:
@@ -109,13 +110,13 @@ def test_standby_that_cannot_follow_campaigns():
 
     other = elector("leads", lambda _: None)
     wait_for(lambda: other.handle.term, 10, "a leader")
-    follower = elector("follows", seen.append, follow=broken)
+    follower = elector("follows", seen.append, follow=broken, duties=duties)
     try:
-        wait_for(lambda: seen.of(events.FollowFailed), 10, "the report")
+        wait_for(lambda: Duty.FOLLOW_JOURNAL in duties.late(), 10, "the failure")
         other.close(lambda term: store.release(term, TermEnd.SHUTDOWN))
         wait_for(lambda: follower.handle.term, 10, "the follower's term")
         assert not seen.of(events.ElectionFailed)
-        assert len(seen.of(events.FollowFailed)) == 1
+        assert Duty.FOLLOW_JOURNAL not in duties.late()
     finally:
         for made in (other, follower):
             made.close(lambda _: None)

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from ha_beat import events
 from ha_beat.clock import SystemClock
+from ha_beat.duties import Duties
 from ha_beat.election.elector import Elector
 from ha_beat.election.state_machine import Leader, Timing
 from ha_beat.errors import StoreError
@@ -43,6 +44,7 @@ class Campaigner:
                 self.lines.append(f"{event.action}: {line[1] % line[2]}")
 
         hub.subscribe(collect)
+        self.duties = Duties(clock, hub.emit)
         self.store = RedisLeaseStore(way.client, KEYS)
         self.presence = RedisPresence(way.client, KEYS, clock, ttl / 3, sharded=way.sharded)
         self.elector = Elector(
@@ -52,6 +54,7 @@ class Campaigner:
             Timing(ttl, ttl / 4, 0.05, 3600.0),
             clock,
             hub.emit,
+            duties=self.duties,
         )
 
     def __enter__(self) -> Self:
@@ -79,6 +82,7 @@ class Campaigner:
 
     def wait_for_line(self, *parts: str, timeout: float = 30.0) -> str:
         def found() -> str | None:
+            self.duties.check()
             return next((line for line in self.lines if all(part in line for part in parts)), None)
 
         try:

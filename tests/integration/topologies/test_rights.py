@@ -97,7 +97,7 @@ def test_the_least_rights_are_enough(server: RedisServer, kind: str) -> None:
             wait_for(lambda: queue.admin.llen("celery") > before + 3, 30, "messages of the next")
             assert denied(server) - OF_THE_CLIENT == set()
             assert denied(other) - OF_THE_CLIENT == set()
-            assert not any("action=store_unmarked" in beat.log_text() for beat in cluster)
+            assert not any("duty=mark_lease" in beat.log_text() for beat in cluster)
 
 
 def test_the_least_rights_in_a_cluster(redis_cluster: Any) -> None:
@@ -118,7 +118,7 @@ def test_rights_that_are_a_comfort(server: RedisServer, right: str) -> None:
     with Campaigner(link(url), name="first") as first:
         wait_for(lambda: first.elector.handle.term, 30, "to lead")
         if right == "+subscribe":
-            first.wait_for_line("presence_unavailable", "lacks a right (NOPERM", "subscribe")
+            first.wait_for_line("duty_late", "lacks a right (NOPERM", "subscribe")
         time.sleep(1.0)
         assert first.told("lease_unreachable") == 0, first.lines
         with Campaigner(link(url), name="second") as second:
@@ -168,7 +168,7 @@ def test_each_right_that_lacks_is_named(server: RedisServer) -> None:
 def test_keys_and_channels_that_may_not_be_touched(server: RedisServer, rule: str) -> None:
     url = allow(server, *[right for right in LEASE if right != rule])
     with Campaigner(link(url)) as replica:
-        what = "lease_unreachable" if rule.startswith("~") else "presence_unavailable"
+        what = "lease_unreachable" if rule.startswith("~") else "duty_late"
         replica.wait_for_line(what, "lacks a right (NOPERM")
         allow(server, rule)
         wait_for(lambda: replica.elector.handle.term and replica.registered, 30, "to lead, present")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ha_beat.duties import Duties
 from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.elector import Elector, Eligibility
 from ha_beat.election.state_machine import Timing
@@ -20,13 +21,14 @@ class Electors:
         self.store = MemoryLeaseStore(self.clock)
         self.events = EventLog()
         self.time = SchedulingTime(self.clock, self.events.append)
+        self.duties = Duties(self.clock, self.events.append)
         self.all: list[Elector] = []
 
     def add(self, name: str = "one", *, remembers: bool = True, presence: Presence | None = None) -> Elector:
         presence = presence or MemoryPresence(self.store, self.clock)
         eligibility = Eligibility(remembers=lambda: remembers)
         args = (self.store, presence, replica(name), TIMING, self.clock, self.events.append, self.time, eligibility)
-        self.all.append(Elector(*args))
+        self.all.append(Elector(*args, duties=self.duties))
         return self.all[-1]
 
     def run(self, seconds: float, *stalled: Elector) -> None:

@@ -18,6 +18,8 @@ from ha_beat.monitoring.logs import LogWriter
 from ha_beat.monitoring.wording import phrase, phrase_of
 from ha_beat.reasons import (
     BackfillOutcome,
+    Duty,
+    DutyFault,
     LeaseAction,
     LeaseOutcome,
     Level,
@@ -45,6 +47,8 @@ _SAMPLES: dict[str, object] = {
     "datetime | None": DUE,
     "TermStart": TermStart.EXPIRED,
     "TermEnd": TermEnd.STALLED,
+    "Duty": Duty.PRESENCE,
+    "DutyFault": DutyFault.REFUSED,
     "ReplyCode": ReplyCode.UNCERTAIN,
     "Mapping[str, Any]": {},
 }

@@ -1,0 +1,144 @@
+"""Duties of a replica: what it must do again and again, when each was last done, and why one is late.
+
+The code that does a duty reports each completion and each failure. :meth:`Duties.check`, called by one thread about
+twice a second, emits an event when a duty becomes late, again at growing intervals, and when it is done again. Health,
+status and metrics read :meth:`Duties.late` themselves, so that a blocked log hides nothing from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from ha_beat import events
+from ha_beat.clock import Clock
+from ha_beat.errors import StoreError, StoreRefused
+from ha_beat.reasons import Duty, DutyFault
+
+#: Seconds until the second report of a duty that stays late, and the longest time between two reports.
+_FIRST_INTERVAL = 60.0
+_LONGEST_INTERVAL = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class LateDuty:
+    """Duty that is late. ``seconds`` is the time since it was last done, or since it was first expected."""
+
+    reason: DutyFault
+    detail: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """State of one duty. Times are on ``Clock.elapsed``.
+
+    ``since`` is the last completion, or the time from which it was expected. It is late after a failure (``reason``),
+    and without one once ``within`` seconds have passed.
+    """
+
+    since: float
+    within: float = float("inf")
+    done: bool = False
+    reason: DutyFault | None = None
+    detail: str = ""
+    exc: BaseException | None = None
+
+    def late(self, now: float) -> LateDuty | None:
+        seconds = now - self.since
+        if self.reason is not None:
+            return LateDuty(self.reason, self.detail, seconds)
+        return LateDuty(DutyFault.OVERDUE, "", seconds) if seconds > self.within else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """Reports of a late duty: since when it was late, the reported reasons, and when the next report is due."""
+
+    since: float
+    reasons: frozenset[DutyFault] = frozenset()
+    next_at: float = 0.0
+    interval: float = _FIRST_INTERVAL
+
+
+class Duties:
+    """Duties of one replica. A duty is written by the thread that does it, and each state is replaced as a whole."""
+
+    def __init__(self, clock: Clock, emit: Callable[[events.Event], None]) -> None:
+        self._clock = clock
+        self._emit = emit
+        self._states: dict[Duty, _State] = {}
+        #: Used by :meth:`check` only.
+        self._reports: dict[Duty, _Report] = {}
+
+    # --- The code that does a duty
+
+    def expect(self, duty: Duty, within: float = float("inf")) -> None:
+        """Expect the duty from now on, at least once every ``within`` seconds."""
+        if duty not in self._states:
+            self._states[duty] = _State(self._clock.elapsed(), within)
+
+    def done(self, duty: Duty) -> None:
+        """Record that the duty was done."""
+        self.expect(duty)
+        state = self._states.get(duty) or _State(0.0)
+        self._states[duty] = _State(self._clock.elapsed(), state.within, done=True)
+
+    def failed(self, duty: Duty, reason: DutyFault, detail: str = "", exc: BaseException | None = None) -> None:
+        """Record that the duty could not be done. Only an unexpected exception is given as ``exc``."""
+        self.expect(duty)
+        state = self._states.get(duty) or _State(self._clock.elapsed())
+        self._states[duty] = replace(state, reason=reason, detail=detail, exc=exc)
+
+    def raised(self, duty: Duty, exc: Exception) -> None:
+        """Record the exception that ended an attempt to do the duty."""
+        if isinstance(exc, StoreError):
+            refused = isinstance(exc, StoreRefused)
+            self.failed(duty, DutyFault.REFUSED if refused else DutyFault.UNREACHABLE, str(exc))
+        else:
+            self.failed(duty, DutyFault.FAILED, f"{type(exc).__name__}: {exc}"[:500], exc)
+
+    def suspend(self, duty: Duty) -> None:
+        """Expect the duty no longer, for example because the replica's role changed."""
+        self._states.pop(duty, None)
+
+    # --- Readers
+
+    def known(self) -> tuple[Duty, ...]:
+        """Return the duties that are expected now."""
+        return tuple(self._states)
+
+    def ever_done(self, duty: Duty) -> bool:
+        """True if the duty was done at least once since it is expected."""
+        state = self._states.get(duty)
+        return state is not None and state.done
+
+    def late(self) -> Mapping[Duty, LateDuty]:
+        """Return the duties that are late."""
+        now = self._clock.elapsed()
+        found = {duty: state.late(now) for duty, state in tuple(self._states.items())}
+        return {duty: late for duty, late in found.items() if late is not None}
+
+    # --- One thread
+
+    def check(self) -> None:
+        """Emit what changed since the last call, and what is still late after some time."""
+        now, states = self._clock.elapsed(), dict(self._states)
+        for duty, state in states.items():
+            late = state.late(now)
+            if late is None:
+                continue
+            report = self._reports.get(duty) or _Report(now - late.seconds)
+            if late.reason not in report.reasons or now >= report.next_at:
+                self._emit(events.DutyLate(duty, late.reason, late.seconds, late.detail, state.exc))
+                self._reports[duty] = _Report(
+                    report.since,
+                    report.reasons | {late.reason},
+                    now + report.interval,
+                    min(2 * report.interval, _LONGEST_INTERVAL),
+                )
+        for duty, report in tuple(self._reports.items()):
+            if duty not in states or states[duty].late(now) is None:
+                del self._reports[duty]
+                if duty in states:
+                    self._emit(events.DutyResumed(duty, now - report.since))

@@ -1,0 +1,63 @@
+"""Threads that must run as long as the process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from ha_beat import events
+from ha_beat.clock import Clock
+
+#: Longest time in seconds between two starts of a thread that ends each time.
+_LONGEST_PAUSE = 60.0
+
+
+class LastingThread:
+    """Daemon thread that is started again if it ends. Each restart is an event."""
+
+    def __init__(
+        self, *, name: str, run: Callable[[], None], clock: Clock, emit: Callable[[events.Event], None]
+    ) -> None:
+        self._name = name
+        self._target = run
+        self._clock = clock
+        self._emit = emit
+        self._thread: threading.Thread | None = None
+        self._ended = ""
+        self._start_at = 0.0
+        self._pause = 1.0
+        self._closing = False
+
+    def keep_running(self) -> None:
+        """Start the thread, or start it again if it has ended. Must be called after any fork.
+
+        Raises:
+            RuntimeError: the system has no room for another thread. The next call tries again.
+        """
+        now = self._clock.elapsed()
+        if self._closing or (self._thread is not None and self._thread.is_alive()) or now < self._start_at:
+            return
+        if self._thread is not None:
+            self._start_at, self._pause = now + self._pause, min(2 * self._pause, _LONGEST_PAUSE)
+            self._emit(events.ThreadRestarted(self._name, self._ended))
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        thread.start()
+        self._thread = thread
+
+    def stop(self) -> None:
+        """Do not start the thread again. Takes no lock, so a signal handler may call it."""
+        self._closing = True
+
+    def join(self, seconds: float) -> None:
+        """Wait until the thread has ended, at most ``seconds``."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(seconds)
+
+    def _run(self) -> None:
+        try:
+            self._target()
+            self._ended = "it returned"
+        except BaseException as exc:
+            # Not even SystemExit may end it: a library may raise it in a thread.
+            self._ended = f"{type(exc).__name__}: {exc}".rstrip(": ")
