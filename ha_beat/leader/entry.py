@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from ha_beat.reasons import UncertainPolicy, Verdict
-from ha_beat.schedule.misfire import Decision, MisfireRules
+from ha_beat.schedule.misfire import Decision, DueInstants, MisfireRules, newest_due
 from ha_beat.schedule.recurrence import Recurrence
 from ha_beat.store.ledger import LedgerRow
 
@@ -65,6 +65,8 @@ class EntryState:
     #: True until the first write after the entry was disabled and enabled again.
     resumed: bool = False
     due_at: datetime | None = None
+    #: Due instants as last found, so that a backlog is not searched for at each of its occurrences.
+    due: DueInstants | None = None
     #: Time of the first failed attempt at the occurrence that is due.
     failing_since: datetime | None = None
     #: Text of the last error of that occurrence.
@@ -110,7 +112,9 @@ class EntryState:
             return Decision(due_at, self.row.base)
         if self.entry.recurrence is None:
             return Decision(due_at, due_at)
-        return self.entry.misfire.decide(self.entry.recurrence, due_at, now)
+        recurrence, misfire = self.entry.recurrence, self.entry.misfire
+        self.due = newest_due(recurrence, due_at, now, misfire.keep, self.due)
+        return misfire.decide(recurrence, self.due, now)
 
     def record_failure(self, now: datetime, error: str = "") -> None:
         """Record a failed attempt at the occurrence that is due."""

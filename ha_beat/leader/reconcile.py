@@ -252,7 +252,7 @@ def _newest(state: EntryState, until: datetime) -> datetime:
     recurrence = state.entry.recurrence
     if recurrence is None or (first := recurrence.next_after(state.position)) > until:
         return state.position
-    return newest_due(recurrence, first, until, keep=1)[0][-1]
+    return newest_due(recurrence, first, until, keep=1).newest
 
 
 def _skip_to(state: EntryState, floor: datetime, writer: LedgerWriter) -> EntryOperation | None:
@@ -266,7 +266,7 @@ def _skip_to(state: EntryState, floor: datetime, writer: LedgerWriter) -> EntryO
     first = recurrence.next_after(state.position)
     if first > floor:
         return None
-    kept, count = newest_due(recurrence, first, floor, keep=1)
-    state.position = kept[-1]
+    due = newest_due(recurrence, first, floor, keep=1)
+    state.position = due.newest
     until = recurrence.next_after(state.position)
-    return writer.skip(state, Skipped(first, until, count, SkipReason.STATE_LOSS), state.position)
+    return writer.skip(state, Skipped(first, until, due.count, SkipReason.STATE_LOSS), state.position)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ha_beat.errors import ConfigurationError
 from ha_beat.reasons import MisfirePolicy, UncertainPolicy
-from ha_beat.schedule.misfire import COUNT_CAP, MisfireRules
+from ha_beat.schedule.misfire import CATCH_UP_CAP, MisfireRules
 
 KEY = "ha_beat"
 
@@ -46,7 +46,7 @@ class EntryOptions:
         if "misfire_grace" in own:
             rules = replace(rules, grace=_number(entry, "misfire_grace", own.pop("misfire_grace")))
         if "misfire_limit" in own:
-            limit = _number(entry, "misfire_limit", own.pop("misfire_limit"), least=1, most=COUNT_CAP)
+            limit = _number(entry, "misfire_limit", own.pop("misfire_limit"), least=1, most=CATCH_UP_CAP)
             rules = replace(rules, limit=int(limit))
         if "uncertain" in own:
             uncertain = _one_of(entry, "uncertain", own.pop("uncertain"), tuple(UncertainPolicy))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ha_beat.reasons import MisfirePolicy, SkipReason
 from ha_beat.schedule.recurrence import Recurrence
 
-#: The most missed instants of an entry that are counted one by one, and the most that are caught up.
-COUNT_CAP = 1000
+#: Most missed instants of an entry that are caught up.
+CATCH_UP_CAP = 1000
+
+#: Most instants that are stepped through before the search goes backwards.
+_STEPS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,25 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class DueInstants:
+    """Due instants of one entry from ``first`` to ``newest``. The newest ``kept`` of them begin with ``oldest``.
+
+    ``passed_over`` is how many there are before ``oldest``, or -1 if they are too many to count.
+    """
+
+    first: datetime
+    oldest: datetime
+    newest: datetime
+    kept: int = 1
+    passed_over: int = 0
+
+    @property
+    def count(self) -> int:
+        """Return how many there are, or -1."""
+        return -1 if self.passed_over < 0 else self.passed_over + self.kept
+
+
+@dataclass(frozen=True, slots=True)
 class MisfireRules:
     """Rules for overdue occurrences.
 
@@ -54,26 +75,26 @@ class MisfireRules:
     limit: int = 100
     usual_lateness: float = 11.0
 
-    def decide(self, recurrence: Recurrence, first: datetime, now: datetime) -> Decision:
-        """Decide on the instants from ``first``, which is due, up to ``now``.
+    @property
+    def keep(self) -> int:
+        """Return how many of the newest due instants may be enqueued."""
+        return self.limit if self.policy is MisfirePolicy.ALL else 1
 
-        ``all`` decides on one instant per call, oldest first.
-        """
-        keep = self.limit if self.policy is MisfirePolicy.ALL else 1
-        kept, count = newest_due(recurrence, first, now, keep)
-        wanted = [instant for instant in kept if not self._too_late(instant, now)]
-        if not wanted:
-            latest = kept[-1]
-            reason = SkipReason.MISSED if self.grace is None else SkipReason.MISFIRE_GRACE
-            return Decision(None, latest, Skipped(first, recurrence.next_after(latest), count, reason))
-        send = wanted[0]
+    def decide(self, recurrence: Recurrence, due: DueInstants, now: datetime) -> Decision:
+        """Decide on due instants, found with :attr:`keep`. ``all`` decides on one instant per call, oldest first."""
+        first, send, late = due.first, due.oldest, 0
+        while self._too_late(send, now):
+            if send >= due.newest:
+                reason = SkipReason.MISSED if self.grace is None else SkipReason.MISFIRE_GRACE
+                return Decision(None, send, Skipped(first, recurrence.next_after(send), due.count, reason))
+            send, late = recurrence.next_after(send), late + 1
         if send == first:
             return Decision(send, send)
-        passed_over = count - len(wanted) if count > 0 else -1
+        passed_over = due.passed_over + late if due.passed_over >= 0 else -1
         return Decision(
             send,
             send,
-            Skipped(first, send, passed_over, self._skip_reason(kept, wanted)),  # guard: misfire-verdict
+            Skipped(first, send, passed_over, self._skip_reason(late)),  # guard: misfire-verdict
         )
 
     def _too_late(self, instant: datetime, now: datetime) -> bool:
@@ -82,29 +103,71 @@ class MisfireRules:
             grace = self.usual_lateness
         return grace is not None and (now - instant).total_seconds() > grace
 
-    def _skip_reason(self, kept: Sequence[datetime], wanted: Sequence[datetime]) -> SkipReason:
+    def _skip_reason(self, late: int) -> SkipReason:
         if self.policy is MisfirePolicy.ONCE:
             return SkipReason.COALESCED
         if self.policy is MisfirePolicy.SKIP:
             return SkipReason.MISSED
-        return SkipReason.MISFIRE_LIMIT if len(wanted) == len(kept) else SkipReason.MISFIRE_GRACE
+        return SkipReason.MISFIRE_GRACE if late else SkipReason.MISFIRE_LIMIT
 
 
-def newest_due(recurrence: Recurrence, first: datetime, now: datetime, keep: int) -> tuple[list[datetime], int]:
-    """Return the newest ``keep`` instants from ``first`` up to ``now``, oldest first, and how many there are in all.
+def newest_due(
+    recurrence: Recurrence, first: datetime, now: datetime, keep: int, known: DueInstants | None = None
+) -> DueInstants:
+    """Return the instants from ``first``, which is due, up to ``now``, with the newest ``keep`` of them.
 
-    If they are too many to step through, search backwards from ``now``; the count may then be -1.
+    ``known`` is what an earlier call returned for the same recurrence; it saves the search. If the instants are too
+    many to step through, search backwards from ``now``.
     """
-    keep = min(keep, COUNT_CAP)
-    kept = deque([first], maxlen=keep)
-    count = 1
-    while (following := recurrence.next_after(kept[-1])) <= now:
-        kept.append(following)
-        count += 1
-        if count > COUNT_CAP:
-            newest, more = recurrence.newest(following, now)
-            kept = deque([newest])
-            while len(kept) < keep and kept[0] > following:
-                kept.appendleft(recurrence.newest(following, kept[0] - timedelta(microseconds=1))[0])
-            return list(kept), count + more if more >= 0 else -1
-    return list(kept), count
+    keep = min(keep, CATCH_UP_CAP)
+    continued = _continued(known, recurrence, first, now, keep) if known is not None else None
+    return continued or _counted(recurrence, first, now, keep) or _from_behind(recurrence, first, now, keep)
+
+
+def _continued(
+    known: DueInstants, recurrence: Recurrence, first: datetime, now: datetime, keep: int
+) -> DueInstants | None:
+    """Return what ``known`` has become, or ``None`` if it doesn't fit or is far behind."""
+    oldest, newest, kept, passed_over = known.oldest, known.newest, known.kept, known.passed_over
+    if newest > now:
+        # The clock was set back.
+        return None
+    if first != known.first:
+        passed_over = 0
+        if first != oldest:
+            oldest, kept = recurrence.next_after(oldest), kept - 1
+        if first != oldest or not kept:
+            return None
+    for _ in range(_STEPS):
+        following = recurrence.next_after(newest)
+        if following > now:
+            return DueInstants(first, oldest, newest, kept, passed_over)
+        newest, kept = following, kept + 1
+        if kept > keep:
+            oldest, kept = recurrence.next_after(oldest), kept - 1
+            passed_over += passed_over >= 0
+    return None
+
+
+def _counted(recurrence: Recurrence, first: datetime, now: datetime, keep: int) -> DueInstants | None:
+    """Step through the instants. Return ``None`` if they are too many."""
+    found = deque([first], maxlen=keep)
+    for passed in range(1 - keep, _STEPS - keep):
+        following = recurrence.next_after(found[-1])
+        if following > now:
+            return DueInstants(first, found[0], found[-1], len(found), max(passed, 0))
+        found.append(following)
+    return None
+
+
+def _from_behind(recurrence: Recurrence, first: datetime, now: datetime, keep: int) -> DueInstants:
+    """Search the newest instants backwards from ``now``."""
+    newest, more = recurrence.newest(first, now)
+    found, span = deque([newest], maxlen=keep), timedelta(seconds=1)
+    while len(found) < keep and found[0] > first:
+        # The start of a span twice as long, from which to step forward.
+        found = deque([recurrence.newest(first, max(first, now - span))[0]], maxlen=keep)
+        while found[-1] < newest:
+            found.append(recurrence.next_after(found[-1]))
+        span *= 2
+    return DueInstants(first, found[0], newest, len(found), more + 1 - len(found) if more >= 0 else -1)

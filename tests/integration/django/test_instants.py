@@ -11,7 +11,7 @@ from django_celery_beat.models import ClockedSchedule, CrontabSchedule, Interval
 from django_celery_beat.schedulers import ModelEntry
 
 from ha_beat.django.entries import RowEntry, UnreadableRow
-from ha_beat.schedule.misfire import newest_due
+from ha_beat.schedule.misfire import DueInstants, newest_due
 from ha_beat.schedule.occurrence import FOREVER
 from ha_beat.schedule.recurrence import first_from
 from tests.integration.django.project.app import app
@@ -77,7 +77,7 @@ def test_interval_enabled_again_keeps_the_grid_of_its_start():
 
 def test_clocked_row_has_one_instant_however_late():
     task = entry(clocked=ClockedSchedule(clocked_time=NOON), one_off=True)
-    assert newest_due(task.instants, NOON, NOON + 1000 * HOUR, keep=1) == ([NOON], 1)
+    assert newest_due(task.instants, NOON, NOON + 1000 * HOUR, keep=1) == DueInstants(NOON, NOON, NOON)
     assert task.once
 
 

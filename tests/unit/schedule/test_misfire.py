@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from ha_beat.reasons import MisfirePolicy, SkipReason
-from ha_beat.schedule.misfire import COUNT_CAP, Decision, MisfireRules, Skipped
+from ha_beat.schedule.misfire import Decision, MisfireRules, Skipped, newest_due
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
@@ -34,14 +35,17 @@ class EachMinute:
         return known + timedelta(minutes=count), count if self.countable else -1
 
 
-def decide(rules: MisfireRules, minutes: float) -> Decision:
-    return rules.decide(EachMinute(), at(0), at(minutes))
+def decide(rules: MisfireRules, minutes: float, recurrence: EachMinute | None = None) -> Decision:
+    recurrence = recurrence or EachMinute()
+    return rules.decide(recurrence, newest_due(recurrence, at(0), at(minutes), rules.keep), at(minutes))
 
 
 def decide_all(rules: MisfireRules, first: datetime, now: datetime) -> list[Decision]:
-    decisions = []
+    decisions: list[Decision] = []
+    recurrence, due = EachMinute(), None
     while first <= now:
-        decision = rules.decide(EachMinute(), first, now)
+        due = newest_due(recurrence, first, now, rules.keep, due)
+        decision = rules.decide(recurrence, due, now)
         decisions.append(decision)
         first = decision.position + timedelta(minutes=1)
     return decisions
@@ -106,13 +110,37 @@ def test_each_instant_gets_exactly_one_verdict(policy, grace, minutes):
     assert sorted(verdicts) == [at(n) for n in range(int(minutes) + 1)]
 
 
+def test_backlog_is_searched_once_not_at_each_occurrence():
+    recurrence, rules, now = EachMinute(), MisfireRules(ALL, limit=1000), at(3900.1)
+    due, first = None, at(0)
+    for number in range(1000):
+        due = newest_due(recurrence, first, now, rules.keep, due)
+        decision = rules.decide(recurrence, due, now)
+        assert decision.send == at(2901 + number)
+        if number == 0:
+            searched, recurrence.calls = recurrence.calls, 0
+        first = decision.position + timedelta(minutes=1)
+    assert searched < 5000
+    assert recurrence.calls < 3 * 1000
+
+
+@pytest.mark.parametrize("keep", [1, 3, 200])
+def test_continued_search_finds_what_a_new_one_finds(keep):
+    """Time goes on, stands still and goes back while the backlog is worked off and grows."""
+    recurrence, due, first, chance = EachMinute(), None, at(0), random.Random(1)
+    for now in [at(chance.uniform(0, 400)) for _ in range(100)]:
+        due = newest_due(recurrence, first, max(now, first), keep, due)
+        assert due == newest_due(recurrence, first, max(now, first), keep)
+        first = chance.choice([first, due.oldest, due.oldest + timedelta(minutes=1), due.newest + timedelta(minutes=1)])
+
+
 @pytest.mark.parametrize("policy", MisfirePolicy)
 @pytest.mark.parametrize("countable", [True, False])
 def test_year_of_missed_minutes_is_not_stepped_through(policy, countable):
     recurrence = EachMinute(countable)
     year = 365 * 24 * 60
-    decision = MisfireRules(policy).decide(recurrence, at(0), at(year + 0.1))
-    assert recurrence.calls < 2 * COUNT_CAP
+    decision = decide(MisfireRules(policy), year + 0.1, recurrence)
+    assert recurrence.calls < 1000
     assert decision.position == at(year - 99 if policy is ALL else year)
     assert decision.skipped.first == at(0)
     span = int((decision.skipped.until - at(0)) / timedelta(minutes=1))
@@ -122,7 +150,7 @@ def test_year_of_missed_minutes_is_not_stepped_through(policy, countable):
 @pytest.mark.parametrize("countable", [True, False])
 def test_all_catches_up_its_limit_when_a_day_was_missed(countable):
     day = 24 * 60
-    decision = MisfireRules(ALL).decide(EachMinute(countable), at(0), at(day + 0.1))
+    decision = decide(MisfireRules(ALL), day + 0.1, EachMinute(countable))
     first = at(day - 99)
     skipped = Skipped(at(0), first, day - 99 if countable else -1, SkipReason.MISFIRE_LIMIT)
     assert decision == Decision(first, first, skipped)

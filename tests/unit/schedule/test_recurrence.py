@@ -92,6 +92,18 @@ def test_crontab_instant_does_not_depend_on_the_start_of_the_search(source):
     assert recurrence.next_after(due + (following - due) / 2) == following
 
 
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "UTC"])
+@pytest.mark.parametrize("spec", CRONTABS)
+def test_missed_instants_of_a_crontab_are_counted_without_steps(spec, zone):
+    """Across a change of the clock the count is unknown."""
+    entry = ScheduleEntry(name="e", task="t", schedule=crontab(**CRONTABS[spec]), app=app_in(zone))
+    for start in (datetime(2030, 1, 20, 9, 7, tzinfo=UTC), datetime(2030, 3, 29, 9, 7, tzinfo=UTC)):
+        recurrence: Any = recurrence_of(entry)
+        known, now = recurrence.next_after(start), start + timedelta(hours=65)
+        missed = occurrences(entry, known, now)
+        assert recurrence.newest(known, now) == (missed[-1], -1 if zone != "UTC" and start.month == 3 else len(missed))
+
+
 @pytest.mark.parametrize("day", [-400, -1, 0, 1, 400])
 def test_crontab_on_another_day_is_due_as_today(day):
     """Celery before 5.6 compares with today's date, so that an outage over midnight would lose occurrences."""
