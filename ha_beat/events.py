@@ -286,7 +286,10 @@ class LedgerReadFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class ClockJumped(Event):
-    """The machine's wall clock stepped by ``seconds``. ``followed`` is True if the scheduling time moved with it."""
+    """The machine's wall clock moved by ``seconds`` more than the time that passed: it stepped or drifts.
+
+    ``followed`` is True if the scheduling time moved with it.
+    """
 
     action: ClassVar[str] = "clock_jumped"
 

@@ -1,7 +1,7 @@
 """Scheduling time: the machine's clock, unless other clocks outvote it.
 
-A step of the wall clock must neither stop the schedule nor make entries run early. The wall clock counts while it
-agrees with its earlier time, carried forward by a clock that never steps. When it jumps, Redis' clock decides.
+A step or a drift of the wall clock must neither stop the schedule nor make entries run early. The wall clock counts
+while it keeps pace with a clock that never steps. When it does not, Redis' clock decides.
 """
 
 from __future__ import annotations
@@ -15,6 +15,13 @@ from ha_beat.clock import Clock, from_micros
 #: Largest difference in seconds between two clocks that agree.
 AGREEMENT = 2.0
 
+#: Difference in seconds within which the wall clock and Redis' clock confirm each other. Their common time is then the
+#: reference, so that small errors of the clock that never steps do not add up over months.
+CONFIRMED = 0.5
+
+#: Longest time in seconds between the readings of two clocks that are compared, and the largest number of attempts.
+_APART, _READINGS = 0.1, 3
+
 
 def vote(mine: float, *others: float) -> float:
     """Return the first of these times in seconds with which another one agrees, or ``mine`` if none agree."""
@@ -25,14 +32,28 @@ def vote(mine: float, *others: float) -> float:
     return mine
 
 
+def _confirms(redis: float, wall: float, reference: float) -> bool:
+    """True if Redis' clock agrees with the wall clock, and is nearer to it than to the reference.
+
+    A wall clock that drifts away from both is still near both when it crosses the limit.
+    """
+    return (
+        abs(wall - redis) <= AGREEMENT and abs(wall - redis) < abs(reference - redis)  # guard: clock-drift
+    )
+
+
 class SchedulingTime:
-    """Scheduling time in UTC. The election thread reports Redis' clock, and the main loop reads the time."""
+    """Scheduling time in UTC. The election thread reports Redis' clock, and the main loop reads the time.
+
+    Both threads may compute the time at once: each attribute is written as a whole, and both come to one result.
+    """
 
     def __init__(self, clock: Clock, emit: Callable[[events.Event], None]) -> None:
         self._clock = clock
         self._emit = emit
-        #: Scheduling time minus :meth:`Clock.elapsed`.
-        self._anchor = clock.wall() - clock.elapsed()
+        #: Reference: the time on which the clocks agreed, minus :meth:`Clock.elapsed`. It does not follow the wall
+        #: clock alone, because corrections that are small one by one could lead it anywhere.
+        self._reference = clock.wall() - clock.elapsed()
         #: Redis' clock minus :meth:`Clock.elapsed`.
         self._redis: float | None = None
         self._outvoted = False
@@ -44,50 +65,69 @@ class SchedulingTime:
 
     def seconds(self) -> float:
         """Return the scheduling time in seconds since the Unix epoch."""
-        elapsed, wall = self._clock.elapsed(), self._clock.wall()
-        carried_on = self._anchor + elapsed
-        jump = wall - carried_on
-        if abs(jump) <= AGREEMENT:
-            # Small corrections by a time service are followed.
-            self._anchor = wall - elapsed
+        elapsed, wall = self._read_clocks()
+        redis = self._redis
+        ahead = wall - elapsed - self._reference
+        if redis is not None and abs(wall - elapsed - redis) <= CONFIRMED:
+            self._reference = redis
+        if abs(ahead) <= AGREEMENT:
             self._outvoted = False
             return wall
-        if self._redis is not None and abs(self._redis + elapsed - wall) <= AGREEMENT:
-            self._anchor = wall - elapsed
-            self._emit(events.ClockJumped(jump, followed=True))
+        if redis is not None and _confirms(redis, wall - elapsed, wall - elapsed - ahead):
+            self._reference = redis
+            self._outvoted = False
+            self._emit(events.ClockJumped(ahead, followed=True))
             return wall
         if not self._outvoted:
             self._outvoted = True
-            self._emit(events.ClockJumped(jump, followed=False))
-        return carried_on  # guard: clock-step
+            self._emit(events.ClockJumped(ahead, followed=False))
+        return self._reference + elapsed  # guard: clock-step
+
+    def _read_clocks(self) -> tuple[float, float]:
+        """Return :meth:`Clock.elapsed` and the wall clock. A pause between the two readings is no step."""
+        for _ in range(_READINGS):
+            began = self._clock.elapsed()
+            wall = self._clock.wall()
+            elapsed = self._clock.elapsed()
+            if elapsed - began <= _APART:
+                break
+        return elapsed, wall
 
     @property
     def offset(self) -> float:
-        """Return the scheduling time minus Redis' clock, in seconds; 0 while it is unknown."""
-        return self._anchor - self._redis if self._redis is not None else 0.0
+        """Return the reference minus Redis' clock, in seconds; 0 while it is unknown."""
+        return self._reference - self._redis if self._redis is not None else 0.0
 
     def redis_said(self, server_ms: int, sent_at: float, received_at: float) -> None:
         """Record Redis' clock, read by a command that was sent and answered at these times."""
-        self._redis = server_ms / 1000 - (sent_at + received_at) / 2
-        far = abs(self.offset) > AGREEMENT
-        if far and not self._warned:
+        unsure = (received_at - sent_at) / 2
+        heard = server_ms / 1000 - (sent_at + received_at) / 2
+        # A slow answer tells little: what is known already stays if it fits.
+        known = heard if self._redis is None else self._redis
+        self._redis = min(max(known, heard - unsure), heard + unsure)
+        if abs(self.offset) <= AGREEMENT:
+            self._warned = False
+        elif abs(self.offset) > AGREEMENT + unsure and not self._warned:
+            self._warned = True
             self._emit(events.ClockOffset(self.offset))
-        self._warned = far
+        # A standby's clock is judged too, long before it leads.
+        self.seconds()
+
+    def offset_in_term(self, leaders_offset: float | None) -> float:
+        """Return :attr:`offset` as it will be after :meth:`join`."""
+        return self._agreed(leaders_offset) - self._redis if self._redis is not None else 0.0
 
     def join(self, leaders_offset: float | None) -> None:
         """Vote at the start of a term. The last leader's offset from Redis gives a third clock."""
-        if self._redis is None:
-            return
-        elapsed = self._clock.elapsed()
-        mine = self._anchor + elapsed
-        redis = self._redis + elapsed
-        others = [redis] if leaders_offset is None else [redis, redis + leaders_offset]
-        agreed = (
-            vote(mine, *others)
-            if leaders_offset is not None  # guard: clock-leader-votes
-            else mine
-        )
-        if abs(agreed - mine) > AGREEMENT:
-            self._anchor = agreed - elapsed
+        agreed = self._agreed(leaders_offset)
+        wrong = self._reference - agreed
+        if wrong:
+            self._reference = agreed
             self._outvoted = True
-            self._emit(events.ClockJumped(mine - agreed, followed=False))
+            self._emit(events.ClockJumped(wrong, followed=False))
+
+    def _agreed(self, leaders_offset: float | None) -> float:
+        """Return the reference on which this replica, Redis and the last leader agree."""
+        if self._redis is None or leaders_offset is None:
+            return self._reference
+        return vote(self._reference, self._redis, self._redis + leaders_offset)  # guard: clock-leader-votes

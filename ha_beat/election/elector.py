@@ -16,7 +16,7 @@ from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.duties import Duties
 from ha_beat.election import state_machine as election
-from ha_beat.election.cluster_clock import SchedulingTime
+from ha_beat.election.cluster_clock import AGREEMENT, SchedulingTime
 from ha_beat.election.connectivity import Command, Connectivity
 from ha_beat.election.leader_handle import LeaderHandle, Tenure
 from ha_beat.election.presence_keeper import PresenceKeeper
@@ -199,8 +199,12 @@ class Elector:
                 return self._campaign(action, now)
             case Renew(term=term, seq=seq, presence=with_presence):
                 channel = self._presence.channel if with_presence else ""
+                sent = self._time.offset
                 answer = self._ask(lambda: self._store.renew(term, seq, channel), "renewal")
-                return answer if isinstance(answer, Unknown) else Renewal(answer, now)
+                if isinstance(answer, Unknown):
+                    return answer
+                # Redis' clock stepped. Until the record has the new offset, the script refuses what is due.
+                return Renewal(answer, now, outdated=abs(self._time.offset - sent) > AGREEMENT / 2)
             case Release():
                 return None
 
@@ -208,12 +212,17 @@ class Elector:
         state = self.state
         seen_epoch = state.seen_epoch if isinstance(state, Standby) else state.term.epoch
         timing, channel = self._timing, self._presence.channel
-        attempt = Attempt(self.replica, new_token(), now, timing.ttl, timing.margin, channel, campaign.reason)
+        sighting = state.sighting if isinstance(state, Standby) else None
+        leaders_offset = sighting.record.offset if sighting is not None else None
+        # The script judges the first batch by this offset, not by the last leader's.
+        offset = self._time.offset_in_term(leaders_offset)  # guard: clock-own-offset
+        attempt = Attempt(self.replica, new_token(), now, timing.ttl, timing.margin, channel, campaign.reason, offset)
         try:
             answer = self._ask(lambda: self._store.acquire(attempt, campaign.expected, seen_epoch), "campaign")
         except LeadershipForbidden as exc:
             return Forbidden(exc.reason, str(exc))
         if isinstance(answer, Acquired):
+            self._time.join(leaders_offset)
             self._connectivity.acquired(server_changed=answer.server_changed)
             self.handle.tenure = self._tenure(answer, campaign)
         return Campaigned(answer, attempt.nonce)
@@ -232,7 +241,7 @@ class Elector:
         except StoreError as exc:
             if self._connectivity.reachable:
                 self._presence.outage_began()
-            self._connectivity.failed(command, str(exc), leading=isinstance(self.state, Leader))
+            self._connectivity.failed(command, str(exc), leading=self.handle.term is not None)
             return Unknown(str(exc))
         self._duties.done(Duty.LEASE)
         received_at = self._clock.elapsed()

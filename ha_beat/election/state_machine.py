@@ -195,10 +195,11 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """Answer to the renewal that was sent at ``sent_at``."""
+    """Answer to the renewal that was sent at ``sent_at``. ``outdated``: the record needs another one at once."""
 
     answer: Renewed | Lost | Literal["late"]
     sent_at: float
+    outdated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,13 +334,13 @@ def absorb(state: State, outcome: Outcome, now: float, timing: Timing) -> State:
 
 def _as_leader(state: Leader, outcome: Outcome, now: float, timing: Timing) -> State:
     match outcome:
-        case Renewal(answer=Renewed(presence=presence), sent_at=sent_at):
+        case Renewal(answer=Renewed(presence=presence), sent_at=sent_at, outdated=outdated):
             term = state.term.until(sent_at + timing.ttl - timing.margin)  # guard: trust-from-send
             state = replace(
                 state,
                 term=term,
                 seq=state.seq + 1,
-                next_renewal=sent_at + timing.renew_interval,
+                next_renewal=now if outdated else sent_at + timing.renew_interval,
                 presence=presence,
             )
         case Renewal(answer=Lost()):

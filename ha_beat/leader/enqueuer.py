@@ -109,7 +109,6 @@ class Enqueuer:
         self._term = LeaderTerm(self._parts, tenure, self.dispatcher)
         self._backoff.begin()
         acquired = tenure.acquired
-        self._parts.time.join(acquired.leaders_offset)
         others = acquired.previous_holder not in ("", acquired.term.holder)
         now, pause = self._clock.elapsed(), 0.0
         waited_for, since = self._changed_server

@@ -122,7 +122,7 @@ def _redis(event: e.Event) -> Line | None:
             return WARNING, "Redis may lose the cluster's records: %s", (phrase(reason, detail),)
         case e.ClockJumped(seconds, followed):
             then = "follows it" if followed else "does not follow it"
-            return WARNING, "The wall clock stepped by %+.1f s; the schedule %s", (seconds, then)
+            return WARNING, "The wall clock moved by %+.1f s against the other clocks; the schedule %s", (seconds, then)
         case e.ClockOffset(seconds):
             return WARNING, "This machine's clock differs from Redis' clock by %+.1f s", (seconds,)
         case _:

@@ -98,6 +98,13 @@ class LeaseRecord:
     run_id: str = ""
     renewed_ms: int = 0
     preferred: str = ""
+    #: The leader's time minus the server's, ``""`` if it is unknown.
+    offset_ms: str = ""
+
+    @property
+    def offset(self) -> float | None:
+        """Return the leader's scheduling time minus the server's clock in seconds, or ``None`` if it is unknown."""
+        return _seconds(self.offset_ms)
 
     @property
     def held(self) -> bool:
@@ -148,8 +155,6 @@ class Acquired:
     previous_holder: str
     presence: str
     server_ms: int
-    #: The last leader's scheduling time minus Redis' clock, in seconds.
-    leaders_offset: float | None = None
     #: Doubt that the last leader found and did not resolve before its term ended, in the leader's encoding.
     unfinished: str = ""
 
@@ -218,6 +223,8 @@ class Attempt:
     margin: float
     presence: str
     reason: TermStart = TermStart.NO_LEASE
+    #: Scheduling time of the term minus Redis' clock, in seconds.
+    offset: float = 0.0
 
     @property
     def trusted_until(self) -> float:
@@ -335,6 +342,7 @@ def _acquire_args(attempt: Attempt, expected: Expected | None, seen_epoch: int) 
         "http": replica.http,
         "host": replica.host,
         "pid": replica.pid,
+        "offset_ms": round(attempt.offset * 1000),
     }
     return [
         expected.epoch if expected else "",
@@ -353,7 +361,7 @@ def _acquire_args(attempt: Attempt, expected: Expected | None, seen_epoch: int) 
 
 def _acquired(attempt: Attempt, reply: Sequence[str]) -> Acquired:
     epoch, gen, lease_gen, ledger_gen, run_id, previous_run_id, unfinished, server_ms, *rest = reply
-    presence, previous_holder, offset_ms = rest
+    presence, previous_holder = rest
     return Acquired(
         term=Term(attempt.replica.id, int(epoch), attempt.nonce, gen, run_id, attempt.trusted_until),
         previous_gens=(lease_gen, ledger_gen),
@@ -361,7 +369,6 @@ def _acquired(attempt: Attempt, reply: Sequence[str]) -> Acquired:
         previous_holder=previous_holder,
         presence=presence,
         server_ms=int(server_ms),
-        leaders_offset=_seconds(offset_ms),
         unfinished=unfinished,
     )
 

@@ -94,6 +94,7 @@ class MemoryLeaseStore:
             gen=gen,
             run_id=self._run_id,
             renewed_ms=self._now_ms(),
+            offset_ms=str(round(attempt.offset * 1000)),
         )
         self._ledger_gen, self._ledger_epoch, self._ledger_run_id = gen, epoch, self._run_id
         self._fingerprint = replica.fingerprint

@@ -12,6 +12,8 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.servers import PartMissing, find_program
@@ -69,3 +71,13 @@ class SteppedClock:
     def jump(self, seconds: float) -> None:
         """Step the clock by some seconds."""
         self.offset += seconds
+
+
+def drift_together(clocks: Sequence[tuple[SteppedClock, float]], seconds: float) -> None:
+    """Let clocks gain so many seconds a second (negative: lose), for that many seconds. Waits until then."""
+    began = time.monotonic()
+    offsets = [(clock, rate, clock.offset) for clock, rate in clocks]
+    while (passed := time.monotonic() - began) < seconds:
+        for clock, rate, offset in offsets:
+            clock.offset = offset + rate * passed
+        time.sleep(0.01)

@@ -16,9 +16,11 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 from celery.schedules import crontab
 
+from ha_beat.election.cluster_clock import AGREEMENT
 from ha_beat.schedule.recurrence import recurrence_of
 from tests.faults.checker import Interval, instant
-from tests.faults.clock import SteppedClock
+from tests.faults.clock import SteppedClock, drift_together
+from tests.faults.history import boottime
 from tests.faults.scenario import ClusterScenario
 from tests.support.servers import RedisServer, need
 
@@ -124,6 +126,46 @@ def test_step_of_all_clocks_is_followed(seconds: float, found):
             time.sleep(6)
         scenario.cluster.assert_all_alive()
         found(scenario.clean_report(EXPECTED if seconds > 0 else []))
+
+
+#: Rates of the drifting clocks: of the leader, another replica and the server. And the number of replicas.
+DRIFTS = {
+    "leader ahead": ((0.5, 0.0, 0.0), 2),
+    "leader behind": ((-0.5, 0.0, 0.0), 2),
+    "standby": ((0.0, 0.5, 0.0), 2),
+    "redis ahead": ((0.0, 0.0, 0.5), 2),
+    "redis behind": ((0.0, 0.0, -0.5), 2),
+    "both replicas": ((0.5, 0.3, 0.0), 2),
+    "leader and redis apart": ((0.5, 0.0, -0.3), 2),
+    "lone replica": ((0.5, 0.0), 1),
+}
+
+
+@pytest.mark.parametrize(
+    "drift", [pytest.param(name, marks=[pytest.mark.slow] * (name != "leader ahead")) for name in DRIFTS]
+)
+def test_drifting_clock_moves_the_schedule_by_the_agreement_at_most(drift: str, found):
+    """Minutes of drift in seconds. The leader is killed after it, and its successor goes on without a silence."""
+    rates, replicas = DRIFTS[drift]
+    with clocked_scenario(replicas=replicas) as (scenario, server_clock):
+        leader = scenario.begin()
+        others = [clock for one, clock in zip(scenario.cluster, scenario.clocks, strict=True) if one is not leader]
+        own = scenario.clocks[scenario.cluster.replicas.index(leader)]
+        began = len(scenario.history.messages())
+        drift_together(list(zip([own, *others, server_clock], rates, strict=True)), 10)
+        more(scenario)
+        leader.kill()
+        if replicas == 1:
+            leader.start()
+        scenario.cluster.wait_for_leader(other_than=None if replicas == 1 else leader)
+        more(scenario)
+        since_boot = time.time() - boottime()
+        for message in scenario.history.messages()[began:]:
+            early = instant(message["scheduled_at"]).timestamp() - (message["t"] + since_boot)
+            assert early < AGREEMENT + 0.3, "scheduling has followed a wrong clock"
+        report = scenario.clean_report(EXPECTED)
+        assert report.silence.longest < TTL + 4
+        found(report)
 
 
 TRANSITIONS = [

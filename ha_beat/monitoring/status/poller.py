@@ -30,6 +30,14 @@ _POLL_WITHIN = 30.0
 _SLICE = 0.1
 
 
+def certain_offset(difference: float, round_trip: float) -> float:
+    """Return the least offset of two clocks that explains a difference, in seconds.
+
+    One clock was read at an unknown time of the round trip, the other at its end. A slow answer is no clock offset.
+    """
+    return min(max(0.0, difference - round_trip), difference)
+
+
 class Poller:
     """Thread that updates a replica's snapshot. No other thread waits for it."""
 
@@ -77,8 +85,9 @@ class Poller:
         try:
             view = self._members.view(member, clean=member.role == "leader") if self._full else None
             server_ms = view.server_ms if view else self._members.announce(member)
+            wall = self._clock.wall()
             received = self._clock.elapsed()
-            offset = self._clock.wall() - (received - sent) / 2 - server_ms / 1000
+            offset = certain_offset(wall - server_ms / 1000, received - sent)
             if self._full or self._server is None:
                 self._read_server()
             if view is not None:

@@ -3,7 +3,7 @@
 --       highest epoch seen, fingerprint, new gen, wanted presence channel, schema,
 --       code of why the lease is free, holder, then the fields of the new record
 local lease, ledger = KEYS[1], KEYS[2]
-local was = redis.call('HMGET', lease, 'epoch', 'seq', 'state', 'presence', 'gen', 'run_id', 'holder', 'renewed_ms', 'offset_ms')
+local was = redis.call('HMGET', lease, 'epoch', 'seq', 'state', 'presence', 'gen', 'run_id', 'holder', 'renewed_ms')
 local meta = redis.call('HMGET', ledger, 'm:gen', 'm:epoch', 'm:fingerprint', 'm:run_id', 'm:schema', 'm:unfinished')
 
 local stands = #redis.call('HGETALL', lease) > 0
@@ -48,4 +48,4 @@ append_record(KEYS[3], ledger, {
   previous = was[7] or '', previous_epoch = number(was[1]), left_ms = number(was[8]),
 })
 return { 'acquired', epoch, gen, was[5] or '', meta[1] or '', server, meta[4] or '', meta[6] or '',
-  now, presence, was[7] or '', was[9] or '' }
+  now, presence, was[7] or '' }

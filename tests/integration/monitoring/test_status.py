@@ -15,6 +15,7 @@ from redis.retry import Retry
 from ha_beat import events
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.monitoring.status import Poller, Snapshot, document, spans
+from ha_beat.monitoring.status.poller import certain_offset
 from ha_beat.reasons import EntryFault, Invariant, RedisRisk
 from ha_beat.settings import redact_credentials
 from ha_beat.store.journal import Journal, TermRecord, VerdictRecord, parse
@@ -299,6 +300,14 @@ def test_server_that_keeps_its_data_has_no_risk(client):
 
 def codes(scene: Scene, *others: Member) -> set[str]:
     return {warning.code for warning in scene.status.warnings([scene.status.member(), *others])}
+
+
+@pytest.mark.parametrize(
+    ("difference", "trip", "offset"),
+    [(3.0, 0.0, 3.0), (-3.0, 0.0, -3.0), (5.0, 5.0, 0.0), (5.0, 10.0, 0.0), (8.0, 5.0, 3.0), (-3.0, 5.0, -3.0)],
+)
+def test_slow_trip_is_no_clock_offset(difference, trip, offset):
+    assert certain_offset(difference, trip) == offset
 
 
 @pytest.mark.parametrize(

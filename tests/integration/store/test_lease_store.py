@@ -76,6 +76,14 @@ def test_the_epoch_does_not_fall_back_when_the_state_is_lost(lease: LeaseBench):
     assert after.gen != before.gen
 
 
+@pytest.mark.parametrize("offset", [20.5, -3600.0, 0.0])
+def test_acquisition_replaces_the_last_leaders_offset(lease: LeaseBench, offset: float):
+    """The dispatch script judges the first batch of a term by it."""
+    acquire(lease.store, replace(attempt("one"), offset=9.0))
+    acquire(lease.store, replace(attempt("two"), offset=offset))
+    assert record_of(lease).offset == offset
+
+
 def test_renewal_changes_only_number_and_presence(lease: LeaseBench):
     term = take(lease).term
     before = record_of(lease)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ha_beat import events
-from ha_beat.election.cluster_clock import AGREEMENT, SchedulingTime, vote
+from ha_beat.election.cluster_clock import AGREEMENT, CONFIRMED, SchedulingTime, vote
 from ha_beat.testing import SettableClock
 from tests.support.events import EventLog
 
@@ -17,6 +17,7 @@ class Setup:
 
     def __init__(self, wall_ahead: float = 0.0) -> None:
         self.clock = SettableClock()
+        self.started = self.clock.elapsed()
         self._start = self.clock.wall() - self.clock.elapsed()
         self.wall_ahead = wall_ahead
         self.redis_ahead = 0.0
@@ -55,13 +56,46 @@ def setup() -> Setup:
     return made
 
 
-def test_wall_clock_is_followed_while_it_does_not_step(setup: Setup):
-    """A time service slews it: far, but never by a step."""
-    for _ in range(100):
-        setup.clock.sleep(1)
-        setup.wall_ahead += 0.5
-        assert setup.error == pytest.approx(setup.wall_ahead)
+@pytest.mark.parametrize("rate", [0.2, -0.2, 0.05, 0.001])
+@pytest.mark.parametrize(
+    ("wall", "redis", "followed"),
+    [(1, 0, False), (0, 1, False), (1, 1, True), (1, -1, False)],
+    ids=["wall", "redis", "both", "apart"],
+)
+def test_drift_is_followed_as_far_as_two_clocks_agree(setup: Setup, rate, wall, redis, followed):
+    """Up to ten minutes of drift. The clock that never steps is right, unless both others differ from it alike."""
+    for _ in range(1000):
+        setup.clock.sleep(max(0.25, 0.01 / abs(rate)))
+        passed = setup.clock.elapsed() - setup.started
+        setup.wall_ahead, setup.redis_ahead = wall * rate * passed, redis * rate * passed
+        setup.hear_redis(trip=0.01)
+        error = setup.error - (setup.wall_ahead if followed else 0.0)
+        assert abs(error) <= AGREEMENT + 0.01
+    assert abs(rate * passed) > AGREEMENT * 2
+    assert setup.error == pytest.approx(setup.wall_ahead if followed else 0.0, abs=CONFIRMED + 0.01)
+    assert setup.followed() == ([False] if wall and not followed else [])
+
+
+def test_small_corrections_of_a_synchronised_clock_are_followed_for_months(setup: Setup):
+    """The clock that never steps is wrong by little. The wall clock and Redis' clock are corrected."""
+    for step in range(1000):
+        setup.clock.sleep(3600)
+        setup.redis_ahead = 0.1 * step
+        setup.wall_ahead = 0.1 * step + 0.05
+        setup.hear_redis(trip=0.01)
+        assert setup.error == pytest.approx(setup.wall_ahead, abs=0.01)
     assert setup.events == []
+
+
+def test_constant_offset_from_redis_is_kept(setup: Setup):
+    """Redis is wrong. Its clock bounds by how much the wall clock may drift, not where it is."""
+    setup = Setup(wall_ahead=20.0)
+    setup.hear_redis()
+    assert (setup.error, setup.time.offset) == (pytest.approx(20), pytest.approx(20))
+    setup.wall_ahead = 21.0
+    assert (setup.error, setup.time.offset) == (pytest.approx(21), pytest.approx(20))
+    setup.wall_ahead = 23.0
+    assert setup.error == pytest.approx(20)
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR, AGREEMENT * 2])
@@ -104,9 +138,37 @@ def test_step_of_redis_is_not_followed_and_reported_once(setup: Setup, step):
     assert len(setup.events.of(events.ClockOffset)) == 1
 
 
-def test_offset_is_counted_from_the_middle_of_the_trip(setup: Setup):
-    setup.hear_redis(trip=4.0)
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("late", [-1, 0, 1])
+def test_slow_trip_is_no_clock_difference(first, late):
+    """Redis may have answered at its beginning or at its end."""
+    setup = Setup()
+    if not first:
+        setup.hear_redis()
+    setup.redis_ahead = late * 4.9
+    setup.hear_redis(trip=10.0)
+    assert setup.time.offset == pytest.approx(-setup.redis_ahead if first else 0.0, abs=0.01)
+    assert setup.events == []
+    setup.redis_ahead = 0.0
+    setup.hear_redis(trip=0.01)
     assert setup.time.offset == pytest.approx(0, abs=0.01)
+    assert setup.events == []
+
+
+def test_pause_between_two_readings_is_no_step(setup: Setup, monkeypatch):
+    """The process was stopped after it had read one clock."""
+    read, calls = setup.clock.wall, []
+
+    def wall() -> float:
+        found = read()
+        if not calls:
+            setup.clock.advance(60)
+        calls.append(found)
+        return found
+
+    monkeypatch.setattr(setup.clock, "wall", wall)
+    assert setup.error == pytest.approx(0)
+    assert setup.events == []
 
 
 @pytest.mark.parametrize("wrong", [HOUR, -HOUR])
@@ -114,7 +176,9 @@ def test_new_leader_with_a_wrong_clock_is_outvoted(wrong):
     """Redis and the previous leader agreed."""
     setup = Setup(wall_ahead=wrong)
     setup.hear_redis()
+    assert setup.time.offset_in_term(0.1) == pytest.approx(0, abs=0.2)
     setup.time.join(leaders_offset=0.1)
+    assert setup.time.offset == pytest.approx(0, abs=0.2)
     assert setup.error == pytest.approx(0, abs=0.2)
 
 

@@ -21,7 +21,7 @@ from ha_beat.store.lease import Term
 from ha_beat.store.presence import PresenceError
 from ha_beat.testing import MemoryLeaseStore, MemoryPresence, SettableClock
 from tests.support.events import EventLog
-from tests.support.leases import replica
+from tests.support.leases import attempt, replica
 from tests.support.servers import wait_for
 from tests.unit.election.electors import TIMING, Electors
 
@@ -114,6 +114,61 @@ def test_leader_without_redis_stops_and_leads_again_after_the_outage(electors: E
     assert one.handle.term is not None
     assert len(electors.events.of(events.LeaseUnreachable)) == 1
     assert len(electors.events.of(events.LeaseReachable)) == 1
+
+
+def test_outage_after_the_end_of_trust_is_not_reported_as_a_leaders(electors: Electors, one: Elector, monkeypatch):
+    """The command took longer than the lease may be trusted, as with a slow name server."""
+
+    def slow(*_: object) -> None:
+        electors.clock.advance(TIMING.ttl)
+        raise StoreUnavailable("no answer")
+
+    monkeypatch.setattr(electors.store, "renew", slow)
+    electors.run(TIMING.renew_interval + 0.5)
+    assert [event.leading for event in electors.events.of(events.LeaseUnreachable)] == [False]
+    assert len(electors.events.of(events.TermEnded)) == 1
+
+
+class OffsetClock:
+    """Clock of the server, `ahead` seconds ahead of another one."""
+
+    def __init__(self, clock: SettableClock) -> None:
+        self._clock = clock
+        self.ahead = 0.0
+
+    def wall(self) -> float:
+        return self._clock.wall() + self.ahead
+
+
+@pytest.mark.parametrize(
+    ("redis", "last", "own"), [(-20, None, 20), (-20, 20, 20), (20, 0, 0), (-20, 0, 0), (-20, -9, 20)]
+)
+def test_term_begins_with_its_own_offset(redis, last, own):
+    """The script that acquires stores it, so that the first batch is not judged by the last leader's."""
+    electors = Electors()
+    electors.store = MemoryLeaseStore(electors.clock)
+    server = electors.store._clock = OffsetClock(electors.clock)
+    server.ahead = redis
+    if last is not None:
+        electors.store.acquire(attempt("two"), None, 0)
+        electors.store.record = replace(electors.store.record, state="released", offset_ms=str(last * 1000))
+    one = electors.add("one")
+    electors.run(1)
+    assert one.handle.term is not None
+    assert electors.store.observe().record.offset == pytest.approx(own, abs=0.1)
+    assert electors.time.offset == pytest.approx(own, abs=0.1)
+
+
+def test_leader_renews_at_once_when_the_clock_of_redis_steps(electors: Electors, one: Elector):
+    """Until then the script refuses what is due, because the server's clock is behind."""
+    server = electors.store._clock = OffsetClock(electors.clock)
+    electors.run(0.2)
+    seq = one.state.seq
+    server.ahead = -3600
+    electors.run(TIMING.renew_interval)
+    assert one.state.seq == seq + 2
+    electors.run(1)
+    assert one.state.seq == seq + 2
 
 
 def test_replica_that_remembers_lost_state_campaigns_first(electors: Electors, one: Elector):
@@ -248,7 +303,7 @@ def test_close_during_a_renewal_reports_no_lost_term(electors: Electors, one: El
         return answer
 
     monkeypatch.setattr(electors.store, "renew", closing)
-    electors.run(TIMING.renew_interval + 0.1)
+    electors.run(TIMING.renew_interval)
     assert not electors.store.record.held
     assert electors.events.of(events.TermEnded) == []
 
