@@ -1,9 +1,13 @@
-"""Least rights of a Redis user: those in the README are enough, and each missing right is named."""
+"""Least rights of a Redis user: those of docs/redis.md are enough, and each missing right is named."""
 
 from __future__ import annotations
 
 import re
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +15,25 @@ import pytest
 
 import ha_beat
 from ha_beat.reasons import TermEnd
-from tests.faults.cluster import BeatCluster
+from tests.faults.cluster import BeatCluster, base_environment
+from tests.integration.cli.test_commands import app_for, invoke
+from tests.integration.docs.blocks import blocks
 from tests.integration.topologies.replica import KEYS, Campaigner, link
-from tests.support.servers import RedisServer, need, wait_for
+from tests.support.servers import RedisServer, ServerProcess, need, wait_for
 
-#: Lease, ledger and command line.
-LEASE_RULES = """
-resetkeys resetchannels -@all ~{ha-beat:*}:* &{ha-beat:*}:*
-+ping +evalsha +script|load +time +info +hget +hmget +hgetall +hset +hsetnx +hdel +hexists +hincrby +hlen
-+get +set +xadd +xlen +xrange +xrevrange +xtrim +publish +subscribe +pubsub|numsub
-"""
-LEASE = LEASE_RULES.split()
 
-#: If the same Redis is the broker: kombu's commands for a queue named celery, and the writes of the dispatch.
-#: Kombu joins a queue's name and its priority by two characters that `split` treats as white space.
-BROKER = [
-    *("~celery", "~celery\x06\x16*", "~_kombu.binding.*", "~_kombu.binding_permanent.*"),
-    *("+type", "+lpush", "+multi", "+exec", "+llen", "+sadd"),
-]
+def documented() -> list[list[str]]:
+    """Return the rules of each `ACL SETUSER` in docs/redis.md, in the page's order, without user and password."""
+    lines = [line for block in blocks("acl") for line in block.commands()]
+    return [re.sub(r"^ACL SETUSER \w+ (on >secret )?", "", line).split() for line in lines]
 
-#: If the broker is another Redis: to look for a lease in it, and to mark the store of the lease.
-MARK = ["~{ha-beat:*}:*", "+hget", "+hmget", "+hset", "+evalsha", "+script|load", "+ping"]
 
-#: A Redis Cluster counts subscribers by shard.
-CLUSTER = ["+ssubscribe", "+pubsub|shardnumsub"]
+#: In this order: lease, ledger and command line; the broker, if it is the same Redis; a broker that is another Redis;
+#: a Redis Cluster; a worker with the guard.
+LEASE, BROKER, OTHER_BROKER, CLUSTER, GUARD = documented()
+
+#: Rights of a worker without the guard.
+CELERY_WORKER = ["resetkeys", "allchannels", "+@all", "~celery*", "~unacked*", "~_kombu.*", "~*.pidbox*"]
 
 #: Optional: without these a feature is missing.
 OPTIONAL = {"+info", "+type", "+pubsub|numsub", "+publish", "+subscribe", "+xadd", "+xtrim", "+xrevrange"}
@@ -52,10 +51,10 @@ def do(server: RedisServer, *command: object) -> Any:
     return client.execute_command(*command)
 
 
-def allow(server: RedisServer, *rules: str) -> str:
+def allow(server: RedisServer, *rules: str, user: str = "beat") -> str:
     """Create the user; return its URL."""
-    do(server, "ACL", "SETUSER", "beat", "on", ">pw", *rules)
-    return f"redis://beat:pw@127.0.0.1:{server.port}/0"
+    do(server, "ACL", "SETUSER", user, "on", ">pw", *rules)
+    return f"redis://{user}:pw@127.0.0.1:{server.port}/0"
 
 
 def denied(server: RedisServer) -> set[str]:
@@ -74,27 +73,55 @@ def test_scripts_use_no_other_commands() -> None:
     assert used - set(LEASE) - set(BROKER) - set(CLUSTER) == set()
 
 
+#: Every command of the command line that reaches Redis.
+COMMANDS = (
+    *("status", "check", "history", "next", "doctor", "run fast", "pause", "resume", "step-down"),
+    *("backfill fast --from 2026-01-01 --to 2026-01-01T00:00:01 --force", "history fast"),
+)
+
+
+@contextmanager
+def worker(broker: str, lease: str) -> Iterator[ServerProcess]:
+    """Worker with the guard."""
+    env = base_environment({"BROKER_URL": broker, "HA_BEAT_REDIS_URL": lease, "HA_BEAT_CLUSTER": "tick"})
+    env["GUARD"] = "1"
+    command = [sys.executable, "-m", "celery", "-A", "tests.support.apps.tick_app", "worker", "--pool", "solo"]
+    with tempfile.TemporaryDirectory() as folder:
+        process = ServerProcess([*command, "-l", "INFO"], Path(folder) / "log", env=env)
+        try:
+            yield process
+        finally:
+            process.stop()
+
+
 @pytest.mark.parametrize("kind", ["one Redis", "a lease of its own"])
-def test_the_least_rights_are_enough(server: RedisServer, kind: str) -> None:
-    """Takeover, dispatch, standby and handover: nothing is refused."""
-    spec = {"fast": {"every": 0.2}}
-    settings = {"lease_ttl": 3}
+def test_documented_rights_are_enough(server: RedisServer, kind: str) -> None:
+    """Takeover, dispatch, standby, handover, every command and a worker with the guard: nothing is refused."""
     with need(RedisServer) as other:
         if kind == "one Redis":
             url, lease, queue = allow(server, *LEASE, *BROKER), None, server
         else:
-            broker = allow(other, "resetkeys", "resetchannels", "-@all", *BROKER, *MARK)
-            url, lease, queue = broker, allow(server, *LEASE), other
-        options = {"lease_urls": lease} if lease else {}
-        with BeatCluster(url, spec=spec, replicas=2, settings=settings, admin_url=server.url, **options) as cluster:  # type: ignore[arg-type]
+            url, lease, queue = allow(other, *OTHER_BROKER), allow(server, *LEASE), other
+        options: Any = {"lease_urls": lease, "admin_url": server.url, "settings": {"lease_ttl": 3}}
+        with BeatCluster(url, spec={"fast": {"every": 0.2}}, replicas=2, **options) as cluster:
             wait_for(lambda: queue.admin.llen("celery") > 3, 30, "messages")
             wait_for(lambda: cluster.lease().get("presence"), 30, "presence")
             leader = cluster.wait_for_leader()
             time.sleep(2.5)
-            leader.terminate()
-            cluster.wait_for_leader(other_than=leader)
+            leader.kill()
+            successor = cluster.wait_for_leader(other_than=leader)
+            leader.start()
+            app = app_for(url, **({"ha_beat_redis_url": lease} if lease else {}))
+            for command in COMMANDS:
+                result = invoke(app, *command.split())
+                assert result.exit_code == 0, f"{command}: {result.output}"
+            cluster.wait_for_leader(other_than=successor)
+            of_worker = allow(queue, *CELERY_WORKER, user="worker")
+            of_guard = allow(server, *GUARD, user="worker")
             before = queue.admin.llen("celery")
-            wait_for(lambda: queue.admin.llen("celery") > before + 3, 30, "messages of the next")
+            with worker(of_worker, of_guard) as process:
+                wait_for(lambda: process.log_text().count("succeeded in") > before, 30, "runs of the backlog")
+                assert "action=guard_failed" not in process.log_text()
             assert denied(server) - OF_THE_CLIENT == set()
             assert denied(other) - OF_THE_CLIENT == set()
             assert not any("duty=mark_lease" in beat.log_text() for beat in cluster)

@@ -6,6 +6,7 @@ BEAT_SPEC       JSON: name -> {"every": seconds} or {"cron": "*" | "m h dom mon 
                 "kwargs", "options", "relative"; with "every", "first": Unix time of the first occurrence
 APP_CONFIG      JSON: further Celery settings (`ha_beat_*` among them)
 APP_NAME        the app's name, default `tick`
+GUARD           set: the guard is on for all tasks
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from celery import Celery
 from celery.schedules import crontab, schedule
 
+from ha_beat.guard import guard
 from tests.support import log_format  # noqa: F401 -- shows actions in the log
 
 DEFAULT_SPEC = {"fast": {"every": 0.2}}
@@ -57,6 +59,10 @@ app.conf.task_ignore_result = True
 app.conf.update(timezone="UTC")
 app.conf.beat_schedule = beat_schedule(json.loads(os.environ.get("BEAT_SPEC") or json.dumps(DEFAULT_SPEC)))
 app.conf.update(json.loads(os.environ.get("APP_CONFIG") or "{}"))
+
+
+if os.environ.get("GUARD"):
+    guard(app)
 
 
 @app.task(name="tick")
