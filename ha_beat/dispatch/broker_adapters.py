@@ -16,12 +16,14 @@ import redis
 from amqp.exceptions import FrameSyntaxError, MessageNacked
 from celery import Celery
 from kombu.exceptions import KombuError
+from kombu.utils.url import parse_url
 from redis.exceptions import ResponseError
 
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.dispatch.capture import captured
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import PublishOutcome
+from ha_beat.store.name_resolution import await_name
 from ha_beat.store.redis_errors import as_store_error, code_of, in_words
 
 #: Arguments of a publish by kombu's producer, and the call that carries it out.
@@ -75,6 +77,8 @@ class BrokerAdapter:
             connect_timeout=min(stock.connect_timeout or self._timeout, self._timeout),
             transport_options={**(stock.transport_options or {}), **self._options()},
         )
+        for host in self._hosts(connection):
+            await_name(host, self._timeout)
         # Each host once, and without a pause: the main loop waits.
         connection.ensure_connection(max_retries=max(len(connection.alt) - 1, 0))
         self._connected()
@@ -83,6 +87,10 @@ class BrokerAdapter:
 
     def _options(self) -> dict[str, Any]:
         return {}
+
+    def _hosts(self, connection: Any) -> list[str]:  # noqa: ARG002 -- for subclasses
+        """Return the names that connecting resolves, as far as they are known."""
+        return []
 
     def _connected(self) -> None:
         """Run after each connect; a hook for subclasses."""
@@ -139,6 +147,10 @@ class AmqpAdapter(BrokerAdapter):
 
     _amqp: Any = None
     _returned = ""
+
+    def _hosts(self, connection: Any) -> list[str]:
+        names = [parse_url(url)["hostname"] for url in connection.alt] or [connection.hostname]
+        return [name for name in names if name]
 
     def open(self) -> Any:
         channel = super().open()

@@ -16,6 +16,7 @@ from kombu import Connection
 from kombu.utils.json import dumps
 
 from ha_beat.errors import HaBeatError
+from ha_beat.store.name_resolution import with_bounded_names
 
 Command = tuple[str, ...]
 
@@ -42,6 +43,9 @@ def capturing_transport(transport: type) -> type:
 
     class CapturingChannel(channel):  # type: ignore[misc]
         sink: list[Command] | None = None
+
+        def _get_pool(self, *args: Any, **kwargs: Any) -> Any:
+            return with_bounded_names(super()._get_pool(*args, **kwargs))
 
         def _put(self, queue: str, message: Any, **_: Any) -> None:
             priority = self._get_message_priority(message, reverse=False)

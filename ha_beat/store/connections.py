@@ -23,6 +23,7 @@ from redis.sentinel import Sentinel as _Sentinel
 from redis.sentinel import SentinelConnectionPool as _SentinelConnectionPool
 
 from ha_beat.errors import ConfigurationError, StoreUnavailable
+from ha_beat.store.name_resolution import with_bounded_names
 from ha_beat.store.redis_errors import STALE, as_store_error, code_of, in_words, moved_to
 
 _SENTINEL_PORT = 26379
@@ -209,7 +210,7 @@ class ClusterLink:
         if self._node is not None and self._node[0] == address:
             return self._node[1]
         pool: ConnectionPool = ConnectionPool(**{**self._kwargs, "host": address[0], "port": address[1]})
-        return WatchedClient(pool, self._doubt)
+        return WatchedClient(with_bounded_names(pool), self._doubt)
 
     def _doubt(self, exc: Exception) -> None:
         if isinstance(exc, redis_errors.ConnectionError | redis_errors.TimeoutError | OSError) or code_of(exc) in STALE:
@@ -354,7 +355,7 @@ def _checked(make: Callable[[], ConnectionPool]) -> ConnectionPool:
     """
     try:
         make().make_connection()
-        return make()
+        return with_bounded_names(make())
     except ImportError as exc:
         raise ConfigurationError(f"ha_beat_redis_options: {exc}") from exc
     except (TypeError, ValueError, AttributeError, redis_errors.RedisError) as exc:

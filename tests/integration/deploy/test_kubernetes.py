@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
+import socket
 import subprocess
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,6 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+import ha_beat
 from ha_beat.settings import SETTINGS
 from tests.integration.deploy.kubernetes_tools import find
 from tests.support.servers import PartMissing
@@ -93,8 +97,7 @@ def beat(manifests: list[Manifest]) -> Manifest:
 
 @pytest.fixture
 def container(beat: Manifest) -> Manifest:
-    (found,) = beat["template"]["spec"]["containers"]
-    return found
+    return next(each for each in beat["template"]["spec"]["containers"] if each["name"] == "beat")
 
 
 def parsed(text: str) -> list[Manifest]:
@@ -213,6 +216,8 @@ def test_each_probe_uses_its_endpoint(container):
 def test_replica_has_its_pods_name_and_address(container):
     given = {each["name"]: each.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath") for each in container["env"]}
     fields = {name: path for name, path in given.items() if path}
+    versions = [each["valueFrom"]["fieldRef"]["apiVersion"] for each in container["env"] if given[each["name"]]]
+    assert versions == ["v1", "v1"]  # as the API server stores it, for server-side apply
     assert fields == {"HA_BEAT_REPLICA": "metadata.name", "POD_IP": "status.podIP"}
 
 
@@ -371,8 +376,50 @@ def test_changed_setting_restarts_the_pods(helm):
     assert first != checksum("--set", "redis.url=redis://other:6379/0")
 
 
-def test_script_of_helm_test_compiles(helm):
+@pytest.mark.parametrize(
+    ("leaders", "ready", "passes"),
+    [
+        ([True, False, False], [True] * 3, True),
+        ([True, False], [True] * 2, False),
+        ([True, True, False], [True] * 3, False),
+        ([False] * 3, [True] * 3, False),
+        ([True, False, False], [True, True, False], False),
+    ],
+    ids=["complete", "one is missing", "two lead", "no leader", "one is not ready"],
+)
+def test_helm_test_waits_for_every_replica_and_one_leader(helm, monkeypatch, capsys, leaders, ready, passes):
     (pod,) = of_kind(parsed(template(helm)), "Pod")
     (script,) = pod["spec"]["containers"][0]["args"]
-    compile(script, "leads.py", "exec")
-    assert re.search(r'"shop-ha-beat", 8080', script)
+    hosts = {f"10.0.0.{number}": number for number in range(len(leaders))}
+
+    class Connection:
+        def __init__(self, host: str, port: int, timeout: float) -> None:
+            assert (host in hosts or host == "shop-ha-beat", port) == (True, 8080)
+            self.number = hosts.get(host, 0)
+
+        def request(self, _: str, path: str) -> None:
+            answers = leaders if path == "/leader" else ready
+            self.status = 200 if answers[self.number] else 503
+
+        def getresponse(self) -> Any:
+            return self
+
+    found = [(None, None, None, None, (host, 8080)) for host in hosts]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(http.client, "HTTPConnection", Connection)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with pytest.raises(SystemExit) as ended:
+        exec(compile(script, "leads.py", "exec"), {})
+    assert (ended.value.code is None) == passes, ended.value.code
+
+
+def test_null_leaves_a_setting_out(helm):
+    made = parsed(template(helm, "--set", "settings.redis_options=null,settings.lease_ttl=5"))
+    (config,) = of_kind(made, "ConfigMap")
+    assert config["data"]["HA_BEAT_LEASE_TTL"] == "5"
+    assert "HA_BEAT_REDIS_OPTIONS" not in config["data"]
+
+
+def test_chart_names_the_version_of_the_package():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == ha_beat.__version__

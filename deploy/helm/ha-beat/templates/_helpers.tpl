@@ -1,5 +1,7 @@
 {{- define "ha-beat.fullname" -}}
-{{- if contains "ha-beat" .Release.Name -}}
+{{- if .Values.fullnameOverride -}}
+{{ .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- else if contains "ha-beat" .Release.Name -}}
 {{ .Release.Name | trunc 50 | trimSuffix "-" }}
 {{- else -}}
 {{ printf "%s-ha-beat" (.Release.Name | trunc 42 | trimSuffix "-") }}
@@ -33,7 +35,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "ha-beat.config" -}}
 HA_BEAT_HTTP_BIND: {{ printf "%s:%d" .Values.http.host (int .Values.http.port) | quote }}
 {{- range $name, $value := .Values.settings }}
+{{- /* Null in a values file removes a value. */}}
+{{- if not (kindIs "invalid" $value) }}
 {{ printf "HA_BEAT_%s" (upper $name) }}: {{ include "ha-beat.setting" $value | quote }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
