@@ -111,6 +111,10 @@ class SkipReason(StrEnum):
     STATE_LOSS = "state_loss"
     #: Due by the entry's old schedule while there was no leader.
     EDITED = "edited"
+    #: Due before the entry expired, and not enqueued until then.
+    EXPIRED = "expired"
+    #: Due before the entry was disabled or deleted, and not enqueued until then.
+    REMOVED = "removed"
     #: The entry's message could not be built until its deadline.
     NO_MESSAGE = "no_message"
     #: The broker did not take the message until its deadline.

@@ -23,6 +23,14 @@ from ha_beat.schedule.recurrence import starting_deadline
 __all__ = ["RowEntry"]
 
 
+_SCHEDULE_COLUMNS = {
+    "interval": ("every", "period"),
+    "crontab": ("minute", "hour", "day_of_month", "month_of_year", "day_of_week", "timezone"),
+    "solar": ("event", "latitude", "longitude"),
+    "clocked": ("clocked_time",),
+}
+
+
 class UnreadableRow(HaBeatError):
     """Row that can't be scheduled: its arguments are not JSON, or it has no schedule."""
 
@@ -38,6 +46,7 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
         signature: Digest of the schedule, the same in every process.
         expires: End of the schedule in UTC, or ``None``.
         once: True if the entry ends after one run.
+        schedule_columns: Conditions that select the row as long as it has this schedule.
         since: The entry is owed its instants from here on if it is new or edited; otherwise ``None``.
         row_last_run_at: ``last_run_at`` of the row in UTC, or ``None``.
         row_run_count: ``total_run_count`` of the row.
@@ -66,6 +75,7 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
         self.expires = utc(model.expires) if model.expires else None
         self._rules: tuple[tuple[MisfireRules, str], EntryOptions] | None = None
         self.since: datetime | None = None
+        self.schedule_columns = _schedule_columns(model)
         self.once = bool(model.one_off) or isinstance(self.schedule, clocked)
         self.update_run_state(last_run_at, int(model.total_run_count), model.date_changed)
 
@@ -90,11 +100,12 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
             checked_before: Time of the last check, which found the row as it was before; ``None`` at the first.
             now: The scheduling time.
         """
+        edited_at = now if changed is None else min(max(_changed_at(changed), checked_before or NEVER), now)
         if isinstance(self.schedule, clocked):
             # The one instant is owed even if the row was saved a moment too late.
-            self.since = utc(self.schedule.clocked_time) - timedelta(microseconds=1)
+            self.since = min(utc(self.schedule.clocked_time) - timedelta(microseconds=1), edited_at)
         elif changed is not None and (checked_before is not None or not self.total_run_count):
-            self.since = min(max(_changed_at(changed), checked_before or NEVER), now)
+            self.since = edited_at
 
     def rules(self, misfire: MisfireRules, uncertain: str) -> EntryOptions:
         """Return the entry's own rules, completed by the cluster's. Raises ConfigurationError."""
@@ -118,6 +129,17 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
 def _changed_at(value: datetime) -> datetime:
     # Django writes this column, not Celery: a naive value is in Django's time zone.
     return (timezone.make_aware(value) if value.tzinfo is None else value).astimezone(UTC)
+
+
+def _schedule_columns(model: Any) -> tuple[tuple[str, Any], ...]:
+    found: dict[str, Any] = {"one_off": model.one_off, "start_time": model.start_time}
+    for kind, columns in _SCHEDULE_COLUMNS.items():
+        source = getattr(model, kind)
+        if source is None:
+            found[f"{kind}__isnull"] = True
+        else:
+            found |= {f"{kind}__{column}": getattr(source, column) for column in columns}
+    return tuple(found.items())
 
 
 def _signature(model: Any, source: Any) -> str:

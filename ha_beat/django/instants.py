@@ -32,6 +32,10 @@ class Clocked:
     def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:  # noqa: ARG002 -- part of the protocol
         return known, 0
 
+    def owed_late(self, position: datetime) -> datetime | None:
+        """Return an instant after ``position`` if the only one is not: a position never moves back."""
+        return position + _MICROSECOND if self._at <= position else None
+
 
 class Window:
     """Instants of another schedule, limited to those from ``start`` on and before ``until``.
@@ -71,6 +75,12 @@ class Window:
             first = start if since <= start else timetable.first_from(self._inner, start, since)
         return first if self._until is None or first < self._until else FOREVER
 
+    def owed_late(self, position: datetime) -> datetime | None:
+        late = timetable.owed_late(self._inner, position)
+        if late is None or (self._until is not None and late >= self._until):
+            return None
+        return late if self._start is None else max(late, self._start)
+
     def origin(self, now: datetime) -> datetime:
         """Return the instant from which an entry that appears or resumes now is counted. Nothing before now is owed."""
         start = self._start
@@ -100,6 +110,9 @@ class Cached:
 
     def first_from(self, known: datetime, since: datetime) -> datetime:
         return timetable.first_from(self.inner, known, since)
+
+    def owed_late(self, position: datetime) -> datetime | None:
+        return timetable.owed_late(self.inner, position)
 
     def origin(self, now: datetime) -> datetime:
         return origin(self.inner, now)

@@ -183,8 +183,8 @@ def precompute_next(entries: Iterable[RowEntry], position: Callable[[str], datet
                 entry.instants.next_after(max(known))
 
 
-def chunks(items: Sequence[str]) -> Iterable[Sequence[str]]:
-    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+def chunks(items: Sequence[str], size: int = CHUNK) -> Iterable[Sequence[str]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def last_runs() -> dict[str, tuple[datetime, int]]:

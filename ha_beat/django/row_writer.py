@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from django.conf import settings
@@ -26,6 +28,9 @@ CLOCK_TOLERANCE = timedelta(seconds=2)
 
 #: From this many rows with one last run on, a separate statement for them is cheaper.
 _ROWS_PER_STATEMENT = 8
+
+#: One-off rows per statement. Each adds about ten parameters.
+_FINISHED_PER_STATEMENT = 50
 
 #: ``last_run_at`` and ``total_run_count`` of a row.
 _RunState = tuple[datetime | None, int]
@@ -55,15 +60,25 @@ class RowWriter:
         changes: Any,
         now: Callable[[], datetime],
         entries: Callable[[], Mapping[str, RowEntry]],
+        settled: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        """``now`` returns the scheduling time, ``entries`` the entries as last read by primary key."""
+        """Create a writer.
+
+        Args:
+            model: django-celery-beat's ``PeriodicTask``.
+            changes: django-celery-beat's ``PeriodicTasks``, which marks the schedule as changed.
+            now: Return the scheduling time.
+            entries: Return the entries as last read, by primary key.
+            settled: True if the leader has no verdict left to give for the entry with this primary key.
+        """
         self._model: Any = model
         self._changes = changes
         self._now = now
         self._entries = entries
         self._lock = threading.Lock()
         self._runs: dict[str, _Run] = {}
-        self._finished: set[str] = set()
+        self._settled = settled
+        self._finished: dict[str, RowEntry] = {}
 
     def record(self, entry_id: str, row: LedgerRow) -> None:
         """Queue an update of the row's run state if the ledger row records a run."""
@@ -75,13 +90,13 @@ class RowWriter:
         """Queue the runs in the ledger's rows that a previous leader did not write."""
         for entry_id, entry in self._entries().items():
             row = LedgerRow.parse(ledger.get(entry_id, ""))
-            if row is not None and row.run_count > entry.row_run_count:
+            if row is not None and row.run_count > entry.row_run_count and not entry.once:
                 self.record(entry_id, row)
 
-    def disable_finished(self, entry_id: str) -> None:
-        """Queue the disabling of a one-off row that has run."""
+    def disable_finished(self, entry: RowEntry) -> None:
+        """Queue the disabling of a one-off row that has run, unless its schedule is changed until it is written."""
         with self._lock:
-            self._finished.add(entry_id)
+            self._finished[entry.id] = entry
 
     def write(self) -> None:
         """Write the queued updates; keep them if that fails. Raises the database's errors."""
@@ -90,12 +105,14 @@ class RowWriter:
             return
         try:
             self._write_runs({pk: run for pk, run in runs.items() if pk not in finished})
-            if finished:
-                self._disable(Q(pk__in=list(finished), one_off=True), total_run_count=0)
+            for chunk in chunks(list(finished), _FINISHED_PER_STATEMENT):
+                # Its own task may have set its next run.
+                same = (Q(pk=pk, **dict(finished[pk].schedule_columns)) for pk in chunk)
+                self._disable(reduce(or_, same), total_run_count=0)
         except BaseException:
             with self._lock:
                 self._runs = runs | self._runs
-                self._finished |= finished
+                self._finished = finished | self._finished
             raise
 
     def write_after_term(self) -> None:
@@ -109,16 +126,18 @@ class RowWriter:
             self._write_runs(runs)
 
     def disable_expired(self) -> None:
-        """Disable the rows that have expired, as django-celery-beat does."""
+        """Disable the rows that have expired, once each instant before that has its verdict."""
         now = self._now()
-        expired = [pk for pk, entry in self._entries().items() if entry.expires is not None and entry.expires <= now]
+        entries = self._entries().items()
+        expired = [pk for pk, entry in entries if entry.expires is not None and entry.expires <= now]
+        expired = [pk for pk in expired if self._settled(pk)]
         if expired:
             self._disable(Q(pk__in=expired, expires__lte=_stored(now)))
 
-    def _take(self) -> tuple[dict[str, _Run], set[str]]:
+    def _take(self) -> tuple[dict[str, _Run], dict[str, RowEntry]]:
         with self._lock:
             runs, finished = self._runs, self._finished
-            self._runs, self._finished = {}, set()
+            self._runs, self._finished = {}, {}
         return runs, finished
 
     def _write_runs(self, runs: Mapping[str, _Run]) -> None:

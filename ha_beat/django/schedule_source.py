@@ -86,7 +86,7 @@ class DatabaseSource(EntrySource):
         sync = RowSync(
             app=scheduler.app,
             reader=reader,
-            writer=RowWriter(scheduler.Model, scheduler.Changes, now, reader.entries),
+            writer=RowWriter(scheduler.Model, scheduler.Changes, now, reader.entries, self._settled),
             term=lambda: runtime.elector.handle.term,
             begin_term=self._begin_term,
             duties=runtime.duties,
@@ -159,8 +159,7 @@ class DatabaseSource(EntrySource):
         now = runtime.enqueuer.now()
         for name, entry in snapshot.by_name.items():
             try:
-                if entry.expires is None or entry.expires > now:
-                    yield self._scheduled_row(entry, default, now)
+                yield self._scheduled_row(entry, default, now)
             except Exception:
                 logger.exception("Entry %s is left out", name, extra={"action": "entry_left_out", "entry": name})
 
@@ -178,6 +177,7 @@ class DatabaseSource(EntrySource):
             name=entry.name,
             run_count=entry.row_run_count,
             once=entry.once,
+            expires=entry.expires,
             since=entry.since,
             resumed=entry.id in self._removed,
             cleared=entry.row_last_run_at is None and entry.row_run_count > 0,
@@ -188,6 +188,17 @@ class DatabaseSource(EntrySource):
         _, sync = self._started
         self._read_in_term = sync.read_in == term.nonce
         return Absence(self._read_in_term)
+
+    def _settled(self, entry_id: str) -> bool:
+        """True if the leader works on the rows as last read and has no verdict left to give for this one.
+
+        The sync thread calls it.
+        """
+        runtime, sync = self._started
+        term, enqueuer, snapshot = runtime.elector.handle.term, runtime.enqueuer, sync.reader.snapshot
+        current = snapshot is not None and self._used[0] == snapshot.number
+        loaded = term is not None and enqueuer.serves(term) and not enqueuer.held_back
+        return current and loaded and enqueuer.due_queue.get(entry_id) is None
 
     # --- One entry
 
@@ -200,10 +211,12 @@ class DatabaseSource(EntrySource):
         # As in django-celery-beat, a one-off row that has not run stays enabled until it expires: it may be edited.
         if entry.once and (runs or entry.celery_entry.expires is None):
             _, sync = self._started
-            sync.writer.disable_finished(entry.id)
+            sync.writer.disable_finished(entry.celery_entry)
             sync.wake()
 
     def recorded(self, entry: ScheduledEntry, row: LedgerRow) -> None:
         row_entry: RowEntry = entry.celery_entry
         row_entry.last_run_at, row_entry.total_run_count = row.base, row.run_count
-        self._started[1].writer.record(entry.id, row)
+        if not entry.once:
+            # The row of a one-off entry is only disabled: its task may have set its next run by then.
+            self._started[1].writer.record(entry.id, row)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ha_beat.reasons import UncertainPolicy, Verdict
-from ha_beat.schedule.misfire import Decision, DueInstants, MisfireRules, newest_due
+from ha_beat.reasons import SkipReason, UncertainPolicy, Verdict
+from ha_beat.schedule.misfire import Decision, DueInstants, MisfireRules, newest_due, skip_all
+from ha_beat.schedule.occurrence import FOREVER
 from ha_beat.schedule.recurrence import Recurrence
 from ha_beat.store.ledger import LedgerRow
 
@@ -34,6 +35,8 @@ class ScheduledEntry:
     run_count: int = 0
     #: True if the entry ends after one run.
     once: bool = False
+    #: End of the schedule. Instants before it that are still due then are skipped.
+    expires: datetime | None = None
     #: Time from which a new or edited entry is due; ``None`` for the time at which it is first seen.
     since: datetime | None = None
     #: True if its store shows that it was disabled since it was last armed.
@@ -64,6 +67,8 @@ class EntryState:
     row: LedgerRow | None = None
     #: True until the first write after the entry was disabled and enabled again.
     resumed: bool = False
+    #: Due instant that is not one of the recurrence's, see :func:`~ha_beat.schedule.recurrence.owed_late`.
+    owed: datetime | None = None
     due_at: datetime | None = None
     #: Due instants as last found, so that a backlog is not searched for at each of its occurrences.
     due: DueInstants | None = None
@@ -90,8 +95,14 @@ class EntryState:
 
     @property
     def runs(self) -> int:
-        """Return the number of runs since the entry was last enabled."""
+        """Return the number of runs since the entry was last enabled; of a one-off entry, with its present schedule."""
         row = self.row
+        if (
+            self.entry.once
+            and row is not None
+            and row.signature != self.entry.signature  # guard: runs-of-this-schedule
+        ):
+            return 0
         if (
             row is None
             or row.verdict is Verdict.ABSENT  # guard: runs-after-absence
@@ -105,15 +116,25 @@ class EntryState:
         """Return the raw row that the next write replaces, empty for none."""
         return self.row.raw if self.row is not None else ""
 
+    def next_due(self) -> datetime:
+        """Return the next due instant; ``FOREVER`` if there is none. The entry must have a recurrence."""
+        if self.owed is not None:
+            return self.owed
+        recurrence = self.entry.recurrence
+        return FOREVER if recurrence is None else recurrence.next_after(self.position)
+
     def decide(self, now: datetime) -> Decision:
         """Decide on the due occurrences of an entry that is due."""
         due_at = self.due_at or now
         if self.resend and self.row is not None:
             return Decision(due_at, self.row.base)
-        if self.entry.recurrence is None:
+        recurrence, expires = self.entry.recurrence, self.entry.expires
+        if recurrence is None:
             return Decision(due_at, due_at)
-        recurrence, misfire = self.entry.recurrence, self.entry.misfire
+        misfire = self.entry.misfire
         self.due = newest_due(recurrence, due_at, now, misfire.keep, self.due)
+        if expires is not None and expires <= now:  # guard: expired-not-sent
+            return skip_all(recurrence, self.due, SkipReason.EXPIRED)
         return misfire.decide(recurrence, self.due, now)
 
     def record_failure(self, now: datetime, error: str = "") -> None:
@@ -122,5 +143,5 @@ class EntryState:
 
     def record_row(self, row: LedgerRow) -> None:
         """Record the row that was written: the occurrence has its verdict."""
-        self.row, self.position = row, row.base
+        self.row, self.position, self.owed = row, row.base, row.owed
         self.failing_since, self.error, self.resend = None, "", False

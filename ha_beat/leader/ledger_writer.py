@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from ha_beat.clock import to_micros
 from ha_beat.dispatch import Operation
 from ha_beat.leader.entry import EntryState
-from ha_beat.reasons import Verdict
+from ha_beat.reasons import SkipReason, Verdict
 from ha_beat.schedule.misfire import Decision, Skipped
 from ha_beat.schedule.occurrence import FOREVER, Occurrence
 from ha_beat.store.lease import Term
@@ -57,17 +57,19 @@ class LedgerWriter:
         """Return the row that follows the entry's row."""
         before = state.row
         again = before is not None and before.task_id == task_id and bool(task_id)
+        runs = state.runs + (verdict is Verdict.ENQUEUED and not again)
         row = LedgerRow(
             base=position,
             verdict=verdict,
             scheduled_at=scheduled_at or (before.scheduled_at if before else None),
-            following=_following(state, position),
+            following=None if state.entry.once and runs else _following(state, position),
+            owed=state.owed if state.owed is not None and state.owed > position else None,
             in_doubt_until=in_doubt_until,
             rev=(before.rev if before else 0) + 1,
             dispatched_ms=self._ms,
             epoch=self.term.epoch,
             nonce=self.term.nonce,
-            run_count=state.runs + (verdict is Verdict.ENQUEUED and not again),
+            run_count=runs,
             reason=skipped.reason if skipped else "",
             detail=skipped.detail if skipped else "",
             task_id=task_id,
@@ -81,9 +83,18 @@ class LedgerWriter:
         return EntryOperation(state, Operation(state.id, state.expected, row.raw), row)
 
     def mark_absent(self, state: EntryState) -> EntryOperation:
-        """Record that the entry was deleted or disabled: it is not due until it is armed again."""
-        row = self.row(state, state.position, Verdict.ABSENT)
-        return EntryOperation(state, Operation(state.id, state.expected, row.raw), row)
+        """Record that the entry was deleted or disabled: it is not due until it is armed again.
+
+        An instant that was due before has its verdict with it.
+        """
+        row, before = self.row(state, state.position, Verdict.ABSENT), state.row
+        due = before.owed or before.following if before is not None else None
+        if due is None or not state.position < due <= self.now:  # guard: absence-drops-recorded
+            return EntryOperation(state, Operation(state.id, state.expected, row.raw), row)
+        # How many more were due is unknown.
+        skipped = Skipped(due, self.now + timedelta(microseconds=1), -1, SkipReason.REMOVED)
+        operation = Operation(state.id, state.expected, row.raw, (self.skip_record(state, skipped, state.position),))
+        return EntryOperation(state, operation, row, Decision(None, state.position, skipped))
 
     def delete(self, state: EntryState, row: LedgerRow) -> EntryOperation:
         """Delete the row of an entry that has been absent for long."""

@@ -74,7 +74,7 @@ class Planner:
             queue.put(state, max(again, state.position))  # guard: plan-not-before-base
             return
         try:
-            due_at = entry.recurrence.next_after(state.position)
+            due_at = state.next_due()
         except Exception as exc:
             self._emit(events.EntryFailed.raised(state.label, EntryFault.SCHEDULE_RAISES, exc))
             queue.drop(state)

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import cast
 
 from ha_beat.events import EntryFailed
 from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.state_loss import Loss
 from ha_beat.reasons import EntryFault, SkipReason, Verdict
-from ha_beat.schedule.misfire import MisfireRules, Skipped, newest_due
-from ha_beat.schedule.occurrence import NEVER
-from ha_beat.schedule.recurrence import origin
+from ha_beat.schedule.misfire import MisfireRules, Skipped, newest_due, skip_all
+from ha_beat.schedule.occurrence import FOREVER, NEVER
+from ha_beat.schedule.recurrence import origin, owed_late
 from ha_beat.store.ledger import KEEP_ABSENT, LedgerRow
 from ha_beat.store.shadow import Shadow
 
@@ -186,7 +187,7 @@ def _initial_state(entry: ScheduledEntry, row: LedgerRow | None, now: datetime, 
     if position > now + _CLOCK_TOLERANCE:  # guard: base-in-future
         position = NEVER
     if appeared:
-        position = max(position, origin(entry.recurrence, entry.since or now))
+        position = max(position, origin(entry.recurrence, min(entry.since or now, now)))
     resumed = entry.resumed and not _recorded_since(entry, row)  # guard: resumed-once
     return EntryState(entry, position, row, resumed)
 
@@ -208,18 +209,21 @@ def _place(
     changed = row is not None and row.signature != entry.signature
     edited = changed and not disabled
     behind = row is None or (bool(known) and max(known) > row.base)
+    # An instant in the future that has not run is never a position.
+    since = min(entry.since or now, now)  # guard: position-not-ahead
     if not known and state.position == NEVER:
-        state.position = entry.since or now
+        state.position = since
     state.position = reached = max(state.position, *known) if known else state.position
     if edited or disabled:  # guard: edited-counts-from-edit
         # Instants of the new schedule before the edit are not owed, nor those while the entry was disabled. If it was
         # disabled and edited, the time of the edit counts.
-        since = entry.since
-        if since is None or (
-            disabled and not changed  # guard: absent-and-changed
-        ):
+        if disabled and not changed:  # guard: absent-and-changed
             since = now
         state.position = max(state.position, origin(entry.recurrence, since))
+    if changed and entry.once:
+        state.owed = owed_late(entry.recurrence, state.position)  # guard: moved-to-the-past
+    elif row is not None and row.owed is not None and not changed and not disabled and row.owed > state.position:
+        state.owed = row.owed
     if not (edited or disabled) and _was_disabled(entry, row):  # guard: off-without-leader
         # The store may have been cleared although the entry was never disabled, so the usual lateness is still owed.
         state.position = _newest(state, now - timedelta(seconds=entry.misfire.usual_lateness))
@@ -228,13 +232,30 @@ def _place(
         skipping = _skip_to(state, max(in_doubt), writer)
         if skipping is not None:
             return skipping
-    dropped = row.following if edited and row is not None else None
-    if dropped is not None and reached < dropped <= state.position:  # guard: edit-drops-recorded
-        # Due by the old schedule while there was no leader. How many more there were is unknown.
-        skipped = Skipped(dropped, state.position + _INSTANT, -1, SkipReason.EDITED)
-        return writer.skip(state, skipped, state.position, last=dropped)
+    skipped = _dropped(state, reached, now, changed=changed)
+    if skipped is not None:
+        return writer.skip(state, skipped, state.position, last=skipped.first)
     moved = state.position > reached
     return writer.arm(state) if edited or disabled or behind or moved else None  # guard: start-recorded
+
+
+def _dropped(state: EntryState, reached: datetime, now: datetime, *, changed: bool) -> Skipped | None:
+    """Return what was due while there was no leader, after ``reached``, and is not due any more.
+
+    The row knows one instant. How many more there were is unknown.
+    """
+    row = state.row
+    due = row.owed or row.following if row is not None else None
+    if due is None or due <= reached:
+        return None
+    if due <= now and state.position < due and state.entry.recurrence is not None and state.next_due() >= FOREVER:
+        # The entry now ends before it.
+        state.position = due  # guard: end-drops-recorded
+        changed = True
+    if due > state.position:  # guard: edit-drops-recorded
+        return None
+    reason = SkipReason.EDITED if changed else SkipReason.REMOVED
+    return Skipped(due, state.position + _INSTANT, -1, reason)
 
 
 def _was_disabled(entry: ScheduledEntry, row: LedgerRow | None) -> bool:
@@ -263,10 +284,9 @@ def _skip_to(state: EntryState, floor: datetime, writer: LedgerWriter) -> EntryO
     if recurrence is None:
         state.position = floor
         return writer.arm(state)
-    first = recurrence.next_after(state.position)
+    first = state.next_due()
     if first > floor:
         return None
-    due = newest_due(recurrence, first, floor, keep=1)
-    state.position = due.newest
-    until = recurrence.next_after(state.position)
-    return writer.skip(state, Skipped(first, until, due.count, SkipReason.STATE_LOSS), state.position)
+    decision = skip_all(recurrence, newest_due(recurrence, first, floor, keep=1), SkipReason.STATE_LOSS)
+    state.position = decision.position
+    return writer.skip(state, cast("Skipped", decision.skipped), decision.position)

@@ -45,6 +45,8 @@ class Results:
         if state.entry.celery_entry is None:
             # The entry is not in the schedule. A failed operation is built again at the next reload.
             if answer.kind in {AnswerKind.DONE, AnswerKind.MINE}:
+                if done.decision is not None:
+                    self._report(state.entry, done.decision, done.row, now)
                 self._notify_armed(state)
             return
         match answer.kind:
@@ -111,6 +113,7 @@ class Results:
             queue.drop(state)
             return
         before, state.row, state.resend = state.row, row, False
+        state.owed = row.owed if row is not None else None
         state.position = max(state.position, row.base) if row else state.position  # guard: moved-row-followed
         self._claims.forget(state.id)
         # An earlier leader may have confirmed late that it had enqueued what was uncertain.

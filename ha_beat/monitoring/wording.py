@@ -70,6 +70,8 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         SkipReason.MISFIRE_LIMIT: "more occurrences are overdue than misfire_limit",
         SkipReason.STATE_LOSS: "Redis lost its data, and the occurrence may have been enqueued",
         SkipReason.EDITED: "due by the entry's old schedule while there was no leader",
+        SkipReason.EXPIRED: "the entry expired before it could be enqueued",
+        SkipReason.REMOVED: "the entry was disabled or deleted before it could be enqueued",
         SkipReason.NO_MESSAGE: "its message could not be built",
         SkipReason.NOT_PUBLISHED: "the broker did not accept it within publish_deadline",
     },

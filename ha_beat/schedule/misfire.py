@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ha_beat.reasons import MisfirePolicy, SkipReason
+from ha_beat.schedule.occurrence import FOREVER
 from ha_beat.schedule.recurrence import Recurrence
 
 #: Most missed instants of an entry that are caught up.
@@ -86,7 +87,7 @@ class MisfireRules:
         while self._too_late(send, now):
             if send >= due.newest:
                 reason = SkipReason.MISSED if self.grace is None else SkipReason.MISFIRE_GRACE
-                return Decision(None, send, Skipped(first, recurrence.next_after(send), due.count, reason))
+                return skip_all(recurrence, due, reason)
             send, late = recurrence.next_after(send), late + 1
         if send == first:
             return Decision(send, send)
@@ -109,6 +110,13 @@ class MisfireRules:
         if self.policy is MisfirePolicy.SKIP:
             return SkipReason.MISSED
         return SkipReason.MISFIRE_GRACE if late else SkipReason.MISFIRE_LIMIT
+
+
+def skip_all(recurrence: Recurrence, due: DueInstants, reason: SkipReason) -> Decision:
+    """Skip all due instants."""
+    following = recurrence.next_after(due.newest)
+    until = following if following < FOREVER else due.newest + timedelta(microseconds=1)
+    return Decision(None, due.newest, Skipped(due.first, until, due.count, reason))
 
 
 def newest_due(

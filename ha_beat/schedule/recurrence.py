@@ -24,7 +24,7 @@ _COUNTED_DAYS = 366
 class Recurrence(Protocol):
     """Due instants of one entry, in UTC.
 
-    A class may define two more methods: ``origin`` (see :func:`origin`) and ``first_from`` (see :func:`first_from`).
+    A class may define more methods: ``origin``, ``first_from`` and ``owed_late``, see the functions of these names.
     """
 
     def next_after(self, instant: datetime) -> datetime:
@@ -56,6 +56,16 @@ def first_from(recurrence: Recurrence, known: datetime, since: datetime) -> date
     """
     own: Any = getattr(recurrence, "first_from", None)
     found: datetime = own(known, since) if own else recurrence.next_after(since - _MICROSECOND)
+    return found
+
+
+def owed_late(recurrence: Recurrence | None, position: datetime) -> datetime | None:
+    """Return the instant that an entry is owed although an edit has moved its only one to ``position`` or before.
+
+    A recurrence with one instant needs a method ``owed_late`` for this. Others owe nothing up to their position.
+    """
+    own: Any = getattr(recurrence, "owed_late", None)
+    found: datetime | None = own(position) if own else None
     return found
 
 

@@ -39,14 +39,16 @@ class LedgerRow:
 
     ``base`` is Celery's ``last_run_at``: the next occurrence is counted from it. ``scheduled_at`` is the due instant of
     the last occurrence, ``None`` if there was none. ``signature`` identifies the entry's schedule, and ``following`` is
-    the next instant of that schedule. Occurrences up to ``in_doubt_until`` may have been enqueued: state was lost, and
-    the leader that recovered it did not have the entry. ``raw`` is the row in Redis.
+    the next instant of that schedule. ``owed`` is an instant that the schedule does not have, because an edit has
+    moved the only one to ``base`` or before. Occurrences up to ``in_doubt_until`` may have been enqueued: state was
+    lost, and the leader that recovered it did not have the entry. ``raw`` is the row in Redis.
     """
 
     base: datetime
     verdict: Verdict
     scheduled_at: datetime | None = None
     following: datetime | None = None
+    owed: datetime | None = None
     in_doubt_until: datetime | None = None
     rev: int = 1
     dispatched_ms: int = 0
@@ -74,6 +76,8 @@ class LedgerRow:
             row["at"] = to_micros(self.scheduled_at)
         if self.following is not None:
             row["next"] = to_micros(self.following)
+        if self.owed is not None:
+            row["owed"] = to_micros(self.owed)
         if self.in_doubt_until is not None:
             row["doubt"] = to_micros(self.in_doubt_until)
         if self.reason:
@@ -100,12 +104,13 @@ class LedgerRow:
             row = json.loads(raw)
             if row["v"] > ROW_VERSION:  # guard: ledger-newer-row
                 return None
-            at, following, in_doubt = row.get("at"), row.get("next"), row.get("doubt")
+            at, following, owed, in_doubt = (row.get(key) for key in ("at", "next", "owed", "doubt"))
             return cls(
                 base=from_micros(row["base"]),
                 verdict=Verdict(row["verdict"]),
                 scheduled_at=None if at is None else from_micros(at),
                 following=None if following is None else from_micros(following),
+                owed=None if owed is None else from_micros(owed),
                 in_doubt_until=None if in_doubt is None else from_micros(in_doubt),
                 rev=int(row["rev"]),
                 dispatched_ms=int(row["ms"]),

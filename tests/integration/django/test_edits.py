@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from django.db import transaction
@@ -119,6 +119,75 @@ def test_clocked_row_runs_again_at_another_time(site):
             wait_for_verdict(cluster, task, "absent", 10)
         time.sleep(2)
     assert site.names() == ["task"] * 3
+
+
+def test_clocked_row_edited_before_it_has_run_runs_as_edited(site):
+    """Moved to an earlier time, to the past, and made an interval."""
+    earlier, past, interval = (
+        row(name, clocked=at(soon(600)), one_off=True) for name in ("earlier", "past", "interval")
+    )
+    recurring = row("recurring", interval=every(1))
+    with beats(site) as cluster:
+        site.wait_for("recurring")
+        wait_for_verdict(cluster, interval, "armed")
+        save(earlier, clocked=at(soon(5)))
+        save(past, clocked=at(soon(-300)))
+        save(interval, clocked=None, interval=every(2))
+        save(recurring, clocked=at(soon(-300)), interval=None, one_off=True)
+        time.sleep(2)
+        kill_leader(cluster)
+        for task in (earlier, past, interval, recurring):
+            wait_until_disabled(task, 15)
+        time.sleep(1)
+        assert "entry_failed" not in cluster.logs(200)
+    names = site.names()
+    assert [names.count(name) for name in ("earlier", "past", "interval")] == [1, 1, 1]
+    assert site.instants("earlier") == [earlier.clocked.clocked_time]
+    site.assert_none_twice("recurring")
+
+
+def test_one_off_row_that_its_own_task_sets_again_runs_again(site):
+    """The task runs before the leader has disabled the row for its last run."""
+    task = row("task", clocked=at(soon(2)), one_off=True)
+    with beats(site, replicas=1):
+        for runs in range(1, 5):
+            wait_for(lambda runs=runs: len(site.names()) == runs, 40, "its run", 0.001)
+            if runs < 4:
+                PeriodicTask.objects.filter(pk=task.pk).update(clocked=at(soon(1.5)), enabled=True)
+                PeriodicTasks.update_changed()
+        wait_until_disabled(task, 10)
+        time.sleep(1)
+    assert site.names() == ["task"] * 4
+
+
+def test_what_fell_due_without_a_leader_has_a_verdict_in_rows_that_ended_then(site):
+    """Expired, disabled and deleted."""
+    tasks = {name: row(name, interval=every(1)) for name in ("expired", "disabled", "deleted")}
+    tasks["clocked"] = row("clocked", clocked=at(soon(600)), one_off=True)
+    with beats(site, replicas=1) as cluster:
+        site.wait_for("expired", "disabled", "deleted")
+        end = soon(12)
+        save(tasks["expired"], expires=end)
+        save(tasks["clocked"], expires=end, clocked=at(soon(10)))
+        time.sleep(2)
+    sent = {name: site.instants(name) for name in tasks}
+    switch(tasks["disabled"], on=False)
+    ids = {str(task.pk): name for name, task in tasks.items()}
+    tasks["deleted"].delete()
+    sleep_until(end)
+    with beats(site, replicas=1) as cluster:
+        for name in ("expired", "clocked"):
+            wait_until_disabled(tasks[name], 20)
+        wait_for(lambda: {line["verdict"] for line in cluster.ledger().values()} == {"absent"}, 10, "absence", 0.05)
+        records = [record for record in cluster.journal() if record.get("verdict") == "skipped"]
+    assert {name: site.instants(name) for name in tasks} == sent
+    found = {ids[record["entry"]]: (record["why"], datetime.fromisoformat(record["from"])) for record in records}
+    assert {name: why for name, (why, _) in found.items()} == {
+        **dict.fromkeys(("expired", "clocked"), "expired"),
+        **dict.fromkeys(("disabled", "deleted"), "removed"),
+    }
+    for name in ("expired", "disabled", "deleted"):
+        assert found[name][1] == sent[name][-1] + timedelta(seconds=1)
 
 
 def test_clocked_row_disabled_at_its_time_does_not_run_later(site):

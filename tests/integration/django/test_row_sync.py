@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from django.db import InternalError, OperationalError, connections
-from django_celery_beat.models import PeriodicTask, PeriodicTasks
+from django_celery_beat.models import PeriodicTask, PeriodicTasks, SolarSchedule
 
 from ha_beat import events
 from ha_beat.clock import SystemClock
@@ -71,6 +71,9 @@ class SyncedReplica:
         row = LedgerRow(NOW - timedelta(seconds=ago), Verdict.ENQUEUED, run_count=run_count)
         self.writer.record(str(task.pk), row)
 
+    def entry(self, task: Any) -> RowEntry:
+        return self.reader.entries()[str(task.pk)]
+
     @property
     def names(self) -> set[str]:
         return set(self.reader.snapshot.by_name)
@@ -116,10 +119,56 @@ def test_finished_row_is_left_to_the_next_leader_when_a_term_ends(replica):
     """It may have been enabled again since."""
     task = row("task", clocked=at(soon(60)), one_off=True)
     replica.turn()
-    replica.writer.disable_finished(str(task.pk))
+    replica.writer.disable_finished(replica.entry(task))
     replica.term = None
     replica.turn(2)
     assert fresh(task).enabled
+
+
+def clocked_time_moved(task: Any) -> None:
+    task.clocked.clocked_time = soon(60)
+    task.clocked.save()
+
+
+RESCHEDULED: dict[str, Any] = {
+    "another clocked time": lambda task: PeriodicTask.objects.filter(pk=task.pk).update(clocked=at(soon(60))),
+    "clocked time moved": clocked_time_moved,
+    "made an interval": lambda task: PeriodicTask.objects.filter(pk=task.pk).update(clocked=None, interval=every(9)),
+    "start": lambda task: PeriodicTask.objects.filter(pk=task.pk).update(start_time=soon(60)),
+    "made recurring": lambda task: PeriodicTask.objects.filter(pk=task.pk).update(
+        clocked=None, interval=every(9), one_off=False
+    ),
+}
+
+
+@pytest.mark.parametrize("reschedule", RESCHEDULED.values(), ids=list(RESCHEDULED))
+def test_one_off_row_with_another_schedule_after_its_run_stays_enabled(replica, reschedule):
+    """Its own task may set its next run before the leader disables it."""
+    task = row("task", clocked=at(soon(0)), one_off=True)
+    replica.turn()
+    reschedule(task)
+    replica.writer.disable_finished(replica.entry(task))
+    replica.turn()
+    assert fresh(task).enabled
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"interval": lambda: every(60)},
+        {"crontab": lambda: cron("5", timezone="Europe/Berlin")},
+        {"clocked": lambda: at(soon(0)), "start_time": lambda: soon(-9)},
+        {"solar": lambda: SolarSchedule.objects.create(event="sunset", latitude="48.1", longitude="11.6")},
+    ],
+    ids=["interval", "crontab", "clocked", "solar"],
+)
+def test_one_off_row_is_disabled_after_its_run(replica, fields):
+    task = row("task", one_off=True, **{name: value() for name, value in fields.items()})
+    replica.turn()
+    PeriodicTask.objects.filter(pk=task.pk).update(description="a comment")
+    replica.writer.disable_finished(replica.entry(task))
+    replica.turn()
+    assert not fresh(task).enabled
 
 
 def test_row_is_disabled_and_marked_as_changed_or_neither(replica, monkeypatch):
@@ -127,7 +176,7 @@ def test_row_is_disabled_and_marked_as_changed_or_neither(replica, monkeypatch):
     task = row("task", interval=every(60), one_off=True)
     replica.turn()
     other = SyncedReplica()
-    replica.writer.disable_finished(str(task.pk))
+    replica.writer.disable_finished(replica.entry(task))
     with monkeypatch.context() as fault:
         fault.setattr(PeriodicTasks, "update_changed", lambda: 1 / 0)
         fail(replica, ZeroDivisionError)
@@ -301,8 +350,9 @@ def test_stale_read_from_a_database_replica_is_harmless(replica, monkeypatch):
         replica.turn()
         replica.reader.read()
     assert state(task) == (120.0, 3)
+    finished = replica.entry(once)
     for _ in range(2):
-        replica.writer.disable_finished(str(once.pk))
+        replica.writer.disable_finished(finished)
         replica.turn()
         before = PeriodicTasks.last_change()
     assert not fresh(once).enabled

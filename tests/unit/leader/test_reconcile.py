@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,7 +14,7 @@ from ha_beat.leader.reconcile import Absence, Reconciled, reconcile
 from ha_beat.leader.state_loss import Loss
 from ha_beat.reasons import EntryFault, LossKind, SkipReason, Verdict
 from ha_beat.schedule.misfire import MisfireRules, Skipped
-from ha_beat.schedule.occurrence import NEVER
+from ha_beat.schedule.occurrence import FOREVER, NEVER
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import KEEP_ABSENT, LedgerRow
 from ha_beat.store.shadow import Shadow
@@ -179,7 +179,120 @@ def test_edited_entry_is_not_moved_back():
     assert place_one(entry(signature="other"), row(+5))[0] == at(+5)
 
 
+@dataclass(frozen=True)
+class Single(Every):
+    """One instant, in seconds from now."""
+
+    def next_after(self, instant: datetime) -> datetime:
+        return at(self.seconds) if instant < at(self.seconds) else FOREVER
+
+    def owed_late(self, position: datetime) -> datetime | None:
+        return position + timedelta(microseconds=1) if at(self.seconds) <= position else None
+
+
+def single(seconds: float, signature: str = "other", **changes: Any) -> ScheduledEntry:
+    """Return an entry as a clocked row has it."""
+    changes = {"since": at(seconds), **changes}
+    return entry(signature=signature, recurrence=Single(seconds), once=True, **changes)
+
+
+@pytest.mark.parametrize("raw", [None, row(-3)], ids=["new", "edited"])
+def test_instant_in_the_future_is_not_a_position(raw):
+    """It may be moved to an earlier time before it has run."""
+    done = place(single(+3600), rows={"e": raw} if raw else {})
+    assert done.states[0].position == done.operations[0].row.base == NOW
+    assert done.failures == []
+    earlier = place(single(+60, "third"), rows={"e": done.operations[0].row.raw}).states[0]
+    assert (earlier.next_due(), earlier.runs) == (at(+60), 0)
+    interval = place(entry(signature="third", once=True), rows={"e": done.operations[0].row.raw}).states[0]
+    assert interval.next_due() == at(+10)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [row(-3, signature="s"), row(-3, Verdict.ARMED, run_count=0), row(-3, Verdict.ABSENT)],
+    ids=["ran", "armed", "enabled again"],
+)
+def test_single_instant_moved_before_the_position_is_owed_once(raw):
+    done = place(single(-60), rows={"e": raw})
+    (state,), (operation,) = done.states, done.operations
+    assert state.position < state.next_due() <= NOW
+    assert state.runs == 0
+    (later,) = place(single(-60), rows={"e": operation.row.raw}).states
+    later.due_at = later.next_due()
+    assert later.due_at == state.next_due()
+    decision = later.decide(NOW)
+    assert decision.send == state.next_due()
+    later.record_row(LedgerWriter(TERM, NOW).row(later, decision.position, Verdict.ENQUEUED))
+    assert (later.next_due(), later.runs) == (FOREVER, 1)
+    (last,) = place(single(-60), rows={"e": later.expected}).states
+    assert (last.next_due(), last.runs) == (FOREVER, 1)
+
+
+def test_single_instant_moved_before_the_position_is_in_doubt_after_a_loss():
+    armed = place(single(-60), rows={"e": row(-3)}).operations[0].row.raw
+    (state,) = (done := place(single(-60), rows={"e": armed}, loss=total(+2))).states
+    assert done.operations[0].row.reason is SkipReason.STATE_LOSS
+    state.record_row(done.operations[0].row)
+    assert state.next_due() == FOREVER
+
+
+def test_single_instant_that_may_have_run_is_not_owed_again():
+    """The ledger was lost; the shadow knows the position."""
+    (state,) = place(single(-60), shadow=shadow(e=-60), loss=total(+2)).states
+    assert state.next_due() == FOREVER
+
+
+def test_recurring_entry_made_one_off_with_another_schedule_has_no_runs():
+    assert place(single(+60), rows={"e": row(-3)}).states[0].runs == 0
+    assert place(single(+60, "s"), rows={"e": row(-3)}).states[0].runs == 4
+
+
+def test_instant_beyond_an_earlier_end_is_recorded_as_skipped():
+    ended = entry(recurrence=Single(-999))
+    done = place(ended, rows={"e": row(-30, following=at(-20))})
+    assert done.operations[0].decision.skipped.reason is SkipReason.EDITED
+    assert done.operations[0].row.base == at(-20)
+    assert place(ended, rows={"e": row(-30, following=at(+20))}).operations == []
+    assert place(entry(), rows={"e": row(-30, following=at(-20))}).operations == []
+
+
+def test_overdue_instants_of_an_expired_entry_are_skipped():
+    (state,) = place(entry(expires=at(-1)), rows={"e": row(-35)}).states
+    state.due_at = state.next_due()
+    decision = state.decide(NOW)
+    assert (decision.send, decision.position) == (None, at(-5))
+    assert decision.skipped == Skipped(at(-25), at(5), 3, SkipReason.EXPIRED)
+
+
 # --- Disabled and enabled entries
+
+
+@pytest.mark.parametrize(("following", "recorded"), [(-20, True), (0, True), (+20, False)])
+def test_instant_due_before_the_entry_was_removed_is_recorded(following, recorded):
+    (operation,) = place(rows={"e": row(-30, following=at(following))}, absence=CERTAIN).operations
+    assert operation.row.verdict is Verdict.ABSENT
+    assert (operation.decision is not None) is recorded
+    if recorded:
+        skipped = operation.decision.skipped
+        assert (skipped.first, skipped.reason) == (at(following), SkipReason.REMOVED)
+        assert NOW < skipped.until < at(1)
+        assert '"removed"' in operation.operation.records[0]
+    assert place(rows={"e": operation.row.raw}, absence=CERTAIN).operations == []
+
+
+def test_one_off_entry_that_has_run_owes_nothing_when_it_is_removed():
+    (state,) = place(entry(once=True), rows={"e": row(-30, run_count=0)}).states
+    ran = LedgerWriter(TERM, at(-20)).row(state, at(-20), Verdict.ENQUEUED)
+    (operation,) = place(rows={"e": ran.raw}, absence=CERTAIN).operations
+    assert operation.decision is None
+
+
+def test_instants_due_while_an_entry_was_disabled_without_a_leader_are_recorded():
+    one = entry(cleared=True, run_count=4, misfire=MisfireRules(usual_lateness=15))
+    _, operation = place_one(one, row(-303, following=at(-293)))
+    assert (operation.decision.skipped.first, operation.row.reason) == (at(-293), SkipReason.REMOVED)
+    assert operation.row.base == at(-23)
 
 
 def test_entry_that_was_disabled_owes_nothing_and_counts_runs_from_zero():
