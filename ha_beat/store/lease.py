@@ -261,6 +261,8 @@ class RedisLeaseStore:
         self._wait_replicas = wait_replicas
         self._wait_ms = round(wait_timeout * 1000)
         self._journal_age_ms = "" if journal_age is None else str(round(journal_age * 1000))
+        #: Digest of the record as last observed, and the record. Most polls find it unchanged.
+        self._seen: tuple[str, LeaseRecord | None] = ("", None)
         self._observe = Script("observe")
         self._acquire = Script("acquire", although_full=True)
         self._renew = Script("renew", although_full=True)
@@ -268,8 +270,11 @@ class RedisLeaseStore:
 
     def observe(self) -> LeaseView:
         """Read the lease, and whether its holder is present."""
-        flat, count, server_ms, run_id = self._observe(self._client(), [self._keys.lease], [])
-        record = LeaseRecord.parse(pairs(flat)) if flat else None
+        known, record = self._seen
+        flat, count, server_ms, run_id, digest = self._observe(self._client(), [self._keys.lease], [known])
+        if not digest or text(digest) != known:
+            record = LeaseRecord.parse(pairs(flat)) if flat else None
+            self._seen = text(digest), record
         return LeaseView(record, int(count), int(server_ms), text(run_id))
 
     def acquire(self, attempt: Attempt, expected: Expected | None, seen_epoch: int) -> Acquired | Refused:

@@ -61,4 +61,4 @@ def test_script_runs_while_another_client_empties_the_cache(shared_redis: RedisS
     script = Script("observe")
     with Flushed.from_url(shared_redis.url) as client:
         for _ in range(2):
-            assert len(script(client, ["nothing"], [])) == 4
+            assert len(script(client, ["nothing"], [""])) == 5

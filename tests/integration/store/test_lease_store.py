@@ -35,6 +35,18 @@ def test_at_first_there_is_no_lease_and_it_can_be_taken(lease: LeaseBench):
     assert (taken.previous_holder, taken.term.trusted_until) == ("", 109.0)
 
 
+def test_observation_follows_each_change_of_the_record(lease: LeaseBench):
+    """Also one that changes back: an unchanged record is not sent again."""
+    assert record_of(lease) is None
+    taken = take(lease)
+    first = record_of(lease)
+    assert record_of(lease) == first
+    lease.store.renew(taken.term, 2, "")
+    assert record_of(lease).seq == first.seq + 1
+    lease.lose_state()
+    assert record_of(lease) is record_of(lease) is None
+
+
 def test_second_campaign_on_the_same_state_is_refused(lease: LeaseBench):
     """Both with no lease, and with one that was seen stale."""
     take(lease, "one")
