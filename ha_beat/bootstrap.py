@@ -88,6 +88,7 @@ class _Assembly:
         claim = self.claim_dispatcher(elector, marker)
         dispatch = DispatcherSelector(self.atomic_dispatcher(marker), claim, marker, events.emit)
         pause = PauseState()
+        pace = Pace(clock, budget_for(settings.stall_timeout), elector.handle.progress)
         enqueuer = Enqueuer(
             LeaderParts(
                 self.source,
@@ -99,7 +100,7 @@ class _Assembly:
                 events.emit,
                 _leader_options(settings),
                 pause,
-                Pace(clock, budget_for(settings.stall_timeout), elector.handle.progress),
+                pace,
             )
         )
         main_client = self.main_link.client
@@ -112,7 +113,7 @@ class _Assembly:
             leader=elector.handle,
             shadow=self.shadow,
             cluster=settings.cluster,
-            clock=clock,
+            pace=pace,
             emit=events.emit,
         )
         events.subscribe(report.note)

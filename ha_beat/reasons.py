@@ -314,6 +314,8 @@ class ReplyCode(StrEnum):
     INVALID_ARGUMENT = "invalid_argument"
     #: The leader's version does not know this kind of request.
     UNKNOWN_REQUEST = "unknown_request"
+    #: Several terms ended while their leaders carried out the request. It is not tried again.
+    ENDED_TERMS = "ended_terms"
     #: The handler raised an exception.
     FAILED = "failed"
     #: This version cannot read the answer.

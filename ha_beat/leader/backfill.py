@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
+from ha_beat.budget import Pace
 from ha_beat.clock import from_micros
 from ha_beat.dispatch import Answer
 from ha_beat.leader.entry import EntryState
-from ha_beat.leader.request_outcome import Outcome, Refused
+from ha_beat.leader.request_outcome import Outcome, Refused, Steps
 from ha_beat.leader.requested_messages import SENT, RequestedMessages
 from ha_beat.reasons import AnswerKind, BackfillOutcome, MessageKind, ReplyCode, Verdict
 from ha_beat.schedule.occurrence import Occurrence
@@ -51,24 +53,27 @@ def due_between(instants: Recurrence, base: datetime, since: datetime, until: da
 
 
 def assess_instants(
-    instants: Sequence[datetime], base: datetime, known: Sequence[VerdictRecord], request: str, *, force: bool
+    instants: Sequence[datetime], base: datetime, known: Iterable[VerdictRecord], request: str, *, force: bool
 ) -> list[BackfillInstant]:
-    """Return for each instant whether it may be enqueued.
+    """Return for each instant, in order, whether it may be enqueued.
 
     ``base`` is the entry's position, ``known`` the journal's records about it, ``request`` the id of this request.
     """
+    records: list[list[VerdictRecord]] = [[] for _ in instants]
+    for record in known:
+        for place in range(bisect_left(instants, record.first), bisect_left(instants, record.until)):
+            records[place].append(record)
     return [
-        BackfillInstant(number, at, *_assess(at, base, known, request, force=force))
-        for number, at in enumerate(instants, 1)
+        BackfillInstant(number, at, *_assess(at, base, about, request, force=force))
+        for number, (at, about) in enumerate(zip(instants, records, strict=True), 1)
     ]
 
 
 def _assess(
-    at: datetime, base: datetime, known: Sequence[VerdictRecord], request: str, *, force: bool
+    at: datetime, base: datetime, records: Sequence[VerdictRecord], request: str, *, force: bool
 ) -> tuple[BackfillOutcome, str]:
     if at > base:
         return BackfillOutcome.NOT_REACHED, ""
-    records = [record for record in known if record.covers(at)]
     for record in records:
         if record.verdict == Verdict.ENQUEUED:
             if record.data.get("request") == request:
@@ -80,21 +85,23 @@ def _assess(
 
 
 class BackfillHandler:
-    """Handler of ``backfill``: enqueue past instants of an entry, or plan it."""
+    """Handler of ``backfill``: enqueue past instants of an entry, or plan it.
 
-    def __init__(self, messages: RequestedMessages, journal: Journal, progress: Callable[[], None]) -> None:
-        """``progress`` is called after each batch, which may take longer than ``stall_timeout`` together."""
+    Each page of the journal and each batch of messages is a step.
+    """
+
+    def __init__(self, messages: RequestedMessages, journal: Journal, pace: Pace) -> None:
         self._messages = messages
         self._journal = journal
-        self._progress = progress
+        self._pace = pace
 
-    def __call__(self, term: Term, request: Request) -> Outcome:
+    def __call__(self, term: Term, request: Request) -> Steps:
         """Carry out the request."""
         state = self._messages.entry(request)
         dry_run = bool(request.args.get("dry_run"))
-        instants = self._assessed(request, state)
+        instants = yield from self._assessed(request, state)
         if not dry_run:
-            instants = self._enqueue(term, request, state, instants)
+            instants = yield from self._enqueue(term, request, state, instants)
         count = sum(each.outcome in _COUNTED for each in instants)
         if count < len(instants):
             code = ReplyCode.BACKFILL_INCOMPLETE
@@ -117,7 +124,7 @@ class BackfillHandler:
             "task_id": self._messages.task_id(state, each.at),
         }
 
-    def _assessed(self, request: Request, state: EntryState) -> list[BackfillInstant]:
+    def _assessed(self, request: Request, state: EntryState) -> Generator[None, None, list[BackfillInstant]]:
         if state.entry.recurrence is None:
             raise Refused(ReplyCode.NO_PAST_INSTANTS, entry=state.id)
         since, until = _instant_argument(request, "from"), _instant_argument(request, "to")
@@ -126,30 +133,40 @@ class BackfillHandler:
             raise Refused(ReplyCode.TOO_MANY_INSTANTS, limit=BACKFILL_LIMIT)
         if not found:
             return []
-        known = [
-            record
-            for record in self._journal.between(found[0] - _CLOCK_TOLERANCE)
-            if isinstance(record, VerdictRecord) and record.entry == state.id and record.kind != MessageKind.MANUAL
-        ]
-        return assess_instants(found, state.position, known, request.id, force=bool(request.args.get("force")))
+        # As of the first page: what the schedule enqueues during the search is not in the pages.
+        base = state.position
+        known: list[VerdictRecord] = []
+        for page in self._journal.pages(found[0] - _CLOCK_TOLERANCE, mentions=state.id):
+            known += (
+                record
+                for record in page
+                if isinstance(record, VerdictRecord)
+                and record.entry == state.id
+                and record.kind != MessageKind.MANUAL
+                and record.until > found[0]
+                and record.first <= found[-1]
+            )
+            yield
+        return assess_instants(found, base, known, request.id, force=bool(request.args.get("force")))
 
     def _enqueue(
         self, term: Term, request: Request, state: EntryState, instants: Sequence[BackfillInstant]
-    ) -> list[BackfillInstant]:
+    ) -> Generator[None, None, list[BackfillInstant]]:
         found = {each.number: each for each in instants}
         begun = self._messages.begun_before(request)
         for each in instants:
             if each.number <= begun and each.outcome is BackfillOutcome.PLANNED:
                 found[each.number] = replace(each, outcome=BackfillOutcome.BEGUN_EARLIER)
         planned = [each for each in found.values() if each.outcome is BackfillOutcome.PLANNED]
-        for start in range(0, len(planned), _BATCH):
-            batch = planned[start : start + _BATCH]
+        while planned:
+            batch = planned[:_BATCH]
             steps = [(each.number, each.at, self._messages.task_id(state, each.at)) for each in batch]
-            answers = self._messages.send(term, request, state, MessageKind.BACKFILL, steps)
-            for each, answer in zip(batch, answers, strict=True):
+            answers = self._messages.send(term, request, state, MessageKind.BACKFILL, steps, self._pace.begin())
+            for each, answer in zip(batch, answers, strict=False):
                 outcome, detail = _outcome_of(answer)
                 found[each.number] = replace(each, outcome=outcome, detail=detail)
-            self._progress()
+            planned = planned[len(answers) :]
+            yield
         return list(found.values())
 
 

@@ -2,15 +2,19 @@
 
 Every change that a request makes is made by a script that checks the term and that the request still waits. A request
 is carried out once, by the leader of the moment, or not at all.
+
+Requests have a time budget per turn, and long ones work in steps. A request in which several terms ended is rejected:
+each leader counts its attempt before the work begins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from ha_beat import events
-from ha_beat.clock import Clock
+from ha_beat.budget import Budget, Pace
 from ha_beat.dispatch import FencedOff
 from ha_beat.errors import StoreError
 from ha_beat.leader.backfill import BackfillHandler
@@ -18,7 +22,7 @@ from ha_beat.leader.enqueuer import Enqueuer
 from ha_beat.leader.leader_report import LeaderReport
 from ha_beat.leader.pause import PauseControl, PauseState
 from ha_beat.leader.planner import ScheduleSource
-from ha_beat.leader.request_outcome import Handler, Outcome, Refused, request_record
+from ha_beat.leader.request_outcome import Handler, Outcome, Refused, Steps, request_record
 from ha_beat.leader.requested_messages import RequestedMessages, RunHandler
 from ha_beat.reasons import ReplyCode, RequestKind, TermEnd
 from ha_beat.store.journal import Journal
@@ -32,6 +36,9 @@ _NEED_THE_BROKER = frozenset({RequestKind.RUN, RequestKind.BACKFILL})
 #: Requests that change nothing. Their answers are not logged.
 _READ_ONLY = frozenset({RequestKind.NEXT, RequestKind.REPORT})
 
+#: Terms that may end during the work on a request before it is rejected.
+MOST_ATTEMPTS = 3
+
 #: Seconds between two attempts while Redis or the schedule is unavailable.
 _RETRY = 0.25
 
@@ -40,8 +47,6 @@ class LeaderControl(Protocol):
     """Election methods that request handlers use."""
 
     def step_down(self, reason: TermEnd, *, detail: str = "", preferred: str = "") -> None: ...
-
-    def progress(self) -> None: ...
 
 
 class RequestHandler:
@@ -54,24 +59,27 @@ class RequestHandler:
         enqueuer: Enqueuer,
         pause: PauseControl,
         messages: RequestedMessages,
-        clock: Clock,
-        progress: Callable[[], None],
+        pace: Pace,
         emit: Callable[[events.Event], None],
     ) -> None:
-        """``progress`` is called after each request."""
         self._requests = requests
         self._handlers = handlers
         self._enqueuer = enqueuer
         self._pause = pause
         self._messages = messages
-        self._clock = clock
-        self._progress = progress
+        self._clock = pace.clock
+        self._pace = pace
         self._emit = emit
         self._term = ""
         self._retry_at = 0.0
         #: Outcomes of requests that sent messages, until their answer is written. Carrying such a request out again
         #: would not yield the same answer.
         self._unanswered: dict[str, Outcome] = {}
+        #: Requests whose attempt this term has counted.
+        self._begun: set[str] = set()
+        #: The request that is carried out in steps, and its work; at most one, because each reads what others did.
+        self._working_on = ""
+        self._work: Steps | None = None
         #: True if requests may be pending.
         self._requests_pending = False
 
@@ -90,8 +98,9 @@ class RequestHandler:
         try:
             self._begin(term)
             if self._requests_pending and self._enqueuer.serves(term):
-                self._serve(term)
-                self._requests_pending = False
+                self._requests_pending = not self._serve(term)
+                if self._requests_pending:
+                    return 0.0
         except StoreError:
             # The enqueuer uses the same Redis and reports the outage.
             self._retry_at = self._clock.elapsed() + _RETRY
@@ -103,10 +112,18 @@ class RequestHandler:
         if new_term:
             self._messages.begin_term()
             self._unanswered.clear()
+            self._begun.clear()
+            self._stop_work()
             self._term = term.nonce
 
-    def _serve(self, term: Term) -> None:
+    def _serve(self, term: Term) -> bool:
+        """Serve the waiting requests until the budget is spent. Return True if none is left."""
         waiting, server_ms = self._requests.waiting()
+        if self._working_on not in {request.id for request in waiting}:
+            self._stop_work()
+        # Last, so that a long one does not hold up the others.
+        waiting.sort(key=lambda request: request.id == self._working_on)
+        complete, budget = True, self._pace.begin()
         broker_error: StoreError | None = None
         for request in waiting:
             needs_broker = request.kind in _NEED_THE_BROKER
@@ -116,34 +133,88 @@ class RequestHandler:
                 self._requests.withdraw(request.id)
                 self._unanswered.pop(request.id, None)
                 continue
+            if request.id == self._working_on:
+                budget = self._pace.begin()
+            elif budget.spent or (self._work is not None and request.kind is RequestKind.BACKFILL):
+                complete = False
+                continue
             try:
-                self._handle(term, request)
+                complete = self._handle(term, request, budget) and complete
             except StoreError as exc:
                 # If only the broker is unreachable, the other requests need not wait for it.
                 if broker_error is not None or not needs_broker:
                     raise
                 broker_error = exc  # guard: request-broker-away
-            self._progress()
+            budget.item_done()
         if broker_error is not None:
             raise broker_error
+        return complete
 
-    def _handle(self, term: Term, request: Request) -> None:
+    def _handle(self, term: Term, request: Request, budget: Budget) -> bool:
+        """Carry out a request and answer it. Return False if it goes on in the next turn."""
         try:
             outcome = self._unanswered.get(request.id)  # guard: reply-repeated
-            self._answer(term, request, outcome or self._outcome(term, request))
+            outcome = outcome or self._attempt(term, request, budget)
+            if outcome is None:
+                return False
+            self._answer(term, request, outcome)
         except (StoreError, FencedOff):
             raise
         except Exception as exc:
             self._answer(term, request, Outcome(ReplyCode.FAILED, {"detail": f"{type(exc).__name__}: {exc}"}))
+        return True
 
-    def _outcome(self, term: Term, request: Request) -> Outcome:
+    def _attempt(self, term: Term, request: Request, budget: Budget) -> Outcome | None:
+        """Carry out a request, and count the attempt first. Return ``None`` if it goes on in the next turn."""
+        if request.id not in self._begun:
+            if request.attempts >= MOST_ATTEMPTS:
+                return Outcome(ReplyCode.ENDED_TERMS, {"terms": request.attempts})
+            counted = self._requests.count_attempt(term, request.id)
+            if isinstance(counted, TermEnd):
+                raise FencedOff(counted)
+            self._begun.add(request.id)
+        try:
+            return self._outcome(term, request, budget)
+        except StoreError:
+            # The term goes on: neither Redis nor the broker being away is the request's fault.
+            self._begun.discard(request.id)
+            with suppress(StoreError):
+                self._requests.count_attempt(term, request.id, -1)
+            raise
+
+    def _outcome(self, term: Term, request: Request, budget: Budget) -> Outcome | None:
         handler = self._handlers.get(request.kind)
         if handler is None:
             return Outcome(ReplyCode.UNKNOWN_REQUEST)
         try:
-            return handler(term, request)
+            if request.id != self._working_on:
+                begun = handler(term, request)
+                if isinstance(begun, Outcome):
+                    return begun
+                self._working_on, self._work = request.id, begun
+            return self._continue_work(budget)
         except Refused as refused:
             return refused.outcome
+
+    def _continue_work(self, budget: Budget) -> Outcome | None:
+        """Take steps until the work is done or the budget spent. Return ``None`` if it goes on in the next turn."""
+        work, outcome = self._work, None
+        try:
+            while work is not None:
+                next(work)
+                budget.item_done()
+                if budget.spent:
+                    return None
+        except StopIteration as finished:
+            outcome = finished.value
+        except BaseException:
+            self._stop_work()
+            raise
+        self._stop_work()
+        return outcome
+
+    def _stop_work(self) -> None:
+        self._working_on, self._work = "", None
 
     def _answer(self, term: Term, request: Request, outcome: Outcome) -> None:
         if request.kind in _NEED_THE_BROKER:
@@ -156,6 +227,7 @@ class RequestHandler:
         if isinstance(answered, TermEnd):
             raise FencedOff(answered)
         self._messages.forget(request.id)
+        self._begun.discard(request.id)
         self._unanswered.pop(request.id, None)
         if not answered:
             # Withdrawn since it was read.
@@ -176,7 +248,7 @@ def build_request_handler(
     leader: LeaderControl,
     shadow: Shadow,
     cluster: str,
-    clock: Clock,
+    pace: Pace,
     emit: Callable[[events.Event], None],
 ) -> tuple[RequestHandler, LeaderReport]:
     """Return the handler of all kinds of requests, and the report that must follow the replica's events."""
@@ -199,9 +271,9 @@ def build_request_handler(
         RequestKind.STEP_DOWN: step_down,
         RequestKind.PAUSE: control.pause,
         RequestKind.RESUME: control.resume,
-        RequestKind.RUN: RunHandler(messages),
-        RequestKind.BACKFILL: BackfillHandler(messages, journal, leader.progress),
+        RequestKind.RUN: RunHandler(messages, pace),
+        RequestKind.BACKFILL: BackfillHandler(messages, journal, pace),
         RequestKind.NEXT: report.next,
         RequestKind.REPORT: report.report,
     }
-    return RequestHandler(requests, handlers, enqueuer, control, messages, clock, leader.progress, emit), report
+    return RequestHandler(requests, handlers, enqueuer, control, messages, pace, emit), report

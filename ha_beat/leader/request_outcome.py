@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -39,8 +39,11 @@ class Refused(Exception):
         self.outcome = Outcome(code, data)
 
 
-#: Carries out requests of one kind.
-Handler = Callable[[Term, Request], Outcome]
+#: Work on a request that may take long: it pauses after each piece, and returns the outcome.
+Steps = Generator[None, None, Outcome]
+
+#: Carries out requests of one kind, at once or in steps.
+Handler = Callable[[Term, Request], Outcome | Steps]
 
 
 def request_record(term: Term, request: Request, now: datetime, content: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from ha_beat import events
+from ha_beat.budget import Budget, Pace
 from ha_beat.dispatch import Answer, Dispatcher, Operation
 from ha_beat.errors import StoreUnavailable
 from ha_beat.headers import header_of, with_header
@@ -91,8 +92,12 @@ class RequestedMessages:
         state: EntryState,
         kind: MessageKind,
         steps: Sequence[tuple[int, datetime, str]],
+        budget: Budget,
     ) -> list[Answer]:
         """Send one message for each step: its number, its instant and its task id.
+
+        Returns:
+            An answer for each step that the budget allows, at least one.
 
         Raises:
             FencedOff: the term is over.
@@ -101,12 +106,14 @@ class RequestedMessages:
         dispatcher = self._schedule.dispatcher
         if dispatcher is None:
             raise StoreUnavailable("no dispatch path has been chosen yet", acted=False)
-        operations = [
-            self._operation(term, request, state, kind, dispatcher, number, at, task_id)
-            for number, at, task_id in steps
-        ]
+        operations: list[Operation] = []
+        for number, at, task_id in steps:
+            if operations and budget.spent:
+                break
+            operations.append(self._operation(term, request, state, kind, dispatcher, number, at, task_id))
+            budget.item_done()
         answers = dispatcher.submit(term, operations)
-        for (_, at, task_id), answer in zip(steps, answers, strict=True):
+        for (_, at, task_id), answer in zip(steps, answers, strict=False):
             if answer.kind in SENT:
                 task = state.entry.task
                 self._emit(events.EnqueuedOnRequest(state.id, task, task_id, at, kind, request.by))
@@ -143,8 +150,9 @@ class RequestedMessages:
 class RunHandler:
     """Handler of ``run``: enqueue an entry's task once, now."""
 
-    def __init__(self, messages: RequestedMessages) -> None:
+    def __init__(self, messages: RequestedMessages, pace: Pace) -> None:
         self._messages = messages
+        self._pace = pace
 
     def __call__(self, term: Term, request: Request) -> Outcome:
         """Carry out the request."""
@@ -154,7 +162,7 @@ class RunHandler:
         if messages.begun_before(request):
             return Outcome(ReplyCode.SENT_EARLIER, data)
         step = (1, messages.now(), task_id)
-        (answer,) = messages.send(term, request, state, MessageKind.MANUAL, [step])
+        (answer,) = messages.send(term, request, state, MessageKind.MANUAL, [step], self._pace.begin())
         if answer.kind in SENT:
             return Outcome(ReplyCode.SENT, data)
         match answer.kind:

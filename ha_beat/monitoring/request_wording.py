@@ -28,6 +28,7 @@ _SENTENCES = {
     ReplyCode.WITHDRAWN: "the message was not enqueued: the request was withdrawn",
     ReplyCode.INVALID_ARGUMENT: "the request has no valid argument {argument}",
     ReplyCode.UNKNOWN_REQUEST: "the leader's version of ha_beat does not support this request",
+    ReplyCode.ENDED_TERMS: "{terms} leaders lost the lease while they carried out the request: it is not tried again",
     ReplyCode.FAILED: "the request failed: {detail}",
     ReplyCode.UNREADABLE: "this version of ha_beat cannot read the leader's answer",
 }

@@ -152,11 +152,22 @@ class Journal:
 
     def between(self, since: datetime | None = None, until: datetime | None = None) -> Iterator[Record]:
         """Yield the records *written* in ``[since, until)``, newest first. They are read page by page."""
+        for page in self.pages(since, until):
+            yield from page
+
+    def pages(
+        self, since: datetime | None = None, until: datetime | None = None, mentions: str = ""
+    ) -> Iterator[list[Record]]:
+        """Yield the records *written* in ``[since, until)``, newest first, page by page.
+
+        Only records that contain the string ``mentions`` are parsed, which is most of the work.
+        """
         end = "+" if until is None else f"({_millis(until)}-0"
         start = "-" if since is None else f"{_millis(since)}-0"
+        mark = json.dumps(mentions) if mentions else ""
         while True:
             page = self._read("XREVRANGE", end, start, _PAGE)
-            yield from _records(page)
+            yield _records(page, mark)
             if len(page) < _PAGE:
                 return
             end = f"({text(page[-1][0])}"
@@ -164,12 +175,11 @@ class Journal:
     def of_entry(self, entry: str, limit: int = 100, since: datetime | None = None) -> list[VerdictRecord]:
         """Return the newest verdicts of one entry, newest first."""
         found: list[VerdictRecord] = []
-        for record in self.between(since):
-            if isinstance(record, VerdictRecord) and record.entry == entry:
-                found.append(record)
-                if len(found) >= limit:
-                    break
-        return found
+        for page in self.pages(since, mentions=entry):
+            found += (record for record in page if isinstance(record, VerdictRecord) and record.entry == entry)
+            if len(found) >= limit:
+                break
+        return found[:limit]
 
     def oldest_ms(self) -> int | None:
         """Return when the oldest record was written, in ms since the Unix epoch, or ``None`` if there is no record."""
@@ -187,12 +197,15 @@ def _millis(instant: datetime) -> int:
     return round(instant.timestamp() * 1000)
 
 
-def _records(page: Sequence[tuple[Any, Mapping[Any, Any]]]) -> list[Record]:
+def _records(page: Sequence[tuple[Any, Mapping[Any, Any]]], mark: str = "") -> list[Record]:
+    """Return the records of a page that contain ``mark``."""
     found = []
     for stream_id, raw in page:
         fields = {text(name): text(value) for name, value in raw.items()}
-        n = fields.get("n", "0")
-        record = parse(text(stream_id), int(n) if n.isdecimal() else 0, fields.get("d", ""))
+        n, data = fields.get("n", "0"), fields.get("d", "")
+        if mark not in data:
+            continue
+        record = parse(text(stream_id), int(n) if n.isdecimal() else 0, data)
         if record is not None:
             found.append(record)
     return found

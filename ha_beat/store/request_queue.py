@@ -51,7 +51,10 @@ class TooManyRequests(HaBeatError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Request to the leader. ``by`` names the caller; times are the server's, in ms since the Unix epoch."""
+    """Request to the leader. ``by`` names the caller; times are the server's, in ms since the Unix epoch.
+
+    ``attempts`` counts the terms that began to carry it out and did not report how that went.
+    """
 
     kind: RequestKind
     args: Mapping[str, Any] = field(default_factory=dict)
@@ -59,21 +62,21 @@ class Request:
     id: str = field(default_factory=new_token)
     asked_ms: int = 0
     deadline_ms: int = 0
+    attempts: int = 0
 
     def task_id(self) -> str:
         """Return the id of the message of a manual run. It is the same under every leader."""
         return str(uuid.uuid5(_NAMESPACE, self.id))
 
     def encoded(self) -> str:
-        """Return the JSON form, without id and times."""
+        """Return the JSON form, without id, times and attempts."""
         return json.dumps({"v": 1, "kind": self.kind, "args": dict(self.args), "by": self.by})
 
     @classmethod
     def parse(cls, request_id: str, raw: str) -> Request:
         """Return a waiting request. A malformed one, or one of an unknown kind, has the kind ``UNKNOWN``."""
-        asked_ms, _, rest = raw.partition(" ")
-        deadline_ms, _, body = rest.partition(" ")
         try:
+            asked_ms, deadline_ms, attempts, body = raw.split(" ", 3)
             found = json.loads(body)
             kind = str(found["kind"])
             return cls(
@@ -83,6 +86,7 @@ class Request:
                 id=request_id,
                 asked_ms=int(asked_ms),
                 deadline_ms=int(deadline_ms),
+                attempts=int(attempts),
             )
         except _MALFORMED:
             return cls(kind=RequestKind.UNKNOWN, id=request_id)
@@ -174,6 +178,7 @@ class Requests:
         self._post = Script("request")
         self._read = Script("requests")
         self._withdraw = Script("withdraw")
+        self._attempt = Script("attempt")
         self._answer = Script("answer")
         self._keep_pause = Script("keep_pause")
 
@@ -243,6 +248,19 @@ class Requests:
     def progress(self, request_id: str) -> int:
         """Return the number of the last step of a waiting request that was begun, or 0."""
         return whole(self._get(lambda client: client.hget(self._keys.ledger, f"r:{request_id}")))
+
+    def count_attempt(self, term: Term, request_id: str, change: int = 1) -> TermEnd | bool:
+        """Count an attempt at a request before its work begins, or take it back with a ``change`` of -1.
+
+        Returns:
+            How the term ended, or False if the request no longer waits (in both cases nothing was done), or True.
+
+        Raises:
+            StoreError: the outcome is unknown, or Redis refused.
+        """
+        keys = [self._keys.lease, self._keys.requests]
+        answer, detail = self._attempt(self._client(), keys, [term.epoch, term.nonce, request_id, change])
+        return fence_reason(text(detail)) if text(answer) == "fenced" else text(answer) == "counted"
 
     def keep_pause(self, term: Term, raw: str) -> None:
         """Restore a pause in a ledger that has lost it. Does nothing if the term is not current."""

@@ -27,7 +27,7 @@ DEEP = "[" * 100_000
 )
 def test_malformed_request_has_unknown_kind(body):
     """The leader reads the requests between two batches: an exception would stop all dispatch."""
-    assert Request.parse("id", f"1 2 {body}").kind is RequestKind.UNKNOWN
+    assert Request.parse("id", f"1 2 0 {body}").kind is RequestKind.UNKNOWN
 
 
 def test_other_malformed_records_are_recognised():

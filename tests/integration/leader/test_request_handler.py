@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,18 +10,22 @@ import pytest
 import redis
 
 from ha_beat import events
+from ha_beat.budget import Pace
 from ha_beat.dispatch import Answer
+from ha_beat.dispatch.batch import BatchScript
 from ha_beat.errors import StoreUnavailable
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import build_request_handler
 from ha_beat.reasons import AnswerKind, ReplyCode, RequestKind
+from ha_beat.store.journal import Journal
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
 from ha_beat.store.request_queue import Pause, Reply, Request, Requests
 from ha_beat.store.scripts import text
 from ha_beat.store.shadow import Shadow
 from tests.support.clocks import AdvancedClock
+from tests.support.dispatchers import push
 from tests.support.entries import scheduled, state_of
 from tests.support.events import EventLog
 from tests.support.leases import begin_term
@@ -52,8 +57,6 @@ class Stub:
     def serves(self, _: object) -> bool:
         return True
 
-    def progress(self) -> None: ...
-
     def step_down(self, *_: object, **__: object) -> None:
         self.step_downs += 1
 
@@ -76,14 +79,14 @@ class Leader:
         self.clock, self.pause, self.events = AdvancedClock(), PauseState(), EventLog()
         self.handler, _ = build_request_handler(
             requests=self.requests,
-            journal=None,  # only a backfill reads it
+            journal=Journal(lambda: self.client, KEYS),
             enqueuer=self.stub,
             pause=self.pause,
             source=self.stub,
             leader=self.stub,
             shadow=shadow or Shadow(),
             cluster="requests",
-            clock=self.clock,
+            pace=Pace(self.clock, 0.5),
             emit=self.events.append,
         )
         self.lead()
@@ -207,7 +210,7 @@ def test_request_whose_id_is_not_text_is_removed(leader: Leader):
 
 @pytest.mark.parametrize("body", ['{"kind": "of a newer version", "args": {}, "by": "me"}', "{"])
 def test_request_of_unknown_kind_is_answered(body, leader: Leader):
-    leader.client.hset(KEYS.requests, "newer", f"1 {10**15} {body}")
+    leader.client.hset(KEYS.requests, "newer", f"1 {10**15} 0 {body}")
     leader.attend()
     reply = leader.requests.answer_to("newer")
     assert reply == Reply(ReplyCode.UNKNOWN_REQUEST, {}, "one", leader.term.epoch)
@@ -228,6 +231,112 @@ def test_interrupted_caller_withdraws_its_request(leader: Leader, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         leader.requests.ask(Request(RequestKind.RUN, {"entry": "e"}), leader.clock, 60.0)
     assert leader.requests.waiting()[0] == []
+
+
+# --- Long requests
+
+
+class Killed(BaseException):
+    """End of the process."""
+
+
+def test_request_in_which_leaders_end_is_rejected(leader: Leader):
+    """It must not end one leader after the other."""
+    tries: list[str] = []
+
+    def prepare(*_: object) -> Any:
+        tries.append(leader.term.nonce)
+        raise Killed
+
+    leader.stub.dispatcher.prepare = prepare
+    run = leader.post(RequestKind.RUN, entry="e")
+    for nonce in ("first", "second", "third"):
+        leader.lead(nonce)
+        with pytest.raises(Killed):
+            leader.attend()
+    leader.lead("fourth")
+    pause = leader.post(RequestKind.PAUSE)
+    leader.attend()
+    assert leader.reply_to(run).code is ReplyCode.ENDED_TERMS
+    assert leader.reply_to(pause).code is ReplyCode.PAUSED
+    assert tries == ["first", "second", "third"]
+
+
+def test_request_that_waits_for_the_broker_is_not_rejected(leader: Leader):
+    run = leader.post(RequestKind.RUN, entry="e")
+    for nonce in ("first", "second", "third", "fourth"):
+        leader.lead(nonce)
+        leader.attend()
+    assert leader.stub.dispatcher.tries == 4
+    assert leader.reply_to(run) is None
+
+
+def begin_backfill(leader: Leader, minutes: int) -> Request:
+    """Post a backfill of skipped instants. A page of the journal takes 1 s, and ten messages take 0.5 s."""
+    until = leader.stub.now().replace(microsecond=0)
+    since = until - timedelta(minutes=minutes)
+    state = state_of(scheduled("e", every=60, last_run=until))
+    leader.stub.due_queue.put(state, until + timedelta(hours=1))
+    read = leader.client.xrevrange
+
+    def read_slowly(*args: Any, **options: Any) -> Any:
+        leader.clock.ahead += 1.0
+        return read(*args, **options)
+
+    leader.client.xrevrange = read_slowly
+    skipped = {"verdict": "skipped", "entry": "e", "from": since.isoformat(), "until": until.isoformat(), "count": -1}
+    pipe = leader.client.pipeline()
+    pipe.xadd(KEYS.journal, {"n": 1, "d": json.dumps(skipped)})
+    for n in range(2000):
+        pipe.xadd(KEYS.journal, {"n": n + 2, "d": json.dumps({**skipped, "entry": f"other {n}"})})
+    pipe.execute()
+    arguments = {name: round(at.timestamp() * 1_000_000) for name, at in (("from", since), ("to", until))}
+    return leader.post(RequestKind.BACKFILL, entry="e", **arguments)
+
+
+class Sender:
+    """Dispatcher that sends through the script."""
+
+    def __init__(self, leader: Leader) -> None:
+        self.leader = leader
+
+    def prepare(self, *_: object) -> Any:
+        self.leader.clock.ahead += 0.05
+        return push()
+
+    def submit(self, term: Term, operations: Any) -> list[Answer]:
+        return BatchScript(KEYS, 1000).run(self.leader.client, term, operations)
+
+
+def test_backfill_works_in_steps_while_other_requests_are_answered(leader: Leader):
+    """Its search of a large journal must not hold up the schedule either."""
+    leader.stub.dispatcher = Sender(leader)
+    backfill = begin_backfill(leader, 120)
+    second = leader.post(RequestKind.BACKFILL, **backfill.args)
+    assert leader.attend() == 0.0
+    turns = 1
+    while leader.reply_to(backfill) is None:
+        report = leader.post(RequestKind.REPORT)
+        assert leader.attend(requests_pending=False) == 0.0
+        assert leader.reply_to(report).code is ReplyCode.REPORT
+        turns += 1
+    assert turns > 15
+    assert leader.reply_to(backfill).data["count"] == leader.client.llen("queue") == 120
+    while leader.attend(requests_pending=False) == 0.0:
+        pass
+    assert leader.reply_to(second).data["count"] == 0
+    assert leader.client.llen("queue") == 120
+
+
+def test_withdrawn_backfill_stops(leader: Leader):
+    leader.stub.dispatcher = Sender(leader)
+    backfill = begin_backfill(leader, 120)
+    while leader.client.llen("queue") == 0:
+        assert leader.attend() == 0.0
+    leader.requests.withdraw(backfill.id)
+    sent = leader.client.llen("queue")
+    assert leader.attend() > 0
+    assert leader.client.llen("queue") == sent < 120
 
 
 # --- Pause
