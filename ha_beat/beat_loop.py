@@ -19,7 +19,9 @@ from ha_beat.dispatch import FencedOff
 from ha_beat.dispatch.selector import DispatcherSelector
 from ha_beat.duties import Duties
 from ha_beat.election.elector import Elector
-from ha_beat.events import Events
+from ha_beat.election.state_machine import Leader
+from ha_beat.event_queue import EventQueue
+from ha_beat.events import Events, TermEnded, TurnFailed
 from ha_beat.leader import BrokerOutOfReach, Enqueuer, ScheduleSource
 from ha_beat.leader.request_handler import RequestHandler
 from ha_beat.monitoring.setup import Monitoring
@@ -33,6 +35,9 @@ logger = logging.getLogger("ha_beat")
 
 #: Longest duration of a turn that waits, in seconds.
 _LONGEST_TURN = 1.0
+
+#: Longest time in seconds that closing waits for the last lines of the log.
+_LAST_LINES = 5.0
 
 
 class ReplicaSource(ScheduleSource, Protocol):
@@ -85,6 +90,8 @@ class Runtime:
     monitoring: Monitoring
     events: Events
     duties: Duties
+    #: Consumers of events, each with a thread.
+    log: EventQueue
     #: Releases the lease on a connection that is reserved for it.
     release: Callable[[Term], object]
     shadow: Shadow
@@ -105,7 +112,8 @@ class BeatLoop:
         self._started = False
         self._failure = ""
         self._failing_since = 0.0
-        self._released_epoch = 0
+        #: Epoch of the term that :meth:`close` released, and for how many seconds it lasted.
+        self._released: tuple[int, float] | None = None
         self.runtime: Runtime | None = None
         #: Number of calls of :meth:`close`.
         self.closed = 0
@@ -147,12 +155,12 @@ class BeatLoop:
             # gevent and eventlet may run the signal handler in their hub, where waiting raises.
             runtime.monitoring.finish_stop()
         if self.closed == 2:
-            if self._released_epoch:
-                # Not in the first call: logging takes locks.
-                epoch = self._released_epoch
-                extra = {"action": "term_ended", "reason": TermEnd.SHUTDOWN, "epoch": epoch}
-                logger.info("No longer leading (epoch %s): this replica shuts down", epoch, extra=extra)
+            if self._released is not None:
+                # For the log alone, and not in the first call: logging takes locks.
+                epoch, led_for = self._released
+                runtime.log(TermEnded(epoch, TermEnd.SHUTDOWN, led_for))
             runtime.source.join()
+            runtime.log.close(_LAST_LINES)
 
     # --- Parts of a turn
 
@@ -215,12 +223,14 @@ class BeatLoop:
         A leader whose turns fail for longer than ``stall_timeout`` steps down, like one that hangs.
         """
         failure = f"{type(exc).__name__}: {exc}"[:300]
-        if failure != self._failure:
+        runtime = self.runtime
+        if failure != self._failure and runtime is not None:
+            runtime.events.emit(TurnFailed(failure, exc))
+        elif failure != self._failure:
             extra = {"action": "turn_failed", "detail": failure}
             logger.error("A turn of the scheduler failed; retrying each second", exc_info=exc, extra=extra)
         self._failure = failure
         self._failing_since = self._failing_since or self._clock.elapsed()
-        runtime = self.runtime
         if runtime is None:
             self._clock.sleep(_LONGEST_TURN)
             return
@@ -231,8 +241,10 @@ class BeatLoop:
         runtime.elector.handle.wait(_LONGEST_TURN)
 
     def _release(self, term: Term) -> None:
-        self._released_epoch = term.epoch
         if self.runtime is not None:
+            state = self.runtime.elector.state
+            since = state.since if isinstance(state, Leader) else self._clock.elapsed()
+            self._released = term.epoch, self._clock.elapsed() - since
             # An exception here would replace the SystemExit by which Celery's signal handler ends beat.
             with suppress(Exception):
                 self.runtime.release(term)

@@ -26,13 +26,14 @@ from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.elector import Elector, Eligibility
 from ha_beat.election.state_machine import Timing
 from ha_beat.errors import StoreError
-from ha_beat.events import Event, Events, TermStarted
+from ha_beat.event_queue import EventQueue
+from ha_beat.events import Event, Events, Subscriber, TermStarted
 from ha_beat.leader import Enqueuer, LeaderOptions, LeaderParts
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import build_request_handler
 from ha_beat.monitoring.logs import LogWriter
 from ha_beat.monitoring.setup import Monitoring, set_up_monitoring
-from ha_beat.reasons import TermEnd
+from ha_beat.reasons import Duty, TermEnd
 from ha_beat.settings import Settings
 from ha_beat.signals import SignalRelay
 from ha_beat.store.connections import Link
@@ -43,6 +44,10 @@ from ha_beat.store.ledger import Ledger
 from ha_beat.store.presence import RedisPresence
 from ha_beat.store.request_queue import Requests
 from ha_beat.store.shadow import Shadow, ShadowFeed
+
+#: Most events that wait for the log, and for the handlers of signals.
+_LOG_QUEUE = 20_000
+_SIGNAL_QUEUE = 1000
 
 
 def check_http(settings: Settings) -> None:
@@ -70,12 +75,19 @@ class _Assembly:
         self.keys = Keys(settings.cluster)
         self.replica = _identity(app, settings)
         self.events = Events()
-        self.events.subscribe(LogWriter(self.replica.id, settings.cluster))
         self.duties = Duties(clock, self.events.emit)
+        log = LogWriter(self.replica.id, settings.cluster)
+        self.log = self.queued(log, name="ha_beat-log", duty=Duty.WRITE_LOG, size=_LOG_QUEUE)
+        self.events.subscribe(self.log)
         self.time = SchedulingTime(clock, self.events.emit)
         self.shadow = Shadow()
         #: Used by the main loop only.
         self.main_link = self.link()
+
+    def queued(self, consume: Subscriber, *, name: str, duty: Duty, size: int) -> EventQueue:
+        """Return a subscriber that calls ``consume`` in a thread, because it may wait."""
+        hub, duties = self.events, self.duties
+        return EventQueue(consume, name=name, duty=duty, size=size, clock=self.clock, hub=hub, duties=duties)
 
     def link(self) -> Link:
         """Return a new link to the lease's Redis: each thread has its own."""
@@ -117,7 +129,9 @@ class _Assembly:
             emit=events.emit,
         )
         events.subscribe(report.note)
-        events.subscribe(SignalRelay(self.app, settings.cluster, self.replica.id))
+        relay = SignalRelay(self.app, settings.cluster, self.replica.id)
+        signals = self.queued(relay, name="ha_beat-signals", duty=Duty.SEND_SIGNALS, size=_SIGNAL_QUEUE)
+        events.subscribe(lambda event: signals(event) if relay.wants(event) else None)
         return Runtime(
             replica=self.replica,
             settings=settings,
@@ -129,6 +143,7 @@ class _Assembly:
             monitoring=self.monitoring(elector, enqueuer),
             events=events,
             duties=self.duties,
+            log=self.log,
             release=self.release(claim),
             shadow=self.shadow,
             ledger=Ledger(self.link().client, self.keys),
@@ -169,17 +184,17 @@ class _Assembly:
         link = self.link()
         store = RedisLeaseStore(link.client, self.keys)
 
-        def connect(event: Event) -> None:
-            # At the start of a term, so that the signal handler does not have to connect.
-            if isinstance(event, TermStarted):
-                with suppress(StoreError):
-                    store.observe()
+        def connect(_: Event) -> None:
+            with suppress(StoreError):
+                store.observe()
 
         def release(term: Term) -> None:
             claim.hand_back(term, link.client())
             store.release(term, TermEnd.SHUTDOWN)
 
-        self.events.subscribe(connect)
+        # At the start of a term, so that the signal handler does not have to connect.
+        prepared = self.queued(connect, name="ha_beat-release", duty=Duty.PREPARE_RELEASE, size=10)
+        self.events.subscribe(lambda event: prepared(event) if isinstance(event, TermStarted) else None)
         return release
 
     # --- Dispatch

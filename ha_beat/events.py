@@ -409,6 +409,26 @@ class DutyResumed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class EventsDropped(Event):
+    """The consumer of events that does ``duty`` was blocked. ``count`` events were dropped since the last report."""
+
+    action: ClassVar[str] = "events_dropped"
+
+    duty: Duty
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFailed(Event):
+    """A turn of the main loop raised and is repeated each second. Emitted once per distinct error."""
+
+    action: ClassVar[str] = "turn_failed"
+
+    detail: str
+    exc: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ThreadRestarted(Event):
     """A thread of this replica ended although it must not, and is started again. ``detail`` is why it ended."""
 

@@ -412,8 +412,10 @@ class Duty(StrEnum):
     #: Register as a member and read the state of the cluster.
     POLL_CLUSTER = "poll_cluster"
     SERVE_HTTP = "serve_http"
-    #: Hand events to the log and the signals.
-    REPORT_EVENTS = "report_events"
+    WRITE_LOG = "write_log"
+    SEND_SIGNALS = "send_signals"
+    #: Connect, at the start of a term, the connection that releases the lease in a signal handler.
+    PREPARE_RELEASE = "prepare_release"
 
 
 class DutyFault(StrEnum):

@@ -14,8 +14,8 @@ dataclass) and those named at each signal. Accept ``**about``, because later ver
 a code, such as ``"expired"``. Only the replica that the event happens to sends the signal.
 
 A handler cannot harm the scheduler. All handlers run one after the other in one separate thread. If a handler raises,
-the traceback is logged and the others still run. If a handler hangs, only later handlers wait: beyond ``QUEUE_SIZE``
-waiting signals, further ones are dropped, counted and logged. A handler therefore needs its own timeouts (``timeout=5``
+the traceback is logged and the others still run. If a handler hangs, only later handlers wait: beyond 1000 waiting
+signals, further ones are dropped, counted and logged. A handler therefore needs its own timeouts (``timeout=5``
 above) and must not be the only alert: alert on the metrics too. A process that is killed sends no signal, and one that
 ends does not wait for its handlers.
 """
@@ -23,8 +23,6 @@ ends does not wait for its handlers.
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 from typing import Any
 
 from celery.utils.dispatch import Signal
@@ -43,9 +41,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger("ha_beat")
-
-#: Most signals that wait for their handlers.
-QUEUE_SIZE = 1000
 
 leadership_gained = Signal(name="leadership_gained", providing_args=["epoch", "previous", "reason"])
 """This replica became leader. ``previous`` is the last leader; ``reason`` is why the lease was free."""
@@ -104,53 +99,25 @@ def _signal_of(event: e.Event) -> tuple[Any, dict[str, Any]] | None:
 
 
 class SignalRelay:
-    """Subscriber to events that sends them as signals from a separate thread. The first signal starts the thread."""
+    """Subscriber to events that sends them as signals. A handler may take long, so call it in a thread."""
 
-    def __init__(self, app: Any, cluster: str, replica: str, queue_size: int = QUEUE_SIZE) -> None:
+    def __init__(self, app: Any, cluster: str, replica: str) -> None:
         self._app = app
-        self._cluster = cluster
-        self._replica = replica
-        self._waiting: queue.Queue[tuple[e.Event, Any, dict[str, Any]] | None] = queue.Queue(queue_size)
-        self._thread: threading.Thread | None = None
-        self.dropped = 0
+        self._about = {"cluster": cluster, "replica": replica}
+
+    def wants(self, event: e.Event) -> bool:
+        """True if a handler is connected to the event's signal."""
+        found = _signal_of(event)
+        return found is not None and bool(found[0].receivers)
 
     def __call__(self, event: e.Event) -> None:
-        """Queue an event for its handlers. Never waits and never raises."""
+        """Send the event's signal, if it has one. Never raises."""
         found = _signal_of(event)
-        if found is None or not found[0].receivers:
+        if found is None:
             return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="ha_beat-signals", daemon=True)
-            self._thread.start()
+        signal, about = found
         try:
-            self._waiting.put_nowait((event, *found))
-        except queue.Full:
-            self.dropped += 1
-            if self.dropped == 1 or self.dropped % 1000 == 0:
-                logger.error(  # noqa: TRY400 -- the traceback of queue.Full says nothing
-                    "Signal handlers are too slow: %d signals were dropped so far, the last one is %s",
-                    self.dropped,
-                    found[0].name,
-                    extra={"action": "signal_dropped", "dropped": self.dropped, "signal": found[0].name},
-                )
-
-    def close(self, wait: float = 1.0) -> None:
-        """End the thread after the waiting signals, and wait for it for at most ``wait`` seconds."""
-        thread, self._thread = self._thread, None
-        if thread is None:
-            return
-        try:
-            self._waiting.put_nowait(None)
-        except queue.Full:
-            return
-        thread.join(wait)
-
-    def _run(self) -> None:
-        while (found := self._waiting.get()) is not None:
-            event, signal, about = found
-            about = {"cluster": self._cluster, "replica": self._replica, "event": event, **about}
-            try:
-                signal.send(sender=self._app, **about)
-            except BaseException:
-                extra = {"action": "signal_failed", "signal": signal.name}
-                logger.exception("Sending the signal %s failed", signal.name, extra=extra)
+            signal.send(sender=self._app, **self._about, event=event, **about)
+        except BaseException:
+            extra = {"action": "signal_failed", "signal": signal.name}
+            logger.exception("Sending the signal %s failed", signal.name, extra=extra)

@@ -27,6 +27,7 @@ class LastingThread:
         self._start_at = 0.0
         self._pause = 1.0
         self._closing = False
+        self._starting = threading.Lock()
 
     def keep_running(self) -> None:
         """Start the thread, or start it again if it has ended. Must be called after any fork.
@@ -34,8 +35,18 @@ class LastingThread:
         Raises:
             RuntimeError: the system has no room for another thread. The next call tries again.
         """
+        if self._closing or (self._thread is not None and self._thread.is_alive()):
+            return
+        # Without waiting: another thread starts it.
+        if self._starting.acquire(blocking=False):
+            try:
+                self._start()
+            finally:
+                self._starting.release()
+
+    def _start(self) -> None:
         now = self._clock.elapsed()
-        if self._closing or (self._thread is not None and self._thread.is_alive()) or now < self._start_at:
+        if now < self._start_at:
             return
         if self._thread is not None:
             self._start_at, self._pause = now + self._pause, min(2 * self._pause, _LONGEST_PAUSE)

@@ -30,7 +30,7 @@ class LogWriter:
             return
         level, message, values = line
         if logger.isEnabledFor(level):
-            exc = event.exc if isinstance(event, e.EntryFailed | e.DutyLate) else None
+            exc = event.exc if isinstance(event, e.EntryFailed | e.DutyLate | e.TurnFailed) else None
             extra = {**self._context, **_fields(event), "action": event.action}
             logger.log(level, message, *values, exc_info=exc, extra=extra)
 
@@ -154,6 +154,10 @@ def _failures(event: e.Event) -> Line | None:
             why = phrase(reason, detail)
             values = (phrase(duty).capitalize(), duration(seconds), why, duty_effect(duty))
             return WARNING, "%s has not worked for %s: %s. %s", values
+        case e.EventsDropped(duty, count):
+            return ERROR, "%s events were dropped: %s was blocked", (count, phrase(duty))
+        case e.TurnFailed():
+            return ERROR, "A turn of the scheduler failed; retrying each second", ()
         case e.ThreadRestarted(thread, detail):
             return ERROR, "The thread %s ended and is started again: %s", (thread, detail)
         case e.DutyResumed(duty, after):

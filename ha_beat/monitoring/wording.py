@@ -175,7 +175,9 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         Duty.MAIN_LOOP: "running the main loop",
         Duty.POLL_CLUSTER: "registering as a member and reading the cluster's state",
         Duty.SERVE_HTTP: "serving HTTP",
-        Duty.REPORT_EVENTS: "handing events to the log and the signals",
+        Duty.WRITE_LOG: "writing the log",
+        Duty.SEND_SIGNALS: "calling the handlers of signals",
+        Duty.PREPARE_RELEASE: "connecting for the release of the lease",
     },
     DutyFault: {
         DutyFault.OVERDUE: "not done in time, without an error",
@@ -214,7 +216,9 @@ _EFFECTS: Mapping[Duty, str] = {
     Duty.MAIN_LOOP: "A leader gives up the lease",
     Duty.POLL_CLUSTER: "Status and metrics are out of date, and other replicas do not see this one",
     Duty.SERVE_HTTP: "Probes and metrics do not answer; scheduling continues",
-    Duty.REPORT_EVENTS: "Log lines and signals may be dropped; scheduling continues",
+    Duty.WRITE_LOG: "Log lines wait and may be dropped; scheduling continues",
+    Duty.SEND_SIGNALS: "A handler hangs: later signals wait and may be dropped; scheduling continues",
+    Duty.PREPARE_RELEASE: "A stop of this leader may take longer",
 }
 
 

@@ -39,6 +39,7 @@ def test_leader_whose_turns_fail_logs_once_and_steps_down(scheduler: HAScheduler
     monkeypatch.setattr(scheduler._loop, "_lead", Mock(side_effect=KeyError("a bug")))
     with caplog.at_level(logging.INFO, "ha_beat"):
         wait_for(lambda: not leads(scheduler), 20, "the end of the term")
+        wait_for(lambda: "term_ended" in actions(caplog), 10, "the line")
     assert actions(caplog).count("turn_failed") == 1
     (ended,) = (record for record in caplog.records if record.__dict__.get("action") == "term_ended")
     assert "KeyError" in ended.getMessage()

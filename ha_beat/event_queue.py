@@ -1,0 +1,91 @@
+"""Queue between the code that emits events and a subscriber that may wait, such as the log or a signal handler."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+
+from ha_beat import events
+from ha_beat.clock import Clock
+from ha_beat.duties import Duties
+from ha_beat.reasons import Duty
+from ha_beat.threads import LastingThread
+
+logger = logging.getLogger("ha_beat")
+
+#: Seconds without progress after which the consumer counts as late.
+_LATE_AFTER = 10.0
+
+#: Seconds between two signs of life of an idle consumer.
+_IDLE = 2.0
+
+
+class EventQueue:
+    """Subscriber that hands events to ``consume`` in a thread, in order. The emitter never waits.
+
+    If ``consume`` blocks, up to ``size`` events wait; later ones are dropped and counted. The thread starts with the
+    first event. :class:`~queue.SimpleQueue` takes no lock of Python's, so that a signal handler may emit.
+    """
+
+    def __init__(
+        self,
+        consume: Callable[[events.Event], None],
+        *,
+        name: str,
+        duty: Duty,
+        size: int,
+        clock: Clock,
+        hub: events.Events,
+        duties: Duties,
+    ) -> None:
+        """``name`` is the thread's, and ``duty`` the one that is late while ``consume`` blocks."""
+        self._consume = consume
+        self._duty = duty
+        self._size = size
+        self._duties = duties
+        self._hub = hub
+        self._waiting: SimpleQueue[events.Event | None] = SimpleQueue()
+        self._dropped = self._reported = 0
+        self._thread = LastingThread(name=name, run=self._run, clock=clock, emit=hub.emit)
+
+    def __call__(self, event: events.Event) -> None:
+        """Queue an event. Never waits, and never raises."""
+        if self._waiting.qsize() >= self._size:
+            self._dropped += 1
+            return
+        self._waiting.put(event)
+        with suppress(RuntimeError):  # There is no room for another thread: the next event tries again.
+            self._thread.keep_running()
+
+    def close(self, seconds: float) -> None:
+        """End the thread after the waiting events, and wait for it at most ``seconds``."""
+        self._thread.stop()
+        self._waiting.put(None)
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        self._duties.expect(self._duty, within=_LATE_AFTER)
+        while True:
+            try:
+                event = self._waiting.get(timeout=_IDLE)
+            except Empty:
+                self._duties.done(self._duty)
+                continue
+            if event is None:
+                return
+            try:
+                self._consume(event)
+            except Exception:
+                extra = {"action": "subscriber_failed", "event": event.action}
+                logger.exception("A subscriber of %s failed", event.action, extra=extra)
+            self._duties.done(self._duty)
+            self._report_dropped()
+
+    def _report_dropped(self) -> None:
+        """Report what was dropped, once there is room again."""
+        dropped = self._dropped
+        if dropped > self._reported and self._waiting.qsize() < self._size // 2:
+            self._hub.emit(events.EventsDropped(self._duty, dropped - self._reported))
+            self._reported = dropped
