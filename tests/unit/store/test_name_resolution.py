@@ -47,16 +47,17 @@ def broker(url: str, **options: Any) -> Celery:
     return app
 
 
+# Each with names that no other uses: a lookup that an earlier test left is joined, not repeated.
 @pytest.mark.parametrize(
     "connect",
     [
-        ping("redis://redis.example/0"),
-        ping("rediss://redis.example/0"),
+        ping("redis://url.example/0"),
+        ping("rediss://tls.example/0"),
         ping("sentinel://one.example;sentinel://two.example/0", master_name="m"),
-        ping("redis+cluster://one.example"),
-        lambda: BrokerLink(broker("redis://redis.example"), TIMEOUT).client(),
-        lambda: BrokerLink(broker("sentinel://one.example", master_name="m"), TIMEOUT).client(),
-        lambda: AmqpAdapter(broker("amqp://one.example;amqp://two.example"), TIMEOUT).open(),
+        ping("redis+cluster://cluster.example"),
+        lambda: BrokerLink(broker("redis://broker.example"), TIMEOUT).client(),
+        lambda: BrokerLink(broker("sentinel://sentinel.example", master_name="m"), TIMEOUT).client(),
+        lambda: AmqpAdapter(broker("amqp://first.example;amqp://second.example"), TIMEOUT).open(),
     ],
     ids=["url", "tls", "sentinel", "cluster", "broker", "sentinel broker", "amqp"],
 )
