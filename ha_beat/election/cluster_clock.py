@@ -32,16 +32,6 @@ def vote(mine: float, *others: float) -> float:
     return mine
 
 
-def _confirms(redis: float, wall: float, reference: float) -> bool:
-    """True if Redis' clock agrees with the wall clock, and is nearer to it than to the reference.
-
-    A wall clock that drifts away from both is still near both when it crosses the limit.
-    """
-    return (
-        abs(wall - redis) <= AGREEMENT and abs(wall - redis) < abs(reference - redis)  # guard: clock-drift
-    )
-
-
 class SchedulingTime:
     """Scheduling time in UTC. The election thread reports Redis' clock, and the main loop reads the time.
 
@@ -73,7 +63,7 @@ class SchedulingTime:
         if abs(ahead) <= AGREEMENT:
             self._outvoted = False
             return wall
-        if redis is not None and _confirms(redis, wall - elapsed, wall - elapsed - ahead):
+        if redis is not None and abs(wall - elapsed - redis) <= AGREEMENT:
             self._reference = redis
             self._outvoted = False
             self._emit(events.ClockJumped(ahead, followed=True))
