@@ -24,8 +24,11 @@ MEMBER_INTERVAL = 2.0
 #: Seconds after its last record after which a replica counts as gone.
 MEMBER_TIMEOUT = 3 * MEMBER_INTERVAL
 
-#: Seconds after which the leader removes the record of a replica that is gone.
-_REMOVE_AFTER = 60.0
+#: Seconds after which the record of a replica that is gone is removed.
+REMOVE_AFTER = 60.0
+
+#: Number of records above which each write removes old ones. Below, the leader does.
+MOST_RECORDS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,8 @@ class Member:
             return None
 
     def alive(self, server_ms: int) -> bool:
-        return server_ms - self.seen_ms <= MEMBER_TIMEOUT * 1000
+        # A record from the future is one from before the server's clock stepped back.
+        return abs(server_ms - self.seen_ms) <= MEMBER_TIMEOUT * 1000
 
 
 _PLAIN: Mapping[str, type] = {"str": str, "int": int}
@@ -187,8 +191,7 @@ class Members:
         Raises:
             StoreError: Redis did not answer or refused.
         """
-        oldest = str(round(_REMOVE_AFTER * 1000)) if clean else ""
-        reply = self._call(member, "1", oldest)
+        reply = self._call(member, read=True, clean=clean)
         server_ms, lease, members, meta, length, dropped = reply
         gen, epoch, counter, paused = ("" if value is None else text(value) for value in meta)
         now = int(server_ms)
@@ -222,19 +225,20 @@ class Members:
         except (StoreError, AttributeError):
             return None
 
-    def announce(self, member: Member) -> int:
+    def announce(self, member: Member, *, clean: bool = False) -> int:
         """Write the record of a replica and return the server's time in ms. Raises like :meth:`view`."""
-        return int(self._call(member, "0", "")[0])
+        return int(self._call(member, read=False, clean=clean)[0])
 
     def remove(self, replica_id: str) -> None:
         """Remove the record of a replica. Never raises: without Redis the record expires by itself."""
         with suppress(StoreError), mapped_redis_errors():
             self._client().hdel(self._keys.members, replica_id)
 
-    def _call(self, member: Member | None, read: str, oldest: str) -> Sequence[Any]:
+    def _call(self, member: Member | None, *, read: bool, clean: bool) -> Sequence[Any]:
         keys = [self._keys.members, self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.dropped]
-        args = [member.id if member else "", member.encoded() if member else "", read, oldest]
+        written = [member.id, member.encoded()] if member else ["", ""]
+        args = [*written, int(read), int(clean), round(REMOVE_AFTER * 1000), MOST_RECORDS]
         # A server that refuses writes must still show the state.
-        script = self._script if member or oldest else self._reading
+        script = self._script if member or clean else self._reading
         reply: Sequence[Any] = script(self._client(), keys, args)
         return reply

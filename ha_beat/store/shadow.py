@@ -108,14 +108,15 @@ class ShadowFeed:
         """
         shadow = self._shadow
         reply = self._script(self._client(), [self._keys.ledger, self._keys.journal], [shadow.last_id, _RECORDS])
-        gen, counter, records = text(reply[0]), whole(reply[1]), reply[2]
+        gen, counter, records, newest = text(reply[0]), whole(reply[1]), reply[2], text(reply[4])
         if not gen:
             # Without a ledger, what is known is kept.
             return
         shadow.paused, shadow.paused_gen = text(reply[3]), gen
         now = self._clock.elapsed()
         first = _number(records[0][1]) if records else counter + 1
-        gap = first > shadow.counter + 1 or len(records) == _RECORDS  # guard: feed-gap
+        # Of a burst, the ledger is read once instead of each record.
+        gap = first > shadow.counter + 1 or newest != ""  # guard: feed-gap
         replaced = gen != shadow.gen  # guard: feed-incarnation
         if replaced or gap or now >= self._reread_at or not self._take_in(records):
             rows = self._ledger.read()
@@ -126,7 +127,8 @@ class ShadowFeed:
             self._reread_at = now + _REREAD
         shadow.counter = counter
         if records:
-            shadow.last_id = text(records[-1][0])
+            newest = text(records[-1][0])
+        shadow.last_id = newest or shadow.last_id
 
     def _take_in(self, records: list[Any]) -> bool:
         """Learn the positions of these records. Return False if one is unreadable."""

@@ -81,10 +81,11 @@ class Poller:
         """Register the replica, and update the snapshot."""
         status, before = self._status, self._status.snapshot
         member = status.member()
+        leading = member.role == "leader"
         sent = self._clock.elapsed()
         try:
-            view = self._members.view(member, clean=member.role == "leader") if self._full else None
-            server_ms = view.server_ms if view else self._members.announce(member)
+            view = self._members.view(member, clean=leading) if self._full else None
+            server_ms = view.server_ms if view else self._members.announce(member, clean=leading)
             wall = self._clock.wall()
             received = self._clock.elapsed()
             offset = certain_offset(wall - server_ms / 1000, received - sent)
@@ -92,7 +93,7 @@ class Poller:
                 self._read_server()
             if view is not None:
                 self._journal.follow(view)
-            self._check(leading=member.role == "leader")
+            self._check(leading=leading)
         except StoreError as exc:
             status.snapshot = replace(before, unreachable=str(exc))
             status.duties.raised(Duty.POLL_CLUSTER, exc)

@@ -21,7 +21,7 @@ from ha_beat.settings import redact_credentials
 from ha_beat.store.journal import Journal, TermRecord, VerdictRecord, parse
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import LeaseRecord
-from ha_beat.store.membership import Member, Members, ServerSettings, Upcoming
+from ha_beat.store.membership import MOST_RECORDS, Member, Members, ServerSettings, Upcoming
 from ha_beat.testing import SettableClock
 from tests.integration.monitoring.support import Scene
 from tests.support.servers import RedisServer, need
@@ -171,7 +171,9 @@ def test_view_includes_messages_dropped_by_the_guard(client):
     assert members.view().dropped == 0
 
 
-def test_silent_members_are_hidden_and_removed_by_the_leader(client):
+@pytest.mark.parametrize("full", [True, False])
+def test_silent_members_are_hidden_and_removed_by_the_leader(client, full):
+    """Also by a leader without HTTP, which does not read the records."""
     members = Members(lambda: client, KEYS)
     now = members.announce(Member("alive"))
     client.hset(KEYS.members, "silent", json.dumps({"role": "standby", "seen_ms": now - 7_000}))
@@ -179,8 +181,23 @@ def test_silent_members_are_hidden_and_removed_by_the_leader(client):
     client.hset(KEYS.members, "garbage", "no JSON")
     assert [member.id for member in members.view().members] == ["alive"]
     assert client.hlen(KEYS.members) == 4
-    members.view(clean=True)
-    assert set(client.hkeys(KEYS.members)) == {b"silent", b"alive"}
+    scene, poller = polled(client, full=full)
+    poller.poll()
+    assert client.hlen(KEYS.members) == 5
+    scene.lead()
+    poller.poll()
+    assert set(client.hkeys(KEYS.members)) == {b"silent", b"alive", scene.status.replica.id.encode()}
+
+
+def test_records_of_killed_replicas_are_bounded_without_a_leader(client):
+    """Replicas that crash at each start, and a server whose clock stepped back."""
+    members = Members(lambda: client, KEYS)
+    for number in range(2_000):
+        now = members.announce(Member(f"killed {number}"))
+        seen_ms = now + (-1 if number % 2 else 1) * 61_000
+        client.hset(KEYS.members, f"killed {number}", json.dumps({"role": "standby", "seen_ms": seen_ms}))
+    assert client.hlen(KEYS.members) <= MOST_RECORDS + 1
+    assert members.view().members == ()
 
 
 def test_members_can_be_read_from_a_full_redis(client):

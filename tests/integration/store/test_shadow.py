@@ -81,6 +81,25 @@ def test_trimmed_records_make_the_feed_read_the_ledger(followed: Followed):
     assert followed.position() == NEXT
 
 
+@pytest.mark.parametrize("records", [999, 1000, 10_000])
+def test_burst_makes_the_feed_read_the_ledger_once(followed: Followed, monkeypatch, records: int):
+    reads = []
+    read = followed.feed._ledger.read
+    monkeypatch.setattr(followed.feed._ledger, "read", lambda: reads.append(1) or read())
+    with followed.client.pipeline(transaction=False) as pipe:
+        for number in range(records):
+            content = json.dumps({"verdict": "enqueued", "entry": f"e{number}", "base": to_micros(NEXT)})
+            pipe.xadd(KEYS.journal, {"n": number + 2, "d": content})
+            pipe.hset(KEYS.ledger, f"e:e{number}", LedgerRow(NEXT, "enqueued").encoded())
+        pipe.hincrby(KEYS.ledger, "m:journal", records)
+        pipe.execute()
+    assert followed.position(f"e{records - 1}") == NEXT
+    followed.enqueue("e", NEXT)
+    for _ in range(10):
+        assert followed.position("e") == NEXT
+    assert len(reads) == (records >= 1000)
+
+
 def test_deleted_journal_makes_the_feed_read_the_ledger(followed: Followed):
     followed.enqueue("e", NEXT)
     followed.client.delete(KEYS.journal)
