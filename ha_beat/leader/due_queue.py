@@ -9,6 +9,9 @@ from datetime import datetime
 
 from ha_beat.leader.entry import EntryState
 
+#: Number of places that are not worth removing.
+_FEW = 64
+
 
 @dataclass(slots=True)
 class DueQueue:
@@ -36,12 +39,20 @@ class DueQueue:
         self._tickets += 1
         state.ticket = self._tickets
         heapq.heappush(self._heap, (max(due_at, not_before or due_at), self._tickets, state))
+        self._compact()
 
     def drop(self, state: EntryState) -> None:
         """Remove an entry."""
         state.ticket = 0
         if self._by_id.get(state.id) is state:
             del self._by_id[state.id]
+        self._compact()
+
+    def _compact(self) -> None:
+        """Remove the places of dropped entries, which stay until they are due, once they are the most."""
+        if len(self._heap) > 2 * len(self._by_id) + _FEW:
+            self._heap = [place for place in self._heap if place[1] == place[2].ticket]
+            heapq.heapify(self._heap)
 
     def pop_due(self, now: datetime, limit: int) -> Iterator[EntryState]:
         """Pop up to ``limit`` due entries in order of due time."""

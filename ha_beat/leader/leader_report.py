@@ -35,8 +35,12 @@ class LeaderReport:
         match event:
             case events.PathChosen(path, reason):
                 self._path = {"path": path, "why": reason}
-            case events.EntryFailed(entry, reason, detail) if len(self._failing) < _FAILING:
+            case events.EntryFailed(entry, reason, detail):
+                self._failing.pop(entry, None)
                 self._failing[entry] = {"reason": reason, "detail": detail}
+                if len(self._failing) > _FAILING:
+                    # The newest are kept: an entry that was deleted would never leave.
+                    del self._failing[next(iter(self._failing))]
             case events.Enqueued(entry):
                 self._failing.pop(entry, None)
             case events.TermStarted():

@@ -116,11 +116,18 @@ class RequestHandler:
             self._stop_work()
             self._term = term.nonce
 
+    def _forget_all_but(self, waiting: set[str]) -> None:
+        """Forget the requests that were withdrawn or have expired."""
+        self._messages.keep(waiting)
+        self._unanswered = {name: outcome for name, outcome in self._unanswered.items() if name in waiting}
+        self._begun &= waiting
+        if self._working_on not in waiting:
+            self._stop_work()
+
     def _serve(self, term: Term) -> bool:
         """Serve the waiting requests until the budget is spent. Return True if none is left."""
         waiting, server_ms = self._requests.waiting()
-        if self._working_on not in {request.id for request in waiting}:
-            self._stop_work()
+        self._forget_all_but({request.id for request in waiting})
         # Last, so that a long one does not hold up the others.
         waiting.sort(key=lambda request: request.id == self._working_on)
         complete, budget = True, self._pace.begin()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -80,6 +80,10 @@ class RequestedMessages:
     def forget(self, request_id: str) -> None:
         """Forget an answered request."""
         self._begun_before.pop(request_id, None)
+
+    def keep(self, waiting: Container[str]) -> None:
+        """Forget the requests that no longer wait."""
+        self._begun_before = {name: step for name, step in self._begun_before.items() if name in waiting}
 
     def begin_term(self) -> None:
         """Forget all requests: from now on this replica's earlier term counts as another leader."""

@@ -9,11 +9,12 @@ import platform
 import sys
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ha_beat import events
+from ha_beat.monitoring.departed_entries import DepartedEntries
 from ha_beat.monitoring.status import ReplicaStatus
 from ha_beat.reasons import LeaseAction
 
@@ -161,6 +162,7 @@ class Metrics:
         self._start("renewals", "renewed", "lost", "late", "unknown")
         self._start("occurrences", "enqueued", "skipped", "uncertain")
         self._entry_gauges: dict[str, tuple[float, float]] = {}
+        self._departed = DepartedEntries(status.scheduled, status.elapsed)
 
     def _start(self, name: str, *values: str) -> None:
         self._numbers.counters[name] = {(value,): 0.0 for value in values}
@@ -222,6 +224,18 @@ class Metrics:
         self._add("occurrences", verdict, by=many)
         if self._per_entry:
             self._add("entry_occurrences", entry, verdict, by=many)
+            self._departed.saw(entry)
+            self._drop(self._departed.take())
+
+    def _drop(self, entries: Collection[str]) -> None:
+        """Drop the series of these entries."""
+        if entries:
+            occurrences = self._numbers.counters["entry_occurrences"]
+            gone = set(entries)
+            for labels in [labels for labels in occurrences if labels[0] in gone]:
+                del occurrences[labels]
+            for entry in gone:
+                self._entry_gauges.pop(entry, None)
 
     def _add(self, name: str, *labels: str, by: float = 1) -> None:
         series = self._numbers.counters[name]

@@ -219,7 +219,7 @@ class Requests:
         """
         answer, detail = self._post(
             self._client(),
-            [self._keys.requests, self._keys.answer(request.id)],
+            [self._keys.requests, self._keys.answer(request.id), self._keys.ledger],
             [request.id, request.encoded(), round(lifetime * 1000), self._keys.wake, MOST_WAITING],
         )
         if text(answer) == "full":

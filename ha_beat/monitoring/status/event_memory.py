@@ -47,8 +47,10 @@ class EventMemory:
             case events.LeadingForbidden(detail=detail):
                 self.forbidden = detail
             case events.EntryFailed(entry=entry, reason=reason, detail=detail):
-                if entry in self.failing or len(self.failing) < _MAX_FAILING:
-                    self.failing[entry] = phrase(reason, detail)[:200]
+                # The newest are kept: an entry that was deleted would never leave.
+                others = {name: why for name, why in self.failing.items() if name != entry}
+                kept = tuple(others.items())[1 - _MAX_FAILING :]
+                self.failing = {**dict(kept), entry: phrase(reason, detail)[:200]}
             case events.Enqueued(entry=entry):
                 self.failing.pop(entry, None)
             case events.InvariantBroken(rule=rule, subject=subject, detail=detail):

@@ -111,6 +111,10 @@ class ReplicaStatus:
         """Return the seconds since the last poll that Redis answered."""
         return self._clock.elapsed() - self.snapshot.polled_at
 
+    def elapsed(self) -> float:
+        """Return seconds on the clock that never steps."""
+        return self._clock.elapsed()
+
     def now_ms(self) -> int:
         """Return the Redis server's time, extrapolated from the last poll, or this machine's before the first."""
         view = self.snapshot.view
@@ -150,6 +154,12 @@ class ReplicaStatus:
     def entries(self) -> int:
         """Return the number of entries in the due queue."""
         return 0 if self.term is None else len(self._due_queue())
+
+    def scheduled(self) -> frozenset[str]:
+        """Return the names of the entries in the due queue."""
+        if self.term is None:
+            return frozenset()
+        return frozenset(state.label for state in list(self._due_queue().entries()))
 
     def backlog(self) -> int:
         """Return the number of entries that are due."""

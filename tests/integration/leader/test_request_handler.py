@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,7 +22,7 @@ from ha_beat.reasons import AnswerKind, ReplyCode, RequestKind
 from ha_beat.store.journal import Journal
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
-from ha_beat.store.request_queue import Pause, Reply, Request, Requests
+from ha_beat.store.request_queue import MOST_WAITING, Pause, Reply, Request, Requests, TooManyRequests
 from ha_beat.store.scripts import text
 from ha_beat.store.shadow import Shadow
 from tests.support.clocks import AdvancedClock
@@ -196,6 +197,37 @@ def test_request_that_is_withdrawn_before_its_answer_changes_nothing(kind, leade
     assert not leader.pause.in_force
     assert leader.stored_pause() is None
     assert not leader.events.of(events.RequestAnswered)
+
+
+def test_memory_of_requests_that_no_longer_wait_is_dropped(leader: Leader):
+    """Each is begun, cannot be sent, and is then withdrawn by its caller or expires."""
+    for number in range(50):
+        request = Request(RequestKind.RUN, {"entry": "e"}, by="tester")
+        leader.requests.post(request, lifetime=60.0 if number % 2 else 0.001)
+        leader.attend()
+        if number % 2:
+            leader.requests.withdraw(request.id)
+    leader.attend()
+    leader.attend()
+    assert leader.handler._messages._begun_before == leader.handler._unanswered == {}
+    assert leader.handler._begun == set()
+    assert leader.client.hlen(KEYS.requests) == 0
+
+
+def test_expired_requests_make_room_without_a_leader(leader: Leader):
+    """The progress of an expired request goes with it."""
+    for _ in range(MOST_WAITING - 1):
+        leader.requests.post(Request(RequestKind.REPORT, {}, by="tester"), lifetime=0.001)
+    begun = Request(RequestKind.RUN, {}, by="tester")
+    leader.requests.post(begun, lifetime=0.001)
+    leader.client.hset(KEYS.ledger, f"r:{begun.id}", 1)
+    time.sleep(0.01)
+    for _ in range(MOST_WAITING):
+        leader.post(RequestKind.REPORT)
+    assert leader.client.hlen(KEYS.requests) == MOST_WAITING
+    assert not leader.client.hexists(KEYS.ledger, f"r:{begun.id}")
+    with pytest.raises(TooManyRequests):
+        leader.post(RequestKind.REPORT)
 
 
 def test_request_whose_id_is_not_text_is_removed(leader: Leader):

@@ -29,6 +29,7 @@ from ha_beat.reasons import (
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.store.membership import ClusterView
 from tests.integration.monitoring.support import Scene
+from tests.support.entries import scheduled, state_of
 
 ROOT = Path(__file__).parents[3]
 DUE = datetime(2026, 1, 1, tzinfo=UTC)
@@ -158,6 +159,27 @@ def test_series_per_entry_exist_only_with_per_entry():
     assert len(samples(bounded)) == start
     assert value(per_entry, "entry_occurrences_total", entry="entry-7", verdict="enqueued") == 1
     assert value(per_entry, "entry_last_lateness_seconds", entry="entry-7") == 0.02
+
+
+def test_series_of_departed_entries_are_dropped_after_an_hour():
+    """Ten new names a minute for weeks, each due once; one entry of the schedule is not due for long."""
+    scene = Scene()
+    metrics = scene.metrics(per_entry=True)
+    metrics(enqueued("yearly"))
+    scene.due_queue.put(state_of(scheduled("yearly", every=None)), datetime.now(UTC))
+    most = 0
+    for number in range(20_000):
+        scene.clock.advance(6)
+        metrics(enqueued(f"once-{number}"))
+        if number % 100 == 0:
+            # As a standby, and with an empty queue at the start of a term, it does not know the schedule.
+            scene.election.term = None if number % 200 else scene.lead()
+            most = max(most, len(metrics._numbers.counters["entry_occurrences"]), len(metrics._entry_gauges))
+    assert most < 2_000
+    scene.lead()
+    for name in ("yearly", "once-19999", "once-19500"):
+        assert value(metrics, "entry_occurrences_total", entry=name, verdict="enqueued") == 1
+        assert value(metrics, "entry_last_lateness_seconds", entry=name) == 0.02
 
 
 def test_lateness_buckets_reach_from_5_ms_to_an_hour():

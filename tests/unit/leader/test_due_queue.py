@@ -19,3 +19,17 @@ def test_upcoming_does_not_trigger_a_garbage_collection():
     upcoming = queue.upcoming(20)
     assert gc.get_stats()[0]["collections"] - before <= 3
     assert [at for at, _ in upcoming] == [now + timedelta(seconds=seconds) for seconds in range(20)]
+
+
+def test_places_of_dropped_entries_are_bounded():
+    """Entries that come and go, each due in a year, and one that is put back again and again."""
+    queue, now = DueQueue(), datetime.now(UTC)
+    stays = state_of(scheduled("stays", every=None))
+    queue.put(stays, now)
+    for number in range(5_000):
+        comes = state_of(scheduled(f"e{number}", every=None))
+        queue.put(comes, now + timedelta(days=365))
+        queue.put(stays, now, now + timedelta(days=number))
+        queue.drop(comes)
+        assert len(queue._heap) < 100
+    assert list(queue.pop_due(now + timedelta(days=5_000), 10)) == [stays]
