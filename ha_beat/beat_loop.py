@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ha_beat.clock import Clock, SystemClock
-from ha_beat.dispatch import FencedOff
+from ha_beat.dispatch import FencedOff, ReplicaExhausted
 from ha_beat.dispatch.selector import DispatcherSelector
 from ha_beat.duties import Duties
 from ha_beat.election.elector import Elector
 from ha_beat.election.state_machine import Leader
 from ha_beat.event_queue import EventQueue
 from ha_beat.events import Events, TermEnded, TurnFailed
+from ha_beat.exception_text import exception_line
 from ha_beat.leader import BrokerOutOfReach, Enqueuer, ScheduleSource
 from ha_beat.leader.request_handler import RequestHandler
 from ha_beat.monitoring.setup import Monitoring
@@ -211,8 +212,8 @@ class BeatLoop:
             except FencedOff as exc:
                 handle.fenced(current, exc.reason, exc.detail)
                 return
-            except BrokerOutOfReach as exc:
-                handle.step_down(TermEnd.BROKER_UNREACHABLE, detail=str(exc))
+            except (BrokerOutOfReach, ReplicaExhausted) as exc:
+                handle.step_down(exc.reason, detail=str(exc))
                 idle = _LONGEST_TURN
             handle.progress()
         handle.wait(min(idle, longest_wait))
@@ -222,7 +223,7 @@ class BeatLoop:
 
         A leader whose turns fail for longer than ``stall_timeout`` steps down, like one that hangs.
         """
-        failure = f"{type(exc).__name__}: {exc}"[:300]
+        failure = exception_line(exc)
         runtime = self.runtime
         if failure != self._failure and runtime is not None:
             runtime.events.emit(TurnFailed(failure, exc))

@@ -10,7 +10,8 @@ from celery import Celery
 
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.errors import ConfigurationError
-from ha_beat.settings import Settings, ha_beat_keys, redact_url
+from ha_beat.exception_text import keep_secret
+from ha_beat.settings import Settings, ha_beat_keys, redact_url, secrets_in
 from ha_beat.store.connections import Link, link_to
 from ha_beat.store.keys import Keys
 
@@ -18,13 +19,24 @@ if TYPE_CHECKING:
     import redis
 
 
+#: Celery's settings that may contain passwords.
+_WITH_SECRETS = (
+    *("broker_url", "broker_read_url", "broker_write_url", "broker_transport_options"),
+    *("result_backend", "result_backend_transport_options", "cache_backend"),
+)
+
+
 def load_settings(app: Celery) -> Settings:
-    """Return the settings of this process, from the app and the environment.
+    """Return the settings of this process, from the app and the environment. Their secrets are masked from now on.
 
     Raises:
         ConfigurationError: a setting is wrong. The message has one line for each.
     """
-    return Settings.load(ha_beat_keys(app.conf), os.environ, default_cluster=app.main or "celery")
+    settings = Settings.load(ha_beat_keys(app.conf), os.environ, default_cluster=app.main or "celery")
+    for value in (settings.redis_url, settings.redis_options, *(app.conf.get(name) for name in _WITH_SECRETS)):
+        for secret in secrets_in(value):
+            keep_secret(secret)
+    return settings
 
 
 def check_topology(app: Celery, settings: Settings) -> None:

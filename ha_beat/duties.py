@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.errors import StoreError, StoreRefused
+from ha_beat.exception_text import exception_line
 from ha_beat.reasons import Duty, DutyFault
 
 #: Seconds until the second report of a duty that stays late, and the longest time between two reports.
@@ -96,7 +97,7 @@ class Duties:
             refused = isinstance(exc, StoreRefused)
             self.failed(duty, DutyFault.REFUSED if refused else DutyFault.UNREACHABLE, str(exc))
         else:
-            self.failed(duty, DutyFault.FAILED, f"{type(exc).__name__}: {exc}"[:500], exc)
+            self.failed(duty, DutyFault.FAILED, exception_line(exc), exc)
 
     def suspend(self, duty: Duty) -> None:
         """Expect the duty no longer, for example because the replica's role changed."""

@@ -30,12 +30,14 @@ class StoreUnavailable(StoreError):
 class StoreRefused(StoreError):
     """Command that Redis answered with an error and did not execute (``NOPERM``, ``OOM``, ``READONLY``, …).
 
-    ``unexplained``: the error has no code that points to a fault of Redis itself.
+    ``unexplained``: the error has no code that points to a fault of Redis itself. ``one_key``: it may concern the keys
+    of this command only.
     """
 
-    def __init__(self, message: str, *, unexplained: bool = False) -> None:
+    def __init__(self, message: str, *, unexplained: bool = False, one_key: bool = False) -> None:
         super().__init__(message)
         self.unexplained = unexplained
+        self.one_key = one_key
 
 
 class LeadershipForbidden(HaBeatError):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 
+from ha_beat.exception_text import exception_line
 from ha_beat.reasons import (
     DispatchPath,
     Duty,
@@ -203,9 +204,9 @@ class EntryFailed(Event):
     exc: BaseException | None = None
 
     @classmethod
-    def raised(cls, entry: str, reason: EntryFault, exc: Exception) -> EntryFailed:
+    def raised(cls, entry: str, reason: EntryFault, exc: BaseException) -> EntryFailed:
         """Return the event for an exception, with its type and text as the detail."""
-        return cls(entry, reason, f"{type(exc).__name__}: {exc}", exc)
+        return cls(entry, reason, exception_line(exc), exc)
 
 
 @dataclass(frozen=True, slots=True)

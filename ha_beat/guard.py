@@ -37,6 +37,7 @@ from celery.exceptions import Ignore
 from celery.utils.dispatch import Signal
 
 from ha_beat.celery_app import lease_link, load_settings
+from ha_beat.exception_text import exception_line
 from ha_beat.headers import HEADER
 from ha_beat.store.connections import Link
 from ha_beat.store.keys import Keys
@@ -140,16 +141,16 @@ def _is_second(app: Celery, task_id: str, header: Mapping[str, Any], ttl: float)
             return False
     except Exception as exc:
         logger.warning(
-            "The guard can't check %s in Redis and lets it run: %s: %s",
+            "The guard can't check %s in Redis and lets it run: %s",
             task_id,
-            type(exc).__name__,
-            exc,
-            extra={"action": "guard_failed", "task_id": task_id, "detail": str(exc)},
+            exception_line(exc),
+            extra={"action": "guard_failed", "task_id": task_id, "detail": exception_line(exc)},
         )
         return False
     try:
         client.incr(keys.dropped)
     except Exception as exc:
-        extra = {"action": "guard_failed", "task_id": task_id, "detail": str(exc)}
-        logger.warning("The guard can't count a dropped message: %s", exc, extra=extra)
+        detail = exception_line(exc)
+        extra = {"action": "guard_failed", "task_id": task_id, "detail": detail}
+        logger.warning("The guard can't count a dropped message: %s", detail, extra=extra)
     return True

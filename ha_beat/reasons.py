@@ -52,6 +52,8 @@ class TermEnd(StrEnum):
     SERVER_CHANGED = "server_changed"
     BROKER_UNREACHABLE = "broker_unreachable"
     SCHEDULER_FAILED = "scheduler_failed"
+    #: The process lacks memory or file descriptors.
+    REPLICA_EXHAUSTED = "replica_exhausted"
     ELECTION_FAILED = "election_failed"
     #: Another app, a newer version of this package or another lease store owns the cluster.
     FORBIDDEN = "forbidden"
@@ -170,6 +172,17 @@ class EntryFault(StrEnum):
     ROW_CHANGED = "row_changed"
     #: The scheduler class raised when it was notified of an outcome.
     CALLBACK_RAISES = "callback_raises"
+
+
+class BuildFault(StrEnum):
+    """Why a message could not be built, if its own entry is at fault."""
+
+    #: It cannot be encoded. Another attempt would fail too.
+    MESSAGE = "message"
+    #: The entry's own code raised, perhaps for a moment.
+    TASK = "task"
+    #: The broker refuses what concerns this message only, such as a key without a right.
+    DESTINATION = "destination"
 
 
 class LossKind(StrEnum):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ha_beat import events
 from ha_beat.clock import Clock
+from ha_beat.exception_text import exception_line
 
 #: Longest time in seconds between two starts of a thread that ends each time.
 _LONGEST_PAUSE = 60.0
@@ -71,4 +72,4 @@ class LastingThread:
             self._ended = "it returned"
         except BaseException as exc:
             # Not even SystemExit may end it: a library may raise it in a thread.
-            self._ended = f"{type(exc).__name__}: {exc}".rstrip(": ")
+            self._ended = exception_line(exc)

@@ -13,6 +13,7 @@ import click
 from ha_beat.cli import output
 from ha_beat.client import ClusterClient
 from ha_beat.errors import ConfigurationError, HaBeatError, StoreError
+from ha_beat.exception_text import exception_line
 from ha_beat.monitoring.wording import phrase
 from ha_beat.reasons import RequestKind
 from ha_beat.store.membership import ClusterView, Member
@@ -64,7 +65,7 @@ def on_cluster(command: Callable[Concatenate[ClusterClient, P], T]) -> Callable[
         except HaBeatError as exc:
             raise CommandUnavailable(str(exc)) from exc
         except Exception as exc:
-            raise CommandUnavailable(f"internal error: {type(exc).__name__}: {exc}") from exc
+            raise CommandUnavailable(f"internal error: {exception_line(exc)}") from exc
 
     return cast("Callable[P, T]", update_wrapper(cast("Any", run), command))
 

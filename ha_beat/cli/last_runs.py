@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 from celery import Celery
 
 from ha_beat.errors import ConfigurationError, StoreUnavailable
+from ha_beat.exception_text import exception_line
 from ha_beat.store.scripts import text
 
 
@@ -46,7 +47,7 @@ def celerybeat_last_runs(path: str, app: Celery) -> dict[str, LastRun]:
             in_utc = bool(store.get("utc_enabled", True))
     except Exception as exc:
         raise ConfigurationError(
-            f"{path!r} can't be read as a schedule file: {type(exc).__name__}: {exc}. Stop beat first, and give the "
+            f"{path!r} can't be read as a schedule file: {exception_line(exc)}. Stop beat first, and give the "
             f"path as beat's -s does, without the ending that the system adds"
         ) from exc
     zone = UTC if in_utc else app.timezone
@@ -96,7 +97,7 @@ class RedBeat:
         try:
             return command(*args)
         except Exception as exc:
-            raise StoreUnavailable(f"the Redis of redbeat failed: {type(exc).__name__}: {exc}") from exc
+            raise StoreUnavailable(f"the Redis of redbeat failed: {exception_line(exc)}") from exc
 
 
 def _from_meta(raw: str) -> LastRun | None:

@@ -16,6 +16,7 @@ from ha_beat.cli.command import CommandFailed, CommandUnavailable, on_cluster
 from ha_beat.cli.last_runs import LastRun, RedBeat, celerybeat_last_runs
 from ha_beat.client import ClusterClient
 from ha_beat.clock import from_micros
+from ha_beat.exception_text import exception_line
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.reasons import Verdict
 from ha_beat.scheduler import HAMixin, HAScheduler
@@ -155,7 +156,7 @@ def _django_last_runs() -> dict[str, LastRun]:
 
         return {name: LastRun(at, count) for name, (at, count) in last_runs().items()}
     except Exception as exc:
-        raise CommandUnavailable(f"the rows of django-celery-beat can't be read: {type(exc).__name__}: {exc}") from exc
+        raise CommandUnavailable(f"the rows of django-celery-beat can't be read: {exception_line(exc)}") from exc
 
 
 def _import(entry: ScheduledEntry, last: LastRun | None, raw: str | None, now: datetime, *, force: bool) -> EntryImport:

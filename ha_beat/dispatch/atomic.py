@@ -7,8 +7,6 @@ from typing import Any
 
 from celery import Celery
 from celery.beat import ScheduleEntry
-from kombu.exceptions import OperationalError
-from redis import exceptions as redis_errors
 
 from ha_beat.dispatch.batch import BatchScript
 from ha_beat.dispatch.broker import BrokerLink
@@ -16,30 +14,12 @@ from ha_beat.dispatch.capture import RedisCommands, captured
 from ha_beat.dispatch.lease_marker import LeaseMarker
 from ha_beat.dispatch.message import NothingPublished, publish
 from ha_beat.dispatch.protocol import Answer, OpenClaim, Operation
-from ha_beat.errors import StoreUnavailable
+from ha_beat.errors import StoreError
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import Ledger, LedgerRow
-from ha_beat.store.redis_errors import code_of, in_words, mapped_redis_errors
+from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.scripts import text
-
-
-def _cause(exc: Exception) -> Exception:
-    """Return the exception that kombu has wrapped."""
-    cause = exc.__cause__
-    return cause if isinstance(exc, OperationalError) and isinstance(cause, Exception) else exc
-
-
-def _is_broker_error(cause: Exception) -> bool:
-    """True if the error concerns every entry. Another error concerns one entry, and must not stop the others.
-
-    kombu wraps a mistyped compression (``KeyError``) and a queue key of the wrong type like a lost connection.
-    """
-    if isinstance(cause, redis_errors.ResponseError):
-        return code_of(cause) not in ("", "NOPERM")
-    return isinstance(cause, OperationalError | redis_errors.RedisError | OSError) and not isinstance(
-        cause, redis_errors.DataError
-    )
 
 
 class AtomicDispatcher:
@@ -62,17 +42,14 @@ class AtomicDispatcher:
     ) -> RedisCommands:
         channel = self._link.channel()
         producer = self._link.producer()
-        try:
-            with captured(channel) as commands:
-                publish(self._app, producer, task_name=str(entry.task), args=args, kwargs=kwargs, options=options)
-        except (OperationalError, redis_errors.RedisError, OSError) as exc:
-            cause = _cause(exc)
-            if _is_broker_error(cause):
-                raise StoreUnavailable(in_words(cause)) from exc
-            raise cause from None
+        with captured(channel) as commands:
+            publish(self._app, producer, task_name=str(entry.task), args=args, kwargs=kwargs, options=options)
         if not commands:
             raise NothingPublished(str(entry.task))
         return RedisCommands(tuple(commands))
+
+    def broker_error(self, exc: BaseException) -> StoreError | None:
+        return self._link.error_behind(exc)
 
     def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
         if any(operation.message is not None for operation in operations):

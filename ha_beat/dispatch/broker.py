@@ -6,14 +6,13 @@ from typing import Any
 
 import redis
 from celery import Celery
-from kombu.exceptions import KombuError, OperationalError
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from ha_beat.dispatch.build_errors import causes, is_io_error, mapped_broker_errors
 from ha_beat.dispatch.capture import CapturingConnection
 from ha_beat.dispatch.message import DeclaringOnce
-from ha_beat.errors import StoreUnavailable
+from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.store.connections import FEWEST_CONNECTIONS, WatchedClient
 from ha_beat.store.redis_errors import as_store_error
 
@@ -51,6 +50,26 @@ class BrokerLink:
             self._producer = producer(self.channel(), auto_declare=False)
         return self._producer
 
+    def error_behind(self, exc: BaseException) -> StoreError | None:
+        """Return the broker's failure that led to an exception, or ``None`` if there was none.
+
+        The channel notes where its own I/O failed. The entry's code may use the same server through a connection of its
+        own, so the server is asked too.
+        """
+        failed = self._channel.failed_command if self._channel is not None else None
+        if failed is not None and any(each is failed.error for each in causes(exc)):
+            return as_store_error(failed.error, failed.command)
+        if is_io_error(exc):
+            try:
+                with mapped_broker_errors():
+                    self.client().ping()
+            except StoreUnavailable as away:
+                return away
+            except StoreError:
+                # It answered, although without the right to PING.
+                pass
+        return None
+
     def _open(self) -> Any:
         connection = self._app.connection_for_write()
         options: dict[str, Any] = {
@@ -66,9 +85,10 @@ class BrokerLink:
         capturing = CapturingConnection.like(connection, **options)
         try:
             # Not Connection.channel(), which waits for seconds and tries again.
-            return capturing.transport.create_channel(capturing.transport)
-        except (OperationalError, KombuError, RedisError, OSError) as exc:
-            raise StoreUnavailable(str(as_store_error(exc)), acted=False) from exc
+            with mapped_broker_errors():
+                return capturing.transport.create_channel(capturing.transport)
+        except StoreError as exc:
+            raise StoreUnavailable(str(exc), acted=False) from exc
 
     def _for_sentinels(self, connection: Any) -> dict[str, Any]:
         """Return the options for connections to Sentinels: short timeouts without retries, then the user's options."""

@@ -22,6 +22,7 @@ from redis.exceptions import ResponseError
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.dispatch.capture import captured
 from ha_beat.errors import StoreUnavailable
+from ha_beat.exception_text import exception_line
 from ha_beat.reasons import PublishOutcome
 from ha_beat.store.name_resolution import await_name
 from ha_beat.store.redis_errors import as_store_error, code_of, in_words
@@ -45,11 +46,6 @@ class Sent:
     outcome: PublishOutcome
     detail: str = ""
     broken: bool = False
-
-
-def exception_line(exc: BaseException) -> str:
-    """Return an exception's type and text in one line."""
-    return f"{type(exc).__name__}: {exc}".rstrip(": ")
 
 
 class BrokerAdapter:

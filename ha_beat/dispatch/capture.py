@@ -32,6 +32,14 @@ class RedisCommands:
         return sum(len(part) for command in self.commands for part in command)
 
 
+@dataclass(frozen=True, slots=True)
+class FailedCommand:
+    """Command of a channel that failed, with its key; empty for a pipeline, whose error names its command."""
+
+    error: Exception
+    command: str
+
+
 class OutsideCapture(HaBeatError):
     """A message was published through a capturing channel outside of :func:`captured`."""
 
@@ -43,6 +51,27 @@ def capturing_transport(transport: type) -> type:
 
     class CapturingChannel(channel):  # type: ignore[misc]
         sink: list[Command] | None = None
+        #: The last of the channel's own commands that failed.
+        failed_command: FailedCommand | None = None
+
+        @contextmanager
+        def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+            """Run the channel's own commands, such as declarations, and note which one failed."""
+            last = ""
+
+            def execute(*args: Any, **options: Any) -> Any:
+                nonlocal last
+                last = " ".join(str(arg) for arg in args[:2])
+                return type(used).execute_command(used, *args, **options)
+
+            with super().conn_or_acquire(client) as used:
+                if client is None:
+                    used.execute_command = execute
+                try:
+                    yield used
+                except Exception as exc:
+                    self.failed_command = FailedCommand(exc, last)
+                    raise
 
         def _get_pool(self, *args: Any, **kwargs: Any) -> Any:
             return with_bounded_names(super()._get_pool(*args, **kwargs))

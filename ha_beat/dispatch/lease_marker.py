@@ -17,8 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.dispatch.protocol import FencedOff
@@ -119,7 +117,7 @@ class LeaseMarker:
         if self._broker is None or (self._check_at is not None and now < self._check_at):
             return
         # An unreachable server does not forbid to lead: the leader dispatches nothing before it has kept the marker.
-        with suppress(StoreError, RedisError, OSError):
+        with suppress(StoreError), mapped_redis_errors():
             self._record_other(self._of_other_store(read_mark(self._broker(), self._keys)))
         self._check_at = now + _CHECK_INTERVAL
 
@@ -196,7 +194,7 @@ class LeaseMarker:
 
     def _holder_is_member(self, mark: LeaseMark) -> bool:
         """True if the marker's holder is a member here, and so uses this store: it wrote the marker after a loss."""
-        with suppress(StoreError, RedisError, OSError):
+        with suppress(StoreError), mapped_redis_errors():
             return bool(self._store().hexists(self._keys.members, mark.holder))  # guard: mark-registered-replica
         return False
 
@@ -243,10 +241,9 @@ def read_mark(client: Any, keys: Keys) -> LeaseMark | None:
 
 def place_of(client: Any) -> str:
     """Return the server process and its database; empty if the server does not tell."""
-    try:
+    with suppress(StoreError, KeyError), mapped_redis_errors():
         return f"{client.info('server')['run_id']}/{_database(client)}"
-    except (RedisError, OSError, KeyError):
-        return ""
+    return ""
 
 
 def _mark_of(values: list[str]) -> LeaseMark:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ha_beat.errors import HaBeatError
+from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.reasons import AnswerKind, TermEnd, UncertainPolicy
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import Ledger, LedgerRow
@@ -98,8 +98,15 @@ class Dispatcher(Protocol):
         """Build the entry's message.
 
         Raises:
-            StoreUnavailable: the broker did not answer a declaration.
-            Exception: any exception of the entry's task, serializer or signal handlers.
+            Exception: any exception of the broker, or of the entry's task, router or serializer. Call it within
+                :func:`~ha_beat.dispatch.build_errors.judged_build_errors`.
+        """
+        ...
+
+    def broker_error(self, exc: BaseException) -> StoreError | None:
+        """Return the broker's failure that led to an exception of :meth:`prepare`, or ``None`` if there was none.
+
+        It may make a round trip to the broker.
         """
         ...
 

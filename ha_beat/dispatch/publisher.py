@@ -19,11 +19,12 @@ from ha_beat.dispatch.broker_adapters import (
     RedisAdapter,
     Sent,
     SqsAdapter,
-    exception_line,
 )
+from ha_beat.dispatch.build_errors import is_io_error
 from ha_beat.dispatch.message import DeclaringOnce, NothingPublished, publish
 from ha_beat.dispatch.protocol import PreparedMessage
 from ha_beat.errors import StoreError, StoreUnavailable
+from ha_beat.exception_text import exception_line
 from ha_beat.headers import HEADER
 from ha_beat.reasons import PublishOutcome
 from ha_beat.store.lease import new_token
@@ -111,6 +112,15 @@ class Publisher:
         if not producer.deferred:
             raise NothingPublished(str(entry.task))
         return DeferredMessage(tuple(producer.deferred))
+
+    def error_behind(self, exc: BaseException) -> StoreError | None:
+        """Return the broker's failure if the broker does not answer now, and the exception may come from that."""
+        if is_io_error(exc):
+            try:
+                self.ready()
+            except StoreError as away:
+                return away
+        return None
 
     def ready(self) -> None:
         """Check, before anything is claimed, that the broker answers and accepts messages.
@@ -213,6 +223,6 @@ class Publisher:
         except Exception as exc:
             adapter.close()
             why = str(exc) if isinstance(exc, StoreError) else exception_line(exc)
-            raise StoreUnavailable(f"the broker is unreachable: {why}", acted=False) from exc
+            raise StoreUnavailable(why, acted=False) from exc
         self._adapter, self._producer, self._used_at = adapter, producer, self._clock.elapsed()
         return producer, adapter

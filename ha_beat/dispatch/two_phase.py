@@ -48,6 +48,8 @@ class MessageSender(Protocol):
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> PreparedMessage: ...
 
+    def error_behind(self, exc: BaseException) -> StoreError | None: ...
+
     def ready(self) -> None: ...
 
     def send(self, message: PreparedMessage) -> Sent: ...
@@ -82,6 +84,9 @@ class ClaimDispatcher:
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> PreparedMessage:
         return self._publisher.prepare(entry, args, kwargs, options)
+
+    def broker_error(self, exc: BaseException) -> StoreError | None:
+        return self._publisher.error_behind(exc)
 
     def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
         self._drop_earlier_terms(term)

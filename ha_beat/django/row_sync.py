@@ -19,6 +19,7 @@ from ha_beat.django.row_reader import RowReader, precompute_next
 from ha_beat.django.row_writer import RowWriter
 from ha_beat.duties import Duties
 from ha_beat.errors import StoreError
+from ha_beat.exception_text import exception_line
 from ha_beat.reasons import Duty, DutyFault
 from ha_beat.store.lease import Term
 
@@ -119,7 +120,7 @@ class RowSync:
             close_old_connections()
             self._sync()
         except (*_DATABASE_ERRORS, StoreError) as exc:
-            detail = f"{type(exc).__name__}: {exc}".strip()
+            detail = exception_line(exc)
             self._duties.failed(Duty.READ_SCHEDULE, DutyFault.UNREACHABLE, detail)
             connections.close_all()  # One that was cut stays unusable.
         except Exception as exc:

@@ -42,6 +42,7 @@ from ha_beat.election.state_machine import (
     Woken,
 )
 from ha_beat.errors import LeadershipForbidden, StoreError
+from ha_beat.exception_text import exception_line
 from ha_beat.reasons import Duty, LeaseAction, LeaseOutcome, TermEnd
 from ha_beat.store.lease import (
     Acquired,
@@ -151,7 +152,7 @@ class Elector:
         self._presence.close()
 
     def _fail(self, exc: Exception, *, again: bool = False) -> None:
-        detail = f"{type(exc).__name__}: {exc}"
+        detail = exception_line(exc)
         after = election.failed(self.state, self._clock.elapsed(), self._timing)
         self._enter(after, TermEnd.ELECTION_FAILED, detail)
         self._reports.failed(detail, again=again)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from tenacity import RetryCallState, Retrying, wait_random_exponential
 
 from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.errors import StoreError, StoreUnavailable
+from ha_beat.reasons import TermEnd
 
 #: Limit of the factor by which ``handover_after`` grows while the broker accepts nothing, term after term.
 _MAX_FACTOR = 6
@@ -19,6 +21,8 @@ _PAUSES = wait_random_exponential(multiplier=0.1, min=0.02, max=1.0)
 
 class BrokerOutOfReach(StoreUnavailable):
     """The broker has not answered this replica for ``handover_after``: another replica should try."""
+
+    reason: ClassVar[TermEnd] = TermEnd.BROKER_UNREACHABLE
 
 
 class Backoff:

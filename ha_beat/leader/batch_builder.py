@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import cast
 
 from ha_beat import events
 from ha_beat.budget import Budget
-from ha_beat.dispatch import Dispatcher, Operation
+from ha_beat.clock import Clock
+from ha_beat.dispatch import Dispatcher, MessageFailed, Operation, judged_build_errors
 from ha_beat.errors import StoreError
 from ha_beat.headers import header_of, with_header
 from ha_beat.leader.due_queue import DueQueue
@@ -18,8 +19,8 @@ from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.options import LeaderOptions
 from ha_beat.leader.planner import Planner, ScheduleSource
-from ha_beat.reasons import EntryFault, SkipReason, Verdict
-from ha_beat.schedule.misfire import Decision, Skipped
+from ha_beat.reasons import BuildFault, EntryFault, SkipReason, Verdict
+from ha_beat.schedule.misfire import Decision, Skipped, newest_due
 from ha_beat.schedule.occurrence import Occurrence
 
 #: Seconds until an entry whose schedule raises is asked again.
@@ -27,6 +28,13 @@ SCHEDULE_RETRY = 60.0
 
 #: Characters of messages that fill a batch. Redis does nothing else for about 30 ms while it takes them.
 BATCH_CHARACTERS = 4_000_000
+
+#: Seconds until a message that could not be built is built again, doubled with each failure.
+_BUILD_RETRY = 0.5
+_LONGEST_BUILD_RETRY = 8.0
+
+#: Shortest pause, as a multiple of the time that the attempt took: the other entries have the main loop meanwhile.
+_REST = 9.0
 
 _MAX_DETAIL = 500
 
@@ -55,6 +63,7 @@ class BatchBuilder:
         cluster: str,
         emit: Callable[[events.Event], None],
         options: LeaderOptions,
+        clock: Clock,
     ) -> None:
         self._source = source
         self._planner = planner
@@ -62,6 +71,7 @@ class BatchBuilder:
         self._cluster = cluster
         self._emit = emit
         self._options = options
+        self._clock = clock
 
     def build(self, writer: LedgerWriter, queue: DueQueue, dispatcher: Dispatcher, budget: Budget) -> Batch:
         """Build a batch of due entries, as many as the budget allows, but at least one.
@@ -106,23 +116,40 @@ class BatchBuilder:
             queue.put(state, state.due_at or now, now + timedelta(seconds=SCHEDULE_RETRY))
             return None
         if decision.send is None:
-            return writer.skip(state, cast("Skipped", decision.skipped), decision.position)
+            return writer.skip(state, _with_error(cast("Skipped", decision.skipped), state), decision.position)
         if self._past_deadline(state, decision.send, now):
             if state.resend:
                 self._claims.abandon(dispatcher, queue, writer.term, state)
                 self._planner.plan(queue, state, now)
                 return None
-            return writer.skip(state, _all(decision, SkipReason.NOT_PUBLISHED, state.error), decision.position)
+            return writer.skip(state, _all(decision, state.skip_reason, state.error), decision.position)
+        expired = self._expired(state, now)
+        if expired is not None:
+            return writer.skip(state, *expired)
         if error is not None:
             raise error
+        began = self._clock.elapsed()
         try:
-            return self._send(writer, state, decision, decision.send, dispatcher)
-        except StoreError:
-            raise
-        except Exception as exc:
-            failed = events.EntryFailed.raised(state.label, EntryFault.MESSAGE_NOT_BUILT, exc)
-            self._emit(failed)
+            with judged_build_errors(dispatcher):
+                return self._send(writer, state, decision, decision.send, dispatcher)
+        except MessageFailed as failed:
+            if failed.fault is not BuildFault.MESSAGE:
+                self._retry(state, failed, queue, now, self._clock.elapsed() - began)
+                return None
+            self._emit(events.EntryFailed(state.label, EntryFault.MESSAGE_NOT_BUILT, failed.detail, failed.cause))
             return writer.skip(state, _all(decision, SkipReason.NO_MESSAGE, failed.detail), decision.position)
+
+    def _retry(self, state: EntryState, failed: MessageFailed, queue: DueQueue, now: datetime, took: float) -> None:
+        """Build the message again after a pause, which grows with each failure and with the time that it ``took``."""
+        refused = failed.fault is BuildFault.DESTINATION
+        if not state.build_failures:
+            fault = EntryFault.REFUSED if refused else EntryFault.MESSAGE_NOT_BUILT
+            self._emit(events.EntryFailed(state.label, fault, failed.detail, failed.cause))
+        reason = SkipReason.NOT_PUBLISHED if refused else SkipReason.NO_MESSAGE
+        state.record_failure(now, failed.detail, reason)
+        pause = max(min(_BUILD_RETRY * 2 ** min(state.build_failures, 9), _LONGEST_BUILD_RETRY), _REST * took)
+        state.build_failures += 1
+        queue.put(state, state.due_at or now, now + timedelta(seconds=pause))
 
     def _send(
         self, writer: LedgerWriter, state: EntryState, decision: Decision, send: datetime, dispatcher: Dispatcher
@@ -176,6 +203,28 @@ class BatchBuilder:
         late, tried = (now - send).total_seconds(), (now - state.failing_since).total_seconds()
         overdue_before = late - tried > deadline
         return tried > deadline if overdue_before else late > deadline
+
+    def _expired(self, state: EntryState, now: datetime) -> tuple[Skipped, datetime] | None:
+        """Return the instants past the deadline of an entry whose own code fails, and the last of them.
+
+        Without it an entry that is due more often than the deadline would always try its newest instant, and never give
+        a verdict.
+        """
+        recurrence, first, deadline = state.entry.recurrence, state.due_at, self._options.publish_deadline
+        if not state.build_failures or state.resend or recurrence is None or first is None or deadline is None:
+            return None
+        if not self._past_deadline(state, first, now):
+            return None
+        due = newest_due(recurrence, first, now - timedelta(seconds=deadline), keep=1)
+        until = recurrence.next_after(due.newest)
+        return Skipped(first, until, due.count, state.skip_reason, state.error), due.newest
+
+
+def _with_error(skipped: Skipped, state: EntryState) -> Skipped:
+    """Return the skipped instants with the error that kept the entry from building its message, if there was one."""
+    if not state.build_failures:
+        return skipped
+    return replace(skipped, reason=state.skip_reason, detail=state.error)
 
 
 def _one(decision: Decision, reason: SkipReason, detail: str) -> Skipped:

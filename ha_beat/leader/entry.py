@@ -74,8 +74,11 @@ class EntryState:
     due: DueInstants | None = None
     #: Time of the first failed attempt at the occurrence that is due.
     failing_since: datetime | None = None
-    #: Text of the last error of that occurrence.
+    #: Text of the last error of that occurrence, and the reason with which it is skipped if it lasts.
     error: str = ""
+    skip_reason: SkipReason = SkipReason.NOT_PUBLISHED
+    #: Attempts to build its message that failed.
+    build_failures: int = 0
     #: True if the row's own occurrence is sent again, because the outcome of the first attempt is unknown.
     resend: bool = False
     #: Number of its place in the due queue; 0 if it has none.
@@ -137,11 +140,13 @@ class EntryState:
             return skip_all(recurrence, self.due, SkipReason.EXPIRED)
         return misfire.decide(recurrence, self.due, now)
 
-    def record_failure(self, now: datetime, error: str = "") -> None:
+    def record_failure(
+        self, now: datetime, error: str = "", skip_reason: SkipReason = SkipReason.NOT_PUBLISHED
+    ) -> None:
         """Record a failed attempt at the occurrence that is due."""
-        self.failing_since, self.error = self.failing_since or now, error
+        self.failing_since, self.error, self.skip_reason = self.failing_since or now, error, skip_reason
 
     def record_row(self, row: LedgerRow) -> None:
         """Record the row that was written: the occurrence has its verdict."""
         self.row, self.position, self.owed = row, row.base, row.owed
-        self.failing_since, self.error, self.resend = None, "", False
+        self.failing_since, self.error, self.build_failures, self.resend = None, "", 0, False

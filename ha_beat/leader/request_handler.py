@@ -17,6 +17,7 @@ from ha_beat import events
 from ha_beat.budget import Budget, Pace
 from ha_beat.dispatch import FencedOff
 from ha_beat.errors import StoreError
+from ha_beat.exception_text import exception_line
 from ha_beat.leader.backfill import BackfillHandler
 from ha_beat.leader.enqueuer import Enqueuer
 from ha_beat.leader.leader_report import LeaderReport
@@ -168,7 +169,7 @@ class RequestHandler:
         except (StoreError, FencedOff):
             raise
         except Exception as exc:
-            self._answer(term, request, Outcome(ReplyCode.FAILED, {"detail": f"{type(exc).__name__}: {exc}"}))
+            self._answer(term, request, Outcome(ReplyCode.FAILED, {"detail": exception_line(exc)}))
         return True
 
     def _attempt(self, term: Term, request: Request, budget: Budget) -> Outcome | None:

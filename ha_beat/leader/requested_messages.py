@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ha_beat import events
 from ha_beat.budget import Budget, Pace
-from ha_beat.dispatch import Answer, Dispatcher, Operation
+from ha_beat.dispatch import Answer, Dispatcher, Operation, judged_build_errors
 from ha_beat.errors import StoreUnavailable
 from ha_beat.headers import header_of, with_header
 from ha_beat.leader.due_queue import DueQueue
@@ -144,8 +144,9 @@ class RequestedMessages:
             kind=kind,
             request=request.id,
         )
-        args, kwargs, options = self._source.arguments(state.entry)
-        message = dispatcher.prepare(state.entry.celery_entry, args, kwargs, with_header(options, header, task_id))
+        with judged_build_errors(dispatcher):
+            args, kwargs, options = self._source.arguments(state.entry)
+            message = dispatcher.prepare(state.entry.celery_entry, args, kwargs, with_header(options, header, task_id))
         content = {"kind": kind, "verdict": Verdict.ENQUEUED, "entry": state.id, "at": instant, "id": task_id}
         record = request_record(term, request, self.now(), content)
         return Operation(state.id, "", "", (record,), message, request=request.id, step=number, task_id=task_id)

@@ -63,7 +63,7 @@ class LeaderTerm:
         self._planner = Planner(parts.source, parts.emit)
         self._claims = OpenClaims(parts.clock, parts.emit, parts.options.claim_in_flight_for)
         self._builder = BatchBuilder(
-            parts.source, self._planner, self._claims, parts.cluster, parts.emit, parts.options
+            parts.source, self._planner, self._claims, parts.cluster, parts.emit, parts.options, parts.clock
         )
         self._results = Results(parts.source, self._planner, self._claims, parts.shadow, parts.emit)
         self._recovery = Recovery(tenure, parts.shadow)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import traceback
 from logging import DEBUG, ERROR, INFO, WARNING
 from typing import Any
 
 from ha_beat import events as e
+from ha_beat.exception_text import without_secrets
 from ha_beat.monitoring.request_wording import reply_text
 from ha_beat.monitoring.wording import due, duration, duty_effect, instant, occurrences, phrase
 from ha_beat.reasons import TermEnd
@@ -18,11 +20,32 @@ logger = logging.getLogger("ha_beat")
 Line = tuple[int, str, tuple[object, ...]]
 
 
+#: Tracebacks that are remembered as logged.
+_TRACEBACKS = 1000
+
+
+class _TracebackFilter(logging.Filter):
+    """Filter that takes secrets out of tracebacks, which end with the text of the exception."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info:
+            text = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+            safe = without_secrets(text)
+            if safe != text:
+                record.exc_info, record.exc_text = None, safe
+        return True
+
+
+_traceback_filter = _TracebackFilter()
+
+
 class LogWriter:
     """Subscriber that logs events."""
 
     def __init__(self, replica: str, cluster: str) -> None:
         self._context = {"cluster": cluster, "replica": replica}
+        self._traced: set[tuple[object, ...]] = set()
+        logger.addFilter(_traceback_filter)
 
     def __call__(self, event: e.Event) -> None:
         line = line_of(event, self._context["cluster"])
@@ -31,8 +54,22 @@ class LogWriter:
         level, message, values = line
         if logger.isEnabledFor(level):
             exc = event.exc if isinstance(event, e.EntryFailed | e.DutyLate | e.TurnFailed) else None
+            if isinstance(event, e.EntryFailed) and not self._is_new(event):
+                exc = None
             extra = {**self._context, **_fields(event), "action": event.action}
             logger.log(level, message, *values, exc_info=exc, extra=extra)
+
+    def _is_new(self, event: e.EntryFailed) -> bool:
+        """True if the traceback was not logged yet. Its text may differ each time, so the place of the error counts."""
+        frames = traceback.extract_tb(getattr(event.exc, "__traceback__", None))
+        place = (frames[-1].filename, frames[-1].lineno) if frames else None
+        key = (event.entry, event.reason, type(event.exc), place)
+        if key in self._traced:
+            return False
+        if len(self._traced) >= _TRACEBACKS:
+            self._traced.clear()
+        self._traced.add(key)
+        return True
 
 
 def line_of(event: e.Event, cluster: str) -> Line | None:

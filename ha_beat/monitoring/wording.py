@@ -51,6 +51,7 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         TermEnd.SERVER_CHANGED: "another Redis server answers",
         TermEnd.BROKER_UNREACHABLE: "the broker is unreachable",
         TermEnd.SCHEDULER_FAILED: "the scheduler failed",
+        TermEnd.REPLICA_EXHAUSTED: "this process lacks memory or file descriptors",
         TermEnd.ELECTION_FAILED: "the election failed",
         TermEnd.FORBIDDEN: "this replica must not lead the cluster",
     },

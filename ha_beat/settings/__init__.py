@@ -7,7 +7,7 @@ There are two sources: keys of the Celery app (`ha_beat_lease_ttl`; `CELERY_HA_B
 """
 
 from ha_beat.settings.definition import SETTINGS, Setting, SettingInUse, Settings, settings_table
-from ha_beat.settings.redaction import redact_credentials, redact_url
+from ha_beat.settings.redaction import redact_url, secrets_in
 from ha_beat.settings.sources import ha_beat_keys
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "SettingInUse",
     "Settings",
     "ha_beat_keys",
-    "redact_credentials",
     "redact_url",
+    "secrets_in",
     "settings_table",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from urllib.parse import unquote
 
 _HIDDEN = "***"
 _SECRET = re.compile(r"pass|pwd|secret|token|credential|username", re.IGNORECASE)
@@ -13,12 +14,6 @@ _SHOWN_CHARACTERS = 80
 NEXT_URL = re.compile(r"(?<=[;,])\s*(?=[A-Za-z][\w+.-]*://)")
 _SECRET_IN_QUERY = re.compile(r"((?:^|[&;])[^=&;]*(?:pass|pwd|secret|token|credential)[^=&;]*=)[^&;]*", re.IGNORECASE)
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%\w]*\]|[\w.-]*)(?::[0-9]*)?")
-_CREDENTIALS = re.compile(r"(://)[^/\s@\"']+@")
-
-
-def redact_credentials(text: str) -> str:
-    """Return the text without user and password in URLs. Messages of some exceptions contain URLs."""
-    return _CREDENTIALS.sub(r"\1***@", text)
 
 
 def redact_url(url: str) -> str:
@@ -60,6 +55,24 @@ def redact(value: object, name: str = "") -> object:
     if isinstance(value, list | tuple):
         return [redact(item) for item in value]
     return f"<{type(value).__name__}>"  # the repr of an object may contain secrets
+
+
+def secrets_in(value: object, name: str = "") -> Iterator[str]:
+    """Yield the secrets in a setting: passwords of URLs, also decoded, and values with a name like ``password``."""
+    if isinstance(value, str):
+        if _SECRET.search(name):
+            yield value
+        for part in NEXT_URL.split(value) if "://" in value else ():
+            userinfo, at, _ = part.partition("://")[2].partition("?")[0].rpartition("@")
+            password = userinfo.partition(":")[2]
+            if at and password:
+                yield from {password, unquote(password)}
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from secrets_in(item, str(key))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from secrets_in(item, name)
 
 
 def shown(name: str, value: object) -> str:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from redis import exceptions as redis_errors
 
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
+from ha_beat.exception_text import without_secrets
 
 #: Message by the code with which Redis' error starts.
 _IN_WORDS = {
@@ -53,11 +54,17 @@ _IN_SCRIPT = re.compile(
     r"|^Error running script \(call to f_[0-9a-f]{40}\): (?:@\w+: ?\d+: ?)*-?"
 )
 
+_REFUSED_COMMAND = re.compile(r"run the '(\S+)' command")
+_PIPELINED = re.compile(r"Command # \d+ \((\S+ \S+)")
+
 _UNKNOWN_COMMAND = re.compile(r"unknown command ['`](\w+)")
 
 #: Codes after which the connections must be made again: the server is not the primary, not the node of this key, or has
 #: lost the authentication.
 STALE = frozenset({"READONLY", "MOVED", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH"})
+
+#: Codes of errors that other keys may not meet. Without a code: a key of another type.
+_OF_ONE_KEY = frozenset({"", "NOPERM"})
 
 #: Codes of errors that Redis answers before it executes anything.
 _DID_NOTHING = frozenset({"NOAUTH", "WRONGPASS", "LOADING", "MASTERDOWN"})
@@ -85,11 +92,15 @@ def code_of(exc: BaseException) -> str:
 
 
 def in_words(exc: BaseException, command: str = "") -> str:
-    """Return one line that names the fault. ``command`` is the failed command of a script, if it is known."""
+    """Return one line that names the fault. ``command`` is the failed command, with its key, if it is known."""
+    return without_secrets(_in_words(exc, command))
+
+
+def _in_words(exc: BaseException, command: str) -> str:
     code = code_of(exc)
     said = _IN_SCRIPT.sub("", " ".join(str(exc).split()))
-    if command and code == "NOPERM":
-        said += f": {command}"
+    if code == "NOPERM":
+        said += f": {command}" * bool(command) + _missing_rule(said, command)
     if code:
         detail = f": {said.removeprefix(code).strip()}" if said and code not in {said, "NOAUTH"} else ""
         return f"{_IN_WORDS[code]} ({code}{detail})"
@@ -100,6 +111,18 @@ def in_words(exc: BaseException, command: str = "") -> str:
     return f"{type(exc).__name__}: {said}" if said else type(exc).__name__
 
 
+def _missing_rule(said: str, command: str) -> str:
+    """Return the rule that the ACL lacks: of a command, or of the key in ``command``; empty if it is unknown."""
+    refused = _REFUSED_COMMAND.search(said)
+    if refused:
+        return f"; its ACL needs +{refused[1]}"
+    pipelined = _PIPELINED.search(said)
+    _, _, key = (pipelined[1] if pipelined else command).partition(" ")
+    if not key or "script" in said:
+        return ""
+    return f"; its ACL needs {'&' if 'channel' in said else '~'}{key}"
+
+
 def as_store_error(exc: Exception, command: str = "") -> StoreError:
     """Return an error as this package's: refused if Redis answered with an error, unavailable if no answer came."""
     code = code_of(exc)
@@ -108,7 +131,7 @@ def as_store_error(exc: Exception, command: str = "") -> StoreError:
         return StoreUnavailable(in_words(exc, command), acted=False)
     if isinstance(exc, unanswered):
         return StoreUnavailable(in_words(exc, command))
-    return StoreRefused(in_words(exc, command), unexplained=not code)
+    return StoreRefused(in_words(exc, command), unexplained=not code, one_key=code in _OF_ONE_KEY)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from celery.utils.imports import load_extension_class_names, symbol_by_name
 from ha_beat.clock import Clock, from_micros
 from ha_beat.dispatch.lease_marker import place_of, read_mark, two_stores
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
+from ha_beat.exception_text import exception_line
 from ha_beat.monitoring.doctor.finding import Finding
 from ha_beat.monitoring.doctor.servers import check_broker, check_failover, check_redis
 from ha_beat.monitoring.invariants import MEMORY, ClusterState, Invariants
@@ -87,7 +88,7 @@ class Examination:
                 # For example a missing right. The other checks still run.
                 found.append(Finding(Level.NOTE, part.__name__.strip("_"), f"not checked: {exc}"))
             except Exception as exc:
-                detail = f"this check failed with an internal error: {type(exc).__name__}: {exc}"
+                detail = f"this check failed with an internal error: {exception_line(exc)}"
                 found.append(Finding(Level.WARN, part.__name__.strip("_"), detail))
         return found
 
@@ -254,7 +255,7 @@ class Examination:
             except Exception as exc:
                 faults += 1
                 if faults <= _LISTED:
-                    yield Finding(Level.FAIL, "entry", f"{name} can't be scheduled: {type(exc).__name__}: {exc}")
+                    yield Finding(Level.FAIL, "entry", f"{name} can't be scheduled: {exception_line(exc)}")
         if faults > _LISTED:
             yield Finding(Level.FAIL, "entry", f"and {faults - _LISTED} more can't be scheduled")
         if count and not faults:

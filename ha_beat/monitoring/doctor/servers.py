@@ -10,9 +10,10 @@ from celery import Celery
 from ha_beat.clock import Clock
 from ha_beat.dispatch.broker_adapters import BrokerAdapter
 from ha_beat.errors import StoreError, StoreRefused
+from ha_beat.exception_text import exception_line
 from ha_beat.monitoring.doctor.finding import Finding
 from ha_beat.reasons import Level
-from ha_beat.settings import redact_credentials, redact_url
+from ha_beat.settings import redact_url
 from ha_beat.store.connections import sentinels_of
 from ha_beat.store.membership import min_replicas_set
 from ha_beat.store.redis_errors import mapped_redis_errors
@@ -118,8 +119,8 @@ def check_broker(app: Celery, client: Callable[[], Any] | None, timeout: float) 
             finally:
                 adapter.close()
     except Exception as exc:
-        detail = str(exc) if isinstance(exc, StoreError) else f"{type(exc).__name__}: {exc}"
-        return Finding(Level.FAIL, "broker", f"{name} can't be reached: {redact_credentials(detail)}")
+        detail = str(exc) if isinstance(exc, StoreError) else exception_line(exc)
+        return Finding(Level.FAIL, "broker", f"{name} can't be reached: {detail}")
     return Finding(Level.OK, "broker", f"{name}, answered")
 
 

@@ -15,7 +15,6 @@ from ha_beat.clock import to_micros
 from ha_beat.monitoring.status.replica import ReplicaStatus
 from ha_beat.monitoring.status.snapshot import TermSpan
 from ha_beat.monitoring.wording import health, phrase
-from ha_beat.settings import redact_credentials
 from ha_beat.store.journal import VerdictRecord
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import ClusterView, Member
@@ -105,8 +104,8 @@ def document(status: ReplicaStatus) -> dict[str, Any]:
 
 
 def encoded(status: dict[str, Any]) -> bytes:
-    """Return the status as JSON, without credentials."""
-    return redact_credentials(json.dumps(status, separators=(",", ":"))).encode()
+    """Return the status as JSON."""
+    return json.dumps(status, separators=(",", ":")).encode()
 
 
 def _lease(lease: LeaseRecord) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from ha_beat.monitoring.status.event_memory import EventMemory
 from ha_beat.monitoring.status.snapshot import Snapshot
 from ha_beat.monitoring.status.warnings import StatusWarning
 from ha_beat.reasons import HealthReason, WarningCode
-from ha_beat.settings import redact_credentials
 from ha_beat.store.lease import Replica, Term
 from ha_beat.store.membership import Member, Upcoming
 
@@ -138,12 +137,12 @@ class ReplicaStatus:
         """Return why this replica does not lead and could not."""
         found = dict(self.live())
         if self.last_error:
-            found[HealthReason.SCHEDULER_FAILED] = redact_credentials(self.last_error)
+            found[HealthReason.SCHEDULER_FAILED] = self.last_error
         if self.term is None:
             if self.unreachable:
-                found[HealthReason.REDIS_UNREACHABLE] = redact_credentials(self.unreachable)
+                found[HealthReason.REDIS_UNREACHABLE] = self.unreachable
             if self.memory.forbidden:
-                found[HealthReason.FORBIDDEN] = redact_credentials(self.memory.forbidden)
+                found[HealthReason.FORBIDDEN] = self.memory.forbidden
             lease = self.snapshot.view.lease if self.snapshot.view else None
             if lease is not None and lease.held and lease.fingerprint != self.replica.fingerprint:
                 found[HealthReason.OTHER_APP] = lease.fingerprint

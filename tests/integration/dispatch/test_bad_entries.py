@@ -52,7 +52,7 @@ def typed(one: int) -> None: ...
 
 @pytest.fixture
 def comparison(make_comparison: MakeComparison, caplog: pytest.LogCaptureFixture) -> RedisComparison:
-    made = make_comparison()
+    made = make_comparison({"ha_beat_publish_deadline": 1})
     made.app.task(name="raises", base=Raises, shared=False)(nothing)
     made.app.task(name="silent", base=Silent, shared=False)(nothing)
     made.app.task(name="typed", shared=False)(typed)

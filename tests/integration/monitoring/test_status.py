@@ -17,7 +17,6 @@ from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.monitoring.status import Poller, Snapshot, document, spans
 from ha_beat.monitoring.status.poller import certain_offset
 from ha_beat.reasons import EntryFault, Invariant, RedisRisk
-from ha_beat.settings import redact_credentials
 from ha_beat.store.journal import Journal, TermRecord, VerdictRecord, parse
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import LeaseRecord
@@ -391,15 +390,3 @@ def test_status_before_the_first_poll():
     scene = Scene()
     assert scene.status.snapshot == Snapshot()
     assert document(scene.status)["members"][0]["id"] == scene.replica.id
-
-
-@pytest.mark.parametrize(
-    ("text", "safe"),
-    [
-        ("redis://:pw@h/0", "redis://***@h/0"),
-        ("amqp://u:p%40w@h:5672//", "amqp://***@h:5672//"),
-        ("no credentials in http://h:80/a@b", "no credentials in http://h:80/a@b"),
-    ],
-)
-def test_credentials_are_taken_out(text, safe):
-    assert redact_credentials(text) == safe

@@ -18,6 +18,7 @@ from ha_beat.monitoring.logs import LogWriter
 from ha_beat.monitoring.wording import phrase, phrase_of
 from ha_beat.reasons import (
     BackfillOutcome,
+    BuildFault,
     Duty,
     DutyFault,
     LeaseAction,
@@ -34,7 +35,7 @@ from ha_beat.reasons import (
 )
 
 #: Labels of metrics, values of settings, levels of checks and codes of the status document.
-SHOWN_AS_CODES = {LeaseAction, LeaseOutcome, MisfirePolicy, UncertainPolicy, Level, WarningCode}
+SHOWN_AS_CODES = {BuildFault, LeaseAction, LeaseOutcome, MisfirePolicy, UncertainPolicy, Level, WarningCode}
 
 DUE = datetime(2026, 3, 1, 3, 30, 0, 250_000, tzinfo=UTC)
 REFUSED = "ConnectionError: Error 111 connecting to 127.0.0.1:6379. Connection refused."

@@ -1,0 +1,147 @@
+"""Errors of message building, judged in one place: what is at fault decides what waits, and what is recorded.
+
+Building a message runs code of the entry (lazy arguments, ``apply_async``, routers, serializers) that may do I/O of its
+own, and declares queues at the broker. The class of an exception does not show which of the two failed: a lock server
+that is away raises the same ``ConnectionError`` as a broker. A dispatcher therefore notes where its own I/O failed, and
+asks the broker in case of doubt (:meth:`Dispatcher.broker_error`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar, Protocol
+
+from kombu.exceptions import EncodeError, KombuError, OperationalError, SerializerNotInstalled
+from redis.exceptions import RedisError
+
+from ha_beat.dispatch.message import NothingPublished
+from ha_beat.errors import HaBeatError, StoreError, StoreRefused
+from ha_beat.exception_text import exception_line
+from ha_beat.reasons import BuildFault, TermEnd
+from ha_beat.store.redis_errors import as_store_error
+
+#: Errors that only the message itself can cause, also as the cause of an ``EncodeError``: an object that does I/O
+#: while it is encoded may succeed later.
+_NOT_ENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
+
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
+
+#: Bytes that a replica must be able to allocate after a ``MemoryError``.
+_SPARE_MEMORY = 8_000_000
+
+
+class MessageFailed(HaBeatError):
+    """A message could not be built because of its own entry. Other entries are not affected."""
+
+    def __init__(self, fault: BuildFault, detail: str, cause: BaseException) -> None:
+        super().__init__(detail)
+        self.fault = fault
+        self.detail = detail
+        self.cause = cause
+
+
+class ReplicaExhausted(HaBeatError):
+    """This process lacks memory or file descriptors: another replica should lead."""
+
+    reason: ClassVar[TermEnd] = TermEnd.REPLICA_EXHAUSTED
+
+
+class Broker(Protocol):
+    """Part of a dispatcher that knows the broker."""
+
+    def broker_error(self, exc: BaseException) -> StoreError | None: ...
+
+
+@contextmanager
+def judged_build_errors(broker: Broker) -> Iterator[None]:
+    """Replace every exception of message building by one that names what is at fault.
+
+    Raises:
+        StoreError: the broker; it concerns every entry.
+        MessageFailed: the entry.
+        ReplicaExhausted: this replica.
+        SystemExit, KeyboardInterrupt: the process is asked to end, often by a signal handler.
+    """
+    try:
+        yield
+    except (StoreError, SystemExit, KeyboardInterrupt, GeneratorExit):
+        raise
+    # Cancellations of asyncio and timeouts of gevent are no Exceptions.
+    except BaseException as exc:
+        raise _judged(exc, broker) from exc
+
+
+def _judged(exc: BaseException, broker: Broker) -> HaBeatError:
+    root = _unwrapped(exc)
+    if _is_exhausted(root):
+        return ReplicaExhausted(exception_line(root))
+    if isinstance(root, NothingPublished) or _is_not_encodable(root):
+        return MessageFailed(BuildFault.MESSAGE, exception_line(root), root)
+    error = broker.broker_error(exc)
+    if error is None:
+        return MessageFailed(BuildFault.TASK, exception_line(root), root)
+    if isinstance(error, StoreRefused) and error.one_key:
+        return MessageFailed(BuildFault.DESTINATION, str(error), root)
+    return error
+
+
+def causes(exc: BaseException) -> Iterator[BaseException]:
+    """Yield an exception, then those that led to it."""
+    seen: set[int] = set()
+    found: BaseException | None = exc
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+
+
+def is_io_error(exc: BaseException) -> bool:
+    """True if the exception may come from a connection."""
+    return any(isinstance(each, RedisError | OSError | KombuError | StoreError) for each in causes(exc))
+
+
+@contextmanager
+def mapped_broker_errors() -> Iterator[None]:
+    """Replace errors of kombu, redis-py and the operating system by this package's.
+
+    Raises:
+        StoreError: as :func:`as_store_error` returns it.
+    """
+    try:
+        yield
+    except (KombuError, RedisError, OSError) as exc:
+        root = _unwrapped(exc)
+        raise as_store_error(root if isinstance(root, Exception) else exc) from exc
+
+
+def _unwrapped(exc: BaseException) -> BaseException:
+    """Return the exception that kombu has wrapped: a mistyped compression, for example, as a lost connection."""
+    while isinstance(exc, OperationalError) and exc.__cause__ is not None:
+        exc = exc.__cause__
+    return exc
+
+
+def _is_not_encodable(exc: BaseException) -> bool:
+    if isinstance(exc, SerializerNotInstalled):
+        return True
+    cause = exc.__cause__ or exc.__context__
+    return isinstance(exc, EncodeError) and (cause is None or isinstance(cause, _NOT_ENCODABLE))
+
+
+def _is_exhausted(exc: BaseException) -> bool:
+    """True if this process still lacks memory or descriptors now that the entry's code has ended.
+
+    An entry that uses up what there is, and has freed it by now, is at fault itself.
+    """
+    try:
+        for each in causes(exc):
+            if isinstance(each, MemoryError):
+                bytearray(_SPARE_MEMORY)
+            elif isinstance(each, OSError) and each.errno in _NO_DESCRIPTORS:
+                os.close(os.open(os.devnull, os.O_RDONLY))
+    except (MemoryError, OSError):
+        return True
+    return False

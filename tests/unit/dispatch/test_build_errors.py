@@ -1,0 +1,128 @@
+"""Taxonomy of the errors of message building."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+
+import pytest
+import redis
+from celery.exceptions import SoftTimeLimitExceeded
+from kombu.exceptions import EncodeError, OperationalError, SerializerNotInstalled
+from redis import exceptions as redis_errors
+
+from ha_beat.dispatch import build_errors
+from ha_beat.dispatch.build_errors import MessageFailed, ReplicaExhausted, judged_build_errors
+from ha_beat.dispatch.message import NothingPublished
+from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
+from ha_beat.reasons import BuildFault
+
+AWAY = StoreUnavailable("the broker is away")
+FULL = StoreRefused("full")
+NO_RIGHT = StoreRefused("no right", one_key=True)
+
+
+class Broker:
+    """Broker that finds the given failure behind every exception."""
+
+    def __init__(self, failure: StoreError | None = None) -> None:
+        self.failure = failure
+
+    def broker_error(self, exc: BaseException) -> StoreError | None:
+        return self.failure
+
+
+def caused(exc: BaseException, cause: BaseException) -> BaseException:
+    exc.__cause__ = cause
+    return exc
+
+
+def judged(exc: BaseException, broker: Broker) -> BaseException:
+    with pytest.raises(BaseException) as raised, judged_build_errors(broker):
+        raise exc
+    return raised.value
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [
+        OSError("disk"),
+        ConnectionError("lock server"),
+        TimeoutError(),
+        redis_errors.ConnectionError("lock server"),
+        redis_errors.TimeoutError(),
+        redis.exceptions.LockError("taken"),
+        redis_errors.ResponseError("WRONGTYPE"),
+        OperationalError("wrapped by kombu"),
+        caused(OperationalError("wrapped by kombu"), KeyError("vacuum")),
+        caused(EncodeError("lazy object"), ConnectionError("database")),
+        RuntimeError("no sending today"),
+        KeyError("queue"),
+        TypeError("takes no argument"),
+        RecursionError(),
+        SoftTimeLimitExceeded(),
+        asyncio.CancelledError(),
+        MemoryError("of the entry, free again"),
+        OSError(errno.EMFILE, "of the entry, free again"),
+        Unprintable(),
+    ],
+    ids=lambda exc: type(exc).__name__,
+)
+def test_exception_of_the_entrys_code_is_transient_if_the_broker_works(exc: BaseException):
+    failed = judged(exc, Broker())
+    assert isinstance(failed, MessageFailed)
+    assert failed.fault is BuildFault.TASK
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [
+        EncodeError("cyclic"),
+        caused(EncodeError("cyclic"), ValueError("Circular reference detected")),
+        caused(EncodeError("object()"), TypeError("Object of type object is not JSON serializable")),
+        SerializerNotInstalled("runes"),
+        NothingPublished("silent"),
+    ],
+    ids=repr,
+)
+def test_message_that_cannot_be_encoded_is_a_permanent_error(exc: BaseException):
+    failed = judged(exc, Broker(AWAY))
+    assert isinstance(failed, MessageFailed)
+    assert failed.fault is BuildFault.MESSAGE
+
+
+@pytest.mark.parametrize("exc", [OSError("cut"), redis_errors.ConnectionError("cut"), RuntimeError("wrapped")])
+@pytest.mark.parametrize("failure", [AWAY, FULL])
+def test_failure_of_the_broker_concerns_every_entry(exc: BaseException, failure: StoreError):
+    assert judged(exc, Broker(failure)) is failure
+    assert judged(failure, Broker()) is failure
+
+
+def test_key_without_a_right_concerns_one_entry():
+    failed = judged(redis_errors.NoPermissionError("NOPERM"), Broker(NO_RIGHT))
+    assert isinstance(failed, MessageFailed)
+    assert (failed.fault, failed.detail) == (BuildFault.DESTINATION, "no right")
+
+
+def no_more(*_: object) -> None:
+    raise OSError(errno.ENFILE, "no file descriptors")
+
+
+def test_lack_of_memory_or_descriptors_is_the_replicas(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build_errors, "_SPARE_MEMORY", 1 << 60)
+    monkeypatch.setattr(os, "open", no_more)
+    for exc in (MemoryError(), caused(RuntimeError("wrapped"), MemoryError()), OSError(errno.EMFILE, "too many")):
+        assert isinstance(judged(exc, Broker(AWAY)), ReplicaExhausted)
+
+
+@pytest.mark.parametrize("make", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_request_to_end_the_process_passes(make: Callable[[], BaseException]):
+    exc = make()
+    assert judged(exc, Broker()) is exc
