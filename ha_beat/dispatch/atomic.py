@@ -25,6 +25,8 @@ from ha_beat.store.scripts import text
 class AtomicDispatcher:
     """Dispatcher on the broker's own Redis connection, where the script refuses a lease that is kept elsewhere."""
 
+    whole_batches = True
+
     def __init__(self, app: Celery, link: BrokerLink, keys: Keys, journal_size: int, marker: LeaseMarker) -> None:
         self._app = app
         self._link = link

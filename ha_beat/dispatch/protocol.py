@@ -92,6 +92,11 @@ class Dispatcher(Protocol):
     @property
     def ledger(self) -> Ledger: ...
 
+    @property
+    def whole_batches(self) -> bool:
+        """True if a batch is carried out whole or not at all, so that a refused one may be built again."""
+        ...
+
     def prepare(
         self, entry: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> PreparedMessage:

@@ -58,6 +58,8 @@ class MessageSender(Protocol):
 class ClaimDispatcher:
     """Dispatcher for any broker. It keeps the claims of unanswered batches, so that a retry sends nothing twice."""
 
+    whole_batches = False
+
     def __init__(
         self,
         publisher: MessageSender,

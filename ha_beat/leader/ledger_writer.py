@@ -16,6 +16,9 @@ from ha_beat.schedule.occurrence import FOREVER, Occurrence
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 
+#: Milliseconds from the time of a batch to its submission that its records need not show.
+_PROMPT_MS = 20
+
 
 @dataclass(frozen=True, slots=True)
 class EntryOperation:
@@ -30,6 +33,14 @@ class EntryOperation:
     def sends(self) -> bool:
         """True if the operation sends a message."""
         return self.decision is not None and self.decision.send is not None
+
+    def operation_at(self, now: datetime) -> Operation:
+        """Return the operation for a submission at this time. Its records show the time if that is later."""
+        ms = round(now.timestamp() * 1000)
+        if ms - self.row.dispatched_ms < _PROMPT_MS:
+            return self.operation
+        records = tuple(json.dumps({**json.loads(record), "ms": ms}) for record in self.operation.records)
+        return replace(self.operation, records=records)
 
 
 @dataclass(frozen=True, slots=True)

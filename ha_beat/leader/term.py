@@ -53,6 +53,18 @@ class LeaderParts:
     pace: Pace
 
 
+@dataclass(slots=True)
+class _Submission:
+    """Batch that is submitted until it has an answer.
+
+    ``from_queue``: its entries can be judged again. ``unknown``: an attempt may have been carried out.
+    """
+
+    operations: Sequence[EntryOperation] = ()
+    from_queue: bool = False
+    unknown: bool = False
+
+
 class LeaderTerm:
     """Work of one term. Used by the main loop only."""
 
@@ -68,8 +80,8 @@ class LeaderTerm:
         self._results = Results(parts.source, self._planner, self._claims, parts.shadow, parts.emit)
         self._recovery = Recovery(tenure, parts.shadow)
         self.dispatcher = dispatcher
-        #: The batch that was submitted and not answered.
-        self._pending: Sequence[EntryOperation] = ()
+        #: The batch that was submitted and not answered; empty if there is none.
+        self._pending = _Submission()
         #: Batches that come before due entries: the rows that the ledger needs first, and the operations of a batch
         #: that failed as a whole, one by one to find the one at fault.
         self._first: deque[Sequence[EntryOperation]] = deque()
@@ -91,7 +103,7 @@ class LeaderTerm:
     @property
     def pending(self) -> int:
         """Return the number of operations that were submitted and not answered."""
-        return len(self._pending)
+        return len(self._pending.operations)
 
     def reload(self) -> None:
         """Read the schedule and the ledger again before the next batch."""
@@ -109,7 +121,7 @@ class LeaderTerm:
             StoreError: the batch has no answer and stays pending, or the ledger could not be read.
         """
         self.sent, self.broker_failure = False, None
-        if self._pending:
+        if self._pending.operations:
             self._submit(term, self._pending)
             return 0.0
         if not self.loaded:
@@ -117,20 +129,20 @@ class LeaderTerm:
                 self._load(term)
         dispatcher = self._chosen(term)
         self._claims.give_up_stale(dispatcher, self.queue, term)
-        operations = self._first.popleft() if self._first else ()
-        if not operations:
+        submission = _Submission(self._first.popleft() if self._first else ())
+        if not submission.operations:
             self._recovery.finish(dispatcher.ledger, term)
             if self._parts.pause.in_force:
                 return float("inf")
             writer, budget = LedgerWriter(term, self._parts.time.now()), self._parts.pace.begin()
             batch = self._builder.build(writer, self.queue, dispatcher, budget)
-            operations = batch.operations
+            submission = _Submission(batch.operations, from_queue=True)
             if batch.out_of_time:
                 self.queue.put_behind(writer.now, self._parts.time.now())
             if batch.error is not None:
                 self.broker_failure = (batch.error, len(batch.waiting))
-        if operations:
-            self._submit(term, operations)
+        if submission.operations:
+            self._submit(term, submission)
             return 0.0
         due_at = self.queue.next_due()
         return max((due_at - self._parts.time.now()).total_seconds(), 0.0) if due_at else float("inf")
@@ -144,13 +156,13 @@ class LeaderTerm:
         suspect = (isinstance(error, StoreUnavailable) and error.acted) or (
             isinstance(error, StoreRefused) and error.unexplained
         )
-        if not self._pending or self.dispatcher is None or not suspect:
+        if not self._pending.operations or self.dispatcher is None or not suspect:
             return False
         try:
             self.dispatcher.ledger.notes(["any"])
         except StoreError:
             return False
-        operations, self._pending = self._pending, ()
+        operations, self._pending = self._pending.operations, _Submission()
         self._isolate(operations, error)
         return True
 
@@ -159,7 +171,7 @@ class LeaderTerm:
     def _load(self, term: Term) -> None:
         """Fill the queue: each entry at its position by the ledger."""
         parts = self._parts
-        self._pending = ()
+        self._pending = _Submission()
         self.dispatcher = dispatcher = parts.choose_dispatcher(term)
         rows = dispatcher.ledger.read()
         now = parts.time.now()
@@ -210,27 +222,52 @@ class LeaderTerm:
 
     # --- Submitting
 
-    def _submit(self, term: Term, operations: Sequence[EntryOperation]) -> None:
-        self._pending = operations
-        parts = self._parts
+    def _submit(self, term: Term, submission: _Submission) -> None:
+        self._pending, operations = submission, submission.operations
+        parts, dispatcher = self._parts, self._chosen(term)
         began = parts.clock.elapsed()
+        accepted_at = parts.time.now()
         try:
-            answers = self._chosen(term).submit(term, [each.operation for each in operations])
+            answers = dispatcher.submit(term, [each.operation_at(accepted_at) for each in operations])
         except FencedOff as exc:
-            self._pending = ()
+            self._pending = _Submission()
             self.reload()
             parts.emit(events.DispatchFenced(term.epoch, len(operations), exc.reason, exc.detail))
             raise
-        except StoreError:
-            raise
+        except StoreError as exc:
+            if not dispatcher.whole_batches or not self._judge_again(exc):
+                raise
+            return
         except Exception as exc:
-            self._pending = ()
+            self._pending = _Submission()
             self._isolate(operations, exc)
             return
-        self._pending = ()
+        self._pending = _Submission()
         mine = sum(answer.kind is AnswerKind.MINE for answer in answers)
         parts.emit(events.BatchDispatched(len(answers), parts.clock.elapsed() - began, mine))
         self._apply(operations, answers)
+
+    def _judge_again(self, error: StoreError) -> bool:
+        """Put the entries of a batch that was certainly not carried out back into the queue.
+
+        By the time at which Redis accepts writes again, some may be too late by their misfire rules. Return False if
+        the batch must be submitted unchanged.
+        """
+        submission = self._pending
+        if isinstance(error, StoreRefused):
+            certain = not error.unexplained
+        else:
+            certain = isinstance(error, StoreUnavailable) and not error.acted
+            submission.unknown = submission.unknown or not certain
+        if submission.unknown or not certain or not submission.from_queue:
+            return False
+        now = self._parts.time.now()
+        for each in submission.operations:
+            each.state.record_failure(now, str(error))
+            self.queue.put(each.state, each.state.due_at or now)
+        self._pending = _Submission()
+        self.broker_failure = (error, len(submission.operations))
+        return True
 
     def _apply(self, operations: Sequence[EntryOperation], answers: Sequence[Answer]) -> None:
         now = self._parts.time.now()

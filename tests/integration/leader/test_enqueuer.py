@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -24,7 +25,8 @@ from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.reconcile import Absence
 from ha_beat.leader.results import Results
-from ha_beat.reasons import LossKind
+from ha_beat.reasons import LossKind, MisfirePolicy, SkipReason
+from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Term, new_token
 from ha_beat.store.ledger import Ledger, LedgerRow
@@ -83,6 +85,8 @@ class AlwaysDue(Source):
 class ScriptDispatcher:
     """Dispatcher that runs the real script. The message of an entry is its id."""
 
+    whole_batches = True
+
     def __init__(self, client: Any) -> None:
         self._client = client
         self._batch = BatchScript(KEYS, 1000)
@@ -137,7 +141,7 @@ class Leader:
         self.lead()
         self.use(Source())
 
-    def use(self, source: Source) -> None:
+    def use(self, source: Source, options: LeaderOptions | None = None) -> None:
         """Begin with an empty memory."""
         self.source = source
         chosen: Dispatcher = self.dispatcher
@@ -149,7 +153,7 @@ class Leader:
             "enqueuer",
             self.clock,
             self.emit,
-            LeaderOptions(publish_deadline=None),
+            options or LeaderOptions(publish_deadline=None),
             PauseState(),
             Pace(self.clock, 0.5, lambda: self.moves.append(self.clock.elapsed())),
         )
@@ -189,6 +193,11 @@ class Leader:
         """Change the row of the entry e, as another leader does."""
         self.client.hset(KEYS.ledger, "e:e", row.encoded())
         return row.encoded()
+
+    def records(self, entry: str) -> list[dict[str, Any]]:
+        """Return the journal's records of an entry."""
+        found = [json.loads(fields["d"]) for _, fields in self.client.xrange(KEYS.journal)]
+        return [record for record in found if record.get("entry") == entry]
 
     def state(self) -> EntryState:
         found = self.enqueuer.due_queue.get("e")
@@ -597,7 +606,7 @@ def test_message_that_redis_rejects_does_not_affect_others(leader: Leader, error
 
 
 def test_full_redis_keeps_the_batch_whole(leader: Leader):
-    """Redis gives the reason, and the batch is submitted unchanged once it is resolved."""
+    """Redis gives the reason, so that no message is suspected."""
     leader.owe("one", "two")
     leader.turn()
     sizes: list[int] = []
@@ -611,3 +620,43 @@ def test_full_redis_keeps_the_batch_whole(leader: Leader):
         leader.turn(after=1.0)
     assert set(sizes) == {2}
     assert leader.failed() == []
+
+
+@pytest.mark.parametrize(
+    ("rules", "deadline", "seconds", "reason"),
+    [
+        (MisfireRules(grace=2.0), None, 8.0, SkipReason.MISFIRE_GRACE),
+        (MisfireRules(MisfirePolicy.SKIP), None, 25.0, SkipReason.MISSED),
+        (MisfireRules(), 60.0, 70.0, SkipReason.NOT_PUBLISHED),
+        (MisfireRules(grace=20.0), 60.0, 8.0, None),
+    ],
+)
+def test_refused_batch_is_judged_again_by_the_time_it_is_accepted(rules, deadline, seconds, reason, leader: Leader):
+    class Ruled(Source):
+        def load(self) -> Iterable[ScheduledEntry]:
+            return [replace(entry, misfire=rules) for entry in super().load()]
+
+    leader.use(Ruled(e=3600.0 - 1.0), LeaderOptions(publish_deadline=deadline, handover_after=1000.0))
+    leader.turn().later(1.5)
+    leader.dispatcher.fail = failing(StoreRefused("Redis is out of memory"))
+    for _ in range(round(seconds)):
+        leader.turn(after=1.0)
+    leader.dispatcher.fail = lambda _: None
+    leader.turn(3, after=1.0)
+    (record,) = leader.records("e")
+    assert record.get("why") == reason
+    assert leader.messages == ([] if reason else ["e"])
+    assert record["ms"] / 1000 > leader.clock.wall() - 2.0
+
+
+def test_record_shows_when_a_batch_without_an_answer_was_accepted(leader: Leader):
+    """It is submitted unchanged, because the first attempt may have been carried out."""
+    leader.owe("e")
+    leader.turn()
+    leader.dispatcher.fail = failing(StoreUnavailable("no answer"), "e")
+    for _ in range(2):
+        leader.turn(after=3.0)
+    leader.dispatcher.fail = lambda _: None
+    leader.turn(3, after=1.0)
+    (record,) = leader.records("e")
+    assert record["ms"] / 1000 > leader.clock.wall() - 2.0
