@@ -172,6 +172,8 @@ class EntryFault(StrEnum):
     ROW_CHANGED = "row_changed"
     #: The scheduler class raised when it was notified of an outcome.
     CALLBACK_RAISES = "callback_raises"
+    #: The schedule's database refused its run state, or another transaction has locked the row.
+    ROW_NOT_WRITTEN = "row_not_written"
 
 
 class BuildFault(StrEnum):

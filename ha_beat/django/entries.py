@@ -22,6 +22,9 @@ from ha_beat.schedule.recurrence import starting_deadline
 
 __all__ = ["RowEntry"]
 
+#: ``last_run_at`` in UTC and ``total_run_count`` of a row.
+RunState = tuple[datetime | None, int]
+
 
 _SCHEDULE_COLUMNS = {
     "interval": ("every", "period"),
@@ -48,8 +51,7 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
         once: True if the entry ends after one run.
         schedule_columns: Conditions that select the row as long as it has this schedule.
         since: The entry is owed its instants from here on if it is new or edited; otherwise ``None``.
-        row_last_run_at: ``last_run_at`` of the row in UTC, or ``None``.
-        row_run_count: ``total_run_count`` of the row.
+        run_state: ``last_run_at`` in UTC and ``total_run_count`` of the row. Replaced as a whole, by two threads.
         stored_last_run_at: Instant from which the row counts as run, or ``None``.
 
     Raises:
@@ -81,9 +83,8 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
 
     def update_run_state(self, last_run_at: datetime | None, total_run_count: int, changed: datetime | None) -> None:
         """Set the run state from the row's columns."""
-        self.row_last_run_at = None if last_run_at is None else utc(last_run_at)
+        self.run_state: RunState = (None if last_run_at is None else utc(last_run_at), total_run_count)
         self.total_run_count = total_run_count
-        self.row_run_count = total_run_count
         if last_run_at is not None:
             self.stored_last_run_at: datetime | None = utc(last_run_at)
         elif total_run_count and changed is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,13 +16,12 @@ from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.django.entries import RowEntry
 from ha_beat.django.instants import utc
+from ha_beat.django.limits import limited
+from ha_beat.django.run_state import chunks
 from ha_beat.reasons import EntryFault
 
 #: Seconds between complete reads. ``QuerySet.update()`` does not mark the schedule as changed.
 FULL_READ_INTERVAL = 300.0
-
-#: Rows per query.
-CHUNK = 500
 
 #: The columns that define an entry.
 _DEFINITION = (
@@ -109,12 +108,20 @@ class RowReader:
     def read_if_changed(self) -> None:
         """Read the rows if they are marked as changed or a complete read is due. Raises the database's errors."""
         now = self._now()
-        if self._clock.elapsed() >= self._full_read_due or self._changes.last_change() != self._last_change:
-            self.read()
+        with self._limited():
+            if self._clock.elapsed() >= self._full_read_due or self._changes.last_change() != self._last_change:
+                self._read()
         self._checked_at = now
 
     def read(self) -> None:
         """Read the rows and replace the snapshot if they differ from it. Raises the database's errors."""
+        with self._limited():
+            self._read()
+
+    def _limited(self) -> AbstractContextManager[None]:
+        return limited(self._enabled().db)
+
+    def _read(self) -> None:
         # Before the rows: a change during the read is then found by the next check.
         last_change = self._changes.last_change()
         began, now = self._clock.elapsed(), self._now()
@@ -181,10 +188,6 @@ def precompute_next(entries: Iterable[RowEntry], position: Callable[[str], datet
             # The leader reports a schedule that raises.
             with suppress(Exception):
                 entry.instants.next_after(max(known))
-
-
-def chunks(items: Sequence[str], size: int = CHUNK) -> Iterable[Sequence[str]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def last_runs() -> dict[str, tuple[datetime, int]]:

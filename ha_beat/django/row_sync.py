@@ -1,26 +1,25 @@
-"""Thread that keeps the schedule and django-celery-beat's tables in step.
+"""Two threads that keep the schedule and django-celery-beat's tables in step: one reads, the other writes.
 
-Beat's main loop never waits for the database: it works from the last :class:`~ha_beat.django.row_reader.Snapshot` and
-queues updates with the :class:`~ha_beat.django.row_writer.RowWriter`.
+Beat's main loop never waits for the database: it works from the rows as last read by
+:class:`~ha_beat.django.row_reader.RowReader`, and queues updates with :class:`~ha_beat.django.row_writer.RowWriter`.
+A write that is slow or blocked does not hold up the reading.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from datetime import datetime
 
-from celery import Celery
-from django.db import InterfaceError, close_old_connections, connections
-from django.db.utils import Error as AnyDatabaseError
+from django.db import close_old_connections
 
+from ha_beat import events
+from ha_beat.django.database_thread import DATABASE_ERRORS, DatabaseThread
+from ha_beat.django.limits import first_line
 from ha_beat.django.row_reader import RowReader, precompute_next
 from ha_beat.django.row_writer import RowWriter
 from ha_beat.duties import Duties
-from ha_beat.errors import StoreError
-from ha_beat.exception_text import exception_line
-from ha_beat.reasons import Duty, DutyFault
+from ha_beat.reasons import Duty, DutyFault, EntryFault
 from ha_beat.store.lease import Term
 
 logger = logging.getLogger("ha_beat")
@@ -28,131 +27,183 @@ logger = logging.getLogger("ha_beat")
 #: Seconds between checks for changes, and between writes of the rows.
 POLL_INTERVAL = 1.0
 
-#: Seconds without a completed turn after which the schedule counts as unread.
-READ_WITHIN = 10.0
+#: Seconds without a completed turn after which the reading or the writing is late.
+_LATE_AFTER = 10.0
 
-#: Errors of a database that is unreachable or not migrated.
-_DATABASE_ERRORS = (AnyDatabaseError, InterfaceError, OSError)
+#: Rows that are named in one report.
+_NAMED = 5
 
 
-class RowSync:
-    """Thread that reads and writes the rows. Start it after any fork.
-
-    Half of its attributes are the parts and callbacks that it is constructed from.
-    """
+class RowReading:
+    """Turns of the reading thread."""
 
     def __init__(
         self,
-        *,
-        app: Celery,
         reader: RowReader,
+        *,
+        term: Callable[[], Term | None],
+        duties: Duties,
+        position: Callable[[str], datetime | None],
+    ) -> None:
+        """Create the turns of a replica.
+
+        Args:
+            reader: Reads the rows.
+            term: Return this replica's term, ``None`` on a standby.
+            duties: Receives completions.
+            position: Return the cluster's position of an entry.
+        """
+        self.reader = reader
+        self._term = term
+        self._duties = duties
+        self._position = position
+        #: Nonce of the last term under which the rows were read.
+        self.read_in = ""
+        self._seen_term = ""
+
+    def expect(self) -> None:
+        """Report the reading as late from now on, if no turn is completed in time."""
+        self._duties.expect(Duty.READ_SCHEDULE, within=_LATE_AFTER)
+
+    def turn(self) -> None:
+        """Read what has changed. Raises the database's errors."""
+        self._read(self._term())
+        self._duties.done(Duty.READ_SCHEDULE)
+
+    def _read(self, term: Term | None) -> None:
+        if term is None:
+            self.reader.read_if_changed()
+            precompute_next(self.reader.entries().values(), self._position)
+        elif self._seen_term != term.nonce:
+            # Leave the first turn of a term to the main loop, which loads the schedule.
+            self._seen_term = term.nonce
+        elif self.read_in != term.nonce:
+            self.reader.read()
+            self.read_in = term.nonce
+        else:
+            self.reader.read_if_changed()
+
+
+class RowWriting:
+    """Turns of the writing thread."""
+
+    def __init__(
+        self,
         writer: RowWriter,
+        reading: RowReading,
+        *,
         term: Callable[[], Term | None],
         begin_term: Callable[[Term], None],
         duties: Duties,
-        position: Callable[[str], datetime | None],
-        poll_interval: float = POLL_INTERVAL,
+        emit: Callable[[events.Event], None],
     ) -> None:
-        """Create the thread.
-
-        Args:
-            app: Made current in the thread.
-            reader: Reads the rows.
-            writer: Writes the rows.
-            term: Return this replica's term, ``None`` on a standby.
-            begin_term: Write to the database what a new term requires. Repeated until it succeeds.
-            duties: Receives completions and failures.
-            position: Return the cluster's position of an entry.
-            poll_interval: Seconds between turns.
-        """
-        self.reader = reader
+        """``begin_term`` writes to the database what a new term requires. It is repeated until it succeeds."""
         self.writer = writer
-        self._app = app
+        self._reading = reading
         self._term = term
         self._begin_term = begin_term
         self._duties = duties
-        self._position = position
-        self._poll_interval = poll_interval
-        self._wake = threading.Event()
-        self._thread: threading.Thread | None = None
-        #: Set when the process ends: updates are kept for the last write.
-        self.closing = False
-        #: Nonce of the last term under which the rows were read.
-        self.read_in = ""
-        self._seen_term = self._begun_term = ""
+        self._emit = emit
+        #: Nonce of the last term for which ``begin_term`` was done.
+        self.begun_in = ""
+        self._seen_term = ""
+        self._reported: dict[str, str] = {}
 
-    def start(self) -> None:
-        self._duties.expect(Duty.READ_SCHEDULE, within=READ_WITHIN)
-        self._thread = threading.Thread(target=self._run, name="ha_beat-rows", daemon=True)
-        self._thread.start()
-
-    def wake(self) -> None:
-        """Start the next turn now."""
-        self._wake.set()
-
-    def close(self, seconds: float) -> None:
-        """Write the queued updates and end. Wait at most ``seconds``; after that the thread ends with the process."""
-        self.closing = True
-        self._wake.set()
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(seconds)
-
-    def _run(self) -> None:
-        self._app.set_current()
-        while not self.closing:
-            self._turn()
-            self._wake.wait(self._poll_interval)
-            self._wake.clear()
-        try:
-            close_old_connections()
-            self.writer.write()
-        except _DATABASE_ERRORS as exc:
-            logger.warning(
-                "The last runs were not written to their rows; the next leader writes them: %s",
-                exc,
-                extra={"action": "last_runs_not_written", "error": str(exc)},
-            )
-        connections.close_all()
-
-    def _turn(self) -> None:
-        try:
-            close_old_connections()
-            self._sync()
-        except (*_DATABASE_ERRORS, StoreError) as exc:
-            detail = exception_line(exc)
-            self._duties.failed(Duty.READ_SCHEDULE, DutyFault.UNREACHABLE, detail)
-            connections.close_all()  # One that was cut stays unusable.
-        except Exception as exc:
-            self._duties.raised(Duty.READ_SCHEDULE, exc)
-            connections.close_all()
-        else:
-            self._duties.done(Duty.READ_SCHEDULE)
-
-    def _sync(self) -> None:
+    def turn(self) -> None:
+        """Write what is queued. Raises the database's errors."""
         term = self._term()
         if term is None:
-            if not self.closing:
-                self._stand_by()
+            self._duties.suspend(Duty.WRITE_ROWS)
+            self.writer.write_after_term()
             return
+        self._duties.expect(Duty.WRITE_ROWS, within=_LATE_AFTER)
         if self._seen_term != term.nonce:
-            # Leave the first turn of a term to the main loop, which loads the schedule.
+            # As the reading does.
             self._seen_term = term.nonce
             return
-        if self.read_in != term.nonce:
-            self.reader.read()
-            self.read_in = term.nonce
         try:
-            if self._begun_term != term.nonce:
+            # Only once the rows are known as they are under this term.
+            if self.begun_in != term.nonce and self._reading.read_in == term.nonce:
                 self._begin_term(term)
-                self._begun_term = term.nonce
-            self.writer.write()
-            self.writer.disable_expired()
+                self.begun_in = term.nonce
         finally:
-            # An edit takes effect even if the rows can't be written.
-            self.reader.read_if_changed()
+            self._write()
+        self._report()
 
-    def _stand_by(self) -> None:
-        self.writer.write_after_term()
-        self.reader.read_if_changed()
-        precompute_next(self.reader.entries().values(), self._position)
+    def last_turn(self) -> None:
+        """Write what is queued as the process ends. Logs the database's errors."""
+        try:
+            close_old_connections()
+            self.writer.write()
+        except DATABASE_ERRORS as exc:
+            logger.warning(
+                "The last runs were not written to their rows; the next leader writes them: %s",
+                first_line(exc),
+                extra={"action": "last_runs_not_written", "error": first_line(exc)},
+            )
+
+    def _write(self) -> None:
+        try:
+            self.writer.write()
+        finally:
+            self.writer.disable_expired()
+
+    def _report(self) -> None:
+        """Report the rows that can't be written, or that all were."""
+        faults = self.writer.faults()
+        for name, detail in faults.items():
+            if self._reported.get(name) != detail:
+                self._emit(events.EntryFailed(name, EntryFault.ROW_NOT_WRITTEN, detail))
+        self._reported = faults
+        if not faults:
+            self._duties.done(Duty.WRITE_ROWS)
+            return
+        named = [f"{name}: {detail}" for name, detail in list(faults.items())[:_NAMED]]
+        more = len(faults) - len(named)
+        detail = "; ".join(named) + (f"; and {more} more" if more else "")
+        self._duties.failed(Duty.WRITE_ROWS, DutyFault.PARTIAL, detail)
+
+
+class RowSync:
+    """The two threads of a replica."""
+
+    def __init__(self, reading: RowReading, writing: RowWriting, thread: Callable[..., DatabaseThread]) -> None:
+        """``thread`` makes a :class:`DatabaseThread` of its name, duty and turns."""
+        self.reading = reading
+        self.writing = writing
+        self._reader = thread("ha_beat-rows-read", Duty.READ_SCHEDULE, self._read)
+        self._writer = thread("ha_beat-rows-write", Duty.WRITE_ROWS, self._write, last_turn=writing.last_turn)
+
+    def keep_running(self) -> None:
+        """Start the threads, or start them again if they have ended. Must be called after any fork."""
+        self.reading.expect()
+        self._reader.keep_running()
+        self._writer.keep_running()
+
+    def write_soon(self) -> None:
+        """Write what is queued without waiting for the next turn."""
+        self._writer.wake()
+
+    def stop(self) -> None:
+        """Start no further turn: updates are kept for the last write."""
+        self._reader.stop()
+        self._writer.stop()
+
+    def close(self, seconds: float) -> None:
+        """Write the queued updates and end. Wait at most ``seconds``."""
+        self._reader.close(0.0)
+        self._writer.close(seconds)
+
+    def _read(self) -> None:
+        before = self.reading.read_in
+        self.reading.turn()
+        if self.reading.read_in != before:
+            # The writing of a new term waits for this.
+            self._writer.wake()
+
+    def _write(self) -> None:
+        before = self.writing.begun_in
+        self.writing.turn()
+        if self.writing.begun_in != before:
+            # There may be new rows.
+            self._reader.wake()

@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from celery import Celery
+from django.db import router
 from django.db.models import QuerySet
 
 from ha_beat.beat_loop import Runtime
+from ha_beat.django.database_thread import DatabaseThread
 from ha_beat.django.entries import RowEntry
 from ha_beat.django.instants import Cached
 from ha_beat.django.row_reader import RowReader
-from ha_beat.django.row_sync import POLL_INTERVAL, RowSync
-from ha_beat.django.row_writer import CLOCK_TOLERANCE, RowWriter
+from ha_beat.django.row_sync import POLL_INTERVAL, RowReading, RowSync, RowWriting
+from ha_beat.django.row_writer import RowWriter
+from ha_beat.django.run_state import CLOCK_TOLERANCE, RunStateTable
 from ha_beat.django.static_entries import write_static_entries
 from ha_beat.events import Event, TermEnded
 from ha_beat.leader.entry import ScheduledEntry
@@ -48,7 +52,7 @@ class RowHooks(EntryHooks, Protocol):
 class DatabaseSource(EntrySource):
     """Entries of the rows as last read.
 
-    A thread (:mod:`ha_beat.django.row_sync`) reads and writes the rows. Most methods belong to the interface of a
+    Two threads (:mod:`ha_beat.django.row_sync`) read and write the rows. Most methods belong to the interface of a
     schedule source.
     """
 
@@ -68,7 +72,7 @@ class DatabaseSource(EntrySource):
     @property
     def entries(self) -> dict[str, RowEntry]:
         """Return the entries as last read, by name."""
-        snapshot = self._sync.reader.snapshot if self._sync else None
+        snapshot = self._sync.reading.reader.snapshot if self._sync else None
         return dict(snapshot.by_name) if snapshot else {}
 
     # --- Life cycle
@@ -83,32 +87,46 @@ class DatabaseSource(EntrySource):
             now=now,
             emit=emit,
         )
-        sync = RowSync(
-            app=scheduler.app,
-            reader=reader,
-            writer=RowWriter(scheduler.Model, scheduler.Changes, now, reader.entries, self._settled),
-            term=lambda: runtime.elector.handle.term,
+        leader_term = partial(getattr, runtime.elector.handle, "term")
+        reading = RowReading(reader, term=leader_term, duties=runtime.duties, position=runtime.shadow.position)
+        table = RunStateTable(scheduler.Model, scheduler.Changes, now)
+        writing = RowWriting(
+            RowWriter(table, reader.entries, self._clock, self._settled),
+            reading,
+            term=leader_term,
             begin_term=self._begin_term,
             duties=runtime.duties,
-            position=runtime.shadow.position,
-            poll_interval=min(POLL_INTERVAL, scheduler.max_interval or POLL_INTERVAL),
+            emit=emit,
         )
+        thread = partial(
+            DatabaseThread,
+            app=scheduler.app,
+            aliases=lambda: {router.db_for_read(scheduler.Model), router.db_for_write(scheduler.Model)},
+            duties=runtime.duties,
+            interval=min(POLL_INTERVAL, scheduler.max_interval or POLL_INTERVAL),
+            clock=self._clock,
+            emit=emit,
+        )
+        sync = RowSync(reading, writing, thread)
 
         def write_last_runs(event: Event) -> None:
             if isinstance(event, TermEnded):
-                sync.wake()
+                sync.write_soon()
 
         runtime.events.subscribe(write_last_runs)
         self._runtime, self._sync = runtime, sync
-        sync.start()
+
+    def keep_running(self) -> None:
+        if self._sync is not None:
+            self._sync.keep_running()
 
     def ready(self) -> bool:
         """True once the rows have been read. Another replica may be able to read them."""
-        return self._sync is not None and self._sync.reader.snapshot is not None
+        return self._sync is not None and self._sync.reading.reader.snapshot is not None
 
     def stop(self) -> None:
         if self._sync is not None:
-            self._sync.closing = True
+            self._sync.stop()
 
     def join(self) -> None:
         if self._sync is not None:
@@ -129,7 +147,7 @@ class DatabaseSource(EntrySource):
         write_static_entries(
             scheduler.app, scheduler.Model, runtime.ledger, term, began_ms=self._began_ms, emit=runtime.events.emit
         )
-        sync.writer.record_missing(runtime.ledger.read())
+        sync.writing.writer.record_missing(runtime.ledger.read())
 
     @property
     def _started(self) -> tuple[Runtime, RowSync]:
@@ -142,18 +160,18 @@ class DatabaseSource(EntrySource):
     def changed(self, term: Term, *, held_back: bool) -> bool:
         """True if the rows differ from those in use, or if entries wait for a read in this term that is now done."""
         _, sync = self._started
-        snapshot = sync.reader.snapshot
+        snapshot = sync.reading.reader.snapshot
         if snapshot is None:
             return False
         number, read_in_term = self._used
-        return snapshot.number != number or (held_back and not read_in_term and sync.read_in == term.nonce)
+        return snapshot.number != number or (held_back and not read_in_term and sync.reading.read_in == term.nonce)
 
     def load(self) -> Iterable[ScheduledEntry]:
         runtime, sync = self._started
-        snapshot = sync.reader.snapshot
+        snapshot = sync.reading.reader.snapshot
         if snapshot is None:
             return
-        self._removed = {entry: at for entry, at in sync.reader.removed().items() if at <= snapshot.number}
+        self._removed = {entry: at for entry, at in sync.reading.reader.removed().items() if at <= snapshot.number}
         self._used = (snapshot.number, self._read_in_term)
         default = default_misfire(self._scheduler.ha_settings)
         now = runtime.enqueuer.now()
@@ -175,27 +193,27 @@ class DatabaseSource(EntrySource):
             signature=entry.signature,
             last_run=NEVER if stored is None or stored > now + CLOCK_TOLERANCE else stored,
             name=entry.name,
-            run_count=entry.row_run_count,
+            run_count=entry.run_state[1],
             once=entry.once,
             expires=entry.expires,
             since=entry.since,
             resumed=entry.id in self._removed,
-            cleared=entry.row_last_run_at is None and entry.row_run_count > 0,
+            cleared=entry.run_state[0] is None and entry.run_state[1] > 0,
         )
 
     def absence(self, term: Term) -> Absence | None:
         """Return a certain absence once the rows have been read in this term."""
         _, sync = self._started
-        self._read_in_term = sync.read_in == term.nonce
+        self._read_in_term = sync.reading.read_in == term.nonce
         return Absence(self._read_in_term)
 
     def _settled(self, entry_id: str) -> bool:
         """True if the leader works on the rows as last read and has no verdict left to give for this one.
 
-        The sync thread calls it.
+        The writing thread calls it.
         """
         runtime, sync = self._started
-        term, enqueuer, snapshot = runtime.elector.handle.term, runtime.enqueuer, sync.reader.snapshot
+        term, enqueuer, snapshot = runtime.elector.handle.term, runtime.enqueuer, sync.reading.reader.snapshot
         current = snapshot is not None and self._used[0] == snapshot.number
         loaded = term is not None and enqueuer.serves(term) and not enqueuer.held_back
         return current and loaded and enqueuer.due_queue.get(entry_id) is None
@@ -205,18 +223,18 @@ class DatabaseSource(EntrySource):
     def armed(self, entry_id: str) -> None:
         number = self._removed.pop(entry_id, None)
         if number is not None:
-            self._started[1].reader.forget_removed(entry_id, number)
+            self._started[1].reading.reader.forget_removed(entry_id, number)
 
     def finished(self, entry: ScheduledEntry, runs: int) -> None:
         # As in django-celery-beat, a one-off row that has not run stays enabled until it expires: it may be edited.
         if entry.once and (runs or entry.celery_entry.expires is None):
             _, sync = self._started
-            sync.writer.disable_finished(entry.celery_entry)
-            sync.wake()
+            sync.writing.writer.disable_finished(entry.celery_entry)
+            sync.write_soon()
 
     def recorded(self, entry: ScheduledEntry, row: LedgerRow) -> None:
         row_entry: RowEntry = entry.celery_entry
         row_entry.last_run_at, row_entry.total_run_count = row.base, row.run_count
         if not entry.once:
             # The row of a one-off entry is only disabled: its task may have set its next run by then.
-            self._started[1].writer.record(entry.id, row)
+            self._started[1].writing.writer.record(entry.id, row)

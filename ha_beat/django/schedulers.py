@@ -21,8 +21,8 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
     """Highly available scheduler for django-celery-beat's schedule.
 
     Use it with ``CELERY_BEAT_SCHEDULER = "ha_beat.django.schedulers:HADatabaseScheduler"``, or with
-    ``celery beat -S ha_beat.django``. The models and the admin are django-celery-beat's, and so is their meaning. A
-    separate thread (:mod:`ha_beat.django.row_sync`) reads the database and, on the leader, writes to it.
+    ``celery beat -S ha_beat.django``. The models and the admin are django-celery-beat's, and so is their meaning. Two
+    threads (:mod:`ha_beat.django.row_sync`) read the database and, on the leader, write to it.
     """
 
     Entry = RowEntry

@@ -88,6 +88,7 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         EntryFault.ROW_UNREADABLE: "its ledger row can't be read by this version, so it is left alone",
         EntryFault.ROW_CHANGED: "its ledger row was changed by another writer and is followed",
         EntryFault.CALLBACK_RAISES: "the scheduler class raised when it was notified",
+        EntryFault.ROW_NOT_WRITTEN: "its run state can't be written to its row",
     },
     LossKind: {
         LossKind.LEDGER_LOST: "the ledger was lost",

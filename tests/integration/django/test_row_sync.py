@@ -1,27 +1,32 @@
-"""Reading and writing of rows, one turn of the sync thread at a time, on a real database."""
+"""Reading and writing of rows, one turn of the two threads at a time, on a real database."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
 import pytest
-from django.db import InternalError, OperationalError, connections
+from django.db import InternalError, OperationalError, connection, connections
 from django_celery_beat.models import PeriodicTask, PeriodicTasks, SolarSchedule
 
 from ha_beat import events
-from ha_beat.clock import SystemClock
+from ha_beat.django.database_thread import DatabaseThread
 from ha_beat.django.entries import RowEntry
 from ha_beat.django.row_reader import RowReader
-from ha_beat.django.row_sync import RowSync
+from ha_beat.django.row_sync import RowReading, RowWriting
 from ha_beat.django.row_writer import RowWriter
+from ha_beat.django.run_state import RunStateTable
 from ha_beat.duties import Duties
-from ha_beat.reasons import Verdict
+from ha_beat.reasons import Duty, DutyFault, EntryFault, Verdict
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 from tests.integration.django.project.app import app
 from tests.integration.django.rows import at, cron, every, fresh, row, soon
+from tests.support.clocks import AdvancedClock
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 _numbers = count(1)
@@ -32,35 +37,41 @@ def _now() -> datetime:
 
 
 class SyncedReplica:
-    """Reader, writer and thread of one replica, with a settable term. The thread does not run."""
+    """Reader and writer of one replica, with a settable term. Their threads do not run."""
 
     def __init__(self) -> None:
         self.term: Term | None = None
         self.positions: dict[str, datetime] = {}
         self.events: list[events.Event] = []
+        self.clock = clock = AdvancedClock()
         self.reader = RowReader(
             changes=PeriodicTasks,
             enabled=lambda: PeriodicTask.objects.filter(enabled=True),
             make_entry=lambda model: RowEntry(model, app),
-            clock=SystemClock(),
+            clock=clock,
             now=_now,
             emit=self.events.append,
         )
-        self.writer = RowWriter(PeriodicTask, PeriodicTasks, _now, self.reader.entries)
-        self.sync = RowSync(
-            app=app,
-            reader=self.reader,
-            writer=self.writer,
+        self.duties = Duties(clock, self.events.append)
+        self.writer = RowWriter(RunStateTable(PeriodicTask, PeriodicTasks, _now), self.reader.entries, clock)
+        self.reading = RowReading(self.reader, term=lambda: self.term, duties=self.duties, position=self.positions.get)
+        self.writing = RowWriting(
+            self.writer,
+            self.reading,
             term=lambda: self.term,
             begin_term=lambda _: None,
-            duties=Duties(SystemClock(), self.events.append),
-            position=self.positions.get,
+            duties=self.duties,
+            emit=self.events.append,
         )
         self.turn()
 
     def turn(self, times: int = 1) -> None:
         for _ in range(times):
-            self.sync._sync()
+            self.reading.turn()
+            try:
+                self.writing.turn()
+            finally:
+                self.reading.turn()
 
     def lead(self) -> None:
         number = next(_numbers)
@@ -268,7 +279,7 @@ def test_edits_take_effect_if_rows_cannot_be_written(replica, monkeypatch):
     replica.turn()
     replica.ran(task, 60, 1)
     row("new", interval=every(60))
-    monkeypatch.setattr(replica.writer, "_write_runs", read_only)
+    monkeypatch.setattr(RunStateTable, "_advance", read_only)
     fail(replica)
     assert replica.names == {"task", "new"}
 
@@ -277,7 +288,7 @@ def test_failing_start_of_a_term_reads_all_rows_once(any_site, monkeypatch):
     """The settings' entries can't be written. The retries read only changes."""
     row("task", interval=every(60))
     replica = SyncedReplica()
-    replica.sync._begin_term = read_only
+    replica.writing._begin_term = read_only
     reads = []
     read = replica.reader.read
     monkeypatch.setattr(replica.reader, "read", lambda: (reads.append(1), read()))
@@ -289,7 +300,7 @@ def test_failing_start_of_a_term_reads_all_rows_once(any_site, monkeypatch):
     row("new", interval=every(60))
     fail(replica)
     assert replica.names == {"task", "new"}
-    assert replica.sync.read_in == "nonce"
+    assert replica.reading.read_in == "nonce"
 
 
 @pytest.mark.parametrize("committed", [False, True])
@@ -311,11 +322,124 @@ def test_connection_lost_in_a_bulk_write_counts_each_run_once(postgres_site, com
 
     with monkeypatch.context() as fault:
         fault.setattr(connection, "_commit", cut)
-        fail(replica, OperationalError)
+        with pytest.raises(OperationalError):
+            replica.writing.turn()
     connections.close_all()
     assert fresh(tasks[1]).total_run_count == int(committed)
     replica.turn(2)
     assert [state(task) for task in tasks] == [(60.0 if n % 2 else float(n), 1) for n in range(30)]
+
+
+@contextmanager
+def locked(statement: str, *values: object) -> Iterator[None]:
+    """Hold a transaction of another connection open, after this statement."""
+    other = connections["default"].copy()
+    other.set_autocommit(False)
+    other.cursor().execute(statement, values)
+    yield
+    other.rollback()
+    other.close()
+
+
+def refuse(task: Any) -> None:
+    """Have the database refuse each write of the row's run state."""
+    if connection.vendor == "postgresql":
+        PeriodicTask.objects.filter(pk=task.pk).update(total_run_count=2**31 - 1)
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TRIGGER refuse BEFORE UPDATE OF last_run_at ON django_celery_beat_periodictask "
+            f"WHEN old.id = {task.pk} BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        )
+
+
+def late(replica: SyncedReplica) -> dict[Duty, DutyFault]:
+    return {duty: state.reason for duty, state in replica.duties.late().items()}
+
+
+def test_row_that_cannot_be_written_is_named_and_holds_up_no_other(replica):
+    """One-off rows are disabled, too."""
+    tasks = [row(f"task {number}", interval=every(60)) for number in range(20)]
+    once = row("once", interval=every(60), one_off=True)
+    refuse(tasks[7])
+    replica.turn()
+    for task in tasks:
+        replica.ran(task, 60, 2**31 if task is tasks[7] else 1)
+    replica.writer.disable_finished(replica.entry(once))
+    replica.turn()
+    assert [fresh(task).last_run_at is not None for task in tasks] == [number != 7 for number in range(20)]
+    assert not fresh(once).enabled
+    assert late(replica) == {}
+    replica.clock.ahead += 2
+    replica.turn()
+    assert late(replica) == {Duty.WRITE_ROWS: DutyFault.PARTIAL}
+    failed = [event for event in replica.events if isinstance(event, events.EntryFailed)]
+    assert [(event.entry, event.reason) for event in failed] == [("task 7", EntryFault.ROW_NOT_WRITTEN)]
+    tasks[7].delete()
+    replica.turn()
+    assert late(replica) == {}
+
+
+def test_locked_row_delays_only_its_own_run_state(postgres_site):
+    """As of a long transaction that has edited its own row."""
+    tasks = [row(f"task {number}", interval=every(60)) for number in range(20)]
+    once = row("once", interval=every(60), one_off=True)
+    replica = SyncedReplica()
+    replica.lead()
+    with locked("UPDATE django_celery_beat_periodictask SET description = 'x' WHERE id = %s", tasks[7].pk):
+        for task in tasks:
+            replica.ran(task, 60, 1)
+        replica.writer.disable_finished(replica.entry(once))
+        row("new", interval=every(60))
+        replica.turn()
+        assert replica.names == {task.name for task in tasks} | {"new"}
+        assert [fresh(task).total_run_count for task in tasks] == [int(number != 7) for number in range(20)]
+        replica.clock.ahead += 2
+        replica.turn()
+        assert late(replica) == {Duty.WRITE_ROWS: DutyFault.PARTIAL}
+    replica.clock.ahead += 10
+    replica.turn()
+    assert state(tasks[7]) == (60.0, 1)
+    assert late(replica) == {}
+
+
+@pytest.mark.parametrize(
+    ("table", "duties"), [("periodictask", [Duty.WRITE_ROWS]), ("periodictasks", [Duty.READ_SCHEDULE, Duty.WRITE_ROWS])]
+)
+def test_locked_table_ends_the_turns_and_is_reported(postgres_site, table, duties):
+    """A turn ends within a few seconds, so that the next one can succeed. Changes are marked in the second table."""
+    tasks = [row(f"task {number}", interval=every(60)) for number in range(20)]
+    once = row("once", interval=every(60), one_off=True)
+    replica = SyncedReplica()
+    replica.lead()
+    threads = [
+        DatabaseThread(
+            "test",
+            duty,
+            turn,
+            app=app,
+            aliases=list,
+            duties=replica.duties,
+            interval=1.0,
+            clock=replica.clock,
+            emit=replica.events.append,
+        )
+        for duty, turn in ((Duty.READ_SCHEDULE, replica.reading.turn), (Duty.WRITE_ROWS, replica.writing.turn))
+    ]
+    for task in tasks:
+        replica.ran(task, 60, 1)
+    replica.writer.disable_finished(replica.entry(once))
+    began = time.monotonic()
+    with locked(f"LOCK TABLE django_celery_beat_{table} IN ACCESS EXCLUSIVE MODE"):
+        for thread in threads:
+            thread.turn()
+        assert late(replica) == dict.fromkeys(duties, DutyFault.TIMED_OUT)
+    assert time.monotonic() - began < 10
+    for thread in threads:
+        thread.turn()
+    assert late(replica) == {}
+    assert not fresh(once).enabled
+    assert {state(task) for task in tasks} == {(60.0, 1)}
 
 
 def test_bulk_update_is_read_when_marked_or_within_minutes(any_site):

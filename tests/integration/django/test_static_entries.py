@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
+from typing import Any
 
 import pytest
 from celery import Celery
-from celery.schedules import crontab
+from celery.schedules import crontab, schedstate, schedule
 from django.db.utils import OperationalError
 from django.utils import timezone
 from django_celery_beat.clockedschedule import clocked
-from django_celery_beat.models import PeriodicTask
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from ha_beat.django import static_entries as static
 from ha_beat.events import EntryFailed
@@ -19,6 +21,13 @@ from tests.integration.django.project.app import app
 from tests.integration.django.rows import every, fresh, row, wait_for_verdict
 
 SPEC = {"static": {"every": 0.5}}
+
+
+class Never(schedule):
+    """Schedule of a project, which as a row would be a plain interval."""
+
+    def is_due(self, last_run_at: object) -> schedstate:
+        return schedstate(False, 3600.0)
 
 
 def test_digest_distinguishes_definitions():
@@ -42,19 +51,22 @@ def test_digest_of_a_crontab_depends_on_celerys_time_zone():
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_entry_is_written_if_missing_or_changed_by_a_later_process():
+def test_entry_is_written_if_new_or_changed_by_a_later_process():
     definition = {"task": "t", "schedule": 5.0}
     other = {"task": "t", "schedule": 6.0}
-    mark = static.mark_of(definition, 1000)
+    mark = static.mark_of(definition, 1000, "db")
 
-    def written(definition, mark, has_row=True, began_ms=2000):
-        return static.needs_write(definition, mark, has_row=has_row, began_ms=began_ms)
+    def written(definition, mark, has_row=True, began_ms=2000, database="db"):
+        return static.needs_write(definition, mark, has_row=has_row, began_ms=began_ms, database=database)
 
-    assert written(definition, None)
-    assert written(definition, mark, has_row=False)
-    assert not written(definition, mark)
-    assert written(other, mark)
-    assert not written(other, mark, began_ms=999)
+    for has_row in (True, False):
+        assert written(definition, None, has_row)
+        assert not written(definition, mark, has_row)
+        assert written(other, mark, has_row)
+        assert not written(other, mark, has_row, began_ms=999)
+    assert not written(definition, mark, database="another")
+    assert written(definition, mark, has_row=False, database="another")
+    assert written(definition, mark, has_row=False, database="")
 
 
 @pytest.mark.slow
@@ -101,13 +113,14 @@ def test_standby_with_other_settings_writes_no_row(site):
     "bad",
     [
         {"schedule": clocked(timezone.now())},
+        {"schedule": Never(5.0)},
         {"schedule": 5.0, "colour": "green"},
         {"schedule": 5.0, "expires": timezone.now(), "options": {"expire_seconds": 5}},
         {"schedule": 5.0, "args": [object()]},
         {"schedule": 5.0, "options": {"priority": "high"}},
         {"schedule": 5.0, "task": "t" * 201},
     ],
-    ids=["clocked, not one-off", "unknown key", "two expiries", "no JSON", "no number", "too long"],
+    ids=["clocked, not one-off", "own class", "unknown key", "two expiries", "no JSON", "no number", "too long"],
 )
 def test_entry_that_no_row_can_hold_is_reported_and_left_out(any_site, bad, monkeypatch):
     """django-celery-beat, Django or the database refuses it. The other entries are written."""
@@ -121,6 +134,50 @@ def test_entry_that_no_row_can_hold_is_reported_and_left_out(any_site, bad, monk
         assert [event.entry for event in failures] == ["bad"]
     assert ("bad" in written) == PeriodicTask.objects.filter(name="bad").exists()
     assert "bad" not in written or bad.get("task")
+
+
+def write_one(monkeypatch, **definition: Any) -> Any:
+    """Write one entry of the settings; return its row."""
+    monkeypatch.setattr(static, "static_entries", lambda _: {"entry": {"task": "tick", **definition}})
+    assert static.write(app, PeriodicTask, {}, 1000, lambda _: None)
+    return PeriodicTask.objects.get(name="entry")
+
+
+@pytest.mark.parametrize("seconds", [1.5, 90])
+def test_first_of_several_equal_intervals_is_used(site, monkeypatch, seconds):
+    """Nothing forbids them. django-celery-beat uses the first, too."""
+    unit, period = (round(seconds * 1e6), "microseconds") if seconds % 1 else (round(seconds), "seconds")
+    first, _ = [IntervalSchedule.objects.create(every=unit, period=period) for _ in range(2)]
+    assert write_one(monkeypatch, schedule=seconds).interval == first
+
+
+def test_options_that_no_row_can_hold_are_named(site, monkeypatch, caplog):
+    at = timezone.now()
+    kept = {"queue": "q", "priority": 3, "headers": {"a": 1}}
+    task = write_one(monkeypatch, schedule=5.0, options={**kept, "expires": timedelta(seconds=2.5), "time_limit": 9})
+    assert (task.queue, task.priority, task.expire_seconds, task.expires) == ("q", 3, 3, None)
+    [dropped] = [record for record in caplog.records if record.action == "static_options_dropped"]
+    assert dropped.options == ["time_limit"]
+    caplog.clear()
+    assert write_one(monkeypatch, schedule=5.0, options={**kept, "expires": at}).expires == at
+    assert [record.action for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+def test_deleted_entry_is_not_written_again_until_it_changes(any_site, monkeypatch):
+    """A new database lacks all entries, and gets them."""
+    task = write_one(monkeypatch, schedule=5.0)
+    monkeypatch.setattr(static, "static_entries", lambda _: {"entry": {"task": "tick", "schedule": 6.0}})
+    marks = static.write(app, PeriodicTask, {}, 1000, lambda _: None)
+    task.delete()
+    assert static.write(app, PeriodicTask, marks, 2000, lambda _: None) == {}
+    assert not PeriodicTask.objects.exists()
+    with monkeypatch.context() as new:
+        new.setattr(static, "database_identity", lambda _: "new")
+        assert static.write(app, PeriodicTask, marks, 2000, lambda _: None)
+    PeriodicTask.objects.all().delete()
+    monkeypatch.setattr(static, "static_entries", lambda _: {"entry": {"task": "tick", "schedule": 7.0}})
+    assert static.write(app, PeriodicTask, marks, 2000, lambda _: None)
+    assert PeriodicTask.objects.exists()
 
 
 def test_error_of_the_database_is_raised_for_a_retry(site, monkeypatch):

@@ -57,7 +57,7 @@ _SAMPLES: dict[str, object] = {
 
 ROOT = Path(__file__).parents[3]
 LOG_LINES = (ROOT / "docs" / "troubleshooting.md").read_text().partition("## Log lines")[2]
-INFO_ACTIONS = {"http_serving", "static_entry_written"}
+INFO_ACTIONS = {"http_serving", "static_entry_deleted", "static_entry_written"}
 
 
 def sample(kind: type[events.Event]) -> events.Event:
