@@ -16,6 +16,7 @@ from typing import Protocol
 
 from ha_beat.clock import Clock, SystemClock
 from ha_beat.dispatch import FencedOff, ReplicaExhausted
+from ha_beat.dispatch.message import Sender
 from ha_beat.dispatch.selector import DispatcherSelector
 from ha_beat.duties import Duties
 from ha_beat.election.elector import Elector
@@ -43,6 +44,11 @@ _LAST_LINES = 5.0
 
 class ReplicaSource(ScheduleSource, Protocol):
     """Schedule of one replica: the entries, and the life cycle of what provides them."""
+
+    @property
+    def sender(self) -> Sender:
+        """Return what publishes the messages of the entries."""
+        ...
 
     def start(self, runtime: Runtime) -> None:
         """Start to provide entries. Called after any fork, and again in the next turn if it raises."""

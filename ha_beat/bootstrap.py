@@ -210,7 +210,7 @@ class _Assembly:
         if not broker_is_redis(self.app):
             return None
         broker = BrokerLink(self.app, self.settings.command_timeout)
-        return AtomicDispatcher(self.app, broker, self.keys, self.settings.journal_size, marker)
+        return AtomicDispatcher(self.source.sender, broker, self.keys, self.settings.journal_size, marker)
 
     def claim_dispatcher(self, elector: Elector, marker: LeaseMarker) -> ClaimDispatcher:
         def trusted(term: Term) -> bool:
@@ -219,7 +219,7 @@ class _Assembly:
 
         timeout = self.settings.command_timeout
         return ClaimDispatcher(
-            Publisher(self.app, timeout, self.clock),
+            Publisher(self.app, timeout, self.clock, self.source.sender),
             self.main_link,
             self.keys,
             self.settings.journal_size,

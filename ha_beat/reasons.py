@@ -119,6 +119,8 @@ class SkipReason(StrEnum):
     REMOVED = "removed"
     #: The entry's message could not be built until its deadline.
     NO_MESSAGE = "no_message"
+    #: The task was applied and published nothing.
+    DECLINED = "declined"
     #: The broker did not take the message until its deadline.
     NOT_PUBLISHED = "not_published"
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from celery import Celery
 from celery.beat import BeatLazyFunc, ScheduleEntry
 
 from ha_beat.beat_loop import Runtime
@@ -19,6 +20,7 @@ from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.schedule.recurrence import Recurrence, recurrence_of, starting_deadline
+from ha_beat.scheduler_hooks import HookedSender, SchedulerHooks
 from ha_beat.settings import Settings
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
@@ -38,8 +40,15 @@ _DELETED_AFTER = 3600.0
 class EntryHooks(Protocol):
     """Scheduler class as the source uses it: the entries, and the hooks of ``HAMixin``."""
 
+    app: Celery
     ha_settings: Settings
     schedule: Any
+
+    def is_due(self, entry: Any) -> Any: ...
+
+    def reserve(self, entry: Any) -> Any: ...
+
+    def schedules_equal(self, old_schedules: Any, new_schedules: Any) -> Any: ...
 
     def entry_id(self, entry: Any) -> str: ...
 
@@ -56,8 +65,14 @@ class EntrySource:
     It has more than 15 methods because the protocol ``ReplicaSource`` has 14.
     """
 
+    #: Modules, besides this package's, whose methods of the scheduler and of its entries count as not replaced.
+    stock: tuple[str, ...] = ("celery.beat",)
+
     def __init__(self, scheduler: EntryHooks) -> None:
         self._scheduler = scheduler
+        self.hooks = SchedulerHooks(scheduler, self.stock)
+        self.sender = HookedSender(scheduler.app, scheduler, self.hooks)
+        self._asks_scheduler = False
         self._clock = SystemClock()
         self._seen_schedule: object = None
         self._term = ""
@@ -94,15 +109,22 @@ class EntrySource:
 
     def load(self) -> Iterable[ScheduledEntry]:
         default = default_misfire(self._scheduler.ha_settings)
+        self.detect_hooks()
         for name, entry in list(self._scheduler.schedule.items()):
             try:
                 yield self._scheduled(entry, default)
             except Exception:
                 logger.exception("Entry %s is left out", name, extra={"action": "entry_left_out", "entry": name})
 
+    def detect_hooks(self) -> None:
+        """Find the replaced methods of the scheduler. A library may replace them after the scheduler was created."""
+        self.sender.detect()
+        self._asks_scheduler = self.hooks.replaced("is_due")
+
     def _scheduled(self, entry: Any, default: MisfireRules) -> ScheduledEntry:
         scheduler = self._scheduler
-        recurrence = recurrence_of(entry)
+        asked = self._asks_scheduler or self.hooks.entry_replaced(entry, "is_due")
+        recurrence = None if asked else recurrence_of(entry)
         options = EntryOptions.of(
             entry.name, entry.options or {}, default, starting_deadline(entry), scheduler.ha_settings.uncertain
         )
@@ -145,7 +167,7 @@ class EntrySource:
         celery_entry = entry.celery_entry
         if position > NEVER:
             celery_entry.last_run_at = position
-        due, check_in = celery_entry.is_due()
+        due, check_in = self._scheduler.is_due(celery_entry)
         usable = isinstance(check_in, int | float) and check_in > 0
         if not usable:
             return bool(due), 0.0 if due else _CHECK_AGAIN

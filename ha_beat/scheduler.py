@@ -44,9 +44,13 @@ class HAMixin(_Base):
         """Read the settings and create the scheduler.
 
         Raises:
-            SystemExit: a setting is wrong.
+            SystemExit: a setting is wrong, or a scheduler class relies on a method that is never called.
         """
+        # The other class's constructor may need the schedule source, and the source the app.
+        self.app = app
+        self.schedule_source = self._new_schedule_source()
         try:
+            self.schedule_source.hooks.refuse_unused()
             self.ha_settings = load_settings(app)
             check_topology(app, self.ha_settings)
             if not kwargs.get("lazy"):  # Celery's banner creates a lazy scheduler
@@ -54,9 +58,12 @@ class HAMixin(_Base):
         except ConfigurationError as exc:
             # Celery would print a traceback.
             raise SystemExit(f"ha_beat can't start: {exc}") from exc
-        self.schedule_source = self._new_schedule_source()
         self._loop = BeatLoop(self._assemble, self.ha_settings.stall_timeout)
-        super().__init__(app, *args, **kwargs)
+        if args:
+            super().__init__(app, *args, **kwargs)
+        else:
+            # By name, as Celery does: some classes read it from the keyword arguments.
+            super().__init__(app=app, **kwargs)
 
     # --- What Celery calls
 
@@ -96,6 +103,11 @@ class HAMixin(_Base):
         """Return lines for the banner of beat."""
         settings = self.ha_settings
         return f"    . cluster -> {settings.cluster}\n    . lease -> {settings.lease_ttl:g} s"
+
+    def apply_async(self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
+        """Apply an entry. Called for each message if a method of the scheduler that makes messages is replaced."""
+        send = self.schedule_source.sender.apply_async
+        return send(super().apply_async, entry, producer=producer, advance=advance, **kwargs)
 
     # --- What the other class may override
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from celery import Celery
 from celery.beat import ScheduleEntry
 
 from ha_beat.dispatch.batch import BatchScript
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.dispatch.capture import RedisCommands, captured
 from ha_beat.dispatch.lease_marker import LeaseMarker
-from ha_beat.dispatch.message import NothingPublished, publish
+from ha_beat.dispatch.message import NothingPublished, Sender, has_own_apply_async, publish
 from ha_beat.dispatch.protocol import Answer, OpenClaim, Operation
-from ha_beat.errors import StoreError
+from ha_beat.errors import StoreError, StoreRefused
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import Ledger, LedgerRow
@@ -27,8 +27,8 @@ class AtomicDispatcher:
 
     whole_batches = True
 
-    def __init__(self, app: Celery, link: BrokerLink, keys: Keys, journal_size: int, marker: LeaseMarker) -> None:
-        self._app = app
+    def __init__(self, send: Sender, link: BrokerLink, keys: Keys, journal_size: int, marker: LeaseMarker) -> None:
+        self._send = send
         self._link = link
         self._keys = keys
         self._marker = marker
@@ -44,10 +44,14 @@ class AtomicDispatcher:
     ) -> RedisCommands:
         channel = self._link.channel()
         producer = self._link.producer()
+        if has_own_apply_async(self._send.app, str(entry.task)):
+            # What the task reserves for its message waits for a broker that is unreachable.
+            with suppress(StoreRefused), mapped_redis_errors():
+                self._link.client().ping()
         with captured(channel) as commands:
-            publish(self._app, producer, task_name=str(entry.task), args=args, kwargs=kwargs, options=options)
+            publish(self._send, producer, entry, args, kwargs, options)
         if not commands:
-            raise NothingPublished(str(entry.task))
+            raise NothingPublished(f"applying {entry.task} published nothing: its exchange has no queue bound")
         return RedisCommands(tuple(commands))
 
     def broker_error(self, exc: BaseException) -> StoreError | None:

@@ -17,7 +17,7 @@ from typing import ClassVar, Protocol
 from kombu.exceptions import EncodeError, KombuError, OperationalError, SerializerNotInstalled
 from redis.exceptions import RedisError
 
-from ha_beat.dispatch.message import NothingPublished
+from ha_beat.dispatch.message import Declined, NothingPublished
 from ha_beat.errors import HaBeatError, StoreError, StoreRefused
 from ha_beat.exception_text import exception_line
 from ha_beat.reasons import BuildFault, TermEnd
@@ -61,13 +61,14 @@ def judged_build_errors(broker: Broker) -> Iterator[None]:
 
     Raises:
         StoreError: the broker; it concerns every entry.
+        Declined: the entry's task published nothing.
         MessageFailed: the entry.
         ReplicaExhausted: this replica.
         SystemExit, KeyboardInterrupt: the process is asked to end, often by a signal handler.
     """
     try:
         yield
-    except (StoreError, SystemExit, KeyboardInterrupt, GeneratorExit):
+    except (StoreError, Declined, SystemExit, KeyboardInterrupt, GeneratorExit):
         raise
     # Cancellations of asyncio and timeouts of gevent are no Exceptions.
     except BaseException as exc:

@@ -6,7 +6,8 @@ last step, the write to the queue, is collected.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from kombu import Connection
 from kombu.utils.json import dumps
 
 from ha_beat.errors import HaBeatError
+from ha_beat.headers import HEADER
 from ha_beat.store.name_resolution import with_bounded_names
 
 Command = tuple[str, ...]
@@ -30,6 +32,19 @@ class RedisCommands:
     @property
     def size(self) -> int:
         return sum(len(part) for command in self.commands for part in command)
+
+    def restamped(self, header: Mapping[str, Any]) -> RedisCommands:
+        return RedisCommands(tuple(_restamped(command, header) for command in self.commands))
+
+
+def _restamped(command: Command, header: Mapping[str, Any]) -> Command:
+    name, key, value = command
+    if name not in {"LPUSH", "PUBLISH"}:
+        return command
+    message = json.loads(value)
+    if HEADER in (message.get("headers") or {}):
+        message["headers"][HEADER] = dict(header)
+    return name, key, json.dumps(message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 from celery.result import denied_join_result
+from celery.signals import after_task_publish
 from kombu import Producer
 
 from ha_beat.errors import HaBeatError
 
+#: Property by which SQS drops the second message of an occurrence.
+_DEDUPLICATION = "MessageDeduplicationId"
+
 
 class NothingPublished(HaBeatError):
-    """The task was applied and published no message."""
+    """The message went into no queue, or around the producer that collects it."""
+
+
+class Declined(HaBeatError):
+    """The task was applied and published nothing, as a task does that is queued already and must be so only once."""
 
     def __init__(self, task: str) -> None:
-        super().__init__(
-            f"applying {task} published nothing: its exchange has no queue bound, or its apply_async does not use the "
-            f"producer that it is given"
-        )
+        super().__init__(f"{task} was applied and published nothing")
 
 
 class DeclaringOnce(Producer):  # type: ignore[misc, unused-ignore]
     """Producer that skips declared queues before it binds a copy of them; kombu checks only afterwards."""
+
+    #: Number of publishes, including those that reach no queue.
+    publishes = 0
+    #: Task ids of the messages of one occurrence.
+    ids: set[str] | None = None
 
     def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> Any:
         client = getattr(getattr(self.channel, "connection", None), "client", None)
@@ -31,25 +43,96 @@ class DeclaringOnce(Producer):  # type: ignore[misc, unused-ignore]
             return False
         return super().maybe_declare(entity, retry, **retry_policy)
 
+    def publish(self, body: Any, *args: Any, **options: Any) -> Any:
+        """Publish. A further message of the same occurrence gets its own task id, which each replica derives alike."""
+        headers = options.get("headers") or {}
+        task_id = headers.get("id")
+        if self.ids is not None and task_id is not None:
+            if task_id in self.ids:
+                own = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{task_id}:{len(self.ids) + 1}"))
+                if headers.get("root_id") == task_id:
+                    headers["root_id"] = own
+                if _DEDUPLICATION in options:
+                    options[_DEDUPLICATION] = own
+                headers["id"] = options["correlation_id"] = task_id = own
+            self.ids.add(task_id)
+        result = super().publish(body, *args, **options)
+        self.publishes += 1
+        return result
+
+
+class Sender:
+    """Sender of an entry's message through a producer, as plain beat does it.
+
+    ``hooked`` is True if the scheduler's own methods do it.
+    """
+
+    hooked = False
+
+    def __init__(self, app: Celery) -> None:
+        self.app = app
+
+    def __call__(
+        self, entry: Any, producer: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> None:
+        """Publish with the task's own ``apply_async`` if the task is registered."""
+        name = str(entry.task)
+        task = self.app.tasks.get(name)
+        # A list, as in the messages of Celery's own beat.
+        values: Any = list(args)
+        if task is not None:
+            task.apply_async(values, dict(kwargs), producer=producer, **options)
+        else:
+            self.app.send_task(name, values, dict(kwargs), producer=producer, **options)
+
+
+def has_own_apply_async(app: Celery, task_name: str) -> bool:
+    """True if the task has an ``apply_async`` that is not Celery's, which may reserve something for the message."""
+    task = app.tasks.get(task_name)
+    return task is not None and type(task).apply_async is not Task.apply_async
+
 
 def publish(
-    app: Celery,
+    send: Sender,
     producer: Any,
-    *,
-    task_name: str,
+    entry: Any,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> None:
-    """Publish through ``producer`` as beat does: with the task's own ``apply_async`` if the task is registered."""
+    """Have an entry's messages published through ``producer``, which collects them.
+
+    Raises:
+        Declined: nothing was published.
+        NothingPublished: something was published, but not through this producer.
+        Exception: any exception of the entry's task, the scheduler's hooks, the serializer or signal handlers.
+    """
     # The dispatcher retries: a retry here would not know whether the first attempt was accepted.
     options = {**options, "retry": False}
-    task = app.tasks.get(task_name)
-    # A list, as in the messages of Celery's own beat.
-    values: Any = list(args)
+    published, producer.ids = producer.publishes, set()
+    own = send.hooked or has_own_apply_async(send.app, str(entry.task))
     # beat does not wait for the result, so the backend need not subscribe to it.
-    with denied_join_result():
-        if task is not None:
-            task.apply_async(values, dict(kwargs), producer=producer, **options)
-        else:
-            app.send_task(task_name, values, dict(kwargs), producer=producer, **options)
+    with denied_join_result(), _published_tasks(watch=own) as elsewhere:
+        send(entry, producer, args, kwargs, options)
+    if producer.publishes == published:
+        if elsewhere:
+            raise NothingPublished(f"applying {entry.task} does not use the producer that it is given")
+        raise Declined(str(entry.task))
+
+
+@contextmanager
+def _published_tasks(*, watch: bool) -> Iterator[list[str]]:
+    """Collect the names of the tasks that are published, through any producer."""
+    names: list[str] = []
+    if not watch:
+        yield names
+        return
+
+    def note(sender: Any = None, **_: Any) -> None:
+        names.append(str(sender))
+
+    after_task_publish.connect(note, weak=False)
+    try:
+        yield names
+    finally:
+        after_task_publish.disconnect(note)

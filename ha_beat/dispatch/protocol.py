@@ -20,6 +20,10 @@ class PreparedMessage(Protocol):
         """Return the characters that the message adds to a script call; 0 if no script sends it."""
         ...
 
+    def restamped(self, header: Mapping[str, Any]) -> PreparedMessage:
+        """Return the message with another header of this package, for a later term or a later occurrence."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Operation:
@@ -103,6 +107,7 @@ class Dispatcher(Protocol):
         """Build the entry's message.
 
         Raises:
+            Declined: the entry's task published nothing.
             Exception: any exception of the broker, or of the entry's task, router or serializer. Call it within
                 :func:`~ha_beat.dispatch.build_errors.judged_build_errors`.
         """

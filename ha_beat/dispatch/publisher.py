@@ -21,7 +21,7 @@ from ha_beat.dispatch.broker_adapters import (
     SqsAdapter,
 )
 from ha_beat.dispatch.build_errors import is_io_error
-from ha_beat.dispatch.message import DeclaringOnce, NothingPublished, publish
+from ha_beat.dispatch.message import DeclaringOnce, Sender, has_own_apply_async, publish
 from ha_beat.dispatch.protocol import PreparedMessage
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.exception_text import exception_line
@@ -49,6 +49,12 @@ class DeferredPublish:
         if header is not None:
             header["publish"] = new_token()
 
+    def restamped(self, header: Mapping[str, Any]) -> DeferredPublish:
+        headers = self.arguments["headers"]
+        if HEADER not in headers:
+            return self
+        return DeferredPublish({**self.arguments, "headers": {**headers, HEADER: dict(header)}})
+
 
 @dataclass(frozen=True, slots=True)
 class DeferredMessage:
@@ -60,6 +66,9 @@ class DeferredMessage:
     def size(self) -> int:
         """Return 0: the message is not part of a script call."""
         return 0
+
+    def restamped(self, header: Mapping[str, Any]) -> DeferredMessage:
+        return DeferredMessage(tuple(one.restamped(header) for one in self.publishes))
 
 
 class _DeferringProducer(DeclaringOnce):
@@ -85,8 +94,9 @@ class _DeferringProducer(DeclaringOnce):
 class Publisher:
     """Connection of the main loop to the broker. ``timeout`` bounds each wait on it, in seconds."""
 
-    def __init__(self, app: Celery, timeout: float, clock: Clock) -> None:
+    def __init__(self, app: Celery, timeout: float, clock: Clock, send: Sender | None = None) -> None:
         self._app = app
+        self._sender = send or Sender(app)
         self._timeout = timeout
         self._clock = clock
         self._adapter: BrokerAdapter | None = None
@@ -101,16 +111,18 @@ class Publisher:
 
         Raises:
             StoreUnavailable: the broker is unreachable.
-            NothingPublished: the entry's task published no message.
+            Declined: the entry's task published no message.
+            NothingPublished: it did so through another producer.
             Exception: any exception of the entry's task, serializer or signal handlers.
         """
+        if has_own_apply_async(self._app, str(entry.task)):
+            # What the task reserves for its message waits for a broker that is unreachable.
+            self.ready()
         producer, _ = self._connected()
         if self._driver == "sqs":
             options = {"MessageDeduplicationId": options.get("task_id"), **options}
         producer.deferred = []
-        publish(self._app, producer, task_name=str(entry.task), args=args, kwargs=kwargs, options=options)
-        if not producer.deferred:
-            raise NothingPublished(str(entry.task))
+        publish(self._sender, producer, entry, args, kwargs, options)
         return DeferredMessage(tuple(producer.deferred))
 
     def error_behind(self, exc: BaseException) -> StoreError | None:

@@ -56,6 +56,7 @@ class DatabaseSource(EntrySource):
     schedule source.
     """
 
+    stock = ("celery.beat", "django_celery_beat.schedulers")
     _scheduler: RowHooks
 
     def __init__(self, scheduler: RowHooks) -> None:
@@ -175,6 +176,7 @@ class DatabaseSource(EntrySource):
         self._used = (snapshot.number, self._read_in_term)
         default = default_misfire(self._scheduler.ha_settings)
         now = runtime.enqueuer.now()
+        self.detect_hooks()
         for name, entry in snapshot.by_name.items():
             try:
                 yield self._scheduled_row(entry, default, now)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import cast
+from typing import Any, cast
 
 from ha_beat import events
 from ha_beat.budget import Budget
 from ha_beat.clock import Clock
-from ha_beat.dispatch import Dispatcher, MessageFailed, Operation, judged_build_errors
+from ha_beat.dispatch import Dispatcher, MessageFailed, Operation, PreparedMessage, judged_build_errors
+from ha_beat.dispatch.message import Declined
 from ha_beat.errors import StoreError
 from ha_beat.headers import header_of, with_header
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState
+from ha_beat.leader.kept_messages import KeptMessages
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.options import LeaderOptions
@@ -64,6 +66,7 @@ class BatchBuilder:
         emit: Callable[[events.Event], None],
         options: LeaderOptions,
         clock: Clock,
+        kept: KeptMessages,
     ) -> None:
         self._source = source
         self._planner = planner
@@ -72,6 +75,7 @@ class BatchBuilder:
         self._emit = emit
         self._options = options
         self._clock = clock
+        self._kept = kept
 
     def build(self, writer: LedgerWriter, queue: DueQueue, dispatcher: Dispatcher, budget: Budget) -> Batch:
         """Build a batch of due entries, as many as the budget allows, but at least one.
@@ -119,8 +123,7 @@ class BatchBuilder:
             return writer.skip(state, _with_error(cast("Skipped", decision.skipped), state), decision.position)
         if self._past_deadline(state, decision.send, now):
             if state.resend:
-                self._claims.abandon(dispatcher, queue, writer.term, state)
-                self._planner.plan(queue, state, now)
+                self._abandon(writer, state, queue, dispatcher)
                 return None
             return writer.skip(state, _all(decision, state.skip_reason, state.error), decision.position)
         expired = self._expired(state, now)
@@ -132,6 +135,12 @@ class BatchBuilder:
         try:
             with judged_build_errors(dispatcher):
                 return self._send(writer, state, decision, decision.send, dispatcher)
+        except Declined:
+            if state.resend:
+                # Its first message may be out.
+                self._abandon(writer, state, queue, dispatcher)
+                return None
+            return writer.skip(state, _all(decision, SkipReason.DECLINED, ""), decision.position)
         except MessageFailed as failed:
             if failed.fault is not BuildFault.MESSAGE:
                 self._retry(state, failed, queue, now, self._clock.elapsed() - began)
@@ -151,6 +160,11 @@ class BatchBuilder:
         state.build_failures += 1
         queue.put(state, state.due_at or now, now + timedelta(seconds=pause))
 
+    def _abandon(self, writer: LedgerWriter, state: EntryState, queue: DueQueue, dispatcher: Dispatcher) -> None:
+        """Record an occurrence that cannot be sent again as uncertain, and plan the next one."""
+        self._claims.abandon(dispatcher, queue, writer.term, state)
+        self._planner.plan(queue, state, writer.now)
+
     def _send(
         self, writer: LedgerWriter, state: EntryState, decision: Decision, send: datetime, dispatcher: Dispatcher
     ) -> EntryOperation:
@@ -161,8 +175,7 @@ class BatchBuilder:
         row = writer.row(state, decision.position, Verdict.ENQUEUED, scheduled_at=send, task_id=task_id)
         epoch = writer.term.epoch
         header = header_of(self._cluster, entry.id, occurrence.instant, epoch=epoch, run_count=row.run_count)
-        args, kwargs, options = self._source.arguments(entry)
-        message = dispatcher.prepare(entry.celery_entry, args, kwargs, with_header(options, header, task_id))
+        message = self._message(state, send, dispatcher, header, task_id)
         records = [writer.enqueued_record(state, send, task_id)]
         if state.resend:
             records[:0] = self._claims.earlier_records(state.id)
@@ -179,6 +192,28 @@ class BatchBuilder:
             scheduled_ms=round(send.timestamp() * 1000),
         )
         return EntryOperation(state, operation, row, decision)
+
+    def _message(
+        self, state: EntryState, at: datetime, dispatcher: Dispatcher, header: Mapping[str, Any], task_id: str
+    ) -> PreparedMessage:
+        """Return the message of an occurrence: the kept one, or else a new one.
+
+        Where no new one can be built, a kept one that was certainly not enqueued takes its place: the task may have
+        found what it had reserved for it.
+        """
+        entry = state.entry
+        kept = self._kept.find(entry, dispatcher)
+        if kept is not None and kept.at == at:
+            return kept.message.restamped(header)
+        args, kwargs, options = self._source.arguments(entry)
+        try:
+            message = dispatcher.prepare(entry.celery_entry, args, kwargs, with_header(options, header, task_id))
+        except Exception:
+            if kept is None or not kept.usable_in_place(state):
+                raise
+            message = kept.message.restamped(header)
+        self._kept.keep(entry, at, dispatcher, message)
+        return message
 
     def _is_due(self, state: EntryState, queue: DueQueue, now: datetime) -> bool:
         """Ask an entry without a recurrence. The time at which it is first found due is its occurrence."""

@@ -10,6 +10,7 @@ from ha_beat.clock import from_micros
 from ha_beat.dispatch import Answer
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState, ScheduledEntry
+from ha_beat.leader.kept_messages import KeptMessages
 from ha_beat.leader.ledger_writer import EntryOperation
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.planner import Planner, ScheduleSource
@@ -32,12 +33,14 @@ class Results:
         claims: OpenClaims,
         shadow: Shadow,
         emit: Callable[[events.Event], None],
+        kept: KeptMessages,
     ) -> None:
         self._source = source
         self._planner = planner
         self._claims = claims
         self._shadow = shadow
         self._emit = emit
+        self._kept = kept
 
     def apply(self, done: EntryOperation, answer: Answer, queue: DueQueue, now: datetime) -> None:
         """Apply one answer."""
@@ -62,11 +65,14 @@ class Results:
                 state.record_failure(now)
                 self._claims.resend(queue, state, done.operation.records, now + _ENTRY_RETRY)
             case AnswerKind.UNSENT:
+                self._kept.unsent(state.id)
                 state.record_failure(now, answer.detail)
                 queue.put(state, state.due_at or now)
             case AnswerKind.PAUSED | AnswerKind.WITHDRAWN:
+                self._kept.unsent(state.id)
                 queue.put(state, state.due_at or now)
             case AnswerKind.ERROR:
+                self._kept.unsent(state.id)
                 if state.failing_since is None:
                     # Once per occurrence, because it is retried each second.
                     self._emit(events.EntryFailed(state.label, EntryFault.REFUSED, answer.detail))
@@ -79,6 +85,8 @@ class Results:
         """Record the row that was written, and plan the next occurrence."""
         state, decision = done.state, done.decision
         state.record_row(row)
+        if done.sends:
+            self._kept.forget(state.id)
         self._claims.forget(state.id)
         self._shadow.learn(state.id, row.base)
         if decision is None or state.resumed:

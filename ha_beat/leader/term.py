@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.leader.batch_builder import SCHEDULE_RETRY, BatchBuilder
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.gc_pause import gc_paused
+from ha_beat.leader.kept_messages import KeptMessages
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.options import LeaderOptions
@@ -51,6 +52,7 @@ class LeaderParts:
     options: LeaderOptions
     pause: PauseState
     pace: Pace
+    kept: KeptMessages = field(default_factory=KeptMessages)
 
 
 @dataclass(slots=True)
@@ -75,9 +77,16 @@ class LeaderTerm:
         self._planner = Planner(parts.source, parts.emit)
         self._claims = OpenClaims(parts.clock, parts.emit, parts.options.claim_in_flight_for)
         self._builder = BatchBuilder(
-            parts.source, self._planner, self._claims, parts.cluster, parts.emit, parts.options, parts.clock
+            parts.source,
+            self._planner,
+            self._claims,
+            parts.cluster,
+            parts.emit,
+            parts.options,
+            parts.clock,
+            parts.kept,
         )
-        self._results = Results(parts.source, self._planner, self._claims, parts.shadow, parts.emit)
+        self._results = Results(parts.source, self._planner, self._claims, parts.shadow, parts.emit, parts.kept)
         self._recovery = Recovery(tenure, parts.shadow)
         self.dispatcher = dispatcher
         #: The batch that was submitted and not answered; empty if there is none.
@@ -227,6 +236,9 @@ class LeaderTerm:
         parts, dispatcher = self._parts, self._chosen(term)
         began = parts.clock.elapsed()
         accepted_at = parts.time.now()
+        for each in operations:
+            if each.sends:
+                parts.kept.submitted(each.state.id)
         try:
             answers = dispatcher.submit(term, [each.operation_at(accepted_at) for each in operations])
         except FencedOff as exc:

@@ -12,7 +12,7 @@ from ha_beat import events as e
 from ha_beat.exception_text import without_secrets
 from ha_beat.monitoring.request_wording import reply_text
 from ha_beat.monitoring.wording import due, duration, duty_effect, instant, occurrences, phrase
-from ha_beat.reasons import TermEnd
+from ha_beat.reasons import SkipReason, TermEnd
 
 logger = logging.getLogger("ha_beat")
 
@@ -115,7 +115,8 @@ def _dispatch(event: e.Event) -> Line | None:
             return INFO, "Enqueued %s (%s[%s]), %s after it was due", (entry, task, task_id, duration(lateness))
         case e.OccurrenceSkipped(entry, first, until, count, reason, detail):
             why = phrase(reason, detail)
-            return WARNING, "Skipped %s, %s: %s", (entry, due(first, until, count), why)
+            level = INFO if reason == SkipReason.DECLINED else WARNING
+            return level, "Skipped %s, %s: %s", (entry, due(first, until, count), why)
         case e.OccurrenceUncertain(entry, at, task_id, reason, detail):
             when = instant(at) if at else "at an unknown time"
             return (

@@ -74,6 +74,7 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         SkipReason.EXPIRED: "the entry expired before it could be enqueued",
         SkipReason.REMOVED: "the entry was disabled or deleted before it could be enqueued",
         SkipReason.NO_MESSAGE: "its message could not be built",
+        SkipReason.DECLINED: "its task declined: it published nothing",
         SkipReason.NOT_PUBLISHED: "the broker did not accept it within publish_deadline",
     },
     EntryFault: {

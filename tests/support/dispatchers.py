@@ -11,6 +11,7 @@ from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.dispatch.capture import RedisCommands
 from ha_beat.dispatch.lease_marker import LeaseMark, LeaseMarker
+from ha_beat.dispatch.message import Sender
 from ha_beat.store.keys import Keys
 from tests.support.brokers import FixedLink
 
@@ -24,14 +25,23 @@ def no_marker() -> LeaseMarker:
 def atomic_dispatcher(client: Any, keys: Keys) -> AtomicDispatcher:
     """Return a dispatcher that runs the dispatch script through a client. It can't prepare messages."""
     app = Celery("dispatcher", set_as_current=False)
-    return AtomicDispatcher(app, FixedLink(client), keys, 1000, no_marker())
+    return AtomicDispatcher(Sender(app), FixedLink(client), keys, 1000, no_marker())
 
 
 def app_dispatcher(app: Celery, keys: Keys) -> AtomicDispatcher:
     """Return a dispatcher that is connected to the app's broker."""
-    return AtomicDispatcher(app, BrokerLink(app, 5.0), keys, 1000, no_marker())
+    return AtomicDispatcher(Sender(app), BrokerLink(app, 5.0), keys, 1000, no_marker())
+
+
+class PlainPush(RedisCommands):
+    """Message whose value is not that of a task."""
+
+    __slots__ = ()
+
+    def restamped(self, _: object) -> PlainPush:
+        return self
 
 
 def push(value: str = "message", queue: str = "queue") -> RedisCommands:
     """Return a message for one queue."""
-    return RedisCommands((("LPUSH", queue, value),))
+    return PlainPush((("LPUSH", queue, value),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -31,6 +32,9 @@ class CeleryEntry:
     name = "e"
     task = "task"
     schedule = "schedule"
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = {}
+    options: Mapping[str, Any] = {}
 
 
 def scheduled(

@@ -11,7 +11,7 @@ from celery import Task
 from celery.beat import BeatLazyFunc
 from celery.schedules import BaseSchedule, schedstate, schedule
 
-from ha_beat.reasons import EntryFault
+from ha_beat.reasons import EntryFault, SkipReason
 from tests.integration.dispatch.conftest import MakeComparison, RedisComparison
 
 GOOD = {f"good-{n}": {"task": "good"} for n in range(3)}
@@ -39,7 +39,6 @@ SKIPPED: dict[str, tuple[dict[str, Any], str]] = {
     "unusable expires": ({"task": "good", "options": {"expires": "soon"}}, "soon"),
     "lazy argument raises": ({"task": "good", "args": (BeatLazyFunc(fails),)}, "no argument today"),
     "apply_async raises": ({"task": "raises"}, "no sending today"),
-    "apply_async sends nothing": ({"task": "silent"}, "NothingPublished"),
     "arguments that the task has not": ({"task": "typed", "args": (1, 2, 3)}, "TypeError"),
 }
 
@@ -62,6 +61,15 @@ def comparison(make_comparison: MakeComparison, caplog: pytest.LogCaptureFixture
 
 def errors_of_the_bad_one(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     return [r for r in caplog.records if r.levelno >= logging.ERROR and "a-bad one" in r.getMessage()]
+
+
+def test_declining_task_is_skipped_quietly(comparison: RedisComparison, caplog: pytest.LogCaptureFixture):
+    """It returns and publishes nothing: celery-singleton does so while the previous run is queued."""
+    comparison.run_scheduler({"a-bad one": {"task": "silent"}, **GOOD})
+    assert sorted(comparison.queued()) == sorted(GOOD)
+    row = comparison.ledger()["a-bad one"]
+    assert (row["verdict"], row["why"]) == ("skipped", SkipReason.DECLINED)
+    assert not errors_of_the_bad_one(caplog)
 
 
 @pytest.mark.parametrize("fault", SKIPPED)

@@ -10,7 +10,7 @@ from kombu.transport import memory
 
 from ha_beat.clock import SystemClock
 from ha_beat.dispatch.broker_adapters import Sent
-from ha_beat.dispatch.message import NothingPublished
+from ha_beat.dispatch.message import Declined
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import PublishOutcome
 from tests.faults.proxy import TcpProxy
@@ -46,7 +46,7 @@ def test_deduplication_id_on_sqs_is_the_task_id(driver: str, monkeypatch: pytest
     assert properties.get("MessageDeduplicationId") == (TASK_ID if driver == "sqs" else None)
 
 
-def test_task_that_publishes_nothing_is_an_error():
+def test_task_that_publishes_nothing_has_declined():
     sender = Sender("memory://")
 
     class Silent(sender.app.Task):  # type: ignore[name-defined, misc]
@@ -56,7 +56,7 @@ def test_task_that_publishes_nothing_is_an_error():
             """Publish nothing."""
 
     sender.app.register_task(Silent())
-    with pytest.raises(NothingPublished):
+    with pytest.raises(Declined):
         sender.prepare("silent")
 
 

@@ -1,0 +1,85 @@
+"""Messages that were built and whose fate is not known yet.
+
+A task class may reserve something when its message is built, for example a lock that its run releases. Built again, it
+finds its own lock and publishes nothing. So the message of an occurrence is built once, and kept until it was enqueued,
+also across the terms of this process. If the process dies, what was reserved is lost with it, as with plain beat.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ha_beat.dispatch import Dispatcher, PreparedMessage
+from ha_beat.leader.entry import EntryState, ScheduledEntry
+
+#: Most messages that are kept. The oldest is dropped for a new one.
+_MOST = 1000
+
+
+@dataclass(slots=True)
+class KeptMessage:
+    """Message of the occurrence due ``at``. It is only good for the dispatcher and the definition it was built for."""
+
+    message: PreparedMessage
+    at: datetime
+    dispatcher: Dispatcher
+    definition: Any
+    #: True if it was certainly not enqueued.
+    unsent: bool = False
+
+    def usable_in_place(self, state: EntryState) -> bool:
+        """True if it can be sent as the message of a later occurrence, because its own was certainly not enqueued."""
+        return self.unsent or state.position < self.at
+
+
+class KeptMessages:
+    """Newest message of each entry that was built and not enqueued. Used by the main loop only."""
+
+    def __init__(self) -> None:
+        self._messages: dict[str, KeptMessage] = {}
+
+    def find(self, entry: ScheduledEntry, dispatcher: Dispatcher) -> KeptMessage | None:
+        """Return the entry's message; ``None`` if there is none, or the entry was edited."""
+        kept = self._messages.get(entry.id)
+        if kept is None or kept.dispatcher is not dispatcher or not _same(kept.definition, _definition(entry)):
+            return None
+        return kept
+
+    def keep(self, entry: ScheduledEntry, at: datetime, dispatcher: Dispatcher, message: PreparedMessage) -> None:
+        """Keep the message of the entry's occurrence due ``at``."""
+        self._messages.pop(entry.id, None)
+        self._messages[entry.id] = KeptMessage(message, at, dispatcher, _definition(entry))
+        if len(self._messages) > _MOST:
+            del self._messages[next(iter(self._messages))]
+
+    def submitted(self, entry_id: str) -> None:
+        """Note that the message is submitted: until there is an answer, it may have been enqueued."""
+        self._mark(entry_id, unsent=False)
+
+    def unsent(self, entry_id: str) -> None:
+        """Note that the message was certainly not enqueued."""
+        self._mark(entry_id, unsent=True)
+
+    def forget(self, entry_id: str) -> None:
+        """Forget a message that was enqueued, or may have been."""
+        self._messages.pop(entry_id, None)
+
+    def _mark(self, entry_id: str, *, unsent: bool) -> None:
+        if (kept := self._messages.get(entry_id)) is not None:
+            kept.unsent = unsent
+
+
+def _definition(entry: ScheduledEntry) -> tuple[Any, ...]:
+    source = entry.celery_entry
+    return entry.signature, source.task, copy(source.args), copy(source.kwargs), copy(source.options)
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:
+        # Arguments of any type, which may not be comparable.
+        return False

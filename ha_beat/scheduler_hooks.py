@@ -1,0 +1,160 @@
+"""Methods of Celery's scheduler classes that a subclass or a library may have replaced.
+
+An error tracker patches ``Scheduler.apply_entry`` to report each run; a multi-tenant project overrides it to send a
+message for each tenant. Replaced methods are called as Celery calls them. A scheduler that relies on a method that is
+never called is refused at start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+from celery import Celery
+from celery.beat import SchedulingError
+from kombu.exceptions import OperationalError
+
+from ha_beat.dispatch.message import Sender
+from ha_beat.errors import ConfigurationError
+
+#: Methods that make the messages of an entry.
+_SENDING = ("apply_entry", "apply_async", "send_task")
+
+#: Members that are never used, because the ledger takes the place of the heap, and the dispatcher that of the
+#: connection. A ``tick`` of a class that comes after the mixin is one, too.
+_UNUSED = ("_ensure_connected", "_when", "adjust", "connection", "maybe_due", "populate_heap", "producer")
+
+_CALLED = "is_due, reserve, schedules_equal, apply_entry, apply_async, send_task, sync and close of the scheduler"
+
+
+class SchedulerHooks:
+    """Replaced methods of one scheduler.
+
+    ``stock`` are the modules, besides this package's, whose methods count as not replaced.
+    """
+
+    def __init__(self, scheduler: Any, stock: Iterable[str] = ("celery.beat",)) -> None:
+        self._scheduler = scheduler
+        self._stock = frozenset(stock)
+
+    def replaced(self, name: str) -> bool:
+        """True if a method was overridden or patched."""
+        return callable(vars(self._scheduler).get(name)) or bool(self._replacement(name, type(self._scheduler).__mro__))
+
+    def entry_replaced(self, entry: Any, *names: str) -> bool:
+        """True if one of these methods of an entry's class was overridden or patched."""
+        return any(self._replacement(name, type(entry).__mro__) for name in names)
+
+    def refuse_unused(self) -> None:
+        """Refuse a class that relies on a method that is never called.
+
+        Raises:
+            ConfigurationError: names the method, and the methods that are called.
+        """
+        kinds = type(self._scheduler).__mro__
+        mixin = next((n for n, kind in enumerate(kinds) if kind.__qualname__ == "HAMixin"), 0)
+        found = [self._replacement(name, kinds) for name in _UNUSED]
+        found.append(self._replacement("tick", kinds[mixin:]))
+        for name in filter(None, found):
+            raise ConfigurationError(
+                f"{name} would never be called: the ledger decides when an entry is due, and the dispatcher sends its "
+                f"message. Called are {_CALLED}, and is_due and __next__ of the entry. Use these, or another base class"
+            )
+
+    def _replacement(self, name: str, kinds: Sequence[type]) -> str:
+        """Return the qualified name of a member that is not stock, or ``""``."""
+        for kind in kinds:
+            if name not in vars(kind):
+                continue
+            module = _module_of(vars(kind)[name], kind)
+            if not module.startswith("ha_beat."):
+                return "" if module in self._stock else f"{kind.__module__}.{kind.__qualname__}.{name}"
+        return ""
+
+
+def _module_of(member: Any, kind: type) -> str:
+    """Return the module in which a member was written. A patch may have copied the name of what it replaces."""
+    if isinstance(member, FunctionType):
+        return str(member.__globals__.get("__name__", ""))
+    # A property belongs to its class. A callable of any other type was put there.
+    return kind.__module__ if hasattr(type(member), "__set__") else type(member).__module__
+
+
+class HookedSender(Sender):
+    """Sender that calls the scheduler's methods if one of them was replaced, and else does without."""
+
+    def __init__(self, app: Celery, scheduler: Any, hooks: SchedulerHooks) -> None:
+        super().__init__(app)
+        self._scheduler = scheduler
+        self._hooks = hooks
+        self._through_entry = False
+        self._building = False
+        self._error: Exception | None = None
+
+    def detect(self) -> None:
+        """Find the replaced methods. A library may replace them after the scheduler was created."""
+        self._through_entry = self._hooks.replaced("apply_entry")
+        self.hooked = any(self._hooks.replaced(name) for name in _SENDING)
+
+    def __call__(
+        self, entry: Any, producer: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> None:
+        if not self.hooked:
+            super().__call__(entry, producer, args, kwargs, options)
+            return
+        self._error, published = None, producer.publishes
+        with self._lent(entry, producer, args=args, kwargs=dict(kwargs), options=dict(options)):
+            try:
+                if self._through_entry:
+                    self._scheduler.apply_entry(entry, producer=producer)
+                else:
+                    self._scheduler.apply_async(entry, producer=producer, advance=False)
+            except SchedulingError as exc:
+                raise _original(exc) from exc
+        self._raise_hidden(some_published=producer.publishes > published)
+
+    def apply_async(self, call: Callable[..., Any], entry: Any, *, advance: bool, **options: Any) -> Any:
+        """Call the base class's ``apply_async``. While a message is built, the entry is not reserved."""
+        if not self._building:
+            return call(entry, advance=advance, **options)
+        try:
+            return call(entry, advance=False, **options)
+        except Exception as exc:
+            self._error = _original(exc)
+            raise
+
+    def _raise_hidden(self, *, some_published: bool) -> None:
+        """Raise the exception that ``apply_entry`` has logged and hidden.
+
+        One message of several that cannot be built does not hold up the others; a broker that fails does.
+        """
+        error = self._error
+        if error is not None and (not some_published or isinstance(error, OperationalError | OSError)):
+            raise error
+
+    @contextmanager
+    def _lent(self, entry: Any, producer: Any, **values: Any) -> Iterator[None]:
+        """Give the entry the values of one message, and the scheduler its producer."""
+        own = {name: getattr(entry, name) for name in values}
+        scheduler, self._building = vars(self._scheduler), True
+        before = scheduler.get("producer")
+        try:
+            scheduler["producer"] = producer
+            for name, value in values.items():
+                setattr(entry, name, value)
+            yield
+        finally:
+            self._building = False
+            for name, value in own.items():
+                setattr(entry, name, value)
+            scheduler.pop("producer")
+            if before is not None:
+                scheduler["producer"] = before
+
+
+def _original(exc: Exception) -> Exception:
+    """Return the exception that Celery wrapped."""
+    wrapped = exc.__context__
+    return wrapped if isinstance(exc, SchedulingError) and isinstance(wrapped, Exception) else exc

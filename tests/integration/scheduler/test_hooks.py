@@ -1,0 +1,193 @@
+"""Scheduler methods that a subclass overrides or a library patches are called, or refused at start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.beat import ScheduleEntry, Scheduler
+from celery.schedules import schedstate
+
+from ha_beat.scheduler import HAMixin, HAScheduler
+from ha_beat.store.keys import Keys
+from tests.support.servers import RedisServer, wait_for
+
+Make = Callable[..., HAScheduler]
+
+
+def app_of(server: RedisServer, **entries: dict[str, Any]) -> Celery:
+    app = Celery("hooks", broker=server.url, set_as_current=False)
+    overdue = datetime.now(UTC) - timedelta(seconds=90)
+    app.conf.beat_schedule = {
+        name: {"task": "t", "schedule": 60.0, "last_run_at": overdue, **entry} for name, entry in entries.items()
+    }
+    return app
+
+
+class Cluster:
+    """Cluster of one replica, and what it left in Redis."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.admin: Any = server.admin
+
+    def messages(self) -> list[dict[str, Any]]:
+        """Return the headers of the messages, oldest first."""
+        return [json.loads(raw)["headers"] for raw in reversed(self.admin.lrange("celery", 0, -1))]
+
+    def row(self, entry: str) -> dict[str, Any]:
+        row: dict[str, Any] = json.loads(self.admin.hget(Keys("hooks").ledger, f"e:{entry}") or "{}")
+        return row
+
+    @contextmanager
+    def running(self, scheduler: HAMixin) -> Iterator[Callable[[Callable[[], Any]], None]]:
+        """Yield a function that runs the scheduler until something is true."""
+
+        def until(done: Callable[[], Any]) -> None:
+            def turn() -> bool:
+                scheduler.tick()
+                return bool(done())
+
+            wait_for(turn, 15, "the expected state")
+
+        try:
+            yield until
+        finally:
+            scheduler.close()
+            scheduler.close()
+
+
+@pytest.fixture
+def cluster(shared_redis: RedisServer) -> Cluster:
+    return Cluster(shared_redis)
+
+
+class FanOut(HAScheduler):
+    """Scheduler that sends a message for each tenant, as tenant-schemas-celery's does."""
+
+    def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:
+        for tenant in ("north", "south", "none"):
+            entry.options.setdefault("headers", {})["tenant"] = tenant
+            if tenant != "none":
+                self.apply_async(entry, producer=producer, advance=False)
+
+
+def test_one_occurrence_yields_several_messages(shared_redis: RedisServer, cluster: Cluster):
+    """They go out together, and each has a task id, which another replica derives alike."""
+    scheduler = FanOut(app_of(shared_redis, e={}))
+    with cluster.running(scheduler) as until:
+        until(cluster.messages)
+    found = cluster.messages()
+    assert [headers["tenant"] for headers in found] == ["north", "south"]
+    assert cluster.row("e")["id"] == found[0]["id"] != found[1]["id"]
+    assert found[1]["root_id"] == found[1]["id"]
+    assert "headers" not in scheduler.schedule["e"].options
+
+
+class Records(HAScheduler):
+    """Scheduler that records the calls of its methods."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.calls: list[str] = []
+        super().__init__(*args, **kwargs)
+
+    def apply_async(self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
+        self.calls.append("apply_async")
+        return super().apply_async(entry, producer=producer, advance=advance, **kwargs)
+
+    def send_task(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append("send_task")
+        return super().send_task(*args, **kwargs)
+
+    def is_due(self, entry: ScheduleEntry) -> schedstate:
+        return schedstate(False, 5.0) if entry.name == "muted" else super().is_due(entry)
+
+
+def test_overridden_methods_are_called(shared_redis: RedisServer, cluster: Cluster):
+    scheduler = Records(app_of(shared_redis, on={}, muted={}))
+    with cluster.running(scheduler) as until:
+        until(cluster.messages)
+    assert [headers["ha_beat"]["entry"] for headers in cluster.messages()] == ["on"]
+    assert scheduler.calls == ["apply_async", "send_task"]
+    assert cluster.row("muted")["verdict"] == "armed"
+
+
+class Muted(ScheduleEntry):
+    """Entry that is never due."""
+
+    def is_due(self) -> schedstate:
+        return schedstate(False, 5.0)
+
+
+class MutedScheduler(HAScheduler):
+    Entry = Muted
+
+
+@pytest.mark.parametrize("how", ["subclass", "patch"])
+def test_is_due_of_the_entry_is_asked(shared_redis: RedisServer, cluster: Cluster, monkeypatch, how):
+    app = app_of(shared_redis, e={})
+    if how == "patch":
+        monkeypatch.setattr(ScheduleEntry, "is_due", lambda _: schedstate(False, 5.0))
+    scheduler = HAScheduler(app) if how == "patch" else MutedScheduler(app)
+    with cluster.running(scheduler) as until:
+        until(lambda: cluster.row("e"))
+        scheduler.tick()
+    assert cluster.messages() == []
+
+
+def test_patch_made_after_the_start_is_called(shared_redis: RedisServer, cluster: Cluster, monkeypatch):
+    """A library may patch the class in a handler of ``beat_init``, after the scheduler was created."""
+    scheduler = HAScheduler(app_of(shared_redis, e={}))
+    seen: list[str] = []
+    original = Scheduler.apply_entry
+
+    def apply_entry(self: Scheduler, entry: ScheduleEntry, producer: Any = None) -> None:
+        seen.append(entry.name)
+        original(self, entry, producer=producer)
+
+    monkeypatch.setattr(Scheduler, "apply_entry", apply_entry)
+    with cluster.running(scheduler) as until:
+        until(cluster.messages)
+    assert seen == ["e"]
+
+
+class Hidden(HAScheduler):
+    def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:
+        super().apply_entry(entry, producer=producer)
+
+
+def test_error_that_apply_entry_hides_is_recorded(shared_redis: RedisServer, cluster: Cluster):
+    """Celery's own ``apply_entry`` logs an exception and goes on."""
+    scheduler = Hidden(app_of(shared_redis, e={"args": (object(),)}))
+    with cluster.running(scheduler) as until:
+        until(lambda: cluster.row("e").get("verdict") == "skipped")
+    assert "EncodeError" in cluster.row("e")["detail"]
+
+
+class Beating(Scheduler):
+    """Base class that does its work in its own ``tick``."""
+
+    def tick(self, *_: Any, **__: Any) -> float:
+        return 1.0
+
+
+class Due(Scheduler):
+    def maybe_due(self, entry: ScheduleEntry) -> float:
+        return 1.0
+
+
+class OtherBroker(Scheduler):
+    @property
+    def producer(self) -> Any:
+        return None
+
+
+@pytest.mark.parametrize(("base", "name"), [(Beating, "tick"), (Due, "maybe_due"), (OtherBroker, "producer")])
+def test_method_that_is_never_called_is_refused(shared_redis: RedisServer, base: type, name: str):
+    kind = type("Mine", (HAMixin, base), {})
+    with pytest.raises(SystemExit, match=rf"{base.__name__}\.{name} "):
+        kind(app=app_of(shared_redis), lazy=True)
