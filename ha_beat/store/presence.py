@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
 
 from redis.exceptions import RedisError
 
@@ -63,6 +65,20 @@ def _pubsub(client: Any) -> PubSub:
     return pubsub
 
 
+_presences: WeakSet[RedisPresence] = WeakSet()
+
+
+def _close_in_forked_child() -> None:
+    """Close the child's copies of the connections: with one open, the parent counts as present after its death."""
+    for presence in list(_presences):
+        presence.close_copy()  # guard: presence-forked
+
+
+if hasattr(os, "register_at_fork"):
+    # A program that is started by exec inherits no socket.
+    os.register_at_fork(after_in_child=_close_in_forked_child)
+
+
 class RedisPresence:
     """Presence over Redis pub/sub. Used by one thread only."""
 
@@ -86,6 +102,7 @@ class RedisPresence:
         self._unanswered = False
         self._connected_again = False
         self.channel = ""
+        _presences.add(self)
 
     def open(self) -> None:
         self.close()
@@ -157,6 +174,15 @@ class RedisPresence:
         pubsub.ping()
         self._unanswered = True
         self._next_ping = now + self._ping_interval
+
+    def close_copy(self) -> None:
+        """Close the connection in a forked child. Unlike :meth:`close`, it leaves the parent's connection alone."""
+        self.channel = ""
+        connection: Any = self._pubsub.connection if self._pubsub is not None else None
+        sock = getattr(connection, "_sock", None)
+        if sock is not None:
+            with suppress(OSError):
+                sock.close()
 
     def close(self) -> None:
         pubsub = self._pubsub

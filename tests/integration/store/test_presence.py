@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import redis
@@ -15,7 +20,7 @@ from ha_beat.store.connections import UrlLink
 from ha_beat.store.keys import Keys
 from ha_beat.store.presence import PresenceError, RedisPresence
 from tests.faults.proxy import TcpProxy
-from tests.support.servers import RedisServer
+from tests.support.servers import RedisServer, wait_for
 
 KEYS = Keys("presence")
 
@@ -73,3 +78,44 @@ def test_connection_that_answers_pings_is_kept(presence: RedisPresence):
     channel = presence.channel
     assert not any(presence.wait(0.05) for _ in range(20))
     assert presence.channel == channel
+
+
+def forked() -> None:
+    if os.fork() == 0:
+        time.sleep(60)
+        os._exit(0)
+
+
+def multiprocessed() -> None:
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()
+
+
+def executed() -> None:
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False)
+
+
+@pytest.mark.parametrize("start_child", [forked, multiprocessed, executed])
+def test_child_process_does_not_keep_a_dead_parent_present(shared_redis: RedisServer, start_child: Callable[[], None]):
+    """A child that user code starts in beat outlives it, for example a process pool."""
+    client, (reading, writing) = shared_redis.client(), os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        os.setpgid(0, 0)
+        presence = RedisPresence(UrlLink(shared_redis.url, {}, 1.0).client, KEYS, SystemClock(), ping_interval=0.1)
+        presence.open()
+        start_child()
+        for _ in range(5):
+            presence.wait(0.1)
+        os.write(writing, presence.channel.encode())
+        time.sleep(60)
+        os._exit(1)
+    try:
+        channel = os.read(reading, 200).decode()
+        assert client.pubsub_numsub(channel) == [(channel, 1)], "the child has ended its parent's connection"
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        wait_for(lambda: client.pubsub_numsub(channel) == [(channel, 0)], 5, "the end of the presence")
+    finally:
+        os.killpg(parent, signal.SIGKILL)
+        for descriptor in (reading, writing):
+            os.close(descriptor)
