@@ -9,7 +9,7 @@ from typing import Any
 
 from ha_beat.errors import ConfigurationError
 from ha_beat.reasons import MisfirePolicy, UncertainPolicy
-from ha_beat.schedule.misfire import CATCH_UP_CAP, MisfireRules
+from ha_beat.schedule.misfire import CATCH_UP_CAP, LEAST_GRACE, MisfireRules
 
 KEY = "ha_beat"
 
@@ -44,7 +44,7 @@ class EntryOptions:
             policy = _one_of(entry, "misfire", own.pop("misfire"), tuple(MisfirePolicy))
             rules = replace(rules, policy=MisfirePolicy(policy))
         if "misfire_grace" in own:
-            rules = replace(rules, grace=_number(entry, "misfire_grace", own.pop("misfire_grace")))
+            rules = replace(rules, grace=_number(entry, "misfire_grace", own.pop("misfire_grace"), least=LEAST_GRACE))
         if "misfire_limit" in own:
             limit = _number(entry, "misfire_limit", own.pop("misfire_limit"), least=1, most=CATCH_UP_CAP)
             rules = replace(rules, limit=int(limit))

@@ -13,6 +13,9 @@ from ha_beat.schedule.recurrence import Recurrence
 #: Most missed instants of an entry that are caught up.
 CATCH_UP_CAP = 1000
 
+#: Least grace in seconds. Each occurrence is enqueued a few milliseconds late, so with less all may be skipped.
+LEAST_GRACE = 0.1
+
 #: Most instants that are stepped through before the search goes backwards.
 _STEPS = 100
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar, cast
+from urllib.parse import parse_qs
 
 from ha_beat.errors import ConfigurationError
 from ha_beat.settings.kinds import Kind, address, choice, flag, mapping, optional, redis_url, seconds, text, whole
@@ -109,7 +110,7 @@ class Settings:
         "network fails. Longer: fewer changes of leader when Redis is slow.",
     )
     renew_interval: float = _setting(
-        seconds(0, above=True),
+        seconds(0.05),
         default=Derived("`lease_ttl` / 4", _quarter),
         help="How often the leader renews the lease; at most half of `lease_ttl`, so that one lost reply is harmless.",
     )
@@ -120,16 +121,17 @@ class Settings:
         "polls. Each poll is one small command.",
     )
     stall_timeout: float = _setting(
-        seconds(1),
+        seconds(2, why="an idle main loop makes progress only once a second"),
         default=15.0,
         help="How long beat's main loop may hang before the leader releases the lease; more than "
-        "`poll_interval`. Choose more than the slowest query of your schedule's store takes.",
+        "`poll_interval`. Choose more than the slowest query of your schedule's store takes, and more than "
+        "`command_timeout`.",
     )
     command_timeout: float = _setting(
-        seconds(0, above=True),
+        seconds(0.05),
         default=Derived("`lease_ttl` / 4, at most 2.5", lambda values: min(2.5, _quarter(values))),
         help="How long a command to Redis may take before its outcome counts as unknown; less than half of "
-        "`lease_ttl`.",
+        "`lease_ttl`, and short enough for a second renewal after one without an answer.",
     )
     batch_size: int = _setting(
         whole(1, 500),
@@ -143,7 +145,7 @@ class Settings:
         help="How overdue occurrences run: `once` runs the latest (like Celery), `skip` none, `all` each.",
     )
     misfire_grace: float | None = _setting(
-        optional(seconds(0)),
+        optional(seconds(0.1, why="each occurrence is enqueued a few milliseconds late")),
         default=None,
         help="How late an occurrence may be enqueued. Later ones are recorded as skipped. None: no limit.",
     )
@@ -278,10 +280,39 @@ _BY_NAME: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}
 
 
 class _Relation(NamedTuple):
+    """Condition of a setting that depends on another one."""
+
     name: str
     right: str
     other: str
     holds: Callable[[Any, Any], bool]
+
+
+class _Limit(NamedTuple):
+    """Largest value of a setting that works with the others, and why."""
+
+    name: str
+    others: tuple[str, ...]
+    most: Callable[[Mapping[str, Any]], float]
+    why: str
+
+
+def _longest_renewal(values: Mapping[str, Any]) -> float:
+    """Return how long a renewal may be without an answer so that another one is in time."""
+    ttl, renew = values["lease_ttl"], values["renew_interval"]
+    # As in the election: trust ends a tenth of the ttl early, and a retry follows after a pause.
+    left: float = ttl * 0.9 - renew - min(renew / 5, 0.5)
+    return left
+
+
+_LIMITS = (
+    _Limit(
+        "command_timeout",
+        ("lease_ttl", "renew_interval"),
+        _longest_renewal,
+        "a renewal without an answer must leave time for another one",
+    ),
+)
 
 
 _RELATIONS = (
@@ -316,17 +347,53 @@ def _check(given: Mapping[str, object], sources: Mapping[str, str]) -> tuple[dic
         if setting.name not in values:
             default = setting.default
             values[setting.name] = default.compute(values) if isinstance(default, Derived) else default
+    return values, [*faults, *_contradictions(values, given, wrong, spelled)]
+
+
+def _contradictions(
+    values: Mapping[str, Any], given: Mapping[str, object], wrong: set[str], spelled: Callable[[str], str]
+) -> Iterator[str]:
+    """Yield a fault for each setting that does not work with another one, except for the `wrong` ones."""
+
+    def value_of(name: str) -> str:
+        return f"{spelled(name)}={shown(name, values[name])}{'' if name in given else ' (default)'}"
+
+    def others(names: Iterable[str]) -> str:
+        return " and ".join(f"{spelled(name)} ({shown(name, values[name])})" for name in names)
+
+    wrong = set(wrong)
     for relation in _RELATIONS:
         if relation.name in wrong or relation.other in wrong:
             continue
-        value, other = values[relation.name], values[relation.other]
-        if not relation.holds(value, other):
-            origin = "" if relation.name in given else " (default)"
-            faults.append(
-                f"{spelled(relation.name)}={shown(relation.name, value)}{origin}: "
-                f"must be {relation.right} {spelled(relation.other)} ({shown(relation.other, other)})"
-            )
-    return values, faults
+        if not relation.holds(values[relation.name], values[relation.other]):
+            wrong.add(relation.name)
+            yield f"{value_of(relation.name)}: must be {relation.right} {others([relation.other])}"
+    for limit in _LIMITS:
+        if wrong.isdisjoint({limit.name, *limit.others}) and values[limit.name] > (most := limit.most(values)):
+            yield f"{value_of(limit.name)}: must be at most {most:g} with {others(limit.others)}, because {limit.why}"
+    if "lease_ttl" not in wrong:
+        for name, timeout in _client_timeouts(values):
+            if not _shorter(timeout, values["lease_ttl"] / 2):
+                right = f"a number of seconds less than half of {others(['lease_ttl'])}"
+                yield f"{name}={timeout!r}: must be {right}, because it replaces {spelled('command_timeout')}"
+
+
+def _client_timeouts(values: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Yield the timeouts of redis-py in the options and in the query of the URL, with where each is set."""
+    query = parse_qs((values["redis_url"] or "").partition("?")[2])
+    for option in ("socket_timeout", "socket_connect_timeout"):
+        if option in values["redis_options"]:
+            yield f"{APP_PREFIX}redis_options[{option!r}]", values["redis_options"][option]
+        elif option in query:
+            yield f"{option} of {APP_PREFIX}redis_url", query[option][-1]
+
+
+def _shorter(timeout: object, most: float) -> bool:
+    """True if redis-py takes this as a timeout of less than `most` seconds."""
+    try:
+        return 0 < float(timeout) < most  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
 
 
 def _nearest(spelled: str, name: str) -> str:

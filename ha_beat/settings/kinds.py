@@ -31,12 +31,16 @@ def _wrong() -> ValueError:
     return ValueError("not a valid value")
 
 
-def seconds(lowest: float, highest: float | None = None, *, above: bool = False) -> Kind[float]:
-    """Return a parser for seconds, given as a number or a timedelta, from (or above) `lowest` to `highest`."""
+def seconds(lowest: float, highest: float | None = None, *, above: bool = False, why: str = "") -> Kind[float]:
+    """Return a parser for seconds, given as a number or a timedelta, from (or above) `lowest` to `highest`.
+
+    `why` explains the limits.
+    """
     if highest is not None:
         right = f"a number of seconds from {lowest:g} to {highest:g}"
     else:
         right = f"a number of seconds {'above' if above else 'from'} {lowest:g}{'' if above else ' up'}"
+    right += f", because {why}" if why else ""
 
     def read(value: object) -> float:
         if isinstance(value, timedelta):

@@ -72,7 +72,7 @@ VALUES: dict[str, dict[str, object]] = {
     "command_timeout": {"1": 1.0},
     "batch_size": {"500": 500},
     "misfire": {"ALL": "all"},
-    "misfire_grace": {"0": 0.0, "None": None},
+    "misfire_grace": {"0.1": 0.1, "None": None},
     "misfire_limit": {"1": 1},
     "uncertain": {"republish": "republish"},
     "publish_deadline": {"none": None},
@@ -173,13 +173,13 @@ WRONG: dict[str, list[object]] = {
     "cluster": ["", "a b", "{a}", "é", "a" * 101],
     "replica": ["a b", "a\n"],
     "lease_ttl": ["10s", "0.9", "3601", "nan", "inf", "1e999", 10**400, True, None],
-    "renew_interval": ["0"],
+    "renew_interval": ["0", "0.04"],
     "poll_interval": ["0.049"],
-    "stall_timeout": ["0.5"],
-    "command_timeout": ["-1"],
+    "stall_timeout": ["0.5", "1", "1.9"],
+    "command_timeout": ["-1", "0.04"],
     "batch_size": ["0", "501", 1.5, True, "9" * 5000],
     "misfire": ["twice", None],
-    "misfire_grace": ["-1"],
+    "misfire_grace": ["-1", "0", 0.01],
     "misfire_limit": ["0"],
     "uncertain": ["retry"],
     "publish_deadline": ["0"],
@@ -218,6 +218,34 @@ def test_wrong_value_is_refused_with_its_name_and_the_valid_values(name, value):
             "ha_beat_stall_timeout=15.0 (default): must be more than ha_beat_poll_interval (20.0)",
         ),
         (
+            {"renew_interval": 5, "command_timeout": 4},
+            (
+                "ha_beat_command_timeout=4.0: must be at most 3.5 with ha_beat_lease_ttl (10.0) and "
+                "ha_beat_renew_interval (5.0), because a renewal without an answer must leave time for another one"
+            ),
+        ),
+        (
+            {"redis_options": {"socket_timeout": 60}},
+            (
+                "ha_beat_redis_options['socket_timeout']=60: must be a number of seconds less than half of "
+                "ha_beat_lease_ttl (10.0), because it replaces ha_beat_command_timeout"
+            ),
+        ),
+        (
+            {"redis_url": "redis://h/0?socket_connect_timeout=5", "lease_ttl": 4},
+            (
+                "socket_connect_timeout of ha_beat_redis_url='5': must be a number of seconds less than half of "
+                "ha_beat_lease_ttl (4.0), because it replaces ha_beat_command_timeout"
+            ),
+        ),
+        (
+            {"stall_timeout": 1},
+            (
+                "ha_beat_stall_timeout=1: must be a number of seconds from 2 up, because an idle main loop makes "
+                "progress only once a second"
+            ),
+        ),
+        (
             {"environ": {"HA_BEAT_LEASE_TTL": "10s"}},
             "HA_BEAT_LEASE_TTL='10s': must be a number of seconds from 1 to 3600",
         ),
@@ -241,6 +269,9 @@ def test_message_names_settings_as_the_user_spelled_them(conf, message):
         {"lease_ttl": 60, "poll_interval": 14},
         {"lease_ttl": 1},
         {"lease_ttl": 3600},
+        {"renew_interval": 5, "command_timeout": 3.5},
+        {"stall_timeout": 2},
+        {"redis_options": {"socket_timeout": 4.9}, "redis_url": "redis://h/0?socket_timeout=60"},
     ],
 )
 def test_settings_at_the_edge_of_a_relation_are_accepted(conf):
