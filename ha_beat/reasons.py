@@ -162,6 +162,8 @@ class EntryFault(StrEnum):
     #: The entry last ran in the future, because a clock was ahead. It stays idle until then.
     AHEAD_OF_CLOCK = "ahead_of_clock"
     MESSAGE_NOT_BUILT = "message_not_built"
+    #: Its arguments take long. From the next time on a thread computes them.
+    SLOW_ARGUMENTS = "slow_arguments"
     #: The command that carries its message cannot be built or is not accepted.
     NOT_SUBMITTED = "not_submitted"
     #: The broker refused the message.

@@ -21,6 +21,7 @@ from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.options import LeaderOptions
 from ha_beat.leader.planner import Planner, ScheduleSource
+from ha_beat.leader.slow_arguments import SlowArguments
 from ha_beat.reasons import BuildFault, EntryFault, SkipReason, Verdict
 from ha_beat.schedule.misfire import Decision, Skipped, newest_due
 from ha_beat.schedule.occurrence import Occurrence
@@ -37,6 +38,9 @@ _LONGEST_BUILD_RETRY = 8.0
 
 #: Shortest pause, as a multiple of the time that the attempt took: the other entries have the main loop meanwhile.
 _REST = 9.0
+
+#: Time until an entry whose arguments a thread computes is looked at again.
+_ASK_AGAIN = timedelta(seconds=0.1)
 
 _MAX_DETAIL = 500
 
@@ -67,6 +71,7 @@ class BatchBuilder:
         options: LeaderOptions,
         clock: Clock,
         kept: KeptMessages,
+        slow: SlowArguments,
     ) -> None:
         self._source = source
         self._planner = planner
@@ -76,6 +81,7 @@ class BatchBuilder:
         self._options = options
         self._clock = clock
         self._kept = kept
+        self._slow = slow
 
     def build(self, writer: LedgerWriter, queue: DueQueue, dispatcher: Dispatcher, budget: Budget) -> Batch:
         """Build a batch of due entries, as many as the budget allows, but at least one.
@@ -131,6 +137,9 @@ class BatchBuilder:
             return writer.skip(state, *expired)
         if error is not None:
             raise error
+        if not self._buildable(state, decision.send, dispatcher):
+            queue.put(state, state.due_at or now, now + _ASK_AGAIN)
+            return None
         began = self._clock.elapsed()
         try:
             with judged_build_errors(dispatcher):
@@ -193,6 +202,11 @@ class BatchBuilder:
         )
         return EntryOperation(state, operation, row, decision)
 
+    def _buildable(self, state: EntryState, at: datetime, dispatcher: Dispatcher) -> bool:
+        """True if the message of an occurrence does not wait for arguments that a thread computes."""
+        kept = self._kept.find(state.entry, dispatcher)
+        return (kept is not None and kept.at == at) or self._slow.ready(state.entry)
+
     def _message(
         self, state: EntryState, at: datetime, dispatcher: Dispatcher, header: Mapping[str, Any], task_id: str
     ) -> PreparedMessage:
@@ -205,7 +219,9 @@ class BatchBuilder:
         kept = self._kept.find(entry, dispatcher)
         if kept is not None and kept.at == at:
             return kept.message.restamped(header)
-        args, kwargs, options = self._source.arguments(entry)
+        (args, kwargs, options), is_slow = self._slow.take(entry)
+        if is_slow:
+            self._emit(events.EntryFailed(entry.label, EntryFault.SLOW_ARGUMENTS))
         try:
             message = dispatcher.prepare(entry.celery_entry, args, kwargs, with_header(options, header, task_id))
         except Exception:

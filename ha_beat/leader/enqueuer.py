@@ -1,8 +1,8 @@
 """Enqueuer: the leader's work over all terms of a replica.
 
 It creates a :class:`LeaderTerm` for each term, decides when that may work, and handles failures of a whole batch. What
-it keeps from one term to the next is the back-off, the dispatcher for late confirmations, and the server on which it
-had to wait.
+it keeps from one term to the next is the back-off, the dispatcher for late confirmations, the entries with slow
+arguments, and the server on which it had to wait.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from ha_beat.election.leader_handle import Tenure
 from ha_beat.errors import StoreError
 from ha_beat.leader.backoff import Backoff
 from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.slow_arguments import SlowArguments
 from ha_beat.leader.term import LeaderParts, LeaderTerm
 from ha_beat.store.lease import Term
 
 #: Failures in a row after which the batch itself may be at fault.
 _BATCH_FAILURES = 3
+
+#: Arguments are slow if they take longer than this many times the budget of a whole batch.
+_SLOW_BUDGETS = 4.0
 
 
 class Enqueuer:
@@ -29,6 +33,7 @@ class Enqueuer:
     def __init__(self, parts: LeaderParts) -> None:
         self._parts = parts
         self._clock = parts.clock
+        self._slow = SlowArguments(parts.source.arguments, parts.clock, _SLOW_BUDGETS * parts.pace.seconds)
         self._backoff = Backoff(parts.clock, parts.emit, parts.options.handover_after)
         #: The server on which the previous holder had to be waited for, and since when it was reachable.
         self._changed_server = ("", 0.0)
@@ -106,7 +111,7 @@ class Enqueuer:
 
     def _begin(self, tenure: Tenure) -> LeaderTerm:
         """Start a term. On another server than the previous holder's, wait until that holder must have stopped."""
-        self._term = LeaderTerm(self._parts, tenure, self.dispatcher)
+        self._term = LeaderTerm(self._parts, tenure, self._slow, self.dispatcher)
         self._backoff.begin()
         acquired = tenure.acquired
         others = acquired.previous_holder not in ("", acquired.term.holder)

@@ -44,14 +44,18 @@ class KeptMessages:
     def find(self, entry: ScheduledEntry, dispatcher: Dispatcher) -> KeptMessage | None:
         """Return the entry's message; ``None`` if there is none, or the entry was edited."""
         kept = self._messages.get(entry.id)
-        if kept is None or kept.dispatcher is not dispatcher or not _same(kept.definition, _definition(entry)):
+        if (
+            kept is None
+            or kept.dispatcher is not dispatcher
+            or not same_definition(kept.definition, definition_of(entry))
+        ):
             return None
         return kept
 
     def keep(self, entry: ScheduledEntry, at: datetime, dispatcher: Dispatcher, message: PreparedMessage) -> None:
         """Keep the message of the entry's occurrence due ``at``."""
         self._messages.pop(entry.id, None)
-        self._messages[entry.id] = KeptMessage(message, at, dispatcher, _definition(entry))
+        self._messages[entry.id] = KeptMessage(message, at, dispatcher, definition_of(entry))
         if len(self._messages) > _MOST:
             del self._messages[next(iter(self._messages))]
 
@@ -72,12 +76,14 @@ class KeptMessages:
             kept.unsent = unsent
 
 
-def _definition(entry: ScheduledEntry) -> tuple[Any, ...]:
+def definition_of(entry: ScheduledEntry) -> tuple[Any, ...]:
+    """Return a copy of what a message is built from, for :func:`same_definition`."""
     source = entry.celery_entry
     return entry.signature, source.task, copy(source.args), copy(source.kwargs), copy(source.options)
 
 
-def _same(one: Any, other: Any) -> bool:
+def same_definition(one: Any, other: Any) -> bool:
+    """True if two definitions are certainly equal."""
     try:
         return bool(one == other)
     except Exception:

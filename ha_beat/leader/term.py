@@ -31,6 +31,7 @@ from ha_beat.leader.planner import Planner, ScheduleSource
 from ha_beat.leader.reconcile import reconcile
 from ha_beat.leader.recovery import Recovery
 from ha_beat.leader.results import Results
+from ha_beat.leader.slow_arguments import SlowArguments
 from ha_beat.reasons import AnswerKind, EntryFault
 from ha_beat.store.lease import Term
 from ha_beat.store.shadow import Shadow
@@ -70,7 +71,9 @@ class _Submission:
 class LeaderTerm:
     """Work of one term. Used by the main loop only."""
 
-    def __init__(self, parts: LeaderParts, tenure: Tenure, dispatcher: Dispatcher | None = None) -> None:
+    def __init__(
+        self, parts: LeaderParts, tenure: Tenure, slow: SlowArguments, dispatcher: Dispatcher | None = None
+    ) -> None:
         """``dispatcher`` is the one of the previous term. It confirms late until this term chooses its own."""
         self._parts = parts
         self._tenure = tenure
@@ -85,6 +88,7 @@ class LeaderTerm:
             parts.options,
             parts.clock,
             parts.kept,
+            slow,
         )
         self._results = Results(parts.source, self._planner, self._claims, parts.shadow, parts.emit, parts.kept)
         self._recovery = Recovery(tenure, parts.shadow)
@@ -276,6 +280,7 @@ class LeaderTerm:
         now = self._parts.time.now()
         for each in submission.operations:
             each.state.record_failure(now, str(error))
+            self._parts.kept.unsent(each.state.id)
             self.queue.put(each.state, each.state.due_at or now)
         self._pending = _Submission()
         self.broker_failure = (error, len(submission.operations))

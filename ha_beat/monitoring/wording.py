@@ -83,6 +83,7 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         EntryFault.SCHEDULE_RAISES: "its schedule raises",
         EntryFault.AHEAD_OF_CLOCK: "its last run is in the future, so it stays idle to avoid duplicates",
         EntryFault.MESSAGE_NOT_BUILT: "its message could not be built",
+        EntryFault.SLOW_ARGUMENTS: "its arguments took long, so a thread computes them from now on",
         EntryFault.NOT_SUBMITTED: "its message could not be submitted",
         EntryFault.REFUSED: "its message was refused",
         EntryFault.PARTIAL: "some of its queues did not accept the message",

@@ -1,0 +1,109 @@
+"""Arguments that take long to compute, such as a query in a ``BeatLazyFunc``.
+
+The main loop computes the arguments of an entry. If that takes long, the next time a thread does it, and the other
+entries go on meanwhile. Otherwise arguments that take longer than ``stall_timeout`` would depose leader after leader.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ha_beat.clock import Clock
+from ha_beat.leader.entry import ScheduledEntry
+from ha_beat.leader.kept_messages import definition_of, same_definition
+
+Arguments = tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]
+
+#: Most threads at the same time. Other slow entries wait.
+_MOST_THREADS = 4
+
+#: Seconds for which computed arguments can be used. This replica may have lost the lease meanwhile.
+_FRESH = 60.0
+
+
+@dataclass(slots=True)
+class _Computation:
+    """Computation of an entry's arguments in a thread. The thread sets ``finished_at`` last."""
+
+    entry: ScheduledEntry
+    definition: Any
+    result: Arguments | None = None
+    error: BaseException | None = None
+    finished_at: float | None = None
+    took: float = 0.0
+
+
+class SlowArguments:
+    """Computer of arguments that remembers which entries are slow, over the terms of a replica.
+
+    Used by the main loop. ``limit`` is how many seconds the arguments of an entry may take there.
+    """
+
+    def __init__(self, compute: Callable[[ScheduledEntry], Arguments], clock: Clock, limit: float) -> None:
+        self._compute = compute
+        self._clock = clock
+        self._limit = limit
+        #: Ids of slow entries.
+        self._slow: set[str] = set()
+        self._running: dict[str, _Computation] = {}
+
+    def ready(self, entry: ScheduledEntry) -> bool:
+        """True if :meth:`take` can be called. Otherwise start to compute the arguments, and ask again later."""
+        if entry.id not in self._slow:
+            return True
+        found = self._running.get(entry.id)
+        if found is not None and found.finished_at is None:
+            return False
+        if found is not None and self._usable(found, entry):
+            return True
+        self._running.pop(entry.id, None)
+        if sum(each.finished_at is None for each in self._running.values()) < _MOST_THREADS:
+            started = self._running[entry.id] = _Computation(entry, definition_of(entry))
+            threading.Thread(target=self._run, args=(started,), name="ha_beat-arguments", daemon=True).start()
+        return False
+
+    def take(self, entry: ScheduledEntry) -> tuple[Arguments, bool]:
+        """Return the arguments, and whether the entry has just turned out to be slow.
+
+        Raises:
+            Exception: any exception of the entry's code.
+        """
+        if entry.id not in self._slow:
+            began = self._clock.elapsed()
+            try:
+                return self._compute(entry), self._note(entry.id, self._clock.elapsed() - began)
+            except BaseException:
+                self._note(entry.id, self._clock.elapsed() - began)
+                raise
+        found = self._running.pop(entry.id)
+        self._note(entry.id, found.took)
+        if found.error is not None or found.result is None:
+            raise found.error or RuntimeError("the computation of the arguments has not finished")
+        return found.result, False
+
+    def _note(self, entry_id: str, seconds: float) -> bool:
+        """Note how long an entry took. Return True if it is slow now and was not before."""
+        was_slow = entry_id in self._slow
+        if seconds < self._limit:
+            self._slow.discard(entry_id)
+            return False
+        self._slow.add(entry_id)
+        return not was_slow
+
+    def _run(self, computation: _Computation) -> None:
+        began = self._clock.elapsed()
+        try:
+            computation.result = self._compute(computation.entry)
+        except BaseException as exc:
+            computation.error = exc
+        ended = self._clock.elapsed()
+        computation.took, computation.finished_at = ended - began, ended
+
+    def _usable(self, found: _Computation, entry: ScheduledEntry) -> bool:
+        """True if the arguments are fresh, and the entry's definition is still the same."""
+        if found.finished_at is None or self._clock.elapsed() - found.finished_at > _FRESH:
+            return False
+        return same_definition(found.definition, definition_of(entry))
