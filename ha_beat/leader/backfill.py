@@ -15,7 +15,7 @@ from ha_beat.dispatch import Answer
 from ha_beat.leader.entry import EntryState
 from ha_beat.leader.request_outcome import Outcome, Refused, Steps
 from ha_beat.leader.requested_messages import SENT, RequestedMessages
-from ha_beat.reasons import AnswerKind, BackfillOutcome, MessageKind, ReplyCode, Verdict
+from ha_beat.reasons import AnswerKind, BackfillOutcome, MessageKind, ReplyCode, SkipReason, Verdict
 from ha_beat.schedule.occurrence import Occurrence
 from ha_beat.schedule.recurrence import Recurrence, first_from
 from ha_beat.store.journal import Journal, VerdictRecord
@@ -79,9 +79,14 @@ def _assess(
             if record.data.get("request") == request:
                 return BackfillOutcome.ENQUEUED_EARLIER, ""
             return BackfillOutcome.ALREADY_ENQUEUED, f"{record.written_at:%Y-%m-%d %H:%M:%S}Z, {record.task_id}"
-    if force or (records and all(record.verdict == Verdict.SKIPPED for record in records)):
+    if force or (records and all(_not_enqueued(record) for record in records)):
         return BackfillOutcome.PLANNED, ""
     return (BackfillOutcome.OUTCOME_UNKNOWN if records else BackfillOutcome.NOT_IN_JOURNAL), ""
+
+
+def _not_enqueued(record: VerdictRecord) -> bool:
+    """True if the record shows that its instants were not enqueued. After a loss of state, a skip does not."""
+    return record.verdict == Verdict.SKIPPED and record.reason != SkipReason.STATE_LOSS  # guard: backfill-in-doubt
 
 
 class BackfillHandler:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from ha_beat.reasons import SkipReason, UncertainPolicy, Verdict
-from ha_beat.schedule.misfire import Decision, DueInstants, MisfireRules, newest_due, skip_all
+from ha_beat.schedule.misfire import Decision, DueInstants, MisfireRules, Skipped, newest_due, skip_all
 from ha_beat.schedule.occurrence import FOREVER
 from ha_beat.schedule.recurrence import Recurrence
 from ha_beat.store.ledger import LedgerRow
@@ -69,6 +69,8 @@ class EntryState:
     resumed: bool = False
     #: Due instant that is not one of the recurrence's, see :func:`~ha_beat.schedule.recurrence.owed_late`.
     owed: datetime | None = None
+    #: Occurrences up to here may have been enqueued before a loss of state, and are enqueued all the same.
+    doubted_until: datetime | None = None
     due_at: datetime | None = None
     #: Due instants as last found, so that a backlog is not searched for at each of its occurrences.
     due: DueInstants | None = None
@@ -138,7 +140,16 @@ class EntryState:
         self.due = newest_due(recurrence, due_at, now, misfire.keep, self.due)
         if expires is not None and expires <= now:  # guard: expired-not-sent
             return skip_all(recurrence, self.due, SkipReason.EXPIRED)
-        return misfire.decide(recurrence, self.due, now)
+        decision = misfire.decide(recurrence, self.due, now)
+        if decision.skipped is None:
+            return decision
+        return replace(decision, skipped=self.in_doubt(decision.skipped))
+
+    def in_doubt(self, skipped: Skipped) -> Skipped:
+        """Return ``skipped`` with a reason that proves nothing if it may have been enqueued before a loss of state."""
+        if self.doubted_until is None or skipped.first > self.doubted_until:
+            return skipped
+        return replace(skipped, reason=SkipReason.STATE_LOSS)
 
     def record_failure(
         self, now: datetime, error: str = "", skip_reason: SkipReason = SkipReason.NOT_PUBLISHED

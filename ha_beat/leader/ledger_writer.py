@@ -103,7 +103,7 @@ class LedgerWriter:
         if due is None or not state.position < due <= self.now:  # guard: absence-drops-recorded
             return EntryOperation(state, Operation(state.id, state.expected, row.raw), row)
         # How many more were due is unknown.
-        skipped = Skipped(due, self.now + timedelta(microseconds=1), -1, SkipReason.REMOVED)
+        skipped = state.in_doubt(Skipped(due, self.now + timedelta(microseconds=1), -1, SkipReason.REMOVED))
         operation = Operation(state.id, state.expected, row.raw, (self.skip_record(state, skipped, state.position),))
         return EntryOperation(state, operation, row, Decision(None, state.position, skipped))
 
@@ -115,6 +115,7 @@ class LedgerWriter:
         self, state: EntryState, skipped: Skipped, position: datetime, *, last: datetime | None = None
     ) -> EntryOperation:
         """Record skipped instants. ``last`` is the last of them, if it is not the position."""
+        skipped = state.in_doubt(skipped)
         row = self.row(state, position, Verdict.SKIPPED, scheduled_at=last or position, skipped=skipped)
         operation = Operation(state.id, state.expected, row.raw, (self.skip_record(state, skipped, position),))
         return EntryOperation(state, operation, row, Decision(None, position, skipped))

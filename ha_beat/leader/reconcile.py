@@ -93,7 +93,7 @@ def reconcile(
     if absence is not None:
         gone = rows.keys() - present
         if absence.certain:  # guard: absence-certain
-            done.operations += _absences({entry: rows[entry] for entry in gone}, shadow, writer)
+            done.operations += _absences({entry: rows[entry] for entry in gone}, shadow, loss, writer)
         done.held_back |= bool(gone) and not absence.certain
     if loss is not None:
         placed = {state.id for state in done.states} | {operation.state.id for operation in done.operations}
@@ -157,7 +157,7 @@ def _restored(
     return operations
 
 
-def _absences(rows: Mapping[str, str], shadow: Shadow, writer: LedgerWriter) -> list[EntryOperation]:
+def _absences(rows: Mapping[str, str], shadow: Shadow, loss: Loss | None, writer: LedgerWriter) -> list[EntryOperation]:
     """Record deleted and disabled entries, and delete the rows of those that were recorded long ago."""
     operations = []
     forget_before = writer.now - KEEP_ABSENT - timedelta(hours=1)
@@ -166,6 +166,7 @@ def _absences(rows: Mapping[str, str], shadow: Shadow, writer: LedgerWriter) -> 
         if row is None:
             continue
         state = _unscheduled(entry_id, max(row.base, shadow.position(entry_id) or row.base), row)
+        state.doubted_until = _doubted_until(row, loss)
         if row.verdict is not Verdict.ABSENT:
             operations.append(writer.mark_absent(state))
         elif row.dispatched_ms < forget_before.timestamp() * 1000:  # guard: absence-remembered
@@ -227,9 +228,10 @@ def _place(
     if not (edited or disabled) and _was_disabled(entry, row):  # guard: off-without-leader
         # The store may have been cleared although the entry was never disabled, so the usual lateness is still owed.
         state.position = _newest(state, now - timedelta(seconds=entry.misfire.usual_lateness))
-    in_doubt = [until for until in (loss.floor if loss and not catch_up else None, row and row.in_doubt_until) if until]
-    if in_doubt:  # guard: edited-in-doubt
-        skipping = _skip_to(state, max(in_doubt), writer)
+    state.doubted_until = _doubted_until(row, loss)
+    in_doubt = _doubted_until(row, None if catch_up else loss)
+    if in_doubt is not None:  # guard: edited-in-doubt
+        skipping = _skip_to(state, in_doubt, writer)
         if skipping is not None:
             return skipping
     skipped = _dropped(state, reached, now, changed=changed)
@@ -237,6 +239,12 @@ def _place(
         return writer.skip(state, skipped, state.position, last=skipped.first)
     moved = state.position > reached
     return writer.arm(state) if edited or disabled or behind or moved else None  # guard: start-recorded
+
+
+def _doubted_until(row: LedgerRow | None, loss: Loss | None) -> datetime | None:
+    """Return the time up to which occurrences may have been enqueued before a loss of state, or ``None``."""
+    known = (row.in_doubt_until if row is not None else None, loss.floor if loss is not None else None)
+    return max(filter(None, known), default=None)
 
 
 def _dropped(state: EntryState, reached: datetime, now: datetime, *, changed: bool) -> Skipped | None:

@@ -369,6 +369,24 @@ def test_occurrences_in_doubt_are_skipped_as_one_range():
     assert '"state_loss"' in operation.operation.records[0]
 
 
+@pytest.mark.parametrize(
+    ("one", "catch_up"),
+    [(entry(), True), (entry(signature="other"), True), (entry(since=at(-3), signature="other"), False)],
+    ids=["coalesced", "edited", "edited, not caught up"],
+)
+def test_skip_of_what_may_have_been_enqueued_before_a_loss_proves_nothing(one, catch_up):
+    done = place(one, rows={"e": row(-35, following=at(-25))}, loss=total(+2), catch_up=catch_up)
+    (state,) = done.states
+    state.due_at = state.next_due()
+    skipped = done.operations[0].decision.skipped if done.operations else state.decide(NOW).skipped
+    assert (skipped.first, skipped.reason) == (at(-25), SkipReason.STATE_LOSS)
+
+
+def test_removed_entry_is_in_doubt_after_a_loss():
+    (operation,) = place(rows={"e": row(-35, following=at(-25))}, loss=total(+2), absence=CERTAIN).operations
+    assert operation.decision.skipped.reason is SkipReason.STATE_LOSS
+
+
 @pytest.mark.parametrize(("loss", "expected"), [(total(+2), -5), (None, -35)])
 def test_entry_with_a_lost_row_is_not_treated_as_new(loss, expected):
     """Redis restarted from a snapshot that is older than the entry and has other rows."""
