@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from celery import Celery
@@ -32,6 +32,9 @@ _CHECK_AGAIN = 60.0
 
 #: Longest time until the next check, in seconds: a schedule may return infinity for "never".
 _CHECK_AT_LATEST = 86_400.0
+
+#: Difference of a schedule's own clock that is taken for intended.
+_CLOCKS_APART = timedelta(seconds=5)
 
 #: Seconds after which an entry that the leader lacks counts as deleted. In a rolling deploy it lacks it for less.
 _DELETED_AFTER = 3600.0
@@ -166,7 +169,7 @@ class EntrySource:
     def check(self, entry: ScheduledEntry, position: datetime) -> tuple[bool, float]:
         celery_entry = entry.celery_entry
         if position > NEVER:
-            celery_entry.last_run_at = position
+            celery_entry.last_run_at = _by_clock_of(celery_entry.schedule, position, self._clock.wall())
         due, check_in = self._scheduler.is_due(celery_entry)
         usable = isinstance(check_in, int | float) and check_in > 0
         if not usable:
@@ -201,12 +204,21 @@ def default_misfire(settings: Settings) -> MisfireRules:
 
 
 def signature(entry: ScheduleEntry, recurrence: Recurrence | None) -> str:
-    """Return a digest of the entry's schedule that is the same in every process."""
-    schedule: Any = entry.schedule
-    content = f"{type(schedule).__qualname__}"
-    if recurrence is not None:
-        content += f" {schedule!r} {getattr(schedule, 'run_every', '')} {schedule.tz}"
-    return short_digest(content)
+    """Return a digest of the entry's schedule, the same in every process and for each schedule with its instants.
+
+    A schedule that can only be asked has a digest of its class: a change of its values is not an edit.
+    """
+    return short_digest(type(entry.schedule).__qualname__ if recurrence is None else recurrence.identity)
+
+
+def _by_clock_of(schedule: Any, instant: datetime, wall: float) -> datetime:
+    """Return the instant by the schedule's own clock, which may be in another zone (``nowfun``) and run apart."""
+    now: datetime = schedule.now()
+    if now.tzinfo is None:
+        # As Celery reads it.
+        now = now.replace(tzinfo=UTC)
+    apart = now - datetime.fromtimestamp(wall, UTC)
+    return instant.astimezone(now.tzinfo) + (apart if abs(apart) > _CLOCKS_APART else timedelta())
 
 
 def short_digest(content: str) -> str:

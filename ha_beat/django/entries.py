@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery import Celery
-from celery.schedules import crontab, schedstate, schedule, solar
+from celery.schedules import schedstate
 from django.utils import timezone
 from django_celery_beat.clockedschedule import clocked
 from django_celery_beat.schedulers import ModelEntry
@@ -19,6 +18,7 @@ from ha_beat.schedule.entry_options import KEY, EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.schedule.recurrence import starting_deadline
+from ha_beat.schedule_source import short_digest
 
 __all__ = ["RowEntry"]
 
@@ -73,7 +73,7 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
         if own is not None:
             self.options[KEY] = own
         self.instants = Cached(instants_of(model, self.schedule))
-        self.signature = _signature(model, self.schedule)
+        self.signature = short_digest(self.instants.identity)
         self.expires = utc(model.expires) if model.expires else None
         self._rules: tuple[tuple[MisfireRules, str], EntryOptions] | None = None
         self.since: datetime | None = None
@@ -141,26 +141,6 @@ def _schedule_columns(model: Any) -> tuple[tuple[str, Any], ...]:
         else:
             found |= {f"{kind}__{column}": getattr(source, column) for column in columns}
     return tuple(found.items())
-
-
-def _signature(model: Any, source: Any) -> str:
-    """Return a digest of the row's schedule, the same in every process."""
-    parts: tuple[object, ...]
-    if isinstance(source, clocked):
-        parts = (utc(source.clocked_time),)
-    elif isinstance(source, crontab):
-        fields = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
-        parts = (*(getattr(source, f"_orig_{name}") for name in fields), source.tz)
-    elif isinstance(source, solar):
-        parts = (source.event, float(source.lat), float(source.lon))
-    elif isinstance(source, schedule):
-        every: Any = source.run_every  # type: ignore[attr-defined]
-        parts = (every,)
-    else:
-        parts = (repr(source),)
-    start = utc(model.start_time) if model.start_time else ""
-    text = " ".join(str(part) for part in (type(source).__name__, *parts, start))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def misfire_headers(headers: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

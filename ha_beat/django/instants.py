@@ -26,6 +26,10 @@ class Clocked:
     def __init__(self, at: datetime) -> None:
         self._at = at
 
+    @property
+    def identity(self) -> str:
+        return f"clocked {self._at}"
+
     def next_after(self, instant: datetime) -> datetime:
         return self._at if instant < self._at else FOREVER
 
@@ -47,6 +51,11 @@ class Window:
         self._inner = inner
         self._start = start
         self._until = until
+
+    @property
+    def identity(self) -> str:
+        """Leave out the end: instants before it do not depend on it."""
+        return self._inner.identity if self._start is None else f"{self._inner.identity} from {self._start}"
 
     def next_after(self, instant: datetime) -> datetime:
         following = self._following(instant)
@@ -98,6 +107,10 @@ class Cached:
     def __init__(self, inner: Recurrence) -> None:
         self.inner = inner
         self._last: tuple[datetime, datetime] | None = None
+
+    @property
+    def identity(self) -> str:
+        return self.inner.identity
 
     def next_after(self, instant: datetime) -> datetime:
         last = self._last

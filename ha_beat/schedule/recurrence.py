@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from datetime import date, datetime, time, timedelta, tzinfo
+from types import FunctionType
 from typing import Any, Protocol
 
 from celery.beat import ScheduleEntry
@@ -26,6 +27,11 @@ class Recurrence(Protocol):
 
     A class may define more methods: ``origin``, ``first_from`` and ``owed_late``, see the functions of these names.
     """
+
+    @property
+    def identity(self) -> str:
+        """Return a text that is the same in every process for each schedule with these instants."""
+        ...
 
     def next_after(self, instant: datetime) -> datetime:
         """Return the due instant that follows a due instant; ``FOREVER`` if there is none."""
@@ -73,20 +79,37 @@ class Interval:
     """Recurrence at a fixed distance from the last due instant, without drift."""
 
     def __init__(self, source: Any) -> None:
-        if source.run_every <= timedelta(0):
-            raise ValueError(f"the interval must be longer than 0 s, but is {source.run_every}")
-        self._every: timedelta = source.run_every
+        self._source = source
+        _ = self._every
+
+    @property
+    def _every(self) -> timedelta:
+        """Return the interval, which a program may assign at any time. Raises ValueError."""
+        every: timedelta = self._source.run_every
+        if every <= timedelta(0):
+            raise ValueError(f"the interval must be longer than 0 s, but is {every}")
+        return every
+
+    @property
+    def identity(self) -> str:
+        return f"interval {_microseconds(self._every)}"
 
     def next_after(self, instant: datetime) -> datetime:
         return instant + self._every
 
     def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:
-        count = (now - known) // self._every
-        return known + count * self._every, count
+        every = self._every
+        count = (now - known) // every
+        return known + count * every, count
 
     def first_from(self, known: datetime, since: datetime) -> datetime:
         """Return the first instant from ``since`` on the grid of ``known``, before or after it."""
-        return known - (known - since) // self._every * self._every
+        every = self._every
+        return known - (known - since) // every * every
+
+
+def _microseconds(duration: timedelta) -> int:
+    return duration // timedelta(microseconds=1)
 
 
 class _Searched:
@@ -103,6 +126,10 @@ class _Searched:
         if last is None or last[0] != instant:
             last = self._last = (instant, self._search(instant))
         return last[1]
+
+    @property
+    def identity(self) -> str:
+        raise NotImplementedError
 
     def _search(self, instant: datetime) -> datetime:
         raise NotImplementedError
@@ -135,9 +162,14 @@ class RelativeInterval(_Searched):
     def __init__(self, source: Any) -> None:
         self._source = source
 
+    @property
+    def identity(self) -> str:
+        return f"relative {_microseconds(self._source.run_every)} {self._source.tz}"
+
     def _search(self, instant: datetime) -> datetime:
         source = self._source
-        left = remaining(source.maybe_make_aware(instant), source.run_every, instant, source.relative)
+        # Celery rounds in the zone of the last run, which is the app's.
+        left = remaining(instant.astimezone(source.tz), source.run_every, instant, source.relative)
         return instant + left
 
 
@@ -149,8 +181,17 @@ class Crontab(_Searched):
 
     def __init__(self, source: Any) -> None:
         self._source = source
-        self._hours = sorted(source.hour)
-        self._minutes = sorted(source.minute)
+        self._read_fields()
+
+    def _read_fields(self) -> None:
+        self._fields = hour, minute = self._source.hour, self._source.minute
+        self._hours, self._minutes = sorted(hour), sorted(minute)
+
+    @property
+    def identity(self) -> str:
+        source = self._source
+        fields = (source.minute, source.hour, source.day_of_month, source.month_of_year, source.day_of_week)
+        return f"crontab {[sorted(values) for values in fields]} {source.tz}"
 
     def _search(self, instant: datetime) -> datetime:
         # Celery before 5.6 reads the fields in the given zone and compares them with today's date.
@@ -163,6 +204,9 @@ class Crontab(_Searched):
 
     def _later_that_day(self, instant: datetime, local: datetime) -> datetime | None:
         """Return the next instant if it is on the same day, with no change of the clock in between."""
+        if self._source.hour is not self._fields[0] or self._source.minute is not self._fields[1]:
+            # A program may assign them at any time.
+            self._read_fields()
         if local.fold or not self._matches(local):
             return None
         hour, place = local.hour, bisect_right(self._minutes, local.minute)
@@ -211,13 +255,20 @@ class Solar(_Searched):
     def __init__(self, source: Any) -> None:
         self._source = source
 
+    @property
+    def identity(self) -> str:
+        source = self._source
+        return f"solar {source.event} {float(source.lat)} {float(source.lon)}"
+
     def _search(self, instant: datetime) -> datetime:
         event: datetime = instant + _at(instant, self._source).remaining_estimate(instant + timedelta(seconds=1))
         return (event + timedelta(microseconds=500_000)).replace(microsecond=0)  # guard: solar-seconds
 
 
 _OWN = {schedule: Interval, crontab: Crontab, solar: Solar}
-_DECIDING = ("is_due", "remaining_estimate", "remaining_delta")
+
+#: Kinds of methods. A class attribute of another kind that has ``__get__`` computes a value.
+_METHODS = (FunctionType, staticmethod, classmethod)
 
 
 def recurrence_of(entry: ScheduleEntry) -> Recurrence | None:
@@ -227,17 +278,30 @@ def recurrence_of(entry: ScheduleEntry) -> Recurrence | None:
         ValueError: the schedule has no due instants.
     """
     source: Any = entry.schedule
-    if type(entry).is_due is not ScheduleEntry.is_due:
+    if type(entry).is_due is not ScheduleEntry.is_due or "is_due" in getattr(entry, "__dict__", ()):
+        return None
+    if type(entry).schedule is not None:
+        # A property, for example.
         return None
     for kind, recurrence in _OWN.items():
         if isinstance(source, kind):
-            if any(getattr(type(source), name, None) is not getattr(kind, name, None) for name in _DECIDING):
+            if getattr(source, "nowfun", None) is not None or not _as_defined(source, kind):
                 return None
             if getattr(source, "relative", False):
                 return RelativeInterval(source)
             made: Any = recurrence(source)
             return made  # type: ignore[no-any-return]
     return None
+
+
+def _as_defined(source: Any, kind: type) -> bool:
+    """True if nothing of ``kind`` is replaced, by a subclass or on the object, and no attribute is computed."""
+    own = [cls for cls in type(source).__mro__ if not issubclass(kind, cls)]
+    for name, value in ((name, value) for cls in own for name, value in vars(cls).items()):
+        computed = hasattr(value, "__get__") and not isinstance(value, _METHODS)
+        if name == "__getattribute__" or (not name.startswith("__") and (computed or hasattr(kind, name))):
+            return False
+    return not any(callable(getattr(kind, name, None)) for name in getattr(source, "__dict__", ()))
 
 
 def starting_deadline(entry: ScheduleEntry) -> float | None:
