@@ -142,7 +142,8 @@ class Ours:
     def __init__(self, world: World, source: Any) -> None:
         self.world, self.entry = world, entry_of(world, source)
         self.position = world.now
-        self.source: Any = EntrySource(SimpleNamespace(is_due=lambda entry: entry.is_due()))
+        self.source: Any = object.__new__(EntrySource)
+        self.source._scheduler = SimpleNamespace(is_due=lambda entry: entry.is_due())
         self.source._clock = SimpleNamespace(wall=world.wall)
 
     def run(self, minutes: int) -> list[datetime]:
