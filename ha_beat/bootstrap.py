@@ -33,6 +33,7 @@ from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import build_request_handler
 from ha_beat.monitoring.logs import LogWriter
 from ha_beat.monitoring.setup import Monitoring, set_up_monitoring
+from ha_beat.monitoring.status import LeaderWork
 from ha_beat.reasons import Duty, TermEnd
 from ha_beat.settings import Settings
 from ha_beat.signals import SignalRelay
@@ -237,8 +238,9 @@ class _Assembly:
             keys=self.keys,
             client=self.link().client,
             election=elector.handle,
-            due_queue=lambda: enqueuer.due_queue,
-            now=enqueuer.now,
+            work=LeaderWork(lambda: enqueuer.due_queue, enqueuer.now, enqueuer.serves, self.source.ready),
+            # With its own connection: the main loop uses the other publisher.
+            check_broker=Publisher(self.app, self.settings.command_timeout, self.clock).ready,
             clock=self.clock,
             events=self.events,
             duties=self.duties,

@@ -29,7 +29,7 @@ from ha_beat.client import ClusterClient
 from ha_beat.errors import StoreError
 from ha_beat.monitoring.doctor import Examination
 from ha_beat.monitoring.request_wording import pause_text, reply_text
-from ha_beat.monitoring.status import cluster_document, spans
+from ha_beat.monitoring.status import cluster_document, spans, unattended
 from ha_beat.monitoring.wording import health, phrase
 from ha_beat.reasons import Level, RequestKind
 from ha_beat.store.journal import TermRecord, VerdictRecord
@@ -41,6 +41,9 @@ _SCHEDULE = re.compile(r"^<(.*?)(?: \(m/h/dM/MY/d\))?>$")
 
 #: Seconds that an occurrence may be overdue before `check` fails.
 _OVERDUE = 60.0
+
+#: Seconds that `check` waits for a new leader to take up the schedule.
+_TAKE_UP_WITHIN = 5.0
 
 
 @click.command(epilog="Example: celery -A proj ha-beat status --watch")
@@ -94,7 +97,7 @@ def _pause_of(view: ClusterView) -> Pause | None:
 
 
 def _show_status(cluster: ClusterClient, view: ClusterView, terms: list[TermRecord]) -> None:
-    output.show_fields([*_cluster_fields(cluster, view), *_schedule_fields(view)])
+    output.show_fields([*_cluster_fields(cluster, view), *_schedule_fields(cluster, view)])
     click.echo()
     rows = [_member_row(member, view.server_ms) for member in view.members]
     if rows:
@@ -126,8 +129,10 @@ def _cluster_fields(cluster: ClusterClient, view: ClusterView) -> Iterator[tuple
     yield "paused", pause_text(pause) if pause else "no"
 
 
-def _schedule_fields(view: ClusterView) -> Iterator[tuple[str, object]]:
+def _schedule_fields(cluster: ClusterClient, view: ClusterView) -> Iterator[tuple[str, object]]:
     leader = view.leading_member
+    if leader is None or not leader.taken_up:
+        yield "schedule", f"not taken up by a leader{_unattended_text(cluster, view)}"
     if leader is None:
         return
     late = f", the oldest {output.lasting(leader.overdue_ms / 1000)} late" if leader.overdue_ms else ""
@@ -160,7 +165,7 @@ def _member_row(member: Member, now_ms: int) -> tuple[object, ...]:
 @click.option("--here", is_flag=True, help="Like --replica, for the replica on this host.")
 @on_cluster
 def check(cluster: ClusterClient, *, replica: str | None, here: bool) -> None:
-    """Exit with 0 if a leader keeps up with the schedule, 1 if not, 2 if Redis is unavailable."""
+    """Exit with 0 if a leader is ready and keeps up with the schedule, 1 if not, 2 if Redis is unavailable."""
     view = cluster.view()
     if replica or here:
         name = replica or socket.gethostname()
@@ -178,12 +183,37 @@ def check(cluster: ClusterClient, *, replica: str | None, here: bool) -> None:
     app = fingerprint(cluster.app)
     if leader.fingerprint not in {"", app}:
         raise CommandFailed(f"{leader.holder} leads for another app: {leader.fingerprint!r}, while this one is {app!r}")
-    leading, paused = view.leading_member, _pause_of(view)
-    if leading is not None and leading.overdue_ms > _OVERDUE * 1000 and paused is None:
+    view = _await_taking_up(cluster, view)
+    leader, leading, paused = view.leader, view.leading_member, _pause_of(view)
+    if leader is None:
+        raise CommandFailed(leader_text(view))
+    if leading is None or not leading.taken_up:
+        raise CommandFailed(
+            f"{leader.holder} leads, but has not taken up the schedule{_unattended_text(cluster, view)}"
+        )
+    if leading.not_ready:
+        raise CommandFailed(f"{leader.holder} leads, but is not ready: {'; '.join(health(leading.not_ready))}")
+    if leading.overdue_ms > _OVERDUE * 1000 and paused is None:
         raise CommandFailed(
             f"{leader.holder} leads, but is {output.lasting(leading.overdue_ms / 1000)} behind the schedule"
         )
     click.echo(f"{leader.holder} leads" + (f"; paused {pause_text(paused)}" if paused else ""))
+
+
+def _await_taking_up(cluster: ClusterClient, view: ClusterView) -> ClusterView:
+    """Return the view once a leader has taken up the schedule: a new one needs a moment."""
+    until = cluster.clock.elapsed() + _TAKE_UP_WITHIN
+    while not view.taken_up and cluster.clock.elapsed() < until:
+        cluster.clock.sleep(0.25)
+        view = cluster.view()
+    return view
+
+
+def _unattended_text(cluster: ClusterClient, view: ClusterView) -> str:
+    """Return what is due while no leader has it on its queue."""
+    found = unattended(cluster.ledger.read(), view.server_ms)
+    late = output.lasting(found.overdue(view.server_ms))
+    return f"; {found.due} due, the oldest {late} late" if found.due else ""
 
 
 @click.command("next", epilog="Example: celery -A proj ha-beat next --limit 5")

@@ -96,9 +96,22 @@ DEFINITIONS = (
     Definition("entry_failures", "counter", "Failures of a single entry's schedule, message or ledger row."),
     Definition("state_losses", "counter", "Losses of data in Redis."),
     Definition("invariant_breaks", "counter", "Broken invariants, by rule.", ("rule",)),
+    Definition(
+        "taken_up",
+        "gauge",
+        "1 if this replica leads and has loaded schedule and ledger, else 0.",
+    ),
     Definition("entries", "gauge", "Entries in the leader's due queue; 0 on a standby."),
-    Definition("due_backlog", "gauge", "Entries that are due and not dispatched; 0 on a standby."),
-    Definition("overdue_seconds", "gauge", "Time for which the oldest due entry has been due; 0 on a standby."),
+    Definition(
+        "due_backlog",
+        "gauge",
+        "Entries that are due and not dispatched; 0 on a standby if a leader has them on its queue.",
+    ),
+    Definition(
+        "overdue_seconds",
+        "gauge",
+        "Time for which the oldest due entry has been due; 0 on a standby if a leader has it on its queue.",
+    ),
     Definition("last_tick_age_seconds", "gauge", "Time since beat's main loop last made progress."),
     Definition(
         "duty_late_seconds",
@@ -106,7 +119,7 @@ DEFINITIONS = (
         "Time since a late duty of this replica was last done; 0 while it is done in time.",
         ("duty",),
     ),
-    Definition("ready", "gauge", "1 if this replica leads or could lead, else 0."),
+    Definition("ready", "gauge", "1 if this replica is able to lead, else 0."),
     Definition("paused", "gauge", "1 while the cluster is paused, else 0."),
     Definition("members", "gauge", "Living replicas by role, as this replica sees them.", ("role",)),
     Definition("warnings", "gauge", "Current warnings by code.", ("code",)),
@@ -323,6 +336,7 @@ class Metrics:
             "due_backlog": float(status.backlog()),
             "overdue_seconds": status.overdue(),
             "last_tick_age_seconds": status.idle,
+            "taken_up": float(status.taken_up),
             "ready": float(not status.ready()),
             "paused": float(bool(view and view.paused)),
         }

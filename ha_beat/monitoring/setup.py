@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ha_beat.clock import Clock
 from ha_beat.duties import Duties
 from ha_beat.events import Events
-from ha_beat.leader.due_queue import DueQueue
+from ha_beat.monitoring.broker_probe import BrokerProbe
 from ha_beat.monitoring.invariants import InvariantChecker
 from ha_beat.monitoring.metrics import Metrics
-from ha_beat.monitoring.status import ElectionStatus, Poller, ReplicaStatus
+from ha_beat.monitoring.status import ElectionStatus, LeaderWork, Poller, ReplicaStatus
 from ha_beat.monitoring.watchdog import Watchdog
 from ha_beat.settings import Settings
 from ha_beat.store.journal import Journal
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Replica
+from ha_beat.store.ledger import Ledger
 from ha_beat.store.membership import Members
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Monitoring:
     http: HttpServer | None
     clock: Clock
     watchdog: Watchdog
+    broker: BrokerProbe
 
     def describe(self, schedule: str, scheduler: str) -> None:
         """Take a digest of the schedule, or an empty text, and the scheduler class."""
@@ -47,6 +48,7 @@ class Monitoring:
         """Start the threads that do not run. Must be called after any fork."""
         self.poller.thread.keep_running()
         self.watchdog.thread.keep_running()
+        self.broker.thread.keep_running()
         if self.http is not None:
             self.http.thread.keep_running()
 
@@ -54,6 +56,7 @@ class Monitoring:
         """Ask the threads to stop. Does not wait."""
         self.poller.stop()
         self.watchdog.stop()
+        self.broker.stop()
 
     def finish_stop(self) -> None:
         """Wait a moment until the member record is removed. Takes no lock, so a signal handler may call it."""
@@ -71,8 +74,8 @@ def set_up_monitoring(
     keys: Keys,
     client: Callable[[], Any],
     election: ElectionStatus,
-    due_queue: Callable[[], DueQueue],
-    now: Callable[[], datetime],
+    work: LeaderWork,
+    check_broker: Callable[[], None],
     clock: Clock,
     events: Events,
     duties: Duties,
@@ -80,18 +83,29 @@ def set_up_monitoring(
 ) -> Monitoring:
     """Return the monitoring of a replica, without connecting. No other thread may use the connections of ``client``."""
     status = ReplicaStatus(
-        replica, settings.cluster, clock, election, due_queue, now, duties, stall_timeout=settings.stall_timeout
+        replica, settings.cluster, clock, election, work, duties, stall_timeout=settings.stall_timeout
     )
     events.subscribe(status.memory)
     address = settings.http_address
     members, journal = Members(client, keys), Journal(client, keys)
     checker = InvariantChecker(members, journal, events.emit)
-    poller = Poller(status, members, journal, clock, full=address is not None, checker=checker, emit=events.emit)
+    poller = Poller(
+        status,
+        members,
+        journal,
+        clock,
+        full=address is not None,
+        checker=checker,
+        emit=events.emit,
+        ledger=Ledger(client, keys),
+    )
+    watchdog = Watchdog(status, duties, clock, events.emit)
+    broker = BrokerProbe(check_broker, duties, clock, events.emit)
     if address is None:
-        return Monitoring(status, poller, None, None, clock, Watchdog(duties, clock, events.emit))
+        return Monitoring(status, poller, None, None, clock, watchdog, broker)
     from ha_beat.monitoring.http import HttpServer, Site
 
     metrics = Metrics(status, versions, per_entry=settings.metrics_per_entry)
     events.subscribe(metrics)
     http = HttpServer(Site(status, metrics.text, clock), *address, duties=duties, emit=events.emit)
-    return Monitoring(status, poller, metrics, http, clock, Watchdog(duties, clock, events.emit))
+    return Monitoring(status, poller, metrics, http, clock, watchdog, broker)

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.duties import Duties
+from ha_beat.monitoring.service_manager import ServiceManager
+from ha_beat.monitoring.status.replica import TAKE_UP_WITHIN, ReplicaStatus
+from ha_beat.reasons import Duty, DutyFault
 from ha_beat.threads import LastingThread
 
 #: Seconds between two checks.
@@ -14,11 +17,20 @@ _INTERVAL = 0.5
 
 
 class Watchdog:
-    """Thread that reports late duties."""
+    """Thread that notices what a replica's other threads cannot report themselves, and reports late duties."""
 
-    def __init__(self, duties: Duties, clock: Clock, emit: Callable[[events.Event], None]) -> None:
+    def __init__(
+        self,
+        status: ReplicaStatus,
+        duties: Duties,
+        clock: Clock,
+        emit: Callable[[events.Event], None],
+        manager: ServiceManager | None = None,
+    ) -> None:
+        self._status = status
         self._duties = duties
         self._clock = clock
+        self._manager = manager or ServiceManager()
         self._closing = False
         self.thread = LastingThread(name="ha_beat-watchdog", run=self._run, clock=clock, emit=emit)
 
@@ -27,7 +39,24 @@ class Watchdog:
         self._closing = True
         self.thread.stop()
 
+    def check(self) -> None:
+        """Check the main loop and the leader's work, and report what is late."""
+        status, duties = self._status, self._duties
+        if status.stalled:
+            duties.failed(Duty.MAIN_LOOP, DutyFault.OVERDUE)
+        else:
+            duties.done(Duty.MAIN_LOOP)
+        if status.term is None:
+            duties.suspend(Duty.TAKE_UP)
+        elif status.taken_up:
+            duties.done(Duty.TAKE_UP)
+        else:
+            duties.expect(Duty.TAKE_UP, within=TAKE_UP_WITHIN)
+        duties.check()
+        self._manager.watch(ready=not status.ready(), progress=not status.stalled)
+
     def _run(self) -> None:
         while not self._closing:
-            self._duties.check()
+            self.check()
             self._clock.sleep(_INTERVAL)
+        self._manager.stopping()

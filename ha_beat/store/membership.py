@@ -48,7 +48,7 @@ class Member:
     the URL of its endpoint, ``""`` for none. ``schedule`` is a digest of its schedule, ``""`` if it was not read.
     ``scheduler`` is its scheduler class, as ``module:Class``. ``clock_offset_ms`` is its clock minus the server's.
     ``not_ready`` has a detail for each :class:`~ha_beat.reasons.HealthReason` that keeps it from leading. A leader sets
-    the fields from ``entries`` on. It has more than 15 fields because the record has.
+    the fields from ``taken_up`` on. It has more than 15 fields because the record has.
     """
 
     id: str
@@ -65,6 +65,8 @@ class Member:
     scheduler: str = ""
     clock_offset_ms: int = 0
     not_ready: Mapping[str, str] = field(default_factory=dict)
+    #: True if this leader has loaded schedule and ledger.
+    taken_up: bool = False
     entries: int = 0
     backlog: int = 0
     overdue_ms: int = 0
@@ -102,7 +104,7 @@ class Member:
         return abs(server_ms - self.seen_ms) <= MEMBER_TIMEOUT * 1000
 
 
-_PLAIN: Mapping[str, type] = {"str": str, "int": int}
+_PLAIN: Mapping[str, type] = {"str": str, "int": int, "bool": bool}
 
 
 def _of_kind(kind: type | None, value: Any) -> Any:
@@ -170,6 +172,12 @@ class ClusterView:
     def leading_member(self) -> Member | None:
         """Return the leader's member record, or ``None`` if there is no leader or no record of it."""
         return next((member for member in self.members if member.role == "leader"), None)
+
+    @property
+    def taken_up(self) -> bool:
+        """True if the leader has loaded schedule and ledger, by its member record."""
+        leading = self.leading_member
+        return leading is not None and leading.taken_up
 
 
 def _leader(lease: LeaseRecord | None, server_ms: int) -> LeaseRecord | None:

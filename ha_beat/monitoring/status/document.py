@@ -51,6 +51,7 @@ def cluster_document(
         "members": [_member(member) for member in members],
         "entries": leading.entries if leading else None,
         "backlog": leading.backlog if leading else None,
+        "taken_up": leading is not None and leading.taken_up,
         "overdue_s": leading.overdue_ms / 1000 if leading else None,
         "upcoming": [asdict(line) for line in leading.upcoming] if leading else [],
         "recent": [_verdict(record) for record in recent],
@@ -73,6 +74,7 @@ def document(status: ReplicaStatus) -> dict[str, Any]:
             members=members,
             now_ms=status.now_ms(),
         ),
+        **({"backlog": status.backlog(), "overdue_s": status.overdue()} if snapshot.unattended.due else {}),
         "replica": {
             "id": replica.id,
             "role": status.role,
@@ -82,9 +84,10 @@ def document(status: ReplicaStatus) -> dict[str, Any]:
             "since_ms": status.since_ms,
             "live": not live,
             "ready": not ready,
-            "not_ready": _problems({**live, **ready}),
+            "reasons": _problems({**live, **ready}),
             "last_tick_s": round(status.idle, 3),
             "trust_s": round(status.trust_left, 3),
+            "taken_up": status.taken_up,
             "late": [
                 {"duty": duty, "reason": late.reason, "late_s": round(late.seconds, 3), "detail": late.detail}
                 for duty, late in status.duties.late().items()

@@ -12,9 +12,11 @@ from ha_beat.monitoring.invariants import CHECK_INTERVAL, InvariantChecker
 from ha_beat.monitoring.status.journal_follower import JournalFollower
 from ha_beat.monitoring.status.replica import ReplicaStatus
 from ha_beat.monitoring.status.snapshot import Snapshot
+from ha_beat.monitoring.status.unattended import NOTHING_UNATTENDED, unattended
 from ha_beat.reasons import Duty, RedisRisk
 from ha_beat.store.journal import Journal
-from ha_beat.store.membership import MEMBER_INTERVAL, Members, ServerSettings
+from ha_beat.store.ledger import Ledger
+from ha_beat.store.membership import MEMBER_INTERVAL, ClusterView, Members, ServerSettings
 from ha_beat.threads import LastingThread
 
 #: Seconds between two polls of a replica that serves its state.
@@ -25,6 +27,10 @@ _SERVER_INTERVAL = 30.0
 
 #: Seconds without a completed poll after which the duty counts as late.
 _POLL_WITHIN = 30.0
+
+#: Seconds without a leader's queue after which the ledger is read for what is due, and between two such reads.
+_UNATTENDED_AFTER = 10.0
+_LEDGER_INTERVAL = 15.0
 
 #: Longest time in seconds until the thread reacts to a request to poll or to stop.
 _SLICE = 0.1
@@ -51,6 +57,7 @@ class Poller:
         full: bool,
         checker: InvariantChecker | None = None,
         emit: Callable[[events.Event], None] = lambda _: None,
+        ledger: Ledger | None = None,
     ) -> None:
         """With ``full`` it reads the state of the cluster, else it only registers the replica.
 
@@ -67,6 +74,11 @@ class Poller:
         self._server_at = float("-inf")
         self._server: ServerSettings | None = None
         self._known_risks: set[RedisRisk] = set()
+        self._ledger = ledger
+        #: Since when no leader has taken up the schedule, and when the ledger is read next.
+        self._unattended_since: float | None = None
+        self._ledger_at = 0.0
+        self._unattended = NOTHING_UNATTENDED
         self._closing = False
         #: True once the member record is removed.
         self.removed = False
@@ -93,6 +105,7 @@ class Poller:
                 self._read_server()
             if view is not None:
                 self._journal.follow(view)
+                self._read_unattended(view)
             self._check(leading=leading)
         except StoreError as exc:
             status.snapshot = replace(before, unreachable=str(exc))
@@ -108,7 +121,19 @@ class Poller:
             server=self._server,
             recent=self._journal.recent(),
             terms=self._journal.terms(view) if view else (),
+            unattended=self._unattended,
         )
+
+    def _read_unattended(self, view: ClusterView) -> None:
+        """Read from the ledger what is due, seldom, and only while no leader has taken up the schedule for a while."""
+        now = self._clock.elapsed()
+        if view.taken_up or self._ledger is None:
+            self._unattended_since, self._unattended = None, NOTHING_UNATTENDED
+            return
+        self._unattended_since = now if self._unattended_since is None else self._unattended_since
+        if now - self._unattended_since >= _UNATTENDED_AFTER and now >= self._ledger_at:
+            self._ledger_at = now + _LEDGER_INTERVAL
+            self._unattended = unattended(self._ledger.read(), view.server_ms)
 
     # --- The thread
 

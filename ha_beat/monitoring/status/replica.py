@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
 from ha_beat.clock import Clock, to_micros
-from ha_beat.duties import Duties
-from ha_beat.leader.due_queue import DueQueue, seconds_overdue
+from ha_beat.duties import Duties, LateDuty
+from ha_beat.leader.due_queue import DueQueue
 from ha_beat.monitoring.status import warnings
 from ha_beat.monitoring.status.event_memory import EventMemory
 from ha_beat.monitoring.status.snapshot import Snapshot
 from ha_beat.monitoring.status.warnings import StatusWarning
-from ha_beat.reasons import HealthReason, WarningCode
+from ha_beat.monitoring.wording import phrase
+from ha_beat.reasons import Duty, HealthReason, WarningCode
 from ha_beat.store.lease import Replica, Term
 from ha_beat.store.membership import Member, Upcoming
 
@@ -38,6 +39,25 @@ class ElectionStatus(Protocol):
         """True if the thread is alive."""
 
 
+#: Seconds for which the schedule may be unreadable before a replica that has read it is not ready.
+_SCHEDULE_TOLERANCE = 30.0
+
+#: Seconds within which a new leader must have loaded schedule and ledger.
+TAKE_UP_WITHIN = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderWork:
+    """What the status reads of the leader's work. ``now`` returns the scheduling time."""
+
+    due_queue: Callable[[], DueQueue]
+    now: Callable[[], datetime]
+    #: True if schedule and ledger are loaded under the term.
+    taken_up: Callable[[Term], bool]
+    #: True if there is a schedule to lead with.
+    schedule_read: Callable[[], bool]
+
+
 #: Details of why a replica is not live or not ready, by :class:`HealthReason`; empty if it is.
 Health = Mapping[str, str]
 
@@ -54,13 +74,12 @@ class ReplicaStatus:
         cluster: str,
         clock: Clock,
         election: ElectionStatus,
-        due_queue: Callable[[], DueQueue],
-        now: Callable[[], datetime],
+        work: LeaderWork,
         duties: Duties,
         *,
         stall_timeout: float,
     ) -> None:
-        """``now`` returns the scheduling time; ``stall_timeout`` is in seconds."""
+        """``stall_timeout`` is in seconds."""
         self.replica = replica
         self.cluster = cluster
         self.duties = duties
@@ -75,8 +94,7 @@ class ReplicaStatus:
         self.since_ms = round(clock.wall() * 1000)
         self._clock = clock
         self._election = election
-        self._due_queue = due_queue
-        self._now = now
+        self._work = work
         self._stall_timeout = stall_timeout
 
     # --- Election and Redis
@@ -93,6 +111,17 @@ class ReplicaStatus:
     def idle(self) -> float:
         """Return the seconds since the main loop last made progress."""
         return self._election.idle
+
+    @property
+    def stalled(self) -> bool:
+        """True if the main loop makes no progress."""
+        return self.idle > self._stall_timeout
+
+    @property
+    def taken_up(self) -> bool:
+        """True if this replica leads and has loaded schedule and ledger."""
+        term = self.term
+        return term is not None and self._work.taken_up(term)
 
     @property
     def trust_left(self) -> float:
@@ -126,18 +155,18 @@ class ReplicaStatus:
     def live(self) -> Health:
         """Return why the process does not work. Its role and Redis do not matter."""
         found: dict[str, str] = {}
-        idle = self.idle
-        if idle > self._stall_timeout:
-            found[HealthReason.STALLED] = f"{idle:.1f} s"
+        if self.stalled:
+            found[HealthReason.STALLED] = f"{self.idle:.1f} s"
         if not self._election.running:
             found[HealthReason.ELECTION_STOPPED] = ""
         return found
 
     def ready(self) -> Health:
-        """Return why this replica does not lead and could not."""
+        """Return why this replica is not able to lead, whether it leads or not."""
         found = dict(self.live())
         if self.last_error:
             found[HealthReason.SCHEDULER_FAILED] = self.last_error
+        found |= self._duties_for_leading()
         if self.term is None:
             if self.unreachable:
                 found[HealthReason.REDIS_UNREACHABLE] = self.unreachable
@@ -148,25 +177,43 @@ class ReplicaStatus:
                 found[HealthReason.OTHER_APP] = lease.fingerprint
         return found
 
-    # --- Schedule: zero on a standby
+    def _duties_for_leading(self) -> Health:
+        """Return which duties that a leader needs are late."""
+        late = self.duties.late()
+        found: dict[str, str] = {}
+        schedule, broker = late.get(Duty.READ_SCHEDULE), late.get(Duty.REACH_BROKER)
+        tolerated = schedule is None or schedule.seconds <= _SCHEDULE_TOLERANCE
+        if not self._work.schedule_read() or not tolerated:
+            found[HealthReason.SCHEDULE_UNREAD] = _why(schedule)
+        if broker is not None or not self.duties.ever_done(Duty.REACH_BROKER):
+            found[HealthReason.BROKER_UNREACHABLE] = _why(broker)
+        if Duty.TAKE_UP in late:
+            found[HealthReason.NOT_TAKEN_UP] = _why(late[Duty.TAKE_UP])
+        return found
+
+    # --- Schedule
 
     def entries(self) -> int:
         """Return the number of entries in the due queue."""
-        return 0 if self.term is None else len(self._due_queue())
+        return 0 if self.term is None else len(self._work.due_queue())
 
     def scheduled(self) -> frozenset[str]:
         """Return the names of the entries in the due queue."""
         if self.term is None:
             return frozenset()
-        return frozenset(state.label for state in list(self._due_queue().entries()))
+        return frozenset(state.label for state in list(self._work.due_queue().entries()))
 
     def backlog(self) -> int:
-        """Return the number of entries that are due."""
-        return 0 if self.term is None else self._due_queue().backlog(self._now())
+        """Return the number of entries that are due, 0 while another leader has them on its queue."""
+        if not self.taken_up:
+            return self.snapshot.unattended.due
+        return self._work.due_queue().backlog(self._work.now())
 
     def overdue(self) -> float:
-        """Return for how many seconds the oldest due entry has been due."""
-        return 0.0 if self.term is None else self._due_queue().overdue(self._now())
+        """Return for how many seconds the oldest due entry has been due, 0 while another leader has it on its queue."""
+        if not self.taken_up:
+            return self.snapshot.unattended.overdue(self.now_ms())
+        return self._work.due_queue().overdue(self._work.now())
 
     # --- Cluster
 
@@ -191,14 +238,15 @@ class ReplicaStatus:
         term = self.term
         if term is None:
             return member
-        due_queue = self._due_queue()
+        due_queue = self._work.due_queue()
         upcoming = due_queue.upcoming(_UPCOMING)
         return replace(
             member,
             epoch=term.epoch,
+            taken_up=self.taken_up,
             entries=len(due_queue),
             backlog=self.backlog(),
-            overdue_ms=round(seconds_overdue(upcoming, self._now()) * 1000),
+            overdue_ms=round(self.overdue() * 1000),
             upcoming=tuple(Upcoming(state.label, state.entry.task, to_micros(at) // 1000) for at, state in upcoming),
             failing=dict(self.memory.failing),
         )
@@ -217,9 +265,14 @@ class ReplicaStatus:
         found = [*warnings.of_redis(snapshot, self.unreachable)]
         if snapshot.view is not None and self.term is None:
             found += warnings.of_lease(snapshot.view.lease, self.now_ms())
+        found += [*warnings.of_unattended(snapshot.unattended, self.now_ms())]
         found += [*warnings.of_duties(self.duties.late())]
         found += [*self.memory.incidents(), *warnings.of_members(members), *warnings.of_verdicts(snapshot.recent)]
         if len(members) == 1 and not self.unreachable:
             message = "there is only one replica: no standby can take over"
             found.append(StatusWarning(WarningCode.NO_STANDBY, message, "notice"))
         return sorted(found, key=lambda warning: warning.level != "warning")
+
+
+def _why(late: LateDuty | None) -> str:
+    return "" if late is None else phrase(late.reason, late.detail)

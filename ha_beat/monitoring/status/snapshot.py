@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from ha_beat.monitoring.status.unattended import NOTHING_UNATTENDED, Unattended
 from ha_beat.reasons import TermEnd, TermStart
 from ha_beat.store.journal import TermRecord, VerdictRecord
 from ha_beat.store.lease import LeaseRecord
@@ -46,6 +47,8 @@ class Snapshot:
     server: ServerSettings | None = None
     recent: tuple[VerdictRecord, ...] = ()
     terms: tuple[TermSpan, ...] = ()
+    #: What is due while no leader has taken up the schedule.
+    unattended: Unattended = NOTHING_UNATTENDED
 
 
 def spans(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ha_beat.duties import LateDuty
 from ha_beat.monitoring.request_wording import pause_text
 from ha_beat.monitoring.status.snapshot import Snapshot
+from ha_beat.monitoring.status.unattended import Unattended
 from ha_beat.monitoring.wording import duration, duty_effect, health, instant, occurrences, phrase
 from ha_beat.reasons import Duty, WarningCode
 from ha_beat.store.journal import VerdictRecord
@@ -72,6 +73,14 @@ def of_members(members: Sequence[Member]) -> Iterable[StatusWarning]:
         yield StatusWarning(WarningCode.SCHEDULE_DRIFT, message)
     if len({each.version for each in members}) > 1:
         yield StatusWarning(WarningCode.VERSION_MIX, "the replicas run different versions of ha_beat", "notice")
+
+
+def of_unattended(found: Unattended, now_ms: int) -> Iterable[StatusWarning]:
+    """Yield a warning if something is due while no leader has taken up the schedule."""
+    if found.due:
+        late = duration(found.overdue(now_ms))
+        message = f"no leader has taken up the schedule: {found.due} due, the oldest for {late}"
+        yield StatusWarning(WarningCode.OVERDUE, message)
 
 
 def of_duties(late: Mapping[Duty, LateDuty]) -> Iterable[StatusWarning]:

@@ -13,7 +13,8 @@ from tests.faults.cluster import BeatCluster
 from tests.integration.django.beats import beats, kill_leader
 from tests.integration.django.conftest import Site
 from tests.integration.django.rows import every, fresh, row, soon, wait_until_disabled
-from tests.support.servers import wait_for
+from tests.integration.monitoring.support import ask
+from tests.support.servers import free_port, wait_for
 
 
 @contextlib.contextmanager
@@ -130,10 +131,17 @@ def test_replica_that_never_read_the_schedule_does_not_lead(postgres_site):
     row("task", interval=every(0.5))
     with contextlib.ExitStack() as stack:
         with database_stopped(postgres_site):
-            cluster = stack.enter_context(beats(postgres_site, replicas=1))
+            port = free_port()
+            env = {"HA_BEAT_HTTP_BIND": f"127.0.0.1:{port}"}
+            cluster = stack.enter_context(beats(postgres_site, replicas=1, env=env))
             cluster[0].wait_for_log("duty=read_schedule", 40)
-            time.sleep(1)
+            for _ in range(3):
+                time.sleep(1)
+                assert ask(port, "/livez").status == 200
+                answer = ask(port, "/readyz")
+                assert (answer.status, "schedule_unread" in answer.text) == (503, True)
             assert cluster.lease() == {}
         cluster.wait_for_leader()
         postgres_site.wait_for(within=20)
+        wait_for(lambda: ask(port, "/readyz").status == 200, 20, "readiness")
         cluster.assert_all_alive()

@@ -15,7 +15,8 @@ from ha_beat.leader.due_queue import DueQueue
 from ha_beat.monitoring.http import HttpServer, Site
 from ha_beat.monitoring.http.connection import Limits
 from ha_beat.monitoring.metrics import Metrics
-from ha_beat.monitoring.status import ReplicaStatus
+from ha_beat.monitoring.status import LeaderWork, ReplicaStatus
+from ha_beat.reasons import Duty
 from ha_beat.store.lease import Replica, Term
 from ha_beat.testing import SettableClock
 from tests.support.events import EventLog
@@ -37,6 +38,8 @@ class Scene:
     clock: SettableClock = field(default_factory=SettableClock)
     election: FakeElection = field(default_factory=FakeElection)
     due_queue: DueQueue = field(default_factory=DueQueue)
+    taken_up: bool = True
+    schedule_read: bool = True
     replica: Replica = field(
         default_factory=lambda: Replica("beat-0:abc123", "host-0", 42, "1.2.3", "shop", "http://127.0.0.1:8080")
     )
@@ -44,9 +47,10 @@ class Scene:
     def __post_init__(self) -> None:
         self.events = EventLog()
         self.duties = Duties(self.clock, self.events.append)
-        due_queue, now = lambda: self.due_queue, self.clock.now
+        self.duties.done(Duty.REACH_BROKER)
+        work = LeaderWork(lambda: self.due_queue, self.clock.now, lambda _: self.taken_up, lambda: self.schedule_read)
         self.status = ReplicaStatus(
-            self.replica, "shop", self.clock, self.election, due_queue, now, self.duties, stall_timeout=15.0
+            self.replica, "shop", self.clock, self.election, work, self.duties, stall_timeout=15.0
         )
 
     def lead(self, epoch: int = 7, seconds: float = 9.0) -> Term:
