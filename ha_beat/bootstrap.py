@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import celery
 from celery import Celery
@@ -46,6 +47,9 @@ from ha_beat.store.presence import RedisPresence
 from ha_beat.store.request_queue import Requests
 from ha_beat.store.shadow import Shadow, ShadowFeed
 
+if TYPE_CHECKING:
+    from ha_beat.monitoring.http import Endpoint
+
 #: Most events that wait for the log, and for the handlers of signals.
 _LOG_QUEUE = 20_000
 _SIGNAL_QUEUE = 1000
@@ -74,7 +78,8 @@ class _Assembly:
     def __init__(self, app: Celery, settings: Settings, source: ReplicaSource, clock: Clock) -> None:
         self.app, self.settings, self.source, self.clock = app, settings, source, clock
         self.keys = Keys(settings.cluster)
-        self.replica = _identity(app, settings)
+        self.endpoint = _endpoint(settings)
+        self.replica = _identity(app, settings, self.endpoint)
         self.events = Events()
         self.duties = Duties(clock, self.events.emit)
         log = LogWriter(self.replica.id, settings.cluster)
@@ -245,6 +250,7 @@ class _Assembly:
             events=self.events,
             duties=self.duties,
             versions={"version": __version__, "celery": celery.__version__},
+            endpoint=self.endpoint,
         )
 
 
@@ -259,15 +265,24 @@ def _leader_options(settings: Settings) -> LeaderOptions:
     )
 
 
-def _identity(app: Celery, settings: Settings) -> Replica:
+def _endpoint(settings: Settings) -> Endpoint | None:
+    if settings.http_address is None:
+        return None
+    from ha_beat.monitoring.http import choose_endpoint
+
+    return choose_endpoint(*settings.http_address)
+
+
+def _identity(app: Celery, settings: Settings, endpoint: Endpoint | None) -> Replica:
     """Return the identity of this process. Call it after any fork."""
     host, pid = socket.gethostname(), os.getpid()
     name = settings.replica or f"{host}:{pid}"
-    http = ""
-    if settings.http_address is not None:
+    http = url = ""
+    if endpoint is not None:
         from ha_beat.monitoring.http import advertised_url
 
-        http = advertised_url(*settings.http_address)
+        http = advertised_url(endpoint.host, endpoint.port)
+        url = (settings.page_url or "").replace("{replica}", name).replace("{port}", str(endpoint.port))
     return Replica(
         id=f"{name}:{new_token()[:6]}",
         host=host,
@@ -275,4 +290,5 @@ def _identity(app: Celery, settings: Settings) -> Replica:
         version=__version__,
         fingerprint=fingerprint(app),
         http=http,
+        url=url,
     )

@@ -82,7 +82,8 @@ def _row(record: Record) -> tuple[object, ...]:
         detail = f"{record.task_id} {_reason(record)}".strip()
     else:
         count = f"{data['count']} of {data['of']}" if "of" in data else ""
-        detail = " ".join(str(part) for part in (data.get("why"), count, data.get("asked_by")) if part)
+        by = f"by {data['asked_by']}" if data.get("asked_by") else ""
+        detail = "; ".join(str(part) for part in (count, data.get("why"), by) if part)
     return output.instant(record.ms), what, entry, due, late, record.by, record.epoch, detail
 
 

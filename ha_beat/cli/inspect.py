@@ -30,7 +30,7 @@ from ha_beat.errors import StoreError
 from ha_beat.monitoring.doctor import Examination
 from ha_beat.monitoring.request_wording import pause_text, reply_text
 from ha_beat.monitoring.status import cluster_document, spans, unattended
-from ha_beat.monitoring.wording import health, phrase
+from ha_beat.monitoring.wording import entries_text, health, phrase
 from ha_beat.reasons import Level, RequestKind
 from ha_beat.store.journal import TermRecord, VerdictRecord
 from ha_beat.store.membership import ClusterView, Member
@@ -56,9 +56,16 @@ _TAKE_UP_WITHIN = 5.0
     show_default=True,
     help="Seconds between two updates of --watch.",
 )
+@click.option("--leader-host", is_flag=True, help="Print only the host of the leader, for scripts.")
 @on_cluster
-def status(cluster: ClusterClient, *, as_json: bool, watch: bool, interval: float) -> None:
+def status(cluster: ClusterClient, *, as_json: bool, watch: bool, interval: float, leader_host: bool) -> None:
     """Show the leader, the replicas and the state of the schedule."""
+    if leader_host:
+        view = cluster.view()
+        if view.leader is None:
+            raise CommandFailed(leader_text(view))
+        click.echo(view.leader.host)
+        return
     if not watch:
         _show_once(cluster, as_json=as_json)
         return
@@ -136,10 +143,12 @@ def _schedule_fields(cluster: ClusterClient, view: ClusterView) -> Iterator[tupl
     if leader is None:
         return
     late = f", the oldest {output.lasting(leader.overdue_ms / 1000)} late" if leader.overdue_ms else ""
-    yield "schedule", f"{leader.entries} entries, {leader.backlog} due now{late}"
+    yield "schedule", f"{entries_text(leader.entries)}, {leader.backlog} due{late}"
     for upcoming in leader.upcoming[:1]:
-        wait = (upcoming.at_ms - view.server_ms) / 1000
-        yield "next", f"{upcoming.entry} in {output.lasting(wait)}" if wait > 0 else f"{upcoming.entry}, due now"
+        # The record is up to two seconds old. An entry that fell due since then has run, as far as is known.
+        wait = max(0.0, (upcoming.at_ms - view.server_ms) / 1000)
+        overdue = upcoming.at_ms <= leader.seen_ms
+        yield "next", f"{upcoming.entry}, due now" if overdue else f"{upcoming.entry} in {output.lasting(wait)}"
     yield from (("failing", f"{entry}: {why}") for entry, why in leader.failing.items())
 
 

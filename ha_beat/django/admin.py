@@ -20,7 +20,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
-from django.utils.formats import localize
+from django.utils.formats import date_format, localize
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -135,7 +135,8 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic only 
             return JsonResponse({"ok": False, "line": str(exc)}, status=503)
         line = reply_text(reply.code, reply.data)
         if reply.ok:
-            _log(request, Cluster, None, cluster().settings.cluster, f"{_ACTIONS[kind]}: {line}")
+            # The list of recent actions shows only the name.
+            _log(request, Cluster, None, f"{cluster().settings.cluster}: {_ACTIONS[kind]}", line)
         return JsonResponse({"ok": reply.ok, "line": line}, status=200 if reply.ok else 409)
 
     def _task_url(self, request: HttpRequest) -> str:
@@ -221,9 +222,10 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
     form = MisfireForm
 
     def get_list_display(self, request: HttpRequest) -> Any:
-        # After name and enabled: at the end of django-celery-beat's list the columns would be out of sight.
+        # After name and enabled: at the end of django-celery-beat's list the column would be out of sight. One column:
+        # three would push the schedule out of sight.
         shown = tuple(super().get_list_display(request))
-        return (*shown[:2], "last_verdict", "next_due", "enqueued_by", *shown[2:])
+        return (*shown[:2], "cluster_state", *shown[2:])
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return (*super().get_readonly_fields(request, obj), "last_verdict", "next_due", "enqueued_by")
@@ -267,6 +269,10 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
     def misfire_grace(self, task: Any) -> str:
         return str(_own_rules(task.headers).get("misfire_grace", "-"))
 
+    @admin.display(description=gettext_lazy("cluster"))
+    def cluster_state(self, task: Any) -> str:
+        return format_html("{}<br>{} {}", self.last_verdict(task), _("next"), self.next_due(task))
+
     @admin.display(description=gettext_lazy("last verdict"))
     def last_verdict(self, task: Any) -> str:
         state: TaskState = getattr(task, "ha_beat_state", TaskState())
@@ -275,7 +281,8 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
         outcome = f"{state.verdict} ({state.reason})" if state.reason else state.verdict
         late = f", {_late(state.lateness)}" if state.verdict == Verdict.ENQUEUED else ""
         reasons = UncertainReason if state.verdict == Verdict.UNCERTAIN else SkipReason
-        title = " ".join(filter(None, [_shown(state.due), phrase_of(reasons, state.reason)]))
+        by = _("by %s") % state.by if state.by else ""
+        title = " ".join(filter(None, [_shown(state.due), by, phrase_of(reasons, state.reason)]))
         return format_html('<span title="{}">{}{}</span>', title, outcome, late)
 
     @admin.display(description=gettext_lazy("next due"))
@@ -287,7 +294,7 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
             instant = RowEntry(task, project_app()).instants.next_after(max(row.base, NEVER))
         except Exception as exc:
             return str(exc)
-        return "-" if instant >= FOREVER else _shown(instant)
+        return "-" if instant >= FOREVER else _shown_briefly(instant)
 
     @admin.display(description=gettext_lazy("enqueued by"))
     def enqueued_by(self, task: Any) -> str:
@@ -326,6 +333,14 @@ def _late(seconds: float) -> str:
 
 def _shown(instant: datetime) -> str:
     return str(localize(timezone.localtime(instant) if timezone.is_aware(instant) else instant.replace(tzinfo=UTC)))
+
+
+def _shown_briefly(instant: datetime) -> str:
+    """Return the time, with the date unless it is today, and the whole as a tooltip."""
+    at = timezone.localtime(instant)
+    today = at.date() == timezone.localtime().date()
+    brief = date_format(at, "TIME_FORMAT" if today else "SHORT_DATETIME_FORMAT")
+    return format_html('<span title="{}">{}</span>', _shown(instant), brief)
 
 
 class ClusterPeriodicTaskAdmin(ClusterColumns, PeriodicTaskAdmin):  # type: ignore[misc]

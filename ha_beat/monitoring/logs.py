@@ -11,7 +11,7 @@ from typing import Any
 from ha_beat import events as e
 from ha_beat.exception_text import without_secrets
 from ha_beat.monitoring.request_wording import reply_text
-from ha_beat.monitoring.wording import due, duration, duty_effect, instant, occurrences, phrase
+from ha_beat.monitoring.wording import due, duration, duty_effect, entries_text, instant, occurrences, phrase
 from ha_beat.reasons import SkipReason, TermEnd
 
 logger = logging.getLogger("ha_beat")
@@ -125,7 +125,7 @@ def _dispatch(event: e.Event) -> Line | None:
                 (entry, when, task_id, phrase(reason, detail)),
             )
         case e.ScheduleReady(entries, overdue, new):
-            return INFO, "Scheduling %s entries: %s overdue, %s new to the ledger", (entries, overdue, new)
+            return INFO, "Scheduling %s: %s overdue, %s new to the ledger", (entries_text(entries), overdue, new)
         case e.BatchDispatched(size, seconds, already_mine):
             level = WARNING if already_mine else DEBUG
             message = "Dispatched a batch of %s in %s; %s had been enqueued before, and the reply was lost"

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from ha_beat.monitoring.wording import entries_text
 from ha_beat.reasons import BackfillOutcome, ReplyCode
 from ha_beat.store.request_queue import Pause
 from ha_beat.suggest import did_you_mean
@@ -56,7 +57,7 @@ def reply_text(code: ReplyCode, data: Mapping[str, Any]) -> str:
         case ReplyCode.BACKFILLED | ReplyCode.BACKFILL_PLANNED | ReplyCode.BACKFILL_INCOMPLETE:
             return _backfill_text(data)
         case ReplyCode.NO_SUCH_ENTRY:
-            hint = did_you_mean(data.get("nearest") or ()) or f"; it has {data.get('entries')} entries"
+            hint = did_you_mean(data.get("nearest") or ()) or f"; it has {entries_text(data.get('entries', 0))}"
             return f"the leader has no entry {data.get('entry')!r}{hint}"
         case _:
             return _SENTENCES[code].format_map(defaultdict(str, data))

@@ -22,7 +22,7 @@ from ha_beat.store.ledger import Ledger
 from ha_beat.store.membership import Members
 
 if TYPE_CHECKING:
-    from ha_beat.monitoring.http import HttpServer
+    from ha_beat.monitoring.http import Endpoint, HttpServer
 
 #: Longest time in seconds that closing waits for the removal of the member record.
 _REMOVAL_TIMEOUT = 0.3
@@ -80,13 +80,16 @@ def set_up_monitoring(
     events: Events,
     duties: Duties,
     versions: Mapping[str, str],
+    endpoint: Endpoint | None,
 ) -> Monitoring:
-    """Return the monitoring of a replica, without connecting. No other thread may use the connections of ``client``."""
+    """Return the monitoring of a replica, without connecting. No other thread may use the connections of ``client``.
+
+    ``endpoint`` is None without HTTP.
+    """
     status = ReplicaStatus(
         replica, settings.cluster, clock, election, work, duties, stall_timeout=settings.stall_timeout
     )
     events.subscribe(status.memory)
-    address = settings.http_address
     members, journal = Members(client, keys), Journal(client, keys)
     checker = InvariantChecker(members, journal, events.emit)
     poller = Poller(
@@ -94,18 +97,18 @@ def set_up_monitoring(
         members,
         journal,
         clock,
-        full=address is not None,
+        full=endpoint is not None,
         checker=checker,
         emit=events.emit,
         ledger=Ledger(client, keys),
     )
     watchdog = Watchdog(status, duties, clock, events.emit)
     broker = BrokerProbe(check_broker, duties, clock, events.emit)
-    if address is None:
+    if endpoint is None:
         return Monitoring(status, poller, None, None, clock, watchdog, broker)
     from ha_beat.monitoring.http import HttpServer, Site
 
     metrics = Metrics(status, versions, per_entry=settings.metrics_per_entry)
     events.subscribe(metrics)
-    http = HttpServer(Site(status, metrics.text, clock), *address, duties=duties, emit=events.emit)
+    http = HttpServer(Site(status, metrics.text, clock), endpoint, duties=duties, emit=events.emit)
     return Monitoring(status, poller, metrics, http, clock, watchdog, broker)

@@ -274,6 +274,11 @@ def occurrences(count: int) -> str:
     return "1 occurrence" if count == 1 else f"{count} occurrences"
 
 
+def entries_text(count: int) -> str:
+    """Return the number of entries."""
+    return "1 entry" if count == 1 else f"{count} entries"
+
+
 def due(first: datetime, until: datetime, count: int) -> str:
     """Return the due time of one occurrence, or the range of several."""
     if count == 1:

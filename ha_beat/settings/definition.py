@@ -191,7 +191,14 @@ class Settings:
         optional(address()),
         default=None,
         help="The address that serves health, metrics and status over HTTP, such as `127.0.0.1:8080` or "
-        "`[::]:8080`. None: no HTTP.",
+        "`[::]:8080`. Of a range of ports, such as `127.0.0.1:8080-8089`, each replica takes the first free one. None: "
+        "no HTTP.",
+    )
+    page_url: str | None = _setting(
+        optional(text(r"https?://\S{1,500}", "a URL starting with http:// or https://")),
+        default=None,
+        help="The URL under which a browser reaches this replica's page, for links to it. `{replica}` and `{port}` "
+        "stand for its name and port. None: addresses are shown as text.",
     )
     metrics_per_entry: bool = _setting(
         flag(),
@@ -248,12 +255,13 @@ class Settings:
         return cls(**values, sources=sources)
 
     @property
-    def http_address(self) -> tuple[str, int] | None:
-        """Return `http_bind` as host (without brackets) and port."""
+    def http_address(self) -> tuple[str, range] | None:
+        """Return `http_bind` as host (without brackets) and ports."""
         if self.http_bind is None:
             return None
-        host, _, port = self.http_bind.rpartition(":")
-        return host.strip("[]"), int(port)
+        host, _, ports = self.http_bind.rpartition(":")
+        first, _, last = ports.partition("-")
+        return host.strip("[]"), range(int(first), int(last or first) + 1)
 
     def describe(self) -> list[SettingInUse]:
         """Return each setting with its value and source. Secrets are hidden."""

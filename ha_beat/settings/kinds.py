@@ -156,16 +156,19 @@ def mapping() -> Kind[Mapping[str, Any]]:
 
 
 def address() -> Kind[str]:
-    """Return a parser for `host:port`, with IPv6 in brackets."""
-    compiled = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[A-Za-z0-9_.-]+):([0-9]{1,5})", re.ASCII)
+    """Return a parser for `host:port` or `host:first-last`, with IPv6 in brackets."""
+    host = r"(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[A-Za-z0-9_.-]+)"
+    compiled = re.compile(rf"{host}:([0-9]{{1,5}})(?:-([0-9]{{1,5}}))?", re.ASCII)
 
     def read(value: object) -> str:
         found = compiled.fullmatch(value.strip()) if isinstance(value, str) else None
         if not found or int(found[1]) > 65535:
             raise _wrong()
+        if found[2] and not 0 < int(found[1]) <= int(found[2]) <= 65535:
+            raise _wrong()
         return found[0]
 
-    return Kind("host:port, such as 127.0.0.1:8080 or [::]:8080", read)
+    return Kind("host:port, such as 127.0.0.1:8080 or [::]:8080, or host:first-last for a range of ports", read)
 
 
 def optional(kind: Kind[T]) -> Kind[T | None]:

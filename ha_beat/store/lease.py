@@ -48,6 +48,7 @@ class Replica:
     version: str
     fingerprint: str
     http: str = ""
+    url: str = ""
 
 
 @dataclass(frozen=True, slots=True)

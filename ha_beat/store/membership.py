@@ -45,8 +45,9 @@ class Member:
     """Record of one replica.
 
     ``seen_ms`` is the server's time of the last write, and ``since_ms`` the replica's time of its start. ``http`` is
-    the URL of its endpoint, ``""`` for none. ``schedule`` is a digest of its schedule, ``""`` if it was not read.
-    ``scheduler`` is its scheduler class, as ``module:Class``. ``clock_offset_ms`` is its clock minus the server's.
+    the URL of its endpoint for other machines, ``url`` the one for browsers, ``""`` for none. ``schedule`` is a digest
+    of its schedule, ``""`` if it was not read. ``scheduler`` is its scheduler class, as ``module:Class``.
+    ``clock_offset_ms`` is its clock minus the server's.
     ``not_ready`` has a detail for each :class:`~ha_beat.reasons.HealthReason` that keeps it from leading. A leader sets
     the fields from ``taken_up`` on. It has more than 15 fields because the record has.
     """
@@ -59,6 +60,7 @@ class Member:
     since_ms: int = 0
     seen_ms: int = 0
     http: str = ""
+    url: str = ""
     epoch: int = 0
     fingerprint: str = ""
     schedule: str = ""

@@ -18,7 +18,7 @@ from ha_beat.monitoring.doctor.finding import Finding
 from ha_beat.monitoring.doctor.servers import check_broker, check_failover, check_redis
 from ha_beat.monitoring.invariants import MEMORY, ClusterState, Invariants
 from ha_beat.monitoring.request_wording import pause_text
-from ha_beat.monitoring.wording import health, instant, phrase, phrase_of
+from ha_beat.monitoring.wording import entries_text, health, instant, phrase, phrase_of
 from ha_beat.reasons import DispatchPath, EntryFault, Level, PathReason, RequestKind, SkipReason, Verdict
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
@@ -222,9 +222,8 @@ class Examination:
                 "dispatch",
                 f"a message whose delivery is unknown: {self.settings.uncertain} (setting uncertain)",
             )
-        yield Finding(
-            Level.OK, "schedule", f"the leader has {report.get('entries')} entries, {report.get('backlog')} due"
-        )
+        count = entries_text(report.get("entries", 0))
+        yield Finding(Level.OK, "schedule", f"the leader has {count}, {report.get('backlog')} due")
         longest = float(report.get("longest_overdue") or 0.0)
         if longest > _OVERDUE and not report.get("paused"):
             yield Finding(Level.FAIL, "invariant", f"overdue: an entry has been due for {longest:.0f} s")

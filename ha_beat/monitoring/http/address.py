@@ -5,15 +5,28 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from dataclasses import dataclass
 
 from ha_beat.errors import ConfigurationError
 
+#: Connections that wait to be accepted.
+BACKLOG = 512
 
-def check_bind(host: str, port: int) -> None:
-    """Check before beat starts that this replica can serve on the address.
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Address to serve on. ``sock`` already listens on it if the port was chosen from several."""
+
+    host: str
+    port: int
+    sock: socket.socket | None = None
+
+
+def check_bind(host: str, ports: range) -> None:
+    """Check before beat starts that this replica can serve on one of the ports.
 
     Raises:
-        ConfigurationError: a library is missing, or the address can't be bound.
+        ConfigurationError: a library is missing, or no address can be bound.
     """
     try:
         import h11  # noqa: F401
@@ -22,11 +35,35 @@ def check_bind(host: str, port: int) -> None:
         raise ConfigurationError(
             f"ha_beat_http_bind needs the library {exc.name}: install it with pip install 'ha-beat[http]'"
         ) from exc
-    try:
-        bound_socket(host, port).close()
-    except (OSError, UnicodeError) as exc:
-        why = "the port is taken" if getattr(exc, "errno", 0) == errno.EADDRINUSE else str(exc)
-        raise ConfigurationError(f"ha_beat_http_bind={address_text(host, port)}: {why}") from exc
+    failure: Exception | None = None
+    for port in ports:
+        try:
+            bound_socket(host, port).close()
+        except (OSError, UnicodeError) as exc:
+            failure = exc
+        else:
+            return
+    several = len(ports) > 1
+    shown = f"{address_text(host, ports[0])}-{ports[-1]}" if several else address_text(host, ports[0])
+    taken = "every port is taken" if several else "the port is taken; of a range, such as 8080-8089, a free one is used"
+    why = taken if getattr(failure, "errno", 0) == errno.EADDRINUSE else str(failure)
+    raise ConfigurationError(f"ha_beat_http_bind={shown}: {why}") from failure
+
+
+def choose_endpoint(host: str, ports: range) -> Endpoint:
+    """Return the endpoint. Of several ports it takes the first free one, and listens, so that no other process does."""
+    for port in ports if len(ports) > 1 else ():
+        try:
+            sock = bound_socket(host, port)
+        except OSError:
+            continue
+        try:
+            sock.listen(BACKLOG)
+        except OSError:
+            sock.close()
+            continue
+        return Endpoint(host, port, sock)
+    return Endpoint(host, ports[0])
 
 
 def advertised_url(host: str, port: int) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 from ha_beat import events
 from ha_beat.clock import SystemClock
 from ha_beat.duties import Duties
-from ha_beat.monitoring.http.address import address_text, bound_socket
+from ha_beat.monitoring.http.address import BACKLOG, Endpoint, address_text, bound_socket
 from ha_beat.monitoring.http.connection import Connection, ConnectionPool, Limits
 from ha_beat.monitoring.http.routes import UPDATE_INTERVAL, Site
 from ha_beat.reasons import Duty, DutyFault
@@ -54,8 +54,7 @@ class HttpServer:
     def __init__(
         self,
         site: Site,
-        host: str,
-        port: int,
+        endpoint: Endpoint,
         limits: Limits | None = None,
         *,
         duties: Duties | None = None,
@@ -65,8 +64,8 @@ class HttpServer:
         self.site = site
         self.connections = ConnectionPool(site, limits or Limits())
         self.address = ("", 0)
-        self._host = host
-        self._port = port
+        self._endpoint = endpoint
+        self._sock = endpoint.sock
         self._closing = False
         self._exhausted = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -115,11 +114,11 @@ class HttpServer:
     async def _listen(self, loop: asyncio.AbstractEventLoop) -> asyncio.Server | None:
         while not self._closing:
             try:
-                sock = bound_socket(self._host, self._port)
+                sock, self._sock = self._sock or bound_socket(self._endpoint.host, self._endpoint.port), None
                 self.address = sock.getsockname()[:2]
-                server = await loop.create_server(lambda: self._connect(loop), sock=sock, backlog=512)
+                server = await loop.create_server(lambda: self._connect(loop), sock=sock, backlog=BACKLOG)
             except OSError as exc:
-                detail = f"{address_text(self._host, self._port)}: {exc.strerror or exc}"
+                detail = f"{address_text(self._endpoint.host, self._endpoint.port)}: {exc.strerror or exc}"
                 self._duties.failed(Duty.SERVE_HTTP, DutyFault.REFUSED, detail)
                 await asyncio.sleep(_BIND_RETRY)
             else:

@@ -228,6 +228,7 @@ class ReplicaStatus:
             version=replica.version,
             since_ms=self.since_ms,
             http=replica.http,
+            url=replica.url,
             fingerprint=replica.fingerprint,
             schedule=self.schedule,
             scheduler=self.scheduler,

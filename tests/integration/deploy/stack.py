@@ -66,7 +66,7 @@ class Stack:
             "COMPOSE_FILE": "docker-compose.yml:tests/integration/deploy/counted/compose.yml",
             "IMAGE": "ha-beat-under-test",
             "WEB_PORT": "0",
-            "BEAT_PORTS": "0",
+            "PAGE_PORT": "0",
             "COUNTED": str(self.counted),
             "COUNTED_SCHEDULE": self.schedule,
         }

@@ -26,12 +26,8 @@ class Block:
         return f"{self.page}:{self.line}"
 
     def commands(self) -> Iterator[str]:
-        """Return the commands of a shell block with continued lines joined; in a console block, those after ``$``."""
+        """Return the commands of a shell block, with continued lines joined."""
         for line in self.body.replace("\\\n", " ").splitlines():
-            if self.label == "console":
-                if line.startswith("$ "):
-                    yield line[2:]
-                continue
             if line.strip() and not line.lstrip().startswith("#"):
                 yield line.strip()
 

@@ -27,8 +27,9 @@ from ha_beat.settings import Settings, ha_beat_keys
 from tests.integration.docs.blocks import ROOT, blocks
 from tests.support.servers import RedisServer, need
 
-#: Labels of blocks: run or checked by a test below, or (text) a picture or a program's output.
-LABELS = {"sh", "console", "python", "yaml", "json", "conf", "acl", "text"}
+#: Labels of blocks: run or checked by a test below, or a picture, a program's output (text) or a Dockerfile.
+#: Without console, whose prompts the button of the page would copy.
+LABELS = {"sh", "python", "yaml", "json", "conf", "acl", "text", "dockerfile"}
 
 #: Other programs, of which only the arguments are checked. Compose, Kubernetes and Helm files have other tests.
 OTHERS = {
@@ -107,7 +108,7 @@ def test_redis_accepts_the_rights(block, redis_server):
         redis_server.client().execute_command(*shlex.split(line))
 
 
-COMMANDS = [(block, line) for block in blocks("sh", "console") for line in block.commands()]
+COMMANDS = [(block, line) for block in blocks("sh") for line in block.commands()]
 
 
 @pytest.mark.parametrize(("block", "line"), [pytest.param(*each, id=f"{each[0]} {each[1]}") for each in COMMANDS])

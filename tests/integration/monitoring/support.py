@@ -12,7 +12,7 @@ from typing import Any
 
 from ha_beat.duties import Duties
 from ha_beat.leader.due_queue import DueQueue
-from ha_beat.monitoring.http import HttpServer, Site
+from ha_beat.monitoring.http import Endpoint, HttpServer, Site
 from ha_beat.monitoring.http.connection import Limits
 from ha_beat.monitoring.metrics import Metrics
 from ha_beat.monitoring.status import LeaderWork, ReplicaStatus
@@ -67,7 +67,7 @@ class Scene:
 @contextlib.contextmanager
 def serving(site: Site, limits: Limits | None = None) -> Iterator[HttpServer]:
     """Serve the site on a free port."""
-    server = HttpServer(site, LOCALHOST, 0, limits)
+    server = HttpServer(site, Endpoint(LOCALHOST, 0), limits)
     server.thread.keep_running()
     try:
         assert server.wait_until_serving(10)

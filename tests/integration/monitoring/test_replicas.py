@@ -170,7 +170,7 @@ def test_taken_port_stops_beat_with_one_line(redis_server):
             wait_for(lambda: not replica.alive, 30, "the end of the replica")
             assert replica.exit_code not in {0, None}
             (line,) = [line for line in replica.log_text().splitlines() if "can't start" in line]
-            assert line.endswith(f"ha_beat can't start: ha_beat_http_bind={address}: the port is taken")
+            assert f"ha_beat can't start: ha_beat_http_bind={address}: " in line
             assert "Traceback" not in replica.log_text()
 
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ha_beat.errors import ConfigurationError
-from ha_beat.monitoring.http import HttpServer, advertised_url, check_bind
+from ha_beat.monitoring.http import Endpoint, HttpServer, advertised_url, check_bind, choose_endpoint
 from ha_beat.monitoring.http.connection import Limits
 from tests.integration.monitoring.support import LOCALHOST, Scene, ask, send_raw, serving
 from tests.support.log_format import actions
@@ -213,22 +213,45 @@ def test_streams_get_updates_and_are_limited_in_number():
         assert ask(port_of(server), "/events", "HEAD").status == 200
 
 
+def one(port: int) -> range:
+    return range(port, port + 1)
+
+
+def test_replicas_share_a_range_of_ports():
+    """Each listens before it says which port it took. Without a free port beat does not start."""
+    first = free_port()
+    ports = range(first, first + 2)
+    chosen = [choose_endpoint(LOCALHOST, ports) for _ in ports]
+    try:
+        assert [endpoint.port for endpoint in chosen] == list(ports)
+        with pytest.raises(ConfigurationError, match="every port is taken"):
+            check_bind(LOCALHOST, ports)
+        server = HttpServer(Scene().site(), chosen[1])
+        server.thread.keep_running()
+        assert server.wait_until_serving(10)
+        assert ask(ports[1], "/livez").status == 200
+        server.stop()
+    finally:
+        for endpoint in chosen:
+            endpoint.sock.close()
+
+
 def test_check_bind_rejects_taken_port_and_bad_address():
     with socket.socket() as taken:
         taken.bind((LOCALHOST, 0))
         taken.listen()
         with pytest.raises(ConfigurationError, match=r"ha_beat_http_bind=127.0.0.1:\d+: the port is taken"):
-            check_bind(*taken.getsockname())
+            check_bind(LOCALHOST, one(taken.getsockname()[1]))
     with pytest.raises(ConfigurationError, match=r"ha_beat_http_bind=no\.such\.host\.invalid:80: "):
-        check_bind("no.such.host.invalid", 80)
-    check_bind(LOCALHOST, 0)
+        check_bind("no.such.host.invalid", one(80))
+    check_bind(LOCALHOST, one(0))
 
 
 def test_missing_library_is_a_configuration_error():
     program = (
         "import sys; sys.modules['h11'] = None\n"
         "from ha_beat.monitoring.http import check_bind\n"
-        "try: check_bind('127.0.0.1', 0)\n"
+        "try: check_bind('127.0.0.1', range(1))\n"
         "except Exception as exc: print(type(exc).__name__, exc)"
     )
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
@@ -244,7 +267,7 @@ def test_port_taken_after_the_start_is_retried(monkeypatch):
     taken = socket.socket()
     taken.bind((LOCALHOST, port))
     taken.listen()
-    server = HttpServer(Scene().site(), LOCALHOST, port)
+    server = HttpServer(Scene().site(), Endpoint(LOCALHOST, port))
     server.thread.keep_running()
     try:
         assert not server.wait_until_serving(0.5)
@@ -259,11 +282,11 @@ def test_port_taken_after_the_start_is_retried(monkeypatch):
 def test_stop_frees_the_port():
     with serving(Scene().site()) as server:
         port = port_of(server)
-    wait_for(lambda: check_bind(LOCALHOST, port) is None, 10, "a free port")
+    wait_for(lambda: check_bind(LOCALHOST, one(port)) is None, 10, "a free port")
 
 
 def test_unspecified_address_serves_ipv4_and_ipv6():
-    server = HttpServer(Scene().site(), "::", 0)
+    server = HttpServer(Scene().site(), Endpoint("::", 0))
     server.thread.keep_running()
     try:
         if not server.wait_until_serving(5):

@@ -47,7 +47,7 @@ def test_unset_settings_have_their_documented_defaults():
         "redis_url=None redis_options={} cluster='shop' lease_ttl=10.0 renew_interval=2.5 poll_interval=0.1 "
         "stall_timeout=15.0 command_timeout=2.5 batch_size=100 misfire='once' misfire_grace=None misfire_limit=100 "
         "uncertain='skip' publish_deadline=60.0 on_state_loss='skip' wait_replicas=0 journal_size=10000 "
-        "journal_age=604800.0 http_bind=None metrics_per_entry=False"
+        "journal_age=604800.0 http_bind=None page_url=None metrics_per_entry=False"
     )
     assert all(used.is_default and used.source == "default" for used in described)
 
@@ -80,7 +80,8 @@ VALUES: dict[str, dict[str, object]] = {
     "wait_replicas": {"2": 2},
     "journal_size": {"100": 100},
     "journal_age": {"none": None},
-    "http_bind": {"[::]:8080": "[::]:8080", "beat.example:0": "beat.example:0"},
+    "http_bind": {"[::]:8080": "[::]:8080", "beat.example:0": "beat.example:0", "h:8080-8081": "h:8080-8081"},
+    "page_url": {"https://beat.example/{replica}": "https://beat.example/{replica}"},
     "metrics_per_entry": {"yes": True, "0": False},
 }
 
@@ -140,9 +141,15 @@ def test_variables_of_a_kubernetes_service_are_ignored():
 
 
 @pytest.mark.parametrize(
-    ("bind", "address"), [("[::]:8080", ("::", 8080)), ("127.0.0.1:80", ("127.0.0.1", 80)), ("none", None)]
+    ("bind", "address"),
+    [
+        ("[::]:8080", ("::", range(8080, 8081))),
+        ("127.0.0.1:80", ("127.0.0.1", range(80, 81))),
+        ("127.0.0.1:8080-8089", ("127.0.0.1", range(8080, 8090))),
+        ("none", None),
+    ],
 )
-def test_http_bind_comes_apart_into_host_and_port(bind, address):
+def test_http_bind_comes_apart_into_host_and_ports(bind, address):
     assert load(http_bind=bind).http_address == address
 
 
@@ -187,7 +194,8 @@ WRONG: dict[str, list[object]] = {
     "wait_replicas": ["-1"],
     "journal_size": ["99"],
     "journal_age": ["0"],
-    "http_bind": ["8080", ":8080", "::1:8080", "h:65536", "h:8080/path"],
+    "http_bind": ["8080", ":8080", "::1:8080", "h:65536", "h:8080/path", "h:2-1", "h:0-3"],
+    "page_url": ["beat.example", "javascript:alert(1)", 3],
     "metrics_per_entry": ["maybe", 2],
 }
 

@@ -86,7 +86,7 @@
       span.textContent = replica.not_ready.map((problem) => problem.why).join("; ");
       return span;
     }
-    return /^https?:/.test(replica.http) ? link(replica.http, replica.http) : replica.http || "ready";
+    return /^https?:/.test(replica.url) ? link(replica.url, replica.url) : replica.http || "ready";
   };
 
   const showError = (text) => {
@@ -190,7 +190,7 @@
         const answer = await request(root.dataset.controlUrl, REQUEST_TIMEOUT, { method: "POST", body });
         const isJson = !answer.redirected && answer.headers.get("Content-Type") === "application/json";
         byId("ha-answer").textContent = isJson ? (await answer.json()).line : refusal(answer);
-        byId("ha-reason").value = "";
+        if (answer.ok) byId("ha-reason").value = "";
       } catch (error) {
         byId("ha-answer").textContent = error.message;
       }
