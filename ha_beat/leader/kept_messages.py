@@ -67,6 +67,12 @@ class KeptMessages:
         """Note that the message was certainly not enqueued."""
         self._mark(entry_id, unsent=True)
 
+    def passed_over(self, state: EntryState) -> None:
+        """Note that the entry's row moved on from ``state.position`` without the message, if it is of a later time."""
+        kept = self._messages.get(state.id)
+        if kept is not None and state.position < kept.at:
+            kept.unsent = True
+
     def forget(self, entry_id: str) -> None:
         """Forget a message that was enqueued, or may have been."""
         self._messages.pop(entry_id, None)

@@ -84,9 +84,11 @@ class Results:
     def _record(self, done: EntryOperation, row: LedgerRow, queue: DueQueue, now: datetime) -> None:
         """Record the row that was written, and plan the next occurrence."""
         state, decision = done.state, done.decision
-        state.record_row(row)
         if done.sends:
             self._kept.forget(state.id)
+        else:
+            self._kept.passed_over(state)
+        state.record_row(row)
         self._claims.forget(state.id)
         self._shadow.learn(state.id, row.base)
         if decision is None or state.resumed:

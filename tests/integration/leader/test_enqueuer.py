@@ -17,6 +17,7 @@ from ha_beat.budget import Pace
 from ha_beat.clock import to_micros
 from ha_beat.dispatch import Answer, Dispatcher, OpenClaim, Operation
 from ha_beat.dispatch.batch import BatchScript
+from ha_beat.dispatch.message import Declined
 from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.leader_handle import Tenure
 from ha_beat.errors import StoreRefused, StoreUnavailable
@@ -660,3 +661,80 @@ def test_record_shows_when_a_batch_without_an_answer_was_accepted(leader: Leader
     leader.turn(3, after=1.0)
     (record,) = leader.records("e")
     assert record["ms"] / 1000 > leader.clock.wall() - 2.0
+
+
+class LockingTask(ScriptDispatcher):
+    """Dispatcher for a task that takes a lock when its message is built, and declines while the lock is held."""
+
+    lose_replies = False
+
+    def __init__(self, client: Any) -> None:
+        super().__init__(client)
+        self.built = 0
+
+    def prepare(self, _: Any, args: Sequence[Any], __: Mapping[str, Any], ___: Mapping[str, Any]) -> Any:
+        self.built += 1
+        if self.built > 1:
+            raise Declined("e")
+        return push(str(args[0]))
+
+    def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
+        answers = super().submit(term, operations)
+        if self.lose_replies:
+            raise StoreUnavailable("the reply was lost")
+        return answers
+
+
+@pytest.fixture
+def locking(leader: Leader) -> Leader:
+    """A leader with one due entry whose task takes a lock."""
+    leader.dispatcher = LockingTask(leader.client)
+    leader.use(Source(), LeaderOptions(publish_deadline=30.0, handover_after=1000.0))
+    leader.owe("e")
+    return leader
+
+
+@pytest.mark.parametrize("new_term", [False, True])
+def test_message_is_built_once_although_its_send_fails(locking: Leader, new_term: bool):
+    """Built again, a task with a lock would find its own lock, and never publish again."""
+    locking.dispatcher.fail = failing(StoreUnavailable("away"), "e")
+    locking.turn(5, after=1.0)
+    locking.dispatcher.fail = lambda _: None
+    if new_term:
+        locking.lead()
+    assert locking.turn(5, after=2.0).messages == ["e"]
+    assert locking.records("e")[-1]["verdict"] == "enqueued"
+
+
+def test_message_past_its_deadline_replaces_one_that_is_declined(locking: Leader):
+    """It holds the lock. Without it the task would decline for as long as the lock exists."""
+    locking.dispatcher.fail = failing(StoreRefused("full"), "e")
+    locking.turn(5, after=1.0)
+    locking.turn(5, after=60.0)
+    locking.dispatcher.fail = lambda _: None
+    assert locking.turn(5, after=2.0).messages == []
+    assert locking.turn(5, after=3600.0).messages == ["e"]
+    assert [record["verdict"] for record in locking.records("e")] == ["skipped", "enqueued"]
+
+
+def test_message_that_may_have_been_enqueued_is_not_sent_again(locking: Leader):
+    """The reply was lost and the term ended. The next occurrence is declined, because the first one waits to run."""
+    locking.dispatcher.lose_replies = True  # type: ignore[attr-defined]
+    locking.turn(3, after=1.0)
+    locking.dispatcher.lose_replies = False  # type: ignore[attr-defined]
+    locking.lead()
+    for _ in range(2):
+        assert locking.turn(5, after=3600.0).messages == ["e"]
+    assert locking.records("e")[-1]["why"] == SkipReason.DECLINED
+
+
+def test_message_of_an_edited_entry_is_built_again(locking: Leader):
+    locking.dispatcher.fail = failing(StoreUnavailable("away"), "e")
+    locking.turn(3, after=1.0)
+    locking.dispatcher.fail = lambda _: None
+    edited = next(iter(locking.source.load()))
+    edited.celery_entry.args = ("edited",)
+    locking.source.load = lambda: [edited]  # type: ignore[method-assign]
+    locking.lead()
+    locking.turn(5, after=2.0)
+    assert locking.dispatcher.built > 1  # type: ignore[attr-defined]
