@@ -1,4 +1,4 @@
-"""Text of exceptions for the log, the records and the status: one line, without secrets."""
+"""Text of exceptions and names for the log, the records and the status: one line, without secrets."""
 
 from __future__ import annotations
 
@@ -40,11 +40,19 @@ def without_secrets(text: str) -> str:
     return _NAMED.sub(rf"\1{_HIDDEN}", _IN_URL.sub(f"://{_HIDDEN}@", text))
 
 
+def printable(text: object) -> str:
+    """Return a text in which lone surrogates are escaped: neither Redis nor a terminal accepts them.
+
+    They come from files with a broken escape.
+    """
+    return str(text).encode("utf-8", "backslashreplace").decode()
+
+
 def exception_line(exc: BaseException) -> str:
     """Return an exception's type and text in one line without secrets. Raises nothing, even if the exception does."""
     name = type(exc).__name__
     try:
-        text = " ".join(str(exc).split())
+        text = " ".join(printable(exc).split())
     except Exception:
         return f"{name} (its text can't be read)"
     line = without_secrets(f"{name}: {text}" if text else name)

@@ -131,7 +131,9 @@ def _link(app: Celery) -> Link:
 def _is_second(app: Celery, task_id: str, header: Mapping[str, Any], ttl: float) -> bool:
     """True if another message of the occurrence was received first."""
     keys, publish = Keys(str(header["cluster"])), str(header["publish"])
-    key = keys.guard(task_id)
+    # An entry with its own task id uses the same one for each occurrence.
+    occurrence = header.get("task_id")
+    key = keys.guard(f"{occurrence}:{task_id}" if occurrence else task_id)
     try:
         client: Any = _link(app).client()
         if client.set(key, publish, nx=True, px=max(1, round(ttl * 1000))):

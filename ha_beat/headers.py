@@ -114,6 +114,11 @@ def header_of(
 
 
 def with_header(options: Mapping[str, Any], header: Mapping[str, Any], task_id: str) -> dict[str, Any]:
-    """Return a copy of an entry's publish options with this header, the one of Celery's beat, and the task id."""
-    headers = {**(options.get("headers") or {}), "celery_beat_task": True, HEADER: dict(header)}
-    return {**options, "headers": headers, "task_id": task_id}
+    """Return a copy of an entry's publish options with this header, the one of Celery's beat, and the task id.
+
+    An entry with its own task id keeps it. The header then names the occurrence's.
+    """
+    own = options.get("task_id")
+    header = {**header, "task_id": task_id} if own else dict(header)
+    headers = {**(options.get("headers") or {}), "celery_beat_task": True, HEADER: header}
+    return {**options, "headers": headers, "task_id": own or task_id}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from ha_beat.beat_loop import Runtime
 from ha_beat.clock import SystemClock
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.reconcile import Absence
-from ha_beat.reasons import MisfirePolicy
+from ha_beat.reasons import MisfirePolicy, Verdict
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import NEVER
@@ -76,6 +77,9 @@ class EntrySource:
         self.hooks = SchedulerHooks(scheduler, self.stock)
         self.sender = HookedSender(scheduler.app, scheduler, self.hooks)
         self._asks_scheduler = False
+        # True if the scheduler has its own comparison of schedules, and the schedule that it compared last.
+        self._compares = self.hooks.replaced("schedules_equal")
+        self._compared: Any = None
         self._clock = SystemClock()
         self._seen_schedule: object = None
         self._term = ""
@@ -147,6 +151,10 @@ class EntrySource:
         schedule, seen = self._scheduler.schedule, self._seen_schedule
         self._seen_schedule = schedule
         replaced = seen is not None and schedule is not seen
+        if self._compares and not replaced:
+            replaced = not self._scheduler.schedules_equal(self._compared, schedule)
+        if self._compares and (replaced or self._compared is None):
+            self._compared = copy(schedule)
         return replaced or (self._term == term.nonce and self._led_long() and not self._deletions_reported)
 
     def absence(self, term: Term) -> Absence | None:
@@ -184,7 +192,17 @@ class EntrySource:
 
     def recorded(self, entry: ScheduledEntry, row: LedgerRow) -> None:
         self.unsynced = True
-        self._scheduler.entry_recorded(entry.celery_entry, row)
+        scheduler, celery_entry = self._scheduler, entry.celery_entry
+        counter: Any = scheduler
+        counter._tasks_since_sync += 1  # noqa: SLF001 -- Celery's beat_sync_every limits it
+        if row.verdict is not Verdict.SKIPPED and self._reserves(celery_entry):
+            # The leader goes on with the same object.
+            vars(celery_entry).update(vars(scheduler.reserve(celery_entry)))
+        scheduler.entry_recorded(celery_entry, row)
+
+    def _reserves(self, celery_entry: Any) -> bool:
+        """True if the scheduler or the entry has a way of its own to note a run."""
+        return self.hooks.replaced("reserve") or self.hooks.entry_replaced(celery_entry, "__next__", "next")
 
     def armed(self, entry_id: str) -> None:
         """Do nothing: only the database source records it."""

@@ -15,6 +15,7 @@ from ha_beat.beat_loop import BeatLoop, ReplicaSource, Runtime
 from ha_beat.bootstrap import assemble, check_http
 from ha_beat.celery_app import check_topology, load_settings
 from ha_beat.errors import ConfigurationError
+from ha_beat.exception_text import printable
 from ha_beat.schedule.recurrence import recurrence_of
 from ha_beat.schedule_source import EntrySource, short_digest, signature
 from ha_beat.store.lease import Term
@@ -38,6 +39,20 @@ class HAMixin(_Base):
 
     The other class provides the entries. The cluster decides when each is due and which replica enqueues it. A class
     may override :meth:`entry_id`, :meth:`stored_last_run_at`, :meth:`entry_recorded` and :meth:`schedule_digest`.
+
+    Contract for the other class:
+
+    - It is created with ``app`` as a keyword argument, on each replica, and ``schedule`` returns its entries by name.
+    - The leader reads ``schedule`` when a term begins, when it is another object, and when an overridden
+      ``schedules_equal`` says that it differs.
+    - An overridden ``is_due`` of the class or of its entries decides, on the leader alone. Else the entry's schedule
+      decides.
+    - Overridden ``apply_entry``, ``apply_async`` and ``send_task`` make the messages, with the producer that they are
+      given. The call may be repeated until it has made one.
+    - After a run was recorded, an overridden ``reserve`` or ``__next__`` of the entry is called, then
+      :meth:`entry_recorded`. ``sync`` is called on the leader, when Celery calls it, and when the scheduler closes.
+    - Celery's heap, ``maybe_due`` and a ``tick``, ``producer`` or ``connection`` of the class are never used. A class
+      that has its own is refused.
     """
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
@@ -113,7 +128,7 @@ class HAMixin(_Base):
 
     def entry_id(self, entry: ScheduleEntry) -> str:
         """Return the id of the entry in the ledger. It must not change when its schedule or arguments change."""
-        return str(entry.name)
+        return printable(entry.name)
 
     def stored_last_run_at(self, entry: ScheduleEntry) -> datetime | None:
         """Return the last run according to the schedule's own store, or ``None`` if the store does not know it."""
@@ -167,12 +182,26 @@ class HAScheduler(HAMixin, Scheduler):
                 lines.append(f"{name} {entry.task} {signature(entry, recurrence_of(entry))}")
         return short_digest("\n".join(sorted(lines)))
 
+    def setup_schedule(self) -> None:
+        """Read the configured entries, then add Celery's own, as its persistent scheduler does."""
+        self.merge_inplace(self.app.conf.beat_schedule)
+        self.install_default_entries(self.schedule)
+
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
-        """Add the configured entries. One that cannot be read is logged and left out."""
+        """Make these the entries of the schedule. One that cannot be read is logged and left out."""
+        self.edits += 1
+        for name in set(self.schedule) - set(b):
+            del self.schedule[name]
+        schedule = self.schedule
         for name, configured in b.items():
             try:
+                before = schedule.get(name)
                 super().update_from_dict({name: configured})
+                if before is not None:
+                    before.update(schedule[name])
+                    schedule[name] = before
             except Exception as exc:
+                self.schedule.pop(name, None)
                 logger.error(  # noqa: TRY400 -- the line tells the cause
                     "Entry %s is left out: %s: %s",
                     name,

@@ -54,6 +54,12 @@ class SchedulerHooks:
             ConfigurationError: names the method, and the methods that are called.
         """
         kinds = type(self._scheduler).__mro__
+        modules = {kind.__module__ for kind in kinds}
+        if "django_celery_beat.schedulers" in modules - self._stock:
+            raise ConfigurationError(
+                f"{kinds[0].__qualname__} inherits from django-celery-beat's scheduler, whose entries write to their "
+                f"rows at each check: inherit from ha_beat.django.schedulers.HADatabaseScheduler"
+            )
         mixin = next((n for n, kind in enumerate(kinds) if kind.__qualname__ == "HAMixin"), 0)
         found = [self._replacement(name, kinds) for name in _UNUSED]
         found.append(self._replacement("tick", kinds[mixin:]))

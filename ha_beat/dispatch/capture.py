@@ -43,7 +43,7 @@ def _restamped(command: Command, header: Mapping[str, Any]) -> Command:
         return command
     message = json.loads(value)
     if HEADER in (message.get("headers") or {}):
-        message["headers"][HEADER] = dict(header)
+        message["headers"][HEADER].update(header)
     return name, key, json.dumps(message)
 
 

@@ -15,7 +15,7 @@ from kombu import Producer
 from ha_beat.errors import HaBeatError
 
 #: Property by which SQS drops the second message of an occurrence.
-_DEDUPLICATION = "MessageDeduplicationId"
+DEDUPLICATION = "MessageDeduplicationId"
 
 
 class NothingPublished(HaBeatError):
@@ -52,8 +52,8 @@ class DeclaringOnce(Producer):  # type: ignore[misc, unused-ignore]
                 own = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{task_id}:{len(self.ids) + 1}"))
                 if headers.get("root_id") == task_id:
                     headers["root_id"] = own
-                if _DEDUPLICATION in options:
-                    options[_DEDUPLICATION] = own
+                if DEDUPLICATION in options:
+                    options[DEDUPLICATION] = f"{options[DEDUPLICATION]}:{len(self.ids) + 1}"
                 headers["id"] = options["correlation_id"] = task_id = own
             self.ids.add(task_id)
         result = super().publish(body, *args, **options)

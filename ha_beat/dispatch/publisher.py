@@ -21,7 +21,7 @@ from ha_beat.dispatch.broker_adapters import (
     SqsAdapter,
 )
 from ha_beat.dispatch.build_errors import is_io_error
-from ha_beat.dispatch.message import DeclaringOnce, Sender, has_own_apply_async, publish
+from ha_beat.dispatch.message import DEDUPLICATION, DeclaringOnce, Sender, has_own_apply_async, publish
 from ha_beat.dispatch.protocol import PreparedMessage
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.exception_text import exception_line
@@ -53,7 +53,7 @@ class DeferredPublish:
         headers = self.arguments["headers"]
         if HEADER not in headers:
             return self
-        return DeferredPublish({**self.arguments, "headers": {**headers, HEADER: dict(header)}})
+        return DeferredPublish({**self.arguments, "headers": {**headers, HEADER: {**headers[HEADER], **header}}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,8 @@ class Publisher:
             self.ready()
         producer, _ = self._connected()
         if self._driver == "sqs":
-            options = {"MessageDeduplicationId": options.get("task_id"), **options}
+            occurrence = options.get("headers", {}).get(HEADER, {}).get("task_id") or options.get("task_id")
+            options = {DEDUPLICATION: occurrence, **options}
         producer.deferred = []
         publish(self._sender, producer, entry, args, kwargs, options)
         return DeferredMessage(tuple(producer.deferred))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from ha_beat.exception_text import printable
 from ha_beat.reasons import SkipReason, UncertainPolicy, Verdict
 from ha_beat.schedule.misfire import Decision, DueInstants, MisfireRules, Skipped, newest_due, skip_all
 from ha_beat.schedule.occurrence import FOREVER
@@ -52,7 +53,7 @@ class ScheduledEntry:
     @property
     def task(self) -> str:
         """Return the task's name, empty if the entry is known from the ledger only."""
-        return str(getattr(self.celery_entry, "task", ""))
+        return printable(getattr(self.celery_entry, "task", ""))
 
 
 @dataclass(eq=False, slots=True)

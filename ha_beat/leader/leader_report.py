@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ha_beat import events
+from ha_beat.exception_text import printable
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_outcome import Outcome, find_entry
 from ha_beat.leader.requested_messages import Schedule
@@ -84,8 +85,8 @@ class LeaderReport:
             known = state.entry.recurrence is not None and state.due_at is not None
             yield {
                 "entry": state.id,
-                "name": str(entry.name),
-                "task": str(entry.task),
+                "name": printable(entry.name),
+                "task": state.entry.task,
                 "schedule": " ".join(str(entry.schedule).split()),  # django-celery-beat's has line breaks
                 "due": state.due_at.isoformat() if known and state.due_at else None,
                 "last": state.row.scheduled_at.isoformat() if state.row and state.row.scheduled_at else None,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from ha_beat.exception_text import printable
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState
 from ha_beat.reasons import ReplyCode
@@ -70,8 +71,8 @@ def find_entry(queue: DueQueue, request: Request) -> EntryState:
     state = queue.get(name)
     if state is not None:
         return state
-    named = [state for state in queue.entries() if str(state.entry.celery_entry.name) == name]
+    named = [state for state in queue.entries() if printable(state.entry.celery_entry.name) == name]
     if len(named) == 1:
         return named[0]
-    known = sorted({str(state.entry.celery_entry.name) for state in queue.entries()})
+    known = sorted({printable(state.entry.celery_entry.name) for state in queue.entries()})
     raise Refused(ReplyCode.NO_SUCH_ENTRY, entry=name, nearest=nearest(name, known), entries=len(known))

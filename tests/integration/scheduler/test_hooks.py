@@ -12,6 +12,7 @@ import pytest
 from celery import Celery
 from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import schedstate
+from celery.utils.imports import symbol_by_name
 
 from ha_beat.scheduler import HAMixin, HAScheduler
 from ha_beat.store.keys import Keys
@@ -168,6 +169,82 @@ def test_error_that_apply_entry_hides_is_recorded(shared_redis: RedisServer, clu
     assert "EncodeError" in cluster.row("e")["detail"]
 
 
+class RowEntry(ScheduleEntry):
+    """Entry of a store, which counts its runs in a row."""
+
+    def __init__(self, row: dict[str, Any], app: Celery) -> None:
+        super().__init__(row["name"], "t", schedule=0.3, app=app)
+        self.row = row
+
+    def __next__(self) -> RowEntry:
+        self.row["runs"] += 1
+        return type(self)(self.row, self.app)
+
+    def is_due(self) -> schedstate:
+        return schedstate(False, 60.0) if self.row["runs"] else super().is_due()
+
+
+class Store(Scheduler):
+    """Scheduler that reads its app by keyword, and writes the rows that ``reserve`` has marked."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.conf = kwargs["app"].conf
+        self.dirty: set[str] = set()
+        self.written: list[str] = []
+        self.equal = True
+        super().__init__(*args, **kwargs)
+
+    def setup_schedule(self) -> None:
+        self.schedule.update(once=RowEntry({"name": "once", "runs": 0}, self.app))
+
+    def reserve(self, entry: ScheduleEntry) -> Any:
+        self.dirty.add(entry.name)
+        return next(entry)
+
+    def schedules_equal(self, *_: Any) -> bool:
+        was, self.equal = self.equal, True
+        return was
+
+    def sync(self) -> None:
+        self.written += sorted(self.dirty)
+        self.dirty.clear()
+
+
+class HAStore(HAMixin, Store):
+    """Highly available scheduler over a store."""
+
+
+def test_reserve_notes_a_run_of_a_store(shared_redis: RedisServer, cluster: Cluster):
+    """Otherwise its row would not be written, and an entry that ends after one run would go on."""
+    scheduler = HAStore(app_of(shared_redis))
+    with cluster.running(scheduler) as until:
+        until(lambda: scheduler.schedule["once"].row["runs"])
+        scheduler.sync()
+        assert scheduler.written == ["once"]
+        for _ in range(3):
+            scheduler.tick()
+    assert len(cluster.messages()) == 1
+
+
+def test_schedule_is_read_again_if_the_store_calls_it_unequal(shared_redis: RedisServer, cluster: Cluster):
+    scheduler = HAStore(app_of(shared_redis))
+    with cluster.running(scheduler) as until:
+        until(cluster.messages)
+        scheduler.schedule["new"] = ScheduleEntry("new", "t", schedule=60.0, app=scheduler.app)
+        scheduler.equal = False
+        until(lambda: cluster.row("new"))
+
+
+def test_own_task_id_is_kept(shared_redis: RedisServer, cluster: Cluster):
+    """The same one for each occurrence, as in Celery. The header names the occurrence's."""
+    scheduler = HAScheduler(app_of(shared_redis, e={"schedule": 0.2, "options": {"task_id": "mine"}}))
+    with cluster.running(scheduler) as until:
+        until(lambda: len(cluster.messages()) > 1)
+    found = cluster.messages()
+    assert {headers["id"] for headers in found} == {"mine"}
+    assert len({headers["ha_beat"]["task_id"] for headers in found}) == len(found)
+
+
 class Beating(Scheduler):
     """Base class that does its work in its own ``tick``."""
 
@@ -190,4 +267,20 @@ class OtherBroker(Scheduler):
 def test_method_that_is_never_called_is_refused(shared_redis: RedisServer, base: type, name: str):
     kind = type("Mine", (HAMixin, base), {})
     with pytest.raises(SystemExit, match=rf"{base.__name__}\.{name} "):
+        kind(app=app_of(shared_redis), lazy=True)
+
+
+@pytest.mark.parametrize(
+    ("base", "named"),
+    [
+        ("redbeat.schedulers:RedBeatScheduler", "maybe_due"),
+        ("django_celery_beat.schedulers:DatabaseScheduler", "HADatabaseScheduler"),
+    ],
+)
+def test_scheduler_that_cannot_be_a_base_is_refused(shared_redis: RedisServer, base: str, named: str):
+    module, _, name = base.partition(":")
+    # django-celery-beat's can only be imported in a configured project.
+    of_django = type(name, (Scheduler,), {"__module__": module})
+    kind = type("Mine", (HAMixin, of_django if module.startswith("django") else symbol_by_name(base)), {})
+    with pytest.raises(SystemExit, match=named):
         kind(app=app_of(shared_redis), lazy=True)

@@ -131,16 +131,37 @@ def test_entry_missing_for_an_hour_is_not_caught_up(shared_redis: RedisServer, m
     newer.stop()
 
 
-def test_lone_surrogate_in_an_entry_name_stops_no_other_entry(
-    scheduler: HAScheduler, shared_redis: RedisServer, caplog
-):
-    """Neither Redis nor a digest accepts such a string as it is."""
+def test_entry_with_a_lone_surrogate_in_its_name_is_sent(scheduler: HAScheduler, shared_redis: RedisServer, caplog):
+    """Neither Redis nor a terminal accepts such a text as it is, so its records have it escaped."""
     # Nor can pytest's workers, who hand over what was logged.
     caplog.set_level(logging.CRITICAL, "ha_beat")
-    scheduler.update_from_dict(
-        {"half \ud83d": {"task": "t", "schedule": 0.1}, "whole \U0001f941": {"task": "t", "schedule": 0.1}}
-    )
-    wait_for(lambda: leads(scheduler) and shared_redis.admin.llen("celery") > 1, 10, "the other entry's messages")
+    bad = {"task": "t", "args": ("\ud83d",), "schedule": 0.1}
+    scheduler.update_from_dict({"half \ud83d": bad, "whole \U0001f941": {"task": "t", "schedule": 0.1}})
+    names = {"half \\ud83d", "whole \U0001f941"}
+
+    def sent() -> set[str]:
+        scheduler.tick()
+        raw = shared_redis.admin.lrange("celery", 0, -1)
+        return {json.loads(message)["headers"]["ha_beat"]["entry"] for message in raw}
+
+    wait_for(lambda: sent() == names, 10, "messages of both entries")
+
+
+def test_merge_drops_what_is_no_longer_configured(scheduler: HAScheduler):
+    """As in Celery. An entry that stays keeps its last run."""
+    scheduler.merge_inplace({"old": {"task": "t", "schedule": 1.0}, "stays": {"task": "t", "schedule": 1.0}})
+    scheduler.schedule["stays"].total_run_count = 7
+    scheduler.merge_inplace({"stays": {"task": "u", "schedule": 2.0}, "bad": {"schedule": "x", "no": 1}})
+    (entry,) = scheduler.schedule.values()
+    assert (entry.name, entry.task, entry.total_run_count) == ("stays", "u", 7)
+
+
+def test_schedule_has_the_entries_that_celery_adds(shared_redis: RedisServer):
+    """Celery's persistent scheduler removes expired results from a backend that does not do so itself."""
+    app = Celery("turns", broker=shared_redis.url, backend="cache+memory://", set_as_current=False)
+    app.conf.beat_schedule = {"one": {"task": "t", "schedule": 1.0}}
+    app.backend.supports_autoexpire = False
+    assert set(HAScheduler(app).schedule) == {"celery.backend_cleanup", "one"}
 
 
 def test_close_releases_the_lease_where_waiting_raises(scheduler: HAScheduler, shared_redis: RedisServer, monkeypatch):
