@@ -163,6 +163,7 @@ class _Assembly:
             client.client,
             self.keys,
             settings.journal_age,
+            journal_size=settings.journal_size,
             offset=lambda: self.time.offset,
             wait_replicas=settings.wait_replicas,
             wait_timeout=settings.command_timeout / 2,

@@ -40,7 +40,7 @@ class BatchScript:
             argv.append(len(commands))
             for command in commands:
                 argv += (len(command), *command)
-        keys = [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.requests]
+        keys = [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.requests, self._keys.progress]
         answer, *rest = (text(part) for part in self._script(client, keys, argv))
         if answer == "fenced":
             raise FencedOff(fence_reason(rest[0]))

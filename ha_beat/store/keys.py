@@ -21,7 +21,7 @@ class Keys:
 
     @property
     def ledger(self) -> str:
-        """Return the key of the hash with a row per entry, notes, request progress and the cluster's own fields."""
+        """Return the key of the hash with a row per entry, notes and the cluster's own fields."""
         return self._key("ledger")
 
     @property
@@ -62,6 +62,11 @@ class Keys:
     def requests(self) -> str:
         """Return the key of the hash of waiting requests to the leader, by request id."""
         return self._key("requests")
+
+    @property
+    def progress(self) -> str:
+        """Return the key of the hash of the last step that was begun of a waiting request, by request id."""
+        return self._key("progress")
 
     def answer(self, request: str) -> str:
         """Return the key with the answer to one request."""

@@ -247,11 +247,13 @@ class RedisLeaseStore:
         keys: Keys,
         journal_age: float | None = None,
         *,
+        journal_size: int | None = None,
         offset: Callable[[], float] = lambda: 0.0,
         wait_replicas: int = 0,
         wait_timeout: float = 1.0,
     ) -> None:
-        """``journal_age`` is in seconds: renewals trim older records from the journal.
+        """``journal_age`` is in seconds: renewals trim older records from the journal. Acquisitions trim it to about
+        ``journal_size`` records.
 
         ``offset`` returns the scheduling time minus Redis' clock, in seconds. A renewal is confirmed once
         ``wait_replicas`` replicas of Redis have it, within ``wait_timeout`` seconds.
@@ -264,6 +266,7 @@ class RedisLeaseStore:
         self._journal_age_ms = "" if journal_age is None else str(round(journal_age * 1000))
         #: Digest of the record as last observed, and the record. Most polls find it unchanged.
         self._seen: tuple[str, LeaseRecord | None] = ("", None)
+        self._journal_size = "" if journal_size is None else str(journal_size)
         self._observe = Script("observe")
         self._acquire = Script("acquire", although_full=True)
         self._renew = Script("renew", although_full=True)
@@ -287,7 +290,7 @@ class RedisLeaseStore:
             StoreUnavailable: the outcome is unknown.
         """
         keys = [self._keys.lease, self._keys.ledger, self._keys.journal]
-        reply = self._acquire(self._client(), keys, _acquire_args(attempt, expected, seen_epoch))
+        reply = self._acquire(self._client(), keys, _acquire_args(attempt, expected, seen_epoch, self._journal_size))
         answer, *rest = (text(part) for part in reply)
         match answer:
             case "foreign_app":
@@ -338,7 +341,7 @@ class RedisLeaseStore:
         )
 
 
-def _acquire_args(attempt: Attempt, expected: Expected | None, seen_epoch: int) -> list[Any]:
+def _acquire_args(attempt: Attempt, expected: Expected | None, seen_epoch: int, journal_size: str) -> list[Any]:
     replica = attempt.replica
     record = {
         "nonce": attempt.nonce,
@@ -361,6 +364,7 @@ def _acquire_args(attempt: Attempt, expected: Expected | None, seen_epoch: int) 
         SCHEMA,
         attempt.reason,
         replica.id,
+        journal_size,
         *(item for pair in record.items() for item in pair),
     ]
 

@@ -219,7 +219,7 @@ class Requests:
         """
         answer, detail = self._post(
             self._client(),
-            [self._keys.requests, self._keys.answer(request.id), self._keys.ledger],
+            [self._keys.requests, self._keys.answer(request.id), self._keys.progress],
             [request.id, request.encoded(), round(lifetime * 1000), self._keys.wake, MOST_WAITING],
         )
         if text(answer) == "full":
@@ -234,7 +234,7 @@ class Requests:
     def withdraw(self, request_id: str) -> tuple[bool, Reply | None]:
         """Withdraw a request. Return whether it was waiting, and its answer if it has one."""
         removed, raw = self._withdraw(
-            self._client(), [self._keys.requests, self._keys.answer(request_id), self._keys.ledger], [request_id]
+            self._client(), [self._keys.requests, self._keys.answer(request_id), self._keys.progress], [request_id]
         )
         return bool(removed), Reply.parse(text(raw)) if text(raw) else None
 
@@ -247,7 +247,7 @@ class Requests:
 
     def progress(self, request_id: str) -> int:
         """Return the number of the last step of a waiting request that was begun, or 0."""
-        return whole(self._get(lambda client: client.hget(self._keys.ledger, f"r:{request_id}")))
+        return whole(self._get(lambda client: client.hget(self._keys.progress, request_id)))
 
     def count_attempt(self, term: Term, request_id: str, change: int = 1) -> TermEnd | bool:
         """Count an attempt at a request before its work begins, or take it back with a ``change`` of -1.
@@ -272,7 +272,7 @@ class Requests:
         A request whose id is not valid UTF-8 cannot be answered. It is removed.
         """
         client = self._client()
-        flat, server_ms = self._read(client, [self._keys.requests], [])
+        flat, server_ms = self._read(client, [self._keys.requests, self._keys.progress], [])
         waiting = dict(zip(flat[::2], flat[1::2], strict=True))
         invalid = [name for name in waiting if isinstance(name, bytes) and text(name).encode() != name]
         if invalid:
@@ -299,6 +299,7 @@ class Requests:
                 self._keys.journal,
                 self._keys.requests,
                 self._keys.answer(request.id),
+                self._keys.progress,
             ],
             [
                 term.epoch,

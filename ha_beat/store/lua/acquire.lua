@@ -1,7 +1,7 @@
 -- KEYS: lease, ledger, journal
 -- ARGV: expected epoch ('' for no record), expected seq, absent ('1': only if the presence channel has no subscriber),
 --       highest epoch seen, fingerprint, new gen, wanted presence channel, schema,
---       code of why the lease is free, holder, then the fields of the new record
+--       code of why the lease is free, holder, journal size ('' for no limit), then the fields of the new record
 local lease, ledger = KEYS[1], KEYS[2]
 local was = redis.call('HMGET', lease, 'epoch', 'seq', 'state', 'presence', 'gen', 'run_id', 'holder', 'renewed_ms')
 local meta = redis.call('HMGET', ledger, 'm:gen', 'm:epoch', 'm:fingerprint', 'm:run_id', 'm:schema', 'm:unfinished')
@@ -38,7 +38,7 @@ local presence = ARGV[7]
 if subscribers(presence) < 1 then presence = '' end -- guard: acquire-presence-counted
 
 redis.call('HSET', lease, 'epoch', epoch, 'seq', '1', 'state', 'held', 'gen', gen, 'run_id', server,
-  'presence', presence, 'since_ms', now, 'renewed_ms', now, 'reason', '', 'detail', '', 'preferred', '', 'holder', ARGV[10], unpack(ARGV, 11))
+  'presence', presence, 'since_ms', now, 'renewed_ms', now, 'reason', '', 'detail', '', 'preferred', '', 'holder', ARGV[10], unpack(ARGV, 12))
 -- The server of the last completed takeover stays until this takeover is complete, so that the next leader can resume it.
 local written_on = meta[4]
 if not written_on or written_on == '' then written_on = server end -- guard: acquire-unfinished
@@ -47,5 +47,7 @@ append_record(KEYS[3], ledger, {
   kind = 'term', event = 'acquired', epoch = tonumber(epoch), by = ARGV[10], reason = ARGV[9], ms = tonumber(now),
   previous = was[7] or '', previous_epoch = number(was[1]), left_ms = number(was[8]),
 })
+-- Without verdicts, nothing else bounds the records of changes of leader.
+if ARGV[11] ~= '' then redis.pcall('XTRIM', KEYS[3], 'MAXLEN', '~', ARGV[11]) end
 return { 'acquired', epoch, gen, was[5] or '', meta[1] or '', server, meta[4] or '', meta[6] or '',
   now, presence, was[7] or '' }

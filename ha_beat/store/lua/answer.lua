@@ -1,5 +1,5 @@
 -- Answer a request and change a meta field of the ledger, in one step.
--- KEYS: lease, ledger, journal, requests, answer
+-- KEYS: lease, ledger, journal, requests, answer, progress
 -- ARGV: epoch, nonce, gen, id, answer, lifetime of the answer in ms, journal size, journal record ('' for none),
 --       meta field ('' for none), its new value ('' removes it)
 -- Answers {'fenced', code}, {'withdrawn'} (or answered before) or {'answered'}.
@@ -18,6 +18,6 @@ if ARGV[9] ~= '' then
   end
 end
 redis.call('HDEL', requests, ARGV[4])
-redis.call('HDEL', ledger, 'r:' .. ARGV[4])
+redis.call('HDEL', KEYS[6], ARGV[4])
 if ARGV[8] ~= '' then append_trimmed(KEYS[3], ledger, ARGV[7], { ARGV[8] }) end
 return { 'answered', '' }

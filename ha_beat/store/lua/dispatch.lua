@@ -1,5 +1,5 @@
 -- Enqueue and record a batch atomically.
--- KEYS: lease, ledger, journal, requests
+-- KEYS: lease, ledger, journal, requests, progress
 -- ARGV: epoch, nonce, gen, run id, journal size, number of operations, then for each operation
 --       entry id, expected row, new row ('' for none), request id, step, due instant in ms or 0, n, n journal records,
 --       n, n commands as (n, n arguments)
@@ -7,7 +7,7 @@
 -- entry's row alone, and is done at most once, while the request waits.
 -- Returns {'fenced', code}, or {'done', kind, detail, ...} with a pair for each operation (see AnswerKind): the detail
 -- is the row for 'moved', a text for 'error' and 'partial', and '' for the others.
-local lease, ledger, journal, requests = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local lease, ledger, journal, requests, progress = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 
 -- The first phase writes nothing, because a script does not roll back.
 local why = fence(lease, ARGV[1], ARGV[2])
@@ -37,7 +37,7 @@ local latest = time_ms() + 2000
 local function answered(op, row)
   if op.request ~= '' then
     if redis.call('HEXISTS', requests, op.request) == 0 then return 'withdrawn', '' end -- guard: dispatch-request-withdrawn
-    if number(redis.call('HGET', ledger, 'r:' .. op.request)) >= op.step then return 'mine', '' end -- guard: dispatch-step-once
+    if number(redis.call('HGET', progress, op.request)) >= op.step then return 'mine', '' end -- guard: dispatch-step-once
     return nil
   end
   if row ~= op.expected then -- guard: dispatch-compare
@@ -84,7 +84,7 @@ for i, op in ipairs(operations) do
     if not kind then kind, detail = run(op) end
     if kind ~= 'error' then -- guard: dispatch-error-not-recorded
       if op.request ~= '' then -- guard: dispatch-request-no-row
-        redis.call('HSET', ledger, 'r:' .. op.request, op.step)
+        redis.call('HSET', progress, op.request, op.step)
       elseif op.row == '' then
         -- The operation has no message, so a refusal here leaves nothing half done.
         local removed = redis.pcall('HDEL', ledger, fields[i])

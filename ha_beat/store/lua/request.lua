@@ -1,5 +1,5 @@
 -- Add a request to the leader, with its times and 0 attempts before it. Sending it again changes nothing.
--- KEYS: requests, answer, ledger
+-- KEYS: requests, answer, progress
 -- ARGV: id, request, lifetime in ms, wake channel, most requests that may wait
 local answer = redis.call('GET', KEYS[2])
 if answer then return { 'answered', answer } end
@@ -12,7 +12,7 @@ if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then
       local deadline = string.match(all[i], '^%d+ (%d+) ')
       if deadline and number(deadline) < now then
         redis.call('HDEL', KEYS[1], all[i - 1])
-        redis.call('HDEL', KEYS[3], 'r:' .. all[i - 1])
+        redis.call('HDEL', KEYS[3], all[i - 1])
       else
         left = left + 1
       end

@@ -44,6 +44,8 @@ class UnreachableBroker:
         self.tries += 1
         raise StoreUnavailable("the broker is unreachable", acted=False)
 
+    def broker_error(self, _: object) -> None: ...
+
 
 class Stub:
     """Enqueuer, elector and schedule source of the handler."""
@@ -207,11 +209,24 @@ def test_memory_of_requests_that_no_longer_wait_is_dropped(leader: Leader):
         leader.attend()
         if number % 2:
             leader.requests.withdraw(request.id)
-    leader.attend()
-    leader.attend()
+    for _ in range(2):
+        leader.clock.ahead += 10
+        leader.attend()
     assert leader.handler._messages._begun_before == leader.handler._unanswered == {}
     assert leader.handler._begun == set()
     assert leader.client.hlen(KEYS.requests) == 0
+
+
+def test_progress_of_lost_requests_is_dropped(leader: Leader):
+    """Their key was deleted, or evicted."""
+    for number in range(50):
+        leader.post(RequestKind.REPORT)
+        leader.client.hset(KEYS.progress, f"begun {number}", 1)
+        leader.client.delete(KEYS.requests)
+    waits = leader.post(RequestKind.REPORT)
+    leader.client.hset(KEYS.progress, waits.id, 1)
+    leader.requests.waiting()
+    assert leader.client.hkeys(KEYS.progress) == [waits.id.encode()]
 
 
 def test_expired_requests_make_room_without_a_leader(leader: Leader):
@@ -220,12 +235,12 @@ def test_expired_requests_make_room_without_a_leader(leader: Leader):
         leader.requests.post(Request(RequestKind.REPORT, {}, by="tester"), lifetime=0.001)
     begun = Request(RequestKind.RUN, {}, by="tester")
     leader.requests.post(begun, lifetime=0.001)
-    leader.client.hset(KEYS.ledger, f"r:{begun.id}", 1)
+    leader.client.hset(KEYS.progress, begun.id, 1)
     time.sleep(0.01)
     for _ in range(MOST_WAITING):
         leader.post(RequestKind.REPORT)
     assert leader.client.hlen(KEYS.requests) == MOST_WAITING
-    assert not leader.client.hexists(KEYS.ledger, f"r:{begun.id}")
+    assert not leader.client.hexists(KEYS.progress, begun.id)
     with pytest.raises(TooManyRequests):
         leader.post(RequestKind.REPORT)
 
@@ -268,7 +283,7 @@ def test_interrupted_caller_withdraws_its_request(leader: Leader, monkeypatch):
 # --- Long requests
 
 
-class Killed(BaseException):
+class Killed(SystemExit):
     """End of the process."""
 
 

@@ -217,7 +217,7 @@ def test_requests_work_with_the_lease_in_another_database(redis_server: RedisSer
 def test_request_that_a_dead_leader_had_begun_is_not_sent_again(cluster: BeatCluster):
     """The leader died between the send and the answer: the next leader only answers."""
     request = Request(RequestKind.RUN, {"entry": "rare"}, by="tester")
-    begun = cluster.key("ledger"), f"r:{request.id}"
+    begun = cluster.key("progress"), request.id
     with all_paused(cluster) as requests:
         requests.post(request, lifetime=60)
         # The dispatch script writes this when it carries out the only step of the request.

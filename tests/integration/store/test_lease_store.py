@@ -88,6 +88,15 @@ def test_the_epoch_does_not_fall_back_when_the_state_is_lost(lease: LeaseBench):
     assert after.gen != before.gen
 
 
+def test_journal_of_changes_of_leader_is_bounded(shared_redis: RedisServer):
+    """No leader lasts until it renews the lease or records a verdict."""
+    client, keys = shared_redis.client(), KEYS
+    store = RedisLeaseStore(lambda: client, keys, journal_size=100)
+    for number in range(500):
+        acquire(store, attempt(f"replica {number % 5}", f"nonce {number}"))
+    assert 100 <= client.xlen(keys.journal) <= 300
+
+
 @pytest.mark.parametrize("offset", [20.5, -3600.0, 0.0])
 def test_acquisition_replaces_the_last_leaders_offset(lease: LeaseBench, offset: float):
     """The dispatch script judges the first batch of a term by it."""

@@ -1,0 +1,30 @@
+"""Tests that the page about Redis lists every key, and by what each is bounded."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+
+from ha_beat.store.keys import Keys
+from tests.integration.docs.blocks import ROOT
+
+CHANNELS = {"wake", "presence"}
+
+
+def names() -> set[str]:
+    keys, found = Keys("x"), set()
+    for name, member in inspect.getmembers(Keys):
+        if not name.startswith("_") and (isinstance(member, property) or inspect.isfunction(member)):
+            value = getattr(keys, name)
+            found.add((value if isinstance(value, str) else value("*")).split(":")[2])
+    return found
+
+
+@pytest.mark.parametrize(("heading", "listed"), [("## What is in it", names()), ("### Bounds", names() - CHANNELS)])
+def test_table_lists_every_key(heading: str, listed: set[str]):
+    """A new key has to say what removes its contents."""
+    table = (ROOT / "docs" / "redis.md").read_text("utf-8").partition(heading)[2].partition("\n#")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `…:")]
+    assert set(re.findall(r"`…:([a-z]+)", " ".join(rows))) == listed
