@@ -17,7 +17,7 @@ from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 
 #: Milliseconds from the time of a batch to its submission that its records need not show.
-_PROMPT_MS = 20
+_PROMPT_MS = 100
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from ha_beat.budget import Budget, Pace
 from ha_beat.dispatch import Answer, Dispatcher, Operation, judged_build_errors
 from ha_beat.errors import StoreUnavailable
 from ha_beat.headers import header_of, with_header
+from ha_beat.leader.batch_builder import BATCH_CHARACTERS
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState
 from ha_beat.leader.planner import ScheduleSource
@@ -101,7 +102,7 @@ class RequestedMessages:
         """Send one message for each step: its number, its instant and its task id.
 
         Returns:
-            An answer for each step that the budget allows, at least one.
+            An answer for each step that the budget and the size of a batch allow, at least one.
 
         Raises:
             FencedOff: the term is over.
@@ -111,10 +112,12 @@ class RequestedMessages:
         if dispatcher is None:
             raise StoreUnavailable("no dispatch path has been chosen yet", acted=False)
         operations: list[Operation] = []
+        room = BATCH_CHARACTERS
         for number, at, task_id in steps:
-            if operations and budget.spent:
+            if operations and (room <= 0 or budget.spent):
                 break
             operations.append(self._operation(term, request, state, kind, dispatcher, number, at, task_id))
+            room -= operations[-1].size
             budget.item_done()
         answers = dispatcher.submit(term, operations)
         for (_, at, task_id), answer in zip(steps, answers, strict=False):

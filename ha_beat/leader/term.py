@@ -290,6 +290,7 @@ class LeaderTerm:
         now = self._parts.time.now()
         for done, answer in zip(operations, answers, strict=True):
             self._results.apply(done, answer, self.queue, now)
+            self._parts.pace.progress()
             match answer.kind:
                 case AnswerKind.DONE | AnswerKind.MINE | AnswerKind.PARTIAL if done.sends:
                     self.sent = True

@@ -275,6 +275,27 @@ def test_slow_entries_are_sent_in_pieces_while_others_run(leader: Leader):
     assert max(after - before for before, after in pairwise(leader.moves)) < 1.0
 
 
+def test_entry_with_a_backlog_goes_behind_the_others(leader: Leader):
+    """Its instants are the oldest, and would take every batch until it has caught up."""
+
+    class Backlogs(Source):
+        def load(self) -> Iterable[ScheduledEntry]:
+            rules = MisfireRules(MisfirePolicy.ALL)
+            for entry in super().load():
+                yield entry if entry.id == "other" else replace(entry, recurrence=Every(60.0), misfire=rules)
+
+        def arguments(self, entry: ScheduledEntry) -> Any:
+            leader.later(0.3)
+            return super().arguments(entry)
+
+    leader.use(Backlogs(one=3000.0, two=3000.0, three=3000.0, other=3599.0))
+    leader.turn(2).later(2.0)
+    sent_before = len(leader.messages)
+    leader.turn(3)
+    assert "other" in leader.messages
+    assert sent_before < len(leader.messages) < 10
+
+
 def test_batch_is_limited_by_the_size_of_its_messages(leader: Leader, monkeypatch):
     """A hundred large messages at once would block Redis for seconds or exceed its limit."""
     monkeypatch.setattr("ha_beat.leader.batch_builder.BATCH_CHARACTERS", 20)
