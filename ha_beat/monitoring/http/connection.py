@@ -22,6 +22,8 @@ class Limits:
     idle: float = 60.0
     #: Until the client has read its answer.
     taking: float = 10.0
+    #: From the last answer until the client closes. What it still sends is discarded.
+    lingering: float = 2.0
     connections: int = 256
     streams: int = 16
     #: Lifetime of a stream. The browser then reconnects.
@@ -93,6 +95,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._served = 0
         self._streaming = False
+        self._lingering = False
         self._in_head = True
         self.waiting = True
         self.since = loop.time()
@@ -112,7 +115,7 @@ class Connection(asyncio.Protocol):
         self._pool.forget(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._streaming:
+        if self._streaming or self._lingering:
             return
         if not self._in_head:
             self._expect(self._limits.head)
@@ -135,7 +138,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
-        if not self._streaming:
+        if not self._streaming and not self._lingering:
             self._rest()
             self._go_on()
 
@@ -167,7 +170,7 @@ class Connection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Answer the complete requests while the client reads the answers."""
-        while self._transport is not None and not self._transport.is_closing() and not self._paused:
+        while self._transport is not None and not (self._transport.is_closing() or self._lingering or self._paused):
             try:
                 event = self._http.next_event()
             except self._h11.RemoteProtocolError as exc:
@@ -247,8 +250,12 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def _close(self) -> None:
-        """Close the connection once the written data is sent or the deadline passes."""
-        self.waiting = False
-        self.deadline = self._loop.time() + self._limits.taking
-        if self._transport is not None:
-            self._transport.close()
+        """Send the written data, and close once the client has or the deadline passes.
+
+        If the socket were closed while input is unread, the kernel would reset the connection, and the client might
+        lose the answer.
+        """
+        self._lingering = True
+        self._expect(self._limits.lingering)
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write_eof()

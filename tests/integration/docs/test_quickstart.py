@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
 import sys
 from contextlib import ExitStack
 
@@ -13,6 +15,8 @@ from tests.integration.docs.blocks import ROOT, blocks
 from tests.support.servers import ServerProcess, wait_for
 
 PAGE = "docs/quickstart.md"
+
+STATUS = (sys.executable, "-m", "celery", "-A", "proj", "ha-beat", "status", "--json")
 
 
 def commands(word: str) -> list[str]:
@@ -39,17 +43,23 @@ def test_quick_start_runs_tasks_and_replaces_a_killed_leader(redis_server, tmp_p
         worker, beats = start(worker_command), [start(command) for command in commands("beat")]
         assert len(beats) == 3
 
-        def leaders() -> list[ServerProcess]:
-            return [beat for beat in beats if "Leading proj in epoch" in beat.log_text()]
+        def members() -> dict[str, list[ServerProcess]]:
+            asked = subprocess.run(
+                [*STATUS], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=True
+            )
+            found: dict[str, list[ServerProcess]] = {"leader": [], "standby": []}
+            for member in json.loads(asked.stdout)["members"]:
+                found[member["role"]] += [beat for beat in beats if beat.pid == member["pid"]]
+            return found
 
-        (leader,) = wait_for(leaders, 40, "a leader")
-        beats.remove(leader)
-        wait_for(lambda: all("Standing by in cluster " in beat.log_text() for beat in beats), 40, "two standbys")
+        wait_for(lambda: len(members()["leader"]) == 1 and len(members()["standby"]) == 2, 40, "a leader, two standbys")
+        (leader,) = members()["leader"]
         wait_for(lambda: re.search(r"proj\.tick\[.*succeeded", worker.log_text()), 40, "a task run")
         done = worker.log_text().count("succeeded")
         for line in commands("ha-beat"):
             process = start(line)
             assert process.wait(60) == 0, f"{line}: {process.log_text()}"
         leader.kill()
-        wait_for(leaders, 20, "another beat to lead")
+        beats.remove(leader)
+        wait_for(lambda: members()["leader"], 20, "another beat to lead")
         wait_for(lambda: worker.log_text().count("succeeded") > done + 1, 20, "more tasks run")

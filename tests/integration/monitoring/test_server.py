@@ -116,6 +116,18 @@ def test_odd_request_gets_a_fitting_status(server, data, status):
     assert ask(port_of(server), "/livez").status == 200
 
 
+def test_answer_reaches_a_client_that_is_still_sending(server):
+    """Closing with unread input would reset the connection, and the client would lose the answer."""
+    with socket.create_connection((LOCALHOST, port_of(server)), timeout=10) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 5000)
+        time.sleep(0.3)
+        for _ in range(5):
+            client.sendall(b"A: b\r\n" * 1000)
+            time.sleep(0.05)
+        assert client.recv(1000).split(b" ", 2)[1] == b"431"
+        assert client.recv(1000) == b""
+
+
 _REQUESTS = [b"GET / HTTP/1.1\r\n", b"HEAD /status HTTP/1.1\r\n", b"GET /events HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n"]
 _HEADERS = [b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n"]
 _BODIES = [b"Expect: 100-continue\r\n", b"3\r\nabc\r\n", b"0\r\n\r\n"]
