@@ -103,10 +103,10 @@ class _Assembly:
         settings, events, clock = self.settings, self.events, self.clock
         marker = self.lease_marker()
         elector = self.elector(marker)
-        claim = self.claim_dispatcher(elector, marker)
+        pace = Pace(clock, budget_for(settings.stall_timeout), elector.handle.progress)
+        claim = self.claim_dispatcher(elector, marker, pace)
         dispatch = DispatcherSelector(self.atomic_dispatcher(marker), claim, marker, events.emit)
         pause = PauseState()
-        pace = Pace(clock, budget_for(settings.stall_timeout), elector.handle.progress)
         enqueuer = Enqueuer(
             LeaderParts(
                 self.source,
@@ -219,7 +219,7 @@ class _Assembly:
         broker = BrokerLink(self.app, self.settings.command_timeout)
         return AtomicDispatcher(self.source.sender, broker, self.keys, self.settings.journal_size, marker)
 
-    def claim_dispatcher(self, elector: Elector, marker: LeaseMarker) -> ClaimDispatcher:
+    def claim_dispatcher(self, elector: Elector, marker: LeaseMarker, pace: Pace) -> ClaimDispatcher:
         def trusted(term: Term) -> bool:
             now = elector.handle.term
             return now is not None and now.nonce == term.nonce
@@ -233,6 +233,7 @@ class _Assembly:
             confirm_for=timeout,
             trusted=trusted,
             marker=marker,
+            pace=pace,
         )
 
     # --- Monitoring

@@ -34,6 +34,11 @@ class Budget:
         """True if the work must end. Check it after each item, so that at least one is done."""
         return self._clock.elapsed() >= self._ends_at
 
+    @property
+    def left(self) -> float:
+        """Return the seconds that are left; negative if more were used."""
+        return self._ends_at - self._clock.elapsed()
+
     def item_done(self) -> None:
         """Report progress of the main loop."""
         self._progress()

@@ -230,6 +230,8 @@ class AnswerKind(StrEnum):
     UNSENT = "unsent"
     #: Recorded, but not each of several queues took the message.
     PARTIAL = "partial"
+    #: Nothing was done, because the time for the batch was used up.
+    DEFERRED = "deferred"
     #: Nothing was done, because the cluster is paused.
     PAUSED = "paused"
     #: Nothing was done, because the request was withdrawn.

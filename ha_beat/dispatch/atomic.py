@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -34,6 +35,7 @@ class AtomicDispatcher:
         self._marker = marker
         self._batch = BatchScript(keys, journal_size)
         self.ledger = Ledger(link.client, keys)
+        self.capacity = sys.maxsize
 
     def prepare(
         self,
@@ -75,6 +77,9 @@ class AtomicDispatcher:
     def open_claims(self, _: Term) -> list[OpenClaim]:
         """Return no claims: a message and its record are written together."""
         return []
+
+    def take_back(self, _: Term) -> bool:
+        return False
 
     def give_up(self, _: Term, __: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
         return {}

@@ -15,7 +15,8 @@ Resolution
     The outcome of the publish decides what is written (:func:`resolution`):
 
     - accepted: the final row. Not fenced, since no later term can undo a message that was accepted;
-    - refused or unsent: the row as it was before the claim. Fenced;
+    - refused or unsent: the row as it was before the claim. Fenced. If the term is over, the claim is marked as
+      withdrawn (:func:`withdrawal`), and the next term restores the row;
     - unknown: the verdict ``uncertain``, or nothing under the policy ``republish``, where the claim stays open and the
       message is sent again.
 
@@ -38,6 +39,9 @@ from ha_beat.dispatch.protocol import Answer, OpenClaim, Operation
 from ha_beat.reasons import AnswerKind, PublishOutcome, UncertainPolicy, UncertainReason, Verdict
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
+
+#: State of a stored claim whose message was certainly not sent.
+WITHDRAWN = "withdrawn"
 
 #: Characters of a detail that are kept in the ledger and the journal.
 _MAX_DETAIL = 300
@@ -142,6 +146,7 @@ def new_claim(term: Term, operation: Operation) -> Claim:
         "policy": operation.uncertain,
         "ms": _written_ms(operation.records, term),
         "row": row.raw if row is not None else "",
+        "before": operation.expected if row is not None else "",
         "records": operation.records,
     }
     replaces_open = (
@@ -238,6 +243,17 @@ def update_for(claim: Claim) -> Update:
     return Update(claim.key, claim.json, "", operation.entry, row, replaces, records)
 
 
+def withdrawal(claim: Claim) -> Update | None:
+    """Return what marks the claim of an ended term as withdrawn, if its message was certainly not sent.
+
+    Only the mark is written, because a newer term may have read the entry's row. That term takes the claim back.
+    """
+    claim = unsent(claim, "")
+    if claim.state is not State.PUBLISHED or resolution(claim) is not Resolution.TAKE_BACK:
+        return None
+    return Update(claim.key, claim.json, WITHDRAWN, claim.operation.entry, "", (), ())
+
+
 def _answer_of(claim: Claim) -> Answer:
     match resolution(claim):
         case Resolution.CONFIRM:
@@ -271,8 +287,15 @@ def parse_claim(key: str, value: str) -> tuple[str, int, OpenClaim]:
         UncertainPolicy(content["policy"]),
         str(content["row"]),
         tuple(str(record) for record in content["records"]),
+        before=str(content["before"]),
+        withdrawn=state == WITHDRAWN,
     )
     return state, int(content["ms"]), found
+
+
+def take_back_update(claim: OpenClaim) -> Update:
+    """Return what undoes a withdrawn claim."""
+    return Update(claim.key, claim.json, "", claim.entry, claim.before, [claim.row] if claim.row else [], ())
 
 
 def give_up_update(claim: OpenClaim) -> tuple[Update, LedgerRow | None]:

@@ -68,8 +68,9 @@ class Answer:
 class OpenClaim:
     """Claim found in the store, under its ``key``.
 
-    ``json`` is the claim as written under the term of ``nonce``, ``row`` the entry's row while it is claimed, and
-    ``records`` the journal records of a confirmed publish.
+    ``json`` is the claim as written under the term of ``nonce``, ``row`` the entry's row while it is claimed,
+    ``before`` the row that the claim replaced, and ``records`` the journal records of a confirmed publish. A claim is
+    ``withdrawn`` if its maker is certain that the message was not sent.
     """
 
     key: str
@@ -79,6 +80,8 @@ class OpenClaim:
     policy: UncertainPolicy
     row: str
     records: tuple[str, ...]
+    before: str = ""
+    withdrawn: bool = False
 
 
 class FencedOff(HaBeatError):
@@ -99,6 +102,11 @@ class Dispatcher(Protocol):
     @property
     def whole_batches(self) -> bool:
         """True if a batch is carried out whole or not at all, so that a refused one may be built again."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """Return how many messages can be sent in the time of one batch; at least 1."""
         ...
 
     def prepare(
@@ -131,10 +139,19 @@ class Dispatcher(Protocol):
         ...
 
     def open_claims(self, term: Term) -> list[OpenClaim]:
-        """Return the claims of every term that are still open.
+        """Return the claims of every term that are still open or withdrawn.
 
         Raises:
             StoreError: Redis did not answer, or refused.
+        """
+        ...
+
+    def take_back(self, term: Term) -> bool:
+        """Take back the claims that their makers withdrew, as if they had not been made. True if there were any.
+
+        Raises:
+            FencedOff: the term is over.
+            StoreError: as from :meth:`submit`. Taking back again is safe.
         """
         ...
 
@@ -148,7 +165,9 @@ class Dispatcher(Protocol):
         ...
 
     def confirm_late(self) -> None:
-        """Confirm messages that the broker accepted while Redis was unreachable. Not fenced: a standby does it too.
+        """Confirm messages that the broker accepted while Redis was unreachable, and withdraw those not sent.
+
+        Not fenced: a standby does it too.
 
         Raises:
             StoreUnavailable: Redis is still unreachable.

@@ -5,15 +5,17 @@ accepted the message. A claim without a confirmation is an occurrence of unknown
 the policy ``republish``. :mod:`ha_beat.dispatch.claim` decides what is written for each outcome.
 
 - A retry of a batch continues each claim where it stopped: no message is sent twice.
-- If the lease ends first, :meth:`ClaimDispatcher.confirm_late` still records the messages that were accepted.
+- If the lease ends first, :meth:`ClaimDispatcher.confirm_late` still records the messages that were accepted, and
+  withdraws the claims whose messages were certainly not sent. The next term takes these back and sends them.
 - If the process is stopped, :meth:`ClaimDispatcher.hand_back` takes back the claims that were not sent.
+- Only as much is claimed as can be sent in the time of one batch.
 - A newer term records the claims that were left open as uncertain (:meth:`ClaimDispatcher.give_up`), once their
   messages cannot be on their way any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +23,7 @@ from celery.beat import ScheduleEntry
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from ha_beat import failpoints
+from ha_beat.budget import Budget, Pace
 from ha_beat.dispatch import claim as machine
 from ha_beat.dispatch.broker_adapters import Sent
 from ha_beat.dispatch.claim import Claim, Resolution, State, key_of
@@ -39,6 +42,12 @@ if TYPE_CHECKING:
 
 #: Occurrences that are claimed before the first of them is sent. Few, so that a claim is young when it is sent.
 _CHUNK = 20
+
+#: Most messages of one batch.
+_MOST = 10_000
+
+#: Part of the measured time per message that one faster message takes off. A slower one counts at once.
+_DECAY = 0.2
 
 
 class MessageSender(Protocol):
@@ -69,6 +78,7 @@ class ClaimDispatcher:
         confirm_for: float,
         trusted: Callable[[Term], bool],
         marker: LeaseMarker,
+        pace: Pace,
     ) -> None:
         """``confirm_for``: seconds for which a confirmation is retried before the batch counts as unanswered."""
         self._publisher = publisher
@@ -76,11 +86,17 @@ class ClaimDispatcher:
         self._confirm_for = confirm_for
         self._trusted = trusted
         self._marker = marker
+        self._pace = pace
+        self._seconds_per_send = 0.0
         self.ledger = Ledger(link.client, keys)
         #: Claims of batches that are not answered yet, by key.
         self._claims: dict[str, Claim] = {}
-        #: Claims of earlier terms whose messages were accepted and not confirmed yet.
-        self._unconfirmed: list[Claim] = []
+        #: Claims of ended terms that are to be confirmed or withdrawn.
+        self._ended: list[Claim] = []
+
+    @property
+    def capacity(self) -> int:
+        return self._sendable_in(self._pace.seconds)
 
     def prepare(
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -93,20 +109,35 @@ class ClaimDispatcher:
     def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
         self._drop_earlier_terms(term)
         unavailable = self._why_unavailable(term, operations)
-        answers: list[Answer] = []
-        for start in range(0, len(operations), _CHUNK):
-            chunk, unavailable = self._submit(term, operations[start : start + _CHUNK], unavailable)
-            answers += chunk
+        answers: dict[int, Answer] = {}
+        left, budget = list(enumerate(operations)), self._pace.begin()
+        try:
+            while left:
+                if answers and budget.spent:
+                    answers |= {number: Answer(AnswerKind.DEFERRED) for number, op in left if self._may_wait(op)}
+                    left = [(number, op) for number, op in left if number not in answers]
+                size = self._chunk(left, budget)
+                chunk, left = left[:size], left[size:]
+                kinds, unavailable = self._submit(term, [op for _, op in chunk], unavailable, budget)
+                answers |= {number: answer for (number, _), answer in zip(chunk, kinds, strict=True)}
+        except FencedOff:
+            # The next term need not wait until it is certain that these messages are not on their way.
+            self._end(lambda _: True)
+            with suppress(StoreError):
+                self._resolve_ended()
+            raise
         for operation in operations:
             self._claims.pop(key_of(operation), None)
-        return answers
+        return [answers[number] for number in range(len(operations))]
 
     def confirm_late(self) -> None:
-        accepted = [claim for claim in self._claims.values() if claim.accepted]
-        self._store.resolve([machine.update_for(claim) for claim in (*self._unconfirmed, *accepted)])
-        self._unconfirmed = []
-        for claim in accepted:
-            self._claims[claim.key] = machine.resolved(claim)
+        self._end(lambda _: True)
+        self._resolve_ended()
+
+    def take_back(self, term: Term) -> bool:
+        withdrawn = [claim for claim in self._store.open_claims(term) if claim.withdrawn]
+        self._store.resolve([machine.take_back_update(claim) for claim in withdrawn], term)
+        return bool(withdrawn)
 
     def hand_back(self, term: Term, client: redis.Redis) -> None:
         """Resolve the claims of a process that is being stopped, through its own connection ``client``.
@@ -116,11 +147,15 @@ class ClaimDispatcher:
         """
         for claim in list(self._claims.values()):
             self._claims[claim.key] = machine.unsent(claim, "this replica was stopped")
-        ours = [claim for claim in self._claims.values() if claim.nonce == term.nonce]
-        final, taken_back = _updates(ours)
-        with suppress(StoreError, FencedOff):
-            self._store.resolve(final, client=client)
-            self._store.resolve(taken_back, term, client)
+        claims = [*self._claims.values(), *self._ended]
+        final, taken_back = _updates([claim for claim in claims if claim.nonce == term.nonce])
+        late = _late_updates([claim for claim in claims if claim.nonce != term.nonce])
+        with suppress(StoreError):
+            self._store.resolve([*final, *late], client=client)
+            try:
+                self._store.resolve(taken_back, term, client)
+            except FencedOff:
+                self._store.resolve(_late_updates(claims), client=client)
 
     def open_claims(self, term: Term) -> list[OpenClaim]:
         return self._store.open_claims(term)
@@ -137,14 +172,39 @@ class ClaimDispatcher:
     # --- One batch
 
     def _drop_earlier_terms(self, term: Term) -> None:
-        """Drop the claims of earlier terms, except for messages that were accepted: those are confirmed."""
+        """Drop the claims of earlier terms, after those that have an outcome were confirmed or withdrawn."""
+        self._end(lambda claim: claim.nonce != term.nonce)
+        self._resolve_ended()
+
+    def _end(self, ended: Callable[[Claim], bool]) -> None:
         for key, claim in list(self._claims.items()):
-            if claim.nonce != term.nonce:
+            if ended(claim):
+                self._ended.append(claim)
                 del self._claims[key]
-                if claim.accepted:
-                    self._unconfirmed.append(claim)
-        if self._unconfirmed:
-            self.confirm_late()
+
+    def _resolve_ended(self) -> None:
+        self._store.resolve(_late_updates(self._ended))
+        self._ended = []
+
+    def _may_wait(self, operation: Operation) -> bool:
+        """True if an operation of a batch may be left for the next one: no claim was begun for it here."""
+        return operation.message is not None and not operation.request and key_of(operation) not in self._claims
+
+    def _sendable_in(self, seconds: float) -> int:
+        """Return how many messages can be sent in that time, at least 1."""
+        if not self._seconds_per_send:
+            return _MOST
+        return max(1, int(min(seconds / self._seconds_per_send, _MOST)))
+
+    def _chunk(self, left: Sequence[tuple[int, Operation]], budget: Budget) -> int:
+        """Return how many operations to submit next. Before the first message its duration is unknown."""
+        most = min(self._sendable_in(budget.left), _CHUNK) if self._seconds_per_send else 1
+        messages = 0
+        for taken, (_, operation) in enumerate(left):
+            messages += operation.message is not None
+            if messages > most:
+                return taken
+        return len(left)
 
     def _why_unavailable(self, term: Term, operations: Sequence[Operation]) -> str:
         """Return why no message can be sent now; empty if the broker is ready or there is no message to send."""
@@ -159,7 +219,9 @@ class ClaimDispatcher:
             return str(exc)
         return ""
 
-    def _submit(self, term: Term, operations: Sequence[Operation], unavailable: str) -> tuple[list[Answer], str]:
+    def _submit(
+        self, term: Term, operations: Sequence[Operation], unavailable: str, budget: Budget
+    ) -> tuple[list[Answer], str]:
         """Claim, publish and confirm. Return the answers, and why nothing more can be sent."""
         sends = any(operation.message is not None for operation in operations)
         reach: Callable[[str], None] = failpoints.reach if sends else lambda _: None
@@ -169,6 +231,7 @@ class ClaimDispatcher:
         reach("claimed")
         for key in keys:
             unavailable = self._publish(term, key, unavailable)
+            budget.item_done()
         reach("published")
         self._confirm(term, keys)
         reach("confirmed")
@@ -224,12 +287,15 @@ class ClaimDispatcher:
         claim = self._claims[key] = machine.publish_begun(self._claims[key])
         if claim.state is not State.PUBLISHING or claim.operation.message is None:
             return unavailable
+        began = self._pace.clock.elapsed()
         try:
             sent = self._publisher.send(claim.operation.message)
         except StoreUnavailable as exc:
             self._claims[key] = machine.published(claim, PublishOutcome.UNSENT, str(exc))
             return str(exc)
         self._claims[key] = machine.published(claim, sent.outcome, sent.detail)
+        took, before = self._pace.clock.elapsed() - began, self._seconds_per_send
+        self._seconds_per_send = max(took, before + _DECAY * (took - before))
         return sent.detail if sent.broken else unavailable
 
     def _confirm(self, term: Term, keys: Sequence[str]) -> None:
@@ -243,6 +309,12 @@ class ClaimDispatcher:
         )
         retrying(self._store.resolve, final)
         retrying(self._store.resolve, taken_back, term)
+
+
+def _late_updates(claims: Iterable[Claim]) -> list[machine.Update]:
+    """Return what can be written about claims of ended terms: that a message was accepted, or was not sent."""
+    updates = (machine.update_for(claim) if claim.accepted else machine.withdrawal(claim) for claim in claims)
+    return [update for update in updates if update is not None]
 
 
 def _updates(claims: Sequence[Claim]) -> tuple[list[machine.Update], list[machine.Update]]:

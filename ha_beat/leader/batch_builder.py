@@ -89,7 +89,7 @@ class BatchBuilder:
         Once the broker fails, add only entries that need no message.
         """
         batch, room = Batch(), BATCH_CHARACTERS
-        popped = list(queue.pop_due(writer.now, self._options.batch_size))
+        popped = list(queue.pop_due(writer.now, min(self._options.batch_size, dispatcher.capacity)))
         for number, state in enumerate(popped):
             if room <= 0 or (number and budget.spent):
                 for left in popped[number:]:
@@ -181,7 +181,10 @@ class BatchBuilder:
         entry = state.entry
         occurrence = Occurrence(entry.id, send)
         task_id = occurrence.task_id(self._cluster)
-        row = writer.row(state, decision.position, Verdict.ENQUEUED, scheduled_at=send, task_id=task_id)
+        if state.resend and state.row is not None:
+            row = writer.resent(state.row)
+        else:
+            row = writer.row(state, decision.position, Verdict.ENQUEUED, scheduled_at=send, task_id=task_id)
         epoch = writer.term.epoch
         header = header_of(self._cluster, entry.id, occurrence.instant, epoch=epoch, run_count=row.run_count)
         message = self._message(state, send, dispatcher, header, task_id)

@@ -69,8 +69,11 @@ class Enqueuer:
             self._term.reload()
 
     def stand_by(self) -> None:
-        """Discard the queue, and confirm messages that were accepted while Redis was unreachable. Never raises."""
-        if self._term is not None and self._term.loaded:
+        """Discard the queue, and confirm or withdraw what was claimed. Never raises.
+
+        If the same term goes on, because a renewal was late, it reads the outcome from the ledger.
+        """
+        if self._term is not None:
             self._term.unload()
         if self.dispatcher is not None:
             with suppress(StoreError):

@@ -28,6 +28,15 @@ class EntryOperation:
     operation: Operation
     row: LedgerRow
     decision: Decision | None = None
+    #: True if the entry must be planned again, although nothing was due.
+    replan: bool = False
+
+    def after(self, raw: str) -> EntryOperation:
+        """Return this operation for an entry whose row has become ``raw`` since."""
+        row = replace(self.row, rev=self.row.rev + 1)
+        row = replace(row, raw=row.encoded())
+        new = row.raw if self.operation.row else ""
+        return replace(self, operation=replace(self.operation, expected=raw, row=new), row=row, replan=True)
 
     @property
     def sends(self) -> bool:
@@ -86,6 +95,12 @@ class LedgerWriter:
             task_id=task_id,
             signature=state.entry.signature,
         )
+        return replace(row, raw=row.encoded())
+
+    def resent(self, row: LedgerRow) -> LedgerRow:
+        """Return the row of a claimed occurrence that is sent again. Its schedule may have been edited since."""
+        row = replace(row, verdict=Verdict.ENQUEUED, rev=row.rev + 1, dispatched_ms=self._ms)
+        row = replace(row, epoch=self.term.epoch, nonce=self.term.nonce)
         return replace(row, raw=row.encoded())
 
     def arm(self, state: EntryState, *, in_doubt_until: datetime | None = None) -> EntryOperation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from ha_beat import events
@@ -22,31 +22,36 @@ class OpenClaims:
         self._emit = emit
         self._in_flight_for = in_flight_for
         self._open: list[OpenClaim] = []
-        self._give_up_at = 0.0
+        #: When this term first saw each open claim, on ``Clock.elapsed``, by key.
+        self._seen_at: dict[str, float] = {}
         #: Journal records that are written again together with a resent occurrence, by entry.
         self._earlier_records: dict[str, tuple[str, ...]] = {}
 
     def load(self, dispatcher: Dispatcher, term: Term) -> None:
         """Read the open claims, when a term begins and after a reload of the schedule."""
         self._open = dispatcher.open_claims(term)
-        self._give_up_at = self._clock.elapsed() + self._in_flight_for
+        now = self._clock.elapsed()
+        self._seen_at = {claim.key: self._seen_at.get(claim.key, now) for claim in self._open}
+
+    def to_be_resent(self, rows: Mapping[str, str]) -> set[str]:
+        """Return the entries whose claimed occurrence is sent again before anything else is written for them."""
+        return {claim.entry for claim in self._open if _resends(claim) and rows.get(claim.entry) == claim.row}
 
     def resend_republishable(self, queue: DueQueue, term: Term, now: datetime) -> None:
         """Queue the claims whose policy is to republish, for when their first attempt is certainly over."""
         self._earlier_records = {}
         for claim in list(self._open):
             state = queue.get(claim.entry)
-            if (
-                claim.policy is not UncertainPolicy.REPUBLISH
-                or state is None
-                or state.row is None
-                or state.row.raw != claim.row
-            ):
+            if not _resends(claim) or state is None or state.row is None or state.row.raw != claim.row:
                 continue
             if state.row.scheduled_at is not None:
                 self._open.remove(claim)
-                wait = 0.0 if claim.nonce == term.nonce else self._in_flight_for
-                self.resend(queue, state, claim.records, now + timedelta(seconds=wait))
+                wait = 0.0 if claim.nonce == term.nonce else self._in_flight_for_another(claim)
+                self.resend(queue, state, claim.records, now + timedelta(seconds=max(wait, 0.0)))
+
+    def _in_flight_for_another(self, claim: OpenClaim) -> float:
+        """Return for how many seconds an earlier attempt may still be in flight; negative if none can be."""
+        return self._seen_at[claim.key] + self._in_flight_for - self._clock.elapsed()  # guard: claim-not-in-flight
 
     def resend(self, queue: DueQueue, state: EntryState, records: Sequence[str], not_before: datetime) -> None:
         """Queue the row's own occurrence again. The last of the records is its own and will be built again."""
@@ -63,11 +68,26 @@ class OpenClaims:
         """Forget an entry whose occurrence has its verdict."""
         self._earlier_records.pop(entry_id, None)
 
-    def give_up_stale(self, dispatcher: Dispatcher, queue: DueQueue, term: Term) -> None:
-        """Record the claims of earlier attempts as uncertain, once none of them can be in flight."""
-        if self._open and self._clock.elapsed() >= self._give_up_at:  # guard: claim-not-in-flight
-            self._give_up(dispatcher, queue, term, self._open)
-            self._open = []
+    def settle_stale(self, dispatcher: Dispatcher, queue: DueQueue, term: Term, *, held_back: bool) -> bool:
+        """Record the claims of earlier attempts as uncertain, once none of them can be in flight.
+
+        With ``held_back``, an entry that is not in the queue may still be read and its message sent again.
+
+        Returns:
+            True if the ledger must be read again, because a claim was withdrawn since and is taken back.
+        """
+        stale = [
+            claim
+            for claim in self._open
+            if self._in_flight_for_another(claim) <= 0.0
+            and not (held_back and _resends(claim) and queue.get(claim.entry) is None)
+        ]
+        if not stale:
+            return False
+        # A claim that its maker withdraws meanwhile is not given up.
+        self._give_up(dispatcher, queue, term, stale)
+        self._open = [claim for claim in self._open if claim not in stale]
+        return dispatcher.take_back(term)
 
     def abandon(self, dispatcher: Dispatcher, queue: DueQueue, term: Term, state: EntryState) -> None:
         """Record an occurrence as uncertain that could not be sent again until its deadline."""
@@ -87,3 +107,7 @@ class OpenClaims:
             label = entry if state is None else state.label
             reason = UncertainReason(row.reason)
             self._emit(events.OccurrenceUncertain(label, row.scheduled_at, row.task_id, reason, row.detail))
+
+
+def _resends(claim: OpenClaim) -> bool:
+    return claim.policy is UncertainPolicy.REPUBLISH and not claim.withdrawn

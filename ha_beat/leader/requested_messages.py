@@ -113,7 +113,7 @@ class RequestedMessages:
             raise StoreUnavailable("no dispatch path has been chosen yet", acted=False)
         operations: list[Operation] = []
         room = BATCH_CHARACTERS
-        for number, at, task_id in steps:
+        for number, at, task_id in steps[: dispatcher.capacity]:
             if operations and (room <= 0 or budget.spent):
                 break
             operations.append(self._operation(term, request, state, kind, dispatcher, number, at, task_id))

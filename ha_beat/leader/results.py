@@ -68,7 +68,7 @@ class Results:
                 self._kept.unsent(state.id)
                 state.record_failure(now, answer.detail)
                 queue.put(state, state.due_at or now)
-            case AnswerKind.PAUSED | AnswerKind.WITHDRAWN:
+            case AnswerKind.PAUSED | AnswerKind.WITHDRAWN | AnswerKind.DEFERRED:
                 self._kept.unsent(state.id)
                 queue.put(state, state.due_at or now)
             case AnswerKind.ERROR:
@@ -96,6 +96,8 @@ class Results:
             self._notify_armed(state)
         if decision is None:
             # Armed: the position that was recorded is the one from which the entry was planned.
+            if done.replan:
+                self._planner.plan(queue, state, now)
             return
         self._report(state.entry, decision, row, now)
         self._planner.notify(state.label, lambda: self._source.recorded(state.entry, row))

@@ -7,7 +7,7 @@ together with such a batch, and the next leader reads the outcome from the ledge
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -98,6 +98,8 @@ class LeaderTerm:
         #: Batches that come before due entries: the rows that the ledger needs first, and the operations of a batch
         #: that failed as a whole, one by one to find the one at fault.
         self._first: deque[Sequence[EntryOperation]] = deque()
+        #: Operations of the reconciliation that wait until the entry's claimed occurrence was sent again, by entry.
+        self._held: dict[str, EntryOperation] = {}
         self.queue = DueQueue()
         #: True if the queue holds the schedule and the ledger as last read.
         self.loaded = False
@@ -123,8 +125,8 @@ class LeaderTerm:
         self.loaded = False
 
     def unload(self) -> None:
-        """Discard the queue, so that its entries are not reported as overdue."""
-        self.queue, self.loaded = DueQueue(), False
+        """Discard the queue, so that its entries are not reported as overdue, and a batch without an answer."""
+        self.queue, self.loaded, self._pending = DueQueue(), False, _Submission()
 
     def step(self, term: Term) -> float:
         """Submit one batch. Return for how many seconds nothing is due; 0 if there may be more.
@@ -141,10 +143,14 @@ class LeaderTerm:
             with gc_paused():
                 self._load(term)
         dispatcher = self._chosen(term)
-        self._claims.give_up_stale(dispatcher, self.queue, term)
+        if self._claims.settle_stale(dispatcher, self.queue, term, held_back=self.held_back):
+            self.reload()
+            return 0.0
+        self._release_held()
         submission = _Submission(self._first.popleft() if self._first else ())
         if not submission.operations:
-            self._recovery.finish(dispatcher.ledger, term)
+            if not self._held:
+                self._recovery.finish(dispatcher.ledger, term)
             if self._parts.pause.in_force:
                 return float("inf")
             writer, budget = LedgerWriter(term, self._parts.time.now()), self._parts.pace.begin()
@@ -186,6 +192,7 @@ class LeaderTerm:
         parts = self._parts
         self._pending = _Submission()
         self.dispatcher = dispatcher = parts.choose_dispatcher(term)
+        dispatcher.take_back(term)  # guard: claim-withdrawn-first
         rows = dispatcher.ledger.read()
         now = parts.time.now()
         found = self._recovery.assess(rows, dispatcher.ledger, now, self._reached_at(now))
@@ -206,14 +213,20 @@ class LeaderTerm:
         parts.shadow.gen = term.gen
         # Most entries are not due in this term. If the ledger is lost in it, only the shadow has their positions.
         parts.shadow.learn_rows(rows)  # guard: shadow-learns-ledger
-        operations, size = reconciled.operations, parts.options.batch_size
+        self._claims.load(dispatcher, term)
+        resent = self._claims.to_be_resent(rows)
+        self._held = {each.state.id: each for each in reconciled.operations if _waits(each, resent)}
+        operations = [each for each in reconciled.operations if each.state.id not in self._held]
+        size = parts.options.batch_size
         self._first = deque(operations[start : start + size] for start in range(0, len(operations), size))
         if self._recovery.loss is None:
             parts.shadow.forget(rows, now)
-        self._claims.load(dispatcher, term)
         queue, overdue = DueQueue(), 0
         for state in self._with_progress(reconciled.states):
-            self._planner.plan(queue, state, now)
+            if state.id in resent:
+                queue.put(state, now)
+            else:
+                self._planner.plan(queue, state, now)
             overdue += state.due_at is not None and state.entry.recurrence is not None and state.due_at <= now
         self.queue, self.loaded = queue, True
         self._claims.resend_republishable(queue, term, now)
@@ -302,6 +315,13 @@ class LeaderTerm:
         if unsent:
             self.broker_failure = (StoreUnavailable(unsent[-1], acted=False), len(unsent))
 
+    def _release_held(self) -> None:
+        """Submit next what waited for a claimed occurrence that has its verdict by now."""
+        released = [each for each in self._held.values() if not each.state.resend]
+        if released:
+            self._held = {each.state.id: each for each in self._held.values() if each.state.resend}
+            self._first.append([each.after(each.state.expected) for each in released])
+
     def _isolate(self, operations: Sequence[EntryOperation], exc: Exception) -> None:
         """Submit the operations of a failed batch one by one; a single one is at fault and retried later."""
         if len(operations) > 1:
@@ -313,3 +333,8 @@ class LeaderTerm:
         if state.entry.celery_entry is not None:
             state.record_failure(now, failed.detail)
             self.queue.put(state, state.due_at or now, now + timedelta(seconds=SCHEDULE_RETRY))
+
+
+def _waits(each: EntryOperation, resent: Container[str]) -> bool:
+    """True if an operation must not replace the row of a claimed occurrence, because that is sent again first."""
+    return each.state.id in resent and each.state.entry.celery_entry is not None  # guard: claim-resent-first

@@ -120,6 +120,7 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         AnswerKind.ERROR: "failed",
         AnswerKind.UNSENT: "not sent, because the broker is unreachable",
         AnswerKind.PARTIAL: "sent, but not every queue accepted the message",
+        AnswerKind.DEFERRED: "not done yet, for lack of time",
         AnswerKind.PAUSED: "not done, because the cluster is paused",
         AnswerKind.WITHDRAWN: "not done, because the request was withdrawn",
         AnswerKind.UNCERTAIN: "delivery unknown",

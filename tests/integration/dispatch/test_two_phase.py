@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from redis import exceptions as redis_errors
 
-from ha_beat.clock import to_micros
+from ha_beat.budget import Pace
+from ha_beat.clock import SystemClock, to_micros
 from ha_beat.dispatch import Answer, FencedOff, Operation
 from ha_beat.dispatch.broker_adapters import Sent
 from ha_beat.dispatch.two_phase import ClaimDispatcher
@@ -36,6 +37,7 @@ NACK = Sent(PublishOutcome.UNKNOWN, "nacked")
 NO_EXCHANGE = Sent(PublishOutcome.REFUSED, "no such exchange")
 DONE = Answer(AnswerKind.DONE)
 OPEN = {"id of entry": "open"}
+PACE = Pace(SystemClock())
 ARMED = Operation("other", "", LedgerRow(base=NOON, verdict="armed").encoded())
 
 
@@ -46,8 +48,9 @@ class Killed(BaseException):
 class Unreliable:
     """Client whose script calls fail as prepared: the call or its reply is lost."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, keys: Keys = KEYS) -> None:
         self._client = client
+        self._keys = keys
         #: Faults in order, each for the next call of its script: (script, "lost reply" or "cut").
         self.faults: list[tuple[str, str]] = []
 
@@ -55,7 +58,7 @@ class Unreliable:
         return getattr(self._client, name)
 
     def evalsha(self, sha: str, numkeys: int, *args: Any) -> Any:
-        script = "resolve" if str(args[3]) == KEYS.claims else "claim"
+        script = "resolve" if len(args) > 3 and str(args[3]) == self._keys.claims else "claim"
         if not self.faults or self.faults[0][0] != script:
             return self._client.evalsha(sha, numkeys, *args)
         if self.faults[0][1] == "lost reply":
@@ -74,7 +77,9 @@ class Leader:
         self.publisher = FakePublisher()
         self.trusted = True
         link = FixedLink(self.client)
-        self.dispatcher = ClaimDispatcher(self.publisher, link, KEYS, 1000, 0.05, lambda _: self.trusted, no_marker())
+        self.dispatcher = ClaimDispatcher(
+            self.publisher, link, KEYS, 1000, 0.05, lambda _: self.trusted, no_marker(), PACE
+        )
         self.term = self.lead(name)
 
     def lead(self, name: str) -> Term:
@@ -403,13 +408,20 @@ def test_late_confirmation_does_not_replace_a_newer_row(leader: Leader):
     assert (leader.raw(), leader.journal()) == (newer.row, ["enqueued", "enqueued"])
 
 
-def test_claim_of_an_ended_term_is_not_taken_back(leader: Leader):
-    """A newer leader has read the claimed row, and resolves the claim."""
+def test_unsent_claim_of_an_ended_term_is_withdrawn(leader: Leader):
+    """A newer leader has read the claimed row, so only that one restores it."""
     leader.publisher.outcomes = [NO_EXCHANGE]
     leader.publisher.before_send = lambda _: leader.successor()
     with pytest.raises(FencedOff):
         leader.submit(leader.operation())
-    assert (leader.verdict(), leader.claims()) == ("claimed", OPEN)
+    assert (leader.verdict(), leader.claims()) == ("claimed", {"id of entry": "withdrawn"})
+    new = leader.successor()
+    with pytest.raises(FencedOff):
+        leader.dispatcher.take_back(leader.term)
+    assert new.give_up_open_claims() == {}
+    assert new.dispatcher.take_back(new.term)
+    assert (new.raw(), new.claims(), new.journal()) == ("", {}, [])
+    assert not new.dispatcher.take_back(new.term)
 
 
 def test_uncertain_claim_is_removed_after_a_day(leader: Leader):
@@ -464,6 +476,20 @@ def test_stop_in_mid_batch_leaves_only_the_current_message_open(leader: Leader):
     assert new.submit(*new.batch(10)[4:]) == [DONE] * 6
 
 
+def test_stop_after_the_end_of_the_term_withdraws_what_was_not_sent(leader: Leader):
+    leader.submit(leader.operation("first"))
+
+    def stop(_: int) -> None:
+        leader.successor()
+        leader.dispatcher.hand_back(leader.term, leader.admin)
+        raise SystemExit
+
+    leader.publisher.before_send = stop
+    with pytest.raises(SystemExit):
+        leader.submit(leader.operation("one"), leader.operation("two"))
+    assert leader.claims() == {"id of one": "open", "id of two": "withdrawn"}
+
+
 def test_stop_without_claims_makes_no_round_trip(leader: Leader):
     leader.submit(leader.operation())
     leader.dispatcher.hand_back(leader.term, None)
@@ -482,4 +508,4 @@ def test_stop_without_redis_raises_nothing(leader: Leader):
     leader.publisher.before_send = stop
     with pytest.raises(SystemExit):
         leader.submit(leader.operation("one"), leader.operation("two"))
-    assert leader.claims() == {"id of one": "open", "id of two": "open"}
+    assert leader.claims() == {"id of one": "open"}

@@ -92,6 +92,7 @@ class ScriptDispatcher:
         self._client = client
         self._batch = BatchScript(KEYS, 1000)
         self.ledger = Ledger(lambda: client, KEYS)
+        self.capacity = 1000
         self.fail: Fail = lambda _: None
         self.claims: list[OpenClaim] = []
         self.on_give_up: Callable[[], object] = lambda: None
@@ -105,6 +106,9 @@ class ScriptDispatcher:
 
     def open_claims(self, _: Term) -> list[OpenClaim]:
         return self.claims
+
+    def take_back(self, _: Term) -> bool:
+        return False
 
     def give_up(self, _: Term, __: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
         self.on_give_up()

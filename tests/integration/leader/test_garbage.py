@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from ha_beat.budget import Pace
+from ha_beat.clock import SystemClock
 from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.reasons import RequestKind
 from ha_beat.store.journal import parse
@@ -66,7 +68,7 @@ def test_malformed_claim_does_not_stop_a_leader(shared_redis: RedisServer):
     client, keys = shared_redis.client(), Keys("garbage")
     link = FixedLink(client)
     nothing: Any = None
-    dispatcher = ClaimDispatcher(nothing, link, keys, 1000, 1.0, lambda _: True, no_marker())
+    dispatcher = ClaimDispatcher(nothing, link, keys, 1000, 1.0, lambda _: True, no_marker(), Pace(SystemClock()))
     good = {"entry": "e", "by": "n", "policy": "skip", "ms": 1, "row": "", "records": []}
     for number, value in enumerate(["", "open", "open {", "open []", f"open {DEEP}", 'uncertain {"ms": "soon"}']):
         client.hset(keys.claims, f"garbage {number}", value)

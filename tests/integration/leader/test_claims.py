@@ -1,0 +1,189 @@
+"""Claims over a change of leader, with the real enqueuer and store and a broker in memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from ha_beat.budget import Pace
+from ha_beat.dispatch import FencedOff
+from ha_beat.dispatch.two_phase import ClaimDispatcher
+from ha_beat.leader import BrokerOutOfReach
+from ha_beat.leader.entry import ScheduledEntry
+from ha_beat.reasons import UncertainPolicy
+from tests.integration.dispatch.test_two_phase import Killed, Unreliable
+from tests.integration.leader.test_enqueuer import KEYS, Leader, Source
+from tests.support.brokers import FakePublisher, FixedLink
+from tests.support.dispatchers import no_marker, push
+from tests.support.entries import scheduled
+from tests.support.servers import RedisServer
+
+SKIP, REPUBLISH = UncertainPolicy.SKIP, UncertainPolicy.REPUBLISH
+NAMES = [f"e{number:02}" for number in range(30)]
+
+#: Seconds after which no message of an earlier term can be on its way.
+SETTLED = 6.5
+
+
+class Broker(FakePublisher):
+    def prepare(self, *args: Any) -> Any:
+        return push(f"{args[1][0]} {args[3]['task_id']}")
+
+
+class Release(Source):
+    """Schedule of one release: entries every ``every`` seconds that fell due a second ago."""
+
+    def __init__(self, policy: UncertainPolicy, every: float, due: datetime, **fields: Any) -> None:
+        super().__init__()
+        self.policy, self.every, self.due, self.fields = policy, every, due, fields
+
+    def load(self) -> Iterable[ScheduledEntry]:
+        last_run = self.due - timedelta(seconds=self.every)
+        for name in NAMES:
+            entry = scheduled(name, every=self.every, last_run=last_run, uncertain=self.policy, **self.fields)
+            yield replace(entry, signature=f"every {self.every}")
+
+
+class Replica(Leader):
+    """Replica whose broker is in memory. Sending takes ``seconds`` on its clock."""
+
+    def __init__(self, server: RedisServer, name: str, source: Source) -> None:
+        super().__init__(server)
+        self.publisher, self.seconds = Broker(), 0.001
+        self.store_client = Unreliable(server.client(decode_responses=False), KEYS)
+        pace = Pace(self.clock, 0.5, lambda: self.moves.append(self.clock.elapsed()))
+        link = FixedLink(self.store_client)
+        self.dispatcher: Any = ClaimDispatcher(
+            self.publisher, link, KEYS, 1000, 0.05, lambda _: True, no_marker(), pace
+        )
+        self.publisher.before_send = self.sending
+        self.die_at = self.lose_at = 0
+        self.server = server
+        self.lead(name)
+        self.use(source)
+
+    def sending(self, number: int) -> None:
+        self.clock.ahead += self.seconds
+        if number == self.die_at:
+            raise Killed
+
+    def run(self, turns: int, *, after: float = 0.01) -> None:
+        for _ in range(turns):
+            self.turn(after=after)
+
+    def claims(self) -> list[str]:
+        return sorted(value.split(" ")[0] for value in self.client.hvals(KEYS.claims))
+
+    def verdicts(self) -> set[str]:
+        rows = self.dispatcher.ledger.of(NAMES)
+        return {row.verdict for row in rows.values()}
+
+    def sent(self) -> list[str]:
+        """Return the entries whose messages the broker accepted."""
+        return sorted(message.split()[0] for message in self.publisher.accepted)
+
+    def sent_ids(self) -> list[str]:
+        return [message.split()[1] for message in self.publisher.accepted]
+
+
+@pytest.fixture
+def due() -> datetime:
+    return datetime.now(UTC) - timedelta(seconds=1)
+
+
+def killed_in_mid_publish(server: RedisServer, source: Source) -> Replica:
+    """Return a leader that was killed after it claimed 20 occurrences, before the first of these was sent."""
+    leader = Replica(server, "killed", source)
+    leader.die_at = 2
+    with pytest.raises(Killed):
+        leader.run(10)
+    assert leader.claims() == ["open"] * 20
+    return leader
+
+
+@pytest.mark.parametrize("fields", [{}, {"once": True}, {"resumed": True}], ids=["plain", "one-off", "resumed"])
+@pytest.mark.parametrize(("earlier", "every"), [(3600.0, 3600.0), (3600.0, 1800.0), (5.0, 3.0), (5.0, 7.0)])
+def test_republished_claim_is_sent_whatever_else_is_written(
+    shared_redis: RedisServer, due: datetime, earlier: float, every: float, fields: Any
+):
+    """The next leader runs a release with another interval, so its takeover writes each row."""
+    killed_in_mid_publish(shared_redis, Release(REPUBLISH, earlier, due))
+    claimed = shared_redis.admin.hkeys(KEYS.claims)
+    heir = Replica(shared_redis, "heir", Release(REPUBLISH, every, due, **fields))
+    heir.run(10)
+    heir.run(30, after=SETTLED / 20)
+    assert {*claimed} <= {*heir.sent_ids()}
+    assert len(heir.sent_ids()) == len({*heir.sent_ids()})
+    # An edit drops what was due and not claimed.
+    assert (heir.claims(), heir.verdicts() <= {"enqueued", "armed", "skipped"}) == ([], True)
+    rows = heir.dispatcher.ledger.of(NAMES).values()
+    assert {row.signature for row in rows} == {f"every {every}"}
+
+
+def test_open_claim_is_settled_although_the_schedule_is_edited_each_second(shared_redis: RedisServer, due: datetime):
+    killed_in_mid_publish(shared_redis, Release(SKIP, 3600.0, due))
+    heir = Replica(shared_redis, "heir", Release(SKIP, 3600.0, due))
+    for _ in range(10):
+        heir.enqueuer.reload()
+        heir.run(3, after=0.3)
+    assert (heir.claims(), heir.verdicts()) == (["uncertain"] * 20, {"enqueued", "uncertain"})
+
+
+@pytest.mark.parametrize("policy", [SKIP, REPUBLISH])
+@pytest.mark.parametrize("way", ["fenced", "fenced without Redis", "after the takeover"])
+def test_claim_that_was_certainly_not_sent_is_sent_by_the_next_term(
+    shared_redis: RedisServer, due: datetime, way: str, policy: UncertainPolicy
+):
+    """Its maker withdraws it, although the lease has another holder by then. Nothing is uncertain."""
+    first = Replica(shared_redis, "first", Release(policy, 3600.0, due))
+    heirs: list[Replica] = []
+
+    def lose(number: int) -> None:
+        if number == 5:
+            heirs.append(Replica(shared_redis, "heir", Release(policy, 3600.0, due)))
+            first.dispatcher._trusted = lambda _: False
+            if way == "fenced without Redis":
+                first.store_client.faults = [("resolve", "cut")] * 50
+            if way == "after the takeover":
+                heirs[0].run(10)
+
+    first.publisher.before_send = lose
+    with contextlib.suppress(FencedOff, BrokerOutOfReach):
+        first.run(5)
+    (heir,) = heirs
+    first.store_client.faults = []
+    first.enqueuer.stand_by()
+    heir.run(10)
+    if way == "fenced":
+        assert sorted([*first.sent(), *heir.sent()]) == NAMES
+    heir.run(30, after=SETTLED / 20)
+    assert sorted([*first.sent(), *heir.sent()]) == NAMES
+    assert (heir.claims(), heir.verdicts()) == ([], {"enqueued"})
+
+
+def test_slow_broker_is_sent_what_the_time_allows(shared_redis: RedisServer, due: datetime):
+    """Each message takes 0.2 s: nothing is claimed that is not sent soon, and each one counts as progress."""
+    leader = Replica(shared_redis, "slow", Release(SKIP, 3600.0, due))
+    leader.seconds = 0.2
+    open_claims: list[int] = []
+    leader.publisher.before_send = lambda number: (open_claims.append(len(leader.claims())), leader.sending(number))
+    leader.run(60)
+    assert leader.sent() == NAMES
+    assert max(open_claims) <= 2
+    assert max(after - before for before, after in pairwise(leader.moves)) < 1.0
+
+
+def test_broker_that_becomes_slow_defers_the_rest_of_its_batch(shared_redis: RedisServer, due: datetime):
+    leader = Replica(shared_redis, "slow", Release(SKIP, 3600.0, due))
+    leader.publisher.before_send = lambda number: leader.later(0.4 if number > 3 else 0.001)
+    leader.run(4)
+    assert 3 < len(leader.sent()) < 30
+    leader.publisher.before_send = leader.sending
+    leader.run(60)
+    assert (leader.sent(), leader.claims(), leader.failed()) == (NAMES, [], [])
