@@ -69,7 +69,7 @@ def test_malformed_claim_does_not_stop_a_leader(shared_redis: RedisServer):
     link = FixedLink(client)
     nothing: Any = None
     dispatcher = ClaimDispatcher(nothing, link, keys, 1000, 1.0, lambda _: True, no_marker(), Pace(SystemClock()))
-    good = {"entry": "e", "by": "n", "policy": "skip", "ms": 1, "row": "", "records": []}
+    good = {"entry": "e", "by": "n", "policy": "skip", "ms": 1, "row": "", "before": "", "records": []}
     for number, value in enumerate(["", "open", "open {", "open []", f"open {DEEP}", 'uncertain {"ms": "soon"}']):
         client.hset(keys.claims, f"garbage {number}", value)
     client.hset(keys.claims, "good", f"open {json.dumps(good)}")
