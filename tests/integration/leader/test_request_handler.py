@@ -161,7 +161,7 @@ def test_lost_answer_is_repeated_unchanged(answer, code, leader: Leader, monkeyp
         submitted.append(None)
         return [Answer(answer if len(submitted) == 1 else AnswerKind.UNSENT)]
 
-    leader.stub.dispatcher.prepare = lambda *_: ()
+    leader.stub.dispatcher.prepare = lambda *_: push()
     leader.stub.dispatcher.submit = submit
     run = leader.post(RequestKind.RUN, entry="e")
     lose_the_answer(leader, monkeypatch, written=False)
