@@ -63,6 +63,28 @@ class EntryHooks(Protocol):
     def schedule_digest(self) -> str: ...
 
 
+class SharedRecurrences:
+    """Recurrence and signature of each schedule object, found once: many entries may share one object.
+
+    It keeps the objects, whose ids are its keys, and must not be kept longer than the entries are loaded.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, type], tuple[Any, Recurrence | None, str]] = {}
+
+    def of(self, entry: Any) -> tuple[Recurrence | None, str]:
+        """Return the recurrence of an entry and the signature. Raises what :func:`recurrence_of` raises."""
+        if "is_due" in getattr(entry, "__dict__", ()):
+            return None, signature(entry, None)
+        schedule = entry.schedule
+        key = id(schedule), type(entry)
+        found = self._found.get(key)
+        if found is None:
+            recurrence = recurrence_of(entry)
+            found = self._found[key] = schedule, recurrence, signature(entry, recurrence)
+        return found[1:]
+
+
 class EntrySource:
     """Schedule source for the entries of any Celery scheduler class.
 
@@ -117,9 +139,10 @@ class EntrySource:
     def load(self) -> Iterable[ScheduledEntry]:
         default = default_misfire(self._scheduler.ha_settings)
         self.detect_hooks()
+        shared = SharedRecurrences()
         for name, entry in list(self._scheduler.schedule.items()):
             try:
-                yield self._scheduled(entry, default)
+                yield self._scheduled(entry, default, shared)
             except Exception:
                 logger.exception("Entry %s is left out", name, extra={"action": "entry_left_out", "entry": name})
 
@@ -128,10 +151,10 @@ class EntrySource:
         self.sender.detect()
         self._asks_scheduler = self.hooks.replaced("is_due")
 
-    def _scheduled(self, entry: Any, default: MisfireRules) -> ScheduledEntry:
+    def _scheduled(self, entry: Any, default: MisfireRules, shared: SharedRecurrences) -> ScheduledEntry:
         scheduler = self._scheduler
         asked = self._asks_scheduler or self.hooks.entry_replaced(entry, "is_due")
-        recurrence = None if asked else recurrence_of(entry)
+        recurrence, digest = shared.of(entry) if not asked else (None, signature(entry, None))
         options = EntryOptions.of(
             entry.name, entry.options or {}, default, starting_deadline(entry), scheduler.ha_settings.uncertain
         )
@@ -142,7 +165,7 @@ class EntrySource:
             recurrence=recurrence,
             misfire=options.misfire,
             uncertain=options.uncertain,
-            signature=signature(entry, recurrence),
+            signature=digest,
             last_run=NEVER if stored is None else entry.schedule.maybe_make_aware(stored).astimezone(UTC),
         )
 

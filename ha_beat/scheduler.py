@@ -16,8 +16,7 @@ from ha_beat.bootstrap import assemble, check_http
 from ha_beat.celery_app import check_topology, load_settings
 from ha_beat.errors import ConfigurationError
 from ha_beat.exception_text import printable
-from ha_beat.schedule.recurrence import recurrence_of
-from ha_beat.schedule_source import EntrySource, short_digest, signature
+from ha_beat.schedule_source import EntrySource, SharedRecurrences, short_digest
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 
@@ -176,10 +175,10 @@ class HAScheduler(HAMixin, Scheduler):
         return stored
 
     def schedule_digest(self) -> str:
-        lines = []
+        lines, shared = [], SharedRecurrences()
         for name, entry in self.schedule.items():
             with suppress(Exception):
-                lines.append(f"{name} {entry.task} {signature(entry, recurrence_of(entry))}")
+                lines.append(f"{name} {entry.task} {shared.of(entry)[1]}")
         return short_digest("\n".join(sorted(lines)))
 
     def setup_schedule(self) -> None:
