@@ -383,6 +383,15 @@ class InvariantBroken(Event):
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class RecordUnreadable(Event):
+    """A record in Redis cannot be read and is ignored. Emitted once per record."""
+
+    action: ClassVar[str] = "record_unreadable"
+
+    record: str
+
+
 # --- Duties
 
 

@@ -492,6 +492,7 @@ class WarningCode(StrEnum):
     STATE_LOST = "state_lost"
     INVARIANT_BROKEN = "invariant_broken"
     DUTY_LATE = "duty_late"
+    RECORD_UNREADABLE = "record_unreadable"
 
 
 class Level(StrEnum):

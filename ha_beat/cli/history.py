@@ -37,7 +37,7 @@ def history(
     """Show the recorded occurrences (of ENTRY) and changes of leader, newest first."""
     found: list[Record] = []
     for record in cluster.journal.between(since):
-        if entry is not None and entry not in {record.data.get("entry"), record.data.get("name")}:
+        if entry is not None and entry not in (record.data.get("entry"), record.data.get("name")):
             continue
         if verdict is not None and not (isinstance(record, VerdictRecord) and record.verdict == verdict):
             continue
@@ -81,7 +81,7 @@ def _row(record: Record) -> tuple[object, ...]:
             late = output.lasting(record.lateness)
         detail = f"{record.task_id} {_reason(record)}".strip()
     else:
-        count = f"{data['count']} of {data['of']}" if "of" in data else ""
+        count = f"{data['count']} of {data['of']}" if "of" in data and "count" in data else ""
         by = f"by {data['asked_by']}" if data.get("asked_by") else ""
         detail = "; ".join(str(part) for part in (count, data.get("why"), by) if part)
     return output.instant(record.ms), what, entry, due, late, record.by, record.epoch, detail

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from ha_beat.store.stored_values import text_in
+
 #: Least width of the last column of a table, in characters.
 _NARROWEST = 24
 
@@ -55,7 +57,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, spar
 
 
 def _in_one_line(value: object) -> str:
-    return "" if value is None else " ".join(str(value).split())
+    return " ".join(text_in(value).split())
 
 
 def _widths(table: Sequence[Sequence[str]]) -> list[int]:
@@ -86,7 +88,7 @@ def show_fields(fields: Sequence[tuple[str, object]]) -> None:
 
 def show_hanging(mark: str, text: str) -> None:
     """Print a text after its mark. On a terminal, a long text is wrapped and indented."""
-    indent = len(click.unstyle(mark)) + 2
+    indent, text = len(click.unstyle(mark)) + 2, text_in(text)
     room = shutil.get_terminal_size().columns - indent
     if not to_terminal() or room < _NARROWEST or len(text) <= room:
         click.echo(f"{mark}  {text}")

@@ -24,7 +24,7 @@ from ha_beat.duties import Duties
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.reasons import Duty, ForbiddenReason, TermEnd
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import Term
+from ha_beat.store.lease import LONGEST_TTL_MS, Term
 from ha_beat.store.redis_errors import code_of, mapped_redis_errors
 from ha_beat.store.scripts import Script, text, whole
 
@@ -248,7 +248,7 @@ def place_of(client: Any) -> str:
 
 def _mark_of(values: list[str]) -> LeaseMark:
     gen, n, place, name, ttl_ms, holder = values
-    return LeaseMark(gen, n, place, name, whole(ttl_ms), holder)
+    return LeaseMark(gen, n, place, name, min(whole(ttl_ms), LONGEST_TTL_MS), holder)
 
 
 def _database(client: Any) -> int:

@@ -192,6 +192,8 @@ def _failures(event: e.Event) -> Line | None:
             why = phrase(reason, detail)
             values = (phrase(duty).capitalize(), duration(seconds), why, duty_effect(duty))
             return WARNING, "%s has not worked for %s: %s. %s", values
+        case e.RecordUnreadable(record):
+            return WARNING, "A record in Redis can't be read and is ignored: %s", (record,)
         case e.EventsDropped(duty, count):
             return ERROR, "%s events were dropped: %s was blocked", (count, phrase(duty))
         case e.TurnFailed():

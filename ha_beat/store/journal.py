@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any, cast
 from ha_beat.reasons import TermEnd, TermStart, Verdict, parse_code
 from ha_beat.store.keys import Keys
 from ha_beat.store.redis_errors import mapped_redis_errors
-from ha_beat.store.scripts import text
+from ha_beat.store.scripts import text, whole
+from ha_beat.store.stored_values import MALFORMED, iso_instant_in, ms_in, number_in, text_in
 
 if TYPE_CHECKING:
     import redis
 
 #: Records that are read at once.
 _PAGE = 500
+
+#: Kind of a record that cannot be read.
+UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class VerdictRecord(Record):
     @property
     def label(self) -> str:
         """Return the name of the entry. In ``entry`` a row of a database has its primary key."""
-        return str(self.data.get("name") or self.entry)
+        return text_in(self.data.get("name")) or self.entry
 
     @property
     def lateness(self) -> float:
@@ -87,47 +91,47 @@ class TermRecord(Record):
     left_ms: int = 0
 
 
-def parse(stream_id: str, n: int, raw: str) -> Record | None:
-    """Return a record, or ``None`` if it is unreadable. One of an unknown kind is a plain :class:`Record`."""
+def parse(stream_id: str, n: int, raw: str) -> Record:
+    """Return a record. One that cannot be read, or is of an unknown kind, is a plain :class:`Record`."""
     try:
         data = json.loads(raw)
-        kind = str(data.get("kind") or ("occurrence" if "verdict" in data else "other"))
+        kind = text_in(data.get("kind") or ("occurrence" if "verdict" in data else "other"))
         known: dict[str, Any] = {
             "id": stream_id,
             "n": n,
             "kind": kind,
-            "ms": int(data.get("ms") or stream_id.partition("-")[0]),
-            "epoch": int(data.get("epoch") or 0),
-            "by": str(data.get("by") or ""),
+            "ms": ms_in(data.get("ms") or stream_id.partition("-")[0]),
+            "epoch": number_in(data.get("epoch") or 0),
+            "by": text_in(data.get("by")),
             "data": data,
         }
         if kind == "term":
             return TermRecord(
                 **known,
-                event=str(data["event"]),
+                event=text_in(data["event"]),
                 reason=_term_reason(data),
-                detail=str(data.get("detail") or ""),
-                previous=str(data.get("previous") or ""),
-                previous_epoch=int(data.get("previous_epoch") or 0),
-                left_ms=int(data.get("left_ms") or 0),
+                detail=text_in(data.get("detail")),
+                previous=text_in(data.get("previous")),
+                previous_epoch=number_in(data.get("previous_epoch") or 0),
+                left_ms=ms_in(data.get("left_ms") or 0),
             )
         if "verdict" in data and "entry" in data and ("at" in data or "from" in data):
-            first = datetime.fromisoformat(data.get("at") or data["from"])
-            until = datetime.fromisoformat(data["until"]) if "until" in data else first + timedelta(microseconds=1)
+            first = iso_instant_in(data.get("at") or data["from"])
+            until = iso_instant_in(data["until"]) if "until" in data else first + timedelta(microseconds=1)
             return VerdictRecord(
                 **known,
                 verdict=Verdict(data["verdict"]),
-                entry=str(data["entry"]),
+                entry=text_in(data["entry"]),
                 first=first,
                 until=until,
-                count=int(data.get("count", 1)),
-                reason=str(data.get("why") or ""),
-                detail=str(data.get("detail") or ""),
-                task_id=str(data.get("id") or ""),
+                count=number_in(data.get("count", 1), -1),
+                reason=text_in(data.get("why")),
+                detail=text_in(data.get("detail")),
+                task_id=text_in(data.get("id")),
             )
         return Record(**known)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        return None
+    except MALFORMED:
+        return Record(stream_id, n, UNREADABLE, whole(stream_id.partition("-")[0]), 0, "", {})
 
 
 def _term_reason(data: Mapping[str, Any]) -> TermStart | TermEnd | None:
@@ -205,7 +209,5 @@ def _records(page: Sequence[tuple[Any, Mapping[Any, Any]]], mark: str = "") -> l
         n, data = fields.get("n", "0"), fields.get("d", "")
         if mark not in data:
             continue
-        record = parse(text(stream_id), int(n) if n.isdecimal() else 0, data)
-        if record is not None:
-            found.append(record)
+        found.append(parse(text(stream_id), whole(n), data))
     return found

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: Version of the records in Redis. A replica that knows only a lower one does not lead.
 SCHEMA = 2
 
+#: Longest lease that the settings allow, in ms. A longer one in a record would delay a takeover for ever.
+LONGEST_TTL_MS = 3_600_000
+
 #: How a term ended, by the code with which a script refuses work under it.
 _FENCES = {
     "no_lease": TermEnd.STATE_LOSS,
@@ -129,6 +132,7 @@ class LeaseRecord:
                 values[field.name] = whole(value) if field.type == "int" else value
         if "reason" in values:
             values["reason"] = parse_code(TermEnd, values["reason"])
+        values["ttl_ms"] = min(values.get("ttl_ms", 0), LONGEST_TTL_MS)
         return cls(**values)
 
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from ha_beat.clock import from_micros, to_micros
+from ha_beat.clock import to_micros
 from ha_beat.errors import StoreRefused
 from ha_beat.reasons import TermEnd, Verdict
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term, fence_reason
 from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.scripts import Script, text
+from ha_beat.store.stored_values import MALFORMED, instant_in, ms_in, number_in, text_in
 
 if TYPE_CHECKING:
     import redis
@@ -106,24 +107,24 @@ class LedgerRow:
                 return None
             at, following, owed, in_doubt = (row.get(key) for key in ("at", "next", "owed", "doubt"))
             return cls(
-                base=from_micros(row["base"]),
+                base=instant_in(row["base"]),
                 verdict=Verdict(row["verdict"]),
-                scheduled_at=None if at is None else from_micros(at),
-                following=None if following is None else from_micros(following),
-                owed=None if owed is None else from_micros(owed),
-                in_doubt_until=None if in_doubt is None else from_micros(in_doubt),
-                rev=int(row["rev"]),
-                dispatched_ms=int(row["ms"]),
-                epoch=int(row["epoch"]),
-                nonce=str(row["by"]),
-                run_count=int(row["count"]),
-                reason=str(row.get("why", "")),
-                detail=str(row.get("detail", "")),
-                task_id=str(row.get("id", "")),
-                signature=str(row.get("sig", "")),
+                scheduled_at=None if at is None else instant_in(at),
+                following=None if following is None else instant_in(following),
+                owed=None if owed is None else instant_in(owed),
+                in_doubt_until=None if in_doubt is None else instant_in(in_doubt),
+                rev=number_in(row["rev"]),
+                dispatched_ms=ms_in(row["ms"]),
+                epoch=number_in(row["epoch"]),
+                nonce=text_in(row["by"]),
+                run_count=number_in(row["count"]),
+                reason=text_in(row.get("why", "")),
+                detail=text_in(row.get("detail", "")),
+                task_id=text_in(row.get("id", "")),
+                signature=text_in(row.get("sig", "")),
                 raw=raw,
             )
-        except (ValueError, KeyError, TypeError, OverflowError, AttributeError, RecursionError):
+        except MALFORMED:
             return None
 
 

@@ -14,6 +14,7 @@ from ha_beat.store.keys import Keys
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.scripts import Script, pairs, text, whole
+from ha_beat.store.stored_values import LATEST_MS, MALFORMED, ms_in, number_in, text_in
 
 if TYPE_CHECKING:
     import redis
@@ -85,20 +86,18 @@ class Member:
     def parse(cls, replica_id: str, raw: str) -> Member | None:
         """Return the member from its record in Redis, or ``None`` if it is unreadable. Unknown fields are ignored."""
         try:
-            record = {**json.loads(raw), "id": replica_id}
+            record = {**json.loads(raw), "id": text_in(replica_id)}
             known: dict[str, Any] = {
-                each.name: _of_kind(_PLAIN.get(str(each.type)), record[each.name])
-                for each in fields(cls)
-                if each.name in record
+                each.name: _of_kind(str(each.type), record[each.name]) for each in fields(cls) if each.name in record
             }
             known["upcoming"] = tuple(
-                Upcoming(_of_kind(str, entry), _of_kind(str, task), _of_kind(int, at_ms))
+                Upcoming(_of_kind("str", entry), _of_kind("str", task), ms_in(at_ms))
                 for entry, task, at_ms in known.get("upcoming", ())
             )
             for name in ("not_ready", "failing"):
-                known[name] = {key: _of_kind(str, detail) for key, detail in known.get(name, {}).items()}
+                known[name] = {text_in(key): _of_kind("str", detail) for key, detail in known.get(name, {}).items()}
             return cls(**known)
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except MALFORMED:
             return None
 
     def alive(self, server_ms: int) -> bool:
@@ -109,10 +108,13 @@ class Member:
 _PLAIN: Mapping[str, type] = {"str": str, "int": int, "bool": bool}
 
 
-def _of_kind(kind: type | None, value: Any) -> Any:
-    if kind is not None and not isinstance(value, kind):
-        raise TypeError(f"{value!r} is no {kind.__name__}")
-    return value
+def _of_kind(kind: str, value: Any) -> Any:
+    """Return a value of a field whose annotation is ``kind``, within its range."""
+    if kind in _PLAIN and not isinstance(value, _PLAIN[kind]):
+        raise TypeError(f"{value!r} is no {kind}")
+    if kind == "int":
+        return number_in(value, -LATEST_MS, LATEST_MS)
+    return text_in(value) if kind == "str" else value
 
 
 def _as_of(leader: LeaseRecord | None, member: Member) -> Member:
@@ -164,6 +166,8 @@ class ClusterView:
     journal_length: int
     paused: str
     dropped: int = 0
+    #: Names of the records that cannot be read and are ignored.
+    unreadable: tuple[str, ...] = ()
 
     @property
     def leader(self) -> LeaseRecord | None:
@@ -207,17 +211,18 @@ class Members:
         now = int(server_ms)
         record = LeaseRecord.parse(pairs(lease)) if lease else None
         leader = _leader(record, now)
-        parsed = (Member.parse(name, raw) for name, raw in sorted(pairs(members).items()))
+        parsed = {name: Member.parse(name, raw) for name, raw in sorted(pairs(members).items())}
         return ClusterView(
             server_ms=now,
             lease=record,
-            members=tuple(_as_of(leader, each) for each in parsed if each is not None and each.alive(now)),
+            members=tuple(_as_of(leader, each) for each in parsed.values() if each is not None and each.alive(now)),
             gen=gen,
             highest_epoch=whole(epoch),
             journal_counter=whole(counter),
             journal_length=int(length),
             paused=paused,
             dropped=whole(dropped),
+            unreadable=tuple(f"member {text_in(name)}" for name, each in parsed.items() if each is None),
         )
 
     def server_settings(self) -> ServerSettings | None:

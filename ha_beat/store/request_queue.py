@@ -22,6 +22,7 @@ from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term, fence_reason, new_token
 from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.scripts import Script, text, whole
+from ha_beat.store.stored_values import MALFORMED, ms_in, number_in, text_in
 
 if TYPE_CHECKING:
     import redis
@@ -36,9 +37,6 @@ MOST_WAITING = 100
 _POLL_INTERVAL = 0.05
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://pypi.org/project/ha-beat/request")
-
-#: Exceptions that a malformed record can cause.
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class NoAnswer(HaBeatError):
@@ -82,13 +80,13 @@ class Request:
             return cls(
                 kind=RequestKind(kind) if kind in _KINDS else RequestKind.UNKNOWN,
                 args=dict(found.get("args") or {}),
-                by=str(found.get("by") or ""),
+                by=text_in(found.get("by")),
                 id=request_id,
-                asked_ms=int(asked_ms),
-                deadline_ms=int(deadline_ms),
-                attempts=int(attempts),
+                asked_ms=ms_in(asked_ms),
+                deadline_ms=ms_in(deadline_ms),
+                attempts=number_in(attempts),
             )
-        except _MALFORMED:
+        except MALFORMED:
             return cls(kind=RequestKind.UNKNOWN, id=request_id)
 
 
@@ -118,8 +116,9 @@ class Reply:
         """Return an answer from Redis. A malformed one, or one with an unknown code, has the code ``UNREADABLE``."""
         try:
             found = json.loads(raw)
-            return cls(ReplyCode(found["code"]), found["data"], found["leader"], found["epoch"])
-        except _MALFORMED:
+            data = dict(found["data"])
+            return cls(ReplyCode(found["code"]), data, text_in(found["leader"]), number_in(found["epoch"]))
+        except MALFORMED:
             return cls(ReplyCode.UNREADABLE)
 
 
@@ -159,13 +158,13 @@ class Pause:
         """Return the pause of the ledger. A malformed record is a pause, too."""
         try:
             return cls.of(json.loads(raw))
-        except _MALFORMED:
+        except MALFORMED:
             return cls(0)
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Pause:
         """Return the pause that :meth:`as_data` describes."""
-        return cls(int(data["since_ms"]), str(data.get("by") or ""), str(data.get("reason") or ""))
+        return cls(ms_in(data["since_ms"]), text_in(data.get("by")), text_in(data.get("reason")))
 
 
 class Requests:

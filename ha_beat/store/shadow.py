@@ -14,6 +14,7 @@ from ha_beat.reasons import Verdict
 from ha_beat.store.keys import Keys
 from ha_beat.store.ledger import KEEP_ABSENT, Ledger, LedgerRow
 from ha_beat.store.scripts import Script, text, whole
+from ha_beat.store.stored_values import MALFORMED, instant_in, text_in
 
 if TYPE_CHECKING:
     import redis
@@ -138,8 +139,8 @@ class ShadowFeed:
                 if not isinstance(record, dict):
                     return False
                 if "base" in record and "entry" in record:
-                    self._shadow.learn(str(record["entry"]), from_micros(record["base"]))
-        except (ValueError, TypeError, OverflowError, RecursionError):
+                    self._shadow.learn(text_in(record["entry"]), instant_in(record["base"]))
+        except MALFORMED:
             return False
         return True
 
@@ -147,7 +148,7 @@ class ShadowFeed:
 def _number(fields: list[Any]) -> int:
     """Return the record's number, or a high one, as after a gap, if it has none."""
     n = _field(fields, "n")
-    return int(n) if n.isdecimal() else sys.maxsize
+    return whole(n) or sys.maxsize
 
 
 def _field(fields: list[Any], name: str) -> str:

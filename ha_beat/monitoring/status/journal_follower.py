@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from ha_beat.monitoring.status.snapshot import TermSpan, spans
-from ha_beat.store.journal import Journal, Record, TermRecord, VerdictRecord
+from ha_beat.store.journal import UNREADABLE, Journal, Record, TermRecord, VerdictRecord
 from ha_beat.store.membership import ClusterView
 
 _RECENT = 300
 _TERMS = 100
+_UNREADABLE = 20
 
 #: Pages of the journal read in one poll. If there are more, the follower skips to the end.
 _PAGES = 4
@@ -26,6 +27,8 @@ class JournalFollower:
         self._stopping = stopping
         self._last_id = ""
         self._gen = ""
+        #: Ids of the newest records that cannot be read.
+        self.unreadable: deque[str] = deque(maxlen=_UNREADABLE)
         self._recent: deque[VerdictRecord] = deque(maxlen=_RECENT)
         self._terms: deque[TermRecord] = deque(maxlen=_TERMS)
         #: Time of the last verdict by epoch, by the Redis server's clock.
@@ -68,6 +71,8 @@ class JournalFollower:
                 self._note_verdict(record)
                 if len(verdicts) < _RECENT:
                     verdicts.append(record)
+            elif record.kind == UNREADABLE and len(self.unreadable) < _UNREADABLE:
+                self.unreadable.append(record.id)
             if len(terms) >= _TERMS or self._stopping():
                 break
         self._terms.extend(reversed(terms))
@@ -84,6 +89,8 @@ class JournalFollower:
             elif isinstance(record, VerdictRecord):
                 self._recent.append(record)
                 self._note_verdict(record)
+            elif record.kind == UNREADABLE:
+                self.unreadable.append(record.id)
 
     def _note_verdict(self, record: VerdictRecord) -> None:
         self._last_verdicts[record.epoch] = max(self._last_verdicts.get(record.epoch, 0), _order(record.id)[0])

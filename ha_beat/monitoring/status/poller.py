@@ -17,6 +17,7 @@ from ha_beat.reasons import Duty, RedisRisk
 from ha_beat.store.journal import Journal
 from ha_beat.store.ledger import Ledger
 from ha_beat.store.membership import MEMBER_INTERVAL, ClusterView, Members, ServerSettings
+from ha_beat.store.request_queue import Pause
 from ha_beat.threads import LastingThread
 
 #: Seconds between two polls of a replica that serves its state.
@@ -27,6 +28,9 @@ _SERVER_INTERVAL = 30.0
 
 #: Seconds without a completed poll after which the duty counts as late.
 _POLL_WITHIN = 30.0
+
+#: Most unreadable records that are reported one by one.
+_MOST_REPORTED = 200
 
 #: Seconds without a leader's queue after which the ledger is read for what is due, and between two such reads.
 _UNATTENDED_AFTER = 10.0
@@ -79,6 +83,7 @@ class Poller:
         self._unattended_since: float | None = None
         self._ledger_at = 0.0
         self._unattended = NOTHING_UNATTENDED
+        self._reported: set[str] = set()
         self._closing = False
         #: True once the member record is removed.
         self.removed = False
@@ -122,7 +127,19 @@ class Poller:
             recent=self._journal.recent(),
             terms=self._journal.terms(view) if view else (),
             unattended=self._unattended,
+            unreadable=self._unreadable(view) if view else (),
         )
+
+    def _unreadable(self, view: ClusterView) -> tuple[str, ...]:
+        """Return the names of the records that cannot be read. Each is reported once."""
+        names = [*view.unreadable, *(f"journal {each}" for each in self._journal.unreadable)]
+        if view.paused and not Pause.parse(view.paused).since_ms:
+            names.append("pause")
+        for name in names:
+            if name not in self._reported and len(self._reported) < _MOST_REPORTED:
+                self._reported.add(name)
+                self._emit(events.RecordUnreadable(name))
+        return tuple(names)
 
     def _read_unattended(self, view: ClusterView) -> None:
         """Read from the ledger what is due, seldom, and only while no leader has taken up the schedule for a while."""

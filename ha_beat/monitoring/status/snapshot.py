@@ -47,6 +47,8 @@ class Snapshot:
     server: ServerSettings | None = None
     recent: tuple[VerdictRecord, ...] = ()
     terms: tuple[TermSpan, ...] = ()
+    #: Names of stored records that cannot be read.
+    unreadable: tuple[str, ...] = ()
     #: What is due while no leader has taken up the schedule.
     unattended: Unattended = NOTHING_UNATTENDED
 

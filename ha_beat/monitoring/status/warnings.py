@@ -40,6 +40,10 @@ def of_redis(snapshot: Snapshot, unreachable: str) -> Iterable[StatusWarning]:
     if policy.startswith("allkeys"):
         message = f"Redis may evict the lease and the ledger: its maxmemory-policy is {policy}"
         yield StatusWarning(WarningCode.EVICTION_POLICY, message)
+    if snapshot.unreadable:
+        names = ", ".join(snapshot.unreadable[:5])
+        message = f"{len(snapshot.unreadable)} records in Redis can't be read and are ignored: {names}"
+        yield StatusWarning(WarningCode.RECORD_UNREADABLE, message)
     if snapshot.view is not None and snapshot.view.paused:
         words = pause_text(Pause.parse(snapshot.view.paused))
         yield StatusWarning(WarningCode.PAUSED, f"the cluster is paused {words}", "notice")

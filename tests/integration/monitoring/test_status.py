@@ -17,7 +17,7 @@ from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.monitoring.status import Poller, Snapshot, document, spans
 from ha_beat.monitoring.status.poller import certain_offset
 from ha_beat.reasons import EntryFault, Invariant, RedisRisk
-from ha_beat.store.journal import Journal, TermRecord, VerdictRecord, parse
+from ha_beat.store.journal import Journal, Record, TermRecord, VerdictRecord, parse
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import MOST_RECORDS, Member, Members, ServerSettings, Upcoming
@@ -96,8 +96,9 @@ def test_range_of_skipped_occurrences_excludes_its_end():
 @pytest.mark.parametrize(
     "raw", ["", "null", "[]", "{", '{"verdict": "enqueued", "entry": "e", "at": 7}', '{"kind": "term"}']
 )
-def test_malformed_record_is_ignored(raw):
-    assert parse("1-0", 1, raw) is None
+def test_malformed_record_is_kept_as_unreadable(raw):
+    record = parse("1-0", 1, raw)
+    assert (type(record), record.kind, record.ms) == (Record, "unreadable", 1)
 
 
 def test_record_of_an_unknown_kind_is_kept():
@@ -111,12 +112,12 @@ def test_journal_is_read_newest_first_by_time_and_by_entry(client):
         write(client, enqueued(f"entry-{second % 3}", ms=1_000_000 + second * 1000), f"{1_000_000 + second * 1000}-0")
     write(client, "no JSON", f"{3_000_000}-0")
     journal = Journal(lambda: client, KEYS)
-    assert [record.n for record in journal.newest(3)] == [1200, 1199]
-    assert [record.n for record in journal.between()] == list(range(1200, 0, -1))
+    assert [(record.n, record.kind) for record in journal.newest(2)] == [(1201, "unreadable"), (1200, "occurrence")]
+    assert [record.n for record in journal.between()] == list(range(1201, 0, -1))
     since, until = (datetime.fromtimestamp(1000 + s, UTC) for s in (10, 20))
     assert [record.n for record in journal.between(since, until)] == list(range(20, 10, -1))
     assert [record.n for record in journal.of_entry("entry-1", 2)] == [1199, 1196]
-    assert [record.n for record in journal.after("2197000-0")] == [1199, 1200]
+    assert [record.n for record in journal.after("2197000-0")] == [1199, 1200, 1201]
     assert journal.oldest_ms() == 1_000_000
 
 
