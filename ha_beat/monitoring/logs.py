@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import logging
 import traceback
+from datetime import UTC, datetime
 from logging import DEBUG, ERROR, INFO, WARNING
 from typing import Any
 
 from ha_beat import events as e
 from ha_beat.exception_text import without_secrets
 from ha_beat.monitoring.request_wording import reply_text
-from ha_beat.monitoring.wording import due, duration, duty_effect, entries_text, instant, occurrences, phrase
+from ha_beat.monitoring.wording import due, duration, duty_effect, entries_text, instant, occurrences, phrase, sentence
 from ha_beat.reasons import SkipReason, TermEnd
 
 logger = logging.getLogger("ha_beat")
+
+#: Start of a pause whose record cannot be read.
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 #: Level, constant message, values of the message.
 Line = tuple[int, str, tuple[object, ...]]
@@ -171,7 +175,8 @@ def _requests(event: e.Event) -> Line | None:
     match event:
         case e.Paused(since, by, reason):
             message = "The cluster is paused since %s by %s (%s): run `celery ha-beat resume` to resume it"
-            return WARNING, message, (instant(since), by, reason or "no reason given")
+            when = instant(since) if since > _EPOCH else "an unknown time"
+            return WARNING, message, (when, by or "an unknown user", reason or "no reason given")
         case e.Resumed(by, after):
             return WARNING, "The cluster was resumed by %s after %s", (by, duration(after))
         case e.RequestAnswered(kind, by, code, data):
@@ -190,7 +195,7 @@ def _failures(event: e.Event) -> Line | None:
             return ERROR, "An invariant is broken: %s (%s): %s", (phrase(rule), subject, detail)
         case e.DutyLate(duty, reason, seconds, detail):
             why = phrase(reason, detail)
-            values = (phrase(duty).capitalize(), duration(seconds), why, duty_effect(duty))
+            values = (sentence(phrase(duty)), duration(seconds), why, duty_effect(duty))
             return WARNING, "%s has not worked for %s: %s. %s", values
         case e.RecordUnreadable(record):
             return WARNING, "A record in Redis can't be read and is ignored: %s", (record,)
@@ -201,6 +206,6 @@ def _failures(event: e.Event) -> Line | None:
         case e.ThreadRestarted(thread, detail):
             return ERROR, "The thread %s ended and is started again: %s", (thread, detail)
         case e.DutyResumed(duty, after):
-            return INFO, "%s works again after %s", (phrase(duty).capitalize(), duration(after))
+            return INFO, "%s works again after %s", (sentence(phrase(duty)), duration(after))
         case _:
             return None

@@ -249,6 +249,11 @@ def phrase_of(kind: type[StrEnum], stored: str, detail: str = "") -> str:
     return phrase(_PHRASES.get(kind, {}).get(stored, stored), detail)
 
 
+def sentence(words: str) -> str:
+    """Return the words with a capital at the beginning."""
+    return words[:1].upper() + words[1:]
+
+
 def health(problems: Mapping[str, str]) -> list[str]:
     """Return why a replica is not live or not ready, from a detail by :class:`HealthReason`."""
     return [phrase_of(HealthReason, reason, detail) for reason, detail in problems.items()]

@@ -9,7 +9,7 @@ from ha_beat.duties import LateDuty
 from ha_beat.monitoring.request_wording import pause_text
 from ha_beat.monitoring.status.snapshot import Snapshot
 from ha_beat.monitoring.status.unattended import Unattended
-from ha_beat.monitoring.wording import duration, duty_effect, health, instant, occurrences, phrase
+from ha_beat.monitoring.wording import duration, duty_effect, health, instant, occurrences, phrase, sentence
 from ha_beat.reasons import Duty, WarningCode
 from ha_beat.store.journal import VerdictRecord
 from ha_beat.store.lease import LeaseRecord
@@ -90,7 +90,7 @@ def of_unattended(found: Unattended, now_ms: int) -> Iterable[StatusWarning]:
 def of_duties(late: Mapping[Duty, LateDuty]) -> Iterable[StatusWarning]:
     """Yield a warning for each duty of this replica that is late."""
     for duty, why in late.items():
-        words = f"{phrase(duty)} has not worked for {duration(why.seconds)}: {phrase(why.reason, why.detail)}"
+        words = f"{sentence(phrase(duty))} has not worked for {duration(why.seconds)}: {phrase(why.reason, why.detail)}"
         yield StatusWarning(WarningCode.DUTY_LATE, f"{words}. {duty_effect(duty)}")
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ha_beat.clock import from_micros, to_micros
 from ha_beat.store.ledger import LedgerRow, RawRow
 
-instants = st.integers(0, to_micros(datetime(9999, 1, 1, tzinfo=UTC))).map(
+instants = st.integers(0, to_micros(datetime(9000, 1, 1, tzinfo=UTC))).map(
     lambda micros: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
 )
 rows = st.builds(
