@@ -110,9 +110,7 @@ class Examination:
                 Level.NOTE, "scheduler", f"{detail}: a beat started without -S ha_beat is not part of the cluster"
             )
             return
-        aliases: Any = load_extension_class_names("celery.beat_schedulers")
-        cls = symbol_by_name(configured, dict(aliases))
-        wanted = f"{cls.__module__}:{cls.__qualname__}"
+        wanted = _scheduler_class(configured)
         others = {member.scheduler for member in view.members if member.scheduler not in {"", wanted}}
         for scheduler in sorted(others):
             ids = ", ".join(member.id for member in view.members if member.scheduler == scheduler)
@@ -292,6 +290,19 @@ class Examination:
                 "state loss",
                 f"{lost} occurrences were skipped because Redis lost data: ha-beat history --verdict skipped",
             )
+
+
+def _scheduler_class(configured: str) -> str:
+    """Return the class that the setting ``beat_scheduler`` names, as ``module:Class``."""
+    aliases: Any = load_extension_class_names("celery.beat_schedulers")
+    path = str(dict(aliases).get(configured, configured))
+    try:
+        cls = symbol_by_name(path)
+    except Exception:
+        # A scheduler for Django can't be imported by a command line that has not set Django up.
+        module, _, name = path.replace(":", ".").rpartition(".")
+        return f"{module}:{name}"
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def _differences(view: ClusterView) -> Iterator[Finding]:

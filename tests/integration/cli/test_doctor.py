@@ -67,12 +67,17 @@ def test_unreachable_broker_is_named(redis_server: RedisServer, broker: str) -> 
     assert "hunter2" not in str(found)
 
 
-def test_scheduler_other_than_the_settings_name_is_a_warning(redis_server: RedisServer) -> None:
+@pytest.mark.parametrize("configured", ["ha_beat", "ha_beat.django", "ha_beat.django.schedulers:HADatabaseScheduler"])
+def test_scheduler_other_than_the_settings_name_is_a_warning(redis_server: RedisServer, configured: str) -> None:
+    """Django need not be set up for the scheduler that needs it."""
     app = app_for(redis_server.url)
+    app.conf.beat_scheduler = configured
+    classes = ["ha_beat.scheduler:HAScheduler", "ha_beat.django.schedulers:HADatabaseScheduler"]
+    wanted, other = classes if configured == "ha_beat" else classes[::-1]
     members = ClusterClient(app).members
-    members.announce(Member("one", scheduler="ha_beat.scheduler:HAScheduler"))
+    members.announce(Member("one", scheduler=wanted))
     assert "scheduler" not in findings(app)
-    members.announce(Member("two", scheduler="ha_beat.django.schedulers:HADatabaseScheduler"))
+    members.announce(Member("two", scheduler=other))
     found = findings(app)["scheduler"]
     assert (found["level"], "two" in found["text"], "one" in found["text"]) == (Level.WARN, True, False)
 
