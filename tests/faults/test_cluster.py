@@ -12,6 +12,7 @@ from tests.faults.history import History, RedisQueueConsumer
 from tests.support.servers import RedisServer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("replicas", "verdict"), [(1, "once"), (3, "duplicates")])
 def test_three_stock_beats_duplicate_and_one_does_not(
     shared_redis: RedisServer, tmp_path: Path, replicas: int, verdict: str
@@ -32,6 +33,7 @@ def test_three_stock_beats_duplicate_and_one_does_not(
     assert History.load(tmp_path / "history.jsonl").messages() == history.messages()
 
 
+@pytest.mark.slow
 def test_paused_killed_and_terminated_replicas_differ(shared_redis: RedisServer):
     history = History()
     with BeatCluster(shared_redis.url, spec={"fast": {"every": 0.1}}, replicas=1, scheduler=STOCK_SCHEDULER) as cluster:

@@ -390,6 +390,7 @@ def test_an_entry_whose_exchange_does_not_exist_hinders_no_other(
 # --- A Redis that is not the lease's
 
 
+@pytest.mark.slow
 def test_a_redis_broker_that_is_not_the_leases(redis_server: RedisServer, found: Callable[[Report], None]) -> None:
     """It claims, confirms and changes leaders, and logs why."""
     with need(RedisServer) as broker, scenario_on(broker, redis=redis_server) as scenario:

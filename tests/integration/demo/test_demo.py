@@ -75,6 +75,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
     pytest.fail(f"the demo ended without {text!r}:\n{read}")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_demo_has_no_duplicates_or_losses_and_leaves_no_process(start, tmp_path):
     process = start("--plain", "--duration", "12", "--seed", "1")
@@ -132,6 +133,7 @@ def test_duplicate_is_counted(start, tmp_path):
     assert "DUPLICATE" in rest
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_error_leaves_no_process(start, tmp_path):
     """The embedded Redis is killed."""

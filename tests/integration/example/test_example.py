@@ -108,9 +108,10 @@ def test_database_is_parsed_from_its_url(env, url, expected):
     ("kind", "options", "header", "name"),
     [
         ("static", ["-S", "ha_beat.scheduler:HAScheduler"], "task", "polls.tasks.task_clear_session"),
-        pytest.param("database", [], "periodic_task_name", "clear-sessions", marks=pytest.mark.slow),
+        ("database", [], "periodic_task_name", "clear-sessions"),
     ],
 )
+@pytest.mark.slow
 def test_two_beats_enqueue_each_instant_once(env, tmp_path, redis_server: RedisServer, kind, options, header, name):
     """In the database schedule, the leader first writes the entries of the settings to it."""
     env |= {"REDIS_URL": redis_server.url, "SCHEDULE": kind}
@@ -139,6 +140,7 @@ def test_checks_pass_with_either_schedule(env, kind):
     assert "Traceback" not in run(env, "manage.py", "check", "--database", "default", "--fail-level", "WARNING")
 
 
+@pytest.mark.slow
 def test_command_of_the_readme_creates_the_admins_user(env):
     line = next(line for line in (EXAMPLE / "README.md").read_text().splitlines() if "createsuperuser" in line)
     setting, _, command = line.partition(" ")

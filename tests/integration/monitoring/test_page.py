@@ -164,6 +164,7 @@ def test_without_redis_the_page_shows_no_leader(browser):
             assert complaints == []
 
 
+@pytest.mark.slow
 def test_open_page_shows_a_takeover(browser, cluster):
     """Last in this module, because it kills the leader and then stops the replica that serves the page."""
     leader = cluster.settle()
