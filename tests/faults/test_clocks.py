@@ -33,13 +33,14 @@ EXPECTED = [Interval("fast", 0.2), Interval("slow", 1.0)]
 
 @contextmanager
 def clocked_scenario(
-    *, at: datetime | None = None, **options: object
+    *, at: datetime | None = None, redis_ahead: float = 0.0, **options: object
 ) -> Iterator[tuple[ClusterScenario, SteppedClock]]:
     """Start a scenario in which each replica and the server have their own clocks, set to `at` or the right time."""
     with ExitStack() as stack:
         clock = need(SteppedClock)
         if at is not None:
             clock.offset = (at - datetime.now(UTC)).total_seconds()
+        clock.offset += redis_ahead
         redis = stack.enter_context(need(lambda: RedisServer(env=clock.env)))
         settings = {"settings": SETTINGS, "spec": SPEC, "proxied": False, "redis": redis, **options}
         if at is None:
@@ -126,6 +127,26 @@ def test_step_of_all_clocks_is_followed(seconds: float, found):
             time.sleep(6)
         scenario.cluster.assert_all_alive()
         found(scenario.clean_report(EXPECTED if seconds > 0 else []))
+
+
+def test_term_starts_at_once_although_the_clock_of_redis_is_behind(found):
+    """The first leader, its successor and one after a release enqueue long before their first renewal, after 5 s."""
+    behind = 20.0
+    with clocked_scenario(replicas=2, settings={"lease_ttl": 20}, redis_ahead=-behind) as (scenario, _):
+        leader = scenario.begin()
+        began = int(scenario.cluster.lease()["since_ms"]) / 1000 + behind
+        assert scenario.history.messages()[0]["t"] + time.time() - boottime() - began < 4
+        more(scenario)
+        leader.kill()
+        successor = scenario.cluster.wait_for_leader(other_than=leader)
+        more(scenario)
+        leader.start()
+        leader.wait_for_log_of_start()
+        successor.terminate()
+        more(scenario)
+        report = scenario.clean_report(EXPECTED)
+        assert report.silence.longest < 4
+        found(report)
 
 
 #: Rates of the drifting clocks: of the leader, another replica and the server. And the number of replicas.
