@@ -252,6 +252,7 @@ class _Assembly:
             events=self.events,
             duties=self.duties,
             versions={"version": __version__, "celery": celery.__version__},
+            compare_clocks=self.time.others_said,
             endpoint=self.endpoint,
         )
 

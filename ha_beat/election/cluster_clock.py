@@ -6,7 +6,7 @@ while it keeps pace with a clock that never steps. When it does not, Redis' cloc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from ha_beat import events
@@ -21,6 +21,9 @@ CONFIRMED = 0.5
 
 #: Longest time in seconds between the readings of two clocks that are compared, and the largest number of attempts.
 _APART, _READINGS = 0.1, 3
+
+#: Seconds for which the offsets of the other replicas count. They report them every two seconds.
+_FRESH = 10.0
 
 
 def vote(mine: float, *others: float) -> float:
@@ -46,6 +49,10 @@ class SchedulingTime:
         self._reference = clock.wall() - clock.elapsed()
         #: Redis' clock minus :meth:`Clock.elapsed`.
         self._redis: float | None = None
+        #: :attr:`offset` as it is while no clock drifts.
+        self._usual = 0.0
+        #: Offsets of the other replicas' clocks from Redis' clock, and when they were reported.
+        self._others: tuple[Sequence[float], float] = ((), 0.0)
         self._outvoted = False
         self._warned = False
 
@@ -58,13 +65,13 @@ class SchedulingTime:
         elapsed, wall = self._read_clocks()
         redis = self._redis
         ahead = wall - elapsed - self._reference
-        if redis is not None and abs(wall - elapsed - redis) <= CONFIRMED:
-            self._reference = redis
+        if redis is not None and abs(wall - elapsed - redis - self._usual) <= CONFIRMED:
+            self._reference = redis + self._usual
         if abs(ahead) <= AGREEMENT:
             self._outvoted = False
             return wall
         if redis is not None and abs(wall - elapsed - redis) <= AGREEMENT:
-            self._reference = redis
+            self._reference, self._usual = redis, 0.0
             self._outvoted = False
             self._emit(events.ClockJumped(ahead, followed=True))
             return wall
@@ -92,16 +99,52 @@ class SchedulingTime:
         """Record Redis' clock, read by a command that was sent and answered at these times."""
         unsure = (received_at - sent_at) / 2
         heard = server_ms / 1000 - (sent_at + received_at) / 2
+        before = self._redis
         # A slow answer tells little: what is known already stays if it fits.
-        known = heard if self._redis is None else self._redis
-        self._redis = min(max(known, heard - unsure), heard + unsure)
+        self._redis = min(max(heard if before is None else before, heard - unsure), heard + unsure)
+        if before is None:
+            self._accept_offset()
+        elif abs(self._redis - before) > AGREEMENT / 2:
+            # Redis' clock stepped. The clocks of this machine have not.
+            self._usual -= self._redis - before
+        # A standby's clock is judged too, long before it leads.
+        self._ask_others()
         if abs(self.offset) <= AGREEMENT:
             self._warned = False
         elif abs(self.offset) > AGREEMENT + unsure and not self._warned:
             self._warned = True
             self._emit(events.ClockOffset(self.offset))
-        # A standby's clock is judged too, long before it leads.
-        self.seconds()
+
+    def others_said(self, offsets: Sequence[float]) -> None:
+        """Record by how many seconds the clocks of the other replicas are ahead of Redis' clock."""
+        self._others = (offsets, self._clock.elapsed())
+
+    def _ask_others(self) -> None:
+        """Let the other replicas decide if this machine's clocks and Redis' clock drift apart.
+
+        Alone, a machine whose clocks all run at a wrong rate cannot be told from a Redis whose clock does.
+        """
+        offsets, said_at = self._others
+        elapsed, redis = self._clock.elapsed(), self._redis
+        mine = self.seconds() - elapsed
+        if redis is None or abs(mine - redis - self._usual) <= AGREEMENT or not offsets or elapsed - said_at > _FRESH:
+            return
+        agreed = vote(mine, redis + self._usual, *(redis + offset for offset in offsets))
+        if agreed == mine:
+            self._accept_offset()
+        else:
+            self._outvote(agreed)  # guard: clock-others-vote
+
+    def _accept_offset(self) -> None:
+        """Take the offset for the usual one; none if the clocks confirm each other."""
+        self._usual = 0.0 if abs(self.offset) <= CONFIRMED else self.offset
+
+    def _outvote(self, agreed: float) -> None:
+        """Replace the reference by the one on which other clocks agree."""
+        wrong, self._reference = self._reference - agreed, agreed
+        if not self._outvoted:
+            self._outvoted = True
+            self._emit(events.ClockJumped(wrong, followed=False))
 
     def offset_in_term(self, leaders_offset: float | None) -> float:
         """Return :attr:`offset` as it will be after :meth:`join`."""
@@ -110,11 +153,9 @@ class SchedulingTime:
     def join(self, leaders_offset: float | None) -> None:
         """Vote at the start of a term. The last leader's offset from Redis gives a third clock."""
         agreed = self._agreed(leaders_offset)
-        wrong = self._reference - agreed
-        if wrong:
-            self._reference = agreed
-            self._outvoted = True
-            self._emit(events.ClockJumped(wrong, followed=False))
+        if agreed != self._reference:
+            self._outvote(agreed)
+        self._accept_offset()
 
     def _agreed(self, leaders_offset: float | None) -> float:
         """Return the reference on which this replica, Redis and the last leader agree."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,11 +80,12 @@ def set_up_monitoring(
     events: Events,
     duties: Duties,
     versions: Mapping[str, str],
+    compare_clocks: Callable[[Sequence[float]], None],
     endpoint: Endpoint | None,
 ) -> Monitoring:
     """Return the monitoring of a replica, without connecting. No other thread may use the connections of ``client``.
 
-    ``endpoint`` is None without HTTP.
+    ``compare_clocks`` is as in :class:`Poller`. ``endpoint`` is None without HTTP.
     """
     status = ReplicaStatus(
         replica, settings.cluster, clock, election, work, duties, stall_timeout=settings.stall_timeout
@@ -99,6 +100,7 @@ def set_up_monitoring(
         clock,
         full=endpoint is not None,
         checker=checker,
+        compare_clocks=compare_clocks,
         emit=events.emit,
         ledger=Ledger(client, keys),
     )

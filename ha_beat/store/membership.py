@@ -240,9 +240,9 @@ class Members:
         except (StoreError, AttributeError):
             return None
 
-    def announce(self, member: Member, *, clean: bool = False) -> int:
+    def announce(self, member: Member) -> int:
         """Write the record of a replica and return the server's time in ms. Raises like :meth:`view`."""
-        return int(self._call(member, read=False, clean=clean)[0])
+        return int(self._call(member, read=False, clean=False)[0])
 
     def remove(self, replica_id: str) -> None:
         """Remove the record of a replica. Never raises: without Redis the record expires by itself."""

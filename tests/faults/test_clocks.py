@@ -149,7 +149,8 @@ def test_term_starts_at_once_although_the_clock_of_redis_is_behind(found):
         found(report)
 
 
-#: Rates of the drifting clocks: of the leader, another replica and the server. And the number of replicas.
+#: Rates of the drifting clocks: of the leader, another replica and the server. And the number of replicas. A "machine"
+#: drifts with all its clocks.
 DRIFTS = {
     "leader ahead": ((0.5, 0.0, 0.0), 2),
     "leader behind": ((-0.5, 0.0, 0.0), 2),
@@ -159,6 +160,7 @@ DRIFTS = {
     "both replicas": ((0.5, 0.3, 0.0), 2),
     "leader and redis apart": ((0.5, 0.0, -0.3), 2),
     "lone replica": ((0.5, 0.0), 1),
+    "leader's machine": ((0.4, 0.0, 0.0), 2),
 }
 
 
@@ -168,7 +170,8 @@ DRIFTS = {
 def test_drifting_clock_moves_the_schedule_by_the_agreement_at_most(drift: str, found):
     """Minutes of drift in seconds. The leader is killed after it, and its successor goes on without a silence."""
     rates, replicas = DRIFTS[drift]
-    with clocked_scenario(replicas=replicas) as (scenario, server_clock):
+    env = {"CLOCK_OFFSET_BOOTTIME": "1"} if "machine" in drift else {}
+    with clocked_scenario(replicas=replicas, replica_env=[env] * replicas) as (scenario, server_clock):
         leader = scenario.begin()
         others = [clock for one, clock in zip(scenario.cluster, scenario.clocks, strict=True) if one is not leader]
         own = scenario.clocks[scenario.cluster.replicas.index(leader)]
@@ -183,9 +186,10 @@ def test_drifting_clock_moves_the_schedule_by_the_agreement_at_most(drift: str, 
         since_boot = time.time() - boottime()
         for message in scenario.history.messages()[began:]:
             early = instant(message["scheduled_at"]).timestamp() - (message["t"] + since_boot)
-            assert early < AGREEMENT + 0.3, "scheduling has followed a wrong clock"
+            assert early < AGREEMENT + 0.5, "scheduling has followed a wrong clock"
         report = scenario.clean_report(EXPECTED)
-        assert report.silence.longest < TTL + 4
+        # A lone replica is started again, which takes its time.
+        assert report.silence.longest < TTL + (4 if replicas > 1 else 20)
         found(report)
 
 

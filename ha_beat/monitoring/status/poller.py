@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ha_beat import events
@@ -60,12 +60,14 @@ class Poller:
         *,
         full: bool,
         checker: InvariantChecker | None = None,
+        compare_clocks: Callable[[Sequence[float]], None] = lambda _: None,
         emit: Callable[[events.Event], None] = lambda _: None,
         ledger: Ledger | None = None,
     ) -> None:
         """With ``full`` it reads the state of the cluster, else it only registers the replica.
 
-        ``checker`` runs if the replica leads or reads the state.
+        ``checker`` runs if the replica leads or reads the state. While this replica leads,
+        ``compare_clocks`` gets the seconds by which the others' clocks are ahead of Redis' clock.
         """
         self._status = status
         self._members = members
@@ -73,6 +75,7 @@ class Poller:
         self._clock = clock
         self._full = full
         self._checker = checker
+        self._compare_clocks = compare_clocks
         self._emit = emit
         self._check_at = float("-inf")
         self._server_at = float("-inf")
@@ -101,13 +104,16 @@ class Poller:
         leading = member.role == "leader"
         sent = self._clock.elapsed()
         try:
-            view = self._members.view(member, clean=leading) if self._full else None
-            server_ms = view.server_ms if view else self._members.announce(member, clean=leading)
+            view = self._members.view(member, clean=leading) if self._full or leading else None
+            server_ms = view.server_ms if view else self._members.announce(member)
             wall = self._clock.wall()
             received = self._clock.elapsed()
             offset = certain_offset(wall - server_ms / 1000, received - sent)
             if self._full or self._server is None:
                 self._read_server()
+            if leading and view is not None:
+                self._compare_clocks([each.clock_offset_ms / 1000 for each in view.members if each.id != member.id])
+            view = view if self._full else None
             if view is not None:
                 self._journal.follow(view)
                 self._read_unattended(view)

@@ -76,6 +76,48 @@ def test_drift_is_followed_as_far_as_two_clocks_agree(setup: Setup, rate, wall, 
     assert setup.followed() == ([False] if wall and not followed else [])
 
 
+@pytest.mark.parametrize("rate", [0.2, -0.2, 0.01])
+@pytest.mark.parametrize(
+    ("others", "with_redis"),
+    [((), False), ((0,), True), ((0, 0), True), ((1,), False), ((0, 1), False), ((5,), False)],
+    ids=["lone", "one", "two", "redis", "split", "apart"],
+)
+def test_other_replicas_decide_if_the_whole_machine_or_redis_drifts(setup: Setup, rate, others, with_redis):
+    """All clocks of this machine agree, and Redis' clock moves away. 0: another replica's clock moves with it."""
+    for _ in range(500):
+        setup.clock.sleep(max(0.25, 0.02 / abs(rate)))
+        away = rate * (setup.clock.elapsed() - setup.started)
+        setup.redis_ahead = -away
+        setup.time.others_said([share * away for share in others])
+        setup.hear_redis(trip=0.01)
+        if with_redis:
+            assert abs(setup.error - setup.redis_ahead) <= AGREEMENT + 0.1
+        else:
+            assert setup.error == pytest.approx(0, abs=0.1)
+    assert abs(away) > AGREEMENT * 2
+    assert setup.followed() == ([False] if with_redis else [])
+
+
+def test_step_of_redis_is_not_followed_while_the_others_have_not_seen_it(setup: Setup):
+    setup.time.others_said([0.0, 0.0])
+    setup.redis_ahead = HOUR
+    setup.hear_redis()
+    assert setup.error == pytest.approx(0)
+    setup.time.others_said([-HOUR, -HOUR])
+    setup.hear_redis()
+    assert setup.error == pytest.approx(0)
+
+
+def test_old_word_of_the_others_does_not_count(setup: Setup):
+    """They may be gone."""
+    setup.time.others_said([0.0])
+    for second in range(60):
+        setup.clock.sleep(1)
+        setup.redis_ahead = -0.1 * second
+        setup.hear_redis()
+    assert setup.error == pytest.approx(0)
+
+
 def test_small_corrections_of_a_synchronised_clock_are_followed_for_months(setup: Setup):
     """The clock that never steps is wrong by little. The wall clock and Redis' clock are corrected."""
     for step in range(1000):
