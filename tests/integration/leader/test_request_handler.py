@@ -38,6 +38,8 @@ KEYS = Keys("requests")
 class UnreachableBroker:
     """Dispatcher whose broker is unreachable."""
 
+    capacity = 1000
+
     tries = 0
 
     def prepare(self, *_: object) -> Any:
@@ -343,6 +345,8 @@ def begin_backfill(leader: Leader, minutes: int) -> Request:
 
 class Sender:
     """Dispatcher that sends through the script."""
+
+    capacity = 1000
 
     def __init__(self, leader: Leader) -> None:
         self.leader = leader
