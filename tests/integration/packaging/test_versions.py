@@ -25,7 +25,7 @@ def floors() -> dict[str, Version]:
     """Return the oldest allowed version of each requirement."""
     extras = PROJECT["optional-dependencies"]
     lines = PROJECT["dependencies"] + [
-        line for extra in extras if extra not in {"test", "dev", "docs"} for line in extras[extra]
+        line for extra in extras if extra not in {"test", "test-integrations", "dev", "docs"} for line in extras[extra]
     ]
     found = {}
     for requirement in map(Requirement, lines):

@@ -1,0 +1,101 @@
+"""Deliberate differences from Celery's beat: each line of the list in the docs is held by a test.
+
+Celery's own tests of ``celery.beat`` (5.7.0) pass against :class:`HAScheduler`, except for those that look at the heap
+or at the value of ``tick`` (20), and those that expect ``close`` to raise (3).
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from celery import Celery
+from celery.beat import Scheduler
+
+from ha_beat.scheduler import HAScheduler
+from tests.support.servers import RedisServer, wait_for
+
+ROOT = Path(__file__).parents[3]
+
+#: Line of the docs, and the test that holds it: a module under `tests`, and the test's name.
+HELD_BY = {
+    "run state": ("integration.scheduler.test_beat_command", "schedule_file_is_not_written_and_a_warning_is_logged"),
+    "overdue": ("unit.schedule.test_misfire", "each_instant_gets_exactly_one_verdict"),
+    "intervals": ("integration.scheduler.test_differences", "interval_keeps_its_grid"),
+    "outage": ("faults.test_locking_tasks", "tasks_with_a_lock_run_on_after_an_outage_of_the_broker"),
+    "task id": ("integration.scheduler.test_hooks", "one_occurrence_yields_several_messages"),
+    "header": ("integration.dispatch.test_equality", "message_equals_that_of_stock_beat"),
+    "building": ("integration.leader.test_enqueuer", "message_is_built_once_although_its_send_fails"),
+    "declining": ("integration.dispatch.test_bad_entries", "declining_task_is_skipped_quietly"),
+    "hooks": ("integration.scheduler.test_hooks", "method_that_is_never_called_is_refused"),
+    "`tick`": ("integration.scheduler.test_differences", "tick_sends_all_that_is_due_and_waits_itself"),
+    "errors": ("integration.scheduler.test_differences", "close_does_not_raise_although_sync_does"),
+    "merging": ("integration.scheduler.test_scheduler", "schedule_has_the_entries_that_celery_adds"),
+}
+
+
+def test_each_difference_on_the_page_is_held_by_a_test():
+    page = (ROOT / "docs" / "migrating.md").read_text()
+    _, _, section = page.partition("{ #what-differs }")
+    section, _, _ = section.partition("\n## ")
+    assert set(re.findall(r"^\| ([^|]+?) \|", section, re.MULTILINE)) == set(HELD_BY)
+    for module, name in HELD_BY.values():
+        try:
+            found = importlib.import_module(f"tests.{module}")
+        except pytest.skip.Exception:
+            continue  # a library that its tests need is not installed
+        assert hasattr(found, f"test_{name}"), f"{module} has no test_{name}"
+
+
+@pytest.fixture
+def make(shared_redis: RedisServer) -> Iterator[Callable[..., HAScheduler]]:
+    made: list[HAScheduler] = []
+
+    def scheduler(**entries: dict[str, Any]) -> HAScheduler:
+        app = Celery("differences", broker=shared_redis.url, set_as_current=False)
+        app.conf.beat_schedule = {name: {"task": "t", **entry} for name, entry in entries.items()}
+        made.append(HAScheduler(app))
+        return made[-1]
+
+    yield scheduler
+    for each in made:
+        each.close()
+        each.close()
+
+
+def leads(scheduler: HAScheduler) -> bool:
+    scheduler.tick()
+    return scheduler._loop.leads
+
+
+def test_tick_sends_all_that_is_due_and_waits_itself(make, shared_redis: RedisServer):
+    """Celery's sends one entry, and returns how long to sleep. There is no heap."""
+    scheduler = make(**{f"e{n}": {"schedule": 0.5} for n in range(5)})
+    wait_for(lambda: leads(scheduler) and shared_redis.admin.llen("celery"), 10, "messages")
+    assert shared_redis.admin.llen("celery") == 5
+    assert 0 < scheduler.tick() < 0.001
+    assert scheduler._heap is None
+
+
+def test_interval_keeps_its_grid(make, shared_redis: RedisServer):
+    scheduler = make(e={"schedule": 0.3})
+    wait_for(lambda: leads(scheduler) and shared_redis.admin.llen("celery") > 3, 10, "messages")
+    raw: Any = shared_redis.admin.lrange("celery", 0, -1)
+    instants = sorted(re.findall(r'"scheduled_at": "([^"]+)"', " ".join(raw)))
+    micros = [round(float(at[17:26]) * 1e6) for at in instants]
+    assert {(later - first) % 300_000 for first, later in itertools.pairwise(micros)} == {0}
+
+
+def test_close_does_not_raise_although_sync_does(make, monkeypatch):
+    scheduler = make()
+    monkeypatch.setattr(Scheduler, "sync", Mock(side_effect=RuntimeError("the store is away")))
+    wait_for(lambda: leads(scheduler), 10, "a term")
+    scheduler.schedule_source.unsynced = True
+    scheduler.close()
+    scheduler.sync()
