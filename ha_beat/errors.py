@@ -16,7 +16,12 @@ class ConfigurationError(HaBeatError):
 
 
 class StoreError(HaBeatError):
-    """Failure of a command to Redis or the broker."""
+    """Failure of a command to Redis or the broker.
+
+    ``same_for_all``: the server is at fault, so that another replica would meet the same error.
+    """
+
+    same_for_all = False
 
 
 class StoreUnavailable(StoreError):

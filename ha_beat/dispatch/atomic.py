@@ -36,6 +36,7 @@ class AtomicDispatcher:
         self._batch = BatchScript(keys, journal_size)
         self.ledger = Ledger(link.client, keys)
         self.capacity = sys.maxsize
+        self.obstacle: StoreError | None = None
 
     def prepare(
         self,

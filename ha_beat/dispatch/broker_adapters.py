@@ -340,4 +340,6 @@ class RedisAdapter(BrokerAdapter):
     def _not_sent(self, exc: Exception) -> Sent:
         if self.is_message_error(exc):
             return Sent(PublishOutcome.REFUSED, in_words(exc))
-        raise StoreUnavailable(in_words(exc), acted=False) from exc
+        unavailable = StoreUnavailable(in_words(exc), acted=False)
+        unavailable.same_for_all = as_store_error(exc).same_for_all
+        raise unavailable from exc

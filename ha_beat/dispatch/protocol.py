@@ -109,6 +109,11 @@ class Dispatcher(Protocol):
         """Return how many messages can be sent in the time of one batch; at least 1."""
         ...
 
+    @property
+    def obstacle(self) -> StoreError | None:
+        """Return the error because of which messages of the last batch were not sent, if one is known."""
+        ...
+
     def prepare(
         self, entry: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> PreparedMessage:

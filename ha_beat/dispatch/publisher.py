@@ -153,7 +153,7 @@ class Publisher:
             self._connected()
             return
         if adapter.blocked:
-            raise StoreUnavailable(BLOCKED, acted=False)
+            raise _blocked()
         if adapter.reply_pending:
             # A late reply must not be taken for the reply to the next message.
             self.reset()
@@ -188,7 +188,7 @@ class Publisher:
         try:
             adapter.check()
             if adapter.blocked:
-                raise StoreUnavailable(BLOCKED, acted=False)
+                raise _blocked()
             producer.declare_for(message)
             sent = adapter.put(producer.carry_out, message.arguments)
         except StoreUnavailable:
@@ -239,3 +239,9 @@ class Publisher:
             raise StoreUnavailable(why, acted=False) from exc
         self._adapter, self._producer, self._used_at = adapter, producer, self._clock.elapsed()
         return producer, adapter
+
+
+def _blocked() -> StoreUnavailable:
+    error = StoreUnavailable(BLOCKED, acted=False)
+    error.same_for_all = True
+    return error

@@ -88,6 +88,7 @@ class ClaimDispatcher:
         self._marker = marker
         self._pace = pace
         self._seconds_per_send = 0.0
+        self.obstacle: StoreError | None = None
         self.ledger = Ledger(link.client, keys)
         #: Claims of batches that are not answered yet, by key.
         self._claims: dict[str, Claim] = {}
@@ -108,6 +109,7 @@ class ClaimDispatcher:
 
     def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
         self._drop_earlier_terms(term)
+        self.obstacle = None
         unavailable = self._why_unavailable(term, operations)
         answers: dict[int, Answer] = {}
         left, budget = list(enumerate(operations)), self._pace.begin()
@@ -216,6 +218,7 @@ class ClaimDispatcher:
             self._publisher.ready()
             self._marker.require(term)
         except StoreUnavailable as exc:
+            self.obstacle = exc
             return str(exc)
         return ""
 
@@ -291,6 +294,7 @@ class ClaimDispatcher:
         try:
             sent = self._publisher.send(claim.operation.message)
         except StoreUnavailable as exc:
+            self.obstacle = exc
             self._claims[key] = machine.published(claim, PublishOutcome.UNSENT, str(exc))
             return str(exc)
         self._claims[key] = machine.published(claim, sent.outcome, sent.detail)

@@ -65,12 +65,17 @@ class Backoff:
         """
         now = self._clock.elapsed()
         self._failures += 1
-        self._failing_since = now if self._failing_since is None else self._failing_since
+        if error.same_for_all:
+            # Another replica could do no better, and this one would be barred from leading for a while.
+            self._failing_since = None
+        elif self._failing_since is None:
+            self._failing_since = now
         if size:
             self._emit(events.DispatchFailed(size, str(error), self._failures))
         else:
             self._emit(events.LedgerReadFailed(str(error), self._failures))
-        if now - self._failing_since > self._handover_after * min(2**self._handovers, _MAX_FACTOR):
+        failing_for = 0.0 if self._failing_since is None else now - self._failing_since
+        if failing_for > self._handover_after * min(2**self._handovers, _MAX_FACTOR):
             self._failing_since = None
             self._handovers = min(self._handovers + 1, _MAX_FACTOR)
             raise BrokerOutOfReach(str(error))

@@ -313,7 +313,8 @@ class LeaderTerm:
                     pass
         unsent = [answer.detail for answer in answers if answer.kind is AnswerKind.UNSENT]
         if unsent:
-            self.broker_failure = (StoreUnavailable(unsent[-1], acted=False), len(unsent))
+            obstacle = self.dispatcher.obstacle if self.dispatcher is not None else None
+            self.broker_failure = (obstacle or StoreUnavailable(unsent[-1], acted=False), len(unsent))
 
     def _release_held(self) -> None:
         """Submit next what waited for a claimed occurrence that has its verdict by now."""

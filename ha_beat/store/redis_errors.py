@@ -66,6 +66,9 @@ STALE = frozenset({"READONLY", "MOVED", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH"})
 #: Codes of errors that other keys may not meet. Without a code: a key of another type.
 _OF_ONE_KEY = frozenset({"", "NOPERM"})
 
+#: Codes of errors that each replica gets alike.
+_OF_THE_SERVER = frozenset({"OOM", "MISCONF", "NOREPLICAS", "BUSY", "LOADING"})
+
 #: Codes of errors that Redis answers before it executes anything.
 _DID_NOTHING = frozenset({"NOAUTH", "WRONGPASS", "LOADING", "MASTERDOWN"})
 
@@ -125,6 +128,12 @@ def _missing_rule(said: str, command: str) -> str:
 
 def as_store_error(exc: Exception, command: str = "") -> StoreError:
     """Return an error as this package's: refused if Redis answered with an error, unavailable if no answer came."""
+    error = _as_store_error(exc, command)
+    error.same_for_all = code_of(exc) in _OF_THE_SERVER
+    return error
+
+
+def _as_store_error(exc: Exception, command: str) -> StoreError:
     code = code_of(exc)
     unanswered = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError)
     if code in _DID_NOTHING or isinstance(exc, redis_errors.MaxConnectionsError):

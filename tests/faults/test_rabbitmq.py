@@ -184,6 +184,49 @@ def test_a_leader_killed_at_each_step(
         assert open_claims(cluster) == []
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_next_leader_of_another_release_republishes_each_open_claim(
+    rabbitmq: RabbitMQ, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Its entries have another interval, so that the takeover writes a row for each of them."""
+    queue, failpoint = f"queue-{uuid.uuid4().hex[:8]}", tmp_path / "failpoint"
+    first = math.ceil(time.time())
+    fast = {"every": 0.5, "first": first}
+    many = {"every": 4, "first": first, "n": 20, "options": {"ha_beat": {"uncertain": "republish"}}}
+    with BeatCluster(
+        rabbitmq.url,
+        lease_urls=redis_server.url,
+        spec={"fast": fast, "many": many},
+        replicas=2,
+        app="tests.support.apps.claim_app",
+        settings=QUICK,
+        config={"task_default_queue": queue},
+        env={"FAILPOINT_FILE": str(failpoint), "RECORD_URL": redis_server.url},
+    ) as cluster:
+        leader = cluster.wait_for_leader()
+        (other,) = [replica for replica in cluster if replica is not leader]
+        other.kill()
+        other.env["BEAT_SPEC"] = json.dumps({"fast": fast, "many": {**many, "every": 7}})
+        other.start()
+        wait_for(lambda: other.log_text().count("action=leader_seen") >= 1, 20, "the standby")
+        burst = first + 4 * math.ceil((time.time() + 1 - first) / 4)
+        wait_for(lambda: time.time() > burst - 0.3, 10, "the burst", 0.01)
+        failpoint.write_text("claimed")
+        wait_for(lambda: not leader.alive, 20, "its death")
+        records = [json.loads(claim.removeprefix("open "))["records"][-1] for claim in open_claims(cluster)]
+        claimed = {(record["entry"], record["at"]) for record in map(json.loads, records)}
+        claimed = {(entry, at) for entry, at in claimed if entry.startswith("many")}
+        assert claimed
+
+        def enqueued() -> set[tuple[str, str]]:
+            found = [record for record in cluster.journal() if record.get("verdict") == "enqueued"]
+            return {(record["entry"], record["at"]) for record in found}
+
+        wait_for(lambda: claimed <= enqueued(), 20, "each claimed occurrence to be sent")
+        wait_for(lambda: not open_claims(cluster), 15, "no open claim")
+
+
 def killed_at(place: str, cluster: BeatCluster, failpoint: Path, first: int) -> datetime:
     """Let the leader kill itself there, start it again, and return the instant that it was about to enqueue."""
     leader = cluster.wait_for_leader()

@@ -93,6 +93,7 @@ class ScriptDispatcher:
         self._batch = BatchScript(KEYS, 1000)
         self.ledger = Ledger(lambda: client, KEYS)
         self.capacity = 1000
+        self.obstacle = None
         self.fail: Fail = lambda _: None
         self.claims: list[OpenClaim] = []
         self.on_give_up: Callable[[], object] = lambda: None
@@ -357,6 +358,20 @@ def outage(leader: Leader, seconds: float) -> int:
             changes += 1
             leader.lead()
     return changes
+
+
+def test_full_redis_keeps_its_leader(redis_server: RedisServer):
+    """Another replica could do no better, and a lone one would be barred for a while after the memory is back."""
+    leader = Leader(redis_server)
+    leader.owe("e")
+    leader.turn()
+    redis_server.admin.config_set("maxmemory", "1")
+    for _ in range(100):
+        leader.clock.ahead += 1.0
+        leader.turn()
+    assert leader.messages == []
+    redis_server.admin.config_set("maxmemory", "0")
+    assert leader.turn(5, after=1.1).messages == ["e"]
 
 
 def test_hour_without_a_broker_causes_few_changes_of_leader(leader: Leader):
