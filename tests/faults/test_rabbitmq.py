@@ -207,7 +207,7 @@ def test_next_leader_of_another_release_republishes_each_open_claim(
         leader = cluster.wait_for_leader()
         (other,) = [replica for replica in cluster if replica is not leader]
         other.kill()
-        other.env["BEAT_SPEC"] = json.dumps({"fast": fast, "many": {**many, "every": 7}})
+        other.env["BEAT_SPEC"] = json.dumps({"fast": fast, "many": {**many, "every": 1}})
         other.start()
         wait_for(lambda: other.log_text().count("action=leader_seen") >= 1, 20, "the standby")
         burst = first + 4 * math.ceil((time.time() + 1 - first) / 4)
