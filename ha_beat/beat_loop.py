@@ -25,6 +25,7 @@ from ha_beat.event_queue import EventQueue
 from ha_beat.events import Events, TermEnded, TurnFailed
 from ha_beat.exception_text import exception_line
 from ha_beat.leader import BrokerOutOfReach, Enqueuer, ScheduleSource
+from ha_beat.leader.planner import ScheduleChange
 from ha_beat.leader.request_handler import RequestHandler
 from ha_beat.monitoring.setup import Monitoring
 from ha_beat.reasons import TermEnd
@@ -62,8 +63,8 @@ class ReplicaSource(ScheduleSource, Protocol):
         """True if there is a schedule to lead with. Called often."""
         ...
 
-    def changed(self, term: Term, *, held_back: bool) -> bool:
-        """True if the entries must be read again. ``held_back``: entries wait for a reading under this term."""
+    def changed(self, term: Term, *, held_back: bool) -> ScheduleChange | None:
+        """Return what must be read again, if anything. ``held_back``: entries wait for a reading under this term."""
         ...
 
     def digest(self) -> str:
@@ -200,8 +201,9 @@ class BeatLoop:
         tenure = handle.tenure
         if tenure is None or tenure.nonce != term.nonce:
             return
-        if runtime.source.changed(term, held_back=enqueuer.held_back):
-            enqueuer.reload()
+        change = runtime.source.changed(term, held_back=enqueuer.held_back)
+        if change is not None:
+            enqueuer.reload(change)
         idle = 0.0
         # Under overload a turn must end too: the schedule may have changed, and Celery may have to stop.
         until = self._clock.elapsed() + _LONGEST_TURN

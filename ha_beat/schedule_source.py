@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from copy import copy
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from celery.beat import BeatLazyFunc, ScheduleEntry
 from ha_beat.beat_loop import Runtime
 from ha_beat.clock import SystemClock
 from ha_beat.leader.entry import ScheduledEntry
+from ha_beat.leader.planner import EVERYTHING, ScheduleChange
 from ha_beat.leader.reconcile import Absence
 from ha_beat.reasons import MisfirePolicy, Verdict
 from ha_beat.schedule.entry_options import EntryOptions
@@ -136,7 +137,7 @@ class EntrySource:
 
     # --- Entries
 
-    def load(self) -> Iterable[ScheduledEntry]:
+    def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:  # noqa: ARG002 -- always all of them
         default = default_misfire(self._scheduler.ha_settings)
         self.detect_hooks()
         shared = SharedRecurrences()
@@ -169,8 +170,13 @@ class EntrySource:
             last_run=NEVER if stored is None else entry.schedule.maybe_make_aware(stored).astimezone(UTC),
         )
 
-    def changed(self, term: Term, *, held_back: bool) -> bool:  # noqa: ARG002 -- these entries are always up to date
-        """True if the schedule is another object, or entries have become deleted. Does not look at the entries."""
+    def changed(
+        self,
+        term: Term,
+        *,
+        held_back: bool,  # noqa: ARG002 -- these entries are always up to date
+    ) -> ScheduleChange | None:
+        """Return all if the schedule is another object, or entries count as deleted. Does not look at the entries."""
         schedule, seen = self._scheduler.schedule, self._seen_schedule
         self._seen_schedule = schedule
         replaced = seen is not None and schedule is not seen
@@ -178,7 +184,8 @@ class EntrySource:
             replaced = not self._scheduler.schedules_equal(self._compared, schedule)
         if self._compares and (replaced or self._compared is None):
             self._compared = copy(schedule)
-        return replaced or (self._term == term.nonce and self._led_long() and not self._deletions_reported)
+        deleted = self._term == term.nonce and self._led_long() and not self._deletions_reported
+        return EVERYTHING if replaced or deleted else None
 
     def absence(self, term: Term) -> Absence | None:
         """Return nothing for the first hour of a term: another release may have entries that this one lacks.

@@ -16,6 +16,7 @@ from ha_beat.bootstrap import assemble, check_http
 from ha_beat.celery_app import check_topology, load_settings
 from ha_beat.errors import ConfigurationError
 from ha_beat.exception_text import printable
+from ha_beat.leader.planner import EVERYTHING, ScheduleChange
 from ha_beat.schedule_source import EntrySource, SharedRecurrences, short_digest
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
@@ -230,9 +231,9 @@ class _StaticSource(EntrySource):
         super().__init__(scheduler)
         self._seen_state: tuple[int, int] | None = None
 
-    def changed(self, term: Term, *, held_back: bool) -> bool:
-        """True if an entry was added, removed or replaced. A replacement in the dict itself is not noticed."""
+    def changed(self, term: Term, *, held_back: bool) -> ScheduleChange | None:
+        """Return all if an entry was added, removed or replaced. A replacement in the dict itself is not noticed."""
         changed = super().changed(term, held_back=held_back)
         state = (self._scheduler.edits, len(self._scheduler.schedule))
         before, self._seen_state = self._seen_state, state
-        return changed or before not in (None, state)
+        return changed or (EVERYTHING if before not in (None, state) else None)

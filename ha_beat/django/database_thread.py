@@ -28,7 +28,7 @@ class DatabaseThread:
         self,
         name: str,
         duty: Duty,
-        turn: Callable[[], None],
+        turn: Callable[[], float | None],
         *,
         app: Celery,
         aliases: Callable[[], Iterable[str]],
@@ -43,7 +43,8 @@ class DatabaseThread:
         Args:
             name: Name of the thread.
             duty: The duty of which a failed turn is a failure.
-            turn: Do the duty once. May raise any exception, and is then repeated.
+            turn: Do the duty once, and return the seconds until the next turn, ``None`` for ``interval``. May raise any
+                exception, and is then repeated.
             app: Made current in the thread.
             aliases: Return the databases that it uses.
             duties: Receives failures.
@@ -86,23 +87,24 @@ class DatabaseThread:
         self._app.set_current()
         limit_connections(self._aliases())
         while not self._closing:
-            self.turn()
-            self._wake.wait(self._interval)
+            pause = self.turn()
+            self._wake.wait(self._interval if pause is None else pause)
             self._wake.clear()
         self._last_turn()
         connections.close_all()
 
-    def turn(self) -> None:
+    def turn(self) -> float | None:
         """Do one turn. Report an exception, and drop the connections: one that was cut stays unusable."""
         try:
             close_old_connections()
-            self._do_turn()
+            return self._do_turn()
         except DATABASE_ERRORS as exc:
             self._duties.failed(self._duty, _fault(exc), first_line(exc))
             connections.close_all()
         except Exception as exc:
             self._duties.raised(self._duty, exc)
             connections.close_all()
+        return None
 
 
 def _fault(exc: BaseException) -> DutyFault:

@@ -1,65 +1,55 @@
-"""Reading of the schedule from django-celery-beat's tables."""
+"""Reading of the schedule from django-celery-beat's tables, at a cost that does not grow with the number of rows.
+
+Each check reads the time with which django-celery-beat marks the schedule as changed. If that has moved, the rows that
+were saved since are read. Rows that were deleted, enabled or disabled without being saved show in the number of rows
+and the sum of their primary keys. If neither explains the mark, or if the table is small, all rows are read.
+
+A complete read goes through the table in pages, over several turns. It is repeated as a backstop for changes that are
+not marked, and soon after marked changes, because a bulk update in the same second as other changes has no sign.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from typing import Any
-
-from django.db.models import QuerySet
-from django_celery_beat.models import PeriodicTask
 
 from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.django.entries import RowEntry
-from ha_beat.django.instants import utc
-from ha_beat.django.limits import limited
-from ha_beat.django.run_state import chunks
-from ha_beat.reasons import EntryFault
+from ha_beat.django.full_read import PAGE, FullRead
+from ha_beat.django.row_differences import differences
+from ha_beat.django.row_query import RowQuery
+from ha_beat.django.row_table import RowTable
+from ha_beat.leader.gc_pause import gc_paused
 
 #: Seconds between complete reads. ``QuerySet.update()`` does not mark the schedule as changed.
 FULL_READ_INTERVAL = 300.0
 
-#: The columns that define an entry.
-_DEFINITION = (
-    *("name", "task", "args", "kwargs", "queue", "exchange", "routing_key", "headers", "priority"),
-    *("expires", "expire_seconds", "one_off", "start_time"),
-    *("interval_id", "interval__every", "interval__period"),
-    *("crontab_id", "crontab__minute", "crontab__hour", "crontab__day_of_month", "crontab__month_of_year"),
-    *("crontab__day_of_week", "crontab__timezone"),
-    *("solar_id", "solar__event", "solar__latitude", "solar__longitude"),
-    *("clocked_id", "clocked__clocked_time"),
-)
-_RUN_STATE = ("last_run_at", "total_run_count", "date_changed")
+#: Seconds after a marked change until a complete read.
+_CONFIRM_AFTER = 60.0
 
-Values = tuple[Any, ...]
+#: Seconds for which a check looks for saved rows after the mark has moved: it may be written before the row.
+_FOLLOW_UP = 3.0
 
+#: Tolerated difference between the clocks of the processes that save rows.
+_CLOCK_DIFFERENCE = timedelta(seconds=60)
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Enabled rows as last read. ``number`` grows with each read that found a difference."""
+#: Time in which django-celery-beat saves a row and then marks the schedule as changed.
+_SAVE_DURATION = timedelta(seconds=1)
 
-    number: int
-    by_name: Mapping[str, RowEntry]
-    by_id: Mapping[str, RowEntry]
+#: Seconds of work for a complete read in one turn, if it is urgent and if it is the backstop.
+_URGENT_BUDGET, _BACKSTOP_BUDGET = 0.25, 0.05
 
 
 class RowReader:
-    """Reader of the enabled rows.
-
-    The sync thread calls :meth:`read` and :meth:`read_if_changed`; other threads use ``snapshot``, :meth:`removed` and
-    :meth:`forget_removed`.
-    """
+    """Reader of the enabled rows, used by the reading thread. Other threads use ``table`` and ``complete``."""
 
     def __init__(
         self,
-        *,
-        changes: Any,
-        enabled: Callable[[], QuerySet[Any]],
+        query: RowQuery,
         make_entry: Callable[[Any], RowEntry],
+        *,
         clock: Clock,
         now: Callable[[], datetime],
         emit: Callable[[events.Event], None],
@@ -67,130 +57,124 @@ class RowReader:
         """Create a reader.
 
         Args:
-            changes: django-celery-beat's ``PeriodicTasks``, whose ``last_change()`` marks the schedule as changed.
-            enabled: Return the query for the enabled rows.
+            query: Queries for the rows.
             make_entry: Make the entry of a row. An exception leaves the row out.
             clock: Measures the time between complete reads.
             now: Return the scheduling time.
             emit: Receives the events.
         """
-        self._changes = changes
-        self._enabled = enabled
-        self._make_entry = make_entry
+        self.table = RowTable(query.models, make_entry, emit)
+        #: Number of complete reads.
+        self.complete = 0
+        self._query = query
         self._clock = clock
         self._now = now
-        self._emit = emit
-        #: Replaced as a whole; ``None`` before the first read.
-        self.snapshot: Snapshot | None = None
-        self._lock = threading.Lock()
-        self._removed: dict[str, int] = {}
-        self._definitions: dict[str, Values] = {}
-        self._unreadable: dict[str, Values] = {}
-        self._last_change: object = None
-        self._full_read_due = 0.0
+        self._full: FullRead | None = None
+        #: True if another complete read has to follow the one that is under way.
+        self._repeat = False
+        self._full_due = 0.0
+        #: A complete read because of an unexplained mark begins no earlier, so that it does not run all the time.
+        self._urgent_from = 0.0
+        self._mark: datetime | None = None
+        self._follow_up_until = 0.0
+        #: Rows that the last check found saved, with ``date_changed``.
+        self._saved: dict[Any, datetime] = {}
         self._checked_at: datetime | None = None
 
     def entries(self) -> Mapping[str, RowEntry]:
-        """Return the entries as last read, by primary key."""
-        return self.snapshot.by_id if self.snapshot else {}
+        """Return the entries as last read, by primary key. Other threads must not iterate over them."""
+        return self.table.entries
 
-    def removed(self) -> dict[str, int]:
-        """Return the entries that were disabled or deleted since they were last armed, with the snapshot's number."""
-        with self._lock:
-            return dict(self._removed)
+    def begin_full_read(self) -> int:
+        """Begin a complete read in the next turn. It is done when ``complete`` has reached the returned number."""
+        self._full = self._full_read(self._clock.elapsed(), urgent=True)
+        return self.complete + 1
 
-    def forget_removed(self, entry_id: str, number: int) -> None:
-        """Forget a removal that the ledger has recorded, unless a later snapshot removed the entry again."""
-        with self._lock:
-            if self._removed.get(entry_id) == number:
-                del self._removed[entry_id]
+    def turn(self) -> float | None:
+        """Read what has changed, and continue a complete read. Raises the database's errors.
 
-    def read_if_changed(self) -> None:
-        """Read the rows if they are marked as changed or a complete read is due. Raises the database's errors."""
+        Returns:
+            Seconds until the next turn, ``None`` for the usual time.
+        """
         now = self._now()
-        with self._limited():
-            if self._clock.elapsed() >= self._full_read_due or self._changes.last_change() != self._last_change:
-                self._read()
-        self._checked_at = now
+        with self._query.limited():
+            self._check(now)
+        pause = self._continue(now)
+        if self.complete:
+            self._checked_at = now
+        return pause
 
-    def read(self) -> None:
-        """Read the rows and replace the snapshot if they differ from it. Raises the database's errors."""
-        with self._limited():
-            self._read()
+    # --- Marked changes
 
-    def _limited(self) -> AbstractContextManager[None]:
-        return limited(self._enabled().db)
+    def _check(self, now: datetime) -> None:
+        """Read the rows that the mark says have changed."""
+        mark, elapsed = self._query.last_change(), self._clock.elapsed()
+        moved = mark != self._mark
+        if not self.complete:
+            # A mark from before the first read: a change during the read is found by the next check.
+            self._mark = mark
+            self._full = self._full or self._full_read(elapsed, urgent=True)
+            return
+        if not moved and elapsed >= self._follow_up_until:
+            return
+        if moved:
+            self._follow_up_until = elapsed + _FOLLOW_UP
+            self._full_due = min(self._full_due, elapsed + _CONFIRM_AFTER)
+        self._mark, before = mark, self._mark
+        # Of a small table all rows are read: that finds each change at once, at about the same cost.
+        by_mark = self._query.has_integer_keys and (not moved or len(self.table.known) > PAGE)
+        explained = by_mark and mark is not None and self._read_saved(before or mark, mark, now)
+        if not moved or explained:
+            return
+        if self._full is not None and self._full.urgent:
+            self._repeat = True
+        else:
+            self._full = self._full_read(max(elapsed, self._urgent_from), urgent=True)
 
-    def _read(self) -> None:
-        # Before the rows: a change during the read is then found by the next check.
-        last_change = self._changes.last_change()
-        began, now = self._clock.elapsed(), self._now()
-        before = self.entries()
-        definitions, run_states = self._select()
-        changed = [pk for pk, definition in definitions.items() if self._definitions.get(pk) != definition]
-        made = {**before, **dict.fromkeys(changed), **self._make(changed, definitions)}
-        entries = {pk: entry for pk in definitions if (entry := made.get(pk)) is not None}
-        for pk, entry in entries.items():
-            entry.update_run_state(*run_states[pk])
-        for pk in changed:
-            if pk in entries:
-                entries[pk].mark_edited(run_states[pk][2], self._checked_at, now)
-        self._definitions, self._last_change = definitions, last_change
-        self._full_read_due = began + FULL_READ_INTERVAL
-        removed = before.keys() - entries.keys()
-        if changed or removed or self.snapshot is None:
-            number = self.snapshot.number + 1 if self.snapshot else 1
-            with self._lock:
-                self._removed |= dict.fromkeys(removed, number)
-            self.snapshot = Snapshot(number, {entry.name: entry for entry in entries.values()}, entries)
+    def _read_saved(self, before: datetime, mark: datetime, now: datetime) -> bool:
+        """Read the rows that were saved, added or removed since ``before``. Return True if that explains the mark."""
+        saved = self._query.saved_since(min(before, mark) - _CLOCK_DIFFERENCE, PAGE + 1)
+        if len(saved) > PAGE:
+            return False
+        ids = [pk for pk, _ in saved]
+        rows = self._query.of(ids)
+        self.table.apply(rows, set(ids) - {row.pk for row in rows}, self._checked_at, now)
+        found = differences(self._query, self.table.known)
+        if found is not None and len(found.unknown) > PAGE:
+            return False
+        if found is not None:
+            self.table.apply(self._query.of(sorted(found.unknown)), found.absent, self._checked_at, now)
+        new = dict(saved).items() - self._saved.items()
+        self._saved = dict(saved)
+        return found is not None or any(changed >= mark - _SAVE_DURATION for _, changed in new)
 
-    def _select(self) -> tuple[dict[str, Values], dict[str, Values]]:
-        """Return each row's definition and run state by primary key."""
-        definitions: dict[str, Values] = {}
-        run_states: dict[str, Values] = {}
-        rows = self._enabled().prefetch_related(None).order_by()
-        width = len(_DEFINITION)
-        for pk, *values in rows.values_list("pk", *_DEFINITION, *_RUN_STATE):
-            definitions[str(pk)] = tuple(values[:width])
-            run_states[str(pk)] = tuple(values[width:])
-        return definitions, run_states
+    # --- Complete reads
 
-    def _make(self, ids: Sequence[str], definitions: Mapping[str, Values]) -> dict[str, RowEntry]:
-        """Make the entries of these rows. A row that can't be read is reported once per definition."""
-        made: dict[str, RowEntry] = {}
-        for model in self._models(ids, everything=len(ids) == len(definitions)):
-            pk = str(model.pk)
-            try:
-                made[pk] = self._make_entry(model)
-                self._unreadable.pop(pk, None)
-            except Exception as exc:
-                definition = definitions.get(pk, ())
-                if self._unreadable.get(pk) != definition:
-                    self._unreadable[pk] = definition
-                    self._emit(events.EntryFailed(model.name, EntryFault.INVALID, str(exc)))
-        return made
+    def _continue(self, now: datetime) -> float | None:
+        """Continue a complete read, or begin one that is due."""
+        elapsed = self._clock.elapsed()
+        if self._full is None and elapsed >= self._full_due:
+            self._full = self._full_read(elapsed)
+        full = self._full
+        if full is None or elapsed < full.begin_at:
+            return None
+        budget = _URGENT_BUDGET if full.urgent else _BACKSTOP_BUDGET
+        until = float("inf") if not self.complete else elapsed + budget
+        with gc_paused():
+            while not full.done:
+                full.read_page(self._checked_at, now)
+                if self._clock.elapsed() >= until:
+                    break
+        ended = self._clock.elapsed()
+        if not full.done:
+            # As long a pause as the work, because the main loop needs the interpreter too.
+            return ended - elapsed if full.urgent else None
+        self.table.forget_deleted(self._query.existing)
+        self.complete += 1
+        self._full_due, self._urgent_from = ended + FULL_READ_INTERVAL, ended + 4 * full.worked
+        self._full = self._full_read(self._urgent_from, urgent=True) if self._repeat else None
+        self._repeat = False
+        return None
 
-    def _models(self, ids: Sequence[str], *, everything: bool) -> Iterable[Any]:
-        rows = self._enabled().prefetch_related(None).select_related("interval", "crontab", "solar", "clocked")
-        if everything:
-            return rows
-        return (model for chunk in chunks(ids) for model in rows.filter(pk__in=chunk))
-
-
-def precompute_next(entries: Iterable[RowEntry], position: Callable[[str], datetime | None]) -> None:
-    """Compute each entry's next instant while standing by, so that a takeover finds it cached.
-
-    ``position`` returns the cluster's position of an entry by its id.
-    """
-    for entry in entries:
-        known = [at for at in (position(entry.id), entry.stored_last_run_at) if at is not None]
-        if known:
-            # The leader reports a schedule that raises.
-            with suppress(Exception):
-                entry.instants.next_after(max(known))
-
-
-def last_runs() -> dict[str, tuple[datetime, int]]:
-    """Return the last run in UTC and the run count of each enabled task that has run, by name."""
-    rows = PeriodicTask.objects.filter(enabled=True, last_run_at__isnull=False)
-    return {name: (utc(at), count) for name, at, count in rows.values_list("name", "last_run_at", "total_run_count")}
+    def _full_read(self, begin_at: float, *, urgent: bool = False) -> FullRead:
+        return FullRead(self._query, self.table, self._clock, begin_at, urgent=urgent)

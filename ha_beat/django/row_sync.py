@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import datetime
 
 from django.db import close_old_connections
 
 from ha_beat import events
 from ha_beat.django.database_thread import DATABASE_ERRORS, DatabaseThread
 from ha_beat.django.limits import first_line
-from ha_beat.django.row_reader import RowReader, precompute_next
+from ha_beat.django.row_reader import RowReader
 from ha_beat.django.row_writer import RowWriter
 from ha_beat.duties import Duties
 from ha_beat.reasons import Duty, DutyFault, EntryFault
@@ -38,12 +37,7 @@ class RowReading:
     """Turns of the reading thread."""
 
     def __init__(
-        self,
-        reader: RowReader,
-        *,
-        term: Callable[[], Term | None],
-        duties: Duties,
-        position: Callable[[str], datetime | None],
+        self, reader: RowReader, *, term: Callable[[], Term | None], duties: Duties, stand_by: Callable[[], None]
     ) -> None:
         """Create the turns of a replica.
 
@@ -51,37 +45,42 @@ class RowReading:
             reader: Reads the rows.
             term: Return this replica's term, ``None`` on a standby.
             duties: Receives completions.
-            position: Return the cluster's position of an entry.
+            stand_by: Called in each turn of a standby.
         """
         self.reader = reader
         self._term = term
         self._duties = duties
-        self._position = position
+        self._stand_by = stand_by
         #: Nonce of the last term under which the rows were read.
         self.read_in = ""
-        self._seen_term = ""
+        self._seen_term = self._reading_for = ""
+        self._complete_at = 0
 
     def expect(self) -> None:
         """Report the reading as late from now on, if no turn is completed in time."""
         self._duties.expect(Duty.READ_SCHEDULE, within=_LATE_AFTER)
 
-    def turn(self) -> None:
-        """Read what has changed. Raises the database's errors."""
-        self._read(self._term())
+    def turn(self) -> float | None:
+        """Read what has changed. Return the seconds until the next turn. Raises the database's errors."""
+        pause = self._read(self._term())
         self._duties.done(Duty.READ_SCHEDULE)
+        return pause
 
-    def _read(self, term: Term | None) -> None:
+    def _read(self, term: Term | None) -> float | None:
         if term is None:
-            self.reader.read_if_changed()
-            precompute_next(self.reader.entries().values(), self._position)
-        elif self._seen_term != term.nonce:
+            pause = self.reader.turn()
+            self._stand_by()
+            return pause
+        if self._seen_term != term.nonce:
             # Leave the first turn of a term to the main loop, which loads the schedule.
             self._seen_term = term.nonce
-        elif self.read_in != term.nonce:
-            self.reader.read()
+            return None
+        if self._reading_for != term.nonce:
+            self._reading_for, self._complete_at = term.nonce, self.reader.begin_full_read()
+        pause = self.reader.turn()
+        if self.reader.complete >= self._complete_at:
             self.read_in = term.nonce
-        else:
-            self.reader.read_if_changed()
+        return pause
 
 
 class RowWriting:
@@ -194,12 +193,13 @@ class RowSync:
         self._reader.close(0.0)
         self._writer.close(seconds)
 
-    def _read(self) -> None:
+    def _read(self) -> float | None:
         before = self.reading.read_in
-        self.reading.turn()
+        pause = self.reading.turn()
         if self.reading.read_in != before:
             # The writing of a new term waits for this.
             self._writer.wake()
+        return pause
 
     def _write(self) -> None:
         before = self.writing.begun_in

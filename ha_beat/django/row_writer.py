@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ha_beat.clock import Clock
 from ha_beat.django.entries import RowEntry
+from ha_beat.django.row_table import RowTable
 from ha_beat.django.rows_set_aside import RowsSetAside, write_apart
 from ha_beat.django.run_state import Run, RunStateTable, chunks
 from ha_beat.reasons import Verdict
@@ -26,7 +27,7 @@ class RowWriter:
     def __init__(
         self,
         table: RunStateTable,
-        entries: Callable[[], Mapping[str, RowEntry]],
+        rows: RowTable,
         clock: Clock,
         settled: Callable[[str], bool] = lambda _: True,
     ) -> None:
@@ -34,13 +35,13 @@ class RowWriter:
 
         Args:
             table: Run state in the database.
-            entries: Return the entries as last read, by primary key.
+            rows: The rows as last read.
             clock: Measures the time between attempts at a row that can't be written.
             settled: True if the leader has no verdict left to give for the entry with this primary key.
         """
         self._table = table
         self._settled = settled
-        self._entries = entries
+        self._rows = rows
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
         self._finished: dict[str, RowEntry] = {}
@@ -63,7 +64,7 @@ class RowWriter:
 
     def record_missing(self, ledger: Mapping[str, str]) -> None:
         """Queue the runs in the ledger's rows that a previous leader did not write."""
-        for entry_id, entry in list(self._entries().items()):
+        for entry_id, entry in self._rows.entries.copy().items():
             row = LedgerRow.parse(ledger.get(entry_id, ""))
             if row is not None and row.run_count > entry.run_state[1] and not entry.once:
                 self.record(entry_id, row)
@@ -100,16 +101,13 @@ class RowWriter:
 
     def disable_expired(self) -> None:
         """Disable the rows that have expired, once each instant before that has its verdict."""
-        now = self._table.now()
-        entries = list(self._entries().items())
-        expired = [pk for pk, entry in entries if entry.expires is not None and entry.expires <= now]
-        expired = [pk for pk in expired if self._settled(pk)]
+        expired = [pk for pk in self._rows.expiries.due(self._table.now()) if self._settled(pk)]
         for failure in self._write(expired, self._table.disable_expired, set()):
             raise failure
 
     def faults(self) -> dict[str, str]:
         """Return the errors of the rows that can't be written, by name."""
-        self._set_aside.keep(self._entries())
+        self._set_aside.keep(self._rows.entries)
         return self._set_aside.faults()
 
     def _take(self) -> tuple[dict[str, Run], dict[str, RowEntry]]:
@@ -134,7 +132,7 @@ class RowWriter:
                 return [exc]
             for pk in part:
                 if pk in faults:
-                    entry = self._entries().get(pk)
+                    entry = self._rows.entries.get(pk)
                     self._set_aside.add(pk, entry.name if entry else pk, faults[pk])
                 else:
                     waiting.discard(pk)
@@ -143,7 +141,7 @@ class RowWriter:
 
     def _advance(self, ids: Sequence[str], runs: Mapping[str, Run]) -> Sequence[str]:
         """Advance the rows; return those that another transaction has locked."""
-        entries = self._entries()
+        entries = self._rows.entries
         present = {pk: entry for pk in ids if (entry := entries.get(pk)) is not None}
         due = {pk: runs[pk] for pk in present}
         locked = self._table.advance(due, {pk: entry.run_state for pk, entry in present.items()}) if due else ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ from ha_beat.beat_loop import Runtime
 from ha_beat.django.database_thread import DatabaseThread
 from ha_beat.django.entries import RowEntry
 from ha_beat.django.instants import Cached
+from ha_beat.django.next_instants import NextInstants
+from ha_beat.django.row_query import RowQuery
 from ha_beat.django.row_reader import RowReader
 from ha_beat.django.row_sync import POLL_INTERVAL, RowReading, RowSync, RowWriting
 from ha_beat.django.row_writer import RowWriter
@@ -24,6 +26,7 @@ from ha_beat.django.run_state import CLOCK_TOLERANCE, RunStateTable
 from ha_beat.django.static_entries import write_static_entries
 from ha_beat.events import Event, TermEnded
 from ha_beat.leader.entry import ScheduledEntry
+from ha_beat.leader.planner import ScheduleChange
 from ha_beat.leader.reconcile import Absence
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import NEVER
@@ -64,8 +67,10 @@ class DatabaseSource(EntrySource):
         self._runtime: Runtime | None = None
         self._sync: RowSync | None = None
         self._began_ms = round(self._clock.wall() * 1000)
-        # Number of the snapshot that the leader uses, and whether it was read in the leader's term.
+        # Number of the rows that the leader uses, and whether they were read in the leader's term.
         self._used = (0, False)
+        #: Number of the rows as last found to be changed.
+        self._found = 0
         self._read_in_term = False
         self._instants: WeakValueDictionary[tuple[str, datetime | None], Any] = WeakValueDictionary()
         self._removed: dict[str, int] = {}
@@ -73,26 +78,21 @@ class DatabaseSource(EntrySource):
     @property
     def entries(self) -> dict[str, RowEntry]:
         """Return the entries as last read, by name."""
-        snapshot = self._sync.reading.reader.snapshot if self._sync else None
-        return dict(snapshot.by_name) if snapshot else {}
+        rows = self._sync.reading.reader.table.entries.copy() if self._sync else {}
+        return {entry.name: entry for entry in rows.values()}
 
     # --- Life cycle
 
     def start(self, runtime: Runtime) -> None:
         scheduler, now, emit = self._scheduler, runtime.enqueuer.now, runtime.events.emit
-        reader = RowReader(
-            changes=scheduler.Changes,
-            enabled=scheduler.enabled_models_qs,
-            make_entry=self._make_entry,
-            clock=self._clock,
-            now=now,
-            emit=emit,
-        )
+        query = RowQuery(scheduler.Changes, scheduler.enabled_models_qs)
+        reader = RowReader(query, self._make_entry, clock=self._clock, now=now, emit=emit)
         leader_term = partial(getattr, runtime.elector.handle, "term")
-        reading = RowReading(reader, term=leader_term, duties=runtime.duties, position=runtime.shadow.position)
+        next_instants = NextInstants(reader.table, runtime.shadow.position, self._clock)
+        reading = RowReading(reader, term=leader_term, duties=runtime.duties, stand_by=next_instants.turn)
         table = RunStateTable(scheduler.Model, scheduler.Changes, now)
         writing = RowWriting(
-            RowWriter(table, reader.entries, self._clock, self._settled),
+            RowWriter(table, reader.table, self._clock, self._settled),
             reading,
             term=leader_term,
             begin_term=self._begin_term,
@@ -123,7 +123,7 @@ class DatabaseSource(EntrySource):
 
     def ready(self) -> bool:
         """True once the rows have been read. Another replica may be able to read them."""
-        return self._sync is not None and self._sync.reading.reader.snapshot is not None
+        return self._sync is not None and self._sync.reading.reader.complete > 0
 
     def stop(self) -> None:
         if self._sync is not None:
@@ -158,30 +158,36 @@ class DatabaseSource(EntrySource):
 
     # --- Entries
 
-    def changed(self, term: Term, *, held_back: bool) -> bool:
-        """True if the rows differ from those in use, or if entries wait for a read in this term that is now done."""
-        _, sync = self._started
-        snapshot = sync.reading.reader.snapshot
-        if snapshot is None:
-            return False
-        number, read_in_term = self._used
-        return snapshot.number != number or (held_back and not read_in_term and sync.reading.read_in == term.nonce)
+    def changed(self, term: Term, *, held_back: bool) -> ScheduleChange | None:
+        """Return the entries that differ from those in use; all if some wait for a read in this term that is done."""
+        if not self.ready():
+            return None
+        reading, (number, read_in_term) = self._started[1].reading, self._used
+        if held_back and not read_in_term and reading.read_in == term.nonce:
+            return ScheduleChange()
+        self._found = reading.reader.table.number
+        return ScheduleChange(reading.reader.table.changed_since(number)) if self._found != number else None
 
-    def load(self) -> Iterable[ScheduledEntry]:
+    def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
         runtime, sync = self._started
-        snapshot = sync.reading.reader.snapshot
-        if snapshot is None:
-            return
-        self._removed = {entry: at for entry, at in sync.reading.reader.removed().items() if at <= snapshot.number}
-        self._used = (snapshot.number, self._read_in_term)
+        table, now = sync.reading.reader.table, runtime.enqueuer.now()
+        if ids is None:
+            self._used = (table.number, self._read_in_term)
+            removed, entries = table.removed(), list(table.entries.copy().values())
+            self._removed = {}
+            self.detect_hooks()
+        else:
+            self._used = (self._found, self._used[1])
+            removed = {entry_id: at for entry_id in ids if (at := table.removed_at(entry_id)) is not None}
+            entries = [entry for entry_id in ids if (entry := table.entries.get(entry_id)) is not None]
+        self._removed |= {entry_id: at for entry_id, at in removed.items() if at <= self._used[0]}
         default = default_misfire(self._scheduler.ha_settings)
-        now = runtime.enqueuer.now()
-        self.detect_hooks()
-        for name, entry in snapshot.by_name.items():
+        for entry in entries:
             try:
                 yield self._scheduled_row(entry, default, now)
             except Exception:
-                logger.exception("Entry %s is left out", name, extra={"action": "entry_left_out", "entry": name})
+                extra = {"action": "entry_left_out", "entry": entry.name}
+                logger.exception("Entry %s is left out", entry.name, extra=extra)
 
     def _scheduled_row(self, entry: RowEntry, default: MisfireRules, now: datetime) -> ScheduledEntry:
         stored = entry.stored_last_run_at
@@ -215,8 +221,8 @@ class DatabaseSource(EntrySource):
         The writing thread calls it.
         """
         runtime, sync = self._started
-        term, enqueuer, snapshot = runtime.elector.handle.term, runtime.enqueuer, sync.reading.reader.snapshot
-        current = snapshot is not None and self._used[0] == snapshot.number
+        term, enqueuer = runtime.elector.handle.term, runtime.enqueuer
+        current = self._used[0] == sync.reading.reader.table.number
         loaded = term is not None and enqueuer.serves(term) and not enqueuer.held_back
         return current and loaded and enqueuer.due_queue.get(entry_id) is None
 
@@ -225,7 +231,7 @@ class DatabaseSource(EntrySource):
     def armed(self, entry_id: str) -> None:
         number = self._removed.pop(entry_id, None)
         if number is not None:
-            self._started[1].reading.reader.forget_removed(entry_id, number)
+            self._started[1].reading.reader.table.forget_removed(entry_id, number)
 
     def finished(self, entry: ScheduledEntry, runs: int) -> None:
         # As in django-celery-beat, a one-off row that has not run stays enabled until it expires: it may be edited.

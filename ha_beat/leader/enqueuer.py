@@ -16,8 +16,10 @@ from ha_beat.election.leader_handle import Tenure
 from ha_beat.errors import StoreError
 from ha_beat.leader.backoff import Backoff
 from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.parts import LeaderParts
+from ha_beat.leader.planner import EVERYTHING, ScheduleChange
 from ha_beat.leader.slow_arguments import SlowArguments
-from ha_beat.leader.term import LeaderParts, LeaderTerm
+from ha_beat.leader.term import LeaderTerm
 from ha_beat.store.lease import Term
 
 #: Failures in a row after which the batch itself may be at fault.
@@ -63,10 +65,10 @@ class Enqueuer:
         """Return True if the due queue is loaded under this term."""
         return self._term is not None and self._term.nonce == term.nonce and self._term.loaded
 
-    def reload(self) -> None:
-        """Read the schedule and the ledger again before the next batch."""
+    def reload(self, change: ScheduleChange = EVERYTHING) -> None:
+        """Read what has changed of the schedule, and its rows in the ledger, before the next batch."""
         if self._term is not None:
-            self._term.reload()
+            self._term.reload(change)
 
     def stand_by(self) -> None:
         """Discard the queue, and confirm or withdraw what was claimed. Never raises.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -16,11 +17,21 @@ from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 
 
+@dataclass(frozen=True, slots=True)
+class ScheduleChange:
+    """Entries that have changed, by id; all of them if ``ids`` is ``None``."""
+
+    ids: frozenset[str] | None = None
+
+
+EVERYTHING = ScheduleChange()
+
+
 class ScheduleSource(Protocol):
     """Schedule that the leader works on."""
 
-    def load(self) -> Iterable[ScheduledEntry]:
-        """Return each entry that can be scheduled."""
+    def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
+        """Return each entry that can be scheduled, of these ``ids`` if they are given."""
         ...
 
     def check(self, entry: ScheduledEntry, position: datetime) -> tuple[bool, float]:

@@ -60,12 +60,15 @@ def reconcile(
     writer: LedgerWriter,
     catch_up: bool,
     absence: Absence | None = None,
+    cluster_ran: bool | None = None,
 ) -> Reconciled:
     """Place each entry at the later of its store's, the ledger's and the shadow's position.
 
-    After a loss, occurrences up to its floor are skipped unless ``catch_up``.
+    After a loss, occurrences up to its floor are skipped unless ``catch_up``. ``entries`` and ``rows`` are all there
+    are, or those of some ids; ``cluster_ran`` is then False if the whole ledger is empty.
     """
     done = Reconciled()
+    ran = bool(rows) if cluster_ran is None else cluster_ran
     present: set[str] = set()
     for entry in _distinct(entries, present, done.failures):
         raw = rows.get(entry.id)
@@ -78,7 +81,7 @@ def reconcile(
             continue
         shadowed = shadow.position(entry.id)
         # An entry that appears while the cluster runs: its last run predates that, whatever its store has.
-        appeared = absence is not None and row is None and bool(rows) and shadowed is None
+        appeared = absence is not None and row is None and ran and shadowed is None
         try:
             state = _initial_state(entry, row, writer.now, appeared=appeared)
             operation = _place(state, shadowed, loss, writer, catch_up=catch_up)

@@ -7,53 +7,30 @@ together with such a batch, and the next leader reads the outcome from the ledge
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 from ha_beat import events
-from ha_beat.budget import Pace
-from ha_beat.clock import Clock
 from ha_beat.dispatch import Answer, Dispatcher, FencedOff
-from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.leader_handle import Tenure
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.leader.batch_builder import SCHEDULE_RETRY, BatchBuilder
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.gc_pause import gc_paused
-from ha_beat.leader.kept_messages import KeptMessages
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.open_claims import OpenClaims
-from ha_beat.leader.options import LeaderOptions
-from ha_beat.leader.pause import PauseState
-from ha_beat.leader.planner import Planner, ScheduleSource
-from ha_beat.leader.reconcile import reconcile
+from ha_beat.leader.parts import LeaderParts
+from ha_beat.leader.planner import EVERYTHING, Planner, ScheduleChange
 from ha_beat.leader.recovery import Recovery
 from ha_beat.leader.results import Results
+from ha_beat.leader.schedule_loader import ScheduleLoader
 from ha_beat.leader.slow_arguments import SlowArguments
 from ha_beat.reasons import AnswerKind, EntryFault
 from ha_beat.store.lease import Term
-from ha_beat.store.shadow import Shadow
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class LeaderParts:
-    """Parts of a replica that its terms share. ``pace`` bounds the time in which a batch is built."""
-
-    source: ScheduleSource
-    choose_dispatcher: Callable[[Term], Dispatcher]
-    shadow: Shadow
-    time: SchedulingTime
-    cluster: str
-    clock: Clock
-    emit: Callable[[events.Event], None]
-    options: LeaderOptions
-    pause: PauseState
-    pace: Pace
-    kept: KeptMessages = field(default_factory=KeptMessages)
 
 
 @dataclass(slots=True)
@@ -92,6 +69,7 @@ class LeaderTerm:
         )
         self._results = Results(parts.source, self._planner, self._claims, parts.shadow, parts.emit, parts.kept)
         self._recovery = Recovery(tenure, parts.shadow)
+        self._loader = ScheduleLoader(parts, tenure, self._planner, self._claims, self._recovery)
         self.dispatcher = dispatcher
         #: The batch that was submitted and not answered; empty if there is none.
         self._pending = _Submission()
@@ -103,6 +81,8 @@ class LeaderTerm:
         self.queue = DueQueue()
         #: True if the queue holds the schedule and the ledger as last read.
         self.loaded = False
+        #: Entries whose change is not in the queue yet.
+        self._changed: frozenset[str] = frozenset()
         #: True if some entries wait until the schedule has been read under this term.
         self.held_back = False
         #: True if the last batch enqueued a message.
@@ -120,9 +100,12 @@ class LeaderTerm:
         """Return the number of operations that were submitted and not answered."""
         return len(self._pending.operations)
 
-    def reload(self) -> None:
-        """Read the schedule and the ledger again before the next batch."""
-        self.loaded = False
+    def reload(self, change: ScheduleChange = EVERYTHING) -> None:
+        """Read what has changed of the schedule, and its rows in the ledger, before the next batch."""
+        if change.ids is None:
+            self.loaded = False
+        else:
+            self._changed |= change.ids
 
     def unload(self) -> None:
         """Discard the queue, so that its entries are not reported as overdue, and a batch without an answer."""
@@ -151,6 +134,9 @@ class LeaderTerm:
         if not submission.operations:
             if not self._held:
                 self._recovery.finish(dispatcher.ledger, term)
+            if self._changed:
+                self._load_changed(term, dispatcher)
+                return 0.0
             if self._parts.pause.in_force:
                 return float("inf")
             writer, budget = LedgerWriter(term, self._parts.time.now()), self._parts.pace.begin()
@@ -189,57 +175,21 @@ class LeaderTerm:
 
     def _load(self, term: Term) -> None:
         """Fill the queue: each entry at its position by the ledger."""
-        parts = self._parts
         self._pending = _Submission()
-        self.dispatcher = dispatcher = parts.choose_dispatcher(term)
+        self.dispatcher = dispatcher = self._parts.choose_dispatcher(term)
         dispatcher.take_back(term)  # guard: claim-withdrawn-first
-        rows = dispatcher.ledger.read()
-        now = parts.time.now()
-        found = self._recovery.assess(rows, dispatcher.ledger, now, self._reached_at(now))
-        if found is not None and found.total:
-            parts.emit(events.StateLost(found.kind, parts.options.catch_up_after_loss))
-        reconciled = reconcile(
-            self._with_progress(parts.source.load()),
-            rows,
-            parts.shadow,
-            self._recovery.loss,
-            writer=LedgerWriter(term, now),
-            catch_up=parts.options.catch_up_after_loss,
-            absence=parts.source.absence(term),
-        )
-        for failure in reconciled.failures:
-            parts.emit(failure)
-        self.held_back = reconciled.held_back
-        parts.shadow.gen = term.gen
-        # Most entries are not due in this term. If the ledger is lost in it, only the shadow has their positions.
-        parts.shadow.learn_rows(rows)  # guard: shadow-learns-ledger
-        self._claims.load(dispatcher, term)
-        resent = self._claims.to_be_resent(rows)
-        self._held = {each.state.id: each for each in reconciled.operations if _waits(each, resent)}
-        operations = [each for each in reconciled.operations if each.state.id not in self._held]
-        size = parts.options.batch_size
-        self._first = deque(operations[start : start + size] for start in range(0, len(operations), size))
-        if self._recovery.loss is None:
-            parts.shadow.forget(rows, now)
-        queue, overdue = DueQueue(), 0
-        for state in self._with_progress(reconciled.states):
-            if state.id in resent:
-                queue.put(state, now)
-            else:
-                self._planner.plan(queue, state, now)
-            overdue += state.due_at is not None and state.entry.recurrence is not None and state.due_at <= now
-        self.queue, self.loaded = queue, True
-        self._claims.resend_republishable(queue, term, now)
-        parts.emit(events.ScheduleReady(len(queue), overdue, reconciled.new))
+        loaded = self._loader.load(term, dispatcher)
+        self.queue, self._first, self._held, self.held_back = loaded.queue, loaded.first, loaded.held, loaded.held_back
+        self.loaded, self._changed = True, frozenset()
 
-    def _with_progress(self, items: Iterable[_T]) -> Iterator[_T]:
-        for item in items:
-            self._parts.pace.progress()
-            yield item
-
-    def _reached_at(self, now: datetime) -> datetime | None:
-        since = self._tenure.back_at
-        return None if since is None else now - timedelta(seconds=self._parts.clock.elapsed() - since)
+    def _load_changed(self, term: Term, dispatcher: Dispatcher) -> None:
+        """Bring the entries that have changed up to date, or have all read again while claims are resent."""
+        found = None if self._held else self._loader.load_changed(term, dispatcher, self._changed, self.queue)
+        if found is None:
+            self.reload()
+            return
+        self._first, self.held_back = found.first, self.held_back or found.held_back
+        self._changed = frozenset()
 
     def _chosen(self, term: Term) -> Dispatcher:
         if self.dispatcher is None:
@@ -334,8 +284,3 @@ class LeaderTerm:
         if state.entry.celery_entry is not None:
             state.record_failure(now, failed.detail)
             self.queue.put(state, state.due_at or now, now + timedelta(seconds=SCHEDULE_RETRY))
-
-
-def _waits(each: EntryOperation, resent: Container[str]) -> bool:
-    """True if an operation must not replace the row of a claimed occurrence, because that is sent again first."""
-    return each.state.id in resent and each.state.entry.celery_entry is not None  # guard: claim-resent-first

@@ -193,6 +193,10 @@ class Crontab(_Searched):
         fields = (source.minute, source.hour, source.day_of_month, source.month_of_year, source.day_of_week)
         return f"crontab {[sorted(values) for values in fields]} {source.tz}"
 
+    def next_after(self, instant: datetime) -> datetime:
+        # Seconds do not matter. Entries that share a schedule often stand in the same minute.
+        return super().next_after(instant.replace(second=0, microsecond=0))
+
     def _search(self, instant: datetime) -> datetime:
         # Celery before 5.6 reads the fields in the given zone and compares them with today's date.
         local = instant.astimezone(self._source.tz)

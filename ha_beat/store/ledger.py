@@ -7,7 +7,7 @@ saw it, so that two writers never both count.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -205,6 +205,14 @@ class Ledger:
             found: Mapping[Any, Any] = self._client().hgetall(self._keys.ledger)
         rows = ((text(field), raw) for field, raw in found.items())
         return {field[2:]: RawRow(text(raw)) for field, raw in rows if field.startswith("e:")}
+
+    def read_some(self, entries: Iterable[str]) -> Mapping[str, str]:
+        """Return the raw rows of these entries, by entry id.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        return {entry: RawRow(raw) for entry, raw in self._fields("e", list(entries)).items()}
 
     def of(self, entries: Sequence[str]) -> Mapping[str, LedgerRow]:
         """Return the readable rows of these entries.

@@ -16,6 +16,8 @@ from django_celery_beat.models import PeriodicTask, PeriodicTasks, SolarSchedule
 from ha_beat import events
 from ha_beat.django.database_thread import DatabaseThread
 from ha_beat.django.entries import RowEntry
+from ha_beat.django.next_instants import NextInstants
+from ha_beat.django.row_query import RowQuery
 from ha_beat.django.row_reader import RowReader
 from ha_beat.django.row_sync import RowReading, RowWriting
 from ha_beat.django.row_writer import RowWriter
@@ -44,17 +46,19 @@ class SyncedReplica:
         self.positions: dict[str, datetime] = {}
         self.events: list[events.Event] = []
         self.clock = clock = AdvancedClock()
+        query = RowQuery(PeriodicTasks, lambda: PeriodicTask.objects.filter(enabled=True))
         self.reader = RowReader(
-            changes=PeriodicTasks,
-            enabled=lambda: PeriodicTask.objects.filter(enabled=True),
-            make_entry=lambda model: RowEntry(model, app),
-            clock=clock,
-            now=_now,
-            emit=self.events.append,
+            query, lambda model: RowEntry(model, app), clock=clock, now=_now, emit=self.events.append
         )
+        self.table = self.reader.table
         self.duties = Duties(clock, self.events.append)
-        self.writer = RowWriter(RunStateTable(PeriodicTask, PeriodicTasks, _now), self.reader.entries, clock)
-        self.reading = RowReading(self.reader, term=lambda: self.term, duties=self.duties, position=self.positions.get)
+        self.writer = RowWriter(RunStateTable(PeriodicTask, PeriodicTasks, _now), self.table, clock)
+        self.reading = RowReading(
+            self.reader,
+            term=lambda: self.term,
+            duties=self.duties,
+            stand_by=NextInstants(self.table, self.positions.get, clock).turn,
+        )
         self.writing = RowWriting(
             self.writer,
             self.reading,
@@ -83,11 +87,11 @@ class SyncedReplica:
         self.writer.record(str(task.pk), row)
 
     def entry(self, task: Any) -> RowEntry:
-        return self.reader.entries()[str(task.pk)]
+        return self.table.entries[str(task.pk)]
 
     @property
     def names(self) -> set[str]:
-        return set(self.reader.snapshot.by_name)
+        return {entry.name for entry in self.table.entries.values()}
 
 
 @pytest.fixture
@@ -268,7 +272,7 @@ def test_standby_computes_the_next_instant_of_every_row(any_site, monkeypatch):
     standby.turn()
     computed = []
     monkeypatch.setattr("ha_beat.schedule.recurrence.Crontab._search", lambda _, instant: computed.append(instant))
-    found = [entry.instants.next_after(position) for entry in standby.reader.snapshot.by_id.values()]
+    found = [entry.instants.next_after(position) for entry in standby.table.entries.values()]
     assert all(position < instant <= position + timedelta(hours=1) for instant in found)
     assert computed == []
 
@@ -289,14 +293,12 @@ def test_failing_start_of_a_term_reads_all_rows_once(any_site, monkeypatch):
     row("task", interval=every(60))
     replica = SyncedReplica()
     replica.writing._begin_term = read_only
-    reads = []
-    read = replica.reader.read
-    monkeypatch.setattr(replica.reader, "read", lambda: (reads.append(1), read()))
+    complete = replica.reader.complete
     replica.term = Term("replica", 1, "nonce", "gen", "run", float("inf"))
     replica.turn()
     for _ in range(3):
         fail(replica)
-    assert len(reads) == 1
+    assert replica.reader.complete == complete + 1
     row("new", interval=every(60))
     fail(replica)
     assert replica.names == {"task", "new"}
@@ -442,37 +444,20 @@ def test_locked_table_ends_the_turns_and_is_reported(postgres_site, table, dutie
     assert {state(task) for task in tasks} == {(60.0, 1)}
 
 
-def test_bulk_update_is_read_when_marked_or_within_minutes(any_site):
-    """``QuerySet.update()`` sends no signal. Instants of the new schedule before it was read are not owed."""
-    tasks = [row(f"task {number}", interval=every(3600)) for number in range(2)]
-    reader = SyncedReplica().reader
-    before = reader.snapshot.number
-    for number, marked in enumerate((True, False)):
-        PeriodicTask.objects.filter(pk=tasks[number].pk).update(interval=every(60))
-        if marked:
-            PeriodicTasks.update_changed()
-        else:
-            reader.read_if_changed()
-            assert reader.snapshot.number == before + 1
-            reader._full_read_due = reader._clock.elapsed()
-        checked_at = reader._checked_at
-        reader.read_if_changed()
-        assert reader.snapshot.number == before + 1 + number
-        entry = reader.snapshot.by_name[tasks[number].name]
-        assert entry.schedule.run_every == timedelta(seconds=60)
-        assert entry.since == checked_at
-
-
 def test_stale_read_from_a_database_replica_is_harmless(replica, monkeypatch):
     """A router may send reads to a database replica. No run counts twice, and no row moves back."""
     task, once = row("task", interval=every(60)), row("once", interval=every(60), one_off=True)
     replica.turn()
-    stale = replica.reader._select()
-    monkeypatch.setattr(replica.reader, "_select", lambda: stale)
+    query = replica.reader._query
+    stale, totals = query.page(None, 10), query.totals(None, None)
+    monkeypatch.setattr(query, "page", lambda *_: stale)
+    monkeypatch.setattr(query, "saved_since", lambda *_: [])
+    monkeypatch.setattr(query, "totals", lambda *_: totals)
     for run_count in (1, 2, 3):
         replica.ran(task, 300 - 60 * run_count, run_count)
         replica.turn()
-        replica.reader.read()
+        replica.reader.begin_full_read()
+        replica.reader.turn()
     assert state(task) == (120.0, 3)
     finished = replica.entry(once)
     for _ in range(2):

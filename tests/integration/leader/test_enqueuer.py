@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -24,9 +24,10 @@ from ha_beat.errors import StoreRefused, StoreUnavailable
 from ha_beat.leader import BrokerOutOfReach, Enqueuer, LeaderOptions, LeaderParts
 from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.pause import PauseState
+from ha_beat.leader.planner import ScheduleChange
 from ha_beat.leader.reconcile import Absence
 from ha_beat.leader.results import Results
-from ha_beat.reasons import LossKind, MisfirePolicy, SkipReason
+from ha_beat.reasons import LossKind, MisfirePolicy, SkipReason, Verdict
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Term, new_token
@@ -389,6 +390,70 @@ def test_hour_without_a_broker_causes_few_changes_of_leader(leader: Leader):
     leader.enqueuer.reload()
     leader.dispatcher.fail = away
     assert outage(leader, 13.0) == 1
+
+
+# --- Edits
+
+
+class Edited(Source):
+    """Source that can be read by ids, and whose missing entries count as deleted."""
+
+    def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
+        return (entry for entry in super().load() if ids is None or entry.id in ids)
+
+    def absence(self, _: Term) -> Absence | None:
+        return Absence(certain=True)
+
+
+def edit(leader: Leader, *ids: str) -> None:
+    leader.enqueuer.reload(ScheduleChange(frozenset(ids)))
+    leader.turn(3)
+
+
+def test_edit_reads_only_the_entries_that_changed(leader: Leader, monkeypatch: pytest.MonkeyPatch):
+    leader.use(Edited(e=60.0, other=60.0, gone=60.0))
+    leader.turn(3)
+    queue = leader.enqueuer.due_queue
+    before = {entry: queue.get(entry) for entry in ("e", "other")}
+    monkeypatch.setattr(leader.dispatcher.ledger, "read", None)
+    leader.source.last_run = {"e": 3601.0, "other": 3601.0, "new": 60.0}
+    edit(leader, "e", "gone", "new")
+    assert leader.enqueuer.due_queue is queue
+    assert queue.get("e") is not before["e"]
+    assert queue.get("other") is before["other"]
+    assert queue.get("gone") is None
+    rows = leader.dispatcher.ledger.of(["gone", "new"])
+    assert {entry: row.verdict for entry, row in rows.items()} == {"gone": "absent", "new": "armed"}
+    leader.later(3600.0)
+    assert leader.turn(3).messages == ["e", "new", "other"]
+
+
+@pytest.mark.parametrize("resent", [False, True])
+def test_edit_of_an_entry_with_an_open_claim_reads_all(leader: Leader, resent):
+    """It would lose the message that is to be sent again."""
+    leader.use(Edited(e=60.0, other=60.0))
+    leader.turn(3)
+    queue = leader.enqueuer.due_queue
+    if resent:
+        leader.state().resend = True
+    else:
+        leader.write(replace(leader.state().row, verdict=Verdict.CLAIMED, raw=""))
+    edit(leader, "other")
+    assert leader.enqueuer.due_queue is queue
+    edit(leader, "e")
+    assert leader.enqueuer.due_queue is not queue
+
+
+def test_change_is_kept_until_the_ledger_answers(leader: Leader, monkeypatch: pytest.MonkeyPatch):
+    leader.use(Edited(e=60.0))
+    leader.turn(3)
+    leader.source.last_run["new"] = 60.0
+    with monkeypatch.context() as fault:
+        error = StoreUnavailable("no answer", acted=False)
+        fault.setattr(leader.dispatcher.ledger, "read_some", lambda _: (_ for _ in ()).throw(error))
+        edit(leader, "new")
+    leader.turn(3, after=10.0)
+    assert leader.enqueuer.due_queue.get("new") is not None
 
 
 # --- Another server

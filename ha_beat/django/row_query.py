@@ -1,0 +1,124 @@
+"""Queries for the rows of django-celery-beat's tables. Each returns at most as many rows as it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from django.db.models import Count, IntegerField, QuerySet, Sum
+from django_celery_beat.models import PeriodicTask
+
+from ha_beat.django.instants import utc
+from ha_beat.django.limits import limited
+
+#: The columns that define an entry.
+_DEFINITION = (
+    *("name", "task", "args", "kwargs", "queue", "exchange", "routing_key", "headers", "priority"),
+    *("expires", "expire_seconds", "one_off", "start_time"),
+    *("interval_id", "interval__every", "interval__period"),
+    *("crontab_id", "crontab__minute", "crontab__hour", "crontab__day_of_month", "crontab__month_of_year"),
+    *("crontab__day_of_week", "crontab__timezone"),
+    *("solar_id", "solar__event", "solar__latitude", "solar__longitude"),
+    *("clocked_id", "clocked__clocked_time"),
+)
+_RUN_STATE = ("last_run_at", "total_run_count", "date_changed")
+
+#: Number of rows and sum of their primary keys.
+Totals = tuple[int, int]
+
+
+class Row(NamedTuple):
+    """Columns of an enabled row."""
+
+    pk: Any
+    definition: tuple[Any, ...]
+    last_run_at: datetime | None
+    total_run_count: int
+    date_changed: datetime | None
+
+    @property
+    def id(self) -> str:
+        """Return the entry's id."""
+        return str(self.pk)
+
+
+class RowQuery:
+    """Queries of the reading thread. They raise the database's errors."""
+
+    def __init__(self, changes: Any, enabled: Callable[[], QuerySet[Any]]) -> None:
+        """``changes`` is django-celery-beat's ``PeriodicTasks``; ``enabled`` returns the query for the enabled rows."""
+        self._changes = changes
+        self._all_enabled = enabled
+
+    def limited(self) -> AbstractContextManager[None]:
+        """Limit the time of the statements in a block."""
+        return limited(self._all_enabled().db)
+
+    def last_change(self) -> datetime | None:
+        """Return the time with which the schedule was last marked as changed."""
+        changed: datetime | None = self._changes.last_change()
+        return changed
+
+    @property
+    def has_integer_keys(self) -> bool:
+        """True if primary keys can be added up."""
+        return isinstance(self._all_enabled().model._meta.pk, IntegerField)  # noqa: SLF001 -- Django's documented way
+
+    def page(self, after: Any, size: int) -> list[Row]:
+        """Return the enabled rows with the next primary keys."""
+        rows = self._enabled if after is None else self._enabled.filter(pk__gt=after)
+        return _read(rows.order_by("pk")[:size])
+
+    def of(self, ids: Sequence[Any]) -> list[Row]:
+        """Return those of the rows that are enabled."""
+        return _read(self._enabled.filter(pk__in=ids))
+
+    def models(self, ids: Sequence[Any]) -> Iterable[Any]:
+        """Return the model instances of those of the rows that are enabled, with their schedules."""
+        return self._enabled.select_related("interval", "crontab", "solar", "clocked").filter(pk__in=ids)
+
+    def saved_since(self, instant: datetime, limit: int) -> list[tuple[Any, datetime]]:
+        """Return primary key and ``date_changed`` of rows that were saved since then, also of disabled ones."""
+        rows = self._all.filter(date_changed__gte=instant).values_list("pk", "date_changed")
+        return list(rows[:limit])
+
+    def existing(self, ids: Sequence[Any]) -> set[str]:
+        """Return the ids of those of the rows that exist, also of disabled ones."""
+        return {str(pk) for pk in self._all.filter(pk__in=ids).values_list("pk", flat=True)}
+
+    def totals(self, first: Any, until: Any) -> Totals:
+        """Return the totals of the enabled rows with primary keys from ``first`` on and below ``until``, if given."""
+        found = self._between(first, until).aggregate(rows=Count("pk"), sum=Sum("pk"))
+        return found["rows"], found["sum"] or 0
+
+    def ids(self, first: Any, until: Any) -> set[Any]:
+        """Return the primary keys of these enabled rows."""
+        return set(self._between(first, until).values_list("pk", flat=True))
+
+    def _between(self, first: Any, until: Any) -> QuerySet[Any]:
+        rows = self._enabled if first is None else self._enabled.filter(pk__gte=first)
+        return rows if until is None else rows.filter(pk__lt=until)
+
+    @property
+    def _enabled(self) -> QuerySet[Any]:
+        return self._all_enabled().prefetch_related(None).order_by()
+
+    @property
+    def _all(self) -> QuerySet[Any]:
+        enabled = self._all_enabled()
+        rows: QuerySet[Any] = enabled.model._default_manager.using(enabled.db)  # noqa: SLF001 -- as above
+        return rows.order_by()
+
+
+def _read(rows: QuerySet[Any]) -> list[Row]:
+    width = len(_DEFINITION)
+    found = rows.values_list("pk", *_DEFINITION, *_RUN_STATE)
+    return [Row(pk, tuple(values[:width]), *values[width:]) for pk, *values in found]
+
+
+def last_runs() -> dict[str, tuple[datetime, int]]:
+    """Return the last run in UTC and the run count of each enabled task that has run, by name."""
+    rows = PeriodicTask.objects.filter(enabled=True, last_run_at__isnull=False)
+    return {name: (utc(at), count) for name, at, count in rows.values_list("name", "last_run_at", "total_run_count")}

@@ -1,0 +1,35 @@
+"""Parts of a replica that its terms share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ha_beat import events
+from ha_beat.budget import Pace
+from ha_beat.clock import Clock
+from ha_beat.dispatch import Dispatcher
+from ha_beat.election.cluster_clock import SchedulingTime
+from ha_beat.leader.kept_messages import KeptMessages
+from ha_beat.leader.options import LeaderOptions
+from ha_beat.leader.pause import PauseState
+from ha_beat.leader.planner import ScheduleSource
+from ha_beat.store.lease import Term
+from ha_beat.store.shadow import Shadow
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderParts:
+    """Parts of a replica that its terms share. ``pace`` bounds the time in which a batch is built."""
+
+    source: ScheduleSource
+    choose_dispatcher: Callable[[Term], Dispatcher]
+    shadow: Shadow
+    time: SchedulingTime
+    cluster: str
+    clock: Clock
+    emit: Callable[[events.Event], None]
+    options: LeaderOptions
+    pause: PauseState
+    pace: Pace
+    kept: KeptMessages = field(default_factory=KeptMessages)

@@ -1,0 +1,163 @@
+"""Loading of the schedule into the due queue: all of it when a term begins, and what has changed after an edit."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from ha_beat import events
+from ha_beat.dispatch import Dispatcher
+from ha_beat.election.leader_handle import Tenure
+from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.entry import ScheduledEntry
+from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
+from ha_beat.leader.open_claims import OpenClaims
+from ha_beat.leader.parts import LeaderParts
+from ha_beat.leader.planner import Planner
+from ha_beat.leader.reconcile import Reconciled, reconcile
+from ha_beat.leader.recovery import Recovery
+from ha_beat.reasons import Verdict
+from ha_beat.store.lease import Term
+from ha_beat.store.ledger import LedgerRow
+
+_T = TypeVar("_T")
+
+#: Operations that bring the ledger up to date, in batches.
+Batches = deque[Sequence[EntryOperation]]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Queue after a load, and what follows from it.
+
+    ``first``: operations to submit before due entries. ``held``: operations, by entry, that wait until the entry's
+    claimed occurrence was sent again. ``held_back``: entries wait for a reading under this term.
+    """
+
+    queue: DueQueue
+    first: Batches
+    held: dict[str, EntryOperation]
+    held_back: bool
+
+
+class ScheduleLoader:
+    """Loader of one term."""
+
+    def __init__(
+        self, parts: LeaderParts, tenure: Tenure, planner: Planner, claims: OpenClaims, recovery: Recovery
+    ) -> None:
+        self._parts = parts
+        self._tenure = tenure
+        self._planner = planner
+        self._claims = claims
+        self._recovery = recovery
+
+    def load(self, term: Term, dispatcher: Dispatcher) -> Loaded:
+        """Load all entries, each at its position by the ledger.
+
+        Raises:
+            FencedOff: the term is over.
+            StoreError: the ledger could not be read.
+        """
+        parts = self._parts
+        rows = dispatcher.ledger.read()
+        now = parts.time.now()
+        found = self._recovery.assess(rows, dispatcher.ledger, now, self._reached_at(now))
+        if found is not None and found.total:
+            parts.emit(events.StateLost(found.kind, parts.options.catch_up_after_loss))
+        reconciled = self._reconcile(term, self._with_progress(parts.source.load()), rows, now)
+        self._claims.load(dispatcher, term)
+        resent = self._claims.to_be_resent(rows)
+        held = {each.state.id: each for each in reconciled.operations if _waits(each, resent)}
+        first = self._batches([each for each in reconciled.operations if each.state.id not in held])
+        if self._recovery.loss is None:
+            parts.shadow.forget(rows, now)
+        queue = DueQueue()
+        self._plan(queue, reconciled, now, resent)
+        self._claims.resend_republishable(queue, term, now)
+        return Loaded(queue, first, held, reconciled.held_back)
+
+    def load_changed(self, term: Term, dispatcher: Dispatcher, ids: Set[str], queue: DueQueue) -> Loaded | None:
+        """Bring these entries of the queue up to date, at a cost that does not depend on the others.
+
+        No loss of state may be under recovery, and no operation held.
+
+        Returns:
+            ``None`` if an open claim requires a load of all entries.
+
+        Raises:
+            StoreError: the ledger could not be read.
+        """
+        rows, now = dispatcher.ledger.read_some(ids), self._parts.time.now()
+        states = [state for entry_id in ids if (state := queue.get(entry_id)) is not None]
+        if any(state.resend for state in states) or any(map(_is_claimed, rows.values())):
+            return None
+        reconciled = self._reconcile(term, self._parts.source.load(ids), rows, now, ran=bool(rows) or len(queue) > 0)
+        for state in states:
+            queue.drop(state)
+        self._plan(queue, reconciled, now)
+        return Loaded(queue, self._batches(reconciled.operations), {}, reconciled.held_back)
+
+    def _reconcile(
+        self,
+        term: Term,
+        entries: Iterable[ScheduledEntry],
+        rows: Mapping[str, str],
+        now: datetime,
+        *,
+        ran: bool | None = None,
+    ) -> Reconciled:
+        parts = self._parts
+        reconciled = reconcile(
+            entries,
+            rows,
+            parts.shadow,
+            self._recovery.loss,
+            writer=LedgerWriter(term, now),
+            catch_up=parts.options.catch_up_after_loss,
+            absence=parts.source.absence(term),
+            cluster_ran=ran,
+        )
+        for failure in reconciled.failures:
+            parts.emit(failure)
+        parts.shadow.gen = term.gen
+        # Most entries are not due in this term. If the ledger is lost in it, only the shadow has their positions.
+        parts.shadow.learn_rows(rows)  # guard: shadow-learns-ledger
+        return reconciled
+
+    def _plan(self, queue: DueQueue, reconciled: Reconciled, now: datetime, resent: Set[str] = frozenset()) -> None:
+        """Put the entries into the queue."""
+        overdue = 0
+        for state in self._with_progress(reconciled.states):
+            if state.id in resent:
+                queue.put(state, now)
+            else:
+                self._planner.plan(queue, state, now)
+            overdue += state.due_at is not None and state.entry.recurrence is not None and state.due_at <= now
+        self._parts.emit(events.ScheduleReady(len(queue), overdue, reconciled.new))
+
+    def _batches(self, operations: Sequence[EntryOperation]) -> Batches:
+        size = self._parts.options.batch_size
+        return deque(operations[start : start + size] for start in range(0, len(operations), size))
+
+    def _with_progress(self, items: Iterable[_T]) -> Iterator[_T]:
+        for item in items:
+            self._parts.pace.progress()
+            yield item
+
+    def _reached_at(self, now: datetime) -> datetime | None:
+        since = self._tenure.back_at
+        return None if since is None else now - timedelta(seconds=self._parts.clock.elapsed() - since)
+
+
+def _is_claimed(raw: str) -> bool:
+    row = LedgerRow.parse(raw)
+    return row is not None and row.verdict is Verdict.CLAIMED
+
+
+def _waits(each: EntryOperation, resent: Container[str]) -> bool:
+    """True if an operation must not replace the row of a claimed occurrence, because that is sent again first."""
+    return each.state.id in resent and each.state.entry.celery_entry is not None  # guard: claim-resent-first

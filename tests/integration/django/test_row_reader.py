@@ -1,0 +1,224 @@
+"""Reading of changed rows at a cost that does not depend on the others, on a real database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django_celery_beat.models import PeriodicTask, PeriodicTasks
+
+from ha_beat import events
+from ha_beat.django import full_read, row_differences, row_query, row_reader
+from ha_beat.django.entries import RowEntry
+from ha_beat.django.row_query import RowQuery
+from ha_beat.django.row_reader import RowReader
+from tests.integration.django.project.app import app
+from tests.integration.django.rows import cron, every, row
+from tests.support.clocks import AdvancedClock
+
+#: Rows per page in these tests, and rows in the table.
+PAGE, ROWS = 4, 30
+
+
+class Table:
+    """A reader of a table with more rows than a page, and the number of rows that it reads from the database."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in (full_read, row_reader):
+            monkeypatch.setattr(module, "PAGE", PAGE)
+        monkeypatch.setattr(row_differences, "_RANGE", PAGE)
+        self.tasks = [row(f"task {number}", interval=every(3600)) for number in range(ROWS)]
+        self.clock = AdvancedClock()
+        self.events: list[events.Event] = []
+        self.reader = RowReader(
+            RowQuery(PeriodicTasks, lambda: PeriodicTask.objects.filter(enabled=True)),
+            lambda model: RowEntry(model, app),
+            clock=self.clock,
+            now=lambda: datetime.now(UTC) + timedelta(seconds=self.clock.ahead),
+            emit=self.events.append,
+        )
+        self.reader.turn()
+        self.rows_read = 0
+        read = row_query._read
+
+        def counted(rows: Any) -> Any:
+            found = read(rows)
+            self.rows_read += len(found)
+            return found
+
+        monkeypatch.setattr(row_query, "_read", counted)
+        # Rows that were saved a short time ago are read again.
+        PeriodicTask.objects.update(date_changed=self.reader._now() - timedelta(hours=1))
+        self.clock.ahead += 10
+
+    def turn(self) -> None:
+        self.reader.turn()
+
+    @property
+    def names(self) -> set[str]:
+        return {entry.name for entry in self.reader.table.entries.values()}
+
+    def assert_up_to_date(self) -> None:
+        """The entries are those that a reader without history finds."""
+        rows = PeriodicTask.objects.filter(enabled=True)
+        assert {pk: (entry.name, entry.signature) for pk, entry in self.reader.table.entries.items()} == {
+            str(model.pk): (model.name, RowEntry(model, app).signature) for model in rows
+        }
+
+
+@pytest.fixture
+def table(any_site: object, monkeypatch: pytest.MonkeyPatch) -> Table:
+    return Table(monkeypatch)
+
+
+def update(tasks: list[Any], **fields: Any) -> None:
+    PeriodicTask.objects.filter(pk__in=[task.pk for task in tasks]).update(**fields)
+    PeriodicTasks.update_changed()
+
+
+def saved(tasks: list[Any]) -> None:
+    tasks[3].crontab, tasks[3].interval = cron(), None
+    tasks[3].save()
+
+
+def disabled_by_saving(tasks: list[Any]) -> None:
+    tasks[3].enabled = False
+    tasks[3].save()
+
+
+def toggled(tasks: list[Any]) -> None:
+    """The number of enabled rows stays the same."""
+    PeriodicTask.objects.filter(pk=tasks[20].pk).update(enabled=False)
+    PeriodicTask.objects.filter(name="off").update(enabled=True)
+    PeriodicTasks.update_changed()
+
+
+def deleted_and_added(tasks: list[Any]) -> None:
+    tasks[9].delete()
+    row("new", crontab=cron())
+
+
+CHEAP: dict[str, Callable[[list[Any]], Any]] = {
+    "added": lambda tasks: row("new", interval=every(60)),
+    "added in bulk": lambda tasks: (
+        PeriodicTask.objects.bulk_create([PeriodicTask(name="new", task="tick", crontab=cron())]),
+        PeriodicTasks.update_changed(),
+    ),
+    "saved": saved,
+    "disabled by saving": disabled_by_saving,
+    "deleted": lambda tasks: tasks[3].delete(),
+    "deleted in bulk": lambda tasks: PeriodicTask.objects.filter(pk__in=[tasks[0].pk, tasks[-1].pk]).delete(),
+    "disabled in bulk": lambda tasks: update([tasks[0], tasks[17], tasks[-1]], enabled=False),
+    "toggled": toggled,
+    "deleted and added": deleted_and_added,
+}
+
+COSTLY: dict[str, Callable[[list[Any]], Any]] = {
+    "schedule of all rows edited": lambda tasks: (setattr(tasks[0].interval, "every", 9), tasks[0].interval.save()),
+    "updated in bulk": lambda tasks: update(tasks[10:20], interval=every(60)),
+    "emptied": lambda tasks: PeriodicTask.objects.all().delete(),
+}
+
+
+@pytest.mark.parametrize("change", [*CHEAP.values(), *COSTLY.values()], ids=[*CHEAP, *COSTLY])
+def test_marked_change_is_found_by_the_next_check(table, change):
+    """Reading few rows, if they were saved, deleted, enabled or disabled."""
+    row("off", enabled=False, interval=every(60))
+    PeriodicTask.objects.filter(name="off").update(date_changed=table.reader._now() - timedelta(hours=1))
+    for _ in range(2):
+        table.turn()
+        table.clock.ahead += 10  # the pause after a complete read
+    before, table.rows_read = table.reader.table.number, 0
+    change(table.tasks)
+    table.turn()
+    table.assert_up_to_date()
+    assert table.reader.table.number > before
+    if change in CHEAP.values():
+        assert table.rows_read <= 2 * PAGE
+    table.turn()
+    table.assert_up_to_date()
+
+
+def test_check_without_a_change_reads_no_row(table):
+    table.turn()
+    table.clock.ahead += 10
+    table.rows_read = 0
+    table.turn()
+    assert table.rows_read == 0
+
+
+def test_row_saved_just_after_its_mark_is_found(table):
+    """The mark is written before the row, and seen before it unless both are in one transaction."""
+    PeriodicTasks.update_changed()
+    table.turn()
+    PeriodicTask.objects.bulk_create([PeriodicTask(name="late", task="tick", crontab=cron())])
+    table.turn()
+    assert "late" in table.names
+
+
+@pytest.mark.parametrize("hours", [-0.5, 1], ids=["behind", "ahead"])
+def test_row_of_a_process_with_another_clock_is_found(table, hours):
+    """Or of a transaction that was committed an hour after it saved the row."""
+    at = table.reader._now() + timedelta(hours=hours)
+    new = row("new", interval=every(60))
+    PeriodicTask.objects.filter(pk=new.pk).update(date_changed=at)
+    PeriodicTasks.objects.update(last_update=at)
+    table.turn()
+    assert "new" in table.names
+    table.tasks[3].delete()
+    table.turn()
+    table.assert_up_to_date()
+
+
+def test_bulk_update_that_a_later_change_hides_is_found_within_a_minute(table):
+    update(table.tasks[10:20], interval=every(60))
+    row("new", interval=every(60))
+    table.turn()
+    table.clock.ahead += 61
+    for _ in range(ROWS):
+        table.turn()
+    table.assert_up_to_date()
+
+
+def test_unmarked_change_is_found_within_minutes(table):
+    """``QuerySet.update()`` sends no signal. Instants of the new schedule before it was read are not owed."""
+    short = every(60)
+    table.turn()
+    table.clock.ahead += 10
+    table.turn()
+    with connection.cursor() as cursor:
+        cursor.execute(f"DELETE FROM django_celery_beat_periodictask WHERE id = {table.tasks[0].pk}")
+    PeriodicTask.objects.filter(pk=table.tasks[5].pk).update(interval=short)
+    table.turn()
+    assert "task 0" in table.names
+    table.clock.ahead += row_reader.FULL_READ_INTERVAL
+    checked_at = table.reader._checked_at
+    for _ in range(ROWS):
+        table.turn()
+    table.assert_up_to_date()
+    assert table.reader.table.entries[str(table.tasks[5].pk)].since >= checked_at
+
+
+def test_changed_entries_are_those_since_a_number(table):
+    memory = table.reader.table
+    before, deleted = memory.number, str(table.tasks[3].pk)
+    table.tasks[3].delete()
+    new = row("new", interval=every(60))
+    table.turn()
+    assert memory.changed_since(before) == {deleted, str(new.pk)}
+    assert memory.changed_since(memory.number) == frozenset()
+
+
+def test_removed_rows_are_forgotten_once_they_are_deleted(table):
+    """A disabled row may be enabled again; a deleted one never comes back. A standby keeps no memory of it."""
+    disabled, deleted = (str(task.pk) for task in table.tasks[:2])
+    update([table.tasks[0]], enabled=False)
+    table.tasks[1].delete()
+    table.turn()
+    assert set(table.reader.table.removed()) == {disabled, deleted}
+    table.reader.begin_full_read()
+    table.turn()
+    assert set(table.reader.table.removed()) == {disabled}
