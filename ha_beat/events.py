@@ -39,9 +39,13 @@ logger = logging.getLogger("ha_beat")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Base of all events. ``action`` is the event's stable name in log records."""
+    """Base of all events. ``action`` is the event's stable name in log records.
+
+    A ``problem`` is logged as a warning or an error, counted by its action, and shown in the status.
+    """
 
     action: ClassVar[str] = ""
+    problem: ClassVar[bool] = False
 
 
 # --- Election
@@ -63,6 +67,7 @@ class TermEnded(Event):
     """This replica is no longer leader. ``led_for`` is in seconds; ``detail`` names the requester or the error."""
 
     action: ClassVar[str] = "term_ended"
+    problem: ClassVar[bool] = True
 
     epoch: int
     reason: TermEnd
@@ -85,6 +90,7 @@ class LeaseUnreachable(Event):
     """Redis does not answer or refuses commands on the lease. Emitted once per distinct error of an outage."""
 
     action: ClassVar[str] = "lease_unreachable"
+    problem: ClassVar[bool] = True
 
     detail: str
     leading: bool
@@ -104,6 +110,7 @@ class PresenceLost(Event):
     """The leader's presence connection ended."""
 
     action: ClassVar[str] = "presence_lost"
+    problem: ClassVar[bool] = True
 
     detail: str
 
@@ -113,6 +120,7 @@ class LeadingForbidden(Event):
     """This replica must not lead until its configuration or the cluster changes."""
 
     action: ClassVar[str] = "leading_forbidden"
+    problem: ClassVar[bool] = True
 
     reason: ForbiddenReason
     detail: str
@@ -134,6 +142,7 @@ class ElectionFailed(Event):
     """The election raised an unexpected exception. This replica does not lead until the election works again."""
 
     action: ClassVar[str] = "election_failed"
+    problem: ClassVar[bool] = True
 
     detail: str
 
@@ -170,6 +179,7 @@ class OccurrenceSkipped(Event):
     """Occurrences in ``[first, until)`` were skipped. ``count`` is -1 if there were too many to count."""
 
     action: ClassVar[str] = "occurrence_skipped"
+    problem: ClassVar[bool] = True
 
     entry: str
     first: datetime
@@ -184,6 +194,7 @@ class OccurrenceUncertain(Event):
     """The delivery of a message is unknown. ``detail`` is the broker's answer or the client's exception."""
 
     action: ClassVar[str] = "occurrence_uncertain"
+    problem: ClassVar[bool] = True
 
     entry: str
     scheduled_at: datetime | None
@@ -197,6 +208,7 @@ class EntryFailed(Event):
     """One entry cannot be scheduled or made into a message. The other entries are not affected."""
 
     action: ClassVar[str] = "entry_failed"
+    problem: ClassVar[bool] = True
 
     entry: str
     reason: EntryFault
@@ -214,6 +226,7 @@ class StateLost(Event):
     """Redis lost data. Occurrences that may have been enqueued are enqueued again if ``catch_up``, else skipped."""
 
     action: ClassVar[str] = "state_lost"
+    problem: ClassVar[bool] = True
 
     reason: LossKind
     catch_up: bool
@@ -224,6 +237,7 @@ class DispatchHeld(Event):
     """Nothing is dispatched for ``seconds``, because the previous leader may still use the previous Redis server."""
 
     action: ClassVar[str] = "dispatch_held"
+    problem: ClassVar[bool] = True
 
     seconds: float
 
@@ -254,6 +268,7 @@ class DispatchFenced(Event):
     """A batch was refused because the term is over. ``reason`` is why it ended."""
 
     action: ClassVar[str] = "dispatch_fenced"
+    problem: ClassVar[bool] = True
 
     epoch: int
     size: int
@@ -266,6 +281,7 @@ class DispatchFailed(Event):
     """A batch failed and is retried while the term is trusted. ``tries`` is the number of failures in a row."""
 
     action: ClassVar[str] = "dispatch_failed"
+    problem: ClassVar[bool] = True
 
     size: int
     detail: str
@@ -277,6 +293,7 @@ class LedgerReadFailed(Event):
     """A new leader cannot read the ledger and retries. ``tries`` is the number of failures in a row."""
 
     action: ClassVar[str] = "ledger_read_failed"
+    problem: ClassVar[bool] = True
 
     detail: str
     tries: int = 1
@@ -293,6 +310,7 @@ class ClockJumped(Event):
     """
 
     action: ClassVar[str] = "clock_jumped"
+    problem: ClassVar[bool] = True
 
     seconds: float
     followed: bool
@@ -303,6 +321,7 @@ class ClockOffset(Event):
     """The scheduling time is ``seconds`` ahead of Redis' clock."""
 
     action: ClassVar[str] = "clock_offset"
+    problem: ClassVar[bool] = True
 
     seconds: float
 
@@ -312,6 +331,7 @@ class ServerMayForget(Event):
     """Redis' configuration allows it to lose the cluster's records. Emitted once per risk."""
 
     action: ClassVar[str] = "server_may_forget"
+    problem: ClassVar[bool] = True
 
     reason: RedisRisk
     detail: str = ""
@@ -377,6 +397,7 @@ class InvariantBroken(Event):
     """An invariant does not hold for ``subject``. Emitted once until it holds again."""
 
     action: ClassVar[str] = "invariant_broken"
+    problem: ClassVar[bool] = True
 
     rule: Invariant
     subject: str
@@ -388,6 +409,7 @@ class RecordUnreadable(Event):
     """A record in Redis cannot be read and is ignored. Emitted once per record."""
 
     action: ClassVar[str] = "record_unreadable"
+    problem: ClassVar[bool] = True
 
     record: str
 
@@ -400,6 +422,7 @@ class DutyLate(Event):
     """A duty was last done ``seconds`` ago. Emitted at once, and at growing intervals until it is done again."""
 
     action: ClassVar[str] = "duty_late"
+    problem: ClassVar[bool] = True
 
     duty: Duty
     reason: DutyFault
@@ -423,6 +446,7 @@ class EventsDropped(Event):
     """The consumer of events that does ``duty`` was blocked. ``count`` events were dropped since the last report."""
 
     action: ClassVar[str] = "events_dropped"
+    problem: ClassVar[bool] = True
 
     duty: Duty
     count: int
@@ -433,6 +457,7 @@ class TurnFailed(Event):
     """A turn of the main loop raised and is repeated each second. Emitted once per distinct error."""
 
     action: ClassVar[str] = "turn_failed"
+    problem: ClassVar[bool] = True
 
     detail: str
     exc: BaseException | None = None
@@ -443,6 +468,7 @@ class ThreadRestarted(Event):
     """A thread of this replica ended although it must not, and is started again. ``detail`` is why it ended."""
 
     action: ClassVar[str] = "thread_restarted"
+    problem: ClassVar[bool] = True
 
     thread_name: str
     detail: str

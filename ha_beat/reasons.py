@@ -493,6 +493,8 @@ class WarningCode(StrEnum):
     INVARIANT_BROKEN = "invariant_broken"
     DUTY_LATE = "duty_late"
     RECORD_UNREADABLE = "record_unreadable"
+    #: A problem of the last hour that has no other place in the status.
+    INCIDENT = "incident"
 
 
 class Level(StrEnum):

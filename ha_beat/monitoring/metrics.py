@@ -95,6 +95,7 @@ DEFINITIONS = (
     ),
     Definition("entry_failures", "counter", "Failures of a single entry's schedule, message or ledger row."),
     Definition("state_losses", "counter", "Losses of data in Redis."),
+    Definition("problems", "counter", "Events that were logged as a warning or an error, by action.", ("action",)),
     Definition("invariant_breaks", "counter", "Broken invariants, by rule.", ("rule",)),
     Definition(
         "taken_up",
@@ -174,6 +175,7 @@ class Metrics:
         self._start("campaigns", "won", "refused", "forbidden", "unknown")
         self._start("renewals", "renewed", "lost", "late", "unknown")
         self._start("occurrences", "enqueued", "skipped", "uncertain")
+        self._start("problems", *sorted(kind.action for kind in events.Event.__subclasses__() if kind.problem))
         self._entry_gauges: dict[str, tuple[float, float]] = {}
         self._departed = DepartedEntries(status.scheduled, status.elapsed)
 
@@ -185,6 +187,8 @@ class Metrics:
     def __call__(self, event: events.Event) -> None:
         with self._lock:
             self._count(event)
+            if event.problem:
+                self._add("problems", event.action)
 
     def _count(self, event: events.Event) -> None:  # noqa: PLR0912 -- one case for each event
         match event:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ha_beat.clock import from_micros, to_micros
+from ha_beat.exception_text import printable
 
 #: Exceptions that a malformed record can cause.
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -50,4 +51,4 @@ def iso_instant_in(value: Any) -> datetime:
 
 def text_in(value: Any) -> str:
     """Return a text that can be encoded, ``""`` for ``None``. A lone surrogate is replaced by its escape."""
-    return "" if value is None else str(value).encode("utf-8", "backslashreplace").decode()
+    return "" if value is None else printable(value)

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from ha_beat.clock import Clock
+from ha_beat.exception_text import without_secrets
 from ha_beat.monitoring.status import Health, ReplicaStatus, document, encoded
 from ha_beat.monitoring.wording import health
 
@@ -126,7 +127,7 @@ def _health(problems: Health, word: str) -> Answer:
     if not problems:
         return Answer(200, f"{word}\n".encode())
     lines = [f"not {word}: {code}: {why}\n" for code, why in zip(problems, health(problems), strict=True)]
-    return Answer(503, "".join(lines).encode())
+    return Answer(503, without_secrets("".join(lines)).encode())
 
 
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)

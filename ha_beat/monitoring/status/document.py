@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ha_beat.clock import to_micros
+from ha_beat.exception_text import without_secrets
 from ha_beat.monitoring.status.replica import ReplicaStatus
 from ha_beat.monitoring.status.snapshot import TermSpan
 from ha_beat.monitoring.wording import health, phrase
@@ -89,20 +90,25 @@ def document(status: ReplicaStatus) -> dict[str, Any]:
             "trust_s": round(status.trust_left, 3),
             "taken_up": status.taken_up,
             "late": [
-                {"duty": duty, "reason": late.reason, "late_s": round(late.seconds, 3), "detail": late.detail}
+                {
+                    "duty": duty,
+                    "reason": late.reason,
+                    "late_s": round(late.seconds, 3),
+                    "detail": without_secrets(late.detail),
+                }
                 for duty, late in status.duties.late().items()
             ],
         },
         "redis": {
             "reachable": not status.unreachable,
-            "detail": status.unreachable,
+            "detail": without_secrets(status.unreachable),
             "age_s": round(status.snapshot_age, 3) if snapshot.view else None,
             "round_trip_s": round(snapshot.round_trip, 6),
             "clock_offset_s": round(snapshot.clock_offset, 3),
             "eviction_policy": server.eviction_policy if server else None,
             "append_only_file": server.append_only_file if server else None,
         },
-        "warnings": [asdict(warning) for warning in status.warnings(members)],
+        "warnings": [asdict(replace(each, message=without_secrets(each.message))) for each in status.warnings(members)],
     }
 
 
@@ -124,11 +130,15 @@ def _member(member: Member) -> dict[str, Any]:
     record = asdict(member)
     del record["upcoming"]
     record["not_ready"] = _problems(member.not_ready)
+    # Of another replica, perhaps of another version.
+    record["failing"] = {entry: without_secrets(why) for entry, why in member.failing.items()}
     return record
 
 
 def _problems(not_ready: Mapping[str, str]) -> list[dict[str, str]]:
-    return [{"reason": code, "why": why} for code, why in zip(not_ready, health(not_ready), strict=True)]
+    return [
+        {"reason": code, "why": without_secrets(why)} for code, why in zip(not_ready, health(not_ready), strict=True)
+    ]
 
 
 def _verdict(record: VerdictRecord) -> dict[str, Any]:

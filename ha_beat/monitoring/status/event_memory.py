@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 from ha_beat import events
 from ha_beat.clock import Clock
+from ha_beat.monitoring.logs import line_of
 from ha_beat.monitoring.status.warnings import StatusWarning
 from ha_beat.monitoring.wording import phrase
 from ha_beat.reasons import WarningCode
@@ -14,6 +16,21 @@ from ha_beat.reasons import WarningCode
 _INCIDENT_SHOWN = 3600.0
 
 _MAX_FAILING = 20
+
+#: Problems that the status shows by what they change: in the journal, the lease, a member record or a duty.
+_SHOWN_ELSEWHERE = (
+    events.TermEnded,
+    events.LeaseUnreachable,
+    events.LeadingForbidden,
+    events.OccurrenceSkipped,
+    events.OccurrenceUncertain,
+    events.EntryFailed,
+    events.StateLost,
+    events.InvariantBroken,
+    events.ClockOffset,
+    events.DutyLate,
+    events.RecordUnreadable,
+)
 
 
 class EventMemory:
@@ -30,8 +47,12 @@ class EventMemory:
         #: True if the cluster should be polled at once. The poller clears it.
         self.poll_now = False
         self._incidents: deque[tuple[float, StatusWarning]] = deque(maxlen=20)
+        #: Newest event of each other kind of problem.
+        self._problems: dict[str, tuple[float, events.Event]] = {}
 
     def __call__(self, event: events.Event) -> None:
+        if event.problem and not isinstance(event, _SHOWN_ELSEWHERE):
+            self._problems[event.action] = self._clock.elapsed(), event
         match event:
             case events.TermStarted() | events.LeaderSeen():
                 # If a leader shows that this replica must not lead, that event follows.
@@ -63,7 +84,17 @@ class EventMemory:
     def incidents(self) -> list[StatusWarning]:
         """Return the incidents of the last hour."""
         since = self._clock.elapsed() - _INCIDENT_SHOWN
-        return [warning for at, warning in tuple(self._incidents) if at >= since]
+        found = [warning for at, warning in tuple(self._incidents) if at >= since]
+        recent = [event for at, event in tuple(self._problems.values()) if at >= since]
+        return found + [StatusWarning(WarningCode.INCIDENT, _words(event), "notice") for event in recent]
 
     def _add(self, code: WarningCode, message: str) -> None:
         self._incidents.append((self._clock.elapsed(), StatusWarning(code, message)))
+
+
+def _words(event: events.Event) -> str:
+    if isinstance(event, events.DispatchFailed | events.LedgerReadFailed):
+        # Only the first failure of a series has a line.
+        event = replace(event, tries=1)
+    line = line_of(event, "")
+    return line[1] % line[2] if line else event.action
