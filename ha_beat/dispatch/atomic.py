@@ -26,8 +26,6 @@ from ha_beat.store.scripts import text
 class AtomicDispatcher:
     """Dispatcher on the broker's own Redis connection, where the script refuses a lease that is kept elsewhere."""
 
-    whole_batches = True
-
     def __init__(self, send: Sender, link: BrokerLink, keys: Keys, journal_size: int, marker: LeaseMarker) -> None:
         self._send = send
         self._link = link
@@ -64,6 +62,10 @@ class AtomicDispatcher:
         if any(operation.message is not None for operation in operations):
             self._marker.require(term)
         return self._batch.run(self._link.client(), term, operations)
+
+    def drop_refused(self, _: Sequence[Operation]) -> bool:
+        """Return True: a batch is carried out whole or not at all."""
+        return True
 
     def holds_lease(self, term: Term) -> bool:
         """True if the broker's Redis holds the lease of the term.

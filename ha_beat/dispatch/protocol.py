@@ -100,11 +100,6 @@ class Dispatcher(Protocol):
     def ledger(self) -> Ledger: ...
 
     @property
-    def whole_batches(self) -> bool:
-        """True if a batch is carried out whole or not at all, so that a refused one may be built again."""
-        ...
-
-    @property
     def capacity(self) -> int:
         """Return how many messages can be sent in the time of one batch; at least 1."""
         ...
@@ -140,6 +135,14 @@ class Dispatcher(Protocol):
             FencedOff: the term is over.
             StoreUnavailable: the outcome is unknown.
             StoreRefused: nothing was done.
+        """
+        ...
+
+    def drop_refused(self, operations: Sequence[Operation]) -> bool:
+        """Drop a batch that :meth:`submit` found refused, so that its entries can be judged again.
+
+        Returns:
+            False if a part of it may have been carried out. It must be submitted again.
         """
         ...
 

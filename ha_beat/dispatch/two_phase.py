@@ -67,8 +67,6 @@ class MessageSender(Protocol):
 class ClaimDispatcher:
     """Dispatcher for any broker. It keeps the claims of unanswered batches, so that a retry sends nothing twice."""
 
-    whole_batches = False
-
     def __init__(
         self,
         publisher: MessageSender,
@@ -92,6 +90,8 @@ class ClaimDispatcher:
         self.ledger = Ledger(link.client, keys)
         #: Claims of batches that are not answered yet, by key.
         self._claims: dict[str, Claim] = {}
+        #: True if a part of the last batch has answers.
+        self._partly_answered = False
         #: Claims of ended terms that are to be confirmed or withdrawn.
         self._ended: list[Claim] = []
 
@@ -108,6 +108,7 @@ class ClaimDispatcher:
         return self._publisher.error_behind(exc)
 
     def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
+        self._partly_answered = False
         self._drop_earlier_terms(term)
         self.obstacle = None
         unavailable = self._why_unavailable(term, operations)
@@ -122,6 +123,7 @@ class ClaimDispatcher:
                 chunk, left = left[:size], left[size:]
                 kinds, unavailable = self._submit(term, [op for _, op in chunk], unavailable, budget)
                 answers |= {number: answer for (number, _), answer in zip(chunk, kinds, strict=True)}
+                self._partly_answered = True
         except FencedOff:
             # The next term need not wait until it is certain that these messages are not on their way.
             self._end(lambda _: True)
@@ -131,6 +133,14 @@ class ClaimDispatcher:
         for operation in operations:
             self._claims.pop(key_of(operation), None)
         return [answers[number] for number in range(len(operations))]
+
+    def drop_refused(self, operations: Sequence[Operation]) -> bool:
+        keys = {key_of(operation) for operation in operations} & self._claims.keys()
+        if self._partly_answered or any(self._claims[key].state is not State.WRITING for key in keys):
+            return False
+        for key in keys:
+            del self._claims[key]
+        return True
 
     def confirm_late(self) -> None:
         self._end(lambda _: True)

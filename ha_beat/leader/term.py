@@ -214,7 +214,7 @@ class LeaderTerm:
             parts.emit(events.DispatchFenced(term.epoch, len(operations), exc.reason, exc.detail))
             raise
         except StoreError as exc:
-            if not dispatcher.whole_batches or not self._judge_again(exc):
+            if not self._judge_again(dispatcher, exc):
                 raise
             return
         except Exception as exc:
@@ -226,7 +226,7 @@ class LeaderTerm:
         parts.emit(events.BatchDispatched(len(answers), parts.clock.elapsed() - began, mine))
         self._apply(operations, answers)
 
-    def _judge_again(self, error: StoreError) -> bool:
+    def _judge_again(self, dispatcher: Dispatcher, error: StoreError) -> bool:
         """Put the entries of a batch that was certainly not carried out back into the queue.
 
         By the time at which Redis accepts writes again, some may be too late by their misfire rules. Return False if
@@ -239,6 +239,8 @@ class LeaderTerm:
             certain = isinstance(error, StoreUnavailable) and not error.acted
             submission.unknown = submission.unknown or not certain
         if submission.unknown or not certain or not submission.from_queue:
+            return False
+        if not dispatcher.drop_refused([each.operation for each in submission.operations]):
             return False
         now = self._parts.time.now()
         for each in submission.operations:

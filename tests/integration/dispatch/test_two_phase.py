@@ -6,6 +6,8 @@ The publisher is a fake; the store and its scripts are a real Redis.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,7 +20,7 @@ from ha_beat.clock import SystemClock, to_micros
 from ha_beat.dispatch import Answer, FencedOff, Operation
 from ha_beat.dispatch.broker_adapters import Sent
 from ha_beat.dispatch.two_phase import ClaimDispatcher
-from ha_beat.errors import StoreUnavailable
+from ha_beat.errors import StoreRefused, StoreUnavailable
 from ha_beat.reasons import AnswerKind, PublishOutcome, TermEnd, UncertainPolicy, UncertainReason
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Term
@@ -335,6 +337,42 @@ def test_publish_that_raised_an_unexpected_error_is_not_repeated(leader: Leader)
 
 
 # --- Terms
+
+
+@contextmanager
+def full(leader: Leader) -> Iterator[None]:
+    """Have Redis refuse all writes."""
+    leader.admin.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        leader.admin.config_set("maxmemory", 0)
+
+
+def test_refused_batch_is_dropped_and_another_one_takes_its_place(leader: Leader):
+    """Its entries are judged again, and may have another row or none by then."""
+    batch = leader.batch(30)
+    with full(leader), pytest.raises(StoreRefused):
+        leader.submit(*batch)
+    assert leader.dispatcher.drop_refused(batch)
+    assert leader.publisher.accepted == []
+    assert leader.submit_kinds(replace(batch[0], row=batch[1].row)) == ["done"]
+    assert leader.raw("entry 00") == batch[1].row
+    assert leader.claims() == {}
+
+
+def test_batch_with_a_sent_message_is_not_dropped_when_it_is_refused(leader: Leader):
+    batch = leader.batch(30)
+    leader.publisher.before_send = lambda _: leader.admin.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(StoreRefused):
+            leader.submit(*batch)
+    finally:
+        leader.admin.config_set("maxmemory", 0)
+        leader.publisher.before_send = lambda _: None
+    assert not leader.dispatcher.drop_refused(batch)
+    assert set(leader.submit_kinds(*batch)) == {"done"}
+    assert len(leader.publisher.accepted) == 30
 
 
 def test_claim_under_an_ended_term_is_refused(leader: Leader):

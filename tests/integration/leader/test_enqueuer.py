@@ -87,8 +87,6 @@ class AlwaysDue(Source):
 class ScriptDispatcher:
     """Dispatcher that runs the real script. The message of an entry is its id."""
 
-    whole_batches = True
-
     def __init__(self, client: Any) -> None:
         self._client = client
         self._batch = BatchScript(KEYS, 1000)
@@ -105,6 +103,9 @@ class ScriptDispatcher:
     def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
         self.fail(operations)
         return self._batch.run(self._client, term, operations)
+
+    def drop_refused(self, _: Sequence[Operation]) -> bool:
+        return True
 
     def open_claims(self, _: Term) -> list[OpenClaim]:
         return self.claims
