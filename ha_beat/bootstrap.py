@@ -14,7 +14,14 @@ from celery import Celery
 from ha_beat import __version__
 from ha_beat.beat_loop import ReplicaSource, Runtime
 from ha_beat.budget import Pace, budget_for
-from ha_beat.celery_app import broker_client, broker_is_redis, fingerprint, lease_link, lease_redis_name
+from ha_beat.celery_app import (
+    broker_client,
+    broker_is_redis,
+    fingerprint,
+    ignored_brokers,
+    lease_link,
+    lease_redis_name,
+)
 from ha_beat.clock import Clock, SystemClock
 from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.dispatch.broker import BrokerLink
@@ -28,7 +35,7 @@ from ha_beat.election.elector import Elector, Eligibility
 from ha_beat.election.state_machine import Timing
 from ha_beat.errors import StoreError
 from ha_beat.event_queue import EventQueue
-from ha_beat.events import Event, Events, Subscriber, TermStarted
+from ha_beat.events import BrokersIgnored, Event, Events, Subscriber, TermStarted
 from ha_beat.leader import Enqueuer, LeaderOptions, LeaderParts
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import build_request_handler
@@ -138,6 +145,9 @@ class _Assembly:
         relay = SignalRelay(self.app, settings.cluster, self.replica.id)
         signals = self.queued(relay, name="ha_beat-signals", duty=Duty.SEND_SIGNALS, size=_SIGNAL_QUEUE)
         events.subscribe(lambda event: signals(event) if relay.wants(event) else None)
+        ignored = ignored_brokers(self.app, settings)
+        if ignored is not None:
+            events.emit(BrokersIgnored(*ignored))
         return Runtime(
             replica=self.replica,
             settings=settings,
@@ -216,7 +226,8 @@ class _Assembly:
     def atomic_dispatcher(self, marker: LeaseMarker) -> AtomicDispatcher | None:
         if not broker_is_redis(self.app):
             return None
-        broker = BrokerLink(self.app, self.settings.command_timeout)
+        failover = self.settings.redis_url is not None
+        broker = BrokerLink(self.app, self.settings.command_timeout, failover=failover)
         return AtomicDispatcher(self.source.sender, broker, self.keys, self.settings.journal_size, marker)
 
     def claim_dispatcher(self, elector: Elector, marker: LeaseMarker, pace: Pace) -> ClaimDispatcher:

@@ -65,6 +65,27 @@ def broker_is_redis(app: Celery) -> bool:
     return bool(app.connection_for_write().transport.driver_type == "redis")
 
 
+def broker_list(app: Celery) -> list[str]:
+    """Return the brokers between which Celery fails over, as URLs without secrets; empty if there is only one.
+
+    The Sentinels of one primary are one broker.
+    """
+    connection = app.connection_for_write()
+    if "sentinel" in str(connection.transport_cls):
+        return []
+    urls = list(dict.fromkeys(redact_url(url) for url in connection.alt))
+    return urls if len(urls) > 1 else []
+
+
+def ignored_brokers(app: Celery, settings: Settings) -> tuple[str, str] | None:
+    """Return the broker that holds the lease, and those that are never used because of that; ``None`` for none.
+
+    With its lease in another Redis, a cluster fails over between the brokers as Celery does.
+    """
+    brokers = broker_list(app)
+    return (brokers[0], ", ".join(brokers[1:])) if brokers and settings.redis_url is None else None
+
+
 def lease_link(app: Celery, settings: Settings) -> Link:
     """Return a new link to the Redis that holds the lease. It connects at its first use."""
     if settings.redis_url is not None:
@@ -75,7 +96,8 @@ def lease_link(app: Celery, settings: Settings) -> Link:
 
 def broker_client(app: Celery, settings: Settings) -> Callable[[], redis.Redis] | None:
     """Return a factory for clients of the broker's Redis, or ``None`` if the broker is not Redis."""
-    return BrokerLink(app, settings.command_timeout).client if broker_is_redis(app) else None
+    link = BrokerLink(app, settings.command_timeout, failover=settings.redis_url is not None)
+    return link.client if broker_is_redis(app) else None
 
 
 def lease_redis_name(app: Celery, settings: Settings) -> str:

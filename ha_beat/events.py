@@ -337,6 +337,16 @@ class ServerMayForget(Event):
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class BrokersIgnored(Event):
+    """The broker is a list of Redis servers, and the first also holds the lease, which can't move to another."""
+
+    action: ClassVar[str] = "brokers_ignored"
+
+    used: str
+    ignored: str
+
+
 # --- Requests
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 
 import click
 
-from ha_beat.celery_app import broker_client, fingerprint, lease_redis_name
+from ha_beat.celery_app import broker_client, fingerprint, ignored_brokers, lease_redis_name
 from ha_beat.cli import output
 from ha_beat.cli.command import (
     FAILED,
@@ -316,6 +316,7 @@ def doctor(cluster: ClusterClient, *, as_json: bool, timeout: float) -> None:
         timeout=timeout,
         broker=broker_client(cluster.app, cluster.settings),
         store_name=lease_redis_name(cluster.app, cluster.settings),
+        ignored_brokers=ignored_brokers(cluster.app, cluster.settings),
     )
     findings = examination.findings()
     if as_json:

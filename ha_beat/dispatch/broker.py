@@ -23,9 +23,14 @@ class BrokerLink:
     #: kombu has no transport for a Redis Cluster.
     sharded = False
 
-    def __init__(self, app: Celery, timeout: float) -> None:
+    def __init__(self, app: Celery, timeout: float, *, failover: bool = False) -> None:
+        """``failover``: if the broker is a list, connect to the first server that answers, as Celery does.
+
+        Without it only the first is used: a lease must not move to an unrelated Redis.
+        """
         self._app = app
         self._timeout = timeout
+        self._failover = failover
         self._channel: Any = None
         self._client: redis.Redis | None = None
         self._producer: Any = None
@@ -40,8 +45,13 @@ class BrokerLink:
         """Return a client of the broker's Redis."""
         if self._client is None:
             # Not the channel's own client, which prefixes only some keys.
-            self._client = WatchedClient(self.channel().pool)
+            self._client = WatchedClient(self.channel().pool, self._failed)
         return self._client
+
+    def _failed(self, exc: Exception) -> None:
+        if self._failover and isinstance(as_store_error(exc), StoreUnavailable):
+            # The next use looks for a server that answers.
+            self._channel = self._client = self._producer = None
 
     def producer(self) -> Any:
         """Return a producer on the collecting channel."""
@@ -82,13 +92,20 @@ class BrokerLink:
             options["max_connections"] = max(most, FEWEST_CONNECTIONS)
         if "sentinel" in connection.transport_cls:
             options["sentinel_kwargs"] = self._for_sentinels(connection)
-        capturing = CapturingConnection.like(connection, **options)
-        try:
-            # Not Connection.channel(), which waits for seconds and tries again.
-            with mapped_broker_errors():
-                return capturing.transport.create_channel(capturing.transport)
-        except StoreError as exc:
-            raise StoreUnavailable(str(exc), acted=False) from exc
+        is_sentinel = "sentinel" in connection.transport_cls
+        urls = connection.alt if self._failover and not is_sentinel else []
+        failure = StoreUnavailable("no broker is known", acted=False)
+        for url in urls or [""]:
+            capturing = CapturingConnection.like(connection, **options)
+            if url:
+                capturing.switch(url)
+            try:
+                # Not Connection.channel(), which waits for seconds and tries again.
+                with mapped_broker_errors():
+                    return capturing.transport.create_channel(capturing.transport)
+            except StoreError as exc:
+                failure = StoreUnavailable(str(exc), acted=False)
+        raise failure
 
     def _for_sentinels(self, connection: Any) -> dict[str, Any]:
         """Return the options for connections to Sentinels: short timeouts without retries, then the user's options."""

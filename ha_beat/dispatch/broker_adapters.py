@@ -274,7 +274,7 @@ class RedisAdapter(BrokerAdapter):
 
     def __init__(self, app: Celery, timeout: float) -> None:
         super().__init__(app, timeout)
-        self._link: BrokerLink | None = BrokerLink(app, timeout)
+        self._link: BrokerLink | None = BrokerLink(app, timeout, failover=True)
 
     @property
     def _open_link(self) -> BrokerLink:

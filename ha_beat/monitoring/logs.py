@@ -162,6 +162,9 @@ def _redis(event: e.Event) -> Line | None:
             return WARNING, message, (duration(seconds),)
         case e.ServerMayForget(reason, detail):
             return WARNING, "Redis may lose the cluster's records: %s", (phrase(reason, detail),)
+        case e.BrokersIgnored(used, ignored):
+            message = "The broker is a list of Redis servers: only %s holds the lease and takes messages, not %s"
+            return WARNING, message, (used, ignored)
         case e.ClockJumped(seconds, followed):
             then = "follows it" if followed else "does not follow it"
             return WARNING, "The wall clock moved by %+.1f s against the other clocks; the schedule %s", (seconds, then)

@@ -59,6 +59,8 @@ class Examination:
     broker: Callable[[], Any] | None = None
     #: Name of the lease store, as replicas log it.
     store_name: str = ""
+    #: Broker that holds the lease, and those that are not used because of that.
+    ignored_brokers: tuple[str, str] | None = None
 
     def findings(self) -> list[Finding]:
         """Run all checks, and return their results.
@@ -98,6 +100,14 @@ class Examination:
         settings = self.settings
         changed = [f"{each.name}={each.value}" for each in settings.describe() if not each.is_default]
         yield Finding(Level.OK, "settings", ", ".join(changed) or "all have their defaults")
+        if self.ignored_brokers is not None:
+            used, others = self.ignored_brokers
+            yield Finding(
+                Level.WARN,
+                "broker",
+                f"a list of Redis servers: {used} holds the lease and takes all messages, {others} is never used. Set "
+                f"ha_beat_redis_url to one Redis, so that messages fail over as Celery's do",
+            )
         if settings.misfire == "skip":
             yield Finding(Level.NOTE, "misfire", "skip: occurrences that fall due while there is no leader are skipped")
 
