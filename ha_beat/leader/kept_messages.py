@@ -32,7 +32,7 @@ class KeptMessage:
 
     def usable_in_place(self, state: EntryState) -> bool:
         """True if it can be sent as the message of a later occurrence, because its own was certainly not enqueued."""
-        return self.unsent or state.position < self.at
+        return self.unsent or state.position < self.at  # guard: kept-certainly-unsent
 
 
 class KeptMessages:
@@ -70,7 +70,7 @@ class KeptMessages:
     def passed_over(self, state: EntryState) -> None:
         """Note that the entry's row moved on from ``state.position`` without the message, if it is of a later time."""
         kept = self._messages.get(state.id)
-        if kept is not None and state.position < kept.at:
+        if kept is not None and state.position < kept.at:  # guard: kept-passed-over
             kept.unsent = True
 
     def forget(self, entry_id: str) -> None:

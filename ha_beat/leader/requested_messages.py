@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ha_beat import events
 from ha_beat.budget import Budget, Pace
-from ha_beat.dispatch import Answer, Dispatcher, Operation, judged_build_errors
+from ha_beat.dispatch import Answer, Dispatcher, Operation, PreparedMessage, judged_build_errors
 from ha_beat.errors import StoreUnavailable
 from ha_beat.headers import header_of, with_header
 from ha_beat.leader.batch_builder import BATCH_CHARACTERS
@@ -59,6 +59,8 @@ class RequestedMessages:
         self._emit = emit
         #: The last step that earlier leaders began, by the id of each request that this leader has begun.
         self._begun_before: dict[str, int] = {}
+        #: Messages that were built and not answered, by request and step: built again, a task with a lock declines.
+        self._built: dict[tuple[str, int], tuple[Dispatcher, PreparedMessage]] = {}
 
     def now(self) -> datetime:
         """Return the scheduling time, in UTC."""
@@ -81,10 +83,12 @@ class RequestedMessages:
     def forget(self, request_id: str) -> None:
         """Forget an answered request."""
         self._begun_before.pop(request_id, None)
+        self._built = {key: built for key, built in self._built.items() if key[0] != request_id}
 
     def keep(self, waiting: Container[str]) -> None:
         """Forget the requests that no longer wait."""
         self._begun_before = {name: step for name, step in self._begun_before.items() if name in waiting}
+        self._built = {key: built for key, built in self._built.items() if key[0] in waiting}
 
     def begin_term(self) -> None:
         """Forget all requests: from now on this replica's earlier term counts as another leader."""
@@ -120,7 +124,8 @@ class RequestedMessages:
             room -= operations[-1].size
             budget.item_done()
         answers = dispatcher.submit(term, operations)
-        for (_, at, task_id), answer in zip(steps, answers, strict=False):
+        for (number, at, task_id), answer in zip(steps, answers, strict=False):
+            self._built.pop((request.id, number), None)
             if answer.kind in SENT:
                 task = state.entry.task
                 self._emit(events.EnqueuedOnRequest(state.id, task, task_id, at, kind, request.by))
@@ -147,9 +152,15 @@ class RequestedMessages:
             kind=kind,
             request=request.id,
         )
-        with judged_build_errors(dispatcher):
-            args, kwargs, options = self._source.arguments(state.entry)
-            message = dispatcher.prepare(state.entry.celery_entry, args, kwargs, with_header(options, header, task_id))
+        built = self._built.get((request.id, number))
+        if built is not None and built[0] is dispatcher:
+            message = built[1].restamped(header)
+        else:
+            with judged_build_errors(dispatcher):
+                args, kwargs, options = self._source.arguments(state.entry)
+                options = with_header(options, header, task_id)
+                message = dispatcher.prepare(state.entry.celery_entry, args, kwargs, options)
+            self._built[request.id, number] = (dispatcher, message)
         content = {"kind": kind, "verdict": Verdict.ENQUEUED, "entry": state.id, "at": instant, "id": task_id}
         record = request_record(term, request, self.now(), content)
         return Operation(state.id, "", "", (record,), message, request=request.id, step=number, task_id=task_id)

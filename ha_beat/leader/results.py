@@ -14,7 +14,7 @@ from ha_beat.leader.kept_messages import KeptMessages
 from ha_beat.leader.ledger_writer import EntryOperation
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.planner import Planner, ScheduleSource
-from ha_beat.reasons import AnswerKind, EntryFault, UncertainReason, Verdict
+from ha_beat.reasons import AnswerKind, EntryFault, SkipReason, UncertainReason, Verdict
 from ha_beat.schedule.misfire import Decision
 from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.shadow import Shadow
@@ -86,7 +86,7 @@ class Results:
         state, decision = done.state, done.decision
         if done.sends:
             self._kept.forget(state.id)
-        else:
+        elif row.reason != SkipReason.STATE_LOSS:
             self._kept.passed_over(state)
         state.record_row(row)
         self._claims.forget(state.id)

@@ -14,6 +14,7 @@ from ha_beat import events
 from ha_beat.budget import Pace
 from ha_beat.dispatch import Answer
 from ha_beat.dispatch.batch import BatchScript
+from ha_beat.dispatch.message import Declined
 from ha_beat.errors import StoreUnavailable
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.pause import PauseState
@@ -425,3 +426,32 @@ def test_pause_whose_answer_was_lost_is_in_force(leader: Leader, monkeypatch):
     assert leader.pause.in_force
     assert leader.reply_to(pause).code is ReplyCode.PAUSED
     assert [event.found for event in leader.events.of(events.Paused)] == [False]
+
+
+class LockingSender(Sender):
+    """Dispatcher for a task that declines to be built a second time. The first reply is lost."""
+
+    built = submitted = 0
+
+    def prepare(self, *_: object) -> Any:
+        self.built += 1
+        if self.built > 1:
+            raise Declined("task")
+        return push()
+
+    def submit(self, term: Term, operations: Any) -> list[Answer]:
+        answers = super().submit(term, operations)
+        self.submitted += 1
+        if self.submitted == 1:
+            raise StoreUnavailable("the reply was lost")
+        return answers
+
+
+def test_message_of_a_request_is_built_once(leader: Leader):
+    """A task with a lock would find its own, and the request would fail although its message was sent."""
+    leader.stub.dispatcher = LockingSender(leader)
+    run = leader.post(RequestKind.RUN, entry="e")
+    for _ in range(3):
+        leader.attend()
+    assert leader.reply_to(run).code is ReplyCode.SENT
+    assert leader.client.llen("queue") == 1
