@@ -94,10 +94,12 @@ class EntrySource:
 
     #: Modules, besides this package's, whose methods of the scheduler and of its entries count as not replaced.
     stock: tuple[str, ...] = ("celery.beat",)
+    #: Methods of the scheduler that this source never calls.
+    unused: tuple[str, ...] = ()
 
     def __init__(self, scheduler: EntryHooks) -> None:
         self._scheduler = scheduler
-        self.hooks = SchedulerHooks(scheduler, self.stock)
+        self.hooks = SchedulerHooks(scheduler, self.stock, self.unused)
         self.sender = HookedSender(scheduler.app, scheduler, self.hooks)
         self._asks_scheduler = False
         # True if the scheduler has its own comparison of schedules, and the schedule that it compared last.
@@ -151,6 +153,10 @@ class EntrySource:
         """Find the replaced methods of the scheduler. A library may replace them after the scheduler was created."""
         self.sender.detect()
         self._asks_scheduler = self.hooks.replaced("is_due")
+
+    def asks(self, entry: Any) -> bool:
+        """True if only ``is_due`` of the scheduler or of the entry can tell whether the entry is due."""
+        return self._asks_scheduler or self.hooks.entry_replaced(entry, "is_due")
 
     def _scheduled(self, entry: Any, default: MisfireRules, shared: SharedRecurrences) -> ScheduledEntry:
         scheduler = self._scheduler

@@ -32,12 +32,14 @@ _CALLED = "is_due, reserve, schedules_equal, apply_entry, apply_async, send_task
 class SchedulerHooks:
     """Replaced methods of one scheduler.
 
-    ``stock`` are the modules, besides this package's, whose methods count as not replaced.
+    ``stock`` are the modules, besides this package's, whose methods count as not replaced. ``unused`` are further
+    methods that are never called.
     """
 
-    def __init__(self, scheduler: Any, stock: Iterable[str] = ("celery.beat",)) -> None:
+    def __init__(self, scheduler: Any, stock: Iterable[str] = ("celery.beat",), unused: Iterable[str] = ()) -> None:
         self._scheduler = scheduler
         self._stock = frozenset(stock)
+        self._unused = (*_UNUSED, *unused)
 
     def replaced(self, name: str) -> bool:
         """True if a method was overridden or patched."""
@@ -61,7 +63,7 @@ class SchedulerHooks:
                 f"rows at each check: inherit from ha_beat.django.schedulers.HADatabaseScheduler"
             )
         mixin = next((n for n, kind in enumerate(kinds) if kind.__qualname__ == "HAMixin"), 0)
-        found = [self._replacement(name, kinds) for name in _UNUSED]
+        found = [self._replacement(name, kinds) for name in self._unused]
         found.append(self._replacement("tick", kinds[mixin:]))
         for name in filter(None, found):
             raise ConfigurationError(

@@ -33,6 +33,9 @@ _SCHEDULE_COLUMNS = {
     "clocked": ("clocked_time",),
 }
 
+#: Longest time until the next check of an entry whose class has an ``is_due`` of its own.
+_CHECK_AT_LATEST = timedelta(days=1)
+
 
 class UnreadableRow(HaBeatError):
     """Row that can't be scheduled: its arguments are not JSON, or it has no schedule."""
@@ -116,9 +119,13 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
         return self._rules[1]
 
     def is_due(self) -> schedstate:
-        """Return Celery's ``schedstate`` without writing anything."""
-        state: schedstate = self.schedule.is_due(self.last_run_at)
-        return state
+        """Return Celery's ``schedstate`` by the row's instants, without writing anything.
+
+        Only a scheduler or an entry with an ``is_due`` of its own calls it.
+        """
+        now = utc(self.app.now())
+        following = min(self.instants.next_after(now), now + _CHECK_AT_LATEST)
+        return schedstate(self.instants.next_after(utc(self.last_run_at)) <= now, (following - now).total_seconds())
 
     def save(self) -> None:
         """Do nothing: rows are written in bulk."""

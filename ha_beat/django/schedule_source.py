@@ -28,6 +28,7 @@ from ha_beat.events import Event, TermEnded
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.planner import ScheduleChange
 from ha_beat.leader.reconcile import Absence
+from ha_beat.reasons import Verdict
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.schedule_source import EntryHooks, EntrySource, default_misfire
@@ -60,6 +61,7 @@ class DatabaseSource(EntrySource):
     """
 
     stock = ("celery.beat", "django_celery_beat.schedulers")
+    unused = ("all_as_schedule", "enabled_models", "schedule_changed", "schedules_equal")
     _scheduler: RowHooks
 
     def __init__(self, scheduler: RowHooks) -> None:
@@ -195,7 +197,7 @@ class DatabaseSource(EntrySource):
         return ScheduledEntry(
             id=entry.id,
             celery_entry=entry,
-            recurrence=entry.instants,
+            recurrence=None if self.asks(entry) else entry.instants,
             misfire=rules.misfire,
             uncertain=rules.uncertain,
             signature=entry.signature,
@@ -242,6 +244,8 @@ class DatabaseSource(EntrySource):
 
     def recorded(self, entry: ScheduledEntry, row: LedgerRow) -> None:
         row_entry: RowEntry = entry.celery_entry
+        if row.verdict is not Verdict.SKIPPED and self.hooks.replaced("reserve"):
+            self._scheduler.reserve(row_entry)
         row_entry.last_run_at, row_entry.total_run_count = row.base, row.run_count
         if not entry.once:
             # The row of a one-off entry is only disabled: its task may have set its next run by then.
