@@ -94,6 +94,7 @@ def test_status_shows_the_leader_and_every_replica(cluster, app):
     assert data["leader"] == cluster.lease()["holder"]
     assert data["leader"] in result.output
     assert len(data["members"]) == 3
+    assert invoke(app, "status", "--leader-host").output == f"{data['lease']['host']}\n"
 
 
 def test_check_exits_with_0_if_a_leader_keeps_up(cluster, app):
