@@ -319,6 +319,17 @@ def codes(scene: Scene, *others: Member) -> set[str]:
     return {warning.code for warning in scene.status.warnings([scene.status.member(), *others])}
 
 
+@pytest.mark.parametrize("full", [True, False])
+def test_leader_compares_its_clock_with_the_others(client, full):
+    offsets = []
+    scene, poller = polled(client, full=full, compare_clocks=offsets.append)
+    Members(lambda: client, KEYS).announce(Member("other", clock_offset_ms=-2500))
+    poller.poll()
+    scene.lead()
+    poller.poll()
+    assert offsets == [[-2.5]]
+
+
 @pytest.mark.parametrize(
     ("difference", "trip", "offset"),
     [(3.0, 0.0, 3.0), (-3.0, 0.0, -3.0), (5.0, 5.0, 0.0), (5.0, 10.0, 0.0), (8.0, 5.0, 3.0), (-3.0, 5.0, -3.0)],
