@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import cast
 
 from ha_beat.events import EntryFailed
+from ha_beat.leader.absent_rows import is_forgettable
 from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.state_loss import Loss
@@ -18,7 +19,7 @@ from ha_beat.reasons import EntryFault, SkipReason, Verdict
 from ha_beat.schedule.misfire import MisfireRules, Skipped, newest_due, skip_all
 from ha_beat.schedule.occurrence import FOREVER, NEVER
 from ha_beat.schedule.recurrence import origin, owed_late
-from ha_beat.store.ledger import KEEP_ABSENT, LedgerRow
+from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.shadow import Shadow
 
 #: Tolerated difference between replicas' clocks. A stored last run that is further ahead is ignored.
@@ -129,7 +130,7 @@ def _ahead_of_clock(states: Iterable[EntryState], now: datetime) -> list[EntryFa
 # --- Entries that are not in this replica's schedule
 
 
-def _unscheduled(entry_id: str, position: datetime, row: LedgerRow | None) -> EntryState:
+def unscheduled(entry_id: str, position: datetime, row: LedgerRow | None) -> EntryState:
     entry = ScheduledEntry(entry_id, None, None, MisfireRules(), row.signature if row else "", position)
     return EntryState(entry, position, row)
 
@@ -149,7 +150,7 @@ def _restored(
         if row is None and entry_id in rows:
             continue
         position = max(filter(None, (row.base if row else None, lost.get(entry_id))))
-        state = _unscheduled(entry_id, position, row)
+        state = unscheduled(entry_id, position, row)
         following = row.following if row is not None and entry_id not in lost else None
         if row is not None and row.verdict is Verdict.ABSENT:
             operations += [writer.mark_absent(state)] if entry_id in lost else []
@@ -163,16 +164,15 @@ def _restored(
 def _absences(rows: Mapping[str, str], shadow: Shadow, loss: Loss | None, writer: LedgerWriter) -> list[EntryOperation]:
     """Record deleted and disabled entries, and delete the rows of those that were recorded long ago."""
     operations = []
-    forget_before = writer.now - KEEP_ABSENT - timedelta(hours=1)
     for entry_id, raw in rows.items():
         row = LedgerRow.parse(raw)
         if row is None:
             continue
-        state = _unscheduled(entry_id, max(row.base, shadow.position(entry_id) or row.base), row)
+        state = unscheduled(entry_id, max(row.base, shadow.position(entry_id) or row.base), row)
         state.doubted_until = _doubted_until(row, loss)
         if row.verdict is not Verdict.ABSENT:
             operations.append(writer.mark_absent(state))
-        elif row.dispatched_ms < forget_before.timestamp() * 1000:  # guard: absence-remembered
+        elif is_forgettable(row, writer.now):
             operations.append(writer.delete(state, row))
     return operations
 

@@ -11,13 +11,14 @@ from typing import TypeVar
 from ha_beat import events
 from ha_beat.dispatch import Dispatcher
 from ha_beat.election.leader_handle import Tenure
+from ha_beat.leader.absent_rows import AbsentRows, is_forgettable
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.parts import LeaderParts
 from ha_beat.leader.planner import Planner
-from ha_beat.leader.reconcile import Reconciled, reconcile
+from ha_beat.leader.reconcile import Reconciled, reconcile, unscheduled
 from ha_beat.leader.recovery import Recovery
 from ha_beat.reasons import Verdict
 from ha_beat.store.lease import Term
@@ -54,6 +55,7 @@ class ScheduleLoader:
         self._planner = planner
         self._claims = claims
         self._recovery = recovery
+        self._absent = AbsentRows()
 
     def load(self, term: Term, dispatcher: Dispatcher) -> Loaded:
         """Load all entries, each at its position by the ledger.
@@ -68,6 +70,7 @@ class ScheduleLoader:
         found = self._recovery.assess(rows, dispatcher.ledger, now, self._reached_at(now))
         if found is not None and found.total:
             parts.emit(events.StateLost(found.kind, parts.options.catch_up_after_loss))
+        self._absent.clear()
         reconciled = self._reconcile(term, self._with_progress(parts.source.load()), rows, now)
         self._claims.load(dispatcher, term)
         resent = self._claims.to_be_resent(rows)
@@ -101,6 +104,27 @@ class ScheduleLoader:
         self._plan(queue, reconciled, now)
         return Loaded(queue, self._batches(reconciled.operations), {}, reconciled.held_back)
 
+    def drop_old_rows(self, term: Term, dispatcher: Dispatcher, queue: DueQueue) -> Batches:
+        """Return the operations that delete rows of entries that were deleted or disabled long ago.
+
+        A load of all entries deletes them too, but in a long term there is none.
+
+        Raises:
+            StoreError: the ledger could not be read. The next load of all entries deletes these rows.
+        """
+        now = self._parts.time.now()
+        old = self._absent.take_old(now)
+        if not old:
+            return Batches()
+        writer = LedgerWriter(term, now)
+        operations = []
+        for entry_id, raw in dispatcher.ledger.read_some(old).items():
+            row = LedgerRow.parse(raw)
+            if row is not None and is_forgettable(row, now) and queue.get(entry_id) is None:
+                operations.append(writer.delete(unscheduled(entry_id, row.base, row), row))
+                self._parts.shadow.drop(entry_id)
+        return self._batches(operations)
+
     def _reconcile(
         self,
         term: Term,
@@ -111,6 +135,7 @@ class ScheduleLoader:
         ran: bool | None = None,
     ) -> Reconciled:
         parts = self._parts
+        absence = parts.source.absence(term)
         reconciled = reconcile(
             entries,
             rows,
@@ -118,11 +143,13 @@ class ScheduleLoader:
             self._recovery.loss,
             writer=LedgerWriter(term, now),
             catch_up=parts.options.catch_up_after_loss,
-            absence=parts.source.absence(term),
+            absence=absence,
             cluster_ran=ran,
         )
         for failure in reconciled.failures:
             parts.emit(failure)
+        if absence is not None and absence.certain:
+            self._absent.note(rows, reconciled.operations)
         parts.shadow.gen = term.gen
         # Most entries are not due in this term. If the ledger is lost in it, only the shadow has their positions.
         parts.shadow.learn_rows(rows)  # guard: shadow-learns-ledger

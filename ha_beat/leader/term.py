@@ -137,6 +137,9 @@ class LeaderTerm:
             if self._changed:
                 self._load_changed(term, dispatcher)
                 return 0.0
+            self._first = self._loader.drop_old_rows(term, dispatcher, self.queue)
+            if self._first:
+                return 0.0
             if self._parts.pause.in_force:
                 return float("inf")
             writer, budget = LedgerWriter(term, self._parts.time.now()), self._parts.pace.begin()

@@ -80,6 +80,11 @@ class Shadow:
         """True if the ledger is behind a known position."""
         return bool(self.lost(rows, now))  # guard: loss-behind-shadow
 
+    def drop(self, entry: str) -> None:
+        """Drop an entry whose row the leader deletes because it was deleted long ago."""
+        with self._lock:
+            self._positions.pop(entry, None)
+
     def forget(self, rows: Mapping[str, str], now: datetime) -> None:
         """Drop entries that an intact ledger has dropped because they were deleted long ago."""
         forgettable = now - KEEP_ABSENT

@@ -429,6 +429,38 @@ def test_edit_reads_only_the_entries_that_changed(leader: Leader, monkeypatch: p
     assert leader.turn(3).messages == ["e", "new", "other"]
 
 
+def test_what_departed_entries_leave_is_dropped_within_a_term(leader: Leader, monkeypatch: pytest.MonkeyPatch):
+    """Names come and go for months, and the schedule is never read as a whole again."""
+    leader.use(Edited(e=60.0))
+    leader.turn(3)
+    monkeypatch.setattr(leader.dispatcher.ledger, "read", None)
+    shadow, absent = leader.enqueuer._parts.shadow, leader.enqueuer._term._loader._absent
+    kept = []
+    for number in range(60):
+        leader.source.last_run = {"e": 60.0, f"new{number}": 60.0}
+        edit(leader, f"new{number}", f"new{number - 1}")
+        leader.turn(3, after=6 * 3600.0)
+        kept.append((leader.client.hlen(KEYS.ledger), len(shadow._positions), len(absent._noted)))
+    # Nine names are younger than two days.
+    assert max(kept) == max(kept[10:30])
+    assert all(number <= 22 for numbers in kept for number in numbers)
+    assert leader.enqueuer.due_queue.get("e") is not None
+    assert leader.dispatcher.ledger.of(["new58"])["new58"].verdict is Verdict.ABSENT
+
+
+def test_old_absent_row_of_an_entry_that_is_back_is_kept(leader: Leader):
+    leader.use(Edited(e=60.0, other=60.0))
+    leader.turn(3)
+    leader.source.last_run = {"other": 60.0}
+    edit(leader, "e")
+    leader.later(24 * 3600.0)
+    leader.source.last_run = {"e": 60.0, "other": 60.0}
+    edit(leader, "e")
+    leader.turn(3, after=26 * 3600.0)
+    assert leader.dispatcher.ledger.of(["e"])["e"].verdict is not Verdict.ABSENT
+    assert leader.state() is not None
+
+
 @pytest.mark.parametrize("resent", [False, True])
 def test_edit_of_an_entry_with_an_open_claim_reads_all(leader: Leader, resent):
     """It would lose the message that is to be sent again."""
