@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -23,7 +25,7 @@ from ha_beat.client import ClusterClient
 from ha_beat.clock import to_micros
 from ha_beat.monitoring.request_wording import instant_text, reply_text
 from ha_beat.monitoring.wording import health
-from ha_beat.reasons import BackfillOutcome, RequestKind
+from ha_beat.reasons import BackfillOutcome, ReplyCode, RequestKind
 from ha_beat.store.request_queue import Reply
 
 _timeout_option = timeout_option(note="; without an answer the request is withdrawn")
@@ -50,6 +52,19 @@ def _show(reply: Reply, *, as_json: bool, leader: str = "", note: str = "") -> N
         raise CommandFailed(f"{line} ({note})")
     click.echo(line)
     click.echo(note)
+
+
+def _explained(reply: Reply) -> Reply:
+    """Add to a refusal for an unknown entry whether a task of django-celery-beat has that name and is disabled."""
+    if reply.code != ReplyCode.NO_SUCH_ENTRY:
+        return reply
+    # The project may use neither Django nor a database, or the database may be unreachable.
+    with suppress(Exception):
+        from ha_beat.django.row_query import is_disabled
+
+        if is_disabled(str(reply.data["entry"])):
+            return replace(reply, data={**reply.data, "disabled": True})
+    return reply
 
 
 @click.command("step-down", epilog="Example: celery -A proj ha-beat step-down --to web-2")
@@ -109,7 +124,7 @@ def resume(cluster: ClusterClient, *, timeout: float, as_json: bool) -> None:
 @on_cluster
 def run(cluster: ClusterClient, *, entry: str, timeout: float, as_json: bool) -> None:
     """Enqueue ENTRY's task once, now. Its schedule does not change, and a pause does not prevent it."""
-    _show(ask(cluster, RequestKind.RUN, timeout, entry=entry), as_json=as_json)
+    _show(_explained(ask(cluster, RequestKind.RUN, timeout, entry=entry)), as_json=as_json)
 
 
 @click.command(
@@ -142,7 +157,7 @@ def backfill(
     if until <= since:
         raise CommandUnavailable("--to must be later than --from")
     period = {"from": to_micros(since), "to": to_micros(until)}
-    reply = ask(cluster, RequestKind.BACKFILL, timeout, entry=entry, **period, dry_run=dry_run, force=force)
+    reply = _explained(ask(cluster, RequestKind.BACKFILL, timeout, entry=entry, **period, dry_run=dry_run, force=force))
     instants = reply.data.get("instants")
     if instants and not as_json:
         _show_instants(instants)

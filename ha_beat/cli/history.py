@@ -79,7 +79,8 @@ def _row(record: Record) -> tuple[object, ...]:
         entry, due = record.label, f"{record.first:%Y-%m-%d %H:%M:%S.%f}"[:-3] + "Z"
         if record.verdict != Verdict.SKIPPED and record.kind == "occurrence":
             late = output.lasting(record.lateness)
-        detail = f"{record.task_id} {_reason(record)}".strip()
+        by = f"for {record.asked_by}" if record.asked_by else ""
+        detail = " ".join(filter(None, (record.task_id, by, _reason(record))))
     else:
         count = f"{data['count']} of {data['of']}" if "of" in data and "count" in data else ""
         by = f"by {data['asked_by']}" if data.get("asked_by") else ""

@@ -35,7 +35,7 @@ from ha_beat.django.models import Cluster
 from ha_beat.errors import ConfigurationError, HaBeatError
 from ha_beat.monitoring.request_wording import reply_text
 from ha_beat.monitoring.wording import phrase_of
-from ha_beat.reasons import RequestKind, SkipReason, UncertainReason, Verdict, parse_code
+from ha_beat.reasons import ReplyCode, RequestKind, SkipReason, UncertainReason, Verdict, parse_code
 from ha_beat.schedule.entry_options import KEY, EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import FOREVER, NEVER
@@ -313,6 +313,10 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
         if not _may_control(request):
             raise PermissionDenied
         for task in queryset:
+            if not task.enabled:
+                line = reply_text(ReplyCode.NO_SUCH_ENTRY, {"entry": task.name, "disabled": True})
+                self.message_user(request, line, messages.ERROR)
+                continue
             try:
                 reply = ask(cluster(), RequestKind.RUN, _by(request), entry=str(task.pk))
             except HaBeatError as exc:

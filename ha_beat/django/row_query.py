@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from django.db.models import Count, IntegerField, QuerySet, Sum
+from django.db.models import Count, IntegerField, Q, QuerySet, Sum
 from django_celery_beat.models import PeriodicTask
 
 from ha_beat.django.instants import utc
@@ -122,3 +122,9 @@ def last_runs() -> dict[str, tuple[datetime, int]]:
     """Return the last run in UTC and the run count of each enabled task that has run, by name."""
     rows = PeriodicTask.objects.filter(enabled=True, last_run_at__isnull=False)
     return {name: (utc(at), count) for name, at, count in rows.values_list("name", "last_run_at", "total_run_count")}
+
+
+def is_disabled(entry: str) -> bool:
+    """True if a task with this name or primary key is disabled."""
+    named = Q(name=entry) | (Q(pk=int(entry)) if entry.isdecimal() else Q())
+    return bool(PeriodicTask.objects.filter(named, enabled=False).exists())

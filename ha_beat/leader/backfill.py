@@ -13,7 +13,7 @@ from ha_beat.budget import Pace
 from ha_beat.clock import from_micros
 from ha_beat.dispatch import Answer
 from ha_beat.leader.entry import EntryState
-from ha_beat.leader.request_outcome import Outcome, Refused, Steps
+from ha_beat.leader.request_outcome import Outcome, Refused, Steps, names
 from ha_beat.leader.requested_messages import SENT, RequestedMessages
 from ha_beat.reasons import AnswerKind, BackfillOutcome, MessageKind, ReplyCode, SkipReason, Verdict
 from ha_beat.schedule.occurrence import Occurrence
@@ -113,12 +113,12 @@ class BackfillHandler:
         else:
             code = ReplyCode.BACKFILL_PLANNED if dry_run else ReplyCode.BACKFILLED
         data = {
-            "entry": state.id,
+            "entry": state.label,
             "dry_run": dry_run,
             "count": count,
             "instants": [self._as_data(state, each) for each in instants],
         }
-        record = {"event": "backfill", "entry": state.id, "count": count, "of": len(instants)}
+        record = {"event": "backfill", **names(state), "count": count, "of": len(instants)}
         return Outcome(code, data, record=None if dry_run else record)
 
     def _as_data(self, state: EntryState, each: BackfillInstant) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class BackfillHandler:
 
     def _assessed(self, request: Request, state: EntryState) -> Generator[None, None, list[BackfillInstant]]:
         if state.entry.recurrence is None:
-            raise Refused(ReplyCode.NO_PAST_INSTANTS, entry=state.id)
+            raise Refused(ReplyCode.NO_PAST_INSTANTS, entry=state.label)
         since, until = _instant_argument(request, "from"), _instant_argument(request, "to")
         found = list(islice(due_between(state.entry.recurrence, state.position, since, until), BACKFILL_LIMIT + 1))
         if len(found) > BACKFILL_LIMIT:

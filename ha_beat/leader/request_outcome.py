@@ -61,6 +61,11 @@ def request_record(term: Term, request: Request, now: datetime, content: Mapping
     )
 
 
+def names(state: EntryState) -> dict[str, str]:
+    """Return the fields of a journal record that name the entry: its id, and its name if that differs."""
+    return {"entry": state.id, **({"name": state.label} if state.label != state.id else {})}
+
+
 def find_entry(queue: DueQueue, request: Request) -> EntryState:
     """Return the entry that a request names by its id or, if it is unique, by its name.
 

@@ -15,7 +15,7 @@ from ha_beat.leader.batch_builder import BATCH_CHARACTERS
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState
 from ha_beat.leader.planner import ScheduleSource
-from ha_beat.leader.request_outcome import Outcome, Refused, find_entry, request_record
+from ha_beat.leader.request_outcome import Outcome, Refused, find_entry, names, request_record
 from ha_beat.reasons import AnswerKind, MessageKind, ReplyCode, Verdict
 from ha_beat.schedule.occurrence import Occurrence
 from ha_beat.store.lease import Term
@@ -128,7 +128,7 @@ class RequestedMessages:
             self._built.pop((request.id, number), None)
             if answer.kind in SENT:
                 task = state.entry.task
-                self._emit(events.EnqueuedOnRequest(state.id, task, task_id, at, kind, request.by))
+                self._emit(events.EnqueuedOnRequest(state.label, task, task_id, at, kind, request.by))
         return answers
 
     def _operation(
@@ -161,7 +161,7 @@ class RequestedMessages:
                 options = with_header(options, header, task_id)
                 message = dispatcher.prepare(state.entry.celery_entry, args, kwargs, options)
             self._built[request.id, number] = (dispatcher, message)
-        content = {"kind": kind, "verdict": Verdict.ENQUEUED, "entry": state.id, "at": instant, "id": task_id}
+        content = {"kind": kind, "verdict": Verdict.ENQUEUED, **names(state), "at": instant, "id": task_id}
         record = request_record(term, request, self.now(), content)
         return Operation(state.id, "", "", (record,), message, request=request.id, step=number, task_id=task_id)
 
@@ -177,7 +177,7 @@ class RunHandler:
         """Carry out the request."""
         messages, task_id = self._messages, request.task_id()
         state = messages.entry(request)
-        data = {"entry": state.id, "task": state.entry.task, "task_id": task_id}
+        data = {"entry": state.label, "task": state.entry.task, "task_id": task_id}
         if messages.begun_before(request):
             return Outcome(ReplyCode.SENT_EARLIER, data)
         step = (1, messages.now(), task_id)

@@ -56,6 +56,8 @@ def reply_text(code: ReplyCode, data: Mapping[str, Any]) -> str:
             return f"the cluster is paused already, {pause_text(Pause.of(data))}"
         case ReplyCode.BACKFILLED | ReplyCode.BACKFILL_PLANNED | ReplyCode.BACKFILL_INCOMPLETE:
             return _backfill_text(data)
+        case ReplyCode.NO_SUCH_ENTRY if data.get("disabled"):
+            return f"entry {data.get('entry')} is disabled: enable it to have it enqueued"
         case ReplyCode.NO_SUCH_ENTRY:
             hint = did_you_mean(data.get("nearest") or ()) or f"; it has {entries_text(data.get('entries', 0))}"
             return f"the leader has no entry {data.get('entry')!r}{hint}"

@@ -68,6 +68,11 @@ class VerdictRecord(Record):
         return text_in(self.data.get("name")) or self.entry
 
     @property
+    def asked_by(self) -> str:
+        """Return the person who asked for a manual run or a backfill; empty for an occurrence of the schedule."""
+        return text_in(self.data.get("asked_by"))
+
+    @property
     def lateness(self) -> float:
         """Return the seconds from the due instant to the verdict."""
         return self.ms / 1000 - self.first.timestamp()

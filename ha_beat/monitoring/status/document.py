@@ -144,6 +144,8 @@ def _problems(not_ready: Mapping[str, str]) -> list[dict[str, str]]:
 def _verdict(record: VerdictRecord) -> dict[str, Any]:
     return {
         "n": record.n,
+        "kind": record.kind,
+        "asked_by": record.asked_by,
         "entry": record.entry,
         "name": record.label,
         "verdict": record.verdict,

@@ -18,6 +18,7 @@ from django_celery_beat.models import PeriodicTask
 from ha_beat.client import ClusterClient
 from ha_beat.django import cluster_view
 from ha_beat.django.entries import RowEntry
+from ha_beat.django.row_query import is_disabled
 from ha_beat.settings import Settings
 from ha_beat.store.ledger import LedgerRow
 from tests.faults.cluster import BeatCluster
@@ -151,6 +152,7 @@ def test_tasks_show_the_clusters_state_and_run_now(running, site):
     task = PeriodicTask.objects.get(name="task")
     task.name = "changed and added"
     task.save()
+    site.wait_for(task.name)
     client = client_of(superuser=True)
     page = client.get(TASKS).content.decode()
     assert re.search(r"enqueued, (on time|\d+\.\d s late)", page)
@@ -168,7 +170,21 @@ def test_tasks_show_the_clusters_state_and_run_now(running, site):
     wait_for(enqueued, 10, "it to run", 0.5)
     assert len([headers for headers in site.messages() if headers["ha_beat"].get("manual")]) == 1
     history = client.get(page_of(task, "history"))
-    assert LogEntry.objects.get(object_id=str(task.pk)).change_message in history.content.decode()
+    message = LogEntry.objects.get(object_id=str(task.pk)).change_message
+    assert message in history.content.decode()
+    assert message.startswith("enqueued changed and added as tick")
+    (record,) = [record for record in running.journal() if record.get("kind") == "manual"]
+    assert (record["entry"], record["name"], record["asked_by"]) == (str(task.pk), task.name, "kim (admin)")
+    (recent,) = [line for line in client.get(DATA).json()["recent"] if line["kind"] == "manual"]
+    assert (recent["name"], recent["asked_by"]) == (task.name, "kim (admin)")
+    task.enabled = False
+    task.save()
+    answer = client.post(TASKS, {"action": "run_now", "_selected_action": [task.pk]}, follow=True)
+    assert "changed and added is disabled" in answer.content.decode(), re.findall(
+        r"messagelist.*?</ul>", answer.content.decode(), re.DOTALL
+    )
+    assert is_disabled(task.name)
+    assert is_disabled(str(task.pk))
 
 
 def test_misfire_rules_are_stored_in_the_headers_and_not_sent(site):

@@ -49,7 +49,7 @@
   const KINDS = { enqueued: "ha-good", skipped: "ha-warn", uncertain: "ha-bad", leader: "ha-good" };
   const verdict = (o) => {
     const td = cell(tag(o.verdict, KINDS[o.verdict] || ""), o.detail);
-    const more = (o.count > 1 ? ` ${o.count} occurrences` : "") + (o.reason ? ` (${o.reason})` : "");
+    const more = (o.kind === "occurrence" ? "" : ` (${o.kind})`) + (o.count > 1 ? ` ${o.count} occurrences` : "") + (o.reason ? ` (${o.reason})` : "");
     td.append(more);
     return td;
   };
@@ -145,7 +145,8 @@
     fill("ha-recent", data.recent.map((o) => ({
       cells: [
         name(taskLink(o)), cell(clock(o.at_ms), `${full(o.at_ms)} ${o.task_id}`), verdict(o),
-        number(o.verdict === "enqueued" ? duration(o.lateness_s * 1000) : ""), cell(o.by),
+        number(o.verdict === "enqueued" && o.kind === "occurrence" ? duration(o.lateness_s * 1000) : ""),
+        cell(o.asked_by ? `${o.by}, for ${o.asked_by}` : o.by),
       ],
     })), "No occurrences yet");
     fill("ha-upcoming", data.upcoming.map((u) => ({
