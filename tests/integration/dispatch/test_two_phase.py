@@ -339,6 +339,25 @@ def test_publish_that_raised_an_unexpected_error_is_not_repeated(leader: Leader)
 # --- Terms
 
 
+def test_batch_with_a_written_row_is_not_dropped_when_it_is_refused(leader: Leader, monkeypatch):
+    leader.publisher.away = "away"
+    batch = [ARMED, *leader.batch(2), replace(ARMED, entry="last")]
+    store: Any = leader.dispatcher._store
+    write, answers = store.write, [1]
+
+    def refused_later(*args: Any) -> Any:
+        if not answers:
+            raise StoreRefused("Redis is out of memory")
+        answers.pop()
+        return write(*args)
+
+    monkeypatch.setattr(store, "write", refused_later)
+    with pytest.raises(StoreRefused):
+        leader.submit(*batch)
+    assert leader.verdict("other") == "armed"
+    assert not leader.dispatcher.drop_refused(batch)
+
+
 @contextmanager
 def full(leader: Leader) -> Iterator[None]:
     """Have Redis refuse all writes."""
