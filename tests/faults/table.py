@@ -95,6 +95,11 @@ TABLE = (
         "main loop hung, renewal thread alive", "released within stall_timeout; another leads", ("test_hung_leader.py",)
     ),
     Row(
+        "entries that take long to build, together or alone",
+        "no change of leader, or one per replica; the others run meanwhile",
+        ("test_slow_entries.py",),
+    ),
+    Row(
         "wall clock +-1 h on a replica; on Redis",
         "no change of leader, no duplicate, no silence",
         ("test_clocks.py::test_stepped",),
