@@ -22,6 +22,8 @@ class OpenClaims:
         self._emit = emit
         self._in_flight_for = in_flight_for
         self._open: list[OpenClaim] = []
+        #: True if claims were taken back since the ledger was read.
+        self._taken_back = False
         #: When this term first saw each open claim, on ``Clock.elapsed``, by key.
         self._seen_at: dict[str, float] = {}
         #: Journal records that are written again together with a resent occurrence, by entry.
@@ -29,6 +31,7 @@ class OpenClaims:
 
     def load(self, dispatcher: Dispatcher, term: Term) -> None:
         """Read the open claims, when a term begins and after a reload of the schedule."""
+        self._taken_back = False
         self._open = dispatcher.open_claims(term)
         now = self._clock.elapsed()
         self._seen_at = {claim.key: self._seen_at.get(claim.key, now) for claim in self._open}
@@ -82,12 +85,12 @@ class OpenClaims:
             if self._in_flight_for_another(claim) <= 0.0
             and not (held_back and _resends(claim) and queue.get(claim.entry) is None)
         ]
-        if not stale:
-            return False
-        # A claim that its maker withdraws meanwhile is not given up.
-        self._give_up(dispatcher, queue, term, stale)
-        self._open = [claim for claim in self._open if claim not in stale]
-        return dispatcher.take_back(term)
+        if stale:
+            # A claim that its maker withdraws meanwhile is not given up.
+            self._give_up(dispatcher, queue, term, stale)
+            self._open = [claim for claim in self._open if claim not in stale]
+            self._taken_back |= dispatcher.take_back(term)
+        return self._taken_back
 
     def abandon(self, dispatcher: Dispatcher, queue: DueQueue, term: Term, state: EntryState) -> None:
         """Record an occurrence as uncertain that could not be sent again until its deadline."""
@@ -96,6 +99,7 @@ class OpenClaims:
         claimed = state.row.raw
         claims = [claim for claim in dispatcher.open_claims(term) if claim.row == claimed]
         self._give_up(dispatcher, queue, term, claims)
+        self._taken_back |= any(claim.withdrawn for claim in claims) and dispatcher.take_back(term)
         state.resend, state.failing_since = False, None
         self.forget(state.id)
 

@@ -167,6 +167,25 @@ def test_claim_that_was_certainly_not_sent_is_sent_by_the_next_term(
     assert (heir.claims(), heir.verdicts()) == ([], {"enqueued"})
 
 
+def test_claim_that_is_withdrawn_before_its_deadline_is_not_uncertain(shared_redis: RedisServer, due: datetime):
+    """Its maker was late, and the next leader could not send it again for want of a broker."""
+    killed_in_mid_publish(shared_redis, Release(REPUBLISH, 3600.0, due))
+    client = shared_redis.client()
+    for key, claim in client.hgetall(KEYS.claims).items():
+        client.hset(KEYS.claims, key, claim.replace("open ", "withdrawn ", 1))
+    heir = Replica(shared_redis, "heir", Release(REPUBLISH, 3600.0, due))
+    heir.dispatcher.take_back = lambda _: False  # withdrawn only after the heir has read the ledger
+    heir.run(1)
+    del heir.dispatcher.take_back
+    state = heir.enqueuer.due_queue.get(NAMES[1])
+    assert state is not None
+    term, term_object = heir.tenure.acquired.term, heir.enqueuer._term
+    assert term_object is not None
+    term_object._claims.abandon(heir.dispatcher, heir.enqueuer.due_queue, term, state)
+    heir.run(30)
+    assert (heir.claims(), heir.verdicts(), len(heir.sent())) == ([], {"enqueued"}, 29)
+
+
 def test_slow_broker_is_sent_what_the_time_allows(shared_redis: RedisServer, due: datetime):
     """Each message takes 0.2 s: nothing is claimed that is not sent soon, and each one counts as progress."""
     leader = Replica(shared_redis, "slow", Release(SKIP, 3600.0, due))
