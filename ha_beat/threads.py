@@ -25,8 +25,8 @@ class LastingThread:
         self._emit = emit
         self._thread: threading.Thread | None = None
         self._ended = ""
-        self._start_at = 0.0
-        self._pause = 1.0
+        self._start_at = self._started_at = 0.0
+        self._pause = 0.5
         self._closing = False
         self._starting = threading.Lock()
 
@@ -50,11 +50,13 @@ class LastingThread:
         if now < self._start_at:
             return
         if self._thread is not None:
-            self._start_at, self._pause = now + self._pause, min(2 * self._pause, _LONGEST_PAUSE)
+            # Without a pause after a long run, and with a growing one if it ends each time.
+            self._pause = 1.0 if now - self._started_at > _LONGEST_PAUSE else min(2 * self._pause, _LONGEST_PAUSE)
+            self._start_at = now + self._pause
             self._emit(events.ThreadRestarted(self._name, self._ended))
         thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         thread.start()
-        self._thread = thread
+        self._thread, self._started_at = thread, now
 
     def stop(self) -> None:
         """Do not start the thread again. Takes no lock, so a signal handler may call it."""

@@ -181,7 +181,15 @@ def test_replicas_go_on_with_damaged_records(server: RedisServer, client: redis.
                 assert ask(port, "/livez").status == 200
                 assert [ask(port, path).status for path in ("/status", "/metrics")] == [200, 200]
 
+        times = ("x", "-1", "9" * 400, "1e3", "", str(NOW_MS))
+        bodies = list(damaged(REQUEST))[:50]
+        raws = [
+            *(f"{at} {at} {at} {json.dumps(REQUEST)}" for at in times),
+            *(f"{NOW_MS} 0 0 {body}" for body in bodies),
+        ]
+        client.hset(KEYS.requests, mapping={f"id-{number}": raw for number, raw in enumerate([*raws, "", "{", "1 2"])})
         wait_for(lambda: all(ask(port, "/readyz").status == 200 for port in ports), 30, "ready replicas")
+        wait_for(lambda: client.hlen(KEYS.requests) == 0, 30, "answers to damaged requests")
         assert_well()
         for pause in list(damaged(PAUSE))[:: max(1, len(list(damaged(PAUSE))) // 8)]:
             client.hset(KEYS.ledger, "m:paused", pause)
