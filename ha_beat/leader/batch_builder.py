@@ -228,10 +228,10 @@ class BatchBuilder:
         try:
             message = dispatcher.prepare(entry.celery_entry, args, kwargs, with_header(options, header, task_id))
         except Exception:
-            if kept is None or not kept.usable_in_place(state):
+            if kept is None or not kept.usable_in_place(state, (args, kwargs)):
                 raise
             message = kept.message.restamped(header)
-        self._kept.keep(entry, at, dispatcher, message)
+        self._kept.keep(entry, at, dispatcher, message, (args, kwargs))
         return message
 
     def _is_due(self, state: EntryState, queue: DueQueue, now: datetime) -> bool:

@@ -27,11 +27,18 @@ class KeptMessage:
     at: datetime
     dispatcher: Dispatcher
     definition: Any
+    #: Args and kwargs of the message.
+    arguments: Any
     #: True if it was certainly not enqueued.
     unsent: bool = False
 
-    def usable_in_place(self, state: EntryState) -> bool:
-        """True if it can be sent as the message of a later occurrence, because its own was certainly not enqueued."""
+    def usable_in_place(self, state: EntryState, arguments: Any) -> bool:
+        """True if it can be sent as the message of a later occurrence with the same arguments.
+
+        It must be certain that it was not enqueued.
+        """
+        if not same_definition(self.arguments, arguments):
+            return False
         return self.unsent or state.position < self.at  # guard: kept-certainly-unsent
 
 
@@ -52,10 +59,12 @@ class KeptMessages:
             return None
         return kept
 
-    def keep(self, entry: ScheduledEntry, at: datetime, dispatcher: Dispatcher, message: PreparedMessage) -> None:
+    def keep(
+        self, entry: ScheduledEntry, at: datetime, dispatcher: Dispatcher, message: PreparedMessage, arguments: Any
+    ) -> None:
         """Keep the message of the entry's occurrence due ``at``."""
         self._messages.pop(entry.id, None)
-        self._messages[entry.id] = KeptMessage(message, at, dispatcher, definition_of(entry))
+        self._messages[entry.id] = KeptMessage(message, at, dispatcher, definition_of(entry), arguments)
         if len(self._messages) > _MOST:
             del self._messages[next(iter(self._messages))]
 

@@ -855,6 +855,22 @@ def test_message_past_its_deadline_replaces_one_that_is_declined(locking: Leader
     assert [record["verdict"] for record in locking.records("e")] == ["skipped", "enqueued"]
 
 
+def test_message_with_other_arguments_replaces_none(locking: Leader):
+    """A message that cannot be built is not replaced by one with the arguments of an earlier time."""
+    arguments, source = ["e"], Source()
+    source.arguments = lambda _: (list(arguments), {}, {})  # type: ignore[method-assign]
+    locking.use(source, LeaderOptions(publish_deadline=30.0, handover_after=1000.0))
+    locking.owe("e")
+    locking.dispatcher.fail = failing(StoreRefused("full"), "e")
+    locking.turn(5, after=1.0)
+    locking.turn(5, after=60.0)
+    locking.dispatcher.fail = lambda _: None
+    locking.turn(5, after=2.0)
+    arguments[0] = "other"
+    assert locking.turn(10, after=3600.0).messages == []
+    assert locking.records("e")[-1]["why"] == SkipReason.DECLINED
+
+
 def test_message_that_may_have_been_enqueued_is_not_sent_again(locking: Leader):
     """The reply was lost and the term ended. The next occurrence is declined, because the first one waits to run."""
     locking.dispatcher.lose_replies = True  # type: ignore[attr-defined]
