@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from celery import Celery
@@ -104,12 +104,8 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
             checked_before: Time of the last check, which found the row as it was before; ``None`` at the first.
             now: The scheduling time.
         """
-        edited_at = now if changed is None else min(max(_changed_at(changed), checked_before or NEVER), now)
-        if isinstance(self.schedule, clocked):
-            # The one instant is owed even if the row was saved a moment too late.
-            self.since = min(utc(self.schedule.clocked_time) - timedelta(microseconds=1), edited_at)
-        elif changed is not None and (checked_before is not None or not self.total_run_count):
-            self.since = edited_at
+        if changed is not None and (checked_before is not None or not self.total_run_count):
+            self.since = min(max(_changed_at(changed), checked_before or NEVER), now)
 
     def rules(self, misfire: MisfireRules, uncertain: str) -> EntryOptions:
         """Return the entry's own rules, completed by the cluster's. Raises ConfigurationError."""

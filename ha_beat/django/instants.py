@@ -24,21 +24,17 @@ class Clocked:
     """Single instant of a clocked schedule."""
 
     def __init__(self, at: datetime) -> None:
-        self._at = at
+        self.only = at
 
     @property
     def identity(self) -> str:
-        return f"clocked {self._at}"
+        return f"clocked {self.only}"
 
     def next_after(self, instant: datetime) -> datetime:
-        return self._at if instant < self._at else FOREVER
+        return self.only if instant < self.only else FOREVER
 
     def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:  # noqa: ARG002 -- part of the protocol
         return known, 0
-
-    def owed_late(self, position: datetime) -> datetime | None:
-        """Return an instant after ``position`` if the only one is not: a position never moves back."""
-        return position + _MICROSECOND if self._at <= position else None
 
 
 class Window:
@@ -84,11 +80,11 @@ class Window:
             first = start if since <= start else timetable.first_from(self._inner, start, since)
         return first if self._until is None or first < self._until else FOREVER
 
-    def owed_late(self, position: datetime) -> datetime | None:
-        late = timetable.owed_late(self._inner, position)
-        if late is None or (self._until is not None and late >= self._until):
-            return None
-        return late if self._start is None else max(late, self._start)
+    @property
+    def only(self) -> datetime | None:
+        """Return the single instant, even if it is after the end."""
+        only = timetable.only_instant(self._inner)
+        return only if only is None or self._start is None else max(only, self._start)
 
     def origin(self, now: datetime) -> datetime:
         """Return the instant from which an entry that appears or resumes now is counted. Nothing before now is owed."""
@@ -124,8 +120,9 @@ class Cached:
     def first_from(self, known: datetime, since: datetime) -> datetime:
         return timetable.first_from(self.inner, known, since)
 
-    def owed_late(self, position: datetime) -> datetime | None:
-        return timetable.owed_late(self.inner, position)
+    @property
+    def only(self) -> datetime | None:
+        return timetable.only_instant(self.inner)
 
     def origin(self, now: datetime) -> datetime:
         return origin(self.inner, now)

@@ -68,7 +68,7 @@ class EntryState:
     row: LedgerRow | None = None
     #: True until the first write after the entry was disabled and enabled again.
     resumed: bool = False
-    #: Due instant that is not one of the recurrence's, see :func:`~ha_beat.schedule.recurrence.owed_late`.
+    #: Due instant in place of the recurrence's only one, which an edit has moved to the position or before.
     owed: datetime | None = None
     #: Occurrences up to here may have been enqueued before a loss of state, and are enqueued all the same.
     doubted_until: datetime | None = None

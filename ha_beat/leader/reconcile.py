@@ -18,7 +18,7 @@ from ha_beat.leader.state_loss import Loss
 from ha_beat.reasons import EntryFault, SkipReason, Verdict
 from ha_beat.schedule.misfire import MisfireRules, Skipped, newest_due, skip_all
 from ha_beat.schedule.occurrence import FOREVER, NEVER
-from ha_beat.schedule.recurrence import origin, owed_late
+from ha_beat.schedule.recurrence import only_instant, origin
 from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.shadow import Shadow
 
@@ -191,7 +191,7 @@ def _initial_state(entry: ScheduledEntry, row: LedgerRow | None, now: datetime, 
     if position > now + _CLOCK_TOLERANCE:  # guard: base-in-future
         position = NEVER
     if appeared:
-        position = max(position, origin(entry.recurrence, min(entry.since or now, now)))
+        position = max(position, _start(entry, min(entry.since or now, now)))
     resumed = entry.resumed and not _recorded_since(entry, row)  # guard: resumed-once
     return EntryState(entry, position, row, resumed)
 
@@ -216,16 +216,17 @@ def _place(
     # An instant in the future that has not run is never a position.
     since = min(entry.since or now, now)  # guard: position-not-ahead
     if not known and state.position == NEVER:
-        state.position = since
+        state.position = _start(entry, since)
     state.position = reached = max(state.position, *known) if known else state.position
     if edited or disabled:  # guard: edited-counts-from-edit
         # Instants of the new schedule before the edit are not owed, nor those while the entry was disabled. If it was
         # disabled and edited, the time of the edit counts.
-        if disabled and not changed:  # guard: absent-and-changed
-            since = now
-        state.position = max(state.position, origin(entry.recurrence, since))
-    if changed and entry.once:
-        state.owed = owed_late(entry.recurrence, state.position)  # guard: moved-to-the-past
+        resumed = disabled and not changed  # guard: absent-and-changed
+        start = origin(entry.recurrence, now) if resumed else _start(entry, since)
+        state.position = max(state.position, start)
+    only = only_instant(entry.recurrence)
+    if changed and only is not None and only <= state.position:  # guard: moved-to-the-past
+        state.owed = state.position + _INSTANT
     elif row is not None and row.owed is not None and not changed and not disabled and row.owed > state.position:
         state.owed = row.owed
     if not (edited or disabled) and _was_disabled(entry, row):  # guard: off-without-leader
@@ -237,11 +238,18 @@ def _place(
         skipping = _skip_to(state, in_doubt, writer)
         if skipping is not None:
             return skipping
-    skipped = _dropped(state, reached, now, changed=changed)
+    skipped = _dropped(state, reached, now, since if changed else None)
     if skipped is not None:
         return writer.skip(state, skipped, state.position, last=skipped.first)
     moved = state.position > reached
     return writer.arm(state) if edited or disabled or behind or moved else None  # guard: start-recorded
+
+
+def _start(entry: ScheduledEntry, since: datetime) -> datetime:
+    """Return the position of an entry that is new, or has its present schedule, since then."""
+    start, only = origin(entry.recurrence, since), only_instant(entry.recurrence)
+    # A single instant is owed even if it was saved a moment too late.
+    return start if only is None else min(start, only - _INSTANT)
 
 
 def _doubted_until(row: LedgerRow | None, loss: Loss | None) -> datetime | None:
@@ -250,23 +258,23 @@ def _doubted_until(row: LedgerRow | None, loss: Loss | None) -> datetime | None:
     return max(filter(None, known), default=None)
 
 
-def _dropped(state: EntryState, reached: datetime, now: datetime, *, changed: bool) -> Skipped | None:
+def _dropped(state: EntryState, reached: datetime, now: datetime, edited_at: datetime | None) -> Skipped | None:
     """Return what was due while there was no leader, after ``reached``, and is not due any more.
 
     The row knows one instant. How many more there were is unknown.
     """
     row = state.row
     due = row.owed or row.following if row is not None else None
-    if due is None or due <= reached:
+    if due is None or due <= reached or (state.entry.recurrence is not None and due == state.next_due()):
         return None
     if due <= now and state.position < due and state.entry.recurrence is not None and state.next_due() >= FOREVER:
         # The entry now ends before it.
-        state.position = due  # guard: end-drops-recorded
-        changed = True
-    if due > state.position:  # guard: edit-drops-recorded
+        state.position = edited_at = due  # guard: end-drops-recorded
+    until = max(state.position, edited_at or state.position)
+    if due > until:  # guard: edit-drops-recorded
         return None
-    reason = SkipReason.EDITED if changed else SkipReason.REMOVED
-    return Skipped(due, state.position + _INSTANT, -1, reason)
+    reason = SkipReason.REMOVED if edited_at is None else SkipReason.EDITED
+    return Skipped(due, until + _INSTANT, -1, reason)
 
 
 def _was_disabled(entry: ScheduledEntry, row: LedgerRow | None) -> bool:

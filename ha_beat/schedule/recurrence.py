@@ -25,7 +25,8 @@ _COUNTED_DAYS = 366
 class Recurrence(Protocol):
     """Due instants of one entry, in UTC.
 
-    A class may define more methods: ``origin``, ``first_from`` and ``owed_late``, see the functions of these names.
+    A class may define more methods: ``origin`` and ``first_from``, see the functions of these names, and an attribute
+    ``only``, see :func:`only_instant`.
     """
 
     @property
@@ -65,13 +66,9 @@ def first_from(recurrence: Recurrence, known: datetime, since: datetime) -> date
     return found
 
 
-def owed_late(recurrence: Recurrence | None, position: datetime) -> datetime | None:
-    """Return the instant that an entry is owed although an edit has moved its only one to ``position`` or before.
-
-    A recurrence with one instant needs a method ``owed_late`` for this. Others owe nothing up to their position.
-    """
-    own: Any = getattr(recurrence, "owed_late", None)
-    found: datetime | None = own(position) if own else None
+def only_instant(recurrence: Recurrence | None) -> datetime | None:
+    """Return the instant of a recurrence that has a single one, by its attribute ``only``; ``None`` for others."""
+    found: datetime | None = getattr(recurrence, "only", None)
     return found
 
 

@@ -181,25 +181,26 @@ def test_edited_entry_is_not_moved_back():
 
 @dataclass(frozen=True)
 class Single(Every):
-    """One instant, in seconds from now."""
+    """A single instant, in seconds from now."""
 
     def next_after(self, instant: datetime) -> datetime:
         return at(self.seconds) if instant < at(self.seconds) else FOREVER
 
-    def owed_late(self, position: datetime) -> datetime | None:
-        return position + timedelta(microseconds=1) if at(self.seconds) <= position else None
+    @property
+    def only(self) -> datetime:
+        return at(self.seconds)
 
 
 def single(seconds: float, signature: str = "other", **changes: Any) -> ScheduledEntry:
     """Return an entry as a clocked row has it."""
-    changes = {"since": at(seconds), **changes}
+    changes = {"since": at(-1), **changes}
     return entry(signature=signature, recurrence=Single(seconds), once=True, **changes)
 
 
 @pytest.mark.parametrize("raw", [None, row(-3)], ids=["new", "edited"])
 def test_instant_in_the_future_is_not_a_position(raw):
     """It may be moved to an earlier time before it has run."""
-    done = place(single(+3600), rows={"e": raw} if raw else {})
+    done = place(single(+3600, since=at(+3600)), rows={"e": raw} if raw else {})
     assert done.states[0].position == done.operations[0].row.base == NOW
     assert done.failures == []
     earlier = place(single(+60, "third"), rows={"e": done.operations[0].row.raw}).states[0]

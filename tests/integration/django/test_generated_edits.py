@@ -1,0 +1,430 @@
+"""Generated edits of a row while leaders come and go: what was due is sent once or has a verdict.
+
+The rows, their reader and writer, and the rules of the leader are the real ones. Time and Redis are simulated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from django_celery_beat.models import PeriodicTask
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ha_beat.django.entries import RowEntry
+from ha_beat.django.row_reader import RowReader
+from ha_beat.django.row_writer import RowWriter
+from ha_beat.django.run_state import RunStateTable
+from ha_beat.django.schedule_source import DatabaseSource
+from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.entry import EntryState
+from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
+from ha_beat.leader.planner import Planner
+from ha_beat.leader.reconcile import Absence, reconcile
+from ha_beat.reasons import Verdict
+from ha_beat.store.lease import Term
+from ha_beat.store.shadow import Shadow
+from tests.integration.django.conftest import SQLITE, migrate, use
+from tests.integration.django.project.app import app
+from tests.integration.django.rows import at, cron, every, row
+
+START = datetime(2030, 1, 1, 12, 0, 3, tzinfo=UTC)
+TICK = timedelta(seconds=5)
+
+#: Start of the calendar's minutes.
+HOUR = datetime(2030, 1, 1, tzinfo=UTC)
+
+#: Seconds of the leader's work at the end, without edits.
+QUIET_END = 300
+
+
+class Changes:
+    """Mark of changed rows, without a query."""
+
+    count = 0
+
+    def last_change(self) -> int:
+        return self.count
+
+    def update_changed(self) -> None:
+        self.count += 1
+
+
+@dataclass
+class World:
+    """Simulated time, and Redis: the ledger and the journal."""
+
+    now: datetime = START
+    ledger: dict[str, str] = field(default_factory=dict)
+    verdicts: list[tuple[datetime, Verdict, datetime, datetime]] = field(default_factory=list)
+    epoch: int = 0
+    changes: Changes = field(default_factory=Changes)
+
+    def elapsed(self) -> float:
+        return (self.now - START).total_seconds()
+
+    def write(self, record: str) -> None:
+        data = json.loads(record)
+        first = datetime.fromisoformat(data.get("at") or data["from"])
+        until = datetime.fromisoformat(data["until"]) if "until" in data else first + timedelta(microseconds=1)
+        self.verdicts.append((self.now, Verdict(data["verdict"]), first, until))
+
+    def sent(self) -> list[tuple[datetime, datetime]]:
+        """Return the instant of each message, and when it was sent."""
+        return [(first, when) for when, verdict, first, _ in self.verdicts if verdict is Verdict.ENQUEUED]
+
+    def accounts_for(self, instant: datetime) -> bool:
+        """True if the instant has a verdict."""
+        return any(first <= instant < until for _, _, first, until in self.verdicts)
+
+
+class Replica:
+    """Leader with the real reader, writer and rules. Killing it is dropping it."""
+
+    def __init__(self, world: World, on_send: Callable[[], None]) -> None:
+        self.world, self.on_send = world, on_send
+        world.epoch += 1
+        self.term = Term("r", world.epoch, f"n{world.epoch}", "g", "s", 0.0)
+        self.queue, self.loaded = DueQueue(), False
+        self.reader = RowReader(
+            changes=world.changes,
+            enabled=lambda: PeriodicTask.objects.filter(enabled=True),
+            make_entry=lambda model: RowEntry(model, app),
+            clock=world,
+            now=self.now,
+            emit=self.report,
+        )
+        self.source = self.new_source()
+        table = RunStateTable(PeriodicTask, world.changes, self.now)
+        self.writer = RowWriter(table, self.reader.entries, world, self.source._settled)
+        reading = SimpleNamespace(reader=self.reader, read_in=self.term.nonce)
+        self.source._sync = SimpleNamespace(
+            reading=reading, writing=SimpleNamespace(writer=self.writer), write_soon=lambda: None
+        )
+        self.planner = Planner(self.source, self.report)
+
+    def new_source(self) -> Any:
+        source: Any = object.__new__(DatabaseSource)
+        source._used, source._read_in_term, source._removed = (0, False), True, {}
+        source.detect_hooks = lambda: None
+        source._scheduler = SimpleNamespace(
+            ha_settings=SimpleNamespace(
+                misfire="once", misfire_grace=None, misfire_limit=100, lease_ttl=10, uncertain="skip"
+            )
+        )
+        enqueuer = SimpleNamespace(now=self.now, serves=lambda _: self.loaded, held_back=False, due_queue=self.queue)
+        handle = SimpleNamespace(term=self.term)
+        source._runtime = SimpleNamespace(enqueuer=enqueuer, elector=SimpleNamespace(handle=handle))
+        return source
+
+    def now(self) -> datetime:
+        return self.world.now
+
+    def report(self, event: object) -> None:
+        raise AssertionError(event)
+
+    def tick(self, *, reads_first: bool) -> None:
+        """Do what falls due. The read of the rows and the main loop are two threads: either may come first."""
+        if reads_first or not self.loaded:
+            self.reader.read_if_changed()
+        if not self.loaded or self.source.changed(self.term, held_back=False):
+            self.load()
+        self.dispatch()
+        if not reads_first:
+            self.reader.read_if_changed()
+        self.writer.write()
+        self.writer.disable_expired()
+
+    def load(self) -> None:
+        self.queue = self.source._runtime.enqueuer.due_queue = DueQueue()
+        done = reconcile(
+            self.source.load(),
+            dict(self.world.ledger),
+            Shadow(),
+            None,
+            writer=LedgerWriter(self.term, self.now()),
+            catch_up=False,
+            absence=Absence(certain=True),
+        )
+        assert done.failures == []
+        self.loaded = True
+        for state in done.states:
+            self.planner.plan(self.queue, state, self.now())
+        for operation in done.operations:
+            self.submit(operation)
+
+    def dispatch(self) -> None:
+        for _ in range(50):
+            due = list(self.queue.pop_due(self.now(), 100))
+            if not due:
+                return
+            for state in due:
+                self.submit(self.operation(state))
+        raise AssertionError("no end of due occurrences")
+
+    def operation(self, state: EntryState) -> EntryOperation:
+        writer = LedgerWriter(self.term, self.now())
+        decision = state.decide(self.now())
+        if decision.send is None:
+            return writer.skip(state, decision.skipped, decision.position)
+        made = writer.row(state, decision.position, Verdict.ENQUEUED, scheduled_at=decision.send, task_id="id")
+        records = [writer.enqueued_record(state, decision.send, "id")]
+        if decision.skipped is not None:
+            records.insert(0, writer.skip_record(state, decision.skipped))
+        operation = SimpleNamespace(expected=state.expected, row=made.raw, records=records)
+        return EntryOperation(state, operation, made, decision)
+
+    def submit(self, done: EntryOperation) -> None:
+        state, operation = done.state, done.operation
+        assert self.world.ledger.get(state.id, "") == operation.expected
+        self.world.ledger[state.id] = operation.row
+        for record in operation.records:
+            self.world.write(record)
+        if state.entry.celery_entry is None:
+            self.source.armed(state.id)
+            return
+        if done.sends:
+            self.on_send()
+        state.record_row(done.row)
+        if done.decision is None or state.resumed:
+            state.resumed = False
+            self.source.armed(state.id)
+        if done.decision is not None:
+            self.source.recorded(state.entry, done.row)
+            self.planner.plan(self.queue, state, self.now())
+
+
+@contextmanager
+def frozen(world: World) -> Iterator[None]:
+    with patch("django.utils.timezone.now", lambda: world.now):
+        yield
+
+
+# --- Edits
+
+Edit = Callable[[Any, datetime], None]
+
+
+def _schedule(task: Any, **kind: Any) -> None:
+    task.interval = task.crontab = task.clocked = None
+    for name, value in kind.items():
+        setattr(task, name, value)
+
+
+def clocked(seconds: int) -> Edit:
+    return lambda task, now: _schedule(task, clocked=at(now + timedelta(seconds=seconds)), one_off=True)
+
+
+def crontab(minutes: str) -> Edit:
+    return lambda task, now: _schedule(task, crontab=cron(minutes), one_off=False)
+
+
+def interval(seconds: int) -> Edit:
+    return lambda task, now: _schedule(task, interval=every(seconds), one_off=False)
+
+
+def one_off(task: Any, now: datetime) -> None:
+    task.one_off = True
+
+
+def moment(name: str, seconds: int | None) -> Edit:
+    def edit(task: Any, now: datetime) -> None:
+        setattr(task, name, None if seconds is None else now + timedelta(seconds=seconds))
+
+    return edit
+
+
+def enabled(*, on: bool) -> Edit:
+    def edit(task: Any, now: datetime) -> None:
+        task.enabled = on
+
+    return edit
+
+
+EDITS: dict[str, Edit] = {
+    **{f"clocked {seconds:+}": clocked(seconds) for seconds in (-100, -7, 0, 8, 33, 95)},
+    **{f"crontab {minutes}": crontab(minutes) for minutes in ("*", "*/2")},
+    **{f"interval {seconds}": interval(seconds) for seconds in (10, 45)},
+    "one off": one_off,
+    **{f"start {seconds}": moment("start_time", seconds) for seconds in (None, -30, 40)},
+    **{f"expires {seconds}": moment("expires", seconds) for seconds in (None, -30, 25, 90)},
+    "disable": enabled(on=False),
+    "enable": enabled(on=True),
+}
+
+
+@dataclass
+class Definition:
+    """Row as the leader last read it, or as it is."""
+
+    fields: tuple[Any, ...]
+    task: Any
+
+    @classmethod
+    def of(cls, task: Any) -> Definition:
+        kinds = (task.interval_id, task.crontab_id, task.clocked_id)
+        return cls((*kinds, task.enabled, task.one_off, task.start_time, task.expires), task)
+
+    def due(self, after: datetime, until: datetime) -> Iterator[datetime]:
+        """Yield the calendar's instants. Those of an interval depend on its position."""
+        task = self.task
+        if not task.enabled:
+            return
+        if task.clocked is not None:
+            found = [max(task.clocked.clocked_time, task.start_time or START)]
+        elif task.crontab is not None and not task.one_off:
+            step = 120 if task.crontab.minute == "*/2" else 60
+            last = (until - HOUR) // timedelta(seconds=step)
+            found = [HOUR + last * timedelta(seconds=step)]
+        else:
+            return
+        for instant in found:
+            started = task.start_time is None or instant >= task.start_time
+            if after < instant <= until and started and (task.expires is None or instant < task.expires):
+                yield instant
+
+
+class Simulation:
+    """One row and its leaders, with what a reader of the docs expects."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.replica: Replica | None = None
+        self.known: Definition | None = None
+        self.expected: list[datetime] = []
+        self.edits_on_send: list[str] = []
+        self._definition = (-1, None)
+        with frozen(self.world):
+            self.pk = row("task", crontab=cron("*")).pk
+
+    @property
+    def task(self) -> Any:
+        return PeriodicTask.objects.select_related("interval", "crontab", "clocked").get(pk=self.pk)
+
+    def definition(self) -> Definition:
+        count = self.world.changes.count
+        if self._definition[0] != count:
+            self._definition = (count, Definition.of(self.task))
+        return self._definition[1]
+
+    def on_send(self) -> None:
+        """Edit the row as its own task does, before the leader writes anything."""
+        edits, self.edits_on_send = self.edits_on_send, []
+        for name in edits:
+            self.edit(name)
+
+    def edit(self, name: str) -> None:
+        with frozen(self.world):
+            task = self.task
+            EDITS[name](task, self.world.now)
+            task.save()
+        self.world.changes.update_changed()
+
+    def wait(self, seconds: int, *, reads_first: bool = True) -> None:
+        until = self.world.now + timedelta(seconds=seconds)
+        while self.world.now < until:
+            before, row_is = self.world.now, self.definition()
+            self.world.now += TICK
+            if self.known is not None and self.known.fields == row_is.fields:
+                self.expected += row_is.due(before, self.world.now)
+            if self.replica is not None:
+                with frozen(self.world):
+                    self.replica.tick(reads_first=reads_first)
+                self.known = self.definition()
+
+    def lead(self) -> None:
+        self.replica = Replica(self.world, self.on_send)
+
+    def act(self, action: tuple[str, Any]) -> None:
+        kind, value = action
+        match kind:
+            case "edit":
+                self.edit(value)
+            case "edit on send":
+                self.edits_on_send.append(value)
+            case "wait":
+                self.wait(value)
+            case "wait, read late":
+                self.wait(value, reads_first=False)
+            case "kill":
+                self.replica = None
+            case "lead":
+                self.lead()
+
+    def finish(self) -> None:
+        self.edits_on_send = []
+        self.lead()
+        self.wait(QUIET_END)
+
+    def assert_accounted_for(self) -> None:
+        world = self.world
+        instants = [instant for instant, _ in world.sent()]
+        assert len(instants) == len(set(instants)), "an occurrence was sent twice"
+        missing = [instant for instant in self.expected if not world.accounts_for(instant)]
+        assert not missing, f"without a verdict: {missing}"
+        early = [(instant, when) for instant, when in world.sent() if instant > when]
+        assert not early, f"sent early: {early}"
+
+    def assert_goes_on(self) -> None:
+        """A row that is enabled runs by its present schedule, and one that has ended is disabled."""
+        task, world = self.task, self.world
+        recent = [when for _, when in world.sent() if when > world.now - timedelta(seconds=130)]
+        if task.expires is not None and task.expires <= world.now:
+            assert not task.enabled
+        elif (
+            task.enabled
+            and task.clocked is None
+            and not task.one_off
+            and (task.start_time is None or task.start_time < world.now - timedelta(seconds=130))
+        ):
+            assert recent, "a recurring row is silent"
+        elif task.enabled and task.clocked is not None:
+            assert task.clocked.clocked_time > world.now or (task.start_time or START) > world.now
+
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("edit"), st.sampled_from(sorted(EDITS))),
+    st.tuples(st.just("edit"), st.sampled_from(sorted(EDITS))),
+    st.tuples(st.just("edit on send"), st.sampled_from(sorted(EDITS))),
+    st.tuples(st.just("wait"), st.sampled_from([5, 15, 65, 130])),
+    st.tuples(st.just("wait, read late"), st.sampled_from([5, 65])),
+    st.tuples(st.just("kill"), st.none()),
+    st.tuples(st.just("lead"), st.none()),
+)
+
+
+@pytest.fixture(scope="module")
+def _database() -> Iterator[None]:
+    """A database in memory for all examples."""
+    use(SQLITE)
+    migrate()
+    yield
+    use(SQLITE)
+
+
+def run(actions: list[tuple[str, Any]]) -> Simulation:
+    PeriodicTask.objects.all().delete()
+    simulation = Simulation()
+    simulation.lead()
+    simulation.wait(15)
+    for action in actions:
+        simulation.act(action)
+    simulation.finish()
+    return simulation
+
+
+@pytest.mark.usefixtures("_database")
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(ACTIONS, min_size=2, max_size=9))
+def test_each_occurrence_is_sent_once_or_has_a_verdict(actions):
+    simulation = run(actions)
+    simulation.assert_accounted_for()
+    simulation.assert_goes_on()
