@@ -58,13 +58,13 @@ class Window:
         return following if self._until is None or following < self._until else FOREVER
 
     def _following(self, instant: datetime) -> datetime:
-        start = self._start
+        start, only = self._start, self.only
+        if only is not None:
+            return only if instant < only else FOREVER
         if start is None or instant >= start:
             return self._inner.next_after(instant)
         if isinstance(self._inner, Interval):
             return start
-        if isinstance(self._inner, Clocked):
-            return max(self._inner.next_after(instant), start)
         return self._inner.next_after(start - _MICROSECOND)
 
     def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:

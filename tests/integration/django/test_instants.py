@@ -75,6 +75,11 @@ def test_interval_enabled_again_keeps_the_grid_of_its_start():
     assert task.instants.origin(NOON + timedelta(hours=3, minutes=10)) == start + 2 * HOUR
 
 
+def test_clocked_row_with_a_later_start_is_due_at_its_start():
+    task = entry(clocked=ClockedSchedule(clocked_time=NOON), start_time=NOON + HOUR)
+    assert task.instants.next_after(NOON + HOUR / 2) == NOON + HOUR
+
+
 def test_clocked_row_has_one_instant_however_late():
     task = entry(clocked=ClockedSchedule(clocked_time=NOON), one_off=True)
     assert newest_due(task.instants, NOON, NOON + 1000 * HOUR, keep=1) == DueInstants(NOON, NOON, NOON)
