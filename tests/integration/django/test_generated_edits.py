@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ha_beat.django.entries import RowEntry
+from ha_beat.django.row_query import RowQuery
 from ha_beat.django.row_reader import RowReader
 from ha_beat.django.row_writer import RowWriter
 from ha_beat.django.run_state import RunStateTable
@@ -51,8 +52,8 @@ class Changes:
 
     count = 0
 
-    def last_change(self) -> int:
-        return self.count
+    def last_change(self) -> datetime:
+        return START + timedelta(microseconds=self.count)
 
     def update_changed(self) -> None:
         self.count += 1
@@ -94,17 +95,11 @@ class Replica:
         world.epoch += 1
         self.term = Term("r", world.epoch, f"n{world.epoch}", "g", "s", 0.0)
         self.queue, self.loaded = DueQueue(), False
-        self.reader = RowReader(
-            changes=world.changes,
-            enabled=lambda: PeriodicTask.objects.filter(enabled=True),
-            make_entry=lambda model: RowEntry(model, app),
-            clock=world,
-            now=self.now,
-            emit=self.report,
-        )
+        query = RowQuery(world.changes, lambda: PeriodicTask.objects.filter(enabled=True))
+        self.reader = RowReader(query, lambda model: RowEntry(model, app), clock=world, now=self.now, emit=self.report)
         self.source = self.new_source()
         table = RunStateTable(PeriodicTask, world.changes, self.now)
-        self.writer = RowWriter(table, self.reader.entries, world, self.source._settled)
+        self.writer = RowWriter(table, self.reader.table, world, self.source._settled)
         reading = SimpleNamespace(reader=self.reader, read_in=self.term.nonce)
         self.source._sync = SimpleNamespace(
             reading=reading, writing=SimpleNamespace(writer=self.writer), write_soon=lambda: None
@@ -114,7 +109,8 @@ class Replica:
     def new_source(self) -> Any:
         source: Any = object.__new__(DatabaseSource)
         source._used, source._read_in_term, source._removed = (0, False), True, {}
-        source.detect_hooks = lambda: None
+        source.detect_hooks, source.asks = (lambda: None), lambda _: False
+        source.hooks = SimpleNamespace(replaced=lambda _: False)
         source._scheduler = SimpleNamespace(
             ha_settings=SimpleNamespace(
                 misfire="once", misfire_grace=None, misfire_limit=100, lease_ttl=10, uncertain="skip"
@@ -134,14 +130,20 @@ class Replica:
     def tick(self, *, reads_first: bool) -> None:
         """Do what falls due. The read of the rows and the main loop are two threads: either may come first."""
         if reads_first or not self.loaded:
-            self.reader.read_if_changed()
-        if not self.loaded or self.source.changed(self.term, held_back=False):
+            self.read()
+        if not self.loaded or self.source.changed(self.term, held_back=False) is not None:
             self.load()
         self.dispatch()
         if not reads_first:
-            self.reader.read_if_changed()
+            self.read()
         self.writer.write()
         self.writer.disable_expired()
+
+    def read(self) -> None:
+        """Read all that has changed. A read goes through the table in several turns."""
+        self.reader._urgent_from = 0.0
+        for _ in range(3):
+            self.reader.turn()
 
     def load(self) -> None:
         self.queue = self.source._runtime.enqueuer.due_queue = DueQueue()
@@ -446,7 +448,7 @@ def check(actions: list[tuple[str, Any]]) -> None:
 @pytest.mark.parametrize(
     "actions",
     [
-        [("edit", "interval 10"), ("wait", 65), ("edit", "clocked -100")],
+        [("edit", "interval 10"), ("wait", 65), ("edit", "clocked -100"), ("wait", 15)],
         [("edit", "clocked +95"), ("wait", 15), ("edit", "clocked +8")],
         [("edit", "clocked +95"), ("wait", 15), ("edit", "interval 10")],
         [("edit", "clocked +8"), ("edit on send", "clocked +33"), ("wait", 65)],
