@@ -29,9 +29,12 @@ def chromium() -> str:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Probed]:
-    with need(RedisServer) as server, Probed(server.url, cluster="shop", spec=SPEC) as cluster:
-        cluster.settle()
-        yield cluster
+    with need(RedisServer) as server:
+        cluster = Probed(server.url, cluster="shop", spec=SPEC)
+        cluster[0].env["HA_BEAT_PAGE_URL"] = "https://beat.example/{replica}"
+        with cluster:
+            cluster.settle()
+            yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,10 @@ def test_every_replica_serves_the_whole_cluster(browser, cluster):
             assert page.inner_text("#replicas").count("standby") == 2
             assert page.title().startswith(f"{leader.name} leads")
             assert {"fast", "reports", "nightly"} <= set(page.inner_text("#upcoming").split())
+            # A browser may not reach the address of a replica without page_url.
+            links = page.evaluate("[...document.querySelectorAll('#replicas a')].map(each => each.href)")
+            assert links == ["https://beat.example/beat-0"]
+            assert f":{cluster.ports[1]}" in page.inner_text("#replicas")
             assert "median" in page.inner_text("#late-note")
             assert page.locator("#timeline rect.bar").count() >= 1
             assert page.locator("#lateness circle").count() >= 1

@@ -110,7 +110,8 @@ def test_documented_rights_are_enough(server: RedisServer, kind: str) -> None:
             time.sleep(2.5)
             leader.kill()
             successor = cluster.wait_for_leader(other_than=leader)
-            leader.start()
+            seen = leader.log_text().count("action=leader_seen")
+            leader.start().wait_for_log("action=leader_seen", count=seen + 1)  # before the command step-down
             app = app_for(url, **({"ha_beat_redis_url": lease} if lease else {}))
             for command in COMMANDS:
                 result = invoke(app, *command.split())
