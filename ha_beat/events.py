@@ -342,6 +342,7 @@ class BrokersIgnored(Event):
     """The broker is a list of Redis servers, and the first also holds the lease, which can't move to another."""
 
     action: ClassVar[str] = "brokers_ignored"
+    problem: ClassVar[bool] = True
 
     used: str
     ignored: str

@@ -59,7 +59,7 @@ class EventMemory:
                 self.forbidden, self.poll_now = "", True
             case events.TermEnded():
                 self.failing, self.poll_now = {}, True
-            case events.ClockOffset():
+            case events.ClockOffset() | events.ScheduleReady():
                 self.poll_now = True
             case events.LeaseUnreachable(detail=detail):
                 self.unreachable, self.poll_now = detail, True
