@@ -448,7 +448,7 @@ def check(actions: list[tuple[str, Any]]) -> None:
 @pytest.mark.parametrize(
     "actions",
     [
-        [("edit", "interval 10"), ("wait", 65), ("edit", "clocked -100"), ("wait", 15)],
+        [("edit", "interval 10"), ("wait", 70), ("edit", "clocked -100"), ("wait", 15)],
         [("edit", "clocked +95"), ("wait", 15), ("edit", "clocked +8")],
         [("edit", "clocked +95"), ("wait", 15), ("edit", "interval 10")],
         [("edit", "clocked +8"), ("edit on send", "clocked +33"), ("wait", 65)],
