@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.reasons import AnswerKind, TermEnd, UncertainPolicy
-from ha_beat.store.lease import Term
-from ha_beat.store.ledger import Ledger, LedgerRow
+
+if TYPE_CHECKING:
+    # The guard loads this module in every worker, and needs neither.
+    from ha_beat.store.lease import Term
+    from ha_beat.store.ledger import Ledger, LedgerRow
 
 
 class PreparedMessage(Protocol):
