@@ -160,11 +160,12 @@ class RowReader:
             return None
         budget = _URGENT_BUDGET if full.urgent else _BACKSTOP_BUDGET
         until = float("inf") if not self.complete else elapsed + budget
-        with gc_paused():
-            while not full.done:
+        while not full.done:
+            # For one page only: Django's query leaves cycles behind.
+            with gc_paused():
                 full.read_page(self._checked_at, now)
-                if self._clock.elapsed() >= until:
-                    break
+            if self._clock.elapsed() >= until:
+                break
         ended = self._clock.elapsed()
         if not full.done:
             # As long a pause as the work, because the main loop needs the interpreter too.
