@@ -30,13 +30,13 @@ the main loop works on it; the main loop then goes on with the resolved claim.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
 
 from ha_beat.dispatch.protocol import Answer, OpenClaim, Operation
-from ha_beat.reasons import AnswerKind, PublishOutcome, UncertainPolicy, UncertainReason, Verdict
+from ha_beat.reasons import AnswerKind, PublishOutcome, SkipReason, UncertainPolicy, UncertainReason, Verdict
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 
@@ -293,9 +293,26 @@ def parse_claim(key: str, value: str) -> tuple[str, int, OpenClaim]:
     return state, int(content["ms"]), found
 
 
-def take_back_update(claim: OpenClaim) -> Update:
-    """Return what undoes a withdrawn claim."""
-    return Update(claim.key, claim.json, "", claim.entry, claim.before, [claim.row] if claim.row else [], ())
+def take_back_updates(claims: Iterable[OpenClaim], rows: Mapping[str, str]) -> list[Update]:
+    """Return what undoes withdrawn claims. ``rows`` are the rows of their entries.
+
+    An occurrence whose row was replaced since by that of a later one is not sent any more, and is recorded as skipped.
+    """
+    now, updates = dict(rows), []
+    # Newest first: what is taken back may restore the row of an earlier one.
+    for claim in sorted(claims, key=_revision, reverse=True):
+        replaced = bool(claim.row and now.get(claim.entry)) and now[claim.entry] != claim.row
+        records = tuple(map(_skipped_record, claim.records)) if replaced else ()  # guard: withdrawn-row-replaced
+        replaces = [claim.row] if claim.row else []
+        updates.append(Update(claim.key, claim.json, "", claim.entry, claim.before, replaces, records))
+        if claim.row and not replaced:
+            now[claim.entry] = claim.before
+    return updates
+
+
+def _revision(claim: OpenClaim) -> int:
+    row = LedgerRow.parse(claim.row) if claim.row else None
+    return row.rev if row is not None else 0
 
 
 def give_up_update(claim: OpenClaim) -> tuple[Update, LedgerRow | None]:
@@ -325,6 +342,15 @@ def uncertain_record(record: str, reason: UncertainReason = UncertainReason.UNCO
         fields["verdict"], fields["why"] = Verdict.UNCERTAIN, reason
         if detail:
             fields["detail"] = detail[:_MAX_DETAIL]
+    return json.dumps(fields)
+
+
+def _skipped_record(record: str) -> str:
+    """Return the record of an enqueued occurrence as one that was not sent, and any other record unchanged."""
+    fields = json.loads(record)
+    if fields.get("verdict") == Verdict.ENQUEUED:
+        fields["verdict"], fields["why"] = Verdict.SKIPPED, SkipReason.NOT_PUBLISHED
+        fields.pop("id", None)
     return json.dumps(fields)
 
 

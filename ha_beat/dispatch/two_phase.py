@@ -148,8 +148,12 @@ class ClaimDispatcher:
 
     def take_back(self, term: Term) -> bool:
         withdrawn = [claim for claim in self._store.open_claims(term) if claim.withdrawn]
-        self._store.resolve([machine.take_back_update(claim) for claim in withdrawn], term)
-        return bool(withdrawn)
+        if not withdrawn:
+            return False
+        # Only the leader replaces rows, so that these stay as they are until the claims are resolved.
+        rows = self.ledger.read_some({claim.entry for claim in withdrawn})
+        self._store.resolve(machine.take_back_updates(withdrawn, rows), term)
+        return True
 
     def hand_back(self, term: Term, client: redis.Redis) -> None:
         """Resolve the claims of a process that is being stopped, through its own connection ``client``.

@@ -231,7 +231,7 @@ class BatchBuilder:
             if kept is None or not kept.usable_in_place(state, (args, kwargs)):
                 raise
             message = kept.message.restamped(header)
-        self._kept.keep(entry, at, dispatcher, message, (args, kwargs))
+        self._kept.keep(state, at, dispatcher, message, (args, kwargs))
         return message
 
     def _is_due(self, state: EntryState, queue: DueQueue, now: datetime) -> bool:

@@ -29,15 +29,17 @@ class KeptMessage:
     definition: Any
     #: Args and kwargs of the message.
     arguments: Any
+    #: Runs of the entry when it was kept. Another leader that enqueues the occurrence adds one.
+    runs: int
     #: True if it was certainly not enqueued.
     unsent: bool = False
 
     def usable_in_place(self, state: EntryState, arguments: Any) -> bool:
         """True if it can be sent as the message of a later occurrence with the same arguments.
 
-        It must be certain that it was not enqueued.
+        It must be certain that neither it nor another leader's message of its occurrence was enqueued.
         """
-        if not same_definition(self.arguments, arguments):
+        if state.runs != self.runs or not same_definition(self.arguments, arguments):  # guard: kept-not-run-elsewhere
             return False
         return self.unsent or state.position < self.at  # guard: kept-certainly-unsent
 
@@ -60,11 +62,12 @@ class KeptMessages:
         return kept
 
     def keep(
-        self, entry: ScheduledEntry, at: datetime, dispatcher: Dispatcher, message: PreparedMessage, arguments: Any
+        self, state: EntryState, at: datetime, dispatcher: Dispatcher, message: PreparedMessage, arguments: Any
     ) -> None:
         """Keep the message of the entry's occurrence due ``at``."""
-        self._messages.pop(entry.id, None)
-        self._messages[entry.id] = KeptMessage(message, at, dispatcher, definition_of(entry), arguments)
+        self._messages.pop(state.id, None)
+        definition = definition_of(state.entry)
+        self._messages[state.id] = KeptMessage(message, at, dispatcher, definition, arguments, state.runs)
         if len(self._messages) > _MOST:
             del self._messages[next(iter(self._messages))]
 

@@ -481,6 +481,19 @@ def test_unsent_claim_of_an_ended_term_is_withdrawn(leader: Leader):
     assert not new.dispatcher.take_back(new.term)
 
 
+def test_withdrawn_claim_whose_row_was_replaced_has_a_verdict(leader: Leader):
+    """The next leader dispatched the next occurrence before the claim was withdrawn."""
+    leader.publisher.outcomes = [NO_EXCHANGE]
+    leader.publisher.before_send = lambda _: leader.successor()
+    with pytest.raises(FencedOff):
+        leader.submit(leader.operation())
+    new = leader.successor()
+    newer = replace(new.operation(expected=new.raw(), rev=2), task_id="id of the next")
+    assert new.submit(newer) == [DONE]
+    assert new.dispatcher.take_back(new.term)
+    assert (new.raw(), new.claims(), new.journal()) == (newer.row, {}, ["enqueued", "skipped"])
+
+
 def test_uncertain_claim_is_removed_after_a_day(leader: Leader):
     """A recent one is kept for a late confirmation."""
     leave_claimed(leader)

@@ -882,6 +882,19 @@ def test_message_that_may_have_been_enqueued_is_not_sent_again(locking: Leader):
     assert locking.records("e")[-1]["why"] == SkipReason.DECLINED
 
 
+def test_message_that_another_leader_has_enqueued_replaces_none(locking: Leader):
+    """The next occurrence is declined, because the first one waits to run. The old message has the same task id."""
+    locking.dispatcher.fail = failing(StoreRefused("full"), "e")
+    locking.turn(3, after=1.0)
+    locking.dispatcher.fail = lambda _: None
+    due = locking.state().due_at
+    assert due is not None
+    locking.write(enqueued(due, run_count=1))
+    locking.lead()
+    assert locking.turn(5, after=3600.0).messages == []
+    assert locking.records("e")[-1]["why"] == SkipReason.DECLINED
+
+
 def test_message_of_an_edited_entry_is_built_again(locking: Leader):
     locking.dispatcher.fail = failing(StoreUnavailable("away"), "e")
     locking.turn(3, after=1.0)

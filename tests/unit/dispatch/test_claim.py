@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ha_beat.dispatch import Answer, Operation
+from ha_beat.dispatch import Answer, OpenClaim, Operation
 from ha_beat.dispatch import claim as machine
 from ha_beat.dispatch.claim import Claim, Resolution, State
 from ha_beat.reasons import AnswerKind, PublishOutcome, UncertainPolicy, UncertainReason, Verdict
@@ -219,3 +219,18 @@ def test_malformed_claim_is_an_error(value: str):
 def test_step_of_a_request_has_its_own_key():
     assert machine.key_of(operation()) == "id"
     assert machine.key_of(replace(operation(), request="request", step=3)) == "request:3"
+
+
+@pytest.mark.parametrize(("place", "verdicts"), [(0, ["skipped"]), (1, []), (2, ["skipped"] * 2)])
+def test_withdrawn_claims_of_one_entry_are_undone_or_skipped(place: int, verdicts: list[str]):
+    """The second replaced the first. The entry's row is that of the first, of the second, or of a later occurrence."""
+    rows = [LedgerRow(base=NOON, verdict=Verdict.CLAIMED, rev=rev).encoded() for rev in (1, 2, 3)]
+    records = operation().records
+    first, second = (
+        OpenClaim(f"id {rev}", "{}", "entry", "nonce", SKIP, rows[rev], records, rows[rev - 1] if rev else "", True)
+        for rev in (0, 1)
+    )
+    updates = machine.take_back_updates([first, second], {"entry": rows[place]})
+    assert [update.key for update in updates] == ["id 1", "id 0"]
+    written = [json.loads(record)["verdict"] for update in updates for record in update.records]
+    assert written == verdicts
