@@ -54,8 +54,8 @@ class EventQueue:
         """Queue an event. Never waits, and never raises."""
         if self._waiting.qsize() >= self._size:
             self._dropped += 1
-            return
-        self._waiting.put(event)
+        else:
+            self._waiting.put(event)
         with suppress(RuntimeError):  # There is no room for another thread: the next event tries again.
             self._thread.keep_running()
 

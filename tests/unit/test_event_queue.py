@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 
@@ -71,6 +72,17 @@ def test_blocked_consumer_does_not_delay_the_emitter():
     (dropped,) = queued.emitted.of(events.EventsDropped)
     assert 39 <= dropped.count <= 40
     assert len(queued.taken.of(events.LeaderSeen)) == 50 - dropped.count
+
+
+def test_full_queue_is_consumed_once_the_thread_can_start(monkeypatch):
+    """A machine without room for another thread, until the queue was full."""
+    queued = Queued(size=10)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+        queued.emit(11)
+    queued.emit(1)
+    queued.queue.close(10)
+    assert len(queued.taken.of(events.LeaderSeen)) == 10
 
 
 def test_blocked_consumer_is_a_late_duty(monkeypatch):
