@@ -120,10 +120,12 @@ class RowReader:
         if moved:
             self._follow_up_until = elapsed + _FOLLOW_UP
             self._full_due = min(self._full_due, elapsed + _CONFIRM_AFTER)
-        self._mark, before = mark, self._mark
+        before = self._mark
         # Of a small table all rows are read: that finds each change at once, at about the same cost.
         by_mark = self._query.has_integer_keys and (not moved or len(self.table.known) > PAGE)
         explained = by_mark and mark is not None and self._read_saved(before or mark, mark, now)
+        # Not before: if the database fails, the next check finds the mark moved.
+        self._mark = mark
         if not moved or explained:
             return
         if self._full is not None and self._full.urgent:

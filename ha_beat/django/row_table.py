@@ -88,10 +88,13 @@ class RowTable:
 
         ``checked_at`` is the time of the last check, which found the rows as they were before; ``None`` at the first.
         """
-        changed = {row.pk: row for row in rows if self._definitions.get(row.pk) != row.definition}
-        made = self._make(changed) if changed else {}
+        differing = {row.pk: row for row in rows if self._definitions.get(row.pk) != row.definition}
+        found = self._make(differing) if differing else {}
+        changed = {pk: row for pk, row in differing.items() if pk in found}
+        made = {pk: entry for pk, entry in found.items() if entry is not None}
         number = self.number + 1
-        gone = [pk for pk in absent if pk in self._definitions]
+        # A row may have been disabled or deleted between the two queries.
+        gone = [pk for pk in {*absent, *(differing.keys() - found.keys())} if pk in self._definitions]
         lost = [str(pk) for pk in changed if pk not in made and str(pk) in self.entries]
         for row in rows:
             entry = made.get(row.pk) or (None if row.pk in changed else self.entries.get(row.id))
@@ -114,14 +117,15 @@ class RowTable:
             self._changed.extend((number, entry_id) for entry_id in touched)
             self.number = number
 
-    def _make(self, changed: Mapping[Any, Row]) -> dict[Any, RowEntry]:
-        """Make the entries of these rows. One that can't be read is reported and left out."""
-        made: dict[Any, RowEntry] = {}
+    def _make(self, changed: Mapping[Any, Row]) -> dict[Any, RowEntry | None]:
+        """Make the entries of those of the rows that are enabled. One that can't be read is reported, and ``None``."""
+        made: dict[Any, RowEntry | None] = {}
         for chunk in chunks(list(changed)):
             for model in self._models(chunk):
                 try:
                     made[model.pk] = self._make_entry(model)
                 except Exception as exc:
+                    made[model.pk] = None
                     self._emit(events.EntryFailed(model.name, EntryFault.INVALID, str(exc)))
         return made
 

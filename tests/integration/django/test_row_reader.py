@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
 from ha_beat import events
@@ -179,6 +180,39 @@ def test_bulk_update_that_a_later_change_hides_is_found_within_a_minute(table):
     table.turn()
     table.clock.ahead += 61
     for _ in range(ROWS):
+        table.turn()
+    table.assert_up_to_date()
+
+
+def test_marked_change_during_an_outage_is_found_after_it(table, monkeypatch):
+    """The mark was read, and then the connection was lost for longer than a follow-up takes."""
+    table.turn()
+    table.clock.ahead += 10
+    table.turn()
+    update(table.tasks[10:20], interval=every(60))
+    with monkeypatch.context() as patched:
+        patched.setattr(RowQuery, "saved_since", Mock(side_effect=OperationalError))
+        with pytest.raises(OperationalError):
+            table.turn()
+    table.clock.ahead += 10
+    table.turn()
+    table.assert_up_to_date()
+
+
+def test_row_disabled_while_it_is_read_is_found_when_enabled(table, monkeypatch):
+    """A row is read by two queries, and another transaction may disable it between them."""
+    table.turn()
+    table.clock.ahead += 10
+    table.turn()
+    new = row("new", interval=every(60))
+    with monkeypatch.context() as patched:
+        patched.setattr(table.reader.table, "_models", lambda _: ())
+        table.turn()
+    assert "new" not in table.names
+    PeriodicTask.objects.filter(pk=new.pk).update(enabled=True)
+    PeriodicTasks.update_changed()
+    for _ in range(3):
+        table.clock.ahead += 1
         table.turn()
     table.assert_up_to_date()
 
