@@ -129,9 +129,9 @@ class RequestHandler:
         """Serve the waiting requests until the budget is spent. Return True if none is left."""
         waiting, server_ms = self._requests.waiting()
         self._forget_all_but({request.id for request in waiting})
-        # Last, so that a long one does not hold up the others.
-        waiting.sort(key=lambda request: request.id == self._working_on)
-        complete, budget = True, self._pace.begin()
+        # Backfills come last, so that a long one does not hold up the others. One of them works per turn.
+        waiting.sort(key=lambda request: (request.kind is RequestKind.BACKFILL, request.id != self._working_on))
+        complete, budget, worked = True, self._pace.begin(), False
         broker_error: StoreError | None = None
         for request in waiting:
             needs_broker = request.kind in _NEED_THE_BROKER
@@ -141,11 +141,11 @@ class RequestHandler:
                 self._requests.withdraw(request.id)
                 self._unanswered.pop(request.id, None)
                 continue
-            if request.id == self._working_on:
-                budget = self._pace.begin()
-            elif budget.spent or (self._work is not None and request.kind is RequestKind.BACKFILL):
+            if worked or (budget.spent and request.kind is not RequestKind.BACKFILL):
                 complete = False
                 continue
+            if request.kind is RequestKind.BACKFILL:
+                budget, worked = self._pace.begin(), True
             try:
                 complete = self._handle(term, request, budget) and complete
             except StoreError as exc:

@@ -364,6 +364,7 @@ def test_backfill_works_in_steps_while_other_requests_are_answered(leader: Leade
     """Its search of a large journal must not hold up the schedule either."""
     leader.stub.dispatcher = Sender(leader)
     backfill = begin_backfill(leader, 120)
+    time.sleep(0.005)  # requests of one millisecond have no order
     second = leader.post(RequestKind.BACKFILL, **backfill.args)
     assert leader.attend() == 0.0
     turns = 1
