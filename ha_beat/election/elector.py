@@ -63,8 +63,9 @@ _T = TypeVar("_T")
 #: Longest time in seconds between two checks for requests of the main loop.
 _SLICE = 0.1
 
-#: Seconds without an answer of Redis after which the duty counts as late. The outage itself is an event.
-_LEASE_WITHIN = 30.0
+#: Seconds without an answer of Redis, or intervals if those last longer, after which the duty counts as late. The
+#: outage itself is an event.
+_LEASE_WITHIN, _LEASE_INTERVALS = 30.0, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,8 @@ class Elector:
 
     def start(self) -> None:
         """Start to campaign. Call it after any fork."""
-        self._duties.expect(Duty.LEASE, within=_LEASE_WITHIN)
+        interval = max(self._timing.renew_interval, self._timing.poll_interval)
+        self._duties.expect(Duty.LEASE, within=max(_LEASE_WITHIN, _LEASE_INTERVALS * interval))
         self.handle.run(threading.Thread(target=self._run, name="ha_beat-elector", daemon=True))
 
     def keep_running(self) -> None:

@@ -16,7 +16,8 @@ TIMING = Timing(ttl=10.0, renew_interval=2.5, poll_interval=0.1, stall_timeout=1
 
 
 class Electors:
-    def __init__(self) -> None:
+    def __init__(self, timing: Timing = TIMING) -> None:
+        self.timing = timing
         self.clock = SettableClock()
         self.store = MemoryLeaseStore(self.clock)
         self.events = EventLog()
@@ -27,7 +28,16 @@ class Electors:
     def add(self, name: str = "one", *, remembers: bool = True, presence: Presence | None = None) -> Elector:
         presence = presence or MemoryPresence(self.store, self.clock)
         eligibility = Eligibility(remembers=lambda: remembers)
-        args = (self.store, presence, replica(name), TIMING, self.clock, self.events.append, self.time, eligibility)
+        args = (
+            self.store,
+            presence,
+            replica(name),
+            self.timing,
+            self.clock,
+            self.events.append,
+            self.time,
+            eligibility,
+        )
         self.all.append(Elector(*args, duties=self.duties))
         return self.all[-1]
 

@@ -12,9 +12,10 @@ from unittest.mock import Mock
 import pytest
 
 from ha_beat import events
+from ha_beat.duties import Duties
 from ha_beat.election.elector import Elector
 from ha_beat.election.leader_handle import LeaderHandle
-from ha_beat.election.state_machine import Leader, Standby
+from ha_beat.election.state_machine import Leader, Standby, Timing
 from ha_beat.errors import ForeignApp, StoreUnavailable
 from ha_beat.reasons import Duty, TermEnd, TermStart
 from ha_beat.store.lease import Term
@@ -324,6 +325,25 @@ def test_presence_failure_is_reported_at_the_second_attempt(electors: Electors, 
     monkeypatch.setattr(presence, "open", broken)
     electors.run(0.5)
     assert Duty.PRESENCE not in electors.duties.late()
+
+
+def test_long_intervals_make_no_late_lease(monkeypatch):
+    """Leader and standby ask Redis less often than after the 30 seconds that otherwise count as late."""
+    monkeypatch.setattr(LeaderHandle, "run", Mock())
+    electors = Electors(Timing(ttl=200, renew_interval=50, poll_interval=100, stall_timeout=101))
+    boards = []
+    for name in ("one", "two"):
+        electors.duties = Duties(electors.clock, electors.events.append)
+        boards.append(electors.duties)
+        electors.add(name).start()
+        electors.run(1)
+    for _ in range(50):
+        electors.run(8)
+        assert [Duty.LEASE in duties.late() for duties in boards] == [False, False]
+    for command in ("renew", "observe", "acquire"):
+        monkeypatch.setattr(electors.store, command, Mock(side_effect=StoreUnavailable("gone")))
+    electors.run(201)
+    assert [Duty.LEASE in duties.late() for duties in boards] == [True, True]
 
 
 # --- Thread
