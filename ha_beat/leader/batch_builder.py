@@ -96,6 +96,7 @@ class BatchBuilder:
                     # Not at its due time: an entry with a backlog would precede the others in each batch.
                     queue.put(left, left.due_at or writer.now, writer.now)
                 break
+            state.tried_at = writer.now
             try:
                 operation = self._operation(writer, state, queue, dispatcher, batch.error)
             except StoreError as exc:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from ha_beat.leader.entry import EntryState
+from ha_beat.schedule.occurrence import NEVER
 
 #: Number of places that are not worth removing.
 _FEW = 64
@@ -20,6 +21,7 @@ class DueQueue:
     _heap: list[tuple[datetime, int, EntryState]] = field(default_factory=list)
     _by_id: dict[str, EntryState] = field(default_factory=dict)
     _tickets: int = 0
+    _longest_first: bool = False
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -63,9 +65,15 @@ class DueQueue:
                 yield state
 
     def put_behind(self, due_until: datetime, now: datetime) -> None:
-        """Put the entries that were due by ``due_until`` behind those that fell due since, up to ``now``."""
-        for state in list(self.pop_due(due_until, len(self._heap))):
-            self.put(state, state.due_at or now, now)
+        """Put the entries that were due by ``due_until`` behind those that fell due since, up to ``now``.
+
+        Every other time the one that has waited longest goes in front of all: the others may fill each batch.
+        """
+        due = list(self.pop_due(due_until, len(self._heap)))
+        self._longest_first = not self._longest_first
+        first = min(due, key=_waiting_since, default=None) if self._longest_first else None
+        for state in due:
+            self.put(state, state.due_at or now, None if state is first else now)
 
     def next_due(self) -> datetime | None:
         """Return the time at which the next entry can be popped; ``None`` if the queue is empty."""
@@ -89,6 +97,11 @@ class DueQueue:
         if not soonest or soonest[0][0] > now:
             return 0
         return sum(1 for at, ticket, state in self._heap.copy() if at <= now and state.ticket == ticket)
+
+
+def _waiting_since(state: EntryState) -> datetime:
+    """Return since when an entry waits for its turn: an instant of a backlog is older than the entry's last turn."""
+    return max(state.due_at or NEVER, state.tried_at)
 
 
 def seconds_overdue(upcoming: Sequence[tuple[datetime, EntryState]], now: datetime) -> float:

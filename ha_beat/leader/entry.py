@@ -9,7 +9,7 @@ from typing import Any
 from ha_beat.exception_text import printable
 from ha_beat.reasons import SkipReason, UncertainPolicy, Verdict
 from ha_beat.schedule.misfire import Decision, DueInstants, MisfireRules, Skipped, newest_due, skip_all
-from ha_beat.schedule.occurrence import FOREVER
+from ha_beat.schedule.occurrence import FOREVER, NEVER
 from ha_beat.schedule.recurrence import Recurrence
 from ha_beat.store.ledger import LedgerRow
 
@@ -84,6 +84,8 @@ class EntryState:
     build_failures: int = 0
     #: True if the row's own occurrence is sent again, because the outcome of the first attempt is unknown.
     resend: bool = False
+    #: Time of the batch in which it last had its turn.
+    tried_at: datetime = NEVER
     #: Number of its place in the due queue; 0 if it has none.
     ticket: int = 0
     #: Without a recurrence: seconds after a run until the entry is asked again.

@@ -282,6 +282,25 @@ def test_slow_entries_are_sent_in_pieces_while_others_run(leader: Leader):
     assert max(after - before for before, after in pairwise(leader.moves)) < 1.0
 
 
+def test_slow_entries_that_fill_the_time_do_not_stop_the_others(leader: Leader):
+    """Each takes a whole batch, and is due again before the others have had their turn."""
+
+    class Slow(Source):
+        def load(self) -> Iterable[ScheduledEntry]:
+            for entry in super().load():
+                yield replace(entry, recurrence=Every(1.0)) if entry.id.startswith("slow") else entry
+
+        def arguments(self, entry: ScheduledEntry) -> Any:
+            leader.later(0.6 if entry.id.startswith("slow") else 0.01)
+            return super().arguments(entry)
+
+    slow, others = ["slow1", "slow2"], [f"e{number}" for number in range(5)]
+    leader.use(Slow(**dict.fromkeys(slow, 2.0), **dict.fromkeys(others, 3600.5)))
+    leader.turn(40)
+    assert set(leader.messages) == {*slow, *others}
+    assert min(leader.messages.count(name) for name in slow) > 5
+
+
 def test_entry_with_a_backlog_goes_behind_the_others(leader: Leader):
     """Its instants are the oldest, and would take every batch until it has caught up."""
 
