@@ -48,10 +48,11 @@ class Watchdog:
             duties.done(Duty.MAIN_LOOP)
         if status.term is None:
             duties.suspend(Duty.TAKE_UP)
-        elif status.taken_up:
-            duties.done(Duty.TAKE_UP)
         else:
+            # Also once it is done: the next term may begin before the next check.
             duties.expect(Duty.TAKE_UP, within=TAKE_UP_WITHIN)
+            if status.taken_up:
+                duties.done(Duty.TAKE_UP)
         duties.check()
         self._manager.watch(ready=not status.ready(), progress=not status.stalled)
 

@@ -93,6 +93,19 @@ def test_leader_that_does_not_take_up_the_schedule_is_not_ready(scene):
     assert "ha_beat_taken_up 1.0" in scene.metrics().text().decode()
 
 
+def test_next_term_that_follows_at_once_has_to_be_taken_up_too(scene):
+    """After a loss of Redis' data a replica may lead again before the watchdog looks."""
+    scene.lead(epoch=7, seconds=1e6)
+    watch = watchdog(scene)
+    watch.check()
+    scene.lead(epoch=8, seconds=1e6)
+    scene.taken_up = False
+    for _ in range(2):
+        watch.check()
+        scene.clock.advance(4)
+    assert reasons(scene) == {HealthReason.NOT_TAKEN_UP}
+
+
 def test_hung_main_loop_is_a_late_duty(scene):
     scene.election.idle = 16.0
     watchdog(scene).check()
