@@ -16,11 +16,15 @@ from typing import Any
 from kombu import Connection
 from kombu.utils.json import dumps
 
+from ha_beat.dispatch.message import is_timed
 from ha_beat.errors import HaBeatError
 from ha_beat.headers import HEADER
 from ha_beat.store.name_resolution import with_bounded_names
 
 Command = tuple[str, ...]
+
+#: Commands that carry a message.
+_PUSHES = frozenset({"LPUSH", "PUBLISH"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +37,17 @@ class RedisCommands:
     def size(self) -> int:
         return sum(len(part) for command in self.commands for part in command)
 
+    @property
+    def timed(self) -> bool:
+        return any(is_timed(json.loads(value).get("headers")) for name, _, value in self.commands if name in _PUSHES)
+
     def restamped(self, header: Mapping[str, Any]) -> RedisCommands:
         return RedisCommands(tuple(_restamped(command, header) for command in self.commands))
 
 
 def _restamped(command: Command, header: Mapping[str, Any]) -> Command:
     name, key, value = command
-    if name not in {"LPUSH", "PUBLISH"}:
+    if name not in _PUSHES:
         return command
     message = json.loads(value)
     if HEADER in (message.get("headers") or {}):

@@ -61,6 +61,11 @@ class DeclaringOnce(Producer):  # type: ignore[misc, unused-ignore]
         return result
 
 
+def is_timed(headers: Mapping[str, Any] | None) -> bool:
+    """True if a message with these headers expires, or waits for its ETA."""
+    return any((headers or {}).get(name) for name in ("expires", "eta"))
+
+
 class Sender:
     """Sender of an entry's message through a producer, as plain beat does it.
 

@@ -23,6 +23,11 @@ class PreparedMessage(Protocol):
         """Return the characters that the message adds to a script call; 0 if no script sends it."""
         ...
 
+    @property
+    def timed(self) -> bool:
+        """Return True if the message has an expiry or an ETA, which count from when it was built."""
+        ...
+
     def restamped(self, header: Mapping[str, Any]) -> PreparedMessage:
         """Return the message with another header of this package, for a later term or a later occurrence."""
         ...

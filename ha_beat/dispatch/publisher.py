@@ -21,7 +21,7 @@ from ha_beat.dispatch.broker_adapters import (
     SqsAdapter,
 )
 from ha_beat.dispatch.build_errors import is_io_error
-from ha_beat.dispatch.message import DEDUPLICATION, DeclaringOnce, Sender, has_own_apply_async, publish
+from ha_beat.dispatch.message import DEDUPLICATION, DeclaringOnce, Sender, has_own_apply_async, is_timed, publish
 from ha_beat.dispatch.protocol import PreparedMessage
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.exception_text import exception_line
@@ -66,6 +66,10 @@ class DeferredMessage:
     def size(self) -> int:
         """Return 0: the message is not part of a script call."""
         return 0
+
+    @property
+    def timed(self) -> bool:
+        return any(is_timed(one.arguments["headers"]) for one in self.publishes)
 
     def restamped(self, header: Mapping[str, Any]) -> DeferredMessage:
         return DeferredMessage(tuple(one.restamped(header) for one in self.publishes))

@@ -209,7 +209,7 @@ class BatchBuilder:
     def _buildable(self, state: EntryState, at: datetime, dispatcher: Dispatcher) -> bool:
         """True if the message of an occurrence does not wait for arguments that a thread computes."""
         kept = self._kept.find(state.entry, dispatcher)
-        return (kept is not None and kept.at == at) or self._slow.ready(state.entry)
+        return (kept is not None and kept.is_of(at)) or self._slow.ready(state.entry)
 
     def _message(
         self, state: EntryState, at: datetime, dispatcher: Dispatcher, header: Mapping[str, Any], task_id: str
@@ -217,11 +217,11 @@ class BatchBuilder:
         """Return the message of an occurrence: the kept one, or else a new one.
 
         Where no new one can be built, a kept one that was certainly not enqueued takes its place: the task may have
-        found what it had reserved for it.
+        found what it had reserved for it. One with an expiry or an ETA is built again if that is possible.
         """
         entry = state.entry
         kept = self._kept.find(entry, dispatcher)
-        if kept is not None and kept.at == at:
+        if kept is not None and kept.is_of(at):
             return kept.message.restamped(header)
         (args, kwargs, options), is_slow = self._slow.take(entry)
         if is_slow:
@@ -229,7 +229,7 @@ class BatchBuilder:
         try:
             message = dispatcher.prepare(entry.celery_entry, args, kwargs, with_header(options, header, task_id))
         except Exception:
-            if kept is None or not kept.usable_in_place(state, (args, kwargs)):
+            if kept is None or not kept.usable_in_place(state, at, (args, kwargs)):
                 raise
             message = kept.message.restamped(header)
         self._kept.keep(state, at, dispatcher, message, (args, kwargs))

@@ -34,11 +34,20 @@ class KeptMessage:
     #: True if it was certainly not enqueued.
     unsent: bool = False
 
-    def usable_in_place(self, state: EntryState, arguments: Any) -> bool:
-        """True if it can be sent as the message of a later occurrence with the same arguments.
+    def is_of(self, at: datetime) -> bool:
+        """True if it is the message of the occurrence due ``at`` and as good as one that is built now."""
+        return self.at == at and not self.message.timed
 
-        It must be certain that neither it nor another leader's message of its occurrence was enqueued.
+    def usable_in_place(self, state: EntryState, at: datetime, arguments: Any) -> bool:
+        """True if it can be sent, where none can be built, as the message of the occurrence due ``at``.
+
+        For a later occurrence than its own, the arguments must be the same, no time in it may have passed, and it must
+        be certain that neither it nor another leader's message of its occurrence was enqueued.
         """
+        if self.at == at:
+            return True
+        if self.message.timed:
+            return False
         if state.runs != self.runs or not same_definition(self.arguments, arguments):  # guard: kept-not-run-elsewhere
             return False
         return self.unsent or state.position < self.at  # guard: kept-certainly-unsent

@@ -37,9 +37,17 @@ class PlainPush(RedisCommands):
     """Message whose value is not that of a task."""
 
     __slots__ = ()
+    timed = False
 
     def restamped(self, _: object) -> PlainPush:
         return self
+
+
+class TimedPush(PlainPush):
+    """Message with an expiry."""
+
+    __slots__ = ()
+    timed = True
 
 
 def push(value: str = "message", queue: str = "queue") -> RedisCommands:

@@ -34,7 +34,7 @@ from ha_beat.store.lease import RedisLeaseStore, Term, new_token
 from ha_beat.store.ledger import Ledger, LedgerRow
 from ha_beat.store.shadow import Shadow
 from tests.support.clocks import AdvancedClock
-from tests.support.dispatchers import push
+from tests.support.dispatchers import TimedPush, push
 from tests.support.entries import Every, scheduled
 from tests.support.events import EventLog
 from tests.support.leases import acquire, attempt
@@ -824,6 +824,7 @@ class LockingTask(ScriptDispatcher):
     """Dispatcher for a task that takes a lock when its message is built, and declines while the lock is held."""
 
     lose_replies = False
+    locked, timed = True, False
 
     def __init__(self, client: Any) -> None:
         super().__init__(client)
@@ -831,9 +832,9 @@ class LockingTask(ScriptDispatcher):
 
     def prepare(self, _: Any, args: Sequence[Any], __: Mapping[str, Any], ___: Mapping[str, Any]) -> Any:
         self.built += 1
-        if self.built > 1:
+        if self.built > 1 and self.locked:
             raise Declined("e")
-        return push(str(args[0]))
+        return TimedPush((("LPUSH", "queue", f"{args[0]} {self.built}"),)) if self.timed else push(str(args[0]))
 
     def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
         answers = super().submit(term, operations)
@@ -872,6 +873,28 @@ def test_message_past_its_deadline_replaces_one_that_is_declined(locking: Leader
     assert locking.turn(5, after=2.0).messages == []
     assert locking.turn(5, after=3600.0).messages == ["e"]
     assert [record["verdict"] for record in locking.records("e")] == ["skipped", "enqueued"]
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_message_with_an_expiry_is_built_again_if_it_can_be(locking: Leader, locked: bool):
+    """Its expiry counts from when it was built: sent after an outage, it would not run."""
+    locking.dispatcher.locked, locking.dispatcher.timed = locked, True  # type: ignore[attr-defined]
+    locking.dispatcher.fail = failing(StoreRefused("full"), "e")
+    locking.turn(5, after=1.0)
+    locking.dispatcher.fail = lambda _: None
+    (message,) = locking.turn(5, after=2.0).messages
+    assert (message == "e 1") == locked
+
+
+def test_message_with_an_expiry_replaces_none(locking: Leader):
+    locking.dispatcher.timed = True  # type: ignore[attr-defined]
+    locking.dispatcher.fail = failing(StoreRefused("full"), "e")
+    locking.turn(5, after=1.0)
+    locking.turn(5, after=60.0)
+    locking.dispatcher.fail = lambda _: None
+    locking.turn(5, after=2.0)
+    assert locking.turn(5, after=3600.0).messages == []
+    assert locking.records("e")[-1]["why"] == SkipReason.DECLINED
 
 
 def test_message_with_other_arguments_replaces_none(locking: Leader):
