@@ -17,7 +17,7 @@ from typing import Any
 
 from celery import Celery
 from celery.schedules import crontab, maybe_schedule, schedule, solar
-from django.db import DataError, IntegrityError, connections, router
+from django.db import DataError, IntegrityError, ProgrammingError, connections, router, transaction
 from django.db import Error as AnyDatabaseError
 from django.db.migrations.recorder import MigrationRecorder
 from django_celery_beat.clockedschedule import clocked
@@ -98,7 +98,12 @@ def database_identity(alias: str) -> str:
     if not MigrationRecorder(connections[alias]).has_table():
         return ""
     applied = MigrationRecorder.Migration.objects.using(alias).filter(app="django_celery_beat")
-    first = applied.order_by("applied").values_list("applied", flat=True).first()
+    try:
+        with transaction.atomic(using=alias):
+            first = applied.order_by("applied").values_list("applied", flat=True).first()
+    except ProgrammingError:
+        # This user may not read the table.
+        return ""
     return "" if first is None else hashlib.sha256(str(first).encode()).hexdigest()[:8]
 
 

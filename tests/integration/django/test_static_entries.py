@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.schedules import crontab, schedstate, schedule
+from django.db import connection
 from django.db.utils import OperationalError
 from django.utils import timezone
 from django_celery_beat.clockedschedule import clocked
@@ -178,6 +179,21 @@ def test_deleted_entry_is_not_written_again_until_it_changes(any_site, monkeypat
     monkeypatch.setattr(static, "static_entries", lambda _: {"entry": {"task": "tick", "schedule": 7.0}})
     assert static.write(app, PeriodicTask, marks, 2000, lambda _: None)
     assert PeriodicTask.objects.exists()
+
+
+def test_entry_is_written_without_a_right_to_the_migrations(postgres_site, monkeypatch):
+    """Only the tables of django-celery-beat are needed. An entry that was deleted is then restored."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE ROLE beat; GRANT ALL ON ALL TABLES IN SCHEMA public TO beat; "
+            "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO beat; REVOKE ALL ON django_migrations FROM beat; "
+            "SET ROLE beat"
+        )
+    monkeypatch.setattr(static, "static_entries", lambda _: {"entry": {"task": "tick", "schedule": 5.0}})
+    marks = static.write(app, PeriodicTask, {}, 1000, lambda _: None)
+    assert static.write(app, PeriodicTask, marks, 2000, lambda _: None) == {}
+    PeriodicTask.objects.get(name="entry").delete()
+    assert list(static.write(app, PeriodicTask, marks, 2000, lambda _: None)) == ["entry"]
 
 
 def test_error_of_the_database_is_raised_for_a_retry(site, monkeypatch):
