@@ -45,7 +45,8 @@ class RowWriter:
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
         self._finished: dict[str, RowEntry] = {}
-        self._set_aside = RowsSetAside(clock)
+        #: By what could not be written: the run state, and that a row has expired.
+        self._set_aside, self._expired_aside = RowsSetAside(clock), RowsSetAside(clock)
 
     # --- Any thread
 
@@ -102,13 +103,14 @@ class RowWriter:
     def disable_expired(self) -> None:
         """Disable the rows that have expired, once each instant before that has its verdict."""
         expired = [pk for pk in self._rows.expiries.due(self._table.now()) if self._settled(pk)]
-        for failure in self._write(expired, self._table.disable_expired, set()):
+        for failure in self._write(expired, self._table.disable_expired, set(), self._expired_aside):
             raise failure
 
     def faults(self) -> dict[str, str]:
         """Return the errors of the rows that can't be written, by name."""
-        self._set_aside.keep(self._rows.entries)
-        return self._set_aside.faults()
+        for aside in (self._set_aside, self._expired_aside):
+            aside.keep(self._rows.entries)
+        return {**self._expired_aside.faults(), **self._set_aside.faults()}
 
     def _take(self) -> tuple[dict[str, Run], dict[str, RowEntry]]:
         with self._lock:
@@ -117,26 +119,33 @@ class RowWriter:
         return runs, finished
 
     def _write(
-        self, ids: Sequence[str], write: Callable[[Sequence[str]], Sequence[str]], waiting: set[str]
+        self,
+        ids: Sequence[str],
+        write: Callable[[Sequence[str]], Sequence[str]],
+        waiting: set[str],
+        aside: RowsSetAside | None = None,
     ) -> list[Exception]:
         """Write the rows in chunks, and remove from ``waiting`` what was written.
+
+        ``aside`` has the rows that could not be written before, ``None`` for those whose run state could not.
 
         Returns:
             The error that is not a row's, if there was one.
         """
-        ready, suspects = self._set_aside.split(ids)
+        aside = aside or self._set_aside
+        ready, suspects = aside.split(ids)
         for part in [*chunks(ready), *([pk] for pk in suspects)]:
             try:
-                faults = write_apart(part, write, suspected=len(part) == 1 and part[0] in self._set_aside)
+                faults = write_apart(part, write, suspected=len(part) == 1 and part[0] in aside)
             except Exception as exc:
                 return [exc]
             for pk in part:
                 if pk in faults:
                     entry = self._rows.entries.get(pk)
-                    self._set_aside.add(pk, entry.name if entry else pk, faults[pk])
+                    aside.add(pk, entry.name if entry else pk, faults[pk])
                 else:
                     waiting.discard(pk)
-                    self._set_aside.remove(pk)
+                    aside.remove(pk)
         return []
 
     def _advance(self, ids: Sequence[str], runs: Mapping[str, Run]) -> Sequence[str]:

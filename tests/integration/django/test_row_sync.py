@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from django.db import InternalError, OperationalError, connection, connections
+from django.db import DataError, InternalError, OperationalError, connection, connections
 from django_celery_beat.models import PeriodicTask, PeriodicTasks, SolarSchedule
 
 from ha_beat import events
@@ -330,6 +331,19 @@ def test_connection_lost_in_a_bulk_write_counts_each_run_once(postgres_site, com
     assert fresh(tasks[1]).total_run_count == int(committed)
     replica.turn(2)
     assert [state(task) for task in tasks] == [(60.0 if n % 2 else float(n), 1) for n in range(30)]
+
+
+def test_expired_row_is_disabled_although_its_run_is_refused(replica, monkeypatch):
+    """The attempts at its run state do not use up those at its disabling."""
+    task = row("task", interval=every(60), expires=soon(0.2))
+    replica.turn()
+    monkeypatch.setattr(RunStateTable, "advance", Mock(side_effect=DataError("integer out of range")))
+    replica.ran(task, 60, 1)
+    replica.turn()
+    time.sleep(0.3)
+    replica.clock.ahead += 2
+    replica.turn()
+    assert not fresh(task).enabled
 
 
 @contextmanager
