@@ -20,6 +20,9 @@ Arguments = tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]
 #: Most threads at the same time. Other slow entries wait.
 _MOST_THREADS = 4
 
+#: Seconds after which a thread counts as hung and no longer as one of these, and the most hung threads.
+_HUNG, _MOST_HUNG = 60.0, 28
+
 #: Seconds for which computed arguments can be used. This replica may have lost the lease meanwhile.
 _FRESH = 60.0
 
@@ -30,6 +33,7 @@ class _Computation:
 
     entry: ScheduledEntry
     definition: Any
+    began_at: float
     result: Arguments | None = None
     error: BaseException | None = None
     finished_at: float | None = None
@@ -49,19 +53,23 @@ class SlowArguments:
         #: Ids of slow entries.
         self._slow: set[str] = set()
         self._running: dict[str, _Computation] = {}
+        #: Computations whose thread may still run, also those of earlier definitions.
+        self._started: list[_Computation] = []
 
     def ready(self, entry: ScheduledEntry) -> bool:
         """True if :meth:`take` can be called. Otherwise start to compute the arguments, and ask again later."""
         if entry.id not in self._slow:
             return True
-        found = self._running.get(entry.id)
-        if found is not None and found.finished_at is None:
-            return False
-        if found is not None and self._usable(found, entry):
-            return True
+        found, definition = self._running.get(entry.id), definition_of(entry)
+        if found is not None and same_definition(found.definition, definition):
+            if found.finished_at is None:
+                return False
+            if self._clock.elapsed() - found.finished_at <= _FRESH:
+                return True
         self._running.pop(entry.id, None)
-        if sum(each.finished_at is None for each in self._running.values()) < _MOST_THREADS:
-            started = self._running[entry.id] = _Computation(entry, definition_of(entry))
+        if self._has_room():
+            started = self._running[entry.id] = _Computation(entry, definition, self._clock.elapsed())
+            self._started.append(started)
             threading.Thread(target=self._run, args=(started,), name="ha_beat-arguments", daemon=True).start()
         return False
 
@@ -84,6 +92,13 @@ class SlowArguments:
             raise found.error or RuntimeError("the computation of the arguments has not finished")
         return found.result, False
 
+    def _has_room(self) -> bool:
+        """True if another thread may be started."""
+        now = self._clock.elapsed()
+        self._started = [each for each in self._started if each.finished_at is None]
+        hung = sum(now - each.began_at >= _HUNG for each in self._started)
+        return hung < _MOST_HUNG and len(self._started) - hung < _MOST_THREADS
+
     def _note(self, entry_id: str, seconds: float) -> bool:
         """Note how long an entry took. Return True if it is slow now and was not before."""
         was_slow = entry_id in self._slow
@@ -101,9 +116,3 @@ class SlowArguments:
             computation.error = exc
         ended = self._clock.elapsed()
         computation.took, computation.finished_at = ended - began, ended
-
-    def _usable(self, found: _Computation, entry: ScheduledEntry) -> bool:
-        """True if the arguments are fresh, and the entry's definition is still the same."""
-        if found.finished_at is None or self._clock.elapsed() - found.finished_at > _FRESH:
-            return False
-        return same_definition(found.definition, definition_of(entry))

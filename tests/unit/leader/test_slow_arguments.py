@@ -41,6 +41,12 @@ class Computer:
         while not self.slow.ready(entry) and time.monotonic() < until:
             time.sleep(0.005)
 
+    def wait_for_threads(self, computations: int) -> None:
+        until = time.monotonic() + 5.0
+        while len(self.threads) < computations and time.monotonic() < until:
+            time.sleep(0.005)
+        assert len(self.threads) == computations
+
 
 @pytest.fixture
 def computer() -> Computer:
@@ -110,4 +116,28 @@ def test_hung_entries_use_few_threads(computer: Computer):
         time.sleep(0.005)
     assert not any(computer.slow.ready(entry) for entry in entries)
     assert len(computer.threads) == 14
+    computer.released.set()
+
+
+def test_hung_entries_do_not_keep_others_from_being_computed(computer: Computer):
+    entries = [scheduled(f"e{number}") for number in range(5)]
+    for entry in entries:
+        computer.slow.take(entry)
+    assert not any(computer.slow.ready(entry) for entry in entries)
+    computer.clock.advance(60.0)
+    assert not computer.slow.ready(entries[4])
+    computer.wait_for_threads(10)
+    computer.released.set()
+
+
+def test_edited_entry_does_not_wait_for_the_arguments_that_it_had(computer: Computer):
+    class Edited(CeleryEntry):
+        args = ("other",)
+
+    entry, slow = scheduled("e"), computer.slow
+    slow.take(entry)
+    assert not slow.ready(entry)
+    edited = replace(entry, celery_entry=Edited())
+    assert not slow.ready(edited)
+    computer.wait_for_threads(3)
     computer.released.set()
