@@ -240,10 +240,11 @@ class LeaderTerm:
             certain = not error.unexplained
         else:
             certain = isinstance(error, StoreUnavailable) and not error.acted
-            submission.unknown = submission.unknown or not certain
-        if submission.unknown or not certain or not submission.from_queue:
+        submission.unknown = submission.unknown or not certain
+        if submission.unknown or not submission.from_queue:
             return False
         if not dispatcher.drop_refused([each.operation for each in submission.operations]):
+            submission.unknown = True
             return False
         now = self._parts.time.now()
         for each in submission.operations:

@@ -807,6 +807,24 @@ def test_refused_batch_is_judged_again_by_the_time_it_is_accepted(rules, deadlin
     assert record["ms"] / 1000 > leader.clock.wall() - 2.0
 
 
+@pytest.mark.parametrize("unexplained", [False, True])
+def test_partly_written_batch_is_submitted_unchanged_until_it_has_an_answer(leader: Leader, unexplained: bool):
+    """A later attempt, of which nothing was written, does not show that the first one wrote nothing."""
+    drops = [] if unexplained else [False]
+    leader.dispatcher.drop_refused = lambda _: drops.pop() if drops else True  # type: ignore[method-assign]
+    leader.use(Source(), LeaderOptions(publish_deadline=None, handover_after=1000.0))
+    leader.owe("e")
+    leader.turn()
+    leader.dispatcher.fail = failing(StoreRefused("an error in the script", unexplained=unexplained), "e")
+    leader.turn()
+    leader.dispatcher.fail = failing(StoreRefused("full"), "e")
+    for _ in range(5):
+        leader.turn(after=2.0)
+    term = leader.enqueuer._term
+    assert term is not None
+    assert (drops, term.pending) == ([], 1)
+
+
 def test_record_shows_when_a_batch_without_an_answer_was_accepted(leader: Leader):
     """It is submitted unchanged, because the first attempt may have been carried out."""
     leader.owe("e")
