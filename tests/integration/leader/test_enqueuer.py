@@ -931,11 +931,17 @@ def test_message_with_other_arguments_replaces_none(locking: Leader):
     assert locking.records("e")[-1]["why"] == SkipReason.DECLINED
 
 
-def test_message_that_may_have_been_enqueued_is_not_sent_again(locking: Leader):
+@pytest.mark.parametrize("disabled", [False, True])
+def test_message_that_may_have_been_enqueued_is_not_sent_again(locking: Leader, disabled: bool):
     """The reply was lost and the term ended. The next occurrence is declined, because the first one waits to run."""
+    due = locking.turn().state().due_at
+    assert due is not None
     locking.dispatcher.lose_replies = True  # type: ignore[attr-defined]
     locking.turn(3, after=1.0)
     locking.dispatcher.lose_replies = False  # type: ignore[attr-defined]
+    if disabled:
+        # And enabled again, after which the runs are counted from 0.
+        locking.write(LedgerRow(due, "armed", signature="s"))
     locking.lead()
     for _ in range(2):
         assert locking.turn(5, after=3600.0).messages == ["e"]
