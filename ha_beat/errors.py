@@ -31,6 +31,13 @@ class StoreUnavailable(StoreError):
         super().__init__(message)
         self.acted = acted
 
+    @classmethod
+    def not_acted(cls, cause: StoreError) -> StoreUnavailable:
+        """Return the same failure of a command that was certainly not executed."""
+        error = cls(str(cause), acted=False)
+        error.same_for_all = cause.same_for_all
+        return error
+
 
 class StoreRefused(StoreError):
     """Command that Redis answered with an error and did not execute (``NOPERM``, ``OOM``, ``READONLY``, …).

@@ -104,7 +104,7 @@ class BrokerLink:
                 with mapped_broker_errors():
                     return capturing.transport.create_channel(capturing.transport)
             except StoreError as exc:
-                failure = StoreUnavailable(str(exc), acted=False)
+                failure = StoreUnavailable.not_acted(exc)
         raise failure
 
     def _for_sentinels(self, connection: Any) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class LeaseMarker:
         except StoreError as exc:
             self._duties.raised(Duty.MARK_LEASE, exc)
             if not isinstance(exc, StoreRefused) or code_of(exc.__cause__ or exc) != "NOPERM":
-                raise StoreUnavailable(str(exc), acted=False) from exc
+                raise StoreUnavailable.not_acted(exc) from exc
             # For want of a right this replica works without the marker.
             found = None
         else:

@@ -239,8 +239,9 @@ class Publisher:
             producer = _DeferringProducer(channel, auto_declare=False, serializer=self._app.conf.task_serializer)
         except Exception as exc:
             adapter.close()
-            why = str(exc) if isinstance(exc, StoreError) else exception_line(exc)
-            raise StoreUnavailable(why, acted=False) from exc
+            if isinstance(exc, StoreError):
+                raise StoreUnavailable.not_acted(exc) from exc
+            raise StoreUnavailable(exception_line(exc), acted=False) from exc
         self._adapter, self._producer, self._used_at = adapter, producer, self._clock.elapsed()
         return producer, adapter
 

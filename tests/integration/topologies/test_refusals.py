@@ -172,7 +172,8 @@ def test_out_of_memory(server: RedisServer) -> None:
         cluster[0].wait_for_log("Redis is out of memory and refuses writes (OOM")
         time.sleep(4.0)
         # Before Redis 7 the lease can't be renewed either.
-        refused = [line for line in cluster[0].log_text().splitlines() if "(OOM" in line]
+        lines = [line for line in cluster[0].log_text().splitlines() if "(OOM" in line]
+        refused = [line for line in lines if "action=duty_late" not in line]
         assert len(refused) == (2 if before_7(server) else 1)
         do(server, "CONFIG", "SET", "maxmemory", "0")
         before = queued()
@@ -221,7 +222,7 @@ def test_a_cluster_with_a_node_gone() -> None:
                 "script: on @user_script:92."
             ),
             "NOPERM",
-            "(NOPERM: ACL failure in script: User beat has no permissions to run the 'hset' command)",
+            "its ACL needs +hset)",
         ),
         (
             redis_errors.ResponseError("unknown command 'SCRIPT', with args beginning with: 'LOAD'"),
