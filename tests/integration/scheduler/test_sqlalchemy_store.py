@@ -23,6 +23,8 @@ def rows_of(scheduler: Any) -> dict[str, tuple[bool, int]]:
 
 
 def test_rows_are_written_and_a_one_off_row_runs_once(shared_redis: RedisServer, tmp_path: Path):
+    # The package creates the tables of the first database only.
+    schedulers.session_manager.prepared = False
     kind = type("Rows", (HAMixin, schedulers.DatabaseScheduler), {})
     app = Celery("rows", broker=shared_redis.url, set_as_current=False)
     app.conf.update(beat_dburi=f"sqlite:///{tmp_path}/rows.db", timezone="UTC", result_expires=None)
