@@ -67,7 +67,7 @@ class EntryHooks(Protocol):
 class SharedRecurrences:
     """Recurrence and signature of each schedule object, found once: many entries may share one object.
 
-    It keeps the objects, whose ids are its keys, and must not be kept longer than the entries are loaded.
+    Use one for each load: a schedule that was changed since needs a new one.
     """
 
     def __init__(self) -> None:
@@ -160,8 +160,7 @@ class EntrySource:
 
     def _scheduled(self, entry: Any, default: MisfireRules, shared: SharedRecurrences) -> ScheduledEntry:
         scheduler = self._scheduler
-        asked = self._asks_scheduler or self.hooks.entry_replaced(entry, "is_due")
-        recurrence, digest = shared.of(entry) if not asked else (None, signature(entry, None))
+        recurrence, digest = (None, signature(entry, None)) if self.asks(entry) else shared.of(entry)
         options = EntryOptions.of(
             entry.name, entry.options or {}, default, starting_deadline(entry), scheduler.ha_settings.uncertain
         )
