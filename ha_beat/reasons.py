@@ -115,6 +115,8 @@ class SkipReason(StrEnum):
     EDITED = "edited"
     #: Due before the entry expired, and not enqueued until then.
     EXPIRED = "expired"
+    #: Due while the entry was paused.
+    PAUSED = "paused"
     #: Due before the entry was disabled or deleted, and not enqueued until then.
     REMOVED = "removed"
     #: The entry's message could not be built until its deadline.
@@ -232,7 +234,7 @@ class AnswerKind(StrEnum):
     PARTIAL = "partial"
     #: Nothing was done, because the time for the batch was used up.
     DEFERRED = "deferred"
-    #: Nothing was done, because the cluster is paused.
+    #: Nothing was done, because the cluster is paused or, with the detail ``entry``, the entry.
     PAUSED = "paused"
     #: Nothing was done, because the request was withdrawn.
     WITHDRAWN = "withdrawn"
@@ -293,6 +295,8 @@ class RequestKind(StrEnum):
     STEP_DOWN = "step_down"
     PAUSE = "pause"
     RESUME = "resume"
+    PAUSE_ENTRY = "pause_entry"
+    RESUME_ENTRY = "resume_entry"
     RUN = "run"
     BACKFILL = "backfill"
     NEXT = "next"
@@ -307,6 +311,8 @@ class ReplyCode(StrEnum):
     STEPPING_DOWN = "stepping_down"
     PAUSED = "paused"
     RESUMED = "resumed"
+    ENTRY_PAUSED = "entry_paused"
+    ENTRY_RESUMED = "entry_resumed"
     SENT = "sent"
     #: An earlier leader had sent the message, and ended before it answered.
     SENT_EARLIER = "sent_earlier"
@@ -320,6 +326,8 @@ class ReplyCode(StrEnum):
     ALREADY_LEADER = "already_leader"
     ALREADY_PAUSED = "already_paused"
     NOT_PAUSED = "not_paused"
+    ENTRY_ALREADY_PAUSED = "entry_already_paused"
+    ENTRY_NOT_PAUSED = "entry_not_paused"
     NO_SUCH_ENTRY = "no_such_entry"
     #: The past instants of the entry's schedule class cannot be computed.
     NO_PAST_INSTANTS = "no_past_instants"
@@ -353,6 +361,8 @@ _CARRIED_OUT = frozenset(
         ReplyCode.STEPPING_DOWN,
         ReplyCode.PAUSED,
         ReplyCode.RESUMED,
+        ReplyCode.ENTRY_PAUSED,
+        ReplyCode.ENTRY_RESUMED,
         ReplyCode.SENT,
         ReplyCode.SENT_EARLIER,
         ReplyCode.BACKFILLED,
@@ -480,6 +490,7 @@ class WarningCode(StrEnum):
     REDIS_UNREACHABLE = "redis_unreachable"
     EVICTION_POLICY = "eviction_policy"
     PAUSED = "paused"
+    ENTRY_PAUSED = "entry_paused"
     NO_LEADER = "no_leader"
     NO_STANDBY = "no_standby"
     NOT_READY = "not_ready"

@@ -98,23 +98,44 @@ def step_down(cluster: ClusterClient, *, to: str | None, timeout: float, as_json
     raise CommandFailed(f"{line}, but no replica has taken over yet ({leader_text(cluster.view())})")
 
 
-@click.command(epilog='Example: celery -A proj ha-beat pause --reason "database upgrade"')
-@click.option("--reason", default="", help="Why the cluster is paused, for logs and status.")
+@click.command(epilog='Example: celery -A proj ha-beat pause nightly-report --reason "wrong figures"')
+@click.argument("entry", required=False)
+@click.option("--reason", default="", help="Why, for logs and status.")
 @_timeout_option
 @json_option
 @on_cluster
-def pause(cluster: ClusterClient, *, reason: str, timeout: float, as_json: bool) -> None:
-    """Enqueue nothing by schedule until `resume`. A change of leader does not end the pause."""
-    _show(ask(cluster, RequestKind.PAUSE, timeout, reason=reason[:500]), as_json=as_json)
+def pause(cluster: ClusterClient, *, entry: str | None, reason: str, timeout: float, as_json: bool) -> None:
+    """Enqueue nothing by schedule, or nothing of ENTRY, until `resume`. A change of leader does not end the pause."""
+    _change_pause(cluster, RequestKind.PAUSE, RequestKind.PAUSE_ENTRY, entry, timeout, as_json, reason=reason[:500])
 
 
-@click.command(epilog="Example: celery -A proj ha-beat resume")
+@click.command(epilog="Example: celery -A proj ha-beat resume nightly-report")
+@click.argument("entry", required=False)
 @_timeout_option
 @json_option
 @on_cluster
-def resume(cluster: ClusterClient, *, timeout: float, as_json: bool) -> None:
-    """End the pause. The misfire policy decides about occurrences that fell due during it."""
-    _show(ask(cluster, RequestKind.RESUME, timeout), as_json=as_json)
+def resume(cluster: ClusterClient, *, entry: str | None, timeout: float, as_json: bool) -> None:
+    """End the pause of the cluster, or of ENTRY.
+
+    The misfire policy decides about occurrences that fell due during the cluster's pause. Those of a paused entry were
+    skipped and are not caught up.
+    """
+    _change_pause(cluster, RequestKind.RESUME, RequestKind.RESUME_ENTRY, entry, timeout, as_json)
+
+
+def _change_pause(
+    cluster: ClusterClient,
+    of_cluster: RequestKind,
+    of_entry: RequestKind,
+    entry: str | None,
+    timeout: float,
+    as_json: bool,
+    **args: str,
+) -> None:
+    if entry is None:
+        _show(ask(cluster, of_cluster, timeout, **args), as_json=as_json)
+    else:
+        _show(_explained(ask(cluster, of_entry, timeout, entry=entry, **args)), as_json=as_json)
 
 
 @click.command(epilog="Example: celery -A proj ha-beat run nightly-report")

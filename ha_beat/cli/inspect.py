@@ -32,6 +32,7 @@ from ha_beat.monitoring.request_wording import pause_text, reply_text
 from ha_beat.monitoring.status import cluster_document, spans, unattended
 from ha_beat.monitoring.wording import entries_text, health, phrase
 from ha_beat.reasons import Level, RequestKind
+from ha_beat.store import entry_pauses
 from ha_beat.store.journal import TermRecord, VerdictRecord
 from ha_beat.store.membership import ClusterView, Member
 from ha_beat.store.request_queue import Pause
@@ -134,6 +135,8 @@ def _cluster_fields(cluster: ClusterClient, view: ClusterView) -> Iterator[tuple
         renewed = output.lasting(leader.silent_ms(now) / 1000)
         yield "leader", f"{leader.holder}, for {led_for} (epoch {leader.epoch}, renewed {renewed} ago)"
     yield "paused", pause_text(pause) if pause else "no"
+    for entry, each in entry_pauses.in_force(view.paused_entries).items():
+        yield "paused", f"{each['name'] or entry}, {pause_text(Pause.of(each))}"
 
 
 def _schedule_fields(cluster: ClusterClient, view: ClusterView) -> Iterator[tuple[str, object]]:

@@ -33,12 +33,13 @@ from ha_beat.django.cluster_view import TaskState, ask, cluster, page_data, proj
 from ha_beat.django.entries import RowEntry, misfire_headers
 from ha_beat.django.models import Cluster
 from ha_beat.errors import ConfigurationError, HaBeatError
-from ha_beat.monitoring.request_wording import reply_text
+from ha_beat.monitoring.request_wording import pause_text, reply_text
 from ha_beat.monitoring.wording import phrase_of
 from ha_beat.reasons import ReplyCode, RequestKind, SkipReason, UncertainReason, Verdict, parse_code
 from ha_beat.schedule.entry_options import KEY, EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import FOREVER, NEVER
+from ha_beat.store.request_queue import Pause
 
 __all__ = ["ClusterColumns"]
 
@@ -228,12 +229,12 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
         return (*shown[:2], "cluster_state", *shown[2:])
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        return (*super().get_readonly_fields(request, obj), "last_verdict", "next_due", "enqueued_by")
+        return (*super().get_readonly_fields(request, obj), "last_verdict", "next_due", "enqueued_by", "paused")
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         fields: list[str] = ["misfire", "misfire_grace"]
         if obj is not None:
-            fields = ["last_verdict", "next_due", "enqueued_by", *fields]
+            fields = ["last_verdict", "next_due", "enqueued_by", "paused", *fields]
         return (*super().get_fieldsets(request, obj), (_("Cluster"), {"fields": fields}))
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
@@ -271,7 +272,9 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description=gettext_lazy("cluster"))
     def cluster_state(self, task: Any) -> str:
-        return format_html("{}<br>{} {}", self.last_verdict(task), _("next"), self.next_due(task))
+        state: TaskState = getattr(task, "ha_beat_state", TaskState())
+        following = _("paused") if state.pause else format_html("{} {}", _("next"), self.next_due(task))
+        return format_html("{}<br>{}", self.last_verdict(task), following)
 
     @admin.display(description=gettext_lazy("last verdict"))
     def last_verdict(self, task: Any) -> str:
@@ -301,24 +304,43 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
         state: TaskState = getattr(task, "ha_beat_state", TaskState())
         return state.by or "-"
 
+    @admin.display(description=gettext_lazy("paused"))
+    def paused(self, task: Any) -> str:
+        pause = getattr(task, "ha_beat_state", TaskState()).pause
+        return pause_text(Pause.of(pause.as_data())) if pause else "-"
+
     def get_actions(self, request: HttpRequest) -> Any:
         actions = super().get_actions(request)
         if not _may_control(request):
-            actions.pop("run_now", None)
+            for name in ClusterColumns.actions:
+                actions.pop(name, None)
         return actions
 
     @admin.action(description=gettext_lazy("Run selected tasks now through the beat cluster"))
     def run_now(self, request: HttpRequest, queryset: Any) -> None:
         """Ask the leader to enqueue each task once. Their schedules do not change."""
+        self._ask_for_each(request, queryset, RequestKind.RUN)
+
+    @admin.action(description=gettext_lazy("Pause selected tasks in the beat cluster"))
+    def pause_tasks(self, request: HttpRequest, queryset: Any) -> None:
+        """Ask the leader to skip the occurrences of each task until it is resumed."""
+        self._ask_for_each(request, queryset, RequestKind.PAUSE_ENTRY)
+
+    @admin.action(description=gettext_lazy("Resume selected tasks in the beat cluster"))
+    def resume_tasks(self, request: HttpRequest, queryset: Any) -> None:
+        """Ask the leader to end the pause of each task."""
+        self._ask_for_each(request, queryset, RequestKind.RESUME_ENTRY)
+
+    def _ask_for_each(self, request: HttpRequest, queryset: Any, kind: RequestKind) -> None:
         if not _may_control(request):
             raise PermissionDenied
         for task in queryset:
-            if not task.enabled:
+            if not task.enabled and kind is not RequestKind.RESUME_ENTRY:
                 line = reply_text(ReplyCode.NO_SUCH_ENTRY, {"entry": task.name, "disabled": True})
                 self.message_user(request, line, messages.ERROR)
                 continue
             try:
-                reply = ask(cluster(), RequestKind.RUN, _by(request), entry=str(task.pk))
+                reply = ask(cluster(), kind, _by(request), entry=str(task.pk))
             except HaBeatError as exc:
                 self.message_user(request, f"{task.name}: {exc}", messages.ERROR)
                 return
@@ -328,7 +350,7 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
                 # As text: Django interprets a list as its own change message.
                 _log(request, type(task), str(task.pk), task.name, line)
 
-    actions = ("run_now",)
+    actions = ("run_now", "pause_tasks", "resume_tasks")
 
 
 def _late(seconds: float) -> str:
@@ -350,7 +372,7 @@ def _shown_briefly(instant: datetime) -> str:
 class ClusterPeriodicTaskAdmin(ClusterColumns, PeriodicTaskAdmin):  # type: ignore[misc]
     """django-celery-beat's admin class for periodic tasks, with the cluster's columns."""
 
-    actions = (*PeriodicTaskAdmin.actions, "run_now")
+    actions = (*PeriodicTaskAdmin.actions, *ClusterColumns.actions)
 
 
 def register(site: admin.AdminSite) -> None:

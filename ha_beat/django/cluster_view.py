@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -15,6 +15,8 @@ from django_celery_beat.models import PeriodicTask
 from ha_beat.client import ClusterClient
 from ha_beat.monitoring.status import cluster_document, spans
 from ha_beat.reasons import RequestKind, Verdict
+from ha_beat.store import entry_pauses
+from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.journal import TermRecord, VerdictRecord
 from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.request_queue import Reply
@@ -54,6 +56,7 @@ class TaskState:
     """Ledger row of a periodic task, and its last verdict.
 
     ``due`` is ``None`` if there is no verdict. ``lateness`` is in seconds. ``by`` is empty if the replica is unknown.
+    ``pause`` is the pause in force.
     """
 
     row: LedgerRow | None = None
@@ -62,6 +65,7 @@ class TaskState:
     due: datetime | None = None
     lateness: float = 0.0
     by: str = ""
+    pause: EntryPause | None = None
 
     @classmethod
     def of(cls, row: LedgerRow | None, record: VerdictRecord | None, leaders: Mapping[int, str]) -> TaskState:
@@ -88,7 +92,8 @@ def ask(client: ClusterClient, kind: RequestKind, by: str, **args: Any) -> Reply
 
 def states(client: ClusterClient, ids: Sequence[str]) -> Mapping[str, TaskState]:
     """Return the state of each of these tasks by primary key. Raises ``StoreError`` if Redis fails."""
-    rows, lease = client.ledger.of(ids), client.view().lease
+    rows, view = client.ledger.of(ids), client.view()
+    lease, pauses = view.lease, entry_pauses.parse(view.paused_entries)
     newest: dict[str, VerdictRecord] = {}
     leaders = {} if lease is None else {lease.epoch: lease.holder}
     for record in client.journal.newest(_RECORDS):
@@ -96,7 +101,9 @@ def states(client: ClusterClient, ids: Sequence[str]) -> Mapping[str, TaskState]
             newest.setdefault(record.entry, record)
         elif isinstance(record, TermRecord):
             leaders[record.epoch] = record.by
-    return {pk: TaskState.of(rows.get(pk), newest.get(pk), leaders) for pk in ids}
+    found = {pk: TaskState.of(rows.get(pk), newest.get(pk), leaders) for pk in ids}
+    paused = {pk: pauses[pk] for pk in ids if pk in pauses and pauses[pk].in_force}
+    return found | {pk: replace(found[pk], pause=pause) for pk, pause in paused.items()}
 
 
 def page_data(client: ClusterClient) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ha_beat.leader.kept_messages import KeptMessages
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.options import LeaderOptions
+from ha_beat.leader.pause import PauseState
 from ha_beat.leader.planner import Planner, ScheduleSource
 from ha_beat.leader.slow_arguments import SlowArguments
 from ha_beat.reasons import BuildFault, EntryFault, SkipReason, Verdict
@@ -72,6 +73,7 @@ class BatchBuilder:
         clock: Clock,
         kept: KeptMessages,
         slow: SlowArguments,
+        pause: PauseState,
     ) -> None:
         self._source = source
         self._planner = planner
@@ -82,6 +84,7 @@ class BatchBuilder:
         self._clock = clock
         self._kept = kept
         self._slow = slow
+        self._pause = pause
 
     def build(self, writer: LedgerWriter, queue: DueQueue, dispatcher: Dispatcher, budget: Budget) -> Batch:
         """Build a batch of due entries, as many as the budget allows, but at least one.
@@ -121,14 +124,16 @@ class BatchBuilder:
         try:
             if state.entry.recurrence is None and not state.resend and not self._is_due(state, queue, now):
                 return None
-            decision = state.decide(now)
+            pause = self._pause.entries.get(state.id)
+            decision = state.decide(now, pause)
         except Exception as exc:
             self._emit(events.EntryFailed.raised(state.label, EntryFault.SCHEDULE_RAISES, exc))
             queue.put(state, state.due_at or now, now + timedelta(seconds=SCHEDULE_RETRY))
             return None
         if decision.send is None:
             return writer.skip(state, _with_error(cast("Skipped", decision.skipped), state), decision.position)
-        if self._past_deadline(state, decision.send, now):
+        paused = state.resend and pause is not None and pause.in_force
+        if paused or self._past_deadline(state, decision.send, now):
             if state.resend:
                 self._abandon(writer, state, queue, dispatcher)
                 return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from ha_beat.exception_text import printable
@@ -11,6 +11,7 @@ from ha_beat.reasons import SkipReason, UncertainPolicy, Verdict
 from ha_beat.schedule.misfire import Decision, DueInstants, MisfireRules, Skipped, newest_due, skip_all
 from ha_beat.schedule.occurrence import FOREVER, NEVER
 from ha_beat.schedule.recurrence import Recurrence
+from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.ledger import LedgerRow
 
 
@@ -131,14 +132,18 @@ class EntryState:
         recurrence = self.entry.recurrence
         return FOREVER if recurrence is None else recurrence.next_after(self.position)
 
-    def decide(self, now: datetime) -> Decision:
-        """Decide on the due occurrences of an entry that is due."""
+    def decide(self, now: datetime, pause: EntryPause | None = None) -> Decision:
+        """Decide on the due occurrences of an entry that is due. During a pause, and for it, they are skipped."""
         due_at = self.due_at or now
         if self.resend and self.row is not None:
             return Decision(due_at, self.row.base)
         recurrence, expires = self.entry.recurrence, self.entry.expires
+        paused = pause is not None and pause.covers(due_at)
         if recurrence is None:
-            return Decision(due_at, due_at)
+            return _skip_one(due_at, SkipReason.PAUSED) if paused else Decision(due_at, due_at)
+        if pause is not None and paused:
+            until = now if pause.in_force else min(now, pause.until)
+            return skip_all(recurrence, newest_due(recurrence, due_at, until, keep=1), SkipReason.PAUSED)
         misfire = self.entry.misfire
         self.due = newest_due(recurrence, due_at, now, misfire.keep, self.due)
         if expires is not None and expires <= now:  # guard: expired-not-sent
@@ -164,3 +169,7 @@ class EntryState:
         """Record the row that was written: the occurrence has its verdict."""
         self.row, self.position, self.owed = row, row.base, row.owed
         self.failing_since, self.error, self.build_failures, self.resend = None, "", 0, False
+
+
+def _skip_one(instant: datetime, reason: SkipReason) -> Decision:
+    return Decision(None, instant, Skipped(instant, instant + timedelta(microseconds=1), 1, reason))

@@ -68,6 +68,7 @@ class LeaderReport:
                 "backlog": len(overdue),
                 "longest_overdue": max(overdue, default=0.0),
                 "paused": pause.as_data() if pause else None,
+                "paused_entries": sorted(entry for entry, each in self._pause.entries.items() if each.in_force),
             },
         )
 

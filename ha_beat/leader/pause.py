@@ -1,28 +1,32 @@
-"""Pause of the cluster: the leader's knowledge of it, and the handlers of ``pause`` and ``resume``."""
+"""Pauses of the cluster and of entries: the leader's knowledge of them, and the requests about the cluster's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from ha_beat import events
 from ha_beat.leader.request_outcome import Outcome, Refused
 from ha_beat.reasons import ReplyCode
+from ha_beat.store import entry_pauses
+from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.lease import Term
 from ha_beat.store.request_queue import MetaChange, Pause, Request, Requests
 from ha_beat.store.shadow import Shadow
 
 
 class PauseState:
-    """Pause of the cluster as this leader knows it.
+    """Pauses of the cluster and of entries as this leader knows them.
 
-    The request handler keeps it up to date; the enqueuer reads it before each batch. The ledger decides: the dispatch
-    script refuses a batch during a pause that this leader has not read yet.
+    The request handler keeps them up to date; the enqueuer reads them before each batch. The ledger decides: the
+    dispatch script refuses a message during a pause that this leader has not read yet.
     """
 
     def __init__(self) -> None:
         #: The pause as last read or written.
         self.current: Pause | None = None
+        #: Pauses of entries by id, also those that have ended and whose instants have no verdict yet.
+        self.entries: Mapping[str, EntryPause] = {}
         #: True if Redis refused a batch since the pause was last read.
         self.refused = False
         #: Nonce of the term under which the pause was last read; empty if it may have changed since.
@@ -41,14 +45,18 @@ class PauseState:
         """Read the pause from Redis before the next batch."""
         self._read_under = ""
 
-    def set(self, term: Term, pause: Pause | None, shadow: Shadow) -> None:
-        """Store the pause as read, and remember it in case the ledger is lost."""
-        self.current, self.refused, self._read_under = pause, False, term.nonce
-        shadow.paused, shadow.paused_gen = pause.encoded() if pause else "", term.gen
+    def set(self, term: Term, pause: Pause | None, entries: Mapping[str, EntryPause], shadow: Shadow) -> None:
+        """Store the pauses as read or written, and remember them in case the ledger is lost."""
+        self.current, self.entries, self.refused, self._read_under = pause, entries, False, term.nonce
+        shadow.pauses = {
+            Pause.FIELD: pause.encoded() if pause else "",
+            entry_pauses.FIELD: entry_pauses.encoded(entries),
+        }
+        shadow.paused_gen = term.gen
 
 
 class PauseControl:
-    """Reader and writer of the cluster's pause on the leader."""
+    """Reader of all pauses, and writer of the cluster's, on the leader."""
 
     def __init__(
         self,
@@ -68,7 +76,7 @@ class PauseControl:
         self._emit = emit
 
     def refresh(self, term: Term, *, new_term: bool) -> None:
-        """Read the pause from Redis if this leader may have missed a change.
+        """Read the pauses from Redis if this leader may have missed a change.
 
         Raises:
             StoreError: Redis failed.
@@ -76,12 +84,14 @@ class PauseControl:
         state, shadow = self._state, self._shadow
         if not state.must_be_read(term):
             return
-        pause = self._requests.pause()
-        if pause is None and shadow.paused and shadow.paused_gen != term.gen:  # guard: pause-kept
-            self._requests.keep_pause(term, shadow.paused)
-            pause = Pause.parse(shadow.paused)
+        found = self._requests.pauses()
+        lost = {name: raw for name, raw in shadow.pauses.items() if raw and not found[name]}
+        if lost and shadow.paused_gen != term.gen:  # guard: pause-kept
+            self._requests.keep_pauses(term, lost)
+            found |= lost
+        pause = Pause.parse(found[Pause.FIELD]) if found[Pause.FIELD] else None
         known, was_in_force = state.current, state.in_force
-        state.set(term, pause, shadow)
+        state.set(term, pause, entry_pauses.parse(found[entry_pauses.FIELD]), shadow)
         if pause is not None and (new_term or known is None):
             self._emit(events.Paused(pause.since, pause.by, pause.reason, found=new_term))
         elif pause is None and was_in_force:
@@ -97,7 +107,7 @@ class PauseControl:
         self._state.invalidate()
 
         def then() -> None:
-            self._state.set(term, pause, self._shadow)
+            self._state.set(term, pause, self._state.entries, self._shadow)
             self._emit(events.Paused(pause.since, pause.by, pause.reason, found=False))
 
         return Outcome(
@@ -116,7 +126,7 @@ class PauseControl:
         self._state.invalidate()
 
         def then() -> None:
-            self._state.set(term, None, self._shadow)
+            self._state.set(term, None, self._state.entries, self._shadow)
             self._reload()
             self._emit(events.Resumed(request.by, (self._now_ms() - pause.since_ms) / 1000))
 

@@ -20,6 +20,7 @@ from ha_beat.errors import StoreError
 from ha_beat.exception_text import exception_line
 from ha_beat.leader.backfill import BackfillHandler
 from ha_beat.leader.enqueuer import Enqueuer
+from ha_beat.leader.entry_pause import EntryPauseControl
 from ha_beat.leader.leader_report import LeaderReport
 from ha_beat.leader.pause import PauseControl, PauseState
 from ha_beat.leader.planner import ScheduleSource
@@ -262,6 +263,7 @@ def build_request_handler(
     """Return the handler of all kinds of requests, and the report that must follow the replica's events."""
     messages = RequestedMessages(enqueuer, source, requests, cluster, emit)
     control = PauseControl(pause, requests, shadow, enqueuer.now, enqueuer.reload, emit)
+    entries = EntryPauseControl(pause, enqueuer, shadow)
     report = LeaderReport(enqueuer, pause)
 
     def step_down(term: Term, request: Request) -> Outcome:
@@ -279,6 +281,8 @@ def build_request_handler(
         RequestKind.STEP_DOWN: step_down,
         RequestKind.PAUSE: control.pause,
         RequestKind.RESUME: control.resume,
+        RequestKind.PAUSE_ENTRY: entries.pause,
+        RequestKind.RESUME_ENTRY: entries.resume,
         RequestKind.RUN: RunHandler(messages, pace),
         RequestKind.BACKFILL: BackfillHandler(messages, journal, pace),
         RequestKind.NEXT: report.next,

@@ -70,7 +70,8 @@ class Results:
                 queue.put(state, state.due_at or now)
             case AnswerKind.PAUSED | AnswerKind.WITHDRAWN | AnswerKind.DEFERRED:
                 self._kept.unsent(state.id)
-                queue.put(state, state.due_at or now)
+                # The pause of an entry must not keep the main loop busy until it was read.
+                queue.put(state, state.due_at or now, now + _ENTRY_RETRY if answer.detail else None)
             case AnswerKind.ERROR:
                 self._kept.unsent(state.id)
                 if state.failing_since is None:

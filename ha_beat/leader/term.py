@@ -66,6 +66,7 @@ class LeaderTerm:
             parts.clock,
             parts.kept,
             slow,
+            parts.pause,
         )
         self._results = Results(parts.source, self._planner, self._claims, parts.shadow, parts.emit, parts.kept)
         self._recovery = Recovery(tenure, parts.shadow)
@@ -263,6 +264,8 @@ class LeaderTerm:
             match answer.kind:
                 case AnswerKind.DONE | AnswerKind.MINE | AnswerKind.PARTIAL if done.sends:
                     self.sent = True
+                case AnswerKind.PAUSED if answer.detail:
+                    self._parts.pause.invalidate()
                 case AnswerKind.PAUSED | AnswerKind.WITHDRAWN:
                     self._parts.pause.refused = True
                 case _:

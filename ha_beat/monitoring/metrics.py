@@ -17,6 +17,7 @@ from ha_beat import events
 from ha_beat.monitoring.departed_entries import DepartedEntries
 from ha_beat.monitoring.status import ReplicaStatus
 from ha_beat.reasons import LeaseAction
+from ha_beat.store import entry_pauses
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -122,6 +123,7 @@ DEFINITIONS = (
     ),
     Definition("ready", "gauge", "1 if this replica is able to lead, else 0."),
     Definition("paused", "gauge", "1 while the cluster is paused, else 0."),
+    Definition("paused_entries", "gauge", "Paused entries."),
     Definition("members", "gauge", "Living replicas by role, as this replica sees them.", ("role",)),
     Definition("warnings", "gauge", "Current warnings by code.", ("code",)),
     Definition(
@@ -343,6 +345,7 @@ class Metrics:
             "taken_up": float(status.taken_up),
             "ready": float(not status.ready()),
             "paused": float(bool(view and view.paused)),
+            "paused_entries": float(len(entry_pauses.in_force(view.paused_entries)) if view else 0),
         }
         found: dict[str, list[tuple[tuple[str, ...], float]]] = {name: [((), value)] for name, value in single.items()}
         versions = self._versions

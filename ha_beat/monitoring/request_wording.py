@@ -16,12 +16,15 @@ _SENTENCES = {
     ReplyCode.STEPPING_DOWN: "{replica} steps down",
     ReplyCode.PAUSED: "the cluster is paused: nothing is enqueued by schedule",
     ReplyCode.RESUMED: "the cluster is resumed",
+    ReplyCode.ENTRY_PAUSED: "{name} is paused: its occurrences are skipped",
+    ReplyCode.ENTRY_RESUMED: "{name} is resumed",
     ReplyCode.SENT: "enqueued {entry} as {task}[{task_id}]",
     ReplyCode.SENT_EARLIER: "an earlier leader sent {entry} as {task_id}; the history shows the outcome",
     ReplyCode.ENTRIES: "",
     ReplyCode.REPORT: "",
     ReplyCode.ALREADY_LEADER: "{replica} is the leader already",
     ReplyCode.NOT_PAUSED: "the cluster is not paused",
+    ReplyCode.ENTRY_NOT_PAUSED: "{name} is not paused",
     ReplyCode.NO_PAST_INSTANTS: "{entry} has a custom schedule class, whose past instants cannot be computed",
     ReplyCode.TOO_MANY_INSTANTS: "these are more than {limit} instants: ask for a shorter period",
     ReplyCode.NOT_SENT: "the message was not enqueued: {detail}",
@@ -54,6 +57,8 @@ def reply_text(code: ReplyCode, data: Mapping[str, Any]) -> str:
     match code:
         case ReplyCode.ALREADY_PAUSED:
             return f"the cluster is paused already, {pause_text(Pause.of(data))}"
+        case ReplyCode.ENTRY_ALREADY_PAUSED:
+            return f"{data.get('name')} is paused already, {pause_text(Pause.of(data))}"
         case ReplyCode.BACKFILLED | ReplyCode.BACKFILL_PLANNED | ReplyCode.BACKFILL_INCOMPLETE:
             return _backfill_text(data)
         case ReplyCode.NO_SUCH_ENTRY if data.get("disabled"):
@@ -80,7 +85,7 @@ def instant_text(instant: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def pause_text(pause: Pause) -> str:
-    """Return since when the cluster is paused, by whom and why."""
+    """Return since when the cluster or an entry is paused, by whom and why."""
     if not pause.since_ms:
         return "by a record that cannot be read"
     by = f" by {pause.by}" if pause.by else ""

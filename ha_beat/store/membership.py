@@ -165,6 +165,8 @@ class ClusterView:
     journal_counter: int
     journal_length: int
     paused: str
+    #: The ledger's record of the entries' pauses (JSON), ``""`` if there is none.
+    paused_entries: str = ""
     dropped: int = 0
     #: Names of the records that cannot be read and are ignored.
     unreadable: tuple[str, ...] = ()
@@ -207,7 +209,7 @@ class Members:
         """
         reply = self._call(member, read=True, clean=clean)
         server_ms, lease, members, meta, length, dropped = reply
-        gen, epoch, counter, paused = ("" if value is None else text(value) for value in meta)
+        gen, epoch, counter, paused, paused_entries = ("" if value is None else text(value) for value in meta)
         now = int(server_ms)
         record = LeaseRecord.parse(pairs(lease)) if lease else None
         leader = _leader(record, now)
@@ -221,6 +223,7 @@ class Members:
             journal_counter=whole(counter),
             journal_length=int(length),
             paused=paused,
+            paused_entries=paused_entries,
             dropped=whole(dropped),
             unreadable=tuple(f"member {text_in(name)}" for name, each in parsed.items() if each is None),
         )

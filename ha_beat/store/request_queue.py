@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ha_beat.clock import Clock, from_micros
 from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.reasons import ReplyCode, RequestKind, TermEnd
+from ha_beat.store import entry_pauses
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term, fence_reason, new_token
 from ha_beat.store.redis_errors import mapped_redis_errors
@@ -179,7 +180,7 @@ class Requests:
         self._withdraw = Script("withdraw")
         self._attempt = Script("attempt")
         self._answer = Script("answer")
-        self._keep_pause = Script("keep_pause")
+        self._keep_pauses = Script("keep_pauses")
 
     # --- Callers
 
@@ -237,10 +238,11 @@ class Requests:
         )
         return bool(removed), Reply.parse(text(raw)) if text(raw) else None
 
-    def pause(self) -> Pause | None:
-        """Return the pause in force, if there is one."""
-        raw = self._get(lambda client: client.hget(self._keys.ledger, Pause.FIELD))
-        return None if raw is None else Pause.parse(text(raw))
+    def pauses(self) -> dict[str, str]:
+        """Return the ledger's records of the cluster's pause and of the entries' pauses, by field; empty for none."""
+        fields = [Pause.FIELD, entry_pauses.FIELD]
+        found = self._get(lambda client: client.hmget(self._keys.ledger, fields))
+        return {name: "" if raw is None else text(raw) for name, raw in zip(fields, found, strict=True)}
 
     # --- The leader
 
@@ -261,9 +263,10 @@ class Requests:
         answer, detail = self._attempt(self._client(), keys, [term.epoch, term.nonce, request_id, change])
         return fence_reason(text(detail)) if text(answer) == "fenced" else text(answer) == "counted"
 
-    def keep_pause(self, term: Term, raw: str) -> None:
-        """Restore a pause in a ledger that has lost it. Does nothing if the term is not current."""
-        self._keep_pause(self._client(), [self._keys.lease, self._keys.ledger], [term.epoch, term.nonce, raw])
+    def keep_pauses(self, term: Term, pauses: Mapping[str, str]) -> None:
+        """Restore pauses, by field, in a ledger that has lost them. Does nothing if the term is not current."""
+        parts = [part for pause in pauses.items() for part in pause]
+        self._keep_pauses(self._client(), [self._keys.lease, self._keys.ledger], [term.epoch, term.nonce, *parts])
 
     def waiting(self) -> tuple[list[Request], int]:
         """Return the waiting requests, oldest first, and the server's time in ms.

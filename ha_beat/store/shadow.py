@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ha_beat.clock import Clock, from_micros
 from ha_beat.reasons import Verdict
+from ha_beat.store import entry_pauses
 from ha_beat.store.keys import Keys
 from ha_beat.store.ledger import KEEP_ABSENT, Ledger, LedgerRow
+from ha_beat.store.request_queue import Pause
 from ha_beat.store.scripts import Script, text, whole
 from ha_beat.store.stored_values import MALFORMED, instant_in, text_in
 
@@ -37,8 +39,8 @@ class Shadow:
         self._positions: dict[str, datetime] = {}
         self.gen = ""
         self.counter = 0
-        #: The pause in the ledger of the incarnation ``paused_gen`` (JSON, ``""`` for none).
-        self.paused = ""
+        #: The pauses in the ledger of the incarnation ``paused_gen``, by field (JSON, ``""`` for none).
+        self.pauses: dict[str, str] = {}
         self.paused_gen = ""
         self.last_id = "0-0"
 
@@ -118,7 +120,8 @@ class ShadowFeed:
         if not gen:
             # Without a ledger, what is known is kept.
             return
-        shadow.paused, shadow.paused_gen = text(reply[3]), gen
+        shadow.pauses = {Pause.FIELD: text(reply[3]), entry_pauses.FIELD: text(reply[5])}
+        shadow.paused_gen = gen
         now = self._clock.elapsed()
         first = _number(records[0][1]) if records else counter + 1
         # Of a burst, the ledger is read once instead of each record.

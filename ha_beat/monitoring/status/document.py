@@ -16,6 +16,7 @@ from ha_beat.exception_text import without_secrets
 from ha_beat.monitoring.status.replica import ReplicaStatus
 from ha_beat.monitoring.status.snapshot import TermSpan
 from ha_beat.monitoring.wording import health, phrase
+from ha_beat.store import entry_pauses
 from ha_beat.store.journal import VerdictRecord
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import ClusterView, Member
@@ -49,6 +50,7 @@ def cluster_document(
         "leader": holder.holder if holder else None,
         "lease": _lease(lease) if lease else None,
         "paused": Pause.parse(view.paused).as_data() if view and view.paused else None,
+        "paused_entries": entry_pauses.in_force(view.paused_entries) if view else {},
         "members": [_member(member) for member in members],
         "entries": leading.entries if leading else None,
         "backlog": leading.backlog if leading else None,

@@ -11,6 +11,7 @@ from ha_beat.monitoring.status.snapshot import Snapshot
 from ha_beat.monitoring.status.unattended import Unattended
 from ha_beat.monitoring.wording import duration, duty_effect, health, instant, occurrences, phrase, sentence
 from ha_beat.reasons import Duty, WarningCode
+from ha_beat.store import entry_pauses
 from ha_beat.store.journal import VerdictRecord
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import Member
@@ -18,6 +19,9 @@ from ha_beat.store.request_queue import Pause
 
 #: Seconds by which a clock may differ from the Redis server's without a warning.
 _CLOCK_TOLERANCE = 2.0
+
+#: Paused entries that the warnings list.
+_PAUSED_LISTED = 10
 
 #: Seconds for which an occurrence may be overdue without a warning.
 _OVERDUE_TOLERANCE = 30.0
@@ -47,6 +51,10 @@ def of_redis(snapshot: Snapshot, unreachable: str) -> Iterable[StatusWarning]:
     if snapshot.view is not None and snapshot.view.paused:
         words = pause_text(Pause.parse(snapshot.view.paused))
         yield StatusWarning(WarningCode.PAUSED, f"the cluster is paused {words}", "notice")
+    if snapshot.view is not None:
+        for entry, each in list(entry_pauses.in_force(snapshot.view.paused_entries).items())[:_PAUSED_LISTED]:
+            words = f"{each['name'] or entry} is paused {pause_text(Pause.of(each))}"
+            yield StatusWarning(WarningCode.ENTRY_PAUSED, words, "notice")
 
 
 def of_lease(lease: LeaseRecord | None, now_ms: int) -> Iterable[StatusWarning]:

@@ -27,7 +27,13 @@ end
 local rows = redis.call('HMGET', ledger, unpack(fields))
 local standing = {}
 for i, field in ipairs(fields) do standing[field] = rows[i] or '' end
-local paused = redis.call('HEXISTS', ledger, 'm:paused') == 1
+local pauses = redis.call('HMGET', ledger, 'm:paused', 'm:paused_entries')
+local readable, paused_entries = pcall(cjson.decode, pauses[2] or '{}')
+-- True if this entry is paused. A pause that has ended stays in the record until its last instant has its verdict.
+local function entry_paused(id)
+  local pause = readable and type(paused_entries) == 'table' and paused_entries[id]
+  return type(pause) == 'table' and pause.until_ms == 0
+end
 
 -- A replica whose clock is ahead of the cluster's time must not fire early.
 local latest = time_ms() + 2000
@@ -45,7 +51,10 @@ local function answered(op, row)
     return 'moved', row
   end
   if op.at_ms > latest then return 'error', 'the due instant is ahead of the clock of Redis' end -- guard: dispatch-not-early
-  if paused and #op.commands > 0 then return 'paused', '' end -- guard: dispatch-paused
+  if #op.commands > 0 then
+    if pauses[1] then return 'paused', '' end -- guard: dispatch-paused
+    if entry_paused(op.id) then return 'paused', 'entry' end -- guard: dispatch-entry-paused
+  end
   return nil
 end
 

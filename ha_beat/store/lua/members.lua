@@ -27,7 +27,7 @@ return {
   now,
   redis.call('HGETALL', KEYS[2]),
   all,
-  redis.call('HMGET', KEYS[3], 'm:gen', 'm:epoch', 'm:journal', 'm:paused'),
+  redis.call('HMGET', KEYS[3], 'm:gen', 'm:epoch', 'm:journal', 'm:paused', 'm:paused_entries'),
   redis.call('XLEN', KEYS[4]),
   dropped,
 }

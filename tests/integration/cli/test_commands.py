@@ -177,6 +177,17 @@ def test_pause_run_and_resume_answer_with_codes(cluster, app):
     assert data_of(app, "run", "nightly-reprot")["nearest"] == ["nightly-report"]
 
 
+def test_pause_of_an_entry_is_in_the_status_until_it_is_resumed(cluster, app):
+    assert data_of(app, "pause", "nightly-reprot")["nearest"] == ["nightly-report"]
+    assert data_of(app, "pause", "nightly-report", "--reason", "figures")["code"] == ReplyCode.ENTRY_PAUSED
+    status = data_of(app, "status")
+    assert status["paused"] is None
+    assert status["paused_entries"]["nightly-report"]["reason"] == "figures"
+    assert "figures" in invoke(app, "status").output
+    assert data_of(app, "resume", "nightly-report")["code"] == ReplyCode.ENTRY_RESUMED
+    assert data_of(app, "status")["paused_entries"] == {}
+
+
 def test_backfill_shows_each_instant(cluster, app):
     args = ["backfill", "nightly-report", "--from", "2026-01-01", "--to", "2026-01-03", "--dry-run"]
     planned = invoke(app, *args, "--json")

@@ -15,6 +15,8 @@ from ha_beat.dispatch import Answer, FencedOff, Operation
 from ha_beat.dispatch.capture import RedisCommands
 from ha_beat.errors import StoreRefused
 from ha_beat.reasons import AnswerKind, TermEnd
+from ha_beat.store import entry_pauses
+from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.lease import RedisLeaseStore, Renewed, Term
 from ha_beat.store.ledger import Ledger, LedgerRow
 from tests.integration.store.conftest import KEYS, RedisBench
@@ -301,6 +303,17 @@ def test_paused_cluster_enqueues_nothing_of_the_schedule(leader: Leader):
     batch = [operation(), operation("b", commands=(), new=SKIPPED), step(1)]
     assert leader.kinds(*batch) == ["paused", "done", "done"]
     assert (leader.messages(), leader.rows()) == (["message"], {"b": SKIPPED})
+
+
+def test_paused_entry_is_not_enqueued_and_holds_up_no_other(leader: Leader):
+    pauses = {entry: EntryPause(entry, 1, until_ms=until).as_data() for entry, until in (("a", 0), ("b", 5))}
+    leader.client.hset(KEYS.ledger, entry_pauses.FIELD, json.dumps(pauses))
+    leader.client.hset(KEYS.requests, "r", "x")
+    answers = leader.submit(operation(), operation("b"), operation("c"), step(1))
+    assert [(answer.kind, answer.detail) for answer in answers] == [("paused", "entry"), *[("done", "")] * 3]
+    for entry, damaged in zip("efgh", ("[", '"e"', "[1]", '{"h": 1}'), strict=True):
+        leader.client.hset(KEYS.ledger, entry_pauses.FIELD, damaged)
+        assert leader.kinds(operation(entry)) == ["done"]
 
 
 # --- Missing rights

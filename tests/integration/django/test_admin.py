@@ -177,8 +177,13 @@ def test_tasks_show_the_clusters_state_and_run_now(running, site):
     assert (record["entry"], record["name"], record["asked_by"]) == (str(task.pk), task.name, "kim (admin)")
     (recent,) = [line for line in client.get(DATA).json()["recent"] if line["kind"] == "manual"]
     assert (recent["name"], recent["asked_by"]) == (task.name, "kim (admin)")
+    client.post(TASKS, {"action": "pause_tasks", "_selected_action": [task.pk]}, follow=True)
+    assert "paused" in client.get(TASKS).content.decode().split("cluster_state", 2)[2]
+    assert "by kim (admin)" in client.get(page_of(task)).content.decode()
     task.enabled = False
     task.save()
+    answer = client.post(TASKS, {"action": "resume_tasks", "_selected_action": [task.pk]}, follow=True)
+    assert "is resumed" in answer.content.decode()
     answer = client.post(TASKS, {"action": "run_now", "_selected_action": [task.pk]}, follow=True)
     assert "changed and added is disabled" in answer.content.decode(), re.findall(
         r"messagelist.*?</ul>", answer.content.decode(), re.DOTALL

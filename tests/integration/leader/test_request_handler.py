@@ -20,6 +20,8 @@ from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import build_request_handler
 from ha_beat.reasons import AnswerKind, ReplyCode, RequestKind
+from ha_beat.store import entry_pauses
+from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.journal import Journal
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
@@ -399,7 +401,7 @@ def test_withdrawn_backfill_stops(leader: Leader):
 @pytest.mark.parametrize("remembered", [Pause(1, "me", "work").encoded(), ""])
 def test_new_leader_restores_a_pause_that_the_ledger_lost(remembered, shared_redis: RedisServer):
     shadow = Shadow()
-    shadow.paused, shadow.paused_gen = remembered, "the ledger before"
+    shadow.pauses, shadow.paused_gen = {Pause.FIELD: remembered}, "the ledger before"
     leader = Leader(shared_redis, shadow)
     leader.attend(requests_pending=False)
     assert leader.pause.in_force is bool(remembered)
@@ -428,6 +430,49 @@ def test_pause_whose_answer_was_lost_is_in_force(leader: Leader, monkeypatch):
     assert leader.pause.in_force
     assert leader.reply_to(pause).code is ReplyCode.PAUSED
     assert [event.found for event in leader.events.of(events.Paused)] == [False]
+
+
+# --- Pause of an entry
+
+
+def test_paused_entry_is_kept_under_later_leaders_until_it_is_resumed(leader: Leader):
+    assert leader.carry_out(RequestKind.PAUSE_ENTRY, entry="e", reason="work").code is ReplyCode.ENTRY_PAUSED
+    assert leader.carry_out(RequestKind.PAUSE_ENTRY, entry="e").code is ReplyCode.ENTRY_ALREADY_PAUSED
+    assert leader.carry_out(RequestKind.PAUSE_ENTRY, entry="ee").data["nearest"] == ["e"]
+    leader.client.flushall()
+    leader.lead("second")
+    leader.attend(requests_pending=False)
+    assert leader.pause.entries["e"].reason == "work"
+    assert list(entry_pauses.in_force(text(leader.client.hget(KEYS.ledger, entry_pauses.FIELD)))) == ["e"]
+    leader.stub.due_queue.drop(leader.stub.due_queue.get("e"))
+    assert leader.carry_out(RequestKind.RESUME_ENTRY, entry="e").code is ReplyCode.ENTRY_RESUMED
+    assert leader.carry_out(RequestKind.RESUME_ENTRY, entry="e").code is ReplyCode.NO_SUCH_ENTRY
+    assert not leader.pause.entries["e"].in_force
+
+
+def test_pause_of_an_entry_whose_answer_was_lost_is_in_force(leader: Leader, monkeypatch):
+    leader.post(RequestKind.PAUSE_ENTRY, entry="e")
+    lose_the_answer(leader, monkeypatch, written=True)
+    leader.attend()
+    leader.attend()
+    assert leader.pause.entries["e"].in_force
+
+
+def test_ended_pause_is_dropped_once_its_instants_have_a_verdict(leader: Leader):
+    state = leader.stub.due_queue.get("e")
+    leader.carry_out(RequestKind.PAUSE_ENTRY, entry="e")
+    leader.stub.due_queue.put(state, leader.stub.now())
+    leader.carry_out(RequestKind.RESUME_ENTRY, entry="e")
+    gone = EntryPause("gone", 1, until_ms=2)
+    kept = dict(leader.pause.entries)
+    leader.pause.set(leader.term, None, {**kept, "gone": gone}, Shadow())
+    other = state_of(scheduled("other", every=None, last_run=leader.stub.now()))
+    leader.stub.due_queue.put(other, leader.stub.now())
+    leader.carry_out(RequestKind.PAUSE_ENTRY, entry="other")
+    assert set(leader.pause.entries) == {"e", "other"}
+    leader.stub.due_queue.put(state, leader.stub.now() + timedelta(hours=1))
+    leader.carry_out(RequestKind.RESUME_ENTRY, entry="other")
+    assert set(leader.pause.entries) == {"other"}
 
 
 class LockingSender(Sender):

@@ -109,6 +109,29 @@ def test_pause_survives_the_loss_of_the_ledger(cluster: BeatCluster):
     assert sent(cluster, "fast") == []
 
 
+def test_paused_entry_is_skipped_through_takeover_and_loss_and_owes_nothing(cluster: BeatCluster):
+    def skipped() -> int:
+        return sum(r["why"] == "paused" for r in cluster.journal() if r.get("verdict") == "skipped")
+
+    wait_for(lambda: sent(cluster, "fast"), what="a first message")
+    assert ask(cluster, RequestKind.PAUSE_ENTRY, entry="fast", reason="kept").ok
+    count = len(sent(cluster, "fast"))
+    leader = cluster.wait_for_leader()
+    leader.kill()
+    leader = cluster.wait_for_leader(other_than=leader)
+    wait_for(skipped, what="skipped occurrences under the next leader")
+    assert len(sent(cluster, "fast")) == count
+    cluster.admin.flushall()
+    wait_for(lambda: ask(cluster, RequestKind.REPORT).data["paused_entries"] == ["fast"], 20, "the pause")
+    wait_for(skipped, what="skipped occurrences after the loss")
+    assert sent(cluster, "fast") == []
+    before = time.time()
+    assert ask(cluster, RequestKind.RESUME_ENTRY, entry="fast").ok
+    wait_for(lambda: sent(cluster, "fast"), what="messages after resume")
+    first = datetime.fromisoformat(sent(cluster, "fast")[0]["ha_beat"]["scheduled_at"])
+    assert first.timestamp() >= before
+
+
 def test_manual_run_is_one_message_and_moves_no_position(cluster: BeatCluster):
     """Asking again with the same id gives the same answer and sends nothing."""
     position = cluster.ledger()["rare"]
