@@ -193,7 +193,9 @@ class BeatLoop:
 
     def _stand_by(self, runtime: Runtime) -> None:
         runtime.dispatch.stand_by()
+        runtime.elector.handle.progress()
         runtime.enqueuer.stand_by()
+        runtime.elector.handle.progress()
         runtime.elector.handle.wait(_LONGEST_TURN)
 
     def _lead(self, runtime: Runtime, term: Term, longest_wait: float) -> None:
@@ -215,7 +217,10 @@ class BeatLoop:
         ):
             try:
                 runtime.dispatch.lead(current)
+                # After each step, because every one may wait for a server.
+                handle.progress()
                 pause = runtime.request_handler.attend(current, requests_pending=handle.take_requests_pending())
+                handle.progress()
                 idle = min(enqueuer.advance(tenure, current), pause)
             except FencedOff as exc:
                 handle.fenced(current, exc.reason, exc.detail)

@@ -24,7 +24,7 @@ from ha_beat.dispatch.capture import captured
 from ha_beat.errors import StoreUnavailable
 from ha_beat.exception_text import exception_line
 from ha_beat.reasons import PublishOutcome
-from ha_beat.store.name_resolution import await_name
+from ha_beat.store.name_resolution import resolve
 from ha_beat.store.redis_errors import as_store_error, code_of, in_words
 
 #: Arguments of a publish by kombu's producer, and the call that carries it out.
@@ -74,7 +74,7 @@ class BrokerAdapter:
             transport_options={**(stock.transport_options or {}), **self._options()},
         )
         for host in self._hosts(connection):
-            await_name(host, self._timeout)
+            resolve(host, self._timeout)
         # Each host once, and without a pause: the main loop waits.
         connection.ensure_connection(max_retries=max(len(connection.alt) - 1, 0))
         self._connected()

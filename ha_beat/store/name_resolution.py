@@ -2,7 +2,10 @@
 
 ``getaddrinfo`` has no timeout: while the name server does not answer, it blocks its caller for 20 s and more. Its
 caller may be the main loop, which then counts as hung, or the election. Each name is therefore resolved in a thread of
-its own before a connection resolves it again, and a connection waits for that thread no longer than for connecting.
+its own, and a connection waits for that thread no longer than for connecting. A connection of redis-py is opened to
+the addresses found: it would ask the name server again, without a bound.
+
+Callers that need one name in turn wait for a lookup once, not each: what took too long fails at once until it ends.
 """
 
 from __future__ import annotations
@@ -15,6 +18,13 @@ from typing import Any
 
 from redis.connection import ConnectionPool, UnixDomainSocketConnection
 
+from ha_beat.clock import SystemClock
+
+_elapsed = SystemClock().elapsed
+
+#: Seconds within which a caller tries again to connect.
+_RETRIED_WITHIN = 2.0
+
 
 class _Lookup(threading.Thread):
     """Thread that resolves one name."""
@@ -22,23 +32,42 @@ class _Lookup(threading.Thread):
     def __init__(self, host: str) -> None:
         super().__init__(name="ha_beat-dns", daemon=True)
         self._host = host
+        self.began = self.ended = _elapsed()
+        self.addresses: list[str] = []
         self.error: OSError | None = None
 
     def run(self) -> None:
         # A name that is no valid text is reported by the connection.
         with suppress(UnicodeError):
             try:
-                socket.getaddrinfo(self._host, None, type=socket.SOCK_STREAM)
+                found = socket.getaddrinfo(self._host, None, type=socket.SOCK_STREAM)
+                self.addresses = list(dict.fromkeys(_address(each[4]) for each in found))
             except OSError as exc:
                 self.error = exc
+        self.ended = _elapsed()
+
+    def usable(self, timeout: float) -> bool:
+        """True if the lookup goes on, or its outcome is recent.
+
+        An outcome counts as recent for as long as it took, so that slow lookups do not add up. A name that was found
+        too late for the caller is kept until callers have retried.
+        """
+        took, age = self.ended - self.began, _elapsed() - self.ended
+        late = self.error is None and took > timeout
+        return self.is_alive() or age < (took + _RETRIED_WITHIN if late else min(took, timeout))
 
 
-#: Last lookup of each name. One that has ended is replaced at the next use.
+#: Last lookup of each name.
 _lookups: dict[str, _Lookup] = {}
 
 
-def await_name(host: str, timeout: float) -> None:
-    """Wait until the name is resolved. A numeric address returns at once.
+def _address(where: tuple[Any, ...]) -> str:
+    """Return the address of a socket address, with its scope if it has one."""
+    return f"{where[0]}%{where[3]}" if len(where) == 4 and where[3] and "%" not in where[0] else str(where[0])
+
+
+def resolve(host: str, timeout: float) -> list[str]:
+    """Return the addresses of a name, or ``host`` if it is an address. ``timeout`` counts from the lookup's start.
 
     May run in a signal handler: it takes no lock of its own.
 
@@ -47,30 +76,49 @@ def await_name(host: str, timeout: float) -> None:
     """
     with suppress(ValueError):
         ipaddress.ip_address(host)
-        return
+        return [host]
     lookup = _lookups.get(host)
-    if lookup is None or not lookup.is_alive():
+    if lookup is None or not lookup.usable(timeout):
         lookup = _lookups[host] = _Lookup(host)
         lookup.start()
-    lookup.join(timeout)
+    lookup.join(max(lookup.began + timeout - _elapsed(), 0.0))
     if lookup.is_alive():
         raise socket.gaierror(socket.EAI_AGAIN, f"{host} was not resolved within {timeout:g} s")
     if lookup.error is not None:
         # Not left to the connection, which would wait for the name server again.
         raise lookup.error
+    return lookup.addresses or [host]
 
 
 class _BoundedConnection:
-    """Mixin for connections of redis-py: it waits for the name before the socket is opened."""
+    """Mixin for connections of redis-py: it resolves the name before the socket is opened."""
 
     host: str
     socket_connect_timeout: float | None
+    #: The name, while ``host`` is one of its addresses.
+    _named = ""
 
     def _connect(self) -> Any:
-        if self.socket_connect_timeout:
-            await_name(self.host, self.socket_connect_timeout)
         connect: Any = super()._connect  # type: ignore[misc]  # of the class that this is mixed into
-        return connect()
+        if not self.socket_connect_timeout:
+            return connect()
+        self._named = name = self.host
+        try:
+            for left in reversed(range(len(addresses := resolve(name, self.socket_connect_timeout)))):
+                self.host = addresses[-1 - left]
+                try:
+                    return connect()
+                except OSError:
+                    if not left:
+                        raise
+        finally:
+            self.host = name
+
+    def _wrap_socket_with_ssl(self, sock: Any) -> Any:
+        # A certificate is issued to the name.
+        self.host = self._named or self.host
+        wrap: Any = super()._wrap_socket_with_ssl  # type: ignore[misc]  # as above
+        return wrap(sock)
 
 
 def with_bounded_names(pool: ConnectionPool) -> ConnectionPool:

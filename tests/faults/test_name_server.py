@@ -11,7 +11,7 @@ import pytest
 from tests.integration.monitoring.test_replicas import Probed
 from tests.support.servers import RedisServer, need, wait_for
 
-#: As `sitecustomize.py`: names block like glibc's resolver while the file exists.
+#: As `sitecustomize.py`: names block like glibc's resolver while the file exists. Numeric addresses never do.
 BLOCKING = """
 import os, socket, time
 _resolve = socket.getaddrinfo

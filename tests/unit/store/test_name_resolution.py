@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from redis.connection import ConnectionPool
 from redis.exceptions import RedisError
 
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.dispatch.broker_adapters import AmqpAdapter
 from ha_beat.errors import StoreUnavailable
 from ha_beat.store.connections import link_to
-from ha_beat.store.name_resolution import await_name
+from ha_beat.store.name_resolution import resolve, with_bounded_names
 
 TIMEOUT = 0.2
 
@@ -69,11 +70,46 @@ def test_connecting_fails_in_time_without_a_name_server(silent_name_server: list
     assert silent_name_server
 
 
-def test_one_lookup_of_a_name_is_pending(silent_name_server: list[str]) -> None:
-    """Each retry waits for it. Numeric addresses are not looked up."""
-    for _ in range(3):
+def test_name_without_an_answer_costs_its_callers_one_timeout(silent_name_server: list[str]) -> None:
+    """Callers in turn wait for one lookup together. Numeric addresses are not looked up."""
+    began = time.monotonic()
+    for _ in range(5):
         with pytest.raises(socket.gaierror):
-            await_name("redis.test", TIMEOUT)
+            resolve("redis.test", TIMEOUT)
+    assert time.monotonic() - began < 3 * TIMEOUT
     for address in ("127.0.0.1", "::1"):
-        await_name(address, TIMEOUT)
+        assert resolve(address, TIMEOUT) == [address]
     assert silent_name_server == ["redis.test"]
+
+
+def found(address: str) -> list[Any]:
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
+
+
+def test_name_that_is_found_late_serves_the_next_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each lookup takes longer than the timeout."""
+    lookup = {"late.test": lambda: time.sleep(2 * TIMEOUT) or found("127.0.0.9")}
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: lookup[host]())
+    with pytest.raises(socket.gaierror):
+        resolve("late.test", TIMEOUT)
+    time.sleep(2 * TIMEOUT)
+    assert resolve("late.test", TIMEOUT) == ["127.0.0.9"]
+
+
+def test_connection_resolves_its_name_only_in_the_bounded_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second lookup could block. The next address follows one that refuses; errors and certificates name the host."""
+    real, opened = socket.getaddrinfo, []
+
+    def getaddrinfo(host: str, *args: Any, **options: Any) -> Any:
+        if host != "twice.test":
+            opened.append(host)
+            return real(host, *args, **options)
+        assert threading.current_thread().name == "ha_beat-dns"
+        return found("127.0.0.1") + found("127.0.0.2")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    pool = with_bounded_names(ConnectionPool.from_url("rediss://twice.test:1", socket_connect_timeout=TIMEOUT))
+    connection = pool.make_connection()
+    with pytest.raises(RedisError, match=r"twice\.test:1"):
+        connection.connect()
+    assert opened == ["127.0.0.1", "127.0.0.2"]
