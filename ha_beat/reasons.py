@@ -166,6 +166,8 @@ class EntryFault(StrEnum):
     MESSAGE_NOT_BUILT = "message_not_built"
     #: Its arguments take long. From the next time on a thread computes them.
     SLOW_ARGUMENTS = "slow_arguments"
+    #: A thread has computed its arguments for a minute and has not finished.
+    HUNG_ARGUMENTS = "hung_arguments"
     #: The command that carries its message cannot be built or is not accepted.
     NOT_SUBMITTED = "not_submitted"
     #: The broker refused the message.
@@ -242,6 +244,8 @@ class AnswerKind(StrEnum):
     UNCERTAIN = "uncertain"
     #: Like ``uncertain``, and the message is to be sent again.
     AGAIN = "again"
+    #: Nothing was done, because the entry's task published nothing.
+    DECLINED = "declined"
 
 
 class DispatchPath(StrEnum):
@@ -395,6 +399,8 @@ class BackfillOutcome(StrEnum):
     UNCERTAIN = "uncertain"
     #: The request was withdrawn before the message was sent.
     WITHDRAWN = "withdrawn"
+    #: The entry's task published nothing.
+    DECLINED = "declined"
     NOT_SENT = "not_sent"
 
 

@@ -129,7 +129,7 @@ class BackfillHandler:
             "task_id": self._messages.task_id(state, each.at),
         }
 
-    def _assessed(self, request: Request, state: EntryState) -> Generator[None, None, list[BackfillInstant]]:
+    def _assessed(self, request: Request, state: EntryState) -> Generator[bool, None, list[BackfillInstant]]:
         if state.entry.recurrence is None:
             raise Refused(ReplyCode.NO_PAST_INSTANTS, entry=state.label)
         since, until = _instant_argument(request, "from"), _instant_argument(request, "to")
@@ -151,12 +151,12 @@ class BackfillHandler:
                 and record.until > found[0]
                 and record.first <= found[-1]
             )
-            yield
+            yield False
         return assess_instants(found, base, known, request.id, force=bool(request.args.get("force")))
 
     def _enqueue(
         self, term: Term, request: Request, state: EntryState, instants: Sequence[BackfillInstant]
-    ) -> Generator[None, None, list[BackfillInstant]]:
+    ) -> Generator[bool, None, list[BackfillInstant]]:
         found = {each.number: each for each in instants}
         begun = self._messages.begun_before(request)
         for each in instants:
@@ -171,7 +171,7 @@ class BackfillHandler:
                 outcome, detail = _outcome_of(answer)
                 found[each.number] = replace(each, outcome=outcome, detail=detail)
             planned = planned[len(answers) :]
-            yield
+            yield not answers
         return list(found.values())
 
 
@@ -183,6 +183,8 @@ def _outcome_of(answer: Answer) -> tuple[BackfillOutcome, str]:
             return BackfillOutcome.WITHDRAWN, ""
         case AnswerKind.UNCERTAIN | AnswerKind.AGAIN:
             return BackfillOutcome.UNCERTAIN, ""
+        case AnswerKind.DECLINED:
+            return BackfillOutcome.DECLINED, ""
         case _:
             return BackfillOutcome.NOT_SENT, answer.detail or answer.kind
 

@@ -144,7 +144,7 @@ class BatchBuilder:
         if error is not None:
             raise error
         if not self._buildable(state, decision.send, dispatcher):
-            queue.put(state, state.due_at or now, now + _ASK_AGAIN)
+            self._await_arguments(state, queue, now)
             return None
         began = self._clock.elapsed()
         try:
@@ -174,6 +174,15 @@ class BatchBuilder:
         pause = max(min(_BUILD_RETRY * 2 ** min(state.build_failures, 9), _LONGEST_BUILD_RETRY), _REST * took)
         state.build_failures += 1
         queue.put(state, state.due_at or now, now + timedelta(seconds=pause))
+
+    def _await_arguments(self, state: EntryState, queue: DueQueue, now: datetime) -> None:
+        """Look at an entry again soon. One whose arguments may never come fails, and has a verdict by the deadline."""
+        if self._slow.overdue(state.id):
+            if not state.build_failures:
+                self._emit(events.EntryFailed(state.label, EntryFault.HUNG_ARGUMENTS))
+                state.build_failures = 1
+            state.record_failure(now, "its arguments have not been computed", SkipReason.NO_MESSAGE)
+        queue.put(state, state.due_at or now, now + _ASK_AGAIN)
 
     def _abandon(self, writer: LedgerWriter, state: EntryState, queue: DueQueue, dispatcher: Dispatcher) -> None:
         """Record an occurrence that cannot be sent again as uncertain, and plan the next one."""

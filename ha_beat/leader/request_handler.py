@@ -24,8 +24,9 @@ from ha_beat.leader.entry_pause import EntryPauseControl
 from ha_beat.leader.leader_report import LeaderReport
 from ha_beat.leader.pause import PauseControl, PauseState
 from ha_beat.leader.planner import ScheduleSource
-from ha_beat.leader.request_outcome import Handler, Outcome, Refused, Steps, request_record
+from ha_beat.leader.request_outcome import Handler, NotReady, Outcome, Refused, Steps, request_record
 from ha_beat.leader.requested_messages import RequestedMessages, RunHandler
+from ha_beat.leader.slow_arguments import SlowArguments
 from ha_beat.reasons import ReplyCode, RequestKind, TermEnd
 from ha_beat.store.journal import Journal
 from ha_beat.store.lease import Term
@@ -84,6 +85,8 @@ class RequestHandler:
         self._work: Steps | None = None
         #: True if requests may be pending.
         self._requests_pending = False
+        #: True if nothing can be done for the waiting requests until the arguments of a message are computed.
+        self._waits = False
 
     def attend(self, term: Term, *, requests_pending: bool) -> float:
         """Refresh the pause, and serve the waiting requests if there may be any. Costs nothing otherwise.
@@ -101,8 +104,10 @@ class RequestHandler:
             self._begin(term)
             if self._requests_pending and self._enqueuer.serves(term):
                 self._requests_pending = not self._serve(term)
-                if self._requests_pending:
+                if self._requests_pending and not self._waits:
                     return 0.0
+                if self._waits:
+                    self._retry_at = self._clock.elapsed() + _RETRY
         except StoreError:
             # The enqueuer uses the same Redis and reports the outage.
             self._retry_at = self._clock.elapsed() + _RETRY
@@ -132,7 +137,7 @@ class RequestHandler:
         self._forget_all_but({request.id for request in waiting})
         # Backfills come last, so that a long one does not hold up the others. One of them works per turn.
         waiting.sort(key=lambda request: (request.kind is RequestKind.BACKFILL, request.id != self._working_on))
-        complete, budget, worked = True, self._pace.begin(), False
+        complete, budget, worked, self._waits = True, self._pace.begin(), False, False
         broker_error: StoreError | None = None
         for request in waiting:
             needs_broker = request.kind in _NEED_THE_BROKER
@@ -184,6 +189,9 @@ class RequestHandler:
             self._begun.add(request.id)
         try:
             return self._outcome(term, request, budget)
+        except NotReady:
+            self._waits = True
+            return None
         except StoreError:
             # The term goes on: neither Redis nor the broker being away is the request's fault.
             self._begun.discard(request.id)
@@ -210,9 +218,9 @@ class RequestHandler:
         work, outcome = self._work, None
         try:
             while work is not None:
-                next(work)
+                self._waits = next(work)
                 budget.item_done()
-                if budget.spent:
+                if budget.spent or self._waits:
                     return None
         except StopIteration as finished:
             outcome = finished.value
@@ -261,7 +269,9 @@ def build_request_handler(
     emit: Callable[[events.Event], None],
 ) -> tuple[RequestHandler, LeaderReport]:
     """Return the handler of all kinds of requests, and the report that must follow the replica's events."""
-    messages = RequestedMessages(enqueuer, source, requests, cluster, emit)
+    # A leader waits for the arguments of a message for one budget. Then a thread computes them.
+    arguments = SlowArguments(source.arguments, pace.clock, pace.seconds)
+    messages = RequestedMessages(enqueuer, requests, cluster, emit, arguments)
     control = PauseControl(pause, requests, shadow, enqueuer.now, enqueuer.reload, emit)
     entries = EntryPauseControl(pause, enqueuer, shadow)
     report = LeaderReport(enqueuer, pause)

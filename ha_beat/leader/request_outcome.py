@@ -40,8 +40,13 @@ class Refused(Exception):
         self.outcome = Outcome(code, data)
 
 
-#: Work on a request that may take long: it pauses after each piece, and returns the outcome.
-Steps = Generator[None, None, Outcome]
+class NotReady(Exception):
+    """A request waits for the arguments of its message. It is carried out later."""
+
+
+#: Work on a request that may take long: it pauses after each piece, and returns the outcome. It yields ``True`` if it
+#: waits for the arguments of a message.
+Steps = Generator[bool, None, Outcome]
 
 #: Carries out requests of one kind, at once or in steps.
 Handler = Callable[[Term, Request], Outcome | Steps]

@@ -7,15 +7,16 @@ from datetime import datetime
 from typing import Protocol
 
 from ha_beat import events
-from ha_beat.budget import Budget, Pace
-from ha_beat.dispatch import Answer, Dispatcher, Operation, PreparedMessage, judged_build_errors
+from ha_beat.budget import LONGEST_BUDGET, Budget, Pace
+from ha_beat.dispatch import Answer, Dispatcher, MessageFailed, Operation, PreparedMessage, judged_build_errors
+from ha_beat.dispatch.message import Declined
 from ha_beat.errors import StoreUnavailable
 from ha_beat.headers import header_of, with_header
 from ha_beat.leader.batch_builder import BATCH_CHARACTERS
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState
-from ha_beat.leader.planner import ScheduleSource
-from ha_beat.leader.request_outcome import Outcome, Refused, find_entry, names, request_record
+from ha_beat.leader.request_outcome import NotReady, Outcome, Refused, find_entry, names, request_record
+from ha_beat.leader.slow_arguments import SlowArguments
 from ha_beat.reasons import AnswerKind, MessageKind, ReplyCode, Verdict
 from ha_beat.schedule.occurrence import Occurrence
 from ha_beat.store.lease import Term
@@ -47,13 +48,13 @@ class RequestedMessages:
     def __init__(
         self,
         schedule: Schedule,
-        source: ScheduleSource,
         requests: Requests,
         cluster: str,
         emit: Callable[[events.Event], None],
+        arguments: SlowArguments,
     ) -> None:
         self._schedule = schedule
-        self._source = source
+        self._arguments = arguments
         self._requests = requests
         self._cluster = cluster
         self._emit = emit
@@ -106,30 +107,52 @@ class RequestedMessages:
         """Send one message for each step: its number, its instant and its task id.
 
         Returns:
-            An answer for each step that the budget and the size of a batch allow, at least one.
+            An answer for each step that the budget and the size of a batch allow, none if the first one waits for its
+            arguments.
 
         Raises:
             FencedOff: the term is over.
+            Refused: the arguments may never come.
             StoreError: the outcome is unknown, or nothing was sent.
         """
         dispatcher = self._schedule.dispatcher
         if dispatcher is None:
             raise StoreUnavailable("no dispatch path has been chosen yet", acted=False)
-        operations: list[Operation] = []
+        operations: dict[int, Operation] = {}
+        found: dict[int, Answer] = {}
         room = BATCH_CHARACTERS
         for number, at, task_id in steps[: dispatcher.capacity]:
-            if operations and (room <= 0 or budget.spent):
+            if (operations or found) and (room <= 0 or budget.spent):
                 break
-            operations.append(self._operation(term, request, state, kind, dispatcher, number, at, task_id))
-            room -= operations[-1].size
+            kept = self._kept(request, number, dispatcher)
+            if kept is None and not self._arguments.ready_within(state.entry, min(budget.left, LONGEST_BUDGET)):
+                break
+            try:
+                operation = self._operation(term, request, state, kind, dispatcher, number, at, task_id)
+            except Declined as declined:
+                found[number] = Answer(AnswerKind.DECLINED, str(declined))
+            except MessageFailed as failed:
+                found[number] = Answer(AnswerKind.ERROR, failed.detail)
+            else:
+                operations[number] = operation
+                room -= operation.size
             budget.item_done()
-        answers = dispatcher.submit(term, operations)
+        if not operations and not found and self._arguments.overdue(state.id):
+            raise Refused(ReplyCode.NOT_SENT, detail="its arguments have not been computed within a minute")
+        if operations:
+            found.update(zip(operations, dispatcher.submit(term, list(operations.values())), strict=True))
+        answers = [found[number] for number, _, _ in steps if number in found]
         for (number, at, task_id), answer in zip(steps, answers, strict=False):
             self._built.pop((request.id, number), None)
             if answer.kind in SENT:
                 task = state.entry.task
                 self._emit(events.EnqueuedOnRequest(state.label, task, task_id, at, kind, request.by))
         return answers
+
+    def _kept(self, request: Request, number: int, dispatcher: Dispatcher) -> PreparedMessage | None:
+        """Return the message that was built for a step, if it can be sent by the dispatcher."""
+        built = self._built.get((request.id, number))
+        return built[1] if built is not None and built[0] is dispatcher else None
 
     def _operation(
         self,
@@ -152,12 +175,12 @@ class RequestedMessages:
             kind=kind,
             request=request.id,
         )
-        built = self._built.get((request.id, number))
-        if built is not None and built[0] is dispatcher:
-            message = built[1].restamped(header)
+        kept = self._kept(request, number, dispatcher)
+        if kept is not None:
+            message = kept.restamped(header)
         else:
             with judged_build_errors(dispatcher):
-                args, kwargs, options = self._source.arguments(state.entry)
+                (args, kwargs, options), _ = self._arguments.take(state.entry)
                 options = with_header(options, header, task_id)
                 message = dispatcher.prepare(state.entry.celery_entry, args, kwargs, options)
             self._built[request.id, number] = (dispatcher, message)
@@ -181,7 +204,10 @@ class RunHandler:
         if messages.begun_before(request):
             return Outcome(ReplyCode.SENT_EARLIER, data)
         step = (1, messages.now(), task_id)
-        (answer,) = messages.send(term, request, state, MessageKind.MANUAL, [step], self._pace.begin())
+        answers = messages.send(term, request, state, MessageKind.MANUAL, [step], self._pace.begin())
+        if not answers:
+            raise NotReady
+        answer = answers[0]
         if answer.kind in SENT:
             return Outcome(ReplyCode.SENT, data)
         match answer.kind:

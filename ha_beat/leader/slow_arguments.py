@@ -2,13 +2,14 @@
 
 The main loop computes the arguments of an entry. If that takes long, the next time a thread does it, and the other
 entries go on meanwhile. Otherwise arguments that take longer than ``stall_timeout`` would depose leader after leader.
+Arguments of a message that is sent on request are computed in a thread at once.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ha_beat.clock import Clock
@@ -22,6 +23,9 @@ _MOST_THREADS = 4
 
 #: Seconds after which a thread counts as hung and no longer as one of these, and the most hung threads.
 _HUNG, _MOST_HUNG = 60.0, 28
+
+#: Seconds after which a hung computation is given up and another is started, and the most threads of one entry.
+_LOST, _MOST_PER_ENTRY = 600.0, 2
 
 #: Seconds for which computed arguments can be used. This replica may have lost the lease meanwhile.
 _FRESH = 60.0
@@ -38,6 +42,7 @@ class _Computation:
     error: BaseException | None = None
     finished_at: float | None = None
     took: float = 0.0
+    done: threading.Event = field(default_factory=threading.Event)
 
 
 class SlowArguments:
@@ -55,23 +60,41 @@ class SlowArguments:
         self._running: dict[str, _Computation] = {}
         #: Computations whose thread may still run, also those of earlier definitions.
         self._started: list[_Computation] = []
+        #: Since when an entry waits for its arguments, on ``Clock.elapsed``.
+        self._waiting_since: dict[str, float] = {}
 
     def ready(self, entry: ScheduledEntry) -> bool:
         """True if :meth:`take` can be called. Otherwise start to compute the arguments, and ask again later."""
         if entry.id not in self._slow:
             return True
-        found, definition = self._running.get(entry.id), definition_of(entry)
+        found, definition, now = self._running.get(entry.id), definition_of(entry), self._clock.elapsed()
+        if found is not None and (found.finished_at is not None or not same_definition(found.definition, definition)):
+            self._waiting_since.pop(entry.id, None)
+        self._waiting_since.setdefault(entry.id, now)
         if found is not None and same_definition(found.definition, definition):
             if found.finished_at is None:
-                return False
-            if self._clock.elapsed() - found.finished_at <= _FRESH:
+                if now - found.began_at < _LOST:
+                    return False
+            elif now - found.finished_at <= _FRESH:
                 return True
-        self._running.pop(entry.id, None)
-        if self._has_room():
-            started = self._running[entry.id] = _Computation(entry, definition, self._clock.elapsed())
+        if self._has_room(entry.id):
+            started = self._running[entry.id] = _Computation(entry, definition, now)
             self._started.append(started)
             threading.Thread(target=self._run, args=(started,), name="ha_beat-arguments", daemon=True).start()
         return False
+
+    def ready_within(self, entry: ScheduledEntry, seconds: float) -> bool:
+        """As :meth:`ready`, but a thread computes the arguments in any case. Wait for it for ``seconds`` at first."""
+        self._slow.add(entry.id)
+        first = entry.id not in self._running
+        if self.ready(entry):
+            return True
+        return first and entry.id in self._running and self._running[entry.id].done.wait(seconds)
+
+    def overdue(self, entry_id: str) -> bool:
+        """True if the entry waits for its arguments for so long that they may never come."""
+        since = self._waiting_since.get(entry_id)
+        return since is not None and self._clock.elapsed() - since >= _HUNG
 
     def take(self, entry: ScheduledEntry) -> tuple[Arguments, bool]:
         """Return the arguments, and whether the entry has just turned out to be slow.
@@ -87,15 +110,18 @@ class SlowArguments:
                 self._note(entry.id, self._clock.elapsed() - began)
                 raise
         found = self._running.pop(entry.id)
+        self._waiting_since.pop(entry.id, None)
         self._note(entry.id, found.took)
         if found.error is not None or found.result is None:
             raise found.error or RuntimeError("the computation of the arguments has not finished")
         return found.result, False
 
-    def _has_room(self) -> bool:
-        """True if another thread may be started."""
+    def _has_room(self, entry_id: str) -> bool:
+        """True if another thread may be started for the entry."""
         now = self._clock.elapsed()
         self._started = [each for each in self._started if each.finished_at is None]
+        if sum(each.entry.id == entry_id for each in self._started) >= _MOST_PER_ENTRY:
+            return False
         hung = sum(now - each.began_at >= _HUNG for each in self._started)
         return hung < _MOST_HUNG and len(self._started) - hung < _MOST_THREADS
 
@@ -116,3 +142,4 @@ class SlowArguments:
             computation.error = exc
         ended = self._clock.elapsed()
         computation.took, computation.finished_at = ended - began, ended
+        computation.done.set()

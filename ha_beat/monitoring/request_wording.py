@@ -48,6 +48,7 @@ _STATES = {
     BackfillOutcome.BEGUN_EARLIER: ("uncertain", "an earlier leader began to send it"),
     BackfillOutcome.UNCERTAIN: ("uncertain", "it is unknown whether the broker accepted the message"),
     BackfillOutcome.WITHDRAWN: ("failed", "the request was withdrawn"),
+    BackfillOutcome.DECLINED: ("skipped", "its task published nothing"),
     BackfillOutcome.NOT_SENT: ("failed", "not enqueued"),
 }
 

@@ -85,6 +85,7 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         EntryFault.AHEAD_OF_CLOCK: "its last run is in the future, so it stays idle to avoid duplicates",
         EntryFault.MESSAGE_NOT_BUILT: "its message could not be built",
         EntryFault.SLOW_ARGUMENTS: "its arguments took long, so a thread computes them from now on",
+        EntryFault.HUNG_ARGUMENTS: "its arguments have not been computed within a minute",
         EntryFault.NOT_SUBMITTED: "its message could not be submitted",
         EntryFault.REFUSED: "its message was refused",
         EntryFault.PARTIAL: "some of its queues did not accept the message",
@@ -126,6 +127,7 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         AnswerKind.WITHDRAWN: "not done, because the request was withdrawn",
         AnswerKind.UNCERTAIN: "delivery unknown",
         AnswerKind.AGAIN: "delivery unknown; to be sent again",
+        AnswerKind.DECLINED: "not done, because the task published nothing",
     },
     DispatchPath: {
         DispatchPath.ATOMIC: "enqueue and record in one Redis script",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -27,7 +28,7 @@ from ha_beat.leader.pause import PauseState
 from ha_beat.leader.planner import ScheduleChange
 from ha_beat.leader.reconcile import Absence
 from ha_beat.leader.results import Results
-from ha_beat.reasons import LossKind, MisfirePolicy, SkipReason, Verdict
+from ha_beat.reasons import EntryFault, LossKind, MisfirePolicy, SkipReason, Verdict
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Term, new_token
@@ -299,6 +300,32 @@ def test_slow_entries_that_fill_the_time_do_not_stop_the_others(leader: Leader):
     leader.turn(40)
     assert set(leader.messages) == {*slow, *others}
     assert min(leader.messages.count(name) for name in slow) > 5
+
+
+def test_hung_arguments_end_with_a_verdict(leader: Leader):
+    """They turn out to be slow on the main loop, and hang in the thread of the next occurrence."""
+    hung = threading.Event()
+
+    class Hung(Source):
+        def arguments(self, entry: ScheduledEntry) -> Any:
+            if entry.id == "hung":
+                leader.later(5.0)
+                if threading.current_thread() is not threading.main_thread():
+                    hung.wait(30.0)
+            return super().arguments(entry)
+
+    leader.use(Hung(hung=3601.0, other=3601.0), LeaderOptions(publish_deadline=60.0))
+    leader.turn(3)
+    assert sorted(leader.messages) == ["hung", "other"]
+    for _ in range(26):
+        leader.later(150.0)
+        leader.turn(3)
+    hung.set()
+    assert leader.messages.count("other") == 2
+    assert [record.get("why") for record in leader.records("hung")] == [None, SkipReason.NO_MESSAGE]
+    faults = [event.reason for event in leader.events.of(events.EntryFailed)]
+
+    assert faults == [EntryFault.SLOW_ARGUMENTS, EntryFault.HUNG_ARGUMENTS]
 
 
 def test_entry_with_a_backlog_goes_behind_the_others(leader: Leader):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -33,7 +36,7 @@ from tests.support.dispatchers import push
 from tests.support.entries import scheduled, state_of
 from tests.support.events import EventLog
 from tests.support.leases import begin_term
-from tests.support.servers import RedisServer
+from tests.support.servers import RedisServer, wait_for
 
 KEYS = Keys("requests")
 
@@ -58,6 +61,7 @@ class Stub:
     def __init__(self) -> None:
         self.due_queue = DueQueue()
         self.step_downs = 0
+        self.compute: Callable[[], object] = lambda: None
         self.dispatcher: Any = UnreachableBroker()
         state = state_of(scheduled("e", every=None, last_run=self.now()))
         self.due_queue.put(state, self.now() + timedelta(hours=1))
@@ -71,6 +75,7 @@ class Stub:
     def reload(self) -> None: ...
 
     def arguments(self, _: object) -> Any:
+        self.compute()
         return [], {}, {}
 
     def now(self) -> datetime:
@@ -359,6 +364,8 @@ class Sender:
         self.leader.clock.ahead += 0.05
         return push()
 
+    def broker_error(self, _: object) -> None: ...
+
     def submit(self, term: Term, operations: Any) -> list[Answer]:
         return BatchScript(KEYS, 1000).run(self.leader.client, term, operations)
 
@@ -382,6 +389,53 @@ def test_backfill_works_in_steps_while_other_requests_are_answered(leader: Leade
         pass
     assert leader.reply_to(second).data["count"] == 0
     assert leader.client.llen("queue") == 120
+
+
+class DecliningSender(Sender):
+    """Dispatcher whose task declines each third message, and fails for each fifth."""
+
+    built = 0
+
+    def prepare(self, *_: object) -> Any:
+        self.built += 1
+        if self.built % 3 == 0:
+            raise Declined("task")
+        if self.built % 5 == 0:
+            raise ValueError("unable")
+        return super().prepare()
+
+
+def test_backfill_goes_on_after_a_message_that_cannot_be_built(leader: Leader):
+    leader.stub.dispatcher = DecliningSender(leader)
+    backfill = begin_backfill(leader, 15)
+    while leader.reply_to(backfill) is None:
+        leader.attend()
+    outcomes = Counter(each["outcome"] for each in leader.reply_to(backfill).data["instants"])
+    assert outcomes == {"enqueued": 8, "declined": 5, "not_sent": 2}
+    assert leader.client.llen("queue") == 8
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["slow", "hung"])
+def test_arguments_of_a_request_do_not_hold_up_the_leader(leader: Leader, ends: bool):
+    """A thread computes them. After a minute the request is refused."""
+    released = threading.Event()
+    leader.stub.dispatcher = Sender(leader)
+    leader.stub.compute = lambda: released.wait(30.0)
+    run, began = leader.post(RequestKind.RUN, entry="e"), time.monotonic()
+    assert leader.attend() > 0
+    assert leader.carry_out(RequestKind.REPORT).code is ReplyCode.REPORT
+    assert leader.reply_to(run) is None
+    assert time.monotonic() - began < 5.0
+    if ends:
+        released.set()
+        wait_for(lambda: leader.attend() and leader.reply_to(run), 10, "the answer")
+        assert leader.reply_to(run).code is ReplyCode.SENT
+        assert leader.client.llen("queue") == 1
+    else:
+        leader.clock.ahead += 60.0
+        leader.attend()
+        assert leader.reply_to(run).code is ReplyCode.NOT_SENT
+    released.set()
 
 
 def test_withdrawn_backfill_stops(leader: Leader):

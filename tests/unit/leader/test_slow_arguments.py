@@ -119,6 +119,33 @@ def test_hung_entries_use_few_threads(computer: Computer):
     computer.released.set()
 
 
+def test_hung_computation_is_followed_by_one_other(computer: Computer):
+    """The entry is overdue meanwhile. Once it has finished, the next wait counts from its own start."""
+    entry, slow = scheduled("e"), computer.slow
+    slow.take(entry)
+    for threads in (2, 2, 3, 3, 3):
+        assert not slow.ready(entry)
+        computer.wait_for_threads(threads)
+        computer.clock.advance(400.0)
+        assert slow.overdue("e")
+    computer.finish(entry)
+    computer.clock.advance(100.0)
+    assert not slow.ready(entry)
+    assert not slow.overdue("e")
+    computer.finish(entry)
+    assert slow.take(entry) == ((["e"], {}, {}), False)
+
+
+def test_requested_arguments_are_computed_in_a_thread_at_once(computer: Computer):
+    entry, slow = scheduled("e"), computer.slow
+    assert not slow.ready_within(entry, 0.01)
+    assert not slow.ready_within(entry, 60.0)
+    computer.finish(entry)
+    assert slow.take(entry) == ((["e"], {}, {}), False)
+    assert slow.ready_within(entry, 10.0)
+    assert computer.threads == ["ha_beat-arguments"] * 2
+
+
 def test_hung_entries_do_not_keep_others_from_being_computed(computer: Computer):
     entries = [scheduled(f"e{number}") for number in range(5)]
     for entry in entries:
