@@ -46,7 +46,7 @@ class Watchdog:
             duties.failed(Duty.MAIN_LOOP, DutyFault.OVERDUE)
         else:
             duties.done(Duty.MAIN_LOOP)
-        if status.term is None:
+        if status.term is None or status.held:
             duties.suspend(Duty.TAKE_UP)
         else:
             # Also once it is done: the next term may begin before the next check.

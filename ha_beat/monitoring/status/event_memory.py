@@ -44,6 +44,8 @@ class EventMemory:
         self.forbidden = ""
         #: Failing entries with the reason.
         self.failing: dict[str, str] = {}
+        #: Until when, on ``Clock.elapsed``, this term waits on purpose before it takes up the schedule.
+        self.held_until = 0.0
         #: True if the cluster should be polled at once. The poller clears it.
         self.poll_now = False
         self._incidents: deque[tuple[float, StatusWarning]] = deque(maxlen=20)
@@ -58,7 +60,9 @@ class EventMemory:
                 # If a leader shows that this replica must not lead, that event follows.
                 self.forbidden, self.poll_now = "", True
             case events.TermEnded():
-                self.failing, self.poll_now = {}, True
+                self.failing, self.held_until, self.poll_now = {}, 0.0, True
+            case events.DispatchHeld(seconds=seconds):
+                self.held_until = self._clock.elapsed() + seconds
             case events.ClockOffset() | events.ScheduleReady():
                 self.poll_now = True
             case events.LeaseUnreachable(detail=detail):
@@ -78,8 +82,6 @@ class EventMemory:
                 self._add(WarningCode.INVARIANT_BROKEN, f"{phrase(rule)}: {subject}: {detail}")
             case events.StateLost(reason=reason):
                 self._add(WarningCode.STATE_LOST, f"Redis lost data: {phrase(reason)}")
-            case _:
-                pass
 
     def incidents(self) -> list[StatusWarning]:
         """Return the incidents of the last hour."""

@@ -124,6 +124,11 @@ class ReplicaStatus:
         return term is not None and self._work.taken_up(term)
 
     @property
+    def held(self) -> bool:
+        """True if this replica leads and waits for the previous holder to stop, after a failover of Redis."""
+        return self.term is not None and self._clock.elapsed() < self.memory.held_until
+
+    @property
     def trust_left(self) -> float:
         """Return the seconds for which this replica may lead without another renewal, 0 if it does not lead."""
         term = self.term

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from ha_beat import events
 from ha_beat.clock import from_micros
 from ha_beat.errors import StoreUnavailable
 from ha_beat.monitoring.broker_probe import BrokerProbe
@@ -72,10 +73,19 @@ def test_broker_is_unreachable_after_two_failures_in_a_row(scene):
         assert reasons(scene) == problems
 
 
-def test_leader_that_does_not_take_up_the_schedule_is_not_ready(scene):
+@pytest.mark.parametrize("pause", [0.0, 15.0])
+def test_leader_that_does_not_take_up_the_schedule_is_not_ready(scene, pause):
+    """A pause after a failover of Redis is on purpose."""
     scene.taken_up = False
     scene.lead(seconds=1e6)
     watch = watchdog(scene)
+    watch.check()
+    scene.status.memory(events.DispatchHeld(pause))
+    while pause > 0:
+        watch.check()
+        assert reasons(scene) == set()
+        scene.clock.advance(3)
+        pause -= 3
     watch.check()
     scene.clock.advance(4)
     watch.check()
