@@ -245,6 +245,7 @@ class _Assembly:
             trusted=trusted,
             marker=marker,
             pace=pace,
+            emit=self.events.emit,
         )
 
     # --- Monitoring

@@ -114,11 +114,15 @@ def header_of(
 
 
 def with_header(options: Mapping[str, Any], header: Mapping[str, Any], task_id: str) -> dict[str, Any]:
-    """Return a copy of an entry's publish options with this header, the one of Celery's beat, and the task id.
-
-    An entry with its own task id keeps it. The header then names the occurrence's.
-    """
-    own = options.get("task_id")
-    header = {**header, "task_id": task_id} if own else dict(header)
+    """Return a copy of an entry's publish options with this header, the one of Celery's beat, and the task id."""
+    header = full_header(options, header, task_id)
     headers = {**(options.get("headers") or {}), "celery_beat_task": True, HEADER: header}
-    return {**options, "headers": headers, "task_id": own or task_id}
+    return {**options, "headers": headers, "task_id": options.get("task_id") or task_id}
+
+
+def full_header(options: Mapping[str, Any], header: Mapping[str, Any], task_id: str) -> dict[str, Any]:
+    """Return the header of a message: an entry with its own task id keeps that, and its header names the occurrence's.
+
+    A worker knows the second message of an occurrence by it.
+    """
+    return {**header, "task_id": task_id} if options.get("task_id") else dict(header)

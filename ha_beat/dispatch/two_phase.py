@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from celery.beat import ScheduleEntry
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from ha_beat import failpoints
+from ha_beat import events, failpoints
 from ha_beat.budget import Budget, Pace
 from ha_beat.dispatch import claim as machine
 from ha_beat.dispatch.broker_adapters import Sent
@@ -31,8 +31,9 @@ from ha_beat.dispatch.claim_store import ClaimStore
 from ha_beat.dispatch.lease_marker import LeaseMarker
 from ha_beat.dispatch.protocol import Answer, FencedOff, OpenClaim, Operation, PreparedMessage
 from ha_beat.errors import StoreError, StoreUnavailable
-from ha_beat.reasons import AnswerKind, PublishOutcome
+from ha_beat.reasons import AnswerKind, PublishOutcome, SkipReason, Verdict
 from ha_beat.store.connections import Link
+from ha_beat.store.journal import VerdictRecord, parse
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import Ledger, LedgerRow
@@ -77,6 +78,7 @@ class ClaimDispatcher:
         trusted: Callable[[Term], bool],
         marker: LeaseMarker,
         pace: Pace,
+        emit: Callable[[events.Event], None] = lambda _: None,
     ) -> None:
         """``confirm_for``: seconds for which a confirmation is retried before the batch counts as unanswered."""
         self._publisher = publisher
@@ -85,6 +87,7 @@ class ClaimDispatcher:
         self._trusted = trusted
         self._marker = marker
         self._pace = pace
+        self._emit = emit
         self._seconds_per_send = 0.0
         self.obstacle: StoreError | None = None
         self.ledger = Ledger(link.client, keys)
@@ -152,7 +155,10 @@ class ClaimDispatcher:
             return False
         # Only the leader replaces rows, so that these stay as they are until the claims are resolved.
         rows = self.ledger.read_some({claim.entry for claim in withdrawn})
-        self._store.resolve(machine.take_back_updates(withdrawn, rows), term)
+        updates = machine.take_back_updates(withdrawn, rows)
+        were_open = self._store.resolve(updates, term)
+        for update, was_open in zip(updates, were_open, strict=True):
+            self._report_skipped(update.records if was_open else ())
         return True
 
     def hand_back(self, term: Term, client: redis.Redis) -> None:
@@ -184,6 +190,17 @@ class ClaimDispatcher:
             for (update, row), was_open in zip(updates, were_open, strict=True)
             if row is not None and was_open
         }
+
+    def _report_skipped(self, records: Sequence[str]) -> None:
+        """Emit the verdicts of occurrences that are not sent any more."""
+        for raw in records:
+            found = parse("0-0", 0, raw)
+            if isinstance(found, VerdictRecord) and found.verdict is Verdict.SKIPPED:
+                reason = SkipReason(found.reason)
+                skipped = events.OccurrenceSkipped(
+                    found.label, found.first, found.until, found.count, reason, found.detail
+                )
+                self._emit(skipped)
 
     # --- One batch
 

@@ -13,7 +13,7 @@ from ha_beat.clock import Clock
 from ha_beat.dispatch import Dispatcher, MessageFailed, Operation, PreparedMessage, judged_build_errors
 from ha_beat.dispatch.message import Declined
 from ha_beat.errors import StoreError
-from ha_beat.headers import header_of, with_header
+from ha_beat.headers import full_header, header_of, with_header
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState
 from ha_beat.leader.kept_messages import KeptMessages
@@ -245,7 +245,7 @@ class BatchBuilder:
         except Exception:
             if kept is None or not kept.usable_in_place(state, at, (args, kwargs)):
                 raise
-            message = kept.message.restamped(header)
+            message = kept.message.restamped(full_header(options, header, task_id))
         self._kept.keep(state, at, dispatcher, message, (args, kwargs))
         return message
 

@@ -125,7 +125,9 @@ class RequestedMessages:
             if (operations or found) and (room <= 0 or budget.spent):
                 break
             kept = self._kept(request, number, dispatcher)
-            if kept is None and not self._arguments.ready_within(state.entry, min(budget.left, LONGEST_BUDGET)):
+            if (kept is None or kept.timed) and not self._arguments.ready_within(
+                state.entry, min(budget.left, LONGEST_BUDGET)
+            ):
                 break
             try:
                 operation = self._operation(term, request, state, kind, dispatcher, number, at, task_id)
@@ -176,13 +178,19 @@ class RequestedMessages:
             request=request.id,
         )
         kept = self._kept(request, number, dispatcher)
-        if kept is not None:
+        if kept is not None and not kept.timed:
             message = kept.restamped(header)
         else:
-            with judged_build_errors(dispatcher):
-                (args, kwargs, options), _ = self._arguments.take(state.entry)
-                options = with_header(options, header, task_id)
-                message = dispatcher.prepare(state.entry.celery_entry, args, kwargs, options)
+            try:
+                with judged_build_errors(dispatcher):
+                    (args, kwargs, options), _ = self._arguments.take(state.entry)
+                    options = with_header(options, header, task_id)
+                    message = dispatcher.prepare(state.entry.celery_entry, args, kwargs, options)
+            except Declined:
+                # The task may have found what it reserved for the message that was built before.
+                if kept is None:
+                    raise
+                message = kept.restamped(header)
             self._built[request.id, number] = (dispatcher, message)
         content = {"kind": kind, "verdict": Verdict.ENQUEUED, **names(state), "at": instant, "id": task_id}
         record = request_record(term, request, self.now(), content)

@@ -13,7 +13,7 @@ from ha_beat.dispatch import Dispatcher
 from ha_beat.election.leader_handle import Tenure
 from ha_beat.leader.absent_rows import AbsentRows, is_forgettable
 from ha_beat.leader.due_queue import DueQueue
-from ha_beat.leader.entry import ScheduledEntry
+from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.parts import LeaderParts
@@ -102,6 +102,7 @@ class ScheduleLoader:
         for state in states:
             queue.drop(state)
         self._plan(queue, reconciled, now)
+        keep_deadlines(states, queue)
         return Loaded(queue, self._batches(reconciled.operations), {}, reconciled.held_back)
 
     def drop_old_rows(self, term: Term, dispatcher: Dispatcher, queue: DueQueue) -> Batches:
@@ -178,6 +179,14 @@ class ScheduleLoader:
     def _reached_at(self, now: datetime) -> datetime | None:
         since = self._tenure.back_at
         return None if since is None else now - timedelta(seconds=self._parts.clock.elapsed() - since)
+
+
+def keep_deadlines(before: Iterable[EntryState], queue: DueQueue) -> None:
+    """Keep since when occurrences fail that are due as before, so that a reload does not postpone their verdict."""
+    for old in before:
+        new = queue.get(old.id)
+        if old.failing_since is not None and new is not None and new is not old and new.due_at == old.due_at:
+            new.failing_since, new.error, new.skip_reason = old.failing_since, old.error, old.skip_reason
 
 
 def _is_claimed(raw: str) -> bool:

@@ -25,7 +25,7 @@ from ha_beat.leader.parts import LeaderParts
 from ha_beat.leader.planner import EVERYTHING, Planner, ScheduleChange
 from ha_beat.leader.recovery import Recovery
 from ha_beat.leader.results import Results
-from ha_beat.leader.schedule_loader import ScheduleLoader
+from ha_beat.leader.schedule_loader import ScheduleLoader, keep_deadlines
 from ha_beat.leader.slow_arguments import SlowArguments
 from ha_beat.reasons import AnswerKind, EntryFault
 from ha_beat.store.lease import Term
@@ -183,6 +183,7 @@ class LeaderTerm:
         self.dispatcher = dispatcher = self._parts.choose_dispatcher(term)
         dispatcher.take_back(term)  # guard: claim-withdrawn-first
         loaded = self._loader.load(term, dispatcher)
+        keep_deadlines(self.queue.entries(), loaded.queue)
         self.queue, self._first, self._held, self.held_back = loaded.queue, loaded.first, loaded.held, loaded.held_back
         self.loaded, self._changed = True, frozenset()
 

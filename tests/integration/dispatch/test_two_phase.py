@@ -15,18 +15,20 @@ from typing import Any
 import pytest
 from redis import exceptions as redis_errors
 
+from ha_beat import events
 from ha_beat.budget import Pace
 from ha_beat.clock import SystemClock, to_micros
 from ha_beat.dispatch import Answer, FencedOff, Operation
 from ha_beat.dispatch.broker_adapters import Sent
 from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.errors import StoreRefused, StoreUnavailable
-from ha_beat.reasons import AnswerKind, PublishOutcome, TermEnd, UncertainPolicy, UncertainReason
+from ha_beat.reasons import AnswerKind, PublishOutcome, SkipReason, TermEnd, UncertainPolicy, UncertainReason
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Term
 from ha_beat.store.ledger import LedgerRow
 from tests.support.brokers import FakePublisher, FixedLink
 from tests.support.dispatchers import no_marker, push
+from tests.support.events import EventLog
 from tests.support.leases import acquire, attempt
 from tests.support.servers import RedisServer
 
@@ -77,10 +79,10 @@ class Leader:
         self.client = Unreliable(server.client(decode_responses=False))
         self.store = RedisLeaseStore(lambda: self.admin, KEYS)
         self.publisher = FakePublisher()
-        self.trusted = True
+        self.trusted, self.events = True, EventLog()
         link = FixedLink(self.client)
         self.dispatcher = ClaimDispatcher(
-            self.publisher, link, KEYS, 1000, 0.05, lambda _: self.trusted, no_marker(), PACE
+            self.publisher, link, KEYS, 1000, 0.05, lambda _: self.trusted, no_marker(), PACE, self.events.append
         )
         self.term = self.lead(name)
 
@@ -492,6 +494,8 @@ def test_withdrawn_claim_whose_row_was_replaced_has_a_verdict(leader: Leader):
     assert new.submit(newer) == [DONE]
     assert new.dispatcher.take_back(new.term)
     assert (new.raw(), new.claims(), new.journal()) == (newer.row, {}, ["enqueued", "skipped"])
+    (skipped,) = new.events.of(events.OccurrenceSkipped)
+    assert (skipped.entry, skipped.count, skipped.reason) == ("entry", 1, SkipReason.NOT_PUBLISHED)
 
 
 def test_uncertain_claim_is_removed_after_a_day(leader: Leader):

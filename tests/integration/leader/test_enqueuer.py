@@ -25,17 +25,18 @@ from ha_beat.errors import StoreRefused, StoreUnavailable
 from ha_beat.leader import BrokerOutOfReach, Enqueuer, LeaderOptions, LeaderParts
 from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.pause import PauseState
-from ha_beat.leader.planner import ScheduleChange
+from ha_beat.leader.planner import EVERYTHING, ScheduleChange
 from ha_beat.leader.reconcile import Absence
 from ha_beat.leader.results import Results
 from ha_beat.reasons import EntryFault, LossKind, MisfirePolicy, SkipReason, Verdict
 from ha_beat.schedule.misfire import MisfireRules
+from ha_beat.schedule.occurrence import Occurrence
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Term, new_token
 from ha_beat.store.ledger import Ledger, LedgerRow
 from ha_beat.store.shadow import Shadow
 from tests.support.clocks import AdvancedClock
-from tests.support.dispatchers import TimedPush, push
+from tests.support.dispatchers import PlainPush, TimedPush, push
 from tests.support.entries import Every, scheduled
 from tests.support.events import EventLog
 from tests.support.leases import acquire, attempt
@@ -300,6 +301,23 @@ def test_slow_entries_that_fill_the_time_do_not_stop_the_others(leader: Leader):
     leader.turn(40)
     assert set(leader.messages) == {*slow, *others}
     assert min(leader.messages.count(name) for name in slow) > 5
+
+
+@pytest.mark.parametrize("change", [EVERYTHING, ScheduleChange(frozenset({"e"}))], ids=["all", "one"])
+def test_reload_does_not_postpone_the_verdict_of_a_failing_entry(leader: Leader, change: ScheduleChange):
+    due_now = scheduled("e", last_run=datetime.now(UTC) - timedelta(seconds=3601))
+
+    class Fixed(Source):
+        def load(self, _: object = None) -> Iterable[ScheduledEntry]:
+            return [due_now]
+
+    leader.use(Fixed(), LeaderOptions(publish_deadline=30.0, handover_after=1000.0))
+    leader.dispatcher.fail = failing(StoreUnavailable("away", acted=False), "e")
+    for _ in range(20):
+        leader.turn(2, after=2.0)
+        leader.enqueuer.reload(change)
+    (skipped,) = leader.events.of(events.OccurrenceSkipped)
+    assert skipped.reason is SkipReason.NOT_PUBLISHED
 
 
 def test_hung_arguments_end_with_a_verdict(leader: Leader):
@@ -929,6 +947,25 @@ def test_message_with_an_expiry_is_built_again_if_it_can_be(locking: Leader, loc
     locking.dispatcher.fail = lambda _: None
     (message,) = locking.turn(5, after=2.0).messages
     assert (message == "e 1") == locked
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_message_that_replaces_another_names_its_own_occurrence(locking: Leader, monkeypatch, own: bool):
+    """An entry with its own task id has the occurrence's id in the header, by which a worker drops a second message."""
+    headers: list[Any] = []
+    monkeypatch.setattr(PlainPush, "restamped", lambda message, header: headers.append(header) or message)
+    source = Source()
+    source.arguments = lambda _: (["e"], {}, {"task_id": "own"} if own else {})  # type: ignore[method-assign]
+    locking.use(source, LeaderOptions(publish_deadline=30.0, handover_after=1000.0))
+    locking.owe("e")
+    locking.dispatcher.fail = failing(StoreRefused("full"), "e")
+    locking.turn(5, after=1.0)
+    locking.turn(5, after=60.0)
+    locking.dispatcher.fail = lambda _: None
+    locking.turn(10, after=3600.0)
+    due = datetime.fromisoformat(locking.records("e")[-1]["at"])
+    assert locking.messages == ["e"]
+    assert headers[-1].get("task_id") == (Occurrence("e", due).task_id("enqueuer") if own else None)
 
 
 def test_message_with_an_expiry_replaces_none(locking: Leader):

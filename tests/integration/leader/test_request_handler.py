@@ -32,7 +32,7 @@ from ha_beat.store.request_queue import MOST_WAITING, Pause, Reply, Request, Req
 from ha_beat.store.scripts import text
 from ha_beat.store.shadow import Shadow
 from tests.support.clocks import AdvancedClock
-from tests.support.dispatchers import push
+from tests.support.dispatchers import TimedPush, push
 from tests.support.entries import scheduled, state_of
 from tests.support.events import EventLog
 from tests.support.leases import begin_term
@@ -556,3 +556,26 @@ def test_message_of_a_request_is_built_once(leader: Leader):
         leader.attend()
     assert leader.reply_to(run).code is ReplyCode.SENT
     assert leader.client.llen("queue") == 1
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_requested_message_with_an_expiry_is_built_again(leader: Leader, locked: bool):
+    """It would carry the earlier time. A task that then declines has locked itself out: the first one is sent."""
+
+    class Timed(LockingSender):
+        def prepare(self, *_: object) -> Any:
+            self.built += 1
+            if self.built > 1 and locked:
+                raise Declined("task")
+            return TimedPush((("LPUSH", "queue", f"{self.built}"),))
+
+        def submit(self, term: Term, operations: Any) -> list[Answer]:
+            self.submitted += 1
+            if self.submitted == 1:
+                raise StoreUnavailable("away", acted=False)
+            return Sender.submit(self, term, operations)
+
+    leader.stub.dispatcher = Timed(leader)
+    run = leader.post(RequestKind.RUN, entry="e")
+    wait_for(lambda: leader.attend() and leader.reply_to(run), 10, "the answer")
+    assert leader.client.lrange("queue", 0, -1) == [b"1" if locked else b"2"]
