@@ -60,7 +60,7 @@ def _explained(reply: Reply) -> Reply:
         return reply
     # The project may use neither Django nor a database, or the database may be unreachable.
     with suppress(Exception):
-        from ha_beat.django.row_query import is_disabled
+        from ha_beat.django.queries import is_disabled
 
         if is_disabled(str(reply.data["entry"])):
             return replace(reply, data={**reply.data, "disabled": True})

@@ -152,7 +152,7 @@ def _redbeat_last_runs(
 
 def _django_last_runs() -> dict[str, LastRun]:
     try:
-        from ha_beat.django.row_query import last_runs
+        from ha_beat.django.queries import last_runs
 
         return {name: LastRun(at, count) for name, (at, count) in last_runs().items()}
     except Exception as exc:

@@ -30,12 +30,13 @@ from django_celery_beat.models import PeriodicTask
 from kombu.utils.json import dumps, loads
 
 from ha_beat.django.cluster_view import TaskState, ask, cluster, page_data, project_app, states
-from ha_beat.django.entries import RowEntry, misfire_headers
+from ha_beat.django.entries import RowEntry
 from ha_beat.django.models import Cluster
 from ha_beat.errors import ConfigurationError, HaBeatError
 from ha_beat.monitoring.request_wording import pause_text, reply_text
 from ha_beat.monitoring.wording import phrase_of
 from ha_beat.reasons import ReplyCode, RequestKind, SkipReason, UncertainReason, Verdict, parse_code
+from ha_beat.row_store.entry import misfire_headers
 from ha_beat.schedule.entry_options import KEY, EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import FOREVER, NEVER

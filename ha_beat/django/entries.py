@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from celery import Celery
-from celery.schedules import schedstate
 from django.utils import timezone
-from django_celery_beat.clockedschedule import clocked
 from django_celery_beat.schedulers import ModelEntry
 
-from ha_beat.django.instants import Cached, instants_of, utc
-from ha_beat.errors import HaBeatError
-from ha_beat.schedule.entry_options import KEY, EntryOptions
-from ha_beat.schedule.misfire import MisfireRules
-from ha_beat.schedule.occurrence import NEVER
-from ha_beat.schedule.recurrence import starting_deadline
-from ha_beat.schedule_source import short_digest
+from ha_beat.row_store import entry
+from ha_beat.row_store.entry import UnreadableRow
 
 __all__ = ["RowEntry"]
-
-#: ``last_run_at`` in UTC and ``total_run_count`` of a row.
-RunState = tuple[datetime | None, int]
-
 
 _SCHEDULE_COLUMNS = {
     "interval": ("every", "period"),
@@ -33,29 +21,9 @@ _SCHEDULE_COLUMNS = {
     "clocked": ("clocked_time",),
 }
 
-#: Longest time until the next check of an entry whose class has an ``is_due`` of its own.
-_CHECK_AT_LATEST = timedelta(days=1)
 
-
-class UnreadableRow(HaBeatError):
-    """Row that can't be scheduled: its arguments are not JSON, or it has no schedule."""
-
-
-class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no types
-    """Entry of one row. Unlike django-celery-beat's ``ModelEntry`` it never writes to the database.
-
-    The key ``ha_beat`` of the row's headers holds the entry's own misfire rules. It does not go into the message.
-
-    Attributes:
-        id: Primary key as text: the entry's id in the ledger.
-        instants: Due instants, with the last answer cached.
-        signature: Digest of the schedule, the same in every process.
-        expires: End of the schedule in UTC, or ``None``.
-        once: True if the entry ends after one run.
-        schedule_columns: Conditions that select the row as long as it has this schedule.
-        since: The entry is owed its instants from here on if it is new or edited; otherwise ``None``.
-        run_state: ``last_run_at`` in UTC and ``total_run_count`` of the row. Replaced as a whole, by two threads.
-        stored_last_run_at: Instant from which the row counts as run, or ``None``.
+class RowEntry(entry.RowEntry, ModelEntry):  # type: ignore[misc]  # django-celery-beat has no types
+    """Entry of one row of django-celery-beat. Unlike ``ModelEntry`` it never writes to the database.
 
     Raises:
         UnreadableRow: the arguments are not JSON, or there is no schedule.
@@ -67,72 +35,15 @@ class RowEntry(ModelEntry):  # type: ignore[misc]  # django-celery-beat has no t
         last_run_at: datetime | None = model.last_run_at
         if model.scheduler is None:
             raise UnreadableRow("it has no schedule")
-        super().__init__(model, app)
+        ModelEntry.__init__(self, model, app)
         model.last_run_at = last_run_at
-        self.schedule.app = self.app
         self.id = str(model.pk)
-        headers: dict[str, Any] = self.options["headers"]
-        own = headers.pop(KEY, None)
-        if own is not None:
-            self.options[KEY] = own
-        self.instants = Cached(instants_of(model, self.schedule))
-        self.signature = short_digest(self.instants.identity)
-        self.expires = utc(model.expires) if model.expires else None
-        self._rules: tuple[tuple[MisfireRules, str], EntryOptions] | None = None
-        self.since: datetime | None = None
-        self.schedule_columns = _schedule_columns(model)
-        self.once = bool(model.one_off) or isinstance(self.schedule, clocked)
-        self.update_run_state(last_run_at, int(model.total_run_count), model.date_changed)
+        self.read_row(model, _schedule_columns(model))
 
-    def update_run_state(self, last_run_at: datetime | None, total_run_count: int, changed: datetime | None) -> None:
-        """Set the run state from the row's columns."""
-        self.run_state: RunState = (None if last_run_at is None else utc(last_run_at), total_run_count)
-        self.total_run_count = total_run_count
-        if last_run_at is not None:
-            self.stored_last_run_at: datetime | None = utc(last_run_at)
-        elif total_run_count and changed is not None:
-            # A last run is cleared only when the row is disabled. The time until the last change is not owed.
-            self.stored_last_run_at = _changed_at(changed)
-        else:
-            self.stored_last_run_at = None
-
-    def mark_edited(self, changed: datetime | None, checked_before: datetime | None, now: datetime) -> None:
-        """Set ``since`` of a row that is new, edited or enabled again.
-
-        Args:
-            changed: ``date_changed`` of the row.
-            checked_before: Time of the last check, which found the row as it was before; ``None`` at the first.
-            now: The scheduling time.
-        """
-        if changed is not None and (checked_before is not None or not self.total_run_count):
-            self.since = min(max(_changed_at(changed), checked_before or NEVER), now)
-
-    def rules(self, misfire: MisfireRules, uncertain: str) -> EntryOptions:
-        """Return the entry's own rules, completed by the cluster's. Raises ConfigurationError."""
-        if self._rules is None or self._rules[0] != (misfire, uncertain):
-            own = EntryOptions.of(self.name, self.options, misfire, starting_deadline(self), uncertain)
-            self._rules = ((misfire, uncertain), own)
-        return self._rules[1]
-
-    def is_due(self) -> schedstate:
-        """Return Celery's ``schedstate`` by the row's instants, without writing anything.
-
-        Only a scheduler or an entry with an ``is_due`` of its own calls it.
-        """
-        now = utc(self.app.now())
-        following = min(self.instants.next_after(now), now + _CHECK_AT_LATEST)
-        return schedstate(self.instants.next_after(utc(self.last_run_at)) <= now, (following - now).total_seconds())
-
-    def save(self) -> None:
-        """Do nothing: rows are written in bulk."""
-
-    def _disable(self, model: Any) -> None:  # noqa: ARG002 -- the base class calls it
-        raise UnreadableRow("its arguments or keyword arguments are not JSON, or its schedule was removed")
-
-
-def _changed_at(value: datetime) -> datetime:
-    # Django writes this column, not Celery: a naive value is in Django's time zone.
-    return (timezone.make_aware(value) if value.tzinfo is None else value).astimezone(UTC)
+    @staticmethod
+    def changed_at(value: datetime) -> datetime:
+        """Return ``date_changed`` in UTC. Django writes this column, not Celery: a naive value is in its time zone."""
+        return (timezone.make_aware(value) if value.tzinfo is None else value).astimezone(UTC)
 
 
 def _schedule_columns(model: Any) -> tuple[tuple[str, Any], ...]:
@@ -144,9 +55,3 @@ def _schedule_columns(model: Any) -> tuple[tuple[str, Any], ...]:
         else:
             found |= {f"{kind}__{column}": getattr(source, column) for column in columns}
     return tuple(found.items())
-
-
-def misfire_headers(headers: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row's headers with its own misfire rules replaced by ``own``; without any if that is empty."""
-    rest = {name: value for name, value in headers.items() if name != KEY}
-    return {**rest, KEY: dict(own)} if own else rest

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from celery import Celery
+from django.db import router
 from django.db.models import QuerySet
 from django_celery_beat.schedulers import DatabaseScheduler
 
+from ha_beat.django.database import DjangoDatabase
 from ha_beat.django.entries import RowEntry
-from ha_beat.django.schedule_source import DatabaseSource
+from ha_beat.django.queries import DjangoQueries
+from ha_beat.django.statements import DjangoStatements
+from ha_beat.django.static_entries import DjangoStaticRows
+from ha_beat.row_store.backend import RowStore
+from ha_beat.row_store.source import RowSource
 from ha_beat.scheduler import HAMixin
 
 __all__ = ["HADatabaseScheduler"]
+
+
+class DatabaseSource(RowSource):
+    """Schedule source for django-celery-beat's rows."""
+
+    stock = ("celery.beat", "django_celery_beat.schedulers")
+    unused = ("all_as_schedule", "enabled_models", "schedule_changed", "schedules_equal")
 
 
 class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # django-celery-beat has no types
@@ -22,7 +36,7 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
 
     Use it with ``CELERY_BEAT_SCHEDULER = "ha_beat.django.schedulers:HADatabaseScheduler"``, or with
     ``celery beat -S ha_beat.django``. The models and the admin are django-celery-beat's, and so is their meaning. Two
-    threads (:mod:`ha_beat.django.row_sync`) read the database and, on the leader, write to it.
+    threads (:mod:`ha_beat.row_store.sync`) read the database and, on the leader, write to it.
     """
 
     Entry = RowEntry
@@ -69,6 +83,16 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
 
     def update_from_dict(self, mapping: Mapping[str, Any]) -> None:
         """Do nothing: the leader writes the entries of the settings."""
+
+    def row_store(self) -> RowStore:
+        """Return the parts that read and write django-celery-beat's tables."""
+        return RowStore(
+            DjangoDatabase(lambda: {router.db_for_read(self.Model), router.db_for_write(self.Model)}),
+            DjangoQueries(self.Changes, self.enabled_models_qs),
+            DjangoStatements(self.Model, self.Changes),
+            DjangoStaticRows(self.Model),
+            partial(self.Entry, app=self.app),
+        )
 
     def _new_schedule_source(self) -> DatabaseSource:
         return DatabaseSource(self)

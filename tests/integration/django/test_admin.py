@@ -18,7 +18,7 @@ from django_celery_beat.models import PeriodicTask
 from ha_beat.client import ClusterClient
 from ha_beat.django import cluster_view
 from ha_beat.django.entries import RowEntry
-from ha_beat.django.row_query import is_disabled
+from ha_beat.django.queries import is_disabled
 from ha_beat.settings import Settings
 from ha_beat.store.ledger import LedgerRow
 from tests.faults.cluster import BeatCluster

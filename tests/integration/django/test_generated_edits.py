@@ -19,18 +19,20 @@ from django_celery_beat.models import PeriodicTask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ha_beat.django.database import DjangoDatabase
 from ha_beat.django.entries import RowEntry
-from ha_beat.django.row_query import RowQuery
-from ha_beat.django.row_reader import RowReader
-from ha_beat.django.row_writer import RowWriter
-from ha_beat.django.run_state import RunStateTable
-from ha_beat.django.schedule_source import DatabaseSource
+from ha_beat.django.queries import DjangoQueries
+from ha_beat.django.schedulers import DatabaseSource
+from ha_beat.django.statements import DjangoStatements
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.planner import Planner
 from ha_beat.leader.reconcile import Absence, reconcile
 from ha_beat.reasons import Verdict
+from ha_beat.row_store.reader import RowReader
+from ha_beat.row_store.run_state import RunStateTable
+from ha_beat.row_store.writer import RowWriter
 from ha_beat.store.lease import Term
 from ha_beat.store.shadow import Shadow
 from tests.integration.django.conftest import SQLITE, migrate, use
@@ -95,10 +97,10 @@ class Replica:
         world.epoch += 1
         self.term = Term("r", world.epoch, f"n{world.epoch}", "g", "s", 0.0)
         self.queue, self.loaded = DueQueue(), False
-        query = RowQuery(world.changes, lambda: PeriodicTask.objects.filter(enabled=True))
+        query = DjangoQueries(world.changes, lambda: PeriodicTask.objects.filter(enabled=True))
         self.reader = RowReader(query, lambda model: RowEntry(model, app), clock=world, now=self.now, emit=self.report)
         self.source = self.new_source()
-        table = RunStateTable(PeriodicTask, world.changes, self.now)
+        table = RunStateTable(DjangoStatements(PeriodicTask, world.changes), DjangoDatabase(list), self.now)
         self.writer = RowWriter(table, self.reader.table, world, self.source._settled)
         reading = SimpleNamespace(reader=self.reader, read_in=self.term.nonce)
         self.source._sync = SimpleNamespace(

@@ -12,10 +12,11 @@ from django.db import OperationalError, connection
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
 from ha_beat import events
-from ha_beat.django import full_read, row_differences, row_query, row_reader
+from ha_beat.django import queries
 from ha_beat.django.entries import RowEntry
-from ha_beat.django.row_query import RowQuery
-from ha_beat.django.row_reader import RowReader
+from ha_beat.django.queries import DjangoQueries
+from ha_beat.row_store import differences, full_read, reader
+from ha_beat.row_store.reader import RowReader
 from tests.integration.django.project.app import app
 from tests.integration.django.rows import cron, every, row
 from tests.support.clocks import AdvancedClock
@@ -28,14 +29,14 @@ class Table:
     """A reader of a table with more rows than a page, and the number of rows that it reads from the database."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for module in (full_read, row_reader):
+        for module in (full_read, reader):
             monkeypatch.setattr(module, "PAGE", PAGE)
-        monkeypatch.setattr(row_differences, "_RANGE", PAGE)
+        monkeypatch.setattr(differences, "_RANGE", PAGE)
         self.tasks = [row(f"task {number}", interval=every(3600)) for number in range(ROWS)]
         self.clock = AdvancedClock()
         self.events: list[events.Event] = []
         self.reader = RowReader(
-            RowQuery(PeriodicTasks, lambda: PeriodicTask.objects.filter(enabled=True)),
+            DjangoQueries(PeriodicTasks, lambda: PeriodicTask.objects.filter(enabled=True)),
             lambda model: RowEntry(model, app),
             clock=self.clock,
             now=lambda: datetime.now(UTC) + timedelta(seconds=self.clock.ahead),
@@ -43,14 +44,14 @@ class Table:
         )
         self.reader.turn()
         self.rows_read = 0
-        read = row_query._read
+        read = queries._read
 
         def counted(rows: Any) -> Any:
             found = read(rows)
             self.rows_read += len(found)
             return found
 
-        monkeypatch.setattr(row_query, "_read", counted)
+        monkeypatch.setattr(queries, "_read", counted)
         # Rows that were saved a short time ago are read again.
         PeriodicTask.objects.update(date_changed=self.reader._now() - timedelta(hours=1))
         self.clock.ahead += 10
@@ -191,7 +192,7 @@ def test_marked_change_during_an_outage_is_found_after_it(table, monkeypatch):
     table.turn()
     update(table.tasks[10:20], interval=every(60))
     with monkeypatch.context() as patched:
-        patched.setattr(RowQuery, "saved_since", Mock(side_effect=OperationalError))
+        patched.setattr(DjangoQueries, "saved_since", Mock(side_effect=OperationalError))
         with pytest.raises(OperationalError):
             table.turn()
     table.clock.ahead += 10
@@ -228,7 +229,7 @@ def test_unmarked_change_is_found_within_minutes(table):
     PeriodicTask.objects.filter(pk=table.tasks[5].pk).update(interval=short)
     table.turn()
     assert "task 0" in table.names
-    table.clock.ahead += row_reader.FULL_READ_INTERVAL
+    table.clock.ahead += reader.FULL_READ_INTERVAL
     checked_at = table.reader._checked_at
     for _ in range(ROWS):
         table.turn()

@@ -15,16 +15,18 @@ from django.db import DataError, InternalError, OperationalError, connection, co
 from django_celery_beat.models import PeriodicTask, PeriodicTasks, SolarSchedule
 
 from ha_beat import events
-from ha_beat.django.database_thread import DatabaseThread
+from ha_beat.django.database import DjangoDatabase
 from ha_beat.django.entries import RowEntry
-from ha_beat.django.next_instants import NextInstants
-from ha_beat.django.row_query import RowQuery
-from ha_beat.django.row_reader import RowReader
-from ha_beat.django.row_sync import RowReading, RowWriting
-from ha_beat.django.row_writer import RowWriter
-from ha_beat.django.run_state import RunStateTable
+from ha_beat.django.queries import DjangoQueries
+from ha_beat.django.statements import DjangoStatements
 from ha_beat.duties import Duties
 from ha_beat.reasons import Duty, DutyFault, EntryFault, Verdict
+from ha_beat.row_store.next_instants import NextInstants
+from ha_beat.row_store.reader import RowReader
+from ha_beat.row_store.run_state import RunStateTable
+from ha_beat.row_store.sync import RowReading, RowWriting
+from ha_beat.row_store.thread import DatabaseThread
+from ha_beat.row_store.writer import RowWriter
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 from tests.integration.django.project.app import app
@@ -47,13 +49,15 @@ class SyncedReplica:
         self.positions: dict[str, datetime] = {}
         self.events: list[events.Event] = []
         self.clock = clock = AdvancedClock()
-        query = RowQuery(PeriodicTasks, lambda: PeriodicTask.objects.filter(enabled=True))
+        query = DjangoQueries(PeriodicTasks, lambda: PeriodicTask.objects.filter(enabled=True))
         self.reader = RowReader(
             query, lambda model: RowEntry(model, app), clock=clock, now=_now, emit=self.events.append
         )
         self.table = self.reader.table
         self.duties = Duties(clock, self.events.append)
-        self.writer = RowWriter(RunStateTable(PeriodicTask, PeriodicTasks, _now), self.table, clock)
+        self.database = DjangoDatabase(list)
+        run_state = RunStateTable(DjangoStatements(PeriodicTask, PeriodicTasks), self.database, _now)
+        self.writer = RowWriter(run_state, self.table, clock)
         self.reading = RowReading(
             self.reader,
             term=lambda: self.term,
@@ -63,6 +67,7 @@ class SyncedReplica:
         self.writing = RowWriting(
             self.writer,
             self.reading,
+            self.database,
             term=lambda: self.term,
             begin_term=lambda _: None,
             duties=self.duties,
@@ -434,7 +439,7 @@ def test_locked_table_ends_the_turns_and_is_reported(postgres_site, table, dutie
             duty,
             turn,
             app=app,
-            aliases=list,
+            database=replica.database,
             duties=replica.duties,
             interval=1.0,
             clock=replica.clock,

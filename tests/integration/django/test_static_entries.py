@@ -15,8 +15,10 @@ from django.utils import timezone
 from django_celery_beat.clockedschedule import clocked
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
-from ha_beat.django import static_entries as static
+from ha_beat.django.database import DjangoDatabase
+from ha_beat.django.static_entries import DjangoStaticRows
 from ha_beat.events import EntryFailed
+from ha_beat.row_store import static_entries as static
 from tests.integration.django.beats import beats
 from tests.integration.django.project.app import app
 from tests.integration.django.rows import every, fresh, row, wait_for_verdict
@@ -129,7 +131,7 @@ def test_entry_that_no_row_can_hold_is_reported_and_left_out(any_site, bad, monk
     entries = {name: {"task": "tick", **line} for name, line in entries.items()}
     monkeypatch.setattr(static, "static_entries", lambda _: entries)
     failures: list[EntryFailed] = []
-    written = static.write(app, PeriodicTask, {}, 1000, failures.append)
+    written = write({}, 1000, failures.append)
     assert {"before", "after"} <= set(PeriodicTask.objects.values_list("name", flat=True))
     if "bad" not in written:  # SQLite takes a text of any length
         assert [event.entry for event in failures] == ["bad"]
@@ -137,10 +139,15 @@ def test_entry_that_no_row_can_hold_is_reported_and_left_out(any_site, bad, monk
     assert "bad" not in written or bad.get("task")
 
 
+def write(*args: Any) -> dict[str, str]:
+    """Write the changed entries."""
+    return static.write(app, DjangoStaticRows(PeriodicTask), DjangoDatabase(list), *args)
+
+
 def write_one(monkeypatch, **definition: Any) -> Any:
     """Write one entry of the settings; return its row."""
     monkeypatch.setattr(static, "static_entries", lambda _: {"entry": {"task": "tick", **definition}})
-    assert static.write(app, PeriodicTask, {}, 1000, lambda _: None)
+    assert write({}, 1000, lambda _: None)
     return PeriodicTask.objects.get(name="entry")
 
 
@@ -168,16 +175,16 @@ def test_deleted_entry_is_not_written_again_until_it_changes(any_site, monkeypat
     """A new database lacks all entries, and gets them."""
     task = write_one(monkeypatch, schedule=5.0)
     monkeypatch.setattr(static, "static_entries", lambda _: {"entry": {"task": "tick", "schedule": 6.0}})
-    marks = static.write(app, PeriodicTask, {}, 1000, lambda _: None)
+    marks = write({}, 1000, lambda _: None)
     task.delete()
-    assert static.write(app, PeriodicTask, marks, 2000, lambda _: None) == {}
+    assert write(marks, 2000, lambda _: None) == {}
     assert not PeriodicTask.objects.exists()
     with monkeypatch.context() as new:
-        new.setattr(static, "database_identity", lambda _: "new")
-        assert static.write(app, PeriodicTask, marks, 2000, lambda _: None)
+        new.setattr("ha_beat.django.static_entries.database_identity", lambda _: "new")
+        assert write(marks, 2000, lambda _: None)
     PeriodicTask.objects.all().delete()
     monkeypatch.setattr(static, "static_entries", lambda _: {"entry": {"task": "tick", "schedule": 7.0}})
-    assert static.write(app, PeriodicTask, marks, 2000, lambda _: None)
+    assert write(marks, 2000, lambda _: None)
     assert PeriodicTask.objects.exists()
 
 
@@ -190,10 +197,10 @@ def test_entry_is_written_without_a_right_to_the_migrations(postgres_site, monke
             "SET ROLE beat"
         )
     monkeypatch.setattr(static, "static_entries", lambda _: {"entry": {"task": "tick", "schedule": 5.0}})
-    marks = static.write(app, PeriodicTask, {}, 1000, lambda _: None)
-    assert static.write(app, PeriodicTask, marks, 2000, lambda _: None) == {}
+    marks = write({}, 1000, lambda _: None)
+    assert write(marks, 2000, lambda _: None) == {}
     PeriodicTask.objects.get(name="entry").delete()
-    assert list(static.write(app, PeriodicTask, marks, 2000, lambda _: None)) == ["entry"]
+    assert list(write(marks, 2000, lambda _: None)) == ["entry"]
 
 
 def test_error_of_the_database_is_raised_for_a_retry(site, monkeypatch):
@@ -204,4 +211,4 @@ def test_error_of_the_database_is_raised_for_a_retry(site, monkeypatch):
 
     monkeypatch.setattr(static, "_write_one", locked)
     with pytest.raises(OperationalError):
-        static.write(app, PeriodicTask, {}, 1000, lambda _: None)
+        write({}, 1000, lambda _: None)

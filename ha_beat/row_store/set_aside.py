@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from django.db import DatabaseError, OperationalError
-
 from ha_beat.clock import Clock
-from ha_beat.django.limits import first_line, is_of_a_row, timed_out
+from ha_beat.row_store.backend import DatabaseFault
+from ha_beat.row_store.limits import first_line
 
 #: Seconds until the second attempt, and the longest time between two.
 _FIRST_RETRY = 1.0
@@ -17,17 +16,25 @@ _LONGEST_RETRY = 300.0
 #: If so many single rows fail and none was written, the rows are not at fault.
 _SUSPECTS = 8
 
+#: Errors after which no other row could be written either.
+_ENDS_ALL = (None, DatabaseFault.UNREACHABLE)
+
 LOCKED = "another transaction has locked it"
 
 
 def write_apart(
-    ids: Sequence[str], write: Callable[[Sequence[str]], Sequence[str]], *, suspected: bool = False
+    ids: Sequence[str],
+    write: Callable[[Sequence[str]], Sequence[str]],
+    fault_of: Callable[[BaseException], DatabaseFault | None],
+    *,
+    suspected: bool = False,
 ) -> dict[str, str]:
     """Write all rows; if that fails, halve them until those at fault are found.
 
     Args:
         ids: Primary keys.
         write: Write these rows or none, and return those that are locked.
+        fault_of: Return the kind of an error of the database.
         suspected: The rows have failed before, while others were written.
 
     Returns:
@@ -44,25 +51,21 @@ def write_apart(
         try:
             locked = write(part)
         except Exception as exc:
-            if _ends_all(exc):
+            fault = fault_of(exc)
+            if fault in _ENDS_ALL:
                 raise
             if len(part) > 1:
                 # Odd and even, because those at fault are often neighbours.
                 parts += [part[1::2], part[::2]]
                 continue
             faults[part[0]] = first_line(exc)
-            certain = certain or is_of_a_row(exc)
+            certain = certain or fault is DatabaseFault.ROW
             if not (certain or written) and (len(faults) >= _SUSPECTS or not parts):
                 raise
         else:
             written = True
             faults |= dict.fromkeys(locked, LOCKED)
     return faults
-
-
-def _ends_all(exc: Exception) -> bool:
-    """True if no other row could be written either."""
-    return not isinstance(exc, DatabaseError) or (isinstance(exc, OperationalError) and not timed_out(exc))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import datetime
 
 from ha_beat.clock import Clock
-from ha_beat.django.row_table import RowTable
+from ha_beat.row_store.table import RowTable
 
 #: Seconds of work in one turn: for entries that are new or were edited, and for the others.
 _NEW_BUDGET, _OTHERS_BUDGET = 0.1, 0.01

@@ -1,24 +1,22 @@
-"""Thread with database connections of its own, which does one duty in turns."""
+"""Thread with separate connections to the database, which does one duty in turns."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from celery import Celery
-from django.db import InterfaceError, OperationalError, close_old_connections, connections
-from django.db.utils import Error as AnyDatabaseError
 
 from ha_beat import events
 from ha_beat.clock import Clock
-from ha_beat.django.limits import first_line, limit_connections, timed_out
-from ha_beat.django.run_state import TableLocked
 from ha_beat.duties import Duties
 from ha_beat.reasons import Duty, DutyFault
+from ha_beat.row_store.backend import Database, DatabaseFault
+from ha_beat.row_store.limits import first_line
+from ha_beat.row_store.run_state import TableLocked
 from ha_beat.threads import LastingThread
 
-#: Errors of a database that is unreachable or not migrated.
-DATABASE_ERRORS = (AnyDatabaseError, InterfaceError, OSError, TableLocked)
+_DUTY_FAULTS = {DatabaseFault.TIMED_OUT: DutyFault.TIMED_OUT, DatabaseFault.UNREACHABLE: DutyFault.UNREACHABLE}
 
 
 class DatabaseThread:
@@ -31,7 +29,7 @@ class DatabaseThread:
         turn: Callable[[], float | None],
         *,
         app: Celery,
-        aliases: Callable[[], Iterable[str]],
+        database: Database,
         duties: Duties,
         interval: float,
         clock: Clock,
@@ -46,7 +44,7 @@ class DatabaseThread:
             turn: Do the duty once, and return the seconds until the next turn, ``None`` for ``interval``. May raise any
                 exception, and is then repeated.
             app: Made current in the thread.
-            aliases: Return the databases that it uses.
+            database: Gives the thread its connections.
             duties: Receives failures.
             interval: Seconds between turns.
             clock: Measures the time between restarts of the thread.
@@ -56,7 +54,7 @@ class DatabaseThread:
         self._duty = duty
         self._do_turn = turn
         self._app = app
-        self._aliases = aliases
+        self._database = database
         self._duties = duties
         self._interval = interval
         self._last_turn = last_turn
@@ -85,30 +83,24 @@ class DatabaseThread:
 
     def _run(self) -> None:
         self._app.set_current()
-        limit_connections(self._aliases())
+        self._database.open()
         while not self._closing:
             pause = self.turn()
             self._wake.wait(self._interval if pause is None else pause)
             self._wake.clear()
         self._last_turn()
-        connections.close_all()
+        self._database.close()
 
     def turn(self) -> float | None:
         """Do one turn. Report an exception, and drop the connections: one that was cut stays unusable."""
         try:
-            close_old_connections()
+            self._database.refresh()
             return self._do_turn()
-        except DATABASE_ERRORS as exc:
-            self._duties.failed(self._duty, _fault(exc), first_line(exc))
-            connections.close_all()
         except Exception as exc:
-            self._duties.raised(self._duty, exc)
-            connections.close_all()
+            fault = DatabaseFault.TIMED_OUT if isinstance(exc, TableLocked) else self._database.fault(exc)
+            if fault is None:
+                self._duties.raised(self._duty, exc)
+            else:
+                self._duties.failed(self._duty, _DUTY_FAULTS.get(fault, DutyFault.REFUSED), first_line(exc))
+            self._database.close()
         return None
-
-
-def _fault(exc: BaseException) -> DutyFault:
-    if isinstance(exc, TableLocked) or timed_out(exc):
-        return DutyFault.TIMED_OUT
-    unreachable = isinstance(exc, OperationalError | InterfaceError | OSError)
-    return DutyFault.UNREACHABLE if unreachable else DutyFault.REFUSED

@@ -1,7 +1,7 @@
-"""Two threads that keep the schedule and django-celery-beat's tables in step: one reads, the other writes.
+"""Two threads that keep the schedule and the rows in step: one reads, the other writes.
 
 Beat's main loop never waits for the database: it works from the rows as last read by
-:class:`~ha_beat.django.row_reader.RowReader`, and queues updates with :class:`~ha_beat.django.row_writer.RowWriter`.
+:class:`~ha_beat.row_store.reader.RowReader`, and queues updates with :class:`~ha_beat.row_store.writer.RowWriter`.
 A write that is slow or blocked does not hold up the reading.
 """
 
@@ -10,15 +10,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from django.db import close_old_connections
-
 from ha_beat import events
-from ha_beat.django.database_thread import DATABASE_ERRORS, DatabaseThread
-from ha_beat.django.limits import first_line
-from ha_beat.django.row_reader import RowReader
-from ha_beat.django.row_writer import RowWriter
 from ha_beat.duties import Duties
 from ha_beat.reasons import Duty, DutyFault, EntryFault
+from ha_beat.row_store.backend import Database
+from ha_beat.row_store.limits import first_line
+from ha_beat.row_store.reader import RowReader
+from ha_beat.row_store.run_state import TableLocked
+from ha_beat.row_store.thread import DatabaseThread
+from ha_beat.row_store.writer import RowWriter
 from ha_beat.store.lease import Term
 
 logger = logging.getLogger("ha_beat")
@@ -90,6 +90,7 @@ class RowWriting:
         self,
         writer: RowWriter,
         reading: RowReading,
+        database: Database,
         *,
         term: Callable[[], Term | None],
         begin_term: Callable[[Term], None],
@@ -99,6 +100,7 @@ class RowWriting:
         """``begin_term`` writes to the database what a new term requires. It is repeated until it succeeds."""
         self.writer = writer
         self._reading = reading
+        self._database = database
         self._term = term
         self._begin_term = begin_term
         self._duties = duties
@@ -132,9 +134,11 @@ class RowWriting:
     def last_turn(self) -> None:
         """Write what is queued as the process ends. Logs the database's errors."""
         try:
-            close_old_connections()
+            self._database.refresh()
             self.writer.write()
-        except DATABASE_ERRORS as exc:
+        except Exception as exc:
+            if not isinstance(exc, TableLocked) and self._database.fault(exc) is None:
+                raise
             logger.warning(
                 "The last runs were not written to their rows; the next leader writes them: %s",
                 first_line(exc),

@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from ha_beat.clock import Clock
-from ha_beat.django.row_query import RowQuery
-from ha_beat.django.row_table import RowTable
+from ha_beat.row_store.backend import RowQueries
+from ha_beat.row_store.table import RowTable
 
 #: Rows per page.
 PAGE = 1000
@@ -18,7 +18,7 @@ class FullRead:
     """One pass over the enabled rows by primary key. A row that is known and not on its page is gone."""
 
     def __init__(
-        self, query: RowQuery, table: RowTable, clock: Clock, begin_at: float, *, urgent: bool = False
+        self, query: RowQueries, table: RowTable, clock: Clock, begin_at: float, *, urgent: bool = False
     ) -> None:
         """``begin_at`` is on ``Clock.elapsed``. An ``urgent`` read takes more of the interpreter's time."""
         self._query = query

@@ -1,4 +1,4 @@
-"""Writing of run state to django-celery-beat's tables.
+"""Writing of run state to the rows.
 
 Each write is idempotent. It covers only runs of this replica's current or last term. A row that the database refuses
 or that another transaction has locked is set aside, and does not hold up the others.
@@ -10,11 +10,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from ha_beat.clock import Clock
-from ha_beat.django.entries import RowEntry
-from ha_beat.django.row_table import RowTable
-from ha_beat.django.rows_set_aside import RowsSetAside, write_apart
-from ha_beat.django.run_state import Run, RunStateTable, chunks
 from ha_beat.reasons import Verdict
+from ha_beat.row_store.entry import RowEntry
+from ha_beat.row_store.run_state import Run, RunStateTable, chunks
+from ha_beat.row_store.set_aside import RowsSetAside, write_apart
+from ha_beat.row_store.table import RowTable
 from ha_beat.store.ledger import LedgerRow
 
 #: Verdicts that count as a run.
@@ -136,7 +136,7 @@ class RowWriter:
         ready, suspects = aside.split(ids)
         for part in [*chunks(ready), *([pk] for pk in suspects)]:
             try:
-                faults = write_apart(part, write, suspected=len(part) == 1 and part[0] in aside)
+                faults = write_apart(part, write, self._table.fault, suspected=len(part) == 1 and part[0] in aside)
             except Exception as exc:
                 return [exc]
             for pk in part:

@@ -1,6 +1,6 @@
-"""Reading of the schedule from django-celery-beat's tables, at a cost that does not grow with the number of rows.
+"""Reading of the rows, at a cost that does not grow with their number.
 
-Each check reads the time with which django-celery-beat marks the schedule as changed. If that has moved, the rows that
+Each check reads the time with which the store's models mark the schedule as changed. If that has moved, the rows that
 were saved since are read. Rows that were deleted, enabled or disabled without being saved show in the number of rows
 and the sum of their primary keys. If neither explains the mark, or if the table is small, all rows are read.
 
@@ -16,14 +16,14 @@ from typing import Any
 
 from ha_beat import events
 from ha_beat.clock import Clock
-from ha_beat.django.entries import RowEntry
-from ha_beat.django.full_read import PAGE, FullRead
-from ha_beat.django.row_differences import differences
-from ha_beat.django.row_query import RowQuery
-from ha_beat.django.row_table import RowTable
 from ha_beat.leader.gc_pause import gc_paused
+from ha_beat.row_store.backend import RowQueries
+from ha_beat.row_store.differences import differences
+from ha_beat.row_store.entry import RowEntry
+from ha_beat.row_store.full_read import PAGE, FullRead
+from ha_beat.row_store.table import RowTable
 
-#: Seconds between complete reads. ``QuerySet.update()`` does not mark the schedule as changed.
+#: Seconds between complete reads. A bulk update does not mark the schedule as changed.
 FULL_READ_INTERVAL = 300.0
 
 #: Seconds after a marked change until a complete read.
@@ -35,7 +35,7 @@ _FOLLOW_UP = 3.0
 #: Tolerated difference between the clocks of the processes that save rows.
 _CLOCK_DIFFERENCE = timedelta(seconds=60)
 
-#: Time in which django-celery-beat saves a row and then marks the schedule as changed.
+#: Time in which the models save a row and then mark the schedule as changed.
 _SAVE_DURATION = timedelta(seconds=1)
 
 #: Seconds of work for a complete read in one turn, if it is urgent and if it is the backstop.
@@ -47,7 +47,7 @@ class RowReader:
 
     def __init__(
         self,
-        query: RowQuery,
+        query: RowQueries,
         make_entry: Callable[[Any], RowEntry],
         *,
         clock: Clock,
@@ -163,7 +163,7 @@ class RowReader:
         budget = _URGENT_BUDGET if full.urgent else _BACKSTOP_BUDGET
         until = float("inf") if not self.complete else elapsed + budget
         while not full.done:
-            # For one page only: Django's query leaves cycles behind.
+            # For one page only: a query leaves cycles behind.
             with gc_paused():
                 full.read_page(self._checked_at, now)
             if self._clock.elapsed() >= until:

@@ -10,10 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from ha_beat import events
-from ha_beat.django.entries import RowEntry
-from ha_beat.django.row_query import Row
-from ha_beat.django.run_state import chunks
 from ha_beat.reasons import EntryFault
+from ha_beat.row_store.backend import Row
+from ha_beat.row_store.entry import RowEntry
+from ha_beat.row_store.run_state import chunks
 
 #: Changed entries that are remembered. A reader that missed more has to read all of them.
 _REMEMBERED = 10_000
@@ -27,14 +27,14 @@ class RowTable:
 
     def __init__(
         self,
-        models: Callable[[Sequence[Any]], Iterable[Any]],
+        models: Callable[[Sequence[Any]], Iterable[tuple[Any, Any]]],
         make_entry: Callable[[Any], RowEntry],
         emit: Callable[[events.Event], None],
     ) -> None:
         """Create an empty table.
 
         Args:
-            models: Return the model instances of these primary keys.
+            models: Return primary key and model of each of these rows.
             make_entry: Make the entry of a row. An exception leaves the row out.
             emit: Receives the events.
         """
@@ -121,11 +121,11 @@ class RowTable:
         """Make the entries of those of the rows that are enabled. One that can't be read is reported, and ``None``."""
         made: dict[Any, RowEntry | None] = {}
         for chunk in chunks(list(changed)):
-            for model in self._models(chunk):
+            for pk, model in self._models(chunk):
                 try:
-                    made[model.pk] = self._make_entry(model)
+                    made[pk] = self._make_entry(model)
                 except Exception as exc:
-                    made[model.pk] = None
+                    made[pk] = None
                     self._emit(events.EntryFailed(model.name, EntryFault.INVALID, str(exc)))
         return made
 

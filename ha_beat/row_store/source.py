@@ -1,4 +1,4 @@
-"""Schedule source for django-celery-beat's rows."""
+"""Schedule source for the rows of a store."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from celery import Celery
-from django.db import router
-from django.db.models import QuerySet
 
 from ha_beat.beat_loop import Runtime
-from ha_beat.django.database_thread import DatabaseThread
-from ha_beat.django.entries import RowEntry
-from ha_beat.django.instants import Cached
-from ha_beat.django.next_instants import NextInstants
-from ha_beat.django.row_query import RowQuery
-from ha_beat.django.row_reader import RowReader
-from ha_beat.django.row_sync import POLL_INTERVAL, RowReading, RowSync, RowWriting
-from ha_beat.django.row_writer import RowWriter
-from ha_beat.django.run_state import CLOCK_TOLERANCE, RunStateTable
-from ha_beat.django.static_entries import write_static_entries
 from ha_beat.events import Event, TermEnded
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.planner import ScheduleChange
 from ha_beat.leader.reconcile import Absence
 from ha_beat.reasons import Verdict
+from ha_beat.row_store.backend import RowStore
+from ha_beat.row_store.entry import RowEntry
+from ha_beat.row_store.instants import Cached
+from ha_beat.row_store.next_instants import NextInstants
+from ha_beat.row_store.reader import RowReader
+from ha_beat.row_store.run_state import CLOCK_TOLERANCE, RunStateTable
+from ha_beat.row_store.static_entries import write_static_entries
+from ha_beat.row_store.sync import POLL_INTERVAL, RowReading, RowSync, RowWriting
+from ha_beat.row_store.thread import DatabaseThread
+from ha_beat.row_store.writer import RowWriter
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.schedule_source import EntryHooks, EntrySource, default_misfire
@@ -37,37 +35,33 @@ from ha_beat.store.ledger import LedgerRow
 
 logger = logging.getLogger("ha_beat")
 
-#: Longest time that :meth:`DatabaseSource.join` waits for the last runs to be written to their rows, in seconds.
+#: Longest time that :meth:`RowSource.join` waits for the last runs to be written to their rows, in seconds.
 _LAST_WRITE = 3.0
 
 
 class RowHooks(EntryHooks, Protocol):
-    """Scheduler class of django-celery-beat as the source uses it."""
+    """Scheduler class of a store as the source uses it."""
 
     app: Celery
     max_interval: float | None
-    Entry: type[RowEntry]
-    Model: Any
-    Changes: Any
 
-    def enabled_models_qs(self) -> QuerySet[Any]: ...
+    def row_store(self) -> RowStore: ...
 
 
-class DatabaseSource(EntrySource):
+class RowSource(EntrySource):
     """Entries of the rows as last read.
 
-    Two threads (:mod:`ha_beat.django.row_sync`) read and write the rows. Most methods belong to the interface of a
+    Two threads (:mod:`ha_beat.row_store.sync`) read and write the rows. Most methods belong to the interface of a
     schedule source.
     """
 
-    stock = ("celery.beat", "django_celery_beat.schedulers")
-    unused = ("all_as_schedule", "enabled_models", "schedule_changed", "schedules_equal")
     _scheduler: RowHooks
 
     def __init__(self, scheduler: RowHooks) -> None:
         super().__init__(scheduler)
         self._runtime: Runtime | None = None
         self._sync: RowSync | None = None
+        self._store: RowStore | None = None
         self._began_ms = round(self._clock.wall() * 1000)
         # Number of the rows that the leader uses, and whether they were read in the leader's term.
         self._used = (0, False)
@@ -78,7 +72,7 @@ class DatabaseSource(EntrySource):
         self._removed: dict[str, int] = {}
 
     @property
-    def entries(self) -> dict[str, RowEntry]:
+    def entries(self) -> dict[str, Any]:
         """Return the entries as last read, by name."""
         rows = self._sync.reading.reader.table.entries.copy() if self._sync else {}
         return {entry.name: entry for entry in rows.values()}
@@ -87,15 +81,16 @@ class DatabaseSource(EntrySource):
 
     def start(self, runtime: Runtime) -> None:
         scheduler, now, emit = self._scheduler, runtime.enqueuer.now, runtime.events.emit
-        query = RowQuery(scheduler.Changes, scheduler.enabled_models_qs)
-        reader = RowReader(query, self._make_entry, clock=self._clock, now=now, emit=emit)
+        store = self._store = scheduler.row_store()
+        reader = RowReader(store.queries, self._make_entry, clock=self._clock, now=now, emit=emit)
         leader_term = partial(getattr, runtime.elector.handle, "term")
         next_instants = NextInstants(reader.table, runtime.shadow.position, self._clock)
         reading = RowReading(reader, term=leader_term, duties=runtime.duties, stand_by=next_instants.turn)
-        table = RunStateTable(scheduler.Model, scheduler.Changes, now)
+        table = RunStateTable(store.statements, store.database, now)
         writing = RowWriting(
             RowWriter(table, reader.table, self._clock, self._settled),
             reading,
+            store.database,
             term=leader_term,
             begin_term=self._begin_term,
             duties=runtime.duties,
@@ -104,7 +99,7 @@ class DatabaseSource(EntrySource):
         thread = partial(
             DatabaseThread,
             app=scheduler.app,
-            aliases=lambda: {router.db_for_read(scheduler.Model), router.db_for_write(scheduler.Model)},
+            database=store.database,
             duties=runtime.duties,
             interval=min(POLL_INTERVAL, scheduler.max_interval or POLL_INTERVAL),
             clock=self._clock,
@@ -137,7 +132,7 @@ class DatabaseSource(EntrySource):
 
     def _make_entry(self, model: Any) -> RowEntry:
         """Make the entry of a row. Rows with the same schedule share its instants, with a cache for each row."""
-        entry: RowEntry = self._scheduler.Entry(model, app=self._scheduler.app)
+        entry: RowEntry = self._started[2].make_entry(model)
         entry.rules(default_misfire(self._scheduler.ha_settings), self._scheduler.ha_settings.uncertain)
         key = (entry.signature, entry.expires)
         entry.instants = Cached(self._instants.setdefault(key, entry.instants.inner))
@@ -145,18 +140,23 @@ class DatabaseSource(EntrySource):
 
     def _begin_term(self, term: Term) -> None:
         """Write the changed entries of the settings, and the runs that the previous leader could not write."""
-        runtime, sync = self._started
-        scheduler = self._scheduler
+        runtime, sync, store = self._started
         write_static_entries(
-            scheduler.app, scheduler.Model, runtime.ledger, term, began_ms=self._began_ms, emit=runtime.events.emit
+            self._scheduler.app,
+            store.static,
+            store.database,
+            runtime.ledger,
+            term,
+            began_ms=self._began_ms,
+            emit=runtime.events.emit,
         )
         sync.writing.writer.record_missing(runtime.ledger.read())
 
     @property
-    def _started(self) -> tuple[Runtime, RowSync]:
-        if self._runtime is None or self._sync is None:
+    def _started(self) -> tuple[Runtime, RowSync, RowStore]:
+        if self._runtime is None or self._sync is None or self._store is None:
             raise RuntimeError("the schedule source has not been started")
-        return self._runtime, self._sync
+        return self._runtime, self._sync, self._store
 
     # --- Entries
 
@@ -171,7 +171,7 @@ class DatabaseSource(EntrySource):
         return ScheduleChange(reading.reader.table.changed_since(number)) if self._found != number else None
 
     def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
-        runtime, sync = self._started
+        runtime, sync, _ = self._started
         table, now = sync.reading.reader.table, runtime.enqueuer.now()
         if ids is None:
             self._used = (table.number, self._read_in_term)
@@ -213,7 +213,7 @@ class DatabaseSource(EntrySource):
 
     def absence(self, term: Term) -> Absence | None:
         """Return a certain absence once the rows have been read in this term."""
-        _, sync = self._started
+        _, sync, _ = self._started
         self._read_in_term = sync.reading.read_in == term.nonce
         return Absence(self._read_in_term)
 
@@ -222,7 +222,7 @@ class DatabaseSource(EntrySource):
 
         The writing thread calls it.
         """
-        runtime, sync = self._started
+        runtime, sync, _ = self._started
         term, enqueuer = runtime.elector.handle.term, runtime.enqueuer
         current = self._used[0] == sync.reading.reader.table.number
         loaded = term is not None and enqueuer.serves(term) and not enqueuer.held_back
@@ -236,9 +236,10 @@ class DatabaseSource(EntrySource):
             self._started[1].reading.reader.table.forget_removed(entry_id, number)
 
     def finished(self, entry: ScheduledEntry, runs: int) -> None:
-        # As in django-celery-beat, a one-off row that has not run stays enabled until it expires: it may be edited.
+        # As in the stores' own schedulers, a one-off row that has not run stays enabled until it expires: it may be
+        # edited.
         if entry.once and (runs or entry.celery_entry.expires is None):
-            _, sync = self._started
+            _, sync, _ = self._started
             sync.writing.writer.disable_finished(entry.celery_entry)
             sync.write_soon()
 

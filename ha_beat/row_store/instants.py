@@ -1,4 +1,4 @@
-"""Due instants of django-celery-beat's rows."""
+"""Due instants of rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery.schedules import crontab, schedule, solar
-from django_celery_beat.clockedschedule import clocked
 
 from ha_beat.schedule import recurrence as timetable
 from ha_beat.schedule.occurrence import FOREVER
@@ -16,7 +15,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def utc(value: datetime) -> datetime:
-    """Return the instant in UTC. A naive one counts as UTC whatever ``TIME_ZONE`` is, as in django-celery-beat."""
+    """Return the instant in UTC. A naive one counts as UTC, as in the stores' own schedulers."""
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
@@ -141,13 +140,20 @@ def instants_of(row: Any, source: Any) -> Recurrence:
     return inner if start is None and until is None else Window(inner, start, until)
 
 
+def clocked_time_of(source: Any) -> datetime | None:
+    """Return the instant of a clocked schedule, whose class is the store's; ``None`` if it is another schedule."""
+    found: datetime | None = getattr(source, "clocked_time", None)
+    return found
+
+
 def _inner(source: Any) -> Recurrence:
-    if isinstance(source, clocked):
-        return Clocked(utc(source.clocked_time))
+    clocked_time: datetime | None = clocked_time_of(source)
+    if clocked_time is not None:
+        return Clocked(utc(clocked_time))
     if isinstance(source, crontab):
         return Crontab(source)
     if isinstance(source, solar):
         return Solar(source)
     if isinstance(source, schedule):
         return Interval(source)
-    raise TypeError(f"{type(source).__name__} is not a schedule of django-celery-beat")
+    raise TypeError(f"{type(source).__name__} is not a schedule that a row can hold")

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from ha_beat.django.row_query import RowQuery
+from ha_beat.row_store.backend import RowQueries
 
 #: Known rows in a range whose primary keys are read instead of halving it again.
 _RANGE = 1000
@@ -21,7 +21,7 @@ class Differences:
     absent: set[Any] = field(default_factory=set)
 
 
-def differences(query: RowQuery, known: Collection[int]) -> Differences | None:
+def differences(query: RowQueries, known: Collection[int]) -> Differences | None:
     """Compare the enabled rows with the known ones by their totals, halving the ranges that differ.
 
     Raises the database's errors.

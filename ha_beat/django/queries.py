@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.db.models import Count, IntegerField, Q, QuerySet, Sum
 from django_celery_beat.models import PeriodicTask
 
-from ha_beat.django.instants import utc
-from ha_beat.django.limits import limited
+from ha_beat.django.database import limited
+from ha_beat.row_store.backend import Row, Totals
+from ha_beat.row_store.instants import utc
 
 #: The columns that define an entry.
 _DEFINITION = (
@@ -25,26 +26,8 @@ _DEFINITION = (
 )
 _RUN_STATE = ("last_run_at", "total_run_count", "date_changed")
 
-#: Number of rows and sum of their primary keys.
-Totals = tuple[int, int]
 
-
-class Row(NamedTuple):
-    """Columns of an enabled row."""
-
-    pk: Any
-    definition: tuple[Any, ...]
-    last_run_at: datetime | None
-    total_run_count: int
-    date_changed: datetime | None
-
-    @property
-    def id(self) -> str:
-        """Return the entry's id."""
-        return str(self.pk)
-
-
-class RowQuery:
+class DjangoQueries:
     """Queries of the reading thread. They raise the database's errors."""
 
     def __init__(self, changes: Any, enabled: Callable[[], QuerySet[Any]]) -> None:
@@ -53,48 +36,39 @@ class RowQuery:
         self._all_enabled = enabled
 
     def limited(self) -> AbstractContextManager[None]:
-        """Limit the time of the statements in a block."""
         return limited(self._all_enabled().db)
 
     def last_change(self) -> datetime | None:
-        """Return the time with which the schedule was last marked as changed."""
         changed: datetime | None = self._changes.last_change()
         return changed
 
     @property
     def has_integer_keys(self) -> bool:
-        """True if primary keys can be added up."""
         return isinstance(self._all_enabled().model._meta.pk, IntegerField)  # noqa: SLF001 -- Django's documented way
 
     def page(self, after: Any, size: int) -> list[Row]:
-        """Return the enabled rows with the next primary keys."""
         rows = self._enabled if after is None else self._enabled.filter(pk__gt=after)
         return _read(rows.order_by("pk")[:size])
 
     def of(self, ids: Sequence[Any]) -> list[Row]:
-        """Return those of the rows that are enabled."""
         return _read(self._enabled.filter(pk__in=ids))
 
-    def models(self, ids: Sequence[Any]) -> Iterable[Any]:
-        """Return the model instances of those of the rows that are enabled, with their schedules."""
-        return self._enabled.select_related("interval", "crontab", "solar", "clocked").filter(pk__in=ids)
+    def models(self, ids: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        rows = self._enabled.select_related("interval", "crontab", "solar", "clocked").filter(pk__in=ids)
+        return ((model.pk, model) for model in rows)
 
     def saved_since(self, instant: datetime, limit: int) -> list[tuple[Any, datetime]]:
-        """Return primary key and ``date_changed`` of rows that were saved since then, also of disabled ones."""
         rows = self._all.filter(date_changed__gte=instant).values_list("pk", "date_changed")
         return list(rows[:limit])
 
     def existing(self, ids: Sequence[Any]) -> set[str]:
-        """Return the ids of those of the rows that exist, also of disabled ones."""
         return {str(pk) for pk in self._all.filter(pk__in=ids).values_list("pk", flat=True)}
 
     def totals(self, first: Any, until: Any) -> Totals:
-        """Return the totals of the enabled rows with primary keys from ``first`` on and below ``until``, if given."""
         found = self._between(first, until).aggregate(rows=Count("pk"), sum=Sum("pk"))
         return found["rows"], found["sum"] or 0
 
     def ids(self, first: Any, until: Any) -> set[Any]:
-        """Return the primary keys of these enabled rows."""
         return set(self._between(first, until).values_list("pk", flat=True))
 
     def _between(self, first: Any, until: Any) -> QuerySet[Any]:

@@ -1,0 +1,132 @@
+"""Rows as entries of the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from celery.schedules import schedstate
+
+from ha_beat.errors import HaBeatError
+from ha_beat.row_store.backend import RunState
+from ha_beat.row_store.instants import Cached, clocked_time_of, instants_of, utc
+from ha_beat.schedule.entry_options import KEY, EntryOptions
+from ha_beat.schedule.misfire import MisfireRules
+from ha_beat.schedule.occurrence import NEVER
+from ha_beat.schedule.recurrence import starting_deadline
+from ha_beat.schedule_source import short_digest
+
+#: Longest time until the next check of an entry whose class has an ``is_due`` of its own.
+_CHECK_AT_LATEST = timedelta(days=1)
+
+
+class UnreadableRow(HaBeatError):
+    """Row that can't be scheduled: its arguments are not JSON, or it has no schedule."""
+
+
+class RowEntry:
+    """Entry of one row. Unlike the ``ModelEntry`` of a store's own scheduler it never writes to the database.
+
+    A store adds its ``ModelEntry`` as the second base class, and calls :meth:`read_row`.
+
+    The key ``ha_beat`` of the row's headers holds the entry's own misfire rules. It does not go into the message.
+
+    Attributes:
+        id: Primary key as text: the entry's id in the ledger. The subclass sets it.
+        instants: Due instants, with the last answer cached.
+        signature: Digest of the schedule, the same in every process.
+        expires: End of the schedule in UTC, or ``None``.
+        once: True if the entry ends after one run.
+        schedule_columns: Conditions that select the row as long as it has this schedule.
+        since: The entry is owed its instants from here on if it is new or edited; otherwise ``None``.
+        run_state: ``last_run_at`` in UTC and ``total_run_count`` of the row. Replaced as a whole, by two threads.
+        stored_last_run_at: Instant from which the row counts as run, or ``None``.
+    """
+
+    app: Any
+    id: str
+    name: str
+    schedule: Any
+    options: dict[str, Any]
+    last_run_at: datetime
+    total_run_count: int
+
+    def read_row(self, model: Any, schedule_columns: tuple[tuple[str, Any], ...]) -> None:
+        """Set the attributes from the row, once those of the base class are set.
+
+        Raises:
+            ValueError: the interval is not positive.
+            TypeError: the kind of schedule is unknown.
+            Exception: any error of a schedule with impossible values.
+        """
+        self.schedule.app = self.app
+        headers: dict[str, Any] = self.options["headers"]
+        own = headers.pop(KEY, None)
+        if own is not None:
+            self.options[KEY] = own
+        self.instants = Cached(instants_of(model, self.schedule))
+        self.signature = short_digest(self.instants.identity)
+        self.expires = utc(model.expires) if model.expires else None
+        self._rules: tuple[tuple[MisfireRules, str], EntryOptions] | None = None
+        self.since: datetime | None = None
+        self.schedule_columns = schedule_columns
+        self.once = bool(model.one_off) or clocked_time_of(self.schedule) is not None
+        self.update_run_state(model.last_run_at, int(model.total_run_count), model.date_changed)
+
+    @staticmethod
+    def changed_at(value: datetime) -> datetime:
+        """Return ``date_changed`` in UTC."""
+        return utc(value)
+
+    def update_run_state(self, last_run_at: datetime | None, total_run_count: int, changed: datetime | None) -> None:
+        """Set the run state from the row's columns."""
+        self.run_state: RunState = (None if last_run_at is None else utc(last_run_at), total_run_count)
+        self.total_run_count = total_run_count
+        if last_run_at is not None:
+            self.stored_last_run_at: datetime | None = utc(last_run_at)
+        elif total_run_count and changed is not None:
+            # A last run is cleared only when the row is disabled. The time until the last change is not owed.
+            self.stored_last_run_at = self.changed_at(changed)
+        else:
+            self.stored_last_run_at = None
+
+    def mark_edited(self, changed: datetime | None, checked_before: datetime | None, now: datetime) -> None:
+        """Set ``since`` of a row that is new, edited or enabled again.
+
+        Args:
+            changed: ``date_changed`` of the row.
+            checked_before: Time of the last check, which found the row as it was before; ``None`` at the first.
+            now: The scheduling time.
+        """
+        if changed is not None and (checked_before is not None or not self.total_run_count):
+            self.since = min(max(self.changed_at(changed), checked_before or NEVER), now)
+
+    def rules(self, misfire: MisfireRules, uncertain: str) -> EntryOptions:
+        """Return the entry's own rules, completed by the cluster's. Raises ConfigurationError."""
+        if self._rules is None or self._rules[0] != (misfire, uncertain):
+            entry: Any = self
+            own = EntryOptions.of(self.name, self.options, misfire, starting_deadline(entry), uncertain)
+            self._rules = ((misfire, uncertain), own)
+        return self._rules[1]
+
+    def is_due(self) -> schedstate:
+        """Return Celery's ``schedstate`` by the row's instants, without writing anything.
+
+        Only a scheduler or an entry with an ``is_due`` of its own calls it.
+        """
+        now = utc(self.app.now())
+        following = min(self.instants.next_after(now), now + _CHECK_AT_LATEST)
+        return schedstate(self.instants.next_after(utc(self.last_run_at)) <= now, (following - now).total_seconds())
+
+    def save(self) -> None:
+        """Do nothing: rows are written in bulk."""
+
+    def _disable(self, model: Any) -> None:  # noqa: ARG002 -- the base class calls it
+        raise UnreadableRow("its arguments or keyword arguments are not JSON, or its schedule was removed")
+
+
+def misfire_headers(headers: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row's headers with its own misfire rules replaced by ``own``; without any if that is empty."""
+    rest = {name: value for name, value in headers.items() if name != KEY}
+    return {**rest, KEY: dict(own)} if own else rest
