@@ -46,9 +46,10 @@ class EntryImport:
 @click.option(
     "--from",
     "source",
-    type=click.Choice(["redbeat", "celerybeat", "django"]),
+    type=click.Choice(["redbeat", "celerybeat", "django", "sqlalchemy"]),
     required=True,
-    help="Previous scheduler: redbeat, Celery's own beat (its schedule file), or django-celery-beat.",
+    help="Previous scheduler: redbeat, Celery's own beat (its schedule file), django-celery-beat, or "
+    "sqlalchemy-celery-beat.",
 )
 @click.option(
     "--file",
@@ -87,7 +88,8 @@ def migrate(
         last, names = _redbeat_last_runs(cluster, schedule, redbeat_url, redbeat_prefix)
     else:
         path = path or str(cluster.app.conf.beat_schedule_filename)
-        last = celerybeat_last_runs(path, cluster.app) if source == "celerybeat" else _django_last_runs()
+        stored = source != "celerybeat"
+        last = _stored_last_runs(source, cluster.app) if stored else celerybeat_last_runs(path, cluster.app)
         names = set(last)
     known = cluster.ledger.read()
     now = from_micros(cluster.view().server_ms * 1000)
@@ -111,19 +113,20 @@ def _schedule(app: Celery) -> dict[str, ScheduledEntry]:
         CommandUnavailable: the entries are in a database.
     """
     configured = str(app.conf.beat_scheduler or "ha_beat")
-    if configured.startswith("ha_beat.django"):
+    kind = ".".join(configured.split(":", maxsplit=1)[0].split(".")[:2])
+    if kind in ("ha_beat.django", "ha_beat.sqlalchemy"):
         raise CommandUnavailable(
-            "ha_beat.django needs no import: it starts from last_run_at in the rows of the database. This command is "
+            f"{kind} needs no import: it starts from last_run_at in the rows of the database. This command is "
             "for a schedule in the settings"
         )
     names: Any = load_extension_class_names("celery.beat_schedulers")
     try:
-        kind: Any = symbol_by_name(configured, aliases=dict(names))
+        cls: Any = symbol_by_name(configured, aliases=dict(names))
     except (ImportError, AttributeError):
-        kind = HAScheduler
-    if not (isinstance(kind, type) and issubclass(kind, HAMixin)):
-        kind = HAScheduler
-    scheduler: HAMixin = kind(app=app, lazy=True)
+        cls = HAScheduler
+    if not (isinstance(cls, type) and issubclass(cls, HAMixin)):
+        cls = HAScheduler
+    scheduler: HAMixin = cls(app=app, lazy=True)
     scheduler.setup_schedule()
     return {entry.id: entry for entry in scheduler.schedule_source.load()}
 
@@ -150,13 +153,24 @@ def _redbeat_last_runs(
     return last, names
 
 
-def _django_last_runs() -> dict[str, LastRun]:
-    try:
-        from ha_beat.django.queries import last_runs
+def _stored_last_runs(source: str, app: Celery) -> dict[str, LastRun]:
+    """Return the last runs in the rows of django-celery-beat or sqlalchemy-celery-beat.
 
-        return {name: LastRun(at, count) for name, (at, count) in last_runs().items()}
+    Raises:
+        CommandUnavailable: the rows can't be read.
+    """
+    try:
+        if source == "django":
+            from ha_beat.django.queries import last_runs
+
+            found = last_runs()
+        else:
+            from ha_beat.sqlalchemy.schedulers import stored_last_runs
+
+            found = stored_last_runs(app)
+        return {name: LastRun(at, count) for name, (at, count) in found.items()}
     except Exception as exc:
-        raise CommandUnavailable(f"the rows of django-celery-beat can't be read: {exception_line(exc)}") from exc
+        raise CommandUnavailable(f"the rows of {source}-celery-beat can't be read: {exception_line(exc)}") from exc
 
 
 def _import(entry: ScheduledEntry, last: LastRun | None, raw: str | None, now: datetime, *, force: bool) -> EntryImport:

@@ -116,13 +116,13 @@ def write(
     """
     definitions = static_entries(app)
     identity, present = rows.present(list(definitions))
-    written: dict[str, str] = {}
+    written: list[str] = []
     for name, definition in definitions.items():
         mark, has_row = marks.get(name), name in present
         try:
             if needs_write(definition, mark, has_row=has_row, began_ms=began_ms, database=identity):
                 _write_one(rows, name, definition)
-                written[name] = mark_of(definition, began_ms, identity)
+                written.append(name)
             elif not has_row:
                 extra = {"action": "static_entry_deleted", "entry": name}
                 logger.info(
@@ -133,7 +133,10 @@ def write(
                 raise
             # The fault is in this entry; the others are still written.
             emit(events.EntryFailed.raised(name, EntryFault.INVALID, exc))
-    return written
+    if written:
+        # A database without rows may have had none.
+        identity, _ = rows.present(())
+    return {name: mark_of(definitions[name], began_ms, identity) for name in written}
 
 
 def _write_one(rows: StaticRows, name: str, definition: Definition) -> None:

@@ -82,6 +82,16 @@ def database_scheduler(app: Celery) -> HAMixin:
     return scheduler
 
 
+def sql_scheduler(app: Celery) -> HAMixin:
+    """Return the scheduler for sqlalchemy-celery-beat. Only checked, not run."""
+    from ha_beat.sqlalchemy.entries import RowEntry
+    from ha_beat.sqlalchemy.schedulers import HADatabaseScheduler
+
+    scheduler = HADatabaseScheduler(app, lazy=True)
+    assert issubclass(scheduler.Entry, RowEntry)
+    return scheduler
+
+
 def scheduled_at(app: Celery) -> datetime | None:
     """Return the due instant that a task finds in its message."""
     found: list[ha_beat.TaskOccurrence | None] = []

@@ -103,6 +103,7 @@ class Replica:
         table = RunStateTable(DjangoStatements(PeriodicTask, world.changes), DjangoDatabase(list), self.now)
         self.writer = RowWriter(table, self.reader.table, world, self.source._settled)
         reading = SimpleNamespace(reader=self.reader, read_in=self.term.nonce)
+        self.source._store = SimpleNamespace()
         self.source._sync = SimpleNamespace(
             reading=reading, writing=SimpleNamespace(writer=self.writer), write_soon=lambda: None
         )

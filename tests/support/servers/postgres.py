@@ -65,6 +65,10 @@ class Postgres(Server):
         return f"postgresql://postgres@{LOCALHOST}:{self.port}/postgres"
 
     @property
+    def sqlalchemy_url(self) -> str:
+        return self.url.replace("postgresql:", "postgresql+psycopg:")
+
+    @property
     def django_database(self) -> dict[str, Any]:
         """Return an entry for Django's DATABASES."""
         return {

@@ -1,0 +1,108 @@
+"""SQLAlchemy's connections to the schedule's database."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Executable, MetaData, create_engine, inspect, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+from sqlalchemy.schema import CreateSchema
+
+from ha_beat.row_store.backend import DatabaseFault
+from ha_beat.row_store.limits import CONNECT_OPTIONS, MYSQL_LIMITS, POSTGRESQL_LIMITS, is_of_a_row, is_timeout
+
+#: Drivers that take the options of :data:`CONNECT_OPTIONS`.
+_DRIVERS = frozenset({"psycopg", "psycopg2", "pymysql", "mysqldb"})
+
+
+class SqlDatabase:
+    """Engine for the rows, with one connection for each thread that uses it."""
+
+    def __init__(self, uri: str, schema: str | None, options: Mapping[str, Any], tables: MetaData) -> None:
+        """Connect to nothing yet. ``tables`` are created before the first use, as far as they are missing."""
+        url = make_url(uri)
+        dialect = url.get_dialect()
+        # As in sqlalchemy-celery-beat, which ignores the options of pools.
+        options = {name: value for name, value in options.items() if not name.startswith("pool")}
+        limits = CONNECT_OPTIONS.get(dialect.name, {}) if dialect.driver in _DRIVERS else {}
+        arguments = {name: value for name, value in limits.items() if name not in url.query}
+        options["connect_args"] = {**arguments, **options.get("connect_args", {})}
+        engine = create_engine(url, poolclass=NullPool, **options)
+        self.engine: Engine = engine.execution_options(schema_translate_map={"celery_schema": schema})
+        #: Digest of the address, without the password.
+        self.identity = hashlib.sha256(f"{url.set(password=None)} {schema}".encode()).hexdigest()[:8]
+        self._schema = schema
+        self._tables = tables
+        self._prepared = False
+        self._preparing = threading.Lock()
+        self._own = threading.local()
+
+    def open(self) -> None:
+        """Do nothing: the first statement connects."""
+
+    def refresh(self) -> None:
+        """Create the tables that are missing, once."""
+        with self._preparing:
+            if self._prepared:
+                return
+            with self.transaction():
+                connection = self.connection
+                if self._schema and self._schema not in inspect(connection).get_schema_names():
+                    connection.execute(CreateSchema(self._schema))
+                self._tables.create_all(connection)
+            self._prepared = True
+
+    def close(self) -> None:
+        connection: Connection | None = getattr(self._own, "connection", None)
+        self._own.connection = None
+        if connection is not None:
+            # It may have been cut.
+            with suppress(Exception):
+                connection.close()
+
+    @property
+    def connection(self) -> Connection:
+        """Return the connection of this thread."""
+        connection: Connection | None = getattr(self._own, "connection", None)
+        if connection is None:
+            connection = self._own.connection = self.engine.connect()
+        return connection
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Limit the time of the statements of a block, which is one transaction. Blocks may be nested."""
+        connection = self.connection
+        if connection.in_transaction():
+            yield
+            return
+        with connection.begin():
+            limits = {"postgresql": POSTGRESQL_LIMITS, "mysql": MYSQL_LIMITS}.get(connection.dialect.name)
+            if limits:
+                connection.execute(text(limits))
+            yield
+
+    def rows(self, statement: Executable) -> list[Any]:
+        """Return the result of a query."""
+        with self.transaction():
+            return list(self.connection.execute(statement))
+
+    def write(self, statement: Executable) -> int:
+        """Execute a statement. Return the number of rows that it changed."""
+        with self.transaction():
+            return self.connection.execute(statement).rowcount
+
+    def fault(self, exc: BaseException) -> DatabaseFault | None:
+        cause = exc.orig if isinstance(exc, DBAPIError) else None
+        if is_timeout(cause):
+            return DatabaseFault.TIMED_OUT
+        if isinstance(exc, OperationalError | InterfaceError | OSError):
+            return DatabaseFault.UNREACHABLE
+        if isinstance(exc, DataError | IntegrityError) or is_of_a_row(cause):
+            return DatabaseFault.ROW
+        return DatabaseFault.REFUSED if isinstance(exc, SQLAlchemyError) else None
