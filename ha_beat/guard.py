@@ -22,13 +22,14 @@ not send, or that it sent atomically with their record: these have no second mes
 
 Workers need the setting ``ha_beat_redis_url`` too. If Redis is unreachable the message runs and a warning is logged: a
 task that may run twice is better than one that does not run.
+
+Importing this module also makes the worker report when the message of an entry with ``overlap = "skip"`` ends
+(:mod:`ha_beat.overlap`). The setting ``imports = ("ha_beat.guard",)`` of the Celery app is enough for that.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,12 +37,12 @@ from celery import Celery, Task
 from celery.exceptions import Ignore
 from celery.utils.dispatch import Signal
 
-from ha_beat.celery_app import lease_link, load_settings
+from ha_beat import overlap as _overlap  # noqa: F401 -- reports the ends of messages
 from ha_beat.exception_text import exception_line
 from ha_beat.headers import HEADER
-from ha_beat.store.connections import Link
 from ha_beat.store.keys import Keys
 from ha_beat.store.scripts import text
+from ha_beat.worker_link import link_of
 
 __all__ = ["GuardedTask", "guard", "message_dropped"]
 
@@ -115,19 +116,6 @@ def _header_of(request: Any) -> Mapping[str, Any] | None:
     return None
 
 
-_links: dict[tuple[int, int], Link] = {}
-_links_guard = threading.Lock()
-
-
-def _link(app: Celery) -> Link:
-    """Return the link to the lease's Redis of this app in this process."""
-    with _links_guard:
-        key = (os.getpid(), id(app))
-        if key not in _links:
-            _links[key] = lease_link(app, load_settings(app))
-        return _links[key]
-
-
 def _is_second(app: Celery, task_id: str, header: Mapping[str, Any], ttl: float) -> bool:
     """True if another message of the occurrence was received first."""
     keys, publish = Keys(str(header["cluster"])), str(header["publish"])
@@ -135,7 +123,7 @@ def _is_second(app: Celery, task_id: str, header: Mapping[str, Any], ttl: float)
     occurrence = header.get("task_id")
     key = keys.guard(f"{occurrence}:{task_id}" if occurrence else task_id)
     try:
-        client: Any = _link(app).client()
+        client: Any = link_of(app).client()
         if client.set(key, publish, nx=True, px=max(1, round(ttl * 1000))):
             return False
         first = client.get(key)

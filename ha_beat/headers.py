@@ -97,10 +97,12 @@ def header_of(
     run_count: int,
     kind: MessageKind | None = None,
     request: str = "",
+    busy: str = "",
 ) -> dict[str, Any]:
     """Return the header's value. ``instant`` is the due instant as :class:`Occurrence` spells it.
 
-    ``kind`` and ``request`` are given for a message that was requested.
+    ``kind`` and ``request`` are given for a message that was requested, and ``busy`` for one whose end the worker
+    reports: it identifies the message.
     """
     return {
         "cluster": cluster,
@@ -110,6 +112,7 @@ def header_of(
         "run_count": run_count,
         **({str(kind): True} if kind else {}),
         **({"request": request} if request else {}),
+        **({"busy": busy} if busy else {}),
     }
 
 

@@ -115,6 +115,8 @@ class SkipReason(StrEnum):
     EDITED = "edited"
     #: Due before the entry expired, and not enqueued until then.
     EXPIRED = "expired"
+    #: The last message of the entry had not ended.
+    OVERLAP = "overlap"
     #: Due while the entry was paused.
     PAUSED = "paused"
     #: Due before the entry was disabled or deleted, and not enqueued until then.
@@ -153,6 +155,13 @@ class MisfirePolicy(StrEnum):
     ALL = "all"
 
 
+class OverlapPolicy(StrEnum):
+    """Whether an occurrence is enqueued while the last message of its entry has not ended."""
+
+    ALLOW = "allow"
+    SKIP = "skip"
+
+
 class EntryFault(StrEnum):
     """Why one entry failed. The other entries are not affected."""
 
@@ -178,6 +187,8 @@ class EntryFault(StrEnum):
     ROW_UNREADABLE = "row_unreadable"
     #: Another writer changed the ledger row.
     ROW_CHANGED = "row_changed"
+    #: It waits for the end of its last message, and no worker has ever reported one.
+    NO_REPORTS = "no_reports"
     #: The scheduler class raised when it was notified of an outcome.
     CALLBACK_RAISES = "callback_raises"
     #: The schedule's database refused its run state, or another transaction has locked the row.
@@ -238,6 +249,8 @@ class AnswerKind(StrEnum):
     DEFERRED = "deferred"
     #: Nothing was done, because the cluster is paused or, with the detail ``entry``, the entry.
     PAUSED = "paused"
+    #: Nothing was done, because the last message of the entry has not ended.
+    OVERLAP = "overlap"
     #: Nothing was done, because the request was withdrawn.
     WITHDRAWN = "withdrawn"
     #: Claimed; the outcome of the publish is unknown.

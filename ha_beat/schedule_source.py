@@ -171,6 +171,7 @@ class EntrySource:
             recurrence=recurrence,
             misfire=options.misfire,
             uncertain=options.uncertain,
+            busy_for=options.busy_for,
             signature=digest,
             last_run=NEVER if stored is None else entry.schedule.maybe_make_aware(stored).astimezone(UTC),
         )

@@ -35,12 +35,14 @@ class BatchScript:
         argv: list[Any] = [term.epoch, term.nonce, term.gen, term.run_id, self._journal_size, len(operations)]
         for operation in operations:
             argv += (operation.entry, operation.expected, operation.row, operation.request, operation.step)
-            argv += (operation.scheduled_ms, len(operation.records), *operation.records)
+            argv += (operation.scheduled_ms, operation.busy_ms, int(operation.overlaps), operation.key)
+            argv += (len(operation.records), *operation.records)
             commands = _commands_of(operation)
             argv.append(len(commands))
             for command in commands:
                 argv += (len(command), *command)
         keys = [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.requests, self._keys.progress]
+        keys.append(self._keys.busy)
         answer, *rest = (text(part) for part in self._script(client, keys, argv))
         if answer == "fenced":
             raise FencedOff(fence_reason(rest[0]))

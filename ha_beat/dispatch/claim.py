@@ -89,7 +89,7 @@ class Claim:
 
     @property
     def key(self) -> str:
-        return key_of(self.operation)
+        return self.operation.key
 
     @property
     def raw(self) -> str:
@@ -121,18 +121,15 @@ class Update:
     row: str
     replaces: Sequence[str]
     records: Sequence[str]
+    #: True if the message was certainly not sent, so that it keeps its entry from nothing.
+    unsent: bool = False
 
     def argv(self) -> list[Any]:
         return [
-            *(self.key, self.json, self.state, self.entry, self.row),
+            *(self.key, self.json, self.state, self.entry, self.row, int(self.unsent)),
             *(len(self.replaces), *self.replaces),
             *(len(self.records), *self.records),
         ]
-
-
-def key_of(operation: Operation) -> str:
-    """Return the claim's field. A request's step has its own: a backfill has the occurrence's task id."""
-    return f"{operation.request}:{operation.step}" if operation.request else operation.task_id
 
 
 def new_claim(term: Term, operation: Operation) -> Claim:
@@ -229,7 +226,7 @@ def update_for(claim: Claim) -> Update:
     """Return what resolves a published claim that does not stay open."""
     operation = claim.operation
     replaces = [claim.raw] if claim.row is not None else []
-    row, records = operation.expected, operation.records
+    row, records, unsent = operation.expected, operation.records, False
     match resolution(claim):
         case Resolution.CONFIRM:
             row = operation.row
@@ -239,8 +236,8 @@ def update_for(claim: Claim) -> Update:
             row = _uncertain_raw(claim)
             records = tuple(uncertain_record(record, claim.reason, claim.detail) for record in records)
         case _:
-            records = ()
-    return Update(claim.key, claim.json, "", operation.entry, row, replaces, records)
+            records, unsent = (), True
+    return Update(claim.key, claim.json, "", operation.entry, row, replaces, records, unsent)
 
 
 def withdrawal(claim: Claim) -> Update | None:
@@ -304,7 +301,7 @@ def take_back_updates(claims: Iterable[OpenClaim], rows: Mapping[str, str]) -> l
         replaced = bool(claim.row and now.get(claim.entry)) and now[claim.entry] != claim.row
         records = tuple(map(_skipped_record, claim.records)) if replaced else ()  # guard: withdrawn-row-replaced
         replaces = [claim.row] if claim.row else []
-        updates.append(Update(claim.key, claim.json, "", claim.entry, claim.before, replaces, records))
+        updates.append(Update(claim.key, claim.json, "", claim.entry, claim.before, replaces, records, unsent=True))
         if claim.row and not replaced:
             now[claim.entry] = claim.before
     return updates

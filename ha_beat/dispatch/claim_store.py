@@ -63,7 +63,7 @@ class ClaimStore:
         if not updates:
             return []
         fence: list[Any] = [term.epoch, term.nonce] if term is not None else ["", ""]
-        keys = [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.claims]
+        keys = [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.claims, self._keys.busy]
         argv = [*fence, self._journal_size, len(updates), *(part for update in updates for part in update.argv())]
         answer, *rest = self._resolve(client or self._link.client(), keys, argv)
         if text(answer) == "fenced":

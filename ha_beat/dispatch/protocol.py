@@ -40,7 +40,8 @@ class Operation:
     ``expected`` is the row as last seen, empty for none. ``records`` go to the journal. An operation with a ``request``
     id is that request's step number ``step``, from 1, and leaves the row alone. ``uncertain`` is the policy for a
     message of unknown outcome. ``scheduled_ms`` is the due instant in Unix milliseconds; Redis refuses one that is
-    ahead of its clock.
+    ahead of its clock. ``busy_ms``: for how long, in ms, the message keeps the entry from its next occurrence unless it
+    ends; 0 for not at all. ``overlaps``: it is enqueued also while an earlier message has not ended.
     """
 
     entry: str
@@ -53,6 +54,13 @@ class Operation:
     task_id: str = ""
     uncertain: UncertainPolicy = UncertainPolicy.SKIP
     scheduled_ms: int = 0
+    busy_ms: int = 0
+    overlaps: bool = True
+
+    @property
+    def key(self) -> str:
+        """Return what identifies the message. A request's step has its own: a backfill has the occurrence's task id."""
+        return f"{self.request}:{self.step}" if self.request else self.task_id
 
     @property
     def size(self) -> int:

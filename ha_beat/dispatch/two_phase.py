@@ -26,7 +26,7 @@ from ha_beat import events, failpoints
 from ha_beat.budget import Budget, Pace
 from ha_beat.dispatch import claim as machine
 from ha_beat.dispatch.broker_adapters import Sent
-from ha_beat.dispatch.claim import Claim, Resolution, State, key_of
+from ha_beat.dispatch.claim import Claim, Resolution, State
 from ha_beat.dispatch.claim_store import ClaimStore
 from ha_beat.dispatch.lease_marker import LeaseMarker
 from ha_beat.dispatch.protocol import Answer, FencedOff, OpenClaim, Operation, PreparedMessage
@@ -134,11 +134,11 @@ class ClaimDispatcher:
                 self._resolve_ended()
             raise
         for operation in operations:
-            self._claims.pop(key_of(operation), None)
+            self._claims.pop(operation.key, None)
         return [answers[number] for number in range(len(operations))]
 
     def drop_refused(self, operations: Sequence[Operation]) -> bool:
-        keys = {key_of(operation) for operation in operations} & self._claims.keys()
+        keys = {operation.key for operation in operations} & self._claims.keys()
         if self._partly_answered or any(self._claims[key].state is not State.WRITING for key in keys):
             return False
         for key in keys:
@@ -221,7 +221,7 @@ class ClaimDispatcher:
 
     def _may_wait(self, operation: Operation) -> bool:
         """True if an operation of a batch may be left for the next one: no claim was begun for it here."""
-        return operation.message is not None and not operation.request and key_of(operation) not in self._claims
+        return operation.message is not None and not operation.request and operation.key not in self._claims
 
     def _sendable_in(self, seconds: float) -> int:
         """Return how many messages can be sent in that time, at least 1."""
@@ -242,7 +242,7 @@ class ClaimDispatcher:
     def _why_unavailable(self, term: Term, operations: Sequence[Operation]) -> str:
         """Return why no message can be sent now; empty if the broker is ready or there is no message to send."""
         sent = {State.PUBLISHED, State.ANSWERED}
-        keys = [key_of(operation) for operation in operations if operation.message is not None]
+        keys = [operation.key for operation in operations if operation.message is not None]
         if all(key in self._claims and self._claims[key].state in sent for key in keys):
             return ""
         try:
@@ -261,7 +261,7 @@ class ClaimDispatcher:
         reach: Callable[[str], None] = failpoints.reach if sends else lambda _: None
         reach("before claim")
         answers = self._write_claims(term, operations, unavailable)
-        keys = [key_of(op) for op, answer in zip(operations, answers, strict=True) if answer is None]
+        keys = [op.key for op, answer in zip(operations, answers, strict=True) if answer is None]
         reach("claimed")
         for key in keys:
             unavailable = self._publish(term, key, unavailable)
@@ -272,7 +272,7 @@ class ClaimDispatcher:
         for key in keys:
             self._claims[key] = machine.resolved(self._claims[key])
         complete = [
-            answer or self._claims[key_of(op)].answer or Answer(AnswerKind.ERROR)
+            answer or self._claims[op.key].answer or Answer(AnswerKind.ERROR)
             for op, answer in zip(operations, answers, strict=True)
         ]
         return complete, unavailable
@@ -285,18 +285,18 @@ class ClaimDispatcher:
             if operation.message is None:
                 writes.append((number, operation))
                 continue
-            claim = self._claims.get(key_of(operation))
+            claim = self._claims.get(operation.key)
             if claim is None:
                 if unavailable:
                     answers[number] = Answer(AnswerKind.UNSENT, unavailable)
                     continue
-                claim = self._claims[key_of(operation)] = machine.new_claim(term, operation)
+                claim = self._claims[operation.key] = machine.new_claim(term, operation)
             answers[number] = claim.answer
             if claim.must_be_written:
                 writes.append((number, self._store.operation_for(claim)))
         if not writes:
             return answers
-        keys = {number: key_of(operation) for number, operation in writes if operation.message is not None}
+        keys = {number: operation.key for number, operation in writes if operation.message is not None}
         for key in keys.values():
             self._claims[key] = machine.write_begun(self._claims[key])
         written = self._store.write(term, [operation for _, operation in writes])

@@ -157,6 +157,10 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic only 
 
 _MISFIRE = gettext_lazy("If occurrences were missed")
 _GRACE = gettext_lazy("Maximum lateness in seconds")
+_OVERLAP = gettext_lazy("While the last message has not ended")
+_TIMEOUT = gettext_lazy("Seconds until it counts as lost")
+_OVERLAPS = {"": gettext_lazy("enqueue the next one"), "skip": gettext_lazy("skip the next one")}
+_RULES = ("misfire", "misfire_grace", "overlap", "overlap_timeout")
 _POLICIES = {
     "": gettext_lazy("use the cluster's setting"),
     "once": gettext_lazy("run the latest one"),
@@ -166,7 +170,7 @@ _POLICIES = {
 
 
 class MisfireForm(PeriodicTaskForm):  # type: ignore[misc]  # django-celery-beat has no types
-    """Form of a periodic task with fields for its misfire rules, which are stored in its headers."""
+    """Form of a periodic task with fields for its own rules, which are stored in its headers."""
 
     misfire = forms.ChoiceField(label=_MISFIRE, required=False, choices=list(_POLICIES.items()))
     misfire_grace = forms.FloatField(
@@ -176,11 +180,24 @@ class MisfireForm(PeriodicTaskForm):  # type: ignore[misc]  # django-celery-beat
         help_text=gettext_lazy("Later occurrences are skipped. Leave empty to use the cluster's setting."),
     )
 
+    overlap = forms.ChoiceField(
+        label=_OVERLAP,
+        required=False,
+        choices=list(_OVERLAPS.items()),
+        help_text=gettext_lazy("Skipping needs workers that load ha_beat.guard."),
+    )
+    overlap_timeout = forms.FloatField(
+        label=_TIMEOUT,
+        required=False,
+        min_value=1,
+        help_text=gettext_lazy("Leave empty for an hour."),
+    )
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         own = _own_rules(getattr(self.instance, "headers", None))
-        self.initial.setdefault("misfire", own.get("misfire", ""))
-        self.initial.setdefault("misfire_grace", own.get("misfire_grace"))
+        for name in _RULES:
+            self.initial.setdefault(name, own.get(name, ""))
 
     def clean(self) -> dict[str, Any]:
         data: dict[str, Any] = super().clean()
@@ -198,7 +215,7 @@ class MisfireForm(PeriodicTaskForm):  # type: ignore[misc]  # django-celery-beat
             self.add_error("headers", str(exc))
             return data
         own = dict(headers.get(KEY) or {})
-        for name in ("misfire", "misfire_grace"):
+        for name in _RULES:
             if name not in self.changed_data:
                 continue
             value = data.get(name)
@@ -233,7 +250,7 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
         return (*super().get_readonly_fields(request, obj), "last_verdict", "next_due", "enqueued_by", "paused")
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        fields: list[str] = ["misfire", "misfire_grace"]
+        fields: list[str] = list(_RULES)
         if obj is not None:
             fields = ["last_verdict", "next_due", "enqueued_by", "paused", *fields]
         return (*super().get_fieldsets(request, obj), (_("Cluster"), {"fields": fields}))
@@ -270,6 +287,15 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.display(description=_GRACE)
     def misfire_grace(self, task: Any) -> str:
         return str(_own_rules(task.headers).get("misfire_grace", "-"))
+
+    @admin.display(description=_OVERLAP)
+    def overlap(self, task: Any) -> str:
+        own = _own_rules(task.headers).get("overlap", "")
+        return str(_OVERLAPS.get(own, own))
+
+    @admin.display(description=_TIMEOUT)
+    def overlap_timeout(self, task: Any) -> str:
+        return str(_own_rules(task.headers).get("overlap_timeout", "-"))
 
     @admin.display(description=gettext_lazy("cluster"))
     def cluster_state(self, task: Any) -> str:

@@ -137,7 +137,7 @@ class BatchBuilder:
             if state.resend:
                 self._abandon(writer, state, queue, dispatcher)
                 return None
-            return writer.skip(state, _all(decision, state.skip_reason, state.error), decision.position)
+            return writer.skip(state, whole(decision, state.skip_reason, state.error), decision.position)
         expired = self._expired(state, now)
         if expired is not None:
             return writer.skip(state, *expired)
@@ -155,13 +155,13 @@ class BatchBuilder:
                 # Its first message may be out.
                 self._abandon(writer, state, queue, dispatcher)
                 return None
-            return writer.skip(state, _all(decision, SkipReason.DECLINED, ""), decision.position)
+            return writer.skip(state, whole(decision, SkipReason.DECLINED, ""), decision.position)
         except MessageFailed as failed:
             if failed.fault is not BuildFault.MESSAGE:
                 self._retry(state, failed, queue, now, self._clock.elapsed() - began)
                 return None
             self._emit(events.EntryFailed(state.label, EntryFault.MESSAGE_NOT_BUILT, failed.detail, failed.cause))
-            return writer.skip(state, _all(decision, SkipReason.NO_MESSAGE, failed.detail), decision.position)
+            return writer.skip(state, whole(decision, SkipReason.NO_MESSAGE, failed.detail), decision.position)
 
     def _retry(self, state: EntryState, failed: MessageFailed, queue: DueQueue, now: datetime, took: float) -> None:
         """Build the message again after a pause, which grows with each failure and with the time that it ``took``."""
@@ -201,7 +201,14 @@ class BatchBuilder:
         else:
             row = writer.row(state, decision.position, Verdict.ENQUEUED, scheduled_at=send, task_id=task_id)
         epoch = writer.term.epoch
-        header = header_of(self._cluster, entry.id, occurrence.instant, epoch=epoch, run_count=row.run_count)
+        header = header_of(
+            self._cluster,
+            entry.id,
+            occurrence.instant,
+            epoch=epoch,
+            run_count=row.run_count,
+            busy=task_id if entry.busy_for else "",
+        )
         message = self._message(state, send, dispatcher, header, task_id)
         records = [writer.enqueued_record(state, send, task_id)]
         if state.resend:
@@ -217,6 +224,8 @@ class BatchBuilder:
             task_id=task_id,
             uncertain=entry.uncertain,
             scheduled_ms=round(send.timestamp() * 1000),
+            busy_ms=round(entry.busy_for * 1000),
+            overlaps=not entry.busy_for or state.resend,
         )
         return EntryOperation(state, operation, row, decision)
 
@@ -302,8 +311,8 @@ def _one(decision: Decision, reason: SkipReason, detail: str) -> Skipped:
     return Skipped(decision.position, until, 1, reason, detail[:_MAX_DETAIL])
 
 
-def _all(decision: Decision, reason: SkipReason, detail: str) -> Skipped:
-    """Return the due instant together with those that the decision skips."""
+def whole(decision: Decision, reason: SkipReason, detail: str) -> Skipped:
+    """Return the due instant together with those that the decision skips, all skipped for one reason."""
     one, before = _one(decision, reason, detail), decision.skipped
     if before is None:
         return one

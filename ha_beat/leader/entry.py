@@ -31,6 +31,8 @@ class ScheduledEntry:
     signature: str
     last_run: datetime
     uncertain: UncertainPolicy = UncertainPolicy.SKIP
+    #: Seconds for which a message keeps the entry from its next occurrence unless it ends; 0 for not at all.
+    busy_for: float = 0.0
     #: Name to show, if it differs from the id.
     name: str = ""
     #: Number of runs that the schedule's own store knows.

@@ -176,6 +176,7 @@ class RequestedMessages:
             run_count=state.row.run_count if state.row else 0,
             kind=kind,
             request=request.id,
+            busy=f"{request.id}:{number}" if state.entry.busy_for else "",
         )
         kept = self._kept(request, number, dispatcher)
         if kept is not None and not kept.timed:
@@ -194,7 +195,17 @@ class RequestedMessages:
             self._built[request.id, number] = (dispatcher, message)
         content = {"kind": kind, "verdict": Verdict.ENQUEUED, **names(state), "at": instant, "id": task_id}
         record = request_record(term, request, self.now(), content)
-        return Operation(state.id, "", "", (record,), message, request=request.id, step=number, task_id=task_id)
+        return Operation(
+            state.id,
+            "",
+            "",
+            (record,),
+            message,
+            request=request.id,
+            step=number,
+            task_id=task_id,
+            busy_ms=round(state.entry.busy_for * 1000),
+        )
 
 
 class RunHandler:

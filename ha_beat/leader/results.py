@@ -68,10 +68,8 @@ class Results:
                 self._kept.unsent(state.id)
                 state.record_failure(now, answer.detail)
                 queue.put(state, state.due_at or now)
-            case AnswerKind.PAUSED | AnswerKind.WITHDRAWN | AnswerKind.DEFERRED:
-                self._kept.unsent(state.id)
-                # The pause of an entry must not keep the main loop busy until it was read.
-                queue.put(state, state.due_at or now, now + _ENTRY_RETRY if answer.detail else None)
+            case AnswerKind.PAUSED | AnswerKind.WITHDRAWN | AnswerKind.DEFERRED | AnswerKind.OVERLAP:
+                self._not_done(state, answer, queue, now)
             case AnswerKind.ERROR:
                 self._kept.unsent(state.id)
                 if state.failing_since is None:
@@ -81,6 +79,15 @@ class Results:
                 queue.put(state, state.due_at or now, now + _ENTRY_RETRY)
             case AnswerKind.MOVED:
                 self._follow(state, answer.detail, queue, now)
+
+    def _not_done(self, state: EntryState, answer: Answer, queue: DueQueue, now: datetime) -> None:
+        """Put an entry back whose occurrence was not enqueued. The term records one that overlaps as skipped."""
+        self._kept.unsent(state.id)
+        if answer.kind is not AnswerKind.OVERLAP:
+            # The pause of an entry must not keep the main loop busy until it was read.
+            queue.put(state, state.due_at or now, now + _ENTRY_RETRY if answer.detail else None)
+        elif answer.detail and (state.row is None or state.row.reason != SkipReason.OVERLAP):
+            self._emit(events.EntryFailed(state.label, EntryFault.NO_REPORTS))
 
     def _record(self, done: EntryOperation, row: LedgerRow, queue: DueQueue, now: datetime) -> None:
         """Record the row that was written, and plan the next occurrence."""

@@ -16,7 +16,7 @@ from ha_beat import events
 from ha_beat.dispatch import Answer, Dispatcher, FencedOff
 from ha_beat.election.leader_handle import Tenure
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
-from ha_beat.leader.batch_builder import SCHEDULE_RETRY, BatchBuilder
+from ha_beat.leader.batch_builder import SCHEDULE_RETRY, BatchBuilder, whole
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.gc_pause import gc_paused
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
@@ -27,7 +27,7 @@ from ha_beat.leader.recovery import Recovery
 from ha_beat.leader.results import Results
 from ha_beat.leader.schedule_loader import ScheduleLoader, keep_deadlines
 from ha_beat.leader.slow_arguments import SlowArguments
-from ha_beat.reasons import AnswerKind, EntryFault
+from ha_beat.reasons import AnswerKind, EntryFault, SkipReason
 from ha_beat.store.lease import Term
 
 _T = TypeVar("_T")
@@ -229,7 +229,7 @@ class LeaderTerm:
         self._pending = _Submission()
         mine = sum(answer.kind is AnswerKind.MINE for answer in answers)
         parts.emit(events.BatchDispatched(len(answers), parts.clock.elapsed() - began, mine))
-        self._apply(operations, answers)
+        self._apply(term, operations, answers)
 
     def _judge_again(self, dispatcher: Dispatcher, error: StoreError) -> bool:
         """Put the entries of a batch that was certainly not carried out back into the queue.
@@ -257,20 +257,27 @@ class LeaderTerm:
         self.broker_failure = (error, len(submission.operations))
         return True
 
-    def _apply(self, operations: Sequence[EntryOperation], answers: Sequence[Answer]) -> None:
+    def _apply(self, term: Term, operations: Sequence[EntryOperation], answers: Sequence[Answer]) -> None:
         now = self._parts.time.now()
+        writer, overlapping = LedgerWriter(term, now), []
         for done, answer in zip(operations, answers, strict=True):
             self._results.apply(done, answer, self.queue, now)
             self._parts.pace.progress()
             match answer.kind:
                 case AnswerKind.DONE | AnswerKind.MINE | AnswerKind.PARTIAL if done.sends:
                     self.sent = True
+                case AnswerKind.OVERLAP if done.decision is not None:
+                    decision = done.decision
+                    skipped = whole(decision, SkipReason.OVERLAP, "")
+                    overlapping.append(writer.skip(done.state, skipped, decision.position))
                 case AnswerKind.PAUSED if answer.detail:
                     self._parts.pause.invalidate()
                 case AnswerKind.PAUSED | AnswerKind.WITHDRAWN:
                     self._parts.pause.refused = True
                 case _:
                     pass
+        if overlapping:
+            self._first.append(overlapping)
         unsent = [answer.detail for answer in answers if answer.kind is AnswerKind.UNSENT]
         if unsent:
             obstacle = self.dispatcher.obstacle if self.dispatcher is not None else None

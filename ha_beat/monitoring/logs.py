@@ -119,7 +119,7 @@ def _dispatch(event: e.Event) -> Line | None:
             return INFO, "Enqueued %s (%s[%s]), %s after it was due", (entry, task, task_id, duration(lateness))
         case e.OccurrenceSkipped(entry, first, until, count, reason, detail):
             why = phrase(reason, detail)
-            level = INFO if reason in {SkipReason.DECLINED, SkipReason.PAUSED} else WARNING
+            level = INFO if reason in {SkipReason.DECLINED, SkipReason.OVERLAP, SkipReason.PAUSED} else WARNING
             return level, "Skipped %s, %s: %s", (entry, due(first, until, count), why)
         case e.OccurrenceUncertain(entry, at, task_id, reason, detail):
             when = instant(at) if at else "at an unknown time"

@@ -200,6 +200,7 @@ class RowSource(EntrySource):
             recurrence=None if self.asks(entry) else entry.instants,
             misfire=rules.misfire,
             uncertain=rules.uncertain,
+            busy_for=rules.busy_for,
             signature=entry.signature,
             last_run=NEVER if stored is None or stored > now + CLOCK_TOLERANCE else stored,
             name=entry.name,

@@ -8,10 +8,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ha_beat.errors import ConfigurationError
-from ha_beat.reasons import MisfirePolicy, UncertainPolicy
+from ha_beat.reasons import MisfirePolicy, OverlapPolicy, UncertainPolicy
 from ha_beat.schedule.misfire import CATCH_UP_CAP, LEAST_GRACE, MisfireRules
 
 KEY = "ha_beat"
+
+#: Seconds after which a message that no worker reported as ended counts as lost, if the entry does not say.
+OVERLAP_TIMEOUT = 3600.0
+
+#: Longest such time: 30 days.
+_LONGEST_TIMEOUT = 2_592_000.0
+
+_KNOWN = ("misfire", "misfire_grace", "misfire_limit", "overlap", "overlap_timeout", "uncertain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +28,8 @@ class EntryOptions:
 
     misfire: MisfireRules
     uncertain: UncertainPolicy = UncertainPolicy.SKIP
+    #: Seconds for which a message keeps the entry from its next occurrence unless it ends; 0 for not at all.
+    busy_for: float = 0.0
 
     @classmethod
     def of(
@@ -50,20 +60,28 @@ class EntryOptions:
             rules = replace(rules, limit=int(limit))
         if "uncertain" in own:
             uncertain = _one_of(entry, "uncertain", own.pop("uncertain"), tuple(UncertainPolicy))
+        busy_for = _busy_for(entry, own)
         if own:
             raise ConfigurationError(
-                f"entry {entry!r}: options[{KEY!r}] has no key {min(own)!r}; known are misfire, misfire_grace, "
-                f"misfire_limit and uncertain"
+                f"entry {entry!r}: options[{KEY!r}] has no key {min(own)!r}; known are {', '.join(_KNOWN)}"
             )
         if starting_deadline is not None:
             grace = starting_deadline if rules.grace is None else min(rules.grace, starting_deadline)
             rules = replace(rules, grace=grace)
-        return cls(rules, UncertainPolicy(uncertain))
+        return cls(rules, UncertainPolicy(uncertain), busy_for)
 
     @staticmethod
     def without_own(options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the options that go into the message."""
         return {name: value for name, value in options.items() if name != KEY} if KEY in options else options
+
+
+def _busy_for(entry: str, own: dict[str, Any]) -> float:
+    """Take ``overlap`` and ``overlap_timeout`` out of the options."""
+    timeout = own.pop("overlap_timeout", OVERLAP_TIMEOUT)
+    timeout = _number(entry, "overlap_timeout", timeout, least=1, most=_LONGEST_TIMEOUT)
+    overlap = _one_of(entry, "overlap", own.pop("overlap", OverlapPolicy.ALLOW), tuple(OverlapPolicy))
+    return float(timeout) if overlap == OverlapPolicy.SKIP else 0.0
 
 
 def _one_of(entry: str, key: str, value: Any, known: tuple[str, ...]) -> Any:

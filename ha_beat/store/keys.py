@@ -44,6 +44,11 @@ class Keys:
         return self._key(f"guard:{task_id}")
 
     @property
+    def busy(self) -> str:
+        """Return the key of the hash of the messages that keep an entry from its next occurrence, by entry."""
+        return self._key("busy")
+
+    @property
     def dropped(self) -> str:
         """Return the key that counts the messages that the workers' guard has dropped."""
         return self._key("dropped")

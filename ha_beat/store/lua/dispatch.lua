@@ -1,13 +1,15 @@
 -- Enqueue and record a batch atomically.
--- KEYS: lease, ledger, journal, requests, progress
+-- KEYS: lease, ledger, journal, requests, progress, busy
 -- ARGV: epoch, nonce, gen, run id, journal size, number of operations, then for each operation
---       entry id, expected row, new row ('' for none), request id, step, due instant in ms or 0, n, n journal records,
---       n, n commands as (n, n arguments)
+--       entry id, expected row, new row ('' for none), request id, step, due instant in ms or 0, for how many ms the
+--       message keeps the entry busy, 0 if it is not enqueued while the entry is, what identifies the message, n, n
+--       journal records, n, n commands as (n, n arguments)
 -- An operation with a request id is one of that request's steps, numbered from 1 and done in order. It leaves the
 -- entry's row alone, and is done at most once, while the request waits.
 -- Returns {'fenced', code}, or {'done', kind, detail, ...} with a pair for each operation (see AnswerKind): the detail
--- is the row for 'moved', a text for 'error' and 'partial', and '' for the others.
-local lease, ledger, journal, requests, progress = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+-- is the row for 'moved', a text for 'error' and 'partial', 'entry' for a paused entry, 'unreported' for 'overlap' if
+-- no worker has ever reported the end of a message, and '' for the others.
+local lease, ledger, journal, requests, progress, busy = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 
 -- The first phase writes nothing, because a script does not roll back.
 local why = fence(lease, ARGV[1], ARGV[2])
@@ -20,7 +22,7 @@ local take, take_list = reader(6)
 local operations, fields = {}, {}
 for i = 1, tonumber(ARGV[6]) do
   local op = { id = take(), expected = take(), row = take(), request = take(), step = tonumber(take()), at_ms = tonumber(take()),
-    records = take_list(), commands = {} }
+    busy_ms = tonumber(take()), overlaps = take() == '1', key = take(), records = take_list(), commands = {} }
   for c = 1, tonumber(take()) do op.commands[c] = take_list() end
   operations[i], fields[i] = op, 'e:' .. op.id
 end
@@ -39,6 +41,15 @@ end
 local latest = time_ms() + 2000
   + (tonumber(redis.call('HGET', lease, 'offset_ms')) or 0) -- guard: dispatch-leader-offset
 
+-- True if the last message of the entry has not ended. One that was sent too long ago counts as lost.
+local now = time_ms()
+local function is_busy(op)
+  local raw = redis.pcall('HGET', busy, 'e:' .. op.id)
+  local sent, key = string.match(type(raw) == 'string' and raw or '', '^(%d+) (.*)$')
+  return key and key ~= op.key -- guard: overlap-own-message
+    and math.abs(now - number(sent)) < op.busy_ms -- guard: overlap-timeout
+end
+
 -- The answer of an operation that must not be done, or was done before; nil if it is to be done now.
 local function answered(op, row)
   if op.request ~= '' then
@@ -54,6 +65,9 @@ local function answered(op, row)
   if #op.commands > 0 then
     if pauses[1] then return 'paused', '' end -- guard: dispatch-paused
     if entry_paused(op.id) then return 'paused', 'entry' end -- guard: dispatch-entry-paused
+    if not op.overlaps and is_busy(op) then -- guard: dispatch-overlap
+      return 'overlap', redis.pcall('HEXISTS', busy, 'm:reported') == 1 and '' or 'unreported'
+    end
   end
   return nil
 end
@@ -101,6 +115,11 @@ for i, op in ipairs(operations) do
       else
         redis.call('HSET', ledger, fields[i], op.row)
         standing[fields[i]] = op.row -- guard: dispatch-batch-own-writes
+      end
+      -- Nothing that is only about overlaps may fail a message that was enqueued.
+      if op.row == '' and op.request == '' then redis.pcall('HDEL', busy, 'e:' .. op.id) end
+      if #op.commands > 0 and op.busy_ms > 0 then
+        redis.pcall('HSET', busy, 'e:' .. op.id, int(now) .. ' ' .. op.key)
       end
       append_trimmed(journal, ledger, ARGV[5], op.records)
     end

@@ -1,8 +1,8 @@
 -- Resolve claims: remove each or mark it as uncertain or withdrawn, and write the entry's row and the journal records.
--- KEYS: lease, ledger, journal, claims
+-- KEYS: lease, ledger, journal, claims, busy
 -- ARGV: epoch, nonce (both '' if the process that made the claims reports what the broker answered; no later term may
 --       refuse that), journal size, n, then for each claim: its field, the claim, its new state ('' removes it), entry
---       id, new row ('' removes it), n, n rows that it may replace, n, n journal records
+--       id, new row ('' removes it), 1 if the message was certainly not sent, n, n rows that it may replace, n, n journal records
 -- Returns {'fenced', code} or {'done', 1 or 0 for each claim}: 0 if it was resolved before.
 local lease, ledger, journal, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 if ARGV[2] ~= '' then
@@ -14,7 +14,7 @@ local take, take_list = reader(4)
 
 local answers = { 'done' }
 for _ = 1, tonumber(ARGV[4]) do
-  local field, claim, state, entry, row = take(), take(), take(), 'e:' .. take(), take()
+  local field, claim, state, entry, row, unsent = take(), take(), take(), 'e:' .. take(), take(), take() == '1'
   local replaces, records = take_list(), take_list()
   local found = redis.call('HGET', claims, field)
   -- The process that made a claim may resolve it after a newer term has marked it as uncertain.
@@ -30,6 +30,10 @@ for _ = 1, tonumber(ARGV[4]) do
         if row == '' then redis.call('HDEL', ledger, entry) else redis.call('HSET', ledger, entry, row) end
         break
       end
+    end
+    local waited_for = unsent and redis.pcall('HGET', KEYS[5], entry)
+    if type(waited_for) == 'string' and string.match(waited_for, '^%d+ (.*)$') == field then -- guard: overlap-unsent
+      redis.pcall('HDEL', KEYS[5], entry)
     end
     append_trimmed(journal, ledger, ARGV[3], records)
   end

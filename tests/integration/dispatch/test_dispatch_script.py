@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ from ha_beat.store import entry_pauses
 from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.lease import RedisLeaseStore, Renewed, Term
 from ha_beat.store.ledger import Ledger, LedgerRow
+from ha_beat.store.scripts import Script
 from tests.integration.store.conftest import KEYS, RedisBench
 from tests.support.dispatchers import atomic_dispatcher
 from tests.support.leases import acquire, attempt, current
@@ -314,6 +316,68 @@ def test_paused_entry_is_not_enqueued_and_holds_up_no_other(leader: Leader):
     for entry, damaged in zip("efgh", ("[", '"e"', "[1]", '{"h": 1}'), strict=True):
         leader.client.hset(KEYS.ledger, entry_pauses.FIELD, damaged)
         assert leader.kinds(operation(entry)) == ["done"]
+
+
+# --- Overlap
+
+ENDED = Script("ended")
+
+
+def next_of(minutes: int, **changes: Any) -> Operation:
+    """Return the occurrence that follows the one before, which keeps the entry busy."""
+    expected = row(minutes - 1) if minutes else ""
+    fields = {"task_id": f"task {minutes}", "busy_ms": 60_000, "overlaps": False, **changes}
+    return replace(operation(expected=expected, new=row(minutes)), **fields)
+
+
+def end(leader: Leader, key: str, entry: str = "a") -> None:
+    ENDED(leader.client, [KEYS.busy], [entry, key])
+
+
+def test_entry_is_busy_until_its_message_has_ended(leader: Leader):
+    """A repeated batch, whose reply was lost, has the same answer."""
+    assert leader.kinds(next_of(0)) == leader.kinds(next_of(0), operation("b"))[1:] == ["done"]
+    assert leader.kinds(next_of(0)) == ["mine"]
+    assert leader.submit(next_of(1)) == [Answer(AnswerKind.OVERLAP, "unreported")]
+    end(leader, "task of another occurrence")
+    assert leader.submit(next_of(1)) == [Answer(AnswerKind.OVERLAP)]
+    assert leader.kinds(replace(next_of(1), message=None)) == ["done"]
+    assert leader.kinds(next_of(2)) == ["overlap"]
+    end(leader, "task 0")
+    assert leader.kinds(next_of(2)) == ["done"]
+    assert len(leader.messages()) == 3
+
+
+def test_message_that_never_ended_keeps_its_entry_busy_for_the_timeout(leader: Leader):
+    leader.submit(next_of(0))
+    leader.client.hset(KEYS.busy, "e:a", f"{round(time.time() * 1000) - 30_000} task 0")
+    assert leader.kinds(next_of(1)) == ["overlap"]
+    assert leader.kinds(next_of(1, busy_ms=20_000)) == ["done"]
+
+
+def test_message_is_not_kept_from_being_sent_by_itself(leader: Leader):
+    """A claimed occurrence is sent again, or was taken back."""
+    leader.submit(next_of(0))
+    assert leader.kinds(next_of(1, task_id="task 0")) == ["done"]
+
+
+def test_request_is_sent_at_once_and_makes_its_entry_busy(leader: Leader):
+    leader.client.hset(KEYS.requests, "r", "x")
+    leader.submit(next_of(0))
+    assert leader.kinds(replace(step(1), busy_ms=60_000)) == ["done"]
+    end(leader, "task 0")
+    assert leader.kinds(next_of(1)) == ["overlap"]
+    end(leader, "r:1")
+    assert leader.kinds(next_of(1)) == ["done"]
+
+
+def test_damaged_record_of_a_busy_entry_stops_nothing(leader: Leader):
+    leader.client.hset(KEYS.busy, "e:a", "x")
+    assert leader.kinds(next_of(0)) == ["done"]
+    leader.client.delete(KEYS.busy)
+    leader.client.set(KEYS.busy, "x")
+    assert leader.kinds(next_of(1)) == ["done"]
+    assert len(leader.messages()) == 2
 
 
 # --- Missing rights

@@ -583,3 +583,28 @@ def test_stop_without_redis_raises_nothing(leader: Leader):
     with pytest.raises(SystemExit):
         leader.submit(leader.operation("one"), leader.operation("two"))
     assert leader.claims() == {"id of one": "open"}
+
+
+# --- Overlap
+
+
+@pytest.mark.parametrize(("sent", "busy"), [(NO_EXCHANGE, False), (UNANSWERED, True), (ACCEPTED, True)])
+def test_message_that_was_certainly_not_sent_keeps_no_entry_busy(shared_redis: RedisServer, sent: Sent, busy: bool):
+    leader = Leader(shared_redis)
+    leader.publisher.outcomes = [sent]
+    leader.dispatcher.submit(leader.term, [replace(leader.operation(), busy_ms=60_000, overlaps=False)])
+    assert leader.admin.hexists(KEYS.busy, "e:entry") is busy
+
+
+def test_message_that_an_earlier_leader_withdrew_keeps_no_entry_busy(shared_redis: RedisServer):
+    leader = Leader(shared_redis)
+    leader.trusted = False
+    leader.client.faults = [("resolve", "cut")] * 50
+    with pytest.raises(StoreUnavailable):
+        leader.dispatcher.submit(leader.term, [replace(leader.operation(), busy_ms=60_000, overlaps=False)])
+    assert leader.admin.hexists(KEYS.busy, "e:entry")
+    leader.client.faults = []
+    successor = leader.successor()
+    leader.dispatcher.confirm_late()
+    successor.dispatcher.take_back(successor.term)
+    assert not leader.admin.hexists(KEYS.busy, "e:entry")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -1035,3 +1036,28 @@ def test_message_of_an_edited_entry_is_built_again(locking: Leader):
     locking.lead()
     locking.turn(5, after=2.0)
     assert locking.dispatcher.built > 1  # type: ignore[attr-defined]
+
+
+# --- Overlap
+
+
+class Overlapping(Source):
+    """Source whose entries wait for the end of their last message."""
+
+    def load(self) -> Iterable[ScheduledEntry]:
+        return (replace(entry, busy_for=60.0) for entry in super().load())
+
+
+def test_occurrence_that_overlaps_is_skipped_and_the_next_one_asked_again(leader: Leader):
+    leader.use(Overlapping())
+    leader.owe("e")
+    leader.client.hset(KEYS.busy, "e:e", f"{round(time.time() * 1000)} earlier")
+    leader.turn(4)
+    assert leader.messages == []
+    (skipped,) = leader.events.of(events.OccurrenceSkipped)
+    assert (skipped.reason, skipped.count) == (SkipReason.OVERLAP, 1)
+    assert [failed.reason for failed in leader.events.of(events.EntryFailed)] == [EntryFault.NO_REPORTS]
+    leader.client.delete(KEYS.busy)
+    leader.turn(2, after=3601)
+    assert leader.messages == ["e"]
+    assert leader.client.hexists(KEYS.busy, "e:e")

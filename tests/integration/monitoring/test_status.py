@@ -392,8 +392,8 @@ def test_status_is_json_with_a_schema_number(client):
     status = json.loads(json.dumps(document(scene.status)))
     assert status["schema"] == 1
     assert set(status) == {
-        "schema", "cluster", "now_ms", "replica", "redis", "leader", "lease", "paused", "paused_entries", "members", "entries", "backlog",
-        "overdue_s", "taken_up", "upcoming", "recent", "terms", "journal", "warnings",
+        "schema", "cluster", "now_ms", "replica", "redis", "leader", "lease", "paused", "paused_entries", "members",
+        "entries", "backlog", "overdue_s", "taken_up", "upcoming", "recent", "terms", "journal", "warnings",
     }  # fmt: skip
     assert status["recent"][0]["task_id"] == "task-id"
 

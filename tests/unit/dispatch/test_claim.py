@@ -217,8 +217,8 @@ def test_malformed_claim_is_an_error(value: str):
 
 
 def test_step_of_a_request_has_its_own_key():
-    assert machine.key_of(operation()) == "id"
-    assert machine.key_of(replace(operation(), request="request", step=3)) == "request:3"
+    assert operation().key == "id"
+    assert replace(operation(), request="request", step=3).key == "request:3"
 
 
 @pytest.mark.parametrize(("place", "verdicts"), [(0, ["skipped"]), (1, []), (2, ["skipped"] * 2)])

@@ -25,6 +25,7 @@ from ha_beat.reasons import (
     LeaseOutcome,
     Level,
     MisfirePolicy,
+    OverlapPolicy,
     ReplyCode,
     SkipReason,
     TermEnd,
@@ -35,7 +36,16 @@ from ha_beat.reasons import (
 )
 
 #: Labels of metrics, values of settings, levels of checks and codes of the status document.
-SHOWN_AS_CODES = {BuildFault, LeaseAction, LeaseOutcome, MisfirePolicy, UncertainPolicy, Level, WarningCode}
+SHOWN_AS_CODES = {
+    BuildFault,
+    LeaseAction,
+    LeaseOutcome,
+    MisfirePolicy,
+    OverlapPolicy,
+    UncertainPolicy,
+    Level,
+    WarningCode,
+}
 
 DUE = datetime(2026, 3, 1, 3, 30, 0, 250_000, tzinfo=UTC)
 REFUSED = "ConnectionError: Error 111 connecting to 127.0.0.1:6379. Connection refused."

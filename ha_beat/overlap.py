@@ -1,0 +1,146 @@
+"""Reports of workers that a message has ended, for entries with ``overlap = "skip"``.
+
+Importing the module connects it to the worker's signals; :mod:`ha_beat.guard` does. Only messages whose header has the
+key ``busy`` are reported: as received, and as ended once they succeeded, failed, or were revoked, rejected or expired.
+A retry ends nothing, because its message has the same header. If Redis is unreachable, the end is reported later.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from celery import Celery, signals, states
+
+from ha_beat.exception_text import exception_line
+from ha_beat.headers import HEADER
+from ha_beat.store.keys import Keys
+from ha_beat.store.scripts import Script
+from ha_beat.worker_link import link_of
+
+logger = logging.getLogger("ha_beat")
+
+#: Headers of received messages that are remembered, for failures that are signalled without one.
+_MOST_RECEIVED = 1000
+
+#: Reports that wait until Redis answers.
+_MOST_WAITING = 1000
+
+#: Seconds between two attempts to send what waits.
+_RETRY = 2.0
+
+_received: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
+_script = Script("ended")
+
+
+class LateReports(threading.Thread):
+    """Thread that sends the reports that Redis did not take, and ends with the last of them."""
+
+    def __init__(self) -> None:
+        super().__init__(name="ha_beat-ends", daemon=True)
+        self._wake = threading.Event()
+        self.waiting: OrderedDict[tuple[str, str, str], Celery] = OrderedDict()
+
+    def run(self) -> None:
+        while self.waiting:
+            self._wake.wait(_RETRY)
+            for report, app in list(self.waiting.items()):
+                try:
+                    _send(app, *report)
+                except Exception:
+                    break
+                self.waiting.pop(report, None)
+
+
+_late: LateReports | None = None
+_late_guard = threading.Lock()
+
+
+def _busy_header(headers: Any) -> Mapping[str, Any] | None:
+    found = headers.get(HEADER) if isinstance(headers, Mapping) else None
+    return found if isinstance(found, Mapping) and found.get("busy") else None
+
+
+def _header_of(request: Any) -> Mapping[str, Any] | None:
+    """Return the header of a task's or a worker's request if the end of its message must be reported."""
+    direct = {HEADER: getattr(request, HEADER, None)}
+    message = getattr(request, "message", None)
+    sources = (direct, getattr(request, "headers", None), getattr(message, "headers", None))
+    return next(filter(None, map(_busy_header, sources)), None)
+
+
+def _send(app: Celery, cluster: str, entry: str, key: str) -> None:
+    _script(link_of(app).client(), [Keys(cluster).busy], [entry, key])
+
+
+def _report(app: Celery, header: Mapping[str, Any] | None, *, ended: bool = True) -> None:
+    """Report that a message was received or has ended. Never raises."""
+    if header is None:
+        return
+    cluster, entry, key = str(header.get("cluster")), str(header.get("entry")), str(header["busy"])
+    try:
+        _send(app, cluster, entry if ended else "", key)
+    except Exception as exc:
+        if not ended:
+            return
+        logger.warning(
+            "The end of a message of %s can't be reported and is reported later: %s",
+            entry,
+            exception_line(exc),
+            extra={"action": "end_not_reported", "entry": entry, "detail": exception_line(exc)},
+        )
+        _report_later(app, (cluster, entry, key))
+
+
+def _report_later(app: Celery, report: tuple[str, str, str]) -> None:
+    global _late  # noqa: PLW0603 -- one thread per process
+    with _late_guard:
+        # A thread does not survive a fork.
+        if _late is None or not _late.is_alive():
+            waiting = _late.waiting if _late is not None else OrderedDict()
+            _late = LateReports()
+            _late.waiting.update(waiting)
+        _late.waiting[report] = app
+        while len(_late.waiting) > _MOST_WAITING:
+            _late.waiting.popitem(last=False)
+        if not _late.is_alive():
+            _late.start()
+
+
+@signals.task_received.connect(weak=False)
+def _on_received(sender: Any = None, request: Any = None, **_: Any) -> None:
+    header = _header_of(request)
+    if header is not None:
+        _received[str(request.id)] = header
+        while len(_received) > _MOST_RECEIVED:
+            _received.popitem(last=False)
+        _report(sender.app, header, ended=False)
+
+
+@signals.task_postrun.connect(weak=False)
+def _on_postrun(task: Any = None, state: Any = None, retval: Any = None, **_: Any) -> None:
+    requeued = state == states.REJECTED and getattr(retval, "requeue", False)
+    if state != states.RETRY and not requeued:
+        _report(task.app, _header_of(task.request))
+
+
+@signals.task_failure.connect(weak=False)
+def _on_failure(sender: Any = None, task_id: Any = None, **_: Any) -> None:
+    """Report a task whose process died or was killed. The main process knows its header."""
+    header = _received.pop(str(task_id), None)
+    if header is not None:
+        _report(sender.app, header)
+
+
+@signals.task_revoked.connect(weak=False)
+def _on_revoked(sender: Any = None, request: Any = None, **_: Any) -> None:
+    _report(sender.app, _header_of(request))
+
+
+@signals.task_unknown.connect(weak=False)
+@signals.task_rejected.connect(weak=False)
+def _on_rejected(sender: Any = None, message: Any = None, **_: Any) -> None:
+    _report(sender.app, _busy_header(getattr(message, "headers", None)))

@@ -1,0 +1,95 @@
+"""Entries with `overlap = "skip"`, with real beats and real workers."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.cluster import BeatCluster, base_environment
+from tests.support.servers import RabbitMQ, RedisServer, ServerProcess, wait_for
+
+TIMEOUT = 6
+
+
+def spec(**options: Any) -> dict[str, Any]:
+    ours = {"overlap": "skip", "overlap_timeout": TIMEOUT, **options}
+    return {
+        "stock": {"every": 1},
+        "ours": {"every": 1, "options": {"ha_beat": ours}},
+        "slow": {"every": 1, "task": "nap", "args": [300], "options": {"queue": "slow", "ha_beat": ours}},
+    }
+
+
+@contextmanager
+def worker(cluster: BeatCluster, broker: str, redis: RedisServer, folder: Path, queue: str) -> Iterator[ServerProcess]:
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "tests.support.apps.overlap_app",
+        "worker",
+        "-l",
+        "INFO",
+        "-c",
+        "1",
+    ]
+    command += ["-Q", queue, "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    env = {"BROKER_URL": broker, "HA_BEAT_CLUSTER": cluster.name, "BEAT_SPEC": json.dumps(cluster.spec)}
+    env |= {} if broker == redis.url else {"HA_BEAT_REDIS_URL": redis.url}
+    process = ServerProcess(command, folder / f"{queue}.log", cwd=folder, env=base_environment(env))
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+def verdicts(cluster: BeatCluster, entry: str, verdict: str) -> int:
+    return sum(r.get("entry") == entry and r.get("verdict") == verdict for r in cluster.journal())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("path", ["atomic", "claim"])
+def test_entry_piles_up_no_messages_and_goes_on_after_its_worker_died(
+    path: str, redis_server: RedisServer, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Without a worker one message waits, while stock beat's pile up."""
+    rabbitmq: RabbitMQ | None = request.getfixturevalue("rabbitmq") if path == "claim" else None
+    broker = rabbitmq.url if rabbitmq else redis_server.url
+    leases = redis_server.url if rabbitmq else None
+    schedule = {**spec(), "ours": spec(overlap_timeout=3600)["ours"]}
+    app = "tests.support.apps.overlap_app"
+    cluster = BeatCluster(
+        broker,
+        spec=schedule,
+        replicas=2,
+        lease_urls=leases,
+        admin_url=redis_server.url,
+        app=app,
+        cluster=f"pile-{path}",
+    )
+    with cluster:
+        wait_for(lambda: verdicts(cluster, "stock", "enqueued") >= 8, 60, "a pile", 0.2)
+        assert verdicts(cluster, "ours", "enqueued") == 1
+        assert verdicts(cluster, "ours", "skipped") >= 5
+        assert "no_reports" in cluster.logs() or "no worker reports" in cluster.logs()
+        with worker(cluster, broker, redis_server, tmp_path, "celery"):
+            wait_for(
+                lambda: verdicts(cluster, "ours", "enqueued") >= 4, 60, "messages of an entry that is not busy", 0.2
+            )
+        before = verdicts(cluster, "slow", "enqueued")
+        with worker(cluster, broker, redis_server, tmp_path, "slow") as process:
+            wait_for(lambda: "napping" in (tmp_path / "slow.log").read_text(), 60, "a task that runs", 0.2)
+            process.kill()
+        died = time.monotonic()
+        before = max(before, verdicts(cluster, "slow", "enqueued"))
+        wait_for(lambda: verdicts(cluster, "slow", "enqueued") > before, TIMEOUT + 20, "the entry to go on", 0.2)
+        assert time.monotonic() - died < TIMEOUT + 15

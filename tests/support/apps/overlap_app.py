@@ -1,0 +1,16 @@
+"""Tick app with a task that takes long."""
+
+from __future__ import annotations
+
+import time
+
+from tests.support.apps.tick_app import app
+
+__all__ = ["app"]
+
+
+@app.task(name="nap")
+def nap(seconds: float) -> None:
+    """Print and sleep."""
+    print("napping", flush=True)
+    time.sleep(seconds)
