@@ -160,7 +160,7 @@ def test_one_off_row_that_its_own_task_sets_again_runs_again(site):
     assert site.names() == ["task"] * 4
 
 
-def test_what_fell_due_without_a_leader_has_a_verdict_in_rows_that_ended_then(site):
+def test_instants_due_without_a_leader_have_a_verdict_in_ended_rows(site):
     """Expired, disabled and deleted."""
     tasks = {name: row(name, interval=every(1)) for name in ("expired", "disabled", "deleted")}
     tasks["clocked"] = row("clocked", clocked=at(soon(600)), one_off=True)

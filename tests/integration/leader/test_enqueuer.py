@@ -854,7 +854,7 @@ def test_refused_batch_is_judged_again_by_the_time_it_is_accepted(rules, deadlin
 
 
 @pytest.mark.parametrize("unexplained", [False, True])
-def test_partly_written_batch_is_submitted_unchanged_until_it_has_an_answer(leader: Leader, unexplained: bool):
+def test_partly_written_batch_is_submitted_unchanged_until_answered(leader: Leader, unexplained: bool):
     """A later attempt, of which nothing was written, does not show that the first one wrote nothing."""
     drops = [] if unexplained else [False]
     leader.dispatcher.drop_refused = lambda _: drops.pop() if drops else True  # type: ignore[method-assign]

@@ -109,7 +109,7 @@ def test_pause_survives_the_loss_of_the_ledger(cluster: BeatCluster):
     assert sent(cluster, "fast") == []
 
 
-def test_paused_entry_is_skipped_through_takeover_and_loss_and_owes_nothing(cluster: BeatCluster):
+def test_paused_entry_is_skipped_through_takeover_and_loss(cluster: BeatCluster):
     def skipped() -> int:
         return sum(r["why"] == "paused" for r in cluster.journal() if r.get("verdict") == "skipped")
 

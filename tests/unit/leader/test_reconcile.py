@@ -289,7 +289,7 @@ def test_one_off_entry_that_has_run_owes_nothing_when_it_is_removed():
     assert operation.decision is None
 
 
-def test_instants_due_while_an_entry_was_disabled_without_a_leader_are_recorded():
+def test_instants_of_an_entry_disabled_without_a_leader_are_recorded():
     one = entry(cleared=True, run_count=4, misfire=MisfireRules(usual_lateness=15))
     _, operation = place_one(one, row(-303, following=at(-293)))
     assert (operation.decision.skipped.first, operation.row.reason) == (at(-293), SkipReason.REMOVED)
