@@ -16,6 +16,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--full"):
         hypothesis.settings.register_profile("quick", max_examples=15)
         hypothesis.settings.load_profile("quick")
+    # xdist would keep files of few tests for the end, and those are the long ones. In their own order, the unit tests
+    # come last, which evens out what the workers have left.
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -58,6 +58,7 @@ def metric(port: int, name: str) -> float:
     return next((float(line.split()[-1]) for line in lines if line.startswith(name + " ")), 0.0)
 
 
+@pytest.mark.slow
 def test_leader_with_a_blocked_log_leads_releases_in_time(server: RedisServer, tmp_path: Path):
     """It enqueues, shows the blocked log in its metrics, and releases the lease when it hangs."""
     switch, port = tmp_path / "sleeps", free_port()

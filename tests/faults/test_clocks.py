@@ -64,6 +64,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "who"), STEPS)
 def test_stepped_clock_changes_no_leader_and_no_schedule(seconds: float, who: str, found):
     """One clock of several steps by an hour. The leader continues on time, and so does the next one."""
@@ -129,6 +130,7 @@ def test_step_of_all_clocks_is_followed(seconds: float, found):
         found(scenario.clean_report(EXPECTED if seconds > 0 else []))
 
 
+@pytest.mark.slow
 def test_term_starts_at_once_although_the_clock_of_redis_is_behind(found):
     """The first leader, its successor and one after a release enqueue long before their first renewal, after 5 s."""
     behind = 20.0
@@ -164,6 +166,7 @@ DRIFTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "drift", [pytest.param(name, marks=[pytest.mark.slow] * (name != "leader ahead")) for name in DRIFTS]
 )

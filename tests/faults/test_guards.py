@@ -407,6 +407,7 @@ def test_the_promise_holds_with_every_guard(name: str, redis_server: RedisServer
     SCENARIOS[name](redis_server)
 
 
+@pytest.mark.slow
 @each_scenario
 def test_the_promise_breaks_without_the_guard(name: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch):
     guard = next(guard for guard in GUARDS if guard.scenario == name)

@@ -45,6 +45,7 @@ def hang(scenario: ClusterScenario, switch: Path) -> Replica:
     return leader
 
 
+@pytest.mark.slow
 def test_hung_leader_releases_the_lease(scenario: ClusterScenario, switch: Path, found):
     """Another replica leads after the stall timeout rather than the lease. The hung process enqueues nothing when it
     wakes up and becomes a standby.

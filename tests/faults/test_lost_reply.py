@@ -44,6 +44,7 @@ def test_a_lost_reply_to_a_dispatch_leaves_one_message(scenario: ClusterScenario
     assert scenario.cluster.epoch() == epoch
 
 
+@pytest.mark.slow
 def test_a_reply_lost_by_a_leader_that_dies_of_it_is_no_second_message(scenario: ClusterScenario) -> None:
     """The leader never receives the result of its batch; the next leader reads it in the ledger."""
     leader = scenario.cluster.wait_for_leader()

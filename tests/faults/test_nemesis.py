@@ -36,6 +36,7 @@ def recorded(nemesis: Nemesis) -> list[tuple[str, str]]:
     return [(event["fault"], event["phase"]) for event in nemesis.history.faults()]
 
 
+@pytest.mark.slow
 def test_faults_strike_the_leader_and_are_recorded(scenario: ClusterScenario):
     """The lease record names the target. Killed, ended and paused replicas come back."""
     nemesis, cluster = scenario.nemesis, scenario.cluster
@@ -70,6 +71,7 @@ def test_faults_strike_the_leader_and_are_recorded(scenario: ClusterScenario):
     ]
 
 
+@pytest.mark.slow
 def test_paths_and_servers_fail_and_recover(scenario: ClusterScenario):
     """Nothing arrives while Redis is away or every path is dead; afterwards the same processes continue."""
     nemesis = scenario.nemesis
@@ -93,6 +95,7 @@ def test_paths_and_servers_fail_and_recover(scenario: ClusterScenario):
     assert [replica.starts for replica in scenario.cluster] == [1, 1]
 
 
+@pytest.mark.slow
 def test_clock_of_one_replica_jumps_alone(scenario: ClusterScenario):
     scenario.nemesis.clock_jump(-3600, scenario.cluster[0])
     assert [clock.offset for clock in scenario.clocks] == [-3600, 0]

@@ -33,6 +33,8 @@ from tests.faults.proxy import containing
 from tests.faults.scenario import ClusterScenario
 from tests.support.servers import RabbitMQ, RedisServer, Server, ServerProcess, need, wait_for
 
+pytestmark = pytest.mark.slow
+
 HALF_SECOND = {"fast": {"every": 0.5}}
 
 #: With a lease of 3 s, commands to Redis and waits for the broker are bounded by 0.75 s, and a leader hands over
@@ -123,7 +125,6 @@ DECLARED = {
 EVERY = 3
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_leader_killed_at_each_step(
     rabbitmq: RabbitMQ, redis_server: RedisServer, tmp_path: Path, figure: Callable[[str], None]
@@ -184,7 +185,6 @@ def test_a_leader_killed_at_each_step(
         assert open_claims(cluster) == []
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_next_leader_of_another_release_republishes_each_open_claim(
     rabbitmq: RabbitMQ, redis_server: RedisServer, tmp_path: Path
@@ -256,7 +256,6 @@ def verdict_of(cluster: BeatCluster, entry: str, at: datetime) -> str:
 BURST = 400
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("fault", ["SIGTERM", "broker stopped"])
 def test_a_burst_that_is_broken_off(
@@ -311,7 +310,7 @@ def test_the_leader_dies_and_another_goes_on(rabbitmq: RabbitMQ, found: Callable
         found(checked(scenario))
 
 
-@pytest.mark.parametrize("policy", ["skip", pytest.param("republish", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("policy", ["skip", "republish"])
 def test_a_connection_cut_between_publish_and_confirm(
     rabbitmq: RabbitMQ, policy: str, found: Callable[[Report], None]
 ) -> None:
@@ -339,7 +338,6 @@ def test_a_connection_cut_between_publish_and_confirm(
         assert scenario.cluster.leader() is leader
 
 
-@pytest.mark.slow
 def test_the_broker_stopped_and_started(rabbitmq: RabbitMQ, found: Callable[[Report], None]) -> None:
     """No process ends, nothing is duplicated, and unsent occurrences are in the journal."""
     with scenario_on(rabbitmq) as scenario:
@@ -349,7 +347,6 @@ def test_the_broker_stopped_and_started(rabbitmq: RabbitMQ, found: Callable[[Rep
         found(checked(scenario))
 
 
-@pytest.mark.slow
 def test_a_frozen_broker(rabbitmq: RabbitMQ, found: Callable[[Report], None]) -> None:
     """It does not answer until after a handover, then accepts the messages in its buffers."""
     with scenario_on(rabbitmq) as scenario:
@@ -361,7 +358,6 @@ def test_a_frozen_broker(rabbitmq: RabbitMQ, found: Callable[[Report], None]) ->
         assert 1 <= len(uncertain) <= 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["refuse", "blackhole"])
 def test_a_broker_that_only_the_leader_cannot_reach(
     rabbitmq: RabbitMQ, fault: str, found: Callable[[Report], None]
@@ -378,7 +374,6 @@ def test_a_broker_that_only_the_leader_cannot_reach(
         proxy.heal()
 
 
-@pytest.mark.slow
 def test_a_failed_publish_is_retried_to_its_deadline(rabbitmq: RabbitMQ, found: Callable[[Report], None]) -> None:
     """Before the deadline it is sent late, with its original instant; after it, it is skipped with a reason."""
     spec = {
@@ -433,7 +428,6 @@ def test_an_entry_whose_exchange_does_not_exist_hinders_no_other(
 # --- A Redis that is not the lease's
 
 
-@pytest.mark.slow
 def test_a_redis_broker_that_is_not_the_leases(redis_server: RedisServer, found: Callable[[Report], None]) -> None:
     """It claims, confirms and changes leaders, and logs why."""
     with need(RedisServer) as broker, scenario_on(broker, redis=redis_server) as scenario:
@@ -447,7 +441,6 @@ def test_a_redis_broker_that_is_not_the_leases(redis_server: RedisServer, found:
         found(checked(scenario))
 
 
-@pytest.mark.slow
 def test_another_database_of_the_leases_redis(redis_server: RedisServer) -> None:
     """Scripts reach only one database, so this needs the claim path too."""
     with BeatCluster(
@@ -463,7 +456,6 @@ def test_another_database_of_the_leases_redis(redis_server: RedisServer) -> None
 # --- The guard in a real worker
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("broker", ["rabbitmq", "redis"])
 def test_retries_and_second_messages_at_a_real_worker(
     broker: str, redis_server: RedisServer, tmp_path: Path, request: pytest.FixtureRequest
@@ -501,7 +493,6 @@ def test_retries_and_second_messages_at_a_real_worker(
         assert worker.count("received", "2") == 3
 
 
-@pytest.mark.slow
 def test_a_redelivery_to_a_real_worker_runs(rabbitmq: RabbitMQ, redis_server: RedisServer, tmp_path: Path) -> None:
     """The worker is killed in the middle of the task: the same message, with the same mark, runs on the next."""
     from tests.support.apps.claim_app import app

@@ -11,9 +11,10 @@ from tests.faults.checker import Event, Instants, Interval, instant
 from tests.faults.scenario import ClusterScenario, due_times
 from tests.support.servers import wait_for
 
-OUTAGES = [pytest.param(2.0, id="2s"), pytest.param(15.0, id="15s", marks=pytest.mark.slow)]
+OUTAGES = [pytest.param(2.0, id="2s"), pytest.param(15.0, id="15s")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", OUTAGES)
 def test_replicas_outlive_an_outage_of_redis(seconds: float, figure):
     """An occurrence due during the outage runs once after it; all others have a message or a verdict."""

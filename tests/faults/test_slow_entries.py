@@ -18,6 +18,7 @@ def slow_scenario(spec: dict[str, dict[str, Any]]) -> ClusterScenario:
     return ClusterScenario(spec=spec, settings=SETTINGS, app="tests.support.apps.slow_app", proxied=False)
 
 
+@pytest.mark.slow
 def test_slow_entries_due_together_are_sent_under_one_leader(found):
     """Together they take three times the stall timeout."""
     first = time.time() + 10.0

@@ -108,16 +108,15 @@ def restart_complete(scenario: ClusterScenario, down: float = 0.0) -> None:
 
 LOSSES = [
     pytest.param(lambda scenario: scenario.nemesis.redis_flush(), id="FLUSHALL"),
-    pytest.param(delete("ledger"), id="ledger-deleted", marks=pytest.mark.slow),
-    pytest.param(
-        lambda scenario: scenario.nemesis.redis_restart(persist=False), id="restart-empty", marks=pytest.mark.slow
-    ),
-    pytest.param(restart_from_old_snapshot, id="restart-from-old-snapshot", marks=pytest.mark.slow),
-    pytest.param(delete("lease", "ledger"), id="both-deleted", marks=pytest.mark.slow),
-    pytest.param(delete("ledger", "journal"), id="ledger-and-journal-deleted", marks=pytest.mark.slow),
+    pytest.param(delete("ledger"), id="ledger-deleted"),
+    pytest.param(lambda scenario: scenario.nemesis.redis_restart(persist=False), id="restart-empty"),
+    pytest.param(restart_from_old_snapshot, id="restart-from-old-snapshot"),
+    pytest.param(delete("lease", "ledger"), id="both-deleted"),
+    pytest.param(delete("ledger", "journal"), id="ledger-and-journal-deleted"),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lose", LOSSES)
 def test_lost_state_is_noticed_and_no_occurrence_runs_twice(lose, found):
     """Positions continue from what the replicas remember. Uncertain occurrences are skipped, with a record."""

@@ -76,6 +76,7 @@ def test_killed_leader_is_replaced_long_before_its_lease_ends(times: int, figure
     assert silence.longest < 15  # half of the lease: a generous bound that still excludes waiting for it
 
 
+@pytest.mark.slow
 def test_only_replica_leads_again_before_its_old_lease_ends():
     with ClusterScenario(spec=SPEC, proxied=False, replicas=1, settings={"lease_ttl": 300}) as scenario:
         leader = scenario.begin()
@@ -87,6 +88,7 @@ def test_only_replica_leads_again_before_its_old_lease_ends():
         scenario.clean_report([Interval("fast", EVERY)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", TIMES)
 def test_stopped_leader_hands_over(times: int, figure):
     """It releases the lease, wakes the standbys and exits with 0."""
@@ -103,6 +105,7 @@ def test_stopped_leader_hands_over(times: int, figure):
     assert silence.longest < 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [TIMES[0], pytest.param(10, id="10-times", marks=pytest.mark.slow)])
 def test_leader_paused_past_its_lease_becomes_a_standby(times: int, figure):
     """Its connections stay open, so the lease has to expire. The resumed process keeps running and enqueues nothing."""

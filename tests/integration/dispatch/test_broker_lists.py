@@ -75,6 +75,7 @@ def test_list_of_redis_brokers_fails_over_if_the_lease_is_elsewhere(shared_redis
             gone.start()
 
 
+@pytest.mark.slow
 def test_list_of_rabbitmq_brokers_fails_over(rabbitmq: RabbitMQ):
     sender = Sender(f"amqp://127.0.0.1:{free_port()}//;{rabbitmq.url}", timeout=5.0)
     assert sender.send().outcome is PublishOutcome.ACCEPTED

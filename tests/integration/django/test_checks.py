@@ -71,6 +71,7 @@ def test_check_reports_each_mistake_of_the_cluster(site, found, settings):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_check_reports_missing_tables_and_an_unreachable_database(site, tmp_path):
     """Missing tables are no fault before `migrate`."""
     for file, found in (("empty.sqlite3", "ha_beat.W007"), ("nowhere/x.sqlite3", "ha_beat.E006")):

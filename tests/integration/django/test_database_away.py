@@ -126,6 +126,7 @@ def test_takeover_needs_no_database(postgres_site, seconds):
     postgres_site.assert_each_once("task", 0.5)
 
 
+@pytest.mark.slow
 def test_replica_that_never_read_the_schedule_does_not_lead(postgres_site):
     """It reports this, and leads once the database is reachable."""
     row("task", interval=every(0.5))

@@ -28,6 +28,7 @@ def test_rows_are_enqueued_and_their_runs_are_written(any_site):
     assert len(instants) == len(set(instants))
 
 
+@pytest.mark.slow
 def test_one_off_and_clocked_rows_run_once_and_are_disabled(any_site):
     tasks = [row("one off", interval=every(1), one_off=True), row("clocked", clocked=at(soon(2)), one_off=True)]
     with beats(any_site):
@@ -37,6 +38,7 @@ def test_one_off_and_clocked_rows_run_once_and_are_disabled(any_site):
     assert sorted(any_site.names()) == ["clocked", "one off"]
 
 
+@pytest.mark.slow
 def test_edit_rename_and_deletion_take_effect(site):
     edited = row("edited", interval=every(3600))
     renamed = row("renamed", interval=every(0.3))
@@ -72,6 +74,7 @@ def test_row_that_was_disabled_owes_nothing_when_enabled(site):
     assert waited > 1.9, "an occurrence from before it was enabled was enqueued"
 
 
+@pytest.mark.slow
 def test_row_with_invalid_arguments_is_reported_and_kept(site):
     bad = row("bad", interval=every(0.3), args="[")
     row("good", interval=every(0.3))

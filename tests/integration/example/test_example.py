@@ -14,6 +14,8 @@ import redis
 
 from tests.support.servers import PartMissing, Postgres, RedisServer, ServerProcess, need, wait_for
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "deploy" / "example"
 
@@ -111,7 +113,6 @@ def test_database_is_parsed_from_its_url(env, url, expected):
         ("database", [], "periodic_task_name", "clear-sessions"),
     ],
 )
-@pytest.mark.slow
 def test_two_beats_enqueue_each_instant_once(env, tmp_path, redis_server: RedisServer, kind, options, header, name):
     """In the database schedule, the leader first writes the entries of the settings to it."""
     env |= {"REDIS_URL": redis_server.url, "SCHEDULE": kind}
@@ -140,7 +141,6 @@ def test_checks_pass_with_either_schedule(env, kind):
     assert "Traceback" not in run(env, "manage.py", "check", "--database", "default", "--fail-level", "WARNING")
 
 
-@pytest.mark.slow
 def test_command_of_the_readme_creates_the_admins_user(env):
     line = next(line for line in (EXAMPLE / "README.md").read_text().splitlines() if "createsuperuser" in line)
     setting, _, command = line.partition(" ")
@@ -155,7 +155,6 @@ def test_command_of_the_readme_creates_the_admins_user(env):
     assert run(env, "-c", code).strip() == "True"
 
 
-@pytest.mark.slow
 def test_example_runs_on_postgresql(env, tmp_path, redis_server: RedisServer):
     need(lambda: _have("psycopg"))
     with need(Postgres) as server:

@@ -75,6 +75,7 @@ def test_step_down_hands_over_to_another_replica(cluster: BeatCluster):
     cluster.assert_all_alive()
 
 
+@pytest.mark.slow
 def test_pause_survives_a_takeover_and_resume_applies_the_misfire_policy(cluster: BeatCluster):
     """Nothing is enqueued during the pause. Afterwards each instant has one verdict."""
     wait_for(lambda: sent(cluster, "fast"), what="a first message")
@@ -98,6 +99,7 @@ def test_pause_survives_a_takeover_and_resume_applies_the_misfire_policy(cluster
     assert events == ["paused", "resumed"]
 
 
+@pytest.mark.slow
 def test_pause_survives_the_loss_of_the_ledger(cluster: BeatCluster):
     """After FLUSHALL the next leader restores the pause from its memory."""
     assert ask(cluster, RequestKind.PAUSE, reason="kept").ok
@@ -109,6 +111,7 @@ def test_pause_survives_the_loss_of_the_ledger(cluster: BeatCluster):
     assert sent(cluster, "fast") == []
 
 
+@pytest.mark.slow
 def test_paused_entry_is_skipped_through_takeover_and_loss(cluster: BeatCluster):
     def skipped() -> int:
         return sum(r["why"] == "paused" for r in cluster.journal() if r.get("verdict") == "skipped")
@@ -173,6 +176,7 @@ def test_request_past_its_deadline_is_dropped(cluster: BeatCluster):
     assert sent(cluster, "rare") == []
 
 
+@pytest.mark.slow
 def test_backfill_sends_skipped_instants_once_and_refuses_the_others(cluster: BeatCluster):
     """Instants that the journal shows as enqueued are refused even with force."""
     wait_for(lambda: len(sent(cluster, "fast")) >= 2, what="messages")
@@ -213,6 +217,7 @@ def test_backfill_of_unrecorded_instants_needs_force(cluster: BeatCluster):
     assert ask(cluster, RequestKind.BACKFILL, **three_days("fast")).code is ReplyCode.TOO_MANY_INSTANTS
 
 
+@pytest.mark.slow
 def test_requests_work_with_the_lease_in_another_database(redis_server: RedisServer):
     """Messages are claimed, published and confirmed."""
     broker, lease = redis_server.url_for(0), redis_server.url_for(1)
@@ -237,6 +242,7 @@ def test_requests_work_with_the_lease_in_another_database(redis_server: RedisSer
         assert redis_server.admin.llen("celery") == count
 
 
+@pytest.mark.slow
 def test_request_that_a_dead_leader_had_begun_is_not_sent_again(cluster: BeatCluster):
     """The leader died between the send and the answer: the next leader only answers."""
     request = Request(RequestKind.RUN, {"entry": "rare"}, by="tester")

@@ -14,6 +14,8 @@ import pytest
 from tests.integration.monitoring.test_replicas import Probed
 from tests.support.servers import LOCALHOST, PartMissing, RedisServer, need, wait_for
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
@@ -155,7 +157,6 @@ def test_names_with_markup_are_shown_as_text(browser):
             assert complaints == []
 
 
-@pytest.mark.slow
 def test_without_redis_the_page_shows_no_leader(browser):
     """The page shows neither that there is no leader, which is unknown, nor that the replica is ready."""
     with need(RedisServer) as server, Probed(server.url, spec=SPEC, settings={"lease_ttl": 2}) as cluster:
@@ -171,7 +172,6 @@ def test_without_redis_the_page_shows_no_leader(browser):
             assert complaints == []
 
 
-@pytest.mark.slow
 def test_open_page_shows_a_takeover(browser, cluster):
     """Last in this module, because it kills the leader and then stops the replica that serves the page."""
     leader = cluster.settle()

@@ -71,6 +71,7 @@ def redis_server() -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.mark.slow
 def test_probes_follow_a_takeover_from_a_killed_leader(redis_server):
     with Probed(redis_server.url) as cluster:
         leader = cluster.settle()
@@ -92,6 +93,7 @@ def test_probes_follow_a_takeover_from_a_killed_leader(redis_server):
         assert before["end_reason"] == "leader_gone"
 
 
+@pytest.mark.slow
 def test_hung_leader_is_not_live_hands_over_and_recovers(redis_server, tmp_path):
     """The process and its election thread work; only the main loop hangs."""
     hang = tmp_path / "hang"
@@ -107,6 +109,7 @@ def test_hung_leader_is_not_live_hands_over_and_recovers(redis_server, tmp_path)
         cluster.until(leader, (200, 200, 503))
 
 
+@pytest.mark.slow
 def test_without_redis_all_replicas_are_live_and_none_is_ready(redis_server):
     with Probed(redis_server.url, replicas=2, settings={"lease_ttl": 3}) as cluster:
         cluster.settle()
@@ -115,7 +118,7 @@ def test_without_redis_all_replicas_are_live_and_none_is_ready(redis_server):
             cluster.until(replica, (200, 503, 503))
             began = time.monotonic()
             status = ask(cluster.port(replica), "/status").json()
-            assert time.monotonic() - began < 1, "the answer came from memory"
+            assert time.monotonic() - began < 5, "the answer came from memory"
             assert status["redis"]["reachable"] is False
             assert "redis_unreachable" in {warning["code"] for warning in status["warnings"]}
             assert "ha_beat_redis_up 0.0" in ask(cluster.port(replica), "/metrics").text
@@ -123,6 +126,7 @@ def test_without_redis_all_replicas_are_live_and_none_is_ready(redis_server):
         cluster.settle()
 
 
+@pytest.mark.slow
 def test_stopped_replica_removes_its_member_record(redis_server):
     with Probed(redis_server.url, replicas=2) as cluster:
         leader = cluster.settle()
@@ -160,6 +164,7 @@ def test_standby_without_http_writes_only_its_member_record(redis_server):
         assert {tuple(write) for write in writes} == {("HSET", cluster.key("members"))}
 
 
+@pytest.mark.slow
 def test_taken_port_stops_beat_with_one_line(redis_server):
     with socket.socket() as taken:
         taken.bind((LOCALHOST, 0))
@@ -303,6 +308,7 @@ def test_prometheus_scrapes_a_running_cluster(redis_server, tmp_path):
             process.wait(20)
 
 
+@pytest.mark.slow
 def test_beat_inside_a_worker_serves_http(redis_server, tmp_path):
     """`worker -B` forks beat: endpoint, metrics and membership have to be the child's."""
     port = free_port()

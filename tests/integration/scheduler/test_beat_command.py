@@ -109,6 +109,7 @@ def test_detached_beat_leads_and_releases_the_lease(redis_server: RedisServer, t
         starter.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_beat", [["--max-interval=1"]], indirect=True)
 def test_max_interval_only_bounds_the_wait(one_beat: BeatCluster):
     """More frequent entries are still enqueued when they are due."""
@@ -171,7 +172,9 @@ def test_beat_patched_by_gevent_takes_over_and_releases(redis_server: RedisServe
         assert "Traceback" not in second.log_text(), second.log_tail(60)
 
 
-@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+@pytest.mark.parametrize(
+    "pool", ["prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("solo", "threads"))]
+)
 def test_beat_embedded_in_a_worker_enqueues_and_ends_with_it(pool, redis_server: RedisServer, tmp_path):
     """The forked process has its own connections."""
     with worker_with_beat(redis_server, tmp_path, pool) as worker:
@@ -188,6 +191,7 @@ def test_beat_embedded_in_a_worker_enqueues_and_ends_with_it(pool, redis_server:
         assert "Traceback" not in worker.log_text(), worker.log_tail(60)
 
 
+@pytest.mark.slow
 def test_second_beat_stands_by_while_an_orphaned_one_leads(redis_server: RedisServer, tmp_path):
     """After SIGKILL of a worker its embedded beat continues. Another beat takes over when that one ends."""
     with worker_with_beat(redis_server, tmp_path, "solo") as worker:

@@ -65,6 +65,7 @@ def report():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["celery.beat:Scheduler", "ha_beat"])
 def test_run_is_reported_by_sentry_and_opentelemetry(tmp_path: Path, redis_server: RedisServer, scheduler: str):
     """Sentry patches ``Scheduler.apply_entry``, OpenTelemetry listens to Celery's signals."""

@@ -27,6 +27,7 @@ def change_leader(cluster: BeatCluster, queue: RedisServer) -> None:
     assert len(messages) == len(set(messages))
 
 
+@pytest.mark.slow
 def test_a_lease_in_a_redis_cluster(server: RedisServer, redis_cluster: RedisCluster) -> None:
     """The queues are in another Redis, since kombu has no transport for a cluster."""
     hosts = ",".join(f"127.0.0.1:{node.port}" for node in redis_cluster.nodes)

@@ -94,6 +94,7 @@ def worker(broker: str, lease: str) -> Iterator[ServerProcess]:
             process.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["one Redis", "a lease of its own"])
 def test_documented_rights_are_enough(server: RedisServer, kind: str) -> None:
     """Takeover, dispatch, standby, handover, every command and a worker with the guard: nothing is refused."""
