@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,6 +25,7 @@ from ha_beat.event_queue import EventQueue
 from ha_beat.events import Events, TermEnded, TurnFailed
 from ha_beat.exception_text import exception_line
 from ha_beat.leader import BrokerOutOfReach, Enqueuer, ScheduleSource
+from ha_beat.leader.forecast import Outline
 from ha_beat.leader.planner import ScheduleChange
 from ha_beat.leader.request_handler import RequestHandler
 from ha_beat.monitoring.setup import Monitoring
@@ -61,6 +62,10 @@ class ReplicaSource(ScheduleSource, Protocol):
 
     def ready(self) -> bool:
         """True if there is a schedule to lead with. Called often."""
+        ...
+
+    def outlines(self) -> Iterable[Outline]:
+        """Yield an outline of each entry, for a forecast. Called on a standby, and at little cost."""
         ...
 
     def changed(self, term: Term, *, held_back: bool) -> ScheduleChange | None:

@@ -37,6 +37,7 @@ from ha_beat.errors import StoreError
 from ha_beat.event_queue import EventQueue
 from ha_beat.events import BrokersIgnored, Event, Events, Subscriber, TermStarted
 from ha_beat.leader import Enqueuer, LeaderOptions, LeaderParts
+from ha_beat.leader.forecast import Forecast
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import build_request_handler
 from ha_beat.monitoring.logs import LogWriter
@@ -126,6 +127,7 @@ class _Assembly:
                 _leader_options(settings),
                 pause,
                 pace,
+                Forecast(self.source.outlines, self.shadow, self.time.now, clock),
             )
         )
         main_client = self.main_link.client
@@ -257,7 +259,9 @@ class _Assembly:
             keys=self.keys,
             client=self.link().client,
             election=elector.handle,
-            work=LeaderWork(lambda: enqueuer.due_queue, enqueuer.now, enqueuer.serves, self.source.ready),
+            work=LeaderWork(
+                lambda: enqueuer.due_queue, enqueuer.now, enqueuer.taken_up, enqueuer.serves, self.source.ready
+            ),
             # With its own connection: the main loop uses the other publisher.
             check_broker=Publisher(self.app, self.settings.command_timeout, self.clock).ready,
             clock=self.clock,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from copy import copy
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from celery.beat import BeatLazyFunc, ScheduleEntry
 from ha_beat.beat_loop import Runtime
 from ha_beat.clock import SystemClock
 from ha_beat.leader.entry import ScheduledEntry
+from ha_beat.leader.forecast import Outline
 from ha_beat.leader.planner import EVERYTHING, ScheduleChange
 from ha_beat.leader.reconcile import Absence
 from ha_beat.reasons import MisfirePolicy, Verdict
@@ -110,6 +112,8 @@ class EntrySource:
         self._term = ""
         self._term_began = 0.0
         self._deletions_reported = False
+        #: Names of the entries in the schedule, by id.
+        self._names: dict[str, str] = {}
         #: True if entries were updated since the scheduler class last wrote to its own store.
         self.unsynced = False
 
@@ -139,11 +143,27 @@ class EntrySource:
 
     # --- Entries
 
-    def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:  # noqa: ARG002 -- always all of them
+    def outlines(self) -> Iterable[Outline]:
+        scheduler, shared, names = self._scheduler, SharedRecurrences(), self._names
+        names.clear()
+        for name, entry in list(scheduler.schedule.items()):
+            with suppress(Exception):  # The leader reports it.
+                entry_id = scheduler.entry_id(entry)
+                recurrence = None if self.asks(entry) else shared.of(entry)[0]
+                names.setdefault(entry_id, name)
+                yield entry_id, recurrence, self._stored_last_run(entry)
+
+    def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
+        """Return all entries, or of these ``ids`` those that :meth:`outlines` has yielded."""
         default = default_misfire(self._scheduler.ha_settings)
         self.detect_hooks()
-        shared = SharedRecurrences()
-        for name, entry in list(self._scheduler.schedule.items()):
+        shared, schedule = SharedRecurrences(), self._scheduler.schedule
+        if ids is None:
+            entries = list(schedule.items())
+        else:
+            names = [name for entry_id in ids if (name := self._names.get(entry_id)) in schedule]
+            entries = [(name, schedule[name]) for name in names]
+        for name, entry in entries:
             try:
                 yield self._scheduled(entry, default, shared)
             except Exception:
@@ -164,7 +184,6 @@ class EntrySource:
         options = EntryOptions.of(
             entry.name, entry.options or {}, default, starting_deadline(entry), scheduler.ha_settings.uncertain
         )
-        stored = scheduler.stored_last_run_at(entry)
         return ScheduledEntry(
             id=scheduler.entry_id(entry),
             celery_entry=entry,
@@ -173,8 +192,15 @@ class EntrySource:
             uncertain=options.uncertain,
             busy_for=options.busy_for,
             signature=digest,
-            last_run=NEVER if stored is None else entry.schedule.maybe_make_aware(stored).astimezone(UTC),
+            last_run=self._stored_last_run(entry),
         )
+
+    def _stored_last_run(self, entry: Any) -> datetime:
+        stored = self._scheduler.stored_last_run_at(entry)
+        if stored is None:
+            return NEVER
+        aware: datetime = entry.schedule.maybe_make_aware(stored)
+        return aware.astimezone(UTC)
 
     def changed(
         self,

@@ -63,6 +63,10 @@ class Enqueuer:
 
     def serves(self, term: Term) -> bool:
         """Return True if the due queue is loaded under this term."""
+        return self._term is not None and self._term.nonce == term.nonce and self._term.complete
+
+    def taken_up(self, term: Term) -> bool:
+        """Return True if entries are dispatched under this term, although some may not be loaded yet."""
         return self._term is not None and self._term.nonce == term.nonce and self._term.loaded
 
     def reload(self, change: ScheduleChange = EVERYTHING) -> None:
@@ -77,6 +81,8 @@ class Enqueuer:
         """
         if self._term is not None:
             self._term.unload()
+        if self._parts.forecast is not None:
+            self._parts.forecast.turn()
         if self.dispatcher is not None:
             with suppress(StoreError):
                 self.dispatcher.confirm_late()

@@ -10,6 +10,7 @@ from ha_beat.budget import Pace
 from ha_beat.clock import Clock
 from ha_beat.dispatch import Dispatcher
 from ha_beat.election.cluster_clock import SchedulingTime
+from ha_beat.leader.forecast import Forecast
 from ha_beat.leader.kept_messages import KeptMessages
 from ha_beat.leader.options import LeaderOptions
 from ha_beat.leader.pause import PauseState
@@ -32,4 +33,6 @@ class LeaderParts:
     options: LeaderOptions
     pause: PauseState
     pace: Pace
+    #: Which entries a new leader loads first.
+    forecast: Forecast | None = None
     kept: KeptMessages = field(default_factory=KeptMessages)

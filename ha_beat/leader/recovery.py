@@ -22,7 +22,7 @@ class Recovery:
     def __init__(self, tenure: Tenure, shadow: Shadow) -> None:
         self._tenure = tenure
         self._shadow = shadow
-        self._assessed = False
+        self._assessed = self._doubted = False
         #: True if the next leader must look for a loss too, if this term ends early.
         self._unfinished = tenure.acquired.server_changed
         #: The loss that was found, until the ledger is complete.
@@ -63,6 +63,34 @@ class Recovery:
             _note(ledger, acquired.term, self.loss.encoded())  # guard: loss-noted
         self._assessed = True
         return self.loss
+
+    def can_read_gradually(self, counter: int) -> bool:
+        """True if nothing but single rows may show a loss: the server and the incarnation are the same as before.
+
+        ``counter`` is the journal's. A ledger that was set back as a whole shows in it. Until all rows are read, see
+        :meth:`doubt` and :meth:`found_intact`, a load of all entries looks for a loss as usual.
+        """
+        acquired, shadow = self._tenure.acquired, self._shadow
+        if self._assessed or self._doubted or acquired.server_changed or acquired.unfinished:
+            return False
+        if not any(acquired.previous_gens) and not shadow.gen:
+            # The state is new, and stays so for the rest of the term.
+            self._assessed = shadow.empty
+            return self._assessed
+        if acquired.term.gen not in acquired.previous_gens:
+            return False
+        return shadow.empty or (
+            shadow.gen == acquired.term.gen
+            and counter >= shadow.counter  # guard: gradual-counter
+        )
+
+    def doubt(self) -> None:
+        """Require an assessment by all rows: one of them is behind."""
+        self._doubted = True
+
+    def found_intact(self) -> None:
+        """Note that all rows were read and none was behind."""
+        self._assessed = True
 
     def finish(self, ledger: Ledger, term: Term) -> None:
         """Mark the recovery complete, once every operation that it needs has been written.

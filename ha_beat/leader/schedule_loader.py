@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain, islice
 from typing import TypeVar
 
 from ha_beat import events
@@ -14,11 +15,12 @@ from ha_beat.election.leader_handle import Tenure
 from ha_beat.leader.absent_rows import AbsentRows, is_forgettable
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState, ScheduledEntry
+from ha_beat.leader.gradual_load import LARGE, PART, GradualLoad
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.parts import LeaderParts
 from ha_beat.leader.planner import Planner
-from ha_beat.leader.reconcile import Reconciled, reconcile, unscheduled
+from ha_beat.leader.reconcile import Absence, Reconciled, reconcile, unscheduled
 from ha_beat.leader.recovery import Recovery
 from ha_beat.reasons import Verdict
 from ha_beat.store.lease import Term
@@ -35,13 +37,15 @@ class Loaded:
     """Queue after a load, and what follows from it.
 
     ``first``: operations to submit before due entries. ``held``: operations, by entry, that wait until the entry's
-    claimed occurrence was sent again. ``held_back``: entries wait for a reading under this term.
+    claimed occurrence was sent again. ``held_back``: entries wait for a reading under this term. ``rest``: entries that
+    are not loaded yet.
     """
 
     queue: DueQueue
     first: Batches
     held: dict[str, EntryOperation]
     held_back: bool
+    rest: GradualLoad | None = None
 
 
 class ScheduleLoader:
@@ -58,12 +62,22 @@ class ScheduleLoader:
         self._absent = AbsentRows()
 
     def load(self, term: Term, dispatcher: Dispatcher) -> Loaded:
-        """Load all entries, each at its position by the ledger.
+        """Load all entries, each at its position by the ledger; of a large schedule the first part.
 
         Raises:
             FencedOff: the term is over.
             StoreError: the ledger could not be read.
         """
+        absence = self._parts.source.absence(term)
+        entries = self._with_progress(self._parts.source.load())
+        some = list(islice(entries, LARGE + 1))
+        if len(some) > LARGE and self._loads_gradually(term, dispatcher, absence):
+            return self._begin(term, dispatcher, chain(some, entries), absence)
+        return self._load_all(term, dispatcher, chain(some, entries), absence)
+
+    def _load_all(
+        self, term: Term, dispatcher: Dispatcher, entries: Iterable[ScheduledEntry], absence: Absence | None
+    ) -> Loaded:
         parts = self._parts
         rows = dispatcher.ledger.read()
         now = parts.time.now()
@@ -71,7 +85,7 @@ class ScheduleLoader:
         if found is not None and found.total:
             parts.emit(events.StateLost(found.kind, parts.options.catch_up_after_loss))
         self._absent.clear()
-        reconciled = self._reconcile(term, self._with_progress(parts.source.load()), rows, now)
+        reconciled = self._reconcile(term, entries, rows, now, absence)
         self._claims.load(dispatcher, term)
         resent = self._claims.to_be_resent(rows)
         held = {each.state.id: each for each in reconciled.operations if _waits(each, resent)}
@@ -79,9 +93,71 @@ class ScheduleLoader:
         if self._recovery.loss is None:
             parts.shadow.forget(rows, now)
         queue = DueQueue()
-        self._plan(queue, reconciled, now, resent)
+        overdue = self._plan(queue, reconciled, now, resent)
         self._claims.resend_republishable(queue, term, now)
+        parts.emit(events.ScheduleReady(len(queue), overdue, reconciled.new))
         return Loaded(queue, first, held, reconciled.held_back)
+
+    # --- A large schedule
+
+    def _loads_gradually(self, term: Term, dispatcher: Dispatcher, absence: Absence | None) -> bool:
+        """True if no entry depends on the rows of the others: nothing was lost, claimed or deleted."""
+        if absence is not None and absence.certain:
+            return False
+        counter = dispatcher.ledger.journal_counter()
+        return self._recovery.can_read_gradually(counter) and not dispatcher.open_claims(term)
+
+    def _begin(
+        self, term: Term, dispatcher: Dispatcher, entries: Iterator[ScheduledEntry], absence: Absence | None
+    ) -> Loaded:
+        parts, ledger = self._parts, dispatcher.ledger
+        self._absent.clear()
+        self._claims.load(dispatcher, term)
+        soonest = deque(parts.forecast.take() if parts.forecast is not None else ())
+        ran = any(ledger.pages(PART))
+        rest = GradualLoad(soonest, entries, ledger.pages(PART), absence, ran, parts.emit)
+        queue = DueQueue()
+        return self.load_part(term, dispatcher, rest, queue) or self.load(term, dispatcher)
+
+    def load_part(self, term: Term, dispatcher: Dispatcher, rest: GradualLoad, queue: DueQueue) -> Loaded | None:
+        """Load the next entries of a large schedule into the queue.
+
+        Returns:
+            ``None`` if the ledger is behind in one of them. All must be loaded again.
+
+        Raises:
+            StoreError: the ledger could not be read.
+        """
+        parts, now = self._parts, self._parts.time.now()
+        ids = rest.take_soonest()
+        entries = list(parts.source.load(ids)) if ids else rest.take_entries()
+        if not ids and not entries:
+            return self._finish(rest, queue, now)
+        wanted = {entry.id for entry in entries}
+        rows = dispatcher.ledger.read_some(wanted)
+        if parts.shadow.lost(rows, now, wanted):  # guard: gradual-row-behind
+            self._recovery.doubt()
+            return None
+        rest.seen |= wanted
+        reconciled = self._reconcile(term, entries, rows, now, rest.absence, ran=rest.ran)
+        rest.overdue += self._plan(queue, reconciled, now)
+        rest.new += reconciled.new
+        return Loaded(queue, self._batches(reconciled.operations), {}, reconciled.held_back, rest)
+
+    def _finish(self, rest: GradualLoad, queue: DueQueue, now: datetime) -> Loaded:
+        """Read the rows of entries that this replica's schedule lacks, a page at a time."""
+        parts, page = self._parts, next(rest.rows, None)
+        if page is not None:
+            rest.recorded |= page.keys()
+            others = {entry: raw for entry, raw in page.items() if entry not in rest.seen}
+            parts.shadow.learn_rows(others)
+            return Loaded(queue, Batches(), {}, rest.absence is not None and bool(others), rest)
+        parts.shadow.forget(rest.recorded, now)
+        self._recovery.found_intact()
+        parts.emit(events.ScheduleReady(len(queue), rest.overdue, rest.new))
+        return Loaded(queue, Batches(), {}, held_back=False)
+
+    # --- Changes
 
     def load_changed(self, term: Term, dispatcher: Dispatcher, ids: Set[str], queue: DueQueue) -> Loaded | None:
         """Bring these entries of the queue up to date, at a cost that does not depend on the others.
@@ -98,11 +174,14 @@ class ScheduleLoader:
         states = [state for entry_id in ids if (state := queue.get(entry_id)) is not None]
         if any(state.resend for state in states) or any(map(_is_claimed, rows.values())):
             return None
-        reconciled = self._reconcile(term, self._parts.source.load(ids), rows, now, ran=bool(rows) or len(queue) > 0)
+        absence = self._parts.source.absence(term)
+        entries = self._parts.source.load(ids)
+        reconciled = self._reconcile(term, entries, rows, now, absence, ran=bool(rows) or len(queue) > 0)
         for state in states:
             queue.drop(state)
-        self._plan(queue, reconciled, now)
+        overdue = self._plan(queue, reconciled, now)
         keep_deadlines(states, queue)
+        self._parts.emit(events.ScheduleReady(len(queue), overdue, reconciled.new))
         return Loaded(queue, self._batches(reconciled.operations), {}, reconciled.held_back)
 
     def drop_old_rows(self, term: Term, dispatcher: Dispatcher, queue: DueQueue) -> Batches:
@@ -132,11 +211,11 @@ class ScheduleLoader:
         entries: Iterable[ScheduledEntry],
         rows: Mapping[str, str],
         now: datetime,
+        absence: Absence | None,
         *,
         ran: bool | None = None,
     ) -> Reconciled:
         parts = self._parts
-        absence = parts.source.absence(term)
         reconciled = reconcile(
             entries,
             rows,
@@ -156,8 +235,8 @@ class ScheduleLoader:
         parts.shadow.learn_rows(rows)  # guard: shadow-learns-ledger
         return reconciled
 
-    def _plan(self, queue: DueQueue, reconciled: Reconciled, now: datetime, resent: Set[str] = frozenset()) -> None:
-        """Put the entries into the queue."""
+    def _plan(self, queue: DueQueue, reconciled: Reconciled, now: datetime, resent: Set[str] = frozenset()) -> int:
+        """Put the entries into the queue. Return how many are overdue."""
         overdue = 0
         for state in self._with_progress(reconciled.states):
             if state.id in resent:
@@ -165,7 +244,7 @@ class ScheduleLoader:
             else:
                 self._planner.plan(queue, state, now)
             overdue += state.due_at is not None and state.entry.recurrence is not None and state.due_at <= now
-        self._parts.emit(events.ScheduleReady(len(queue), overdue, reconciled.new))
+        return overdue
 
     def _batches(self, operations: Sequence[EntryOperation]) -> Batches:
         size = self._parts.options.batch_size

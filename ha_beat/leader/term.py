@@ -19,6 +19,7 @@ from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.leader.batch_builder import SCHEDULE_RETRY, BatchBuilder, whole
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.gc_pause import gc_paused
+from ha_beat.leader.gradual_load import GradualLoad
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.parts import LeaderParts
@@ -80,8 +81,11 @@ class LeaderTerm:
         #: Operations of the reconciliation that wait until the entry's claimed occurrence was sent again, by entry.
         self._held: dict[str, EntryOperation] = {}
         self.queue = DueQueue()
-        #: True if the queue holds the schedule and the ledger as last read.
+        #: True if the queue holds the schedule and the ledger as last read, except for the :attr:`_rest`.
         self.loaded = False
+        #: Entries that are not loaded yet, and whether the next ones are to be loaded before the next batch.
+        self._rest: GradualLoad | None = None
+        self._load_next = False
         #: Entries whose change is not in the queue yet.
         self._changed: frozenset[str] = frozenset()
         #: True if some entries wait until the schedule has been read under this term.
@@ -97,6 +101,11 @@ class LeaderTerm:
         return self._tenure.nonce
 
     @property
+    def complete(self) -> bool:
+        """True if the queue holds all entries."""
+        return self.loaded and self._rest is None
+
+    @property
     def pending(self) -> int:
         """Return the number of operations that were submitted and not answered."""
         return len(self._pending.operations)
@@ -110,7 +119,7 @@ class LeaderTerm:
 
     def unload(self) -> None:
         """Discard the queue, so that its entries are not reported as overdue, and a batch without an answer."""
-        self.queue, self.loaded, self._pending = DueQueue(), False, _Submission()
+        self.queue, self.loaded, self._pending, self._rest = DueQueue(), False, _Submission(), None
 
     def step(self, term: Term) -> float:
         """Submit one batch. Return for how many seconds nothing is due; 0 if there may be more.
@@ -135,14 +144,10 @@ class LeaderTerm:
         if not submission.operations:
             if not self._held:
                 self._recovery.finish(dispatcher.ledger, term)
-            if self._changed:
-                self._load_changed(term, dispatcher)
-                return 0.0
-            self._first = self._loader.drop_old_rows(term, dispatcher, self.queue)
-            if self._first:
+            if self._load_more(term, dispatcher):
                 return 0.0
             if self._parts.pause.in_force:
-                return float("inf")
+                return 0.0 if self._rest is not None else float("inf")
             writer, budget = LedgerWriter(term, self._parts.time.now()), self._parts.pace.begin()
             batch = self._builder.build(writer, self.queue, dispatcher, budget)
             submission = _Submission(batch.operations, from_queue=True)
@@ -152,6 +157,8 @@ class LeaderTerm:
                 self.broker_failure = (batch.error, len(batch.waiting))
         if submission.operations:
             self._submit(term, submission)
+            return 0.0
+        if self._rest is not None:
             return 0.0
         due_at = self.queue.next_due()
         return max((due_at - self._parts.time.now()).total_seconds(), 0.0) if due_at else float("inf")
@@ -185,7 +192,29 @@ class LeaderTerm:
         loaded = self._loader.load(term, dispatcher)
         keep_deadlines(self.queue.entries(), loaded.queue)
         self.queue, self._first, self._held, self.held_back = loaded.queue, loaded.first, loaded.held, loaded.held_back
-        self.loaded, self._changed = True, frozenset()
+        self.loaded, self._changed, self._rest, self._load_next = True, frozenset(), loaded.rest, False
+
+    def _load_more(self, term: Term, dispatcher: Dispatcher) -> bool:
+        """Load what has changed or is missing in the queue. Return True if it has to be submitted before due entries.
+
+        Between two parts of a large schedule, due entries have their turn.
+        """
+        if self._changed:
+            self._load_changed(term, dispatcher)
+            return True
+        rest, self._load_next = self._rest, not self._load_next
+        if rest is None:
+            self._first = self._loader.drop_old_rows(term, dispatcher, self.queue)
+            return bool(self._first)
+        if self._load_next:
+            return False
+        with gc_paused():
+            loaded = self._loader.load_part(term, dispatcher, rest, self.queue)
+        if loaded is None:
+            self.reload()
+            return True
+        self._first, self.held_back, self._rest = loaded.first, self.held_back or loaded.held_back, loaded.rest
+        return True
 
     def _load_changed(self, term: Term, dispatcher: Dispatcher) -> None:
         """Bring the entries that have changed up to date, or have all read again while claims are resent."""
@@ -194,6 +223,8 @@ class LeaderTerm:
             self.reload()
             return
         self._first, self.held_back = found.first, self.held_back or found.held_back
+        if self._rest is not None:
+            self._rest.seen |= self._changed
         self._changed = frozenset()
 
     def _chosen(self, term: Term) -> Dispatcher:

@@ -14,6 +14,7 @@ from celery import Celery
 from ha_beat.beat_loop import Runtime
 from ha_beat.events import Event, TermEnded
 from ha_beat.leader.entry import ScheduledEntry
+from ha_beat.leader.forecast import Outline
 from ha_beat.leader.planner import ScheduleChange
 from ha_beat.leader.reconcile import Absence
 from ha_beat.reasons import Verdict
@@ -169,6 +170,12 @@ class RowSource(EntrySource):
             return ScheduleChange()
         self._found = reading.reader.table.number
         return ScheduleChange(reading.reader.table.changed_since(number)) if self._found != number else None
+
+    def outlines(self) -> Iterable[Outline]:
+        entries = self._sync.reading.reader.table.entries.copy() if self._sync else {}
+        for entry in entries.values():
+            recurrence = None if self.asks(entry) else entry.instants
+            yield entry.id, recurrence, entry.stored_last_run_at or NEVER
 
     def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
         runtime, sync, _ = self._started

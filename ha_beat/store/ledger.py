@@ -7,7 +7,7 @@ saw it, so that two writers never both count.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from ha_beat.reasons import TermEnd, Verdict
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term, fence_reason
 from ha_beat.store.redis_errors import mapped_redis_errors
-from ha_beat.store.scripts import Script, text
+from ha_beat.store.scripts import Script, text, whole
 from ha_beat.store.stored_values import MALFORMED, instant_in, ms_in, number_in, text_in
 
 if TYPE_CHECKING:
@@ -158,6 +158,12 @@ class ServerFacts:
     max_lag: float = _USUAL_MAX_LAG
 
 
+def _rows(found: Mapping[Any, Any]) -> Mapping[str, str]:
+    """Return the rows of entries among the fields of the ledger."""
+    rows = ((text(field), raw) for field, raw in found.items())
+    return {field[2:]: RawRow(text(raw)) for field, raw in rows if field.startswith("e:")}
+
+
 class Ledger:
     """Reader of the ledger's rows and writer of its notes. ``dispatch.lua`` and ``resolve_claims.lua`` write rows."""
 
@@ -203,8 +209,7 @@ class Ledger:
         """
         with mapped_redis_errors():
             found: Mapping[Any, Any] = self._client().hgetall(self._keys.ledger)
-        rows = ((text(field), raw) for field, raw in found.items())
-        return {field[2:]: RawRow(text(raw)) for field, raw in rows if field.startswith("e:")}
+        return _rows(found)
 
     def read_some(self, entries: Iterable[str]) -> Mapping[str, str]:
         """Return the raw rows of these entries, by entry id.
@@ -213,6 +218,37 @@ class Ledger:
             StoreUnavailable: Redis did not answer.
         """
         return {entry: RawRow(raw) for entry, raw in self._fields("e", list(entries)).items()}
+
+    def pages(self, size: int) -> Iterator[Mapping[str, str]]:
+        """Yield the raw rows of all entries, about ``size`` at a time. Each page is read when it is asked for.
+
+        A row may come twice; one that is written meanwhile may be missing. A user without the right to ``HSCAN`` gets
+        one page.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        cursor = 0
+        while True:
+            try:
+                with mapped_redis_errors():
+                    answer: Any = self._client().hscan(self._keys.ledger, cursor, count=size)
+            except StoreRefused:
+                yield self.read()
+                return
+            cursor = int(answer[0])
+            yield _rows(answer[1])
+            if cursor == 0:
+                return
+
+    def journal_counter(self) -> int:
+        """Return the number of the journal's last record.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        with mapped_redis_errors():
+            return whole(self._client().hget(self._keys.ledger, "m:journal"))
 
     def of(self, entries: Sequence[str]) -> Mapping[str, LedgerRow]:
         """Return the readable rows of these entries.

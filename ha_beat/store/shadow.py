@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -64,12 +64,15 @@ class Shadow:
             if row is not None and row.verdict is not Verdict.CLAIMED:
                 self.learn(entry, row.base)
 
-    def lost(self, rows: Mapping[str, str], now: datetime) -> dict[str, datetime]:
-        """Return the known positions that the ledger is behind, or does not have."""
+    def lost(
+        self, rows: Mapping[str, str], now: datetime, among: Iterable[str] | None = None
+    ) -> dict[str, datetime]:
+        """Return the known positions, of all entries or ``among`` some, that the ledger is behind, or does not have."""
         # The ledger drops rows of entries that were deleted long ago.
         forgettable = now - KEEP_ABSENT
         with self._lock:
-            positions = dict(self._positions)
+            known = self._positions
+            positions = dict(known) if among is None else {entry: known[entry] for entry in among if entry in known}
         found = {}
         for entry, position in positions.items():
             raw = rows.get(entry)
@@ -87,7 +90,12 @@ class Shadow:
         with self._lock:
             self._positions.pop(entry, None)
 
-    def forget(self, rows: Mapping[str, str], now: datetime) -> None:
+    @property
+    def empty(self) -> bool:
+        """True if no position is known."""
+        return not self._positions
+
+    def forget(self, rows: Container[str], now: datetime) -> None:
         """Drop entries that an intact ledger has dropped because they were deleted long ago."""
         forgettable = now - KEEP_ABSENT
         with self._lock:

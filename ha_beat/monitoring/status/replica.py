@@ -52,8 +52,9 @@ class LeaderWork:
 
     due_queue: Callable[[], DueQueue]
     now: Callable[[], datetime]
-    #: True if schedule and ledger are loaded under the term.
+    #: True if entries are dispatched under the term, and if all of them are in the due queue.
     taken_up: Callable[[Term], bool]
+    complete: Callable[[Term], bool]
     #: True if there is a schedule to lead with.
     schedule_read: Callable[[], bool]
 
@@ -203,8 +204,9 @@ class ReplicaStatus:
         return 0 if self.term is None else len(self._work.due_queue())
 
     def scheduled(self) -> frozenset[str]:
-        """Return the names of the entries in the due queue."""
-        if self.term is None:
+        """Return the names of the entries in the due queue, none while it is not complete."""
+        term = self.term
+        if term is None or not self._work.complete(term):
             return frozenset()
         return frozenset(state.label for state in list(self._work.due_queue().entries()))
 

@@ -1,0 +1,98 @@
+"""Forecast of a standby: which entries of a large schedule are due first, so that a new leader loads these first.
+
+It decides only the order in which rows are read. An entry that is missing or out of date here is loaded a little later.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta
+
+from ha_beat.clock import Clock
+from ha_beat.schedule.occurrence import NEVER
+from ha_beat.schedule.recurrence import Recurrence
+from ha_beat.store.shadow import Shadow
+
+#: Entry as a forecast needs it: id, recurrence, and the last run that the schedule's own store knows.
+Outline = tuple[str, Recurrence | None, datetime]
+
+#: Seconds of work in one turn of a standby: while entries are new to it, and later.
+_NEW_BUDGET, _BUDGET = 0.1, 0.01
+
+#: Entries between two looks at the clock.
+_STEP = 50
+
+#: Seconds after which all entries are read again. Edits and new entries are missing until then.
+_REREAD = 600.0
+
+#: Entries due up to this time after a takeover are loaded first, and the most of them.
+_AHEAD = timedelta(seconds=30)
+_MOST = 5000
+
+
+class Forecast:
+    """Due times of the entries as a standby can compute them. Used by the main loop only."""
+
+    def __init__(
+        self, outlines: Callable[[], Iterable[Outline]], shadow: Shadow, now: Callable[[], datetime], clock: Clock
+    ) -> None:
+        """``outlines`` returns all entries, for few computations each. ``now`` is the scheduling time."""
+        self._outlines = outlines
+        self._shadow = shadow
+        self._now = now
+        self._clock = clock
+        self._unread: Iterator[Outline] | None = None
+        self._reread_at = 0.0
+        self._heap: list[tuple[datetime, int, Outline]] = []
+        self._next: list[tuple[datetime, int, Outline]] = []
+
+    def turn(self) -> None:
+        """Bring a part up to date, as a standby."""
+        now = self._clock.elapsed()
+        if self._unread is None and now >= self._reread_at:
+            self._unread, self._next = iter(self._outlines()), []
+        if self._unread is not None:
+            self._read(self._unread, now + _NEW_BUDGET)
+        self._refresh(now + _BUDGET)
+
+    def take(self) -> list[str]:
+        """Return the ids of the entries that are due soon, the first one first, and forget all."""
+        heap = self._heap or sorted(self._next, key=lambda line: line[:2])
+        until = self._now() + _AHEAD
+        found: list[str] = []
+        while heap and heap[0][0] <= until and len(found) < _MOST:
+            found.append(heapq.heappop(heap)[2][0])
+        self._heap, self._next, self._unread, self._reread_at = [], [], None, 0.0
+        return found
+
+    def _read(self, outlines: Iterator[Outline], until: float) -> None:
+        while self._clock.elapsed() < until:
+            for _ in range(_STEP):
+                outline = next(outlines, None)
+                if outline is None:
+                    self._unread, self._reread_at = None, self._clock.elapsed() + _REREAD
+                    heapq.heapify(self._next)
+                    self._heap, self._next = self._next, []
+                    return
+                self._next.append((self._due(outline), len(self._next), outline))
+
+    def _refresh(self, until: float) -> None:
+        """Compute again which entries are due whose time has passed: they have run since, or wait for a leader."""
+        now, looked_at = self._now(), []
+        heap = self._heap
+        while heap and heap[0][0] <= now and self._clock.elapsed() < until:
+            looked_at += [heapq.heappop(heap) for _ in range(min(_STEP, len(heap))) if heap[0][0] <= now]
+        for _, number, outline in looked_at:
+            heapq.heappush(heap, (self._due(outline), number, outline))
+
+    def _due(self, outline: Outline) -> datetime:
+        entry_id, recurrence, stored = outline
+        known = self._shadow.position(entry_id)
+        position = stored if known is None else max(known, stored)
+        if recurrence is None or position == NEVER:
+            return NEVER
+        try:
+            return recurrence.next_after(position)
+        except Exception:  # The leader reports it.
+            return NEVER
