@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ha_beat import events
+from ha_beat.budget import Budget
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.reconcile import Absence
 from ha_beat.reasons import EntryFault
@@ -19,6 +20,9 @@ LARGE = 1000
 
 #: Entries and rows that are loaded between two batches.
 PART = 250
+
+#: Seconds of loading between two batches.
+PART_BUDGET = 0.1
 
 
 @dataclass(slots=True)
@@ -51,7 +55,7 @@ class GradualLoad:
                 found.add(entry_id)
         return found
 
-    def take_entries(self) -> Sequence[ScheduledEntry]:
+    def take_entries(self, budget: Budget) -> Sequence[ScheduledEntry]:
         """Return the next entries of the schedule that are not loaded, none at the end. Report those with a used id."""
         found: list[ScheduledEntry] = []
         for entry in self.entries:
@@ -61,6 +65,6 @@ class GradualLoad:
             self._listed.add(entry.id)
             if entry.id not in self.seen:
                 found.append(entry)
-            if len(found) >= PART:
+            if found and (len(found) >= PART or budget.spent):
                 break
         return found

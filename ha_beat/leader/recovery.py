@@ -80,8 +80,7 @@ class Recovery:
         if acquired.term.gen not in acquired.previous_gens:
             return False
         return shadow.empty or (
-            shadow.gen == acquired.term.gen
-            and counter >= shadow.counter  # guard: gradual-counter
+            shadow.gen == acquired.term.gen and counter >= shadow.counter  # guard: gradual-counter
         )
 
     def doubt(self) -> None:

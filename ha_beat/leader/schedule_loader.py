@@ -130,7 +130,7 @@ class ScheduleLoader:
         """
         parts, now = self._parts, self._parts.time.now()
         ids = rest.take_soonest()
-        entries = list(parts.source.load(ids)) if ids else rest.take_entries()
+        entries = list(parts.source.load(ids)) if ids else rest.take_entries(parts.pace.begin())
         if not ids and not entries:
             return self._finish(rest, queue, now)
         wanted = {entry.id for entry in entries}

@@ -19,7 +19,7 @@ from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.leader.batch_builder import SCHEDULE_RETRY, BatchBuilder, whole
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.gc_pause import gc_paused
-from ha_beat.leader.gradual_load import GradualLoad
+from ha_beat.leader.gradual_load import PART_BUDGET, GradualLoad
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.parts import LeaderParts
@@ -208,12 +208,17 @@ class LeaderTerm:
             return bool(self._first)
         if self._load_next:
             return False
-        with gc_paused():
-            loaded = self._loader.load_part(term, dispatcher, rest, self.queue)
-        if loaded is None:
-            self.reload()
-            return True
-        self._first, self.held_back, self._rest = loaded.first, self.held_back or loaded.held_back, loaded.rest
+        until = self._parts.clock.elapsed() + PART_BUDGET
+        while rest is not None and not self._first:
+            with gc_paused():
+                loaded = self._loader.load_part(term, dispatcher, rest, self.queue)
+            if loaded is None:
+                self.reload()
+                break
+            self._first, self.held_back, rest = loaded.first, self.held_back or loaded.held_back, loaded.rest
+            self._rest = rest
+            if self._parts.clock.elapsed() >= until:
+                break
         return True
 
     def _load_changed(self, term: Term, dispatcher: Dispatcher) -> None:

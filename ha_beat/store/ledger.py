@@ -164,6 +164,14 @@ def _rows(found: Mapping[Any, Any]) -> Mapping[str, str]:
     return {field[2:]: RawRow(text(raw)) for field, raw in rows if field.startswith("e:")}
 
 
+def _encodable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Ledger:
     """Reader of the ledger's rows and writer of its notes. ``dispatch.lua`` and ``resolve_claims.lua`` write rows."""
 
@@ -268,6 +276,8 @@ class Ledger:
         return self._fields("n", names)
 
     def _fields(self, kind: str, names: Sequence[str]) -> Mapping[str, str]:
+        # Lone surrogates cannot be written either.
+        names = [name for name in names if name.isascii() or _encodable(name)]
         if not names:
             return {}
         with mapped_redis_errors():

@@ -64,9 +64,7 @@ class Shadow:
             if row is not None and row.verdict is not Verdict.CLAIMED:
                 self.learn(entry, row.base)
 
-    def lost(
-        self, rows: Mapping[str, str], now: datetime, among: Iterable[str] | None = None
-    ) -> dict[str, datetime]:
+    def lost(self, rows: Mapping[str, str], now: datetime, among: Iterable[str] | None = None) -> dict[str, datetime]:
         """Return the known positions, of all entries or ``among`` some, that the ledger is behind, or does not have."""
         # The ledger drops rows of entries that were deleted long ago.
         forgettable = now - KEEP_ABSENT

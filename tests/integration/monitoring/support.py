@@ -48,7 +48,8 @@ class Scene:
         self.events = EventLog()
         self.duties = Duties(self.clock, self.events.append)
         self.duties.done(Duty.REACH_BROKER)
-        work = LeaderWork(lambda: self.due_queue, self.clock.now, lambda _: self.taken_up, lambda: self.schedule_read)
+        taken_up = lambda _: self.taken_up  # noqa: E731
+        work = LeaderWork(lambda: self.due_queue, self.clock.now, taken_up, taken_up, lambda: self.schedule_read)
         self.status = ReplicaStatus(
             self.replica, "shop", self.clock, self.election, work, self.duties, stall_timeout=15.0
         )

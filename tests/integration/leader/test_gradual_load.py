@@ -1,0 +1,133 @@
+"""Gradual load of a large schedule: what is due first, what waits for its row, and when a loss of state is found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ha_beat.leader import schedule_loader
+from ha_beat.leader.entry import ScheduledEntry
+from ha_beat.leader.forecast import Forecast, Outline
+from ha_beat.leader.gradual_load import PART
+from ha_beat.reasons import LossKind
+from tests.integration.leader.test_enqueuer import KEYS, Leader, Source, enqueued
+from tests.support.events import EventLog
+from tests.support.servers import RedisServer
+
+COUNT = 3 * PART
+
+
+class Large(Source):
+    """Entries `e0` to `e<COUNT>`, none due, and `last`, which is due and the last one of the schedule."""
+
+    def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
+        found = super().load()
+        return (entry for entry in found if ids is None or entry.id in ids)
+
+    def outlines(self) -> Iterable[Outline]:
+        return ((entry.id, entry.recurrence, entry.last_run) for entry in super().load())
+
+
+@pytest.fixture
+def leader(shared_redis: RedisServer, monkeypatch) -> Leader:
+    monkeypatch.setattr(schedule_loader, "LARGE", 10)
+    monkeypatch.setattr("ha_beat.leader.term.PART_BUDGET", 0.0)
+    leader = Leader(shared_redis)
+    leader.use(Large(**{f"e{number}": 1.0 for number in range(COUNT)}, last=3601.0))
+    return leader
+
+
+def with_forecast(leader: Leader) -> None:
+    parts = leader.enqueuer._parts
+    forecast = Forecast(leader.source.outlines, parts.shadow, parts.time.now, leader.clock)
+    leader.enqueuer._parts = replace(parts, forecast=forecast)
+    leader.enqueuer.stand_by()
+
+
+def complete(leader: Leader) -> bool:
+    return leader.enqueuer.serves(leader.tenure.acquired.term)
+
+
+def load_all(leader: Leader) -> Leader:
+    for _ in range(200):
+        leader.turn()
+        if complete(leader):
+            return leader.turn(20)
+    raise AssertionError("the schedule was not loaded")
+
+
+def ready_events(leader: Leader) -> list[tuple[int, int, int]]:
+    found: EventLog = leader.events
+    return [(e.entries, e.overdue, e.new) for e in found if e.action == "schedule_ready"]
+
+
+def test_forecast_due_entry_is_sent_before_the_rest_is_loaded(leader: Leader):
+    with_forecast(leader)
+    # The arming of the first part, and the batch.
+    leader.turn(5)
+    assert leader.messages == ["last"]
+    assert not complete(leader)
+    load_all(leader)
+    assert len(leader.enqueuer.due_queue) == COUNT + 1
+    assert ready_events(leader) == [(COUNT + 1, 1, COUNT + 1)]
+    assert len(leader.client.hgetall(KEYS.ledger)) > COUNT
+
+
+def test_entry_in_a_later_part_is_dispatched_by_its_row_only(leader: Leader):
+    """The forecast and the store take it for due, but another leader has enqueued the occurrence."""
+    now = datetime.now(UTC)
+    for entry in leader.source.last_run:
+        leader.client.hset(KEYS.ledger, f"e:{entry}", enqueued(now - timedelta(seconds=1)).encoded())
+    with_forecast(leader)
+    load_all(leader)
+    assert leader.messages == []
+    assert leader.losses() == []
+
+
+@pytest.mark.parametrize("behind", ["row", "counter"])
+def test_ledger_that_is_behind_in_any_part_is_a_loss(leader: Leader, behind: str):
+    """The shadow knows a later position of one entry, or more records of the journal."""
+    load_all(leader)
+    leader.client.delete("queue")
+    leader.owe(*leader.source.last_run)
+    shadow, now = leader.enqueuer._parts.shadow, datetime.now(UTC)
+    last = f"e{COUNT - 1}"
+    for entry in leader.source.last_run:
+        leader.client.hset(KEYS.ledger, f"e:{entry}", enqueued(now - timedelta(seconds=3601)).encoded())
+    shadow._positions = dict.fromkeys(leader.source.last_run, now - timedelta(seconds=3601))
+    shadow._positions[last] = now - timedelta(seconds=1)
+    if behind == "counter":
+        shadow.counter = 10**6
+    leader.lead("two")
+    load_all(leader)
+    assert leader.losses() == [LossKind.LEDGER_BEHIND]
+    # A whole ledger that was set back is found before anything is sent.
+    assert (leader.messages == []) == (behind == "counter")
+    assert last not in leader.messages
+
+
+def test_duplicate_id_in_another_part_is_reported(leader: Leader):
+    class Doubled(Large):
+        def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
+            yield from super().load(ids)
+            if ids is None:
+                yield from super().load({"e0"})
+
+    leader.use(Doubled(**leader.source.last_run))
+    load_all(leader)
+    (failure,) = [event for event in leader.events if event.action == "entry_failed"]
+    assert failure.detail == "e0"
+
+
+def test_schedule_edited_during_the_load_is_loaded_once_more(leader: Leader):
+    leader.turn(2)
+    assert not complete(leader)
+    del leader.source.last_run["e0"]
+    leader.enqueuer.reload()
+    load_all(leader)
+    assert leader.enqueuer.due_queue.get("e0") is None
+    assert leader.losses() == []
+    assert leader.messages == ["last"]
