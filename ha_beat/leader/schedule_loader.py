@@ -217,7 +217,7 @@ class ScheduleLoader:
     ) -> Reconciled:
         parts = self._parts
         reconciled = reconcile(
-            entries,
+            self._with_progress(entries),
             rows,
             parts.shadow,
             self._recovery.loss,
