@@ -22,7 +22,7 @@ class Recovery:
     def __init__(self, tenure: Tenure, shadow: Shadow) -> None:
         self._tenure = tenure
         self._shadow = shadow
-        self._assessed = self._doubted = False
+        self._assessed = self._began_gradually = False
         #: True if the next leader must look for a loss too, if this term ends early.
         self._unfinished = tenure.acquired.server_changed
         #: The loss that was found, until the ledger is complete.
@@ -67,12 +67,13 @@ class Recovery:
     def can_read_gradually(self, counter: int) -> bool:
         """True if nothing but single rows may show a loss: the server and the incarnation are the same as before.
 
-        ``counter`` is the journal's. A ledger that was set back as a whole shows in it. Until all rows are read, see
-        :meth:`doubt` and :meth:`found_intact`, a load of all entries looks for a loss as usual.
+        ``counter`` is the journal's. A ledger that was set back as a whole shows in it. It is
+        True once per term. Until :meth:`found_intact`, a load of all entries looks for a loss as usual.
         """
         acquired, shadow = self._tenure.acquired, self._shadow
-        if self._assessed or self._doubted or acquired.server_changed or acquired.unfinished:
+        if self._assessed or self._began_gradually or acquired.server_changed or acquired.unfinished:
             return False
+        self._began_gradually = True
         if not any(acquired.previous_gens) and not shadow.gen:
             # The state is new, and stays so for the rest of the term.
             self._assessed = shadow.empty
@@ -82,10 +83,6 @@ class Recovery:
         return shadow.empty or (
             shadow.gen == acquired.term.gen and counter >= shadow.counter  # guard: gradual-counter
         )
-
-    def doubt(self) -> None:
-        """Require an assessment by all rows: one of them is behind."""
-        self._doubted = True
 
     def found_intact(self) -> None:
         """Note that all rows were read and none was behind."""

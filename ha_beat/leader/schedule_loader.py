@@ -136,7 +136,6 @@ class ScheduleLoader:
         wanted = {entry.id for entry in entries}
         rows = dispatcher.ledger.read_some(wanted)
         if parts.shadow.lost(rows, now, wanted):  # guard: gradual-row-behind
-            self._recovery.doubt()
             return None
         rest.seen |= wanted
         reconciled = self._reconcile(term, entries, rows, now, rest.absence, ran=rest.ran)
