@@ -18,7 +18,7 @@ _RETRY = 2.0
 _WITHIN = 30.0
 
 #: Longest time in seconds until the thread reacts to a request to stop.
-_SLICE = 0.2
+_SLICE = 1.0
 
 
 class BrokerProbe:

@@ -1,6 +1,6 @@
 """All benchmarks, one after the other. Prints their tables and writes `docs/benchmarks.md`.
 
-python -m tests.benchmarks            about 25 minutes on two quiet cores
+python -m tests.benchmarks            about ten minutes on two quiet cores
 python -m tests.benchmarks --small    a few minutes, writes nothing
 """
 
@@ -29,7 +29,7 @@ def main() -> None:
         burst.benchmark([1000, 10000]),
         burst.benchmark([1000], "rabbitmq"),
         scale.benchmark([1000, 20000, 100000]),
-        rows.benchmark([1000, 10000], 120),
+        rows.benchmark([1000, 10000], 60),
     ]
     PAGE.write_text(page(found))
 
