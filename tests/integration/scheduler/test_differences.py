@@ -1,7 +1,7 @@
 """Deliberate differences from Celery's beat: each line of the list in the docs is held by a test.
 
-Celery's own tests of ``celery.beat`` (5.7.0) pass against :class:`HAScheduler`, except for those that look at the heap
-or at the value of ``tick`` (20), and those that expect ``close`` to raise (3).
+Celery's own tests of ``celery.beat`` pass against :class:`HAScheduler`, except for those in :data:`NOT_PASSED`. (A
+fixture of theirs also counts threads that are left, as a scheduler has some until its ``close``.)
 """
 
 from __future__ import annotations
@@ -38,6 +38,28 @@ HELD_BY = {
     "errors": ("integration.scheduler.test_differences", "close_does_not_raise_although_sync_does"),
     "merging": ("integration.scheduler.test_scheduler", "schedule_has_the_entries_that_celery_adds"),
 }
+
+#: Tests in Celery's `t/unit/app/test_beat.py` that expect something else, and which difference that is.
+NOT_PASSED = {
+    "test_due_tick": "`tick`",
+    "test_due_tick_SchedulingError": "`tick`",
+    "test_pending_tick": "`tick`",
+    "test_pending_left_10_milliseconds_tick": "`tick`",
+    "test_honors_max_interval": "`tick`",
+    "test_ticks": "`tick`",
+    "test_schedule_no_remain": "`tick`",
+    # There is no heap.
+    "test_ticks_microseconds": "`tick`",
+    "test_ticks_schedule_change": "`tick`",
+    # It patches `_when`, which is refused, because it is never called.
+    "test_populate_heap": "hooks",
+    # Not a difference: it expects a scheduler that is a subclass of the one that was replaced.
+    "test_start": "",
+}
+
+
+def test_each_test_of_celery_that_does_not_pass_has_its_reason():
+    assert {reason for reason in NOT_PASSED.values() if reason} <= set(HELD_BY)
 
 
 def test_each_difference_on_the_page_is_held_by_a_test():
