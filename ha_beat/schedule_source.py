@@ -191,6 +191,7 @@ class EntrySource:
             misfire=options.misfire,
             uncertain=options.uncertain,
             busy_for=options.busy_for,
+            jitter=options.jitter,
             signature=digest,
             last_run=self._stored_last_run(entry),
         )

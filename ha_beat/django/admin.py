@@ -160,7 +160,8 @@ _GRACE = gettext_lazy("Maximum lateness in seconds")
 _OVERLAP = gettext_lazy("While the last message has not ended")
 _TIMEOUT = gettext_lazy("Seconds until it counts as lost")
 _OVERLAPS = {"": gettext_lazy("enqueue the next one"), "skip": gettext_lazy("skip the next one")}
-_RULES = ("misfire", "misfire_grace", "overlap", "overlap_timeout")
+_JITTER = gettext_lazy("Spread over seconds")
+_RULES = ("misfire", "misfire_grace", "overlap", "overlap_timeout", "jitter")
 _POLICIES = {
     "": gettext_lazy("use the cluster's setting"),
     "once": gettext_lazy("run the latest one"),
@@ -191,6 +192,13 @@ class MisfireForm(PeriodicTaskForm):  # type: ignore[misc]  # django-celery-beat
         required=False,
         min_value=1,
         help_text=gettext_lazy("Leave empty for an hour."),
+    )
+    jitter = forms.FloatField(
+        label=_JITTER,
+        required=False,
+        min_value=0,
+        max_value=86_400,
+        help_text=gettext_lazy("Each occurrence is enqueued up to this much after its time."),
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -296,6 +304,10 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.display(description=_TIMEOUT)
     def overlap_timeout(self, task: Any) -> str:
         return str(_own_rules(task.headers).get("overlap_timeout", "-"))
+
+    @admin.display(description=_JITTER)
+    def jitter(self, task: Any) -> str:
+        return str(_own_rules(task.headers).get("jitter", "-"))
 
     @admin.display(description=gettext_lazy("cluster"))
     def cluster_state(self, task: Any) -> str:

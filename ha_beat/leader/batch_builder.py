@@ -223,7 +223,7 @@ class BatchBuilder:
             message,
             task_id=task_id,
             uncertain=entry.uncertain,
-            scheduled_ms=round(send.timestamp() * 1000),
+            scheduled_ms=round(state.send_at(send).timestamp() * 1000),
             busy_ms=round(entry.busy_for * 1000),
             overlaps=not entry.busy_for or state.resend,
         )

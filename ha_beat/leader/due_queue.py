@@ -34,13 +34,23 @@ class DueQueue:
         """Return the entry of this id."""
         return self._by_id.get(entry_id)
 
-    def put(self, state: EntryState, due_at: datetime, not_before: datetime | None = None) -> None:
-        """Add an entry or put it back. It is popped when it is due, and not before ``not_before``."""
+    def put(
+        self,
+        state: EntryState,
+        due_at: datetime,
+        not_before: datetime | None = None,
+        *,
+        sends_at: datetime | None = None,
+    ) -> None:
+        """Add an entry or put it back. It is popped when it is due, and not before ``not_before`` and ``sends_at``.
+
+        It counts as overdue from ``sends_at`` on.
+        """
         self._by_id[state.id] = state
-        state.due_at = due_at
+        state.due_at, state.sends_at = due_at, sends_at or due_at
         self._tickets += 1
         state.ticket = self._tickets
-        heapq.heappush(self._heap, (max(due_at, not_before or due_at), self._tickets, state))
+        heapq.heappush(self._heap, (max(state.sends_at, not_before or due_at), self._tickets, state))
         self._compact()
 
     def drop(self, state: EntryState) -> None:
@@ -84,7 +94,7 @@ class DueQueue:
         # Not from the heap, which lacks an entry while that is being dispatched.
         states = list(self._by_id.values())
         # A generator: a list of many new tuples would trigger a full garbage collection in the main loop.
-        due = ((state.due_at, state.ticket, state) for state in states if state.due_at is not None)
+        due = ((state.sends_at, state.ticket, state) for state in states if state.sends_at is not None)
         return [(at, state) for at, _, state in heapq.nsmallest(limit, due, key=lambda line: line[:2])]
 
     def overdue(self, now: datetime) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from ha_beat.exception_text import printable
 from ha_beat.reasons import SkipReason, UncertainPolicy, Verdict
 from ha_beat.schedule.misfire import Decision, DueInstants, MisfireRules, Skipped, newest_due, skip_all
-from ha_beat.schedule.occurrence import FOREVER, NEVER
+from ha_beat.schedule.occurrence import FOREVER, NEVER, Occurrence
 from ha_beat.schedule.recurrence import Recurrence
 from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.ledger import LedgerRow
@@ -33,6 +33,8 @@ class ScheduledEntry:
     uncertain: UncertainPolicy = UncertainPolicy.SKIP
     #: Seconds for which a message keeps the entry from its next occurrence unless it ends; 0 for not at all.
     busy_for: float = 0.0
+    #: Seconds over which its occurrences are spread.
+    jitter: float = 0.0
     #: Name to show, if it differs from the id.
     name: str = ""
     #: Number of runs that the schedule's own store knows.
@@ -76,6 +78,8 @@ class EntryState:
     #: Occurrences up to here may have been enqueued before a loss of state, and are enqueued all the same.
     doubted_until: datetime | None = None
     due_at: datetime | None = None
+    #: Time from which the occurrence that is due is enqueued: its instant, or later by the entry's jitter.
+    sends_at: datetime | None = None
     #: Due instants as last found, so that a backlog is not searched for at each of its occurrences.
     due: DueInstants | None = None
     #: Time of the first failed attempt at the occurrence that is due.
@@ -134,6 +138,18 @@ class EntryState:
         recurrence = self.entry.recurrence
         return FOREVER if recurrence is None else recurrence.next_after(self.position)
 
+    def send_at(self, instant: datetime) -> datetime:
+        """Return when an occurrence is enqueued: its instant, and later by a part of the jitter.
+
+        The part is the same in each replica. The occurrence stays before the next instant and the entry's end.
+        """
+        recurrence = self.entry.recurrence
+        if not self.entry.jitter or recurrence is None:
+            return instant
+        span = min(recurrence.next_after(instant), self.entry.expires or FOREVER) - instant
+        span = max(min(span, timedelta(seconds=self.entry.jitter)), timedelta())  # guard: jitter-in-order
+        return instant + span * Occurrence(self.id, instant).fraction
+
     def decide(self, now: datetime, pause: EntryPause | None = None) -> Decision:
         """Decide on the due occurrences of an entry that is due. During a pause, and for it, they are skipped."""
         due_at = self.due_at or now
@@ -148,6 +164,9 @@ class EntryState:
             return skip_all(recurrence, newest_due(recurrence, due_at, until, keep=1), SkipReason.PAUSED)
         misfire = self.entry.misfire
         self.due = newest_due(recurrence, due_at, now, misfire.keep, self.due)
+        if self.due.newest > due_at and self.send_at(self.due.newest) > now:  # guard: jitter-not-early
+            # Only the newest may wait for its jitter, because each is enqueued before the next instant.
+            self.due = newest_due(recurrence, due_at, self.due.newest - timedelta(microseconds=1), misfire.keep)
         if expires is not None and expires <= now:  # guard: expired-not-sent
             return skip_all(recurrence, self.due, SkipReason.EXPIRED)
         decision = misfire.decide(recurrence, self.due, now)

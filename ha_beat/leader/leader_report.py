@@ -53,9 +53,9 @@ class LeaderReport:
         """Return the state of the schedule. Ages are in seconds."""
         now, queue = self._schedule.now(), self._schedule.due_queue
         overdue = [
-            (now - state.due_at).total_seconds()
+            (now - state.sends_at).total_seconds()
             for state in queue.entries()
-            if state.entry.recurrence is not None and state.due_at is not None and state.due_at < now
+            if state.entry.recurrence is not None and state.sends_at is not None and state.sends_at < now
         ]
         pause = self._pause.current
         return Outcome(

@@ -86,6 +86,7 @@ class Planner:
             return
         try:
             due_at = state.next_due()
+            sends_at = state.send_at(due_at) if due_at < FOREVER else due_at
         except Exception as exc:
             self._emit(events.EntryFailed.raised(state.label, EntryFault.SCHEDULE_RAISES, exc))
             queue.drop(state)
@@ -93,7 +94,7 @@ class Planner:
         if due_at >= FOREVER:
             self._finish(queue, state)
         else:
-            queue.put(state, due_at, now if built_at is not None and due_at <= built_at else None)
+            queue.put(state, due_at, now if built_at is not None and due_at <= built_at else None, sends_at=sends_at)
 
     def _finish(self, queue: DueQueue, state: EntryState) -> None:
         queue.drop(state)

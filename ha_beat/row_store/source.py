@@ -208,6 +208,7 @@ class RowSource(EntrySource):
             misfire=rules.misfire,
             uncertain=rules.uncertain,
             busy_for=rules.busy_for,
+            jitter=rules.jitter,
             signature=entry.signature,
             last_run=NEVER if stored is None or stored > now + CLOCK_TOLERANCE else stored,
             name=entry.name,

@@ -19,7 +19,10 @@ OVERLAP_TIMEOUT = 3600.0
 #: Longest such time: 30 days.
 _LONGEST_TIMEOUT = 2_592_000.0
 
-_KNOWN = ("misfire", "misfire_grace", "misfire_limit", "overlap", "overlap_timeout", "uncertain")
+#: Longest jitter: a day.
+_LONGEST_JITTER = 86_400.0
+
+_KNOWN = ("jitter", "misfire", "misfire_grace", "misfire_limit", "overlap", "overlap_timeout", "uncertain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,8 @@ class EntryOptions:
     uncertain: UncertainPolicy = UncertainPolicy.SKIP
     #: Seconds for which a message keeps the entry from its next occurrence unless it ends; 0 for not at all.
     busy_for: float = 0.0
+    #: Seconds over which the occurrences are spread.
+    jitter: float = 0.0
 
     @classmethod
     def of(
@@ -61,6 +66,7 @@ class EntryOptions:
         if "uncertain" in own:
             uncertain = _one_of(entry, "uncertain", own.pop("uncertain"), tuple(UncertainPolicy))
         busy_for = _busy_for(entry, own)
+        jitter = float(_number(entry, "jitter", own.pop("jitter", 0.0), most=_LONGEST_JITTER))
         if own:
             raise ConfigurationError(
                 f"entry {entry!r}: options[{KEY!r}] has no key {min(own)!r}; known are {', '.join(_KNOWN)}"
@@ -68,12 +74,18 @@ class EntryOptions:
         if starting_deadline is not None:
             grace = starting_deadline if rules.grace is None else min(rules.grace, starting_deadline)
             rules = replace(rules, grace=grace)
-        return cls(rules, UncertainPolicy(uncertain), busy_for)
+        return cls(_lenient(rules, jitter), UncertainPolicy(uncertain), busy_for, jitter)
 
     @staticmethod
     def without_own(options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the options that go into the message."""
         return {name: value for name, value in options.items() if name != KEY} if KEY in options else options
+
+
+def _lenient(rules: MisfireRules, jitter: float) -> MisfireRules:
+    """Return the rules for an entry that is late by up to ``jitter`` on purpose."""
+    grace = None if rules.grace is None else rules.grace + jitter
+    return replace(rules, grace=grace, usual_lateness=rules.usual_lateness + jitter)
 
 
 def _busy_for(entry: str, own: dict[str, Any]) -> float:

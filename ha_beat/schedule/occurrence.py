@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,14 @@ class Occurrence:
     def instant(self) -> str:
         """Return the instant as ISO 8601, always with microseconds, so that each instant has one spelling."""
         return self.scheduled_at.isoformat(timespec="microseconds")  # guard: instant-spelling
+
+    @property
+    def fraction(self) -> float:
+        """Return a number from 0 up to 1 that spreads the occurrences of many entries, the same from each replica."""
+        digest = hashlib.blake2b(
+            f"{self.entry}\n{self.instant}".encode("utf-8", "backslashreplace"), digest_size=6
+        ).digest()
+        return int.from_bytes(digest, "big") / 2**48
 
     def task_id(self, cluster: str) -> str:
         """Return the occurrence's task id: the same from each replica."""

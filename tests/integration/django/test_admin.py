@@ -202,8 +202,8 @@ def test_misfire_rules_are_stored_in_the_headers_and_not_sent(site):
     assert entry.options["headers"] == {"x": "y", "periodic_task_name": "task"}
     assert entry.options["ha_beat"] == {"misfire": "skip", "misfire_grace": 30.0}
     assert '<option value="skip" selected>' in client.get(page_of(task)).content.decode()
-    client.post(page_of(task), fields_of(task, misfire="", misfire_grace="30", overlap="skip", overlap_timeout="60"))
-    own = {"misfire_grace": 30.0, "overlap": "skip", "overlap_timeout": 60.0}
+    client.post(page_of(task), fields_of(task, misfire_grace="30", overlap="skip", overlap_timeout="60", jitter="5"))
+    own = {"misfire_grace": 30.0, "overlap": "skip", "overlap_timeout": 60.0, "jitter": 5.0}
     assert json.loads(fresh(task).headers) == {"x": "y", "ha_beat": own}
 
 
