@@ -132,12 +132,12 @@ def test_step_of_all_clocks_is_followed(seconds: float, found):
 
 @pytest.mark.slow
 def test_term_starts_at_once_although_the_clock_of_redis_is_behind(found):
-    """The first leader, its successor and one after a release enqueue long before their first renewal, after 5 s."""
+    """The first leader, its successor and one after a release enqueue long before their first renewal, after 10 s."""
     behind = 20.0
-    with clocked_scenario(replicas=2, settings={"lease_ttl": 20}, redis_ahead=-behind) as (scenario, _):
+    with clocked_scenario(replicas=2, settings={"lease_ttl": 40}, redis_ahead=-behind) as (scenario, _):
         leader = scenario.begin()
         began = int(scenario.cluster.lease()["since_ms"]) / 1000 + behind
-        assert scenario.history.messages()[0]["t"] + time.time() - boottime() - began < 4
+        assert scenario.history.messages()[0]["t"] + time.time() - boottime() - began < 8
         more(scenario)
         leader.kill()
         successor = scenario.cluster.wait_for_leader(other_than=leader)
@@ -147,7 +147,7 @@ def test_term_starts_at_once_although_the_clock_of_redis_is_behind(found):
         successor.terminate()
         more(scenario)
         report = scenario.clean_report(EXPECTED)
-        assert report.silence.longest < 4
+        assert report.silence.longest < 8
         found(report)
 
 

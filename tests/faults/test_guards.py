@@ -302,7 +302,7 @@ def slow_reply(server: RedisServer) -> None:
 def taken_over_early(leader: RunningElector, standby: RunningElector) -> bool:
     """Assert that the lease of 30 s is taken over in a fraction of that time."""
     with contextlib.suppress(AssertionError):
-        wait_for(lambda: standby.leads, 5, "the takeover")
+        wait_for(lambda: standby.leads, 10, "the takeover")
     return standby.leads and not leader.leads
 
 

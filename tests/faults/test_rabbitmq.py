@@ -233,7 +233,7 @@ def killed_at(place: str, cluster: BeatCluster, failpoint: Path, first: int) -> 
     done = failpoint.with_suffix(".done")
     failpoint.write_text(place)
     wait_for(done.exists, 20, f"a death at {place!r}")
-    wait_for(lambda: not leader.alive, 5, "its end")
+    wait_for(lambda: not leader.alive, 20, "its end")
     when = float(done.read_text())
     done.unlink()
     leader.start()

@@ -64,11 +64,14 @@ def test_task_that_publishes_nothing_has_declined():
 def test_refused_connection_certainly_sent_nothing(scheme: str):
     """It is checked before anything is claimed, and without the pauses of kombu's retries, which take 2 s."""
     sender = Sender(f"{scheme}://127.0.0.1:{free_port()}//")
-    began = SystemClock().elapsed()
-    with pytest.raises(StoreUnavailable) as caught:
-        sender.publisher.ready()
-    assert not caught.value.acted
-    assert SystemClock().elapsed() - began < 1.8
+    took = []
+    for _ in range(2):  # the first imports the transport
+        began = SystemClock().elapsed()
+        with pytest.raises(StoreUnavailable) as caught:
+            sender.publisher.ready()
+        assert not caught.value.acted
+        took.append(SystemClock().elapsed() - began)
+    assert min(took) < 1.8
 
 
 def declared(server: RedisServer, *names: str) -> Sender:

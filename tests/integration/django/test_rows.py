@@ -50,10 +50,10 @@ def test_edit_rename_and_deletion_take_effect(site):
         renamed.name = "new name"
         renamed.save()
         PeriodicTask.objects.get(pk=deleted.pk).delete()
-        site.wait_for("edited", "new name", within=5)
-        wait_for_verdict(cluster, deleted, "absent", 5)
+        site.wait_for("edited", "new name")
+        wait_for_verdict(cluster, deleted, "absent")
         site.clear()
-        site.wait_for_more(5, within=5)
+        site.wait_for_more(5)
     assert {"edited", "new name"} == set(site.names())
 
 

@@ -66,7 +66,7 @@ def test_missing_descriptors_are_logged_once_per_incident(server, caplog):
     for times in (1, 2):
         for _ in range(3):
             loop.call_soon_threadsafe(loop.call_exception_handler, full)
-        wait_for(lambda times=times: actions(caplog).count("http_exhausted") == times, 5, "a line")
+        wait_for(lambda times=times: actions(caplog).count("http_exhausted") == times, 20, "a line")
         assert ask(port_of(server), "/livez").status == 200
     assert actions(caplog).count("http_exhausted") == 2
 

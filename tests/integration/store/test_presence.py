@@ -114,7 +114,7 @@ def test_child_process_does_not_keep_a_dead_parent_present(shared_redis: RedisSe
         assert client.pubsub_numsub(channel) == [(channel, 1)], "the child has ended its parent's connection"
         os.kill(parent, signal.SIGKILL)
         os.waitpid(parent, 0)
-        wait_for(lambda: client.pubsub_numsub(channel) == [(channel, 0)], 5, "the end of the presence")
+        wait_for(lambda: client.pubsub_numsub(channel) == [(channel, 0)], 20, "the end of the presence")
     finally:
         os.killpg(parent, signal.SIGKILL)
         for descriptor in (reading, writing):
