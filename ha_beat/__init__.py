@@ -11,6 +11,7 @@ Settings are ``ha_beat_…`` on the Celery app; ``celery -A proj ha-beat setting
 - :mod:`ha_beat.scheduler`: the scheduler, and :class:`~ha_beat.scheduler.HAMixin` for your own scheduler class
 - :mod:`ha_beat.django`: django-celery-beat
 - :mod:`ha_beat.sqlalchemy`: sqlalchemy-celery-beat
+- :mod:`ha_beat.redbeat`: redbeat
 - :mod:`ha_beat.guard`: drops second messages in workers
 - :mod:`ha_beat.signals`: signals to your own code
 - :mod:`ha_beat.testing`: helpers for tests

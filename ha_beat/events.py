@@ -338,6 +338,28 @@ class ServerMayForget(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ScheduleRestored(Event):
+    """The schedule's own store had lost its data. ``entries`` of the ``known`` ones were written to it again."""
+
+    action: ClassVar[str] = "schedule_restored"
+    problem: ClassVar[bool] = True
+
+    entries: int
+    known: int
+
+
+@dataclass(frozen=True, slots=True)
+class OtherSchedulerSeen(Event):
+    """The store's own scheduler holds its lock, which expires in ``seconds`` (0 for never). ``runs``: it renewed it."""
+
+    action: ClassVar[str] = "other_scheduler_seen"
+    problem: ClassVar[bool] = True
+
+    runs: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class BrokersIgnored(Event):
     """The broker is a list of Redis servers, and the first also holds the lease, which can't move to another."""
 

@@ -322,6 +322,10 @@ def doctor(cluster: ClusterClient, *, as_json: bool, timeout: float) -> None:
         ignored_brokers=ignored_brokers(cluster.app, cluster.settings),
     )
     findings = examination.findings()
+    if str(cluster.app.conf.beat_scheduler or "").startswith("ha_beat.redbeat"):
+        from ha_beat.redbeat.doctor import check_redbeat
+
+        findings.append(check_redbeat(cluster.app, cluster.settings.command_timeout))
     if as_json:
         output.show_json([asdict(finding) for finding in findings])
     else:

@@ -119,6 +119,8 @@ def _schedule(app: Celery) -> dict[str, ScheduledEntry]:
             f"{kind} needs no import: it starts from last_run_at in the rows of the database. This command is "
             "for a schedule in the settings"
         )
+    if configured.startswith("ha_beat.redbeat"):
+        raise CommandUnavailable("ha_beat.redbeat needs no import: it starts from redbeat's last runs")
     names: Any = load_extension_class_names("celery.beat_schedulers")
     try:
         cls: Any = symbol_by_name(configured, aliases=dict(names))

@@ -45,6 +45,8 @@ class ScheduledEntry:
     expires: datetime | None = None
     #: Time from which a new or edited entry is due; ``None`` for the time at which it is first seen.
     since: datetime | None = None
+    #: Last run that a program has set in its store. If it is overdue by that, it runs now.
+    rescheduled: datetime | None = None
     #: True if its store shows that it was disabled since it was last armed.
     resumed: bool = False
     #: True if its store has a run count and no last run, as after it was disabled.

@@ -227,6 +227,8 @@ def _place(
     only = only_instant(entry.recurrence)
     if changed and only is not None and only <= state.position:  # guard: moved-to-the-past
         state.owed = state.position + _INSTANT
+    elif edited and _is_asked_to_run(state, now):
+        state.owed = max(state.position + _INSTANT, now)
     elif row is not None and row.owed is not None and not changed and not disabled and row.owed > state.position:
         state.owed = row.owed
     if not (edited or disabled) and _was_disabled(entry, row):  # guard: off-without-leader
@@ -243,6 +245,14 @@ def _place(
         return writer.skip(state, skipped, state.position, last=skipped.first)
     moved = state.position > reached
     return writer.arm(state) if edited or disabled or behind or moved else None  # guard: start-recorded
+
+
+def _is_asked_to_run(state: EntryState, now: datetime) -> bool:
+    """True if the entry is overdue by the last run that a program has set, and not by its position."""
+    asked, recurrence = state.entry.rescheduled, state.entry.recurrence
+    if asked is None or recurrence is None or asked >= state.position:
+        return False
+    return recurrence.next_after(asked) <= min(state.position, now)
 
 
 def _start(entry: ScheduledEntry, since: datetime) -> datetime:

@@ -165,6 +165,13 @@ def _redis(event: e.Event) -> Line | None:
         case e.BrokersIgnored(used, ignored):
             message = "The broker is a list of Redis servers: only %s holds the lease and takes messages, not %s"
             return WARNING, message, (used, ignored)
+        case e.ScheduleRestored(restored, known):
+            message = "The schedule's store had lost its data: %s of %s entries were restored from memory"
+            return WARNING, message, (restored, known)
+        case e.OtherSchedulerSeen(runs, seconds):
+            state = "is renewed" if runs else "is held"
+            message = "The lock of the store's own scheduler %s (expires in %s): two schedulers enqueue entries twice"
+            return WARNING, message, (state, duration(seconds))
         case e.ClockJumped(seconds, followed):
             then = "follows it" if followed else "does not follow it"
             return WARNING, "The wall clock moved by %+.1f s against the other clocks; the schedule %s", (seconds, then)

@@ -109,7 +109,7 @@ def _microseconds(duration: timedelta) -> int:
     return duration // timedelta(microseconds=1)
 
 
-class _Searched:
+class Searched:
     """Base of recurrences that depend on the calendar only, so that the newest instant can be searched backwards.
 
     It caches the last result, because one occurrence asks for the same instant several times, and entries that share a
@@ -153,7 +153,7 @@ def _at(instant: datetime, source: Any) -> Any:
     return twin
 
 
-class RelativeInterval(_Searched):
+class RelativeInterval(Searched):
     """Recurrence at an interval, rounded to the interval's resolution (``relative=True``)."""
 
     def __init__(self, source: Any) -> None:
@@ -170,7 +170,7 @@ class RelativeInterval(_Searched):
         return instant + left
 
 
-class Crontab(_Searched):
+class Crontab(Searched):
     """Recurrence at minutes of the calendar, in the schedule's time zone.
 
     Celery decides. What follows on the same day is computed here instead, five times as fast, and counted by days.
@@ -250,7 +250,7 @@ def _midnight(day: date, zone: tzinfo) -> datetime:
     return datetime.combine(day, time(), zone)
 
 
-class Solar(_Searched):
+class Solar(Searched):
     """Recurrence at events of the sun, rounded to the second: the start of the search moves them by milliseconds."""
 
     def __init__(self, source: Any) -> None:

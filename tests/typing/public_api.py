@@ -75,10 +75,12 @@ def database_scheduler(app: Celery) -> HAMixin:
     from ha_beat.django.admin import ClusterColumns
     from ha_beat.django.entries import RowEntry
     from ha_beat.django.schedulers import HADatabaseScheduler
+    from ha_beat.redbeat.schedulers import HARedBeatScheduler
 
     scheduler = HADatabaseScheduler(app, lazy=True)
     assert issubclass(scheduler.Entry, RowEntry)
     assert issubclass(ClusterColumns, object)
+    assert issubclass(HARedBeatScheduler, HAMixin)
     return scheduler
 
 

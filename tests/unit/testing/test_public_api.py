@@ -53,6 +53,7 @@ def test_page_lists_every_public_module():
         "ha_beat.sqlalchemy",
         "ha_beat.sqlalchemy.schedulers",
         "ha_beat.sqlalchemy.entries",
+        "ha_beat.redbeat.schedulers",
         "ha_beat.guard",
         "ha_beat.signals",
         "ha_beat.testing",

@@ -1,0 +1,198 @@
+"""Entries of redbeat's records, and the table of them in memory."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from celery import Celery
+from celery.beat import ScheduleEntry
+from redbeat.decoder import RedBeatJSONDecoder, RedBeatJSONEncoder
+from redbeat.schedules import rrule
+
+from ha_beat import events
+from ha_beat.errors import HaBeatError
+from ha_beat.exception_text import exception_line, printable
+from ha_beat.reasons import EntryFault
+from ha_beat.redbeat.recurrence import RRule
+from ha_beat.redbeat.store import Record
+from ha_beat.schedule.occurrence import FOREVER
+from ha_beat.schedule.recurrence import Recurrence, recurrence_of
+from ha_beat.schedule_source import short_digest, signature
+
+#: Changed entries that are remembered. A reader that missed more has to read all of them.
+_REMEMBERED = 10_000
+
+
+class UnreadableEntry(HaBeatError):
+    """Record that can't be scheduled."""
+
+
+class StoredEntry(ScheduleEntry):
+    """Entry of one record. Unlike redbeat's it never writes to Redis.
+
+    Attributes:
+        id: Name by its key: the entry's id in the ledger.
+        recurrence: Due instants, ``None`` if only the schedule itself can tell.
+        stamp: Digest of the run state that a program has set, by ``save`` or ``reschedule``, empty for none.
+        signature: Digest of the schedule and the stamp.
+        run_state: Last run in UTC and number of runs according to the record.
+        since: Last run that a program has set since the entry was last read, or ``None``.
+    """
+
+    id: str
+    name: str
+    recurrence: Recurrence | None
+    stamp: str
+    signature: str
+    run_state: tuple[datetime | None, int]
+    since: datetime | None
+
+    @classmethod
+    def of(cls, entry_id: str, record: Record, app: Celery) -> StoredEntry | None:
+        """Return the entry of a record, ``None`` if it is disabled.
+
+        Raises:
+            UnreadableEntry: the definition is not redbeat's.
+            Exception: any error of a schedule with impossible values.
+        """
+        found: Any = json.loads(record.definition, cls=RedBeatJSONDecoder)
+        if not isinstance(found, dict) or not isinstance(found.get("task"), str) or not found.get("schedule"):
+            raise UnreadableEntry("the definition has no task or no schedule")
+        if not found.get("enabled", True):
+            return None
+        names = ("task", "schedule", "args", "kwargs", "options")
+        fields: dict[str, Any] = {name: found.get(name) for name in names}
+        entry = cls(name=str(found.get("name") or entry_id), app=app, **fields)
+        if not hasattr(entry.schedule, "is_due"):
+            raise UnreadableEntry("the schedule is of an unknown kind")
+        if not isinstance(entry.options, dict) or not isinstance(entry.kwargs, dict):
+            raise UnreadableEntry("options and kwargs must be objects")
+        entry.id = entry_id
+        entry.recurrence = RRule(entry.schedule) if isinstance(entry.schedule, rrule) else recurrence_of(entry)
+        entry.take_run_state(record)
+        entry.signature = f"{signature(entry, entry.recurrence)}~{entry.stamp}"
+        return entry
+
+    def take_run_state(self, record: Record) -> None:
+        """Set the run state and the stamp of the record."""
+        last, count, self.stamp = run_state_of(record)
+        self.run_state = last, count or 0
+        self.since = last if count is None else None
+        self.last_run_at, self.total_run_count = last, count or 0
+
+    def score(self, last: datetime) -> float:
+        """Return when the entry is due after a run, as redbeat sorts its entries; -1 for never."""
+        if self.recurrence is None:
+            return last.timestamp()
+        due = self.recurrence.next_after(last)
+        return -1.0 if due >= FOREVER else due.timestamp()
+
+
+def run_state_of(record: Record) -> tuple[datetime | None, int | None, str]:
+    """Return the last run, the number of runs and the stamp. The number is ``None`` if a program has set the last run.
+
+    redbeat writes a number with each run, and none when an entry is saved or rescheduled.
+    """
+    stamp = record.stamp.decode("ascii", "replace")
+    try:
+        meta: Any = json.loads(record.meta or b"{}", cls=RedBeatJSONDecoder)
+        last = meta.get("last_run_at")
+        at = last.astimezone(UTC) if isinstance(last, datetime) else None
+        if at is not None and "total_run_count" not in meta:
+            return at, None, short_digest(record.meta.decode("utf-8", "replace"))
+        return at, int(meta.get("total_run_count") or 0), stamp
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        # The ledger has the run state too.
+        return None, 0, stamp
+
+
+def meta_of(at: datetime, count: int | None = None) -> bytes:
+    """Return the run state as redbeat writes it."""
+    found: dict[str, Any] = {"last_run_at": at} if count is None else {"last_run_at": at, "total_run_count": count}
+    return json.dumps(found, cls=RedBeatJSONEncoder).encode()
+
+
+class EntryTable:
+    """Entries as last read. One thread writes it; others must not iterate over ``entries``, only over a copy."""
+
+    def __init__(self, prefix: str, app: Celery, emit: Callable[[events.Event], None]) -> None:
+        self._prefix = prefix
+        self._app = app
+        self._emit = emit
+        #: Enabled entries by id, and all records by key.
+        self.entries: dict[str, StoredEntry] = {}
+        self.records: dict[str, Record] = {}
+        #: Grows with each difference that is found; 0 before the first one.
+        self.number = 0
+        self._changed: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED)
+
+    def id_of(self, key: str) -> str:
+        return printable(key.removeprefix(self._prefix))
+
+    def changed_since(self, number: int) -> frozenset[str] | None:
+        """Return the entries that were added, changed or removed since then; ``None`` if that is not known."""
+        changed = self._changed.copy()
+        if not changed or (len(changed) == _REMEMBERED and changed[0][0] > number):
+            return None
+        return frozenset(entry_id for at, entry_id in changed if at > number)
+
+    def apply(self, records: Mapping[str, Record | None]) -> int:
+        """Replace these records; ``None`` removes one. Return how many entries differ."""
+        number, differing = self.number + 1, 0
+        for key, record in records.items():
+            before, entry_id = self.records.get(key), self.id_of(key)
+            if record is None:
+                if before is None:
+                    continue
+                del self.records[key]
+                self.entries.pop(entry_id, None)
+            else:
+                self.records[key] = record
+                if before is not None and not self._differs(entry_id, before, record):
+                    continue
+                self._replace(entry_id, record)
+            differing += 1
+            self._changed.append((number, entry_id))
+        if differing:
+            self.number = number
+        return differing
+
+    def ran(self, key: str, record: Record) -> None:
+        """Take the run state that was written."""
+        before = self.records.get(key)
+        if before is not None:
+            self.records[key] = replace(before, meta=record.meta, stamp=record.stamp)
+            entry = self.entries.get(self.id_of(key))
+            if entry is not None:
+                last, count, _ = run_state_of(record)
+                entry.run_state, entry.since = (last, count or 0), None
+
+    def _differs(self, entry_id: str, before: Record, record: Record) -> bool:
+        if before == record:
+            return False
+        entry = self.entries.get(entry_id)
+        if before.definition != record.definition or run_state_of(before)[2] != run_state_of(record)[2]:
+            return True
+        if entry is not None:
+            last, count, _ = run_state_of(record)
+            entry.run_state = last, count or 0
+        return False
+
+    def _replace(self, entry_id: str, record: Record) -> None:
+        before = self.entries.pop(entry_id, None)
+        try:
+            entry = StoredEntry.of(entry_id, record, self._app)
+        except Exception as exc:
+            self._emit(events.EntryFailed(entry_id, EntryFault.INVALID, exception_line(exc)))
+            return
+        if entry is None:
+            return
+        if before is not None and before.stamp == entry.stamp:
+            # Its schedule counts from the edit.
+            entry.since = None
+        self.entries[entry_id] = entry

@@ -1,0 +1,114 @@
+"""Reading of the entries at a cost that does not grow with their number.
+
+Redis reports the keys that were changed, and those are read. Where it does not, each turn compares the sorted set and
+reads one page of the entries. All entries are read when a term begins, after a gap in the reports, and as a backstop.
+"""
+
+from __future__ import annotations
+
+from ha_beat.clock import Clock
+from ha_beat.redbeat.entries import EntryTable
+from ha_beat.redbeat.invalidations import Invalidations
+from ha_beat.redbeat.store import PAGE, Mark, RedBeatStore
+from ha_beat.store.redis_errors import mapped_redis_errors
+
+#: Seconds between complete reads if Redis reports changes.
+_BACKSTOP = 300.0
+
+
+class EntryReader:
+    """Reader of the entries, used by one thread.
+
+    If Redis has lost its data (:meth:`_lost`), entries that it lacks stay in the table, so that a leader can restore
+    them.
+    """
+
+    def __init__(self, store: RedBeatStore, table: EntryTable, changes: Invalidations | None, clock: Clock) -> None:
+        self._store = store
+        self.table = table
+        self._changes = changes
+        self._clock = clock
+        #: Number of complete reads.
+        self.complete = 0
+        #: The mark as last seen while no data was lost.
+        self.mark: Mark | None = None
+        #: True while entries that Redis lacks wait to be restored.
+        self.lost = False
+        #: True if entries have changed since the last :meth:`take_changed`.
+        self.changed = False
+        #: See :class:`~ha_beat.redbeat.store.Reading`.
+        self.lock_ms = -2
+        self._scores: dict[str, float] = {}
+        self._rest: list[str] = []
+        self._full_at = 0.0
+
+    def begin_full_read(self) -> None:
+        """Read all entries in the next turn."""
+        self._full_at = 0.0
+
+    def turn(self) -> None:
+        """Read what has changed. Raises ``StoreError``."""
+        with mapped_redis_errors():
+            reported = self._changes.take() if self._changes is not None else None
+        reports = self._changes is not None and self._changes.active
+        now = self._clock.elapsed()
+        if not self.complete or now >= self._full_at or (reports and reported is None):
+            self._read_all()
+            self._full_at = now + _BACKSTOP
+        elif reports:
+            keys = self._store.keys
+            others = {keys.schedule, keys.statics, keys.mark, keys.lock}
+            self._read(sorted((reported or set()) - others), check=True)
+        else:
+            self._read_some()
+
+    def _read_all(self) -> None:
+        members = self._store.members()
+        self._read(list(members))
+        self._read(list(self.table.records.keys() - members.keys()), check=True)
+        self._scores = members
+        self.complete += 1
+
+    def _read_some(self) -> None:
+        """Read the entries whose score has changed, and one page of the others."""
+        members = self._store.members()
+        moved = [key for key, score in members.items() if self._scores.get(key) != score]
+        gone = list(self.table.records.keys() - members.keys())
+        self._scores = members
+        self._rest = self._rest or list(members)
+        page, self._rest = self._rest[:PAGE], self._rest[PAGE:]
+        self._read(list(dict.fromkeys([*moved, *(key for key in page if key in members)])))
+        if gone:
+            self._read(gone, check=True)
+
+    def _read(self, keys: list[str], *, check: bool = False) -> None:
+        """Read these entries. ``check``: they may not be in the schedule."""
+        for start in range(0, max(len(keys), 1), PAGE):
+            page = keys[start : start + PAGE]
+            reading = self._store.read(page, page if check else ())
+            self.lock_ms = reading.lock_ms
+            lost = self._lost(reading.mark)
+            if lost:
+                records = {key: record for key, record in reading.records.items() if record is not None}
+                self.changed |= self.table.apply(records) > 0
+            else:
+                self.mark = reading.mark or self.mark
+                self.changed |= self.table.apply(reading.records) > 0
+                if self.lost:
+                    # The entries that were kept are read again.
+                    self.begin_full_read()
+            self.lost = lost
+
+    def _lost(self, mark: Mark | None) -> bool:
+        """True if Redis lacks data that this replica has seen: the mark is gone, behind, or being restored."""
+        known = self.mark
+        if known is None:
+            return False
+        if mark is None:  # guard: redbeat-mark-lost
+            return True
+        return mark.id == known.id and (mark.seq < known.seq or mark.restoring)
+
+    def take_changed(self) -> bool:
+        """Return whether entries have changed since the last call."""
+        changed, self.changed = self.changed, False
+        return changed
