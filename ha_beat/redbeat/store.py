@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from redis import exceptions as redis_errors
 
 from ha_beat.redbeat.connection import Connection, Keys
 from ha_beat.store.redis_errors import as_store_error
-from ha_beat.store.scripts import pairs, text, whole
+from ha_beat.store.scripts import pairs, source_of, text, whole
 
 #: Entries in one packet.
 PAGE = 500
@@ -52,9 +50,8 @@ class Reading:
     lock_ms: int = -2
 
 
-@cache
 def _script(name: str) -> str:
-    return (files("ha_beat.redbeat") / "lua" / f"{name}.lua").read_text("utf-8")
+    return source_of(name, "ha_beat.redbeat")
 
 
 class RedBeatStore:

@@ -24,9 +24,16 @@ _COMMAND = re.compile(r"redis\.p?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
 
 
 @cache
-def _source(name: str) -> str:
-    folder = files("ha_beat.store") / "lua"
+def _source(name: str, room: str = "ha_beat.store") -> str:
+    folder = files(room) / "lua"
+    if room != "ha_beat.store":
+        return (folder / f"{name}.lua").read_text("utf-8")
     return (folder / "prelude.lua").read_text("utf-8") + (folder / f"{name}.lua").read_text("utf-8")
+
+
+def source_of(name: str, room: str) -> str:
+    """Return the source of a script of another room, which has no helpers in front."""
+    return _source(name, room)
 
 
 class Script:
