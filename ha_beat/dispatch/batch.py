@@ -43,6 +43,8 @@ class BatchScript:
                 argv += (len(command), *command)
         keys = [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.requests, self._keys.progress]
         keys.append(self._keys.busy)
+        # redis-py takes several times as long to encode a text as to pass bytes on.
+        argv = [part.encode() if isinstance(part, str) and part.isascii() else part for part in argv]
         answer, *rest = (text(part) for part in self._script(client, keys, argv))
         if answer == "fenced":
             raise FencedOff(fence_reason(rest[0]))

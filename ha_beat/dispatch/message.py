@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from celery import Celery, Task
@@ -115,9 +115,9 @@ def publish(
     # The dispatcher retries: a retry here would not know whether the first attempt was accepted.
     options = {**options, "retry": False}
     published, producer.ids = producer.publishes, set()
-    own = send.hooked or has_own_apply_async(send.app, str(entry.task))
+    watch = send.hooked or has_own_apply_async(send.app, str(entry.task))
     # beat does not wait for the result, so the backend need not subscribe to it.
-    with denied_join_result(), _published_tasks(watch=own) as elsewhere:
+    with denied_join_result(), _published_tasks() if watch else nullcontext(()) as elsewhere:
         send(entry, producer, args, kwargs, options)
     if producer.publishes == published:
         if elsewhere:
@@ -126,12 +126,9 @@ def publish(
 
 
 @contextmanager
-def _published_tasks(*, watch: bool) -> Iterator[list[str]]:
+def _published_tasks() -> Iterator[Sequence[str]]:
     """Collect the names of the tasks that are published, through any producer."""
     names: list[str] = []
-    if not watch:
-        yield names
-        return
 
     def note(sender: Any = None, **_: Any) -> None:
         names.append(str(sender))

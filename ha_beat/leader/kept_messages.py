@@ -91,7 +91,9 @@ class KeptMessages:
     def passed_over(self, state: EntryState) -> None:
         """Note that the entry's row moved on from ``state.position`` without the message, if it is of a later time."""
         kept = self._messages.get(state.id)
-        if kept is not None and state.position < kept.at:  # guard: kept-passed-over
+        if kept is None:
+            return
+        if state.position < kept.at:  # guard: kept-passed-over
             kept.unsent = True
 
     def forget(self, entry_id: str) -> None:
