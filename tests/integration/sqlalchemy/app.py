@@ -1,0 +1,16 @@
+"""Celery app whose schedule is in sqlalchemy-celery-beat's tables."""
+
+import os
+
+from celery import Celery
+
+app = Celery("rows", broker=os.environ["BROKER_URL"])
+app.conf.update(
+    beat_dburi=os.environ["ROWS_URL"],
+    beat_schedule={"static": {"task": "tick", "schedule": 1.0}},
+    ha_beat_cluster="rows",
+    ha_beat_misfire="all",
+    result_expires=None,
+    task_ignore_result=True,
+    timezone="UTC",
+)

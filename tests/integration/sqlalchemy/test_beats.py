@@ -1,0 +1,78 @@
+"""Real beats whose schedule is in sqlalchemy-celery-beat's tables."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from itertools import pairwise
+
+import pytest
+
+from tests.faults.cluster import BeatCluster
+from tests.integration.row_store.conftest import SqlRows
+from tests.support.servers import Postgres, RedisServer, need, wait_for
+
+HA = "ha_beat.sqlalchemy"
+
+
+def beats(url: str, redis: RedisServer, scheduler: str = HA, replicas: int = 2) -> BeatCluster:
+    return BeatCluster(
+        redis.url,
+        replicas=replicas,
+        scheduler=scheduler,
+        app="tests.integration.sqlalchemy.app",
+        cluster="rows",
+        env={"ROWS_URL": url, "BROKER_URL": redis.url},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_each_occurrence_is_sent_once_under_faults(database, redis_server, tmp_path):
+    """The leader is killed, all replicas are replaced one by one, and PostgreSQL is away for 20 seconds."""
+    if database == "sqlite":
+        _run(f"sqlite:///{tmp_path}/rows.db", redis_server, None)
+        return
+    with need(Postgres) as server:
+        _run(server.sqlalchemy_url, redis_server, server)
+
+
+def instants(redis: RedisServer, entry: str) -> list[datetime]:
+    """Return the due instant of each message of this entry, oldest first."""
+    raw = [json.loads(message)["headers"]["ha_beat"] for message in redis.client().lrange("celery", 0, -1)]
+    return [datetime.fromisoformat(found["scheduled_at"]) for found in reversed(raw) if found["entry"] == entry]
+
+
+def _run(url: str, redis: RedisServer, server: Postgres | None) -> None:
+    rows = SqlRows(url)
+    rows.add("row", schedule={"every": 1, "period": "seconds"})
+
+    def wait_for_more(name: str = "row", count: int = 3) -> None:
+        sent = len(instants(redis, rows.id(name)))
+        wait_for(lambda: len(instants(redis, rows.id(name))) >= sent + count, 40, f"messages of {name}")
+
+    with beats(url, redis) as cluster:
+        wait_for(lambda: "static" in rows.state(), 40, "the row of the settings")
+        wait_for_more("static")
+        leader = cluster.wait_for_leader()
+        leader.kill()
+        cluster.wait_for_leader(other_than=leader)
+        leader.start()
+        wait_for_more()
+        for replica in list(cluster.replicas):
+            replica.terminate()
+            cluster.wait_for_leader(other_than=replica)
+            replica.start()
+            wait_for_more()
+        if server is not None:
+            row = rows.id("row")
+            before = len(instants(redis, row))
+            server.restart(down=20)
+            # Known entries go on while the rows are away.
+            assert len(instants(redis, row)) >= before + 15
+        rows.add("new", schedule={"every": 2, "period": "seconds"})
+        wait_for_more("new")
+        wait_for(lambda: rows.state()["row"][2] >= len(instants(redis, rows.id("row"))) - 2, 20, "the last runs")
+    for name in ("row", "static"):
+        found = instants(redis, rows.id(name))
+        assert {later - earlier for earlier, later in pairwise(found)} == {timedelta(seconds=1)}
