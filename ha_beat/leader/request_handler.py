@@ -111,6 +111,7 @@ class RequestHandler:
         except StoreError:
             # The enqueuer uses the same Redis and reports the outage.
             self._retry_at = self._clock.elapsed() + _RETRY
+            return _RETRY
         return _RETRY if self._requests_pending else float("inf")
 
     def _begin(self, term: Term) -> None:

@@ -146,7 +146,9 @@ class LeaderTerm:
                 self._recovery.finish(dispatcher.ledger, term)
             if self._load_more(term, dispatcher):
                 return 0.0
-            if self._parts.pause.in_force:
+            pause = self._parts.pause
+            # Known from an earlier term, an entry's pause may have ended, or begun.
+            if pause.in_force or pause.must_be_read(term):  # guard: pause-read-first
                 return 0.0 if self._rest is not None else float("inf")
             writer, budget = LedgerWriter(term, self._parts.time.now()), self._parts.pace.begin()
             batch = self._builder.build(writer, self.queue, dispatcher, budget)

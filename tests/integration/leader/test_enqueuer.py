@@ -32,6 +32,7 @@ from ha_beat.leader.results import Results
 from ha_beat.reasons import EntryFault, LossKind, MisfirePolicy, SkipReason, Verdict
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import Occurrence
+from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Term, new_token
 from ha_beat.store.ledger import Ledger, LedgerRow
@@ -149,6 +150,7 @@ class Leader:
         self.idle = 0.0
         self.on_event: Callable[[events.Event], object] = lambda _: None
         self.dispatcher = ScriptDispatcher(server.client())
+        self.pause = PauseState()
         self.lead()
         self.use(Source())
 
@@ -165,7 +167,7 @@ class Leader:
             self.clock,
             self.emit,
             options or LeaderOptions(publish_deadline=None),
-            PauseState(),
+            self.pause,
             Pace(self.clock, 0.5, lambda: self.moves.append(self.clock.elapsed())),
         )
         self.enqueuer = Enqueuer(parts)
@@ -178,6 +180,11 @@ class Leader:
         """Begin a term of a replica."""
         made = attempt(name, new_token(), sent_at=self.clock.elapsed(), ttl=1e6)
         self.tenure = Tenure(acquire(RedisLeaseStore(lambda: self.client, KEYS), made), "")
+        self.know_pauses({})
+
+    def know_pauses(self, entries: Mapping[str, EntryPause]) -> None:
+        """Set the pauses as read under this term."""
+        self.pause.set(self.tenure.acquired.term, None, entries, Shadow())
 
     def owe(self, *entries: str) -> None:
         """Make entries of the schedule due a second ago."""
@@ -236,6 +243,17 @@ def test_entry_with_an_unencodable_name_does_not_affect_others(leader: Leader):
     leader.owe("one", "bad \ud800 name", "two")
     assert leader.turn(20).messages == ["one", "two"]
     assert set(leader.failed()) == {"bad \ud800 name"}
+
+
+def test_pause_that_was_not_read_under_the_term_skips_nothing(leader: Leader):
+    leader.owe("e")
+    leader.know_pauses({"e": EntryPause("e", 1)})
+    leader.pause.invalidate()
+    leader.turn(3)
+    assert (leader.idle, leader.messages) == (float("inf"), [])
+    assert "skipped" not in [record.get("verdict") for record in leader.records("e")]
+    leader.know_pauses({})
+    assert leader.turn(2).messages == ["e"]
 
 
 def test_loading_many_entries_reports_progress(leader: Leader):
