@@ -212,8 +212,13 @@ class LeaderTerm:
             return False
         until = self._parts.clock.elapsed() + PART_BUDGET
         while rest is not None and not self._first:
-            with gc_paused():
-                loaded = self._loader.load_part(term, dispatcher, rest, self.queue)
+            try:
+                with gc_paused():
+                    loaded = self._loader.load_part(term, dispatcher, rest, self.queue)
+            except StoreError:
+                # The entries of this part have been taken off the rest.
+                self.reload()  # guard: gradual-part-unread
+                raise
             if loaded is None:
                 self.reload()
                 break

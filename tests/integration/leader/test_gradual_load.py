@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
+from ha_beat.errors import StoreUnavailable
 from ha_beat.leader import schedule_loader
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.forecast import Forecast, Outline
@@ -131,3 +133,19 @@ def test_schedule_edited_during_the_load_is_loaded_once_more(leader: Leader):
     assert leader.enqueuer.due_queue.get("e0") is None
     assert leader.losses() == []
     assert leader.messages == ["last"]
+
+
+def test_part_whose_rows_could_not_be_read_is_not_left_out(leader: Leader, monkeypatch):
+    ledger, errors = leader.dispatcher.ledger, [StoreUnavailable("no answer", acted=False)]
+    read = ledger.read_some
+
+    def fail_once(ids: Any) -> Any:
+        if errors and len(leader.enqueuer.due_queue) > 0:
+            raise errors.pop()
+        return read(ids)
+
+    monkeypatch.setattr(ledger, "read_some", fail_once)
+    while not complete(leader):
+        leader.turn(after=1.0)
+    assert errors == []
+    assert len(leader.enqueuer.due_queue) == COUNT + 1
