@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from celery import Celery
 
-from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.errors import ConfigurationError
 from ha_beat.exception_text import keep_secret
 from ha_beat.settings import Settings, ha_beat_keys, redact_url, secrets_in
@@ -17,6 +16,8 @@ from ha_beat.store.keys import Keys
 
 if TYPE_CHECKING:
     import redis
+
+    from ha_beat.dispatch.broker import BrokerLink
 
 
 #: Celery's settings that may contain passwords.
@@ -91,13 +92,19 @@ def lease_link(app: Celery, settings: Settings) -> Link:
     if settings.redis_url is not None:
         key = Keys(settings.cluster).lease
         return link_to(settings.redis_url, settings.redis_options, settings.command_timeout, key)
-    return BrokerLink(app, settings.command_timeout)
+    return _broker_link(app, settings)
 
 
 def broker_client(app: Celery, settings: Settings) -> Callable[[], redis.Redis] | None:
     """Return a factory for clients of the broker's Redis, or ``None`` if the broker is not Redis."""
-    link = BrokerLink(app, settings.command_timeout, failover=settings.redis_url is not None)
-    return link.client if broker_is_redis(app) else None
+    return _broker_link(app, settings).client if broker_is_redis(app) else None
+
+
+def _broker_link(app: Celery, settings: Settings) -> BrokerLink:
+    # Workers import this module, and those with `ha_beat_redis_url` need nothing of `dispatch`.
+    from ha_beat.dispatch.broker import BrokerLink
+
+    return BrokerLink(app, settings.command_timeout, failover=settings.redis_url is not None)
 
 
 def lease_redis_name(app: Celery, settings: Settings) -> str:

@@ -59,6 +59,7 @@ BREACHES = [
     ("Guard imports only celery_app and the store", "guard", "from ha_beat.settings import kinds"),
     ("Only the scheduler imports bootstrap", "cli/output", "from ha_beat import bootstrap"),
     ("Django only under ha_beat.django", "clock", "import django.db"),
+    ("SQLAlchemy only under ha_beat.sqlalchemy", "row_store/table", "import sqlalchemy"),
     ("Redis only in store, dispatch, celery_app and client", "election/state_machine", "import redis"),
     ("Celery only where a Celery object is handled", "settings/definition", "import celery.app"),
     ("Celery only where a Celery object is handled", "election/state_machine", "from kombu import Connection"),
