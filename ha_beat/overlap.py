@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery, signals, states
@@ -51,6 +52,9 @@ class LateReports(threading.Thread):
                 try:
                     _send(app, *report)
                 except Exception:
+                    # A report that always fails holds up no other.
+                    with suppress(KeyError):
+                        self.waiting.move_to_end(report)
                     break
                 self.waiting.pop(report, None)
 

@@ -88,6 +88,25 @@ def test_end_that_redis_did_not_take_is_reported_later(app: Celery, shared_redis
     wait_for(lambda: ended(shared_redis), 5, "the report")
 
 
+def test_end_that_can_never_be_reported_holds_up_no_other(app: Celery, shared_redis: RedisServer, monkeypatch):
+    """A name from a header may hold what Redis does not accept."""
+    monkeypatch.setattr(overlap, "_RETRY", 0.05)
+    report: Any = app.task(nothing, name="report")
+    down = [True]
+    real = overlap._send
+
+    def send(*args: Any) -> None:
+        if down:
+            raise ConnectionError("no Redis")
+        real(*args)
+
+    monkeypatch.setattr(overlap, "_send", send)
+    for entry in ("\ud800", "report"):
+        report.apply(headers={"ha_beat": {**HEADER, "entry": entry}})
+    down.clear()
+    wait_for(lambda: ended(shared_redis), 5, "the report")
+
+
 def test_retry_of_a_task_keeps_the_header(app: Celery):
     @app.task(bind=True, name="again")
     def again(self: Any) -> Any:
