@@ -112,7 +112,6 @@ class RequestedMessages:
 
         Raises:
             FencedOff: the term is over.
-            Refused: the arguments may never come.
             StoreError: the outcome is unknown, or nothing was sent.
         """
         dispatcher = self._schedule.dispatcher
@@ -140,7 +139,7 @@ class RequestedMessages:
                 room -= operation.size
             budget.item_done()
         if not operations and not found and self._arguments.overdue(state.id):
-            raise Refused(ReplyCode.NOT_SENT, detail="its arguments have not been computed within a minute")
+            found[steps[0][0]] = Answer(AnswerKind.ERROR, "its arguments have not been computed within a minute")
         if operations:
             found.update(zip(operations, dispatcher.submit(term, list(operations.values())), strict=True))
         answers = [found[number] for number, _, _ in steps if number in found]

@@ -438,6 +438,26 @@ def test_arguments_of_a_request_do_not_hold_up_the_leader(leader: Leader, ends: 
     released.set()
 
 
+def test_hung_arguments_of_a_backfill_leave_what_was_sent_in_the_answer(leader: Leader):
+    released, calls = threading.Event(), []
+    leader.stub.dispatcher = Sender(leader)
+
+    def compute() -> None:
+        calls.append(None)
+        if len(calls) == 2:
+            released.wait(30.0)
+
+    leader.stub.compute = compute
+    backfill = begin_backfill(leader, 3)
+    while leader.reply_to(backfill) is None:
+        leader.clock.ahead += 10.0
+        leader.attend()
+    released.set()
+    assert leader.client.llen("queue") == 1
+    outcomes = [each["outcome"] for each in leader.reply_to(backfill).data["instants"]]
+    assert sorted(outcomes) == ["enqueued", "not_sent", "not_sent"]
+
+
 def test_withdrawn_backfill_stops(leader: Leader):
     leader.stub.dispatcher = Sender(leader)
     backfill = begin_backfill(leader, 120)
