@@ -53,8 +53,9 @@ class EntryPause:
 
 
 def encoded(pauses: Mapping[str, EntryPause]) -> str:
-    """Return the JSON form, empty for no pause."""
-    return json.dumps({entry: pause.as_data() for entry, pause in pauses.items()}) if pauses else ""
+    """Return the JSON form, empty for no pause. With a lone surrogate the dispatch script could read none of them."""
+    found = {text_in(entry): _pause_of(pause.as_data()).as_data() for entry, pause in pauses.items()}
+    return json.dumps(found) if found else ""
 
 
 def parse(raw: str) -> dict[str, EntryPause]:

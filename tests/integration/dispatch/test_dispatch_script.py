@@ -308,8 +308,9 @@ def test_paused_cluster_enqueues_nothing_of_the_schedule(leader: Leader):
 
 
 def test_paused_entry_is_not_enqueued_and_holds_up_no_other(leader: Leader):
-    pauses = {entry: EntryPause(entry, 1, until_ms=until).as_data() for entry, until in (("a", 0), ("b", 5))}
-    leader.client.hset(KEYS.ledger, entry_pauses.FIELD, json.dumps(pauses))
+    pauses = {entry: EntryPause(entry, 1, until_ms=until) for entry, until in (("a", 0), ("b", 5))}
+    pauses["\ud800"] = EntryPause("", 1, reason="\udcff")
+    leader.client.hset(KEYS.ledger, entry_pauses.FIELD, entry_pauses.encoded(pauses))
     leader.client.hset(KEYS.requests, "r", "x")
     answers = leader.submit(operation(), operation("b"), operation("c"), step(1))
     assert [(answer.kind, answer.detail) for answer in answers] == [("paused", "entry"), *[("done", "")] * 3]
