@@ -20,7 +20,7 @@ from ha_beat.exception_text import exception_line
 from ha_beat.headers import HEADER
 from ha_beat.store.keys import Keys
 from ha_beat.store.scripts import Script
-from ha_beat.worker_link import link_of
+from ha_beat.worker_link import free_after_fork, link_of
 
 logger = logging.getLogger("ha_beat")
 
@@ -61,6 +61,7 @@ class LateReports(threading.Thread):
 
 _late: LateReports | None = None
 _late_guard = threading.Lock()
+free_after_fork(_late_guard)
 
 
 def _busy_header(headers: Any) -> Mapping[str, Any] | None:

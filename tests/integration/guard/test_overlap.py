@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -10,7 +11,7 @@ import pytest
 from celery import Celery, signals
 from celery.exceptions import Reject, Retry
 
-from ha_beat import overlap
+from ha_beat import overlap, worker_link
 from ha_beat.store.keys import Keys
 from tests.support.servers import RedisServer, wait_for
 
@@ -105,6 +106,16 @@ def test_end_that_can_never_be_reported_holds_up_no_other(app: Celery, shared_re
         report.apply(headers={"ha_beat": {**HEADER, "entry": entry}})
     down.clear()
     wait_for(lambda: ended(shared_redis), 5, "the report")
+
+
+def test_lock_that_was_held_at_a_fork_does_not_hang_the_child():
+    """A pool forks a process from a thread, while another one receives a message."""
+    locks = (worker_link._guard, overlap._late_guard)
+    with locks[0], locks[1]:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if all(lock.acquire(timeout=1.0) for lock in locks) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_retry_of_a_task_keeps_the_header(app: Celery):
