@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from ha_beat import events
@@ -10,14 +9,13 @@ from ha_beat.clock import from_micros
 from ha_beat.dispatch import Answer
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState, ScheduledEntry
-from ha_beat.leader.kept_messages import KeptMessages
 from ha_beat.leader.ledger_writer import EntryOperation
 from ha_beat.leader.open_claims import OpenClaims
-from ha_beat.leader.planner import Planner, ScheduleSource
+from ha_beat.leader.parts import LeaderParts
+from ha_beat.leader.planner import Planner
 from ha_beat.reasons import AnswerKind, EntryFault, SkipReason, UncertainReason, Verdict
 from ha_beat.schedule.misfire import Decision
 from ha_beat.store.ledger import LedgerRow
-from ha_beat.store.shadow import Shadow
 
 #: Delay before an entry that failed alone is retried.
 _ENTRY_RETRY = timedelta(seconds=1)
@@ -26,21 +24,10 @@ _ENTRY_RETRY = timedelta(seconds=1)
 class Results:
     """Handler of the answers to a batch."""
 
-    def __init__(
-        self,
-        source: ScheduleSource,
-        planner: Planner,
-        claims: OpenClaims,
-        shadow: Shadow,
-        emit: Callable[[events.Event], None],
-        kept: KeptMessages,
-    ) -> None:
-        self._source = source
+    def __init__(self, parts: LeaderParts, planner: Planner, claims: OpenClaims) -> None:
+        self._parts = parts
         self._planner = planner
         self._claims = claims
-        self._shadow = shadow
-        self._emit = emit
-        self._kept = kept
 
     def apply(self, done: EntryOperation, answer: Answer, queue: DueQueue, now: datetime) -> None:
         """Apply one answer."""
@@ -56,7 +43,7 @@ class Results:
             case AnswerKind.DONE | AnswerKind.MINE:
                 self._record(done, done.row, queue, now)
             case AnswerKind.PARTIAL:
-                self._emit(events.EntryFailed(state.label, EntryFault.PARTIAL, answer.detail))
+                self._parts.emit(events.EntryFailed(state.label, EntryFault.PARTIAL, answer.detail))
                 self._record(done, done.row, queue, now)
             case AnswerKind.UNCERTAIN:
                 self._record(done, LedgerRow.parse(answer.detail) or done.row, queue, now)
@@ -65,16 +52,16 @@ class Results:
                 state.record_failure(now)
                 self._claims.resend(queue, state, done.operation.records, now + _ENTRY_RETRY)
             case AnswerKind.UNSENT:
-                self._kept.unsent(state.id)
+                self._parts.kept.unsent(state.id)
                 state.record_failure(now, answer.detail)
                 queue.put(state, state.due_at or now)
             case AnswerKind.PAUSED | AnswerKind.WITHDRAWN | AnswerKind.DEFERRED | AnswerKind.OVERLAP:
                 self._not_done(state, answer, queue, now)
             case AnswerKind.ERROR:
-                self._kept.unsent(state.id)
+                self._parts.kept.unsent(state.id)
                 if state.failing_since is None:
                     # Once per occurrence, because it is retried each second.
-                    self._emit(events.EntryFailed(state.label, EntryFault.REFUSED, answer.detail))
+                    self._parts.emit(events.EntryFailed(state.label, EntryFault.REFUSED, answer.detail))
                 state.record_failure(now, answer.detail)
                 queue.put(state, state.due_at or now, now + _ENTRY_RETRY)
             case AnswerKind.MOVED:
@@ -82,23 +69,23 @@ class Results:
 
     def _not_done(self, state: EntryState, answer: Answer, queue: DueQueue, now: datetime) -> None:
         """Put an entry back whose occurrence was not enqueued. The term records one that overlaps as skipped."""
-        self._kept.unsent(state.id)
+        self._parts.kept.unsent(state.id)
         if answer.kind is not AnswerKind.OVERLAP:
             # The pause of an entry must not keep the main loop busy until it was read.
             queue.put(state, state.due_at or now, now + _ENTRY_RETRY if answer.detail else None)
         elif answer.detail and (state.row is None or state.row.reason != SkipReason.OVERLAP):
-            self._emit(events.EntryFailed(state.label, EntryFault.NO_REPORTS))
+            self._parts.emit(events.EntryFailed(state.label, EntryFault.NO_REPORTS))
 
     def _record(self, done: EntryOperation, row: LedgerRow, queue: DueQueue, now: datetime) -> None:
         """Record the row that was written, and plan the next occurrence."""
         state, decision = done.state, done.decision
         if done.sends:
-            self._kept.forget(state.id)
+            self._parts.kept.forget(state.id)
         elif row.reason != SkipReason.STATE_LOSS:
-            self._kept.passed_over(state)
+            self._parts.kept.passed_over(state)
         state.record_row(row)
         self._claims.forget(state.id)
-        self._shadow.learn(state.id, row.base)
+        self._parts.shadow.learn(state.id, row.base)
         if decision is None or state.resumed:
             state.resumed = False
             self._notify_armed(state)
@@ -108,28 +95,28 @@ class Results:
                 self._planner.plan(queue, state, now)
             return
         self._report(state.entry, decision, row, now)
-        self._planner.notify(state.label, lambda: self._source.recorded(state.entry, row))
+        self._planner.notify(state.label, lambda: self._parts.source.recorded(state.entry, row))
         self._planner.plan(queue, state, now, built_at=from_micros(done.row.dispatched_ms * 1000))
 
     def _report(self, entry: ScheduledEntry, decision: Decision, row: LedgerRow, now: datetime) -> None:
         """Emit the verdicts of the decision."""
         if decision.skipped is not None:
             s = decision.skipped
-            self._emit(events.OccurrenceSkipped(entry.label, s.first, s.until, s.count, s.reason, s.detail))
+            self._parts.emit(events.OccurrenceSkipped(entry.label, s.first, s.until, s.count, s.reason, s.detail))
         if decision.send is None:
             return
         if row.verdict is Verdict.UNCERTAIN:
             reason = UncertainReason(row.reason)
-            self._emit(events.OccurrenceUncertain(entry.label, decision.send, row.task_id, reason, row.detail))
+            self._parts.emit(events.OccurrenceUncertain(entry.label, decision.send, row.task_id, reason, row.detail))
         else:
             lateness = (now - decision.send).total_seconds()
-            self._emit(events.Enqueued(entry.label, entry.task, row.task_id, decision.send, lateness))
+            self._parts.emit(events.Enqueued(entry.label, entry.task, row.task_id, decision.send, lateness))
 
     def _follow(self, state: EntryState, raw: str, queue: DueQueue, now: datetime) -> None:
         """Continue from a row that another writer has written."""
         row = LedgerRow.parse(raw) if raw else None
         if raw and row is None:
-            self._emit(events.EntryFailed(state.label, EntryFault.ROW_UNREADABLE))
+            self._parts.emit(events.EntryFailed(state.label, EntryFault.ROW_UNREADABLE))
             queue.drop(state)
             return
         before, state.row, state.resend = state.row, row, False
@@ -138,11 +125,11 @@ class Results:
         self._claims.forget(state.id)
         # An earlier leader may have confirmed late that it had enqueued what was uncertain.
         if row is None or before is None or row.verdict is not Verdict.ENQUEUED or row.task_id != before.task_id:
-            self._emit(events.EntryFailed(state.label, EntryFault.ROW_CHANGED))
+            self._parts.emit(events.EntryFailed(state.label, EntryFault.ROW_CHANGED))
         self._planner.plan(queue, state, now)
         if state.ticket and state.due_at is not None and state.due_at <= now:
             # The other writer may repeat it: do not retry in a tight loop.
             queue.put(state, state.due_at, now + _ENTRY_RETRY, sends_at=state.sends_at)
 
     def _notify_armed(self, state: EntryState) -> None:
-        self._planner.notify(state.label, lambda: self._source.armed(state.id))
+        self._planner.notify(state.label, lambda: self._parts.source.armed(state.id))

@@ -57,19 +57,8 @@ class LeaderTerm:
         self._tenure = tenure
         self._planner = Planner(parts.source, parts.emit)
         self._claims = OpenClaims(parts.clock, parts.emit, parts.options.claim_in_flight_for)
-        self._builder = BatchBuilder(
-            parts.source,
-            self._planner,
-            self._claims,
-            parts.cluster,
-            parts.emit,
-            parts.options,
-            parts.clock,
-            parts.kept,
-            slow,
-            parts.pause,
-        )
-        self._results = Results(parts.source, self._planner, self._claims, parts.shadow, parts.emit, parts.kept)
+        self._builder = BatchBuilder(parts, self._planner, self._claims, slow)
+        self._results = Results(parts, self._planner, self._claims)
         self._recovery = Recovery(tenure, parts.shadow)
         self._loader = ScheduleLoader(parts, tenure, self._planner, self._claims, self._recovery)
         self.dispatcher = dispatcher
