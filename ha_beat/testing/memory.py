@@ -112,13 +112,13 @@ class MemoryLeaseStore:
     def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]:
         """Renew the lease under a term. ``late`` means that an attempt with a higher ``seq`` was executed before."""
         self._receive()
-        reason = self.refusal(term)
-        if reason is not None or self.record is None:
+        reason, record = self.refusal(term), self.record
+        if reason is not None or record is None:
             return self._reply(Lost(reason or TermEnd.STATE_LOSS))
-        if self.record.seq >= seq:
+        if record.seq >= seq:
             return self._reply("late")
         counted = presence if self._subscribers(presence) > 0 else ""
-        self.record = replace(self.record, seq=seq, presence=counted, renewed_ms=self._now_ms())
+        self.record = replace(record, seq=seq, presence=counted, renewed_ms=self._now_ms())
         return self._reply(Renewed(counted, self._now_ms()))
 
     def release(self, term: Term, reason: TermEnd, detail: str = "", preferred: str = "") -> bool:
