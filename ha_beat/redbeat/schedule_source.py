@@ -15,6 +15,7 @@ from ha_beat.clock import Clock
 from ha_beat.duties import Duties
 from ha_beat.errors import StoreError
 from ha_beat.leader.entry import ScheduledEntry
+from ha_beat.leader.forecast import Outline
 from ha_beat.leader.planner import ScheduleChange
 from ha_beat.leader.reconcile import Absence
 from ha_beat.reasons import Duty
@@ -218,6 +219,11 @@ class RedBeatSource(EntrySource):
         self._found = table.number
         return ScheduleChange(table.changed_since(number)) if self._found != number else None
 
+    def outlines(self) -> Iterable[Outline]:
+        entries = self._sync.reader.table.entries.copy() if self._sync else {}
+        for entry in entries.values():
+            yield entry.id, None if self.asks(entry) else entry.recurrence, entry.run_state[0] or NEVER
+
     def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
         runtime, sync = self._started
         table, now = sync.reader.table, runtime.enqueuer.now()
@@ -246,6 +252,8 @@ class RedBeatSource(EntrySource):
             recurrence=None if self.asks(entry) else entry.recurrence,
             misfire=rules.misfire,
             uncertain=rules.uncertain,
+            busy_for=rules.busy_for,
+            jitter=rules.jitter,
             signature=entry.signature,
             last_run=NEVER if last is None or last > now + _CLOCK_TOLERANCE else last,
             name=entry.name,

@@ -107,6 +107,16 @@ def test_edits_and_a_malformed_entry_take_effect(beat):
     assert beat.sent() == {"one": 1}
 
 
+def test_options_of_an_entry_reach_the_leader(beat):
+    beat.save("busy", 1.0, options={"ha_beat": {"overlap": "skip", "overlap_timeout": 60, "jitter": 0.1}})
+    beat.save("free")
+    beat.until(lambda: beat.sent()["free"] > 3, "runs of the other entry")
+    assert beat.sent()["busy"] == 1
+    entries = {entry.name: entry for entry in beat.scheduler.schedule_source.load()}
+    assert (entries["busy"].jitter, entries["busy"].busy_for) == (0.1, 60)
+    assert {entry_id for entry_id, *_ in beat.scheduler.schedule_source.outlines()} == {"busy", "free"}
+
+
 def test_changes_are_found_without_reports_of_the_server(shared_redis, monkeypatch):
     from ha_beat.redbeat.invalidations import Invalidations
 
