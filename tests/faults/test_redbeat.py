@@ -46,12 +46,26 @@ def wipe(_: BeatCluster, store: RedisServer) -> None:
 
 
 def wipe_and_kill(cluster: BeatCluster, store: RedisServer) -> None:
+    """Only a successor can restore the entries: the leader is stopped before the loss."""
+    leader = cluster.wait_for_leader()
+    leader.pause()
     store.admin.flushall()
-    sigkill(cluster, store)
+    leader.kill()
+    cluster.wait_for_leader(other_than=leader)
+
+
+def rolling(cluster: BeatCluster, _: RedisServer) -> None:
+    for replica in cluster:
+        led = cluster.wait_for_leader() is replica
+        replica.terminate()
+        if led:
+            cluster.wait_for_leader(other_than=replica)
+        replica.start()
+        cluster.wait_until_up()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [sigkill, pause, away, wipe, wipe_and_kill])
+@pytest.mark.parametrize("fault", [sigkill, pause, rolling, away, wipe, wipe_and_kill])
 def test_redbeat_entry_is_sent_once_each_second_under_a_fault(
     fault: Callable[[BeatCluster, RedisServer], None], redis_server: RedisServer
 ) -> None:

@@ -205,3 +205,32 @@ def test_schedule_in_the_database_needs_no_import(app):
     need_module("django_celery_beat")
     app.conf.beat_scheduler = "ha_beat.django.schedulers:HADatabaseScheduler"
     assert migrate(app, "--from", "redbeat").exit_code == 2
+
+
+def test_rows_of_sqlalchemy_celery_beat_are_imported(app, redis_server, tmp_path):
+    need_module("sqlalchemy_celery_beat")
+    from sqlalchemy import create_engine
+    from sqlalchemy.orm import Session
+    from sqlalchemy_celery_beat.models import IntervalSchedule, ModelBase, PeriodicTask
+
+    app.conf.beat_dburi = f"sqlite:///{tmp_path}/rows.db"
+    engine = create_engine(app.conf.beat_dburi, execution_options={"schema_translate_map": {"celery_schema": None}})
+    ModelBase.metadata.create_all(engine)
+    with Session(engine) as session:
+        hour = IntervalSchedule(every=1, period="hours")
+        session.add(hour)
+        session.flush()
+        for name, at in LAST.items():
+            session.add(
+                PeriodicTask(
+                    name=name, task="tick", schedule_model=hour, last_run_at=at, total_run_count=7, enabled=True
+                )
+            )
+        session.commit()
+    engine.dispose()
+    result = migrate(app, "--from", "sqlalchemy")
+    assert result.exit_code == 0, result.output
+    found = rows(redis_server)
+    assert {name: (found[name].base, found[name].run_count) for name in LAST} == {
+        name: (LAST[name], 7) for name in LAST
+    }

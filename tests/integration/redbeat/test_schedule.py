@@ -19,6 +19,8 @@ redbeat = pytest.importorskip("redbeat")
 
 from redbeat.schedules import rrule  # noqa: E402
 
+from ha_beat.reasons import Level  # noqa: E402
+from ha_beat.redbeat.doctor import check_redbeat  # noqa: E402
 from ha_beat.redbeat.schedulers import HARedBeatScheduler  # noqa: E402
 
 
@@ -173,7 +175,9 @@ def test_entries_of_the_settings_are_written_and_removed(shared_redis):
 
 
 def test_held_lock_of_redbeat_is_reported(beat):
+    assert check_redbeat(beat.app, 1.0).level is Level.OK
     beat.server.admin.set("redbeat::lock", "x", ex=100)
+    assert check_redbeat(beat.app, 1.0).level is Level.WARN
     beat.until(lambda: beat.seen(events.OtherSchedulerSeen), "the report")
     assert not beat.seen(events.OtherSchedulerSeen)[0].runs
     beat.server.admin.expire("redbeat::lock", 1000)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-
 import pytest
 from celery import Celery
 
@@ -25,10 +22,3 @@ def test_scheduler_starts_while_the_database_is_away():
     fault = scheduler.database.fault(raised.value)
     assert fault is not None
     assert fault.name == "UNREACHABLE"
-
-
-def test_missing_extra_is_named(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
-    monkeypatch.delitem(sys.modules, "ha_beat.sqlalchemy")
-    with pytest.raises(ModuleNotFoundError, match=r"ha-beat\[sqlalchemy\]"):
-        importlib.import_module("ha_beat.sqlalchemy")

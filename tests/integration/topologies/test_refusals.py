@@ -276,11 +276,13 @@ def test_a_node_may_name_only_a_port(said: str) -> None:
 
 @contextmanager
 def resolving(monkeypatch: pytest.MonkeyPatch, name: str, ports: dict[str, int]) -> Iterator[Callable[[int], None]]:
-    """Resolve a name whose address changes, here to the port that stands for it."""
-    real = socket.getaddrinfo
+    """Resolve a name whose address changes, here to an address behind which the port changes."""
+    real, address = socket.getaddrinfo, "127.0.0.99"
 
     def lookup(host: Any, port: Any, *rest: Any, **options: Any) -> Any:
         if host == name:
+            return real(address, port, *rest, **options)
+        if host == address:
             return real("127.0.0.1", ports["now"], *rest, **options)
         return real(host, port, *rest, **options)
 

@@ -38,8 +38,8 @@ CELERY_WORKER = ["resetkeys", "allchannels", "+@all", "~celery*", "~unacked*", "
 #: Optional: without these a feature is missing.
 OPTIONAL = {"+info", "+type", "+pubsub|numsub", "+publish", "+subscribe", "+xadd", "+xtrim", "+xrevrange"}
 
-#: Needed occasionally: for requests of the command line, for removed entries, and for undoing a declaration.
-ON_REQUEST = {"+hlen", "+get", "+set", "+hdel", "+hsetnx", "+xlen", "+hexists", "+hincrby", "+ping"}
+#: Needed occasionally: for requests of the command line, removed entries, large schedules, and undoing a declaration.
+ON_REQUEST = {"+hlen", "+get", "+set", "+hdel", "+hsetnx", "+xlen", "+hexists", "+hincrby", "+ping", "+hscan"}
 
 
 #: redis-py sets its library name; Redis before 7 does not name the refused subcommand.
