@@ -148,14 +148,24 @@ class RedBeatStore:
         (found,) = self._pipeline([("SMEMBERS", self.keys.statics)])
         return {_key(name) for name in found or ()}
 
-    def note_statics(self, added: Iterable[str], removed: Iterable[str]) -> None:
-        """Add and remove names of entries of the settings; delete the removed entries."""
-        gone = list(removed)
-        commands: list[tuple[Any, ...]] = [("SADD", self.keys.statics, name) for name in added]
+    def note_statics(self, epoch: int, added: Iterable[str], gone: Sequence[str]) -> bool:
+        """Note names of entries of the settings, and delete the entries that are ``gone``.
+
+        Returns:
+            False if a later leader has set the mark.
+        """
+        names, keys = list(added), [self.keys.entry(name) for name in gone]
+        if not self._connection.scattered:
+            where = (self.keys.statics, self.keys.schedule, self.keys.mark, *keys)
+            (done,) = self._pipeline([("EVAL", _script("statics"), len(where), *where, epoch, *gone, *names)])
+            return int(done) == 1
+        if self._epoch() != epoch:
+            return False
+        commands: list[tuple[Any, ...]] = [("SADD", self.keys.statics, name) for name in names]
         commands += [("SREM", self.keys.statics, name) for name in gone]
-        commands += [("ZREM", self.keys.schedule, self.keys.entry(name)) for name in gone]
-        commands += [("DEL", self.keys.entry(name)) for name in gone]
-        self._pipeline(commands)
+        commands += [("ZREM", self.keys.schedule, key) for key in keys]
+        self._pipeline([*commands, *(("DEL", key) for key in keys)])
+        return True
 
     def _epoch(self) -> int:
         (found,) = self._pipeline([("HGET", self.keys.mark, "epoch")])

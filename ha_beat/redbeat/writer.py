@@ -145,7 +145,8 @@ class EntryWriter:
         if written is None:
             return
         self._restored += sum(written.values())
-        self._store.note_statics(json.loads(self._fields.get("statics") or "{}"), ())
+        if not self._store.note_statics(term.epoch, json.loads(self._fields.get("statics") or "{}"), ()):
+            return
         if self._store.set_mark(term.epoch, known.id, seq=str(seq + 1), restoring="") is None:
             return
         reader.mark, reader.lost = Mark(known.id, seq + 1), False
@@ -176,8 +177,8 @@ class EntryWriter:
         }
         if self._store.save(term.epoch, records, replace=True) is None:
             return False
-        if changed or gone:
-            self._store.note_statics(changed, gone)
+        if (changed or gone) and not self._store.note_statics(term.epoch, changed, sorted(gone)):
+            return False
         self._fields = {"statics": json.dumps(digests), "statics_by": str(self._began_ms)}
         return self._store.set_mark(term.epoch, "", **self._fields) is not None
 

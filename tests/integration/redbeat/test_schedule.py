@@ -216,3 +216,9 @@ def test_writes_of_an_ended_term_are_refused(beat):
     assert store.save(2**52, {"redbeat:x": (Record(b"{2}"), 1.0)}, replace=False) == {"redbeat:x": False}
     # A run state that another program has set stays.
     assert store.record({"redbeat:x": (Record(b"{}", b"3"), 1.0)}, {"redbeat:x": b"2"}) == {"redbeat:x": b"1"}
+    assert not store.note_statics(2**52 - 1, (), ["x"])
+    assert beat.server.admin.exists("redbeat:x")
+    assert store.note_statics(2**52, ["y", "z"], ["x"])
+    assert not beat.server.admin.exists("redbeat:x")
+    assert beat.server.admin.zscore("redbeat::schedule", "redbeat:x") is None
+    assert beat.server.admin.smembers("redbeat::statics") == {"y", "z"}
