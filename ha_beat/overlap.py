@@ -16,7 +16,7 @@ from typing import Any
 
 from celery import Celery, signals, states
 
-from ha_beat.exception_text import exception_line
+from ha_beat.exception_text import exception_line, printable
 from ha_beat.headers import HEADER
 from ha_beat.store.keys import Keys
 from ha_beat.store.scripts import Script
@@ -93,9 +93,9 @@ def _report(app: Celery, header: Mapping[str, Any] | None, *, ended: bool = True
             return
         logger.warning(
             "The end of a message of %s can't be reported and is reported later: %s",
-            entry,
+            printable(entry),
             exception_line(exc),
-            extra={"action": "end_not_reported", "entry": entry, "detail": exception_line(exc)},
+            extra={"action": "end_not_reported", "entry": printable(entry), "detail": exception_line(exc)},
         )
         _report_later(app, (cluster, entry, key))
 
