@@ -1,6 +1,6 @@
 """All benchmarks, one after the other. Prints their tables and writes `docs/benchmarks.md`.
 
-python -m tests.benchmarks            about ten minutes on two quiet cores
+python -m tests.benchmarks            more than twenty minutes on two quiet cores, most of it plain beat
 python -m tests.benchmarks --small    a few minutes, writes nothing
 """
 
