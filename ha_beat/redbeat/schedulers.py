@@ -6,15 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from celery import Celery
 from celery.beat import Scheduler
-
-try:
-    import redbeat
-except ImportError as exc:
-    raise SystemExit(
-        "ha_beat can't start: ha_beat.redbeat needs celery-redbeat: pip install 'ha-beat[redbeat]'"
-    ) from exc
 
 from ha_beat.redbeat.entries import StoredEntry
 from ha_beat.redbeat.schedule_source import RedBeatSource
@@ -35,11 +27,6 @@ class HARedBeatScheduler(HAMixin, Scheduler):
     #: redbeat's signal handler takes its lock for a scheduler that has a key for it.
     lock_key: Any = None
     lock: Any = None
-
-    def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
-        # Under this name, redbeat is the library and not this room.
-        _ = redbeat
-        super().__init__(app, *args, **kwargs)
 
     def setup_schedule(self) -> None:
         """Do nothing: the leader writes the entries of the settings."""
