@@ -53,18 +53,19 @@ def test_storm_loses_and_repeats_no_occurrence(broker: str, chosen: str, found):
         plan = Storm(seed, SECONDS).run(scenario.nemesis)
         scenario.cluster.wait_until_up()
         scenario.cluster.wait_for_leader()
+        ended = datetime.now(UTC)
         for entry in ("fast", "second", "all"):
             scenario.more(5, entry, 40)
         time.sleep(1.0)
         scenario.cluster.assert_all_alive()
         report = scenario.report(
-            [Interval("fast", 0.2), Interval("second", 1.0), Interval("all", 0.7), EveryMinute("minute", began)]
+            [Interval("fast", 0.2), Interval("second", 1.0), Interval("all", 0.7), EveryMinute("minute", began, ended)]
         )
-        ended = [line for replica in scenario.cluster for line in unexpected_ends(replica.log_text())]
+        exits = [line for replica in scenario.cluster for line in unexpected_ends(replica.log_text())]
         allowed = UNORDERED if rabbitmq is not None else set()
         wrong = [problem for problem in report.problems if problem.kind not in allowed]
         assert not wrong, f"seed {seed}\n{report}\n{scenario.cluster.logs()}"
-        assert not ended, f"seed {seed}: " + "\n".join(ended)
+        assert not exits, f"seed {seed}: " + "\n".join(exits)
         silence = f"longest silence {report.silence.longest:.1f} s"
         found(f"{broker}, seed {seed}, {len(plan)} faults in {SECONDS:g} s, {silence}")
         found(report)
