@@ -23,7 +23,7 @@ _LONGEST_INTERVAL = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class LateDuty:
-    """Duty that is late. ``seconds`` is the time since it was last done, or since it was first expected."""
+    """Duty that is late. ``seconds`` is the time since it was last done, made progress, or was first expected."""
 
     reason: DutyFault
     detail: str
@@ -34,8 +34,8 @@ class LateDuty:
 class _State:
     """State of one duty. Times are on ``Clock.elapsed``.
 
-    ``since`` is the last completion, or the time from which it was expected. It is late after a failure (``reason``),
-    and without one once ``within`` seconds have passed.
+    ``since`` is the last completion or progress, or the time from which it was expected. It is late after a failure
+    (``reason``), and without one once ``within`` seconds have passed.
     """
 
     since: float
@@ -84,6 +84,12 @@ class Duties:
         self.expect(duty)
         state = self._states.get(duty) or _State(0.0)
         self._states[duty] = _State(self._clock.elapsed(), state.within, done=True)
+
+    def progressed(self, duty: Duty) -> None:
+        """Record that an attempt to do the duty is under way and goes on. One that has much to do is not overdue."""
+        state = self._states.get(duty)
+        if state is not None:
+            self._states[duty] = replace(state, since=self._clock.elapsed())
 
     def failed(self, duty: Duty, reason: DutyFault, detail: str = "", exc: BaseException | None = None) -> None:
         """Record that the duty could not be done. Only an unexpected exception is given as ``exc``."""

@@ -6,6 +6,8 @@ reads one page of the entries. All entries are read when a term begins, after a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ha_beat.clock import Clock
 from ha_beat.redbeat.entries import EntryTable
 from ha_beat.redbeat.invalidations import Invalidations
@@ -23,8 +25,17 @@ class EntryReader:
     them.
     """
 
-    def __init__(self, store: RedBeatStore, table: EntryTable, changes: Invalidations | None, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: RedBeatStore,
+        table: EntryTable,
+        changes: Invalidations | None,
+        clock: Clock,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``progress`` is called after each page."""
         self._store = store
+        self._progress = progress
         self.table = table
         self._changes = changes
         self._clock = clock
@@ -98,6 +109,7 @@ class EntryReader:
                     # The entries that were kept are read again.
                     self.begin_full_read()
             self.lost = lost
+            self._progress()
 
     def _lost(self, mark: Mark | None) -> bool:
         """True if Redis lacks data that this replica has seen: the mark is gone, behind, or being restored."""

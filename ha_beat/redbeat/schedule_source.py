@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Set
 from datetime import datetime, timedelta
+from functools import partial
 
 from celery import Celery
 
@@ -173,7 +174,8 @@ class RedBeatSource(EntrySource):
         connection = connect(app, runtime.settings.command_timeout)
         store, table = RedBeatStore(connection, keys), EntryTable(keys.prefix, app, emit)
         changes = Invalidations(connection.listener, keys.prefix) if connection.listener is not None else None
-        reader = EntryReader(store, table, changes, self._clock)
+        reads = partial(runtime.duties.progressed, Duty.READ_SCHEDULE)
+        reader = EntryReader(store, table, changes, self._clock, reads)
         writer = EntryWriter(app, store, table, now=runtime.enqueuer.now, emit=emit, began_ms=self._began_ms)
         sync = RedBeatSync(runtime, reader, writer, app, self._clock)
 

@@ -53,6 +53,7 @@ class RowReader:
         clock: Clock,
         now: Callable[[], datetime],
         emit: Callable[[events.Event], None],
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
         """Create a reader.
 
@@ -62,6 +63,7 @@ class RowReader:
             clock: Measures the time between complete reads.
             now: Return the scheduling time.
             emit: Receives the events.
+            progress: Called after each page of a complete read.
         """
         self.table = RowTable(query.models, make_entry, emit)
         #: Number of complete reads.
@@ -69,6 +71,7 @@ class RowReader:
         self._query = query
         self._clock = clock
         self._now = now
+        self._progress = progress
         self._full: FullRead | None = None
         #: True if another complete read has to follow the one that is under way.
         self._repeat = False
@@ -166,6 +169,7 @@ class RowReader:
             # For one page only: a query leaves cycles behind.
             with gc_paused():
                 full.read_page(self._checked_at, now)
+            self._progress()
             if self._clock.elapsed() >= until:
                 break
         ended = self._clock.elapsed()

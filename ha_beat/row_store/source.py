@@ -17,7 +17,7 @@ from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.forecast import Outline
 from ha_beat.leader.planner import ScheduleChange
 from ha_beat.leader.reconcile import Absence
-from ha_beat.reasons import Verdict
+from ha_beat.reasons import Duty, Verdict
 from ha_beat.row_store.backend import RowStore
 from ha_beat.row_store.entry import RowEntry
 from ha_beat.row_store.instants import Cached
@@ -83,13 +83,14 @@ class RowSource(EntrySource):
     def start(self, runtime: Runtime) -> None:
         scheduler, now, emit = self._scheduler, runtime.enqueuer.now, runtime.events.emit
         store = self._store = scheduler.row_store()
-        reader = RowReader(store.queries, self._make_entry, clock=self._clock, now=now, emit=emit)
+        reads, writes = (partial(runtime.duties.progressed, duty) for duty in (Duty.READ_SCHEDULE, Duty.WRITE_ROWS))
+        reader = RowReader(store.queries, self._make_entry, clock=self._clock, now=now, emit=emit, progress=reads)
         leader_term = partial(getattr, runtime.elector.handle, "term")
         next_instants = NextInstants(reader.table, runtime.shadow.position, self._clock)
         reading = RowReading(reader, term=leader_term, duties=runtime.duties, stand_by=next_instants.turn)
         table = RunStateTable(store.statements, store.database, now)
         writing = RowWriting(
-            RowWriter(table, reader.table, self._clock, self._settled),
+            RowWriter(table, reader.table, self._clock, self._settled, writes),
             reading,
             store.database,
             term=leader_term,

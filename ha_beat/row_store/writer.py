@@ -30,6 +30,7 @@ class RowWriter:
         rows: RowTable,
         clock: Clock,
         settled: Callable[[str], bool] = lambda _: True,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
         """Create a writer.
 
@@ -38,9 +39,11 @@ class RowWriter:
             rows: The rows as last read.
             clock: Measures the time between attempts at a row that can't be written.
             settled: True if the leader has no verdict left to give for the entry with this primary key.
+            progress: Called after each chunk of rows.
         """
         self._table = table
         self._settled = settled
+        self._progress = progress
         self._rows = rows
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
@@ -139,6 +142,7 @@ class RowWriter:
                 faults = write_apart(part, write, self._table.fault, suspected=len(part) == 1 and part[0] in aside)
             except Exception as exc:
                 return [exc]
+            self._progress()
             for pk in part:
                 if pk in faults:
                     entry = self._rows.entries.get(pk)

@@ -247,6 +247,10 @@ class Members:
         """Write the record of a replica and return the server's time in ms. Raises like :meth:`view`."""
         return int(self._call(member, read=False, clean=False)[0])
 
+    def server_ms(self) -> int:
+        """Return the server's time in ms. Raises like :meth:`view`."""
+        return int(self._call(None, read=False, clean=False)[0])
+
     def remove(self, replica_id: str) -> None:
         """Remove the record of a replica. Never raises: without Redis the record expires by itself."""
         with suppress(StoreError), mapped_redis_errors():

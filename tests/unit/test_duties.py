@@ -99,3 +99,14 @@ def test_exception_has_its_reason(board, exc, reason):
     (late,) = board.events.of(events.DutyLate)
     assert late.reason is reason
     assert late.exc is (exc if reason is DutyFault.FAILED else None)
+
+
+def test_duty_that_makes_progress_is_not_overdue(board):
+    board.duties.expect(PRESENCE, within=10)
+    for _ in range(3):
+        assert board.wait(9) == []
+        board.duties.progressed(PRESENCE)
+    assert not board.duties.ever_done(PRESENCE)
+    board.duties.failed(PRESENCE, DutyFault.REFUSED)
+    board.duties.progressed(PRESENCE)
+    assert board.wait(11) == ["duty_late"]

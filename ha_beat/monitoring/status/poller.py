@@ -100,15 +100,17 @@ class Poller:
     def poll(self) -> None:
         """Register the replica, and update the snapshot."""
         status, before = self._status, self._status.snapshot
-        member = status.member()
-        leading = member.role == "leader"
-        sent = self._clock.elapsed()
         try:
+            if before.unreachable:
+                # The leader lets the clocks of the members vote, so a record never has an offset that is unknown.
+                sent = self._clock.elapsed()
+                status.snapshot = before = replace(before, clock_offset=self._offset(self._members.server_ms(), sent))
+            member = status.member()
+            leading = member.role == "leader"
+            sent = self._clock.elapsed()
             view = self._members.view(member, clean=leading) if self._full or leading else None
             server_ms = view.server_ms if view else self._members.announce(member)
-            wall = self._clock.wall()
-            received = self._clock.elapsed()
-            offset = certain_offset(wall - server_ms / 1000, received - sent)
+            offset, received = self._offset(server_ms, sent), self._clock.elapsed()
             if self._full or self._server is None:
                 self._read_server()
             if leading and view is not None:
@@ -135,6 +137,11 @@ class Poller:
             unattended=self._unattended,
             unreadable=self._unreadable(view) if view else (),
         )
+
+    def _offset(self, server_ms: int, sent: float) -> float:
+        """Return this machine's clock minus Redis', which was read since ``sent``, in seconds."""
+        wall = self._clock.wall()
+        return certain_offset(wall - server_ms / 1000, self._clock.elapsed() - sent)
 
     def _unreadable(self, view: ClusterView) -> tuple[str, ...]:
         """Return the names of the records that cannot be read. Each is reported once."""

@@ -41,7 +41,9 @@ class Table:
             clock=self.clock,
             now=lambda: datetime.now(UTC) + timedelta(seconds=self.clock.ahead),
             emit=self.events.append,
+            progress=self._page_read,
         )
+        self.pages_read = 0
         self.reader.turn()
         self.rows_read = 0
         read = queries._read
@@ -55,6 +57,9 @@ class Table:
         # Rows that were saved a short time ago are read again.
         PeriodicTask.objects.update(date_changed=self.reader._now() - timedelta(hours=1))
         self.clock.ahead += 10
+
+    def _page_read(self) -> None:
+        self.pages_read += 1
 
     def turn(self) -> None:
         self.reader.turn()
@@ -150,6 +155,10 @@ def test_check_without_a_change_reads_no_row(table):
     table.rows_read = 0
     table.turn()
     assert table.rows_read == 0
+
+
+def test_each_page_of_the_first_read_is_progress(table):
+    assert table.pages_read == ROWS // PAGE + 1
 
 
 def test_row_saved_just_after_its_mark_is_found(table):

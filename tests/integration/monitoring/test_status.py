@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -328,6 +329,21 @@ def test_leader_compares_its_clock_with_the_others(client, full):
     scene.lead()
     poller.poll()
     assert offsets == [[-2.5]]
+
+
+def test_record_never_has_an_offset_from_before_contact(client):
+    scene, poller = polled(client, full=False)
+    scene.clock.step_wall(-30)
+    poller.poll()
+    first = Members(lambda: client, KEYS).view().members
+    assert [round(each.clock_offset_ms, -4) for each in first] == [-30_000]
+
+    # While Redis was unreachable, its clock stepped.
+    scene.status.snapshot = replace(scene.status.snapshot, unreachable="timed out")
+    scene.clock.step_wall(90)
+    poller.poll()
+    again = Members(lambda: client, KEYS).view().members
+    assert [round(each.clock_offset_ms, -4) for each in again] == [60_000]
 
 
 @pytest.mark.parametrize(
