@@ -81,8 +81,8 @@ class AtomicDispatcher:
         """Return no claims: a message and its record are written together."""
         return []
 
-    def take_back(self, _: Term) -> bool:
-        return False
+    def take_back(self, _: Term) -> frozenset[str]:
+        return frozenset()
 
     def give_up(self, _: Term, __: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
         return {}

@@ -170,8 +170,8 @@ class Dispatcher(Protocol):
         """
         ...
 
-    def take_back(self, term: Term) -> bool:
-        """Take back the claims that their makers withdrew, as if they had not been made. True if there were any.
+    def take_back(self, term: Term) -> frozenset[str]:
+        """Take back the claims that their makers withdrew, as if they had not been made. Return their entries.
 
         Raises:
             FencedOff: the term is over.

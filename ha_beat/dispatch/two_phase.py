@@ -149,17 +149,17 @@ class ClaimDispatcher:
         self._end(lambda _: True)
         self._resolve_ended()
 
-    def take_back(self, term: Term) -> bool:
+    def take_back(self, term: Term) -> frozenset[str]:
         withdrawn = [claim for claim in self._store.open_claims(term) if claim.withdrawn]
         if not withdrawn:
-            return False
+            return frozenset()
         # Only the leader replaces rows, so that these stay as they are until the claims are resolved.
         rows = self.ledger.read_some({claim.entry for claim in withdrawn})
         updates = machine.take_back_updates(withdrawn, rows)
         were_open = self._store.resolve(updates, term)
         for update, was_open in zip(updates, were_open, strict=True):
             self._report_skipped(update.records if was_open else ())
-        return True
+        return frozenset(claim.entry for claim in withdrawn)
 
     def hand_back(self, term: Term, client: redis.Redis) -> None:
         """Resolve the claims of a process that is being stopped, through its own connection ``client``.

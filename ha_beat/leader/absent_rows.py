@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
@@ -39,8 +39,8 @@ class AbsentRows:
     """Entries with such rows, the oldest first. A look for old ones costs nothing while there is none."""
 
     def __init__(self) -> None:
-        #: When each was noted in the ledger, in ms since the Unix epoch.
-        self._noted: deque[tuple[int, str]] = deque()
+        #: Heap with the time at which each was noted in the ledger, in ms since the Unix epoch.
+        self._noted: list[tuple[int, str]] = []
 
     def clear(self) -> None:
         """Forget all, before the whole ledger is read."""
@@ -50,11 +50,12 @@ class AbsentRows:
         """Note the absent ones among raw rows that were just read, and those that the operations make absent."""
         found = [(row.dispatched_ms, entry) for entry, raw in rows.items() if (row := _absent(raw)) is not None]
         written = [(each.row.dispatched_ms, each.state.id) for each in operations if each.row.verdict is Verdict.ABSENT]
-        self._noted.extend(sorted(found + written))
+        for each in found + written:
+            heapq.heappush(self._noted, each)
 
     def take_old(self, now: datetime) -> list[str]:
         """Return some entries whose rows may be old enough, and forget them."""
         found: list[str] = []
         while self._noted and self._noted[0][0] < _oldest_ms(now) and len(found) < _BATCH:
-            found.append(self._noted.popleft()[1])
+            found.append(heapq.heappop(self._noted)[1])
         return found

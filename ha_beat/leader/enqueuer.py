@@ -50,29 +50,33 @@ class Enqueuer:
     @property
     def due_queue(self) -> DueQueue:
         """Return the queue of the current term, empty if there is none."""
-        return self._term.queue if self._term is not None else DueQueue()
+        return self._term.schedule.queue if self._term is not None else DueQueue()
 
     @property
     def held_back(self) -> bool:
         """Return True if some entries wait until the schedule has been read under this term."""
-        return self._term is not None and self._term.held_back
+        return self._term is not None and self._term.schedule.held_back
 
     def now(self) -> datetime:
         """Return the scheduling time, in UTC."""
         return self._parts.time.now()
 
     def serves(self, term: Term) -> bool:
-        """Return True if the due queue is loaded under this term."""
-        return self._term is not None and self._term.nonce == term.nonce and self._term.complete
+        """Return True if the due queue holds all entries under this term."""
+        return self._term is not None and self._term.nonce == term.nonce and self._term.schedule.complete
+
+    def up_to_date(self, term: Term) -> bool:
+        """Return True if the due queue holds all entries under this term, and none is to be read again."""
+        return self._term is not None and self._term.nonce == term.nonce and self._term.schedule.up_to_date
 
     def taken_up(self, term: Term) -> bool:
         """Return True if entries are dispatched under this term, although some may not be loaded yet."""
-        return self._term is not None and self._term.nonce == term.nonce and self._term.loaded
+        return self._term is not None and self._term.nonce == term.nonce and self._term.schedule.loaded
 
     def reload(self, change: ScheduleChange = EVERYTHING) -> None:
         """Read what has changed of the schedule, and its rows in the ledger, before the next batch."""
         if self._term is not None:
-            self._term.reload(change)
+            self._term.schedule.reload(change)
 
     def stand_by(self) -> None:
         """Discard the queue, and confirm or withdraw what was claimed. Never raises.
@@ -111,7 +115,7 @@ class Enqueuer:
             raise
         except Exception:
             # Entries that were popped for this batch are read from the ledger again.
-            current.reload()
+            current.schedule.reload()
             raise
         if current.sent:
             self._backoff.broker_accepted()

@@ -1,17 +1,18 @@
 """Gradual load of a large schedule: the entries that may be due first, then the others between two batches.
 
-An entry enters the due queue once its own row has been read, never before. Until then it is not dispatched.
+An entry enters the due queue once its own row has been read, never before. When all is loaded again within a term, an
+entry stays in the queue as it is until then.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from ha_beat import events
 from ha_beat.budget import Budget
-from ha_beat.leader.entry import ScheduledEntry
+from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.reconcile import Absence
 from ha_beat.reasons import EntryFault
 
@@ -42,21 +43,28 @@ class GradualLoad:
     seen: set[str] = field(default_factory=set)
     #: Ids in the ledger.
     recorded: set[str] = field(default_factory=set)
+    #: Entries that are far ahead of the clock.
+    ahead: list[EntryState] = field(default_factory=list)
     overdue: int = 0
     new: int = 0
+    held_back: bool = False
     _listed: set[str] = field(default_factory=set)
+    _put_back: Sequence[ScheduledEntry] = ()
 
-    def take_soonest(self) -> set[str]:
-        """Return the ids of the next entries that may be due first, none if all were returned."""
-        found: set[str] = set()
-        while self.soonest and len(found) < PART:
-            entry_id = self.soonest.popleft()
-            if entry_id not in self.seen:
-                found.add(entry_id)
-        return found
+    def take(self, load: Callable[[Set[str]], Iterable[ScheduledEntry]], budget: Budget) -> Sequence[ScheduledEntry]:
+        """Return the next entries that are not loaded, none at the end. ``load`` returns those of some ids."""
+        found, self._put_back = [entry for entry in self._put_back if entry.id not in self.seen], ()
+        while self.soonest and not found:
+            ids = [self.soonest.popleft() for _ in range(min(PART, len(self.soonest)))]
+            found = list(load(set(ids) - self.seen))
+        return found or self._take_listed(budget)
 
-    def take_entries(self, budget: Budget) -> Sequence[ScheduledEntry]:
-        """Return the next entries of the schedule that are not loaded, none at the end. Report those with a used id."""
+    def put_back(self, entries: Sequence[ScheduledEntry]) -> None:
+        """Return these entries once more, because their rows could not be read."""
+        self._put_back = entries
+
+    def _take_listed(self, budget: Budget) -> Sequence[ScheduledEntry]:
+        """Return the next entries of the whole schedule. Report those with a used id."""
         found: list[ScheduledEntry] = []
         for entry in self.entries:
             if entry.id in self._listed:

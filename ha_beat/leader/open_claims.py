@@ -22,8 +22,8 @@ class OpenClaims:
         self._emit = emit
         self._in_flight_for = in_flight_for
         self._open: list[OpenClaim] = []
-        #: True if claims were taken back since the ledger was read.
-        self._taken_back = False
+        #: Entries whose claims were taken back, and whose rows must be read again.
+        self._taken_back: frozenset[str] = frozenset()
         #: When this term first saw each open claim, on ``Clock.elapsed``, by key.
         self._seen_at: dict[str, float] = {}
         #: Journal records that are written again together with a resent occurrence, by entry.
@@ -31,7 +31,7 @@ class OpenClaims:
 
     def load(self, dispatcher: Dispatcher, term: Term) -> None:
         """Read the open claims, when a term begins and after a reload of the schedule."""
-        self._taken_back = False
+        self._taken_back = frozenset()
         self._open = dispatcher.open_claims(term)
         now = self._clock.elapsed()
         self._seen_at = {claim.key: self._seen_at.get(claim.key, now) for claim in self._open}
@@ -71,13 +71,13 @@ class OpenClaims:
         """Forget an entry whose occurrence has its verdict."""
         self._earlier_records.pop(entry_id, None)
 
-    def settle_stale(self, dispatcher: Dispatcher, queue: DueQueue, term: Term, *, held_back: bool) -> bool:
+    def settle_stale(self, dispatcher: Dispatcher, queue: DueQueue, term: Term, *, held_back: bool) -> frozenset[str]:
         """Record the claims of earlier attempts as uncertain, once none of them can be in flight.
 
         With ``held_back``, an entry that is not in the queue may still be read and its message sent again.
 
         Returns:
-            True if the ledger must be read again, because a claim was withdrawn since and is taken back.
+            The entries whose rows must be read again, because a claim was withdrawn since and is taken back.
         """
         stale = [
             claim
@@ -90,7 +90,8 @@ class OpenClaims:
             self._give_up(dispatcher, queue, term, stale)
             self._open = [claim for claim in self._open if claim not in stale]
             self._taken_back |= dispatcher.take_back(term)
-        return self._taken_back
+        taken_back, self._taken_back = self._taken_back, frozenset()
+        return taken_back
 
     def abandon(self, dispatcher: Dispatcher, queue: DueQueue, term: Term, state: EntryState) -> None:
         """Record an occurrence as uncertain that could not be sent again until its deadline."""
@@ -99,7 +100,8 @@ class OpenClaims:
         claimed = state.row.raw
         claims = [claim for claim in dispatcher.open_claims(term) if claim.row == claimed]
         self._give_up(dispatcher, queue, term, claims)
-        self._taken_back |= any(claim.withdrawn for claim in claims) and dispatcher.take_back(term)
+        if any(claim.withdrawn for claim in claims):
+            self._taken_back |= dispatcher.take_back(term)
         state.resend, state.failing_since = False, None
         self.forget(state.id)
 

@@ -5,7 +5,7 @@ Nothing is changed here: the entries are immutable, and the result holds new sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import cast
@@ -43,11 +43,13 @@ class Reconciled:
     """Outcome of :func:`reconcile`: the states of the entries and the operations that bring the ledger up to date.
 
     ``new`` entries are not in the ledger. ``held_back``: something waits until the schedule was read under this term.
+    ``ahead``: states far ahead of the clock.
     """
 
     states: list[EntryState] = field(default_factory=list)
     operations: list[EntryOperation] = field(default_factory=list)
     failures: list[EntryFailed] = field(default_factory=list)
+    ahead: list[EntryState] = field(default_factory=list)
     new: int = 0
     held_back: bool = False
 
@@ -93,11 +95,11 @@ def reconcile(
         if operation is not None:
             done.operations.append(operation)
             done.new += row is None
-    done.failures += _ahead_of_clock(done.states, writer.now)
+    done.ahead = [state for state in done.states if state.position > writer.now + _FAR_AHEAD]
     if absence is not None:
         gone = rows.keys() - present
         if absence.certain:  # guard: absence-certain
-            done.operations += _absences({entry: rows[entry] for entry in gone}, shadow, loss, writer)
+            done.operations += absences({entry: rows[entry] for entry in gone}, shadow, loss, writer)
         done.held_back |= bool(gone) and not absence.certain
     if loss is not None:
         placed = {state.id for state in done.states} | {operation.state.id for operation in done.operations}
@@ -117,14 +119,13 @@ def _distinct(
             yield entry
 
 
-def _ahead_of_clock(states: Iterable[EntryState], now: datetime) -> list[EntryFailed]:
-    """Report entries whose last run is in the future. They stay idle until then to avoid duplicates."""
-    ahead = [state for state in states if state.position > now + _FAR_AHEAD]
+def ahead_of_clock(ahead: Sequence[EntryState]) -> EntryFailed | None:
+    """Return one report of all entries whose last run is in the future. They stay idle until then."""
     if not ahead:
-        return []
+        return None
     worst = max(ahead, key=lambda state: state.position)
     detail = f"until {worst.position.isoformat()}" + (f", {len(ahead)} entries in all" if len(ahead) > 1 else "")
-    return [EntryFailed(worst.label, EntryFault.AHEAD_OF_CLOCK, detail)]
+    return EntryFailed(worst.label, EntryFault.AHEAD_OF_CLOCK, detail)
 
 
 # --- Entries that are not in this replica's schedule
@@ -161,7 +162,7 @@ def _restored(
     return operations
 
 
-def _absences(rows: Mapping[str, str], shadow: Shadow, loss: Loss | None, writer: LedgerWriter) -> list[EntryOperation]:
+def absences(rows: Mapping[str, str], shadow: Shadow, loss: Loss | None, writer: LedgerWriter) -> list[EntryOperation]:
     """Record deleted and disabled entries, and delete the rows of those that were recorded long ago."""
     operations = []
     for entry_id, raw in rows.items():

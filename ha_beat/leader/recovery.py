@@ -84,6 +84,11 @@ class Recovery:
             shadow.gen == acquired.term.gen and counter >= shadow.counter  # guard: gradual-counter
         )
 
+    @property
+    def settled(self) -> bool:
+        """True if a loss was looked for, and none is left to recover from."""
+        return self._assessed and self.loss is None
+
     def found_intact(self) -> None:
         """Note that all rows were read and none was behind."""
         self._assessed = True

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from ha_beat import events
 from ha_beat.clock import from_micros
 from ha_beat.dispatch import Answer
+from ha_beat.leader.batch_builder import whole
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState, ScheduledEntry
-from ha_beat.leader.ledger_writer import EntryOperation
+from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.parts import LeaderParts
 from ha_beat.leader.planner import Planner
 from ha_beat.reasons import AnswerKind, EntryFault, SkipReason, UncertainReason, Verdict
 from ha_beat.schedule.misfire import Decision
+from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 
 #: Delay before an entry that failed alone is retried.
 _ENTRY_RETRY = timedelta(seconds=1)
+
+
+@dataclass(slots=True)
+class Applied:
+    """Outcome of a batch: whether a message was enqueued, the operations that must follow, and why some were unsent."""
+
+    sent: bool = False
+    follow_up: list[EntryOperation] = field(default_factory=list)
+    unsent: list[str] = field(default_factory=list)
 
 
 class Results:
@@ -29,8 +42,32 @@ class Results:
         self._planner = planner
         self._claims = claims
 
-    def apply(self, done: EntryOperation, answer: Answer, queue: DueQueue, now: datetime) -> None:
-        """Apply one answer."""
+    def apply(
+        self, term: Term, operations: Sequence[EntryOperation], answers: Sequence[Answer], queue: DueQueue
+    ) -> Applied:
+        """Apply the answers to a batch. Report progress after each."""
+        now, applied = self._parts.time.now(), Applied()
+        writer = LedgerWriter(term, now)
+        for done, answer in zip(operations, answers, strict=True):
+            self._apply(done, answer, queue, now)
+            self._parts.pace.progress()
+            match answer.kind:
+                case AnswerKind.DONE | AnswerKind.MINE | AnswerKind.PARTIAL if done.sends:
+                    applied.sent = True
+                case AnswerKind.OVERLAP if done.decision is not None:
+                    skipped = whole(done.decision, SkipReason.OVERLAP, "")
+                    applied.follow_up.append(writer.skip(done.state, skipped, done.decision.position))
+                case AnswerKind.UNSENT:
+                    applied.unsent.append(answer.detail)
+                case AnswerKind.PAUSED if answer.detail:
+                    self._parts.pause.invalidate()
+                case AnswerKind.PAUSED | AnswerKind.WITHDRAWN:
+                    self._parts.pause.refused = True
+                case _:
+                    pass
+        return applied
+
+    def _apply(self, done: EntryOperation, answer: Answer, queue: DueQueue, now: datetime) -> None:
         state = done.state
         if state.entry.celery_entry is None:
             # The entry is not in the schedule. A failed operation is built again at the next reload.
@@ -68,7 +105,7 @@ class Results:
                 self._follow(state, answer.detail, queue, now)
 
     def _not_done(self, state: EntryState, answer: Answer, queue: DueQueue, now: datetime) -> None:
-        """Put an entry back whose occurrence was not enqueued. The term records one that overlaps as skipped."""
+        """Put an entry back whose occurrence was not enqueued. One that overlaps is recorded as skipped instead."""
         self._parts.kept.unsent(state.id)
         if answer.kind is not AnswerKind.OVERLAP:
             # The pause of an entry must not keep the main loop busy until it was read.

@@ -12,6 +12,7 @@ from typing import TypeVar
 from ha_beat import events
 from ha_beat.dispatch import Dispatcher
 from ha_beat.election.leader_handle import Tenure
+from ha_beat.errors import StoreError
 from ha_beat.leader.absent_rows import AbsentRows, is_forgettable
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState, ScheduledEntry
@@ -20,7 +21,7 @@ from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.parts import LeaderParts
 from ha_beat.leader.planner import Planner
-from ha_beat.leader.reconcile import Absence, Reconciled, reconcile, unscheduled
+from ha_beat.leader.reconcile import Absence, Reconciled, absences, ahead_of_clock, reconcile, unscheduled
 from ha_beat.leader.recovery import Recovery
 from ha_beat.reasons import Verdict
 from ha_beat.store.lease import Term
@@ -61,8 +62,14 @@ class ScheduleLoader:
         self._recovery = recovery
         self._absent = AbsentRows()
 
-    def load(self, term: Term, dispatcher: Dispatcher) -> Loaded:
+    def load(self, term: Term, dispatcher: Dispatcher, queue: DueQueue, *, at_once: bool = False) -> Loaded:
         """Load all entries, each at its position by the ledger; of a large schedule the first part.
+
+        Args:
+            term: The term.
+            dispatcher: Its dispatcher.
+            queue: The entries as loaded before.
+            at_once: Load no part.
 
         Raises:
             FencedOff: the term is over.
@@ -71,8 +78,8 @@ class ScheduleLoader:
         absence = self._parts.source.absence(term)
         entries = self._with_progress(self._parts.source.load())
         some = list(islice(entries, LARGE + 1))
-        if len(some) > LARGE and self._loads_gradually(term, dispatcher, absence):
-            return self._begin(term, dispatcher, chain(some, entries), absence)
+        if len(some) > LARGE and not at_once and self._loads_gradually(term, dispatcher):
+            return self._begin(term, dispatcher, queue, chain(some, entries), absence)
         return self._load_all(term, dispatcher, chain(some, entries), absence)
 
     def _load_all(
@@ -86,6 +93,7 @@ class ScheduleLoader:
             parts.emit(events.StateLost(found.kind, parts.options.catch_up_after_loss))
         self._absent.clear()
         reconciled = self._reconcile(term, entries, rows, now, absence)
+        self._report_ahead(reconciled.ahead)
         self._claims.load(dispatcher, term)
         resent = self._claims.to_be_resent(rows)
         held = {each.state.id: each for each in reconciled.operations if _waits(each, resent)}
@@ -100,61 +108,89 @@ class ScheduleLoader:
 
     # --- A large schedule
 
-    def _loads_gradually(self, term: Term, dispatcher: Dispatcher, absence: Absence | None) -> bool:
-        """True if no entry depends on the rows of the others: nothing was lost, claimed or deleted."""
-        if absence is not None and absence.certain:
-            return False
-        counter = dispatcher.ledger.journal_counter()
-        return self._recovery.can_read_gradually(counter) and not dispatcher.open_claims(term)
+    def _loads_gradually(self, term: Term, dispatcher: Dispatcher) -> bool:
+        """True if no entry depends on the rows of the others: nothing was lost or claimed."""
+        if not self._recovery.settled:
+            counter = dispatcher.ledger.journal_counter()
+            if not self._recovery.can_read_gradually(counter):
+                return False
+        return not dispatcher.open_claims(term)
 
     def _begin(
-        self, term: Term, dispatcher: Dispatcher, entries: Iterator[ScheduledEntry], absence: Absence | None
+        self,
+        term: Term,
+        dispatcher: Dispatcher,
+        queue: DueQueue,
+        entries: Iterator[ScheduledEntry],
+        absence: Absence | None,
     ) -> Loaded:
         parts, ledger = self._parts, dispatcher.ledger
         self._absent.clear()
         self._claims.load(dispatcher, term)
-        soonest = deque(parts.forecast.take() if parts.forecast is not None else ())
+        # An entry that is in the queue is dispatched meanwhile.
+        soonest = deque(parts.forecast.take() if parts.forecast is not None and not len(queue) else ())
         ran = any(ledger.pages(PART))
         rest = GradualLoad(soonest, entries, ledger.pages(PART), absence, ran, parts.emit)
-        queue = DueQueue()
-        return self.load_part(term, dispatcher, rest, queue) or self.load(term, dispatcher)
+        return Loaded(queue, Batches(), {}, held_back=False, rest=rest)
 
     def load_part(self, term: Term, dispatcher: Dispatcher, rest: GradualLoad, queue: DueQueue) -> Loaded | None:
         """Load the next entries of a large schedule into the queue.
 
         Returns:
-            ``None`` if the ledger is behind in one of them. All must be loaded again.
+            ``None`` if all must be loaded at once: the ledger is behind in one of the entries, or has an open claim.
 
         Raises:
-            StoreError: the ledger could not be read.
+            StoreError: the ledger could not be read. The next call tries again.
         """
         parts, now = self._parts, self._parts.time.now()
-        ids = rest.take_soonest()
-        entries = list(parts.source.load(ids)) if ids else rest.take_entries(parts.pace.begin())
-        if not ids and not entries:
-            return self._finish(rest, queue, now)
+        entries = rest.take(parts.source.load, parts.pace.begin())
+        if not entries:
+            return self._finish(term, dispatcher, rest, queue, now)
         wanted = {entry.id for entry in entries}
-        rows = dispatcher.ledger.read_some(wanted)
-        if parts.shadow.lost(rows, now, wanted):  # guard: gradual-row-behind
+        try:
+            rows = dispatcher.ledger.read_some(wanted)
+        except StoreError:
+            rest.put_back(entries)  # guard: gradual-part-unread
+            raise
+        if not self._recovery.settled and parts.shadow.lost(rows, now, wanted):  # guard: gradual-row-behind
             return None
+        done = self._load_some(term, wanted, entries, rows, queue, now, rest.absence, ran=rest.ran)
+        if done is None:
+            return None
+        reconciled, overdue = done
         rest.seen |= wanted
-        reconciled = self._reconcile(term, entries, rows, now, rest.absence, ran=rest.ran)
-        rest.overdue += self._plan(queue, reconciled, now)
+        rest.ahead += reconciled.ahead
+        rest.overdue += overdue
         rest.new += reconciled.new
-        return Loaded(queue, self._batches(reconciled.operations), {}, reconciled.held_back, rest)
+        rest.held_back |= reconciled.held_back
+        return Loaded(queue, _one_batch(reconciled.operations), {}, rest.held_back, rest)
 
-    def _finish(self, rest: GradualLoad, queue: DueQueue, now: datetime) -> Loaded:
+    def _finish(self, term: Term, dispatcher: Dispatcher, rest: GradualLoad, queue: DueQueue, now: datetime) -> Loaded:
         """Read the rows of entries that this replica's schedule lacks, a page at a time."""
-        parts, page = self._parts, next(rest.rows, None)
+        parts, absence = self._parts, rest.absence
+        try:
+            page = next(rest.rows, None)
+        except StoreError:
+            rest.rows = dispatcher.ledger.pages(PART)
+            raise
         if page is not None:
             rest.recorded |= page.keys()
             others = {entry: raw for entry, raw in page.items() if entry not in rest.seen}
             parts.shadow.learn_rows(others)
-            return Loaded(queue, Batches(), {}, rest.absence is not None and bool(others), rest)
+            operations = []
+            if absence is not None and absence.certain:
+                operations = absences(others, parts.shadow, None, LedgerWriter(term, now))
+                self._absent.note(others, operations)
+            rest.held_back |= absence is not None and not absence.certain and bool(others)
+            return Loaded(queue, _one_batch(operations), {}, rest.held_back, rest)
+        for state in list(queue.entries()):
+            if state.id not in rest.seen:
+                queue.drop(state)
         parts.shadow.forget(rest.recorded, now)
         self._recovery.found_intact()
+        self._report_ahead(rest.ahead)
         parts.emit(events.ScheduleReady(len(queue), rest.overdue, rest.new))
-        return Loaded(queue, Batches(), {}, held_back=False)
+        return Loaded(queue, Batches(), {}, rest.held_back)
 
     # --- Changes
 
@@ -164,24 +200,45 @@ class ScheduleLoader:
         No loss of state may be under recovery, and no operation held.
 
         Returns:
-            ``None`` if an open claim requires a load of all entries.
+            ``None`` if an open claim requires a load of all entries at once.
 
         Raises:
             StoreError: the ledger could not be read.
         """
         rows, now = dispatcher.ledger.read_some(ids), self._parts.time.now()
+        absence = self._parts.source.absence(term)
+        entries = self._parts.source.load(ids)
+        ran = bool(rows) or len(queue) > 0
+        done = self._load_some(term, ids, entries, rows, queue, now, absence, ran=ran)
+        if done is None:
+            return None
+        reconciled, overdue = done
+        self._report_ahead(reconciled.ahead)
+        self._parts.emit(events.ScheduleReady(len(queue), overdue, reconciled.new))
+        return Loaded(queue, _one_batch(reconciled.operations), {}, reconciled.held_back)
+
+    def _load_some(
+        self,
+        term: Term,
+        ids: Set[str],
+        entries: Iterable[ScheduledEntry],
+        rows: Mapping[str, str],
+        queue: DueQueue,
+        now: datetime,
+        absence: Absence | None,
+        *,
+        ran: bool,
+    ) -> tuple[Reconciled, int] | None:
+        """Replace the entries of these ids in the queue. Return how many are overdue, ``None`` if one is claimed."""
         states = [state for entry_id in ids if (state := queue.get(entry_id)) is not None]
         if any(state.resend for state in states) or any(map(_is_claimed, rows.values())):
             return None
-        absence = self._parts.source.absence(term)
-        entries = self._parts.source.load(ids)
-        reconciled = self._reconcile(term, entries, rows, now, absence, ran=bool(rows) or len(queue) > 0)
+        reconciled = self._reconcile(term, entries, rows, now, absence, ran=ran)
         for state in states:
             queue.drop(state)
         overdue = self._plan(queue, reconciled, now)
         keep_deadlines(states, queue)
-        self._parts.emit(events.ScheduleReady(len(queue), overdue, reconciled.new))
-        return Loaded(queue, self._batches(reconciled.operations), {}, reconciled.held_back)
+        return reconciled, overdue
 
     def drop_old_rows(self, term: Term, dispatcher: Dispatcher, queue: DueQueue) -> Batches:
         """Return the operations that delete rows of entries that were deleted or disabled long ago.
@@ -202,7 +259,7 @@ class ScheduleLoader:
             if row is not None and is_forgettable(row, now) and queue.get(entry_id) is None:
                 operations.append(writer.delete(unscheduled(entry_id, row.base, row), row))
                 self._parts.shadow.drop(entry_id)
-        return self._batches(operations)
+        return _one_batch(operations)
 
     def _reconcile(
         self,
@@ -233,6 +290,11 @@ class ScheduleLoader:
         # Most entries are not due in this term. If the ledger is lost in it, only the shadow has their positions.
         parts.shadow.learn_rows(rows)  # guard: shadow-learns-ledger
         return reconciled
+
+    def _report_ahead(self, ahead: Sequence[EntryState]) -> None:
+        failed = ahead_of_clock(ahead)
+        if failed is not None:
+            self._parts.emit(failed)
 
     def _plan(self, queue: DueQueue, reconciled: Reconciled, now: datetime, resent: Set[str] = frozenset()) -> int:
         """Put the entries into the queue. Return how many are overdue."""
@@ -265,6 +327,10 @@ def keep_deadlines(before: Iterable[EntryState], queue: DueQueue) -> None:
         new = queue.get(old.id)
         if old.failing_since is not None and new is not None and new is not old and new.due_at == old.due_at:
             new.failing_since, new.error, new.skip_reason = old.failing_since, old.error, old.skip_reason
+
+
+def _one_batch(operations: Sequence[EntryOperation]) -> Batches:
+    return Batches([operations] if operations else [])
 
 
 def _is_claimed(raw: str) -> bool:

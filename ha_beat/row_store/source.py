@@ -235,7 +235,7 @@ class RowSource(EntrySource):
         runtime, sync, _ = self._started
         term, enqueuer = runtime.elector.handle.term, runtime.enqueuer
         current = self._used[0] == sync.reading.reader.table.number
-        loaded = term is not None and enqueuer.serves(term) and not enqueuer.held_back
+        loaded = term is not None and enqueuer.up_to_date(term) and not enqueuer.held_back
         return current and loaded and enqueuer.due_queue.get(entry_id) is None
 
     # --- One entry

@@ -119,7 +119,9 @@ class Replica:
                 misfire="once", misfire_grace=None, misfire_limit=100, lease_ttl=10, uncertain="skip"
             )
         )
-        enqueuer = SimpleNamespace(now=self.now, serves=lambda _: self.loaded, held_back=False, due_queue=self.queue)
+        enqueuer = SimpleNamespace(
+            now=self.now, up_to_date=lambda _: self.loaded, held_back=False, due_queue=self.queue
+        )
         handle = SimpleNamespace(term=self.term)
         source._runtime = SimpleNamespace(enqueuer=enqueuer, elector=SimpleNamespace(handle=handle))
         return source

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -43,9 +43,9 @@ class Release(Source):
         super().__init__()
         self.policy, self.every, self.due, self.fields = policy, every, due, fields
 
-    def load(self) -> Iterable[ScheduledEntry]:
+    def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
         last_run = self.due - timedelta(seconds=self.every)
-        for name in NAMES:
+        for name in (name for name in NAMES if ids is None or name in ids):
             entry = scheduled(name, every=self.every, last_run=last_run, uncertain=self.policy, **self.fields)
             yield replace(entry, signature=f"every {self.every}")
 
@@ -174,7 +174,7 @@ def test_claim_that_is_withdrawn_before_its_deadline_is_not_uncertain(shared_red
     for key, claim in client.hgetall(KEYS.claims).items():
         client.hset(KEYS.claims, key, claim.replace("open ", "withdrawn ", 1))
     heir = Replica(shared_redis, "heir", Release(REPUBLISH, 3600.0, due))
-    heir.dispatcher.take_back = lambda _: False  # withdrawn only after the heir has read the ledger
+    heir.dispatcher.take_back = lambda _: frozenset()  # withdrawn only after the heir has read the ledger
     heir.run(1)
     del heir.dispatcher.take_back
     state = heir.enqueuer.due_queue.get(NAMES[1])

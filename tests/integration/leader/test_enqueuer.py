@@ -54,10 +54,11 @@ class Source:
     def __init__(self, **last_run: float) -> None:
         self.last_run = dict(last_run)
 
-    def load(self) -> Iterable[ScheduledEntry]:
+    def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
         now = datetime.now(UTC)
-        for name, ago in self.last_run.items():
-            yield scheduled(name, last_run=now - timedelta(seconds=ago))
+        for name, ago in list(self.last_run.items()):
+            if ids is None or name in ids:
+                yield scheduled(name, last_run=now - timedelta(seconds=ago))
 
     def check(self, *_: Any) -> tuple[bool, float]:
         return False, 60.0
@@ -80,8 +81,8 @@ class AlwaysDue(Source):
 
     asked = 0
 
-    def load(self) -> Iterable[ScheduledEntry]:
-        return (replace(entry, recurrence=None) for entry in super().load())
+    def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
+        return (replace(entry, recurrence=None) for entry in super().load(ids))
 
     def check(self, *_: Any) -> tuple[bool, float]:
         self.asked += 1
@@ -114,8 +115,8 @@ class ScriptDispatcher:
     def open_claims(self, _: Term) -> list[OpenClaim]:
         return self.claims
 
-    def take_back(self, _: Term) -> bool:
-        return False
+    def take_back(self, _: Term) -> frozenset[str]:
+        return frozenset()
 
     def give_up(self, _: Term, __: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
         self.on_give_up()
@@ -265,8 +266,8 @@ def test_loading_many_entries_reports_progress(leader: Leader):
             return super().next_after(instant)
 
     class Slow(Source):
-        def load(self) -> Iterable[ScheduledEntry]:
-            for entry in super().load():
+        def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
+            for entry in super().load(ids):
                 leader.clock.ahead += 5.0
                 yield replace(entry, recurrence=SlowHourly(3600))
 
@@ -282,9 +283,9 @@ def test_slow_entries_are_sent_in_pieces_while_others_run(leader: Leader):
     """Thirty entries take 0.3 s each to build, longer than a stall timeout together; another is due each second."""
 
     class Slow(Source):
-        def load(self) -> Iterable[ScheduledEntry]:
+        def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
             quick = replace(scheduled("quick", every=1.0), last_run=datetime.now(UTC))
-            return [*super().load(), quick]
+            return [*super().load(ids), quick]
 
         def arguments(self, entry: ScheduledEntry) -> Any:
             if entry.id != "quick":
@@ -307,8 +308,8 @@ def test_slow_entries_that_fill_the_time_do_not_stop_the_others(leader: Leader):
     """Each takes a whole batch, and is due again before the others have had their turn."""
 
     class Slow(Source):
-        def load(self) -> Iterable[ScheduledEntry]:
-            for entry in super().load():
+        def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
+            for entry in super().load(ids):
                 yield replace(entry, recurrence=Every(1.0)) if entry.id.startswith("slow") else entry
 
         def arguments(self, entry: ScheduledEntry) -> Any:
@@ -369,9 +370,9 @@ def test_entry_with_a_backlog_goes_behind_the_others(leader: Leader):
     """Its instants are the oldest, and would take every batch until it has caught up."""
 
     class Backlogs(Source):
-        def load(self) -> Iterable[ScheduledEntry]:
+        def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
             rules = MisfireRules(MisfirePolicy.ALL)
-            for entry in super().load():
+            for entry in super().load(ids):
                 yield entry if entry.id == "other" else replace(entry, recurrence=Every(60.0), misfire=rules)
 
         def arguments(self, entry: ScheduledEntry) -> Any:
@@ -480,10 +481,7 @@ def test_hour_without_a_broker_causes_few_changes_of_leader(leader: Leader):
 
 
 class Edited(Source):
-    """Source that can be read by ids, and whose missing entries count as deleted."""
-
-    def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
-        return (entry for entry in super().load() if ids is None or entry.id in ids)
+    """Source whose missing entries count as deleted."""
 
     def absence(self, _: Term) -> Absence | None:
         return Absence(certain=True)
@@ -517,7 +515,7 @@ def test_what_departed_entries_leave_is_dropped_within_a_term(leader: Leader, mo
     leader.use(Edited(e=60.0))
     leader.turn(3)
     monkeypatch.setattr(leader.dispatcher.ledger, "read", None)
-    shadow, absent = leader.enqueuer._parts.shadow, leader.enqueuer._term._loader._absent
+    shadow, absent = leader.enqueuer._parts.shadow, leader.enqueuer._term.schedule._loader._absent
     kept = []
     for number in range(60):
         leader.source.last_run = {"e": 60.0, f"new{number}": 60.0}
@@ -855,8 +853,8 @@ def test_full_redis_keeps_the_batch_whole(leader: Leader):
 )
 def test_refused_batch_is_judged_again_by_the_time_it_is_accepted(rules, deadline, seconds, reason, leader: Leader):
     class Ruled(Source):
-        def load(self) -> Iterable[ScheduledEntry]:
-            return [replace(entry, misfire=rules) for entry in super().load()]
+        def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
+            return [replace(entry, misfire=rules) for entry in super().load(ids)]
 
     leader.use(Ruled(e=3600.0 - 1.0), LeaderOptions(publish_deadline=deadline, handover_after=1000.0))
     leader.turn().later(1.5)
@@ -1062,8 +1060,8 @@ def test_message_of_an_edited_entry_is_built_again(locking: Leader):
 class Overlapping(Source):
     """Source whose entries wait for the end of their last message."""
 
-    def load(self) -> Iterable[ScheduledEntry]:
-        return (replace(entry, busy_for=60.0) for entry in super().load())
+    def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
+        return (replace(entry, busy_for=60.0) for entry in super().load(ids))
 
 
 def test_occurrence_that_overlaps_is_skipped_and_the_next_one_asked_again(leader: Leader):

@@ -14,7 +14,10 @@ from ha_beat.leader import schedule_loader
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.forecast import Forecast, Outline
 from ha_beat.leader.gradual_load import PART
-from ha_beat.reasons import LossKind
+from ha_beat.leader.reconcile import Absence
+from ha_beat.reasons import EntryFault, LossKind, Verdict
+from ha_beat.store.lease import Term
+from ha_beat.store.ledger import LedgerRow
 from tests.integration.leader.test_enqueuer import KEYS, Leader, Source, enqueued
 from tests.support.events import EventLog
 from tests.support.servers import RedisServer
@@ -25,10 +28,6 @@ COUNT = 3 * PART
 class Large(Source):
     """Entries `e0` to `e<COUNT>`, none due, and `last`, which is due and the last one of the schedule."""
 
-    def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
-        found = super().load()
-        return (entry for entry in found if ids is None or entry.id in ids)
-
     def outlines(self) -> Iterable[Outline]:
         return ((entry.id, entry.recurrence, entry.last_run) for entry in super().load())
 
@@ -36,7 +35,7 @@ class Large(Source):
 @pytest.fixture
 def leader(shared_redis: RedisServer, monkeypatch) -> Leader:
     monkeypatch.setattr(schedule_loader, "LARGE", 10)
-    monkeypatch.setattr("ha_beat.leader.term.PART_BUDGET", 0.0)
+    monkeypatch.setattr("ha_beat.leader.loaded_schedule.PART_BUDGET", 0.0)
     leader = Leader(shared_redis)
     leader.use(Large(**{f"e{number}": 1.0 for number in range(COUNT)}, last=3601.0))
     return leader
@@ -149,3 +148,52 @@ def test_part_whose_rows_could_not_be_read_is_not_left_out(leader: Leader, monke
         leader.turn(after=1.0)
     assert errors == []
     assert len(leader.enqueuer.due_queue) == COUNT + 1
+
+
+class Certain(Large):
+    """As the schedule of a database that was read under the term: a missing entry was deleted."""
+
+    def absence(self, _: Term) -> Absence | None:
+        return Absence(certain=True)
+
+
+@pytest.mark.parametrize("edits", [1, 1000])
+def test_reload_within_a_term_goes_on_in_parts_while_due_entries_are_sent(leader: Leader, monkeypatch, edits: int):
+    """Each load comes to its end, although the schedule changes with every turn."""
+    leader.use(Certain(**leader.source.last_run))
+    load_all(leader)
+    monkeypatch.setattr(leader.dispatcher.ledger, "read", None)
+    del leader.source.last_run["e0"]
+    leader.source.last_run["new"] = 1.0
+    parts = served = 0
+    for turn in range(30):
+        if turn < edits:
+            leader.enqueuer.reload()
+        leader.turn()
+        if turn == 2:
+            assert leader.messages == ["last"]
+            owed = leader.enqueuer.due_queue.get("e700")
+            assert owed is not None
+            owed.position -= timedelta(hours=1)
+            leader.enqueuer.due_queue.put(owed, owed.next_due())
+            leader.turn()
+            assert leader.messages == ["e700", "last"]
+        served += complete(leader)
+        parts += not leader.enqueuer.up_to_date(leader.tenure.acquired.term)
+    assert parts > COUNT / PART
+    assert served > 20
+    assert leader.enqueuer.due_queue.get("new") is not None
+    assert leader.enqueuer.due_queue.get("e0") is None
+    row = LedgerRow.parse(leader.client.hget(KEYS.ledger, "e:e0"))
+    assert row is not None
+    assert row.verdict is Verdict.ABSENT
+
+
+def test_entries_ahead_of_the_clock_are_reported_once(leader: Leader):
+    ahead = enqueued(datetime.now(UTC) + timedelta(hours=1)).encoded()
+    for number in range(COUNT):
+        leader.client.hset(KEYS.ledger, f"e:e{number}", ahead)
+    load_all(leader)
+    (failure,) = [event for event in leader.events if event.action == "entry_failed"]
+    assert failure.reason is EntryFault.AHEAD_OF_CLOCK
+    assert f"{COUNT} entries" in failure.detail

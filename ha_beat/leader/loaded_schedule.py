@@ -1,0 +1,154 @@
+"""Schedule of one term as it is loaded: the due queue, what the ledger needs first, and what is still to be read."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence, Set
+from itertools import islice
+
+from ha_beat.clock import Clock
+from ha_beat.dispatch import Dispatcher
+from ha_beat.errors import StoreError
+from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.gc_pause import gc_paused
+from ha_beat.leader.gradual_load import PART, PART_BUDGET, GradualLoad
+from ha_beat.leader.ledger_writer import EntryOperation
+from ha_beat.leader.planner import EVERYTHING, ScheduleChange
+from ha_beat.leader.schedule_loader import ScheduleLoader, keep_deadlines
+from ha_beat.store.lease import Term
+
+
+class LoadedSchedule:
+    """Entries in use, and the order in which others are read. Used by the main loop only."""
+
+    def __init__(self, loader: ScheduleLoader, clock: Clock) -> None:
+        self._loader = loader
+        self._clock = clock
+        self.queue = DueQueue()
+        #: Batches that come before due entries: the rows that the ledger needs first, and the operations of a batch
+        #: that failed as a whole, one by one to find the one at fault.
+        self.first: deque[Sequence[EntryOperation]] = deque()
+        #: Operations of the reconciliation that wait until the entry's claimed occurrence was sent again, by entry.
+        self.held: dict[str, EntryOperation] = {}
+        #: True if the schedule has been read in this term, or its first part.
+        self.loaded = False
+        #: True if some entries wait until the schedule has been read under this term.
+        self.held_back = False
+        #: Entries that are not loaded yet, and whether the queue has all of them as they were before.
+        self._rest: GradualLoad | None = None
+        self._reloading = False
+        #: True if all entries must be loaded once more: after the :attr:`_rest`, so that each load comes to its end.
+        self._again = False
+        #: True if the next load must be of all entries at once.
+        self._at_once = False
+        #: Entries whose change is not in the queue yet.
+        self._changed: set[str] = set()
+
+    @property
+    def complete(self) -> bool:
+        """True if the queue holds all entries, although some may be read again."""
+        return self.loaded and (self._rest is None or self._reloading)
+
+    @property
+    def up_to_date(self) -> bool:
+        """True if the queue holds all entries, and nothing is to be read."""
+        return not self.behind and self._rest is None
+
+    @property
+    def behind(self) -> bool:
+        """True if an entry must be read before the next batch."""
+        return not self.loaded or bool(self._changed)
+
+    def reload(self, change: ScheduleChange = EVERYTHING) -> None:
+        """Read what has changed of the schedule, and its rows in the ledger, before the next batch."""
+        if change.ids is not None:
+            self._changed |= change.ids
+        elif self._rest is not None:
+            self._again = True
+        else:
+            self.loaded = False
+
+    def read_again(self, ids: Set[str]) -> None:
+        """Read these rows before anything else is written for their entries."""
+        self._changed |= ids
+        left = ([each for each in batch if each.state.id not in ids] for batch in self.first)
+        self.first = deque(batch for batch in left if batch)
+
+    def unload(self) -> None:
+        """Discard the queue, so that its entries are not reported as overdue."""
+        self.queue, self.loaded, self._rest = DueQueue(), False, None
+
+    def load(self, term: Term, dispatcher: Dispatcher) -> None:
+        """Fill the queue: each entry at its position by the ledger; of a large schedule in parts.
+
+        Raises:
+            FencedOff: the term is over.
+            StoreError: the ledger could not be read.
+        """
+        with gc_paused():
+            found = self._loader.load(term, dispatcher, self.queue, at_once=self._at_once)
+        if found.rest is None:
+            keep_deadlines(self.queue.entries(), found.queue)
+            self.first, self.held, self.held_back = found.first, found.held, found.held_back
+            self._changed = set()
+        self._reloading = len(self.queue) > 0
+        self.queue, self._rest, self.loaded = found.queue, found.rest, True
+        self._again = self._at_once = False
+
+    def load_more(self, term: Term, dispatcher: Dispatcher) -> None:
+        """Load a part of what has changed or is missing in the queue, and delete old rows.
+
+        Raises:
+            StoreError: the ledger could not be read.
+        """
+        if self._changed:
+            self._load_changed(term, dispatcher)
+        elif self._rest is not None:
+            self._load_rest(term, dispatcher, self._rest)
+        else:
+            self.first = self._loader.drop_old_rows(term, dispatcher, self.queue)
+
+    def release_held(self) -> None:
+        """Submit next what waited for a claimed occurrence that has its verdict by now."""
+        released = [each for each in self.held.values() if not each.state.resend]
+        if released:
+            self.held = {each.state.id: each for each in self.held.values() if each.state.resend}
+            self.first.append([each.after(each.state.expected) for each in released])
+
+    def _load_changed(self, term: Term, dispatcher: Dispatcher) -> None:
+        """Bring some of the entries that have changed up to date, or read all again while claims are resent."""
+        ids = set(islice(self._changed, PART))
+        found = None if self.held else self._loader.load_changed(term, dispatcher, ids, self.queue)
+        if found is None:
+            self._load_at_once()
+            return
+        self.first, self.held_back = found.first, self.held_back or found.held_back
+        if self._rest is not None:
+            self._rest.seen |= ids
+            self._rest.held_back |= found.held_back
+        self._changed -= ids
+
+    def _load_rest(self, term: Term, dispatcher: Dispatcher, rest: GradualLoad) -> None:
+        until = self._clock.elapsed() + PART_BUDGET
+        while self._rest is not None and not self.first:
+            try:
+                with gc_paused():
+                    found = self._loader.load_part(term, dispatcher, rest, self.queue)
+            except StoreError:
+                raise
+            except Exception:
+                # The source of the rest may have ended with it.
+                self._load_at_once()
+                raise
+            if found is None:
+                self._load_at_once()
+                return
+            self.first, self._rest = found.first, found.rest
+            self.held_back = found.held_back or (self.held_back and found.rest is not None)
+            if self._clock.elapsed() >= until:
+                break
+        if self._rest is None and self._again:
+            self.loaded = False
+
+    def _load_at_once(self) -> None:
+        self.loaded, self._rest, self._at_once = False, None, True
