@@ -40,6 +40,9 @@ _CHECK_AT_LATEST = 86_400.0
 #: Difference of a schedule's own clock that is taken for intended.
 _CLOCKS_APART = timedelta(seconds=5)
 
+#: A last run in a store that is further in the future was written under a wrong clock and is ignored.
+CLOCK_TOLERANCE = timedelta(seconds=2)
+
 #: Seconds after which an entry that the leader lacks counts as deleted. In a rolling deploy it lacks it for less.
 _DELETED_AFTER = 3600.0
 

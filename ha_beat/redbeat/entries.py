@@ -87,9 +87,10 @@ class StoredEntry(ScheduleEntry):
 
     def score(self, last: datetime) -> float:
         """Return when the entry is due after a run, as redbeat sorts its entries; -1 for never."""
-        if self.recurrence is None:
-            return last.timestamp()
-        due = self.recurrence.next_after(last)
+        try:
+            due = last if self.recurrence is None else self.recurrence.next_after(last)
+        except Exception:  # The leader reports it.
+            due = last
         return -1.0 if due >= FOREVER else due.timestamp()
 
 
@@ -106,8 +107,8 @@ def run_state_of(record: Record) -> tuple[datetime | None, int | None, str]:
         if at is not None and "total_run_count" not in meta:
             return at, None, short_digest(record.meta.decode("utf-8", "replace"))
         return at, int(meta.get("total_run_count") or 0), stamp
-    except (ValueError, TypeError, AttributeError, OverflowError):
-        # The ledger has the run state too.
+    except Exception:
+        # Any program can have written it. The ledger has the run state too.
         return None, 0, stamp
 
 

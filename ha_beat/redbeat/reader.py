@@ -45,10 +45,12 @@ class EntryReader:
         self.mark: Mark | None = None
         #: True while entries that Redis lacks wait to be restored.
         self.lost = False
-        #: True if entries have changed since the last :meth:`take_changed`.
+        #: True if entries have changed and the mark does not count that yet.
         self.changed = False
         #: See :class:`~ha_beat.redbeat.store.Reading`.
         self.lock_ms = -2
+        #: Keys that were reported as changed and have not been read.
+        self._reported: set[str] = set()
         self._scores: dict[str, float] = {}
         self._rest: list[str] = []
         self._full_at = 0.0
@@ -62,14 +64,19 @@ class EntryReader:
         with mapped_redis_errors():
             reported = self._changes.take() if self._changes is not None else None
         reports = self._changes is not None and self._changes.active
+        if reports and reported is None:
+            # Until a read succeeds.
+            self.begin_full_read()
+        self._reported |= reported or set()
         now = self._clock.elapsed()
-        if not self.complete or now >= self._full_at or (reports and reported is None):
+        if not self.complete or now >= self._full_at:
+            self._reported.clear()
             self._read_all()
             self._full_at = now + _BACKSTOP
         elif reports:
             keys = self._store.keys
-            others = {keys.schedule, keys.statics, keys.mark, keys.lock}
-            self._read(sorted((reported or set()) - others), check=True)
+            self._read(sorted(self._reported - {keys.schedule, keys.statics, keys.mark, keys.lock}), check=True)
+            self._reported.clear()
         else:
             self._read_some()
 
@@ -85,12 +92,11 @@ class EntryReader:
         members = self._store.members()
         moved = [key for key, score in members.items() if self._scores.get(key) != score]
         gone = list(self.table.records.keys() - members.keys())
-        self._scores = members
-        self._rest = self._rest or list(members)
-        page, self._rest = self._rest[:PAGE], self._rest[PAGE:]
-        self._read(list(dict.fromkeys([*moved, *(key for key in page if key in members)])))
+        rest = self._rest or list(members)
+        self._read(list(dict.fromkeys([*moved, *(key for key in rest[:PAGE] if key in members)])))
         if gone:
             self._read(gone, check=True)
+        self._scores, self._rest = members, rest[PAGE:]
 
     def _read(self, keys: list[str], *, check: bool = False) -> None:
         """Read these entries. ``check``: they may not be in the schedule."""
@@ -119,8 +125,3 @@ class EntryReader:
         if mark is None:  # guard: redbeat-mark-lost
             return True
         return mark.id == known.id and (mark.seq < known.seq or mark.restoring)
-
-    def take_changed(self) -> bool:
-        """Return whether entries have changed since the last call."""
-        changed, self.changed = self.changed, False
-        return changed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Set
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 
 from celery import Celery
@@ -30,7 +30,7 @@ from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.schedule.recurrence import starting_deadline
-from ha_beat.schedule_source import EntryHooks, EntrySource, default_misfire
+from ha_beat.schedule_source import CLOCK_TOLERANCE, EntryHooks, EntrySource, default_misfire
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 from ha_beat.threads import LastingThread
@@ -45,9 +45,6 @@ _LATE_AFTER = 10.0
 
 #: Longest time that :meth:`RedBeatSource.join` waits for the last runs to be written, in seconds.
 _LAST_WRITE = 3.0
-
-#: A last run that is further in the future was written under a wrong clock and is ignored.
-_CLOCK_TOLERANCE = timedelta(seconds=2)
 
 
 class RedBeatSync:
@@ -124,8 +121,9 @@ class RedBeatSync:
         if self._begun_in != term.nonce and not reader.lost and writer.begin_term(term, reader):
             writer.record_missing(self._runtime.ledger.read())
             self._begun_in = term.nonce
-        if reader.take_changed():
+        if reader.changed:
             writer.note_change(term, reader)
+            reader.changed = False
         writer.write()
         held, before, self._lock_ms = reader.lock_ms, self._lock_ms, reader.lock_ms
         if held != -2 and (before == -2 or held > before):
@@ -257,7 +255,7 @@ class RedBeatSource(EntrySource):
             busy_for=rules.busy_for,
             jitter=rules.jitter,
             signature=entry.signature,
-            last_run=NEVER if last is None or last > now + _CLOCK_TOLERANCE else last,
+            last_run=NEVER if last is None or last > now + CLOCK_TOLERANCE else last,
             name=entry.name,
             run_count=count,
             since=entry.since,

@@ -23,6 +23,7 @@ from ha_beat.reasons import EntryFault, Verdict
 from ha_beat.redbeat.entries import EntryTable, StoredEntry, meta_of, run_state_of
 from ha_beat.redbeat.reader import EntryReader
 from ha_beat.redbeat.store import Mark, Record, RedBeatStore
+from ha_beat.schedule_source import CLOCK_TOLERANCE
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 
@@ -85,6 +86,7 @@ class EntryWriter:
 
     def _write(self, runs: Mapping[str, tuple[datetime, int]]) -> dict[str, tuple[datetime, int]]:
         """Write them, and return those whose record differs from the known one."""
+        latest = self._now() + CLOCK_TOLERANCE
         new: dict[str, tuple[Record, float]] = {}
         expected: dict[str, bytes] = {}
         for entry_id, (at, count) in runs.items():
@@ -93,10 +95,11 @@ class EntryWriter:
             if entry is None or known is None:
                 continue
             last, stored, _ = run_state_of(known)
-            if last is not None and last >= at and stored is not None:
+            if last is not None and at <= last <= latest and stored is not None:
                 continue
             expected[key] = known.meta
-            new[key] = Record(known.definition, meta_of(at, count), entry.stamp.encode()), entry.score(at)
+            record = Record(known.definition, meta_of(at, max(count, stored or 0)), entry.stamp.encode())
+            new[key] = record, entry.score(at)
         differing = self._store.record(new, expected)
         waiting = {}
         for key, meta in differing.items():

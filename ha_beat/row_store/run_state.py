@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from ha_beat.errors import HaBeatError
 from ha_beat.row_store.backend import Database, DatabaseFault, RowStatements, RunState, RunStateUpdate
 from ha_beat.row_store.entry import RowEntry
-
-#: A row's last run that lies further in the future was written under a wrong clock and is ignored.
-CLOCK_TOLERANCE = timedelta(seconds=2)
+from ha_beat.schedule_source import CLOCK_TOLERANCE
 
 #: Rows per statement.
 CHUNK = 500

@@ -23,14 +23,14 @@ from ha_beat.row_store.entry import RowEntry
 from ha_beat.row_store.instants import Cached
 from ha_beat.row_store.next_instants import NextInstants
 from ha_beat.row_store.reader import RowReader
-from ha_beat.row_store.run_state import CLOCK_TOLERANCE, RunStateTable
+from ha_beat.row_store.run_state import RunStateTable
 from ha_beat.row_store.static_entries import write_static_entries
 from ha_beat.row_store.sync import POLL_INTERVAL, RowReading, RowSync, RowWriting
 from ha_beat.row_store.thread import DatabaseThread
 from ha_beat.row_store.writer import RowWriter
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import NEVER
-from ha_beat.schedule_source import EntryHooks, EntrySource, default_misfire
+from ha_beat.schedule_source import CLOCK_TOLERANCE, EntryHooks, EntrySource, default_misfire
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 
