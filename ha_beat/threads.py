@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 from ha_beat import events
 from ha_beat.clock import Clock
@@ -11,6 +13,30 @@ from ha_beat.exception_text import exception_line
 
 #: Longest time in seconds between two starts of a thread that ends each time.
 _LONGEST_PAUSE = 60.0
+
+
+class Wake:
+    """Wake-up of one thread that waits. :class:`~queue.SimpleQueue` takes no lock of Python's, so that a signal handler
+    may wake it.
+    """
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[None] = SimpleQueue()
+
+    def __call__(self) -> None:
+        """Wake the thread, or end its next wait at once."""
+        self._calls.put(None)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait at most ``seconds``. Return True if the thread was woken."""
+        try:
+            self._calls.get(timeout=max(seconds, 0.0))
+        except Empty:
+            return False
+        with suppress(Empty):
+            while True:
+                self._calls.get_nowait()
+        return True
 
 
 class LastingThread:

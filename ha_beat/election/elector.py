@@ -63,6 +63,8 @@ _T = TypeVar("_T")
 #: Longest time in seconds between two checks for requests of the main loop.
 _SLICE = 0.1
 
+_ANY_FITNESS = Fitness()
+
 #: Seconds without an answer of Redis, or intervals if those last longer, after which the duty counts as late. The
 #: outage itself is an event.
 _LEASE_WITHIN, _LEASE_INTERVALS = 30.0, 2
@@ -181,9 +183,13 @@ class Elector:
             self._apply(outcome)
 
     def _fitness(self) -> Fitness:
+        step_down = self.handle.take_step_down()
+        if isinstance(self.state, Standby) and self.state.campaign is None:
+            # Most steps of a standby decide nothing.
+            return _ANY_FITNESS
         return Fitness(
             stalled=self.handle.idle > self._timing.stall_timeout,
-            step_down=self.handle.take_step_down(),
+            step_down=step_down,
             replica=self.replica.id,
             ready=self._eligibility.ready(),
             remembers=self._eligibility.remembers(),

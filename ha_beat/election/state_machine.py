@@ -417,20 +417,29 @@ def _observed(state: Standby, view: LeaseView, now: float, timing: Timing) -> St
     """Return the state after the lease was read."""
     record = view.record
     seen_epoch = max(state.seen_epoch, record.epoch if record else 0)  # guard: epoch-seen-kept
-    state = replace(state, next_poll=now + timing.poll_interval, seen_epoch=seen_epoch, campaign=None)
+    next_poll = now + timing.poll_interval
     if record is None:
         since = now if state.no_lease_since is None else state.no_lease_since
         # The cluster starts for the first time, or an outage lost its state.
         open_at = 0.0 if state.unbroken else since + timing.preference_wait
         first = Campaign(None, TermStart.NO_LEASE, open_at=open_at)
-        return replace(state, sighting=None, no_lease_since=since, campaign=first)
-    if view.subscribers > 0:
-        state = replace(state, counted=record.presence)
+        return replace(
+            state, next_poll=next_poll, seen_epoch=seen_epoch, sighting=None, no_lease_since=since, campaign=first
+        )
     sighting = _sighting(state.sighting, view, record, now)
-    campaign = _campaign(state, sighting, now, timing)
-    # A server that answers reads may still refuse the campaign.
-    failures = state.failures if campaign else 0
-    return replace(state, sighting=sighting, no_lease_since=None, campaign=campaign, failures=failures)
+    counted = record.presence if view.subscribers > 0 else state.counted
+    campaign = _campaign(state, sighting, counted, now, timing)
+    return replace(
+        state,
+        next_poll=next_poll,
+        seen_epoch=seen_epoch,
+        sighting=sighting,
+        counted=counted,
+        no_lease_since=None,
+        campaign=campaign,
+        # A server that answers reads may still refuse the campaign.
+        failures=state.failures if campaign else 0,
+    )
 
 
 def _sighting(before: Sighting | None, view: LeaseView, record: LeaseRecord, now: float) -> Sighting:
@@ -457,8 +466,8 @@ def _sighting(before: Sighting | None, view: LeaseView, record: LeaseRecord, now
     return Sighting(record, since, absent_since, view.run_id)
 
 
-def _campaign(state: Standby, sighting: Sighting, now: float, timing: Timing) -> Campaign | None:
-    """Return a campaign if the lease is free, else ``None``."""
+def _campaign(state: Standby, sighting: Sighting, counted: str, now: float, timing: Timing) -> Campaign | None:
+    """Return a campaign if the lease is free, else ``None``. ``counted`` is as in :class:`Standby`, after this poll."""
     record = sighting.record
     expected = Expected(record.epoch, record.seq)
     if not record.held:
@@ -468,7 +477,7 @@ def _campaign(state: Standby, sighting: Sighting, now: float, timing: Timing) ->
         return Campaign(expected, TermStart.RELEASED, record.preferred, open_at)
     if record.nonce in state.nonces:  # guard: campaign-own-nonce
         return Campaign(expected, TermStart.OWN_LEASE)
-    absent_since = sighting.absent_since if _absence_counts(state, sighting) else None
+    absent_since = sighting.absent_since if _absence_counts(state, sighting, counted) else None
     if absent_since is not None and now - absent_since >= timing.poll_interval - _ROUNDING:  # guard: presence-absence
         return Campaign(replace(expected, absent=True), TermStart.LEADER_GONE)
     # An unreadable ttl parses as 0.
@@ -490,10 +499,10 @@ def _holder_goes_first(sighting: Sighting, ttl: float, now: float, timing: Timin
     )
 
 
-def _absence_counts(state: Standby, sighting: Sighting) -> bool:
+def _absence_counts(state: Standby, sighting: Sighting, counted: str) -> bool:
     """True if an empty presence channel means that the holder is gone. An outage empties the channels of all."""
     record = sighting.record
-    if record.presence == state.counted:  # guard: presence-channel-seen
+    if record.presence == counted:  # guard: presence-channel-seen
         return True
     # The channel had a subscriber when it was registered, on this run of the server.
     return state.unbroken and (

@@ -8,7 +8,7 @@ from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.duties import Duties
 from ha_beat.reasons import Duty
-from ha_beat.threads import LastingThread
+from ha_beat.threads import LastingThread, Wake
 
 #: Seconds between two checks, and until the next one after a failure.
 _INTERVAL = 10.0
@@ -16,9 +16,6 @@ _RETRY = 2.0
 
 #: Seconds without a completed check after which the broker counts as unreachable: the check itself hangs.
 _WITHIN = 30.0
-
-#: Longest time in seconds until the thread reacts to a request to stop.
-_SLICE = 1.0
 
 
 class BrokerProbe:
@@ -30,7 +27,7 @@ class BrokerProbe:
         """``check`` makes a round trip to the broker, in a bounded time, and raises if it fails."""
         self._check = check
         self._duties = duties
-        self._clock = clock
+        self._wake = Wake()
         self._failed_once = False
         self._closing = False
         self.thread = LastingThread(name="ha_beat-broker", run=self._run, clock=clock, emit=emit)
@@ -38,6 +35,7 @@ class BrokerProbe:
     def stop(self) -> None:
         """Ask the thread to stop. Does not wait, so a signal handler may call it."""
         self._closing = True
+        self._wake()
         self.thread.stop()
 
     def probe(self) -> float:
@@ -57,9 +55,4 @@ class BrokerProbe:
     def _run(self) -> None:
         self._duties.expect(Duty.REACH_BROKER, within=_WITHIN)
         while not self._closing:
-            self._wait(self.probe())
-
-    def _wait(self, seconds: float) -> None:
-        until = self._clock.elapsed() + seconds
-        while not self._closing and self._clock.elapsed() < until:
-            self._clock.sleep(_SLICE)
+            self._wake.wait(self.probe())

@@ -15,7 +15,7 @@ from ha_beat.errors import ForeignApp, NewerSchema, StoreUnavailable
 from ha_beat.reasons import CampaignRefusal, TermEnd, TermStart, parse_code
 from ha_beat.store.keys import Keys
 from ha_beat.store.redis_errors import mapped_redis_errors
-from ha_beat.store.scripts import Script, pairs, text, whole
+from ha_beat.store.scripts import Poll, Script, pairs, text, whole
 
 if TYPE_CHECKING:
     import redis
@@ -268,22 +268,26 @@ class RedisLeaseStore:
         self._wait_replicas = wait_replicas
         self._wait_ms = round(wait_timeout * 1000)
         self._journal_age_ms = "" if journal_age is None else str(round(journal_age * 1000))
-        #: Digest of the record as last observed, and the record. Most polls find it unchanged.
-        self._seen: tuple[str, LeaseRecord | None] = ("", None)
+        #: What was last observed, and its digest. Most polls find it unchanged.
+        self._seen = LeaseView(None, 0, 0, "")
+        self._digest = ""
         self._journal_size = "" if journal_size is None else str(journal_size)
-        self._observe = Script("observe")
+        self._observe = Poll("observe")
         self._acquire = Script("acquire", although_full=True)
         self._renew = Script("renew", although_full=True)
         self._release = Script("release", although_full=True)
 
     def observe(self) -> LeaseView:
         """Read the lease, and whether its holder is present."""
-        known, record = self._seen
-        flat, count, server_ms, run_id, digest = self._observe(self._client(), [self._keys.lease], [known])
-        if not digest or text(digest) != known:
-            record = LeaseRecord.parse(pairs(flat)) if flat else None
-            self._seen = text(digest), record
-        return LeaseView(record, int(count), int(server_ms), text(run_id))
+        answer = self._observe(self._client(), [self._keys.lease], [self._digest])
+        seen = self._seen
+        if isinstance(answer, int):
+            return LeaseView(seen.record, seen.subscribers, answer, seen.run_id)
+        flat, count, server_ms, run_id, digest = answer
+        record = LeaseRecord.parse(pairs(flat)) if flat else None
+        self._seen = LeaseView(record, int(count), int(server_ms), text(run_id))
+        self._digest = text(digest)
+        return self._seen
 
     def acquire(self, attempt: Attempt, expected: Expected | None, seen_epoch: int) -> Acquired | Refused:
         """Acquire the lease if it is still as expected (``None``: no record).

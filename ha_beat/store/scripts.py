@@ -11,6 +11,7 @@ from typing import Any
 import redis
 from redis import exceptions as redis_errors
 
+from ha_beat.store.connections import WatchedClient
 from ha_beat.store.redis_errors import as_store_error, line_in_script
 
 #: Lets a script run on a server that is out of memory. Redis before 7 does not know this line.
@@ -57,6 +58,11 @@ class Script:
         except (redis_errors.RedisError, OSError) as exc:
             raise as_store_error(exc, self._command_at(exc)) from exc
 
+    @property
+    def sha(self) -> str:
+        """Return the hash by which the server knows the script, after the first call."""
+        return str(self._registered.sha)
+
     def _command_at(self, exc: Exception) -> str:
         """Return the command that failed. Redis reports only the line of the script."""
         line = line_in_script(exc)
@@ -90,6 +96,34 @@ class Script:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+class Poll:
+    """Script that only reads, called often and mostly with the same arguments. Raises like :class:`Script`."""
+
+    def __init__(self, name: str) -> None:
+        self._script = Script(name)
+        self._call: tuple[Sequence[str], Sequence[str]] | None = None
+        self._packed = b""
+
+    def __call__(self, client: redis.Redis, keys: Sequence[str], args: Sequence[str]) -> Any:
+        if (keys, args) == self._call and isinstance(client, WatchedClient):
+            try:
+                return client.read_again(self._packed)
+            except redis_errors.TimeoutError as exc:
+                raise as_store_error(exc) from exc
+            except (redis_errors.RedisError, OSError):
+                pass  # The ordinary call below connects again. A read may be repeated.
+        answer = self._script(client, keys, args)
+        self._call = keys, args
+        self._packed = packed("EVALSHA", self._script.sha, str(len(keys)), *keys, *args)
+        return answer
+
+
+def packed(*words: str) -> bytes:
+    """Return a command as it is sent to Redis."""
+    encoded = [word.encode() for word in words]
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded)
 
 
 def text(value: Any) -> str:

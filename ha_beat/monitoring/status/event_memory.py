@@ -11,6 +11,7 @@ from ha_beat.monitoring.logs import line_of
 from ha_beat.monitoring.status.warnings import StatusWarning
 from ha_beat.monitoring.wording import phrase
 from ha_beat.reasons import WarningCode
+from ha_beat.threads import Wake
 
 #: Seconds for which a single incident is shown as a warning.
 _INCIDENT_SHOWN = 3600.0
@@ -32,6 +33,17 @@ _SHOWN_ELSEWHERE = (
     events.RecordUnreadable,
 )
 
+#: Events after which the cluster is another, or is seen otherwise.
+_CHANGES = (
+    events.TermStarted,
+    events.TermEnded,
+    events.LeaderSeen,
+    events.LeaseUnreachable,
+    events.LeaseReachable,
+    events.ClockOffset,
+    events.ScheduleReady,
+)
+
 
 class EventMemory:
     """Subscriber that keeps the current problems. Written by several threads, each value as a whole."""
@@ -46,8 +58,8 @@ class EventMemory:
         self.failing: dict[str, str] = {}
         #: Until when, on ``Clock.elapsed``, this term waits on purpose before it takes up the schedule.
         self.held_until = 0.0
-        #: True if the cluster should be polled at once. The poller clears it.
-        self.poll_now = False
+        #: Has the poller read the cluster at once.
+        self.poll_now = Wake()
         self._incidents: deque[tuple[float, StatusWarning]] = deque(maxlen=20)
         #: Newest event of each other kind of problem.
         self._problems: dict[str, tuple[float, events.Event]] = {}
@@ -55,20 +67,20 @@ class EventMemory:
     def __call__(self, event: events.Event) -> None:
         if event.problem and not isinstance(event, _SHOWN_ELSEWHERE):
             self._problems[event.action] = self._clock.elapsed(), event
+        if isinstance(event, _CHANGES):
+            self.poll_now()
         match event:
             case events.TermStarted() | events.LeaderSeen():
                 # If a leader shows that this replica must not lead, that event follows.
-                self.forbidden, self.poll_now = "", True
+                self.forbidden = ""
             case events.TermEnded():
-                self.failing, self.held_until, self.poll_now = {}, 0.0, True
+                self.failing, self.held_until = {}, 0.0
             case events.DispatchHeld(seconds=seconds):
                 self.held_until = self._clock.elapsed() + seconds
-            case events.ClockOffset() | events.ScheduleReady():
-                self.poll_now = True
             case events.LeaseUnreachable(detail=detail):
-                self.unreachable, self.poll_now = detail, True
+                self.unreachable = detail
             case events.LeaseReachable():
-                self.unreachable, self.poll_now = "", True
+                self.unreachable = ""
             case events.LeadingForbidden(detail=detail):
                 self.forbidden = detail
             case events.EntryFailed(entry=entry, reason=reason, detail=detail):

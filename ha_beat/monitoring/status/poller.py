@@ -36,8 +36,8 @@ _MOST_REPORTED = 200
 _UNATTENDED_AFTER = 10.0
 _LEDGER_INTERVAL = 15.0
 
-#: Longest time in seconds until the thread reacts to a request to poll or to stop.
-_SLICE = 0.1
+#: Seconds between a request to poll and the poll: a change of leader comes as several events.
+_MOMENT = 0.1
 
 
 def certain_offset(difference: float, round_trip: float) -> float:
@@ -95,6 +95,7 @@ class Poller:
     def stop(self) -> None:
         """Ask the thread to remove the member record and stop. Does not wait, so a signal handler may call it."""
         self._closing = True
+        self._status.memory.poll_now()
         self.thread.stop()
 
     def poll(self) -> None:
@@ -170,7 +171,6 @@ class Poller:
     def _run(self) -> None:
         self._status.duties.expect(Duty.POLL_CLUSTER, within=_POLL_WITHIN)
         while not self._closing:
-            self._status.memory.poll_now = False
             try:
                 self.poll()
             except Exception as exc:
@@ -180,13 +180,9 @@ class Poller:
         self.removed = True
 
     def _wait(self) -> None:
-        memory = self._status.memory
-        until = self._clock.elapsed() + (_POLL_INTERVAL if self._full else MEMBER_INTERVAL)
-        while not self._closing and not memory.poll_now and (left := until - self._clock.elapsed()) > 0:
-            self._clock.sleep(min(left, _SLICE))
-        if memory.poll_now:
-            # A change of leader comes as several events.
-            self._clock.sleep(_SLICE)
+        interval = _POLL_INTERVAL if self._full else MEMBER_INTERVAL
+        if self._status.memory.poll_now.wait(interval) and not self._closing:
+            self._clock.sleep(_MOMENT)
 
     def _check(self, *, leading: bool) -> None:
         now = self._clock.elapsed()

@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from ha_beat.clock import SystemClock
+from ha_beat.store.connections import link_to
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import LeaseStore, RedisLeaseStore
 from ha_beat.testing import MemoryLeaseStore
@@ -86,7 +87,7 @@ class Servers:
         if kind not in self._running:
             self._running[kind] = self._stack.enter_context(need(RedisServer if kind == "redis-server" else _valkey))
         server = self._running[kind]
-        made = RedisBench(redis.Redis.from_url(server.url, socket_timeout=5.0), kind, server)
+        made = RedisBench(link_to(server.url, {}, 5.0, "key").client(), kind, server)
         made.client.flushall()
         return made
 

@@ -11,7 +11,7 @@ from celery import Celery
 
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.store.connections import Link, link_to
-from ha_beat.store.scripts import Script
+from ha_beat.store.scripts import Poll, Script
 from tests.support.servers import RedisServer
 
 
@@ -62,3 +62,23 @@ def test_script_runs_while_another_client_empties_the_cache(shared_redis: RedisS
     with Flushed.from_url(shared_redis.url) as client:
         for _ in range(2):
             assert len(script(client, ["nothing"], [""])) == 5
+
+
+def test_repeated_read_takes_up_a_lost_connection_and_lost_scripts(shared_redis: RedisServer):
+    """Like an ordinary call, and it leaves its connection to the next one."""
+    client, admin = link_to(shared_redis.url, {}, 2.5, "key").client(), shared_redis.admin
+    poll = Poll("observe")
+
+    def read() -> str:
+        answer = poll(client, ["nothing"], [""])
+        return answer[4].decode()
+
+    digest, own = read(), client.client_id()
+    assert read() == digest
+    admin.client_kill_filter(_id=own)
+    assert read() == digest
+    admin.script_flush()
+    assert read() == digest
+    own = client.client_id()
+    assert {read(), read()} == {digest}
+    assert client.client_id() == own

@@ -80,6 +80,14 @@ def test_connection_that_answers_pings_is_kept(presence: RedisPresence):
     assert presence.channel == channel
 
 
+def test_wake_messages_that_arrive_together_are_all_received(presence: RedisPresence, shared_redis: RedisServer):
+    presence.open()
+    for _ in range(3):
+        shared_redis.admin.publish(KEYS.wake, "released")
+    wait_for(lambda: presence.wait(0.1), 10, "the first message")
+    assert [presence.wait(0.1) for _ in range(3)] == [True, True, False]
+
+
 def forked() -> None:
     if os.fork() == 0:
         time.sleep(60)
