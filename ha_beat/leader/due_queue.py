@@ -16,10 +16,12 @@ _FEW = 64
 
 @dataclass(slots=True)
 class DueQueue:
-    """Heap of entries by due time. Only :meth:`entries`, :meth:`upcoming` and :meth:`backlog` visit every entry."""
+    """Heap of entries by due time. Only :meth:`entries` and :meth:`backlog` visit every entry."""
 
     _heap: list[tuple[datetime, int, EntryState]] = field(default_factory=list)
     _by_id: dict[str, EntryState] = field(default_factory=dict)
+    #: Entries without a place at their own time, by id: they are being dispatched, or wait for more than that time.
+    _elsewhere: dict[str, EntryState] = field(default_factory=dict)
     _tickets: int = 0
     _longest_first: bool = False
 
@@ -50,7 +52,12 @@ class DueQueue:
         state.due_at, state.sends_at = due_at, sends_at or due_at
         self._tickets += 1
         state.ticket = self._tickets
-        heapq.heappush(self._heap, (max(state.sends_at, not_before or due_at), self._tickets, state))
+        at = max(state.sends_at, not_before or due_at)
+        heapq.heappush(self._heap, (at, self._tickets, state))
+        if at > state.sends_at:
+            self._elsewhere[state.id] = state
+        else:
+            self._elsewhere.pop(state.id, None)
         self._compact()
 
     def drop(self, state: EntryState) -> None:
@@ -58,6 +65,7 @@ class DueQueue:
         state.ticket = 0
         if self._by_id.get(state.id) is state:
             del self._by_id[state.id]
+            self._elsewhere.pop(state.id, None)
         self._compact()
 
     def _compact(self) -> None:
@@ -72,6 +80,7 @@ class DueQueue:
             _, ticket, state = heapq.heappop(self._heap)
             if state.ticket == ticket:
                 limit -= 1
+                self._elsewhere[state.id] = state
                 yield state
 
     def put_behind(self, due_until: datetime, now: datetime) -> None:
@@ -91,11 +100,15 @@ class DueQueue:
 
     def upcoming(self, limit: int) -> list[tuple[datetime, EntryState]]:
         """Return the next entries in order of due time. Any thread may call it."""
-        # Not from the heap, which lacks an entry while that is being dispatched.
-        states = list(self._by_id.values())
-        # A generator: a list of many new tuples would trigger a full garbage collection in the main loop.
-        due = ((state.sends_at, state.ticket, state) for state in states if state.sends_at is not None)
-        return [(at, state) for at, _, state in heapq.nsmallest(limit, due, key=lambda line: line[:2])]
+        heap = self._heap.copy()
+        elsewhere = {state for state in list(self._elsewhere.values()) if state.sends_at is not None}
+        found = [(state.sends_at or NEVER, state.ticket, state) for state in elsewhere]
+        most = len(found) + limit
+        while heap and len(found) < most:
+            place = heapq.heappop(heap)
+            if place[1] == place[2].ticket and place[2] not in elsewhere:
+                found.append(place)
+        return [(at, state) for at, _, state in heapq.nsmallest(limit, found, key=lambda place: place[:2])]
 
     def overdue(self, now: datetime) -> float:
         """Return for how many seconds the longest waiting entry has been due, also if it is to be retried later."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 from datetime import UTC, datetime, timedelta
 
 from ha_beat.leader.due_queue import DueQueue
@@ -33,3 +34,23 @@ def test_places_of_dropped_entries_are_bounded():
         queue.drop(comes)
         assert len(queue._heap) < 100
     assert list(queue.pop_due(now + timedelta(days=5_000), 10)) == [stays]
+
+
+def test_upcoming_includes_entries_that_are_dispatched_or_retried_later():
+    """In order of the time at which each is due, and the oldest of them is overdue."""
+    choose, queue, now = random.Random(3), DueQueue(), datetime.now(UTC)
+    states = [state_of(scheduled(f"e{number}", every=None)) for number in range(50)]
+    for turn in range(1_000):
+        state, at = choose.choice(states), now + timedelta(seconds=choose.randrange(100))
+        match choose.randrange(4):
+            case 0:
+                queue.put(state, at, at + timedelta(seconds=choose.randrange(2_000)))
+            case 1:
+                queue.put(state, at, sends_at=at + timedelta(seconds=3))
+            case 2:
+                list(queue.pop_due(at, 5))
+            case _ if queue.get(state.id) is not None:
+                queue.drop(state)
+        expected = sorted((state.sends_at, state.ticket) for state in queue.entries())
+        assert [(at, state.ticket) for at, state in queue.upcoming(20)] == expected[:20]
+        assert queue.overdue(now + timedelta(days=1)) >= 86_400 - 103 or not len(queue), turn
