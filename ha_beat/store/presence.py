@@ -66,6 +66,10 @@ def _pubsub(client: Any) -> PubSub:
     return pubsub
 
 
+def _socket_of(pubsub: PubSub) -> Any:
+    return getattr(pubsub.connection, "_sock", None)
+
+
 _presences: WeakSet[RedisPresence] = WeakSet()
 
 
@@ -132,7 +136,7 @@ class RedisPresence:
         self._connected_again = False
         pubsub.connection.register_connect_callback(self._on_connect)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(pubsub.connection._sock, selectors.EVENT_READ)
+        self._selector.register(_socket_of(pubsub), selectors.EVENT_READ)
         self._unread = True
 
     def _confirm(self, pubsub: PubSub, wanted: set[str]) -> None:
@@ -188,8 +192,7 @@ class RedisPresence:
     def close_copy(self) -> None:
         """Close the connection in a forked child. Unlike :meth:`close`, it leaves the parent's connection alone."""
         self.channel = ""
-        connection: Any = self._pubsub.connection if self._pubsub is not None else None
-        sock = getattr(connection, "_sock", None)
+        sock = _socket_of(self._pubsub) if self._pubsub is not None else None
         if sock is not None:
             with suppress(OSError):
                 sock.close()
