@@ -10,13 +10,13 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import redis
 from amqp.exceptions import FrameSyntaxError, MessageNacked
 from celery import Celery
 from kombu.exceptions import KombuError
-from kombu.utils.url import parse_url
 from redis.exceptions import ResponseError
 
 from ha_beat.dispatch.broker import BrokerLink
@@ -24,7 +24,7 @@ from ha_beat.dispatch.capture import captured
 from ha_beat.errors import StoreUnavailable
 from ha_beat.exception_text import exception_line
 from ha_beat.reasons import PublishOutcome
-from ha_beat.store.name_resolution import resolve
+from ha_beat.store.name_resolution import connect_by_address
 from ha_beat.store.redis_errors import as_store_error, code_of, in_words
 
 #: Arguments of a publish by kombu's producer, and the call that carries it out.
@@ -73,8 +73,7 @@ class BrokerAdapter:
             connect_timeout=min(stock.connect_timeout or self._timeout, self._timeout),
             transport_options={**(stock.transport_options or {}), **self._options()},
         )
-        for host in self._hosts(connection):
-            resolve(host, self._timeout)
+        self._prepare(connection)
         # Each host once, and without a pause: the main loop waits.
         connection.ensure_connection(max_retries=max(len(connection.alt) - 1, 0))
         self._connected()
@@ -84,9 +83,8 @@ class BrokerAdapter:
     def _options(self) -> dict[str, Any]:
         return {}
 
-    def _hosts(self, connection: Any) -> list[str]:  # noqa: ARG002 -- for subclasses
-        """Return the names that connecting resolves, as far as they are known."""
-        return []
+    def _prepare(self, connection: Any) -> None:
+        """Run before the first connect; a hook for subclasses."""
 
     def _connected(self) -> None:
         """Run after each connect; a hook for subclasses."""
@@ -138,15 +136,31 @@ class BrokerAdapter:
         return Sent(PublishOutcome.ACCEPTED)
 
 
+@cache
+def _with_bounded_names(transport: Any) -> Any:
+    """Return kombu's transport class, changed so that its connections wait for a name no longer than for connecting."""
+
+    def socket_of(*arguments: Any, **options: Any) -> Any:
+        made = transport.Connection.Transport(*arguments, **options)
+        connect = made._connect  # noqa: SLF001 -- it resolves the name
+        made._connect = lambda name, port, timeout: connect_by_address(  # noqa: SLF001
+            name, timeout, lambda address: connect(address, port, timeout)
+        )
+        return made
+
+    bounded = type(transport.Connection.__name__, (transport.Connection,), {"Transport": socket_of})
+    return type(transport.__name__, (transport,), {"Connection": bounded})
+
+
 class AmqpAdapter(BrokerAdapter):
     """AMQP with publisher confirms."""
 
     _amqp: Any = None
     _returned = ""
 
-    def _hosts(self, connection: Any) -> list[str]:
-        names = [parse_url(url)["hostname"] for url in connection.alt] or [connection.hostname]
-        return [name for name in names if name]
+    def _prepare(self, connection: Any) -> None:
+        stock = connection.get_transport_cls
+        connection.get_transport_cls = lambda: _with_bounded_names(stock())
 
     def open(self) -> Any:
         channel = super().open()

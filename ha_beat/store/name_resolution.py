@@ -2,8 +2,8 @@
 
 ``getaddrinfo`` has no timeout: while the name server does not answer, it blocks its caller for 20 s and more. Its
 caller may be the main loop, which then counts as hung, or the election. Each name is therefore resolved in a thread of
-its own, and a connection waits for that thread no longer than for connecting. A connection of redis-py is opened to
-the addresses found: it would ask the name server again, without a bound.
+its own, and a connection waits for that thread no longer than for connecting. Clients connect to the addresses found:
+with the name they would ask the name server again, without a bound.
 
 Callers that need one name in turn wait for a lookup once, not each: what took too long fails at once until it ends.
 """
@@ -13,14 +13,17 @@ from __future__ import annotations
 import ipaddress
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.connection import ConnectionPool, UnixDomainSocketConnection
 
 from ha_beat.clock import SystemClock
 
 _elapsed = SystemClock().elapsed
+
+Opened = TypeVar("Opened")
 
 #: Seconds within which a caller tries again to connect.
 _RETRIED_WITHIN = 2.0
@@ -90,6 +93,21 @@ def resolve(host: str, timeout: float) -> list[str]:
     return lookup.addresses or [host]
 
 
+def connect_by_address(host: str, timeout: float, connect: Callable[[str], Opened]) -> Opened:
+    """Return the result of ``connect`` for the first address of a name for which it succeeds.
+
+    Raises:
+        OSError: the name was not resolved, or the error of the last address.
+    """
+    error = OSError(f"{host} has no address")
+    for address in resolve(host, timeout):
+        try:
+            return connect(address)
+        except OSError as exc:
+            error = exc
+    raise error
+
+
 class _BoundedConnection:
     """Mixin for connections of redis-py: it resolves the name before the socket is opened."""
 
@@ -102,15 +120,14 @@ class _BoundedConnection:
         connect: Any = super()._connect  # type: ignore[misc]  # of the class that this is mixed into
         if not self.socket_connect_timeout:
             return connect()
+
+        def to(address: str) -> Any:
+            self.host = address
+            return connect()
+
         self._named = name = self.host
         try:
-            for left in reversed(range(len(addresses := resolve(name, self.socket_connect_timeout)))):
-                self.host = addresses[-1 - left]
-                try:
-                    return connect()
-                except OSError:
-                    if not left:
-                        raise
+            return connect_by_address(name, self.socket_connect_timeout, to)
         finally:
             self.host = name
 

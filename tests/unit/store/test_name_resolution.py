@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from kombu.exceptions import OperationalError
 from redis.connection import ConnectionPool
 from redis.exceptions import RedisError
 
@@ -64,7 +65,7 @@ def broker(url: str, **options: Any) -> Celery:
 )
 def test_connecting_fails_in_time_without_a_name_server(silent_name_server: list[str], connect: Any) -> None:
     began = time.monotonic()
-    with pytest.raises((StoreUnavailable, RedisError, OSError)):
+    with pytest.raises((StoreUnavailable, RedisError, OperationalError)):
         connect()
     assert time.monotonic() - began < 10 * TIMEOUT
     assert silent_name_server
@@ -96,20 +97,33 @@ def test_name_that_is_found_late_serves_the_next_attempt(monkeypatch: pytest.Mon
     assert resolve("late.test", TIMEOUT) == ["127.0.0.9"]
 
 
-def test_connection_resolves_its_name_only_in_the_bounded_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second lookup could block. The next address follows one that refuses; errors and certificates name the host."""
+def redis_connection() -> None:
+    pool = with_bounded_names(ConnectionPool.from_url("rediss://twice.test:1", socket_connect_timeout=TIMEOUT))
+    with pytest.raises(RedisError, match=r"twice\.test:1"):
+        pool.make_connection().connect()
+
+
+def amqp_connection() -> None:
+    with pytest.raises(OperationalError, match="refused"):
+        AmqpAdapter(broker("amqp://unknown.test:1;amqp://twice.test:1"), TIMEOUT).open()
+
+
+@pytest.mark.parametrize("connect", [redis_connection, amqp_connection])
+def test_connection_resolves_its_name_only_in_the_bounded_thread(
+    monkeypatch: pytest.MonkeyPatch, connect: Callable[[], None]
+) -> None:
+    """A second lookup could block. The next address follows one that refuses, and the next host an unknown name."""
     real, opened = socket.getaddrinfo, []
 
     def getaddrinfo(host: str, *args: Any, **options: Any) -> Any:
-        if host != "twice.test":
+        if not host.endswith(".test"):
             opened.append(host)
             return real(host, *args, **options)
         assert threading.current_thread().name == "ha_beat-dns"
+        if host == "unknown.test":
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
         return found("127.0.0.1") + found("127.0.0.2")
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    pool = with_bounded_names(ConnectionPool.from_url("rediss://twice.test:1", socket_connect_timeout=TIMEOUT))
-    connection = pool.make_connection()
-    with pytest.raises(RedisError, match=r"twice\.test:1"):
-        connection.connect()
+    connect()
     assert opened == ["127.0.0.1", "127.0.0.2"]
