@@ -11,6 +11,7 @@ from celery import Celery
 from celery.schedules import crontab, schedstate, schedule
 from django.db import connection
 from django.db.utils import OperationalError
+from django.test import Client
 from django.utils import timezone
 from django_celery_beat.clockedschedule import clocked
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
@@ -19,7 +20,8 @@ from ha_beat.django.database import DjangoDatabase
 from ha_beat.django.static_entries import DjangoStaticRows
 from ha_beat.events import EntryFailed
 from ha_beat.row_store import static_entries as static
-from tests.integration.django.beats import beats
+from tests.integration.django.beats import beats, kill_leader
+from tests.integration.django.conftest import create_staff
 from tests.integration.django.project.app import app
 from tests.integration.django.rows import every, fresh, row, wait_for_verdict
 
@@ -85,6 +87,27 @@ def test_edit_of_a_static_entry_survives_a_restart_with_other_settings(site):
         site.wait_for("more")
     assert fresh(task).interval == every(3600)
     assert "static" not in site.names()
+
+
+@pytest.mark.slow
+def test_task_deleted_in_the_admin_stays_deleted_until_its_entry_changes(site):
+    """Across a kill of the leader and a restart of all beats."""
+    client = Client()
+    client.force_login(create_staff(superuser=True))
+    spec = {**SPEC, "other": {"every": 0.5}}
+    with beats(site, spec=spec) as cluster:
+        site.wait_for("static", "other")
+        page = f"/admin/django_celery_beat/periodictask/{PeriodicTask.objects.get(name='static').pk}/delete/"
+        assert client.post(page, {"post": "yes"}).status_code == 302
+        kill_leader(cluster).start()
+        site.wait_for_more(3, "other")
+        assert not PeriodicTask.objects.filter(name="static").exists()
+    site.clear()
+    with beats(site, spec=spec):
+        site.wait_for_more(3, "other")
+    assert "static" not in site.names()
+    with beats(site, spec={**spec, "static": {"every": 1.0}}):
+        site.wait_for("static")
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from celery import Celery
 app = Celery("rows", broker=os.environ["BROKER_URL"])
 app.conf.update(
     beat_dburi=os.environ["ROWS_URL"],
-    beat_schedule={"static": {"task": "tick", "schedule": 1.0}},
+    beat_schedule={"static": {"task": "tick", "schedule": float(os.environ.get("STATIC_EVERY", "1"))}},
     ha_beat_cluster="rows",
     ha_beat_misfire="all",
     result_expires=None,

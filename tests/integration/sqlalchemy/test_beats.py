@@ -15,14 +15,14 @@ from tests.support.servers import Postgres, RedisServer, need, wait_for
 HA = "ha_beat.sqlalchemy"
 
 
-def beats(url: str, redis: RedisServer, scheduler: str = HA, replicas: int = 2) -> BeatCluster:
+def beats(url: str, redis: RedisServer, scheduler: str = HA, replicas: int = 2, every: float = 1.0) -> BeatCluster:
     return BeatCluster(
         redis.url,
         replicas=replicas,
         scheduler=scheduler,
         app="tests.integration.sqlalchemy.app",
         cluster="rows",
-        env={"ROWS_URL": url, "BROKER_URL": redis.url},
+        env={"ROWS_URL": url, "BROKER_URL": redis.url, "STATIC_EVERY": str(every)},
     )
 
 
@@ -76,3 +76,28 @@ def _run(url: str, redis: RedisServer, server: Postgres | None) -> None:
     for name in ("row", "static"):
         found = instants(redis, rows.id(name))
         assert {later - earlier for earlier, later in pairwise(found)} == {timedelta(seconds=1)}
+
+
+@pytest.mark.slow
+def test_deleted_row_of_the_settings_stays_deleted_until_its_entry_changes(redis_server, tmp_path):
+    """Across a kill of the leader and a restart of all beats."""
+    url = f"sqlite:///{tmp_path}/rows.db"
+    rows = SqlRows(url)
+    rows.add("row", schedule={"every": 1, "period": "seconds"})
+
+    def wait_for_message() -> None:
+        sent = len(instants(redis_server, rows.id("row")))
+        wait_for(lambda: len(instants(redis_server, rows.id("row"))) > sent, 40, "a message of the row")
+
+    with beats(url, redis_server) as cluster:
+        wait_for(lambda: "static" in rows.state(), 40, "the row of the settings")
+        rows.delete("static")
+        leader = cluster.wait_for_leader()
+        leader.kill()
+        cluster.wait_for_leader(other_than=leader)
+        wait_for_message()
+    with beats(url, redis_server):
+        wait_for_message()
+    assert "static" not in rows.state()
+    with beats(url, redis_server, every=2.0):
+        wait_for(lambda: "static" in rows.state(), 40, "the changed row of the settings")
