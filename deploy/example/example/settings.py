@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
+import django
 from celery.schedules import crontab, solar
 
 from example.database import database_from_url
@@ -67,10 +68,21 @@ DATABASES = {
     "default": database_from_url(os.environ.get("DATABASE_URL") or f"sqlite:///{quote(str(BASE_DIR / 'db.sqlite3'))}")
 }
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
-    # Several processes share the file and have to wait for each other.
+    # Several processes share the file: writers wait for each other, readers for none.
     DATABASES["default"]["OPTIONS"] = {"timeout": 20}
+    if django.VERSION >= (5, 1):
+        in_turn = {"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode=WAL"}
+        DATABASES["default"]["OPTIONS"].update(in_turn)
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 SESSION_ENGINE = "django.contrib.sessions.backends.db"
+
+# Without DEBUG, Django would only mail the errors of a request.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "loggers": {"django.request": {"handlers": ["console"], "level": "ERROR"}},
+}
 
 USE_TZ = True
 TIME_ZONE = "UTC"

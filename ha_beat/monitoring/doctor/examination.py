@@ -18,6 +18,7 @@ from ha_beat.monitoring.doctor.finding import Finding
 from ha_beat.monitoring.doctor.servers import check_broker, check_failover, check_redis
 from ha_beat.monitoring.invariants import MEMORY, ClusterState, Invariants
 from ha_beat.monitoring.request_wording import pause_text
+from ha_beat.monitoring.status.poller import certain_offset
 from ha_beat.monitoring.wording import entries_text, health, instant, phrase, phrase_of
 from ha_beat.reasons import DispatchPath, EntryFault, Level, PathReason, RequestKind, SkipReason, Verdict
 from ha_beat.schedule.entry_options import EntryOptions
@@ -160,7 +161,10 @@ class Examination:
     # --- Clocks and cluster
 
     def _clocks(self, view: ClusterView) -> Iterator[Finding]:
-        offset = self.clock.wall() - view.server_ms / 1000
+        # Read here: since the first view, slow checks may have taken seconds.
+        sent = self.clock.elapsed()
+        server = self.members.view().server_ms / 1000
+        offset = certain_offset(self.clock.wall() - server, self.clock.elapsed() - sent)
         level: Level = Level.OK if abs(offset) <= _CLOCK_TOLERANCE else Level.WARN
         yield Finding(level, "clock", f"this machine's clock differs from Redis' clock by {offset:+.2f} s")
         for member in view.members:

@@ -134,6 +134,28 @@ def test_two_beats_enqueue_each_instant_once(env, tmp_path, redis_server: RedisS
         client.close()
 
 
+def test_transactions_of_worker_beats_and_admin_take_turns(env):
+    """A transaction on their SQLite file that reads before it writes must not find it locked."""
+    import django
+
+    if django.VERSION < (5, 1):
+        pytest.skip("needs Django 5.1")
+    run(env, "manage.py", "migrate", "--verbosity", "0")
+    code = (
+        "import django, sqlite3; django.setup()\n"
+        "from django.db import connection, transaction\n"
+        "from django.contrib.sessions.models import Session\n"
+        "other = sqlite3.connect(connection.settings_dict['NAME'], timeout=0.1)\n"
+        "with transaction.atomic():\n"
+        "    Session.objects.count()\n"
+        "    try:\n"
+        "        other.execute('BEGIN IMMEDIATE')\n"
+        "    except sqlite3.OperationalError as exc:\n"
+        "        print(exc)"
+    )
+    assert run(env, "-c", code).strip() == "database is locked"
+
+
 @pytest.mark.parametrize("kind", ["static", "database"])
 def test_checks_pass_with_either_schedule(env, kind):
     env["SCHEDULE"] = kind

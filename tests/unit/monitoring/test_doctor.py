@@ -7,13 +7,16 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from ha_beat import events
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.leader_report import LeaderReport
 from ha_beat.leader.pause import PauseState
 from ha_beat.monitoring.doctor import Examination
 from ha_beat.monitoring.doctor.examination import _differences
-from ha_beat.reasons import EntryFault
+from ha_beat.reasons import EntryFault, Level
+from ha_beat.testing import SettableClock
 
 
 def view(**schedules: str) -> Any:
@@ -45,3 +48,20 @@ def test_failing_entries_of_the_leader_are_listed_in_words() -> None:
     led: Any = SimpleNamespace(lease=SimpleNamespace(held=True))
     texts = [found.text for found in Examination._leader(examination, led) if found.subject == "entry"]
     assert texts == ["e: its schedule raises (ValueError: x)"]
+
+
+@pytest.mark.parametrize(("ahead", "level"), [(0.0, Level.OK), (3.0, Level.WARN)])
+def test_slow_check_is_no_difference_of_clocks(ahead: float, level: Level) -> None:
+    """Redis reads its time at the start of a slow round trip, long after the first view."""
+    clock = SettableClock(datetime(2030, 1, 1, tzinfo=UTC))
+
+    def read() -> Any:
+        server_ms = round((clock.wall() - ahead) * 1000)
+        clock.advance(5)
+        return SimpleNamespace(server_ms=server_ms, members=[])
+
+    first = read()
+    clock.advance(5)
+    examination: Any = SimpleNamespace(clock=clock, members=SimpleNamespace(view=read))
+    (found,) = Examination._clocks(examination, first)
+    assert (found.level, f"{ahead:+.2f} s" in found.text) == (level, True)
