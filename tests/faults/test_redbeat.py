@@ -64,6 +64,18 @@ def rolling(cluster: BeatCluster, _: RedisServer) -> None:
         cluster.wait_until_up()
 
 
+def saved(app: Celery, name: str) -> Any:
+    """Save an entry of one second, and return it."""
+    return redbeat.RedBeatSchedulerEntry(name, "tick", schedule(1.0), app=app).save()
+
+
+def instants(redis_server: RedisServer, name: str) -> list[datetime]:
+    """Return the due instant of each message of this entry, oldest first."""
+    raw: Any = redis_server.client().lrange("celery", 0, -1)
+    headers = [json.loads(message)["headers"]["ha_beat"] for message in reversed(raw)]
+    return [datetime.fromisoformat(one["scheduled_at"]) for one in headers if one["entry"] == name]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [sigkill, pause, rolling, away, wipe, wipe_and_kill])
 def test_redbeat_entry_is_sent_once_each_second_under_a_fault(
@@ -73,20 +85,12 @@ def test_redbeat_entry_is_sent_once_each_second_under_a_fault(
     with need(lambda: RedisServer(appendonly=True)) as store:
         app = Celery("red", broker=redis_server.url, set_as_current=False)
         app.conf.update(redbeat_redis_url=store.url, timezone="UTC")
-        entries = {
-            name: redbeat.RedBeatSchedulerEntry(name, "tick", schedule(1.0), app=app) for name in ("kept", "deleted")
-        }
-        for entry in entries.values():
-            entry.save()
-
-        def instants(name: str) -> list[datetime]:
-            raw: Any = redis_server.client().lrange("celery", 0, -1)
-            headers = [json.loads(message)["headers"]["ha_beat"] for message in reversed(raw)]
-            return [datetime.fromisoformat(one["scheduled_at"]) for one in headers if one["entry"] == name]
+        saved(app, "kept")
+        deleted_entry = saved(app, "deleted")
 
         def wait_for_more() -> None:
-            sent = len(instants("kept"))
-            wait_for(lambda: len(instants("kept")) >= sent + 3, 40, "messages")
+            sent = len(instants(redis_server, "kept"))
+            wait_for(lambda: len(instants(redis_server, "kept")) >= sent + 3, 40, "messages")
 
         with BeatCluster(
             redis_server.url,
@@ -96,15 +100,83 @@ def test_redbeat_entry_is_sent_once_each_second_under_a_fault(
             settings={"lease_ttl": TTL, "misfire": "all"},
             config={"redbeat_redis_url": store.url},
         ) as cluster:
-            wait_for(lambda: instants("deleted"), 40, "the entry to delete")
+            wait_for(lambda: instants(redis_server, "deleted"), 40, "the entry to delete")
             cluster.wait_until_up()
-            entries["deleted"].delete()
+            deleted_entry.delete()
             time.sleep(3)
-            deleted = len(instants("deleted"))
+            deleted = len(instants(redis_server, "deleted"))
             wait_for_more()
             fault(cluster, store)
             wait_for_more()
             wait_for(lambda: store.client().exists("redbeat:kept"), 20, "the entry in redbeat's Redis")
             assert not store.client().exists("redbeat:deleted")
-            assert len(instants("deleted")) == deleted
-        assert {later - earlier for earlier, later in pairwise(instants("kept"))} == {timedelta(seconds=1)}
+            assert len(instants(redis_server, "deleted")) == deleted
+        assert {later - earlier for earlier, later in pairwise(instants(redis_server, "kept"))} == {
+            timedelta(seconds=1)
+        }
+
+
+def kill_both(ours: BeatCluster, theirs: BeatCluster, store: RedisServer) -> None:
+    """redbeat's standby waits until the dead leader's lock expires."""
+    sigkill(ours, store)
+    next(replica for replica in theirs if "Acquired lock" in replica.log_text()).kill()
+    assert store.client().exists("theirs::lock")
+
+
+def away_for_both(_: BeatCluster, theirs: BeatCluster, store: RedisServer) -> None:
+    """redbeat's leader and its standby exit."""
+    store.stop()
+    wait_for(lambda: not any(replica.alive for replica in theirs), 60, "the end of redbeat's beats")
+    store.start()
+
+
+def wipe_both(_: BeatCluster, theirs: BeatCluster, store: RedisServer) -> None:
+    """redbeat loses its entries, also after a restart."""
+    store.admin.flushall()
+    for replica in theirs:
+        replica.restart().wait_for_log_of_start()
+    assert not store.client().exists("theirs:kept")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [kill_both, away_for_both, wipe_both])
+def test_entry_goes_on_under_a_fault_that_silences_redbeat_itself(
+    fault: Callable[[BeatCluster, BeatCluster, RedisServer], None], redis_server: RedisServer
+) -> None:
+    """Both run at once on one Redis, with the same entry. Beside ours, redbeat's own scheduler misses occurrences."""
+    with need(lambda: RedisServer(appendonly=True)) as store:
+        stock = {
+            "redbeat_redis_url": store.url,
+            "redbeat_key_prefix": "theirs:",
+            "redbeat_lock_timeout": 30,
+            "beat_max_loop_interval": 1,
+            "task_default_queue": "theirs",
+        }
+        for config in ({"redbeat_redis_url": store.url}, stock):
+            app = Celery("red", broker=redis_server.url, set_as_current=False)
+            app.conf.update(timezone="UTC", **config)
+            saved(app, "kept")
+        shared: Any = {"replicas": 2, "spec": {}}
+        ours = BeatCluster(
+            redis_server.url,
+            scheduler="ha_beat.redbeat",
+            settings={"lease_ttl": TTL, "misfire": "all"},
+            config={"redbeat_redis_url": store.url},
+            **shared,
+        )
+        theirs = BeatCluster(redis_server.url, scheduler="redbeat.RedBeatScheduler", config=stock, **shared)
+
+        def sent() -> tuple[int, int]:
+            return len(instants(redis_server, "kept")), int(redis_server.client().llen("theirs"))
+
+        with ours, theirs:
+            wait_for(lambda: min(sent()) >= 3, 60, "messages of both")
+            ours.wait_until_up()
+            fault(ours, theirs, store)
+            before = sent()
+            wait_for(lambda: sent()[0] >= before[0] + 6, 40, "messages of ours")
+            assert sent()[1] <= before[1] + 1
+            assert sum(replica.alive for replica in ours) == (1 if fault is kill_both else 2)
+        assert {later - earlier for earlier, later in pairwise(instants(redis_server, "kept"))} == {
+            timedelta(seconds=1)
+        }
