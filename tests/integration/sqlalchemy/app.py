@@ -11,6 +11,7 @@ app.conf.update(
     ha_beat_cluster="rows",
     ha_beat_misfire="all",
     result_expires=None,
+    task_default_queue=os.environ.get("QUEUE", "celery"),
     task_ignore_result=True,
     timezone="UTC",
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta
+import time
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
@@ -15,21 +16,25 @@ from tests.support.servers import Postgres, RedisServer, need, wait_for
 HA = "ha_beat.sqlalchemy"
 
 
-def beats(url: str, redis: RedisServer, scheduler: str = HA, replicas: int = 2, every: float = 1.0) -> BeatCluster:
+TTL = 3
+
+
+def beats(url: str, redis: RedisServer, scheduler: str = HA, **env: str) -> BeatCluster:
     return BeatCluster(
         redis.url,
-        replicas=replicas,
+        replicas=2,
         scheduler=scheduler,
         app="tests.integration.sqlalchemy.app",
         cluster="rows",
-        env={"ROWS_URL": url, "BROKER_URL": redis.url, "STATIC_EVERY": str(every)},
+        settings={"lease_ttl": TTL},
+        env={"ROWS_URL": url, "BROKER_URL": redis.url, **env},
     )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
 def test_each_occurrence_is_sent_once_under_faults(database, redis_server, tmp_path):
-    """The leader is killed, all replicas are replaced one by one, and PostgreSQL is away for 20 seconds."""
+    """The leader is killed, and paused past its lease; all replicas are replaced; PostgreSQL is away for 20 seconds."""
     if database == "sqlite":
         _run(f"sqlite:///{tmp_path}/rows.db", redis_server, None)
         return
@@ -58,6 +63,13 @@ def _run(url: str, redis: RedisServer, server: Postgres | None) -> None:
         leader.kill()
         cluster.wait_for_leader(other_than=leader)
         leader.start()
+        wait_for_more()
+        cluster.wait_until_up()
+        leader = cluster.wait_for_leader()
+        leader.pause()
+        cluster.wait_for_leader(other_than=leader)
+        time.sleep(TTL)
+        leader.resume()
         wait_for_more()
         for replica in list(cluster.replicas):
             replica.terminate()
@@ -99,5 +111,42 @@ def test_deleted_row_of_the_settings_stays_deleted_until_its_entry_changes(redis
     with beats(url, redis_server):
         wait_for_message()
     assert "static" not in rows.state()
-    with beats(url, redis_server, every=2.0):
+    with beats(url, redis_server, STATIC_EVERY="2"):
         wait_for(lambda: "static" in rows.state(), 40, "the changed row of the settings")
+
+
+@pytest.mark.slow
+def test_two_beats_send_each_occurrence_once_and_the_stores_own_twice(redis_server):
+    """Both run at once, with the same entries in two databases of one server, which stops answering at the end."""
+    psycopg = pytest.importorskip("psycopg")
+    with need(Postgres) as server:
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute("CREATE DATABASE theirs")
+        urls = [server.sqlalchemy_url, server.sqlalchemy_url.removesuffix("postgres") + "theirs"]
+        for url in urls:
+            SqlRows(url).add("row", schedule={"every": 1, "period": "seconds"})
+        row = SqlRows(urls[0]).id("row")
+
+        def sent() -> list[int]:
+            return [int(redis_server.client().llen(queue)) for queue in ("celery", "theirs")]
+
+        def theirs_for_one_of_ours() -> float:
+            before = sent()
+            wait_for(lambda: sent()[0] >= before[0] + 14, 40, "messages of ours")
+            ours, theirs = (now - then for now, then in zip(sent(), before, strict=True))
+            return theirs / ours
+
+        own = "sqlalchemy_celery_beat.schedulers:DatabaseScheduler"
+        with beats(urls[0], redis_server) as ours, beats(urls[1], redis_server, own, QUEUE="theirs") as theirs:
+            wait_for(lambda: min(sent()) >= 6, 90, "messages of both")
+            for cluster in (ours, theirs):
+                cluster.wait_until_up(90)
+            wait_for(
+                lambda: datetime.now(UTC) - instants(redis_server, row)[-1] < timedelta(seconds=2), 60, "no backlog"
+            )
+            assert theirs_for_one_of_ours() > 1.6
+            server.pause()
+            assert theirs_for_one_of_ours() < 0.5
+            server.resume()
+        found = instants(redis_server, row)
+        assert {later - earlier for earlier, later in pairwise(found)} == {timedelta(seconds=1)}

@@ -23,14 +23,14 @@ from tests.support.servers import RedisServer, ServerProcess, need, wait_for
 
 
 def documented() -> list[list[str]]:
-    """Return the rules of each `ACL SETUSER` in docs/redis.md, in the page's order, without user and password."""
+    """Return the rules of each `ACL SETUSER` in the docs, in their order, without user and password."""
     lines = [line for block in blocks("acl") for line in block.commands()]
     return [re.sub(r"^ACL SETUSER \w+ (on >secret )?", "", line).split() for line in lines]
 
 
-#: In this order: lease, ledger and command line; the broker, if it is the same Redis; a broker that is another Redis;
-#: a Redis Cluster; a worker with the guard.
-LEASE, BROKER, OTHER_BROKER, CLUSTER, GUARD = documented()
+#: In this order: redbeat's Redis; lease, ledger and command line; the broker, if it is the same Redis; a broker that is
+#: another Redis; a Redis Cluster; a worker with the guard.
+REDBEAT, LEASE, BROKER, OTHER_BROKER, CLUSTER, GUARD = documented()
 
 #: Rights of a worker without the guard.
 CELERY_WORKER = ["resetkeys", "allchannels", "+@all", "~celery*", "~unacked*", "~_kombu.*", "~*.pidbox*"]
@@ -61,15 +61,20 @@ def denied(server: RedisServer) -> set[str]:
     return {f"{entry['reason']} {entry['object']}" for entry in do(server, "ACL", "LOG")}
 
 
-def test_scripts_use_no_other_commands() -> None:
-    """A command that is added to a script must be added to the rights."""
+def used_commands(folder: Path) -> set[str]:
+    """Return the rights that the scripts of a folder need."""
     used = set()
-    for path in (Path(ha_beat.__file__).parent / "store" / "lua").glob("*.lua"):
+    for path in folder.glob("*.lua"):
         source = path.read_text("utf-8")
         for command, sub in re.findall(r"redis\.p?call\('([A-Z]+)'(?:, '([A-Z]+)')?", source):
             container = command in ("PUBSUB", "SCRIPT", "CLIENT")
             used.add(f"+{command}|{sub}".lower() if container and sub else f"+{command}".lower())
-    used.discard("+pubsub")
+    return used - {"+pubsub"}
+
+
+def test_scripts_use_no_other_commands() -> None:
+    """A command that is added to a script must be added to the rights."""
+    used = used_commands(Path(ha_beat.__file__).parent / "store" / "lua")
     assert used - set(LEASE) - set(BROKER) - set(CLUSTER) == set()
 
 
