@@ -22,7 +22,7 @@ Definition = Mapping[str, Any]
 class DatabaseFault(Enum):
     """Kind of an error of the database."""
 
-    #: A statement exceeded its limit, mostly because of a lock.
+    #: A statement exceeded its limit or failed because of another transaction, mostly a lock.
     TIMED_OUT = auto()
     #: The connection failed: no other statement would succeed.
     UNREACHABLE = auto()
@@ -52,7 +52,7 @@ class Row(NamedTuple):
     """Columns of an enabled row."""
 
     pk: Any
-    #: All columns that define the entry, as plain values.
+    #: All columns that define the entry, as plain values. The first is the name.
     definition: tuple[Any, ...]
     last_run_at: datetime | None
     total_run_count: int
@@ -84,7 +84,10 @@ class RowQueries(Protocol):
         """Return those of the rows that are enabled."""
 
     def models(self, ids: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
-        """Return those of the rows that are enabled as primary key and model, with their schedules."""
+        """Return those of the rows that are enabled as primary key and model, with their schedules.
+
+        In place of a model that can't be read there is the exception.
+        """
 
     def saved_since(self, instant: datetime, limit: int) -> list[tuple[Any, datetime]]:
         """Return primary key and ``date_changed`` of rows that were saved since then, also of disabled ones."""

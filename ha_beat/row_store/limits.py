@@ -36,19 +36,19 @@ MYSQL_LIMITS = (
     f"SET SESSION innodb_lock_wait_timeout = {round(LOCK_TIMEOUT)}, lock_wait_timeout = {round(LOCK_TIMEOUT)}"
 )
 
-#: SQLSTATEs of PostgreSQL for a lock or a statement that exceeds its limit.
-_TIMED_OUT = frozenset({"55P03", "57014"})
+#: SQLSTATEs of PostgreSQL for a lock or a statement that exceeds its limit, a deadlock, and a conflict of transactions.
+_TIMED_OUT = frozenset({"55P03", "57014", "40P01", "40001"})
 
-#: Error code of MySQL for a lock that exceeds its limit.
-_MYSQL_LOCK_TIMEOUT = 1205
+#: Error codes of MySQL for a lock that exceeds its limit, and a deadlock.
+_MYSQL_TIMED_OUT = ((1205,), (1213,))
 
 #: Classes of SQLSTATE for the fault of a row: its data, a constraint, an exception of a trigger.
 _OF_A_ROW = ("22", "23", "P0")
 
 
 def is_timeout(error: Any) -> bool:
-    """True if this error of a driver means that a statement exceeded its limit."""
-    return _sqlstate(error) in _TIMED_OUT or getattr(error, "args", ())[:1] == (_MYSQL_LOCK_TIMEOUT,)
+    """True if this error of a driver means that a statement exceeded its limit, or another transaction prevents it."""
+    return _sqlstate(error) in _TIMED_OUT or getattr(error, "args", ())[:1] in _MYSQL_TIMED_OUT
 
 
 def is_of_a_row(error: Any) -> bool:

@@ -34,7 +34,7 @@ class RowTable:
         """Create an empty table.
 
         Args:
-            models: Return primary key and model of each of these rows.
+            models: Return primary key and model, or an exception, of each of these rows.
             make_entry: Make the entry of a row. An exception leaves the row out.
             emit: Receives the events.
         """
@@ -123,10 +123,12 @@ class RowTable:
         for chunk in chunks(list(changed)):
             for pk, model in self._models(chunk):
                 try:
+                    if isinstance(model, Exception):
+                        raise model
                     made[pk] = self._make_entry(model)
                 except Exception as exc:
                     made[pk] = None
-                    self._emit(events.EntryFailed(model.name, EntryFault.INVALID, str(exc)))
+                    self._emit(events.EntryFailed(changed[pk].definition[0], EntryFault.INVALID, str(exc)))
         return made
 
     def forget_deleted(self, existing: Callable[[Sequence[str]], set[str]]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Enum, Integer, Select, String, and_, func, select, type_coerce
 from sqlalchemy.orm import Session
@@ -14,6 +14,11 @@ from sqlalchemy_celery_beat.models import ClockedSchedule, CrontabSchedule, Inte
 from ha_beat.row_store.backend import Row, Totals
 from ha_beat.row_store.instants import utc
 from ha_beat.sqlalchemy.database import SqlDatabase
+
+_T = TypeVar("_T")
+
+#: Errors of SQLAlchemy for a value that its type does not allow.
+_MALFORMED = (LookupError, ValueError)
 
 #: Columns that define an entry.
 _TASK = (
@@ -52,12 +57,24 @@ class SqlQueries:
 
     def page(self, after: Any, size: int) -> list[Row]:
         rows = self._rows if after is None else self._rows.where(self._model.id > after)
-        return self._read(rows.order_by(self._model.id).limit(size))
+        rows = rows.order_by(self._model.id).limit(size)
+        try:
+            return self._read(rows)
+        except _MALFORMED:
+            return self.of([pk for (pk,) in self._database.rows(rows.with_only_columns(self._model.id))])
 
     def of(self, ids: Sequence[Any]) -> list[Row]:
-        return self._read(self._rows.where(self._model.id.in_(ids))) if ids else []
+        rows = self._rows.order_by(self._model.id)
+
+        def malformed(pk: Any, exc: Exception) -> Row:
+            return Row(pk, (f"row {pk}", str(exc)), None, 0, None)
+
+        return _apart(ids, lambda some: self._read(rows.where(self._model.id.in_(some))), malformed)
 
     def models(self, ids: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
+        return _apart(ids, self._models, lambda pk, exc: (pk, exc))
+
+    def _models(self, ids: Sequence[Any]) -> list[tuple[Any, Any]]:
         with self._database.transaction(), Session(self._database.connection, expire_on_commit=False) as session:
             found = list(session.scalars(select(self._model).where(self._model.enabled, self._model.id.in_(ids))))
             session.expunge_all()
@@ -98,6 +115,19 @@ class SqlQueries:
 
     def _read(self, rows: Select[Any]) -> list[Row]:
         return [Row(pk, tuple(values[:-3]), *values[-3:]) for pk, *values in self._database.rows(rows)]
+
+
+def _apart(
+    ids: Sequence[Any], read: Callable[[Sequence[Any]], list[_T]], malformed: Callable[[Any, Exception], _T]
+) -> list[_T]:
+    """Read these rows; if that fails because of a value, halve them until the malformed ones are found."""
+    try:
+        return read(ids) if ids else []
+    except _MALFORMED as exc:
+        if len(ids) == 1:
+            return [malformed(ids[0], exc)]
+    middle = len(ids) // 2
+    return [*_apart(ids[:middle], read, malformed), *_apart(ids[middle:], read, malformed)]
 
 
 def _plain(column: Any) -> Any:

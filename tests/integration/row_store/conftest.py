@@ -129,17 +129,17 @@ class SqlRows:
 
     table, marks = "celery_periodictask", "celery_periodictaskchanged"
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, schema: str | None = None) -> None:
         from sqlalchemy_celery_beat import models
         from sqlalchemy_celery_beat.session import SessionManager
 
         self.models = models
         self.app = Celery("rows", broker="redis://localhost:6379/0", set_as_current=False)
-        self.app.conf.update(beat_dburi=url, timezone="UTC", result_expires=None)
+        self.app.conf.update(beat_dburi=url, beat_schema=schema, timezone="UTC", result_expires=None)
         # As a project's own code does.
         manager = SessionManager()
-        self.engine, self.session = manager.create_session(url)
-        manager.prepare_models(self.engine)
+        self.engine, self.session = manager.create_session(url, schema=schema)
+        manager.prepare_models(self.engine, schema=schema)
 
     def store(self) -> RowStore:
         from ha_beat.sqlalchemy.schedulers import HADatabaseScheduler
