@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import hypothesis
 import pytest
+
+# Without compiled modules, each of some hundred processes spends a second or two on compiling them again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 pytest_plugins = ["tests.support.servers.fixtures", "tests.figures", "tests.faults.table"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.servers import Postgres, RedisServer, need, wait_for
+from tests.support.servers import Postgres, RedisServer, wait_for
 
 SETTINGS = "tests.integration.django.project.settings"
 
@@ -52,9 +53,10 @@ def use(database: Mapping[str, Any]) -> None:
 
 
 def create_staff(*permissions: str, superuser: bool = False) -> Any:
-    """Create the user kim, whose password is kim, a member of staff with these permissions."""
+    """Create the user kim (again), whose password is kim, a member of staff with these permissions."""
     from django.contrib.auth.models import Permission, User
 
+    User.objects.filter(username="kim").delete()
     user = User.objects.create_user("kim", password="kim", is_staff=True, is_superuser=superuser)
     user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
     assert user.user_permissions.count() == len(permissions)
@@ -138,8 +140,31 @@ def _migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return template
 
 
+@functools.cache
+def _migrated(server: Postgres) -> dict[str, Any]:
+    """Return a new database `site` with Django's tables."""
+    server.execute("CREATE DATABASE site")
+    database = {**server.django_database, "NAME": "site"}
+    use(database)
+    migrate()
+    return database
+
+
+def _empty_tables() -> None:
+    from django.db import connection
+
+    kept = {"django_migrations", "django_content_type", "auth_permission"}
+    tables = set(connection.introspection.django_table_names(only_existing=True)) - kept
+    with connection.cursor() as cursor:
+        # A transaction of an earlier test would lock them.
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'site' AND pid <> pg_backend_pid()"
+        )
+        cursor.execute(f"TRUNCATE {', '.join(tables)} RESTART IDENTITY CASCADE")
+
+
 @pytest.fixture
-def site(_migrated_sqlite: Path, tmp_path: Path, redis_server: RedisServer) -> Iterator[Site]:
+def site(_migrated_sqlite: Path, tmp_path: Path, shared_redis: RedisServer) -> Iterator[Site]:
     """A site on SQLite."""
     path = shutil.copy(_migrated_sqlite, tmp_path / "site.sqlite3")
     # The usual mode for several processes.
@@ -147,18 +172,18 @@ def site(_migrated_sqlite: Path, tmp_path: Path, redis_server: RedisServer) -> I
         connection.execute("PRAGMA journal_mode=WAL")
     database = {**SQLITE, "NAME": str(path), "OPTIONS": {"timeout": 20}}
     use(database)
-    yield Site(database, redis_server)
+    yield Site(database, shared_redis)
     use(SQLITE)
 
 
 @pytest.fixture
-def postgres_site(redis_server: RedisServer) -> Iterator[Site]:
-    """A site on a separate PostgreSQL server."""
-    with need(Postgres) as server:
-        use(server.django_database)
-        migrate()
-        yield Site(server.django_database, redis_server, server)
-        use(SQLITE)
+def postgres_site(session_postgres: Postgres, shared_redis: RedisServer) -> Iterator[Site]:
+    """A site on the session's PostgreSQL, with empty tables."""
+    database = _migrated(session_postgres.start())
+    use(database)
+    _empty_tables()
+    yield Site(database, shared_redis, session_postgres)
+    use(SQLITE)
 
 
 @pytest.fixture(params=["site", "postgres_site"], ids=["sqlite", "postgres"])

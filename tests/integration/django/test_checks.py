@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+from celery import Celery
 from django.test import override_settings
 
 from ha_beat.django import checks
@@ -25,8 +26,12 @@ def run_check(site: Site, *arguments: str, command: str = "check", **settings: A
     return done.stdout + done.stderr
 
 
-def test_check_accepts_a_correct_project(site):
+def test_check_command_accepts_a_correct_project_and_reports_a_mistake(site):
     assert "no issues" in run_check(site, "--database", "default")
+    output = run_check(site, CELERY_HA_BEAT_LEASE_TLT=5)
+    assert "ha_beat.E004" in output
+    assert "HINT" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(
@@ -58,17 +63,19 @@ def test_check_reports_each_mistake_with_a_hint(found, settings):
 @pytest.mark.parametrize(
     ("found", "settings"),
     [
-        ("ha_beat.E004", {"CELERY_HA_BEAT_LEASE_TLT": 5}),
-        ("ha_beat.E005", {"CELERY_BROKER_URL": "memory://"}),
-        ("ha_beat.I002", {"CELERY_BROKER_URL": "memory://", "CELERY_HA_BEAT_REDIS_URL": "redis://127.0.0.1:1/0"}),
-        ("ha_beat.I003", {"CELERY_HA_BEAT_REDIS_URL": "redis://127.0.0.1:1/0"}),
+        ("E004", {"ha_beat_lease_tlt": 5}),
+        ("E005", {"broker_url": "memory://"}),
+        ("I002", {"broker_url": "memory://", "ha_beat_redis_url": "redis://127.0.0.1:1/0"}),
+        ("I003", {"ha_beat_redis_url": "redis://127.0.0.1:1/0"}),
     ],
 )
-def test_check_reports_each_mistake_of_the_cluster(site, found, settings):
-    output = run_check(site, **settings)
-    assert found in output
-    assert "HINT" in output
-    assert "Traceback" not in output
+def test_check_reports_each_mistake_of_the_cluster(monkeypatch, found, settings):
+    app = Celery("site", broker="redis://127.0.0.1:2/0", set_as_current=False)
+    app.conf.update(settings)
+    monkeypatch.setattr("ha_beat.django.cluster_view.project_app", lambda: app)
+    (message,) = checks.check_cluster()
+    assert message.id == f"ha_beat.{found}"
+    assert message.hint
 
 
 @pytest.mark.slow

@@ -76,9 +76,10 @@ def test_locked_table_delays_only_the_rows(postgres_site):
 @pytest.mark.slow
 def test_replica_with_read_only_access_stands_by_and_leads(postgres_site):
     """A standby writes nothing, even when it ends. Once it leads, edits count, and the rows catch up later."""
-    reader = Site({**postgres_site.database, "USER": "reader"}, postgres_site.redis)
+    role = f"reader_{time.time_ns()}"
+    reader = Site({**postgres_site.database, "USER": role}, postgres_site.redis)
     with connection.cursor() as cursor:
-        cursor.execute("CREATE ROLE reader LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+        cursor.execute(f"CREATE ROLE {role} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
     task = row("task", interval=every(0.5))
     ends = row("ends", interval=every(0.5), expires=soon(6))
     row("once", interval=every(1), one_off=True)
@@ -100,7 +101,7 @@ def test_replica_with_read_only_access_stands_by_and_leads(postgres_site):
             standbys[0].wait_for_log("permission denied")
             assert not fresh(new).total_run_count
             with connection.cursor() as cursor:
-                cursor.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO reader")
+                cursor.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
             standbys[0].wait_for_log("action=duty_resumed")
             assert_rows_catch_up(standbys, task)
     postgres_site.assert_each_once("task", 0.5)

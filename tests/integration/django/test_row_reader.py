@@ -19,7 +19,7 @@ from ha_beat.row_store import differences, full_read, reader
 from ha_beat.row_store.reader import RowReader
 from tests.integration.django.project.app import app
 from tests.integration.django.rows import cron, every, row
-from tests.support.clocks import AdvancedClock
+from tests.support.clocks import SteppedClock
 
 #: Rows per page in these tests, and rows in the table.
 PAGE, ROWS = 4, 30
@@ -33,7 +33,7 @@ class Table:
             monkeypatch.setattr(module, "PAGE", PAGE)
         monkeypatch.setattr(differences, "_RANGE", PAGE)
         self.tasks = [row(f"task {number}", interval=every(3600)) for number in range(ROWS)]
-        self.clock = AdvancedClock()
+        self.clock = SteppedClock()
         self.events: list[events.Event] = []
         self.reader = RowReader(
             DjangoQueries(PeriodicTasks, lambda: PeriodicTask.objects.filter(enabled=True)),

@@ -12,6 +12,7 @@ from tests.integration.django.rows import at, every, fresh, row, soon, switch, w
 from tests.support.servers import wait_for
 
 
+@pytest.mark.parametrize("any_site", [pytest.param("site", marks=pytest.mark.slow), "postgres_site"], indirect=True)
 def test_rows_are_enqueued_and_their_runs_are_written(any_site):
     fast = row("fast", interval=every(0.5), kwargs='{"a": 1}', queue="other", headers='{"x": "y"}')
     with beats(any_site) as cluster:

@@ -48,8 +48,7 @@ def create_mixed(count: int) -> None:
 
 def log_statements() -> None:
     with connection.cursor() as cursor:
-        cursor.execute("ALTER SYSTEM SET log_statement = 'all'")
-        cursor.execute("SELECT pg_reload_conf()")
+        cursor.execute("ALTER DATABASE site SET log_statement = 'all'")
 
 
 def statements(site: Site) -> int:

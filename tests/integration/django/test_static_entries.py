@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -213,11 +214,12 @@ def test_deleted_entry_is_not_written_again_until_it_changes(any_site, monkeypat
 
 def test_entry_is_written_without_a_right_to_the_migrations(postgres_site, monkeypatch):
     """Only the tables of django-celery-beat are needed. An entry that was deleted is then restored."""
+    role = f"beat_{time.time_ns()}"
     with connection.cursor() as cursor:
         cursor.execute(
-            "CREATE ROLE beat; GRANT ALL ON ALL TABLES IN SCHEMA public TO beat; "
-            "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO beat; REVOKE ALL ON django_migrations FROM beat; "
-            "SET ROLE beat"
+            f"CREATE ROLE {role}; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; "
+            f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}; REVOKE ALL ON django_migrations FROM {role}; "
+            f"SET ROLE {role}"
         )
     monkeypatch.setattr(static, "static_entries", lambda _: {"entry": {"task": "tick", "schedule": 5.0}})
     marks = write({}, 1000, lambda _: None)

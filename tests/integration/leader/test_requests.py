@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,19 +17,41 @@ from ha_beat.reasons import BackfillOutcome, ReplyCode, RequestKind
 from ha_beat.store.keys import Keys
 from ha_beat.store.request_queue import Reply, Request, Requests
 from tests.faults.cluster import BeatCluster
-from tests.support.servers import RedisServer, wait_for
+from tests.support.servers import RedisServer, need, wait_for
 
 SPEC = {"fast": {"every": 0.5}, "rare": {"every": 86400}}
 
 
-@pytest.fixture
-def cluster(redis_server: RedisServer) -> Iterator[BeatCluster]:
+def started(server: RedisServer) -> BeatCluster:
     settings = {"lease_ttl": 3, "poll_interval": 0.05}
-    with BeatCluster(redis_server.url, spec=SPEC, replicas=2, settings=settings) as beats:
+    beats = BeatCluster(server.url, spec=SPEC, replicas=2, settings=settings)
+    with ExitStack() as stack:
+        stack.enter_context(beats)
         beats.wait_until_up()
         beats.wait_for_leader()
         wait_for(lambda: "fast" in beats.ledger(), what="the schedule in the ledger")
+        stack.pop_all()
+    return beats
+
+
+@pytest.fixture
+def cluster(redis_server: RedisServer) -> Iterator[BeatCluster]:
+    with closing(started(redis_server)) as beats:
         yield beats
+
+
+@pytest.fixture(scope="module")
+def module_cluster() -> Iterator[BeatCluster]:
+    with need(RedisServer) as server, closing(started(server)) as beats:
+        yield beats
+
+
+@pytest.fixture
+def shared_cluster(module_cluster: BeatCluster) -> BeatCluster:
+    """Return a cluster that several tests share, with an empty queue."""
+    module_cluster.wait_for_leader()
+    module_cluster.admin.delete("celery")
+    return module_cluster
 
 
 def requests_of(cluster: BeatCluster) -> Requests:
@@ -63,16 +85,16 @@ def all_paused(cluster: BeatCluster) -> Iterator[Requests]:
         replica.resume()
 
 
-def test_step_down_hands_over_to_another_replica(cluster: BeatCluster):
-    leader = cluster.wait_for_leader()
-    before = cluster.lease()
-    reply = ask(cluster, RequestKind.STEP_DOWN)
+def test_step_down_hands_over_to_another_replica(shared_cluster: BeatCluster):
+    leader = shared_cluster.wait_for_leader()
+    before = shared_cluster.lease()
+    reply = ask(shared_cluster, RequestKind.STEP_DOWN)
     assert reply.ok
     assert reply.leader == before["holder"]
-    other = cluster.wait_for_leader(other_than=leader)
-    assert cluster.lease()["epoch"] > before["epoch"]
+    other = shared_cluster.wait_for_leader(other_than=leader)
+    assert shared_cluster.lease()["epoch"] > before["epoch"]
     assert other is not leader
-    cluster.assert_all_alive()
+    shared_cluster.assert_all_alive()
 
 
 @pytest.mark.slow
@@ -135,45 +157,45 @@ def test_paused_entry_is_skipped_through_takeover_and_loss(cluster: BeatCluster)
     assert first.timestamp() >= before
 
 
-def test_manual_run_is_one_message_and_moves_no_position(cluster: BeatCluster):
+def test_manual_run_is_one_message_and_moves_no_position(shared_cluster: BeatCluster):
     """Asking again with the same id gives the same answer and sends nothing."""
-    position = cluster.ledger()["rare"]
+    position = shared_cluster.ledger()["rare"]
     request = Request(RequestKind.RUN, {"entry": "rare"}, by="tester")
-    requests = requests_of(cluster)
+    requests = requests_of(shared_cluster)
     reply = requests.ask(request, SystemClock(), 20)
     assert reply.ok, reply
     again = requests.ask(request, SystemClock(), 20)
     assert again == reply
-    (headers,) = sent(cluster, "rare")
+    (headers,) = sent(shared_cluster, "rare")
     assert headers["id"] == reply.data["task_id"] == request.task_id()
     assert headers["ha_beat"]["manual"] is True
-    assert cluster.ledger()["rare"] == position
-    assert [r["id"] for r in cluster.journal() if r.get("kind") == "manual"] == [reply.data["task_id"]]
+    assert shared_cluster.ledger()["rare"] == position
+    assert [r["id"] for r in shared_cluster.journal() if r.get("kind") == "manual"] == [reply.data["task_id"]]
 
 
-def test_unknown_entry_is_refused_with_the_nearest_name(cluster: BeatCluster):
-    reply = ask(cluster, RequestKind.RUN, entry="rrae")
+def test_unknown_entry_is_refused_with_the_nearest_name(shared_cluster: BeatCluster):
+    reply = ask(shared_cluster, RequestKind.RUN, entry="rrae")
     assert not reply.ok
     assert reply.code is ReplyCode.NO_SUCH_ENTRY
     assert reply.data["nearest"] == ["rare"]
 
 
-def test_withdrawn_request_is_not_carried_out(cluster: BeatCluster):
+def test_withdrawn_request_is_not_carried_out(shared_cluster: BeatCluster):
     request = Request(RequestKind.RUN, {"entry": "rare"})
-    with all_paused(cluster) as requests:
+    with all_paused(shared_cluster) as requests:
         assert requests.post(request, lifetime=60) is None
         assert requests.withdraw(request.id) == (True, None)
-    assert ask(cluster, RequestKind.REPORT).ok
-    assert sent(cluster, "rare") == []
+    assert ask(shared_cluster, RequestKind.REPORT).ok
+    assert sent(shared_cluster, "rare") == []
 
 
-def test_request_past_its_deadline_is_dropped(cluster: BeatCluster):
-    with all_paused(cluster) as requests:
+def test_request_past_its_deadline_is_dropped(shared_cluster: BeatCluster):
+    with all_paused(shared_cluster) as requests:
         requests.post(Request(RequestKind.RUN, {"entry": "rare"}), lifetime=0.1)
         time.sleep(0.3)
-    assert ask(cluster, RequestKind.REPORT).ok
+    assert ask(shared_cluster, RequestKind.REPORT).ok
     assert requests.waiting()[0] == []
-    assert sent(cluster, "rare") == []
+    assert sent(shared_cluster, "rare") == []
 
 
 @pytest.mark.slow
@@ -206,15 +228,15 @@ def test_backfill_sends_skipped_instants_once_and_refuses_the_others(cluster: Be
     assert sum("backfill" in headers["ha_beat"] for headers in sent(cluster, "fast")) == skipped["count"]
 
 
-def test_backfill_of_unrecorded_instants_needs_force(cluster: BeatCluster):
+def test_backfill_of_unrecorded_instants_needs_force(shared_cluster: BeatCluster):
     args = three_days("rare")
-    reply = ask(cluster, RequestKind.BACKFILL, **args)
+    reply = ask(shared_cluster, RequestKind.BACKFILL, **args)
     assert not reply.ok
     assert [line["outcome"] for line in reply.data["instants"]] == [BackfillOutcome.NOT_IN_JOURNAL] * 3
-    assert sent(cluster, "rare") == []
-    assert ask(cluster, RequestKind.BACKFILL, **args, force=True).ok
-    assert len(sent(cluster, "rare")) == 3
-    assert ask(cluster, RequestKind.BACKFILL, **three_days("fast")).code is ReplyCode.TOO_MANY_INSTANTS
+    assert sent(shared_cluster, "rare") == []
+    assert ask(shared_cluster, RequestKind.BACKFILL, **args, force=True).ok
+    assert len(sent(shared_cluster, "rare")) == 3
+    assert ask(shared_cluster, RequestKind.BACKFILL, **three_days("fast")).code is ReplyCode.TOO_MANY_INSTANTS
 
 
 @pytest.mark.slow

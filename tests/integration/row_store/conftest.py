@@ -14,7 +14,7 @@ from celery import Celery
 
 from ha_beat.row_store.backend import RowStore
 from ha_beat.row_store.instants import utc
-from tests.support.servers import Postgres, need
+from tests.support.servers import Postgres
 
 State = tuple[bool, datetime | None, int]
 
@@ -200,12 +200,6 @@ class SqlRows:
             yield
 
 
-@pytest.fixture(scope="session")
-def _postgres() -> Iterator[Postgres]:
-    with need(Postgres) as server:
-        yield server
-
-
 @pytest.fixture(params=["django-sqlite", "django-postgres", "sqlalchemy-sqlite", "sqlalchemy-postgres"])
 def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     """The empty rows of a store."""
@@ -219,7 +213,7 @@ def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     if database == "sqlite":
         yield SqlRows(f"sqlite:///{tmp_path}/rows.db")
         return
-    server: Postgres = request.getfixturevalue("_postgres")
+    server: Postgres = request.getfixturevalue("session_postgres")
     made = SqlRows(server.sqlalchemy_url)
     yield made
     made.models.ModelBase.metadata.drop_all(made.engine)

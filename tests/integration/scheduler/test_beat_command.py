@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -65,25 +65,6 @@ def worker_with_beat(server: RedisServer, tmp_path: Path, pool: str) -> Iterator
         worker.kill()
 
 
-@pytest.fixture
-def one_beat(redis_server: RedisServer, request) -> Iterator[BeatCluster]:
-    arguments: Sequence[str] = getattr(request, "param", ())
-    with BeatCluster(redis_server.url, spec=SPEC, replicas=1, beat_args=arguments) as cluster:
-        cluster.wait_for_leader()
-        yield cluster
-
-
-def test_pidfile_is_written_and_removed(redis_server: RedisServer, tmp_path):
-    """The release of the lease does not keep Celery from removing it."""
-    pidfile = tmp_path / "beat.pid"
-    with BeatCluster(redis_server.url, spec=SPEC, replicas=1, beat_args=[f"--pidfile={pidfile}"]) as cluster:
-        cluster.wait_for_leader()
-        assert int(pidfile.read_text()) == cluster[0].pid
-        assert cluster[0].terminate() == 0
-        assert not pidfile.exists()
-    assert lease(redis_server)["state"] == "released"
-
-
 @pytest.mark.slow
 def test_detached_beat_leads_and_releases_the_lease(redis_server: RedisServer, tmp_path):
     """The daemon, not the process that forked it, has the lease, the pid file and the log."""
@@ -110,30 +91,30 @@ def test_detached_beat_leads_and_releases_the_lease(redis_server: RedisServer, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("one_beat", [["--max-interval=1"]], indirect=True)
-def test_max_interval_only_bounds_the_wait(one_beat: BeatCluster):
+def test_max_interval_only_bounds_the_wait(redis_server: RedisServer):
     """More frequent entries are still enqueued when they are due."""
-    wait_for(lambda: len(one_beat.journal()) > 10, 20, "dispatches")
-    assert_no_occurrence_twice(one_beat)
-
-
-def test_schedule_file_is_not_written_and_a_warning_is_logged(one_beat: BeatCluster):
-    """The option is accepted so that old command lines work; the run state is in the ledger."""
-    one_beat[0].wait_for_log("action=schedule_file_ignored")
-    assert one_beat[0].terminate() == 0
-    assert list(one_beat[0].directory.glob("schedule*")) == []
+    with BeatCluster(redis_server.url, spec=SPEC, replicas=1, beat_args=["--max-interval=1"]) as cluster:
+        wait_for(lambda: len(cluster.journal()) > 10, 20, "dispatches")
+        assert_no_occurrence_twice(cluster)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_beat_cleanly_and_release_the_lease(number, one_beat: BeatCluster, redis_server: RedisServer):
-    """Beat is busy, and the signal may arrive twice."""
-    wait_for_more(redis_server)
-    process = one_beat[0].process
-    process.send(number)
-    process.send(number)
-    assert process.wait(15) == 0
-    assert lease(redis_server)["state"] == "released"
-    assert "Traceback" not in one_beat[0].log_text(), one_beat[0].log_tail()
+def test_signals_end_beat_cleanly_and_release_the_lease(number, redis_server: RedisServer, tmp_path):
+    """Beat is busy, and the signal may arrive twice. Celery removes the pid file; no schedule file is written."""
+    pidfile = tmp_path / "beat.pid"
+    with BeatCluster(redis_server.url, spec=SPEC, replicas=1, beat_args=[f"--pidfile={pidfile}"]) as cluster:
+        beat = cluster.wait_for_leader()
+        assert int(pidfile.read_text()) == beat.pid
+        # The option -s is accepted so that old command lines work; the run state is in the ledger.
+        beat.wait_for_log("action=schedule_file_ignored")
+        wait_for_more(redis_server)
+        beat.process.send(number)
+        beat.process.send(number)
+        assert beat.process.wait(15) == 0
+        assert not pidfile.exists()
+        assert list(beat.directory.glob("schedule*")) == []
+        assert lease(redis_server)["state"] == "released"
+        assert "Traceback" not in beat.log_text(), beat.log_tail()
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ def rows_of(scheduler: Any) -> dict[str, tuple[bool, int]]:
         return {row.name: (row.enabled, row.total_run_count) for row in session.query(models.PeriodicTask)}
 
 
+@pytest.mark.slow
 def test_rows_are_written_and_a_one_off_row_runs_once(shared_redis: RedisServer, tmp_path: Path):
     # The package creates the tables of the first database only.
     schedulers.session_manager.prepared = False

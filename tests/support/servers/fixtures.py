@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.servers.parts import need
+from tests.support.servers.postgres import Postgres
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.redis_server import RedisServer
 
@@ -26,10 +27,17 @@ def _session_redis() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def shared_redis(_session_redis: RedisServer) -> RedisServer:
-    """Return the session's Redis, emptied. The test must not stop it."""
-    _session_redis.admin.flushall()
+    """Return the session's Redis, emptied, and started again if the previous test stopped it."""
+    _session_redis.start().admin.flushall()
     _session_redis.admin.script_flush()
     return _session_redis
+
+
+@pytest.fixture(scope="session")
+def session_postgres() -> Iterator[Postgres]:
+    """Start a PostgreSQL for all tests of the session, which leave its databases as they found them."""
+    with need(Postgres) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

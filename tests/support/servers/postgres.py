@@ -68,6 +68,14 @@ class Postgres(Server):
     def sqlalchemy_url(self) -> str:
         return self.url.replace("postgresql:", "postgresql+psycopg:")
 
+    def execute(self, *statements: str) -> None:
+        """Execute statements, each in a transaction, as the superuser."""
+        import psycopg
+
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement.encode())
+
     @property
     def django_database(self) -> dict[str, Any]:
         """Return an entry for Django's DATABASES."""
