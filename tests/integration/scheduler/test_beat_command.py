@@ -99,7 +99,7 @@ def test_max_interval_only_bounds_the_wait(redis_server: RedisServer):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_beat_cleanly_and_release_the_lease(number, redis_server: RedisServer, tmp_path):
+def test_beat_writes_no_schedule_file_and_ends_cleanly_by_signal(number, redis_server: RedisServer, tmp_path):
     """Beat is busy, and the signal may arrive twice. Celery removes the pid file; no schedule file is written."""
     pidfile = tmp_path / "beat.pid"
     with BeatCluster(redis_server.url, spec=SPEC, replicas=1, beat_args=[f"--pidfile={pidfile}"]) as cluster:

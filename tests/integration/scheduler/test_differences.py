@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 
 #: Line of the docs, and the test that holds it: a module under `tests`, and the test's name.
 HELD_BY = {
-    "run state": ("integration.scheduler.test_beat_command", "schedule_file_is_not_written_and_a_warning_is_logged"),
+    "run state": ("integration.scheduler.test_beat_command", "beat_writes_no_schedule_file_and_ends_cleanly_by_signal"),
     "overdue": ("unit.schedule.test_misfire", "each_instant_gets_exactly_one_verdict"),
     "intervals": ("integration.scheduler.test_differences", "interval_keeps_its_grid"),
     "outage": ("faults.test_locking_tasks", "tasks_with_a_lock_run_on_after_an_outage_of_the_broker"),

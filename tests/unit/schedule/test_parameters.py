@@ -163,7 +163,7 @@ class Ours:
 @pytest.mark.parametrize("zone", ["UTC", "America/St_Johns"])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedule_is_due_as_in_stock_beat(name, zone):
-    minutes = 3 * 24 * 60 if any(rare in name for rare in ("days", "months", "solar")) else 8 * 60
+    minutes = 2 * 24 * 60 if any(rare in name for rare in ("days", "months", "solar")) else 8 * 60
     world, ours = World(zone), World(zone)
     expected = stock(world, SCHEDULES[name](world), minutes)
     assert expected
