@@ -85,8 +85,8 @@ class PauseControl:
         if not state.must_be_read(term):
             return
         found = self._requests.pauses()
-        lost = {name: raw for name, raw in shadow.pauses.items() if raw and not found[name]}
-        if lost and shadow.paused_gen != term.gen:  # guard: pause-kept
+        if shadow.paused_gen != term.gen:  # guard: pause-kept
+            lost = {name: raw for name, raw in shadow.pauses.items() if raw and not found[name]}
             self._requests.keep_pauses(term, lost)
             found |= lost
         pause = Pause.parse(found[Pause.FIELD]) if found[Pause.FIELD] else None

@@ -264,9 +264,12 @@ class Requests:
         return fence_reason(text(detail)) if text(answer) == "fenced" else text(answer) == "counted"
 
     def keep_pauses(self, term: Term, pauses: Mapping[str, str]) -> None:
-        """Restore pauses, by field, in a ledger that has lost them. Does nothing if the term is not current."""
+        """Restore pauses, by field, that an earlier incarnation of the ledger had, and note that none is missing.
+
+        Does nothing if the term is not current.
+        """
         parts = [part for pause in pauses.items() for part in pause]
-        self._keep_pauses(self._client(), [self._keys.lease, self._keys.ledger], [term.epoch, term.nonce, *parts])
+        self._keep_pauses(self._client(), [self._keys.lease, self._keys.ledger], [term.epoch, term.nonce, term.gen, *parts])
 
     def waiting(self) -> tuple[list[Request], int]:
         """Return the waiting requests, oldest first, and the server's time in ms.

@@ -39,7 +39,7 @@ class Shadow:
         self._positions: dict[str, datetime] = {}
         self.gen = ""
         self.counter = 0
-        #: The pauses in the ledger of the incarnation ``paused_gen``, by field (JSON, ``""`` for none).
+        #: The pauses by field (JSON, ``""`` for none), and the incarnation of the ledger that has them all.
         self.pauses: dict[str, str] = {}
         self.paused_gen = ""
         self.last_id = "0-0"
@@ -126,8 +126,10 @@ class ShadowFeed:
         if not gen:
             # Without a ledger, what is known is kept.
             return
-        shadow.pauses = {Pause.FIELD: text(reply[3]), entry_pauses.FIELD: text(reply[5])}
-        shadow.paused_gen = gen
+        restored = bool(whole(reply[6]))
+        if restored or not any(shadow.pauses.values()):  # guard: feed-pauses-restored
+            shadow.pauses = {Pause.FIELD: text(reply[3]), entry_pauses.FIELD: text(reply[5])}
+            shadow.paused_gen = gen if restored else ""
         now = self._clock.elapsed()
         first = _number(records[0][1]) if records else counter + 1
         # Of a burst, the ledger is read once instead of each record.

@@ -480,6 +480,7 @@ def test_new_leader_restores_a_pause_that_the_ledger_lost(remembered, shared_red
     leader.attend(requests_pending=False)
     assert leader.pause.in_force is bool(remembered)
     assert leader.stored_pause() == (remembered or None)
+    assert text(leader.client.hget(KEYS.ledger, "m:paused_gen")) == leader.term.gen
 
 
 @pytest.mark.parametrize("resumed", [False, True])

@@ -113,6 +113,24 @@ def test_new_incarnation_of_the_ledger_moves_no_position_back(followed: Followed
     assert (followed.position("e"), followed.position("f"), followed.shadow.gen) == (NOW, NOW, "another")
 
 
+def test_pauses_are_kept_until_a_leader_has_restored_them(followed: Followed):
+    def pauses() -> set[str]:
+        followed.feed.poll()
+        return {raw for raw in followed.shadow.pauses.values() if raw}
+
+    followed.client.hset(KEYS.ledger, mapping={"m:paused": "the pause", "m:paused_gen": "g"})
+    assert pauses() == {"the pause"}
+    followed.client.delete(KEYS.ledger)
+    # A leader has acquired the lease and died.
+    followed.client.hset(KEYS.ledger, "m:gen", "another")
+    assert pauses() == {"the pause"}
+    assert followed.shadow.paused_gen == "g"
+    # The next one has restored the pause, and a user has ended it.
+    followed.client.hset(KEYS.ledger, "m:paused_gen", "another")
+    assert pauses() == set()
+    assert followed.shadow.paused_gen == "another"
+
+
 def test_standby_that_cannot_follow_campaigns():
     clock, seen = SystemClock(), EventLog()
     duties = Duties(clock, seen.append)
