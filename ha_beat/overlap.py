@@ -24,8 +24,9 @@ from ha_beat.worker_link import free_after_fork, link_of
 
 logger = logging.getLogger("ha_beat")
 
-#: Headers of received messages that are remembered, for failures that are signalled without one.
-_MOST_RECEIVED = 1000
+#: Headers of the newest received messages are remembered, for failures that are signalled without one. Of older ones,
+#: those that the worker still holds.
+_NEWEST_RECEIVED = 1000
 
 #: Reports that wait until Redis answers.
 _MOST_WAITING = 1000
@@ -44,9 +45,16 @@ class LateReports(threading.Thread):
         super().__init__(name="ha_beat-ends", daemon=True)
         self._wake = threading.Event()
         self.waiting: OrderedDict[tuple[str, str, str], Celery] = OrderedDict()
+        #: True once it takes no more reports.
+        self.ended = False
+
+    def _goes_on(self) -> bool:
+        with _late_guard:
+            self.ended = not self.waiting
+        return not self.ended
 
     def run(self) -> None:
-        while self.waiting:
+        while self._goes_on():
             self._wake.wait(_RETRY)
             for report, app in list(self.waiting.items()):
                 try:
@@ -104,7 +112,7 @@ def _report_later(app: Celery, report: tuple[str, str, str]) -> None:
     global _late  # noqa: PLW0603 -- one thread per process
     with _late_guard:
         # A thread does not survive a fork.
-        if _late is None or not _late.is_alive():
+        if _late is None or _late.ended or not _late.is_alive():
             waiting = _late.waiting if _late is not None else OrderedDict()
             _late = LateReports()
             _late.waiting.update(waiting)
@@ -115,13 +123,21 @@ def _report_later(app: Celery, report: tuple[str, str, str]) -> None:
             _late.start()
 
 
+def _forget_finished() -> None:
+    from celery.worker import state
+
+    for old in list(_received)[:-_NEWEST_RECEIVED]:
+        if old not in state.requests:
+            del _received[old]
+
+
 @signals.task_received.connect(weak=False)
 def _on_received(sender: Any = None, request: Any = None, **_: Any) -> None:
     header = _header_of(request)
     if header is not None:
         _received[str(request.id)] = header
-        while len(_received) > _MOST_RECEIVED:
-            _received.popitem(last=False)
+        if len(_received) % _NEWEST_RECEIVED == 0:
+            _forget_finished()
         _report(sender.app, header, ended=False)
 
 

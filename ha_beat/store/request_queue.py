@@ -269,7 +269,9 @@ class Requests:
         Does nothing if the term is not current.
         """
         parts = [part for pause in pauses.items() for part in pause]
-        self._keep_pauses(self._client(), [self._keys.lease, self._keys.ledger], [term.epoch, term.nonce, term.gen, *parts])
+        self._keep_pauses(
+            self._client(), [self._keys.lease, self._keys.ledger], [term.epoch, term.nonce, term.gen, *parts]
+        )
 
     def waiting(self) -> tuple[list[Request], int]:
         """Return the waiting requests, oldest first, and the server's time in ms.

@@ -41,13 +41,17 @@ end
 local latest = time_ms() + 2000
   + (tonumber(redis.call('HGET', lease, 'offset_ms')) or 0) -- guard: dispatch-leader-offset
 
--- True if the last message of the entry has not ended. One that was sent too long ago counts as lost.
+-- Return the lines of the entry's other messages that have not ended. One that was sent too long ago counts as lost.
 local now = time_ms()
-local function is_busy(op)
-  local raw = redis.pcall('HGET', busy, 'e:' .. op.id)
-  local sent, key = string.match(type(raw) == 'string' and raw or '', '^(%d+) (.*)$')
-  return key and key ~= op.key -- guard: overlap-own-message
-    and math.abs(now - number(sent)) < op.busy_ms -- guard: overlap-timeout
+local function busy_lines(op)
+  local lines, messages = busy_without(redis.pcall('HGET', busy, 'e:' .. op.id), op.key)
+  local left = {}
+  for i, message in ipairs(messages) do
+    if math.abs(now - message.sent) < op.busy_ms then -- guard: overlap-timeout
+      left[#left + 1] = lines[i]
+    end
+  end
+  return left
 end
 
 -- The answer of an operation that must not be done, or was done before; nil if it is to be done now.
@@ -65,7 +69,7 @@ local function answered(op, row)
   if #op.commands > 0 then
     if pauses[1] then return 'paused', '' end -- guard: dispatch-paused
     if entry_paused(op.id) then return 'paused', 'entry' end -- guard: dispatch-entry-paused
-    if not op.overlaps and is_busy(op) then -- guard: dispatch-overlap
+    if not op.overlaps and #busy_lines(op) > 0 then -- guard: dispatch-overlap
       return 'overlap', redis.pcall('HEXISTS', busy, 'm:reported') == 1 and '' or 'unreported'
     end
   end
@@ -119,7 +123,10 @@ for i, op in ipairs(operations) do
       -- Nothing that is only about overlaps may fail a message that was enqueued.
       if op.row == '' and op.request == '' then redis.pcall('HDEL', busy, 'e:' .. op.id) end
       if #op.commands > 0 and op.busy_ms > 0 then
-        redis.pcall('HSET', busy, 'e:' .. op.id, int(now) .. ' ' .. op.key)
+        local lines = busy_lines(op)
+        if #lines >= MOST_BUSY then table.remove(lines, 1) end
+        lines[#lines + 1] = int(now) .. ' ' .. op.key
+        redis.pcall('HSET', busy, 'e:' .. op.id, table.concat(lines, '\n'))
       end
       append_trimmed(journal, ledger, ARGV[5], op.records)
     end

@@ -44,6 +44,29 @@ local function append_record(journal, ledger, record)
   if type(n) == 'number' then redis.pcall('XADD', journal, '*', 'n', n, 'd', cjson.encode(record)) end
 end
 
+-- Messages that keep an entry busy, a line for each: the time at which it was sent, and its key. A busy entry has few.
+local MOST_BUSY = 100
+
+-- Return those lines without the one of a key, and the time and key of each.
+local function busy_without(raw, without)
+  local lines, found = {}, {}
+  for line in string.gmatch(type(raw) == 'string' and raw or '', '[^\n]+') do
+    local sent, key = string.match(line, '^(%d+) (.*)$')
+    if key and key ~= without then -- guard: overlap-other-messages
+      lines[#lines + 1], found[#found + 1] = line, { sent = number(sent), key = key }
+    end
+  end
+  return lines, found
+end
+
+-- Remove the line of a message that has ended or was not sent.
+local function end_busy(busy, entry, key)
+  local raw = redis.pcall('HGET', busy, entry)
+  if type(raw) ~= 'string' then return end
+  local left = busy_without(raw, key)
+  if #left == 0 then redis.pcall('HDEL', busy, entry) else redis.pcall('HSET', busy, entry, table.concat(left, '\n')) end
+end
+
 -- Return readers of ARGV behind the first n: one for a single value, one for a list with its length in front.
 local function reader(n)
   local at = n

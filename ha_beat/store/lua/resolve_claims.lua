@@ -31,9 +31,8 @@ for _ = 1, tonumber(ARGV[4]) do
         break
       end
     end
-    local waited_for = unsent and redis.pcall('HGET', KEYS[5], entry)
-    if type(waited_for) == 'string' and string.match(waited_for, '^%d+ (.*)$') == field then -- guard: overlap-unsent
-      redis.pcall('HDEL', KEYS[5], entry)
+    if unsent then -- guard: overlap-unsent
+      end_busy(KEYS[5], entry, field)
     end
     append_trimmed(journal, ledger, ARGV[3], records)
   end

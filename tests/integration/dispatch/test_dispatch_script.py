@@ -362,14 +362,22 @@ def test_message_is_not_kept_from_being_sent_by_itself(leader: Leader):
     assert leader.kinds(next_of(1, task_id="task 0")) == ["done"]
 
 
-def test_request_is_sent_at_once_and_makes_its_entry_busy(leader: Leader):
+@pytest.mark.parametrize("order", [["task 0", "r:1"], ["r:1", "task 0"]])
+def test_request_is_sent_at_once_and_its_entry_waits_for_both_messages(leader: Leader, order: list[str]):
     leader.client.hset(KEYS.requests, "r", "x")
     leader.submit(next_of(0))
     assert leader.kinds(replace(step(1), busy_ms=60_000)) == ["done"]
-    end(leader, "task 0")
-    assert leader.kinds(next_of(1)) == ["overlap"]
-    end(leader, "r:1")
+    for key in order:
+        assert leader.kinds(next_of(1)) == ["overlap"]
+        end(leader, key)
     assert leader.kinds(next_of(1)) == ["done"]
+
+
+def test_messages_that_keep_an_entry_busy_are_bounded(leader: Leader):
+    leader.client.hset(KEYS.requests, "r", "x")
+    for number in range(1, 121):
+        leader.submit(replace(step(number), busy_ms=60_000))
+    assert len(leader.client.hget(KEYS.busy, "e:a").splitlines()) == 100
 
 
 def test_damaged_record_of_a_busy_entry_stops_nothing(leader: Leader):

@@ -6,6 +6,7 @@ The publisher is a fake; the store and its scripts are a real Redis.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +27,7 @@ from ha_beat.reasons import AnswerKind, PublishOutcome, SkipReason, TermEnd, Unc
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Term
 from ha_beat.store.ledger import LedgerRow
+from ha_beat.store.scripts import text
 from tests.support.brokers import FakePublisher, FixedLink
 from tests.support.dispatchers import no_marker, push
 from tests.support.events import EventLog
@@ -594,6 +596,14 @@ def test_message_that_was_certainly_not_sent_keeps_no_entry_busy(shared_redis: R
     leader.publisher.outcomes = [sent]
     leader.dispatcher.submit(leader.term, [replace(leader.operation(), busy_ms=60_000, overlaps=False)])
     assert leader.admin.hexists(KEYS.busy, "e:entry") is busy
+
+
+def test_message_that_was_not_sent_leaves_the_mark_of_one_that_runs(shared_redis: RedisServer):
+    leader = Leader(shared_redis)
+    leader.admin.hset(KEYS.busy, "e:entry", f"{round(time.time() * 1000)} the running message")
+    leader.publisher.outcomes = [NO_EXCHANGE]
+    leader.dispatcher.submit(leader.term, [replace(leader.operation(), busy_ms=60_000)])
+    assert text(leader.admin.hget(KEYS.busy, "e:entry")).endswith(" the running message")
 
 
 def test_message_that_an_earlier_leader_withdrew_keeps_no_entry_busy(shared_redis: RedisServer):

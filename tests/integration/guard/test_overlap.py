@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -10,6 +11,7 @@ from unittest.mock import Mock
 import pytest
 from celery import Celery, signals
 from celery.exceptions import Reject, Retry
+from celery.worker import state
 
 from ha_beat import overlap, worker_link
 from ha_beat.store.keys import Keys
@@ -106,6 +108,31 @@ def test_end_that_can_never_be_reported_holds_up_no_other(app: Celery, shared_re
         report.apply(headers={"ha_beat": {**HEADER, "entry": entry}})
     down.clear()
     wait_for(lambda: ended(shared_redis), 5, "the report")
+
+
+def test_report_is_not_left_to_a_thread_that_is_about_to_end(app: Celery, shared_redis: RedisServer, monkeypatch):
+    monkeypatch.setattr(overlap, "_RETRY", 0.05)
+    ending = overlap.LateReports()
+    monkeypatch.setattr(ending, "is_alive", lambda: True)
+    assert not ending._goes_on()
+    monkeypatch.setattr(overlap, "_late", ending)
+    overlap._report_later(app, ("shop", "report", "the key"))
+    wait_for(lambda: ended(shared_redis), 5, "the report")
+
+
+def test_killed_message_that_the_worker_has_held_for_long_has_ended(
+    app: Celery, shared_redis: RedisServer, monkeypatch
+):
+    monkeypatch.setattr(overlap, "_NEWEST_RECEIVED", 10)
+    monkeypatch.setattr(overlap, "_received", OrderedDict())
+    monkeypatch.setitem(state.requests, "long", object())
+    for name in ("long", *map(str, range(50))):
+        request = SimpleNamespace(id=name, headers={"ha_beat": {**HEADER, "busy": f"key of {name}"}})
+        shared_redis.admin.hset(KEYS.busy, "e:report", "1 key of long")
+        signals.task_received.send(sender=Mock(app=app), request=request)
+    assert len(overlap._received) <= 20
+    signals.task_failure.send(sender=app.task(nothing, name="report"), task_id="long")
+    assert ended(shared_redis)
 
 
 def test_lock_that_was_held_at_a_fork_does_not_hang_the_child():
