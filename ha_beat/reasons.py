@@ -187,7 +187,7 @@ class EntryFault(StrEnum):
     ROW_UNREADABLE = "row_unreadable"
     #: Another writer changed the ledger row.
     ROW_CHANGED = "row_changed"
-    #: It waits for the end of its last message, and no worker has ever reported one.
+    #: It waits for the end of its last message, and no worker has reported any for longer than its `overlap_timeout`.
     NO_REPORTS = "no_reports"
     #: The scheduler class raised when it was notified of an outcome.
     CALLBACK_RAISES = "callback_raises"

@@ -96,6 +96,7 @@ DEFINITIONS = (
     ),
     Definition("entry_failures", "counter", "Failures of a single entry's schedule, message or ledger row."),
     Definition("state_losses", "counter", "Losses of data in Redis."),
+    Definition("restored_entries", "counter", "Entries that were restored after redbeat's Redis had lost them."),
     Definition("problems", "counter", "Events that were logged as a warning or an error, by action.", ("action",)),
     Definition("invariant_breaks", "counter", "Broken invariants, by rule.", ("rule",)),
     Definition(
@@ -232,6 +233,8 @@ class Metrics:
                 self._add("entry_failures")
             case events.StateLost():
                 self._add("state_losses")
+            case events.ScheduleRestored(entries=entries):
+                self._add("restored_entries", by=entries)
             case events.ClockJumped():
                 self._add("clock_jumps")
             case events.InvariantBroken(rule=rule):

@@ -25,6 +25,7 @@ from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.recurrence import recurrence_of, starting_deadline
 from ha_beat.settings import Settings, redact_url
+from ha_beat.store.busy_entries import BusyEntries
 from ha_beat.store.journal import Journal, VerdictRecord
 from ha_beat.store.keys import Keys
 from ha_beat.store.membership import ClusterView, Members
@@ -37,6 +38,9 @@ _CLOCK_TOLERANCE = 2.0
 
 #: Seconds for which an entry may be overdue.
 _OVERDUE = 60.0
+
+#: Seconds within which a worker that is not overloaded receives a message.
+_RECEIVED_WITHIN = 60.0
 
 #: Findings of one kind that are listed.
 _LISTED = 10
@@ -80,6 +84,7 @@ class Examination:
             self._cluster,
             self._leader,
             self._entries,
+            self._overlap,
             self._records,
         ):
             try:
@@ -271,6 +276,21 @@ class Examination:
             yield Finding(Level.FAIL, "entry", f"and {faults - _LISTED} more can't be scheduled")
         if count and not faults:
             yield Finding(Level.OK, "entries", f"all {count} of beat_schedule can be scheduled")
+
+    def _overlap(self, view: ClusterView) -> Iterator[Finding]:
+        """Check that workers report the messages for whose end entries wait."""
+        busy = BusyEntries.read(self.client(), self.keys)
+        waiting = busy.unreported(view.server_ms - round(_RECEIVED_WITHIN * 1000))
+        if waiting:
+            entry = min(waiting, key=lambda each: waiting[each])
+            detail = f"{entries_text(len(waiting))} wait for their last message, {entry} since "
+            detail += f"{instant(from_micros(waiting[entry] * 1000))}, and no worker has reported since: start the "
+            yield Finding(Level.WARN, "overlap", f"{detail}workers, and load ha_beat.guard in them")
+        elif busy.reported_ms:
+            last = instant(from_micros(busy.reported_ms * 1000))
+            yield Finding(
+                Level.OK, "overlap", f"a worker reported at {last}, {len(busy.sent_ms)} messages are unfinished"
+            )
 
     # --- Journal
 

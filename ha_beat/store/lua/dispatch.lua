@@ -8,7 +8,7 @@
 -- entry's row alone, and is done at most once, while the request waits.
 -- Returns {'fenced', code}, or {'done', kind, detail, ...} with a pair for each operation (see AnswerKind): the detail
 -- is the row for 'moved', a text for 'error' and 'partial', 'entry' for a paused entry, 'unreported' for 'overlap' if
--- no worker has ever reported the end of a message, and '' for the others.
+-- no worker can have received the message, and '' for the others.
 local lease, ledger, journal, requests, progress, busy = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 
 -- The first phase writes nothing, because a script does not roll back.
@@ -54,6 +54,12 @@ local function busy_lines(op)
   return left
 end
 
+-- True if no worker has reported anything for longer than the entry's message may take.
+local function unreported(op)
+  local at = redis.pcall('HGET', busy, 'm:reported')
+  return now - number(type(at) == 'string' and at) >= op.busy_ms
+end
+
 -- The answer of an operation that must not be done, or was done before; nil if it is to be done now.
 local function answered(op, row)
   if op.request ~= '' then
@@ -70,7 +76,7 @@ local function answered(op, row)
     if pauses[1] then return 'paused', '' end -- guard: dispatch-paused
     if entry_paused(op.id) then return 'paused', 'entry' end -- guard: dispatch-entry-paused
     if not op.overlaps and #busy_lines(op) > 0 then -- guard: dispatch-overlap
-      return 'overlap', redis.pcall('HEXISTS', busy, 'm:reported') == 1 and '' or 'unreported'
+      return 'overlap', unreported(op) and 'unreported' or ''
     end
   end
   return nil

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -107,3 +108,14 @@ def test_app_that_does_not_own_the_cluster_fails_the_check(redis_server: RedisSe
         assert invoke(other, "check").exit_code == 1
         cluster[1].start().wait_for_log("action=leading_forbidden reason=other_app")
         assert cluster.leader() is cluster[0]
+
+
+def test_messages_that_no_worker_has_reported_are_a_warning(redis_server: RedisServer) -> None:
+    app = app_for(redis_server.url)
+    busy, now = ClusterClient(app).keys.busy, round(time.time() * 1000)
+    assert "overlap" not in findings(app)
+    redis_server.admin.hset(busy, mapping={"e:old": f"{now - 90_000} x", "e:new": f"{now} y", "e:bad": "z"})
+    found = findings(app)["overlap"]
+    assert (found["level"], "old" in found["text"], "new" in found["text"]) == (Level.WARN, True, False)
+    redis_server.admin.hset(busy, "m:reported", now - 80_000)
+    assert findings(app)["overlap"]["level"] == Level.OK

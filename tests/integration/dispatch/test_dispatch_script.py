@@ -356,6 +356,13 @@ def test_message_that_never_ended_keeps_its_entry_busy_for_the_timeout(leader: L
     assert leader.kinds(next_of(1, busy_ms=20_000)) == ["done"]
 
 
+@pytest.mark.parametrize(("age", "detail"), [(50, ""), (70, "unreported")])
+def test_workers_that_no_longer_report_are_noticed_after_the_timeout(leader: Leader, age: int, detail: str):
+    leader.submit(next_of(0))
+    leader.client.hset(KEYS.busy, "m:reported", round((time.time() - age) * 1000))
+    assert leader.submit(next_of(1)) == [Answer(AnswerKind.OVERLAP, detail)]
+
+
 def test_message_is_not_kept_from_being_sent_by_itself(leader: Leader):
     """A claimed occurrence is sent again, or was taken back."""
     leader.submit(next_of(0))

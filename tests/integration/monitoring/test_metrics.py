@@ -92,6 +92,7 @@ def skipped(count: int, reason: SkipReason) -> events.OccurrenceSkipped:
         (events.ElectionFailed("why"), "election_failures_total", {}, 1),
         (events.EntryFailed("e", EntryFault.REFUSED), "entry_failures_total", {}, 1),
         (events.StateLost(LossKind.LEDGER_LOST, catch_up=False), "state_losses_total", {}, 1),
+        (events.ScheduleRestored(2, 3), "restored_entries_total", {}, 2),
         (events.ClockJumped(60.0, followed=True), "clock_jumps_total", {}, 1),
         (events.InvariantBroken(Invariant.OVERDUE, "e", "why"), "invariant_breaks_total", {"rule": "overdue"}, 1),
     ],
