@@ -27,8 +27,8 @@ _STEP = 50
 _REREAD = 600.0
 
 #: Entries due up to this time after a takeover are loaded first, and the most of them.
-_AHEAD = timedelta(seconds=30)
-_MOST = 5000
+_AHEAD = timedelta(minutes=5)
+_MOST = 20_000
 
 
 class Forecast:

@@ -19,8 +19,11 @@ from ha_beat.reasons import EntryFault
 #: Number of entries above which a schedule is loaded gradually.
 LARGE = 1000
 
-#: Entries and rows that are loaded between two batches.
-PART = 250
+#: Entries that are loaded between two batches at first, and the most if Redis answers slowly.
+PART, LARGEST_PART = 250, 4000
+
+#: Rows of a page of the ledger.
+PAGE = 1000
 
 #: Seconds of loading between two batches.
 PART_BUDGET = 0.1
@@ -48,6 +51,9 @@ class GradualLoad:
     overdue: int = 0
     new: int = 0
     held_back: bool = False
+    #: True once all entries are loaded, and rows of others are left.
+    all_loaded: bool = False
+    _part: int = PART
     _listed: set[str] = field(default_factory=set)
     _put_back: Sequence[ScheduledEntry] = ()
 
@@ -55,9 +61,16 @@ class GradualLoad:
         """Return the next entries that are not loaded, none at the end. ``load`` returns those of some ids."""
         found, self._put_back = [entry for entry in self._put_back if entry.id not in self.seen], ()
         while self.soonest and not found:
-            ids = [self.soonest.popleft() for _ in range(min(PART, len(self.soonest)))]
+            ids = [self.soonest.popleft() for _ in range(min(self._part, len(self.soonest)))]
             found = list(load(set(ids) - self.seen))
         return found or self._take_listed(budget)
+
+    def took(self, reading: float, working: float) -> None:
+        """Adapt the size of the next part to the seconds that reading the rows of this one took, and the rest of it."""
+        if working > 4 * PART_BUDGET:
+            self._part = max(self._part // 2, PART)
+        elif reading > PART_BUDGET:
+            self._part = min(2 * self._part, LARGEST_PART)
 
     def put_back(self, entries: Sequence[ScheduledEntry]) -> None:
         """Return these entries once more, because their rows could not be read."""
@@ -73,6 +86,6 @@ class GradualLoad:
             self._listed.add(entry.id)
             if entry.id not in self.seen:
                 found.append(entry)
-            if found and (len(found) >= PART or budget.spent):
+            if found and (len(found) >= self._part or budget.spent):
                 break
         return found

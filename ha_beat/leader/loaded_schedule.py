@@ -47,7 +47,7 @@ class LoadedSchedule:
     @property
     def complete(self) -> bool:
         """True if the queue holds all entries, although some may be read again."""
-        return self.loaded and (self._rest is None or self._reloading)
+        return self.loaded and (self._rest is None or self._reloading or self._rest.all_loaded)
 
     @property
     def up_to_date(self) -> bool:

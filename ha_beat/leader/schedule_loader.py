@@ -16,7 +16,7 @@ from ha_beat.errors import StoreError
 from ha_beat.leader.absent_rows import AbsentRows, is_forgettable
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState, ScheduledEntry
-from ha_beat.leader.gradual_load import LARGE, PART, GradualLoad
+from ha_beat.leader.gradual_load import LARGE, PAGE, PART, GradualLoad
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.parts import LeaderParts
@@ -28,6 +28,9 @@ from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 
 _T = TypeVar("_T")
+
+#: Most rows of one batch without messages.
+_MOST_ROWS = 1000
 
 #: Operations that bring the ledger up to date, in batches.
 Batches = deque[Sequence[EntryOperation]]
@@ -130,7 +133,7 @@ class ScheduleLoader:
         # An entry that is in the queue is dispatched meanwhile.
         soonest = deque(parts.forecast.take() if parts.forecast is not None and not len(queue) else ())
         ran = any(ledger.pages(PART))
-        rest = GradualLoad(soonest, entries, ledger.pages(PART), absence, ran, parts.emit)
+        rest = GradualLoad(soonest, entries, ledger.pages(PAGE), absence, ran, parts.emit)
         return Loaded(queue, Batches(), {}, held_back=False, rest=rest)
 
     def load_part(self, term: Term, dispatcher: Dispatcher, rest: GradualLoad, queue: DueQueue) -> Loaded | None:
@@ -143,15 +146,19 @@ class ScheduleLoader:
             StoreError: the ledger could not be read. The next call tries again.
         """
         parts, now = self._parts, self._parts.time.now()
+        began = parts.clock.elapsed()
         entries = rest.take(parts.source.load, parts.pace.begin())
         if not entries:
+            rest.all_loaded = True
             return self._finish(term, dispatcher, rest, queue, now)
         wanted = {entry.id for entry in entries}
+        asked = parts.clock.elapsed()
         try:
             rows = dispatcher.ledger.read_some(wanted)
         except StoreError:
             rest.put_back(entries)  # guard: gradual-part-unread
             raise
+        answered = parts.clock.elapsed()
         if not self._recovery.settled and parts.shadow.lost(rows, now, wanted):  # guard: gradual-row-behind
             return None
         done = self._load_some(term, wanted, entries, rows, queue, now, rest.absence, ran=rest.ran)
@@ -163,6 +170,7 @@ class ScheduleLoader:
         rest.overdue += overdue
         rest.new += reconciled.new
         rest.held_back |= reconciled.held_back
+        rest.took(answered - asked, parts.clock.elapsed() - answered + asked - began)
         return Loaded(queue, _one_batch(reconciled.operations), {}, rest.held_back, rest)
 
     def _finish(self, term: Term, dispatcher: Dispatcher, rest: GradualLoad, queue: DueQueue, now: datetime) -> Loaded:
@@ -171,7 +179,7 @@ class ScheduleLoader:
         try:
             page = next(rest.rows, None)
         except StoreError:
-            rest.rows = dispatcher.ledger.pages(PART)
+            rest.rows = dispatcher.ledger.pages(PAGE)
             raise
         if page is not None:
             rest.recorded |= page.keys()
@@ -330,7 +338,8 @@ def keep_deadlines(before: Iterable[EntryState], queue: DueQueue) -> None:
 
 
 def _one_batch(operations: Sequence[EntryOperation]) -> Batches:
-    return Batches([operations] if operations else [])
+    """Return one batch, so that due entries have their turn after it; more only if it would block Redis for long."""
+    return Batches(operations[start : start + _MOST_ROWS] for start in range(0, len(operations), _MOST_ROWS))
 
 
 def _is_claimed(raw: str) -> bool:

@@ -67,8 +67,7 @@ def ready_events(leader: Leader) -> list[tuple[int, int, int]]:
 
 def test_forecast_due_entry_is_sent_before_the_rest_is_loaded(leader: Leader):
     with_forecast(leader)
-    # The arming of the first part, and the batch.
-    leader.turn(5)
+    leader.turn(2)
     assert leader.messages == ["last"]
     assert not complete(leader)
     load_all(leader)
@@ -197,3 +196,19 @@ def test_entries_ahead_of_the_clock_are_reported_once(leader: Leader):
     (failure,) = [event for event in leader.events if event.action == "entry_failed"]
     assert failure.reason is EntryFault.AHEAD_OF_CLOCK
     assert f"{COUNT} entries" in failure.detail
+
+
+def test_redis_that_answers_slowly_is_asked_for_larger_parts(leader: Leader, monkeypatch):
+    leader.use(Large(**{f"e{number}": 1.0 for number in range(20 * PART)}))
+    ledger, asked = leader.dispatcher.ledger, []
+    read = ledger.read_some
+
+    def slow(ids: Any) -> Any:
+        asked.append(len(ids))
+        leader.later(0.2)
+        return read(ids)
+
+    monkeypatch.setattr(ledger, "read_some", slow)
+    load_all(leader)
+    assert sum(asked) == 20 * PART
+    assert len(asked) < 12
