@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -16,11 +17,12 @@ def processor_seconds(*pids: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def share_of_a_core(pid: int, seconds: float) -> float:
-    """Watch a process for some seconds and return its share of one core, in percent."""
-    before, since = processor_seconds(pid), time.monotonic()
+def shares_of_a_core(pids: Sequence[int], seconds: float) -> list[float]:
+    """Watch processes for some seconds and return the share of one core that each used, in percent."""
+    before, since = [processor_seconds(pid) for pid in pids], time.monotonic()
     time.sleep(seconds)
-    return 100 * (processor_seconds(pid) - before) / (time.monotonic() - since)
+    lasted = time.monotonic() - since
+    return [100 * (processor_seconds(pid) - spent) / lasted for pid, spent in zip(pids, before, strict=True)]
 
 
 def memory(pid: int) -> float:

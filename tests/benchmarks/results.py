@@ -4,13 +4,42 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 
-#: Names of the two sides of each comparison.
-OURS, STOCK, FLOOR = "ha_beat", "plain beat", "floor"
+#: Names of the sides of a comparison.
+OURS, STOCK, REDBEAT, FLOOR = "ha_beat", "plain beat", "redbeat", "floor"
+
+_EXPLANATION = """\
+Both sides of a ratio were measured in one run, one after the other. The floor is a pipeline of redis-py that pushes the
+same messages, ready made. Processor time is that of all replicas: three of ha_beat, one of each other scheduler."""
+
+_PACKAGES = ("ha-beat", "celery", "kombu", "redis", "celery-redbeat", "Django", "django-celery-beat")
+_MODULES = {
+    "ha-beat": "ha_beat",
+    "celery-redbeat": "redbeat",
+    "Django": "django",
+    "django-celery-beat": "django_celery_beat",
+}
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Measure of a run that was stopped after ``seconds``, with ``done`` of ``size`` messages sent."""
+
+    seconds: float
+    done: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"not done after {self.seconds:.0f} s: {self.done:,} of {self.size:,}"
+
+
+Measure = float | Unfinished
 
 
 @dataclass(frozen=True)
@@ -19,7 +48,12 @@ class Result:
 
     side: str
     size: int
-    measures: dict[str, float]
+    measures: Mapping[str, Measure]
+
+    def seconds(self, column: str) -> float:
+        """Return a measure; of a run that was stopped, the time until then."""
+        value = self.measures[column]
+        return value.seconds if isinstance(value, Unfinished) else value
 
 
 @dataclass
@@ -33,14 +67,15 @@ class Benchmark:
     results: list[Result] = field(default_factory=list)
 
     def rows(self) -> list[list[str]]:
-        """Return the cells, with the ratio of each other side to ours below its row."""
+        """Return the cells, with the ratio of each other side to ours, or of ours to the floor, below its row."""
         found: list[list[str]] = []
         for result in self.results:
             found.append([f"{result.size:,}", result.side, *(shown(result.measures.get(c)) for c in self.columns)])
             ours = self._ours(result.size)
             if ours and result.side != OURS:
-                ratios = [_ratio(result.measures.get(c), ours.measures.get(c)) for c in self.columns]
-                found.append(["", f"{result.side} / {OURS}", *ratios])
+                sides = (ours, result) if result.side == FLOOR else (result, ours)
+                ratios = [_ratio(*(side.measures.get(c) for side in sides)) for c in self.columns]
+                found.append(["", " / ".join(side.side for side in sides), *ratios])
         return found
 
     def _ours(self, size: int) -> Result | None:
@@ -62,10 +97,10 @@ class Benchmark:
         )
 
 
-def shown(value: float | None) -> str:
+def shown(value: Measure | None) -> str:
     """Return a measure with the digits that it is worth; a dash if it was not taken."""
-    if value is None:
-        return "-"
+    if value is None or isinstance(value, Unfinished):
+        return "-" if value is None else str(value)
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
@@ -73,9 +108,19 @@ def shown(value: float | None) -> str:
 
 def machine() -> str:
     """Return one line on the machine and the versions that were measured."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "redis", "ha-beat"))
+    packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES if find_spec(_MODULES.get(name, name)))
     cores = len(os.sched_getaffinity(0))
-    return f"{datetime.now(UTC):%Y-%m-%d}, {cores} cores, Python {platform.python_version()}, {packages}"
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {processor()}, {cores} cores, {platform.system()} "
+        f"{platform.release()}, load {os.getloadavg()[2]:.1f} in the 15 minutes before the end, "
+        f"Python {platform.python_version()}, {packages}"
+    )
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def page(benchmarks: Iterable[Benchmark]) -> str:
@@ -85,13 +130,15 @@ def page(benchmarks: Iterable[Benchmark]) -> str:
         "",
         f"Written by `python -m tests.benchmarks`. {machine()}.",
         "",
-        "Both sides of a ratio were measured in one run, one after the other. Above 1, ha_beat needs less.",
+        _EXPLANATION,
     ]
     return "\n".join([*head, *(f"\n{benchmark.markdown()}" for benchmark in benchmarks)]) + "\n"
 
 
-def _ratio(other: float | None, ours: float | None) -> str:
-    return "-" if other is None or not ours else f"{other / ours:.3g}x"
+def _ratio(one: Measure | None, other: Measure | None) -> str:
+    if one is None or not other or isinstance(other, Unfinished):
+        return "-"
+    return f"> {one.seconds / other:.3g}x" if isinstance(one, Unfinished) else f"{one / other:.3g}x"
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:

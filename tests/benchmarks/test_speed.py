@@ -20,8 +20,8 @@ def test_thousand_entries_due_at_once_are_enqueued_faster_than_by_stock(figure: 
     """Other load may slow down either run, so the bound is on processor time."""
     found = burst.benchmark([1000], show=figure)
     sides = _sides(found.results)
-    assert sides[OURS].measures[burst.PROCESSOR] * 3 < sides[STOCK].measures[burst.PROCESSOR]
-    assert sides[OURS].measures[burst.LAST] < sides[STOCK].measures[burst.LAST]
+    assert sides[OURS].seconds(burst.PROCESSOR) * 3 < sides[STOCK].seconds(burst.PROCESSOR)
+    assert sides[OURS].seconds(burst.LAST) < sides[STOCK].seconds(burst.LAST)
     assert OURS in page([found])
 
 
@@ -30,7 +30,7 @@ def test_thousand_entries_due_at_once_are_enqueued_faster_than_by_stock(figure: 
 def test_large_schedule_costs_no_more_than_with_stock(figure: Callable[[str], None]) -> None:
     """Bounds leave room for a busy machine: stock spends its time in proportion to the number of entries."""
     sides = _sides(scale.benchmark([5000], show=figure).results)
-    ours, stock = sides[OURS].measures, sides[STOCK].measures
-    assert ours[scale.STANDBY] < stock[scale.LEADER]
-    assert ours[scale.LEADER] < stock[scale.LEADER]
-    assert ours[scale.START] < 3 * stock[scale.START]
+    ours, stock = sides[OURS].seconds, sides[STOCK].seconds
+    assert ours(scale.STANDBY) < stock(scale.LEADER)
+    assert ours(scale.LEADER) < stock(scale.LEADER)
+    assert ours(scale.START) < 3 * stock(scale.START)

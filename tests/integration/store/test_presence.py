@@ -66,7 +66,7 @@ def test_lost_connection_is_detected(presence: RedisPresence, proxy: TcpProxy, f
 def test_connection_that_the_client_restores_counts_as_lost(shared_redis: RedisServer, proxy: TcpProxy):
     """A client of the user may connect again without an error, but the holder was away or the server is another."""
     client = redis.Redis.from_url(proxy.url(shared_redis.url), retry=Retry(NoBackoff(), 3))
-    presence = RedisPresence(lambda: client, KEYS, SystemClock(), ping_interval=1.0)
+    presence = RedisPresence(lambda: client, KEYS, SystemClock(), ping_interval=60.0)
     presence.open()
     proxy.cut()
     wait_until_lost(presence)
