@@ -28,7 +28,7 @@ HELD_BY = {
     "run state": ("integration.scheduler.test_beat_command", "beat_writes_no_schedule_file_and_ends_cleanly_by_signal"),
     "overdue": ("unit.schedule.test_misfire", "each_instant_gets_exactly_one_verdict"),
     "intervals": ("integration.scheduler.test_differences", "interval_keeps_its_grid"),
-    "outage": ("faults.test_locking_tasks", "tasks_with_a_lock_run_on_after_an_outage_of_the_broker"),
+    "outage": ("faults.test_libraries", "libraries_work_on_after_an_outage_of_the_broker"),
     "task id": ("integration.scheduler.test_hooks", "one_occurrence_yields_several_messages"),
     "header": ("integration.dispatch.test_equality", "message_equals_that_of_stock_beat"),
     "building": ("integration.leader.test_enqueuer", "message_is_built_once_although_its_send_fails"),

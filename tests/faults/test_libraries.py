@@ -1,0 +1,302 @@
+"""Libraries that hook into beat and into tasks, while the broker goes away: plain beat beside ha_beat."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.servers import RabbitMQ, RedisServer, Server, ServerProcess, need, wait_for
+
+for module in (
+    "celery_once",
+    "celery_singleton",
+    "opentelemetry.instrumentation.celery",
+    "opentelemetry.sdk.trace",
+    "sentry_sdk",
+    "sqlalchemy_celery_beat",
+    "tenant_schemas_celery",
+):
+    pytest.importorskip(module)
+
+APP = """
+import json, os, time
+from datetime import datetime, timedelta, timezone
+
+import redis
+import sentry_sdk
+from celery import Celery
+from celery.signals import before_task_publish
+from celery_once import QueueOnce
+from celery_singleton import Singleton
+from opentelemetry import trace
+from opentelemetry.instrumentation.celery import CeleryInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from sentry_sdk.integrations.celery import CeleryIntegration
+from sentry_sdk.transport import Transport
+
+import django_tenants.utils
+from ha_beat import occurrence_of
+
+name, keeper_url, part = os.environ["APP"], os.environ["KEEPER"], os.environ.get("PART", "tasks")
+keeper = redis.Redis.from_url(keeper_url)
+
+
+def note(kind, what=""):
+    keeper.rpush(name, json.dumps([kind, what, time.time()]))
+
+
+class Checkins(Transport):
+    def capture_envelope(self, envelope):
+        for item in envelope.items:
+            if item.type == "check_in":
+                note("checkin " + item.payload.json["status"], item.payload.json["monitor_slug"])
+
+
+class Spans(SpanExporter):
+    def export(self, spans):
+        for span in spans:
+            if span.name.endswith(".monitored"):
+                note("span " + span.kind.name)
+        return SpanExportResult.SUCCESS
+
+
+sentry_sdk.init(
+    dsn="http://key@127.0.0.1:1/1", transport=Checkins, integrations=[CeleryIntegration(monitor_beat_tasks=True)]
+)
+trace.set_tracer_provider(TracerProvider())
+trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(Spans()))
+CeleryInstrumentor().instrument()
+
+app = Celery(name, broker=os.environ["BROKER"])
+# Each of these is due once.
+due = {f"m{number}": float(os.environ["START"]) + number for number in range(10, 50)}
+schedules = {
+    "tasks": {
+        "singleton": {"task": f"{name}.singleton", "schedule": 0.5},
+        "once": {"task": f"{name}.once", "schedule": 0.5},
+        **{
+            entry: {
+                "task": f"{name}.monitored",
+                "schedule": 86_400.0,
+                "last_run_at": datetime.fromtimestamp(at - 86_400, timezone.utc),
+                "args": (entry,),
+            }
+            for entry, at in due.items()
+        },
+    },
+    "tenants": {"tenant": {"task": f"{name}.tenant", "schedule": 1.0}},
+    "rows": {"row": {"task": f"{name}.row", "schedule": 1.0}},
+}
+app.conf.update(
+    beat_dburi=f"sqlite:///{name}.db",
+    beat_schedule=schedules[part],
+    broker_connection_max_retries=None,
+    broker_connection_retry_on_startup=True,
+    ha_beat_cluster=f"{name}-{part}",
+    ha_beat_lease_ttl=3,
+    ha_beat_misfire="once" if part == "tasks" else "all",
+    ha_beat_redis_url=os.environ.get("LEASE"),
+    ONCE={"backend": "celery_once.backends.Redis", "settings": {"url": keeper_url, "default_timeout": 3600}},
+    result_expires=None,
+    singleton_backend_url=keeper_url,
+    task_default_queue=name,
+    task_ignore_result=True,
+    timezone="UTC",
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+)
+
+
+@app.task(base=Singleton, name=f"{name}.singleton")
+def singleton():
+    note("singleton")
+
+
+@app.task(base=QueueOnce, once={"graceful": True}, name=f"{name}.once")
+def once():
+    note("once")
+
+
+@app.task(name=f"{name}.monitored")
+def monitored(entry):
+    note("monitored", entry)
+
+
+@before_task_publish.connect
+def name_tenant(headers=None, **_):
+    headers["tenant"] = django_tenants.utils.current
+
+
+def due_instant(task):
+    occurrence = occurrence_of(task.request)
+    return occurrence.scheduled_at.isoformat() if occurrence else ""
+
+
+@app.task(name=f"{name}.tenant", bind=True)
+def tenant(self):
+    note("tenant " + self.request.tenant, due_instant(self))
+
+
+@app.task(name=f"{name}.row", bind=True)
+def row(self):
+    note("row", due_instant(self))
+"""
+
+#: django-tenants' functions that the scheduler of tenant-schemas-celery calls, without its PostgreSQL.
+TENANTS = """
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+current = "public"
+
+
+class Rows(list):
+    def all(self):
+        return self
+
+    def exclude(self, schema_name):
+        return Rows(each for each in self if each != schema_name)
+
+    def values_list(self, *_, flat):
+        return self
+
+
+def get_tenant_model():
+    return SimpleNamespace(objects=Rows(["public", "north", "south"]))
+
+
+def get_public_schema_name():
+    return "public"
+
+
+@contextmanager
+def schema_context(schema):
+    global current
+    before, current = current, schema
+    try:
+        yield
+    finally:
+        current = before
+"""
+
+SCHEDULERS = """
+from tenant_schemas_celery.scheduler import TenantAwareScheduler
+
+from ha_beat.scheduler import HAMixin
+
+
+class Tenants(HAMixin, TenantAwareScheduler):
+    pass
+"""
+
+#: Scheduler of plain beat and of ours, for each part of the schedule.
+BEATS = {
+    "tasks": ("celery.beat:PersistentScheduler", "ha_beat"),
+    "tenants": ("tenant_schemas_celery.scheduler:TenantAwareScheduler", "schedulers:Tenants"),
+    "rows": ("sqlalchemy_celery_beat.schedulers:DatabaseScheduler", "ha_beat.sqlalchemy"),
+}
+
+LOCKING = ("singleton", "once")
+#: Entries that miss nothing with ``misfire="all"``.
+COMPLETE = ("tenant north", "tenant south", "row")
+
+
+class Run:
+    """Plain beats and those of ha_beat, with a worker each, on one broker."""
+
+    def __init__(self, folder: Path, broker: Server, keeper: RedisServer, lease: str | None) -> None:
+        self.folder, self.keeper = folder, keeper
+        self.start_time = time.time()
+        self.stack = ExitStack()
+        url: Any = getattr(broker, "url", "")
+        self.env = {**os.environ, "BROKER": url, "KEEPER": keeper.url, "START": str(self.start_time)}
+        self.lease = {"LEASE": lease} if lease else {}
+        (folder / "suites.py").write_text(APP)
+        (folder / "schedulers.py").write_text(SCHEDULERS)
+        (folder / "django_tenants").mkdir()
+        (folder / "django_tenants" / "utils.py").write_text(TENANTS)
+        for name in ("stock", "ours"):
+            bare = ("--without-mingle", "--without-gossip", "--without-heartbeat")
+            self.start(name, "tasks", "worker", "-P", "solo", *bare, "-n", f"{name}@h")
+        for part, (stock, ours) in BEATS.items():
+            self.start("stock", part, "beat", "-S", stock, "-s", str(folder / "schedule"), "--pidfile=")
+            for _ in range(2 if part == "tasks" else 1):
+                self.start("ours", part, "beat", "-S", ours, "--pidfile=")
+
+    def start(self, name: str, part: str, *arguments: str) -> None:
+        env = {**self.env, "APP": name, "PART": part, **(self.lease if name == "ours" else {})}
+        command = [sys.executable, "-m", "celery", "-A", "suites", *arguments, "-l", "INFO"]
+        process = ServerProcess(command, self.folder / f"{name}-{arguments[0]}-{part}.log", cwd=self.folder, env=env)
+        self.stack.callback(process.kill)
+
+    def notes(self, name: str) -> list[tuple[str, str, float]]:
+        raw: Any = self.keeper.admin.lrange(name, 0, -1)
+        return [tuple(json.loads(each)) for each in raw]
+
+    def counts(self, name: str, since: float = 0.0) -> Counter[str]:
+        """Return how often each kind of event happened since a time."""
+        return Counter(kind for kind, _, at in self.notes(name) if at >= since)
+
+    def of(self, name: str, kind: str) -> list[str]:
+        """Return what the events of one kind were about, in order."""
+        return sorted(what for found, what, _ in self.notes(name) if found == kind)
+
+    def wait_for_runs(self, name: str, since: float) -> None:
+        wait_for(lambda: all(self.counts(name, since)[kind] > 3 for kind in LOCKING + COMPLETE), 60, f"runs of {name}")
+
+
+@pytest.fixture
+def keeper() -> Iterator[RedisServer]:
+    with need(RedisServer) as server:
+        yield server
+
+
+def redis_broker() -> RedisServer:
+    return RedisServer(appendonly=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["redis", "rabbitmq"])
+def test_libraries_work_on_after_an_outage_of_the_broker(tmp_path: Path, keeper: RedisServer, kind: str):
+    """A lock of a message that could not be sent is not found by the next one, and no check-in or tenant is lost."""
+    make: Callable[[], Any] = redis_broker if kind == "redis" else RabbitMQ
+    with need(make) as broker:
+        run = Run(tmp_path, broker, keeper, keeper.url if kind == "rabbitmq" else None)
+        with run.stack:
+            for name in ("stock", "ours"):
+                run.wait_for_runs(name, 0.0)
+            ready = time.time()
+            broker.stop()
+            time.sleep(12)
+            broker.start()
+            # On another server, a leader waits for a lease's ttl before it dispatches.
+            settled = time.time() + 5
+            run.wait_for_runs("ours", settled)
+            time.sleep(max(settled + 10 - time.time(), run.start_time + 55 - time.time(), 0))
+            whole, after = (tuple(run.counts(n, since) for n in ("stock", "ours")) for since in (ready, settled))
+    for each in LOCKING:
+        assert after[1][each] >= after[0][each] - 2, after
+    for each in COMPLETE:
+        assert whole[1][each] >= whole[0][each], whole
+        instants = [datetime.fromisoformat(at) for at in run.of("ours", each)]
+        assert {later - earlier for earlier, later in pairwise(instants)} == {timedelta(seconds=1)}, each
+    expected = sorted(f"m{number}" for number in range(10, 50))
+    for each in ("checkin in_progress", "monitored", "checkin ok"):
+        assert run.of("ours", each) == expected
+        assert set(run.of("stock", each)) <= set(expected)
+    assert run.counts("ours")["span PRODUCER"] == run.counts("ours")["span CONSUMER"] == len(expected)
+    enqueued = re.findall(r"Enqueued \w+ \(\S+\[(\S+)\]\)", (tmp_path / "ours-beat-tasks.log").read_text())
+    assert len(enqueued) == len(set(enqueued)) > 0
