@@ -47,6 +47,15 @@ CLOCK_TOLERANCE = timedelta(seconds=2)
 _DELETED_AFTER = 3600.0
 
 
+#: Seconds between two comparisons of the entries, and how many times as long as the last one took.
+_COMPARE_EVERY = 1.0
+_COMPARE_SHARE = 200
+
+#: Attributes of an entry that define it.
+_DEFINING = ("task", "schedule", "args", "kwargs", "options")
+_CONTAINERS = (dict, list, tuple)
+
+
 class EntryHooks(Protocol):
     """Scheduler class as the source uses it: the entries, and the hooks of ``HAMixin``."""
 
@@ -112,6 +121,9 @@ class EntrySource:
         self._compared: Any = None
         self._clock = SystemClock()
         self._seen_schedule: object = None
+        #: Digest of the objects in the schedule, and when to compare it again.
+        self._seen_objects: int | None = None
+        self._compare_at = 0.0
         self._term = ""
         self._term_began = 0.0
         self._deletions_reported = False
@@ -212,16 +224,27 @@ class EntrySource:
         *,
         held_back: bool,  # noqa: ARG002 -- these entries are always up to date
     ) -> ScheduleChange | None:
-        """Return all if the schedule is another object, or entries count as deleted. Does not look at the entries."""
+        """Return all if the schedule or an entry in it was replaced, or entries count as deleted."""
         schedule, seen = self._scheduler.schedule, self._seen_schedule
         self._seen_schedule = schedule
-        replaced = seen is not None and schedule is not seen
+        replaced = self._entry_replaced(schedule) or (seen is not None and schedule is not seen)
         if self._compares and not replaced:
             replaced = not self._scheduler.schedules_equal(self._compared, schedule)
         if self._compares and (replaced or self._compared is None):
             self._compared = copy(schedule)
         deleted = self._term == term.nonce and self._led_long() and not self._deletions_reported
         return EVERYTHING if replaced or deleted else None
+
+    def _entry_replaced(self, schedule: Any) -> bool:
+        """True if entries were added, removed or replaced since the last comparison, or were given other values."""
+        began = self._clock.elapsed()
+        if began < self._compare_at:
+            return False
+        objects = hash(tuple(_objects_of(name, entry) for name, entry in list(schedule.items())))
+        now = self._clock.elapsed()
+        self._compare_at = now + max(_COMPARE_EVERY, _COMPARE_SHARE * (now - began))
+        before, self._seen_objects = self._seen_objects, objects
+        return before not in (None, objects)
 
     def absence(self, term: Term) -> Absence | None:
         """Return nothing for the first hour of a term: another release may have entries that this one lacks.
@@ -264,6 +287,8 @@ class EntrySource:
         if row.verdict is not Verdict.SKIPPED and self._reserves(celery_entry):
             # The leader goes on with the same object.
             vars(celery_entry).update(vars(scheduler.reserve(celery_entry)))
+            # It may have replaced the entry.
+            self._seen_objects = None
         scheduler.entry_recorded(celery_entry, row)
 
     def _reserves(self, celery_entry: Any) -> bool:
@@ -275,6 +300,14 @@ class EntrySource:
 
     def finished(self, entry: ScheduledEntry, runs: int) -> None:
         """Do nothing: only the database source records it."""
+
+
+def _objects_of(name: str, entry: Any) -> tuple[Any, ...]:
+    """Return what differs if an entry was replaced, but not if it was copied after a run."""
+    own = getattr(entry, "__dict__", {})
+    values = (own.get(attribute) for attribute in _DEFINING)
+    # Celery makes a new object for what is empty.
+    return name, *(0 if type(value) in _CONTAINERS and not value else id(value) for value in values)
 
 
 def default_misfire(settings: Settings) -> MisfireRules:

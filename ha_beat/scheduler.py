@@ -16,9 +16,7 @@ from ha_beat.bootstrap import assemble, check_http
 from ha_beat.celery_app import check_topology, load_settings
 from ha_beat.errors import ConfigurationError
 from ha_beat.exception_text import printable
-from ha_beat.leader.planner import EVERYTHING, ScheduleChange
 from ha_beat.schedule_source import EntrySource, SharedRecurrences, short_digest
-from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 
 __all__ = ["HAMixin", "HAScheduler"]
@@ -43,12 +41,12 @@ class HAMixin(_Base):
     Contract for the other class:
 
     - It is created with ``app`` as a keyword argument, on each replica, and ``schedule`` returns its entries by name.
-    - The leader reads ``schedule`` when a term begins, when it is another object, and when an overridden
+    - The leader reads ``schedule`` when a term begins, when it or an entry in it was replaced, and when an overridden
       ``schedules_equal`` says that it differs.
     - An overridden ``is_due`` of the class or of its entries decides, on the leader alone. Else the entry's schedule
       decides.
-    - Overridden ``apply_entry``, ``apply_async`` and ``send_task`` make the messages, with the producer that they are
-      given. The call may be repeated until it has made one.
+    - Overridden ``apply_entry``, ``apply_async`` and ``send_task`` make the messages. The call may be repeated until it
+      has made one.
     - After a run was recorded, an overridden ``reserve`` or ``__next__`` of the entry is called, then
       :meth:`entry_recorded`. ``sync`` is called on the leader, when Celery calls it, and when the scheduler closes.
     - Celery's heap, ``maybe_due`` and a ``tick``, ``producer`` or ``connection`` of the class are never used. A class
@@ -89,6 +87,7 @@ class HAMixin(_Base):
             # in a destructor.
             raise SystemExit
         self._loop.turn(self.max_interval)
+        self.schedule_source.hooks.call_patched_tick(super().tick)
         if not self._loop.leads:
             self.schedule_source.unsynced = False
         return _NO_WAIT
@@ -157,10 +156,9 @@ class HAMixin(_Base):
 class HAScheduler(HAMixin, Scheduler):
     """Highly available scheduler for a static ``beat_schedule``: ``celery beat -S ha_beat``."""
 
-    #: Number of calls that may have replaced an entry in the schedule, which stays the same dict.
-    edits = 0
-
     def __init__(self, app: Celery, *args: Any, schedule_filename: str | None = None, **kwargs: Any) -> None:
+        #: Last runs that the definitions of entries name. Celery sets those of the others to the start of this process.
+        self._given_last_runs: dict[Any, datetime | None] = {}
         super().__init__(app, *args, **kwargs)
         if schedule_filename not in (None, app.conf.beat_schedule_filename) and not kwargs.get("lazy"):
             logger.warning(
@@ -170,10 +168,8 @@ class HAScheduler(HAMixin, Scheduler):
             )
 
     def stored_last_run_at(self, entry: ScheduleEntry) -> datetime | None:
-        """Return the configured ``last_run_at``. Celery sets the entry's own to the start of this process."""
-        configured = self.app.conf.beat_schedule.get(entry.name)
-        stored: datetime | None = configured.get("last_run_at") if isinstance(configured, Mapping) else None
-        return stored
+        """Return the ``last_run_at`` that the entry was defined with."""
+        return self._given_last_runs.get(entry.name)
 
     def schedule_digest(self) -> str:
         lines, shared = [], SharedRecurrences()
@@ -189,14 +185,13 @@ class HAScheduler(HAMixin, Scheduler):
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
         """Make these the entries of the schedule. One that cannot be read is logged and left out."""
-        self.edits += 1
         for name in set(self.schedule) - set(b):
             del self.schedule[name]
         schedule = self.schedule
         for name, configured in b.items():
             try:
                 before = schedule.get(name)
-                super().update_from_dict({name: configured})
+                self.update_from_dict({name: configured})
                 if before is not None:
                     before.update(schedule[name])
                     schedule[name] = before
@@ -211,29 +206,10 @@ class HAScheduler(HAMixin, Scheduler):
                 )
 
     def add(self, **kwargs: Any) -> Any:
-        self.edits += 1
+        self._given_last_runs[kwargs.get("name")] = kwargs.get("last_run_at")
         return super().add(**kwargs)
 
     def update_from_dict(self, dict_: dict[str, Any]) -> None:
-        self.edits += 1
+        for name, entry in dict_.items():
+            self._given_last_runs[name] = entry.get("last_run_at") if isinstance(entry, Mapping) else None
         super().update_from_dict(dict_)
-
-    def _new_schedule_source(self) -> EntrySource:
-        return _StaticSource(self)
-
-
-class _StaticSource(EntrySource):
-    """Schedule source that also notices edits of the static schedule."""
-
-    _scheduler: HAScheduler
-
-    def __init__(self, scheduler: HAScheduler) -> None:
-        super().__init__(scheduler)
-        self._seen_state: tuple[int, int] | None = None
-
-    def changed(self, term: Term, *, held_back: bool) -> ScheduleChange | None:
-        """Return all if an entry was added, removed or replaced. A replacement in the dict itself is not noticed."""
-        changed = super().changed(term, held_back=held_back)
-        state = (self._scheduler.edits, len(self._scheduler.schedule))
-        before, self._seen_state = self._seen_state, state
-        return changed or (EVERYTHING if before not in (None, state) else None)

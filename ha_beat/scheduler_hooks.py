@@ -7,6 +7,7 @@ never called is refused at start.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FunctionType
@@ -19,11 +20,13 @@ from kombu.exceptions import OperationalError
 from ha_beat.dispatch.message import Sender
 from ha_beat.errors import ConfigurationError
 
+logger = logging.getLogger("ha_beat")
+
 #: Methods that make the messages of an entry.
 _SENDING = ("apply_entry", "apply_async", "send_task")
 
 #: Members that are never used, because the ledger takes the place of the heap, and the dispatcher that of the
-#: connection. A ``tick`` of a class that comes after the mixin is one, too.
+#: connection. A ``tick`` of a class that comes after the mixin is one, too, unless it was patched onto Celery's class.
 _UNUSED = ("_ensure_connected", "_when", "adjust", "connection", "maybe_due", "populate_heap", "producer")
 
 _CALLED = "is_due, reserve, schedules_equal, apply_entry, apply_async, send_task, sync and close of the scheduler"
@@ -40,6 +43,7 @@ class SchedulerHooks:
         self._scheduler = scheduler
         self._stock = frozenset(stock)
         self._unused = (*_UNUSED, *unused)
+        self._tick_failed = False
 
     def replaced(self, name: str) -> bool:
         """True if a method was overridden or patched."""
@@ -62,14 +66,34 @@ class SchedulerHooks:
                 f"{kinds[0].__qualname__} inherits from django-celery-beat's scheduler, whose entries write to their "
                 f"rows at each check: inherit from ha_beat.django.schedulers.HADatabaseScheduler"
             )
-        mixin = next((n for n, kind in enumerate(kinds) if kind.__qualname__ == "HAMixin"), 0)
         found = [self._replacement(name, kinds) for name in self._unused]
-        found.append(self._replacement("tick", kinds[mixin:]))
+        found.append("" if self._patches_tick() else self._replacement("tick", self._bases()))
         for name in filter(None, found):
             raise ConfigurationError(
                 f"{name} would never be called: the ledger decides when an entry is due, and the dispatcher sends its "
                 f"message. Called are {_CALLED}, and is_due and __next__ of the entry. Use these, or another base class"
             )
+
+    def call_patched_tick(self, tick: Callable[[], Any]) -> None:
+        """Call a ``tick`` that a library patched onto Celery's class, to trace it, for example. It finds no entries."""
+        if not self._patches_tick():
+            return
+        try:
+            with lent(self._scheduler, _heap=[], schedules_equal=lambda *_: True):
+                tick()
+        except Exception:
+            if not self._tick_failed:
+                logger.exception("A patched tick of Celery's scheduler failed", extra={"action": "patched_tick_failed"})
+            self._tick_failed = True
+
+    def _patches_tick(self) -> bool:
+        kind = next((kind for kind in self._bases() if "tick" in vars(kind)), object)
+        return kind.__module__ in self._stock and bool(self._replacement("tick", [kind]))
+
+    def _bases(self) -> Sequence[type]:
+        """Return the classes that come after the mixin."""
+        kinds = type(self._scheduler).__mro__
+        return kinds[next((n + 1 for n, kind in enumerate(kinds) if kind.__qualname__ == "HAMixin"), 0) :]
 
     def _replacement(self, name: str, kinds: Sequence[type]) -> str:
         """Return the qualified name of a member that is not stock, or ``""``."""
@@ -84,7 +108,8 @@ class SchedulerHooks:
 
 def _module_of(member: Any, kind: type) -> str:
     """Return the module in which a member was written. A patch may have copied the name of what it replaces."""
-    if isinstance(member, FunctionType):
+    # By type(): a wrapper of wrapt passes for the function that it wraps.
+    if type(member) is FunctionType:
         return str(member.__globals__.get("__name__", ""))
     # A property belongs to its class. A callable of any other type was put there.
     return kind.__module__ if hasattr(type(member), "__set__") else type(member).__module__
@@ -146,20 +171,30 @@ class HookedSender(Sender):
     def _lent(self, entry: Any, producer: Any, **values: Any) -> Iterator[None]:
         """Give the entry the values of one message, and the scheduler its producer."""
         own = {name: getattr(entry, name) for name in values}
-        scheduler, self._building = vars(self._scheduler), True
-        before = scheduler.get("producer")
+        self._building = True
         try:
-            scheduler["producer"] = producer
             for name, value in values.items():
                 setattr(entry, name, value)
-            yield
+            with lent(self._scheduler, producer=producer):
+                yield
         finally:
             self._building = False
             for name, value in own.items():
                 setattr(entry, name, value)
-            scheduler.pop("producer")
-            if before is not None:
-                scheduler["producer"] = before
+
+
+@contextmanager
+def lent(target: Any, **values: Any) -> Iterator[None]:
+    """Give an object other attributes of its own for a while."""
+    own = vars(target)
+    before = {name: own[name] for name in values if name in own}
+    own.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            own.pop(name, None)
+        own.update(before)
 
 
 def _original(exc: Exception) -> Exception:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from threading import get_ident
 from typing import Any
 
 from celery import Celery, Task
@@ -117,12 +118,34 @@ def publish(
     published, producer.ids = producer.publishes, set()
     watch = send.hooked or has_own_apply_async(send.app, str(entry.task))
     # beat does not wait for the result, so the backend need not subscribe to it.
-    with denied_join_result(), _published_tasks() if watch else nullcontext(()) as elsewhere:
+    with (
+        denied_join_result(),
+        _default_producer(send.app, producer),
+        _published_tasks() if watch else nullcontext(()) as elsewhere,
+    ):
         send(entry, producer, args, kwargs, options)
     if producer.publishes == published:
         if elsewhere:
-            raise NothingPublished(f"applying {entry.task} does not use the producer that it is given")
+            raise NothingPublished(f"applying {entry.task} uses a producer of its own")
         raise Declined(str(entry.task))
+
+
+@contextmanager
+def _default_producer(app: Celery, producer: Any) -> Iterator[None]:
+    """Let messages of this thread that name no producer use this one: an ``apply_async`` may drop its options."""
+    own, thread, attributes = app.producer_or_acquire, get_ident(), vars(app)
+    before = attributes.get("producer_or_acquire")
+
+    def producer_or_acquire(given: Any = None) -> Any:
+        return nullcontext(producer) if given is None and get_ident() == thread else own(given)
+
+    attributes["producer_or_acquire"] = producer_or_acquire
+    try:
+        yield
+    finally:
+        del attributes["producer_or_acquire"]
+        if before is not None:
+            attributes["producer_or_acquire"] = before
 
 
 @contextmanager

@@ -141,6 +141,21 @@ def test_task_class_may_change_the_message_in_apply_async(make_comparison: MakeC
     assert list(assert_equal(comparison, BASIC).queues) == ["tenants"]
 
 
+def test_task_class_may_drop_its_options(make_comparison: MakeComparison):
+    """Its message, and that of another task, go out with the occurrence although they name no producer."""
+
+    class Dropping(Task):  # type: ignore[type-arg]
+        def apply_async(self, args=None, kwargs=None, **options):  # type: ignore[no-untyped-def]
+            self.app.send_task("audit", args, queue="audits")
+            return super().apply_async(args, kwargs, priority=3)
+
+    comparison = make_comparison()
+    comparison.app.task(name=BASIC["task"], base=Dropping, shared=False)(restock)
+    stock, ours = comparison.stock(BASIC), comparison.ours(BASIC)
+    assert list(ours.queues) == ["audits", "celery\x06\x163"]
+    assert_same(normalised(ours, exact=True), normalised(stock, exact=True))
+
+
 @pytest.mark.parametrize("registered", [True, False])
 def test_options_for_ha_beat_do_not_reach_the_task(make_comparison: MakeComparison, registered: bool):
     """Neither its `apply_async` nor its message."""

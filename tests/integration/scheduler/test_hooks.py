@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from celery import Celery
@@ -16,6 +17,7 @@ from celery.utils.imports import symbol_by_name
 
 from ha_beat.scheduler import HAMixin, HAScheduler
 from ha_beat.store.keys import Keys
+from tests.support.log_format import actions
 from tests.support.servers import RedisServer, wait_for
 
 Make = Callable[..., HAScheduler]
@@ -140,20 +142,49 @@ def test_is_due_of_the_entry_is_asked(shared_redis: RedisServer, cluster: Cluste
     assert cluster.messages() == []
 
 
-def test_patch_made_after_the_start_is_called(shared_redis: RedisServer, cluster: Cluster, monkeypatch):
-    """A library may patch the class in a handler of ``beat_init``, after the scheduler was created."""
+@pytest.mark.parametrize("how", ["function", "wrapt"])
+def test_patch_made_after_the_start_is_called(shared_redis: RedisServer, cluster: Cluster, monkeypatch, how: str):
+    """A library may patch the class in a handler of ``beat_init``, after the scheduler was created.
+
+    A tracer's wrapper of ``tick`` is called, too, and sends nothing.
+    """
     scheduler = HAScheduler(app_of(shared_redis, e={}))
     seen: list[str] = []
-    original = Scheduler.apply_entry
 
-    def apply_entry(self: Scheduler, entry: ScheduleEntry, producer: Any = None) -> None:
-        seen.append(entry.name)
-        original(self, entry, producer=producer)
+    def noting(name: str) -> Any:
+        original = getattr(Scheduler, name)
 
-    monkeypatch.setattr(Scheduler, "apply_entry", apply_entry)
+        def patched(self: Scheduler, *args: Any, **kwargs: Any) -> Any:
+            seen.append(name)
+            return original(self, *args, **kwargs)
+
+        def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+            seen.append(name)
+            return wrapped(*args, **kwargs)
+
+        if how == "function":
+            return patched
+        return pytest.importorskip("wrapt").FunctionWrapper(original, wrapper)
+
+    for name in ("apply_entry", "tick"):
+        monkeypatch.setattr(Scheduler, name, noting(name))
     with cluster.running(scheduler) as until:
         until(cluster.messages)
-    assert seen == ["e"]
+        before = seen.count("tick")
+        scheduler.tick()
+    assert seen.count("apply_entry") == len(cluster.messages()) == 1
+    assert seen.count("tick") == before + 1
+    assert scheduler._heap is None
+
+
+def test_patched_tick_that_raises_is_logged_once(shared_redis: RedisServer, monkeypatch, caplog):
+    scheduler = HAScheduler(app_of(shared_redis, e={}))
+    monkeypatch.setattr(Scheduler, "tick", Mock(side_effect=RuntimeError("the tracer's server is away")))
+    for _ in range(3):
+        scheduler.tick()
+    scheduler.close()
+    scheduler.close()
+    assert actions(caplog).count("patched_tick_failed") == 1
 
 
 class Hidden(HAScheduler):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 from celery import Celery
+from celery.schedules import schedule
 
 from ha_beat.scheduler import HAScheduler
 from ha_beat.store.keys import Keys
@@ -58,16 +60,32 @@ def test_replica_that_cannot_be_assembled_backs_off(scheduler: HAScheduler, monk
     assert actions(caplog).count("turn_failed") == 1
 
 
-@pytest.mark.parametrize("edit", ["update_from_dict", "add"])
+EDITS: dict[str, Callable[[HAScheduler], object]] = {
+    "update_from_dict": lambda scheduler: scheduler.update_from_dict({"one": {"task": "one", "schedule": 0.2}}),
+    "add": lambda scheduler: scheduler.add(name="one", task="one", schedule=0.2),
+    "assignment": lambda scheduler: setattr(scheduler.schedule["one"], "schedule", schedule(0.2)),
+    "replacement": lambda scheduler: scheduler.schedule.update(one=scheduler.Entry("one", "one", schedule=0.2)),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
 def test_entry_replaced_by_the_leader_uses_its_new_schedule(scheduler: HAScheduler, shared_redis: RedisServer, edit):
     """The schedule is the same dict with as many entries as before."""
     scheduler.update_from_dict({"one": {"task": "one", "schedule": 3600.0}})
     wait_for(lambda: leads(scheduler) and shared_redis.admin.hexists(Keys("turns").ledger, "e:one"), 10, "a term")
-    if edit == "add":
-        scheduler.add(name="one", task="one", schedule=0.2)
-    else:
-        scheduler.update_from_dict({"one": {"task": "one", "schedule": 0.2}})
+    EDITS[edit](scheduler)
     wait_for(lambda: leads(scheduler) and shared_redis.admin.llen("celery") > 2, 10, "messages")
+
+
+@pytest.mark.parametrize("how", ["add", "update_from_dict"])
+def test_last_run_of_a_definition_counts(scheduler: HAScheduler, shared_redis: RedisServer, how: str):
+    """As in Celery, so that the entry is overdue."""
+    definition = {"task": "one", "schedule": 3600.0, "last_run_at": datetime.now(UTC) - timedelta(hours=2)}
+    if how == "add":
+        scheduler.add(name="one", **definition)
+    else:
+        scheduler.update_from_dict({"one": definition})
+    wait_for(lambda: leads(scheduler) and shared_redis.admin.llen("celery"), 10, "a message")
 
 
 class Release:
