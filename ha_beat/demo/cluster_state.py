@@ -51,7 +51,7 @@ class ClusterState:
         """Observe Redis. Raises redis.RedisError if the server does not answer."""
         latest = self.latest = self._observer.observe()
         lease = latest.lease
-        if lease and lease.held:
+        if lease.held:
             leader = Leader(lease.epoch, self._names.get(lease.pid, f"pid {lease.pid}"), lease.since_ms)
             first = self.tally.leader is None
             takeover = self.tally.add_leader(leader)
@@ -75,7 +75,7 @@ class ClusterState:
     def leader(self) -> Child | None:
         """Return the running replica that holds the lease."""
         lease = self.latest.lease
-        if lease is None or not lease.held:
+        if not lease.held:
             return None
         return next((r for r in self._replicas if r.alive and not r.paused and r.pid == lease.pid), None)
 
@@ -89,7 +89,7 @@ class ClusterState:
 
     def _row(self, replica: Child) -> ReplicaRow:
         lease, pid = self.latest.lease, replica.pid
-        holds = lease is not None and lease.held and lease.pid == pid
+        holds = lease.held and lease.pid == pid
         if not replica.alive:
             role = "ended" if self.ending else "dead"
         elif replica.paused:
@@ -104,8 +104,8 @@ class ClusterState:
             replica.name,
             pid,
             role,
-            epoch=lease.epoch if holds and lease else None,
-            lease_age_s=lease.age_s if holds and lease else None,
+            epoch=lease.epoch if holds else None,
+            lease_age_s=self.latest.lease_age_s if holds else None,
         )
 
     def _report_takeovers(self) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ha_beat.demo.app import LEASE_TTL_S
 from ha_beat.demo.cluster_state import ClusterState
-from ha_beat.demo.fault_order import fault_order
 from ha_beat.demo.processes import Child
 from ha_beat.demo.tally import Fault, FaultKind
 
@@ -83,7 +83,7 @@ class FaultInjector:
 
     def _inject(self, now: float) -> None:
         victim, lease = self._cluster.leader(), self._cluster.latest.lease
-        if victim is None or lease is None or not self._cluster.tally.enqueued_under(lease.epoch):
+        if victim is None or not self._cluster.tally.enqueued_under(lease.epoch):
             return
         kind = self._next_kind
         self._cluster.tally.add_fault(Fault(kind, victim.name, lease.epoch, time.time_ns() // 1_000_000))
@@ -94,8 +94,8 @@ class FaultInjector:
 
     def _continue(self, fault: _ActiveFault, now: float) -> None:
         lease, victim = self._cluster.latest.lease, fault.victim
-        moved = lease is not None and lease.held and lease.pid != victim.pid
-        if fault.taken_over_s is None and moved and lease and self._cluster.tally.enqueued_under(lease.epoch):
+        moved = lease.held and lease.pid != victim.pid
+        if fault.taken_over_s is None and moved and self._cluster.tally.enqueued_under(lease.epoch):
             fault.taken_over_s = now
         if fault.kind is FaultKind.PAUSE:
             if now <= (fault.taken_over_s or fault.since_s + 10 * LEASE_TTL_S) + PAUSED_AFTER_TAKEOVER_S:
@@ -116,3 +116,17 @@ class FaultInjector:
     def _accident(self, text: str) -> None:
         self.accidents += 1
         self._cluster.note(text, grave=True)
+
+
+def fault_order(seed: int | None) -> Iterator[tuple[FaultKind, float]]:
+    """Yield faults without end: the kind, and a factor from 0.7 to 1.3 for the pause before it.
+
+    The first three are one of each kind, so that a short demo has all. Then come shuffled rounds with two kills.
+    """
+    chooser = random.Random(seed)
+    upcoming = [FaultKind.KILL, FaultKind.PAUSE, FaultKind.STOP]
+    while True:
+        for kind in upcoming:
+            yield kind, chooser.uniform(0.7, 1.3)
+        upcoming = [FaultKind.KILL, FaultKind.KILL, FaultKind.PAUSE, FaultKind.STOP]
+        chooser.shuffle(upcoming)

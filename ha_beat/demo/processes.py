@@ -29,7 +29,6 @@ class Child:
     def __init__(self, name: str, argv: Sequence[str], folder: Path, env: Mapping[str, str]) -> None:
         self.name = name
         self.log_path = folder / f"{name}.log"
-        self.started_s = 0.0
         self.paused = False
         self._argv = list(argv)
         self._folder = folder
@@ -52,7 +51,6 @@ class Child:
             )
         self.paused = False
         self._group_gone = False
-        self.started_s = time.monotonic()
 
     @property
     def pid(self) -> int | None:

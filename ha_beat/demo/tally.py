@@ -12,6 +12,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import pairwise
 
+from ha_beat.clock import to_micros
+from ha_beat.reasons import SkipReason, Verdict
+from ha_beat.store.journal import VerdictRecord
+
 TOLERANCE_US = 1_000
 """Distance from the grid of due instants that still counts as on the grid."""
 
@@ -49,19 +53,6 @@ class Run:
     def late_s(self) -> float:
         """Return the seconds from the due instant to the run."""
         return (self.ran_us - self.scheduled_us) / 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Verdict of the journal on the occurrences in ``[first_us, until_us)``."""
-
-    entry: str
-    verdict: str
-    first_us: int
-    until_us: int
-    reason: str
-    epoch: int
-    written_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +116,11 @@ class Counts:
 class _Entry:
     interval_us: int
     runs: Counter[int] = field(default_factory=Counter)
-    skips: list[Verdict] = field(default_factory=list)
+    skips: list[VerdictRecord] = field(default_factory=list)
 
-    def skip_at(self, instant_us: int) -> Verdict | None:
+    def skip_at(self, instant_us: int) -> VerdictRecord | None:
         for skip in reversed(self.skips):
-            if skip.first_us - TOLERANCE_US <= instant_us < skip.until_us:
+            if to_micros(skip.first) - TOLERANCE_US <= instant_us < to_micros(skip.until):
                 return skip
         return None
 
@@ -175,13 +166,13 @@ class Tally:
         entry.runs[run.scheduled_us] += 1
         return entry.runs[run.scheduled_us] > 1
 
-    def add_verdict(self, verdict: Verdict) -> None:
+    def add_verdict(self, record: VerdictRecord) -> None:
         """Add a verdict of the journal."""
-        if verdict.verdict == "skipped":
-            if verdict.entry in self._entries:
-                self._entries[verdict.entry].skips.append(verdict)
-        elif verdict.verdict == "enqueued":
-            epoch, written = verdict.epoch, verdict.written_ms
+        if record.verdict is Verdict.SKIPPED:
+            if record.entry in self._entries:
+                self._entries[record.entry].skips.append(record)
+        elif record.verdict is Verdict.ENQUEUED:
+            epoch, written = record.epoch, record.ms
             self._first_ms[epoch] = min(written, self._first_ms.get(epoch, written))
             self._last_ms[epoch] = max(written, self._last_ms.get(epoch, written))
 
@@ -241,7 +232,7 @@ class Tally:
                 skip = entry.skip_at(instant)
                 if skip is None:
                     missed += 1
-                elif skip.reason == "coalesced":
+                elif skip.reason == SkipReason.COALESCED:
                     coalesced += 1
                 else:
                     skipped += 1

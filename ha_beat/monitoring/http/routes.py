@@ -56,7 +56,6 @@ class Site:
 
     def __init__(self, status: ReplicaStatus, metrics: Callable[[], bytes], clock: Clock) -> None:
         self._status = status
-        self._metrics = metrics
         self._clock = clock
         self._kept: dict[str, tuple[float, bytes]] = {}
         self._pages: dict[str, Callable[[], Answer]] = {

@@ -6,9 +6,12 @@ from itertools import islice
 
 import pytest
 
-from ha_beat.demo.fault_order import fault_order
-from ha_beat.demo.observer import instant_us, roles_of, verdict_of
-from ha_beat.demo.tally import Fault, FaultKind, Leader, Run, Tally, Verdict
+from ha_beat.clock import from_micros
+from ha_beat.demo.fault_injector import fault_order
+from ha_beat.demo.observer import roles_of
+from ha_beat.demo.tally import Fault, FaultKind, Leader, Run, Tally
+from ha_beat.reasons import Verdict
+from ha_beat.store.journal import VerdictRecord
 
 SECOND = 1_000_000
 BASE = 1_760_000_000 * SECOND
@@ -22,15 +25,23 @@ def ran(seconds: float, epoch: int = 7) -> Run:
     return Run("second", at(seconds), f"id-{seconds}", epoch, "worker-1", at(seconds + 0.01))
 
 
-def skipped(first: float, until: float, reason: str = "coalesced", entry: str = "second") -> Verdict:
-    return Verdict(entry, "skipped", at(first), at(until), reason, 7, at(until) // 1000)
+def record(verdict: Verdict, entry: str, first_us: int, until_us: int, epoch: int, reason: str = "") -> VerdictRecord:
+    instants = {"first": from_micros(first_us), "until": from_micros(until_us), "count": 1}
+    known = {"id": "1-0", "n": 1, "kind": "occurrence", "by": "beat-1", "data": {}}
+    return VerdictRecord(
+        **known, **instants, ms=until_us // 1000, verdict=verdict, entry=entry, epoch=epoch, reason=reason
+    )
 
 
-def enqueued(seconds: float, epoch: int) -> Verdict:
-    return Verdict("second", "enqueued", at(seconds), at(seconds) + 1, "", epoch, at(seconds) // 1000)
+def skipped(first: float, until: float, reason: str = "coalesced", entry: str = "second") -> VerdictRecord:
+    return record(Verdict.SKIPPED, entry, at(first), at(until), 7, reason)
 
 
-def tally_of(*runs: Run, verdicts: tuple[Verdict, ...] = ()) -> Tally:
+def enqueued(seconds: float, epoch: int) -> VerdictRecord:
+    return record(Verdict.ENQUEUED, "second", at(seconds), at(seconds) + 1, epoch)
+
+
+def tally_of(*runs: Run, verdicts: tuple[VerdictRecord, ...] = ()) -> Tally:
     tally = Tally({"second": SECOND, **{verdict.entry: SECOND for verdict in verdicts}})
     for verdict in verdicts:
         tally.add_verdict(verdict)
@@ -115,17 +126,6 @@ def test_seed_repeats_the_faults_and_the_first_three_differ():
     assert faults == list(islice(fault_order(5), 30))
     assert faults != list(islice(fault_order(6), 30))
     assert {kind for kind, _ in faults[:3]} == set(FaultKind)
-
-
-@pytest.mark.parametrize("written", [1_760_000_000_123_457, "1760000000123457", "2025-10-09T08:53:20.123457+00:00"])
-def test_instant_is_parsed_to_the_microsecond(written):
-    assert instant_us(written) == 1_760_000_000_123_457
-
-
-def test_verdict_on_a_range_is_parsed_and_other_records_are_ignored():
-    raw = '{"entry": "e", "verdict": "skipped", "from": 5, "until": 9, "why": "coalesced", "epoch": 3}'
-    assert verdict_of("77-1", {"d": raw}) == Verdict("e", "skipped", 5, 9, "coalesced", 3, 77)
-    assert verdict_of("5-0", {"d": '{"event": "leader", "epoch": 3}'}) is None
 
 
 def test_newest_record_of_a_pid_has_its_role():
