@@ -208,7 +208,7 @@ class _Assembly:
                 store.observe()
 
         def release(term: Term) -> None:
-            claim.hand_back(term, link.client())
+            claim.resolve_own(term, link.client())
             store.release(term, TermEnd.SHUTDOWN)
 
         # At the start of a term, so that the signal handler does not have to connect.

@@ -84,7 +84,7 @@ class AtomicDispatcher:
     def take_back(self, _: Term) -> frozenset[str]:
         return frozenset()
 
-    def give_up(self, _: Term, __: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
+    def record_uncertain(self, _: Term, __: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
         return {}
 
     def confirm_late(self) -> None:

@@ -16,7 +16,7 @@ Resolution
 
     - accepted: the final row. Not fenced, since no later term can undo a message that was accepted;
     - refused or unsent: the row as it was before the claim. Fenced. If the term is over, the claim is marked as
-      withdrawn (:func:`withdrawal`), and the next term restores the row;
+      unsent (:func:`unsent_update`), and the next term takes it back;
     - unknown: the verdict ``uncertain``, or nothing under the policy ``republish``, where the claim stays open and the
       message is sent again.
 
@@ -41,7 +41,7 @@ from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 
 #: State of a stored claim whose message was certainly not sent.
-WITHDRAWN = "withdrawn"
+UNSENT = "unsent"
 
 #: Characters of a detail that are kept in the ledger and the journal.
 _MAX_DETAIL = 300
@@ -240,15 +240,15 @@ def update_for(claim: Claim) -> Update:
     return Update(claim.key, claim.json, "", operation.entry, row, replaces, records, unsent)
 
 
-def withdrawal(claim: Claim) -> Update | None:
-    """Return what marks the claim of an ended term as withdrawn, if its message was certainly not sent.
+def unsent_update(claim: Claim) -> Update | None:
+    """Return what marks the claim of an ended term as unsent, if its message was certainly not sent.
 
     Only the mark is written, because a newer term may have read the entry's row. That term takes the claim back.
     """
     claim = unsent(claim, "")
     if claim.state is not State.PUBLISHED or resolution(claim) is not Resolution.TAKE_BACK:
         return None
-    return Update(claim.key, claim.json, WITHDRAWN, claim.operation.entry, "", (), ())
+    return Update(claim.key, claim.json, UNSENT, claim.operation.entry, "", (), ())
 
 
 def _answer_of(claim: Claim) -> Answer:
@@ -285,13 +285,13 @@ def parse_claim(key: str, value: str) -> tuple[str, int, OpenClaim]:
         str(content["row"]),
         tuple(str(record) for record in content["records"]),
         before=str(content["before"]),
-        withdrawn=state == WITHDRAWN,
+        unsent=state == UNSENT,
     )
     return state, int(content["ms"]), found
 
 
 def take_back_updates(claims: Iterable[OpenClaim], rows: Mapping[str, str]) -> list[Update]:
-    """Return what undoes withdrawn claims. ``rows`` are the rows of their entries.
+    """Return what takes unsent claims back. ``rows`` are the rows of their entries.
 
     An occurrence whose row was replaced since by that of a later one is not sent any more, and is recorded as skipped.
     """
@@ -299,7 +299,7 @@ def take_back_updates(claims: Iterable[OpenClaim], rows: Mapping[str, str]) -> l
     # Newest first: what is taken back may restore the row of an earlier one.
     for claim in sorted(claims, key=_revision, reverse=True):
         replaced = bool(claim.row and now.get(claim.entry)) and now[claim.entry] != claim.row
-        records = tuple(map(_skipped_record, claim.records)) if replaced else ()  # guard: withdrawn-row-replaced
+        records = tuple(map(_skipped_record, claim.records)) if replaced else ()  # guard: unsent-row-replaced
         replaces = [claim.row] if claim.row else []
         updates.append(Update(claim.key, claim.json, "", claim.entry, claim.before, replaces, records, unsent=True))
         if claim.row and not replaced:
@@ -312,7 +312,7 @@ def _revision(claim: OpenClaim) -> int:
     return row.rev if row is not None else 0
 
 
-def give_up_update(claim: OpenClaim) -> tuple[Update, LedgerRow | None]:
+def uncertain_update(claim: OpenClaim) -> tuple[Update, LedgerRow | None]:
     """Return what records an open claim as uncertain, and the entry's new row, if the claim has one.
 
     The claim is kept as ``uncertain``, since the process that made it may confirm it later.

@@ -71,7 +71,7 @@ class ClaimStore:
         return [bool(int(part)) for part in rest]
 
     def open_claims(self, term: Term) -> list[OpenClaim]:
-        """Return the open and withdrawn claims, and remove those that were recorded as uncertain more than a day ago.
+        """Return the open and unsent claims, and remove those that were recorded as uncertain more than a day ago.
 
         Raises:
             StoreError: Redis did not answer, or refused.
@@ -86,7 +86,7 @@ class ClaimStore:
                 except (ValueError, KeyError, TypeError, RecursionError):
                     # A malformed claim, or one of newer software, must not stop this leader.
                     continue
-                if state == "open" or claim.withdrawn:
+                if state == "open" or claim.unsent:
                     claims.append(claim)
                 elif term.epoch - written_ms > _KEEP_UNCERTAIN / timedelta(milliseconds=1):
                     stale.append(field)

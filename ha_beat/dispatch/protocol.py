@@ -86,7 +86,7 @@ class OpenClaim:
 
     ``json`` is the claim as written under the term of ``nonce``, ``row`` the entry's row while it is claimed,
     ``before`` the row that the claim replaced, and ``records`` the journal records of a confirmed publish. A claim is
-    ``withdrawn`` if its maker is certain that the message was not sent.
+    ``unsent`` if its maker is certain that the message was not sent.
     """
 
     key: str
@@ -97,7 +97,7 @@ class OpenClaim:
     row: str
     records: tuple[str, ...]
     before: str = ""
-    withdrawn: bool = False
+    unsent: bool = False
 
 
 class FencedOff(HaBeatError):
@@ -163,7 +163,7 @@ class Dispatcher(Protocol):
         ...
 
     def open_claims(self, term: Term) -> list[OpenClaim]:
-        """Return the claims of every term that are still open or withdrawn.
+        """Return the claims of every term that are still open or unsent.
 
         Raises:
             StoreError: Redis did not answer, or refused.
@@ -171,7 +171,7 @@ class Dispatcher(Protocol):
         ...
 
     def take_back(self, term: Term) -> frozenset[str]:
-        """Take back the claims that their makers withdrew, as if they had not been made. Return their entries.
+        """Take back the claims that their makers marked as unsent, as if they had not been made. Return their entries.
 
         Raises:
             FencedOff: the term is over.
@@ -179,7 +179,7 @@ class Dispatcher(Protocol):
         """
         ...
 
-    def give_up(self, term: Term, claims: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
+    def record_uncertain(self, term: Term, claims: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
         """Record claims as uncertain. Return the new rows, by entry, of the claims that were still open.
 
         Raises:
@@ -189,7 +189,7 @@ class Dispatcher(Protocol):
         ...
 
     def confirm_late(self) -> None:
-        """Confirm messages that the broker accepted while Redis was unreachable, and withdraw those not sent.
+        """Confirm messages that the broker accepted while Redis was unreachable, and mark the claims of those not sent.
 
         Not fenced: a standby does it too.
 

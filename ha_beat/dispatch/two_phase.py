@@ -6,11 +6,11 @@ the policy ``republish``. :mod:`ha_beat.dispatch.claim` decides what is written 
 
 - A retry of a batch continues each claim where it stopped: no message is sent twice.
 - If the lease ends first, :meth:`ClaimDispatcher.confirm_late` still records the messages that were accepted, and
-  withdraws the claims whose messages were certainly not sent. The next term takes these back and sends them.
-- If the process is stopped, :meth:`ClaimDispatcher.hand_back` takes back the claims that were not sent.
+  marks the claims whose messages were certainly not sent as unsent. The next term takes these back and sends them.
+- If the process is stopped, :meth:`ClaimDispatcher.resolve_own` takes back the claims that were not sent.
 - Only as much is claimed as can be sent in the time of one batch.
-- A newer term records the claims that were left open as uncertain (:meth:`ClaimDispatcher.give_up`), once their
-  messages cannot be on their way any more.
+- A newer term records the claims that were left open as uncertain (:meth:`ClaimDispatcher.record_uncertain`), once
+  their messages cannot be on their way any more.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class ClaimDispatcher:
         self._claims: dict[str, Claim] = {}
         #: True if a part of the last batch has answers.
         self._partly_answered = False
-        #: Claims of ended terms that are to be confirmed or withdrawn.
+        #: Claims of ended terms that are to be confirmed or marked as unsent.
         self._ended: list[Claim] = []
 
     @property
@@ -150,18 +150,18 @@ class ClaimDispatcher:
         self._resolve_ended()
 
     def take_back(self, term: Term) -> frozenset[str]:
-        withdrawn = [claim for claim in self._store.open_claims(term) if claim.withdrawn]
-        if not withdrawn:
+        unsent = [claim for claim in self._store.open_claims(term) if claim.unsent]
+        if not unsent:
             return frozenset()
         # Only the leader replaces rows, so that these stay as they are until the claims are resolved.
-        rows = self.ledger.read_some({claim.entry for claim in withdrawn})
-        updates = machine.take_back_updates(withdrawn, rows)
+        rows = self.ledger.read_some({claim.entry for claim in unsent})
+        updates = machine.take_back_updates(unsent, rows)
         were_open = self._store.resolve(updates, term)
         for update, was_open in zip(updates, were_open, strict=True):
             self._report_skipped(update.records if was_open else ())
-        return frozenset(claim.entry for claim in withdrawn)
+        return frozenset(claim.entry for claim in unsent)
 
-    def hand_back(self, term: Term, client: redis.Redis) -> None:
+    def resolve_own(self, term: Term, client: redis.Redis) -> None:
         """Resolve the claims of a process that is being stopped, through its own connection ``client``.
 
         A message that was not sent is taken back, so that the next leader sends it. Call this while the term still
@@ -182,8 +182,8 @@ class ClaimDispatcher:
     def open_claims(self, term: Term) -> list[OpenClaim]:
         return self._store.open_claims(term)
 
-    def give_up(self, term: Term, claims: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
-        updates = [machine.give_up_update(claim) for claim in claims]
+    def record_uncertain(self, term: Term, claims: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
+        updates = [machine.uncertain_update(claim) for claim in claims]
         were_open = self._store.resolve([update for update, _ in updates], term)
         return {
             update.entry: row
@@ -205,7 +205,7 @@ class ClaimDispatcher:
     # --- One batch
 
     def _drop_earlier_terms(self, term: Term) -> None:
-        """Drop the claims of earlier terms, after those that have an outcome were confirmed or withdrawn."""
+        """Drop the claims of earlier terms, after those that have an outcome were confirmed or marked as unsent."""
         self._end(lambda claim: claim.nonce != term.nonce)
         self._resolve_ended()
 
@@ -348,7 +348,7 @@ class ClaimDispatcher:
 
 def _late_updates(claims: Iterable[Claim]) -> list[machine.Update]:
     """Return what can be written about claims of ended terms: that a message was accepted, or was not sent."""
-    updates = (machine.update_for(claim) if claim.accepted else machine.withdrawal(claim) for claim in claims)
+    updates = (machine.update_for(claim) if claim.accepted else machine.unsent_update(claim) for claim in claims)
     return [update for update in updates if update is not None]
 
 

@@ -136,7 +136,7 @@ class BatchBuilder:
 
     def _abandon(self, writer: LedgerWriter, state: EntryState, queue: DueQueue, dispatcher: Dispatcher) -> None:
         """Record an occurrence that cannot be sent again as uncertain, and plan the next one."""
-        self._claims.abandon(dispatcher, queue, writer.term, state)
+        self._claims.record_resend_uncertain(dispatcher, queue, writer.term, state)
         self._planner.plan(queue, state, writer.now)
 
     def _send(

@@ -79,7 +79,7 @@ class Enqueuer:
             self._term.schedule.reload(change)
 
     def stand_by(self) -> None:
-        """Discard the queue, and confirm or withdraw what was claimed. Never raises.
+        """Discard the queue, and confirm or take back what was claimed. Never raises.
 
         If the same term goes on, because a renewal was late, it reads the outcome from the ledger.
         """

@@ -77,7 +77,7 @@ class OpenClaims:
         With ``held_back``, an entry that is not in the queue may still be read and its message sent again.
 
         Returns:
-            The entries whose rows must be read again, because a claim was withdrawn since and is taken back.
+            The entries whose rows must be read again, because a claim was marked as unsent since and is taken back.
         """
         stale = [
             claim
@@ -86,27 +86,29 @@ class OpenClaims:
             and not (held_back and _resends(claim) and queue.get(claim.entry) is None)
         ]
         if stale:
-            # A claim that its maker withdraws meanwhile is not given up.
-            self._give_up(dispatcher, queue, term, stale)
+            # A claim that its maker marks as unsent meanwhile is not recorded as uncertain.
+            self._record_uncertain(dispatcher, queue, term, stale)
             self._open = [claim for claim in self._open if claim not in stale]
             self._taken_back |= dispatcher.take_back(term)
         taken_back, self._taken_back = self._taken_back, frozenset()
         return taken_back
 
-    def abandon(self, dispatcher: Dispatcher, queue: DueQueue, term: Term, state: EntryState) -> None:
+    def record_resend_uncertain(self, dispatcher: Dispatcher, queue: DueQueue, term: Term, state: EntryState) -> None:
         """Record an occurrence as uncertain that could not be sent again until its deadline."""
         if state.row is None:
             return
         claimed = state.row.raw
         claims = [claim for claim in dispatcher.open_claims(term) if claim.row == claimed]
-        self._give_up(dispatcher, queue, term, claims)
-        if any(claim.withdrawn for claim in claims):
+        self._record_uncertain(dispatcher, queue, term, claims)
+        if any(claim.unsent for claim in claims):
             self._taken_back |= dispatcher.take_back(term)
         state.resend, state.failing_since = False, None
         self.forget(state.id)
 
-    def _give_up(self, dispatcher: Dispatcher, queue: DueQueue, term: Term, claims: Sequence[OpenClaim]) -> None:
-        for entry, row in dispatcher.give_up(term, claims).items():
+    def _record_uncertain(
+        self, dispatcher: Dispatcher, queue: DueQueue, term: Term, claims: Sequence[OpenClaim]
+    ) -> None:
+        for entry, row in dispatcher.record_uncertain(term, claims).items():
             state = queue.get(entry)
             if state is not None and state.row is not None and state.row.task_id == row.task_id:
                 state.row = row
@@ -116,4 +118,4 @@ class OpenClaims:
 
 
 def _resends(claim: OpenClaim) -> bool:
-    return claim.policy is UncertainPolicy.REPUBLISH and not claim.withdrawn
+    return claim.policy is UncertainPolicy.REPUBLISH and not claim.unsent

@@ -148,7 +148,7 @@ class LeaderTerm:
     def _load(self, term: Term) -> None:
         self._pending = _Submission()
         self.dispatcher = dispatcher = self._parts.choose_dispatcher(term)
-        dispatcher.take_back(term)  # guard: claim-withdrawn-first
+        dispatcher.take_back(term)  # guard: claim-unsent-first
         self.schedule.load(term, dispatcher)
 
     # --- Submitting

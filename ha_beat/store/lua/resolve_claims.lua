@@ -1,4 +1,4 @@
--- Resolve claims: remove each or mark it as uncertain or withdrawn, and write the entry's row and the journal records.
+-- Resolve claims: remove each or mark it as uncertain or unsent, and write the entry's row and the journal records.
 -- KEYS: lease, ledger, journal, claims, busy
 -- ARGV: epoch, nonce (both '' if the process that made the claims reports what the broker answered; no later term may
 --       refuse that), journal size, n, then for each claim: its field, the claim, its new state ('' removes it), entry
@@ -20,8 +20,8 @@ for _ = 1, tonumber(ARGV[4]) do
   -- The process that made a claim may resolve it after a newer term has marked it as uncertain.
   local open = found == 'open ' .. claim
     or (found == 'uncertain ' .. claim and state == '') -- guard: resolve-late-confirmation
-    -- A leader takes back what the process that made the claim has withdrawn.
-    or (found == 'withdrawn ' .. claim and state == '' and ARGV[2] ~= '') -- guard: resolve-withdrawn
+    -- A leader takes back what the process that made the claim has marked as unsent.
+    or (found == 'unsent ' .. claim and state == '' and ARGV[2] ~= '') -- guard: resolve-unsent
   if open then
     if state == '' then redis.call('HDEL', claims, field) else redis.call('HSET', claims, field, state .. ' ' .. claim) end
     local now = redis.call('HGET', ledger, entry)

@@ -119,8 +119,8 @@ class Leader:
     def submit_kinds(self, *operations: Operation) -> list[str]:
         return [answer.kind for answer in self.submit(*operations)]
 
-    def give_up_open_claims(self) -> Any:
-        return self.dispatcher.give_up(self.term, self.dispatcher.open_claims(self.term))
+    def record_open_claims_as_uncertain(self) -> Any:
+        return self.dispatcher.record_uncertain(self.term, self.dispatcher.open_claims(self.term))
 
     def raw(self, entry: str = "entry") -> str:
         return self.admin.hget(KEYS.ledger, f"e:{entry}") or ""
@@ -412,11 +412,11 @@ def test_newer_term_records_an_open_claim_as_uncertain(leader: Leader):
     new = leader.successor()
     claims = new.dispatcher.open_claims(new.term)
     assert [(claim.entry, claim.nonce, claim.policy) for claim in claims] == [("entry", "nonce of one", "skip")]
-    assert new.dispatcher.give_up(new.term, claims)["entry"].raw == new.raw()
+    assert new.dispatcher.record_uncertain(new.term, claims)["entry"].raw == new.raw()
     assert new.verdict() == "uncertain"
     assert (new.claims(), new.journal()) == ({"id of entry": "uncertain"}, ["uncertain"])
     assert new.dispatcher.open_claims(new.term) == []
-    assert new.dispatcher.give_up(new.term, claims) == {}
+    assert new.dispatcher.record_uncertain(new.term, claims) == {}
     assert new.journal() == ["uncertain"]
 
 
@@ -425,7 +425,7 @@ def test_ended_term_gives_up_no_claim(leader: Leader):
     claims = leader.dispatcher.open_claims(leader.term)
     leader.successor()
     with pytest.raises(FencedOff):
-        leader.dispatcher.give_up(leader.term, claims)
+        leader.dispatcher.record_uncertain(leader.term, claims)
     assert leader.claims() == OPEN
 
 
@@ -438,21 +438,21 @@ def leave_unconfirmed(leader: Leader) -> Operation:
     return operation
 
 
-@pytest.mark.parametrize("given_up", [False, True], ids=["before it is given up", "after it was given up"])
+@pytest.mark.parametrize("uncertain", [False, True], ids=["before it is uncertain", "after it was uncertain"])
 @pytest.mark.parametrize("way", ["stand by", "lead again"])
-def test_late_confirmation_turns_uncertain_into_enqueued(leader: Leader, given_up: bool, way: str):
+def test_late_confirmation_turns_uncertain_into_enqueued(leader: Leader, uncertain: bool, way: str):
     """The broker accepted the message and Redis was unreachable. No other change of a verdict is allowed."""
     operation = leave_unconfirmed(leader)
     new = leader.successor()
-    if given_up:
-        new.give_up_open_claims()
+    if uncertain:
+        new.record_open_claims_as_uncertain()
     leader.client.faults = []
     if way == "stand by":
         leader.dispatcher.confirm_late()
     else:
         leader.term = leader.lead("three")
         leader.submit(ARMED)
-    journal = ["uncertain", "enqueued"] if given_up else ["enqueued"]
+    journal = ["uncertain", "enqueued"] if uncertain else ["enqueued"]
     assert (leader.raw(), leader.claims(), leader.journal()) == (operation.row, {}, journal)
     leader.dispatcher.confirm_late()
     assert leader.journal() == journal
@@ -469,24 +469,24 @@ def test_late_confirmation_does_not_replace_a_newer_row(leader: Leader):
     assert (leader.raw(), leader.journal()) == (newer.row, ["enqueued", "enqueued"])
 
 
-def test_unsent_claim_of_an_ended_term_is_withdrawn(leader: Leader):
+def test_unsent_claim_of_an_ended_term_is_marked(leader: Leader):
     """A newer leader has read the claimed row, so only that one restores it."""
     leader.publisher.outcomes = [NO_EXCHANGE]
     leader.publisher.before_send = lambda _: leader.successor()
     with pytest.raises(FencedOff):
         leader.submit(leader.operation())
-    assert (leader.verdict(), leader.claims()) == ("claimed", {"id of entry": "withdrawn"})
+    assert (leader.verdict(), leader.claims()) == ("claimed", {"id of entry": "unsent"})
     new = leader.successor()
     with pytest.raises(FencedOff):
         leader.dispatcher.take_back(leader.term)
-    assert new.give_up_open_claims() == {}
+    assert new.record_open_claims_as_uncertain() == {}
     assert new.dispatcher.take_back(new.term)
     assert (new.raw(), new.claims(), new.journal()) == ("", {}, [])
     assert not new.dispatcher.take_back(new.term)
 
 
-def test_withdrawn_claim_whose_row_was_replaced_has_a_verdict(leader: Leader):
-    """The next leader dispatched the next occurrence before the claim was withdrawn."""
+def test_unsent_claim_whose_row_was_replaced_has_a_verdict(leader: Leader):
+    """The next leader dispatched the next occurrence before the claim was marked as unsent."""
     leader.publisher.outcomes = [NO_EXCHANGE]
     leader.publisher.before_send = lambda _: leader.successor()
     with pytest.raises(FencedOff):
@@ -504,7 +504,7 @@ def test_uncertain_claim_is_removed_after_a_day(leader: Leader):
     """A recent one is kept for a late confirmation."""
     leave_claimed(leader)
     new = leader.successor()
-    new.give_up_open_claims()
+    new.record_open_claims_as_uncertain()
     new.admin.hset(KEYS.claims, "recent", f"uncertain {json.dumps({'ms': new.term.epoch - 1000})}")
     new.dispatcher.open_claims(new.term)
     assert new.claims() == {"recent": "uncertain"}
@@ -526,7 +526,7 @@ def test_request_step_that_was_left_open_is_uncertain(leader: Leader):
     """It has no row. Its record goes to the journal."""
     leave_claimed(leader, leader.request_step())
     new = leader.successor()
-    assert new.give_up_open_claims() == {}
+    assert new.record_open_claims_as_uncertain() == {}
     assert (new.raw(), new.journal()) == ("", ["uncertain"])
 
 
@@ -538,7 +538,7 @@ def test_stop_in_mid_batch_leaves_only_the_current_message_open(leader: Leader):
 
     def stop_at_the_fourth(number: int) -> None:
         if number == 4:
-            leader.dispatcher.hand_back(leader.term, leader.admin)
+            leader.dispatcher.resolve_own(leader.term, leader.admin)
             leader.store.release(leader.term, TermEnd.SHUTDOWN)
             raise SystemExit
 
@@ -552,23 +552,23 @@ def test_stop_in_mid_batch_leaves_only_the_current_message_open(leader: Leader):
     assert new.submit(*new.batch(10)[4:]) == [DONE] * 6
 
 
-def test_stop_after_the_end_of_the_term_withdraws_what_was_not_sent(leader: Leader):
+def test_stop_after_the_end_of_the_term_marks_what_was_not_sent(leader: Leader):
     leader.submit(leader.operation("first"))
 
     def stop(_: int) -> None:
         leader.successor()
-        leader.dispatcher.hand_back(leader.term, leader.admin)
+        leader.dispatcher.resolve_own(leader.term, leader.admin)
         raise SystemExit
 
     leader.publisher.before_send = stop
     with pytest.raises(SystemExit):
         leader.submit(leader.operation("one"), leader.operation("two"))
-    assert leader.claims() == {"id of one": "open", "id of two": "withdrawn"}
+    assert leader.claims() == {"id of one": "open", "id of two": "unsent"}
 
 
 def test_stop_without_claims_makes_no_round_trip(leader: Leader):
     leader.submit(leader.operation())
-    leader.dispatcher.hand_back(leader.term, None)
+    leader.dispatcher.resolve_own(leader.term, None)
     assert leader.verdict() == "enqueued"
 
 
@@ -578,7 +578,7 @@ def test_stop_without_redis_raises_nothing(leader: Leader):
     away.faults = [("resolve", "cut")] * 2
 
     def stop(_: int) -> None:
-        leader.dispatcher.hand_back(leader.term, away)
+        leader.dispatcher.resolve_own(leader.term, away)
         raise SystemExit
 
     leader.publisher.before_send = stop
@@ -606,7 +606,7 @@ def test_message_that_was_not_sent_leaves_the_mark_of_one_that_runs(shared_redis
     assert text(leader.admin.hget(KEYS.busy, "e:entry")).endswith(" the running message")
 
 
-def test_message_that_an_earlier_leader_withdrew_keeps_no_entry_busy(shared_redis: RedisServer):
+def test_message_that_an_earlier_leader_did_not_send_keeps_no_entry_busy(shared_redis: RedisServer):
     leader = Leader(shared_redis)
     leader.trusted = False
     leader.client.faults = [("resolve", "cut")] * 50

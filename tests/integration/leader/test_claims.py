@@ -140,7 +140,7 @@ def test_open_claim_is_settled_although_the_schedule_is_edited_each_second(share
 def test_claim_that_was_certainly_not_sent_is_sent_by_the_next_term(
     shared_redis: RedisServer, due: datetime, way: str, policy: UncertainPolicy
 ):
-    """Its maker withdraws it, although the lease has another holder by then. Nothing is uncertain."""
+    """Its maker marks it as unsent, although the lease has another holder by then. Nothing is uncertain."""
     first = Replica(shared_redis, "first", Release(policy, 3600.0, due))
     heirs: list[Replica] = []
 
@@ -167,21 +167,21 @@ def test_claim_that_was_certainly_not_sent_is_sent_by_the_next_term(
     assert (heir.claims(), heir.verdicts()) == ([], {"enqueued"})
 
 
-def test_claim_that_is_withdrawn_before_its_deadline_is_not_uncertain(shared_redis: RedisServer, due: datetime):
+def test_claim_that_is_unsent_before_its_deadline_is_not_uncertain(shared_redis: RedisServer, due: datetime):
     """Its maker was late, and the next leader could not send it again for want of a broker."""
     killed_in_mid_publish(shared_redis, Release(REPUBLISH, 3600.0, due))
     client = shared_redis.client()
     for key, claim in client.hgetall(KEYS.claims).items():
-        client.hset(KEYS.claims, key, claim.replace("open ", "withdrawn ", 1))
+        client.hset(KEYS.claims, key, claim.replace("open ", "unsent ", 1))
     heir = Replica(shared_redis, "heir", Release(REPUBLISH, 3600.0, due))
-    heir.dispatcher.take_back = lambda _: frozenset()  # withdrawn only after the heir has read the ledger
+    heir.dispatcher.take_back = lambda _: frozenset()  # unsent only after the heir has read the ledger
     heir.run(1)
     del heir.dispatcher.take_back
     state = heir.enqueuer.due_queue.get(NAMES[1])
     assert state is not None
     term, term_object = heir.tenure.acquired.term, heir.enqueuer._term
     assert term_object is not None
-    term_object._claims.abandon(heir.dispatcher, heir.enqueuer.due_queue, term, state)
+    term_object._claims.record_resend_uncertain(heir.dispatcher, heir.enqueuer.due_queue, term, state)
     heir.run(30)
     assert (heir.claims(), heir.verdicts(), len(heir.sent())) == ([], {"enqueued"}, 29)
 

@@ -100,7 +100,7 @@ class ScriptDispatcher:
         self.obstacle = None
         self.fail: Fail = lambda _: None
         self.claims: list[OpenClaim] = []
-        self.on_give_up: Callable[[], object] = lambda: None
+        self.on_record_uncertain: Callable[[], object] = lambda: None
 
     def prepare(self, _: Any, args: Sequence[Any], __: Mapping[str, Any], ___: Mapping[str, Any]) -> Any:
         return push(str(args[0]))
@@ -118,8 +118,8 @@ class ScriptDispatcher:
     def take_back(self, _: Term) -> frozenset[str]:
         return frozenset()
 
-    def give_up(self, _: Term, __: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
-        self.on_give_up()
+    def record_uncertain(self, _: Term, __: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
+        self.on_record_uncertain()
         return {}
 
     def confirm_late(self) -> None: ...
@@ -731,17 +731,17 @@ def test_row_that_is_changed_repeatedly_is_retried_once_a_second(leader: Leader)
     assert leader.turn(5, after=1.1).messages == ["e"]
 
 
-def test_claim_of_another_is_given_up_only_when_it_cannot_be_in_flight(leader: Leader):
-    given_up: list[float] = []
+def test_claim_of_another_is_uncertain_only_when_it_cannot_be_in_flight(leader: Leader):
+    uncertain: list[float] = []
     leader.dispatcher.claims = [
         OpenClaim("k", json="{}", entry="e", nonce="another", policy="skip", row="", records=())
     ]
-    leader.dispatcher.on_give_up = lambda: given_up.append(leader.clock.ahead)
+    leader.dispatcher.on_record_uncertain = lambda: uncertain.append(leader.clock.ahead)
     leader.turn(2)
     leader.turn(2, after=5.0)
-    assert given_up == []
+    assert uncertain == []
     leader.turn(2, after=1.5)
-    assert given_up == [6.5]
+    assert uncertain == [6.5]
 
 
 # --- Entries without a recurrence

@@ -175,9 +175,9 @@ def test_confirmation_replaces_the_claimed_or_the_uncertain_row():
 def test_confirmation_replaces_the_row_that_another_leader_writes():
     claim = published(new(), ACCEPTED)
     _, _, found = machine.parse_claim(claim.key, f"open {claim.json}")
-    given_up, given_up_row = machine.give_up_update(found)
-    assert given_up.row in machine.update_for(claim).replaces
-    assert given_up_row.reason is UncertainReason.UNCONFIRMED
+    update, row = machine.uncertain_update(found)
+    assert update.row in machine.update_for(claim).replaces
+    assert row.reason is UncertainReason.UNCONFIRMED
 
 
 @pytest.mark.parametrize("outcome", [REFUSED, UNSENT])
@@ -222,7 +222,7 @@ def test_step_of_a_request_has_its_own_key():
 
 
 @pytest.mark.parametrize(("place", "verdicts"), [(0, ["skipped"]), (1, []), (2, ["skipped"] * 2)])
-def test_withdrawn_claims_of_one_entry_are_undone_or_skipped(place: int, verdicts: list[str]):
+def test_unsent_claims_of_one_entry_are_undone_or_skipped(place: int, verdicts: list[str]):
     """The second replaced the first. The entry's row is that of the first, of the second, or of a later occurrence."""
     rows = [LedgerRow(base=NOON, verdict=Verdict.CLAIMED, rev=rev).encoded() for rev in (1, 2, 3)]
     records = operation().records
