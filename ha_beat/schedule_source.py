@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from copy import copy
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any, Protocol
 
 from celery import Celery
@@ -170,7 +171,6 @@ class EntrySource:
 
     def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
         """Return all entries, or of these ``ids`` those that :meth:`outlines` has yielded."""
-        default = default_misfire(self._scheduler.ha_settings)
         self.detect_hooks()
         shared, schedule = SharedRecurrences(), self._scheduler.schedule
         if ids is None:
@@ -180,7 +180,7 @@ class EntrySource:
             entries = [(name, schedule[name]) for name in names]
         for name, entry in entries:
             try:
-                yield self._scheduled(entry, default, shared)
+                yield self._scheduled(entry, shared)
             except Exception:
                 logger.exception("Entry %s is left out", name, extra={"action": "entry_left_out", "entry": name})
 
@@ -193,22 +193,32 @@ class EntrySource:
         """True if only ``is_due`` of the scheduler or of the entry can tell whether the entry is due."""
         return self._asks_scheduler or self.hooks.entry_replaced(entry, "is_due")
 
-    def _scheduled(self, entry: Any, default: MisfireRules, shared: SharedRecurrences) -> ScheduledEntry:
-        scheduler = self._scheduler
+    def _scheduled(self, entry: Any, shared: SharedRecurrences) -> ScheduledEntry:
         recurrence, digest = (None, signature(entry, None)) if self.asks(entry) else shared.of(entry)
-        options = EntryOptions.of(
-            entry.name, entry.options or {}, default, starting_deadline(entry), scheduler.ha_settings.uncertain
-        )
         return ScheduledEntry(
-            id=scheduler.entry_id(entry),
+            id=self._scheduler.entry_id(entry),
             celery_entry=entry,
             recurrence=recurrence,
-            misfire=options.misfire,
-            uncertain=options.uncertain,
-            busy_for=options.busy_for,
-            jitter=options.jitter,
             signature=digest,
             last_run=self._stored_last_run(entry),
+            **self.rules_of(entry).as_fields(),
+        )
+
+    def rules_of(self, entry: Any) -> EntryOptions:
+        """Return an entry's own rules, completed by the cluster's. Raises ConfigurationError."""
+        uncertain = self._scheduler.ha_settings.uncertain
+        return EntryOptions.of(
+            entry.name, entry.options or {}, self._default_misfire, starting_deadline(entry), uncertain
+        )
+
+    @cached_property
+    def _default_misfire(self) -> MisfireRules:
+        settings = self._scheduler.ha_settings
+        return MisfireRules(
+            MisfirePolicy(settings.misfire),
+            settings.misfire_grace,
+            settings.misfire_limit,
+            usual_lateness=settings.lease_ttl + 1.0,
         )
 
     def _stored_last_run(self, entry: Any) -> datetime:
@@ -308,16 +318,6 @@ def _objects_of(name: str, entry: Any) -> tuple[Any, ...]:
     values = (own.get(attribute) for attribute in _DEFINING)
     # Celery makes a new object for what is empty.
     return name, *(0 if type(value) in _CONTAINERS and not value else id(value) for value in values)
-
-
-def default_misfire(settings: Settings) -> MisfireRules:
-    """Return the misfire rules for an entry that has none."""
-    return MisfireRules(
-        MisfirePolicy(settings.misfire),
-        settings.misfire_grace,
-        settings.misfire_limit,
-        usual_lateness=settings.lease_ttl + 1.0,
-    )
 
 
 def signature(entry: ScheduleEntry, recurrence: Recurrence | None) -> str:

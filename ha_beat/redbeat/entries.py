@@ -20,6 +20,7 @@ from ha_beat.exception_text import exception_line, printable
 from ha_beat.reasons import EntryFault
 from ha_beat.redbeat.recurrence import RRule
 from ha_beat.redbeat.store import Record
+from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.occurrence import FOREVER
 from ha_beat.schedule.recurrence import Recurrence, recurrence_of
 from ha_beat.schedule_source import short_digest, signature
@@ -41,6 +42,7 @@ class StoredEntry(ScheduleEntry):
         stamp: Digest of the run state that a program has set, by ``save`` or ``reschedule``, empty for none.
         signature: Digest of the schedule and the stamp.
         run_state: Last run in UTC and number of runs according to the record.
+        rules: The entry's own rules, completed by the cluster's. The table sets it.
         since: Last run that a program has set since the entry was last read, or ``None``.
     """
 
@@ -51,6 +53,7 @@ class StoredEntry(ScheduleEntry):
     signature: str
     run_state: tuple[datetime | None, int]
     since: datetime | None
+    rules: EntryOptions
 
     @classmethod
     def of(cls, entry_id: str, record: Record, app: Celery) -> StoredEntry | None:
@@ -121,9 +124,17 @@ def meta_of(at: datetime, count: int | None = None) -> bytes:
 class EntryTable:
     """Entries as last read. One thread writes it; others must not iterate over ``entries``, only over a copy."""
 
-    def __init__(self, prefix: str, app: Celery, emit: Callable[[events.Event], None]) -> None:
+    def __init__(
+        self,
+        prefix: str,
+        app: Celery,
+        rules_of: Callable[[StoredEntry], EntryOptions],
+        emit: Callable[[events.Event], None],
+    ) -> None:
+        """``rules_of`` returns the rules of an entry. An exception leaves the entry out."""
         self._prefix = prefix
         self._app = app
+        self._rules_of = rules_of
         self._emit = emit
         #: Enabled entries by id, and all records by key.
         self.entries: dict[str, StoredEntry] = {}
@@ -184,10 +195,17 @@ class EntryTable:
             entry.run_state = last, count or 0
         return False
 
+    def entry_of(self, entry_id: str, record: Record) -> StoredEntry | None:
+        """Return the entry of a record, ``None`` if it is disabled. Raises what :meth:`StoredEntry.of` raises."""
+        entry = StoredEntry.of(entry_id, record, self._app)
+        if entry is not None:
+            entry.rules = self._rules_of(entry)
+        return entry
+
     def _replace(self, entry_id: str, record: Record) -> None:
         before = self.entries.pop(entry_id, None)
         try:
-            entry = StoredEntry.of(entry_id, record, self._app)
+            entry = self.entry_of(entry_id, record)
         except Exception as exc:
             self._emit(events.EntryFailed(entry_id, EntryFault.INVALID, exception_line(exc)))
             return

@@ -26,11 +26,8 @@ from ha_beat.redbeat.invalidations import Invalidations
 from ha_beat.redbeat.reader import EntryReader
 from ha_beat.redbeat.store import RedBeatStore
 from ha_beat.redbeat.writer import EntryWriter
-from ha_beat.schedule.entry_options import EntryOptions
-from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import NEVER
-from ha_beat.schedule.recurrence import starting_deadline
-from ha_beat.schedule_source import CLOCK_TOLERANCE, EntryHooks, EntrySource, default_misfire
+from ha_beat.schedule_source import CLOCK_TOLERANCE, EntryHooks, EntrySource
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 from ha_beat.threads import LastingThread
@@ -170,7 +167,7 @@ class RedBeatSource(EntrySource):
         app, emit = self._scheduler.app, runtime.events.emit
         keys = keys_of(app)
         connection = connect(app, runtime.settings.command_timeout)
-        store, table = RedBeatStore(connection, keys), EntryTable(keys.prefix, app, emit)
+        store, table = RedBeatStore(connection, keys), EntryTable(keys.prefix, app, self.rules_of, emit)
         changes = Invalidations(connection.listener, keys.prefix) if connection.listener is not None else None
         reads = partial(runtime.duties.progressed, Duty.READ_SCHEDULE)
         reader = EntryReader(store, table, changes, self._clock, reads)
@@ -234,32 +231,26 @@ class RedBeatSource(EntrySource):
         else:
             self._used = (self._found, self._used[1])
             entries = [entry for entry_id in ids if (entry := table.entries.get(entry_id)) is not None]
-        default = default_misfire(self._scheduler.ha_settings)
         for entry in entries:
             try:
-                yield self._scheduled_entry(entry, default, now)
+                yield self._scheduled_entry(entry, now)
             except Exception:
                 extra = {"action": "entry_left_out", "entry": entry.name}
                 logger.exception("Entry %s is left out", entry.name, extra=extra)
 
-    def _scheduled_entry(self, entry: StoredEntry, default: MisfireRules, now: datetime) -> ScheduledEntry:
+    def _scheduled_entry(self, entry: StoredEntry, now: datetime) -> ScheduledEntry:
         last, count = entry.run_state
-        settings = self._scheduler.ha_settings
-        rules = EntryOptions.of(entry.name, entry.options or {}, default, starting_deadline(entry), settings.uncertain)
         return ScheduledEntry(
             id=entry.id,
             celery_entry=entry,
             recurrence=None if self.asks(entry) else entry.recurrence,
-            misfire=rules.misfire,
-            uncertain=rules.uncertain,
-            busy_for=rules.busy_for,
-            jitter=rules.jitter,
             signature=entry.signature,
             last_run=NEVER if last is None or last > now + CLOCK_TOLERANCE else last,
             name=entry.name,
             run_count=count,
             since=entry.since,
             rescheduled=entry.since,
+            **entry.rules.as_fields(),
         )
 
     def absence(self, term: Term) -> Absence | None:

@@ -20,7 +20,7 @@ from redbeat.decoder import RedBeatJSONEncoder
 
 from ha_beat import events
 from ha_beat.reasons import EntryFault, Verdict
-from ha_beat.redbeat.entries import EntryTable, StoredEntry, meta_of, run_state_of
+from ha_beat.redbeat.entries import EntryTable, meta_of, run_state_of
 from ha_beat.redbeat.reader import EntryReader
 from ha_beat.redbeat.store import Mark, Record, RedBeatStore
 from ha_beat.schedule_source import CLOCK_TOLERANCE
@@ -198,7 +198,7 @@ class EntryWriter:
                 raw = json.dumps(
                     {**found, "schedule": entry.schedule, "enabled": True}, cls=RedBeatJSONEncoder
                 ).encode()
-                StoredEntry.of(name, Record(raw), self._app)
+                self._table.entry_of(name, Record(raw))
                 definitions[name] = raw
             except Exception as exc:
                 self._emit(events.EntryFailed.raised(name, EntryFault.INVALID, exc))

@@ -12,9 +12,7 @@ from ha_beat.errors import HaBeatError
 from ha_beat.row_store.backend import RunState
 from ha_beat.row_store.instants import Cached, clocked_time_of, instants_of, utc
 from ha_beat.schedule.entry_options import KEY, EntryOptions
-from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import NEVER
-from ha_beat.schedule.recurrence import starting_deadline
 from ha_beat.schedule_source import short_digest
 
 #: Longest time until the next check of an entry whose class has an ``is_due`` of its own.
@@ -41,6 +39,7 @@ class RowEntry:
         schedule_columns: Conditions that select the row as long as it has this schedule.
         since: The entry is owed its instants from here on if it is new or edited; otherwise ``None``.
         run_state: ``last_run_at`` in UTC and ``total_run_count`` of the row. Replaced as a whole, by two threads.
+        rules: The entry's own rules, completed by the cluster's. The source sets it.
         stored_last_run_at: Instant from which the row counts as run, or ``None``.
     """
 
@@ -51,6 +50,7 @@ class RowEntry:
     options: dict[str, Any]
     last_run_at: datetime
     total_run_count: int
+    rules: EntryOptions
 
     def read_row(self, model: Any, schedule_columns: tuple[tuple[str, Any], ...]) -> None:
         """Set the attributes from the row, once those of the base class are set.
@@ -68,7 +68,6 @@ class RowEntry:
         self.instants = Cached(instants_of(model, self.schedule))
         self.signature = short_digest(self.instants.identity)
         self.expires = utc(model.expires) if model.expires else None
-        self._rules: tuple[tuple[MisfireRules, str], EntryOptions] | None = None
         self.since: datetime | None = None
         self.schedule_columns = schedule_columns
         self.once = bool(model.one_off) or clocked_time_of(self.schedule) is not None
@@ -101,14 +100,6 @@ class RowEntry:
         """
         if changed is not None and (checked_before is not None or not self.total_run_count):
             self.since = min(max(self.changed_at(changed), checked_before or NEVER), now)
-
-    def rules(self, misfire: MisfireRules, uncertain: str) -> EntryOptions:
-        """Return the entry's own rules, completed by the cluster's. Raises ConfigurationError."""
-        if self._rules is None or self._rules[0] != (misfire, uncertain):
-            entry: Any = self
-            own = EntryOptions.of(self.name, self.options, misfire, starting_deadline(entry), uncertain)
-            self._rules = ((misfire, uncertain), own)
-        return self._rules[1]
 
     def is_due(self) -> schedstate:
         """Return Celery's ``schedstate`` by the row's instants, without writing anything.

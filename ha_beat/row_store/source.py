@@ -28,9 +28,8 @@ from ha_beat.row_store.static_entries import write_static_entries
 from ha_beat.row_store.sync import POLL_INTERVAL, RowReading, RowSync, RowWriting
 from ha_beat.row_store.thread import DatabaseThread
 from ha_beat.row_store.writer import RowWriter
-from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import NEVER
-from ha_beat.schedule_source import CLOCK_TOLERANCE, EntryHooks, EntrySource, default_misfire
+from ha_beat.schedule_source import CLOCK_TOLERANCE, EntryHooks, EntrySource
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 
@@ -135,7 +134,7 @@ class RowSource(EntrySource):
     def _make_entry(self, model: Any) -> RowEntry:
         """Make the entry of a row. Rows with the same schedule share its instants, with a cache for each row."""
         entry: RowEntry = self._started[2].make_entry(model)
-        entry.rules(default_misfire(self._scheduler.ha_settings), self._scheduler.ha_settings.uncertain)
+        entry.rules = self.rules_of(entry)
         key = (entry.signature, entry.expires)
         entry.instants = Cached(self._instants.setdefault(key, entry.instants.inner))
         return entry
@@ -191,25 +190,19 @@ class RowSource(EntrySource):
             removed = {entry_id: at for entry_id in ids if (at := table.removed_at(entry_id)) is not None}
             entries = [entry for entry_id in ids if (entry := table.entries.get(entry_id)) is not None]
         self._removed |= {entry_id: at for entry_id, at in removed.items() if at <= self._used[0]}
-        default = default_misfire(self._scheduler.ha_settings)
         for entry in entries:
             try:
-                yield self._scheduled_row(entry, default, now)
+                yield self._scheduled_row(entry, now)
             except Exception:
                 extra = {"action": "entry_left_out", "entry": entry.name}
                 logger.exception("Entry %s is left out", entry.name, extra=extra)
 
-    def _scheduled_row(self, entry: RowEntry, default: MisfireRules, now: datetime) -> ScheduledEntry:
+    def _scheduled_row(self, entry: RowEntry, now: datetime) -> ScheduledEntry:
         stored = entry.stored_last_run_at
-        rules = entry.rules(default, self._scheduler.ha_settings.uncertain)
         return ScheduledEntry(
             id=entry.id,
             celery_entry=entry,
             recurrence=None if self.asks(entry) else entry.instants,
-            misfire=rules.misfire,
-            uncertain=rules.uncertain,
-            busy_for=rules.busy_for,
-            jitter=rules.jitter,
             signature=entry.signature,
             last_run=NEVER if stored is None or stored > now + CLOCK_TOLERANCE else stored,
             name=entry.name,
@@ -219,6 +212,7 @@ class RowSource(EntrySource):
             since=entry.since,
             resumed=entry.id in self._removed,
             cleared=entry.run_state[0] is None and entry.run_state[1] > 0,
+            **entry.rules.as_fields(),
         )
 
     def absence(self, term: Term) -> Absence | None:

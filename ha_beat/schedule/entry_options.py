@@ -76,6 +76,10 @@ class EntryOptions:
             rules = replace(rules, grace=grace)
         return cls(_lenient(rules, jitter), UncertainPolicy(uncertain), busy_for, jitter)
 
+    def as_fields(self) -> dict[str, Any]:
+        """Return all rules as the fields of these names."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
     @staticmethod
     def without_own(options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the options that go into the message."""

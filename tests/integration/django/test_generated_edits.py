@@ -98,7 +98,7 @@ class Replica:
         self.term = Term("r", world.epoch, f"n{world.epoch}", "g", "s", 0.0)
         self.queue, self.loaded = DueQueue(), False
         query = DjangoQueries(world.changes, lambda: PeriodicTask.objects.filter(enabled=True))
-        self.reader = RowReader(query, lambda model: RowEntry(model, app), clock=world, now=self.now, emit=self.report)
+        self.reader = RowReader(query, self.make, clock=world, now=self.now, emit=self.report)
         self.source = self.new_source()
         table = RunStateTable(DjangoStatements(PeriodicTask, world.changes), DjangoDatabase(list), self.now)
         self.writer = RowWriter(table, self.reader.table, world, self.source._settled)
@@ -108,6 +108,11 @@ class Replica:
             reading=reading, writing=SimpleNamespace(writer=self.writer), write_soon=lambda: None
         )
         self.planner = Planner(self.source, self.report)
+
+    def make(self, model: Any) -> RowEntry:
+        entry = RowEntry(model, app)
+        entry.rules = self.source.rules_of(entry)
+        return entry
 
     def new_source(self) -> Any:
         source: Any = object.__new__(DatabaseSource)

@@ -13,7 +13,9 @@ from celery.schedules import schedule
 
 from ha_beat import events
 from ha_beat.errors import StoreError
-from ha_beat.reasons import Verdict
+from ha_beat.reasons import EntryFault, Verdict
+from ha_beat.schedule.entry_options import EntryOptions
+from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 from tests.support.clocks import AdvancedClock
@@ -31,6 +33,10 @@ from ha_beat.redbeat.writer import EntryWriter  # noqa: E402
 NOWHERE = {"__type__": "datetime", "year": 2020, "month": 1, "day": 1, "timezone": "Nowhere/Land"}
 
 
+def rules_of(entry: Any) -> EntryOptions:
+    return EntryOptions.of(entry.name, entry.options, MisfireRules(), None)
+
+
 class Replica:
     """Reader and writer of a leader without its thread."""
 
@@ -44,7 +50,7 @@ class Replica:
         self.clock = AdvancedClock()
         connection, keys = connect(self.app, 1.0), keys_of(self.app)
         self.store = RedBeatStore(connection, keys)
-        self.table = EntryTable(keys.prefix, self.app, self.events.append)
+        self.table = EntryTable(keys.prefix, self.app, rules_of, self.events.append)
         assert connection.listener is not None
         self.changes = Invalidations(connection.listener, keys.prefix)
         self.reader = EntryReader(self.store, self.table, self.changes, self.clock)
@@ -117,6 +123,17 @@ def test_schedule_that_raises_holds_up_no_run_state_and_no_restoring(replica, no
     replica.reader.turn()
     replica.writer.restore(replica.term, replica.reader)
     assert replica.server.admin.exists("redbeat:bad", "redbeat:good") == 2
+
+
+def test_entry_with_invalid_rules_is_reported_once_and_left_out(replica):
+    replica.save("bad", options={"ha_beat": {"jitter": "long"}})
+    replica.save("good")
+    replica.lead()
+    replica.clock.ahead += 301
+    replica.reader.turn()
+    assert set(replica.table.entries) == {"good"}
+    [failed] = [event for event in replica.events if isinstance(event, events.EntryFailed)]
+    assert (failed.entry, failed.reason) == ("bad", EntryFault.INVALID)
 
 
 def test_edit_is_read_again_after_a_failed_read(replica, monkeypatch):
