@@ -43,7 +43,7 @@ _SCHEDULE = re.compile(r"^<(.*?)(?: \(m/h/dM/MY/d\))?>$")
 #: Seconds that an occurrence may be overdue before `check` fails.
 _OVERDUE = 60.0
 
-#: Seconds that `check` waits for a new leader to take up the schedule.
+#: Seconds that `check` waits for a new leader to take up the schedule, besides its pause after a failover of Redis.
 _TAKE_UP_WITHIN = 5.0
 
 
@@ -213,9 +213,14 @@ def check(cluster: ClusterClient, *, replica: str | None, here: bool) -> None:
 
 
 def _await_taking_up(cluster: ClusterClient, view: ClusterView) -> ClusterView:
-    """Return the view once a leader has taken up the schedule: a new one needs a moment."""
-    until = cluster.clock.elapsed() + _TAKE_UP_WITHIN
+    """Return the view once a leader has taken up the schedule, or says why it can't.
+
+    A new leader needs a moment, and after a failover of Redis it waits on purpose until the previous one has stopped.
+    """
+    until = cluster.clock.elapsed() + cluster.settings.lease_ttl + _TAKE_UP_WITHIN
     while not view.taken_up and cluster.clock.elapsed() < until:
+        if view.leading_member is not None and view.leading_member.not_ready:
+            break
         cluster.clock.sleep(0.25)
         view = cluster.view()
     return view
