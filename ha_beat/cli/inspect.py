@@ -174,20 +174,16 @@ def _member_row(member: Member, now_ms: int) -> tuple[object, ...]:
     epilog="Example, as an exec probe: celery -A proj ha-beat check --here",
 )
 @click.option("--replica", metavar="NAME", help="Check instead that this replica is alive and ready to lead.")
-@click.option("--here", is_flag=True, help="Like --replica, for the replica on this host.")
+@click.option("--here", is_flag=True, help="Like --replica, for every replica on this host.")
 @on_cluster
 def check(cluster: ClusterClient, *, replica: str | None, here: bool) -> None:
     """Exit with 0 if a leader is ready and keeps up with the schedule, 1 if not, 2 if Redis is unavailable."""
     view = cluster.view()
     if replica or here:
-        name = replica or socket.gethostname()
-        try:
-            member = find_member(view.members, name)
-        except CommandUnavailable as exc:
-            raise CommandFailed(exc.message) from exc
-        if member.not_ready:
-            raise CommandFailed(f"{member.id} is not ready: {'; '.join(health(member.not_ready))}")
-        click.echo(f"{member.id} is alive ({member.role})")
+        for member in _members_named(view, replica):
+            if member.not_ready:
+                raise CommandFailed(f"{member.id} is not ready: {'; '.join(health(member.not_ready))}")
+            click.echo(f"{member.id} is alive ({member.role})")
         return
     leader = view.leader
     if leader is None:
@@ -210,6 +206,16 @@ def check(cluster: ClusterClient, *, replica: str | None, here: bool) -> None:
             f"{leader.holder} leads, but is {output.lasting(leading.overdue_ms / 1000)} behind the schedule"
         )
     click.echo(f"{leader.holder} leads" + (f"; paused {pause_text(paused)}" if paused else ""))
+
+
+def _members_named(view: ClusterView, replica: str | None) -> list[Member]:
+    """Return the replica with this name, or all on this host."""
+    host = socket.gethostname()
+    found = [] if replica else [member for member in view.members if member.host == host]
+    try:
+        return found or [find_member(view.members, replica or host)]
+    except CommandUnavailable as exc:
+        raise CommandFailed(exc.message) from exc
 
 
 def _await_taking_up(cluster: ClusterClient, view: ClusterView) -> ClusterView:

@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.faults.cluster import REPOSITORY, BeatCluster, base_environment
+from tests.faults.cluster import REPOSITORY, BeatCluster
 from tests.faults.proxy import TcpProxy
 from tests.integration.monitoring.support import ask
-from tests.support.servers import RedisServer, free_port, need, wait_for
+from tests.integration.monitoring.test_replicas import Probed
+from tests.support.servers import RedisServer, need, wait_for
 
 SETTINGS = {"lease_ttl": 3, "command_timeout": 1}
+SPEC = {"fast": {"every": 0.5}}
+POSTGRES = {"ENGINE": "django.db.backends.postgresql", "HOST": "127.0.0.1", "PORT": 1, "NAME": "none"}
+
+#: Schedules that refuse connections: the package that they need, and options of `BeatCluster`.
+UNREADABLE: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "django": (
+        "psycopg",
+        {
+            "scheduler": "ha_beat.django.schedulers:HADatabaseScheduler",
+            "app": "tests.integration.django.project.app",
+            "env": {
+                "DJANGO_SETTINGS_MODULE": "tests.integration.django.project.settings",
+                "SITE_DATABASE": json.dumps(POSTGRES),
+            },
+        },
+    ),
+    "sqlalchemy": (
+        "sqlalchemy_celery_beat",
+        {
+            "scheduler": "ha_beat.sqlalchemy",
+            "app": "tests.integration.sqlalchemy.app",
+            "env": {"ROWS_URL": "postgresql+psycopg://user@127.0.0.1:1/none"},
+        },
+    ),
+    "redbeat": (
+        "redbeat",
+        {"scheduler": "ha_beat.redbeat", "config": {"redbeat_redis_url": "redis://127.0.0.1:1/0"}},
+    ),
+}
 
 
 @pytest.fixture
@@ -31,10 +66,13 @@ def broker() -> Iterator[TcpProxy]:
         yield proxy
 
 
-def check(cluster: BeatCluster, broker_url: str, lease_url: str) -> int:
-    command = [sys.executable, "-m", "celery", "-A", "tests.support.apps.tick_app", "ha-beat", "check"]
-    env = base_environment({"BROKER_URL": broker_url, "HA_BEAT_CLUSTER": cluster.name, "HA_BEAT_REDIS_URL": lease_url})
-    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60, check=False)
+def check(cluster: BeatCluster, *args: str) -> int:
+    """Return the exit status of `ha-beat check` in the environment of the first replica."""
+    command = [sys.executable, "-m", "celery", "-A", cluster.app, "ha-beat", "check", *args]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=cluster[0].env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
     return done.returncode
 
 
@@ -43,74 +81,108 @@ def metric(port: int, name: str) -> float:
     return next(float(line.split()[-1]) for line in lines if line.startswith(f"ha_beat_{name} "))
 
 
-def ready(port: int) -> int:
-    try:
-        return ask(port, "/readyz").status
-    except OSError:
-        return 0
+def wait_until_ready(cluster: Probed, status: int) -> None:
+    wait_for(lambda: {cluster.says(each, "/readyz") for each in cluster} == {status}, 60, f"{status} at /readyz", 0.5)
+
+
+def assert_alive_and_not_ready(cluster: Probed, reason: str, seconds: float) -> None:
+    """Assert it in each second."""
+    wait_until_ready(cluster, 503)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for replica in cluster:
+            port = cluster.port(replica)
+            assert (cluster.says(replica, "/livez"), cluster.says(replica, "/readyz")) == (200, 503)
+            assert metric(port, "ready") == 0
+        time.sleep(1)
+    assert all(reason in ask(port, "/readyz").text for port in cluster.ports)
+    assert check(cluster) == 1
+    assert check(cluster, "--replica", cluster[0].name) == 1
+    cluster.assert_all_alive()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", UNREADABLE)
+def test_replicas_without_a_schedule_are_alive_and_do_not_lead(server: RedisServer, store: str):
+    """The schedule's database, or redbeat's Redis, refuses connections from the start."""
+    package, options = UNREADABLE[store]
+    pytest.importorskip(package)
+    with Probed(server.url, replicas=2, settings=SETTINGS, **options) as cluster:
+        assert_alive_and_not_ready(cluster, "schedule_unread", 10)
+        assert [metric(port, "taken_up") for port in cluster.ports] == [0, 0]
+        assert cluster.lease() == {}
 
 
 @pytest.mark.slow
 def test_replicas_without_a_broker_are_alive_and_not_ready(server: RedisServer, broker: TcpProxy):
     """The broker's port drops packets from the start; the lease's Redis answers."""
-    ports = [free_port(), free_port()]
-    broker_url = broker.url("redis://127.0.0.1/0")
     broker.blackhole("request", "reply")
-    with BeatCluster(
-        broker_url,
-        lease_urls=server.url,
-        spec={"fast": {"every": 0.5}},
-        replicas=2,
-        settings=SETTINGS,
-        replica_env=[{"HA_BEAT_HTTP_BIND": f"127.0.0.1:{port}"} for port in ports],
-    ) as cluster:
-        cluster.wait_until_up()
-        wait_for(lambda: all(ready(port) for port in ports), 30, "the endpoints")
-        until = time.monotonic() + 20
-        while time.monotonic() < until:
-            for port in ports:
-                assert ask(port, "/livez").status == 200
-                answer = ask(port, "/readyz")
-                assert answer.status == 503
-                assert metric(port, "taken_up") == 0
-                assert metric(port, "ready") == 0
-            time.sleep(1)
-        assert all("broker_unreachable" in ask(port, "/readyz").text for port in ports)
-        assert check(cluster, broker_url, server.url) == 1
-
+    url = broker.url("redis://127.0.0.1/0")
+    with Probed(url, replicas=2, lease_urls=server.url, spec=SPEC, settings=SETTINGS) as cluster:
+        assert_alive_and_not_ready(cluster, "broker_unreachable", 20)
+        assert [metric(port, "taken_up") for port in cluster.ports] == [0, 0]
         broker.heal()
-        wait_for(lambda: all(ready(port) == 200 for port in ports), 60, "ready replicas", 0.5)
-        wait_for(lambda: sum(metric(port, "taken_up") for port in ports) == 1, 30, "one that has taken up", 0.5)
-        assert check(cluster, broker_url, server.url) == 0
+        wait_until_ready(cluster, 200)
+        wait_for(lambda: sum(metric(port, "taken_up") for port in cluster.ports) == 1, 30, "one that took up", 0.5)
+        assert check(cluster) == 0
         # Away again: the leader, too, is no longer ready, and it enqueues nothing.
         broker.blackhole("request", "reply")
-        wait_for(lambda: all(ready(port) == 503 for port in ports), 60, "replicas that are not ready", 0.5)
-        assert check(cluster, broker_url, server.url) == 1
-        assert all(ask(port, "/livez").status == 200 for port in ports)
+        wait_until_ready(cluster, 503)
+        assert check(cluster) == 1
+        assert {cluster.says(each, "/livez") for each in cluster} == {200}
         cluster.assert_all_alive()
 
 
 @pytest.mark.slow
-def test_systemd_is_told_when_a_replica_is_ready(server: RedisServer, tmp_path):
-    """The watchdog is fed while the main loop makes progress."""
-    import socket
+def test_replicas_without_rabbitmq_are_alive_and_not_ready(server: RedisServer, broker: TcpProxy):
+    """Its port accepts connections and never answers. The schedule is in the lease's Redis, and taken up."""
+    broker.blackhole("request", "reply")
+    url = broker.url("amqp://guest:guest@127.0.0.1//")
+    with Probed(url, replicas=2, lease_urls=server.url, spec=SPEC, settings=SETTINGS) as cluster:
+        assert_alive_and_not_ready(cluster, "broker_unreachable", 10)
 
+
+def received(receiver: socket.socket) -> list[str]:
+    """Return the messages that have arrived."""
+    found = []
+    receiver.setblocking(False)
+    while True:
+        try:
+            found.append(receiver.recv(1000).decode())
+        except BlockingIOError:
+            return found
+
+
+@pytest.mark.slow
+def test_service_manager_gets_signs_of_life_until_the_main_loop_hangs(server: RedisServer, tmp_path: Path):
+    """As systemd's `Type=notify` and `WatchdogSec`: READY once able to lead, STOPPING at a stop."""
+    hang = tmp_path / "hang"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(str(tmp_path / "notify"))
-        receiver.settimeout(30)
-        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "30000000"}
-        with BeatCluster(server.url, spec={"fast": {"every": 0.5}}, replicas=1, env=env) as cluster:
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "30000000", "HANG_FILE": str(hang)}
+        options: dict[str, Any] = {"spec": SPEC, "env": env, "settings": {"stall_timeout": 3}}
+        with BeatCluster(server.url, replicas=1, app="tests.support.apps.hanging_app", **options) as cluster:
             messages: list[str] = []
-            while not any("READY=1" in message for message in messages):
-                messages.append(receiver.recv(1000).decode())
-            assert "WATCHDOG=1" in messages[-1]
-            cluster[0].pause()
+
+            def has(line: str) -> bool:
+                messages.extend(received(receiver))
+                return line in "\n".join(messages).splitlines()
+
+            wait_for(lambda: has("READY=1"), 40, "READY=1")
+            cluster.wait_for_leader()
+            messages.clear()
+            time.sleep(5)
+            # systemd asks for one in each half of WatchdogSec.
+            assert has("WATCHDOG=1")
+            assert not has("READY=1")
+            hang.write_text(str(cluster[0].pid))
+            cluster[0].wait_for_log("duty=main_loop", 30)
             time.sleep(1)
-            receiver.settimeout(0.5)
-            with pytest.raises(TimeoutError):
-                while True:
-                    receiver.recv(1000)
-            cluster[0].resume()
-            receiver.settimeout(10)
-            assert receiver.recv(1000) == b"WATCHDOG=1"
-            os.kill(cluster[0].pid, 15)
+            messages.clear()
+            received(receiver)
+            time.sleep(3)
+            assert not has("WATCHDOG=1")
+            hang.unlink()
+            wait_for(lambda: has("WATCHDOG=1"), 20, "a sign of life")
+            os.kill(cluster[0].pid, signal.SIGTERM)
+            wait_for(lambda: has("STOPPING=1"), 20, "STOPPING=1")

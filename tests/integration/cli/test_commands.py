@@ -99,7 +99,8 @@ def test_status_shows_the_leader_and_every_replica(cluster, app):
 
 def test_check_exits_with_0_if_a_leader_keeps_up(cluster, app):
     cluster.wait_for_leader()
-    for args, status in (((), 0), (("--replica", "beat-1"), 0), (("--replica", "beat-9"), 1)):
+    wait_for(lambda: len(data_of(app, "status")["members"]) == 3, what="three replicas, all on this host")
+    for args, status in (((), 0), (("--here",), 0), (("--replica", "beat-1"), 0), (("--replica", "beat-9"), 1)):
         assert invoke(app, "check", *args).exit_code == status
 
 
