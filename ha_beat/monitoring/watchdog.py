@@ -36,6 +36,8 @@ class Watchdog:
 
     def stop(self) -> None:
         """Ask the thread to stop. Does not wait, so a signal handler may call it."""
+        # Not left to the thread, which may sleep until the process has ended.
+        self._manager.stopping()
         self._closing = True
         self.thread.stop()
 
@@ -60,4 +62,3 @@ class Watchdog:
         while not self._closing:
             self.check()
             self._clock.sleep(_INTERVAL)
-        self._manager.stopping()
