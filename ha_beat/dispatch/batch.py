@@ -20,7 +20,7 @@ class BatchScript:
     """Dispatch script with the keys of one cluster. Messages are :class:`RedisCommands`."""
 
     def __init__(self, keys: Keys, journal_size: int) -> None:
-        self._keys = keys
+        self._keys = [keys.lease, keys.ledger, keys.journal, keys.requests, keys.progress, keys.busy]
         self._journal_size = journal_size
         self._script = Script("dispatch")
 
@@ -32,23 +32,34 @@ class BatchScript:
             StoreUnavailable: the outcome is unknown.
             StoreRefused: nothing was done.
         """
-        argv: list[Any] = [term.epoch, term.nonce, term.gen, term.run_id, self._journal_size, len(operations)]
-        for operation in operations:
-            argv += (operation.entry, operation.expected, operation.row, operation.request, operation.step)
-            argv += (operation.scheduled_ms, operation.busy_ms, int(operation.overlaps), operation.key)
-            argv += (len(operation.records), *operation.records)
-            commands = _commands_of(operation)
-            argv.append(len(commands))
-            for command in commands:
-                argv += (len(command), *command)
-        keys = [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.requests, self._keys.progress]
-        keys.append(self._keys.busy)
-        # redis-py takes several times as long to encode a text as to pass bytes on.
-        argv = [part.encode() if isinstance(part, str) and part.isascii() else part for part in argv]
-        answer, *rest = (text(part) for part in self._script(client, keys, argv))
+        batch = [_array(len(operations)), *(operation.packed or pack(operation) for operation in operations)]
+        argv: list[Any] = [term.epoch, term.nonce, term.gen, term.run_id, self._journal_size, b"".join(batch)]
+        answer, *rest = (text(part) for part in self._script(client, self._keys, argv))
         if answer == "fenced":
             raise FencedOff(fence_reason(rest[0]))
         return [Answer(AnswerKind(kind), detail) for kind, detail in zip(rest[::2], rest[1::2], strict=True)]
+
+
+def pack(operation: Operation) -> bytes:
+    """Return an operation in MessagePack, as the script takes it.
+
+    Raises:
+        TypeError: a script can't send its message.
+    """
+    words = (
+        operation.entry,
+        operation.expected,
+        operation.row,
+        operation.request,
+        str(operation.step),
+        str(operation.scheduled_ms),
+        str(operation.busy_ms),
+        str(int(operation.overlaps)),
+        operation.key,
+    )
+    commands = _commands_of(operation)
+    packed = [_array(len(words) + 2), *map(_word, words), _words(operation.records), _array(len(commands))]
+    return b"".join([*packed, *map(_words, commands)])
 
 
 def _commands_of(operation: Operation) -> Sequence[Sequence[str]]:
@@ -58,3 +69,16 @@ def _commands_of(operation: Operation) -> Sequence[Sequence[str]]:
     if not isinstance(message, RedisCommands):
         raise TypeError(f"the dispatch script can't send a {type(message).__name__}")
     return message.commands
+
+
+def _array(length: int) -> bytes:
+    return b"\xdd" + length.to_bytes(4, "big")
+
+
+def _word(value: str) -> bytes:
+    raw = value.encode()
+    return b"\xdb" + len(raw).to_bytes(4, "big") + raw
+
+
+def _words(values: Sequence[str]) -> bytes:
+    return _array(len(values)) + b"".join(map(_word, values))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ha_beat.errors import HaBeatError, StoreError
@@ -56,6 +56,8 @@ class Operation:
     scheduled_ms: int = 0
     busy_ms: int = 0
     overlaps: bool = True
+    #: This operation as the dispatch script takes it, if it was packed ahead. A copy with other values does not have it.
+    packed: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     @property
     def key(self) -> str:

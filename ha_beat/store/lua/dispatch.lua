@@ -1,9 +1,9 @@
 -- Enqueue and record a batch atomically.
 -- KEYS: lease, ledger, journal, requests, progress, busy
--- ARGV: epoch, nonce, gen, run id, journal size, number of operations, then for each operation
---       entry id, expected row, new row ('' for none), request id, step, due instant in ms or 0, for how many ms the
---       message keeps the entry busy, 0 if it is not enqueued while the entry is, what identifies the message, n, n
---       journal records, n, n commands as (n, n arguments)
+-- ARGV: epoch, nonce, gen, run id, journal size, operations as a MessagePack array with, for each,
+--       [entry id, expected row, new row ('' for none), request id, step, due instant in ms or 0, for how many ms the
+--       message keeps the entry busy, 0 if it is not enqueued while the entry is, what identifies the message,
+--       journal records, commands as arrays of arguments]
 -- An operation with a request id is one of that request's steps, numbered from 1 and done in order. It leaves the
 -- entry's row alone, and is done at most once, while the request waits.
 -- Returns {'fenced', code}, or {'done', kind, detail, ...} with a pair for each operation (see AnswerKind): the detail
@@ -17,14 +17,12 @@ if why then return { 'fenced', why } end
 if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then return { 'fenced', 'other_ledger' } end -- guard: dispatch-gen
 if another_server(ARGV[4]) then return { 'fenced', 'other_server' } end -- guard: dispatch-run-id
 
-local take, take_list = reader(6)
-
 local operations, fields = {}, {}
-for i = 1, tonumber(ARGV[6]) do
-  local op = { id = take(), expected = take(), row = take(), request = take(), step = tonumber(take()), at_ms = tonumber(take()),
-    busy_ms = tonumber(take()), overlaps = take() == '1', key = take(), records = take_list(), commands = {} }
-  for c = 1, tonumber(take()) do op.commands[c] = take_list() end
-  operations[i], fields[i] = op, 'e:' .. op.id
+for i, part in ipairs(cmsgpack.unpack(ARGV[6])) do
+  operations[i] = { id = part[1], expected = part[2], row = part[3], request = part[4], step = tonumber(part[5]),
+    at_ms = tonumber(part[6]), busy_ms = tonumber(part[7]), overlaps = part[8] == '1', key = part[9], records = part[10],
+    commands = part[11] }
+  fields[i] = 'e:' .. part[1]
 end
 local rows = redis.call('HMGET', ledger, unpack(fields))
 local standing = {}

