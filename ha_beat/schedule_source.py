@@ -117,6 +117,8 @@ class EntrySource:
         self.hooks = SchedulerHooks(scheduler, self.stock, self.unused)
         self.sender = HookedSender(scheduler.app, scheduler, self.hooks)
         self._asks_scheduler = False
+        # True for types of entries with a way of their own to note a run, or if the scheduler has one.
+        self._reserving: dict[type, bool] = {}
         # True if the scheduler has its own comparison of schedules, and the schedule that it compared last.
         self._compares = self.hooks.replaced("schedules_equal")
         self._compared: Any = None
@@ -188,6 +190,7 @@ class EntrySource:
         """Find the replaced methods of the scheduler. A library may replace them after the scheduler was created."""
         self.sender.detect()
         self._asks_scheduler = self.hooks.replaced("is_due")
+        self._reserving.clear()
 
     def asks(self, entry: Any) -> bool:
         """True if only ``is_due`` of the scheduler or of the entry can tell whether the entry is due."""
@@ -303,7 +306,11 @@ class EntrySource:
 
     def _reserves(self, celery_entry: Any) -> bool:
         """True if the scheduler or the entry has a way of its own to note a run."""
-        return self.hooks.replaced("reserve") or self.hooks.entry_replaced(celery_entry, "__next__", "next")
+        kind, hooks = type(celery_entry), self.hooks
+        if kind not in self._reserving:
+            replaced = hooks.replaced("reserve") or hooks.entry_replaced(celery_entry, "__next__", "next")
+            self._reserving[kind] = replaced
+        return self._reserving[kind]
 
     def armed(self, entry_id: str) -> None:
         """Do nothing: only the database source records it."""

@@ -9,12 +9,13 @@ from typing import Any
 
 from celery.beat import ScheduleEntry
 
-from ha_beat.dispatch.batch import BatchScript
+from ha_beat.dispatch.batch import BatchScript, pack
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.dispatch.capture import RedisCommands, captured
 from ha_beat.dispatch.lease_marker import LeaseMarker
 from ha_beat.dispatch.message import NothingPublished, Sender, has_own_apply_async, publish
 from ha_beat.dispatch.protocol import Answer, OpenClaim, Operation
+from ha_beat.dispatch.recipe import Recipes
 from ha_beat.errors import StoreError, StoreRefused
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
@@ -33,6 +34,7 @@ class AtomicDispatcher:
         self._marker = marker
         self._batch = BatchScript(keys, journal_size)
         self.ledger = Ledger(link.client, keys)
+        self.recipes = Recipes(send)
         self.capacity = sys.maxsize
         self.obstacle: StoreError | None = None
 
@@ -54,6 +56,21 @@ class AtomicDispatcher:
         if not commands:
             raise NothingPublished(f"applying {entry.task} published nothing: its exchange has no queue bound")
         return RedisCommands(tuple(commands))
+
+    def prepare_ahead(
+        self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> RedisCommands | None:
+        channel = self._link.channel()
+        for _ in range(2):
+            before = channel.commands_run
+            message = self.prepare(entry, args, kwargs, options)
+            if channel.commands_run == before:
+                return message
+            # The first message of a queue declares it.
+        return None
+
+    def pack(self, operation: Operation) -> bytes:
+        return pack(operation)
 
     def broker_error(self, exc: BaseException) -> StoreError | None:
         return self._link.error_behind(exc)

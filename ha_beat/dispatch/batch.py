@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ha_beat.dispatch.capture import RedisCommands
-from ha_beat.dispatch.protocol import Answer, FencedOff, Operation
+from ha_beat.dispatch.protocol import DONE, Answer, FencedOff, Operation
 from ha_beat.reasons import AnswerKind
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term, fence_reason
@@ -37,7 +37,10 @@ class BatchScript:
         answer, *rest = (text(part) for part in self._script(client, self._keys, argv))
         if answer == "fenced":
             raise FencedOff(fence_reason(rest[0]))
-        return [Answer(AnswerKind(kind), detail) for kind, detail in zip(rest[::2], rest[1::2], strict=True)]
+        answers = [DONE] * len(operations)
+        for number, kind, detail in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
+            answers[int(number) - 1] = Answer(AnswerKind(kind), detail)
+        return answers
 
 
 def pack(operation: Operation) -> bytes:

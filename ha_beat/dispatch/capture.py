@@ -76,11 +76,14 @@ def capturing_transport(transport: type) -> type:
         sink: list[Command] | None = None
         #: The last of the channel's own commands that failed.
         failed_command: FailedCommand | None = None
+        #: How many times it has run commands of its own.
+        commands_run = 0
 
         @contextmanager
         def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
             """Run the channel's own commands, such as declarations, and note which one failed."""
             last = ""
+            self.commands_run += 1
 
             def execute(*args: Any, **options: Any) -> Any:
                 nonlocal last

@@ -11,6 +11,7 @@ from ha_beat.reasons import AnswerKind, TermEnd, UncertainPolicy
 
 if TYPE_CHECKING:
     # The guard loads this module in every worker, and needs neither.
+    from ha_beat.dispatch.recipe import Recipes
     from ha_beat.store.lease import Term
     from ha_beat.store.ledger import Ledger, LedgerRow
 
@@ -56,7 +57,7 @@ class Operation:
     scheduled_ms: int = 0
     busy_ms: int = 0
     overlaps: bool = True
-    #: This operation as the dispatch script takes it, if it was packed ahead. A copy with other values does not have it.
+    #: Packed form of this operation, if it was packed ahead. A copy with other values does not have it.
     packed: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     @property
@@ -67,6 +68,8 @@ class Operation:
     @property
     def size(self) -> int:
         """Return the characters of the message in a script call."""
+        if self.packed:
+            return len(self.packed)
         return self.message.size if self.message is not None else 0
 
 
@@ -111,6 +114,10 @@ class FencedOff(HaBeatError):
         self.detail = detail
 
 
+#: Answer for an operation that was carried out as it was given.
+DONE = Answer(AnswerKind.DONE)
+
+
 class Dispatcher(Protocol):
     """One way to enqueue occurrences and to record them in ``ledger``."""
 
@@ -137,6 +144,28 @@ class Dispatcher(Protocol):
             Exception: any exception of the broker, or of the entry's task, router or serializer. Call it within
                 :func:`~ha_beat.dispatch.build_errors.judged_build_errors`.
         """
+        ...
+
+    @property
+    def recipes(self) -> Recipes:
+        """Return the reader of what messages are built from, which finds those that can be built ahead."""
+        ...
+
+    def prepare_ahead(
+        self, entry: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> PreparedMessage | None:
+        """Build the message of an entry that has a recipe.
+
+        Returns:
+            ``None`` if the message depends on what the broker has now, such as the queues of an exchange.
+
+        Raises:
+            Exception: as from :meth:`prepare`.
+        """
+        ...
+
+    def pack(self, operation: Operation) -> bytes:
+        """Return an operation in the form in which a batch is submitted; empty if there is no such form."""
         ...
 
     def broker_error(self, exc: BaseException) -> StoreError | None:

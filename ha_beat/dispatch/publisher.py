@@ -23,6 +23,7 @@ from ha_beat.dispatch.broker_adapters import (
 from ha_beat.dispatch.build_errors import is_io_error
 from ha_beat.dispatch.message import DEDUPLICATION, DeclaringOnce, Sender, has_own_apply_async, is_timed, publish
 from ha_beat.dispatch.protocol import PreparedMessage
+from ha_beat.dispatch.recipe import Recipes
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.exception_text import exception_line
 from ha_beat.headers import HEADER
@@ -101,6 +102,7 @@ class Publisher:
     def __init__(self, app: Celery, timeout: float, clock: Clock, send: Sender | None = None) -> None:
         self._app = app
         self._sender = send or Sender(app)
+        self.recipes = Recipes(self._sender)
         self._timeout = timeout
         self._clock = clock
         self._adapter: BrokerAdapter | None = None

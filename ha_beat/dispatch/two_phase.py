@@ -30,6 +30,7 @@ from ha_beat.dispatch.claim import Claim, Resolution, State
 from ha_beat.dispatch.claim_store import ClaimStore
 from ha_beat.dispatch.lease_marker import LeaseMarker
 from ha_beat.dispatch.protocol import Answer, FencedOff, OpenClaim, Operation, PreparedMessage
+from ha_beat.dispatch.recipe import Recipes
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.reasons import AnswerKind, PublishOutcome, SkipReason, Verdict
 from ha_beat.store.connections import Link
@@ -53,6 +54,9 @@ _DECAY = 0.2
 
 class MessageSender(Protocol):
     """Connection to the broker."""
+
+    @property
+    def recipes(self) -> Recipes: ...
 
     def prepare(
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -106,6 +110,20 @@ class ClaimDispatcher:
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> PreparedMessage:
         return self._publisher.prepare(entry, args, kwargs, options)
+
+    @property
+    def recipes(self) -> Recipes:
+        return self._publisher.recipes
+
+    def prepare_ahead(
+        self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> PreparedMessage:
+        # Queues are declared when it is sent.
+        return self._publisher.prepare(entry, args, kwargs, options)
+
+    def pack(self, _: Operation) -> bytes:
+        """Return nothing: a claim is written in place of the operation."""
+        return b""
 
     def broker_error(self, exc: BaseException) -> StoreError | None:
         return self._publisher.error_behind(exc)

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 from ha_beat import events
 from ha_beat.budget import Budget
-from ha_beat.dispatch import Dispatcher, MessageFailed, Operation, PreparedMessage, judged_build_errors
+from ha_beat.dispatch import Dispatcher, MessageFailed, PreparedMessage, judged_build_errors
 from ha_beat.dispatch.message import Declined
 from ha_beat.errors import StoreError
-from ha_beat.headers import full_header, header_of, with_header
+from ha_beat.headers import full_header, with_header
 from ha_beat.leader.build_retries import BuildRetries
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState
@@ -20,10 +20,10 @@ from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.parts import LeaderParts
 from ha_beat.leader.planner import Planner
+from ha_beat.leader.prepared import PreparedOccurrences
 from ha_beat.leader.slow_arguments import SlowArguments
-from ha_beat.reasons import BuildFault, EntryFault, SkipReason, Verdict
+from ha_beat.reasons import BuildFault, EntryFault, SkipReason
 from ha_beat.schedule.misfire import Decision, Skipped
-from ha_beat.schedule.occurrence import Occurrence
 
 #: Seconds until an entry whose schedule raises is asked again.
 SCHEDULE_RETRY = 60.0
@@ -56,6 +56,7 @@ class BatchBuilder:
         self._claims = claims
         self._slow = slow
         self._retries = BuildRetries(parts.options.publish_deadline, parts.emit)
+        self.prepared = PreparedOccurrences(parts)
 
     def build(self, writer: LedgerWriter, queue: DueQueue, dispatcher: Dispatcher, budget: Budget) -> Batch:
         """Build a batch of due entries, as many as the budget allows, but at least one.
@@ -63,6 +64,8 @@ class BatchBuilder:
         Once the broker fails, add only entries that need no message.
         """
         batch, room = Batch(), BATCH_CHARACTERS
+        if self.prepared:
+            dispatcher.recipes.refresh()
         popped = list(queue.pop_due(writer.now, min(self._parts.options.batch_size, dispatcher.capacity)))
         for number, state in enumerate(popped):
             if room <= 0 or (number and budget.spent):
@@ -142,42 +145,16 @@ class BatchBuilder:
     def _send(
         self, writer: LedgerWriter, state: EntryState, decision: Decision, send: datetime, dispatcher: Dispatcher
     ) -> EntryOperation:
-        """Return the operation that enqueues an occurrence."""
-        entry = state.entry
-        occurrence = Occurrence(entry.id, send)
-        task_id = occurrence.task_id(self._parts.cluster)
-        if state.resend and state.row is not None:
-            row = writer.resent(state.row)
-        else:
-            row = writer.row(state, decision.position, Verdict.ENQUEUED, scheduled_at=send, task_id=task_id)
-        epoch = writer.term.epoch
-        header = header_of(
-            self._parts.cluster,
-            entry.id,
-            occurrence.instant,
-            epoch=epoch,
-            run_count=row.run_count,
-            busy=task_id if entry.busy_for else "",
-        )
-        message = self._message(state, send, dispatcher, header, task_id)
-        records = [writer.enqueued_record(state, send, task_id)]
-        if state.resend:
-            records[:0] = self._claims.earlier_records(state.id)
-        elif decision.skipped is not None:
-            records.insert(0, writer.skip_record(state, decision.skipped))
-        operation = Operation(
-            entry.id,
-            state.expected,
-            row.raw,
-            tuple(records),
-            message,
-            task_id=task_id,
-            uncertain=entry.uncertain,
-            scheduled_ms=round(state.send_at(send).timestamp() * 1000),
-            busy_ms=round(entry.busy_for * 1000),
-            overlaps=not entry.busy_for or state.resend,
-        )
-        return EntryOperation(state, operation, row, decision)
+        """Return the operation that enqueues an occurrence: the prepared one, or else a new one."""
+        prepared = self.prepared.take(writer, state, decision, dispatcher)
+        if prepared is not None:
+            return prepared
+
+        def build(header: Mapping[str, Any], task_id: str) -> PreparedMessage:
+            return self._message(state, send, dispatcher, header, task_id)
+
+        earlier = self._claims.earlier_records(state.id) if state.resend else ()
+        return writer.enqueue(state, decision, self._parts.cluster, build, earlier)
 
     def _buildable(self, state: EntryState, at: datetime, dispatcher: Dispatcher) -> bool:
         """True if the message of an occurrence does not wait for arguments that a thread computes."""

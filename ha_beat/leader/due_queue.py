@@ -19,6 +19,8 @@ class DueQueue:
     """Heap of entries by due time. Only :meth:`entries` and :meth:`backlog` visit every entry."""
 
     _heap: list[tuple[datetime, int, EntryState]] = field(default_factory=list)
+    #: The same places, without those that :meth:`take_upcoming` has returned.
+    _ahead: list[tuple[datetime, int, EntryState]] = field(default_factory=list)
     _by_id: dict[str, EntryState] = field(default_factory=dict)
     #: Entries without a place at their own time, by id: they are being dispatched, or wait for more than that time.
     _elsewhere: dict[str, EntryState] = field(default_factory=dict)
@@ -52,9 +54,10 @@ class DueQueue:
         state.due_at, state.sends_at = due_at, sends_at or due_at
         self._tickets += 1
         state.ticket = self._tickets
-        at = max(state.sends_at, not_before or due_at)
-        heapq.heappush(self._heap, (at, self._tickets, state))
-        if at > state.sends_at:
+        place = max(state.sends_at, not_before or due_at), self._tickets, state
+        heapq.heappush(self._heap, place)
+        heapq.heappush(self._ahead, place)
+        if place[0] > state.sends_at:
             self._elsewhere[state.id] = state
         else:
             self._elsewhere.pop(state.id, None)
@@ -70,9 +73,13 @@ class DueQueue:
 
     def _compact(self) -> None:
         """Remove the places of dropped entries, which stay until they are due, once they are the most."""
-        if len(self._heap) > 2 * len(self._by_id) + _FEW:
+        most = 2 * len(self._by_id) + _FEW
+        if len(self._heap) > most:
             self._heap = [place for place in self._heap if place[1] == place[2].ticket]
             heapq.heapify(self._heap)
+        if len(self._ahead) > most:
+            self._ahead = [place for place in self._ahead if place[1] == place[2].ticket]
+            heapq.heapify(self._ahead)
 
     def pop_due(self, now: datetime, limit: int) -> Iterator[EntryState]:
         """Pop up to ``limit`` due entries in order of due time."""
@@ -82,6 +89,14 @@ class DueQueue:
                 limit -= 1
                 self._elsewhere[state.id] = state
                 yield state
+
+    def take_upcoming(self, until: datetime) -> EntryState | None:
+        """Return the next entry in order of due time that is due by ``until``, each place once. It stays queued."""
+        while self._ahead and self._ahead[0][0] <= until:
+            _, ticket, state = heapq.heappop(self._ahead)
+            if state.ticket == ticket:
+                return state
+        return None
 
     def put_behind(self, due_until: datetime, now: datetime) -> None:
         """Put the entries that were due by ``due_until`` behind those that fell due since, up to ``now``.

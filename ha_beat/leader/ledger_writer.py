@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from ha_beat.clock import to_micros
-from ha_beat.dispatch import Operation
+from ha_beat.dispatch import Operation, PreparedMessage
+from ha_beat.headers import header_of
 from ha_beat.leader.entry import EntryState
 from ha_beat.reasons import SkipReason, Verdict
 from ha_beat.schedule.misfire import Decision, Skipped
@@ -18,6 +20,9 @@ from ha_beat.store.ledger import LedgerRow
 
 #: Milliseconds from the time of a batch to its submission that its records need not show.
 _PROMPT_MS = 100
+
+#: Builder of a message from its header and its task id.
+Build = Callable[[Mapping[str, Any], str], PreparedMessage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,8 @@ class LedgerWriter:
     now: datetime
 
     @property
-    def _ms(self) -> int:
+    def ms(self) -> int:
+        """Return the time of the rows and records, in ms since the Unix epoch."""
         return round(self.now.timestamp() * 1000)
 
     def row(
@@ -82,11 +88,11 @@ class LedgerWriter:
             base=position,
             verdict=verdict,
             scheduled_at=scheduled_at or (before.scheduled_at if before else None),
-            following=None if state.entry.once and runs else _following(state, position),
+            following=None if state.entry.once and runs else following(state, position),
             owed=state.owed if state.owed is not None and state.owed > position else None,
             in_doubt_until=in_doubt_until,
             rev=(before.rev if before else 0) + 1,
-            dispatched_ms=self._ms,
+            dispatched_ms=self.ms,
             epoch=self.term.epoch,
             nonce=self.term.nonce,
             run_count=runs,
@@ -99,7 +105,7 @@ class LedgerWriter:
 
     def resent(self, row: LedgerRow) -> LedgerRow:
         """Return the row of a claimed occurrence that is sent again. Its schedule may have been edited since."""
-        row = replace(row, verdict=Verdict.ENQUEUED, rev=row.rev + 1, dispatched_ms=self._ms)
+        row = replace(row, verdict=Verdict.ENQUEUED, rev=row.rev + 1, dispatched_ms=self.ms)
         row = replace(row, epoch=self.term.epoch, nonce=self.term.nonce)
         return replace(row, raw=row.encoded())
 
@@ -135,6 +141,46 @@ class LedgerWriter:
         operation = Operation(state.id, state.expected, row.raw, (self.skip_record(state, skipped, position),))
         return EntryOperation(state, operation, row, Decision(None, position, skipped))
 
+    def enqueue(
+        self, state: EntryState, decision: Decision, cluster: str, build: Build, earlier: Sequence[str] = ()
+    ) -> EntryOperation:
+        """Enqueue the occurrence of a decision that sends one. ``build`` builds its message.
+
+        ``earlier`` are the records to write again with an occurrence that is sent again.
+        """
+        entry, at = state.entry, cast("datetime", decision.send)
+        occurrence = Occurrence(entry.id, at)
+        task_id = occurrence.task_id(cluster)
+        if state.resend and state.row is not None:
+            row = self.resent(state.row)
+        else:
+            row = self.row(state, decision.position, Verdict.ENQUEUED, scheduled_at=at, task_id=task_id)
+        header = header_of(
+            cluster,
+            entry.id,
+            occurrence.instant,
+            epoch=self.term.epoch,
+            run_count=row.run_count,
+            busy=task_id if entry.busy_for else "",
+        )
+        message = build(header, task_id)
+        skipped = (
+            self.skip_record(state, decision.skipped) if decision.skipped is not None and not state.resend else None
+        )
+        operation = Operation(
+            entry.id,
+            state.expected,
+            row.raw,
+            (*earlier, *filter(None, [skipped]), self.enqueued_record(state, at, task_id)),
+            message,
+            task_id=task_id,
+            uncertain=entry.uncertain,
+            scheduled_ms=round(state.send_at(at).timestamp() * 1000),
+            busy_ms=round(entry.busy_for * 1000),
+            overlaps=not entry.busy_for or state.resend,
+        )
+        return EntryOperation(state, operation, row, decision)
+
     def enqueued_record(self, state: EntryState, at: datetime, task_id: str) -> str:
         """Return the journal record of an enqueued occurrence."""
         return self._record(
@@ -161,14 +207,14 @@ class LedgerWriter:
                 "entry": state.id,
                 **({"name": state.label} if state.label != state.id else {}),
                 **details,
-                "ms": self._ms,
+                "ms": self.ms,
                 "epoch": self.term.epoch,
                 "by": self.term.holder,
             }
         )
 
 
-def _following(state: EntryState, position: datetime) -> datetime | None:
+def following(state: EntryState, position: datetime) -> datetime | None:
     """Return the next due instant, if it can be computed."""
     if state.entry.recurrence is None:
         return None

@@ -78,6 +78,7 @@ class LeaderTerm:
         """Discard the queue, and a batch without an answer."""
         self.schedule.unload()
         self._pending = _Submission()
+        self._builder.prepared.clear()
 
     def step(self, term: Term) -> float:
         """Submit what comes first; else load more and submit a batch of due entries.
@@ -119,7 +120,8 @@ class LeaderTerm:
         if self._submit_due(term, dispatcher) or not schedule.up_to_date:
             return 0.0
         due_at = schedule.queue.next_due()
-        return max((due_at - self._parts.time.now()).total_seconds(), 0.0) if due_at else float("inf")
+        idle = max((due_at - self._parts.time.now()).total_seconds(), 0.0) if due_at else float("inf")
+        return 0.0 if self._builder.prepared.prepare(term, schedule.queue, dispatcher, idle) else idle
 
     def isolate_pending(self, error: StoreError) -> bool:
         """Take apart a pending batch that fails although Redis answers, for example because one message is too large.
@@ -147,6 +149,7 @@ class LeaderTerm:
 
     def _load(self, term: Term) -> None:
         self._pending = _Submission()
+        self._builder.prepared.clear()
         self.dispatcher = dispatcher = self._parts.choose_dispatcher(term)
         dispatcher.take_back(term)  # guard: claim-unsent-first
         self.schedule.load(term, dispatcher)

@@ -130,6 +130,8 @@ def newest_due(
     ``known`` is what an earlier call returned for the same recurrence; it saves the search. If the instants are too
     many to step through, search backwards from ``now``.
     """
+    if known is None and recurrence.next_after(first) > now:
+        return DueInstants(first, first, first)
     keep = min(keep, CATCH_UP_CAP)
     continued = _continued(known, recurrence, first, now, keep) if known is not None else None
     return continued or _counted(recurrence, first, now, keep) or _from_behind(recurrence, first, now, keep)

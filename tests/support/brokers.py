@@ -6,7 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from celery import Celery
+
 from ha_beat.dispatch.broker_adapters import Sent
+from ha_beat.dispatch.message import Sender
+from ha_beat.dispatch.recipe import Recipes
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import PublishOutcome
 
@@ -21,6 +25,16 @@ class FixedLink:
         return self.fixed
 
 
+class NoRecipes(Recipes):
+    """Reader that finds no message that could be built ahead."""
+
+    def __init__(self) -> None:
+        super().__init__(Sender(Celery("none", set_as_current=False)))
+
+    def of(self, _: object) -> None:
+        return None
+
+
 @dataclass
 class FakePublisher:
     """Broker that gives the prepared outcomes, message by message, and then accepts."""
@@ -32,6 +46,8 @@ class FakePublisher:
     #: Called with the number of the send, from 1.
     before_send: Callable[[int], object] = lambda _: None
     sends: int = 0
+
+    recipes = NoRecipes()
 
     def prepare(self, *_: Any) -> Any:
         raise NotImplementedError

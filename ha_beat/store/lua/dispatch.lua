@@ -6,9 +6,10 @@
 --       journal records, commands as arrays of arguments]
 -- An operation with a request id is one of that request's steps, numbered from 1 and done in order. It leaves the
 -- entry's row alone, and is done at most once, while the request waits.
--- Returns {'fenced', code}, or {'done', kind, detail, ...} with a pair for each operation (see AnswerKind): the detail
--- is the row for 'moved', a text for 'error' and 'partial', 'entry' for a paused entry, 'unreported' for 'overlap' if
--- no worker can have received the message, and '' for the others.
+-- Returns {'fenced', code}, or {'done', number, kind, detail, ...} with its number, counted from 1, and two values for
+-- each operation that has another answer than 'done' (see AnswerKind): the detail is the row for 'moved', a text for
+-- 'error' and 'partial', 'entry' for a paused entry, 'unreported' for 'overlap' if no worker can have received the
+-- message, and '' for the others.
 local lease, ledger, journal, requests, progress, busy = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 
 -- The first phase writes nothing, because a script does not roll back.
@@ -135,7 +136,10 @@ for i, op in ipairs(operations) do
       append_trimmed(journal, ledger, ARGV[5], op.records)
     end
   end
-  answers[#answers + 1] = kind
-  answers[#answers + 1] = detail
+  if kind ~= 'done' then
+    answers[#answers + 1] = i
+    answers[#answers + 1] = kind
+    answers[#answers + 1] = detail
+  end
 end
 return answers

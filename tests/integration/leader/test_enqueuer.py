@@ -37,6 +37,7 @@ from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Term, new_token
 from ha_beat.store.ledger import Ledger, LedgerRow
 from ha_beat.store.shadow import Shadow
+from tests.support.brokers import NoRecipes
 from tests.support.clocks import AdvancedClock
 from tests.support.dispatchers import PlainPush, TimedPush, push
 from tests.support.entries import Every, scheduled
@@ -97,6 +98,7 @@ class ScriptDispatcher:
         self._batch = BatchScript(KEYS, 1000)
         self.ledger = Ledger(lambda: client, KEYS)
         self.capacity = 1000
+        self.recipes = NoRecipes()
         self.obstacle = None
         self.fail: Fail = lambda _: None
         self.claims: list[OpenClaim] = []
@@ -104,6 +106,11 @@ class ScriptDispatcher:
 
     def prepare(self, _: Any, args: Sequence[Any], __: Mapping[str, Any], ___: Mapping[str, Any]) -> Any:
         return push(str(args[0]))
+
+    prepare_ahead = prepare
+
+    def pack(self, _: Operation) -> bytes:
+        return b""
 
     def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
         self.fail(operations)

@@ -1,0 +1,293 @@
+"""Occurrences that are prepared ahead equal those of the present path, field by field, and are used for no others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Task
+from celery.beat import BeatLazyFunc
+from celery.signals import before_task_publish
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kombu import Exchange, Queue
+
+from ha_beat.budget import Pace
+from ha_beat.clock import SystemClock
+from ha_beat.dispatch.atomic import AtomicDispatcher
+from ha_beat.dispatch.batch import pack
+from ha_beat.dispatch.broker import BrokerLink
+from ha_beat.dispatch.publisher import DeferredMessage, Publisher
+from ha_beat.headers import with_header
+from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.entry import EntryState
+from ha_beat.leader.kept_messages import KeptMessages
+from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
+from ha_beat.leader.prepared import PreparedOccurrences
+from ha_beat.reasons import Verdict
+from ha_beat.schedule.misfire import Decision
+from ha_beat.scheduler import HAScheduler
+from ha_beat.store.entry_pauses import EntryPause
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import Term
+from tests.integration.dispatch.conftest import BASIC, ENTRY, MakeComparison, RedisComparison, entry
+from tests.integration.dispatch.test_equality import CASES, FAR, restock
+from tests.support.dispatchers import no_marker
+
+TERM = Term("a host/1/x", 7, "nonce", "gen", "", 1e9)
+
+#: Cases of other messages that depend on the broker, on the time or on the project's code.
+AT_THE_INSTANT = {
+    *("route by function", "topic exchange to two queues", "expires after seconds", "expires after a fraction"),
+    *("expires at", "countdown", "eta", "local time", "serializer pickle", "datetime as json", "protocol 1"),
+    *("protocol 2", "quorum queues", "exchange and routing key", "broadcast"),
+}
+
+
+class Ahead:
+    """One entry whose next occurrence is due in five seconds, prepared and built at the instant."""
+
+    def __init__(self, comparison: RedisComparison, line: Mapping[str, Any], claim: bool = False) -> None:
+        app = comparison.app
+        self.now = datetime.now(UTC)
+        app.conf.beat_schedule = {ENTRY: {"schedule": timedelta(hours=1), **line}}
+        scheduler = HAScheduler(app, lazy=True)
+        scheduler.setup_schedule()
+        source = scheduler.schedule_source
+        self.source = source
+        (self.entry,) = [found for found in source.load() if found.id == ENTRY]
+        self.at = self.now + timedelta(seconds=5)
+        self.state = EntryState(self.entry, self.at - timedelta(hours=1))
+        if claim:
+            publisher = Publisher(app, 5.0, SystemClock(), source.sender)
+            self.dispatcher: Any = SimpleNamespace(
+                recipes=publisher.recipes,
+                prepare=publisher.prepare,
+                prepare_ahead=publisher.prepare,
+                pack=lambda _: b"",
+            )
+        else:
+            link = BrokerLink(app, 5.0)
+            self.dispatcher = AtomicDispatcher(source.sender, link, Keys("ahead"), 1000, no_marker())
+        self.pauses: dict[str, EntryPause] = {}
+        self.parts: Any = SimpleNamespace(
+            source=source,
+            cluster="ahead",
+            clock=SystemClock(),
+            time=SimpleNamespace(now=lambda: self.now),
+            pause=SimpleNamespace(entries=self.pauses),
+            kept=KeptMessages(),
+            pace=Pace(SystemClock()),
+        )
+        self.queue = DueQueue()
+        self.queue.put(self.state, self.at)
+        self.prepared = PreparedOccurrences(self.parts)
+        self.writer = LedgerWriter(TERM, self.at + timedelta(milliseconds=7))
+
+    def prepare(self) -> int:
+        """Prepare, and return how many occurrences are."""
+        self.prepared.prepare(TERM, self.queue, self.dispatcher, idle=5.0)
+        return len(self.prepared)
+
+    def take(self) -> EntryOperation | None:
+        self.dispatcher.recipes.refresh()
+        return self.prepared.take(self.writer, self.state, self.state.decide(self.writer.now), self.dispatcher)
+
+    def built_at_the_instant(self) -> EntryOperation:
+        def build(header: Mapping[str, Any], task_id: str) -> Any:
+            args, kwargs, options = self.source.arguments(self.entry)
+            options = with_header(options, header, task_id)
+            return self.dispatcher.prepare(self.entry.celery_entry, args, kwargs, options)
+
+        return self.writer.enqueue(self.state, Decision(self.at, self.at), "ahead", build)
+
+
+def without_tag(message: Any) -> Any:
+    """Return a message without what is random in it."""
+    if isinstance(message, DeferredMessage):
+        return [{**one.arguments, "declare": str(one.arguments.get("declare"))} for one in message.publishes]
+    found = [[*command[:2], json.loads(command[2])] for command in message.commands]
+    for _, _, value in found:
+        if isinstance(value, dict):
+            value["properties"].pop("delivery_tag")
+    return found
+
+
+def assert_equal(ahead: Ahead) -> None:
+    taken, built = ahead.take(), ahead.built_at_the_instant()
+    assert taken is not None
+    assert taken.operation.message is not None
+    assert without_tag(taken.operation.message) == without_tag(built.operation.message)
+    assert replace(taken.operation, message=None) == replace(built.operation, message=None)
+    assert (taken.row, taken.decision, taken.state) == (built.row, built.decision, built.state)
+    assert taken.operation.packed in {b"", pack(replace(taken.operation)) if taken.operation.packed else b""}
+
+
+@pytest.mark.parametrize("registered", [False, True], ids=["by name", "by apply_async"])
+@pytest.mark.parametrize("case", CASES)
+def test_prepared_occurrence_equals_the_one_of_the_instant(
+    case: str, registered: bool, make_comparison: MakeComparison
+):
+    config, line = CASES[case]
+    comparison = make_comparison(config)
+    if registered:
+        comparison.app.task(name=line["task"], shared=False)(restock)
+    ahead = Ahead(comparison, line)
+    assert ahead.prepare() == (case not in AT_THE_INSTANT)
+    if case not in AT_THE_INSTANT:
+        assert_equal(ahead)
+        assert len(ahead.prepared) == 0
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=20) | st.just('"ms":1234567890123,'),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "queue": st.sampled_from(["slow", "celery", "shop"]),
+        "priority": st.integers(0, 9),
+        "serializer": st.sampled_from(["json", "pickle", "yaml"]),
+        "compression": st.sampled_from(["zlib", "gzip", "bzip2"]),
+        "headers": st.dictionaries(st.text(max_size=8), PLAIN, max_size=2),
+        "task_id": st.just("an id"),
+        "time_limit": st.integers(1, 99),
+        "shadow": st.text(max_size=9),
+        "delivery_mode": st.sampled_from([1, 2]),
+        "ignore_result": st.booleans(),
+        "argsrepr": st.text(max_size=9),
+        "ha_beat": st.fixed_dictionaries(
+            {}, optional={"overlap": st.just("skip"), "misfire": st.sampled_from(["skip", "all"]), "jitter": st.just(0)}
+        ),
+    },
+)
+CONFIG = st.fixed_dictionaries(
+    {},
+    optional={
+        "task_routes": st.sampled_from([{"shop.*": {"queue": "routed", "priority": 3}}, {"shop.restock": "direct"}]),
+        "task_serializer": st.sampled_from(["json", "pickle"]),
+        "task_compression": st.just("zlib"),
+        "task_default_priority": st.integers(0, 9),
+        "task_protocol": st.sampled_from([1, 2]),
+        "task_ignore_result": st.booleans(),
+    },
+)
+
+
+@pytest.mark.parametrize("claim", [False, True], ids=["atomic", "claim"])
+def test_any_plain_entry_is_prepared_as_at_the_instant(claim: bool, make_comparison: MakeComparison):
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        st.lists(PLAIN, max_size=3), st.dictionaries(st.text(max_size=8), PLAIN, max_size=3), OPTIONS, CONFIG, st.data()
+    )
+    def check(args: Any, kwargs: Any, options: Any, config: Any, data: st.DataObject) -> None:
+        comparison = make_comparison(config)
+        if data.draw(st.booleans()):
+            comparison.app.task(name=BASIC["task"], shared=False, priority=data.draw(st.sampled_from([None, 4])))(
+                restock
+            )
+        line = {"task": BASIC["task"], "args": args, "kwargs": kwargs, "options": options}
+        ahead = Ahead(comparison, line, claim)
+        assert ahead.prepare() == 1
+        assert_equal(ahead)
+
+    check()
+
+
+def receiver(**_: Any) -> None:
+    """Receiver of a signal."""
+
+
+def changed_row(ahead: Ahead) -> None:
+    ahead.state.row = LedgerWriter(TERM, ahead.now).row(ahead.state, ahead.state.position, Verdict.ARMED)
+
+
+CHANGES: dict[str, Callable[[Ahead], object]] = {
+    "args": lambda ahead: ahead.entry.celery_entry.args.append(4),
+    "a value in the args": lambda ahead: ahead.entry.celery_entry.args[0].update(b=2),
+    "option": lambda ahead: ahead.entry.celery_entry.options.update(queue="other"),
+    "task": lambda ahead: setattr(ahead.entry.celery_entry, "task", "another"),
+    "entry": lambda ahead: setattr(ahead.state, "entry", replace(ahead.entry)),
+    "interval": lambda ahead: setattr(ahead.entry.celery_entry.schedule, "run_every", timedelta(minutes=5)),
+    "row": changed_row,
+    "failure": lambda ahead: ahead.state.record_failure(ahead.now),
+    "resend": lambda ahead: setattr(ahead.state, "resend", True),
+    "lateness": lambda ahead: setattr(ahead, "writer", LedgerWriter(TERM, ahead.at + timedelta(hours=2))),
+    "nonce": lambda ahead: setattr(ahead, "writer", LedgerWriter(replace(TERM, nonce="b"), ahead.writer.now)),
+    "epoch": lambda ahead: setattr(ahead, "writer", LedgerWriter(replace(TERM, epoch=8), ahead.writer.now)),
+    "dispatcher": lambda ahead: setattr(ahead, "dispatcher", SimpleNamespace(recipes=ahead.dispatcher.recipes)),
+    "another state": lambda ahead: setattr(ahead, "state", replace(ahead.state)),
+    "signal": lambda _: before_task_publish.connect(receiver),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_prepared_occurrence_is_dropped_after_a_change(change: str, make_comparison: MakeComparison):
+    ahead = Ahead(make_comparison(), {**BASIC, "args": [{"a": 1}]})
+    assert ahead.prepare() == 1
+    try:
+        CHANGES[change](ahead)
+        assert ahead.take() is None
+    finally:
+        before_task_publish.disconnect(receiver)
+
+
+class Tenanted(Task):  # type: ignore[type-arg]
+    def apply_async(self, *args: Any, **options: Any) -> Any:
+        return super().apply_async(*args, **options)
+
+
+class Named(Task):  # type: ignore[type-arg]
+    def shadow_name(self, *_: Any) -> str:
+        return str(datetime.now(UTC))
+
+
+class Computed(Task):  # type: ignore[type-arg]
+    queue = property(lambda _: str(datetime.now(UTC).second))
+
+
+@pytest.mark.parametrize("base", [Tenanted, Named, Computed])
+def test_task_class_with_a_hook_is_not_prepared(base: Any, make_comparison: MakeComparison):
+    comparison = make_comparison()
+    comparison.app.task(name=BASIC["task"], base=base, shared=False)(restock)
+    assert Ahead(comparison, BASIC).prepare() == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [{**BASIC, "args": (BeatLazyFunc(int),)}, {**BASIC, "kwargs": {"at": FAR}}, entry(link=[print]), entry(expires=3)],
+    ids=["lazy", "object", "callable", "expiry"],
+)
+def test_entry_with_other_than_plain_values_is_not_prepared(line: Any, make_comparison: MakeComparison):
+    assert Ahead(make_comparison(), line).prepare() == 0
+
+
+def test_paused_entry_is_not_prepared(make_comparison: MakeComparison):
+    ahead = Ahead(make_comparison(), BASIC)
+    ahead.pauses[ENTRY] = EntryPause(ENTRY, 1)
+    assert ahead.prepare() == 0
+
+
+def test_patched_celery_is_called_at_the_instant(make_comparison: MakeComparison, monkeypatch: pytest.MonkeyPatch):
+    """A tracer replaces the method and copies its attributes."""
+    original = Task.apply_async
+
+    def traced(*args: Any, **options: Any) -> Any:
+        return original(*args, **options)
+
+    traced.__module__, traced.__qualname__ = original.__module__, original.__qualname__
+    monkeypatch.setattr(Task, "apply_async", traced)
+    assert Ahead(make_comparison(), BASIC).prepare() == 0
+
+
+def test_queues_of_a_topic_exchange_are_those_of_the_instant(make_comparison: MakeComparison):
+    topic = Exchange("orders", type="topic")
+    comparison = make_comparison({"task_queues": [Queue("all", topic, routing_key="#")], "task_default_queue": "all"})
+    assert Ahead(comparison, BASIC).prepare() == 0
