@@ -162,14 +162,17 @@ class EntrySource:
     # --- Entries
 
     def outlines(self) -> Iterable[Outline]:
-        scheduler, shared, names = self._scheduler, SharedRecurrences(), self._names
-        names.clear()
+        scheduler, shared = self._scheduler, SharedRecurrences()
+        # What was yielded before stays until this is complete: a replica may have to lead meanwhile.
+        names: dict[str, str] = {}
         for name, entry in list(scheduler.schedule.items()):
             with suppress(Exception):  # The leader reports it.
                 entry_id = scheduler.entry_id(entry)
                 recurrence = None if self.asks(entry) else shared.of(entry)[0]
                 names.setdefault(entry_id, name)
+                self._names.setdefault(entry_id, name)
                 yield entry_id, recurrence, self._stored_last_run(entry)
+        self._names = names
 
     def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
         """Return all entries, or of these ``ids`` those that :meth:`outlines` has yielded."""

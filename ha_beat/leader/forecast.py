@@ -17,14 +17,14 @@ from ha_beat.store.shadow import Shadow
 #: Entry as a forecast needs it: id, recurrence, and the last run that the schedule's own store knows.
 Outline = tuple[str, Recurrence | None, datetime]
 
-#: Seconds of work in one turn of a standby: while entries are new to it, and later.
+#: Seconds of work in one turn of a standby: while all entries are new to it, and later.
 _NEW_BUDGET, _BUDGET = 0.1, 0.01
 
 #: Entries between two looks at the clock.
 _STEP = 50
 
 #: Seconds after which all entries are read again. Edits and new entries are missing until then.
-_REREAD = 600.0
+_REREAD = 60.0
 
 #: Entries due up to this time after a takeover are loaded first, and the most of them.
 _AHEAD = timedelta(minutes=5)
@@ -53,7 +53,7 @@ class Forecast:
         if self._unread is None and now >= self._reread_at:
             self._unread, self._next = iter(self._outlines()), []
         if self._unread is not None:
-            self._read(self._unread, now + _NEW_BUDGET)
+            self._read(self._unread, now + (_BUDGET if self._heap else _NEW_BUDGET))
         self._refresh(now + _BUDGET)
 
     def take(self) -> list[str]:
@@ -71,7 +71,8 @@ class Forecast:
             for _ in range(_STEP):
                 outline = next(outlines, None)
                 if outline is None:
-                    self._unread, self._reread_at = None, self._clock.elapsed() + _REREAD
+                    # A schedule that is empty may not have been read yet.
+                    self._unread, self._reread_at = None, self._clock.elapsed() + (_REREAD if self._next else 0.0)
                     heapq.heapify(self._next)
                     self._heap, self._next = self._next, []
                     return

@@ -76,6 +76,21 @@ def test_forecast_due_entry_is_sent_before_the_rest_is_loaded(leader: Leader):
     assert len(leader.client.hgetall(KEYS.ledger)) > COUNT
 
 
+def test_forecast_knows_entries_that_were_read_after_its_first_turn(leader: Leader):
+    """The rows of a database are read by another thread; later on, an entry is added."""
+    last_run, leader.source.last_run = leader.source.last_run, {}
+    with_forecast(leader)
+    forecast = leader.enqueuer._parts.forecast
+    leader.source.last_run = dict.fromkeys(["first"], 3601.0)
+    leader.enqueuer.stand_by()
+    assert list(forecast._heap[0][2][:1]) == ["first"]
+    leader.source.last_run |= last_run
+    for _ in range(100):
+        leader.clock.ahead += 1.0
+        leader.enqueuer.stand_by()
+    assert {"first", "last"} <= set(forecast.take())
+
+
 def test_entry_in_a_later_part_is_dispatched_by_its_row_only(leader: Leader):
     """The forecast and the store take it for due, but another leader has enqueued the occurrence."""
     now = datetime.now(UTC)
