@@ -70,7 +70,10 @@ class MessageSender(Protocol):
 
 
 class ClaimDispatcher:
-    """Dispatcher for any broker. It keeps the claims of unanswered batches, so that a retry sends nothing twice."""
+    """Dispatcher for any broker. It keeps the claims of unanswered batches, so that a retry sends nothing twice.
+
+    It has more than 15 methods: half are the interface of a dispatcher, the others its three phases.
+    """
 
     def __init__(
         self,

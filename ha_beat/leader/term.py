@@ -41,7 +41,10 @@ class _Submission:
 
 
 class LeaderTerm:
-    """Work of one term. Used by the main loop only."""
+    """Work of one term. Used by the main loop only.
+
+    It has more than 15 methods, since it is where the steps of the leader's work meet.
+    """
 
     def __init__(
         self, parts: LeaderParts, tenure: Tenure, slow: SlowArguments, dispatcher: Dispatcher | None = None

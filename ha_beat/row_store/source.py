@@ -51,8 +51,8 @@ class RowHooks(EntryHooks, Protocol):
 class RowSource(EntrySource):
     """Entries of the rows as last read.
 
-    Two threads (:mod:`ha_beat.row_store.sync`) read and write the rows. Most methods belong to the interface of a
-    schedule source.
+    Two threads (:mod:`ha_beat.row_store.sync`) read and write the rows. It has more than 15 methods, most of
+    which belong to the interface of a schedule source.
     """
 
     _scheduler: RowHooks

@@ -78,7 +78,7 @@ class ConnectionPool:
 
 
 class Connection(asyncio.Protocol):
-    """One client. It has more methods than usual, because seven are callbacks of asyncio.
+    """One client. It has more than 15 methods, because seven are callbacks of asyncio.
 
     ``deadline`` is on the loop's clock. ``waiting`` is True while the client owes a request, since ``since``.
     """

@@ -66,7 +66,7 @@ Health = Mapping[str, str]
 class ReplicaStatus:
     """State of one replica and its cluster. Every method is quick and may be called by any thread.
 
-    It has more methods than usual, because health, status and metrics read everything here.
+    It has more than 15 methods, because health, status and metrics read everything here.
     """
 
     def __init__(
