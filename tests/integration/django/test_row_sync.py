@@ -236,24 +236,6 @@ def test_late_write_of_the_old_leader_moves_no_row_back(replica):
     assert {state(task) for task in tasks} == {(120.0, 4)}
 
 
-def test_rows_with_different_last_runs_are_written_in_bulk(replica):
-    """Also a row that another leader has written meanwhile."""
-    tasks = [row(f"task {number}", interval=every(60 + number)) for number in range(5)]
-    replica.turn()
-    other = SyncedReplica()
-    for number, task in enumerate(tasks):
-        replica.ran(task, 300 + number, 1 + number)
-    replica.turn()
-    assert [state(task) for task in tasks] == [(300.0 + n, 1 + n) for n in range(5)]
-    other.lead()
-    other.ran(tasks[0], 200, 2)
-    other.turn()
-    for number, task in enumerate(tasks):
-        replica.ran(task, 100 + number, 3 + number)
-    replica.turn()
-    assert [state(task) for task in tasks] == [(100.0 + n, 3 + n) for n in range(5)]
-
-
 def test_row_reset_by_hand_counts_on_and_disabled_row_is_left_alone(replica):
     reset, off = row("reset", interval=every(60)), row("off", interval=every(60))
     replica.turn()

@@ -63,7 +63,7 @@ class Replica(Leader):
             self.publisher, link, KEYS, 1000, 0.05, lambda _: True, no_marker(), pace
         )
         self.publisher.before_send = self.sending
-        self.die_at = self.lose_at = 0
+        self.die_at = 0
         self.server = server
         self.lead(name)
         self.use(source)

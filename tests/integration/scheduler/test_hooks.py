@@ -20,8 +20,6 @@ from ha_beat.store.keys import Keys
 from tests.support.log_format import actions
 from tests.support.servers import RedisServer, wait_for
 
-Make = Callable[..., HAScheduler]
-
 
 def app_of(server: RedisServer, **entries: dict[str, Any]) -> Celery:
     app = Celery("hooks", broker=server.url, set_as_current=False)
