@@ -48,10 +48,11 @@ class DueQueue:
     ) -> None:
         """Add an entry or put it back. It is popped when it is due, and not before ``not_before`` and ``sends_at``.
 
-        It counts as overdue from ``sends_at`` on.
+        It counts as overdue from ``sends_at`` on. Without it, one that is put back with the same instant keeps its own.
         """
         self._by_id[state.id] = state
-        state.due_at, state.sends_at = due_at, sends_at or due_at
+        kept = state.sends_at if state.due_at == due_at else None
+        state.due_at, state.sends_at = due_at, sends_at or kept or due_at
         self._tickets += 1
         state.ticket = self._tickets
         place = max(state.sends_at, not_before or due_at), self._tickets, state

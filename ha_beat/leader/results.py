@@ -166,7 +166,7 @@ class Results:
         self._planner.plan(queue, state, now)
         if state.ticket and state.due_at is not None and state.due_at <= now:
             # The other writer may repeat it: do not retry in a tight loop.
-            queue.put(state, state.due_at, now + _ENTRY_RETRY, sends_at=state.sends_at)
+            queue.put(state, state.due_at, now + _ENTRY_RETRY)
 
     def _notify_armed(self, state: EntryState) -> None:
         self._planner.notify(state.label, lambda: self._parts.source.armed(state.id))

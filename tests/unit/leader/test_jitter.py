@@ -51,6 +51,8 @@ def test_entry_is_popped_after_its_offset_and_not_overdue_before():
     assert list(queue.pop_due(sends_at - timedelta(microseconds=1), 9)) == []
     assert list(queue.pop_due(sends_at, 9)) == [state]
     assert state.decide(sends_at).send == at(60)
+    queue.put(state, at(60), sends_at + timedelta(seconds=1))
+    assert queue.overdue(sends_at + timedelta(seconds=2)) == 2
 
 
 @pytest.mark.parametrize("policy", list(MisfirePolicy))
