@@ -101,3 +101,51 @@ class LastingThread:
         except BaseException as exc:
             # Not even SystemExit may end it: a library may raise it in a thread.
             self._ended = exception_line(exc)
+
+
+class RepeatingThread:
+    """Lasting thread that repeats a turn until it is closed. A subclass defines the turn."""
+
+    def __init__(self, *, name: str, interval: float, clock: Clock, emit: Callable[[events.Event], None]) -> None:
+        """``interval`` is in seconds, between two turns."""
+        self._interval = interval
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread = LastingThread(name=name, run=self._run, clock=clock, emit=emit)
+
+    def keep_running(self) -> None:
+        """Start the thread, or start it again if it has ended. Must be called after any fork."""
+        self._thread.keep_running()
+
+    def wake(self) -> None:
+        """Start the next turn now."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Start no further turn. Takes no lock, so a signal handler may call it."""
+        self._closing = True
+        self._thread.stop()
+
+    def close(self, seconds: float) -> None:
+        """End the thread. Wait at most ``seconds``; after that the thread ends with the process."""
+        self.stop()
+        self._wake.set()
+        self._thread.join(seconds)
+
+    def begin(self) -> None:
+        """Prepare the thread. Called in it."""
+
+    def turn(self) -> float | None:
+        """Do one turn. Return the seconds until the next one, ``None`` for the interval."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Do what is left, as the thread ends. Must not raise."""
+
+    def _run(self) -> None:
+        self.begin()
+        while not self._closing:
+            pause = self.turn()
+            self._wake.wait(self._interval if pause is None else pause)
+            self._wake.clear()
+        self.end()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
 from functools import partial
 from typing import Any
 
-from celery import Celery
 from django.db import router
 from django.db.models import QuerySet
 from django_celery_beat.schedulers import DatabaseScheduler
@@ -19,7 +16,7 @@ from ha_beat.django.statements import DjangoStatements
 from ha_beat.django.static_entries import DjangoStaticRows
 from ha_beat.row_store.backend import RowStore
 from ha_beat.row_store.source import RowSource
-from ha_beat.scheduler import HAMixin
+from ha_beat.stored_schedule import StoredScheduler
 
 __all__ = ["HADatabaseScheduler"]
 
@@ -31,7 +28,7 @@ class DatabaseSource(RowSource):
     unused = ("all_as_schedule", "enabled_models", "schedule_changed", "schedules_equal")
 
 
-class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # django-celery-beat has no types
+class HADatabaseScheduler(StoredScheduler, DatabaseScheduler):  # type: ignore[misc]  # django-celery-beat has no types
     """Highly available scheduler for django-celery-beat's schedule.
 
     Use it with ``CELERY_BEAT_SCHEDULER = "ha_beat.django.schedulers:HADatabaseScheduler"``, or with
@@ -40,24 +37,6 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
     """
 
     Entry = RowEntry
-    schedule_source: DatabaseSource
-
-    def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
-        if not issubclass(self.Entry, RowEntry):
-            kind, entry = type(self).__name__, self.Entry.__name__
-            raise SystemExit(
-                f"ha_beat can't start: {kind}.Entry is {entry}, which does not inherit from "
-                f"ha_beat.django.entries.RowEntry: each check of an entry would write to its row"
-            )
-        super().__init__(app, *args, **kwargs)
-
-    # --- Overrides of DatabaseScheduler's access to the database
-
-    def setup_schedule(self) -> None:
-        """Do nothing: the leader writes the entries of the settings."""
-
-    def sync(self) -> None:
-        """Do nothing: the sync thread writes the rows soon after each dispatch."""
 
     def enabled_models_qs(self) -> QuerySet[Any]:
         """Return all enabled rows.
@@ -66,23 +45,6 @@ class HADatabaseScheduler(HAMixin, DatabaseScheduler):  # type: ignore[misc]  # 
         """
         rows: QuerySet[Any] = self.Model.objects.filter(enabled=True)
         return rows
-
-    @property
-    def schedule(self) -> dict[str, RowEntry]:  # type: ignore[override]
-        """Return the entries as last read, by name."""
-        return self.schedule_source.entries
-
-    # --- Hooks of HAMixin
-
-    def entry_id(self, entry: Any) -> str:
-        return str(entry.id)
-
-    def stored_last_run_at(self, entry: Any) -> datetime | None:
-        stored: datetime | None = entry.stored_last_run_at
-        return stored
-
-    def update_from_dict(self, mapping: Mapping[str, Any]) -> None:
-        """Do nothing: the leader writes the entries of the settings."""
 
     def row_store(self) -> RowStore:
         """Return the parts that read and write django-celery-beat's tables."""

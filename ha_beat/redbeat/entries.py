@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,9 +23,7 @@ from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.occurrence import FOREVER
 from ha_beat.schedule.recurrence import Recurrence, recurrence_of
 from ha_beat.schedule_source import short_digest, signature
-
-#: Changed entries that are remembered. A reader that missed more has to read all of them.
-_REMEMBERED = 10_000
+from ha_beat.stored_schedule import Table
 
 
 class UnreadableEntry(HaBeatError):
@@ -38,7 +35,7 @@ class StoredEntry(ScheduleEntry):
 
     Attributes:
         id: Name by its key: the entry's id in the ledger.
-        recurrence: Due instants, ``None`` if only the schedule itself can tell.
+        instants: Due instants, ``None`` if only the schedule itself can tell.
         stamp: Digest of the run state that a program has set, by ``save`` or ``reschedule``, empty for none.
         signature: Digest of the schedule and the stamp.
         run_state: Last run in UTC and number of runs according to the record.
@@ -48,12 +45,17 @@ class StoredEntry(ScheduleEntry):
 
     id: str
     name: str
-    recurrence: Recurrence | None
+    instants: Recurrence | None
     stamp: str
     signature: str
     run_state: tuple[datetime | None, int]
     since: datetime | None
     rules: EntryOptions
+
+    @property
+    def stored_last_run_at(self) -> datetime | None:
+        """Return the last run according to the record."""
+        return self.run_state[0]
 
     @classmethod
     def of(cls, entry_id: str, record: Record, app: Celery) -> StoredEntry | None:
@@ -76,9 +78,9 @@ class StoredEntry(ScheduleEntry):
         if not isinstance(entry.options, dict) or not isinstance(entry.kwargs, dict):
             raise UnreadableEntry("options and kwargs must be objects")
         entry.id = entry_id
-        entry.recurrence = RRule(entry.schedule) if isinstance(entry.schedule, rrule) else recurrence_of(entry)
+        entry.instants = RRule(entry.schedule) if isinstance(entry.schedule, rrule) else recurrence_of(entry)
         entry.take_run_state(record)
-        entry.signature = f"{signature(entry, entry.recurrence)}~{entry.stamp}"
+        entry.signature = f"{signature(entry, entry.instants)}~{entry.stamp}"
         return entry
 
     def take_run_state(self, record: Record) -> None:
@@ -91,7 +93,7 @@ class StoredEntry(ScheduleEntry):
     def score(self, last: datetime) -> float:
         """Return when the entry is due after a run, as redbeat sorts its entries; -1 for never."""
         try:
-            due = last if self.recurrence is None else self.recurrence.next_after(last)
+            due = last if self.instants is None else self.instants.next_after(last)
         except Exception:  # The leader reports it.
             due = last
         return -1.0 if due >= FOREVER else due.timestamp()
@@ -121,41 +123,29 @@ def meta_of(at: datetime, count: int | None = None) -> bytes:
     return json.dumps(found, cls=RedBeatJSONEncoder).encode()
 
 
-class EntryTable:
-    """Entries as last read. One thread writes it; others must not iterate over ``entries``, only over a copy."""
+class EntryTable(Table):
+    """Entries as last read, and all records by key."""
+
+    entries: dict[str, StoredEntry]
 
     def __init__(
         self,
         prefix: str,
-        app: Celery,
-        rules_of: Callable[[StoredEntry], EntryOptions],
+        make_entry: Callable[[str, Record], StoredEntry | None],
         emit: Callable[[events.Event], None],
     ) -> None:
-        """``rules_of`` returns the rules of an entry. An exception leaves the entry out."""
+        """``make_entry`` makes the entry of an id, ``None`` if it is disabled. An exception leaves the entry out."""
+        super().__init__(emit)
         self._prefix = prefix
-        self._app = app
-        self._rules_of = rules_of
-        self._emit = emit
-        #: Enabled entries by id, and all records by key.
-        self.entries: dict[str, StoredEntry] = {}
+        self.make_entry = make_entry
         self.records: dict[str, Record] = {}
-        #: Grows with each difference that is found; 0 before the first one.
-        self.number = 0
-        self._changed: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED)
 
     def id_of(self, key: str) -> str:
         return printable(key.removeprefix(self._prefix))
 
-    def changed_since(self, number: int) -> frozenset[str] | None:
-        """Return the entries that were added, changed or removed since then; ``None`` if that is not known."""
-        changed = self._changed.copy()
-        if not changed or (len(changed) == _REMEMBERED and changed[0][0] > number):
-            return None
-        return frozenset(entry_id for at, entry_id in changed if at > number)
-
     def apply(self, records: Mapping[str, Record | None]) -> int:
         """Replace these records; ``None`` removes one. Return how many entries differ."""
-        number, differing = self.number + 1, 0
+        differing: list[str] = []
         for key, record in records.items():
             before, entry_id = self.records.get(key), self.id_of(key)
             if record is None:
@@ -168,11 +158,9 @@ class EntryTable:
                 if before is not None and not self._differs(entry_id, before, record):
                     continue
                 self._replace(entry_id, record)
-            differing += 1
-            self._changed.append((number, entry_id))
-        if differing:
-            self.number = number
-        return differing
+            differing.append(entry_id)
+        self._note_changed(differing)
+        return len(differing)
 
     def ran(self, key: str, record: Record) -> None:
         """Take the run state that was written."""
@@ -195,17 +183,10 @@ class EntryTable:
             entry.run_state = last, count or 0
         return False
 
-    def entry_of(self, entry_id: str, record: Record) -> StoredEntry | None:
-        """Return the entry of a record, ``None`` if it is disabled. Raises what :meth:`StoredEntry.of` raises."""
-        entry = StoredEntry.of(entry_id, record, self._app)
-        if entry is not None:
-            entry.rules = self._rules_of(entry)
-        return entry
-
     def _replace(self, entry_id: str, record: Record) -> None:
         before = self.entries.pop(entry_id, None)
         try:
-            entry = self.entry_of(entry_id, record)
+            entry = self.make_entry(entry_id, record)
         except Exception as exc:
             self._emit(events.EntryFailed(entry_id, EntryFault.INVALID, exception_line(exc)))
             return

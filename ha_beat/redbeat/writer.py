@@ -198,7 +198,7 @@ class EntryWriter:
                 raw = json.dumps(
                     {**found, "schedule": entry.schedule, "enabled": True}, cls=RedBeatJSONEncoder
                 ).encode()
-                self._table.entry_of(name, Record(raw))
+                self._table.make_entry(name, Record(raw))
                 definitions[name] = raw
             except Exception as exc:
                 self._emit(events.EntryFailed.raised(name, EntryFault.INVALID, exc))

@@ -17,17 +17,13 @@ from ha_beat.row_store.backend import Database
 from ha_beat.row_store.limits import first_line
 from ha_beat.row_store.reader import RowReader
 from ha_beat.row_store.run_state import TableLocked
+from ha_beat.row_store.table import RowTable
 from ha_beat.row_store.thread import DatabaseThread
 from ha_beat.row_store.writer import RowWriter
 from ha_beat.store.lease import Term
+from ha_beat.stored_schedule import LATE_AFTER
 
 logger = logging.getLogger("ha_beat")
-
-#: Seconds between checks for changes, and between writes of the rows.
-POLL_INTERVAL = 1.0
-
-#: Seconds without a completed turn after which the reading or the writing is late.
-_LATE_AFTER = 10.0
 
 #: Rows that are named in one report.
 _NAMED = 5
@@ -58,7 +54,7 @@ class RowReading:
 
     def expect(self) -> None:
         """Report the reading as late from now on, if no turn is completed in time."""
-        self._duties.expect(Duty.READ_SCHEDULE, within=_LATE_AFTER)
+        self._duties.expect(Duty.READ_SCHEDULE, within=LATE_AFTER)
 
     def turn(self) -> float | None:
         """Read what has changed. Return the seconds until the next turn. Raises the database's errors."""
@@ -117,7 +113,7 @@ class RowWriting:
             self._duties.suspend(Duty.WRITE_ROWS)
             self.writer.write_after_term()
             return
-        self._duties.expect(Duty.WRITE_ROWS, within=_LATE_AFTER)
+        self._duties.expect(Duty.WRITE_ROWS, within=LATE_AFTER)
         if self._seen_term != term.nonce:
             # As the reading does.
             self._seen_term = term.nonce
@@ -176,6 +172,22 @@ class RowSync:
         self.writing = writing
         self._reader = thread("ha_beat-rows-read", Duty.READ_SCHEDULE, self._read)
         self._writer = thread("ha_beat-rows-write", Duty.WRITE_ROWS, self._write, last_turn=writing.last_turn)
+
+    @property
+    def table(self) -> RowTable:
+        return self.reading.reader.table
+
+    @property
+    def complete(self) -> int:
+        return self.reading.reader.complete
+
+    @property
+    def read_in(self) -> str:
+        return self.reading.read_in
+
+    @property
+    def writer(self) -> RowWriter:
+        return self.writing.writer
 
     def keep_running(self) -> None:
         """Start the threads, or start them again if they have ended. Must be called after any fork."""

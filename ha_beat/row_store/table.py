@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -14,16 +13,13 @@ from ha_beat.reasons import EntryFault
 from ha_beat.row_store.backend import Row
 from ha_beat.row_store.entry import RowEntry
 from ha_beat.row_store.run_state import chunks
-
-#: Changed entries that are remembered. A reader that missed more has to read all of them.
-_REMEMBERED = 10_000
+from ha_beat.stored_schedule import Table
 
 
-class RowTable:
-    """Entries of the enabled rows. The reading thread writes it; other threads read it.
+class RowTable(Table):
+    """Entries of the enabled rows, by primary key. The reading thread writes it."""
 
-    Another thread must not iterate over ``entries``, only over a copy.
-    """
+    entries: dict[str, RowEntry]
 
     def __init__(
         self,
@@ -38,28 +34,16 @@ class RowTable:
             make_entry: Make the entry of a row. An exception leaves the row out.
             emit: Receives the events.
         """
+        super().__init__(emit)
         self._models = models
         self._make_entry = make_entry
-        self._emit = emit
-        #: Entries by primary key.
-        self.entries: dict[str, RowEntry] = {}
-        #: Grows with each difference that is found; 0 before the first complete read.
-        self.number = 0
         self.expiries = Expiries(self.entries)
         #: Definitions of the rows, including unreadable ones, by primary key as in the database.
         self._definitions: dict[Any, tuple[Any, ...]] = {}
-        self._changed: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED)
         self._lock = threading.Lock()
         self._removed: dict[str, int] = {}
 
     # --- Other threads
-
-    def changed_since(self, number: int) -> frozenset[str] | None:
-        """Return the entries that were added, changed or removed since then; ``None`` if that is not known."""
-        changed = self._changed.copy()
-        if not changed or (len(changed) == _REMEMBERED and changed[0][0] > number):
-            return None
-        return frozenset(entry_id for at, entry_id in changed if at > number)
 
     def removed(self) -> dict[str, int]:
         """Return the entries that were disabled or deleted and not armed since, with the number at that time."""
@@ -112,10 +96,7 @@ class RowTable:
             self.entries[entry.id] = entry
             self.expiries.add(entry)
         self._definitions |= {pk: row.definition for pk, row in changed.items()}
-        touched = [*map(str, gone), *map(str, changed)]
-        if touched:
-            self._changed.extend((number, entry_id) for entry_id in touched)
-            self.number = number
+        self._note_changed([*map(str, gone), *map(str, changed)])
 
     def _make(self, changed: Mapping[Any, Row]) -> dict[Any, RowEntry | None]:
         """Make the entries of those of the rows that are enabled. One that can't be read is reported, and ``None``."""

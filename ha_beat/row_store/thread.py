@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from celery import Celery
@@ -14,13 +13,13 @@ from ha_beat.reasons import Duty, DutyFault
 from ha_beat.row_store.backend import Database, DatabaseFault
 from ha_beat.row_store.limits import first_line
 from ha_beat.row_store.run_state import TableLocked
-from ha_beat.threads import LastingThread
+from ha_beat.threads import RepeatingThread
 
 _DUTY_FAULTS = {DatabaseFault.TIMED_OUT: DutyFault.TIMED_OUT, DatabaseFault.UNREACHABLE: DutyFault.UNREACHABLE}
 
 
-class DatabaseThread:
-    """Thread that repeats a turn."""
+class DatabaseThread(RepeatingThread):
+    """Thread of one duty."""
 
     def __init__(
         self,
@@ -51,43 +50,19 @@ class DatabaseThread:
             emit: Receives restarts of the thread.
             last_turn: Called when the thread ends. Must not raise.
         """
+        super().__init__(name=name, interval=interval, clock=clock, emit=emit)
         self._duty = duty
         self._do_turn = turn
         self._app = app
         self._database = database
         self._duties = duties
-        self._interval = interval
         self._last_turn = last_turn
-        self._wake = threading.Event()
-        self._thread = LastingThread(name=name, run=self._run, clock=clock, emit=emit)
-        self._closing = False
 
-    def keep_running(self) -> None:
-        """Start the thread, or start it again if it has ended. Must be called after any fork."""
-        self._thread.keep_running()
-
-    def wake(self) -> None:
-        """Start the next turn now."""
-        self._wake.set()
-
-    def stop(self) -> None:
-        """Start no further turn. Takes no lock, so a signal handler may call it."""
-        self._closing = True
-        self._thread.stop()
-
-    def close(self, seconds: float) -> None:
-        """End the thread. Wait at most ``seconds``; after that the thread ends with the process."""
-        self.stop()
-        self._wake.set()
-        self._thread.join(seconds)
-
-    def _run(self) -> None:
+    def begin(self) -> None:
         self._app.set_current()
         self._database.open()
-        while not self._closing:
-            pause = self.turn()
-            self._wake.wait(self._interval if pause is None else pause)
-            self._wake.clear()
+
+    def end(self) -> None:
         self._last_turn()
         self._database.close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -14,12 +13,12 @@ from sqlalchemy_celery_beat.schedulers import DEFAULT_BEAT_DBURI, DEFAULT_MAX_IN
 
 from ha_beat.row_store.backend import RowStore
 from ha_beat.row_store.source import RowSource
-from ha_beat.scheduler import HAMixin
 from ha_beat.sqlalchemy.database import SqlDatabase
 from ha_beat.sqlalchemy.entries import RowEntry
 from ha_beat.sqlalchemy.queries import SqlQueries, last_runs
 from ha_beat.sqlalchemy.statements import SqlStatements
 from ha_beat.sqlalchemy.static_entries import SqlStaticRows
+from ha_beat.stored_schedule import StoredScheduler
 
 __all__ = ["HADatabaseScheduler"]
 
@@ -64,7 +63,7 @@ class _Unconnected(DatabaseScheduler):  # type: ignore[misc]  # sqlalchemy-celer
         self.max_interval = kwargs.get("max_interval") or app.conf.beat_max_loop_interval or DEFAULT_MAX_INTERVAL
 
 
-class HADatabaseScheduler(HAMixin, _Unconnected):
+class HADatabaseScheduler(StoredScheduler, _Unconnected):
     """Highly available scheduler for sqlalchemy-celery-beat's schedule.
 
     Use it with ``celery beat -S ha_beat.sqlalchemy``. The models and their settings are sqlalchemy-celery-beat's, and
@@ -72,41 +71,6 @@ class HADatabaseScheduler(HAMixin, _Unconnected):
     """
 
     Entry = RowEntry
-    schedule_source: DatabaseSource
-
-    def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
-        if not issubclass(self.Entry, RowEntry):
-            kind, entry = type(self).__name__, self.Entry.__name__
-            raise SystemExit(
-                f"ha_beat can't start: {kind}.Entry is {entry}, which does not inherit from "
-                f"ha_beat.sqlalchemy.entries.RowEntry: each check of an entry would write to its row"
-            )
-        super().__init__(app, *args, **kwargs)
-
-    # --- Overrides of DatabaseScheduler's access to the database
-
-    def setup_schedule(self) -> None:
-        """Do nothing: the leader writes the entries of the settings."""
-
-    def sync(self) -> None:
-        """Do nothing: the sync thread writes the rows soon after each dispatch."""
-
-    def update_from_dict(self, mapping: Mapping[str, Any]) -> None:
-        """Do nothing: the leader writes the entries of the settings."""
-
-    @property
-    def schedule(self) -> dict[str, RowEntry]:  # type: ignore[override]
-        """Return the entries as last read, by name."""
-        return self.schedule_source.entries
-
-    # --- Hooks of HAMixin
-
-    def entry_id(self, entry: Any) -> str:
-        return str(entry.id)
-
-    def stored_last_run_at(self, entry: Any) -> datetime | None:
-        stored: datetime | None = entry.stored_last_run_at
-        return stored
 
     def row_store(self) -> RowStore:
         """Return the parts that read and write sqlalchemy-celery-beat's tables."""

@@ -102,10 +102,8 @@ class Replica:
         self.source = self.new_source()
         table = RunStateTable(DjangoStatements(PeriodicTask, world.changes), DjangoDatabase(list), self.now)
         self.writer = RowWriter(table, self.reader.table, world, self.source._settled)
-        reading = SimpleNamespace(reader=self.reader, read_in=self.term.nonce)
-        self.source._store = SimpleNamespace()
         self.source._sync = SimpleNamespace(
-            reading=reading, writing=SimpleNamespace(writer=self.writer), write_soon=lambda: None
+            table=self.reader.table, complete=1, read_in=self.term.nonce, writer=self.writer, write_soon=lambda: None
         )
         self.planner = Planner(self.source, self.report)
 

@@ -24,17 +24,13 @@ from tests.support.servers import RedisServer
 redbeat = pytest.importorskip("redbeat")
 
 from ha_beat.redbeat.connection import connect, keys_of  # noqa: E402
-from ha_beat.redbeat.entries import EntryTable, meta_of, run_state_of  # noqa: E402
+from ha_beat.redbeat.entries import EntryTable, StoredEntry, meta_of, run_state_of  # noqa: E402
 from ha_beat.redbeat.invalidations import Invalidations  # noqa: E402
 from ha_beat.redbeat.reader import EntryReader  # noqa: E402
 from ha_beat.redbeat.store import Record, RedBeatStore  # noqa: E402
 from ha_beat.redbeat.writer import EntryWriter  # noqa: E402
 
 NOWHERE = {"__type__": "datetime", "year": 2020, "month": 1, "day": 1, "timezone": "Nowhere/Land"}
-
-
-def rules_of(entry: Any) -> EntryOptions:
-    return EntryOptions.of(entry.name, entry.options, MisfireRules(), None)
 
 
 class Replica:
@@ -50,13 +46,19 @@ class Replica:
         self.clock = AdvancedClock()
         connection, keys = connect(self.app, 1.0), keys_of(self.app)
         self.store = RedBeatStore(connection, keys)
-        self.table = EntryTable(keys.prefix, self.app, rules_of, self.events.append)
+        self.table = EntryTable(keys.prefix, self.make, self.events.append)
         assert connection.listener is not None
         self.changes = Invalidations(connection.listener, keys.prefix)
         self.reader = EntryReader(self.store, self.table, self.changes, self.clock)
         now = lambda: datetime.now(UTC)  # noqa: E731
         self.writer = EntryWriter(self.app, self.store, self.table, now=now, emit=self.events.append, began_ms=1)
         self.term = Term("replica", 1, "nonce", "gen", "run", float("inf"))
+
+    def make(self, entry_id: str, record: Record) -> StoredEntry | None:
+        entry = StoredEntry.of(entry_id, record, self.app)
+        if entry is not None:
+            entry.rules = EntryOptions.of(entry.name, entry.options, MisfireRules(), None)
+        return entry
 
     def save(self, name: str, when: Any = None, **fields: Any) -> Any:
         when = when or schedule(60.0, app=self.app)

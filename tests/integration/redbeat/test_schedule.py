@@ -138,7 +138,7 @@ def test_held_lock_of_redbeat_is_reported(beat):
 def test_unreachable_redis_of_redbeat_does_not_hold_up_known_entries(shared_redis, redis_server):
     beat = Beat(shared_redis, ha_beat_command_timeout=0.5)
     beat.close()
-    beat.app = Celery("red", broker=shared_redis.url, set_as_current=False)
+    beat.app = beat.program = Celery("red", broker=shared_redis.url, set_as_current=False)
     beat.app.conf.update(timezone="UTC", redbeat_redis_url=redis_server.url, result_expires=None)
     beat.save("one")
     beat.start()
