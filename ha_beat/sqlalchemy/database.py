@@ -14,11 +14,15 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateSchema
 
+from ha_beat.errors import ConfigurationError
 from ha_beat.row_store.backend import DatabaseFault
 from ha_beat.row_store.limits import CONNECT_OPTIONS, MYSQL_LIMITS, POSTGRESQL_LIMITS, is_of_a_row, is_timeout
 
 #: Drivers that take the options of :data:`CONNECT_OPTIONS`.
 _DRIVERS = frozenset({"psycopg", "psycopg2", "pymysql", "mysqldb"})
+
+#: Options of drivers that name the server or the database.
+_PLACE = frozenset({"database", "db", "dbname", "host", "options", "port", "service", "unix_socket"})
 
 
 class SqlDatabase:
@@ -28,6 +32,8 @@ class SqlDatabase:
         """Connect to nothing yet. ``tables`` are created before the first use, as far as they are missing."""
         url = make_url(uri)
         dialect = url.get_dialect()
+        if dialect.is_async:
+            raise ConfigurationError(f"beat_dburi names an asynchronous driver, {dialect.driver}: beat needs another")
         # As in sqlalchemy-celery-beat, which ignores the options of pools.
         options = {name: value for name, value in options.items() if not name.startswith("pool")}
         limits = CONNECT_OPTIONS.get(dialect.name, {}) if dialect.driver in _DRIVERS else {}
@@ -35,8 +41,9 @@ class SqlDatabase:
         options["connect_args"] = {**arguments, **options.get("connect_args", {})}
         engine = create_engine(url, poolclass=NullPool, **options)
         self.engine: Engine = engine.execution_options(schema_translate_map={"celery_schema": schema})
+        place = [(name, value) for name, value in options["connect_args"].items() if name in _PLACE]
         #: Digest of the address, without the password.
-        self.identity = hashlib.sha256(f"{url.set(password=None)} {schema}".encode()).hexdigest()[:8]
+        self.identity = hashlib.sha256(f"{url.set(password=None)} {schema} {sorted(place)}".encode()).hexdigest()[:8]
         self._schema = schema
         self._tables = tables
         self._prepared = False

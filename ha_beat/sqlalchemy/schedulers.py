@@ -8,9 +8,12 @@ from typing import Any
 
 from celery import Celery
 from celery.beat import Scheduler
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy_celery_beat.models import PeriodicTask
 from sqlalchemy_celery_beat.schedulers import DEFAULT_BEAT_DBURI, DEFAULT_MAX_INTERVAL, DatabaseScheduler
 
+from ha_beat.errors import ConfigurationError
+from ha_beat.exception_text import without_secrets
 from ha_beat.row_store.backend import RowStore
 from ha_beat.row_store.source import RowSource
 from ha_beat.sqlalchemy.database import SqlDatabase
@@ -27,13 +30,15 @@ def database_of(app: Celery, model: Any = PeriodicTask, **own: Any) -> SqlDataba
     """Return the database that the settings name. ``own`` has values that replace them.
 
     Raises:
-        sqlalchemy.exc.ArgumentError: ``beat_dburi`` is no URL of a database.
-        ImportError: its driver is not installed.
+        ConfigurationError: ``beat_dburi`` is no URL of a database, or its driver can't be used.
     """
     uri, schema, options = (
         own.get(name) or app.conf.get(f"beat_{name}") for name in ("dburi", "schema", "engine_options")
     )
-    return SqlDatabase(str(uri or DEFAULT_BEAT_DBURI), schema, options or {}, model.metadata)
+    try:
+        return SqlDatabase(str(uri or DEFAULT_BEAT_DBURI), schema, options or {}, model.metadata)
+    except (ArgumentError, ImportError) as exc:
+        raise ConfigurationError(f"beat_dburi can't be used: {without_secrets(str(exc))}") from exc
 
 
 def stored_last_runs(app: Celery) -> dict[str, tuple[datetime, int]]:
@@ -58,7 +63,10 @@ class _Unconnected(DatabaseScheduler):  # type: ignore[misc]  # sqlalchemy-celer
     def __init__(self, app: Celery, **kwargs: Any) -> None:
         self.app = app
         own = {name: kwargs.get(name) for name in ("dburi", "schema", "engine_options")}
-        self.database = database_of(app, self.Model, **own)
+        try:
+            self.database = database_of(app, self.Model, **own)
+        except ConfigurationError as exc:
+            raise SystemExit(f"ha_beat can't start: {exc}") from exc
         Scheduler.__init__(self, app, **kwargs)
         self.max_interval = kwargs.get("max_interval") or app.conf.beat_max_loop_interval or DEFAULT_MAX_INTERVAL
 
