@@ -106,7 +106,7 @@ class BatchBuilder:
             return None
         if decision.send is None:
             return writer.skip(state, _with_error(cast("Skipped", decision.skipped), state), decision.position)
-        paused = state.resend and pause is not None and pause.in_force
+        paused = state.resend and pause is not None and pause.in_force  # guard: pause-no-resend
         if paused or self._retries.past_deadline(state, decision.send, now):
             if state.resend:
                 self._abandon(writer, state, queue, dispatcher)

@@ -16,7 +16,8 @@ from ha_beat.dispatch import FencedOff
 from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.leader import BrokerOutOfReach
 from ha_beat.leader.entry import ScheduledEntry
-from ha_beat.reasons import UncertainPolicy
+from ha_beat.reasons import UncertainPolicy, Verdict
+from ha_beat.store.entry_pauses import FIELD, EntryPause, encoded
 from tests.integration.dispatch.test_two_phase import Killed, Unreliable
 from tests.integration.leader.test_enqueuer import KEYS, Leader, Source
 from tests.support.brokers import FakePublisher, FixedLink
@@ -124,6 +125,20 @@ def test_republished_claim_is_sent_whatever_else_is_written(
     assert (heir.claims(), heir.verdicts() <= {"enqueued", "armed", "skipped"}) == ([], True)
     rows = heir.dispatcher.ledger.of(NAMES).values()
     assert {row.signature for row in rows} == {f"every {every}"}
+
+
+def test_claim_of_a_paused_entry_is_uncertain_and_not_sent_again(shared_redis: RedisServer, due: datetime):
+    """Nor is it after the pause. The messages of the other entries are sent again."""
+    first = killed_in_mid_publish(shared_redis, Release(REPUBLISH, 3600.0, due))
+    heir, paused = Replica(shared_redis, "heir", Release(REPUBLISH, 3600.0, due)), NAMES[5]
+    heir.client.hset(KEYS.ledger, FIELD, encoded({paused: EntryPause(paused, 1)}))
+    heir.know_pauses({paused: EntryPause(paused, 1)})
+    heir.run(30, after=SETTLED / 20)
+    heir.client.hdel(KEYS.ledger, FIELD)
+    heir.know_pauses({})
+    heir.run(10)
+    assert sorted([*first.sent(), *heir.sent()]) == [name for name in NAMES if name != paused]
+    assert heir.dispatcher.ledger.of(NAMES)[paused].verdict is Verdict.UNCERTAIN
 
 
 def test_open_claim_is_settled_although_the_schedule_is_edited_each_second(shared_redis: RedisServer, due: datetime):
