@@ -20,6 +20,7 @@ import yaml
 import ha_beat
 from ha_beat.settings import SETTINGS
 from tests.integration.deploy.kubernetes_tools import find
+from tests.integration.docs.blocks import blocks
 from tests.support.servers import PartMissing
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -418,6 +419,28 @@ def test_null_leaves_a_setting_out(helm):
     (config,) = of_kind(made, "ConfigMap")
     assert config["data"]["HA_BEAT_LEASE_TTL"] == "5"
     assert "HA_BEAT_REDIS_OPTIONS" not in config["data"]
+
+
+def test_null_for_any_value_leaves_it_out_or_is_refused_and_named(helm):
+    """A list in a values file whose lines are all commented out is null."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    required = json.loads((CHART / "values.schema.json").read_text())["required"]
+    made = template(helm, "--set", ",".join(f"{name}=null" for name in values if name not in required))
+    assert "nil>" not in made
+    assert not re.search(r": null$", made, re.MULTILINE)
+    command = [helm, "template", "x", str(CHART), "--set", ",".join(f"{name}=null" for name in required)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert [name for name in required if f"'{name}'" not in done.stderr] == []
+
+
+def test_values_of_the_page_are_accepted(helm, tmp_path):
+    (block,) = (each for each in blocks("yaml") if each.page == "docs/deploy-kubernetes.md")
+    (tmp_path / "my-values.yaml").write_text(block.body)
+    made = parsed(template(helm, "--values", str(tmp_path / "my-values.yaml")))
+    (container,) = beat_of(made)["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "registry.example.com/shop:1.4.0"
+    assert of_kind(made, "PrometheusRule")
 
 
 def test_chart_names_the_version_of_the_package():

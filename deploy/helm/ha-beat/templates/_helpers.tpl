@@ -18,6 +18,9 @@ app.kubernetes.io/component: beat
 {{ include "ha-beat.selector" . }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{- define "ha-beat.image" -}}
@@ -59,8 +62,8 @@ HA_BEAT_HTTP_BIND: {{ printf "%s:%d" .Values.http.host (int .Values.http.port) |
 {{- range .Values.networkPolicy.egressPorts -}}
 {{- $ports = append $ports (int .) -}}
 {{- end -}}
-{{- if not .Values.redis.existingSecret -}}
-{{- range regexFindAll ":[0-9]{2,5}([/,;?]|$)" .Values.redis.url -1 -}}
+{{- if not (.Values.redis).existingSecret -}}
+{{- range regexFindAll ":[0-9]{2,5}([/,;?]|$)" ((.Values.redis).url | default "") -1 -}}
 {{- $ports = append $ports (regexFind "[0-9]+" . | int) -}}
 {{- end -}}
 {{- end -}}
