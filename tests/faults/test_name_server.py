@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.test_readiness import check, metric
 from tests.integration.monitoring.test_replicas import Probed
 from tests.support.servers import RedisServer, need, wait_for
 
@@ -27,7 +28,7 @@ socket.getaddrinfo = getaddrinfo
 @pytest.mark.slow
 @pytest.mark.parametrize("lease", ["the broker", "another Redis"])
 def test_replicas_stay_live_without_a_name_server(tmp_path: Path, lease: str) -> None:
-    """Every connection is closed for longer than `stall_timeout`. Afterwards a leader enqueues again."""
+    """Every connection is closed for longer than `stall_timeout`; none is ready. Afterwards a leader enqueues again."""
     (tmp_path / "sitecustomize.py").write_text(BLOCKING)
     no_names = tmp_path / "no-names"
     env = {"NO_NAMES": str(no_names), "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
@@ -45,7 +46,12 @@ def test_replicas_stay_live_without_a_name_server(tmp_path: Path, lease: str) ->
             while time.monotonic() < until:
                 found = {replica.name: cluster.says(replica, "/livez") for replica in cluster}
                 assert set(found.values()) == {200}, found
+                assert {cluster.says(replica, "/metrics") for replica in cluster} == {200}
                 time.sleep(0.2)
+            assert {cluster.says(replica, "/readyz") for replica in cluster} == {503}
+            assert {metric(port, "ready") for port in cluster.ports} == {0}
+            # Redis is unavailable.
+            assert check(cluster) == 2
             no_names.unlink()
             # A lookup that began before may take its whole time.
             before = server.admin.llen("celery")
