@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any
 
 from ha_beat.clock import Clock
@@ -31,6 +32,15 @@ _LOST, _MOST_PER_ENTRY = 600.0, 2
 _FRESH = 60.0
 
 
+class _State(Enum):
+    """State of a computation: usable, under way, under way for too long, or too old or of another definition."""
+
+    FRESH = auto()
+    UNDER_WAY = auto()
+    LOST = auto()
+    OUTDATED = auto()
+
+
 @dataclass(slots=True)
 class _Computation:
     """Computation of an entry's arguments in a thread. The thread sets ``finished_at`` last."""
@@ -43,6 +53,14 @@ class _Computation:
     finished_at: float | None = None
     took: float = 0.0
     done: threading.Event = field(default_factory=threading.Event)
+
+    def state(self, definition: Any, now: float) -> _State:
+        """Return how far the arguments are for an entry with this definition."""
+        if not same_definition(self.definition, definition):
+            return _State.OUTDATED
+        if self.finished_at is None:
+            return _State.UNDER_WAY if now - self.began_at < _LOST else _State.LOST
+        return _State.FRESH if now - self.finished_at <= _FRESH else _State.OUTDATED
 
 
 class SlowArguments:
@@ -68,15 +86,14 @@ class SlowArguments:
         if entry.id not in self._slow:
             return True
         found, definition, now = self._running.get(entry.id), definition_of(entry), self._clock.elapsed()
-        if found is not None and (found.finished_at is not None or not same_definition(found.definition, definition)):
-            self._waiting_since.pop(entry.id, None)
-        self._waiting_since.setdefault(entry.id, now)
-        if found is not None and same_definition(found.definition, definition):
-            if found.finished_at is None:
-                if now - found.began_at < _LOST:
-                    return False
-            elif now - found.finished_at <= _FRESH:
+        match found.state(definition, now) if found is not None else _State.OUTDATED:
+            case _State.FRESH:
                 return True
+            case _State.UNDER_WAY:
+                return False
+            case _State.OUTDATED if found is not None:
+                self._waiting_since.pop(entry.id, None)
+        self._waiting_since.setdefault(entry.id, now)
         if self._has_room(entry.id):
             started = self._running[entry.id] = _Computation(entry, definition, now)
             self._started.append(started)
