@@ -1,5 +1,5 @@
-"""The leader is paused or killed while it enqueues 1,000 entries that are due at once. Each is enqueued exactly
-once, by it or by the next leader.
+"""The leader is paused, killed or asked something while it enqueues 1,000 entries that are due at once. Each is
+enqueued exactly once, by it or by the next leader.
 """
 
 from __future__ import annotations
@@ -7,9 +7,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
+from ha_beat.reasons import RequestKind
+from ha_beat.store.keys import Keys
+from ha_beat.store.request_queue import Request, Requests
 from tests.faults.cluster import Replica
 from tests.faults.proxy import HeldRequest, containing
 from tests.faults.scenario import ClusterScenario, due_times
@@ -44,17 +48,24 @@ def sent(scenario: ClusterScenario) -> int:
     return sum(str(message["entry"]).startswith("burst") for message in scenario.history.messages())
 
 
+def post(scenario: ClusterScenario, kind: RequestKind) -> None:
+    """Send a request to the leader, past the proxies. The leader answers between two batches."""
+    cluster = scenario.cluster
+    requests = Requests(lambda: cluster.admin, Keys(cluster.name), 1000)
+    requests.post(Request(kind, {}, by="test"), lifetime=30.0)
+
+
 def wait_for_burst(scenario: ClusterScenario) -> None:
     wait_for(lambda: sent(scenario) >= COUNT, 30, "the rest of the burst")
 
 
-def assert_each_once(scenario: ClusterScenario) -> None:
+def assert_each_once(scenario: ClusterScenario, leaders: int = 2) -> None:
     """Assert that each entry of the burst has one message, from two leaders, and that the report is clean."""
     messages = [m for m in scenario.history.messages() if str(m["entry"]).startswith("burst")]
     counts = Counter(str(m["entry"]) for m in messages)
     assert len(counts) == COUNT
     assert set(counts.values()) == {1}
-    assert len({m["epoch"] for m in messages}) == 2, "the burst was not interrupted"
+    assert len({m["epoch"] for m in messages}) == leaders, "the burst was not interrupted"
     scenario.clean_report()
 
 
@@ -115,3 +126,61 @@ def test_batch_that_arrives_just_before_the_takeover_counts(scenario: ClusterSce
     wait_for_burst(scenario)
     scenario.more(5, timeout=10)
     assert_each_once(scenario)
+
+
+@pytest.mark.slow
+def test_step_down_in_a_burst_leaves_the_rest_to_the_next(scenario: ClusterScenario):
+    """What the first leader has prepared, and not sent, is of its term."""
+    leader = scenario.cluster.wait_for_leader()
+    held = hold_in_mid_burst(scenario, leader)
+    post(scenario, RequestKind.STEP_DOWN)
+    held.release()
+    scenario.cluster.wait_for_leader(other_than=leader)
+    wait_for_burst(scenario)
+    scenario.more(5, timeout=10)
+    assert_each_once(scenario)
+
+
+@pytest.mark.slow
+def test_pause_in_a_burst_is_honoured_and_the_rest_follows(scenario: ClusterScenario):
+    leader = scenario.cluster.wait_for_leader()
+    held = hold_in_mid_burst(scenario, leader)
+    post(scenario, RequestKind.PAUSE)
+    held.release()
+    leader.wait_for_log("action=paused")
+    time.sleep(0.5)  # the batch that was held back is enqueued
+    before = len(scenario.history.messages())
+    time.sleep(1.5)
+    assert len(scenario.history.messages()) == before
+    assert sent(scenario) < COUNT
+    post(scenario, RequestKind.RESUME)
+    wait_for_burst(scenario)
+    scenario.more(5, timeout=10)
+    assert_each_once(scenario, leaders=1)
+
+
+@pytest.mark.slow
+def test_burst_delays_neither_renewals_nor_another_entry(scenario: ClusterScenario):
+    """Both are compared with the seconds before, because a busy machine delays everything."""
+    cluster, renewed = scenario.cluster, [time.time()]
+    seq = ""
+    while sent(scenario) < COUNT:
+        found = cluster.lease().get("seq", "")
+        if found != seq:
+            seq = found
+            renewed.append(time.time())
+        time.sleep(0.005)
+    renewed.append(time.time())
+    scenario.more(5, "fast", timeout=10)
+    records = cluster.journal()
+    began = min(record["ms"] for record in records if str(record.get("entry")).startswith("burst")) / 1000
+    gaps = [(before < began - 0.5, after - before) for before, after in pairwise(renewed)]
+    assert max(gap for quiet, gap in gaps if not quiet) < max(gap for quiet, gap in gaps if quiet) + 0.5
+    late = [
+        (record["ms"] / 1000, record["ms"] / 1000 - record["base"] / 1e6)
+        for record in records
+        if record.get("entry") == "fast"
+    ]
+    usual = max(lateness for at, lateness in late if at < began - 0.5)
+    assert max(lateness for at, lateness in late if at >= began - 0.5) < usual + 0.5
+    assert_each_once(scenario, leaders=1)

@@ -31,6 +31,9 @@ class NoRecipes(Recipes):
     def __init__(self) -> None:
         super().__init__(Sender(Celery("none", set_as_current=False)))
 
+    def refresh(self) -> None:
+        pass
+
     def of(self, _: object) -> None:
         return None
 
