@@ -43,9 +43,10 @@ def without_secrets(text: str) -> str:
 def printable(text: object) -> str:
     """Return a text in which lone surrogates are escaped: neither Redis nor a terminal accepts them.
 
-    They come from files with a broken escape.
+    They come from files with a broken escape. A plain text is returned as it is, without a copy.
     """
-    return str(text).encode("utf-8", "backslashreplace").decode()
+    text = str(text)
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def exception_line(exc: BaseException) -> str:

@@ -124,15 +124,17 @@ def benchmark_rate(rate: int, show: Callable[[str], object] = print) -> Benchmar
 
 def benchmark_rows(sizes: Sequence[int], show: Callable[[str], object] = print) -> Benchmark:
     """Count the statements to PostgreSQL while no row is due and none is edited."""
-    from django_celery_beat.models import PeriodicTask, PeriodicTasks
-
     from tests.benchmarks.rows import postgres_site, statements
-    from tests.integration.django.beats import beats
-    from tests.integration.django.rows import cron
 
     command = " ".join(["python -m tests.benchmarks.capacity", *map(str, sizes), "--rows"])
     found = Benchmark("Polls of the database", command, "rows", (STATEMENTS, STANDBY_STATEMENTS))
     with postgres_site() as site:
+        # Django is set up by now.
+        from django_celery_beat.models import PeriodicTask, PeriodicTasks
+
+        from tests.integration.django.beats import beats
+        from tests.integration.django.rows import cron
+
         for rows in sizes:
             PeriodicTask.objects.all().delete()
             site.redis.admin.flushall()
