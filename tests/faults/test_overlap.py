@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.cluster import BeatCluster, base_environment
+from tests.faults.cluster import STOCK_SCHEDULER, BeatCluster, base_environment
 from tests.support.servers import RabbitMQ, RedisServer, ServerProcess, wait_for
 
 TIMEOUT = 6
@@ -93,3 +93,19 @@ def test_entry_piles_up_no_messages_and_goes_on_after_its_worker_died(
         before = max(before, verdicts(cluster, "slow", "enqueued"))
         wait_for(lambda: verdicts(cluster, "slow", "enqueued") > before, TIMEOUT + 20, "the entry to go on", 0.2)
         assert time.monotonic() - died < TIMEOUT + 15
+
+
+@pytest.mark.slow
+def test_two_minutes_without_a_worker_leave_one_message_and_stock_beat_leaves_each(redis_server: RedisServer) -> None:
+    """At ten times the pace: an entry of a tenth of a second, until stock beat has left 120 messages."""
+    entry = {"every": 0.1, "options": {"ha_beat": {"overlap": "skip"}}}
+    ours = BeatCluster(redis_server.url, spec={"ours": entry}, replicas=2)
+    queue = {"task_default_queue": "stock"}
+    stock = BeatCluster(
+        redis_server.url, spec={"stock": {"every": 0.1}}, replicas=1, scheduler=STOCK_SCHEDULER, config=queue
+    )
+    with ours, stock:
+        wait_for(lambda: verdicts(ours, "ours", "enqueued"), 60, "a message")
+        wait_for(lambda: redis_server.admin.llen("stock") >= 120, 120, "the pile", 0.2)
+        wait_for(lambda: verdicts(ours, "ours", "skipped") >= 100, 60, "skipped occurrences", 0.2)
+        assert verdicts(ours, "ours", "enqueued") == redis_server.admin.llen("celery") == 1
