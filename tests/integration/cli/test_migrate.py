@@ -201,9 +201,12 @@ def test_missing_redbeat_keys_are_an_error(app):
     assert "redis://" in result.output
 
 
-def test_schedule_in_the_database_needs_no_import(app):
-    need_module("django_celery_beat")
-    app.conf.beat_scheduler = "ha_beat.django.schedulers:HADatabaseScheduler"
+@pytest.mark.parametrize(
+    "scheduler",
+    ["django.schedulers:HADatabaseScheduler", "sqlalchemy", "redbeat", "redbeat.schedulers:HARedBeatScheduler"],
+)
+def test_schedule_in_a_store_needs_no_import(app, scheduler):
+    app.conf.beat_scheduler = f"ha_beat.{scheduler}"
     assert migrate(app, "--from", "redbeat").exit_code == 2
 
 

@@ -5,7 +5,9 @@ Each runs with the package's own flag `-S` and with ours; nothing else differs.
 
 from __future__ import annotations
 
+import base64
 import json
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator
@@ -143,7 +145,9 @@ def test_first_steps_with_redbeat_need_only_another_flag(
 
 
 ADD_ROW = """
+import base64
 import json
+import sqlite3
 import tasks
 from sqlalchemy_celery_beat.models import IntervalSchedule, Period, PeriodicTask
 from sqlalchemy_celery_beat.session import SessionManager
@@ -195,3 +199,48 @@ def test_first_steps_with_sqlalchemy_celery_beat_need_only_another_flag(
         project.wait_for_silence("saved")
         project.wait_for_silence("bulk")
         project.wait_for_runs("static")
+
+
+def run_count(store: str, project: Project, url: str) -> int:
+    """Return how often the entry `saved` has run by the store's own record."""
+    if store == "redbeat":
+        meta = redis.Redis.from_url(url).hget("redbeat:saved", "meta")
+        return int(json.loads(meta)["total_run_count"])
+    with sqlite3.connect(project.folder / "schedule.db") as connection:
+        (count,) = connection.execute("SELECT total_run_count FROM celery_periodictask WHERE name = 'saved'").fetchone()
+        return int(count)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("store", "own", "save"),
+    [
+        ("redbeat", "redbeat.RedBeatScheduler", SAVE_REDBEAT),
+        ("sqlalchemy", "sqlalchemy_celery_beat.schedulers:DatabaseScheduler", ADD_ROW),
+    ],
+)
+def test_change_of_the_flag_and_back_keeps_last_runs_and_counts(
+    store: str, own: str, save: str, redis_server: RedisServer, folder: Path
+) -> None:
+    """The package's own beat, ours, and its own again, each stopped with SIGTERM. Ours counts each of its messages."""
+    pytest.importorskip({"redbeat": "redbeat", "sqlalchemy": "sqlalchemy_celery_beat"}[store])
+    url = redis_server.url.removesuffix("/0") + "/1"
+    settings = f'redbeat_redis_url="{url}", beat_dburi="sqlite:///schedule.db", beat_max_loop_interval=1,'
+    project = Project(folder, redis_server, settings)
+
+    def sent() -> int:
+        messages = redis_server.admin.lrange("celery", 0, -1)
+        return sum('"saved"' in base64.b64decode(json.loads(message)["body"]).decode() for message in messages)
+
+    with project.stack:
+        for number, flag in enumerate([own, f"ha_beat.{store}", own]):
+            before = sent()
+            counted = run_count(store, project, url) if number else 0
+            beat = project.start("beat", "-S", flag, "--pidfile=")
+            if number == 0:
+                wait_for(lambda: redis_server.admin.llen("celery"), 60, "a message of the settings")
+                project.run(save)
+            wait_for(lambda before=before: sent() >= before + 3, 60, "messages")
+            beat.stop(15)
+            if flag.startswith("ha_beat"):
+                assert abs(run_count(store, project, url) - counted - (sent() - before)) <= 1
