@@ -166,7 +166,8 @@ class StoredSource(EntrySource):
         return ScheduleChange(sync.table.changed_since(number)) if self._found != number else None
 
     def outlines(self) -> Iterable[Outline]:
-        for entry in self._copied():
+        # A forecast of a part of the entries would count as one of all.
+        for entry in self._copied() if self.ready() else ():
             yield entry.id, None if self.asks(entry) else entry.instants, entry.stored_last_run_at or NEVER
 
     def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
