@@ -291,3 +291,45 @@ def test_queues_of_a_topic_exchange_are_those_of_the_instant(make_comparison: Ma
     topic = Exchange("orders", type="topic")
     comparison = make_comparison({"task_queues": [Queue("all", topic, routing_key="#")], "task_default_queue": "all"})
     assert Ahead(comparison, BASIC).prepare() == 0
+
+
+def test_leader_sends_what_it_prepared_and_builds_what_was_edited(make_comparison: MakeComparison):
+    """One entry is edited in place and one is replaced while their occurrences wait for the instant."""
+    comparison = make_comparison({"ha_beat_cluster": "ahead"})
+    due = datetime.now(UTC) + timedelta(seconds=4)
+    ran = {"schedule": timedelta(hours=1), "last_run_at": due - timedelta(hours=1), "task": "t"}
+    names = ("kept", "edited", "replaced")
+    comparison.app.conf.beat_schedule = {name: {**ran, "args": ["old"]} for name in names}
+    scheduler = HAScheduler(comparison.app, max_interval=0.02)
+    try:
+        scheduler.tick()
+        runtime = scheduler._loop.runtime
+        assert runtime is not None
+        prepared: list[str] = []
+        while datetime.now(UTC) < due - timedelta(seconds=0.3) and len(prepared) < 3:
+            scheduler.tick()
+            if runtime.enqueuer._term is not None:
+                prepared = list(runtime.enqueuer._term._builder.prepared._found)
+        assert sorted(prepared) == sorted(names)
+        built_late: list[str] = []
+        dispatcher: Any = runtime.enqueuer.dispatcher
+        prepare = dispatcher.prepare
+
+        def noted(entry: Any, *rest: Any) -> Any:
+            if datetime.now(UTC) >= due:
+                built_late.append(entry.name)
+            return prepare(entry, *rest)
+
+        dispatcher.prepare = noted
+        scheduler.schedule["edited"].args[0] = "new"
+        scheduler.merge_inplace({**comparison.app.conf.beat_schedule, "replaced": {**ran, "args": ["new"]}})
+        deadline = datetime.now(UTC) + timedelta(seconds=15)
+        while len(comparison.queued()) < 3 and datetime.now(UTC) < deadline:
+            scheduler.tick()
+        raw = comparison.server.admin.lrange("celery", 0, -1)
+        sent = {m["headers"]["ha_beat"]["entry"]: m["headers"]["argsrepr"] for m in map(json.loads, raw)}
+        assert sent == {"kept": "['old']", "edited": "['new']", "replaced": "['new']"}
+        assert "kept" not in built_late
+    finally:
+        scheduler.close()
+        scheduler.close()
