@@ -153,6 +153,7 @@ def test_task_class_may_drop_its_options(make_comparison: MakeComparison):
     comparison.app.task(name=BASIC["task"], base=Dropping, shared=False)(restock)
     stock, ours = comparison.stock(BASIC), comparison.ours(BASIC)
     assert list(ours.queues) == ["audits", "celery\x06\x163"]
+    assert comparison.ledger()[ENTRY]["verdict"] == "enqueued"
     assert_same(normalised(ours, exact=True), normalised(stock, exact=True))
 
 
