@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from celery import Celery
+from celery import Celery, group
 from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import schedstate
 from celery.utils.imports import symbol_by_name
@@ -196,6 +196,70 @@ def test_error_that_apply_entry_hides_is_recorded(shared_redis: RedisServer, clu
     with cluster.running(scheduler) as until:
         until(lambda: cluster.row("e").get("verdict") == "skipped")
     assert "EncodeError" in cluster.row("e")["detail"]
+
+
+class Changes:
+    """Scheduler that leaves out what its own rule forbids, and changes the other entries before they are sent."""
+
+    def apply_entry(self: Any, entry: ScheduleEntry, producer: Any = None) -> None:
+        if entry.name != "off":
+            super().apply_entry(entry, producer)  # type: ignore[misc]
+
+    def apply_async(self: Any, entry: ScheduleEntry, producer: Any = None, **options: Any) -> Any:
+        entry.kwargs = {**(entry.kwargs or {}), "entry": entry.name}
+        entry.options["queue"] = "changed"
+        return super().apply_async(entry, producer=producer, **options)  # type: ignore[misc]
+
+
+class DropsProducer:
+    """Scheduler that sends another task, and through no producer in particular."""
+
+    def send_task(self: Any, name: str, *args: Any, **options: Any) -> Any:
+        return self.app.send_task(f"wrapped.{name}", *args, queue="wrapped")
+
+
+class Groups:
+    """Scheduler that makes a group of tasks of each entry."""
+
+    def apply_entry(self: Any, entry: ScheduleEntry, producer: Any = None) -> None:
+        group(self.app.signature(entry.task, args=(number,)) for number in range(3)).apply_async()
+
+
+class TenantEntry(ScheduleEntry):
+    """Entry with a field of its own, which it sends along."""
+
+    def __init__(self, *args: Any, tenant: str = "none", **fields: Any) -> None:
+        super().__init__(*args, **fields)
+        self.kwargs = {**self.kwargs, "tenant": tenant}
+
+
+class Adds:
+    """Scheduler with entries and a class of entries of its own."""
+
+    Entry = TenantEntry
+
+    def setup_schedule(self: Any) -> None:
+        super().setup_schedule()  # type: ignore[misc]
+        self.add(name="more", task="more", schedule=60.0, last_run_at=datetime(2020, 1, 1, tzinfo=UTC), tenant="north")
+
+
+@pytest.mark.parametrize("hook", [Changes, DropsProducer, Groups, Adds])
+def test_scheduler_class_sends_what_it_sends_in_plain_beat(shared_redis: RedisServer, cluster: Cluster, hook: type):
+    def sent() -> list[Any]:
+        queues = list(cluster.admin.scan_iter(_type="list"))
+        raw = [(queue, json.loads(each)["headers"]) for queue in queues for each in cluster.admin.lrange(queue, 0, -1)]
+        cluster.admin.delete(*queues)
+        return sorted((queue, headers["task"], headers["argsrepr"], headers["kwargsrepr"]) for queue, headers in raw)
+
+    entries = {"on": {}, "off": {"task": "u"}}
+    plain = type("Plain", (hook, Scheduler), {})(app=app_of(shared_redis, **entries))
+    for _ in range(6):
+        plain.tick()
+    expected = sent()
+    scheduler = type("Ours", (hook, HAScheduler), {})(app=app_of(shared_redis, **entries))
+    with cluster.running(scheduler) as until:
+        until(lambda: all(cluster.row(name).get("verdict") for name in scheduler.schedule))
+    assert sent() == expected != []
 
 
 class RowEntry(ScheduleEntry):
