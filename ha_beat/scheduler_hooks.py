@@ -17,7 +17,7 @@ from celery import Celery
 from celery.beat import SchedulingError
 from kombu.exceptions import OperationalError
 
-from ha_beat.dispatch.message import Sender
+from ha_beat.dispatch.message import Sender, further_id
 from ha_beat.errors import ConfigurationError
 
 logger = logging.getLogger("ha_beat")
@@ -125,6 +125,8 @@ class HookedSender(Sender):
         self._through_entry = False
         self._building = False
         self._error: Exception | None = None
+        #: Calls of :meth:`apply_async` for this occurrence, its task id, and the one that the entry was given last.
+        self._calls, self._task_id, self._lent_id = 0, "", ""
 
     def detect(self) -> None:
         """Find the replaced methods. A library may replace them after the scheduler was created."""
@@ -138,6 +140,8 @@ class HookedSender(Sender):
             super().__call__(entry, producer, args, kwargs, options)
             return
         self._error, published = None, producer.publishes
+        self._calls, self._task_id = 0, options["task_id"]
+        self._lent_id = self._task_id
         with self._lent(entry, producer, args=args, kwargs=dict(kwargs), options=dict(options)):
             try:
                 if self._through_entry:
@@ -152,6 +156,11 @@ class HookedSender(Sender):
         """Call the base class's ``apply_async``. While a message is built, the entry is not reserved."""
         if not self._building:
             return call(entry, advance=advance, **options)
+        self._calls += 1
+        if self._calls > 1 and entry.options.get("task_id") == self._lent_id:
+            # Before the signals, to which tracers listen.
+            self._lent_id = further_id(self._task_id, self._calls)
+            entry.options = {**entry.options, "task_id": self._lent_id}
         try:
             return call(entry, advance=False, **options)
         except Exception as exc:
@@ -185,7 +194,7 @@ class HookedSender(Sender):
 
 @contextmanager
 def lent(target: Any, **values: Any) -> Iterator[None]:
-    """Give an object other attributes of its own for a while."""
+    """Give an object other attributes for a while."""
     own = vars(target)
     before = {name: own[name] for name in values if name in own}
     own.update(values)

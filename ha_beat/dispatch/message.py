@@ -45,21 +45,27 @@ class DeclaringOnce(Producer):  # type: ignore[misc, unused-ignore]
         return super().maybe_declare(entity, retry, **retry_policy)
 
     def publish(self, body: Any, *args: Any, **options: Any) -> Any:
-        """Publish. A further message of the same occurrence gets its own task id, which each replica derives alike."""
+        """Publish. A further message of the same occurrence gets its own task id."""
         headers = options.get("headers") or {}
         task_id = headers.get("id")
         if self.ids is not None and task_id is not None:
+            number = len(self.ids) + 1
             if task_id in self.ids:
-                own = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{task_id}:{len(self.ids) + 1}"))
+                own = further_id(task_id, number)
                 if headers.get("root_id") == task_id:
                     headers["root_id"] = own
-                if DEDUPLICATION in options:
-                    options[DEDUPLICATION] = f"{options[DEDUPLICATION]}:{len(self.ids) + 1}"
                 headers["id"] = options["correlation_id"] = task_id = own
+            if number > 1 and DEDUPLICATION in options:
+                options[DEDUPLICATION] = f"{options[DEDUPLICATION]}:{number}"
             self.ids.add(task_id)
         result = super().publish(body, *args, **options)
         self.publishes += 1
         return result
+
+
+def further_id(task_id: str, number: int) -> str:
+    """Return the task id of a further message of an occurrence, the same on each replica. ``number`` is 2 or more."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{task_id}:{number}"))
 
 
 def is_timed(headers: Mapping[str, Any] | None) -> bool:
@@ -126,7 +132,7 @@ def publish(
         send(entry, producer, args, kwargs, options)
     if producer.publishes == published:
         if elsewhere:
-            raise NothingPublished(f"applying {entry.task} uses a producer of its own")
+            raise NothingPublished(f"applying {entry.task} uses another producer")
         raise Declined(str(entry.task))
 
 

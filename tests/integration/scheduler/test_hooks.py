@@ -13,6 +13,7 @@ import pytest
 from celery import Celery, group
 from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import schedstate
+from celery.signals import after_task_publish, before_task_publish
 from celery.utils.imports import symbol_by_name
 
 from ha_beat.scheduler import HAMixin, HAScheduler
@@ -78,10 +79,16 @@ class FanOut(HAScheduler):
 
 
 def test_one_occurrence_yields_several_messages(shared_redis: RedisServer, cluster: Cluster):
-    """They go out together, and each has a task id, which another replica derives alike."""
+    """They go out together, and each has a task id, which another replica derives alike and tracers see at once."""
     scheduler = FanOut(app_of(shared_redis, e={}))
+    seen: dict[Any, list[str]] = {before_task_publish: [], after_task_publish: []}
+    for signal, ids in seen.items():
+        signal.connect(lambda headers=None, ids=ids, **_: ids.append(headers["id"]), weak=False, dispatch_uid="ids")
     with cluster.running(scheduler) as until:
         until(cluster.messages)
+    for signal in seen:
+        signal.disconnect(dispatch_uid="ids")
+    assert seen[before_task_publish] == seen[after_task_publish] == [each["id"] for each in cluster.messages()]
     found = cluster.messages()
     assert [headers["tenant"] for headers in found] == ["north", "south"]
     assert cluster.row("e")["id"] == found[0]["id"] != found[1]["id"]
@@ -226,7 +233,7 @@ class Groups:
 
 
 class TenantEntry(ScheduleEntry):
-    """Entry with a field of its own, which it sends along."""
+    """Entry with another field, which it sends along."""
 
     def __init__(self, *args: Any, tenant: str = "none", **fields: Any) -> None:
         super().__init__(*args, **fields)
@@ -234,7 +241,7 @@ class TenantEntry(ScheduleEntry):
 
 
 class Adds:
-    """Scheduler with entries and a class of entries of its own."""
+    """Scheduler that adds an entry, and has another class of entries."""
 
     Entry = TenantEntry
 
