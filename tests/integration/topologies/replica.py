@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Self
 
+import redis
+
 from ha_beat import events
 from ha_beat.clock import SystemClock
 from ha_beat.duties import Duties
@@ -15,7 +17,7 @@ from ha_beat.election.state_machine import Leader, Timing
 from ha_beat.errors import StoreError
 from ha_beat.monitoring.logs import line_of
 from ha_beat.reasons import TermEnd
-from ha_beat.store.connections import Link, link_to
+from ha_beat.store.connections import Link, WatchedClient, link_to
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Replica
 from ha_beat.store.presence import RedisPresence
@@ -27,6 +29,12 @@ TIMEOUT = 1.0
 
 def link(url: str, **options: Any) -> Link:
     return link_to(url, options, TIMEOUT, KEYS.lease)
+
+
+def client_beside(way: Link) -> Any:
+    """Return a client for the test's thread: that of the link is the election thread's alone."""
+    client = way.client()
+    return redis.Redis(connection_pool=client.connection_pool) if isinstance(client, WatchedClient) else client
 
 
 class Campaigner:
@@ -45,10 +53,10 @@ class Campaigner:
 
         hub.subscribe(collect)
         self.duties = Duties(clock, hub.emit)
-        self.store = RedisLeaseStore(way.client, KEYS)
+        self.store = RedisLeaseStore(lambda: client_beside(way), KEYS)
         self.presence = RedisPresence(way.client, KEYS, clock, ttl / 3, sharded=way.sharded)
         self.elector = Elector(
-            self.store,
+            RedisLeaseStore(way.client, KEYS),
             self.presence,
             Replica(name, "host", 1, "0", "topology"),
             Timing(ttl, ttl / 4, 0.05, 3600.0),
