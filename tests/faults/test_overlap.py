@@ -96,7 +96,7 @@ def test_entry_piles_up_no_messages_and_goes_on_after_its_worker_died(
 
 
 @pytest.mark.slow
-def test_two_minutes_without_a_worker_leave_one_message_and_stock_beat_leaves_each(redis_server: RedisServer) -> None:
+def test_entry_without_a_worker_leaves_one_message_and_stock_beat_120(redis_server: RedisServer) -> None:
     """At ten times the pace: an entry of a tenth of a second, until stock beat has left 120 messages."""
     entry = {"every": 0.1, "options": {"ha_beat": {"overlap": "skip"}}}
     ours = BeatCluster(redis_server.url, spec={"ours": entry}, replicas=2)
