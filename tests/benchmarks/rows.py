@@ -62,7 +62,7 @@ def burst(site: Site, rows: int, *, stock: bool, limit: float) -> Result:
 
     PeriodicTask.objects.all().delete()
     site.redis.admin.flushall()
-    start = timedelta(seconds=15 + rows / 500)
+    start = timedelta(seconds=20 + rows / 400)
     minute = (datetime.now(UTC) + start).replace(second=0, microsecond=0) + timedelta(minutes=1)
     # Only of that minute: a slow beat must not count messages of the next one.
     crontab = cron(minute=str(minute.minute))
