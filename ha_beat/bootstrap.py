@@ -52,6 +52,7 @@ from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Replica, Term, new_token
 from ha_beat.store.ledger import Ledger
 from ha_beat.store.presence import RedisPresence
+from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.request_queue import Requests
 from ha_beat.store.shadow import Shadow, ShadowFeed
 
@@ -204,8 +205,8 @@ class _Assembly:
         store = RedisLeaseStore(link.client, self.keys)
 
         def connect(_: Event) -> None:
-            with suppress(StoreError):
-                store.observe()
+            with suppress(StoreError), mapped_redis_errors():
+                link.client().ping()
 
         def release(term: Term) -> None:
             claim.resolve_own(term, link.client())

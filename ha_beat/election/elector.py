@@ -198,10 +198,10 @@ class Elector:
     def _carry_out(self, action: Action, now: float) -> Outcome | None:
         match action:
             case Wait(until=until):
-                leading = isinstance(self.state, Leader)
-                if not leading and self._connectivity.reachable:
-                    self._follower.follow(now)
-                return self._presence.wait(min(until - now, _SLICE), leading=leading)
+                state = self.state
+                if isinstance(state, Standby) and self._connectivity.reachable:
+                    self._follower.follow(now, state.seen_epoch)
+                return self._presence.wait(min(until - now, _SLICE), leading=isinstance(state, Leader))
             case Observe():
                 return self._ask(self._store.observe, "observation")
             case Campaign():

@@ -70,18 +70,20 @@ def _other_app(leader: LeaseRecord, replica: Replica) -> str:
 
 
 class StandbyFollower:
-    """Calls ``follow`` about once a second. A failure does not disturb the election."""
+    """Calls ``follow`` about once a second, and when a term is first seen. A failure does not disturb the election."""
 
     def __init__(self, follow: Callable[[], None] | None, duties: Duties) -> None:
         self._follow = follow
         self._duties = duties
         self._follow_at = 0.0
+        self._epoch = 0
 
-    def follow(self, now: float) -> None:
-        """Follow if it is due. ``now`` is on ``Clock.elapsed``."""
-        if self._follow is None or now < self._follow_at:
+    def follow(self, now: float, epoch: int) -> None:
+        """Follow if it is due. ``now`` is on ``Clock.elapsed``, ``epoch`` the highest that this replica has seen."""
+        # If all is lost in its first second, only a standby that knows of the first leader can tell.
+        if self._follow is None or (now < self._follow_at and epoch == self._epoch):  # guard: follow-new-term
             return
-        self._follow_at = now + _FOLLOW_INTERVAL
+        self._follow_at, self._epoch = now + _FOLLOW_INTERVAL, epoch
         try:
             self._follow()
         except Exception as exc:

@@ -15,6 +15,7 @@ from ha_beat import events
 from ha_beat.duties import Duties
 from ha_beat.election.elector import Elector
 from ha_beat.election.leader_handle import LeaderHandle
+from ha_beat.election.reports import StandbyFollower
 from ha_beat.election.state_machine import Leader, Standby, Timing
 from ha_beat.errors import ForeignApp, StoreUnavailable
 from ha_beat.reasons import Duty, TermEnd, TermStart
@@ -49,6 +50,16 @@ def test_standbys_report_the_leader_once(electors: Electors):
     assert len(electors.events.of(events.TermStarted)) == 1
     assert [event.holder for event in electors.events.of(events.LeaderSeen)] == ["one", "one"]
     assert electors.events.of(events.TermEnded) == []
+
+
+def test_standby_follows_once_a_second_and_at_once_in_a_new_term(electors: Electors):
+    """Otherwise a loss of everything in a cluster's first second looks like a first start."""
+    followed: list[float] = []
+    now = 0.0
+    follower = StandbyFollower(lambda: followed.append(now), electors.duties)
+    for now, epoch in [(0.0, 0), (0.1, 0), (0.2, 7), (0.3, 7), (1.1, 7), (1.2, 7), (1.3, 8)]:
+        follower.follow(now, epoch)
+    assert followed == [0.0, 0.2, 1.2, 1.3]
 
 
 def test_hung_main_loop_loses_the_lease(electors: Electors, one: Elector):
