@@ -46,22 +46,42 @@ class Recipes:
         self._send = send
         self._of_app: tuple[Any, ...] | None = None
         self._of_tasks: dict[str, bytes | None] = {}
-        #: Tasks whose classes were found to be as Celery makes them.
+        #: Tasks whose attributes were found to be plain values.
         self._plain_tasks: dict[str, Any] = {}
+        #: Router and queues as last seen, and how many times one of them was replaced.
+        self._routing: tuple[Any, dict[str, Any]] = None, {}
+        self._reroutings = 0
 
     def refresh(self) -> None:
         """Read what all messages have in common."""
         self._of_tasks.clear()
+        self._of_app = None
         try:
-            self._of_app = None if self._send.hooked else _of_app(self._send.app)
+            if not self._send.hooked and (found := _of_app(self._send.app)) is not None:
+                self._of_app = *found, self._rerouted(self._send.app.amqp)
         except Exception:
             # What cannot be read is reported when a message is built.
-            self._of_app = None
+            return
 
     def of(self, entry: Any) -> Recipe | None:
-        """Return the recipe of an entry's message; ``None`` if it must not be built ahead."""
+        """Return the recipe of an entry's message; ``None`` if it must not be built ahead. Never raises."""
         if self._of_app is None:
             return None
+        try:
+            return self._read(entry)
+        except Exception:
+            # Something else than plain values, or than an entry should have.
+            return None
+
+    def _rerouted(self, amqp: Any) -> int:
+        """Return how many times the router or a queue was replaced. Celery adds missing queues by itself."""
+        (router, queues), self._routing = self._routing, (amqp.router, dict(amqp.queues))
+        now = self._routing[1]
+        if router is not amqp.router or any(now.get(name) is not queue for name, queue in queues.items()):
+            self._reroutings += 1
+        return self._reroutings
+
+    def _read(self, entry: Any) -> Recipe | None:
         name, options = entry.task, entry.options
         if options and (not _TIMED.isdisjoint(options) or options.get("serializer") not in _SERIALIZERS):
             return None
@@ -69,27 +89,20 @@ class Recipes:
             of_task = self._of_tasks[name]
         except KeyError:
             of_task = self._of_tasks[name] = self._read_task(name)
-        if of_task is None:
-            return None
-        try:
-            return of_task, marshal.dumps((entry.args, entry.kwargs, options), _MARSHAL)
-        except ValueError:
-            # Something else than plain values.
-            return None
+        return None if of_task is None else (of_task, marshal.dumps((entry.args, entry.kwargs, options), _MARSHAL))
 
     def _read_task(self, name: str) -> bytes | None:
-        try:
-            task, values = self._send.app.tasks.get(name), tuple[Any, ...]()
-            if task is not None:
-                if self._plain_tasks.get(name) is not task and not _is_plain_task(task):
-                    return None
-                self._plain_tasks[name] = task
-                values = tuple(getattr(task, option, None) for option in _TASK_OPTIONS)
-                if task.expires is not None or task.serializer not in _SERIALIZERS:
-                    return None
-            return marshal.dumps((name, values, self._of_app), _MARSHAL)
-        except Exception:
-            return None
+        task, values = self._send.app.tasks.get(name), tuple[Any, ...]()
+        if task is not None:
+            if not _are_stock(task, *_TASK_METHODS):
+                return None
+            if self._plain_tasks.get(name) is not task and not _is_plain_task(task):
+                return None
+            self._plain_tasks[name] = task
+            values = tuple(getattr(task, option, None) for option in _TASK_OPTIONS)
+            if task.expires is not None or task.serializer not in _SERIALIZERS:
+                return None
+        return marshal.dumps((name, values, self._of_app), _MARSHAL)
 
 
 def _of_app(app: Celery) -> tuple[Any, ...] | None:
@@ -110,15 +123,13 @@ def _of_app(app: Celery) -> tuple[Any, ...] | None:
         or not all(map(_is_plain_route, router.routes))
     ):
         return None
-    return id(amqp), conf.task_serializer, conf.task_compression, conf.task_default_queue
+    return conf.task_serializer, conf.task_compression, conf.task_default_queue
 
 
 def _is_plain_task(task: Any) -> bool:
-    """True if neither a method nor a property of the task's class takes part in its message."""
-    return (
-        _are_stock(task, *_TASK_METHODS)
-        and getattr(task, "_dump_pydantic_arguments", None) is None
-        and not any(hasattr(getattr_static(task, option, None), "__get__") for option in _TASK_OPTIONS)
+    """True if no property of the task's class takes part in its message."""
+    return getattr(task, "_dump_pydantic_arguments", None) is None and not any(
+        hasattr(getattr_static(task, option, None), "__get__") for option in _TASK_OPTIONS
     )
 
 

@@ -170,6 +170,9 @@ class PreparedOccurrences:
             operation = self._operation(LedgerWriter(term, at), state, at, dispatcher)
             packed = dispatcher.pack(operation.operation).split(_STAMP.encode())
         except _DependsOnBrokerError:
+            if len(self._not_ahead) >= _MOST:
+                # Most may be of deleted entries.
+                self._not_ahead.clear()
             self._not_ahead[state.id] = recipe
             return
         except Exception:

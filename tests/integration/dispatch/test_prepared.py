@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from celery import Task
-from celery.beat import BeatLazyFunc
+from celery.beat import BeatLazyFunc, ScheduleEntry
 from celery.signals import before_task_publish
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -213,7 +213,14 @@ def changed_row(ahead: Ahead) -> None:
     ahead.state.row = LedgerWriter(TERM, ahead.now).row(ahead.state, ahead.state.position, Verdict.ARMED)
 
 
+def app_of(ahead: Ahead) -> Any:
+    return ahead.dispatcher.recipes._send.app
+
+
 CHANGES: dict[str, Callable[[Ahead], object]] = {
+    "routes": lambda ahead: app_of(ahead).conf.update(task_routes={"shop.*": "elsewhere"}),
+    "queue": lambda ahead: app_of(ahead).amqp.queues.add(Queue("celery", Exchange("orders", type="topic"))),
+    "task's method": lambda ahead: setattr(app_of(ahead).tasks[BASIC["task"]], "apply_async", receiver),
     "args": lambda ahead: ahead.entry.celery_entry.args.append(4),
     "a value in the args": lambda ahead: ahead.entry.celery_entry.args[0].update(b=2),
     "option": lambda ahead: ahead.entry.celery_entry.options.update(queue="other"),
@@ -234,7 +241,9 @@ CHANGES: dict[str, Callable[[Ahead], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_prepared_occurrence_is_dropped_after_a_change(change: str, make_comparison: MakeComparison):
-    ahead = Ahead(make_comparison(), {**BASIC, "args": [{"a": 1}]})
+    comparison = make_comparison()
+    comparison.app.task(name=BASIC["task"], shared=False)(restock)
+    ahead = Ahead(comparison, {**BASIC, "args": [{"a": 1}]})
     assert ahead.prepare() == 1
     try:
         CHANGES[change](ahead)
@@ -266,11 +275,27 @@ def test_task_class_with_a_hook_is_not_prepared(base: Any, make_comparison: Make
 
 @pytest.mark.parametrize(
     "line",
-    [{**BASIC, "args": (BeatLazyFunc(int),)}, {**BASIC, "kwargs": {"at": FAR}}, entry(link=[print]), entry(expires=3)],
-    ids=["lazy", "object", "callable", "expiry"],
+    [
+        *({**BASIC, "args": (BeatLazyFunc(int),)}, {**BASIC, "kwargs": {"at": FAR}}, entry(link=[print])),
+        *(entry(expires=3), entry(serializer=["json"]), entry(compression="none"), {**BASIC, "task": ["a list"]}),
+    ],
+    ids=["lazy", "object", "callable", "expiry", "serializer", "compression", "task"],
 )
 def test_entry_with_other_than_plain_values_is_not_prepared(line: Any, make_comparison: MakeComparison):
     assert Ahead(make_comparison(), line).prepare() == 0
+
+
+class Broken(ScheduleEntry):
+    task: Any = property(lambda _: 1 / 0)
+
+
+def test_entry_whose_attribute_raises_is_not_prepared(make_comparison: MakeComparison):
+    """The other entries are."""
+    ahead = Ahead(make_comparison(), BASIC)
+    broken = EntryState(replace(ahead.entry, id="broken", celery_entry=Broken.__new__(Broken)), ahead.state.position)
+    ahead.queue.put(broken, ahead.at - timedelta(seconds=1))
+    assert ahead.prepare() == 1
+    assert_equal(ahead)
 
 
 def test_paused_entry_is_not_prepared(make_comparison: MakeComparison):
