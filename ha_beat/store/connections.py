@@ -73,8 +73,7 @@ class WatchedClient(redis.Redis):
         self._kept: Any = None
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        if self._kept is not None:
-            self._give_back()
+        self._give_back()
         try:
             execute: Callable[..., Any] = super().execute_command
             return execute(*args, **options)
@@ -86,21 +85,32 @@ class WatchedClient(redis.Redis):
         """Send a packed command that only reads. It takes a quarter of the processor time of an ordinary one.
 
         The connection is kept until the next ordinary command, for which the pool checks it. One that has ended
-        meanwhile raises ConnectionError. Only for a client that one thread uses.
+        meanwhile raises ConnectionError.
         """
-        if self._kept is None:
-            self._kept = _connection_of(self.connection_pool)
+        # While it is in use, no other thread or signal handler may take it.
+        used, self._kept = self._kept, None
+        if used is None:
+            used = _connection_of(self.connection_pool)
         try:
-            self._kept.send_packed_command([packed], check_health=False)
-            return self._kept.read_response()
+            used.send_packed_command([packed], check_health=False)
+            answer = used.read_response()
         except (redis_errors.RedisError, OSError) as exc:
-            self._give_back()
+            self.connection_pool.release(used)
             self._judge(exc)
             raise
+        except BaseException:
+            # Its reply may be still to come.
+            used.disconnect()
+            self.connection_pool.release(used)
+            raise
+        self._give_back()
+        self._kept = used
+        return answer
 
     def _give_back(self) -> None:
         kept, self._kept = self._kept, None
-        self.connection_pool.release(kept)
+        if kept is not None:
+            self.connection_pool.release(kept)
 
     def _judge(self, exc: Exception) -> None:
         if code_of(exc) in STALE:

@@ -10,8 +10,9 @@ import redis
 from celery import Celery
 
 from ha_beat.dispatch.broker import BrokerLink
+from ha_beat.errors import StoreUnavailable
 from ha_beat.store.connections import Link, link_to
-from ha_beat.store.scripts import Poll, Script
+from ha_beat.store.scripts import Poll, Script, packed
 from tests.support.servers import RedisServer
 
 
@@ -82,3 +83,53 @@ def test_repeated_read_takes_up_a_lost_connection_and_lost_scripts(shared_redis:
     own = client.client_id()
     assert {read(), read()} == {digest}
     assert client.client_id() == own
+
+
+def polling(server: RedisServer, timeout: float) -> tuple[Any, Callable[[], Any]]:
+    """Return a client that keeps a connection for a poll, and the poll."""
+    client, poll = link_to(server.url, {}, timeout, "key").client(), Poll("observe")
+
+    def read() -> Any:
+        return poll(client, ["nothing"], [""])[4]
+
+    assert read() == read()
+    return client, read
+
+
+def test_command_during_a_repeated_read_has_its_own_answer(shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch):
+    """A signal handler releases the lease, maybe while another thread reads it through the same link."""
+    client, read = polling(shared_redis, 2.5)
+    first, waiting, in_time = read(), redis.Connection.read_response, []
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        if not in_time:
+            in_time.append(True)
+            assert client.echo("mine") == b"mine"
+        return waiting(*args, **options)
+
+    monkeypatch.setattr(redis.Connection, "read_response", interrupted)
+    assert read() == first == read()
+    assert in_time
+
+
+def test_interrupted_read_leaves_no_reply_behind(shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch):
+    client, read = polling(shared_redis, 2.5)
+    first = read()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(redis.Connection, "read_response", fail)
+        client.read_again(packed("ECHO", "late"))
+    assert read() == first == read()
+
+
+def test_late_reply_to_a_repeated_read_is_not_the_next_answer(shared_redis: RedisServer):
+    _, read = polling(shared_redis, 0.2)
+    first = read()
+    shared_redis.admin.client_pause(400)
+    with pytest.raises(StoreUnavailable):
+        read()
+    shared_redis.admin.ping()  # answered when the pause is over
+    assert read() == first == read()
