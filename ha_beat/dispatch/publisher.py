@@ -109,6 +109,8 @@ class Publisher:
         self._producer: _DeferringProducer | None = None
         self._used_at = 0.0
         self._driver = ""
+        #: True if the last attempt to connect failed.
+        self._unreachable = False
 
     def prepare(
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -131,6 +133,14 @@ class Publisher:
         producer.deferred = []
         publish(self._sender, producer, entry, args, kwargs, options)
         return DeferredMessage(tuple(producer.deferred))
+
+    def prepare_ahead(
+        self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> DeferredMessage:
+        """Build a message like :meth:`prepare`, but wait for no broker that was unreachable: nothing is due yet."""
+        if self._unreachable:
+            raise StoreUnavailable("the broker was unreachable", acted=False)
+        return self.prepare(entry, args, kwargs, options)
 
     def error_behind(self, exc: BaseException) -> StoreError | None:
         """Return the broker's failure if the broker does not answer now, and the exception may come from that."""
@@ -240,11 +250,13 @@ class Publisher:
             channel = adapter.open()
             producer = _DeferringProducer(channel, auto_declare=False, serializer=self._app.conf.task_serializer)
         except Exception as exc:
+            self._unreachable = True
             adapter.close()
             if isinstance(exc, StoreError):
                 raise StoreUnavailable.not_acted(exc) from exc
             raise StoreUnavailable(exception_line(exc), acted=False) from exc
         self._adapter, self._producer, self._used_at = adapter, producer, self._clock.elapsed()
+        self._unreachable = False
         return producer, adapter
 
 

@@ -62,6 +62,10 @@ class MessageSender(Protocol):
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> PreparedMessage: ...
 
+    def prepare_ahead(
+        self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> PreparedMessage: ...
+
     def error_behind(self, exc: BaseException) -> StoreError | None: ...
 
     def ready(self) -> None: ...
@@ -122,7 +126,7 @@ class ClaimDispatcher:
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> PreparedMessage:
         # Queues are declared when it is sent.
-        return self._publisher.prepare(entry, args, kwargs, options)
+        return self._publisher.prepare_ahead(entry, args, kwargs, options)
 
     def pack(self, _: Operation) -> bytes:
         """Return nothing: a claim is written in place of the operation."""

@@ -174,9 +174,10 @@ class Sender:
         self.app.conf.update({"task_default_queue": "jobs.fifo", **config})
         self.publisher = Publisher(self.app, timeout, SystemClock())
 
-    def prepare(self, task: str = "report") -> Any:
+    def prepare(self, task: str = "report", *, ahead: bool = False) -> Any:
         due = ScheduleEntry(name="report", task=task, schedule=60, app=self.app)
-        return self.publisher.prepare(due, (1,), {}, with_header({}, HEADER, TASK_ID))
+        prepare = self.publisher.prepare_ahead if ahead else self.publisher.prepare
+        return prepare(due, (1,), {}, with_header({}, HEADER, TASK_ID))
 
     def send(self, message: Any = None) -> Sent:
         return self.publisher.send(message or self.prepare())

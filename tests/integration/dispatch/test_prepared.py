@@ -68,7 +68,7 @@ class Ahead:
             self.dispatcher: Any = SimpleNamespace(
                 recipes=publisher.recipes,
                 prepare=publisher.prepare,
-                prepare_ahead=publisher.prepare,
+                prepare_ahead=publisher.prepare_ahead,
                 pack=lambda _: b"",
             )
         else:

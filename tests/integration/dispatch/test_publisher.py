@@ -74,6 +74,29 @@ def test_refused_connection_certainly_sent_nothing(scheme: str):
     assert min(took) < 1.8
 
 
+def test_broker_that_was_unreachable_is_not_waited_for_ahead(monkeypatch: pytest.MonkeyPatch):
+    """The main loop would wait for it again and again while nothing is due."""
+    sender, attempts, tried = Sender(f"amqp://127.0.0.1:{free_port()}//"), [], 0
+    connection_for_write = sender.app.connection_for_write
+
+    def connect(*args: Any, **options: Any) -> Any:
+        attempts.append(1)
+        return connection_for_write(*args, **options)
+
+    monkeypatch.setattr(sender.app, "connection_for_write", connect)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            sender.prepare(ahead=True)
+        tried = tried or len(attempts)
+    assert len(attempts) == tried
+    with pytest.raises(StoreUnavailable):
+        sender.prepare()
+    assert len(attempts) > tried
+    connection_for_write = Sender("memory://").app.connection_for_write
+    sender.prepare()
+    assert sender.prepare(ahead=True)
+
+
 def declared(server: RedisServer, *names: str) -> Sender:
     """Return a publisher to a broker with queues that each receive every message."""
     orders = Exchange("orders", type="topic")
