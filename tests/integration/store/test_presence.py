@@ -84,8 +84,8 @@ def test_wake_messages_that_arrive_together_are_all_received(presence: RedisPres
     presence.open()
     for _ in range(3):
         shared_redis.admin.publish(KEYS.wake, "released")
-    wait_for(lambda: presence.wait(0.1), 10, "the first message")
-    assert [presence.wait(0.1) for _ in range(3)] == [True, True, False]
+    received = [presence.wait(0.2) for _ in range(10)]
+    assert received.count(True) == 3
 
 
 def forked() -> None:
