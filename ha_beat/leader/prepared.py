@@ -31,6 +31,9 @@ _AHEAD = timedelta(seconds=30)
 #: Most occurrences, and most characters of them, that wait for their instant.
 _MOST, _MOST_CHARACTERS = 20_000, 64_000_000
 
+#: Most bytes of an entry's arguments and options: a message is built within ``_SPARE``, and delays no entry.
+_LARGEST = 100_000
+
 #: Seconds for which the main loop prepares at once, and the least time until the next entry is due.
 _SLICE, _SPARE = 0.01, 0.03
 
@@ -160,7 +163,7 @@ class PreparedOccurrences:
         if at is None or at <= now or not _is_regular(state):
             return
         recipe = dispatcher.recipes.of(entry.celery_entry)
-        if recipe is None or self._not_ahead.get(state.id) == recipe:
+        if recipe is None or len(recipe[1]) > _LARGEST or self._not_ahead.get(state.id) == recipe:
             return
         if self._parts.kept.find(entry, dispatcher) is not None or state.id in self._parts.pause.entries:
             return

@@ -298,6 +298,12 @@ def test_entry_whose_attribute_raises_is_not_prepared(make_comparison: MakeCompa
     assert_equal(ahead)
 
 
+def test_entry_with_large_arguments_is_not_prepared(make_comparison: MakeComparison):
+    """To build 1 MB takes 0.2 s, by which another entry that falls due meanwhile would be late."""
+    assert Ahead(make_comparison(), {**BASIC, "args": [[{"id": number} for number in range(50_000)]]}).prepare() == 0
+    assert Ahead(make_comparison(), {**BASIC, "args": ["x" * 90_000]}).prepare() == 1
+
+
 def test_paused_entry_is_not_prepared(make_comparison: MakeComparison):
     ahead = Ahead(make_comparison(), BASIC)
     ahead.pauses[ENTRY] = EntryPause(ENTRY, 1)
