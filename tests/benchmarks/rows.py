@@ -55,12 +55,15 @@ def statements(site: Site) -> int:
 
 def burst(site: Site, rows: int, *, stock: bool, limit: float) -> Result:
     """Measure one burst. ``limit`` is in seconds from the minute."""
+    from django.db import connection
     from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
     from tests.integration.django.beats import beats
     from tests.integration.django.rows import cron
 
-    PeriodicTask.objects.all().delete()
+    with connection.cursor() as cursor:
+        # The model's delete() writes the mark of changes twice for each row.
+        cursor.execute("TRUNCATE django_celery_beat_periodictask")
     site.redis.admin.flushall()
     start = timedelta(seconds=20 + rows / 400)
     minute = (datetime.now(UTC) + start).replace(second=0, microsecond=0) + timedelta(minutes=1)

@@ -13,7 +13,7 @@ from kombu import Connection, Exchange, Queue
 
 from tests.faults.clock import SteppedClock
 from tests.faults.cluster import BeatCluster
-from tests.integration.django.beats import beats, kill_leader
+from tests.integration.django.beats import HA, STOCK, beats, kill_leader
 from tests.integration.django.rows import (
     at,
     cron,
@@ -144,6 +144,26 @@ def test_clocked_row_edited_before_it_has_run_runs_as_edited(site):
     assert [names.count(name) for name in ("earlier", "past", "interval")] == [1, 1, 1]
     assert site.instants("earlier") == [earlier.clocked.clocked_time]
     site.assert_none_twice("recurring")
+
+
+def test_edited_clocked_rows_send_what_they_send_with_stock(site):
+    names = ("earlier", "past", "interval")
+
+    def sent(scheduler: str) -> list[int]:
+        PeriodicTask.objects.all().delete()
+        site.redis.admin.flushall()
+        earlier, past, interval = (row(name, clocked=at(soon(600)), one_off=True) for name in names)
+        row("recurring", interval=every(1))
+        with beats(site, replicas=1, scheduler=scheduler):
+            site.wait_for("recurring")
+            save(earlier, clocked=at(soon(8)))
+            save(past, clocked=at(soon(-300)))
+            save(interval, clocked=None, interval=every(2))
+            wait_for(lambda: set(names) <= set(site.names()), 40, "a message of each row")
+            time.sleep(3)
+        return [site.names().count(name) for name in names]
+
+    assert sent(HA) == sent(STOCK) == [1, 1, 1]
 
 
 def test_one_off_row_that_its_own_task_sets_again_runs_again(site):

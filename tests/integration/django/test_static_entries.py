@@ -177,10 +177,12 @@ def write_one(monkeypatch, **definition: Any) -> Any:
 
 @pytest.mark.parametrize("seconds", [1.5, 90])
 def test_first_of_several_equal_intervals_is_used(site, monkeypatch, seconds):
-    """Nothing forbids them. django-celery-beat uses the first, too."""
+    """Nothing forbids them. Stock knows whole seconds only."""
     unit, period = (round(seconds * 1e6), "microseconds") if seconds % 1 else (round(seconds), "seconds")
     first, _ = [IntervalSchedule.objects.create(every=unit, period=period) for _ in range(2)]
     assert write_one(monkeypatch, schedule=seconds).interval == first
+    if period == "seconds":
+        assert IntervalSchedule.from_schedule(schedule(seconds)) == first
 
 
 def test_options_that_no_row_can_hold_are_named(site, monkeypatch, caplog):
