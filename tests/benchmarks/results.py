@@ -7,8 +7,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 #: Names of the sides of a comparison.
@@ -19,12 +18,6 @@ Both sides of a ratio were measured in one run, one after the other. The floor i
 same messages, ready made. Processor time is that of all replicas: three of ha_beat, one of each other scheduler."""
 
 _PACKAGES = ("ha-beat", "celery", "kombu", "redis", "celery-redbeat", "Django", "django-celery-beat")
-_MODULES = {
-    "ha-beat": "ha_beat",
-    "celery-redbeat": "redbeat",
-    "Django": "django",
-    "django-celery-beat": "django_celery_beat",
-}
 
 
 @dataclass(frozen=True)
@@ -108,13 +101,20 @@ def shown(value: Measure | None) -> str:
 
 def machine() -> str:
     """Return one line on the machine and the versions that were measured."""
-    packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES if find_spec(_MODULES.get(name, name)))
+    packages = ", ".join(filter(None, map(_package, _PACKAGES)))
     cores = len(os.sched_getaffinity(0))
     return (
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {processor()}, {cores} cores, {platform.system()} "
         f"{platform.release()}, load {os.getloadavg()[2]:.1f} in the 15 minutes before the end, "
         f"Python {platform.python_version()}, {packages}"
     )
+
+
+def _package(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return ""
 
 
 def processor() -> str:
