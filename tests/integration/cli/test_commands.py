@@ -22,7 +22,9 @@ from ha_beat.reasons import BackfillOutcome, ReplyCode
 from tests.faults.cluster import BeatCluster, base_environment
 from tests.support.servers import LOCALHOST, RedisServer, free_port, need, wait_for
 
-SPEC = {"fast": {"every": 0.5}, "nightly-report": {"every": 86400}}
+#: A lone surrogate comes from a file with a broken escape.
+HALF = "half \ud83d"
+SPEC = {"fast": {"every": 0.5}, "nightly-report": {"every": 86400}, HALF: {"every": 86400}}
 
 REQUESTS = ["next", "doctor", "step-down", "pause", "resume", "run", "backfill"]
 COMMANDS = ["status", "check", "history", "settings", *REQUESTS]
@@ -118,6 +120,15 @@ def test_next_lists_entries_by_due_time(cluster, app):
     assert entries[0] == "fast"
     assert "nightly-report" in entries
     assert invoke(app, "next", "fast").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["status", "next", "doctor", "history"])
+def test_name_with_a_lone_surrogate_ends_no_command(cluster, app, command):
+    cluster.wait_for_leader()
+    results = [invoke(app, command, *args) for args in ([], ["--json"])]
+    assert [result.exit_code for result in results] == [0, 0]
+    if command in {"next", "history"}:
+        assert invoke(app, command, HALF.encode("unicode_escape").decode()).exit_code == 0
 
 
 def test_settings_show_sources_and_no_password(app):
