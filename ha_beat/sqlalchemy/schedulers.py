@@ -35,10 +35,13 @@ def database_of(app: Celery, model: Any = PeriodicTask, **own: Any) -> SqlDataba
     uri, schema, options = (
         own.get(name) or app.conf.get(f"beat_{name}") for name in ("dburi", "schema", "engine_options")
     )
+    uri = str(uri or DEFAULT_BEAT_DBURI)
     try:
-        return SqlDatabase(str(uri or DEFAULT_BEAT_DBURI), schema, options or {}, model.metadata)
+        return SqlDatabase(uri, schema, options or {}, model.metadata)
     except (ArgumentError, ImportError) as exc:
-        raise ConfigurationError(f"beat_dburi can't be used: {without_secrets(str(exc))}") from exc
+        # A text that is no URL may still hold a password. Older versions of SQLAlchemy quote it.
+        text = without_secrets(str(exc).replace(uri, "…"))
+        raise ConfigurationError(f"beat_dburi can't be used: {text}") from exc
 
 
 def stored_last_runs(app: Celery) -> dict[str, tuple[datetime, int]]:
