@@ -15,8 +15,8 @@ import nox
 
 PYTHONS = ("3.11", "3.12", "3.13")
 
-#: Three workers, on two cores too: most tests wait for leases and servers longer than they compute.
-PARALLEL = ("-n", "3", "--dist", "loadfile")
+#: Four workers, on two cores too: most tests wait for leases and servers longer than they compute.
+PARALLEL = ("-n", "4", "--dist", "loadfile")
 
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
