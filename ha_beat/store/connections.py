@@ -82,7 +82,7 @@ class WatchedClient(redis.Redis):
             raise
 
     def read_again(self, packed: bytes) -> Any:
-        """Send a packed command that only reads. It takes a quarter of the processor time of an ordinary one.
+        """Send a packed command that only reads. It takes less than half the processor time of an ordinary one.
 
         The connection is kept until the next ordinary command, for which the pool checks it. One that has ended
         meanwhile raises ConnectionError.
