@@ -53,6 +53,8 @@ def post(scenario: ClusterScenario, kind: RequestKind) -> None:
     cluster = scenario.cluster
     requests = Requests(lambda: cluster.admin, Keys(cluster.name), 1000)
     requests.post(Request(kind, {}, by="test"), lifetime=30.0)
+    # Prepared batches follow one another within milliseconds. The command that is held back must not time out.
+    time.sleep(0.25)
 
 
 def wait_for_burst(scenario: ClusterScenario) -> None:
@@ -130,12 +132,14 @@ def test_batch_that_arrives_just_before_the_takeover_counts(scenario: ClusterSce
 
 @pytest.mark.slow
 def test_step_down_in_a_burst_leaves_the_rest_to_the_next(scenario: ClusterScenario):
-    """What the first leader has prepared, and not sent, is of its term."""
+    """What the first leader has prepared, and not sent, is of its term. A later batch of it is refused."""
     leader = scenario.cluster.wait_for_leader()
     held = hold_in_mid_burst(scenario, leader)
+    later = scenario.nemesis.lease_proxy(leader).hold(containing(b"EVALSHA", b"burst-0900", b'"verdict":"enqueued"'))
     post(scenario, RequestKind.STEP_DOWN)
     held.release()
     scenario.cluster.wait_for_leader(other_than=leader)
+    later.release()
     wait_for_burst(scenario)
     scenario.more(5, timeout=10)
     assert_each_once(scenario)
