@@ -17,7 +17,7 @@ from celery import Celery
 from celery.beat import SchedulingError
 from kombu.exceptions import OperationalError
 
-from ha_beat.dispatch.message import Sender, further_id
+from ha_beat.dispatch.message import Sender, further_id, lent
 from ha_beat.errors import ConfigurationError
 
 logger = logging.getLogger("ha_beat")
@@ -190,20 +190,6 @@ class HookedSender(Sender):
             self._building = False
             for name, value in own.items():
                 setattr(entry, name, value)
-
-
-@contextmanager
-def lent(target: Any, **values: Any) -> Iterator[None]:
-    """Give an object other attributes for a while."""
-    own = vars(target)
-    before = {name: own[name] for name in values if name in own}
-    own.update(values)
-    try:
-        yield
-    finally:
-        for name in values:
-            own.pop(name, None)
-        own.update(before)
 
 
 def _original(exc: Exception) -> Exception:

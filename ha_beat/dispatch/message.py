@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import get_ident
 from typing import Any
 
@@ -136,22 +136,28 @@ def publish(
         raise Declined(str(entry.task))
 
 
-@contextmanager
-def _default_producer(app: Celery, producer: Any) -> Iterator[None]:
+def _default_producer(app: Celery, producer: Any) -> AbstractContextManager[None]:
     """Let messages of this thread that name no producer use this one: an ``apply_async`` may drop its options."""
-    own, thread, attributes = app.producer_or_acquire, get_ident(), vars(app)
-    before = attributes.get("producer_or_acquire")
+    own, thread = app.producer_or_acquire, get_ident()
 
     def producer_or_acquire(given: Any = None) -> Any:
         return nullcontext(producer) if given is None and get_ident() == thread else own(given)
 
-    attributes["producer_or_acquire"] = producer_or_acquire
+    return lent(app, producer_or_acquire=producer_or_acquire)
+
+
+@contextmanager
+def lent(target: Any, **values: Any) -> Iterator[None]:
+    """Give an object other attributes for a while."""
+    own = vars(target)
+    before = {name: own[name] for name in values if name in own}
+    own.update(values)
     try:
         yield
     finally:
-        del attributes["producer_or_acquire"]
-        if before is not None:
-            attributes["producer_or_acquire"] = before
+        for name in values:
+            own.pop(name, None)
+        own.update(before)
 
 
 @contextmanager

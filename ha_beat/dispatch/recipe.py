@@ -1,8 +1,8 @@
-"""Recipe of a message: all that it is built from, if its building can be noticed by nothing but the broker.
+"""Recipe of a message that can be built ahead of time: everything that it is built from.
 
-Such a message may be built ahead of time, or twice, and is the same. A message is not like this if code of the project
-takes part in it (signal handlers, routers, an own ``apply_async``, lazy arguments, a patched Celery), if it depends on
-the time (an expiry, a countdown), or if its entry holds objects that may change by themselves.
+While its recipe stays the same, such a message may be built early, or twice, and is the same. This is not so if code of
+the project takes part in it (signal handlers, routers, an own ``apply_async``, lazy arguments, a patched Celery), if it
+depends on the time (an expiry, a countdown), or if its entry holds objects that may change by themselves.
 """
 
 from __future__ import annotations

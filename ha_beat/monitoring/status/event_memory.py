@@ -58,7 +58,7 @@ class EventMemory:
         self.failing: dict[str, str] = {}
         #: Until when, on ``Clock.elapsed``, this term waits on purpose before it takes up the schedule.
         self.held_until = 0.0
-        #: Has the poller read the cluster at once.
+        #: Makes the poller read the cluster at once.
         self.poll_now = Wake()
         self._incidents: deque[tuple[float, StatusWarning]] = deque(maxlen=20)
         #: Newest event of each other kind of problem.

@@ -1,8 +1,8 @@
 -- Enqueue and record a batch atomically.
 -- KEYS: lease, ledger, journal, requests, progress, busy
 -- ARGV: epoch, nonce, gen, run id, journal size, operations as a MessagePack array with, for each,
---       [entry id, expected row, new row ('' for none), request id, step, due instant in ms or 0, for how many ms the
---       message keeps the entry busy, 0 if it is not enqueued while the entry is, what identifies the message,
+--       [entry id, expected row, new row ('' for none), request id, step, due instant in ms or 0, ms for which the
+--       message keeps its entry busy, '0' if a busy entry refuses the message, else '1', key of the message,
 --       journal records, commands as arrays of arguments]
 -- An operation with a request id is one of that request's steps, numbered from 1 and done in order. It leaves the
 -- entry's row alone, and is done at most once, while the request waits.

@@ -138,14 +138,17 @@ def test_entry_with_invalid_rules_is_reported_once_and_left_out(replica):
     assert (failed.entry, failed.reason) == ("bad", EntryFault.INVALID)
 
 
+def fail_to_read(replica, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(StoreError):
+        patch.setattr(replica.store, "read", lambda *_: (_ for _ in ()).throw(StoreError("busy")))
+        replica.reader.turn()
+
+
 def test_edit_is_read_again_after_a_failed_read(replica, monkeypatch):
     replica.save("edited")
     replica.lead()
     replica.save("edited", args=[7])
-    with monkeypatch.context() as patch:
-        patch.setattr(replica.store, "read", lambda *_: (_ for _ in ()).throw(StoreError("busy")))
-        with pytest.raises(StoreError):
-            replica.reader.turn()
+    fail_to_read(replica, monkeypatch)
     replica.reader.turn()
     assert replica.table.entries["edited"].args == [7]
 
@@ -158,10 +161,7 @@ def test_edit_while_reports_were_lost_is_read_after_a_failed_read(replica, monke
     with pytest.raises(StoreError):
         for _ in range(3):
             replica.reader.turn()
-    with monkeypatch.context() as patch:
-        patch.setattr(replica.store, "read", lambda *_: (_ for _ in ()).throw(StoreError("busy")))
-        with pytest.raises(StoreError):
-            replica.reader.turn()
+    fail_to_read(replica, monkeypatch)
     replica.reader.turn()
     assert replica.table.entries["edited"].args == [7]
 
