@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+from weakref import WeakKeyDictionary
 
 from celery import Celery
 
 from ha_beat.celery_app import lease_link, load_settings
 from ha_beat.store.connections import Link
 
-_links: dict[tuple[int, int], Link] = {}
+#: Link of each app, with the process that made it: a forked process must not use its parent's.
+_links: WeakKeyDictionary[Celery, tuple[int, Link]] = WeakKeyDictionary()
 _guard = threading.Lock()
 
 
@@ -25,7 +27,8 @@ free_after_fork(_guard)
 def link_of(app: Celery) -> Link:
     """Return the link to the lease's Redis of this app in this process."""
     with _guard:
-        key = (os.getpid(), id(app))
-        if key not in _links:
-            _links[key] = lease_link(app, load_settings(app))
-        return _links[key]
+        pid, link = _links.get(app, (0, None))
+        if link is None or pid != os.getpid():
+            link = lease_link(app, load_settings(app))
+            _links[app] = os.getpid(), link
+        return link

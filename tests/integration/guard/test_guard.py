@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from typing import Any
 
@@ -11,6 +12,7 @@ from celery.exceptions import Ignore
 
 from ha_beat.guard import GuardedTask, guard, message_dropped
 from ha_beat.store.keys import Keys
+from ha_beat.worker_link import link_of
 from tests.support.servers import RedisServer, free_port
 
 KEYS = Keys("shop")
@@ -107,6 +109,16 @@ def test_task_without_redis_runs_with_a_warning(caplog: Any):
         assert deliver(task, header("first"))
         assert deliver(task, header("second"))
     assert {record.action for record in caplog.records} == {"guard_failed"}
+
+
+def test_app_that_replaces_a_collected_one_uses_its_own_redis():
+    """Python gives the new app the address of the old one."""
+    for port in range(1, 20):
+        app = make_app(f"redis://127.0.0.1:{port}/0")
+        client: Any = link_of(app).client()
+        assert client.connection_pool.connection_kwargs["port"] == port
+        del app
+        gc.collect()
 
 
 class OwnBase(Task):  # type: ignore[type-arg]
