@@ -20,7 +20,7 @@ from ha_beat.dispatch.message import Sender
 from ha_beat.dispatch.selector import DispatcherSelector
 from ha_beat.duties import Duties
 from ha_beat.election.elector import Elector
-from ha_beat.election.state_machine import Leader
+from ha_beat.election.states import Leader
 from ha_beat.event_queue import EventQueue
 from ha_beat.events import Events, TermEnded, TurnFailed
 from ha_beat.exception_text import exception_line

@@ -32,7 +32,7 @@ from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.duties import Duties
 from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.elector import Elector, Eligibility
-from ha_beat.election.state_machine import Timing
+from ha_beat.election.states import Timing
 from ha_beat.errors import StoreError
 from ha_beat.event_queue import EventQueue
 from ha_beat.events import BrokersIgnored, Event, Events, Subscriber, TermStarted

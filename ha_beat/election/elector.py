@@ -21,7 +21,7 @@ from ha_beat.election.connectivity import Command, Connectivity
 from ha_beat.election.leader_handle import LeaderHandle, Tenure
 from ha_beat.election.presence_keeper import PresenceKeeper
 from ha_beat.election.reports import ElectionReports, StandbyFollower
-from ha_beat.election.state_machine import (
+from ha_beat.election.states import (
     Action,
     Campaign,
     Campaigned,

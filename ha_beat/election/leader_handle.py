@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ha_beat.clock import Clock
-from ha_beat.election.state_machine import Fenced, StepDown
+from ha_beat.election.states import Fenced, StepDown
 from ha_beat.reasons import TermEnd, TermStart
 from ha_beat.store.lease import Acquired, Term
 

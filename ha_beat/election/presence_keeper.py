@@ -8,7 +8,7 @@ from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.duties import Duties
 from ha_beat.election.connectivity import Connectivity
-from ha_beat.election.state_machine import PresenceBroke, PresenceReady, Woken
+from ha_beat.election.states import PresenceBroke, PresenceReady, Woken
 from ha_beat.reasons import Duty, DutyFault
 from ha_beat.store.presence import Presence, PresenceError
 

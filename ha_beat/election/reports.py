@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ha_beat import events
 from ha_beat.duties import Duties
-from ha_beat.election.state_machine import Forbidden
+from ha_beat.election.states import Forbidden
 from ha_beat.reasons import Duty, ForbiddenReason
 from ha_beat.store.lease import LeaseRecord, LeaseView, Replica
 

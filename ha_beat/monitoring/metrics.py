@@ -178,7 +178,7 @@ class Metrics:
         self._start("campaigns", "won", "refused", "forbidden", "unknown")
         self._start("renewals", "renewed", "lost", "late", "unknown")
         self._start("occurrences", "enqueued", "skipped", "uncertain")
-        self._start("problems", *sorted(kind.action for kind in events.Event.__subclasses__() if kind.problem))
+        self._start("problems", *sorted(kind.action for kind in events.Problem.__subclasses__()))
         self._entry_gauges: dict[str, tuple[float, float]] = {}
         self._departed = DepartedEntries(status.scheduled, status.elapsed)
 

@@ -17,7 +17,7 @@ import time
 from ha_beat import events
 from ha_beat.clock import SystemClock
 from ha_beat.election.elector import Elector
-from ha_beat.election.state_machine import Timing
+from ha_beat.election.states import Timing
 from ha_beat.store.connections import UrlLink
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Replica

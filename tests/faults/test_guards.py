@@ -19,16 +19,7 @@ from ha_beat.clock import SystemClock
 from ha_beat.dispatch import FencedOff, Operation
 from ha_beat.election import state_machine as election
 from ha_beat.election.elector import Elector
-from ha_beat.election.state_machine import (
-    Fitness,
-    Leader,
-    PresenceBroke,
-    PresenceReady,
-    Renew,
-    Renewal,
-    Standby,
-    Timing,
-)
+from ha_beat.election.states import Fitness, Leader, PresenceBroke, PresenceReady, Renew, Renewal, Standby, Timing
 from ha_beat.reasons import TermEnd
 from ha_beat.store.connections import UrlLink
 from ha_beat.store.keys import Keys

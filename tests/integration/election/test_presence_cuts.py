@@ -9,7 +9,7 @@ import pytest
 from ha_beat import events
 from ha_beat.clock import SystemClock
 from ha_beat.election.elector import Elector
-from ha_beat.election.state_machine import Timing
+from ha_beat.election.states import Timing
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore
 from ha_beat.store.presence import RedisPresence

@@ -12,7 +12,7 @@ from ha_beat import events
 from ha_beat.clock import SystemClock, to_micros
 from ha_beat.duties import Duties
 from ha_beat.election.elector import Elector
-from ha_beat.election.state_machine import Timing
+from ha_beat.election.states import Timing
 from ha_beat.reasons import Duty, TermEnd
 from ha_beat.store.keys import Keys
 from ha_beat.store.ledger import LedgerRow

@@ -13,7 +13,7 @@ from ha_beat import events
 from ha_beat.clock import SystemClock
 from ha_beat.duties import Duties
 from ha_beat.election.elector import Elector
-from ha_beat.election.state_machine import Leader, Timing
+from ha_beat.election.states import Leader, Timing
 from ha_beat.errors import StoreError
 from ha_beat.monitoring.logs import line_of
 from ha_beat.reasons import TermEnd

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ha_beat.duties import Duties
 from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.elector import Elector, Eligibility
-from ha_beat.election.state_machine import Timing
+from ha_beat.election.states import Timing
 from ha_beat.store.lease import Term
 from ha_beat.store.presence import Presence
 from ha_beat.testing import MemoryLeaseStore, MemoryPresence, SettableClock

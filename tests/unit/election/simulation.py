@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ha_beat.election import state_machine as election
-from ha_beat.election.state_machine import (
+from ha_beat.election.states import (
     Campaign,
     Campaigned,
     Fitness,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ha_beat.election.state_machine import Timing
+from ha_beat.election.states import Timing
 from ha_beat.store.lease import Expected
 from ha_beat.testing import MemoryLeaseStore
 from tests.guards import WATCHED

@@ -16,7 +16,7 @@ from ha_beat.duties import Duties
 from ha_beat.election.elector import Elector
 from ha_beat.election.leader_handle import LeaderHandle
 from ha_beat.election.reports import StandbyFollower
-from ha_beat.election.state_machine import Leader, Standby, Timing
+from ha_beat.election.states import Leader, Standby, Timing
 from ha_beat.errors import ForeignApp, StoreUnavailable
 from ha_beat.reasons import Duty, TermEnd, TermStart
 from ha_beat.store.lease import Term

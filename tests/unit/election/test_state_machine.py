@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ha_beat.election import state_machine
-from ha_beat.election.state_machine import (
-    PRESENCE_LOSSES,
+from ha_beat.election.state_machine import PRESENCE_LOSSES, decide, distrusted, failed, released
+from ha_beat.election.states import (
     Campaign,
     Campaigned,
     Fenced,
@@ -28,10 +28,6 @@ from ha_beat.election.state_machine import (
     Unknown,
     Wait,
     Woken,
-    decide,
-    distrusted,
-    failed,
-    released,
 )
 from ha_beat.reasons import ForbiddenReason, TermEnd, TermStart
 from ha_beat.store.lease import Acquired, Expected, LeaseRecord, LeaseView, Lost, Refused, Renewed, Term
