@@ -9,8 +9,9 @@ import platform
 import sys
 import threading
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ha_beat import events
@@ -44,118 +45,84 @@ class Definition:
         return f"ha_beat_{self.name}{'_total' if self.kind == 'counter' else ''}"
 
 
+def _gauge(name: str, meaning: str, *labels: str, per_entry: bool = False) -> Definition:
+    return Definition(name, "gauge", meaning, labels, per_entry=per_entry)
+
+
+def _counter(name: str, meaning: str, *labels: str, per_entry: bool = False) -> Definition:
+    return Definition(name, "counter", meaning, labels, per_entry=per_entry)
+
+
+def _histogram(name: str, meaning: str, buckets: tuple[float, ...]) -> Definition:
+    return Definition(name, "histogram", meaning, buckets=buckets)
+
+
 DEFINITIONS = (
-    Definition("build_info", "gauge", "Always 1; its labels are the versions.", ("version", "python", "celery")),
-    Definition("leader", "gauge", "1 if this replica leads, else 0."),
-    Definition("epoch", "gauge", "Epoch of the lease as last seen."),
-    Definition("lease_age_seconds", "gauge", "Time since the last renewal of the lease."),
-    Definition("lease_trust_seconds", "gauge", "Time for which this leader may lead without another renewal, else 0."),
-    Definition("terms_started", "counter", "Terms that this replica began, by why the lease was free.", ("reason",)),
-    Definition(
-        "terms_ended",
-        "counter",
-        "Terms of this replica that ended, by reason. A term that ends with the process (SIGTERM) is not counted.",
-        ("reason",),
-    ),
-    Definition("campaigns", "counter", "Attempts to become leader: won, refused, forbidden, unknown.", ("outcome",)),
-    Definition("renewals", "counter", "Renewals of the lease: renewed, lost, late, unknown.", ("outcome",)),
-    Definition("presence_losses", "counter", "Lost presence connections of this leader."),
-    Definition("election_failures", "counter", "Unexpected exceptions in the election."),
-    Definition("redis_up", "gauge", "1 if Redis answered last time, else 0."),
-    Definition("redis_outages", "counter", "Outages of the lease's Redis, counted once per distinct error."),
-    Definition(
-        "redis_round_trip_seconds",
-        "histogram",
-        "Round trips of campaigns and renewals to the lease's Redis.",
-        buckets=_DURATION_BUCKETS,
-    ),
-    Definition(
-        "clock_offset_seconds", "gauge", "Time by which this machine's clock is ahead of the Redis server's clock."
-    ),
-    Definition("clock_jumps", "counter", "Steps of this machine's wall clock."),
-    Definition("occurrences", "counter", "Occurrences by the verdict that this replica recorded.", ("verdict",)),
-    Definition("skipped", "counter", "Skipped occurrences, by reason.", ("reason",)),
-    Definition(
-        "lateness_seconds",
-        "histogram",
-        "Time from the due instant until the occurrence was enqueued.",
-        buckets=LATENESS_BUCKETS,
-    ),
-    Definition("requested", "counter", "Messages enqueued on request: manual, backfill.", ("kind",)),
-    Definition("batch_size", "histogram", "Occurrences per dispatched batch.", buckets=_SIZE_BUCKETS),
-    Definition("dispatch_seconds", "histogram", "Duration of the dispatch of one batch.", buckets=_DURATION_BUCKETS),
-    Definition("dispatch_fenced", "counter", "Occurrences that Redis refused because the term was over."),
-    Definition(
-        "dispatch_already_mine", "counter", "Occurrences that an earlier attempt, whose reply was lost, had enqueued."
-    ),
-    Definition("dispatch_failures", "counter", "Failed attempts to dispatch a batch."),
-    Definition(
-        "guard_dropped",
-        "counter",
-        "Duplicates that the workers' guard dropped in the whole cluster. All replicas report the same number.",
-    ),
-    Definition("entry_failures", "counter", "Failures of a single entry's schedule, message or ledger row."),
-    Definition("state_losses", "counter", "Losses of data in Redis."),
-    Definition("restored_entries", "counter", "Entries that were restored after redbeat's Redis had lost them."),
-    Definition("problems", "counter", "Events that were logged as a warning or an error, by action.", ("action",)),
-    Definition("invariant_breaks", "counter", "Broken invariants, by rule.", ("rule",)),
-    Definition(
-        "taken_up",
-        "gauge",
-        "1 if this replica leads and has loaded schedule and ledger, else 0.",
-    ),
-    Definition("entries", "gauge", "Entries in the leader's due queue; 0 on a standby."),
-    Definition(
-        "due_backlog",
-        "gauge",
-        "Entries that are due and not dispatched; 0 on a standby if a leader has them on its queue.",
-    ),
-    Definition(
-        "overdue_seconds",
-        "gauge",
-        "Time for which the oldest due entry has been due; 0 on a standby if a leader has it on its queue.",
-    ),
-    Definition("last_tick_age_seconds", "gauge", "Time since beat's main loop last made progress."),
-    Definition(
-        "duty_late_seconds",
-        "gauge",
-        "Time since a late duty of this replica was last done; 0 while it is done in time.",
-        ("duty",),
-    ),
-    Definition("ready", "gauge", "1 if this replica is able to lead, else 0."),
-    Definition("paused", "gauge", "1 while the cluster is paused, else 0."),
-    Definition("paused_entries", "gauge", "Paused entries."),
-    Definition("members", "gauge", "Living replicas by role, as this replica sees them.", ("role",)),
-    Definition("warnings", "gauge", "Current warnings by code.", ("code",)),
-    Definition(
-        "entry_occurrences", "counter", "Occurrences by entry and verdict.", ("entry", "verdict"), per_entry=True
-    ),
-    Definition(
-        "entry_last_enqueued_timestamp_seconds",
-        "gauge",
-        "Time at which this replica last enqueued the entry, in seconds since the Unix epoch.",
-        ("entry",),
-        per_entry=True,
-    ),
-    Definition(
-        "entry_last_lateness_seconds", "gauge", "Lateness of the entry's last occurrence.", ("entry",), per_entry=True
-    ),
+    _gauge("build_info", "Always 1; its labels are the versions.", "version", "python", "celery"),
+    _gauge("leader", "1 if this replica leads, else 0."),
+    _gauge("epoch", "Epoch of the lease as last seen."),
+    _gauge("lease_age_seconds", "Time since the last renewal of the lease."),
+    _gauge("lease_trust_seconds", "Time for which this leader may lead without another renewal, else 0."),
+    _counter("terms_started", "Terms that this replica began, by why the lease was free.", "reason"),
+    _counter("terms_ended", "Ended terms of this replica, by reason. A stop by SIGTERM is not counted.", "reason"),
+    _counter("campaigns", "Attempts to become leader: won, refused, forbidden, unknown.", "outcome"),
+    _counter("renewals", "Renewals of the lease: renewed, lost, late, unknown.", "outcome"),
+    _counter("presence_losses", "Lost presence connections of this leader."),
+    _counter("election_failures", "Unexpected exceptions in the election."),
+    _gauge("redis_up", "1 if Redis answered last time, else 0."),
+    _counter("redis_outages", "Outages of the lease's Redis, counted once per distinct error."),
+    _histogram("redis_round_trip_seconds", "Round trips of campaigns and renewals to Redis.", _DURATION_BUCKETS),
+    _gauge("clock_offset_seconds", "Time by which this machine's clock is ahead of the Redis server's clock."),
+    _counter("clock_jumps", "Steps of this machine's wall clock."),
+    _counter("occurrences", "Occurrences by the verdict that this replica recorded.", "verdict"),
+    _counter("skipped", "Skipped occurrences, by reason.", "reason"),
+    _histogram("lateness_seconds", "Time from the due instant until the occurrence was enqueued.", LATENESS_BUCKETS),
+    _counter("requested", "Messages enqueued on request: manual, backfill.", "kind"),
+    _histogram("batch_size", "Occurrences per dispatched batch.", _SIZE_BUCKETS),
+    _histogram("dispatch_seconds", "Duration of the dispatch of one batch.", _DURATION_BUCKETS),
+    _counter("dispatch_fenced", "Occurrences that Redis refused because the term was over."),
+    _counter("dispatch_already_mine", "Occurrences that an earlier attempt, whose reply was lost, had enqueued."),
+    _counter("dispatch_failures", "Failed attempts to dispatch a batch."),
+    _counter("guard_dropped", "Duplicates dropped by the workers' guard. All replicas report the cluster's number."),
+    _counter("entry_failures", "Failures of a single entry's schedule, message or ledger row."),
+    _counter("state_losses", "Losses of data in Redis."),
+    _counter("restored_entries", "Entries that were restored after redbeat's Redis had lost them."),
+    _counter("problems", "Events that were logged as a warning or an error, by action.", "action"),
+    _counter("invariant_breaks", "Broken invariants, by rule.", "rule"),
+    _gauge("taken_up", "1 if this replica leads and has loaded schedule and ledger, else 0."),
+    _gauge("entries", "Entries in the leader's due queue; 0 on a standby."),
+    _gauge("due_backlog", "Entries that are due and not dispatched; 0 on a standby if a leader has them on its queue."),
+    _gauge("overdue_seconds", "Lateness of the oldest due entry; 0 on a standby if a leader has it on its queue."),
+    _gauge("last_tick_age_seconds", "Time since beat's main loop last made progress."),
+    _gauge("duty_late_seconds", "Time since a late duty was last done; 0 while it is done in time.", "duty"),
+    _gauge("ready", "1 if this replica is able to lead, else 0."),
+    _gauge("paused", "1 while the cluster is paused, else 0."),
+    _gauge("paused_entries", "Paused entries."),
+    _gauge("members", "Living replicas by role, as this replica sees them.", "role"),
+    _gauge("warnings", "Current warnings by code.", "code"),
+    _counter("entry_occurrences", "Occurrences by entry and verdict.", "entry", "verdict", per_entry=True),
+    _gauge("entry_last_enqueued_timestamp_seconds", "Unix time of the entry's last message.", "entry", per_entry=True),
+    _gauge("entry_last_lateness_seconds", "Lateness of the entry's last occurrence.", "entry", per_entry=True),
 )
 _BY_NAME = {definition.name: definition for definition in DEFINITIONS}
+
+#: Counters of events that have no labels.
+_COUNTED: dict[type[events.Event], str] = {
+    events.PresenceLost: "presence_losses",
+    events.ElectionFailed: "election_failures",
+    events.LeaseUnreachable: "redis_outages",
+    events.ClockJumped: "clock_jumps",
+    events.DispatchFailed: "dispatch_failures",
+    events.LedgerReadFailed: "dispatch_failures",
+    events.EntryFailed: "entry_failures",
+    events.StateLost: "state_losses",
+}
 
 
 @dataclass(slots=True)
 class _Histogram:
     counts: list[int]
     total: float = 0.0
-
-
-@dataclass(slots=True)
-class _Numbers:
-    """Values by metric; those of counters by their label values."""
-
-    counters: dict[str, dict[tuple[str, ...], float]] = field(default_factory=dict)
-    histograms: dict[str, _Histogram] = field(default_factory=dict)
 
 
 class Metrics:
@@ -168,12 +135,14 @@ class Metrics:
         self._per_entry = per_entry
         # Reentrant, because a signal handler may emit an event in the main thread.
         self._lock = threading.RLock()
-        self._numbers = _Numbers()
+        #: Values of counters, by metric and by label values.
+        self._counters: dict[str, dict[tuple[str, ...], float]] = {}
+        self._histograms: dict[str, _Histogram] = {}
         for definition in DEFINITIONS:
             if definition.kind == "histogram":
-                self._numbers.histograms[definition.name] = _Histogram([0] * (len(definition.buckets) + 1))
+                self._histograms[definition.name] = _Histogram([0] * (len(definition.buckets) + 1))
             elif definition.kind == "counter":
-                self._numbers.counters[definition.name] = {} if definition.labels else {(): 0.0}
+                self._counters[definition.name] = {} if definition.labels else {(): 0.0}
         # An alert on an increase needs a series that exists from the start.
         self._start("campaigns", "won", "refused", "forbidden", "unknown")
         self._start("renewals", "renewed", "lost", "late", "unknown")
@@ -183,7 +152,7 @@ class Metrics:
         self._departed = DepartedEntries(status.scheduled, status.elapsed)
 
     def _start(self, name: str, *values: str) -> None:
-        self._numbers.counters[name] = {(value,): 0.0 for value in values}
+        self._counters[name] = {(value,): 0.0 for value in values}
 
     # --- Counting
 
@@ -214,8 +183,6 @@ class Metrics:
                 self._add("dispatch_already_mine", by=mine)
             case events.DispatchFenced(size=size):
                 self._add("dispatch_fenced", by=size)
-            case events.DispatchFailed() | events.LedgerReadFailed():
-                self._add("dispatch_failures")
             case events.LeaseAttempted(operation=operation, outcome=outcome, seconds=seconds):
                 self._add("campaigns" if operation is LeaseAction.CAMPAIGN else "renewals", outcome)
                 self._observe("redis_round_trip_seconds", seconds)
@@ -223,48 +190,30 @@ class Metrics:
                 self._add("terms_started", reason)
             case events.TermEnded(reason=reason):
                 self._add("terms_ended", reason)
-            case events.LeaseUnreachable():
-                self._add("redis_outages")
-            case events.PresenceLost():
-                self._add("presence_losses")
-            case events.ElectionFailed():
-                self._add("election_failures")
-            case events.EntryFailed():
-                self._add("entry_failures")
-            case events.StateLost():
-                self._add("state_losses")
             case events.ScheduleRestored(entries=entries):
                 self._add("restored_entries", by=entries)
-            case events.ClockJumped():
-                self._add("clock_jumps")
             case events.InvariantBroken(rule=rule):
                 self._add("invariant_breaks", rule)
-            case _:
-                pass
+            case _ if type(event) in _COUNTED:
+                self._add(_COUNTED[type(event)])
 
     def _verdict(self, entry: str, verdict: str, many: int) -> None:
         self._add("occurrences", verdict, by=many)
         if self._per_entry:
             self._add("entry_occurrences", entry, verdict, by=many)
             self._departed.saw(entry)
-            self._drop(self._departed.take())
-
-    def _drop(self, entries: Collection[str]) -> None:
-        """Drop the series of these entries."""
-        if entries:
-            occurrences = self._numbers.counters["entry_occurrences"]
-            gone = set(entries)
-            for labels in [labels for labels in occurrences if labels[0] in gone]:
-                del occurrences[labels]
-            for entry in gone:
-                self._entry_gauges.pop(entry, None)
+            gone = set(self._departed.take())
+            if gone:
+                series = self._counters["entry_occurrences"]
+                self._counters["entry_occurrences"] = {key: n for key, n in series.items() if key[0] not in gone}
+                self._entry_gauges = {name: at for name, at in self._entry_gauges.items() if name not in gone}
 
     def _add(self, name: str, *labels: str, by: float = 1) -> None:
-        series = self._numbers.counters[name]
+        series = self._counters[name]
         series[labels] = series.get(labels, 0.0) + by
 
     def _observe(self, name: str, value: float) -> None:
-        histogram = self._numbers.histograms[name]
+        histogram = self._histograms[name]
         histogram.counts[bisect_left(_BY_NAME[name].buckets, value)] += 1
         histogram.total += value
 
@@ -286,22 +235,19 @@ class Metrics:
         for definition in DEFINITIONS:
             if definition.per_entry and not self._per_entry:
                 continue
-            name, labels = f"ha_beat_{definition.name}", definition.labels
-            if definition.kind == "counter":
-                counter = core.CounterMetricFamily(name, definition.help, labels=labels)
-                for values, number in self._series(definition.name):
-                    counter.add_metric(values, number)
-                yield counter
-            elif definition.kind == "histogram":
+            name = f"ha_beat_{definition.name}"
+            if definition.kind == "histogram":
                 histogram = core.HistogramMetricFamily(name, definition.help)
-                buckets, total = self._cumulated(definition)
-                histogram.add_metric([], buckets, total)
+                histogram.add_metric([], *self._cumulated(definition))
                 yield histogram
-            else:
-                gauge = core.GaugeMetricFamily(name, definition.help, labels=labels)
-                for values, number in gauges[definition.name]:
-                    gauge.add_metric(values, number)
-                yield gauge
+                continue
+            counts = definition.kind == "counter"
+            family = (core.CounterMetricFamily if counts else core.GaugeMetricFamily)(
+                name, definition.help, labels=definition.labels
+            )
+            for values, number in self._series(definition.name) if counts else gauges[definition.name]:
+                family.add_metric(values, number)
+            yield family
 
     def _series(self, name: str) -> list[tuple[tuple[str, ...], float]]:
         if name == "guard_dropped":
@@ -309,11 +255,11 @@ class Metrics:
             view = self._status.snapshot.view
             return [((), float(view.dropped if view else 0))]
         with self._lock:
-            return list(self._numbers.counters[name].items())
+            return list(self._counters[name].items())
 
     def _cumulated(self, definition: Definition) -> tuple[list[Any], float]:
         with self._lock:
-            histogram = self._numbers.histograms[definition.name]
+            histogram = self._histograms[definition.name]
             counts, total = list(histogram.counts), histogram.total
         sums, so_far = [], 0
         for limit, count in zip((*definition.buckets, float("inf")), counts, strict=True):
@@ -328,12 +274,8 @@ class Metrics:
         term = status.term
         members = status.members()
         age = max(0.0, (status.now_ms() - lease.renewed_ms) / 1000) if lease and lease.renewed_ms else float("nan")
-        roles = {"leader": 0, "standby": 0}
-        for member in members:
-            roles[member.role] = roles.get(member.role, 0) + 1
-        codes: dict[str, int] = {}
-        for warning in status.warnings(members):
-            codes[warning.code] = codes.get(warning.code, 0) + 1
+        roles = {"leader": 0, "standby": 0} | Counter(member.role for member in members)
+        codes = Counter(warning.code for warning in status.warnings(members))
         single = {
             "leader": float(term is not None),
             "epoch": float(term.epoch if term else lease.epoch if lease else 0),

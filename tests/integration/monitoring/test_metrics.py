@@ -175,7 +175,7 @@ def test_series_of_departed_entries_are_dropped_after_an_hour():
         if number % 100 == 0:
             # As a standby, and with an empty queue at the start of a term, it does not know the schedule.
             scene.election.term = None if number % 200 else scene.lead()
-            most = max(most, len(metrics._numbers.counters["entry_occurrences"]), len(metrics._entry_gauges))
+            most = max(most, len(metrics._counters["entry_occurrences"]), len(metrics._entry_gauges))
     assert most < 2_000
     scene.lead()
     for name in ("yearly", "once-19999", "once-19500"):
