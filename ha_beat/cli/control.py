@@ -11,14 +11,7 @@ from typing import Any
 import click
 
 from ha_beat.cli import output
-from ha_beat.cli.command import (
-    CommandFailed,
-    CommandUnavailable,
-    ask,
-    find_member,
-    leader_text,
-    on_cluster,
-)
+from ha_beat.cli.command import CommandFailed, CommandUnavailable, ask, find_member, leader_text, on_cluster
 from ha_beat.cli.options import json_option, timeout_option
 from ha_beat.cli.times import INSTANT
 from ha_beat.client import ClusterClient

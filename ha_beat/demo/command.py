@@ -48,9 +48,7 @@ class StopSignals:
 @click.option("--replicas", type=click.IntRange(2, 20), default=3, show_default=True, help="Number of beat replicas.")
 @click.option("--seed", type=int, help="Seed for the order of the faults.")
 @click.option(
-    "--logs",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to keep the logs of all processes in.",
+    "--logs", type=click.Path(file_okay=False, path_type=Path), help="Folder to keep the logs of all processes in."
 )
 def demo(duration: float | None, plain: bool, replicas: int, seed: int | None, logs: Path | None) -> None:
     """Watch three replicas of celery beat while the leader fails again and again.

@@ -86,16 +86,7 @@ def choice(*values: str) -> Kind[str]:
 
 def flag() -> Kind[bool]:
     """Return a parser for true or false, in the usual spellings."""
-    words = {
-        "true": True,
-        "yes": True,
-        "on": True,
-        "1": True,
-        "false": False,
-        "no": False,
-        "off": False,
-        "0": False,
-    }
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
     def read(value: object) -> bool:
         if isinstance(value, bool):

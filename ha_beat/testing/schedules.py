@@ -20,12 +20,7 @@ _CHECK_AGAIN = timedelta(seconds=60)
 
 
 def occurrences(
-    what: Any,
-    start: datetime,
-    end: datetime,
-    *,
-    app: Celery | None = None,
-    limit: int = 100_000,
+    what: Any, start: datetime, end: datetime, *, app: Celery | None = None, limit: int = 100_000
 ) -> list[datetime]:
     """Return the instants, in UTC, at which an entry is due after ``start``, up to and including ``end``.
 

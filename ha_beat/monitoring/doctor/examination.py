@@ -14,13 +14,13 @@ from ha_beat.clock import Clock, from_micros
 from ha_beat.dispatch.lease_marker import place_of, read_mark, two_stores
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.exception_text import exception_line
-from ha_beat.monitoring.doctor.finding import Finding
+from ha_beat.monitoring.doctor.finding import Finding, fail, note, ok, warn
 from ha_beat.monitoring.doctor.servers import check_broker, check_failover, check_redis
 from ha_beat.monitoring.invariants import MEMORY, ClusterState, Invariants
 from ha_beat.monitoring.request_wording import pause_text
 from ha_beat.monitoring.status.poller import certain_offset
 from ha_beat.monitoring.wording import entries_text, health, instant, phrase, phrase_of
-from ha_beat.reasons import DispatchPath, EntryFault, Level, PathReason, RequestKind, SkipReason, Verdict
+from ha_beat.reasons import DispatchPath, EntryFault, PathReason, RequestKind, SkipReason, Verdict
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.recurrence import recurrence_of, starting_deadline
@@ -94,10 +94,10 @@ class Examination:
                 raise
             except StoreRefused as exc:
                 # For example a missing right. The other checks still run.
-                found.append(Finding(Level.NOTE, part.__name__.strip("_"), f"not checked: {exc}"))
+                found.append(note(part.__name__.strip("_"), f"not checked: {exc}"))
             except Exception as exc:
                 detail = f"this check failed with an internal error: {exception_line(exc)}"
-                found.append(Finding(Level.WARN, part.__name__.strip("_"), detail))
+                found.append(warn(part.__name__.strip("_"), detail))
         return found
 
     # --- Settings
@@ -105,33 +105,30 @@ class Examination:
     def _settings(self) -> Iterator[Finding]:
         settings = self.settings
         changed = [f"{each.name}={each.value}" for each in settings.describe() if not each.is_default]
-        yield Finding(Level.OK, "settings", ", ".join(changed) or "all have their defaults")
+        yield ok("settings", ", ".join(changed) or "all have their defaults")
         if self.ignored_brokers is not None:
             used, others = self.ignored_brokers
-            yield Finding(
-                Level.WARN,
+            yield warn(
                 "broker",
                 f"a list of Redis servers: {used} holds the lease and takes all messages, {others} is never used. Set "
                 f"ha_beat_redis_url to one Redis, so that messages fail over as Celery's do",
             )
         if settings.misfire == "skip":
-            yield Finding(Level.NOTE, "misfire", "skip: occurrences that fall due while there is no leader are skipped")
+            yield note("misfire", "skip: occurrences that fall due while there is no leader are skipped")
 
     def _scheduler(self, view: ClusterView) -> Iterator[Finding]:
         """Check that the replicas run the scheduler that the settings name."""
         configured = str(self.app.conf.beat_scheduler or "")
         if "ha_beat" not in configured:
             detail = f"beat_scheduler is {configured!r}" if configured else "beat_scheduler is not set"
-            yield Finding(
-                Level.NOTE, "scheduler", f"{detail}: a beat started without -S ha_beat is not part of the cluster"
-            )
+            yield note("scheduler", f"{detail}: a beat started without -S ha_beat is not part of the cluster")
             return
         wanted = _scheduler_class(configured)
         others = {member.scheduler for member in view.members if member.scheduler not in {"", wanted}}
         for scheduler in sorted(others):
             ids = ", ".join(member.id for member in view.members if member.scheduler == scheduler)
             detail = f"beat_scheduler is {configured!r}, but {ids} run {scheduler} (the option -S wins)"
-            yield Finding(Level.WARN, "scheduler", detail)
+            yield warn("scheduler", detail)
 
     # --- Servers
 
@@ -152,16 +149,16 @@ class Examination:
             with mapped_redis_errors():
                 mark = read_mark(self.broker(), self.keys)
         except StoreError as exc:
-            yield Finding(Level.NOTE, "lease's store", f"not checked: the broker's Redis failed: {exc}")
+            yield note("lease's store", f"not checked: the broker's Redis failed: {exc}")
             return
         if mark is None:
             return
         client = self.client()
         gen = client.hget(self.keys.ledger, "m:gen")
         if mark.gen == (text(gen) if gen is not None else "") or (mark.place and mark.place == place_of(client)):
-            yield Finding(Level.OK, "lease's store", mark.name)
+            yield ok("lease's store", mark.name)
         else:
-            yield Finding(Level.FAIL, "lease's store", two_stores(mark, self.keys, self.store_name))
+            yield fail("lease's store", two_stores(mark, self.keys, self.store_name))
 
     # --- Clocks and cluster
 
@@ -170,53 +167,44 @@ class Examination:
         sent = self.clock.elapsed()
         server = self.members.view().server_ms / 1000
         offset = certain_offset(self.clock.wall() - server, self.clock.elapsed() - sent)
-        level: Level = Level.OK if abs(offset) <= _CLOCK_TOLERANCE else Level.WARN
-        yield Finding(level, "clock", f"this machine's clock differs from Redis' clock by {offset:+.2f} s")
+        yield (ok if abs(offset) <= _CLOCK_TOLERANCE else warn)(
+            "clock", f"this machine's clock differs from Redis' clock by {offset:+.2f} s"
+        )
         for member in view.members:
             away = member.clock_offset_ms / 1000
             if abs(away) > _CLOCK_TOLERANCE:
-                yield Finding(
-                    Level.WARN, "clock", f"the clock of {member.id} differs from Redis' clock by {away:+.1f} s"
-                )
+                yield warn("clock", f"the clock of {member.id} differs from Redis' clock by {away:+.1f} s")
 
     def _cluster(self, view: ClusterView) -> Iterator[Finding]:
         lease = view.lease
         if lease is None:
-            yield Finding(
-                Level.FAIL, "leader", f"the cluster {self.settings.cluster!r} has never had a leader on this Redis"
-            )
+            yield fail("leader", f"the cluster {self.settings.cluster!r} has never had a leader on this Redis")
         elif not lease.held:
             words = phrase(lease.reason, lease.detail)
-            yield Finding(Level.FAIL, "leader", f"no leader: {lease.holder} released the lease ({words})")
+            yield fail("leader", f"no leader: {lease.holder} released the lease ({words})")
         elif view.leader is None:
-            yield Finding(Level.FAIL, "leader", f"no leader: {lease.holder} holds the lease and does not renew it")
+            yield fail("leader", f"no leader: {lease.holder} holds the lease and does not renew it")
         else:
-            yield Finding(Level.OK, "leader", f"{lease.holder} in epoch {lease.epoch}")
+            yield ok("leader", f"{lease.holder} in epoch {lease.epoch}")
         if lease is not None and lease.held and not lease.presence:
-            yield Finding(
-                Level.NOTE,
-                "presence",
-                "the leader has registered none: a takeover from a dead process waits for lease_ttl",
-            )
+            yield note("presence", "the leader has registered none: a takeover from a dead process waits for lease_ttl")
         known = self.client().hget(self.keys.ledger, "m:fingerprint")
         if known is not None and text(known) != self.fingerprint:
-            yield Finding(
-                Level.FAIL,
+            yield fail(
                 "app",
                 f"the ledger belongs to the app {text(known)!r}, this app is {self.fingerprint!r} and must not lead",
             )
         else:
-            yield Finding(Level.OK, "app", self.fingerprint)
+            yield ok("app", self.fingerprint)
         standbys = [member for member in view.members if member.role != "leader"]
-        level: Level = Level.OK if standbys else Level.WARN
-        alone = "" if standbys else ": no standby can take over"
-        yield Finding(level, "replicas", f"{len(view.members)} alive, {len(standbys)} on standby{alone}")
+        count = f"{len(view.members)} alive, {len(standbys)} on standby"
+        yield ok("replicas", count) if standbys else warn("replicas", f"{count}: no standby can take over")
         for member in view.members:
             for why in health(member.not_ready):
-                yield Finding(Level.WARN, "replica", f"{member.id} could not lead: {why}")
+                yield warn("replica", f"{member.id} could not lead: {why}")
         yield from _differences(view)
         if view.paused:
-            yield Finding(Level.WARN, "paused", pause_text(Pause.parse(view.paused)))
+            yield warn("paused", pause_text(Pause.parse(view.paused)))
 
     def _leader(self, view: ClusterView) -> Iterator[Finding]:
         if view.lease is None or not view.lease.held:
@@ -224,29 +212,27 @@ class Examination:
         try:
             reply = self.requests.ask(Request(RequestKind.REPORT, by="doctor"), self.clock, self.timeout)
         except StoreRefused as exc:
-            yield Finding(Level.FAIL, "redis", f"it refuses writes: {exc}")
+            yield fail("redis", f"it refuses writes: {exc}")
             return
         except (NoAnswer, TooManyRequests) as exc:
-            yield Finding(Level.FAIL, "main loop", f"the leader did not answer: {exc}")
+            yield fail("main loop", f"the leader did not answer: {exc}")
             return
         report = reply.data
         dispatch: Mapping[str, str] = report.get("dispatch") or {}
         why = phrase_of(PathReason, dispatch.get("why", ""))
-        yield Finding(Level.OK, "dispatch", f"{dispatch['path']}: {why}" if dispatch.get("path") else "not chosen yet")
+        yield ok("dispatch", f"{dispatch['path']}: {why}" if dispatch.get("path") else "not chosen yet")
         if dispatch.get("path") == DispatchPath.CLAIM:
-            yield Finding(
-                Level.NOTE,
-                "dispatch",
-                f"a message whose delivery is unknown: {self.settings.uncertain} (setting uncertain)",
+            yield note(
+                "dispatch", f"a message whose delivery is unknown: {self.settings.uncertain} (setting uncertain)"
             )
         count = entries_text(report.get("entries", 0))
-        yield Finding(Level.OK, "schedule", f"the leader has {count}, {report.get('backlog')} due")
+        yield ok("schedule", f"the leader has {count}, {report.get('backlog')} due")
         longest = float(report.get("longest_overdue") or 0.0)
         if longest > _OVERDUE and not report.get("paused"):
-            yield Finding(Level.FAIL, "invariant", f"overdue: an entry has been due for {longest:.0f} s")
+            yield fail("invariant", f"overdue: an entry has been due for {longest:.0f} s")
         for entry, fault in list((report.get("failing") or {}).items())[:_LISTED]:
             why = phrase_of(EntryFault, fault["reason"], fault["detail"])
-            yield Finding(Level.FAIL, "entry", f"{entry}: {why}")
+            yield fail("entry", f"{entry}: {why}")
 
     # --- The schedule of the app
 
@@ -271,11 +257,11 @@ class Examination:
             except Exception as exc:
                 faults += 1
                 if faults <= _LISTED:
-                    yield Finding(Level.FAIL, "entry", f"{name} can't be scheduled: {exception_line(exc)}")
+                    yield fail("entry", f"{name} can't be scheduled: {exception_line(exc)}")
         if faults > _LISTED:
-            yield Finding(Level.FAIL, "entry", f"and {faults - _LISTED} more can't be scheduled")
+            yield fail("entry", f"and {faults - _LISTED} more can't be scheduled")
         if count and not faults:
-            yield Finding(Level.OK, "entries", f"all {count} of beat_schedule can be scheduled")
+            yield ok("entries", f"all {count} of beat_schedule can be scheduled")
 
     def _overlap(self, view: ClusterView) -> Iterator[Finding]:
         """Check that workers report the messages for whose end entries wait."""
@@ -285,12 +271,10 @@ class Examination:
             entry = min(waiting, key=lambda each: waiting[each])
             detail = f"{entries_text(len(waiting))} wait for their last message, {entry} since "
             detail += f"{instant(from_micros(waiting[entry] * 1000))}, and no worker has reported since: start the "
-            yield Finding(Level.WARN, "overlap", f"{detail}workers, and load ha_beat.guard in them")
+            yield warn("overlap", f"{detail}workers, and load ha_beat.guard in them")
         elif busy.reported_ms:
             last = instant(from_micros(busy.reported_ms * 1000))
-            yield Finding(
-                Level.OK, "overlap", f"a worker reported at {last}, {len(busy.sent_ms)} messages are unfinished"
-            )
+            yield ok("overlap", f"a worker reported at {last}, {len(busy.sent_ms)} messages are unfinished")
 
     # --- Journal
 
@@ -307,20 +291,17 @@ class Examination:
         )
         violations = invariants.check(state, reversed(records))
         for violation in violations[:_LISTED]:
-            yield Finding(
-                Level.FAIL, "invariant", f"{phrase(violation.rule)} ({violation.subject}): {violation.detail}"
-            )
+            yield fail("invariant", f"{phrase(violation.rule)} ({violation.subject}): {violation.detail}")
         if not violations:
-            yield Finding(Level.OK, "invariants", f"all hold in the newest {len(records)} journal records")
+            yield ok("invariants", f"all hold in the newest {len(records)} journal records")
         uncertain = [r for r in records if isinstance(r, VerdictRecord) and r.verdict == Verdict.UNCERTAIN]
         if uncertain:
             newest = uncertain[0]
             what = f"{len(uncertain)}, the newest is {newest.label}, due {instant(newest.first)}"
-            yield Finding(Level.WARN, "uncertain occurrences", what)
+            yield warn("uncertain occurrences", what)
         lost = sum(r.count for r in records if isinstance(r, VerdictRecord) and r.reason == SkipReason.STATE_LOSS)
         if lost:
-            yield Finding(
-                Level.WARN,
+            yield warn(
                 "state loss",
                 f"{lost} occurrences were skipped because Redis lost data: ha-beat history --verdict skipped",
             )
@@ -350,4 +331,4 @@ def _differences(view: ClusterView) -> Iterator[Finding]:
             normal = "" if what == "fingerprint" else ", which is normal only during a deploy"
             parted = "; ".join(f"{value} on {', '.join(ids)}" for value, ids in sorted(having.items()))
             called = "app" if what == "fingerprint" else what
-            yield Finding(Level.WARN, "replicas", f"they differ in their {called}{normal}: {parted}")
+            yield warn("replicas", f"they differ in their {called}{normal}: {parted}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from ha_beat.reasons import Level
 
@@ -14,3 +15,9 @@ class Finding:
     level: Level
     subject: str
     text: str
+
+
+ok = partial(Finding, Level.OK)
+note = partial(Finding, Level.NOTE)
+warn = partial(Finding, Level.WARN)
+fail = partial(Finding, Level.FAIL)

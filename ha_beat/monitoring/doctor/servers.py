@@ -11,7 +11,7 @@ from ha_beat.clock import Clock
 from ha_beat.dispatch.broker_adapters import BrokerAdapter
 from ha_beat.errors import StoreError, StoreRefused
 from ha_beat.exception_text import exception_line
-from ha_beat.monitoring.doctor.finding import Finding
+from ha_beat.monitoring.doctor.finding import Finding, fail, ok, warn
 from ha_beat.reasons import Level
 from ha_beat.settings import redact_url
 from ha_beat.store.connections import sentinels_of
@@ -31,7 +31,7 @@ def check_redis(client: Any, name: str, on_state_loss: str, clock: Clock) -> Ite
     server = _info(client, "server")
     mode = server.get("redis_mode") or server.get("server_mode", "?")  # the second is Valkey's
     version = server.get("redis_version", "?")
-    yield Finding(Level.OK, "redis", f"{name}, version {version}, {mode}, answered in {took:.1f} ms")
+    yield ok("redis", f"{name}, version {version}, {mode}, answered in {took:.1f} ms")
     yield from _memory(_info(client, "memory"))
     yield from _persistence(_info(client, "persistence"), on_state_loss)
 
@@ -41,13 +41,13 @@ def _memory(memory: dict[str, Any]) -> Iterator[Finding]:
     limit, used = int(memory.get("maxmemory") or 0), int(memory.get("used_memory") or 0)
     if policy.startswith("allkeys"):
         risk = f"{policy}: Redis may evict the lease, the ledger and queues when memory is full; set noeviction"
-        yield Finding(Level.FAIL if limit else Level.WARN, "eviction policy", risk)
+        yield (fail if limit else warn)("eviction policy", risk)
     elif policy != "noeviction":
-        yield Finding(Level.WARN, "eviction policy", f"{policy}: set noeviction; the cluster's keys have no TTL")
+        yield warn("eviction policy", f"{policy}: set noeviction; the cluster's keys have no TTL")
     else:
-        yield Finding(Level.OK, "eviction policy", policy)
+        yield ok("eviction policy", policy)
     if limit and used > _NEARLY_FULL * limit:
-        yield Finding(Level.WARN, "memory", f"{used / limit:.0%} of maxmemory is used; a full Redis refuses writes")
+        yield warn("memory", f"{used / limit:.0%} of maxmemory is used; a full Redis refuses writes")
 
 
 def _persistence(persistence: dict[str, Any], on_state_loss: str) -> Iterator[Finding]:
@@ -56,12 +56,12 @@ def _persistence(persistence: dict[str, Any], on_state_loss: str) -> Iterator[Fi
             f"no append-only file: a restart of Redis loses data, and on_state_loss ({on_state_loss!r}) applies; "
             f"set appendonly yes"
         )
-        yield Finding(Level.WARN, "persistence", risk)
+        yield warn("persistence", risk)
     else:
-        yield Finding(Level.OK, "persistence", "append-only file is on")
+        yield ok("persistence", "append-only file is on")
     for name in ("aof_last_write_status", "rdb_last_bgsave_status"):
         if str(persistence.get(name, "ok")) != Level.OK:
-            yield Finding(Level.FAIL, "persistence", f"{name} is {persistence[name]}: Redis can't write to disk")
+            yield fail("persistence", f"{name} is {persistence[name]}: Redis can't write to disk")
 
 
 def check_failover(client: Any) -> Iterator[Finding]:
@@ -72,13 +72,13 @@ def check_failover(client: Any) -> Iterator[Finding]:
         return
     max_lag = int(_config(client, "min-replicas-max-lag", "10"))
     if min_replicas_set(replication):
-        yield Finding(Level.OK, "min-replicas-to-write", f"set, with a max lag of {max_lag} s")
+        yield ok("min-replicas-to-write", f"set, with a max lag of {max_lag} s")
     else:
         risk = (
             "not set: a partitioned primary accepts writes after a failover, and an occurrence can be enqueued on "
             "both; set it to 1 or more"
         )
-        yield Finding(Level.WARN, "min-replicas-to-write", risk)
+        yield warn("min-replicas-to-write", risk)
     if sentinels:
         yield _down_after(sentinels, str(client.connection_pool.service_name), max_lag)
 
@@ -95,14 +95,14 @@ def _down_after(sentinels: list[Any], primary: str, max_lag: int) -> Finding:
             continue
         down_after, enough = float(state["down-after-milliseconds"]) / 1000, max_lag + 1
         if down_after > enough:
-            return Finding(Level.OK, "down-after", f"{down_after:g} s")
+            return ok("down-after", f"{down_after:g} s")
         risk = (
             f"{down_after:g} s: must be more than min-replicas-max-lag + 1 s ({enough} s), or a failover can end "
             f"before the old primary stops accepting writes"
         )
-        return Finding(Level.WARN, "down-after", risk)
+        return warn("down-after", risk)
     detail = "; ".join(dict.fromkeys(failures))
-    return Finding(Level.WARN, "down-after", f"not checked, because no Sentinel answered: {detail}")
+    return warn("down-after", f"not checked, because no Sentinel answered: {detail}")
 
 
 def check_broker(app: Celery, client: Callable[[], Any] | None, timeout: float) -> Finding:
@@ -120,8 +120,8 @@ def check_broker(app: Celery, client: Callable[[], Any] | None, timeout: float) 
                 adapter.close()
     except Exception as exc:
         detail = str(exc) if isinstance(exc, StoreError) else exception_line(exc)
-        return Finding(Level.FAIL, "broker", f"{name} can't be reached: {detail}")
-    return Finding(Level.OK, "broker", f"{name}, answered")
+        return fail("broker", f"{name} can't be reached: {detail}")
+    return ok("broker", f"{name}, answered")
 
 
 def _info(client: Any, section: str) -> dict[str, Any]:
