@@ -5,36 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import click
 
 from ha_beat.demo.view_model import View
 
 DURATION_WITHOUT_TERMINAL_S = 60.0
-
-
-class StopSignals:
-    """Ctrl-C, SIGTERM and SIGHUP: the first one stops the demo, a second one stops it at once."""
-
-    def __init__(self) -> None:
-        self._signals = 0
-
-    def listen(self) -> None:
-        """Install the signal handlers."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._count)
-
-    def stop_requested(self) -> bool:
-        """True after the first signal."""
-        return self._signals > 0
-
-    def stop_now(self) -> bool:
-        """True after the second signal."""
-        return self._signals > 1
-
-    def _count(self, _number: int, _frame: FrameType | None) -> None:
-        self._signals += 1
 
 
 @click.command()
@@ -63,21 +39,20 @@ def demo(duration: float | None, plain: bool, replicas: int, seed: int | None, l
     terminal = sys.stdout.isatty()
     if duration is None and not terminal:
         duration = DURATION_WITHOUT_TERMINAL_S
-    signals = StopSignals()
-    signals.listen()
+    # The first signal stops the demo in good order, a second one at once.
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: signals.append(received))
     view: View = _view(plain=plain or not terminal)
-    runner = DemoRunner(Options(replicas, duration, seed, logs), view, signals.stop_requested, signals.stop_now)
+    runner = DemoRunner(Options(replicas, duration, seed, logs), view, lambda: bool(signals), lambda: len(signals) > 1)
     try:
         state = runner.run()
         view.update(state)
     except DemoError as problem:
-        view.close()
         raise click.ClickException(str(problem)) from problem
     finally:
         view.close()
-    click.echo()
-    for line in summary(state):
-        click.echo(line)
+    click.echo("\n".join(["", *summary(state)]))
     if not state.counts.arrived:
         click.echo("the demo ended before the first message")
     if runner.accidents:

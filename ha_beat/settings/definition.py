@@ -210,12 +210,9 @@ class Settings:
     """The key or variable that set each setting, by the setting's name. Those missing have their defaults."""
 
     def __post_init__(self) -> None:
-        given = {
-            setting.name: getattr(self, setting.name)
-            for setting in SETTINGS
-            if getattr(self, setting.name) is not _NOT_GIVEN
-        }
-        values, faults = _check(given, self.sources)
+        values, faults = _check(
+            {name: value for name in _BY_NAME if (value := getattr(self, name)) is not _NOT_GIVEN}, self.sources
+        )
         if faults:
             raise ConfigurationError("\n".join(faults))
         for name, value in values.items():
@@ -265,14 +262,10 @@ class Settings:
 
     def describe(self) -> list[SettingInUse]:
         """Return each setting with its value and source. Secrets are hidden."""
+        sources = self.sources
         return [
-            SettingInUse(
-                setting.name,
-                redact(getattr(self, setting.name)),
-                self.sources.get(setting.name, "default"),
-                setting.name not in self.sources,
-            )
-            for setting in SETTINGS
+            SettingInUse(name, redact(getattr(self, name)), sources.get(name, "default"), name not in sources)
+            for name in _BY_NAME
         ]
 
     def __repr__(self) -> str:
@@ -296,31 +289,12 @@ class _Relation(NamedTuple):
     holds: Callable[[Any, Any], bool]
 
 
-class _Limit(NamedTuple):
-    """Largest value of a setting that works with the others, and why."""
-
-    name: str
-    others: tuple[str, ...]
-    most: Callable[[Mapping[str, Any]], float]
-    why: str
-
-
 def _longest_renewal(values: Mapping[str, Any]) -> float:
     """Return how long a renewal may be without an answer so that another one is in time."""
     ttl, renew = values["lease_ttl"], values["renew_interval"]
     # As in the election: trust ends a tenth of the ttl early, and a retry follows after a pause.
     left: float = ttl * 0.9 - renew - min(renew / 5, 0.5)
     return left
-
-
-_LIMITS = (
-    _Limit(
-        "command_timeout",
-        ("lease_ttl", "renew_interval"),
-        _longest_renewal,
-        "a renewal without an answer must leave time for another one",
-    ),
-)
 
 
 _RELATIONS = (
@@ -376,9 +350,10 @@ def _contradictions(
         if not relation.holds(values[relation.name], values[relation.other]):
             wrong.add(relation.name)
             yield f"{value_of(relation.name)}: must be {relation.right} {others([relation.other])}"
-    for limit in _LIMITS:
-        if wrong.isdisjoint({limit.name, *limit.others}) and values[limit.name] > (most := limit.most(values)):
-            yield f"{value_of(limit.name)}: must be at most {most:g} with {others(limit.others)}, because {limit.why}"
+    pair, most = ("lease_ttl", "renew_interval"), _longest_renewal(values)
+    if wrong.isdisjoint({"command_timeout", *pair}) and values["command_timeout"] > most:
+        why = "because a renewal without an answer must leave time for another one"
+        yield f"{value_of('command_timeout')}: must be at most {most:g} with {others(pair)}, {why}"
     if "lease_ttl" not in wrong:
         for name, timeout in _client_timeouts(values):
             if not _shorter(timeout, values["lease_ttl"] / 2):
