@@ -66,7 +66,7 @@ def _explained(reply: Reply) -> Reply:
 @json_option
 @on_cluster
 def step_down(cluster: ClusterClient, *, to: str | None, timeout: float, as_json: bool) -> None:
-    """Hand the lead over to another replica."""
+    """Make another replica the leader."""
     preferred = ""
     if to is not None:
         member = find_member(cluster.view().members, to)
@@ -91,14 +91,17 @@ def step_down(cluster: ClusterClient, *, to: str | None, timeout: float, as_json
     raise CommandFailed(f"{line}, but no replica has taken over yet ({leader_text(cluster.view())})")
 
 
-@click.command(epilog='Example: celery -A proj ha-beat pause nightly-report --reason "wrong figures"')
+@click.command(
+    short_help="Pause the schedule, or one entry.",
+    epilog='Example: celery -A proj ha-beat pause nightly-report --reason "wrong figures"',
+)
 @click.argument("entry", required=False)
 @click.option("--reason", default="", help="Why, for logs and status.")
 @_timeout_option
 @json_option
 @on_cluster
 def pause(cluster: ClusterClient, *, entry: str | None, reason: str, timeout: float, as_json: bool) -> None:
-    """Enqueue nothing by schedule, or nothing of ENTRY, until `resume`. A change of leader does not end the pause."""
+    """Pause the schedule, or only ENTRY, until `resume`. A change of leader does not end the pause."""
     _change_pause(cluster, RequestKind.PAUSE, RequestKind.PAUSE_ENTRY, entry, timeout, as_json, reason=reason[:500])
 
 

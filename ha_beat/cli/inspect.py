@@ -170,7 +170,7 @@ def _member_row(member: Member, now_ms: int) -> tuple[object, ...]:
 
 
 @click.command(
-    short_help="Check by exit status that a leader keeps up.",
+    short_help="Exit with 0 if a leader keeps up with the schedule.",
     epilog="Example, as an exec probe: celery -A proj ha-beat check --here",
 )
 @click.option("--replica", metavar="NAME", help="Check instead that this replica is alive and ready to lead.")

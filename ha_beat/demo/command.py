@@ -13,7 +13,7 @@ from ha_beat.demo.view_model import View
 DURATION_WITHOUT_TERMINAL_S = 60.0
 
 
-@click.command()
+@click.command(short_help="Watch a cluster whose leader fails again and again.")
 @click.option(
     "--duration",
     type=click.FloatRange(min=1.0),

@@ -95,7 +95,7 @@ def _election(event: e.Event, cluster: str) -> Line | None:
         case e.TermEnded(epoch, reason, led_for, detail):
             level = INFO if reason == TermEnd.SHUTDOWN else WARNING
             why = phrase(reason, detail)
-            return level, "No longer leading (epoch %s, for %s): %s", (epoch, duration(led_for), why)
+            return level, "Stopped leading after %s (epoch %s): %s", (duration(led_for), epoch, why)
         case e.LeaderSeen(holder, epoch):
             return INFO, "Standing by in cluster %s: the leader is %s (epoch %s)", (cluster, holder, epoch)
         case e.LeaseUnreachable(detail, leading):

@@ -297,4 +297,4 @@ def due(first: datetime, until: datetime, count: int) -> str:
     """Return the due time of one occurrence, or the range of several."""
     if count == 1:
         return f"due {instant(first)}"
-    return f"{occurrences(count)} due from {instant(first)} to before {instant(until)}"
+    return f"{occurrences(count)} due from {instant(first)} until {instant(until)}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ha_beat.reasons import SkipReason
 from tests.integration.docs.blocks import ROOT
 
 #: `room/module.py`, `room/module.py:Symbol.member` or a path from the top of the repository.
@@ -49,3 +50,18 @@ def test_every_thread_is_listed():
         for name in re.findall(r'name="(ha_beat-\w+)"', path.read_text("utf-8"))
     }
     assert started == set(re.findall(r"`(ha_beat-\w+)`", (ROOT / "docs" / "contributing.md").read_text("utf-8")))
+
+
+def test_each_skip_reason_is_decided_where_the_page_says():
+    page = (ROOT / "docs" / "contributing.md").read_text("utf-8")
+    row = next(line for line in page.splitlines() if "skip reasons decided" in line)
+    places = [clause.rpartition("`:") for clause in row.partition("? | ")[2].split(". ")]
+    decided = {
+        code: re.findall(r"`([\w/]+\.\w+)`", files) for codes, _, files in places for code in codes.split("`, `")
+    }
+    assert {code.strip("`") for code in decided} == set(SkipReason)
+    for code, modules in decided.items():
+        reason = SkipReason(code.strip("`"))
+        for module in modules:
+            source = (ROOT / "ha_beat" / module).read_text("utf-8")
+            assert f"SkipReason.{reason.name}" in source or f"'{reason}'" in source, (reason, module)

@@ -100,13 +100,13 @@ UNKNOWN = events.OccurrenceUncertain("report", None, "id", UncertainReason.NO_AN
         ),
         (
             events.TermEnded(7, TermEnd.STEP_DOWN, 90.0),
-            "No longer leading (epoch 7, for 90.0 s): a step-down was requested",
+            "Stopped leading after 90.0 s (epoch 7): a step-down was requested",
         ),
         (OVERDUE, "Skipped report, due 2026-03-01 03:30:00.250Z: overdue; only the newest overdue occurrence runs"),
         (
             SEVERAL,
             (
-                "Skipped report, 3 occurrences due from 2026-03-01 03:30:00.250Z to before 2026-03-01 05:30:00.250Z: "
+                "Skipped report, 3 occurrences due from 2026-03-01 03:30:00.250Z until 2026-03-01 05:30:00.250Z: "
                 "its message could not be built (KeyError: 'x')"
             ),
         ),
