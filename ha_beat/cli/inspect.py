@@ -12,7 +12,7 @@ from datetime import datetime
 
 import click
 
-from ha_beat.celery_app import broker_client, fingerprint, ignored_brokers, lease_redis_name
+from ha_beat.celery_app import fingerprint
 from ha_beat.cli import output
 from ha_beat.cli.command import (
     FAILED,
@@ -317,22 +317,7 @@ def doctor(cluster: ClusterClient, *, as_json: bool, timeout: float) -> None:
 
     Exits with 1 if a check fails. Warnings do not change the exit status.
     """
-    examination = Examination(
-        app=cluster.app,
-        settings=cluster.settings,
-        client=cluster.client,
-        keys=cluster.keys,
-        members=cluster.members,
-        journal=cluster.journal,
-        requests=cluster.requests,
-        clock=cluster.clock,
-        fingerprint=fingerprint(cluster.app),
-        timeout=timeout,
-        broker=broker_client(cluster.app, cluster.settings),
-        store_name=lease_redis_name(cluster.app, cluster.settings),
-        ignored_brokers=ignored_brokers(cluster.app, cluster.settings),
-    )
-    findings = examination.findings()
+    findings = Examination(cluster, timeout).findings()
     if str(cluster.app.conf.beat_scheduler or "").startswith("ha_beat.redbeat"):
         from ha_beat.redbeat.doctor import check_redbeat
 

@@ -13,7 +13,7 @@ from ha_beat import events
 from ha_beat.monitoring.wording import instant
 from ha_beat.reasons import Invariant
 from ha_beat.store.journal import Journal, Record, TermRecord, VerdictRecord
-from ha_beat.store.membership import Members
+from ha_beat.store.membership import ClusterView, Members
 
 #: Seconds between two checks of a running cluster.
 CHECK_INTERVAL = 5.0
@@ -44,6 +44,12 @@ class ClusterState:
     gen: str = ""
     overdue: tuple[tuple[str, float], ...] = ()
     paused: bool = False
+
+    @classmethod
+    def of(cls, view: ClusterView, overdue: tuple[tuple[str, float], ...] = ()) -> ClusterState:
+        """Return the state in a view of the cluster."""
+        epoch = view.lease.epoch if view.lease else 0
+        return cls(epoch, view.highest_epoch, view.journal_counter, view.gen, overdue, bool(view.paused))
 
 
 @dataclass(slots=True)
@@ -157,14 +163,7 @@ class InvariantChecker:
         overdue: tuple[tuple[str, float], ...] = ()
         if leader is not None and leader.upcoming and leader.overdue_ms:
             overdue = ((leader.upcoming[0].entry, leader.overdue_ms / 1000),)
-        state = ClusterState(
-            lease_epoch=view.lease.epoch if view.lease else 0,
-            ledger_epoch=view.highest_epoch,
-            journal_counter=view.journal_counter,
-            gen=view.gen,
-            overdue=overdue,
-            paused=bool(view.paused),
-        )
+        state = ClusterState.of(view, overdue)
         if self._invariants.gen and view.gen != self._invariants.gen:
             # Another or an emptied Redis. Its journal starts again, perhaps with an earlier clock.
             self._last_id = ""

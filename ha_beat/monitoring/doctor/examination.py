@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from celery import Celery
 from celery.beat import ScheduleEntry
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
-from ha_beat.clock import Clock, from_micros
+from ha_beat.celery_app import broker_client, fingerprint, ignored_brokers, lease_redis_name
+from ha_beat.client import ClusterClient
+from ha_beat.clock import from_micros
 from ha_beat.dispatch.lease_marker import place_of, read_mark, two_stores
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.exception_text import exception_line
@@ -24,13 +25,12 @@ from ha_beat.reasons import DispatchPath, EntryFault, PathReason, RequestKind, S
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.recurrence import recurrence_of, starting_deadline
-from ha_beat.settings import Settings, redact_url
+from ha_beat.settings import redact_url
 from ha_beat.store.busy_entries import BusyEntries
-from ha_beat.store.journal import Journal, VerdictRecord
-from ha_beat.store.keys import Keys
-from ha_beat.store.membership import ClusterView, Members
+from ha_beat.store.journal import VerdictRecord
+from ha_beat.store.membership import ClusterView
 from ha_beat.store.redis_errors import mapped_redis_errors
-from ha_beat.store.request_queue import NoAnswer, Pause, Request, Requests, TooManyRequests
+from ha_beat.store.request_queue import NoAnswer, Pause, TooManyRequests
 from ha_beat.store.scripts import text
 
 #: Seconds by which two clocks may differ.
@@ -50,22 +50,8 @@ _LISTED = 10
 class Examination:
     """Examination of a cluster. ``timeout`` is the time in seconds to wait for the leader's answer."""
 
-    app: Celery
-    settings: Settings
-    client: Callable[[], Any]
-    keys: Keys
-    members: Members
-    journal: Journal
-    requests: Requests
-    clock: Clock
-    fingerprint: str
+    cluster: ClusterClient
     timeout: float = 5.0
-    #: Client of the broker's Redis, ``None`` for another broker.
-    broker: Callable[[], Any] | None = None
-    #: Name of the lease store, as replicas log it.
-    store_name: str = ""
-    #: Broker that holds the lease, and those that are not used because of that.
-    ignored_brokers: tuple[str, str] | None = None
 
     def findings(self) -> list[Finding]:
         """Run all checks, and return their results.
@@ -73,7 +59,7 @@ class Examination:
         Raises:
             StoreError: Redis does not answer.
         """
-        view = self.members.view()
+        view = self.cluster.members.view()
         found = [*self._settings()]
         for part in (
             self._scheduler,
@@ -103,11 +89,12 @@ class Examination:
     # --- Settings
 
     def _settings(self) -> Iterator[Finding]:
-        settings = self.settings
+        settings = self.cluster.settings
         changed = [f"{each.name}={each.value}" for each in settings.describe() if not each.is_default]
         yield ok("settings", ", ".join(changed) or "all have their defaults")
-        if self.ignored_brokers is not None:
-            used, others = self.ignored_brokers
+        ignored = ignored_brokers(self.cluster.app, settings)
+        if ignored is not None:
+            used, others = ignored
             yield warn(
                 "broker",
                 f"a list of Redis servers: {used} holds the lease and takes all messages, {others} is never used. Set "
@@ -118,7 +105,7 @@ class Examination:
 
     def _scheduler(self, view: ClusterView) -> Iterator[Finding]:
         """Check that the replicas run the scheduler that the settings name."""
-        configured = str(self.app.conf.beat_scheduler or "")
+        configured = str(self.cluster.app.conf.beat_scheduler or "")
         if "ha_beat" not in configured:
             detail = f"beat_scheduler is {configured!r}" if configured else "beat_scheduler is not set"
             yield note("scheduler", f"{detail}: a beat started without -S ha_beat is not part of the cluster")
@@ -133,40 +120,45 @@ class Examination:
     # --- Servers
 
     def _redis(self, _: ClusterView) -> Iterator[Finding]:
-        name = redact_url(self.settings.redis_url or str(self.app.conf.broker_url))
-        yield from check_redis(self.client(), name, self.settings.on_state_loss, self.clock)
-        yield from check_failover(self.client())
+        name = redact_url(self.cluster.settings.redis_url or str(self.cluster.app.conf.broker_url))
+        yield from check_redis(self.cluster.client(), name, self.cluster.settings.on_state_loss, self.cluster.clock)
+        yield from check_failover(self.cluster.client())
 
     def _broker(self, _: ClusterView) -> Iterator[Finding]:
-        if self.settings.redis_url is not None:
-            yield check_broker(self.app, self.broker, self.settings.command_timeout)
+        if self.cluster.settings.redis_url is not None:
+            yield check_broker(self.cluster.app, self._broker_client(), self.cluster.settings.command_timeout)
+
+    def _broker_client(self) -> Callable[[], Any] | None:
+        return broker_client(self.cluster.app, self.cluster.settings)
 
     def _store(self, _: ClusterView) -> Iterator[Finding]:
         """Check that the broker's Redis names this store as the lease store."""
-        if self.broker is None:
+        broker = self._broker_client()
+        if broker is None:
             return
         try:
             with mapped_redis_errors():
-                mark = read_mark(self.broker(), self.keys)
+                mark = read_mark(broker(), self.cluster.keys)
         except StoreError as exc:
             yield note("lease's store", f"not checked: the broker's Redis failed: {exc}")
             return
         if mark is None:
             return
-        client = self.client()
-        gen = client.hget(self.keys.ledger, "m:gen")
+        client = self.cluster.client()
+        gen = client.hget(self.cluster.keys.ledger, "m:gen")
         if mark.gen == (text(gen) if gen is not None else "") or (mark.place and mark.place == place_of(client)):
             yield ok("lease's store", mark.name)
         else:
-            yield fail("lease's store", two_stores(mark, self.keys, self.store_name))
+            name = lease_redis_name(self.cluster.app, self.cluster.settings)
+            yield fail("lease's store", two_stores(mark, self.cluster.keys, name))
 
     # --- Clocks and cluster
 
     def _clocks(self, view: ClusterView) -> Iterator[Finding]:
         # Read here: since the first view, slow checks may have taken seconds.
-        sent = self.clock.elapsed()
-        server = self.members.view().server_ms / 1000
-        offset = certain_offset(self.clock.wall() - server, self.clock.elapsed() - sent)
+        sent = self.cluster.clock.elapsed()
+        server = self.cluster.members.view().server_ms / 1000
+        offset = certain_offset(self.cluster.clock.wall() - server, self.cluster.clock.elapsed() - sent)
         yield (ok if abs(offset) <= _CLOCK_TOLERANCE else warn)(
             "clock", f"this machine's clock differs from Redis' clock by {offset:+.2f} s"
         )
@@ -178,7 +170,7 @@ class Examination:
     def _cluster(self, view: ClusterView) -> Iterator[Finding]:
         lease = view.lease
         if lease is None:
-            yield fail("leader", f"the cluster {self.settings.cluster!r} has never had a leader on this Redis")
+            yield fail("leader", f"the cluster {self.cluster.settings.cluster!r} has never had a leader on this Redis")
         elif not lease.held:
             words = phrase(lease.reason, lease.detail)
             yield fail("leader", f"no leader: {lease.holder} released the lease ({words})")
@@ -188,14 +180,12 @@ class Examination:
             yield ok("leader", f"{lease.holder} in epoch {lease.epoch}")
         if lease is not None and lease.held and not lease.presence:
             yield note("presence", "the leader has registered none: a takeover from a dead process waits for lease_ttl")
-        known = self.client().hget(self.keys.ledger, "m:fingerprint")
-        if known is not None and text(known) != self.fingerprint:
-            yield fail(
-                "app",
-                f"the ledger belongs to the app {text(known)!r}, this app is {self.fingerprint!r} and must not lead",
-            )
+        app = fingerprint(self.cluster.app)
+        known = self.cluster.client().hget(self.cluster.keys.ledger, "m:fingerprint")
+        if known is not None and text(known) != app:
+            yield fail("app", f"the ledger belongs to the app {text(known)!r}, this app is {app!r} and must not lead")
         else:
-            yield ok("app", self.fingerprint)
+            yield ok("app", app)
         standbys = [member for member in view.members if member.role != "leader"]
         count = f"{len(view.members)} alive, {len(standbys)} on standby"
         yield ok("replicas", count) if standbys else warn("replicas", f"{count}: no standby can take over")
@@ -210,7 +200,7 @@ class Examination:
         if view.lease is None or not view.lease.held:
             return
         try:
-            reply = self.requests.ask(Request(RequestKind.REPORT, by="doctor"), self.clock, self.timeout)
+            reply = self.cluster.ask(RequestKind.REPORT, by="doctor", timeout=self.timeout)
         except StoreRefused as exc:
             yield fail("redis", f"it refuses writes: {exc}")
             return
@@ -223,7 +213,8 @@ class Examination:
         yield ok("dispatch", f"{dispatch['path']}: {why}" if dispatch.get("path") else "not chosen yet")
         if dispatch.get("path") == DispatchPath.CLAIM:
             yield note(
-                "dispatch", f"a message whose delivery is unknown: {self.settings.uncertain} (setting uncertain)"
+                "dispatch",
+                f"a message whose delivery is unknown: {self.cluster.settings.uncertain} (setting uncertain)",
             )
         count = entries_text(report.get("entries", 0))
         yield ok("schedule", f"the leader has {count}, {report.get('backlog')} due")
@@ -239,17 +230,17 @@ class Examination:
     def _entries(self, view: ClusterView) -> Iterator[Finding]:
         """Check the entries of ``beat_schedule``. The leader reports those of a database."""
         now, faults, count = from_micros(view.server_ms * 1000), 0, 0
-        configured: Mapping[str, Any] = self.app.conf.beat_schedule or {}
+        configured: Mapping[str, Any] = self.cluster.app.conf.beat_schedule or {}
         for name, fields in configured.items():
             count += 1
             try:
                 entry = (
                     fields
                     if isinstance(fields, ScheduleEntry)
-                    else ScheduleEntry(**{"name": name, **dict(fields), "app": self.app})
+                    else ScheduleEntry(**{"name": name, **dict(fields), "app": self.cluster.app})
                 )
                 EntryOptions.of(
-                    name, entry.options or {}, MisfireRules(), starting_deadline(entry), self.settings.uncertain
+                    name, entry.options or {}, MisfireRules(), starting_deadline(entry), self.cluster.settings.uncertain
                 )
                 instants = recurrence_of(entry)
                 if instants is not None:
@@ -265,7 +256,7 @@ class Examination:
 
     def _overlap(self, view: ClusterView) -> Iterator[Finding]:
         """Check that workers report the messages for whose end entries wait."""
-        busy = BusyEntries.read(self.client(), self.keys)
+        busy = BusyEntries.read(self.cluster.client(), self.cluster.keys)
         waiting = busy.unreported(view.server_ms - round(_RECEIVED_WITHIN * 1000))
         if waiting:
             entry = min(waiting, key=lambda each: waiting[each])
@@ -279,17 +270,11 @@ class Examination:
     # --- Journal
 
     def _records(self, view: ClusterView) -> Iterator[Finding]:
-        records = self.journal.newest(MEMORY)
+        records = self.cluster.journal.newest(MEMORY)
         # The counter is read after the journal, so it can't be behind it.
-        view = self.members.view()
+        view = self.cluster.members.view()
         invariants = Invariants(emit=lambda _: None)
-        state = ClusterState(
-            lease_epoch=view.lease.epoch if view.lease else 0,
-            ledger_epoch=view.highest_epoch,
-            journal_counter=view.journal_counter,
-            gen=view.gen,
-        )
-        violations = invariants.check(state, reversed(records))
+        violations = invariants.check(ClusterState.of(view), reversed(records))
         for violation in violations[:_LISTED]:
             yield fail("invariant", f"{phrase(violation.rule)} ({violation.subject}): {violation.detail}")
         if not violations:

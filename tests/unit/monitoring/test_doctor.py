@@ -44,9 +44,9 @@ def test_failing_entries_of_the_leader_are_listed_in_words() -> None:
     report: Any = LeaderReport(schedule, PauseState())
     report.note(events.EntryFailed("e", EntryFault.SCHEDULE_RAISES, "ValueError: x"))
     reply = SimpleNamespace(data=json.loads(json.dumps(report.report(None, None).data)))
-    examination: Any = SimpleNamespace(requests=SimpleNamespace(ask=lambda *_: reply), clock=None, timeout=1.0)
+    cluster: Any = SimpleNamespace(ask=lambda *_, **__: reply)
     led: Any = SimpleNamespace(lease=SimpleNamespace(held=True))
-    texts = [found.text for found in Examination._leader(examination, led) if found.subject == "entry"]
+    texts = [found.text for found in Examination(cluster)._leader(led) if found.subject == "entry"]
     assert texts == ["e: its schedule raises (ValueError: x)"]
 
 
@@ -62,6 +62,6 @@ def test_slow_check_is_no_difference_of_clocks(ahead: float, level: Level) -> No
 
     first = read()
     clock.advance(5)
-    examination: Any = SimpleNamespace(clock=clock, members=SimpleNamespace(view=read))
-    (found,) = Examination._clocks(examination, first)
+    cluster: Any = SimpleNamespace(clock=clock, members=SimpleNamespace(view=read))
+    (found,) = Examination(cluster)._clocks(first)
     assert (found.level, f"{ahead:+.2f} s" in found.text) == (level, True)
