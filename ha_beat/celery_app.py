@@ -62,7 +62,6 @@ def check_topology(app: Celery, settings: Settings) -> None:
 
 
 def broker_is_redis(app: Celery) -> bool:
-    """True if messages go to Redis."""
     return bool(app.connection_for_write().transport.driver_type == "redis")
 
 

@@ -11,7 +11,7 @@ from ha_beat.cli.command import CommandFailed, ask, on_cluster
 from ha_beat.cli.options import json_option
 from ha_beat.cli.times import INSTANT
 from ha_beat.client import ClusterClient
-from ha_beat.monitoring.wording import phrase
+from ha_beat.monitoring.wording import duration, phrase
 from ha_beat.reasons import RequestKind, Verdict
 from ha_beat.store.journal import Record, TermRecord, VerdictRecord
 from ha_beat.suggest import did_you_mean, nearest
@@ -78,7 +78,7 @@ def _row(record: Record) -> tuple[object, ...]:
         what = record.verdict if record.kind == "occurrence" else f"{record.verdict} ({record.kind})"
         entry, due = record.label, f"{record.first:%Y-%m-%d %H:%M:%S.%f}"[:-3] + "Z"
         if record.verdict != Verdict.SKIPPED and record.kind == "occurrence":
-            late = output.lasting(record.lateness)
+            late = duration(record.lateness)
         by = f"for {record.asked_by}" if record.asked_by else ""
         detail = " ".join(filter(None, (record.task_id, by, _reason(record))))
     else:

@@ -30,7 +30,7 @@ from ha_beat.errors import StoreError
 from ha_beat.monitoring.doctor import Examination
 from ha_beat.monitoring.request_wording import pause_text, reply_text
 from ha_beat.monitoring.status import cluster_document, spans, unattended
-from ha_beat.monitoring.wording import entries_text, health, phrase
+from ha_beat.monitoring.wording import duration, entries_text, health, phrase
 from ha_beat.reasons import Level, RequestKind
 from ha_beat.store import entry_pauses
 from ha_beat.store.journal import TermRecord, VerdictRecord
@@ -131,8 +131,8 @@ def _cluster_fields(cluster: ClusterClient, view: ClusterView) -> Iterator[tuple
     if leader is None:
         yield "leader", leader_text(view)
     else:
-        led_for = output.lasting((now - leader.since_ms) / 1000)
-        renewed = output.lasting(leader.silent_ms(now) / 1000)
+        led_for = duration((now - leader.since_ms) / 1000)
+        renewed = duration(leader.silent_ms(now) / 1000)
         yield "leader", f"{leader.holder}, for {led_for} (epoch {leader.epoch}, renewed {renewed} ago)"
     yield "paused", pause_text(pause) if pause else "no"
     for entry, each in entry_pauses.in_force(view.paused_entries).items():
@@ -145,13 +145,13 @@ def _schedule_fields(cluster: ClusterClient, view: ClusterView) -> Iterator[tupl
         yield "schedule", f"not taken up by a leader{_unattended_text(cluster, view)}"
     if leader is None:
         return
-    late = f", the oldest {output.lasting(leader.overdue_ms / 1000)} late" if leader.overdue_ms else ""
+    late = f", the oldest {duration(leader.overdue_ms / 1000)} late" if leader.overdue_ms else ""
     yield "schedule", f"{entries_text(leader.entries)}, {leader.backlog} due{late}"
     for upcoming in leader.upcoming[:1]:
         # The record is up to two seconds old. An entry that fell due since then has run, as far as is known.
         wait = max(0.0, (upcoming.at_ms - view.server_ms) / 1000)
         overdue = upcoming.at_ms <= leader.seen_ms
-        yield "next", f"{upcoming.entry}, due now" if overdue else f"{upcoming.entry} in {output.lasting(wait)}"
+        yield "next", f"{upcoming.entry}, due now" if overdue else f"{upcoming.entry} in {duration(wait)}"
     yield from (("failing", f"{entry}: {why}") for entry, why in leader.failing.items())
 
 
@@ -162,8 +162,8 @@ def _member_row(member: Member, now_ms: int) -> tuple[object, ...]:
         member.host,
         member.pid,
         member.version,
-        output.lasting((now_ms - member.since_ms) / 1000),
-        f"{output.lasting((now_ms - member.seen_ms) / 1000)} ago",
+        duration((now_ms - member.since_ms) / 1000),
+        f"{duration((now_ms - member.seen_ms) / 1000)} ago",
         member.http or "-",
         "; ".join(health(member.not_ready)) or "yes",
     )
@@ -202,9 +202,7 @@ def check(cluster: ClusterClient, *, replica: str | None, here: bool) -> None:
     if leading.not_ready:
         raise CommandFailed(f"{leader.holder} leads, but is not ready: {'; '.join(health(leading.not_ready))}")
     if leading.overdue_ms > _OVERDUE * 1000 and paused is None:
-        raise CommandFailed(
-            f"{leader.holder} leads, but is {output.lasting(leading.overdue_ms / 1000)} behind the schedule"
-        )
+        raise CommandFailed(f"{leader.holder} leads, but is {duration(leading.overdue_ms / 1000)} behind the schedule")
     click.echo(f"{leader.holder} leads" + (f"; paused {pause_text(paused)}" if paused else ""))
 
 
@@ -235,7 +233,7 @@ def _await_taking_up(cluster: ClusterClient, view: ClusterView) -> ClusterView:
 def _unattended_text(cluster: ClusterClient, view: ClusterView) -> str:
     """Return what is due while no leader has it on its queue."""
     found = unattended(cluster.ledger.read(), view.server_ms)
-    late = output.lasting(found.overdue(view.server_ms))
+    late = duration(found.overdue(view.server_ms))
     return f"; {found.due} due, the oldest {late} late" if found.due else ""
 
 
@@ -258,7 +256,7 @@ def next_(cluster: ClusterClient, *, entry: str | None, limit: int, timeout: flo
     rows = []
     for line in entries:
         due = datetime.fromisoformat(line["due"]) if line["due"] else None
-        wait = "?" if due is None else output.lasting(due.timestamp() - now)
+        wait = "?" if due is None else duration(due.timestamp() - now)
         when = f"{due:%Y-%m-%d %H:%M:%S}Z" if due else "decided by its schedule class"
         last = f"{datetime.fromisoformat(line['last']):%Y-%m-%d %H:%M:%S}Z" if line["last"] else "-"
         schedule = _SCHEDULE.sub(r"\1", line["schedule"])

@@ -19,7 +19,6 @@ _NARROWEST = 24
 
 
 def to_terminal() -> bool:
-    """True if standard output is a terminal."""
     return sys.stdout.isatty()
 
 
@@ -107,17 +106,3 @@ def instant(ms: int | None) -> str:
         return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M:%S}Z"
     except (ValueError, OverflowError, OSError):
         return "?"
-
-
-def lasting(seconds: float) -> str:
-    """Return a duration with its unit."""
-    seconds = max(seconds, 0.0)
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = int(seconds // 60)
-    if minutes < 120:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -20,7 +20,6 @@ class Instant(_InstantType):
     name = "instant"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Return the instant in UTC."""
         if isinstance(value, datetime):
             return value
         try:

@@ -40,11 +40,9 @@ class ClusterState:
         return time.monotonic() - self._began_s
 
     def note(self, text: str, *, grave: bool = False) -> None:
-        """Show an event."""
         self._view.note(self.elapsed_s, text, grave=grave)
 
     def started(self, replica: Child) -> None:
-        """Register a new process of a replica."""
         self._names[replica.pid or 0] = replica.name
 
     def refresh(self) -> None:
@@ -84,7 +82,6 @@ class ClusterState:
         return any(row.role == "standby" for row in self.rows())
 
     def rows(self) -> tuple[ReplicaRow, ...]:
-        """Return the state of each replica."""
         return tuple(self._row(replica) for replica in self._replicas)
 
     def _row(self, replica: Child) -> ReplicaRow:

@@ -55,7 +55,6 @@ class FaultInjector:
         self._next_s = time.monotonic() + self._pause_s
 
     def start(self, replica: Child) -> None:
-        """Start a replica, or start it again."""
         again = replica.pid is not None
         replica.start()
         self._restart_at_s.pop(replica.name, None)

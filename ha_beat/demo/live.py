@@ -50,7 +50,6 @@ class LiveView:
         self._live.stop()
 
     def render(self, state: DemoState) -> Group:
-        """Return the tables of a state."""
         room = max(5, self._console.height - FIXED_LINES - len(state.replicas))
         takeovers = min(4, room // 4)
         lines = min(MOST_LINES, (room - takeovers) // 2)

@@ -78,18 +78,15 @@ class Observer:
         return int(self._client.llen("celery"))
 
     def close(self) -> None:
-        """Close the connection."""
         self._client.close()
 
 
 def roles_of(records: Mapping[str, str]) -> dict[int, str]:
-    """Return the role by pid, from the records of the members."""
     members = filter(None, (Member.parse(name, record) for name, record in records.items()))
     return {member.pid: member.role for member in sorted(members, key=lambda member: member.seen_ms)}
 
 
 def run_of(record: Mapping[str, Any]) -> Run:
-    """Parse a run that the task recorded."""
     return Run(
         entry=record["entry"],
         scheduled_us=to_micros(datetime.fromisoformat(record["scheduled_at"])),

@@ -36,7 +36,6 @@ class Child:
         self._group_gone = False
 
     def start(self) -> None:
-        """Start the process, or start it again."""
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self._argv,
@@ -58,7 +57,6 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """True while the process runs."""
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -67,14 +65,12 @@ class Child:
         return self._process.poll() if self._process else None
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process if it runs."""
         if self._process is not None:
             self._process.send_signal(number)
             if number in (signal.SIGSTOP, signal.SIGCONT):
                 self.paused = number is signal.SIGSTOP
 
     def kill_group(self) -> None:
-        """Kill the process and its children."""
         if self._process is None or self._group_gone:
             return
         # The group exists until its last member ends.
@@ -84,7 +80,6 @@ class Child:
         self._group_gone = True  # its id may be reused from now on
 
     def log_tail(self, lines: int = 15) -> str:
-        """Return the last lines of its output."""
         if not self.log_path.exists():
             return ""
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
@@ -135,7 +130,6 @@ def _embedded_server() -> str | None:
 
 
 def free_port() -> int:
-    """Return a free port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

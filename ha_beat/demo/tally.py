@@ -34,7 +34,6 @@ class FaultKind(StrEnum):
 
     @property
     def signal_name(self) -> str:
-        """Return the signal that causes it."""
         return {"kill": "SIGKILL", "pause": "SIGSTOP", "stop": "SIGTERM"}[self.value]
 
 
@@ -57,8 +56,6 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Injected fault of the leader of ``epoch``."""
-
     kind: FaultKind
     replica: str
     epoch: int
@@ -67,8 +64,6 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """Leader, by the lease."""
-
     epoch: int
     replica: str
     since_ms: int
@@ -90,8 +85,6 @@ class Takeover:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Counts of the whole demo."""
-
     arrived: int
     """Occurrences that the worker ran at least once."""
     duplicates: int
@@ -168,7 +161,6 @@ class Tally:
         return entry.runs[run.scheduled_us] > 1
 
     def add_verdict(self, record: VerdictRecord) -> None:
-        """Add a verdict of the journal."""
         if record.verdict is Verdict.SKIPPED:
             if record.entry in self._entries:
                 self._entries[record.entry].skips.append(record)
@@ -178,7 +170,6 @@ class Tally:
             self._last_ms[epoch] = max(written, self._last_ms.get(epoch, written))
 
     def add_fault(self, fault: Fault) -> None:
-        """Add an injected fault."""
         self._faults.append(fault)
 
     def add_leader(self, leader: Leader) -> Takeover | None:

@@ -26,7 +26,6 @@ class DepartedEntries:
         self._next_look = 0.0
 
     def saw(self, entry: str) -> None:
-        """Record an occurrence of the entry."""
         self._seen[entry] = self._elapsed()
 
     def take(self) -> Collection[str]:

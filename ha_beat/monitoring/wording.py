@@ -275,10 +275,16 @@ def instant(at: datetime) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration with its unit: ``40 ms``, ``2.5 s`` or ``3 min``."""
+    """Return a duration with its unit: ``40 ms``, ``2.5 s``, ``3 min``, ``5 h 20 min`` or ``2 d 3 h``."""
+    seconds = max(seconds, 0.0)
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    hours, minutes = divmod(int(seconds // 60), 60)
+    if hours < 2:
+        return f"{60 * hours + minutes} min"
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def occurrences(count: int) -> str:
@@ -289,7 +295,6 @@ def occurrences(count: int) -> str:
 
 
 def entries_text(count: int) -> str:
-    """Return the number of entries."""
     return "1 entry" if count == 1 else f"{count} entries"
 
 

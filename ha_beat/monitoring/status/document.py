@@ -115,7 +115,6 @@ def document(status: ReplicaStatus) -> dict[str, Any]:
 
 
 def encoded(status: dict[str, Any]) -> bytes:
-    """Return the status as JSON."""
     return json.dumps(status, separators=(",", ":")).encode()
 
 
