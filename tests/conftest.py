@@ -20,9 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not config.getoption("--full"):
-        hypothesis.settings.register_profile("quick", max_examples=15)
-        hypothesis.settings.load_profile("quick")
+    # A busy machine is slow at any example, and CI tries the same ones each time.
+    ci = os.environ.get("CI", "").lower() == "true"
+    slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("all", deadline=None, suppress_health_check=slow, derandomize=ci)
+    hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("all"), max_examples=15)
+    hypothesis.settings.load_profile("all" if config.getoption("--full") else "quick")
     # xdist would keep files of few tests for the end, and those are the long ones. In their own order, the unit tests
     # come last, which evens out what the workers have left.
     if hasattr(config.option, "loadscopereorder"):

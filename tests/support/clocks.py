@@ -22,3 +22,14 @@ class SteppedClock(AdvancedClock):
 
     def elapsed(self) -> float:
         return 1000.0 + self.ahead
+
+
+class HeldClock(SteppedClock):
+    """Clock that begins at the machine's time, and moves by `ahead` alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began = SystemClock().wall()
+
+    def wall(self) -> float:
+        return self._began + self.ahead

@@ -16,7 +16,7 @@ import pytest
 
 from ha_beat import events
 from ha_beat.budget import Pace
-from ha_beat.clock import to_micros
+from ha_beat.clock import Clock, SystemClock, to_micros
 from ha_beat.dispatch import Answer, Dispatcher, OpenClaim, Operation
 from ha_beat.dispatch.batch import BatchScript
 from ha_beat.dispatch.message import Declined
@@ -38,7 +38,7 @@ from ha_beat.store.lease import RedisLeaseStore, Term, new_token
 from ha_beat.store.ledger import Ledger, LedgerRow
 from ha_beat.store.shadow import Shadow
 from tests.support.brokers import NoRecipes
-from tests.support.clocks import AdvancedClock
+from tests.support.clocks import HeldClock
 from tests.support.dispatchers import PlainPush, TimedPush, push
 from tests.support.entries import Every, scheduled
 from tests.support.events import EventLog
@@ -52,11 +52,16 @@ Fail = Callable[[Sequence[Operation]], object]
 class Source:
     """Schedule source with hourly entries. ``last_run`` is how many seconds ago each of them ran."""
 
+    clock: Clock = SystemClock()
+
     def __init__(self, **last_run: float) -> None:
         self.last_run = dict(last_run)
 
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.clock.wall(), UTC)
+
     def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
-        now = datetime.now(UTC)
+        now = self.now()
         for name, ago in list(self.last_run.items()):
             if ids is None or name in ids:
                 yield scheduled(name, last_run=now - timedelta(seconds=ago))
@@ -152,7 +157,7 @@ class Leader:
 
     def __init__(self, server: RedisServer) -> None:
         self.client: Any = server.client()
-        self.clock = AdvancedClock()
+        self.clock = HeldClock()
         self.events = EventLog()
         self.moves: list[float] = []
         self.idle = 0.0
@@ -165,6 +170,7 @@ class Leader:
     def use(self, source: Source, options: LeaderOptions | None = None) -> None:
         """Begin with an empty memory."""
         self.source = source
+        source.clock = self.clock
         chosen: Dispatcher = self.dispatcher
         parts = LeaderParts(
             source,
@@ -291,7 +297,7 @@ def test_slow_entries_are_sent_in_pieces_while_others_run(leader: Leader):
 
     class Slow(Source):
         def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
-            quick = replace(scheduled("quick", every=1.0), last_run=datetime.now(UTC))
+            quick = scheduled("quick", every=1.0, last_run=self.now())
             return [*super().load(ids), quick]
 
         def arguments(self, entry: ScheduledEntry) -> Any:

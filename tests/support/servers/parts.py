@@ -63,7 +63,7 @@ def need(make: Callable[[], T]) -> T:
     return part
 
 
-def wait_for(predicate: Callable[[], T | None], timeout: float = 10.0, what: str = "", interval: float = 0.02) -> T:
+def wait_for(predicate: Callable[[], T | None], timeout: float = 30.0, what: str = "", interval: float = 0.02) -> T:
     """Poll until `predicate` returns something truthy, and return that.
 
     An exception of the predicate (other than PartMissing) counts as 'not yet'. `timeout` and `interval` are in
@@ -87,8 +87,10 @@ def wait_for(predicate: Callable[[], T | None], timeout: float = 10.0, what: str
         time.sleep(interval)
 
 
-# Below the kernel's ephemeral range: no outgoing connection may take the port of a stopped server.
-_PORTS = range(14000, 32000)
+# Below the kernel's ephemeral range: no outgoing connection may take the port of a stopped server. Each worker of xdist
+# has its own, or a port that must stay closed could be opened by a server of another worker.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+_PORTS = range(14000 + _WORKER, 32000, 8)
 _given_ports: set[int] = set()
 _port_guard = threading.Lock()
 _port_random = random.Random(os.urandom(8))

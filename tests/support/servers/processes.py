@@ -126,7 +126,7 @@ def find_program(*names: str, folders: Sequence[Path] = ()) -> Path:
 class Server(Part):
     """Server with its own folder. It keeps its port over restarts. A context manager: started on entry."""
 
-    START_SECONDS = 10.0
+    START_SECONDS = 30.0
     STOP_SIGNAL = signal.SIGTERM
 
     def __init__(self, kind: str) -> None:
