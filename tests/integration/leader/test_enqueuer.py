@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -338,7 +337,7 @@ def test_slow_entries_that_fill_the_time_do_not_stop_the_others(leader: Leader):
 
 @pytest.mark.parametrize("change", [EVERYTHING, ScheduleChange(frozenset({"e"}))], ids=["all", "one"])
 def test_reload_does_not_postpone_the_verdict_of_a_failing_entry(leader: Leader, change: ScheduleChange):
-    due_now = scheduled("e", last_run=datetime.now(UTC) - timedelta(seconds=3601))
+    due_now = scheduled("e", last_run=leader.source.now() - timedelta(seconds=3601))
 
     class Fixed(Source):
         def load(self, _: object = None) -> Iterable[ScheduledEntry]:
@@ -600,7 +599,7 @@ def test_dispatch_on_another_server_waits_for_the_previous_holder(leader: Leader
 def test_previous_holder_itself_does_not_wait_on_another_server(leader: Leader):
     leader.owe("e")
     acquired = replace(leader.tenure.acquired, previous_run_id="of the run before", previous_holder="one")
-    leader.tenure = replace(leader.tenure, acquired=acquired, lost_at=datetime.now(UTC) - timedelta(hours=2))
+    leader.tenure = replace(leader.tenure, acquired=acquired, lost_at=leader.source.now() - timedelta(hours=2))
     assert leader.turn(5).messages == ["e"]
 
 
@@ -678,7 +677,7 @@ def test_unfinished_recovery_is_continued_by_the_next_leader(leader: Leader):
 @pytest.mark.parametrize(("noted", "fell_due"), [("{} 1", "after"), ("{} 1", "before"), ("garbage", "before")])
 def test_unfinished_recovery_puts_in_doubt_what_its_leader_found(leader: Leader, noted, fell_due):
     """Nothing that fell due after that was dispatched. A note that cannot be read puts all in doubt."""
-    due = datetime.now(UTC) - timedelta(seconds=60)
+    due = leader.source.now() - timedelta(seconds=60)
     floor = due + timedelta(seconds=-5 if fell_due == "after" else 5)
     leader.write(LedgerRow(due - timedelta(hours=1), "armed", signature="s"))
     leader.client.hset(KEYS.ledger, "m:unfinished", noted.format(to_micros(floor)))
@@ -692,7 +691,7 @@ def test_unfinished_recovery_puts_in_doubt_what_its_leader_found(leader: Leader,
 
 def test_leader_that_loses_the_ledger_keeps_entries_not_due_in_its_term(leader: Leader):
     """It has read the ledger once, when its term began, and an hourly entry is half an hour into its interval."""
-    base = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=30)
+    base = leader.source.now().replace(microsecond=0) - timedelta(minutes=30)
     leader.write(enqueued(base))
     leader.source.last_run = {"e": 1e6}
     leader.turn(3)
@@ -708,7 +707,7 @@ def test_second_term_starts_from_the_ledger(leader: Leader):
     """Another replica led in between, so that the earlier state of the entries is stale."""
     leader.owe("e")
     assert leader.turn(5).messages == ["e"]
-    row = leader.write(enqueued(datetime.now(UTC), rev=9))
+    row = leader.write(enqueued(leader.source.now(), rev=9))
     leader.lead()
     leader.turn(5)
     assert leader.state().expected == row
@@ -719,7 +718,7 @@ def test_row_changed_by_another_writer_is_followed(leader: Leader):
     """The operation is refused because the row is not the expected one, and the entry continues from that row."""
     leader.owe("e")
     leader.turn(1)
-    at = datetime.now(UTC) + timedelta(minutes=10)
+    at = leader.source.now() + timedelta(minutes=10)
     leader.write(enqueued(at, rev=9, task_id="t"))
     assert leader.turn(5).messages == []
     assert leader.failed() == ["e"]
@@ -733,7 +732,7 @@ def test_row_that_is_changed_repeatedly_is_retried_once_a_second(leader: Leader)
 
     def change(_: Sequence[Operation]) -> None:
         number = len(tries) + 1
-        tries.append(leader.write(enqueued(datetime.now(UTC) - timedelta(hours=2), rev=number, task_id=f"{number}")))
+        tries.append(leader.write(enqueued(leader.source.now() - timedelta(hours=2), rev=number, task_id=f"{number}")))
 
     leader.dispatcher.fail = change
     leader.turn(2)
@@ -762,7 +761,7 @@ def test_claim_of_another_is_uncertain_only_when_it_cannot_be_in_flight(leader: 
 
 def test_entry_without_recurrence_is_not_asked_before_its_position(leader: Leader):
     """After a loss of state its position is ahead, and occurrences before it may have been enqueued."""
-    leader.write(LedgerRow(datetime.now(UTC) + timedelta(seconds=5), "armed", signature="s"))
+    leader.write(LedgerRow(leader.source.now() + timedelta(seconds=5), "armed", signature="s"))
     leader.use(AlwaysDue(e=1e9))
     assert leader.turn(3).messages == []
     assert leader.turn(1, after=5.1).messages == ["e"]
@@ -1080,7 +1079,7 @@ class Overlapping(Source):
 def test_occurrence_that_overlaps_is_skipped_and_the_next_one_asked_again(leader: Leader):
     leader.use(Overlapping())
     leader.owe("e")
-    leader.client.hset(KEYS.busy, "e:e", f"{round(time.time() * 1000)} earlier")
+    leader.client.hset(KEYS.busy, "e:e", f"{round(leader.clock.wall() * 1000)} earlier")
     leader.turn(4)
     assert leader.messages == []
     (skipped,) = leader.events.of(events.OccurrenceSkipped)

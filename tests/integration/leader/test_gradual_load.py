@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -93,7 +93,7 @@ def test_forecast_knows_entries_that_were_read_after_its_first_turn(leader: Lead
 
 def test_entry_in_a_later_part_is_dispatched_by_its_row_only(leader: Leader):
     """The forecast and the store take it for due, but another leader has enqueued the occurrence."""
-    now = datetime.now(UTC)
+    now = leader.source.now()
     for entry in leader.source.last_run:
         leader.client.hset(KEYS.ledger, f"e:{entry}", enqueued(now - timedelta(seconds=1)).encoded())
     with_forecast(leader)
@@ -108,7 +108,7 @@ def test_ledger_that_is_behind_in_any_part_is_a_loss(leader: Leader, behind: str
     load_all(leader)
     leader.client.delete("queue")
     leader.owe(*leader.source.last_run)
-    shadow, now = leader.enqueuer._parts.shadow, datetime.now(UTC)
+    shadow, now = leader.enqueuer._parts.shadow, leader.source.now()
     last = f"e{COUNT - 1}"
     for entry in leader.source.last_run:
         leader.client.hset(KEYS.ledger, f"e:{entry}", enqueued(now - timedelta(seconds=3601)).encoded())
@@ -204,7 +204,7 @@ def test_reload_within_a_term_goes_on_in_parts_while_due_entries_are_sent(leader
 
 
 def test_entries_ahead_of_the_clock_are_reported_once(leader: Leader):
-    ahead = enqueued(datetime.now(UTC) + timedelta(hours=1)).encoded()
+    ahead = enqueued(leader.source.now() + timedelta(hours=1)).encoded()
     for number in range(COUNT):
         leader.client.hset(KEYS.ledger, f"e:e{number}", ahead)
     load_all(leader)
