@@ -120,6 +120,13 @@ class Mutant:
     def _apply_to_module(self, name: str, path: Path, lines: list[int], set_attribute: SetAttribute) -> None:
         source = path.read_text("utf-8")
         tree = ast.parse(source)
+        # Only the marked statements are compiled again, and the future import, which changes how.
+        tree.body = [
+            node
+            for node in tree.body
+            if (isinstance(node, ast.ImportFrom) and node.module == "__future__")
+            or any(_first_line(node) <= line <= (node.end_lineno or 0) for line in lines)
+        ]
         owners = [Mutation(tree, line, self.change).apply() for line in lines]
         compiled = compile(ast.fix_missing_locations(tree), str(path), "exec", dont_inherit=True)
         module = import_module(name)
@@ -132,6 +139,10 @@ class Mutant:
                 == (function.__code__.co_qualname, function.__code__.co_firstlineno)
             )
             set_attribute(function, "__code__", code)
+
+
+def _first_line(node: ast.stmt) -> int:
+    return min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))])
 
 
 def _function(module: Any, name: str) -> FunctionType:

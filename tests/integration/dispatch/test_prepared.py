@@ -37,6 +37,7 @@ from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
 from tests.integration.dispatch.conftest import BASIC, ENTRY, MakeComparison, RedisComparison, entry
 from tests.integration.dispatch.test_equality import CASES, FAR, restock
+from tests.support.clocks import SteppedClock
 from tests.support.dispatchers import no_marker
 
 TERM = Term("a host/1/x", 7, "nonce", "gen", "", 1e9)
@@ -78,11 +79,11 @@ class Ahead:
         self.parts: Any = SimpleNamespace(
             source=source,
             cluster="ahead",
-            clock=SystemClock(),
+            clock=SteppedClock(),
             time=SimpleNamespace(now=lambda: self.now),
             pause=SimpleNamespace(entries=self.pauses),
             kept=KeptMessages(),
-            pace=Pace(SystemClock()),
+            pace=Pace(SteppedClock()),
         )
         self.queue = DueQueue()
         self.queue.put(self.state, self.at)
@@ -328,18 +329,23 @@ def test_queues_of_a_topic_exchange_are_those_of_the_instant(make_comparison: Ma
     assert Ahead(comparison, BASIC).prepare() == 0
 
 
-def test_leader_sends_what_it_prepared_and_builds_what_was_edited(make_comparison: MakeComparison):
+def test_leader_sends_what_it_prepared_and_builds_what_was_edited(
+    make_comparison: MakeComparison, monkeypatch: pytest.MonkeyPatch
+):
     """One entry is edited in place and one is replaced while their occurrences wait for the instant."""
+    monkeypatch.setattr("ha_beat.leader.prepared._SLOW", 60.0)
     comparison = make_comparison({"ha_beat_cluster": "ahead"})
-    due = datetime.now(UTC) + timedelta(seconds=4)
-    ran = {"schedule": timedelta(hours=1), "last_run_at": due - timedelta(hours=1), "task": "t"}
-    names = ("kept", "edited", "replaced")
-    comparison.app.conf.beat_schedule = {name: {**ran, "args": ["old"]} for name in names}
     scheduler = HAScheduler(comparison.app, max_interval=0.02)
     try:
-        scheduler.tick()
+        while not scheduler._loop.leads:
+            scheduler.tick()
         runtime = scheduler._loop.runtime
         assert runtime is not None
+        due = datetime.now(UTC) + timedelta(seconds=4)
+        ran = {"schedule": timedelta(hours=1), "last_run_at": due - timedelta(hours=1), "task": "t"}
+        names = ("kept", "edited", "replaced")
+        schedule = {name: {**ran, "args": ["old"]} for name in names}
+        scheduler.merge_inplace(schedule)
         prepared: list[str] = []
         while datetime.now(UTC) < due - timedelta(seconds=0.3) and len(prepared) < 3:
             scheduler.tick()
@@ -357,8 +363,8 @@ def test_leader_sends_what_it_prepared_and_builds_what_was_edited(make_compariso
 
         dispatcher.prepare = noted
         scheduler.schedule["edited"].args[0] = "new"
-        scheduler.merge_inplace({**comparison.app.conf.beat_schedule, "replaced": {**ran, "args": ["new"]}})
-        deadline = datetime.now(UTC) + timedelta(seconds=15)
+        scheduler.merge_inplace({**schedule, "replaced": {**ran, "args": ["new"]}})
+        deadline = datetime.now(UTC) + timedelta(seconds=30)
         while len(comparison.queued()) < 3 and datetime.now(UTC) < deadline:
             scheduler.tick()
         raw = comparison.server.admin.lrange("celery", 0, -1)

@@ -28,8 +28,9 @@ def members(node: ast.ClassDef) -> int:
         item.target.id for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
     }
     for each in ast.walk(node):
-        if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store) and ast.unparse(each.value) == "self":
-            fields.add(each.attr)
+        match each:
+            case ast.Attribute(value=ast.Name(id="self"), ctx=ast.Store()):
+                fields.add(each.attr)
     return max(len(fields), sum(isinstance(item, ast.FunctionDef) for item in node.body))
 
 

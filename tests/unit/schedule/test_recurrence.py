@@ -16,7 +16,7 @@ from celery.schedules import crontab, schedule, solar
 from ha_beat.schedule.recurrence import recurrence_of
 from ha_beat.testing import occurrences
 
-STEP = timedelta(seconds=20)
+STEP = timedelta(seconds=30)
 CELERY = tuple(int(part) for part in version("celery").split(".")[:2])
 
 
