@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from celery import Celery
@@ -34,6 +34,9 @@ LATE_AFTER = 10.0
 
 #: Changed entries that are remembered. A reader that missed more has to read all of them.
 _REMEMBERED = 10_000
+
+#: Instants of this time before a load count as due soon: there may have been no leader.
+_RECENT = timedelta(minutes=1)
 
 #: Longest time that :meth:`StoredSource.join` waits for the last runs to be written, in seconds.
 _LAST_WRITE = 3.0
@@ -167,8 +170,24 @@ class StoredSource(EntrySource):
 
     def outlines(self) -> Iterable[Outline]:
         # A forecast of a part of the entries would count as one of all.
-        for entry in self._copied() if self.ready() else ():
-            yield entry.id, None if self.asks(entry) else entry.instants, entry.stored_last_run_at or NEVER
+        for entry in self._soonest_first() if self.ready() else ():
+            known = entry.stored_last_run_at or entry.since or NEVER
+            yield entry.id, None if self.asks(entry) else entry.instants, known
+
+    def _soonest_first(self) -> list[Any]:
+        """Return the entries in the order in which their schedules, which many share, have instants from now on."""
+        since, found = self._running[0].enqueuer.now() - _RECENT, {}
+
+        def due(entry: Any) -> datetime:
+            instants = entry.instants
+            if id(instants) not in found:
+                try:
+                    found[id(instants)] = since if instants is None else instants.next_after(since)
+                except Exception:  # The leader reports it.
+                    found[id(instants)] = since
+            return found[id(instants)]
+
+        return sorted(self._copied(), key=due)
 
     def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
         runtime, sync = self._running
@@ -176,7 +195,7 @@ class StoredSource(EntrySource):
         self._used = (table.number, self._read_in_term) if ids is None else (self._found, self._used[1])
         self._loading(ids)
         if ids is None:
-            entries = self._copied()
+            entries = self._soonest_first()
             self.detect_hooks()
         else:
             entries = [entry for entry_id in ids if (entry := table.entries.get(entry_id)) is not None]

@@ -10,7 +10,7 @@ from django.utils import timezone
 from django_celery_beat.schedulers import ModelEntry
 
 from ha_beat.row_store import entry
-from ha_beat.row_store.entry import UnreadableRow
+from ha_beat.row_store.entry import Columns, ModelView, UnreadableRow, shared_schedule
 
 __all__ = ["RowEntry"]
 
@@ -31,14 +31,14 @@ class RowEntry(entry.RowEntry, ModelEntry):  # type: ignore[misc]  # django-cele
     """
 
     def __init__(self, model: Any, app: Celery | None = None) -> None:
-        # The base class replaces a missing last run by the current time.
-        last_run_at: datetime | None = model.last_run_at
-        if model.scheduler is None:
+        source = model.scheduler
+        if source is None:
             raise UnreadableRow("it has no schedule")
-        ModelEntry.__init__(self, model, app)
-        model.last_run_at = last_run_at
+        shared = shared_schedule(source, _schedule_columns(model), app)
+        # The base class replaces a missing last run by the current time.
+        ModelEntry.__init__(self, ModelView(model, shared.schedule), app)
         self.id = str(model.pk)
-        self.read_row(model, _schedule_columns(model))
+        self.read_row(model, shared)
 
     @staticmethod
     def changed_at(value: datetime) -> datetime:
@@ -46,8 +46,8 @@ class RowEntry(entry.RowEntry, ModelEntry):  # type: ignore[misc]  # django-cele
         return (timezone.make_aware(value) if value.tzinfo is None else value).astimezone(UTC)
 
 
-def _schedule_columns(model: Any) -> tuple[tuple[str, Any], ...]:
-    found: dict[str, Any] = {"one_off": model.one_off, "start_time": model.start_time}
+def _schedule_columns(model: Any) -> Columns:
+    found: dict[str, Any] = {}
     for kind, columns in _SCHEDULE_COLUMNS.items():
         source = getattr(model, kind)
         if source is None:

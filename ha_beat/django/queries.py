@@ -24,6 +24,7 @@ _DEFINITION = (
     *("solar_id", "solar__event", "solar__latitude", "solar__longitude"),
     *("clocked_id", "clocked__clocked_time"),
 )
+_SCHEDULES = ("interval", "crontab", "solar", "clocked")
 _RUN_STATE = ("last_run_at", "total_run_count", "date_changed")
 
 
@@ -54,7 +55,8 @@ class DjangoQueries:
         return _read(self._enabled.filter(pk__in=ids))
 
     def models(self, ids: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        rows = self._enabled.select_related("interval", "crontab", "solar", "clocked").filter(pk__in=ids)
+        # Rows share the models of their schedules.
+        rows = self._enabled.select_related(None).prefetch_related(*_SCHEDULES).filter(pk__in=ids)
         return ((model.pk, model) for model in rows)
 
     def saved_since(self, instant: datetime, limit: int) -> list[tuple[Any, datetime]]:

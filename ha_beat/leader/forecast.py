@@ -18,7 +18,10 @@ from ha_beat.store.shadow import Shadow
 Outline = tuple[str, Recurrence | None, datetime]
 
 #: Seconds of work in one turn of a standby: while all entries are new to it, and later.
-_NEW_BUDGET, _BUDGET = 0.1, 0.01
+_NEW_BUDGET, _BUDGET = 0.03, 0.01
+
+#: Seconds of work to complete it as the leader.
+_TAKE_BUDGET = 0.5
 
 #: Entries between two looks at the clock.
 _STEP = 50
@@ -57,9 +60,15 @@ class Forecast:
         self._refresh(now + _BUDGET)
 
     def take(self) -> list[str]:
-        """Return the ids of the entries that are due soon, the first one first, and forget all."""
-        heap = self._heap or sorted(self._next, key=lambda line: line[:2])
-        until = self._now() + _AHEAD
+        """Return the ids of the entries that are due soon, the first one first, and forget all.
+
+        A forecast that is not complete is completed now, as far as that is quick.
+        """
+        if not self._heap:
+            self._read(self._unread or iter(self._outlines()), self._clock.elapsed() + _TAKE_BUDGET)
+        if not self._heap:
+            heapq.heapify(self._next)
+        heap, until = self._heap or self._next, self._now() + _AHEAD
         found: list[str] = []
         while heap and heap[0][0] <= until and len(found) < _MOST:
             found.append(heapq.heappop(heap)[2][0])
@@ -91,9 +100,9 @@ class Forecast:
         entry_id, recurrence, stored = outline
         known = self._shadow.position(entry_id)
         position = stored if known is None else max(known, stored)
-        if recurrence is None or position == NEVER:
+        if recurrence is None:
             return NEVER
         try:
-            return recurrence.next_after(position)
+            return recurrence.next_after(self._now() if position == NEVER else position)
         except Exception:  # The leader reports it.
             return NEVER

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
+from weakref import WeakValueDictionary
 
+from celery.app import app_or_default
 from celery.schedules import schedstate
 
 from ha_beat.errors import HaBeatError
 from ha_beat.row_store.backend import RunState
-from ha_beat.row_store.instants import Cached, clocked_time_of, instants_of, utc
+from ha_beat.row_store.instants import clocked_time_of, instants_of, schedule_instants, utc
 from ha_beat.schedule.entry_options import KEY, EntryOptions
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.schedule_source import short_digest
@@ -18,9 +20,58 @@ from ha_beat.schedule_source import short_digest
 #: Longest time until the next check of an entry whose class has an ``is_due`` of its own.
 _CHECK_AT_LATEST = timedelta(days=1)
 
+#: Conditions on the columns of a row and of its schedule.
+Columns = tuple[tuple[str, Any], ...]
+
 
 class UnreadableRow(HaBeatError):
     """Row that can't be scheduled: its arguments are not JSON, or it has no schedule."""
+
+
+class SharedSchedule:
+    """Schedule of rows of one app, with what is computed from it."""
+
+    def __init__(self, schedule: Any, columns: Columns, app: Any) -> None:
+        """Create it. ``columns`` are conditions that select the rows with this schedule.
+
+        Raises:
+            ValueError: the interval is not positive.
+            TypeError: the kind of schedule is unknown.
+            Exception: any error of a schedule with impossible values.
+        """
+        schedule.app = app
+        self.schedule = schedule
+        self.columns = columns
+        self.instants = schedule_instants(schedule)
+        self.signature = short_digest(self.instants.identity)
+        self.is_clocked = clocked_time_of(schedule) is not None
+
+
+#: Schedules in use, by app, model and columns.
+_SHARED: WeakValueDictionary[tuple[Any, type, Columns], SharedSchedule] = WeakValueDictionary()
+
+
+def shared_schedule(source: Any, columns: Columns, app: Any) -> SharedSchedule:
+    """Return the schedule of the model ``source``, which all entries with these columns share.
+
+    Raises what :class:`SharedSchedule` raises.
+    """
+    key = (app_or_default(app), type(source), columns)
+    found = _SHARED.get(key)
+    if found is None:
+        found = _SHARED[key] = SharedSchedule(source.schedule, columns, key[0])
+    return found
+
+
+class ModelView:
+    """Model of a row with its schedule. It takes the assignments of a store's own ``ModelEntry``."""
+
+    def __init__(self, model: Any, schedule: Any) -> None:
+        self._model = model
+        self.schedule = schedule
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
 class RowEntry:
@@ -36,7 +87,7 @@ class RowEntry:
         signature: Digest of the schedule, the same in every process.
         expires: End of the schedule in UTC, or ``None``.
         once: True if the entry ends after one run.
-        schedule_columns: Conditions that select the row as long as it has this schedule.
+        shared: Schedule of the row.
         since: The entry is owed its instants from here on if it is new or edited; otherwise ``None``.
         run_state: ``last_run_at`` in UTC and ``total_run_count`` of the row. Replaced as a whole, by two threads.
         rules: The entry's own rules, completed by the cluster's. The source sets it.
@@ -44,6 +95,7 @@ class RowEntry:
     """
 
     app: Any
+    model: Any
     id: str
     name: str
     schedule: Any
@@ -52,26 +104,25 @@ class RowEntry:
     total_run_count: int
     rules: EntryOptions
 
-    def read_row(self, model: Any, schedule_columns: tuple[tuple[str, Any], ...]) -> None:
-        """Set the attributes from the row, once those of the base class are set.
-
-        Raises:
-            ValueError: the interval is not positive.
-            TypeError: the kind of schedule is unknown.
-            Exception: any error of a schedule with impossible values.
-        """
-        self.schedule.app = self.app
+    def read_row(self, model: Any, shared: SharedSchedule) -> None:
+        """Set the attributes from the row, once those of the base class are set."""
         headers: dict[str, Any] = self.options["headers"]
         own = headers.pop(KEY, None)
         if own is not None:
             self.options[KEY] = own
-        self.instants = Cached(instants_of(model, self.schedule))
-        self.signature = short_digest(self.instants.identity)
+        self.model, self.shared = model, shared
+        self.instants = instants_of(model, shared.instants)
+        identity = self.instants.identity if model.start_time else None
+        self.signature = shared.signature if identity is None else short_digest(identity)
         self.expires = utc(model.expires) if model.expires else None
         self.since: datetime | None = None
-        self.schedule_columns = schedule_columns
-        self.once = bool(model.one_off) or clocked_time_of(self.schedule) is not None
+        self.once = bool(model.one_off) or shared.is_clocked
         self.update_run_state(model.last_run_at, int(model.total_run_count), model.date_changed)
+
+    @property
+    def schedule_columns(self) -> Columns:
+        """Return conditions that select the row as long as it has this schedule."""
+        return (("one_off", self.model.one_off), ("start_time", self.model.start_time), *self.shared.columns)
 
     @staticmethod
     def changed_at(value: datetime) -> datetime:

@@ -9,9 +9,13 @@ from celery.schedules import crontab, schedule, solar
 
 from ha_beat.schedule import recurrence as timetable
 from ha_beat.schedule.occurrence import FOREVER
-from ha_beat.schedule.recurrence import Crontab, Interval, Recurrence, Solar, origin
+from ha_beat.schedule.recurrence import Crontab, Interval, Recurrence, Solar
 
 _MICROSECOND = timedelta(microseconds=1)
+_DAY = timedelta(days=1)
+
+#: Gaps that a crontab caches. Rows that share it stand in few gaps.
+_GAPS = 4
 
 
 def utc(value: datetime) -> datetime:
@@ -93,50 +97,39 @@ class Window:
         return self._inner.newest(start, now)[0]
 
 
-class Cached:
-    """Instants that cache their last answer.
+class RangedCrontab(Crontab):
+    """Crontab that caches the gaps between its instants: all rows with one schedule share it.
 
-    Each row has a separate cache, so that a standby can compute the next instant of every row before it leads.
+    The crontab must not be changed. Between two instants the next one is the same, except on a day on which the clock
+    is changed.
     """
 
-    def __init__(self, inner: Recurrence) -> None:
-        self.inner = inner
-        self._last: tuple[datetime, datetime] | None = None
-
-    @property
-    def identity(self) -> str:
-        return self.inner.identity
+    def __init__(self, source: Any) -> None:
+        super().__init__(source)
+        self._gaps: tuple[tuple[datetime, datetime], ...] = ()
 
     def next_after(self, instant: datetime) -> datetime:
-        last = self._last
-        if last is None or last[0] != instant:
-            last = self._last = (instant, self.inner.next_after(instant))
-        return last[1]
+        for first, following in self._gaps:
+            if first <= instant < following:
+                return following
+        following = super().next_after(instant)
+        plain = self._is_plain_day(instant) and self._is_plain_day(following)
+        if plain:  # guard: crontab-gap-plain
+            self._gaps = ((instant, following), *self._gaps[: _GAPS - 1])
+        return following
 
-    def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:
-        return self.inner.newest(known, now)
-
-    def first_from(self, known: datetime, since: datetime) -> datetime:
-        return timetable.first_from(self.inner, known, since)
-
-    @property
-    def only(self) -> datetime | None:
-        return timetable.only_instant(self.inner)
-
-    def origin(self, now: datetime) -> datetime:
-        return origin(self.inner, now)
+    def _is_plain_day(self, instant: datetime) -> bool:
+        zone = self._source.tz
+        try:
+            return len({(instant + days).astimezone(zone).utcoffset() for days in (-_DAY, timedelta(), _DAY)}) == 1
+        except OverflowError:
+            return False
 
 
-def instants_of(row: Any, source: Any) -> Recurrence:
-    """Return the due instants of a row with the schedule ``source``.
-
-    Raises:
-        ValueError: the interval is not positive.
-        TypeError: the kind of schedule is unknown.
-    """
+def instants_of(row: Any, inner: Recurrence) -> Recurrence:
+    """Return the due instants of a row whose schedule has the instants ``inner``."""
     start = utc(row.start_time) if row.start_time else None
     until = utc(row.expires) if row.expires else None
-    inner = _inner(source)
     return inner if start is None and until is None else Window(inner, start, until)
 
 
@@ -146,12 +139,18 @@ def clocked_time_of(source: Any) -> datetime | None:
     return found
 
 
-def _inner(source: Any) -> Recurrence:
+def schedule_instants(source: Any) -> Recurrence:
+    """Return the due instants of a schedule.
+
+    Raises:
+        ValueError: the interval is not positive.
+        TypeError: the kind of schedule is unknown.
+    """
     clocked_time: datetime | None = clocked_time_of(source)
     if clocked_time is not None:
         return Clocked(utc(clocked_time))
     if isinstance(source, crontab):
-        return Crontab(source)
+        return RangedCrontab(source)
     if isinstance(source, solar):
         return Solar(source)
     if isinstance(source, schedule):

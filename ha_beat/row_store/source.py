@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
-from weakref import WeakValueDictionary
 
 from celery import Celery
+from celery.schedules import crontab
 
 from ha_beat.beat_loop import Runtime
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.reasons import Duty, Verdict
 from ha_beat.row_store.backend import RowStore
 from ha_beat.row_store.entry import RowEntry
-from ha_beat.row_store.instants import Cached
-from ha_beat.row_store.next_instants import NextInstants
 from ha_beat.row_store.reader import RowReader
 from ha_beat.row_store.run_state import RunStateTable
 from ha_beat.row_store.static_entries import write_static_entries
@@ -24,6 +21,7 @@ from ha_beat.row_store.sync import RowReading, RowSync, RowWriting
 from ha_beat.row_store.table import RowTable
 from ha_beat.row_store.thread import DatabaseThread
 from ha_beat.row_store.writer import RowWriter
+from ha_beat.schedule.entry_options import KEY, EntryOptions
 from ha_beat.schedule_source import EntryHooks
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
@@ -51,7 +49,8 @@ class RowSource(StoredSource):
     def __init__(self, scheduler: RowHooks) -> None:
         super().__init__(scheduler)
         self._store: RowStore | None = None
-        self._instants: WeakValueDictionary[tuple[str, datetime | None], Any] = WeakValueDictionary()
+        #: Rules of entries without own ones, by whether they are crontabs.
+        self._usual_rules: dict[bool, EntryOptions] = {}
         self._removed: dict[str, int] = {}
 
     # --- Life cycle
@@ -62,8 +61,7 @@ class RowSource(StoredSource):
         reads, writes = (partial(runtime.duties.progressed, duty) for duty in (Duty.READ_SCHEDULE, Duty.WRITE_ROWS))
         reader = RowReader(store.queries, self._make_entry, clock=self._clock, now=now, emit=emit, progress=reads)
         leader_term = partial(getattr, runtime.elector.handle, "term")
-        next_instants = NextInstants(reader.table, runtime.shadow.position, self._clock)
-        reading = RowReading(reader, term=leader_term, duties=runtime.duties, stand_by=next_instants.turn)
+        reading = RowReading(reader, term=leader_term, duties=runtime.duties)
         table = RunStateTable(store.statements, store.database, now)
         writing = RowWriting(
             RowWriter(table, reader.table, self._clock, self._settled, writes),
@@ -86,12 +84,19 @@ class RowSource(StoredSource):
         self._run(runtime, RowSync(reading, writing, thread))
 
     def _make_entry(self, model: Any) -> RowEntry:
-        """Make the entry of a row. Rows with the same schedule share its instants, with a cache for each row."""
+        """Make the entry of a row."""
         entry: RowEntry = self._row_store.make_entry(model)
         entry.rules = self.rules_of(entry)
-        key = (entry.signature, entry.expires)
-        entry.instants = Cached(self._instants.setdefault(key, entry.instants.inner))
         return entry
+
+    def rules_of(self, entry: RowEntry) -> EntryOptions:
+        if entry.options.get(KEY):
+            return super().rules_of(entry)
+        # Most rows have no rules, and all schedules have the same app.
+        kind = isinstance(entry.schedule, crontab)
+        if kind not in self._usual_rules:
+            self._usual_rules[kind] = super().rules_of(entry)
+        return self._usual_rules[kind]
 
     def _begin_term(self, term: Term) -> None:
         """Write the changed entries of the settings, and the runs that the previous leader could not write."""

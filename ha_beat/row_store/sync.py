@@ -32,21 +32,11 @@ _NAMED = 5
 class RowReading:
     """Turns of the reading thread."""
 
-    def __init__(
-        self, reader: RowReader, *, term: Callable[[], Term | None], duties: Duties, stand_by: Callable[[], None]
-    ) -> None:
-        """Create the turns of a replica.
-
-        Args:
-            reader: Reads the rows.
-            term: Return this replica's term, ``None`` on a standby.
-            duties: Receives completions.
-            stand_by: Called in each turn of a standby.
-        """
+    def __init__(self, reader: RowReader, *, term: Callable[[], Term | None], duties: Duties) -> None:
+        """Create the turns of a replica. ``term`` returns its term, ``None`` on a standby."""
         self.reader = reader
         self._term = term
         self._duties = duties
-        self._stand_by = stand_by
         #: Nonce of the last term under which the rows were read.
         self.read_in = ""
         self._seen_term = self._reading_for = ""
@@ -64,9 +54,7 @@ class RowReading:
 
     def _read(self, term: Term | None) -> float | None:
         if term is None:
-            pause = self.reader.turn()
-            self._stand_by()
-            return pause
+            return self.reader.turn()
         if self._seen_term != term.nonce:
             # Leave the first turn of a term to the main loop, which loads the schedule.
             self._seen_term = term.nonce

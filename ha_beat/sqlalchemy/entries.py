@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from celery import Celery
 from sqlalchemy_celery_beat.schedulers import ModelEntry
 
 from ha_beat.row_store import entry
-from ha_beat.row_store.entry import UnreadableRow
+from ha_beat.row_store.entry import Columns, ModelView, UnreadableRow, shared_schedule
 from ha_beat.sqlalchemy.queries import SCHEDULES
 
 __all__ = ["RowEntry"]
@@ -24,18 +23,16 @@ class RowEntry(entry.RowEntry, ModelEntry):  # type: ignore[misc]  # sqlalchemy-
     """
 
     def __init__(self, model: Any, Session: Any = None, app: Celery | None = None) -> None:  # noqa: N803 -- as the base
-        # The base class replaces a missing last run by the current time.
-        last_run_at: datetime | None = model.last_run_at
-        if model.schedule_model is None:
+        source = model.schedule_model
+        if source is None:
             raise UnreadableRow("it has no schedule")
-        ModelEntry.__init__(self, model, Session=Session, app=app)
-        model.last_run_at = last_run_at
+        shared = shared_schedule(source, _schedule_columns(source), app)
+        # The base class replaces a missing last run by the current time.
+        ModelEntry.__init__(self, ModelView(model, shared.schedule), Session=Session, app=app)
         self.id = str(model.id)
-        self.read_row(model, _schedule_columns(model))
+        self.read_row(model, shared)
 
 
-def _schedule_columns(model: Any) -> tuple[tuple[str, Any], ...]:
-    schedule = model.schedule_model
-    columns = SCHEDULES[type(schedule)]
-    own = (("one_off", model.one_off), ("start_time", model.start_time), ("schedule", type(schedule)))
-    return (*own, ("id", schedule.id), *((column, getattr(schedule, column)) for column in columns))
+def _schedule_columns(source: Any) -> Columns:
+    columns = ((column, getattr(source, column)) for column in SCHEDULES[type(source)])
+    return (("schedule", type(source)), ("id", source.id), *columns)

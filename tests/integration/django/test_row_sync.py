@@ -21,7 +21,6 @@ from ha_beat.django.queries import DjangoQueries
 from ha_beat.django.statements import DjangoStatements
 from ha_beat.duties import Duties
 from ha_beat.reasons import Duty, DutyFault, EntryFault, Verdict
-from ha_beat.row_store.next_instants import NextInstants
 from ha_beat.row_store.reader import RowReader
 from ha_beat.row_store.run_state import RunStateTable
 from ha_beat.row_store.sync import RowReading, RowWriting
@@ -46,7 +45,6 @@ class SyncedReplica:
 
     def __init__(self) -> None:
         self.term: Term | None = None
-        self.positions: dict[str, datetime] = {}
         self.events: list[events.Event] = []
         self.clock = clock = AdvancedClock()
         query = DjangoQueries(PeriodicTasks, lambda: PeriodicTask.objects.filter(enabled=True))
@@ -58,12 +56,7 @@ class SyncedReplica:
         self.database = DjangoDatabase(list)
         run_state = RunStateTable(DjangoStatements(PeriodicTask, PeriodicTasks), self.database, _now)
         self.writer = RowWriter(run_state, self.table, clock)
-        self.reading = RowReading(
-            self.reader,
-            term=lambda: self.term,
-            duties=self.duties,
-            stand_by=NextInstants(self.table, self.positions.get, clock).turn,
-        )
+        self.reading = RowReading(self.reader, term=lambda: self.term, duties=self.duties)
         self.writing = RowWriting(
             self.writer,
             self.reading,
@@ -251,18 +244,20 @@ def test_row_reset_by_hand_counts_on_and_disabled_row_is_left_alone(replica):
     assert fresh(off).last_run_at is None
 
 
-def test_standby_computes_the_next_instant_of_every_row(any_site, monkeypatch):
-    """From the cluster's position, so that a takeover computes none."""
-    tasks = [row(f"task {minute}", crontab=cron(minute=str(minute))) for minute in range(3)]
-    standby = SyncedReplica()
-    position = NOW - timedelta(hours=3)
-    standby.positions |= {str(task.pk): position for task in tasks}
+def test_entries_with_one_schedule_share_it_until_it_is_edited(any_site):
+    """Celery parses it once. An edit of the schedule reaches all of its rows."""
+    crontab = cron(minute="5")
+    tasks = [row(f"task {number}", crontab=crontab) for number in range(3)]
+    own, standby = row("own", crontab=cron(minute="6")), SyncedReplica()
+    assert len({id(standby.entry(task).schedule) for task in tasks}) == 1
+    assert standby.entry(own).schedule is not standby.entry(tasks[0]).schedule
+    before = standby.entry(tasks[0]).signature
+    crontab.minute = "7"
+    crontab.save()
     standby.turn()
-    computed = []
-    monkeypatch.setattr("ha_beat.schedule.recurrence.Crontab._search", lambda _, instant: computed.append(instant))
-    found = [entry.instants.next_after(position) for entry in standby.table.entries.values()]
-    assert all(position < instant <= position + timedelta(hours=1) for instant in found)
-    assert computed == []
+    assert len({id(standby.entry(task).schedule) for task in tasks}) == 1
+    assert standby.entry(tasks[0]).signature != before
+    assert standby.entry(tasks[0]).instants.next_after(NOW).minute == 7
 
 
 def test_edits_take_effect_if_rows_cannot_be_written(replica, monkeypatch):

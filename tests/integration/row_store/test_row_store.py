@@ -42,7 +42,7 @@ class Replica:
         run_state = RunStateTable(self.store.statements, self.store.database, now)
         self.writer = RowWriter(run_state, self.table, self.clock)
         term = lambda: self.term  # noqa: E731
-        self.reading = RowReading(reader, term=term, duties=self.duties, stand_by=lambda: None)
+        self.reading = RowReading(reader, term=term, duties=self.duties)
         self.writing = RowWriting(
             self.writer,
             self.reading,

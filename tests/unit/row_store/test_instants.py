@@ -1,0 +1,55 @@
+"""Instants of a crontab that rows share."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.schedules import crontab
+
+from ha_beat.row_store.instants import RangedCrontab
+from ha_beat.schedule.recurrence import Crontab
+
+DAYS = {
+    "an hour is missing": ("Europe/Berlin", datetime(2030, 3, 31, tzinfo=UTC)),
+    "an hour comes twice": ("Europe/Berlin", datetime(2030, 10, 27, tzinfo=UTC)),
+    "half an hour comes twice": ("Australia/Lord_Howe", datetime(2030, 4, 6, tzinfo=UTC)),
+    "no change": ("Asia/Kolkata", datetime(2030, 1, 1, tzinfo=UTC)),
+}
+
+
+def made(kind: type[Any], zone: str, **spec: str) -> Any:
+    return kind(crontab(**spec, app=Celery(zone, set_as_current=False, timezone=zone)))
+
+
+@pytest.mark.parametrize("day", DAYS)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"minute": "*/15"},
+        {"minute": "30", "hour": "2"},
+        {"minute": "0,30", "hour": "1,3"},
+        {"minute": "0", "hour": "3", "day_of_month": "1"},
+    ],
+    ids=str,
+)
+def test_crontab_that_rows_share_has_the_same_instants(spec, day):
+    """Rows ask in any order, also on a day on which the clock is changed."""
+    zone, at = DAYS[day]
+    asked = [at + timedelta(minutes=minutes) for minutes in range(-3600, 3600, 17)]
+    random.Random(1).shuffle(asked)
+    shared, single = made(RangedCrontab, zone, **spec), made(Crontab, zone, **spec)
+    assert [shared.next_after(instant) for instant in asked] == [single.next_after(instant) for instant in asked]
+
+
+def test_crontab_that_rows_share_is_searched_once_for_each_gap(monkeypatch):
+    searched, search = [], Crontab._search
+    monkeypatch.setattr(Crontab, "_search", lambda self, at: searched.append(at) or search(self, at))
+    shared, start = made(RangedCrontab, "UTC", minute="0", hour="3"), datetime(2030, 1, 1, 3, tzinfo=UTC)
+    for second in range(1000):
+        assert shared.next_after(start + timedelta(seconds=second)) == start + timedelta(days=1)
+        assert shared.next_after(start - timedelta(days=1, seconds=-second)) == start
+    assert len(searched) == 2
