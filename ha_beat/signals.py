@@ -23,6 +23,7 @@ ends does not wait for its handlers.
 from __future__ import annotations
 
 import logging
+from enum import StrEnum
 from typing import Any
 
 from celery.utils.dispatch import Signal
@@ -71,31 +72,25 @@ resumed = Signal(name="resumed", providing_args=["by", "after"])
 """The pause ended, ``after`` seconds after it began."""
 
 
+_SIGNALS: dict[type[e.Event], Any] = {
+    e.TermStarted: leadership_gained,
+    e.TermEnded: leadership_lost,
+    e.Enqueued: occurrence_enqueued,
+    e.OccurrenceSkipped: occurrence_skipped,
+    e.OccurrenceUncertain: occurrence_uncertain,
+    e.StateLost: state_lost,
+    e.Paused: paused,
+    e.Resumed: resumed,
+}
+
+
 def _signal_of(event: e.Event) -> tuple[Any, dict[str, Any]] | None:
-    """Return the signal for an event, and its arguments."""
-    about: dict[str, Any]
-    match event:
-        case e.TermStarted(epoch, previous, reason):
-            return leadership_gained, {"epoch": epoch, "previous": previous, "reason": reason.value}
-        case e.TermEnded(epoch, reason, led_for):
-            return leadership_lost, {"epoch": epoch, "reason": reason.value, "led_for": led_for}
-        case e.Enqueued(entry, task, task_id, scheduled_at, lateness):
-            about = {"entry": entry, "task": task, "task_id": task_id}
-            return occurrence_enqueued, {**about, "scheduled_at": scheduled_at, "lateness": lateness}
-        case e.OccurrenceSkipped(entry, first, until, count, reason):
-            about = {"entry": entry, "first": first, "until": until}
-            return occurrence_skipped, {**about, "count": count, "reason": reason.value}
-        case e.OccurrenceUncertain(entry, scheduled_at, task_id, reason, detail):
-            about = {"entry": entry, "scheduled_at": scheduled_at, "task_id": task_id}
-            return occurrence_uncertain, {**about, "reason": reason.value, "detail": detail}
-        case e.StateLost(reason):
-            return state_lost, {"reason": reason.value}
-        case e.Paused(since, by, reason, found=False):
-            return paused, {"since": since, "by": by, "reason": reason}
-        case e.Resumed(by, after):
-            return resumed, {"by": by, "after": after}
-        case _:
-            return None
+    """Return the signal for an event, and its arguments: the event's fields of the same names."""
+    signal = _SIGNALS.get(type(event))
+    if signal is None or (isinstance(event, e.Paused) and event.found):
+        return None
+    values = {name: getattr(event, name) for name in signal.providing_args}
+    return signal, {name: value.value if isinstance(value, StrEnum) else value for name, value in values.items()}
 
 
 class SignalRelay:

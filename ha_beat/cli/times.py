@@ -26,7 +26,7 @@ class Instant(_InstantType):
             found = datetime.fromisoformat(str(value))
             found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is not an instant such as 2026-03-01 or 2026-03-01T06:30:00+01:00", param, ctx)
+            self.fail(f"{value!r} is not a date or time such as 2026-03-01 or 2026-03-01T06:30:00+01:00", param, ctx)
         if not 1971 <= found.year <= 2999:
             self.fail(f"{value!r} is not between the years 1971 and 2999", param, ctx)
         return found

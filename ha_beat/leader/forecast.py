@@ -23,7 +23,7 @@ _NEW_BUDGET, _BUDGET = 0.03, 0.01
 #: Seconds of work to complete it as the leader.
 _TAKE_BUDGET = 0.5
 
-#: Entries between two looks at the clock.
+#: Entries between two readings of the clock.
 _STEP = 50
 
 #: Seconds after which all entries are read again. Edits and new entries are missing until then.

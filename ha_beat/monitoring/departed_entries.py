@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 #: find those of an entry that ran once.
 KEPT = 3600.0
 
-#: Seconds between two looks for entries that left the schedule.
+#: Seconds between two searches for entries that left the schedule.
 _INTERVAL = 60.0
 
 #: Number of entries for which nothing is dropped.
@@ -23,7 +23,7 @@ class DepartedEntries:
         self._scheduled = scheduled
         self._elapsed = elapsed
         self._seen: dict[str, float] = {}
-        self._next_look = 0.0
+        self._next_search = 0.0
 
     def saw(self, entry: str) -> None:
         self._seen[entry] = self._elapsed()
@@ -31,9 +31,9 @@ class DepartedEntries:
     def take(self) -> Collection[str]:
         """Return the entries to drop, and forget them. Costs nothing in most calls."""
         now = self._elapsed()
-        if len(self._seen) <= _FEW or now < self._next_look:
+        if len(self._seen) <= _FEW or now < self._next_search:
             return ()
-        self._next_look = now + _INTERVAL
+        self._next_search = now + _INTERVAL
         scheduled = self._scheduled()
         if not scheduled:
             return ()

@@ -124,7 +124,7 @@ class MemoryLeaseStore:
     def release(self, term: Term, reason: TermEnd, detail: str = "", preferred: str = "") -> bool:
         """Release the lease and wake the standbys. Return False if the term was over."""
         self._receive()
-        if self.record is None or self._foreign(term):
+        if self.record is None or self._fence(term):
             return self._reply(False)
         self.record = replace(
             self.record, state="released", presence="", reason=reason, detail=detail, preferred=preferred
@@ -137,7 +137,7 @@ class MemoryLeaseStore:
 
     def refusal(self, term: Term) -> TermEnd | None:
         """Return why work under the term would be refused now; ``None`` if it would be done."""
-        reason = self._foreign(term)
+        reason = self._fence(term)
         if reason is not None:
             return reason
         if self._ledger_gen != term.gen:
@@ -162,7 +162,7 @@ class MemoryLeaseStore:
             return (was is None) != (expected is None)
         return (was.epoch, was.seq) != (expected.epoch, expected.seq)
 
-    def _foreign(self, term: Term) -> TermEnd | None:
+    def _fence(self, term: Term) -> TermEnd | None:
         if self.record is None:
             return TermEnd.STATE_LOSS
         ours = (self.record.epoch, self.record.nonce) == (term.epoch, term.nonce)
