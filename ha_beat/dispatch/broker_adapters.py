@@ -6,15 +6,12 @@ certainly not sent. After the client has begun to write, only an answer of the b
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import redis
-from amqp.exceptions import FrameSyntaxError, MessageNacked
 from celery import Celery
 from kombu.exceptions import KombuError
 from redis.exceptions import ResponseError
@@ -24,15 +21,11 @@ from ha_beat.dispatch.capture import captured
 from ha_beat.errors import StoreUnavailable
 from ha_beat.exception_text import exception_line
 from ha_beat.reasons import PublishOutcome
-from ha_beat.store.name_resolution import connect_by_address
 from ha_beat.store.redis_errors import as_store_error, code_of, in_words
 
 #: Arguments of a publish by kombu's producer, and the call that carries it out.
 Arguments = dict[str, Any]
 Publish = Callable[[Arguments], object]
-
-#: Exchange types with which the broker knows at once that no queue takes a message.
-_ROUTED_AT_ONCE = frozenset({"direct", "topic", "headers"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +41,23 @@ class Sent:
     broken: bool = False
 
 
+@dataclass(slots=True)
+class Delivery:
+    """Send of one message. ``sent`` is its outcome, once that is known."""
+
+    sent: Sent | None = None
+
+
 class BrokerAdapter:
     """One connection to a broker of any kind that kombu supports."""
 
     #: True while the broker asks for no more messages.
     blocked = False
-    #: True if a reply to the last message may still arrive, so that the connection cannot be used for another.
-    reply_pending = False
+    #: True if another connection must take the next message: this one failed, an answer may still arrive, or queues
+    #: that were declared through it may be gone, because a message was refused.
+    worn = False
+    #: True if one failure left more than one message without an answer.
+    lost_together = False
 
     def __init__(self, app: Celery, timeout: float) -> None:
         """``timeout`` bounds each wait, in seconds."""
@@ -122,123 +125,37 @@ class BrokerAdapter:
             return True
         return not isinstance(exc, (*errors.connection_errors, KombuError, OSError))
 
-    def put(self, publish: Publish, arguments: Arguments) -> Sent:
-        """Send the message and wait for the broker's answer.
+    def unanswered(self) -> int:
+        """Return how many messages were sent and have no answer yet."""
+        return 0
+
+    def goes_alone(self, _: Arguments) -> bool:
+        """True if the message must not be sent while others have no answer, nor others until it has its own."""
+        return True
+
+    def put(self, publish: Publish, arguments: Arguments, delivery: Delivery) -> None:
+        """Send the message. If the broker's answer does not come at once, :meth:`settle` waits for it.
 
         Raises:
             StoreUnavailable: nothing was written.
         """
+        self._answer(delivery, self._put(publish, arguments))
+
+    def settle(self, progress: Callable[[], None]) -> None:
+        """Wait until each message has an answer, or none can be expected. Call ``progress`` after each answer."""
+
+    def _answer(self, delivery: Delivery, sent: Sent) -> None:
+        delivery.sent = sent
+        self.worn |= sent.broken or sent.outcome is PublishOutcome.REFUSED
+
+    def _put(self, publish: Publish, arguments: Arguments) -> Sent:
+        """Send the message and wait for the broker's answer. Raises like :meth:`put`."""
         try:
             publish(arguments)
         except Exception as exc:
             answered = isinstance(exc, self._connection.channel_errors)
             return Sent(PublishOutcome.UNKNOWN, exception_line(exc), broken=not answered)
         return Sent(PublishOutcome.ACCEPTED)
-
-
-@cache
-def _with_bounded_names(transport: Any) -> Any:
-    """Return kombu's transport class, changed so that its connections wait for a name no longer than for connecting."""
-
-    def socket_of(*arguments: Any, **options: Any) -> Any:
-        made = transport.Connection.Transport(*arguments, **options)
-        connect = made._connect  # noqa: SLF001 -- it resolves the name
-        made._connect = lambda name, port, timeout: connect_by_address(  # noqa: SLF001
-            name, timeout, lambda address: connect(address, port, timeout)
-        )
-        return made
-
-    bounded = type(transport.Connection.__name__, (transport.Connection,), {"Transport": socket_of})
-    return type(transport.__name__, (transport,), {"Connection": bounded})
-
-
-class AmqpAdapter(BrokerAdapter):
-    """AMQP with publisher confirms."""
-
-    _amqp: Any = None
-    _returned = ""
-
-    def _prepare(self, connection: Any) -> None:
-        stock = connection.get_transport_cls
-        connection.get_transport_cls = lambda: _with_bounded_names(stock())
-
-    def open(self) -> Any:
-        channel = super().open()
-        # amqp would select confirms with the first message, and report a failure of that as the message's.
-        channel.confirm_select()
-        channel._confirm_selected = True  # noqa: SLF001 -- or amqp selects them again
-        channel.events["basic_return"].add(self._return)
-        return channel
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "confirm_publish": True,
-            "read_timeout": self._timeout,
-            "write_timeout": self._timeout,
-            "on_blocked": self._block,
-            "on_unblocked": self._unblock,
-        }
-
-    def _connected(self) -> None:
-        # Kept, because kombu's property reconnects a lost connection.
-        self._amqp = self._connection.connection
-        # The two timeouts above are socket options, which TLS ignores, and amqp too in the middle of a frame.
-        self._amqp.sock.settimeout(self._timeout)
-
-    def check(self) -> bool:
-        amqp = self._amqp
-        before = amqp.bytes_recv
-        with suppress(TimeoutError):
-            while True:
-                amqp.drain_events(timeout=0)
-        return bool(amqp.bytes_recv != before)
-
-    def put(self, publish: Publish, arguments: Arguments) -> Sent:
-        arguments = {**arguments, "timeout": self._timeout, "confirm_timeout": self._timeout}
-        if self._must_be_routed(arguments["exchange"]):
-            arguments["mandatory"] = True
-        amqp, self._returned, self.reply_pending = self._amqp, "", True
-        written = amqp.bytes_sent
-        try:
-            publish(arguments)
-        except MessageNacked as exc:
-            # One of several queues may have taken the message.
-            self.reply_pending = False
-            return Sent(PublishOutcome.UNKNOWN, exception_line(exc))
-        except self._connection.channel_errors as exc:
-            return Sent(PublishOutcome.REFUSED, exception_line(exc))
-        except (FrameSyntaxError, struct.error, TypeError, ValueError) as exc:
-            # The message cannot be encoded; amqp encodes all frames before it writes them.
-            unwritten = 0 < written == amqp.bytes_sent
-            return (
-                Sent(PublishOutcome.REFUSED, exception_line(exc))
-                if unwritten
-                else Sent(PublishOutcome.UNKNOWN, exception_line(exc), broken=True)
-            )
-        except Exception as exc:
-            return Sent(PublishOutcome.UNKNOWN, exception_line(exc), broken=True)
-        self.reply_pending = False
-        return Sent(PublishOutcome.REFUSED, self._returned) if self._returned else Sent(PublishOutcome.ACCEPTED)
-
-    def _must_be_routed(self, exchange: str) -> bool:
-        """True if it is an error that no queue takes the message.
-
-        A fanout exchange needs no queue. The type of an exchange that Celery does not declare is unknown: one that
-        delays messages reports each message as unroutable.
-        """
-        if not exchange:
-            return True
-        known = [queue.exchange for queue in self._app.amqp.queues.values()]
-        return any(found.name == exchange and found.type in _ROUTED_AT_ONCE for found in known)
-
-    def _return(self, exc: Exception, exchange: str, routing_key: str, _: Any) -> None:
-        self._returned = f"no queue takes it (exchange {exchange!r}, routing key {routing_key!r}): {exc}"
-
-    def _block(self, *_: Any) -> None:
-        self.blocked = True
-
-    def _unblock(self, *_: Any) -> None:
-        self.blocked = False
 
 
 class SqsAdapter(BrokerAdapter):
@@ -257,7 +174,7 @@ class SqsAdapter(BrokerAdapter):
         # kombu counts all errors of Amazon's client as channel errors.
         return isinstance(exc, _botocore_errors().ClientError) and 400 <= _status(exc) < 500
 
-    def put(self, publish: Publish, arguments: Arguments) -> Sent:
+    def _put(self, publish: Publish, arguments: Arguments) -> Sent:
         errors = _botocore_errors()
         try:
             publish(arguments)
@@ -324,7 +241,7 @@ class RedisAdapter(BrokerAdapter):
             return code_of(exc) in ("", "NOPERM")
         return super().is_message_error(exc)
 
-    def put(self, publish: Publish, arguments: Arguments) -> Sent:
+    def _put(self, publish: Publish, arguments: Arguments) -> Sent:
         link = self._open_link
         try:
             with captured(link.channel()) as commands:

@@ -1,9 +1,9 @@
-"""Publisher to any broker that kombu supports, with one confirmed message at a time."""
+"""Publisher to any broker that kombu supports, with a confirmation for each message."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,8 @@ from celery.beat import ScheduleEntry
 from kombu import Producer
 
 from ha_beat.clock import Clock
-from ha_beat.dispatch.broker_adapters import (
-    AmqpAdapter,
-    Arguments,
-    BrokerAdapter,
-    RedisAdapter,
-    Sent,
-    SqsAdapter,
-)
+from ha_beat.dispatch.amqp_adapter import AmqpAdapter
+from ha_beat.dispatch.broker_adapters import Arguments, BrokerAdapter, Delivery, RedisAdapter, Sent, SqsAdapter
 from ha_beat.dispatch.build_errors import is_io_error
 from ha_beat.dispatch.message import DEDUPLICATION, DeclaringOnce, Sender, has_own_apply_async, is_timed, publish
 from ha_beat.dispatch.protocol import PreparedMessage
@@ -36,6 +30,10 @@ BLOCKED = "the broker accepts no messages: it is short of memory or disk"
 
 #: Seconds after which an idle connection is probed before a message is sent through it.
 _IDLE = 5.0
+
+#: Seconds for which messages are sent one by one, after a failure has left several without an answer. If one of them
+#: caused it, it cannot put others in doubt again and again.
+_ONE_BY_ONE = 300.0
 
 
 @dataclass(slots=True)
@@ -87,6 +85,12 @@ class _DeferringProducer(DeclaringOnce):
         del arguments["self"]
         self.deferred.append(DeferredPublish(arguments))
 
+    def declares(self, message: DeferredPublish) -> bool:
+        """True if a queue or an exchange of the message was not declared yet."""
+        channel: Any = self.channel
+        declared = channel.connection.client.declared_entities
+        return any(hash(entity) not in declared for entity in message.arguments.get("declare") or ())
+
     def declare_for(self, message: DeferredPublish) -> None:
         """Declare the queues and exchanges of a message, each once per connection."""
         for entity in message.arguments.get("declare") or ():
@@ -109,6 +113,7 @@ class Publisher:
         self._producer: _DeferringProducer | None = None
         self._used_at = 0.0
         self._driver = ""
+        self._one_by_one_until = 0.0
         #: True if the last attempt to connect failed.
         self._unreachable = False
 
@@ -170,69 +175,95 @@ class Publisher:
             return
         if adapter.blocked:
             raise _blocked()
-        if adapter.reply_pending:
+        if adapter.worn or adapter.unanswered():
             # A late reply must not be taken for the reply to the next message.
             self.reset()
             self._connected()
 
-    def send(self, message: PreparedMessage) -> Sent:
-        """Send the publishes of one message, and wait until the broker has confirmed each.
+    def send(self, message: PreparedMessage, delivery: Delivery) -> None:
+        """Send the publishes of one message. If ``delivery`` has no outcome then, it has one after :meth:`settle`.
 
         Raises:
             StoreUnavailable: the connection failed before anything was sent.
         """
         if not isinstance(message, DeferredMessage):
             raise TypeError(f"a publisher can't send a {type(message).__name__}")
+        if len(message.publishes) == 1:
+            self._send(message.publishes[0], delivery)
+            return
         detail = ""
         for number, one in enumerate(message.publishes):
+            part = Delivery()
             try:
-                sent = self._send(one)
+                self._send(one, part)
+                self.settle()
             except StoreUnavailable as exc:
                 if number == 0:
                     raise
-                sent = Sent(PublishOutcome.UNKNOWN, str(exc), broken=True)
+                part.sent = Sent(PublishOutcome.UNKNOWN, str(exc), broken=True)
+            sent = part.sent or Sent(PublishOutcome.UNKNOWN)
             if sent.outcome is not PublishOutcome.ACCEPTED:
                 # The publishes before this one were accepted.
-                return sent if number == 0 else Sent(PublishOutcome.UNKNOWN, sent.detail, sent.broken)
+                delivery.sent = sent if number == 0 else Sent(PublishOutcome.UNKNOWN, sent.detail, sent.broken)
+                return
             detail = detail or sent.detail
-        self._used_at = self._clock.elapsed()
-        return Sent(PublishOutcome.ACCEPTED, detail)
+        delivery.sent = Sent(PublishOutcome.ACCEPTED, detail)
 
-    def _send(self, message: DeferredPublish) -> Sent:
+    def settle(self, progress: Callable[[], None] = lambda: None) -> None:
+        """Wait until each message that was sent has an outcome. Call ``progress`` after each answer of the broker."""
+        adapter = self._adapter
+        if adapter is None:
+            return
+        adapter.settle(progress)
+        if adapter.lost_together:
+            self._one_by_one_until = self._clock.elapsed() + _ONE_BY_ONE
+        if not adapter.worn:
+            self._used_at = self._clock.elapsed()
+        elif not adapter.blocked:
+            # On a new connection, a broker reports that it is blocked only after it has received a message.
+            self.reset()
+
+    def _send(self, message: DeferredPublish, delivery: Delivery) -> None:
+        alone = self._goes_alone(message)
+        if alone:
+            self.settle()
         message.stamp()
         producer, adapter = self._connected()
+        others = adapter.unanswered()
         try:
             adapter.check()
             if adapter.blocked:
                 raise _blocked()
             producer.declare_for(message)
-            sent = adapter.put(producer.carry_out, message.arguments)
+            adapter.put(producer.carry_out, message.arguments, delivery)
         except StoreUnavailable:
             if not adapter.blocked:
                 self.reset()
             raise
         except Exception as exc:
-            message_at_fault = adapter.is_message_error(exc)
+            message_at_fault = not others and adapter.is_message_error(exc)
             self.reset()
-            if message_at_fault:
-                return Sent(PublishOutcome.REFUSED, exception_line(exc))
-            raise StoreUnavailable(exception_line(exc), acted=False) from exc
+            if not message_at_fault:
+                raise StoreUnavailable(exception_line(exc), acted=False) from exc
+            delivery.sent = Sent(PublishOutcome.REFUSED, exception_line(exc))
         except BaseException:
             # The connection is in an unknown state.
-            self.reset()
+            adapter.worn = True
             raise
-        if not self._reusable(adapter, sent):
-            self.reset()
-        return sent
+        if alone or adapter.worn:
+            self.settle()
 
-    def _reusable(self, adapter: BrokerAdapter, sent: Sent) -> bool:
-        """True if the connection can send the next message.
-
-        A blocked connection is kept: on a new one, the broker reports the block only after it has received a message.
-        A connection whose message was refused is not: queues that were declared through it may be gone.
-        """
-        refused = sent.outcome is PublishOutcome.REFUSED
-        return adapter.blocked or not (refused or sent.broken or adapter.reply_pending)
+    def _goes_alone(self, message: DeferredPublish) -> bool:
+        """True if the message might put others in doubt that have no answer yet."""
+        producer, adapter = self._producer, self._adapter
+        return (
+            producer is None
+            or adapter is None
+            or adapter.worn
+            or self._clock.elapsed() < self._one_by_one_until  # guard: publish-one-by-one
+            or adapter.goes_alone(message.arguments)
+            or producer.declares(message)
+        )
 
     def reset(self) -> None:
         """Close the connection."""

@@ -25,7 +25,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 from ha_beat import events, failpoints
 from ha_beat.budget import Budget, Pace
 from ha_beat.dispatch import claim as machine
-from ha_beat.dispatch.broker_adapters import Sent
+from ha_beat.dispatch.broker_adapters import Delivery, Sent
 from ha_beat.dispatch.claim import Claim, Resolution, State
 from ha_beat.dispatch.claim_store import ClaimStore
 from ha_beat.dispatch.lease_marker import LeaseMarker
@@ -70,7 +70,9 @@ class MessageSender(Protocol):
 
     def ready(self) -> None: ...
 
-    def send(self, message: PreparedMessage) -> Sent: ...
+    def send(self, message: PreparedMessage, delivery: Delivery) -> None: ...
+
+    def settle(self, progress: Callable[[], None]) -> None: ...
 
 
 class ClaimDispatcher:
@@ -104,6 +106,8 @@ class ClaimDispatcher:
         self.ledger = Ledger(link.client, keys)
         #: Claims of batches that are not answered yet, by key.
         self._claims: dict[str, Claim] = {}
+        #: Messages of the current chunk that were sent, by the keys of their claims.
+        self._deliveries: dict[str, Delivery] = {}
         #: True if a part of the last batch has answers.
         self._partly_answered = False
         #: Claims of ended terms that are to be confirmed or marked as unsent.
@@ -152,7 +156,7 @@ class ClaimDispatcher:
                 kinds, unavailable = self._submit(term, [op for _, op in chunk], unavailable, budget)
                 answers |= {number: answer for (number, _), answer in zip(chunk, kinds, strict=True)}
                 self._partly_answered = True
-        except FencedOff:
+        except (FencedOff, SystemExit, KeyboardInterrupt):
             # The next term need not wait until it is certain that these messages are not on their way.
             self._end(lambda _: True)
             with suppress(StoreError):
@@ -192,6 +196,7 @@ class ClaimDispatcher:
         A message that was not sent is taken back, so that the next leader sends it. Call this while the term still
         holds the lease. It may run in a signal handler that has interrupted any method of this class, and never raises.
         """
+        self._take_outcomes()
         for claim in list(self._claims.values()):
             self._claims[claim.key] = machine.unsent(claim, "this replica was stopped")
         claims = [*self._claims.values(), *self._ended]
@@ -288,9 +293,7 @@ class ClaimDispatcher:
         answers = self._write_claims(term, operations, unavailable)
         keys = [op.key for op, answer in zip(operations, answers, strict=True) if answer is None]
         reach("claimed")
-        for key in keys:
-            unavailable = self._publish(term, key, unavailable)
-            budget.item_done()
+        unavailable = self._publish_all(term, keys, unavailable, budget)
         reach("published")
         self._confirm(term, keys)
         reach("confirmed")
@@ -332,6 +335,24 @@ class ClaimDispatcher:
                 answers[number] = claim.answer
         return answers
 
+    def _publish_all(self, term: Term, keys: Sequence[str], unavailable: str, budget: Budget) -> str:
+        """Send the messages of open claims, and wait for their outcomes. Return why nothing more can be sent."""
+        began, self._deliveries = self._pace.clock.elapsed(), {}
+        try:
+            for key in keys:
+                unavailable = self._publish(term, key, unavailable)
+                budget.item_done()
+        finally:
+            # Also if the process is being stopped.
+            self._publisher.settle(budget.item_done)
+            self._take_outcomes()
+            deliveries, self._deliveries = self._deliveries, {}
+        sent = [delivery.sent for delivery in deliveries.values() if delivery.sent is not None]
+        if sent:
+            took, before = (self._pace.clock.elapsed() - began) / len(sent), self._seconds_per_send
+            self._seconds_per_send = max(took, before + _DECAY * (took - before))
+        return next((one.detail for one in sent if one.broken), unavailable)
+
     def _publish(self, term: Term, key: str, unavailable: str) -> str:
         """Send the message of an open claim. Return why nothing more can be sent."""
         if self._claims[key].state is State.OPEN:
@@ -346,17 +367,19 @@ class ClaimDispatcher:
         claim = self._claims[key] = machine.publish_begun(self._claims[key])
         if claim.state is not State.PUBLISHING or claim.operation.message is None:
             return unavailable
-        began = self._pace.clock.elapsed()
+        delivery = self._deliveries[key] = Delivery()
         try:
-            sent = self._publisher.send(claim.operation.message)
+            self._publisher.send(claim.operation.message, delivery)
         except StoreUnavailable as exc:
             self.obstacle = exc
-            self._claims[key] = machine.published(claim, PublishOutcome.UNSENT, str(exc))
-            return str(exc)
-        self._claims[key] = machine.published(claim, sent.outcome, sent.detail)
-        took, before = self._pace.clock.elapsed() - began, self._seconds_per_send
-        self._seconds_per_send = max(took, before + _DECAY * (took - before))
-        return sent.detail if sent.broken else unavailable
+            delivery.sent = Sent(PublishOutcome.UNSENT, str(exc), broken=True)
+        return delivery.sent.detail if delivery.sent is not None and delivery.sent.broken else unavailable
+
+    def _take_outcomes(self) -> None:
+        """Record the outcomes of messages that were sent, as far as they are known."""
+        for key, delivery in list(self._deliveries.items()):
+            if delivery.sent is not None:
+                self._claims[key] = machine.published(self._claims[key], delivery.sent.outcome, delivery.sent.detail)
 
     def _confirm(self, term: Term, keys: Sequence[str]) -> None:
         """Write the resolution of published claims, with retries."""

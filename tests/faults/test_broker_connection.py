@@ -18,7 +18,7 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 from kombu import Exchange, Queue
 
-from ha_beat.dispatch.broker_adapters import Sent
+from ha_beat.dispatch.broker_adapters import Delivery, Sent
 from ha_beat.dispatch.publisher import BLOCKED, Publisher
 from ha_beat.errors import StoreUnavailable
 from ha_beat.headers import with_header
@@ -56,7 +56,11 @@ class ProxiedPublisher:
         return self.publisher.prepare(entry, (), {}, with_header(options, header, task_id or uuid.uuid4().hex))
 
     def send(self, message: Any = None) -> Sent:
-        return self.publisher.send(self.message() if message is None else message)
+        delivery = Delivery()
+        self.publisher.send(self.message() if message is None else message, delivery)
+        self.publisher.settle()
+        assert delivery.sent is not None
+        return delivery.sent
 
     def begin(self) -> None:
         """Connect, declare and send a first message."""

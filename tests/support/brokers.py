@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import Celery
 
-from ha_beat.dispatch.broker_adapters import Sent
+from ha_beat.dispatch.broker_adapters import Delivery, Sent
 from ha_beat.dispatch.message import Sender
 from ha_beat.dispatch.recipe import Recipes
 from ha_beat.errors import StoreUnavailable
@@ -49,6 +49,10 @@ class FakePublisher:
     #: Called with the number of the send, from 1.
     before_send: Callable[[int], object] = lambda _: None
     sends: int = 0
+    #: True if the outcomes come with :meth:`settle` or :meth:`answer`.
+    answers_late: bool = False
+    unanswered: list[tuple[Delivery, Sent]] = field(default_factory=list)
+    before_settle: Callable[[], object] = lambda: None
 
     recipes = NoRecipes()
 
@@ -59,7 +63,7 @@ class FakePublisher:
         if self.away:
             raise StoreUnavailable(self.away, acted=False)
 
-    def send(self, message: Any) -> Sent:
+    def send(self, message: Any, delivery: Delivery) -> None:
         self.sends += 1
         self.before_send(self.sends)
         sent = self.outcomes.pop(0) if self.outcomes else Sent(PublishOutcome.ACCEPTED)
@@ -67,4 +71,16 @@ class FakePublisher:
             raise sent
         if sent.outcome == PublishOutcome.ACCEPTED:
             self.accepted.append(message.commands[0][-1])
-        return sent
+        self.unanswered.append((delivery, sent))
+        if not self.answers_late:
+            self.answer()
+
+    def answer(self) -> None:
+        """Give the messages that were sent their outcomes."""
+        for delivery, sent in self.unanswered:
+            delivery.sent = sent
+        self.unanswered = []
+
+    def settle(self, _: Callable[[], None]) -> None:
+        self.before_settle()
+        self.answer()

@@ -18,7 +18,7 @@ from celery.beat import ScheduleEntry, Scheduler
 from kombu import Connection
 
 from ha_beat.clock import SystemClock
-from ha_beat.dispatch.broker_adapters import Sent
+from ha_beat.dispatch.broker_adapters import Delivery, Sent
 from ha_beat.dispatch.publisher import Publisher
 from ha_beat.headers import with_header
 from ha_beat.scheduler import HAScheduler
@@ -180,7 +180,11 @@ class Sender:
         return prepare(due, (1,), {}, with_header({}, HEADER, TASK_ID))
 
     def send(self, message: Any = None) -> Sent:
-        return self.publisher.send(message or self.prepare())
+        delivery = Delivery()
+        self.publisher.send(message or self.prepare(), delivery)
+        self.publisher.settle()
+        assert delivery.sent is not None
+        return delivery.sent
 
 
 def body_of(message: Mapping[str, Any]) -> bytes:

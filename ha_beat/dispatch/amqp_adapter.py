@@ -1,0 +1,221 @@
+"""Adapter for AMQP with publisher confirms. It sends many messages before it waits for the answers to them.
+
+The broker answers each message by its number on the channel. If it closes the channel instead, it does not tell which
+message is at fault, so that all that are not answered are of unknown outcome. A message for which it may do that is
+therefore sent alone (:meth:`AmqpAdapter.goes_alone`).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from amqp.exceptions import FrameSyntaxError
+from celery import Celery
+
+from ha_beat.dispatch.broker_adapters import Arguments, BrokerAdapter, Delivery, Publish, Sent
+from ha_beat.exception_text import exception_line
+from ha_beat.headers import HEADER
+from ha_beat.reasons import PublishOutcome
+from ha_beat.store.name_resolution import connect_by_address
+
+#: Exchange types with which the broker knows at once that no queue takes a message.
+_ROUTED_AT_ONCE = frozenset({"direct", "topic", "headers"})
+
+#: Properties that a broker does not check, and the longest expiration in ms and the largest body that each one takes.
+_UNCHECKED = frozenset({"correlation_id", "reply_to", "delivery_mode", "priority", "expiration"})
+_LONGEST_EXPIRATION, _LARGEST_BODY = 2**32 - 1, 1_000_000
+
+
+@dataclass(slots=True)
+class _Unanswered:
+    """Message that was sent, by its publish id and by its route, and why the broker has returned it."""
+
+    delivery: Delivery
+    publish_id: str
+    route: tuple[str, str]
+    returned: str = ""
+
+
+@cache
+def _with_bounded_names(transport: Any) -> Any:
+    """Return kombu's transport class, changed so that its connections wait for a name no longer than for connecting."""
+
+    def socket_of(*arguments: Any, **options: Any) -> Any:
+        made = transport.Connection.Transport(*arguments, **options)
+        connect = made._connect  # noqa: SLF001 -- it resolves the name
+        made._connect = lambda name, port, timeout: connect_by_address(  # noqa: SLF001
+            name, timeout, lambda address: connect(address, port, timeout)
+        )
+        return made
+
+    bounded = type(transport.Connection.__name__, (transport.Connection,), {"Transport": socket_of})
+    return type(transport.__name__, (transport,), {"Connection": bounded})
+
+
+class AmqpAdapter(BrokerAdapter):
+    """One AMQP connection with one channel, on which the messages are numbered from 1."""
+
+    def __init__(self, app: Celery, timeout: float) -> None:
+        super().__init__(app, timeout)
+        self._amqp: Any = None
+        self._number = 0
+        #: Messages without an answer, by number.
+        self._unanswered: dict[int, _Unanswered] = {}
+        #: Routes (exchange and routing key) by which the broker has taken a message.
+        self._known_routes: set[tuple[str, str]] = set()
+
+    def _prepare(self, connection: Any) -> None:
+        stock = connection.get_transport_cls
+        connection.get_transport_cls = lambda: _with_bounded_names(stock())
+
+    def open(self) -> Any:
+        channel = super().open()
+        channel.confirm_select()
+        channel.events["basic_ack"].add(self._acked)
+        channel.events["basic_nack"].add(self._nacked)
+        channel.events["basic_return"].add(self._return)
+        return channel
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            # amqp would wait after each message.
+            "confirm_publish": False,
+            "read_timeout": self._timeout,
+            "write_timeout": self._timeout,
+            "on_blocked": self._block,
+            "on_unblocked": self._unblock,
+        }
+
+    def _connected(self) -> None:
+        # Kept, because kombu's property reconnects a lost connection.
+        self._amqp = self._connection.connection
+        # The two timeouts above are socket options, which TLS ignores, and amqp too in the middle of a frame.
+        self._amqp.sock.settimeout(self._timeout)
+
+    def close(self) -> None:
+        self._fail(ConnectionError("the connection was closed"))
+        super().close()
+
+    def unanswered(self) -> int:
+        return len(self._unanswered)
+
+    def check(self) -> bool:
+        amqp = self._amqp
+        before = amqp.bytes_recv
+        try:
+            with suppress(TimeoutError):
+                while True:
+                    amqp.drain_events(timeout=0)
+        except Exception as exc:
+            self._fail(exc)
+            raise
+        return bool(amqp.bytes_recv != before)
+
+    def goes_alone(self, arguments: Arguments) -> bool:
+        """True if the broker may close the channel because of this message, as far as can be told beforehand."""
+        headers, properties = arguments["headers"], arguments["properties"]
+        return (
+            HEADER not in headers
+            or _route(arguments) not in self._known_routes  # guard: amqp-unknown-route-alone
+            or not properties.keys() <= _UNCHECKED
+            or not 0 <= int(properties.get("expiration") or 0) <= _LONGEST_EXPIRATION
+            or len(arguments["body"]) > _LARGEST_BODY
+            or any(name in {"CC", "BCC"} or name.startswith("x-") for name in headers)
+        )
+
+    def put(self, publish: Publish, arguments: Arguments, delivery: Delivery) -> None:
+        arguments = {**arguments, "timeout": self._timeout}
+        if self._must_be_routed(arguments["exchange"]):
+            arguments["mandatory"] = True
+        number, written = self._number + 1, self._amqp.bytes_sent
+        self._unanswered[number] = _Unanswered(delivery, _publish_id(arguments["headers"]), _route(arguments))
+        try:
+            publish(arguments)
+            self._number = number
+        except (FrameSyntaxError, struct.error, TypeError, ValueError) as exc:
+            # The message cannot be encoded; amqp encodes all frames before it writes them.
+            if 0 < written == self._amqp.bytes_sent:
+                del self._unanswered[number]
+                self._answer(delivery, Sent(PublishOutcome.REFUSED, exception_line(exc)))
+            else:
+                self._fail(exc)
+        except Exception as exc:
+            self._fail(exc)
+
+    def settle(self, progress: Callable[[], None]) -> None:
+        try:
+            while self._unanswered:
+                # An answer takes no longer than this after the one before it.
+                self._amqp.drain_events(timeout=self._timeout)
+                progress()
+        except Exception as exc:
+            self._fail(exc)
+
+    def _acked(self, number: int, multiple: bool) -> None:
+        for one in self._take(number, multiple):
+            if not one.returned:
+                self._known_routes.add(one.route)
+                self._answer(one.delivery, Sent(PublishOutcome.ACCEPTED))
+            else:
+                self._answer(one.delivery, Sent(PublishOutcome.REFUSED, one.returned))
+
+    def _nacked(self, number: int, multiple: bool) -> None:
+        for one in self._take(number, multiple):
+            # One of several queues may have taken the message.
+            self._answer(one.delivery, Sent(PublishOutcome.UNKNOWN, "the broker did not accept it"))
+
+    def _take(self, number: int, multiple: bool) -> list[_Unanswered]:
+        """Remove and return the messages that are answered with this number."""
+        found = [each for each in self._unanswered if each == number or (multiple and each < number)]
+        return [self._unanswered.pop(each) for each in found]
+
+    def _fail(self, exc: Exception) -> None:
+        """Give each message that has no answer the outcome that follows from an error of the channel or connection."""
+        pending, self._unanswered = self._unanswered, {}
+        of_channel = self._connection is not None and isinstance(exc, self._connection.channel_errors)
+        # Only one message can be at fault, and the broker has taken no other.
+        refused = of_channel and len(pending) == 1  # guard: amqp-fault-unknown
+        outcome = PublishOutcome.REFUSED if refused else PublishOutcome.UNKNOWN
+        self.lost_together |= len(pending) > 1
+        self.worn = True
+        for one in pending.values():
+            self._answer(one.delivery, Sent(outcome, exception_line(exc), broken=not of_channel))
+
+    def _must_be_routed(self, exchange: str) -> bool:
+        """True if it is an error that no queue takes the message.
+
+        A fanout exchange needs no queue. The type of an exchange that Celery does not declare is unknown: one that
+        delays messages reports each message as unroutable.
+        """
+        if not exchange:
+            return True
+        known = [queue.exchange for queue in self._app.amqp.queues.values()]
+        return any(found.name == exchange and found.type in _ROUTED_AT_ONCE for found in known)
+
+    def _return(self, exc: Exception, exchange: str, routing_key: str, message: Any) -> None:
+        """Note that no queue takes a message. The broker acknowledges it afterwards, but may answer others before."""
+        publish_id = _publish_id(message.headers or {})
+        for one in self._unanswered.values():
+            if one.publish_id == publish_id:  # guard: amqp-return-own
+                one.returned = f"no queue takes it (exchange {exchange!r}, routing key {routing_key!r}): {exc}"
+
+    def _block(self, *_: Any) -> None:
+        self.blocked = True
+
+    def _unblock(self, *_: Any) -> None:
+        self.blocked = False
+
+
+def _publish_id(headers: Mapping[str, Any]) -> str:
+    """Return the id by which each publish differs; empty for a message without this package's header."""
+    header = headers.get(HEADER)
+    return str(header.get("publish", "")) if isinstance(header, Mapping) else ""
+
+
+def _route(arguments: Arguments) -> tuple[str, str]:
+    return str(arguments["exchange"]), str(arguments["routing_key"])
