@@ -171,7 +171,11 @@ class AmqpAdapter(BrokerAdapter):
 
     def _take(self, number: int, multiple: bool) -> list[_Unanswered]:
         """Remove and return the messages that are answered with this number."""
-        found = [each for each in self._unanswered if each == number or (multiple and each < number)]
+        found = [
+            each
+            for each in self._unanswered
+            if each == number or (multiple and each < number)  # guard: amqp-answer-own
+        ]
         return [self._unanswered.pop(each) for each in found]
 
     def _fail(self, exc: Exception) -> None:

@@ -342,8 +342,9 @@ class ClaimDispatcher:
             for key in keys:
                 unavailable = self._publish(term, key, unavailable)
                 budget.item_done()
+            self._publisher.settle(budget.item_done)
         finally:
-            # Also if the process is being stopped.
+            # Something is left if the process is being stopped, in the wait for instance.
             self._publisher.settle(budget.item_done)
             self._take_outcomes()
             deliveries, self._deliveries = self._deliveries, {}

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -56,11 +56,23 @@ class ProxiedPublisher:
         return self.publisher.prepare(entry, (), {}, with_header(options, header, task_id or uuid.uuid4().hex))
 
     def send(self, message: Any = None) -> Sent:
-        delivery = Delivery()
-        self.publisher.send(self.message() if message is None else message, delivery)
+        return self.send_together([self.message() if message is None else message])[0]
+
+    def send_together(self, messages: Sequence[Any], meanwhile: Callable[[], object] = lambda: None) -> list[Sent]:
+        """Send messages before the broker has answered the first. ``meanwhile`` runs before the last."""
+        deliveries = [Delivery() for _ in messages]
+        for message, delivery in zip(messages, deliveries, strict=True):
+            if delivery is deliveries[-1]:
+                meanwhile()
+            self.publisher.send(message, delivery)
         self.publisher.settle()
-        assert delivery.sent is not None
-        return delivery.sent
+        return [delivery.sent for delivery in deliveries if delivery.sent is not None]
+
+    def unanswered(self) -> int:
+        adapter = self.publisher._adapter
+        assert adapter is not None
+        adapter.check()
+        return adapter.unanswered()
 
     def begin(self) -> None:
         """Connect, declare and send a first message."""
@@ -189,6 +201,87 @@ def test_late_answer_to_an_aborted_send_is_not_taken_for_the_next(proxied: Proxi
     threading.Timer(0.5, proxied.proxy.resume, ["reply"]).start()
     sent = proxied.send(proxied.message(exchange="nowhere", routing_key="x"))
     assert (sent.outcome, sent.broken) == (PublishOutcome.REFUSED, False)
+
+
+# --- Several messages at a time
+
+
+def test_messages_that_are_sent_together_are_all_confirmed(proxied: ProxiedPublisher):
+    proxied.begin()
+    assert proxied.send_together([proxied.message() for _ in range(50)]) == [ACCEPTED] * 50
+    assert proxied.count() == 51
+
+
+def test_connection_cut_after_some_answers_leaves_the_others_unknown(proxied: ProxiedPublisher):
+    proxied.begin()
+
+    def cut() -> None:
+        wait_for(lambda: proxied.unanswered() == 0, PATIENCE, "the first answers")
+        proxied.proxy.cut_reply_after(b"scheduled_at")
+
+    sent = proxied.send_together([proxied.message() for _ in range(4)], cut)
+    assert sent[:3] == [ACCEPTED] * 3
+    assert (sent[3].outcome, sent[3].broken) == (PublishOutcome.UNKNOWN, True)
+    proxied.proxy.heal()
+    proxied.publisher.ready()
+    assert proxied.send() == ACCEPTED
+    assert proxied.count() == 6
+
+
+def test_silent_broker_leaves_what_it_has_not_answered_unknown(proxied: ProxiedPublisher):
+    proxied.begin()
+    proxied.proxy.pause("reply")
+    sent = proxied.send_together([proxied.message() for _ in range(3)])
+    assert [(one.outcome, one.broken) for one in sent] == [(PublishOutcome.UNKNOWN, True)] * 3
+    proxied.proxy.heal()
+    assert proxied.count() == 4
+
+
+def test_full_queue_rejects_single_messages(rabbitmq: RabbitMQ):
+    limits = {"x-max-length": 3, "x-overflow": "reject-publish"}
+    with ProxiedPublisher(rabbitmq) as proxied:
+        proxied.app.conf.task_queues = [Queue(proxied.queue, queue_arguments=limits)]
+        proxied.begin()
+        sent = proxied.send_together([proxied.message() for _ in range(4)])
+        assert [one.outcome for one in sent].count(PublishOutcome.UNKNOWN) == 2
+        assert not any(one.broken for one in sent)
+        assert proxied.proxy.counters["connections"] == 1
+
+
+def test_message_that_no_queue_takes_is_refused_among_others(rabbitmq: RabbitMQ):
+    with ProxiedPublisher(rabbitmq) as proxied, ProxiedPublisher(rabbitmq) as other:
+        proxied.begin()
+        gone = [proxied.message(queue=other.queue) for _ in range(3)]
+        assert proxied.send(gone[0]) == ACCEPTED
+        with other.app.connection_for_write(rabbitmq.url) as connection, connection.channel() as channel:
+            channel.queue_delete(other.queue)
+        sent = proxied.send_together([proxied.message(), gone[1], proxied.message()])
+        assert (sent[0], sent[2]) == (ACCEPTED, ACCEPTED)
+        assert sent[1].outcome is PublishOutcome.REFUSED
+        assert proxied.send(gone[2]) == ACCEPTED
+
+
+def test_closed_channel_puts_the_others_in_doubt_once(rabbitmq: RabbitMQ):
+    """The broker does not tell which message is at fault, so that the next are sent one by one for a while."""
+    orders = Exchange("orders", type="topic")
+    with ProxiedPublisher(rabbitmq) as proxied:
+        proxied.app.conf.task_queues = [Queue(proxied.queue), Queue("orders", orders, routing_key="orders")]
+        proxied.begin()
+
+        def send() -> list[PublishOutcome]:
+            with proxied.app.connection_for_write(rabbitmq.url) as connection, connection.channel() as channel:
+                assert proxied.send(proxied.message(queue="orders")) == ACCEPTED
+                channel.exchange_delete("orders")
+            proxied.proxy.pause("reply")
+            messages = [proxied.message(), proxied.message(queue="orders"), proxied.message()]
+            threading.Timer(0.3, proxied.proxy.resume, ["reply"]).start()
+            return [one.outcome for one in proxied.send_together(messages)]
+
+        unknown, accepted = PublishOutcome.UNKNOWN, PublishOutcome.ACCEPTED
+        assert set(send()) == {unknown}
+        assert send() == [accepted, PublishOutcome.REFUSED, accepted]
+        proxied.clock.advance(301)
+        assert set(send()) == {unknown}
 
 
 # --- Idle

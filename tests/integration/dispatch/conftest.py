@@ -6,7 +6,7 @@ import base64
 import copy
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,7 +17,7 @@ from celery import Celery
 from celery.beat import ScheduleEntry, Scheduler
 from kombu import Connection
 
-from ha_beat.clock import SystemClock
+from ha_beat.clock import Clock, SystemClock
 from ha_beat.dispatch.broker_adapters import Delivery, Sent
 from ha_beat.dispatch.publisher import Publisher
 from ha_beat.headers import with_header
@@ -169,10 +169,10 @@ HEADER = {"cluster": "shop", "entry": "report", "scheduled_at": "2030-01-01T12:0
 class Sender:
     """Publisher of the messages of one entry."""
 
-    def __init__(self, broker: str, timeout: float = 0.5, **config: Any) -> None:
+    def __init__(self, broker: str, timeout: float = 0.5, clock: Clock | None = None, **config: Any) -> None:
         self.app = Celery("shop", broker=broker, set_as_current=False)
         self.app.conf.update({"task_default_queue": "jobs.fifo", **config})
-        self.publisher = Publisher(self.app, timeout, SystemClock())
+        self.publisher = Publisher(self.app, timeout, clock or SystemClock())
 
     def prepare(self, task: str = "report", *, ahead: bool = False) -> Any:
         due = ScheduleEntry(name="report", task=task, schedule=60, app=self.app)
@@ -180,11 +180,15 @@ class Sender:
         return prepare(due, (1,), {}, with_header({}, HEADER, TASK_ID))
 
     def send(self, message: Any = None) -> Sent:
-        delivery = Delivery()
-        self.publisher.send(message or self.prepare(), delivery)
+        return self.send_together([message or self.prepare()])[0]
+
+    def send_together(self, messages: Sequence[Any]) -> list[Sent]:
+        """Send messages before the broker has answered the first."""
+        deliveries = [Delivery() for _ in messages]
+        for message, delivery in zip(messages, deliveries, strict=True):
+            self.publisher.send(message, delivery)
         self.publisher.settle()
-        assert delivery.sent is not None
-        return delivery.sent
+        return [delivery.sent for delivery in deliveries if delivery.sent is not None]
 
 
 def body_of(message: Mapping[str, Any]) -> bytes:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from kombu import Exchange, Queue
 from kombu.transport import memory
 
 from ha_beat.clock import SystemClock
-from ha_beat.dispatch.broker_adapters import Sent
+from ha_beat.dispatch import publisher
+from ha_beat.dispatch.broker_adapters import BrokerAdapter, Delivery, Sent
 from ha_beat.dispatch.message import Declined
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import PublishOutcome
+from ha_beat.testing import SettableClock
 from tests.faults.proxy import TcpProxy
 from tests.integration.dispatch.conftest import HEADER, TASK_ID, Sender
 from tests.support.servers import RedisServer, free_port
@@ -191,3 +193,57 @@ def test_read_only_or_full_redis_is_unavailable(code: str, redis_server: RedisSe
     with pytest.raises(StoreUnavailable, match=code) as caught:
         sender.send(message)
     assert not caught.value.acted
+
+
+class AnsweringLate(BrokerAdapter):
+    """Adapter that answers when it is asked to settle, and can fail for all at once."""
+
+    waiting: list[Delivery]
+    failing = False
+    #: For each message, how many others had no answer when it was sent.
+    together: ClassVar[list[int]] = []
+
+    def open(self) -> Any:
+        self.waiting = []
+        return super().open()
+
+    def unanswered(self) -> int:
+        return len(self.waiting)
+
+    def goes_alone(self, _: object) -> bool:
+        return False
+
+    def put(self, _: object, __: object, delivery: Delivery) -> None:
+        self.together.append(len(self.waiting))
+        self.waiting.append(delivery)
+
+    def settle(self, _: object) -> None:
+        unknown = Sent(PublishOutcome.UNKNOWN, "closed")
+        failed = AnsweringLate.failing and len(self.waiting) > 1
+        self.worn = self.lost_together = failed
+        for delivery in self.waiting:
+            delivery.sent = unknown if failed else ACCEPTED
+        self.waiting = []
+
+
+def test_messages_go_one_by_one_after_several_were_lost_together(monkeypatch: pytest.MonkeyPatch):
+    """The cause may be one of them, and come again."""
+    monkeypatch.setitem(publisher._ADAPTERS, "memory", AnsweringLate)  # type: ignore[arg-type]
+    monkeypatch.setattr(memory.Transport, "driver_type", "memory")
+    monkeypatch.setattr(AnsweringLate, "together", [])
+    clock = SettableClock()
+    sender = Sender("memory://", clock=clock)
+
+    def send(count: int) -> tuple[list[int], int]:
+        AnsweringLate.together.clear()
+        sent = sender.send_together([sender.prepare() for _ in range(count)])
+        return list(AnsweringLate.together), sent.count(ACCEPTED)
+
+    assert send(1) == ([0], 1)  # it declares
+    assert send(3) == ([0, 1, 2], 3)
+    AnsweringLate.failing = True
+    assert send(3) == ([0, 1, 2], 0)
+    AnsweringLate.failing = False
+    assert send(3) == ([0, 0, 0], 3)
+    clock.advance(301)
+    assert send(3) == ([0, 1, 2], 3)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,7 @@ from ha_beat.budget import Pace
 from ha_beat.clock import SystemClock, to_micros
 from ha_beat.dispatch import Answer, FencedOff, Operation
 from ha_beat.dispatch.broker_adapters import Sent
+from ha_beat.dispatch.two_phase import _CHUNK as CHUNK
 from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.errors import StoreRefused, StoreUnavailable
 from ha_beat.reasons import AnswerKind, PublishOutcome, SkipReason, TermEnd, UncertainPolicy, UncertainReason
@@ -266,6 +268,81 @@ def test_end_of_trust_in_mid_batch_ends_the_publishing(leader: Leader):
     assert leader.submit_kinds(*leader.batch(6)) == ["done"] * 3 + ["unsent"] * 3
     assert len(leader.publisher.accepted) == 3
     assert leader.claims() == {}
+
+
+# --- Answers that come after several messages
+
+
+@pytest.mark.parametrize(("confirmed", "outcome"), [(3, UNANSWERED), (17, NACK)])
+def test_broker_that_answers_some_of_a_chunk(leader: Leader, confirmed: int, outcome: Sent):
+    """What was confirmed is enqueued, and what was not sent after a broken connection is taken back."""
+    leader.publisher.answers_late = True
+    leader.publisher.outcomes = [ACCEPTED] * (1 + confirmed) + [outcome] * (CHUNK - confirmed)
+    kinds = leader.submit_kinds(*leader.batch(CHUNK + 3))
+    rest = "unsent" if outcome.broken else "done"
+    assert kinds == [*["done"] * (1 + confirmed), *["uncertain"] * (CHUNK - confirmed), *[rest] * 2]
+    assert Counter(leader.journal()) == {"enqueued": kinds.count("done"), "uncertain": kinds.count("uncertain")}
+    assert leader.claims() == {}
+
+
+def test_end_of_trust_in_mid_chunk_confirms_what_was_sent(leader: Leader):
+    leader.publisher.answers_late = True
+    leader.publisher.before_send = lambda number: setattr(leader, "trusted", number < 3)
+    assert leader.submit_kinds(*leader.batch(6)) == ["done"] * 3 + ["unsent"] * 3
+    assert (leader.claims(), leader.journal()) == ({}, ["enqueued"] * 3)
+
+
+@pytest.mark.parametrize("policy", UncertainPolicy)
+def test_death_before_the_answers_leaves_the_chunk_open(leader: Leader, policy: UncertainPolicy):
+    """And nothing else. The next leader finds the claims."""
+    leader.publisher.answers_late = True
+    leader.publisher.before_settle = lambda: leader.publisher.sends > 1 and die()
+    with pytest.raises(Killed):
+        leader.submit(*[replace(each, uncertain=policy) for each in leader.batch(CHUNK + 3)])
+    assert list(leader.claims().values()) == ["open"] * CHUNK
+    assert leader.journal() == ["enqueued"]
+    new = leader.successor()
+    assert len(new.record_open_claims_as_uncertain()) == CHUNK
+    assert new.submit_kinds(*new.batch(CHUNK + 3)[-2:]) == ["done"] * 2
+
+
+def die() -> None:
+    raise Killed
+
+
+def test_error_in_mid_chunk_leaves_the_answers_to_the_others(leader: Leader):
+    leader.publisher.answers_late = True
+    leader.publisher.outcomes = [ACCEPTED] * 3 + [ValueError("a bug")]
+    operations = leader.batch(5)
+    with pytest.raises(ValueError, match="a bug"):
+        leader.submit(*operations)
+    assert leader.submit_kinds(*operations) == ["done"] * 3 + ["uncertain", "done"]
+    assert len(leader.publisher.accepted) == 4
+
+
+@pytest.mark.parametrize("place", ["send", "wait"])
+def test_stop_in_mid_chunk_records_what_the_broker_has_accepted(leader: Leader, place: str):
+    """The signal's handler takes back what was not sent. The answers come after it."""
+    leader.publisher.answers_late = True
+
+    def stop() -> None:
+        if leader.publisher.sends == 4:
+            leader.publisher.before_settle = leader.publisher.before_send = lambda *_: None
+            leader.dispatcher.resolve_own(leader.term, leader.admin)
+            leader.store.release(leader.term, TermEnd.SHUTDOWN)
+            raise SystemExit
+
+    if place == "send":
+        leader.publisher.before_send = lambda _: stop()
+    else:
+        leader.publisher.before_settle = stop
+    with pytest.raises(SystemExit):
+        leader.submit(*leader.batch(4 if place == "wait" else 10))
+    accepted = 4 if place == "wait" else 3
+    assert leader.journal() == ["enqueued"] * accepted
+    assert list(leader.claims().values()) == ["open"] * (4 - accepted)
+    new = leader.successor()
+    assert new.submit(*new.batch(10)[4:]) == [DONE] * 6
 
 
 # --- Lost replies

@@ -1,0 +1,182 @@
+"""Answers of an AMQP broker to messages that were sent together. The connection is a fake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from amqp.exceptions import ChannelError
+from celery import Celery
+
+from ha_beat.dispatch.amqp_adapter import AmqpAdapter
+from ha_beat.dispatch.broker_adapters import Delivery, Sent
+from ha_beat.headers import HEADER
+from ha_beat.reasons import PublishOutcome
+
+ACCEPTED, NACKED = Sent(PublishOutcome.ACCEPTED), Sent(PublishOutcome.UNKNOWN, "the broker did not accept it")
+NOT_FOUND = ChannelError("no exchange", (60, 40), "404")
+APP = Celery("adapter", set_as_current=False)
+
+
+def message(publish_id: str = "1", **changes: Any) -> dict[str, Any]:
+    headers = {HEADER: {"publish": publish_id}}
+    given = {"headers": headers, "properties": {"delivery_mode": 2}, "body": "body", "exchange": "", "routing_key": "q"}
+    return {**given, **changes}
+
+
+class Channel(AmqpAdapter):
+    """Adapter on a connection whose events are calls, given by the test. Then it is silent."""
+
+    def __init__(self) -> None:
+        super().__init__(APP, 1.0)
+        self.events: list[Callable[[], object]] = []
+        self.unreadable = False
+        self._connection = SimpleNamespace(channel_errors=(ChannelError,), collect=lambda **_: None)
+        self._amqp = SimpleNamespace(bytes_sent=1, bytes_recv=0, drain_events=self.next_event)
+
+    def next_event(self, timeout: float) -> None:
+        if not self.events:
+            raise TimeoutError
+        self._amqp.bytes_recv += 1
+        self.events.pop(0)()
+
+    def fails(self, exc: Exception) -> Callable[[], object]:
+        def fail() -> None:
+            raise exc
+
+        return fail
+
+    def acks(self, number: int, *, multiple: bool = False) -> Callable[[], object]:
+        return lambda: self._acked(number, multiple)
+
+    def nacks(self, number: int) -> Callable[[], object]:
+        return lambda: self._nacked(number, multiple=False)
+
+    def returns(self, publish_id: str) -> Callable[[], object]:
+        returned = SimpleNamespace(headers={HEADER: {"publish": publish_id}})
+        return lambda: self._return(ChannelError("no route"), "", "q", returned)
+
+    def send(self, count: int = 1) -> list[Delivery]:
+        """Send messages, with publish ids from 1."""
+        return [self.send_one(message(str(number))) for number in range(1, count + 1)]
+
+    def send_one(self, arguments: dict[str, Any], error: Exception | None = None) -> Delivery:
+        def publish(_: Any) -> None:
+            if error is not None:
+                raise error
+            self._amqp.bytes_sent += 1
+
+        delivery = Delivery()
+        self.put(publish, arguments, delivery)
+        return delivery
+
+    def settled(self, deliveries: list[Delivery], *events: Callable[[], object]) -> list[PublishOutcome]:
+        self.events = list(events)
+        self.settle(lambda: None)
+        return [delivery.sent.outcome for delivery in deliveries if delivery.sent is not None]
+
+
+@pytest.fixture
+def channel() -> Channel:
+    return Channel()
+
+
+def outcomes(letters: str) -> list[PublishOutcome]:
+    """Return outcomes by their first letters."""
+    return [{one.value[0]: one for one in PublishOutcome if one is not PublishOutcome.UNSENT}[each] for each in letters]
+
+
+def test_confirmation_answers_one_message_or_all_up_to_it(channel: Channel):
+    assert channel.settled(channel.send(4), channel.acks(2), channel.acks(4, multiple=True)) == outcomes("aaaa")
+    assert (channel.unanswered(), channel.worn) == (0, False)
+
+
+def test_message_without_a_confirmation_is_unknown(channel: Channel):
+    """The next connection takes its successors, so that a late answer is not taken for theirs."""
+    sent = channel.send(4)
+    assert channel.settled(sent, channel.acks(3), channel.acks(1)) == outcomes("auau")
+    assert [one.sent.broken for one in sent if one.sent] == [False, True, False, True]
+    assert channel.worn
+
+
+def test_nack_concerns_its_message_only(channel: Channel):
+    sent = channel.send(3)
+    channel.settled(sent, channel.nacks(2), channel.acks(3, multiple=True))
+    assert [one.sent for one in sent] == [ACCEPTED, NACKED, ACCEPTED]
+    assert not channel.worn
+
+
+def test_returned_message_is_refused_and_no_other(channel: Channel):
+    """The broker acknowledges it later, perhaps together with others."""
+    sent = channel.send(4)
+    found = channel.settled(
+        sent, channel.acks(1), channel.returns("3"), channel.acks(2), channel.acks(4, multiple=True)
+    )
+    assert found == outcomes("aara")
+    assert sent[2].sent is not None
+    assert "no queue takes it" in sent[2].sent.detail
+    assert channel.worn
+
+
+@pytest.mark.parametrize("where", ["check", "settle"])
+@pytest.mark.parametrize(("acked", "expected"), [(2, "aar"), (1, "auu")])
+def test_closed_channel_refuses_a_message_only_if_it_is_the_last(
+    channel: Channel, where: str, acked: int, expected: str
+):
+    """The broker does not tell which one it is."""
+    sent = channel.send(3)
+    channel.events = [channel.acks(acked, multiple=True), channel.fails(NOT_FOUND)]
+    if where == "check":
+        with pytest.raises(ChannelError):
+            channel.check()
+    else:
+        channel.settle(lambda: None)
+    assert [one.sent.outcome for one in sent if one.sent] == outcomes(expected)
+    assert (channel.worn, channel.lost_together) == (True, acked == 1)
+
+
+def test_lost_connection_leaves_what_is_unanswered_unknown(channel: Channel):
+    sent = channel.send(3)
+    assert channel.settled(sent, channel.acks(1), channel.fails(OSError("cut"))) == outcomes("auu")
+    assert sent[1].sent == Sent(PublishOutcome.UNKNOWN, "OSError: cut", broken=True)
+
+
+def test_closing_leaves_what_is_unanswered_unknown(channel: Channel):
+    sent = channel.send(2)
+    channel.close()
+    assert [one.sent.outcome for one in sent if one.sent] == outcomes("uu")
+
+
+def test_message_that_cannot_be_encoded_takes_no_number(channel: Channel):
+    first, wrong, third = channel.send()[0], channel.send_one(message(), TypeError("object")), channel.send()[0]
+    assert channel.settled([first, wrong, third], channel.acks(1), channel.acks(2)) == outcomes("ara")
+    assert channel.worn
+
+
+def test_failed_write_leaves_every_message_unknown(channel: Channel):
+    sent = [*channel.send(2), channel.send_one(message(), OSError("broken pipe"))]
+    assert [one.sent.outcome for one in sent if one.sent] == outcomes("uuu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "alone"),
+    [
+        ({}, False),
+        ({"properties": {"expiration": "60000", "priority": 3}}, False),
+        ({"headers": {}}, True),
+        ({"exchange": "orders"}, True),
+        ({"routing_key": "other"}, True),
+        ({"properties": {"user_id": "other"}}, True),
+        ({"properties": {"expiration": str(2**32)}}, True),
+        ({"body": "x" * 2_000_000}, True),
+        ({"headers": {HEADER: {}, "CC": "text"}}, True),
+        ({"headers": {HEADER: {}, "x-delay": "text"}}, True),
+    ],
+    ids=str,
+)
+def test_message_that_may_close_the_channel_goes_alone(channel: Channel, changes: dict[str, Any], alone: bool):
+    assert channel.goes_alone(message())
+    channel.settled(channel.send(), channel.acks(1))
+    assert channel.goes_alone(message(**changes)) is alone
