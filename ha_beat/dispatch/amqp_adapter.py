@@ -32,13 +32,74 @@ _LONGEST_EXPIRATION, _LARGEST_BODY = 2**32 - 1, 1_000_000
 
 
 @dataclass(slots=True)
-class _Unanswered:
-    """Message that was sent, by its publish id and by its route, and why the broker has returned it."""
+class _Message:
+    """Message without an answer, by its publish id and by its route, and why the broker has returned it."""
 
     delivery: Delivery
     publish_id: str
     route: tuple[str, str]
     returned: str = ""
+
+
+class _Unanswered:
+    """Messages of one channel that have no answer yet, by number from 1. Its methods are the events of the channel."""
+
+    def __init__(self, answer: Callable[[Delivery, Sent], None]) -> None:
+        self._answer = answer
+        self._number = 0
+        self._messages: dict[int, _Message] = {}
+        #: Routes (exchange and routing key) by which the broker has taken a message.
+        self.known_routes: set[tuple[str, str]] = set()
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def begin(self, delivery: Delivery, arguments: Arguments) -> None:
+        self._number += 1
+        self._messages[self._number] = _Message(delivery, _publish_id(arguments["headers"]), _route(arguments))
+
+    def take_back(self) -> Delivery:
+        """Remove the last message, of which nothing was written."""
+        self._number -= 1
+        return self._messages.pop(self._number + 1).delivery
+
+    def acked(self, number: int, multiple: bool) -> None:
+        for one in self._take(number, multiple):
+            if not one.returned:
+                self.known_routes.add(one.route)
+                self._answer(one.delivery, Sent(PublishOutcome.ACCEPTED))
+            else:
+                self._answer(one.delivery, Sent(PublishOutcome.REFUSED, one.returned))
+
+    def nacked(self, number: int, multiple: bool) -> None:
+        for one in self._take(number, multiple):
+            # One of several queues may have taken the message.
+            self._answer(one.delivery, Sent(PublishOutcome.UNKNOWN, "the broker did not accept it"))
+
+    def returned(self, exc: Exception, exchange: str, routing_key: str, message: Any) -> None:
+        """Note that no queue takes a message. The broker acknowledges it afterwards, but may answer others before."""
+        publish_id = _publish_id(message.headers or {})
+        for one in self._messages.values():
+            if one.publish_id == publish_id:  # guard: amqp-return-own
+                one.returned = f"no queue takes it (exchange {exchange!r}, routing key {routing_key!r}): {exc}"
+
+    def failed(self, exc: Exception, *, of_channel: bool) -> None:
+        """Answer all with the outcome that follows from an error of the channel or the connection."""
+        messages, self._messages = self._messages, {}
+        # Only one message can be at fault, and the broker has taken no other.
+        refused = of_channel and len(messages) == 1  # guard: amqp-fault-unknown
+        outcome = PublishOutcome.REFUSED if refused else PublishOutcome.UNKNOWN
+        for one in messages.values():
+            self._answer(one.delivery, Sent(outcome, exception_line(exc), broken=not of_channel))
+
+    def _take(self, number: int, multiple: bool) -> list[_Message]:
+        """Remove and return the messages that are answered with this number."""
+        found = [
+            each
+            for each in self._messages
+            if each == number or (multiple and each < number)  # guard: amqp-answer-own
+        ]
+        return [self._messages.pop(each) for each in found]
 
 
 @cache
@@ -58,16 +119,13 @@ def _with_bounded_names(transport: Any) -> Any:
 
 
 class AmqpAdapter(BrokerAdapter):
-    """One AMQP connection with one channel, on which the messages are numbered from 1."""
+    """One AMQP connection with one channel."""
+
+    _amqp: Any = None
 
     def __init__(self, app: Celery, timeout: float) -> None:
         super().__init__(app, timeout)
-        self._amqp: Any = None
-        self._number = 0
-        #: Messages without an answer, by number.
-        self._unanswered: dict[int, _Unanswered] = {}
-        #: Routes (exchange and routing key) by which the broker has taken a message.
-        self._known_routes: set[tuple[str, str]] = set()
+        self._unanswered = _Unanswered(self._answer)
 
     def _prepare(self, connection: Any) -> None:
         stock = connection.get_transport_cls
@@ -76,9 +134,9 @@ class AmqpAdapter(BrokerAdapter):
     def open(self) -> Any:
         channel = super().open()
         channel.confirm_select()
-        channel.events["basic_ack"].add(self._acked)
-        channel.events["basic_nack"].add(self._nacked)
-        channel.events["basic_return"].add(self._return)
+        channel.events["basic_ack"].add(self._unanswered.acked)
+        channel.events["basic_nack"].add(self._unanswered.nacked)
+        channel.events["basic_return"].add(self._unanswered.returned)
         return channel
 
     def _options(self) -> dict[str, Any]:
@@ -121,7 +179,7 @@ class AmqpAdapter(BrokerAdapter):
         headers, properties = arguments["headers"], arguments["properties"]
         return (
             HEADER not in headers
-            or _route(arguments) not in self._known_routes  # guard: amqp-unknown-route-alone
+            or _route(arguments) not in self._unanswered.known_routes  # guard: amqp-unknown-route-alone
             or not properties.keys() <= _UNCHECKED
             or not 0 <= int(properties.get("expiration") or 0) <= _LONGEST_EXPIRATION
             or len(arguments["body"]) > _LARGEST_BODY
@@ -132,16 +190,14 @@ class AmqpAdapter(BrokerAdapter):
         arguments = {**arguments, "timeout": self._timeout}
         if self._must_be_routed(arguments["exchange"]):
             arguments["mandatory"] = True
-        number, written = self._number + 1, self._amqp.bytes_sent
-        self._unanswered[number] = _Unanswered(delivery, _publish_id(arguments["headers"]), _route(arguments))
+        written = self._amqp.bytes_sent
+        self._unanswered.begin(delivery, arguments)
         try:
             publish(arguments)
-            self._number = number
         except (FrameSyntaxError, struct.error, TypeError, ValueError) as exc:
             # The message cannot be encoded; amqp encodes all frames before it writes them.
             if 0 < written == self._amqp.bytes_sent:
-                del self._unanswered[number]
-                self._answer(delivery, Sent(PublishOutcome.REFUSED, exception_line(exc)))
+                self._answer(self._unanswered.take_back(), Sent(PublishOutcome.REFUSED, exception_line(exc)))
             else:
                 self._fail(exc)
         except Exception as exc:
@@ -156,39 +212,12 @@ class AmqpAdapter(BrokerAdapter):
         except Exception as exc:
             self._fail(exc)
 
-    def _acked(self, number: int, multiple: bool) -> None:
-        for one in self._take(number, multiple):
-            if not one.returned:
-                self._known_routes.add(one.route)
-                self._answer(one.delivery, Sent(PublishOutcome.ACCEPTED))
-            else:
-                self._answer(one.delivery, Sent(PublishOutcome.REFUSED, one.returned))
-
-    def _nacked(self, number: int, multiple: bool) -> None:
-        for one in self._take(number, multiple):
-            # One of several queues may have taken the message.
-            self._answer(one.delivery, Sent(PublishOutcome.UNKNOWN, "the broker did not accept it"))
-
-    def _take(self, number: int, multiple: bool) -> list[_Unanswered]:
-        """Remove and return the messages that are answered with this number."""
-        found = [
-            each
-            for each in self._unanswered
-            if each == number or (multiple and each < number)  # guard: amqp-answer-own
-        ]
-        return [self._unanswered.pop(each) for each in found]
-
     def _fail(self, exc: Exception) -> None:
-        """Give each message that has no answer the outcome that follows from an error of the channel or connection."""
-        pending, self._unanswered = self._unanswered, {}
+        """Do not use the connection any more after this error."""
         of_channel = self._connection is not None and isinstance(exc, self._connection.channel_errors)
-        # Only one message can be at fault, and the broker has taken no other.
-        refused = of_channel and len(pending) == 1  # guard: amqp-fault-unknown
-        outcome = PublishOutcome.REFUSED if refused else PublishOutcome.UNKNOWN
-        self.lost_together |= len(pending) > 1
+        self.lost_together |= len(self._unanswered) > 1
+        self._unanswered.failed(exc, of_channel=of_channel)
         self.worn = True
-        for one in pending.values():
-            self._answer(one.delivery, Sent(outcome, exception_line(exc), broken=not of_channel))
 
     def _must_be_routed(self, exchange: str) -> bool:
         """True if it is an error that no queue takes the message.
@@ -200,13 +229,6 @@ class AmqpAdapter(BrokerAdapter):
             return True
         known = [queue.exchange for queue in self._app.amqp.queues.values()]
         return any(found.name == exchange and found.type in _ROUTED_AT_ONCE for found in known)
-
-    def _return(self, exc: Exception, exchange: str, routing_key: str, message: Any) -> None:
-        """Note that no queue takes a message. The broker acknowledges it afterwards, but may answer others before."""
-        publish_id = _publish_id(message.headers or {})
-        for one in self._unanswered.values():
-            if one.publish_id == publish_id:  # guard: amqp-return-own
-                one.returned = f"no queue takes it (exchange {exchange!r}, routing key {routing_key!r}): {exc}"
 
     def _block(self, *_: Any) -> None:
         self.blocked = True

@@ -32,7 +32,6 @@ class Channel(AmqpAdapter):
     def __init__(self) -> None:
         super().__init__(APP, 1.0)
         self.events: list[Callable[[], object]] = []
-        self.unreadable = False
         self._connection = SimpleNamespace(channel_errors=(ChannelError,), collect=lambda **_: None)
         self._amqp = SimpleNamespace(bytes_sent=1, bytes_recv=0, drain_events=self.next_event)
 
@@ -49,14 +48,14 @@ class Channel(AmqpAdapter):
         return fail
 
     def acks(self, number: int, *, multiple: bool = False) -> Callable[[], object]:
-        return lambda: self._acked(number, multiple)
+        return lambda: self._unanswered.acked(number, multiple)
 
     def nacks(self, number: int) -> Callable[[], object]:
-        return lambda: self._nacked(number, multiple=False)
+        return lambda: self._unanswered.nacked(number, multiple=False)
 
     def returns(self, publish_id: str) -> Callable[[], object]:
         returned = SimpleNamespace(headers={HEADER: {"publish": publish_id}})
-        return lambda: self._return(ChannelError("no route"), "", "q", returned)
+        return lambda: self._unanswered.returned(ChannelError("no route"), "", "q", returned)
 
     def send(self, count: int = 1) -> list[Delivery]:
         """Send messages, with publish ids from 1."""
