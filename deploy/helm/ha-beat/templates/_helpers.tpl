@@ -35,6 +35,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{/* The test's pod needs these too, or it waits for a node, an image or a name server. */}}
+{{- define "ha-beat.placement" -}}
+{{- range $name := list "imagePullSecrets" "dnsPolicy" "dnsConfig" "nodeSelector" "tolerations" }}
+{{- with index $.Values $name }}
+{{ dict $name . | toYaml }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{- define "ha-beat.config" -}}
 HA_BEAT_HTTP_BIND: {{ printf "%s:%d" .Values.http.host (int .Values.http.port) | quote }}
 {{- range $name, $value := .Values.settings }}
