@@ -92,17 +92,27 @@ class _Assembly:
         self.events = Events()
         self.duties = Duties(clock, self.events.emit)
         log = LogWriter(self.replica.id, settings.cluster)
-        self.log = self.queued(log, name="ha_beat-log", duty=Duty.WRITE_LOG, size=_LOG_QUEUE)
+        self.log = self.queued(log, name="ha_beat-log", duty=Duty.WRITE_LOG, size=_LOG_QUEUE, wants=log.wants)
         self.events.subscribe(self.log)
         self.time = SchedulingTime(clock, self.events.emit)
         self.shadow = Shadow()
         #: Used by the main loop only.
         self.main_link = self.link()
 
-    def queued(self, consume: Subscriber, *, name: str, duty: Duty, size: int) -> EventQueue:
+    def queued(
+        self, consume: Subscriber, *, name: str, duty: Duty, size: int, wants: Callable[[Event], bool]
+    ) -> EventQueue:
         """Return a subscriber that calls ``consume`` in a thread, because it may wait."""
-        hub, duties = self.events, self.duties
-        return EventQueue(consume, name=name, duty=duty, size=size, clock=self.clock, hub=hub, duties=duties)
+        return EventQueue(
+            consume,
+            name=name,
+            duty=duty,
+            size=size,
+            clock=self.clock,
+            hub=self.events,
+            duties=self.duties,
+            wants=wants,
+        )
 
     def link(self) -> Link:
         """Return a new link to the lease's Redis: each thread has its own."""
@@ -146,8 +156,9 @@ class _Assembly:
         )
         events.subscribe(report.note)
         relay = SignalRelay(self.app, settings.cluster, self.replica.id)
-        signals = self.queued(relay, name="ha_beat-signals", duty=Duty.SEND_SIGNALS, size=_SIGNAL_QUEUE)
-        events.subscribe(lambda event: signals(event) if relay.wants(event) else None)
+        events.subscribe(
+            self.queued(relay, name="ha_beat-signals", duty=Duty.SEND_SIGNALS, size=_SIGNAL_QUEUE, wants=relay.wants)
+        )
         ignored = ignored_brokers(self.app, settings)
         if ignored is not None:
             events.emit(BrokersIgnored(*ignored))
@@ -213,8 +224,15 @@ class _Assembly:
             store.release(term, TermEnd.SHUTDOWN)
 
         # At the start of a term, so that the signal handler does not have to connect.
-        prepared = self.queued(connect, name="ha_beat-release", duty=Duty.PREPARE_RELEASE, size=10)
-        self.events.subscribe(lambda event: prepared(event) if isinstance(event, TermStarted) else None)
+        self.events.subscribe(
+            self.queued(
+                connect,
+                name="ha_beat-release",
+                duty=Duty.PREPARE_RELEASE,
+                size=10,
+                wants=lambda event: isinstance(event, TermStarted),
+            )
+        )
         return release
 
     # --- Dispatch

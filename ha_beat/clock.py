@@ -20,6 +20,11 @@ def to_micros(instant: datetime) -> int:
     return (instant - _EPOCH) // _MICROSECOND
 
 
+def to_ms(instant: datetime) -> int:
+    """Return milliseconds since the Unix epoch, rounded."""
+    return round(instant.timestamp() * 1000)
+
+
 def from_micros(micros: int) -> datetime:
     """Return the instant, in UTC, from microseconds since the Unix epoch."""
     return _EPOCH + timedelta(microseconds=micros)

@@ -39,8 +39,13 @@ class EventQueue:
         clock: Clock,
         hub: events.Events,
         duties: Duties,
+        wants: Callable[[events.Event], bool] = lambda _: True,
     ) -> None:
-        """``name`` is the thread's, and ``duty`` the one that is late while ``consume`` blocks."""
+        """``name`` is the thread's, and ``duty`` the one that is late while ``consume`` blocks.
+
+        Events that the subscriber does not want are not queued.
+        """
+        self._wants = wants
         self._consume = consume
         self._duty = duty
         self._size = size
@@ -51,7 +56,9 @@ class EventQueue:
         self._thread = LastingThread(name=name, run=self._run, clock=clock, emit=hub.emit)
 
     def __call__(self, event: events.Event) -> None:
-        """Queue an event. Never waits, and never raises."""
+        """Queue an event. Never waits."""
+        if not self._wants(event):
+            return
         if self._waiting.qsize() >= self._size:
             self._dropped += 1
         else:

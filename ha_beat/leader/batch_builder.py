@@ -28,8 +28,8 @@ from ha_beat.schedule.misfire import Decision, Skipped
 #: Seconds until an entry whose schedule raises is asked again.
 SCHEDULE_RETRY = 60.0
 
-#: Characters of messages that fill a batch. Redis does nothing else for about 30 ms while it takes them.
-BATCH_CHARACTERS = 4_000_000
+#: Characters of messages that fill a batch. Redis does nothing else for up to 15 ms while it takes them.
+BATCH_CHARACTERS = 2_000_000
 
 _MAX_DETAIL = 500
 
@@ -66,7 +66,7 @@ class BatchBuilder:
         batch, room = Batch(), BATCH_CHARACTERS
         if self.prepared:
             dispatcher.recipes.refresh()
-        popped = list(queue.pop_due(writer.now, min(self._parts.options.batch_size, dispatcher.capacity)))
+        popped = queue.pop_due(writer.now, min(self._parts.options.batch_size, dispatcher.capacity))
         for number, state in enumerate(popped):
             if room <= 0 or (number and budget.spent):
                 for left in popped[number:]:
@@ -117,13 +117,27 @@ class BatchBuilder:
             return writer.skip(state, *expired)
         if error is not None:
             raise error
-        if not self._buildable(state, decision.send, dispatcher):
+        prepared = self.prepared.take(writer, state, decision, dispatcher)
+        return prepared or self._built(writer, state, decision, decision.send, queue, dispatcher)
+
+    def _built(
+        self,
+        writer: LedgerWriter,
+        state: EntryState,
+        decision: Decision,
+        send: datetime,
+        queue: DueQueue,
+        dispatcher: Dispatcher,
+    ) -> EntryOperation | None:
+        """Return a new operation that enqueues an occurrence, or that skips it; ``None`` if it is tried again."""
+        now = writer.now
+        if not self._buildable(state, send, dispatcher):
             self._retries.await_arguments(state, queue, now, hung=self._slow.overdue(state.id))
             return None
         began = self._parts.clock.elapsed()
         try:
             with judged_build_errors(dispatcher):
-                return self._send(writer, state, decision, decision.send, dispatcher)
+                return self._send(writer, state, decision, send, dispatcher)
         except Declined:
             if state.resend:
                 # Its first message may be out.
@@ -145,10 +159,7 @@ class BatchBuilder:
     def _send(
         self, writer: LedgerWriter, state: EntryState, decision: Decision, send: datetime, dispatcher: Dispatcher
     ) -> EntryOperation:
-        """Return the operation that enqueues an occurrence: the prepared one, or else a new one."""
-        prepared = self.prepared.take(writer, state, decision, dispatcher)
-        if prepared is not None:
-            return prepared
+        """Return a new operation that enqueues an occurrence."""
 
         def build(header: Mapping[str, Any], task_id: str) -> PreparedMessage:
             return self._message(state, send, dispatcher, header, task_id)

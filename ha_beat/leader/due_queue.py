@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import islice
 
 from ha_beat.leader.entry import EntryState
 from ha_beat.schedule.occurrence import NEVER
@@ -13,14 +15,25 @@ from ha_beat.schedule.occurrence import NEVER
 #: Number of places that are not worth removing.
 _FEW = 64
 
+#: Time for which entries of a burst may wait before those that fall due meanwhile go first.
+_LONG_WAIT = timedelta(seconds=0.05)
+
+#: Places that are set aside at once, which takes some milliseconds.
+_SET_ASIDE = 2000
+
+_Place = tuple[datetime, int, EntryState]
+
 
 @dataclass(slots=True)
 class DueQueue:
     """Heap of entries by due time. Only :meth:`entries` and :meth:`backlog` visit every entry."""
 
-    _heap: list[tuple[datetime, int, EntryState]] = field(default_factory=list)
+    _heap: list[_Place] = field(default_factory=list)
     #: The same places, without those that :meth:`take_upcoming` has returned.
-    _ahead: list[tuple[datetime, int, EntryState]] = field(default_factory=list)
+    _ahead: list[_Place] = field(default_factory=list)
+    #: Places that :meth:`pop_due` has taken from the heap, because entries wait since one instant, and that instant.
+    _aside: deque[_Place] = field(default_factory=deque)
+    _aside_at: datetime = NEVER
     _by_id: dict[str, EntryState] = field(default_factory=dict)
     #: Entries without a place at their own time, by id: they are being dispatched, or wait for more than that time.
     _elsewhere: dict[str, EntryState] = field(default_factory=dict)
@@ -82,8 +95,36 @@ class DueQueue:
             self._ahead = [place for place in self._ahead if place[1] == place[2].ticket]
             heapq.heapify(self._ahead)
 
-    def pop_due(self, now: datetime, limit: int) -> Iterator[EntryState]:
-        """Pop up to ``limit`` due entries in order of due time."""
+    def pop_due(self, now: datetime, limit: int) -> list[EntryState]:
+        """Pop up to ``limit`` due entries in order of due time.
+
+        While more than ``limit`` wait since one instant, later ones go first and may take half of the places.
+        """
+        self._set_aside(now)
+        aside, crowded = self._aside, len(self._aside) > limit
+        later = crowded and not (self._heap and self._heap[0][0] <= self._aside_at)
+        due = list(self._from_heap(now, limit // 2)) if later else []
+        # The time may have been set back since.
+        while aside and len(due) < limit and aside[0][0] <= now:
+            _, ticket, state = aside.popleft()
+            if state.ticket == ticket:
+                self._elsewhere[state.id] = state
+                due.append(state)
+        due.extend(self._from_heap(now, limit - len(due)))
+        return due
+
+    def _set_aside(self, now: datetime) -> None:
+        heap = self._heap
+        if not self._aside:
+            if not heap or now - heap[0][0] < _LONG_WAIT:
+                return
+            self._aside_at = heap[0][0]
+        for _ in range(_SET_ASIDE):
+            if not heap or heap[0][0] > self._aside_at:
+                return
+            self._aside.append(heapq.heappop(heap))
+
+    def _from_heap(self, now: datetime, limit: int) -> Iterator[EntryState]:
         while limit and self._heap and self._heap[0][0] <= now:
             _, ticket, state = heapq.heappop(self._heap)
             if state.ticket == ticket:
@@ -104,7 +145,7 @@ class DueQueue:
 
         Every other time the one that has waited longest goes in front of all: the others may fill each batch.
         """
-        due = list(self.pop_due(due_until, len(self._heap)))
+        due = self.pop_due(due_until, len(self._heap) + len(self._aside))
         self._longest_first = not self._longest_first
         first = min(due, key=_waiting_since, default=None) if self._longest_first else None
         for state in due:
@@ -112,17 +153,19 @@ class DueQueue:
 
     def next_due(self) -> datetime | None:
         """Return the time at which the next entry can be popped; ``None`` if the queue is empty."""
-        return self._heap[0][0] if self._heap else None
+        places = self._aside or self._heap
+        return places[0][0] if places else None
 
     def upcoming(self, limit: int) -> list[tuple[datetime, EntryState]]:
         """Return the next entries in order of due time. Any thread may call it."""
         heap = self._heap.copy()
         elsewhere = {state for state in list(self._elsewhere.values()) if state.sends_at is not None}
         found = [(state.sends_at or NEVER, state.ticket, state) for state in elsewhere]
+        found += islice((place for place in self._aside.copy() if _in_place(place, elsewhere)), limit)
         most = len(found) + limit
         while heap and len(found) < most:
             place = heapq.heappop(heap)
-            if place[1] == place[2].ticket and place[2] not in elsewhere:
+            if _in_place(place, elsewhere):
                 found.append(place)
         return [(at, state) for at, _, state in heapq.nsmallest(limit, found, key=lambda place: place[:2])]
 
@@ -132,10 +175,14 @@ class DueQueue:
 
     def backlog(self, now: datetime) -> int:
         """Return how many entries are due. Any thread may call it."""
-        soonest = self._heap[:1]
-        if not soonest or soonest[0][0] > now:
-            return 0
-        return sum(1 for at, ticket, state in self._heap.copy() if at <= now and state.ticket == ticket)
+        soonest, aside = self._heap[:1], self._aside.copy()
+        heap = self._heap.copy() if soonest and soonest[0][0] <= now else []
+        return sum(1 for at, ticket, state in (*aside, *heap) if at <= now and state.ticket == ticket)
+
+
+def _in_place(place: _Place, elsewhere: Container[EntryState]) -> bool:
+    """True if an entry is still at this place of the queue."""
+    return place[1] == place[2].ticket and place[2] not in elsewhere
 
 
 def _waiting_since(state: EntryState) -> datetime:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ha_beat.clock import to_ms
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_outcome import Outcome, Refused, find_entry
 from ha_beat.leader.requested_messages import Schedule
@@ -69,4 +70,4 @@ class EntryPauseControl:
                 yield entry, pause
 
     def _now_ms(self) -> int:
-        return round(self._schedule.now().timestamp() * 1000)
+        return to_ms(self._schedule.now())

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ha_beat import events
+from ha_beat.clock import to_ms
 from ha_beat.exception_text import printable
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_outcome import Outcome, find_entry
@@ -63,7 +64,7 @@ class LeaderReport:
             {
                 "dispatch": self._path,
                 "failing": dict(self._failing),
-                "now_ms": round(now.timestamp() * 1000),
+                "now_ms": to_ms(now),
                 "entries": len(queue),
                 "backlog": len(overdue),
                 "longest_overdue": max(overdue, default=0.0),

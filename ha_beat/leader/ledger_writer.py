@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from ha_beat.clock import to_micros
+from ha_beat.clock import to_micros, to_ms
 from ha_beat.dispatch import Operation, PreparedMessage
 from ha_beat.headers import header_of
 from ha_beat.leader.entry import EntryState
@@ -48,9 +48,8 @@ class EntryOperation:
         """True if the operation sends a message."""
         return self.decision is not None and self.decision.send is not None
 
-    def operation_at(self, now: datetime) -> Operation:
-        """Return the operation for a submission at this time. Its records show the time if that is later."""
-        ms = round(now.timestamp() * 1000)
+    def operation_at(self, ms: int) -> Operation:
+        """Return the operation for a submission at this time in ms. Its records show the time if that is later."""
         if ms - self.row.dispatched_ms < _PROMPT_MS:
             return self.operation
         records = tuple(json.dumps({**json.loads(record), "ms": ms}) for record in self.operation.records)
@@ -63,11 +62,11 @@ class LedgerWriter:
 
     term: Term
     now: datetime
+    #: Time of the rows and records, in ms since the Unix epoch.
+    ms: int = field(init=False)
 
-    @property
-    def ms(self) -> int:
-        """Return the time of the rows and records, in ms since the Unix epoch."""
-        return round(self.now.timestamp() * 1000)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ms", to_ms(self.now))
 
     def row(
         self,
@@ -175,7 +174,7 @@ class LedgerWriter:
             message,
             task_id=task_id,
             uncertain=entry.uncertain,
-            scheduled_ms=round(state.send_at(at).timestamp() * 1000),
+            scheduled_ms=to_ms(state.send_at(at)),
             busy_ms=round(entry.busy_for * 1000),
             overlaps=not entry.busy_for or state.resend,
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from ha_beat import events
+from ha_beat.clock import to_ms
 from ha_beat.leader.request_outcome import Outcome, Refused
 from ha_beat.reasons import ReplyCode
 from ha_beat.store import entry_pauses
@@ -139,4 +140,4 @@ class PauseControl:
         )
 
     def _now_ms(self) -> int:
-        return round(self._now().timestamp() * 1000)
+        return to_ms(self._now())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from ha_beat.clock import to_ms
 from ha_beat.exception_text import printable
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState
@@ -57,7 +58,7 @@ def request_record(term: Term, request: Request, now: datetime, content: Mapping
     return json.dumps(
         {
             **content,
-            "ms": round(now.timestamp() * 1000),
+            "ms": to_ms(now),
             "epoch": term.epoch,
             "by": term.holder,
             "asked_by": request.by,

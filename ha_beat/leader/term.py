@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from ha_beat import events
+from ha_beat.clock import to_ms
 from ha_beat.dispatch import Answer, Dispatcher, FencedOff
 from ha_beat.election.leader_handle import Tenure
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
@@ -176,12 +177,12 @@ class LeaderTerm:
         self._pending, operations = submission, submission.operations
         parts, dispatcher = self._parts, self._chosen(term)
         began = parts.clock.elapsed()
-        accepted_at = parts.time.now()
+        accepted_ms = to_ms(parts.time.now())
         for each in operations:
             if each.sends:
                 parts.kept.submitted(each.state.id)
         try:
-            answers = dispatcher.submit(term, [each.operation_at(accepted_at) for each in operations])
+            answers = dispatcher.submit(term, [each.operation_at(accepted_ms) for each in operations])
         except FencedOff as exc:
             self._pending = _Submission()
             self.schedule.reload()

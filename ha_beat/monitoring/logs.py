@@ -51,6 +51,10 @@ class LogWriter:
         self._traced: set[tuple[object, ...]] = set()
         logger.addFilter(_traceback_filter)
 
+    def wants(self, event: e.Event) -> bool:
+        """True unless the event certainly has no line at the log's level. Called for each message of a burst."""
+        return not isinstance(event, e.Enqueued) or logger.isEnabledFor(INFO)
+
     def __call__(self, event: e.Event) -> None:
         line = line_of(event, self._context["cluster"])
         if line is None:

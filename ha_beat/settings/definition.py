@@ -137,7 +137,7 @@ class Settings:
         whole(1, 500),
         default=100,
         help="The most occurrences that one script enqueues. Larger: faster bursts, but Redis is blocked for "
-        "longer (11 to 17 ms for 500). A batch is also full at 4 MB of messages.",
+        "longer (8 to 16 ms for 500). A batch is also full at 2 MB of messages.",
     )
     misfire: str = _setting(
         choice("once", "skip", "all"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
+from ha_beat.clock import to_ms
 from ha_beat.reasons import TermEnd, TermStart, Verdict, parse_code
 from ha_beat.store.keys import Keys
 from ha_beat.store.redis_errors import mapped_redis_errors
@@ -171,8 +172,8 @@ class Journal:
 
         Only records that contain the string ``mentions`` are parsed, which is most of the work.
         """
-        end = "+" if until is None else f"({_millis(until)}-0"
-        start = "-" if since is None else f"{_millis(since)}-0"
+        end = "+" if until is None else f"({to_ms(until)}-0"
+        start = "-" if since is None else f"{to_ms(since)}-0"
         mark = json.dumps(mentions) if mentions else ""
         while True:
             page = self._read("XREVRANGE", end, start, _PAGE)
@@ -200,10 +201,6 @@ class Journal:
         call = client.xrevrange if command == "XREVRANGE" else client.xrange
         with mapped_redis_errors():
             return cast("Sequence[tuple[Any, Mapping[Any, Any]]]", call(self._keys.journal, start, end, count=limit))
-
-
-def _millis(instant: datetime) -> int:
-    return round(instant.timestamp() * 1000)
 
 
 def _records(page: Sequence[tuple[Any, Mapping[Any, Any]]], mark: str = "") -> list[Record]:

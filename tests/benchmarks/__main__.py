@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from tests.benchmarks import burst, rows, scale
+from tests.benchmarks import burst, limits, rows, scale
 from tests.benchmarks.results import page
 from tests.faults.cluster import REPOSITORY
 
@@ -22,11 +22,13 @@ def main() -> None:
     if options.small:
         burst.benchmark([1000])
         burst.benchmark([1000], "rabbitmq")
+        limits.benchmark([1000])
         scale.benchmark([1000])
         rows.benchmark([1000])
         return
     found = [
         burst.benchmark([1000, 10000]),
+        limits.benchmark([10000]),
         burst.benchmark([1000], "rabbitmq"),
         scale.benchmark([1000, 20000, 100000]),
         rows.benchmark([1000, 10000]),

@@ -90,6 +90,10 @@ local function wrong_type(command)
   if kinds[key] ~= 'none' and kinds[key] ~= 'list' then return 'queue key ' .. key .. ' is a ' .. kinds[key] end
 end
 
+local function note_row(i, row)
+  standing[fields[i]] = row -- guard: dispatch-batch-own-writes
+end
+
 -- A full or read-only server refuses this write, before any message is sent.
 redis.call('HSET', ledger, 'm:epoch', ARGV[1]) -- guard: dispatch-first-write
 
@@ -106,24 +110,70 @@ local function run(op)
 end
 
 local answers = { 'done' }
+local function answer(i, kind, detail)
+  local n = #answers
+  answers[n + 1], answers[n + 2], answers[n + 3] = i, kind, detail
+end
+
+-- Messages for one queue that follow one another are pushed by one command, and their rows are written by another:
+-- most of a script's time goes into its calls. `grouped` are the fields of their entries.
+local push, members, grouped = {}, {}, {}
+local function send_group()
+  if #members == 0 then return end
+  local reply = redis.pcall(unpack(push)) -- guard: dispatch-group-pcall
+  local failure = type(reply) == 'table' and reply.err
+  local written, records = {}, {}
+  for _, i in ipairs(members) do
+    local op = operations[i]
+    if failure then -- guard: dispatch-group-not-recorded
+      answer(i, 'error', failure .. ' (at ' .. push[1] .. ' ' .. push[2] .. ')')
+    else
+      written[#written + 1], written[#written + 2] = fields[i], op.row
+      note_row(i, op.row)
+      for _, record in ipairs(op.records) do records[#records + 1] = record end
+    end
+  end
+  if #written > 0 then
+    redis.call('HSET', ledger, unpack(written))
+    append_trimmed(journal, ledger, ARGV[5], records)
+  end
+  push, members, grouped = {}, {}, {}
+end
+
+-- Add a message to the group, if it is one push, writes a row and keeps no entry busy.
+local function join_group(i, op)
+  local command = op.commands[1]
+  if #op.commands ~= 1 or command[1] ~= 'LPUSH' or op.request ~= '' or op.row == '' or op.busy_ms > 0 then return false end
+  if push[2] ~= command[2] then
+    send_group()
+    push = { 'LPUSH', command[2] }
+  end
+  push[#push + 1], members[#members + 1], grouped[fields[i]] = command[3], i, true
+  return true
+end
+
 for i, op in ipairs(operations) do
+  if grouped[fields[i]] then send_group() end -- guard: dispatch-group-once
   local kind, detail = answered(op, standing[fields[i]])
   if not kind then
     for _, command in ipairs(op.commands) do
       detail = wrong_type(command) -- guard: dispatch-type-check
       if detail then kind = 'error' break end
     end
-    if not kind then kind, detail = run(op) end
+  end
+  if not kind and not join_group(i, op) then
+    send_group()
+    kind, detail = run(op)
     if kind ~= 'error' then -- guard: dispatch-error-not-recorded
       if op.request ~= '' then -- guard: dispatch-request-no-row
         redis.call('HSET', progress, op.request, op.step)
       elseif op.row == '' then
         -- The operation has no message, so a refusal here leaves nothing half done.
         local removed = redis.pcall('HDEL', ledger, fields[i])
-        if type(removed) == 'table' then kind, detail = 'error', removed.err else standing[fields[i]] = '' end
+        if type(removed) == 'table' then kind, detail = 'error', removed.err else note_row(i, '') end
       else
         redis.call('HSET', ledger, fields[i], op.row)
-        standing[fields[i]] = op.row -- guard: dispatch-batch-own-writes
+        note_row(i, op.row)
       end
       -- Nothing that is only about overlaps may fail a message that was enqueued.
       if op.row == '' and op.request == '' then redis.pcall('HDEL', busy, 'e:' .. op.id) end
@@ -136,10 +186,7 @@ for i, op in ipairs(operations) do
       append_trimmed(journal, ledger, ARGV[5], op.records)
     end
   end
-  if kind ~= 'done' then
-    answers[#answers + 1] = i
-    answers[#answers + 1] = kind
-    answers[#answers + 1] = detail
-  end
+  if kind and kind ~= 'done' then answer(i, kind, detail) end
 end
+send_group()
 return answers

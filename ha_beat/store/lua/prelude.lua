@@ -85,9 +85,11 @@ end
 -- Add records to the journal and trim it to about that size. A failure is ignored, because what they record has
 -- happened. A record that is refused leaves a gap in the count.
 local function append_trimmed(journal, ledger, size, records)
-  for _, record in ipairs(records) do
-    local n = redis.pcall('HINCRBY', ledger, 'm:journal', 1)
-    redis.pcall('XADD', journal, 'MAXLEN', '~', size, '*', 'n', type(n) == 'number' and n or 0, 'd', record) -- guard: journal-pcall
+  if #records == 0 then return end
+  local last = redis.pcall('HINCRBY', ledger, 'm:journal', #records)
+  for i, record in ipairs(records) do
+    local n = type(last) == 'number' and last - #records + i or 0
+    redis.pcall('XADD', journal, 'MAXLEN', '~', size, '*', 'n', n, 'd', record) -- guard: journal-pcall
   end
 end
 

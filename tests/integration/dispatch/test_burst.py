@@ -24,7 +24,9 @@ def test_burst_of_500_needs_few_round_trips(make_comparison: MakeComparison):
     comparison.run_scheduler({f"burst-{n}": {"task": "good"} for n in range(500)})
     stats: Any = admin.info("commandstats")
     calls = {name.removeprefix("cmdstat_"): values["calls"] for name, values in stats.items()}
-    assert admin.llen("celery") == calls["lpush"] == 500
+    assert admin.llen("celery") == 500
+    # One command pushes the messages of a batch.
+    assert calls["lpush"] < 60, calls
     # The commands inside of scripts are counted too, so only these are round trips.
     trips = sum(calls.get(name, 0) for name in ("evalsha", "eval", "multi", "exec", "llen", "sadd"))
     assert calls["evalsha"] < 60, calls

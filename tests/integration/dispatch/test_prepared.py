@@ -128,7 +128,7 @@ def assert_equal(ahead: Ahead) -> None:
     assert (taken.row, taken.decision, taken.state) == (built.row, built.decision, built.state)
     assert taken.operation.packed in {b"", pack(replace(taken.operation)) if taken.operation.packed else b""}
     # A batch that is late shows it in its records, and must not be sent as it was packed.
-    late = taken.operation_at(ahead.writer.now + timedelta(seconds=1))
+    late = taken.operation_at(ahead.writer.ms + 1000)
     assert not late.packed
     assert json.loads(late.records[-1])["ms"] == json.loads(taken.operation.records[-1])["ms"] + 1000
 

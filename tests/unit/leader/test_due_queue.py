@@ -54,3 +54,25 @@ def test_upcoming_includes_entries_that_are_dispatched_or_retried_later():
         expected = sorted((state.sends_at, state.ticket) for state in queue.entries())
         assert [(at, state.ticket) for at, state in queue.upcoming(20)] == expected[:20]
         assert queue.overdue(now + timedelta(days=1)) >= 86_400 - 103 or not len(queue), turn
+
+
+def test_entry_that_falls_due_in_a_burst_does_not_wait_for_its_end():
+    """Those of the burst keep at least half of each batch, and their order."""
+    queue, now = DueQueue(), datetime.now(UTC)
+    burst = [state_of(scheduled(f"e{number:04}", every=None)) for number in range(5_000)]
+    for state in burst:
+        queue.put(state, now)
+    newer = [state_of(scheduled(f"newer{number}", every=None)) for number in range(8)]
+    for state in newer:
+        queue.put(state, now + timedelta(seconds=0.02))
+    popped = []
+    for turn in range(8):
+        at = now + timedelta(seconds=0.01 * turn)
+        assert queue.backlog(at) == len(burst) - len(popped) + (8 if turn >= 2 else 0)
+        batch = queue.pop_due(at, 10)
+        popped += batch[5:] if turn == 7 else batch
+    assert batch[:5] == newer[:5]
+    assert [(at, state) for at, state in queue.upcoming(1)] == [(now, burst[0])]
+    while queue.next_due() is not None:
+        popped += [state for state in queue.pop_due(now + timedelta(seconds=1), 500) if state in burst]
+    assert popped == burst

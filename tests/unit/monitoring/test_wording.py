@@ -86,6 +86,18 @@ def logged(event: events.Event, caplog: pytest.LogCaptureFixture) -> logging.Log
     return record
 
 
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.action)
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
+def test_event_is_wanted_if_its_line_is_logged(event: events.Event, level: int, caplog: pytest.LogCaptureFixture):
+    """The line of each message is not prepared where its level is off."""
+    write = LogWriter("replica", "shop")
+    with caplog.at_level(level, "ha_beat"):
+        write(event)
+        assert write.wants(event) or not caplog.records
+        assert write.wants(event) or isinstance(event, events.Enqueued)
+        assert write.wants(event) or level == logging.WARNING
+
+
 OVERDUE = events.OccurrenceSkipped("report", DUE, DUE, 1, SkipReason.COALESCED)
 SEVERAL = events.OccurrenceSkipped("report", DUE, DUE + timedelta(hours=2), 3, SkipReason.NO_MESSAGE, "KeyError: 'x'")
 UNKNOWN = events.OccurrenceUncertain("report", None, "id", UncertainReason.NO_ANSWER, "timeout")
