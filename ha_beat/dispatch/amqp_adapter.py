@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from amqp.exceptions import FrameSyntaxError
@@ -152,6 +152,8 @@ class AmqpAdapter(BrokerAdapter):
     def _connected(self) -> None:
         # Kept, because kombu's property reconnects a lost connection.
         self._amqp = self._connection.connection
+        # Or amqp looks before each message whether the broker is blocked, as `check` does.
+        self._amqp.client_properties = {}
         # The two timeouts above are socket options, which TLS ignores, and amqp too in the middle of a frame.
         self._amqp.sock.settimeout(self._timeout)
 
@@ -183,7 +185,7 @@ class AmqpAdapter(BrokerAdapter):
             or not properties.keys() <= _UNCHECKED
             or not 0 <= int(properties.get("expiration") or 0) <= _LONGEST_EXPIRATION
             or len(arguments["body"]) > _LARGEST_BODY
-            or any(name in {"CC", "BCC"} or name.startswith("x-") for name in headers)
+            or _are_checked(tuple(headers))
         )
 
     def put(self, publish: Publish, arguments: Arguments, delivery: Delivery) -> None:
@@ -235,6 +237,12 @@ class AmqpAdapter(BrokerAdapter):
 
     def _unblock(self, *_: Any) -> None:
         self.blocked = False
+
+
+@lru_cache(maxsize=100)
+def _are_checked(headers: tuple[str, ...]) -> bool:
+    """True if a broker reads one of these headers."""
+    return any(name in {"CC", "BCC"} or name.startswith("x-") for name in headers)
 
 
 def _publish_id(headers: Mapping[str, Any]) -> str:

@@ -135,8 +135,10 @@ class Update:
 def new_claim(term: Term, operation: Operation) -> Claim:
     """Return the claim for an operation with a message."""
     final = LedgerRow.parse(operation.row) if operation.row else None
-    expected = LedgerRow.parse(operation.expected) if operation.expected and final is not None else None
-    row = _with_raw(replace(final, verdict=Verdict.CLAIMED)) if final is not None else None
+    # Most rows that are replaced are no claims, and need not be parsed.
+    may_be_open = Verdict.CLAIMED in operation.expected and final is not None
+    expected = LedgerRow.parse(operation.expected) if may_be_open else None
+    row = _with_raw(final, verdict=Verdict.CLAIMED) if final is not None else None
     content = {
         "entry": operation.entry,
         "by": term.nonce,
@@ -329,7 +331,7 @@ def uncertain_row(
     claimed: LedgerRow, reason: UncertainReason = UncertainReason.UNCONFIRMED, detail: str = ""
 ) -> LedgerRow:
     """Return a claimed row with the verdict ``uncertain``; the same in each replica that computes it."""
-    return _with_raw(replace(claimed, verdict=Verdict.UNCERTAIN, reason=reason, detail=detail[:_MAX_DETAIL]))
+    return _with_raw(claimed, verdict=Verdict.UNCERTAIN, reason=reason, detail=detail[:_MAX_DETAIL])
 
 
 def uncertain_record(record: str, reason: UncertainReason = UncertainReason.UNCONFIRMED, detail: str = "") -> str:
@@ -355,8 +357,11 @@ def _uncertain_raw(claim: Claim) -> str:
     return uncertain_row(claim.row, claim.reason, claim.detail).raw if claim.row is not None else ""
 
 
-def _with_raw(row: LedgerRow) -> LedgerRow:
-    return replace(row, raw=row.encoded())
+def _with_raw(row: LedgerRow, **changes: Any) -> LedgerRow:
+    """Return the row with changes, as stored. Nothing else refers to it yet, and a copy would take as long again."""
+    changed = replace(row, **changes)
+    object.__setattr__(changed, "raw", changed.encoded())
+    return changed
 
 
 def _written_ms(records: Iterable[str], term: Term) -> int:
