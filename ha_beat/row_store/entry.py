@@ -47,6 +47,9 @@ class SharedSchedule:
         self.is_clocked = clocked_time_of(schedule) is not None
 
 
+#: Modules of the stores' own models.
+_STOCK = frozenset({"django_celery_beat.models", "sqlalchemy_celery_beat.models"})
+
 #: Schedules in use, by app, model and columns.
 _SHARED: WeakValueDictionary[tuple[Any, type, Columns], SharedSchedule] = WeakValueDictionary()
 
@@ -54,12 +57,15 @@ _SHARED: WeakValueDictionary[tuple[Any, type, Columns], SharedSchedule] = WeakVa
 def shared_schedule(source: Any, columns: Columns, app: Any) -> SharedSchedule:
     """Return the schedule of the model ``source``, which all entries with these columns share.
 
-    Raises what :class:`SharedSchedule` raises.
+    A model of another package may have more columns, so it has a schedule for each entry. Raises what
+    :class:`SharedSchedule` raises.
     """
     key = (app_or_default(app), type(source), columns)
     found = _SHARED.get(key)
     if found is None:
-        found = _SHARED[key] = SharedSchedule(source.schedule, columns, key[0])
+        found = SharedSchedule(source.schedule, columns, key[0])
+        if type(source).__module__ in _STOCK:
+            _SHARED[key] = found
     return found
 
 
@@ -67,6 +73,8 @@ class ModelView:
     """Model of a row with its schedule. It takes the assignments of a store's own ``ModelEntry``."""
 
     def __init__(self, model: Any, schedule: Any) -> None:
+        # Most columns are read once: the quickest way is a copy.
+        vars(self).update(vars(model))
         self._model = model
         self.schedule = schedule
 

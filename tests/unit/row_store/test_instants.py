@@ -1,4 +1,4 @@
-"""Instants of a crontab that rows share."""
+"""Schedules that rows share, and the instants of a shared crontab."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from celery import Celery
 from celery.schedules import crontab
 
+from ha_beat.row_store.entry import shared_schedule
 from ha_beat.row_store.instants import RangedCrontab
 from ha_beat.schedule.recurrence import Crontab
 
@@ -53,3 +54,12 @@ def test_crontab_that_rows_share_is_searched_once_for_each_gap(monkeypatch):
         assert shared.next_after(start + timedelta(seconds=second)) == start + timedelta(days=1)
         assert shared.next_after(start - timedelta(days=1, seconds=-second)) == start
     assert len(searched) == 2
+
+
+@pytest.mark.parametrize(("module", "shared"), [("django_celery_beat.models", True), ("models_of_a_project", False)])
+def test_schedule_of_a_model_with_columns_of_a_project_is_not_shared(module, shared):
+    source: Any = type("Source", (), {"__module__": module, "schedule": property(lambda _: crontab(minute="5"))})
+    app = Celery("rows", set_as_current=False)
+    one, two, other = (shared_schedule(source(), (("minute", minute),), app) for minute in ("5", "5", "6"))
+    assert (one is two) == shared
+    assert other is not one
