@@ -20,6 +20,11 @@ from ha_beat.reasons import Duty, DutyFault
 _FIRST_INTERVAL = 60.0
 _LONGEST_INTERVAL = 3600.0
 
+_NEVER_LATE = float("inf")
+
+#: Seconds within which a duty that is done again is not recorded again. Some are done many times a second.
+_RESOLUTION = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class LateDuty:
@@ -39,7 +44,7 @@ class _State:
     """
 
     since: float
-    within: float = float("inf")
+    within: float = _NEVER_LATE
     done: bool = False
     reason: DutyFault | None = None
     detail: str = ""
@@ -74,16 +79,16 @@ class Duties:
 
     # --- The code that does a duty
 
-    def expect(self, duty: Duty, within: float = float("inf")) -> None:
+    def expect(self, duty: Duty, within: float = _NEVER_LATE) -> None:
         """Expect the duty from now on, at least once every ``within`` seconds."""
         if duty not in self._states:
             self._states[duty] = _State(self._clock.elapsed(), within)
 
     def done(self, duty: Duty) -> None:
         """Record that the duty was done."""
-        self.expect(duty)
-        state = self._states.get(duty) or _State(0.0)
-        self._states[duty] = _State(self._clock.elapsed(), state.within, done=True)
+        state, now = self._states.get(duty), self._clock.elapsed()
+        if state is None or not state.done or state.reason is not None or now - state.since >= _RESOLUTION:
+            self._states[duty] = _State(now, _NEVER_LATE if state is None else state.within, done=True)
 
     def progressed(self, duty: Duty) -> None:
         """Record that an attempt to do the duty is under way and goes on. One that has much to do is not overdue."""

@@ -107,7 +107,6 @@ class SchedulingTime:
         elif abs(self._redis - before) > AGREEMENT / 2:
             # Redis' clock stepped. The clocks of this machine have not.
             self._usual -= self._redis - before
-        # A standby's clock is judged too, long before it leads.
         self._ask_others()
         if abs(self.offset) <= AGREEMENT:
             self._warned = False
@@ -126,8 +125,10 @@ class SchedulingTime:
         """
         offsets, said_at = self._others
         elapsed, redis = self._clock.elapsed(), self._redis
+        if redis is None or not offsets or elapsed - said_at > _FRESH:
+            return
         mine = self.seconds() - elapsed
-        if redis is None or abs(mine - redis - self._usual) <= AGREEMENT or not offsets or elapsed - said_at > _FRESH:
+        if abs(mine - redis - self._usual) <= AGREEMENT:
             return
         agreed = vote(mine, redis + self._usual, *(redis + offset for offset in offsets))
         if agreed == mine:

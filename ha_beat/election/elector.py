@@ -60,7 +60,7 @@ from ha_beat.store.presence import Presence
 
 _T = TypeVar("_T")
 
-#: Longest time in seconds between two checks for requests of the main loop.
+#: Longest time in seconds between two steps of a standby, which campaigns as soon as it may, and after an error.
 _SLICE = 0.1
 
 _ANY_FITNESS = Fitness()
@@ -98,7 +98,7 @@ class Elector:
     ) -> None:
         """``follow`` is called about once a second on a standby, to keep what a takeover needs up to date."""
         self.replica = replica
-        self.handle = LeaderHandle(clock)
+        self.handle = LeaderHandle(clock, presence.wake)
         #: Written by the election thread only.
         self.state: State = Standby(unbroken=True)
         self._store = store
@@ -140,6 +140,7 @@ class Elector:
         self._closing = True
         state = self.state
         self.handle.end()
+        self._presence.wake()
         if isinstance(state, Leader):
             self._released = state.term.nonce
             release(state.term)
@@ -199,9 +200,13 @@ class Elector:
         match action:
             case Wait(until=until):
                 state = self.state
-                if isinstance(state, Standby) and self._connectivity.reachable:
+                if isinstance(state, Leader):
+                    # Until the main loop counts as stalled. What it asks for ends the wait.
+                    longest = max(self._timing.stall_timeout - self.handle.idle, _SLICE)
+                    return self._presence.wait(min(until - now, longest), leading=True)
+                if self._connectivity.reachable:
                     self._follower.follow(now, state.seen_epoch)
-                return self._presence.wait(min(until - now, _SLICE), leading=isinstance(state, Leader))
+                return self._presence.wait(min(until - now, _SLICE), leading=False)
             case Observe():
                 return self._ask(self._store.observe, "observation")
             case Campaign():

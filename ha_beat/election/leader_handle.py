@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -37,9 +38,10 @@ class LeaderHandle:
     handler of the main thread may run at any point. It has more than 15 methods because it has two sides.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, wake_election: Callable[[], None] = lambda: None) -> None:
         self.tenure: Tenure | None = None
         self._clock = clock
+        self._wake_election = wake_election
         self._term: Term | None = None
         self._progress_at = clock.elapsed()
         self._step_down: StepDown | None = None
@@ -88,6 +90,7 @@ class LeaderHandle:
     def step_down(self, reason: TermEnd, *, detail: str = "", preferred: str = "") -> None:
         """Release the lease soon and let other replicas go first, above all the one with the id ``preferred``."""
         self._step_down = StepDown(reason, detail, preferred)
+        self._wake_election()
 
     def fenced(self, term: Term, reason: TermEnd, detail: str = "") -> None:
         """End the term under which work was refused."""
@@ -96,6 +99,7 @@ class LeaderHandle:
             # A newer term may have begun since the work was sent. It goes on.
             self._term = None
         self._fenced = Fenced(term.nonce, reason, detail)
+        self._wake_election()
 
     # --- The election thread
 

@@ -15,6 +15,9 @@ from ha_beat.store.presence import Presence, PresenceError
 #: Seconds between attempts to subscribe again.
 _REOPEN_INTERVAL = 1.0
 
+#: Longest time in seconds of a wait without a connection, which nothing ends early.
+_SLICE = 0.1
+
 
 class PresenceKeeper:
     """Opens the presence connection, opens it again after a loss, waits on it and reports its losses."""
@@ -43,7 +46,7 @@ class PresenceKeeper:
     def wait(self, seconds: float, *, leading: bool) -> PresenceBroke | PresenceReady | Woken | None:
         """Wait on the connection for a wake message, or open it if there is none."""
         if not self._presence.channel:
-            return self._open(seconds)
+            return self._open(min(seconds, _SLICE))
         try:
             woken = self._presence.wait(seconds)
         except PresenceError as exc:
@@ -54,6 +57,10 @@ class PresenceKeeper:
             return PresenceBroke()
         self._duties.done(Duty.PRESENCE)
         return Woken() if woken else None
+
+    def wake(self) -> None:
+        """End the current or the next wait on the connection. Takes no lock, so a signal handler may call it."""
+        self._presence.wake()
 
     def outage_began(self) -> None:
         """Treat the next failure as the first: the outage itself is reported."""

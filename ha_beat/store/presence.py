@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import selectors
+import socket
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakSet
 
 from redis.exceptions import RedisError
 
@@ -47,11 +48,15 @@ class Presence(Protocol):
         ...
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a wake message. Return True if one arrived.
+        """Wait for a wake message, at most for that many seconds. Return True if one arrived.
 
         Raises:
             PresenceError: the connection ended.
         """
+        ...
+
+    def wake(self) -> None:
+        """End the current or the next wait. Any thread and a signal handler may call it."""
         ...
 
     def close(self) -> None: ...
@@ -70,7 +75,7 @@ def _socket_of(pubsub: PubSub) -> Any:
     return getattr(pubsub.connection, "_sock", None)
 
 
-_presences: WeakSet[RedisPresence] = WeakSet()
+_presences: weakref.WeakSet[RedisPresence] = weakref.WeakSet()
 
 
 def _close_in_forked_child() -> None:
@@ -85,7 +90,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class RedisPresence:
-    """Presence over Redis pub/sub. Used by one thread only."""
+    """Presence over Redis pub/sub. Used by one thread only, except for :meth:`wake`."""
 
     def __init__(
         self,
@@ -107,6 +112,12 @@ class RedisPresence:
         self._unanswered = False
         self._connected_again = False
         self._selector: selectors.BaseSelector | None = None
+        #: Ends of a connection by which :meth:`wake` ends a wait. It stays open until this object goes: a thread must
+        #: not write to a descriptor that has become another's.
+        self._woken, self._waker = socket.socketpair()
+        for end in (self._woken, self._waker):
+            end.setblocking(False)
+            weakref.finalize(self, end.close)
         #: True if redis-py may have a message that it has read from the socket, and not returned yet.
         self._unread = True
         self.channel = ""
@@ -137,6 +148,7 @@ class RedisPresence:
         pubsub.connection.register_connect_callback(self._on_connect)
         self._selector = selectors.DefaultSelector()
         self._selector.register(_socket_of(pubsub), selectors.EVENT_READ)
+        self._selector.register(self._woken, selectors.EVENT_READ)
         self._unread = True
 
     def _confirm(self, pubsub: PubSub, wanted: set[str]) -> None:
@@ -161,7 +173,7 @@ class RedisPresence:
             self._ping_when_due(self._pubsub)  # guard: presence-ping
             message = None
             # redis-py spends twice the processor time on waiting.
-            if self._unread or self._selector.select(max(seconds, 0.0)):
+            if self._unread or self._readable(self._selector, min(seconds, self._next_ping - self._clock.elapsed())):
                 message = self._pubsub.get_message(timeout=0.0)
                 self._unread = message is not None
             if self._connected_again:  # guard: presence-reconnected
@@ -178,6 +190,19 @@ class RedisPresence:
         if kind == "pong":
             self._unanswered = False
         return kind == "message" and text(message["channel"]) == self._keys.wake
+
+    def wake(self) -> None:
+        # If the buffer is full, enough is in it.
+        with suppress(OSError):
+            self._waker.send(b"\0")
+
+    def _readable(self, selector: selectors.BaseSelector, seconds: float) -> bool:
+        """Wait until Redis has sent something, or for :meth:`wake`. Return True if Redis has."""
+        ready = [key.fileobj for key, _ in selector.select(max(seconds, 0.0))]
+        if self._woken not in ready:
+            return bool(ready)
+        self._woken.recv(4096)
+        return len(ready) > 1
 
     def _ping_when_due(self, pubsub: PubSub) -> None:
         now = self._clock.elapsed()

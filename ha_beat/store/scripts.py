@@ -99,24 +99,22 @@ class Script:
 
 
 class Poll:
-    """Script that only reads, called often and mostly with the same arguments. Raises like :class:`Script`."""
+    """Script that only reads, and is called often. Raises like :class:`Script`."""
 
     def __init__(self, name: str) -> None:
         self._script = Script(name)
-        self._call: tuple[Sequence[str], Sequence[str]] | None = None
-        self._packed = b""
+        self._loaded = False
 
     def __call__(self, client: redis.Redis, keys: Sequence[str], args: Sequence[str]) -> Any:
-        if (keys, args) == self._call and isinstance(client, WatchedClient):
+        if self._loaded and isinstance(client, WatchedClient):
             try:
-                return client.read_again(self._packed)
+                return client.read_again(packed("EVALSHA", self._script.sha, str(len(keys)), *keys, *args))
             except redis_errors.TimeoutError as exc:
                 raise as_store_error(exc) from exc
             except (redis_errors.RedisError, OSError):
                 pass  # The ordinary call below connects again. A read may be repeated.
         answer = self._script(client, keys, args)
-        self._call = keys, args
-        self._packed = packed("EVALSHA", self._script.sha, str(len(keys)), *keys, *args)
+        self._loaded = True
         return answer
 
 

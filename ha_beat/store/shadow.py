@@ -15,7 +15,7 @@ from ha_beat.store import entry_pauses
 from ha_beat.store.keys import Keys
 from ha_beat.store.ledger import KEEP_ABSENT, Ledger, LedgerRow
 from ha_beat.store.request_queue import Pause
-from ha_beat.store.scripts import Script, text, whole
+from ha_beat.store.scripts import Poll, text, whole
 from ha_beat.store.stored_values import MALFORMED, instant_in, text_in
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class ShadowFeed:
         self._shadow = shadow
         self._clock = clock
         self._ledger = Ledger(client, keys)
-        self._script = Script("follow")
+        self._script = Poll("follow")
         self._reread_at = 0.0
 
     def poll(self) -> None:
@@ -121,7 +121,7 @@ class ShadowFeed:
             StoreUnavailable: Redis did not answer.
         """
         shadow = self._shadow
-        reply = self._script(self._client(), [self._keys.ledger, self._keys.journal], [shadow.last_id, _RECORDS])
+        reply = self._script(self._client(), [self._keys.ledger, self._keys.journal], [shadow.last_id, str(_RECORDS)])
         gen, counter, records, newest = text(reply[0]), whole(reply[1]), reply[2], text(reply[4])
         if not gen:
             # Without a ledger, what is known is kept.

@@ -213,7 +213,9 @@ class MemoryPresence:
         self._store.subscribed.add(self.channel)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for that many seconds, or until the lease is released. Return True if it was.
+        """Wait until the lease is released, at most for that many seconds and 0.1 s. Return True if it was.
+
+        It waits no longer, so that several replicas may share one thread.
 
         Raises:
             PresenceError: the connection ended.
@@ -223,8 +225,11 @@ class MemoryPresence:
             raise PresenceError("the connection has ended")
         woken, self._woken = self._woken, False
         if not woken:
-            self._clock.sleep(seconds)
+            self._clock.sleep(min(seconds, 0.1))
         return woken
+
+    def wake(self) -> None:
+        """Do nothing: no wait is long."""
 
     def close(self) -> None:
         """Unsubscribe."""
