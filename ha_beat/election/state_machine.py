@@ -202,6 +202,25 @@ def _failed(state: Standby, now: float, timing: Timing) -> Standby:
     return replace(state, campaign=None, next_poll=now + pause, failures=state.failures + 1)
 
 
+def unchanged(state: Standby, view: LeaseView, now: float, timing: Timing) -> bool:
+    """True if :func:`absorb` of this observation changes nothing but the time of the next poll.
+
+    Found without a comparison of records: a view of the same lease has the same one.
+    """
+    seen = state.sighting
+    return (
+        seen is not None
+        and view.record is seen.record
+        and view.subscribers > 0
+        and state.counted == seen.record.presence
+        and seen.absent_since is None
+        and seen.moved_since is None
+        and state.campaign is None
+        and not state.failures
+        and campaign_for(state, seen, state.counted, now, timing) is None
+    )
+
+
 def _observed(state: Standby, view: LeaseView, now: float, timing: Timing) -> Standby:
     """Return the state after the lease was read."""
     record = view.record

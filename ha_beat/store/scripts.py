@@ -103,19 +103,24 @@ class Poll:
 
     def __init__(self, name: str) -> None:
         self._script = Script(name)
-        self._loaded = False
+        self._packed: tuple[Sequence[str], Sequence[str], bytes] | None = None
 
     def __call__(self, client: redis.Redis, keys: Sequence[str], args: Sequence[str]) -> Any:
-        if self._loaded and isinstance(client, WatchedClient):
+        if self._packed is not None and isinstance(client, WatchedClient):
+            if self._packed[:2] != (keys, args):
+                self._packed = self._pack(keys, args)
             try:
-                return client.read_again(packed("EVALSHA", self._script.sha, str(len(keys)), *keys, *args))
+                return client.read_again(self._packed[2])
             except redis_errors.TimeoutError as exc:
                 raise as_store_error(exc) from exc
             except (redis_errors.RedisError, OSError):
                 pass  # The ordinary call below connects again. A read may be repeated.
         answer = self._script(client, keys, args)
-        self._loaded = True
+        self._packed = self._pack(keys, args)
         return answer
+
+    def _pack(self, keys: Sequence[str], args: Sequence[str]) -> tuple[Sequence[str], Sequence[str], bytes]:
+        return keys, args, packed("EVALSHA", self._script.sha, str(len(keys)), *keys, *args)
 
 
 def packed(*words: str) -> bytes:

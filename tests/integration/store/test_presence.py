@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -78,6 +79,23 @@ def test_connection_that_answers_pings_is_kept(presence: RedisPresence):
     channel = presence.channel
     assert not any(presence.wait(0.05) for _ in range(20))
     assert presence.channel == channel
+
+
+def test_another_thread_ends_a_wait(presence: RedisPresence):
+    """Also one that has not begun. Any number of calls waits for nothing, as a signal handler must not."""
+    presence.wake()
+    presence.open()
+    for calls in (1, 10_000):
+        for _ in range(calls):
+            presence.wake()
+        began = time.monotonic()
+        while time.monotonic() - began < 0.01:
+            assert not presence.wait(0.001)
+    threading.Timer(0.05, presence.wake).start()
+    began = time.monotonic()
+    presence._next_ping = presence._clock.elapsed() + 60
+    assert not presence.wait(30)
+    assert time.monotonic() - began < 20
 
 
 def test_wake_messages_that_arrive_together_are_all_received(presence: RedisPresence, shared_redis: RedisServer):

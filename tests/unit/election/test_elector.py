@@ -72,6 +72,41 @@ def test_hung_main_loop_loses_the_lease(electors: Electors, one: Elector):
     assert electors.leader is two
 
 
+def test_leader_waits_for_its_renewal_or_until_its_main_loop_stalls(electors: Electors):
+    """What the main loop asks for ends the wait, so the thread need not look for it ten times a second."""
+    presence = MemoryPresence(electors.store, electors.clock)
+    presence.wait, presence.wake = Mock(side_effect=presence.wait), Mock()  # type: ignore[method-assign]
+    one = electors.add(presence=presence)
+    electors.run(5)
+    assert max(call.args[0] for call in presence.wait.call_args_list) == pytest.approx(TIMING.renew_interval, abs=0.2)
+    presence.wait.reset_mock()
+    electors.run(TIMING.stall_timeout, one)
+    assert min(call.args[0] for call in presence.wait.call_args_list) == pytest.approx(0.1, abs=0.05)
+    assert presence.wake.call_count == 0
+    one.handle.step_down(TermEnd.STEP_DOWN)
+    one.handle.fenced(Mock(), TermEnd.SUPERSEDED)
+    one.close(lambda _: None)
+    assert presence.wake.call_count == 3
+
+
+def test_standby_polls_at_its_interval_and_steps_once_a_second(electors: Electors, one: Elector):
+    """Polls that find nothing new make no step."""
+    two = electors.add("two")
+    electors.run(1)
+    observed, began = Mock(side_effect=electors.store.observe), electors.clock.elapsed()
+    electors.store.observe = observed  # type: ignore[method-assign]
+    steps = 0
+    while electors.clock.elapsed() - began < 5:
+        one.handle.progress()
+        two._step()
+        steps += 1
+        if isinstance(one.state, Leader) and electors.clock.elapsed() >= one.state.next_renewal:
+            one._step()
+    assert observed.call_count == pytest.approx(50, abs=3)
+    assert steps < 25
+    assert one.handle.term is not None
+
+
 def test_only_replica_leads_again_after_a_hang(electors: Electors, one: Elector):
     electors.run(30, one)
     assert one.handle.term is None

@@ -222,6 +222,29 @@ def test_missing_or_released_lease_is_free_at_once():
     assert free.campaign == Campaign(Expected(7, 3), TermStart.RELEASED)
 
 
+@pytest.mark.parametrize(
+    ("before", "look", "now", "expected"),
+    [
+        ([(99.0, view())], view(), 108.9, True),
+        ([(99.0, view())], view(), 109.0, False),
+        ([(99.0, view())], held(seq=4), 99.1, False),
+        ([(99.0, view())], absent(), 99.1, False),
+        ([(99.0, view()), (99.1, absent())], view(), 99.2, False),
+        ([(99.0, view(subscribers=-1))], view(), 99.1, False),
+        ([(99.0, held(run_id="before")), (99.1, absent("after", run_id="before"))], view(), 99.2, False),
+        ([(99.0, held(state="released"))], view(), 99.1, False),
+        ([], view(), 99.1, False),
+    ],
+    ids=["same", "expired", "renewed", "absent", "back", "uncounted", "moved", "released", "first"],
+)
+def test_poll_without_a_change_only_moves_the_next_one(before, look, now, expected):
+    """The election thread makes no step for such a poll."""
+    state = watch(*before)
+    assert state_machine.unchanged(state, look, now, TIMING) is expected
+    after = absorb(state, look, now)
+    assert (after == replace(state, next_poll=after.next_poll)) is expected
+
+
 # --- Absence of the holder
 
 GONE = Campaign(Expected(7, 3, absent=True), TermStart.LEADER_GONE)
