@@ -9,6 +9,7 @@ from contextlib import suppress
 from copy import copy
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, Protocol
 
 from celery import Celery
@@ -24,7 +25,7 @@ from ha_beat.reasons import MisfirePolicy, Verdict
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import NEVER
-from ha_beat.schedule.recurrence import Recurrence, recurrence_of, starting_deadline
+from ha_beat.schedule.recurrence import Recurrence, has_own_is_due, recurrence_of, starting_deadline
 from ha_beat.scheduler_hooks import HookedSender, SchedulerHooks
 from ha_beat.settings import Settings
 from ha_beat.store.lease import Term
@@ -55,6 +56,7 @@ _COMPARE_SHARE = 200
 #: Attributes of an entry that define it.
 _DEFINING = ("task", "schedule", "args", "kwargs", "options")
 _CONTAINERS = (dict, list, tuple)
+_definition_of = attrgetter(*_DEFINING)
 
 
 class EntryHooks(Protocol):
@@ -90,7 +92,7 @@ class SharedRecurrences:
 
     def of(self, entry: Any) -> tuple[Recurrence | None, str]:
         """Return the recurrence of an entry and the signature. Raises what :func:`recurrence_of` raises."""
-        if "is_due" in getattr(entry, "__dict__", ()):
+        if has_own_is_due(entry):
             return None, signature(entry, None)
         schedule = entry.schedule
         key = id(schedule), type(entry)
@@ -212,10 +214,15 @@ class EntrySource:
 
     def rules_of(self, entry: Any) -> EntryOptions:
         """Return an entry's own rules, completed by the cluster's. Raises ConfigurationError."""
+        options, deadline = entry.options or {}, starting_deadline(entry)
+        if deadline is None and not options:
+            return self._usual_rules
         uncertain = self._scheduler.ha_settings.uncertain
-        return EntryOptions.of(
-            entry.name, entry.options or {}, self._default_misfire, starting_deadline(entry), uncertain
-        )
+        return EntryOptions.of(entry.name, options, self._default_misfire, deadline, uncertain)
+
+    @cached_property
+    def _usual_rules(self) -> EntryOptions:
+        return EntryOptions.of("", {}, self._default_misfire, None, self._scheduler.ha_settings.uncertain)
 
     @cached_property
     def _default_misfire(self) -> MisfireRules:
@@ -324,6 +331,11 @@ class EntrySource:
 
 def _objects_of(name: str, entry: Any) -> tuple[Any, ...]:
     """Return what differs if an entry was replaced, but not if it was copied after a run."""
+    if type(entry) is ScheduleEntry:
+        # As below, at half the cost, and without the dict, which Python would keep.
+        task, schedule, args, kwargs, options = _definition_of(entry)
+        found = id(task), id(schedule), id(args) if args else 0, id(kwargs) if kwargs else 0
+        return name, *found, id(options) if options else 0
     own = getattr(entry, "__dict__", {})
     values = (own.get(attribute) for attribute in _DEFINING)
     # Celery makes a new object for what is empty.

@@ -158,7 +158,7 @@ class HAScheduler(HAMixin, Scheduler):
 
     def __init__(self, app: Celery, *args: Any, schedule_filename: str | None = None, **kwargs: Any) -> None:
         #: Last runs that the definitions of entries name. Celery sets those of the others to the start of this process.
-        self._given_last_runs: dict[Any, datetime | None] = {}
+        self._given_last_runs: dict[Any, datetime] = {}
         super().__init__(app, *args, **kwargs)
         if schedule_filename not in (None, app.conf.beat_schedule_filename) and not kwargs.get("lazy"):
             logger.warning(
@@ -206,10 +206,16 @@ class HAScheduler(HAMixin, Scheduler):
                 )
 
     def add(self, **kwargs: Any) -> Any:
-        self._given_last_runs[kwargs.get("name")] = kwargs.get("last_run_at")
+        self._note_last_run(kwargs.get("name"), kwargs.get("last_run_at"))
         return super().add(**kwargs)
 
     def update_from_dict(self, dict_: dict[str, Any]) -> None:
         for name, entry in dict_.items():
-            self._given_last_runs[name] = entry.get("last_run_at") if isinstance(entry, Mapping) else None
+            self._note_last_run(name, entry.get("last_run_at") if isinstance(entry, Mapping) else None)
         super().update_from_dict(dict_)
+
+    def _note_last_run(self, name: Any, last_run: datetime | None) -> None:
+        if last_run is None:
+            self._given_last_runs.pop(name, None)
+        else:
+            self._given_last_runs[name] = last_run

@@ -64,9 +64,9 @@ class BatchBuilder:
         Once the broker fails, add only entries that need no message.
         """
         batch, room = Batch(), BATCH_CHARACTERS
-        if self.prepared:
-            dispatcher.recipes.refresh()
         popped = queue.pop_due(writer.now, min(self._parts.options.batch_size, dispatcher.capacity))
+        if popped and self.prepared:
+            dispatcher.recipes.refresh()
         for number, state in enumerate(popped):
             if room <= 0 or (number and budget.spent):
                 for left in popped[number:]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -67,12 +68,12 @@ class ScheduledEntry:
 class EntryState:
     """State of one entry while this replica leads.
 
-    ``position`` is the instant from which the next occurrence is counted. ``row`` is the ledger's row as last seen.
+    ``position`` is the instant from which the next occurrence is counted.
     """
 
     entry: ScheduledEntry
     position: datetime
-    row: LedgerRow | None = None
+    _row: LedgerRow | str | None = None
     #: True until the first write after the entry was disabled and enabled again.
     resumed: bool = False
     #: Due instant in place of the recurrence's only one, which an edit has moved to the position or before.
@@ -109,6 +110,25 @@ class EntryState:
     def label(self) -> str:
         """Return the name to show."""
         return self.entry.label
+
+    @property
+    def row(self) -> LedgerRow | None:
+        """Return the ledger's row as last seen."""
+        if isinstance(self._row, str):
+            self._row = LedgerRow.parse(self._row)
+        return self._row
+
+    @row.setter
+    def row(self, row: LedgerRow | None) -> None:
+        self._row = row
+
+    def rest(self) -> None:
+        """Keep only the text of the row until it is needed: most entries of a large schedule are not due for long.
+
+        Entries that were armed together have the same text.
+        """
+        if isinstance(self._row, LedgerRow) and self._row.raw:
+            self._row = sys.intern(str(self._row.raw))
 
     @property
     def runs(self) -> int:

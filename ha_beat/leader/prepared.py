@@ -123,12 +123,15 @@ class PreparedOccurrences:
             for found in [found for found in self._found.values() if not found.state.ticket]:
                 # Its entry was deleted, or read again.
                 self._remove(found.state.id)
-        dispatcher.recipes.refresh()
+        refreshed = False
         with gc_paused():
             while not self._is_full():
                 state = queue.take_upcoming(now + _AHEAD)
                 if state is None:
                     return False
+                if not refreshed:
+                    dispatcher.recipes.refresh()
+                    refreshed = True
                 began = elapsed()
                 self._prepare(term, state, dispatcher, now)
                 self._parts.pace.progress()

@@ -128,6 +128,7 @@ class Results:
             self._notify_armed(state)
         if decision is None:
             # Armed: the position that was recorded is the one from which the entry was planned.
+            state.rest()
             if done.replan:
                 self._planner.plan(queue, state, now)
             return

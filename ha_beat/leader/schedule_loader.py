@@ -312,6 +312,7 @@ class ScheduleLoader:
                 queue.put(state, now)
             else:
                 self._planner.plan(queue, state, now)
+            state.rest()
             overdue += state.due_at is not None and state.entry.recurrence is not None and state.due_at <= now
         return overdue
 

@@ -272,6 +272,14 @@ _OWN = {schedule: Interval, crontab: Crontab, solar: Solar}
 _METHODS = (FunctionType, staticmethod, classmethod)
 
 
+def has_own_is_due(entry: Any) -> bool:
+    """True if the entry has an ``is_due`` besides that of its class."""
+    if type(entry) is ScheduleEntry:
+        # Python keeps the dict of an object's attributes from when it is asked for.
+        return getattr(entry.is_due, "__func__", None) is not ScheduleEntry.is_due
+    return "is_due" in getattr(entry, "__dict__", ())
+
+
 def recurrence_of(entry: ScheduleEntry) -> Recurrence | None:
     """Return the recurrence of an entry, or ``None`` if only its ``is_due`` can decide.
 
@@ -279,7 +287,7 @@ def recurrence_of(entry: ScheduleEntry) -> Recurrence | None:
         ValueError: the schedule has no due instants.
     """
     source: Any = entry.schedule
-    if type(entry).is_due is not ScheduleEntry.is_due or "is_due" in getattr(entry, "__dict__", ()):
+    if type(entry).is_due is not ScheduleEntry.is_due or has_own_is_due(entry):
         return None
     if type(entry).schedule is not None:
         # A property, for example.
