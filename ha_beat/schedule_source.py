@@ -263,7 +263,10 @@ class EntrySource:
         began = self._clock.elapsed()
         if began < self._compare_at:
             return False
-        objects = hash(tuple(_objects_of(name, entry) for name, entry in list(schedule.items())))
+        objects = 0
+        # Without an object for each entry that lasts until the end: 100,000 of them would take 16 MB.
+        for name, entry in zip(list(schedule), list(schedule.values()), strict=False):
+            objects = hash((objects, *_objects_of(name, entry)))
         now = self._clock.elapsed()
         self._compare_at = now + max(_COMPARE_EVERY, _COMPARE_SHARE * (now - began))
         before, self._seen_objects = self._seen_objects, objects

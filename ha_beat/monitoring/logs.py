@@ -51,9 +51,12 @@ class LogWriter:
         self._traced: set[tuple[object, ...]] = set()
         logger.addFilter(_traceback_filter)
 
-    def wants(self, event: e.Event) -> bool:
+    @staticmethod
+    def wants(event: e.Event) -> bool:
         """True unless the event certainly has no line at the log's level. Called for each message of a burst."""
-        return not isinstance(event, e.Enqueued) or logger.isEnabledFor(INFO)
+        if isinstance(event, e.Enqueued):
+            return logger.isEnabledFor(INFO)
+        return not isinstance(event, e.BatchDispatched) or event.already_mine > 0 or logger.isEnabledFor(DEBUG)
 
     def __call__(self, event: e.Event) -> None:
         line = line_of(event, self._context["cluster"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from ha_beat import events
-from ha_beat.monitoring.logs import line_of
+from ha_beat.monitoring.logs import LogWriter, line_of
 from ha_beat.monitoring.status import Snapshot, document
 from ha_beat.reasons import Duty, DutyFault
 from tests.integration.monitoring.support import Scene
@@ -47,6 +48,23 @@ def test_event_is_a_problem_if_it_is_logged_as_a_warning(event):
     line = line_of(event, "shop")
     assert line is not None
     assert event.problem == (line[0] >= logging.WARNING and not isinstance(event, NO_PROBLEM))
+
+
+@pytest.mark.parametrize("event", LOGGED, ids=lambda event: type(event).__name__)
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO, logging.WARNING])
+def test_every_event_with_a_line_reaches_the_log(event, level, caplog):
+    line = line_of(event, "shop")
+    assert line is not None
+    with caplog.at_level(level, "ha_beat"):
+        assert LogWriter.wants(event) or line[0] < level
+
+
+def test_events_of_a_dispatch_do_not_wake_the_log_by_default(caplog):
+    """At Celery's default level they have no line."""
+    enqueued = events.Enqueued("e", "task", "id", datetime.now(UTC), 0.0)
+    with caplog.at_level(logging.WARNING, "ha_beat"):
+        assert not LogWriter.wants(enqueued)
+        assert not LogWriter.wants(events.BatchDispatched(1, 0.1, 0))
 
 
 @pytest.mark.parametrize("event", PROBLEMS, ids=lambda event: type(event).__name__)
