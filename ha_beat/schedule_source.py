@@ -216,12 +216,12 @@ class EntrySource:
         """Return an entry's own rules, completed by the cluster's. Raises ConfigurationError."""
         options, deadline = entry.options or {}, starting_deadline(entry)
         if deadline is None and not options:
-            return self._usual_rules
+            return self._rules_of_most
         uncertain = self._scheduler.ha_settings.uncertain
         return EntryOptions.of(entry.name, options, self._default_misfire, deadline, uncertain)
 
     @cached_property
-    def _usual_rules(self) -> EntryOptions:
+    def _rules_of_most(self) -> EntryOptions:
         return EntryOptions.of("", {}, self._default_misfire, None, self._scheduler.ha_settings.uncertain)
 
     @cached_property
