@@ -68,7 +68,8 @@ class ScheduledEntry:
 class EntryState:
     """State of one entry while this replica leads.
 
-    ``position`` is the instant from which the next occurrence is counted.
+    ``position`` is the instant from which the next occurrence is counted. It has more than 15 members, because an
+    object for a part of them would take as much memory again.
     """
 
     entry: ScheduledEntry
