@@ -89,6 +89,7 @@ def test_faults_leave_no_connections_behind(server: RedisServer, by: str) -> Non
     way = link(server.url) if by == "url" else BrokerLink(app_of(server.url), TIMEOUT)
     with Campaigner(way) as replica:
         replica.wait_to_lead()
+        wait_for(lambda: replica.presence.channel, what="to be subscribed")
         time.sleep(0.5)
         before = ours()
         assert before <= 3

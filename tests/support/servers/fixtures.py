@@ -27,7 +27,9 @@ def _session_redis() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def shared_redis(_session_redis: RedisServer) -> RedisServer:
-    """Return the session's Redis, emptied, and started again if the previous test stopped it."""
+    """Return the session's Redis, emptied, and started again if the previous test stopped or paused it."""
+    if _session_redis.alive:
+        _session_redis.resume()
     _session_redis.start().admin.flushall()
     _session_redis.admin.script_flush()
     return _session_redis
