@@ -125,13 +125,7 @@ def processor() -> str:
 
 def page(benchmarks: Iterable[Benchmark]) -> str:
     """Return the page of all results."""
-    head = [
-        "# Benchmarks",
-        "",
-        f"Written by `python -m tests.benchmarks`. {machine()}.",
-        "",
-        _EXPLANATION,
-    ]
+    head = ["# Benchmarks", "", f"Written by `python -m tests.benchmarks`. {machine()}.", "", _EXPLANATION]
     return "\n".join([*head, *(f"\n{benchmark.markdown()}" for benchmark in benchmarks)]) + "\n"
 
 

@@ -46,10 +46,7 @@ UNREADABLE: Mapping[str, tuple[str, dict[str, Any]]] = {
             "env": {"ROWS_URL": "postgresql+psycopg://user@127.0.0.1:1/none"},
         },
     ),
-    "redbeat": (
-        "redbeat",
-        {"scheduler": "ha_beat.redbeat", "config": {"redbeat_redis_url": "redis://127.0.0.1:1/0"}},
-    ),
+    "redbeat": ("redbeat", {"scheduler": "ha_beat.redbeat", "config": {"redbeat_redis_url": "redis://127.0.0.1:1/0"}}),
 }
 
 

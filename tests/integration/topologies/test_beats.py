@@ -33,12 +33,7 @@ def test_a_lease_in_a_redis_cluster(server: RedisServer, redis_cluster: RedisClu
     hosts = ",".join(f"127.0.0.1:{node.port}" for node in redis_cluster.nodes)
     owner = redis_cluster.node_for("{ha-beat:tick}:lease")
     with BeatCluster(
-        server.url,
-        lease_urls=f"redis+cluster://{hosts}",
-        admin_url=owner.url,
-        replicas=2,
-        spec=SPEC,
-        settings=SETTINGS,
+        server.url, lease_urls=f"redis+cluster://{hosts}", admin_url=owner.url, replicas=2, spec=SPEC, settings=SETTINGS
     ) as cluster:
         change_leader(cluster, server)
 

@@ -24,8 +24,7 @@ def pause(until: datetime | None = None) -> EntryPause:
 
 @pytest.mark.parametrize("policy", list(MisfirePolicy))
 @pytest.mark.parametrize(
-    ("until", "count", "position"),
-    [(None, 3, minutes(3)), (minutes(2.5), 2, minutes(2)), (minutes(9), 3, minutes(3))],
+    ("until", "count", "position"), [(None, 3, minutes(3)), (minutes(2.5), 2, minutes(2)), (minutes(9), 3, minutes(3))]
 )
 def test_due_instants_of_a_pause_are_skipped_at_once(policy, until, count, position):
     state = state_of(scheduled(every=60, last_run=NOON, misfire=MisfireRules(policy)))
