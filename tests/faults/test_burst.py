@@ -57,7 +57,7 @@ def post(scenario: ClusterScenario, kind: RequestKind) -> None:
 
 
 def wait_for_burst(scenario: ClusterScenario) -> None:
-    wait_for(lambda: sent(scenario) >= COUNT, 30, "the rest of the burst")
+    wait_for(lambda: sent(scenario) >= COUNT, 60, "the rest of the burst")
 
 
 def assert_each_once(scenario: ClusterScenario, leaders: int = 2) -> None:
@@ -85,7 +85,7 @@ def test_leader_paused_in_a_burst_is_refused_and_can_lead_again(scenario: Cluste
     time.sleep(0.3)
     leader.resume()
     leader.wait_for_log("action=term_ended")
-    scenario.more(5, timeout=10)
+    scenario.more(5)
     assert sent(scenario) == before
     assert_each_once(scenario)
     scenario.cluster.assert_all_alive()
@@ -95,7 +95,7 @@ def test_leader_paused_in_a_burst_is_refused_and_can_lead_again(scenario: Cluste
         if other is not leader:
             other.terminate()
     wait_for(lambda: scenario.cluster.leader() is leader, 20, "the resumed replica to lead")
-    scenario.more(5, timeout=10)
+    scenario.more(5)
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_leader_killed_in_a_burst_leaves_the_rest_to_the_next(scenario: ClusterS
     scenario.cluster.wait_for_leader(other_than=leader)
     wait_for_burst(scenario)
     held.release()
-    scenario.more(5, timeout=10)
+    scenario.more(5)
     assert_each_once(scenario)
 
 
@@ -125,7 +125,7 @@ def test_batch_that_arrives_just_before_the_takeover_counts(scenario: ClusterSce
     wait_for(lambda: sent(scenario) > before, 10, "the batch that outlived its sender")
     scenario.cluster.wait_for_leader(other_than=leader)
     wait_for_burst(scenario)
-    scenario.more(5, timeout=10)
+    scenario.more(5)
     assert_each_once(scenario)
 
 
@@ -140,7 +140,7 @@ def test_step_down_in_a_burst_leaves_the_rest_to_the_next(scenario: ClusterScena
     scenario.cluster.wait_for_leader(other_than=leader)
     later.release()
     wait_for_burst(scenario)
-    scenario.more(5, timeout=10)
+    scenario.more(5)
     assert_each_once(scenario)
 
 
@@ -151,12 +151,19 @@ def test_pause_in_a_burst_is_honoured_and_the_rest_follows(scenario: ClusterScen
     post(scenario, RequestKind.PAUSE)
     held.release()
     leader.wait_for_log("action=paused")
+    cluster = scenario.cluster
+
+    def arrived() -> bool:
+        enqueued = sum(record.get("verdict") == "enqueued" for record in cluster.journal())
+        return enqueued == len(scenario.history.messages())
+
     time.sleep(0.5)  # the batch that was held back is enqueued
+    wait_for(arrived, what="every message that was enqueued")
     before = len(scenario.history.messages())
     time.sleep(1.5)
     assert len(scenario.history.messages()) == before
     assert sent(scenario) < COUNT
     post(scenario, RequestKind.RESUME)
     wait_for_burst(scenario)
-    scenario.more(5, timeout=10)
+    scenario.more(5)
     assert_each_once(scenario, leaders=1)

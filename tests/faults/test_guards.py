@@ -427,7 +427,7 @@ def test_a_lost_reply_doubles_a_message_only_without_the_ledger_check(mutant: st
         leader = scenario.begin()
         cut = scenario.nemesis.lease_proxy(leader).cut_reply_after(containing(b"EVALSHA", b'"verdict":"enqueued"'))
         cut.wait()
-        scenario.more(4, timeout=10)
+        scenario.more(4)
         assert scenario.report([Interval("fast", 0.5)]).duplicates == (1 if mutant else 0)
 
 
@@ -442,6 +442,6 @@ def test_a_killed_leader_costs_its_whole_lease_only_without_presence(mutant: str
         scenario.cluster.wait_for_presence()
         scenario.nemesis.kill_leader()
         scenario.cluster.wait_for_leader(other_than=leader)
-        scenario.more(2, timeout=10)
+        scenario.more(2)
         silence = scenario.report().silence_by_fault["kill_leader"]
         assert (silence.longest > ttl / 2) == bool(mutant), str(silence)

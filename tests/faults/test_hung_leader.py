@@ -80,5 +80,5 @@ def test_leader_that_hung_can_lead_again(scenario: ClusterScenario, switch: Path
         if other is not hung:
             other.terminate()
     wait_for(lambda: scenario.cluster.leader() is hung, 45, "the hung one to lead")
-    scenario.more(5, "fast", 10)
+    scenario.more(5, "fast")
     scenario.clean_report([Interval("fast", 0.2), Interval("sleeper", 0.5)])

@@ -75,7 +75,7 @@ def test_refused_until_accepted_again(proxy: TcpProxy, client: redis.Redis):
 
 
 def test_blackholed_requests_do_not_reach_the_server(proxy: TcpProxy, shared_redis: RedisServer):
-    impatient = client_through(proxy, shared_redis, timeout=0.3)
+    impatient = client_through(proxy, shared_redis, timeout=1.0)
     impatient.ping()
     proxy.blackhole("request")
     with pytest.raises(redis.TimeoutError):
@@ -87,7 +87,7 @@ def test_blackholed_requests_do_not_reach_the_server(proxy: TcpProxy, shared_red
 
 
 def test_blackholed_replies_leave_the_server_having_acted(proxy: TcpProxy, shared_redis: RedisServer):
-    impatient = client_through(proxy, shared_redis, timeout=0.3)
+    impatient = client_through(proxy, shared_redis, timeout=1.0)
     impatient.ping()
     proxy.blackhole("reply")
     with pytest.raises(redis.TimeoutError):
@@ -157,7 +157,7 @@ def test_script_is_found_by_its_name_in_the_request(proxy: TcpProxy, client: red
 
 
 def test_held_request_is_delivered_after_its_client_is_gone(proxy: TcpProxy, shared_redis: RedisServer):
-    impatient = client_through(proxy, shared_redis, timeout=0.3)
+    impatient = client_through(proxy, shared_redis, timeout=1.0)
     impatient.ping()
     held = proxy.hold(containing(b"INCR", b"late"))
     with pytest.raises(redis.TimeoutError):

@@ -67,7 +67,7 @@ def check(cluster: BeatCluster, *args: str) -> int:
     """Return the exit status of `ha-beat check` in the environment of the first replica."""
     command = [sys.executable, "-m", "celery", "-A", cluster.app, "ha-beat", "check", *args]
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=cluster[0].env, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=REPOSITORY, env=cluster[0].env, capture_output=True, text=True, timeout=200, check=False
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode

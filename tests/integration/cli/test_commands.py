@@ -216,7 +216,7 @@ def test_celery_command_finds_the_plugin(server, cluster):
     """`celery -A proj ha-beat check` works from a shell."""
     command = [sys.executable, "-m", "celery", "-A", "tests.support.apps.tick_app", "ha-beat", "check"]
     env = base_environment({"BROKER_URL": server.url, "HA_BEAT_CLUSTER": "tick"})
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
     if "No such command" in done.stderr:
         pytest.fail("the entry point is missing: install the package again")
     assert done.returncode == 0, done.stderr

@@ -25,7 +25,7 @@ def skip_without_docker() -> None:
     if shutil.which("docker") is None:
         pytest.skip("docker is not installed (CI has none either)")
     for command in (["docker", "info"], ["docker", "compose", "version"]):
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
         if asked.returncode:
             pytest.skip(f"no Docker engine with Compose is running (CI has none either): {asked.stderr.strip()[-200:]}")
 

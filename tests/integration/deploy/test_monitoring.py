@@ -50,7 +50,7 @@ def rules() -> list[dict[str, Any]]:
 
 def promtool(*arguments: str) -> None:
     command = [need(lambda: find_program("promtool")), *arguments]
-    done = subprocess.run(command, cwd=RULES.parent, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=RULES.parent, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -22,7 +22,7 @@ def run_check(site: Site, *arguments: str, command: str = "check", **settings: A
     code = f"import sys; sys.argv = {line!r}; from django.core.management import execute_from_command_line as e; e()"
     env = base_environment(site.env(**settings))
     process = [sys.executable, "-c", code]
-    done = subprocess.run(process, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(process, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=200, check=False)
     return done.stdout + done.stderr
 
 

@@ -45,7 +45,7 @@ def test_quick_start_runs_tasks_and_replaces_a_killed_leader(redis_server, tmp_p
 
         def members() -> dict[str, list[ServerProcess]]:
             asked = subprocess.run(
-                [*STATUS], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=True
+                [*STATUS], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200, check=True
             )
             found: dict[str, list[ServerProcess]] = {"leader": [], "standby": []}
             for member in json.loads(asked.stdout)["members"]:

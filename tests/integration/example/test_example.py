@@ -41,7 +41,7 @@ def env(tmp_path: Path) -> dict[str, str]:
 def run(env: dict[str, str], *arguments: str) -> str:
     """Run Python in the example's folder; return its output. Fails on an exit status other than 0."""
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=EXAMPLE, env=env, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *arguments], cwd=EXAMPLE, env=env, capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -83,5 +83,5 @@ def test_every_contract_has_a_breach_above():
 def test_guard_loads_at_most_25_modules_of_the_package():
     """Every worker process imports it."""
     program = "import sys, ha_beat.guard; print(*(name for name in sys.modules if name.split('.')[0] == 'ha_beat'))"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=200)
     assert len(result.stdout.split()) <= 25, result.stdout

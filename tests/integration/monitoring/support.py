@@ -101,14 +101,15 @@ def ask(port: int, path: str, method: str = "GET", timeout: float = 5.0) -> Repl
         connection.close()
 
 
-def send_raw(port: int, data: bytes, timeout: float = 5.0) -> bytes:
-    """Send bytes, and return the answer up to its end or half a second of silence."""
-    with socket.create_connection((LOCALHOST, port), timeout=timeout) as client:
+def send_raw(port: int, data: bytes, first_byte: float = 0.5) -> bytes:
+    """Send bytes, and return the answer up to its end or half a second of silence. It begins within `first_byte`."""
+    with socket.create_connection((LOCALHOST, port), timeout=30.0) as client:
         with contextlib.suppress(OSError):
             client.sendall(data)
-        client.settimeout(0.5)
+        client.settimeout(first_byte)
         found = b""
         with contextlib.suppress(OSError):
             while chunk := client.recv(65536):
                 found += chunk
+                client.settimeout(0.5)
         return found

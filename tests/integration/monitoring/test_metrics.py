@@ -198,5 +198,5 @@ def test_metrics_table_needs_no_extra():
         "import sys; sys.modules['prometheus_client'] = None\n"
         "import runpy; runpy.run_module('ha_beat.monitoring.metrics', run_name='__main__')"
     )
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=200)
     assert printed.stdout == metrics_table() + "\n"

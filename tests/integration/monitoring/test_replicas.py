@@ -273,7 +273,7 @@ def test_metrics_pass_promtool_check(redis_server):
         reply = wait_for(metrics, 20, "the first occurrence")
         assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
         checked = subprocess.run(
-            [promtool, "check", "metrics"], input=reply.text, capture_output=True, text=True, check=False, timeout=30
+            [promtool, "check", "metrics"], input=reply.text, capture_output=True, text=True, check=False, timeout=200
         )
         assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 

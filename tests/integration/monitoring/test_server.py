@@ -111,7 +111,7 @@ def test_unread_answers_are_not_buffered_without_limit():
     ],
 )
 def test_odd_request_gets_a_fitting_status(server, data, status):
-    reply = send_raw(port_of(server), data)
+    reply = send_raw(port_of(server), data, first_byte=30.0)
     assert reply.split(b" ", 2)[1:2] == [status], reply[:200]
     assert ask(port_of(server), "/livez").status == 200
 
@@ -266,7 +266,7 @@ def test_missing_library_is_a_configuration_error():
         "try: check_bind('127.0.0.1', range(1))\n"
         "except Exception as exc: print(type(exc).__name__, exc)"
     )
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=200)
     assert printed.stdout == (
         "ConfigurationError ha_beat_http_bind needs the library h11: install it with pip install 'ha-beat[http]'\n"
     )

@@ -75,7 +75,7 @@ def test_ci_runs_existing_sessions():
 def test_nox_lists_all_sessions():
     pytest.importorskip("nox", reason="belongs to the extra dev")
     command = [sys.executable, "-m", "nox", "--list"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     for session in ("lint", "oldest", "newest", *(f"tests({version})" for version in pythons())):
         assert re.search(rf"^[*-] {re.escape(session)} -> ", done.stdout, re.MULTILINE), session

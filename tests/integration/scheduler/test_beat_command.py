@@ -128,7 +128,7 @@ def test_leader_and_standby_answer_inspect_ping(redis_server: RedisServer):
         command = [*COMMAND, "inspect", "ping", "--json", "-t", "4"]
 
         def answers() -> bool:
-            ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=40, check=False)
+            ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
             found = json.loads(ran.stdout) if ran.stdout.strip().startswith("{") else {}
             return ran.returncode == 0 and "pong" in json.dumps(found)
 

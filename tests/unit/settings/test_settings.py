@@ -353,7 +353,7 @@ def test_any_text_in_a_variable_is_validated(environ):
 def output_of(*arguments: str) -> str:
     """Return the output of a Python process."""
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=200).stdout
 
 
 def module_of(**values: object) -> Any:
