@@ -262,7 +262,10 @@ BURST = 400
 def test_a_burst_that_is_broken_off(
     rabbitmq: RabbitMQ, fault: str, found: Callable[[Report], None], figure: Callable[[str], None]
 ) -> None:
-    """A stop leaves nothing unknown, a broken connection at most a chunk. The next leader enqueues the others once."""
+    """A stop leaves the message that it interrupts unknown, a broken connection at most a chunk.
+
+    The next leader enqueues the others once.
+    """
     first = time.time() + 15
     spec = {**HALF_SECOND, "burst": {"every": 3600, "first": first, "n": BURST}}
     with scenario_on(rabbitmq, spec=spec) as scenario:
@@ -290,7 +293,7 @@ def test_a_burst_that_is_broken_off(
         settled(scenario)
         counts = verdicts()
         assert set(counts) <= {"enqueued", "uncertain"}
-        assert counts["uncertain"] <= (0 if fault == "SIGTERM" else CHUNK)
+        assert counts["uncertain"] <= (1 if fault == "SIGTERM" else CHUNK)
         # The history's consumer may reconnect to the broker later than the leader.
         wait_for(lambda: BURST - len(in_burst()) <= counts["uncertain"], 15, "the messages of the burst")
         figure(f"a burst of {BURST} on RabbitMQ, {fault}: {so_far} were out, {dict(counts)}")
