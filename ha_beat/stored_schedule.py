@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.forecast import Outline
 from ha_beat.leader.planner import ScheduleChange
 from ha_beat.leader.reconcile import Absence
-from ha_beat.schedule.occurrence import NEVER
+from ha_beat.schedule.occurrence import FOREVER, NEVER
 from ha_beat.schedule_source import CLOCK_TOLERANCE, EntryHooks, EntrySource
 from ha_beat.scheduler import HAMixin
 from ha_beat.store.lease import Term
@@ -37,6 +38,9 @@ _REMEMBERED = 10_000
 
 #: Instants of this time before a load count as due soon: there may have been no leader.
 _RECENT = timedelta(minutes=1)
+
+#: Seconds of computing next instants for the order of a load. It blocks the main loop.
+_ORDER_BUDGET = 0.2
 
 #: Longest time that :meth:`StoredSource.join` waits for the last runs to be written, in seconds.
 _LAST_WRITE = 3.0
@@ -175,16 +179,21 @@ class StoredSource(EntrySource):
             yield entry.id, None if self.asks(entry) else entry.instants, known
 
     def _soonest_first(self) -> list[Any]:
-        """Return the entries in the order in which their schedules, which many share, have instants from now on."""
+        """Return the entries in the order in which their schedules, which many share, have instants from now on.
+
+        If many differ, those whose next instants could not be computed in time come last.
+        """
         since, found = self._running[0].enqueuer.now() - _RECENT, {}
+        until = self._clock.elapsed() + _ORDER_BUDGET
 
         def due(entry: Any) -> datetime:
             instants = entry.instants
             if id(instants) not in found:
-                try:
-                    found[id(instants)] = since if instants is None else instants.next_after(since)
-                except Exception:  # The leader reports it.
-                    found[id(instants)] = since
+                at = since
+                if instants is not None:
+                    with suppress(Exception):  # The leader reports it.
+                        at = instants.next_after(since) if self._clock.elapsed() < until else FOREVER
+                found[id(instants)] = at
             return found[id(instants)]
 
         return sorted(self._copied(), key=due)

@@ -8,21 +8,48 @@ from typing import Any
 
 from celery.schedules import schedule
 
+from ha_beat import stored_schedule
 from ha_beat.schedule.recurrence import Interval
 from ha_beat.stored_schedule import StoredSource
+from tests.support.clocks import SteppedClock
 
 
-def test_entries_are_forecast_soonest_first_once_all_have_been_read():
+def source_of(recurrences: dict[str, Any]) -> Any:
+    """Return a source that has not read these entries yet."""
     source: Any = object.__new__(StoredSource)
+    source._clock = SteppedClock()
     source.asks = lambda _: False
-    hourly, failing = Interval(schedule(3600)), SimpleNamespace(next_after=None)
-    instants = {"a": hourly, "b": Interval(schedule(60)), "c": hourly, "d": Interval(schedule(1)), "e": failing}
     entries = {
         entry_id: SimpleNamespace(id=entry_id, instants=each, stored_last_run_at=None, since=None)
-        for entry_id, each in instants.items()
+        for entry_id, each in recurrences.items()
     }
     source._runtime = SimpleNamespace(enqueuer=SimpleNamespace(now=lambda: datetime.now(UTC)))
     source._sync = SimpleNamespace(complete=0, table=SimpleNamespace(entries=entries))
+    return source
+
+
+def every(seconds: float) -> Interval:
+    return Interval(schedule(seconds))
+
+
+def test_entries_are_forecast_soonest_first_once_all_have_been_read():
+    hourly, failing = every(3600), SimpleNamespace(next_after=None)
+    source = source_of({"a": hourly, "b": every(60), "c": hourly, "d": every(1), "e": failing})
     assert list(source.outlines()) == []
     source._sync.complete = 1
     assert [entry_id for entry_id, *_ in source.outlines()] == ["e", "d", "b", "a", "c"]
+
+
+def test_order_of_many_different_schedules_is_computed_for_a_short_time():
+    """The main loop waits for it at each load."""
+
+    class Slow(Interval):
+        def next_after(self, instant: datetime) -> datetime:
+            source._clock.ahead += 0.01
+            return super().next_after(instant)
+
+    source = source_of({str(number): Slow(schedule(1000 - number)) for number in range(500)})
+    order = [int(entry.id) for entry in source._soonest_first()]
+    assert source._clock.ahead <= stored_schedule._ORDER_BUDGET + 0.01
+    computed = round(source._clock.ahead / 0.01)
+    assert order == [*range(computed - 1, -1, -1), *range(computed, 500)]
