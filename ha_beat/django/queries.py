@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Count, IntegerField, Q, QuerySet, Sum
+from django.db.models import Count, IntegerField, Prefetch, Q, QuerySet, Sum
 from django_celery_beat.models import PeriodicTask
 
 from ha_beat.django.database import limited
@@ -56,8 +56,17 @@ class DjangoQueries:
 
     def models(self, ids: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         # Rows share the models of their schedules.
-        rows = self._enabled.select_related(None).prefetch_related(*_SCHEDULES).filter(pk__in=ids)
-        return ((model.pk, model) for model in rows)
+        rows = self._enabled.select_related(None).filter(pk__in=ids)
+        found = list(rows.prefetch_related(*(self._schedules(name, rows.db) for name in _SCHEDULES)))
+        # A schedule may be replaced and deleted between the queries.
+        incomplete = [model.pk for model in found if model.scheduler is None]
+        joined = self._enabled.select_related(*_SCHEDULES).filter(pk__in=incomplete)
+        return ((model.pk, model) for model in (*(model for model in found if model.scheduler), *joined))
+
+    def _schedules(self, name: str, database: str) -> Prefetch[Any]:
+        """Return a query in this database: a router might choose another one than for the rows."""
+        model = self._all_enabled().model._meta.get_field(name).related_model  # noqa: SLF001 -- as above
+        return Prefetch(name, model._base_manager.using(database))  # noqa: SLF001 -- as above
 
     def saved_since(self, instant: datetime, limit: int) -> list[tuple[Any, datetime]]:
         rows = self._all.filter(date_changed__gte=instant).values_list("pk", "date_changed")

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 from django.db import DataError, InternalError, OperationalError, connection, connections
-from django_celery_beat.models import PeriodicTask, PeriodicTasks, SolarSchedule
+from django_celery_beat.models import CrontabSchedule, PeriodicTask, PeriodicTasks, SolarSchedule
 
 from ha_beat import events
 from ha_beat.django.database import DjangoDatabase
@@ -258,6 +258,23 @@ def test_entries_with_one_schedule_share_it_until_it_is_edited(any_site):
     assert len({id(standby.entry(task).schedule) for task in tasks}) == 1
     assert standby.entry(tasks[0]).signature != before
     assert standby.entry(tasks[0]).instants.next_after(NOW).minute == 7
+
+
+def test_schedule_that_is_replaced_while_its_row_is_read_is_no_error(replica):
+    """Rows and schedules are read by separate queries."""
+    task, old = row("task", crontab=cron(minute="5")), cron(minute="5")
+
+    def replace(execute: Any, sql: str, *args: Any) -> Any:
+        if "crontabschedule" in sql.split("WHERE", maxsplit=1)[0] and "JOIN" not in sql and old.pk:
+            pk, old.pk = old.pk, None
+            PeriodicTask.objects.filter(pk=task.pk).update(crontab=cron(minute="6"))
+            CrontabSchedule.objects.filter(pk=pk).delete()
+        return execute(sql, *args)
+
+    with connection.execute_wrapper(replace):
+        replica.turn()
+    assert (old.pk, replica.events) == (None, [])
+    assert replica.entry(task).instants.next_after(NOW).minute == 6
 
 
 def test_edits_take_effect_if_rows_cannot_be_written(replica, monkeypatch):
