@@ -34,7 +34,7 @@ class RowEntry(entry.RowEntry, ModelEntry):  # type: ignore[misc]  # django-cele
         source = model.scheduler
         if source is None:
             raise UnreadableRow("it has no schedule")
-        shared = shared_schedule(source, _schedule_columns(model), app)
+        shared = shared_schedule(type(self), model, source, _schedule_columns(model), app)
         # The base class replaces a missing last run by the current time.
         ModelEntry.__init__(self, ModelView(model, shared.schedule), app)
         self.id = str(model.pk)

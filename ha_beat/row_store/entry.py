@@ -47,25 +47,38 @@ class SharedSchedule:
         self.is_clocked = clocked_time_of(schedule) is not None
 
 
-#: Modules of the stores' own models.
-_STOCK = frozenset({"django_celery_beat.models", "sqlalchemy_celery_beat.models"})
+#: Modules of classes whose instances have equal schedules if these columns are equal.
+_STOCK = frozenset(
+    {
+        *("django_celery_beat.models", "sqlalchemy_celery_beat.models"),
+        *("ha_beat.django.entries", "ha_beat.sqlalchemy.entries"),
+    }
+)
 
 #: Schedules in use, by app, model and columns.
 _SHARED: WeakValueDictionary[tuple[Any, type, Columns], SharedSchedule] = WeakValueDictionary()
 
 
-def shared_schedule(source: Any, columns: Columns, app: Any) -> SharedSchedule:
-    """Return the schedule of the model ``source``, which all entries with these columns share.
+def shared_schedule(entry: type, model: Any, source: Any, columns: Columns, app: Any) -> SharedSchedule:
+    """Return the schedule of a row, which all rows with these columns share.
 
-    A model of another package may have more columns, so it has a schedule for each entry. Raises what
+    A class of a project may have more columns, or change the schedule, so its rows share none. Raises what
     :class:`SharedSchedule` raises.
+
+    Args:
+        entry: Class of the entry.
+        model: The row.
+        source: Model of its schedule.
+        columns: Conditions that select the rows with this schedule.
+        app: App of the entry, or ``None``.
     """
-    key = (app_or_default(app), type(source), columns)
+    app = app_or_default(app)
+    if not all(each.__module__ in _STOCK for each in (entry, type(model), type(source))):
+        return SharedSchedule(model.schedule, columns, app)
+    key = (app, type(source), columns)
     found = _SHARED.get(key)
     if found is None:
-        found = SharedSchedule(source.schedule, columns, key[0])
-        if type(source).__module__ in _STOCK:
-            _SHARED[key] = found
+        found = _SHARED[key] = SharedSchedule(source.schedule, columns, app)
     return found
 
 

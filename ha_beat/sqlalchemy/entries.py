@@ -26,7 +26,7 @@ class RowEntry(entry.RowEntry, ModelEntry):  # type: ignore[misc]  # sqlalchemy-
         source = model.schedule_model
         if source is None:
             raise UnreadableRow("it has no schedule")
-        shared = shared_schedule(source, _schedule_columns(source), app)
+        shared = shared_schedule(type(self), model, source, _schedule_columns(source), app)
         # The base class replaces a missing last run by the current time.
         ModelEntry.__init__(self, ModelView(model, shared.schedule), Session=Session, app=app)
         self.id = str(model.id)

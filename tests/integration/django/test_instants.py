@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -119,6 +120,19 @@ def test_signature_depends_only_on_the_schedule():
     assert entry(interval=IntervalSchedule(every=60, period="minutes"), args="[1]").signature == task.signature
     assert entry(interval=hourly(), start_time=NOON).signature != task.signature
     assert entry(interval=IntervalSchedule(every=2, period="hours")).signature != task.signature
+
+
+def test_schedule_that_a_project_computes_is_used():
+    """Its entries may change the schedule by another column."""
+
+    class Later(RowEntry):
+        def __init__(self, model: Any, app: Any = None) -> None:
+            super().__init__(model, app)
+            self.schedule.run_every *= model.priority
+
+    tasks = [PeriodicTask(pk=pk, name="row", task="tick", interval=hourly(), priority=pk) for pk in (1, 2)]
+    entries = [Later(task, app) for task in tasks]
+    assert [each.instants.next_after(NOON) for each in entries] == [NOON + HOUR, NOON + 2 * HOUR]
 
 
 @pytest.mark.parametrize("fields", [{"args": "["}, {"kwargs": "{"}, {"interval": None}])

@@ -56,10 +56,18 @@ def test_crontab_that_rows_share_is_searched_once_for_each_gap(monkeypatch):
     assert len(searched) == 2
 
 
-@pytest.mark.parametrize(("module", "shared"), [("django_celery_beat.models", True), ("models_of_a_project", False)])
-def test_schedule_of_a_model_with_columns_of_a_project_is_not_shared(module, shared):
-    source: Any = type("Source", (), {"__module__": module, "schedule": property(lambda _: crontab(minute="5"))})
+@pytest.mark.parametrize("own", [None, "entry", "model", "source"])
+def test_rows_of_a_class_of_a_project_share_no_schedule(own):
+    """It may have more columns, compute the schedule, or change it."""
+    made = property(lambda _: crontab(minute="5"))
+    stock = {"entry": "ha_beat.django.entries"} | dict.fromkeys(("model", "source"), "django_celery_beat.models")
+    entry, model, source = (
+        type(kind, (), {"__module__": "models_of_a_project" if kind == own else module, "schedule": made})
+        for kind, module in stock.items()
+    )
     app = Celery("rows", set_as_current=False)
-    one, two, other = (shared_schedule(source(), (("minute", minute),), app) for minute in ("5", "5", "6"))
-    assert (one is two) == shared
+    one, two, other = (
+        shared_schedule(entry, model(), source(), (("minute", minute),), app) for minute in ("5", "5", "6")
+    )
+    assert (one is two) == (own is None)
     assert other is not one
