@@ -104,8 +104,7 @@ class DueQueue:
         aside, crowded = self._aside, len(self._aside) > limit
         later = crowded and not (self._heap and self._heap[0][0] <= self._aside_at)
         due = list(self._from_heap(now, limit // 2)) if later else []
-        # The time may have been set back since.
-        while aside and len(due) < limit and aside[0][0] <= now:
+        while aside and len(due) < limit:
             _, ticket, state = aside.popleft()
             if state.ticket == ticket:
                 self._elsewhere[state.id] = state
@@ -115,6 +114,11 @@ class DueQueue:
 
     def _set_aside(self, now: datetime) -> None:
         heap = self._heap
+        if self._aside and self._aside_at > now:
+            # The time was set back. Entries may be due before the burst is again.
+            heap.extend(self._aside)
+            heapq.heapify(heap)
+            self._aside.clear()
         if not self._aside:
             if not heap or now - heap[0][0] < _LONG_WAIT:
                 return

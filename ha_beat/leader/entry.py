@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from ha_beat.exception_text import printable
@@ -129,7 +129,7 @@ class EntryState:
         Entries that were armed together have the same text.
         """
         if isinstance(self._row, LedgerRow) and self._row.raw:
-            self._row = sys.intern(str(self._row.raw))
+            self._row = _shared(str(self._row.raw))
 
     @property
     def runs(self) -> int:
@@ -213,6 +213,12 @@ class EntryState:
         """Record the row that was written: the occurrence has its verdict."""
         self.row, self.position, self.owed = row, row.base, row.owed
         self.failing_since, self.error, self.build_failures, self.resend = None, "", 0, False
+
+
+@lru_cache(maxsize=4096)
+def _shared(text: str) -> str:
+    """Return one object for equal texts. ``sys.intern`` of Python 3.12.1 never frees one."""
+    return text
 
 
 def _skip_one(instant: datetime, reason: SkipReason) -> Decision:

@@ -76,3 +76,17 @@ def test_entry_that_falls_due_in_a_burst_does_not_wait_for_its_end():
     while queue.next_due() is not None:
         popped += [state for state in queue.pop_due(now + timedelta(seconds=1), 500) if state in burst]
     assert popped == burst
+
+
+def test_entry_due_before_a_burst_does_not_wait_for_it_if_time_was_set_back():
+    queue, now = DueQueue(), datetime.now(UTC)
+    burst = [state_of(scheduled(f"e{number}", every=None)) for number in range(20)]
+    for state in burst:
+        queue.put(state, now)
+    popped = queue.pop_due(now + timedelta(seconds=1), 5)
+    hour_before, soon = now - timedelta(hours=1), state_of(scheduled("soon", every=None))
+    queue.put(soon, hour_before + timedelta(seconds=1))
+    assert queue.pop_due(hour_before, 5) == []
+    assert queue.next_due() == hour_before + timedelta(seconds=1)
+    assert queue.pop_due(hour_before + timedelta(seconds=1), 5) == [soon]
+    assert popped + queue.pop_due(now, 50) == burst
