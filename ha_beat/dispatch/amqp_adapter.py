@@ -17,6 +17,7 @@ from typing import Any
 from amqp.exceptions import FrameSyntaxError
 from celery import Celery
 
+from ha_beat.clock import Clock
 from ha_beat.dispatch.broker_adapters import Arguments, BrokerAdapter, Delivery, Publish, Sent
 from ha_beat.exception_text import exception_line
 from ha_beat.headers import HEADER
@@ -181,6 +182,7 @@ class AmqpAdapter(BrokerAdapter):
         headers, properties = arguments["headers"], arguments["properties"]
         return (
             HEADER not in headers
+            or bool(arguments.get("immediate"))
             or _route(arguments) not in self._unanswered.known_routes  # guard: amqp-unknown-route-alone
             or not properties.keys() <= _UNCHECKED
             or not 0 <= int(properties.get("expiration") or 0) <= _LONGEST_EXPIRATION
@@ -196,7 +198,7 @@ class AmqpAdapter(BrokerAdapter):
         self._unanswered.begin(delivery, arguments)
         try:
             publish(arguments)
-        except (FrameSyntaxError, struct.error, TypeError, ValueError) as exc:
+        except (FrameSyntaxError, struct.error, TypeError, ValueError, RecursionError) as exc:
             # The message cannot be encoded; amqp encodes all frames before it writes them.
             if 0 < written == self._amqp.bytes_sent:
                 self._answer(self._unanswered.take_back(), Sent(PublishOutcome.REFUSED, exception_line(exc)))
@@ -205,12 +207,16 @@ class AmqpAdapter(BrokerAdapter):
         except Exception as exc:
             self._fail(exc)
 
-    def settle(self, progress: Callable[[], None]) -> None:
+    def settle(self, progress: Callable[[], None], clock: Clock) -> None:
         try:
-            while self._unanswered:
-                # An answer takes no longer than this after the one before it.
-                self._amqp.drain_events(timeout=self._timeout)
-                progress()
+            ends_at = clock.elapsed() + self._timeout
+            while waiting := len(self._unanswered):
+                # Frame by frame: amqp would go on waiting for as long as the broker sends heartbeats.
+                self._amqp.blocking_read(max(ends_at - clock.elapsed(), 0.0))
+                if len(self._unanswered) < waiting:
+                    # An answer takes no longer than this after the one before it.
+                    ends_at = clock.elapsed() + self._timeout
+                    progress()
         except Exception as exc:
             self._fail(exc)
 
@@ -240,9 +246,9 @@ class AmqpAdapter(BrokerAdapter):
 
 
 @lru_cache(maxsize=100)
-def _are_checked(headers: tuple[str, ...]) -> bool:
-    """True if a broker reads one of these headers."""
-    return any(name in {"CC", "BCC"} or name.startswith("x-") for name in headers)
+def _are_checked(headers: tuple[object, ...]) -> bool:
+    """True if a broker reads one of these headers, or one is no header."""
+    return any(not isinstance(name, str) or name in {"CC", "BCC"} or name.startswith("x-") for name in headers)
 
 
 def _publish_id(headers: Mapping[str, Any]) -> str:

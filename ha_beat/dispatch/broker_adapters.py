@@ -16,6 +16,7 @@ from celery import Celery
 from kombu.exceptions import KombuError
 from redis.exceptions import ResponseError
 
+from ha_beat.clock import Clock
 from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.dispatch.capture import captured
 from ha_beat.errors import StoreUnavailable
@@ -141,7 +142,7 @@ class BrokerAdapter:
         """
         self._answer(delivery, self._put(publish, arguments))
 
-    def settle(self, progress: Callable[[], None]) -> None:
+    def settle(self, progress: Callable[[], None], clock: Clock) -> None:
         """Wait until each message has an answer, or none can be expected. Call ``progress`` after each answer."""
 
     def _answer(self, delivery: Delivery, sent: Sent) -> None:

@@ -180,6 +180,15 @@ class Publisher:
             self.reset()
             self._connected()
 
+    def make_way(self, message: PreparedMessage, progress: Callable[[], None]) -> None:
+        """Wait for the answers to other messages if this one goes alone, so that :meth:`send` need not wait for them.
+
+        This may take long. Call it before the last check whether the message may still be sent.
+        """
+        publishes = message.publishes if isinstance(message, DeferredMessage) else ()
+        if len(publishes) != 1 or self._goes_alone(publishes[0]):
+            self.settle(progress)
+
     def send(self, message: PreparedMessage, delivery: Delivery) -> None:
         """Send the publishes of one message. If ``delivery`` has no outcome then, it has one after :meth:`settle`.
 
@@ -214,12 +223,10 @@ class Publisher:
         adapter = self._adapter
         if adapter is None:
             return
-        adapter.settle(progress)
-        if adapter.lost_together:
-            self._one_by_one_until = self._clock.elapsed() + _ONE_BY_ONE
-        if not adapter.worn:
+        if adapter.unanswered():
+            adapter.settle(progress, self._clock)
             self._used_at = self._clock.elapsed()
-        elif not adapter.blocked:
+        if adapter.worn and not adapter.blocked:
             # On a new connection, a broker reports that it is blocked only after it has received a message.
             self.reset()
 
@@ -250,6 +257,8 @@ class Publisher:
             # The connection is in an unknown state.
             adapter.worn = True
             raise
+        if delivery.sent is not None:
+            self._used_at = self._clock.elapsed()
         if alone or adapter.worn:
             self.settle()
 
@@ -270,6 +279,8 @@ class Publisher:
         adapter, self._adapter, self._producer = self._adapter, None, None
         if adapter is not None:
             adapter.close()
+            if adapter.lost_together:
+                self._one_by_one_until = self._clock.elapsed() + _ONE_BY_ONE
 
     def _connected(self) -> tuple[_DeferringProducer, BrokerAdapter]:
         if self._producer is not None and self._adapter is not None and self._adapter.alive:

@@ -70,6 +70,8 @@ class MessageSender(Protocol):
 
     def ready(self) -> None: ...
 
+    def make_way(self, message: PreparedMessage, progress: Callable[[], None]) -> None: ...
+
     def send(self, message: PreparedMessage, delivery: Delivery) -> None: ...
 
     def settle(self, progress: Callable[[], None]) -> None: ...
@@ -340,7 +342,7 @@ class ClaimDispatcher:
         began, self._deliveries = self._pace.clock.elapsed(), {}
         try:
             for key in keys:
-                unavailable = self._publish(term, key, unavailable)
+                unavailable = self._publish(term, key, unavailable, budget)
                 budget.item_done()
             self._publisher.settle(budget.item_done)
         finally:
@@ -349,15 +351,18 @@ class ClaimDispatcher:
             self._take_outcomes()
             deliveries, self._deliveries = self._deliveries, {}
         sent = [delivery.sent for delivery in deliveries.values() if delivery.sent is not None]
-        if sent:
-            took, before = (self._pace.clock.elapsed() - began) / len(sent), self._seconds_per_send
+        if count := sum(one.outcome is not PublishOutcome.UNSENT for one in sent):
+            took, before = (self._pace.clock.elapsed() - began) / count, self._seconds_per_send
             self._seconds_per_send = max(took, before + _DECAY * (took - before))
         return next((one.detail for one in sent if one.broken), unavailable)
 
-    def _publish(self, term: Term, key: str, unavailable: str) -> str:
+    def _publish(self, term: Term, key: str, unavailable: str, budget: Budget) -> str:
         """Send the message of an open claim. Return why nothing more can be sent."""
-        if self._claims[key].state is State.OPEN:
+        claim = self._claims[key]
+        if claim.state is State.OPEN:
             obstacle = unavailable
+            if not obstacle and claim.operation.message is not None:
+                self._publisher.make_way(claim.operation.message, budget.item_done)
             if not obstacle and not self._trusted(term):  # guard: claim-send-trusted
                 # Another replica may lead by now, and record the open claims as uncertain.
                 obstacle = "the term ended before the message was sent"
@@ -379,7 +384,8 @@ class ClaimDispatcher:
     def _take_outcomes(self) -> None:
         """Record the outcomes of messages that were sent, as far as they are known."""
         for key, delivery in list(self._deliveries.items()):
-            if delivery.sent is not None:
+            # A second signal may have ended the wait for the others, whose claims then belong to an ended term.
+            if delivery.sent is not None and key in self._claims:
                 self._claims[key] = machine.published(self._claims[key], delivery.sent.outcome, delivery.sent.detail)
 
     def _confirm(self, term: Term, keys: Sequence[str]) -> None:

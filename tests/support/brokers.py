@@ -53,6 +53,8 @@ class FakePublisher:
     answers_late: bool = False
     unanswered: list[tuple[Delivery, Sent]] = field(default_factory=list)
     before_settle: Callable[[], object] = lambda: None
+    #: Called when the answers to other messages are waited for before a send.
+    on_make_way: Callable[[], object] = lambda: None
 
     recipes = NoRecipes()
 
@@ -74,6 +76,9 @@ class FakePublisher:
         self.unanswered.append((delivery, sent))
         if not self.answers_late:
             self.answer()
+
+    def make_way(self, *_: Any) -> None:
+        self.on_make_way()
 
     def answer(self) -> None:
         """Give the messages that were sent their outcomes."""

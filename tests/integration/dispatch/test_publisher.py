@@ -200,6 +200,9 @@ class AnsweringLate(BrokerAdapter):
 
     waiting: list[Delivery]
     failing = False
+    #: True if the connection breaks before the next message.
+    breaks = False
+    probes: ClassVar[list[None]] = []
     #: For each message, how many others had no answer when it was sent.
     together: ClassVar[list[int]] = []
 
@@ -210,6 +213,16 @@ class AnsweringLate(BrokerAdapter):
     def unanswered(self) -> int:
         return len(self.waiting)
 
+    def probe(self) -> None:
+        self.probes.append(None)
+
+    def check(self) -> bool:
+        if AnsweringLate.breaks:
+            AnsweringLate.breaks = False
+            self.lost_together = self.worn = True
+            raise OSError("cut")
+        return False
+
     def goes_alone(self, _: object) -> bool:
         return False
 
@@ -217,7 +230,7 @@ class AnsweringLate(BrokerAdapter):
         self.together.append(len(self.waiting))
         self.waiting.append(delivery)
 
-    def settle(self, _: object) -> None:
+    def settle(self, *_: object) -> None:
         unknown = Sent(PublishOutcome.UNKNOWN, "closed")
         failed = AnsweringLate.failing and len(self.waiting) > 1
         self.worn = self.lost_together = failed
@@ -226,18 +239,33 @@ class AnsweringLate(BrokerAdapter):
         self.waiting = []
 
 
-def test_messages_go_one_by_one_after_several_were_lost_together(monkeypatch: pytest.MonkeyPatch):
-    """The cause may be one of them, and come again."""
+@pytest.fixture
+def clock() -> SettableClock:
+    return SettableClock()
+
+
+@pytest.fixture
+def answered_late(monkeypatch: pytest.MonkeyPatch, clock: SettableClock) -> Sender:
+    """Return a sender whose broker answers late."""
     monkeypatch.setitem(publisher._ADAPTERS, "memory", AnsweringLate)  # type: ignore[arg-type]
     monkeypatch.setattr(memory.Transport, "driver_type", "memory")
     monkeypatch.setattr(AnsweringLate, "together", [])
-    clock = SettableClock()
-    sender = Sender("memory://", clock=clock)
+    monkeypatch.setattr(AnsweringLate, "probes", [])
+    return Sender("memory://", clock=clock)
+
+
+def sends(sender: Sender, count: int) -> tuple[list[int], int]:
+    """Return for each message how many others had no answer, and how many were accepted."""
+    AnsweringLate.together.clear()
+    sent = sender.send_together([sender.prepare() for _ in range(count)])
+    return list(AnsweringLate.together), sent.count(ACCEPTED)
+
+
+def test_messages_go_one_by_one_after_several_were_lost_together(answered_late: Sender, clock: SettableClock):
+    """The cause may be one of them, and come again."""
 
     def send(count: int) -> tuple[list[int], int]:
-        AnsweringLate.together.clear()
-        sent = sender.send_together([sender.prepare() for _ in range(count)])
-        return list(AnsweringLate.together), sent.count(ACCEPTED)
+        return sends(answered_late, count)
 
     assert send(1) == ([0], 1)  # it declares
     assert send(3) == ([0, 1, 2], 3)
@@ -247,3 +275,29 @@ def test_messages_go_one_by_one_after_several_were_lost_together(monkeypatch: py
     assert send(3) == ([0, 0, 0], 3)
     clock.advance(301)
     assert send(3) == ([0, 1, 2], 3)
+    AnsweringLate.breaks = True
+    with pytest.raises(StoreUnavailable):
+        send(1)
+    assert send(3) == ([0, 0, 0], 3)
+
+
+def test_batch_without_messages_does_not_count_as_contact(answered_late: Sender, clock: SettableClock):
+    """The connection may be lost unnoticed meanwhile, so that it is probed before the next message."""
+    sends(answered_late, 1)
+    for _ in range(2):
+        clock.advance(3)
+        answered_late.publisher.settle()
+    answered_late.publisher.ready()
+    assert len(AnsweringLate.probes) == 1
+
+
+def test_message_that_goes_alone_waits_before_it_is_sent(answered_late: Sender, monkeypatch: pytest.MonkeyPatch):
+    """And not in between, where nothing checks whether it may still be sent."""
+    sends(answered_late, 1)
+    first, second = Delivery(), answered_late.prepare()
+    answered_late.publisher.send(answered_late.prepare(), first)
+    answered_late.publisher.make_way(second, lambda: None)
+    assert first.sent is None
+    monkeypatch.setattr(AnsweringLate, "goes_alone", lambda *_: True)
+    answered_late.publisher.make_way(second, lambda: None)
+    assert first.sent == ACCEPTED

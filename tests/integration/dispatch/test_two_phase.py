@@ -292,6 +292,14 @@ def test_end_of_trust_in_mid_chunk_confirms_what_was_sent(leader: Leader):
     assert (leader.claims(), leader.journal()) == ({}, ["enqueued"] * 3)
 
 
+def test_end_of_trust_in_the_wait_before_a_message_sends_nothing(leader: Leader):
+    """The wait for the others' answers has no limit, and the next leader may send the message again meanwhile."""
+    leader.submit(*leader.batch(1))
+    leader.publisher.on_make_way = lambda: setattr(leader, "trusted", False)
+    assert leader.submit_kinds(leader.operation("late")) == ["unsent"]
+    assert leader.publisher.sends == 1
+
+
 @pytest.mark.parametrize("policy", UncertainPolicy)
 def test_death_before_the_answers_leaves_the_chunk_open(leader: Leader, policy: UncertainPolicy):
     """And nothing else. The next leader finds the claims."""
@@ -343,6 +351,21 @@ def test_stop_in_mid_chunk_records_what_the_broker_has_accepted(leader: Leader, 
     assert list(leader.claims().values()) == ["open"] * (4 - accepted)
     new = leader.successor()
     assert new.submit(*new.batch(10)[4:]) == [DONE] * 6
+
+
+def test_second_signal_in_the_wait_for_answers_ends_the_batch(leader: Leader):
+    leader.publisher.answers_late = True
+
+    def stop() -> None:
+        if leader.publisher.sends > 1:
+            raise SystemExit
+
+    leader.publisher.before_settle = stop
+    with pytest.raises(SystemExit):
+        leader.submit(*leader.batch(4))
+    leader.publisher.answer()
+    leader.dispatcher.resolve_own(leader.term, leader.admin)
+    assert (leader.journal(), list(leader.claims().values())) == (["enqueued"], ["open"] * 3)
 
 
 # --- Lost replies

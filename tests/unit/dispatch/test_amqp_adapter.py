@@ -14,6 +14,7 @@ from ha_beat.dispatch.amqp_adapter import AmqpAdapter
 from ha_beat.dispatch.broker_adapters import Delivery, Sent
 from ha_beat.headers import HEADER
 from ha_beat.reasons import PublishOutcome
+from ha_beat.testing import SettableClock
 
 ACCEPTED, NACKED = Sent(PublishOutcome.ACCEPTED), Sent(PublishOutcome.UNKNOWN, "the broker did not accept it")
 NOT_FOUND = ChannelError("no exchange", (60, 40), "404")
@@ -33,9 +34,12 @@ class Channel(AmqpAdapter):
         super().__init__(APP, 1.0)
         self.events: list[Callable[[], object]] = []
         self._connection = SimpleNamespace(channel_errors=(ChannelError,), collect=lambda **_: None)
-        self._amqp = SimpleNamespace(bytes_sent=1, bytes_recv=0, drain_events=self.next_event)
+        self.clock = SettableClock()
+        read = self.next_event
+        self._amqp = SimpleNamespace(bytes_sent=1, bytes_recv=0, drain_events=read, blocking_read=read)
 
     def next_event(self, timeout: float) -> None:
+        assert timeout >= 0
         if not self.events:
             raise TimeoutError
         self._amqp.bytes_recv += 1
@@ -73,7 +77,7 @@ class Channel(AmqpAdapter):
 
     def settled(self, deliveries: list[Delivery], *events: Callable[[], object]) -> list[PublishOutcome]:
         self.events = list(events)
-        self.settle(lambda: None)
+        self.settle(lambda: None, self.clock)
         return [delivery.sent.outcome for delivery in deliveries if delivery.sent is not None]
 
 
@@ -98,6 +102,21 @@ def test_message_without_a_confirmation_is_unknown(channel: Channel):
     assert channel.settled(sent, channel.acks(3), channel.acks(1)) == outcomes("auau")
     assert [one.sent.broken for one in sent if one.sent] == [False, True, False, True]
     assert channel.worn
+
+
+def test_heartbeats_do_not_prolong_the_wait_for_an_answer(channel: Channel):
+    """As a broker sends them that is short of memory."""
+    limits: list[float] = []
+
+    def heartbeat(timeout: float) -> None:
+        limits.append(timeout)
+        if timeout == 0.0:
+            raise TimeoutError
+        channel.clock.advance(0.4)
+
+    channel._amqp.blocking_read = heartbeat
+    assert channel.settled(channel.send(2)) == outcomes("uu")
+    assert limits == pytest.approx([1.0, 0.6, 0.2, 0.0])
 
 
 def test_nack_concerns_its_message_only(channel: Channel):
@@ -131,7 +150,7 @@ def test_closed_channel_refuses_a_message_only_if_it_is_the_last(
         with pytest.raises(ChannelError):
             channel.check()
     else:
-        channel.settle(lambda: None)
+        channel.settle(lambda: None, channel.clock)
     assert [one.sent.outcome for one in sent if one.sent] == outcomes(expected)
     assert (channel.worn, channel.lost_together) == (True, acked == 1)
 
@@ -148,8 +167,9 @@ def test_closing_leaves_what_is_unanswered_unknown(channel: Channel):
     assert [one.sent.outcome for one in sent if one.sent] == outcomes("uu")
 
 
-def test_message_that_cannot_be_encoded_takes_no_number(channel: Channel):
-    first, wrong, third = channel.send()[0], channel.send_one(message(), TypeError("object")), channel.send()[0]
+@pytest.mark.parametrize("error", [TypeError("object"), RecursionError()], ids=repr)
+def test_message_that_cannot_be_encoded_takes_no_number(channel: Channel, error: Exception):
+    first, wrong, third = channel.send()[0], channel.send_one(message(), error), channel.send()[0]
     assert channel.settled([first, wrong, third], channel.acks(1), channel.acks(2)) == outcomes("ara")
     assert channel.worn
 
@@ -172,6 +192,8 @@ def test_failed_write_leaves_every_message_unknown(channel: Channel):
         ({"body": "x" * 2_000_000}, True),
         ({"headers": {HEADER: {}, "CC": "text"}}, True),
         ({"headers": {HEADER: {}, "x-delay": "text"}}, True),
+        ({"headers": {HEADER: {}, 1: "no header"}}, True),
+        ({"immediate": True}, True),
     ],
     ids=str,
 )
