@@ -337,12 +337,17 @@ def _objects_of(name: str, entry: Any) -> tuple[Any, ...]:
     if type(entry) is ScheduleEntry:
         # As below, at half the cost, and without the dict, which Python would keep.
         task, schedule, args, kwargs, options = _definition_of(entry)
-        found = id(task), id(schedule), id(args) if args else 0, id(kwargs) if kwargs else 0
-        return name, *found, id(options) if options else 0
+        return name, id(task), id(schedule), _id_of(args), _id_of(kwargs), _id_of(options)
     own = getattr(entry, "__dict__", {})
-    values = (own.get(attribute) for attribute in _DEFINING)
-    # Celery makes a new object for what is empty.
-    return name, *(0 if type(value) in _CONTAINERS and not value else id(value) for value in values)
+    return name, *(_id_of(own.get(attribute)) for attribute in _DEFINING)
+
+
+def _id_of(value: Any) -> int:
+    """Return the identity of a value, 0 if it is empty: Celery makes a new object for what is empty.
+
+    An object of the project's own class is not asked: it may raise, or load rows.
+    """
+    return 0 if type(value) in _CONTAINERS and not value else id(value)
 
 
 def signature(entry: ScheduleEntry, recurrence: Recurrence | None) -> str:
