@@ -56,7 +56,7 @@ class DjangoQueries:
 
     def models(self, ids: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         # Rows share the models of their schedules.
-        rows = self._enabled.select_related(None).filter(pk__in=ids)
+        rows = self._enabled.filter(pk__in=ids)
         found = list(rows.prefetch_related(*(self._schedules(name, rows.db) for name in _SCHEDULES)))
         # A schedule may be replaced and deleted between the queries.
         incomplete = [model.pk for model in found if model.scheduler is None]

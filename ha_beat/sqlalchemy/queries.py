@@ -75,8 +75,12 @@ class SqlQueries:
         return _apart(ids, self._models, lambda pk, exc: (pk, exc))
 
     def _models(self, ids: Sequence[Any]) -> list[tuple[Any, Any]]:
+        rows = select(self._model).where(self._model.enabled, self._model.id.in_(ids))
         with self._database.transaction(), Session(self._database.connection, expire_on_commit=False) as session:
-            found = list(session.scalars(select(self._model).where(self._model.enabled, self._model.id.in_(ids))))
+            found = list(session.scalars(rows))
+            if any(model.schedule_model is None for model in found):
+                # A schedule may be replaced between the queries.
+                found = list(session.scalars(rows.execution_options(populate_existing=True)))
             session.expunge_all()
         return [(model.id, model) for model in found]
 

@@ -12,6 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 from django.db import DataError, InternalError, OperationalError, connection, connections
+from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import CrontabSchedule, PeriodicTask, PeriodicTasks, SolarSchedule
 
 from ha_beat import events
@@ -275,6 +276,16 @@ def test_schedule_that_is_replaced_while_its_row_is_read_is_no_error(replica):
         replica.turn()
     assert (old.pk, replica.events) == (None, [])
     assert replica.entry(task).instants.next_after(NOW).minute == 6
+
+
+def test_joins_of_a_project_are_kept(any_site):
+    """Its entries may read another table, and the main loop must not wait for the database."""
+    task = row("task", crontab=cron(minute="5"))
+    rows = DjangoQueries(PeriodicTasks, lambda: PeriodicTask.objects.filter(enabled=True).select_related("crontab"))
+    with CaptureQueriesContext(connection) as queries:
+        [(pk, model)] = rows.models([task.pk])
+    assert (pk, model.crontab) == (task.pk, task.crontab)
+    assert len(queries) == 1
 
 
 def test_edits_take_effect_if_rows_cannot_be_written(replica, monkeypatch):

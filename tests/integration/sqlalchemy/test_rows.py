@@ -116,6 +116,27 @@ def test_conflict_of_transactions_does_not_count_as_lost_connection(on_postgres,
     assert rows.state() == {"task": (True, now, 1), "other": (True, now, 1)}
 
 
+def test_schedule_that_is_replaced_while_its_row_is_read_is_no_error(on_postgres):
+    """Rows and schedules are read by separate queries."""
+    rows = on_postgres()
+    rows.add("task", schedule={"every": 7, "period": "seconds"})
+    rows.add("other", "crontab", schedule={"minute": "5"})
+    replica = Replica(rows, leads=False)
+    statements: list[str] = []
+    rows.save("task", queue="q")
+
+    def replace(*given: Any) -> None:
+        if "periodictask_1" in given[2] and not statements:
+            statements.append(given[2])
+            with rows.engine.begin() as other:
+                other.execute(text("UPDATE celery_periodictask SET discriminator = 'crontabschedule', schedule_id = 1"))
+
+    event.listen(replica.store.database.engine, "before_cursor_execute", replace)  # type: ignore[attr-defined]
+    replica.turn()
+    assert (len(statements), replica.events) == (1, [])
+    assert type(replica.entry("task").schedule) is type(replica.entry("other").schedule)
+
+
 @pytest.fixture
 def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
