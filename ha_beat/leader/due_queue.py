@@ -39,6 +39,8 @@ class DueQueue:
     _elsewhere: dict[str, EntryState] = field(default_factory=dict)
     _tickets: int = 0
     _longest_first: bool = False
+    #: Alternates, so that half of one place is each other one.
+    _odd: bool = False
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -103,7 +105,8 @@ class DueQueue:
         self._set_aside(now)
         aside, crowded = self._aside, len(self._aside) > limit
         later = crowded and not (self._heap and self._heap[0][0] <= self._aside_at)
-        due = list(self._from_heap(now, limit // 2)) if later else []
+        self._odd = later and not self._odd
+        due = list(self._from_heap(now, (limit + self._odd) // 2)) if later else []
         while aside and len(due) < limit:
             _, ticket, state = aside.popleft()
             if state.ticket == ticket:

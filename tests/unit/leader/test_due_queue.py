@@ -78,6 +78,17 @@ def test_entry_that_falls_due_in_a_burst_does_not_wait_for_its_end():
     assert popped == burst
 
 
+def test_entry_that_falls_due_in_a_burst_has_a_turn_in_batches_of_one():
+    """A slow broker takes one message in the time of a batch."""
+    queue, now = DueQueue(), datetime.now(UTC)
+    for number in range(20):
+        queue.put(state_of(scheduled(f"e{number:02}", every=None)), now)
+    for number in range(2):
+        queue.put(state_of(scheduled(f"newer{number}", every=None)), now + timedelta(seconds=0.1))
+    popped = [state.id for _ in range(5) for state in queue.pop_due(now + timedelta(seconds=1), 1)]
+    assert popped == ["newer0", "e00", "newer1", "e01", "e02"]
+
+
 def test_entry_due_before_a_burst_does_not_wait_for_it_if_time_was_set_back():
     queue, now = DueQueue(), datetime.now(UTC)
     burst = [state_of(scheduled(f"e{number}", every=None)) for number in range(20)]
