@@ -104,7 +104,7 @@ class RowEntry:
 
     Attributes:
         id: Primary key as text: the entry's id in the ledger. The subclass sets it.
-        instants: Due instants, with the last answer cached.
+        instants: Due instants.
         signature: Digest of the schedule, the same in every process.
         expires: End of the schedule in UTC, or ``None``.
         once: True if the entry ends after one run.
