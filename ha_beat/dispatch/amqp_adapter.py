@@ -31,6 +31,9 @@ _ROUTED_AT_ONCE = frozenset({"direct", "topic", "headers"})
 _UNCHECKED = frozenset({"correlation_id", "reply_to", "delivery_mode", "priority", "expiration"})
 _LONGEST_EXPIRATION, _LARGEST_BODY = 2**32 - 1, 1_000_000
 
+#: Most routes that are remembered.
+_MOST_ROUTES = 10_000
+
 
 @dataclass(slots=True)
 class _Message:
@@ -67,6 +70,9 @@ class _Unanswered:
     def acked(self, number: int, multiple: bool) -> None:
         for one in self._take(number, multiple):
             if not one.returned:
+                if len(self.known_routes) >= _MOST_ROUTES:
+                    # A routing key may be made up for each message.
+                    self.known_routes.clear()
                 self.known_routes.add(one.route)
                 self._answer(one.delivery, Sent(PublishOutcome.ACCEPTED))
             else:

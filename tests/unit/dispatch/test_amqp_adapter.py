@@ -10,6 +10,7 @@ import pytest
 from amqp.exceptions import ChannelError
 from celery import Celery
 
+from ha_beat.dispatch import amqp_adapter
 from ha_beat.dispatch.amqp_adapter import AmqpAdapter
 from ha_beat.dispatch.broker_adapters import Delivery, Sent
 from ha_beat.headers import HEADER
@@ -201,3 +202,10 @@ def test_message_that_may_close_the_channel_goes_alone(channel: Channel, changes
     assert channel.goes_alone(message())
     channel.settled(channel.send(), channel.acks(1))
     assert channel.goes_alone(message(**changes)) is alone
+
+
+def test_routes_of_a_key_per_message_are_not_kept_for_ever(channel: Channel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(amqp_adapter, "_MOST_ROUTES", 3)
+    for number in range(1, 6):
+        channel.settled([channel.send_one(message(routing_key=f"key {number}"))], channel.acks(number))
+    assert channel._unanswered.known_routes == {("", "key 4"), ("", "key 5")}
