@@ -111,7 +111,7 @@ def test_heartbeats_do_not_prolong_the_wait_for_an_answer(channel: Channel):
 
     def heartbeat(timeout: float) -> None:
         limits.append(timeout)
-        if timeout == 0.0:
+        if timeout == 0.0 or len(limits) > 9:
             raise TimeoutError
         channel.clock.advance(0.4)
 
