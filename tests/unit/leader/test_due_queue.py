@@ -89,7 +89,7 @@ def test_entry_that_falls_due_in_a_burst_has_a_turn_in_batches_of_one():
     assert popped == ["newer0", "e00", "newer1", "e01", "e02"]
 
 
-def test_entry_due_before_a_burst_does_not_wait_for_it_if_time_was_set_back():
+def test_entry_due_before_a_burst_goes_first_if_time_was_set_back():
     queue, now = DueQueue(), datetime.now(UTC)
     burst = [state_of(scheduled(f"e{number}", every=None)) for number in range(20)]
     for state in burst:
