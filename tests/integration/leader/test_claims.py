@@ -160,7 +160,9 @@ def test_claim_that_was_certainly_not_sent_is_sent_by_the_next_term(
     heirs: list[Replica] = []
 
     def lose(number: int) -> None:
+        first.sending(number)
         if number == 5:
+            assert len(first.claims()) > 5, "in the middle of a chunk"
             heirs.append(Replica(shared_redis, "heir", Release(policy, 3600.0, due)))
             first.dispatcher._trusted = lambda _: False
             if way == "fenced without Redis":
