@@ -264,7 +264,7 @@ class EntrySource:
         if began < self._compare_at:
             return False
         objects = 0
-        # Without an object for each entry that lasts until the end: 100,000 of them would take 16 MB.
+        # One number, not a list of all entries: for 100,000 of them that would take 16 MB.
         for name, entry in zip(list(schedule), list(schedule.values()), strict=False):
             objects = hash((objects, *_objects_of(name, entry)))
         now = self._clock.elapsed()
@@ -335,7 +335,7 @@ class EntrySource:
 def _objects_of(name: str, entry: Any) -> tuple[Any, ...]:
     """Return what differs if an entry was replaced, but not if it was copied after a run."""
     if type(entry) is ScheduleEntry:
-        # As below, at half the cost, and without the dict, which Python would keep.
+        # As below, at half the cost: the object makes no dict, which it would keep.
         task, schedule, args, kwargs, options = _definition_of(entry)
         return name, id(task), id(schedule), _id_of(args), _id_of(kwargs), _id_of(options)
     own = getattr(entry, "__dict__", {})

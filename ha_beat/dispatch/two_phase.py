@@ -346,7 +346,7 @@ class ClaimDispatcher:
                 budget.item_done()
             self._publisher.settle(budget.item_done)
         finally:
-            # Something is left if the process is being stopped, in the wait for instance.
+            # A signal that stops the process may have ended the wait.
             self._publisher.settle(budget.item_done)
             self._take_outcomes()
             deliveries, self._deliveries = self._deliveries, {}

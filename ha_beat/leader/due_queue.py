@@ -39,7 +39,7 @@ class DueQueue:
     _elsewhere: dict[str, EntryState] = field(default_factory=dict)
     _tickets: int = 0
     _longest_first: bool = False
-    #: Alternates, so that half of one place is each other one.
+    #: Alternates, so that later entries get every other batch if a batch has one place.
     _odd: bool = False
 
     def __len__(self) -> int:

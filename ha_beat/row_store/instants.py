@@ -97,7 +97,7 @@ class Window:
         return self._inner.newest(start, now)[0]
 
 
-class RangedCrontab(Crontab):
+class GapCachingCrontab(Crontab):
     """Crontab that caches the gaps between its instants: all rows with one schedule share it.
 
     The crontab must not be changed. Between two instants the next one is the same, except on a day on which the clock
@@ -150,7 +150,7 @@ def schedule_instants(source: Any) -> Recurrence:
     if clocked_time is not None:
         return Clocked(utc(clocked_time))
     if isinstance(source, crontab):
-        return RangedCrontab(source)
+        return GapCachingCrontab(source)
     if isinstance(source, solar):
         return Solar(source)
     if isinstance(source, schedule):

@@ -11,7 +11,7 @@ from celery import Celery
 from celery.schedules import crontab
 
 from ha_beat.row_store.entry import shared_schedule
-from ha_beat.row_store.instants import RangedCrontab
+from ha_beat.row_store.instants import GapCachingCrontab
 from ha_beat.schedule.recurrence import Crontab
 
 DAYS = {
@@ -42,14 +42,14 @@ def test_crontab_that_rows_share_has_the_same_instants(spec, day):
     zone, at = DAYS[day]
     asked = [at + timedelta(minutes=minutes) for minutes in range(-3600, 3600, 17)]
     random.Random(1).shuffle(asked)
-    shared, single = made(RangedCrontab, zone, **spec), made(Crontab, zone, **spec)
+    shared, single = made(GapCachingCrontab, zone, **spec), made(Crontab, zone, **spec)
     assert [shared.next_after(instant) for instant in asked] == [single.next_after(instant) for instant in asked]
 
 
 def test_crontab_that_rows_share_is_searched_once_for_each_gap(monkeypatch):
     searched, search = [], Crontab._search
     monkeypatch.setattr(Crontab, "_search", lambda self, at: searched.append(at) or search(self, at))
-    shared, start = made(RangedCrontab, "UTC", minute="0", hour="3"), datetime(2030, 1, 1, 3, tzinfo=UTC)
+    shared, start = made(GapCachingCrontab, "UTC", minute="0", hour="3"), datetime(2030, 1, 1, 3, tzinfo=UTC)
     for second in range(1000):
         assert shared.next_after(start + timedelta(seconds=second)) == start + timedelta(days=1)
         assert shared.next_after(start - timedelta(days=1, seconds=-second)) == start
