@@ -2,7 +2,8 @@
 
     python -m tests.mutation_run [NAME...]
 
-Prints one JSON line for each: the guard's name and the numbers of passed, failed and broken tests.
+Prints one JSON line for each: the guard's name and the numbers of passed, failed and broken tests. A test that
+depends on a race may pass by chance. It then runs again, up to twice, and the passed runs are counted too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pytest
 from tests.guards import WATCHED, Guard
 
 ROOT = Path(__file__).parents[1]
+RUNS = 3
 
 
 class Outcomes:
@@ -60,6 +62,15 @@ def in_a_fork(guard: Guard) -> dict[str, int]:
     return json.loads(said) if said else {"ended": 1}
 
 
+def removed(guard: Guard) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for _ in range(RUNS):
+        counts.update(in_a_fork(guard))
+        if set(counts) != {"passed"}:
+            break
+    return dict(counts)
+
+
 def main(*names: str) -> None:
     os.chdir(ROOT)
     # A failed test is the wanted result: it must not be rerun.
@@ -79,7 +90,7 @@ def main(*names: str) -> None:
         import_module(module)
     for guard in WATCHED:
         if not names or guard.name in names:
-            print(json.dumps({"name": guard.name, **in_a_fork(guard)}), flush=True)
+            print(json.dumps({"name": guard.name, **removed(guard)}), flush=True)
 
 
 if __name__ == "__main__":

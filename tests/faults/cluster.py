@@ -201,7 +201,7 @@ class BeatCluster:
         env["APP_CONFIG"] = json.dumps(self.config)
         if self.spec is not None:
             env["BEAT_SPEC"] = json.dumps(self.spec)
-        if "ha_beat" in self.scheduler:
+        if self.scheduler != STOCK_SCHEDULER:
             env |= {"HA_BEAT_CLUSTER": self.name, "HA_BEAT_REPLICA": name, **self.settings}
             if lease:
                 env["HA_BEAT_REDIS_URL"] = lease

@@ -38,4 +38,5 @@ def test_removed_guard_fails_its_test(name: str, outcomes: dict[str, dict[str, i
 
 
 def test_every_guard_is_taken_out_once(outcomes: dict[str, dict[str, int]], figure):
-    figure(f"{len(outcomes)} guards were taken out one by one, and each was missed by its test")
+    by_chance = [name for name, counts in outcomes.items() if counts.get("passed")]
+    figure(f"{len(outcomes)} guards were taken out one by one, and each was missed by its test; again: {by_chance}")

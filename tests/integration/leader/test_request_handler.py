@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -90,6 +91,7 @@ class Leader:
         self.requests = Requests(lambda: self.client, KEYS, 1000)
         self.stub: Any = Stub()
         self.clock, self.pause, self.events = AdvancedClock(), PauseState(), EventLog()
+        self.request_ids = (f"{number:032}" for number in itertools.count())
         self.handler, _ = build_request_handler(
             requests=self.requests,
             journal=Journal(lambda: self.client, KEYS),
@@ -108,7 +110,8 @@ class Leader:
         self.term: Term = begin_term(self.client, KEYS, nonce=nonce)
 
     def post(self, kind: RequestKind, **args: Any) -> Request:
-        request = Request(kind, args, by="tester")
+        # Requests of one millisecond are served in the order of their ids.
+        request = Request(kind, args, by="tester", id=next(self.request_ids))
         self.requests.post(request, lifetime=60.0)
         return request
 

@@ -98,17 +98,21 @@ def test_max_interval_only_bounds_the_wait(redis_server: RedisServer):
         assert_no_occurrence_twice(cluster)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_beat_writes_no_schedule_file_and_ends_cleanly_by_signal(number, redis_server: RedisServer, tmp_path):
-    """Beat is busy, and the signal may arrive twice. Celery removes the pid file; no schedule file is written."""
+@pytest.mark.parametrize(("number", "moment"), [(signal.SIGTERM, "before"), (signal.SIGINT, "after")])
+def test_beat_writes_no_schedule_file_and_ends_cleanly_by_signal(number, moment, redis_server: RedisServer, tmp_path):
+    """Beat is busy, and the signal arrives twice. Celery removes the pid file; no schedule file is written."""
     pidfile = tmp_path / "beat.pid"
-    with BeatCluster(redis_server.url, spec=SPEC, replicas=1, beat_args=[f"--pidfile={pidfile}"]) as cluster:
+    options = {
+        "scheduler": "tests.support.apps.signalled_app:SignalledScheduler",
+        "beat_args": [f"--pidfile={pidfile}"],
+        "env": {"SECOND_SIGNAL": str(int(number)), "MOMENT": moment},
+    }
+    with BeatCluster(redis_server.url, spec=SPEC, replicas=1, **options) as cluster:
         beat = cluster.wait_for_leader()
         assert int(pidfile.read_text()) == beat.pid
         # The option -s is accepted so that old command lines work; the run state is in the ledger.
         beat.wait_for_log("action=schedule_file_ignored")
         wait_for_more(redis_server)
-        beat.process.send(number)
         beat.process.send(number)
         assert beat.process.wait(15) == 0
         assert not pidfile.exists()
