@@ -2,8 +2,8 @@
 
     python -m tests.mutation_run [NAME...]
 
-Prints one JSON line for each: the guard's name and the numbers of passed, failed and broken tests. A test that
-depends on a race may pass by chance. It then runs again, up to twice, and the passed runs are counted too.
+Prints one JSON line for each: the guard's name, the number of runs, and the numbers of passed, failed and broken tests
+in the last of them. A test that depends on a race may pass by chance: it runs up to three times.
 """
 
 from __future__ import annotations
@@ -63,12 +63,11 @@ def in_a_fork(guard: Guard) -> dict[str, int]:
 
 
 def removed(guard: Guard) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for _ in range(RUNS):
-        counts.update(in_a_fork(guard))
-        if set(counts) != {"passed"}:
+    for runs in range(1, RUNS + 1):
+        counts = {"runs": runs, **in_a_fork(guard)}
+        if set(counts) != {"runs", "passed"}:
             break
-    return dict(counts)
+    return counts
 
 
 def main(*names: str) -> None:

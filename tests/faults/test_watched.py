@@ -34,9 +34,9 @@ def outcomes() -> dict[str, dict[str, int]]:
 def test_removed_guard_fails_its_test(name: str, outcomes: dict[str, dict[str, int]]):
     counts = outcomes[name]
     assert counts.get("failed"), counts
-    assert set(counts) <= {"failed", "passed"}, counts
+    assert set(counts) <= {"runs", "failed", "passed"}, counts
 
 
 def test_every_guard_is_taken_out_once(outcomes: dict[str, dict[str, int]], figure):
-    by_chance = [name for name, counts in outcomes.items() if counts.get("passed")]
-    figure(f"{len(outcomes)} guards were taken out one by one, and each was missed by its test; again: {by_chance}")
+    again = [name for name, counts in outcomes.items() if counts["runs"] > 1]
+    figure(f"{len(outcomes)} guards were taken out one by one, and each was missed by its test; retried: {again}")
