@@ -18,7 +18,7 @@ from ha_beat.leader.reconcile import Absence
 from ha_beat.reasons import EntryFault, LossKind, Verdict
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
-from tests.integration.leader.test_enqueuer import KEYS, Leader, Source, enqueued
+from tests.integration.leader.stepped_leader import KEYS, Leader, Source, enqueued
 from tests.support.events import EventLog
 from tests.support.servers import RedisServer
 

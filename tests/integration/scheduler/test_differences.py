@@ -31,7 +31,7 @@ HELD_BY = {
     "outage": ("faults.test_libraries", "libraries_work_on_after_an_outage_of_the_broker"),
     "task id": ("integration.scheduler.test_hooks", "one_occurrence_yields_several_messages"),
     "header": ("integration.dispatch.test_equality", "message_equals_that_of_stock_beat"),
-    "building": ("integration.leader.test_enqueuer", "message_is_built_once_although_its_send_fails"),
+    "building": ("integration.leader.test_kept_messages", "message_is_built_once_although_its_send_fails"),
     "declining": ("integration.dispatch.test_bad_entries", "declining_task_is_skipped_quietly"),
     "hooks": ("integration.scheduler.test_hooks", "method_that_is_never_called_is_refused"),
     "`tick`": ("integration.scheduler.test_differences", "tick_sends_all_that_is_due_and_waits_itself"),
