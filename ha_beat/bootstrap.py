@@ -40,9 +40,13 @@ from ha_beat.leader import Enqueuer, LeaderOptions, LeaderParts
 from ha_beat.leader.forecast import Forecast
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import build_request_handler
+from ha_beat.monitoring.broker_probe import BrokerProbe
+from ha_beat.monitoring.invariants import InvariantChecker
 from ha_beat.monitoring.logs import LogWriter
-from ha_beat.monitoring.setup import Monitoring, set_up_monitoring
-from ha_beat.monitoring.status import LeaderWork
+from ha_beat.monitoring.metrics import Metrics
+from ha_beat.monitoring.setup import Monitoring
+from ha_beat.monitoring.status import LeaderWork, Poller, ReplicaStatus
+from ha_beat.monitoring.watchdog import Watchdog
 from ha_beat.reasons import Duty, TermEnd
 from ha_beat.settings import Settings
 from ha_beat.signals import SignalRelay
@@ -51,13 +55,14 @@ from ha_beat.store.journal import Journal
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Replica, Term, new_token
 from ha_beat.store.ledger import Ledger
+from ha_beat.store.membership import Members
 from ha_beat.store.presence import RedisPresence
 from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.request_queue import Requests
 from ha_beat.store.shadow import Shadow, ShadowFeed
 
 if TYPE_CHECKING:
-    from ha_beat.monitoring.http import Endpoint
+    from ha_beat.monitoring.http import Endpoint, HttpServer
 
 #: Most events that wait for the log, and for the handlers of signals.
 _LOG_QUEUE = 20_000
@@ -272,24 +277,45 @@ class _Assembly:
     # --- Monitoring
 
     def monitoring(self, elector: Elector, enqueuer: Enqueuer) -> Monitoring:
-        return set_up_monitoring(
-            replica=self.replica,
-            settings=self.settings,
-            keys=self.keys,
-            client=self.link().client,
-            election=elector.handle,
-            work=LeaderWork(
-                lambda: enqueuer.due_queue, enqueuer.now, enqueuer.taken_up, enqueuer.serves, self.source.ready
-            ),
-            # With its own connection: the main loop uses the other publisher.
-            check_broker=Publisher(self.app, self.settings.command_timeout, self.clock).ready,
-            clock=self.clock,
-            events=self.events,
-            duties=self.duties,
-            versions={"version": __version__, "celery": celery.__version__},
-            compare_clocks=self.time.others_said,
-            endpoint=self.endpoint,
+        """Return the monitoring. One thread uses its connection to the lease's Redis."""
+        settings, keys, clock, events, duties = self.settings, self.keys, self.clock, self.events, self.duties
+        work = LeaderWork(
+            lambda: enqueuer.due_queue, enqueuer.now, enqueuer.taken_up, enqueuer.serves, self.source.ready
         )
+        status = ReplicaStatus(
+            self.replica, settings.cluster, clock, elector.handle, work, duties, stall_timeout=settings.stall_timeout
+        )
+        events.subscribe(status.memory)
+        client = self.link().client
+        members, journal = Members(client, keys), Journal(client, keys)
+        poller = Poller(
+            status,
+            members,
+            journal,
+            clock,
+            full=self.endpoint is not None,
+            checker=InvariantChecker(members, journal, events.emit),
+            compare_clocks=self.time.others_said,
+            emit=events.emit,
+            ledger=Ledger(client, keys),
+        )
+        # With its own connection: the main loop uses the other publisher.
+        check_broker = Publisher(self.app, settings.command_timeout, clock).ready
+        broker = BrokerProbe(check_broker, duties, clock, events.emit)
+        return Monitoring(
+            status, poller, Watchdog(status, duties, clock, events.emit), broker, self.http_server(status), clock
+        )
+
+    def http_server(self, status: ReplicaStatus) -> HttpServer | None:
+        if self.endpoint is None:
+            return None
+        from ha_beat.monitoring.http import HttpServer, Site
+
+        versions = {"version": __version__, "celery": celery.__version__}
+        metrics = Metrics(status, versions, per_entry=self.settings.metrics_per_entry)
+        self.events.subscribe(metrics)
+        site = Site(status, metrics.text, self.clock)
+        return HttpServer(site, self.endpoint, duties=self.duties, emit=self.events.emit)
 
 
 def _leader_options(settings: Settings) -> LeaderOptions:

@@ -109,7 +109,7 @@ class RepeatingThread:
     def __init__(self, *, name: str, interval: float, clock: Clock, emit: Callable[[events.Event], None]) -> None:
         """``interval`` is in seconds, between two turns."""
         self._interval = interval
-        self._wake = threading.Event()
+        self._wake = Wake()
         self._closing = False
         self._thread = LastingThread(name=name, run=self._run, clock=clock, emit=emit)
 
@@ -118,8 +118,8 @@ class RepeatingThread:
         self._thread.keep_running()
 
     def wake(self) -> None:
-        """Start the next turn now."""
-        self._wake.set()
+        """Start the next turn now. Takes no lock, so a signal handler may call it."""
+        self._wake()
 
     def stop(self) -> None:
         """Start no further turn. Takes no lock, so a signal handler may call it."""
@@ -129,7 +129,7 @@ class RepeatingThread:
     def close(self, seconds: float) -> None:
         """End the thread. Wait at most ``seconds``; after that the thread ends with the process."""
         self.stop()
-        self._wake.set()
+        self.wake()
         self._thread.join(seconds)
 
     def begin(self) -> None:
@@ -139,6 +139,10 @@ class RepeatingThread:
         """Do one turn. Return the seconds until the next one, ``None`` for the interval."""
         raise NotImplementedError
 
+    def wait(self, seconds: float) -> bool:
+        """Wait at most ``seconds``. Return True if the thread was woken."""
+        return self._wake.wait(seconds)
+
     def end(self) -> None:
         """Do what is left, as the thread ends. Must not raise."""
 
@@ -146,6 +150,5 @@ class RepeatingThread:
         self.begin()
         while not self._closing:
             pause = self.turn()
-            self._wake.wait(self._interval if pause is None else pause)
-            self._wake.clear()
+            self.wait(self._interval if pause is None else pause)
         self.end()

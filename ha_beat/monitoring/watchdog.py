@@ -10,13 +10,13 @@ from ha_beat.duties import Duties
 from ha_beat.monitoring.service_manager import ServiceManager
 from ha_beat.monitoring.status.replica import TAKE_UP_WITHIN, ReplicaStatus
 from ha_beat.reasons import Duty, DutyFault
-from ha_beat.threads import LastingThread
+from ha_beat.threads import RepeatingThread
 
 #: Seconds between two checks.
 _INTERVAL = 0.5
 
 
-class Watchdog:
+class Watchdog(RepeatingThread):
     """Thread that notices what a replica's other threads cannot report themselves, and reports late duties."""
 
     def __init__(
@@ -27,21 +27,17 @@ class Watchdog:
         emit: Callable[[events.Event], None],
         manager: ServiceManager | None = None,
     ) -> None:
+        super().__init__(name="ha_beat-watchdog", interval=_INTERVAL, clock=clock, emit=emit)
         self._status = status
         self._duties = duties
-        self._clock = clock
         self._manager = manager or ServiceManager()
-        self._closing = False
-        self.thread = LastingThread(name="ha_beat-watchdog", run=self._run, clock=clock, emit=emit)
 
     def stop(self) -> None:
-        """Ask the thread to stop. Does not wait, so a signal handler may call it."""
         # Not left to the thread, which may sleep until the process has ended.
         self._manager.stopping()
-        self._closing = True
-        self.thread.stop()
+        super().stop()
 
-    def check(self) -> None:
+    def turn(self) -> None:
         """Check the main loop and the leader's work, and report what is late."""
         status, duties = self._status, self._duties
         if status.stalled:
@@ -57,8 +53,3 @@ class Watchdog:
                 duties.done(Duty.TAKE_UP)
         duties.check()
         self._manager.watch(ready=not status.ready(), progress=not status.stalled)
-
-    def _run(self) -> None:
-        while not self._closing:
-            self.check()
-            self._clock.sleep(_INTERVAL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 
 from ha_beat import events
@@ -11,7 +12,6 @@ from ha_beat.monitoring.logs import line_of
 from ha_beat.monitoring.status.warnings import StatusWarning
 from ha_beat.monitoring.wording import phrase
 from ha_beat.reasons import WarningCode
-from ha_beat.threads import Wake
 
 #: Seconds for which a single incident is shown as a warning.
 _INCIDENT_SHOWN = 3600.0
@@ -59,7 +59,7 @@ class EventMemory:
         #: Until when, on ``Clock.elapsed``, this term waits on purpose before it takes up the schedule.
         self.held_until = 0.0
         #: Makes the poller read the cluster at once.
-        self.poll_now = Wake()
+        self.poll_now: Callable[[], None] = lambda: None
         self._incidents: deque[tuple[float, StatusWarning]] = deque(maxlen=20)
         #: Newest event of each other kind of problem.
         self._problems: dict[str, tuple[float, events.Event]] = {}

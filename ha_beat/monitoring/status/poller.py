@@ -18,7 +18,7 @@ from ha_beat.store.journal import Journal
 from ha_beat.store.ledger import Ledger
 from ha_beat.store.membership import MEMBER_INTERVAL, ClusterView, Members, ServerSettings
 from ha_beat.store.request_queue import Pause
-from ha_beat.threads import LastingThread
+from ha_beat.threads import RepeatingThread
 
 #: Seconds between two polls of a replica that serves its state.
 _POLL_INTERVAL = 1.0
@@ -48,7 +48,7 @@ def certain_offset(difference: float, round_trip: float) -> float:
     return min(max(0.0, difference - round_trip), difference)
 
 
-class Poller:
+class Poller(RepeatingThread):
     """Thread that updates a replica's snapshot. No other thread waits for it.
 
     It has more than 15 attributes: each thing that it reads has its own period.
@@ -72,6 +72,9 @@ class Poller:
         ``checker`` runs if the replica leads or reads the state. While this replica leads,
         ``compare_clocks`` gets the seconds by which the others' clocks are ahead of Redis' clock.
         """
+        interval = _POLL_INTERVAL if full else MEMBER_INTERVAL
+        super().__init__(name="ha_beat-poller", interval=interval, clock=clock, emit=emit)
+        status.memory.poll_now = self.wake
         self._status = status
         self._members = members
         self._journal = JournalFollower(journal, lambda: self._closing)
@@ -90,16 +93,31 @@ class Poller:
         self._ledger_at = 0.0
         self._unattended = NOTHING_UNATTENDED
         self._reported: set[str] = set()
-        self._closing = False
         #: True once the member record is removed.
         self.removed = False
-        self.thread = LastingThread(name="ha_beat-poller", run=self._run, clock=clock, emit=emit)
 
-    def stop(self) -> None:
-        """Ask the thread to remove the member record and stop. Does not wait, so a signal handler may call it."""
-        self._closing = True
-        self._status.memory.poll_now()
-        self.thread.stop()
+    # --- The thread
+
+    def begin(self) -> None:
+        self._status.duties.expect(Duty.POLL_CLUSTER, within=_POLL_WITHIN)
+
+    def turn(self) -> None:
+        try:
+            self.poll()
+        except Exception as exc:
+            self._status.duties.raised(Duty.POLL_CLUSTER, exc)
+
+    def wait(self, seconds: float) -> bool:
+        woken = super().wait(seconds)
+        if woken and not self._closing:
+            self._clock.sleep(_MOMENT)
+        return woken
+
+    def end(self) -> None:
+        self._members.remove(self._status.replica.id)
+        self.removed = True
+
+    # --- One poll
 
     def poll(self) -> None:
         """Register the replica, and update the snapshot."""
@@ -168,24 +186,6 @@ class Poller:
         if now - self._unattended_since >= _UNATTENDED_AFTER and now >= self._ledger_at:
             self._ledger_at = now + _LEDGER_INTERVAL
             self._unattended = unattended(self._ledger.read(), view.server_ms)
-
-    # --- The thread
-
-    def _run(self) -> None:
-        self._status.duties.expect(Duty.POLL_CLUSTER, within=_POLL_WITHIN)
-        while not self._closing:
-            try:
-                self.poll()
-            except Exception as exc:
-                self._status.duties.raised(Duty.POLL_CLUSTER, exc)
-            self._wait()
-        self._members.remove(self._status.replica.id)
-        self.removed = True
-
-    def _wait(self) -> None:
-        interval = _POLL_INTERVAL if self._full else MEMBER_INTERVAL
-        if self._status.memory.poll_now.wait(interval) and not self._closing:
-            self._clock.sleep(_MOMENT)
 
     def _check(self, *, leading: bool) -> None:
         now = self._clock.elapsed()

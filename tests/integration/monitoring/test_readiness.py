@@ -69,7 +69,7 @@ def test_broker_is_unreachable_after_two_failures_in_a_row(scene):
     expected = [(None, set()), (away, set()), (away, {HealthReason.BROKER_UNREACHABLE}), (None, set())]
     for answer, problems in expected:
         answers.append(answer)
-        probe.probe()
+        probe.turn()
         assert reasons(scene) == problems
 
 
@@ -79,25 +79,25 @@ def test_leader_that_does_not_take_up_the_schedule_is_not_ready(scene, pause):
     scene.taken_up = False
     scene.lead(seconds=1e6)
     watch = watchdog(scene)
-    watch.check()
+    watch.turn()
     scene.status.memory(events.DispatchHeld(pause))
     while pause > 0:
-        watch.check()
+        watch.turn()
         assert reasons(scene) == set()
         scene.clock.advance(3)
         pause -= 3
-    watch.check()
+    watch.turn()
     scene.clock.advance(4)
-    watch.check()
+    watch.turn()
     assert reasons(scene) == set()
     scene.clock.advance(2)
-    watch.check()
+    watch.turn()
     assert reasons(scene) == {HealthReason.NOT_TAKEN_UP}
     assert HealthReason.NOT_TAKEN_UP in scene.status.member().not_ready
     assert "ha_beat_taken_up 0.0" in scene.metrics().text().decode()
 
     scene.taken_up = True
-    watch.check()
+    watch.turn()
     assert reasons(scene) == set()
     assert scene.status.member().taken_up
     assert "ha_beat_taken_up 1.0" in scene.metrics().text().decode()
@@ -107,21 +107,21 @@ def test_next_term_that_follows_at_once_has_to_be_taken_up_too(scene):
     """After a loss of Redis' data a replica may lead again before the watchdog looks."""
     scene.lead(epoch=7, seconds=1e6)
     watch = watchdog(scene)
-    watch.check()
+    watch.turn()
     scene.lead(epoch=8, seconds=1e6)
     scene.taken_up = False
     for _ in range(2):
-        watch.check()
+        watch.turn()
         scene.clock.advance(4)
     assert reasons(scene) == {HealthReason.NOT_TAKEN_UP}
 
 
 def test_hung_main_loop_is_a_late_duty(scene):
     scene.election.idle = 16.0
-    watchdog(scene).check()
+    watchdog(scene).turn()
     assert set(scene.duties.late()) == {Duty.MAIN_LOOP}
     scene.election.idle = 0.1
-    watchdog(scene).check()
+    watchdog(scene).turn()
     assert scene.duties.late() == {}
 
 
