@@ -12,8 +12,7 @@ import click
 
 from ha_beat.cli import output
 from ha_beat.cli.command import CommandFailed, CommandUnavailable, ask, find_member, leader_text, on_cluster
-from ha_beat.cli.options import json_option, timeout_option
-from ha_beat.cli.times import INSTANT
+from ha_beat.cli.options import INSTANT, json_option, timeout_option
 from ha_beat.client import ClusterClient
 from ha_beat.clock import to_micros
 from ha_beat.monitoring.request_wording import instant_text, reply_text
@@ -60,6 +59,10 @@ def _explained(reply: Reply) -> Reply:
     return reply
 
 
+def _ask_and_show(cluster: ClusterClient, kind: RequestKind, timeout: float, *, as_json: bool, **args: str) -> None:
+    _show(_explained(ask(cluster, kind, timeout, **args)), as_json=as_json)
+
+
 @click.command("step-down", epilog="Example: celery -A proj ha-beat step-down --to web-2")
 @click.option("--to", metavar="REPLICA", help="Replica that leads next: its id, the start of its id, or its host.")
 @_timeout_option
@@ -102,7 +105,10 @@ def step_down(cluster: ClusterClient, *, to: str | None, timeout: float, as_json
 @on_cluster
 def pause(cluster: ClusterClient, *, entry: str | None, reason: str, timeout: float, as_json: bool) -> None:
     """Pause the schedule, or only ENTRY, until `resume`. A change of leader does not end the pause."""
-    _change_pause(cluster, RequestKind.PAUSE, RequestKind.PAUSE_ENTRY, entry, timeout, as_json, reason=reason[:500])
+    if entry is None:
+        _ask_and_show(cluster, RequestKind.PAUSE, timeout, as_json=as_json, reason=reason[:500])
+    else:
+        _ask_and_show(cluster, RequestKind.PAUSE_ENTRY, timeout, as_json=as_json, entry=entry, reason=reason[:500])
 
 
 @click.command(epilog="Example: celery -A proj ha-beat resume nightly-report")
@@ -116,22 +122,10 @@ def resume(cluster: ClusterClient, *, entry: str | None, timeout: float, as_json
     The misfire policy decides about occurrences that fell due during the cluster's pause. Those of a paused entry were
     skipped and are not caught up.
     """
-    _change_pause(cluster, RequestKind.RESUME, RequestKind.RESUME_ENTRY, entry, timeout, as_json)
-
-
-def _change_pause(
-    cluster: ClusterClient,
-    of_cluster: RequestKind,
-    of_entry: RequestKind,
-    entry: str | None,
-    timeout: float,
-    as_json: bool,
-    **args: str,
-) -> None:
     if entry is None:
-        _show(ask(cluster, of_cluster, timeout, **args), as_json=as_json)
+        _ask_and_show(cluster, RequestKind.RESUME, timeout, as_json=as_json)
     else:
-        _show(_explained(ask(cluster, of_entry, timeout, entry=entry, **args)), as_json=as_json)
+        _ask_and_show(cluster, RequestKind.RESUME_ENTRY, timeout, as_json=as_json, entry=entry)
 
 
 @click.command(epilog="Example: celery -A proj ha-beat run nightly-report")
@@ -141,7 +135,7 @@ def _change_pause(
 @on_cluster
 def run(cluster: ClusterClient, *, entry: str, timeout: float, as_json: bool) -> None:
     """Enqueue ENTRY's task once, now. Its schedule does not change, and a pause does not prevent it."""
-    _show(_explained(ask(cluster, RequestKind.RUN, timeout, entry=entry)), as_json=as_json)
+    _ask_and_show(cluster, RequestKind.RUN, timeout, as_json=as_json, entry=entry)
 
 
 @click.command(

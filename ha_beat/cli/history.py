@@ -8,8 +8,7 @@ import click
 
 from ha_beat.cli import output
 from ha_beat.cli.command import CommandFailed, ask, on_cluster
-from ha_beat.cli.options import json_option
-from ha_beat.cli.times import INSTANT
+from ha_beat.cli.options import INSTANT, json_option
 from ha_beat.client import ClusterClient
 from ha_beat.monitoring.wording import duration, phrase
 from ha_beat.reasons import RequestKind, Verdict

@@ -27,7 +27,7 @@ from ha_beat.cli.command import (
 from ha_beat.cli.options import json_option, timeout_option
 from ha_beat.client import ClusterClient
 from ha_beat.errors import StoreError
-from ha_beat.monitoring.doctor import Examination
+from ha_beat.monitoring.doctor import examine
 from ha_beat.monitoring.request_wording import pause_text, reply_text
 from ha_beat.monitoring.status import cluster_document, spans, unattended
 from ha_beat.monitoring.wording import duration, entries_text, health, phrase
@@ -115,14 +115,11 @@ def _show_status(cluster: ClusterClient, view: ClusterView, terms: list[TermReco
         click.echo("No replica of this cluster is alive on this Redis.")
     if terms:
         click.echo()
-        output.show_table(
-            ("CHANGE OF LEADER", "REPLICA", "EPOCH", "WHY"),
-            [
-                (f"{output.instant(term.ms)} {term.event}", term.by, term.epoch, phrase(term.reason, term.detail))
-                for term in terms
-            ],
-            spare=("EPOCH",),
-        )
+        changes = [
+            (f"{output.instant(term.ms)} {term.event}", term.by, term.epoch, phrase(term.reason, term.detail))
+            for term in terms
+        ]
+        output.show_table(("CHANGE OF LEADER", "REPLICA", "EPOCH", "WHY"), changes, spare=("EPOCH",))
 
 
 def _cluster_fields(cluster: ClusterClient, view: ClusterView) -> Iterator[tuple[str, object]]:
@@ -315,7 +312,7 @@ def doctor(cluster: ClusterClient, *, as_json: bool, timeout: float) -> None:
 
     Exits with 1 if a check fails. Warnings do not change the exit status.
     """
-    findings = Examination(cluster, timeout).findings()
+    findings = examine(cluster, timeout)
     if str(cluster.app.conf.beat_scheduler or "").startswith("ha_beat.redbeat"):
         from ha_beat.redbeat.doctor import check_redbeat
 

@@ -13,8 +13,7 @@ from ha_beat import events
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.leader_report import LeaderReport
 from ha_beat.leader.pause import PauseState
-from ha_beat.monitoring.doctor import Examination
-from ha_beat.monitoring.doctor.examination import _differences
+from ha_beat.monitoring.doctor.examination import _clocks, _differences, _leader
 from ha_beat.reasons import EntryFault, Level
 from ha_beat.testing import SettableClock
 
@@ -46,7 +45,7 @@ def test_failing_entries_of_the_leader_are_listed_in_words() -> None:
     reply = SimpleNamespace(data=json.loads(json.dumps(report.report(None, None).data)))
     cluster: Any = SimpleNamespace(ask=lambda *_, **__: reply)
     led: Any = SimpleNamespace(lease=SimpleNamespace(held=True))
-    texts = [found.text for found in Examination(cluster)._leader(led) if found.subject == "entry"]
+    texts = [found.text for found in _leader(cluster, led, timeout=1.0) if found.subject == "entry"]
     assert texts == ["e: its schedule raises (ValueError: x)"]
 
 
@@ -63,5 +62,5 @@ def test_slow_check_is_no_difference_of_clocks(ahead: float, level: Level) -> No
     first = read()
     clock.advance(5)
     cluster: Any = SimpleNamespace(clock=clock, members=SimpleNamespace(view=read))
-    (found,) = Examination(cluster)._clocks(first)
+    (found,) = _clocks(cluster, first)
     assert (found.level, f"{ahead:+.2f} s" in found.text) == (level, True)
