@@ -17,7 +17,7 @@ from typing import ClassVar, Protocol
 from kombu.exceptions import EncodeError, KombuError, OperationalError, SerializerNotInstalled
 from redis.exceptions import RedisError
 
-from ha_beat.dispatch.message import Declined, NothingPublished
+from ha_beat.dispatch.message import Declined, EntryStoreError, NothingPublished
 from ha_beat.errors import HaBeatError, StoreError, StoreRefused
 from ha_beat.exception_text import exception_line
 from ha_beat.reasons import BuildFault, TermEnd
@@ -119,8 +119,8 @@ def mapped_broker_errors() -> Iterator[None]:
 
 
 def _unwrapped(exc: BaseException) -> BaseException:
-    """Return the exception that kombu has wrapped: a mistyped compression, for example, as a lost connection."""
-    while isinstance(exc, OperationalError) and exc.__cause__ is not None:
+    """Return the exception that was wrapped. kombu wraps a mistyped compression, for example, as a lost connection."""
+    while isinstance(exc, OperationalError | EntryStoreError) and exc.__cause__ is not None:
         exc = exc.__cause__
     return exc
 

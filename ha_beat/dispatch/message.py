@@ -13,7 +13,8 @@ from celery.result import denied_join_result
 from celery.signals import after_task_publish
 from kombu import Producer
 
-from ha_beat.errors import HaBeatError
+from ha_beat.errors import HaBeatError, StoreError
+from ha_beat.exception_text import exception_line
 
 #: Property by which SQS drops the second message of an occurrence.
 DEDUPLICATION = "MessageDeduplicationId"
@@ -28,6 +29,24 @@ class Declined(HaBeatError):
 
     def __init__(self, task: str) -> None:
         super().__init__(f"{task} was applied and published nothing")
+
+
+class EntryStoreError(HaBeatError):
+    """A ``StoreError`` of the entry's own code, for example of a look at another cluster. Its cause is that error."""
+
+
+@contextmanager
+def entry_code() -> Iterator[None]:
+    """Run code of an entry. A ``StoreError`` means the broker everywhere else.
+
+    Raises:
+        EntryStoreError: in place of a ``StoreError``.
+        Exception: any other exception of that code.
+    """
+    try:
+        yield
+    except StoreError as exc:
+        raise EntryStoreError(exception_line(exc)) from exc
 
 
 class DeclaringOnce(Producer):  # type: ignore[misc, unused-ignore]
@@ -125,6 +144,7 @@ def publish(
     watch = send.hooked or has_own_apply_async(send.app, str(entry.task))
     # beat does not wait for the result, so the backend need not subscribe to it.
     with (
+        entry_code(),
         denied_join_result(),
         _default_producer(send.app, producer),
         _published_tasks() if watch else nullcontext(()) as elsewhere,

@@ -14,6 +14,7 @@ from enum import Enum, auto
 from typing import Any
 
 from ha_beat.clock import Clock
+from ha_beat.dispatch.message import entry_code
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.kept_messages import definition_of, same_definition
 
@@ -113,6 +114,7 @@ class SlowArguments:
         since = self._waiting_since.get(entry_id)
         return since is not None and self._clock.elapsed() - since >= _HUNG
 
+    @entry_code()
     def take(self, entry: ScheduledEntry) -> tuple[Arguments, bool]:
         """Return the arguments, and whether the entry has just turned out to be slow.
 

@@ -6,22 +6,31 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import redis
+from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import EncodeError, OperationalError, SerializerNotInstalled
 from redis import exceptions as redis_errors
 
+from ha_beat.clock import SystemClock
 from ha_beat.dispatch import build_errors
 from ha_beat.dispatch.build_errors import MessageFailed, ReplicaExhausted, judged_build_errors
-from ha_beat.dispatch.message import NothingPublished
+from ha_beat.dispatch.message import NothingPublished, Sender, publish
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
+from ha_beat.leader.slow_arguments import SlowArguments
 from ha_beat.reasons import BuildFault
+from tests.support.entries import scheduled
 
 AWAY = StoreUnavailable("the broker is away")
 FULL = StoreRefused("full")
 NO_RIGHT = StoreRefused("no right", one_key=True)
+
+
+ENTRY = SimpleNamespace(task="task")
 
 
 class Broker:
@@ -103,6 +112,31 @@ def test_message_that_cannot_be_encoded_is_a_permanent_error(exc: BaseException)
 def test_failure_of_the_broker_concerns_every_entry(exc: BaseException, failure: StoreError):
     assert judged(exc, Broker(failure)) is failure
     assert judged(failure, Broker()) is failure
+
+
+def raise_refused(*_: object, **__: object) -> Any:
+    """Fail as a look at another cluster does, in an ``apply_async`` or a lazy argument."""
+    raise FULL
+
+
+def apply() -> None:
+    publish(Sender(Celery("app", set_as_current=False)), SimpleNamespace(publishes=0), ENTRY, (), {}, {})
+
+
+def compute() -> None:
+    SlowArguments(raise_refused, SystemClock(), 1.0).take(scheduled("entry"))
+
+
+@pytest.mark.parametrize("run", [apply, compute])
+def test_store_error_of_the_entrys_code_is_its_own(run: Callable[[], None], monkeypatch: pytest.MonkeyPatch):
+    """It is transient, unless the broker does not answer either."""
+    monkeypatch.setattr(Celery, "send_task", raise_refused)
+    with pytest.raises(MessageFailed) as failed, judged_build_errors(Broker()):
+        run()
+    assert (failed.value.fault, failed.value.cause) == (BuildFault.TASK, FULL)
+    with pytest.raises(StoreUnavailable) as raised, judged_build_errors(Broker(AWAY)):
+        run()
+    assert raised.value is AWAY
 
 
 def test_key_without_a_right_concerns_one_entry():
