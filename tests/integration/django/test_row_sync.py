@@ -31,7 +31,7 @@ from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 from tests.integration.django.project.app import app
 from tests.integration.django.rows import at, cron, every, fresh, row, soon
-from tests.support.clocks import AdvancedClock
+from tests.support.clocks import SteppedClock
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 _numbers = count(1)
@@ -47,7 +47,7 @@ class SyncedReplica:
     def __init__(self) -> None:
         self.term: Term | None = None
         self.events: list[events.Event] = []
-        self.clock = clock = AdvancedClock()
+        self.clock = clock = SteppedClock()
         query = DjangoQueries(PeriodicTasks, lambda: PeriodicTask.objects.filter(enabled=True))
         self.reader = RowReader(
             query, lambda model: RowEntry(model, app), clock=clock, now=_now, emit=self.events.append

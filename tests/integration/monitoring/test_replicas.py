@@ -59,10 +59,18 @@ class Probed(BeatCluster):
 
     def settle(self) -> Replica:
         """Wait until one replica leads and all are ready."""
-        leader = self.wait_for_leader()
-        for replica in self:
-            self.until(replica, (200, 200, 200 if replica is leader else 503))
-        return leader
+
+        def settled() -> Replica | None:
+            # Asked each time: a busy machine may delay the first leader until another takes over.
+            leader = self.leader()
+            ready = all(self.probes(one) == (200, 200, 200 if one is leader else 503) for one in self)
+            return leader if ready else None
+
+        try:
+            return wait_for(settled, 60, "", 0.1)
+        except AssertionError:
+            found = {replica.name: self.probes(replica) for replica in self}
+            raise AssertionError(f"{found}\n{self.logs()}") from None
 
 
 @pytest.fixture

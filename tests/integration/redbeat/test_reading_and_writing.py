@@ -18,7 +18,7 @@ from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
-from tests.support.clocks import AdvancedClock
+from tests.support.clocks import SteppedClock
 from tests.support.servers import RedisServer
 
 redbeat = pytest.importorskip("redbeat")
@@ -43,7 +43,7 @@ class Replica:
             timezone="UTC", redbeat_redis_url=server.url, result_expires=None, redbeat_key_prefix=prefix
         )
         self.events: list[events.Event] = []
-        self.clock = AdvancedClock()
+        self.clock = SteppedClock()
         connection, keys = connect(self.app, 1.0), keys_of(self.app)
         self.store = RedBeatStore(connection, keys)
         self.table = EntryTable(keys.prefix, self.make, self.events.append)

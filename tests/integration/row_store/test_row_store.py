@@ -22,7 +22,7 @@ from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 from tests.integration.django.conftest import _migrated_sqlite, postgres_site, site  # noqa: F401 -- fixtures
 from tests.integration.row_store.conftest import Rows
-from tests.support.clocks import AdvancedClock
+from tests.support.clocks import SteppedClock
 
 _numbers = count(1)
 
@@ -33,7 +33,7 @@ class Replica:
     def __init__(self, rows: Rows, *, leads: bool = True) -> None:
         self.term: Term | None = None
         self.events: list[events.Event] = []
-        self.clock = AdvancedClock()
+        self.clock = SteppedClock()
         self.store, self.rows = rows.store(), rows
         now, emit = lambda: datetime.now(UTC), self.events.append
         reader = RowReader(self.store.queries, self.store.make_entry, clock=self.clock, now=now, emit=emit)
