@@ -6,7 +6,6 @@ They are plain numbers until a scrape, so counting needs no library, no shared r
 from __future__ import annotations
 
 import platform
-import sys
 import threading
 from bisect import bisect_left
 from collections import Counter
@@ -306,19 +305,3 @@ class Metrics:
         found["entry_last_enqueued_timestamp_seconds"] = [((entry,), at) for entry, (at, _) in last.items()]
         found["entry_last_lateness_seconds"] = [((entry,), late) for entry, (_, late) in last.items()]
         return found
-
-
-def metrics_table() -> str:
-    """Return all metrics as a Markdown table."""
-    lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
-    for definition in DEFINITIONS:
-        labels = ", ".join(f"`{label}`" for label in definition.labels)
-        if definition.buckets:
-            labels = f"`le`: {definition.buckets[0]:g} to {definition.buckets[-1]:g}"
-        only = " *(Only with `metrics_per_entry`.)*" if definition.per_entry else ""
-        lines.append(f"| `{definition.full_name}` | {definition.kind} | {labels} | {definition.help}{only} |")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(metrics_table() + "\n")

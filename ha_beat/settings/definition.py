@@ -35,17 +35,6 @@ class Setting:
     default: object
     help: str
 
-    @property
-    def default_text(self) -> str:
-        """Return the default as the documentation shows it."""
-        if isinstance(self.default, Derived):
-            return self.default.text
-        if self.default is None:
-            return "none"
-        if isinstance(self.default, bool):
-            return str(self.default).lower()
-        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
-
 
 class SettingInUse(NamedTuple):
     """Setting with its value in this process. Secrets are hidden."""
@@ -384,14 +373,3 @@ def _nearest(spelled: str, name: str) -> str:
     (best,) = nearest(name, _BY_NAME, 1, cutoff=0.0)
     prefix = spelled[: len(spelled) - len(name)]
     return prefix + (best.upper() if prefix.isupper() else best)
-
-
-def settings_table() -> str:
-    """Return all settings as a Markdown table, for the documentation."""
-    lines = ["| setting `ha_beat_…` | default | what it does |", "|---|---|---|"]
-    for setting in SETTINGS:
-        default = setting.default_text
-        shown = default if isinstance(setting.default, Derived) and default != "{}" else f"`{default}`"
-        right = setting.kind.right.replace("|", "\\|")
-        lines.append(f"| `{setting.name}` | {shown} | {setting.help} *({right[0].upper()}{right[1:]}.)* |")
-    return "\n".join(lines)

@@ -15,8 +15,8 @@ from pathlib import Path
 import click
 
 from ha_beat.cli.celery_command import ha_beat
-from ha_beat.monitoring.metrics import metrics_table
-from ha_beat.settings import settings_table
+from ha_beat.monitoring.metrics import DEFINITIONS
+from ha_beat.settings import SETTINGS, Derived, Setting
 from tests.guards import guards_table
 
 ROOT = Path(__file__).parents[3]
@@ -55,6 +55,34 @@ def _argument(argument: click.Argument) -> str:
     return name if argument.required else f"[{name}]"
 
 
+def settings_table() -> str:
+    lines = ["| setting `ha_beat_…` | default | what it does |", "|---|---|---|"]
+    for setting in SETTINGS:
+        right = setting.kind.right.replace("|", "\\|")
+        lines.append(f"| `{setting.name}` | {_default(setting)} | {setting.help} *({right[0].upper()}{right[1:]}.)* |")
+    return "\n".join(lines)
+
+
+def _default(setting: Setting) -> str:
+    default = setting.default
+    if isinstance(default, Derived):
+        return "`{}`" if default.text == "{}" else default.text
+    if default is None or isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+
+
+def metrics_table() -> str:
+    lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
+    for metric in DEFINITIONS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        if metric.buckets:
+            labels = f"`le`: {metric.buckets[0]:g} to {metric.buckets[-1]:g}"
+        only = " *(Only with `metrics_per_entry`.)*" if metric.per_entry else ""
+        lines.append(f"| `{metric.full_name}` | {metric.kind} | {labels} | {metric.help}{only} |")
+    return "\n".join(lines)
+
+
 def modules_table() -> str:
     """Return every module of the package with the first sentence of its docstring, as Markdown."""
     lines = ["| module | responsibility |", "|---|---|"]
@@ -69,7 +97,6 @@ def modules_table() -> str:
 
 #: File, name of the block, what makes it.
 BLOCKS: tuple[tuple[str, str, Callable[[], str]], ...] = (
-    ("README.md", "settings", settings_table),
     ("docs/settings.md", "settings", settings_table),
     ("docs/monitoring.md", "metrics", metrics_table),
     ("docs/cli.md", "cli", commands),

@@ -21,7 +21,7 @@ from celery.bin.celery import celery as celery_command
 from ha_beat import signals
 from ha_beat.cli.celery_command import ha_beat as ha_beat_command
 from ha_beat.cli.main import ha_beat as console_script
-from ha_beat.monitoring.metrics import metrics_table
+from ha_beat.monitoring.metrics import DEFINITIONS
 from ha_beat.scheduler import HAScheduler
 from ha_beat.settings import Settings, ha_beat_keys
 from tests.integration.docs.blocks import ROOT, blocks
@@ -83,7 +83,7 @@ def test_json_blocks_are_json():
 @each_block("yaml")
 def test_yaml_block_is_yaml_and_its_metrics_exist(block):
     assert list(yaml.safe_load_all(block.body))
-    known = set(re.findall(r"`(ha_beat_\w+)`", metrics_table()))
+    known = {metric.full_name for metric in DEFINITIONS}
     for name in re.findall(r"\bexpr:.*", block.body):
         assert set(re.findall(r"ha_beat_\w+", name)) <= known
 

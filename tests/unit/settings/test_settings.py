@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ha_beat.errors import ConfigurationError, HaBeatError
-from ha_beat.settings import SETTINGS, Settings, ha_beat_keys, redact_url, settings_table
+from ha_beat.settings import SETTINGS, Settings, ha_beat_keys, redact_url
 
 ROOT = Path(__file__).parents[3]
 NAMES = [setting.name for setting in SETTINGS]
@@ -506,19 +506,6 @@ def test_error_about_a_value_does_not_show_its_secret(name, value):
 
 
 # --- Documents
-
-
-def test_table_in_the_readme_is_up_to_date():
-    """`python -m ha_beat.settings` prints what belongs between the markers."""
-    readme = (ROOT / "README.md").read_text()
-    between = readme.partition("<!-- settings:begin -->")[2].partition("<!-- settings:end -->")[0]
-    assert between.strip() == settings_table()
-
-
-def test_module_prints_the_table():
-    printed = output_of("-m", "ha_beat.settings")
-    assert printed == settings_table() + "\n"
-    assert len(printed.splitlines()) == len(SETTINGS) + 2
 
 
 def test_readme_and_ci_run_the_same_test_command():
