@@ -1,7 +1,5 @@
 """Unit tests use no server."""
 
-from __future__ import annotations
-
 import pytest
 from celery import _state
 

@@ -1,7 +1,5 @@
 """Tests of the duties of a replica."""
 
-from __future__ import annotations
-
 import pytest
 
 from ha_beat import events

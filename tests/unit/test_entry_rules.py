@@ -1,7 +1,5 @@
 """Rules of an entry on their way from each schedule source to the leader."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from datetime import UTC, datetime
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Tests of the queue between emitters and a consumer that may wait."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

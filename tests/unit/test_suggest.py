@@ -1,7 +1,5 @@
 """Suggestions for a misspelled name."""
 
-from __future__ import annotations
-
 import difflib
 
 import pytest

@@ -1,7 +1,5 @@
 """`celery -A proj ha-beat` against real beats and a real Redis."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -153,8 +151,7 @@ def test_doctor_finds_no_fault_in_a_healthy_cluster(cluster, app):
 def test_doctor_fails_for_an_app_with_another_lease_store(server, cluster, redis_server):
     cluster.wait_for_leader()
     wait_for(lambda: server.admin.exists(cluster.key("store")), 30, "the mark")
-    other = app_for(server.url, ha_beat_redis_url=redis_server.url)
-    result = invoke(other, "doctor", "--timeout", "0.5", "--json")
+    result = invoke(app_for(server.url, ha_beat_redis_url=redis_server.url), "doctor", "--timeout", "0.5", "--json")
     assert result.exit_code == 1
     (finding,) = [each for each in json.loads(result.output) if each["subject"] == "lease's store"]
     assert finding["level"] == "fail"

@@ -1,7 +1,5 @@
 """`ha-beat doctor` for servers that are misconfigured, refuse writes or cannot be reached."""
 
-from __future__ import annotations
-
 import json
 import time
 from typing import Any

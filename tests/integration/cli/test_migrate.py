@@ -1,7 +1,5 @@
 """Import from other schedulers, from files, keys and rows that they wrote themselves."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from collections.abc import Iterator
@@ -151,8 +149,7 @@ def test_redbeat_keys_are_imported(app, redis_server, zone):
 
 
 def test_dry_run_writes_nothing(app, redis_server, tmp_path):
-    result = migrate(app, "--from", "celerybeat", "--file", beat_file(app, tmp_path), "--dry-run")
-    assert result.exit_code == 0
+    assert migrate(app, "--from", "celerybeat", "--file", beat_file(app, tmp_path), "--dry-run").exit_code == 0
     assert redis_server.client().keys("{ha-beat*") == []
 
 

@@ -1,7 +1,5 @@
 """Output of the commands, on terminals of several widths and in a pipe."""
 
-from __future__ import annotations
-
 import pytest
 
 from ha_beat.cli import output

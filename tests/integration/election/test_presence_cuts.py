@@ -1,7 +1,5 @@
 """Electors in threads whose presence connections are cut again and again."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,7 +1,5 @@
 """Messages that the guard in workers runs, and messages that it drops."""
 
-from __future__ import annotations
-
 import gc
 import logging
 from typing import Any
@@ -29,8 +27,7 @@ def make_app(redis_url: str) -> Celery:
 
 
 def header(publish: str) -> dict[str, Any]:
-    occurrence = {"cluster": "shop", "entry": "report", "scheduled_at": "2030-01-01T12:00:00+00:00"}
-    return {**occurrence, "publish": publish}
+    return {"cluster": "shop", "entry": "report", "scheduled_at": "2030-01-01T12:00:00+00:00", "publish": publish}
 
 
 def deliver(task: Any, header: dict[str, Any] | None, task_id: str = "id", *, spread: bool = True) -> bool:
@@ -103,8 +100,7 @@ def test_occurrence_is_remembered_for_guard_ttl(
 
 def test_task_without_redis_runs_with_a_warning(caplog: Any):
     """Running twice is better than not running."""
-    away = make_app(f"redis://127.0.0.1:{free_port()}/0")
-    task = away.task(base=GuardedTask, name="report", shared=False)(work)
+    task = make_app(f"redis://127.0.0.1:{free_port()}/0").task(base=GuardedTask, name="report", shared=False)(work)
     with caplog.at_level(logging.WARNING, "ha_beat"):
         assert deliver(task, header("first"))
         assert deliver(task, header("second"))

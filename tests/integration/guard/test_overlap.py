@@ -1,7 +1,5 @@
 """Reports of workers that the message of an entry has ended."""
 
-from __future__ import annotations
-
 import os
 from collections import OrderedDict
 from types import SimpleNamespace
@@ -51,8 +49,7 @@ def test_run_ends_the_message_unless_it_is_retried_or_requeued(app: Celery, shar
 
 
 def test_message_without_the_key_is_not_reported(app: Celery, shared_redis: RedisServer):
-    report = app.task(nothing, name="report")
-    report.apply(headers={"ha_beat": {**HEADER, "busy": ""}})
+    app.task(nothing, name="report").apply(headers={"ha_beat": {**HEADER, "busy": ""}})
     assert not shared_redis.admin.hexists(KEYS.busy, "m:reported")
 
 

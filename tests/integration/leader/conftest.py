@@ -1,7 +1,5 @@
 """Leader on the shared Redis."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.integration.leader.stepped_leader import Leader

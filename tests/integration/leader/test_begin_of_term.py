@@ -1,7 +1,5 @@
 """Begin of a term: another server, a loss of state, and rows and claims of other leaders."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta

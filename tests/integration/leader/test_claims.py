@@ -1,7 +1,5 @@
 """Claims over a change of leader, with the real enqueuer and store and a broker in memory."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Set
 from dataclasses import replace

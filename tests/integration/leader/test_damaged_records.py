@@ -1,7 +1,5 @@
 """Each field of each stored record damaged in turn. Reading, showing and requests go on."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -128,8 +126,7 @@ def test_status_metrics_and_commands_show_damaged_records(client: redis.Redis, s
         poller.poll()
         clock.advance(1)
         for path in ("/livez", "/readyz", "/status", "/metrics", "/leader"):
-            answer = site.answer("GET", path)
-            assert b"could not be built" not in answer.body, path
+            assert b"could not be built" not in site.answer("GET", path).body, path
         assert b"could not be built" not in site.update()
 
     clock.advance(30)

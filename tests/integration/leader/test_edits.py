@@ -1,7 +1,5 @@
 """Edits under a term: only what changed is read, and what departed entries leave is dropped."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

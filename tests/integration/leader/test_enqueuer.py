@@ -1,7 +1,5 @@
 """Turns of the enqueuer: pauses, entries without a recurrence, overlap, and exceptions in a turn."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any

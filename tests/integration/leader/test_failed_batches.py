@@ -1,7 +1,5 @@
 """Batches that Redis or the dispatcher fails: nothing is lost, the entry at fault waits, and reports are few."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta

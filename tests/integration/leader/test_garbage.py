@@ -1,7 +1,5 @@
 """Malformed records in the cluster's keys. They must not stop a replica."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Gradual load of a large schedule: what is due first, what waits for its row, and when a loss of state is found."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Set
 from dataclasses import replace
 from datetime import timedelta

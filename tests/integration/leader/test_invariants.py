@@ -1,7 +1,5 @@
 """Invariants, on records written by hand."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Messages that were built and not sent: a task that takes a lock when its message is built can build no second one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any

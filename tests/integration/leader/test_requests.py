@@ -1,7 +1,5 @@
 """Requests to the leader, on real beats and a real Redis."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections import Counter
@@ -102,8 +100,7 @@ def test_pause_survives_a_takeover_and_resume_applies_the_misfire_policy(cluster
     """Nothing is enqueued during the pause. Afterwards each instant has one verdict."""
     wait_for(lambda: sent(cluster, "fast"), what="a first message")
     leader = cluster.wait_for_leader()
-    reply = ask(cluster, RequestKind.PAUSE, reason="maintenance")
-    assert reply.ok
+    assert ask(cluster, RequestKind.PAUSE, reason="maintenance").ok
     count = len(sent(cluster, "fast"))
     assert not ask(cluster, RequestKind.PAUSE).ok
     leader.kill()
@@ -117,8 +114,7 @@ def test_pause_survives_a_takeover_and_resume_applies_the_misfire_policy(cluster
     assert len(set(times)) == len(times)
     skipped = [r for r in cluster.journal() if r.get("verdict") == "skipped" and r["entry"] == "fast"]
     assert any(r["why"] == "coalesced" and r["count"] >= 2 for r in skipped)
-    events = [r["event"] for r in cluster.journal() if r.get("kind") == "control"]
-    assert events == ["paused", "resumed"]
+    assert [r["event"] for r in cluster.journal() if r.get("kind") == "control"] == ["paused", "resumed"]
 
 
 @pytest.mark.slow
@@ -153,8 +149,7 @@ def test_paused_entry_is_skipped_through_takeover_and_loss(cluster: BeatCluster)
     before = time.time()
     assert ask(cluster, RequestKind.RESUME_ENTRY, entry="fast").ok
     wait_for(lambda: sent(cluster, "fast"), what="messages after resume")
-    first = datetime.fromisoformat(sent(cluster, "fast")[0]["ha_beat"]["scheduled_at"])
-    assert first.timestamp() >= before
+    assert datetime.fromisoformat(sent(cluster, "fast")[0]["ha_beat"]["scheduled_at"]).timestamp() >= before
 
 
 def test_manual_run_is_one_message_and_moves_no_position(shared_cluster: BeatCluster):
@@ -164,8 +159,7 @@ def test_manual_run_is_one_message_and_moves_no_position(shared_cluster: BeatClu
     requests = requests_of(shared_cluster)
     reply = requests.ask(request, SystemClock(), 20)
     assert reply.ok, reply
-    again = requests.ask(request, SystemClock(), 20)
-    assert again == reply
+    assert requests.ask(request, SystemClock(), 20) == reply
     (headers,) = sent(shared_cluster, "rare")
     assert headers["id"] == reply.data["task_id"] == request.task_id()
     assert headers["ha_beat"]["manual"] is True
@@ -211,8 +205,7 @@ def test_backfill_sends_skipped_instants_once_and_refuses_the_others(cluster: Be
 
     skipped = wait_for(gap, what="a skipped range")
     first, until = (datetime.fromisoformat(skipped[name]) for name in ("from", "until"))
-    margin = timedelta(seconds=0.6)
-    args = {"entry": "fast", "from": to_micros(first - margin), "to": to_micros(until)}
+    args = {"entry": "fast", "from": to_micros(first - timedelta(seconds=0.6)), "to": to_micros(until)}
 
     planned = ask(cluster, RequestKind.BACKFILL, **args, dry_run=True)
     states = Counter(line["outcome"] for line in planned.data["instants"])
@@ -273,7 +266,6 @@ def test_request_that_a_dead_leader_had_begun_is_not_sent_again(cluster: BeatClu
         requests.post(request, lifetime=60)
         # The dispatch script writes this when it carries out the only step of the request.
         cluster.admin.hset(*begun, 1)
-    reply = wait_for(lambda: requests.answer_to(request.id), 30, "an answer")
-    assert reply.code is ReplyCode.SENT_EARLIER
+    assert wait_for(lambda: requests.answer_to(request.id), 30, "an answer").code is ReplyCode.SENT_EARLIER
     assert sent(cluster, "rare") == []
     assert not cluster.admin.hexists(*begun)

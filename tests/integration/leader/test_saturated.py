@@ -1,7 +1,5 @@
 """Leader under overload."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from celery import Celery

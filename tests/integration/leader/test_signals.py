@@ -1,7 +1,5 @@
 """Signals: the arguments of handlers, and their isolation from the replica."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime

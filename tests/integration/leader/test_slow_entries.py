@@ -1,7 +1,5 @@
 """Slow, hung, large and unencodable entries do not hold up the others."""
 
-from __future__ import annotations
-
 import gc
 import threading
 from collections.abc import Iterable, Set

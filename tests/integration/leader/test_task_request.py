@@ -1,7 +1,5 @@
 """Occurrence of a task, from its request."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -39,5 +37,4 @@ def test_other_requests_have_no_occurrence():
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.dictionaries(st.text(), c)))
 def test_malformed_header_never_raises(header):
-    found = ha_beat.occurrence_of(SimpleNamespace(ha_beat=header))
-    assert found is None
+    assert ha_beat.occurrence_of(SimpleNamespace(ha_beat=header)) is None

@@ -1,7 +1,5 @@
 """Helpers for tests of the endpoint: a settable status, a server and a client."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import json

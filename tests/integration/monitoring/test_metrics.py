@@ -1,7 +1,5 @@
 """Tests of the metrics' values and names, and of the bound on series."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Readiness: a replica is ready if it is able to lead."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 import pytest

@@ -1,7 +1,5 @@
 """Tests of the endpoint of real replicas, probed as by Kubernetes, during faults."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Tests of the endpoint against odd, slow and greedy clients."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import socket
@@ -72,8 +70,7 @@ def test_missing_descriptors_are_logged_once_per_incident(server, caplog):
 
 
 def test_pipelined_requests_are_answered_in_order(server):
-    reply = send_raw(port_of(server), get("/livez") * 5, first_byte=30.0)
-    assert reply.count(b"HTTP/1.1 200") == 5
+    assert send_raw(port_of(server), get("/livez") * 5, first_byte=30.0).count(b"HTTP/1.1 200") == 5
 
 
 def test_unread_answers_are_not_buffered_without_limit():

@@ -1,7 +1,5 @@
 """Tests of the answers by path and state."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 
@@ -115,8 +113,7 @@ def test_no_answer_contains_credentials(scene):
             scene.election.term = None
         site = scene.site()
         for path in ("/livez", "/readyz", "/leader", "/status", "/metrics", "/", "/events"):
-            body = site.answer("GET", path).body + site.update()
-            assert b"hunter2" not in body, path
+            assert b"hunter2" not in (site.answer("GET", path).body + site.update()), path
     assert b"rediss://***@redis" in scene.site().answer("GET", "/status").body
 
 

@@ -1,7 +1,5 @@
 """Tests of the journal, the members, the poller and the status."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -194,8 +192,7 @@ def test_records_of_killed_replicas_are_bounded_without_a_leader(client):
     """Replicas that crash at each start, and a server whose clock stepped back."""
     members = Members(lambda: client, KEYS)
     for number in range(4 * MOST_RECORDS):
-        now = members.announce(Member(f"killed {number}"))
-        seen_ms = now + (-1 if number % 2 else 1) * 600_000
+        seen_ms = members.announce(Member(f"killed {number}")) + (-1 if number % 2 else 1) * 600_000
         client.hset(KEYS.members, f"killed {number}", json.dumps({"role": "standby", "seen_ms": seen_ms}))
     assert client.hlen(KEYS.members) <= MOST_RECORDS + 1
     assert members.view().members == ()
@@ -228,8 +225,7 @@ def test_gap_between_terms_starts_at_the_release_or_the_last_sign():
 
 
 def test_term_older_than_the_journal_is_shown():
-    lease = LeaseRecord("beat-9", 9, state="held", since_ms=77)
-    (only,) = spans([], lease)
+    (only,) = spans([], LeaseRecord("beat-9", 9, state="held", since_ms=77))
     assert (only.epoch, only.began_ms, only.ended_ms) == (9, 77, None)
 
 

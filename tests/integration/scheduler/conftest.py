@@ -1,7 +1,5 @@
 """Short turns of the main loop, so that a test need not wait a second for the next one."""
 
-from __future__ import annotations
-
 import pytest
 
 

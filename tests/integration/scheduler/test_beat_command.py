@@ -1,7 +1,5 @@
 """`celery beat` with its options, and the beat that a worker embeds, as real processes."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Sentry's cron monitors and OpenTelemetry's spans, with plain beat and with ha_beat."""
 
-from __future__ import annotations
-
 import os
 import sys
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """The scheduler on platforms that lack functions of Linux."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

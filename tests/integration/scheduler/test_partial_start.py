@@ -1,7 +1,5 @@
 """Replica with a part that did not start or has ended: it retries and logs it."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Iterator

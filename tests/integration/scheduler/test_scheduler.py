@@ -1,7 +1,5 @@
 """The scheduler in one process: failing turns, edits and deletions."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Iterator

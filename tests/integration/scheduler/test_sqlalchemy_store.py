@@ -1,7 +1,5 @@
 """sqlalchemy-celery-beat's scheduler under ``HAMixin``."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

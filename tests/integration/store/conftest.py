@@ -1,7 +1,5 @@
 """Lease stores and servers that must keep the same contract."""
 
-from __future__ import annotations
-
 import importlib
 import os
 from collections.abc import Callable, Iterator

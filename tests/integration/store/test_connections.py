@@ -1,7 +1,5 @@
 """Links to Redis under the user's own settings."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -71,8 +69,7 @@ def test_repeated_read_takes_up_a_lost_connection_and_lost_scripts(shared_redis:
     poll = Poll("observe")
 
     def read() -> str:
-        answer = poll(client, ["nothing"], [""])
-        return answer[4].decode()
+        return poll(client, ["nothing"], [""])[4].decode()
 
     digest, own = read(), client.client_id()
     assert read() == digest

@@ -1,7 +1,5 @@
 """Contract of every lease store."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 
@@ -291,8 +289,7 @@ def test_the_epoch_is_above_each_that_is_known(server_bench: RedisBench, known_t
     elif known_to == "ledger":
         server_bench.client.hset(KEYS.ledger, "m:epoch", ahead)
     seen = ahead if known_to == "seen" else 0
-    second = server_bench.store.acquire(attempt("two"), current(server_bench.store), seen)
-    assert second.term.epoch == ahead + 1
+    assert server_bench.store.acquire(attempt("two"), current(server_bench.store), seen).term.epoch == ahead + 1
 
 
 def test_a_ledger_that_is_not_the_leases_is_a_new_incarnation(bench: RedisBench):

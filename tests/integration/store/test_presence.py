@@ -1,7 +1,5 @@
 """Presence connection of a replica, on a real Redis behind a proxy."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal
@@ -34,8 +32,7 @@ def proxy(shared_redis: RedisServer) -> Iterator[TcpProxy]:
 
 @pytest.fixture
 def presence(shared_redis: RedisServer, proxy: TcpProxy) -> Iterator[RedisPresence]:
-    link = UrlLink(proxy.url(shared_redis.url), {}, 1.0)
-    made = RedisPresence(link.client, KEYS, SystemClock(), ping_interval=0.2)
+    made = RedisPresence(UrlLink(proxy.url(shared_redis.url), {}, 1.0).client, KEYS, SystemClock(), ping_interval=0.2)
     yield made
     made.close()
 
@@ -102,8 +99,7 @@ def test_wake_messages_that_arrive_together_are_all_received(presence: RedisPres
     presence.open()
     for _ in range(3):
         shared_redis.admin.publish(KEYS.wake, "released")
-    received = [presence.wait(0.2) for _ in range(10)]
-    assert received.count(True) == 3
+    assert [presence.wait(0.2) for _ in range(10)].count(True) == 3
 
 
 def forked() -> None:

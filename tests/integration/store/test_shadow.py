@@ -1,7 +1,5 @@
 """Shadow of the ledger in a standby, fed from the journal of a real Redis."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any

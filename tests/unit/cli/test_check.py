@@ -1,7 +1,5 @@
 """`check` while a new leader has not taken up the schedule."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +26,5 @@ def test_check_waits_for_a_leader_that_is_ready(taken_up_after: float, not_ready
         return SimpleNamespace(taken_up=past >= taken_up_after, leading_member=SimpleNamespace(not_ready=reasons))
 
     cluster: Any = SimpleNamespace(clock=clock, settings=Settings(cluster="c", lease_ttl=10.0), view=view)
-    found = _await_taking_up(cluster, view())
-    assert found.taken_up == (taken_up_after < 15)
+    assert _await_taking_up(cluster, view()).taken_up == (taken_up_after < 15)
     assert clock.elapsed() - began <= longest

@@ -1,7 +1,5 @@
 """Wording of the command line: the only tests that look at its sentences."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

@@ -1,7 +1,5 @@
 """Answers of an AMQP broker to messages that were sent together. The connection is a fake."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any

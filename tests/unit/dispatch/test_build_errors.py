@@ -1,7 +1,5 @@
 """Taxonomy of the errors of message building."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import os

@@ -1,7 +1,5 @@
 """State machine of a claim: which message is sent, and what is written for each outcome."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -232,5 +230,4 @@ def test_unsent_claims_of_one_entry_are_undone_or_skipped(place: int, verdicts: 
     )
     updates = machine.take_back_updates([first, second], {"entry": rows[place]})
     assert [update.key for update in updates] == ["id 1", "id 0"]
-    written = [json.loads(record)["verdict"] for update in updates for record in update.records]
-    assert written == verdicts
+    assert [json.loads(record)["verdict"] for update in updates for record in update.records] == verdicts

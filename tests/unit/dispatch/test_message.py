@@ -1,7 +1,5 @@
 """Messages that are complete but not sent."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

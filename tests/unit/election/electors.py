@@ -1,7 +1,5 @@
 """Electors in one thread, on a clock that moves only as they wait, and a lease store that can fail."""
 
-from __future__ import annotations
-
 from ha_beat.duties import Duties
 from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.elector import Elector, Eligibility

@@ -1,7 +1,5 @@
 """Scheduling time: it outvotes a clock that steps, and follows one that the others agree with."""
 
-from __future__ import annotations
-
 import pytest
 
 from ha_beat import events
@@ -69,8 +67,7 @@ def test_drift_is_followed_as_far_as_two_clocks_agree(setup: Setup, rate, wall, 
         passed = setup.clock.elapsed() - setup.started
         setup.wall_ahead, setup.redis_ahead = wall * rate * passed, redis * rate * passed
         setup.hear_redis(trip=0.01)
-        error = setup.error - (setup.wall_ahead if followed else 0.0)
-        assert abs(error) <= AGREEMENT + 0.01
+        assert abs(setup.error - (setup.wall_ahead if followed else 0.0)) <= AGREEMENT + 0.01
     assert abs(rate * passed) > AGREEMENT * 2
     assert setup.error == pytest.approx(setup.wall_ahead if followed else 0.0, abs=CONFIRMED + 0.01)
     assert setup.followed() == ([False] if wall and not followed else [])

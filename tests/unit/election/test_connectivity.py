@@ -1,7 +1,5 @@
 """Contact with the lease's server: when it ended and began, from which the loss of state and the waits are counted."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 import pytest

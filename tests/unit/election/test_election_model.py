@@ -1,7 +1,5 @@
 """Promises of the election in simulated time under faults, and the guards that they need."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -36,8 +34,7 @@ def test_at_most_one_replica_trusts_its_term(seed, often):
 @given(seed=SEEDS)
 def test_with_presence_at_most_one_term_is_accepted(seed):
     """A leader that was cut off is replaced before its trust ends, and the store refuses it from then on."""
-    run = Simulation(seed, presence=True).run(FAULTS_UNTIL)
-    assert run.violations == []
+    assert Simulation(seed, presence=True).run(FAULTS_UNTIL).violations == []
 
 
 @reproducible
@@ -162,5 +159,4 @@ def test_epochs_rise_even_if_redis_loses_its_state(store, rises):
         run.store.lose_state()
     run.run(run.time.now + 20.0)
     assert len(run.epochs) >= 5
-    fell = [violation for violation in run.violations if "epoch" in violation]
-    assert (fell == []) is rises
+    assert ([violation for violation in run.violations if "epoch" in violation] == []) is rises

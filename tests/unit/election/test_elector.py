@@ -1,7 +1,5 @@
 """Election thread: its reaction to faults, none of which ends it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Rules of the election. Instants are in seconds; the ttl is 10 s with a margin of 1 s."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -275,8 +273,7 @@ def test_absence_counts_only_after_presence_was_seen():
     """After an outage of Redis every channel is empty for a moment, also those of live replicas."""
     looks = ((100.0, absent()), (100.1, absent()))
     assert watch(*looks).campaign is None
-    cut_off = absorb(watch((99.0, view())), Unknown("no answer"), 99.5)
-    assert watch(*looks, state=cut_off).campaign is None
+    assert watch(*looks, state=absorb(watch((99.0, view())), Unknown("no answer"), 99.5)).campaign is None
 
 
 def test_newcomer_counts_absence_on_the_server_of_the_lease():
@@ -288,8 +285,7 @@ def test_newcomer_counts_absence_on_the_server_of_the_lease():
 @pytest.mark.parametrize("failure", [Unknown("no answer"), Campaigned(Unknown("no answer"), "ours")])
 def test_replica_that_saw_an_outage_is_no_newcomer(failure):
     """The outage also emptied the channels of live replicas."""
-    after = absorb(NEWCOMER, failure, 99.0)
-    assert watch(*LOOKS, state=after).campaign is None
+    assert watch(*LOOKS, state=absorb(NEWCOMER, failure, 99.0)).campaign is None
 
 
 def test_replica_that_lost_its_presence_ignores_absence():
@@ -327,8 +323,7 @@ def test_after_an_outage_longer_than_the_lease_its_holder_goes_first():
 
 def test_short_lease_is_left_to_its_holder_for_its_ttl_at_most():
     timing, look = replace(TIMING, ttl=1.0), view(replace(THEIRS, run_id="before", ttl_ms=1000), 0, "after")
-    seen = absorb(Standby(), look, 100.0, timing)
-    assert absorb(seen, look, 101.0, timing).campaign is not None
+    assert absorb(absorb(Standby(), look, 100.0, timing), look, 101.0, timing).campaign is not None
 
 
 def test_unknown_presence_is_not_absence():

@@ -1,7 +1,5 @@
 """The table of rules and guards is about what there is."""
 
-from __future__ import annotations
-
 import ast
 import re
 from functools import cache

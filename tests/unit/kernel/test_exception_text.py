@@ -1,7 +1,5 @@
 """Text of exceptions without secrets."""
 
-from __future__ import annotations
-
 import pytest
 from celery import Celery
 
@@ -41,8 +39,7 @@ def test_secrets_of_the_settings_are_masked_literally():
     app.conf.broker_transport_options = {"sentinel_kwargs": {"password": "sentinel-pw"}}
     app.conf.ha_beat_redis_url = "redis://user:lease-pw@h/0"
     load_settings(app)
-    said = "broker%2Fpw broker/pw (result-pw) sentinel-pw, lease-pw"
-    assert without_secrets(said) == "*** *** (***) ***, ***"
+    assert without_secrets("broker%2Fpw broker/pw (result-pw) sentinel-pw, lease-pw") == "*** *** (***) ***, ***"
 
 
 def test_short_secret_is_not_masked_inside_words():

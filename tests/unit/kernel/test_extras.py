@@ -1,7 +1,5 @@
 """Packages that need an extra."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 

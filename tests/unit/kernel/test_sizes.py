@@ -1,7 +1,5 @@
 """Functions and classes are small, or their docstrings say why not."""
 
-from __future__ import annotations
-
 import ast
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Schedule that a store holds."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """Backfill: only what the journal proves not to have been enqueued is enqueued without force."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -46,8 +44,7 @@ def test_instant_skipped_after_a_loss_of_state_needs_force():
 
 
 def test_enqueued_instant_is_refused_even_with_force():
-    enqueued = record("enqueued", at=DUE.isoformat(), id="task")
-    assert outcome(enqueued, force=True) is BackfillOutcome.ALREADY_ENQUEUED
+    assert outcome(record("enqueued", at=DUE.isoformat(), id="task"), force=True) is BackfillOutcome.ALREADY_ENQUEUED
 
 
 def test_instant_without_a_record_or_with_an_unknown_outcome_needs_force():

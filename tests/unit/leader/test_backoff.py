@@ -1,7 +1,5 @@
 """Back-off: each failure of a batch is an event, and the first in a row is logged."""
 
-from __future__ import annotations
-
 import pytest
 
 from ha_beat import events

@@ -1,7 +1,5 @@
 """Due queue with many entries."""
 
-from __future__ import annotations
-
 import gc
 import random
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """State of an entry while this replica leads."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import UTC, datetime
 

@@ -1,7 +1,5 @@
 """Decisions of an entry that is paused, or was until a moment ago."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 
 import pytest

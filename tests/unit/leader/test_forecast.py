@@ -1,7 +1,5 @@
 """Forecast of the entries that are due first."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,7 +1,5 @@
 """Jitter: each occurrence is enqueued a fixed part of it after its instant."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -39,8 +37,7 @@ def test_occurrence_stays_before_the_next_instant_and_the_end():
     for number in range(50):
         state = entry(str(number), jitter=3600)
         assert at(60) <= state.send_at(at(60)) < at(120)
-        ending = entry(str(number), jitter=3600, expires=at(65))
-        assert ending.send_at(at(60)) < at(65)
+        assert entry(str(number), jitter=3600, expires=at(65)).send_at(at(60)) < at(65)
 
 
 def test_entry_is_popped_after_its_offset_and_not_overdue_before():

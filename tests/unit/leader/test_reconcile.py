@@ -1,7 +1,5 @@
 """Reconciliation: an entry starts at the latest known position, after what is in doubt, and never moves back."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -139,8 +137,7 @@ def test_entry_whose_schedule_raises_does_not_affect_others():
         def next_after(self, instant: datetime) -> datetime:
             raise OverflowError("date value out of range")
 
-    broken = entry(id="broken", recurrence=Broken(10))
-    done = place(broken, entry(), shadow=shadow(e=-35, broken=-35), loss=total(+2))
+    done = place(entry(id="broken", recurrence=Broken(10)), entry(), shadow=shadow(e=-35, broken=-35), loss=total(+2))
     assert [state.id for state in done.states] == ["e"]
     assert [(failure.entry, failure.reason) for failure in done.failures] == [("broken", EntryFault.SCHEDULE_RAISES)]
 
@@ -319,8 +316,7 @@ def test_entry_that_no_leader_has_enabled_starts_now():
 
 @pytest.mark.parametrize(("signature", "expected"), [("other", -20), ("s", 0)], ids=["edited", "unchanged"])
 def test_enabled_entry_counts_from_its_edit_only_if_edited(signature, expected):
-    one = entry(signature=signature, since=at(-20))
-    assert place_one(one, absent(-500), absence=CERTAIN)[0] == at(expected)
+    assert place_one(entry(signature=signature, since=at(-20)), absent(-500), absence=CERTAIN)[0] == at(expected)
 
 
 @pytest.mark.parametrize(("ago", "expected", "rewritten"), [(303, -23, True), (3, -3, False)])
@@ -336,8 +332,7 @@ def test_entry_disabled_while_there_was_no_leader_owes_the_usual_lateness(ago, e
 
 @pytest.mark.parametrize(("verdict", "run_count"), [(Verdict.ARMED, 4), (Verdict.SKIPPED, 4), (Verdict.ENQUEUED, 3)])
 def test_stale_store_is_not_treated_as_disabled(verdict, run_count):
-    one = entry(cleared=True, run_count=run_count)
-    assert place_one(one, row(-303, verdict)) == (at(-303), None)
+    assert place_one(entry(cleared=True, run_count=run_count), row(-303, verdict)) == (at(-303), None)
 
 
 # --- Missing entries

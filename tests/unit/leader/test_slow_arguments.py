@@ -1,7 +1,5 @@
 """Slow arguments are computed in a thread, from the second time on."""
 
-from __future__ import annotations
-
 import threading
 import time
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Detection of a loss of state, and the time up to which the ledger is in doubt."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -120,8 +118,7 @@ def test_restart_without_an_append_only_file_is_a_loss(lost_at, known):
 
 def test_server_start_is_not_before_the_contact_with_the_last_one_ended():
     """Redis counts its uptime by the wall clock, which may step."""
-    loss = judged(facts=replace(RESTARTED, started_at=at(-3600)), lost_at=at(-12))
-    assert loss.floor == at(-12) + CLOCKS
+    assert judged(facts=replace(RESTARTED, started_at=at(-3600)), lost_at=at(-12)).floor == at(-12) + CLOCKS
 
 
 def test_restart_from_old_data_is_a_loss_up_to_the_start():
@@ -155,8 +152,7 @@ def test_failover_is_in_doubt_until_the_old_primary_stops(min_replicas, reached,
 def test_restart_from_a_snapshot_of_a_primary_with_replicas_looks_promoted(min_replicas):
     """Only its start distinguishes it from a promoted replica."""
     facts = ServerFacts(append_only=False, started_at=at(-10), promoted=True, min_replicas=min_replicas)
-    loss = judged(facts=facts, lost_at=at(-12))
-    assert loss.floor >= facts.started_at
+    assert judged(facts=facts, lost_at=at(-12)).floor >= facts.started_at
 
 
 def test_claim_that_was_taken_back_is_no_loss():

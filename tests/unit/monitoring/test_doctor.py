@@ -1,7 +1,5 @@
 """Tests of `doctor` for replicas that differ. `tests/integration/cli` runs it on a real cluster."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Every failure shows in the log, in a metric and in the status."""
 
-from __future__ import annotations
-
 import logging
 from datetime import UTC, datetime
 from typing import Any

@@ -1,7 +1,5 @@
 """Tests of the messages to systemd, received on a real socket."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Iterator
@@ -49,8 +47,7 @@ def test_watchdog_is_fed_only_while_the_main_loop_makes_progress(receiver):
 
 
 def test_watchdog_of_another_process_is_not_fed(receiver):
-    service = manager(receiver, WATCHDOG_USEC="30000000", WATCHDOG_PID="1")
-    service.watch(ready=False, progress=True)
+    manager(receiver, WATCHDOG_USEC="30000000", WATCHDOG_PID="1").watch(ready=False, progress=True)
     assert received(receiver) == []
 
 

@@ -1,7 +1,5 @@
 """Tracebacks in the log: each distinct error once, without secrets."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest
@@ -35,8 +33,7 @@ def test_traceback_is_logged_once_per_entry_and_error(caplog: pytest.LogCaptureF
 
 
 def test_traceback_has_no_secrets(caplog: pytest.LogCaptureFixture):
-    write = LogWriter("replica", "shop")
-    write(failed("a", raised("amqp://u:slash/pw@h//")))
+    LogWriter("replica", "shop")(failed("a", raised("amqp://u:slash/pw@h//")))
     logging.getLogger("ha_beat").error("A turn failed", exc_info=raised("redis://:at@pw@h"))
     assert "Traceback" in caplog.text
     assert "pw" not in caplog.text

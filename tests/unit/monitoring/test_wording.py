@@ -1,7 +1,5 @@
 """Tests of the wording of log lines. No other test looks at a sentence of the log."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import re
@@ -164,8 +162,7 @@ def test_warning_is_explained_in_the_docs(event, caplog):
         LogWriter("replica", "shop")(event)
     rows = re.findall(r"^\| `(.+?)` \|", LOG_LINES, re.MULTILINE)
     for record in caplog.records:
-        message = re.sub(r"%(s|\+\.1f)", "…", str(record.msg)).replace("`", "")
-        assert message in rows
+        assert re.sub(r"%(s|\+\.1f)", "…", str(record.msg)).replace("`", "") in rows
 
 
 def test_warning_that_is_no_event_is_explained_in_the_docs():
@@ -180,8 +177,7 @@ def test_every_enum_has_words_or_is_shown_as_codes():
 
 
 def test_worded_enums_are_complete():
-    missing = [code for kind, words in wording._PHRASES.items() for code in kind if code not in words]
-    assert missing == []
+    assert [code for kind, words in wording._PHRASES.items() for code in kind if code not in words] == []
 
 
 def test_equal_values_of_two_enums_have_their_own_words():

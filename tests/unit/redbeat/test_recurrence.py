@@ -1,7 +1,5 @@
 """Due instants of redbeat's rules, compared with dateutil's own search from the start."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Schedules that rows share, and the instants of a shared crontab."""
 
-from __future__ import annotations
-
 import random
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,7 +1,5 @@
 """Options of one entry about overlaps."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

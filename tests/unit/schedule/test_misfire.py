@@ -1,7 +1,5 @@
 """Misfire rules: which overdue instants are sent, and which are skipped as a range."""
 
-from __future__ import annotations
-
 import random
 from datetime import UTC, datetime, timedelta
 

@@ -1,7 +1,5 @@
 """Identity of an occurrence: its task id and the spelling of its instant."""
 
-from __future__ import annotations
-
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
 

@@ -1,7 +1,5 @@
 """Documented parameters of each schedule class: due as in stock beat, however the schedule is made or changed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -68,8 +66,7 @@ class OwnIsDue(crontab):
     """Crontab that is not due in the first minutes."""
 
     def is_due(self, last_run_at: datetime) -> Any:
-        due = super().is_due(last_run_at)
-        return due if self.now() > START + 20 * MINUTE else (False, 60.0)
+        return super().is_due(last_run_at) if self.now() > START + 20 * MINUTE else (False, 60.0)
 
 
 class OwnDefault(crontab):

@@ -1,7 +1,5 @@
 """Recurrences: the instants at which Celery would find a schedule due."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from itertools import pairwise
@@ -79,8 +77,7 @@ def test_crontab_across_a_clock_change_is_due_as_in_celery(spec, change):
 )
 def test_crontab_instant_does_not_depend_on_the_start_of_the_search(source):
     """A leader that starts between two instants computes the same occurrence as one that was running."""
-    entry = ScheduleEntry(name="e", task="t", schedule=source, app=app_in("Europe/Berlin"))
-    recurrence = recurrence_of(entry)
+    recurrence = recurrence_of(ScheduleEntry(name="e", task="t", schedule=source, app=app_in("Europe/Berlin")))
     start = datetime(2030, 1, 20, 0, 0, 13, 123456, tzinfo=UTC)
     due = recurrence.next_after(start)
     for seconds in (1, 30, 46, 3600, 86400):
@@ -169,8 +166,7 @@ def test_subclass_that_overrides_is_due_has_no_recurrence():
 
 
 def test_newest_instant_after_a_year_is_found_in_few_searches(monkeypatch):
-    entry = ScheduleEntry(name="e", task="t", schedule=crontab(), app=app_in("Europe/Berlin"))
-    recurrence = recurrence_of(entry)
+    recurrence = recurrence_of(ScheduleEntry(name="e", task="t", schedule=crontab(), app=app_in("Europe/Berlin")))
     searches, search = [], recurrence._search
     monkeypatch.setattr(recurrence, "_search", lambda instant: searches.append(instant) or search(instant))
     now = datetime(2031, 1, 1, 0, 0, 30, tzinfo=UTC)

@@ -1,7 +1,5 @@
 """Settings: their sources, the errors of wrong values, and the redaction of secrets."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

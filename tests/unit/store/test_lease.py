@@ -1,7 +1,5 @@
 """Fence codes of the scripts."""
 
-from __future__ import annotations
-
 import pytest
 
 from ha_beat.reasons import TermEnd

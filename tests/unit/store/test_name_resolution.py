@@ -1,7 +1,5 @@
 """Name server that does not answer: connecting fails in time, whatever the client."""
 
-from __future__ import annotations
-
 import socket
 import threading
 import time

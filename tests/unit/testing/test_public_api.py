@@ -1,7 +1,5 @@
 """The public API: the page in the docs, ``__all__`` of the modules, and a typed program that uses it."""
 
-from __future__ import annotations
-
 import ast
 import re
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """The public test helpers: due instants, headers and the settable clock."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
