@@ -53,8 +53,7 @@ def cluster(server: RedisServer) -> Iterator[BeatCluster]:
     with BeatCluster(server.url, spec=SPEC, replicas=3, **options) as beats:
         beats.wait_until_up()
         wait_for(lambda: "fast" in beats.ledger(), what="the schedule in the ledger")
-        assert beats.admin is not None
-        wait_for(lambda: beats.admin and beats.admin.hlen(beats.key("members")) == 3, 20, "three members")
+        wait_for(lambda: beats.admin.hlen(beats.key("members")) == 3, 20, "three members")
         yield beats
 
 

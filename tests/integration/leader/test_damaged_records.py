@@ -21,7 +21,7 @@ from ha_beat.testing import SettableClock
 from tests.faults.cluster import BeatCluster
 from tests.integration.cli.test_commands import app_for, invoke
 from tests.integration.monitoring.support import Scene, ask
-from tests.support.servers import RedisServer, free_port, need, wait_for
+from tests.support.servers import RedisServer, free_port, wait_for
 
 KEYS = Keys("tick")
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -34,33 +34,11 @@ DAMAGE = [
     *('[["e", "t", 1e300]]', '{"a": 1}', '"' + "y" * 10_000 + '"'),
 ]
 
-VERDICT = {
-    "verdict": "skipped",
-    "entry": "fast",
-    "name": "fast",
-    "at": NOW.isoformat(),
-    "until": NOW.isoformat(),
-    "count": 2,
-    "why": "missed",
-    "detail": "",
-    "id": "task-id",
-    "ms": NOW_MS,
-    "epoch": 5,
-    "by": "beat-0",
-    "base": NOW_MS * 1000,
-}
-TERM = {
-    "kind": "term",
-    "event": "acquired",
-    "reason": "released",
-    "detail": "",
-    "previous": "beat-1",
-    "previous_epoch": 4,
-    "left_ms": NOW_MS,
-    "ms": NOW_MS,
-    "epoch": 5,
-    "by": "beat-0",
-}
+WRITTEN = {"ms": NOW_MS, "epoch": 5, "by": "beat-0", "detail": ""}
+SPAN = {"at": NOW.isoformat(), "until": NOW.isoformat(), "count": 2, "base": NOW_MS * 1000}
+VERDICT = {"verdict": "skipped", "entry": "fast", "name": "fast", "why": "missed", "id": "task-id", **SPAN, **WRITTEN}
+PREVIOUS = {"previous": "beat-1", "previous_epoch": 4, "left_ms": NOW_MS}
+TERM = {"kind": "term", "event": "acquired", "reason": "released", **PREVIOUS, **WRITTEN}
 CONTROL = {"kind": "control", "event": "paused", "why": "", "of": 3, "count": 2, "asked_by": "me", "ms": NOW_MS}
 MEMBER = json.loads(
     Member("x", upcoming=(Upcoming("e", "t", NOW_MS),), failing={"e": "w"}, not_ready={"a": "b"}).encoded()
@@ -81,17 +59,9 @@ def damaged(record: Mapping[str, Any]) -> Iterator[str]:
         yield from (f'{{"{name}": {text}{", " if rest else ""}{rest}}}' for text in DAMAGE)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with need(RedisServer) as server:
-        yield server
-
-
 @pytest.fixture
-def client(server: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(server.url) as client:
-        client.flushall()
-        yield client
+def client(shared_redis: RedisServer) -> redis.Redis:
+    return shared_redis.client(decode_responses=False)
 
 
 def add_journal(client: redis.Redis, raw: str) -> None:
@@ -114,13 +84,13 @@ def damage_everything(client: redis.Redis) -> int:
     return count
 
 
-def test_status_metrics_and_commands_show_damaged_records(client: redis.Redis, server: RedisServer):
+def test_status_metrics_and_commands_show_damaged_records(client: redis.Redis, shared_redis: RedisServer):
     """Without a replica: whatever is stored, each reader answers."""
     assert damage_everything(client) > 500
     scene, clock = Scene(), SettableClock()
     members, journal = Members(lambda: client, KEYS), Journal(lambda: client, KEYS)
     poller = Poller(scene.status, members, journal, clock, full=True, ledger=Ledger(lambda: client, KEYS))
-    site, app = Site(scene.status, scene.metrics().text, clock), app_for(server.url)
+    site, app = Site(scene.status, scene.metrics().text, clock), app_for(shared_redis.url)
 
     def assert_all_answer() -> None:
         poller.poll()
@@ -159,15 +129,14 @@ def test_damaged_requests_and_replies_are_read(client: redis.Redis):
 
 
 @pytest.mark.slow
-def test_replicas_go_on_with_damaged_records(server: RedisServer, client: redis.Redis):
+def test_replicas_go_on_with_damaged_records(shared_redis: RedisServer, client: redis.Redis):
     """Election, requests, probes, `resume` and dispatch."""
     ports = [free_port(), free_port()]
     settings = {"lease_ttl": 3, "poll_interval": 0.05}
     env = [{"HA_BEAT_HTTP_BIND": f"127.0.0.1:{port}"} for port in ports]
-    app = app_for(server.url)
-    with BeatCluster(
-        server.url, spec={"fast": {"every": 0.5}}, replicas=2, settings=settings, replica_env=env
-    ) as cluster:
+    app = app_for(shared_redis.url)
+    spec = {"fast": {"every": 0.5}}
+    with BeatCluster(shared_redis.url, spec=spec, replicas=2, settings=settings, replica_env=env) as cluster:
         cluster.wait_for_leader()
         damage_everything(client)
 
@@ -194,14 +163,8 @@ def test_replicas_go_on_with_damaged_records(server: RedisServer, client: redis.
             resumed = invoke(app, "resume", "--timeout", "10", "--json")
             assert resumed.exit_code == 0, resumed.output
             assert_well()
-        for name, text in (
-            ("ttl_ms", "9" * 15),
-            ("state", "?"),
-            ("nonce", "?"),
-            ("epoch", "x"),
-            ("seq", ""),
-            ("gen", ""),
-        ):
+        lease = {"ttl_ms": "9" * 15, "state": "?", "nonce": "?", "epoch": "x", "seq": "", "gen": ""}
+        for name, text in lease.items():
             client.hset(KEYS.lease, name, text)
             wait_for(lambda: cluster.leader() is not None, 30, f"a leader after {name}")
             assert_well()

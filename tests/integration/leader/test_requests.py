@@ -53,7 +53,6 @@ def shared_cluster(module_cluster: BeatCluster) -> BeatCluster:
 
 
 def requests_of(cluster: BeatCluster) -> Requests:
-    assert cluster.admin is not None
     return Requests(lambda: cluster.admin, Keys(cluster.name))
 
 
@@ -124,7 +123,7 @@ def test_pause_survives_the_loss_of_the_ledger(cluster: BeatCluster):
     time.sleep(2.5)  # standbys look at the ledger about once a second
     cluster.admin.flushall()
     wait_for(lambda: cluster.lease().get("state") == "held", 20, "a leader after the loss")
-    wait_for(lambda: cluster.admin and cluster.admin.hget(cluster.key("ledger"), "m:paused"), 20, "the pause")
+    wait_for(lambda: cluster.admin.hget(cluster.key("ledger"), "m:paused"), 20, "the pause")
     time.sleep(1.5)
     assert sent(cluster, "fast") == []
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from tests.faults.cluster import REPOSITORY, BeatCluster, Replica, base_environment
+from tests.faults.cluster import REPOSITORY, BeatCluster, Replica, base_environment, ha_scheduler
 from tests.integration.monitoring.support import LOCALHOST, ask
-from tests.support.servers import PartMissing, RedisServer, ServerProcess, free_port, need, wait_for
+from tests.support.servers import PartMissing, ServerProcess, free_port, need, wait_for
 
 SPEC = {"fast": {"every": 0.2}}
 
@@ -69,12 +69,6 @@ class Probed(BeatCluster):
         except AssertionError:
             found = {replica.name: self.probes(replica) for replica in self}
             raise AssertionError(f"{found}\n{self.logs()}") from None
-
-
-@pytest.fixture
-def redis_server() -> Iterator[RedisServer]:
-    with need(RedisServer) as server:
-        yield server
 
 
 @pytest.mark.slow
@@ -137,7 +131,6 @@ def test_stopped_replica_removes_its_member_record(redis_server):
     with Probed(redis_server.url, replicas=2) as cluster:
         leader = cluster.settle()
         (standby,) = cluster.standbys()
-        assert cluster.admin is not None
         assert len(cluster.admin.hkeys(cluster.key("members"))) == 2
         for replica in (standby, leader):
             replica.terminate()
@@ -150,7 +143,6 @@ def test_standby_without_http_writes_only_its_member_record(redis_server):
     """O1: a standby writes only its presence and its member record."""
     with BeatCluster(redis_server.url, replicas=2, settings={"lease_ttl": 30}) as cluster:
         leader = cluster.wait_for_leader()
-        assert cluster.admin is not None
         admin = cluster.admin
         wait_for(lambda: len(admin.hgetall(cluster.key("members"))) == 2, 20, "two members")
         (standby,) = cluster.standbys()
@@ -321,16 +313,7 @@ def test_beat_inside_a_worker_serves_http(redis_server, tmp_path):
     env = base_environment({"BROKER_URL": redis_server.url, "BEAT_SPEC": json.dumps(SPEC)})
     env |= {"HA_BEAT_HTTP_BIND": f"{LOCALHOST}:{port}", "HA_BEAT_CLUSTER": "embedded", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "celery", "-A", "tests.support.apps.tick_app", "worker", "-B", "-c", "1"]
-    command += [
-        "-P",
-        "prefork",
-        "--scheduler",
-        "ha_beat.scheduler:HAScheduler",
-        "-s",
-        str(tmp_path / "schedule"),
-        "-l",
-        "INFO",
-    ]
+    command += ["-P", "prefork", "--scheduler", ha_scheduler(), "-s", str(tmp_path / "schedule"), "-l", "INFO"]
     process = ServerProcess(command, tmp_path / "worker.log", cwd=tmp_path, env=env)
     try:
 

@@ -12,7 +12,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ha_beat import events
-from ha_beat.errors import StoreError, StoreUnavailable
+from ha_beat.errors import StoreUnavailable
 from ha_beat.monitoring.status import Poller, Snapshot, document, spans
 from ha_beat.monitoring.status.poller import certain_offset
 from ha_beat.reasons import EntryFault, Invariant, RedisRisk
@@ -22,23 +22,15 @@ from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import MOST_RECORDS, Member, Members, ServerSettings, Upcoming
 from ha_beat.testing import SettableClock
 from tests.integration.monitoring.support import Scene
-from tests.support.servers import RedisServer, need
+from tests.support.servers import RedisServer
 
 KEYS = Keys("shop")
 AT = datetime(2026, 5, 1, 12, 0, 0, 250_000, tzinfo=UTC)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with need(RedisServer) as server:
-        yield server
-
-
 @pytest.fixture
-def client(server: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(server.url, socket_timeout=5) as client:
-        client.flushall()
-        yield client
+def client(shared_redis: RedisServer) -> redis.Redis:
+    return shared_redis.client(decode_responses=False)
 
 
 @pytest.fixture
@@ -120,19 +112,16 @@ def test_journal_is_read_newest_first_by_time_and_by_entry(client):
     assert journal.oldest_ms() == 1_000_000
 
 
-def test_journal_raises_without_redis():
-    with pytest.raises(StoreUnavailable):
-        Journal(unreachable, KEYS).newest()
-
-
 # --- Members
 
 
 def test_member_record_round_trip(client):
-    member = Member(
-        "beat-0:abc123", "standby", "h", 1, "1.2", 5, http="http://h:1", clock_offset_ms=-7,
-        not_ready={"stalled": "16.0 s"},        upcoming=(Upcoming("nightly", "mail", 99),), failing={"e": "why"},
-    )  # fmt: skip
+    shown = {
+        "not_ready": {"stalled": "16.0 s"},
+        "upcoming": (Upcoming("nightly", "mail", 99),),
+        "failing": {"e": "why"},
+    }
+    member = Member("beat-0:abc123", "standby", "h", 1, "1.2", 5, http="http://h:1", clock_offset_ms=-7, **shown)
     members = Members(lambda: client, KEYS)
     view = members.view(member)
     (found,) = view.members
@@ -282,10 +271,11 @@ def test_without_redis_the_last_snapshot_is_kept_and_marked():
     assert document(scene.status)["redis"]["reachable"] is False
 
 
-def test_members_raise_without_redis():
+def test_journal_and_members_raise_without_redis_except_at_the_end():
     members = Members(unreachable, KEYS)
-    with pytest.raises(StoreError):
-        members.view()
+    for read in (Journal(unreachable, KEYS).newest, members.view):
+        with pytest.raises(StoreUnavailable):
+            read()
     members.remove("x")
 
 
@@ -333,7 +323,6 @@ def test_record_never_has_an_offset_from_before_contact(client):
     poller.poll()
     first = Members(lambda: client, KEYS).view().members
     assert [round(each.clock_offset_ms, -4) for each in first] == [-30_000]
-
     # While Redis was unreachable, its clock stepped.
     scene.status.snapshot = replace(scene.status.snapshot, unreachable="timed out")
     scene.clock.step_wall(90)

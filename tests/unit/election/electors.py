@@ -25,18 +25,8 @@ class Electors:
 
     def add(self, name: str = "one", *, remembers: bool = True, presence: Presence | None = None) -> Elector:
         presence = presence or MemoryPresence(self.store, self.clock)
-        eligibility = Eligibility(remembers=lambda: remembers)
-        args = (
-            self.store,
-            presence,
-            replica(name),
-            self.timing,
-            self.clock,
-            self.events.append,
-            self.time,
-            eligibility,
-        )
-        self.all.append(Elector(*args, duties=self.duties))
+        own = (presence, replica(name), self.timing, self.clock, self.events.append, self.time)
+        self.all.append(Elector(self.store, *own, Eligibility(remembers=lambda: remembers), duties=self.duties))
         return self.all[-1]
 
     def run(self, seconds: float, *stalled: Elector) -> None:

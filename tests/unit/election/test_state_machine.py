@@ -34,8 +34,6 @@ TIMING = Timing(ttl=10.0, renew_interval=2.5, poll_interval=0.1, stall_timeout=1
 FIT = Fitness()
 OURS = Term("we", epoch=7, nonce="ours", gen="g", run_id="r", trusted_until=109.0)
 THEIRS = LeaseRecord(holder="they", epoch=7, nonce="theirs", seq=3, ttl_ms=10_000, state="held", presence="chan")
-
-
 NEWCOMER = Standby(unbroken=True)
 
 
@@ -86,30 +84,18 @@ def campaigns(state: Standby, now: float, **fitness: Any) -> bool:
 # --- Trust of the leader
 
 
-@pytest.mark.parametrize(
-    ("state", "outcome", "now", "trusted_until"),
-    [
-        (leader(), renewed(sent_at=104.0), 108.0, 113.0),
-        (leader(), Renewal("late", sent_at=108.0), 108.1, 109.0),
-        (Standby(), acquired(sent_at=100.0), 105.0, 109.0),
-    ],
-    ids=["renewal", "renewal after another attempt", "acquire"],
-)
-def test_slow_success_does_not_extend_trust(state, outcome, now, trusted_until):
-    """Trust counts from the send."""
-    assert absorb(state, outcome, now).term.trusted_until == trusted_until
+def test_slow_success_does_not_extend_trust():
+    """Trust and the next renewal count from the send, also that of an attempt which arrived after a later one."""
+    assert absorb(leader(), renewed(sent_at=104.0), 108.0).term.trusted_until == 113.0
+    assert absorb(leader(), Renewal("late", sent_at=108.0), 108.1).term.trusted_until == 109.0
+    after = absorb(Standby(), acquired(sent_at=100.0), 105.0)
+    assert (after.term.trusted_until, after.next_renewal) == (109.0, 102.5)
 
 
-@pytest.mark.parametrize(
-    ("state", "sent_at", "now"), [(leader(), 104.0, 113.0), (Standby(), 100.0, 100.1)], ids=["too late", "standby"]
-)
-def test_renewal_answered_after_the_trust_does_not_revive_the_term(state, sent_at, now):
+def test_renewal_answered_after_the_trust_does_not_revive_the_term():
     """Neither after the trust that it brings, nor after the leader gave up."""
-    assert isinstance(absorb(state, renewed(sent_at), now), Standby)
-
-
-def test_acquisition_is_renewed_an_interval_after_its_send():
-    assert absorb(Standby(), acquired(sent_at=100.0), 105.0).next_renewal == 102.5
+    assert isinstance(absorb(leader(), renewed(104.0), 113.0), Standby)
+    assert isinstance(absorb(Standby(), renewed(100.0), 100.1), Standby)
 
 
 def test_acquire_answered_too_late_bars_for_a_ttl():
@@ -150,16 +136,11 @@ def test_each_renewal_attempt_has_a_new_number():
     assert numbers[0] > 1
 
 
-@pytest.mark.parametrize(
-    "outcome", [Renewal(Lost(TermEnd.SUPERSEDED), 102.5), Fenced("ours", TermEnd.SUPERSEDED)], ids=["lost", "fenced"]
-)
-def test_leader_stops_at_a_lost_lease_or_a_fence(outcome):
-    after = absorb(leader(), outcome, 102.6)
-    assert isinstance(after, Standby)
-    assert after.seen_epoch == OURS.epoch
-
-
-def test_fence_of_an_older_term_does_not_end_this_one():
+def test_leader_stops_at_a_lost_lease_or_a_fence_of_its_term():
+    for outcome in (Renewal(Lost(TermEnd.SUPERSEDED), 102.5), Fenced("ours", TermEnd.SUPERSEDED)):
+        after = absorb(leader(), outcome, 102.6)
+        assert isinstance(after, Standby)
+        assert after.seen_epoch == OURS.epoch
     assert absorb(leader(), Fenced("older", TermEnd.SUPERSEDED), 102.6) == leader()
 
 
@@ -168,15 +149,10 @@ def test_leader_past_its_trust_does_not_renew():
     assert isinstance(decide(leader(next_renewal=105.0), 109.0, FIT), Wait)
 
 
-@pytest.mark.parametrize(
-    ("fitness", "release"),
-    [
-        (Fitness(stalled=True), Release(OURS, TermEnd.STALLED)),
-        (Fitness(step_down=StepDown(TermEnd.STEP_DOWN, "ann", "two")), Release(OURS, TermEnd.STEP_DOWN, "ann", "two")),
-    ],
-)
-def test_unfit_leader_releases_even_when_a_renewal_is_due(fitness, release):
-    assert decide(leader(), 105.0, fitness) == release
+def test_unfit_leader_releases_even_when_a_renewal_is_due():
+    assert decide(leader(), 105.0, Fitness(stalled=True)) == Release(OURS, TermEnd.STALLED)
+    asked = Fitness(step_down=StepDown(TermEnd.STEP_DOWN, "ann", "two"))
+    assert decide(leader(), 105.0, asked) == Release(OURS, TermEnd.STEP_DOWN, "ann", "two")
 
 
 def test_after_a_release_for_cause_others_go_first():
@@ -207,11 +183,11 @@ def test_single_look_never_makes_a_lease_stale():
     assert watch((1e9, view())).campaign is None
 
 
-@pytest.mark.parametrize("change", [{"seq": 4}, {"epoch": 8}])
-def test_renewal_or_acquisition_restarts_the_wait(change):
-    seen = watch((100.0, view()), (109.0, held(**change)))
-    assert watch((118.9, held(**change)), state=seen).campaign is None
-    assert watch((119.0, held(**change)), state=seen).campaign is not None
+@pytest.mark.parametrize("look", [held(seq=4), held(epoch=8)], ids=["renewed", "acquired"])
+def test_renewal_or_acquisition_restarts_the_wait(look):
+    seen = watch((100.0, view()), (109.0, look))
+    assert watch((118.9, look), state=seen).campaign is None
+    assert watch((119.0, look), state=seen).campaign is not None
 
 
 def test_missing_or_released_lease_is_free_at_once():
@@ -334,23 +310,12 @@ def test_unknown_presence_is_not_absence():
 # --- Campaigns
 
 
-@pytest.mark.parametrize(
-    "outcomes",
-    [
-        [Campaigned(Unknown("timeout"), "ours")],
-        [
-            Campaigned(Unknown("timeout"), "ours"),
-            Campaigned(Unknown("timeout"), "2"),
-            Campaigned(Refused("moved"), "3"),
-        ],
-    ],
-    ids=["last", "earlier"],
-)
-def test_lease_of_a_campaign_that_arrived_late_is_free_for_its_owner(outcomes):
+@pytest.mark.parametrize("later", [[], [("2", Unknown("timeout")), ("3", Refused("moved"))]], ids=["last", "earlier"])
+def test_lease_of_a_campaign_that_arrived_late_is_free_for_its_owner(later):
     """The record has the nonce of a campaign of this replica whose reply was lost."""
     state = Standby()
-    for outcome in outcomes:
-        state = absorb(state, outcome)
+    for nonce, outcome in [("ours", Unknown("timeout")), *later]:
+        state = absorb(state, Campaigned(outcome, nonce))
     assert watch((100.1, held(holder="we", nonce="ours")), state=state).campaign.reason is TermStart.OWN_LEASE
     assert watch((100.1, view()), state=state).campaign is None
 
@@ -467,16 +432,15 @@ def test_presence_that_breaks_repeatedly_is_not_used_for_a_while():
     assert decide(state, last + 61.0, FIT).presence
 
 
+OTHER_OUTCOMES = [
+    *(view(), view(None), Campaigned(Refused("no"), "n"), Campaigned(Unknown("no"), "n"), Unknown("no"), Woken()),
+    *(Renewal(Lost("no"), 100.0), Renewal("late", 1e6), PresenceBroke(), PresenceReady(), Fenced("ours", "no")),
+    Forbidden(ForbiddenReason.OTHER_APP, ""),
+]
+
+
 @pytest.mark.parametrize("state", [Standby(), leader()])
-@pytest.mark.parametrize(
-    "outcome",
-    [
-        *(view(), view(None), Campaigned(Refused("no"), "n"), Campaigned(Unknown("no"), "n"), Unknown("no"), Woken()),
-        *(Renewal(Lost("no"), 100.0), Renewal("late", 1e6), PresenceBroke(), PresenceReady(), Fenced("ours", "no")),
-        Forbidden(ForbiddenReason.OTHER_APP, ""),
-    ],
-    ids=repr,
-)
+@pytest.mark.parametrize("outcome", OTHER_OUTCOMES, ids=repr)
 def test_standby_leads_only_after_an_acquisition(state, outcome):
     """No other outcome lengthens trust."""
     after = absorb(state, outcome, 101.0)

@@ -34,16 +34,8 @@ from ha_beat.reasons import (
 )
 
 #: Labels of metrics, values of settings, levels of checks and codes of the status document.
-SHOWN_AS_CODES = {
-    BuildFault,
-    LeaseAction,
-    LeaseOutcome,
-    MisfirePolicy,
-    OverlapPolicy,
-    UncertainPolicy,
-    Level,
-    WarningCode,
-}
+SHOWN_AS_CODES = {BuildFault, LeaseAction, LeaseOutcome, MisfirePolicy, OverlapPolicy, UncertainPolicy}
+SHOWN_AS_CODES |= {Level, WarningCode}
 
 DUE = datetime(2026, 3, 1, 3, 30, 0, 250_000, tzinfo=UTC)
 REFUSED = "ConnectionError: Error 111 connecting to 127.0.0.1:6379. Connection refused."
@@ -82,18 +74,6 @@ def logged(event: events.Event, caplog: pytest.LogCaptureFixture) -> logging.Log
         LogWriter("replica", "shop")(event)
     (record,) = caplog.records
     return record
-
-
-@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.action)
-@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
-def test_event_is_wanted_if_its_line_is_logged(event: events.Event, level: int, caplog: pytest.LogCaptureFixture):
-    """The line of each message is not prepared where its level is off."""
-    write = LogWriter("replica", "shop")
-    with caplog.at_level(level, "ha_beat"):
-        write(event)
-        assert write.wants(event) or not caplog.records
-        assert write.wants(event) or isinstance(event, events.Enqueued)
-        assert write.wants(event) or level == logging.WARNING
 
 
 OVERDUE = events.OccurrenceSkipped("report", DUE, DUE, 1, SkipReason.COALESCED)
@@ -149,7 +129,6 @@ LOGGED = [event for event in EVENTS if not isinstance(event, events.LeaseAttempt
 @pytest.mark.parametrize("event", LOGGED, ids=lambda event: type(event).__name__)
 def test_record_has_the_action_and_fields_of_its_event(event, caplog):
     record: dict[str, Any] = logged(event, caplog).__dict__
-
     fields = {field.name for field in dataclasses.fields(event)} - {"exc"}
     assert {name: record[name] for name in fields} == {name: getattr(event, name) for name in fields}
     assert (record["action"], record["cluster"], record["replica"]) == (event.action, "shop", "replica")
