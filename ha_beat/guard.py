@@ -39,7 +39,7 @@ from celery.utils.dispatch import Signal
 
 from ha_beat import overlap as _overlap  # noqa: F401 -- reports the ends of messages
 from ha_beat.exception_text import exception_line
-from ha_beat.headers import HEADER
+from ha_beat.headers import header_in
 from ha_beat.store.keys import Keys
 from ha_beat.store.scripts import text
 from ha_beat.worker_link import link_of
@@ -67,7 +67,7 @@ class GuardedTask(Task):  # type: ignore[type-arg]
         Raises:
             Ignore: another message of the same occurrence has run.
         """
-        header = _header_of(self.request)
+        header = header_in(self.request)
         if header is not None and _is_second(self.app, task_id, header, self.guard_ttl):
             entry, scheduled_at = str(header.get("entry", "")), str(header.get("scheduled_at", ""))
             logger.warning(
@@ -108,16 +108,10 @@ def _guard_all(sender: Any, **_: Any) -> None:
             task.__class__ = type(own.__name__, (GuardedTask, own), members)
 
 
-def _header_of(request: Any) -> Mapping[str, Any] | None:
-    """Return the header of a message that may have a second one, or ``None`` for any other message."""
-    for found in (getattr(request, HEADER, None), (getattr(request, "headers", None) or {}).get(HEADER)):
-        if isinstance(found, Mapping) and found.get("publish") and found.get("cluster"):
-            return found
-    return None
-
-
 def _is_second(app: Celery, task_id: str, header: Mapping[str, Any], ttl: float) -> bool:
     """True if another message of the occurrence was received first."""
+    if not header.get("publish") or not header.get("cluster"):
+        return False  # it can't have a second message
     keys, publish = Keys(str(header["cluster"])), str(header["publish"])
     # An entry with its own task id uses the same one for each occurrence.
     occurrence = header.get("task_id")

@@ -67,11 +67,8 @@ def occurrence_of(request: Any) -> TaskOccurrence | None:
 
     Connect it after ``CeleryInstrumentor().instrument()``: handlers run in the order in which they were connected.
     """
-    found = getattr(request, HEADER, None)
-    if not isinstance(found, Mapping):
-        headers = getattr(request, "headers", None)
-        found = headers.get(HEADER) if isinstance(headers, Mapping) else None
-    if not isinstance(found, Mapping):
+    found = header_in(request)
+    if found is None:
         return None
     try:
         return TaskOccurrence(
@@ -86,6 +83,17 @@ def occurrence_of(request: Any) -> TaskOccurrence | None:
         )
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def header_in(request: Any) -> Mapping[str, Any] | None:
+    """Return the header of a message, of a task's request, or of a worker's request; ``None`` if it has none."""
+    message = getattr(request, "message", None)
+    own = {HEADER: getattr(request, HEADER, None)}
+    for headers in (own, getattr(request, "headers", None), getattr(message, "headers", None)):
+        found = headers.get(HEADER) if isinstance(headers, Mapping) else None
+        if isinstance(found, Mapping):
+            return found
+    return None
 
 
 def header_of(

@@ -17,7 +17,7 @@ from typing import Any
 from celery import Celery, signals, states
 
 from ha_beat.exception_text import exception_line, printable
-from ha_beat.headers import HEADER
+from ha_beat.headers import header_in
 from ha_beat.store.keys import Keys
 from ha_beat.store.scripts import Script
 from ha_beat.worker_link import free_after_fork, link_of
@@ -72,17 +72,10 @@ _late_guard = threading.Lock()
 free_after_fork(_late_guard)
 
 
-def _busy_header(headers: Any) -> Mapping[str, Any] | None:
-    found = headers.get(HEADER) if isinstance(headers, Mapping) else None
-    return found if isinstance(found, Mapping) and found.get("busy") else None
-
-
 def _header_of(request: Any) -> Mapping[str, Any] | None:
-    """Return the header of a task's or a worker's request if the end of its message must be reported."""
-    direct = {HEADER: getattr(request, HEADER, None)}
-    message = getattr(request, "message", None)
-    sources = (direct, getattr(request, "headers", None), getattr(message, "headers", None))
-    return next(filter(None, map(_busy_header, sources)), None)
+    """Return the header of a request or a message whose end must be reported."""
+    header = header_in(request)
+    return header if header is not None and header.get("busy") else None
 
 
 def _send(app: Celery, cluster: str, entry: str, key: str) -> None:
@@ -164,4 +157,4 @@ def _on_revoked(sender: Any = None, request: Any = None, **_: Any) -> None:
 @signals.task_unknown.connect(weak=False)
 @signals.task_rejected.connect(weak=False)
 def _on_rejected(sender: Any = None, message: Any = None, **_: Any) -> None:
-    _report(sender.app, _busy_header(getattr(message, "headers", None)))
+    _report(sender.app, _header_of(message))

@@ -23,7 +23,6 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 #: Level, constant message, values of the message.
 Line = tuple[int, str, tuple[object, ...]]
 
-
 #: Tracebacks that are remembered as logged.
 _TRACEBACKS = 1000
 
@@ -116,8 +115,7 @@ def _election(event: e.Event, cluster: str) -> Line | None:
             return ERROR, "This replica can't lead, because %s: %s", (phrase(reason), detail)
         case e.ElectionFailed(detail):
             return ERROR, "The election failed; not leading until it works again: %s", (detail,)
-        case _:
-            return None
+    return None
 
 
 def _dispatch(event: e.Event) -> Line | None:
@@ -129,12 +127,8 @@ def _dispatch(event: e.Event) -> Line | None:
             level = INFO if reason in {SkipReason.DECLINED, SkipReason.OVERLAP, SkipReason.PAUSED} else WARNING
             return level, "Skipped %s, %s: %s", (entry, due(first, until, count), why)
         case e.OccurrenceUncertain(entry, at, task_id, reason, detail):
-            when = instant(at) if at else "at an unknown time"
-            return (
-                ERROR,
-                "Delivery of %s, due %s, is unknown (task id %s): %s",
-                (entry, when, task_id, phrase(reason, detail)),
-            )
+            values = (entry, instant(at) if at else "at an unknown time", task_id, phrase(reason, detail))
+            return ERROR, "Delivery of %s, due %s, is unknown (task id %s): %s", values
         case e.ScheduleReady(entries, overdue, new):
             return INFO, "Scheduling %s: %s overdue, %s new to the ledger", (entries_text(entries), overdue, new)
         case e.BatchDispatched(size, seconds, already_mine):
@@ -154,8 +148,7 @@ def _dispatch(event: e.Event) -> Line | None:
             return INFO, "Dispatch path %s: %s", (path, phrase(reason))
         case e.EntryFailed(entry, reason, detail):
             return ERROR, "Entry %s: %s", (entry, phrase(reason, detail))
-        case _:
-            return None
+    return None
 
 
 def _redis(event: e.Event) -> Line | None:
@@ -184,8 +177,7 @@ def _redis(event: e.Event) -> Line | None:
             return WARNING, "The wall clock moved by %+.1f s against the other clocks; the schedule %s", (seconds, then)
         case e.ClockOffset(seconds):
             return WARNING, "This machine's clock differs from Redis' clock by %+.1f s", (seconds,)
-        case _:
-            return None
+    return None
 
 
 def _requests(event: e.Event) -> Line | None:
@@ -202,8 +194,7 @@ def _requests(event: e.Event) -> Line | None:
         case e.EnqueuedOnRequest(entry, task, task_id, scheduled_at, kind, by):
             values = (entry, task, task_id, instant(scheduled_at), kind, by)
             return INFO, "Enqueued %s (%s[%s]) of %s (%s) for %s", values
-        case _:
-            return None
+    return None
 
 
 def _failures(event: e.Event) -> Line | None:
@@ -224,5 +215,4 @@ def _failures(event: e.Event) -> Line | None:
             return ERROR, "The thread %s ended and is started again: %s", (thread, detail)
         case e.DutyResumed(duty, after):
             return INFO, "%s works again after %s", (sentence(phrase(duty)), duration(after))
-        case _:
-            return None
+    return None

@@ -15,14 +15,15 @@ PAGE = (ROOT / "docs/public-api.md").read_text()
 
 
 def names_on_the_page() -> dict[str, list[str]]:
-    """The names that the page lists, by module."""
-    _, *sections = re.split(r"^### `(ha_beat[\w.]*)`$", PAGE.partition("## Outside Python")[0], flags=re.MULTILINE)
-    return {
-        module: [
-            name for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
-        ]
-        for module, text in zip(sections[::2], sections[1::2], strict=True)
-    }
+    """The names that the page lists, by module. A row without a module goes on with the one above."""
+    found: dict[str, list[str]] = {}
+    rows = re.findall(r"^\| (?:`(ha_beat[\w.]*)`)? ?\| (.*?) ?\|", PAGE.partition("## Outside Python")[0], re.MULTILINE)
+    for module, names in rows:
+        if module:
+            found[module] = []
+        if found:
+            found[list(found)[-1]] += re.findall(r"`(\w+)`", names)
+    return found
 
 
 def exported(module: str) -> list[str]:
