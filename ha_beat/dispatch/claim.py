@@ -2,8 +2,7 @@
 
 State
     ========== ==========================================================================
-    NEW        the claim was not written
-    WRITING    the claim is being written
+    WRITING    the claim is being written for the first time
     REWRITING  the reply to an earlier write was lost, and the claim is being written again
     OPEN       the store has the claim; the message was not sent
     PUBLISHING the message may be on its way
@@ -33,7 +32,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 from ha_beat.dispatch.protocol import Answer, OpenClaim, Operation
 from ha_beat.reasons import AnswerKind, PublishOutcome, SkipReason, UncertainPolicy, UncertainReason, Verdict
@@ -46,11 +45,13 @@ UNSENT = "unsent"
 #: Characters of a detail that are kept in the ledger and the journal.
 _MAX_DETAIL = 300
 
+#: Verdict of a row, as stored.
+_ENQUEUED, _CLAIMED = (f'"verdict":"{verdict}"' for verdict in (Verdict.ENQUEUED, Verdict.CLAIMED))
+
 
 class State(Enum):
     """State of a claim."""
 
-    NEW = auto()
     WRITING = auto()
     REWRITING = auto()
     OPEN = auto()
@@ -68,20 +69,20 @@ class Resolution(Enum):
     KEEP_OPEN = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """Claim of this process, made under the term of ``nonce``.
 
-    ``json`` is the claim as stored, ``row`` the entry's row while it is claimed (``None`` for a request's step, which
-    leaves the row alone). ``replaces_open`` is True if an earlier publish of the same message has an unknown outcome.
+    ``json`` is the claim as stored, ``row`` the entry's row, as stored, while it is claimed (empty for a request's
+    step, which leaves the row alone). ``replaces_open`` is True if an earlier publish of the same message has an
+    unknown outcome.
     """
 
     operation: Operation
     nonce: str
     json: str
-    row: LedgerRow | None
+    row: str
     replaces_open: bool = False
-    state: State = State.NEW
+    state: State = State.WRITING
     outcome: PublishOutcome | None = None
     reason: UncertainReason = UncertainReason.NO_ANSWER
     detail: str = ""
@@ -92,13 +93,8 @@ class Claim:
         return self.operation.key
 
     @property
-    def raw(self) -> str:
-        """Return the row while it is claimed, as stored; empty for none."""
-        return self.row.raw if self.row is not None else ""
-
-    @property
     def must_be_written(self) -> bool:
-        return self.state in {State.NEW, State.WRITING, State.REWRITING}
+        return self.state is State.WRITING or self.state is State.REWRITING
 
     @property
     def accepted(self) -> bool:
@@ -133,23 +129,21 @@ class Update:
 
 
 def new_claim(term: Term, operation: Operation) -> Claim:
-    """Return the claim for an operation with a message."""
-    final = LedgerRow.parse(operation.row) if operation.row else None
+    """Return the claim for an operation with a message, which is about to be written."""
+    row = _claimed(operation.row) if operation.row else ""
     # Most rows that are replaced are no claims, and need not be parsed.
-    may_be_open = Verdict.CLAIMED in operation.expected and final is not None
-    expected = LedgerRow.parse(operation.expected) if may_be_open else None
-    row = _with_raw(final, verdict=Verdict.CLAIMED) if final is not None else None
+    replaced = LedgerRow.parse(operation.expected) if row and Verdict.CLAIMED in operation.expected else None
     content = {
         "entry": operation.entry,
         "by": term.nonce,
         "policy": operation.uncertain,
         "ms": _written_ms(operation.records, term),
-        "row": row.raw if row is not None else "",
-        "before": operation.expected if row is not None else "",
+        "row": row,
+        "before": operation.expected if row else "",
         "records": operation.records,
     }
     replaces_open = (
-        expected is not None and expected.verdict is Verdict.CLAIMED and expected.task_id == operation.task_id
+        replaced is not None and replaced.verdict is Verdict.CLAIMED and replaced.task_id == operation.task_id
     )
     return Claim(operation, term.nonce, json.dumps(content, separators=(",", ":")), row, replaces_open)
 
@@ -157,34 +151,28 @@ def new_claim(term: Term, operation: Operation) -> Claim:
 # --- Events
 
 
-def write_begun(claim: Claim) -> Claim:
-    """Record that the claim is about to be written."""
-    match claim.state:
-        case State.NEW:
-            return replace(claim, state=State.WRITING)
-        case State.WRITING:
-            return replace(claim, state=State.REWRITING)
-        case _:
-            return claim
+def write_repeated(claim: Claim) -> Claim:
+    """Record that the claim is about to be written once more, because its writing was not answered."""
+    return claim._replace(state=State.REWRITING) if claim.state is State.WRITING else claim
 
 
 def write_answered(claim: Claim, answer: Answer) -> Claim:
     """Record the store's answer to the write. ``mine`` to a first write means a claim of another process."""
-    if claim.state not in {State.WRITING, State.REWRITING}:
+    if not claim.must_be_written:
         return claim
     ours = answer.kind is AnswerKind.MINE and claim.state is State.REWRITING  # guard: claim-tried
     if ours or answer.kind is AnswerKind.DONE:
-        return replace(claim, state=State.OPEN)
-    return replace(claim, state=State.ANSWERED, answer=answer)
+        return claim._replace(state=State.OPEN)
+    return claim._replace(state=State.ANSWERED, answer=answer)
 
 
 def publish_begun(claim: Claim) -> Claim:
     """Record that the message is about to be sent. If an earlier send was interrupted, the outcome is unknown."""
     match claim.state:
         case State.OPEN:
-            return replace(claim, state=State.PUBLISHING)
+            return claim._replace(state=State.PUBLISHING)
         case State.PUBLISHING:
-            return replace(published(claim, PublishOutcome.UNKNOWN), reason=UncertainReason.INTERRUPTED)
+            return published(claim, PublishOutcome.UNKNOWN)._replace(reason=UncertainReason.INTERRUPTED)
         case _:
             return claim
 
@@ -193,21 +181,21 @@ def published(claim: Claim, outcome: PublishOutcome, detail: str = "") -> Claim:
     """Record the outcome of the publish."""
     if claim.state is not State.PUBLISHING:
         return claim
-    return replace(claim, state=State.PUBLISHED, outcome=outcome, detail=detail)
+    return claim._replace(state=State.PUBLISHED, outcome=outcome, detail=detail)
 
 
 def unsent(claim: Claim, detail: str) -> Claim:
     """Record that the message will not be sent. A claim whose message may be on its way stays unchanged."""
-    if claim.state not in {State.WRITING, State.REWRITING, State.OPEN}:
+    if not claim.must_be_written and claim.state is not State.OPEN:
         return claim
-    return replace(claim, state=State.PUBLISHED, outcome=PublishOutcome.UNSENT, detail=detail)
+    return claim._replace(state=State.PUBLISHED, outcome=PublishOutcome.UNSENT, detail=detail)
 
 
 def resolved(claim: Claim) -> Claim:
     """Record that the store has the resolution of a published claim."""
     if claim.state is not State.PUBLISHED:
         return claim
-    return replace(claim, state=State.ANSWERED, answer=_answer_of(claim))
+    return claim._replace(state=State.ANSWERED, answer=_answer_of(claim))
 
 
 # --- Resolution of a published claim
@@ -219,23 +207,27 @@ def resolution(claim: Claim) -> Resolution:
         return Resolution.CONFIRM
     if claim.outcome is not PublishOutcome.UNKNOWN and not claim.replaces_open:  # guard: claim-maybe-accepted
         return Resolution.TAKE_BACK
-    if claim.operation.uncertain is UncertainPolicy.REPUBLISH and claim.row is not None:
+    if claim.operation.uncertain is UncertainPolicy.REPUBLISH and claim.row:
         return Resolution.KEEP_OPEN
     return Resolution.RECORD_UNCERTAIN
 
 
-def update_for(claim: Claim) -> Update:
-    """Return what resolves a published claim that does not stay open."""
+def update_for(claim: Claim, *, in_term: bool = False) -> Update:
+    """Return what resolves a published claim that does not stay open.
+
+    ``in_term``: it is written under the fence of the claim's term, so that no newer term has changed the row.
+    """
     operation = claim.operation
-    replaces = [claim.raw] if claim.row is not None else []
+    replaces = [claim.row] if claim.row else []
     row, records, unsent = operation.expected, operation.records, False
     match resolution(claim):
         case Resolution.CONFIRM:
             row = operation.row
-            # A newer term may have recorded the claim as uncertain.
-            replaces += [uncertain_row(claim.row).raw] if claim.row is not None else []
+            if not in_term:
+                # A newer term may have recorded the claim as uncertain.
+                replaces += filter(None, [_raw(uncertain_row(claim.row))])
         case Resolution.RECORD_UNCERTAIN:
-            row = _uncertain_raw(claim)
+            row = _raw(uncertain_row(claim.row, claim.reason, claim.detail))
             records = tuple(uncertain_record(record, claim.reason, claim.detail) for record in records)
         case _:
             records, unsent = (), True
@@ -258,9 +250,11 @@ def _answer_of(claim: Claim) -> Answer:
         case Resolution.CONFIRM:
             return Answer(AnswerKind.PARTIAL, claim.detail) if claim.detail else Answer(AnswerKind.DONE)
         case Resolution.KEEP_OPEN:
-            return Answer(AnswerKind.AGAIN, claim.raw)
+            return Answer(AnswerKind.AGAIN, claim.row)
         case Resolution.RECORD_UNCERTAIN:
-            return Answer(AnswerKind.UNCERTAIN, _uncertain_raw(claim) or claim.detail)
+            return Answer(
+                AnswerKind.UNCERTAIN, _raw(uncertain_row(claim.row, claim.reason, claim.detail)) or claim.detail
+            )
         case Resolution.TAKE_BACK if claim.outcome is PublishOutcome.REFUSED:
             return Answer(AnswerKind.ERROR, claim.detail)
         case _:
@@ -319,19 +313,24 @@ def uncertain_update(claim: OpenClaim) -> tuple[Update, LedgerRow | None]:
 
     The claim is kept as ``uncertain``, since the process that made it may confirm it later.
     """
-    claimed = LedgerRow.parse(claim.row) if claim.row else None
-    row = uncertain_row(claimed) if claimed is not None else None
+    row = uncertain_row(claim.row)
     replaces = [claim.row] if row is not None else []
     records = [uncertain_record(record) for record in claim.records]
-    raw = row.raw if row is not None else ""
-    return Update(claim.key, claim.json, "uncertain", claim.entry, raw, replaces, records), row
+    return Update(claim.key, claim.json, "uncertain", claim.entry, _raw(row), replaces, records), row
 
 
 def uncertain_row(
-    claimed: LedgerRow, reason: UncertainReason = UncertainReason.UNCONFIRMED, detail: str = ""
-) -> LedgerRow:
-    """Return a claimed row with the verdict ``uncertain``; the same in each replica that computes it."""
-    return _with_raw(claimed, verdict=Verdict.UNCERTAIN, reason=reason, detail=detail[:_MAX_DETAIL])
+    claimed: str, reason: UncertainReason = UncertainReason.UNCONFIRMED, detail: str = ""
+) -> LedgerRow | None:
+    """Return a claimed row with the verdict ``uncertain``; the same in each replica that computes it.
+
+    ``None`` for no row, or an unreadable one.
+    """
+    row = LedgerRow.parse(claimed) if claimed else None
+    if row is None:
+        return None
+    row = replace(row, verdict=Verdict.UNCERTAIN, reason=reason, detail=detail[:_MAX_DETAIL])
+    return replace(row, raw=row.encoded())
 
 
 def uncertain_record(record: str, reason: UncertainReason = UncertainReason.UNCONFIRMED, detail: str = "") -> str:
@@ -353,15 +352,20 @@ def _skipped_record(record: str) -> str:
     return json.dumps(fields)
 
 
-def _uncertain_raw(claim: Claim) -> str:
-    return uncertain_row(claim.row, claim.reason, claim.detail).raw if claim.row is not None else ""
+def _raw(row: LedgerRow | None) -> str:
+    return row.raw if row is not None else ""
 
 
-def _with_raw(row: LedgerRow, **changes: Any) -> LedgerRow:
-    """Return the row with changes, as stored. Nothing else refers to it yet, and a copy would take as long again."""
-    changed = replace(row, **changes)
-    object.__setattr__(changed, "raw", changed.encoded())
-    return changed
+def _claimed(row: str) -> str:
+    """Return an enqueued row as one that is claimed, both as stored.
+
+    Raises:
+        ValueError: it has another verdict.
+    """
+    # In text, because that takes a tenth of the time. A text in the row has no such quotes.
+    if _ENQUEUED not in row:
+        raise ValueError("the row of a message is not that of an enqueued occurrence")
+    return row.replace(_ENQUEUED, _CLAIMED, 1)
 
 
 def _written_ms(records: Iterable[str], term: Term) -> int:

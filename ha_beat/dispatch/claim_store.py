@@ -47,7 +47,7 @@ class ClaimStore:
     def operation_for(self, claim: Claim) -> Operation:
         """Return the operation that writes a claim and the entry's row while it is claimed."""
         store = RedisCommands((("HSET", self._keys.claims, claim.key, f"open {claim.json}"),))
-        return replace(claim.operation, row=claim.raw, records=(), message=store)
+        return replace(claim.operation, row=claim.row, records=(), message=store)
 
     def resolve(
         self, updates: Sequence[Update], term: Term | None = None, client: redis.Redis | None = None

@@ -180,17 +180,21 @@ class Publisher:
             self.reset()
             self._connected()
 
-    def make_way(self, message: PreparedMessage, progress: Callable[[], None]) -> None:
-        """Wait for the answers to other messages if this one goes alone, so that :meth:`send` need not wait for them.
+    def make_way(self, message: PreparedMessage, progress: Callable[[], None]) -> bool:
+        """Wait for the answers to other messages if this one goes alone. Return True if it does.
 
         This may take long. Call it before the last check whether the message may still be sent.
         """
         publishes = message.publishes if isinstance(message, DeferredMessage) else ()
-        if len(publishes) != 1 or self._goes_alone(publishes[0]):
+        alone = len(publishes) != 1 or self._goes_alone(publishes[0])
+        if alone:
             self.settle(progress)
+        return alone
 
-    def send(self, message: PreparedMessage, delivery: Delivery) -> None:
+    def send(self, message: PreparedMessage, delivery: Delivery, *, alone: bool = True) -> None:
         """Send the publishes of one message. If ``delivery`` has no outcome then, it has one after :meth:`settle`.
+
+        ``alone`` is the result of :meth:`make_way`.
 
         Raises:
             StoreUnavailable: the connection failed before anything was sent.
@@ -198,14 +202,13 @@ class Publisher:
         if not isinstance(message, DeferredMessage):
             raise TypeError(f"a publisher can't send a {type(message).__name__}")
         if len(message.publishes) == 1:
-            self._send(message.publishes[0], delivery)
+            self._send(message.publishes[0], delivery, alone=alone)
             return
         detail = ""
         for number, one in enumerate(message.publishes):
             part = Delivery()
             try:
-                self._send(one, part)
-                self.settle()
+                self._send(one, part, alone=True)
             except StoreUnavailable as exc:
                 if number == 0:
                     raise
@@ -230,8 +233,7 @@ class Publisher:
             # On a new connection, a broker reports that it is blocked only after it has received a message.
             self.reset()
 
-    def _send(self, message: DeferredPublish, delivery: Delivery) -> None:
-        alone = self._goes_alone(message)
+    def _send(self, message: DeferredPublish, delivery: Delivery, *, alone: bool) -> None:
         if alone:
             self.settle()
         message.stamp()

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from celery.beat import ScheduleEntry
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -25,14 +26,14 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 from ha_beat import events, failpoints
 from ha_beat.budget import Budget, Pace
 from ha_beat.dispatch import claim as machine
-from ha_beat.dispatch.broker_adapters import Delivery, Sent
 from ha_beat.dispatch.claim import Claim, Resolution, State
+from ha_beat.dispatch.claim_sender import ClaimSender, Publisher
 from ha_beat.dispatch.claim_store import ClaimStore
 from ha_beat.dispatch.lease_marker import LeaseMarker
 from ha_beat.dispatch.protocol import Answer, FencedOff, OpenClaim, Operation, PreparedMessage
 from ha_beat.dispatch.recipe import Recipes
 from ha_beat.errors import StoreError, StoreUnavailable
-from ha_beat.reasons import AnswerKind, PublishOutcome, SkipReason, Verdict
+from ha_beat.reasons import AnswerKind, SkipReason, Verdict
 from ha_beat.store.connections import Link
 from ha_beat.store.journal import VerdictRecord, parse
 from ha_beat.store.keys import Keys
@@ -41,40 +42,6 @@ from ha_beat.store.ledger import Ledger, LedgerRow
 
 if TYPE_CHECKING:
     import redis
-
-#: Occurrences that are claimed before the first of them is sent. Few, so that a claim is young when it is sent.
-_CHUNK = 20
-
-#: Most messages of one batch.
-_MOST = 10_000
-
-#: Part of the measured time per message that one faster message takes off. A slower one counts at once.
-_DECAY = 0.2
-
-
-class MessageSender(Protocol):
-    """Connection to the broker."""
-
-    @property
-    def recipes(self) -> Recipes: ...
-
-    def prepare(
-        self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> PreparedMessage: ...
-
-    def prepare_ahead(
-        self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> PreparedMessage: ...
-
-    def error_behind(self, exc: BaseException) -> StoreError | None: ...
-
-    def ready(self) -> None: ...
-
-    def make_way(self, message: PreparedMessage, progress: Callable[[], None]) -> None: ...
-
-    def send(self, message: PreparedMessage, delivery: Delivery) -> None: ...
-
-    def settle(self, progress: Callable[[], None]) -> None: ...
 
 
 class ClaimDispatcher:
@@ -85,7 +52,7 @@ class ClaimDispatcher:
 
     def __init__(
         self,
-        publisher: MessageSender,
+        publisher: Publisher,
         link: Link,
         keys: Keys,
         journal_size: int,
@@ -99,17 +66,12 @@ class ClaimDispatcher:
         self._publisher = publisher
         self._store = ClaimStore(link, keys, journal_size)
         self._confirm_for = confirm_for
-        self._trusted = trusted
-        self._marker = marker
         self._pace = pace
         self._emit = emit
-        self._seconds_per_send = 0.0
-        self.obstacle: StoreError | None = None
         self.ledger = Ledger(link.client, keys)
         #: Claims of batches that are not answered yet, by key.
         self._claims: dict[str, Claim] = {}
-        #: Messages of the current chunk that were sent, by the keys of their claims.
-        self._deliveries: dict[str, Delivery] = {}
+        self._sender = ClaimSender(publisher, self._claims, trusted, marker, pace.clock)
         #: True if a part of the last batch has answers.
         self._partly_answered = False
         #: Claims of ended terms that are to be confirmed or marked as unsent.
@@ -117,7 +79,11 @@ class ClaimDispatcher:
 
     @property
     def capacity(self) -> int:
-        return self._sendable_in(self._pace.seconds)
+        return self._sender.rate.in_batch(self._pace.seconds)
+
+    @property
+    def obstacle(self) -> StoreError | None:
+        return self._sender.obstacle
 
     def prepare(
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -144,8 +110,7 @@ class ClaimDispatcher:
     def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
         self._partly_answered = False
         self._drop_earlier_terms(term)
-        self.obstacle = None
-        unavailable = self._why_unavailable(term, operations)
+        unavailable = self._sender.why_unavailable(term, operations)
         answers: dict[int, Answer] = {}
         left, budget = list(enumerate(operations)), self._pace.begin()
         try:
@@ -153,9 +118,9 @@ class ClaimDispatcher:
                 if answers and budget.spent:
                     answers |= {number: Answer(AnswerKind.DEFERRED) for number, op in left if self._may_wait(op)}
                     left = [(number, op) for number, op in left if number not in answers]
-                size = self._chunk(left, budget)
+                size = self._chunk([op for _, op in left], budget)
                 chunk, left = left[:size], left[size:]
-                kinds, unavailable = self._submit(term, [op for _, op in chunk], unavailable, budget)
+                kinds, unavailable = self._submit_chunk(term, [op for _, op in chunk], unavailable, budget)
                 answers |= {number: answer for (number, _), answer in zip(chunk, kinds, strict=True)}
                 self._partly_answered = True
         except (FencedOff, SystemExit, KeyboardInterrupt):
@@ -198,7 +163,7 @@ class ClaimDispatcher:
         A message that was not sent is taken back, so that the next leader sends it. Call this while the term still
         holds the lease. It may run in a signal handler that has interrupted any method of this class, and never raises.
         """
-        self._take_outcomes()
+        self._sender.take_outcomes()
         for claim in list(self._claims.values()):
             self._claims[claim.key] = machine.unsent(claim, "this replica was stopped")
         claims = [*self._claims.values(), *self._ended]
@@ -255,37 +220,16 @@ class ClaimDispatcher:
         """True if an operation of a batch may be left for the next one: no claim was begun for it here."""
         return operation.message is not None and not operation.request and operation.key not in self._claims
 
-    def _sendable_in(self, seconds: float) -> int:
-        """Return how many messages can be sent in that time, at least 1."""
-        if not self._seconds_per_send:
-            return _MOST
-        return max(1, int(min(seconds / self._seconds_per_send, _MOST)))
-
-    def _chunk(self, left: Sequence[tuple[int, Operation]], budget: Budget) -> int:
-        """Return how many operations to submit next. Before the first message its duration is unknown."""
-        most = min(self._sendable_in(budget.left), _CHUNK) if self._seconds_per_send else 1
-        messages = 0
-        for taken, (_, operation) in enumerate(left):
+    def _chunk(self, left: Sequence[Operation], budget: Budget) -> int:
+        """Return how many operations to submit next."""
+        most, messages = self._sender.rate.in_chunk(budget.left), 0
+        for taken, operation in enumerate(left):
             messages += operation.message is not None
             if messages > most:
                 return taken
         return len(left)
 
-    def _why_unavailable(self, term: Term, operations: Sequence[Operation]) -> str:
-        """Return why no message can be sent now; empty if the broker is ready or there is no message to send."""
-        sent = {State.PUBLISHED, State.ANSWERED}
-        keys = [operation.key for operation in operations if operation.message is not None]
-        if all(key in self._claims and self._claims[key].state in sent for key in keys):
-            return ""
-        try:
-            self._publisher.ready()
-            self._marker.require(term)
-        except StoreUnavailable as exc:
-            self.obstacle = exc
-            return str(exc)
-        return ""
-
-    def _submit(
+    def _submit_chunk(
         self, term: Term, operations: Sequence[Operation], unavailable: str, budget: Budget
     ) -> tuple[list[Answer], str]:
         """Claim, publish and confirm. Return the answers, and why nothing more can be sent."""
@@ -295,7 +239,7 @@ class ClaimDispatcher:
         answers = self._write_claims(term, operations, unavailable)
         keys = [op.key for op, answer in zip(operations, answers, strict=True) if answer is None]
         reach("claimed")
-        unavailable = self._publish_all(term, keys, unavailable, budget)
+        unavailable = self._sender.send(term, keys, unavailable, budget)
         reach("published")
         self._confirm(term, keys)
         reach("confirmed")
@@ -310,95 +254,58 @@ class ClaimDispatcher:
     def _write_claims(self, term: Term, operations: Sequence[Operation], unavailable: str) -> list[Answer | None]:
         """Write the claims and run the operations without a message. An open claim has no answer yet."""
         answers: list[Answer | None] = [None] * len(operations)
-        writes: list[tuple[int, Operation]] = []
+        writes: dict[int, Operation] = {}
+        written: dict[int, Claim] = {}
         for number, operation in enumerate(operations):
             if operation.message is None:
-                writes.append((number, operation))
+                writes[number] = operation
                 continue
             claim = self._claims.get(operation.key)
-            if claim is None:
-                if unavailable:
-                    answers[number] = Answer(AnswerKind.UNSENT, unavailable)
-                    continue
-                claim = self._claims[operation.key] = machine.new_claim(term, operation)
-            answers[number] = claim.answer
+            if claim is not None:
+                answers[number] = claim.answer
+            elif unavailable:
+                answers[number] = Answer(AnswerKind.UNSENT, unavailable)
+                continue
+            else:
+                claim = machine.new_claim(term, operation)
             if claim.must_be_written:
-                writes.append((number, self._store.operation_for(claim)))
+                writes[number], written[number] = self._store.operation_for(claim), claim
         if not writes:
             return answers
-        keys = {number: operation.key for number, operation in writes if operation.message is not None}
-        for key in keys.values():
-            self._claims[key] = machine.write_begun(self._claims[key])
-        written = self._store.write(term, [operation for _, operation in writes])
-        for (number, _), answer in zip(writes, written, strict=True):
+        for claim in written.values():
+            # A signal handler may have resolved one that was written before.
+            before = self._claims.get(claim.key)
+            self._claims[claim.key] = claim if before is None else machine.write_repeated(before)
+        found = self._store.write(term, list(writes.values()))
+        for number, answer in zip(writes, found, strict=True):
             answers[number] = answer
-            if number in keys:
-                claim = self._claims[keys[number]] = machine.write_answered(self._claims[keys[number]], answer)
+            if number in written:
+                key = written[number].key
+                claim = self._claims[key] = machine.write_answered(self._claims[key], answer)
                 answers[number] = claim.answer
         return answers
 
-    def _publish_all(self, term: Term, keys: Sequence[str], unavailable: str, budget: Budget) -> str:
-        """Send the messages of open claims, and wait for their outcomes. Return why nothing more can be sent."""
-        began, self._deliveries = self._pace.clock.elapsed(), {}
-        try:
-            for key in keys:
-                unavailable = self._publish(term, key, unavailable, budget)
-                budget.item_done()
-            self._publisher.settle(budget.item_done)
-        finally:
-            # A signal that stops the process may have ended the wait.
-            self._publisher.settle(budget.item_done)
-            self._take_outcomes()
-            deliveries, self._deliveries = self._deliveries, {}
-        sent = [delivery.sent for delivery in deliveries.values() if delivery.sent is not None]
-        if count := sum(one.outcome is not PublishOutcome.UNSENT for one in sent):
-            took, before = (self._pace.clock.elapsed() - began) / count, self._seconds_per_send
-            self._seconds_per_send = max(took, before + _DECAY * (took - before))
-        return next((one.detail for one in sent if one.broken), unavailable)
-
-    def _publish(self, term: Term, key: str, unavailable: str, budget: Budget) -> str:
-        """Send the message of an open claim. Return why nothing more can be sent."""
-        claim = self._claims[key]
-        if claim.state is State.OPEN:
-            obstacle = unavailable
-            if not obstacle and claim.operation.message is not None:
-                self._publisher.make_way(claim.operation.message, budget.item_done)
-            if not obstacle and not self._trusted(term):  # guard: claim-send-trusted
-                # Another replica may lead by now, and record the open claims as uncertain.
-                obstacle = "the term ended before the message was sent"
-            if obstacle:
-                self._claims[key] = machine.unsent(self._claims[key], obstacle)
-                return unavailable
-            failpoints.reach("before publish")
-        claim = self._claims[key] = machine.publish_begun(self._claims[key])
-        if claim.state is not State.PUBLISHING or claim.operation.message is None:
-            return unavailable
-        delivery = self._deliveries[key] = Delivery()
-        try:
-            self._publisher.send(claim.operation.message, delivery)
-        except StoreUnavailable as exc:
-            self.obstacle = exc
-            delivery.sent = Sent(PublishOutcome.UNSENT, str(exc), broken=True)
-        return delivery.sent.detail if delivery.sent is not None and delivery.sent.broken else unavailable
-
-    def _take_outcomes(self) -> None:
-        """Record the outcomes of messages that were sent, as far as they are known."""
-        for key, delivery in list(self._deliveries.items()):
-            # A second signal may have ended the wait for the others, whose claims then belong to an ended term.
-            if delivery.sent is not None and key in self._claims:
-                self._claims[key] = machine.published(self._claims[key], delivery.sent.outcome, delivery.sent.detail)
-
     def _confirm(self, term: Term, keys: Sequence[str]) -> None:
-        """Write the resolution of published claims, with retries."""
-        final, taken_back = _updates([self._claims[key] for key in keys])
+        """Write the resolution of published claims, with retries.
+
+        Raises:
+            FencedOff: the term is over, and a claim was to be taken back. The others are resolved.
+            StoreError: from :meth:`ClaimStore.resolve`.
+        """
         retrying = Retrying(
             retry=retry_if_exception_type(StoreUnavailable),
             wait=wait_random_exponential(multiplier=0.05, max=0.5),
             stop=stop_after_delay(self._confirm_for),
             reraise=True,
         )
-        retrying(self._store.resolve, final)
-        retrying(self._store.resolve, taken_back, term)
+        claims = [self._claims[key] for key in keys]
+        try:
+            retrying(self._store.resolve, [*chain(*_updates(claims, in_term=True))], term)
+        except FencedOff:
+            final, taken_back = _updates(claims)
+            retrying(self._store.resolve, final)
+            if taken_back:
+                raise
 
 
 def _late_updates(claims: Iterable[Claim]) -> list[machine.Update]:
@@ -407,14 +314,17 @@ def _late_updates(claims: Iterable[Claim]) -> list[machine.Update]:
     return [update for update in updates if update is not None]
 
 
-def _updates(claims: Sequence[Claim]) -> tuple[list[machine.Update], list[machine.Update]]:
-    """Return the updates of published claims: those that are not fenced, and those that take a claim back."""
+def _updates(claims: Sequence[Claim], *, in_term: bool = False) -> tuple[list[machine.Update], list[machine.Update]]:
+    """Return the updates of published claims: those that need no fence, and those that take a claim back.
+
+    ``in_term``: all are written under the fence.
+    """
     final, taken_back = [], []
     for claim in claims:
         if claim.state is State.PUBLISHED:
             match machine.resolution(claim):
                 case Resolution.CONFIRM | Resolution.RECORD_UNCERTAIN:
-                    final.append(machine.update_for(claim))
+                    final.append(machine.update_for(claim, in_term=in_term))
                 case Resolution.TAKE_BACK:
                     taken_back.append(machine.update_for(claim))
                 case Resolution.KEEP_OPEN:

@@ -65,7 +65,7 @@ class FakePublisher:
         if self.away:
             raise StoreUnavailable(self.away, acted=False)
 
-    def send(self, message: Any, delivery: Delivery) -> None:
+    def send(self, message: Any, delivery: Delivery, **_: bool) -> None:
         self.sends += 1
         self.before_send(self.sends)
         sent = self.outcomes.pop(0) if self.outcomes else Sent(PublishOutcome.ACCEPTED)
@@ -77,8 +77,9 @@ class FakePublisher:
         if not self.answers_late:
             self.answer()
 
-    def make_way(self, *_: Any) -> None:
+    def make_way(self, *_: Any) -> bool:
         self.on_make_way()
+        return False
 
     def answer(self) -> None:
         """Give the messages that were sent their outcomes."""

@@ -295,9 +295,9 @@ def test_message_that_goes_alone_waits_before_it_is_sent(answered_late: Sender, 
     """And not in between, where nothing checks whether it may still be sent."""
     sends(answered_late, 1)
     first, second = Delivery(), answered_late.prepare()
-    answered_late.publisher.send(answered_late.prepare(), first)
-    answered_late.publisher.make_way(second, lambda: None)
+    answered_late.publisher.send(answered_late.prepare(), first, alone=False)
+    assert not answered_late.publisher.make_way(second, lambda: None)
     assert first.sent is None
     monkeypatch.setattr(AnsweringLate, "goes_alone", lambda *_: True)
-    answered_late.publisher.make_way(second, lambda: None)
+    assert answered_late.publisher.make_way(second, lambda: None)
     assert first.sent == ACCEPTED

@@ -22,7 +22,7 @@ from ha_beat.budget import Pace
 from ha_beat.clock import SystemClock, to_micros
 from ha_beat.dispatch import Answer, FencedOff, Operation
 from ha_beat.dispatch.broker_adapters import Sent
-from ha_beat.dispatch.two_phase import _CHUNK as CHUNK
+from ha_beat.dispatch.send_rate import CHUNK
 from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.errors import StoreRefused, StoreUnavailable
 from ha_beat.reasons import AnswerKind, PublishOutcome, SkipReason, TermEnd, UncertainPolicy, UncertainReason

@@ -162,7 +162,7 @@ def test_claim_that_was_certainly_not_sent_is_sent_by_the_next_term(
         if number == 5:
             assert len(first.claims()) > 5, "in the middle of a chunk"
             heirs.append(Replica(shared_redis, "heir", Release(policy, 3600.0, due)))
-            first.dispatcher._trusted = lambda _: False
+            first.dispatcher._sender._trusted = lambda _: False
             if way == "fenced without Redis":
                 first.store_client.faults = [("resolve", "cut")] * 50
             if way == "after the takeover":

@@ -1,5 +1,7 @@
 """Answers of an AMQP broker to messages that were sent together. The connection is a fake."""
 
+import socket
+import ssl
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -207,3 +209,26 @@ def test_routes_of_a_key_per_message_are_not_kept_for_ever(channel: Channel, mon
     for number in range(1, 6):
         channel.settled([channel.send_one(message(routing_key=f"key {number}"))], channel.acks(number))
     assert channel._unanswered.known_routes == {("", "key 4"), ("", "key 5")}
+
+
+def test_silence_ends_with_data_and_with_the_end_of_the_connection():
+    ours, theirs = socket.socketpair()
+    with ours:
+        silent = amqp_adapter._silence_of(ours)
+        with theirs:
+            assert silent()
+            theirs.send(b"x")
+            assert not silent()
+            ours.recv(1)
+            assert silent()
+        assert not silent()
+
+
+def test_tls_connection_is_never_known_to_be_silent():
+    """Data that was decrypted ahead is not at the socket any more."""
+    ours, theirs = socket.socketpair()
+    with (
+        theirs,
+        ssl.create_default_context().wrap_socket(ours, server_hostname="x", do_handshake_on_connect=False) as tls,
+    ):
+        assert not amqp_adapter._silence_of(tls)()
