@@ -41,7 +41,6 @@ from ha_beat.leader.forecast import Forecast
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import build_request_handler
 from ha_beat.monitoring.broker_probe import BrokerProbe
-from ha_beat.monitoring.invariants import InvariantChecker
 from ha_beat.monitoring.logs import LogWriter
 from ha_beat.monitoring.metrics import Metrics
 from ha_beat.monitoring.setup import Monitoring
@@ -55,7 +54,6 @@ from ha_beat.store.journal import Journal
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import RedisLeaseStore, Replica, Term, new_token
 from ha_beat.store.ledger import Ledger
-from ha_beat.store.membership import Members
 from ha_beat.store.presence import RedisPresence
 from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.request_queue import Requests
@@ -277,8 +275,7 @@ class _Assembly:
     # --- Monitoring
 
     def monitoring(self, elector: Elector, enqueuer: Enqueuer) -> Monitoring:
-        """Return the monitoring. One thread uses its connection to the lease's Redis."""
-        settings, keys, clock, events, duties = self.settings, self.keys, self.clock, self.events, self.duties
+        settings, clock, events, duties = self.settings, self.clock, self.events, self.duties
         work = LeaderWork(
             lambda: enqueuer.due_queue, enqueuer.now, enqueuer.taken_up, enqueuer.serves, self.source.ready
         )
@@ -286,18 +283,14 @@ class _Assembly:
             self.replica, settings.cluster, clock, elector.handle, work, duties, stall_timeout=settings.stall_timeout
         )
         events.subscribe(status.memory)
-        client = self.link().client
-        members, journal = Members(client, keys), Journal(client, keys)
         poller = Poller(
             status,
-            members,
-            journal,
+            self.link().client,
+            self.keys,
             clock,
             full=self.endpoint is not None,
-            checker=InvariantChecker(members, journal, events.emit),
             compare_clocks=self.time.others_said,
             emit=events.emit,
-            ledger=Ledger(client, keys),
         )
         # With its own connection: the main loop uses the other publisher.
         check_broker = Publisher(self.app, settings.command_timeout, clock).ready

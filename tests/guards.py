@@ -60,12 +60,3 @@ MUTANTS = {guard.name: guard.mutant for guard in GUARDS}
 
 #: Those that `tests.mutation_run` takes out; the others have their scenarios.
 WATCHED = tuple(guard for guard in GUARDS if not guard.scenario)
-
-
-def guards_table() -> str:
-    """Return the table of `docs/rules.md`."""
-    lines = ["| rule | guard | fails without it |", "|---|---|---|"]
-    for guard in GUARDS:
-        path, _, test = guard.test.removeprefix("tests/").partition("::")
-        lines.append(f"| {guard.rule} | {guard.name} | `{path}` `{test}` |")
-    return "\n".join(lines)

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterable, Sequence
 
 from ha_beat.demo.app import INTERVALS_S
-from ha_beat.demo.observer import Observation, Observer
+from ha_beat.demo.observer import Observer
 from ha_beat.demo.processes import Child
-from ha_beat.demo.tally import Leader, Takeover, Tally
+from ha_beat.demo.tally import Leader, Tally
 from ha_beat.demo.view_model import ReplicaRow, View, takeover_text
 
 
@@ -18,13 +18,12 @@ class ClusterState:
 
     def __init__(self, replicas: Sequence[Child], observer: Observer, view: View, began_s: float) -> None:
         self.tally = Tally({name: round(seconds * 1e6) for name, seconds in INTERVALS_S.items()})
-        self.latest = Observation()
+        self.observer = observer
         #: Seconds from each run's instant to the run, sorted.
         self.lateness_s: list[float] = []
         #: True while the replicas are being stopped on purpose.
         self.ending = False
         self._replicas = replicas
-        self._observer = observer
         self._view = view
         self._began_s = began_s
         #: Name by pid, also of processes that have ended.
@@ -32,7 +31,8 @@ class ClusterState:
         self._roles: dict[str, str] = {}
         #: Pids of the replicas that listen for a change of leader.
         self._ready: set[int] = set()
-        self._unreported: list[Takeover] = []
+        #: Epochs of the takeovers that were noted.
+        self._noted: set[int] = set()
 
     @property
     def elapsed_s(self) -> float:
@@ -47,35 +47,31 @@ class ClusterState:
 
     def refresh(self) -> None:
         """Observe Redis. Raises redis.RedisError if the server does not answer."""
-        latest = self.latest = self._observer.observe()
-        lease = latest.lease
+        observer = self.observer
+        observer.observe()
+        lease = observer.lease
         if lease.held:
             leader = Leader(lease.epoch, self._names.get(lease.pid, f"pid {lease.pid}"), lease.since_ms)
-            first = self.tally.leader is None
-            takeover = self.tally.add_leader(leader)
-            if takeover:
-                self._unreported.append(takeover)
-            elif first:
+            if self.tally.leader is None:
                 self.note(f"{leader.replica} leads (epoch {leader.epoch})")
-        for verdict in latest.verdicts:
+            self.tally.add_leader(leader)
+        for verdict in observer.verdicts:
             self.tally.add_verdict(verdict)
-        self._report_takeovers()
-        for run in latest.runs:
+        for takeover in self.tally.takeovers():
+            if takeover.silence_s is not None and takeover.epoch not in self._noted:
+                self._noted.add(takeover.epoch)
+                self.note(takeover_text(takeover))
+        for run in observer.runs:
             duplicate = self.tally.add_run(run)
             bisect.insort(self.lateness_s, run.late_s)
             self._view.ran(self.elapsed_s, run, duplicate=duplicate)
         self._report_roles()
 
-    def queued(self) -> int:
-        """Return the number of messages that wait for the worker."""
-        return self._observer.queued()
-
     def leader(self) -> Child | None:
         """Return the running replica that holds the lease."""
-        lease = self.latest.lease
-        if not lease.held:
-            return None
-        return next((r for r in self._replicas if r.alive and not r.paused and r.pid == lease.pid), None)
+        lease = self.observer.lease
+        running = (replica for replica in self._replicas if replica.alive and not replica.paused)
+        return next((replica for replica in running if lease.held and replica.pid == lease.pid), None)
 
     def standby_ready(self) -> bool:
         """True if a standby could take over."""
@@ -85,7 +81,8 @@ class ClusterState:
         return tuple(self._row(replica) for replica in self._replicas)
 
     def _row(self, replica: Child) -> ReplicaRow:
-        lease, pid = self.latest.lease, replica.pid
+        observer, pid = self.observer, replica.pid
+        lease = observer.lease
         holds = lease.held and lease.pid == pid
         if not replica.alive:
             role = "ended" if self.ending else "dead"
@@ -94,26 +91,15 @@ class ClusterState:
         elif holds:
             role = "leader"
         else:
-            role = self.latest.roles.get(pid or 0) or ("standby" if pid in self._ready else "starting")
+            role = observer.roles.get(pid or 0) or ("standby" if pid in self._ready else "starting")
             if role == "leader":  # its own record; the lease has moved on
                 role = "stepping down"
-        return ReplicaRow(
-            replica.name,
-            pid,
-            role,
-            epoch=lease.epoch if holds else None,
-            lease_age_s=self.latest.lease_age_s if holds else None,
-        )
-
-    def _report_takeovers(self) -> None:
-        for takeover in self.tally.takeovers():
-            if takeover.silence_s is not None and any(t.epoch == takeover.epoch for t in self._unreported):
-                self._unreported = [t for t in self._unreported if t.epoch != takeover.epoch]
-                self.note(takeover_text(takeover))
+        epoch, age_s = (lease.epoch, observer.lease_age_s) if holds else (None, None)
+        return ReplicaRow(replica.name, pid, role, epoch, age_s)
 
     def _report_roles(self) -> None:
         alive = [replica.pid or 0 for replica in self._replicas if replica.alive]
-        if self.latest.listeners >= len(alive):
+        if self.observer.listeners >= len(alive):
             self._ready.update(alive)
         for row in self.rows():
             if row.role == "standby" and self._roles.get(row.name) not in ("standby", "leader"):

@@ -33,7 +33,7 @@ def demo(duration: float | None, plain: bool, replicas: int, seed: int | None, l
     leader by turns, and counts what the worker ran. Exit status 1 if an occurrence was enqueued twice or lost.
     """
     from ha_beat.demo.processes import DemoError
-    from ha_beat.demo.runner import DemoRunner, Options
+    from ha_beat.demo.runner import DemoRunner
     from ha_beat.demo.view_model import summary
 
     terminal = sys.stdout.isatty()
@@ -44,7 +44,15 @@ def demo(duration: float | None, plain: bool, replicas: int, seed: int | None, l
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: signals.append(received))
     view: View = _view(plain=plain or not terminal)
-    runner = DemoRunner(Options(replicas, duration, seed, logs), view, lambda: bool(signals), lambda: len(signals) > 1)
+    runner = DemoRunner(
+        view,
+        replicas=replicas,
+        duration_s=duration,
+        seed=seed,
+        log_folder=logs,
+        stop_requested=lambda: bool(signals),
+        stop_now=lambda: len(signals) > 1,
+    )
     try:
         state = runner.run()
         view.update(state)

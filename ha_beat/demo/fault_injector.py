@@ -81,7 +81,7 @@ class FaultInjector:
         self._next_s = now + self._pause_s * factor
 
     def _inject(self, now: float) -> None:
-        victim, lease = self._cluster.leader(), self._cluster.latest.lease
+        victim, lease = self._cluster.leader(), self._cluster.observer.lease
         if victim is None or not self._cluster.tally.enqueued_under(lease.epoch):
             return
         kind = self._next_kind
@@ -92,7 +92,7 @@ class FaultInjector:
         self._cluster.note(f"{kind.past_tense} {victim.name}, the leader ({kind.signal_name})")
 
     def _continue(self, fault: _ActiveFault, now: float) -> None:
-        lease, victim = self._cluster.latest.lease, fault.victim
+        lease, victim = self._cluster.observer.lease, fault.victim
         moved = lease.held and lease.pid != victim.pid
         if fault.taken_over_s is None and moved and self._cluster.tally.enqueued_under(lease.epoch):
             fault.taken_over_s = now

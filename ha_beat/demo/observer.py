@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -22,32 +21,26 @@ from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import Member
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """One observation of the embedded Redis."""
-
-    lease: LeaseRecord = field(default_factory=LeaseRecord)
-    lease_age_s: float = 0.0
-    """Seconds since the lease was seen to be acquired or renewed."""
-    roles: Mapping[int, str] = field(default_factory=dict)
-    """Role by pid of the registered replicas."""
-    listeners: int = 0
-    """Number of replicas that listen for a change of leader."""
-    verdicts: tuple[VerdictRecord, ...] = ()
-    runs: tuple[Run, ...] = ()
-
-
 class Observer:
-    """Reader of the embedded Redis. Each observation has the verdicts and runs since the one before."""
+    """Reader of the embedded Redis. Its public attributes are of the latest observation."""
 
     def __init__(self, url: str) -> None:
+        self.lease = LeaseRecord()
+        #: Seconds since the lease was seen to be acquired or renewed.
+        self.lease_age_s = 0.0
+        #: Role by pid of the registered replicas.
+        self.roles: Mapping[int, str] = {}
+        #: Number of replicas that listen for a change of leader.
+        self.listeners = 0
+        #: Since the observation before.
+        self.verdicts: list[VerdictRecord] = []
+        self.runs: list[Run] = []
         self._client = redis.Redis.from_url(url, decode_responses=True, socket_timeout=2.0, retry=Retry(NoBackoff(), 0))
         self._keys = Keys(CLUSTER)
         self._journal_id = "-"
-        self._renewal = (0, 0)
         self._renewed_s = 0.0
 
-    def observe(self) -> Observation:
+    def observe(self) -> None:
         """Observe once. Raises redis.RedisError if the server does not answer."""
         pipeline = self._client.pipeline(transaction=False)
         pipeline.hgetall(self._keys.lease)
@@ -55,23 +48,20 @@ class Observer:
         pipeline.xrange(self._keys.journal, min=self._journal_id)
         pipeline.lrange(RUNS_KEY, 0, -1)
         pipeline.pubsub_numsub(self._keys.wake)
-        raw_lease, members, journal, runs, listeners = pipeline.execute()
+        lease, members, journal, runs, listeners = pipeline.execute()
         if journal:
             self._journal_id = f"({journal[-1][0]}"
         if runs:
             self._client.ltrim(RUNS_KEY, len(runs), -1)
-        lease, now = LeaseRecord.parse(raw_lease), time.monotonic()
-        if (lease.epoch, lease.seq) != self._renewal:
-            self._renewal, self._renewed_s = (lease.epoch, lease.seq), now
+        before, self.lease, now = self.lease, LeaseRecord.parse(lease), time.monotonic()
+        if (self.lease.epoch, self.lease.seq) != (before.epoch, before.seq):
+            self._renewed_s = now
+        self.lease_age_s = now - self._renewed_s
+        self.roles = roles_of(members)
+        self.listeners = int(listeners[0][1])
         records = [parse(stream_id, 0, fields["d"]) for stream_id, fields in journal]
-        return Observation(
-            lease,
-            now - self._renewed_s,
-            roles=roles_of(members),
-            listeners=int(listeners[0][1]),
-            verdicts=tuple(record for record in records if isinstance(record, VerdictRecord)),
-            runs=tuple(run_of(json.loads(run)) for run in runs),
-        )
+        self.verdicts = [record for record in records if isinstance(record, VerdictRecord)]
+        self.runs = [run_of(json.loads(run)) for run in runs]
 
     def queued(self) -> int:
         """Return the number of messages that wait for the worker."""

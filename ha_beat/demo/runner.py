@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import redis
@@ -39,29 +38,30 @@ LATE_AT_MOST_S = 1.0
 """An occurrence that was due longer ago than this when the demo ends, and has not run, counts as missed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Options of the command line."""
-
-    replicas: int
-    duration_s: float | None
-    """Seconds from the first message on; None for no limit."""
-    seed: int | None
-    log_folder: Path | None
-    """Folder that keeps the logs of the child processes; None to delete them at the end."""
-
-
 class DemoRunner:
-    """One run of the demo.
-
-    ``stop_requested`` ends the demo in good order. ``stop_now`` ends it without waiting for the processes.
-    """
+    """One run of the demo."""
 
     def __init__(
-        self, options: Options, view: View, stop_requested: Callable[[], bool], stop_now: Callable[[], bool]
+        self,
+        view: View,
+        *,
+        replicas: int,
+        duration_s: float | None,
+        seed: int | None,
+        log_folder: Path | None,
+        stop_requested: Callable[[], bool],
+        stop_now: Callable[[], bool],
     ) -> None:
-        self._options = options
+        """``duration_s`` counts from the first message on; None for no limit.
+
+        ``log_folder`` keeps the logs of the child processes; None to delete them at the end. ``stop_requested`` ends
+        the demo in good order, ``stop_now`` without waiting for the processes.
+        """
         self._view = view
+        self._replicas = replicas
+        self._duration_s = duration_s
+        self._seed = seed
+        self._log_folder = log_folder
         self._stop_requested = stop_requested
         self._stop_now = stop_now
         self._began_s = time.monotonic()
@@ -72,7 +72,6 @@ class DemoRunner:
 
     def run(self) -> DemoState:
         """Run the demo to its end and return its last state. Raises DemoError if it cannot go on."""
-        options = self._options
         with ExitStack() as stack:
             folder = self._folder(stack)
             server, url = start_server(find_server(os.environ), folder)
@@ -80,12 +79,12 @@ class DemoRunner:
             observer = Observer(url)
             stack.callback(observer.close)
             env = child_environment(os.environ, url)
-            replicas = [beat_replica(number, folder, env) for number in range(1, options.replicas + 1)]
+            replicas = [beat_replica(number, folder, env) for number in range(1, self._replicas + 1)]
             the_worker = worker(folder, env)
             stack.callback(lambda: end([the_worker, *replicas], self._timeout(STOP_TIMEOUT_S)))
             self._cluster = ClusterState(replicas, observer, self._view, self._began_s)
-            pause_s = min(PAUSE_BETWEEN_FAULTS_S, (options.duration_s or 60.0) / 8)
-            self._faults = FaultInjector(replicas, self._cluster, options.seed, pause_s)
+            pause_s = min(PAUSE_BETWEEN_FAULTS_S, (self._duration_s or 60.0) / 8)
+            self._faults = FaultInjector(replicas, self._cluster, self._seed, pause_s)
             self._cluster.note(f"embedded Redis at {url}; {len(replicas)} replicas and a worker are starting")
             try:
                 period = self._play(replicas, the_worker)
@@ -99,9 +98,9 @@ class DemoRunner:
         return self._faults.accidents
 
     def _folder(self, stack: ExitStack) -> Path:
-        if self._options.log_folder is not None:
-            self._options.log_folder.mkdir(parents=True, exist_ok=True)
-            return self._options.log_folder.resolve()
+        if self._log_folder is not None:
+            self._log_folder.mkdir(parents=True, exist_ok=True)
+            return self._log_folder.resolve()
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ha-beat-demo-")))
 
     def _play(self, replicas: list[Child], the_worker: Child) -> tuple[int | None, int | None]:
@@ -163,10 +162,10 @@ class DemoRunner:
     def _drain(self) -> None:
         """Wait until the worker has run every message."""
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
-        quiet = 0
+        quiet, observer = 0, self._cluster.observer
         while quiet < 5 and time.monotonic() < deadline and not self._stop_now():
             self._cluster.refresh()
-            quiet = 0 if self._cluster.latest.runs or self._cluster.queued() else quiet + 1
+            quiet = 0 if observer.runs or observer.queued() else quiet + 1
             time.sleep(OBSERVE_INTERVAL_S)
 
     def _state(self, next_step: str, tail_us: int | None = None, began_us: int | None = None) -> DemoState:
@@ -181,9 +180,9 @@ class DemoRunner:
         )
 
     def _left_s(self) -> float | None:
-        if self._options.duration_s is None:
+        if self._duration_s is None:
             return None
-        return max(0.0, self._first_message_s + self._options.duration_s - time.monotonic())
+        return max(0.0, self._first_message_s + self._duration_s - time.monotonic())
 
     def _timeout(self, seconds: float) -> float:
         return 0.0 if self._stop_now() else seconds

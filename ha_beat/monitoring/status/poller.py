@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ha_beat import events
 from ha_beat.clock import Clock
@@ -15,6 +16,7 @@ from ha_beat.monitoring.status.snapshot import Snapshot
 from ha_beat.monitoring.status.unattended import NOTHING_UNATTENDED, unattended
 from ha_beat.reasons import Duty, RedisRisk
 from ha_beat.store.journal import Journal
+from ha_beat.store.keys import Keys
 from ha_beat.store.ledger import Ledger
 from ha_beat.store.membership import MEMBER_INTERVAL, ClusterView, Members, ServerSettings
 from ha_beat.store.request_queue import Pause
@@ -57,37 +59,36 @@ class Poller(RepeatingThread):
     def __init__(
         self,
         status: ReplicaStatus,
-        members: Members,
-        journal: Journal,
+        client: Callable[[], Any],
+        keys: Keys,
         clock: Clock,
         *,
         full: bool,
-        checker: InvariantChecker | None = None,
-        compare_clocks: Callable[[Sequence[float]], None] = lambda _: None,
-        emit: Callable[[events.Event], None] = lambda _: None,
-        ledger: Ledger | None = None,
+        compare_clocks: Callable[[Sequence[float]], None],
+        emit: Callable[[events.Event], None],
     ) -> None:
         """With ``full`` it reads the state of the cluster, else it only registers the replica.
 
-        ``checker`` runs if the replica leads or reads the state. While this replica leads,
-        ``compare_clocks`` gets the seconds by which the others' clocks are ahead of Redis' clock.
+        While this replica leads, ``compare_clocks`` gets the seconds by which the others' clocks are ahead of Redis'
+        clock.
         """
         interval = _POLL_INTERVAL if full else MEMBER_INTERVAL
         super().__init__(name="ha_beat-poller", interval=interval, clock=clock, emit=emit)
         status.memory.poll_now = self.wake
         self._status = status
-        self._members = members
-        self._journal = JournalFollower(journal, lambda: self._closing)
         self._clock = clock
         self._full = full
-        self._checker = checker
+        journal = Journal(client, keys)
+        self._members = Members(client, keys)
+        self._journal = JournalFollower(journal, lambda: self._closing)
+        self._ledger = Ledger(client, keys)
+        self._checker = InvariantChecker(self._members, journal, emit)
         self._compare_clocks = compare_clocks
         self._emit = emit
         self._check_at = float("-inf")
         self._server_at = float("-inf")
         self._server: ServerSettings | None = None
         self._known_risks: set[RedisRisk] = set()
-        self._ledger = ledger
         #: Since when no leader has taken up the schedule, and when the ledger is read next.
         self._unattended_since: float | None = None
         self._ledger_at = 0.0
@@ -179,7 +180,7 @@ class Poller(RepeatingThread):
     def _read_unattended(self, view: ClusterView) -> None:
         """Read from the ledger what is due, seldom, and only while no leader has taken up the schedule for a while."""
         now = self._clock.elapsed()
-        if view.taken_up or self._ledger is None:
+        if view.taken_up:
             self._unattended_since, self._unattended = None, NOTHING_UNATTENDED
             return
         self._unattended_since = now if self._unattended_since is None else self._unattended_since
@@ -189,7 +190,7 @@ class Poller(RepeatingThread):
 
     def _check(self, *, leading: bool) -> None:
         now = self._clock.elapsed()
-        if self._checker is not None and (leading or self._full) and now - self._check_at >= CHECK_INTERVAL:
+        if (leading or self._full) and now - self._check_at >= CHECK_INTERVAL:
             self._check_at = now
             self._checker.check()
 

@@ -17,7 +17,6 @@ import click
 from ha_beat.cli.celery_command import ha_beat
 from ha_beat.monitoring.metrics import DEFINITIONS
 from ha_beat.settings import SETTINGS, Derived, Setting
-from tests.guards import guards_table
 
 ROOT = Path(__file__).parents[3]
 
@@ -100,7 +99,6 @@ BLOCKS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("docs/settings.md", "settings", settings_table),
     ("docs/monitoring.md", "metrics", metrics_table),
     ("docs/cli.md", "cli", commands),
-    ("docs/rules.md", "guards", guards_table),
     ("docs/contributing.md", "modules", modules_table),
 )
 

@@ -12,10 +12,9 @@ import redis
 from ha_beat.monitoring.http import Site
 from ha_beat.monitoring.status import Poller
 from ha_beat.reasons import RequestKind
-from ha_beat.store.journal import Journal
 from ha_beat.store.keys import Keys
-from ha_beat.store.ledger import Ledger, LedgerRow
-from ha_beat.store.membership import Member, Members, Upcoming
+from ha_beat.store.ledger import LedgerRow
+from ha_beat.store.membership import Member, Upcoming
 from ha_beat.store.request_queue import Pause, Reply, Request, Requests
 from ha_beat.testing import SettableClock
 from tests.faults.cluster import BeatCluster
@@ -88,8 +87,8 @@ def test_status_metrics_and_commands_show_damaged_records(client: redis.Redis, s
     """Without a replica: whatever is stored, each reader answers."""
     assert damage_everything(client) > 500
     scene, clock = Scene(), SettableClock()
-    members, journal = Members(lambda: client, KEYS), Journal(lambda: client, KEYS)
-    poller = Poller(scene.status, members, journal, clock, full=True, ledger=Ledger(lambda: client, KEYS))
+    quiet = {"compare_clocks": lambda _: None, "emit": scene.events.append}
+    poller = Poller(scene.status, lambda: client, KEYS, clock, full=True, **quiet)
     site, app = Site(scene.status, scene.metrics().text, clock), app_for(shared_redis.url)
 
     def assert_all_answer() -> None:

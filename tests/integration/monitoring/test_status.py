@@ -223,8 +223,8 @@ def test_term_older_than_the_journal_is_shown():
 
 def polled(client: redis.Redis, **options: Any) -> tuple[Scene, Poller]:
     scene = Scene(SettableClock(datetime.now(UTC)))
-    members, journal = Members(lambda: client, KEYS), Journal(lambda: client, KEYS)
-    return scene, Poller(scene.status, members, journal, scene.clock, **{"full": True, **options})
+    options = {"full": True, "compare_clocks": lambda _: None, "emit": scene.events.append, **options}
+    return scene, Poller(scene.status, lambda: client, KEYS, scene.clock, **options)
 
 
 def test_poller_follows_the_journal(client):
