@@ -143,7 +143,8 @@ def _migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @functools.cache
 def _migrated(server: Postgres) -> dict[str, Any]:
     """Return a new database `site` with Django's tables."""
-    server.execute("CREATE DATABASE site")
+    # One that a failed migration has left.
+    server.execute("DROP DATABASE IF EXISTS site WITH (FORCE)", "CREATE DATABASE site")
     database = {**server.django_database, "NAME": "site"}
     use(database)
     migrate()
@@ -179,7 +180,7 @@ def site(_migrated_sqlite: Path, tmp_path: Path, shared_redis: RedisServer) -> I
 @pytest.fixture
 def postgres_site(session_postgres: Postgres, shared_redis: RedisServer) -> Iterator[Site]:
     """A site on the session's PostgreSQL, with empty tables."""
-    database = _migrated(session_postgres.start())
+    database = _migrated(session_postgres)
     use(database)
     _empty_tables()
     yield Site(database, shared_redis, session_postgres)

@@ -22,8 +22,10 @@ def database_stopped(site: Site) -> Iterator[None]:
     assert site.server is not None
     site.server.stop()
     connections.close_all()
-    yield
-    site.server.start()
+    try:
+        yield
+    finally:
+        site.server.start()
 
 
 def assert_rows_catch_up(cluster: BeatCluster, task: object) -> None:

@@ -361,10 +361,11 @@ def locked(statement: str, *values: object) -> Iterator[None]:
     """Hold a transaction of another connection open, after this statement."""
     other = connections["default"].copy()
     other.set_autocommit(False)
-    other.cursor().execute(statement, values)
-    yield
-    other.rollback()
-    other.close()
+    try:
+        other.cursor().execute(statement, values)
+        yield
+    finally:
+        other.close()
 
 
 def refuse(task: Any) -> None:

@@ -30,13 +30,20 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Probed]:
+def _module_cluster() -> Iterator[Probed]:
     with need(RedisServer) as server:
         cluster = Probed(server.url, cluster="shop", spec=SPEC)
         cluster[0].env["HA_BEAT_PAGE_URL"] = "https://beat.example/{replica}"
         with cluster:
             cluster.settle()
             yield cluster
+
+
+@pytest.fixture
+def cluster(_module_cluster: Probed) -> Probed:
+    """Return the module's cluster; replicas that a failed test has left paused or ended run again."""
+    _module_cluster.heal()
+    return _module_cluster
 
 
 @pytest.fixture(scope="module")

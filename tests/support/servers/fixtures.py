@@ -36,10 +36,18 @@ def shared_redis(_session_redis: RedisServer) -> RedisServer:
 
 
 @pytest.fixture(scope="session")
-def session_postgres() -> Iterator[Postgres]:
-    """Start a PostgreSQL for all tests of the session, which leave its databases as they found them."""
+def _session_postgres() -> Iterator[Postgres]:
     with need(Postgres) as server:
         yield server
+
+
+@pytest.fixture
+def session_postgres(_session_postgres: Postgres) -> Postgres:
+    """Return the session's PostgreSQL, started again if the previous test stopped it.
+
+    Tests leave its databases as they found them.
+    """
+    return _session_postgres.start()
 
 
 @pytest.fixture(scope="module")
