@@ -38,7 +38,7 @@ class Broker(FakePublisher):
 class Release(Source):
     """Schedule of one release: entries every ``every`` seconds that fell due a second ago."""
 
-    def __init__(self, policy: UncertainPolicy, every: float, due: datetime, **fields: Any) -> None:
+    def __init__(self, policy: UncertainPolicy, due: datetime, every: float = 3600.0, **fields: Any) -> None:
         super().__init__()
         self.policy, self.every, self.due, self.fields = policy, every, due, fields
 
@@ -54,16 +54,12 @@ class Replica(Leader):
 
     def __init__(self, server: RedisServer, name: str, source: Source) -> None:
         super().__init__(server)
-        self.publisher, self.seconds = Broker(), 0.001
+        self.publisher, self.seconds, self.die_at = Broker(), 0.001, 0
         self.store_client = Unreliable(server.client(decode_responses=False), KEYS)
         pace = Pace(self.clock, 0.5, lambda: self.moves.append(self.clock.elapsed()))
-        link = FixedLink(self.store_client)
-        self.dispatcher: Any = ClaimDispatcher(
-            self.publisher, link, KEYS, 1000, 0.05, lambda _: True, no_marker(), pace
-        )
+        parts = self.publisher, FixedLink(self.store_client), KEYS, 1000, 0.05, lambda _: True, no_marker(), pace
+        self.dispatcher = ClaimDispatcher(*parts)
         self.publisher.before_send = self.sending
-        self.die_at = 0
-        self.server = server
         self.lead(name)
         self.use(source)
 
@@ -80,8 +76,7 @@ class Replica(Leader):
         return sorted(value.split(" ")[0] for value in self.client.hvals(KEYS.claims))
 
     def verdicts(self) -> set[str]:
-        rows = self.dispatcher.ledger.of(NAMES)
-        return {row.verdict for row in rows.values()}
+        return {row.verdict for row in self.dispatcher.ledger.of(NAMES).values()}
 
     def sent(self) -> list[str]:
         """Return the entries whose messages the broker accepted."""
@@ -112,9 +107,9 @@ def test_republished_claim_is_sent_whatever_else_is_written(
     shared_redis: RedisServer, due: datetime, earlier: float, every: float, fields: Any
 ):
     """The next leader runs a release with another interval, so its takeover writes each row."""
-    killed_in_mid_publish(shared_redis, Release(REPUBLISH, earlier, due))
+    killed_in_mid_publish(shared_redis, Release(REPUBLISH, due, earlier))
     claimed = shared_redis.admin.hkeys(KEYS.claims)
-    heir = Replica(shared_redis, "heir", Release(REPUBLISH, every, due, **fields))
+    heir = Replica(shared_redis, "heir", Release(REPUBLISH, due, every, **fields))
     heir.run(10)
     heir.run(30, after=SETTLED / 20)
     assert {*claimed} <= {*heir.sent_ids()}
@@ -127,8 +122,8 @@ def test_republished_claim_is_sent_whatever_else_is_written(
 
 def test_claim_of_a_paused_entry_is_uncertain_and_not_sent_again(shared_redis: RedisServer, due: datetime):
     """Nor is it after the pause. The messages of the other entries are sent again."""
-    first = killed_in_mid_publish(shared_redis, Release(REPUBLISH, 3600.0, due))
-    heir, paused = Replica(shared_redis, "heir", Release(REPUBLISH, 3600.0, due)), NAMES[5]
+    first = killed_in_mid_publish(shared_redis, Release(REPUBLISH, due))
+    heir, paused = Replica(shared_redis, "heir", Release(REPUBLISH, due)), NAMES[5]
     heir.client.hset(KEYS.ledger, FIELD, encoded({paused: EntryPause(paused, 1)}))
     heir.know_pauses({paused: EntryPause(paused, 1)})
     heir.run(30, after=SETTLED / 20)
@@ -140,8 +135,8 @@ def test_claim_of_a_paused_entry_is_uncertain_and_not_sent_again(shared_redis: R
 
 
 def test_open_claim_is_settled_although_the_schedule_is_edited_each_second(shared_redis: RedisServer, due: datetime):
-    killed_in_mid_publish(shared_redis, Release(SKIP, 3600.0, due))
-    heir = Replica(shared_redis, "heir", Release(SKIP, 3600.0, due))
+    killed_in_mid_publish(shared_redis, Release(SKIP, due))
+    heir = Replica(shared_redis, "heir", Release(SKIP, due))
     for _ in range(10):
         heir.enqueuer.reload()
         heir.run(3, after=0.3)
@@ -154,14 +149,14 @@ def test_claim_that_was_certainly_not_sent_is_sent_by_the_next_term(
     shared_redis: RedisServer, due: datetime, way: str, policy: UncertainPolicy
 ):
     """Its maker marks it as unsent, although the lease has another holder by then. Nothing is uncertain."""
-    first = Replica(shared_redis, "first", Release(policy, 3600.0, due))
+    first = Replica(shared_redis, "first", Release(policy, due))
     heirs: list[Replica] = []
 
     def lose(number: int) -> None:
         first.sending(number)
         if number == 5:
             assert len(first.claims()) > 5, "in the middle of a chunk"
-            heirs.append(Replica(shared_redis, "heir", Release(policy, 3600.0, due)))
+            heirs.append(Replica(shared_redis, "heir", Release(policy, due)))
             first.dispatcher._sender._trusted = lambda _: False
             if way == "fenced without Redis":
                 first.store_client.faults = [("resolve", "cut")] * 50
@@ -184,26 +179,24 @@ def test_claim_that_was_certainly_not_sent_is_sent_by_the_next_term(
 
 def test_claim_that_is_unsent_before_its_deadline_is_not_uncertain(shared_redis: RedisServer, due: datetime):
     """Its maker was late, and the next leader could not send it again for want of a broker."""
-    killed_in_mid_publish(shared_redis, Release(REPUBLISH, 3600.0, due))
+    killed_in_mid_publish(shared_redis, Release(REPUBLISH, due))
     client = shared_redis.client()
     for key, claim in client.hgetall(KEYS.claims).items():
         client.hset(KEYS.claims, key, claim.replace("open ", "unsent ", 1))
-    heir = Replica(shared_redis, "heir", Release(REPUBLISH, 3600.0, due))
+    heir = Replica(shared_redis, "heir", Release(REPUBLISH, due))
     heir.dispatcher.take_back = lambda _: frozenset()  # unsent only after the heir has read the ledger
     heir.run(1)
     del heir.dispatcher.take_back
     state = heir.enqueuer.due_queue.get(NAMES[1])
-    assert state is not None
-    term, term_object = heir.tenure.acquired.term, heir.enqueuer._term
-    assert term_object is not None
-    term_object._claims.record_resend_uncertain(heir.dispatcher, heir.enqueuer.due_queue, term, state)
+    lost = heir.dispatcher, heir.enqueuer.due_queue, heir.tenure.acquired.term, state
+    heir.enqueuer._term._claims.record_resend_uncertain(*lost)
     heir.run(30)
     assert (heir.claims(), heir.verdicts(), len(heir.sent())) == ([], {"enqueued"}, 29)
 
 
 def test_slow_broker_is_sent_what_the_time_allows(shared_redis: RedisServer, due: datetime):
     """Each message takes 0.2 s: nothing is claimed that is not sent soon, and each one counts as progress."""
-    leader = Replica(shared_redis, "slow", Release(SKIP, 3600.0, due))
+    leader = Replica(shared_redis, "slow", Release(SKIP, due))
     leader.seconds = 0.2
     open_claims: list[int] = []
     leader.publisher.before_send = lambda number: (open_claims.append(len(leader.claims())), leader.sending(number))
@@ -214,7 +207,7 @@ def test_slow_broker_is_sent_what_the_time_allows(shared_redis: RedisServer, due
 
 
 def test_broker_that_becomes_slow_defers_the_rest_of_its_batch(shared_redis: RedisServer, due: datetime):
-    leader = Replica(shared_redis, "slow", Release(SKIP, 3600.0, due))
+    leader = Replica(shared_redis, "slow", Release(SKIP, due))
     leader.publisher.before_send = lambda number: leader.later(0.4 if number > 3 else 0.001)
     leader.run(4)
     assert 3 < len(leader.sent()) < 30

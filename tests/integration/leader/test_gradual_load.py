@@ -7,17 +7,14 @@ from typing import Any
 
 import pytest
 
+from ha_beat import events
 from ha_beat.errors import StoreUnavailable
 from ha_beat.leader import schedule_loader
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.forecast import Forecast, Outline
 from ha_beat.leader.gradual_load import PART
-from ha_beat.leader.reconcile import Absence
 from ha_beat.reasons import EntryFault, LossKind, Verdict
-from ha_beat.store.lease import Term
-from ha_beat.store.ledger import LedgerRow
-from tests.integration.leader.stepped_leader import KEYS, Leader, Source, enqueued
-from tests.support.events import EventLog
+from tests.integration.leader.stepped_leader import KEYS, CertainSource, Leader, Source, enqueued
 from tests.support.servers import RedisServer
 
 COUNT = 3 * PART
@@ -59,8 +56,7 @@ def load_all(leader: Leader) -> Leader:
 
 
 def ready_events(leader: Leader) -> list[tuple[int, int, int]]:
-    found: EventLog = leader.events
-    return [(e.entries, e.overdue, e.new) for e in found if e.action == "schedule_ready"]
+    return [(e.entries, e.overdue, e.new) for e in leader.events.of(events.ScheduleReady)]
 
 
 def test_forecast_due_entry_is_sent_before_the_rest_is_loaded(leader: Leader):
@@ -131,7 +127,7 @@ def test_duplicate_id_in_another_part_is_reported(leader: Leader):
 
     leader.use(Doubled(**leader.source.last_run))
     load_all(leader)
-    (failure,) = [event for event in leader.events if event.action == "entry_failed"]
+    (failure,) = leader.events.of(events.EntryFailed)
     assert failure.detail == "e0"
 
 
@@ -162,11 +158,8 @@ def test_part_whose_rows_could_not_be_read_is_not_left_out(leader: Leader, monke
     assert len(leader.enqueuer.due_queue) == COUNT + 1
 
 
-class Certain(Large):
-    """As the schedule of a database that was read under the term: a missing entry was deleted."""
-
-    def absence(self, _: Term) -> Absence | None:
-        return Absence(certain=True)
+class Certain(Large, CertainSource):
+    """Large schedule whose missing entries count as deleted."""
 
 
 @pytest.mark.parametrize("edits", [1, 1000])
@@ -185,7 +178,6 @@ def test_reload_within_a_term_goes_on_in_parts_while_due_entries_are_sent(leader
         if turn == 2:
             assert leader.messages == ["last"]
             owed = leader.enqueuer.due_queue.get("e700")
-            assert owed is not None
             owed.position -= timedelta(hours=1)
             leader.enqueuer.due_queue.put(owed, owed.next_due())
             leader.turn()
@@ -196,9 +188,7 @@ def test_reload_within_a_term_goes_on_in_parts_while_due_entries_are_sent(leader
     assert served > 20
     assert leader.enqueuer.due_queue.get("new") is not None
     assert leader.enqueuer.due_queue.get("e0") is None
-    row = LedgerRow.parse(leader.client.hget(KEYS.ledger, "e:e0"))
-    assert row is not None
-    assert row.verdict is Verdict.ABSENT
+    assert leader.dispatcher.ledger.of(["e0"])["e0"].verdict is Verdict.ABSENT
 
 
 def test_entries_ahead_of_the_clock_are_reported_once(leader: Leader):
@@ -206,7 +196,7 @@ def test_entries_ahead_of_the_clock_are_reported_once(leader: Leader):
     for number in range(COUNT):
         leader.client.hset(KEYS.ledger, f"e:e{number}", ahead)
     load_all(leader)
-    (failure,) = [event for event in leader.events if event.action == "entry_failed"]
+    (failure,) = leader.events.of(events.EntryFailed)
     assert failure.reason is EntryFault.AHEAD_OF_CLOCK
     assert f"{COUNT} entries" in failure.detail
 

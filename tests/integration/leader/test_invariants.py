@@ -15,9 +15,7 @@ from tests.support.servers import RedisServer
 
 
 def record(n: int, **data: Any) -> Record:
-    found = parse(f"{1000 + n}-0", n, json.dumps(data))
-    assert found is not None
-    return found
+    return parse(f"{1000 + n}-0", n, json.dumps(data))
 
 
 def enqueued(n: int, epoch: int = 5, by: str = "a", **more: Any) -> Record:

@@ -125,7 +125,6 @@ def test_message_with_an_expiry_or_other_arguments_replaces_none(leader: Locking
 def test_message_that_may_have_been_enqueued_is_not_sent_again(leader: LockingLeader, disabled: bool):
     """The reply was lost and the term ended. The next occurrence is declined, because the first one waits to run."""
     due = leader.turn().state().due_at
-    assert due is not None
     leader.dispatcher.lose_replies = True
     leader.turn(3, after=1.0)
     leader.dispatcher.lose_replies = False
@@ -142,9 +141,7 @@ def test_message_that_another_leader_has_enqueued_replaces_none(leader: LockingL
     """The next occurrence is declined, because the first one waits to run. The old message has the same task id."""
     with leader.failing(FULL, "e"):
         leader.turn(3, after=1.0)
-    due = leader.state().due_at
-    assert due is not None
-    leader.write(enqueued(due, run_count=1))
+    leader.write(enqueued(leader.state().due_at, run_count=1))
     leader.lead()
     assert leader.turn(5, after=3600.0).messages == []
     assert leader.last_record()["why"] == SkipReason.DECLINED

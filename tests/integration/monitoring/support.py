@@ -64,9 +64,9 @@ class Scene:
 
 
 @contextlib.contextmanager
-def serving(site: Site, limits: Limits | None = None) -> Iterator[HttpServer]:
-    """Serve the site on a free port."""
-    server = HttpServer(site, Endpoint(LOCALHOST, 0), limits)
+def serving(site: Site, limits: Limits | None = None, endpoint: Endpoint | None = None) -> Iterator[HttpServer]:
+    """Serve the site, by default on a free port."""
+    server = HttpServer(site, endpoint or Endpoint(LOCALHOST, 0), limits)
     server.thread.keep_running()
     try:
         assert server.wait_until_serving(10)

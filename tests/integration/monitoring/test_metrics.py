@@ -32,6 +32,9 @@ from tests.support.entries import scheduled, state_of
 ROOT = Path(__file__).parents[3]
 DUE = datetime(2026, 1, 1, tzinfo=UTC)
 WON = events.LeaseAttempted(LeaseAction.CAMPAIGN, LeaseOutcome.WON, 0.01)
+BATCH = events.BatchDispatched(40, 0.02, 7)
+UNCERTAIN = events.OccurrenceUncertain("e", DUE, "id", UncertainReason.NO_ANSWER)
+STEPPED_DOWN = events.TermEnded(1, TermEnd.STEP_DOWN, 5.0, "deploy@released-web-1")
 UNANSWERED = events.LeaseAttempted(LeaseAction.RENEWAL, LeaseOutcome.UNKNOWN, 2.5)
 
 
@@ -64,27 +67,17 @@ def skipped(count: int, reason: SkipReason) -> events.OccurrenceSkipped:
         (skipped(3, SkipReason.COALESCED), "occurrences_total", {"verdict": "skipped"}, 3),
         (skipped(3, SkipReason.COALESCED), "skipped_total", {"reason": "coalesced"}, 3),
         (skipped(-1, SkipReason.MISSED), "skipped_total", {"reason": "missed"}, 1),
-        (
-            events.OccurrenceUncertain("e", DUE, "id", UncertainReason.NO_ANSWER),
-            "occurrences_total",
-            {"verdict": "uncertain"},
-            1,
-        ),
-        (events.BatchDispatched(40, 0.02, 7), "batch_size_bucket", {"le": "50.0"}, 1),
-        (events.BatchDispatched(40, 0.02, 7), "dispatch_already_mine_total", {}, 7),
-        (events.BatchDispatched(40, 0.02, 7), "dispatch_seconds_sum", {}, 0.02),
+        (UNCERTAIN, "occurrences_total", {"verdict": "uncertain"}, 1),
+        (BATCH, "batch_size_bucket", {"le": "50.0"}, 1),
+        (BATCH, "dispatch_already_mine_total", {}, 7),
+        (BATCH, "dispatch_seconds_sum", {}, 0.02),
         (events.DispatchFenced(1, 40, TermEnd.SUPERSEDED), "dispatch_fenced_total", {}, 40),
         (events.DispatchFailed(1, "why"), "dispatch_failures_total", {}, 1),
         (WON, "campaigns_total", {"outcome": "won"}, 1),
         (UNANSWERED, "renewals_total", {"outcome": "unknown"}, 1),
         (UNANSWERED, "redis_round_trip_seconds_count", {}, 1),
         (events.TermStarted(1, "x", TermStart.LEADER_GONE), "terms_started_total", {"reason": "leader_gone"}, 1),
-        (
-            events.TermEnded(1, TermEnd.STEP_DOWN, 5.0, "deploy@released-web-1"),
-            "terms_ended_total",
-            {"reason": "step_down"},
-            1,
-        ),
+        (STEPPED_DOWN, "terms_ended_total", {"reason": "step_down"}, 1),
         (events.LeaseUnreachable("why", leading=True), "redis_outages_total", {}, 1),
         (events.PresenceLost("why"), "presence_losses_total", {}, 1),
         (events.ElectionFailed("why"), "election_failures_total", {}, 1),

@@ -42,8 +42,7 @@ class Cluster:
         return [json.loads(raw)["headers"] for raw in reversed(self.admin.lrange("celery", 0, -1))]
 
     def row(self, entry: str) -> dict[str, Any]:
-        row: dict[str, Any] = json.loads(self.admin.hget(Keys("hooks").ledger, f"e:{entry}") or "{}")
-        return row
+        return json.loads(self.admin.hget(Keys("hooks").ledger, f"e:{entry}") or "{}")
 
     @contextmanager
     def running(self, scheduler: HAMixin) -> Iterator[Callable[[Callable[[], Any]], None]]:

@@ -98,8 +98,7 @@ class Release:
         wait_for(lambda: leads(self.scheduler) and self.row("always"), 10, "a term")
 
     def row(self, entry: str) -> dict[str, Any]:
-        row: dict[str, Any] = json.loads(self.client.hget(Keys("releases").ledger, f"e:{entry}") or "{}")
-        return row
+        return json.loads(self.client.hget(Keys("releases").ledger, f"e:{entry}") or "{}")
 
     def messages(self) -> list[str]:
         return [json.loads(raw)["headers"]["task"] for raw in self.client.lrange("celery", 0, -1)]

@@ -19,6 +19,7 @@ HELD_TOO_LONG = LeaseRecord("one", 1, state="held", renewed_ms=900, ttl_ms=10)
 RELEASED = LeaseRecord("one", 1, state="released", reason=TermEnd.SHUTDOWN)
 PAUSED = {"since_ms": 1000, "by": "ann", "reason": "work"}
 MISSPELLED = {"entry": "rrae", "nearest": ["rare"], "entries": 2}
+DISABLED = {"entry": "x", "disabled": True}
 INCOMPLETE = {"entry": "e", "dry_run": True, "count": 1, "instants": [{}, {}]}
 MEMBERS = [Member("beat-1:aaaaaa", host="web"), Member("beat-2:bbbbbb", host="web"), Member("worker:cccccc", host="db")]
 
@@ -79,11 +80,7 @@ def test_leader_text(lease, text):
         (ReplyCode.ALREADY_PAUSED, PAUSED, "the cluster is paused already, since 1970-01-01 00:00:01 UTC by ann: work"),
         (ReplyCode.NO_SUCH_ENTRY, MISSPELLED, "the leader has no entry 'rrae'; did you mean rare?"),
         (ReplyCode.NO_SUCH_ENTRY, {"entry": "x", "nearest": [], "entries": 2}, "the leader has no entry 'x'; it has 2"),
-        (
-            ReplyCode.NO_SUCH_ENTRY,
-            {"entry": "x", "disabled": True},
-            "entry x is disabled: enable it to have it enqueued",
-        ),
+        (ReplyCode.NO_SUCH_ENTRY, DISABLED, "entry x is disabled: enable it to have it enqueued"),
         (ReplyCode.BACKFILL_INCOMPLETE, INCOMPLETE, "would enqueue 1 of 2 instants of e, 1 refused"),
         (ReplyCode.BACKFILLED, {"entry": "e", "count": 1, "instants": [{}]}, "enqueued 1 of 1 instants of e"),
         (ReplyCode.FAILED, {"detail": "KeyError: {x}"}, "the request failed: KeyError: {x}"),

@@ -57,31 +57,17 @@ class Unprintable(Exception):
         raise RuntimeError("no text")
 
 
-@pytest.mark.parametrize(
-    "exc",
-    [
-        OSError("disk"),
-        ConnectionError("lock server"),
-        TimeoutError(),
-        redis_errors.ConnectionError("lock server"),
-        redis_errors.TimeoutError(),
-        redis.exceptions.LockError("taken"),
-        redis_errors.ResponseError("WRONGTYPE"),
-        OperationalError("wrapped by kombu"),
-        caused(OperationalError("wrapped by kombu"), KeyError("vacuum")),
-        caused(EncodeError("lazy object"), ConnectionError("database")),
-        RuntimeError("no sending today"),
-        KeyError("queue"),
-        TypeError("takes no argument"),
-        RecursionError(),
-        SoftTimeLimitExceeded(),
-        asyncio.CancelledError(),
-        MemoryError("of the entry, free again"),
-        OSError(errno.EMFILE, "of the entry, free again"),
-        Unprintable(),
-    ],
-    ids=lambda exc: type(exc).__name__,
-)
+OF_THE_ENTRY = [
+    *(OSError("disk"), ConnectionError("lock server"), TimeoutError(), redis_errors.ConnectionError("lock server")),
+    *(redis_errors.TimeoutError(), redis.exceptions.LockError("taken"), redis_errors.ResponseError("WRONGTYPE")),
+    *(OperationalError("wrapped by kombu"), caused(OperationalError("wrapped by kombu"), KeyError("vacuum"))),
+    *(caused(EncodeError("lazy object"), ConnectionError("database")), RuntimeError("no sending today")),
+    *(KeyError("queue"), TypeError("takes no argument"), RecursionError(), SoftTimeLimitExceeded()),
+    *(asyncio.CancelledError(), MemoryError("free again"), OSError(errno.EMFILE, "free again"), Unprintable()),
+]
+
+
+@pytest.mark.parametrize("exc", OF_THE_ENTRY, ids=lambda exc: type(exc).__name__)
 def test_exception_of_the_entrys_code_is_transient_if_the_broker_works(exc: BaseException):
     failed = judged(exc, Broker())
     assert isinstance(failed, MessageFailed)

@@ -17,7 +17,6 @@ def electors() -> Electors:
 
 
 def tenure(electors: Electors) -> Tenure:
-    assert electors.term is not None
     return electors.leader.handle.tenure
 
 

@@ -119,15 +119,8 @@ class Simulation:
         state.written_on = self.run
         term = Term(replica.name, self.epoch, f"nonce-{self.epoch}", state.gen, self.run, 0.0)
         facts = ServerFacts(self.append_only, self.started_at + replica.skew) if changed else None
-        loss = assess(
-            gen=state.gen,
-            previous_gens=(previous, previous),
-            shadow=replica.shadow,
-            rows=state.rows,
-            facts=facts,
-            lost_at=replica.lost_at,
-            now=now,
-        )
+        found = {"gen": state.gen, "previous_gens": (previous, previous), "rows": state.rows, "facts": facts}
+        loss = assess(**found, shadow=replica.shadow, lost_at=replica.lost_at, now=now)
         self._note(f"{replica.name} leads, release {replica.release}: {loss}")
         entries = [
             ScheduledEntry(name, object(), Grid(every), self.misfire, str(every), NEVER)
@@ -145,7 +138,6 @@ class Simulation:
             self.began.setdefault(each.id, each.position)
 
     def dispatch(self, replica: Replica, *, answered: bool = True) -> None:
-        assert replica.term is not None
         now = self.now + replica.skew
         writer = LedgerWriter(replica.term, now)
         for state in replica.states:
@@ -155,7 +147,6 @@ class Simulation:
             state.due_at = due_at
             due = state.decide(now)
             if due.send is None:
-                assert due.skipped is not None
                 self._write(replica, writer.skip(state, due.skipped, due.position), answered=answered)
                 continue
             task_id = f"{state.id} {due.send}"

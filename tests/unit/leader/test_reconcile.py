@@ -78,11 +78,8 @@ def test_entry_starts_at_the_latest_known_position(last_run, raw, expected):
     assert place_one(entry(last_run), raw)[0] == at(expected)
 
 
-def test_unchanged_entry_is_not_written():
-    assert place_one(entry(), row(-3))[1] is None
-
-
-def test_lost_row_of_another_release_is_not_written_without_a_loss():
+def test_nothing_is_written_without_a_change_or_a_loss():
+    """Not even the lost row of another release."""
     assert place(entry(), rows={"e": row(-3)}, shadow=shadow(e=-3, other=-60)).operations == []
 
 
@@ -103,9 +100,9 @@ def test_entries_are_not_changed():
     assert one == replace(one, last_run=at(-25))
 
 
-@pytest.mark.parametrize(("raw", "expected"), [(None, 0), (row(-3), -3)])
-def test_last_run_in_the_future_is_ignored(raw, expected):
-    assert place_one(entry(at(+3600)), raw)[0] == at(expected)
+def test_last_run_in_the_future_is_ignored():
+    assert place_one(entry(at(+3600)))[0] == NOW
+    assert place_one(entry(at(+3600)), row(-3))[0] == at(-3)
 
 
 def test_ledger_position_in_the_future_is_kept_and_reported():
@@ -113,9 +110,7 @@ def test_ledger_position_in_the_future_is_kept_and_reported():
     done = place(entry(), rows={"e": row(+3600)})
     assert done.states[0].position == at(+3600)
     failure = ahead_of_clock(done.ahead)
-    assert failure is not None
-    assert failure.reason is EntryFault.AHEAD_OF_CLOCK
-    assert at(+3600).isoformat() in failure.detail
+    assert (failure.reason, at(+3600).isoformat() in failure.detail) == (EntryFault.AHEAD_OF_CLOCK, True)
     assert place(entry(), rows={"e": row(+1)}).ahead == []
 
 
@@ -147,8 +142,8 @@ def test_entry_whose_schedule_raises_does_not_affect_others():
 
 def test_edited_entry_does_not_owe_instants_before_the_edit():
     position, operation = place_one(entry(signature="other"), row(-300))
-    assert position == NOW
-    assert operation.row.verdict is Verdict.ARMED
+    assert (position, operation.row.verdict) == (NOW, Verdict.ARMED)
+    assert place_one(entry(signature="other"), row(+5))[0] == at(+5), "it is not moved back"
 
 
 def test_instants_that_an_edit_drops_are_recorded_as_skipped():
@@ -171,10 +166,6 @@ def test_edited_entry_is_in_doubt_after_a_loss():
     """A replica whose clock is ahead may have enqueued the next instant of the new schedule."""
     _, operation = place_one(entry(at(-12), "other"), row(-300), loss=total(+12))
     assert (operation.row.reason, operation.row.base) == (SkipReason.STATE_LOSS, at(+10))
-
-
-def test_edited_entry_is_not_moved_back():
-    assert place_one(entry(signature="other"), row(+5))[0] == at(+5)
 
 
 @dataclass(frozen=True)
@@ -301,22 +292,17 @@ def test_entry_that_was_disabled_owes_nothing_and_counts_runs_from_zero():
     assert done.operations[0].row.verdict is Verdict.ARMED
 
 
-def test_entry_that_an_earlier_leader_enabled_continues_from_its_row():
-    """A standby also sees that the entry was disabled, and may lead long after."""
-    done = place(entry(since=at(-60), resumed=True), rows={"e": row(-5)}, absence=CERTAIN)
+@pytest.mark.parametrize(("since", "written", "position", "runs"), [(-60, 0, at(-5), 4), (-3, 1, NOW, 0)])
+def test_entry_that_an_earlier_leader_enabled_continues_from_its_row(since, written, position, runs):
+    """A standby also sees that the entry was disabled, and may lead long after. Otherwise the entry starts now."""
+    done = place(entry(since=at(since), resumed=True), rows={"e": row(-5)}, absence=CERTAIN)
     (state,) = done.states
-    assert (done.operations, state.position, state.runs) == ([], at(-5), 4)
+    assert (len(done.operations), state.position, state.runs) == (written, position, runs)
 
 
-def test_entry_that_no_leader_has_enabled_starts_now():
-    done = place(entry(since=at(-3), resumed=True), rows={"e": row(-5)}, absence=CERTAIN)
-    (state,) = done.states
-    assert (len(done.operations), state.position, state.runs) == (1, NOW, 0)
-
-
-@pytest.mark.parametrize(("signature", "expected"), [("other", -20), ("s", 0)], ids=["edited", "unchanged"])
-def test_enabled_entry_counts_from_its_edit_only_if_edited(signature, expected):
-    assert place_one(entry(signature=signature, since=at(-20)), absent(-500), absence=CERTAIN)[0] == at(expected)
+def test_enabled_entry_counts_from_its_edit_only_if_edited():
+    for signature, expected in (("other", -20), ("s", 0)):
+        assert place_one(entry(signature=signature, since=at(-20)), absent(-500), absence=CERTAIN)[0] == at(expected)
 
 
 @pytest.mark.parametrize(("ago", "expected", "rewritten"), [(303, -23, True), (3, -3, False)])
@@ -440,16 +426,8 @@ def test_entry_of_another_release_stays_in_doubt_until_that_one_leads(absence):
     assert later.row.in_doubt_until is None
 
 
-@pytest.mark.parametrize(
-    ("raw", "catch_up"),
-    [
-        (row(-35, following=at(+60)), False),
-        (row(+5), False),
-        (absent(-35), False),
-        (row(-35), True),
-        (UNREADABLE, False),
-    ],
-    ids=["not due", "past the floor", "absent", "catching up", "unreadable"],
-)
-def test_row_of_another_release_that_is_not_in_doubt_is_left_alone(raw, catch_up):
-    assert place(rows={"e": raw}, loss=total(+2), catch_up=catch_up).operations == []
+def test_row_of_another_release_that_is_not_in_doubt_is_left_alone():
+    """It is not due yet, past the floor, absent or unreadable, or what is in doubt is caught up."""
+    for raw in (row(-35, following=at(+60)), row(+5), absent(-35), UNREADABLE):
+        assert place(rows={"e": raw}, loss=total(+2)).operations == []
+    assert place(rows={"e": row(-35)}, loss=total(+2), catch_up=True).operations == []

@@ -51,118 +51,107 @@ def computer() -> Computer:
     return Computer()
 
 
-def test_slow_entry_is_computed_in_a_thread_from_the_second_time(computer: Computer):
-    entry, slow = scheduled("e"), computer.slow
-    assert slow.ready(entry)
-    assert slow.take(entry) == ((["e"], {}, {}), True)
-    assert not slow.ready(entry)
-    assert not slow.ready(entry)
+ENTRY = scheduled("e")
+VALUE = (["e"], {}, {})
+
+
+class Edited(CeleryEntry):
+    args = ("other",)
+
+
+EDITED = replace(ENTRY, celery_entry=Edited())
+
+
+@pytest.fixture
+def slow(computer: Computer) -> SlowArguments:
+    """The entry was slow on the main loop once."""
+    assert computer.slow.ready(ENTRY)
+    assert computer.slow.take(ENTRY) == (VALUE, True)
+    return computer.slow
+
+
+def test_slow_entry_is_computed_in_a_thread_from_the_second_time(computer: Computer, slow: SlowArguments):
+    assert not slow.ready(ENTRY)
+    assert not slow.ready(ENTRY)
     assert slow.ready(scheduled("other"))
-    computer.finish(entry)
-    assert slow.take(entry) == ((["e"], {}, {}), False)
+    computer.finish(ENTRY)
+    assert slow.take(ENTRY) == (VALUE, False)
     assert computer.threads == ["MainThread", "ha_beat-arguments"]
 
 
-def test_entry_that_is_no_longer_slow_returns_to_the_main_loop(computer: Computer):
-    entry, slow = scheduled("e"), computer.slow
-    slow.take(entry)
+def test_entry_that_is_no_longer_slow_returns_to_the_main_loop(computer: Computer, slow: SlowArguments):
     computer.seconds = 0.1
-    slow.ready(entry)
-    computer.finish(entry)
-    slow.take(entry)
-    assert slow.ready(entry)
-    slow.take(entry)
+    slow.ready(ENTRY)
+    computer.finish(ENTRY)
+    slow.take(ENTRY)
+    assert slow.ready(ENTRY)
+    slow.take(ENTRY)
     assert computer.threads == ["MainThread", "ha_beat-arguments", "MainThread"]
 
 
-def test_exception_in_the_thread_is_raised_on_the_main_loop(computer: Computer):
-    entry, slow = scheduled("e"), computer.slow
-    slow.take(entry)
+def test_exception_in_the_thread_is_raised_on_the_main_loop(computer: Computer, slow: SlowArguments):
     computer.error = OSError("the database is away")
-    slow.ready(entry)
-    computer.finish(entry)
+    slow.ready(ENTRY)
+    computer.finish(ENTRY)
     with pytest.raises(OSError, match="the database is away"):
-        slow.take(entry)
-    assert not slow.ready(entry)
+        slow.take(ENTRY)
+    assert not slow.ready(ENTRY)
 
 
 @pytest.mark.parametrize("change", ["edited", "old"])
-def test_computed_arguments_of_an_edited_entry_or_of_long_ago_are_dropped(change, computer: Computer):
-    class Edited(CeleryEntry):
-        args = ("other",)
-
-    entry, slow = scheduled("e"), computer.slow
-    slow.take(entry)
-    slow.ready(entry)
-    computer.finish(entry)
+def test_computed_arguments_of_an_edited_entry_or_of_long_ago_are_dropped(change, computer: Computer, slow):
+    slow.ready(ENTRY)
+    computer.finish(ENTRY)
     if change == "old":
         computer.clock.advance(100.0)
-    else:
-        entry = replace(entry, celery_entry=Edited())
+    entry = ENTRY if change == "old" else EDITED
     assert not slow.ready(entry)
     computer.finish(entry)
     slow.take(entry)
     assert len(computer.threads) == 3
 
 
-def test_hung_entries_use_few_threads(computer: Computer):
-    entries = [scheduled(f"e{number}") for number in range(10)]
-    for entry in entries:
-        computer.slow.take(entry)
-    assert not any(computer.slow.ready(entry) for entry in entries)
-    while len(computer.threads) < 14:
-        time.sleep(0.005)
-    assert not any(computer.slow.ready(entry) for entry in entries)
-    assert len(computer.threads) == 14
+def test_edited_entry_does_not_wait_for_the_arguments_that_it_had(computer: Computer, slow: SlowArguments):
+    assert not slow.ready(ENTRY)
+    assert not slow.ready(EDITED)
+    computer.wait_for_threads(3)
     computer.released.set()
 
 
-def test_hung_computation_is_followed_by_one_other(computer: Computer):
+def test_hung_computation_is_followed_by_one_other(computer: Computer, slow: SlowArguments):
     """The entry is overdue meanwhile. Once it has finished, the next wait counts from its own start."""
-    entry, slow = scheduled("e"), computer.slow
-    slow.take(entry)
     for threads in (2, 2, 3, 3, 3):
-        assert not slow.ready(entry)
+        assert not slow.ready(ENTRY)
         computer.wait_for_threads(threads)
         computer.clock.advance(400.0)
         assert slow.overdue("e")
-    computer.finish(entry)
+    computer.finish(ENTRY)
     computer.clock.advance(100.0)
-    assert not slow.ready(entry)
+    assert not slow.ready(ENTRY)
     assert not slow.overdue("e")
-    computer.finish(entry)
-    assert slow.take(entry) == ((["e"], {}, {}), False)
+    computer.finish(ENTRY)
+    assert slow.take(ENTRY) == (VALUE, False)
 
 
 def test_requested_arguments_are_computed_in_a_thread_at_once(computer: Computer):
-    entry, slow = scheduled("e"), computer.slow
-    assert not slow.ready_within(entry, 0.01)
-    assert not slow.ready_within(entry, 60.0)
-    computer.finish(entry)
-    assert slow.take(entry) == ((["e"], {}, {}), False)
-    assert slow.ready_within(entry, 10.0)
+    slow = computer.slow
+    assert not slow.ready_within(ENTRY, 0.01)
+    assert not slow.ready_within(ENTRY, 60.0)
+    computer.finish(ENTRY)
+    assert slow.take(ENTRY) == (VALUE, False)
+    assert slow.ready_within(ENTRY, 10.0)
     assert computer.threads == ["ha_beat-arguments"] * 2
 
 
-def test_hung_entries_do_not_keep_others_from_being_computed(computer: Computer):
-    entries = [scheduled(f"e{number}") for number in range(5)]
+@pytest.mark.parametrize(("hung", "threads"), [(10, 14), (5, 9)])
+def test_hung_entries_use_few_threads_and_do_not_keep_others_from_being_computed(computer: Computer, hung, threads):
+    entries = [scheduled(f"e{number}") for number in range(hung)]
     for entry in entries:
         computer.slow.take(entry)
-    assert not any(computer.slow.ready(entry) for entry in entries)
+    for _ in range(2):
+        assert not any(computer.slow.ready(entry) for entry in entries)
+        computer.wait_for_threads(threads)
     computer.clock.advance(60.0)
-    assert not computer.slow.ready(entries[4])
-    computer.wait_for_threads(10)
-    computer.released.set()
-
-
-def test_edited_entry_does_not_wait_for_the_arguments_that_it_had(computer: Computer):
-    class Edited(CeleryEntry):
-        args = ("other",)
-
-    entry, slow = scheduled("e"), computer.slow
-    slow.take(entry)
-    assert not slow.ready(entry)
-    edited = replace(entry, celery_entry=Edited())
-    assert not slow.ready(edited)
-    computer.wait_for_threads(3)
+    assert not computer.slow.ready(entries[-1])
+    computer.wait_for_threads(threads + 1)
     computer.released.set()

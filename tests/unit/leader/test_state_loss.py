@@ -34,23 +34,14 @@ def shadow(gen: str = "g", **positions: float) -> Shadow:
 #: Facts of another server process that started ten seconds ago.
 RESTARTED = ServerFacts(append_only=False, started_at=at(-10))
 
-
 #: Margin for the clock of the replica that enqueued what was lost.
 CLOCKS = timedelta(seconds=2)
 
 
 def judged(**changes: Any) -> Loss | None:
     """Assess an intact ledger by a replica that knows all of it, on the server that it was written on."""
-    given: dict[str, Any] = {
-        "gen": "g",
-        "previous_gens": ("g", "g"),
-        "shadow": shadow(e=-1),
-        "rows": rows(e=-1),
-        "facts": None,
-        "lost_at": None,
-        "now": NOW,
-    }
-    return assess(**{**given, **changes})
+    found = {"gen": "g", "previous_gens": ("g", "g"), "rows": rows(e=-1), "facts": None}
+    return assess(**{**found, "shadow": shadow(e=-1), "lost_at": None, "now": NOW, **changes})
 
 
 def all_in_doubt(loss: Loss | None) -> bool:
@@ -58,24 +49,20 @@ def all_in_doubt(loss: Loss | None) -> bool:
     return loss is not None and loss.total and loss.floor > NOW
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"gen": "new", "previous_gens": ("", ""), "shadow": Shadow(), "rows": {}},
-        {"previous_gens": ("", "g")},
-        {"rows": {"e": '{"v": 99}'}},
-        {"shadow": shadow(e=-1, gone=-(KEEP_ABSENT.total_seconds() + 60))},
-        {"shadow": shadow("older", e=-1)},
-        {"facts": replace(RESTARTED, append_only=True)},
-    ],
-    ids=[
-        *("intact ledger", "first start", "lost lease alone", "unreadable row", "absent for days"),
-        *("handled by another release", "restart with an append-only file"),
-    ],
-)
-def test_no_loss(changes):
-    assert judged(**changes) is None
+INTACT: dict[str, dict[str, Any]] = {
+    "intact ledger": {},
+    "first start": {"gen": "new", "previous_gens": ("", ""), "shadow": Shadow(), "rows": {}},
+    "lost lease alone": {"previous_gens": ("", "g")},
+    "unreadable row": {"rows": {"e": '{"v": 99}'}},
+    "absent for days": {"shadow": shadow(e=-1, gone=-(KEEP_ABSENT.total_seconds() + 60))},
+    "handled by another release": {"shadow": shadow("older", e=-1)},
+    "restart with an append-only file": {"facts": replace(RESTARTED, append_only=True)},
+}
+
+
+@pytest.mark.parametrize("case", INTACT)
+def test_no_loss(case):
+    assert judged(**INTACT[case]) is None
 
 
 @pytest.mark.parametrize("previous_gens", [("", ""), ("g", ""), ("", "other"), ("g", "other")])

@@ -18,12 +18,8 @@ NO_PROBLEM = (events.Paused, events.Resumed, events.RequestAnswered, events.Batc
 
 #: Problems that the status reads from the journal, the member record, the snapshot or the duties.
 FROM_ELSEWHERE = (
-    events.TermEnded,
-    events.OccurrenceSkipped,
-    events.OccurrenceUncertain,
-    events.ClockOffset,
-    events.RecordUnreadable,
-    events.DutyLate,
+    *(events.TermEnded, events.OccurrenceSkipped, events.OccurrenceUncertain),
+    *(events.ClockOffset, events.RecordUnreadable, events.DutyLate),
 )
 
 PROBLEMS = [event for event in EVENTS if event.problem]
@@ -44,17 +40,14 @@ def state(scene: Scene) -> dict[str, Any]:
 @pytest.mark.parametrize("event", LOGGED, ids=lambda event: type(event).__name__)
 def test_event_is_a_problem_if_it_is_logged_as_a_warning(event):
     line = line_of(event, "shop")
-    assert line is not None
     assert event.problem == (line[0] >= logging.WARNING and not isinstance(event, NO_PROBLEM))
 
 
 @pytest.mark.parametrize("event", LOGGED, ids=lambda event: type(event).__name__)
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO, logging.WARNING])
 def test_every_event_with_a_line_reaches_the_log(event, level, caplog):
-    line = line_of(event, "shop")
-    assert line is not None
     with caplog.at_level(level, "ha_beat"):
-        assert LogWriter.wants(event) or line[0] < level
+        assert LogWriter.wants(event) or line_of(event, "shop")[0] < level
 
 
 def test_events_of_a_dispatch_do_not_wake_the_log_by_default(caplog):

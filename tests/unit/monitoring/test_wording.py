@@ -81,44 +81,34 @@ SEVERAL = events.OccurrenceSkipped("report", DUE, DUE + timedelta(hours=2), 3, S
 UNKNOWN = events.OccurrenceUncertain("report", None, "id", UncertainReason.NO_ANSWER, "timeout")
 
 
-@pytest.mark.parametrize(
-    ("event", "line"),
-    [
-        (
-            events.TermStarted(7, "beat-1", TermStart.EXPIRED),
-            "Leading shop in epoch 7: the leader did not renew the lease in time; previous leader: beat-1",
-        ),
-        (
-            events.TermEnded(7, TermEnd.STEP_DOWN, 90.0),
-            "Stopped leading after 90.0 s (epoch 7): a step-down was requested",
-        ),
-        (OVERDUE, "Skipped report, due 2026-03-01 03:30:00.250Z: overdue; only the newest overdue occurrence runs"),
-        (
-            SEVERAL,
-            (
-                "Skipped report, 3 occurrences due from 2026-03-01 03:30:00.250Z until 2026-03-01 05:30:00.250Z: "
-                "its message could not be built (KeyError: 'x')"
-            ),
-        ),
-        (
-            events.LeaseUnreachable(REFUSED, leading=False),
-            f"The lease in Redis is unreachable ({REFUSED[:-1]}): standing by",
-        ),
-        (events.LeaseReachable(12.5), "The lease in Redis is reachable again after 12.5 s"),
-        (
-            events.Paused(DUE, "ann@web-1", "", found=False),
-            (
-                "The cluster is paused since 2026-03-01 03:30:00.250Z by ann@web-1 (no reason given): "
-                "run `celery ha-beat resume` to resume it"
-            ),
-        ),
-        (
-            UNKNOWN,
-            "Delivery of report, due at an unknown time, is unknown (task id id): the broker did not answer (timeout)",
-        ),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, events.Event) else "",
-)
+STARTED = events.TermStarted(7, "beat-1", TermStart.EXPIRED)
+ENDED = events.TermEnded(7, TermEnd.STEP_DOWN, 90.0)
+UNREACHABLE = events.LeaseUnreachable(REFUSED, leading=False)
+PAUSED = events.Paused(DUE, "ann@web-1", "", found=False)
+AT, LATER = "2026-03-01 03:30:00.250Z", "2026-03-01 05:30:00.250Z"
+
+LINES: list[tuple[events.Event, str]] = [
+    (STARTED, "Leading shop in epoch 7: the leader did not renew the lease in time; previous leader: beat-1"),
+    (ENDED, "Stopped leading after 90.0 s (epoch 7): a step-down was requested"),
+    (OVERDUE, f"Skipped report, due {AT}: overdue; only the newest overdue occurrence runs"),
+    (
+        SEVERAL,
+        f"Skipped report, 3 occurrences due from {AT} until {LATER}: its message could not be built (KeyError: 'x')",
+    ),
+    (UNREACHABLE, f"The lease in Redis is unreachable ({REFUSED[:-1]}): standing by"),
+    (events.LeaseReachable(12.5), "The lease in Redis is reachable again after 12.5 s"),
+    (
+        PAUSED,
+        f"The cluster is paused since {AT} by ann@web-1 (no reason given): run `celery ha-beat resume` to resume it",
+    ),
+    (
+        UNKNOWN,
+        "Delivery of report, due at an unknown time, is unknown (task id id): the broker did not answer (timeout)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("event", "line"), LINES, ids=[type(event).__name__ for event, _ in LINES])
 def test_log_line(event, line, caplog):
     assert logged(event, caplog).getMessage() == line
 

@@ -1,28 +1,19 @@
-"""Settings: their sources, the errors of wrong values, and the redaction of secrets."""
+"""Settings: their values, their sources, and the errors of wrong values."""
 
 import dataclasses
-import json
 import os
 import re
-import subprocess
-import sys
-import tomllib
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
-from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ha_beat.errors import ConfigurationError, HaBeatError
-from ha_beat.settings import SETTINGS, Settings, ha_beat_keys, redact_url
+from ha_beat.settings import SETTINGS, Settings
 
-ROOT = Path(__file__).parents[3]
 NAMES = [setting.name for setting in SETTINGS]
-TEST_COMMAND = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/pytest"
 
 
 def load(environ: dict[str, str] | None = None, **conf: object) -> Settings:
@@ -210,78 +201,71 @@ def test_wrong_value_is_refused_with_its_name_and_the_valid_values(name, value):
         assert complaint({f"HA_BEAT_{name.upper()}": value}).startswith(f"HA_BEAT_{name.upper()}=")
 
 
-@pytest.mark.parametrize(
-    ("conf", "message"),
-    [
-        ({"renew_interval": 6}, "ha_beat_renew_interval=6.0: must be at most half of ha_beat_lease_ttl (10.0)"),
-        (
-            {"lease_ttl": 4, "command_timeout": 2},
-            "ha_beat_command_timeout=2.0: must be less than half of ha_beat_lease_ttl (4.0)",
-        ),
-        ({"lease_ttl": 2, "poll_interval": 3}, "ha_beat_poll_interval=3.0: must be at most ha_beat_lease_ttl (2.0)"),
-        (
-            {"lease_ttl": 60, "poll_interval": 20},
-            "ha_beat_stall_timeout=15.0 (default): must be more than ha_beat_poll_interval (20.0)",
-        ),
-        (
-            {"renew_interval": 5, "command_timeout": 4},
-            (
-                "ha_beat_command_timeout=4.0: must be at most 3.5 with ha_beat_lease_ttl (10.0) and "
-                "ha_beat_renew_interval (5.0), because a renewal without an answer must leave time for another one"
-            ),
-        ),
-        (
-            {"redis_options": {"socket_timeout": 60}},
-            (
-                "ha_beat_redis_options['socket_timeout']=60: must be a number of seconds less than half of "
-                "ha_beat_lease_ttl (10.0), because it replaces ha_beat_command_timeout"
-            ),
-        ),
-        (
-            {"redis_url": "redis://h/0?socket_connect_timeout=5", "lease_ttl": 4},
-            (
-                "socket_connect_timeout of ha_beat_redis_url='5': must be a number of seconds less than half of "
-                "ha_beat_lease_ttl (4.0), because it replaces ha_beat_command_timeout"
-            ),
-        ),
-        (
-            {"stall_timeout": 1},
-            (
-                "ha_beat_stall_timeout=1: must be a number of seconds from 2 up, because an idle main loop makes "
-                "progress only once a second"
-            ),
-        ),
-        (
-            {"environ": {"HA_BEAT_LEASE_TTL": "10s"}},
-            "HA_BEAT_LEASE_TTL='10s': must be a number of seconds from 1 to 3600",
-        ),
-        (
-            {"environ": {"HA_BEAT_LEASE_TTL": "4"}, "renew_interval": 3},
-            "ha_beat_renew_interval=3.0: must be at most half of HA_BEAT_LEASE_TTL (4.0)",
-        ),
-    ],
-)
-def test_message_names_settings_as_the_user_spelled_them(conf, message):
-    """For a wrong value, and for two that contradict each other."""
-    assert complaint(**conf) == message
+HALF, REPLACES = "less than half of ha_beat_lease_ttl", "because it replaces ha_beat_command_timeout"
+AT_MOST = "must be at most 3.5 with ha_beat_lease_ttl (10.0) and ha_beat_renew_interval (5.0)"
+IDLE = "because an idle main loop makes progress only once a second"
+OF_URL, OPTION = "socket_connect_timeout of ha_beat_redis_url='5'", "ha_beat_redis_options['socket_timeout']=60"
 
-
-@pytest.mark.parametrize(
-    "conf",
-    [
+#: Settings that are accepted, settings that are not, and what the message says of these.
+RELATIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    (
         {"renew_interval": 5},
+        {"renew_interval": 6},
+        "ha_beat_renew_interval=6.0: must be at most half of ha_beat_lease_ttl (10.0)",
+    ),
+    (
         {"lease_ttl": 4, "command_timeout": 1.99},
+        {"lease_ttl": 4, "command_timeout": 2},
+        f"ha_beat_command_timeout=2.0: must be {HALF} (4.0)",
+    ),
+    (
         {"lease_ttl": 2, "poll_interval": 2},
+        {"lease_ttl": 2, "poll_interval": 3},
+        "ha_beat_poll_interval=3.0: must be at most ha_beat_lease_ttl (2.0)",
+    ),
+    (
         {"lease_ttl": 60, "poll_interval": 14},
-        {"lease_ttl": 1},
-        {"lease_ttl": 3600},
+        {"lease_ttl": 60, "poll_interval": 20},
+        "ha_beat_stall_timeout=15.0 (default): must be more than ha_beat_poll_interval (20.0)",
+    ),
+    (
         {"renew_interval": 5, "command_timeout": 3.5},
-        {"stall_timeout": 2},
+        {"renew_interval": 5, "command_timeout": 4},
+        f"ha_beat_command_timeout=4.0: {AT_MOST}, because a renewal without an answer must leave time for another one",
+    ),
+    (
         {"redis_options": {"socket_timeout": 4.9}, "redis_url": "redis://h/0?socket_timeout=60"},
-    ],
-)
-def test_settings_at_the_edge_of_a_relation_are_accepted(conf):
-    load(**conf)
+        {"redis_options": {"socket_timeout": 60}},
+        f"{OPTION}: must be a number of seconds {HALF} (10.0), {REPLACES}",
+    ),
+    (
+        {"lease_ttl": 3600},
+        {"redis_url": "redis://h/0?socket_connect_timeout=5", "lease_ttl": 4},
+        f"{OF_URL}: must be a number of seconds {HALF} (4.0), {REPLACES}",
+    ),
+    (
+        {"stall_timeout": 2},
+        {"stall_timeout": 1},
+        f"ha_beat_stall_timeout=1: must be a number of seconds from 2 up, {IDLE}",
+    ),
+    (
+        {"lease_ttl": 1},
+        {"environ": {"HA_BEAT_LEASE_TTL": "10s"}},
+        "HA_BEAT_LEASE_TTL='10s': must be a number of seconds from 1 to 3600",
+    ),
+    (
+        {"environ": {"HA_BEAT_LEASE_TTL": "4"}, "renew_interval": 2},
+        {"environ": {"HA_BEAT_LEASE_TTL": "4"}, "renew_interval": 3},
+        "ha_beat_renew_interval=3.0: must be at most half of HA_BEAT_LEASE_TTL (4.0)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("accepted", "refused", "message"), RELATIONS)
+def test_message_names_settings_as_the_user_spelled_them(accepted, refused, message):
+    """For a wrong value, and for two that contradict each other. Values at the edge are accepted."""
+    load(**accepted)
+    assert complaint(**refused) == message
 
 
 @pytest.mark.parametrize(
@@ -343,179 +327,3 @@ def test_any_text_in_a_variable_is_validated(environ):
         assert str(error)
     else:
         assert repr(settings)
-
-
-# --- Celery app
-
-
-def output_of(*arguments: str) -> str:
-    """Return the output of a Python process."""
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=200).stdout
-
-
-def module_of(**values: object) -> Any:
-    return type("celeryconfig", (), values)
-
-
-def test_keys_are_found_before_celery_has_read_its_configuration():
-    """The configuration is read at the first look at a key; listing keys alone would find nothing."""
-    app = Celery("shop")
-    app.config_from_object(module_of(ha_beat_lease_ttl=5, HA_BEAT_MISFIRE="all", broker_url="redis://"))
-    app.conf.ha_beat_batch_size = 7
-    assert not app.configured
-    assert ha_beat_keys(app.conf) == {"ha_beat_lease_ttl": 5, "HA_BEAT_MISFIRE": "all", "ha_beat_batch_size": 7}
-
-
-@pytest.mark.parametrize("namespace", ["CELERY", "MYAPP", "celery"])
-def test_keys_of_an_app_with_a_namespace_are_found(namespace):
-    key = f"{namespace}_HA_BEAT_LEASE_TTL" if namespace.isupper() else f"{namespace}_ha_beat_lease_ttl"
-    app = Celery("shop")
-    app.config_from_object(module_of(**{key: 5, "MY_HA_BEAT_FLAG": 1}), namespace=namespace)
-    assert ha_beat_keys(app.conf) == {key: 5}
-    settings = Settings.load(ha_beat_keys(app.conf), {}, "shop")
-    assert (settings.lease_ttl, settings.sources) == (5.0, {"lease_ttl": key})
-
-
-def test_setting_on_the_app_wins_over_the_configuration_module():
-    app = Celery("shop")
-    app.config_from_object(module_of(CELERY_HA_BEAT_LEASE_TTL=5), namespace="CELERY")
-    assert ha_beat_keys(app.conf) == {"CELERY_HA_BEAT_LEASE_TTL": 5}
-    app.conf.ha_beat_lease_ttl = 6
-    assert ha_beat_keys(app.conf) == {"ha_beat_lease_ttl": 6}
-    app.conf.update(ha_beat_lease_ttl=7)
-    assert ha_beat_keys(app.conf) == {"ha_beat_lease_ttl": 7}
-
-
-def test_other_keys_are_not_read():
-    """Reading each value of a Django settings object warns of deprecated ones, and can fail."""
-    trap = property(lambda _: pytest.fail("read"))
-    app = Celery("shop")
-    app.config_from_object(module_of(CELERY_HA_BEAT_LEASE_TTL=5, trap=trap)(), namespace="CELERY")
-    assert ha_beat_keys(app.conf) == {"CELERY_HA_BEAT_LEASE_TTL": 5}
-
-
-def test_plain_dict_is_accepted():
-    conf = {"ha_beat_lease_ttl": 5, "CELERY_HA_BEAT_BATCH_SIZE": 7, "ha_beats": 1, "timezone": "UTC"}
-    assert ha_beat_keys(conf) == {"ha_beat_lease_ttl": 5, "CELERY_HA_BEAT_BATCH_SIZE": 7}
-
-
-def test_keys_of_a_django_project_are_found():
-    pytest.importorskip("django")
-    program = """
-import django.conf, celery, json
-from ha_beat.settings import ha_beat_keys
-django.conf.settings.configure(CELERY_HA_BEAT_LEASE_TTL=5, CELERY_HA_BEAT_REDIS_URL="redis://h")
-app = celery.Celery("shop")
-app.config_from_object("django.conf:settings", namespace="CELERY")
-print(json.dumps(ha_beat_keys(app.conf)))
-"""
-    found = output_of("-W", "error::DeprecationWarning:django", "-c", program)
-    assert json.loads(found) == {"CELERY_HA_BEAT_LEASE_TTL": 5, "CELERY_HA_BEAT_REDIS_URL": "redis://h"}
-
-
-# --- Secrets
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("redis://h:6379/0", "redis://h:6379/0"),
-        ("redis://:pw@h:6379/0", "redis://:***@h:6379/0"),
-        ("redis://beat:pw@h", "redis://beat:***@h"),
-        ("redis://pw@h", "redis://***@h"),
-        ("redis://:p@w@h/0", "redis://:***@h/0"),
-        ("redis://:p/w@h/0", "redis://:***@h/0"),
-        ("redis://:p#w@h/0", "redis://:***@h/0"),
-        ("redis://:p:w;x@h/0", "redis://:***@h/0"),
-        ("redis://:p?w@h/0", "redis://***"),
-        ("redis://:pw", "redis://***"),
-        ("redis://h/0?password=pw&db=1", "redis://h/0?password=***&db=1"),
-        ("redis://h/0?db=1;password=pw", "redis://h/0?db=1;password=***"),
-        ("redis://h/0?password=p@w", "redis://***"),
-        ("rediss://h?ssl_keyfile_password=pw", "rediss://h?ssl_keyfile_password=***"),
-        ("rediss://[::1]:6379/0?ssl_cert_reqs=required", "rediss://[::1]:6379/0?ssl_cert_reqs=required"),
-        ("redis+socket:///run/r.sock?password=pw", "redis+socket:///run/r.sock?password=***"),
-        ("unix://u:pw@/run/r.sock", "unix://u:***@/run/r.sock"),
-        ("sentinel://:pw@a:1;sentinel://:pw@b:2/0", "sentinel://:***@a:1;sentinel://:***@b:2/0"),
-        ("sentinel://:pw@a:1;b:2", "sentinel://:***@a:1;b:2"),
-        ("sentinel://a:1;sentinel://b:2?sentinel_password=pw", "sentinel://a:1;sentinel://b:2?sentinel_password=***"),
-        (":pw@h", ":***@h"),
-        ("localhost:6379", "localhost:6379"),
-        ("", ""),
-    ],
-)
-def test_passwords_in_urls_are_hidden(url, shown):
-    assert redact_url(url) == shown
-    assert redact_url(shown) == shown
-
-
-@given(
-    password=st.text(min_size=1, max_size=30).map(lambda text: f"qz{text}qz"),
-    quoted=st.booleans(),
-    form=st.sampled_from(
-        [
-            "redis://:{}@host:6379/0",
-            "rediss://beat:{}@host",
-            "sentinel://:{0}@a:26379;sentinel://:{0}@b:26379/1",
-            "redis://host/0?db=1&password={}",
-            "unix://:{}@/run/redis.sock?db=0",
-        ]
-    ),
-)
-def test_password_is_hidden_in_every_spelling(password, quoted, form):
-    """The marks at both ends of the password must not be seen, even where it should have been quoted."""
-    if not quoted and ("://" in password or ("?" in form and re.search("[&;]", password))):
-        return  # such a URL means something else
-    assert "qz" not in redact_url(form.format(quote(password, safe="") if quoted else password))
-
-
-class Secret:
-    def __repr__(self) -> str:
-        return "hunter2"
-
-
-def test_settings_never_show_a_secret():
-    options = {"username": "hunter2", "password": "hunter2", "ssl_password": "hunter2", "socket_timeout": 1.5}
-    nested = {"password": "hunter2", "hosts": ["redis://:hunter2@h"]}
-    options |= {"sentinel_kwargs": nested, "credential_provider": Secret(), "health_check": Secret()}
-    settings = load(redis_url="redis://beat:hunter2@h/0", redis_options=options)
-    assert "hunter2" not in repr(settings) + str(settings.describe())
-    assert "redis://beat:***@h/0" in repr(settings)
-    assert "'socket_timeout': 1.5" in repr(settings)
-    assert settings.redis_url == "redis://beat:hunter2@h/0"
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("redis_url", "amqp://beat:hunter2@h"),
-        ("redis_url", "redis://:hunter2@h:port"),
-        ("redis_options", '{"password": "hunter2"'),
-        ("redis_options", ["hunter2"]),
-        ("redis_options", {1: 2, "password": "hunter2"}),
-        ("http_bind", "http://:hunter2@h:80"),
-    ],
-)
-def test_error_about_a_value_does_not_show_its_secret(name, value):
-    assert "hunter2" not in complaint(**{name: value})
-    if isinstance(value, str):
-        assert "hunter2" not in complaint({f"HA_BEAT_{name.upper()}": value})
-
-
-# --- Documents
-
-
-def test_readme_and_ci_run_the_same_test_command():
-    assert TEST_COMMAND in (ROOT / "README.md").read_text()
-    assert TEST_COMMAND in (ROOT / ".ci" / "run").read_text()
-
-
-def test_oldest_tested_versions_are_the_oldest_allowed():
-    """Floors in pyproject.toml that no test installs would be untested promises."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["django"]]
-    floors = dict(re.fullmatch(r"([\w-]+)(?:\[.*\])?>=([\d.]+).*", line).groups() for line in wanted)
-    oldest = dict(re.findall(r"(\S+)==(\S+)", (ROOT / "tests" / "constraints-oldest.txt").read_text()))
-    for package in ("celery", "redis", "django-celery-beat", "Django"):
-        assert (oldest[package] + ".0").startswith(floors[package] + "."), package
