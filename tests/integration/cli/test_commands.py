@@ -168,7 +168,6 @@ def test_doctor_fails_for_an_app_with_another_lease_store(server, cluster, redis
 
 
 def test_step_down_hands_over_to_the_named_replica(cluster, app):
-    """Another replica waits, too."""
     for _ in range(3):
         leader = cluster.wait_for_leader()
         target = next(r for r in cluster if r is not leader)
@@ -221,7 +220,6 @@ def test_backfill_shows_each_instant(cluster, app):
 
 
 def test_celery_command_finds_the_plugin(server, cluster):
-    """`celery -A proj ha-beat check` works from a shell."""
     command = [sys.executable, "-m", "celery", "-A", "tests.support.apps.tick_app", "ha-beat", "check"]
     env = base_environment({"BROKER_URL": server.url, "HA_BEAT_CLUSTER": "tick"})
 
@@ -275,7 +273,6 @@ WORDS = [
     args=st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=12)), max_size=6),
 )
 def test_arguments_never_cause_a_traceback(shared_redis, command, args):
-    """Any arguments give an answer, a usage error or one line of refusal."""
     if command == "status" and "--watch" in args:
         args.remove("--watch")
     quick = ["--timeout", "0.1"] if command in REQUESTS else []

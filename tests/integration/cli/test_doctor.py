@@ -45,7 +45,6 @@ def test_doctor_compares_down_after_with_the_lag(max_lag: int, sentinels_up: boo
 
 
 def test_server_that_refuses_writes_is_examined(redis_server: RedisServer) -> None:
-    """Status and doctor show the state, and doctor fails with the reason."""
     app = app_for(redis_server.url)
     with BeatCluster(redis_server.url, replicas=1) as cluster:
         cluster.wait_for_leader()
@@ -81,7 +80,6 @@ def test_scheduler_other_than_the_settings_name_is_a_warning(redis_server: Redis
 
 
 def test_exception_in_a_check_is_reported(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other checks run."""
 
     def broken(_: object) -> Any:
         raise TypeError("unexpected keyword argument")

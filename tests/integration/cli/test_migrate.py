@@ -73,7 +73,6 @@ def test_celerybeat_file_is_imported(app, redis_server, tmp_path):
 
 
 def test_occurrence_missed_during_the_switch_is_enqueued_once(app, redis_server, tmp_path):
-    """The first leader sends the overdue occurrence; the next leader sends nothing."""
     assert migrate(app, "--from", "celerybeat", "--file", beat_file(app, tmp_path)).exit_code == 0
     with BeatCluster(redis_server.url, spec=SPEC, replicas=2, settings={"lease_ttl": 3}) as cluster:
         leader = cluster.wait_for_leader()

@@ -31,7 +31,6 @@ def test_pipe_gets_every_column_and_one_line_per_row(capsys):
 
 
 def test_narrow_terminal_gets_fewer_columns(monkeypatch, capsys):
-    """The last column is wrapped, and the omitted columns are named. A wide one gets all."""
     on_terminal(monkeypatch, 80)
     output.show_table(COLUMNS, ROWS, spare=("RUNS", "TASK"))
     assert len(shown(capsys)) == 3

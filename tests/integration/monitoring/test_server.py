@@ -133,7 +133,6 @@ _PIECES = st.one_of(st.binary(max_size=60), st.sampled_from([*_REQUESTS, *_HEADE
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pieces=st.lists(_PIECES, max_size=12))
 def test_arbitrary_bytes_do_not_break_the_server(server, pieces):
-    """There is no traceback and no 5xx except the documented 503, and the next client is served."""
     with connected(server) as client:
         client.settimeout(0.05)
         found = b""
@@ -147,7 +146,6 @@ def test_arbitrary_bytes_do_not_break_the_server(server, pieces):
 
 
 def test_unexpected_exception_in_a_connection_is_logged(caplog):
-    """The fuzz test relies on this."""
     site = Scene().site()
     site.answer = lambda *_: 1 / 0  # type: ignore[method-assign, assignment, return-value]
     with serving(site) as server, caplog.at_level("ERROR", "ha_beat"):
@@ -157,7 +155,6 @@ def test_unexpected_exception_in_a_connection_is_logged(caplog):
 
 
 def test_probe_is_answered_despite_2000_slow_clients():
-    """Each sends its request byte by byte without end."""
     with serving(Scene().site()) as server:
         slow = []
         try:

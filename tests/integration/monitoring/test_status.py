@@ -277,7 +277,6 @@ def test_journal_and_members_raise_without_redis_except_at_the_end():
 @pytest.mark.usefixtures("eviction")
 @pytest.mark.parametrize("full", [True, False])
 def test_risk_of_data_loss_is_emitted_once(client, full):
-    """With and without HTTP."""
     emitted = []
     scene, poller = polled(client, full=full, emit=emitted.append)
     for _ in range(3):

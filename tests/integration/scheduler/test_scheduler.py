@@ -68,7 +68,6 @@ EDITS: dict[str, Callable[[HAScheduler], object]] = {
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_entry_replaced_by_the_leader_uses_its_new_schedule(scheduler: HAScheduler, shared_redis: RedisServer, edit):
-    """The schedule is the same dict with as many entries as before."""
     scheduler.update_from_dict({"one": {"task": "one", "schedule": 3600.0}})
     wait_for(lambda: leads(scheduler) and shared_redis.admin.hexists(Keys("turns").ledger, "e:one"), 10, "a term")
     EDITS[edit](scheduler)
@@ -163,7 +162,6 @@ def test_entry_with_a_lone_surrogate_in_its_name_is_sent(scheduler: HAScheduler,
 
 
 def test_merge_drops_what_is_no_longer_configured(scheduler: HAScheduler):
-    """As in Celery. An entry that stays keeps its last run."""
     scheduler.merge_inplace({"old": {"task": "t", "schedule": 1.0}, "stays": {"task": "t", "schedule": 1.0}})
     scheduler.schedule["stays"].total_run_count = 7
     scheduler.merge_inplace({"stays": {"task": "u", "schedule": 2.0}, "bad": {"schedule": "x", "no": 1}})

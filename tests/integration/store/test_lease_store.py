@@ -60,7 +60,6 @@ def test_campaign_on_a_lease_that_has_changed_is_refused(lease: LeaseBench):
 
 
 def test_each_acquisition_has_a_higher_epoch_than_all_before(lease: LeaseBench):
-    """Above the record's, above what the candidate has seen, and above the server's clock."""
     first, second = take(lease, "one").term, take(lease, "two").term
     far = second.epoch + 10**9
     third = lease.store.acquire(attempt("three"), current(lease.store), far)
@@ -168,7 +167,6 @@ def test_presence_is_registered_only_once_it_is_counted(lease: LeaseBench):
 
 
 def test_absent_holder_loses_the_lease_and_a_present_one_keeps_it(lease: LeaseBench):
-    """The campaign against an absent holder is refused while it is there."""
     lease.subscribe("channel")
     assert take(lease, presence="channel").presence == "channel"
     absent = current(lease.store, absent=True)

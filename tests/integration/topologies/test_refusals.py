@@ -1,7 +1,5 @@
 """Redis is unreachable or refuses commands: one log line with the cause, no crash, and recovery."""
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +10,7 @@ import pytest
 from redis import exceptions as redis_errors
 
 from ha_beat.errors import StoreRefused, StoreUnavailable
+from ha_beat.store.connections import Link
 from ha_beat.store.redis_errors import as_store_error, code_of, in_words, moved_to
 from tests.faults.cluster import BeatCluster
 from tests.integration.topologies.replica import KEYS, Campaigner, link
@@ -20,125 +19,119 @@ from tests.support.servers import RedisCluster, RedisServer, free_port, need, wa
 pytestmark = pytest.mark.slow
 
 
-def do(server: RedisServer, *command: object) -> Any:
+def do(server: RedisServer, command: str, *arguments: object) -> Any:
+    """Run a command, whose first words are separated by spaces."""
     client: Any = server.admin
-    return client.execute_command(*command)
+    return client.execute_command(*command.split(), *arguments)
 
 
 def before_7(server: RedisServer) -> bool:
     return int(server.admin.info("server")["redis_version"].split(".")[0]) < 7
 
 
-def test_unreachable(server: RedisServer) -> None:
-    with Campaigner(link(server.url)) as replica:
+@contextmanager
+def recovering(way: Link, timeout: float = 30.0) -> Iterator[Campaigner]:
+    """Yield a replica that leads, and wait until it has recovered."""
+    with Campaigner(way) as replica:
         replica.wait_to_lead()
+        yield replica
+        replica.wait_to_recover(timeout=timeout)
+
+
+def wait_for_the_end_of_trust(replica: Campaigner) -> None:
+    wait_for(lambda: replica.elector.handle.term is None, 15, "the trust to run out")
+
+
+def test_unreachable(server: RedisServer) -> None:
+    with recovering(link(server.url)) as replica:
         server.kill()
         replica.wait_for_line("lease_unreachable", "Connection refused")
         server.start()
-        replica.wait_to_recover()
 
 
 def test_a_server_that_hangs(server: RedisServer) -> None:
-    with Campaigner(link(server.url)) as replica:
-        replica.wait_to_lead()
+    with recovering(link(server.url)) as replica:
         server.pause()
         try:
             replica.wait_for_line("lease_unreachable", "imeout")
-            wait_for(lambda: replica.elector.handle.term is None, 15, "the trust to run out")
+            wait_for_the_end_of_trust(replica)
         finally:
             server.resume()
-        replica.wait_to_recover()
+
+
+#: Rights of the user in most cases.
+RIGHTS = "on >right ~* &* +@all"
 
 
 def test_wrong_password(server: RedisServer) -> None:
     with Campaigner(link(server.url, username="beat", password="right")) as replica:
         replica.wait_for_line("lease_unreachable", "refuses the user name or the password (WRONGPASS")
-        do(server, "ACL", "SETUSER", "beat", "on", ">right", "~*", "&*", "+@all")
-        replica.wait_to_recover()
-
-
-def test_no_password_where_one_is_asked_for(server: RedisServer) -> None:
-    """The password is set while it leads; later connections are refused."""
-    with Campaigner(link(server.url)) as replica:
-        replica.wait_to_lead()
-        do(server, "CONFIG", "SET", "requirepass", "new")
-        do(server, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        do(server, "CLIENT", "KILL", "TYPE", "pubsub")
-        replica.wait_for_line("lease_unreachable", "asks for a password, and none was given (NOAUTH")
-        do(server, "CONFIG", "SET", "requirepass", "")
-        replica.wait_to_recover()
-
-
-def test_a_user_removed_and_made_again(server: RedisServer) -> None:
-    rights = ("on", ">right", "~*", "&*", "+@all")
-    do(server, "ACL", "SETUSER", "beat", *rights)
-    with Campaigner(link(server.url, username="beat", password="right")) as replica:
-        replica.wait_to_lead()
-        do(server, "ACL", "DELUSER", "beat")
-        replica.wait_for_line("lease_unreachable", "WRONGPASS")
-        do(server, "ACL", "SETUSER", "beat", *rights)
+        do(server, "ACL SETUSER beat", *RIGHTS.split())
         replica.wait_to_recover()
 
 
 def test_a_missing_right_is_named(server: RedisServer) -> None:
-    """Redis does not name the refused command of a script."""
-    do(server, "ACL", "SETUSER", "beat", "on", ">right", "~*", "&*", "+@all")
-    with Campaigner(link(server.url, username="beat", password="right")) as replica:
-        replica.wait_to_lead()
-        do(server, "ACL", "SETUSER", "beat", "-hset")
+    """Redis does not name the refused command of a script. The user is deleted at last."""
+    do(server, "ACL SETUSER beat", *RIGHTS.split())
+    with recovering(link(server.url, username="beat", password="right")) as replica:
+        do(server, "ACL SETUSER beat -hset")
         replica.wait_for_line("lease_unreachable", "lacks a right (NOPERM", "HSET")
-        do(server, "ACL", "SETUSER", "beat", "+hset", "-evalsha")
+        do(server, "ACL SETUSER beat +hset -evalsha")
         replica.wait_for_line("lease_unreachable", "lacks a right (NOPERM", "evalsha")
-        do(server, "ACL", "SETUSER", "beat", "+evalsha")
+        do(server, "ACL SETUSER beat +evalsha")
         replica.wait_to_recover()
+        replica.lines.clear()
+        do(server, "ACL DELUSER beat")
+        replica.wait_for_line("lease_unreachable", "WRONGPASS")
+        do(server, "ACL SETUSER beat", *RIGHTS.split())
 
 
 def test_read_only_replica(server: RedisServer) -> None:
     """A readable lease is campaigned for, refused and logged once, not at each poll."""
-    with Campaigner(link(server.url)) as replica:
-        replica.wait_to_lead()
-        do(server, "REPLICAOF", "127.0.0.1", free_port())
+    with recovering(link(server.url)) as replica:
+        do(server, "REPLICAOF 127.0.0.1", free_port())
         replica.wait_for_line("lease_unreachable", "read-only replica, not the primary (READONLY")
-        wait_for(lambda: replica.elector.handle.term is None, 15, "the trust to run out")
+        wait_for_the_end_of_trust(replica)
         time.sleep(4.0)
         assert replica.told("(READONLY") == 1, replica.lines
         assert replica.told("lease_reachable") == 0, replica.lines
-        do(server, "REPLICAOF", "NO", "ONE")
-        replica.wait_to_recover()
+        do(server, "REPLICAOF NO ONE")
 
 
-def test_replica_without_its_primary(server: RedisServer) -> None:
-    do(server, "CONFIG", "SET", "replica-serve-stale-data", "no")
-    with Campaigner(link(server.url)) as replica:
-        replica.wait_to_lead()
-        do(server, "REPLICAOF", "127.0.0.1", free_port())
-        replica.wait_for_line("lease_unreachable", "has lost its primary (MASTERDOWN")
-        do(server, "REPLICAOF", "NO", "ONE")
-        replica.wait_to_recover()
+REPLICATED = ["CONFIG SET replica-serve-stale-data no", "REPLICAOF 127.0.0.1 1"]
+PROTECTED = ["CONFIG SET requirepass new", "CLIENT KILL TYPE normal SKIPME yes", "CLIENT KILL TYPE pubsub"]
+TOO_FEW = "too few of its replicas are in sync (NOREPLICAS"
 
 
-def test_too_few_replicas(server: RedisServer) -> None:
-    with Campaigner(link(server.url)) as replica:
-        replica.wait_to_lead()
-        do(server, "CONFIG", "SET", "min-replicas-to-write", 1)
-        replica.wait_for_line("lease_unreachable", "too few of its replicas are in sync (NOREPLICAS")
-        do(server, "CONFIG", "SET", "min-replicas-to-write", 0)
-        replica.wait_to_recover()
+@pytest.mark.parametrize(
+    ("refuse", "line", "mend"),
+    [
+        (PROTECTED, "asks for a password, and none was given (NOAUTH", ["CONFIG SET requirepass", ""]),
+        (REPLICATED, "has lost its primary (MASTERDOWN", ["REPLICAOF NO ONE"]),
+        (["CONFIG SET min-replicas-to-write 1"], TOO_FEW, ["CONFIG SET min-replicas-to-write 0"]),
+    ],
+    ids=["password", "replica without its primary", "too few replicas"],
+)
+def test_server_that_refuses_is_named(server: RedisServer, refuse: list[str], line: str, mend: list[str]) -> None:
+    """A password that is set while it leads refuses later connections."""
+    with recovering(link(server.url)) as replica:
+        for command in refuse:
+            do(server, command)
+        replica.wait_for_line("lease_unreachable", line)
+        do(server, *mend)
 
 
 def test_data_that_cannot_be_saved() -> None:
     """MISCONF: a folder has the file name of the snapshot."""
     with need(lambda: RedisServer(extra_args=("--dbfilename", "folder"))) as server:
         blocked = server.directory / "folder"
-        with Campaigner(link(server.url)) as replica:
-            replica.wait_to_lead()
+        with recovering(link(server.url)) as replica:
             blocked.mkdir()
-            do(server, "CONFIG", "SET", "save", "3600 1")
+            do(server, "CONFIG SET save", "3600 1")
             do(server, "BGSAVE")
             replica.wait_for_line("lease_unreachable", "can't save its data to disk (MISCONF")
             blocked.rmdir()
             wait_for(lambda: do(server, "BGSAVE"), 10, "a snapshot to begin")
-            replica.wait_to_recover()
 
 
 def test_loading() -> None:
@@ -151,14 +144,12 @@ def test_loading() -> None:
             for number in range(4000):
                 pipe.set(f"filler:{number}", "x" * 20)
             pipe.execute()
-        with Campaigner(link(server.url)) as replica:
-            replica.wait_to_lead()
+        with recovering(link(server.url), timeout=60) as replica:
             server.admin.save()
             server.kill()
             server.extra_args = slowly
             server.process = server.launch()
             replica.wait_for_line("lease_unreachable", "still loading its data (LOADING")
-            replica.wait_to_recover(timeout=60)
 
 
 def test_out_of_memory(server: RedisServer) -> None:
@@ -168,14 +159,14 @@ def test_out_of_memory(server: RedisServer) -> None:
         queued = lambda: server.admin.llen("celery")  # noqa: E731
         wait_for(queued, 30, "a message")
         epoch = cluster.epoch()
-        do(server, "CONFIG", "SET", "maxmemory", "1")
+        do(server, "CONFIG SET maxmemory 1")
         cluster[0].wait_for_log("Redis is out of memory and refuses writes (OOM")
         time.sleep(4.0)
         # Before Redis 7 the lease can't be renewed either.
         lines = [line for line in cluster[0].log_text().splitlines() if "(OOM" in line]
         refused = [line for line in lines if "action=duty_late" not in line]
         assert len(refused) == (2 if before_7(server) else 1)
-        do(server, "CONFIG", "SET", "maxmemory", "0")
+        do(server, "CONFIG SET maxmemory 0")
         before = queued()
         wait_for(lambda: queued() > before + 3, 20, "messages again")
         assert cluster.epoch() == epoch or before_7(server)
@@ -189,15 +180,18 @@ def test_a_cluster_with_a_node_gone() -> None:
         owner = nodes.node_for(KEYS.lease)
         other = next(node for node in nodes.nodes if node is not owner)
         hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes.nodes)
-        with Campaigner(link(f"redis+cluster://{hosts}")) as replica:
-            replica.wait_to_lead()
+        with recovering(link(f"redis+cluster://{hosts}"), timeout=60) as replica:
             other.kill()
             replica.wait_for_line("lease_unreachable", "does not serve these keys (CLUSTERDOWN", timeout=60)
             other.start()
-            replica.wait_to_recover(timeout=60)
 
 
 # --- Error texts of different versions of redis-py
+
+
+IN_SCRIPT = "Error running script (call to f_1): @user_script:7: "
+NO_RIGHT = "ACL failure in script: User beat has no permissions to run the 'hset' command"
+UNKNOWN = "unknown command 'SCRIPT', with args beginning with: 'LOAD'"
 
 
 @pytest.mark.parametrize(
@@ -207,33 +201,13 @@ def test_a_cluster_with_a_node_gone() -> None:
         (redis_errors.MovedError("42 127.0.0.1:7001"), "MOVED", "another node"),
         (redis_errors.ResponseError("MISCONF Redis is configured to save RDB snapshots"), "MISCONF", "save its data"),
         (redis_errors.ResponseError("BUSY Redis is busy running a script."), "BUSY", "busy with a script"),
-        (
-            redis_errors.ResponseError("Error running script (call to f_1): @user_script:7: -OOM command not allowed"),
-            "OOM",
-            "out of memory",
-        ),
+        (redis_errors.ResponseError(f"{IN_SCRIPT}-OOM command not allowed"), "OOM", "out of memory"),
         (redis_errors.BusyLoadingError("Redis is loading the dataset in memory"), "LOADING", "still loading"),
         (redis_errors.ResponseError("WRONGTYPE Operation against a key"), "", "WRONGTYPE"),
         (redis_errors.ConnectionError("The previous master is now a slave"), "READONLY", "read-only replica"),
         (ConnectionRefusedError("refused"), "", "refused"),
-        (
-            redis_errors.ResponseError(
-                "ACL failure in script: User beat has no permissions to run the 'hset' command "
-                "script: on @user_script:92."
-            ),
-            "NOPERM",
-            "its ACL needs +hset)",
-        ),
-        (
-            redis_errors.ResponseError("unknown command 'SCRIPT', with args beginning with: 'LOAD'"),
-            "",
-            "command SCRIPT,",
-        ),
-        (
-            redis_errors.ResponseError("unknown command `SCRIPT`, with args beginning with: `LOAD`"),
-            "",
-            "command SCRIPT,",
-        ),
+        (redis_errors.ResponseError(f"{NO_RIGHT} script: on @user_script:92."), "NOPERM", "its ACL needs +hset)"),
+        *((redis_errors.ResponseError(UNKNOWN.replace("'", quote)), "", "command SCRIPT,") for quote in "'`"),
     ],
 )
 def test_refusals_in_words(exc: Exception, code: str, words: str) -> None:
@@ -253,15 +227,18 @@ def test_one_refusal_of_two_scripts_is_one_line_before_redis_7_too() -> None:
     assert told == {"this Redis is a read-only replica, not the primary (READONLY: You can't write.)"}
 
 
-def test_what_was_surely_not_done_is_told_from_what_may_have_been() -> None:
-    refused = as_store_error(redis_errors.ResponseError("NOAUTH Authentication required."))
+@pytest.mark.parametrize(
+    ("exc", "acted"),
+    [
+        (redis_errors.ResponseError("NOAUTH Authentication required."), False),
+        (redis_errors.BusyLoadingError("loading"), False),
+        (redis_errors.TimeoutError("timeout"), True),
+    ],
+)
+def test_command_that_may_have_been_carried_out_is_known(exc: Exception, acted: bool) -> None:
+    failure = as_store_error(exc)
+    assert (type(failure), failure.acted) == (StoreUnavailable, acted)
     assert isinstance(as_store_error(redis_errors.ReadOnlyError("no")), StoreRefused)
-    loading = as_store_error(redis_errors.BusyLoadingError("loading"))
-    timeout = as_store_error(redis_errors.TimeoutError("timeout"))
-    assert isinstance(refused, StoreUnavailable)
-    assert isinstance(loading, StoreUnavailable)
-    assert isinstance(timeout, StoreUnavailable)
-    assert (refused.acted, loading.acted, timeout.acted) == (False, False, True)
 
 
 @pytest.mark.parametrize("said", ["MOVED 42 :7001", "42 :7001"])
@@ -303,7 +280,7 @@ def test_a_name_that_leads_to_another_server(server: RedisServer, monkeypatch: p
     ):
         replica.wait_to_lead()
         point_to(successor.port)
-        do(server, "REPLICAOF", "127.0.0.1", successor.port)
+        do(server, "REPLICAOF 127.0.0.1", successor.port)
         wait_for(lambda: successor.admin.hget(KEYS.lease, "state") == "held", 30, "to lead at the successor")
         wait_for(lambda: successor.admin.hget(KEYS.lease, "presence"), 30, "to be present there")
-        assert do(server, "PUBSUB", "CHANNELS", "*:presence:*") == []
+        assert do(server, "PUBSUB CHANNELS *:presence:*") == []

@@ -40,7 +40,6 @@ def test_with_presence_at_most_one_term_is_accepted(seed):
 @reproducible
 @given(seed=SEEDS, presence=st.booleans())
 def test_after_the_faults_one_replica_leads_and_keeps_leading(seed, presence):
-    """Liveness; and no changes of leader without a cause."""
     run = Simulation(seed, presence=presence).run(FAULTS_UNTIL + 6.0 + RECOVERY)
     leader = run.leader()
     assert leader is not None
@@ -51,7 +50,6 @@ def test_after_the_faults_one_replica_leads_and_keeps_leading(seed, presence):
 
 
 def test_dead_leader_is_replaced_within_two_polls_with_presence():
-    """And only after the ttl where there is none."""
     for presence, earliest, latest in ((True, 0.0, 4 * TIMING.poll_interval), (False, 3.0, 1.1 * TIMING.ttl + 1.0)):
         run = Simulation(1, presence=presence, faults=False).run(20.0)
         leader = run.leader()

@@ -41,7 +41,6 @@ def one(electors: Electors) -> Elector:
 
 
 def test_standbys_report_the_leader_once(electors: Electors):
-    """One report for each change of leader, not for each poll."""
     leads = [electors.add(name) for name in ("one", "two", "three")]
     electors.run(60)
     assert [elector.handle.term is not None for elector in leads] == [True, False, False]
@@ -61,7 +60,6 @@ def test_standby_follows_once_a_second_and_at_once_in_a_new_term(electors: Elect
 
 
 def test_hung_main_loop_loses_the_lease(electors: Electors, one: Elector):
-    """It is released within the stall timeout, and the hung replica does not take it back."""
     two = electors.add("two")
     electors.run(TIMING.stall_timeout + 0.5, one)
     assert electors.leader is two
@@ -88,7 +86,6 @@ def test_leader_waits_for_its_renewal_or_until_its_main_loop_stalls(electors: El
 
 
 def test_standby_polls_at_its_interval_and_steps_once_a_second(electors: Electors, one: Elector):
-    """Polls that find nothing new make no step."""
     two = electors.add("two")
     electors.run(1)
     observed, began = Mock(side_effect=electors.store.observe), electors.clock.elapsed()
@@ -300,7 +297,6 @@ def test_next_renewal_notices_a_lost_lease(electors: Electors, one: Elector):
 
 
 def test_replica_of_another_app_never_leads_and_reports_it_once(electors: Electors):
-    """Each campaign is refused."""
     one = electors.add()
     electors.store._fingerprint = "another app"
     electors.run(60)

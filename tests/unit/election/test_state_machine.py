@@ -111,7 +111,6 @@ def test_trust_ends_before_a_standby_may_take_over():
 
 
 def test_leader_without_any_answer_stops_by_itself():
-    """Unknown outcomes are retried within the trust left, and end in a standby."""
     state = leader()
     now, attempts = 102.5, 0
     while isinstance(state, Leader):
@@ -211,7 +210,6 @@ def test_missing_or_released_lease_is_free_at_once():
     ids=["same", "expired", "renewed", "absent", "back", "uncounted", "moved", "released", "first"],
 )
 def test_poll_without_a_change_only_moves_the_next_one(before, look, now, expected):
-    """The election thread makes no step for such a poll."""
     state = watch(*before)
     assert state_machine.unchanged(state, look, now, TIMING) is expected
     after = absorb(state, look, now)
@@ -227,7 +225,6 @@ LOOKS = [(100.0, absent(run_id="r")), (100.1, absent(run_id="r"))]
 
 
 def test_holder_absent_once_is_not_dead():
-    """It takes two looks, at least a poll apart."""
     once = watch((99.9, view()), (100.0, absent()))
     assert once.campaign is None
     assert watch((100.05, absent()), state=once).campaign is None
@@ -336,7 +333,6 @@ def test_leader_whose_election_failed_leaves_its_lease_to_others():
 
 
 def test_refused_campaign_looks_again_before_it_campaigns_again():
-    """Its expectation is outdated."""
     after = absorb(watch((100.0, held(state="released"))), Campaigned(Refused("the lease has moved"), "ours"))
     assert isinstance(decide(after, 100.0, FIT), Wait)
     assert decide(after, 100.1, FIT) == Observe()
@@ -378,7 +374,6 @@ def test_preferred_replica_goes_first_and_the_others_soon_after():
 
 
 def test_redis_that_does_not_answer_is_polled_less_and_less_often():
-    """Attempts spread to one a second, and are as close as ever once Redis answers."""
     state, now, pauses = Standby(), 0.0, []
     while now < 60.0:
         state = absorb(state, Unknown("refused"), now)
@@ -416,7 +411,6 @@ def test_leader_whose_presence_broke_renews_at_once_without_it():
 
 
 def test_new_presence_connection_is_registered_at_once():
-    """A connection that is already registered changes nothing."""
     assert isinstance(decide(absorb(leader(presence=""), PresenceReady(), 101.0), 101.0, FIT), Renew)
     assert absorb(leader(), PresenceReady(), 101.0) == leader()
 

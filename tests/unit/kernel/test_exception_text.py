@@ -34,7 +34,6 @@ def test_secrets_are_masked(text: str, safe: str):
 
 
 def test_secrets_of_the_settings_are_masked_literally():
-    """In any form of text, as given and decoded."""
     app = Celery("shop", broker="redis://:broker%2Fpw@h/0", backend="db+postgresql://u:result-pw@h/d")
     app.conf.broker_transport_options = {"sentinel_kwargs": {"password": "sentinel-pw"}}
     app.conf.ha_beat_redis_url = "redis://user:lease-pw@h/0"

@@ -35,7 +35,6 @@ def test_places_of_dropped_entries_are_bounded():
 
 
 def test_upcoming_includes_entries_that_are_dispatched_or_retried_later():
-    """In order of the time at which each is due, and the oldest of them is overdue."""
     choose, queue, now = random.Random(3), DueQueue(), datetime.now(UTC)
     states = [state_of(scheduled(f"e{number}", every=None)) for number in range(50)]
     for turn in range(1_000):
