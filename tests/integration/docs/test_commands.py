@@ -88,7 +88,7 @@ COMMANDS: dict[str, tuple[str, ...] | str] = {
     r"deploy/rolling-update beat": (
         "integration/deploy/test_compose.py::test_rolling_update_with_changed_schedule_hands_over",
     ),
-    r"(kubectl|helm) .*": "needs a cluster; integration/deploy/test_kubernetes.py and test_helm_chart.py check the manifests",
+    r"(kubectl|helm) .*": "needs a cluster; integration/deploy/test_kubernetes.py and test_helm_chart.py check them",
     r"systemctl stop .*|sudo .*|.*sudo install .*|cd /srv/shop.*": (
         "needs systemd as the first process; integration/deploy/test_systemd.py lets it verify the unit"
     ),
