@@ -41,8 +41,8 @@ from ha_beat.leader.forecast import Forecast
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.request_handler import build_request_handler
 from ha_beat.monitoring.broker_probe import BrokerProbe
+from ha_beat.monitoring.http.address import Endpoint, advertised_url, check_bind, choose_endpoint
 from ha_beat.monitoring.logs import LogWriter
-from ha_beat.monitoring.metrics import Metrics
 from ha_beat.monitoring.setup import Monitoring
 from ha_beat.monitoring.status import LeaderWork, Poller, ReplicaStatus
 from ha_beat.monitoring.watchdog import Watchdog
@@ -60,7 +60,7 @@ from ha_beat.store.request_queue import Requests
 from ha_beat.store.shadow import Shadow, ShadowFeed
 
 if TYPE_CHECKING:
-    from ha_beat.monitoring.http import Endpoint, HttpServer
+    from ha_beat.monitoring.http.server import HttpServer
 
 #: Most events that wait for the log, and for the handlers of signals.
 _LOG_QUEUE = 20_000
@@ -74,8 +74,6 @@ def check_http(settings: Settings) -> None:
         ConfigurationError: a library is missing, or the port is in use.
     """
     if settings.http_address is not None:
-        from ha_beat.monitoring.http import check_bind
-
         check_bind(*settings.http_address)
 
 
@@ -90,7 +88,7 @@ class _Assembly:
     def __init__(self, app: Celery, settings: Settings, source: ReplicaSource, clock: Clock) -> None:
         self.app, self.settings, self.source, self.clock = app, settings, source, clock
         self.keys = Keys(settings.cluster)
-        self.endpoint = _endpoint(settings)
+        self.endpoint = choose_endpoint(*settings.http_address) if settings.http_address else None
         self.replica = _identity(app, settings, self.endpoint)
         self.events = Events()
         self.duties = Duties(clock, self.events.emit)
@@ -302,7 +300,10 @@ class _Assembly:
     def http_server(self, status: ReplicaStatus) -> HttpServer | None:
         if self.endpoint is None:
             return None
-        from ha_beat.monitoring.http import HttpServer, Site
+        # They need the extra.
+        from ha_beat.monitoring.http.routes import Site
+        from ha_beat.monitoring.http.server import HttpServer
+        from ha_beat.monitoring.metrics import Metrics
 
         versions = {"version": __version__, "celery": celery.__version__}
         metrics = Metrics(status, versions, per_entry=self.settings.metrics_per_entry)
@@ -322,22 +323,12 @@ def _leader_options(settings: Settings) -> LeaderOptions:
     )
 
 
-def _endpoint(settings: Settings) -> Endpoint | None:
-    if settings.http_address is None:
-        return None
-    from ha_beat.monitoring.http import choose_endpoint
-
-    return choose_endpoint(*settings.http_address)
-
-
 def _identity(app: Celery, settings: Settings, endpoint: Endpoint | None) -> Replica:
     """Return the identity of this process. Call it after any fork."""
     host, pid = socket.gethostname(), os.getpid()
     name = settings.replica or f"{host}:{pid}"
     http = url = ""
     if endpoint is not None:
-        from ha_beat.monitoring.http import advertised_url
-
         http = advertised_url(endpoint.host, endpoint.port)
         url = (settings.page_url or "").replace("{replica}", name).replace("{port}", str(endpoint.port))
     return Replica(

@@ -1,6 +1,6 @@
 """Metrics for Prometheus. Counters follow events; gauges are read from the status when they are scraped.
 
-They are plain numbers until a scrape, so counting needs no library, no shared registry, and works in ``worker -B``.
+They are plain numbers until a scrape, so counting needs no shared registry and works in ``worker -B``.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import metrics_core as core
 
 from ha_beat import events
 from ha_beat.monitoring.departed_entries import DepartedEntries
 from ha_beat.monitoring.status import ReplicaStatus
 from ha_beat.reasons import LeaseAction
 from ha_beat.store import entry_pauses
-
-if TYPE_CHECKING:
-    from prometheus_client.metrics_core import Metric
 
 #: Seconds. From a 5 ms tick to an hour's outage.
 LATENESS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
@@ -219,17 +219,13 @@ class Metrics:
     # --- Scrape
 
     def text(self) -> bytes:
-        """Return the metrics in Prometheus' text format. Needs ``prometheus_client``."""
-        from prometheus_client import CollectorRegistry, generate_latest
-
+        """Return the metrics in Prometheus' text format."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
         return bytes(generate_latest(registry))
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[core.Metric]:
         """Yield the metric families."""
-        from prometheus_client import metrics_core as core
-
         gauges = self._gauges()
         for definition in DEFINITIONS:
             if definition.per_entry and not self._per_entry:

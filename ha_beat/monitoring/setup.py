@@ -11,7 +11,7 @@ from ha_beat.monitoring.status import Poller, ReplicaStatus
 from ha_beat.monitoring.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from ha_beat.monitoring.http import HttpServer
+    from ha_beat.monitoring.http.server import HttpServer
 
 #: Longest time in seconds that closing waits for the removal of the member record.
 _REMOVAL_TIMEOUT = 0.3

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import h11
 
 from ha_beat.monitoring.http.routes import Answer, Site, problem
-
-if TYPE_CHECKING:
-    import h11
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +82,10 @@ class Connection(asyncio.Protocol):
     """
 
     def __init__(self, pool: ConnectionPool, loop: asyncio.AbstractEventLoop) -> None:
-        import h11
-
-        self._h11 = h11
         self._pool = pool
         self._limits = pool.limits
         self._loop = loop
-        self._http: h11.Connection = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.head_bytes)
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.head_bytes)
         self._transport: asyncio.Transport | None = None
         self._paused = False
         self._served = 0
@@ -153,7 +148,7 @@ class Connection(asyncio.Protocol):
         if transport is None or transport.get_write_buffer_size() > self._limits.stream_bytes:
             self.abort()
             return
-        data = self._http.send(self._h11.Data(data=update))
+        data = self._http.send(h11.Data(data=update))
         if data:
             transport.write(data)
 
@@ -173,18 +168,18 @@ class Connection(asyncio.Protocol):
         while self._transport is not None and not (self._transport.is_closing() or self._lingering or self._paused):
             try:
                 event = self._http.next_event()
-            except self._h11.RemoteProtocolError as exc:
+            except h11.RemoteProtocolError as exc:
                 self._refuse(exc)
                 return
-            if event is self._h11.NEED_DATA:
+            if event is h11.NEED_DATA:
                 return
-            if event is self._h11.PAUSED:
-                if self._http.our_state is not self._h11.DONE or self._http.their_state is not self._h11.DONE:
+            if event is h11.PAUSED:
+                if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
                     return
                 self._http.start_next_cycle()
-            elif isinstance(event, self._h11.Request):
+            elif isinstance(event, h11.Request):
                 self._serve(event)
-            elif isinstance(event, self._h11.ConnectionClosed):
+            elif isinstance(event, h11.ConnectionClosed):
                 self._close()
             # The other events are the rest of the request, which has no body.
 
@@ -222,11 +217,11 @@ class Connection(asyncio.Protocol):
         headers = answer.all_headers()
         if last:
             headers.append(("Connection", "close"))
-        head = self._http.send(self._h11.Response(status_code=answer.status, headers=headers)) or b""
-        body = b"" if bodyless else self._http.send(self._h11.Data(data=answer.body)) or b""
-        tail = self._http.send(self._h11.EndOfMessage()) or b""
+        head = self._http.send(h11.Response(status_code=answer.status, headers=headers)) or b""
+        body = b"" if bodyless else self._http.send(h11.Data(data=answer.body)) or b""
+        tail = self._http.send(h11.EndOfMessage()) or b""
         transport.write(head + body + tail)
-        if self._http.our_state is not self._h11.DONE or last:
+        if self._http.our_state is not h11.DONE or last:
             self._close()
         elif not self._paused:
             self._rest()
@@ -238,13 +233,13 @@ class Connection(asyncio.Protocol):
         self._streaming, self.waiting = True, False
         self.deadline = self._loop.time() + self._limits.streaming
         transport.set_write_buffer_limits(high=self._limits.stream_bytes)
-        head = self._http.send(self._h11.Response(status_code=answer.status, headers=answer.all_headers())) or b""
+        head = self._http.send(h11.Response(status_code=answer.status, headers=answer.all_headers())) or b""
         transport.write(head)
         self.push(answer.body + self._pool.site.update())
 
     def _refuse(self, error: h11.RemoteProtocolError) -> None:
         """Answer a malformed request, and close the connection."""
-        if self._http.our_state is self._h11.IDLE or self._http.our_state is self._h11.SEND_RESPONSE:
+        if self._http.our_state is h11.IDLE or self._http.our_state is h11.SEND_RESPONSE:
             self._send(problem(error.error_status_hint, "Malformed request."), last=True)
         else:
             self.abort()

@@ -69,7 +69,8 @@ class HttpServer:
         self._closing = False
         self._exhausted = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._serving = threading.Event()
+        #: Set once the port is bound.
+        self.serving = threading.Event()
         self._duties = duties or Duties(clock, emit)
         self.thread = LastingThread(name="ha_beat-http", run=self._run, clock=clock, emit=emit)
 
@@ -77,10 +78,6 @@ class HttpServer:
         """Ask the thread to stop. Does not wait, so a signal handler may call it."""
         self._closing = True
         self.thread.stop()
-
-    def wait_until_serving(self, seconds: float) -> bool:
-        """Wait until the port is bound. For tests."""
-        return self._serving.wait(seconds)
 
     # --- The thread
 
@@ -124,7 +121,7 @@ class HttpServer:
             else:
                 address = address_text(*self.address)
                 logger.info("Serving HTTP on %s", address, extra={"action": "http_serving", "address": address})
-                self._serving.set()
+                self.serving.set()
                 return server
         return None
 

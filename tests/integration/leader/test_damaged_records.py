@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from ha_beat.monitoring.http import Site
+from ha_beat.monitoring.http.routes import Site
 from ha_beat.monitoring.status import Poller
 from ha_beat.reasons import RequestKind
 from ha_beat.store.keys import Keys

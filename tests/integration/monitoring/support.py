@@ -10,8 +10,10 @@ from typing import Any
 
 from ha_beat.duties import Duties
 from ha_beat.leader.due_queue import DueQueue
-from ha_beat.monitoring.http import Endpoint, HttpServer, Site
+from ha_beat.monitoring.http.address import Endpoint
 from ha_beat.monitoring.http.connection import Limits
+from ha_beat.monitoring.http.routes import Site
+from ha_beat.monitoring.http.server import HttpServer
 from ha_beat.monitoring.metrics import Metrics
 from ha_beat.monitoring.status import LeaderWork, ReplicaStatus
 from ha_beat.reasons import Duty
@@ -69,7 +71,7 @@ def serving(site: Site, limits: Limits | None = None, endpoint: Endpoint | None 
     server = HttpServer(site, endpoint or Endpoint(LOCALHOST, 0), limits)
     server.thread.keep_running()
     try:
-        assert server.wait_until_serving(10)
+        assert server.serving.wait(10)
         yield server
     finally:
         server.stop()

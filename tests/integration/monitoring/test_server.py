@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ha_beat.errors import ConfigurationError
-from ha_beat.monitoring.http import Endpoint, HttpServer, advertised_url, check_bind, choose_endpoint
+from ha_beat.monitoring.http.address import Endpoint, advertised_url, check_bind, choose_endpoint
 from ha_beat.monitoring.http.connection import Limits
+from ha_beat.monitoring.http.server import HttpServer
 from tests.integration.monitoring.support import LOCALHOST, Scene, ask, send_raw, serving
 from tests.support.log_format import actions
 from tests.support.servers import free_port, wait_for
@@ -251,7 +252,7 @@ def test_check_bind_rejects_taken_port_and_bad_address():
 def test_missing_library_is_a_configuration_error():
     program = (
         "import sys; sys.modules['h11'] = None\n"
-        "from ha_beat.monitoring.http import check_bind\n"
+        "from ha_beat.monitoring.http.address import check_bind\n"
         "try: check_bind('127.0.0.1', range(1))\n"
         "except Exception as exc: print(type(exc).__name__, exc)"
     )
@@ -271,9 +272,9 @@ def test_port_taken_after_the_start_is_retried(monkeypatch):
     server = HttpServer(Scene().site(), Endpoint(LOCALHOST, port))
     server.thread.keep_running()
     try:
-        assert not server.wait_until_serving(0.5)
+        assert not server.serving.wait(0.5)
         taken.close()
-        assert server.wait_until_serving(10)
+        assert server.serving.wait(10)
         assert ask(port, "/livez").status == 200
     finally:
         taken.close()
@@ -290,7 +291,7 @@ def test_unspecified_address_serves_ipv4_and_ipv6():
     server = HttpServer(Scene().site(), Endpoint("::", 0))
     server.thread.keep_running()
     try:
-        if not server.wait_until_serving(5):
+        if not server.serving.wait(5):
             pytest.skip("this machine has no IPv6")
         assert ask(port_of(server), "/livez").status == 200
     finally:
