@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery
+from celery import Celery, schedules
 from celery.beat import ScheduleEntry, Scheduler
 
 from ha_beat.beat_loop import BeatLoop, ReplicaSource, Runtime
@@ -25,6 +26,9 @@ logger = logging.getLogger("ha_beat")
 
 #: Seconds that a tick returns. With 0, Celery's loop would never call ``sync``.
 _NO_WAIT = 1e-6
+
+#: Schedules whose own time is the app's.
+_SCHEDULES = frozenset({int, float, timedelta, schedules.schedule, schedules.crontab, schedules.solar})
 
 if TYPE_CHECKING:
     _Base = Scheduler
@@ -212,7 +216,21 @@ class HAScheduler(HAMixin, Scheduler):
     def update_from_dict(self, dict_: dict[str, Any]) -> None:
         for name, entry in dict_.items():
             self._note_last_run(name, entry.get("last_run_at") if isinstance(entry, Mapping) else None)
-        super().update_from_dict(dict_)
+        super().update_from_dict({name: self._with_start(entry) for name, entry in dict_.items()})
+
+    def _with_start(self, entry: Any) -> Any:
+        """Return a definition with the last run that Celery would set: the start, here one object for all entries."""
+        if self.Entry is not ScheduleEntry or not isinstance(entry, Mapping) or entry.get("last_run_at"):
+            return entry
+        source = entry.get("schedule")
+        if type(source) not in _SCHEDULES or getattr(source, "nowfun", None) is not None:
+            return entry
+        return {**entry, "last_run_at": self._started_at}
+
+    @cached_property
+    def _started_at(self) -> datetime:
+        started_at: datetime = self.app.now()
+        return started_at
 
     def _note_last_run(self, name: Any, last_run: datetime | None) -> None:
         if last_run is None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 
 from ha_beat.clock import Clock
+from ha_beat.leader.gc_pause import return_free_memory
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.schedule.recurrence import Recurrence
 from ha_beat.store.shadow import Shadow
@@ -18,7 +19,7 @@ from ha_beat.store.shadow import Shadow
 Outline = tuple[str, Recurrence | None, datetime]
 
 #: Seconds of work in one turn of a standby: while all entries are new to it, and later.
-_NEW_BUDGET, _BUDGET = 0.03, 0.01
+_NEW_BUDGET, _BUDGET = 0.1, 0.01
 
 #: Seconds of work to complete it as the leader.
 _TAKE_BUDGET = 0.5
@@ -27,7 +28,7 @@ _TAKE_BUDGET = 0.5
 _STEP = 50
 
 #: Seconds after which all entries are read again. Edits and new entries are missing until then.
-_REREAD = 60.0
+_REREAD = 600.0
 
 #: Entries due up to this time after a takeover are loaded first, and the most of them.
 _AHEAD = timedelta(minutes=5)
@@ -84,6 +85,7 @@ class Forecast:
                     self._unread, self._reread_at = None, self._clock.elapsed() + (_REREAD if self._next else 0.0)
                     heapq.heapify(self._next)
                     self._heap, self._next = self._next, []
+                    return_free_memory()
                     return
                 self._next.append((self._due(outline), len(self._next), outline))
 

@@ -1,10 +1,11 @@
-"""Pause of Python's garbage collector."""
+"""Memory of bulk allocations: the garbage collector pauses for them, and what they freed goes back to the system."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -17,3 +18,9 @@ def gc_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def return_free_memory() -> None:
+    """Return freed memory to the system, if the C library is glibc, which keeps it. Takes some milliseconds."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

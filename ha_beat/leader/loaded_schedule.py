@@ -10,7 +10,7 @@ from ha_beat.clock import Clock
 from ha_beat.dispatch import Dispatcher
 from ha_beat.errors import StoreError
 from ha_beat.leader.due_queue import DueQueue
-from ha_beat.leader.gc_pause import gc_paused
+from ha_beat.leader.gc_pause import gc_paused, return_free_memory
 from ha_beat.leader.gradual_load import PART, PART_BUDGET, GradualLoad
 from ha_beat.leader.ledger_writer import EntryOperation
 from ha_beat.leader.planner import EVERYTHING, ScheduleChange
@@ -147,8 +147,10 @@ class LoadedSchedule:
             self.held_back = found.held_back or (self.held_back and found.rest is not None)
             if self._clock.elapsed() >= until:
                 break
-        if self._rest is None and self._again:
-            self.loaded = False
+        if self._rest is None:
+            return_free_memory()
+            if self._again:
+                self.loaded = False
 
     def _load_at_once(self) -> None:
         self.loaded, self._rest, self._at_once = False, None, True

@@ -8,11 +8,13 @@ from typing import Any, cast
 import pytest
 from celery import Celery
 from celery.beat import ScheduleEntry
+from celery.schedules import crontab
 
 from ha_beat.reasons import MisfirePolicy, UncertainPolicy
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule_source import EntrySource
+from ha_beat.scheduler import HAScheduler
 from ha_beat.stored_schedule import StoredSource
 from ha_beat.testing import SettableClock
 
@@ -59,3 +61,27 @@ def test_comparison_of_entries_does_not_ask_objects_of_the_project():
     schedule["e"].args = Unasked()
     clock.advance(60)
     assert source._entry_replaced(schedule)
+
+
+def test_entries_share_one_last_run_unless_their_schedule_has_its_own_clock():
+    """Celery sets it to the start of the process, for each entry apart."""
+    own = crontab(nowfun=lambda: NOW)
+    app = Celery(set_as_current=False, broker="redis://")
+    app.conf.beat_schedule = {
+        name: {"task": "t", "schedule": each} for name, each in {"a": 5, "b": crontab(), "own": own}.items()
+    }
+    scheduler = HAScheduler(app=app)
+    last_runs = {name: entry.last_run_at for name, entry in scheduler.schedule.items()}
+    assert last_runs["a"] is last_runs["b"]
+    assert last_runs["own"] == NOW
+    assert all(scheduler.stored_last_run_at(entry) is None for entry in scheduler.schedule.values())
+
+
+def test_limit_of_crontabs_is_read_once_for_a_load():
+    source = EntrySource(cast("Any", HAScheduler(app=Celery(set_as_current=False, broker="redis://"), lazy=True)))
+    app = Celery(set_as_current=False)
+    entries = [ScheduleEntry(name=name, task="t", schedule=crontab(app=app), app=app) for name in "ab"]
+    for limit in (7, 8):
+        app.conf.beat_cron_starting_deadline = limit
+        source.detect_hooks()
+        assert [source.rules_of(entry).misfire.grace for entry in entries] == [limit, limit]
