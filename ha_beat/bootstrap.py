@@ -44,7 +44,7 @@ from ha_beat.monitoring.broker_probe import BrokerProbe
 from ha_beat.monitoring.http.address import Endpoint, advertised_url, check_bind, choose_endpoint
 from ha_beat.monitoring.logs import LogWriter
 from ha_beat.monitoring.setup import Monitoring
-from ha_beat.monitoring.status import LeaderWork, Poller, ReplicaStatus
+from ha_beat.monitoring.status import Poller, ReplicaStatus
 from ha_beat.monitoring.watchdog import Watchdog
 from ha_beat.reasons import Duty, TermEnd
 from ha_beat.settings import Settings
@@ -274,11 +274,15 @@ class _Assembly:
 
     def monitoring(self, elector: Elector, enqueuer: Enqueuer) -> Monitoring:
         settings, clock, events, duties = self.settings, self.clock, self.events, self.duties
-        work = LeaderWork(
-            lambda: enqueuer.due_queue, enqueuer.now, enqueuer.taken_up, enqueuer.serves, self.source.ready
-        )
         status = ReplicaStatus(
-            self.replica, settings.cluster, clock, elector.handle, work, duties, stall_timeout=settings.stall_timeout
+            self.replica,
+            settings.cluster,
+            clock,
+            elector.handle,
+            enqueuer,
+            duties,
+            schedule_read=self.source.ready,
+            stall_timeout=settings.stall_timeout,
         )
         events.subscribe(status.memory)
         poller = Poller(

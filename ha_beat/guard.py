@@ -15,16 +15,15 @@ or all tasks of an app, with any base class::
     guard(app)
 
 Each publish of an occurrence has its own id. The first message that a worker receives records its id in the lease's
-Redis for ``guard_ttl``. A message of the same occurrence with another id is dropped: it is acknowledged without running
-the task, logged, counted under the key ``{ha-beat:<cluster>}:dropped``, and reported by the signal ``message_dropped``.
-A redelivery of the same message and the task's retries have the same id and always run. So do messages that ha_beat did
-not send, or that it sent atomically with their record: these have no second message.
+Redis for ``guard_ttl``. A message of the same occurrence with another id is acknowledged without running the task,
+logged, counted, and reported by the signal ``message_dropped``. A redelivery of the same message and the task's retries
+have the same id and always run.
 
 Workers need the setting ``ha_beat_redis_url`` too. If Redis is unreachable the message runs and a warning is logged: a
 task that may run twice is better than one that does not run.
 
-Importing this module also makes the worker report when the message of an entry with ``overlap = "skip"`` ends
-(:mod:`ha_beat.overlap`). The setting ``imports = ("ha_beat.guard",)`` of the Celery app is enough for that.
+Importing this module also makes the worker report the ends of messages (:mod:`ha_beat.overlap`); the setting
+``imports = ("ha_beat.guard",)`` of the Celery app is enough for that.
 """
 
 from __future__ import annotations

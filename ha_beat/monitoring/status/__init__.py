@@ -2,7 +2,7 @@
 
 from ha_beat.monitoring.status.document import cluster_document, document, encoded
 from ha_beat.monitoring.status.poller import Poller
-from ha_beat.monitoring.status.replica import ElectionStatus, Health, LeaderWork, ReplicaStatus
+from ha_beat.monitoring.status.replica import ElectionStatus, Health, ReplicaStatus
 from ha_beat.monitoring.status.snapshot import Snapshot, TermSpan, spans
 from ha_beat.monitoring.status.unattended import unattended
 from ha_beat.monitoring.status.warnings import StatusWarning
@@ -10,7 +10,6 @@ from ha_beat.monitoring.status.warnings import StatusWarning
 __all__ = [
     "ElectionStatus",
     "Health",
-    "LeaderWork",
     "Poller",
     "ReplicaStatus",
     "Snapshot",

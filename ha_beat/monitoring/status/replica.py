@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 from typing import Protocol
 
 from ha_beat.clock import Clock, to_micros
 from ha_beat.duties import Duties, LateDuty
-from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader import Enqueuer
 from ha_beat.monitoring.status import warnings
 from ha_beat.monitoring.status.event_memory import EventMemory
 from ha_beat.monitoring.status.snapshot import Snapshot
@@ -45,20 +44,6 @@ _SCHEDULE_TOLERANCE = 30.0
 #: Seconds within which a new leader must have loaded schedule and ledger.
 TAKE_UP_WITHIN = 5.0
 
-
-@dataclass(frozen=True, slots=True)
-class LeaderWork:
-    """What the status reads of the leader's work. ``now`` returns the scheduling time."""
-
-    due_queue: Callable[[], DueQueue]
-    now: Callable[[], datetime]
-    #: True if entries are dispatched under the term, and if all of them are in the due queue.
-    taken_up: Callable[[Term], bool]
-    complete: Callable[[Term], bool]
-    #: True if there is a schedule to lead with.
-    schedule_read: Callable[[], bool]
-
-
 #: Details of why a replica is not live or not ready, by :class:`HealthReason`; empty if it is.
 Health = Mapping[str, str]
 
@@ -75,12 +60,13 @@ class ReplicaStatus:
         cluster: str,
         clock: Clock,
         election: ElectionStatus,
-        work: LeaderWork,
+        enqueuer: Enqueuer,
         duties: Duties,
         *,
+        schedule_read: Callable[[], bool],
         stall_timeout: float,
     ) -> None:
-        """``stall_timeout`` is in seconds."""
+        """``schedule_read`` returns True if there is a schedule to lead with. ``stall_timeout`` is in seconds."""
         self.replica = replica
         self.cluster = cluster
         self.duties = duties
@@ -95,7 +81,8 @@ class ReplicaStatus:
         self.since_ms = round(clock.wall() * 1000)
         self._clock = clock
         self._election = election
-        self._work = work
+        self._enqueuer = enqueuer
+        self._schedule_read = schedule_read
         self._stall_timeout = stall_timeout
 
     # --- Election and Redis
@@ -122,7 +109,7 @@ class ReplicaStatus:
     def taken_up(self) -> bool:
         """True if this replica leads and has loaded schedule and ledger."""
         term = self.term
-        return term is not None and self._work.taken_up(term)
+        return term is not None and self._enqueuer.taken_up(term)
 
     @property
     def held(self) -> bool:
@@ -189,7 +176,7 @@ class ReplicaStatus:
         found: dict[str, str] = {}
         schedule, broker = late.get(Duty.READ_SCHEDULE), late.get(Duty.REACH_BROKER)
         tolerated = schedule is None or schedule.seconds <= _SCHEDULE_TOLERANCE
-        if not self._work.schedule_read() or not tolerated:
+        if not self._schedule_read() or not tolerated:
             found[HealthReason.SCHEDULE_UNREAD] = _why(schedule)
         if broker is not None or not self.duties.ever_done(Duty.REACH_BROKER):
             found[HealthReason.BROKER_UNREACHABLE] = _why(broker)
@@ -201,26 +188,26 @@ class ReplicaStatus:
 
     def entries(self) -> int:
         """Return the number of entries in the due queue."""
-        return 0 if self.term is None else len(self._work.due_queue())
+        return 0 if self.term is None else len(self._enqueuer.due_queue)
 
     def scheduled(self) -> frozenset[str]:
         """Return the names of the entries in the due queue, none while it is not complete."""
         term = self.term
-        if term is None or not self._work.complete(term):
+        if term is None or not self._enqueuer.serves(term):
             return frozenset()
-        return frozenset(state.label for state in list(self._work.due_queue().entries()))
+        return frozenset(state.label for state in list(self._enqueuer.due_queue.entries()))
 
     def backlog(self) -> int:
         """Return the number of entries that are due, 0 while another leader has them on its queue."""
         if not self.taken_up:
             return self.snapshot.unattended.due
-        return self._work.due_queue().backlog(self._work.now())
+        return self._enqueuer.due_queue.backlog(self._enqueuer.now())
 
     def overdue(self) -> float:
         """Return for how many seconds the oldest due entry has been due, 0 while another leader has it on its queue."""
         if not self.taken_up:
             return self.snapshot.unattended.overdue(self.now_ms())
-        return self._work.due_queue().overdue(self._work.now())
+        return self._enqueuer.due_queue.overdue(self._enqueuer.now())
 
     # --- Cluster
 
@@ -246,7 +233,7 @@ class ReplicaStatus:
         term = self.term
         if term is None:
             return member
-        due_queue = self._work.due_queue()
+        due_queue = self._enqueuer.due_queue
         upcoming = due_queue.upcoming(_UPCOMING)
         return replace(
             member,

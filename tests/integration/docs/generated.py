@@ -83,10 +83,11 @@ def metrics_table() -> str:
 
 
 def modules_table() -> str:
-    """Return every module of the package with the first sentence of its docstring, as Markdown."""
+    """Return every module of the package, but the rooms' own, with the first sentence of its docstring."""
     lines = ["| module | responsibility |", "|---|---|"]
     package = ROOT / "ha_beat"
-    for path in sorted(package.rglob("*.py"), key=lambda path: (len(path.parts) > len(package.parts) + 1, path)):
+    modules = (path for path in package.rglob("*.py") if path.name != "__init__.py")
+    for path in sorted(modules, key=lambda path: (len(path.parts) > len(package.parts) + 1, path)):
         if docstring := ast.get_docstring(ast.parse(path.read_text("utf-8"))):
             sentence = " ".join(docstring.partition("\n\n")[0].split()).partition(". ")[0].rstrip(".")
             plain = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", sentence).replace("``", "`")

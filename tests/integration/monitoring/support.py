@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from ha_beat.duties import Duties
@@ -15,7 +16,7 @@ from ha_beat.monitoring.http.connection import Limits
 from ha_beat.monitoring.http.routes import Site
 from ha_beat.monitoring.http.server import HttpServer
 from ha_beat.monitoring.metrics import Metrics
-from ha_beat.monitoring.status import LeaderWork, ReplicaStatus
+from ha_beat.monitoring.status import ReplicaStatus
 from ha_beat.reasons import Duty
 from ha_beat.store.lease import Replica, Term
 from ha_beat.testing import SettableClock
@@ -29,6 +30,23 @@ class FakeElection:
     term: Term | None = None
     idle: float = 0.1
     running: bool = True
+
+
+@dataclass
+class FakeEnqueuer:
+    scene: Any
+
+    @property
+    def due_queue(self) -> DueQueue:
+        return self.scene.due_queue
+
+    def now(self) -> datetime:
+        return self.scene.clock.now()
+
+    def taken_up(self, _: Term) -> bool:
+        return self.scene.taken_up
+
+    serves = taken_up
 
 
 @dataclass
@@ -48,10 +66,9 @@ class Scene:
         self.events = EventLog()
         self.duties = Duties(self.clock, self.events.append)
         self.duties.done(Duty.REACH_BROKER)
-        taken_up = lambda _: self.taken_up  # noqa: E731
-        work = LeaderWork(lambda: self.due_queue, self.clock.now, taken_up, taken_up, lambda: self.schedule_read)
+        options = {"schedule_read": lambda: self.schedule_read, "stall_timeout": 15.0}
         self.status = ReplicaStatus(
-            self.replica, "shop", self.clock, self.election, work, self.duties, stall_timeout=15.0
+            self.replica, "shop", self.clock, self.election, FakeEnqueuer(self), self.duties, **options
         )
 
     def lead(self, epoch: int = 7, seconds: float = 9.0) -> Term:
