@@ -6,7 +6,7 @@ judges the lease by its own clock and takes it over by compare-and-set on ``(epo
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -239,7 +239,7 @@ class Attempt:
 
 def new_token() -> str:
     """Return a random token."""
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
 class RedisLeaseStore:

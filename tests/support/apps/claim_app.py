@@ -1,7 +1,8 @@
-"""Tick app for tests of brokers other than Redis: it dies at named places, and its tasks record their runs.
+"""Tick app for tests of brokers other than Redis: it ends at named places, and its tasks record their runs.
 
 FAILPOINT_FILE  a path; a replica that reaches the place whose name is in that file takes the file and kills itself,
-                leaving the time at which it did so in the file with `.done` appended
+                leaving the time at which it did so in the file with `.done` appended. If a number follows the name
+                after a colon, the main loop waits there, at that arrival, until the test removes the file `.done`
 RECORD_URL      a Redis in which tasks and the worker note what happens, in the lists `received` and `ran`
 RECORD_FIRST    seconds that the first run of the task `linger` takes
 """
@@ -13,6 +14,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -29,17 +31,29 @@ from tests.support.apps.tick_app import app
 PLACES = ("before claim", "claimed", "before publish", "published", "confirmed")
 
 
-def _die_at(place: str, path: Path) -> None:
+arrivals = Counter[str]()
+
+
+def _end_at(place: str, path: Path) -> None:
     with contextlib.suppress(OSError):
-        if path.read_text() == place:
-            path.with_suffix(".done").write_text(repr(time.time()))
-            path.unlink()
+        wanted, _, number = path.read_text().partition(":")
+        if wanted != place:
+            return
+        arrivals[place] += 1
+        if number and arrivals[place] < int(number):
+            return
+        done = path.with_suffix(".done")
+        done.write_text(repr(time.time()))
+        path.unlink()
+        if not number:
             os.kill(os.getpid(), signal.SIGKILL)
+        while done.exists():
+            time.sleep(0.01)
 
 
 if "FAILPOINT_FILE" in os.environ:
     for name in PLACES:
-        hook: Callable[[], None] = partial(_die_at, name, Path(os.environ["FAILPOINT_FILE"]))
+        hook: Callable[[], None] = partial(_end_at, name, Path(os.environ["FAILPOINT_FILE"]))
         failpoints.set_hook(name, hook)
 
 
