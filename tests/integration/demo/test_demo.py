@@ -1,7 +1,5 @@
 """``ha-beat demo`` as a user runs it: real replicas, a real worker, an embedded Redis."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

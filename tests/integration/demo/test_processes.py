@@ -1,7 +1,5 @@
 """Child processes of the demo: they end with it, and use only its Redis."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

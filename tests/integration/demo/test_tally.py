@@ -1,7 +1,5 @@
 """The demo's tally, on histories written by hand."""
 
-from __future__ import annotations
-
 from itertools import islice
 
 import pytest

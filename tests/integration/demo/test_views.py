@@ -1,7 +1,5 @@
 """Views of the demo's state."""
 
-from __future__ import annotations
-
 import io
 
 import pytest

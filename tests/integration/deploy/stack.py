@@ -1,7 +1,5 @@
 """The Compose file's services as a separate project, and the tasks that its worker ran."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -45,17 +43,13 @@ class Stack:
         self.scale = 3
 
     def docker(self, *arguments: str, timeout: float = 120) -> str:
-        done = subprocess.run(
-            ["docker", *arguments],
-            cwd=ROOT,
-            env=self._environ(),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        done = self._run(["docker", *arguments], timeout)
         assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stdout[-2000:]} {done.stderr[-3000:]}"
         return done.stdout
+
+    def _run(self, command: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
+        options: Any = {"cwd": ROOT, "env": self._environ(), "capture_output": True, "text": True}
+        return subprocess.run(command, timeout=timeout, check=False, **options)
 
     def compose(self, *arguments: str, timeout: float = 300) -> str:
         return self.docker("compose", *arguments, timeout=timeout)
@@ -83,15 +77,7 @@ class Stack:
 
     def roll(self) -> str:
         """Run deploy/rolling-update; return its output."""
-        done = subprocess.run(
-            [str(ROOT / "deploy" / "rolling-update"), "beat"],
-            cwd=ROOT,
-            env=self._environ(),
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        done = self._run([str(ROOT / "deploy" / "rolling-update"), "beat"], 600)
         assert done.returncode == 0, f"{done.stdout[-2000:]} {done.stderr[-3000:]} {self.failed_healthchecks()}"
         return done.stderr
 
@@ -102,8 +88,7 @@ class Stack:
         return self.compose("ps", "-q", service).split()
 
     def state(self, container: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.docker("inspect", "--format", "{{json .State}}", container))
-        return found
+        return json.loads(self.docker("inspect", "--format", "{{json .State}}", container))
 
     def cli(self, *arguments: str) -> Any:
         out = self.compose("exec", "-T", "worker", "celery", "-A", "example", "ha-beat", *arguments, "--json")
@@ -128,8 +113,7 @@ class Stack:
         return wait_for(look, timeout=within, what=f"a term after epoch {epoch}", interval=0.5)
 
     def epoch(self) -> int:
-        found: int = self.cli("status")["lease"]["epoch"]
-        return found
+        return self.cli("status")["lease"]["epoch"]
 
     def runs(self) -> list[dict[str, str]]:
         file = self.counted / "runs"

@@ -3,8 +3,6 @@
 An entry is due each second. The worker has to run each instant exactly once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import time

@@ -1,7 +1,5 @@
 """Dockerfile and Compose file, checked without a Docker engine."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -19,14 +17,8 @@ ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
 
 #: Allowed base images and services.
-IMAGES = {
-    "python:3.12-slim",
-    "redis:7-alpine",
-    "postgres:16-alpine",
-    "rabbitmq:3-management",
-    "prom/prometheus:v3.5.0",
-    "grafana/grafana:12.1.0",
-}
+IMAGES = {"python:3.12-slim", "redis:7-alpine", "postgres:16-alpine", "rabbitmq:3-management"}
+IMAGES |= {"prom/prometheus:v3.5.0", "grafana/grafana:12.1.0"}
 
 
 def tool(name: str) -> str:
@@ -41,8 +33,7 @@ def passes(*command: str) -> str:
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    return found
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 
 def instructions(dockerfile: Path) -> list[str]:

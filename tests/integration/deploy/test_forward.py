@@ -1,7 +1,5 @@
 """Forwarder of the Compose file, which gives the page one address."""
 
-from __future__ import annotations
-
 import asyncio
 import importlib.util
 import socket

@@ -1,7 +1,5 @@
 """Rules and dashboard query only existing metrics, and the rules fire when they should."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Prometheus with the shipped files beside three beats: it scrapes, records and alerts, and panels have data."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -49,12 +47,9 @@ class Prometheus(Server):
         (self.directory / "rules.yml").write_text(hurried)
 
     def launch(self) -> ServerProcess:
-        command = [
-            str(self.binary),
-            f"--config.file={self.directory / 'prometheus.yml'}",
-            f"--storage.tsdb.path={self.directory / 'data'}",
-            f"--web.listen-address={LOCALHOST}:{self.port}",
-        ]
+        folder, address = self.directory, f"{LOCALHOST}:{self.port}"
+        command = [str(self.binary), f"--config.file={folder / 'prometheus.yml'}"]
+        command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}"]
         return ServerProcess(command, self.directory / "prometheus.log", cwd=self.directory)
 
     def answers(self) -> bool:
@@ -110,7 +105,6 @@ def scene(_module_scene: Scene) -> Scene:
 
 
 def test_every_replica_is_scraped_and_no_rule_fails(scene: Scene):
-
     def targets() -> list[tuple[str, str]]:
         found = scene.prometheus.ask("targets")["activeTargets"]
         return [(each["health"], each["labels"]["job"]) for each in found]

@@ -1,7 +1,5 @@
 """The systemd unit."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from pathlib import Path

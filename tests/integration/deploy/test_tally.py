@@ -1,7 +1,5 @@
 """The tally of the Compose tests detects duplicates and losses."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 
 from tests.integration.deploy.stack import tally

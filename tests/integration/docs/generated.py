@@ -5,8 +5,6 @@
 writes them. A test fails if one is stale.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Every code block of README and docs is run, or parsed by the program that would run it."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

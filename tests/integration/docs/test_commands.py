@@ -3,8 +3,6 @@
 The tests run it with the same arguments, not always with the same names. `test_blocks.py` checks the arguments.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Tests that the contributor's guide names files and symbols that exist."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The generated blocks match the code."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.integration.docs.generated import BLOCKS, ROOT, with_block

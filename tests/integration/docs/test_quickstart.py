@@ -1,7 +1,5 @@
 """The quick start, with the project and the commands of its page."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

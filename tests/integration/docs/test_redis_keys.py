@@ -1,7 +1,5 @@
 """Tests that the page about Redis lists every key, and by what each is bounded."""
 
-from __future__ import annotations
-
 import inspect
 import re
 

@@ -3,8 +3,6 @@
 Each runs with the package's own flag `-S` and with ours; nothing else differs.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import sqlite3
@@ -129,12 +127,8 @@ def test_first_steps_with_redbeat_need_only_another_flag(
         project.wait_for_runs("static")
         project.run(SAVE_REDBEAT)
         project.wait_for_runs("saved")
-        definition = {
-            "name": "written",
-            "task": "tasks.echo",
-            "schedule": {"__type__": "interval", "every": 1, "relative": False},
-            "args": ["written"],
-        }
+        each_second = {"__type__": "interval", "every": 1, "relative": False}
+        definition = {"name": "written", "task": "tasks.echo", "schedule": each_second, "args": ["written"]}
         client = redis.Redis.from_url(url)
         client.hset("redbeat:written", "definition", json.dumps(definition))
         client.zadd("redbeat::schedule", {"redbeat:written": 0})

@@ -1,7 +1,5 @@
 """The wheel and the sdist, as published."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tarfile

@@ -1,7 +1,5 @@
 """The versions that the package supports are those that nox and CI test."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess

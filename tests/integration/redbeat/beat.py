@@ -1,7 +1,5 @@
 """Scheduler for redbeat's entries in the process of a test."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Reading and writing of redbeat's entries, one turn at a time: malformed records, failed reads, wrong clocks."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """redbeat's entries under ``-S ha_beat.redbeat``: what redbeat's own interface does takes effect."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from datetime import UTC, datetime
 

@@ -1,7 +1,5 @@
 """Certificates of an authority, a server and a client for TLS on 127.0.0.1, created for one run."""
 
-from __future__ import annotations
-
 import ipaddress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta

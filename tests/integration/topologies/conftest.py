@@ -1,7 +1,5 @@
 """Servers of each topology, started on first use and kept for one test file."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Election of one replica in the test's process, and the lines that it would log."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from contextlib import suppress

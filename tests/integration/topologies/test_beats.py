@@ -1,7 +1,5 @@
 """Replicas configured by environment variables: the lease in a Redis Cluster or behind Sentinel."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

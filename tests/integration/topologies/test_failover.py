@@ -1,7 +1,5 @@
 """After a failover or a move of keys, links and presence lead to the new node. Faults leak no connections."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Least rights of a Redis user: those of docs/redis.md are enough, and each missing right is named."""
 
-from __future__ import annotations
-
 import re
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """The lease on every kind of Redis that Celery supports, over both protocols."""
 
-from __future__ import annotations
-
 import ssl
 from collections.abc import Callable, Iterator
 from typing import Any

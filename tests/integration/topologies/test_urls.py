@@ -1,7 +1,5 @@
 """Parsing of URLs and options, without connections."""
 
-from __future__ import annotations
-
 import ssl
 from typing import Any
 
