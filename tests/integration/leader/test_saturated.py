@@ -6,6 +6,7 @@ from celery import Celery
 
 from ha_beat.scheduler import HAScheduler
 from tests.support.clocks import SteppedClock
+from tests.support.schedulers import closing, leads
 from tests.support.servers import RedisServer, wait_for
 
 
@@ -14,26 +15,17 @@ def test_turn_ends_under_overload(shared_redis: RedisServer):
     app = Celery("saturated", broker=shared_redis.url, set_as_current=False)
     app.conf.update(beat_schedule={"e": {"task": "t", "schedule": 60.0}})
     scheduler = HAScheduler(app)
-    try:
-
-        def leads() -> bool:
-            scheduler.tick()
-            return scheduler._loop.leads
-
-        wait_for(leads, 30, "a term")
+    with closing(scheduler):
+        wait_for(lambda: leads(scheduler), 30, "a term")
         loop: Any = scheduler._loop
         clock = loop._clock = SteppedClock()
-        batches = 0
+        batches: list[object] = []
 
         def advance(*_: Any) -> float:
-            nonlocal batches
-            batches += 1
+            batches.append(None)
             clock.ahead += 0.3
             return 0.0
 
         loop.runtime.enqueuer.advance = advance
         scheduler.tick()
-        assert batches == 4
-    finally:
-        scheduler.close()
-        scheduler.close()
+        assert len(batches) == 4

@@ -17,6 +17,7 @@ from celery import Celery
 from celery.beat import Scheduler
 
 from ha_beat.scheduler import HAScheduler
+from tests.support.schedulers import leads
 from tests.support.servers import RedisServer, wait_for
 
 ROOT = Path(__file__).parents[3]
@@ -97,14 +98,8 @@ def make(shared_redis: RedisServer) -> Iterator[Callable[..., HAScheduler]]:
         return made[-1]
 
     yield scheduler
-    for each in made:
+    for each in (*made, *made):
         each.close()
-        each.close()
-
-
-def leads(scheduler: HAScheduler) -> bool:
-    scheduler.tick()
-    return scheduler._loop.leads
 
 
 def test_tick_sends_all_that_is_due_and_waits_itself(make, shared_redis: RedisServer):

@@ -19,6 +19,7 @@ from celery.utils.imports import symbol_by_name
 from ha_beat.scheduler import HAMixin, HAScheduler
 from ha_beat.store.keys import Keys
 from tests.support.log_format import actions
+from tests.support.schedulers import closing
 from tests.support.servers import RedisServer, wait_for
 
 
@@ -55,11 +56,8 @@ class Cluster:
 
             wait_for(turn, what="the expected state")
 
-        try:
+        with closing(scheduler):
             yield until
-        finally:
-            scheduler.close()
-            scheduler.close()
 
 
 @pytest.fixture
@@ -184,10 +182,9 @@ def test_patch_made_after_the_start_is_called(shared_redis: RedisServer, cluster
 def test_patched_tick_that_raises_is_logged_once(shared_redis: RedisServer, monkeypatch, caplog):
     scheduler = HAScheduler(app_of(shared_redis, e={}))
     monkeypatch.setattr(Scheduler, "tick", Mock(side_effect=RuntimeError("the tracer's server is away")))
-    for _ in range(3):
-        scheduler.tick()
-    scheduler.close()
-    scheduler.close()
+    with closing(scheduler):
+        for _ in range(3):
+            scheduler.tick()
     assert actions(caplog).count("patched_tick_failed") == 1
 
 

@@ -3,7 +3,6 @@
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from unittest.mock import Mock
 
@@ -13,6 +12,7 @@ from celery.beat import Scheduler
 
 from ha_beat.scheduler import HAMixin, HAScheduler
 from tests.support.log_format import actions
+from tests.support.schedulers import closing, leads
 from tests.support.servers import RedisServer, wait_for
 
 
@@ -44,21 +44,6 @@ def replica(app: Celery) -> Iterator[HAScheduler]:
     made = HAScheduler(app)
     with closing(made):
         yield made
-
-
-def leads(scheduler: HAMixin) -> bool:
-    scheduler.tick()
-    return scheduler._loop.leads
-
-
-@contextmanager
-def closing(*schedulers: HAMixin) -> Iterator[None]:
-    """Close schedulers twice at the end, as Celery does."""
-    try:
-        yield
-    finally:
-        for scheduler in (*schedulers, *schedulers):
-            scheduler.close()
 
 
 def test_threads_that_could_not_start_are_started_later(replica: HAScheduler, monkeypatch, caplog):

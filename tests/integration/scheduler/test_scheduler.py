@@ -14,6 +14,7 @@ from celery.schedules import schedule
 from ha_beat.scheduler import HAScheduler
 from ha_beat.store.keys import Keys
 from tests.support.log_format import actions
+from tests.support.schedulers import closing, leads
 from tests.support.servers import RedisServer, wait_for
 
 
@@ -22,14 +23,8 @@ def scheduler(shared_redis: RedisServer) -> Iterator[HAScheduler]:
     app = Celery("turns", broker=shared_redis.url, set_as_current=False)
     app.conf.update(ha_beat_lease_ttl=3.0, ha_beat_stall_timeout=3.5, beat_schedule={})
     made = HAScheduler(app, lazy=True)
-    yield made
-    made.close()
-    made.close()
-
-
-def leads(scheduler: HAScheduler) -> bool:
-    scheduler.tick()
-    return scheduler._loop.leads
+    with closing(made):
+        yield made
 
 
 def test_leader_whose_turns_fail_logs_once_and_steps_down(scheduler: HAScheduler, monkeypatch, caplog):

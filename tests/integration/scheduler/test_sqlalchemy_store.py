@@ -8,6 +8,7 @@ import pytest
 from celery import Celery
 
 from ha_beat.scheduler import HAMixin
+from tests.support.schedulers import closing
 from tests.support.servers import RedisServer, wait_for
 
 schedulers = pytest.importorskip("sqlalchemy_celery_beat.schedulers")
@@ -38,7 +39,7 @@ def test_rows_are_written_and_a_one_off_row_runs_once(shared_redis: RedisServer,
         raw: Any = shared_redis.admin.lrange("celery", 0, -1)
         return sum(json.loads(message)["headers"]["ha_beat"]["entry"] == name for message in raw)
 
-    try:
+    with closing(scheduler):
         wait_for(lambda: sent("often") > 4, 40, "runs")
         scheduler.sync()
         rows = rows_of(scheduler)
@@ -47,6 +48,3 @@ def test_rows_are_written_and_a_one_off_row_runs_once(shared_redis: RedisServer,
         assert rows["often"][0]
         # The store reads its rows again while it runs, which may lose the count of a run or two.
         assert rows["often"][1] >= 2
-    finally:
-        scheduler.close()
-        scheduler.close()

@@ -96,13 +96,11 @@ def test_other_replicas_decide_if_the_whole_machine_or_redis_drifts(setup: Setup
 
 
 def test_step_of_redis_is_not_followed_while_the_others_have_not_seen_it(setup: Setup):
-    setup.time.others_said([0.0, 0.0])
     setup.redis_ahead = HOUR
-    setup.hear_redis()
-    assert setup.error == pytest.approx(0)
-    setup.time.others_said([-HOUR, -HOUR])
-    setup.hear_redis()
-    assert setup.error == pytest.approx(0)
+    for others in (0.0, -HOUR):
+        setup.time.others_said([others, others])
+        setup.hear_redis()
+        assert setup.error == pytest.approx(0)
 
 
 def test_old_word_of_the_others_does_not_count(setup: Setup):
@@ -148,12 +146,9 @@ def test_step_that_no_other_clock_confirms_is_not_followed(setup: Setup, step):
 
 
 def test_corrected_clock_is_trusted_again(setup: Setup):
-    setup.wall_ahead = HOUR
-    assert setup.error == pytest.approx(0)
-    setup.wall_ahead = 0.0
-    assert setup.error == pytest.approx(0)
-    setup.wall_ahead = 1.0
-    assert setup.error == pytest.approx(1.0)
+    for ahead, error in ((HOUR, 0.0), (0.0, 0.0), (1.0, 1.0)):
+        setup.wall_ahead = ahead
+        assert setup.error == pytest.approx(error)
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
