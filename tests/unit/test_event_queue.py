@@ -30,15 +30,8 @@ class Queued:
         self.taken, self.emitted = EventLog(), EventLog()
         self.hub = events.Events()
         self.duties = Duties(SystemClock(), self.hub.emit)
-        self.queue = EventQueue(
-            consume or self._take,
-            name="queued",
-            duty=Duty.WRITE_LOG,
-            size=size,
-            clock=SystemClock(),
-            hub=self.hub,
-            duties=self.duties,
-        )
+        options = {"name": "queued", "duty": Duty.WRITE_LOG, "size": size, "clock": SystemClock()}
+        self.queue = EventQueue(consume or self._take, hub=self.hub, duties=self.duties, **options)
         self.hub.subscribe(self.queue)
         self.hub.subscribe(self.emitted.append)
 

@@ -101,7 +101,6 @@ def test_switch_from_a_running_beat_loses_and_repeats_no_occurrence(app, redis_s
     assert stood.run_count == before
     with BeatCluster(redis_server.url, spec=spec, settings={"misfire": "all"}):
         wait_for(lambda: queue.llen("celery") >= before + 5, 40, "ha_beat's messages")
-
     headers = [json.loads(raw)["headers"] for raw in queue.lrange("celery", 0, -1)]
     due = sorted(datetime.fromisoformat(each["ha_beat"]["scheduled_at"]) for each in headers if "ha_beat" in each)
     assert len(headers) == before + len(due)
@@ -171,9 +170,8 @@ def test_existing_row_is_replaced_only_by_force_and_a_later_run(app, redis_serve
 
 def test_migrate_is_refused_while_there_is_a_leader(app, redis_server, tmp_path):
     path = beat_file(app, tmp_path)
-    with BeatCluster(
-        redis_server.url, spec={"other": {"every": 3600}}, replicas=1, settings={"lease_ttl": 3}
-    ) as cluster:
+    spec = {"other": {"every": 3600}}
+    with BeatCluster(redis_server.url, spec=spec, replicas=1, settings={"lease_ttl": 3}) as cluster:
         leader = cluster.wait_for_leader()
         wait_for(lambda: "other" in rows(redis_server), 20, "its first work")
         result = migrate(app, "--from", "celerybeat", "--file", path)
@@ -220,16 +218,11 @@ def test_rows_of_sqlalchemy_celery_beat_are_imported(app, redis_server, tmp_path
         session.add(hour)
         session.flush()
         for name, at in LAST.items():
-            session.add(
-                PeriodicTask(
-                    name=name, task="tick", schedule_model=hour, last_run_at=at, total_run_count=7, enabled=True
-                )
-            )
+            fields = {"name": name, "task": "tick", "last_run_at": at, "total_run_count": 7, "enabled": True}
+            session.add(PeriodicTask(schedule_model=hour, **fields))
         session.commit()
     engine.dispose()
     result = migrate(app, "--from", "sqlalchemy")
     assert result.exit_code == 0, result.output
     found = rows(redis_server)
-    assert {name: (found[name].base, found[name].run_count) for name in LAST} == {
-        name: (LAST[name], 7) for name in LAST
-    }
+    assert {name: (found[name].base, found[name].run_count) for name in LAST} == {n: (at, 7) for n, at in LAST.items()}

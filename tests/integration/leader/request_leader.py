@@ -100,18 +100,10 @@ class RequestLeader:
         self.stub: Any = Stub()
         self.clock, self.pause, self.events = AdvancedClock(), PauseState(), EventLog()
         self.request_ids = (f"{number:032}" for number in itertools.count())
-        self.handler, _ = build_request_handler(
-            requests=self.requests,
-            journal=Journal(lambda: self.client, KEYS),
-            enqueuer=self.stub,
-            pause=self.pause,
-            source=self.stub,
-            leader=self.stub,
-            shadow=shadow or Shadow(),
-            cluster="requests",
-            pace=Pace(self.clock, 0.5),
-            emit=self.events.append,
-        )
+        stores = {"requests": self.requests, "journal": Journal(lambda: self.client, KEYS), "cluster": "requests"}
+        parts = {**dict.fromkeys(("enqueuer", "source", "leader"), self.stub), "shadow": shadow or Shadow()}
+        pace = Pace(self.clock, 0.5)
+        self.handler, _ = build_request_handler(**stores, **parts, pause=self.pause, pace=pace, emit=self.events.append)
         self.lead()
 
     def lead(self, nonce: str = "nonce") -> None:

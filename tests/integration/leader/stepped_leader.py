@@ -128,20 +128,11 @@ class Leader:
         """Begin with an empty memory. Without a publish deadline by default."""
         self.source: Any = source
         source.clock = self.clock
-        chosen = self.dispatcher
-        parts = LeaderParts(
-            source,
-            lambda _: chosen,
-            Shadow(),
-            SchedulingTime(self.clock, self.events.append),
-            "enqueuer",
-            self.clock,
-            self.emit,
-            LeaderOptions(**{"publish_deadline": None, **options}),
-            self.pause,
-            Pace(self.clock, 0.5, lambda: self.moves.append(self.clock.elapsed())),
-        )
-        self.enqueuer = Enqueuer(parts)
+        chosen, clock, rules = self.dispatcher, self.clock, LeaderOptions(**{"publish_deadline": None, **options})
+        pace = Pace(clock, 0.5, lambda: self.moves.append(clock.elapsed()))
+        time = SchedulingTime(clock, self.events.append)
+        parts = source, lambda _: chosen, Shadow(), time, "enqueuer", clock, self.emit, rules, self.pause, pace
+        self.enqueuer = Enqueuer(LeaderParts(*parts))
 
     def emit(self, event: events.Event) -> None:
         self.on_event(event)

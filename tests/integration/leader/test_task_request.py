@@ -9,13 +9,8 @@ from hypothesis import strategies as st
 
 import ha_beat
 
-HEADER = {
-    "cluster": "c",
-    "entry": "report",
-    "scheduled_at": "2026-01-01T00:00:00.000000+00:00",
-    "epoch": 7,
-    "run_count": 3,
-}
+INSTANT = "2026-01-01T00:00:00.000000+00:00"
+HEADER = {"cluster": "c", "entry": "report", "scheduled_at": INSTANT, "epoch": 7, "run_count": 3}
 
 
 def test_request_with_the_header_has_its_occurrence():

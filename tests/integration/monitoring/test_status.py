@@ -113,11 +113,8 @@ def test_journal_is_read_newest_first_by_time_and_by_entry(client):
 
 
 def test_member_record_round_trip(client):
-    shown = {
-        "not_ready": {"stalled": "16.0 s"},
-        "upcoming": (Upcoming("nightly", "mail", 99),),
-        "failing": {"e": "why"},
-    }
+    upcoming = (Upcoming("nightly", "mail", 99),)
+    shown = {"not_ready": {"stalled": "16.0 s"}, "upcoming": upcoming, "failing": {"e": "why"}}
     member = Member("beat-0:abc123", "standby", "h", 1, "1.2", 5, http="http://h:1", clock_offset_ms=-7, **shown)
     members = Members(lambda: client, KEYS)
     view = members.view(member)

@@ -9,7 +9,6 @@ from ha_beat.reasons import MisfirePolicy, SkipReason
 from ha_beat.schedule.misfire import Decision, MisfireRules, Skipped, newest_due
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
-
 ONCE, SKIP, ALL = MisfirePolicy.ONCE, MisfirePolicy.SKIP, MisfirePolicy.ALL
 
 

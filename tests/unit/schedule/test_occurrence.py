@@ -13,13 +13,9 @@ def test_task_id_is_the_same_in_each_replica_and_version():
 
 
 def test_task_id_differs_by_cluster_entry_and_instant():
-    ids = {
-        Occurrence("report", NOON).task_id("shop"),
-        Occurrence("report", NOON).task_id("shop2"),
-        Occurrence("report2", NOON).task_id("shop"),
-        Occurrence("report", NOON + timedelta(minutes=1)).task_id("shop"),
-        Occurrence("report", NOON + timedelta(microseconds=1)).task_id("shop"),
-    }
+    ids = {Occurrence("report", NOON).task_id(cluster) for cluster in ("shop", "shop2")}
+    others = ("report2", NOON), ("report", NOON + timedelta(minutes=1)), ("report", NOON + timedelta(microseconds=1))
+    ids |= {Occurrence(*other).task_id("shop") for other in others}
     assert len(ids) == 5
     assert {uuid.UUID(task_id).version for task_id in ids} == {5}
 
