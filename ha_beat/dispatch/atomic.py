@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -75,10 +75,12 @@ class AtomicDispatcher:
     def broker_error(self, exc: BaseException) -> StoreError | None:
         return self._link.error_behind(exc)
 
-    def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
+    def submit(
+        self, term: Term, operations: Sequence[Operation], meanwhile: Callable[[], None] | None = None
+    ) -> list[Answer]:
         if any(operation.message is not None for operation in operations):
             self._marker.require(term)
-        return self._batch.run(self._link.client(), term, operations)
+        return self._batch.run(self._link.client(), term, operations, meanwhile)
 
     def drop_refused(self, _: Sequence[Operation]) -> bool:
         """Return True: a batch is carried out whole or not at all."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ha_beat.dispatch.capture import RedisCommands
@@ -24,8 +24,14 @@ class BatchScript:
         self._journal_size = journal_size
         self._script = Script("dispatch")
 
-    def run(self, client: redis.Redis, term: Term, operations: Sequence[Operation]) -> list[Answer]:
-        """Run a batch. Running the same batch again is safe.
+    def run(
+        self,
+        client: redis.Redis,
+        term: Term,
+        operations: Sequence[Operation],
+        meanwhile: Callable[[], None] | None = None,
+    ) -> list[Answer]:
+        """Run a batch. Running the same batch again is safe. ``meanwhile`` is as in :meth:`Script.__call__`.
 
         Raises:
             FencedOff: the term is over.
@@ -34,7 +40,7 @@ class BatchScript:
         """
         batch = [_array(len(operations)), *(operation.packed or pack(operation) for operation in operations)]
         argv: list[Any] = [term.epoch, term.nonce, term.gen, term.run_id, self._journal_size, b"".join(batch)]
-        answer, *rest = (text(part) for part in self._script(client, self._keys, argv))
+        answer, *rest = (text(part) for part in self._script(client, self._keys, argv, meanwhile))
         if answer == "fenced":
             raise FencedOff(fence_reason(rest[0]))
         answers = [DONE] * len(operations)

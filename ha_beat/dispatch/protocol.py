@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -175,8 +175,12 @@ class Dispatcher(Protocol):
         """
         ...
 
-    def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
+    def submit(
+        self, term: Term, operations: Sequence[Operation], meanwhile: Callable[[], None] | None = None
+    ) -> list[Answer]:
         """Carry out a batch with at most one operation per entry. Submitting the same batch again is safe.
+
+        ``meanwhile`` may be called while the batch is under way, once. It must not raise.
 
         Raises:
             FencedOff: the term is over.

@@ -107,7 +107,7 @@ class ClaimDispatcher:
     def broker_error(self, exc: BaseException) -> StoreError | None:
         return self._publisher.error_behind(exc)
 
-    def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
+    def submit(self, term: Term, operations: Sequence[Operation], _: Callable[[], None] | None = None) -> list[Answer]:
         self._partly_answered = False
         self._drop_earlier_terms(term)
         unavailable = self._sender.why_unavailable(term, operations)

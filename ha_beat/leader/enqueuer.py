@@ -110,17 +110,17 @@ class Enqueuer:
             if self._backoff.failures >= _BATCH_FAILURES and current.isolate_pending(exc):
                 self._backoff.succeeded()
                 return 0.0
-            return self._backoff.failed(exc, current.pending)
+            return self._backoff.failed(exc, current.submitter.pending)
         except FencedOff:
             raise
         except Exception:
             # Entries that were popped for this batch are read from the ledger again.
             current.schedule.reload()
             raise
-        if current.sent:
+        if current.submitter.sent:
             self._backoff.broker_accepted()
-        if current.broker_failure is not None:
-            return self._backoff.failed(*current.broker_failure)
+        if current.submitter.broker_failure is not None:
+            return self._backoff.failed(*current.submitter.broker_failure)
         self._backoff.succeeded()
         return idle
 

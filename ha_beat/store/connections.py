@@ -8,8 +8,8 @@ Sentinel, DNS or the cluster again.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from inspect import Parameter, signature
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -91,9 +91,29 @@ class WatchedClient(redis.Redis):
         used, self._kept = self._kept, None
         if used is None:
             used = _connection_of(self.connection_pool)
-        try:
+        with self._releasing_on_error(used):
             used.send_packed_command([packed], check_health=False)
             answer = used.read_response()
+        self._give_back()
+        self._kept = used
+        return answer
+
+    def execute_meanwhile(self, meanwhile: Callable[[], None], *args: Any) -> Any:
+        """Send a command, call ``meanwhile``, then wait for the answer."""
+        self._give_back()
+        used = _connection_of(self.connection_pool)
+        with self._releasing_on_error(used):
+            used.send_command(*args)
+            meanwhile()
+            answer = used.read_response()
+        self.connection_pool.release(used)
+        return answer
+
+    @contextmanager
+    def _releasing_on_error(self, used: Any) -> Iterator[None]:
+        """Release a connection if its command fails. redis-py has closed it unless the server answered."""
+        try:
+            yield
         except (redis_errors.RedisError, OSError) as exc:
             self.connection_pool.release(used)
             self._judge(exc)
@@ -103,9 +123,6 @@ class WatchedClient(redis.Redis):
             used.disconnect()
             self.connection_pool.release(used)
             raise
-        self._give_back()
-        self._kept = used
-        return answer
 
     def _give_back(self) -> None:
         kept, self._kept = self._kept, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -52,9 +52,16 @@ class Script:
         self._sources = [header + source, source] if header else [source]  # guard: lease-although-full
         self._registered: Any = None
 
-    def __call__(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    def __call__(
+        self,
+        client: redis.Redis,
+        keys: Sequence[str],
+        args: Sequence[Any],
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Any:
+        """Run the script and return its answer. ``meanwhile`` may be called before there is one, and must not raise."""
         try:
-            return self._run(client, keys, args)
+            return self._run(client, keys, args, meanwhile)
         except (redis_errors.RedisError, OSError) as exc:
             raise as_store_error(exc, self._command_at(exc)) from exc
 
@@ -72,11 +79,15 @@ class Script:
         found = _COMMAND.search(lines[line - 1])
         return " ".join(filter(None, found.groups())) if found else ""
 
-    def _run(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    def _run(
+        self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any], meanwhile: Callable[[], None] | None
+    ) -> Any:
         while True:
             if self._registered is None:
                 self._registered = client.register_script(self._sources[0])
             try:
+                if meanwhile is not None and isinstance(client, WatchedClient):
+                    return client.execute_meanwhile(meanwhile, "EVALSHA", self.sha, len(keys), *keys, *args)
                 return self._registered(keys=keys, args=args, client=client)
             except redis_errors.NoScriptError:
                 # Another client flushed the scripts between loading and calling.

@@ -60,7 +60,7 @@ class Sender:
 
     def broker_error(self, _: object) -> None: ...
 
-    def submit(self, term: Term, operations: Any) -> list[Answer]:
+    def submit(self, term: Term, operations: Any, _: object = None) -> list[Answer]:
         return BatchScript(KEYS, 1000).run(self.leader.client, term, operations)
 
 

@@ -100,7 +100,7 @@ class ScriptDispatcher(AtomicDispatcher):
 
     prepare_ahead = prepare
 
-    def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
+    def submit(self, term: Term, operations: Sequence[Operation], _: object = None) -> list[Answer]:
         self.fail(operations)
         return super().submit(term, operations)
 

@@ -175,7 +175,7 @@ def test_partly_written_batch_is_submitted_unchanged_until_answered(leader: Lead
     with leader.failing(StoreRefused("full"), "e"):
         leader.each_second(5, seconds=2.0)
     term: Any = leader.enqueuer._term
-    assert (drops, term.pending) == ([], 1)
+    assert (drops, term.submitter.pending) == ([], 1)
 
 
 def test_record_shows_when_a_batch_without_an_answer_was_accepted(leader: Leader):

@@ -32,7 +32,7 @@ class LockingTask(ScriptDispatcher):
             raise Declined("e")
         return TimedPush((("LPUSH", "queue", f"{args[0]} {self.built}"),)) if self.timed else push(str(args[0]))
 
-    def submit(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
+    def submit(self, term: Term, operations: Sequence[Operation], _: object = None) -> list[Answer]:
         answers = super().submit(term, operations)
         if self.lose_replies and any(operation.message for operation in operations):
             raise StoreUnavailable("the reply was lost")

@@ -196,7 +196,7 @@ class LockingSender(Sender):
             raise Declined("task")
         return push()
 
-    def submit(self, term: Term, operations: Any) -> list[Answer]:
+    def submit(self, term: Term, operations: Any, _: object = None) -> list[Answer]:
         answers = super().submit(term, operations)
         self.submitted += 1
         if self.submitted == 1:
@@ -221,7 +221,7 @@ class TimedSender(LockingSender):
         super().prepare()
         return TimedPush((("LPUSH", "queue", f"{self.built}"),))
 
-    def submit(self, term: Term, operations: Any) -> list[Answer]:
+    def submit(self, term: Term, operations: Any, _: object = None) -> list[Answer]:
         if self.submitted == 0:
             self.submitted = 1
             raise StoreUnavailable("away", acted=False)

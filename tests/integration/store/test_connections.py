@@ -122,6 +122,32 @@ def test_interrupted_read_leaves_no_reply_behind(shared_redis: RedisServer, monk
     assert read() == first == read()
 
 
+def test_command_with_work_meanwhile_has_its_own_answer(shared_redis: RedisServer):
+    """Also if that uses the same client, is interrupted, or the server refuses or ends the connection."""
+    client: Any = link_to(shared_redis.url, {}, 2.5, "key").client()
+
+    def echo(meanwhile: Callable[[], object], text: str) -> Any:
+        return client.execute_meanwhile(meanwhile, "ECHO", text)
+
+    def interrupt() -> None:
+        raise SystemExit
+
+    between: list[Any] = []
+    assert echo(lambda: between.append(client.echo("other")), "mine") == b"mine"
+    with pytest.raises(SystemExit):
+        echo(interrupt, "late")
+    assert echo(lambda: None, "next") == client.echo("next") == b"next"
+    with pytest.raises(redis.ResponseError):
+        client.execute_meanwhile(lambda: None, "NONSENSE")
+    assert echo(lambda: None, "next") == b"next"
+    shared_redis.admin.client_kill_filter(_id=client.client_id())
+    assert echo(lambda: None, "again") == b"again"
+    with pytest.raises(redis.ConnectionError):
+        echo(lambda: shared_redis.admin.client_kill_filter(skipme=True, _type="normal"), "lost")
+    assert echo(lambda: None, "next") == b"next"
+    assert between == [b"other"]
+
+
 def test_late_reply_to_a_repeated_read_is_not_the_next_answer(shared_redis: RedisServer):
     _, read = polling(shared_redis, 1.0)
     first = read()
