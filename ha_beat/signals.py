@@ -102,8 +102,8 @@ class SignalRelay:
 
     def wants(self, event: e.Event) -> bool:
         """True if a handler is connected to the event's signal."""
-        found = _signal_of(event)
-        return found is not None and bool(found[0].receivers)
+        signal = _SIGNALS.get(type(event))
+        return signal is not None and bool(signal.receivers)
 
     def __call__(self, event: e.Event) -> None:
         """Send the event's signal, if it has one. Never raises."""

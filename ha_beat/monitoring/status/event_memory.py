@@ -65,6 +65,10 @@ class EventMemory:
         self._problems: dict[str, tuple[float, events.Event]] = {}
 
     def __call__(self, event: events.Event) -> None:
+        if isinstance(event, events.Enqueued):
+            # First, because it is by far the most frequent.
+            self.failing.pop(event.entry, None)
+            return
         if event.problem and not isinstance(event, _SHOWN_ELSEWHERE):
             self._problems[event.action] = self._clock.elapsed(), event
         if isinstance(event, _CHANGES):
@@ -88,8 +92,6 @@ class EventMemory:
                 others = {name: why for name, why in self.failing.items() if name != entry}
                 kept = tuple(others.items())[1 - _MAX_FAILING :]
                 self.failing = {**dict(kept), entry: phrase(reason, detail)[:200]}
-            case events.Enqueued(entry=entry):
-                self.failing.pop(entry, None)
             case events.InvariantBroken(rule=rule, subject=subject, detail=detail):
                 self._add(WarningCode.INVARIANT_BROKEN, f"{phrase(rule)}: {subject}: {detail}")
             case events.StateLost(reason=reason):
