@@ -25,7 +25,7 @@ from ha_beat.leader.submitter import Submitter
 from ha_beat.store.lease import Term
 
 #: Seconds in which batches of prepared occurrences may follow one another. Then requests have their turn.
-_ROW = 0.03
+_ROW = 0.05
 
 
 class LeaderTerm:
