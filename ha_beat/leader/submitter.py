@@ -1,7 +1,4 @@
-"""Submitter: hands batches to the dispatcher, one at a time, and applies the answers.
-
-A batch whose reply was lost is submitted again unchanged, which is safe.
-"""
+"""Submitter: hands batches to the dispatcher, one at a time, and applies the answers."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Batches:
         self.events.append(event)
 
 
-def test_batch_is_built_while_another_is_under_way_and_sent_after_its_answer():
+def test_next_batch_is_built_meanwhile_and_sent_after_the_answer():
     batches = Batches()
     batches.run()
     assert batches.steps == [
