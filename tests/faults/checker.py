@@ -494,7 +494,7 @@ def check(history: Iterable[Event], expected: Iterable[Expectation] = (), skippe
     return Report(
         messages=len(messages),
         entries=len(entries),
-        occurrences=sum(len(_occurrences(messages, entry)) for entry in entries),
+        occurrences=sum(len({instant(message["scheduled_at"]) for message in own}) for own in entries.values()),
         skipped=verdicts,
         changes_of_epoch=sum(before != after for before, after in itertools.pairwise(epochs)),
         faults=faults,

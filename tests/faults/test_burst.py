@@ -1,9 +1,12 @@
 """The leader is paused, killed or asked something while it enqueues 1,000 entries that are due at once. Each is
 enqueued exactly once, by it or by the next leader.
+
+    BURST=10000 pytest --full tests/faults/test_burst.py     takes about five minutes
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,25 +21,34 @@ from tests.faults.proxy import HeldRequest, containing
 from tests.faults.scenario import ClusterScenario, due_times
 from tests.support.servers import wait_for
 
-COUNT = 1000
-LEAD_TIMES = (8.0, 30.0)
+COUNT = int(os.environ.get("BURST", "1000"))
+MIDDLE, LATER = (f"burst-{COUNT * tenths // 10:04d}".encode() for tenths in (5, 9))
+LEAD_TIMES = (8.0 + COUNT / 1000, 30.0 + COUNT / 250)
 
 
 @pytest.fixture
 def scenario() -> Iterator[ClusterScenario]:
-    """Start three replicas with 1,000 entries that are all due at one instant some seconds from now."""
+    """Start three replicas with entries that are all due at one instant some seconds from now."""
     for due_at in due_times(*LEAD_TIMES):
         burst = {"every": 3600, "first": due_at, "n": COUNT}
         with ClusterScenario(spec={"fast": {"every": 0.2}, "burst": burst}, settings={"lease_ttl": 2}) as made:
             made.begin()
+            wait_until_armed(made)
             if time.time() < due_at - 1:
                 yield made
                 return
 
 
+def wait_until_armed(scenario: ClusterScenario) -> None:
+    """Wait for the records of the start of these entries, which must not be taken for those of the burst."""
+    fields = [b"e:" + MIDDLE, b"e:" + LATER]
+    ledger, admin = scenario.cluster.key("ledger"), scenario.redis.admin
+    wait_for(lambda: None not in admin.hmget(ledger, fields), LEAD_TIMES[-1], "the entries to be armed", 0.1)
+
+
 def hold_in_mid_burst(scenario: ClusterScenario, leader: Replica) -> HeldRequest:
     """Hold back the batch with the middle entry of the burst on its way to the server."""
-    held = scenario.nemesis.lease_proxy(leader).hold(containing(b"EVALSHA", b"burst-0500", b'"verdict":"enqueued"'))
+    held = scenario.nemesis.lease_proxy(leader).hold(containing(b"EVALSHA", MIDDLE, b'"verdict":"enqueued"'))
     held.wait(LEAD_TIMES[-1] + 20)
     time.sleep(0.1)  # the proxy may not have read the rest of the request yet
     assert 0 < sent(scenario) < COUNT
@@ -57,16 +69,16 @@ def post(scenario: ClusterScenario, kind: RequestKind) -> None:
 
 
 def wait_for_burst(scenario: ClusterScenario) -> None:
-    wait_for(lambda: sent(scenario) >= COUNT, 60, "the rest of the burst")
+    wait_for(lambda: sent(scenario) >= COUNT, 60 + COUNT / 100, "the rest of the burst")
 
 
 def assert_each_once(scenario: ClusterScenario, leaders: int = 2) -> None:
-    """Assert that each entry of the burst has one message, from two leaders, and that the report is clean."""
+    """Assert that each entry of the burst has one message, from this many leaders, and that the report is clean."""
     messages = [m for m in scenario.history.messages() if str(m["entry"]).startswith("burst")]
     counts = Counter(str(m["entry"]) for m in messages)
     assert len(counts) == COUNT
     assert set(counts.values()) == {1}
-    assert len({m["epoch"] for m in messages}) == leaders, "the burst was not interrupted"
+    assert len({m["epoch"] for m in messages}) >= leaders, "the burst was not interrupted"
     scenario.clean_report()
 
 
@@ -134,7 +146,7 @@ def test_step_down_in_a_burst_leaves_the_rest_to_the_next(scenario: ClusterScena
     """What the first leader has prepared, and not sent, is of its term. A later batch of it is refused."""
     leader = scenario.cluster.wait_for_leader()
     held = hold_in_mid_burst(scenario, leader)
-    later = scenario.nemesis.lease_proxy(leader).hold(containing(b"EVALSHA", b"burst-0900", b'"verdict":"enqueued"'))
+    later = scenario.nemesis.lease_proxy(leader).hold(containing(b"EVALSHA", LATER, b'"verdict":"enqueued"'))
     post(scenario, RequestKind.STEP_DOWN)
     held.release()
     scenario.cluster.wait_for_leader(other_than=leader)
