@@ -122,18 +122,19 @@ class ShadowFeed:
         """
         shadow = self._shadow
         reply = self._script(self._client(), [self._keys.ledger, self._keys.journal], [shadow.last_id, str(_RECORDS)])
-        gen, counter, records, newest = text(reply[0]), whole(reply[1]), reply[2], text(reply[4])
+        gen, counter, records, newest = text(reply[0]), whole(reply[1]), reply[3], text(reply[4])
         if not gen:
             # Without a ledger, what is known is kept.
             return
-        restored = bool(whole(reply[6]))
+        restored = bool(whole(reply[8]))
         if restored or not any(shadow.pauses.values()):  # guard: feed-pauses-restored
-            shadow.pauses = {Pause.FIELD: text(reply[3]), entry_pauses.FIELD: text(reply[5])}
+            shadow.pauses = {Pause.FIELD: text(reply[6]), entry_pauses.FIELD: text(reply[7])}
             shadow.paused_gen = gen if restored else ""
         now = self._clock.elapsed()
-        first = _number(records[0][1]) if records else counter + 1
+        # A record without a number counts as one after a gap.
+        first = (whole(reply[2]) or sys.maxsize) if records else counter + 1
         # Of a burst, the ledger is read once instead of each record.
-        gap = first > shadow.counter + 1 or newest != ""  # guard: feed-gap
+        gap = first > shadow.counter + 1 or bool(whole(reply[5]))  # guard: feed-gap
         replaced = gen != shadow.gen  # guard: feed-incarnation
         if replaced or gap or now >= self._reread_at or not self._take_in(records):
             rows = self._ledger.read()
@@ -143,15 +144,13 @@ class ShadowFeed:
             shadow.gen = gen
             self._reread_at = now + _REREAD
         shadow.counter = counter
-        if records:
-            newest = text(records[-1][0])
         shadow.last_id = newest or shadow.last_id
 
     def _take_in(self, records: list[Any]) -> bool:
         """Learn the positions of these records. Return False if one is unreadable."""
         try:
-            for _, fields in records:
-                record = json.loads(_field(fields, "d") or "{}")
+            for raw in records:
+                record = json.loads(text(raw) or "{}")
                 if not isinstance(record, dict):
                     return False
                 if "base" in record and "entry" in record:
@@ -159,14 +158,3 @@ class ShadowFeed:
         except MALFORMED:
             return False
         return True
-
-
-def _number(fields: list[Any]) -> int:
-    """Return the record's number, or a high one, as after a gap, if it has none."""
-    n = _field(fields, "n")
-    return whole(n) or sys.maxsize
-
-
-def _field(fields: list[Any], name: str) -> str:
-    values = [text(field) for field in fields]
-    return dict(zip(values[::2], values[1::2], strict=True)).get(name, "")
