@@ -135,19 +135,25 @@ def floor(queue: Queue, entries: int) -> Result:
     return Result(FLOOR, entries, {LAST: taken, PROCESSOR: spent})
 
 
-def compare(queue: Queue, entries: int, limit: float = LIMIT) -> list[Result]:
-    """Measure ha_beat, on Redis the floor, plain beat, and on Redis redbeat if it is installed."""
+def compare(queue: Queue, entries: int, limit: float = LIMIT, *, redbeat: bool = True) -> list[Result]:
+    """Measure ha_beat, on Redis the floor, plain beat, and on Redis redbeat if it is wanted and installed."""
     results = [enqueue_burst(queue, entries, OURS)]
     if not queue.rabbitmq:
         results.append(floor(queue, entries))
     results.append(enqueue_burst(queue, entries, STOCK, limit=limit))
-    if not queue.rabbitmq and entries <= _REDBEAT_ENTRIES and importlib.util.find_spec("redbeat"):
+    redbeat = redbeat and not queue.rabbitmq and entries <= _REDBEAT_ENTRIES
+    if redbeat and importlib.util.find_spec("redbeat"):
         results.append(enqueue_burst(queue, entries, REDBEAT, limit=limit))
     return results
 
 
 def benchmark(
-    sizes: Sequence[int], broker: str = "redis", show: Callable[[str], object] = print, limit: float = LIMIT
+    sizes: Sequence[int],
+    broker: str = "redis",
+    show: Callable[[str], object] = print,
+    limit: float = LIMIT,
+    *,
+    redbeat: bool = True,
 ) -> Benchmark:
     """Run the benchmark for each number of entries."""
     words = ["python -m tests.benchmarks.burst", *map(str, sizes), "--broker", broker, "--limit", f"{limit:g}"]
@@ -155,7 +161,7 @@ def benchmark(
     found = Benchmark(f"Entries due in one minute, on {broker}", command, "entries", (FIRST, LAST, PROCESSOR))
     with queue_on(broker) as queue:
         for entries in sizes:
-            found.results += compare(queue, entries, limit)
+            found.results += compare(queue, entries, limit, redbeat=redbeat)
     show(found.text())
     return found
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests.faults.cluster import BeatCluster
 from tests.integration.django.beats import STOCK, beats, kill_leader
+from tests.integration.django.conftest import Site, use
 from tests.integration.django.rows import at, cron, every, next_minute, row, sleep_until, soon, wait_until_disabled
-from tests.support.servers import wait_for
+from tests.support.servers import RedisServer, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -35,52 +40,83 @@ def test_one_off_and_clocked_rows_run_once_if_the_leader_dies(any_site):
     assert counted["interval"] >= 4
 
 
+@pytest.fixture
+def sites(site: Site, postgres_site: Site, redis_server: RedisServer) -> list[Site]:
+    """A site on each database, with its own Redis: a test that waits for minutes runs on both at once."""
+    return [Site(site.database, redis_server), postgres_site]
+
+
+def create(sites: list[Site], make: Callable[[], object]) -> None:
+    """Create rows in each database."""
+    for site in sites:
+        use(site.database)
+        make()
+
+
 @pytest.mark.timeout(400)
-def test_three_kills_in_three_minutes_lose_and_repeat_nothing(any_site):
+def test_three_kills_in_three_minutes_lose_and_repeat_nothing(sites):
     """SIGKILL 0.1, 0.5 and 8 s after a dispatch of all entries; each killed replica restarts."""
-    row("minutely", crontab=cron())
-    row("interval", interval=every(10))
-    with beats(any_site, replicas=3) as cluster:
-        cluster.wait_for_leader()
+    create(sites, lambda: (row("minutely", crontab=cron()), row("interval", interval=every(10))))
+    with ExitStack() as stack, ThreadPoolExecutor(len(sites)) as pool:
+        clusters = [stack.enter_context(beats(site, replicas=3)) for site in sites]
+        for cluster in clusters:
+            cluster.wait_for_leader()
         minute = next_minute(at_least=12)
         for number, delay in enumerate((0.1, 0.5, 8.0)):
-            row(f"one off {number}", crontab=cron(), one_off=True)
-            row(f"clocked {number}", clocked=at(minute), one_off=True)
+            one_off, clocked = f"one off {number}", f"clocked {number}"
+
+            def add() -> None:
+                row(one_off, crontab=cron(), one_off=True)  # noqa: B023 -- called at once
+                row(clocked, clocked=at(minute), one_off=True)  # noqa: B023 -- called at once
+
+            def strike(site: Site, cluster: BeatCluster) -> None:
+                wait_for(lambda: clocked in site.names(), 20, "the minute's messages", 0.002)  # noqa: B023 -- as above
+                time.sleep(delay)  # noqa: B023 -- as above
+                killed = kill_leader(cluster)
+                sleep_until(minute + timedelta(seconds=20))  # noqa: B023 -- as above
+                killed.start()
+
+            create(sites, add)
             sleep_until(minute)
-            wait_for(lambda n=number: f"clocked {n}" in any_site.names(), 20, "the minute's messages", 0.002)
-            time.sleep(delay)
-            killed = kill_leader(cluster)
-            sleep_until(minute + timedelta(seconds=20))
-            killed.start()
+            list(pool.map(strike, sites, clusters))
             minute += MINUTE
         sleep_until(minute + timedelta(seconds=5))
-        cluster.assert_all_alive()
-    counted = Counter(any_site.names())
-    once = {name: count for name, count in counted.items() if name not in {"minutely", "interval"}}
-    assert once == {f"{kind} {number}": 1 for kind in ("one off", "clocked") for number in range(3)}
-    any_site.assert_each_once("minutely", 60)
-    any_site.assert_each_once("interval", 10)
-    assert counted["minutely"] >= 4
+        for cluster in clusters:
+            cluster.assert_all_alive()
+    for site in sites:
+        counted = Counter(site.names())
+        once = {name: count for name, count in counted.items() if name not in {"minutely", "interval"}}
+        assert once == {f"{kind} {number}": 1 for kind in ("one off", "clocked") for number in range(3)}
+        site.assert_each_once("minutely", 60)
+        site.assert_each_once("interval", 10)
+        assert counted["minutely"] >= 4
 
 
 @pytest.mark.timeout(240)
-def test_stock_beat_repeats_tasks_in_the_same_case(any_site):
+def test_stock_beat_repeats_tasks_in_the_same_case(sites):
     """This proves that the test above can fail: stock beat, killed and restarted, sends the tasks again."""
-    row("minutely", crontab=cron())
-    row("interval", interval=every(10))
-    with beats(any_site, replicas=1, scheduler=STOCK) as cluster:
-        # The first send writes the rows at once; later ones are written up to 180 s later.
-        any_site.wait_for(within=60)
+    create(sites, lambda: (row("minutely", crontab=cron()), row("interval", interval=every(10))))
+    with ExitStack() as stack:
+        clusters = [stack.enter_context(beats(site, replicas=1, scheduler=STOCK)) for site in sites]
+        for site in sites:
+            # The first send writes the rows at once; later ones are written up to 180 s later.
+            site.wait_for(within=60)
         minute = next_minute(at_least=10)
-        row("clocked", clocked=at(minute), one_off=True)
+        create(sites, lambda: row("clocked", clocked=at(minute), one_off=True))
         sleep_until(minute)
-        any_site.wait_for("minutely", "clocked", within=20)
-        before = Counter(any_site.names())
-        cluster[0].kill()
-        cluster[0].start()
-        wait_for(lambda: Counter(any_site.names())["clocked"] > before["clocked"], 40, "the second message", 0.1)
+        for site in sites:
+            site.wait_for("minutely", "clocked", within=20)
+        before = [Counter(site.names()) for site in sites]
+        for cluster in clusters:
+            cluster[0].restart()
+
+        def repeated() -> bool:
+            return all(Counter(s.names())["clocked"] > b["clocked"] for s, b in zip(sites, before, strict=True))
+
+        wait_for(repeated, 40, "the second messages", 0.1)
         time.sleep(2)
         assert datetime.now(UTC) < minute + MINUTE, "too slow: the next minute has begun"
-    counted = Counter(any_site.names())
-    assert counted["minutely"] == before["minutely"] + 1
-    assert counted["clocked"] == 2
+    for site, first in zip(sites, before, strict=True):
+        counted = Counter(site.names())
+        assert counted["minutely"] == first["minutely"] + 1
+        assert counted["clocked"] == 2

@@ -1,0 +1,35 @@
+"""Test of the plugin for reruns."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+TEST = """
+import signal
+
+def test_that_fails_once(request):
+    left, _ = signal.getitimer(signal.ITIMER_REAL)
+    assert request.node.execution_count == 2
+    assert 0 < left <= 200
+"""
+
+
+def test_each_attempt_has_the_whole_timeout(tmp_path: Path):
+    (tmp_path / "test_it.py").write_text(TEST)
+    options = ["-p", "tests.support.reruns", "-p", "no:cacheprovider", "--reruns", "1", "--timeout", "200"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "--rootdir", tmp_path, tmp_path],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert "1 passed, 1 rerun" in done.stdout, done.stdout
