@@ -32,7 +32,11 @@ class Table:
         for module in (full_read, reader):
             monkeypatch.setattr(module, "PAGE", PAGE)
         monkeypatch.setattr(differences, "_RANGE", PAGE)
-        self.tasks = [row(f"task {number}", interval=every(3600)) for number in range(ROWS)]
+        hourly = every(3600)
+        self.tasks = PeriodicTask.objects.bulk_create(
+            PeriodicTask(name=f"task {number}", task="tick", interval=hourly) for number in range(ROWS)
+        )
+        PeriodicTasks.update_changed()
         self.clock = SteppedClock()
         self.events: list[events.Event] = []
         self.reader = RowReader(
