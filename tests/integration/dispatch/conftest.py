@@ -24,6 +24,7 @@ from ha_beat.headers import with_header
 from ha_beat.scheduler import HAScheduler
 from ha_beat.store.keys import Keys
 from tests.integration.store.conftest import bench, server_bench, servers  # noqa: F401 -- fixtures
+from tests.support.claim_leader import Leader
 from tests.support.servers import RedisServer
 
 ENTRY = "the entry"
@@ -142,6 +143,11 @@ class RedisComparison(Comparison):
         """Return the entries whose messages are in the queue, oldest first."""
         raw = self.server.admin.lrange("celery", 0, -1)
         return [json.loads(message)["headers"]["ha_beat"]["entry"] for message in reversed(raw)]
+
+
+@pytest.fixture
+def leader(shared_redis: RedisServer) -> Leader:
+    return Leader(shared_redis)
 
 
 MakeComparison = Callable[..., RedisComparison]

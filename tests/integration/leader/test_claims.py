@@ -16,9 +16,9 @@ from ha_beat.leader import BrokerOutOfReach
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.reasons import UncertainPolicy, Verdict
 from ha_beat.store.entry_pauses import FIELD, EntryPause, encoded
-from tests.integration.dispatch.test_two_phase import Killed, Unreliable
 from tests.integration.leader.stepped_leader import KEYS, Leader, Source
 from tests.support.brokers import FakePublisher, FixedLink
+from tests.support.claim_leader import Killed, Unreliable
 from tests.support.dispatchers import no_marker, push
 from tests.support.entries import scheduled
 from tests.support.servers import RedisServer
