@@ -72,9 +72,10 @@ def test_revoked_rejected_and_killed_messages_have_ended(app: Celery, shared_red
         assert ended(shared_redis)
 
 
-def test_end_that_redis_did_not_take_is_reported_later(app: Celery, shared_redis: RedisServer, monkeypatch, caplog):
+def fail_reports(monkeypatch, times: int) -> list[None]:
+    """Fail the next reports. Return a list with an item for each that is left."""
     monkeypatch.setattr(overlap, "_RETRY", 0.05)
-    real, left = overlap._send, [1, 1]
+    real, left = overlap._send, [None] * times
 
     def send(*args: Any) -> None:
         if left:
@@ -83,6 +84,11 @@ def test_end_that_redis_did_not_take_is_reported_later(app: Celery, shared_redis
         real(*args)
 
     monkeypatch.setattr(overlap, "_send", send)
+    return left
+
+
+def test_end_that_redis_did_not_take_is_reported_later(app: Celery, shared_redis: RedisServer, monkeypatch, caplog):
+    fail_reports(monkeypatch, 2)
     app.task(nothing, name="report").apply(headers={"ha_beat": HEADER})
     assert [record.action for record in caplog.records if hasattr(record, "action")] == ["end_not_reported"]
     wait_for(lambda: ended(shared_redis), 5, "the report")
@@ -90,17 +96,8 @@ def test_end_that_redis_did_not_take_is_reported_later(app: Celery, shared_redis
 
 def test_end_that_can_never_be_reported_holds_up_no_other(app: Celery, shared_redis: RedisServer, monkeypatch):
     """A name from a header may hold what Redis does not accept."""
-    monkeypatch.setattr(overlap, "_RETRY", 0.05)
     report: Any = app.task(nothing, name="report")
-    down = [True]
-    real = overlap._send
-
-    def send(*args: Any) -> None:
-        if down:
-            raise ConnectionError("no Redis")
-        real(*args)
-
-    monkeypatch.setattr(overlap, "_send", send)
+    down = fail_reports(monkeypatch, 1000)
     for entry in ("\ud800", "report"):
         report.apply(headers={"ha_beat": {**HEADER, "entry": entry}})
     down.clear()

@@ -93,7 +93,6 @@ def test_leader_that_does_not_take_up_the_schedule_is_not_ready(scene, pause):
     assert reasons(scene) == {HealthReason.NOT_TAKEN_UP}
     assert HealthReason.NOT_TAKEN_UP in scene.status.member().not_ready
     assert "ha_beat_taken_up 0.0" in scene.metrics().text().decode()
-
     scene.taken_up = True
     watch.turn()
     assert reasons(scene) == set()
@@ -115,12 +114,10 @@ def test_next_term_that_follows_at_once_has_to_be_taken_up_too(scene):
 
 
 def test_hung_main_loop_is_a_late_duty(scene):
-    scene.election.idle = 16.0
-    watchdog(scene).turn()
-    assert set(scene.duties.late()) == {Duty.MAIN_LOOP}
-    scene.election.idle = 0.1
-    watchdog(scene).turn()
-    assert scene.duties.late() == {}
+    for idle, late in ((16.0, {Duty.MAIN_LOOP}), (0.1, set())):
+        scene.election.idle = idle
+        watchdog(scene).turn()
+        assert set(scene.duties.late()) == late
 
 
 def row(at_ms: int | None, verdict: Verdict = Verdict.ENQUEUED) -> str:

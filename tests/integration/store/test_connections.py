@@ -63,25 +63,6 @@ def test_script_runs_while_another_client_empties_the_cache(shared_redis: RedisS
             assert len(script(client, ["nothing"], [""])) == 5
 
 
-def test_repeated_read_takes_up_a_lost_connection_and_lost_scripts(shared_redis: RedisServer):
-    """Like an ordinary call, and it leaves its connection to the next one."""
-    client, admin = link_to(shared_redis.url, {}, 2.5, "key").client(), shared_redis.admin
-    poll = Poll("observe")
-
-    def read() -> str:
-        return poll(client, ["nothing"], [""])[4].decode()
-
-    digest, own = read(), client.client_id()
-    assert read() == digest
-    admin.client_kill_filter(_id=own)
-    assert read() == digest
-    admin.script_flush()
-    assert read() == digest
-    own = client.client_id()
-    assert {read(), read()} == {digest}
-    assert client.client_id() == own
-
-
 def polling(server: RedisServer, timeout: float) -> tuple[Any, Callable[[], Any]]:
     """Return a client that keeps a connection for a poll, and the poll."""
     client, poll = link_to(server.url, {}, timeout, "key").client(), Poll("observe")
@@ -91,6 +72,19 @@ def polling(server: RedisServer, timeout: float) -> tuple[Any, Callable[[], Any]
 
     assert read() == read()
     return client, read
+
+
+def test_repeated_read_takes_up_a_lost_connection_and_lost_scripts(shared_redis: RedisServer):
+    """Like an ordinary call, and it leaves its connection to the next one."""
+    (client, read), admin = polling(shared_redis, 2.5), shared_redis.admin
+    digest, own = read(), client.client_id()
+    admin.client_kill_filter(_id=own)
+    assert read() == digest
+    admin.script_flush()
+    assert read() == digest
+    own = client.client_id()
+    assert {read(), read()} == {digest}
+    assert client.client_id() == own
 
 
 def test_command_during_a_repeated_read_has_its_own_answer(shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch):
