@@ -5,8 +5,7 @@ from __future__ import annotations
 from celery import Celery
 
 from ha_beat.errors import HaBeatError
-from ha_beat.monitoring.doctor import Finding
-from ha_beat.reasons import Level
+from ha_beat.monitoring.doctor.finding import Finding, ok, warn
 from ha_beat.redbeat.connection import connect, keys_of, url_of
 from ha_beat.redbeat.store import RedBeatStore
 from ha_beat.settings import redact_url
@@ -18,8 +17,8 @@ def check_redbeat(app: Celery, timeout: float) -> Finding:
         store = RedBeatStore(connect(app, timeout), keys_of(app))
         entries, reading = len(store.members()), store.read(())
     except HaBeatError as exc:
-        return Finding(Level.WARN, "redbeat", f"edits of entries wait: its Redis failed: {exc}")
+        return warn("redbeat", f"edits of entries wait: its Redis failed: {exc}")
     if reading.lock_ms != -2:
         detail = f"its lock is held for another {max(reading.lock_ms, 0) / 1000:.0f} s: if redbeat's beat still runs, "
-        return Finding(Level.WARN, "redbeat", f"{detail}each entry is enqueued twice")
-    return Finding(Level.OK, "redbeat", f"{entries} entries at {redact_url(url_of(app))}")
+        return warn("redbeat", f"{detail}each entry is enqueued twice")
+    return ok("redbeat", f"{entries} entries at {redact_url(url_of(app))}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,6 @@ from celery import Celery
 from ha_beat import events
 from ha_beat.beat_loop import Runtime
 from ha_beat.clock import Clock
-from ha_beat.duties import Duties
 from ha_beat.errors import StoreError
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.reasons import Duty
@@ -69,16 +69,27 @@ class RedBeatSync(RepeatingThread):
             extra = {"action": "last_runs_not_written", "error": str(exc)}
             logger.warning("The last runs were not written; the next leader writes them: %s", exc, extra=extra)
 
-    def turn(self) -> float | None:
+    def turn(self) -> None:
         """Read and write once. Report each failure."""
         term, duties = self._runtime.elector.handle.term, self._runtime.duties
-        if _done(duties, Duty.READ_SCHEDULE, lambda: self._read(term)) and term is not None:
-            duties.expect(Duty.WRITE_ROWS, within=LATE_AFTER)
-            _done(duties, Duty.WRITE_ROWS, lambda: self._write(term))
-        elif term is None:
+        read = self._do(Duty.READ_SCHEDULE, lambda: self._read(term))
+        if term is None:
             duties.suspend(Duty.WRITE_ROWS)
-            _done(None, Duty.WRITE_ROWS, self.writer.write)
-        return None
+            with suppress(Exception):  # What is left of an earlier term is tried again.
+                self.writer.write()
+        elif read:
+            duties.expect(Duty.WRITE_ROWS, within=LATE_AFTER)
+            self._do(Duty.WRITE_ROWS, lambda: self._write(term))
+
+    def _do(self, duty: Duty, work: Callable[[], None]) -> bool:
+        """Do the work of a duty, and report how it ended. Return False if it failed."""
+        try:
+            work()
+        except Exception as exc:
+            self._runtime.duties.raised(duty, exc)
+            return False
+        self._runtime.duties.done(duty)
+        return True
 
     def _read(self, term: Term | None) -> None:
         if term is not None and self._reading_for != term.nonce:
@@ -102,19 +113,6 @@ class RedBeatSync(RepeatingThread):
         held, before, self._lock_ms = reader.lock_ms, self._lock_ms, reader.lock_ms
         if held != -2 and (before == -2 or held > before):
             self._runtime.events.emit(events.OtherSchedulerSeen(held > before > -2, max(held, 0) / 1000))
-
-
-def _done(duties: Duties | None, duty: Duty, do: Callable[[], None]) -> bool:
-    """Do it, and report how it ended. Return whether it did not fail."""
-    try:
-        do()
-    except Exception as exc:
-        if duties is not None:
-            duties.raised(duty, exc)
-        return False
-    if duties is not None:
-        duties.done(duty)
-    return True
 
 
 class RedBeatSource(StoredSource):

@@ -25,7 +25,6 @@ from ha_beat.reasons import DispatchPath, EntryFault, PathReason, RequestKind, S
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.recurrence import recurrence_of, starting_deadline
-from ha_beat.settings import redact_url
 from ha_beat.store.busy_entries import BusyEntries
 from ha_beat.store.journal import VerdictRecord
 from ha_beat.store.membership import ClusterView
@@ -115,8 +114,7 @@ def _scheduler(cluster: ClusterClient, view: ClusterView) -> Iterator[Finding]:
 
 
 def _redis(cluster: ClusterClient, _: ClusterView) -> Iterator[Finding]:
-    name = redact_url(cluster.settings.redis_url or str(cluster.app.conf.broker_url))
-    yield from check_redis(cluster.client(), name, cluster.settings.on_state_loss, cluster.clock)
+    yield from check_redis(cluster.client(), cluster.redis_name, cluster.settings.on_state_loss, cluster.clock)
     yield from check_failover(cluster.client())
 
 
