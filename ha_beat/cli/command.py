@@ -14,7 +14,7 @@ from ha_beat.cli import output
 from ha_beat.client import ClusterClient
 from ha_beat.errors import ConfigurationError, HaBeatError, StoreError
 from ha_beat.exception_text import exception_line
-from ha_beat.monitoring.wording import phrase
+from ha_beat.monitoring.request_wording import why_free
 from ha_beat.reasons import RequestKind
 from ha_beat.store.membership import ClusterView, Member
 from ha_beat.store.request_queue import NoAnswer, Reply
@@ -122,9 +122,7 @@ def leader_text(view: ClusterView) -> str:
         return f"{leader.holder} leads"
     if lease is None:
         return "there is no leader: no replica has run with this cluster name and Redis"
-    if not lease.held:
-        return f"there is no leader: {lease.holder} released the lease ({phrase(lease.reason, lease.detail)})"
-    return f"there is no leader: {lease.holder} holds the lease and does not renew it"
+    return f"there is no leader: {why_free(lease)}"
 
 
 def store_error_text(cluster: ClusterClient, error: StoreError) -> str:

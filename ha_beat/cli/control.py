@@ -179,7 +179,7 @@ def _show_instants(instants: Sequence[Mapping[str, Any]]) -> None:
     rows = []
     for each in instants:
         state, why = instant_text(each)
-        rows.append((f"{datetime.fromisoformat(each['at']):%Y-%m-%d %H:%M:%S}Z", state, each["task_id"], why))
+        rows.append((output.second(datetime.fromisoformat(each["at"])), state, each["task_id"], why))
     output.show_table(("DUE", "STATE", "TASK ID", "WHY"), rows, spare=("TASK ID",))
     unproven = sum(each["outcome"] in _NEED_FORCE for each in instants)
     if unproven:

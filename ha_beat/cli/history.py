@@ -92,4 +92,4 @@ def _reason(record: VerdictRecord) -> str:
     if record.verdict != Verdict.SKIPPED or record.count == 1:
         return reason
     count = record.count if record.count >= 0 else "many"
-    return f"{count} until {record.until:%Y-%m-%d %H:%M:%S}Z: {reason}"
+    return f"{count} until {output.second(record.until)}: {reason}"

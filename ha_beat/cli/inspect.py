@@ -254,8 +254,8 @@ def next_(cluster: ClusterClient, *, entry: str | None, limit: int, timeout: flo
     for line in entries:
         due = datetime.fromisoformat(line["due"]) if line["due"] else None
         wait = "?" if due is None else duration(due.timestamp() - now)
-        when = f"{due:%Y-%m-%d %H:%M:%S}Z" if due else "decided by its schedule class"
-        last = f"{datetime.fromisoformat(line['last']):%Y-%m-%d %H:%M:%S}Z" if line["last"] else "-"
+        when = output.second(due) if due else "decided by its schedule class"
+        last = output.second(datetime.fromisoformat(line["last"]) if line["last"] else None)
         schedule = _SCHEDULE.sub(r"\1", line["schedule"])
         rows.append((line["name"], when, wait, last, line["run_count"], line["task"], schedule))
     output.show_table(("ENTRY", "DUE", "IN", "LAST", "RUNS", "TASK", "SCHEDULE"), rows, spare=("RUNS", "LAST", "TASK"))

@@ -94,7 +94,7 @@ def migrate(
     known = cluster.ledger.read()
     now = from_micros(cluster.view().server_ms * 1000)
     imports = [_import(entry, last.get(name), known.get(name), now, force=force) for name, entry in schedule.items()]
-    rows = [(each.entry.id, f"{each.last:%Y-%m-%d %H:%M:%S}Z" if each.last else "-", each.note) for each in imports]
+    rows = [(each.entry.id, output.second(each.last), each.note) for each in imports]
     output.show_table(("ENTRY", "LAST RUN", "IMPORTED"), rows)
     for name in sorted(names - schedule.keys()):
         click.echo(f"{name} is not in beat_schedule: add it, or it will not run")

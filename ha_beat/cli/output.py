@@ -98,11 +98,14 @@ def show_hanging(mark: str, text: str) -> None:
         click.echo(" " * indent + line)
 
 
+def second(at: datetime | None) -> str:
+    """Return an instant in UTC, to the second: ``2026-03-01 03:30:00Z``; ``-`` for none."""
+    return f"{at:%Y-%m-%d %H:%M:%S}Z" if at else "-"
+
+
 def instant(ms: int | None) -> str:
-    """Return a time in UTC. ``ms`` is in ms since the Unix epoch."""
-    if not ms:
-        return "-"
+    """Return a time in UTC, to the second. ``ms`` is in ms since the Unix epoch."""
     try:
-        return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M:%S}Z"
+        return second(datetime.fromtimestamp(ms / 1000, UTC) if ms else None)
     except (ValueError, OverflowError, OSError):
         return "?"

@@ -1,4 +1,4 @@
-"""Wording of answers to requests, for the log, the CLI and Django."""
+"""Wording of answers to requests and of what Redis holds, for the log, the CLI and Django."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from ha_beat.monitoring.wording import entries_text
+from ha_beat.monitoring.wording import entries_text, phrase
 from ha_beat.reasons import BackfillOutcome, ReplyCode
+from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.request_queue import Pause
 from ha_beat.suggest import did_you_mean
 
@@ -83,6 +84,13 @@ def instant_text(instant: Mapping[str, Any]) -> tuple[str, str]:
     state, why = _STATES[BackfillOutcome(instant["outcome"])]
     detail = str(instant.get("detail") or "")
     return state, f"{why}: {detail}" if detail else why
+
+
+def why_free(lease: LeaseRecord) -> str:
+    """Return why the holder of the lease does not lead."""
+    if not lease.held:
+        return f"{lease.holder} released the lease ({phrase(lease.reason, lease.detail)})"
+    return f"{lease.holder} holds the lease and does not renew it"
 
 
 def pause_text(pause: Pause) -> str:

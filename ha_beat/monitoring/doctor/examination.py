@@ -18,7 +18,7 @@ from ha_beat.exception_text import exception_line
 from ha_beat.monitoring.doctor.finding import Finding, fail, note, ok, warn
 from ha_beat.monitoring.doctor.servers import check_broker, check_failover, check_redis
 from ha_beat.monitoring.invariants import MEMORY, ClusterState, Invariants
-from ha_beat.monitoring.request_wording import pause_text
+from ha_beat.monitoring.request_wording import pause_text, why_free
 from ha_beat.monitoring.status.poller import certain_offset
 from ha_beat.monitoring.wording import entries_text, health, instant, phrase, phrase_of
 from ha_beat.reasons import DispatchPath, EntryFault, PathReason, RequestKind, SkipReason, Verdict
@@ -165,11 +165,8 @@ def _cluster(cluster: ClusterClient, view: ClusterView) -> Iterator[Finding]:
     lease = view.lease
     if lease is None:
         yield fail("leader", f"the cluster {cluster.settings.cluster!r} has never had a leader on this Redis")
-    elif not lease.held:
-        words = phrase(lease.reason, lease.detail)
-        yield fail("leader", f"no leader: {lease.holder} released the lease ({words})")
     elif view.leader is None:
-        yield fail("leader", f"no leader: {lease.holder} holds the lease and does not renew it")
+        yield fail("leader", f"no leader: {why_free(lease)}")
     else:
         yield ok("leader", f"{lease.holder} in epoch {lease.epoch}")
     if lease is not None and lease.held and not lease.presence:
