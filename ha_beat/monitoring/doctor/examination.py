@@ -273,7 +273,7 @@ def _records(cluster: ClusterClient, view: ClusterView) -> Iterator[Finding]:
         newest = uncertain[0]
         what = f"{len(uncertain)}, the newest is {newest.label}, due {instant(newest.first)}"
         yield warn("uncertain occurrences", what)
-    lost = sum(r.count for r in records if isinstance(r, VerdictRecord) and r.reason == SkipReason.STATE_LOSS)
+    lost = sum(max(r.count, 1) for r in records if isinstance(r, VerdictRecord) and r.reason == SkipReason.STATE_LOSS)
     if lost:
         detail = f"{lost} occurrences were skipped because Redis lost data: ha-beat history --verdict skipped"
         yield warn("state loss", detail)

@@ -11,8 +11,9 @@ from ha_beat import events
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.leader_report import LeaderReport
 from ha_beat.leader.pause import PauseState
-from ha_beat.monitoring.doctor.examination import _clocks, _differences, _leader
-from ha_beat.reasons import EntryFault, Level
+from ha_beat.monitoring.doctor.examination import _clocks, _differences, _leader, _records
+from ha_beat.reasons import EntryFault, Level, SkipReason, Verdict
+from ha_beat.store.journal import VerdictRecord
 from ha_beat.testing import SettableClock
 
 
@@ -62,3 +63,20 @@ def test_slow_check_is_no_difference_of_clocks(ahead: float, level: Level) -> No
     cluster: Any = SimpleNamespace(clock=clock, members=SimpleNamespace(view=read))
     (found,) = _clocks(cluster, first)
     assert (found.level, f"{ahead:+.2f} s" in found.text) == (level, True)
+
+
+def test_lost_occurrences_of_unknown_number_count_as_one_each() -> None:
+    at = datetime(2030, 1, 1, tzinfo=UTC)
+    known: Any = {"kind": "occurrence", "by": "beat-0", "data": {}, "ms": 0, "epoch": 1, "verdict": Verdict.SKIPPED}
+    records = [
+        VerdictRecord(
+            id=f"{n}-0", n=n, entry="e", first=at, until=at, count=count, reason=SkipReason.STATE_LOSS, **known
+        )
+        for n, count in ((1, -1), (2, 1))
+    ]
+    seen = SimpleNamespace(lease=None, highest_epoch=0, journal_counter=2, gen="", paused="")
+    cluster: Any = SimpleNamespace(
+        journal=SimpleNamespace(newest=lambda _: records[::-1]), members=SimpleNamespace(view=lambda: seen)
+    )
+    (lost,) = [found.text for found in _records(cluster, cluster) if found.subject == "state loss"]
+    assert lost.startswith("2 occurrences")
