@@ -69,8 +69,8 @@ class DjangoQueries:
         return Prefetch(name, model._base_manager.using(database))  # noqa: SLF001 -- as above
 
     def saved_since(self, instant: datetime, limit: int) -> list[tuple[Any, datetime]]:
-        rows = self._all.filter(date_changed__gte=instant).values_list("pk", "date_changed")
-        return list(rows[:limit])
+        rows = self._all.filter(date_changed__gte=instant).order_by("-date_changed")
+        return list(rows.values_list("pk", "date_changed")[:limit])
 
     def existing(self, ids: Sequence[Any]) -> set[str]:
         return {str(pk) for pk in self._all.filter(pk__in=ids).values_list("pk", flat=True)}

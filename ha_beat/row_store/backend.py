@@ -90,7 +90,7 @@ class RowQueries(Protocol):
         """
 
     def saved_since(self, instant: datetime, limit: int) -> list[tuple[Any, datetime]]:
-        """Return primary key and ``date_changed`` of rows that were saved since then, also of disabled ones."""
+        """Return primary key and ``date_changed`` of the rows saved since then, the last ones, also disabled ones."""
 
     def existing(self, ids: Sequence[Any]) -> set[str]:
         """Return the ids of those of the rows that exist, also of disabled ones."""

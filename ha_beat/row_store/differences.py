@@ -1,16 +1,27 @@
-"""Search for rows that appeared or disappeared without being saved."""
+"""Search for rows that appeared or disappeared without being saved.
+
+The database counts its enabled rows and adds up their primary keys, for which it passes over the table. So that an edit
+does not cost more in a larger table, this takes a share of the time at most.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ha_beat.row_store.backend import RowQueries
+from ha_beat.clock import Clock
+from ha_beat.row_store.backend import RowQueries, Totals
 
 #: Known rows in a range whose primary keys are read instead of halving it again.
 _RANGE = 1000
+
+#: Share of the time for comparisons if no saved row explains a change, and if one does.
+_UNEXPLAINED_SHARE, _EXPLAINED_SHARE = 0.1, 0.005
+
+#: Shortest and longest pause in seconds between comparisons if saved rows explain the changes.
+_PAUSE, _LONGEST_PAUSE = 5.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,27 +32,62 @@ class Differences:
     absent: set[Any] = field(default_factory=set)
 
 
-def differences(query: RowQueries, known: Collection[int]) -> Differences | None:
-    """Compare the enabled rows with the known ones by their totals, halving the ranges that differ.
+class Comparison:
+    """Comparison of the rows with the known ones by their totals: when it is due, and what it finds."""
 
-    Raises the database's errors.
-    """
-    if query.totals(None, None) == (len(known), sum(known)):
-        return None
-    keys, found = sorted(known), Differences()
-    ranges: list[tuple[int | None, int | None]] = [(None, None)]
-    while ranges:
-        first, until = ranges.pop()
-        start = 0 if first is None else bisect_left(keys, first)
-        end = len(keys) if until is None else bisect_left(keys, until)
-        part = keys[start:end]
-        if (first, until) != (None, None) and query.totals(first, until) == (len(part), sum(part)):
-            continue
-        if len(part) > _RANGE:
-            middle = part[len(part) // 2]
-            ranges += [(first, middle), (middle, until)]
-            continue
-        present = query.ids(first, until)
-        found.unknown.update(present - set(part))
-        found.absent.update(set(part) - present)
-    return found
+    def __init__(self, query: RowQueries, clock: Clock) -> None:
+        self._query = query
+        self._clock = clock
+        self._needed_until = self._began = self._ended = float("-inf")
+        #: True if no saved row explains a change.
+        self.unexplained = False
+
+    def need(self, until: float, *, unexplained: bool) -> None:
+        """Compare soon. One that begins at ``until`` on ``Clock.elapsed`` or later is the last that is needed."""
+        self._needed_until = until
+        self.unexplained = self.unexplained or unexplained
+
+    @property
+    def due(self) -> bool:
+        """True if a comparison is needed and its share of the time allows it."""
+        took = self._ended - self._began if self._ended > self._began else 0.0
+        if self.unexplained:
+            pause = took / _UNEXPLAINED_SHARE
+        else:
+            pause = min(max(took / _EXPLAINED_SHARE, _PAUSE), _LONGEST_PAUSE)
+        return self._began < self._needed_until and self._clock.elapsed() >= self._ended + pause
+
+    def differences(self, known: Collection[int], totals: Totals) -> Differences | None:
+        """Return the differences, ``None`` if the totals are equal. Raises the database's errors.
+
+        ``totals`` are those of the ``known`` rows.
+        """
+        began = self._clock.elapsed()
+        surplus = _difference(self._query.totals(None, None), totals)
+        found = self._search(sorted(known), surplus) if any(surplus) else None
+        self._began, self._ended, self.unexplained = began, self._clock.elapsed(), False
+        return found
+
+    def _search(self, keys: Sequence[int], surplus: Totals) -> Differences:
+        """Halve the ranges whose totals differ. ``surplus`` is what the database has in excess of ``keys``."""
+        found = Differences()
+        ranges: list[tuple[int | None, int | None, Totals]] = [(None, None, surplus)]
+        while ranges:
+            first, until, surplus = ranges.pop()
+            start = 0 if first is None else bisect_left(keys, first)
+            part = keys[start : len(keys) if until is None else bisect_left(keys, until)]
+            if len(part) > _RANGE:
+                middle = part[len(part) // 2]
+                lower = part[: len(part) // 2]
+                below = _difference(self._query.totals(first, middle), (len(lower), sum(lower)))
+                halves = (first, middle, below), (middle, until, _difference(surplus, below))
+                ranges += [half for half in halves if any(half[2])]
+                continue
+            present = self._query.ids(first, until)
+            found.unknown.update(present - set(part))
+            found.absent.update(set(part) - present)
+        return found
+
+
+def _difference(totals: Totals, others: Totals) -> Totals:
+    return totals[0] - others[0], totals[1] - others[1]

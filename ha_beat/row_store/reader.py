@@ -2,7 +2,8 @@
 
 Each check reads the time with which the store's models mark the schedule as changed. If that has moved, the rows that
 were saved since are read. Rows that were deleted, enabled or disabled without being saved show in the number of rows
-and the sum of their primary keys. If neither explains the mark, or if the table is small, all rows are read.
+and the sum of their primary keys. These are compared at once if no saved row explains the mark, otherwise now and then.
+If they do not explain it either, or if the table is small, all rows are read.
 
 A complete read goes through the table in pages, over several turns. It is repeated as a backstop for changes that are
 not marked, and soon after marked changes, because a bulk update in the same second as other changes has no sign.
@@ -18,7 +19,7 @@ from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.leader.gc_pause import gc_paused
 from ha_beat.row_store.backend import RowQueries
-from ha_beat.row_store.differences import differences
+from ha_beat.row_store.differences import Comparison
 from ha_beat.row_store.entry import RowEntry
 from ha_beat.row_store.full_read import PAGE, FullRead
 from ha_beat.row_store.table import RowTable
@@ -34,6 +35,9 @@ _FOLLOW_UP = 3.0
 
 #: Tolerated difference between the clocks of the processes that save rows.
 _CLOCK_DIFFERENCE = timedelta(seconds=60)
+
+#: Rows that were saved last, of which a check reads those that it has not seen.
+_SAVED = 10 * PAGE
 
 #: Time in which the models save a row and then mark the schedule as changed.
 _SAVE_DURATION = timedelta(seconds=1)
@@ -72,9 +76,10 @@ class RowReader:
         self._clock = clock
         self._now = now
         self._progress = progress
+        self._comparison = Comparison(query, clock)
         self._full: FullRead | None = None
-        #: True if another complete read has to follow the one that is under way.
-        self._repeat = False
+        #: True if an urgent complete read has to follow the one that is under way.
+        self._wants_full = False
         self._full_due = 0.0
         #: A complete read because of an unexplained mark begins no earlier, so that it does not run all the time.
         self._urgent_from = 0.0
@@ -118,47 +123,54 @@ class RowReader:
             self._mark = mark
             self._full = self._full or self._full_read(elapsed, urgent=True)
             return
-        if not moved and elapsed >= self._follow_up_until:
-            return
         if moved:
             self._follow_up_until = elapsed + _FOLLOW_UP
             self._full_due = min(self._full_due, elapsed + _CONFIRM_AFTER)
-        before = self._mark
-        # Of a small table all rows are read: that finds each change at once, at about the same cost.
-        by_mark = self._query.has_integer_keys and (not moved or len(self.table.known) > PAGE)
-        explained = by_mark and mark is not None and self._read_saved(before or mark, mark, now)
+        if moved and not (self._query.has_integer_keys and len(self.table.known) > PAGE):
+            # Of a small table all rows are read: that finds each change at once, at about the same cost.
+            self._wants_full = True
+        elif self._query.has_integer_keys:
+            if moved or elapsed < self._follow_up_until:
+                self._read_saved(mark, now, moved=moved)
+            if self._comparison.due:
+                self._compare(now)
         # Not before: if the database fails, the next check finds the mark moved.
         self._mark = mark
-        if not moved or explained:
-            return
-        if self._full is not None and self._full.urgent:
-            self._repeat = True
-        else:
-            self._full = self._full_read(max(elapsed, self._urgent_from), urgent=True)
 
-    def _read_saved(self, before: datetime, mark: datetime, now: datetime) -> bool:
-        """Read the rows that were saved, added or removed since ``before``. Return True if that explains the mark."""
-        saved = self._query.saved_since(min(before, mark) - _CLOCK_DIFFERENCE, PAGE + 1)
-        if len(saved) > PAGE:
-            return False
-        ids = [pk for pk, _ in saved]
-        rows = self._query.of(ids)
-        self.table.apply(rows, set(ids) - {row.pk for row in rows}, self._checked_at, now)
-        found = differences(self._query, self.table.known)
-        if found is not None and len(found.unknown) > PAGE:
-            return False
-        if found is not None:
-            self.table.apply(self._query.of(sorted(found.unknown)), found.absent, self._checked_at, now)
-        new = dict(saved).items() - self._saved.items()
-        self._saved = dict(saved)
-        return found is not None or any(changed >= mark - _SAVE_DURATION for _, changed in new)
+    def _read_saved(self, mark: datetime | None, now: datetime, *, moved: bool) -> None:
+        """Read the rows that were saved since the last mark, and note whether they explain this one."""
+        if mark is None:
+            self._comparison.need(self._follow_up_until, unexplained=moved)
+            return
+        saved = dict(self._query.saved_since(min(self._mark or mark, mark) - _CLOCK_DIFFERENCE, _SAVED))
+        new = dict(saved.items() - self._saved.items())
+        if len(new) > PAGE:
+            self._saved, self._wants_full = saved, True
+            return
+        rows = self._query.of(list(new))
+        self.table.apply(rows, new.keys() - {row.pk for row in rows}, self._checked_at, now)
+        self._saved = saved
+        explained = any(changed >= mark - _SAVE_DURATION for changed in new.values())
+        self._comparison.need(self._follow_up_until, unexplained=moved and not explained)
+
+    def _compare(self, now: datetime) -> None:
+        """Read the rows that appeared or disappeared without being saved."""
+        unexplained = self._comparison.unexplained
+        found = self._comparison.differences(self.table.known, self.table.totals)
+        if found is None or len(found.unknown) > PAGE:
+            self._wants_full |= unexplained
+            return
+        self.table.apply(self._query.of(sorted(found.unknown)), found.absent, self._checked_at, now)
 
     # --- Complete reads
 
     def _continue(self, now: datetime) -> float | None:
         """Continue a complete read, or begin one that is due."""
         elapsed = self._clock.elapsed()
-        if self._full is None and elapsed >= self._full_due:
+        if self._wants_full and not (self._full and self._full.urgent):
+            self._full = self._full_read(max(elapsed, self._urgent_from), urgent=True)
+            self._wants_full = False
+        elif self._full is None and elapsed >= self._full_due:
             self._full = self._full_read(elapsed)
         full = self._full
         if full is None or elapsed < full.begin_at:
@@ -179,8 +191,7 @@ class RowReader:
         self.table.forget_deleted(self._query.existing)
         self.complete += 1
         self._full_due, self._urgent_from = ended + FULL_READ_INTERVAL, ended + 4 * full.worked
-        self._full = self._full_read(self._urgent_from, urgent=True) if self._repeat else None
-        self._repeat = False
+        self._full = None
         return None
 
     def _full_read(self, begin_at: float, *, urgent: bool = False) -> FullRead:

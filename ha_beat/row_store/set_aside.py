@@ -106,7 +106,8 @@ class RowsSetAside:
 
     def keep(self, ids: Mapping[str, object]) -> None:
         """Forget the rows that are no longer in the schedule."""
-        for pk in self._faults.keys() - ids.keys():
+        # The difference of the two views would go through all ids.
+        for pk in [pk for pk in self._faults if pk not in ids]:
             del self._faults[pk]
 
     def faults(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ha_beat import events
 from ha_beat.reasons import EntryFault
-from ha_beat.row_store.backend import Row
+from ha_beat.row_store.backend import Row, Totals
 from ha_beat.row_store.entry import RowEntry
 from ha_beat.row_store.run_state import chunks
 from ha_beat.stored_schedule import Table
@@ -40,6 +40,7 @@ class RowTable(Table):
         self.expiries = Expiries(self.entries)
         #: Definitions of the rows, including unreadable ones, by primary key as in the database.
         self._definitions: dict[Any, tuple[Any, ...]] = {}
+        self._key_sum = 0
         self._lock = threading.Lock()
         self._removed: dict[str, int] = {}
 
@@ -67,6 +68,11 @@ class RowTable(Table):
         """Return the primary keys of the rows as last read."""
         return self._definitions.keys()
 
+    @property
+    def totals(self) -> Totals:
+        """Return the totals of the known rows, if their primary keys can be added up."""
+        return len(self._definitions), self._key_sum
+
     def apply(self, rows: Sequence[Row], absent: Iterable[Any], checked_at: datetime | None, now: datetime) -> None:
         """Replace these rows, and remove those that are ``absent``. Raises the database's errors.
 
@@ -90,6 +96,8 @@ class RowTable(Table):
             self._removed |= dict.fromkeys([*(str(pk) for pk in gone if str(pk) in self.entries), *lost], number)
         for entry_id in [*map(str, gone), *lost]:
             self.entries.pop(entry_id, None)
+        added = [pk for pk in changed if pk not in self._definitions]
+        self._key_sum += sum(pk for pk in added if isinstance(pk, int)) - sum(pk for pk in gone if isinstance(pk, int))
         for pk in gone:
             del self._definitions[pk]
         for entry in made.values():

@@ -85,8 +85,9 @@ class SqlQueries:
         return [(model.id, model) for model in found]
 
     def saved_since(self, instant: datetime, limit: int) -> list[tuple[Any, datetime]]:
-        rows = select(self._model.id, self._model.date_changed).where(self._model.date_changed >= instant)
-        return [(pk, utc(changed)) for pk, changed in self._database.rows(rows.limit(limit))]
+        pk, changed = self._model.id, self._model.date_changed
+        rows = select(pk, changed).where(changed >= instant).order_by(changed.desc()).limit(limit)
+        return [(found, utc(at)) for found, at in self._database.rows(rows)]
 
     def existing(self, ids: Sequence[Any]) -> set[str]:
         rows = select(self._model.id).where(self._model.id.in_([int(pk) for pk in ids]))

@@ -58,7 +58,7 @@ class Table:
             return found
 
         monkeypatch.setattr(queries, "_read", counted)
-        # Rows that were saved a short time ago are read again.
+        # Rows that were saved a short time ago are read again by the first check.
         PeriodicTask.objects.update(date_changed=self.reader._now() - timedelta(hours=1))
         self.clock.ahead += 10
 
@@ -150,6 +150,49 @@ def test_marked_change_is_found_by_the_next_check(table, change):
     if change in CHEAP.values():
         assert table.rows_read <= 2 * PAGE
     table.turn()
+    table.assert_up_to_date()
+
+
+def test_edits_in_each_second_read_their_rows_and_count_now_and_then(table, monkeypatch):
+    """A deletion in the same second as another edit takes effect within five seconds."""
+    table.turn()
+    table.clock.ahead += 10
+    counted: list[float] = []
+    totals = DjangoQueries.totals
+
+    def counting(query: DjangoQueries, first: Any, until: Any) -> Any:
+        if first is until is None:
+            counted.append(table.clock.ahead)
+        return totals(query, first, until)
+
+    monkeypatch.setattr(DjangoQueries, "totals", counting)
+    table.rows_read = 0
+    for second in range(20):
+        if second == 12:
+            table.tasks[9].delete()
+        saved(table.tasks)
+        table.turn()
+        assert "task 9" in table.names or second >= 12
+        table.clock.ahead += 1
+    assert "task 9" not in table.names
+    assert table.rows_read == 20
+    assert len(counted) == 4
+    for _ in range(20):
+        table.turn()
+        table.clock.ahead += 1
+    assert len(counted) == 5
+    assert counted[-1] - 3 >= counted[0] + 19 - 1
+
+
+def test_many_rows_that_were_saved_at_once_are_read_completely_once(table):
+    PeriodicTask.objects.update(date_changed=table.reader._now())
+    PeriodicTasks.update_changed()
+    complete = table.reader.complete
+    for _ in range(5):
+        saved(table.tasks)
+        table.turn()
+        table.clock.ahead += 1
+    assert table.reader.complete == complete + 1
     table.assert_up_to_date()
 
 

@@ -11,9 +11,14 @@ import pytest
 from django.db import connection
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
+from ha_beat.django.entries import RowEntry
+from ha_beat.django.queries import DjangoQueries
+from ha_beat.row_store.reader import RowReader
 from tests.integration.django.beats import HA, STOCK, beats
 from tests.integration.django.conftest import Site
+from tests.integration.django.project.app import app
 from tests.integration.django.rows import cron, every, next_minute, row, sleep_until
+from tests.support.clocks import SteppedClock
 from tests.support.servers import wait_for
 
 BEFORE = timedelta(seconds=2)
@@ -164,3 +169,61 @@ def test_new_leader_of_10000_rows_sends_its_first_message_within_1_s(postgres_si
         f"(of {len(from_term)}: {', '.join(f'{s:.2f}' for s in from_term)}), {median(from_kill):.2f} s after the kill"
     )
     assert min(from_term) < 1
+
+
+def rows_read() -> tuple[int, int]:
+    """Return how many rows of the periodic tasks PostgreSQL has read by passes over the table, and by indexes."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_stat_force_next_flush()")
+        cursor.execute(
+            "SELECT seq_tup_read, idx_tup_fetch FROM pg_stat_user_tables "
+            "WHERE relname = 'django_celery_beat_periodictask'"
+        )
+        found: tuple[int, int] = cursor.fetchone()
+    return found
+
+
+def cost_of_edits(count: int, edits: int = 4) -> tuple[float, float, float]:
+    """Return rows read by passes and by indexes, and ms of the processor, for each of the edits in as many seconds."""
+    PeriodicTask.objects.all()._raw_delete("default")
+    create_minutely(count)
+    clock = SteppedClock()
+    reader = RowReader(
+        DjangoQueries(PeriodicTasks, lambda: PeriodicTask.objects.filter(enabled=True)),
+        lambda model: RowEntry(model, app),
+        clock=clock,
+        now=lambda: datetime.now(UTC) + timedelta(seconds=clock.ahead),
+        emit=lambda _: None,
+    )
+    reader.turn()
+    PeriodicTask.objects.update(date_changed=datetime.now(UTC) - timedelta(hours=1))
+    with connection.cursor() as cursor:
+        # As autovacuum does soon after many changes.
+        cursor.execute("ANALYZE django_celery_beat_periodictask")
+    task = PeriodicTask.objects.first()
+    for _ in range(2):
+        # The rows are compared after the first edit, and not again for five seconds.
+        task.save()
+        clock.ahead += 10
+        reader.turn()
+    passes, fetches, spent = 0, 0, 0.0
+    for number in range(edits):
+        task.priority = number
+        task.save()
+        clock.ahead += 1
+        before, began = rows_read(), time.process_time()
+        reader.turn()
+        spent += time.process_time() - began
+        after = rows_read()
+        passes, fetches = passes + after[0] - before[0], fetches + after[1] - before[1]
+        assert reader.table.entries[str(task.pk)].model.priority == number
+    return passes / edits, fetches / edits, spent / edits * 1000
+
+
+def test_cost_of_an_edit_does_not_depend_on_the_number_of_rows(postgres_site, figure: Callable[[str], None]):
+    found = {count: cost_of_edits(count) for count in (2000, 20_000)}
+    for count, (passes, fetches, ms) in found.items():
+        figure(f"an edit among {count:6,} rows: {passes:.0f} rows by passes, {fetches:.0f} by indexes, {ms:.1f} ms")
+    few, many = found.values()
+    assert few[0] == many[0] == 0
+    assert many[1] <= few[1] + 4
