@@ -17,7 +17,7 @@ from typing import ClassVar, Protocol
 from kombu.exceptions import EncodeError, KombuError, OperationalError, SerializerNotInstalled
 from redis.exceptions import RedisError
 
-from ha_beat.dispatch.message import Declined, EntryStoreError, NothingPublished
+from ha_beat.dispatch.message import Declined, EntryStoreError, MessageTooLarge, NothingPublished
 from ha_beat.errors import HaBeatError, StoreError, StoreRefused
 from ha_beat.exception_text import exception_line
 from ha_beat.reasons import BuildFault, TermEnd
@@ -79,7 +79,7 @@ def _judged(exc: BaseException, broker: Broker) -> HaBeatError:
     root = _unwrapped(exc)
     if _is_exhausted(root):
         return ReplicaExhausted(exception_line(root))
-    if isinstance(root, NothingPublished) or _is_not_encodable(root):
+    if isinstance(root, NothingPublished | MessageTooLarge) or _is_not_encodable(root):
         return MessageFailed(BuildFault.MESSAGE, exception_line(root), root)
     error = broker.broker_error(exc)
     if error is None:

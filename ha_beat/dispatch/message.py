@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,6 +19,19 @@ from ha_beat.exception_text import exception_line
 
 #: Property by which SQS drops the second message of an occurrence.
 DEDUPLICATION = "MessageDeduplicationId"
+
+
+#: Most bytes of an entry's arguments and headers. The main loop, and Redis, do nothing else for some 20 ms per MB.
+LARGEST = 16_000_000
+_TOO_LARGE = f"it has more than {LARGEST // 1_000_000} MB of arguments or headers: store them elsewhere"
+
+#: Values that are looked at one by one. The size of more is found by encoding them.
+_WALKED = 100_000
+_TEXT, _SEQUENCE = (str, bytes), (list, tuple)
+
+
+class MessageTooLarge(HaBeatError):
+    """The message would stop the other entries for too long."""
 
 
 class NothingPublished(HaBeatError):
@@ -62,6 +76,12 @@ class DeclaringOnce(Producer):  # type: ignore[misc, unused-ignore]
         if entity and client and hash(entity) in client.declared_entities:
             return False
         return super().maybe_declare(entity, retry, **retry_policy)
+
+    def _prepare(self, body: Any, *args: Any, **options: Any) -> Any:
+        prepared = super()._prepare(body, *args, **options)
+        if len(prepared[0]) > LARGEST:
+            raise MessageTooLarge(_TOO_LARGE)
+        return prepared
 
     def publish(self, body: Any, *args: Any, **options: Any) -> Any:
         """Publish. A further message of the same occurrence gets its own task id."""
@@ -135,9 +155,12 @@ def publish(
 
     Raises:
         Declined: nothing was published.
+        MessageTooLarge: its arguments and headers are larger than :data:`LARGEST`.
         NothingPublished: something was published, but not through this producer.
         Exception: any exception of the entry's task, the scheduler's hooks, the serializer or signal handlers.
     """
+    if is_larger((args, kwargs, options.get("headers")), LARGEST):
+        raise MessageTooLarge(_TOO_LARGE)
     # The dispatcher retries: a retry here would not know whether the first attempt was accepted.
     options = {**options, "retry": False}
     published, producer.ids = producer.publishes, set()
@@ -154,6 +177,28 @@ def publish(
         if elsewhere:
             raise NothingPublished(f"applying {entry.task} uses another producer")
         raise Declined(str(entry.task))
+
+
+def is_larger(value: Any, size: int) -> bool:
+    """True if plain values are larger than this many bytes when they are encoded. Copies no large text."""
+    left, weight = [value], 0
+    for _ in range(_WALKED):
+        if not left:
+            return False
+        each = left.pop()
+        if isinstance(each, _TEXT):
+            weight += len(each)
+            if weight > size:
+                return True
+        elif isinstance(each, dict):
+            left += [*each, *each.values()]
+        elif isinstance(each, _SEQUENCE):
+            left += each
+    try:
+        return len(marshal.dumps(value)) > size
+    except ValueError:
+        # There are others too. The size is known once they are encoded.
+        return False
 
 
 def _default_producer(app: Celery, producer: Any) -> AbstractContextManager[None]:

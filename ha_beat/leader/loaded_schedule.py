@@ -118,7 +118,8 @@ class LoadedSchedule:
     def _load_changed(self, term: Term, dispatcher: Dispatcher) -> None:
         """Bring some of the entries that have changed up to date, or read all again while claims are resent."""
         ids = set(islice(self._changed, PART))
-        found = None if self.held else self._loader.load_changed(term, dispatcher, ids, self.queue)
+        last = len(ids) == len(self._changed)
+        found = None if self.held else self._loader.load_changed(term, dispatcher, ids, self.queue, last=last)
         if found is None:
             self._load_at_once()
             return

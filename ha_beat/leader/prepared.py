@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ha_beat.dispatch import Dispatcher, PreparedMessage
+from ha_beat.dispatch.message import is_larger
 from ha_beat.dispatch.recipe import Recipe
 from ha_beat.headers import with_header
 from ha_beat.leader.due_queue import DueQueue
@@ -165,6 +166,8 @@ class PreparedOccurrences:
         self._remove(state.id)
         if at is None or at <= now or not _is_regular(state):
             return
+        if _has_large_arguments(entry.celery_entry):
+            return
         recipe = dispatcher.recipes.of(entry.celery_entry)
         if recipe is None or len(recipe[1]) > _LARGEST or self._not_ahead.get(state.id) == recipe:
             return
@@ -224,6 +227,15 @@ def _complete(target: object, **values: Any) -> None:
 
 class _DependsOnBrokerError(Exception):
     """The message depends on what the broker has at the instant."""
+
+
+def _has_large_arguments(celery_entry: Any) -> bool:
+    """True if the recipe would take long."""
+    try:
+        return is_larger((celery_entry.args, celery_entry.kwargs), _LARGEST)
+    except Exception:
+        # As in the recipe: something else than an entry should have.
+        return True
 
 
 def _is_regular(state: EntryState) -> bool:

@@ -64,6 +64,8 @@ class ScheduleLoader:
         self._claims = claims
         self._recovery = recovery
         self._absent = AbsentRows()
+        #: Overdue and new entries among those that changed and were not reported yet.
+        self._overdue = self._new = 0
 
     def load(self, term: Term, dispatcher: Dispatcher, queue: DueQueue, *, at_once: bool = False) -> Loaded:
         """Load all entries, each at its position by the ledger; of a large schedule the first part.
@@ -78,6 +80,7 @@ class ScheduleLoader:
             FencedOff: the term is over.
             StoreError: the ledger could not be read.
         """
+        self._overdue = self._new = 0
         absence = self._parts.source.absence(term)
         entries = self._with_progress(self._parts.source.load())
         some = list(islice(entries, LARGE + 1))
@@ -202,10 +205,12 @@ class ScheduleLoader:
 
     # --- Changes
 
-    def load_changed(self, term: Term, dispatcher: Dispatcher, ids: Set[str], queue: DueQueue) -> Loaded | None:
+    def load_changed(
+        self, term: Term, dispatcher: Dispatcher, ids: Set[str], queue: DueQueue, *, last: bool
+    ) -> Loaded | None:
         """Bring these entries of the queue up to date, at a cost that does not depend on the others.
 
-        No loss of state may be under recovery, and no operation held.
+        ``last`` is True if no other entry has changed. No loss of state may be under recovery, and no operation held.
 
         Returns:
             ``None`` if an open claim requires a load of all entries at once.
@@ -222,7 +227,11 @@ class ScheduleLoader:
             return None
         reconciled, overdue = done
         self._report_ahead(reconciled.ahead)
-        self._parts.emit(events.ScheduleReady(len(queue), overdue, reconciled.new))
+        self._overdue += overdue
+        self._new += reconciled.new
+        if last:
+            self._parts.emit(events.ScheduleReady(len(queue), self._overdue, self._new))
+            self._overdue = self._new = 0
         return Loaded(queue, _one_batch(reconciled.operations), {}, reconciled.held_back)
 
     def _load_some(

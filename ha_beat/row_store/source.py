@@ -14,6 +14,7 @@ from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.reasons import Duty, Verdict
 from ha_beat.row_store.backend import RowStore
 from ha_beat.row_store.entry import RowEntry
+from ha_beat.row_store.full_read import PAGE
 from ha_beat.row_store.reader import RowReader
 from ha_beat.row_store.run_state import RunStateTable
 from ha_beat.row_store.static_entries import write_static_entries
@@ -109,8 +110,9 @@ class RowSource(StoredSource):
             term,
             began_ms=self._began_ms,
             emit=runtime.events.emit,
+            progress=partial(runtime.duties.progressed, Duty.WRITE_ROWS),
         )
-        sync.writer.record_missing(runtime.ledger.read())
+        sync.writer.record_missing(runtime.ledger.pages(PAGE))
 
     @property
     def _row_store(self) -> RowStore:

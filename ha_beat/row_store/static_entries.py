@@ -89,15 +89,17 @@ def write_static_entries(
     *,
     began_ms: int,
     emit: Callable[[events.Event], None],
+    progress: Callable[[], None],
 ) -> None:
     """Write the changed entries, and note in the ledger which definitions were written.
 
-    ``began_ms`` is this process' start time. Raises the database's errors and ``StoreError``.
+    ``began_ms`` is this process' start time, and ``progress`` is called after each entry. Raises the database's errors
+    and ``StoreError``.
     """
     notes = {name: f"static:{name}" for name in static_entries(app)}
     known = ledger.notes(list(notes.values()))
     marks = {name: known[note] for name, note in notes.items() if note in known}
-    written = write(app, rows, database, marks, began_ms, emit)
+    written = write(app, rows, database, marks, began_ms, emit, progress)
     if written:
         ledger.note(term, {notes[name]: mark for name, mark in written.items()})
 
@@ -109,6 +111,7 @@ def write(
     marks: Mapping[str, str],
     began_ms: int,
     emit: Callable[[events.Event], None],
+    progress: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
     """Write the changed entries and return their new marks by name.
 
@@ -133,6 +136,7 @@ def write(
                 raise
             # The fault is in this entry; the others are still written.
             emit(events.EntryFailed.raised(name, EntryFault.INVALID, exc))
+        progress()
     if written:
         # A database without rows may have had none.
         identity, _ = rows.present(())

@@ -7,7 +7,7 @@ or that another transaction has locked is set aside, and does not hold up the ot
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ha_beat.clock import Clock
 from ha_beat.reasons import Verdict
@@ -39,7 +39,7 @@ class RowWriter:
             rows: The rows as last read.
             clock: Measures the time between attempts at a row that can't be written.
             settled: True if the leader has no verdict left to give for the entry with this primary key.
-            progress: Called after each chunk of rows.
+            progress: Called after each chunk of rows, also of the ledger's.
         """
         self._table = table
         self._settled = settled
@@ -66,12 +66,14 @@ class RowWriter:
 
     # --- The writing thread
 
-    def record_missing(self, ledger: Mapping[str, str]) -> None:
-        """Queue the runs in the ledger's rows that a previous leader did not write."""
-        for entry_id, entry in self._rows.entries.copy().items():
-            row = LedgerRow.parse(ledger.get(entry_id, ""))
-            if row is not None and row.run_count > entry.run_state[1] and not entry.once:
-                self.record(entry_id, row)
+    def record_missing(self, ledger: Iterable[Mapping[str, str]]) -> None:
+        """Queue the runs in the ledger's rows that a previous leader did not write. ``ledger`` are pages of rows."""
+        for page in ledger:
+            for entry_id, raw in page.items():
+                entry, row = self._rows.entries.get(entry_id), LedgerRow.parse(raw)
+                if entry and row and row.run_count > entry.run_state[1] and not entry.once:
+                    self.record(entry_id, row)
+            self._progress()
 
     def write(self) -> None:
         """Write the queued updates; keep them if that fails. Raises the database's errors, after all were tried."""

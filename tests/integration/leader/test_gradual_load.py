@@ -13,6 +13,7 @@ from ha_beat.leader import schedule_loader
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.forecast import Forecast, Outline
 from ha_beat.leader.gradual_load import PART
+from ha_beat.leader.planner import ScheduleChange
 from ha_beat.reasons import EntryFault, LossKind, Verdict
 from tests.integration.leader.stepped_leader import KEYS, CertainSource, Leader, Source, enqueued
 from tests.support.servers import RedisServer
@@ -140,6 +141,16 @@ def test_schedule_edited_during_the_load_is_loaded_once_more(leader: Leader):
     assert leader.enqueuer.due_queue.get("e0") is None
     assert leader.losses() == []
     assert leader.messages == ["last"]
+
+
+def test_edit_of_many_entries_is_reported_once_when_all_are_loaded(leader: Leader):
+    load_all(leader)
+    added = {f"new{number}": leader.source.last_run["e0"] for number in range(2 * PART)}
+    leader.source.last_run |= added
+    leader.enqueuer.reload(ScheduleChange(frozenset(added)))
+    leader.turn(20)
+    assert len(leader.enqueuer.due_queue) == COUNT + 1 + 2 * PART
+    assert [(entries, new) for entries, _, new in ready_events(leader)[1:]] == [(COUNT + 1 + 2 * PART, 2 * PART)]
 
 
 def test_part_whose_rows_could_not_be_read_is_not_left_out(leader: Leader, monkeypatch):

@@ -292,3 +292,19 @@ def test_locked_table_and_lost_connection_end_a_turn_and_the_next_works(rows, no
     assert rows.state()["task"][0] is False
     write.turn()
     assert fault() is None
+
+
+def test_runs_that_the_previous_leader_did_not_write_are_read_in_pages(rows):
+    """Each page is progress of the duty, which is otherwise late with a large schedule."""
+    for name in "abc":
+        rows.add(name)
+    replica = Replica(rows)
+    now = datetime.now(UTC).replace(microsecond=0)
+    run = LedgerRow(now, Verdict.ENQUEUED, run_count=3)
+    pages = [{rows.id("a"): run.encoded()}, {"gone": run.encoded()}, {rows.id("c"): run.encoded()}]
+    progress: list[None] = []
+    replica.writer._progress = lambda: progress.append(None)
+    replica.writer.record_missing(pages)
+    assert len(progress) == len(pages)
+    replica.turn()
+    assert [count for _, _, count in (rows.state()[name] for name in "abc")] == [3, 0, 3]

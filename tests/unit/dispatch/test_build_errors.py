@@ -17,7 +17,7 @@ from redis import exceptions as redis_errors
 from ha_beat.clock import SystemClock
 from ha_beat.dispatch import build_errors
 from ha_beat.dispatch.build_errors import MessageFailed, ReplicaExhausted, judged_build_errors
-from ha_beat.dispatch.message import NothingPublished, Sender, publish
+from ha_beat.dispatch.message import MessageTooLarge, NothingPublished, Sender, publish
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.leader.slow_arguments import SlowArguments
 from ha_beat.reasons import BuildFault
@@ -82,6 +82,7 @@ def test_exception_of_the_entrys_code_is_transient_if_the_broker_works(exc: Base
         caused(EncodeError("object()"), TypeError("Object of type object is not JSON serializable")),
         SerializerNotInstalled("runes"),
         NothingPublished("silent"),
+        MessageTooLarge("40 MB"),
     ],
     ids=repr,
 )

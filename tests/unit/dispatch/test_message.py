@@ -1,11 +1,16 @@
 """Messages that are complete but not sent."""
 
 import json
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from celery import Celery
 
+from ha_beat.dispatch import message
 from ha_beat.dispatch.capture import RedisCommands
+from ha_beat.dispatch.message import DeclaringOnce, MessageTooLarge, Sender
 from ha_beat.dispatch.publisher import DeferredMessage, DeferredPublish
 
 
@@ -16,3 +21,38 @@ def test_message_with_an_expiry_or_an_eta_is_timed(options: dict[str, int], time
     commands = (("LPUSH", "queue", json.dumps({"headers": built.headers})), expires_queue)
     assert RedisCommands(commands).timed is timed
     assert DeferredMessage((DeferredPublish({"headers": built.headers}),)).timed is timed
+
+
+class Unknown(str):
+    """Text that marshal does not encode."""
+
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [
+        (("x" * 1000,), {}),
+        ((Decimal(1), {"one": ["x" * 1000]}), {}),
+        ((Unknown("x" * 1000),), {}),
+        ((list(range(1000)),), {}),
+        ((), {"headers": {"own": "x" * 1000}}),
+    ],
+    ids=["text", "within others", "not plain", "many", "header"],
+)
+def test_large_message_is_refused_before_its_envelope_is_made(
+    monkeypatch: pytest.MonkeyPatch, args: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    """Its encoding would hold up the other entries, and the script Redis."""
+    app = Celery("app", broker="memory://", set_as_current=False)
+    entry: Any = SimpleNamespace(task="large")
+    with app.connection_for_write() as connection:
+        producer = type("Producer", (DeclaringOnce, app.amqp.Producer), {})(connection)
+        sent: list[Any] = []
+        monkeypatch.setattr(producer, "_publish", lambda body, *_, **__: sent.append(body))
+        message.publish(Sender(app), producer, entry, args, {}, options)
+        monkeypatch.setattr(message, "LARGEST", 999)
+        monkeypatch.setattr(message, "_WALKED", 100)
+        with pytest.raises(MessageTooLarge):
+            message.publish(Sender(app), producer, entry, args, {}, options)
+    assert len(sent) == 1
