@@ -126,13 +126,14 @@ class RowReader:
         if moved:
             self._follow_up_until = elapsed + _FOLLOW_UP
             self._full_due = min(self._full_due, elapsed + _CONFIRM_AFTER)
-        if moved and not (self._query.has_integer_keys and len(self.table.known) > PAGE):
+        small, follows = len(self.table.known) <= PAGE, elapsed < self._follow_up_until
+        if moved and (small or not self._query.has_integer_keys):
             # Of a small table all rows are read: that finds each change at once, at about the same cost.
             self._wants_full = True
         elif self._query.has_integer_keys:
-            if moved or elapsed < self._follow_up_until:
+            if follows:
                 self._read_saved(mark, now, moved=moved)
-            if self._comparison.due:
+            if self._comparison.due or (small and follows):
                 self._compare(now)
         # Not before: if the database fails, the next check finds the mark moved.
         self._mark = mark
