@@ -52,7 +52,7 @@ _DELETED_AFTER = 3600.0
 
 #: Seconds between two comparisons of the entries, and how many times as long as the last one took.
 _COMPARE_EVERY = 1.0
-_COMPARE_SHARE = 200
+_COMPARE_SHARE = 500
 
 #: Attributes of an entry that define it.
 _DEFINING = ("task", "schedule", "args", "kwargs", "options")

@@ -66,7 +66,7 @@ class BatchBuilder:
         batch, room = Batch(), BATCH_CHARACTERS
         popped = queue.pop_due(writer.now, min(self._parts.options.batch_size, dispatcher.capacity))
         if popped and self.prepared:
-            dispatcher.recipes.refresh()
+            self.prepared.read_recipes(dispatcher)
         for number, state in enumerate(popped):
             if room <= 0 or (number and budget.spent):
                 for left in popped[number:]:

@@ -38,8 +38,7 @@ class EntryOperation:
 
     def after(self, raw: str) -> EntryOperation:
         """Return this operation for an entry whose row has become ``raw`` since."""
-        row = replace(self.row, rev=self.row.rev + 1)
-        row = replace(row, raw=row.encoded())
+        row = replace(self.row, rev=self.row.rev + 1).with_raw()
         new = row.raw if self.operation.row else ""
         return replace(self, operation=replace(self.operation, expected=raw, row=new), row=row, replan=True)
 
@@ -100,13 +99,13 @@ class LedgerWriter:
             task_id=task_id,
             signature=state.entry.signature,
         )
-        return replace(row, raw=row.encoded())
+        return row.with_raw()
 
     def resent(self, row: LedgerRow) -> LedgerRow:
         """Return the row of a claimed occurrence that is sent again. Its schedule may have been edited since."""
-        row = replace(row, verdict=Verdict.ENQUEUED, rev=row.rev + 1, dispatched_ms=self.ms)
-        row = replace(row, epoch=self.term.epoch, nonce=self.term.nonce)
-        return replace(row, raw=row.encoded())
+        epoch, nonce = self.term.epoch, self.term.nonce
+        sent = replace(row, verdict=Verdict.ENQUEUED, rev=row.rev + 1, dispatched_ms=self.ms, epoch=epoch, nonce=nonce)
+        return sent.with_raw()
 
     def arm(self, state: EntryState, *, in_doubt_until: datetime | None = None) -> EntryOperation:
         """Record the entry's position: from it on, each leader owes the occurrences that are not in doubt."""

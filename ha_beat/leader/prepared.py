@@ -100,9 +100,17 @@ class PreparedOccurrences:
         self._not_ahead: dict[str, Recipe] = {}
         #: Time of ``Clock.elapsed`` before which nothing is prepared.
         self._rest_until = 0.0
+        #: Recipes that were read last, and until when they are recent.
+        self._recipes: object = None
+        self._read_until = 0.0
 
     def __len__(self) -> int:
         return len(self._found)
+
+    def read_recipes(self, dispatcher: Dispatcher) -> None:
+        """Read what the messages of due entries have in common. For entries ahead, it is good for a slice."""
+        dispatcher.recipes.refresh()
+        self._recipes, self._read_until = dispatcher.recipes, self._parts.clock.elapsed() + _SLICE
 
     def clear(self) -> None:
         """Throw all away."""
@@ -131,7 +139,8 @@ class PreparedOccurrences:
                 if state is None:
                     return False
                 if not refreshed:
-                    dispatcher.recipes.refresh()
+                    if elapsed() >= self._read_until or dispatcher.recipes is not self._recipes:
+                        self.read_recipes(dispatcher)
                     refreshed = True
                 began = elapsed()
                 self._prepare(term, state, dispatcher, now)

@@ -91,6 +91,14 @@ class LedgerRow:
             row["sig"] = self.signature
         return json.dumps(row, separators=(",", ":"))
 
+    def with_raw(self) -> LedgerRow:
+        """Complete this row with its text, and return it. It is new: nothing else refers to it yet.
+
+        A copy would take as long as the text.
+        """
+        object.__setattr__(self, "raw", self.encoded())
+        return self
+
     @classmethod
     def parse(cls, raw: str) -> LedgerRow | None:
         """Return the row, or ``None`` if it is malformed or of a newer version."""

@@ -63,6 +63,33 @@ def test_comparison_of_entries_does_not_ask_objects_of_the_project():
     assert source._entry_replaced(schedule)
 
 
+def empty_again(entry: Any) -> None:
+    entry.kwargs = {}
+
+
+def fill(entry: Any) -> None:
+    entry.kwargs["a"] = 1
+
+
+def replace_task(entry: Any) -> None:
+    entry.task = "another"
+
+
+@pytest.mark.parametrize(("edit", "replaced"), [(empty_again, False), (fill, True), (replace_task, True)])
+def test_comparison_of_plain_entries_finds_other_values(edit, replaced):
+    source, clock = cast("Any", object.__new__(EntrySource)), SettableClock()
+    source._clock, source._compare_at, source._seen_objects = clock, 0.0, None
+    app = Celery(set_as_current=False)
+    schedule = {name: ScheduleEntry(name=name, task="t", schedule=5, app=app) for name in "ab"}
+    assert not source._entry_replaced(schedule)
+    edit(schedule["b"])
+    found = []
+    for _ in range(2):
+        clock.advance(60)
+        found.append(source._entry_replaced(schedule))
+    assert found == [replaced, False]
+
+
 def test_entries_share_one_last_run_unless_their_schedule_has_its_own_clock():
     """Celery sets it to the start of the process, for each entry apart."""
     own = crontab(nowfun=lambda: NOW)
