@@ -81,7 +81,7 @@ def test_forecast_knows_entries_that_were_read_after_its_first_turn(leader: Lead
     assert list(forecast._heap[0][2][:1]) == ["first"]
     leader.source.last_run |= last_run
     for _ in range(100):
-        leader.clock.ahead += 1.0
+        leader.clock.ahead += 10.0
         leader.enqueuer.stand_by()
     assert {"first", "last"} <= set(forecast.take())
 
