@@ -10,9 +10,8 @@ from __future__ import annotations
 import select
 import ssl
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from types import BuiltinFunctionType
 from typing import Any
@@ -21,6 +20,7 @@ from amqp.exceptions import FrameSyntaxError
 from celery import Celery
 
 from ha_beat.clock import Clock
+from ha_beat.dispatch.amqp_answers import UnansweredMessages, route_of
 from ha_beat.dispatch.broker_adapters import Arguments, BrokerAdapter, Delivery, Publish, Sent
 from ha_beat.exception_text import exception_line
 from ha_beat.headers import HEADER
@@ -33,83 +33,6 @@ _ROUTED_AT_ONCE = frozenset({"direct", "topic", "headers"})
 #: Properties that a broker does not check, and the longest expiration in ms and the largest body that each one takes.
 _UNCHECKED = frozenset({"correlation_id", "reply_to", "delivery_mode", "priority", "expiration"})
 _LONGEST_EXPIRATION, _LARGEST_BODY = 2**32 - 1, 1_000_000
-
-#: Most routes that are remembered.
-_MOST_ROUTES = 10_000
-
-
-@dataclass(slots=True)
-class _Message:
-    """Message without an answer, by its publish id and by its route, and why the broker has returned it."""
-
-    delivery: Delivery
-    publish_id: str
-    route: tuple[str, str]
-    returned: str = ""
-
-
-class _Unanswered:
-    """Messages of one channel that have no answer yet, by number from 1. Its methods are the events of the channel."""
-
-    def __init__(self, answer: Callable[[Delivery, Sent], None]) -> None:
-        self._answer = answer
-        self._number = 0
-        self._messages: dict[int, _Message] = {}
-        #: Routes (exchange and routing key) by which the broker has taken a message.
-        self.known_routes: set[tuple[str, str]] = set()
-
-    def __len__(self) -> int:
-        return len(self._messages)
-
-    def begin(self, delivery: Delivery, arguments: Arguments) -> None:
-        self._number += 1
-        self._messages[self._number] = _Message(delivery, _publish_id(arguments["headers"]), _route(arguments))
-
-    def take_back(self) -> Delivery:
-        """Remove the last message, of which nothing was written."""
-        self._number -= 1
-        return self._messages.pop(self._number + 1).delivery
-
-    def acked(self, number: int, multiple: bool) -> None:
-        for one in self._take(number, multiple):
-            if not one.returned:
-                if len(self.known_routes) >= _MOST_ROUTES:
-                    # A routing key may be made up for each message.
-                    self.known_routes.clear()
-                self.known_routes.add(one.route)
-                self._answer(one.delivery, Sent(PublishOutcome.ACCEPTED))
-            else:
-                self._answer(one.delivery, Sent(PublishOutcome.REFUSED, one.returned))
-
-    def nacked(self, number: int, multiple: bool) -> None:
-        for one in self._take(number, multiple):
-            # One of several queues may have taken the message.
-            self._answer(one.delivery, Sent(PublishOutcome.UNKNOWN, "the broker did not accept it"))
-
-    def returned(self, exc: Exception, exchange: str, routing_key: str, message: Any) -> None:
-        """Note that no queue takes a message. The broker acknowledges it afterwards, but may answer others before."""
-        publish_id = _publish_id(message.headers or {})
-        for one in self._messages.values():
-            if one.publish_id == publish_id:  # guard: amqp-return-own
-                one.returned = f"no queue takes it (exchange {exchange!r}, routing key {routing_key!r}): {exc}"
-
-    def failed(self, exc: Exception, *, of_channel: bool) -> None:
-        """Answer all with the outcome that follows from an error of the channel or the connection."""
-        messages, self._messages = self._messages, {}
-        # Only one message can be at fault, and the broker has taken no other.
-        refused = of_channel and len(messages) == 1  # guard: amqp-fault-unknown
-        outcome = PublishOutcome.REFUSED if refused else PublishOutcome.UNKNOWN
-        for one in messages.values():
-            self._answer(one.delivery, Sent(outcome, exception_line(exc), broken=not of_channel))
-
-    def _take(self, number: int, multiple: bool) -> list[_Message]:
-        """Remove and return the messages that are answered with this number."""
-        found = [
-            each
-            for each in self._messages
-            if each == number or (multiple and each < number)  # guard: amqp-answer-own
-        ]
-        return [self._messages.pop(each) for each in found]
 
 
 @cache
@@ -135,7 +58,7 @@ class AmqpAdapter(BrokerAdapter):
 
     def __init__(self, app: Celery, timeout: float) -> None:
         super().__init__(app, timeout)
-        self._unanswered = _Unanswered(self._answer)
+        self._unanswered = UnansweredMessages(self._answer)
         #: True if the broker has certainly sent nothing.
         self._silent: Callable[[], bool] = lambda: False
 
@@ -197,7 +120,7 @@ class AmqpAdapter(BrokerAdapter):
         return (
             HEADER not in headers
             or bool(arguments.get("immediate"))
-            or _route(arguments) not in self._unanswered.known_routes  # guard: amqp-unknown-route-alone
+            or route_of(arguments) not in self._unanswered.known_routes  # guard: amqp-unknown-route-alone
             or not properties.keys() <= _UNCHECKED
             or not 0 <= int(properties.get("expiration") or 0) <= _LONGEST_EXPIRATION
             or len(arguments["body"]) > _LARGEST_BODY
@@ -276,13 +199,3 @@ def _silence_of(sock: Any) -> Callable[[], bool]:
 def _are_checked(headers: tuple[object, ...]) -> bool:
     """True if a broker reads one of these headers, or one is no header."""
     return any(not isinstance(name, str) or name in {"CC", "BCC"} or name.startswith("x-") for name in headers)
-
-
-def _publish_id(headers: Mapping[str, Any]) -> str:
-    """Return the id by which each publish differs; empty for a message without this package's header."""
-    header = headers.get(HEADER)
-    return str(header.get("publish", "")) if isinstance(header, Mapping) else ""
-
-
-def _route(arguments: Arguments) -> tuple[str, str]:
-    return str(arguments["exchange"]), str(arguments["routing_key"])

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
 from celery.beat import ScheduleEntry
-from kombu import Producer
 
 from ha_beat.clock import Clock
 from ha_beat.dispatch.amqp_adapter import AmqpAdapter
-from ha_beat.dispatch.broker_adapters import Arguments, BrokerAdapter, Delivery, RedisAdapter, Sent, SqsAdapter
+from ha_beat.dispatch.broker_adapters import BrokerAdapter, Delivery, RedisAdapter, Sent, SqsAdapter
 from ha_beat.dispatch.build_errors import is_io_error
-from ha_beat.dispatch.message import DEDUPLICATION, DeclaringOnce, Sender, has_own_apply_async, is_timed, publish
+from ha_beat.dispatch.deferred import DeferredMessage, DeferredPublish, DeferringProducer
+from ha_beat.dispatch.message import DEDUPLICATION, Sender, has_own_apply_async, publish
 from ha_beat.dispatch.protocol import PreparedMessage
 from ha_beat.dispatch.recipe import Recipes
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.exception_text import exception_line
 from ha_beat.headers import HEADER
 from ha_beat.reasons import PublishOutcome
-from ha_beat.store.lease import new_token
 
 _ADAPTERS: Mapping[str, type[BrokerAdapter]] = {"amqp": AmqpAdapter, "redis": RedisAdapter, "sqs": SqsAdapter}
 
@@ -36,70 +33,6 @@ _IDLE = 5.0
 _ONE_BY_ONE = 300.0
 
 
-@dataclass(slots=True)
-class DeferredPublish:
-    """One publish through kombu that is complete but not carried out."""
-
-    arguments: Arguments
-
-    def stamp(self) -> None:
-        """Give this publish an id, by which a worker tells a second publish from a redelivery of the first."""
-        header = self.arguments["headers"].get(HEADER)
-        if header is not None:
-            header["publish"] = new_token()
-
-    def restamped(self, header: Mapping[str, Any]) -> DeferredPublish:
-        headers = self.arguments["headers"]
-        if HEADER not in headers:
-            return self
-        return DeferredPublish({**self.arguments, "headers": {**headers, HEADER: {**headers[HEADER], **header}}})
-
-
-@dataclass(frozen=True, slots=True)
-class DeferredMessage:
-    """Message as the publishes that enqueue it. An entry's task may publish more than once."""
-
-    publishes: tuple[DeferredPublish, ...]
-
-    @property
-    def size(self) -> int:
-        """Return 0: the message is not part of a script call."""
-        return 0
-
-    @property
-    def timed(self) -> bool:
-        return any(is_timed(one.arguments["headers"]) for one in self.publishes)
-
-    def restamped(self, header: Mapping[str, Any]) -> DeferredMessage:
-        return DeferredMessage(tuple(one.restamped(header) for one in self.publishes))
-
-
-class _DeferringProducer(DeclaringOnce):
-    """Producer that builds messages and keeps them."""
-
-    deferred: list[DeferredPublish]
-    _signature = inspect.signature(Producer._publish)  # noqa: SLF001 -- the seam, the same since kombu 5.3
-
-    def _publish(self, *args: Any, **kwargs: Any) -> None:
-        arguments = dict(self._signature.bind(self, *args, **kwargs).arguments)
-        del arguments["self"]
-        self.deferred.append(DeferredPublish(arguments))
-
-    def declares(self, message: DeferredPublish) -> bool:
-        """True if a queue or an exchange of the message was not declared yet."""
-        channel: Any = self.channel
-        declared = channel.connection.client.declared_entities
-        return any(hash(entity) not in declared for entity in message.arguments.get("declare") or ())
-
-    def declare_for(self, message: DeferredPublish) -> None:
-        """Declare the queues and exchanges of a message, each once per connection."""
-        for entity in message.arguments.get("declare") or ():
-            self.maybe_declare(entity)
-
-    def carry_out(self, arguments: Arguments) -> None:
-        super()._publish(**{**arguments, "declare": ()})
-
-
 class Publisher:
     """Connection of the main loop to the broker. ``timeout`` bounds each wait on it, in seconds."""
 
@@ -110,7 +43,7 @@ class Publisher:
         self._timeout = timeout
         self._clock = clock
         self._adapter: BrokerAdapter | None = None
-        self._producer: _DeferringProducer | None = None
+        self._producer: DeferringProducer | None = None
         self._used_at = 0.0
         self._driver = ""
         self._one_by_one_until = 0.0
@@ -284,7 +217,7 @@ class Publisher:
             if adapter.lost_together:
                 self._one_by_one_until = self._clock.elapsed() + _ONE_BY_ONE
 
-    def _connected(self) -> tuple[_DeferringProducer, BrokerAdapter]:
+    def _connected(self) -> tuple[DeferringProducer, BrokerAdapter]:
         if self._producer is not None and self._adapter is not None and self._adapter.alive:
             return self._producer, self._adapter
         self.reset()
@@ -292,7 +225,7 @@ class Publisher:
         adapter = _ADAPTERS.get(self._driver, BrokerAdapter)(self._app, self._timeout)
         try:
             channel = adapter.open()
-            producer = _DeferringProducer(channel, auto_declare=False, serializer=self._app.conf.task_serializer)
+            producer = DeferringProducer(channel, auto_declare=False, serializer=self._app.conf.task_serializer)
         except Exception as exc:
             self._unreachable = True
             adapter.close()

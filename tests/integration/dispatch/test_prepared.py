@@ -22,7 +22,8 @@ from ha_beat.clock import SystemClock
 from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.dispatch.batch import pack
 from ha_beat.dispatch.broker import BrokerLink
-from ha_beat.dispatch.publisher import DeferredMessage, Publisher
+from ha_beat.dispatch.deferred import DeferredMessage
+from ha_beat.dispatch.publisher import Publisher
 from ha_beat.headers import with_header
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState

@@ -10,7 +10,7 @@ import pytest
 from amqp.exceptions import ChannelError
 from celery import Celery
 
-from ha_beat.dispatch import amqp_adapter
+from ha_beat.dispatch import amqp_adapter, amqp_answers
 from ha_beat.dispatch.amqp_adapter import AmqpAdapter
 from ha_beat.dispatch.broker_adapters import Delivery, Sent
 from ha_beat.headers import HEADER
@@ -205,7 +205,7 @@ def test_message_that_may_close_the_channel_goes_alone(channel: Channel, changes
 
 
 def test_routes_of_a_key_per_message_are_not_kept_for_ever(channel: Channel, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(amqp_adapter, "_MOST_ROUTES", 3)
+    monkeypatch.setattr(amqp_answers, "_MOST_ROUTES", 3)
     for number in range(1, 6):
         channel.settled([channel.send_one(message(routing_key=f"key {number}"))], channel.acks(number))
     assert channel._unanswered.known_routes == {("", "key 4"), ("", "key 5")}

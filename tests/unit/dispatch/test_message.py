@@ -10,8 +10,8 @@ from celery import Celery
 
 from ha_beat.dispatch import message
 from ha_beat.dispatch.capture import RedisCommands
+from ha_beat.dispatch.deferred import DeferredMessage, DeferredPublish
 from ha_beat.dispatch.message import DeclaringOnce, MessageTooLarge, Sender
-from ha_beat.dispatch.publisher import DeferredMessage, DeferredPublish
 
 
 @pytest.mark.parametrize(("options", "timed"), [({}, False), ({"expires": 60}, True), ({"countdown": 5}, True)])

@@ -1,0 +1,79 @@
+"""Messages as publishes through kombu that are complete but not carried out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kombu import Producer
+
+from ha_beat.dispatch.broker_adapters import Arguments
+from ha_beat.dispatch.message import DeclaringOnce, is_timed
+from ha_beat.headers import HEADER
+from ha_beat.store.lease import new_token
+
+
+@dataclass(slots=True)
+class DeferredPublish:
+    """One publish through kombu that is complete but not carried out."""
+
+    arguments: Arguments
+
+    def stamp(self) -> None:
+        """Give this publish an id, by which a worker tells a second publish from a redelivery of the first."""
+        header = self.arguments["headers"].get(HEADER)
+        if header is not None:
+            header["publish"] = new_token()
+
+    def restamped(self, header: Mapping[str, Any]) -> DeferredPublish:
+        headers = self.arguments["headers"]
+        if HEADER not in headers:
+            return self
+        return DeferredPublish({**self.arguments, "headers": {**headers, HEADER: {**headers[HEADER], **header}}})
+
+
+@dataclass(frozen=True, slots=True)
+class DeferredMessage:
+    """Message as the publishes that enqueue it. An entry's task may publish more than once."""
+
+    publishes: tuple[DeferredPublish, ...]
+
+    @property
+    def size(self) -> int:
+        """Return 0: the message is not part of a script call."""
+        return 0
+
+    @property
+    def timed(self) -> bool:
+        return any(is_timed(one.arguments["headers"]) for one in self.publishes)
+
+    def restamped(self, header: Mapping[str, Any]) -> DeferredMessage:
+        return DeferredMessage(tuple(one.restamped(header) for one in self.publishes))
+
+
+class DeferringProducer(DeclaringOnce):
+    """Producer that builds messages and keeps them."""
+
+    deferred: list[DeferredPublish]
+    _signature = inspect.signature(Producer._publish)  # noqa: SLF001 -- the seam, the same since kombu 5.3
+
+    def _publish(self, *args: Any, **kwargs: Any) -> None:
+        arguments = dict(self._signature.bind(self, *args, **kwargs).arguments)
+        del arguments["self"]
+        self.deferred.append(DeferredPublish(arguments))
+
+    def declares(self, message: DeferredPublish) -> bool:
+        """True if a queue or an exchange of the message was not declared yet."""
+        channel: Any = self.channel
+        declared = channel.connection.client.declared_entities
+        return any(hash(entity) not in declared for entity in message.arguments.get("declare") or ())
+
+    def declare_for(self, message: DeferredPublish) -> None:
+        """Declare the queues and exchanges of a message, each once per connection."""
+        for entity in message.arguments.get("declare") or ():
+            self.maybe_declare(entity)
+
+    def carry_out(self, arguments: Arguments) -> None:
+        super()._publish(**{**arguments, "declare": ()})
