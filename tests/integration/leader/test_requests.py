@@ -181,7 +181,7 @@ def test_unknown_entry_is_refused_with_the_nearest_name(shared_cluster: BeatClus
     assert reply.data["nearest"] == ["rare"]
 
 
-def test_request_that_is_withdrawn_or_past_its_deadline_is_not_carried_out(shared_cluster: BeatCluster):
+def test_request_withdrawn_or_past_its_deadline_is_not_carried_out(shared_cluster: BeatCluster):
     withdrawn = Request(RequestKind.RUN, {"entry": "rare"})
     with all_paused(shared_cluster) as requests:
         assert requests.post(withdrawn, lifetime=60) is None

@@ -144,7 +144,7 @@ def test_requested_arguments_are_computed_in_a_thread_at_once(computer: Computer
 
 
 @pytest.mark.parametrize(("hung", "threads"), [(10, 14), (5, 9)])
-def test_hung_entries_use_few_threads_and_do_not_keep_others_from_being_computed(computer: Computer, hung, threads):
+def test_hung_entries_use_few_threads_and_hold_up_no_other(computer: Computer, hung, threads):
     entries = [scheduled(f"e{number}") for number in range(hung)]
     for entry in entries:
         computer.slow.take(entry)
