@@ -90,7 +90,7 @@ def test_comparison_of_plain_entries_finds_other_values(edit, replaced):
     assert found == [replaced, False]
 
 
-def test_entries_share_one_last_run_unless_their_schedule_has_its_own_clock():
+def test_entries_share_one_last_run_unless_a_schedule_has_its_own_clock():
     """Celery sets it to the start of the process, for each entry apart."""
     own = crontab(nowfun=lambda: NOW)
     app = Celery(set_as_current=False, broker="redis://")
