@@ -33,12 +33,14 @@ class PipedBeat:
         )
         os.close(writer)
 
-    def read(self) -> str:
-        """Return what the process writes until its end."""
-        parts = []
+    def read(self, until: str | None = None) -> str:
+        """Return what the process writes until a text, or until its end."""
+        text = b""
         while part := os.read(self.reader, 65536):
-            parts.append(part)
-        return b"".join(parts).decode(errors="replace")
+            text += part
+            if until and until.encode() in text:
+                break
+        return text.decode(errors="replace")
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -84,8 +86,10 @@ def test_leader_with_a_blocked_log_leads_releases_in_time(server: RedisServer, t
             cluster.wait_for_leader(other_than=cluster[0], timeout=40)
             assert time.monotonic() - began < STALL + 6
             switch.unlink()
+            # A stop does not wait long for the log.
+            text = piped.read(until="reason=stalled")
             piped.process.terminate()
-            text = piped.read()
+            piped.read()
             assert piped.process.wait(20) == 0
             assert "action=term_started" in text
             assert "reason=stalled" in text
