@@ -105,6 +105,9 @@ class LoadedSchedule:
             self._load_changed(term, dispatcher)
         elif self._rest is not None:
             self._load_rest(term, dispatcher, self._rest)
+            if self.up_to_date:
+                # Here, because the load itself has most of it until it is over.
+                return_free_memory()
         else:
             self.first = self._loader.drop_old_rows(term, dispatcher, self.queue)
 
@@ -148,10 +151,8 @@ class LoadedSchedule:
             self.held_back = found.held_back or (self.held_back and found.rest is not None)
             if self._clock.elapsed() >= until:
                 break
-        if self._rest is None:
-            return_free_memory()
-            if self._again:
-                self.loaded = False
+        if self._rest is None and self._again:
+            self.loaded = False
 
     def _load_at_once(self) -> None:
         self.loaded, self._rest, self._at_once = False, None, True
