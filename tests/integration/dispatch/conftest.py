@@ -40,7 +40,7 @@ class Comparison:
     """Sender of an entry by stock beat and by ha_beat, each into an empty broker."""
 
     #: Seconds until every entry has a verdict.
-    patience = 15
+    patience = 60
 
     def __init__(self, server: RedisServer, app: Celery, cluster: str = "messages") -> None:
         self.server = server
