@@ -172,6 +172,8 @@ def test_entry_goes_on_under_a_fault_that_silences_redbeat_itself(
         with ours, theirs:
             wait_for(lambda: min(sent()) >= 3, 60, "messages of both")
             ours.wait_until_up()
+            # Until the leader has set it, a loss can't be told from a deletion.
+            wait_for(lambda: store.client().exists("redbeat::ha_beat"), 20, "the mark of a leader")
             fault(ours, theirs, store)
             before = sent()
             wait_for(lambda: sent()[0] >= before[0] + 6, 40, "messages of ours")
