@@ -152,7 +152,8 @@ class Submitter:
                 if meanwhile is not None:
                     meanwhile()
             except Exception as exc:
-                # It must not pass for an error of the server.
+                # It must not pass for an error of the server. What it left undone is read from the ledger again.
+                self._schedule.reload()
                 raised.append(exc)
 
         try:

@@ -88,10 +88,8 @@ class WatchedClient(redis.Redis):
         meanwhile raises ConnectionError.
         """
         # While it is in use, no other thread or signal handler may take it.
-        used, self._kept = self._kept, None
-        if used is None:
-            used = _connection_of(self.connection_pool)
-        with self._releasing_on_error(used):
+        kept, self._kept = self._kept, None
+        with self._connection(kept) as used:
             used.send_packed_command([packed], check_health=False)
             answer = used.read_response()
         self._give_back()
@@ -101,27 +99,32 @@ class WatchedClient(redis.Redis):
     def execute_meanwhile(self, meanwhile: Callable[[], None], *args: Any) -> Any:
         """Send a command, call ``meanwhile``, then wait for the answer."""
         self._give_back()
-        used = _connection_of(self.connection_pool)
-        with self._releasing_on_error(used):
+        with self._connection() as used:
             used.send_command(*args)
             meanwhile()
+            if used._sock is None:  # noqa: SLF001  # redis-py would fail with an AttributeError
+                # A command of ``meanwhile`` has found that this is the wrong server.
+                raise redis_errors.ConnectionError("the connection was closed before there was an answer")
             answer = used.read_response()
         self.connection_pool.release(used)
         return answer
 
     @contextmanager
-    def _releasing_on_error(self, used: Any) -> Iterator[None]:
-        """Release a connection if its command fails. redis-py has closed it unless the server answered."""
+    def _connection(self, kept: Any = None) -> Iterator[Any]:
+        """Yield a connection, a new one of the pool unless one is given. Release it if its command fails."""
+        used = kept
         try:
-            yield
-        except (redis_errors.RedisError, OSError) as exc:
-            self.connection_pool.release(used)
-            self._judge(exc)
-            raise
-        except BaseException:
-            # Its reply may be still to come.
-            used.disconnect()
-            self.connection_pool.release(used)
+            if used is None:
+                used = _connection_of(self.connection_pool)
+            yield used
+        except BaseException as exc:
+            if used is not None:
+                if not isinstance(exc, redis_errors.ResponseError):
+                    # Its reply may be still to come.
+                    used.disconnect()
+                self.connection_pool.release(used)
+            if isinstance(exc, redis_errors.RedisError | OSError):
+                self._judge(exc)
             raise
 
     def _give_back(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
@@ -149,6 +150,17 @@ def test_error_while_a_batch_is_under_way_does_not_lose_its_answers():
         batches.run()
     assert batches.steps[-2:] == ["answer e0", "apply e0"]
     assert batches.submitter.pending == 0
+
+
+@pytest.mark.parametrize(("error", "outcome"), FAILURES)
+def test_entries_of_a_batch_whose_build_fails_are_read_again(error: Exception, outcome: str):
+    """Also if the batch under way fails, whose error is the one that is raised."""
+    batches = Batches()
+    batches.build_error, batches.failure = KeyError("schedule"), ("e0", error)
+    with suppress(type(error)):
+        batches.run()
+    assert batches.reloads == 1 + (outcome == OVER)
+    assert batches.submitter.pending == (2 if outcome == PENDING else 0)
 
 
 def test_dispatcher_that_lets_nothing_run_meanwhile_submits_one_batch():
