@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -51,16 +51,38 @@ class Run:
         return "\n".join(replica.log_text() for replica in self.cluster)
 
     def fall_behind(self, seconds: float) -> None:
-        """Stop replication: the replica lacks all later writes of the master."""
-        self.replica.pause()
-        self.old.admin.execute_command("CLIENT", "KILL", "TYPE", "replica")
+        """Stop replication: the replica lacks all later writes of the master.
+
+        It has no message that was already consumed: that would arrive a second time.
+        """
+
+        def pause() -> None:
+            self.sentinels.wait_until_synced(5)
+            self.replica.pause()
+            # Else it would find in its buffer what is written from now on.
+            self.old.admin.execute_command("CLIENT", "KILL", "TYPE", "replica")
+
+        self._do_with_an_empty_queue(pause)
         time.sleep(seconds)
+
+    def _do_with_an_empty_queue(self, act: Callable[[], object]) -> None:
+        admin = self.old.admin
+        while True:
+            admin.client_pause(10_000, all=False)
+            if not admin.llen("celery"):
+                break
+            admin.client_unpause()
+            time.sleep(0.02)
+        act()
+        if self.old.alive:
+            admin.client_unpause()
 
     def fail_over(self) -> float:
         """Kill the master; return the seconds until messages arrive again."""
         self.before = self.skips(self.old.admin)
         self.history.fault("master_killed")
-        self.old.kill()
+        # A message that is not consumed yet would be lost with the master.
+        self._do_with_an_empty_queue(self.old.kill)
         self.replica.resume()
         new = self.sentinels.wait_for_failover(self.old)
         struck = self.history.faults("master_killed")[-1]["t"]
