@@ -167,6 +167,26 @@ def test_broker_that_cannot_be_connected_to_is_looked_for_again(
     assert link.client().ping()
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_reply_that_is_late_through_sentinel_is_not_the_next(
+    again: bool, shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+):
+    """redis-py leaves a connection to the primary that Sentinel names open after a timeout."""
+    client: Any = link_to(shared_redis.url, {}, 2.5, "key").client()
+
+    def send(*words: str) -> Any:
+        return client.read_again(packed(*words)) if again else client.execute_meanwhile(lambda: None, *words)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise redis.TimeoutError
+
+    assert send("ECHO", "first") == b"first"
+    with monkeypatch.context() as patch, pytest.raises(redis.TimeoutError):
+        patch.setattr(redis.Connection, "read_response", fail)
+        send("BLPOP", "none", "0")
+    assert send("ECHO", "next") == client.echo("next") == b"next"
+
+
 def test_late_reply_to_a_repeated_read_is_not_the_next_answer(shared_redis: RedisServer):
     _, read = polling(shared_redis, 1.0)
     first = read()
