@@ -115,7 +115,7 @@ class Replica:
     def new_source(self) -> Any:
         source: Any = object.__new__(DatabaseSource)
         source._used, source._read_in_term, source._removed, source._usual_rules = (0, False), True, {}, {}
-        source._clock = self.world
+        source._clock, source._deadlines = self.world, {}
         source.detect_hooks, source.asks = (lambda: None), lambda _: False
         source.hooks = SimpleNamespace(replaced=lambda _: False)
         source._scheduler = SimpleNamespace(

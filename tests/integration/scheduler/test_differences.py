@@ -34,6 +34,7 @@ HELD_BY = {
     "declining": ("integration.dispatch.test_bad_entries", "declining_task_is_skipped_quietly"),
     "hooks": ("integration.scheduler.test_hooks", "method_that_is_never_called_is_refused"),
     "`tick`": ("integration.scheduler.test_differences", "tick_sends_all_that_is_due_and_waits_itself"),
+    "size": ("unit.dispatch.test_message", "large_message_is_refused_before_its_envelope_is_made"),
     "errors": ("integration.scheduler.test_differences", "close_does_not_raise_although_sync_does"),
     "merging": ("integration.scheduler.test_scheduler", "schedule_has_the_entries_that_celery_adds"),
 }
