@@ -25,8 +25,9 @@ DEDUPLICATION = "MessageDeduplicationId"
 LARGEST = 16_000_000
 _TOO_LARGE = f"it has more than {LARGEST // 1_000_000} MB of arguments or headers: store them elsewhere"
 
-#: Values that are looked at one by one. The size of more is found by encoding them.
-_WALKED = 100_000
+#: Values that are looked at one by one. The size of more is found by encoding them, which takes less time; of those
+#: that can't be encoded so, more are looked at.
+_FEW, _WALKED = 30, 100_000
 _TEXT, _SEQUENCE = (str, bytes), (list, tuple)
 
 
@@ -180,9 +181,21 @@ def publish(
 
 
 def is_larger(value: Any, size: int) -> bool:
-    """True if plain values are larger than this many bytes when they are encoded. Copies no large text."""
+    """True if plain values are larger than this many bytes when they are encoded. Copies no large text of a few."""
+    larger = _is_larger(value, size, _FEW)
+    if larger is not None:
+        return larger
+    try:
+        return len(marshal.dumps(value)) > size
+    except ValueError:
+        # There are others too. The size of more is known once they are encoded.
+        return bool(_is_larger(value, size, _WALKED))
+
+
+def _is_larger(value: Any, size: int, limit: int) -> bool | None:
+    """Look at the values one by one. Return ``None`` if there are more than ``limit``, as in a list within itself."""
     left, weight = [value], 0
-    for _ in range(_WALKED):
+    for _ in range(limit):
         if not left:
             return False
         each = left.pop()
@@ -190,15 +203,16 @@ def is_larger(value: Any, size: int) -> bool:
             weight += len(each)
             if weight > size:
                 return True
-        elif isinstance(each, dict):
+            continue
+        if isinstance(each, dict):
             left += [*each, *each.values()]
         elif isinstance(each, _SEQUENCE):
             left += each
-    try:
-        return len(marshal.dumps(value)) > size
-    except ValueError:
-        # There are others too. The size is known once they are encoded.
-        return False
+        else:
+            continue
+        if len(left) > limit:
+            break
+    return None
 
 
 def _default_producer(app: Celery, producer: Any) -> AbstractContextManager[None]:

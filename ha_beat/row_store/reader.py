@@ -158,8 +158,11 @@ class RowReader:
         """Read the rows that appeared or disappeared without being saved."""
         unexplained = self._comparison.unexplained
         found = self._comparison.differences(self.table.known, self.table.totals)
-        if found is None or len(found.unknown) > PAGE:
+        if found is None:
             self._wants_full |= unexplained
+            return
+        if len(found.unknown) > PAGE:
+            self._wants_full = True
             return
         self.table.apply(self._query.of(sorted(found.unknown)), found.absent, self._checked_at, now)
 
@@ -191,9 +194,12 @@ class RowReader:
             return ended - elapsed if full.urgent else None
         self.table.forget_deleted(self._query.existing)
         self.complete += 1
-        self._full_due, self._urgent_from = ended + FULL_READ_INTERVAL, ended + 4 * full.worked
+        self._full_due = min(self._full_due, ended + FULL_READ_INTERVAL)
+        self._urgent_from = ended + 4 * full.worked
         self._full = None
         return None
 
     def _full_read(self, begin_at: float, *, urgent: bool = False) -> FullRead:
+        # A change that is marked from now on may be on a page that was read before it.
+        self._full_due = float("inf")
         return FullRead(self._query, self.table, self._clock, begin_at, urgent=urgent)

@@ -71,8 +71,10 @@ class RowWriter:
         for page in ledger:
             for entry_id, raw in page.items():
                 entry, row = self._rows.entries.get(entry_id), LedgerRow.parse(raw)
-                if entry and row and row.run_count > entry.run_state[1] and not entry.once:
-                    self.record(entry_id, row)
+                if entry and row and row.run_count > entry.run_state[1] and not entry.once and row.verdict in _RAN:
+                    with self._lock:
+                        # The page was read before: this leader may have queued a later run.
+                        self._runs.setdefault(entry_id, Run(row.base, row.run_count))
             self._progress()
 
     def write(self) -> None:

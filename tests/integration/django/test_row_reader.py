@@ -16,7 +16,7 @@ from ha_beat.django import queries
 from ha_beat.django.entries import RowEntry
 from ha_beat.django.queries import DjangoQueries
 from ha_beat.row_store import differences, full_read, reader
-from ha_beat.row_store.reader import RowReader
+from ha_beat.row_store.reader import FULL_READ_INTERVAL, RowReader
 from tests.integration.django.project.app import app
 from tests.integration.django.rows import cron, every, row
 from tests.support.clocks import SteppedClock
@@ -47,7 +47,7 @@ class Table:
             emit=self.events.append,
             progress=self._page_read,
         )
-        self.pages_read = 0
+        self.pages_read, self.page_seconds = 0, 0.0
         self.reader.turn()
         self.rows_read = 0
         read = queries._read
@@ -64,6 +64,7 @@ class Table:
 
     def _page_read(self) -> None:
         self.pages_read += 1
+        self.clock.ahead += self.page_seconds
 
     def turn(self) -> None:
         self.reader.turn()
@@ -182,6 +183,34 @@ def test_edits_in_each_second_read_their_rows_and_count_now_and_then(table, monk
         table.turn()
         table.clock.ahead += 1
     assert last + 3 <= counted[-1] <= last + 3 + 5
+
+
+def test_many_rows_enabled_in_bulk_beside_a_saved_one_are_found_by_the_count(table):
+    update(table.tasks[10:20], enabled=False)
+    for _ in range(2):
+        table.turn()
+        table.clock.ahead += 70
+    saved(table.tasks)
+    update(table.tasks[10:20], enabled=True)
+    for _ in range(3):
+        table.turn()
+        table.clock.ahead += 5
+    table.assert_up_to_date()
+
+
+def test_bulk_update_during_a_complete_read_is_found_a_minute_later(table):
+    """Its page was read before, and a saved row in the same second explains the mark."""
+    table.turn()
+    table.clock.ahead += FULL_READ_INTERVAL
+    table.pages_read, table.page_seconds = 0, 0.1
+    table.turn()
+    assert table.pages_read == 1
+    saved(table.tasks)
+    update(table.tasks[:2], interval=every(60))
+    for _ in range(80):
+        table.turn()
+        table.clock.ahead += 1
+    table.assert_up_to_date()
 
 
 def test_many_rows_that_were_saved_at_once_are_read_completely_once(table):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -308,3 +309,18 @@ def test_runs_that_the_previous_leader_did_not_write_are_read_in_pages(rows):
     assert len(progress) == len(pages)
     replica.turn()
     assert [count for _, _, count in (rows.state()[name] for name in "abc")] == [3, 0, 3]
+
+
+def test_later_run_recorded_while_a_page_of_the_ledger_is_read_is_kept(rows):
+    rows.add("a")
+    replica = Replica(rows)
+    now, pk = datetime.now(UTC).replace(microsecond=0), rows.id("a")
+
+    def pages() -> Iterator[dict[str, str]]:
+        page = {pk: LedgerRow(now - timedelta(seconds=9), Verdict.ENQUEUED, run_count=3).encoded()}
+        replica.writer.record(pk, LedgerRow(now, Verdict.ENQUEUED, run_count=4))
+        yield page
+
+    replica.writer.record_missing(pages())
+    replica.turn()
+    assert rows.state()["a"][2] == 4

@@ -1,6 +1,7 @@
 """Messages that are complete but not sent."""
 
 import json
+import tracemalloc
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
@@ -56,3 +57,37 @@ def test_large_message_is_refused_before_its_envelope_is_made(
         with pytest.raises(MessageTooLarge):
             message.publish(Sender(app), producer, entry, args, {}, options)
     assert len(sent) == 1
+
+
+def within_itself() -> list[Any]:
+    found: list[Any] = []
+    found.append([found] * 10_000)
+    return found
+
+
+def nested(levels: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        within_itself(),
+        {"own": [Decimal(1), within_itself()]},
+        nested(100_000),
+        (number for number in range(3)),
+        10**5000,
+    ],
+    ids=["cycle", "cycle that is not plain", "deep", "generator", "huge number"],
+)
+def test_size_of_an_unusual_value_is_found_in_little_memory(value: Any) -> None:
+    """Its encoding fails later, and names the entry."""
+    tracemalloc.start()
+    try:
+        assert not message.is_larger(value, message.LARGEST)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
