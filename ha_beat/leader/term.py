@@ -94,9 +94,14 @@ class LeaderTerm:
             return float("inf") if schedule.up_to_date else 0.0
         if self._submit_due(term, dispatcher) or not schedule.up_to_date:
             return 0.0
-        due_at = schedule.queue.next_due()
-        idle = max((due_at - self._parts.time.now()).total_seconds(), 0.0) if due_at else float("inf")
-        return 0.0 if self._builder.prepared.prepare(term, schedule.queue, dispatcher, idle) else idle
+        if self._builder.prepared.prepare(term, schedule.queue, dispatcher, self._idle()):
+            return 0.0
+        return self._idle()
+
+    def _idle(self) -> float:
+        """Return the seconds until an entry is due."""
+        due_at = self.schedule.queue.next_due()
+        return max((due_at - self._parts.time.now()).total_seconds(), 0.0) if due_at else float("inf")
 
     def isolate_pending(self, error: StoreError) -> bool:
         """Take apart a pending batch that fails although Redis answers. Return True if the batch is at fault."""

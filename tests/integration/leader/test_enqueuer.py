@@ -8,6 +8,7 @@ import pytest
 
 from ha_beat import events
 from ha_beat.leader.entry import ScheduledEntry
+from ha_beat.leader.prepared import PreparedOccurrences
 from ha_beat.leader.results import Results
 from ha_beat.reasons import EntryFault, SkipReason
 from ha_beat.store.entry_pauses import EntryPause
@@ -91,3 +92,18 @@ def test_occurrence_that_overlaps_is_skipped_and_the_next_one_asked_again(leader
     leader.client.delete(KEYS.busy)
     assert leader.turn(2, after=3601).messages == ["e"]
     assert leader.client.hexists(KEYS.busy, "e:e")
+
+
+def test_preparation_does_not_delay_the_next_entry(leader: Leader, monkeypatch):
+    """The next occurrence would be late by that time."""
+    leader.use(Source(e=1800.0))
+    leader.turn(3)
+    waits = leader.idle
+
+    def prepare(*_: object) -> bool:
+        leader.clock.ahead += 5.0
+        return False
+
+    monkeypatch.setattr(PreparedOccurrences, "prepare", prepare)
+    leader.turn(1)
+    assert leader.idle == pytest.approx(waits - 5.0, abs=0.01)
