@@ -44,7 +44,7 @@ class Comparison:
 
     def need(self, until: float, *, unexplained: bool) -> None:
         """Compare soon. One that begins at ``until`` on ``Clock.elapsed`` or later is the last that is needed."""
-        self._needed_until = until
+        self._needed_until = max(self._needed_until, until)
         self.unexplained = self.unexplained or unexplained
 
     @property

@@ -164,7 +164,12 @@ class RowReader:
         if len(found.unknown) > PAGE:
             self._wants_full = True
             return
-        self.table.apply(self._query.of(sorted(found.unknown)), found.absent, self._checked_at, now)
+        try:
+            self.table.apply(self._query.of(sorted(found.unknown)), found.absent, self._checked_at, now)
+        except Exception:
+            # The differences have to be found again.
+            self._comparison.need(self._clock.elapsed(), unexplained=unexplained)
+            raise
 
     # --- Complete reads
 

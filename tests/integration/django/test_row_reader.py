@@ -198,6 +198,31 @@ def test_many_rows_enabled_in_bulk_beside_a_saved_one_are_found_by_the_count(tab
     table.assert_up_to_date()
 
 
+def test_differences_are_found_again_after_the_database_failed(table, monkeypatch):
+    update(table.tasks[10:12], enabled=False)
+    table.turn()
+    saved(table.tasks)
+    update(table.tasks[10:12], enabled=True)
+    found = DjangoQueries.of
+    failures = iter([True])
+
+    def fail_once(query: DjangoQueries, ids: Any) -> Any:
+        table.clock.ahead += 0.1
+        if table.tasks[10].pk in ids and next(failures, False):
+            raise OperationalError
+        return found(query, ids)
+
+    monkeypatch.setattr(DjangoQueries, "of", fail_once)
+    with pytest.raises(OperationalError):
+        for _ in range(8):
+            table.clock.ahead += 1
+            table.turn()
+    for _ in range(8):
+        table.clock.ahead += 1
+        table.turn()
+    table.assert_up_to_date()
+
+
 def test_bulk_update_during_a_complete_read_is_found_a_minute_later(table):
     """Its page was read before, and a saved row in the same second explains the mark."""
     table.turn()
