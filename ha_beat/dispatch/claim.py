@@ -223,7 +223,7 @@ def update_for(claim: Claim, *, in_term: bool = False) -> Update:
     match resolution(claim):
         case Resolution.CONFIRM:
             row = operation.row
-            if not in_term:
+            if not in_term:  # guard: claim-confirm-uncertain-row
                 # A newer term may have recorded the claim as uncertain.
                 replaces += filter(None, [_raw(uncertain_row(claim.row))])
         case Resolution.RECORD_UNCERTAIN:

@@ -10,7 +10,7 @@ CHUNK = 20
 _MOST = 10_000
 
 #: Part of a measured time that a faster measurement takes off. A slower one counts at once.
-_DECAY = 0.2
+_DECAY = 0.5
 
 
 class SendRate:
@@ -47,4 +47,4 @@ def _smoothed(before: float | None, now: float) -> float:
 
 
 def _quotient(seconds: float, each: float, most: int) -> int:
-    return most if seconds >= each * most else max(1, int(seconds / each))
+    return most if seconds >= each * most else max(1, int(seconds / each) if each else 1)

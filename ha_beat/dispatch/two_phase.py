@@ -303,7 +303,7 @@ class ClaimDispatcher:
             retrying(self._store.resolve, [*chain(*_updates(claims, in_term=True))], term)
         except FencedOff:
             final, taken_back = _updates(claims)
-            retrying(self._store.resolve, final)
+            retrying(self._store.resolve, final)  # guard: claim-confirm-after-term
             if taken_back:
                 raise
 

@@ -36,6 +36,14 @@ def test_distant_broker_gets_whole_chunks():
     assert CHUNK <= broker.rate.in_batch(BUDGET) < 2 * CHUNK + 5
 
 
+@pytest.mark.parametrize("round_trip", [0.3, 2.0])
+def test_distant_broker_gets_whole_chunks_soon_after_a_slow_first_message(round_trip: float):
+    """The first one on a connection also waits until its queue is declared."""
+    broker = Broker(round_trip, 0.0)
+    broker.rate.measured(4 * round_trip, 0.0)
+    assert broker.chunks(11)[-1] == CHUNK
+
+
 def test_slow_broker_gets_what_it_answers_in_the_budget():
     """It answers one message after the other, so that a chunk takes as many times longer."""
     assert sum(Broker(0.3, 0.3).chunks(50)[2:]) / 48 < 3
@@ -54,7 +62,7 @@ def test_slower_message_counts_at_once_and_a_faster_one_slowly():
         rate.measured(seconds, 0.0)
     assert rate.in_batch(BUDGET) == 5
     rate.measured(0.01, 0.0)
-    assert rate.in_batch(BUDGET) == 6
+    assert rate.in_batch(BUDGET) == 9
 
 
 @pytest.mark.parametrize("seconds", [BUDGET, float("inf")])
@@ -63,3 +71,4 @@ def test_number_of_messages_is_bounded(seconds: float):
     assert rate.in_batch(seconds) == 10_000
     rate.measured(0.0, 0.0)
     assert (rate.in_chunk(seconds), rate.in_batch(seconds)) == (CHUNK, 10_000)
+    assert rate.in_chunk(-seconds) == 1
