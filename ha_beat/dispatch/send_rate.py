@@ -30,10 +30,11 @@ class SendRate:
         self._round_trip = _smoothed(self._round_trip, round_trip)
 
     def in_batch(self, seconds: float) -> int:
-        """Return how many messages can be sent in that time, in whole chunks; at least 1."""
+        """Return how many messages can be sent in that time, in whole chunks; at least the next chunk."""
         if self._per_message is None:
             return _MOST
-        return _quotient(seconds, self._per_message + self._round_trip / CHUNK, _MOST)
+        # A round trip may take longer than that time, however few messages share it.
+        return max(self.in_chunk(seconds), _quotient(seconds, self._per_message + self._round_trip / CHUNK, _MOST))
 
     def in_chunk(self, seconds: float) -> int:
         """Return how many messages the next chunk may have, at least 1, so that it ends a round trip later at most."""

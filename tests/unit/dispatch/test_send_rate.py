@@ -42,6 +42,7 @@ def test_distant_broker_gets_whole_chunks_soon_after_a_slow_first_message(round_
     broker = Broker(round_trip, 0.0)
     broker.rate.measured(4 * round_trip, 0.0)
     assert broker.chunks(11)[-1] == CHUNK
+    assert broker.rate.in_batch(BUDGET) >= CHUNK
 
 
 def test_slow_broker_gets_what_it_answers_in_the_budget():
