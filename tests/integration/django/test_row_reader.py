@@ -185,7 +185,7 @@ def test_edits_in_each_second_read_their_rows_and_count_now_and_then(table, monk
     assert last + 3 <= counted[-1] <= last + 3 + 5
 
 
-def test_many_rows_enabled_in_bulk_beside_a_saved_one_are_found_by_the_count(table):
+def test_many_rows_enabled_in_bulk_beside_a_saved_one_are_found(table):
     update(table.tasks[10:20], enabled=False)
     for _ in range(2):
         table.turn()
