@@ -69,7 +69,8 @@ class ProxiedPublisher:
         for message, delivery in zip(messages, deliveries, strict=True):
             if delivery is deliveries[-1]:
                 before_last()
-            self.publisher.send(message, delivery)
+            alone = self.publisher.make_way(message, lambda: None)
+            self.publisher.send(message, delivery, alone=alone)
         before_wait()
         self.publisher.settle()
         return [delivery.sent for delivery in deliveries if delivery.sent is not None]
