@@ -122,8 +122,8 @@ class EntrySource:
         self._asks_scheduler = False
         # True for types of entries with their own ``is_due``.
         self._asking: dict[type, bool] = {}
-        # Time limit of crontabs by the id of their app, which lives as long as the process.
-        self._deadlines: dict[int, float | None] = {}
+        # Time limit of crontabs, by their app.
+        self._deadlines: dict[Celery, float | None] = {}
         # True for types of entries with a way of their own to note a run, or if the scheduler has one.
         self._reserving: dict[type, bool] = {}
         # True if the scheduler has its own comparison of schedules, and the schedule that it compared last.
@@ -236,7 +236,7 @@ class EntrySource:
         """Return Celery's time limit, whose setting is read once for all crontabs: a look-up takes ten microseconds."""
         if not isinstance(entry.schedule, crontab):
             return None
-        app = id(entry.schedule.app)
+        app = entry.schedule.app
         if app not in self._deadlines:
             self._deadlines[app] = starting_deadline(entry)
         return self._deadlines[app]
