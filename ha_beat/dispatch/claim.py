@@ -329,8 +329,7 @@ def uncertain_row(
     row = LedgerRow.parse(claimed) if claimed else None
     if row is None:
         return None
-    row = replace(row, verdict=Verdict.UNCERTAIN, reason=reason, detail=detail[:_MAX_DETAIL])
-    return replace(row, raw=row.encoded())
+    return replace(row, verdict=Verdict.UNCERTAIN, reason=reason, detail=detail[:_MAX_DETAIL]).with_raw()
 
 
 def uncertain_record(record: str, reason: UncertainReason = UncertainReason.UNCONFIRMED, detail: str = "") -> str:

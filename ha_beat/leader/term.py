@@ -25,7 +25,7 @@ from ha_beat.leader.submitter import Submitter
 from ha_beat.store.lease import Term
 
 #: Seconds in which batches of prepared occurrences may follow one another. Then requests have their turn.
-_ROW = 0.05
+_BURST_TURN = 0.05
 
 
 class LeaderTerm:
@@ -127,7 +127,7 @@ class LeaderTerm:
 
     def _submit_due(self, term: Term, dispatcher: Dispatcher) -> bool:
         """Submit due entries. Return False if there are none."""
-        until = self._parts.clock.elapsed() + _ROW
+        until = self._parts.clock.elapsed() + _BURST_TURN
 
         def build_next() -> Sequence[EntryOperation]:
             return self._build(term, dispatcher) if self._goes_on(term, until) else ()

@@ -1,6 +1,6 @@
 """All benchmarks, one after the other. Prints their tables and writes `docs/benchmarks.md`.
 
-python -m tests.benchmarks            about 13 minutes on two quiet cores
+python -m tests.benchmarks            about 16 minutes on two quiet cores
 python -m tests.benchmarks --small    about five minutes, writes nothing
 """
 
