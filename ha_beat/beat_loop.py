@@ -27,7 +27,7 @@ from ha_beat.exception_text import exception_line
 from ha_beat.leader import BrokerOutOfReach, Enqueuer, ScheduleSource
 from ha_beat.leader.forecast import Outline
 from ha_beat.leader.planner import ScheduleChange
-from ha_beat.leader.request_handler import RequestHandler
+from ha_beat.leader.requests.handler import RequestHandler
 from ha_beat.monitoring.setup import Monitoring
 from ha_beat.reasons import TermEnd
 from ha_beat.settings import Settings

@@ -39,7 +39,7 @@ from ha_beat.events import BrokersIgnored, Event, Events, Subscriber, TermStarte
 from ha_beat.leader import Enqueuer, LeaderOptions, LeaderParts
 from ha_beat.leader.forecast import Forecast
 from ha_beat.leader.pause import PauseState
-from ha_beat.leader.request_handler import build_request_handler
+from ha_beat.leader.requests.handler import build_request_handler
 from ha_beat.monitoring.broker_probe import BrokerProbe
 from ha_beat.monitoring.http.address import Endpoint, advertised_url, check_bind, choose_endpoint
 from ha_beat.monitoring.logs import LogWriter

@@ -20,8 +20,7 @@ from ha_beat.beat_loop import Runtime
 from ha_beat.clock import SystemClock
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.forecast import Outline
-from ha_beat.leader.planner import EVERYTHING, ScheduleChange
-from ha_beat.leader.reconcile import Absence
+from ha_beat.leader.planner import EVERYTHING, Absence, ScheduleChange
 from ha_beat.reasons import MisfirePolicy, Verdict
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules

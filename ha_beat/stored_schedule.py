@@ -18,8 +18,7 @@ from ha_beat.beat_loop import Runtime
 from ha_beat.events import Event, TermEnded
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.forecast import Outline
-from ha_beat.leader.planner import ScheduleChange
-from ha_beat.leader.reconcile import Absence
+from ha_beat.leader.planner import Absence, ScheduleChange
 from ha_beat.schedule.occurrence import FOREVER, NEVER
 from ha_beat.schedule_source import CLOCK_TOLERANCE, EntryHooks, EntrySource
 from ha_beat.scheduler import HAMixin

@@ -4,16 +4,15 @@
 occurrence passes through these modules:
 
 - ``due_queue`` holds the entries in order of due time,
-- ``batch_builder`` makes an operation of each entry that is due,
-- a dispatcher (:mod:`ha_beat.dispatch`) submits the batch,
-- ``results`` applies the answers and puts the entries back into the queue.
+- ``batches/batch_builder`` makes an operation of each entry that is due,
+- ``batches/submitter`` hands the batch to a dispatcher (:mod:`ha_beat.dispatch`),
+- ``batches/results`` applies the answers, and ``planner`` puts the entries back into the queue.
 
-``schedule_loader`` fills the queue when a term begins and after an edit, ``reconcile`` places the entries, ``recovery``
-and ``state_loss`` handle a Redis that lost data, ``open_claims`` handles messages of unknown outcome, and ``backoff``
-spaces out retries.
+``loading/`` fills the queue when a term begins and after an edit, and handles a Redis that lost data. ``requests/``
+serves what the CLI and the admin ask of the leader. ``open_claims`` handles messages of unknown outcome.
 """
 
-from ha_beat.leader.backoff import BrokerOutOfReach
+from ha_beat.leader.batches.backoff import BrokerOutOfReach
 from ha_beat.leader.enqueuer import Enqueuer
 from ha_beat.leader.options import LeaderOptions
 from ha_beat.leader.parts import LeaderParts

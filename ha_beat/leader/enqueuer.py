@@ -14,11 +14,11 @@ from ha_beat import events
 from ha_beat.dispatch import Dispatcher, FencedOff
 from ha_beat.election.leader_handle import Tenure
 from ha_beat.errors import StoreError
-from ha_beat.leader.backoff import Backoff
+from ha_beat.leader.batches.backoff import Backoff
+from ha_beat.leader.batches.slow_arguments import SlowArguments
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.parts import LeaderParts
 from ha_beat.leader.planner import EVERYTHING, ScheduleChange
-from ha_beat.leader.slow_arguments import SlowArguments
 from ha_beat.leader.term import LeaderTerm
 from ha_beat.store.lease import Term
 

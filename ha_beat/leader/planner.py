@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from ha_beat import events
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState, ScheduledEntry
-from ha_beat.leader.reconcile import Absence
 from ha_beat.reasons import EntryFault
 from ha_beat.schedule.occurrence import FOREVER
 from ha_beat.store.lease import Term
@@ -25,6 +24,13 @@ class ScheduleChange:
 
 
 EVERYTHING = ScheduleChange()
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """Meaning of a missing entry: it was deleted or disabled. ``certain``: its store was read under this term."""
+
+    certain: bool
 
 
 class ScheduleSource(Protocol):

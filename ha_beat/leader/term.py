@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from ha_beat.dispatch import Dispatcher
 from ha_beat.election.leader_handle import Tenure
 from ha_beat.errors import StoreError
-from ha_beat.leader.batch_builder import BatchBuilder
+from ha_beat.leader.batches.batch_builder import BatchBuilder
+from ha_beat.leader.batches.results import Results
+from ha_beat.leader.batches.slow_arguments import SlowArguments
+from ha_beat.leader.batches.submitter import Submitter
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
-from ha_beat.leader.loaded_schedule import LoadedSchedule
+from ha_beat.leader.loading.loaded_schedule import LoadedSchedule
+from ha_beat.leader.loading.recovery import Recovery
+from ha_beat.leader.loading.schedule_loader import ScheduleLoader
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.parts import LeaderParts
 from ha_beat.leader.planner import Planner
-from ha_beat.leader.recovery import Recovery
-from ha_beat.leader.results import Results
-from ha_beat.leader.schedule_loader import ScheduleLoader
-from ha_beat.leader.slow_arguments import SlowArguments
-from ha_beat.leader.submitter import Submitter
 from ha_beat.store.lease import Term
 
 #: Seconds in which batches of prepared occurrences may follow one another. Then requests have their turn.

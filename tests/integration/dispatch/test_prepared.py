@@ -25,11 +25,11 @@ from ha_beat.dispatch.broker import BrokerLink
 from ha_beat.dispatch.deferred import DeferredMessage
 from ha_beat.dispatch.publisher import Publisher
 from ha_beat.headers import with_header
+from ha_beat.leader.batches.prepared import PreparedOccurrences
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState
 from ha_beat.leader.kept_messages import KeptMessages
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
-from ha_beat.leader.prepared import PreparedOccurrences
 from ha_beat.reasons import Verdict
 from ha_beat.schedule.misfire import Decision
 from ha_beat.scheduler import HAScheduler
@@ -334,7 +334,7 @@ def test_leader_sends_what_it_prepared_and_builds_what_was_edited(
     make_comparison: MakeComparison, monkeypatch: pytest.MonkeyPatch
 ):
     """One entry is edited in place and one is replaced while their occurrences wait for the instant."""
-    monkeypatch.setattr("ha_beat.leader.prepared._SLOW", 60.0)
+    monkeypatch.setattr("ha_beat.leader.batches.prepared._SLOW", 60.0)
     comparison = make_comparison({"ha_beat_cluster": "ahead"})
     scheduler = HAScheduler(comparison.app, max_interval=0.02)
     try:

@@ -27,8 +27,8 @@ from ha_beat.django.statements import DjangoStatements
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
-from ha_beat.leader.planner import Planner
-from ha_beat.leader.reconcile import Absence, reconcile
+from ha_beat.leader.loading.reconcile import reconcile
+from ha_beat.leader.planner import Absence, Planner
 from ha_beat.reasons import Verdict
 from ha_beat.row_store.reader import RowReader
 from ha_beat.row_store.run_state import RunStateTable

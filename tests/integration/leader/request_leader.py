@@ -15,7 +15,7 @@ from ha_beat.dispatch.batch import BatchScript
 from ha_beat.errors import StoreUnavailable
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.pause import PauseState
-from ha_beat.leader.request_handler import build_request_handler
+from ha_beat.leader.requests.handler import build_request_handler
 from ha_beat.reasons import RequestKind
 from ha_beat.store.journal import Journal
 from ha_beat.store.keys import Keys

@@ -21,7 +21,7 @@ from ha_beat.election.leader_handle import Tenure
 from ha_beat.leader import Enqueuer, LeaderOptions, LeaderParts
 from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.pause import PauseState
-from ha_beat.leader.reconcile import Absence
+from ha_beat.leader.planner import Absence
 from ha_beat.reasons import LossKind
 from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.keys import Keys

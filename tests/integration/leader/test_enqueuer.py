@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from ha_beat import events
+from ha_beat.leader.batches.prepared import PreparedOccurrences
+from ha_beat.leader.batches.results import Results
 from ha_beat.leader.entry import ScheduledEntry
-from ha_beat.leader.prepared import PreparedOccurrences
-from ha_beat.leader.results import Results
 from ha_beat.reasons import EntryFault, SkipReason
 from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.ledger import LedgerRow

@@ -9,10 +9,10 @@ import pytest
 
 from ha_beat import events
 from ha_beat.errors import StoreUnavailable
-from ha_beat.leader import schedule_loader
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.forecast import Forecast, Outline
-from ha_beat.leader.gradual_load import PART
+from ha_beat.leader.loading import schedule_loader
+from ha_beat.leader.loading.gradual_load import PART
 from ha_beat.leader.planner import ScheduleChange
 from ha_beat.reasons import EntryFault, LossKind, Verdict
 from tests.integration.leader.stepped_leader import KEYS, CertainSource, Leader, Source, enqueued
@@ -31,7 +31,7 @@ class Large(Source):
 @pytest.fixture
 def leader(shared_redis: RedisServer, monkeypatch) -> Leader:
     monkeypatch.setattr(schedule_loader, "LARGE", 10)
-    monkeypatch.setattr("ha_beat.leader.loaded_schedule.PART_BUDGET", 0.0)
+    monkeypatch.setattr("ha_beat.leader.loading.loaded_schedule.PART_BUDGET", 0.0)
     leader = Leader(shared_redis)
     leader.use(Large(**{f"e{number}": 1.0 for number in range(COUNT)}, last=3601.0))
     return leader

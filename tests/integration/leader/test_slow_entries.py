@@ -141,7 +141,7 @@ def test_hung_arguments_end_with_a_verdict(leader: Leader):
 
 def test_batch_is_limited_by_the_size_of_its_messages(leader: Leader, monkeypatch):
     """A hundred large messages at once would block Redis for seconds or exceed its limit."""
-    monkeypatch.setattr("ha_beat.leader.batch_builder.BATCH_CHARACTERS", 20)
+    monkeypatch.setattr("ha_beat.leader.batches.batch_builder.BATCH_CHARACTERS", 20)
     leader.source.last_run = {name: 3606.0 - age for age, name in enumerate(("one", "two", "three", "four", "five"))}
     batches: list[list[str]] = []
     leader.dispatcher.fail = lambda operations: batches.append([op.entry for op in operations if op.message])

@@ -93,7 +93,7 @@ def test_due_entry_is_sent_while_a_large_schedule_is_loaded_and_edited(
     """The load of each part takes 50 ms. Nothing is missed or sent twice."""
     for module in (schedule_loader, gradual_load):
         monkeypatch.setattr(module, "PART", 1)
-    monkeypatch.setattr("ha_beat.leader.loaded_schedule.PART_BUDGET", 0.0)
+    monkeypatch.setattr("ha_beat.leader.loading.loaded_schedule.PART_BUDGET", 0.0)
     monkeypatch.setattr(schedule_loader, "LARGE", 10)
 
     def instants(name: str) -> list[datetime]:

@@ -19,7 +19,7 @@ from ha_beat.dispatch import build_errors
 from ha_beat.dispatch.build_errors import MessageFailed, ReplicaExhausted, judged_build_errors
 from ha_beat.dispatch.message import MessageTooLarge, NothingPublished, Sender, publish
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
-from ha_beat.leader.slow_arguments import SlowArguments
+from ha_beat.leader.batches.slow_arguments import SlowArguments
 from ha_beat.reasons import BuildFault
 from tests.support.entries import scheduled
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
-from ha_beat.leader.reconcile import Absence, Reconciled, reconcile
-from ha_beat.leader.state_loss import Loss
+from ha_beat.leader.loading.reconcile import Reconciled, reconcile
+from ha_beat.leader.loading.state_loss import Loss
+from ha_beat.leader.planner import Absence
 from ha_beat.reasons import LossKind, Verdict
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.store.lease import Term

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ha_beat.leader.backfill import assess_instants
+from ha_beat.leader.requests.backfill import assess_instants
 from ha_beat.reasons import BackfillOutcome, SkipReason
 from ha_beat.store.journal import VerdictRecord, parse
 

@@ -4,7 +4,7 @@ import pytest
 
 from ha_beat import events
 from ha_beat.errors import StoreRefused, StoreUnavailable
-from ha_beat.leader.backoff import Backoff, BrokerOutOfReach
+from ha_beat.leader.batches.backoff import Backoff, BrokerOutOfReach
 from ha_beat.monitoring.logs import LogWriter
 from ha_beat.testing import SettableClock
 from tests.support.events import EventLog

@@ -16,8 +16,8 @@ import pytest
 
 from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
-from ha_beat.leader.reconcile import reconcile
-from ha_beat.leader.state_loss import assess
+from ha_beat.leader.loading.reconcile import reconcile
+from ha_beat.leader.loading.state_loss import assess
 from ha_beat.reasons import MisfirePolicy, SkipReason, Verdict
 from ha_beat.schedule.misfire import MisfireRules, Skipped
 from ha_beat.schedule.occurrence import NEVER

@@ -8,7 +8,8 @@ import pytest
 
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.ledger_writer import LedgerWriter
-from ha_beat.leader.reconcile import Absence, ahead_of_clock
+from ha_beat.leader.loading.reconcile import ahead_of_clock
+from ha_beat.leader.planner import Absence
 from ha_beat.reasons import EntryFault, SkipReason, Verdict
 from ha_beat.schedule.misfire import MisfireRules, Skipped
 from ha_beat.schedule.occurrence import FOREVER, NEVER

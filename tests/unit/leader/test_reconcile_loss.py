@@ -2,7 +2,7 @@
 
 import pytest
 
-from ha_beat.leader.reconcile import Absence
+from ha_beat.leader.planner import Absence
 from ha_beat.reasons import SkipReason, Verdict
 from ha_beat.schedule.misfire import Skipped
 from tests.unit.leader.reconciling import (

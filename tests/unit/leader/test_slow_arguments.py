@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from ha_beat.leader.batches.slow_arguments import SlowArguments
 from ha_beat.leader.entry import ScheduledEntry
-from ha_beat.leader.slow_arguments import SlowArguments
 from ha_beat.testing import SettableClock
 from tests.support.entries import CeleryEntry, scheduled
 

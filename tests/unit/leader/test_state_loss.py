@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ha_beat.leader.state_loss import Loss, assess
+from ha_beat.leader.loading.state_loss import Loss, assess
 from ha_beat.reasons import LossKind
 from ha_beat.store.ledger import KEEP_ABSENT, LedgerRow, ServerFacts
 from ha_beat.store.shadow import Shadow

@@ -15,11 +15,11 @@ from ha_beat import events
 from ha_beat.dispatch import Answer, FencedOff, Operation
 from ha_beat.dispatch.protocol import DONE
 from ha_beat.errors import StoreRefused, StoreUnavailable
+from ha_beat.leader.batches.results import Applied
+from ha_beat.leader.batches.submitter import Submitter
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.kept_messages import KeptMessages
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
-from ha_beat.leader.results import Applied
-from ha_beat.leader.submitter import Submitter
 from ha_beat.reasons import TermEnd
 from ha_beat.schedule.misfire import Decision
 from ha_beat.store.lease import Term

@@ -9,8 +9,8 @@ import pytest
 
 from ha_beat import events
 from ha_beat.leader.due_queue import DueQueue
-from ha_beat.leader.leader_report import LeaderReport
 from ha_beat.leader.pause import PauseState
+from ha_beat.leader.requests.report import LeaderReport
 from ha_beat.monitoring.doctor.examination import _clocks, _differences, _leader, _records
 from ha_beat.reasons import EntryFault, Level, SkipReason, Verdict
 from ha_beat.store.journal import VerdictRecord

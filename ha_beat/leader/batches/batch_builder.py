@@ -13,15 +13,15 @@ from ha_beat.dispatch import Dispatcher, MessageFailed, PreparedMessage, judged_
 from ha_beat.dispatch.message import Declined
 from ha_beat.errors import StoreError
 from ha_beat.headers import full_header, with_header
-from ha_beat.leader.build_retries import BuildRetries
+from ha_beat.leader.batches.build_retries import BuildRetries
+from ha_beat.leader.batches.prepared import PreparedOccurrences
+from ha_beat.leader.batches.slow_arguments import SlowArguments
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.parts import LeaderParts
 from ha_beat.leader.planner import Planner
-from ha_beat.leader.prepared import PreparedOccurrences
-from ha_beat.leader.slow_arguments import SlowArguments
 from ha_beat.reasons import BuildFault, EntryFault, SkipReason
 from ha_beat.schedule.misfire import Decision, Skipped
 

@@ -11,10 +11,10 @@ from ha_beat.dispatch import Dispatcher
 from ha_beat.errors import StoreError
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.gc_pause import gc_paused, return_free_memory
-from ha_beat.leader.gradual_load import PART, PART_BUDGET, GradualLoad
 from ha_beat.leader.ledger_writer import EntryOperation
+from ha_beat.leader.loading.gradual_load import PART, PART_BUDGET, GradualLoad
+from ha_beat.leader.loading.schedule_loader import ScheduleLoader, keep_deadlines
 from ha_beat.leader.planner import EVERYTHING, ScheduleChange
-from ha_beat.leader.schedule_loader import ScheduleLoader, keep_deadlines
 from ha_beat.store.lease import Term
 
 

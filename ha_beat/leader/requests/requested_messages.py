@@ -12,11 +12,11 @@ from ha_beat.dispatch import Answer, Dispatcher, MessageFailed, Operation, Prepa
 from ha_beat.dispatch.message import Declined
 from ha_beat.errors import StoreUnavailable
 from ha_beat.headers import header_of, with_header
-from ha_beat.leader.batch_builder import BATCH_CHARACTERS
+from ha_beat.leader.batches.batch_builder import BATCH_CHARACTERS
+from ha_beat.leader.batches.slow_arguments import SlowArguments
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState
-from ha_beat.leader.request_outcome import NotReady, Outcome, Refused, find_entry, names, request_record
-from ha_beat.leader.slow_arguments import SlowArguments
+from ha_beat.leader.requests.outcome import NotReady, Outcome, Refused, find_entry, names, request_record
 from ha_beat.reasons import AnswerKind, MessageKind, ReplyCode, Verdict
 from ha_beat.schedule.occurrence import Occurrence
 from ha_beat.store.lease import Term

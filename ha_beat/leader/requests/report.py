@@ -10,8 +10,8 @@ from ha_beat import events
 from ha_beat.clock import to_ms
 from ha_beat.exception_text import printable
 from ha_beat.leader.pause import PauseState
-from ha_beat.leader.request_outcome import Outcome, find_entry
-from ha_beat.leader.requested_messages import Schedule
+from ha_beat.leader.requests.outcome import Outcome, find_entry
+from ha_beat.leader.requests.requested_messages import Schedule
 from ha_beat.reasons import ReplyCode
 from ha_beat.store.lease import Term
 from ha_beat.store.request_queue import Request

@@ -11,10 +11,11 @@ from datetime import datetime, timedelta
 from typing import cast
 
 from ha_beat.events import EntryFailed
-from ha_beat.leader.absent_rows import is_forgettable
 from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
-from ha_beat.leader.state_loss import Loss
+from ha_beat.leader.loading.absent_rows import is_forgettable
+from ha_beat.leader.loading.state_loss import Loss
+from ha_beat.leader.planner import Absence
 from ha_beat.reasons import EntryFault, SkipReason, Verdict
 from ha_beat.schedule.misfire import MisfireRules, Skipped, newest_due, skip_all
 from ha_beat.schedule.occurrence import FOREVER, NEVER
@@ -29,13 +30,6 @@ _INSTANT = timedelta(microseconds=1)
 
 #: An entry whose ledger position is further ahead than this is reported, because it stays idle until then.
 _FAR_AHEAD = timedelta(seconds=30)
-
-
-@dataclass(frozen=True, slots=True)
-class Absence:
-    """Meaning of a missing entry: it was deleted or disabled. ``certain``: its store was read under this term."""
-
-    certain: bool
 
 
 @dataclass(slots=True)

@@ -13,8 +13,8 @@ from ha_beat.budget import Pace
 from ha_beat.clock import from_micros
 from ha_beat.dispatch import Answer
 from ha_beat.leader.entry import EntryState
-from ha_beat.leader.request_outcome import Outcome, Refused, Steps, names
-from ha_beat.leader.requested_messages import SENT, RequestedMessages
+from ha_beat.leader.requests.outcome import Outcome, Refused, Steps, names
+from ha_beat.leader.requests.requested_messages import SENT, RequestedMessages
 from ha_beat.reasons import AnswerKind, BackfillOutcome, MessageKind, ReplyCode, SkipReason, Verdict
 from ha_beat.schedule.occurrence import Occurrence
 from ha_beat.schedule.recurrence import Recurrence, first_from

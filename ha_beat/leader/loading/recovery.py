@@ -7,7 +7,7 @@ from datetime import datetime
 
 from ha_beat.dispatch import FencedOff
 from ha_beat.election.leader_handle import Tenure
-from ha_beat.leader.state_loss import Loss, assess, with_unfinished
+from ha_beat.leader.loading.state_loss import Loss, assess, with_unfinished
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import Ledger
 from ha_beat.store.shadow import Shadow

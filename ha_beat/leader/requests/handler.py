@@ -18,15 +18,15 @@ from ha_beat.budget import Budget, Pace
 from ha_beat.dispatch import FencedOff
 from ha_beat.errors import StoreError
 from ha_beat.exception_text import exception_line
-from ha_beat.leader.backfill import BackfillHandler
+from ha_beat.leader.batches.slow_arguments import SlowArguments
 from ha_beat.leader.enqueuer import Enqueuer
-from ha_beat.leader.entry_pause import EntryPauseControl
-from ha_beat.leader.leader_report import LeaderReport
-from ha_beat.leader.pause import PauseControl, PauseState
+from ha_beat.leader.pause import PauseState
 from ha_beat.leader.planner import ScheduleSource
-from ha_beat.leader.request_outcome import Handler, NotReady, Outcome, Refused, Steps, request_record
-from ha_beat.leader.requested_messages import RequestedMessages, RunHandler
-from ha_beat.leader.slow_arguments import SlowArguments
+from ha_beat.leader.requests.backfill import BackfillHandler
+from ha_beat.leader.requests.outcome import Handler, NotReady, Outcome, Refused, Steps, request_record
+from ha_beat.leader.requests.pauses import EntryPauseControl, PauseControl
+from ha_beat.leader.requests.report import LeaderReport
+from ha_beat.leader.requests.requested_messages import RequestedMessages, RunHandler
 from ha_beat.reasons import ReplyCode, RequestKind, TermEnd
 from ha_beat.store.journal import Journal
 from ha_beat.store.lease import Term

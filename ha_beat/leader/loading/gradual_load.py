@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ha_beat import events
 from ha_beat.budget import Budget
 from ha_beat.leader.entry import EntryState, ScheduledEntry
-from ha_beat.leader.reconcile import Absence
+from ha_beat.leader.planner import Absence
 from ha_beat.reasons import EntryFault
 
 #: Number of entries above which a schedule is loaded gradually.

@@ -10,11 +10,11 @@ from ha_beat import events
 from ha_beat.clock import to_ms
 from ha_beat.dispatch import Answer, Dispatcher, FencedOff
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
-from ha_beat.leader.batch_builder import SCHEDULE_RETRY
+from ha_beat.leader.batches.batch_builder import SCHEDULE_RETRY
+from ha_beat.leader.batches.results import Results
 from ha_beat.leader.ledger_writer import EntryOperation
-from ha_beat.leader.loaded_schedule import LoadedSchedule
+from ha_beat.leader.loading.loaded_schedule import LoadedSchedule
 from ha_beat.leader.parts import LeaderParts
-from ha_beat.leader.results import Results
 from ha_beat.reasons import AnswerKind, EntryFault
 from ha_beat.store.lease import Term
 

@@ -13,16 +13,16 @@ from ha_beat import events
 from ha_beat.dispatch import Dispatcher
 from ha_beat.election.leader_handle import Tenure
 from ha_beat.errors import StoreError
-from ha_beat.leader.absent_rows import AbsentRows, is_forgettable
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState, ScheduledEntry
-from ha_beat.leader.gradual_load import LARGE, PAGE, PART, GradualLoad
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
+from ha_beat.leader.loading.absent_rows import AbsentRows, is_forgettable
+from ha_beat.leader.loading.gradual_load import LARGE, PAGE, PART, GradualLoad
+from ha_beat.leader.loading.reconcile import Reconciled, absences, ahead_of_clock, reconcile, unscheduled
+from ha_beat.leader.loading.recovery import Recovery
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.leader.parts import LeaderParts
-from ha_beat.leader.planner import Planner
-from ha_beat.leader.reconcile import Absence, Reconciled, absences, ahead_of_clock, reconcile, unscheduled
-from ha_beat.leader.recovery import Recovery
+from ha_beat.leader.planner import Absence, Planner
 from ha_beat.reasons import Verdict
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow

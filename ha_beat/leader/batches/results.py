@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from ha_beat import events
 from ha_beat.clock import from_micros
 from ha_beat.dispatch import Answer
-from ha_beat.leader.batch_builder import whole
+from ha_beat.leader.batches.batch_builder import whole
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter

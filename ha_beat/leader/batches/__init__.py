@@ -1,0 +1,1 @@
+"""Batches of due entries: how they are built, submitted and answered."""

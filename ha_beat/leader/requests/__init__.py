@@ -1,0 +1,1 @@
+"""Requests to the leader, and one handler for each kind."""

@@ -1,0 +1,162 @@
+"""Handlers of the requests to pause and to resume the cluster or one entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime
+
+from ha_beat import events
+from ha_beat.clock import to_ms
+from ha_beat.leader.pause import PauseState
+from ha_beat.leader.requests.outcome import Outcome, Refused, find_entry
+from ha_beat.leader.requests.requested_messages import Schedule
+from ha_beat.reasons import ReplyCode
+from ha_beat.store import entry_pauses
+from ha_beat.store.entry_pauses import EntryPause
+from ha_beat.store.lease import Term
+from ha_beat.store.ledger import KEEP_ABSENT
+from ha_beat.store.request_queue import MetaChange, Pause, Request, Requests
+from ha_beat.store.shadow import Shadow
+
+
+class PauseControl:
+    """Reader of all pauses, and writer of the cluster's, on the leader."""
+
+    def __init__(
+        self,
+        state: PauseState,
+        requests: Requests,
+        shadow: Shadow,
+        now: Callable[[], datetime],
+        reload: Callable[[], None],
+        emit: Callable[[events.Event], None],
+    ) -> None:
+        """``reload`` makes the enqueuer read the ledger again, so that missed instants get their verdict."""
+        self._state = state
+        self._requests = requests
+        self._shadow = shadow
+        self._now = now
+        self._reload = reload
+        self._emit = emit
+
+    def refresh(self, term: Term, *, new_term: bool) -> None:
+        """Read the pauses from Redis if this leader may have missed a change.
+
+        Raises:
+            StoreError: Redis failed.
+        """
+        state, shadow = self._state, self._shadow
+        if not state.must_be_read(term):
+            return
+        found = self._requests.pauses()
+        if shadow.paused_gen != term.gen:  # guard: pause-kept
+            lost = {name: raw for name, raw in shadow.pauses.items() if raw and not found[name]}
+            self._requests.keep_pauses(term, lost)
+            found |= lost
+        pause = Pause.parse(found[Pause.FIELD]) if found[Pause.FIELD] else None
+        known, was_in_force = state.current, state.in_force
+        state.set(term, pause, entry_pauses.parse(found[entry_pauses.FIELD]), shadow)
+        if pause is not None and (new_term or known is None):
+            self._emit(events.Paused(pause.since, pause.by, pause.reason, found=new_term))
+        elif pause is None and was_in_force:
+            self._reload()
+
+    def pause(self, term: Term, request: Request) -> Outcome:
+        """Pause the cluster."""
+        current = self._state.current
+        if current is not None:
+            raise Refused(ReplyCode.ALREADY_PAUSED, **current.as_data())
+        pause = Pause(self._now_ms(), request.by, str(request.args.get("reason") or ""))
+        # If the reply is lost, Redis knows the outcome.
+        self._state.invalidate()
+
+        def then() -> None:
+            self._state.set(term, pause, self._state.entries, self._shadow)
+            self._emit(events.Paused(pause.since, pause.by, pause.reason, found=False))
+
+        return Outcome(
+            ReplyCode.PAUSED,
+            pause.as_data(),
+            record={"event": ReplyCode.PAUSED, "why": pause.reason},
+            change=MetaChange(Pause.FIELD, pause.encoded()),
+            then=then,
+        )
+
+    def resume(self, term: Term, request: Request) -> Outcome:
+        """End the pause."""
+        pause = self._state.current
+        if pause is None:
+            raise Refused(ReplyCode.NOT_PAUSED)
+        self._state.invalidate()
+
+        def then() -> None:
+            self._state.set(term, None, self._state.entries, self._shadow)
+            self._reload()
+            self._emit(events.Resumed(request.by, (self._now_ms() - pause.since_ms) / 1000))
+
+        return Outcome(
+            ReplyCode.RESUMED,
+            {"was": pause.as_data()},
+            record={"event": ReplyCode.RESUMED},
+            change=MetaChange(Pause.FIELD, ""),
+            then=then,
+        )
+
+    def _now_ms(self) -> int:
+        return to_ms(self._now())
+
+
+class EntryPauseControl:
+    """Writer of the entries' pauses on the leader. A pause is kept when its entry is deleted or its schedule edited."""
+
+    def __init__(self, state: PauseState, schedule: Schedule, shadow: Shadow) -> None:
+        self._state = state
+        self._schedule = schedule
+        self._shadow = shadow
+
+    def pause(self, term: Term, request: Request) -> Outcome:
+        """Pause an entry: its occurrences are skipped until it is resumed."""
+        entry = find_entry(self._schedule.due_queue, request)
+        known = self._state.entries.get(entry.id)
+        if known is not None and known.in_force:
+            raise Refused(ReplyCode.ENTRY_ALREADY_PAUSED, entry=entry.id, **known.as_data())
+        pause = EntryPause(entry.label, self._now_ms(), request.by, str(request.args.get("reason") or ""))
+        return self._change(term, entry.id, pause, ReplyCode.ENTRY_PAUSED)
+
+    def resume(self, term: Term, request: Request) -> Outcome:
+        """End the pause of an entry, also of one that is not in the schedule any more."""
+        name = str(request.args.get("entry") or "")
+        named = [each for each, pause in self._state.entries.items() if pause.in_force and name in (each, pause.name)]
+        entry = named[0] if len(named) == 1 else find_entry(self._schedule.due_queue, request).id
+        pause = self._state.entries.get(entry)
+        if pause is None or not pause.in_force:
+            raise Refused(ReplyCode.ENTRY_NOT_PAUSED, entry=entry, name=name)
+        # An instant that is due now has its verdict only later, perhaps under another leader.
+        return self._change(term, entry, pause.ended(self._now_ms()), ReplyCode.ENTRY_RESUMED)
+
+    def _change(self, term: Term, entry: str, pause: EntryPause, code: ReplyCode) -> Outcome:
+        entries = {**dict(self._needed()), entry: pause}
+        # If the reply is lost, Redis knows the outcome.
+        self._state.invalidate()
+        return Outcome(
+            code,
+            {"entry": entry, **pause.as_data()},
+            record={"event": code, "entry": entry, "name": pause.name, "why": pause.reason},
+            change=MetaChange(entry_pauses.FIELD, entry_pauses.encoded(entries)),
+            then=lambda: self._state.set(term, self._state.current, entries, self._shadow),
+        )
+
+    def _needed(self) -> Iterator[tuple[str, EntryPause]]:
+        """Yield the pauses that are in force or that instants without a verdict need."""
+        queue, now = self._schedule.due_queue, self._schedule.now()
+        for entry, pause in self._state.entries.items():
+            state = queue.get(entry)
+            if state is None:
+                needed = pause.in_force or pause.until > now - KEEP_ABSENT
+            else:
+                needed = pause.in_force or state.due_at is None or state.due_at <= pause.until
+            if needed:
+                yield entry, pause
+
+    def _now_ms(self) -> int:
+        return to_ms(self._schedule.now())
