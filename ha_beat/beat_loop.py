@@ -16,7 +16,7 @@ from typing import Protocol
 
 from ha_beat.clock import Clock, SystemClock
 from ha_beat.dispatch import FencedOff, ReplicaExhausted
-from ha_beat.dispatch.message import Sender
+from ha_beat.dispatch.messages.build import Sender
 from ha_beat.dispatch.selector import DispatcherSelector
 from ha_beat.duties import Duties
 from ha_beat.election.elector import Elector

@@ -24,9 +24,9 @@ from ha_beat.celery_app import (
 )
 from ha_beat.clock import Clock, SystemClock
 from ha_beat.dispatch.atomic import AtomicDispatcher
-from ha_beat.dispatch.broker import BrokerLink
+from ha_beat.dispatch.brokers.publisher import Publisher
+from ha_beat.dispatch.brokers.redis_link import BrokerLink
 from ha_beat.dispatch.lease_marker import LeaseMark, LeaseMarker
-from ha_beat.dispatch.publisher import Publisher
 from ha_beat.dispatch.selector import DispatcherSelector
 from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.duties import Duties

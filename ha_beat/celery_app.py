@@ -17,7 +17,7 @@ from ha_beat.store.keys import Keys
 if TYPE_CHECKING:
     import redis
 
-    from ha_beat.dispatch.broker import BrokerLink
+    from ha_beat.dispatch.brokers.redis_link import BrokerLink
 
 
 #: Celery's settings that may contain passwords.
@@ -101,7 +101,7 @@ def broker_client(app: Celery, settings: Settings) -> Callable[[], redis.Redis] 
 
 def _broker_link(app: Celery, settings: Settings) -> BrokerLink:
     # Workers import this module, and those with `ha_beat_redis_url` need nothing of `dispatch`.
-    from ha_beat.dispatch.broker import BrokerLink
+    from ha_beat.dispatch.brokers.redis_link import BrokerLink
 
     return BrokerLink(app, settings.command_timeout, failover=settings.redis_url is not None)
 

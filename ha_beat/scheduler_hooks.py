@@ -17,7 +17,7 @@ from celery import Celery
 from celery.beat import SchedulingError
 from kombu.exceptions import OperationalError
 
-from ha_beat.dispatch.message import Sender, further_id, lent
+from ha_beat.dispatch.messages.build import Sender, further_id, lent
 from ha_beat.errors import ConfigurationError
 
 logger = logging.getLogger("ha_beat")

@@ -7,7 +7,7 @@ a term (:meth:`Dispatcher.submit`). :mod:`ha_beat.dispatch.selector` selects one
 - :mod:`ha_beat.dispatch.two_phase` for every other broker: claim, publish, confirm.
 """
 
-from ha_beat.dispatch.build_errors import MessageFailed, ReplicaExhausted, judged_build_errors
+from ha_beat.dispatch.messages.build_errors import MessageFailed, ReplicaExhausted, judged_build_errors
 from ha_beat.dispatch.protocol import Answer, Dispatcher, FencedOff, OpenClaim, Operation, PreparedMessage
 
 __all__ = [

@@ -10,12 +10,12 @@ from typing import Any
 from celery.beat import ScheduleEntry
 
 from ha_beat.dispatch.batch import BatchScript, pack
-from ha_beat.dispatch.broker import BrokerLink
-from ha_beat.dispatch.capture import RedisCommands, captured
+from ha_beat.dispatch.brokers.redis_link import BrokerLink
 from ha_beat.dispatch.lease_marker import LeaseMarker
-from ha_beat.dispatch.message import NothingPublished, Sender, has_own_apply_async, publish
+from ha_beat.dispatch.messages.build import NothingPublished, Sender, has_own_apply_async, publish
+from ha_beat.dispatch.messages.capture import RedisCommands, captured
+from ha_beat.dispatch.messages.recipe import Recipes
 from ha_beat.dispatch.protocol import Answer, OpenClaim, Operation
-from ha_beat.dispatch.recipe import Recipes
 from ha_beat.errors import StoreError, StoreRefused
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term

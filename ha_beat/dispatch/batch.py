@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ha_beat.dispatch.capture import RedisCommands
+from ha_beat.dispatch.messages.capture import RedisCommands
 from ha_beat.dispatch.protocol import DONE, Answer, FencedOff, Operation
 from ha_beat.reasons import AnswerKind
 from ha_beat.store.keys import Keys

@@ -11,7 +11,7 @@ from ha_beat.reasons import AnswerKind, TermEnd, UncertainPolicy
 
 if TYPE_CHECKING:
     # The guard loads this module in every worker, and needs neither.
-    from ha_beat.dispatch.recipe import Recipes
+    from ha_beat.dispatch.messages.recipe import Recipes
     from ha_beat.store.lease import Term
     from ha_beat.store.ledger import Ledger, LedgerRow
 
@@ -142,7 +142,7 @@ class Dispatcher(Protocol):
         Raises:
             Declined: the entry's task published nothing.
             Exception: any exception of the broker, or of the entry's task, router or serializer. Call it within
-                :func:`~ha_beat.dispatch.build_errors.judged_build_errors`.
+                :func:`~ha_beat.dispatch.messages.build_errors.judged_build_errors`.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 The claim is written, under the fence, right before the message is sent; the confirmation right after the broker has
 accepted the message. A claim without a confirmation is an occurrence of unknown outcome, and is sent again only under
-the policy ``republish``. :mod:`ha_beat.dispatch.claim` decides what is written for each outcome.
+the policy ``republish``. :mod:`ha_beat.dispatch.claims.claim` decides what is written for each outcome.
 
 - A retry of a batch continues each claim where it stopped: no message is sent twice.
 - If the lease ends first, :meth:`ClaimDispatcher.confirm_late` still records the messages that were accepted, and
@@ -25,13 +25,13 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from ha_beat import events, failpoints
 from ha_beat.budget import Budget, Pace
-from ha_beat.dispatch import claim as machine
-from ha_beat.dispatch.claim import Claim, Resolution, State
-from ha_beat.dispatch.claim_sender import ClaimSender, Publisher
-from ha_beat.dispatch.claim_store import ClaimStore
+from ha_beat.dispatch.claims import claim as machine
+from ha_beat.dispatch.claims.claim import Claim, Resolution, State
+from ha_beat.dispatch.claims.sender import ClaimSender, Publisher
+from ha_beat.dispatch.claims.store import ClaimStore
 from ha_beat.dispatch.lease_marker import LeaseMarker
+from ha_beat.dispatch.messages.recipe import Recipes
 from ha_beat.dispatch.protocol import Answer, FencedOff, OpenClaim, Operation, PreparedMessage
-from ha_beat.dispatch.recipe import Recipes
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.reasons import AnswerKind, SkipReason, Verdict
 from ha_beat.store.connections import Link

@@ -18,8 +18,8 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 from kombu import Exchange, Queue
 
-from ha_beat.dispatch.broker_adapters import Delivery, Sent
-from ha_beat.dispatch.publisher import BLOCKED, Publisher
+from ha_beat.dispatch.brokers.adapter import Delivery, Sent
+from ha_beat.dispatch.brokers.publisher import BLOCKED, Publisher
 from ha_beat.errors import StoreUnavailable
 from ha_beat.headers import with_header
 from ha_beat.reasons import PublishOutcome

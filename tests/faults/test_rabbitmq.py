@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from ha_beat.dispatch.send_rate import CHUNK
+from ha_beat.dispatch.claims.send_rate import CHUNK
 from ha_beat.reasons import UncertainReason
 from ha_beat.schedule.occurrence import Occurrence
 from tests.faults.checker import Interval, Report, duplicates_by_occurrence

@@ -8,9 +8,9 @@ from typing import Any
 
 from celery import Celery
 
-from ha_beat.dispatch.broker_adapters import Delivery, Sent
-from ha_beat.dispatch.message import Sender
-from ha_beat.dispatch.recipe import Recipes
+from ha_beat.dispatch.brokers.adapter import Delivery, Sent
+from ha_beat.dispatch.messages.build import Sender
+from ha_beat.dispatch.messages.recipe import Recipes
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import PublishOutcome
 

@@ -13,7 +13,7 @@ from redis import exceptions as redis_errors
 from ha_beat.budget import Pace
 from ha_beat.clock import SystemClock, to_micros
 from ha_beat.dispatch import Answer, Operation
-from ha_beat.dispatch.broker_adapters import Sent
+from ha_beat.dispatch.brokers.adapter import Sent
 from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.reasons import AnswerKind, PublishOutcome, UncertainPolicy
 from ha_beat.store.keys import Keys

@@ -8,10 +8,10 @@ from celery import Celery
 
 from ha_beat.clock import SystemClock
 from ha_beat.dispatch.atomic import AtomicDispatcher
-from ha_beat.dispatch.broker import BrokerLink
-from ha_beat.dispatch.capture import RedisCommands
+from ha_beat.dispatch.brokers.redis_link import BrokerLink
 from ha_beat.dispatch.lease_marker import LeaseMark, LeaseMarker
-from ha_beat.dispatch.message import Sender
+from ha_beat.dispatch.messages.build import Sender
+from ha_beat.dispatch.messages.capture import RedisCommands
 from ha_beat.store.keys import Keys
 from tests.support.brokers import FixedLink
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 from ha_beat import events
 from ha_beat.budget import Budget
 from ha_beat.dispatch import Dispatcher, MessageFailed, PreparedMessage, judged_build_errors
-from ha_beat.dispatch.message import Declined
+from ha_beat.dispatch.messages.build import Declined
 from ha_beat.errors import StoreError
 from ha_beat.headers import full_header, with_header
 from ha_beat.leader.batches.build_retries import BuildRetries

@@ -14,7 +14,7 @@ from enum import Enum, auto
 from typing import Any
 
 from ha_beat.clock import Clock
-from ha_beat.dispatch.message import entry_code
+from ha_beat.dispatch.messages.build import entry_code
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.kept_messages import definition_of, same_definition
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from ha_beat import events
 from ha_beat.budget import LONGEST_BUDGET, Budget, Pace
 from ha_beat.dispatch import Answer, Dispatcher, MessageFailed, Operation, PreparedMessage, judged_build_errors
-from ha_beat.dispatch.message import Declined
+from ha_beat.dispatch.messages.build import Declined
 from ha_beat.errors import StoreUnavailable
 from ha_beat.headers import header_of, with_header
 from ha_beat.leader.batches.batch_builder import BATCH_CHARACTERS

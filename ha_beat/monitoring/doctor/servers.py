@@ -8,7 +8,7 @@ from typing import Any
 from celery import Celery
 
 from ha_beat.clock import Clock
-from ha_beat.dispatch.broker_adapters import BrokerAdapter
+from ha_beat.dispatch.brokers.adapter import BrokerAdapter
 from ha_beat.errors import StoreError, StoreRefused
 from ha_beat.exception_text import exception_line
 from ha_beat.monitoring.doctor.finding import Finding, fail, ok, warn

@@ -18,8 +18,8 @@ from celery.beat import ScheduleEntry, Scheduler
 from kombu import Connection
 
 from ha_beat.clock import Clock, SystemClock
-from ha_beat.dispatch.broker_adapters import Delivery, Sent
-from ha_beat.dispatch.publisher import Publisher
+from ha_beat.dispatch.brokers.adapter import Delivery, Sent
+from ha_beat.dispatch.brokers.publisher import Publisher
 from ha_beat.headers import with_header
 from ha_beat.scheduler import HAScheduler
 from ha_beat.store.keys import Keys

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from ha_beat.dispatch.broker_adapters import Sent
-from ha_beat.dispatch.send_rate import CHUNK
+from ha_beat.dispatch.brokers.adapter import Sent
+from ha_beat.dispatch.claims.send_rate import CHUNK
 from ha_beat.reasons import UncertainPolicy
 from tests.support.claim_leader import ACCEPTED, NACK, UNANSWERED, Killed, Leader, die
 

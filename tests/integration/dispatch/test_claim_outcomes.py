@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ha_beat.dispatch import Answer
-from ha_beat.dispatch.broker_adapters import Sent
+from ha_beat.dispatch.brokers.adapter import Sent
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import AnswerKind, UncertainPolicy, UncertainReason
 from ha_beat.store.scripts import text

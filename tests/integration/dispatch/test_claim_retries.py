@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ha_beat.dispatch.broker_adapters import Sent
+from ha_beat.dispatch.brokers.adapter import Sent
 from ha_beat.errors import StoreRefused, StoreUnavailable
 from tests.support.claim_leader import ACCEPTED, ARMED, DONE, NO_EXCHANGE, UNANSWERED, Leader
 

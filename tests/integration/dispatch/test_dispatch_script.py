@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from ha_beat.dispatch import Answer, FencedOff, Operation
-from ha_beat.dispatch.capture import RedisCommands
+from ha_beat.dispatch.messages.capture import RedisCommands
 from ha_beat.errors import StoreRefused
 from ha_beat.reasons import AnswerKind, TermEnd
 from ha_beat.store import entry_pauses

@@ -21,9 +21,9 @@ from ha_beat.budget import Pace
 from ha_beat.clock import SystemClock
 from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.dispatch.batch import pack
-from ha_beat.dispatch.broker import BrokerLink
-from ha_beat.dispatch.deferred import DeferredMessage
-from ha_beat.dispatch.publisher import Publisher
+from ha_beat.dispatch.brokers.publisher import Publisher
+from ha_beat.dispatch.brokers.redis_link import BrokerLink
+from ha_beat.dispatch.messages.deferred import DeferredMessage
 from ha_beat.headers import with_header
 from ha_beat.leader.batches.prepared import PreparedOccurrences
 from ha_beat.leader.due_queue import DueQueue

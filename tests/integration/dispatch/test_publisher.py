@@ -9,9 +9,9 @@ from kombu import Exchange, Queue
 from kombu.transport import memory
 
 from ha_beat.clock import SystemClock
-from ha_beat.dispatch import publisher
-from ha_beat.dispatch.broker_adapters import BrokerAdapter, Delivery, Sent
-from ha_beat.dispatch.message import Declined
+from ha_beat.dispatch.brokers import publisher
+from ha_beat.dispatch.brokers.adapter import BrokerAdapter, Delivery, Sent
+from ha_beat.dispatch.messages.build import Declined
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import PublishOutcome
 from ha_beat.testing import SettableClock

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ha_beat.dispatch.broker_adapters import Sent
+from ha_beat.dispatch.brokers.adapter import Sent
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import PublishOutcome
 from tests.integration.dispatch.conftest import TASK_ID, Sender

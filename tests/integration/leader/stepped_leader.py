@@ -15,7 +15,7 @@ from ha_beat.budget import Pace
 from ha_beat.clock import Clock, SystemClock
 from ha_beat.dispatch import Answer, Operation
 from ha_beat.dispatch.atomic import AtomicDispatcher
-from ha_beat.dispatch.message import Sender
+from ha_beat.dispatch.messages.build import Sender
 from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.leader_handle import Tenure
 from ha_beat.leader import Enqueuer, LeaderOptions, LeaderParts

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ha_beat.dispatch import Answer, Operation
-from ha_beat.dispatch.message import Declined
+from ha_beat.dispatch.messages.build import Declined
 from ha_beat.errors import StoreRefused, StoreUnavailable
 from ha_beat.reasons import SkipReason
 from ha_beat.schedule.occurrence import Occurrence

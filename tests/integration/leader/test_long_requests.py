@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ha_beat.dispatch import Answer
-from ha_beat.dispatch.message import Declined
+from ha_beat.dispatch.messages.build import Declined
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import ReplyCode, RequestKind
 from ha_beat.store.lease import Term

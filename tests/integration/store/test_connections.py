@@ -7,7 +7,7 @@ import pytest
 import redis
 from celery import Celery
 
-from ha_beat.dispatch.broker import BrokerLink
+from ha_beat.dispatch.brokers.redis_link import BrokerLink
 from ha_beat.errors import StoreUnavailable
 from ha_beat.store.connections import Link, link_to
 from ha_beat.store.scripts import Poll, Script, packed

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ha_beat.dispatch.broker import BrokerLink
+from ha_beat.dispatch.brokers.redis_link import BrokerLink
 from tests.integration.topologies.replica import KEYS, TIMEOUT, Campaigner, link
 from tests.integration.topologies.test_topologies import app_of
 from tests.support.servers import RedisCluster, RedisServer, SentinelCluster, need, wait_for

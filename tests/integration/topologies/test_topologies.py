@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from ha_beat.dispatch.broker import BrokerLink
+from ha_beat.dispatch.brokers.redis_link import BrokerLink
 from ha_beat.reasons import TermEnd
 from ha_beat.store.connections import Link
 from tests.integration.topologies.conftest import TlsServer

@@ -10,9 +10,9 @@ import pytest
 from amqp.exceptions import ChannelError
 from celery import Celery
 
-from ha_beat.dispatch import amqp_adapter, amqp_answers
-from ha_beat.dispatch.amqp_adapter import AmqpAdapter
-from ha_beat.dispatch.broker_adapters import Delivery, Sent
+from ha_beat.dispatch.brokers import amqp_adapter, amqp_answers
+from ha_beat.dispatch.brokers.adapter import Delivery, Sent
+from ha_beat.dispatch.brokers.amqp_adapter import AmqpAdapter
 from ha_beat.headers import HEADER
 from ha_beat.reasons import PublishOutcome
 from ha_beat.testing import SettableClock

@@ -15,9 +15,9 @@ from kombu.exceptions import EncodeError, OperationalError, SerializerNotInstall
 from redis import exceptions as redis_errors
 
 from ha_beat.clock import SystemClock
-from ha_beat.dispatch import build_errors
-from ha_beat.dispatch.build_errors import MessageFailed, ReplicaExhausted, judged_build_errors
-from ha_beat.dispatch.message import MessageTooLarge, NothingPublished, Sender, publish
+from ha_beat.dispatch.messages import build_errors
+from ha_beat.dispatch.messages.build import MessageTooLarge, NothingPublished, Sender, publish
+from ha_beat.dispatch.messages.build_errors import MessageFailed, ReplicaExhausted, judged_build_errors
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.leader.batches.slow_arguments import SlowArguments
 from ha_beat.reasons import BuildFault

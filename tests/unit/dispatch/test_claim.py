@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from ha_beat.dispatch import Answer, OpenClaim, Operation
-from ha_beat.dispatch import claim as machine
-from ha_beat.dispatch.claim import Claim, Resolution, State
+from ha_beat.dispatch.claims import claim as machine
+from ha_beat.dispatch.claims.claim import Claim, Resolution, State
 from ha_beat.reasons import AnswerKind, PublishOutcome, UncertainPolicy, UncertainReason, Verdict
 from ha_beat.store.ledger import LedgerRow
 from tests.support.dispatchers import push

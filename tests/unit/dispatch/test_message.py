@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from ha_beat.dispatch import message
-from ha_beat.dispatch.capture import RedisCommands
-from ha_beat.dispatch.deferred import DeferredMessage, DeferredPublish
-from ha_beat.dispatch.message import DeclaringOnce, MessageTooLarge, Sender
+from ha_beat.dispatch.messages import build as message
+from ha_beat.dispatch.messages.build import DeclaringOnce, MessageTooLarge, Sender
+from ha_beat.dispatch.messages.capture import RedisCommands
+from ha_beat.dispatch.messages.deferred import DeferredMessage, DeferredPublish
 
 
 @pytest.mark.parametrize(("options", "timed"), [({}, False), ({"expires": 60}, True), ({"countdown": 5}, True)])

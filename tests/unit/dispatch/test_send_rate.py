@@ -2,7 +2,7 @@
 
 import pytest
 
-from ha_beat.dispatch.send_rate import CHUNK, SendRate
+from ha_beat.dispatch.claims.send_rate import CHUNK, SendRate
 
 BUDGET = 0.5
 

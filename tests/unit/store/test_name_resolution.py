@@ -12,8 +12,8 @@ from kombu.exceptions import OperationalError
 from redis.connection import ConnectionPool
 from redis.exceptions import RedisError
 
-from ha_beat.dispatch.amqp_adapter import AmqpAdapter
-from ha_beat.dispatch.broker import BrokerLink
+from ha_beat.dispatch.brokers.amqp_adapter import AmqpAdapter
+from ha_beat.dispatch.brokers.redis_link import BrokerLink
 from ha_beat.errors import StoreUnavailable
 from ha_beat.store.connections import link_to
 from ha_beat.store.name_resolution import resolve, with_bounded_names

@@ -17,7 +17,7 @@ from typing import ClassVar, Protocol
 from kombu.exceptions import EncodeError, KombuError, OperationalError, SerializerNotInstalled
 from redis.exceptions import RedisError
 
-from ha_beat.dispatch.message import Declined, EntryStoreError, MessageTooLarge, NothingPublished
+from ha_beat.dispatch.messages.build import Declined, EntryStoreError, MessageTooLarge, NothingPublished
 from ha_beat.errors import HaBeatError, StoreError, StoreRefused
 from ha_beat.exception_text import exception_line
 from ha_beat.reasons import BuildFault, TermEnd

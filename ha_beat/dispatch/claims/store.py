@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ha_beat.dispatch.batch import BatchScript
-from ha_beat.dispatch.capture import RedisCommands
-from ha_beat.dispatch.claim import Claim, Update, parse_claim
+from ha_beat.dispatch.claims.claim import Claim, Update, parse_claim
+from ha_beat.dispatch.messages.capture import RedisCommands
 from ha_beat.dispatch.protocol import Answer, FencedOff, OpenClaim, Operation
 from ha_beat.store.connections import Link
 from ha_beat.store.keys import Keys

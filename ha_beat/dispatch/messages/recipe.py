@@ -17,7 +17,7 @@ from celery import Celery, Task, signals
 from celery.app.routes import MapRoute
 from kombu import Producer
 
-from ha_beat.dispatch.message import Sender
+from ha_beat.dispatch.messages.build import Sender
 
 #: Serializers that write the same for the same values.
 _SERIALIZERS = frozenset({None, "json", "pickle", "yaml", "msgpack"})

@@ -20,8 +20,9 @@ from amqp.exceptions import FrameSyntaxError
 from celery import Celery
 
 from ha_beat.clock import Clock
-from ha_beat.dispatch.amqp_answers import UnansweredMessages, route_of
-from ha_beat.dispatch.broker_adapters import Arguments, BrokerAdapter, Delivery, Publish, Sent
+from ha_beat.dispatch.brokers.adapter import BrokerAdapter, Delivery, Publish, Sent
+from ha_beat.dispatch.brokers.amqp_answers import UnansweredMessages, route_of
+from ha_beat.dispatch.messages.deferred import Arguments
 from ha_beat.exception_text import exception_line
 from ha_beat.headers import HEADER
 from ha_beat.reasons import PublishOutcome

@@ -9,9 +9,9 @@ from celery import Celery
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from ha_beat.dispatch.build_errors import causes, is_io_error, mapped_broker_errors
-from ha_beat.dispatch.capture import CapturingConnection
-from ha_beat.dispatch.message import DeclaringOnce
+from ha_beat.dispatch.messages.build import DeclaringOnce
+from ha_beat.dispatch.messages.build_errors import causes, is_io_error, mapped_broker_errors
+from ha_beat.dispatch.messages.capture import CapturingConnection
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.store.connections import FEWEST_CONNECTIONS, WatchedClient
 from ha_beat.store.redis_errors import as_store_error

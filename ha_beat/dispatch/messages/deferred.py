@@ -9,10 +9,12 @@ from typing import Any
 
 from kombu import Producer
 
-from ha_beat.dispatch.broker_adapters import Arguments
-from ha_beat.dispatch.message import DeclaringOnce, is_timed
+from ha_beat.dispatch.messages.build import DeclaringOnce, is_timed
 from ha_beat.headers import HEADER
 from ha_beat.store.lease import new_token
+
+#: Arguments of a publish by kombu's producer.
+Arguments = dict[str, Any]
 
 
 @dataclass(slots=True)

@@ -10,13 +10,13 @@ from celery.beat import ScheduleEntry
 from ha_beat import failpoints
 from ha_beat.budget import Budget
 from ha_beat.clock import Clock
-from ha_beat.dispatch import claim as machine
-from ha_beat.dispatch.broker_adapters import Delivery, Sent
-from ha_beat.dispatch.claim import Claim, State
+from ha_beat.dispatch.brokers.adapter import Delivery, Sent
+from ha_beat.dispatch.claims import claim as machine
+from ha_beat.dispatch.claims.claim import Claim, State
+from ha_beat.dispatch.claims.send_rate import SendRate
 from ha_beat.dispatch.lease_marker import LeaseMarker
+from ha_beat.dispatch.messages.recipe import Recipes
 from ha_beat.dispatch.protocol import Operation, PreparedMessage
-from ha_beat.dispatch.recipe import Recipes
-from ha_beat.dispatch.send_rate import SendRate
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.reasons import PublishOutcome
 from ha_beat.store.lease import Term

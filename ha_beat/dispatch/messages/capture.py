@@ -16,7 +16,7 @@ from typing import Any
 from kombu import Connection
 from kombu.utils.json import dumps
 
-from ha_beat.dispatch.message import is_timed
+from ha_beat.dispatch.messages.build import is_timed
 from ha_beat.errors import HaBeatError
 from ha_beat.headers import HEADER
 from ha_beat.store.name_resolution import with_bounded_names

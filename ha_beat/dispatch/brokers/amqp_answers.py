@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ha_beat.dispatch.broker_adapters import Arguments, Delivery, Sent
+from ha_beat.dispatch.brokers.adapter import Delivery, Sent
+from ha_beat.dispatch.messages.deferred import Arguments
 from ha_beat.exception_text import exception_line
 from ha_beat.headers import HEADER
 from ha_beat.reasons import PublishOutcome

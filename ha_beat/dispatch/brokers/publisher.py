@@ -9,13 +9,15 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 
 from ha_beat.clock import Clock
-from ha_beat.dispatch.amqp_adapter import AmqpAdapter
-from ha_beat.dispatch.broker_adapters import BrokerAdapter, Delivery, RedisAdapter, Sent, SqsAdapter
-from ha_beat.dispatch.build_errors import is_io_error
-from ha_beat.dispatch.deferred import DeferredMessage, DeferredPublish, DeferringProducer
-from ha_beat.dispatch.message import DEDUPLICATION, Sender, has_own_apply_async, publish
+from ha_beat.dispatch.brokers.adapter import BrokerAdapter, Delivery, Sent
+from ha_beat.dispatch.brokers.amqp_adapter import AmqpAdapter
+from ha_beat.dispatch.brokers.redis_adapter import RedisAdapter
+from ha_beat.dispatch.brokers.sqs_adapter import SqsAdapter
+from ha_beat.dispatch.messages.build import DEDUPLICATION, Sender, has_own_apply_async, publish
+from ha_beat.dispatch.messages.build_errors import is_io_error
+from ha_beat.dispatch.messages.deferred import DeferredMessage, DeferredPublish, DeferringProducer
+from ha_beat.dispatch.messages.recipe import Recipes
 from ha_beat.dispatch.protocol import PreparedMessage
-from ha_beat.dispatch.recipe import Recipes
 from ha_beat.errors import StoreError, StoreUnavailable
 from ha_beat.exception_text import exception_line
 from ha_beat.headers import HEADER

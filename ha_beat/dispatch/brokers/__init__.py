@@ -1,0 +1,1 @@
+"""Brokers: the connections, and one adapter for each kind of broker."""
