@@ -4,8 +4,6 @@
 tests fail than those that ``NOT_PASSED`` lists.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

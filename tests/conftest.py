@@ -1,7 +1,5 @@
 """Choice between the quick and the full part of the tests."""
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -1,7 +1,5 @@
 """Figures measured by tests, shown at the end of the run, also of passed tests and under xdist."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

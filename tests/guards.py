@@ -3,8 +3,6 @@
 `guards.toml` has the table.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass

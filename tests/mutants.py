@@ -5,8 +5,6 @@ statement, `case`, operand, argument or other expression that starts on that lin
 there. In Lua it marks the line.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re

@@ -6,8 +6,6 @@ Prints one JSON line for each: the guard's name, the number of runs, and the num
 in the last of them. A test that depends on a race may pass by chance: it runs up to three times.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

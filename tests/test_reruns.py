@@ -1,7 +1,5 @@
 """Test of the plugin for reruns."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

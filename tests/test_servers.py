@@ -1,7 +1,5 @@
 """The servers of the tests work and leave nothing behind."""
 
-from __future__ import annotations
-
 import os
 import socket
 from pathlib import Path

@@ -4,8 +4,6 @@ python -m tests.benchmarks            about 16 minutes on two quiet cores
 python -m tests.benchmarks --small    about five minutes, writes nothing
 """
 
-from __future__ import annotations
-
 import argparse
 
 from tests.benchmarks import burst, limits, rows, scale

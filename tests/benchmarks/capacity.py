@@ -9,8 +9,6 @@ A leader runs alone, then a standby starts: what is added is the standby's. One 
 due once a year.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Callable, Sequence

@@ -7,8 +7,6 @@ occupies Redis. The same figures from the seconds before the burst show what is 
 All times are those of Redis: of the lease's record, of the journal's stream and of the slow log.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

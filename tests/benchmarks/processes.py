@@ -1,7 +1,5 @@
 """Processor time and memory of processes, read from /proc."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Sequence

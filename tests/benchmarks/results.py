@@ -1,7 +1,5 @@
 """Result of a benchmark, and its table in a terminal and in Markdown."""
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence

@@ -10,8 +10,6 @@ minute until all rows were written. Stock's time grows with the square of the ro
 shows its progress.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -6,8 +6,6 @@
 One entry runs every 0.2 s; the others are due once a year. Two replicas of ha_beat run, then one plain beat.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Page of the benchmarks."""
 
-from __future__ import annotations
-
 from tests.benchmarks.results import OURS, STOCK, Benchmark, Result, Unfinished, page
 
 

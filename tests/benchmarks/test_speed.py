@@ -1,7 +1,5 @@
 """Small cut of the benchmarks, with bounds far below the ratios on a quiet machine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -4,8 +4,6 @@ The checker does not depend on how ha_beat works. It compares the messages that 
 and with the occurrences that the journal records as skipped.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import statistics

@@ -3,8 +3,6 @@
 CLOCK_MONOTONIC and CLOCK_BOOTTIME are unchanged, as when an administrator or NTP steps the clock.
 """
 
-from __future__ import annotations
-
 import atexit
 import functools
 import os

@@ -8,8 +8,6 @@
 The scheduler is a parameter, so that stock beat can run in it too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

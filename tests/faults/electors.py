@@ -6,8 +6,6 @@ Prints one JSON line for each change of role and runs until it is killed. Each e
 thread and identity, as in a beat process.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

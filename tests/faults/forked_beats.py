@@ -6,8 +6,6 @@ After the fork each equals `celery beat -S ha_beat`: a process with its own conn
 FOLDER). Prints `NAME PID` for each and keeps running; all end with this process's group.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

@@ -9,8 +9,6 @@ Every event has `t`, seconds of CLOCK_BOOTTIME, and `type`:
 A consumer replaces the worker, so that the history has the messages that the broker accepted, in its order.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import socket

@@ -4,8 +4,6 @@ A fault with a duration blocks for that time: `pause_leader(3)` returns when the
 `Storm` draws a schedule of faults from a seed, runs it and heals everything.
 """
 
-from __future__ import annotations
-
 import contextlib
 import random
 import time

@@ -7,8 +7,6 @@ with ClusterScenario(spec={"fast": {"every": 0.2}}, settings={"lease_ttl": 3}) a
     assert report.ok, str(report)
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence

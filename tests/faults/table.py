@@ -4,8 +4,6 @@ A test reports its findings through the fixture `found`. The table is printed at
 with `--table`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The log of a replica blocks: stderr is a pipe that is full. Leadership, metrics and the end do not wait for it."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """The checker finds every class of defect in hand-written histories, and none in good ones."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The stepped clock changes only the wall clocks of Python and Redis."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

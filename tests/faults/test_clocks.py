@@ -1,7 +1,5 @@
 """Wall clocks step (of a replica, the server or all), and daylight saving time begins and ends."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """Test of the harness with stock beat: three of them enqueue everything three times, and the checker finds it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

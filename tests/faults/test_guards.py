@@ -4,8 +4,6 @@ Each runs on a real Redis, except those of the pure election. Scenarios call `pr
 that no other failure counts as the guard's.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The consumer records each message once and in order, also while Redis fails."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

@@ -2,8 +2,6 @@
 of the old leader are refused when it wakes up.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from pathlib import Path

@@ -2,8 +2,6 @@
 and it does not run again.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Libraries that hook into beat and into tasks, while the broker goes away: plain beat beside ha_beat."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

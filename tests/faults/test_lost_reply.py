@@ -1,7 +1,5 @@
 """The server acts and its reply is lost: the retry finds that it was done."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Occurrences that are overdue after some seconds without a leader, under each misfire policy."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime

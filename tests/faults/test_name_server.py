@@ -1,7 +1,5 @@
 """Name server that does not answer while connections must be opened again."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

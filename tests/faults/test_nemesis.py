@@ -1,7 +1,5 @@
 """Each fault takes effect, is recorded and is healed; a storm is repeatable by its seed."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator

@@ -2,8 +2,6 @@
 accepts are not enqueued again on the new master. `min-replicas-to-write` bounds that time.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """Entries with `overlap = "skip"`, with real beats and real workers."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

@@ -2,8 +2,6 @@
 changed hands.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Each fault of the proxy has its effect on a real Redis client and server."""
 
-from __future__ import annotations
-
 import socket
 import threading
 import time

@@ -1,7 +1,5 @@
 """Replicas that are alive and unable to lead: `/livez`, `/readyz`, `check` and metrics, second by second."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

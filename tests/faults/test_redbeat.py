@@ -1,7 +1,5 @@
 """Real beats whose schedule is in redbeat's keys, in a Redis apart from the lease's, under faults."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Redis is away and returns with its data: no replica exits, dispatch resumes, and nothing is sent twice."""
 
-from __future__ import annotations
-
 import time
 from datetime import UTC, datetime
 

@@ -1,7 +1,5 @@
 """Replicas of different releases: schedules that differ, rows that newer software wrote, and another app by mistake."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator, Mapping

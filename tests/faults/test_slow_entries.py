@@ -1,7 +1,5 @@
 """Entries that take long to build. They don't cost the leader its lease, and other entries run meanwhile."""
 
-from __future__ import annotations
-
 import time
 from itertools import pairwise
 from typing import Any

@@ -1,7 +1,5 @@
 """Many standbys on one Redis, and a beat forked from a worker."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

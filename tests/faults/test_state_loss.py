@@ -2,8 +2,6 @@
 have been enqueued before gets a verdict instead.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 HA_BEAT_STORM_SECONDS and HA_BEAT_STORM_SEEDS (comma-separated) make it longer, or repeat one.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import re

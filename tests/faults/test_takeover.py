@@ -2,8 +2,6 @@
 once or has a verdict.
 """
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Replicas of one cluster and one broker with two Redis servers for the lease: only one side leads."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Brokers without a server, for tests of the dispatch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,11 +1,9 @@
 """Leader with a claim dispatcher on a real Redis and a fake publisher, and the state that it leaves."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from redis import exceptions as redis_errors
@@ -82,8 +80,8 @@ class Leader:
     def lead(self, name: str) -> Term:
         return acquire(self.store, attempt(name)).term
 
-    def successor(self) -> Leader:
-        return Leader(self.server, "two")
+    def successor(self) -> Self:
+        return type(self)(self.server, "two")
 
     def operation(
         self, entry: str = "entry", policy: UncertainPolicy = SKIP, expected: str = "", rev: int = 1

@@ -1,7 +1,5 @@
 """Clocks for tests. One that stands still is `ha_beat.testing.SettableClock`."""
 
-from __future__ import annotations
-
 from ha_beat.clock import SystemClock
 
 

@@ -1,8 +1,6 @@
 """Dispatchers on a Redis client, without a broker connection and without a lease marker."""
 
-from __future__ import annotations
-
-from typing import Any
+from typing import Any, Self
 
 from celery import Celery
 
@@ -39,7 +37,7 @@ class PlainPush(RedisCommands):
     __slots__ = ()
     timed = False
 
-    def restamped(self, _: object) -> PlainPush:
+    def restamped(self, _: object) -> Self:
         return self
 
 

@@ -1,7 +1,5 @@
 """Entries and recurrences for tests of the leader."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta

@@ -1,7 +1,5 @@
 """Events that a test receives."""
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 from ha_beat import events

@@ -1,7 +1,5 @@
 """Leases without an elector: replicas, attempts and terms for tests of the stores and of what a leader does."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ha_beat.store.keys import Keys

@@ -3,8 +3,6 @@
 A test waits for ``action=term_ended`` or ``action=path_chosen path=claim`` instead of for a sentence.
 """
 
-from __future__ import annotations
-
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color", "cluster", "replica", "action", "data"}
 
 
-def actions(caplog: pytest.LogCaptureFixture) -> list[str]:
+def actions(caplog: "pytest.LogCaptureFixture") -> list[str]:
     """Return the actions of the captured records, in order. Records of other packages have none."""
     return [record.__dict__["action"] for record in caplog.records if "action" in record.__dict__]
 

@@ -4,8 +4,6 @@ pytest-timeout arms its timer once for all attempts of pytest-rerunfailures, and
 second attempt that hangs would never end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The example project of the README and the Compose file, run like a user does."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

@@ -7,8 +7,6 @@ RECORD_URL      a Redis in which tasks and the worker note what happens, in the 
 RECORD_FIRST    seconds that the first run of the task `linger` takes
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

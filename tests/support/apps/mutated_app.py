@@ -1,7 +1,5 @@
 """`tick_app` in a process without one guard of ha_beat: `APP_MUTANT` names it (see `tests.guards`)."""
 
-from __future__ import annotations
-
 import os
 
 from tests.guards import MUTANTS

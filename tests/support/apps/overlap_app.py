@@ -1,7 +1,5 @@
 """Tick app with a task that takes long."""
 
-from __future__ import annotations
-
 import time
 
 from tests.support.apps.tick_app import app

@@ -4,8 +4,6 @@ SECOND_SIGNAL   number of the signal
 MOMENT          `before` or `after` the lease is released
 """
 
-from __future__ import annotations
-
 import os
 
 from ha_beat.scheduler import HAScheduler

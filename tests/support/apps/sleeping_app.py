@@ -3,8 +3,6 @@
 SLEEPS   path of a file; while it holds this replica's name (HA_BEAT_REPLICA) the argument's value is not returned
 """
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tick app with entries whose argument ``slow`` is the number of seconds that it takes to compute."""
 
-from __future__ import annotations
-
 import time
 
 from celery.beat import BeatLazyFunc

@@ -9,8 +9,6 @@ APP_NAME        the app's name, default `tick`
 GUARD           set: the guard is on for all tasks
 """
 
-from __future__ import annotations
-
 import json
 import os
 from datetime import UTC, datetime

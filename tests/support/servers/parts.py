@@ -1,7 +1,5 @@
 """Parts that a test needs, and the skip or failure if one is missing."""
 
-from __future__ import annotations
-
 import os
 import random
 import socket

@@ -1,7 +1,5 @@
 """PostgreSQL."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pwd

@@ -1,7 +1,5 @@
 """Child processes that don't outlive the tests."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import os
@@ -15,14 +13,6 @@ from pathlib import Path
 from typing import IO, Self
 
 from tests.support.servers.parts import Part, PartMissing, wait_for
-
-_live_processes: set[ServerProcess] = set()
-
-
-@atexit.register
-def _kill_what_is_left() -> None:
-    for process in list(_live_processes):
-        process.kill()
 
 
 class ServerProcess:
@@ -104,6 +94,15 @@ class ServerProcess:
 
     def log_tail(self, lines: int = 20) -> str:
         return "\n".join(self.log_text().splitlines()[-lines:])
+
+
+_live_processes: set[ServerProcess] = set()
+
+
+@atexit.register
+def _kill_what_is_left() -> None:
+    for process in list(_live_processes):
+        process.kill()
 
 
 def _temporary_directory(prefix: str) -> Path:

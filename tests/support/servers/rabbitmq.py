@@ -1,7 +1,5 @@
 """RabbitMQ."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import time

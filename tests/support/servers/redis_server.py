@@ -1,7 +1,5 @@
 """Redis or a compatible server."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Several Redis servers, with Sentinels or as a Redis Cluster."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Self
 from urllib.parse import quote
