@@ -64,12 +64,25 @@ class ScheduledEntry:
         return printable(getattr(self.celery_entry, "task", ""))
 
 
+@dataclass(slots=True)
+class Failure:
+    """Failed attempts at the occurrence that is due, the first one at ``since``.
+
+    ``error`` is the text of the last error. If it lasts, the occurrence is skipped for ``skip_reason``. ``builds`` is
+    how many attempts failed because the message could not be built.
+    """
+
+    since: datetime
+    error: str = ""
+    skip_reason: SkipReason = SkipReason.NOT_PUBLISHED
+    builds: int = 0
+
+
 @dataclass(eq=False, slots=True)
 class EntryState:
     """State of one entry while this replica leads.
 
-    ``position`` is the instant from which the next occurrence is counted. It has more than 15 members, because an
-    object for a part of them would take as much memory again.
+    ``position`` is the instant from which the next occurrence is counted.
     """
 
     entry: ScheduledEntry
@@ -86,18 +99,13 @@ class EntryState:
     sends_at: datetime | None = None
     #: Due instants as last found, so that a backlog is not searched for at each of its occurrences.
     due: DueInstants | None = None
-    #: Time of the first failed attempt at the occurrence that is due.
-    failing_since: datetime | None = None
-    #: Text of the last error of that occurrence, and the reason with which it is skipped if it lasts.
-    error: str = ""
-    skip_reason: SkipReason = SkipReason.NOT_PUBLISHED
-    #: Attempts to build its message that failed.
-    build_failures: int = 0
+    #: Failed attempts at the occurrence that is due.
+    failure: Failure | None = None
     #: True if the row's own occurrence is sent again, because the outcome of the first attempt is unknown.
     resend: bool = False
-    #: Time of the batch in which it last had its turn.
+    #: Time of the last batch in which the entry was decided on.
     tried_at: datetime = NEVER
-    #: Number of its place in the due queue; 0 if it has none.
+    #: Number of the entry's place in the due queue; 0 if it has none.
     ticket: int = 0
     #: Without a recurrence: seconds after a run until the entry is asked again.
     ask_in: float = 0.0
@@ -205,14 +213,17 @@ class EntryState:
 
     def record_failure(
         self, now: datetime, error: str = "", skip_reason: SkipReason = SkipReason.NOT_PUBLISHED
-    ) -> None:
-        """Record a failed attempt at the occurrence that is due."""
-        self.failing_since, self.error, self.skip_reason = self.failing_since or now, error, skip_reason
+    ) -> Failure:
+        """Record and return a failed attempt at the occurrence that is due."""
+        if self.failure is None:
+            self.failure = Failure(now)
+        self.failure.error, self.failure.skip_reason = error, skip_reason
+        return self.failure
 
     def record_row(self, row: LedgerRow) -> None:
         """Record the row that was written: the occurrence has its verdict."""
         self.row, self.position, self.owed = row, row.base, row.owed
-        self.failing_since, self.error, self.build_failures, self.resend = None, "", 0, False
+        self.failure, self.resend = None, False
 
 
 @lru_cache(maxsize=4096)

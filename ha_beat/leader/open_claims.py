@@ -102,7 +102,7 @@ class OpenClaims:
         self._record_uncertain(dispatcher, queue, term, claims)
         if any(claim.unsent for claim in claims):
             self._taken_back |= dispatcher.take_back(term)
-        state.resend, state.failing_since = False, None
+        state.resend, state.failure = False, None
         self.forget(state.id)
 
     def _record_uncertain(

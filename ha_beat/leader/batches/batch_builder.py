@@ -1,4 +1,4 @@
-"""Batch builder: makes operations of the entries that are due."""
+"""Batch builder: turns due entries into operations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ha_beat.schedule.misfire import Decision, Skipped
 #: Seconds until an entry whose schedule raises is asked again.
 SCHEDULE_RETRY = 60.0
 
-#: Characters of messages that fill a batch. Redis does nothing else for up to 15 ms while it takes them.
+#: Characters of messages that fill a batch. Redis is busy with them for up to 15 ms.
 BATCH_CHARACTERS = 2_000_000
 
 _MAX_DETAIL = 500
@@ -47,6 +47,15 @@ class Batch:
     out_of_time: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """Objects with which one batch is built."""
+
+    writer: LedgerWriter
+    queue: DueQueue
+    dispatcher: Dispatcher
+
+
 class BatchBuilder:
     """Builder of the batches of one term."""
 
@@ -63,7 +72,7 @@ class BatchBuilder:
 
         Once the broker fails, add only entries that need no message.
         """
-        batch, room = Batch(), BATCH_CHARACTERS
+        turn, batch, room = _Turn(writer, queue, dispatcher), Batch(), BATCH_CHARACTERS
         popped = queue.pop_due(writer.now, min(self._parts.options.batch_size, dispatcher.capacity))
         if popped and self.prepared:
             self.prepared.read_recipes(dispatcher)
@@ -75,7 +84,7 @@ class BatchBuilder:
                 break
             state.tried_at = writer.now
             try:
-                operation = self._operation(writer, state, queue, dispatcher, batch.error)
+                operation = self._operation(turn, state, batch.error)
             except StoreError as exc:
                 batch.error = exc
                 batch.waiting.append(state)
@@ -91,94 +100,80 @@ class BatchBuilder:
             queue.put(state, state.due_at or writer.now)
         return batch
 
-    def _operation(
-        self, writer: LedgerWriter, state: EntryState, queue: DueQueue, dispatcher: Dispatcher, error: StoreError | None
-    ) -> EntryOperation | None:
-        now = writer.now
+    def _operation(self, turn: _Turn, state: EntryState, error: StoreError | None) -> EntryOperation | None:
+        """Return the operation for a due entry, or ``None`` if the entry was put back into the queue.
+
+        Raises:
+            StoreError: the broker failed, now or with ``error`` before.
+        """
+        writer, now = turn.writer, turn.writer.now
         try:
-            if state.entry.recurrence is None and not state.resend and not self._is_due(state, queue, now):
+            if state.entry.recurrence is None and not state.resend and not self._is_due(turn, state):
                 return None
             pause = self._parts.pause.entries.get(state.id)
             decision = state.decide(now, pause)
         except Exception as exc:
             self._parts.emit(events.EntryFailed.raised(state.label, EntryFault.SCHEDULE_RAISES, exc))
-            queue.put(state, state.due_at or now, now + timedelta(seconds=SCHEDULE_RETRY))
+            turn.queue.put(state, state.due_at or now, now + timedelta(seconds=SCHEDULE_RETRY))
             return None
         if decision.send is None:
             return writer.skip(state, _with_error(cast("Skipped", decision.skipped), state), decision.position)
+        late = self._retries.past_deadline(state, decision.send, now)
         paused = state.resend and pause is not None and pause.in_force  # guard: pause-no-resend
-        if paused or self._retries.past_deadline(state, decision.send, now):
-            if state.resend:
-                self._abandon(writer, state, queue, dispatcher)
-                return None
-            return writer.skip(state, whole(decision, state.skip_reason, state.error), decision.position)
+        if paused or (late and state.resend):
+            self._abandon(turn, state)
+            return None
+        if late:
+            return writer.skip(state, whole(decision, late.skip_reason, late.error), decision.position)
         expired = self._retries.expired(state, now)
         if expired is not None:
             return writer.skip(state, *expired)
         if error is not None:
             raise error
-        prepared = self.prepared.take(writer, state, decision, dispatcher)
-        return prepared or self._built(writer, state, decision, decision.send, queue, dispatcher)
+        prepared = self.prepared.take(writer, state, decision, turn.dispatcher)
+        return prepared or self._built(turn, state, decision, decision.send)
 
-    def _built(
-        self,
-        writer: LedgerWriter,
-        state: EntryState,
-        decision: Decision,
-        send: datetime,
-        queue: DueQueue,
-        dispatcher: Dispatcher,
-    ) -> EntryOperation | None:
-        """Return a new operation that enqueues an occurrence, or that skips it; ``None`` if it is tried again."""
-        now = writer.now
-        if not self._buildable(state, send, dispatcher):
-            self._retries.await_arguments(state, queue, now, hung=self._slow.overdue(state.id))
+    def _built(self, turn: _Turn, state: EntryState, decision: Decision, at: datetime) -> EntryOperation | None:
+        """Return an operation that enqueues or skips the occurrence due ``at``; ``None`` if it is tried again."""
+        writer, dispatcher, now = turn.writer, turn.dispatcher, turn.writer.now
+        kept = self._parts.kept.find(state.entry, dispatcher)
+        if not (kept is not None and kept.is_of(at)) and not self._slow.ready(state.entry):
+            self._retries.await_arguments(state, turn.queue, now, hung=self._slow.overdue(state.id))
             return None
+
+        def build(header: Mapping[str, Any], task_id: str) -> PreparedMessage:
+            return self._message(state, at, dispatcher, header, task_id)
+
+        earlier = self._claims.earlier_records(state.id) if state.resend else ()
         began = self._parts.clock.elapsed()
         try:
             with judged_build_errors(dispatcher):
-                return self._send(writer, state, decision, send, dispatcher)
+                return writer.enqueue(state, decision, self._parts.cluster, build, earlier)
         except Declined:
             if state.resend:
-                # Its first message may be out.
-                self._abandon(writer, state, queue, dispatcher)
+                # The first message of the occurrence may have been enqueued.
+                self._abandon(turn, state)
                 return None
             return writer.skip(state, whole(decision, SkipReason.DECLINED, ""), decision.position)
         except MessageFailed as failed:
             if failed.fault is not BuildFault.MESSAGE:
-                self._retries.retry(state, failed, queue, now, self._parts.clock.elapsed() - began)
+                self._retries.retry(state, failed, turn.queue, now, self._parts.clock.elapsed() - began)
                 return None
             self._parts.emit(events.EntryFailed(state.label, EntryFault.MESSAGE_NOT_BUILT, failed.detail, failed.cause))
             return writer.skip(state, whole(decision, SkipReason.NO_MESSAGE, failed.detail), decision.position)
 
-    def _abandon(self, writer: LedgerWriter, state: EntryState, queue: DueQueue, dispatcher: Dispatcher) -> None:
+    def _abandon(self, turn: _Turn, state: EntryState) -> None:
         """Record an occurrence that cannot be sent again as uncertain, and plan the next one."""
-        self._claims.record_resend_uncertain(dispatcher, queue, writer.term, state)
-        self._planner.plan(queue, state, writer.now)
-
-    def _send(
-        self, writer: LedgerWriter, state: EntryState, decision: Decision, send: datetime, dispatcher: Dispatcher
-    ) -> EntryOperation:
-        """Return a new operation that enqueues an occurrence."""
-
-        def build(header: Mapping[str, Any], task_id: str) -> PreparedMessage:
-            return self._message(state, send, dispatcher, header, task_id)
-
-        earlier = self._claims.earlier_records(state.id) if state.resend else ()
-        return writer.enqueue(state, decision, self._parts.cluster, build, earlier)
-
-    def _buildable(self, state: EntryState, at: datetime, dispatcher: Dispatcher) -> bool:
-        """True if the message of an occurrence does not wait for arguments that a thread computes."""
-        kept = self._parts.kept.find(state.entry, dispatcher)
-        return (kept is not None and kept.is_of(at)) or self._slow.ready(state.entry)
+        self._claims.record_resend_uncertain(turn.dispatcher, turn.queue, turn.writer.term, state)
+        self._planner.plan(turn.queue, state, turn.writer.now)
 
     def _message(
         self, state: EntryState, at: datetime, dispatcher: Dispatcher, header: Mapping[str, Any], task_id: str
     ) -> PreparedMessage:
         """Return the message of an occurrence: the kept one, or else a new one.
 
-        Where no new one can be built, a kept one that was certainly not enqueued takes its place: the task may have
-        found what it had reserved for it. One with an expiry or an ETA is built again if that is possible.
+        If no new one can be built, use a kept message that was certainly not enqueued: the task may have found what it
+        reserved for that message. A kept message with an expiry or an ETA is built again if possible.
         """
         entry = state.entry
         kept = self._parts.kept.find(entry, dispatcher)
@@ -196,34 +191,31 @@ class BatchBuilder:
         self._parts.kept.keep(state, at, dispatcher, message, (args, kwargs))
         return message
 
-    def _is_due(self, state: EntryState, queue: DueQueue, now: datetime) -> bool:
-        """Ask an entry without a recurrence. The time at which it is first found due is its occurrence."""
-        if state.failing_since is not None:
+    def _is_due(self, turn: _Turn, state: EntryState) -> bool:
+        """True if an entry without a recurrence is due. Its occurrence is the time at which it is first found due."""
+        if state.failure is not None:
             return True
+        now = turn.writer.now
         due, ask_in = self._parts.source.check(state.entry, state.position)
         if due:
             state.due_at, state.ask_in = now, ask_in
         else:
-            queue.put(state, now + timedelta(seconds=ask_in))
+            turn.queue.put(state, now + timedelta(seconds=ask_in))
         return due
 
 
 def _with_error(skipped: Skipped, state: EntryState) -> Skipped:
-    """Return the skipped instants with the error that kept the entry from building its message, if there was one."""
-    if not state.build_failures:
+    """Return the skipped instants, with the entry's last error if its message could not be built."""
+    failure = state.failure
+    if failure is None or not failure.builds:
         return skipped
-    return replace(skipped, reason=state.skip_reason, detail=state.error)
-
-
-def _one(decision: Decision, reason: SkipReason, detail: str) -> Skipped:
-    """Return the one due instant as a range."""
-    until = decision.position + timedelta(microseconds=1)
-    return Skipped(decision.position, until, 1, reason, detail[:_MAX_DETAIL])
+    return replace(skipped, reason=failure.skip_reason, detail=failure.error)
 
 
 def whole(decision: Decision, reason: SkipReason, detail: str) -> Skipped:
     """Return the due instant together with those that the decision skips, all skipped for one reason."""
-    one, before = _one(decision, reason, detail), decision.skipped
+    at, before = decision.position, decision.skipped
+    until, detail = at + timedelta(microseconds=1), detail[:_MAX_DETAIL]
     if before is None:
-        return one
-    return Skipped(before.first, one.until, before.count + 1 if before.count >= 0 else -1, reason, one.detail)
+        return Skipped(at, until, 1, reason, detail)
+    return Skipped(before.first, until, before.count + 1 if before.count >= 0 else -1, reason, detail)

@@ -253,7 +253,7 @@ def _is_regular(state: EntryState) -> bool:
         state.resend
         or state.resumed
         or state.owed is not None
-        or state.failing_since is not None
+        or state.failure is not None
         or state.entry.recurrence is None
         or state.entry.celery_entry is None
     )

@@ -1,4 +1,4 @@
-"""Results: applies the answer to each operation to the entry's state and the due queue."""
+"""Results: applies the answers to a batch to the entries' states and the due queue."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Results:
     def apply(
         self, term: Term, operations: Sequence[EntryOperation], answers: Sequence[Answer], queue: DueQueue
     ) -> Applied:
-        """Apply the answers to a batch. Report progress after each."""
+        """Apply the answers to a batch, and report progress after each."""
         now, applied = self._parts.time.now(), Applied()
         writer = LedgerWriter(term, now)
         for done, answer in zip(operations, answers, strict=True):
@@ -92,26 +92,23 @@ class Results:
                 self._parts.kept.unsent(state.id)
                 state.record_failure(now, answer.detail)
                 queue.put(state, state.due_at or now)
-            case AnswerKind.PAUSED | AnswerKind.WITHDRAWN | AnswerKind.DEFERRED | AnswerKind.OVERLAP:
-                self._not_done(state, answer, queue, now)
+            case AnswerKind.PAUSED | AnswerKind.WITHDRAWN | AnswerKind.DEFERRED:
+                self._parts.kept.unsent(state.id)
+                # An entry that is itself paused must not keep the main loop busy until its pause was read.
+                queue.put(state, state.due_at or now, now + _ENTRY_RETRY if answer.detail else None)
+            case AnswerKind.OVERLAP:
+                self._parts.kept.unsent(state.id)
+                if answer.detail and (state.row is None or state.row.reason != SkipReason.OVERLAP):
+                    self._parts.emit(events.EntryFailed(state.label, EntryFault.NO_REPORTS))
             case AnswerKind.ERROR:
                 self._parts.kept.unsent(state.id)
-                if state.failing_since is None:
+                if state.failure is None:
                     # Once per occurrence, because it is retried each second.
                     self._parts.emit(events.EntryFailed(state.label, EntryFault.REFUSED, answer.detail))
                 state.record_failure(now, answer.detail)
                 queue.put(state, state.due_at or now, now + _ENTRY_RETRY)
             case AnswerKind.MOVED:
                 self._follow(state, answer.detail, queue, now)
-
-    def _not_done(self, state: EntryState, answer: Answer, queue: DueQueue, now: datetime) -> None:
-        """Put an entry back whose occurrence was not enqueued. One that overlaps is recorded as skipped instead."""
-        self._parts.kept.unsent(state.id)
-        if answer.kind is not AnswerKind.OVERLAP:
-            # The pause of an entry must not keep the main loop busy until it was read.
-            queue.put(state, state.due_at or now, now + _ENTRY_RETRY if answer.detail else None)
-        elif answer.detail and (state.row is None or state.row.reason != SkipReason.OVERLAP):
-            self._parts.emit(events.EntryFailed(state.label, EntryFault.NO_REPORTS))
 
     def _record(self, done: EntryOperation, row: LedgerRow, queue: DueQueue, now: datetime) -> None:
         """Record the row that was written, and plan the next occurrence."""
@@ -127,7 +124,7 @@ class Results:
             state.resumed = False
             self._notify_armed(state)
         if decision is None:
-            # Armed: the position that was recorded is the one from which the entry was planned.
+            # The entry was armed at the position from which it was planned.
             state.rest()
             if done.replan:
                 self._planner.plan(queue, state, now)
@@ -151,7 +148,7 @@ class Results:
             self._parts.emit(events.Enqueued(entry.label, entry.task, row.task_id, decision.send, lateness))
 
     def _follow(self, state: EntryState, raw: str, queue: DueQueue, now: datetime) -> None:
-        """Continue from a row that another writer has written."""
+        """Continue an entry from a row that another writer has written."""
         row = LedgerRow.parse(raw) if raw else None
         if raw and row is None:
             self._parts.emit(events.EntryFailed(state.label, EntryFault.ROW_UNREADABLE))
@@ -161,12 +158,12 @@ class Results:
         state.owed = row.owed if row is not None else None
         state.position = max(state.position, row.base) if row else state.position  # guard: moved-row-followed
         self._claims.forget(state.id)
-        # An earlier leader may have confirmed late that it had enqueued what was uncertain.
+        # No report if an earlier leader has confirmed late that it enqueued the uncertain occurrence.
         if row is None or before is None or row.verdict is not Verdict.ENQUEUED or row.task_id != before.task_id:
             self._parts.emit(events.EntryFailed(state.label, EntryFault.ROW_CHANGED))
         self._planner.plan(queue, state, now)
         if state.ticket and state.due_at is not None and state.due_at <= now:
-            # The other writer may repeat it: do not retry in a tight loop.
+            # The other writer may write again, so do not retry in a tight loop.
             queue.put(state, state.due_at, now + _ENTRY_RETRY)
 
     def _notify_armed(self, state: EntryState) -> None:

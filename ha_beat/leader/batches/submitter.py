@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from ha_beat import events
 from ha_beat.clock import to_ms
-from ha_beat.dispatch import Answer, Dispatcher, FencedOff
+from ha_beat.dispatch import Answer, Dispatcher, FencedOff, Operation
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.leader.batches.batch_builder import SCHEDULE_RETRY
 from ha_beat.leader.batches.results import Results
@@ -31,6 +31,15 @@ class Submission:
     unknown: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """Batch whose answers are not applied yet. ``obstacle`` is why some of its messages were not sent, if known."""
+
+    operations: Sequence[EntryOperation]
+    answers: Sequence[Answer]
+    obstacle: StoreError | None
+
+
 class Submitter:
     """Submitter of the batches of one term."""
 
@@ -40,8 +49,7 @@ class Submitter:
         self._results = results
         #: The batch that was submitted and not answered; empty if there is none.
         self._pending = Submission()
-        #: The batch whose answers are to be applied, its answers, and its dispatcher.
-        self._answered: tuple[Sequence[EntryOperation], Sequence[Answer], Dispatcher] | None = None
+        self._answered: _Answered | None = None
         #: True if the last step enqueued a message.
         self.sent = False
         #: Error of the broker and number of entries that could not be sent, from the last step.
@@ -54,12 +62,12 @@ class Submitter:
 
     def discard(self) -> None:
         """Discard a batch without an answer."""
-        self._pending = Submission()
+        self._take_pending()
 
     def submit_again(self, term: Term, dispatcher: Dispatcher) -> None:
         """Submit the batch without an answer again. Raises like :meth:`submit`."""
-        self._submit(term, dispatcher, self._pending, None)
-        self.settle(term)
+        self._submit(term, dispatcher, self._pending)
+        self._apply_answers(term)
 
     def submit(self, term: Term, dispatcher: Dispatcher, operations: Sequence[EntryOperation]) -> None:
         """Submit a batch, and apply its answers.
@@ -68,8 +76,8 @@ class Submitter:
             FencedOff: the term is over.
             StoreError: the batch has no answer and stays pending.
         """
-        self._submit(term, dispatcher, Submission(operations), None)
-        self.settle(term)
+        self._submit(term, dispatcher, Submission(operations))
+        self._apply_answers(term)
 
     def submit_due(
         self,
@@ -80,44 +88,38 @@ class Submitter:
     ) -> None:
         """Submit a batch of due entries, and further ones while ``build`` returns any.
 
-        While a batch is under way, the answers to the one before are applied and the next is built. It is submitted
-        once there is an answer, so that there is one batch without an answer at most. Raises like :meth:`submit`.
+        While a batch is under way, the previous batch's answers are applied and the next batch is built. The next one
+        is submitted after the answer, so that at most one batch has no answer. Raises like :meth:`submit`.
         """
         following = operations
+        error: Exception | None = None
 
         def meanwhile() -> None:
-            nonlocal following
-            self.settle(term)
-            following = build()
+            nonlocal following, error
+            try:
+                self._apply_answers(term)
+                following = build()
+            except Exception as exc:
+                # Raised later, because it must not pass for an error of the server.
+                self._schedule.reload()
+                error = exc
 
         while following:
             submission, following = Submission(following, from_queue=True), ()
+            submitted = False
             try:
-                answered = self._submit(term, dispatcher, submission, meanwhile)
-            except BaseException:
-                self._put_back(following)
-                raise
-            if not answered:
-                self._put_back(following)
+                submitted = self._submit(term, dispatcher, submission, meanwhile)
+            finally:
+                if not submitted:
+                    self._put_back(following)
+            if not submitted:
                 return
-        self.settle(term)
-
-    def settle(self, term: Term) -> None:
-        """Apply answers that are not applied yet."""
-        answered, self._answered = self._answered, None
-        if answered is None:
-            return
-        operations, answers, dispatcher = answered
-        applied = self._results.apply(term, operations, answers, self._schedule.queue)
-        self.sent = self.sent or applied.sent
-        if applied.follow_up:
-            self._schedule.first.append(applied.follow_up)
-        if applied.unsent:
-            obstacle = dispatcher.obstacle or StoreUnavailable(applied.unsent[-1], acted=False)
-            self.broker_failure = obstacle, len(applied.unsent)
+        self._apply_answers(term)
+        if error is not None:
+            raise error
 
     def isolate_pending(self, error: StoreError, dispatcher: Dispatcher) -> bool:
-        """Take apart a pending batch that fails although Redis answers, for example because one message is too large.
+        """Split a pending batch that fails although Redis answers, for example because one message is too large.
 
         Returns:
             True if the batch is at fault. Its operations are then submitted one by one.
@@ -131,64 +133,65 @@ class Submitter:
             dispatcher.ledger.notes(["any"])
         except StoreError:
             return False
-        operations, self._pending = self._pending.operations, Submission()
-        self._isolate(operations, error)
+        self._isolate(self._take_pending(), error)
         return True
 
     def _submit(
-        self, term: Term, dispatcher: Dispatcher, submission: Submission, meanwhile: Callable[[], None] | None
+        self,
+        term: Term,
+        dispatcher: Dispatcher,
+        submission: Submission,
+        meanwhile: Callable[[], None] | None = None,
     ) -> bool:
         """Submit a batch. Return False if its entries were put back, or are submitted one by one."""
-        self._pending, operations = submission, submission.operations
-        parts, raised = self._parts, list[Exception]()
-        began = parts.clock.elapsed()
-        accepted_ms = to_ms(parts.time.now())
-        for each in operations:
-            if each.sends:
-                parts.kept.submitted(each.state.id)
-
-        def work() -> None:
-            try:
-                if meanwhile is not None:
-                    meanwhile()
-            except Exception as exc:
-                # It must not pass for an error of the server. What it left undone is read from the ledger again.
-                self._schedule.reload()
-                raised.append(exc)
-
+        self._pending = submission
+        began = self._parts.clock.elapsed()
         try:
-            answers = dispatcher.submit(term, [each.operation_at(accepted_ms) for each in operations], work)
+            answers = dispatcher.submit(term, self._stamped(submission.operations), meanwhile)
         except FencedOff as exc:
-            self._pending = Submission()
+            count = len(self._take_pending())
             self._schedule.reload()
-            parts.emit(events.DispatchFenced(term.epoch, len(operations), exc.reason, exc.detail))
+            self._parts.emit(events.DispatchFenced(term.epoch, count, exc.reason, exc.detail))
             raise
         except StoreError as exc:
-            if not self._judge_again(dispatcher, exc):
+            if not self._may_be_judged_again(dispatcher, exc):
                 raise
+            self._judge_again(self._take_pending(), exc)
             return False
         except Exception as exc:
-            self._pending = Submission()
-            self._isolate(operations, exc)
+            self._isolate(self._take_pending(), exc)
             return False
         finally:
-            # The answers to the batch before, if the dispatcher did not let them be applied meanwhile.
-            self.settle(term)
-        self._pending = Submission()
+            # Of the previous batch, if the dispatcher has not called ``meanwhile``.
+            self._apply_answers(term)
+        self._answered = _Answered(self._take_pending(), answers, dispatcher.obstacle)
         mine = sum(answer.kind is AnswerKind.MINE for answer in answers)
-        parts.emit(events.BatchDispatched(len(answers), parts.clock.elapsed() - began, mine))
-        self._answered = operations, answers, dispatcher
-        if raised:
-            self.settle(term)
-            raise raised[0]
+        self._parts.emit(events.BatchDispatched(len(answers), self._parts.clock.elapsed() - began, mine))
         return True
 
-    def _judge_again(self, dispatcher: Dispatcher, error: StoreError) -> bool:
-        """Put the entries of a batch that was certainly not carried out back into the queue.
+    def _stamped(self, operations: Sequence[EntryOperation]) -> list[Operation]:
+        """Return the operations as they are submitted now, and note that their messages may be enqueued from now on."""
+        for each in operations:
+            if each.sends:
+                self._parts.kept.submitted(each.state.id)
+        ms = to_ms(self._parts.time.now())
+        return [each.operation_at(ms) for each in operations]
 
-        By the time at which Redis accepts writes again, some may be too late by their misfire rules. Return False if
-        the batch must be submitted unchanged.
-        """
+    def _apply_answers(self, term: Term) -> None:
+        """Apply the answers that are not applied yet."""
+        answered, self._answered = self._answered, None
+        if answered is None:
+            return
+        applied = self._results.apply(term, answered.operations, answered.answers, self._schedule.queue)
+        self.sent = self.sent or applied.sent
+        if applied.follow_up:
+            self._schedule.first.append(applied.follow_up)
+        if applied.unsent:
+            obstacle = answered.obstacle or StoreUnavailable(applied.unsent[-1], acted=False)
+            self.broker_failure = obstacle, len(applied.unsent)
+
+    def _may_be_judged_again(self, dispatcher: Dispatcher, error: StoreError) -> bool:
+        """True if the pending batch was certainly not carried out. Otherwise it must be submitted unchanged."""
         submission = self._pending
         if isinstance(error, StoreRefused):
             certain = not error.unexplained
@@ -197,26 +200,31 @@ class Submitter:
         submission.unknown = submission.unknown or not certain
         if submission.unknown or not submission.from_queue:
             return False
-        if not dispatcher.drop_refused([each.operation for each in submission.operations]):
-            submission.unknown = True
-            return False
+        submission.unknown = not dispatcher.drop_refused([each.operation for each in submission.operations])
+        return not submission.unknown
+
+    def _judge_again(self, operations: Sequence[EntryOperation], error: StoreError) -> None:
+        """Put entries back: when Redis accepts writes again, some may be too late by their misfire rules."""
         now = self._parts.time.now()
-        for each in submission.operations:
+        for each in operations:
             each.state.record_failure(now, str(error))
             self._parts.kept.unsent(each.state.id)
-        self._put_back(submission.operations)
-        self._pending = Submission()
-        self.broker_failure = (error, len(submission.operations))
-        return True
+        self._put_back(operations)
+        self.broker_failure = (error, len(operations))
+
+    def _take_pending(self) -> Sequence[EntryOperation]:
+        """Return the operations of the pending batch, which is no longer pending."""
+        pending, self._pending = self._pending, Submission()
+        return pending.operations
 
     def _put_back(self, operations: Iterable[EntryOperation]) -> None:
-        """Put entries back into the queue whose operations were not submitted, or certainly not carried out."""
+        """Put the entries of operations that were certainly not carried out back into the queue."""
         now = self._parts.time.now()
         for each in operations:
             self._schedule.queue.put(each.state, each.state.due_at or now)
 
     def _isolate(self, operations: Sequence[EntryOperation], exc: Exception) -> None:
-        """Submit the operations of a failed batch one by one; a single one is at fault and retried later."""
+        """Submit the operations of a failed batch one by one. A single operation is at fault, and retried later."""
         if len(operations) > 1:
             self._schedule.first.extendleft((each,) for each in reversed(operations))
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain, islice
 from typing import TypeVar
@@ -342,9 +342,10 @@ class ScheduleLoader:
 def keep_deadlines(before: Iterable[EntryState], queue: DueQueue) -> None:
     """Keep since when occurrences fail that are due as before, so that a reload does not postpone their verdict."""
     for old in before:
-        new = queue.get(old.id)
-        if old.failing_since is not None and new is not None and new is not old and new.due_at == old.due_at:
-            new.failing_since, new.error, new.skip_reason = old.failing_since, old.error, old.skip_reason
+        if old.failure is not None:
+            new = queue.get(old.id)
+            if new is not None and new is not old and new.due_at == old.due_at:
+                new.failure = replace(old.failure, builds=0)
 
 
 def _one_batch(operations: Sequence[EntryOperation]) -> Batches:

@@ -66,7 +66,8 @@ class FailingDispatcher(ScriptDispatcher):
         fault, when = self.chance.choice(self.faults) if fails else (lambda: None, 0)
 
         def work() -> None:
-            meanwhile()
+            if meanwhile is not None:
+                meanwhile()
             if when == 1:
                 fault()
 
