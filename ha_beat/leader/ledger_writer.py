@@ -21,13 +21,16 @@ from ha_beat.store.ledger import LedgerRow
 #: Milliseconds from the time of a batch to its submission that its records need not show.
 _PROMPT_MS = 100
 
+#: Placeholder for a time in ms. No text in JSON contains it.
+OPEN_TIME = "\0" * 13
+
 #: Builder of a message from its header and its task id.
 Build = Callable[[Mapping[str, Any], str], PreparedMessage]
 
 
 @dataclass(frozen=True, slots=True)
 class EntryOperation:
-    """Operation with the entry that it is about, the row that it writes and the decision that it records."""
+    """Operation with its entry, the row that it writes and the decision that it records."""
 
     state: EntryState
     operation: Operation
@@ -37,7 +40,7 @@ class EntryOperation:
     replan: bool = False
 
     def after(self, raw: str) -> EntryOperation:
-        """Return this operation for an entry whose row has become ``raw`` since."""
+        """Return this operation for an entry whose row was replaced by ``raw``."""
         row = replace(self.row, rev=self.row.rev + 1).with_raw()
         new = row.raw if self.operation.row else ""
         return replace(self, operation=replace(self.operation, expected=raw, row=new), row=row, replan=True)
@@ -48,11 +51,41 @@ class EntryOperation:
         return self.decision is not None and self.decision.send is not None
 
     def operation_at(self, ms: int) -> Operation:
-        """Return the operation for a submission at this time in ms. Its records show the time if that is later."""
+        """Return the operation as it is submitted at this time in ms. If that is later, its records show the time."""
         if ms - self.row.dispatched_ms < _PROMPT_MS:
             return self.operation
         records = tuple(json.dumps({**json.loads(record), "ms": ms}) for record in self.operation.records)
         return replace(self.operation, records=records)
+
+    def with_open_time(self) -> EntryOperation:
+        """Return a copy with :data:`OPEN_TIME` for the time in its row and its records."""
+        ms = self.row.dispatched_ms
+        # A text of the project cannot contain these fields, because its quotes are escaped.
+        raw = self.row.raw.replace(f'"ms":{ms},', f'"ms":{OPEN_TIME},', 1)
+        records = tuple(
+            record.replace(f'"ms": {ms}, "epoch"', f'"ms": {OPEN_TIME}, "epoch"', 1)
+            for record in self.operation.records
+        )
+        operation = replace(self.operation, row=raw, records=records)
+        return replace(self, operation=operation, row=replace(self.row, raw=raw))
+
+    def set_time(self, ms: int, packed: Sequence[bytes]) -> None:
+        """Set the open time. ``packed`` are the parts of the packed operation, with the time between them.
+
+        Nothing else may refer to the operation yet: it is changed, because a copy would take longer than the rest.
+        """
+        text, operation = str(ms), self.operation
+        raw = self.row.raw.replace(OPEN_TIME, text)
+        # A list is quicker than a generator here.
+        records = tuple([record.replace(OPEN_TIME, text) for record in operation.records])
+        _set(self.row, dispatched_ms=ms, raw=raw)
+        _set(operation, row=raw, records=records, packed=text.encode().join(packed) if packed else b"")
+
+
+def _set(target: object, **values: Any) -> None:
+    """Set fields of a frozen object."""
+    for name, value in values.items():
+        object.__setattr__(target, name, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,27 +134,30 @@ class LedgerWriter:
         )
         return row.with_raw()
 
-    def resent(self, row: LedgerRow) -> LedgerRow:
-        """Return the row of a claimed occurrence that is sent again. Its schedule may have been edited since."""
+    def _resent(self, row: LedgerRow) -> LedgerRow:
+        """Return the row of a claimed occurrence that is sent again.
+
+        It keeps the fields of the claimed row, because the schedule may have been edited since.
+        """
         epoch, nonce = self.term.epoch, self.term.nonce
         sent = replace(row, verdict=Verdict.ENQUEUED, rev=row.rev + 1, dispatched_ms=self.ms, epoch=epoch, nonce=nonce)
         return sent.with_raw()
 
     def arm(self, state: EntryState, *, in_doubt_until: datetime | None = None) -> EntryOperation:
-        """Record the entry's position: from it on, each leader owes the occurrences that are not in doubt."""
+        """Record the entry's position. Later occurrences that are not in doubt are owed by each leader."""
         row = self.row(state, state.position, Verdict.ARMED, in_doubt_until=in_doubt_until)
         return EntryOperation(state, Operation(state.id, state.expected, row.raw), row)
 
     def mark_absent(self, state: EntryState) -> EntryOperation:
         """Record that the entry was deleted or disabled: it is not due until it is armed again.
 
-        An instant that was due before has its verdict with it.
+        If an instant was due before, record it as skipped.
         """
         row, before = self.row(state, state.position, Verdict.ABSENT), state.row
         due = before.owed or before.following if before is not None else None
         if due is None or not state.position < due <= self.now:  # guard: absence-drops-recorded
             return EntryOperation(state, Operation(state.id, state.expected, row.raw), row)
-        # How many more were due is unknown.
+        # It is unknown how many more instants were due.
         skipped = state.in_doubt(Skipped(due, self.now + timedelta(microseconds=1), -1, SkipReason.REMOVED))
         operation = Operation(state.id, state.expected, row.raw, (self.skip_record(state, skipped, state.position),))
         return EntryOperation(state, operation, row, Decision(None, state.position, skipped))
@@ -133,7 +169,7 @@ class LedgerWriter:
     def skip(
         self, state: EntryState, skipped: Skipped, position: datetime, *, last: datetime | None = None
     ) -> EntryOperation:
-        """Record skipped instants. ``last`` is the last of them, if it is not the position."""
+        """Record skipped instants. ``last`` is the last one, if it is not the position."""
         skipped = state.in_doubt(skipped)
         row = self.row(state, position, Verdict.SKIPPED, scheduled_at=last or position, skipped=skipped)
         operation = Operation(state.id, state.expected, row.raw, (self.skip_record(state, skipped, position),))
@@ -142,15 +178,15 @@ class LedgerWriter:
     def enqueue(
         self, state: EntryState, decision: Decision, cluster: str, build: Build, earlier: Sequence[str] = ()
     ) -> EntryOperation:
-        """Enqueue the occurrence of a decision that sends one. ``build`` builds its message.
+        """Enqueue the occurrence that a decision sends. ``build`` builds its message.
 
-        ``earlier`` are the records to write again with an occurrence that is sent again.
+        ``earlier`` are the records that are written again with an occurrence that is sent again.
         """
         entry, at = state.entry, cast("datetime", decision.send)
         occurrence = Occurrence(entry.id, at)
         task_id = occurrence.task_id(cluster)
         if state.resend and state.row is not None:
-            row = self.resent(state.row)
+            row = self._resent(state.row)
         else:
             row = self.row(state, decision.position, Verdict.ENQUEUED, scheduled_at=at, task_id=task_id)
         header = header_of(
@@ -162,14 +198,15 @@ class LedgerWriter:
             busy=task_id if entry.busy_for else "",
         )
         message = build(header, task_id)
-        skipped = (
-            self.skip_record(state, decision.skipped) if decision.skipped is not None and not state.resend else None
-        )
+        records = [*earlier]
+        if decision.skipped is not None and not state.resend:
+            records.append(self.skip_record(state, decision.skipped))
+        records.append(self.enqueued_record(state, at, task_id))
         operation = Operation(
             entry.id,
             state.expected,
             row.raw,
-            (*earlier, *filter(None, [skipped]), self.enqueued_record(state, at, task_id)),
+            tuple(records),
             message,
             task_id=task_id,
             uncertain=entry.uncertain,
@@ -186,7 +223,7 @@ class LedgerWriter:
         )
 
     def skip_record(self, state: EntryState, skipped: Skipped, position: datetime | None = None) -> str:
-        """Return the journal record of a skipped range. It carries ``position`` if no other record does."""
+        """Return the journal record of a skipped range, with ``position`` if no other record has it."""
         return self._record(
             Verdict.SKIPPED,
             state,

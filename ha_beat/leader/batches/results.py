@@ -49,7 +49,10 @@ class Results:
         now, applied = self._parts.time.now(), Applied()
         writer = LedgerWriter(term, now)
         for done, answer in zip(operations, answers, strict=True):
-            self._apply(done, answer, queue, now)
+            if done.state.entry.celery_entry is None:
+                self._apply_to_unscheduled(done, answer, now)
+            else:
+                self._apply(done, answer, queue, now)
             self._parts.pace.progress()
             match answer.kind:
                 case AnswerKind.DONE | AnswerKind.MINE | AnswerKind.PARTIAL if done.sends:
@@ -67,15 +70,15 @@ class Results:
                     pass
         return applied
 
+    def _apply_to_unscheduled(self, done: EntryOperation, answer: Answer, now: datetime) -> None:
+        """Report the verdict of an entry that is not in the schedule. The next reload retries a failed operation."""
+        if answer.kind in {AnswerKind.DONE, AnswerKind.MINE}:
+            if done.decision is not None:
+                self._report(done.state.entry, done.decision, done.row, now)
+            self._notify_armed(done.state)
+
     def _apply(self, done: EntryOperation, answer: Answer, queue: DueQueue, now: datetime) -> None:
         state = done.state
-        if state.entry.celery_entry is None:
-            # The entry is not in the schedule. A failed operation is built again at the next reload.
-            if answer.kind in {AnswerKind.DONE, AnswerKind.MINE}:
-                if done.decision is not None:
-                    self._report(state.entry, done.decision, done.row, now)
-                self._notify_armed(state)
-            return
         match answer.kind:
             case AnswerKind.DONE | AnswerKind.MINE:
                 self._record(done, done.row, queue, now)
