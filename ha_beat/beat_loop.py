@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from ha_beat.clock import Clock, SystemClock
 from ha_beat.dispatch import FencedOff, ReplicaExhausted
@@ -25,6 +25,7 @@ from ha_beat.event_queue import EventQueue
 from ha_beat.events import Events, TermEnded, TurnFailed
 from ha_beat.exception_text import exception_line
 from ha_beat.leader import BrokerOutOfReach, Enqueuer, ScheduleSource
+from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.forecast import Outline
 from ha_beat.leader.planner import ScheduleChange
 from ha_beat.leader.requests.handler import RequestHandler
@@ -44,49 +45,49 @@ _LONGEST_TURN = 1.0
 _LAST_LINES = 5.0
 
 
-class ReplicaSource(ScheduleSource, Protocol):
-    """Schedule of one replica: the entries, and the life cycle of what provides them."""
+class ReplicaSource(ScheduleSource):
+    """Base class of the schedule of one replica: its entries, and the life cycle of the threads that provide them."""
 
-    @property
-    def sender(self) -> Sender:
-        """Return what publishes the messages of the entries."""
-        ...
+    #: Publishes the messages of the entries.
+    sender: Sender
 
     def start(self, runtime: Runtime) -> None:
         """Start to provide entries. Called after any fork, and again in the next turn if it raises."""
-        ...
 
     def keep_running(self) -> None:
-        """Start again what has ended. Called in each turn."""
-        ...
+        """Restart threads that have ended. Called in each turn."""
 
     def ready(self) -> bool:
         """True if there is a schedule to lead with. Called often."""
-        ...
+        return True
 
+    @abstractmethod
     def outlines(self) -> Iterable[Outline]:
-        """Yield an outline of each entry, for a forecast. Called on a standby, and at little cost."""
-        ...
+        """Yield an outline of each entry, for a forecast. Called on a standby, and must be cheap."""
 
+    @abstractmethod
     def changed(self, term: Term, *, held_back: bool) -> ScheduleChange | None:
-        """Return what must be read again, if anything. ``held_back``: entries wait for a reading under this term."""
-        ...
+        """Return the entries that must be loaded again. ``held_back``: entries wait for a read under this term."""
 
+    @abstractmethod
     def digest(self) -> str:
         """Return a digest that tells this replica's schedule from another's, or ``""`` if they share a store."""
-        ...
 
+    @abstractmethod
     def scheduler_class(self) -> str:
         """Return the scheduler class, as ``module:Class``."""
-        ...
+
+    def armed(self, entry_id: str) -> None:
+        """Do nothing. A source that keeps deleted entries until then overrides it."""
+
+    def finished(self, entry: ScheduledEntry, runs: int) -> None:
+        """Do nothing. A source that disables such entries in its store overrides it."""
 
     def stop(self) -> None:
         """Stop soon, without waiting. Called in a signal handler."""
-        ...
 
     def join(self) -> None:
-        """Wait until the last state is written."""
-        ...
+        """Wait until the last run state is written."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ have the same id and always run.
 Workers need the setting ``ha_beat_redis_url`` too. If Redis is unreachable the message runs and a warning is logged: a
 task that may run twice is better than one that does not run.
 
-Importing this module also makes the worker report the ends of messages (:mod:`ha_beat.overlap`); the setting
+Importing this module also makes the worker report the ends of messages (:mod:`ha_beat.worker.overlap`); the setting
 ``imports = ("ha_beat.guard",)`` of the Celery app is enough for that.
 """
 
@@ -36,12 +36,12 @@ from celery import Celery, Task
 from celery.exceptions import Ignore
 from celery.utils.dispatch import Signal
 
-from ha_beat import overlap as _overlap  # noqa: F401 -- reports the ends of messages
 from ha_beat.exception_text import exception_line
 from ha_beat.headers import header_in
 from ha_beat.store.keys import Keys
 from ha_beat.store.scripts import text
-from ha_beat.worker_link import link_of
+from ha_beat.worker import overlap as _overlap  # noqa: F401 -- reports the ends of messages
+from ha_beat.worker.link import link_of
 
 __all__ = ["GuardedTask", "guard", "message_dropped"]
 

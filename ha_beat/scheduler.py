@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery, schedules
 from celery.beat import ScheduleEntry, Scheduler
 
-from ha_beat.beat_loop import BeatLoop, ReplicaSource, Runtime
+from ha_beat.beat_loop import BeatLoop, Runtime
 from ha_beat.bootstrap import assemble, check_http
 from ha_beat.celery_app import check_topology, load_settings
 from ha_beat.errors import ConfigurationError
 from ha_beat.exception_text import printable
-from ha_beat.schedule_source import EntrySource, SharedRecurrences, short_digest
+from ha_beat.schedule_sources.entry_source import EntrySource
+from ha_beat.schedule_sources.signatures import SharedRecurrences, short_digest
+from ha_beat.schedule_sources.source import SchedulerSource
 from ha_beat.store.ledger import LedgerRow
 
 __all__ = ["HAMixin", "HAScheduler"]
@@ -149,12 +151,11 @@ class HAMixin(_Base):
 
     # --- Assembly
 
-    def _new_schedule_source(self) -> EntrySource:
+    def _new_schedule_source(self) -> SchedulerSource:
         return EntrySource(self)
 
     def _assemble(self) -> Runtime:
-        source: ReplicaSource = self.schedule_source
-        return assemble(self.app, self.ha_settings, source)
+        return assemble(self.app, self.ha_settings, self.schedule_source)
 
 
 class HAScheduler(HAMixin, Scheduler):

@@ -16,7 +16,7 @@ from ha_beat.django.statements import DjangoStatements
 from ha_beat.django.static_entries import DjangoStaticRows
 from ha_beat.row_store.backend import RowStore
 from ha_beat.row_store.source import RowSource
-from ha_beat.stored_schedule import StoredScheduler
+from ha_beat.stored_scheduler import StoredScheduler
 
 __all__ = ["HADatabaseScheduler"]
 

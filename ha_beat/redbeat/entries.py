@@ -22,8 +22,8 @@ from ha_beat.redbeat.store import Record
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.occurrence import FOREVER
 from ha_beat.schedule.recurrence import Recurrence, recurrence_of
-from ha_beat.schedule_source import short_digest, signature
-from ha_beat.stored_schedule import Table
+from ha_beat.schedule_sources.signatures import short_digest, signature
+from ha_beat.schedule_sources.stored_source import Table
 
 
 class UnreadableEntry(HaBeatError):

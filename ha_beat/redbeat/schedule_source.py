@@ -22,9 +22,9 @@ from ha_beat.redbeat.invalidations import Invalidations
 from ha_beat.redbeat.reader import EntryReader
 from ha_beat.redbeat.store import Record, RedBeatStore
 from ha_beat.redbeat.writer import EntryWriter
+from ha_beat.schedule_sources.stored_source import LATE_AFTER, POLL_INTERVAL, StoredSource
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
-from ha_beat.stored_schedule import LATE_AFTER, POLL_INTERVAL, StoredSource
 from ha_beat.threads import RepeatingThread
 
 logger = logging.getLogger("ha_beat")
@@ -134,7 +134,7 @@ class RedBeatSource(StoredSource):
     def _make_entry(self, entry_id: str, record: Record) -> StoredEntry | None:
         entry = StoredEntry.of(entry_id, record, self._scheduler.app)
         if entry is not None:
-            entry.rules = self.rules_of(entry)
+            entry.rules = self.rules.of(entry)
         return entry
 
     def _details(self, entry: StoredEntry) -> Mapping[str, Any]:
@@ -142,5 +142,4 @@ class RedBeatSource(StoredSource):
 
     def recorded(self, entry: ScheduledEntry, row: LedgerRow) -> None:
         super().recorded(entry, row)
-        self.unsynced = False
         self._running[1].writer.record(entry.id, row)

@@ -8,7 +8,7 @@ from celery.beat import Scheduler
 
 from ha_beat.redbeat.entries import StoredEntry
 from ha_beat.redbeat.schedule_source import RedBeatSource
-from ha_beat.stored_schedule import StoredScheduler
+from ha_beat.stored_scheduler import StoredScheduler
 
 __all__ = ["HARedBeatScheduler"]
 

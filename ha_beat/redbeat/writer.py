@@ -23,7 +23,7 @@ from ha_beat.reasons import EntryFault, Verdict
 from ha_beat.redbeat.entries import EntryTable, meta_of, run_state_of
 from ha_beat.redbeat.reader import EntryReader
 from ha_beat.redbeat.store import Mark, Record, RedBeatStore
-from ha_beat.schedule_source import CLOCK_TOLERANCE
+from ha_beat.schedule_sources.stored_source import CLOCK_TOLERANCE
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 

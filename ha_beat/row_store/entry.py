@@ -15,7 +15,7 @@ from ha_beat.row_store.backend import RunState
 from ha_beat.row_store.instants import clocked_time_of, instants_of, schedule_instants, utc
 from ha_beat.schedule.entry_options import KEY, EntryOptions
 from ha_beat.schedule.occurrence import NEVER
-from ha_beat.schedule_source import short_digest
+from ha_beat.schedule_sources.signatures import short_digest
 
 #: Longest time until the next check of an entry whose class has an ``is_due`` of its own.
 _CHECK_AT_LATEST = timedelta(days=1)

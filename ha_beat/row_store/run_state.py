@@ -9,7 +9,7 @@ from datetime import datetime
 from ha_beat.errors import HaBeatError
 from ha_beat.row_store.backend import Database, DatabaseFault, RowStatements, RunState, RunStateUpdate
 from ha_beat.row_store.entry import RowEntry
-from ha_beat.schedule_source import CLOCK_TOLERANCE
+from ha_beat.schedule_sources.stored_source import CLOCK_TOLERANCE
 
 #: Rows per statement.
 CHUNK = 500

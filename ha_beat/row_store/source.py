@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, Protocol
 
 from celery import Celery
-from celery.schedules import crontab
 
 from ha_beat.beat_loop import Runtime
 from ha_beat.leader.entry import ScheduledEntry
@@ -22,11 +21,10 @@ from ha_beat.row_store.sync import RowReading, RowSync, RowWriting
 from ha_beat.row_store.table import RowTable
 from ha_beat.row_store.thread import DatabaseThread
 from ha_beat.row_store.writer import RowWriter
-from ha_beat.schedule.entry_options import KEY, EntryOptions
-from ha_beat.schedule_source import EntryHooks
+from ha_beat.schedule_sources.source import EntryHooks
+from ha_beat.schedule_sources.stored_source import POLL_INTERVAL, StoredSource
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
-from ha_beat.stored_schedule import POLL_INTERVAL, StoredSource
 
 
 class RowHooks(EntryHooks, Protocol):
@@ -50,8 +48,6 @@ class RowSource(StoredSource):
     def __init__(self, scheduler: RowHooks) -> None:
         super().__init__(scheduler)
         self._store: RowStore | None = None
-        #: Rules of entries without own ones, by whether they are crontabs.
-        self._usual_rules: dict[bool, EntryOptions] = {}
         self._removed: dict[str, int] = {}
 
     # --- Life cycle
@@ -87,17 +83,8 @@ class RowSource(StoredSource):
     def _make_entry(self, model: Any) -> RowEntry:
         """Make the entry of a row."""
         entry: RowEntry = self._row_store.make_entry(model)
-        entry.rules = self.rules_of(entry)
+        entry.rules = self.rules.of(entry)
         return entry
-
-    def rules_of(self, entry: RowEntry) -> EntryOptions:
-        if entry.options.get(KEY):
-            return super().rules_of(entry)
-        # Most rows have no rules, and all schedules have the same app.
-        kind = isinstance(entry.schedule, crontab)
-        if kind not in self._usual_rules:
-            self._usual_rules[kind] = super().rules_of(entry)
-        return self._usual_rules[kind]
 
     def _begin_term(self, term: Term) -> None:
         """Write the changed entries of the settings, and the runs that the previous leader could not write."""

@@ -20,8 +20,8 @@ from ha_beat.row_store.run_state import TableLocked
 from ha_beat.row_store.table import RowTable
 from ha_beat.row_store.thread import DatabaseThread
 from ha_beat.row_store.writer import RowWriter
+from ha_beat.schedule_sources.stored_source import LATE_AFTER
 from ha_beat.store.lease import Term
-from ha_beat.stored_schedule import LATE_AFTER
 
 logger = logging.getLogger("ha_beat")
 

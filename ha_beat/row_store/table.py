@@ -13,7 +13,7 @@ from ha_beat.reasons import EntryFault
 from ha_beat.row_store.backend import Row, Totals
 from ha_beat.row_store.entry import RowEntry
 from ha_beat.row_store.run_state import chunks
-from ha_beat.stored_schedule import Table
+from ha_beat.schedule_sources.stored_source import Table
 
 
 class RowTable(Table):

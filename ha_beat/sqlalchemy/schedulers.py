@@ -21,7 +21,7 @@ from ha_beat.sqlalchemy.entries import RowEntry
 from ha_beat.sqlalchemy.queries import SqlQueries, last_runs
 from ha_beat.sqlalchemy.statements import SqlStatements
 from ha_beat.sqlalchemy.static_entries import SqlStaticRows
-from ha_beat.stored_schedule import StoredScheduler
+from ha_beat.stored_scheduler import StoredScheduler
 
 __all__ = ["HADatabaseScheduler"]
 

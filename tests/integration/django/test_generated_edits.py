@@ -33,6 +33,7 @@ from ha_beat.reasons import Verdict
 from ha_beat.row_store.reader import RowReader
 from ha_beat.row_store.run_state import RunStateTable
 from ha_beat.row_store.writer import RowWriter
+from ha_beat.schedule_sources.rules import EntryRules
 from ha_beat.store.lease import Term
 from ha_beat.store.shadow import Shadow
 from tests.integration.django.conftest import SQLITE, migrate, use
@@ -109,20 +110,20 @@ class Replica:
 
     def make(self, model: Any) -> RowEntry:
         entry = RowEntry(model, app)
-        entry.rules = self.source.rules_of(entry)
+        entry.rules = self.source.rules.of(entry)
         return entry
 
     def new_source(self) -> Any:
         source: Any = object.__new__(DatabaseSource)
-        source._used, source._read_in_term, source._removed, source._usual_rules = (0, False), True, {}, {}
-        source._clock, source._deadlines = self.world, {}
-        source.detect_hooks, source.asks = (lambda: None), lambda _: False
-        source.hooks = SimpleNamespace(replaced=lambda _: False)
+        source._used, source._read_in_term, source._removed, source._clock = (0, False), True, {}, self.world
+        source.detect_hooks = lambda: None
+        source.hooks = SimpleNamespace(replaced=lambda _: False, replaces_is_due=lambda _: False)
         source._scheduler = SimpleNamespace(
             ha_settings=SimpleNamespace(
                 misfire="once", misfire_grace=None, misfire_limit=100, lease_ttl=10, uncertain="skip"
             )
         )
+        source.rules = EntryRules(source._scheduler)
         enqueuer = SimpleNamespace(
             now=self.now, up_to_date=lambda _: self.loaded, held_back=False, due_queue=self.queue
         )

@@ -10,7 +10,7 @@ from celery.exceptions import Ignore
 
 from ha_beat.guard import GuardedTask, guard, message_dropped
 from ha_beat.store.keys import Keys
-from ha_beat.worker_link import link_of
+from ha_beat.worker.link import link_of
 from tests.support.servers import RedisServer, free_port
 
 KEYS = Keys("shop")

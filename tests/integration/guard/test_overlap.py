@@ -11,8 +11,8 @@ from celery import Celery, signals
 from celery.exceptions import Reject, Retry
 from celery.worker import state
 
-from ha_beat import overlap, worker_link
 from ha_beat.store.keys import Keys
+from ha_beat.worker import link, overlap
 from tests.support.servers import RedisServer, wait_for
 
 KEYS = Keys("shop")
@@ -131,7 +131,7 @@ def test_killed_message_that_the_worker_has_held_for_long_has_ended(
 
 def test_lock_that_was_held_at_a_fork_does_not_hang_the_child():
     """A pool forks a process from a thread, while another one receives a message."""
-    locks = (worker_link._guard, overlap._late_guard)
+    locks = (link._guard, overlap._late_guard)
     with locks[0], locks[1]:
         child = os.fork()
         if child == 0:

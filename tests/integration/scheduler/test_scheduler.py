@@ -123,7 +123,7 @@ def test_entry_missing_for_an_hour_is_not_caught_up(shared_redis: RedisServer, m
     newer = Release(shared_redis, "e")
     newer.stop()
     if gone:
-        monkeypatch.setattr("ha_beat.schedule_source._DELETED_AFTER", 0.3)
+        monkeypatch.setattr("ha_beat.schedule_sources.entry_source._DELETED_AFTER", 0.3)
     older, row = Release(shared_redis), newer.row("e")
     if gone:
         older.wait_until_gone("e")

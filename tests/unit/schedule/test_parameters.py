@@ -13,7 +13,8 @@ from celery.schedules import crontab, schedule, solar
 
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.schedule.recurrence import recurrence_of
-from ha_beat.schedule_source import EntrySource, signature
+from ha_beat.schedule_sources.entry_source import EntrySource
+from ha_beat.schedule_sources.signatures import signature
 
 START = datetime(2030, 3, 6, 9, 58, tzinfo=UTC)
 KOLKATA = ZoneInfo("Asia/Kolkata")

@@ -1,4 +1,4 @@
-"""Methods of Celery's scheduler classes that a subclass or a library may have replaced.
+"""Methods of Celery's scheduler classes that a subclass or a library has replaced.
 
 An error tracker patches ``Scheduler.apply_entry`` to report each run; a multi-tenant project overrides it to send a
 message for each tenant. Replaced methods are called as Celery calls them. A scheduler that relies on a method that is
@@ -25,8 +25,8 @@ logger = logging.getLogger("ha_beat")
 #: Methods that make the messages of an entry.
 _SENDING = ("apply_entry", "apply_async", "send_task")
 
-#: Members that are never used, because the ledger takes the place of the heap, and the dispatcher that of the
-#: connection. A ``tick`` of a class that comes after the mixin is one, too, unless it was patched onto Celery's class.
+#: Members that are never used: the ledger replaces the heap, and the dispatcher the connection. The ``tick`` of a class
+#: after the mixin is not used either, except if it was patched onto Celery's class.
 _UNUSED = ("_ensure_connected", "_when", "adjust", "connection", "maybe_due", "populate_heap", "producer")
 
 _CALLED = "is_due, reserve, schedules_equal, apply_entry, apply_async, send_task, sync and close of the scheduler"
@@ -44,14 +44,38 @@ class SchedulerHooks:
         self._stock = frozenset(stock)
         self._unused = (*_UNUSED, *unused)
         self._tick_failed = False
+        #: Whether the scheduler has its own ``is_due``, and, by type of entry, whether entries have their own.
+        self._own_is_due = False
+        self._entries_own_is_due: dict[type, bool] = {}
+        #: Whether the scheduler or the entries of a type have their own way to note a run.
+        self._own_reserve: dict[type, bool] = {}
+
+    def detect(self) -> None:
+        """Find the replaced methods again. A library may replace them after the scheduler was created."""
+        self._own_is_due = self.replaced("is_due")
+        self._entries_own_is_due.clear()
+        self._own_reserve.clear()
 
     def replaced(self, name: str) -> bool:
-        """True if a method was overridden or patched."""
+        """True if a method of the scheduler was overridden or patched."""
         return callable(vars(self._scheduler).get(name)) or bool(self._replacement(name, type(self._scheduler).__mro__))
 
-    def entry_replaced(self, entry: Any, *names: str) -> bool:
-        """True if one of these methods of an entry's class was overridden or patched."""
-        return any(self._replacement(name, type(entry).__mro__) for name in names)
+    def replaces_is_due(self, entry: Any) -> bool:
+        """True if only ``is_due`` of the scheduler or of the entry can tell whether the entry is due."""
+        if self._own_is_due:
+            return True
+        kind = type(entry)
+        if kind not in self._entries_own_is_due:
+            self._entries_own_is_due[kind] = bool(self._replacement("is_due", kind.__mro__))
+        return self._entries_own_is_due[kind]
+
+    def replaces_reserve(self, entry: Any) -> bool:
+        """True if the scheduler or the entry has its own way to note a run."""
+        kind = type(entry)
+        if kind not in self._own_reserve:
+            of_entry = any(self._replacement(name, kind.__mro__) for name in ("__next__", "next"))
+            self._own_reserve[kind] = self.replaced("reserve") or of_entry
+        return self._own_reserve[kind]
 
     def refuse_unused(self) -> None:
         """Refuse a class that relies on a method that is never called.
@@ -75,7 +99,7 @@ class SchedulerHooks:
             )
 
     def call_patched_tick(self, tick: Callable[[], Any]) -> None:
-        """Call a ``tick`` that a library patched onto Celery's class, to trace it, for example. It finds no entries."""
+        """Call a ``tick`` that a library patched onto Celery's class, for example to trace it. It finds no entries."""
         if not self._patches_tick():
             return
         try:
@@ -108,15 +132,15 @@ class SchedulerHooks:
 
 def _module_of(member: Any, kind: type) -> str:
     """Return the module in which a member was written. A patch may have copied the name of what it replaces."""
-    # By type(): a wrapper of wrapt passes for the function that it wraps.
+    # Not isinstance: a wrapper of wrapt passes for the function that it wraps.
     if type(member) is FunctionType:
         return str(member.__globals__.get("__name__", ""))
-    # A property belongs to its class. A callable of any other type was put there.
+    # A property belongs to its class. A callable of another type was assigned to it.
     return kind.__module__ if hasattr(type(member), "__set__") else type(member).__module__
 
 
 class HookedSender(Sender):
-    """Sender that calls the scheduler's methods if one of them was replaced, and else does without."""
+    """Sender that calls the scheduler's methods if one of them was replaced. Otherwise it publishes itself."""
 
     def __init__(self, app: Celery, scheduler: Any, hooks: SchedulerHooks) -> None:
         super().__init__(app)
@@ -125,11 +149,11 @@ class HookedSender(Sender):
         self._through_entry = False
         self._building = False
         self._error: Exception | None = None
-        #: Calls of :meth:`apply_async` for this occurrence, its task id, and the one that the entry was given last.
+        #: Calls of :meth:`apply_async` for this occurrence, its task id, and the id that the entry received last.
         self._calls, self._task_id, self._lent_id = 0, "", ""
 
     def detect(self) -> None:
-        """Find the replaced methods. A library may replace them after the scheduler was created."""
+        """Find the replaced methods again."""
         self._through_entry = self._hooks.replaced("apply_entry")
         self.hooked = any(self._hooks.replaced(name) for name in _SENDING)
 
@@ -153,12 +177,12 @@ class HookedSender(Sender):
         self._raise_hidden(some_published=producer.publishes > published)
 
     def apply_async(self, call: Callable[..., Any], entry: Any, *, advance: bool, **options: Any) -> Any:
-        """Call the base class's ``apply_async``. While a message is built, the entry is not reserved."""
+        """Call ``call``, the base class's ``apply_async``. While a message is built, the entry is not reserved."""
         if not self._building:
             return call(entry, advance=advance, **options)
         self._calls += 1
         if self._calls > 1 and entry.options.get("task_id") == self._lent_id:
-            # Before the signals, to which tracers listen.
+            # Before Celery sends its signals, to which tracers listen.
             self._lent_id = further_id(self._task_id, self._calls)
             entry.options = {**entry.options, "task_id": self._lent_id}
         try:
@@ -170,7 +194,7 @@ class HookedSender(Sender):
     def _raise_hidden(self, *, some_published: bool) -> None:
         """Raise the exception that ``apply_entry`` has logged and hidden.
 
-        One message of several that cannot be built does not hold up the others; a broker that fails does.
+        If only some of the messages could not be built, the others are sent. If the broker failed, none is.
         """
         error = self._error
         if error is not None and (not some_published or isinstance(error, OperationalError | OSError)):

@@ -20,7 +20,7 @@ from ha_beat.exception_text import exception_line, printable
 from ha_beat.headers import header_in
 from ha_beat.store.keys import Keys
 from ha_beat.store.scripts import Script
-from ha_beat.worker_link import free_after_fork, link_of
+from ha_beat.worker.link import free_after_fork, link_of
 
 logger = logging.getLogger("ha_beat")
 

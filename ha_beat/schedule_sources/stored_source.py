@@ -1,6 +1,6 @@
-"""Schedules that other programs keep in a store: the common base of :mod:`ha_beat.row_store` and redbeat.
+"""Schedule source for entries that other programs edit: the base for databases and for redbeat.
 
-Threads read the store into a table in memory, from which the main loop works. On the leader they write the run state.
+Threads read the store into a table in memory, which the main loop uses. On the leader they write the run state.
 """
 
 from __future__ import annotations
@@ -12,16 +12,13 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from celery import Celery
-
 from ha_beat.beat_loop import Runtime
 from ha_beat.events import Event, TermEnded
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.forecast import Outline
 from ha_beat.leader.planner import Absence, ScheduleChange
 from ha_beat.schedule.occurrence import FOREVER, NEVER
-from ha_beat.schedule_source import CLOCK_TOLERANCE, EntryHooks, EntrySource
-from ha_beat.scheduler import HAMixin
+from ha_beat.schedule_sources.source import EntryHooks, SchedulerSource
 from ha_beat.store.lease import Term
 
 logger = logging.getLogger("ha_beat")
@@ -32,17 +29,20 @@ POLL_INTERVAL = 1.0
 #: Seconds without a completed turn after which the reading or the writing is late.
 LATE_AFTER = 10.0
 
-#: Changed entries that are remembered. A reader that missed more has to read all of them.
+#: Changed entries that are remembered. If more have changed, all entries are loaded.
 _REMEMBERED = 10_000
 
-#: Instants of this time before a load count as due soon: there may have been no leader.
+#: A load puts entries first that have instants from this long ago on: there may have been no leader.
 _RECENT = timedelta(minutes=1)
 
-#: Seconds of computing next instants for the order of a load. It blocks the main loop.
+#: Longest time that computing the order of a load may block the main loop, in seconds.
 _ORDER_BUDGET = 0.2
 
 #: Longest time that :meth:`StoredSource.join` waits for the last runs to be written, in seconds.
 _LAST_WRITE = 3.0
+
+#: A last run in a store that is further in the future was written under a wrong clock and is ignored.
+CLOCK_TOLERANCE = timedelta(seconds=2)
 
 
 class Table:
@@ -59,7 +59,7 @@ class Table:
         self._changed: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED)
 
     def changed_since(self, number: int) -> frozenset[str] | None:
-        """Return the entries that were added, changed or removed since then; ``None`` if that is not known."""
+        """Return the entries that were added, changed or removed since this number; ``None`` if they are not known."""
         changed = self._changed.copy()
         if not changed or (len(changed) == _REMEMBERED and changed[0][0] > number):
             return None
@@ -69,7 +69,7 @@ class Table:
         if ids:
             number = self.number + 1
             self._changed.extend((number, entry_id) for entry_id in ids)
-            # Last: another thread asks for the changes once it sees the number.
+            # Last, because another thread asks for the changes when it sees the number.
             self.number = number
 
 
@@ -96,12 +96,12 @@ class Sync(Protocol):
     def close(self, seconds: float) -> None: ...
 
 
-class StoredSource(EntrySource):
-    """Entries of a store as last read. Most methods belong to the interface of a schedule source.
+class StoredSource(SchedulerSource):
+    """Entries of a store as last read.
 
     A subclass starts its threads and passes them to :meth:`_run`. Its entries have the attributes ``id``, ``name``,
     ``instants``, ``signature``, ``run_state``, ``stored_last_run_at``, ``since`` and ``rules``. It has more than 15
-    methods because the protocol ``ReplicaSource`` has 14.
+    methods because the interface :class:`~ha_beat.beat_loop.ReplicaSource` has 16.
     """
 
     _sync: Sync | None
@@ -110,9 +110,9 @@ class StoredSource(EntrySource):
         super().__init__(scheduler)
         self._runtime: Runtime | None = None
         self._sync = None
-        # Number of the table that the leader uses, and whether it was read in the leader's term.
+        #: Number of the table that the leader uses, and whether it was read in the leader's term.
         self._used = (0, False)
-        #: Number of the table as last found to be changed.
+        #: Number of the table when :meth:`changed` last looked.
         self._found = 0
         self._read_in_term = False
         self._began_ms = round(self._clock.wall() * 1000)
@@ -128,7 +128,7 @@ class StoredSource(EntrySource):
     # --- Life cycle
 
     def _run(self, runtime: Runtime, sync: Sync) -> None:
-        """Take the entries from these threads. They write what is left of a term soon after it."""
+        """Take the entries from these threads. After the end of a term they write its last runs soon."""
 
         def write_last_runs(event: Event) -> None:
             if isinstance(event, TermEnded):
@@ -148,7 +148,7 @@ class StoredSource(EntrySource):
             self._sync.keep_running()
 
     def ready(self) -> bool:
-        """True once the entries have been read. Another replica may be able to read them."""
+        """True once the entries have been read. Until then a replica that can read them should lead."""
         return self._sync is not None and self._sync.complete > 0
 
     def stop(self) -> None:
@@ -162,7 +162,7 @@ class StoredSource(EntrySource):
     # --- Entries
 
     def changed(self, term: Term, *, held_back: bool) -> ScheduleChange | None:
-        """Return the entries that differ from those in use; all if some wait for a read in this term that is done."""
+        """Return the entries that differ from those in use; all if entries waited for a read that is now complete."""
         if not self.ready():
             return None
         sync, (number, read_in_term) = self._running[1], self._used
@@ -172,15 +172,15 @@ class StoredSource(EntrySource):
         return ScheduleChange(sync.table.changed_since(number)) if self._found != number else None
 
     def outlines(self) -> Iterable[Outline]:
-        # A forecast of a part of the entries would count as one of all.
+        # A forecast of only some of the entries would be taken for one of all.
         for entry in self._soonest_first() if self.ready() else ():
             known = entry.stored_last_run_at or entry.since or NEVER
-            yield entry.id, None if self.asks(entry) else entry.instants, known
+            yield entry.id, None if self.hooks.replaces_is_due(entry) else entry.instants, known
 
     def _soonest_first(self) -> list[Any]:
-        """Return the entries in the order in which their schedules, which many share, have instants from now on.
+        """Return the entries in the order of their next instants.
 
-        If many differ, those whose next instants could not be computed in time come last.
+        Many entries share one schedule. If there are many schedules, those not computed in time come last.
         """
         since, found = self._running[0].enqueuer.now() - _RECENT, {}
         until = self._clock.elapsed() + _ORDER_BUDGET
@@ -190,7 +190,7 @@ class StoredSource(EntrySource):
             if id(instants) not in found:
                 at = since
                 if instants is not None:
-                    with suppress(Exception):  # The leader reports it.
+                    with suppress(Exception):  # The leader reports the error.
                         at = instants.next_after(since) if self._clock.elapsed() < until else FOREVER
                 found[id(instants)] = at
             return found[id(instants)]
@@ -215,14 +215,14 @@ class StoredSource(EntrySource):
                 logger.exception("Entry %s is left out", entry.name, extra=extra)
 
     def _loading(self, ids: Set[str] | None) -> None:
-        """Prepare a load of these entries, ``None`` for all. Called once the number in use is set."""
+        """Prepare a load of these entries, ``None`` for all. Called when the number in use has been set."""
 
     def _stored(self, entry: Any, now: datetime) -> ScheduledEntry:
         stored = entry.stored_last_run_at
         return ScheduledEntry(
             id=entry.id,
             celery_entry=entry,
-            recurrence=None if self.asks(entry) else entry.instants,
+            recurrence=None if self.hooks.replaces_is_due(entry) else entry.instants,
             signature=entry.signature,
             last_run=NEVER if stored is None or stored > now + CLOCK_TOLERANCE else stored,
             name=entry.name,
@@ -237,56 +237,6 @@ class StoredSource(EntrySource):
         raise NotImplementedError
 
     def absence(self, term: Term) -> Absence | None:
-        """Return a certain absence once the entries have been read in this term."""
+        """Return an absence, which is certain once the entries have been read in this term."""
         self._read_in_term = self._running[1].read_in == term.nonce
         return Absence(self._read_in_term)
-
-
-class StoredScheduler(HAMixin):
-    """Base of the scheduler classes: the threads alone read and write the store.
-
-    A subclass defines ``Entry``, the class of its entries, and :meth:`_new_schedule_source`.
-    """
-
-    Entry: Any
-    schedule_source: StoredSource
-
-    def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
-        cls = type(self)
-        own = (vars(each) for each in cls.__mro__ if each.__module__.startswith("ha_beat."))
-        known = next(found["Entry"] for found in own if "Entry" in found)
-        if not issubclass(self.Entry, known):
-            raise SystemExit(
-                f"ha_beat can't start: {cls.__name__}.Entry is {self.Entry.__name__}, which does not inherit from "
-                f"{known.__module__}.{known.__name__}: each check of an entry would write to the store"
-            )
-        super().__init__(app, *args, **kwargs)
-
-    # --- Overrides of the other class's access to the store
-
-    def setup_schedule(self) -> None:
-        """Do nothing: the leader writes the entries of the settings."""
-
-    def sync(self) -> None:
-        """Do nothing: a thread writes the run state soon after each dispatch."""
-
-    def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
-        """Do nothing: the leader writes the entries of the settings."""
-
-    @property
-    def schedule(self) -> Any:
-        """Return the enabled entries as last read, by name."""
-        return self.schedule_source.entries
-
-    @schedule.setter
-    def schedule(self, schedule: Any) -> None:
-        """Do nothing: the store has the entries."""
-
-    # --- Hooks of HAMixin
-
-    def entry_id(self, entry: Any) -> str:
-        return str(entry.id)
-
-    def stored_last_run_at(self, entry: Any) -> datetime | None:
-        stored: datetime | None = entry.stored_last_run_at
-        return stored

@@ -1,4 +1,4 @@
-"""Schedule that a store holds."""
+"""Order in which the entries of a store are forecast and loaded."""
 
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -6,9 +6,9 @@ from typing import Any
 
 from celery.schedules import schedule
 
-from ha_beat import stored_schedule
 from ha_beat.schedule.recurrence import Interval
-from ha_beat.stored_schedule import StoredSource
+from ha_beat.schedule_sources import stored_source
+from ha_beat.schedule_sources.stored_source import StoredSource
 from tests.support.clocks import SteppedClock
 
 
@@ -16,7 +16,7 @@ def source_of(recurrences: dict[str, Any]) -> Any:
     """Return a source that has not read these entries yet."""
     source: Any = object.__new__(StoredSource)
     source._clock = SteppedClock()
-    source.asks = lambda _: False
+    source.hooks = SimpleNamespace(replaces_is_due=lambda _: False)
     entries = {
         entry_id: SimpleNamespace(id=entry_id, instants=each, stored_last_run_at=None, since=None)
         for entry_id, each in recurrences.items()
@@ -48,6 +48,6 @@ def test_order_of_many_different_schedules_is_computed_for_a_short_time():
 
     source = source_of({str(number): Slow(schedule(1000 - number)) for number in range(500)})
     order = [int(entry.id) for entry in source._soonest_first()]
-    assert source._clock.ahead <= stored_schedule._ORDER_BUDGET + 0.01
+    assert source._clock.ahead <= stored_source._ORDER_BUDGET + 0.01
     computed = round(source._clock.ahead / 0.01)
     assert order == [*range(computed - 1, -1, -1), *range(computed, 500)]

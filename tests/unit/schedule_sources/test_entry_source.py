@@ -1,5 +1,6 @@
-"""Rules of an entry on their way from each schedule source to the leader."""
+"""Entries on their way from each schedule source to the leader, and the edits that the leader notices."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -13,9 +14,10 @@ from celery.schedules import crontab
 from ha_beat.reasons import MisfirePolicy, UncertainPolicy
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
-from ha_beat.schedule_source import EntrySource
+from ha_beat.schedule_sources.comparison import ScheduleComparison
+from ha_beat.schedule_sources.entry_source import EntrySource
+from ha_beat.schedule_sources.stored_source import StoredSource
 from ha_beat.scheduler import HAScheduler
-from ha_beat.stored_schedule import StoredSource
 from ha_beat.testing import SettableClock
 
 RULES = EntryOptions(MisfireRules(MisfirePolicy.ALL, 5.0, 7), UncertainPolicy.REPUBLISH, busy_for=9.0, jitter=3.0)
@@ -34,7 +36,8 @@ def stored(source: Any, entry: Any) -> Any:
 def test_each_rule_of_an_entry_reaches_the_leader(kind, scheduled):
     source: Any = object.__new__(kind)
     source._scheduler = SimpleNamespace(entry_id=lambda _: "e", stored_last_run_at=lambda _: None)
-    source.asks, source.rules_of, source._details = (lambda _: False), (lambda _: RULES), (lambda _: {})
+    source.hooks = SimpleNamespace(replaces_is_due=lambda _: False)
+    source.rules, source._details = SimpleNamespace(of=lambda _: RULES), lambda _: {}
     shape = dict.fromkeys(("instants", "stored_last_run_at", "since"))
     entry = SimpleNamespace(id="e", name="e", rules=RULES, signature="", run_state=(None, 0), schedule=None, **shape)
     found, default = scheduled(source, entry), EntryOptions(MisfireRules())
@@ -49,49 +52,35 @@ class Unasked(list[int]):
         raise AssertionError("asked")
 
 
-def test_comparison_of_entries_does_not_ask_objects_of_the_project():
-    """The leader compares all entries about once a second. An exception would stop each turn of its main loop."""
-    source, clock = cast("Any", object.__new__(EntrySource)), SettableClock()
-    source._clock, source._compare_at, source._seen_objects = clock, 0.0, None
-    app = Celery(set_as_current=False)
-    schedule = {"e": ScheduleEntry(name="e", task="t", schedule=5, args=Unasked(), app=app)}
-    assert not source._entry_replaced(schedule)
-    clock.advance(60)
-    assert not source._entry_replaced(schedule)
-    schedule["e"].args = Unasked()
-    clock.advance(60)
-    assert source._entry_replaced(schedule)
+EDITS: dict[str, tuple[Callable[[Any], object], bool]] = {
+    "nothing": (lambda _: None, False),
+    "empty again": (lambda entry: setattr(entry, "kwargs", {}), False),
+    "filled": (lambda entry: entry.kwargs.update(a=1), True),
+    "another task": (lambda entry: setattr(entry, "task", "another"), True),
+    "other arguments": (lambda entry: setattr(entry, "args", Unasked()), True),
+}
 
 
-def empty_again(entry: Any) -> None:
-    entry.kwargs = {}
-
-
-def fill(entry: Any) -> None:
-    entry.kwargs["a"] = 1
-
-
-def replace_task(entry: Any) -> None:
-    entry.task = "another"
-
-
-@pytest.mark.parametrize(("edit", "replaced"), [(empty_again, False), (fill, True), (replace_task, True)])
-def test_comparison_of_plain_entries_finds_other_values(edit, replaced):
-    source, clock = cast("Any", object.__new__(EntrySource)), SettableClock()
-    source._clock, source._compare_at, source._seen_objects = clock, 0.0, None
-    app = Celery(set_as_current=False)
-    schedule = {name: ScheduleEntry(name=name, task="t", schedule=5, app=app) for name in "ab"}
-    assert not source._entry_replaced(schedule)
-    edit(schedule["b"])
+@pytest.mark.parametrize(("edit", "replaced"), EDITS.values(), ids=EDITS)
+def test_comparison_finds_an_entry_with_other_values(edit, replaced):
+    """It does not ask objects of the project: an exception would stop each turn of the leader's main loop."""
+    clock, app = SettableClock(), Celery(set_as_current=False)
+    schedule = {
+        name: ScheduleEntry(name=name, task="t", schedule=5, args=args, app=app)
+        for name, args in {"a": (), "b": Unasked(), "c": ()}.items()
+    }
+    comparison = ScheduleComparison(SimpleNamespace(schedule=schedule), clock, asks_scheduler=False)
+    assert not comparison.differs()
+    edit(schedule["c"])
     found = []
     for _ in range(2):
         clock.advance(60)
-        found.append(source._entry_replaced(schedule))
+        found.append(comparison.differs())
     assert found == [replaced, False]
 
 
 def test_entries_share_one_last_run_unless_a_schedule_has_its_own_clock():
-    """Celery sets it to the start of the process, for each entry apart."""
+    """Celery sets it to the start of the process, with another object for each entry."""
     own = crontab(nowfun=lambda: NOW)
     app = Celery(set_as_current=False, broker="redis://")
     app.conf.beat_schedule = {
@@ -111,4 +100,4 @@ def test_limit_of_crontabs_is_read_once_for_a_load():
     for limit in (7, 8):
         app.conf.beat_cron_starting_deadline = limit
         source.detect_hooks()
-        assert [source.rules_of(entry).misfire.grace for entry in entries] == [limit, limit]
+        assert [source.rules.of(entry).misfire.grace for entry in entries] == [limit, limit]
