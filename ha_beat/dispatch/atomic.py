@@ -73,7 +73,7 @@ class AtomicDispatcher:
         return pack(operation)
 
     def broker_error(self, exc: BaseException) -> StoreError | None:
-        return self._link.error_behind(exc)
+        return self._link.broker_error(exc)
 
     def submit(
         self, term: Term, operations: Sequence[Operation], meanwhile: Callable[[], None] | None = None

@@ -82,7 +82,7 @@ class Publisher:
             raise StoreUnavailable("the broker was unreachable", acted=False)
         return self.prepare(entry, args, kwargs, options)
 
-    def error_behind(self, exc: BaseException) -> StoreError | None:
+    def broker_error(self, exc: BaseException) -> StoreError | None:
         """Return the broker's failure if the broker does not answer now, and the exception may come from that."""
         if is_io_error(exc):
             try:

@@ -60,7 +60,7 @@ class BrokerLink:
             self._producer = producer(self.channel(), auto_declare=False)
         return self._producer
 
-    def error_behind(self, exc: BaseException) -> StoreError | None:
+    def broker_error(self, exc: BaseException) -> StoreError | None:
         """Return the broker's failure that led to an exception, or ``None`` if there was none.
 
         The channel notes where its own I/O failed. The entry's code may use the same server through a connection of its

@@ -1,16 +1,19 @@
-"""Claims in the lease's Redis, which outlive the process that made them."""
+"""Claims in the lease's Redis. They outlive the process that made them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ha_beat.dispatch.batch import BatchScript
-from ha_beat.dispatch.claims.claim import Claim, Update, parse_claim
+from ha_beat.dispatch.claims.claim import Claim
+from ha_beat.dispatch.claims.updates import UNSENT, Update
 from ha_beat.dispatch.messages.capture import RedisCommands
 from ha_beat.dispatch.protocol import Answer, FencedOff, OpenClaim, Operation
+from ha_beat.reasons import UncertainPolicy
 from ha_beat.store.connections import Link
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term, fence_reason
@@ -25,7 +28,7 @@ _KEEP_UNCERTAIN = timedelta(days=1)
 
 
 class ClaimStore:
-    """Writes, resolves and reads claims: one field of a hash for each, with its state in front."""
+    """Store of claims: one field of a hash for each, with the claim's state in front."""
 
     def __init__(self, link: Link, keys: Keys, journal_size: int) -> None:
         self._link = link
@@ -54,7 +57,7 @@ class ClaimStore:
     ) -> list[bool]:
         """Write updates, each once. Return for each whether its claim was still unresolved.
 
-        With ``term`` the updates are fenced. Without, the caller reports what the broker answered to its own claims.
+        With ``term`` the updates are fenced. Without it, the caller reports what the broker answered to its own claims.
 
         Raises:
             FencedOff: the term is over.
@@ -84,7 +87,7 @@ class ClaimStore:
                 try:
                     state, written_ms, claim = parse_claim(text(field), text(value))
                 except (ValueError, KeyError, TypeError, RecursionError):
-                    # A malformed claim, or one of newer software, must not stop this leader.
+                    # A claim that is malformed, or was written by a newer version, must not stop this leader.
                     continue
                 if state == "open" or claim.unsent:
                     claims.append(claim)
@@ -93,3 +96,25 @@ class ClaimStore:
             if stale:
                 client.hdel(self._keys.claims, *stale)
         return claims
+
+
+def parse_claim(key: str, value: str) -> tuple[str, int, OpenClaim]:
+    """Return a stored claim: its state, the Unix milliseconds at which it was written, and the claim.
+
+    Raises:
+        ValueError, KeyError, TypeError, RecursionError: it is malformed, or was written by a newer version.
+    """
+    state, _, raw = value.partition(" ")
+    content = json.loads(raw)
+    claim = OpenClaim(
+        key,
+        raw,
+        str(content["entry"]),
+        str(content["by"]),
+        UncertainPolicy(content["policy"]),
+        str(content["row"]),
+        tuple(str(record) for record in content["records"]),
+        before=str(content["before"]),
+        unsent=state == UNSENT,
+    )
+    return state, int(content["ms"]), claim

@@ -28,7 +28,9 @@ def test_lost_reply_to_a_claim_is_detected_by_the_retry(leader: Leader, of_reque
 
 
 def test_confirmation_whose_reply_was_lost_is_written_once(leader: Leader):
-    leader.dispatcher._confirm_for = 30.0  # a busy machine takes longer than the usual time for the first attempt
+    leader.dispatcher._batches._confirm_for = (
+        30.0  # a busy machine takes longer than the usual time for the first attempt
+    )
     leader.client.faults = [("resolve", "lost reply")]
     assert leader.submit(leader.operation()) == [DONE]
     assert leader.journal() == ["enqueued"]

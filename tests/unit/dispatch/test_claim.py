@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 import pytest
 
 from ha_beat.dispatch import Answer, OpenClaim, Operation
-from ha_beat.dispatch.claims import claim as machine
-from ha_beat.dispatch.claims.claim import Claim, Resolution, State
+from ha_beat.dispatch.claims.claim import Claim, Resolution, State, new_claim
+from ha_beat.dispatch.claims.rows import uncertain_record
+from ha_beat.dispatch.claims.store import parse_claim
+from ha_beat.dispatch.claims.updates import Update, resolving_updates, take_back_updates, uncertain_update
 from ha_beat.reasons import AnswerKind, PublishOutcome, UncertainPolicy, UncertainReason, Verdict
 from ha_beat.store.ledger import LedgerRow
 from tests.support.dispatchers import push
@@ -34,25 +36,30 @@ def operation(policy: UncertainPolicy = SKIP, expected: str = "", new: str | Non
 
 def new(policy: UncertainPolicy = SKIP, *, replaces_open: bool = False, with_row: bool = True) -> Claim:
     expected = row(Verdict.CLAIMED) if replaces_open else ""
-    return machine.new_claim(TERM, operation(policy, expected, None if with_row else ""))
+    return new_claim(TERM, operation(policy, expected, None if with_row else ""))
 
 
 def begun(writes: int) -> Claim:
     """Return a claim that was written this many times without a reply."""
     claim = new()
     for _ in range(writes - 1):
-        claim = machine.write_repeated(claim)
+        claim = claim.write_repeated()
     return claim
 
 
 def opened(claim: Claim) -> Claim:
-    return machine.write_answered(claim, DONE)
+    return claim.write_answered(DONE)
 
 
 def published(claim: Claim, outcome: PublishOutcome, detail: str = "why") -> Claim:
     if outcome is UNSENT:
-        return machine.unsent(opened(claim), detail)
-    return machine.published(machine.publish_begun(opened(claim)), outcome, detail)
+        return opened(claim).held_back(detail)
+    return opened(claim).publish_begun().published(outcome, detail)
+
+
+def update_for(claim: Claim) -> Update:
+    (update,) = resolving_updates([claim])
+    return update
 
 
 def verdict_of(raw: str) -> Verdict:
@@ -71,7 +78,7 @@ def test_claimed_row_is_the_final_row_with_another_verdict():
 @pytest.mark.parametrize("writes", [1, 2])
 def test_existing_claim_is_ours_only_after_a_lost_reply(writes: int, answer: Answer, is_open: tuple[int, ...]):
     """``is_open``: the number of writes after which the claim is open."""
-    claim = machine.write_answered(begun(writes), answer)
+    claim = begun(writes).write_answered(answer)
     assert claim.state is (State.OPEN if writes in is_open else State.ANSWERED)
     assert claim.answer == (None if writes in is_open else answer)
 
@@ -86,27 +93,27 @@ def test_claim_is_written_until_the_store_has_answered():
 
 
 def test_interrupted_publish_is_unknown_and_not_repeated():
-    claim = machine.publish_begun(machine.publish_begun(opened(new())))
+    claim = opened(new()).publish_begun().publish_begun()
     assert (claim.state, claim.outcome) == (State.PUBLISHED, UNKNOWN)
     assert claim.reason is UncertainReason.INTERRUPTED
 
 
 def test_message_on_its_way_is_not_held_back():
-    claim = machine.publish_begun(opened(new()))
-    assert machine.unsent(claim, "stopped") is claim
+    claim = opened(new()).publish_begun()
+    assert claim.held_back("stopped") is claim
 
 
 @pytest.mark.parametrize("writes", [1, 2])
 def test_claim_whose_write_is_unanswered_is_held_back(writes: int):
-    assert machine.unsent(begun(writes), "stopped").outcome is UNSENT
+    assert begun(writes).held_back("stopped").outcome is UNSENT
 
 
 EVENTS: list[Callable[[Claim], Claim]] = [
-    machine.write_repeated,
-    lambda claim: machine.write_answered(claim, DONE),
-    machine.publish_begun,
-    lambda claim: machine.published(claim, REFUSED),
-    lambda claim: machine.unsent(claim, "later"),
+    Claim.write_repeated,
+    lambda claim: claim.write_answered(DONE),
+    Claim.publish_begun,
+    lambda claim: claim.published(REFUSED),
+    lambda claim: claim.held_back("later"),
 ]
 
 
@@ -118,9 +125,9 @@ def test_published_claim_ignores_all_events_but_its_resolution(
     """A signal handler may resolve a claim while the main loop is about to write or send it."""
     claim = published(new(), outcome)
     assert event(claim) is claim
-    answered = machine.resolved(claim)
+    answered = claim.resolved()
     assert event(answered) is answered
-    assert machine.resolved(answered) is answered
+    assert answered.resolved() is answered
 
 
 # --- Resolution
@@ -145,18 +152,18 @@ def test_outcome_decides_the_resolution(
     outcome: PublishOutcome, policy: UncertainPolicy, replaces_open: bool, resolution: Resolution, kind: AnswerKind
 ):
     claim = published(new(policy, replaces_open=replaces_open), outcome)
-    assert (machine.resolution(claim), machine.resolved(claim).answer.kind) == (resolution, kind)
+    assert (claim.resolution, claim.resolved().answer.kind) == (resolution, kind)
 
 
 def test_step_of_a_request_is_never_kept_open():
     """It has no row from which a later leader would send it again."""
     claim = published(new(REPUBLISH, with_row=False), UNKNOWN)
-    assert machine.resolution(claim) is Resolution.RECORD_UNCERTAIN
-    assert machine.resolved(claim).answer == Answer(AnswerKind.UNCERTAIN, "why")
+    assert claim.resolution is Resolution.RECORD_UNCERTAIN
+    assert claim.resolved().answer == Answer(AnswerKind.UNCERTAIN, "why")
 
 
 def test_accepted_message_without_a_detail_is_done():
-    assert machine.resolved(published(new(), ACCEPTED, "")).answer == DONE
+    assert published(new(), ACCEPTED, "").resolved().answer == DONE
 
 
 # --- What is written
@@ -164,28 +171,28 @@ def test_accepted_message_without_a_detail_is_done():
 
 def test_confirmation_replaces_the_claimed_or_the_uncertain_row():
     claim = published(new(), ACCEPTED)
-    update = machine.update_for(claim)
+    update = update_for(claim)
     assert (update.state, update.row, update.records) == ("", claim.operation.row, claim.operation.records)
     assert [verdict_of(raw) for raw in update.replaces] == [Verdict.CLAIMED, Verdict.UNCERTAIN]
 
 
 def test_confirmation_replaces_the_row_that_another_leader_writes():
     claim = published(new(), ACCEPTED)
-    _, _, found = machine.parse_claim(claim.key, f"open {claim.json}")
-    update, row = machine.uncertain_update(found)
-    assert update.row in machine.update_for(claim).replaces
+    _, _, found = parse_claim(claim.key, f"open {claim.json}")
+    update, row = uncertain_update(found)
+    assert update.row in update_for(claim).replaces
     assert row.reason is UncertainReason.UNCONFIRMED
 
 
 @pytest.mark.parametrize("outcome", [REFUSED, UNSENT])
 def test_claim_that_is_taken_back_restores_the_row(outcome: PublishOutcome):
     claim = published(new(), outcome)._replace(operation=operation(expected="row before"))
-    update = machine.update_for(claim)
+    update = update_for(claim)
     assert (update.row, update.replaces, update.records) == ("row before", [claim.row], ())
 
 
 def test_unknown_outcome_is_recorded_with_code_and_detail():
-    update = machine.update_for(published(new(), UNKNOWN, "d" * 1000))
+    update = update_for(published(new(), UNKNOWN, "d" * 1000))
     stored = LedgerRow.parse(update.row)
     assert (stored.verdict, stored.reason, len(stored.detail)) == (Verdict.UNCERTAIN, UncertainReason.NO_ANSWER, 300)
     record = json.loads(update.records[0])
@@ -194,7 +201,7 @@ def test_unknown_outcome_is_recorded_with_code_and_detail():
 
 def test_record_of_a_skip_is_left_unchanged():
     skipped = json.dumps({"verdict": "skipped", "why": "missed"})
-    assert json.loads(machine.uncertain_record(skipped)) == json.loads(skipped)
+    assert json.loads(uncertain_record(skipped)) == json.loads(skipped)
 
 
 # --- Stored claims
@@ -202,7 +209,7 @@ def test_record_of_a_skip_is_left_unchanged():
 
 def test_stored_claim_is_read_back():
     claim = new(REPUBLISH)
-    state, written_ms, found = machine.parse_claim(claim.key, f"open {claim.json}")
+    state, written_ms, found = parse_claim(claim.key, f"open {claim.json}")
     assert (state, written_ms) == ("open", 5)
     assert (found.entry, found.nonce, found.policy, found.row) == ("entry", TERM.nonce, REPUBLISH, claim.row)
 
@@ -210,7 +217,7 @@ def test_stored_claim_is_read_back():
 @pytest.mark.parametrize("value", ["", "open", "open {", "open []", 'open {"policy": "other"}'])
 def test_malformed_claim_is_an_error(value: str):
     with pytest.raises((ValueError, KeyError, TypeError)):
-        machine.parse_claim("key", value)
+        parse_claim("key", value)
 
 
 def test_step_of_a_request_has_its_own_key():
@@ -227,6 +234,6 @@ def test_unsent_claims_of_one_entry_are_undone_or_skipped(place: int, verdicts: 
         OpenClaim(f"id {rev}", "{}", "entry", "nonce", SKIP, rows[rev], records, rows[rev - 1] if rev else "", True)
         for rev in (0, 1)
     )
-    updates = machine.take_back_updates([first, second], {"entry": rows[place]})
+    updates = take_back_updates([first, second], {"entry": rows[place]})
     assert [update.key for update in updates] == ["id 1", "id 0"]
     assert [json.loads(record)["verdict"] for update in updates for record in update.records] == verdicts
