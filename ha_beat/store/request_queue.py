@@ -175,11 +175,11 @@ class Requests:
         self._client = client
         self._keys = keys
         self._journal_size = journal_size
-        self._post = Script("request")
-        self._read = Script("requests")
-        self._withdraw = Script("withdraw")
-        self._attempt = Script("attempt")
-        self._answer = Script("answer")
+        self._post = Script("post_request")
+        self._read = Script("waiting_requests")
+        self._withdraw = Script("withdraw_request")
+        self._attempt = Script("count_attempt")
+        self._answer = Script("answer_request")
         self._keep_pauses = Script("keep_pauses")
 
     # --- Callers

@@ -4,44 +4,47 @@
 --       [entry id, expected row, new row ('' for none), request id, step, due instant in ms or 0, ms for which the
 --       message keeps its entry busy, '0' if a busy entry refuses the message, else '1', key of the message,
 --       journal records, commands as arrays of arguments]
--- An operation with a request id is one of that request's steps, numbered from 1 and done in order. It leaves the
--- entry's row alone, and is done at most once, while the request waits.
--- Returns {'fenced', code}, or {'done', number, kind, detail, ...} with its number, counted from 1, and two values for
--- each operation that has another answer than 'done' (see AnswerKind): the detail is the row for 'moved', a text for
--- 'error' and 'partial', 'entry' for a paused entry, 'unreported' for 'overlap' if no worker can have received the
--- message, and '' for the others.
-local lease, ledger, journal, requests, progress, busy = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+-- An operation with a request id is one of that request's steps, numbered from 1 and done in order. It does not change
+-- the entry's row, and is done at most once, while the request waits.
+-- Returns {'fenced', code}, or {'done', number, kind, detail, ...} with three values for each operation that has another
+-- answer than 'done': its number, counted from 1, the kind (see AnswerKind) and a detail. The detail is the row for
+-- 'moved', a text for 'error' and 'partial', 'entry' for a paused entry, 'unreported' for 'overlap' if it is likely that
+-- no worker has received the message, and '' for the others.
+local lease, ledger, journal, requests, progress, busy = unpack(KEYS)
+local epoch, nonce, gen, expected_run_id, journal_size, packed = unpack(ARGV)
 
 -- The first phase writes nothing, because a script does not roll back.
-local why = fence(lease, ARGV[1], ARGV[2])
+local why = fence(lease, epoch, nonce)
 if why then return { 'fenced', why } end
-if redis.call('HGET', ledger, 'm:gen') ~= ARGV[3] then return { 'fenced', 'other_ledger' } end -- guard: dispatch-gen
-if another_server(ARGV[4]) then return { 'fenced', 'other_server' } end -- guard: dispatch-run-id
+if redis.call('HGET', ledger, 'm:gen') ~= gen then return { 'fenced', 'other_ledger' } end -- guard: dispatch-gen
+if another_server(expected_run_id) then return { 'fenced', 'other_server' } end -- guard: dispatch-run-id
 
 local operations, fields = {}, {}
-for i, part in ipairs(cmsgpack.unpack(ARGV[6])) do
+for i, part in ipairs(cmsgpack.unpack(packed)) do
   operations[i] = { id = part[1], expected = part[2], row = part[3], request = part[4], step = tonumber(part[5]),
     at_ms = tonumber(part[6]), busy_ms = tonumber(part[7]), overlaps = part[8] == '1', key = part[9], records = part[10],
     commands = part[11] }
   fields[i] = 'e:' .. part[1]
 end
-local rows = redis.call('HMGET', ledger, unpack(fields))
-local standing = {}
-for i, field in ipairs(fields) do standing[field] = rows[i] or '' end
-local pauses = redis.call('HMGET', ledger, 'm:paused', 'm:paused_entries')
-local readable, paused_entries = pcall(cjson.decode, pauses[2] or '{}')
+
+-- Rows by field, as this script leaves them.
+local found, rows = redis.call('HMGET', ledger, unpack(fields)), {}
+for i, field in ipairs(fields) do rows[field] = found[i] or '' end
+
+local pause, entry_pauses = unpack(redis.call('HMGET', ledger, 'm:paused', 'm:paused_entries'), 1, 2)
+local readable, paused_entries = pcall(cjson.decode, entry_pauses or '{}')
 -- True if this entry is paused. A pause that has ended stays in the record until its last instant has its verdict.
 local function entry_paused(id)
-  local pause = readable and type(paused_entries) == 'table' and paused_entries[id]
-  return type(pause) == 'table' and pause.until_ms == 0
+  local entry_pause = readable and type(paused_entries) == 'table' and paused_entries[id]
+  return type(entry_pause) == 'table' and entry_pause.until_ms == 0
 end
 
+local now = time_ms()
 -- A replica whose clock is ahead of the cluster's time must not fire early.
-local latest = time_ms() + 2000
+local latest = now + 2000
   + (tonumber(redis.call('HGET', lease, 'offset_ms')) or 0) -- guard: dispatch-leader-offset
 
 -- Return the lines of the entry's other messages that have not ended. One that was sent too long ago counts as lost.
-local now = time_ms()
 local function busy_lines(op)
   local lines, messages = busy_without(redis.pcall('HGET', busy, 'e:' .. op.id), op.key)
   local left = {}
@@ -59,7 +62,7 @@ local function unreported(op)
   return now - number(type(at) == 'string' and at) >= op.busy_ms
 end
 
--- The answer of an operation that must not be done, or was done before; nil if it is to be done now.
+-- Return the answer of an operation that must not be done, or was done before; nil if it is to be done now.
 local function answered(op, row)
   if op.request ~= '' then
     if redis.call('HEXISTS', requests, op.request) == 0 then return 'withdrawn', '' end -- guard: dispatch-request-withdrawn
@@ -72,7 +75,7 @@ local function answered(op, row)
   end
   if op.at_ms > latest then return 'error', 'the due instant is ahead of the clock of Redis' end -- guard: dispatch-not-early
   if #op.commands > 0 then
-    if pauses[1] then return 'paused', '' end -- guard: dispatch-paused
+    if pause then return 'paused', '' end -- guard: dispatch-paused
     if entry_paused(op.id) then return 'paused', 'entry' end -- guard: dispatch-entry-paused
     if not op.overlaps and #busy_lines(op) > 0 then -- guard: dispatch-overlap
       return 'overlap', unreported(op) and 'unreported' or ''
@@ -81,32 +84,18 @@ local function answered(op, row)
   return nil
 end
 
-local kinds = {}
+-- Return the reason why a command cannot be executed, or nil.
+local key_types = {}
 local function wrong_type(command)
   if command[1] ~= 'LPUSH' then return nil end
   local key = command[2]
   -- If TYPE is not allowed, the push itself fails with the reason.
-  kinds[key] = kinds[key] or redis.pcall('TYPE', key).ok or 'list'
-  if kinds[key] ~= 'none' and kinds[key] ~= 'list' then return 'queue key ' .. key .. ' is a ' .. kinds[key] end
+  key_types[key] = key_types[key] or redis.pcall('TYPE', key).ok or 'list'
+  if key_types[key] ~= 'none' and key_types[key] ~= 'list' then return 'queue key ' .. key .. ' is a ' .. key_types[key] end
 end
 
 local function note_row(i, row)
-  standing[fields[i]] = row -- guard: dispatch-batch-own-writes
-end
-
--- A full or read-only server refuses this write, before any message is sent.
-redis.call('HSET', ledger, 'm:epoch', ARGV[1]) -- guard: dispatch-first-write
-
-local function run(op)
-  for c, command in ipairs(op.commands) do
-    local reply = redis.pcall(unpack(command)) -- guard: dispatch-push-pcall
-    if type(reply) == 'table' and reply.err then
-      local failure = reply.err .. ' (at ' .. command[1] .. ' ' .. command[2] .. ')'
-      if c == 1 then return 'error', failure end
-      return 'partial', failure
-    end
-  end
-  return 'done', ''
+  rows[fields[i]] = row -- guard: dispatch-batch-own-writes
 end
 
 local answers = { 'done' }
@@ -115,8 +104,53 @@ local function answer(i, kind, detail)
   answers[n + 1], answers[n + 2], answers[n + 3] = i, kind, detail
 end
 
--- Messages for one queue that follow one another are pushed by one command, and their rows are written by another:
--- most of a script's time goes into its calls. `grouped` are the fields of their entries.
+-- The second phase writes. A full or read-only server refuses this first write, before any message is sent.
+redis.call('HSET', ledger, 'm:epoch', epoch) -- guard: dispatch-first-write
+
+-- Execute the commands of an operation. Return 'done', 'error' if none was executed, or 'partial'.
+local function execute(op)
+  for c, command in ipairs(op.commands) do
+    local reply = redis.pcall(unpack(command)) -- guard: dispatch-push-pcall
+    if type(reply) == 'table' and reply.err then
+      local failure = reply.err .. ' (at ' .. command[1] .. ' ' .. command[2] .. ')'
+      return c == 1 and 'error' or 'partial', failure
+    end
+  end
+  return 'done', ''
+end
+
+-- Add the line of a message that keeps its entry busy.
+local function begin_busy(op)
+  local lines = busy_lines(op)
+  if #lines >= MOST_BUSY then table.remove(lines, 1) end
+  lines[#lines + 1] = int(now) .. ' ' .. op.key
+  redis.pcall('HSET', busy, 'e:' .. op.id, table.concat(lines, '\n'))
+end
+
+-- Execute and record one operation. Return its answer.
+local function run(i, op)
+  local kind, detail = execute(op)
+  if kind ~= 'error' then -- guard: dispatch-error-not-recorded
+    if op.request ~= '' then -- guard: dispatch-request-no-row
+      redis.call('HSET', progress, op.request, op.step)
+    elseif op.row == '' then
+      -- The operation has no message, so a refusal here leaves nothing half done.
+      local removed = redis.pcall('HDEL', ledger, fields[i])
+      if type(removed) == 'table' then kind, detail = 'error', removed.err else note_row(i, '') end
+    else
+      redis.call('HSET', ledger, fields[i], op.row)
+      note_row(i, op.row)
+    end
+    -- A fault in the record of busy entries must not fail a message that was enqueued.
+    if op.row == '' and op.request == '' then redis.pcall('HDEL', busy, fields[i]) end
+    if #op.commands > 0 and op.busy_ms > 0 then begin_busy(op) end
+    append_trimmed(journal, ledger, journal_size, op.records)
+  end
+  return kind, detail
+end
+
+-- Most of a script's time goes into its calls. Messages for one queue that follow one another are therefore a group: one
+-- command pushes them, and another writes their rows. `grouped` has the fields of their entries.
 local push, members, grouped = {}, {}, {}
 local function send_group()
   if #members == 0 then return end
@@ -135,12 +169,12 @@ local function send_group()
   end
   if #written > 0 then
     redis.call('HSET', ledger, unpack(written))
-    append_trimmed(journal, ledger, ARGV[5], records)
+    append_trimmed(journal, ledger, journal_size, records)
   end
   push, members, grouped = {}, {}, {}
 end
 
--- Add a message to the group, if it is one push, writes a row and keeps no entry busy.
+-- Add an operation to the group, if it is one push, writes a row and keeps no entry busy. Return whether it was added.
 local function join_group(i, op)
   local command = op.commands[1]
   if #op.commands ~= 1 or command[1] ~= 'LPUSH' or op.request ~= '' or op.row == '' or op.busy_ms > 0 then return false end
@@ -154,7 +188,7 @@ end
 
 for i, op in ipairs(operations) do
   if grouped[fields[i]] then send_group() end -- guard: dispatch-group-once
-  local kind, detail = answered(op, standing[fields[i]])
+  local kind, detail = answered(op, rows[fields[i]])
   if not kind then
     for _, command in ipairs(op.commands) do
       detail = wrong_type(command) -- guard: dispatch-type-check
@@ -163,28 +197,7 @@ for i, op in ipairs(operations) do
   end
   if not kind and not join_group(i, op) then
     send_group()
-    kind, detail = run(op)
-    if kind ~= 'error' then -- guard: dispatch-error-not-recorded
-      if op.request ~= '' then -- guard: dispatch-request-no-row
-        redis.call('HSET', progress, op.request, op.step)
-      elseif op.row == '' then
-        -- The operation has no message, so a refusal here leaves nothing half done.
-        local removed = redis.pcall('HDEL', ledger, fields[i])
-        if type(removed) == 'table' then kind, detail = 'error', removed.err else note_row(i, '') end
-      else
-        redis.call('HSET', ledger, fields[i], op.row)
-        note_row(i, op.row)
-      end
-      -- Nothing that is only about overlaps may fail a message that was enqueued.
-      if op.row == '' and op.request == '' then redis.pcall('HDEL', busy, 'e:' .. op.id) end
-      if #op.commands > 0 and op.busy_ms > 0 then
-        local lines = busy_lines(op)
-        if #lines >= MOST_BUSY then table.remove(lines, 1) end
-        lines[#lines + 1] = int(now) .. ' ' .. op.key
-        redis.pcall('HSET', busy, 'e:' .. op.id, table.concat(lines, '\n'))
-      end
-      append_trimmed(journal, ledger, ARGV[5], op.records)
-    end
+    kind, detail = run(i, op)
   end
   if kind and kind ~= 'done' then answer(i, kind, detail) end
 end

@@ -1,6 +1,9 @@
--- Record that a worker reports ends and, with an entry, that a message which keeps that entry busy has ended.
+-- Record that a worker reports ends of messages and, for an entry, that a message which keeps the entry busy has ended.
 -- KEYS: busy
--- ARGV: entry id ('' for none), what identifies the message
-redis.call('HSET', KEYS[1], 'm:reported', int(time_ms()))
-if ARGV[1] ~= '' then end_busy(KEYS[1], 'e:' .. ARGV[1], ARGV[2]) end
+-- ARGV: entry id ('' for none), key of the message
+-- Returns ''.
+local busy = KEYS[1]
+local entry, key = unpack(ARGV)
+redis.call('HSET', busy, 'm:reported', int(time_ms()))
+if entry ~= '' then end_busy(busy, 'e:' .. entry, key) end
 return ''

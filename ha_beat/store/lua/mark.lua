@@ -1,15 +1,18 @@
 -- Write the lease marker in the broker's Redis, unless it names another store.
 -- KEYS: mark
--- ARGV: the store's gen, its place ('' if unknown), its name, the lease's lifetime in ms, the holder, and gen and n of an
---       abandoned marker that may be replaced ('' for none)
--- Returns {'kept'} or {'foreign', gen, n, place, name, lifetime, holder}
-local was = redis.call('HMGET', KEYS[1], 'gen', 'n', 'place', 'name', 'ttl_ms', 'holder')
-local same = was[1] == ARGV[1] or (ARGV[2] ~= '' and was[3] == ARGV[2])
-local stale = was[1] == ARGV[6]
-  and was[2] == ARGV[7] -- guard: mark-unmoved
-if was[1] and not same and not stale then -- guard: mark-other-store
-  return { 'foreign', was[1], was[2] or '0', was[3] or '', was[4] or '', was[5] or '0', was[6] or '' }
+-- ARGV: gen of the store's ledger, place of the store ('' if unknown), its name, ttl of the lease in ms, holder, then gen
+--       and n of an abandoned marker that may be replaced ('' for none)
+-- Returns {'kept'} or {'foreign', gen, n, place, name, ttl in ms, holder}.
+local mark = KEYS[1]
+local gen, place, name, ttl_ms, holder, abandoned_gen, abandoned_n = unpack(ARGV)
+local was_gen, was_n, was_place, was_name, was_ttl_ms, was_holder =
+  unpack(redis.call('HMGET', mark, 'gen', 'n', 'place', 'name', 'ttl_ms', 'holder'), 1, 6)
+local same_store = was_gen == gen or (place ~= '' and was_place == place)
+local abandoned = was_gen == abandoned_gen
+  and was_n == abandoned_n -- guard: mark-unmoved
+if was_gen and not same_store and not abandoned then -- guard: mark-other-store
+  return { 'foreign', was_gen, was_n or '0', was_place or '', was_name or '', was_ttl_ms or '0', was_holder or '' }
 end
-local n = int(number(was[2]) + 1)
-redis.call('HSET', KEYS[1], 'gen', ARGV[1], 'n', n, 'place', ARGV[2], 'name', ARGV[3], 'ttl_ms', ARGV[4], 'holder', ARGV[5])
+redis.call('HSET', mark, 'gen', gen, 'n', int(number(was_n) + 1), 'place', place, 'name', name, 'ttl_ms', ttl_ms,
+  'holder', holder)
 return { 'kept' }

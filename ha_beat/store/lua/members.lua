@@ -1,33 +1,35 @@
--- Write this replica's record, and read the state of the cluster.
+-- Write this replica's member record, and read the state of the cluster.
 -- KEYS: members, lease, ledger, journal, dropped
--- ARGV: replica id ('' to read only), its record as JSON, '1' to read, '1' to remove old records, age in ms of an old
+-- ARGV: replica id ('' to write nothing), its record as JSON, '1' to read, '1' to remove old records, age in ms of an old
 --       record, number of records above which old ones are removed in any case
-local members = KEYS[1]
-local now = int(time_ms())
-if ARGV[1] ~= '' then
+-- Returns {time in ms}, and if it reads: {time in ms, lease, member records, fields of the ledger (gen, highest epoch,
+-- counter of the journal, pause of the cluster, pauses of entries), length of the journal, number of dropped messages}.
+local members, lease, ledger, journal, dropped = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local replica, record, read, clean, old_ms, most_records = unpack(ARGV)
+local now = time_ms()
+if replica ~= '' then
   -- A refused write is ignored: the caller needs the state.
-  redis.pcall('HSET', members, ARGV[1], '{"seen_ms":' .. now .. ',' .. string.sub(ARGV[2], 2))
+  redis.pcall('HSET', members, replica, '{"seen_ms":' .. int(now) .. ',' .. string.sub(record, 2))
 end
--- Without a leader, replicas that crash again and again must not leave records without end.
-local clean = ARGV[4] == '1' or redis.call('HLEN', members) > tonumber(ARGV[6])
-local all = (clean or ARGV[3] == '1') and redis.call('HGETALL', members)
-if clean then
+-- Without a leader, nothing else removes the records of replicas that crash again and again.
+local cleans = clean == '1' or redis.call('HLEN', members) > tonumber(most_records)
+local all = (cleans or read == '1') and redis.call('HGETALL', members)
+if cleans then
   for i = 2, #all, 2 do
     local seen = tonumber(string.match(all[i], '"seen_ms":%s*(%d+)'))
-    -- A record from the future is one from before the server's clock stepped back.
-    if not seen or math.abs(now - seen) > tonumber(ARGV[5]) then redis.pcall('HDEL', members, all[i - 1]) end
+    -- A record from the future was written before the server's clock was set back.
+    if not seen or math.abs(now - seen) > tonumber(old_ms) then redis.pcall('HDEL', members, all[i - 1]) end
   end
 end
-if ARGV[3] ~= '1' then return { now } end
+if read ~= '1' then return { int(now) } end
 
--- The workers write this counter, and may lack the right to.
-local dropped = redis.pcall('GET', KEYS[5])
-if type(dropped) ~= 'string' then dropped = '0' end
+-- The workers write this counter. A user may lack the right to read it.
+local count = redis.pcall('GET', dropped)
 return {
-  now,
-  redis.call('HGETALL', KEYS[2]),
+  int(now),
+  redis.call('HGETALL', lease),
   all,
-  redis.call('HMGET', KEYS[3], 'm:gen', 'm:epoch', 'm:journal', 'm:paused', 'm:paused_entries'),
-  redis.call('XLEN', KEYS[4]),
-  dropped,
+  redis.call('HMGET', ledger, 'm:gen', 'm:epoch', 'm:journal', 'm:paused', 'm:paused_entries'),
+  redis.call('XLEN', journal),
+  type(count) == 'string' and count or '0',
 }

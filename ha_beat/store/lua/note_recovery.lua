@@ -1,12 +1,15 @@
--- Record the server of the last takeover, and that its recovery is complete or what is still in doubt.
+-- Record the server of the last completed takeover, and what of its recovery remains for the next leader.
 -- KEYS: lease, ledger
--- ARGV: epoch, nonce, run id, what is in doubt ('' once the recovery is complete)
-local why = fence(KEYS[1], ARGV[1], ARGV[2])
+-- ARGV: epoch, nonce, run id, unfinished recovery ('' if it is complete)
+-- Returns '', or the code that refuses the term.
+local lease, ledger = KEYS[1], KEYS[2]
+local epoch, nonce, this_server, unfinished = unpack(ARGV)
+local why = fence(lease, epoch, nonce)
 if why then return why end
-redis.call('HSET', KEYS[2], 'm:run_id', ARGV[3])
-if ARGV[4] == '' then
-  redis.call('HDEL', KEYS[2], 'm:unfinished')
+redis.call('HSET', ledger, 'm:run_id', this_server)
+if unfinished == '' then
+  redis.call('HDEL', ledger, 'm:unfinished')
 else
-  redis.call('HSET', KEYS[2], 'm:unfinished', ARGV[4])
+  redis.call('HSET', ledger, 'm:unfinished', unfinished)
 end
 return ''

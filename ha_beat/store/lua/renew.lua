@@ -1,16 +1,25 @@
+-- Renew the lease.
 -- KEYS: lease, ledger, journal, requests
--- ARGV: epoch, nonce, seq, presence channel to register, gen, run id, age in ms from which journal records are trimmed
---       ('' for none), scheduling time minus the server's, in ms
-local why = fence(KEYS[1], ARGV[1], ARGV[2])
+-- ARGV: epoch, nonce, seq, presence channel to register ('' for none), gen, run id, age in ms from which journal records
+--       are trimmed ('' for none), scheduling time minus the server's in ms
+-- Returns {'lost', code}, {'late', ''} if an attempt with this seq or a higher one was executed before, or
+-- {'renewed', registered presence channel ('' for none), time in ms, number of waiting requests}.
+local lease, ledger, journal, requests = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local epoch, nonce, seq, presence, gen, expected_run_id, journal_age_ms, offset_ms = unpack(ARGV)
+
+-- The first phase writes nothing.
+local why = fence(lease, epoch, nonce)
 if why then return { 'lost', why } end
-if redis.call('HGET', KEYS[2], 'm:gen') ~= ARGV[5] then return { 'lost', 'other_ledger' } end -- guard: renew-gen
-if another_server(ARGV[6]) then return { 'lost', 'other_server' } end -- guard: renew-run-id
+if redis.call('HGET', ledger, 'm:gen') ~= gen then return { 'lost', 'other_ledger' } end -- guard: renew-gen
+if another_server(expected_run_id) then return { 'lost', 'other_server' } end -- guard: renew-run-id
 -- A late attempt must not move seq back: trust counts from the attempt that set it.
-if number(redis.call('HGET', KEYS[1], 'seq')) >= tonumber(ARGV[3]) then return { 'late', '' } end -- guard: renew-seq
-local presence = ARGV[4]
+if number(redis.call('HGET', lease, 'seq')) >= tonumber(seq) then return { 'late', '' } end -- guard: renew-seq
 if subscribers(presence) < 1 then presence = '' end
+
 local now = time_ms()
-redis.call('HSET', KEYS[1], 'seq', ARGV[3], 'presence', presence, 'renewed_ms', int(now), 'offset_ms', ARGV[8])
-if ARGV[7] ~= '' then redis.pcall('XTRIM', KEYS[3], 'MINID', '~', int(now - tonumber(ARGV[7])) .. '-0') end
-local waiting = redis.pcall('HLEN', KEYS[4]) -- guard: renew-requests-pcall
+redis.call('HSET', lease, 'seq', seq, 'presence', presence, 'renewed_ms', int(now), 'offset_ms', offset_ms)
+if journal_age_ms ~= '' then
+  redis.pcall('XTRIM', journal, 'MINID', '~', int(now - tonumber(journal_age_ms)) .. '-0')
+end
+local waiting = redis.pcall('HLEN', requests) -- guard: renew-requests-pcall
 return { 'renewed', presence, int(now), type(waiting) == 'number' and waiting or 0 }
