@@ -52,7 +52,8 @@ from ha_beat.signals import SignalRelay
 from ha_beat.store.connections import Link
 from ha_beat.store.journal import Journal
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import RedisLeaseStore, Replica, Term, new_token
+from ha_beat.store.lease import Replica, Term, new_token
+from ha_beat.store.lease_store import RedisLeaseStore
 from ha_beat.store.ledger import Ledger
 from ha_beat.store.presence import RedisPresence
 from ha_beat.store.redis_errors import mapped_redis_errors

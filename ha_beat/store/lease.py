@@ -1,4 +1,4 @@
-"""Lease record in Redis, and the operations on it.
+"""Lease: its record in Redis, terms and campaigns, and the interface of its store.
 
 The record has no TTL: Redis expires keys by its wall clock, which may step, and evicts keys with a TTL first. A standby
 judges the lease by its own clock and takes it over by compare-and-set on ``(epoch, seq)``.
@@ -7,27 +7,17 @@ judges the lease by its own clock and takes it over by compare-and-set on ``(epo
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from ha_beat.errors import ForeignApp, NewerSchema, StoreUnavailable
 from ha_beat.reasons import CampaignRefusal, TermEnd, TermStart, parse_code
-from ha_beat.store.keys import Keys
-from ha_beat.store.redis_errors import mapped_redis_errors
-from ha_beat.store.scripts import Poll, Script, pairs, text, whole
+from ha_beat.store.scripts import whole
 
-if TYPE_CHECKING:
-    import redis
-
-#: Version of the records in Redis. A replica that knows only a lower one does not lead.
-SCHEMA = 2
-
-#: Longest lease that the settings allow, in ms. A longer one in a record would delay a takeover for ever.
+#: Longest lease that the settings allow, in ms. A longer one in a damaged record would delay a takeover for ever.
 LONGEST_TTL_MS = 3_600_000
 
-#: How a term ended, by the code with which a script refuses work under it.
-_FENCES = {
+_FENCE_REASONS = {
     "no_lease": TermEnd.STATE_LOSS,
     "other_term": TermEnd.SUPERSEDED,
     "released": TermEnd.SUPERSEDED,
@@ -37,8 +27,13 @@ _FENCES = {
 
 
 def fence_reason(code: str) -> TermEnd:
-    """Return how a term ended that a script refused with ``code``."""
-    return _FENCES[code]
+    """Return why a term is over whose work a script refused with ``code``."""
+    return _FENCE_REASONS[code]
+
+
+def new_token() -> str:
+    """Return a random token."""
+    return secrets.token_hex(16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +75,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """Lease in Redis. Times are the server's, in ms since the Unix epoch. More than 15 fields, as in the hash."""
+    """Lease in Redis. Times are the server's, in ms since the Unix epoch. It has a field for each of the hash."""
 
     holder: str = ""
     epoch: int = 0
@@ -95,20 +90,24 @@ class LeaseRecord:
     host: str = ""
     pid: int = 0
     since_ms: int = 0
-    #: Why the last term ended; ``None`` while it lasts, or if the code is unknown. ``detail`` names who asked.
+    #: Why the last term ended; ``None`` while it lasts, or if the code is unknown. ``detail`` names the caller.
     reason: TermEnd | None = None
     detail: str = ""
     gen: str = ""
     run_id: str = ""
     renewed_ms: int = 0
+    #: Id of the replica that may campaign first after a release, ``""`` for none.
     preferred: str = ""
-    #: The leader's time minus the server's, ``""`` if it is unknown.
+    #: The leader's scheduling time minus the server's, a number or ``""`` if it is unknown.
     offset_ms: str = ""
 
     @property
     def offset(self) -> float | None:
         """Return the leader's scheduling time minus the server's clock in seconds, or ``None`` if it is unknown."""
-        return _seconds(self.offset_ms)
+        try:
+            return int(self.offset_ms) / 1000
+        except (ValueError, OverflowError):
+            return None
 
     @property
     def held(self) -> bool:
@@ -125,20 +124,19 @@ class LeaseRecord:
     @classmethod
     def parse(cls, raw: Mapping[str, str]) -> LeaseRecord:
         """Return the record from its hash. Unknown fields are ignored, and an unreadable number is 0."""
-        values: dict[str, Any] = {}
-        for field in fields(cls):
-            if field.name in raw:
-                value = raw[field.name]
-                values[field.name] = whole(value) if field.type == "int" else value
-        if "reason" in values:
-            values["reason"] = parse_code(TermEnd, values["reason"])
+        values: dict[str, Any] = {
+            each.name: whole(raw[each.name]) if each.type == "int" else raw[each.name]
+            for each in fields(cls)
+            if each.name in raw
+        }
+        values["reason"] = parse_code(TermEnd, raw.get("reason", ""))
         values["ttl_ms"] = min(values.get("ttl_ms", 0), LONGEST_TTL_MS)
         return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseView:
-    """Result of :meth:`LeaseStore.observe`.
+    """Lease as it was observed; ``record`` is ``None`` without a lease.
 
     ``subscribers`` is the number of subscribers of the holder's presence channel, or -1 if it is unknown. ``run_id`` is
     given only if it is 0.
@@ -150,50 +148,7 @@ class LeaseView:
     run_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Acquired:
-    """Successful campaign. ``previous_gens`` are those of the lease and the ledger before it, ``""`` for none."""
-
-    term: Term
-    previous_gens: tuple[str, str]
-    previous_run_id: str
-    previous_holder: str
-    presence: str
-    server_ms: int
-    #: Doubt that the last leader found and did not resolve before its term ended, in the leader's encoding.
-    unfinished: str = ""
-
-    @property
-    def server_changed(self) -> bool:
-        """True if the last takeover was completed on another server process. False if that is unknown."""
-        return self.term.run_id != "" and self.previous_run_id not in ("", self.term.run_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Refused campaign."""
-
-    reason: CampaignRefusal
-
-
-@dataclass(frozen=True, slots=True)
-class Renewed:
-    """Successful renewal.
-
-    ``presence`` is the channel now in the record, ``""`` if it had no subscriber. ``requests`` is the number of
-    requests that wait.
-    """
-
-    presence: str
-    server_ms: int
-    requests: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """Refused renewal, because the term is over."""
-
-    reason: TermEnd
+# --- Campaign, renewal and release
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,18 +158,6 @@ class Expected:
     epoch: int
     seq: int
     absent: bool = False
-
-
-class LeaseStore(Protocol):
-    """Store of the lease. Every method raises ``StoreUnavailable`` if the outcome is unknown."""
-
-    def observe(self) -> LeaseView: ...
-
-    def acquire(self, attempt: Attempt, expected: Expected | None, seen_epoch: int) -> Acquired | Refused: ...
-
-    def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]: ...
-
-    def release(self, term: Term, reason: TermEnd, detail: str = "", preferred: str = "") -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,162 +180,75 @@ class Attempt:
         return self.sent_at + self.ttl - self.margin
 
 
-def new_token() -> str:
-    """Return a random token."""
-    return secrets.token_hex(16)
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """Successful campaign. ``previous_gens`` are those of the lease and the ledger before it, ``""`` for none."""
+
+    term: Term
+    previous_gens: tuple[str, str]
+    previous_run_id: str
+    previous_holder: str
+    presence: str
+    server_ms: int
+    #: Recovery that the previous leader did not complete, in the leader's encoding.
+    unfinished: str = ""
+
+    @property
+    def server_changed(self) -> bool:
+        """True if the last takeover was completed on another server process. False if that is unknown."""
+        return self.term.run_id != "" and self.previous_run_id not in ("", self.term.run_id)
 
 
-class RedisLeaseStore:
-    """Lease in Redis, or in a compatible server that runs Lua scripts."""
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Refused campaign."""
 
-    def __init__(
-        self,
-        client: Callable[[], redis.Redis],
-        keys: Keys,
-        journal_age: float | None = None,
-        *,
-        journal_size: int | None = None,
-        offset: Callable[[], float] = lambda: 0.0,
-        wait_replicas: int = 0,
-        wait_timeout: float = 1.0,
-    ) -> None:
-        """``journal_age`` is in seconds: renewals trim older records from the journal. Acquisitions trim it to about
-        ``journal_size`` records.
+    reason: CampaignRefusal
 
-        ``offset`` returns the scheduling time minus Redis' clock, in seconds. A renewal is confirmed once
-        ``wait_replicas`` replicas of Redis have it, within ``wait_timeout`` seconds.
-        """
-        self._client = client
-        self._keys = keys
-        self._offset_ms: Callable[[], int] = lambda: round(offset() * 1000)
-        self._wait_replicas = wait_replicas
-        self._wait_ms = round(wait_timeout * 1000)
-        self._journal_age_ms = "" if journal_age is None else str(round(journal_age * 1000))
-        #: What was last observed, and its digest. Most polls find it unchanged.
-        self._seen = LeaseView(None, 0, 0, "")
-        self._digest = ""
-        self._journal_size = "" if journal_size is None else str(journal_size)
-        self._observe = Poll("observe")
-        self._acquire = Script("acquire", although_full=True)
-        self._renew = Script("renew", although_full=True)
-        self._release = Script("release", although_full=True)
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """Successful renewal.
+
+    ``presence`` is the channel now in the record, ``""`` if it had no subscriber. ``requests`` is the number of waiting
+    requests.
+    """
+
+    presence: str
+    server_ms: int
+    requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Refused renewal, because the term is over."""
+
+    reason: TermEnd
+
+
+class LeaseStore(Protocol):
+    """Store of the lease. Every method raises ``StoreUnavailable`` if the outcome is unknown."""
 
     def observe(self) -> LeaseView:
         """Read the lease, and whether its holder is present."""
-        answer = self._observe(self._client(), [self._keys.lease], [self._digest])
-        seen = self._seen
-        if isinstance(answer, int):
-            return LeaseView(seen.record, seen.subscribers, answer, seen.run_id)
-        flat, count, server_ms, run_id, digest = answer
-        record = LeaseRecord.parse(pairs(flat)) if flat else None
-        self._seen = LeaseView(record, int(count), int(server_ms), text(run_id))
-        self._digest = text(digest)
-        return self._seen
+        ...
 
     def acquire(self, attempt: Attempt, expected: Expected | None, seen_epoch: int) -> Acquired | Refused:
-        """Acquire the lease if it is still as expected (``None``: no record).
+        """Acquire the lease if it is still as expected (``None``: no record). The epoch exceeds ``seen_epoch``.
 
         Raises:
             ForeignApp: the ledger belongs to another app with the same cluster name.
             NewerSchema: a newer version has written the records.
-            StoreUnavailable: the outcome is unknown.
         """
-        keys = [self._keys.lease, self._keys.ledger, self._keys.journal]
-        reply = self._acquire(self._client(), keys, _acquire_args(attempt, expected, seen_epoch, self._journal_size))
-        answer, *rest = (text(part) for part in reply)
-        match answer:
-            case "foreign_app":
-                raise ForeignApp(self._keys.cluster, attempt.replica.fingerprint, rest[0])
-            case "newer_schema":
-                raise NewerSchema(self._keys.cluster, SCHEMA, whole(rest[0]))
-            case "refused":
-                return Refused(CampaignRefusal(rest[0]))
-            case _:
-                return _acquired(attempt, rest)
+        ...
 
     def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]:
-        """Renew the lease. The result is ``late`` if an attempt with a higher ``seq`` was executed before."""
-        reply = self._renew(
-            self._client(),
-            [self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.requests],
-            [term.epoch, term.nonce, seq, presence, term.gen, term.run_id, self._journal_age_ms, self._offset_ms()],
-        )
-        answer, detail, *rest = (text(part) for part in reply)
-        if answer == "renewed":
-            self._await_replicas()
-            return Renewed(detail, int(rest[0]), int(rest[1]))
-        return "late" if answer == "late" else Lost(fence_reason(detail))
-
-    def _await_replicas(self) -> None:
-        """Wait until enough replicas of Redis have the renewal.
-
-        Raises:
-            StoreUnavailable: too few replicas have it.
-        """
-        if not self._wait_replicas:
-            return
-        with mapped_redis_errors():
-            client: Any = self._client()
-            reached: int = client.wait(self._wait_replicas, self._wait_ms)
-        if int(reached) < self._wait_replicas:  # guard: renew-wait-replicas
-            raise StoreUnavailable(f"{reached} of {self._wait_replicas} replicas of Redis have the renewal")
+        """Renew the lease. The result is ``late`` if an attempt with this or a higher ``seq`` was executed before."""
+        ...
 
     def release(self, term: Term, reason: TermEnd, detail: str = "", preferred: str = "") -> bool:
-        """Release the lease and wake the standbys. Return False if the term was over before.
+        """Release the lease and wake the standbys. Return False if the term was over.
 
-        ``preferred`` is the id of the replica to lead next: the others wait for it for a moment. The result
-        is a bool, not an outcome: the caller stops leading either way, also if the release is unknown.
+        The other replicas wait a moment for the one with the id ``preferred``.
         """
-        keys = [self._keys.lease, self._keys.ledger, self._keys.journal]
-        return bool(
-            self._release(self._client(), keys, [term.epoch, term.nonce, reason, detail, self._keys.wake, preferred])
-        )
-
-
-def _acquire_args(attempt: Attempt, expected: Expected | None, seen_epoch: int, journal_size: str) -> list[Any]:
-    replica = attempt.replica
-    record = {
-        "nonce": attempt.nonce,
-        "ttl_ms": round(attempt.ttl * 1000),
-        "fingerprint": replica.fingerprint,
-        "version": replica.version,
-        "http": replica.http,
-        "host": replica.host,
-        "pid": replica.pid,
-        "offset_ms": round(attempt.offset * 1000),
-    }
-    return [
-        expected.epoch if expected else "",
-        expected.seq if expected else "",
-        "1" if expected and expected.absent else "0",
-        seen_epoch,
-        replica.fingerprint,
-        new_token(),
-        attempt.presence,
-        SCHEMA,
-        attempt.reason,
-        replica.id,
-        journal_size,
-        *(item for pair in record.items() for item in pair),
-    ]
-
-
-def _acquired(attempt: Attempt, reply: Sequence[str]) -> Acquired:
-    epoch, gen, lease_gen, ledger_gen, run_id, previous_run_id, unfinished, server_ms, *rest = reply
-    presence, previous_holder = rest
-    return Acquired(
-        term=Term(attempt.replica.id, int(epoch), attempt.nonce, gen, run_id, attempt.trusted_until),
-        previous_gens=(lease_gen, ledger_gen),
-        previous_run_id=previous_run_id,
-        previous_holder=previous_holder,
-        presence=presence,
-        server_ms=int(server_ms),
-        unfinished=unfinished,
-    )
-
-
-def _seconds(milliseconds: str) -> float | None:
-    try:
-        return int(milliseconds) / 1000
-    except (ValueError, OverflowError):
-        return None
+        ...

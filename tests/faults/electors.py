@@ -18,7 +18,8 @@ from ha_beat.election.elector import Elector
 from ha_beat.election.states import Timing
 from ha_beat.store.connections import UrlLink
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import RedisLeaseStore, Replica
+from ha_beat.store.lease import Replica
+from ha_beat.store.lease_store import RedisLeaseStore
 from ha_beat.store.presence import RedisPresence
 from ha_beat.store.shadow import Shadow, ShadowFeed
 

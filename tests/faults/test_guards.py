@@ -21,18 +21,8 @@ from ha_beat.election.states import Fitness, Leader, PresenceBroke, PresenceRead
 from ha_beat.reasons import TermEnd
 from ha_beat.store.connections import UrlLink
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import (
-    Acquired,
-    Expected,
-    LeaseRecord,
-    LeaseView,
-    RedisLeaseStore,
-    Refused,
-    Renewed,
-    Replica,
-    Term,
-    new_token,
-)
+from ha_beat.store.lease import Acquired, Expected, LeaseRecord, LeaseView, Refused, Renewed, Replica, Term, new_token
+from ha_beat.store.lease_store import RedisLeaseStore
 from ha_beat.store.presence import Presence, PresenceError, RedisPresence
 from tests.faults.checker import Interval
 from tests.faults.proxy import TcpProxy, containing

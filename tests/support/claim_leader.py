@@ -15,7 +15,8 @@ from ha_beat.dispatch.brokers.adapter import Sent
 from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.reasons import AnswerKind, PublishOutcome, UncertainPolicy
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import RedisLeaseStore, Term
+from ha_beat.store.lease import Term
+from ha_beat.store.lease_store import RedisLeaseStore
 from ha_beat.store.ledger import LedgerRow
 from tests.support.brokers import FakePublisher, FixedLink
 from tests.support.dispatchers import no_marker, push

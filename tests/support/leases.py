@@ -3,7 +3,8 @@
 from typing import Any
 
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import Acquired, Attempt, Expected, LeaseStore, RedisLeaseStore, Replica, Term
+from ha_beat.store.lease import Acquired, Attempt, Expected, LeaseStore, Replica, Term
+from ha_beat.store.lease_store import RedisLeaseStore
 
 
 def replica(name: str = "one", fingerprint: str = "app") -> Replica:

@@ -18,7 +18,8 @@ from ha_beat.errors import StoreRefused
 from ha_beat.reasons import AnswerKind, TermEnd
 from ha_beat.store import entry_pauses
 from ha_beat.store.entry_pauses import EntryPause
-from ha_beat.store.lease import RedisLeaseStore, Renewed, Term
+from ha_beat.store.lease import Renewed, Term
+from ha_beat.store.lease_store import RedisLeaseStore
 from ha_beat.store.ledger import Ledger, LedgerRow
 from ha_beat.store.scripts import Script
 from tests.integration.store.conftest import KEYS, RedisBench

@@ -9,7 +9,7 @@ from ha_beat.clock import SystemClock
 from ha_beat.election.elector import Elector
 from ha_beat.election.states import Timing
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import RedisLeaseStore
+from ha_beat.store.lease_store import RedisLeaseStore
 from ha_beat.store.presence import RedisPresence
 from tests.support.events import EventLog
 from tests.support.leases import replica

@@ -50,7 +50,7 @@ BREACHES = [
     ("Rooms", "store/keys", "from ha_beat.settings import kinds"),
     ("Rooms", "clock", "from ha_beat.store import keys"),
     ("Rooms", "new_module", ""),
-    ("No cycles between modules", "store/keys", "from ha_beat.store import lease"),
+    ("No cycles between modules", "store/keys", "from ha_beat.store import lease_store"),
     ("Schedule is pure", "schedule/misfire", "from ha_beat import clock"),
     ("Election and dispatch import only the store", "election/connectivity", "from ha_beat.schedule import misfire"),
     ("Election and dispatch import only the store", "dispatch/batch", "from ha_beat.settings import kinds"),

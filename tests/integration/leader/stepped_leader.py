@@ -25,7 +25,8 @@ from ha_beat.leader.planner import Absence
 from ha_beat.reasons import LossKind
 from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import RedisLeaseStore, Term, new_token
+from ha_beat.store.lease import Term, new_token
+from ha_beat.store.lease_store import RedisLeaseStore
 from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.shadow import Shadow
 from tests.support.brokers import FixedLink, NoRecipes

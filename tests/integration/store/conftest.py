@@ -13,7 +13,8 @@ import redis
 from ha_beat.clock import SystemClock
 from ha_beat.store.connections import link_to
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import LeaseStore, RedisLeaseStore
+from ha_beat.store.lease import LeaseStore
+from ha_beat.store.lease_store import RedisLeaseStore
 from ha_beat.testing import MemoryLeaseStore
 from tests.support.servers import PartMissing, RedisServer, need
 

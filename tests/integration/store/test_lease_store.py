@@ -7,7 +7,8 @@ import pytest
 
 from ha_beat.errors import ForeignApp, NewerSchema, StoreRefused, StoreUnavailable
 from ha_beat.reasons import CampaignRefusal, TermEnd
-from ha_beat.store.lease import Acquired, Expected, LeaseRecord, Lost, RedisLeaseStore, Refused, Renewed
+from ha_beat.store.lease import Acquired, Expected, LeaseRecord, Lost, Refused, Renewed
+from ha_beat.store.lease_store import RedisLeaseStore
 from tests.integration.store.conftest import KEYS, LeaseBench, RedisBench
 from tests.support.leases import acquire, attempt, current
 from tests.support.servers import RedisServer

@@ -17,7 +17,8 @@ from ha_beat.monitoring.logs import line_of
 from ha_beat.reasons import TermEnd
 from ha_beat.store.connections import Link, WatchedClient, link_to
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import RedisLeaseStore, Replica
+from ha_beat.store.lease import Replica
+from ha_beat.store.lease_store import RedisLeaseStore
 from ha_beat.store.presence import RedisPresence
 from tests.support.servers import wait_for
 
