@@ -16,7 +16,7 @@ from ha_beat import events
 from ha_beat.clock import SystemClock
 from ha_beat.election.elector import Elector
 from ha_beat.election.states import Timing
-from ha_beat.store.connections import UrlLink
+from ha_beat.store.connections import link_to
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Replica
 from ha_beat.store.lease_store import RedisLeaseStore
@@ -27,7 +27,7 @@ _printing = threading.Lock()
 
 
 def elector(url: str, cluster: str, name: str, ttl: float = 10.0) -> Elector:
-    link, clock, keys = UrlLink(url, {}, ttl / 4), SystemClock(), Keys(cluster)
+    link, clock, keys = link_to(url, {}, ttl / 4, "key"), SystemClock(), Keys(cluster)
 
     def emit(event: events.Event) -> None:
         if isinstance(event, events.TermStarted | events.TermEnded):

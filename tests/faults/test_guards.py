@@ -19,7 +19,7 @@ from ha_beat.election import state_machine as election
 from ha_beat.election.elector import Elector
 from ha_beat.election.states import Fitness, Leader, PresenceBroke, PresenceReady, Renew, Renewal, Standby, Timing
 from ha_beat.reasons import TermEnd
-from ha_beat.store.connections import UrlLink
+from ha_beat.store.connections import link_to
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Acquired, Expected, LeaseRecord, LeaseView, Refused, Renewed, Replica, Term, new_token
 from ha_beat.store.lease_store import RedisLeaseStore
@@ -53,7 +53,7 @@ class ManualReplica:
     """Replica whose operations on the lease and the queue the scenario calls one by one."""
 
     def __init__(self, server: RedisServer, name: str) -> None:
-        link = UrlLink(server.url, {}, 5.0)
+        link = link_to(server.url, {}, 5.0, "key")
         self.store = RedisLeaseStore(link.client, KEYS)
         self.name = name
         app = Celery("guards", broker=server.url, set_as_current=False)
@@ -203,7 +203,7 @@ class RunningElector:
     ) -> None:
         self.name = name
         self.proxy = TcpProxy(server.address)
-        link = UrlLink(self.proxy.url(server.url), {"client_name": name}, command_timeout)
+        link = link_to(self.proxy.url(server.url), {"client_name": name}, command_timeout, "key")
         clock = SystemClock()
         presence: Presence = RedisPresence(link.client, KEYS, clock, ttl / 3) if with_presence else NoPresence()
         self.events: list[events.Event] = []

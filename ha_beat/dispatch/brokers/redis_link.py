@@ -13,8 +13,9 @@ from ha_beat.dispatch.messages.build import DeclaringOnce
 from ha_beat.dispatch.messages.build_errors import causes, is_io_error, mapped_broker_errors
 from ha_beat.dispatch.messages.capture import CapturingConnection
 from ha_beat.errors import StoreError, StoreUnavailable
-from ha_beat.store.connections import FEWEST_CONNECTIONS, WatchedClient
+from ha_beat.store.connections import WatchedClient
 from ha_beat.store.redis_errors import as_store_error
+from ha_beat.store.redis_urls import FEWEST_CONNECTIONS
 
 
 class BrokerLink:

@@ -15,13 +15,17 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ha_beat.clock import SystemClock
-from ha_beat.store.connections import UrlLink
+from ha_beat.store.connections import link_to
 from ha_beat.store.keys import Keys
 from ha_beat.store.presence import PresenceError, RedisPresence
 from tests.faults.proxy import TcpProxy
 from tests.support.servers import RedisServer, wait_for
 
 KEYS = Keys("presence")
+
+
+def presence_at(url: str) -> RedisPresence:
+    return RedisPresence(link_to(url, {}, 1.0, "key").client, KEYS, SystemClock(), ping_interval=0.2)
 
 
 @pytest.fixture
@@ -32,7 +36,9 @@ def proxy(shared_redis: RedisServer) -> Iterator[TcpProxy]:
 
 @pytest.fixture
 def presence(shared_redis: RedisServer, proxy: TcpProxy) -> Iterator[RedisPresence]:
-    made = RedisPresence(UrlLink(proxy.url(shared_redis.url), {}, 1.0).client, KEYS, SystemClock(), ping_interval=0.2)
+    made = RedisPresence(
+        link_to(proxy.url(shared_redis.url), {}, 1.0, "key").client, KEYS, SystemClock(), ping_interval=0.2
+    )
     yield made
     made.close()
 
@@ -123,7 +129,9 @@ def test_child_process_does_not_keep_a_dead_parent_present(shared_redis: RedisSe
     parent = os.fork()
     if parent == 0:
         os.setpgid(0, 0)
-        presence = RedisPresence(UrlLink(shared_redis.url, {}, 1.0).client, KEYS, SystemClock(), ping_interval=0.1)
+        presence = RedisPresence(
+            link_to(shared_redis.url, {}, 1.0, "key").client, KEYS, SystemClock(), ping_interval=0.1
+        )
         presence.open()
         start_child()
         for _ in range(5):

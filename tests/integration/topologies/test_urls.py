@@ -10,13 +10,13 @@ from redis.connection import SSLConnection, UnixDomainSocketConnection
 from ha_beat.celery_app import check_topology
 from ha_beat.errors import ConfigurationError
 from ha_beat.settings import Settings, redact_url
-from ha_beat.store.connections import ClusterLink, SentinelLink, UrlLink, link_to
+from ha_beat.store.connections import ClusterLink, PoolLink, link_to
 
 
 def kwargs_of(url: str, **options: Any) -> dict[str, Any]:
     made = link_to(url, options, 1.0, "key")
-    assert isinstance(made, UrlLink)
-    return {**made._pool.connection_kwargs, "connection_class": made._pool.connection_class}
+    assert isinstance(made, PoolLink)
+    return {**made.pool.connection_kwargs, "connection_class": made.pool.connection_class}
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def test_celerys_spellings_of_the_certificate_check(spelled: Any, meant: ssl.Ver
     if isinstance(spelled, str):
         made.append(link_to(f"rediss://h:1/0?ssl_cert_reqs={spelled}", {}, 1.0, "k"))
     for one in made:
-        assert isinstance(one, UrlLink)
-        connection = one._pool.make_connection()
+        assert isinstance(one, PoolLink)
+        connection = one.pool.make_connection()
         assert isinstance(connection, SSLConnection)
         assert connection.cert_reqs == meant
 
@@ -83,12 +83,12 @@ def test_what_cannot_be_used_is_refused_before_anything_is_connected(
 def test_a_list_of_sentinels_as_celery_writes_it() -> None:
     """Password, user name and database are those of Redis, at any place of the list."""
     made = link_to("sentinel://u:p%40@a:1;sentinel://u:p%40@[::1];c:3/5", {"master_name": "m"}, 1.0, "k")
-    assert isinstance(made, SentinelLink)
-    kwargs = made._pool.connection_kwargs
+    assert isinstance(made, PoolLink)
+    kwargs = made.pool.connection_kwargs
     assert (kwargs["username"], kwargs["password"], kwargs["db"]) == ("u", "p@", 5)
     known = [
         (s.connection_pool.connection_kwargs["host"], s.connection_pool.connection_kwargs["port"])
-        for s in made._pool.sentinel_manager.sentinels
+        for s in made.pool.sentinel_manager.sentinels
     ]  # type: ignore[attr-defined]
     assert known == [("a", 1), ("::1", 26379), ("c", 3)]
 
@@ -97,8 +97,8 @@ def test_a_sentinel_that_hangs_leaves_time_for_the_next() -> None:
     """Also with options for the connections of the Sentinels."""
     options = {"master_name": "m", "sentinel_kwargs": {"password": "s"}}
     made = link_to("sentinel://a:1;sentinel://b:2", options, 1.0, "k")
-    assert isinstance(made, SentinelLink)
-    for sentinel in made._pool.sentinel_manager.sentinels:  # type: ignore[attr-defined]
+    assert isinstance(made, PoolLink)
+    for sentinel in made.pool.sentinel_manager.sentinels:  # type: ignore[attr-defined]
         kwargs = sentinel.connection_pool.connection_kwargs
         assert kwargs["password"] == "s"
         assert kwargs["socket_timeout"] == kwargs["socket_connect_timeout"] == 0.5
