@@ -33,9 +33,9 @@ from ha_beat.monitoring.status import cluster_document, spans, unattended
 from ha_beat.monitoring.wording import duration, entries_text, health, phrase
 from ha_beat.reasons import Level, RequestKind
 from ha_beat.store import entry_pauses
+from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.journal import TermRecord, VerdictRecord
 from ha_beat.store.membership import ClusterView, Member
-from ha_beat.store.request_queue import Pause
 
 #: Form in which Celery shows a schedule: ``<crontab: 0 4 * * * (m/h/dM/MY/d)>``.
 _SCHEDULE = re.compile(r"^<(.*?)(?: \(m/h/dM/MY/d\))?>$")

@@ -40,7 +40,7 @@ from ha_beat.row_store.entry import misfire_headers
 from ha_beat.schedule.entry_options import KEY, EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.occurrence import FOREVER, NEVER
-from ha_beat.store.request_queue import Pause
+from ha_beat.store.cluster_pause import Pause
 
 __all__ = ["ClusterColumns"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ha_beat.store import entry_pauses
+from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.lease import Term
-from ha_beat.store.request_queue import Pause
 from ha_beat.store.shadow import Shadow
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from ha_beat.monitoring.wording import entries_text, phrase
 from ha_beat.reasons import BackfillOutcome, ReplyCode
+from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.lease import LeaseRecord
-from ha_beat.store.request_queue import Pause
 from ha_beat.suggest import did_you_mean
 
 #: Sentences by code, filled in from the answer's data.

@@ -19,6 +19,7 @@ from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term, fence_reason
 from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.scripts import Script, text, whole
+from ha_beat.store.server_facts import ServerFacts, read_server_facts
 from ha_beat.store.stored_values import MALFORMED, instant_in, ms_in, number_in, text_in
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ KEEP_ABSENT = timedelta(days=2)
 
 #: Version of a row. A row with a higher version is not changed.
 ROW_VERSION = 1
-
-#: Default of ``min-replicas-max-lag`` in Redis, in seconds.
-_USUAL_MAX_LAG = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,22 +148,6 @@ class RawRow(str):
         return row
 
 
-@dataclass(frozen=True, slots=True)
-class ServerFacts:
-    """Facts that decide which writes a new Redis server may lack.
-
-    ``append_only``: it writes an append-only file. ``started_at``: it had started by then, in scheduling time.
-    ``promoted``: it was a replica before. ``min_replicas``: it refuses writes without replicas. A partitioned primary
-    then accepts writes for ``max_lag`` more seconds.
-    """
-
-    append_only: bool
-    started_at: datetime
-    promoted: bool = False
-    min_replicas: bool = False
-    max_lag: float = _USUAL_MAX_LAG
-
-
 def _rows(found: Mapping[Any, Any]) -> Mapping[str, str]:
     """Return the rows of entries among the fields of the ledger."""
     rows = ((text(field), raw) for field, raw in found.items())
@@ -195,27 +177,7 @@ class Ledger:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        with mapped_redis_errors():
-            info: Mapping[str, Any] = self._client().info("everything")
-        min_replicas = "min_slaves_good_slaves" in info
-        # Redis reports whole seconds, so the server may be up to one second younger.
-        up = timedelta(seconds=max(int(info.get("uptime_in_seconds", 0)) - 1, 0))
-        return ServerFacts(
-            append_only=bool(int(info.get("aof_enabled", 0))),
-            started_at=now - up,
-            promoted=int(info.get("second_repl_offset", -1)) >= 0,
-            min_replicas=min_replicas,
-            max_lag=self._max_lag() if min_replicas else _USUAL_MAX_LAG,
-        )
-
-    def _max_lag(self) -> float:
-        """Return the server's setting, or Redis' default if it may not be read."""
-        try:
-            with mapped_redis_errors():
-                found: Any = self._client().config_get("min-replicas-max-lag")
-            return float(found["min-replicas-max-lag"])
-        except (StoreRefused, KeyError, ValueError):
-            return _USUAL_MAX_LAG
+        return read_server_facts(self._client(), now)
 
     def read(self) -> Mapping[str, str]:
         """Return the raw rows of all entries, by entry id.

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ha_beat.errors import StoreError
-from ha_beat.reasons import RedisRisk
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.scripts import Script, pairs, text, whole
+from ha_beat.store.server_facts import ServerSettings, read_server_settings
 from ha_beat.store.stored_values import LATEST_MS, MALFORMED, ms_in, number_in, text_in
 
 if TYPE_CHECKING:
@@ -124,32 +124,6 @@ def _as_of(leader: LeaseRecord | None, member: Member) -> Member:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """Settings of the Redis server that decide whether it may lose data; ``""`` or ``None`` if unknown."""
-
-    eviction_policy: str = ""
-    append_only_file: bool | None = None
-    #: It has replicas, and accepts writes without them.
-    writes_alone: bool = False
-
-    def risks(self) -> list[RedisRisk]:
-        """Return how a server with this configuration may lose the lease and the ledger."""
-        found = []
-        if self.eviction_policy.startswith("allkeys"):
-            found.append(RedisRisk.EVICTION)
-        if self.append_only_file is False:
-            found.append(RedisRisk.NO_APPEND_ONLY_FILE)
-        if self.writes_alone:
-            found.append(RedisRisk.NO_MIN_REPLICAS)
-        return found
-
-
-def min_replicas_set(replication: Mapping[str, Any]) -> bool:
-    """True if ``min-replicas-to-write`` is set, by the server's ``INFO replication``, which needs no other right."""
-    return "min_slaves_good_slaves" in replication
-
-
-@dataclass(frozen=True, slots=True)
 class ClusterView:
     """State of the cluster, read at one instant. ``members`` are alive, in the order of their ids.
 
@@ -231,15 +205,7 @@ class Members:
     def server_settings(self) -> ServerSettings | None:
         """Return the server's settings, or ``None`` if they cannot be read. Never raises."""
         try:
-            with mapped_redis_errors():
-                client = self._client()
-                memory: Any = client.info("memory")
-                persistence: Any = client.info("persistence")
-                replication: Any = client.info("replication")
-            aof = persistence.get("aof_enabled")
-            policy = text(memory.get("maxmemory_policy", "")) if memory.get("maxmemory") else ""
-            writes_alone = bool(replication.get("connected_slaves")) and not min_replicas_set(replication)
-            return ServerSettings(policy, None if aof is None else bool(aof), writes_alone)
+            return read_server_settings(self._client())
         except (StoreError, AttributeError):
             return None
 

@@ -12,13 +12,13 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from ha_beat.clock import Clock, from_micros
+from ha_beat.clock import Clock
 from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.reasons import ReplyCode, RequestKind, TermEnd
 from ha_beat.store import entry_pauses
+from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term, fence_reason, new_token
 from ha_beat.store.redis_errors import mapped_redis_errors
@@ -129,43 +129,6 @@ class MetaChange:
 
     name: str
     value: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Pause of the cluster. ``since_ms`` is in ms since the Unix epoch, and 0 if the record is malformed."""
-
-    FIELD: ClassVar[str] = "m:paused"
-
-    since_ms: int
-    by: str = ""
-    reason: str = ""
-
-    @property
-    def since(self) -> datetime:
-        """Return the start, in UTC."""
-        return from_micros(self.since_ms * 1000)
-
-    def as_data(self) -> dict[str, Any]:
-        """Return the fields as JSON can hold them."""
-        return {"since_ms": self.since_ms, "by": self.by, "reason": self.reason}
-
-    def encoded(self) -> str:
-        """Return the JSON form."""
-        return json.dumps(self.as_data())
-
-    @classmethod
-    def parse(cls, raw: str) -> Pause:
-        """Return the pause of the ledger. A malformed record is a pause, too."""
-        try:
-            return cls.of(json.loads(raw))
-        except MALFORMED:
-            return cls(0)
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Pause:
-        """Return the pause that :meth:`as_data` describes."""
-        return cls(ms_in(data["since_ms"]), text_in(data.get("by")), text_in(data.get("reason")))
 
 
 class Requests:

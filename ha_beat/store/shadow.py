@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ha_beat.clock import Clock, from_micros
 from ha_beat.reasons import Verdict
 from ha_beat.store import entry_pauses
+from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.keys import Keys
 from ha_beat.store.ledger import KEEP_ABSENT, Ledger, LedgerRow
-from ha_beat.store.request_queue import Pause
 from ha_beat.store.scripts import Poll, text, whole
 from ha_beat.store.stored_values import MALFORMED, instant_in, text_in
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from ha_beat.clock import from_micros, to_micros
 from ha_beat.reasons import LossKind
-from ha_beat.store.ledger import ServerFacts
+from ha_beat.store.server_facts import ServerFacts
 from ha_beat.store.shadow import Shadow
 
 #: Margin after the end of a loss: the clock of the replica that enqueued what was lost may be ahead by this much.

@@ -12,10 +12,11 @@ from ha_beat.leader.requests.outcome import Outcome, Refused, find_entry
 from ha_beat.leader.requests.requested_messages import Schedule
 from ha_beat.reasons import ReplyCode
 from ha_beat.store import entry_pauses
+from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import KEEP_ABSENT
-from ha_beat.store.request_queue import MetaChange, Pause, Request, Requests
+from ha_beat.store.request_queue import MetaChange, Request, Requests
 from ha_beat.store.shadow import Shadow
 
 

@@ -26,10 +26,11 @@ from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule.recurrence import recurrence_of, starting_deadline
 from ha_beat.store.busy_entries import BusyEntries
+from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.journal import VerdictRecord
 from ha_beat.store.membership import ClusterView
 from ha_beat.store.redis_errors import mapped_redis_errors
-from ha_beat.store.request_queue import NoAnswer, Pause, TooManyRequests
+from ha_beat.store.request_queue import NoAnswer, TooManyRequests
 from ha_beat.store.scripts import text
 
 #: Seconds by which two clocks may differ.

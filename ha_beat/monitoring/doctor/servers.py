@@ -15,9 +15,9 @@ from ha_beat.monitoring.doctor.finding import Finding, fail, ok, warn
 from ha_beat.reasons import Level
 from ha_beat.settings import redact_url
 from ha_beat.store.connections import sentinels_of
-from ha_beat.store.membership import min_replicas_set
 from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.scripts import text
+from ha_beat.store.server_facts import min_replicas_set
 
 #: Part of ``maxmemory`` above which memory counts as nearly full.
 _NEARLY_FULL = 0.9

@@ -17,10 +17,10 @@ from ha_beat.monitoring.status.replica import ReplicaStatus
 from ha_beat.monitoring.status.snapshot import TermSpan
 from ha_beat.monitoring.wording import health, phrase
 from ha_beat.store import entry_pauses
+from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.journal import VerdictRecord
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import ClusterView, Member
-from ha_beat.store.request_queue import Pause
 
 #: Increased when a field is removed or changes its meaning. New fields may appear at any time.
 STATUS_SCHEMA = 1

@@ -15,11 +15,12 @@ from ha_beat.monitoring.status.replica import ReplicaStatus
 from ha_beat.monitoring.status.snapshot import Snapshot
 from ha_beat.monitoring.status.unattended import NOTHING_UNATTENDED, unattended
 from ha_beat.reasons import Duty, RedisRisk
+from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.journal import Journal
 from ha_beat.store.keys import Keys
 from ha_beat.store.ledger import Ledger
-from ha_beat.store.membership import MEMBER_INTERVAL, ClusterView, Members, ServerSettings
-from ha_beat.store.request_queue import Pause
+from ha_beat.store.membership import MEMBER_INTERVAL, ClusterView, Members
+from ha_beat.store.server_facts import ServerSettings
 from ha_beat.threads import RepeatingThread
 
 #: Seconds between two polls of a replica that serves its state.

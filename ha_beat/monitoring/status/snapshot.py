@@ -9,7 +9,8 @@ from ha_beat.monitoring.status.unattended import NOTHING_UNATTENDED, Unattended
 from ha_beat.reasons import TermEnd, TermStart
 from ha_beat.store.journal import TermRecord, VerdictRecord
 from ha_beat.store.lease import LeaseRecord
-from ha_beat.store.membership import ClusterView, ServerSettings
+from ha_beat.store.membership import ClusterView
+from ha_beat.store.server_facts import ServerSettings
 
 
 @dataclass(frozen=True, slots=True)

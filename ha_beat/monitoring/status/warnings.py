@@ -12,10 +12,10 @@ from ha_beat.monitoring.status.unattended import Unattended
 from ha_beat.monitoring.wording import duration, duty_effect, health, instant, occurrences, phrase, sentence
 from ha_beat.reasons import Duty, WarningCode
 from ha_beat.store import entry_pauses
+from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.journal import VerdictRecord
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import Member
-from ha_beat.store.request_queue import Pause
 
 #: Seconds by which a clock may differ from the Redis server's without a warning.
 _CLOCK_TOLERANCE = 2.0

@@ -17,10 +17,11 @@ from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.requests.handler import build_request_handler
 from ha_beat.reasons import RequestKind
+from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.journal import Journal
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
-from ha_beat.store.request_queue import Pause, Reply, Request, Requests
+from ha_beat.store.request_queue import Reply, Request, Requests
 from ha_beat.store.scripts import text
 from ha_beat.store.shadow import Shadow
 from tests.support.clocks import AdvancedClock

@@ -12,10 +12,11 @@ import redis
 from ha_beat.monitoring.http.routes import Site
 from ha_beat.monitoring.status import Poller
 from ha_beat.reasons import RequestKind
+from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.keys import Keys
 from ha_beat.store.ledger import LedgerRow
 from ha_beat.store.membership import Member, Upcoming
-from ha_beat.store.request_queue import Pause, Reply, Request, Requests
+from ha_beat.store.request_queue import Reply, Request, Requests
 from ha_beat.testing import SettableClock
 from tests.faults.cluster import BeatCluster
 from tests.integration.cli.test_commands import app_for, invoke

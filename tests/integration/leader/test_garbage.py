@@ -9,11 +9,12 @@ from ha_beat.budget import Pace
 from ha_beat.clock import SystemClock
 from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.reasons import RequestKind
+from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.journal import parse
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
 from ha_beat.store.membership import Member
-from ha_beat.store.request_queue import Pause, Reply, Request
+from ha_beat.store.request_queue import Reply, Request
 from tests.support.brokers import FixedLink
 from tests.support.dispatchers import no_marker
 from tests.support.servers import RedisServer

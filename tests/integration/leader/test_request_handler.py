@@ -11,9 +11,10 @@ from ha_beat.dispatch import Answer
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import AnswerKind, ReplyCode, RequestKind
 from ha_beat.store import entry_pauses
+from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.lease import Term
-from ha_beat.store.request_queue import MOST_WAITING, Pause, Reply, Request, TooManyRequests
+from ha_beat.store.request_queue import MOST_WAITING, Reply, Request, TooManyRequests
 from ha_beat.store.scripts import text
 from ha_beat.store.shadow import Shadow
 from tests.integration.leader.request_leader import KEYS, RequestLeader

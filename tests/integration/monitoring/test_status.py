@@ -19,7 +19,8 @@ from ha_beat.reasons import EntryFault, Invariant, RedisRisk
 from ha_beat.store.journal import Journal, Record, TermRecord, parse
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import LeaseRecord
-from ha_beat.store.membership import MOST_RECORDS, Member, Members, ServerSettings, Upcoming
+from ha_beat.store.membership import MOST_RECORDS, Member, Members, Upcoming
+from ha_beat.store.server_facts import ServerSettings
 from ha_beat.testing import SettableClock
 from tests.integration.monitoring.support import Scene
 from tests.support.servers import RedisServer

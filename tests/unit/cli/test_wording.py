@@ -10,9 +10,9 @@ from ha_beat.cli.command import CommandUnavailable, find_member, leader_text
 from ha_beat.monitoring import request_wording
 from ha_beat.monitoring.request_wording import instant_text, pause_text, reply_text
 from ha_beat.reasons import BackfillOutcome, ReplyCode, TermEnd
+from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import ClusterView, Member
-from ha_beat.store.request_queue import Pause
 
 COMMANDS = ha_beat.list_commands(None)  # type: ignore[arg-type]
 HELD_TOO_LONG = LeaseRecord("one", 1, state="held", renewed_ms=900, ttl_ms=10)

@@ -22,7 +22,7 @@ from ha_beat.reasons import MisfirePolicy, SkipReason, Verdict
 from ha_beat.schedule.misfire import MisfireRules, Skipped
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.store.lease import Term
-from ha_beat.store.ledger import ServerFacts
+from ha_beat.store.server_facts import ServerFacts
 from ha_beat.store.shadow import Shadow
 
 START = datetime(2030, 1, 1, tzinfo=UTC)

@@ -8,7 +8,8 @@ import pytest
 
 from ha_beat.leader.loading.state_loss import Loss, assess
 from ha_beat.reasons import LossKind
-from ha_beat.store.ledger import KEEP_ABSENT, LedgerRow, ServerFacts
+from ha_beat.store.ledger import KEEP_ABSENT, LedgerRow
+from ha_beat.store.server_facts import ServerFacts
 from ha_beat.store.shadow import Shadow
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
