@@ -75,7 +75,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """Lease in Redis. Times are the server's, in ms since the Unix epoch. It has a field for each of the hash."""
+    """Lease in Redis. Times are the server's, in ms since the Unix epoch. More than 15 fields, as in the hash."""
 
     holder: str = ""
     epoch: int = 0
