@@ -18,7 +18,7 @@ from prometheus_client import metrics_core as core
 
 from ha_beat import events
 from ha_beat.monitoring.departed_entries import DepartedEntries
-from ha_beat.monitoring.status import ReplicaStatus
+from ha_beat.monitoring.status import ReplicaStatus, current_warnings, members_seen, why_not_ready
 from ha_beat.reasons import LeaseAction
 from ha_beat.store import entry_pauses
 
@@ -118,6 +118,10 @@ _COUNTED: dict[type[events.Event], str] = {
 }
 
 
+#: Values of one metric, each with its label values.
+_Series = list[tuple[tuple[str, ...], float]]
+
+
 @dataclass(slots=True)
 class _Histogram:
     counts: list[int]
@@ -148,7 +152,7 @@ class Metrics:
         self._start("occurrences", "enqueued", "skipped", "uncertain")
         self._start("problems", *sorted(kind.action for kind in events.Problem.__subclasses__()))
         self._entry_gauges: dict[str, tuple[float, float]] = {}
-        self._departed = DepartedEntries(status.scheduled, status.elapsed)
+        self._departed = DepartedEntries(status.scheduled, status.clock)
 
     def _start(self, name: str, *values: str) -> None:
         self._counters[name] = {(value,): 0.0 for value in values}
@@ -244,7 +248,7 @@ class Metrics:
                 family.add_metric(values, number)
             yield family
 
-    def _series(self, name: str) -> list[tuple[tuple[str, ...], float]]:
+    def _series(self, name: str) -> _Series:
         if name == "guard_dropped":
             # The workers count it in Redis.
             view = self._status.snapshot.view
@@ -262,42 +266,44 @@ class Metrics:
             sums.append(("+Inf" if limit == float("inf") else str(float(limit)), so_far))
         return sums, total
 
-    def _gauges(self) -> dict[str, list[tuple[tuple[str, ...], float]]]:
-        status = self._status
-        view = status.snapshot.view
-        lease = view.lease if view else None
-        term = status.term
-        members = status.members()
-        age = max(0.0, (status.now_ms() - lease.renewed_ms) / 1000) if lease and lease.renewed_ms else float("nan")
+    def _gauges(self) -> dict[str, _Series]:
+        """Return the series of each gauge, by the gauge's name."""
+        found: dict[str, _Series] = {name: [((), float(value))] for name, value in self._plain_gauges().items()}
+        status, versions = self._status, self._versions
+        members, late = members_seen(status), status.duties.late()
         roles = {"leader": 0, "standby": 0} | Counter(member.role for member in members)
-        codes = Counter(warning.code for warning in status.warnings(members))
-        single = {
-            "leader": float(term is not None),
-            "epoch": float(term.epoch if term else lease.epoch if lease else 0),
-            "lease_age_seconds": age,
-            "lease_trust_seconds": status.trust_left,
-            "redis_up": float(not status.unreachable),
-            "clock_offset_seconds": status.snapshot.clock_offset,
-            "entries": float(status.entries()),
-            "due_backlog": float(status.backlog()),
-            "overdue_seconds": status.overdue(),
-            "last_tick_age_seconds": status.idle,
-            "taken_up": float(status.taken_up),
-            "ready": float(not status.ready()),
-            "paused": float(bool(view and view.paused)),
-            "paused_entries": float(len(entry_pauses.in_force(view.paused_entries)) if view else 0),
-        }
-        found: dict[str, list[tuple[tuple[str, ...], float]]] = {name: [((), value)] for name, value in single.items()}
-        versions = self._versions
-        found["build_info"] = [((versions["version"], versions["python"], versions["celery"]), 1.0)]
-        late = status.duties.late()
-        found["duty_late_seconds"] = [
-            ((duty,), late[duty].seconds if duty in late else 0.0) for duty in status.duties.known()
-        ]
-        found["members"] = [((role,), float(count)) for role, count in roles.items()]
-        found["warnings"] = [((code,), float(count)) for code, count in codes.items()]
+        warnings = Counter(warning.code for warning in current_warnings(status, members))
         with self._lock:
             last = dict(self._entry_gauges)
-        found["entry_last_enqueued_timestamp_seconds"] = [((entry,), at) for entry, (at, _) in last.items()]
-        found["entry_last_lateness_seconds"] = [((entry,), late) for entry, (_, late) in last.items()]
-        return found
+        return found | {
+            "build_info": [((versions["version"], versions["python"], versions["celery"]), 1.0)],
+            "duty_late_seconds": [
+                ((duty,), late[duty].seconds if duty in late else 0.0) for duty in status.duties.known()
+            ],
+            "members": [((role,), float(count)) for role, count in roles.items()],
+            "warnings": [((code,), float(count)) for code, count in warnings.items()],
+            "entry_last_enqueued_timestamp_seconds": [((entry,), at) for entry, (at, _) in last.items()],
+            "entry_last_lateness_seconds": [((entry,), lateness) for entry, (_, lateness) in last.items()],
+        }
+
+    def _plain_gauges(self) -> dict[str, float]:
+        """Return the values of the gauges that have no labels."""
+        status, snapshot = self._status, self._status.snapshot
+        view, lease, term = snapshot.view, snapshot.lease, status.term
+        age = max(0.0, (status.now_ms() - lease.renewed_ms) / 1000) if lease and lease.renewed_ms else float("nan")
+        return {
+            "leader": term is not None,
+            "epoch": term.epoch if term else lease.epoch if lease else 0,
+            "lease_age_seconds": age,
+            "lease_trust_seconds": status.trust_left,
+            "redis_up": not status.unreachable,
+            "clock_offset_seconds": snapshot.clock_offset,
+            "entries": status.entries(),
+            "due_backlog": status.backlog(),
+            "overdue_seconds": status.overdue(),
+            "last_tick_age_seconds": status.idle,
+            "taken_up": status.taken_up,
+            "ready": not why_not_ready(status),
+            "paused": bool(view and view.paused),
+            "paused_entries": len(entry_pauses.in_force(view.paused_entries)) if view else 0,
+        }

@@ -1,4 +1,4 @@
-"""Thread that watches the other threads of a replica. It waits for no server and for no log."""
+"""Thread that watches the other threads of a replica. It never waits for a server or for the log."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from ha_beat import events
 from ha_beat.clock import Clock
 from ha_beat.duties import Duties
 from ha_beat.monitoring.service_manager import ServiceManager
-from ha_beat.monitoring.status.replica import TAKE_UP_WITHIN, ReplicaStatus
+from ha_beat.monitoring.status import ReplicaStatus, why_not_ready
 from ha_beat.reasons import Duty, DutyFault
 from ha_beat.threads import RepeatingThread
 
 #: Seconds between two checks.
 _INTERVAL = 0.5
+
+#: Seconds within which a new leader must have loaded schedule and ledger.
+_TAKE_UP_WITHIN = 5.0
 
 
 class Watchdog(RepeatingThread):
@@ -33,7 +36,7 @@ class Watchdog(RepeatingThread):
         self._manager = manager or ServiceManager()
 
     def stop(self) -> None:
-        # Not left to the thread, which may sleep until the process has ended.
+        # Not in the thread, which may sleep until the process has ended.
         self._manager.stopping()
         super().stop()
 
@@ -47,9 +50,9 @@ class Watchdog(RepeatingThread):
         if status.term is None or status.held:
             duties.suspend(Duty.TAKE_UP)
         else:
-            # Also once it is done: the next term may begin before the next check.
-            duties.expect(Duty.TAKE_UP, within=TAKE_UP_WITHIN)
+            # Expect it even if it is done, because the next term may begin before the next check.
+            duties.expect(Duty.TAKE_UP, within=_TAKE_UP_WITHIN)
             if status.taken_up:
                 duties.done(Duty.TAKE_UP)
         duties.check()
-        self._manager.watch(ready=not status.ready(), progress=not status.stalled)
+        self._manager.watch(ready=not why_not_ready(status), progress=not status.stalled)

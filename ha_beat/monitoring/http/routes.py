@@ -14,7 +14,7 @@ from typing import Any
 
 from ha_beat.clock import Clock
 from ha_beat.exception_text import without_secrets
-from ha_beat.monitoring.status import Health, ReplicaStatus, document, encoded
+from ha_beat.monitoring.status import Problems, ReplicaStatus, document, encoded, why_not_live, why_not_ready
 from ha_beat.monitoring.wording import health
 
 #: Seconds for which an expensive answer is reused.
@@ -59,8 +59,8 @@ class Site:
         self._clock = clock
         self._kept: dict[str, tuple[float, bytes]] = {}
         self._pages: dict[str, Callable[[], Answer]] = {
-            "/livez": lambda: _health(status.live(), "live"),
-            "/readyz": lambda: _health(status.ready(), "ready"),
+            "/livez": lambda: _health(why_not_live(status), "live"),
+            "/readyz": lambda: _health(why_not_ready(status), "ready"),
             "/leader": self._leader,
             "/status": lambda: Answer(200, self.status(), _JSON),
             "/metrics": lambda: Answer(
@@ -88,8 +88,7 @@ class Site:
 
     def role(self) -> object:
         """Return a value that changes when streams must be updated at once."""
-        view = self._status.snapshot.view
-        lease = view.lease if view else None
+        lease = self._status.snapshot.lease
         return self._status.role, bool(self._status.unreachable), lease and (lease.epoch, lease.state)
 
     def update(self) -> bytes:
@@ -101,14 +100,13 @@ class Site:
 
     def _leader(self) -> Answer:
         status = self._status
-        term = status.term
+        term, lease = status.term, status.snapshot.lease
+        body: dict[str, Any] = {"leader": term is not None, "id": status.replica.id}
         if term is not None:
-            body: dict[str, Any] = {"leader": True, "id": status.replica.id, "epoch": term.epoch}
-            return Answer(200, json.dumps(body).encode() + b"\n", _JSON)
-        lease = status.snapshot.view.lease if status.snapshot.view else None
-        held = lease is not None and lease.held
-        body = {"leader": False, "id": status.replica.id, "last_seen_leader": lease.holder if lease and held else None}
-        return Answer(503, json.dumps(body).encode() + b"\n", _JSON)
+            body["epoch"] = term.epoch
+        else:
+            body["last_seen_leader"] = lease.holder if lease and lease.held else None
+        return Answer(503 if term is None else 200, json.dumps(body).encode() + b"\n", _JSON)
 
     def _fresh(self, name: str, make: Callable[[], bytes]) -> bytes:
         now = self._clock.elapsed()
@@ -122,7 +120,7 @@ def problem(status: int, text: str, *headers: tuple[str, str]) -> Answer:
     return Answer(status, text.encode() + b"\n", headers=(_NOTHING, *headers))
 
 
-def _health(problems: Health, word: str) -> Answer:
+def _health(problems: Problems, word: str) -> Answer:
     if not problems:
         return Answer(200, f"{word}\n".encode())
     lines = [f"not {word}: {code}: {why}\n" for code, why in zip(problems, health(problems), strict=True)]

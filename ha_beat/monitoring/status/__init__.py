@@ -1,23 +1,26 @@
 """Status of a replica and its cluster. The poller writes it; health, the page and the metrics read it."""
 
 from ha_beat.monitoring.status.document import cluster_document, document, encoded
+from ha_beat.monitoring.status.health import Problems, current_warnings, why_not_live, why_not_ready
+from ha_beat.monitoring.status.members import member_record, members_seen
 from ha_beat.monitoring.status.poller import Poller
-from ha_beat.monitoring.status.replica import ElectionStatus, Health, ReplicaStatus
-from ha_beat.monitoring.status.snapshot import Snapshot, TermSpan, spans
+from ha_beat.monitoring.status.replica import ReplicaStatus
+from ha_beat.monitoring.status.snapshot import Snapshot, spans
 from ha_beat.monitoring.status.unattended import unattended
-from ha_beat.monitoring.status.warnings import StatusWarning
 
 __all__ = [
-    "ElectionStatus",
-    "Health",
     "Poller",
+    "Problems",
     "ReplicaStatus",
     "Snapshot",
-    "StatusWarning",
-    "TermSpan",
     "cluster_document",
+    "current_warnings",
     "document",
     "encoded",
+    "member_record",
+    "members_seen",
     "spans",
     "unattended",
+    "why_not_live",
+    "why_not_ready",
 ]

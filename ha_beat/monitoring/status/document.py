@@ -1,18 +1,20 @@
 """Cluster as JSON, for ``/status``, ``ha-beat status --json`` and the admin page.
 
 Times ``…_ms`` are in ms since the Unix epoch by the Redis server's clock, ``…_s`` in seconds. Codes are those of
-:mod:`ha_beat.reasons`; beside each code stands its wording, for display only.
+:mod:`ha_beat.reasons`. The texts beside them are for display only.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from ha_beat.clock import to_micros
 from ha_beat.exception_text import without_secrets
+from ha_beat.monitoring.status.health import Problems, current_warnings, why_not_live, why_not_ready
+from ha_beat.monitoring.status.members import members_seen
 from ha_beat.monitoring.status.replica import ReplicaStatus
 from ha_beat.monitoring.status.snapshot import TermSpan
 from ha_beat.monitoring.wording import health, phrase
@@ -37,8 +39,8 @@ def cluster_document(
 ) -> dict[str, Any]:
     """Return the state of a cluster.
 
-    ``view`` is ``None`` if Redis has not answered yet. ``recent`` is newest first, ``terms`` oldest first. A replica
-    gives its own ``members`` and ``now_ms``, which are newer than the view's.
+    ``view`` is ``None`` if Redis has not answered yet. ``recent`` is newest first, ``terms`` oldest first. ``members``
+    and ``now_ms`` replace those of the view, which are older.
     """
     members = members if members is not None else view.members if view else ()
     leading = next((member for member in members if member.role == "leader"), None)
@@ -65,52 +67,57 @@ def cluster_document(
 
 def document(status: ReplicaStatus) -> dict[str, Any]:
     """Return the state of the cluster as one replica sees it, with its own state and its warnings."""
-    snapshot, replica, members = status.snapshot, status.replica, status.members()
-    live, ready = status.live(), status.ready()
-    server = snapshot.server
+    snapshot, members = status.snapshot, members_seen(status)
+    recent, now_ms = reversed(snapshot.recent), status.now_ms()
+    shown = cluster_document(status.cluster, snapshot.view, recent, snapshot.terms, members=members, now_ms=now_ms)
+    if snapshot.unattended.due:
+        shown |= {"backlog": status.backlog(), "overdue_s": status.overdue()}
+    warnings = current_warnings(status, members)
     return {
-        **cluster_document(
-            status.cluster,
-            snapshot.view,
-            reversed(snapshot.recent),
-            snapshot.terms,
-            members=members,
-            now_ms=status.now_ms(),
-        ),
-        **({"backlog": status.backlog(), "overdue_s": status.overdue()} if snapshot.unattended.due else {}),
-        "replica": {
-            "id": replica.id,
-            "role": status.role,
-            "host": replica.host,
-            "pid": replica.pid,
-            "version": replica.version,
-            "since_ms": status.since_ms,
-            "live": not live,
-            "ready": not ready,
-            "reasons": _problems({**live, **ready}),
-            "last_tick_s": round(status.idle, 3),
-            "trust_s": round(status.trust_left, 3),
-            "taken_up": status.taken_up,
-            "late": [
-                {
-                    "duty": duty,
-                    "reason": late.reason,
-                    "late_s": round(late.seconds, 3),
-                    "detail": without_secrets(late.detail),
-                }
-                for duty, late in status.duties.late().items()
-            ],
-        },
-        "redis": {
-            "reachable": not status.unreachable,
-            "detail": without_secrets(status.unreachable),
-            "age_s": round(status.snapshot_age, 3) if snapshot.view else None,
-            "round_trip_s": round(snapshot.round_trip, 6),
-            "clock_offset_s": round(snapshot.clock_offset, 3),
-            "eviction_policy": server.eviction_policy if server else None,
-            "append_only_file": server.append_only_file if server else None,
-        },
-        "warnings": [asdict(replace(each, message=without_secrets(each.message))) for each in status.warnings(members)],
+        **shown,
+        "replica": _replica(status),
+        "redis": _redis(status),
+        "warnings": [asdict(replace(each, message=without_secrets(each.message))) for each in warnings],
+    }
+
+
+def _replica(status: ReplicaStatus) -> dict[str, Any]:
+    replica, not_live, not_ready = status.replica, why_not_live(status), why_not_ready(status)
+    return {
+        "id": replica.id,
+        "role": status.role,
+        "host": replica.host,
+        "pid": replica.pid,
+        "version": replica.version,
+        "since_ms": status.since_ms,
+        "live": not not_live,
+        "ready": not not_ready,
+        "reasons": _problems({**not_live, **not_ready}),
+        "last_tick_s": round(status.idle, 3),
+        "trust_s": round(status.trust_left, 3),
+        "taken_up": status.taken_up,
+        "late": [
+            {
+                "duty": duty,
+                "reason": late.reason,
+                "late_s": round(late.seconds, 3),
+                "detail": without_secrets(late.detail),
+            }
+            for duty, late in status.duties.late().items()
+        ],
+    }
+
+
+def _redis(status: ReplicaStatus) -> dict[str, Any]:
+    snapshot, server = status.snapshot, status.snapshot.server
+    return {
+        "reachable": not status.unreachable,
+        "detail": without_secrets(status.unreachable),
+        "age_s": round(status.snapshot_age, 3) if snapshot.view else None,
+        "round_trip_s": round(snapshot.round_trip, 6),
+        "clock_offset_s": round(snapshot.clock_offset, 3),
+        "eviction_policy": server.eviction_policy if server else None,
+        "append_only_file": server.append_only_file if server else None,
     }
 
 
@@ -119,47 +126,32 @@ def encoded(status: dict[str, Any]) -> bytes:
 
 
 def _lease(lease: LeaseRecord) -> dict[str, Any]:
-    names = ("holder", "epoch", "state", "since_ms", "renewed_ms", "ttl_ms", "http", "host", "pid", "version")
-    return {
-        **{name: getattr(lease, name) for name in names},
-        "reason": lease.reason,
-        "why": phrase(lease.reason, lease.detail) if lease.reason else "",
-    }
+    names = ("holder", "epoch", "state", "since_ms", "renewed_ms", "ttl_ms", "http", "host", "pid", "version", "reason")
+    why = phrase(lease.reason, lease.detail) if lease.reason else ""
+    return {**{name: getattr(lease, name) for name in names}, "why": why}
 
 
 def _member(member: Member) -> dict[str, Any]:
     record = asdict(member)
     del record["upcoming"]
     record["not_ready"] = _problems(member.not_ready)
-    # Of another replica, perhaps of another version.
+    # The text comes from another replica, which may run another version.
     record["failing"] = {entry: without_secrets(why) for entry, why in member.failing.items()}
     return record
 
 
-def _problems(not_ready: Mapping[str, str]) -> list[dict[str, str]]:
-    return [
-        {"reason": code, "why": without_secrets(why)} for code, why in zip(not_ready, health(not_ready), strict=True)
-    ]
+def _problems(problems: Problems) -> list[dict[str, str]]:
+    return [{"reason": code, "why": without_secrets(why)} for code, why in zip(problems, health(problems), strict=True)]
 
 
 def _verdict(record: VerdictRecord) -> dict[str, Any]:
+    names = ("n", "kind", "asked_by", "entry", "verdict", "count", "ms", "epoch", "by", "reason", "detail", "task_id")
     return {
-        "n": record.n,
-        "kind": record.kind,
-        "asked_by": record.asked_by,
-        "entry": record.entry,
+        **{name: getattr(record, name) for name in names},
         "name": record.label,
-        "verdict": record.verdict,
         "at_ms": to_micros(record.first) // 1000,
         "until_ms": to_micros(record.until) // 1000,
-        "count": record.count,
-        "ms": record.ms,
         "lateness_s": round(record.lateness, 4),
-        "epoch": record.epoch,
-        "by": record.by,
-        "reason": record.reason,
-        "detail": record.detail,
-        "task_id": record.task_id,
     }
 
 

@@ -11,9 +11,10 @@ from ha_beat.clock import Clock
 from ha_beat.errors import StoreError
 from ha_beat.monitoring.invariants import CHECK_INTERVAL, InvariantChecker
 from ha_beat.monitoring.status.journal_follower import JournalFollower
+from ha_beat.monitoring.status.members import member_record
 from ha_beat.monitoring.status.replica import ReplicaStatus
 from ha_beat.monitoring.status.snapshot import Snapshot
-from ha_beat.monitoring.status.unattended import NOTHING_UNATTENDED, unattended
+from ha_beat.monitoring.status.unattended import UnattendedReader
 from ha_beat.reasons import Duty, RedisRisk
 from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.journal import Journal
@@ -23,7 +24,7 @@ from ha_beat.store.membership import MEMBER_INTERVAL, ClusterView, Members
 from ha_beat.store.server_facts import ServerSettings
 from ha_beat.threads import RepeatingThread
 
-#: Seconds between two polls of a replica that serves its state.
+#: Seconds between two polls of a replica that serves HTTP.
 _POLL_INTERVAL = 1.0
 
 #: Seconds between two reads of the Redis server's configuration.
@@ -35,12 +36,8 @@ _POLL_WITHIN = 30.0
 #: Most unreadable records that are reported one by one.
 _MOST_REPORTED = 200
 
-#: Seconds without a leader's queue after which the ledger is read for what is due, and between two such reads.
-_UNATTENDED_AFTER = 10.0
-_LEDGER_INTERVAL = 15.0
-
-#: Seconds between a request to poll and the poll: a change of leader comes as several events.
-_MOMENT = 0.1
+#: Seconds between a wake-up and the poll, because a change of leader comes as several events.
+_SETTLING = 0.1
 
 
 def certain_offset(difference: float, round_trip: float) -> float:
@@ -51,11 +48,37 @@ def certain_offset(difference: float, round_trip: float) -> float:
     return min(max(0.0, difference - round_trip), difference)
 
 
-class Poller(RepeatingThread):
-    """Thread that updates a replica's snapshot. No other thread waits for it.
+class _ServerReader:
+    """Reader of the Redis server's configuration. It reports each risk of data loss once."""
 
-    It has more than 15 attributes: each thing that it reads has its own period.
-    """
+    def __init__(self, members: Members, clock: Clock, emit: Callable[[events.Event], None]) -> None:
+        self._members = members
+        self._clock = clock
+        self._emit = emit
+        self._read_at = float("-inf")
+        self._reported: set[RedisRisk] = set()
+        self.settings: ServerSettings | None = None
+
+    def read(self) -> None:
+        """Read the configuration, at most once per interval.
+
+        Raises:
+            StoreError: Redis did not answer.
+        """
+        now = self._clock.elapsed()
+        if now - self._read_at <= _SERVER_INTERVAL:
+            return
+        settings = self.settings = self._members.server_settings()
+        self._read_at = now
+        for risk in settings.risks() if settings else ():
+            if risk not in self._reported:
+                self._reported.add(risk)
+                policy = settings.eviction_policy if settings and risk is RedisRisk.EVICTION else ""
+                self._emit(events.ServerMayForget(risk, policy))
+
+
+class Poller(RepeatingThread):
+    """Thread that updates a replica's snapshot. No other thread waits for it."""
 
     def __init__(
         self,
@@ -68,10 +91,10 @@ class Poller(RepeatingThread):
         compare_clocks: Callable[[Sequence[float]], None],
         emit: Callable[[events.Event], None],
     ) -> None:
-        """With ``full`` it reads the state of the cluster, else it only registers the replica.
+        """With ``full``, read the state of the cluster; without, only register the replica.
 
-        While this replica leads, ``compare_clocks`` gets the seconds by which the others' clocks are ahead of Redis'
-        clock.
+        ``compare_clocks`` is called while this replica leads, with the seconds by which the clocks of the other
+        replicas are ahead of Redis' clock.
         """
         interval = _POLL_INTERVAL if full else MEMBER_INTERVAL
         super().__init__(name="ha_beat-poller", interval=interval, clock=clock, emit=emit)
@@ -82,18 +105,13 @@ class Poller(RepeatingThread):
         journal = Journal(client, keys)
         self._members = Members(client, keys)
         self._journal = JournalFollower(journal, lambda: self._closing)
-        self._ledger = Ledger(client, keys)
+        self._server = _ServerReader(self._members, clock, emit)
+        self._unattended = UnattendedReader(Ledger(client, keys), clock)
         self._checker = InvariantChecker(self._members, journal, emit)
+        self._check_at = float("-inf")
         self._compare_clocks = compare_clocks
         self._emit = emit
-        self._check_at = float("-inf")
-        self._server_at = float("-inf")
-        self._server: ServerSettings | None = None
-        self._known_risks: set[RedisRisk] = set()
-        #: Since when no leader has taken up the schedule, and when the ledger is read next.
-        self._unattended_since: float | None = None
-        self._ledger_at = 0.0
-        self._unattended = NOTHING_UNATTENDED
+        #: Unreadable records that were reported.
         self._reported: set[str] = set()
         #: True once the member record is removed.
         self.removed = False
@@ -112,7 +130,7 @@ class Poller(RepeatingThread):
     def wait(self, seconds: float) -> bool:
         woken = super().wait(seconds)
         if woken and not self._closing:
-            self._clock.sleep(_MOMENT)
+            self._clock.sleep(_SETTLING)
         return woken
 
     def end(self) -> None:
@@ -123,51 +141,52 @@ class Poller(RepeatingThread):
 
     def poll(self) -> None:
         """Register the replica, and update the snapshot."""
-        status, before = self._status, self._status.snapshot
+        status = self._status
         try:
-            if before.unreachable:
-                # The leader lets the clocks of the members vote, so a record never has an offset that is unknown.
+            if status.snapshot.unreachable:
+                # The leader lets the clocks of the members vote, so no record may have an offset from before.
                 sent = self._clock.elapsed()
-                status.snapshot = before = replace(before, clock_offset=self._offset(self._members.server_ms(), sent))
-            member = status.member()
-            leading = member.role == "leader"
-            sent = self._clock.elapsed()
-            view = self._members.view(member, clean=leading) if self._full or leading else None
-            server_ms = view.server_ms if view else self._members.announce(member)
-            offset, received = self._offset(server_ms, sent), self._clock.elapsed()
-            if self._full or self._server is None:
-                self._read_server()
-            if leading and view is not None:
-                self._compare_clocks([each.clock_offset_ms / 1000 for each in view.members if each.id != member.id])
-            view = view if self._full else None
-            if view is not None:
-                self._journal.follow(view)
-                self._read_unattended(view)
-            self._check(leading=leading)
+                offset = self._offset(self._members.server_ms(), sent)
+                status.snapshot = replace(status.snapshot, clock_offset=offset)
+            status.snapshot = self._read()
         except StoreError as exc:
-            status.snapshot = replace(before, unreachable=str(exc))
+            status.snapshot = replace(status.snapshot, unreachable=str(exc))
             status.duties.raised(Duty.POLL_CLUSTER, exc)
-            return
-        status.duties.done(Duty.POLL_CLUSTER)
-        status.snapshot = Snapshot(
-            view=view,
-            polled_at=received,
-            round_trip=received - sent,
-            clock_offset=offset,
-            unreachable="",
-            server=self._server,
-            recent=self._journal.recent(),
-            terms=self._journal.terms(view) if view else (),
-            unattended=self._unattended,
-            unreadable=self._unreadable(view) if view else (),
-        )
+        else:
+            status.duties.done(Duty.POLL_CLUSTER)
+
+    def _read(self) -> Snapshot:
+        member = member_record(self._status)
+        leading = member.role == "leader"
+        sent = self._clock.elapsed()
+        view = self._members.view(member, clean=leading) if self._full or leading else None
+        server_ms = view.server_ms if view else self._members.announce(member)
+        offset, received = self._offset(server_ms, sent), self._clock.elapsed()
+        if self._full or self._server.settings is None:
+            self._server.read()
+        if leading and view is not None:
+            self._compare_clocks([each.clock_offset_ms / 1000 for each in view.members if each.id != member.id])
+        snapshot = Snapshot(polled_at=received, round_trip=received - sent, clock_offset=offset, unreachable="")
+        if self._full and view is not None:
+            self._journal.follow(view)
+            snapshot = replace(
+                snapshot,
+                view=view,
+                recent=self._journal.recent(),
+                terms=self._journal.terms(view),
+                unattended=self._unattended.read(view),
+                unreadable=self._unreadable_records(view),
+            )
+        if self._full or leading:
+            self._check_invariants()
+        return replace(snapshot, server=self._server.settings)
 
     def _offset(self, server_ms: int, sent: float) -> float:
-        """Return this machine's clock minus Redis', which was read since ``sent``, in seconds."""
+        """Return this machine's clock minus Redis', which was read after ``sent``, in seconds."""
         wall = self._clock.wall()
         return certain_offset(wall - server_ms / 1000, self._clock.elapsed() - sent)
 
-    def _unreadable(self, view: ClusterView) -> tuple[str, ...]:
+    def _unreadable_records(self, view: ClusterView) -> tuple[str, ...]:
         """Return the names of the records that cannot be read. Each is reported once."""
         names = [*view.unreadable, *(f"journal {each}" for each in self._journal.unreadable)]
         if view.paused and not Pause.parse(view.paused).since_ms:
@@ -178,32 +197,8 @@ class Poller(RepeatingThread):
                 self._emit(events.RecordUnreadable(name))
         return tuple(names)
 
-    def _read_unattended(self, view: ClusterView) -> None:
-        """Read from the ledger what is due, seldom, and only while no leader has taken up the schedule for a while."""
+    def _check_invariants(self) -> None:
         now = self._clock.elapsed()
-        if view.taken_up:
-            self._unattended_since, self._unattended = None, NOTHING_UNATTENDED
-            return
-        self._unattended_since = now if self._unattended_since is None else self._unattended_since
-        if now - self._unattended_since >= _UNATTENDED_AFTER and now >= self._ledger_at:
-            self._ledger_at = now + _LEDGER_INTERVAL
-            self._unattended = unattended(self._ledger.read(), view.server_ms)
-
-    def _check(self, *, leading: bool) -> None:
-        now = self._clock.elapsed()
-        if (leading or self._full) and now - self._check_at >= CHECK_INTERVAL:
+        if now - self._check_at >= CHECK_INTERVAL:
             self._check_at = now
             self._checker.check()
-
-    def _read_server(self) -> None:
-        now = self._clock.elapsed()
-        if now - self._server_at <= _SERVER_INTERVAL:
-            return
-        self._server, self._server_at = self._members.server_settings(), now
-        if self._server is None:
-            return
-        for risk in self._server.risks():
-            if risk not in self._known_risks:
-                self._known_risks.add(risk)
-                policy = self._server.eviction_policy if risk is RedisRisk.EVICTION else ""
-                self._emit(events.ServerMayForget(risk, policy))

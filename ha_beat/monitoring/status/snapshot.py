@@ -50,8 +50,12 @@ class Snapshot:
     terms: tuple[TermSpan, ...] = ()
     #: Names of stored records that cannot be read.
     unreadable: tuple[str, ...] = ()
-    #: What is due while no leader has taken up the schedule.
+    #: Entries that are due while no leader has loaded the schedule.
     unattended: Unattended = NOTHING_UNATTENDED
+
+    @property
+    def lease(self) -> LeaseRecord | None:
+        return self.view.lease if self.view else None
 
 
 def spans(

@@ -16,9 +16,10 @@ from ha_beat.monitoring.http.connection import Limits
 from ha_beat.monitoring.http.routes import Site
 from ha_beat.monitoring.http.server import HttpServer
 from ha_beat.monitoring.metrics import Metrics
-from ha_beat.monitoring.status import ReplicaStatus
+from ha_beat.monitoring.status import ReplicaStatus, current_warnings, member_record
 from ha_beat.reasons import Duty
 from ha_beat.store.lease import Replica, Term
+from ha_beat.store.membership import Member
 from ha_beat.testing import SettableClock
 from tests.support.events import EventLog
 
@@ -74,6 +75,10 @@ class Scene:
     def lead(self, epoch: int = 7, seconds: float = 9.0) -> Term:
         self.election.term = Term(self.replica.id, epoch, "nonce", "gen", "run", self.clock.elapsed() + seconds)
         return self.election.term
+
+    def warned(self, *others: Member) -> set[str]:
+        """Return the codes of the warnings, with these replicas beside this one."""
+        return {each.code for each in current_warnings(self.status, [member_record(self.status), *others])}
 
     def metrics(self, *, per_entry: bool = False) -> Metrics:
         return Metrics(self.status, {"version": "1.2.3", "celery": "5.7"}, per_entry=per_entry)

@@ -9,7 +9,7 @@ from ha_beat.clock import from_micros
 from ha_beat.errors import StoreUnavailable
 from ha_beat.monitoring.broker_probe import BrokerProbe
 from ha_beat.monitoring.service_manager import ServiceManager
-from ha_beat.monitoring.status import Snapshot, document, unattended
+from ha_beat.monitoring.status import Snapshot, document, member_record, unattended, why_not_live, why_not_ready
 from ha_beat.monitoring.watchdog import Watchdog
 from ha_beat.reasons import Duty, DutyFault, HealthReason, Verdict
 from ha_beat.store.ledger import LedgerRow
@@ -28,7 +28,7 @@ def watchdog(scene: Scene) -> Watchdog:
 
 
 def reasons(scene: Scene) -> set[str]:
-    return set(scene.status.ready())
+    return set(why_not_ready(scene.status))
 
 
 def test_replica_is_ready_once_it_has_schedule_and_broker():
@@ -36,7 +36,7 @@ def test_replica_is_ready_once_it_has_schedule_and_broker():
     scene.status.snapshot = Snapshot(unreachable="")
     scene.duties.suspend(Duty.REACH_BROKER)
     assert reasons(scene) == {HealthReason.SCHEDULE_UNREAD, HealthReason.BROKER_UNREACHABLE}
-    assert scene.status.live() == {}
+    assert why_not_live(scene.status) == {}
     scene.schedule_read = True
     scene.duties.done(Duty.REACH_BROKER)
     assert reasons(scene) == set()
@@ -51,7 +51,7 @@ def test_schedule_may_be_unreadable_for_a_while(scene, leads):
     scene.clock.advance(29)
     assert reasons(scene) == set()
     scene.clock.advance(2)
-    assert scene.status.ready() == {HealthReason.SCHEDULE_UNREAD: "no answer (refused)"}
+    assert why_not_ready(scene.status) == {HealthReason.SCHEDULE_UNREAD: "no answer (refused)"}
 
 
 def test_broker_is_unreachable_after_two_failures_in_a_row(scene):
@@ -91,12 +91,12 @@ def test_leader_that_does_not_take_up_the_schedule_is_not_ready(scene, pause):
     scene.clock.advance(2)
     watch.turn()
     assert reasons(scene) == {HealthReason.NOT_TAKEN_UP}
-    assert HealthReason.NOT_TAKEN_UP in scene.status.member().not_ready
+    assert HealthReason.NOT_TAKEN_UP in member_record(scene.status).not_ready
     assert "ha_beat_taken_up 0.0" in scene.metrics().text().decode()
     scene.taken_up = True
     watch.turn()
     assert reasons(scene) == set()
-    assert scene.status.member().taken_up
+    assert member_record(scene.status).taken_up
     assert "ha_beat_taken_up 1.0" in scene.metrics().text().decode()
 
 
@@ -140,5 +140,5 @@ def test_entries_without_a_leaders_queue_are_overdue_by_the_ledger(scene):
     scene.status.snapshot = Snapshot(unreachable="", unattended=found)
     assert scene.status.overdue() == pytest.approx(65, abs=1)
     assert (scene.status.backlog(), document(scene.status)["backlog"]) == (2, 2)
-    assert "overdue" in {warning.code for warning in scene.status.warnings()}
+    assert "overdue" in scene.warned()
     assert unattended({}, now_ms).overdue(now_ms + timedelta(days=1) // timedelta(milliseconds=1)) == 0

@@ -282,7 +282,7 @@ def test_risk_of_data_loss_is_emitted_once(client, full):
         scene.clock.advance(60)
     risks = [event.reason for event in emitted if isinstance(event, events.ServerMayForget)]
     assert risks == [RedisRisk.EVICTION, RedisRisk.NO_APPEND_ONLY_FILE]
-    assert "eviction_policy" in {warning.code for warning in scene.status.warnings()} or not full
+    assert "eviction_policy" in scene.warned() or not full
 
 
 def test_server_that_keeps_its_data_has_no_risk(client):
@@ -292,10 +292,6 @@ def test_server_that_keeps_its_data_has_no_risk(client):
 
 
 # --- Warnings
-
-
-def codes(scene: Scene, *others: Member) -> set[str]:
-    return {warning.code for warning in scene.status.warnings([scene.status.member(), *others])}
 
 
 @pytest.mark.parametrize("full", [True, False])
@@ -346,36 +342,36 @@ def test_condition_of_another_replica_has_its_warning(client, member, code):
     poller.poll()
     scene.lead()
     scene.status.schedule = "aaa"
-    assert codes(scene, Member("other", **{"version": "1.2.3", "schedule": "aaa", **member})) == {code}
+    assert scene.warned(Member("other", **{"version": "1.2.3", "schedule": "aaa", **member})) == {code}
 
 
 def test_warning_of_each_condition_ends_with_it(client):
     scene, poller = polled(client)
-    assert "redis_unreachable" in codes(scene)
+    assert "redis_unreachable" in scene.warned()
     poller.poll()
-    assert codes(scene) == {"no_leader", "no_standby"}
+    assert scene.warned() == {"no_leader", "no_standby"}
     scene.lead()
     other = Member("other", version="1.2.3")
-    assert codes(scene, other) == set()
+    assert scene.warned(other) == set()
     scene.status.memory(events.EntryFailed("nightly", EntryFault.SCHEDULE_RAISES))
-    assert codes(scene, other) == {"entry_failing"}
+    assert scene.warned(other) == {"entry_failing"}
     scene.status.memory(events.Enqueued("nightly", "t", "id", AT, 0.1))
-    assert codes(scene, other) == set()
+    assert scene.warned(other) == set()
     scene.status.memory(events.InvariantBroken(Invariant.EPOCH_FELL, "lease", "5 after 6"))
-    assert codes(scene, other) == {"invariant_broken"}
+    assert scene.warned(other) == {"invariant_broken"}
     scene.clock.advance(3601)
     scene.lead()
-    assert codes(scene, other) == set()
+    assert scene.warned(other) == set()
 
 
 def test_late_confirmation_ends_the_warning_of_an_uncertain_occurrence(client):
     scene, poller = polled(client)
     write(client, {**enqueued(), "verdict": "uncertain"})
     poller.poll()
-    assert "uncertain" in codes(scene)
+    assert "uncertain" in scene.warned()
     write(client, enqueued())
     poller.poll()
-    assert "uncertain" not in codes(scene)
+    assert "uncertain" not in scene.warned()
 
 
 def test_status_is_json_with_a_schema_number(client):
