@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from enum import StrEnum
 
 import h11
 
@@ -32,6 +33,21 @@ class Limits:
     requests: int = 10_000
 
 
+class State(StrEnum):
+    """State of a connection. Its value names the limit of its duration in :class:`Limits`."""
+
+    #: The client sends the head of a request.
+    HEAD = "head"
+    #: The client has sent nothing since the last answer.
+    IDLE = "idle"
+    #: The client reads an answer.
+    TAKING = "taking"
+    #: The client reads a stream of updates.
+    STREAMING = "streaming"
+    #: The last answer was sent, and the client has not closed the connection yet.
+    LINGERING = "lingering"
+
+
 class ConnectionPool:
     """Open connections of the endpoint. Used by one thread."""
 
@@ -45,8 +61,8 @@ class ConnectionPool:
         """Add a connection. If there are too many, abort the one that has been idle longest, else the oldest."""
         self.open[connection] = None
         if len(self.open) > self.limits.connections:
-            waiting = [each for each in self.open if each.waiting and each is not connection]
-            (min(waiting, key=lambda each: each.since) if waiting else next(iter(self.open))).abort()
+            idle = [each for each in self.open if each.idle and each is not connection]
+            (min(idle, key=lambda each: each.since) if idle else next(iter(self.open))).abort()
 
     def admit_stream(self, connection: Connection) -> bool:
         """Add a stream. Return False if there are too many."""
@@ -76,9 +92,9 @@ class ConnectionPool:
 
 
 class Connection(asyncio.Protocol):
-    """One client. It has more than 15 methods, because seven are callbacks of asyncio.
+    """Connection of one client. It has more than 15 methods, because six are callbacks of asyncio.
 
-    ``deadline`` is on the loop's clock. ``waiting`` is True while the client owes a request, since ``since``.
+    ``since``, the beginning of the state, and ``deadline`` are on the loop's clock.
     """
 
     def __init__(self, pool: ConnectionPool, loop: asyncio.AbstractEventLoop) -> None:
@@ -87,14 +103,10 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.head_bytes)
         self._transport: asyncio.Transport | None = None
+        #: True while the client has too many answers to read.
         self._paused = False
         self._served = 0
-        self._streaming = False
-        self._lingering = False
-        self._in_head = True
-        self.waiting = True
-        self.since = loop.time()
-        self.deadline = self.since + self._limits.head
+        self._enter(State.HEAD)
 
     # --- Callbacks of asyncio
 
@@ -110,16 +122,15 @@ class Connection(asyncio.Protocol):
         self._pool.forget(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._streaming or self._lingering:
+        if self._ending:
             return
-        if not self._in_head:
-            self._expect(self._limits.head)
-            self._in_head = True
+        if self.state is State.IDLE:
+            self._enter(State.HEAD)
         try:
             self._http.receive_data(data)
         except RuntimeError:
             return
-        self._go_on()
+        self._answer_requests()
 
     def eof_received(self) -> bool:
         return False
@@ -133,9 +144,9 @@ class Connection(asyncio.Protocol):
         self._paused = False
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
-        if not self._streaming and not self._lingering:
-            self._rest()
-            self._go_on()
+        if not self._ending:
+            self._enter(State.IDLE)
+            self._answer_requests()
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -154,18 +165,24 @@ class Connection(asyncio.Protocol):
 
     # --- HTTP
 
-    def _expect(self, seconds: float) -> None:
-        self.waiting = True
+    @property
+    def idle(self) -> bool:
+        """True if no answer is under way."""
+        return self.state not in {State.TAKING, State.STREAMING}
+
+    @property
+    def _ending(self) -> bool:
+        """True if no further request is answered."""
+        return self.state in {State.STREAMING, State.LINGERING}
+
+    def _enter(self, state: State) -> None:
+        self.state = state
         self.since = self._loop.time()
-        self.deadline = self.since + seconds
+        self.deadline: float = self.since + getattr(self._limits, state)
 
-    def _rest(self) -> None:
-        self._expect(self._limits.idle)
-        self._in_head = False
-
-    def _go_on(self) -> None:
+    def _answer_requests(self) -> None:
         """Answer the complete requests while the client reads the answers."""
-        while self._transport is not None and not (self._transport.is_closing() or self._lingering or self._paused):
+        while self._transport is not None and not (self._transport.is_closing() or self._paused or self._ending):
             try:
                 event = self._http.next_event()
             except h11.RemoteProtocolError as exc:
@@ -212,8 +229,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        self.waiting = False
-        self.deadline = self._loop.time() + self._limits.taking
+        self._enter(State.TAKING)
         headers = answer.all_headers()
         if last:
             headers.append(("Connection", "close"))
@@ -224,14 +240,13 @@ class Connection(asyncio.Protocol):
         if self._http.our_state is not h11.DONE or last:
             self._close()
         elif not self._paused:
-            self._rest()
+            self._enter(State.IDLE)
 
     def _stream(self, answer: Answer) -> None:
         transport = self._transport
         if transport is None:
             return
-        self._streaming, self.waiting = True, False
-        self.deadline = self._loop.time() + self._limits.streaming
+        self._enter(State.STREAMING)
         transport.set_write_buffer_limits(high=self._limits.stream_bytes)
         head = self._http.send(h11.Response(status_code=answer.status, headers=answer.all_headers())) or b""
         transport.write(head)
@@ -239,18 +254,17 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, error: h11.RemoteProtocolError) -> None:
         """Answer a malformed request, and close the connection."""
-        if self._http.our_state is h11.IDLE or self._http.our_state is h11.SEND_RESPONSE:
+        if self._http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             self._send(problem(error.error_status_hint, "Malformed request."), last=True)
         else:
             self.abort()
 
     def _close(self) -> None:
-        """Send the written data, and close once the client has or the deadline passes.
+        """Send the written data, and close once the client has closed or the deadline passes.
 
-        If the socket were closed while input is unread, the kernel would reset the connection, and the client might
+        If the socket was closed while input is unread, the kernel would reset the connection, and the client could
         lose the answer.
         """
-        self._lingering = True
-        self._expect(self._limits.lingering)
+        self._enter(State.LINGERING)
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write_eof()
