@@ -16,14 +16,18 @@ class LazyGroup(click.Group):
     def _load(self) -> None:
         if self.commands:
             return
-        from ha_beat.cli import control, history, inspect, migrate
+        from ha_beat.cli.control import backfill, pause, resume, run, step_down
+        from ha_beat.cli.history import history
+        from ha_beat.cli.inspect import doctor, next_, settings
+        from ha_beat.cli.migrate import migrate
+        from ha_beat.cli.status import check, status
 
-        status, check, *inspection = inspect.COMMANDS
-        for command in (status, check, history.history, *inspection, *control.COMMANDS, migrate.migrate):
+        inspection = (status, check, history, next_, settings, doctor)
+        for command in (*inspection, step_down, pause, resume, run, backfill, migrate):
             self.add_command(command)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
-        """Return the names of the commands, in order of use."""
+        """Return the names of the commands, those that change nothing first."""
         self._load()
         return list(self.commands)
 

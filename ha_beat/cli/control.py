@@ -26,7 +26,7 @@ _NEED_FORCE = frozenset({BackfillOutcome.OUTCOME_UNKNOWN, BackfillOutcome.NOT_IN
 
 
 def _show(reply: Reply, *, as_json: bool, leader: str = "", note: str = "") -> None:
-    """Print an answer and the leader, which is ``leader`` or else the replica that answered.
+    """Print an answer and the leader: ``leader``, or else the replica that answered.
 
     ``note`` replaces the line about the leader.
 
@@ -99,7 +99,7 @@ def step_down(cluster: ClusterClient, *, to: str | None, timeout: float, as_json
     epilog='Example: celery -A proj ha-beat pause nightly-report --reason "wrong figures"',
 )
 @click.argument("entry", required=False)
-@click.option("--reason", default="", help="Why, for logs and status.")
+@click.option("--reason", default="", help="Reason that logs and status show.")
 @_timeout_option
 @json_option
 @on_cluster
@@ -142,8 +142,8 @@ def run(cluster: ClusterClient, *, entry: str, timeout: float, as_json: bool) ->
     epilog="Example: celery -A proj ha-beat backfill nightly-report --from 2026-03-01 --to 2026-03-04 --dry-run"
 )
 @click.argument("entry")
-@click.option("--from", "since", type=INSTANT, required=True, help="First instant; UTC unless it has an offset.")
-@click.option("--to", "until", type=INSTANT, required=True, help="Instant to stop before.")
+@click.option("--from", "since", type=INSTANT, required=True, help="Start of the period; UTC unless it has an offset.")
+@click.option("--to", "until", type=INSTANT, required=True, help="End of the period, which is not included.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be enqueued.")
 @click.option("--force", is_flag=True, help="Also enqueue instants that may have been enqueued before.")
 @_timeout_option
@@ -162,8 +162,8 @@ def backfill(
 ) -> None:
     """Enqueue past instants of ENTRY that were skipped.
 
-    Covers the due instants from --from up to, not including, --to: at most 1,000. An instant that the journal shows as
-    enqueued is never sent again. Each message has the id and the header that it would have had at its instant.
+    Covers at most 1,000 due instants. An instant that the journal shows as enqueued is never sent again. Each message
+    has the id and the header that it would have had at its instant.
     """
     if until <= since:
         raise CommandUnavailable("--to must be later than --from")
@@ -183,7 +183,4 @@ def _show_instants(instants: Sequence[Mapping[str, Any]]) -> None:
     output.show_table(("DUE", "STATE", "TASK ID", "WHY"), rows, spare=("TASK ID",))
     unproven = sum(each["outcome"] in _NEED_FORCE for each in instants)
     if unproven:
-        click.echo(f"{unproven} may have been enqueued before: --force enqueues them, too")
-
-
-COMMANDS = (step_down, pause, resume, run, backfill)
+        click.echo(f"{unproven} may have been enqueued before; --force enqueues them too")

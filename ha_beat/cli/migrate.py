@@ -40,7 +40,7 @@ class EntryImport:
 
 
 @click.command(
-    short_help="Import the last runs from the previous scheduler.",
+    short_help="Import the last runs from another scheduler.",
     epilog="Example: celery -A proj ha-beat migrate --from redbeat --dry-run",
 )
 @click.option(
@@ -66,7 +66,7 @@ class EntryImport:
     help="Key prefix of redbeat. Default: the app's redbeat_key_prefix, or redbeat:.",
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would be imported.")
-@click.option("--force", is_flag=True, help="Replace entries that the ledger has already, unless it has a later run.")
+@click.option("--force", is_flag=True, help="Also import entries that the ledger has, unless it has a later run.")
 @on_cluster
 def migrate(
     cluster: ClusterClient,
@@ -78,7 +78,7 @@ def migrate(
     dry_run: bool,
     force: bool,
 ) -> None:
-    """Import when each entry of beat_schedule last ran, from the previous scheduler.
+    """Import the last run of each entry of beat_schedule from the previous scheduler.
 
     Stop the previous scheduler first, and start ha_beat afterwards. Refused while there is a leader. Occurrences that
     fell due in between are misfires: by default, each entry runs once to catch up.

@@ -21,8 +21,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 def timeout_option(default: float = 15.0, note: str = "") -> Callable[[Any], Any]:
     """Return ``--timeout``: seconds to wait for the leader's answer. ``note`` is appended to its help."""
     seconds = click.FloatRange(0.1, 600)
-    words = f"Seconds to wait for the leader's answer{note}."
-    return click.option("--timeout", type=seconds, default=default, show_default=True, help=words)
+    words = f"Time to wait for the leader's answer{note}."
+    return click.option("--timeout", type=seconds, metavar="SECONDS", default=default, show_default=True, help=words)
 
 
 class Instant(_InstantType):

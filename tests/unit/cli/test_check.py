@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ha_beat.cli.inspect import _await_taking_up
+from ha_beat.cli.status import _await_taking_up
 from ha_beat.reasons import HealthReason
 from ha_beat.settings import Settings
 from ha_beat.testing import SettableClock
