@@ -1,20 +1,98 @@
-"""State of the demo's cluster: what the observations add up to, and the notes about it."""
+"""State of the demo's cluster, as observed in the embedded Redis, and the notes about its changes."""
 
 from __future__ import annotations
 
 import bisect
+import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
 
-from ha_beat.demo.app import INTERVALS_S
-from ha_beat.demo.observer import Observer
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from ha_beat.clock import to_micros
+from ha_beat.demo.app import CLUSTER, INTERVALS_S, RUNS_KEY
 from ha_beat.demo.processes import Child
-from ha_beat.demo.tally import Leader, Tally
-from ha_beat.demo.view_model import ReplicaRow, View, takeover_text
+from ha_beat.demo.tally import Leader, Run, Tally
+from ha_beat.demo.view import ReplicaRow, View, takeover_text
+from ha_beat.store.journal import VerdictRecord, parse
+from ha_beat.store.keys import Keys
+from ha_beat.store.lease import LeaseRecord
+from ha_beat.store.membership import Member
+
+
+class Observer:
+    """Reader of the lease, the members, the journal and the worker's runs. Its attributes have the latest values."""
+
+    def __init__(self, url: str) -> None:
+        self.lease = LeaseRecord()
+        #: Seconds since the lease was seen to be acquired or renewed.
+        self.lease_age_s = 0.0
+        #: Role by pid of the registered replicas.
+        self.roles: Mapping[int, str] = {}
+        #: Verdicts and runs that are new since the previous observation.
+        self.verdicts: list[VerdictRecord] = []
+        self.runs: list[Run] = []
+        self._client = redis.Redis.from_url(url, decode_responses=True, socket_timeout=2.0, retry=Retry(NoBackoff(), 0))
+        self._keys = Keys(CLUSTER)
+        self._journal_id = "-"
+        self._renewed_s = 0.0
+
+    def observe(self) -> None:
+        """Observe once.
+
+        Raises:
+            redis.RedisError: the server does not answer.
+        """
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.hgetall(self._keys.lease)
+        pipeline.hgetall(self._keys.members)
+        pipeline.xrange(self._keys.journal, min=self._journal_id)
+        pipeline.lrange(RUNS_KEY, 0, -1)
+        lease, members, journal, runs = pipeline.execute()
+        if journal:
+            self._journal_id = f"({journal[-1][0]}"
+        if runs:
+            self._client.ltrim(RUNS_KEY, len(runs), -1)
+        before, self.lease, now = self.lease, LeaseRecord.parse(lease), time.monotonic()
+        if (self.lease.epoch, self.lease.seq) != (before.epoch, before.seq):
+            self._renewed_s = now
+        self.lease_age_s = now - self._renewed_s
+        self.roles = roles_of(members)
+        records = [parse(stream_id, 0, fields["d"]) for stream_id, fields in journal]
+        self.verdicts = [record for record in records if isinstance(record, VerdictRecord)]
+        self.runs = [run_of(json.loads(run)) for run in runs]
+
+    def queued(self) -> int:
+        """Return the number of messages that wait for the worker."""
+        return int(self._client.llen("celery"))
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def roles_of(records: Mapping[str, str]) -> dict[int, str]:
+    """Return the role in the newest member record of each pid."""
+    members = filter(None, (Member.parse(name, record) for name, record in records.items()))
+    return {member.pid: member.role for member in sorted(members, key=lambda member: member.seen_ms)}
+
+
+def run_of(record: Mapping[str, Any]) -> Run:
+    return Run(
+        entry=record["entry"],
+        scheduled_us=to_micros(datetime.fromisoformat(record["scheduled_at"])),
+        task_id=record["id"],
+        epoch=int(record["epoch"]),
+        worker=record["worker"],
+        ran_us=int(record["ran_us"]),
+    )
 
 
 class ClusterState:
-    """State of the replicas, by the latest observation of Redis. Notes changes in the view."""
+    """State of the replicas by the latest observation. It notes changes in the view."""
 
     def __init__(self, replicas: Sequence[Child], observer: Observer, view: View, began_s: float) -> None:
         self.tally = Tally({name: round(seconds * 1e6) for name, seconds in INTERVALS_S.items()})
@@ -26,11 +104,9 @@ class ClusterState:
         self._replicas = replicas
         self._view = view
         self._began_s = began_s
-        #: Name by pid, also of processes that have ended.
+        #: Names by pid, including those of processes that have ended.
         self._names: dict[int, str] = {}
         self._roles: dict[str, str] = {}
-        #: Pids of the replicas that listen for a change of leader.
-        self._ready: set[int] = set()
         #: Epochs of the takeovers that were noted.
         self._noted: set[int] = set()
 
@@ -46,7 +122,11 @@ class ClusterState:
         self._names[replica.pid or 0] = replica.name
 
     def refresh(self) -> None:
-        """Observe Redis. Raises redis.RedisError if the server does not answer."""
+        """Observe Redis, and note what has changed.
+
+        Raises:
+            redis.RedisError: the server does not answer.
+        """
         observer = self.observer
         observer.observe()
         lease = observer.lease
@@ -91,23 +171,14 @@ class ClusterState:
         elif holds:
             role = "leader"
         else:
-            role = observer.roles.get(pid or 0) or ("standby" if pid in self._ready else "starting")
-            if role == "leader":  # its own record; the lease has moved on
+            role = observer.roles.get(pid or 0, "starting")
+            if role == "leader":  # by its own record, while another replica holds the lease
                 role = "stepping down"
         epoch, age_s = (lease.epoch, observer.lease_age_s) if holds else (None, None)
         return ReplicaRow(replica.name, pid, role, epoch, age_s)
 
     def _report_roles(self) -> None:
-        alive = [replica.pid or 0 for replica in self._replicas if replica.alive]
-        if self.observer.listeners >= len(alive):
-            self._ready.update(alive)
         for row in self.rows():
             if row.role == "standby" and self._roles.get(row.name) not in ("standby", "leader"):
                 self.note(f"{row.name} stands by")
             self._roles[row.name] = row.role
-
-
-def overdue(tally: Tally, began_us: int, now_us: int, tolerance_s: float, entries: Iterable[str]) -> bool:
-    """True if an occurrence of an entry is late by more than the tolerance."""
-    newest = tally.newest_us()
-    return any((newest[name] or began_us) + round((INTERVALS_S[name] + tolerance_s) * 1e6) < now_us for name in entries)

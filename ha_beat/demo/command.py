@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ha_beat.demo.view_model import View
+from ha_beat.demo.view import PlainView, View, summary
 
 DURATION_WITHOUT_TERMINAL_S = 60.0
 
@@ -18,28 +18,28 @@ DURATION_WITHOUT_TERMINAL_S = 60.0
     "--duration",
     type=click.FloatRange(min=1.0),
     metavar="SECONDS",
-    help="Seconds to run after the first message. [default: until Ctrl-C in a terminal, else 60]",
+    help="Time to run after the first message. [default: until Ctrl-C in a terminal, else 60]",
 )
 @click.option("--plain", is_flag=True, help="Print one line per event. Default without a terminal.")
 @click.option("--replicas", type=click.IntRange(2, 20), default=3, show_default=True, help="Number of beat replicas.")
 @click.option("--seed", type=int, help="Seed for the order of the faults.")
 @click.option(
-    "--logs", type=click.Path(file_okay=False, path_type=Path), help="Folder to keep the logs of all processes in."
+    "--logs",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder in which to keep the logs of all processes.",
 )
 def demo(duration: float | None, plain: bool, replicas: int, seed: int | None, logs: Path | None) -> None:
-    """Watch three replicas of celery beat while the leader fails again and again.
+    """Watch replicas of celery beat while their leader fails again and again.
 
-    Starts an embedded Redis, three replicas of celery beat and a worker. Kills, pauses and stops the
-    leader by turns, and counts what the worker ran. Exit status 1 if an occurrence was enqueued twice or lost.
+    Starts an embedded Redis, the replicas and a worker. Kills, pauses and stops the leader in turn, and counts what
+    the worker ran. Exit status 1 if an occurrence was enqueued twice or lost.
     """
     from ha_beat.demo.processes import DemoError
     from ha_beat.demo.runner import DemoRunner
-    from ha_beat.demo.view_model import summary
 
     terminal = sys.stdout.isatty()
     if duration is None and not terminal:
         duration = DURATION_WITHOUT_TERMINAL_S
-    # The first signal stops the demo in good order, a second one at once.
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: signals.append(received))
@@ -50,8 +50,7 @@ def demo(duration: float | None, plain: bool, replicas: int, seed: int | None, l
         duration_s=duration,
         seed=seed,
         log_folder=logs,
-        stop_requested=lambda: bool(signals),
-        stop_now=lambda: len(signals) > 1,
+        signals=signals,
     )
     try:
         state = runner.run()
@@ -64,13 +63,11 @@ def demo(duration: float | None, plain: bool, replicas: int, seed: int | None, l
     if not state.counts.arrived:
         click.echo("the demo ended before the first message")
     if runner.accidents:
-        click.echo(f"{runner.accidents} replica(s) ended, or did not end, unexpectedly")
+        click.echo(f"replicas that ended or did not stop unexpectedly: {runner.accidents}")
     sys.exit(0 if state.counts.arrived and state.counts.sound and not runner.accidents else 1)
 
 
 def _view(*, plain: bool) -> View:
-    from ha_beat.demo.plain import PlainView
-
     if plain:
         return PlainView()
     try:

@@ -1,4 +1,4 @@
-"""Fault injector: kills, pauses and stops the leader by turns, and restarts what has ended."""
+"""Fault injector: kills, pauses and stops the leader in turn, and restarts what has ended."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class FaultInjector:
 
     def __init__(self, replicas: Sequence[Child], cluster: ClusterState, seed: int | None, pause_s: float) -> None:
         """``pause_s`` is the average pause between the end of a fault and the next one."""
+        #: Replicas that ended, or did not end, unexpectedly.
         self.accidents = 0
-        """Replicas that ended, or did not end, against the plan."""
         self._replicas = replicas
         self._cluster = cluster
         self._order = fault_order(seed)
@@ -67,7 +67,7 @@ class FaultInjector:
         now = time.monotonic()
         for replica in self._replicas:
             if not replica.alive and replica.name not in self._restart_at_s:
-                self._accident(f"{replica.name} ended by itself ({replica.exit_status}):\n{replica.log_tail()}")
+                self._accident(f"{replica.name} ended unexpectedly ({replica.exit_status}):\n{replica.log_tail()}")
                 self._restart_at_s[replica.name] = now + RESTART_AFTER_S
             if not replica.alive and now >= self._restart_at_s.get(replica.name, now):
                 self.start(replica)
@@ -107,7 +107,7 @@ class FaultInjector:
                 victim.kill_group()
             return
         elif fault.taken_over_s is None and now - fault.since_s < STOP_TIMEOUT_S:
-            return  # a waiting standby must take over, not the restarted replica
+            return  # so that a standby takes over, not the restarted replica
         self._restart_at_s[victim.name] = now + RESTART_AFTER_S
         self._active = None
         self._plan(now)

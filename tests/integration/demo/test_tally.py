@@ -5,8 +5,8 @@ from itertools import islice
 import pytest
 
 from ha_beat.clock import from_micros
+from ha_beat.demo.cluster_state import roles_of
 from ha_beat.demo.fault_injector import fault_order
-from ha_beat.demo.observer import roles_of
 from ha_beat.demo.tally import Fault, FaultKind, Leader, Run, Tally
 from ha_beat.reasons import Verdict
 from ha_beat.store.journal import VerdictRecord
@@ -82,8 +82,8 @@ def test_run_under_a_later_epoch_is_reported_as_a_duplicate():
 
 def test_gap_at_the_end_is_missed():
     tally = tally_of(ran(0), ran(1))
-    assert [tally.counts(tail_us=at(tail)).missed for tail in (4.5, 1.5)] == [3, 0]
-    assert tally_of().counts(tail_us=at(3.5), begun_us=at(0)).missed == 3
+    assert [tally.counts(until_us=at(tail)).missed for tail in (4.5, 1.5)] == [3, 0]
+    assert tally_of().counts(until_us=at(3.5), since_us=at(0)).missed == 3
 
 
 def test_takeover_is_timed_from_the_fault_and_the_last_message():

@@ -6,9 +6,8 @@ import pytest
 from rich.console import Console
 
 from ha_beat.demo.live import LiveView
-from ha_beat.demo.plain import PlainView
 from ha_beat.demo.tally import Counts, FaultKind, Run, Takeover
-from ha_beat.demo.view_model import DemoState, ReplicaRow, percentile, summary
+from ha_beat.demo.view import DemoState, PlainView, ReplicaRow, percentile, summary
 
 RUN = Run("second", 1_760_000_000_123_000, "id", 42, "worker-1", 1_760_000_000_135_000)
 

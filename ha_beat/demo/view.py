@@ -1,4 +1,4 @@
-"""Values that a view shows. No Redis and no processes."""
+"""Views of the demo: the values and texts that every view shows, and the plain view. No Redis and no processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
+
+import click
 
 from ha_beat.demo.tally import Counts, FaultKind, Run, Takeover
 
@@ -16,8 +18,8 @@ class ReplicaRow:
 
     name: str
     pid: int | None
+    #: leader, standby, starting, stepping down, paused, dead or ended.
     role: str
-    """leader, standby, starting, stepping down, paused, dead or ended."""
     epoch: int | None = None
     lease_age_s: float | None = None
 
@@ -27,15 +29,15 @@ class DemoState:
     """State of the demo at one moment."""
 
     elapsed_s: float
+    #: Seconds to the end; None without a time limit.
     left_s: float | None
-    """Seconds to the end; None without a time limit."""
     replicas: tuple[ReplicaRow, ...]
     counts: Counts
     takeovers: tuple[Takeover, ...]
+    #: Lateness of each run in seconds, sorted.
     lateness_s: tuple[float, ...]
-    """Lateness of each run in seconds, sorted."""
+    #: Text about the active or the next fault.
     next_step: str
-    """Text about the active or the next fault."""
 
 
 class View(Protocol):
@@ -54,6 +56,26 @@ class View(Protocol):
         """Restore the terminal."""
 
 
+class PlainView:
+    """View with one line per event, for logs and CI."""
+
+    def note(self, elapsed_s: float, text: str, *, grave: bool = False) -> None:
+        click.echo(f"{elapsed_s:7.2f}  {'!! ' if grave else ''}{text}")
+
+    def ran(self, elapsed_s: float, run: Run, *, duplicate: bool) -> None:
+        mark = "!! DUPLICATE " if duplicate else ""
+        click.echo(
+            f"{elapsed_s:7.2f}  {mark}{run.entry} of {clock_time(run.scheduled_us)} ran on {run.worker},"
+            f" {run.late_s * 1000:.0f} ms late (epoch {run.epoch})"
+        )
+
+    def update(self, state: DemoState) -> None:
+        """Do nothing, because this view shows only events."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def percentile(values: tuple[float, ...], share: float) -> float:
     """Return the percentile of sorted values, for a ``share`` from 0 to 1; 0 without values."""
     return values[max(0, math.ceil(share * len(values)) - 1)] if values else 0.0
@@ -66,13 +88,10 @@ def clock_time(instant_us: int) -> str:
 
 def takeover_text(takeover: Takeover) -> str:
     """Return one line about a takeover."""
-    cause = f"{takeover.before} {takeover.cause.past_tense}" if takeover.cause else f"{takeover.before} lost the lease"
-    parts = [f"{cause}, {takeover.replica} leads"]
-    if takeover.led_after_s is not None:
-        parts.append(f"after {takeover.led_after_s:.2f} s")
-    if takeover.silence_s is not None:
-        parts.append(f"(last message to first: {takeover.silence_s:.2f} s)")
-    return " ".join(parts)
+    cause = f"was {takeover.cause.past_tense}" if takeover.cause else "lost the lease"
+    after = "" if takeover.led_after_s is None else f" after {takeover.led_after_s:.2f} s"
+    silence = "" if takeover.silence_s is None else f", no message for {takeover.silence_s:.2f} s"
+    return f"{takeover.before} {cause}: {takeover.replica} leads{after}{silence}"
 
 
 def summary(state: DemoState) -> list[str]:
