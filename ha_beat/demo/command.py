@@ -44,14 +44,7 @@ def demo(duration: float | None, plain: bool, replicas: int, seed: int | None, l
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: signals.append(received))
     view: View = _view(plain=plain or not terminal)
-    runner = DemoRunner(
-        view,
-        replicas=replicas,
-        duration_s=duration,
-        seed=seed,
-        log_folder=logs,
-        signals=signals,
-    )
+    runner = DemoRunner(view, replicas=replicas, duration_s=duration, seed=seed, log_folder=logs, signals=signals)
     try:
         state = runner.run()
         view.update(state)
