@@ -1,8 +1,7 @@
-"""Main loop of a replica, apart from Celery.
+"""Main loop of a replica. It does not know Celery.
 
-Celery calls the scheduler, and the scheduler takes one turn of the loop. A turn follows the election: a standby waits
-for a change of its role, a leader serves requests and enqueues what is due. A turn lasts about a second at most, so
-that Celery notices a shutdown.
+Celery calls the scheduler, and the scheduler takes one turn of the loop. In a turn a standby waits until it is elected,
+and a leader serves requests and enqueues what is due. A turn lasts at most about a second, so that Celery can stop.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ logger = logging.getLogger("ha_beat")
 #: Longest duration of a turn that waits, in seconds.
 _LONGEST_TURN = 1.0
 
-#: Longest time in seconds that closing waits for the last lines of the log.
+#: Longest time that closing waits for the last lines of the log, in seconds.
 _LAST_LINES = 5.0
 
 
@@ -104,17 +103,16 @@ class Runtime:
     monitoring: Monitoring
     events: Events
     duties: Duties
-    #: Consumers of events, each with a thread.
     log: EventQueue
-    #: Releases the lease on a connection that is reserved for it.
+    #: Releases the lease on a connection that nothing else uses.
     release: Callable[[Term], object]
     shadow: Shadow
-    #: For one thread besides the main loop.
+    #: For a thread of the schedule source.
     ledger: Ledger
 
 
 class BeatLoop:
-    """Main loop of a replica. It assembles the replica in the first turn, and again after a fork."""
+    """Main loop of a replica. The first turn assembles the replica, and so does the first one after a fork."""
 
     def __init__(self, assemble: Callable[[], Runtime], stall_timeout: float, clock: Clock | None = None) -> None:
         """``assemble`` builds the replica. A leader whose turns fail for ``stall_timeout`` seconds steps down."""
@@ -124,9 +122,10 @@ class BeatLoop:
         self._pid = 0
         self._monitored = False
         self._started = False
+        #: Error of the last turn, and since when turns have failed (0 for not at all).
         self._failure = ""
         self._failing_since = 0.0
-        #: Epoch of the term that :meth:`close` released, and for how many seconds it lasted.
+        #: Epoch of the term that :meth:`close` released, and its duration in seconds.
         self._released: tuple[int, float] | None = None
         self.runtime: Runtime | None = None
         #: Number of calls of :meth:`close`.
@@ -155,8 +154,8 @@ class BeatLoop:
     def close(self) -> None:
         """Release the lease and stop every part. Never raises.
 
-        Celery calls it inside a signal handler first, where no lock may be taken, and again when beat ends. The second
-        call waits for the last writes.
+        Celery calls it twice: in its signal handler, where no lock may be taken, and when beat ends. The second call
+        waits for the last writes.
         """
         self.closed += 1
         runtime = self.runtime
@@ -170,7 +169,7 @@ class BeatLoop:
             runtime.monitoring.finish_stop()
         if self.closed == 2:
             if self._released is not None:
-                # For the log alone, and not in the first call: logging takes locks.
+                # Only to the log, and not in the first call, because logging takes locks.
                 epoch, led_for = self._released
                 runtime.log(TermEnded(epoch, TermEnd.SHUTDOWN, led_for))
             runtime.source.join()
@@ -179,14 +178,14 @@ class BeatLoop:
     # --- Parts of a turn
 
     def _running(self) -> Runtime:
-        """Return the replica of this process, and start the parts that do not run."""
+        """Return the runtime of this process, and start the parts that do not run."""
         runtime = self.runtime
         if runtime is None or self._pid != os.getpid():
             runtime = self.runtime = self._assemble()
             self._pid = os.getpid()
             self._monitored = self._started = False
         runtime.elector.keep_running()
-        # Apart, because a source that fails to start is started again in the next turn.
+        # A flag for each, because a source that fails to start is started again in the next turn.
         if not self._monitored:
             runtime.monitoring.describe(runtime.source.digest(), runtime.source.scheduler_class())
             self._monitored = True
@@ -213,7 +212,7 @@ class BeatLoop:
         if change is not None:
             enqueuer.reload(change)
         idle = 0.0
-        # Under overload a turn must end too: the schedule may have changed, and Celery may have to stop.
+        # Under overload a turn must end, too: the schedule may have changed, and Celery may have to stop.
         until = self._clock.elapsed() + _LONGEST_TURN
         while (
             idle == 0.0
@@ -223,7 +222,7 @@ class BeatLoop:
         ):
             try:
                 runtime.dispatch.lead(current)
-                # After each step, because every one may wait for a server.
+                # After each step, because each may wait for a server.
                 handle.progress()
                 pause = runtime.request_handler.attend(current, requests_pending=handle.take_requests_pending())
                 handle.progress()

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import celery
@@ -34,12 +35,12 @@ from ha_beat.election.cluster_clock import SchedulingTime
 from ha_beat.election.elector import Elector, Eligibility
 from ha_beat.election.states import Timing
 from ha_beat.errors import StoreError
-from ha_beat.event_queue import EventQueue
-from ha_beat.events import BrokersIgnored, Event, Events, Subscriber, TermStarted
+from ha_beat.event_queue import Consumer, EventQueue
+from ha_beat.events import BrokersIgnored, Event, Events, TermStarted
 from ha_beat.leader import Enqueuer, LeaderOptions, LeaderParts
 from ha_beat.leader.forecast import Forecast
 from ha_beat.leader.pause import PauseState
-from ha_beat.leader.requests.handler import build_request_handler
+from ha_beat.leader.requests.handler import RequestHandler, build_request_handler
 from ha_beat.monitoring.broker_probe import BrokerProbe
 from ha_beat.monitoring.http.address import Endpoint, advertised_url, check_bind, choose_endpoint
 from ha_beat.monitoring.logs import LogWriter
@@ -63,10 +64,6 @@ from ha_beat.store.shadow import Shadow, ShadowFeed
 if TYPE_CHECKING:
     from ha_beat.monitoring.http.server import HttpServer
 
-#: Most events that wait for the log, and for the handlers of signals.
-_LOG_QUEUE = 20_000
-_SIGNAL_QUEUE = 1000
-
 
 def check_http(settings: Settings) -> None:
     """Refuse to start if the HTTP endpoint is configured and cannot be served.
@@ -84,7 +81,10 @@ def assemble(app: Celery, settings: Settings, source: ReplicaSource, clock: Cloc
 
 
 class _Assembly:
-    """Builder of one replica. The parts that others need are attributes."""
+    """Builder of one replica. A part that several others need is a property, built at its first use.
+
+    It has more than 15 methods and attributes: one for each part.
+    """
 
     def __init__(self, app: Celery, settings: Settings, source: ReplicaSource, clock: Clock) -> None:
         self.app, self.settings, self.source, self.clock = app, settings, source, clock
@@ -93,97 +93,51 @@ class _Assembly:
         self.replica = _identity(app, settings, self.endpoint)
         self.events = Events()
         self.duties = Duties(clock, self.events.emit)
-        log = LogWriter(self.replica.id, settings.cluster)
-        self.log = self.queued(log, name="ha_beat-log", duty=Duty.WRITE_LOG, size=_LOG_QUEUE, wants=log.wants)
-        self.events.subscribe(self.log)
         self.time = SchedulingTime(clock, self.events.emit)
         self.shadow = Shadow()
-        #: Used by the main loop only.
+        #: Link of the main loop.
         self.main_link = self.link()
 
-    def queued(
-        self, consume: Subscriber, *, name: str, duty: Duty, size: int, wants: Callable[[Event], bool]
-    ) -> EventQueue:
-        """Return a subscriber that calls ``consume`` in a thread, because it may wait."""
-        return EventQueue(
-            consume,
-            name=name,
-            duty=duty,
-            size=size,
-            clock=self.clock,
-            hub=self.events,
+    def runtime(self) -> Runtime:
+        settings = self.settings
+        log = self.subscribe_queue(LogWriter(self.replica.id, settings.cluster), "ha_beat-log", Duty.WRITE_LOG, 20_000)
+        request_handler = self.request_handler()
+        relay = SignalRelay(self.app, settings.cluster, self.replica.id)
+        self.subscribe_queue(relay, "ha_beat-signals", Duty.SEND_SIGNALS, 1000)
+        ignored = ignored_brokers(self.app, settings)
+        if ignored is not None:
+            self.events.emit(BrokersIgnored(*ignored))
+        return Runtime(
+            replica=self.replica,
+            settings=settings,
+            source=self.source,
+            elector=self.elector,
+            enqueuer=self.enqueuer,
+            request_handler=request_handler,
+            dispatch=self.dispatch,
+            monitoring=self.monitoring(),
+            events=self.events,
             duties=self.duties,
-            wants=wants,
+            log=log,
+            release=self.release(),
+            shadow=self.shadow,
+            ledger=Ledger(self.link().client, self.keys),
         )
 
     def link(self) -> Link:
         """Return a new link to the lease's Redis: each thread has its own."""
         return lease_link(self.app, self.settings)
 
-    def runtime(self) -> Runtime:
-        settings, events, clock = self.settings, self.events, self.clock
-        marker = self.lease_marker()
-        elector = self.elector(marker)
-        pace = Pace(clock, budget_for(settings.stall_timeout), elector.handle.progress)
-        claim = self.claim_dispatcher(elector, marker, pace)
-        dispatch = DispatcherSelector(self.atomic_dispatcher(marker), claim, marker, events.emit)
-        pause = PauseState()
-        enqueuer = Enqueuer(
-            LeaderParts(
-                self.source,
-                dispatch,
-                self.shadow,
-                self.time,
-                settings.cluster,
-                clock,
-                events.emit,
-                _leader_options(settings),
-                pause,
-                pace,
-                Forecast(self.source.outlines, self.shadow, self.time.now, clock),
-            )
-        )
-        main_client = self.main_link.client
-        request_handler, report = build_request_handler(
-            requests=Requests(main_client, self.keys, settings.journal_size),
-            journal=Journal(main_client, self.keys),
-            enqueuer=enqueuer,
-            pause=pause,
-            source=self.source,
-            leader=elector.handle,
-            shadow=self.shadow,
-            cluster=settings.cluster,
-            pace=pace,
-            emit=events.emit,
-        )
-        events.subscribe(report.note)
-        relay = SignalRelay(self.app, settings.cluster, self.replica.id)
-        events.subscribe(
-            self.queued(relay, name="ha_beat-signals", duty=Duty.SEND_SIGNALS, size=_SIGNAL_QUEUE, wants=relay.wants)
-        )
-        ignored = ignored_brokers(self.app, settings)
-        if ignored is not None:
-            events.emit(BrokersIgnored(*ignored))
-        return Runtime(
-            replica=self.replica,
-            settings=settings,
-            source=self.source,
-            elector=elector,
-            enqueuer=enqueuer,
-            request_handler=request_handler,
-            dispatch=dispatch,
-            monitoring=self.monitoring(elector, enqueuer),
-            events=events,
-            duties=self.duties,
-            log=self.log,
-            release=self.release(claim),
-            shadow=self.shadow,
-            ledger=Ledger(self.link().client, self.keys),
-        )
+    def subscribe_queue(self, consumer: Consumer, name: str, duty: Duty, size: int) -> EventQueue:
+        """Subscribe a consumer that may wait. At most ``size`` events wait for it."""
+        queue = EventQueue(consumer, name, duty, size, clock=self.clock, hub=self.events, duties=self.duties)
+        self.events.subscribe(queue)
+        return queue
 
     # --- Election
 
-    def elector(self, marker: LeaseMarker) -> Elector:
+    @cached_property
+    def elector(self) -> Elector:
         settings, clock, client = self.settings, self.clock, self.link()
         store = RedisLeaseStore(
             client.client,
@@ -196,7 +150,7 @@ class _Assembly:
         )
         ping_interval = settings.lease_ttl / 3
         eligibility = Eligibility(
-            ready=lambda: self.source.ready() and marker.may_campaign(),
+            ready=lambda: self.source.ready() and self.marker.may_campaign(),
             remembers=lambda: bool(self.shadow.gen),
         )
         return Elector(
@@ -212,50 +166,43 @@ class _Assembly:
             duties=self.duties,
         )
 
-    def release(self, claim: ClaimDispatcher) -> Callable[[Term], None]:
+    def release(self) -> Callable[[Term], None]:
         """Return a function that releases the lease, for a signal handler of the main thread."""
-        link = self.link()
+        link, claims = self.link(), self.claims
         store = RedisLeaseStore(link.client, self.keys)
 
-        def connect(_: Event) -> None:
-            with suppress(StoreError), mapped_redis_errors():
-                link.client().ping()
-
         def release(term: Term) -> None:
-            claim.resolve_own(term, link.client())
+            claims.resolve_own(term, link.client())
             store.release(term, TermEnd.SHUTDOWN)
 
-        # At the start of a term, so that the signal handler does not have to connect.
-        self.events.subscribe(
-            self.queued(
-                connect,
-                name="ha_beat-release",
-                duty=Duty.PREPARE_RELEASE,
-                size=10,
-                wants=lambda event: isinstance(event, TermStarted),
-            )
-        )
+        self.subscribe_queue(_ReleaseConnector(link), "ha_beat-release", Duty.PREPARE_RELEASE, 10)
         return release
 
     # --- Dispatch
 
-    def lease_marker(self) -> LeaseMarker:
+    @cached_property
+    def marker(self) -> LeaseMarker:
         settings = self.settings
         name, ttl_ms = lease_redis_name(self.app, settings), round(settings.lease_ttl * 1000)
         own = LeaseMark("", name=name, ttl_ms=ttl_ms, holder=self.replica.id)
         broker = broker_client(self.app, settings)
         return LeaseMarker(broker, self.main_link.client, self.keys, own, self.clock, self.events.emit, self.duties)
 
-    def atomic_dispatcher(self, marker: LeaseMarker) -> AtomicDispatcher | None:
+    @cached_property
+    def dispatch(self) -> DispatcherSelector:
+        return DispatcherSelector(self.atomic_dispatcher(), self.claims, self.marker, self.events.emit)
+
+    def atomic_dispatcher(self) -> AtomicDispatcher | None:
         if not broker_is_redis(self.app):
             return None
         failover = self.settings.redis_url is not None
         broker = BrokerLink(self.app, self.settings.command_timeout, failover=failover)
-        return AtomicDispatcher(self.source.sender, broker, self.keys, self.settings.journal_size, marker)
+        return AtomicDispatcher(self.source.sender, broker, self.keys, self.settings.journal_size, self.marker)
 
-    def claim_dispatcher(self, elector: Elector, marker: LeaseMarker, pace: Pace) -> ClaimDispatcher:
+    @cached_property
+    def claims(self) -> ClaimDispatcher:
         def trusted(term: Term) -> bool:
-            now = elector.handle.term
+            now = self.elector.handle.term
             return now is not None and now.nonce == term.nonce
 
         timeout = self.settings.command_timeout
@@ -266,26 +213,69 @@ class _Assembly:
             self.settings.journal_size,
             confirm_for=timeout,
             trusted=trusted,
-            marker=marker,
-            pace=pace,
+            marker=self.marker,
+            pace=self.pace,
             emit=self.events.emit,
         )
 
+    # --- The leader's work
+
+    @cached_property
+    def pace(self) -> Pace:
+        return Pace(self.clock, budget_for(self.settings.stall_timeout), self.elector.handle.progress)
+
+    @cached_property
+    def pause(self) -> PauseState:
+        return PauseState()
+
+    @cached_property
+    def enqueuer(self) -> Enqueuer:
+        parts = LeaderParts(
+            self.source,
+            self.dispatch,
+            self.shadow,
+            self.time,
+            self.settings.cluster,
+            self.clock,
+            self.events.emit,
+            _leader_options(self.settings),
+            self.pause,
+            self.pace,
+            Forecast(self.source.outlines, self.shadow, self.time.now, self.clock),
+        )
+        return Enqueuer(parts)
+
+    def request_handler(self) -> RequestHandler:
+        handler, report = build_request_handler(
+            requests=Requests(self.main_link.client, self.keys, self.settings.journal_size),
+            journal=Journal(self.main_link.client, self.keys),
+            enqueuer=self.enqueuer,
+            pause=self.pause,
+            source=self.source,
+            leader=self.elector.handle,
+            shadow=self.shadow,
+            cluster=self.settings.cluster,
+            pace=self.pace,
+            emit=self.events.emit,
+        )
+        self.events.subscribe(report.note)
+        return handler
+
     # --- Monitoring
 
-    def monitoring(self, elector: Elector, enqueuer: Enqueuer) -> Monitoring:
-        settings, clock, events, duties = self.settings, self.clock, self.events, self.duties
+    def monitoring(self) -> Monitoring:
+        settings, clock, emit, duties = self.settings, self.clock, self.events.emit, self.duties
         status = ReplicaStatus(
             self.replica,
             settings.cluster,
             clock,
-            elector.handle,
-            enqueuer,
+            self.elector.handle,
+            self.enqueuer,
             duties,
             schedule_read=self.source.ready,
             stall_timeout=settings.stall_timeout,
         )
-        events.subscribe(status.memory)
+        self.events.subscribe(status.memory)
         poller = Poller(
             status,
             self.link().client,
@@ -293,14 +283,13 @@ class _Assembly:
             clock,
             full=self.endpoint is not None,
             compare_clocks=self.time.others_said,
-            emit=events.emit,
+            emit=emit,
         )
         # With its own connection: the main loop uses the other publisher.
         check_broker = Publisher(self.app, settings.command_timeout, clock).ready
-        broker = BrokerProbe(check_broker, duties, clock, events.emit)
-        return Monitoring(
-            status, poller, Watchdog(status, duties, clock, events.emit), broker, self.http_server(status), clock
-        )
+        broker = BrokerProbe(check_broker, duties, clock, emit)
+        watchdog = Watchdog(status, duties, clock, emit)
+        return Monitoring(status, poller, watchdog, broker, self.http_server(status), clock)
 
     def http_server(self, status: ReplicaStatus) -> HttpServer | None:
         if self.endpoint is None:
@@ -315,6 +304,23 @@ class _Assembly:
         self.events.subscribe(metrics)
         site = Site(status, metrics.text, self.clock)
         return HttpServer(site, self.endpoint, duties=self.duties, emit=self.events.emit)
+
+
+class _ReleaseConnector:
+    """Consumer of events that connects the link of the release when a term starts.
+
+    The signal handler that releases the lease then does not have to connect.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def wants(self, event: Event, /) -> bool:
+        return isinstance(event, TermStarted)
+
+    def __call__(self, _: Event, /) -> None:
+        with suppress(StoreError), mapped_redis_errors():
+            self._link.client().ping()
 
 
 def _leader_options(settings: Settings) -> LeaderOptions:

@@ -1,11 +1,11 @@
-"""Queue between the code that emits events and a subscriber that may wait, such as the log or a signal handler."""
+"""Queue between the code that emits events and a consumer that may wait, such as the log or a signal handler."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
 from ha_beat import events
 from ha_beat.clock import Clock
@@ -22,31 +22,38 @@ _LATE_AFTER = 10.0
 _IDLE = 2.0
 
 
-class EventQueue:
-    """Subscriber that hands events to ``consume`` in a thread, in order. The emitter never waits.
+class Consumer(Protocol):
+    """Subscriber that may wait."""
 
-    If ``consume`` blocks, up to ``size`` events wait; later ones are dropped and counted. The thread starts with the
-    first event. :class:`~queue.SimpleQueue` takes no lock of Python's, so that a signal handler may emit.
+    def wants(self, event: events.Event, /) -> bool:
+        """True if the event must be queued. Called by the emitter, so it must not wait."""
+        ...
+
+    def __call__(self, event: events.Event, /) -> None:
+        """Consume the event. Called in the queue's thread."""
+        ...
+
+
+class EventQueue:
+    """Subscriber that hands events to a consumer in a thread, in order. The emitter never waits.
+
+    While the consumer blocks, up to ``size`` events wait; later ones are dropped and counted. The thread starts with
+    the first event. :class:`~queue.SimpleQueue` takes no lock of Python's, so that a signal handler may emit.
     """
 
     def __init__(
         self,
-        consume: Callable[[events.Event], None],
-        *,
+        consumer: Consumer,
         name: str,
         duty: Duty,
         size: int,
+        *,
         clock: Clock,
         hub: events.Events,
         duties: Duties,
-        wants: Callable[[events.Event], bool] = lambda _: True,
     ) -> None:
-        """``name`` is the thread's, and ``duty`` the one that is late while ``consume`` blocks.
-
-        Events that the subscriber does not want are not queued.
-        """
-        self._wants = wants
-        self._consume = consume
+        """``name`` is the thread's. ``duty`` becomes late while the consumer blocks."""
+        self._consumer = consumer
         self._duty = duty
         self._size = size
         self._duties = duties
@@ -57,13 +64,13 @@ class EventQueue:
 
     def __call__(self, event: events.Event) -> None:
         """Queue an event. Never waits."""
-        if not self._wants(event):
+        if not self._consumer.wants(event):
             return
         if self._waiting.qsize() >= self._size:
             self._dropped += 1
         else:
             self._waiting.put(event)
-        with suppress(RuntimeError):  # There is no room for another thread: the next event tries again.
+        with suppress(RuntimeError):  # No thread can be started: the next event tries again.
             self._thread.keep_running()
 
     def close(self, seconds: float) -> None:
@@ -83,7 +90,7 @@ class EventQueue:
             if event is None:
                 return
             try:
-                self._consume(event)
+                self._consumer(event)
             except Exception:
                 extra = {"action": "subscriber_failed", "event": event.action}
                 logger.exception("A subscriber of %s failed", event.action, extra=extra)
@@ -91,7 +98,7 @@ class EventQueue:
             self._report_dropped()
 
     def _report_dropped(self) -> None:
-        """Report what was dropped, once there is room again."""
+        """Report how many events were dropped, once there is room again."""
         dropped = self._dropped
         if dropped > self._reported and self._waiting.qsize() < self._size // 2:
             self._hub.emit(events.EventsDropped(self._duty, dropped - self._reported))

@@ -26,10 +26,10 @@ __all__ = ["HAMixin", "HAScheduler"]
 
 logger = logging.getLogger("ha_beat")
 
-#: Seconds that a tick returns. With 0, Celery's loop would never call ``sync``.
+#: Seconds that a tick returns. With 0 Celery's loop would never call ``sync``.
 _NO_WAIT = 1e-6
 
-#: Schedules whose own time is the app's.
+#: Types of schedules that read the time from the app.
 _SCHEDULES = frozenset({int, float, timedelta, schedules.schedule, schedules.crontab, schedules.solar})
 
 if TYPE_CHECKING:
@@ -39,40 +39,44 @@ else:
 
 
 class HAMixin(_Base):
-    """Adapter that makes a Celery scheduler class highly available: ``class MyScheduler(HAMixin, AnyScheduler)``.
+    """Mixin that makes a Celery scheduler class highly available: ``class MyScheduler(HAMixin, AnyScheduler)``.
 
-    The other class provides the entries. The cluster decides when each is due and which replica enqueues it. A class
-    may override :meth:`entry_id`, :meth:`stored_last_run_at`, :meth:`entry_recorded` and :meth:`schedule_digest`.
+    ``AnyScheduler`` provides the entries. The cluster decides when each is due, and which replica enqueues it.
 
-    Contract for the other class:
+    **Override** these methods if their defaults do not fit the entries: :meth:`entry_id`, :meth:`stored_last_run_at`,
+    :meth:`entry_recorded` and :meth:`schedule_digest`.
 
-    - It is created with ``app`` as a keyword argument, on each replica, and ``schedule`` returns its entries by name.
-    - The leader reads ``schedule`` when a term begins, when it or an entry in it was replaced, and when an overridden
-      ``schedules_equal`` says that it differs.
-    - An overridden ``is_due`` of the class or of its entries decides, on the leader alone. Else the entry's schedule
-      decides.
-    - Overridden ``apply_entry``, ``apply_async`` and ``send_task`` make the messages. The call may be repeated until it
-      has made one.
-    - After a run was recorded, an overridden ``reserve`` or ``__next__`` of the entry is called, then
-      :meth:`entry_recorded`. ``sync`` is called on the leader, when Celery calls it, and when the scheduler closes.
-    - Celery's heap, ``maybe_due`` and a ``tick``, ``producer`` or ``connection`` of the class are never used. A class
-      that has its own is refused.
+    **Creation.** Each replica creates the scheduler with ``app`` as a keyword argument. Its ``schedule`` must return
+    the entries by name.
+
+    **When entries are read.** The leader reads ``schedule`` when its term begins, when ``schedule`` or an entry in it
+    is another object than before, and when an overridden ``schedules_equal`` returns False.
+
+    **Methods that are called if a class or its entries override them**, on the leader only:
+
+    - ``is_due`` decides when an entry is due. Without it the entry's schedule decides.
+    - ``apply_entry``, ``apply_async`` and ``send_task`` make the messages. They are called again after a failure.
+    - ``reserve``, or ``__next__`` of the entry, is called after a run was recorded, before :meth:`entry_recorded`.
+    - ``sync`` is called when Celery calls it, and when the scheduler closes.
+
+    **Methods that are never called:** Celery's heap and ``maybe_due``, and ``tick``, ``producer`` and ``connection`` of
+    ``AnyScheduler``. A class that overrides one is refused.
     """
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
         """Read the settings and create the scheduler.
 
         Raises:
-            SystemExit: a setting is wrong, or a scheduler class relies on a method that is never called.
+            SystemExit: a setting is wrong, or the class relies on a method that is never called.
         """
-        # The other class's constructor may need the schedule source, and the source the app.
+        # The constructor of AnyScheduler may need the schedule source, and the source needs the app.
         self.app = app
         self.schedule_source = self._new_schedule_source()
         try:
             self.schedule_source.hooks.refuse_unused()
             self.ha_settings = load_settings(app)
             check_topology(app, self.ha_settings)
-            if not kwargs.get("lazy"):  # Celery's banner creates a lazy scheduler
+            if not kwargs.get("lazy"):  # Celery creates a lazy scheduler for its banner
                 check_http(self.ha_settings)
         except ConfigurationError as exc:
             # Celery would print a traceback.
@@ -81,16 +85,16 @@ class HAMixin(_Base):
         if args:
             super().__init__(app, *args, **kwargs)
         else:
-            # By name, as Celery does: some classes read it from the keyword arguments.
+            # By name, as Celery does, because some classes read it from the keyword arguments.
             super().__init__(app=app, **kwargs)
 
-    # --- What Celery calls
+    # --- Methods that Celery calls
 
     def tick(self, *_: Any, **__: Any) -> float:
         """Do one turn of the loop, which waits if there is nothing to do. Never raises an ``Exception``."""
         if self._loop.closed:
-            # Celery's signal handler closed this scheduler and raised SystemExit, and Python ignored that, as it does
-            # in a destructor.
+            # Celery's signal handler has closed this scheduler and raised SystemExit. It ran in a destructor, where
+            # Python ignores exceptions.
             raise SystemExit
         self._loop.turn(self.max_interval)
         self.schedule_source.hooks.call_patched_tick(super().tick)
@@ -99,7 +103,7 @@ class HAMixin(_Base):
         return _NO_WAIT
 
     def close(self) -> None:
-        """Release the lease and close. Celery calls it inside a signal handler, and again when beat ends."""
+        """Release the lease and close. Celery calls it in its signal handler, and again when beat ends."""
         self._loop.close()
         if self._loop.closed == 1:
             try:
@@ -108,14 +112,14 @@ class HAMixin(_Base):
                 logger.exception("Closing the schedule failed", extra={"action": "schedule_close_failed"})
 
     def sync(self) -> None:
-        """Let the other class write the state of its entries, if this replica leads or has led. Never raises."""
+        """Let ``AnyScheduler`` write the state of its entries, if this replica leads or has led. Never raises."""
         if not self.schedule_source.unsynced or not (self._loop.leads or self._loop.closed):
             return
         try:
             super().sync()
             self.schedule_source.unsynced = False
         except Exception:
-            # Celery would end beat. The ledger has the state, and Celery calls again within minutes.
+            # The exception would end beat. The ledger has the state, and Celery calls again within minutes.
             logger.exception("Writing the schedule's own store failed", extra={"action": "schedule_write_failed"})
 
     @property
@@ -125,11 +129,11 @@ class HAMixin(_Base):
         return f"    . cluster -> {settings.cluster}\n    . lease -> {settings.lease_ttl:g} s"
 
     def apply_async(self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
-        """Apply an entry. Called for each message if a method of the scheduler that makes messages is replaced."""
+        """Make one message of an entry. Called only if a method that makes messages is replaced."""
         send = self.schedule_source.sender.apply_async
         return send(super().apply_async, entry, producer=producer, advance=advance, **kwargs)
 
-    # --- What the other class may override
+    # --- Methods to override
 
     def entry_id(self, entry: ScheduleEntry) -> str:
         """Return the id of the entry in the ledger. It must not change when its schedule or arguments change."""
@@ -162,7 +166,7 @@ class HAScheduler(HAMixin, Scheduler):
     """Highly available scheduler for a static ``beat_schedule``: ``celery beat -S ha_beat``."""
 
     def __init__(self, app: Celery, *args: Any, schedule_filename: str | None = None, **kwargs: Any) -> None:
-        #: Last runs that the definitions of entries name. Celery sets those of the others to the start of this process.
+        #: Last runs from the definitions of entries. Without one, Celery uses the start of the process.
         self._given_last_runs: dict[Any, datetime] = {}
         super().__init__(app, *args, **kwargs)
         if schedule_filename not in (None, app.conf.beat_schedule_filename) and not kwargs.get("lazy"):
@@ -189,7 +193,7 @@ class HAScheduler(HAMixin, Scheduler):
         self.install_default_entries(self.schedule)
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
-        """Make these the entries of the schedule. One that cannot be read is logged and left out."""
+        """Replace the entries of the schedule. An entry that cannot be read is logged and left out."""
         for name in set(self.schedule) - set(b):
             del self.schedule[name]
         schedule = self.schedule
@@ -202,7 +206,7 @@ class HAScheduler(HAMixin, Scheduler):
                     schedule[name] = before
             except Exception as exc:
                 self.schedule.pop(name, None)
-                logger.error(  # noqa: TRY400 -- the line tells the cause
+                logger.error(  # noqa: TRY400 -- the line names the cause
                     "Entry %s is left out: %s: %s",
                     name,
                     type(exc).__name__,
@@ -220,7 +224,7 @@ class HAScheduler(HAMixin, Scheduler):
         super().update_from_dict({name: self._with_start(entry) for name, entry in dict_.items()})
 
     def _with_start(self, entry: Any) -> Any:
-        """Return a definition with the last run that Celery would set: the start, here one object for all entries."""
+        """Return the definition with the start as its last run, as in Celery, but with one object for all entries."""
         if self.Entry is not ScheduleEntry or not isinstance(entry, Mapping) or entry.get("last_run_at"):
             return entry
         source = entry.get("schedule")

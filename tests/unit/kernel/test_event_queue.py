@@ -30,8 +30,9 @@ class Queued:
         self.taken, self.emitted = EventLog(), EventLog()
         self.hub = events.Events()
         self.duties = Duties(SystemClock(), self.hub.emit)
-        options = {"name": "queued", "duty": Duty.WRITE_LOG, "size": size, "clock": SystemClock()}
-        self.queue = EventQueue(consume or self._take, hub=self.hub, duties=self.duties, **options)
+        consumer = Mock(side_effect=consume or self._take)
+        parts = {"clock": SystemClock(), "hub": self.hub, "duties": self.duties}
+        self.queue = EventQueue(consumer, "queued", Duty.WRITE_LOG, size, **parts)
         self.hub.subscribe(self.queue)
         self.hub.subscribe(self.emitted.append)
 
