@@ -1,8 +1,8 @@
 """Time budgets for work on the main loop.
 
-Work whose amount has no limit ends when its budget is spent, hands over what it has, and continues in the next turn.
-It reports progress after each item, so that a leader with many or slow items does not count as hung. One item that
-takes longer than ``stall_timeout`` still does.
+Work of unlimited size stops when its budget is spent, and continues in the next turn. It reports progress after each
+item, so that a leader with many items does not count as hung. A leader counts as hung if one item takes longer than
+``stall_timeout``.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from ha_beat.clock import Clock
 
-#: Longest budget in seconds. Entries that fall due meanwhile are late by this and the last item.
+#: Longest budget in seconds. Entries that fall due during the work are late by this and the last item.
 LONGEST_BUDGET = 0.5
 
 
 def budget_for(stall_timeout: float) -> float:
-    """Return the seconds that one piece of work may take."""
+    """Return the budget of one piece of work in seconds."""
     return min(LONGEST_BUDGET, stall_timeout / 10)
 
 
@@ -31,12 +31,12 @@ class Budget:
 
     @property
     def spent(self) -> bool:
-        """True if the work must end. Check it after each item, so that at least one is done."""
+        """True if the work must stop. Check it after each item, so that at least one item is done."""
         return self._clock.elapsed() >= self._ends_at
 
     @property
     def left(self) -> float:
-        """Return the seconds that are left; negative if more were used."""
+        """Return the remaining seconds; negative if the work took longer."""
         return self._ends_at - self._clock.elapsed()
 
     def item_done(self) -> None:
@@ -46,12 +46,12 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Maker of budgets of ``seconds``. ``progress`` tells the election thread that the main loop is not hung."""
+    """Source of budgets of ``seconds``. ``progress`` shows the election thread that the main loop is not hung."""
 
     clock: Clock
     seconds: float = float("inf")
     progress: Callable[[], None] = lambda: None
 
     def begin(self) -> Budget:
-        """Return the budget of work that begins now."""
+        """Return a budget that begins now."""
         return Budget(self.clock, self.seconds, self.progress)

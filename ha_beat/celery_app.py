@@ -1,4 +1,4 @@
-"""Celery app as this package sees it: its settings, its topology, its identity and its connections to Redis."""
+"""Celery app of a replica or a worker: its settings, its topology, its identity and its connections to Redis."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WITH_SECRETS = (
 
 
 def load_settings(app: Celery) -> Settings:
-    """Return the settings of this process, from the app and the environment. Their secrets are masked from now on.
+    """Return the settings of this process, from the app and the environment. From now on their secrets are masked.
 
     Raises:
         ConfigurationError: a setting is wrong. The message has one line for each.
@@ -78,9 +78,10 @@ def broker_list(app: Celery) -> list[str]:
 
 
 def ignored_brokers(app: Celery, settings: Settings) -> tuple[str, str] | None:
-    """Return the broker that holds the lease, and those that are never used because of that; ``None`` for none.
+    """Return the broker that holds the lease, and the other brokers of the list, which are never used.
 
-    With its lease in another Redis, a cluster fails over between the brokers as Celery does.
+    Return ``None`` if there are none, or if the lease is in another Redis: then the cluster fails over between the
+    brokers as Celery does.
     """
     brokers = broker_list(app)
     return (brokers[0], ", ".join(brokers[1:])) if brokers and settings.redis_url is None else None
@@ -100,19 +101,19 @@ def broker_client(app: Celery, settings: Settings) -> Callable[[], redis.Redis] 
 
 
 def _broker_link(app: Celery, settings: Settings) -> BrokerLink:
-    # Workers import this module, and those with `ha_beat_redis_url` need nothing of `dispatch`.
+    # Workers import this module. With `ha_beat_redis_url` they need nothing of `dispatch`.
     from ha_beat.dispatch.brokers.redis_link import BrokerLink
 
     return BrokerLink(app, settings.command_timeout, failover=settings.redis_url is not None)
 
 
 def lease_redis_name(app: Celery, settings: Settings) -> str:
-    """Return the URL of the lease's Redis without its secrets. All replicas of a cluster return the same."""
+    """Return the URL of the lease's Redis without secrets. It is the same on all replicas of a cluster."""
     return redact_url(settings.redis_url or app.connection_for_write().as_uri())
 
 
 def fingerprint(app: Celery) -> str:
-    """Return a text that differs between two apps with one cluster name, and not between releases of one app."""
+    """Return a text that differs between two apps with one cluster name, but not between releases of one app."""
     source = getattr(app, "_config_source", None)
     configured_by = source if isinstance(source, str) else ""
     settings_module = os.environ.get("DJANGO_SETTINGS_MODULE", "")

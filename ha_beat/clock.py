@@ -1,7 +1,7 @@
-"""Clocks and conversion of time. Nothing else in this package reads a clock, so that tests can set the time.
+"""Clocks and conversion of time. Nothing else in this package reads a clock, so tests can set the time.
 
-Durations are measured on ``CLOCK_BOOTTIME`` if the platform has it: it counts the time while the machine is suspended,
-and a step of the wall clock does not move it.
+Durations are measured on ``CLOCK_BOOTTIME`` if the platform has it. It also counts the time while the machine is
+suspended, and a step of the wall clock does not move it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SystemClock:
 
     def __init__(self) -> None:
         boottime = getattr(time, "CLOCK_BOOTTIME", None)
-        # macOS lacks that clock, and Windows lacks clock_gettime.
+        # macOS has no such clock, and Windows no clock_gettime.
         self._elapsed = time.monotonic if boottime is None else partial(time.clock_gettime, boottime)
 
     def wall(self) -> float:

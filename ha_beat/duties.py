@@ -1,8 +1,8 @@
 """Duties of a replica: what it must do again and again, when each was last done, and why one is late.
 
-The code that does a duty reports each completion and each failure. :meth:`Duties.check`, called by one thread about
-twice a second, emits an event when a duty becomes late, again at growing intervals, and when it is done again. Health,
-status and metrics read :meth:`Duties.late` themselves, so that a blocked log hides nothing from them.
+The code that does a duty reports each completion and each failure. The watchdog calls :meth:`Duties.check` twice a
+second. It emits an event when a duty becomes late, more events at growing intervals, and one when the duty is done
+again. Health, status and metrics call :meth:`Duties.late` themselves, so that they do not depend on a blocked log.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _LONGEST_INTERVAL = 3600.0
 
 _NEVER_LATE = float("inf")
 
-#: Seconds within which a duty that is done again is not recorded again. Some are done many times a second.
+#: A duty that is done again within these seconds is not recorded again. Some are done many times a second.
 _RESOLUTION = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class LateDuty:
-    """Duty that is late. ``seconds`` is the time since it was last done, made progress, or was first expected."""
+    """Late duty. ``seconds`` is the time since it was last done, made progress, or was first expected."""
 
     reason: DutyFault
     detail: str
@@ -39,8 +39,8 @@ class LateDuty:
 class _State:
     """State of one duty. Times are on ``Clock.elapsed``.
 
-    ``since`` is the last completion or progress, or the time from which it was expected. It is late after a failure
-    (``reason``), and without one once ``within`` seconds have passed.
+    ``since`` is when the duty was last done, made progress, or was first expected. The duty is late after a failure
+    (``reason``), and without a failure after ``within`` seconds.
     """
 
     since: float
@@ -59,7 +59,7 @@ class _State:
 
 @dataclass(frozen=True, slots=True)
 class _Report:
-    """Reports of a late duty: since when it was late, the reported reasons, and when the next report is due."""
+    """Reports of a late duty: when it became late, the reported reasons, and when the next report is due."""
 
     since: float
     reasons: frozenset[DutyFault] = frozenset()
@@ -68,7 +68,7 @@ class _Report:
 
 
 class Duties:
-    """Duties of one replica. A duty is written by the thread that does it, and each state is replaced as a whole."""
+    """Duties of one replica. The thread that does a duty replaces the duty's state as a whole, so no lock is needed."""
 
     def __init__(self, clock: Clock, emit: Callable[[events.Event], None]) -> None:
         self._clock = clock
@@ -77,7 +77,7 @@ class Duties:
         #: Used by :meth:`check` only.
         self._reports: dict[Duty, _Report] = {}
 
-    # --- The code that does a duty
+    # --- For the code that does a duty
 
     def expect(self, duty: Duty, within: float = _NEVER_LATE) -> None:
         """Expect the duty from now on, at least once every ``within`` seconds."""
@@ -91,19 +91,19 @@ class Duties:
             self._states[duty] = _State(now, _NEVER_LATE if state is None else state.within, done=True)
 
     def progressed(self, duty: Duty) -> None:
-        """Record that an attempt to do the duty is under way and goes on. One that has much to do is not overdue."""
+        """Record progress of an attempt. A long attempt that makes progress is not overdue."""
         state = self._states.get(duty)
         if state is not None:
             self._states[duty] = replace(state, since=self._clock.elapsed())
 
     def failed(self, duty: Duty, reason: DutyFault, detail: str = "", exc: BaseException | None = None) -> None:
-        """Record that the duty could not be done. Only an unexpected exception is given as ``exc``."""
+        """Record that the duty could not be done. ``exc`` is given for an unexpected exception only."""
         self.expect(duty)
         state = self._states.get(duty) or _State(self._clock.elapsed())
         self._states[duty] = replace(state, reason=reason, detail=detail, exc=exc)
 
     def raised(self, duty: Duty, exc: Exception) -> None:
-        """Record the exception that ended an attempt to do the duty."""
+        """Record that an exception ended an attempt."""
         if isinstance(exc, StoreError):
             refused = isinstance(exc, StoreRefused)
             self.failed(duty, DutyFault.REFUSED if refused else DutyFault.UNREACHABLE, str(exc))
@@ -111,10 +111,10 @@ class Duties:
             self.failed(duty, DutyFault.FAILED, exception_line(exc), exc)
 
     def suspend(self, duty: Duty) -> None:
-        """Expect the duty no longer, for example because the replica's role changed."""
+        """No longer expect the duty, for example because the replica's role changed."""
         self._states.pop(duty, None)
 
-    # --- Readers
+    # --- For readers
 
     def known(self) -> tuple[Duty, ...]:
         """Return the duties that are expected now."""
@@ -131,10 +131,10 @@ class Duties:
         found = {duty: state.late(now) for duty, state in tuple(self._states.items())}
         return {duty: late for duty, late in found.items() if late is not None}
 
-    # --- One thread
+    # --- For the watchdog
 
     def check(self) -> None:
-        """Emit what changed since the last call, and what is still late after some time."""
+        """Emit the duties that became late or were done again, and, at intervals, those that are still late."""
         now, states = self._clock.elapsed(), dict(self._states)
         for duty, state in states.items():
             late = state.late(now)

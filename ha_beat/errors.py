@@ -18,14 +18,14 @@ class ConfigurationError(HaBeatError):
 class StoreError(HaBeatError):
     """Failure of a command to Redis or the broker.
 
-    ``same_for_all``: the server is at fault, so that another replica would meet the same error.
+    ``same_for_all``: the server is at fault, so another replica would get the same error.
     """
 
     same_for_all = False
 
 
 class StoreUnavailable(StoreError):
-    """Command without an answer. It is unknown whether it was executed; with ``acted`` False it was not."""
+    """Command without an answer. If ``acted`` is False, it was not executed; otherwise that is unknown."""
 
     def __init__(self, message: str, *, acted: bool = True) -> None:
         super().__init__(message)
@@ -53,7 +53,7 @@ class StoreRefused(StoreError):
 
 
 class LeadershipForbidden(HaBeatError):
-    """This replica must not lead this cluster, and waiting does not help."""
+    """Reason why this replica must not lead this cluster. Waiting does not help."""
 
     reason: ClassVar[ForbiddenReason]
 

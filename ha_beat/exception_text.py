@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-#: Characters of a line that are kept.
+#: Most characters of a line.
 _MAX_LINE = 500
 
-#: Characters that a secret needs to be masked wherever it appears. A shorter one would mask parts of words.
+#: Fewest characters of a secret that is masked wherever it appears. A shorter one would mask parts of words.
 _FEWEST_CHARACTERS = 4
 
 _HIDDEN = "***"
@@ -41,16 +41,16 @@ def without_secrets(text: str) -> str:
 
 
 def printable(text: object) -> str:
-    """Return a text in which lone surrogates are escaped: neither Redis nor a terminal accepts them.
+    """Return a text in which lone surrogates are escaped, because neither Redis nor a terminal accepts them.
 
-    They come from files with a broken escape. A plain text is returned as it is, without a copy.
+    They come from files with a broken escape. ASCII is returned without a copy.
     """
     text = str(text)
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def exception_line(exc: BaseException) -> str:
-    """Return an exception's type and text in one line without secrets. Raises nothing, even if the exception does."""
+    """Return an exception's type and text in one line without secrets. Never raises, even if the exception does."""
     name = type(exc).__name__
     try:
         text = " ".join(printable(exc).split())

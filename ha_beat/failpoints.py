@@ -1,4 +1,4 @@
-"""Failpoints: named places where a test can stop, kill or delay a replica. Outside of tests they do nothing."""
+"""Failpoints: named places where a test can stop, kill or delay a replica. Without a test they do nothing."""
 
 from __future__ import annotations
 

@@ -1,29 +1,29 @@
 """Guard for workers: drops the second message of an occurrence.
 
-If the broker is not the lease's Redis and ``uncertain`` is ``republish``, a message is sent again after a publish with
-an unknown outcome, so that the broker may have it twice. With this guard the workers run one of the two. One task::
+If the broker is not the lease's Redis and ``uncertain`` is ``republish``, a message whose delivery is unknown is sent
+again. The broker may then have it twice. With this guard the workers run only one of the two. Guard one task::
 
     from ha_beat.guard import GuardedTask
 
     @app.task(base=GuardedTask)
     def charge(): ...
 
-or all tasks of an app, with any base class::
+or all tasks of an app, whatever their base class::
 
     from ha_beat.guard import guard
 
     guard(app)
 
 Each publish of an occurrence has its own id. The first message that a worker receives records its id in the lease's
-Redis for ``guard_ttl``. A message of the same occurrence with another id is acknowledged without running the task,
-logged, counted, and reported by the signal ``message_dropped``. A redelivery of the same message and the task's retries
-have the same id and always run.
+Redis for ``guard_ttl``. A message of the same occurrence with another id is acknowledged, but its task does not run. It
+is logged, counted, and reported by the signal ``message_dropped``. A redelivery of the same message and the task's
+retries have the same id and always run.
 
-Workers need the setting ``ha_beat_redis_url`` too. If Redis is unreachable the message runs and a warning is logged: a
+Workers need the setting ``ha_beat_redis_url`` too. If Redis is unreachable, the task runs and a warning is logged: a
 task that may run twice is better than one that does not run.
 
-Importing this module also makes the worker report the ends of messages (:mod:`ha_beat.worker.overlap`); the setting
-``imports = ("ha_beat.guard",)`` of the Celery app is enough for that.
+A worker that imports this module also reports the ends of messages (:mod:`ha_beat.worker.overlap`). For that alone the
+setting ``imports = ("ha_beat.guard",)`` of the Celery app is enough.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = ["GuardedTask", "guard", "message_dropped"]
 logger = logging.getLogger("ha_beat")
 
 message_dropped = Signal(name="message_dropped", providing_args=["task_id", "entry", "scheduled_at"])
-"""The guard dropped a second message. ``sender`` is the task. Sent in the process that received the message."""
+"""A second message was dropped. ``sender`` is the task. Sent in the process that received the message."""
 
 
 class GuardedTask(Task):  # type: ignore[type-arg]
@@ -56,8 +56,8 @@ class GuardedTask(Task):  # type: ignore[type-arg]
 
     abstract = True
 
-    #: Seconds for which an occurrence's first message is remembered. Choose more than the longest wait in the queue,
-    #: and more than the task takes with its retries.
+    #: Seconds for which an occurrence's first message is remembered. Choose more than the longest wait in the queue and
+    #: more than the task and its retries take.
     guard_ttl: float = 86400.0
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
@@ -89,7 +89,7 @@ class GuardedTask(Task):  # type: ignore[type-arg]
 
 
 def guard(app: Celery) -> None:
-    """Guard every task of the app, also tasks that are added later and tasks with another base class."""
+    """Guard every task of the app, including tasks that are added later and tasks with another base class."""
     anything: Any = app
     if not issubclass(anything.Task, GuardedTask):
         anything.Task = type("GuardedTask", (GuardedTask, anything.Task), {"abstract": True, "__module__": __name__})
@@ -110,9 +110,9 @@ def _guard_all(sender: Any, **_: Any) -> None:
 def _is_second(app: Celery, task_id: str, header: Mapping[str, Any], ttl: float) -> bool:
     """True if another message of the occurrence was received first."""
     if not header.get("publish") or not header.get("cluster"):
-        return False  # it can't have a second message
+        return False  # an occurrence without a publish id has one message
     keys, publish = Keys(str(header["cluster"])), str(header["publish"])
-    # An entry with its own task id uses the same one for each occurrence.
+    # An entry with its own task id uses that for each occurrence.
     occurrence = header.get("task_id")
     key = keys.guard(f"{occurrence}:{task_id}" if occurrence else task_id)
     try:

@@ -17,11 +17,11 @@ HEADER = "ha_beat"
 class TaskOccurrence:
     """Occurrence that a task runs for.
 
-    ``cluster`` is the name under which the replicas share their schedule; ``entry`` is the entry's name, or the row's
-    key for a database schedule. ``scheduled_at`` is the due instant in UTC, or the time of the request for a manual
-    run. ``epoch`` is the term that enqueued the message, and ``run_count`` the number of the entry's occurrences that
-    were enqueued, this one included. ``manual`` and ``backfill`` are True for messages of ``ha-beat run`` and
-    ``ha-beat backfill``; ``request`` is the id of that request, and empty for a message of the schedule.
+    ``cluster`` is the name of the cluster, and ``entry`` the entry's name, or the row's key for a database schedule.
+    ``scheduled_at`` is the due instant in UTC; for a manual run it is the time of the request. ``epoch`` is the epoch
+    of the term that enqueued the message. ``run_count`` counts the entry's enqueued occurrences, with this one.
+    ``manual`` and ``backfill`` are True for messages of ``ha-beat run`` and ``ha-beat backfill``. ``request`` is the id
+    of that request, and empty for a message of the schedule.
     """
 
     cluster: str
@@ -109,8 +109,8 @@ def header_of(
 ) -> dict[str, Any]:
     """Return the header's value. ``instant`` is the due instant as :class:`Occurrence` spells it.
 
-    ``kind`` and ``request`` are given for a message that was requested, and ``busy`` for one whose end the worker
-    reports: it identifies the message.
+    ``kind`` and ``request`` are given for a message that was requested. ``busy`` is given for a message whose end the
+    worker reports, and identifies it.
     """
     return {
         "cluster": cluster,
@@ -132,8 +132,8 @@ def with_header(options: Mapping[str, Any], header: Mapping[str, Any], task_id: 
 
 
 def full_header(options: Mapping[str, Any], header: Mapping[str, Any], task_id: str) -> dict[str, Any]:
-    """Return the header of a message: an entry with its own task id keeps that, and its header names the occurrence's.
+    """Return the header of a message. If the entry has its own task id, the header also has the occurrence's.
 
-    A worker knows the second message of an occurrence by it.
+    By that id a worker recognizes the second message of an occurrence.
     """
     return {**header, "task_id": task_id} if options.get("task_id") else dict(header)

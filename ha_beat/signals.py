@@ -11,13 +11,13 @@ Connect a handler in a module that the beat process imports, such as the one wit
 
 A handler receives the keyword arguments ``sender`` (the Celery app), ``cluster``, ``replica``, ``event`` (a frozen
 dataclass) and those named at each signal. Accept ``**about``, because later versions may add arguments. A ``reason`` is
-a code, such as ``"expired"``. Only the replica that the event happens to sends the signal.
+a code, such as ``"expired"``. A signal is sent only on the replica on which the event happens.
 
-A handler cannot harm the scheduler. All handlers run one after the other in one separate thread. If a handler raises,
-the traceback is logged and the others still run. If a handler hangs, only later handlers wait: beyond 1000 waiting
-signals, further ones are dropped, counted and logged. A handler therefore needs its own timeouts (``timeout=5``
-above) and must not be the only alert: alert on the metrics too. A process that is killed sends no signal, and one that
-ends does not wait for its handlers.
+A handler cannot harm the scheduler. All handlers run in one separate thread, one after the other. If a handler raises,
+the traceback is logged and the others still run. If a handler hangs, later handlers wait. When 1000 signals wait,
+further ones are dropped, counted and logged. A handler therefore needs its own timeouts (``timeout=5`` above), and must
+not be the only alert: alert on the metrics too. A process that is killed sends no signal, and a process that ends does
+not wait for its handlers.
 """
 
 from __future__ import annotations
@@ -84,17 +84,8 @@ _SIGNALS: dict[type[e.Event], Any] = {
 }
 
 
-def _signal_of(event: e.Event) -> tuple[Any, dict[str, Any]] | None:
-    """Return the signal for an event, and its arguments: the event's fields of the same names."""
-    signal = _SIGNALS.get(type(event))
-    if signal is None or (isinstance(event, e.Paused) and event.found):
-        return None
-    values = {name: getattr(event, name) for name in signal.providing_args}
-    return signal, {name: value.value if isinstance(value, StrEnum) else value for name, value in values.items()}
-
-
 class SignalRelay:
-    """Subscriber to events that sends them as signals. A handler may take long, so call it in a thread."""
+    """Consumer of events that sends them as signals. Handlers may take long, so it runs in a thread."""
 
     def __init__(self, app: Any, cluster: str, replica: str) -> None:
         self._app = app
@@ -103,16 +94,17 @@ class SignalRelay:
     def wants(self, event: e.Event) -> bool:
         """True if a handler is connected to the event's signal."""
         signal = _SIGNALS.get(type(event))
-        return signal is not None and bool(signal.receivers)
+        return signal is not None and bool(signal.receivers) and not (isinstance(event, e.Paused) and event.found)
 
     def __call__(self, event: e.Event) -> None:
-        """Send the event's signal, if it has one. Never raises."""
-        found = _signal_of(event)
-        if found is None:
+        """Send the signal of a wanted event, with the event's fields of the same names. Never raises."""
+        if not self.wants(event):
             return
-        signal, about = found
+        signal = _SIGNALS[type(event)]
+        values = {name: getattr(event, name) for name in signal.providing_args}
+        codes = {name: value.value if isinstance(value, StrEnum) else value for name, value in values.items()}
         try:
-            signal.send(sender=self._app, **self._about, event=event, **about)
+            signal.send(sender=self._app, **self._about, event=event, **codes)
         except BaseException:
             extra = {"action": "signal_failed", "signal": signal.name}
             logger.exception("Sending the signal %s failed", signal.name, extra=extra)

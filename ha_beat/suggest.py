@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 #: Similarity, from 0 to 1, from which a name is worth suggesting.
 _CUTOFF = 0.4
 
-#: Names that are compared closely, which takes about 50 us each, and characters of the misspelled name.
+#: Most names that are compared closely, which takes about 50 us each, and most characters of the misspelled name.
 _COMPARED, _LONGEST = 100, 200
 
 
@@ -17,7 +17,7 @@ def nearest(name: str, known: Iterable[str], limit: int = 3, *, cutoff: float = 
     """Return up to ``limit`` known names that are similar to ``name``, the most similar first."""
     name = name[:_LONGEST]
     pairs = {name[place : place + 2] for place in range(len(name) - 1)}
-    # Only those that share the most pairs of letters: thousands of names would take a second.
+    # Only the names that share the most pairs of letters: comparing thousands of names would take a second.
     likely = heapq.nlargest(_COMPARED, known, key=lambda other: sum(pair in other for pair in pairs))
     return difflib.get_close_matches(name, likely, n=limit, cutoff=cutoff)
 

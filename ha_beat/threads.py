@@ -16,15 +16,16 @@ _LONGEST_PAUSE = 60.0
 
 
 class Wake:
-    """Wake-up of one thread that waits. :class:`~queue.SimpleQueue` takes no lock of Python's, so that a signal handler
-    may wake it.
+    """Wake-up call for one thread that waits.
+
+    :class:`~queue.SimpleQueue` takes no lock of Python's, so a signal handler may call it.
     """
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[None] = SimpleQueue()
 
     def __call__(self) -> None:
-        """Wake the thread, or end its next wait at once."""
+        """Wake the thread. If it does not wait, its next wait ends immediately."""
         self._calls.put(None)
 
     def wait(self, seconds: float) -> bool:
@@ -60,11 +61,11 @@ class LastingThread:
         """Start the thread, or start it again if it has ended. Must be called after any fork.
 
         Raises:
-            RuntimeError: the system has no room for another thread. The next call tries again.
+            RuntimeError: the system refuses another thread. The next call tries again.
         """
         if self._closing or (self._thread is not None and self._thread.is_alive()):
             return
-        # Without waiting: another thread starts it.
+        # Without waiting: if the lock is taken, another thread starts it.
         if self._starting.acquire(blocking=False):
             try:
                 self._start()
@@ -76,7 +77,7 @@ class LastingThread:
         if now < self._start_at:
             return
         if self._thread is not None:
-            # Without a pause after a long run, and with a growing one if it ends each time.
+            # A growing pause before the next start, if the thread ends again soon.
             self._pause = 1.0 if now - self._started_at > _LONGEST_PAUSE else min(2 * self._pause, _LONGEST_PAUSE)
             self._start_at = now + self._pause
             self._emit(events.ThreadRestarted(self._name, self._ended))
@@ -99,7 +100,7 @@ class LastingThread:
             self._target()
             self._ended = "it returned"
         except BaseException as exc:
-            # Not even SystemExit may end it: a library may raise it in a thread.
+            # SystemExit too: a library may raise it in a thread.
             self._ended = exception_line(exc)
 
 
@@ -144,7 +145,7 @@ class RepeatingThread:
         return self._wake.wait(seconds)
 
     def end(self) -> None:
-        """Do what is left, as the thread ends. Must not raise."""
+        """Finish the work as the thread ends. Must not raise."""
 
     def _run(self) -> None:
         self.begin()

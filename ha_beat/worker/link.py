@@ -11,13 +11,13 @@ from celery import Celery
 from ha_beat.celery_app import lease_link, load_settings
 from ha_beat.store.connections import Link
 
-#: Link of each app, with the process that made it: a forked process must not use its parent's.
+#: Link of each app, with the pid of the process that made it: a forked process must not use its parent's link.
 _links: WeakKeyDictionary[Celery, tuple[int, Link]] = WeakKeyDictionary()
 _guard = threading.Lock()
 
 
 def free_after_fork(lock: threading.Lock) -> None:
-    """Free a lock in forked processes. A pool may fork one while another thread holds the lock."""
+    """Free a lock in forked processes. A pool may fork while another thread holds the lock."""
     os.register_at_fork(after_in_child=lambda: lock.release() if lock.locked() else None)
 
 

@@ -1,8 +1,9 @@
 """Reports of workers that a message has ended, for entries with ``overlap = "skip"``.
 
-Importing the module connects it to the worker's signals; :mod:`ha_beat.guard` does. Only messages whose header has the
-key ``busy`` are reported: as received, and as ended once they succeeded, failed, or were revoked, rejected or expired.
-A retry ends nothing, because its message has the same header. If Redis is unreachable, the end is reported later.
+:mod:`ha_beat.guard` imports the module, which connects it to the worker's signals. Only messages whose header has the
+key ``busy`` are reported: when they are received, and when they have succeeded, failed, or were revoked, rejected or
+expired. A retry is not the end, because its message has the same header. If Redis is unreachable, the end is reported
+later.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from ha_beat.worker.link import free_after_fork, link_of
 
 logger = logging.getLogger("ha_beat")
 
-#: Headers of the newest received messages are remembered, for failures that are signalled without one. Of older ones,
-#: those that the worker still holds.
+#: Number of received messages whose headers are remembered, because some failures are signalled without a header. An
+#: older header is remembered as long as the worker holds the message.
 _NEWEST_RECEIVED = 1000
 
-#: Reports that wait until Redis answers.
+#: Most reports that wait for Redis.
 _MOST_WAITING = 1000
 
-#: Seconds between two attempts to send what waits.
+#: Seconds between two attempts to send the waiting reports.
 _RETRY = 2.0
 
 _received: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
@@ -39,13 +40,13 @@ _script = Script("ended")
 
 
 class LateReports(threading.Thread):
-    """Thread that sends the reports that Redis did not take, and ends with the last of them."""
+    """Thread that sends the reports that Redis did not take. It ends when none is left."""
 
     def __init__(self) -> None:
         super().__init__(name="ha_beat-ends", daemon=True)
         self._wake = threading.Event()
         self.waiting: OrderedDict[tuple[str, str, str], Celery] = OrderedDict()
-        #: True once it takes no more reports.
+        #: True once the thread takes no more reports.
         self.ended = False
 
     def _goes_on(self) -> bool:
@@ -60,7 +61,7 @@ class LateReports(threading.Thread):
                 try:
                     _send(app, *report)
                 except Exception:
-                    # A report that always fails holds up no other.
+                    # To the end, so that a report that always fails does not hold up the others.
                     with suppress(KeyError):
                         self.waiting.move_to_end(report)
                     break
@@ -143,7 +144,7 @@ def _on_postrun(task: Any = None, state: Any = None, retval: Any = None, **_: An
 
 @signals.task_failure.connect(weak=False)
 def _on_failure(sender: Any = None, task_id: Any = None, **_: Any) -> None:
-    """Report a task whose process died or was killed. The main process knows its header."""
+    """Report a task whose process has died. The worker's main process remembers the header."""
     header = _received.pop(str(task_id), None)
     if header is not None:
         _report(sender.app, header)
