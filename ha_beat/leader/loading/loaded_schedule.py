@@ -12,8 +12,9 @@ from ha_beat.errors import StoreError
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.gc_pause import gc_paused, return_free_memory
 from ha_beat.leader.ledger_writer import EntryOperation
+from ha_beat.leader.loading.entry_loader import in_batches, keep_deadlines
 from ha_beat.leader.loading.gradual_load import PART, PART_BUDGET, GradualLoad
-from ha_beat.leader.loading.schedule_loader import ScheduleLoader, keep_deadlines
+from ha_beat.leader.loading.schedule_loader import ScheduleLoader
 from ha_beat.leader.planner import EVERYTHING, ScheduleChange
 from ha_beat.store.lease import Term
 
@@ -25,21 +26,20 @@ class LoadedSchedule:
         self._loader = loader
         self._clock = clock
         self.queue = DueQueue()
-        #: Batches that come before due entries: the rows that the ledger needs first, and the operations of a batch
-        #: that failed as a whole, one by one to find the one at fault.
+        #: Batches that come before due entries: the rows that the ledger needs first, and the single operations of a
+        #: batch that failed as a whole.
         self.first: deque[Sequence[EntryOperation]] = deque()
         #: Operations of the reconciliation that wait until the entry's claimed occurrence was sent again, by entry.
         self.held: dict[str, EntryOperation] = {}
-        #: True if the schedule has been read in this term, or its first part.
+        #: True if the schedule, or its first part, was read in this term.
         self.loaded = False
-        #: True if some entries wait until the schedule has been read under this term.
+        #: True if some entries wait until the schedule is read under this term.
         self.held_back = False
-        #: Entries that are not loaded yet, and whether the queue has all of them as they were before.
-        self._rest: GradualLoad | None = None
-        self._reloading = False
-        #: True if all entries must be loaded once more: after the :attr:`_rest`, so that each load comes to its end.
+        #: Load whose parts are not all in the queue yet.
+        self._load: GradualLoad | None = None
+        #: True if all entries must be loaded once more, after the :attr:`_load`. So each load comes to its end.
         self._again = False
-        #: True if the next load must be of all entries at once.
+        #: True if the next load must be of all entries in one part.
         self._at_once = False
         #: Entries whose change is not in the queue yet.
         self._changed: set[str] = set()
@@ -47,12 +47,12 @@ class LoadedSchedule:
     @property
     def complete(self) -> bool:
         """True if the queue holds all entries, although some may be read again."""
-        return self.loaded and (self._rest is None or self._reloading or self._rest.all_loaded)
+        return self.loaded and (self._load is None or self._load.reloads or self._load.all_loaded)
 
     @property
     def up_to_date(self) -> bool:
         """True if the queue holds all entries, and nothing is to be read."""
-        return not self.behind and self._rest is None
+        return not self.behind and self._load is None
 
     @property
     def behind(self) -> bool:
@@ -63,7 +63,7 @@ class LoadedSchedule:
         """Read what has changed of the schedule, and its rows in the ledger, before the next batch."""
         if change.ids is not None:
             self._changed |= change.ids
-        elif self._rest is not None:
+        elif self._load is not None:
             self._again = True
         else:
             self.loaded = False
@@ -76,10 +76,10 @@ class LoadedSchedule:
 
     def unload(self) -> None:
         """Discard the queue, so that its entries are not reported as overdue."""
-        self.queue, self.loaded, self._rest = DueQueue(), False, None
+        self.queue, self.loaded, self._load = DueQueue(), False, None
 
     def load(self, term: Term, dispatcher: Dispatcher) -> None:
-        """Fill the queue: each entry at its position by the ledger; of a large schedule in parts.
+        """Fill the queue: each entry at its position by the ledger. Begin to load a large schedule in parts.
 
         Raises:
             FencedOff: the term is over.
@@ -87,12 +87,13 @@ class LoadedSchedule:
         """
         with gc_paused():
             found = self._loader.load(term, dispatcher, self.queue, at_once=self._at_once)
-        if found.rest is None:
+        if isinstance(found, GradualLoad):
+            self._load = found
+        else:
             keep_deadlines(self.queue.entries(), found.queue)
-            self.first, self.held, self.held_back = found.first, found.held, found.held_back
-            self._changed = set()
-        self._reloading = len(self.queue) > 0
-        self.queue, self._rest, self.loaded = found.queue, found.rest, True
+            self.queue, self.first, self.held, self.held_back = found.queue, found.first, found.held, found.held_back
+            self._load, self._changed = None, set()
+        self.loaded = True
         self._again = self._at_once = False
 
     def load_more(self, term: Term, dispatcher: Dispatcher) -> None:
@@ -103,56 +104,58 @@ class LoadedSchedule:
         """
         if self._changed:
             self._load_changed(term, dispatcher)
-        elif self._rest is not None:
-            self._load_rest(term, dispatcher, self._rest)
+        elif self._load is not None:
+            self._load_parts(term, self._load)
             if self.up_to_date:
-                # Here, because the load itself has most of it until it is over.
+                # Not earlier, because the load itself uses most of this memory.
                 return_free_memory()
         else:
             self.first = self._loader.drop_old_rows(term, dispatcher, self.queue)
 
     def release_held(self) -> None:
-        """Submit next what waited for a claimed occurrence that has its verdict by now."""
+        """Submit next the operations whose entries' claimed occurrences have a verdict by now."""
         released = [each for each in self.held.values() if not each.state.resend]
         if released:
             self.held = {each.state.id: each for each in self.held.values() if each.state.resend}
             self.first.append([each.after(each.state.expected) for each in released])
 
     def _load_changed(self, term: Term, dispatcher: Dispatcher) -> None:
-        """Bring some of the entries that have changed up to date, or read all again while claims are resent."""
+        """Bring some of the changed entries up to date, or load all entries if claims are sent again."""
         ids = set(islice(self._changed, PART))
         last = len(ids) == len(self._changed)
         found = None if self.held else self._loader.load_changed(term, dispatcher, ids, self.queue, last=last)
         if found is None:
             self._load_at_once()
             return
-        self.first, self.held_back = found.first, self.held_back or found.held_back
-        if self._rest is not None:
-            self._rest.seen |= ids
-            self._rest.held_back |= found.held_back
+        self.first = in_batches(found.operations)
+        self.held_back |= found.held_back
+        if self._load is not None:
+            self._load.note_loaded(ids, held_back=found.held_back)
         self._changed -= ids
 
-    def _load_rest(self, term: Term, dispatcher: Dispatcher, rest: GradualLoad) -> None:
+    def _load_parts(self, term: Term, load: GradualLoad) -> None:
         until = self._clock.elapsed() + PART_BUDGET
-        while self._rest is not None and not self.first:
+        while not self.first and not load.finished:
             try:
                 with gc_paused():
-                    found = self._loader.load_part(term, dispatcher, rest, self.queue)
+                    first = load.load_part(term, self.queue)
             except StoreError:
                 raise
             except Exception:
-                # The source of the rest may have ended with it.
+                # The iterator over the schedule may have ended with this exception.
                 self._load_at_once()
                 raise
-            if found is None:
+            if first is None:
                 self._load_at_once()
                 return
-            self.first, self._rest = found.first, found.rest
-            self.held_back = found.held_back or (self.held_back and found.rest is not None)
+            self.first = first
+            self.held_back = load.held_back or (self.held_back and not load.finished)
             if self._clock.elapsed() >= until:
                 break
-        if self._rest is None and self._again:
-            self.loaded = False
+        if load.finished:
+            self._load = None
+            if self._again:
+                self.loaded = False
 
     def _load_at_once(self) -> None:
-        self.loaded, self._rest, self._at_once = False, None, True
+        self.loaded, self._load, self._at_once = False, None, True

@@ -1,6 +1,6 @@
 """Reconciliation of the schedule with the ledger: the position of each entry, and the rows to write first.
 
-Nothing is changed here: the entries are immutable, and the result holds new states and the operations to submit.
+It changes nothing: the entries are immutable, and the result holds new states and the operations to submit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CLOCK_TOLERANCE = timedelta(seconds=2)
 
 _INSTANT = timedelta(microseconds=1)
 
-#: An entry whose ledger position is further ahead than this is reported, because it stays idle until then.
+#: An entry is reported if its position is further ahead than this, because it stays idle until then.
 _FAR_AHEAD = timedelta(seconds=30)
 
 
@@ -36,8 +36,8 @@ _FAR_AHEAD = timedelta(seconds=30)
 class Reconciled:
     """Outcome of :func:`reconcile`: the states of the entries and the operations that bring the ledger up to date.
 
-    ``new`` entries are not in the ledger. ``held_back``: something waits until the schedule was read under this term.
-    ``ahead``: states far ahead of the clock.
+    ``new`` is how many entries are not in the ledger. ``held_back``: some entries wait until the schedule is read under
+    this term. ``ahead``: states far ahead of the clock.
     """
 
     states: list[EntryState] = field(default_factory=list)
@@ -59,10 +59,10 @@ def reconcile(
     absence: Absence | None = None,
     cluster_ran: bool | None = None,
 ) -> Reconciled:
-    """Place each entry at the later of its store's, the ledger's and the shadow's position.
+    """Place each entry at the latest of its store's, the ledger's and the shadow's position.
 
-    After a loss, occurrences up to its floor are skipped unless ``catch_up``. ``entries`` and ``rows`` are all there
-    are, or those of some ids; ``cluster_ran`` is then False if the whole ledger is empty.
+    After a loss, occurrences up to its floor are skipped unless ``catch_up``. ``entries`` and ``rows`` are those of the
+    whole schedule or of some ids. ``cluster_ran`` is False if the whole ledger is empty; by default ``rows`` decide.
     """
     done = Reconciled()
     ran = bool(rows) if cluster_ran is None else cluster_ran
@@ -77,7 +77,7 @@ def reconcile(
             done.held_back = True
             continue
         shadowed = shadow.position(entry.id)
-        # An entry that appears while the cluster runs: its last run predates that, whatever its store has.
+        # An entry has appeared while the cluster runs. A last run in its store is from before.
         appeared = absence is not None and row is None and ran and shadowed is None
         try:
             state = _initial_state(entry, row, writer.now, appeared=appeared)
@@ -104,7 +104,7 @@ def reconcile(
 def _distinct(
     entries: Iterable[ScheduledEntry], present: set[str], failures: list[EntryFailed]
 ) -> Iterator[ScheduledEntry]:
-    """Yield the first entry of each id: two would overwrite each other's row. Add the ids to ``present``."""
+    """Yield the first entry of each id, because two would overwrite each other's row. Add the ids to ``present``."""
     for entry in entries:
         if entry.id in present:
             failures.append(EntryFailed(entry.label, EntryFault.DUPLICATE_ID, entry.id))
@@ -126,6 +126,7 @@ def ahead_of_clock(ahead: Sequence[EntryState]) -> EntryFailed | None:
 
 
 def unscheduled(entry_id: str, position: datetime, row: LedgerRow | None) -> EntryState:
+    """Return the state of an entry that is known from the ledger or the shadow only."""
     entry = ScheduledEntry(entry_id, None, None, MisfireRules(), row.signature if row else "", position)
     return EntryState(entry, position, row)
 
@@ -135,8 +136,8 @@ def _restored(
 ) -> list[EntryOperation]:
     """Restore the rows of entries that were lost or are in doubt, and that this replica's schedule may lack.
 
-    A later leader that has such an entry finds no loss, so the row records until when the entry is in doubt. A ledger
-    that stayed behind would look like another loss at each change of leader.
+    A later leader that has such an entry finds no loss, so the row records until when the entry is in doubt. Without
+    the row, each change of leader would find the ledger behind and report another loss.
     """
     operations = []
     lost = shadow.lost(rows, writer.now)
@@ -172,16 +173,16 @@ def absences(rows: Mapping[str, str], shadow: Shadow, loss: Loss | None, writer:
     return operations
 
 
-# --- Entries that are
+# --- Entries that are in it
 
 
 def _differs(entry: ScheduledEntry, row: LedgerRow | None) -> bool:
-    """True if this replica's schedule differs from the last leader's, and may be older than that."""
+    """True if this replica's entry differs from the last leader's, and may be older."""
     return row is not None and (row.verdict is Verdict.ABSENT or row.signature != entry.signature)
 
 
 def _initial_state(entry: ScheduledEntry, row: LedgerRow | None, now: datetime, *, appeared: bool) -> EntryState:
-    """Return the entry's state by its own store."""
+    """Return the entry's state as its own store has it."""
     position = entry.last_run
     if position > now + _CLOCK_TOLERANCE:  # guard: base-in-future
         position = NEVER
@@ -204,30 +205,23 @@ def _place(
     """Set the position of a new state. Return the operation that records it, or ``None`` if the row is up to date."""
     entry, row, now = state.entry, state.row, writer.now
     known = [position for position in (row.base if row else None, shadowed) if position is not None]
+    behind = row is None or (shadowed is not None and shadowed > row.base)
     disabled = state.resumed or (row is not None and row.verdict is Verdict.ABSENT)  # guard: absent-counts-from-now
     changed = row is not None and row.signature != entry.signature
     edited = changed and not disabled
-    behind = row is None or (bool(known) and max(known) > row.base)
-    # An instant in the future that has not run is never a position.
+    # The position is never an instant in the future that has not run.
     since = min(entry.since or now, now)  # guard: position-not-ahead
     if not known and state.position == NEVER:
         state.position = _start(entry, since)
-    state.position = reached = max(state.position, *known) if known else state.position
+    state.position = reached = max([state.position, *known])
     if edited or disabled:  # guard: edited-counts-from-edit
-        # Instants of the new schedule before the edit are not owed, nor those while the entry was disabled. If it was
-        # disabled and edited, the time of the edit counts.
+        # No instant before the edit is owed, and none while the entry was disabled. After both, the edit counts.
         resumed = disabled and not changed  # guard: absent-and-changed
         start = origin(entry.recurrence, now) if resumed else _start(entry, since)
         state.position = max(state.position, start)
-    only = only_instant(entry.recurrence)
-    if changed and only is not None and only <= state.position:  # guard: moved-to-the-past
-        state.owed = state.position + _INSTANT
-    elif edited and _is_asked_to_run(state, now):
-        state.owed = max(state.position + _INSTANT, now)
-    elif row is not None and row.owed is not None and not changed and not disabled and row.owed > state.position:
-        state.owed = row.owed
+    state.owed = _owed(state, now, changed=changed, disabled=disabled)
     if not (edited or disabled) and _was_disabled(entry, row):  # guard: off-without-leader
-        # The store may have been cleared although the entry was never disabled, so the usual lateness is still owed.
+        # The store may have been cleared without disabling the entry, so the usual lateness is still owed.
         state.position = _newest(state, now - timedelta(seconds=entry.misfire.usual_lateness))
     state.doubted_until = _doubted_until(row, loss)
     in_doubt = _doubted_until(row, None if catch_up else loss)
@@ -235,11 +229,23 @@ def _place(
         skipping = _skip_to(state, in_doubt, writer)
         if skipping is not None:
             return skipping
-    skipped = _dropped(state, reached, now, since if changed else None)
+    skipped = _drop_recorded(state, reached, now, since if changed else None)
     if skipped is not None:
         return writer.skip(state, skipped, state.position, last=skipped.first)
     moved = state.position > reached
     return writer.arm(state) if edited or disabled or behind or moved else None  # guard: start-recorded
+
+
+def _owed(state: EntryState, now: datetime, *, changed: bool, disabled: bool) -> datetime | None:
+    """Return the instant that an edit leaves due, although the position is past it or the recurrence lacks it."""
+    row, only = state.row, only_instant(state.entry.recurrence)
+    if changed and only is not None and only <= state.position:  # guard: moved-to-the-past
+        return state.position + _INSTANT
+    if changed and not disabled and _is_asked_to_run(state, now):
+        return max(state.position + _INSTANT, now)
+    if row is not None and row.owed is not None and not changed and not disabled and row.owed > state.position:
+        return row.owed
+    return None
 
 
 def _is_asked_to_run(state: EntryState, now: datetime) -> bool:
@@ -251,9 +257,9 @@ def _is_asked_to_run(state: EntryState, now: datetime) -> bool:
 
 
 def _start(entry: ScheduledEntry, since: datetime) -> datetime:
-    """Return the position of an entry that is new, or has its present schedule, since then."""
+    """Return the position of an entry that is new, or has its present schedule, since this time."""
     start, only = origin(entry.recurrence, since), only_instant(entry.recurrence)
-    # A single instant is owed even if it was saved a moment too late.
+    # A single instant is owed even if it was saved shortly after it.
     return start if only is None else min(start, only - _INSTANT)
 
 
@@ -263,17 +269,17 @@ def _doubted_until(row: LedgerRow | None, loss: Loss | None) -> datetime | None:
     return max(filter(None, known), default=None)
 
 
-def _dropped(state: EntryState, reached: datetime, now: datetime, edited_at: datetime | None) -> Skipped | None:
-    """Return what was due while there was no leader, after ``reached``, and is not due any more.
+def _drop_recorded(state: EntryState, reached: datetime, now: datetime, edited_at: datetime | None) -> Skipped | None:
+    """Return what fell due after ``reached``, while there was no leader, and is not due any more.
 
-    The row knows one instant. How many more there were is unknown.
+    The row has one of these instants. The number of others is unknown.
     """
     row = state.row
     due = row.owed or row.following if row is not None else None
     if due is None or due <= reached or (state.entry.recurrence is not None and due == state.next_due()):
         return None
     if due <= now and state.position < due and state.entry.recurrence is not None and state.next_due() >= FOREVER:
-        # The entry now ends before it.
+        # By its present schedule, the entry ends before this instant.
         state.position = edited_at = due  # guard: end-drops-recorded
     until = max(state.position, edited_at or state.position)
     if due > until:  # guard: edit-drops-recorded
@@ -283,7 +289,7 @@ def _dropped(state: EntryState, reached: datetime, now: datetime, edited_at: dat
 
 
 def _was_disabled(entry: ScheduledEntry, row: LedgerRow | None) -> bool:
-    """True if the entry was disabled since its last run, at a time when there was no leader to record it."""
+    """True if the entry was disabled since its last run, while there was no leader to record it."""
     ran = (
         row is not None
         and row.verdict in {Verdict.ENQUEUED, Verdict.UNCERTAIN}
@@ -301,7 +307,7 @@ def _newest(state: EntryState, until: datetime) -> datetime:
 
 
 def _skip_to(state: EntryState, floor: datetime, writer: LedgerWriter) -> EntryOperation | None:
-    """Skip the occurrences up to ``floor``, which may have been enqueued before the loss."""
+    """Skip the occurrences up to ``floor``, which may have been enqueued before the loss of state."""
     recurrence = state.entry.recurrence
     if state.position >= floor:  # guard: loss-floor
         return None

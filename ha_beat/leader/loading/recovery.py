@@ -14,9 +14,9 @@ from ha_beat.store.shadow import Shadow
 
 
 class Recovery:
-    """Recovery of one term. The loss is looked for once, and noted in the ledger until the ledger is complete.
+    """Recovery of one term. It looks for a loss once, and notes the loss in the ledger until the ledger is complete.
 
-    A leader that ends before leaves the note to the next one, which continues.
+    If the term ends before, the next leader finds the note and continues the recovery.
     """
 
     def __init__(self, tenure: Tenure, shadow: Shadow) -> None:
@@ -41,7 +41,7 @@ class Recovery:
 
         Raises:
             FencedOff: the term is over.
-            StoreError: it could not be noted; the next call looks for it again.
+            StoreError: the loss could not be noted. The next call looks for it again.
         """
         if self._assessed:
             return None
@@ -65,17 +65,17 @@ class Recovery:
         return self.loss
 
     def can_read_gradually(self, counter: int) -> bool:
-        """True if nothing but single rows may show a loss: the server and the incarnation are the same as before.
+        """True if only single rows may show a loss, because the server and the incarnation are the same as before.
 
-        ``counter`` is the journal's. A ledger that was set back as a whole shows in it. It is
-        True once per term. Until :meth:`found_intact`, a load of all entries looks for a loss as usual.
+        ``counter`` is the journal's; it shows whether the ledger was set back as a whole. The result is True once per
+        term at most. Until :meth:`found_intact`, a load of all entries looks for a loss.
         """
         acquired, shadow = self._tenure.acquired, self._shadow
         if self._assessed or self._began_gradually or acquired.server_changed or acquired.unfinished:
             return False
         self._began_gradually = True
         if not any(acquired.previous_gens) and not shadow.gen:
-            # The state is new, and stays so for the rest of the term.
+            # The state is new, and nothing of it can be lost in this term.
             self._assessed = shadow.empty
             return self._assessed
         if acquired.term.gen not in acquired.previous_gens:
@@ -98,7 +98,7 @@ class Recovery:
 
         Raises:
             FencedOff: the term is over.
-            StoreError: the mark may not be written; calling it again is safe.
+            StoreError: the mark may not be written. Calling it again is safe.
         """
         if self._unfinished:
             _note(ledger, term)

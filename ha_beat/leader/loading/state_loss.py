@@ -11,7 +11,7 @@ from ha_beat.reasons import LossKind
 from ha_beat.store.server_facts import ServerFacts
 from ha_beat.store.shadow import Shadow
 
-#: Margin after the end of a loss: the clock of the replica that enqueued what was lost may be ahead by this much.
+#: Margin after a loss: the clock of the replica that enqueued the lost occurrences may be ahead by this much.
 _CLOCK_MARGIN = timedelta(seconds=2)
 
 
@@ -60,7 +60,7 @@ def assess(
             return None
         kind = LossKind.LEDGER_LOST if lease_gen or ledger_gen else LossKind.LEASE_AND_LEDGER_LOST
         return Loss(kind, now + _CLOCK_MARGIN, total=True)
-    # Also if the shadow is of another incarnation: a leader that handled that loss may not have had all entries.
+    # This holds for a shadow of another incarnation, too: the leader that handled that loss may have lacked entries.
     behind = shadow.ahead_of(rows, now)
     if facts is None:
         return Loss(LossKind.LEDGER_BEHIND, now + _CLOCK_MARGIN, total=True) if behind else None
@@ -71,13 +71,13 @@ def assess(
             lag = timedelta(seconds=facts.max_lag)  # guard: failover-lag
             doubt_until = max(doubt_until, (reached_at or now) + lag + _CLOCK_MARGIN)
         return _after_failover(facts, doubt_until, known=shadow.gen == gen, behind=behind, lost_at=lost_at)
-    # Redis counts its uptime by the wall clock, which may step. The previous process ran until contact was lost.
+    # Redis counts its uptime by the wall clock, which may step. The previous process ran until the contact was lost.
     floor = max(facts.started_at, lost_at or facts.started_at)
     floor += _CLOCK_MARGIN  # guard: loss-clock-ahead
     if behind:
         return Loss(LossKind.RESTARTED_BEHIND, floor, total=True)
     if not facts.append_only:  # guard: loss-no-append-only
-        # No shadow is known to be complete: a standby's lags, and an old leader may not have been the last one.
+        # No shadow is certainly complete: a standby's shadow lags, and a former leader may not have been the last one.
         return Loss(LossKind.RESTARTED_WITHOUT_AOF, floor, total=True)
     if lost_at is None:
         return None
@@ -85,7 +85,7 @@ def assess(
 
 
 def with_unfinished(loss: Loss | None, unfinished: str, now: datetime) -> Loss:
-    """Combine a loss with the note of a leader that did not finish its recovery. It dispatched nothing after that."""
+    """Combine a loss with the note of a leader that did not finish its recovery, and so dispatched nothing."""
     try:
         micros, total = unfinished.split(" ")
         found = Loss(LossKind.UNFINISHED, from_micros(int(micros)), total == "1")
@@ -99,12 +99,12 @@ def with_unfinished(loss: Loss | None, unfinished: str, now: datetime) -> Loss:
 def _after_failover(
     facts: ServerFacts, doubt_until: datetime, *, known: bool, behind: bool, lost_at: datetime | None
 ) -> Loss:
-    """Return the loss after a failover. The old primary may have accepted writes until now that this server lacks."""
+    """Return the loss after a failover. This server may lack writes that the old primary has accepted until now."""
     if behind:
         return Loss(LossKind.FAILED_OVER_BEHIND, doubt_until, total=True)
     if not known or lost_at is None:  # guard: failover-no-witness
         return Loss(LossKind.FAILED_OVER_UNKNOWN, doubt_until, total=True)
-    # Without min-replicas-to-write the old primary does not stop by itself, and no promise is made for this case.
+    # Without min-replicas-to-write, the old primary never stops, and there is no promise for that case.
     floor = doubt_until if facts.min_replicas else lost_at  # guard: failover-old-primary
     if not facts.append_only:
         # A primary with replicas that restarts from a snapshot looks like a promoted replica.

@@ -40,7 +40,7 @@ def test_what_departed_entries_leave_is_dropped_within_a_term(leader: Leader, mo
     """Names come and go for months, and the schedule is never read as a whole again."""
     begun(leader, "e")
     monkeypatch.setattr(leader.dispatcher.ledger, "read", None)
-    shadow, absent = leader.enqueuer._parts.shadow, leader.enqueuer._term.schedule._loader._absent
+    shadow, absent = leader.enqueuer._parts.shadow, leader.enqueuer._term.schedule._loader._entries.absent
     kept = []
     for number in range(60):
         leader.source.last_run = {"e": 60.0, f"new{number}": 60.0}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ha_beat import events
-from ha_beat.leader import gradual_load, schedule_loader
+from ha_beat.leader.loading import gradual_load, loaded_schedule, schedule_loader
 from tests.integration.django.conftest import _migrated_sqlite, site  # noqa: F401 -- fixtures
 from tests.integration.row_store.conftest import DjangoRows, SqlRows
 from tests.support.servers import RedisServer, wait_for
@@ -91,9 +91,9 @@ def test_due_entry_is_sent_while_a_large_schedule_is_loaded_and_edited(
     stored: Stored, shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The load of each part takes 50 ms. Nothing is missed or sent twice."""
-    for module in (schedule_loader, gradual_load):
+    for module in (loaded_schedule, gradual_load):
         monkeypatch.setattr(module, "PART", 1)
-    monkeypatch.setattr("ha_beat.leader.loading.loaded_schedule.PART_BUDGET", 0.0)
+    monkeypatch.setattr(loaded_schedule, "PART_BUDGET", 0.0)
     monkeypatch.setattr(schedule_loader, "LARGE", 10)
 
     def instants(name: str) -> list[datetime]:
@@ -127,13 +127,13 @@ def test_due_entry_is_sent_while_a_large_schedule_is_loaded_and_edited(
             first.tick()
             second.tick()
         assert second.schedule_source.ready()
-        load_part = schedule_loader.ScheduleLoader.load_part
+        load_part = gradual_load.GradualLoad.load_part
 
         def slow(*args: Any) -> Any:
             time.sleep(0.05)
             return load_part(*args)
 
-        monkeypatch.setattr(schedule_loader.ScheduleLoader, "load_part", slow)
+        monkeypatch.setattr(gradual_load.GradualLoad, "load_part", slow)
         first.close()
         until(second, lambda: events.ScheduleReady.action in seen, "the end of the load")
         assert seen.index(events.Enqueued.action) < seen.index(events.ScheduleReady.action)
