@@ -45,9 +45,9 @@ def test_every_thread_is_listed():
     started = {
         name
         for path in (ROOT / "ha_beat").rglob("*.py")
-        for name in re.findall(r'name="(ha_beat-\w+)"', path.read_text("utf-8"))
+        for name in re.findall(r'"(ha_beat-[\w-]+)"', path.read_text("utf-8"))
     }
-    assert started == set(re.findall(r"`(ha_beat-\w+)`", (ROOT / "docs" / "contributing.md").read_text("utf-8")))
+    assert started == set(re.findall(r"`(ha_beat-[\w-]+)`", (ROOT / "docs" / "contributing.md").read_text("utf-8")))
 
 
 def test_each_skip_reason_is_decided_where_the_page_says():
