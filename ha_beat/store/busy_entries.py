@@ -14,9 +14,10 @@ _ENTRY = "e:"
 
 @dataclass(frozen=True, slots=True)
 class BusyEntries:
-    """When a worker last reported (0 for never), and when the newest unfinished message of each entry was enqueued.
+    """Times in ms since the Unix epoch.
 
-    Times are in ms since the Unix epoch.
+    ``reported_ms`` is when a worker last reported, 0 for never. ``sent_ms`` is when the newest unfinished message of
+    each entry was enqueued.
     """
 
     reported_ms: int

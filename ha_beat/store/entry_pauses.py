@@ -40,11 +40,11 @@ class EntryPause:
         return from_micros(self.until_ms * 1000)
 
     def covers(self, instant: datetime) -> bool:
-        """True if an occurrence that is due, and was at this instant, is skipped."""
+        """True if the pause skips an occurrence that was due at this instant."""
         return self.in_force or instant <= self.until  # guard: pause-owes-nothing
 
     def ended(self, now_ms: int) -> EntryPause:
-        """Return this pause, which ends now."""
+        """Return this pause with its end."""
         return replace(self, until_ms=now_ms)
 
     def as_data(self) -> dict[str, Any]:
@@ -53,13 +53,13 @@ class EntryPause:
 
 
 def encoded(pauses: Mapping[str, EntryPause]) -> str:
-    """Return the JSON form, empty for no pause. With a lone surrogate the dispatch script could read none of them."""
+    """Return the JSON form, empty for no pause. It has no lone surrogate, which the dispatch script could not read."""
     found = {text_in(entry): _pause_of(pause.as_data()).as_data() for entry, pause in pauses.items()}
     return json.dumps(found) if found else ""
 
 
 def parse(raw: str) -> dict[str, EntryPause]:
-    """Return the pauses by entry. A malformed one is a pause, too; of a malformed field there are none."""
+    """Return the pauses by entry. A malformed pause is a pause too. A malformed field has no pauses."""
     try:
         return {text_in(entry): _pause_of(data) for entry, data in json.loads(raw or "{}").items()}
     except MALFORMED:

@@ -1,7 +1,7 @@
 """Reader of the journal, which records the verdict of every occurrence and every change of leader.
 
-The journal is a Redis stream. Only the scripts that do what it records write it. Each record has a number ``n`` from
-one counter, so that a gap shows trimmed or lost records.
+The journal is a Redis stream. Each record is written by the script that makes the change. The records are numbered by
+one counter, so a gap in their numbers ``n`` shows trimmed or lost records.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ha_beat.store.stored_values import MALFORMED, iso_instant_in, ms_in, number
 if TYPE_CHECKING:
     import redis
 
-#: Records that are read at once.
+#: Records that are read by one command.
 _PAGE = 500
 
 #: Kind of a record that cannot be read.
@@ -31,10 +31,10 @@ UNREADABLE = "unreadable"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Any record.
+    """Record of any kind.
 
-    ``id`` is the stream's and ``n`` the counter's number, 0 for none. ``kind`` is ``occurrence``, ``term``, ``control``
-    or another. ``ms`` is the time of writing in ms since the Unix epoch, ``by`` the leader, ``data`` the whole record.
+    ``id`` is the stream's, and ``n`` the counter's number or 0. ``kind`` is ``occurrence``, ``term``, ``control`` or
+    another. ``ms`` is the time of writing in ms since the Unix epoch, ``by`` the leader, ``data`` the whole record.
     """
 
     id: str
@@ -65,12 +65,12 @@ class VerdictRecord(Record):
 
     @property
     def label(self) -> str:
-        """Return the name of the entry. In ``entry`` a row of a database has its primary key."""
+        """Return the name of the entry. For a row of a database, ``entry`` is its primary key."""
         return text_in(self.data.get("name")) or self.entry
 
     @property
     def asked_by(self) -> str:
-        """Return the person who asked for a manual run or a backfill; empty for an occurrence of the schedule."""
+        """Return the caller of a manual run or a backfill, ``""`` for an occurrence of the schedule."""
         return text_in(self.data.get("asked_by"))
 
     @property
@@ -170,7 +170,7 @@ class Journal:
     ) -> Iterator[list[Record]]:
         """Yield the records *written* in ``[since, until)``, newest first, page by page.
 
-        Only records that contain the string ``mentions`` are parsed, which is most of the work.
+        With ``mentions``, only records that contain this string are parsed and returned: parsing is most of the work.
         """
         end = "+" if until is None else f"({to_ms(until)}-0"
         start = "-" if since is None else f"{to_ms(since)}-0"

@@ -31,6 +31,12 @@ KEEP_ABSENT = timedelta(days=2)
 #: Version of a row. A row with a higher version is not changed.
 ROW_VERSION = 1
 
+#: Verdicts that are never taken back.
+_LASTING = frozenset(Verdict) - {Verdict.CLAIMED}
+
+#: Stands in a decoded text for bytes that are no UTF-8, which a script cannot compare.
+_NO_UTF8 = "\ufffd"
+
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
@@ -90,48 +96,17 @@ class LedgerRow:
         return json.dumps(row, separators=(",", ":"))
 
     def with_raw(self) -> LedgerRow:
-        """Complete this row with its text, and return it. It is new: nothing else refers to it yet.
+        """Add the text to this new row, to which nothing else refers yet, and return the row.
 
         A copy would take as long as the text.
         """
         object.__setattr__(self, "raw", self.encoded())
         return self
 
-    @classmethod
-    def parse(cls, raw: str) -> LedgerRow | None:
+    @staticmethod
+    def parse(raw: str) -> LedgerRow | None:
         """Return the row, or ``None`` if it is malformed or of a newer version."""
-        return raw.row() if isinstance(raw, RawRow) else cls._parse(raw)
-
-    @classmethod
-    def _parse(cls, raw: str) -> LedgerRow | None:
-        if "\ufffd" in raw:
-            # Bytes that are no UTF-8 cannot be compared in a script.
-            return None
-        try:
-            row = json.loads(raw)
-            if row["v"] > ROW_VERSION:  # guard: ledger-newer-row
-                return None
-            at, following, owed, in_doubt = (row.get(key) for key in ("at", "next", "owed", "doubt"))
-            return cls(
-                base=instant_in(row["base"]),
-                verdict=Verdict(row["verdict"]),
-                scheduled_at=None if at is None else instant_in(at),
-                following=None if following is None else instant_in(following),
-                owed=None if owed is None else instant_in(owed),
-                in_doubt_until=None if in_doubt is None else instant_in(in_doubt),
-                rev=number_in(row["rev"]),
-                dispatched_ms=ms_in(row["ms"]),
-                epoch=number_in(row["epoch"]),
-                nonce=text_in(row["by"]),
-                run_count=number_in(row["count"]),
-                reason=text_in(row.get("why", "")),
-                detail=text_in(row.get("detail", "")),
-                task_id=text_in(row.get("id", "")),
-                signature=text_in(row.get("sig", "")),
-                raw=raw,
-            )
-        except MALFORMED:
-            return None
+        return raw.row() if isinstance(raw, RawRow) else _parsed(raw)
 
 
 class RawRow(str):
@@ -144,8 +119,57 @@ class RawRow(str):
         try:
             row = self._row
         except AttributeError:
-            row = self._row = LedgerRow._parse(str(self))  # noqa: SLF001 -- one thing with LedgerRow
+            row = self._row = _parsed(str(self))
         return row
+
+
+def _parsed(raw: str) -> LedgerRow | None:
+    if _NO_UTF8 in raw:
+        return None
+    try:
+        row = json.loads(raw)
+        if row["v"] > ROW_VERSION:  # guard: ledger-newer-row
+            return None
+        at, following, owed, in_doubt = (row.get(key) for key in ("at", "next", "owed", "doubt"))
+        return LedgerRow(
+            base=instant_in(row["base"]),
+            verdict=Verdict(row["verdict"]),
+            scheduled_at=None if at is None else instant_in(at),
+            following=None if following is None else instant_in(following),
+            owed=None if owed is None else instant_in(owed),
+            in_doubt_until=None if in_doubt is None else instant_in(in_doubt),
+            rev=number_in(row["rev"]),
+            dispatched_ms=ms_in(row["ms"]),
+            epoch=number_in(row["epoch"]),
+            nonce=text_in(row["by"]),
+            run_count=number_in(row["count"]),
+            reason=text_in(row.get("why", "")),
+            detail=text_in(row.get("detail", "")),
+            task_id=text_in(row.get("id", "")),
+            signature=text_in(row.get("sig", "")),
+            raw=raw,
+        )
+    except MALFORMED:
+        return None
+
+
+def position_in(raw: str) -> datetime | None:
+    """Return the position of a row; ``None`` for a claim, which can be undone, and for an unreadable row.
+
+    A standby reads every row after a burst, so the fields besides verdict and position are neither checked nor
+    converted.
+    """
+    parsed: LedgerRow | None = getattr(raw, "_row", None)
+    if parsed is not None:
+        return None if parsed.verdict is Verdict.CLAIMED else parsed.base
+    if _NO_UTF8 in raw:
+        return None
+    try:
+        row = json.loads(raw)
+        lasting = row["v"] <= ROW_VERSION and row["verdict"] in _LASTING
+        return instant_in(row["base"]) if lasting else None
+    except MALFORMED:
+        return None
 
 
 def _rows(found: Mapping[Any, Any]) -> Mapping[str, str]:
@@ -198,10 +222,10 @@ class Ledger:
         return {entry: RawRow(raw) for entry, raw in self._fields("e", list(entries)).items()}
 
     def pages(self, size: int) -> Iterator[Mapping[str, str]]:
-        """Yield the raw rows of all entries, about ``size`` at a time. Each page is read when it is asked for.
+        """Yield the raw rows of all entries, about ``size`` at a time. Each page is read when it is requested.
 
-        A row may come twice; one that is written meanwhile may be missing. A user without the right to ``HSCAN`` gets
-        one page.
+        A row may come twice, and one that is written between two pages may be missing. Without the right to ``HSCAN``
+        there is one page.
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -234,8 +258,8 @@ class Ledger:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        found = {entry: LedgerRow.parse(raw) for entry, raw in self._fields("e", entries).items()}
-        return {entry: row for entry, row in found.items() if row is not None}
+        found = self._fields("e", entries)
+        return {entry: row for entry, raw in found.items() if (row := LedgerRow.parse(raw)) is not None}
 
     def notes(self, names: Sequence[str]) -> Mapping[str, str]:
         """Return the notes with these names.

@@ -1,4 +1,4 @@
-"""Membership: the living replicas of a cluster. Each replica writes its record every one to two seconds."""
+"""Membership: the replicas of a cluster that are alive. Each replica writes its record every one to two seconds."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 #: Seconds between two writes of a member record.
 MEMBER_INTERVAL = 2.0
 
-#: Seconds after its last record after which a replica counts as gone.
+#: Seconds without a new record after which a replica counts as gone.
 MEMBER_TIMEOUT = 3 * MEMBER_INTERVAL
 
 #: Seconds after which the record of a replica that is gone is removed.
 REMOVE_AFTER = 60.0
 
-#: Number of records above which each write removes old ones. Below, the leader does.
+#: Number of records above which every write removes old ones. Otherwise only the leader's do.
 MOST_RECORDS = 200
 
 
@@ -48,9 +48,9 @@ class Member:
     ``seen_ms`` is the server's time of the last write, and ``since_ms`` the replica's time of its start. ``http`` is
     the URL of its endpoint for other machines, ``url`` the one for browsers, ``""`` for none. ``schedule`` is a digest
     of its schedule, ``""`` if it was not read. ``scheduler`` is its scheduler class, as ``module:Class``.
-    ``clock_offset_ms`` is its clock minus the server's.
-    ``not_ready`` has a detail for each :class:`~ha_beat.reasons.HealthReason` that keeps it from leading. A leader sets
-    the fields from ``taken_up`` on. It has more than 15 fields because the record has.
+    ``clock_offset_ms`` is its clock minus the server's. ``not_ready`` has a detail for each
+    :class:`~ha_beat.reasons.HealthReason` that keeps it from leading. Only a leader sets the fields from ``taken_up``
+    on. More than 15 fields, as in the record.
     """
 
     id: str
@@ -101,7 +101,7 @@ class Member:
             return None
 
     def alive(self, server_ms: int) -> bool:
-        # A record from the future is one from before the server's clock stepped back.
+        # A record from the future was written before the server's clock was set back.
         return abs(server_ms - self.seen_ms) <= MEMBER_TIMEOUT * 1000
 
 
@@ -109,7 +109,7 @@ _PLAIN: Mapping[str, type] = {"str": str, "int": int, "bool": bool}
 
 
 def _of_kind(kind: str, value: Any) -> Any:
-    """Return a value of a field whose annotation is ``kind``, within its range."""
+    """Return the value of a field whose annotation is ``kind``, if it has that type and is within the limits."""
     if kind in _PLAIN and not isinstance(value, _PLAIN[kind]):
         raise TypeError(f"{value!r} is no {kind}")
     if kind == "int":
@@ -218,7 +218,7 @@ class Members:
         return int(self._call(None, read=False, clean=False)[0])
 
     def remove(self, replica_id: str) -> None:
-        """Remove the record of a replica. Never raises: without Redis the record expires by itself."""
+        """Remove the record of a replica. Never raises: a record that stays counts as gone after a while."""
         with suppress(StoreError), mapped_redis_errors():
             self._client().hdel(self._keys.members, replica_id)
 
@@ -226,7 +226,7 @@ class Members:
         keys = [self._keys.members, self._keys.lease, self._keys.ledger, self._keys.journal, self._keys.dropped]
         written = [member.id, member.encoded()] if member else ["", ""]
         args = [*written, int(read), int(clean), round(REMOVE_AFTER * 1000), MOST_RECORDS]
-        # A server that refuses writes must still show the state.
+        # A server that refuses writes must still answer reads.
         script = self._script if member or clean else self._reading
         reply: Sequence[Any] = script(self._client(), keys, args)
         return reply

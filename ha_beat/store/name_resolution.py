@@ -1,11 +1,12 @@
 """Bound on name resolution.
 
-``getaddrinfo`` has no timeout: while the name server does not answer, it blocks its caller for 20 s and more. Its
-caller may be the main loop, which then counts as hung, or the election. Each name is therefore resolved in a thread of
-its own, and a connection waits for that thread no longer than for connecting. Clients connect to the addresses found:
-with the name they would ask the name server again, without a bound.
+``getaddrinfo`` has no timeout: if the name server does not answer, it blocks for 20 s and more. The blocked thread may
+be the main loop, which then counts as hung, or the election. A separate thread therefore resolves each name, and a
+connection waits for that thread no longer than for connecting. Clients connect to the addresses found: with the name
+they would ask the name server again, without a bound.
 
-Callers that need one name in turn wait for a lookup once, not each: what took too long fails at once until it ends.
+If several callers need one name in turn, only the first waits for a slow lookup. The next ones fail immediately until
+it ends.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _elapsed = SystemClock().elapsed
 
 Opened = TypeVar("Opened")
 
-#: Seconds within which a caller tries again to connect.
+#: Seconds within which a caller retries to connect.
 _RETRIED_WITHIN = 2.0
 
 
@@ -40,7 +41,7 @@ class _Lookup(threading.Thread):
         self.error: OSError | None = None
 
     def run(self) -> None:
-        # A name that is no valid text is reported by the connection.
+        # The connection reports a name that is no valid text.
         with suppress(UnicodeError):
             try:
                 found = socket.getaddrinfo(self._host, None, type=socket.SOCK_STREAM)
@@ -50,10 +51,10 @@ class _Lookup(threading.Thread):
         self.ended = _elapsed()
 
     def usable(self, timeout: float) -> bool:
-        """True if the lookup goes on, or its outcome is recent.
+        """True if the lookup is running, or its outcome is recent.
 
-        An outcome counts as recent for as long as it took, so that slow lookups do not add up. A name that was found
-        too late for the caller is kept until callers have retried.
+        An outcome counts as recent for as long as the lookup took, so that slow lookups do not add up. If the name was
+        found too late for the caller, its addresses are kept until callers have retried.
         """
         took, age = self.ended - self.began, _elapsed() - self.ended
         late = self.error is None and took > timeout
@@ -72,7 +73,7 @@ def _address(where: tuple[Any, ...]) -> str:
 def resolve(host: str, timeout: float) -> list[str]:
     """Return the addresses of a name, or ``host`` if it is an address. ``timeout`` counts from the lookup's start.
 
-    May run in a signal handler: it takes no lock of its own.
+    May run in a signal handler: it takes no lock.
 
     Raises:
         OSError: the name does not exist, or the name server did not answer within ``timeout`` seconds.
@@ -88,7 +89,7 @@ def resolve(host: str, timeout: float) -> list[str]:
     if lookup.is_alive():
         raise socket.gaierror(socket.EAI_AGAIN, f"{host} was not resolved within {timeout:g} s")
     if lookup.error is not None:
-        # Not left to the connection, which would wait for the name server again.
+        # Without this, the connection would wait for the name server again.
         raise lookup.error
     return lookup.addresses or [host]
 

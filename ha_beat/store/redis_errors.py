@@ -1,4 +1,4 @@
-"""Mapping of redis-py's errors to this package's errors, with a message for a person."""
+"""Mapping of redis-py's errors to this package's errors, with a message for people."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ _CODE = re.compile(rf"(?:^|[\s:-])({'|'.join(_IN_WORDS)})(?=\s|$)")
 
 _MOVED = re.compile(r"\b\d+ (\S*):(\d+)(?:\s|$)")
 
-#: Text that Redis adds about the place in the script: before 7 in front and different for each script, in Valkey
-#: without the hash.
+#: Text that Redis adds about the place in the script. Before Redis 7 it stands in front and differs for each script.
+#: Valkey leaves out the hash.
 _IN_SCRIPT = re.compile(
     r"\s*script: (?:[0-9a-f]{40}, )?on @\w+:\d+\.?$"
     r"|^Error running script \(call to f_[0-9a-f]{40}\): (?:@\w+: ?\d+: ?)*-?"
@@ -59,21 +59,20 @@ _PIPELINED = re.compile(r"Command # \d+ \((\S+ \S+)")
 
 _UNKNOWN_COMMAND = re.compile(r"unknown command ['`](\w+)")
 
-#: Codes after which the connections must be made again: the server is not the primary, not the node of this key, or has
-#: lost the authentication.
+#: Codes after which the connections must be opened again: the server is not the primary, not the node of this key, or
+#: has lost the authentication.
 STALE = frozenset({"READONLY", "MOVED", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH"})
 
-#: Codes of errors that other keys may not meet. Without a code: a key of another type.
+#: Codes of errors that may concern one key only. An error without a code is a key of another type, for example.
 _OF_ONE_KEY = frozenset({"", "NOPERM"})
 
-#: Codes of errors that each replica gets alike.
+#: Codes of errors that every replica gets.
 _OF_THE_SERVER = frozenset({"OOM", "MISCONF", "NOREPLICAS", "BUSY", "LOADING"})
 
 #: Codes of errors that Redis answers before it executes anything.
 _DID_NOTHING = frozenset({"NOAUTH", "WRONGPASS", "LOADING", "MASTERDOWN"})
 
-
-#: Redis' text instead of NOPERM for a command of a script: up to 7.0, and after.
+#: Redis' texts instead of NOPERM for a command of a script: up to 7.0, and later.
 _NO_RIGHT_IN_SCRIPT = re.compile("The user executing the script can't|ACL failure in script")
 
 
@@ -109,13 +108,13 @@ def _in_words(exc: BaseException, command: str) -> str:
         return f"{_IN_WORDS[code]} ({code}{detail})"
     unknown = _UNKNOWN_COMMAND.search(said) if isinstance(exc, redis_errors.ResponseError) else None
     if unknown:
-        # The rest of the text are the first bytes of the command, which may be a script.
+        # The rest of the text is the beginning of the command, which may be a script.
         return f"this Redis does not have the command {unknown[1]}, or has renamed it (rename-command)"
     return f"{type(exc).__name__}: {said}" if said else type(exc).__name__
 
 
 def _missing_rule(said: str, command: str) -> str:
-    """Return the rule that the ACL lacks: of a command, or of the key in ``command``; empty if it is unknown."""
+    """Return the rule that the ACL lacks, for a command or for the key in ``command``; empty if it is unknown."""
     refused = _REFUSED_COMMAND.search(said)
     if refused:
         return f"; its ACL needs +{refused[1]}"
@@ -128,19 +127,15 @@ def _missing_rule(said: str, command: str) -> str:
 
 def as_store_error(exc: Exception, command: str = "") -> StoreError:
     """Return an error as this package's: refused if Redis answered with an error, unavailable if no answer came."""
-    error = _as_store_error(exc, command)
-    error.same_for_all = code_of(exc) in _OF_THE_SERVER
+    code, words = code_of(exc), in_words(exc, command)
+    did_nothing = code in _DID_NOTHING or isinstance(exc, redis_errors.MaxConnectionsError)
+    error: StoreError
+    if did_nothing or isinstance(exc, redis_errors.ConnectionError | redis_errors.TimeoutError | OSError):
+        error = StoreUnavailable(words, acted=not did_nothing)
+    else:
+        error = StoreRefused(words, unexplained=not code, one_key=code in _OF_ONE_KEY)
+    error.same_for_all = code in _OF_THE_SERVER
     return error
-
-
-def _as_store_error(exc: Exception, command: str) -> StoreError:
-    code = code_of(exc)
-    unanswered = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError)
-    if code in _DID_NOTHING or isinstance(exc, redis_errors.MaxConnectionsError):
-        return StoreUnavailable(in_words(exc, command), acted=False)
-    if isinstance(exc, unanswered):
-        return StoreUnavailable(in_words(exc, command))
-    return StoreRefused(in_words(exc, command), unexplained=not code, one_key=code in _OF_ONE_KEY)
 
 
 @contextmanager
@@ -148,7 +143,7 @@ def mapped_redis_errors() -> Iterator[None]:
     """Replace errors of redis-py and the operating system by this package's.
 
     Raises:
-        StoreUnavailable: no answer came, so that the outcome is unknown.
+        StoreUnavailable: no answer came, so the outcome is unknown.
         StoreRefused: Redis answered with an error and did nothing.
     """
     try:

@@ -45,14 +45,14 @@ class NoAnswer(HaBeatError):
 
 
 class TooManyRequests(HaBeatError):
-    """Too many requests wait already. The request was not added."""
+    """Too many requests are waiting. The request was not added."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """Request to the leader. ``by`` names the caller; times are the server's, in ms since the Unix epoch.
 
-    ``attempts`` counts the terms that began to carry it out and did not report how that went.
+    ``attempts`` counts the terms that began to carry it out and did not report the outcome.
     """
 
     kind: RequestKind
@@ -73,7 +73,7 @@ class Request:
 
     @classmethod
     def parse(cls, request_id: str, raw: str) -> Request:
-        """Return a waiting request. A malformed one, or one of an unknown kind, has the kind ``UNKNOWN``."""
+        """Return a request from its field in Redis. Its kind is ``UNKNOWN`` if it is malformed or of another kind."""
         try:
             asked_ms, deadline_ms, attempts, body = raw.split(" ", 3)
             found = json.loads(body)
@@ -175,7 +175,7 @@ class Requests:
         raise NoAnswer("the request expired without an answer")
 
     def post(self, request: Request, lifetime: float) -> Reply | None:
-        """Add a request. Return its answer if it has been answered already.
+        """Add a request. Return its answer if it was answered before, else ``None``.
 
         Raises:
             TooManyRequests: the request was not added.
@@ -196,9 +196,8 @@ class Requests:
 
     def withdraw(self, request_id: str) -> tuple[bool, Reply | None]:
         """Withdraw a request. Return whether it was waiting, and its answer if it has one."""
-        removed, raw = self._withdraw(
-            self._client(), [self._keys.requests, self._keys.answer(request_id), self._keys.progress], [request_id]
-        )
+        keys = [self._keys.requests, self._keys.answer(request_id), self._keys.progress]
+        removed, raw = self._withdraw(self._client(), keys, [request_id])
         return bool(removed), Reply.parse(text(raw)) if text(raw) else None
 
     def pauses(self) -> dict[str, str]:
@@ -214,7 +213,7 @@ class Requests:
         return whole(self._get(lambda client: client.hget(self._keys.progress, request_id)))
 
     def count_attempt(self, term: Term, request_id: str, change: int = 1) -> TermEnd | bool:
-        """Count an attempt at a request before its work begins, or take it back with a ``change`` of -1.
+        """Count an attempt at a request before its work begins, or undo the count with a ``change`` of -1.
 
         Returns:
             How the term ended, or False if the request no longer waits (in both cases nothing was done), or True.
@@ -223,18 +222,16 @@ class Requests:
             StoreError: the outcome is unknown, or Redis refused.
         """
         keys = [self._keys.lease, self._keys.requests]
-        answer, detail = self._attempt(self._client(), keys, [term.epoch, term.nonce, request_id, change])
-        return fence_reason(text(detail)) if text(answer) == "fenced" else text(answer) == "counted"
+        reply = self._attempt(self._client(), keys, [term.epoch, term.nonce, request_id, change])
+        return _outcome(*reply)
 
     def keep_pauses(self, term: Term, pauses: Mapping[str, str]) -> None:
         """Restore pauses, by field, that an earlier incarnation of the ledger had, and note that none is missing.
 
         Does nothing if the term is not current.
         """
-        parts = [part for pause in pauses.items() for part in pause]
-        self._keep_pauses(
-            self._client(), [self._keys.lease, self._keys.ledger], [term.epoch, term.nonce, term.gen, *parts]
-        )
+        args = [term.epoch, term.nonce, term.gen, *(part for pause in pauses.items() for part in pause)]
+        self._keep_pauses(self._client(), [self._keys.lease, self._keys.ledger], args)
 
     def waiting(self) -> tuple[list[Request], int]:
         """Return the waiting requests, oldest first, and the server's time in ms.
@@ -261,31 +258,24 @@ class Requests:
         Raises:
             StoreError: the outcome is unknown, or Redis refused. Repeating the call is safe.
         """
-        answer, detail = self._answer(
+        keys = self._keys
+        changed = (change.name, change.value) if change else ("", "")
+        lifetime_ms = round(ANSWER_LIFETIME * 1000)
+        answer = self._answer(
             self._client(),
+            [keys.lease, keys.ledger, keys.journal, keys.requests, keys.answer(request.id), keys.progress],
             [
-                self._keys.lease,
-                self._keys.ledger,
-                self._keys.journal,
-                self._keys.requests,
-                self._keys.answer(request.id),
-                self._keys.progress,
-            ],
-            [
-                term.epoch,
-                term.nonce,
-                term.gen,
-                request.id,
-                reply.encoded(),
-                round(ANSWER_LIFETIME * 1000),
-                self._journal_size,
-                record,
-                change.name if change else "",
-                change.value if change else "",
+                *(term.epoch, term.nonce, term.gen, request.id, reply.encoded(), lifetime_ms),
+                *(self._journal_size, record, *changed),
             ],
         )
-        return fence_reason(text(detail)) if text(answer) == "fenced" else text(answer) == "answered"
+        return _outcome(*answer)
 
     def _get(self, command: Callable[[redis.Redis], Any]) -> Any:
         with mapped_redis_errors():
             return command(self._client())
+
+
+def _outcome(answer: Any, code: Any) -> TermEnd | bool:
+    """Return how the term ended, or False if the request no longer waits (nothing was done), or True."""
+    return fence_reason(text(code)) if text(answer) == "fenced" else text(answer) != "withdrawn"

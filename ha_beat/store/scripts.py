@@ -26,14 +26,12 @@ _COMMAND = re.compile(r"redis\.p?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
 
 @cache
 def _source(name: str, room: str = "ha_beat.store") -> str:
-    folder = files(room) / "lua"
-    if room != "ha_beat.store":
-        return (folder / f"{name}.lua").read_text("utf-8")
-    return (folder / "prelude.lua").read_text("utf-8") + (folder / f"{name}.lua").read_text("utf-8")
+    names = ["prelude", name] if room == "ha_beat.store" else [name]
+    return "".join((files(room) / "lua" / f"{each}.lua").read_text("utf-8") for each in names)
 
 
 def source_of(name: str, room: str) -> str:
-    """Return the source of a script of another room, which has no helpers in front."""
+    """Return the source of a script of another room, without this room's helpers."""
     return _source(name, room)
 
 
@@ -59,7 +57,10 @@ class Script:
         args: Sequence[Any],
         meanwhile: Callable[[], None] | None = None,
     ) -> Any:
-        """Run the script and return its answer. ``meanwhile`` may be called before there is one, and must not raise."""
+        """Run the script and return its answer.
+
+        ``meanwhile`` must not raise. It is called while Redis works, unless the script has to be loaded first.
+        """
         try:
             return self._run(client, keys, args, meanwhile)
         except (redis_errors.RedisError, OSError) as exc:
@@ -71,7 +72,7 @@ class Script:
         return str(self._registered.sha)
 
     def _command_at(self, exc: Exception) -> str:
-        """Return the command that failed. Redis reports only the line of the script."""
+        """Return the command that failed, or ``""``. Redis reports only the line of the script."""
         line = line_in_script(exc)
         lines = self._sources[0].splitlines()
         if line is None or not 0 < line <= len(lines):
@@ -90,7 +91,7 @@ class Script:
                     return client.execute_meanwhile(meanwhile, "EVALSHA", self.sha, len(keys), *keys, *args)
                 return self._registered(keys=keys, args=args, client=client)
             except redis_errors.NoScriptError:
-                # Another client flushed the scripts between loading and calling.
+                # Another client has flushed the scripts since this one was loaded.
                 return self._loaded_and_run(client, keys, args)
             except redis_errors.ResponseError as exc:
                 if len(self._sources) == 1 or "near '#'" not in str(exc):
@@ -99,7 +100,7 @@ class Script:
                 self._registered = None
 
     def _loaded_and_run(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Load and call the script in one packet, so that no other client can flush it in between."""
+        """Load and call the script in one packet: no other client can flush it in between."""
         with client.pipeline(transaction=False) as together:
             together.script_load(self._sources[0])
             together.evalsha(self._registered.sha, len(keys), *keys, *args)
@@ -125,7 +126,7 @@ class Poll:
             except redis_errors.TimeoutError as exc:
                 raise as_store_error(exc) from exc
             except (redis_errors.RedisError, OSError):
-                pass  # The ordinary call below connects again. A read may be repeated.
+                pass  # The ordinary call below connects again and repeats the read.
         answer = self._script(client, keys, args)
         self._packed = self._pack(keys, args)
         return answer
@@ -152,6 +153,6 @@ def pairs(flat: Sequence[bytes | str]) -> dict[str, str]:
 
 
 def whole(value: Any) -> int:
-    """Return a whole number as the scripts write it, or 0 for anything else, as the scripts do."""
+    """Return a whole number as the scripts write it, or 0 for anything else. The scripts read numbers alike."""
     digits = text(value) if value is not None else ""
     return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= 15 else 0

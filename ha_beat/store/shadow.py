@@ -10,21 +10,20 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ha_beat.clock import Clock, from_micros
-from ha_beat.reasons import Verdict
 from ha_beat.store import entry_pauses
 from ha_beat.store.cluster_pause import Pause
 from ha_beat.store.keys import Keys
-from ha_beat.store.ledger import KEEP_ABSENT, Ledger, LedgerRow
+from ha_beat.store.ledger import KEEP_ABSENT, Ledger, LedgerRow, position_in
 from ha_beat.store.scripts import Poll, text, whole
 from ha_beat.store.stored_values import MALFORMED, instant_in, text_in
 
 if TYPE_CHECKING:
     import redis
 
-#: Records that are read at one poll. If there are more, the ledger is read.
+#: Most records that are read at one poll. If there are more, the ledger is read instead.
 _RECORDS = 1000
 
-#: Seconds after which the ledger is read even without a gap: armed entries leave no record.
+#: Seconds after which the ledger is read even without a gap: the start of an entry has no record in the journal.
 _REREAD = 300.0
 
 
@@ -59,14 +58,13 @@ class Shadow:
     def learn_rows(self, rows: Mapping[str, str]) -> None:
         """Record the positions of raw ledger rows."""
         for entry, raw in rows.items():
-            row = LedgerRow.parse(raw)
-            # A claim can be undone, and its position with it.
-            if row is not None and row.verdict is not Verdict.CLAIMED:
-                self.learn(entry, row.base)
+            position = position_in(raw)
+            if position is not None:
+                self.learn(entry, position)
 
     def lost(self, rows: Mapping[str, str], now: datetime, among: Iterable[str] | None = None) -> dict[str, datetime]:
-        """Return the known positions, of all entries or ``among`` some, that the ledger is behind, or does not have."""
-        # The ledger drops rows of entries that were deleted long ago.
+        """Return the known positions that the ledger is behind or lacks, of all entries or only of those ``among``."""
+        # The leader removes the rows of entries that were deleted long ago.
         forgettable = now - KEEP_ABSENT
         with self._lock:
             known = self._positions
@@ -84,7 +82,7 @@ class Shadow:
         return bool(self.lost(rows, now))  # guard: loss-behind-shadow
 
     def drop(self, entry: str) -> None:
-        """Drop an entry whose row the leader deletes because it was deleted long ago."""
+        """Drop an entry that was deleted long ago, and whose row the leader removes."""
         with self._lock:
             self._positions.pop(entry, None)
 
@@ -94,7 +92,7 @@ class Shadow:
         return not self._positions
 
     def forget(self, rows: Container[str], now: datetime) -> None:
-        """Drop entries that an intact ledger has dropped because they were deleted long ago."""
+        """Drop entries that were deleted long ago, and whose rows are missing from an intact ledger."""
         forgettable = now - KEEP_ABSENT
         with self._lock:
             gone = [entry for entry, at in self._positions.items() if at < forgettable and entry not in rows]
@@ -124,19 +122,19 @@ class ShadowFeed:
         reply = self._script(self._client(), [self._keys.ledger, self._keys.journal], [shadow.last_id, str(_RECORDS)])
         gen, counter, records, newest = text(reply[0]), whole(reply[1]), reply[3], text(reply[4])
         if not gen:
-            # Without a ledger, what is known is kept.
+            # Without a ledger, the shadow keeps what it knows.
             return
         restored = bool(whole(reply[8]))
         if restored or not any(shadow.pauses.values()):  # guard: feed-pauses-restored
             shadow.pauses = {Pause.FIELD: text(reply[6]), entry_pauses.FIELD: text(reply[7])}
             shadow.paused_gen = gen if restored else ""
         now = self._clock.elapsed()
-        # A record without a number counts as one after a gap.
+        # A record without a number counts as a gap.
         first = (whole(reply[2]) or sys.maxsize) if records else counter + 1
-        # Of a burst, the ledger is read once instead of each record.
+        # After a burst, one read of the ledger replaces the many records.
         gap = first > shadow.counter + 1 or bool(whole(reply[5]))  # guard: feed-gap
         replaced = gen != shadow.gen  # guard: feed-incarnation
-        if replaced or gap or now >= self._reread_at or not self._take_in(records):
+        if replaced or gap or now >= self._reread_at or not self._learn_records(records):
             rows = self._ledger.read()
             shadow.learn_rows(rows)
             if gen == shadow.gen:
@@ -146,8 +144,8 @@ class ShadowFeed:
         shadow.counter = counter
         shadow.last_id = newest or shadow.last_id
 
-    def _take_in(self, records: list[Any]) -> bool:
-        """Learn the positions of these records. Return False if one is unreadable."""
+    def _learn_records(self, records: list[Any]) -> bool:
+        """Record the positions in these records. Return False if one is unreadable."""
         try:
             for raw in records:
                 record = json.loads(text(raw) or "{}")

@@ -1,7 +1,7 @@
-"""Checks of values as they are read from Redis.
+"""Checks of values that were read from Redis.
 
-A stored value may be damaged or written by another program. Each reader takes it only in a range that every part can
-compute with and show. The functions raise ``ValueError`` or ``TypeError`` for others.
+A stored value may be damaged or written by another program. It is accepted only within limits in which every part can
+compute with it and show it. The functions raise ``ValueError`` or ``TypeError`` for other values.
 """
 
 from __future__ import annotations

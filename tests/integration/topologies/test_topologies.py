@@ -123,9 +123,10 @@ def hold_the_lease(way_there: Link) -> None:
         assert view.record.presence == first.registered
         seq = view.record.seq
         wait_for(lambda: (first.store.observe().record or view.record).seq > seq, 10, "a renewal")
-        first.presence._next_ping = 0.0
-        wait_for(lambda: first.presence._next_ping > 0.0, 10, "a ping")
-        wait_for(lambda: not first.presence._unanswered, 10, "its answer")
+        subscription = first.presence._subscription
+        subscription._next_ping = 0.0
+        wait_for(lambda: subscription._next_ping > 0.0, 10, "a ping")
+        wait_for(lambda: not subscription._unanswered, 10, "its answer")
         assert not first.told("presence_lost"), first.lines
         first.elector.handle.step_down(TermEnd.STEP_DOWN)
         wait_for(lambda: (record := first.store.observe().record) and not record.held, 10, "the release")

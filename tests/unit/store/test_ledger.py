@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ha_beat.clock import from_micros, to_micros
-from ha_beat.store.ledger import LedgerRow, RawRow
+from ha_beat.store.ledger import LedgerRow, RawRow, position_in
 
 instants = st.integers(0, to_micros(datetime(9000, 1, 1, tzinfo=UTC))).map(
     lambda micros: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
@@ -79,3 +79,24 @@ def test_row_that_was_read_is_parsed_once():
     assert row == LedgerRow.parse(str(raw))
     assert LedgerRow.parse(raw) is row
     assert LedgerRow.parse(RawRow("{")) is None
+
+
+@given(rows, st.booleans())
+def test_position_is_that_of_the_parsed_row_unless_it_is_a_claim(row: LedgerRow, parsed: bool):
+    raw = RawRow(row.encoded())
+    if parsed:
+        LedgerRow.parse(raw)
+    assert position_in(raw) == (None if row.verdict == "claimed" else row.base)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *(row_text(**fields) for fields in ({"v": 2}, {"v": "1"}, {"base": "soon"}, {"base": 10**30})),
+        *(row_text(verdict=verdict) for verdict in ("sent", [], None)),
+        *("", "{", "null", "[]", "7", row_text(why="X").replace("X", "\ufffd")),
+    ],
+)
+def test_row_that_proves_no_position_has_none(raw: str):
+    assert position_in(raw) is None
+    assert LedgerRow.parse(raw) is None
