@@ -25,7 +25,7 @@ from ha_beat.store.scripts import text
 
 
 class AtomicDispatcher:
-    """Dispatcher on the broker's own Redis connection, where the script refuses a lease that is kept elsewhere."""
+    """Dispatcher that runs the dispatch script on the broker's Redis. The script refuses a lease of another server."""
 
     def __init__(self, send: Sender, link: BrokerLink, keys: Keys, journal_size: int, marker: LeaseMarker) -> None:
         self._send = send
@@ -48,7 +48,7 @@ class AtomicDispatcher:
         channel = self._link.channel()
         producer = self._link.producer()
         if has_own_apply_async(self._send.app, str(entry.task)):
-            # What the task reserves for its message waits for a broker that is unreachable.
+            # The task may reserve something for its message, which it would lose if the broker is unreachable.
             with suppress(StoreRefused), mapped_redis_errors():
                 self._link.client().ping()
         with captured(channel) as commands:
@@ -66,7 +66,7 @@ class AtomicDispatcher:
             message = self.prepare(entry, args, kwargs, options)
             if channel.commands_run == before:
                 return message
-            # The first message of a queue declares it.
+            # This message has declared its queue; the next one does not.
         return None
 
     def pack(self, operation: Operation) -> bytes:
@@ -83,7 +83,7 @@ class AtomicDispatcher:
         return self._batch.run(self._link.client(), term, operations, meanwhile)
 
     def drop_refused(self, _: Sequence[Operation]) -> bool:
-        """Return True: a batch is carried out whole or not at all."""
+        """Return True: a refused batch was not carried out in part."""
         return True
 
     def holds_lease(self, term: Term) -> bool:
@@ -97,7 +97,7 @@ class AtomicDispatcher:
         return nonce is not None and text(nonce) == term.nonce
 
     def open_claims(self, _: Term) -> list[OpenClaim]:
-        """Return no claims: a message and its record are written together."""
+        """Return no claims: this dispatcher makes none."""
         return []
 
     def take_back(self, _: Term) -> frozenset[str]:
@@ -107,4 +107,4 @@ class AtomicDispatcher:
         return {}
 
     def confirm_late(self) -> None:
-        """Do nothing: a message and its record are written together."""
+        """Do nothing: this dispatcher makes no claims."""

@@ -50,10 +50,10 @@ class BatchScript:
 
 
 def pack(operation: Operation) -> bytes:
-    """Return an operation in MessagePack, as the script takes it.
+    """Return an operation in MessagePack, as the script reads it.
 
     Raises:
-        TypeError: a script can't send its message.
+        TypeError: a script can't send the operation's message.
     """
     words = (
         operation.entry,

@@ -6,8 +6,8 @@ Hazard
 
 Rule
     A leader keeps the marker in the broker's Redis and does not dispatch without it. A standby that finds the marker of
-    another store does not campaign. A marker that has not moved for two lease lifetimes is abandoned and may be taken
-    over, which is how a lease is moved to another Redis.
+    another store does not campaign. A marker that has not moved for two lease lifetimes is abandoned and may be
+    replaced. In this way a lease can be moved to another Redis.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
+
+from redis import exceptions as redis_errors
 
 from ha_beat import events
 from ha_beat.clock import Clock
@@ -40,7 +42,7 @@ class LeaseMark:
     """Marker as stored.
 
     ``gen`` is the incarnation of the store's records, ``place`` the store's server process and database, and ``name``
-    its URL without a password. ``n`` grows with each write.
+    the store's URL without a password. ``n`` grows with each write. ``holder`` is the replica that wrote the marker.
     """
 
     gen: str
@@ -67,9 +69,39 @@ class _Sighting:
         return now - self.since > self.mark.abandoned_after
 
 
+class _OtherStore:
+    """Watch of another store's marker. Reports each incarnation of that store once."""
+
+    def __init__(self, clock: Clock, report: Callable[[LeaseMark], None]) -> None:
+        self._clock = clock
+        self._report = report
+        #: Replaced as a whole, since the election's thread reads it too.
+        self.sighting: _Sighting | None = None
+        self._reported_gen = ""
+
+    @property
+    def abandoned(self) -> bool:
+        sighting = self.sighting
+        return sighting is not None and sighting.abandoned(self._clock.elapsed())
+
+    def found(self, mark: LeaseMark | None) -> None:
+        """Record the marker that a check has found; ``None`` if there is none of another store."""
+        if mark is None:
+            self.sighting, self._reported_gen = None, ""
+            return
+        last = self.sighting
+        if last is not None and (mark.gen, mark.n) == (last.mark.gen, last.mark.n):
+            self.sighting = _Sighting(mark, last.since)
+        else:
+            self.sighting = _Sighting(mark, self._clock.elapsed())
+        if mark.gen != self._reported_gen and not self.abandoned:
+            self._reported_gen = mark.gen
+            self._report(mark)
+
+
 @dataclass(frozen=True, slots=True)
-class _Last:
-    """Time of the last write under the term of ``nonce``."""
+class _Write:
+    """Time of a write under the term of ``nonce``."""
 
     nonce: str = ""
     at: float = 0.0
@@ -86,7 +118,7 @@ class LeaseMarker:
         own: LeaseMark,
         clock: Clock,
         emit: Callable[[events.Event], None],
-        duties: Duties | None = None,
+        duties: Duties,
     ) -> None:
         """``broker`` and ``store`` return clients of the two servers; ``broker`` is ``None`` if it is not Redis.
 
@@ -98,18 +130,20 @@ class LeaseMarker:
         self._own = own
         self._clock = clock
         self._emit = emit
-        self._duties = duties or Duties(clock, emit)
+        self._duties = duties
         self._script = Script("mark")
+        #: Time of the next check; ``None`` before the first.
         self._check_at: float | None = None if broker is not None else 0.0
-        self._kept = _Last()
-        self._tried = _Last()
-        self._other: _Sighting | None = None
-        self._reported_gen = ""
+        self._kept = _Write()
+        self._tried = _Write()
+        self._other = _OtherStore(clock, self._report)
+        #: Incarnation of this replica's store, as last read.
         self._gen = ""
 
     def may_campaign(self) -> bool:
         """True if this replica may campaign. Makes no round trip."""
-        return self._check_at is not None and (self._other is None or self._abandoned())  # guard: mark-foreign-standby
+        checked = self._check_at is not None
+        return checked and (self._other.sighting is None or self._other.abandoned)  # guard: mark-foreign-standby
 
     def observe_as_standby(self) -> None:
         """Look, as a standby, for the marker of another store. Raises nothing."""
@@ -117,13 +151,13 @@ class LeaseMarker:
         now = self._clock.elapsed()
         if self._broker is None or (self._check_at is not None and now < self._check_at):
             return
-        # An unreachable server does not forbid to lead: the leader dispatches nothing before it has kept the marker.
+        # An unreachable server does not forbid leading: a leader dispatches nothing before it has written the marker.
         with suppress(StoreError), mapped_redis_errors():
-            self._record_other(self._of_other_store(read_mark(self._broker(), self._keys)))
+            self._other.found(self._of_other_store(read_mark(self._broker(), self._keys)))
         self._check_at = now + _CHECK_INTERVAL
 
     def refresh(self, term: Term) -> None:
-        """Keep the marker, as a leader, if it is due and the broker is reachable.
+        """Write the marker, as a leader, if a write is due and the broker is reachable.
 
         Raises:
             FencedOff: another store's leader is at work.
@@ -133,7 +167,7 @@ class LeaseMarker:
                 self.require(term)
 
     def require(self, term: Term) -> None:
-        """Make sure, before a dispatch, that the marker is this store's. Makes a round trip every quarter of a lease.
+        """Check, before a dispatch, that the marker is this store's. Makes a round trip every quarter of a lease.
 
         Raises:
             FencedOff: another store's leader is at work.
@@ -142,29 +176,29 @@ class LeaseMarker:
         if self._broker is None or self._recent(self._kept, term):  # guard: mark-kept-first
             return
         now = self._clock.elapsed()
-        self._tried = _Last(term.nonce, now)
+        self._tried = _Write(term.nonce, now)
         try:
             found = self._write(self._broker(), term)
         except StoreError as exc:
             self._duties.raised(Duty.MARK_LEASE, exc)
             if not isinstance(exc, StoreRefused) or code_of(exc.__cause__ or exc) != "NOPERM":
                 raise StoreUnavailable.not_acted(exc) from exc
-            # For want of a right this replica works without the marker.
+            # Without the right, this replica works without the marker.
             found = None
         else:
             self._duties.done(Duty.MARK_LEASE)
-        # A marker of an earlier incarnation is not this store's any more.
+        # From now on, a marker of an earlier incarnation belongs to another store.
         self._gen = term.gen  # guard: mark-store-incarnation
         if found is not None:
-            self._kept = _Last()
-            self._record_other(found)
+            self._kept = _Write()
+            self._other.found(found)
             raise FencedOff(TermEnd.FORBIDDEN, self._conflict(found))
-        self._other, self._kept = None, _Last(term.nonce, now)
+        self._other.sighting, self._kept = None, _Write(term.nonce, now)
 
     def _write(self, broker: Any, term: Term) -> LeaseMark | None:
-        """Write the marker. Return the marker of another store if that one stands in the way."""
-        other = self._other
-        replaces = other.mark if other is not None and self._abandoned() else None
+        """Write the marker. Return the marker of another store if it prevents the write."""
+        sighting = self._other.sighting
+        replaces = sighting.mark if sighting is not None and self._other.abandoned else None
         place = f"{term.run_id}/{_database(self._store())}" if term.run_id else ""
         own = replace(self._own, gen=term.gen, place=place)
         found = self._run(broker, own, replaces)
@@ -178,13 +212,13 @@ class LeaseMarker:
         answer, *rest = (text(part) for part in self._script(broker, [self._keys.store], argv))
         return _mark_of(rest) if answer == "foreign" else None
 
-    def _recent(self, last: _Last, term: Term) -> bool:
+    def _recent(self, last: _Write, term: Term) -> bool:
         return last.nonce == term.nonce and self._clock.elapsed() - last.at < self._own.ttl_ms / 4000
 
     # --- The marker of another store
 
     def _of_other_store(self, mark: LeaseMark | None) -> LeaseMark | None:
-        """Return the marker if it names another store than this replica's."""
+        """Return the marker if it names a store other than this replica's."""
         if mark is None or mark.gen == self._gen:
             return None
         client = self._store()
@@ -194,25 +228,13 @@ class LeaseMarker:
         return None if same or self._holder_is_member(mark) else mark
 
     def _holder_is_member(self, mark: LeaseMark) -> bool:
-        """True if the marker's holder is a member here, and so uses this store: it wrote the marker after a loss."""
+        """True if the marker's holder is registered in this store. It then uses this store, and the marker is older."""
         with suppress(StoreError), mapped_redis_errors():
             return bool(self._store().hexists(self._keys.members, mark.holder))  # guard: mark-registered-replica
         return False
 
-    def _record_other(self, mark: LeaseMark | None) -> None:
-        if mark is None:
-            self._other, self._reported_gen = None, ""
-            return
-        other = self._other
-        moved = other is None or (mark.gen, mark.n) != (other.mark.gen, other.mark.n)
-        since = self._clock.elapsed() if moved or other is None else other.since
-        self._other = _Sighting(mark, since)
-        if mark.gen != self._reported_gen and not self._abandoned():
-            self._reported_gen = mark.gen
-            self._emit(events.LeadingForbidden(ForbiddenReason.OTHER_STORE, self._conflict(mark)))
-
-    def _abandoned(self) -> bool:
-        return self._other is not None and self._other.abandoned(self._clock.elapsed())
+    def _report(self, mark: LeaseMark) -> None:
+        self._emit(events.LeadingForbidden(ForbiddenReason.OTHER_STORE, self._conflict(mark)))
 
     def _conflict(self, mark: LeaseMark) -> str:
         return two_stores(mark, self._keys, self._own.name)
@@ -236,17 +258,21 @@ def read_mark(client: Any, keys: Keys) -> LeaseMark | None:
         StoreError: the broker's Redis did not answer, or refused.
     """
     with mapped_redis_errors():
-        if isinstance(client, WatchedClient):
-            # A standby reads it each second, and this takes half the processor time.
-            found: Any = client.read_again(packed("HMGET", keys.store, *_FIELDS))
-        else:
-            found = client.hmget(keys.store, _FIELDS)
-    values = [text(value) if value is not None else "" for value in found]
+        values = [text(value) if value is not None else "" for value in _read_fields(client, keys)]
     return _mark_of(values) if values[0] else None
 
 
+def _read_fields(client: Any, keys: Keys) -> Any:
+    if isinstance(client, WatchedClient):
+        # A standby reads the marker each second. This takes half the processor time of an ordinary command.
+        with suppress(redis_errors.ConnectionError):
+            return client.read_again(packed("HMGET", keys.store, *_FIELDS))
+        # The connection has ended since the last read. An ordinary command connects again.
+    return client.hmget(keys.store, _FIELDS)
+
+
 def place_of(client: Any) -> str:
-    """Return the server process and its database; empty if the server does not tell."""
+    """Return the server's process and the database; empty if the process is unknown."""
     with suppress(StoreError, KeyError), mapped_redis_errors():
         return f"{client.info('server')['run_id']}/{_database(client)}"
     return ""

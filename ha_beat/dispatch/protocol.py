@@ -1,19 +1,16 @@
-"""Values and the interface between the leader and a dispatcher."""
+"""Interface between the leader and a dispatcher, and the values that pass through it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from ha_beat.dispatch.messages.recipe import Recipes
 from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.reasons import AnswerKind, TermEnd, UncertainPolicy
-
-if TYPE_CHECKING:
-    # The guard loads this module in every worker, and needs neither.
-    from ha_beat.dispatch.messages.recipe import Recipes
-    from ha_beat.store.lease import Term
-    from ha_beat.store.ledger import Ledger, LedgerRow
+from ha_beat.store.lease import Term
+from ha_beat.store.ledger import Ledger, LedgerRow
 
 
 class PreparedMessage(Protocol):
@@ -26,23 +23,23 @@ class PreparedMessage(Protocol):
 
     @property
     def timed(self) -> bool:
-        """Return True if the message has an expiry or an ETA, which count from when it was built."""
+        """True if the message has an expiry or an ETA, which count from the time at which it was built."""
         ...
 
     def restamped(self, header: Mapping[str, Any]) -> PreparedMessage:
-        """Return the message with another header of this package, for a later term or a later occurrence."""
+        """Return the message with other values in this package's header, for a later term or a later occurrence."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """Replace one entry's ledger row and, if ``message`` is given, enqueue it.
+    """Operation that replaces one entry's ledger row and, if ``message`` is given, enqueues it.
 
-    ``expected`` is the row as last seen, empty for none. ``records`` go to the journal. An operation with a ``request``
+    ``expected`` is the row as last read, empty for none. ``records`` go to the journal. An operation with a ``request``
     id is that request's step number ``step``, from 1, and leaves the row alone. ``uncertain`` is the policy for a
-    message of unknown outcome. ``scheduled_ms`` is the due instant in Unix milliseconds; Redis refuses one that is
-    ahead of its clock. ``busy_ms``: for how long, in ms, the message keeps the entry from its next occurrence unless it
-    ends; 0 for not at all. ``overlaps``: it is enqueued also while an earlier message has not ended.
+    message of unknown outcome. ``scheduled_ms`` is the due instant in Unix milliseconds; Redis refuses an instant ahead
+    of its clock. ``busy_ms`` is the time, in ms, for which the message keeps the entry busy unless it ends earlier.
+    ``overlaps``: the message is enqueued even if the entry is busy.
     """
 
     entry: str
@@ -57,17 +54,17 @@ class Operation:
     scheduled_ms: int = 0
     busy_ms: int = 0
     overlaps: bool = True
-    #: Packed form of this operation, if it was packed ahead. A copy with other values does not have it.
+    #: Result of :func:`~ha_beat.dispatch.batch.pack`, if the operation was packed ahead. A copy does not have it.
     packed: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     @property
     def key(self) -> str:
-        """Return what identifies the message. A request's step has its own: a backfill has the occurrence's task id."""
+        """Return the message's key. A request's step has a key of the request, since it may repeat a task id."""
         return f"{self.request}:{self.step}" if self.request else self.task_id
 
     @property
     def size(self) -> int:
-        """Return the characters of the message in a script call."""
+        """Return the characters that the operation's message adds to a script call."""
         if self.packed:
             return len(self.packed)
         return self.message.size if self.message is not None else 0
@@ -77,8 +74,8 @@ class Operation:
 class Answer:
     """Outcome of one operation.
 
-    ``detail`` is the row that was found for ``moved``, the row that was written for ``uncertain`` and ``again``, and
-    the error's text for ``error``, ``unsent`` and ``partial``.
+    ``detail`` is the row in the ledger for ``moved``, ``uncertain`` and ``again``, and the error's text for ``error``,
+    ``unsent`` and ``partial``.
     """
 
     kind: AnswerKind
@@ -90,8 +87,8 @@ class OpenClaim:
     """Claim found in the store, under its ``key``.
 
     ``json`` is the claim as written under the term of ``nonce``, ``row`` the entry's row while it is claimed,
-    ``before`` the row that the claim replaced, and ``records`` the journal records of a confirmed publish. A claim is
-    ``unsent`` if its maker is certain that the message was not sent.
+    ``before`` the row that the claim replaced, and ``records`` the journal records of a confirmed publish. ``unsent``:
+    the replica that made the claim is certain that the message was not sent.
     """
 
     key: str
@@ -106,7 +103,7 @@ class OpenClaim:
 
 
 class FencedOff(HaBeatError):
-    """The term is over, and nothing was done. ``reason`` is why it ended; ``detail`` explains it to a person."""
+    """The term is over, and nothing was done. ``reason`` is why the term ended; ``detail`` is a text for a person."""
 
     def __init__(self, reason: TermEnd, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else str(reason))
@@ -114,12 +111,16 @@ class FencedOff(HaBeatError):
         self.detail = detail
 
 
-#: Answer for an operation that was carried out as it was given.
+#: Answer for an operation that was carried out.
 DONE = Answer(AnswerKind.DONE)
 
 
 class Dispatcher(Protocol):
-    """One way to enqueue occurrences and to record them in ``ledger``."""
+    """Dispatcher: one way to enqueue occurrences and to record them in ``ledger``.
+
+    A dispatcher that enqueues and records in one step has no claims: none is open, and the methods for claims do
+    nothing.
+    """
 
     @property
     def ledger(self) -> Ledger: ...
@@ -131,7 +132,7 @@ class Dispatcher(Protocol):
 
     @property
     def obstacle(self) -> StoreError | None:
-        """Return the error because of which messages of the last batch were not sent, if one is known."""
+        """Return the error that kept messages of the last batch from being sent, if one is known."""
         ...
 
     def prepare(
@@ -148,7 +149,7 @@ class Dispatcher(Protocol):
 
     @property
     def recipes(self) -> Recipes:
-        """Return the reader of what messages are built from, which finds those that can be built ahead."""
+        """Return the reader of recipes, which finds the messages that can be built ahead."""
         ...
 
     def prepare_ahead(
@@ -157,7 +158,7 @@ class Dispatcher(Protocol):
         """Build the message of an entry that has a recipe.
 
         Returns:
-            ``None`` if the message depends on what the broker has now, such as the queues of an exchange.
+            ``None`` if the message depends on the broker's present state, such as the queues of an exchange.
 
         Raises:
             Exception: as from :meth:`prepare`.
@@ -165,13 +166,13 @@ class Dispatcher(Protocol):
         ...
 
     def pack(self, operation: Operation) -> bytes:
-        """Return an operation in the form in which a batch is submitted; empty if there is no such form."""
+        """Return an operation as it is sent to Redis, to do this work ahead; empty if it can't be done ahead."""
         ...
 
     def broker_error(self, exc: BaseException) -> StoreError | None:
         """Return the broker's failure that led to an exception of :meth:`prepare`, or ``None`` if there was none.
 
-        It may make a round trip to the broker.
+        May make a round trip to the broker.
         """
         ...
 
@@ -180,7 +181,7 @@ class Dispatcher(Protocol):
     ) -> list[Answer]:
         """Carry out a batch with at most one operation per entry. Submitting the same batch again is safe.
 
-        ``meanwhile`` may be called while the batch is under way, once. It must not raise.
+        ``meanwhile``, which must not raise, may be called once while the batch is under way.
 
         Raises:
             FencedOff: the term is over.
@@ -206,7 +207,7 @@ class Dispatcher(Protocol):
         ...
 
     def take_back(self, term: Term) -> frozenset[str]:
-        """Take back the claims that their makers marked as unsent, as if they had not been made. Return their entries.
+        """Undo the claims that are marked as unsent. Return their entries.
 
         Raises:
             FencedOff: the term is over.
@@ -219,14 +220,14 @@ class Dispatcher(Protocol):
 
         Raises:
             FencedOff: the term is over.
-            StoreUnavailable: the outcome is unknown. Giving up the same claims again is safe.
+            StoreUnavailable: the outcome is unknown. Recording the same claims again is safe.
         """
         ...
 
     def confirm_late(self) -> None:
         """Confirm messages that the broker accepted while Redis was unreachable, and mark the claims of those not sent.
 
-        Not fenced: a standby does it too.
+        Not fenced: a standby does this too.
 
         Raises:
             StoreUnavailable: Redis is still unreachable.

@@ -1,4 +1,4 @@
-"""Selection of the dispatch path, and the lease marker that both paths need."""
+"""Selector of a term's dispatcher, and upkeep of the lease marker that both dispatchers need."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from ha_beat.store.lease import Term
 class DispatcherSelector:
     """Selector of a term's dispatcher: atomic if one Redis holds lease and queues, else claim, publish, confirm.
 
-    It also keeps the lease marker, which protects against replicas with two lease stores. The main loop calls
-    :meth:`stand_by` or :meth:`lead` in each turn; the election asks :meth:`LeaseMarker.may_campaign`.
+    The main loop also calls :meth:`stand_by` or :meth:`lead` in each turn, for the lease marker.
     """
 
     def __init__(

@@ -69,7 +69,7 @@ class ProxiedPublisher:
         for message, delivery in zip(messages, deliveries, strict=True):
             if delivery is deliveries[-1]:
                 before_last()
-            alone = self.publisher.make_way(message, lambda: None)
+            alone = self.publisher.settle_before(message, lambda: None)
             self.publisher.send(message, delivery, alone=alone)
         before_wait()
         self.publisher.settle()

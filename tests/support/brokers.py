@@ -52,7 +52,7 @@ class FakePublisher:
     unanswered: list[tuple[Delivery, Sent]] = field(default_factory=list)
     before_settle: Callable[[], object] = lambda: None
     #: Called when the answers to other messages are waited for before a send.
-    on_make_way: Callable[[], object] = lambda: None
+    on_settle_before: Callable[[], object] = lambda: None
 
     recipes = NoRecipes()
 
@@ -75,8 +75,8 @@ class FakePublisher:
         if not self.answers_late:
             self.answer()
 
-    def make_way(self, *_: Any) -> bool:
-        self.on_make_way()
+    def settle_before(self, *_: Any) -> bool:
+        self.on_settle_before()
         return False
 
     def answer(self) -> None:

@@ -10,6 +10,7 @@ from ha_beat.dispatch.brokers.redis_link import BrokerLink
 from ha_beat.dispatch.lease_marker import LeaseMark, LeaseMarker
 from ha_beat.dispatch.messages.build import Sender
 from ha_beat.dispatch.messages.capture import RedisCommands
+from ha_beat.duties import Duties
 from ha_beat.store.keys import Keys
 from tests.support.brokers import FixedLink
 
@@ -17,7 +18,8 @@ from tests.support.brokers import FixedLink
 def no_marker() -> LeaseMarker:
     """Return a lease marker for a broker that is not Redis, which does nothing."""
     nothing: Any = None
-    return LeaseMarker(None, nothing, Keys("unmarked"), LeaseMark(""), SystemClock(), nothing)
+    clock = SystemClock()
+    return LeaseMarker(None, nothing, Keys("unmarked"), LeaseMark(""), clock, nothing, Duties(clock, nothing))
 
 
 def atomic_dispatcher(client: Any, keys: Keys) -> AtomicDispatcher:

@@ -1,7 +1,8 @@
-"""Base of the broker adapters, which send one message and report its outcome. It serves every kind of broker.
+"""Adapter for any kind of broker, and base of the adapters for certain kinds.
 
-:meth:`BrokerAdapter.check` runs every step that can fail before the message is written: if it raises, the message was
-certainly not sent. After the client has begun to write, only an answer of the broker proves that nothing was done.
+An adapter sends a message and reports its outcome. :meth:`BrokerAdapter.check` runs every step that can fail before the
+message is written: if it raises, the message was certainly not sent. After the client has begun to write, only an
+answer of the broker proves that the message was not accepted.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ Publish = Callable[[Arguments], object]
 class Sent:
     """Outcome of a send.
 
-    ``detail`` is the error's text; with ``accepted`` it means that some of several queues refused the message.
-    ``broken`` means that the connection is unusable, so that the next message would fail too.
+    ``detail`` is the error's text; an accepted message has one if some of several queues refused it. ``broken``: the
+    connection is unusable, so the next message would fail too.
     """
 
     outcome: PublishOutcome
@@ -38,7 +39,7 @@ class Sent:
 
 @dataclass(slots=True)
 class Delivery:
-    """Send of one message. ``sent`` is its outcome, once that is known."""
+    """Send of one message. ``sent`` is ``None`` until the outcome is known."""
 
     sent: Sent | None = None
 
@@ -46,11 +47,11 @@ class Delivery:
 class BrokerAdapter:
     """One connection to a broker of any kind that kombu supports."""
 
-    #: True while the broker asks for no more messages.
+    #: True while the broker has asked clients to send no messages.
     blocked = False
-    #: True if another connection must take the next message: this one failed, an answer may still arrive, or queues
-    #: that were declared through it may be gone, because a message was refused.
-    worn = False
+    #: True if the next message needs another connection: this one failed, an answer may still arrive, or the broker
+    #: refused a message, so that queues which were declared through this connection may be gone.
+    must_be_replaced = False
     #: True if one failure left more than one message without an answer.
     lost_together = False
 
@@ -71,21 +72,22 @@ class BrokerAdapter:
             connect_timeout=min(stock.connect_timeout or self._timeout, self._timeout),
             transport_options={**(stock.transport_options or {}), **self._options()},
         )
-        self._prepare(connection)
-        # Each host once, and without a pause: the main loop waits.
+        self._before_connect(connection)
+        # Try each host once, without a pause: the main loop waits.
         connection.ensure_connection(max_retries=max(len(connection.alt) - 1, 0))
-        self._connected()
-        # kombu would open it with the first message, on another connection.
+        self._after_connect()
+        # Otherwise kombu would open the channel with the first message, on another connection.
         return connection.default_channel
 
     def _options(self) -> dict[str, Any]:
+        """Return the adapter's own transport options."""
         return {}
 
-    def _prepare(self, connection: Any) -> None:
-        """Run before the first connect; a hook for subclasses."""
+    def _before_connect(self, connection: Any) -> None:
+        """Hook for subclasses."""
 
-    def _connected(self) -> None:
-        """Run after each connect; a hook for subclasses."""
+    def _after_connect(self) -> None:
+        """Hook for subclasses."""
 
     @property
     def alive(self) -> bool:
@@ -115,21 +117,20 @@ class BrokerAdapter:
 
     def is_message_error(self, exc: Exception) -> bool:
         """True if the error concerns this message only, so that another message may succeed."""
-        errors = self._connection
-        if isinstance(exc, errors.channel_errors):
+        if isinstance(exc, self._connection.channel_errors):
             return True
-        return not isinstance(exc, (*errors.connection_errors, KombuError, OSError))
+        return not isinstance(exc, (*self._connection.connection_errors, KombuError, OSError))
 
     def unanswered(self) -> int:
         """Return how many messages were sent and have no answer yet."""
         return 0
 
     def goes_alone(self, _: Arguments) -> bool:
-        """True if the message must not be sent while others have no answer, nor others until it has its own."""
+        """True if the message must not be sent while others have no answer, and the others must wait for its answer."""
         return True
 
     def put(self, publish: Publish, arguments: Arguments, delivery: Delivery) -> None:
-        """Send the message. If the broker's answer does not come at once, :meth:`settle` waits for it.
+        """Send the message. An adapter that does not wait for the broker's answer waits in :meth:`settle`.
 
         Raises:
             StoreUnavailable: nothing was written.
@@ -137,11 +138,11 @@ class BrokerAdapter:
         self._answer(delivery, self._put(publish, arguments))
 
     def settle(self, progress: Callable[[], None], clock: Clock) -> None:
-        """Wait until each message has an answer, or none can be expected. Call ``progress`` after each answer."""
+        """Wait until each message has an answer, or no answer can come any more. Call ``progress`` after each one."""
 
     def _answer(self, delivery: Delivery, sent: Sent) -> None:
         delivery.sent = sent
-        self.worn |= sent.broken or sent.outcome is PublishOutcome.REFUSED
+        self.must_be_replaced |= sent.broken or sent.outcome is PublishOutcome.REFUSED
 
     def _put(self, publish: Publish, arguments: Arguments) -> Sent:
         """Send the message and wait for the broker's answer. Raises like :meth:`put`."""

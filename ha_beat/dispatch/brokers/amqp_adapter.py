@@ -1,8 +1,8 @@
-"""Adapter for AMQP with publisher confirms. It sends many messages before it waits for the answers to them.
+"""Adapter for AMQP with publisher confirms. It sends many messages before it waits for their answers.
 
-The broker answers each message by its number on the channel. If it closes the channel instead, it does not tell which
-message is at fault, so that all that are not answered are of unknown outcome. A message for which it may do that is
-therefore sent alone (:meth:`AmqpAdapter.goes_alone`).
+The broker answers each message by its number on the channel. If the broker closes the channel instead, it does not name
+the message at fault, and the outcome of every unanswered message is unknown. A message that may cause this is therefore
+sent alone (:meth:`AmqpAdapter.goes_alone`).
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from ha_beat.headers import HEADER
 from ha_beat.reasons import PublishOutcome
 from ha_beat.store.name_resolution import connect_by_address
 
-#: Exchange types with which the broker knows at once that no queue takes a message.
-_ROUTED_AT_ONCE = frozenset({"direct", "topic", "headers"})
+#: Types of exchanges that find the queues of a message when they receive it.
+_ROUTED_ON_RECEIPT = frozenset({"direct", "topic", "headers"})
 
-#: Properties that a broker does not check, and the longest expiration in ms and the largest body that each one takes.
+#: Properties that no broker checks. The longest expiration (in ms) and the largest body that every broker takes.
 _UNCHECKED = frozenset({"correlation_id", "reply_to", "delivery_mode", "priority", "expiration"})
 _LONGEST_EXPIRATION, _LARGEST_BODY = 2**32 - 1, 1_000_000
 
 
 @cache
 def _with_bounded_names(transport: Any) -> Any:
-    """Return kombu's transport class, changed so that its connections wait for a name no longer than for connecting."""
+    """Return kombu's transport class with a time limit on the resolution of the broker's name."""
 
     def socket_of(*arguments: Any, **options: Any) -> Any:
         made = transport.Connection.Transport(*arguments, **options)
@@ -60,10 +60,10 @@ class AmqpAdapter(BrokerAdapter):
     def __init__(self, app: Celery, timeout: float) -> None:
         super().__init__(app, timeout)
         self._unanswered = UnansweredMessages(self._answer)
-        #: True if the broker has certainly sent nothing.
+        #: Check that is True if the broker has certainly sent nothing since the last read.
         self._silent: Callable[[], bool] = lambda: False
 
-    def _prepare(self, connection: Any) -> None:
+    def _before_connect(self, connection: Any) -> None:
         stock = connection.get_transport_cls
         connection.get_transport_cls = lambda: _with_bounded_names(stock())
 
@@ -77,7 +77,7 @@ class AmqpAdapter(BrokerAdapter):
 
     def _options(self) -> dict[str, Any]:
         return {
-            # amqp would wait after each message.
+            # With this option, amqp would wait after each message.
             "confirm_publish": False,
             "read_timeout": self._timeout,
             "write_timeout": self._timeout,
@@ -85,12 +85,12 @@ class AmqpAdapter(BrokerAdapter):
             "on_unblocked": self._unblock,
         }
 
-    def _connected(self) -> None:
-        # Kept, because kombu's property reconnects a lost connection.
+    def _after_connect(self) -> None:
+        # kombu's property would reconnect a lost connection.
         self._amqp = self._connection.connection
-        # Or amqp looks before each message whether the broker is blocked, as `check` does.
+        # Without properties, amqp does not check before each message if the broker is blocked; `check` does.
         self._amqp.client_properties = {}
-        # The two timeouts above are socket options, which TLS ignores, and amqp too in the middle of a frame.
+        # The two timeouts above are socket options. TLS ignores them, and so does amqp within a frame.
         self._amqp.sock.settimeout(self._timeout)
         self._silent = _silence_of(self._amqp.sock)
 
@@ -116,7 +116,7 @@ class AmqpAdapter(BrokerAdapter):
         return bool(amqp.bytes_recv != before)
 
     def goes_alone(self, arguments: Arguments) -> bool:
-        """True if the broker may close the channel because of this message, as far as can be told beforehand."""
+        """True if the broker might close the channel because of this message."""
         headers, properties = arguments["headers"], arguments["properties"]
         return (
             HEADER not in headers
@@ -137,7 +137,7 @@ class AmqpAdapter(BrokerAdapter):
         try:
             publish(arguments)
         except (FrameSyntaxError, struct.error, TypeError, ValueError, RecursionError) as exc:
-            # The message cannot be encoded; amqp encodes all frames before it writes them.
+            # The message cannot be encoded. amqp encodes all frames before it writes the first.
             if 0 < written == self._amqp.bytes_sent:
                 self._answer(self._unanswered.take_back(), Sent(PublishOutcome.REFUSED, exception_line(exc)))
             else:
@@ -149,32 +149,32 @@ class AmqpAdapter(BrokerAdapter):
         try:
             ends_at = clock.elapsed() + self._timeout
             while waiting := len(self._unanswered):
-                # Frame by frame: amqp would go on waiting for as long as the broker sends heartbeats.
+                # Frame by frame, because amqp would wait as long as the broker sends heartbeats.
                 self._amqp.blocking_read(max(ends_at - clock.elapsed(), 0.0))
                 if len(self._unanswered) < waiting:
-                    # An answer takes no longer than this after the one before it.
+                    # The timeout applies to each answer.
                     ends_at = clock.elapsed() + self._timeout
                     progress()
         except Exception as exc:
             self._fail(exc)
 
     def _fail(self, exc: Exception) -> None:
-        """Do not use the connection any more after this error."""
+        """Give every unanswered message the outcome that follows from an error, and replace the connection."""
         of_channel = self._connection is not None and isinstance(exc, self._connection.channel_errors)
         self.lost_together |= len(self._unanswered) > 1
         self._unanswered.failed(exc, of_channel=of_channel)
-        self.worn = True
+        self.must_be_replaced = True
 
     def _must_be_routed(self, exchange: str) -> bool:
-        """True if it is an error that no queue takes the message.
+        """True if the message is refused when no queue takes it.
 
-        A fanout exchange needs no queue. The type of an exchange that Celery does not declare is unknown: one that
-        delays messages reports each message as unroutable.
+        A fanout exchange needs no queue. The type of an exchange that Celery does not declare is unknown; an exchange
+        that delays messages reports each of them as unroutable.
         """
         if not exchange:
             return True
         known = [queue.exchange for queue in self._app.amqp.queues.values()]
-        return any(found.name == exchange and found.type in _ROUTED_AT_ONCE for found in known)
+        return any(found.name == exchange and found.type in _ROUTED_ON_RECEIPT for found in known)
 
     def _block(self, *_: Any) -> None:
         self.blocked = True
@@ -186,7 +186,8 @@ class AmqpAdapter(BrokerAdapter):
 def _silence_of(sock: Any) -> Callable[[], bool]:
     """Return a check that is True if nothing can be read from the socket, neither data nor its end.
 
-    It costs a tenth of an attempt to read. TLS may have read ahead, and gevent's own ``poll`` may miss something.
+    The check costs a tenth of an attempt to read. With TLS, which reads ahead, and with gevent's ``poll``, which may
+    miss something, it is always False.
     """
     poll: Any = getattr(select, "poll", None)
     if isinstance(sock, ssl.SSLSocket) or not isinstance(poll, BuiltinFunctionType):
@@ -198,5 +199,5 @@ def _silence_of(sock: Any) -> Callable[[], bool]:
 
 @lru_cache(maxsize=100)
 def _are_checked(headers: tuple[object, ...]) -> bool:
-    """True if a broker reads one of these headers, or one is no header."""
+    """True if a broker interprets one of these headers, or one is no valid name."""
     return any(not isinstance(name, str) or name in {"CC", "BCC"} or name.startswith("x-") for name in headers)

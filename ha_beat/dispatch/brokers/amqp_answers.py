@@ -1,4 +1,4 @@
-"""Answers of an AMQP broker to the messages of one channel: which message each one is for, and what it means."""
+"""Answers of an AMQP broker to the messages of one channel: the message that each belongs to, and its outcome."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_ROUTES = 10_000
 
 @dataclass(slots=True)
 class _Message:
-    """Message without an answer, by its publish id and by its route, and why the broker has returned it."""
+    """Message without an answer. ``returned`` is why the broker has returned it."""
 
     delivery: Delivery
     publish_id: str
@@ -27,13 +27,13 @@ class _Message:
 
 
 class UnansweredMessages:
-    """Messages of one channel that have no answer yet, by number from 1. Its methods are the events of the channel."""
+    """Messages of one channel that have no answer yet, by number from 1. Most methods are events of the channel."""
 
     def __init__(self, answer: Callable[[Delivery, Sent], None]) -> None:
         self._answer = answer
         self._number = 0
         self._messages: dict[int, _Message] = {}
-        #: Routes (exchange and routing key) by which the broker has taken a message.
+        #: Routes (exchange and routing key) on which the broker has accepted a message.
         self.known_routes: set[tuple[str, str]] = set()
 
     def __len__(self) -> int:
@@ -44,44 +44,44 @@ class UnansweredMessages:
         self._messages[self._number] = _Message(delivery, _publish_id(arguments["headers"]), route_of(arguments))
 
     def take_back(self) -> Delivery:
-        """Remove the last message, of which nothing was written."""
+        """Remove and return the last message, because nothing of it was written."""
         self._number -= 1
         return self._messages.pop(self._number + 1).delivery
 
     def acked(self, number: int, multiple: bool) -> None:
         for one in self._take(number, multiple):
-            if not one.returned:
-                if len(self.known_routes) >= _MOST_ROUTES:
-                    # A routing key may be made up for each message.
-                    self.known_routes.clear()
-                self.known_routes.add(one.route)
-                self._answer(one.delivery, Sent(PublishOutcome.ACCEPTED))
-            else:
+            if one.returned:
                 self._answer(one.delivery, Sent(PublishOutcome.REFUSED, one.returned))
+                continue
+            if len(self.known_routes) >= _MOST_ROUTES:
+                # Each message may have another routing key.
+                self.known_routes.clear()
+            self.known_routes.add(one.route)
+            self._answer(one.delivery, Sent(PublishOutcome.ACCEPTED))
 
     def nacked(self, number: int, multiple: bool) -> None:
         for one in self._take(number, multiple):
-            # One of several queues may have taken the message.
+            # Another queue may have taken the message.
             self._answer(one.delivery, Sent(PublishOutcome.UNKNOWN, "the broker did not accept it"))
 
     def returned(self, exc: Exception, exchange: str, routing_key: str, message: Any) -> None:
-        """Note that no queue takes a message. The broker acknowledges it afterwards, but may answer others before."""
+        """Note that no queue takes a message. The broker acknowledges the message later, perhaps after others."""
         publish_id = _publish_id(message.headers or {})
         for one in self._messages.values():
             if one.publish_id == publish_id:  # guard: amqp-return-own
                 one.returned = f"no queue takes it (exchange {exchange!r}, routing key {routing_key!r}): {exc}"
 
     def failed(self, exc: Exception, *, of_channel: bool) -> None:
-        """Answer all with the outcome that follows from an error of the channel or the connection."""
+        """Give every message the outcome that follows from an error of the channel or the connection."""
         messages, self._messages = self._messages, {}
-        # Only one message can be at fault, and the broker has taken no other.
+        # A single unanswered message must be the one at fault.
         refused = of_channel and len(messages) == 1  # guard: amqp-fault-unknown
         outcome = PublishOutcome.REFUSED if refused else PublishOutcome.UNKNOWN
         for one in messages.values():
             self._answer(one.delivery, Sent(outcome, exception_line(exc), broken=not of_channel))
 
     def _take(self, number: int, multiple: bool) -> list[_Message]:
-        """Remove and return the messages that are answered with this number."""
+        """Remove and return the messages that an answer with this number concerns."""
         found = [
             each
             for each in self._messages
@@ -91,7 +91,7 @@ class UnansweredMessages:
 
 
 def _publish_id(headers: Mapping[str, Any]) -> str:
-    """Return the id by which each publish differs; empty for a message without this package's header."""
+    """Return the id of a publish; empty for a message without this package's header."""
     header = headers.get(HEADER)
     return str(header.get("publish", "")) if isinstance(header, Mapping) else ""
 

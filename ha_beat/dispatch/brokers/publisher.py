@@ -1,4 +1,4 @@
-"""Publisher to any broker that kombu supports, with a confirmation for each message."""
+"""Publisher to any broker that kombu supports: it builds messages, keeps the connection and reports each outcome."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ BLOCKED = "the broker accepts no messages: it is short of memory or disk"
 #: Seconds after which an idle connection is probed before a message is sent through it.
 _IDLE = 5.0
 
-#: Seconds for which messages are sent one by one, after a failure has left several without an answer. If one of them
-#: caused it, it cannot put others in doubt again and again.
+#: Seconds for which messages are sent one by one after a failure has left several without an answer. If one message
+#: causes the failure each time, the outcome of the others stays known.
 _ONE_BY_ONE = 300.0
 
 
@@ -59,12 +59,12 @@ class Publisher:
 
         Raises:
             StoreUnavailable: the broker is unreachable.
-            Declined: the entry's task published no message.
-            NothingPublished: it did so through another producer.
+            Declined: the entry's task published nothing.
+            NothingPublished: the entry's task published through another producer.
             Exception: any exception of the entry's task, serializer or signal handlers.
         """
         if has_own_apply_async(self._app, str(entry.task)):
-            # What the task reserves for its message waits for a broker that is unreachable.
+            # The task may reserve something for its message, which it would lose if the broker is unreachable.
             self.ready()
         producer, _ = self._connected()
         if self._driver == "sqs":
@@ -77,13 +77,13 @@ class Publisher:
     def prepare_ahead(
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> DeferredMessage:
-        """Build a message like :meth:`prepare`, but wait for no broker that was unreachable: nothing is due yet."""
+        """Build a message as :meth:`prepare` does, but do not wait for a broker that was unreachable."""
         if self._unreachable:
             raise StoreUnavailable("the broker was unreachable", acted=False)
         return self.prepare(entry, args, kwargs, options)
 
     def broker_error(self, exc: BaseException) -> StoreError | None:
-        """Return the broker's failure if the broker does not answer now, and the exception may come from that."""
+        """Return the broker's failure if the exception is one of I/O and the broker does not answer now."""
         if is_io_error(exc):
             try:
                 self.ready()
@@ -92,15 +92,15 @@ class Publisher:
         return None
 
     def ready(self) -> None:
-        """Check, before anything is claimed, that the broker answers and accepts messages.
+        """Check that the broker answers and accepts messages. Connect if necessary.
 
         Raises:
-            StoreUnavailable: it does not, and nothing was sent.
+            StoreUnavailable: the broker is unreachable or blocked.
         """
         _, adapter = self._connected()
         try:
             received = adapter.check()
-            # A blocked broker reads nothing, so a probe would time out. It reports the end of the block by itself.
+            # A blocked broker reads nothing, so a probe would time out. The broker reports the end of the block.
             if not adapter.blocked and (received or self._clock.elapsed() - self._used_at >= _IDLE):
                 adapter.probe()
                 self._used_at = self._clock.elapsed()
@@ -110,15 +110,15 @@ class Publisher:
             return
         if adapter.blocked:
             raise _blocked()
-        if adapter.worn or adapter.unanswered():
-            # A late reply must not be taken for the reply to the next message.
+        if adapter.must_be_replaced or adapter.unanswered():
+            # A late answer must not be taken for the answer to the next message.
             self.reset()
             self._connected()
 
-    def make_way(self, message: PreparedMessage, progress: Callable[[], None]) -> bool:
-        """Wait for the answers to other messages if this one goes alone. Return True if it does.
+    def settle_before(self, message: PreparedMessage, progress: Callable[[], None]) -> bool:
+        """Wait for the answers to earlier messages if this one must be sent alone. Return True if it must.
 
-        This may take long. Call it before the last check whether the message may still be sent.
+        The wait may be long. Call this before the last check that the message may still be sent.
         """
         publishes = message.publishes if isinstance(message, DeferredMessage) else ()
         alone = len(publishes) != 1 or self._goes_alone(publishes[0])
@@ -126,10 +126,10 @@ class Publisher:
             self.settle(progress)
         return alone
 
-    def send(self, message: PreparedMessage, delivery: Delivery, *, alone: bool = True) -> None:
-        """Send the publishes of one message. If ``delivery`` has no outcome then, it has one after :meth:`settle`.
+    def send(self, message: PreparedMessage, delivery: Delivery, *, alone: bool) -> None:
+        """Send a message. ``delivery`` has its outcome now, or after :meth:`settle`.
 
-        ``alone`` is the result of :meth:`make_way`.
+        ``alone`` is the result of :meth:`settle_before` for this message.
 
         Raises:
             StoreUnavailable: the connection failed before anything was sent.
@@ -138,9 +138,13 @@ class Publisher:
             raise TypeError(f"a publisher can't send a {type(message).__name__}")
         if len(message.publishes) == 1:
             self._send(message.publishes[0], delivery, alone=alone)
-            return
+        else:
+            delivery.sent = self._send_each(message.publishes)
+
+    def _send_each(self, publishes: Sequence[DeferredPublish]) -> Sent:
+        """Send the publishes of one message one by one. The message is unknown if the broker accepted only some."""
         detail = ""
-        for number, one in enumerate(message.publishes):
+        for number, one in enumerate(publishes):
             part = Delivery()
             try:
                 self._send(one, part, alone=True)
@@ -150,22 +154,20 @@ class Publisher:
                 part.sent = Sent(PublishOutcome.UNKNOWN, str(exc), broken=True)
             sent = part.sent or Sent(PublishOutcome.UNKNOWN)
             if sent.outcome is not PublishOutcome.ACCEPTED:
-                # The publishes before this one were accepted.
-                delivery.sent = sent if number == 0 else Sent(PublishOutcome.UNKNOWN, sent.detail, sent.broken)
-                return
+                return sent if number == 0 else Sent(PublishOutcome.UNKNOWN, sent.detail, sent.broken)
             detail = detail or sent.detail
-        delivery.sent = Sent(PublishOutcome.ACCEPTED, detail)
+        return Sent(PublishOutcome.ACCEPTED, detail)
 
     def settle(self, progress: Callable[[], None] = lambda: None) -> None:
-        """Wait until each message that was sent has an outcome. Call ``progress`` after each answer of the broker."""
+        """Wait until each message that was sent has an outcome. Call ``progress`` after each answer."""
         adapter = self._adapter
         if adapter is None:
             return
         if adapter.unanswered():
             adapter.settle(progress, self._clock)
             self._used_at = self._clock.elapsed()
-        if adapter.worn and not adapter.blocked:
-            # On a new connection, a broker reports that it is blocked only after it has received a message.
+        if adapter.must_be_replaced and not adapter.blocked:
+            # A blocked broker keeps its connection: on a new one, it reports the block only after a message.
             self.reset()
 
     def _send(self, message: DeferredPublish, delivery: Delivery, *, alone: bool) -> None:
@@ -192,20 +194,20 @@ class Publisher:
             delivery.sent = Sent(PublishOutcome.REFUSED, exception_line(exc))
         except BaseException:
             # The connection is in an unknown state.
-            adapter.worn = True
+            adapter.must_be_replaced = True
             raise
         if delivery.sent is not None:
             self._used_at = self._clock.elapsed()
-        if alone or adapter.worn:
+        if alone or adapter.must_be_replaced:
             self.settle()
 
     def _goes_alone(self, message: DeferredPublish) -> bool:
-        """True if the message might put others in doubt that have no answer yet."""
+        """True if a failure of this message might leave the outcome of earlier messages unknown."""
         producer, adapter = self._producer, self._adapter
         return (
             producer is None
             or adapter is None
-            or adapter.worn
+            or adapter.must_be_replaced
             or self._clock.elapsed() < self._one_by_one_until  # guard: publish-one-by-one
             or adapter.goes_alone(message.arguments)
             or producer.declares(message)

@@ -1,4 +1,4 @@
-"""Adapter for a Redis that is not the lease's."""
+"""Adapter for a Redis that does not hold the lease."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ha_beat.store.redis_errors import as_store_error, code_of, in_words
 
 
 class RedisAdapter(BrokerAdapter):
-    """Redis, with all writes of one message in one transaction."""
+    """Adapter for one server. It writes a message to all of its queues in one transaction."""
 
     def __init__(self, app: Celery, timeout: float) -> None:
         super().__init__(app, timeout)
@@ -47,7 +47,7 @@ class RedisAdapter(BrokerAdapter):
                 link.channel().pool.disconnect()
 
     def check(self) -> bool:
-        # Taking a connection from the pool verifies it; the next command takes the same one.
+        # The pool verifies a connection that is taken. The next command takes the same one.
         redis.Redis(connection_pool=self._open_link.channel().pool, single_connection_client=True).close()
         return False
 

@@ -1,4 +1,4 @@
-"""Connection to the broker's Redis with Celery's own settings."""
+"""Connection to a broker that is Redis, with Celery's own settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from celery import Celery
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from ha_beat.dispatch.messages.build import DeclaringOnce
+from ha_beat.dispatch.messages.build import OccurrenceProducer
 from ha_beat.dispatch.messages.build_errors import causes, is_io_error, mapped_broker_errors
 from ha_beat.dispatch.messages.capture import CapturingConnection
 from ha_beat.errors import StoreError, StoreUnavailable
@@ -27,7 +27,7 @@ class BrokerLink:
     def __init__(self, app: Celery, timeout: float, *, failover: bool = False) -> None:
         """``failover``: if the broker is a list, connect to the first server that answers, as Celery does.
 
-        Without it only the first is used: a lease must not move to an unrelated Redis.
+        Without ``failover`` only the first server is used: a lease must not move to an unrelated Redis.
         """
         self._app = app
         self._timeout = timeout
@@ -45,27 +45,27 @@ class BrokerLink:
     def client(self) -> redis.Redis:
         """Return a client of the broker's Redis."""
         if self._client is None:
-            # Not the channel's own client, which prefixes only some keys.
+            # The channel's own client would prefix some of the keys.
             self._client = WatchedClient(self.channel().pool, self._failed)
         return self._client
 
     def _failed(self, exc: Exception) -> None:
         if self._failover and isinstance(as_store_error(exc), StoreUnavailable):
-            # The next use looks for a server that answers.
+            # The next use connects to a server that answers.
             self._channel = self._client = self._producer = None
 
     def producer(self) -> Any:
         """Return a producer on the collecting channel."""
         if self._producer is None:
-            producer = type("Producer", (DeclaringOnce, self._app.amqp.Producer), {})
+            producer = type("Producer", (OccurrenceProducer, self._app.amqp.Producer), {})
             self._producer = producer(self.channel(), auto_declare=False)
         return self._producer
 
     def broker_error(self, exc: BaseException) -> StoreError | None:
         """Return the broker's failure that led to an exception, or ``None`` if there was none.
 
-        The channel notes where its own I/O failed. The entry's code may use the same server through a connection of its
-        own, so the server is asked too.
+        The channel notes its own failed command. The entry's code may also have reached the broker through another
+        connection, so an error of I/O leads to a round trip to the broker.
         """
         failed = self._channel.failed_command if self._channel is not None else None
         if failed is not None and any(each is failed.error for each in causes(exc)):
@@ -77,7 +77,7 @@ class BrokerLink:
             except StoreUnavailable as away:
                 return away
             except StoreError:
-                # It answered, although without the right to PING.
+                # The server answered, although it permits no PING.
                 pass
         return None
 
@@ -101,7 +101,7 @@ class BrokerLink:
             if url:
                 capturing.switch(url)
             try:
-                # Not Connection.channel(), which waits for seconds and tries again.
+                # Connection.channel() would retry for seconds.
                 with mapped_broker_errors():
                     return capturing.transport.create_channel(capturing.transport)
             except StoreError as exc:

@@ -1,4 +1,4 @@
-"""Adapter for SQS."""
+"""Adapter for SQS, without the retries of Amazon's client, which may deliver a message more than once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ha_beat.reasons import PublishOutcome
 
 
 class SqsAdapter(BrokerAdapter):
-    """SQS without the retries of Amazon's client, which may deliver a message more than once."""
+    """Adapter for one service, whose client makes one attempt for each message."""
 
     def _options(self) -> dict[str, Any]:
         given = self._app.connection_for_write().transport_options or {}
@@ -32,7 +32,7 @@ class SqsAdapter(BrokerAdapter):
         try:
             publish(arguments)
         except (errors.EndpointConnectionError, errors.ConnectTimeoutError) as exc:
-            # The only attempt did not connect.
+            # The only attempt has failed to connect.
             raise StoreUnavailable(exception_line(exc), acted=False) from exc
         except Exception as exc:
             if self.is_message_error(exc):

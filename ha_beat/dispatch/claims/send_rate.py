@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-#: Most messages that are claimed, and sent, before the first of them is confirmed in the store. So many may be in doubt
-#: if the process dies.
+#: Most messages that are claimed and sent before the first of them is confirmed in the store. If the process dies, the
+#: outcome of at most this many is unknown.
 CHUNK = 20
 
 #: Most messages of one batch.
 _MOST = 10_000
 
-#: Part of a measured time that a faster measurement takes off. A slower one counts at once.
+#: Part of the difference by which a faster measurement lowers a time. A slower measurement replaces the time.
 _DECAY = 0.5
 
 
 class SendRate:
-    """Time that a chunk of messages takes: one round trip in any case, and a time per message on top.
+    """Time that a chunk of messages takes: one round trip, and a time per message.
 
-    A broker that answers each message alone has no round trip in this sense: all of its time is per message.
+    If the broker answers each message before the next is sent, all of the time counts per message.
     """
 
     def __init__(self) -> None:
@@ -25,19 +25,19 @@ class SendRate:
         self._round_trip = 0.0
 
     def measured(self, per_message: float, round_trip: float) -> None:
-        """Take in the times of one chunk, in seconds."""
+        """Include the times of one chunk, in seconds."""
         self._per_message = _smoothed(self._per_message, per_message)
         self._round_trip = _smoothed(self._round_trip, round_trip)
 
     def in_batch(self, seconds: float) -> int:
-        """Return how many messages can be sent in that time, in whole chunks; at least the next chunk."""
+        """Return how many messages can be sent in this time, and at least the size of the next chunk."""
         if self._per_message is None:
             return _MOST
-        # A round trip may take longer than that time, however few messages share it.
+        # A round trip alone may take longer, however few messages share it.
         return max(self.in_chunk(seconds), _quotient(seconds, self._per_message + self._round_trip / CHUNK, _MOST))
 
     def in_chunk(self, seconds: float) -> int:
-        """Return how many messages the next chunk may have, at least 1, so that it ends a round trip later at most."""
+        """Return the size of the next chunk, at least 1. Apart from the round trip, it takes this time at most."""
         if self._per_message is None:
             return 1
         return _quotient(seconds, self._per_message, CHUNK)

@@ -100,7 +100,7 @@ class ClaimSender:
         if claim.state is State.OPEN:
             obstacle = self.unavailable
             if not obstacle and message is not None:
-                alone = self._publisher.make_way(message, budget.item_done)
+                alone = self._publisher.settle_before(message, budget.item_done)
             if not obstacle and not self._trusted(term):  # guard: claim-send-trusted
                 # Another replica may lead by now, and record the open claims as uncertain.
                 obstacle = "the term ended before the message was sent"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import marshal
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,6 +13,8 @@ from celery.result import denied_join_result
 from celery.signals import after_task_publish
 from kombu import Producer
 
+from ha_beat.dispatch.messages import size
+from ha_beat.dispatch.messages.size import MessageTooLarge
 from ha_beat.errors import HaBeatError, StoreError
 from ha_beat.exception_text import exception_line
 
@@ -21,38 +22,24 @@ from ha_beat.exception_text import exception_line
 DEDUPLICATION = "MessageDeduplicationId"
 
 
-#: Most bytes of an entry's arguments and headers. The main loop, and Redis, do nothing else for some 20 ms per MB.
-LARGEST = 16_000_000
-_TOO_LARGE = f"it has more than {LARGEST // 1_000_000} MB of arguments or headers: store them elsewhere"
-
-#: Values that are looked at one by one. The size of more is found by encoding them, which takes less time; of those
-#: that can't be encoded so, more are looked at.
-_FEW, _WALKED = 30, 100_000
-_TEXT, _SEQUENCE = (str, bytes), (list, tuple)
-
-
-class MessageTooLarge(HaBeatError):
-    """The message would stop the other entries for too long."""
-
-
 class NothingPublished(HaBeatError):
-    """The message went into no queue, or around the producer that collects it."""
+    """The message went into no queue, or through another producer than the one that collects messages."""
 
 
 class Declined(HaBeatError):
-    """The task was applied and published nothing, as a task does that is queued already and must be so only once."""
+    """The task was applied and published nothing, as some tasks do that are already in a queue."""
 
     def __init__(self, task: str) -> None:
         super().__init__(f"{task} was applied and published nothing")
 
 
 class EntryStoreError(HaBeatError):
-    """A ``StoreError`` of the entry's own code, for example of a look at another cluster. Its cause is that error."""
+    """A ``StoreError`` that the entry's own code raised, for example about another cluster. The cause is that error."""
 
 
 @contextmanager
 def entry_code() -> Iterator[None]:
-    """Run code of an entry. A ``StoreError`` means the broker everywhere else.
+    """Run code of an entry. A ``StoreError`` of any other code concerns the broker.
 
     Raises:
         EntryStoreError: in place of a ``StoreError``.
@@ -64,8 +51,8 @@ def entry_code() -> Iterator[None]:
         raise EntryStoreError(exception_line(exc)) from exc
 
 
-class DeclaringOnce(Producer):  # type: ignore[misc, unused-ignore]
-    """Producer that skips declared queues before it binds a copy of them; kombu checks only afterwards."""
+class OccurrenceProducer(Producer):  # type: ignore[misc, unused-ignore]
+    """Producer of the messages of an occurrence: it counts them and gives each a task id."""
 
     #: Number of publishes, including those that reach no queue.
     publishes = 0
@@ -73,6 +60,7 @@ class DeclaringOnce(Producer):  # type: ignore[misc, unused-ignore]
     ids: set[str] | None = None
 
     def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> Any:
+        """Declare a queue or an exchange once. kombu would first bind a copy of it, for each message."""
         client = getattr(getattr(self.channel, "connection", None), "client", None)
         if entity and client and hash(entity) in client.declared_entities:
             return False
@@ -80,8 +68,8 @@ class DeclaringOnce(Producer):  # type: ignore[misc, unused-ignore]
 
     def _prepare(self, body: Any, *args: Any, **options: Any) -> Any:
         prepared = super()._prepare(body, *args, **options)
-        if len(prepared[0]) > LARGEST:
-            raise MessageTooLarge(_TOO_LARGE)
+        if len(prepared[0]) > size.LARGEST:
+            raise MessageTooLarge
         return prepared
 
     def publish(self, body: Any, *args: Any, **options: Any) -> Any:
@@ -109,16 +97,14 @@ def further_id(task_id: str, number: int) -> str:
 
 
 def is_timed(headers: Mapping[str, Any] | None) -> bool:
-    """True if a message with these headers expires, or waits for its ETA."""
+    """True if a message with these headers has an expiry or an ETA."""
     return any((headers or {}).get(name) for name in ("expires", "eta"))
 
 
 class Sender:
-    """Sender of an entry's message through a producer, as plain beat does it.
+    """Sender of an entry's message through a producer, as plain beat sends it."""
 
-    ``hooked`` is True if the scheduler's own methods do it.
-    """
-
+    #: True if methods of the project's own scheduler class send the message.
     hooked = False
 
     def __init__(self, app: Celery) -> None:
@@ -130,7 +116,7 @@ class Sender:
         """Publish with the task's own ``apply_async`` if the task is registered."""
         name = str(entry.task)
         task = self.app.tasks.get(name)
-        # A list, as in the messages of Celery's own beat.
+        # Messages of Celery's own beat have a list.
         values: Any = list(args)
         if task is not None:
             task.apply_async(values, dict(kwargs), producer=producer, **options)
@@ -152,21 +138,21 @@ def publish(
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> None:
-    """Have an entry's messages published through ``producer``, which collects them.
+    """Publish an entry's messages through ``producer``, which collects them.
 
     Raises:
         Declined: nothing was published.
-        MessageTooLarge: its arguments and headers are larger than :data:`LARGEST`.
+        MessageTooLarge: the arguments and headers are larger than :data:`~ha_beat.dispatch.messages.size.LARGEST`.
         NothingPublished: something was published, but not through this producer.
         Exception: any exception of the entry's task, the scheduler's hooks, the serializer or signal handlers.
     """
-    if is_larger((args, kwargs, options.get("headers")), LARGEST):
-        raise MessageTooLarge(_TOO_LARGE)
-    # The dispatcher retries: a retry here would not know whether the first attempt was accepted.
+    if size.is_larger((args, kwargs, options.get("headers")), size.LARGEST):
+        raise MessageTooLarge
+    # The dispatcher retries. A retry by Celery would not know whether the first attempt was accepted.
     options = {**options, "retry": False}
     published, producer.ids = producer.publishes, set()
     watch = send.hooked or has_own_apply_async(send.app, str(entry.task))
-    # beat does not wait for the result, so the backend need not subscribe to it.
+    # The result backend need not subscribe to the result: beat does not wait for it.
     with (
         entry_code(),
         denied_join_result(),
@@ -180,43 +166,8 @@ def publish(
         raise Declined(str(entry.task))
 
 
-def is_larger(value: Any, size: int) -> bool:
-    """True if plain values are larger than this many bytes when they are encoded. Copies no large text of a few."""
-    larger = _is_larger(value, size, _FEW)
-    if larger is not None:
-        return larger
-    try:
-        return len(marshal.dumps(value)) > size
-    except ValueError:
-        # There are others too. The size of more is known once they are encoded.
-        return bool(_is_larger(value, size, _WALKED))
-
-
-def _is_larger(value: Any, size: int, limit: int) -> bool | None:
-    """Look at the values one by one. Return ``None`` if there are more than ``limit``, as in a list within itself."""
-    left, weight = [value], 0
-    for _ in range(limit):
-        if not left:
-            return False
-        each = left.pop()
-        if isinstance(each, _TEXT):
-            weight += len(each)
-            if weight > size:
-                return True
-            continue
-        if isinstance(each, dict):
-            left += [*each, *each.values()]
-        elif isinstance(each, _SEQUENCE):
-            left += each
-        else:
-            continue
-        if len(left) > limit:
-            break
-    return None
-
-
 def _default_producer(app: Celery, producer: Any) -> AbstractContextManager[None]:
-    """Let messages of this thread that name no producer use this one: an ``apply_async`` may drop its options."""
+    """Make this the default producer of this thread, since a task's own ``apply_async`` may drop the option."""
     own, thread = app.producer_or_acquire, get_ident()
 
     def producer_or_acquire(given: Any = None) -> Any:
@@ -227,7 +178,7 @@ def _default_producer(app: Celery, producer: Any) -> AbstractContextManager[None
 
 @contextmanager
 def lent(target: Any, **values: Any) -> Iterator[None]:
-    """Give an object other attributes for a while."""
+    """Replace attributes of an object until the block ends."""
     own = vars(target)
     before = {name: own[name] for name in values if name in own}
     own.update(values)

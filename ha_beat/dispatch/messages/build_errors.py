@@ -1,9 +1,9 @@
-"""Errors of message building, judged in one place: what is at fault decides what waits, and what is recorded.
+"""Errors of message building: find the part at fault, which decides what waits and what is recorded.
 
-Building a message runs code of the entry (lazy arguments, ``apply_async``, routers, serializers) that may do I/O of its
-own, and declares queues at the broker. The class of an exception does not show which of the two failed: a lock server
-that is away raises the same ``ConnectionError`` as a broker. A dispatcher therefore notes where its own I/O failed, and
-asks the broker in case of doubt (:meth:`Dispatcher.broker_error`).
+Building a message runs code of the entry (lazy arguments, ``apply_async``, routers, serializers), which may do I/O, and
+declares queues at the broker. The class of an exception does not show which of the two failed: an unreachable lock
+server raises the same ``ConnectionError`` as an unreachable broker. A dispatcher therefore notes its own failed I/O,
+and probes the broker if that is not conclusive (:meth:`Dispatcher.broker_error`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from typing import ClassVar, Protocol
 from kombu.exceptions import EncodeError, KombuError, OperationalError, SerializerNotInstalled
 from redis.exceptions import RedisError
 
-from ha_beat.dispatch.messages.build import Declined, EntryStoreError, MessageTooLarge, NothingPublished
+from ha_beat.dispatch.messages.build import Declined, EntryStoreError, NothingPublished
+from ha_beat.dispatch.messages.size import MessageTooLarge
 from ha_beat.errors import HaBeatError, StoreError, StoreRefused
 from ha_beat.exception_text import exception_line
 from ha_beat.reasons import BuildFault, TermEnd
 from ha_beat.store.redis_errors import as_store_error
 
-#: Errors that only the message itself can cause, also as the cause of an ``EncodeError``: an object that does I/O
-#: while it is encoded may succeed later.
+#: Causes of an ``EncodeError`` that come from the message itself. With another cause, such as failed I/O of an object
+#: that is encoded, a later attempt may succeed.
 _NOT_ENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
 
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
@@ -34,7 +35,7 @@ _SPARE_MEMORY = 8_000_000
 
 
 class MessageFailed(HaBeatError):
-    """A message could not be built because of its own entry. Other entries are not affected."""
+    """A message could not be built because of its entry. Other entries are not affected."""
 
     def __init__(self, fault: BuildFault, detail: str, cause: BaseException) -> None:
         super().__init__(detail)
@@ -57,20 +58,20 @@ class Broker(Protocol):
 
 @contextmanager
 def judged_build_errors(broker: Broker) -> Iterator[None]:
-    """Replace every exception of message building by one that names what is at fault.
+    """Replace every exception of message building by one that names the part at fault.
 
     Raises:
-        StoreError: the broker; it concerns every entry.
+        StoreError: the broker is at fault, which concerns every entry.
         Declined: the entry's task published nothing.
-        MessageFailed: the entry.
-        ReplicaExhausted: this replica.
+        MessageFailed: the entry is at fault.
+        ReplicaExhausted: this replica is at fault.
         SystemExit, KeyboardInterrupt: the process is asked to end, often by a signal handler.
     """
     try:
         yield
     except (StoreError, Declined, SystemExit, KeyboardInterrupt, GeneratorExit):
         raise
-    # Cancellations of asyncio and timeouts of gevent are no Exceptions.
+    # Cancellations of asyncio and timeouts of gevent do not derive from Exception.
     except BaseException as exc:
         raise _judged(exc, broker) from exc
 
@@ -119,7 +120,7 @@ def mapped_broker_errors() -> Iterator[None]:
 
 
 def _unwrapped(exc: BaseException) -> BaseException:
-    """Return the exception that was wrapped. kombu wraps a mistyped compression, for example, as a lost connection."""
+    """Return the exception that was wrapped. kombu reports even an unknown compression as a lost connection."""
     while isinstance(exc, OperationalError | EntryStoreError) and exc.__cause__ is not None:
         exc = exc.__cause__
     return exc
@@ -135,7 +136,7 @@ def _is_not_encodable(exc: BaseException) -> bool:
 def _is_exhausted(exc: BaseException) -> bool:
     """True if this process still lacks memory or descriptors now that the entry's code has ended.
 
-    An entry that uses up what there is, and has freed it by now, is at fault itself.
+    If the entry's code used them up and has freed them, the entry is at fault.
     """
     try:
         for each in causes(exc):

@@ -1,4 +1,4 @@
-"""Messages as publishes through kombu that are complete but not carried out."""
+"""Messages in the form of publishes through kombu that are complete but not carried out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from kombu import Producer
 
-from ha_beat.dispatch.messages.build import DeclaringOnce, is_timed
+from ha_beat.dispatch.messages.build import OccurrenceProducer, is_timed
 from ha_beat.headers import HEADER
 from ha_beat.store.lease import new_token
 
@@ -38,13 +38,13 @@ class DeferredPublish:
 
 @dataclass(frozen=True, slots=True)
 class DeferredMessage:
-    """Message as the publishes that enqueue it. An entry's task may publish more than once."""
+    """Message that consists of one publish, or of several if the entry's task publishes more than once."""
 
     publishes: tuple[DeferredPublish, ...]
 
     @property
     def size(self) -> int:
-        """Return 0: the message is not part of a script call."""
+        """Return 0: no script sends the message."""
         return 0
 
     @property
@@ -55,8 +55,8 @@ class DeferredMessage:
         return DeferredMessage(tuple(one.restamped(header) for one in self.publishes))
 
 
-class DeferringProducer(DeclaringOnce):
-    """Producer that builds messages and keeps them."""
+class DeferringProducer(OccurrenceProducer):
+    """Producer that builds messages and keeps them in :attr:`deferred`."""
 
     deferred: list[DeferredPublish]
     _signature = inspect.signature(Producer._publish)  # noqa: SLF001 -- the seam, the same since kombu 5.3
@@ -67,7 +67,7 @@ class DeferringProducer(DeclaringOnce):
         self.deferred.append(DeferredPublish(arguments))
 
     def declares(self, message: DeferredPublish) -> bool:
-        """True if a queue or an exchange of the message was not declared yet."""
+        """True if a queue or an exchange of the message is not declared yet."""
         channel: Any = self.channel
         declared = channel.connection.client.declared_entities
         return any(hash(entity) not in declared for entity in message.arguments.get("declare") or ())

@@ -1,8 +1,8 @@
-"""Recipe of a message that can be built ahead of time: everything that it is built from.
+"""Recipe of a message: all values that it is built from. The same recipe gives the same message at any time.
 
-While its recipe stays the same, such a message may be built early, or twice, and is the same. This is not so if code of
-the project takes part in it (signal handlers, routers, an own ``apply_async``, lazy arguments, a patched Celery), if it
-depends on the time (an expiry, a countdown), or if its entry holds objects that may change by themselves.
+A message has no recipe, and must not be built ahead, if code of the project takes part in it (signal handlers, routers,
+an own ``apply_async``, lazy arguments, a patched Celery), if it depends on the time (an expiry, a countdown), or if its
+entry holds objects that other code may change.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from ha_beat.dispatch.messages.build import Sender
 #: Serializers that write the same for the same values.
 _SERIALIZERS = frozenset({None, "json", "pickle", "yaml", "msgpack"})
 
-#: Options that count from when the message is built.
+#: Options that count from the time at which the message is built.
 _TIMED = frozenset({"expires", "countdown", "eta"})
 
-#: Methods of a task that Celery calls to build its message, and attributes that it reads.
+#: Methods of a task that Celery calls to build a message, and attributes of the task that Celery reads.
 _TASK_METHODS = ("apply_async", "shadow_name", "_get_exec_options", "_get_app")
 _TASK_OPTIONS = (
     *("queue", "routing_key", "exchange", "priority", "serializer", "delivery_mode", "compression", "expires"),
     *("time_limit", "soft_time_limit", "ignore_result", "typing"),
 )
 
-#: Version of marshal that writes the same for equal values of the same types, whatever refers to them.
+#: Version of marshal that encodes equal values of the same types equally, whatever refers to them.
 _MARSHAL = 2
 
-#: What a message is built from: of its app and its task, and of its entry.
+#: Values of the app and the task, and values of the entry.
 Recipe = tuple[bytes, bytes]
 
 
 class Recipes:
-    """Reader of recipes. Call :meth:`refresh` before each group of entries: it reads the app, and forgets the tasks."""
+    """Reader of recipes. Call :meth:`refresh` before each group of entries: it reads the app and forgets the tasks."""
 
     def __init__(self, send: Sender) -> None:
         self._send = send
@@ -48,19 +48,19 @@ class Recipes:
         self._of_tasks: dict[str, bytes | None] = {}
         #: Tasks whose attributes were found to be plain values.
         self._plain_tasks: dict[str, Any] = {}
-        #: Router and queues as last seen, and how many times one of them was replaced.
+        #: Router and queues as last read, and how many times one of them was replaced.
         self._routing: tuple[Any, dict[str, Any]] = None, {}
         self._reroutings = 0
 
     def refresh(self) -> None:
-        """Read what all messages have in common."""
+        """Read the values that all messages have in common."""
         self._of_tasks.clear()
         self._of_app = None
         try:
             if not self._send.hooked and (found := _of_app(self._send.app)) is not None:
                 self._of_app = *found, self._rerouted(self._send.app.amqp)
         except Exception:
-            # What cannot be read is reported when a message is built.
+            # The error is reported when a message is built.
             return
 
     def of(self, entry: Any) -> Recipe | None:
@@ -70,11 +70,11 @@ class Recipes:
         try:
             return self._read(entry)
         except Exception:
-            # Something else than plain values, or than an entry should have.
+            # The entry has values that are not plain, or lacks an attribute.
             return None
 
     def _rerouted(self, amqp: Any) -> int:
-        """Return how many times the router or a queue was replaced. Celery adds missing queues by itself."""
+        """Return how many times the router or a queue was replaced. A queue that Celery has added does not count."""
         (router, queues), self._routing = self._routing, (amqp.router, dict(amqp.queues))
         now = self._routing[1]
         if router is not amqp.router or any(now.get(name) is not queue for name, queue in queues.items()):
@@ -127,16 +127,16 @@ def _of_app(app: Celery) -> tuple[Any, ...] | None:
 
 
 def _is_plain_task(task: Any) -> bool:
-    """True if no property of the task's class takes part in its message."""
+    """True if the task's class computes no attribute of the message."""
     return getattr(task, "_dump_pydantic_arguments", None) is None and not any(
         hasattr(getattr_static(task, option, None), "__get__") for option in _TASK_OPTIONS
     )
 
 
 def _are_stock(owner: Any, *names: str) -> bool:
-    """True if these methods were written in Celery or kombu.
+    """True if Celery or kombu defines these methods.
 
-    A patch may have copied the name and the attributes of what it replaces, but not the type and the globals.
+    A patch may copy the name and the attributes of the method that it replaces, but not its type and its globals.
     """
     for name in names:
         function = getattr(owner, name)
@@ -150,7 +150,7 @@ def _are_stock(owner: Any, *names: str) -> bool:
 
 
 def _is_plain_route(route: Any) -> bool:
-    """True for a table of routes, whose result depends on the task's name only."""
+    """True for a table of routes, whose result depends only on the task's name."""
     kind: type = type(route)
     if kind is not MapRoute:
         return False

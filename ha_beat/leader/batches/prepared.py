@@ -14,8 +14,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ha_beat.dispatch import Dispatcher, PreparedMessage
-from ha_beat.dispatch.messages.build import is_larger
 from ha_beat.dispatch.messages.recipe import Recipe
+from ha_beat.dispatch.messages.size import is_larger
 from ha_beat.headers import with_header
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState, ScheduledEntry

@@ -192,7 +192,7 @@ class Sender:
         """Send messages before the broker has answered the first."""
         deliveries = [Delivery() for _ in messages]
         for message, delivery in zip(messages, deliveries, strict=True):
-            alone = self.publisher.make_way(message, lambda: None)
+            alone = self.publisher.settle_before(message, lambda: None)
             self.publisher.send(message, delivery, alone=alone)
         self.publisher.settle()
         return [delivery.sent for delivery in deliveries if delivery.sent is not None]

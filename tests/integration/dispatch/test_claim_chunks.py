@@ -33,7 +33,7 @@ def test_end_of_trust_in_mid_chunk_confirms_what_was_sent(leader: Leader):
 def test_end_of_trust_in_the_wait_before_a_message_sends_nothing(leader: Leader):
     """The wait for the others' answers has no limit, and the next leader may send the message again meanwhile."""
     leader.submit(*leader.batch(1))
-    leader.publisher.on_make_way = lambda: setattr(leader, "trusted", False)
+    leader.publisher.on_settle_before = lambda: setattr(leader, "trusted", False)
     assert leader.submit_kinds(leader.operation("late")) == ["unsent"]
     assert leader.publisher.sends == 1
 

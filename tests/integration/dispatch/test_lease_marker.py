@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from ha_beat import events
 from ha_beat.dispatch import FencedOff
@@ -17,6 +19,7 @@ from ha_beat.dispatch.lease_marker import LeaseMark, LeaseMarker, read_mark
 from ha_beat.duties import Duties
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import Duty, DutyFault, ForbiddenReason, TermEnd
+from ha_beat.store.connections import WatchedClient
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
 from ha_beat.testing import SettableClock
@@ -214,7 +217,7 @@ def test_marker_that_cannot_be_kept_prevents_dispatch(one: Side):
     """The other store may replace the marker while the broker is unreachable."""
     one.require()
     good = one.broker
-    one.broker = redis.Redis(port=free_port())
+    one.broker = redis.Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
     one.require()
     one.clock.advance(TTL / 4)
     one.keep()
@@ -236,3 +239,11 @@ def test_missing_right_disables_the_marker(redis_server: RedisServer):
     late = side.duties.late()[Duty.MARK_LEASE]
     assert late.reason is DutyFault.REFUSED
     assert "NOPERM" in late.detail
+
+
+def test_marker_is_read_after_its_idle_connection_was_closed(one: Side):
+    one.require()
+    client = WatchedClient(one.server.client(db=0).connection_pool)
+    mark = read_mark(client, KEYS)
+    one.server.admin.client_kill_filter(_type="normal", skipme=True)
+    assert read_mark(client, KEYS) == mark

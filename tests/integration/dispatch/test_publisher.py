@@ -219,7 +219,7 @@ class AnsweringLate(BrokerAdapter):
     def check(self) -> bool:
         if AnsweringLate.breaks:
             AnsweringLate.breaks = False
-            self.lost_together = self.worn = True
+            self.lost_together = self.must_be_replaced = True
             raise OSError("cut")
         return False
 
@@ -233,7 +233,7 @@ class AnsweringLate(BrokerAdapter):
     def settle(self, *_: object) -> None:
         unknown = Sent(PublishOutcome.UNKNOWN, "closed")
         failed = AnsweringLate.failing and len(self.waiting) > 1
-        self.worn = self.lost_together = failed
+        self.must_be_replaced = self.lost_together = failed
         for delivery in self.waiting:
             delivery.sent = unknown if failed else ACCEPTED
         self.waiting = []
@@ -296,8 +296,8 @@ def test_message_that_goes_alone_waits_before_it_is_sent(answered_late: Sender, 
     sends(answered_late, 1)
     first, second = Delivery(), answered_late.prepare()
     answered_late.publisher.send(answered_late.prepare(), first, alone=False)
-    assert not answered_late.publisher.make_way(second, lambda: None)
+    assert not answered_late.publisher.settle_before(second, lambda: None)
     assert first.sent is None
     monkeypatch.setattr(AnsweringLate, "goes_alone", lambda *_: True)
-    assert answered_late.publisher.make_way(second, lambda: None)
+    assert answered_late.publisher.settle_before(second, lambda: None)
     assert first.sent == ACCEPTED

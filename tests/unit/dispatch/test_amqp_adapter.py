@@ -94,7 +94,7 @@ def outcomes(letters: str) -> list[PublishOutcome]:
 
 def test_confirmation_answers_one_message_or_all_up_to_it(channel: Channel):
     assert channel.settled(channel.send(4), channel.acks(2), channel.acks(4, multiple=True)) == outcomes("aaaa")
-    assert (channel.unanswered(), channel.worn) == (0, False)
+    assert (channel.unanswered(), channel.must_be_replaced) == (0, False)
 
 
 def test_message_without_a_confirmation_is_unknown(channel: Channel):
@@ -102,7 +102,7 @@ def test_message_without_a_confirmation_is_unknown(channel: Channel):
     sent = channel.send(4)
     assert channel.settled(sent, channel.acks(3), channel.acks(1)) == outcomes("auau")
     assert [one.sent.broken for one in sent if one.sent] == [False, True, False, True]
-    assert channel.worn
+    assert channel.must_be_replaced
 
 
 def test_heartbeats_do_not_prolong_the_wait_for_an_answer(channel: Channel):
@@ -124,7 +124,7 @@ def test_nack_concerns_its_message_only(channel: Channel):
     sent = channel.send(3)
     channel.settled(sent, channel.nacks(2), channel.acks(3, multiple=True))
     assert [one.sent for one in sent] == [ACCEPTED, NACKED, ACCEPTED]
-    assert not channel.worn
+    assert not channel.must_be_replaced
 
 
 def test_returned_message_is_refused_and_no_other(channel: Channel):
@@ -136,7 +136,7 @@ def test_returned_message_is_refused_and_no_other(channel: Channel):
     assert found == outcomes("aara")
     assert sent[2].sent is not None
     assert "no queue takes it" in sent[2].sent.detail
-    assert channel.worn
+    assert channel.must_be_replaced
 
 
 @pytest.mark.parametrize("where", ["check", "settle"])
@@ -153,7 +153,7 @@ def test_closed_channel_refuses_a_message_only_if_it_is_the_last(
     else:
         channel.settle(lambda: None, channel.clock)
     assert [one.sent.outcome for one in sent if one.sent] == outcomes(expected)
-    assert (channel.worn, channel.lost_together) == (True, acked == 1)
+    assert (channel.must_be_replaced, channel.lost_together) == (True, acked == 1)
 
 
 def test_lost_connection_leaves_what_is_unanswered_unknown(channel: Channel):
@@ -172,7 +172,7 @@ def test_closing_leaves_what_is_unanswered_unknown(channel: Channel):
 def test_message_that_cannot_be_encoded_takes_no_number(channel: Channel, error: Exception):
     first, wrong, third = channel.send()[0], channel.send_one(message(), error), channel.send()[0]
     assert channel.settled([first, wrong, third], channel.acks(1), channel.acks(2)) == outcomes("ara")
-    assert channel.worn
+    assert channel.must_be_replaced
 
 
 def test_failed_write_leaves_every_message_unknown(channel: Channel):

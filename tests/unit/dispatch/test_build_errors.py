@@ -16,8 +16,9 @@ from redis import exceptions as redis_errors
 
 from ha_beat.clock import SystemClock
 from ha_beat.dispatch.messages import build_errors
-from ha_beat.dispatch.messages.build import MessageTooLarge, NothingPublished, Sender, publish
+from ha_beat.dispatch.messages.build import NothingPublished, Sender, publish
 from ha_beat.dispatch.messages.build_errors import MessageFailed, ReplicaExhausted, judged_build_errors
+from ha_beat.dispatch.messages.size import MessageTooLarge
 from ha_beat.errors import StoreError, StoreRefused, StoreUnavailable
 from ha_beat.leader.batches.slow_arguments import SlowArguments
 from ha_beat.reasons import BuildFault
@@ -82,7 +83,7 @@ def test_exception_of_the_entrys_code_is_transient_if_the_broker_works(exc: Base
         caused(EncodeError("object()"), TypeError("Object of type object is not JSON serializable")),
         SerializerNotInstalled("runes"),
         NothingPublished("silent"),
-        MessageTooLarge("40 MB"),
+        MessageTooLarge(),
     ],
     ids=repr,
 )

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from ha_beat.dispatch.messages import build as message
-from ha_beat.dispatch.messages.build import DeclaringOnce, MessageTooLarge, Sender
+from ha_beat.dispatch.messages import size
+from ha_beat.dispatch.messages.build import OccurrenceProducer, Sender, publish
 from ha_beat.dispatch.messages.capture import RedisCommands
 from ha_beat.dispatch.messages.deferred import DeferredMessage, DeferredPublish
+from ha_beat.dispatch.messages.size import MessageTooLarge
 
 
 @pytest.mark.parametrize(("options", "timed"), [({}, False), ({"expires": 60}, True), ({"countdown": 5}, True)])
@@ -48,14 +49,14 @@ def test_large_message_is_refused_before_its_envelope_is_made(
     app = Celery("app", broker="memory://", set_as_current=False)
     entry: Any = SimpleNamespace(task="large")
     with app.connection_for_write() as connection:
-        producer = type("Producer", (DeclaringOnce, app.amqp.Producer), {})(connection)
+        producer = type("Producer", (OccurrenceProducer, app.amqp.Producer), {})(connection)
         sent: list[Any] = []
         monkeypatch.setattr(producer, "_publish", lambda body, *_, **__: sent.append(body))
-        message.publish(Sender(app), producer, entry, args, {}, options)
-        monkeypatch.setattr(message, "LARGEST", 999)
-        monkeypatch.setattr(message, "_WALKED", 100)
+        publish(Sender(app), producer, entry, args, {}, options)
+        monkeypatch.setattr(size, "LARGEST", 999)
+        monkeypatch.setattr(size, "_MANY", 100)
         with pytest.raises(MessageTooLarge):
-            message.publish(Sender(app), producer, entry, args, {}, options)
+            publish(Sender(app), producer, entry, args, {}, options)
     assert len(sent) == 1
 
 
@@ -87,7 +88,7 @@ def test_size_of_an_unusual_value_is_found_in_little_memory(value: Any) -> None:
     """Its encoding fails later, and names the entry."""
     tracemalloc.start()
     try:
-        assert not message.is_larger(value, message.LARGEST)
+        assert not size.is_larger(value, size.LARGEST)
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()
