@@ -150,8 +150,7 @@ class _Assembly:
         )
         ping_interval = settings.lease_ttl / 3
         eligibility = Eligibility(
-            ready=lambda: self.source.ready() and self.marker.may_campaign(),
-            remembers=lambda: bool(self.shadow.gen),
+            ready=lambda: self.source.ready() and self.marker.may_campaign(), remembers=lambda: bool(self.shadow.gen)
         )
         return Elector(
             store,

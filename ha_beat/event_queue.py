@@ -42,15 +42,7 @@ class EventQueue:
     """
 
     def __init__(
-        self,
-        consumer: Consumer,
-        name: str,
-        duty: Duty,
-        size: int,
-        *,
-        clock: Clock,
-        hub: events.Events,
-        duties: Duties,
+        self, consumer: Consumer, name: str, duty: Duty, size: int, *, clock: Clock, hub: events.Events, duties: Duties
     ) -> None:
         """``name`` is the thread's. ``duty`` becomes late while the consumer blocks."""
         self._consumer = consumer

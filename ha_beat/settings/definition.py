@@ -1,17 +1,17 @@
-"""Definition of every setting: kind, default and description, and the relations between settings."""
+"""Definition of every setting: kind, default and description."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar, cast
-from urllib.parse import parse_qs
 
 from ha_beat.errors import ConfigurationError
 from ha_beat.settings.kinds import Kind, address, choice, flag, mapping, optional, redis_url, seconds, text, whole
 from ha_beat.settings.redaction import redact, shown
+from ha_beat.settings.relations import contradictions
 from ha_beat.settings.sources import APP_PREFIX, from_app, from_environment, replica_name
 from ha_beat.suggest import nearest
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Derived(Generic[T]):
-    """Default that is computed from other settings. `text` describes it."""
+    """Default that is computed from the other settings. `text` describes it."""
 
     text: str
     compute: Callable[[Mapping[str, Any]], T]
@@ -65,8 +65,8 @@ _NAME_RULE = text(r"[A-Za-z0-9_.:-]{1,100}", "1 to 100 of the characters A-Z a-z
 class Settings:
     """Validated settings of one replica. Durations are in seconds.
 
-    Create them with `load`, or directly: in `Settings(cluster="shop", lease_ttl=5)` the others have their defaults.
-    Both raise ConfigurationError, which lists every fault. It has more than 15 fields: one per setting.
+    Create them with `load`, or directly: `Settings(cluster="shop", lease_ttl=5)` uses the defaults of the others. Both
+    raise ConfigurationError, which lists every fault. The class has more than 15 fields: one per setting.
     """
 
     redis_url: str | None = _setting(
@@ -196,7 +196,7 @@ class Settings:
     )
 
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
-    """The key or variable that set each setting, by the setting's name. Those missing have their defaults."""
+    """Key or variable that set each setting, by the setting's name. A setting that is missing here has its default."""
 
     def __post_init__(self) -> None:
         values, faults = _check(
@@ -234,7 +234,7 @@ class Settings:
                     f"ha_beat_cluster: not set, and the app's name {shown('cluster', default_cluster)} "
                     f"cannot stand in for it: must be {_NAME_RULE.right}"
                 )
-                given["cluster"] = "unnamed"  # avoids a second report
+                given["cluster"] = "unnamed"  # so that _check does not report it again
         values, wrong = _check(given, sources)
         if faults or wrong:
             raise ConfigurationError("\n".join(faults + wrong))
@@ -269,31 +269,6 @@ SETTINGS: tuple[Setting, ...] = tuple(
 _BY_NAME: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}
 
 
-class _Relation(NamedTuple):
-    """Condition of a setting that depends on another one."""
-
-    name: str
-    right: str
-    other: str
-    holds: Callable[[Any, Any], bool]
-
-
-def _longest_renewal(values: Mapping[str, Any]) -> float:
-    """Return how long a renewal may be without an answer so that another one is in time."""
-    ttl, renew = values["lease_ttl"], values["renew_interval"]
-    # As in the election: trust ends a tenth of the ttl early, and a retry follows after a pause.
-    left: float = ttl * 0.9 - renew - min(renew / 5, 0.5)
-    return left
-
-
-_RELATIONS = (
-    _Relation("renew_interval", "at most half of", "lease_ttl", lambda renew, ttl: renew * 2 <= ttl),
-    _Relation("poll_interval", "at most", "lease_ttl", lambda poll, ttl: poll <= ttl),
-    _Relation("command_timeout", "less than half of", "lease_ttl", lambda timeout, ttl: timeout * 2 < ttl),
-    _Relation("stall_timeout", "more than", "poll_interval", lambda stall, poll: stall > poll),
-)
-
-
 def _check(given: Mapping[str, object], sources: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     """Return all values, parsed and completed with defaults, and the faults, one line each."""
 
@@ -318,54 +293,7 @@ def _check(given: Mapping[str, object], sources: Mapping[str, str]) -> tuple[dic
         if setting.name not in values:
             default = setting.default
             values[setting.name] = default.compute(values) if isinstance(default, Derived) else default
-    return values, [*faults, *_contradictions(values, given, wrong, spelled)]
-
-
-def _contradictions(
-    values: Mapping[str, Any], given: Mapping[str, object], wrong: set[str], spelled: Callable[[str], str]
-) -> Iterator[str]:
-    """Yield a fault for each setting that does not work with another one, except for the `wrong` ones."""
-
-    def value_of(name: str) -> str:
-        return f"{spelled(name)}={shown(name, values[name])}{'' if name in given else ' (default)'}"
-
-    def others(names: Iterable[str]) -> str:
-        return " and ".join(f"{spelled(name)} ({shown(name, values[name])})" for name in names)
-
-    wrong = set(wrong)
-    for relation in _RELATIONS:
-        if relation.name in wrong or relation.other in wrong:
-            continue
-        if not relation.holds(values[relation.name], values[relation.other]):
-            wrong.add(relation.name)
-            yield f"{value_of(relation.name)}: must be {relation.right} {others([relation.other])}"
-    pair, most = ("lease_ttl", "renew_interval"), _longest_renewal(values)
-    if wrong.isdisjoint({"command_timeout", *pair}) and values["command_timeout"] > most:
-        why = "because a renewal without an answer must leave time for another one"
-        yield f"{value_of('command_timeout')}: must be at most {most:g} with {others(pair)}, {why}"
-    if "lease_ttl" not in wrong:
-        for name, timeout in _client_timeouts(values):
-            if not _shorter(timeout, values["lease_ttl"] / 2):
-                right = f"a number of seconds less than half of {others(['lease_ttl'])}"
-                yield f"{name}={timeout!r}: must be {right}, because it replaces {spelled('command_timeout')}"
-
-
-def _client_timeouts(values: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    """Yield the timeouts of redis-py in the options and in the query of the URL, with where each is set."""
-    query = parse_qs((values["redis_url"] or "").partition("?")[2])
-    for option in ("socket_timeout", "socket_connect_timeout"):
-        if option in values["redis_options"]:
-            yield f"{APP_PREFIX}redis_options[{option!r}]", values["redis_options"][option]
-        elif option in query:
-            yield f"{option} of {APP_PREFIX}redis_url", query[option][-1]
-
-
-def _shorter(timeout: object, most: float) -> bool:
-    """True if redis-py takes this as a timeout of less than `most` seconds."""
-    try:
-        return 0 < float(timeout) < most  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False
+    return values, [*faults, *contradictions(values, given, wrong, spelled)]
 
 
 def _nearest(spelled: str, name: str) -> str:

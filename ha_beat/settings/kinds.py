@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Kind(Generic[T]):
-    """Parser for one kind of value, from the text of a variable or from a Python value.
+    """Parser for one kind of value, given as the text of a variable or as a Python value.
 
-    `right` describes the valid values and completes the sentence "must be …". `read` raises ValueError for others.
+    `right` describes the valid values: it completes the sentence "must be …". `read` raises ValueError for others.
     """
 
     right: str
@@ -32,7 +32,7 @@ def _wrong() -> ValueError:
 
 
 def seconds(lowest: float, highest: float | None = None, *, above: bool = False, why: str = "") -> Kind[float]:
-    """Return a parser for seconds, given as a number or a timedelta, from (or above) `lowest` to `highest`.
+    """Return a parser for a number of seconds or a timedelta, from (or above) `lowest` to `highest`.
 
     `why` explains the limits.
     """
@@ -91,9 +91,10 @@ def flag() -> Kind[bool]:
     def read(value: object) -> bool:
         if isinstance(value, bool):
             return value
-        if not isinstance(value, str) or value.strip().lower() not in words:
+        word = value.strip().lower() if isinstance(value, str) else ""
+        if word not in words:
             raise _wrong()
-        return words[value.strip().lower()]
+        return words[word]
 
     return Kind("true or false", read)
 

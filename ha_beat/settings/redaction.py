@@ -19,8 +19,8 @@ _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%\w]*\]|[\w.-]*)(?::[0-9]*)?")
 def redact_url(url: str) -> str:
     """Return the URL without its secrets.
 
-    It hides passwords before the host, in the query string, and in each part of a list such as
-    `sentinel://:pw@h1:26379;sentinel://:pw@h2:26379`. If a part is ambiguous, it is hidden too.
+    Secrets are passwords before the host and in the query string, in each part of a list such as
+    `sentinel://:pw@h1:26379;sentinel://:pw@h2:26379`. A part that is ambiguous is hidden too.
     """
     return "".join(_redact_one(part) for part in NEXT_URL.split(url))
 
@@ -31,11 +31,11 @@ def _redact_one(url: str) -> str:
         scheme, rest = "", url
     front, question, query = rest.partition("?")
     if "@" in query:
-        return f"{scheme}{separator}{_HIDDEN}"  # a raw '?' in the password, or an '@' in the query: ambiguous
+        return f"{scheme}{separator}{_HIDDEN}"  # ambiguous: a raw '?' in the password, or an '@' in the query
     userinfo, at, where = front.rpartition("@")
     host, slash, path = where.partition("/")
     if not all(_HOST.fullmatch(name.strip()) for name in re.split("[;,]", host)):
-        host = _HIDDEN  # no '@', but something like ':password' instead of host and port
+        host = _HIDDEN  # for example ':password' instead of host and port
     user, colon, _ = userinfo.partition(":")
     shown = f"{user}:{_HIDDEN}" if colon and re.fullmatch(r"[\w.-]*", user) else _HIDDEN
     query = _SECRET_IN_QUERY.sub(rf"\1{_HIDDEN}", query)
@@ -43,11 +43,13 @@ def _redact_one(url: str) -> str:
 
 
 def redact(value: object, name: str = "") -> object:
-    """Return the value in plain types, without secrets. `name` is its key: a name like `password` hides the value."""
-    if value is None or isinstance(value, bool | int | float):
-        return _HIDDEN if _SECRET.search(name) and value is not None else value
+    """Return the value in plain types, without secrets. A value is a secret if its `name` is like `password`."""
+    if value is None:
+        return None
     if _SECRET.search(name):
         return _HIDDEN
+    if isinstance(value, bool | int | float):
+        return value
     if isinstance(value, str):
         return redact_url(value) if "://" in value else value
     if isinstance(value, Mapping):
@@ -58,7 +60,7 @@ def redact(value: object, name: str = "") -> object:
 
 
 def secrets_in(value: object, name: str = "") -> Iterator[str]:
-    """Yield the secrets in a setting: passwords of URLs, also decoded, and values with a name like ``password``."""
+    """Yield the secrets in a setting: passwords in URLs, raw and decoded, and values with a name like ``password``."""
     if isinstance(value, str):
         if _SECRET.search(name):
             yield value
@@ -76,7 +78,7 @@ def secrets_in(value: object, name: str = "") -> Iterator[str]:
 
 
 def shown(name: str, value: object) -> str:
-    """Return a value for a message: one short line without secrets."""
+    """Return a value for a message, as one short line without secrets."""
     if name == "redis_url" and isinstance(value, str):
         value = redact_url(value)
     elif name == "redis_options" and not isinstance(value, Mapping):
