@@ -1,7 +1,7 @@
 """Events of a replica, as frozen data.
 
-The code in which something happens emits an event and knows neither the log, the metrics nor the signals, which
-subscribe. ``reason`` is a code of :mod:`ha_beat.reasons`; ``detail`` is free text, mostly of a foreign exception.
+The code in which something happens emits an event. The log, the metrics, the status and the signals subscribe to it.
+``reason`` is a code of :mod:`ha_beat.reasons`; ``detail`` is free text, mostly that of an exception.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ logger = logging.getLogger("ha_beat")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Base of all events. ``action`` is the stable name in log records: the class's name in snake case."""
+    """Base of all events. ``action`` is the name in log records: the class's name in snake case."""
 
     action: ClassVar[str] = ""
     problem: ClassVar[bool] = False
@@ -51,7 +51,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Problem(Event):
-    """Base of the events that are logged as warnings or errors, counted by action, and shown in the status."""
+    """Base of the events that are logged as a warning or an error, counted by action, and shown in the status."""
 
     problem: ClassVar[bool] = True
 
@@ -60,7 +60,7 @@ Subscriber = Callable[[Event], None]
 
 
 class Events:
-    """List of subscribers. An exception in one is logged and does not reach the others or the emitter."""
+    """List of subscribers. An exception of a subscriber is logged. It does not affect the others or the emitter."""
 
     def __init__(self) -> None:
         self._subscribers: list[Subscriber] = []
@@ -117,7 +117,7 @@ class LeaseUnreachable(Problem):
 
 @dataclass(frozen=True, slots=True)
 class LeaseReachable(Event):
-    """Redis answers again, ``after`` seconds."""
+    """Redis answers again, after an outage of ``after`` seconds."""
 
     after: float
 
@@ -139,7 +139,7 @@ class LeadingForbidden(Problem):
 
 @dataclass(frozen=True, slots=True)
 class LeaseAttempted(Event):
-    """A campaign or a renewal finished. ``seconds`` is the round trip to Redis."""
+    """A campaign or a renewal finished after ``seconds``."""
 
     operation: LeaseAction
     outcome: LeaseOutcome
@@ -158,7 +158,7 @@ class ElectionFailed(Problem):
 
 @dataclass(frozen=True, slots=True)
 class ScheduleReady(Event):
-    """The leader has read the ledger. ``overdue`` entries were already due; ``new`` ones were not in the ledger."""
+    """The leader has loaded the schedule. ``overdue`` entries were already due; ``new`` ones had no ledger row."""
 
     entries: int
     overdue: int
@@ -216,7 +216,7 @@ class EntryFailed(Problem):
 
 @dataclass(frozen=True, slots=True)
 class StateLost(Problem):
-    """Redis lost data. Occurrences that may have been enqueued are enqueued again if ``catch_up``, else skipped."""
+    """Redis lost data. Occurrences that may have been enqueued are enqueued again if ``catch_up``, and else skipped."""
 
     reason: LossKind
     catch_up: bool
@@ -224,7 +224,7 @@ class StateLost(Problem):
 
 @dataclass(frozen=True, slots=True)
 class DispatchHeld(Problem):
-    """Nothing is dispatched for ``seconds``, because the previous leader may still use the previous Redis server."""
+    """Nothing is dispatched for ``seconds``, because an earlier leader may still use the previous Redis server."""
 
     seconds: float
 
@@ -239,7 +239,7 @@ class PathChosen(Event):
 
 @dataclass(frozen=True, slots=True)
 class BatchDispatched(Event):
-    """A batch was dispatched. ``already_mine`` operations had been done by an attempt whose reply was lost."""
+    """A batch was dispatched. An earlier attempt whose reply was lost had done ``already_mine`` of its operations."""
 
     size: int
     seconds: float
@@ -288,7 +288,7 @@ class Paused(Event):
 
 @dataclass(frozen=True, slots=True)
 class Resumed(Event):
-    """The cluster was resumed ``after`` seconds."""
+    """The pause of the cluster ended after ``after`` seconds."""
 
     by: str
     after: float
@@ -322,7 +322,7 @@ class EnqueuedOnRequest(Event):
 
 @dataclass(frozen=True, slots=True)
 class ClockJumped(Problem):
-    """The machine's wall clock moved by ``seconds`` more than the time that passed: it stepped or drifts.
+    """The machine's wall clock moved by ``seconds`` more than time passed: it was set, or it drifts.
 
     ``followed`` is True if the scheduling time moved with it.
     """
@@ -348,7 +348,7 @@ class ServerMayForget(Problem):
 
 @dataclass(frozen=True, slots=True)
 class ScheduleRestored(Problem):
-    """The schedule's own store had lost its data. ``entries`` of the ``known`` ones were written to it again."""
+    """The schedule's store had lost its data. ``entries`` of the ``known`` entries were written to it again."""
 
     entries: int
     known: int
@@ -356,7 +356,7 @@ class ScheduleRestored(Problem):
 
 @dataclass(frozen=True, slots=True)
 class OtherSchedulerSeen(Problem):
-    """The store's own scheduler holds its lock, which expires in ``seconds`` (0 for never). ``runs``: it renewed it."""
+    """The lock of redbeat's own scheduler is held, and expires in ``seconds`` (0: never). ``runs``: it was renewed."""
 
     runs: bool
     seconds: float
@@ -364,7 +364,7 @@ class OtherSchedulerSeen(Problem):
 
 @dataclass(frozen=True, slots=True)
 class BrokersIgnored(Problem):
-    """The broker is a list of Redis servers, and the first also holds the lease, which can't move to another."""
+    """The broker is a list of Redis servers. Only the first is used, because it also holds the lease."""
 
     used: str
     ignored: str
@@ -388,7 +388,7 @@ class RecordUnreadable(Problem):
 
 @dataclass(frozen=True, slots=True)
 class DutyLate(Problem):
-    """A duty was last done ``seconds`` ago. Emitted at once, and at growing intervals until it is done again."""
+    """A duty was last done ``seconds`` ago. Emitted when it becomes late, and then at growing intervals."""
 
     duty: Duty
     reason: DutyFault
@@ -399,7 +399,7 @@ class DutyLate(Problem):
 
 @dataclass(frozen=True, slots=True)
 class DutyResumed(Event):
-    """A late duty was done again, ``after`` seconds."""
+    """A late duty was done again after ``after`` seconds."""
 
     duty: Duty
     after: float
@@ -423,7 +423,7 @@ class TurnFailed(Problem):
 
 @dataclass(frozen=True, slots=True)
 class ThreadRestarted(Problem):
-    """A thread of this replica ended although it must not, and is started again. ``detail`` is why it ended."""
+    """A thread of this replica ended unexpectedly and is restarted. ``detail`` is why it ended."""
 
     thread_name: str
     detail: str

@@ -1,8 +1,8 @@
 """Codes for reasons, kinds and outcomes.
 
-Events, metrics, the journal, the lease record and the tests use these values. Their words, which explain them, are in
-:mod:`ha_beat.monitoring.wording` and, for answers to requests, in :mod:`ha_beat.monitoring.request_wording`. A comment
-here has only what the words leave out. A value never changes its meaning; new values may be added.
+Events, metrics, the journal, the lease record and the tests use these values. :mod:`ha_beat.monitoring.wording` and
+:mod:`ha_beat.monitoring.request_wording` have a sentence for each. A comment here adds only what that sentence leaves
+out. A value never changes its meaning; new values may be added.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ def parse_code(kind: type[_E], value: str) -> _E | None:
         return kind(value)
     except ValueError:
         return None
+
+
+# --- Election
 
 
 class TermStart(StrEnum):
@@ -66,7 +69,7 @@ class CampaignRefusal(StrEnum):
 
 
 class LeaseAction(StrEnum):
-    """Attempt of the election on the lease."""
+    """Operation of the election on the lease."""
 
     CAMPAIGN = "campaign"
     RENEWAL = "renewal"
@@ -84,6 +87,9 @@ class LeaseOutcome(StrEnum):
     LATE = "late"
     #: No answer came.
     UNKNOWN = "unknown"
+
+
+# --- Schedule: entries, occurrences and their verdicts
 
 
 class SkipReason(StrEnum):
@@ -148,7 +154,7 @@ class EntryFault(StrEnum):
     PARTIAL = "partial"
     ROW_UNREADABLE = "row_unreadable"
     ROW_CHANGED = "row_changed"
-    #: It waits for the end of its last message, and no worker has reported any for longer than its `overlap_timeout`.
+    #: It waits for the end of its last message, and no worker has reported an end for its `overlap_timeout`.
     NO_REPORTS = "no_reports"
     CALLBACK_RAISES = "callback_raises"
     #: The schedule's database refused its run state, or another transaction has locked the row.
@@ -156,13 +162,13 @@ class EntryFault(StrEnum):
 
 
 class BuildFault(StrEnum):
-    """Why a message could not be built, if its own entry is at fault."""
+    """Why a message could not be built, if the entry itself is at fault."""
 
-    #: It cannot be encoded. Another attempt would fail too.
+    #: The message cannot be encoded. Another attempt would fail too.
     MESSAGE = "message"
-    #: The entry's own code raised, perhaps for a moment.
+    #: The project's code raised. Another attempt may succeed.
     TASK = "task"
-    #: The broker refuses what concerns this message only, such as a key without a right.
+    #: The broker refuses only this message, for example because of its queue's permissions.
     DESTINATION = "destination"
 
 
@@ -182,6 +188,9 @@ class LossKind(StrEnum):
     UNFINISHED_UNREADABLE = "unfinished_unreadable"
 
 
+# --- Dispatch
+
+
 class AnswerKind(StrEnum):
     """Outcome of one dispatch operation."""
 
@@ -192,7 +201,7 @@ class AnswerKind(StrEnum):
     UNSENT = "unsent"
     PARTIAL = "partial"
     DEFERRED = "deferred"
-    #: Nothing was done, because the cluster is paused or, with the detail ``entry``, the entry.
+    #: Nothing was done, because the cluster is paused; with the detail ``entry``, because the entry is.
     PAUSED = "paused"
     OVERLAP = "overlap"
     WITHDRAWN = "withdrawn"
@@ -232,7 +241,7 @@ class UncertainReason(StrEnum):
 
     NO_ANSWER = "no_answer"
     INTERRUPTED = "interrupted"
-    #: The claim was left open, by an earlier leader or past the publish deadline.
+    #: An earlier leader left the claim open, or the publish deadline has passed.
     UNCONFIRMED = "unconfirmed"
 
 
@@ -241,6 +250,9 @@ class UncertainPolicy(StrEnum):
 
     SKIP = "skip"
     REPUBLISH = "republish"
+
+
+# --- Requests to the leader
 
 
 class RequestKind(StrEnum):
@@ -319,7 +331,7 @@ _CARRIED_OUT = frozenset(
 
 
 class BackfillOutcome(StrEnum):
-    """Outcome of a backfill for one instant."""
+    """Outcome of a backfill for one due instant."""
 
     PLANNED = "planned"
     ENQUEUED = "enqueued"
@@ -342,6 +354,9 @@ class MessageKind(StrEnum):
     BACKFILL = "backfill"
 
 
+# --- Health, status and checks
+
+
 class HealthReason(StrEnum):
     """Why a replica is not live or not ready."""
 
@@ -357,7 +372,7 @@ class HealthReason(StrEnum):
 
 
 class Duty(StrEnum):
-    """What a replica must do again and again."""
+    """Work that a replica must do again and again."""
 
     #: Reach the lease in Redis: observe it as a standby, renew it as the leader.
     LEASE = "lease"
@@ -368,21 +383,21 @@ class Duty(StrEnum):
     READ_SCHEDULE = "read_schedule"
     WRITE_ROWS = "write_rows"
     REACH_BROKER = "reach_broker"
-    #: Load schedule and ledger as the leader, so that occurrences can be enqueued.
+    #: Load the schedule and the ledger as the leader, before anything is enqueued.
     TAKE_UP = "take_up"
     MAIN_LOOP = "main_loop"
     POLL_CLUSTER = "poll_cluster"
     SERVE_HTTP = "serve_http"
     WRITE_LOG = "write_log"
     SEND_SIGNALS = "send_signals"
-    #: Connect, at the start of a term, the connection that releases the lease in a signal handler.
+    #: Open the connection that releases the lease in a signal handler. Done at the start of a term.
     PREPARE_RELEASE = "prepare_release"
 
 
 class DutyFault(StrEnum):
     """Why a duty is late."""
 
-    #: It was not done in time, and no attempt has failed: it hangs, or its thread has stopped.
+    #: It was not done in time, although no attempt failed: it hangs, or its thread has stopped.
     OVERDUE = "overdue"
     UNREACHABLE = "unreachable"
     #: The server answers with an error.
@@ -393,7 +408,7 @@ class DutyFault(StrEnum):
 
 
 class RedisRisk(StrEnum):
-    """How Redis' configuration allows it to lose the lease and the ledger."""
+    """Configuration with which Redis may lose the lease and the ledger."""
 
     EVICTION = "eviction"
     NO_APPEND_ONLY_FILE = "no_append_only_file"

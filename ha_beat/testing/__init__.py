@@ -2,7 +2,7 @@
 
 :func:`occurrences` computes the due instants of an entry. :func:`occurrence_headers` returns the headers of an
 occurrence's message. :class:`SettableClock` is a clock that only the test moves. :class:`MemoryLeaseStore` and
-:class:`MemoryPresence` are a lease without a server; it can be unreachable and lose replies.
+:class:`MemoryPresence` are a lease without a server, which can be unreachable or lose replies.
 """
 
 from ha_beat.errors import StoreUnavailable

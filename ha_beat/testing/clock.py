@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 
 class SettableClock:
-    """Clock that only the test moves. :meth:`sleep` returns at once and advances it.
+    """Clock that only the test moves. :meth:`sleep` advances it and returns immediately.
 
-    ``rate`` is the speed of :meth:`elapsed` relative to :meth:`advance`: with 1.02 it gains 2 %.
+    ``rate`` is the speed of :meth:`elapsed` relative to the wall clock: with 1.02 it gains 2 %.
     """
 
     def __init__(self, now: datetime = datetime(2030, 1, 1, tzinfo=UTC), *, rate: float = 1.0) -> None:
@@ -27,7 +27,7 @@ class SettableClock:
         return self._elapsed
 
     def sleep(self, seconds: float) -> None:
-        """Advance the clock by ``seconds`` and return at once."""
+        """Advance the clock by ``seconds`` without waiting."""
         self.advance(max(seconds, 0.0))
 
     def now(self) -> datetime:

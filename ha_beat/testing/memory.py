@@ -1,4 +1,4 @@
-"""Lease store without a server. It follows the rules of the one in Redis, and passes the same contract tests."""
+"""Lease store in memory. It follows the rules of the store in Redis, and passes the same contract tests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MemoryLeaseStore:
     """:class:`ha_beat.store.lease.LeaseStore` in memory, for replicas in one process and one thread.
 
     ``clock`` is the server's. If :attr:`reachable` is False, every method raises ``StoreUnavailable`` and does nothing.
-    With :attr:`lose_replies` it raises after it has done its work.
+    If :attr:`lose_replies` is True, it raises after it has done its work.
     """
 
     def __init__(self, clock: Clock, cluster: str = "memory") -> None:
@@ -110,7 +110,7 @@ class MemoryLeaseStore:
         )
 
     def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]:
-        """Renew the lease under a term. ``late`` means that an attempt with a higher ``seq`` was executed before."""
+        """Renew the lease under a term. Return ``late`` if an attempt with a higher ``seq`` was executed before."""
         self._receive()
         reason, record = self.refusal(term), self.record
         if reason is not None or record is None:
@@ -136,7 +136,7 @@ class MemoryLeaseStore:
     # --- For the test
 
     def refusal(self, term: Term) -> TermEnd | None:
-        """Return why work under the term would be refused now; ``None`` if it would be done."""
+        """Return why work under the term would be refused now; ``None`` if it would be accepted."""
         reason = self._fence(term)
         if reason is not None:
             return reason
@@ -191,7 +191,7 @@ if TYPE_CHECKING:
 
 
 class MemoryPresence:
-    """Presence of one replica at a :class:`MemoryLeaseStore`. :meth:`wait` moves the clock on."""
+    """Presence of one replica at a :class:`MemoryLeaseStore`. :meth:`wait` advances the clock."""
 
     def __init__(self, store: MemoryLeaseStore, clock: Clock) -> None:
         self.channel = ""
@@ -213,9 +213,9 @@ class MemoryPresence:
         self._store.subscribed.add(self.channel)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until the lease is released, at most for that many seconds and 0.1 s. Return True if it was.
+        """Wait until the lease is released, for ``seconds`` but at most 0.1 s. Return True if it was released.
 
-        It waits no longer, so that several replicas may share one thread.
+        The limit allows several replicas to share one thread.
 
         Raises:
             PresenceError: the connection ended.
@@ -229,7 +229,7 @@ class MemoryPresence:
         return woken
 
     def wake(self) -> None:
-        """Do nothing: no wait is long."""
+        """Do nothing: each wait is short."""
 
     def close(self) -> None:
         """Unsubscribe."""
@@ -237,7 +237,7 @@ class MemoryPresence:
         self.channel = ""
 
     def cut(self) -> None:
-        """End the connection, as a network failure does. The replica notices at its next :meth:`wait`."""
+        """End the connection, as a network failure does. The replica notices it in its next :meth:`wait`."""
         self._store.subscribed.discard(self.channel)
 
     def _wake(self) -> None:

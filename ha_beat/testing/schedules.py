@@ -1,4 +1,4 @@
-"""Due instants of an entry, computed at once."""
+"""Due instants of an entry in a range of time."""
 
 from __future__ import annotations
 
