@@ -1,4 +1,4 @@
-"""Backfill: which past instants of an entry may be enqueued, by the journal, and the handler that enqueues them."""
+"""Backfill: the past instants of an entry that may be enqueued by the journal, and the handler that enqueues them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ha_beat.clock import from_micros
 from ha_beat.dispatch import Answer
 from ha_beat.leader.entry import EntryState
 from ha_beat.leader.requests.outcome import Outcome, Refused, Steps, names
-from ha_beat.leader.requests.requested_messages import SENT, RequestedMessages
+from ha_beat.leader.requests.requested_messages import SENT, Order, RequestedMessages, Step
 from ha_beat.reasons import AnswerKind, BackfillOutcome, MessageKind, ReplyCode, SkipReason, Verdict
 from ha_beat.schedule.occurrence import Occurrence
 from ha_beat.schedule.recurrence import Recurrence, first_from
@@ -25,7 +25,7 @@ from ha_beat.store.request_queue import Request
 #: Most instants that one backfill may cover.
 BACKFILL_LIMIT = 1000
 
-#: Messages that one script enqueues.
+#: Most messages that one script enqueues.
 _BATCH = 50
 
 #: Difference between the replicas' clocks that a search of the journal allows for.
@@ -44,12 +44,12 @@ class BackfillInstant:
     detail: str = ""
 
 
-def due_between(instants: Recurrence, base: datetime, since: datetime, until: datetime) -> Iterator[datetime]:
+def due_between(recurrence: Recurrence, base: datetime, since: datetime, until: datetime) -> Iterator[datetime]:
     """Yield the due instants in ``[since, until)``, in UTC. ``base`` is a known due instant."""
-    at = first_from(instants, base, since)
+    at = first_from(recurrence, base, since)
     while at < until:
         yield at
-        at = instants.next_after(at)
+        at = recurrence.next_after(at)
 
 
 def assess_instants(
@@ -138,7 +138,7 @@ class BackfillHandler:
             raise Refused(ReplyCode.TOO_MANY_INSTANTS, limit=BACKFILL_LIMIT)
         if not found:
             return []
-        # As of the first page: what the schedule enqueues during the search is not in the pages.
+        # Fixed now, because the pages lack what the schedule enqueues during the search.
         base = state.position
         known: list[VerdictRecord] = []
         for page in self._journal.pages(found[0] - _CLOCK_TOLERANCE, mentions=state.id):
@@ -157,7 +157,7 @@ class BackfillHandler:
     def _enqueue(
         self, term: Term, request: Request, state: EntryState, instants: Sequence[BackfillInstant]
     ) -> Generator[bool, None, list[BackfillInstant]]:
-        found = {each.number: each for each in instants}
+        order, found = Order(term, request, state, MessageKind.BACKFILL), {each.number: each for each in instants}
         begun = self._messages.begun_before(request)
         for each in instants:
             if each.number <= begun and each.outcome is BackfillOutcome.PLANNED:
@@ -165,8 +165,8 @@ class BackfillHandler:
         planned = [each for each in found.values() if each.outcome is BackfillOutcome.PLANNED]
         while planned:
             batch = planned[:_BATCH]
-            steps = [(each.number, each.at, self._messages.task_id(state, each.at)) for each in batch]
-            answers = self._messages.send(term, request, state, MessageKind.BACKFILL, steps, self._pace.begin())
+            steps = [Step(each.number, each.at, self._messages.task_id(state, each.at)) for each in batch]
+            answers = self._messages.send(order, steps, self._pace.begin())
             for each, answer in zip(batch, answers, strict=False):
                 outcome, detail = _outcome_of(answer)
                 found[each.number] = replace(each, outcome=outcome, detail=detail)

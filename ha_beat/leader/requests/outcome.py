@@ -1,4 +1,4 @@
-"""Outcome of a request: what a handler hands back, and what all handlers share."""
+"""Outcome of a request, and other things that all handlers share."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from ha_beat.suggest import nearest
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Reply to a request, and what belongs to it.
+    """Reply to a request. The script that writes it also writes ``record`` to the journal and ``change`` to the ledger.
 
-    ``record`` is written to the journal and ``change`` to the ledger by the script that writes the answer. ``then`` is
-    called after the answer is written.
+    ``then`` is called after that.
     """
 
     code: ReplyCode
@@ -45,11 +44,11 @@ class NotReady(Exception):
     """A request waits for the arguments of its message. It is carried out later."""
 
 
-#: Work on a request that may take long: it pauses after each piece, and returns the outcome. It yields ``True`` if it
-#: waits for the arguments of a message.
+#: Work on a request that may take long. It yields after each piece, ``True`` if it waits for a message's arguments, and
+#: returns the outcome.
 Steps = Generator[bool, None, Outcome]
 
-#: Carries out requests of one kind, at once or in steps.
+#: Callable that carries out requests of one kind, in one call or in steps.
 Handler = Callable[[Term, Request], Outcome | Steps]
 
 

@@ -1,15 +1,14 @@
-"""Handlers of the requests to pause and to resume the cluster or one entry."""
+"""Pauses on the leader: reading them from Redis, and the handlers that pause and resume the cluster or one entry."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from datetime import datetime
+from collections.abc import Callable, Mapping
 
 from ha_beat import events
 from ha_beat.clock import to_ms
+from ha_beat.leader.enqueuer import Enqueuer
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.requests.outcome import Outcome, Refused, find_entry
-from ha_beat.leader.requests.requested_messages import Schedule
 from ha_beat.reasons import ReplyCode
 from ha_beat.store import entry_pauses
 from ha_beat.store.cluster_pause import Pause
@@ -21,23 +20,20 @@ from ha_beat.store.shadow import Shadow
 
 
 class PauseControl:
-    """Reader of all pauses, and writer of the cluster's, on the leader."""
+    """Reader and writer of the pauses. An entry's pause is kept when the entry is deleted or its schedule edited."""
 
     def __init__(
         self,
         state: PauseState,
         requests: Requests,
         shadow: Shadow,
-        now: Callable[[], datetime],
-        reload: Callable[[], None],
+        enqueuer: Enqueuer,
         emit: Callable[[events.Event], None],
     ) -> None:
-        """``reload`` makes the enqueuer read the ledger again, so that missed instants get their verdict."""
         self._state = state
         self._requests = requests
         self._shadow = shadow
-        self._now = now
-        self._reload = reload
+        self._enqueuer = enqueuer
         self._emit = emit
 
     def refresh(self, term: Term, *, new_term: bool) -> None:
@@ -60,7 +56,7 @@ class PauseControl:
         if pause is not None and (new_term or known is None):
             self._emit(events.Paused(pause.since, pause.by, pause.reason, found=new_term))
         elif pause is None and was_in_force:
-            self._reload()
+            self._enqueuer.reload()
 
     def pause(self, term: Term, request: Request) -> Outcome:
         """Pause the cluster."""
@@ -84,7 +80,7 @@ class PauseControl:
         )
 
     def resume(self, term: Term, request: Request) -> Outcome:
-        """End the pause."""
+        """End the pause of the cluster. The ledger is read again, so that missed instants get their verdict."""
         pause = self._state.current
         if pause is None:
             raise Refused(ReplyCode.NOT_PAUSED)
@@ -92,7 +88,7 @@ class PauseControl:
 
         def then() -> None:
             self._state.set(term, None, self._state.entries, self._shadow)
-            self._reload()
+            self._enqueuer.reload()
             self._emit(events.Resumed(request.by, (self._now_ms() - pause.since_ms) / 1000))
 
         return Outcome(
@@ -103,40 +99,31 @@ class PauseControl:
             then=then,
         )
 
-    def _now_ms(self) -> int:
-        return to_ms(self._now())
-
-
-class EntryPauseControl:
-    """Writer of the entries' pauses on the leader. A pause is kept when its entry is deleted or its schedule edited."""
-
-    def __init__(self, state: PauseState, schedule: Schedule, shadow: Shadow) -> None:
-        self._state = state
-        self._schedule = schedule
-        self._shadow = shadow
-
-    def pause(self, term: Term, request: Request) -> Outcome:
+    def pause_entry(self, term: Term, request: Request) -> Outcome:
         """Pause an entry: its occurrences are skipped until it is resumed."""
-        entry = find_entry(self._schedule.due_queue, request)
+        entry = find_entry(self._enqueuer.due_queue, request)
         known = self._state.entries.get(entry.id)
         if known is not None and known.in_force:
             raise Refused(ReplyCode.ENTRY_ALREADY_PAUSED, entry=entry.id, **known.as_data())
         pause = EntryPause(entry.label, self._now_ms(), request.by, str(request.args.get("reason") or ""))
-        return self._change(term, entry.id, pause, ReplyCode.ENTRY_PAUSED)
+        return self._change_entry(term, entry.id, pause, ReplyCode.ENTRY_PAUSED)
 
-    def resume(self, term: Term, request: Request) -> Outcome:
-        """End the pause of an entry, also of one that is not in the schedule any more."""
+    def resume_entry(self, term: Term, request: Request) -> Outcome:
+        """End the pause of an entry, which may no longer be in the schedule."""
         name = str(request.args.get("entry") or "")
         named = [each for each, pause in self._state.entries.items() if pause.in_force and name in (each, pause.name)]
-        entry = named[0] if len(named) == 1 else find_entry(self._schedule.due_queue, request).id
+        entry = named[0] if len(named) == 1 else find_entry(self._enqueuer.due_queue, request).id
         pause = self._state.entries.get(entry)
         if pause is None or not pause.in_force:
             raise Refused(ReplyCode.ENTRY_NOT_PAUSED, entry=entry, name=name)
         # An instant that is due now has its verdict only later, perhaps under another leader.
-        return self._change(term, entry, pause.ended(self._now_ms()), ReplyCode.ENTRY_RESUMED)
+        return self._change_entry(term, entry, pause.ended(self._now_ms()), ReplyCode.ENTRY_RESUMED)
 
-    def _change(self, term: Term, entry: str, pause: EntryPause, code: ReplyCode) -> Outcome:
-        entries = {**dict(self._needed()), entry: pause}
+    def _change_entry(self, term: Term, entry: str, pause: EntryPause, code: ReplyCode) -> Outcome:
+        entries: Mapping[str, EntryPause] = {
+            **{each: known for each, known in self._state.entries.items() if self._is_needed(each, known)},
+            entry: pause,
+        }
         # If the reply is lost, Redis knows the outcome.
         self._state.invalidate()
         return Outcome(
@@ -147,17 +134,14 @@ class EntryPauseControl:
             then=lambda: self._state.set(term, self._state.current, entries, self._shadow),
         )
 
-    def _needed(self) -> Iterator[tuple[str, EntryPause]]:
-        """Yield the pauses that are in force or that instants without a verdict need."""
-        queue, now = self._schedule.due_queue, self._schedule.now()
-        for entry, pause in self._state.entries.items():
-            state = queue.get(entry)
-            if state is None:
-                needed = pause.in_force or pause.until > now - KEEP_ABSENT
-            else:
-                needed = pause.in_force or state.due_at is None or state.due_at <= pause.until
-            if needed:
-                yield entry, pause
+    def _is_needed(self, entry: str, pause: EntryPause) -> bool:
+        """True if a pause is in force, or has ended while an instant that it covers has no verdict yet."""
+        if pause.in_force:
+            return True
+        state = self._enqueuer.due_queue.get(entry)
+        if state is None:
+            return pause.until > self._enqueuer.now() - KEEP_ABSENT
+        return state.due_at is None or state.due_at <= pause.until
 
     def _now_ms(self) -> int:
-        return to_ms(self._schedule.now())
+        return to_ms(self._enqueuer.now())

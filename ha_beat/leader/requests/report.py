@@ -9,25 +9,25 @@ from typing import Any
 from ha_beat import events
 from ha_beat.clock import to_ms
 from ha_beat.exception_text import printable
+from ha_beat.leader.enqueuer import Enqueuer
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.requests.outcome import Outcome, find_entry
-from ha_beat.leader.requests.requested_messages import Schedule
 from ha_beat.reasons import ReplyCode
 from ha_beat.store.lease import Term
 from ha_beat.store.request_queue import Request
 
-#: Failing entries that the report lists.
+#: Most failing entries that the report lists.
 _FAILING = 50
 
-#: Entries that one answer lists.
+#: Most entries that one answer lists.
 _LISTED = 1000
 
 
 class LeaderReport:
     """Report of the leader's schedule. Follows the events of this replica."""
 
-    def __init__(self, schedule: Schedule, pause: PauseState) -> None:
-        self._schedule = schedule
+    def __init__(self, enqueuer: Enqueuer, pause: PauseState) -> None:
+        self._enqueuer = enqueuer
         self._pause = pause
         self._path = {"path": "", "why": ""}
         self._failing: dict[str, dict[str, str]] = {}
@@ -41,7 +41,7 @@ class LeaderReport:
                 self._failing.pop(entry, None)
                 self._failing[entry] = {"reason": reason, "detail": detail}
                 if len(self._failing) > _FAILING:
-                    # The newest are kept: an entry that was deleted would never leave.
+                    # The oldest is dropped, because a deleted entry would stay.
                     del self._failing[next(iter(self._failing))]
             case events.Enqueued(entry):
                 self._failing.pop(entry, None)
@@ -52,7 +52,7 @@ class LeaderReport:
 
     def report(self, _term: Term, _request: Request) -> Outcome:
         """Return the state of the schedule. Ages are in seconds."""
-        now, queue = self._schedule.now(), self._schedule.due_queue
+        now, queue = self._enqueuer.now(), self._enqueuer.due_queue
         overdue = [
             (now - state.sends_at).total_seconds()
             for state in queue.entries()
@@ -79,7 +79,7 @@ class LeaderReport:
 
     def _upcoming(self, request: Request) -> Iterator[dict[str, Any]]:
         limit = min(int(request.args.get("limit") or 20), _LISTED)
-        queue = self._schedule.due_queue
+        queue = self._enqueuer.due_queue
         states = [find_entry(queue, request)] if request.args.get("entry") else list(queue.entries())
         far = datetime.max.replace(tzinfo=UTC)
         for state in sorted(states, key=lambda state: (state.due_at or far, state.id))[:limit]:

@@ -1,10 +1,10 @@
-"""Messages that are sent on request: manual runs, and the sender that backfills use, too."""
+"""Messages that are sent on request: the sender for manual runs and backfills, and the handler of manual runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 from ha_beat import events
 from ha_beat.budget import LONGEST_BUDGET, Budget, Pace
@@ -14,7 +14,7 @@ from ha_beat.errors import StoreUnavailable
 from ha_beat.headers import header_of, with_header
 from ha_beat.leader.batches.batch_builder import BATCH_CHARACTERS
 from ha_beat.leader.batches.slow_arguments import SlowArguments
-from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.enqueuer import Enqueuer
 from ha_beat.leader.entry import EntryState
 from ha_beat.leader.requests.outcome import NotReady, Outcome, Refused, find_entry, names, request_record
 from ha_beat.reasons import AnswerKind, MessageKind, ReplyCode, Verdict
@@ -26,50 +26,56 @@ from ha_beat.store.request_queue import Request, Requests
 SENT = frozenset({AnswerKind.DONE, AnswerKind.MINE, AnswerKind.PARTIAL})
 
 
-class Schedule(Protocol):
-    """Enqueuer methods that request handlers use."""
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Order to send messages of one entry under a term, for a request."""
 
-    @property
-    def due_queue(self) -> DueQueue: ...
+    term: Term
+    request: Request
+    state: EntryState
+    kind: MessageKind
 
-    @property
-    def dispatcher(self) -> Dispatcher | None: ...
 
-    def now(self) -> datetime: ...
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One message of an order, for the instant ``at``. Steps are numbered from 1."""
+
+    number: int
+    at: datetime
+    task_id: str
 
 
 class RequestedMessages:
-    """Sender of the messages of a request. They do not move the entry's position.
+    """Sender of the messages of requests. They do not move the entry's position.
 
-    Each message is a numbered step of its request. The dispatch script refuses a step that was begun before and any
-    step of a request that no longer waits.
+    The dispatch script refuses a step that was begun before, and any step of a request that no longer waits.
     """
 
     def __init__(
         self,
-        schedule: Schedule,
+        enqueuer: Enqueuer,
         requests: Requests,
         cluster: str,
         emit: Callable[[events.Event], None],
         arguments: SlowArguments,
     ) -> None:
-        self._schedule = schedule
+        self._enqueuer = enqueuer
         self._arguments = arguments
         self._requests = requests
         self._cluster = cluster
         self._emit = emit
         #: The last step that earlier leaders began, by the id of each request that this leader has begun.
         self._begun_before: dict[str, int] = {}
-        #: Messages that were built and not answered, by request and step: built again, a task with a lock declines.
+        #: Messages without an answer, by request and step. If one were built again, a task with a lock would decline.
         self._built: dict[tuple[str, int], tuple[Dispatcher, PreparedMessage]] = {}
 
     def now(self) -> datetime:
         """Return the scheduling time, in UTC."""
-        return self._schedule.now()
+        return self._enqueuer.now()
 
     def entry(self, request: Request) -> EntryState:
         """Return the entry that a request names."""
-        return find_entry(self._schedule.due_queue, request)
+        return find_entry(self._enqueuer.due_queue, request)
 
     def task_id(self, state: EntryState, at: datetime) -> str:
         """Return the id of the message that the schedule sends for this instant."""
@@ -95,16 +101,8 @@ class RequestedMessages:
         """Forget all requests: from now on this replica's earlier term counts as another leader."""
         self._begun_before.clear()
 
-    def send(
-        self,
-        term: Term,
-        request: Request,
-        state: EntryState,
-        kind: MessageKind,
-        steps: Sequence[tuple[int, datetime, str]],
-        budget: Budget,
-    ) -> list[Answer]:
-        """Send one message for each step: its number, its instant and its task id.
+    def send(self, order: Order, steps: Sequence[Step], budget: Budget) -> list[Answer]:
+        """Send one message for each step.
 
         Returns:
             An answer for each step that the budget and the size of a batch allow, none if the first one waits for its
@@ -114,95 +112,101 @@ class RequestedMessages:
             FencedOff: the term is over.
             StoreError: the outcome is unknown, or nothing was sent.
         """
-        dispatcher = self._schedule.dispatcher
+        dispatcher = self._enqueuer.dispatcher
         if dispatcher is None:
             raise StoreUnavailable("no dispatch path has been chosen yet", acted=False)
-        operations: dict[int, Operation] = {}
-        found: dict[int, Answer] = {}
-        room = BATCH_CHARACTERS
-        for number, at, task_id in steps[: dispatcher.capacity]:
-            if (operations or found) and (room <= 0 or budget.spent):
-                break
-            kept = self._kept(request, number, dispatcher)
-            if (kept is None or kept.timed) and not self._arguments.ready_within(
-                state.entry, min(budget.left, LONGEST_BUDGET)
-            ):
-                break
-            try:
-                operation = self._operation(term, request, state, kind, dispatcher, number, at, task_id)
-            except Declined as declined:
-                found[number] = Answer(AnswerKind.DECLINED, str(declined))
-            except MessageFailed as failed:
-                found[number] = Answer(AnswerKind.ERROR, failed.detail)
-            else:
-                operations[number] = operation
-                room -= operation.size
-            budget.item_done()
-        if not operations and not found and self._arguments.overdue(state.id):
-            found[steps[0][0]] = Answer(AnswerKind.ERROR, "its arguments have not been computed within a minute")
+        operations, found = self._build(order, steps[: dispatcher.capacity], dispatcher, budget)
         if operations:
-            found.update(zip(operations, dispatcher.submit(term, list(operations.values())), strict=True))
-        answers = [found[number] for number, _, _ in steps if number in found]
-        for (number, at, task_id), answer in zip(steps, answers, strict=False):
-            self._built.pop((request.id, number), None)
+            found.update(zip(operations, dispatcher.submit(order.term, list(operations.values())), strict=True))
+        answers = [found[step.number] for step in steps if step.number in found]
+        state, request = order.state, order.request
+        for step, answer in zip(steps, answers, strict=False):
+            self._built.pop((request.id, step.number), None)
             if answer.kind in SENT:
-                task = state.entry.task
-                self._emit(events.EnqueuedOnRequest(state.label, task, task_id, at, kind, request.by))
+                self._emit(
+                    events.EnqueuedOnRequest(
+                        state.label, state.entry.task, step.task_id, step.at, order.kind, request.by
+                    )
+                )
         return answers
 
-    def _kept(self, request: Request, number: int, dispatcher: Dispatcher) -> PreparedMessage | None:
+    def _build(
+        self, order: Order, steps: Sequence[Step], dispatcher: Dispatcher, budget: Budget
+    ) -> tuple[dict[int, Operation], dict[int, Answer]]:
+        """Return the operations of the first steps, and the answers to those that have none, both by number."""
+        operations: dict[int, Operation] = {}
+        failed: dict[int, Answer] = {}
+        room = BATCH_CHARACTERS
+        for step in steps:
+            if (operations or failed) and (room <= 0 or budget.spent):
+                break
+            kept, state = self._kept(order, step, dispatcher), order.state
+            wait = min(budget.left, LONGEST_BUDGET)
+            if (kept is None or kept.timed) and not self._arguments.ready_within(state.entry, wait):
+                if not operations and not failed and self._arguments.overdue(state.id):
+                    detail = "its arguments have not been computed within a minute"
+                    failed[step.number] = Answer(AnswerKind.ERROR, detail)
+                break
+            try:
+                operation = self._operation(order, step, kept, dispatcher)
+            except Declined as declined:
+                failed[step.number] = Answer(AnswerKind.DECLINED, str(declined))
+            except MessageFailed as error:
+                failed[step.number] = Answer(AnswerKind.ERROR, error.detail)
+            else:
+                operations[step.number] = operation
+                room -= operation.size
+            budget.item_done()
+        return operations, failed
+
+    def _kept(self, order: Order, step: Step, dispatcher: Dispatcher) -> PreparedMessage | None:
         """Return the message that was built for a step, if it can be sent by the dispatcher."""
-        built = self._built.get((request.id, number))
+        built = self._built.get((order.request.id, step.number))
         return built[1] if built is not None and built[0] is dispatcher else None
 
-    def _operation(
-        self,
-        term: Term,
-        request: Request,
-        state: EntryState,
-        kind: MessageKind,
-        dispatcher: Dispatcher,
-        number: int,
-        at: datetime,
-        task_id: str,
-    ) -> Operation:
-        instant = Occurrence(state.id, at).instant
+    def _operation(self, order: Order, step: Step, kept: PreparedMessage | None, dispatcher: Dispatcher) -> Operation:
+        request, state = order.request, order.state
+        instant = Occurrence(state.id, step.at).instant
         header = header_of(
             self._cluster,
             state.id,
             instant,
-            epoch=term.epoch,
+            epoch=order.term.epoch,
             run_count=state.row.run_count if state.row else 0,
-            kind=kind,
+            kind=order.kind,
             request=request.id,
-            busy=f"{request.id}:{number}" if state.entry.busy_for else "",
+            busy=f"{request.id}:{step.number}" if state.entry.busy_for else "",
         )
-        kept = self._kept(request, number, dispatcher)
         if kept is not None and not kept.timed:
             message = kept.restamped(header)
         else:
             try:
                 with judged_build_errors(dispatcher):
                     (args, kwargs, options), _ = self._arguments.take(state.entry)
-                    options = with_header(options, header, task_id)
+                    options = with_header(options, header, step.task_id)
                     message = dispatcher.prepare(state.entry.celery_entry, args, kwargs, options)
             except Declined:
                 # The task may have found what it reserved for the message that was built before.
                 if kept is None:
                     raise
                 message = kept.restamped(header)
-            self._built[request.id, number] = (dispatcher, message)
-        content = {"kind": kind, "verdict": Verdict.ENQUEUED, **names(state), "at": instant, "id": task_id}
-        record = request_record(term, request, self.now(), content)
+            self._built[request.id, step.number] = (dispatcher, message)
+        content = {
+            "kind": order.kind,
+            "verdict": Verdict.ENQUEUED,
+            **names(state),
+            "at": instant,
+            "id": step.task_id,
+        }
         return Operation(
             state.id,
             "",
             "",
-            (record,),
+            (request_record(order.term, request, self.now(), content),),
             message,
             request=request.id,
-            step=number,
-            task_id=task_id,
+            step=step.number,
+            task_id=step.task_id,
             busy_ms=round(state.entry.busy_for * 1000),
         )
 
@@ -221,8 +225,8 @@ class RunHandler:
         data = {"entry": state.label, "task": state.entry.task, "task_id": task_id}
         if messages.begun_before(request):
             return Outcome(ReplyCode.SENT_EARLIER, data)
-        step = (1, messages.now(), task_id)
-        answers = messages.send(term, request, state, MessageKind.MANUAL, [step], self._pace.begin())
+        order, step = Order(term, request, state, MessageKind.MANUAL), Step(1, messages.now(), task_id)
+        answers = messages.send(order, [step], self._pace.begin())
         if not answers:
             raise NotReady
         answer = answers[0]
