@@ -14,22 +14,18 @@ from django_celery_beat.models import PeriodicTask
 
 from ha_beat.client import ClusterClient
 from ha_beat.monitoring.status import cluster_document, spans
-from ha_beat.reasons import RequestKind, Verdict
+from ha_beat.reasons import Verdict
 from ha_beat.store import entry_pauses
 from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.journal import TermRecord, VerdictRecord
 from ha_beat.store.ledger import LedgerRow
-from ha_beat.store.request_queue import Reply
 
-#: Seconds that a request of a browser waits for the leader's reply.
-REPLY_TIMEOUT = 10.0
-
-#: Newest records of the journal that are searched.
+#: Number of records of the journal that are searched, from the newest on.
 _RECORDS = 500
 
 
 def project_app() -> Celery:
-    """Return the project's Celery app. In other threads than the main one, Celery's current app may be an empty one."""
+    """Return the project's Celery app. Celery's current app may be an empty one, except in the main thread."""
     proxy: Any = current_app
     app: Celery = proxy._get_current_object()  # noqa: SLF001 -- the object behind Celery's proxy
     if _configured(app):
@@ -53,18 +49,18 @@ def cluster() -> ClusterClient:
 
 @dataclass(frozen=True, slots=True)
 class TaskState:
-    """Ledger row of a periodic task, and its last verdict.
-
-    ``due`` is ``None`` if there is no verdict. ``lateness`` is in seconds. ``by`` is empty if the replica is unknown.
-    ``pause`` is the pause in force.
-    """
+    """Ledger row of a periodic task, and its last verdict."""
 
     row: LedgerRow | None = None
     verdict: str = ""
     reason: str = ""
+    #: ``None`` if there is no verdict.
     due: datetime | None = None
+    #: In seconds.
     lateness: float = 0.0
+    #: The replica, empty if it is unknown.
     by: str = ""
+    #: The pause in force.
     pause: EntryPause | None = None
 
     @classmethod
@@ -79,15 +75,6 @@ class TaskState:
 
 
 _FINAL = frozenset({Verdict.ENQUEUED, Verdict.SKIPPED, Verdict.UNCERTAIN})
-
-
-def ask(client: ClusterClient, kind: RequestKind, by: str, **args: Any) -> Reply:
-    """Send a user's request to the leader and return the reply.
-
-    Raises:
-        HaBeatError: no leader replied in time, or Redis failed.
-    """
-    return client.ask(kind, by=by, timeout=REPLY_TIMEOUT, **args)
 
 
 def states(client: ClusterClient, ids: Sequence[str]) -> Mapping[str, TaskState]:
@@ -122,7 +109,7 @@ def page_data(client: ClusterClient) -> dict[str, Any]:
 
 
 def _add_names(recent: Sequence[dict[str, Any]]) -> None:
-    """Set the current names of rows, which the journal knows by their primary keys."""
+    """Set the current names of rows. The journal has their primary keys, and their names at that time."""
     ids = {line["entry"] for line in recent if line["entry"].isdigit()}
     names = dict(PeriodicTask.objects.filter(pk__in=ids).values_list("pk", "name")) if ids else {}
     for line in recent:
@@ -131,7 +118,7 @@ def _add_names(recent: Sequence[dict[str, Any]]) -> None:
 
 
 def _add_ids(upcoming: Sequence[dict[str, Any]]) -> None:
-    """Set the primary keys of rows, which the leader's member record has by name."""
+    """Set the primary keys of rows. The leader's member record has only their names."""
     names = [line["entry"] for line in upcoming]
     ids = dict(PeriodicTask.objects.filter(name__in=names).values_list("name", "pk")) if names else {}
     for line in upcoming:

@@ -16,7 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import PeriodicTask
 
 from ha_beat.client import ClusterClient
-from ha_beat.django import cluster_view
+from ha_beat.django import user_requests
 from ha_beat.django.entries import RowEntry
 from ha_beat.django.queries import is_disabled
 from ha_beat.settings import Settings
@@ -37,7 +37,7 @@ TASKS = "/admin/django_celery_beat/periodictask/"
 @pytest.fixture(autouse=True)
 def _cluster_of_the_site(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = ClusterClient(app, Settings(cluster="site", redis_url=site.redis.url))
-    monkeypatch.setattr("ha_beat.django.admin.cluster", lambda: cluster)
+    monkeypatch.setattr("ha_beat.django.cluster_view.cluster", lambda: cluster)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_control_needs_a_post_with_a_token_and_a_login(site):
 
 
 def test_control_reports_an_unknown_action_and_a_missing_leader(site, monkeypatch):
-    monkeypatch.setattr(cluster_view, "REPLY_TIMEOUT", 0.3)
+    monkeypatch.setattr(user_requests, "REPLY_TIMEOUT", 0.3)
     client = client_of(superuser=True)
     assert client.post(CONTROL, {"action": "drop"}).status_code == 400
     answer = client.post(CONTROL, {"action": "pause"})
