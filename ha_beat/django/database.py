@@ -6,19 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from django.db import (
-    DataError,
-    IntegrityError,
-    InterfaceError,
-    OperationalError,
-    close_old_connections,
-    connections,
-    transaction,
-)
-from django.db.utils import Error as AnyDatabaseError
+from django.db import close_old_connections, connections, transaction, utils
 
 from ha_beat.row_store.backend import DatabaseFault
-from ha_beat.row_store.limits import CONNECT_OPTIONS, MYSQL_LIMITS, POSTGRESQL_LIMITS, is_of_a_row, is_timeout
+from ha_beat.row_store.limits import CONNECT_OPTIONS, MYSQL_LIMITS, POSTGRESQL_LIMITS, ErrorClasses, fault_of
+
+_ERRORS = ErrorClasses(
+    unreachable=(utils.OperationalError, utils.InterfaceError),
+    row=(utils.DataError, utils.IntegrityError),
+    any=utils.Error,
+)
 
 
 class DjangoDatabase:
@@ -44,13 +41,7 @@ class DjangoDatabase:
 
     def fault(self, exc: BaseException) -> DatabaseFault | None:
         # Django sets the cause to the driver's error.
-        if is_timeout(exc.__cause__) or is_timeout(exc):
-            return DatabaseFault.TIMED_OUT
-        if isinstance(exc, OperationalError | InterfaceError | OSError):
-            return DatabaseFault.UNREACHABLE
-        if isinstance(exc, DataError | IntegrityError) or is_of_a_row(exc.__cause__):
-            return DatabaseFault.ROW
-        return DatabaseFault.REFUSED if isinstance(exc, AnyDatabaseError) else None
+        return fault_of(exc, exc.__cause__ or exc, _ERRORS)
 
 
 @contextmanager

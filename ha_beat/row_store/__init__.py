@@ -1,5 +1,9 @@
-"""Schedules kept as rows of a database: reading, writing of run state, and the entries of the settings.
+"""Schedules kept as rows of a database.
 
-A store (:mod:`ha_beat.django`, :mod:`ha_beat.sqlalchemy`) adds the statements: :mod:`ha_beat.row_store.backend` lists
-them. Everything else is here: when rows are read, how their run state is written, and which of them are set aside.
+:mod:`ha_beat.row_store.backend` lists the connections, queries and statements that a store (:mod:`ha_beat.django`,
+:mod:`ha_beat.sqlalchemy`) provides. This package decides when to read and write, and handles rows that fail.
+
+- Reading: ``reader`` (changes), ``differences`` and ``full_read`` (changes that leave no other trace), ``table``.
+- Writing: ``writer`` (queue), ``updates`` (transactions), ``failed_rows`` (retries), ``static_entries``.
+- ``sync`` has the thread of each, ``source`` connects them with the main loop.
 """

@@ -1,4 +1,4 @@
-"""Interface of a store of rows: its database, its queries and its statements."""
+"""Interface of a store of rows: its connections, its queries and its statements."""
 
 from __future__ import annotations
 
@@ -15,44 +15,51 @@ RunState = tuple[datetime | None, int]
 #: Number of rows and sum of their primary keys.
 Totals = tuple[int, int]
 
-#: Entry of the settings.
+#: Entry of the settings, as in ``beat_schedule``.
 Definition = Mapping[str, Any]
+
+#: Rows per statement.
+CHUNK = 500
+
+
+def chunks(items: Sequence[str], size: int = CHUNK) -> Iterable[Sequence[str]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 class DatabaseFault(Enum):
     """Kind of an error of the database."""
 
-    #: A statement exceeded its limit or failed because of another transaction, mostly a lock.
+    #: A statement exceeded its time limit, or conflicts with another transaction.
     TIMED_OUT = auto()
-    #: The connection failed: no other statement would succeed.
+    #: The connection failed, so every other statement would fail too.
     UNREACHABLE = auto()
-    #: The database certainly refused the row, not the user or the statement.
+    #: The values of a row are refused.
     ROW = auto()
-    #: Any other error: a row, a missing table or a missing permission.
+    #: Any other error: a missing table, a missing permission, perhaps the values of a row.
     REFUSED = auto()
 
 
 class Database(Protocol):
-    """Connections of the calling thread, and the errors of the database."""
+    """Connections of the calling thread, and the kinds of their errors."""
 
     def open(self) -> None:
-        """Prepare the connections of this thread. Connect to nothing."""
+        """Prepare the connections of this thread without connecting."""
 
     def refresh(self) -> None:
-        """Drop connections that can't be used any longer."""
+        """Close connections that are no longer usable. May create missing tables."""
 
     def close(self) -> None:
         """Close the connections of this thread."""
 
     def fault(self, exc: BaseException) -> DatabaseFault | None:
-        """Return the kind of an error; ``None`` if it is not the database's."""
+        """Return the kind of an error, ``None`` if it does not come from the database."""
 
 
 class Row(NamedTuple):
     """Columns of an enabled row."""
 
     pk: Any
-    #: All columns that define the entry, as plain values. The first is the name.
+    #: The columns that define the entry, the name first.
     definition: tuple[Any, ...]
     last_run_at: datetime | None
     total_run_count: int
@@ -60,46 +67,50 @@ class Row(NamedTuple):
 
     @property
     def id(self) -> str:
-        """Return the entry's id."""
+        """Return the id of the entry."""
         return str(self.pk)
+
+    @property
+    def name(self) -> str:
+        return str(self.definition[0])
 
 
 class RowQueries(Protocol):
-    """Queries of the reading thread. They raise the database's errors, and return no more rows than asked for."""
+    """Queries of the reading thread. They raise the database's errors, and return no more rows than requested."""
 
     def limited(self) -> AbstractContextManager[None]:
-        """Limit the time of the statements in a block."""
+        """Return a block whose statements are limited in time."""
 
     def last_change(self) -> datetime | None:
-        """Return the time with which the schedule was last marked as changed."""
+        """Return the time at which the schedule was last marked as changed."""
 
     @property
     def has_integer_keys(self) -> bool:
-        """True if primary keys can be added up."""
+        """True if the primary keys are numbers, which :meth:`totals` adds."""
 
     def page(self, after: Any, size: int) -> list[Row]:
-        """Return the enabled rows with the next primary keys."""
+        """Return the first enabled rows with primary keys above ``after``, in that order."""
 
     def of(self, ids: Sequence[Any]) -> list[Row]:
-        """Return those of the rows that are enabled."""
+        """Return the enabled ones of these rows."""
 
     def models(self, ids: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
-        """Return those of the rows that are enabled as primary key and model, with their schedules.
+        """Return primary key and model of the enabled ones of these rows, with their schedules.
 
-        In place of a model that can't be read there is the exception.
+        A model that can't be read is replaced by the exception.
         """
 
     def saved_since(self, instant: datetime, limit: int) -> list[tuple[Any, datetime]]:
-        """Return primary key and ``date_changed`` of the rows saved since then, the last ones, also disabled ones."""
+        """Return primary key and ``date_changed`` of the rows last saved since then, including disabled rows."""
 
     def existing(self, ids: Sequence[Any]) -> set[str]:
-        """Return the ids of those of the rows that exist, also of disabled ones."""
+        """Return the ids of the existing ones of these rows, including disabled rows."""
 
     def totals(self, first: Any, until: Any) -> Totals:
-        """Return the totals of the enabled rows with primary keys from ``first`` on and below ``until``, if given."""
+        """Return the totals of the enabled rows with primary keys in this range. ``None`` is no limit."""
 
     def ids(self, first: Any, until: Any) -> set[Any]:
-        """Return the primary keys of these enabled rows."""
+        """Return the primary keys of the enabled rows in this range."""
 
 
 class RunStateUpdate(NamedTuple):
@@ -109,12 +120,12 @@ class RunStateUpdate(NamedTuple):
     at: datetime
     #: The number of runs to add.
     added: int
-    #: The ``last_run_at`` that the row is expected to have. It may also have none.
+    #: The expected ``last_run_at``. A row without one is updated too.
     expected: datetime | None
 
 
 class RowStatements(Protocol):
-    """Statements of the writing thread, which are made inside a :meth:`transaction`. They raise the database's errors.
+    """Statements of the writing thread, each inside a :meth:`transaction`. They raise the database's errors.
 
     Each is idempotent and changes enabled rows only.
     """
@@ -124,32 +135,32 @@ class RowStatements(Protocol):
 
     @property
     def skips_locked(self) -> bool:
-        """True if the database can select those rows that no other transaction has locked."""
+        """True if the database can skip rows that another transaction has locked."""
 
     def lock(self, ids: Sequence[str], *, skip_locked: bool) -> dict[str, RunState]:
-        """Lock these rows until the transaction ends; return their run state."""
+        """Lock these rows until the transaction ends, and return their run state."""
 
     def advance(self, updates: Mapping[str, RunStateUpdate]) -> int:
-        """Update the rows that have the expected last run or none. Return how many were updated."""
+        """Update the rows with the expected last run or without one. Return how many were updated."""
 
     def disable_finished(self, entries: Mapping[str, Any]) -> None:
-        """Disable the rows whose schedule is that of the entry, set their run count to 0, and mark the change."""
+        """Disable the rows that still have the schedule of the entry, reset their run count, and mark the change."""
 
     def disable_expired(self, ids: Sequence[str], now: datetime) -> None:
-        """Disable those of the rows that expired before ``now``, and mark the change."""
+        """Disable the expired ones of these rows, and mark the change."""
 
 
 class StaticRows(Protocol):
-    """Rows for the entries of the settings. The methods raise the database's errors."""
+    """Rows for the entries of the settings. All methods raise the database's errors."""
 
     def present(self, names: Collection[str]) -> tuple[str, set[str]]:
-        """Return the identity of the database, and the names for which there is a row.
+        """Return the identity of the database, and the names that have a row.
 
-        The identity tells this database from a new one, which lacks the rows; it is empty if there is none.
+        The identity differs in a new database, which lacks the rows. It is empty if it is unknown.
         """
 
     def write(self, name: str, definition: Definition) -> list[str]:
-        """Create or update the row; return the options that it can't hold. May raise any exception for its values."""
+        """Create or update the row, and return the options that it can't hold. Values may raise any exception."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,5 +171,5 @@ class RowStore:
     queries: RowQueries
     statements: RowStatements
     static: StaticRows
-    #: Make the entry of a model. An exception leaves the row out.
+    #: Makes the entry of a model. If it raises, the row is left out.
     make_entry: Callable[[Any], Any]

@@ -1,7 +1,7 @@
-"""Search for rows that appeared or disappeared without being saved.
+"""Comparison of the rows in the database with the known rows, by their number and the sum of their primary keys.
 
-The database counts its enabled rows and adds up their primary keys, for which it passes over the table. So that an edit
-does not cost more in a larger table, this takes a share of the time at most.
+For these totals the database passes over its table. Comparisons are limited to a share of the time, so that an edit
+costs no more in a larger table.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from typing import Any
 from ha_beat.clock import Clock
 from ha_beat.row_store.backend import RowQueries, Totals
 
-#: Known rows in a range whose primary keys are read instead of halving it again.
+#: Known rows in a range from which on the range is halved. In a smaller one the primary keys are read.
 _RANGE = 1000
 
-#: Share of the time for comparisons if no saved row explains a change, and if one does.
+#: Share of the time for comparisons if no saved row explains the mark, and if one does.
 _UNEXPLAINED_SHARE, _EXPLAINED_SHARE = 0.1, 0.005
 
-#: Shortest and longest pause in seconds between comparisons if saved rows explain the changes.
+#: Shortest and longest pause in seconds between comparisons if saved rows explain the mark.
 _PAUSE, _LONGEST_PAUSE = 5.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """Primary keys of enabled rows that are not known, and of known rows that are not enabled or were deleted."""
+    """Primary keys of enabled rows that are unknown, and of known rows that were disabled or deleted."""
 
     unknown: set[Any] = field(default_factory=set)
     absent: set[Any] = field(default_factory=set)
 
 
 class Comparison:
-    """Comparison of the rows with the known ones by their totals: when it is due, and what it finds."""
+    """Comparison of the totals: when it is due, and which rows differ."""
 
     def __init__(self, query: RowQueries, clock: Clock) -> None:
         self._query = query
         self._clock = clock
         self._needed_until = self._began = self._ended = float("-inf")
-        #: True if no saved row explains a change.
+        #: True if no saved row explains the mark.
         self.unexplained = False
 
     def need(self, until: float, *, unexplained: bool) -> None:
-        """Compare soon. One that begins at ``until`` on ``Clock.elapsed`` or later is the last that is needed."""
+        """Compare soon, and for the last time at ``until`` on ``Clock.elapsed`` or later."""
         self._needed_until = max(self._needed_until, until)
         self.unexplained = self.unexplained or unexplained
 
@@ -60,7 +60,7 @@ class Comparison:
     def differences(self, known: Collection[int], totals: Totals) -> Differences | None:
         """Return the differences, ``None`` if the totals are equal. Raises the database's errors.
 
-        ``totals`` are those of the ``known`` rows.
+        ``totals`` are the number of the ``known`` rows and the sum of their primary keys.
         """
         began = self._clock.elapsed()
         surplus = _difference(self._query.totals(None, None), totals)
@@ -69,7 +69,7 @@ class Comparison:
         return found
 
     def _search(self, keys: Sequence[int], surplus: Totals) -> Differences:
-        """Halve the ranges whose totals differ. ``surplus`` is what the database has in excess of ``keys``."""
+        """Halve the ranges whose totals differ. ``surplus`` is the database's totals minus those of ``keys``."""
         found = Differences()
         ranges: list[tuple[int | None, int | None, Totals]] = [(None, None, surplus)]
         while ranges:

@@ -1,4 +1,4 @@
-"""Time limits for the work on the schedule's database, so that a lock or a dead connection does not hold it up.
+"""Time limits of statements, and kinds of database errors.
 
 A statement that exceeds a limit fails and is retried in a later turn. SQLite has its own limit: ``timeout``.
 """
@@ -6,15 +6,17 @@ A statement that exceeds a limit fails and is retried in a later turn. SQLite ha
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ha_beat.exception_text import without_secrets
+from ha_beat.row_store.backend import DatabaseFault
 
-#: Seconds that a statement waits for a lock, and that it may take.
+#: Longest wait of a statement for a lock, and its longest duration, in seconds.
 LOCK_TIMEOUT = 1.0
 STATEMENT_TIMEOUT = 15.0
 
-#: Options of new connections, by vendor. Settings of the project win.
+#: Options of new connections, by vendor. The project's own options override them.
 CONNECT_OPTIONS: Mapping[str, Mapping[str, int]] = {
     "postgresql": {
         "connect_timeout": 5,
@@ -26,7 +28,7 @@ CONNECT_OPTIONS: Mapping[str, Mapping[str, int]] = {
     "mysql": {"connect_timeout": 5},
 }
 
-#: Statement that limits the transaction. The limits end with it, so a connection pooler hands none to another client.
+#: Statement that limits the current transaction. A connection pooler passes no limit on to another client.
 POSTGRESQL_LIMITS = (
     f"SELECT set_config('lock_timeout', '{round(LOCK_TIMEOUT * 1000)}', true), "
     f"set_config('statement_timeout', '{round(STATEMENT_TIMEOUT * 1000)}', true)"
@@ -36,24 +38,38 @@ MYSQL_LIMITS = (
     f"SET SESSION innodb_lock_wait_timeout = {round(LOCK_TIMEOUT)}, lock_wait_timeout = {round(LOCK_TIMEOUT)}"
 )
 
-#: SQLSTATEs of PostgreSQL for a lock or a statement that exceeds its limit, a deadlock, and a conflict of transactions.
+#: SQLSTATEs of PostgreSQL: lock timeout, statement timeout, deadlock, conflict of transactions.
 _TIMED_OUT = frozenset({"55P03", "57014", "40P01", "40001"})
 
-#: Error codes of MySQL for a lock that exceeds its limit, and a deadlock.
+#: Error codes of MySQL: lock timeout, deadlock.
 _MYSQL_TIMED_OUT = ((1205,), (1213,))
 
-#: Classes of SQLSTATE for the fault of a row: its data, a constraint, an exception of a trigger.
+#: Classes of SQLSTATE that concern a row: its data, a constraint, an exception of a trigger.
 _OF_A_ROW = ("22", "23", "P0")
 
 
-def is_timeout(error: Any) -> bool:
-    """True if this error of a driver means that a statement exceeded its limit, or another transaction prevents it."""
-    return _sqlstate(error) in _TIMED_OUT or getattr(error, "args", ())[:1] in _MYSQL_TIMED_OUT
+@dataclass(frozen=True, slots=True)
+class ErrorClasses:
+    """Exception classes of a database library."""
+
+    unreachable: tuple[type[BaseException], ...]
+    row: tuple[type[BaseException], ...]
+    any: type[BaseException]
 
 
-def is_of_a_row(error: Any) -> bool:
-    """True if this error of a driver has an SQLSTATE that is the fault of a row."""
-    return _sqlstate(error).startswith(_OF_A_ROW)
+def fault_of(exc: BaseException, driver_error: Any, classes: ErrorClasses) -> DatabaseFault | None:
+    """Return the kind of an error, ``None`` if it does not come from the database.
+
+    ``driver_error`` is the driver's exception, or ``None``.
+    """
+    sqlstate = _sqlstate(driver_error)
+    if sqlstate in _TIMED_OUT or getattr(driver_error, "args", ())[:1] in _MYSQL_TIMED_OUT:
+        return DatabaseFault.TIMED_OUT
+    if isinstance(exc, (*classes.unreachable, OSError)):
+        return DatabaseFault.UNREACHABLE
+    if isinstance(exc, classes.row) or sqlstate.startswith(_OF_A_ROW):
+        return DatabaseFault.ROW
+    return DatabaseFault.REFUSED if isinstance(exc, classes.any) else None
 
 
 def _sqlstate(error: Any) -> str:
@@ -61,5 +77,5 @@ def _sqlstate(error: Any) -> str:
 
 
 def first_line(exc: BaseException) -> str:
-    """Return the error's class and message without secrets, and without PostgreSQL's excerpt of the statement."""
+    """Return the class of an error and its first line, without secrets. PostgreSQL quotes the statement in others."""
     return without_secrets(f"{type(exc).__name__}: {exc}".split("\n", 1)[0].rstrip(": "))

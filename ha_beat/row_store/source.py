@@ -1,26 +1,21 @@
-"""Schedule source for the rows of a store."""
+"""Schedule source for the rows of a store: connects the threads with the main loop."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from functools import partial
 from typing import Any, Protocol
 
 from celery import Celery
 
 from ha_beat.beat_loop import Runtime
 from ha_beat.leader.entry import ScheduledEntry
-from ha_beat.reasons import Duty, Verdict
+from ha_beat.reasons import Verdict
 from ha_beat.row_store.backend import RowStore
 from ha_beat.row_store.entry import RowEntry
 from ha_beat.row_store.full_read import PAGE
-from ha_beat.row_store.reader import RowReader
-from ha_beat.row_store.run_state import RunStateTable
 from ha_beat.row_store.static_entries import write_static_entries
-from ha_beat.row_store.sync import RowReading, RowSync, RowWriting
+from ha_beat.row_store.sync import RowSync
 from ha_beat.row_store.table import RowTable
-from ha_beat.row_store.thread import DatabaseThread
-from ha_beat.row_store.writer import RowWriter
 from ha_beat.schedule_sources.source import EntryHooks
 from ha_beat.schedule_sources.stored_source import POLL_INTERVAL, StoredSource
 from ha_beat.store.lease import Term
@@ -28,7 +23,7 @@ from ha_beat.store.ledger import LedgerRow
 
 
 class RowHooks(EntryHooks, Protocol):
-    """Scheduler class of a store as the source uses it."""
+    """Scheduler class of a store, as the source uses it."""
 
     app: Celery
     max_interval: float | None
@@ -37,10 +32,9 @@ class RowHooks(EntryHooks, Protocol):
 
 
 class RowSource(StoredSource):
-    """Entries of the rows as last read.
+    """Entries of the rows as last read by the threads of :mod:`ha_beat.row_store.sync`.
 
-    Two threads (:mod:`ha_beat.row_store.sync`) read and write the rows. It has more than 15 methods, most of
-    which belong to the interface of a schedule source.
+    It has more than 15 methods because the protocol ``ReplicaSource`` has 14.
     """
 
     _scheduler: RowHooks
@@ -48,57 +42,35 @@ class RowSource(StoredSource):
     def __init__(self, scheduler: RowHooks) -> None:
         super().__init__(scheduler)
         self._store: RowStore | None = None
+        #: Removals that the ledger has not recorded, as in the table.
         self._removed: dict[str, int] = {}
 
     # --- Life cycle
 
     def start(self, runtime: Runtime) -> None:
-        scheduler, now, emit = self._scheduler, runtime.enqueuer.now, runtime.events.emit
-        store = self._store = scheduler.row_store()
-        reads, writes = (partial(runtime.duties.progressed, duty) for duty in (Duty.READ_SCHEDULE, Duty.WRITE_ROWS))
-        reader = RowReader(store.queries, self._make_entry, clock=self._clock, now=now, emit=emit, progress=reads)
-        leader_term = partial(getattr, runtime.elector.handle, "term")
-        reading = RowReading(reader, term=leader_term, duties=runtime.duties)
-        table = RunStateTable(store.statements, store.database, now)
-        writing = RowWriting(
-            RowWriter(table, reader.table, self._clock, self._settled, writes),
-            reading,
-            store.database,
-            term=leader_term,
+        scheduler = self._scheduler
+        self._store = scheduler.row_store()
+        sync = RowSync(
+            self._store,
+            runtime,
+            scheduler.app,
+            self._clock,
+            make_entry=self._make_entry,
             begin_term=self._begin_term,
-            duties=runtime.duties,
-            emit=emit,
-        )
-        thread = partial(
-            DatabaseThread,
-            app=scheduler.app,
-            database=store.database,
-            duties=runtime.duties,
+            settled=self._settled,
             interval=min(POLL_INTERVAL, scheduler.max_interval or POLL_INTERVAL),
-            clock=self._clock,
-            emit=emit,
         )
-        self._run(runtime, RowSync(reading, writing, thread))
+        self._run(runtime, sync)
 
     def _make_entry(self, model: Any) -> RowEntry:
-        """Make the entry of a row."""
         entry: RowEntry = self._row_store.make_entry(model)
         entry.rules = self.rules.of(entry)
         return entry
 
     def _begin_term(self, term: Term) -> None:
         """Write the changed entries of the settings, and the runs that the previous leader could not write."""
-        (runtime, sync), store = self._running, self._row_store
-        write_static_entries(
-            self._scheduler.app,
-            store.static,
-            store.database,
-            runtime.ledger,
-            term,
-            began_ms=self._began_ms,
-            emit=runtime.events.emit,
-            progress=partial(runtime.duties.progressed, Duty.WRITE_ROWS),
-        )
+        runtime, sync = self._running
+        write_static_entries(self._scheduler.app, self._row_store, runtime, term, began_ms=self._began_ms)
         sync.writer.record_missing(runtime.ledger.pages(PAGE))
 
     @property
@@ -127,9 +99,9 @@ class RowSource(StoredSource):
         }
 
     def _settled(self, entry_id: str) -> bool:
-        """True if the leader works on the rows as last read and has no verdict left to give for this one.
+        """True if the leader has loaded the rows as last read, and each due instant of this one has its verdict.
 
-        The writing thread calls it.
+        The writing thread calls this.
         """
         runtime, sync = self._running
         term, enqueuer = runtime.elector.handle.term, runtime.enqueuer
@@ -145,8 +117,8 @@ class RowSource(StoredSource):
             self._running[1].table.forget_removed(entry_id, number)
 
     def finished(self, entry: ScheduledEntry, runs: int) -> None:
-        # As in the stores' own schedulers, a one-off row that has not run stays enabled until it expires: it may be
-        # edited.
+        # As in the stores' own schedulers, a one-off row that has not run stays enabled until it expires: it may still
+        # be edited.
         if entry.once and (runs or entry.celery_entry.expires is None):
             _, sync = self._running
             sync.writer.disable_finished(entry.celery_entry)
@@ -158,5 +130,5 @@ class RowSource(StoredSource):
             self._scheduler.reserve(row_entry)
         row_entry.last_run_at, row_entry.total_run_count = row.base, row.run_count
         if not entry.once:
-            # The row of a one-off entry is only disabled: its task may have set its next run by then.
+            # A one-off row is only disabled: its own task may have set its next run by the time of the write.
             self._running[1].writer.record(entry.id, row)

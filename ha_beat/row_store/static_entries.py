@@ -1,8 +1,8 @@
-"""Entries of the settings in a schedule of rows: the leader writes changed entries to their rows.
+"""Entries of the settings in a schedule of rows: the leader writes the changed ones to their rows.
 
-The stores' own schedulers overwrite these rows at each start of beat, including edits, and restore those that were
-deleted. Here an entry is written if its definition differs from the one last written to this database. A
-replica that started before the last writer does not overwrite it: in a rolling deploy the new settings win.
+The stores' own schedulers overwrite these rows at each start of beat, including edits, and restore deleted ones. Here
+an entry is written only if its definition differs from the one that was last written to this database. A replica that
+started before the last writer overwrites nothing, so the new settings win in a rolling deploy.
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from celery import Celery
 from celery.schedules import crontab, maybe_schedule, schedule, solar
 
 from ha_beat import events
-from ha_beat.reasons import EntryFault
-from ha_beat.row_store.backend import Database, DatabaseFault, Definition, StaticRows
+from ha_beat.beat_loop import Runtime
+from ha_beat.reasons import Duty, EntryFault
+from ha_beat.row_store.backend import DatabaseFault, Definition, RowStore, StaticRows
 from ha_beat.row_store.entry import UnreadableRow, misfire_headers
 from ha_beat.schedule.entry_options import KEY
 from ha_beat.store.lease import Term
-from ha_beat.store.ledger import Ledger
 
 logger = logging.getLogger("ha_beat")
 
-#: Classes of schedules that a row holds. A subclass may be due at other times.
+#: Classes of schedules that a row can hold. A subclass may be due at other times.
 _KINDS = frozenset({schedule, crontab, solar})
 
-#: Options of an entry that a row of each store holds.
+#: Options that a row of each store can hold.
 OPTIONS = frozenset({"queue", "exchange", "routing_key", "priority", "headers", "expire_seconds"})
 
 
@@ -50,120 +51,119 @@ def static_entries(app: Celery) -> dict[str, Definition]:
 def digest(definition: Definition) -> str:
     """Return a digest of the definition, the same in every process."""
     source: Any = maybe_schedule(definition["schedule"])
-    described = (type(source).__qualname__, repr(source), str(getattr(source, "run_every", "")), _zone(source))
+    # The time zone of a crontab is part of its row, and can change with a setting alone.
+    zone = str(source.tz) if isinstance(source, crontab) else ""
+    described = (type(source).__qualname__, repr(source), str(getattr(source, "run_every", "")), zone)
     rest = {name: value for name, value in definition.items() if name != "schedule"}
     text = json.dumps([described, rest], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _zone(source: Any) -> str:
-    """Return a crontab's time zone, which is part of its row and can change with a setting alone."""
-    return str(source.tz) if isinstance(source, crontab) else ""
+class Mark(NamedTuple):
+    """Note in the ledger on an entry that was written to its row."""
+
+    #: Digest of the definition.
+    digest: str
+    #: Start time of the writer in ms since the Unix epoch.
+    began_ms: int
+    #: Identity of the database.
+    database: str
+
+    @classmethod
+    def parse(cls, text: str) -> Mark:
+        """Return the mark of a note. Missing parts are empty."""
+        written, began_ms, database = (*text.split(" "), "", "")[:3]
+        return cls(written, int(began_ms or 0), database)
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self))
+
+    def needs_write(self, last: Mark | None, *, has_row: bool) -> bool:
+        """True if the entry has to be written so that it has this mark. ``last`` is the mark of the last write.
+
+        An unchanged entry without a row was deleted by a person, unless the database is new.
+        """
+        if last is None or not last.digest:
+            return True
+        if not has_row and (not self.database or self.database != last.database):
+            return True
+        return last.digest != self.digest and self.began_ms >= last.began_ms
 
 
-def mark_of(definition: Definition, began_ms: int, database: str) -> str:
-    """Return the note that the ledger keeps of a written definition.
-
-    ``began_ms`` is the writer's start time, ``database`` the identity of the database.
-    """
-    return f"{digest(definition)} {began_ms} {database}"
-
-
-def needs_write(definition: Definition, mark: str | None, *, has_row: bool, began_ms: int, database: str) -> bool:
-    """True if the entry has to be written to its row. An unchanged entry without a row was deleted by a person.
-
-    ``mark`` is the last writer's note, ``began_ms`` this process' start time in ms since the Unix epoch.
-    """
-    written, writer_began_ms, written_to = (*(mark or "").split(" "), "", "")[:3]
-    if not written or (not has_row and (not database or database != written_to)):
-        return True
-    return written != digest(definition) and began_ms >= int(writer_began_ms or 0)
-
-
-def write_static_entries(
-    app: Celery,
-    rows: StaticRows,
-    database: Database,
-    ledger: Ledger,
-    term: Term,
-    *,
-    began_ms: int,
-    emit: Callable[[events.Event], None],
-    progress: Callable[[], None],
-) -> None:
+def write_static_entries(app: Celery, store: RowStore, runtime: Runtime, term: Term, *, began_ms: int) -> None:
     """Write the changed entries, and note in the ledger which definitions were written.
 
-    ``began_ms`` is this process' start time, and ``progress`` is called after each entry. Raises the database's errors
-    and ``StoreError``.
+    ``began_ms`` is this process' start time. Raises the database's errors and ``StoreError``.
     """
-    notes = {name: f"static:{name}" for name in static_entries(app)}
-    known = ledger.notes(list(notes.values()))
-    marks = {name: known[note] for name, note in notes.items() if note in known}
-    written = write(app, rows, database, marks, began_ms, emit, progress)
+    definitions = static_entries(app)
+    notes = {name: f"static:{name}" for name in definitions}
+    known = runtime.ledger.notes(list(notes.values()))
+    marks = {name: Mark.parse(known[note]) for name, note in notes.items() if note in known}
+    progress = partial(runtime.duties.progressed, Duty.WRITE_ROWS)
+    written = write_changed(definitions, marks, store, began_ms, runtime.events.emit, progress)
     if written:
-        ledger.note(term, {notes[name]: mark for name, mark in written.items()})
+        runtime.ledger.note(term, {notes[name]: str(mark) for name, mark in written.items()})
 
 
-def write(
-    app: Celery,
-    rows: StaticRows,
-    database: Database,
-    marks: Mapping[str, str],
+def write_changed(
+    definitions: Mapping[str, Definition],
+    marks: Mapping[str, Mark],
+    store: RowStore,
     began_ms: int,
     emit: Callable[[events.Event], None],
     progress: Callable[[], None] = lambda: None,
-) -> dict[str, str]:
-    """Write the changed entries and return their new marks by name.
+) -> dict[str, Mark]:
+    """Write the entries that need it, and return their new marks by name. ``marks`` are those of the last writes.
 
-    An entry that its row can't hold is reported and left out. Raises the database's errors otherwise.
+    An entry that a row can't hold is reported and left out. Raises the database's other errors.
     """
-    definitions = static_entries(app)
-    identity, present = rows.present(list(definitions))
+    identity, present = store.static.present(list(definitions))
     written: list[str] = []
     for name, definition in definitions.items():
-        mark, has_row = marks.get(name), name in present
+        has_row = name in present
         try:
-            if needs_write(definition, mark, has_row=has_row, began_ms=began_ms, database=identity):
-                _write_one(rows, name, definition)
+            mark = Mark(digest(definition), began_ms, identity)
+            if mark.needs_write(marks.get(name), has_row=has_row):
+                _write(store.static, name, definition)
                 written.append(name)
             elif not has_row:
-                extra = {"action": "static_entry_deleted", "entry": name}
                 logger.info(
-                    "Entry %s was deleted in the database: not written until the settings change", name, extra=extra
+                    "Entry %s was deleted in the database: not written until the settings change",
+                    name,
+                    extra={"action": "static_entry_deleted", "entry": name},
                 )
         except Exception as exc:
-            if database.fault(exc) not in (None, DatabaseFault.ROW):
+            if store.database.fault(exc) not in (None, DatabaseFault.ROW):
                 raise
-            # The fault is in this entry; the others are still written.
             emit(events.EntryFailed.raised(name, EntryFault.INVALID, exc))
         progress()
     if written:
-        # A database without rows may have had none.
-        identity, _ = rows.present(())
-    return {name: mark_of(definitions[name], began_ms, identity) for name in written}
+        # A database without rows may have had no identity.
+        identity, _ = store.static.present(())
+    return {name: Mark(digest(definitions[name]), began_ms, identity) for name in written}
 
 
-def _write_one(rows: StaticRows, name: str, definition: Definition) -> None:
-    lost = rows.write(name, definition)
+def _write(rows: StaticRows, name: str, definition: Definition) -> None:
+    dropped = rows.write(name, definition)
     logger.info(
         "Wrote entry %s of the settings to the database",
         name,
         extra={"action": "static_entry_written", "entry": name},
     )
-    if lost:
+    if dropped:
         logger.warning(
             "Entry %s runs without these options of the settings, which a row can't hold: %s",
             name,
-            ", ".join(lost),
-            extra={"action": "static_options_dropped", "entry": name, "options": lost},
+            ", ".join(dropped),
+            extra={"action": "static_options_dropped", "entry": name, "options": dropped},
         )
 
 
 def row_schedule(value: Any, kinds: Collection[type]) -> Any:
-    """Return the schedule of an entry. ``kinds`` are the store's own classes.
+    """Return the schedule of an entry. ``kinds`` are the store's own classes of schedules.
 
     Raises:
-        UnreadableRow: a row can't hold it. As a row it would run by the rules of its base class.
+        UnreadableRow: a row can't hold the schedule. It would run by the rules of its base class.
     """
     source: Any = maybe_schedule(value)
     if type(source) not in {*_KINDS, *kinds}:
@@ -172,15 +172,15 @@ def row_schedule(value: Any, kinds: Collection[type]) -> Any:
 
 
 def microseconds_of(source: Any) -> int | None:
-    """Return an interval that is not in whole seconds, in microseconds. The stores would truncate it."""
+    """Return the microseconds of an interval that is not in whole seconds, which the stores would truncate."""
     every = getattr(source, "run_every", None)
     return every // timedelta(microseconds=1) if isinstance(every, timedelta) and every.microseconds else None
 
 
 def unpacked(definition: Definition, held: Collection[str] = OPTIONS) -> tuple[dict[str, Any], list[str]]:
-    """Return an entry's keyword arguments for the store's ``_unpack_fields``, and what the row can't hold.
+    """Return the entry as arguments of the store's ``_unpack_fields``, and the names of options that a row can't hold.
 
-    ``held`` are the options that a row holds. The entry's own rules are in the headers.
+    ``held`` are the options that a row can hold. The entry's own rules go into its headers.
     """
     entry = dict(definition)
     options = dict(entry.get("options") or {})
@@ -191,9 +191,9 @@ def unpacked(definition: Definition, held: Collection[str] = OPTIONS) -> tuple[d
     elif expires is not None:
         seconds = expires.total_seconds() if isinstance(expires, timedelta) else expires
         options["expire_seconds"] = math.ceil(seconds)
-    lost = sorted(options.keys() - held)
+    dropped = sorted(options.keys() - held)
     if entry.get("relative") or getattr(entry["schedule"], "relative", False):
-        lost.append("relative")
+        dropped.append("relative")
     if own:
         options["headers"] = misfire_headers(options.get("headers") or {}, own)
-    return {**entry, "options": options}, lost
+    return {**entry, "options": options}, dropped

@@ -1,26 +1,32 @@
-"""Two threads that keep the schedule and the rows in step: one reads, the other writes.
+"""Two threads that keep the entries and the rows in step: one reads, the other writes.
 
 Beat's main loop never waits for the database: it works from the rows as last read by
 :class:`~ha_beat.row_store.reader.RowReader`, and queues updates with :class:`~ha_beat.row_store.writer.RowWriter`.
-A write that is slow or blocked does not hold up the reading.
+A slow or blocked write does not delay the reading.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from celery import Celery
 
 from ha_beat import events
-from ha_beat.duties import Duties
+from ha_beat.beat_loop import Runtime
+from ha_beat.clock import Clock
 from ha_beat.reasons import Duty, DutyFault, EntryFault
-from ha_beat.row_store.backend import Database
+from ha_beat.row_store.backend import RowStore
+from ha_beat.row_store.entry import RowEntry
 from ha_beat.row_store.limits import first_line
 from ha_beat.row_store.reader import RowReader
-from ha_beat.row_store.run_state import TableLocked
 from ha_beat.row_store.table import RowTable
 from ha_beat.row_store.thread import DatabaseThread
+from ha_beat.row_store.updates import RowUpdates, TableLocked
 from ha_beat.row_store.writer import RowWriter
-from ha_beat.schedule_sources.stored_source import LATE_AFTER
+from ha_beat.schedule_sources.stored_source import LATE_AFTER, POLL_INTERVAL
 from ha_beat.store.lease import Term
 
 logger = logging.getLogger("ha_beat")
@@ -29,27 +35,30 @@ logger = logging.getLogger("ha_beat")
 _NAMED = 5
 
 
-class RowReading:
-    """Turns of the reading thread."""
+class ReadingThread(DatabaseThread):
+    """Thread that reads the rows."""
 
-    def __init__(self, reader: RowReader, *, term: Callable[[], Term | None], duties: Duties) -> None:
-        """Create the turns of a replica. ``term`` returns its term, ``None`` on a standby."""
+    name = "ha_beat-rows-read"
+    duty = Duty.READ_SCHEDULE
+
+    def __init__(self, reader: RowReader, on_term_read: Callable[[], None], *args: Any) -> None:
+        """``on_term_read`` is called once all rows have been read in a term. ``args`` are those of the base class."""
+        super().__init__(*args)
         self.reader = reader
-        self._term = term
-        self._duties = duties
-        #: Nonce of the last term under which the rows were read.
+        self._on_term_read = on_term_read
+        #: Nonce of the last term in which all rows were read.
         self.read_in = ""
         self._seen_term = self._reading_for = ""
         self._complete_at = 0
 
-    def expect(self) -> None:
-        """Report the reading as late from now on, if no turn is completed in time."""
-        self._duties.expect(Duty.READ_SCHEDULE, within=LATE_AFTER)
+    def keep_running(self) -> None:
+        self._duties.expect(self.duty, within=LATE_AFTER)
+        super().keep_running()
 
-    def turn(self) -> float | None:
-        """Read what has changed. Return the seconds until the next turn. Raises the database's errors."""
-        pause = self._read(self._term())
-        self._duties.done(Duty.READ_SCHEDULE)
+    def work(self) -> float | None:
+        """Read the changes, and all rows when a term begins."""
+        pause = self._read(self.term)
+        self._duties.done(self.duty)
         return pause
 
     def _read(self, term: Term | None) -> float | None:
@@ -62,61 +71,62 @@ class RowReading:
         if self._reading_for != term.nonce:
             self._reading_for, self._complete_at = term.nonce, self.reader.begin_full_read()
         pause = self.reader.turn()
-        if self.reader.complete >= self._complete_at:
+        if self.read_in != term.nonce and self.reader.complete >= self._complete_at:
             self.read_in = term.nonce
+            self._on_term_read()
         return pause
 
 
-class RowWriting:
-    """Turns of the writing thread."""
+class WritingThread(DatabaseThread):
+    """Thread that writes to the rows, on a leader."""
+
+    name = "ha_beat-rows-write"
+    duty = Duty.WRITE_ROWS
 
     def __init__(
-        self,
-        writer: RowWriter,
-        reading: RowReading,
-        database: Database,
-        *,
-        term: Callable[[], Term | None],
-        begin_term: Callable[[Term], None],
-        duties: Duties,
-        emit: Callable[[events.Event], None],
+        self, writer: RowWriter, reading: ReadingThread, begin_term: Callable[[Term], None], *args: Any
     ) -> None:
-        """``begin_term`` writes to the database what a new term requires. It is repeated until it succeeds."""
+        """``begin_term`` writes what a new term requires. It is repeated until it succeeds.
+
+        ``args`` are those of the base class.
+        """
+        super().__init__(*args)
         self.writer = writer
         self._reading = reading
-        self._database = database
-        self._term = term
         self._begin_term = begin_term
-        self._duties = duties
-        self._emit = emit
-        #: Nonce of the last term for which ``begin_term`` was done.
-        self.begun_in = ""
+        #: Nonce of the last term for which ``begin_term`` succeeded.
+        self._begun_in = ""
         self._seen_term = ""
         self._reported: dict[str, str] = {}
 
-    def turn(self) -> None:
-        """Write what is queued. Raises the database's errors."""
-        term = self._term()
+    def work(self) -> None:
+        """Write what is queued."""
+        term = self.term
         if term is None:
-            self._duties.suspend(Duty.WRITE_ROWS)
+            self._duties.suspend(self.duty)
             self.writer.write_after_term()
             return
-        self._duties.expect(Duty.WRITE_ROWS, within=LATE_AFTER)
+        self._duties.expect(self.duty, within=LATE_AFTER)
         if self._seen_term != term.nonce:
-            # As the reading does.
+            # Leave the first turn of a term to the main loop, as the reading does.
             self._seen_term = term.nonce
             return
         try:
-            # Only once the rows are known as they are under this term.
-            if self.begun_in != term.nonce and self._reading.read_in == term.nonce:
+            # Both writes depend on the rows as they are in this term.
+            if self._begun_in != term.nonce and self._reading.read_in == term.nonce:
                 self._begin_term(term)
-                self.begun_in = term.nonce
+                self._begun_in = term.nonce
+                # There may be new rows.
+                self._reading.wake()
         finally:
-            self._write()
+            try:
+                self.writer.write()
+            finally:
+                self.writer.disable_expired()
         self._report()
 
-    def last_turn(self) -> None:
-        """Write what is queued as the process ends. Logs the database's errors."""
+    def end(self) -> None:
+        """Write what is queued as the process ends. Log the database's errors."""
         try:
             self._database.refresh()
             self.writer.write()
@@ -128,42 +138,59 @@ class RowWriting:
                 first_line(exc),
                 extra={"action": "last_runs_not_written", "error": first_line(exc)},
             )
-
-    def _write(self) -> None:
-        try:
-            self.writer.write()
-        finally:
-            self.writer.disable_expired()
+        super().end()
 
     def _report(self) -> None:
-        """Report the rows that can't be written, or that all were."""
-        faults = self.writer.faults()
-        for name, detail in faults.items():
+        """Report the rows that can't be written, or that all were written."""
+        errors = self.writer.errors()
+        for name, detail in errors.items():
             if self._reported.get(name) != detail:
-                self._emit(events.EntryFailed(name, EntryFault.ROW_NOT_WRITTEN, detail))
-        self._reported = faults
-        if not faults:
-            self._duties.done(Duty.WRITE_ROWS)
+                self._runtime.events.emit(events.EntryFailed(name, EntryFault.ROW_NOT_WRITTEN, detail))
+        self._reported = errors
+        if not errors:
+            self._duties.done(self.duty)
             return
-        named = [f"{name}: {detail}" for name, detail in list(faults.items())[:_NAMED]]
-        more = len(faults) - len(named)
+        named = [f"{name}: {detail}" for name, detail in list(errors.items())[:_NAMED]]
+        more = len(errors) - len(named)
         detail = "; ".join(named) + (f"; and {more} more" if more else "")
-        self._duties.failed(Duty.WRITE_ROWS, DutyFault.PARTIAL, detail)
+        self._duties.failed(self.duty, DutyFault.PARTIAL, detail)
 
 
 class RowSync:
-    """The two threads of a replica."""
+    """Reader and writer of a replica, each with its thread."""
 
-    def __init__(self, reading: RowReading, writing: RowWriting, thread: Callable[..., DatabaseThread]) -> None:
-        """``thread`` makes a :class:`DatabaseThread` of its name, duty and turns."""
-        self.reading = reading
-        self.writing = writing
-        self._reader = thread("ha_beat-rows-read", Duty.READ_SCHEDULE, self._read)
-        self._writer = thread("ha_beat-rows-write", Duty.WRITE_ROWS, self._write, last_turn=writing.last_turn)
+    def __init__(
+        self,
+        store: RowStore,
+        runtime: Runtime,
+        app: Celery,
+        clock: Clock,
+        *,
+        make_entry: Callable[[Any], RowEntry],
+        begin_term: Callable[[Term], None],
+        settled: Callable[[str], bool],
+        interval: float = POLL_INTERVAL,
+    ) -> None:
+        """Create the threads without starting them.
 
-    @property
-    def table(self) -> RowTable:
-        return self.reading.reader.table
+        Args:
+            store: The store of the rows.
+            runtime: The replica.
+            app: Made current in the threads.
+            clock: Measures the time between reads and between attempts.
+            make_entry: Makes the entry of a model. If it raises, the row is reported and left out.
+            begin_term: See :class:`WritingThread`.
+            settled: See :class:`~ha_beat.row_store.writer.RowWriter`.
+            interval: Seconds between turns.
+        """
+        now, common = runtime.enqueuer.now, (app, store.database, runtime, clock, interval)
+        reads, writes = (partial(runtime.duties.progressed, duty) for duty in (Duty.READ_SCHEDULE, Duty.WRITE_ROWS))
+        reader = RowReader(store.queries, make_entry, clock=clock, now=now, emit=runtime.events.emit, progress=reads)
+        updates = RowUpdates(store.statements, store.database, now)
+        self.table: RowTable = reader.table
+        self.writer = RowWriter(updates, reader.table, clock, settled, writes)
+        self.reading = ReadingThread(reader, self.write_soon, *common)
+        self.writing = WritingThread(self.writer, self.reading, begin_term, *common)
 
     @property
     def complete(self) -> int:
@@ -173,41 +200,21 @@ class RowSync:
     def read_in(self) -> str:
         return self.reading.read_in
 
-    @property
-    def writer(self) -> RowWriter:
-        return self.writing.writer
-
     def keep_running(self) -> None:
         """Start the threads, or start them again if they have ended. Must be called after any fork."""
-        self.reading.expect()
-        self._reader.keep_running()
-        self._writer.keep_running()
+        self.reading.keep_running()
+        self.writing.keep_running()
 
     def write_soon(self) -> None:
         """Write what is queued without waiting for the next turn."""
-        self._writer.wake()
+        self.writing.wake()
 
     def stop(self) -> None:
-        """Start no further turn: updates are kept for the last write."""
-        self._reader.stop()
-        self._writer.stop()
+        """Start no further turn. Queued updates are kept for the last write."""
+        self.reading.stop()
+        self.writing.stop()
 
     def close(self, seconds: float) -> None:
-        """Write the queued updates and end. Wait at most ``seconds``."""
-        self._reader.close(0.0)
-        self._writer.close(seconds)
-
-    def _read(self) -> float | None:
-        before = self.reading.read_in
-        pause = self.reading.turn()
-        if self.reading.read_in != before:
-            # The writing of a new term waits for this.
-            self._writer.wake()
-        return pause
-
-    def _write(self) -> None:
-        before = self.writing.begun_in
-        self.writing.turn()
-        if self.writing.begun_in != before:
-            # There may be new rows.
-            self._reader.wake()
+        """Write the queued updates and end the threads. Wait at most ``seconds``."""
+        self.reading.close(0.0)
+        self.writing.close(seconds)

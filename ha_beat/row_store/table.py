@@ -1,4 +1,4 @@
-"""Enabled rows as last read, in memory."""
+"""Enabled rows in memory, as last read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 
 from ha_beat import events
 from ha_beat.reasons import EntryFault
-from ha_beat.row_store.backend import Row, Totals
+from ha_beat.row_store.backend import Row, Totals, chunks
 from ha_beat.row_store.entry import RowEntry
-from ha_beat.row_store.run_state import chunks
 from ha_beat.schedule_sources.stored_source import Table
 
 
@@ -30,24 +29,25 @@ class RowTable(Table):
         """Create an empty table.
 
         Args:
-            models: Return primary key and model, or an exception, of each of these rows.
-            make_entry: Make the entry of a row. An exception leaves the row out.
+            models: See :meth:`~ha_beat.row_store.backend.RowQueries.models`.
+            make_entry: Makes the entry of a model. If it raises, the row is reported and left out.
             emit: Receives the events.
         """
         super().__init__(emit)
         self._models = models
         self._make_entry = make_entry
         self.expiries = Expiries(self.entries)
-        #: Definitions of the rows, including unreadable ones, by primary key as in the database.
+        #: Definitions of the rows, including unreadable ones, by primary key.
         self._definitions: dict[Any, tuple[Any, ...]] = {}
         self._key_sum = 0
         self._lock = threading.Lock()
+        #: Number of the table at which an entry was removed, by id.
         self._removed: dict[str, int] = {}
 
     # --- Other threads
 
     def removed(self) -> dict[str, int]:
-        """Return the entries that were disabled or deleted and not armed since, with the number at that time."""
+        """Return the entries that were disabled or deleted and not armed since, with the number of the table then."""
         with self._lock:
             return dict(self._removed)
 
@@ -65,51 +65,43 @@ class RowTable(Table):
 
     @property
     def known(self) -> Collection[Any]:
-        """Return the primary keys of the rows as last read."""
+        """Return the primary keys of the rows."""
         return self._definitions.keys()
 
     @property
     def totals(self) -> Totals:
-        """Return the totals of the known rows, if their primary keys can be added up."""
+        """Return the totals of the rows, if their primary keys are numbers."""
         return len(self._definitions), self._key_sum
 
     def apply(self, rows: Sequence[Row], absent: Iterable[Any], checked_at: datetime | None, now: datetime) -> None:
-        """Replace these rows, and remove those that are ``absent``. Raises the database's errors.
+        """Replace these rows, and remove those with the primary keys ``absent``. Raises the database's errors.
 
         ``checked_at`` is the time of the last check, which found the rows as they were before; ``None`` at the first.
         """
         differing = {row.pk: row for row in rows if self._definitions.get(row.pk) != row.definition}
-        found = self._make(differing) if differing else {}
-        changed = {pk: row for pk, row in differing.items() if pk in found}
-        made = {pk: entry for pk, entry in found.items() if entry is not None}
-        number = self.number + 1
+        made = self._make(differing)
         # A row may have been disabled or deleted between the two queries.
-        gone = [pk for pk in {*absent, *(differing.keys() - found.keys())} if pk in self._definitions]
-        lost = [str(pk) for pk in changed if pk not in made and str(pk) in self.entries]
+        gone = [pk for pk in {*absent, *(differing.keys() - made.keys())} if pk in self._definitions]
         for row in rows:
-            entry = made.get(row.pk) or (None if row.pk in changed else self.entries.get(row.id))
+            entry = made[row.pk] if row.pk in made else self.entries.get(row.id)
             if entry is not None:
                 entry.update_run_state(row.last_run_at, row.total_run_count, row.date_changed)
+        self._remove([*map(str, gone), *(str(pk) for pk, entry in made.items() if entry is None)])
         for pk, entry in made.items():
-            entry.mark_edited(changed[pk].date_changed, checked_at, now)
-        with self._lock:
-            self._removed |= dict.fromkeys([*(str(pk) for pk in gone if str(pk) in self.entries), *lost], number)
-        for entry_id in [*map(str, gone), *lost]:
-            self.entries.pop(entry_id, None)
-        added = [pk for pk in changed if pk not in self._definitions]
-        self._key_sum += sum(pk for pk in added if isinstance(pk, int)) - sum(pk for pk in gone if isinstance(pk, int))
+            if entry is not None:
+                entry.mark_edited(differing[pk].date_changed, checked_at, now)
+                self.entries[entry.id] = entry
+                self.expiries.add(entry)
+        self._key_sum += sum(map(_number, made.keys() - self._definitions.keys())) - sum(map(_number, gone))
         for pk in gone:
             del self._definitions[pk]
-        for entry in made.values():
-            self.entries[entry.id] = entry
-            self.expiries.add(entry)
-        self._definitions |= {pk: row.definition for pk, row in changed.items()}
-        self._note_changed([*map(str, gone), *map(str, changed)])
+        self._definitions |= {pk: differing[pk].definition for pk in made}
+        self._note_changed([*map(str, gone), *map(str, made)])
 
-    def _make(self, changed: Mapping[Any, Row]) -> dict[Any, RowEntry | None]:
-        """Make the entries of those of the rows that are enabled. One that can't be read is reported, and ``None``."""
+    def _make(self, differing: Mapping[Any, Row]) -> dict[Any, RowEntry | None]:
+        """Make the entries of the enabled ones of these rows. Report a row that can't be read, as ``None``."""
         made: dict[Any, RowEntry | None] = {}
-        for chunk in chunks(list(changed)):
+        for chunk in chunks(list(differing)):
             for pk, model in self._models(chunk):
                 try:
                     if isinstance(model, Exception):
@@ -117,8 +109,15 @@ class RowTable(Table):
                     made[pk] = self._make_entry(model)
                 except Exception as exc:
                     made[pk] = None
-                    self._emit(events.EntryFailed(changed[pk].definition[0], EntryFault.INVALID, str(exc)))
+                    self._emit(events.EntryFailed(differing[pk].name, EntryFault.INVALID, str(exc)))
         return made
+
+    def _remove(self, ids: Sequence[str]) -> None:
+        """Remove these entries, as part of the change that is noted next."""
+        with self._lock:
+            self._removed |= dict.fromkeys([entry_id for entry_id in ids if entry_id in self.entries], self.number + 1)
+        for entry_id in ids:
+            self.entries.pop(entry_id, None)
 
     def forget_deleted(self, existing: Callable[[Sequence[str]], set[str]]) -> None:
         """Forget removed entries whose rows were deleted, so that they do not accumulate on a standby."""
@@ -128,8 +127,12 @@ class RowTable(Table):
                 self.forget_removed(entry_id, removed[entry_id])
 
 
+def _number(pk: Any) -> int:
+    return pk if isinstance(pk, int) else 0
+
+
 class Expiries:
-    """Expiries of entries in order of time, so that a check costs nothing while none is due."""
+    """Expiries of entries in order of time: a check costs nothing while none is due."""
 
     def __init__(self, entries: Mapping[str, RowEntry]) -> None:
         """``entries`` has the current entry of each id."""

@@ -1,7 +1,7 @@
 """Writing of run state to the rows.
 
-Each write is idempotent. It covers only runs of this replica's current or last term. A row that the database refuses
-or that another transaction has locked is set aside, and does not hold up the others.
+Each write is idempotent, and covers only runs of this replica's current or last term. A row that the database refuses
+or that another transaction has locked is retried separately, so that it does not delay the others.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ha_beat.clock import Clock
 from ha_beat.reasons import Verdict
+from ha_beat.row_store.backend import chunks
 from ha_beat.row_store.entry import RowEntry
-from ha_beat.row_store.run_state import Run, RunStateTable, chunks
-from ha_beat.row_store.set_aside import RowsSetAside, write_apart
+from ha_beat.row_store.failed_rows import FailedRows, write_with_bisection
 from ha_beat.row_store.table import RowTable
+from ha_beat.row_store.updates import RowUpdates, Run
 from ha_beat.store.ledger import LedgerRow
 
 #: Verdicts that count as a run.
@@ -22,11 +23,11 @@ _RAN = frozenset({Verdict.ENQUEUED, Verdict.UNCERTAIN})
 
 
 class RowWriter:
-    """Writer of the rows' run state. The main loop queues updates; the writing thread writes them in bulk."""
+    """Writer of the rows. The main loop queues updates; the writing thread writes them in bulk."""
 
     def __init__(
         self,
-        table: RunStateTable,
+        updates: RowUpdates,
         rows: RowTable,
         clock: Clock,
         settled: Callable[[str], bool] = lambda _: True,
@@ -35,21 +36,20 @@ class RowWriter:
         """Create a writer.
 
         Args:
-            table: Run state in the database.
+            updates: Updates of the rows in the database.
             rows: The rows as last read.
             clock: Measures the time between attempts at a row that can't be written.
-            settled: True if the leader has no verdict left to give for the entry with this primary key.
-            progress: Called after each chunk of rows, also of the ledger's.
+            settled: True if each due instant of the entry with this primary key has its verdict.
+            progress: Called after each chunk of rows, and after each page of the ledger.
         """
-        self._table = table
+        self._updates = updates
         self._settled = settled
         self._progress = progress
         self._rows = rows
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
         self._finished: dict[str, RowEntry] = {}
-        #: By what could not be written: the run state, and that a row has expired.
-        self._set_aside, self._expired_aside = RowsSetAside(clock), RowsSetAside(clock)
+        self._failed, self._failed_to_expire = FailedRows(clock), FailedRows(clock)
 
     # --- Any thread
 
@@ -60,64 +60,61 @@ class RowWriter:
                 self._runs[entry_id] = Run(row.base, row.run_count)
 
     def disable_finished(self, entry: RowEntry) -> None:
-        """Queue the disabling of a one-off row that has run, unless its schedule is changed until it is written."""
+        """Queue the disabling of a one-off row that has run. The row stays enabled if its schedule is changed first."""
         with self._lock:
             self._finished[entry.id] = entry
 
     # --- The writing thread
 
     def record_missing(self, ledger: Iterable[Mapping[str, str]]) -> None:
-        """Queue the runs in the ledger's rows that a previous leader did not write. ``ledger`` are pages of rows."""
+        """Queue the runs that a previous leader did not write. ``ledger`` are pages of the ledger's rows."""
         for page in ledger:
             for entry_id, raw in page.items():
                 entry, row = self._rows.entries.get(entry_id), LedgerRow.parse(raw)
                 if entry and row and row.run_count > entry.run_state[1] and not entry.once and row.verdict in _RAN:
                     with self._lock:
-                        # The page was read before: this leader may have queued a later run.
+                        # This leader may have queued a later run since the page was read.
                         self._runs.setdefault(entry_id, Run(row.base, row.run_count))
             self._progress()
 
     def write(self) -> None:
-        """Write the queued updates; keep them if that fails. Raises the database's errors, after all were tried."""
+        """Write the queued updates, and keep those that fail. Raises the database's errors once all were tried."""
         runs, finished = self._take()
-        waiting = {*runs, *finished}
+        unwritten = {*runs, *finished}
 
         def disable(ids: Sequence[str]) -> Sequence[str]:
-            return self._table.disable_finished({pk: finished[pk] for pk in ids})
+            return self._updates.disable_finished({pk: finished[pk] for pk in ids})
 
         try:
-            failures = [
-                *self._write(list(finished), disable, waiting),
-                *self._write([pk for pk in runs if pk not in finished], lambda ids: self._advance(ids, runs), waiting),
+            errors = [
+                *self._write(list(finished), disable, self._failed, unwritten),
+                *self._advance([pk for pk in runs if pk not in finished], runs, unwritten),
             ]
         finally:
             with self._lock:
-                self._runs = {pk: run for pk, run in runs.items() if pk in waiting} | self._runs
-                self._finished = {pk: entry for pk, entry in finished.items() if pk in waiting} | self._finished
-        if failures:
-            raise failures[0]
+                self._runs = {pk: run for pk, run in runs.items() if pk in unwritten} | self._runs
+                self._finished = {pk: entry for pk, entry in finished.items() if pk in unwritten} | self._finished
+        _raise_first(errors)
 
     def write_after_term(self) -> None:
-        """Write the queued runs of a term that has ended, once.
+        """Write the queued runs of a term that has ended, once. Raises the database's errors.
 
-        The next leader restores a failed write from the ledger. Finished rows are left to it: they may have been
-        enabled again.
+        The next leader restores a failed write from the ledger, and disables finished rows unless they were enabled
+        again.
         """
         runs, _ = self._take()
-        for failure in self._write(list(runs), lambda ids: self._advance(ids, runs), set(runs)):
-            raise failure
+        _raise_first(self._advance(list(runs), runs, set()))
 
     def disable_expired(self) -> None:
-        """Disable the rows that have expired, once each instant before that has its verdict."""
-        expired = [pk for pk in self._rows.expiries.due(self._table.now()) if self._settled(pk)]
-        for failure in self._write(expired, self._table.disable_expired, set(), self._expired_aside):
-            raise failure
+        """Disable expired rows once each earlier instant has its verdict. Raises the database's errors."""
+        expired = [pk for pk in self._rows.expiries.due(self._updates.now()) if self._settled(pk)]
+        _raise_first(self._write(expired, self._updates.disable_expired, self._failed_to_expire, set()))
 
-    def faults(self) -> dict[str, str]:
+    def errors(self) -> dict[str, str]:
         """Return the errors of the rows that can't be written, by name."""
-        for aside in (self._set_aside, self._expired_aside):
-            aside.keep(self._rows.entries)
-        return {**self._expired_aside.faults(), **self._set_aside.faults()}
+        for failed in (self._failed, self._failed_to_expire):
+            failed.keep(self._rows.entries)
+        return self._failed_to_expire.errors() | self._failed.errors()
 
     def _take(self) -> tuple[dict[str, Run], dict[str, RowEntry]]:
         with self._lock:
@@ -125,45 +122,52 @@ class RowWriter:
             self._runs, self._finished = {}, {}
         return runs, finished
 
+    def _advance(self, ids: Sequence[str], runs: Mapping[str, Run], unwritten: set[str]) -> list[Exception]:
+        """Advance these rows to their runs, like :meth:`_write`."""
+
+        def advance(part: Sequence[str]) -> Sequence[str]:
+            present = {pk: entry for pk in part if (entry := self._rows.entries.get(pk)) is not None}
+            if not present:
+                return ()
+            known = {pk: entry.run_state for pk, entry in present.items()}
+            locked = self._updates.advance({pk: runs[pk] for pk in present}, known)
+            for pk in present.keys() - set(locked):
+                present[pk].run_state = (runs[pk].at, max(runs[pk].run_count, present[pk].run_state[1]))
+            return locked
+
+        return self._write(ids, advance, self._failed, unwritten)
+
     def _write(
         self,
         ids: Sequence[str],
         write: Callable[[Sequence[str]], Sequence[str]],
-        waiting: set[str],
-        aside: RowsSetAside | None = None,
+        failed: FailedRows,
+        unwritten: set[str],
     ) -> list[Exception]:
-        """Write the rows in chunks, and remove from ``waiting`` what was written.
+        """Write the rows in chunks, and each row that ``failed`` before separately. Update ``failed``.
 
-        ``aside`` has the rows that could not be written before, ``None`` for those whose run state could not.
+        What was written is removed from ``unwritten``.
 
         Returns:
-            The error that is not a row's, if there was one.
+            The error that ended the writing, if it is not the rows' fault.
         """
-        aside = aside or self._set_aside
-        ready, suspects = aside.split(ids)
-        for part in [*chunks(ready), *([pk] for pk in suspects)]:
+        ready, retries = failed.split(ids)
+        for part in [*chunks(ready), *([pk] for pk in retries)]:
             try:
-                faults = write_apart(part, write, self._table.fault, suspected=len(part) == 1 and part[0] in aside)
+                errors = write_with_bisection(part, write, self._updates.fault, suspected=part[0] in failed)
             except Exception as exc:
                 return [exc]
             self._progress()
             for pk in part:
-                if pk in faults:
+                if pk in errors:
                     entry = self._rows.entries.get(pk)
-                    aside.add(pk, entry.name if entry else pk, faults[pk])
+                    failed.add(pk, entry.name if entry else pk, errors[pk])
                 else:
-                    waiting.discard(pk)
-                    aside.remove(pk)
+                    unwritten.discard(pk)
+                    failed.remove(pk)
         return []
 
-    def _advance(self, ids: Sequence[str], runs: Mapping[str, Run]) -> Sequence[str]:
-        """Advance the rows; return those that another transaction has locked."""
-        entries = self._rows.entries
-        present = {pk: entry for pk in ids if (entry := entries.get(pk)) is not None}
-        due = {pk: runs[pk] for pk in present}
-        locked = self._table.advance(due, {pk: entry.run_state for pk, entry in present.items()}) if due else ()
-        for pk, run in due.items():
-            if pk not in locked:
-                entry = present[pk]
-                entry.run_state = (run.at, max(run.run_count, entry.run_state[1]))
-        return locked
+
+def _raise_first(errors: Sequence[Exception]) -> None:
+    for error in errors:
+        raise error

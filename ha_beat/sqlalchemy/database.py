@@ -9,14 +9,20 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Executable, MetaData, create_engine, inspect, text
+from sqlalchemy import exc as errors
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateSchema
 
 from ha_beat.errors import ConfigurationError
 from ha_beat.row_store.backend import DatabaseFault
-from ha_beat.row_store.limits import CONNECT_OPTIONS, MYSQL_LIMITS, POSTGRESQL_LIMITS, is_of_a_row, is_timeout
+from ha_beat.row_store.limits import CONNECT_OPTIONS, MYSQL_LIMITS, POSTGRESQL_LIMITS, ErrorClasses, fault_of
+
+_ERRORS = ErrorClasses(
+    unreachable=(errors.OperationalError, errors.InterfaceError),
+    row=(errors.DataError, errors.IntegrityError),
+    any=errors.SQLAlchemyError,
+)
 
 #: Drivers that take the options of :data:`CONNECT_OPTIONS`.
 _DRIVERS = frozenset({"psycopg", "psycopg2", "pymysql", "mysqldb"})
@@ -105,11 +111,4 @@ class SqlDatabase:
             return self.connection.execute(statement).rowcount
 
     def fault(self, exc: BaseException) -> DatabaseFault | None:
-        cause = exc.orig if isinstance(exc, DBAPIError) else None
-        if is_timeout(cause):
-            return DatabaseFault.TIMED_OUT
-        if isinstance(exc, OperationalError | InterfaceError | OSError):
-            return DatabaseFault.UNREACHABLE
-        if isinstance(exc, DataError | IntegrityError) or is_of_a_row(cause):
-            return DatabaseFault.ROW
-        return DatabaseFault.REFUSED if isinstance(exc, SQLAlchemyError) else None
+        return fault_of(exc, exc.orig if isinstance(exc, errors.DBAPIError) else None, _ERRORS)

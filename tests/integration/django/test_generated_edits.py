@@ -12,28 +12,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 from django_celery_beat.models import PeriodicTask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ha_beat.django.database import DjangoDatabase
-from ha_beat.django.entries import RowEntry
-from ha_beat.django.queries import DjangoQueries
-from ha_beat.django.schedulers import DatabaseSource
-from ha_beat.django.statements import DjangoStatements
+from ha_beat.django.schedulers import HADatabaseScheduler
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import EntryState
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.loading.reconcile import reconcile
 from ha_beat.leader.planner import Absence, Planner
 from ha_beat.reasons import Verdict
-from ha_beat.row_store.reader import RowReader
-from ha_beat.row_store.run_state import RunStateTable
-from ha_beat.row_store.writer import RowWriter
-from ha_beat.schedule_sources.rules import EntryRules
 from ha_beat.store.lease import Term
 from ha_beat.store.shadow import Shadow
 from tests.integration.django.conftest import SQLITE, migrate, use
@@ -97,39 +89,24 @@ class Replica:
         self.world, self.on_send = world, on_send
         world.epoch += 1
         self.term = Term("r", world.epoch, f"n{world.epoch}", "g", "s", 0.0)
-        self.queue, self.loaded = DueQueue(), False
-        query = DjangoQueries(world.changes, lambda: PeriodicTask.objects.filter(enabled=True))
-        self.reader = RowReader(query, self.make, clock=world, now=self.now, emit=self.report)
-        self.source = self.new_source()
-        table = RunStateTable(DjangoStatements(PeriodicTask, world.changes), DjangoDatabase(list), self.now)
-        self.writer = RowWriter(table, self.reader.table, world, self.source._settled)
-        self.source._sync = SimpleNamespace(
-            table=self.reader.table, complete=1, read_in=self.term.nonce, writer=self.writer, write_soon=lambda: None
+        self.loaded = False
+        scheduler = HADatabaseScheduler(app=app, lazy=True)
+        scheduler.Changes = world.changes
+        self.source: Any = scheduler.schedule_source
+        self.source._clock = world
+        self.enqueuer = SimpleNamespace(
+            now=self.now, up_to_date=lambda _: self.loaded, held_back=False, due_queue=DueQueue()
         )
+        runtime = SimpleNamespace(
+            duties=Mock(),
+            elector=SimpleNamespace(handle=SimpleNamespace(term=self.term)),
+            enqueuer=self.enqueuer,
+            events=SimpleNamespace(emit=self.report, subscribe=lambda _: None),
+        )
+        self.source.start(runtime)
+        self.sync = self.source._sync
+        self.reader, self.sync.reading.read_in = self.sync.reading.reader, self.term.nonce
         self.planner = Planner(self.source, self.report)
-
-    def make(self, model: Any) -> RowEntry:
-        entry = RowEntry(model, app)
-        entry.rules = self.source.rules.of(entry)
-        return entry
-
-    def new_source(self) -> Any:
-        source: Any = object.__new__(DatabaseSource)
-        source._used, source._read_in_term, source._removed, source._clock = (0, False), True, {}, self.world
-        source.detect_hooks = lambda: None
-        source.hooks = SimpleNamespace(replaced=lambda _: False, replaces_is_due=lambda _: False)
-        source._scheduler = SimpleNamespace(
-            ha_settings=SimpleNamespace(
-                misfire="once", misfire_grace=None, misfire_limit=100, lease_ttl=10, uncertain="skip"
-            )
-        )
-        source.rules = EntryRules(source._scheduler)
-        enqueuer = SimpleNamespace(
-            now=self.now, up_to_date=lambda _: self.loaded, held_back=False, due_queue=self.queue
-        )
-        handle = SimpleNamespace(term=self.term)
-        source._runtime = SimpleNamespace(enqueuer=enqueuer, elector=SimpleNamespace(handle=handle))
-        return source
 
     def now(self) -> datetime:
         return self.world.now
@@ -146,17 +123,17 @@ class Replica:
         self.dispatch()
         if not reads_first:
             self.read()
-        self.writer.write()
-        self.writer.disable_expired()
+        self.sync.writer.write()
+        self.sync.writer.disable_expired()
 
     def read(self) -> None:
         """Read all that has changed. A read goes through the table in several turns."""
-        self.reader._urgent_from = 0.0
+        self.reader._full_reads._urgent_from = 0.0
         for _ in range(3):
             self.reader.turn()
 
     def load(self) -> None:
-        self.queue = self.source._runtime.enqueuer.due_queue = DueQueue()
+        queue = self.enqueuer.due_queue = DueQueue()
         done = reconcile(
             self.source.load(),
             dict(self.world.ledger),
@@ -169,13 +146,13 @@ class Replica:
         assert done.failures == []
         self.loaded = True
         for state in done.states:
-            self.planner.plan(self.queue, state, self.now())
+            self.planner.plan(queue, state, self.now())
         for operation in done.operations:
             self.submit(operation)
 
     def dispatch(self) -> None:
         for _ in range(50):
-            due = list(self.queue.pop_due(self.now(), 100))
+            due = list(self.enqueuer.due_queue.pop_due(self.now(), 100))
             if not due:
                 return
             for state in due:
@@ -211,7 +188,7 @@ class Replica:
             self.source.armed(state.id)
         if done.decision is not None:
             self.source.recorded(state.entry, done.row)
-            self.planner.plan(self.queue, state, self.now())
+            self.planner.plan(self.enqueuer.due_queue, state, self.now())
 
 
 @contextmanager
@@ -434,10 +411,12 @@ ACTIONS = st.one_of(
 
 @pytest.fixture(scope="module")
 def _database() -> Iterator[None]:
-    """A database in memory for all examples."""
+    """A database in memory for all examples. Nothing connects to the lease's Redis."""
     use(SQLITE)
     migrate()
-    yield
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("HA_BEAT_REDIS_URL", "redis://127.0.0.1:1/0")
+        yield
     use(SQLITE)
 
 

@@ -16,7 +16,8 @@ from ha_beat.django import queries
 from ha_beat.django.entries import RowEntry
 from ha_beat.django.queries import DjangoQueries
 from ha_beat.row_store import differences, full_read, reader
-from ha_beat.row_store.reader import FULL_READ_INTERVAL, RowReader
+from ha_beat.row_store.full_read import FULL_READ_INTERVAL
+from ha_beat.row_store.reader import RowReader
 from tests.integration.django.project.app import app
 from tests.integration.django.rows import cron, every, row
 from tests.support.clocks import SteppedClock
@@ -339,7 +340,7 @@ def test_unmarked_change_is_found_within_minutes(table):
     PeriodicTask.objects.filter(pk=table.tasks[5].pk).update(interval=short)
     table.turn()
     assert "task 0" in table.names
-    table.clock.ahead += reader.FULL_READ_INTERVAL
+    table.clock.ahead += FULL_READ_INTERVAL
     checked_at = table.reader._checked_at
     for _ in range(ROWS):
         table.turn()

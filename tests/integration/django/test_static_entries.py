@@ -1,30 +1,23 @@
 """The leader writes changed entries of `CELERY_BEAT_SCHEDULE` to the database, and overwrites no edit."""
 
-from __future__ import annotations
-
 import json
 import time
-from datetime import timedelta
 from typing import Any
 
 import pytest
-from celery import Celery
-from celery.schedules import crontab, schedstate, schedule
+from celery.schedules import schedstate, schedule
 from django.db import connection
-from django.db.utils import OperationalError
 from django.test import Client
 from django.utils import timezone
 from django_celery_beat.clockedschedule import clocked
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
-from ha_beat.django.database import DjangoDatabase
-from ha_beat.django.static_entries import DjangoStaticRows
 from ha_beat.events import EntryFailed
-from ha_beat.row_store import static_entries as static
+from ha_beat.row_store.static_entries import Mark, write_changed
 from tests.integration.django.beats import beats, kill_leader
 from tests.integration.django.conftest import create_staff
-from tests.integration.django.project.app import app
 from tests.integration.django.rows import every, fresh, row, wait_for_verdict
+from tests.integration.row_store.conftest import DjangoRows
 
 SPEC = {"static": {"every": 0.5}}
 
@@ -34,45 +27,6 @@ class Never(schedule):
 
     def is_due(self, last_run_at: object) -> schedstate:
         return schedstate(False, 3600.0)
-
-
-def test_digest_distinguishes_definitions():
-    definition = {"task": "t", "schedule": crontab(minute="5"), "options": {"queue": "q"}}
-    assert static.digest(definition) == static.digest({**definition, "schedule": crontab(minute="5")})
-    assert static.digest(definition) != static.digest({**definition, "schedule": crontab(minute="6")})
-    assert static.digest(definition) != static.digest({**definition, "options": {"queue": "r"}})
-    assert static.digest({"task": "t", "schedule": 5}) != static.digest({"task": "t", "schedule": 6})
-
-
-def test_digest_of_a_crontab_depends_on_celerys_time_zone():
-    """A crontab without a time zone is written to its row with that of ``CELERY_TIMEZONE``."""
-    digests = []
-    try:
-        for zone in ("UTC", "UTC", "Europe/Berlin"):
-            project = Celery()
-            project.conf.timezone = zone
-            digests.append(static.digest({"task": "t", "schedule": crontab(minute="0", hour="4")}))
-    finally:
-        app.set_current()
-    assert digests[0] == digests[1] != digests[2]
-
-
-def test_entry_is_written_if_new_or_changed_by_a_later_process():
-    definition = {"task": "t", "schedule": 5.0}
-    other = {"task": "t", "schedule": 6.0}
-    mark = static.mark_of(definition, 1000, "db")
-
-    def written(definition, mark, has_row=True, began_ms=2000, database="db"):
-        return static.needs_write(definition, mark, has_row=has_row, began_ms=began_ms, database=database)
-
-    for has_row in (True, False):
-        assert written(definition, None, has_row)
-        assert not written(definition, mark, has_row)
-        assert written(other, mark, has_row)
-        assert not written(other, mark, has_row, began_ms=999)
-    assert not written(definition, mark, database="another")
-    assert written(definition, mark, has_row=False, database="another")
-    assert written(definition, mark, has_row=False, database="")
 
 
 @pytest.mark.slow
@@ -149,13 +103,10 @@ def test_standby_with_other_settings_writes_no_row(site):
     ],
     ids=["clocked, not one-off", "own class", "unknown key", "two expiries", "no JSON", "no number", "too long"],
 )
-def test_entry_that_no_row_can_hold_is_reported_and_left_out(any_site, bad, monkeypatch):
+def test_entry_that_no_row_can_hold_is_reported_and_left_out(any_site, bad):
     """django-celery-beat, Django or the database refuses it. The other entries are written."""
-    entries = {"before": {"schedule": 5.0}, "bad": bad, "after": {"schedule": 5.0}}
-    entries = {name: {"task": "tick", **line} for name, line in entries.items()}
-    monkeypatch.setattr(static, "static_entries", lambda _: entries)
     failures: list[EntryFailed] = []
-    written = write({}, 1000, failures.append)
+    written = write({}, failures.append, before={"schedule": 5.0}, bad=bad, after={"schedule": 5.0})
     assert {"before", "after"} <= set(PeriodicTask.objects.values_list("name", flat=True))
     if "bad" not in written:  # SQLite takes a text of any length
         assert [event.entry for event in failures] == ["bad"]
@@ -163,58 +114,23 @@ def test_entry_that_no_row_can_hold_is_reported_and_left_out(any_site, bad, monk
     assert "bad" not in written or bad.get("task")
 
 
-def write(*args: Any) -> dict[str, str]:
-    """Write the changed entries."""
-    return static.write(app, DjangoStaticRows(PeriodicTask), DjangoDatabase(list), *args)
+def write(marks: dict[str, Mark], emit: Any = lambda _: None, **entries: Any) -> dict[str, Mark]:
+    """Write the changed entries; return their marks."""
+    definitions = {name: {"task": "tick", **entry} for name, entry in entries.items()}
+    return write_changed(definitions, marks, DjangoRows().store(), 1000, emit)
 
 
-def write_one(monkeypatch, **definition: Any) -> Any:
-    """Write one entry of the settings; return its row."""
-    monkeypatch.setattr(static, "static_entries", lambda _: {"entry": {"task": "tick", **definition}})
-    assert write({}, 1000, lambda _: None)
-    return PeriodicTask.objects.get(name="entry")
-
-
-@pytest.mark.parametrize("seconds", [1.5, 90])
-def test_first_of_several_equal_intervals_is_used(site, monkeypatch, seconds):
+@pytest.mark.parametrize(("seconds", "every", "period"), [(1.5, 1_500_000, "microseconds"), (90, 90, "seconds")])
+def test_first_of_several_equal_intervals_is_used(site, seconds, every, period):
     """Nothing forbids them. Stock knows whole seconds only."""
-    unit, period = (round(seconds * 1e6), "microseconds") if seconds % 1 else (round(seconds), "seconds")
-    first, _ = [IntervalSchedule.objects.create(every=unit, period=period) for _ in range(2)]
-    assert write_one(monkeypatch, schedule=seconds).interval == first
+    first, _ = [IntervalSchedule.objects.create(every=every, period=period) for _ in range(2)]
+    assert write({}, entry={"schedule": seconds})
+    assert PeriodicTask.objects.get(name="entry").interval == first
     if period == "seconds":
         assert IntervalSchedule.from_schedule(schedule(seconds)) == first
 
 
-def test_options_that_no_row_can_hold_are_named(site, monkeypatch, caplog):
-    at = timezone.now()
-    kept = {"queue": "q", "priority": 3, "headers": {"a": 1}}
-    task = write_one(monkeypatch, schedule=5.0, options={**kept, "expires": timedelta(seconds=2.5), "time_limit": 9})
-    assert (task.queue, task.priority, task.expire_seconds, task.expires) == ("q", 3, 3, None)
-    [dropped] = [record for record in caplog.records if record.action == "static_options_dropped"]
-    assert dropped.options == ["time_limit"]
-    caplog.clear()
-    assert write_one(monkeypatch, schedule=5.0, options={**kept, "expires": at}).expires == at
-    assert [record.action for record in caplog.records if record.levelname == "WARNING"] == []
-
-
-def test_deleted_entry_is_not_written_again_until_it_changes(any_site, monkeypatch):
-    """A new database lacks all entries, and gets them."""
-    task = write_one(monkeypatch, schedule=5.0)
-    monkeypatch.setattr(static, "static_entries", lambda _: {"entry": {"task": "tick", "schedule": 6.0}})
-    marks = write({}, 1000, lambda _: None)
-    task.delete()
-    assert write(marks, 2000, lambda _: None) == {}
-    assert not PeriodicTask.objects.exists()
-    with monkeypatch.context() as new:
-        new.setattr("ha_beat.django.static_entries.database_identity", lambda _: "new")
-        assert write(marks, 2000, lambda _: None)
-    PeriodicTask.objects.all().delete()
-    monkeypatch.setattr(static, "static_entries", lambda _: {"entry": {"task": "tick", "schedule": 7.0}})
-    assert write(marks, 2000, lambda _: None)
-    assert PeriodicTask.objects.exists()
-
-
-def test_entry_is_written_without_a_right_to_the_migrations(postgres_site, monkeypatch):
+def test_entry_is_written_without_a_right_to_the_migrations(postgres_site):
     """Only the tables of django-celery-beat are needed. An entry that was deleted is then restored."""
     role = f"beat_{time.time_ns()}"
     with connection.cursor() as cursor:
@@ -223,19 +139,8 @@ def test_entry_is_written_without_a_right_to_the_migrations(postgres_site, monke
             f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}; REVOKE ALL ON django_migrations FROM {role}; "
             f"SET ROLE {role}"
         )
-    monkeypatch.setattr(static, "static_entries", lambda _: {"entry": {"task": "tick", "schedule": 5.0}})
-    marks = write({}, 1000, lambda _: None)
-    assert write(marks, 2000, lambda _: None) == {}
+    entry = {"schedule": 5.0}
+    marks = write({}, entry=entry)
+    assert write(marks, entry=entry) == {}
     PeriodicTask.objects.get(name="entry").delete()
-    assert list(write(marks, 2000, lambda _: None)) == ["entry"]
-
-
-def test_error_of_the_database_is_raised_for_a_retry(site, monkeypatch):
-    monkeypatch.setattr(static, "static_entries", lambda _: {"good": {"task": "tick", "schedule": 5.0}})
-
-    def locked(*_: object, **__: object) -> None:
-        raise OperationalError("database is locked")
-
-    monkeypatch.setattr(static, "_write_one", locked)
-    with pytest.raises(OperationalError):
-        write({}, 1000, lambda _: None)
+    assert list(write(marks, entry=entry)) == ["entry"]

@@ -1,7 +1,5 @@
 """The stores of rows, each on SQLite and on PostgreSQL, behind one interface."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -32,7 +30,9 @@ class Rows(Protocol):
     def save(self, name: str, **fields: Any) -> None: ...
 
     def update_in_bulk(self, **fields: Any) -> None:
-        """Update all rows in one statement, which marks no change."""
+        """Update all rows in one statement, without marking a change."""
+
+    def execute(self, statement: str) -> None: ...
 
     def delete(self, name: str) -> None: ...
 
@@ -44,7 +44,7 @@ class Rows(Protocol):
     def column(self, name: str, column: str) -> Any: ...
 
     def locked(self, statement: str) -> Any:
-        """Execute the statement in another transaction that lasts for a block."""
+        """Return a block during which the transaction of this statement stays open."""
 
 
 class DjangoRows:
@@ -96,6 +96,12 @@ class DjangoRows:
 
     def update_in_bulk(self, **fields: Any) -> None:
         self.model.objects.update(**fields)
+
+    def execute(self, statement: str) -> None:
+        from django.db import connection
+
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
 
     def delete(self, name: str) -> None:
         self.model.objects.get(name=name).delete()
@@ -171,6 +177,12 @@ class SqlRows:
             task = self.models.PeriodicTask
             session.query(task).update({"date_changed": task.date_changed, **fields}, synchronize_session=False)
             session.commit()
+
+    def execute(self, statement: str) -> None:
+        from sqlalchemy import text
+
+        with self.engine.begin() as connection:
+            connection.execute(text(statement))
 
     def delete(self, name: str) -> None:
         with self.session() as session:

@@ -1,7 +1,5 @@
 """Rows of sqlalchemy-celery-beat that no other store can have: malformed values, schemas, isolation levels."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -10,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from ha_beat import events
 from ha_beat.reasons import EntryFault
 from tests.integration.row_store.conftest import SqlRows
-from tests.integration.row_store.test_row_store import Replica
+from tests.integration.row_store.replica import Replica
 from tests.support.servers import Postgres, need
 
 pytest.importorskip("sqlalchemy_celery_beat")
@@ -64,8 +61,7 @@ def test_malformed_row_is_reported_and_read_once_it_is_mended(sqlite, name, stat
         connection.execute(text(statement))
     replica = Replica(sqlite, leads=False)
     assert replica.names == {"good 0", "good 1", "good 2"}
-    [failed] = [each for each in replica.events if isinstance(each, events.EntryFailed)]
-    assert (failed.entry, failed.reason) == (name, EntryFault.INVALID)
+    assert replica.failed_entries() == [(name, EntryFault.INVALID)]
     with sqlite.engine.begin() as connection:
         connection.execute(text("UPDATE celery_intervalschedule SET period = 'hours' WHERE every = 7"))
         connection.execute(text("UPDATE celery_periodictask SET last_run_at = NULL"))
@@ -93,7 +89,7 @@ def test_schema_of_the_settings_has_the_tables(on_postgres, now):
     rows.add("task")
     replica = Replica(rows)
     replica.ran("task", now, 3)
-    replica.writer.disable_finished(replica.entry("once"))
+    replica.finished("once")
     replica.turn()
     assert rows.state() == {"once": (False, None, 0), "task": (True, now, 3)}
     assert rows.store().static.present(["task"])[1] == {"task"}
