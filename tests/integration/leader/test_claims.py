@@ -1,6 +1,7 @@
 """Claims over a change of leader, with the real enqueuer and store and a broker in memory."""
 
 import contextlib
+import json
 from collections.abc import Iterable, Set
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -214,3 +215,13 @@ def test_broker_that_becomes_slow_defers_the_rest_of_its_batch(shared_redis: Red
     leader.publisher.before_send = leader.sending
     leader.run(60)
     assert (leader.sent(), leader.claims(), leader.failed()) == (NAMES, [], [])
+
+
+def test_malformed_claim_does_not_stop_a_leader(shared_redis: RedisServer, due: datetime):
+    """Each term begins by reading the open claims. Python's JSON parser fails with RecursionError."""
+    leader, deep = Replica(shared_redis, "one", Release(SKIP, due)), "[" * 100_000
+    good = {"entry": "e", "by": "n", "policy": "skip", "ms": 1, "row": "", "before": "", "records": []}
+    for number, value in enumerate(["", "open", "open {", "open []", f"open {deep}", 'uncertain {"ms": "soon"}']):
+        leader.client.hset(KEYS.claims, f"malformed {number}", value)
+    leader.client.hset(KEYS.claims, "good", f"open {json.dumps(good)}")
+    assert [claim.key for claim in leader.dispatcher.open_claims(leader.tenure.acquired.term)] == ["good"]

@@ -6,7 +6,7 @@ import pytest
 
 from ha_beat.reasons import MisfirePolicy, SkipReason
 from ha_beat.schedule.misfire import MisfireRules
-from ha_beat.store.entry_pauses import EntryPause, encoded, parse
+from ha_beat.store.entry_pauses import EntryPause
 from tests.support.entries import scheduled, state_of
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -44,14 +44,3 @@ def test_entry_that_must_be_asked_is_skipped_too():
     decision = state.decide(minutes(2), pause())
     assert (decision.send, decision.skipped.count) == (None, 1)
     assert state.decide(minutes(2), pause(minutes(0.5))).send == minutes(1)
-
-
-@pytest.mark.parametrize("raw", ['{"e": {}}', '{"e": 1}', '{"e": {"until_ms": 0}}', '{"e": {"since_ms": -1}}'])
-def test_malformed_pause_is_a_pause(raw):
-    assert parse(raw)["e"].in_force
-
-
-def test_malformed_field_has_no_pauses():
-    assert [parse(raw) for raw in ("", "[", "[1]", "1")] == [{}] * 4
-    pauses = {"e": pause(), "f": pause(NOON)}
-    assert parse(encoded(pauses)) == pauses

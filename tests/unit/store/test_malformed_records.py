@@ -1,23 +1,16 @@
-"""Malformed records in the cluster's keys. They must not stop a replica."""
+"""Malformed records in the cluster's keys."""
 
 import json
-from typing import Any
 
 import pytest
 
-from ha_beat.budget import Pace
-from ha_beat.clock import SystemClock
-from ha_beat.dispatch.two_phase import ClaimDispatcher
 from ha_beat.reasons import RequestKind
+from ha_beat.store import entry_pauses
 from ha_beat.store.cluster_pause import Pause
+from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.journal import parse
-from ha_beat.store.keys import Keys
-from ha_beat.store.lease import Term
 from ha_beat.store.membership import Member
 from ha_beat.store.request_queue import Reply, Request
-from tests.support.brokers import FixedLink
-from tests.support.dispatchers import no_marker
-from tests.support.servers import RedisServer
 
 #: Python's JSON parser fails with RecursionError.
 DEEP = "[" * 100_000
@@ -62,15 +55,12 @@ def test_malformed_member_is_ignored(change):
     assert Member.parse("one", DEEP) is None
 
 
-def test_malformed_claim_does_not_stop_a_leader(shared_redis: RedisServer):
-    """Every term begins by reading the open claims."""
-    client, keys = shared_redis.client(), Keys("garbage")
-    link = FixedLink(client)
-    nothing: Any = None
-    dispatcher = ClaimDispatcher(nothing, link, keys, 1000, 1.0, lambda _: True, no_marker(), Pace(SystemClock()))
-    good = {"entry": "e", "by": "n", "policy": "skip", "ms": 1, "row": "", "before": "", "records": []}
-    for number, value in enumerate(["", "open", "open {", "open []", f"open {DEEP}", 'uncertain {"ms": "soon"}']):
-        client.hset(keys.claims, f"garbage {number}", value)
-    client.hset(keys.claims, "good", f"open {json.dumps(good)}")
-    term = Term("one", 1, "n", "g", "r", 0.0)
-    assert [claim.key for claim in dispatcher.open_claims(term)] == ["good"]
+@pytest.mark.parametrize("raw", ['{"e": {}}', '{"e": 1}', '{"e": {"until_ms": 0}}', '{"e": {"since_ms": -1}}'])
+def test_malformed_pause_of_an_entry_is_a_pause(raw):
+    assert entry_pauses.parse(raw)["e"].in_force
+
+
+def test_malformed_field_has_no_pauses_of_entries():
+    assert [entry_pauses.parse(raw) for raw in ("", "[", "[1]", "1")] == [{}] * 4
+    pauses = {"e": EntryPause("e", 1), "f": EntryPause("f", 1, until_ms=2)}
+    assert entry_pauses.parse(entry_pauses.encoded(pauses)) == pauses
