@@ -20,8 +20,9 @@ from ha_beat.store.request_queue import Reply, Request, Requests
 from ha_beat.testing import SettableClock
 from tests.faults.cluster import BeatCluster
 from tests.integration.cli.test_commands import app_for, invoke
-from tests.integration.monitoring.support import Scene, ask
+from tests.integration.monitoring.support import ask
 from tests.support.servers import RedisServer, free_port, wait_for
+from tests.unit.monitoring.scene import Scene
 
 KEYS = Keys("tick")
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)

@@ -1,9 +1,9 @@
-"""Tests of the journal, the members, the poller and the status."""
+"""Tests of the journal, the members, the poller and the status on a real Redis."""
 
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,17 +13,15 @@ from redis.retry import Retry
 
 from ha_beat import events
 from ha_beat.errors import StoreUnavailable
-from ha_beat.monitoring.status import Poller, Snapshot, document, spans
-from ha_beat.monitoring.status.poller import certain_offset
+from ha_beat.monitoring.status import Poller
 from ha_beat.reasons import EntryFault, Invariant, RedisRisk
-from ha_beat.store.journal import Journal, Record, TermRecord, parse
+from ha_beat.store.journal import Journal
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import MOST_RECORDS, Member, Members, Upcoming
 from ha_beat.store.server_facts import ServerSettings
 from ha_beat.testing import SettableClock
-from tests.integration.monitoring.support import Scene
 from tests.support.servers import RedisServer
+from tests.unit.monitoring.scene import Scene
 
 KEYS = Keys("shop")
 AT = datetime(2026, 5, 1, 12, 0, 0, 250_000, tzinfo=UTC)
@@ -59,41 +57,6 @@ def write(client: redis.Redis, record: object, stream_id: str = "*") -> None:
 
 
 # --- The journal
-
-
-def test_enqueued_record_has_its_lateness():
-    record = parse("1-0", 3, json.dumps(enqueued()))
-    assert (record.n, record.kind, record.entry, record.first, record.count) == (3, "occurrence", "nightly", AT, 1)
-    assert record.lateness == pytest.approx(0.04, abs=1e-6)
-    assert record.covers(AT)
-    assert not record.covers(AT + timedelta(microseconds=1))
-
-
-def test_label_of_a_record_is_the_name_of_its_entry():
-    """Records of database rows have the primary key as the entry."""
-    raw = {"verdict": "enqueued", "entry": "2", "at": AT.isoformat(), "id": "x"}
-    labels = [parse("1-0", 1, json.dumps(record)).label for record in (raw, {**raw, "name": "clear-sessions"})]
-    assert labels == ["2", "clear-sessions"]
-
-
-def test_range_of_skipped_occurrences_excludes_its_end():
-    span = {"from": AT.isoformat(), "until": (AT + timedelta(hours=1)).isoformat(), "count": -1, "why": "coalesced"}
-    record = parse("1-0", 1, json.dumps({"verdict": "skipped", "entry": "e", **span, "ms": 1, "epoch": 1, "by": "x"}))
-    assert (record.count, record.reason) == (-1, "coalesced")
-    assert [record.covers(AT + timedelta(hours=hours)) for hours in (0, 1)] == [True, False]
-
-
-@pytest.mark.parametrize(
-    "raw", ["", "null", "[]", "{", '{"verdict": "enqueued", "entry": "e", "at": 7}', '{"kind": "term"}']
-)
-def test_malformed_record_is_kept_as_unreadable(raw):
-    record = parse("1-0", 1, raw)
-    assert (type(record), record.kind, record.ms) == (Record, "unreadable", 1)
-
-
-def test_record_of_an_unknown_kind_is_kept():
-    record = parse("1700-0", 1, '{"kind": "weather", "sun": true}')
-    assert (record.kind, record.ms, record.data["sun"]) == ("weather", 1700, True)
 
 
 def test_journal_is_read_newest_first_by_time_and_by_entry(client):
@@ -191,31 +154,11 @@ def test_members_can_be_read_from_a_full_redis(client):
         client.config_set("maxmemory", "0")
 
 
-# --- Terms
-
-
-def change(event: str, epoch: int, ms: int, **more: object) -> TermRecord:
-    raw = {"kind": "term", "event": event, "epoch": epoch, "by": f"beat-{epoch}", "ms": ms, **more}
-    return parse(f"{ms}-0", 1, json.dumps(raw))
-
-
-def test_gap_between_terms_starts_at_the_release_or_the_last_sign():
-    first, second = spans([change("acquired", 1, 100), change("released", 1, 500), change("acquired", 2, 540)], None)
-    assert (first.ended_ms, first.released, second.gap_ms, second.ended_ms) == (500, True, 40, None)
-    lost = [change("acquired", 1, 100), change("acquired", 2, 900, previous_epoch=1, left_ms=300)]
-    assert [spans(lost, None, seen)[1].gap_ms for seen in ({}, {1: 850}, {1: 950})] == [600, 50, 0]
-
-
-def test_term_older_than_the_journal_is_shown():
-    (only,) = spans([], LeaseRecord("beat-9", 9, state="held", since_ms=77))
-    assert (only.epoch, only.began_ms, only.ended_ms) == (9, 77, None)
-
-
 # --- The poller
 
 
 def polled(client: redis.Redis, **options: Any) -> tuple[Scene, Poller]:
-    scene = Scene(SettableClock(datetime.now(UTC)))
+    scene = Scene(SettableClock(datetime.now(UTC)), polled=False)
     options = {"full": True, "compare_clocks": lambda _: None, "emit": scene.events.append, **options}
     return scene, Poller(scene.status, lambda: client, KEYS, scene.clock, **options)
 
@@ -235,13 +178,11 @@ def test_poller_follows_the_journal(client):
 def test_poller_follows_a_journal_that_started_again(client):
     """After FLUSHALL on a server whose clock is behind, new records have lower ids."""
     scene, poller = polled(client)
-    client.hset(KEYS.ledger, "m:gen", "one")
-    write(client, enqueued("before"), "9000000000000-0")
-    poller.poll()
-    client.flushall()
-    client.hset(KEYS.ledger, "m:gen", "two")
-    write(client, enqueued("after"))
-    poller.poll()
+    for gen, entry, stream_id in (("one", "before", "9000000000000-0"), ("two", "after", "*")):
+        client.flushall()
+        client.hset(KEYS.ledger, "m:gen", gen)
+        write(client, enqueued(entry), stream_id)
+        poller.poll()
     assert [record.entry for record in scene.status.snapshot.recent] == ["before", "after"]
 
 
@@ -257,14 +198,11 @@ def test_poller_skips_to_the_end_of_a_long_burst(client):
     assert scene.status.snapshot.recent[-1].entry == "entry-2999"
 
 
-def test_without_redis_the_last_snapshot_is_kept_and_marked():
+def test_without_redis_readers_raise_and_the_poller_keeps_its_snapshot():
     scene, poller = polled(unreachable())
     poller.poll()
     assert scene.status.unreachable
-    assert document(scene.status)["redis"]["reachable"] is False
-
-
-def test_journal_and_members_raise_without_redis_except_at_the_end():
+    assert scene.document()["redis"]["reachable"] is False
     members = Members(unreachable, KEYS)
     for read in (Journal(unreachable, KEYS).newest, members.view):
         with pytest.raises(StoreUnavailable):
@@ -275,13 +213,14 @@ def test_journal_and_members_raise_without_redis_except_at_the_end():
 @pytest.mark.usefixtures("eviction")
 @pytest.mark.parametrize("full", [True, False])
 def test_risk_of_data_loss_is_emitted_once(client, full):
-    emitted = []
-    scene, poller = polled(client, full=full, emit=emitted.append)
+    scene, poller = polled(client, full=full)
     for _ in range(3):
         poller.poll()
         scene.clock.advance(60)
-    risks = [event.reason for event in emitted if isinstance(event, events.ServerMayForget)]
-    assert risks == [RedisRisk.EVICTION, RedisRisk.NO_APPEND_ONLY_FILE]
+    assert [event.reason for event in scene.events.of(events.ServerMayForget)] == [
+        RedisRisk.EVICTION,
+        RedisRisk.NO_APPEND_ONLY_FILE,
+    ]
     assert "eviction_policy" in scene.warned() or not full
 
 
@@ -320,14 +259,6 @@ def test_record_never_has_an_offset_from_before_contact(client):
 
 
 @pytest.mark.parametrize(
-    ("difference", "trip", "offset"),
-    [(3.0, 0.0, 3.0), (-3.0, 0.0, -3.0), (5.0, 5.0, 0.0), (5.0, 10.0, 0.0), (8.0, 5.0, 3.0), (-3.0, 5.0, -3.0)],
-)
-def test_slow_trip_is_no_clock_offset(difference, trip, offset):
-    assert certain_offset(difference, trip) == offset
-
-
-@pytest.mark.parametrize(
     ("member", "code"),
     [
         ({"schedule": "bbb"}, "schedule_drift"),
@@ -353,12 +284,13 @@ def test_warning_of_each_condition_ends_with_it(client):
     scene.lead()
     other = Member("other", version="1.2.3")
     assert scene.warned(other) == set()
-    scene.status.memory(events.EntryFailed("nightly", EntryFault.SCHEDULE_RAISES))
-    assert scene.warned(other) == {"entry_failing"}
-    scene.status.memory(events.Enqueued("nightly", "t", "id", AT, 0.1))
-    assert scene.warned(other) == set()
-    scene.status.memory(events.InvariantBroken(Invariant.EPOCH_FELL, "lease", "5 after 6"))
-    assert scene.warned(other) == {"invariant_broken"}
+    for event, warned in (
+        (events.EntryFailed("nightly", EntryFault.SCHEDULE_RAISES), {"entry_failing"}),
+        (events.Enqueued("nightly", "t", "id", AT, 0.1), set()),
+        (events.InvariantBroken(Invariant.EPOCH_FELL, "lease", "5 after 6"), {"invariant_broken"}),
+    ):
+        scene.status.memory(event)
+        assert scene.warned(other) == warned
     scene.clock.advance(3601)
     scene.lead()
     assert scene.warned(other) == set()
@@ -378,16 +310,10 @@ def test_status_is_json_with_a_schema_number(client):
     scene, poller = polled(client)
     write(client, enqueued())
     poller.poll()
-    status = json.loads(json.dumps(document(scene.status)))
+    status = json.loads(json.dumps(scene.document()))
     assert status["schema"] == 1
     assert set(status) == {
         "schema", "cluster", "now_ms", "replica", "redis", "leader", "lease", "paused", "paused_entries", "members",
         "entries", "backlog", "overdue_s", "taken_up", "upcoming", "recent", "terms", "journal", "warnings",
     }  # fmt: skip
     assert status["recent"][0]["task_id"] == "task-id"
-
-
-def test_status_before_the_first_poll():
-    scene = Scene()
-    assert scene.status.snapshot == Snapshot()
-    assert document(scene.status)["members"][0]["id"] == scene.replica.id

@@ -3,7 +3,6 @@
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,10 +23,9 @@ from ha_beat.reasons import (
 )
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.store.membership import ClusterView
-from tests.integration.monitoring.support import Scene
 from tests.support.entries import scheduled, state_of
+from tests.unit.monitoring.scene import Scene
 
-ROOT = Path(__file__).parents[3]
 DUE = datetime(2026, 1, 1, tzinfo=UTC)
 WON = events.LeaseAttempted(LeaseAction.CAMPAIGN, LeaseOutcome.WON, 0.01)
 BATCH = events.BatchDispatched(40, 0.02, 7)
@@ -94,39 +92,32 @@ def test_event_increments_its_metric(event, name, labels, expected):
 
 
 def test_gauges_follow_the_status():
-    scene = Scene()
+    scene = Scene(polled=False)
     metrics = scene.metrics()
-    assert (value(metrics, "leader"), value(metrics, "ready")) == (0, 0)
+    expected = {"leader": 0, "ready": 0, "guard_dropped_total": 0}
+    assert {name: value(metrics, name) for name in expected} == expected
+    assert value(metrics, "warnings", code="redis_unreachable") == 1
     scene.lead(epoch=11, seconds=9.0)
     scene.election.idle = 3.5
+    view = ClusterView(1, None, (), "gen", 1, 0, 0, "", dropped=7)
+    scene.status.snapshot = replace(scene.status.snapshot, view=view)
     expected = {"leader": 1, "ready": 1, "epoch": 11, "lease_trust_seconds": 9.0, "last_tick_age_seconds": 3.5}
+    expected |= {"guard_dropped_total": 7}
     assert {name: value(metrics, name) for name in expected} == expected
     assert value(metrics, "members", role="leader") == 1
-    assert value(metrics, "warnings", code="redis_unreachable") == 1
 
 
 def test_entry_waiting_for_a_retry_is_overdue():
-    """An entry whose schedule raises is retried a minute later and is due meanwhile."""
+    """An entry whose schedule raises is retried a minute later, and stays due until then."""
     scene = Scene()
-    metrics = scene.metrics()
-    now = scene.clock.now()
+    metrics, now = scene.metrics(), scene.clock.now()
     state = EntryState(ScheduledEntry("nightly", None, None, MisfireRules(), "", now), now)
     scene.due_queue.put(state, now - timedelta(seconds=70), now + timedelta(seconds=50))
     assert value(metrics, "overdue_seconds") == 0
     scene.lead()
-    assert value(metrics, "overdue_seconds") == 70
-    assert value(metrics, "due_backlog") == 0
+    assert (value(metrics, "overdue_seconds"), value(metrics, "due_backlog")) == (70, 0)
     scene.due_queue.put(state, now + timedelta(seconds=1))
     assert value(metrics, "overdue_seconds") == 0
-
-
-def test_guard_dropped_is_read_from_the_snapshot():
-    scene = Scene()
-    metrics = scene.metrics()
-    assert value(metrics, "guard_dropped_total") == 0
-    view = ClusterView(1, None, (), "gen", 1, 0, 0, "", dropped=7)
-    scene.status.snapshot = replace(scene.status.snapshot, view=view)
-    assert value(metrics, "guard_dropped_total") == 7
 
 
 def test_every_metric_exists_from_the_start_and_is_well_named():
@@ -134,8 +125,7 @@ def test_every_metric_exists_from_the_start_and_is_well_named():
     families = {family.name: family for family in text_string_to_metric_families(metrics.text().decode())}
     for definition in DEFINITIONS:
         family = families[f"ha_beat_{definition.name}"]
-        assert family.type == definition.kind
-        assert family.documentation == definition.help
+        assert (family.type, family.documentation) == (definition.kind, definition.help)
         assert re.fullmatch(r"[a-z][a-z_]*", definition.name)
         assert definition.kind == "counter" or not definition.full_name.endswith("_total")
 
@@ -152,7 +142,7 @@ def test_series_per_entry_exist_only_with_per_entry():
 
 
 def test_series_of_departed_entries_are_dropped_after_an_hour():
-    """Ten new names a minute for weeks, each due once; one entry of the schedule is not due for long."""
+    """Ten new entries a minute for weeks, each due once. One entry of the schedule is seldom due."""
     scene = Scene()
     metrics = scene.metrics(per_entry=True)
     metrics(enqueued("yearly"))
@@ -162,7 +152,7 @@ def test_series_of_departed_entries_are_dropped_after_an_hour():
         scene.clock.advance(6)
         metrics(enqueued(f"once-{number}"))
         if number % 100 == 0:
-            # As a standby, and with an empty queue at the start of a term, it does not know the schedule.
+            # A standby does not know the schedule.
             scene.election.term = None if number % 200 else scene.lead()
             most = max(most, len(metrics._counters["entry_occurrences"]), len(metrics._entry_gauges))
     assert most < 2_000
