@@ -17,16 +17,17 @@ from ha_beat.errors import ConfigurationError
 from ha_beat.monitoring.http.address import Endpoint, advertised_url, check_bind, choose_endpoint
 from ha_beat.monitoring.http.connection import Limits
 from ha_beat.monitoring.http.server import HttpServer
-from tests.integration.monitoring.support import LOCALHOST, Scene, ask, send_raw, serving
+from tests.integration.monitoring.support import LOCALHOST, ask, send_raw, serving
 from tests.support.log_format import actions
 from tests.support.servers import free_port, wait_for
+from tests.unit.monitoring.scene import Scene
 
 PATHS = ("/livez", "/readyz", "/leader", "/status", "/metrics", "/")
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[HttpServer]:
-    with serving(Scene().site()) as server:
+    with serving() as server:
         yield server
 
 
@@ -42,6 +43,11 @@ def get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
 
 
+def lives(server: HttpServer) -> bool:
+    """True if a probe on a new connection is answered."""
+    return ask(port_of(server), "/livez").status == 200
+
+
 def test_head_equals_get_without_the_body(server):
     for path in PATHS:
         got, head = ask(port_of(server), path), ask(port_of(server), path, "HEAD")
@@ -50,11 +56,12 @@ def test_head_equals_get_without_the_body(server):
             assert got.headers["content-length"] == head.headers["content-length"]
 
 
-def test_connection_serves_several_requests(server):
+def test_connection_serves_several_requests_in_order(server):
     with connected(server) as client:
         for _ in range(3):
             client.sendall(get("/livez"))
             assert client.recv(4096).endswith(b"live\n")
+    assert send_raw(port_of(server), get("/livez") * 5, first_byte=30.0).count(b"HTTP/1.1 200") == 5
 
 
 def test_missing_descriptors_are_logged_once_per_incident(server, caplog):
@@ -65,17 +72,13 @@ def test_missing_descriptors_are_logged_once_per_incident(server, caplog):
         for _ in range(3):
             loop.call_soon_threadsafe(loop.call_exception_handler, full)
         wait_for(lambda times=times: actions(caplog).count("http_exhausted") == times, 20, "a line")
-        assert ask(port_of(server), "/livez").status == 200
+        assert lives(server)
     assert actions(caplog).count("http_exhausted") == 2
-
-
-def test_pipelined_requests_are_answered_in_order(server):
-    assert send_raw(port_of(server), get("/livez") * 5, first_byte=30.0).count(b"HTTP/1.1 200") == 5
 
 
 def test_unread_answers_are_not_buffered_without_limit():
     """A client that sends thousands of requests and reads no answer must not fill the memory."""
-    with serving(Scene().site(), Limits(taking=1.0)) as server:
+    with serving(Limits(taking=1.0)) as server:
         with connected(server) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.settimeout(1.0)
@@ -84,7 +87,7 @@ def test_unread_answers_are_not_buffered_without_limit():
                 while sent < 50_000_000:
                     sent += client.send(get("/") * 100)
             assert sent < 50_000_000
-            assert ask(port_of(server), "/livez").status == 200
+            assert lives(server)
         wait_for(lambda: not server.connections.open, 10, "the end of the greedy connection")
 
 
@@ -110,7 +113,7 @@ def test_unread_answers_are_not_buffered_without_limit():
 def test_odd_request_gets_a_fitting_status(server, data, status):
     reply = send_raw(port_of(server), data, first_byte=30.0)
     assert reply.split(b" ", 2)[1:2] == [status], reply[:200]
-    assert ask(port_of(server), "/livez").status == 200
+    assert lives(server)
 
 
 def test_answer_reaches_a_client_that_is_still_sending(server):
@@ -125,14 +128,13 @@ def test_answer_reaches_a_client_that_is_still_sending(server):
         assert client.recv(1000) == b""
 
 
-_REQUESTS = [b"GET / HTTP/1.1\r\n", b"HEAD /status HTTP/1.1\r\n", b"GET /events HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n"]
-_HEADERS = [b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n"]
-_BODIES = [b"Expect: 100-continue\r\n", b"3\r\nabc\r\n", b"0\r\n\r\n"]
-_PIECES = st.one_of(st.binary(max_size=60), st.sampled_from([*_REQUESTS, *_HEADERS, *_BODIES]))
+PIECES = [b"GET / HTTP/1.1\r\n", b"HEAD /status HTTP/1.1\r\n", b"GET /events HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n"]
+PIECES += [b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n"]
+PIECES += [b"Expect: 100-continue\r\n", b"3\r\nabc\r\n", b"0\r\n\r\n"]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(pieces=st.lists(_PIECES, max_size=12))
+@given(pieces=st.lists(st.one_of(st.binary(max_size=60), st.sampled_from(PIECES)), max_size=12))
 def test_arbitrary_bytes_do_not_break_the_server(server, pieces):
     with connected(server) as client:
         client.settimeout(0.05)
@@ -143,39 +145,35 @@ def test_arbitrary_bytes_do_not_break_the_server(server, pieces):
             while chunk := client.recv(65536):
                 found += chunk
     assert b"HTTP/1.1 500" not in found
-    assert ask(port_of(server), "/livez").status == 200
+    assert lives(server)
 
 
 def test_unexpected_exception_in_a_connection_is_logged(caplog):
     site = Scene().site()
     site.answer = lambda *_: 1 / 0  # type: ignore[method-assign, assignment, return-value]
-    with serving(site) as server, caplog.at_level("ERROR", "ha_beat"):
+    with serving(site=site) as server, caplog.at_level("ERROR", "ha_beat"):
         send_raw(port_of(server), get("/"))
         (record,) = (record for record in caplog.records if record.action == "http_error")
         assert record.exc_info[0] is ZeroDivisionError
 
 
 def test_probe_is_answered_despite_2000_slow_clients():
-    with serving(Scene().site()) as server:
+    with serving() as server, contextlib.ExitStack() as stack:
         slow = []
-        try:
-            for _ in range(2000):
-                slow.append(connected(server))
-                with contextlib.suppress(OSError):
-                    slow[-1].send(b"GET /livez HTTP/1.1\r\nX: ")
-            for _ in range(5):
-                assert ask(port_of(server), "/livez").status == 200
-                for client in slow:
-                    with contextlib.suppress(OSError):
-                        client.send(b"a")
-            assert len(server.connections.open) <= server.connections.limits.connections
-        finally:
+        for _ in range(2000):
+            slow.append(stack.enter_context(connected(server)))
+            with contextlib.suppress(OSError):
+                slow[-1].send(b"GET /livez HTTP/1.1\r\nX: ")
+        for _ in range(5):
+            assert lives(server)
             for client in slow:
-                client.close()
+                with contextlib.suppress(OSError):
+                    client.send(b"a")
+        assert len(server.connections.open) <= server.connections.limits.connections
 
 
 def test_slow_bytes_do_not_extend_the_deadline():
-    with serving(Scene().site(), Limits(head=1.0)) as server, contextlib.ExitStack() as stack:
+    with serving(Limits(head=1.0)) as server, contextlib.ExitStack() as stack:
         client = stack.enter_context(connected(server, 15))
         ended = threading.Event()
 
@@ -202,7 +200,7 @@ def read_event(client: socket.socket) -> bytes:
 
 
 def test_streams_get_updates_and_are_limited_in_number():
-    with serving(Scene().site(), Limits(streams=2)) as server, contextlib.ExitStack() as stack:
+    with serving(Limits(streams=2)) as server, contextlib.ExitStack() as stack:
         clients = []
         for _ in range(2):
             client = stack.enter_context(connected(server, 10))
@@ -218,12 +216,20 @@ def test_streams_get_updates_and_are_limited_in_number():
         assert ask(port_of(server), "/events", "HEAD").status == 200
 
 
-def one(port: int) -> range:
+def one_port(port: int) -> range:
     return range(port, port + 1)
 
 
+@contextlib.contextmanager
+def taken_port() -> Iterator[tuple[socket.socket, int]]:
+    with socket.socket() as taken:
+        taken.bind((LOCALHOST, 0))
+        taken.listen()
+        yield taken, taken.getsockname()[1]
+
+
 def test_replicas_share_a_range_of_ports():
-    """Each listens before it says which port it took. Without a free port beat does not start."""
+    """Each replica listens before it reports its port. Without a free port beat does not start."""
     first = free_port()
     ports = range(first, first + 2)
     chosen = [choose_endpoint(LOCALHOST, ports) for _ in ports]
@@ -231,7 +237,7 @@ def test_replicas_share_a_range_of_ports():
         assert [endpoint.port for endpoint in chosen] == list(ports)
         with pytest.raises(ConfigurationError, match="every port is taken"):
             check_bind(LOCALHOST, ports)
-        with serving(Scene().site(), endpoint=chosen[1]):
+        with serving(endpoint=chosen[1]):
             assert ask(ports[1], "/livez").status == 200
     finally:
         for endpoint in chosen:
@@ -239,14 +245,12 @@ def test_replicas_share_a_range_of_ports():
 
 
 def test_check_bind_rejects_taken_port_and_bad_address():
-    with socket.socket() as taken:
-        taken.bind((LOCALHOST, 0))
-        taken.listen()
-        with pytest.raises(ConfigurationError, match=r"ha_beat_http_bind=127.0.0.1:\d+: the port is taken"):
-            check_bind(LOCALHOST, one(taken.getsockname()[1]))
+    match = r"ha_beat_http_bind=127.0.0.1:\d+: the port is taken"
+    with taken_port() as (_, port), pytest.raises(ConfigurationError, match=match):
+        check_bind(LOCALHOST, one_port(port))
     with pytest.raises(ConfigurationError, match=r"ha_beat_http_bind=no\.such\.host\.invalid:80: "):
-        check_bind("no.such.host.invalid", one(80))
-    check_bind(LOCALHOST, one(0))
+        check_bind("no.such.host.invalid", one_port(80))
+    check_bind(LOCALHOST, one_port(0))
 
 
 def test_missing_library_is_a_configuration_error():
@@ -265,37 +269,31 @@ def test_missing_library_is_a_configuration_error():
 def test_port_taken_after_the_start_is_retried(monkeypatch):
     """Another process may take the port between the check and the first turn. Scheduling continues."""
     monkeypatch.setattr("ha_beat.monitoring.http.server._BIND_RETRY", 0.1)
-    port = free_port()
-    taken = socket.socket()
-    taken.bind((LOCALHOST, port))
-    taken.listen()
-    server = HttpServer(Scene().site(), Endpoint(LOCALHOST, port))
-    server.thread.keep_running()
-    try:
-        assert not server.serving.wait(0.5)
-        taken.close()
-        assert server.serving.wait(10)
-        assert ask(port, "/livez").status == 200
-    finally:
-        taken.close()
-        server.stop()
+    with taken_port() as (taken, port):
+        server = HttpServer(Scene().site(), Endpoint(LOCALHOST, port))
+        server.thread.keep_running()
+        try:
+            assert not server.serving.wait(0.5)
+            taken.close()
+            assert server.serving.wait(10)
+            assert lives(server)
+        finally:
+            server.stop()
 
 
 def test_stop_frees_the_port():
-    with serving(Scene().site()) as server:
+    with serving() as server:
         port = port_of(server)
-    wait_for(lambda: check_bind(LOCALHOST, one(port)) is None, 10, "a free port")
+    wait_for(lambda: check_bind(LOCALHOST, one_port(port)) is None, 10, "a free port")
 
 
 def test_unspecified_address_serves_ipv4_and_ipv6():
-    server = HttpServer(Scene().site(), Endpoint("::", 0))
-    server.thread.keep_running()
     try:
-        if not server.serving.wait(5):
-            pytest.skip("this machine has no IPv6")
-        assert ask(port_of(server), "/livez").status == 200
-    finally:
-        server.stop()
+        check_bind("::", one_port(0))
+    except ConfigurationError:
+        pytest.skip("this machine has no IPv6")
+    with serving(endpoint=Endpoint("::", 0)) as server:
+        assert lives(server)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +312,7 @@ def test_advertised_url(monkeypatch, host, port, pod_ip, url):
 
 
 def test_endpoint_answers_while_the_main_thread_computes(server):
-    """Code that never waits holds the interpreter for some milliseconds at a time only."""
+    """A computing thread holds the interpreter for a few milliseconds at a time."""
     answers: list[int] = []
     thread = threading.Thread(target=lambda: answers.append(ask(port_of(server), "/livez").status))
     thread.start()
