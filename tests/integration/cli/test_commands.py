@@ -63,12 +63,11 @@ def app(server: RedisServer) -> Celery:
 
 
 @pytest.fixture
-def resumed(cluster: BeatCluster, app: Celery) -> BeatCluster:
-    """Return the cluster without a pause that a failed run of the test has left."""
+def resumed(cluster: BeatCluster, app: Celery) -> None:
+    """End the pauses that a failed run of a test has left."""
     cluster.wait_for_leader()
-    invoke(app, "resume")
-    invoke(app, "resume", "nightly-report")
-    return cluster
+    for entry in ([], ["nightly-report"]):
+        invoke(app, "resume", *entry)
 
 
 def data_of(app: Celery, *args: str) -> Any:
@@ -95,13 +94,10 @@ def test_watch_survives_an_outage_and_ends_on_ctrl_c(monkeypatch):
 
 def test_status_shows_the_leader_and_every_replica(cluster, app):
     cluster.wait_for_leader()
-    result = invoke(app, "status")
+    result, data = invoke(app, "status"), data_of(app, "status")
     assert result.exit_code == 0, result.output
-    assert all(replica.name in result.output for replica in cluster)
-    data = data_of(app, "status")
-    assert data["leader"] == cluster.lease()["holder"]
-    assert data["leader"] in result.output
-    assert len(data["members"]) == 3
+    assert all(name in result.output for name in (data["leader"], *(replica.name for replica in cluster)))
+    assert (data["leader"], len(data["members"])) == (cluster.lease()["holder"], 3)
     assert invoke(app, "status", "--leader-host").output == f"{data['lease']['host']}\n"
 
 
@@ -141,9 +137,7 @@ def test_name_with_a_lone_surrogate_ends_no_command(cluster, app, command):
 def test_settings_show_sources_and_no_password(app):
     secret = app_for("redis://:hunter2@127.0.0.1:1/0", ha_beat_redis_url="redis://:hunter2@127.0.0.1:1/0")
     result = invoke(secret, "settings")
-    assert result.exit_code == 0
-    assert "hunter2" not in result.output
-    assert "ha_beat_lease_ttl" in result.output
+    assert (result.exit_code, "hunter2" in result.output, "ha_beat_lease_ttl" in result.output) == (0, False, True)
     assert data_of(app, "settings")["cluster"]["source"] == "ha_beat_cluster"
 
 
@@ -237,26 +231,22 @@ def test_unreachable_redis_is_one_line_and_exit_status_2(command):
     app = app_for(f"redis://:secret@{LOCALHOST}:{free_port()}/0")
     began = time.monotonic()
     result = invoke(app, command, *ARGUMENTS.get(command, []))
-    assert result.exit_code == 2
-    assert len(result.output.strip().splitlines()) == 1
-    assert LOCALHOST in result.output
-    assert "secret" not in result.output
+    assert (result.exit_code, len(result.output.strip().splitlines())) == (2, 1)
+    assert (LOCALHOST in result.output, "secret" in result.output) == (True, False)
     assert time.monotonic() - began < 30
 
 
-def test_wrong_settings_are_one_line_each_and_exit_status_2():
+def test_wrong_settings_are_named_and_exit_status_is_2():
     result = invoke(app_for("redis://", ha_beat_lease_tl=3, ha_beat_batch_size="many"), "status")
     assert result.exit_code == 2
-    assert "ha_beat_lease_ttl" in result.output
-    assert "ha_beat_batch_size" in result.output
+    assert all(name in result.output for name in ("ha_beat_lease_ttl", "ha_beat_batch_size"))
 
 
-def test_request_is_withdrawn_if_there_is_no_leader(redis_server):
+def test_without_a_leader_commands_fail_and_requests_are_withdrawn(redis_server):
     app = app_for(redis_server.url)
-    assert invoke(app, "pause", "--timeout", "0.5").exit_code == 1
-    assert redis_server.admin.hlen("{ha-beat:tick}:requests") == 0
-    assert invoke(app, "check").exit_code == 1
-    assert invoke(app, "doctor", "--timeout", "0.5").exit_code == 1
+    for command in (["pause", "--timeout", "0.5"], ["check"], ["doctor", "--timeout", "0.5"]):
+        assert invoke(app, *command).exit_code == 1
+        assert redis_server.admin.hlen("{ha-beat:tick}:requests") == 0
 
 
 WORDS = [
@@ -279,5 +269,4 @@ def test_arguments_never_cause_a_traceback(shared_redis, command, args):
     result = invoke(app_for(shared_redis.url), command, *quick, *args[:5])
     assert result.exit_code in (0, 1, 2), result.output
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert "Traceback" not in result.output
-    assert "internal error" not in result.output, result.output
+    assert not any(text in result.output for text in ("Traceback", "internal error")), result.output

@@ -11,8 +11,8 @@ from ha_beat.demo.processes import Child, DemoError, child_environment, end, fin
 from tests.support.servers import wait_for
 
 
-def python_child(tmp_path, code: str) -> Child:
-    return Child("child", [sys.executable, "-c", code], tmp_path, os.environ)
+def python_child(tmp_path, *lines: str) -> Child:
+    return Child("child", [sys.executable, "-c", "\n".join(lines)], tmp_path, os.environ)
 
 
 def gone(pid: int) -> bool:
@@ -22,10 +22,8 @@ def gone(pid: int) -> bool:
 
 
 def test_child_that_ignores_sigterm_is_killed(tmp_path):
-    child = python_child(
-        tmp_path,
-        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(600)",
-    )
+    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    child = python_child(tmp_path, "import signal, time", ignore, "print('up', flush=True)", "time.sleep(600)")
     child.start()
     wait_for(lambda: "up" in child.log_tail(), 20)
     end([child], 0.3)
@@ -34,12 +32,8 @@ def test_child_that_ignores_sigterm_is_killed(tmp_path):
 
 
 def test_grandchild_ends_with_its_group(tmp_path):
-    child = python_child(
-        tmp_path,
-        "import subprocess, sys, time\n"
-        "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']).pid, flush=True)\n"
-        "time.sleep(600)",
-    )
+    start = "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']).pid, flush=True)"
+    child = python_child(tmp_path, "import subprocess, sys, time", start, "time.sleep(600)")
     child.start()
     wait_for(lambda: child.log_tail().strip().isdigit(), 20)
     grandchild = int(child.log_tail())
@@ -51,13 +45,10 @@ def test_ending_a_child_that_was_not_started_does_nothing(tmp_path):
     end([python_child(tmp_path, "")], 0.0)
 
 
-def test_missing_server_is_an_error_that_names_the_extra(monkeypatch, tmp_path):
+def test_missing_server_is_an_error_that_names_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setattr(processes, "_embedded_server", lambda: None)
     with pytest.raises(DemoError, match=r"ha-beat\[demo\]"):
         find_server({"PATH": str(tmp_path)})
-
-
-def test_server_from_the_environment_must_exist():
     with pytest.raises(DemoError, match="REDIS_SERVER"):
         find_server({"REDIS_SERVER": "/nowhere/redis-server"})
 

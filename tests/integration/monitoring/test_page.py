@@ -1,13 +1,12 @@
 """Tests of the page in a browser, on a real cluster."""
 
-from __future__ import annotations
-
 import contextlib
+import importlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -15,9 +14,6 @@ from tests.integration.monitoring.test_replicas import Probed
 from tests.support.servers import LOCALHOST, PartMissing, RedisServer, need, wait_for
 
 pytestmark = pytest.mark.slow
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
 
 SPEC = {"fast": {"every": 0.2}, "reports": {"every": 2, "task": "mail.reports"}, "nightly": {"cron": "0 3"}}
 
@@ -27,6 +23,16 @@ def chromium() -> str:
     if path is None:
         raise PartMissing("chromium is not on PATH (Debian: apt-get install chromium)")
     return path
+
+
+def imported(module: str) -> Any:
+    def load() -> Any:
+        try:
+            return importlib.import_module(module)
+        except ImportError as exc:
+            raise PartMissing(str(exc)) from exc
+
+    return need(load)
 
 
 @pytest.fixture(scope="module")
@@ -47,27 +53,16 @@ def cluster(_module_cluster: Probed) -> Probed:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser() -> Iterator[Any]:
     path = need(chromium)
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError as exc:
-        need(_missing(f"playwright: {exc}"))
-    with sync_playwright() as playwright:
+    with imported("playwright.sync_api").sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
-def _missing(what: str) -> Callable[[], NoReturn]:
-    def fail() -> NoReturn:
-        raise PartMissing(what)
-
-    return fail
-
-
 @contextlib.contextmanager
-def opened(browser: Browser, cluster: Probed, number: int, **context: Any) -> Iterator[tuple[Page, list[str]]]:
+def opened(browser: Any, cluster: Probed, number: int, **context: Any) -> Iterator[tuple[Any, list[str]]]:
     """Open the page of one replica, and collect the browser's errors."""
     complaints: list[str] = []
     with contextlib.closing(browser.new_context(viewport={"width": 1280, "height": 900}, **context)) as room:
@@ -80,12 +75,12 @@ def opened(browser: Browser, cluster: Probed, number: int, **context: Any) -> It
         yield page, complaints
 
 
-def until(page: Page, script: str, argument: object = None, timeout: float = 20.0) -> None:
-    """Wait until the script is true. Playwright's own wait needs `eval`, which the page's policy forbids."""
+def until(page: Any, script: str, argument: object = None, timeout: float = 20.0) -> None:
+    """Wait until the script is true. Playwright's own function needs `eval`, which the page's policy forbids."""
     wait_for(lambda: page.evaluate(f"argument => {script}", argument), timeout, script, 0.1)
 
 
-def keep(page: Page, name: str) -> None:
+def keep(page: Any, name: str) -> None:
     """Save a screenshot in the folder PAGE_SCREENSHOTS, if it is set."""
     folder = os.environ.get("PAGE_SCREENSHOTS")
     if folder:
@@ -129,16 +124,13 @@ def test_page_updates_without_losing_focus_or_input(browser, cluster):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_page_passes_the_axe_accessibility_checks(browser, cluster, scheme, width):
     """Check contrast, labels, landmarks and keyboard by axe-core's rules for WCAG 2.1 AA."""
-    try:
-        from axe_playwright_python.sync_playwright import Axe
-    except ImportError as exc:
-        need(_missing(f"axe-playwright-python: {exc}"))
+    axe = imported("axe_playwright_python.sync_playwright").Axe()
     with opened(browser, cluster, 1, color_scheme=scheme, bypass_csp=True) as (page, _):
         page.set_viewport_size({"width": width, "height": 900})
         page.click("summary")
         page.wait_for_timeout(300)
         keep(page, f"{scheme}-{width}")
-        found = Axe().run(page).response["violations"]
+        found = axe.run(page).response["violations"]
         assert [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in found] == []
 
 
@@ -172,9 +164,8 @@ def test_without_redis_the_page_shows_no_leader(browser):
             server.stop()
             until(page, "document.title.startsWith('leader: unknown')", timeout=30)
             assert "unreachable" in page.inner_text("#summary")
-            own = (
-                "[...document.querySelectorAll('#replicas tr')].find(row => /\\bnow\\b/.test(row.innerText)).innerText"
-            )
+            rows = "[...document.querySelectorAll('#replicas tr')]"
+            own = f"{rows}.find(row => /\\bnow\\b/.test(row.innerText)).innerText"
             until(page, f"/\\bno\\b/.test({own})", timeout=30)
             assert complaints == []
 
@@ -191,7 +182,7 @@ def test_open_page_shows_a_takeover(browser, cluster):
         assert f"{successor.name} leads now" in page.inner_text("#announce")
         assert complaints == []
         keep(page, "takeover")
-        # A paused process ends no connection: it has to be told by its silence.
+        # A paused process ends no connection. Only its silence shows the pause.
         cluster[watching].pause()
         until(page, "document.querySelector('#live').innerText.includes('nothing heard')", timeout=30)
         assert page.locator("#live.off").count() == 1

@@ -40,30 +40,24 @@ def test_live_view_shows_counts_and_roles():
     view = LiveView(console)
     view.update(state(duplicates=7))
     view.close()
-    shown = console.file.getvalue()
-    assert "duplicates 7" in shown
-    assert "beat-3" in shown
+    assert all(text in console.file.getvalue() for text in ("duplicates 7", "beat-3"))
 
 
 def test_plain_view_marks_a_duplicate(capsys):
     PlainView().ran(1.0, RUN, duplicate=True)
-    shown = capsys.readouterr().out
-    assert "DUPLICATE" in shown
-    assert "12 ms late" in shown
-    assert shown.count("\n") == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert all(text in line for text in ("DUPLICATE", "12 ms late"))
 
 
-def test_summary_names_a_failure():
+def test_summary_names_a_failure_and_claims_no_success_without_runs():
     assert "nothing was enqueued twice" in summary(state())[-1]
-    assert "FAILED" in summary(state(duplicates=1))[-1]
-    assert "FAILED" in summary(state(missed=1))[-1]
-
-
-def test_summary_without_runs_claims_no_success():
+    for failed in (state(duplicates=1), state(missed=1)):
+        assert "FAILED" in summary(failed)[-1]
     assert not any("nothing was enqueued twice" in line for line in summary(state(arrived=0)))
 
 
-def test_percentile_is_one_of_the_values():
-    assert percentile((1.0, 2.0), 0.5) == 1.0
-    assert percentile((1.0, 2.0, 3.0), 1.0) == 3.0
-    assert percentile((), 0.5) == 0.0
+@pytest.mark.parametrize(
+    ("values", "share", "found"), [((1.0, 2.0), 0.5, 1.0), ((1.0, 2.0, 3.0), 1.0, 3.0), ((), 0.5, 0.0)]
+)
+def test_percentile_is_one_of_the_values(values, share, found):
+    assert percentile(values, share) == found
