@@ -1,7 +1,7 @@
-"""Scheduling time: the machine's clock, unless other clocks outvote it.
+"""Scheduling time: the machine's wall clock, unless other clocks outvote it.
 
 A step or a drift of the wall clock must neither stop the schedule nor make entries run early. The wall clock counts
-while it keeps pace with a clock that never steps. When it does not, Redis' clock decides.
+while it keeps pace with a clock that never steps. If it does not keep pace, Redis' clock decides.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ def vote(mine: float, *others: float) -> float:
 class SchedulingTime:
     """Scheduling time in UTC. The election thread reports Redis' clock, and the main loop reads the time.
 
-    Both threads may compute the time at once: each attribute is written as a whole, and both come to one result.
+    Both threads may compute the time simultaneously: each attribute is written as a whole, and both threads get the
+    same result.
     """
 
     def __init__(self, clock: Clock, emit: Callable[[events.Event], None]) -> None:
         self._clock = clock
         self._emit = emit
-        #: Reference: the time on which the clocks agreed, minus :meth:`Clock.elapsed`. It does not follow the wall
-        #: clock alone, because corrections that are small one by one could lead it anywhere.
+        #: Time on which the clocks agreed, minus :meth:`Clock.elapsed`. It does not follow the wall clock alone: many
+        #: small corrections could lead it anywhere.
         self._reference = clock.wall() - clock.elapsed()
         #: Redis' clock minus :meth:`Clock.elapsed`.
         self._redis: float | None = None
-        #: :attr:`offset` as it is while no clock drifts.
+        #: Value of :attr:`offset` while no clock drifts.
         self._usual = 0.0
         #: Offsets of the other replicas' clocks from Redis' clock, and when they were reported.
         self._others: tuple[Sequence[float], float] = ((), 0.0)
@@ -81,7 +82,7 @@ class SchedulingTime:
         return self._reference + elapsed  # guard: clock-step
 
     def _read_clocks(self) -> tuple[float, float]:
-        """Return :meth:`Clock.elapsed` and the wall clock. A pause between the two readings is no step."""
+        """Return :meth:`Clock.elapsed` and the wall clock, read without a pause in between if possible."""
         for _ in range(_READINGS):
             began = self._clock.elapsed()
             wall = self._clock.wall()
@@ -98,10 +99,10 @@ class SchedulingTime:
     def redis_said(self, server_ms: int, sent_at: float, received_at: float) -> None:
         """Record Redis' clock, read by a command that was sent and answered at these times."""
         unsure = (received_at - sent_at) / 2
-        heard = server_ms / 1000 - (sent_at + received_at) / 2
+        measured = server_ms / 1000 - (sent_at + received_at) / 2
         before = self._redis
-        # A slow answer tells little: what is known already stays if it fits.
-        self._redis = min(max(heard if before is None else before, heard - unsure), heard + unsure)
+        # A slow answer is imprecise: the known value stays if it is within the error.
+        self._redis = min(max(measured if before is None else before, measured - unsure), measured + unsure)
         if before is None:
             self._accept_offset()
         elif abs(self._redis - before) > AGREEMENT / 2:
@@ -121,7 +122,7 @@ class SchedulingTime:
     def _ask_others(self) -> None:
         """Let the other replicas decide if this machine's clocks and Redis' clock drift apart.
 
-        Alone, a machine whose clocks all run at a wrong rate cannot be told from a Redis whose clock does.
+        A machine cannot tell alone whether all its clocks run at a wrong rate or the clock of Redis does.
         """
         offsets, said_at = self._others
         elapsed, redis = self._clock.elapsed(), self._redis
@@ -137,22 +138,22 @@ class SchedulingTime:
             self._outvote(agreed)  # guard: clock-others-vote
 
     def _accept_offset(self) -> None:
-        """Take the offset for the usual one; none if the clocks confirm each other."""
+        """Take the present offset for the usual one, or 0 if the clocks confirm each other."""
         self._usual = 0.0 if abs(self.offset) <= CONFIRMED else self.offset
 
     def _outvote(self, agreed: float) -> None:
-        """Replace the reference by the one on which other clocks agree."""
+        """Replace the reference by the one on which the other clocks agree."""
         wrong, self._reference = self._reference - agreed, agreed
         if not self._outvoted:
             self._outvoted = True
             self._emit(events.ClockJumped(wrong, followed=False))
 
     def offset_in_term(self, leaders_offset: float | None) -> float:
-        """Return :attr:`offset` as it will be after :meth:`join`."""
+        """Return the value that :attr:`offset` will have after :meth:`join`."""
         return self._agreed(leaders_offset) - self._redis if self._redis is not None else 0.0
 
     def join(self, leaders_offset: float | None) -> None:
-        """Vote at the start of a term. The last leader's offset from Redis gives a third clock."""
+        """Vote at the start of a term. The last leader's clock, by its offset from Redis, has the third vote."""
         agreed = self._agreed(leaders_offset)
         if agreed != self._reference:
             self._outvote(agreed)

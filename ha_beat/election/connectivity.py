@@ -1,4 +1,4 @@
-"""Reachability of the lease's Redis, as this replica finds it."""
+"""Reachability of the lease's Redis for this replica."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Command = Literal["observation", "campaign", "renewal", "release"]
 #: Commands that write. A server that answers reads may still refuse these.
 _WRITING: frozenset[Command] = frozenset({"campaign", "renewal", "release"})
 
-#: Largest number of distinct reasons that are reported of one outage.
+#: Largest number of distinct reasons that are reported for one outage.
 _REPORTED_REASONS = 10
 
 
@@ -35,7 +35,7 @@ class Connectivity:
         self.lost_at: float | None = None
         #: When it was reachable again after that.
         self.back_at: float | None = None
-        #: True if a change of the server since the last acquisition has a known time.
+        #: True if a loss of contact was noticed since the last acquisition.
         self._loss_known = False
 
     @property
@@ -55,7 +55,7 @@ class Connectivity:
             self._emit(events.LeaseUnreachable(detail, leading))
 
     def succeeded(self, command: Command) -> None:
-        """Record that a command succeeded. The outage is over once no kind of command fails any more."""
+        """Record that a command succeeded. The outage ends when no kind of command fails any more."""
         if self._unreachable_since is None:
             return
         self._failing -= _WRITING if command in _WRITING else {command}
@@ -72,7 +72,7 @@ class Connectivity:
             self.back_at = now
 
     def acquired(self, *, server_changed: bool) -> None:
-        """Record an acquisition. If the server changed unnoticed between two commands, the loss counts from now."""
+        """Record an acquisition. If the server changed unnoticed, between two commands, contact was lost until now."""
         if server_changed and not self._loss_known:
             self.lost_at = self._clock.elapsed()
         self._loss_known = False

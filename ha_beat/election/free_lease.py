@@ -16,7 +16,7 @@ PREFERENCE, PREFERENCE_POLLS = 1.0, 3
 
 
 def see(before: Sighting | None, view: LeaseView, record: LeaseRecord, now: float) -> Sighting:
-    """Return what was seen now, with the beginnings of what has not changed since ``before``."""
+    """Return the sighting of now. Instants of states that have not changed are those of ``before``."""
     unmoved = before is not None and (before.record.epoch, before.record.seq, before.record.state) == (
         record.epoch,
         record.seq,
@@ -63,8 +63,8 @@ def campaign_for(state: Standby, sighting: Sighting, counted: str, now: float, t
 def _holder_goes_first(sighting: Sighting, ttl: float, now: float, timing: Timing) -> bool:
     """True for a moment after a restart or failover of Redis that outlasted the lease.
 
-    On a new server the holder may dispatch at once, while any other replica has to wait until the holder must have
-    stopped. That wait counts from the first contact, so leaving the lease to the holder costs nothing.
+    On a new server the holder may dispatch immediately. Any other replica has to wait, from the first contact on, until
+    the holder must have stopped. Leaving the lease to the holder for a part of that wait costs nothing.
     """
     return (
         sighting.moved_since is not None
@@ -73,11 +73,11 @@ def _holder_goes_first(sighting: Sighting, ttl: float, now: float, timing: Timin
 
 
 def _absence_counts(state: Standby, sighting: Sighting, counted: str) -> bool:
-    """True if an empty presence channel means that the holder is gone. An outage empties the channels of all."""
+    """True if an empty presence channel means that the holder is gone. An outage empties the channels of live ones."""
     record = sighting.record
     if record.presence == counted:  # guard: presence-channel-seen
         return True
-    # The channel had a subscriber when it was registered, on this run of the server.
+    # On this run of the server, the channel had a subscriber when it was registered.
     return state.unbroken and (
         record.run_id != "" and record.run_id == sighting.run_id  # guard: presence-newcomer-server
     )

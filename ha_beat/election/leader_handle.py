@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,21 +35,24 @@ class Tenure:
 class LeaderHandle:
     """State shared by the main loop and the election thread.
 
-    Each attribute is written by one thread and read by the other as a whole. No lock is needed, so that the signal
-    handler of the main thread may run at any point. It has more than 15 methods because it has two sides.
+    One thread writes each attribute, and the other reads it as a whole or takes it out of a box. No lock is needed, so
+    the signal handler of the main thread may run at any point.
     """
 
     def __init__(self, clock: Clock, wake_election: Callable[[], None] = lambda: None) -> None:
+        #: Tenure of the last acquisition.
         self.tenure: Tenure | None = None
+        #: Election thread, from the attempt to start it.
+        self.thread: threading.Thread | None = None
         self._clock = clock
         self._wake_election = wake_election
         self._term: Term | None = None
         self._progress_at = clock.elapsed()
-        self._step_down: StepDown | None = None
-        self._fenced: Fenced | None = None
         self._requests_pending = False
         self._changed = threading.Event()
-        self._thread: threading.Thread | None = None
+        # Boxes for what the main loop requests. The newest request replaces an older one.
+        self._step_down: deque[StepDown] = deque(maxlen=1)
+        self._fence: deque[Fenced] = deque(maxlen=1)
 
     # --- The main loop
 
@@ -61,12 +65,7 @@ class LeaderHandle:
     @property
     def running(self) -> bool:
         """True if the election thread is alive."""
-        return self._thread is not None and self._thread.is_alive()
-
-    @property
-    def started(self) -> bool:
-        """True if the election thread was started, even if it failed to."""
-        return self._thread is not None
+        return self.thread is not None and self.thread.is_alive()
 
     @property
     def idle(self) -> float:
@@ -89,25 +88,18 @@ class LeaderHandle:
 
     def step_down(self, reason: TermEnd, *, detail: str = "", preferred: str = "") -> None:
         """Release the lease soon and let other replicas go first, above all the one with the id ``preferred``."""
-        self._step_down = StepDown(reason, detail, preferred)
+        self._step_down.append(StepDown(reason, detail, preferred))
         self._wake_election()
 
     def fenced(self, term: Term, reason: TermEnd, detail: str = "") -> None:
-        """End the term under which work was refused."""
+        """End the term under which work was refused. A newer term, begun since the work was sent, goes on."""
         current = self._term
         if current is not None and current.nonce == term.nonce:
-            # A newer term may have begun since the work was sent. It goes on.
             self._term = None
-        self._fenced = Fenced(term.nonce, reason, detail)
+        self._fence.append(Fenced(term.nonce, reason, detail))
         self._wake_election()
 
     # --- The election thread
-
-    def run(self, thread: threading.Thread) -> None:
-        """Start the election thread. The time before its start counts as progress."""
-        self.progress()
-        self._thread = thread
-        thread.start()
 
     def begin(self, term: Term) -> None:
         """Begin a term. Requests may be pending from the start."""
@@ -130,16 +122,8 @@ class LeaderHandle:
 
     def take_step_down(self) -> StepDown | None:
         """Return the requested step-down, if there is one, and clear it."""
-        step_down = self._step_down
-        if step_down is not None:
-            # Cleared only if one was read: the main loop may set it at any moment.
-            self._step_down = None
-        return step_down
+        return self._step_down.pop() if self._step_down else None
 
     def take_fence(self) -> Fenced | None:
         """Return the refusal that :meth:`fenced` reported, if there is one, and clear it."""
-        fenced = self._fenced
-        if fenced is not None:
-            # Cleared only if one was read: the main loop may set it at any moment.
-            self._fenced = None
-        return fenced
+        return self._fence.pop() if self._fence else None

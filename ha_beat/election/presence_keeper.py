@@ -1,4 +1,4 @@
-"""Upkeep of the connection by which Redis knows that this process lives."""
+"""Upkeep of the connection by which Redis knows that this process is alive."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class PresenceKeeper:
         self._presence.wake()
 
     def outage_began(self) -> None:
-        """Treat the next failure as the first: the outage itself is reported."""
+        """Do not report the next failure, because the outage is reported."""
         self._failed_once = False
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class PresenceKeeper:
         try:
             self._presence.open()
         except PresenceError as exc:
-            # Reported at the second failure: after the first, an outage of Redis may be found and reported.
+            # The first failure may be the beginning of an outage of Redis, which is reported instead.
             if self._failed_once:
                 self._duties.failed(Duty.PRESENCE, DutyFault.REFUSED, str(exc))
             self._failed_once = True

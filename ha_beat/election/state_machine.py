@@ -15,9 +15,9 @@ thread, the tests and the simulation run the same code. Every instant is on ``Cl
 *Trust window.* A term is trusted for ``ttl - margin`` from the *send* of the last successful attempt. A standby waits
 for the holder's full ``ttl`` from its *first sight* of that attempt's ``seq``. The trust therefore ends first.
 
-*Failure handling.* A renewal succeeds, is refused (lost), is late or has an unknown outcome. Late and unknown ones are
-repeated within the remaining trust. These rules keep changes of leader rare. The dispatch script proves that no
-occurrence is enqueued twice.
+*Failure handling.* A renewal succeeds, is refused (lost), is late or has an unknown outcome. Late and unknown renewals
+are repeated while the trust lasts. These rules keep changes of leader rare. That no occurrence is enqueued twice is
+proven by the dispatch script.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def failed(state: State, now: float, timing: Timing) -> Standby:
     """Return the state after an error in the election. It drops what was seen, which may have caused the error."""
     next_poll = now + timing.retry_interval
     if isinstance(state, Leader):
-        # Its nonce is dropped, so that it does not take its own lease back: it may fail again where others do not.
+        # Without its nonce, this replica does not take its own lease back: it may fail again, and others may not.
         return Standby(next_poll=next_poll, seen_epoch=state.term.epoch)
     return Standby(next_poll, barred_until=state.barred_until, seen_epoch=state.seen_epoch, nonces=state.nonces)
 
@@ -169,7 +169,7 @@ def _as_standby(state: Standby, outcome: Outcome, now: float, timing: Timing) ->
             sent_at = term.trusted_until - timing.ttl + timing.margin
             return Leader(term=term, since=now, seq=1, next_renewal=sent_at + timing.renew_interval, presence=presence)
         case Campaigned(answer=Acquired(term=term), nonce=nonce):
-            # Redis is too slow to hold a lease. Without a pause, each round trip would take a new epoch.
+            # Redis is too slow to hold a lease. Without a pause, each round trip would assign a new epoch.
             return Standby(
                 next_poll=now + timing.poll_interval,
                 barred_until=now + timing.ttl,
@@ -205,7 +205,7 @@ def _failed(state: Standby, now: float, timing: Timing) -> Standby:
 def unchanged(state: Standby, view: LeaseView, now: float, timing: Timing) -> bool:
     """True if :func:`absorb` of this observation changes nothing but the time of the next poll.
 
-    Found without a comparison of records: a view of the same lease has the same one.
+    It compares records by identity: the store returns the same object while the lease does not change.
     """
     seen = state.sighting
     return (

@@ -34,7 +34,7 @@ class Timing:
 
     @property
     def preference_wait(self) -> float:
-        """Return how long other replicas wait after an outage for the next attempt of a preferable one.
+        """Return how long other replicas wait after an outage for an attempt of a preferable replica.
 
         Preferable is the holder of the lease, or a replica that remembers the lost state.
         """
@@ -42,7 +42,7 @@ class Timing:
 
     @property
     def presence_pause(self) -> float:
-        """Return how long a leader does without presence after its connection broke repeatedly."""
+        """Return how long a leader has no presence after its presence connection broke repeatedly."""
         return 6 * self.ttl
 
 
@@ -51,7 +51,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """Lease as a standby last saw it. ``since`` is when it first saw this state."""
+    """Lease as a standby saw it last. ``since`` is when the standby first saw this state."""
 
     record: LeaseRecord
     since: float
@@ -68,8 +68,8 @@ class Standby:
 
     next_poll: float = 0.0
     sighting: Sighting | None = None
-    #: A presence channel that was seen with a subscriber after the last outage and after the last loss of this
-    #: replica's own presence. If it is empty now, its holder is gone.
+    #: Presence channel that had a subscriber after the last outage and after the last loss of this replica's own
+    #: presence, ``""`` for none. If it has no subscriber now, its holder is gone.
     counted: str = ""
     #: True while this replica has seen no outage and no loss of presence since its start.
     unbroken: bool = False
@@ -81,7 +81,7 @@ class Standby:
     #: Nonces of campaigns with an unknown outcome, the newest last, and of the last term. A lease with one of them
     #: is free for this replica.
     nonces: tuple[str, ...] = ()
-    #: Attempts in a row that Redis did not answer or refused.
+    #: Number of the last attempts in a row that Redis did not answer or refused.
     failures: int = 0
 
 
@@ -121,7 +121,8 @@ class Campaign:
 
     expected: Expected | None
     reason: TermStart
-    #: Id of the replica that alone may campaign before ``open_at``. If there was no lease, those that remember one may.
+    #: Id of the only replica that may campaign before ``open_at``. If there was no lease, the replicas that remember
+    #: one may.
     preferred: str = ""
     open_at: float = 0.0
 
@@ -159,7 +160,7 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """Answer to the renewal that was sent at ``sent_at``. ``outdated``: the record needs another one at once."""
+    """Answer to the renewal that was sent at ``sent_at``. ``outdated``: another renewal must follow immediately."""
 
     answer: Renewed | Lost | Literal["late"]
     sent_at: float

@@ -223,11 +223,7 @@ class RunningElector:
 
     def close(self) -> None:
         self.elector.close(lambda _term: None)
-        wait_for(
-            lambda: not self.elector.handle._thread or not self.elector.handle._thread.is_alive(),
-            20,
-            "the end of the thread",
-        )
+        wait_for(lambda: not self.elector.handle.running, 20, "the end of the thread")
         self.proxy.close()
 
 

@@ -80,7 +80,7 @@ def test_election_whose_thread_ended_is_restarted_and_logged(replica: HASchedule
     """For example a library raises SystemExit in a log handler."""
     wait_for(lambda: leads(replica), 20, "a term")
     elector: Any = replica._loop.runtime.elector
-    first = elector.handle._thread
+    first = elector.handle.thread
     real = elector._step
 
     def end() -> None:

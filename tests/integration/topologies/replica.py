@@ -74,8 +74,8 @@ class Campaigner:
                 self.store.release(term, TermEnd.SHUTDOWN)
 
         self.elector.close(release)
-        if self.elector.handle._thread is not None:
-            self.elector.handle._thread.join(20)
+        if self.elector.handle.thread is not None:
+            self.elector.handle.thread.join(20)
 
     @property
     def registered(self) -> str:

@@ -1,5 +1,7 @@
 """Election thread: its reaction to faults, none of which ends it."""
 
+import threading
+from collections import deque
 from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
@@ -9,9 +11,8 @@ import pytest
 from ha_beat import events
 from ha_beat.duties import Duties
 from ha_beat.election.elector import Elector
-from ha_beat.election.leader_handle import LeaderHandle
-from ha_beat.election.reports import StandbyFollower
-from ha_beat.election.states import Leader, Standby, Timing
+from ha_beat.election.standby_follower import StandbyFollower
+from ha_beat.election.states import Fenced, Leader, Standby, Timing
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import Duty, TermEnd, TermStart
 from ha_beat.store.lease import Term
@@ -249,24 +250,18 @@ def test_fenced_dispatch_ends_the_term(electors: Electors, one: Elector):
 
 def test_fence_set_while_the_elector_reads_it_is_kept(one: Elector):
     """Otherwise the replica would renew the lease and enqueue nothing."""
-    term = one.handle.term
+    handle, term = one.handle, one.handle.term
 
-    class Interrupted(LeaderHandle):
-        """The main loop gets its turn between the elector's look and what it does next."""
+    class Interrupted(deque[Fenced]):
+        """Box into which the main loop puts a fence as soon as the elector has found it empty."""
 
-        @property
-        def _fenced(self) -> Any:
-            found = self.__dict__.get("fence")
-            if found is None and self._term is not None:
-                self.fenced(term, TermEnd.SUPERSEDED)
-            return found
+        def __bool__(self) -> bool:
+            empty = not len(self)
+            if empty and handle.term is not None:
+                handle.fenced(term, TermEnd.SUPERSEDED)
+            return not empty
 
-        @_fenced.setter
-        def _fenced(self, fence: Any) -> None:
-            self.__dict__["fence"] = fence
-
-    del one.handle.__dict__["_fenced"]
-    one.handle.__class__ = Interrupted
+    handle._fence = Interrupted(maxlen=1)
     one._step()
     one._step()
     assert isinstance(one.state, Standby)
@@ -358,7 +353,7 @@ def test_presence_failure_is_reported_at_the_second_attempt(electors: Electors, 
 
 def test_long_intervals_make_no_late_lease(monkeypatch):
     """Leader and standby ask Redis less often than after the 30 seconds that otherwise count as late."""
-    monkeypatch.setattr(LeaderHandle, "run", Mock())
+    monkeypatch.setattr(threading.Thread, "start", Mock())
     electors = Electors(Timing(ttl=200, renew_interval=50, poll_interval=100, stall_timeout=101))
     boards = []
     for name in ("one", "two"):
