@@ -248,9 +248,7 @@ class Nemesis:
     def heal(self) -> None:
         """Restart servers and replicas, restore paths and clocks."""
         for server in {server for server in (self.redis, self.broker) if server is not None}:
-            if server.alive:
-                server.resume()
-            server.start()
+            server.revive()
         for proxy in {*self.lease_proxies, *self.broker_proxies}:
             proxy.heal()
         for clock in self.clocks:

@@ -105,7 +105,7 @@ class Run:
 @pytest.fixture
 def run() -> Iterator[Run]:
     with contextlib.ExitStack() as stack:
-        sentinels = stack.enter_context(need(lambda: SentinelCluster(replicas=1, down_after=1.0)))
+        sentinels = stack.enter_context(need(SentinelCluster))
         history = History()
         cluster = BeatCluster(
             sentinels.url,

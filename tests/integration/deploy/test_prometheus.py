@@ -15,7 +15,7 @@ import yaml
 
 from tests.integration.deploy.test_monitoring import RULES, dashboard_queries, rules, series_of
 from tests.integration.monitoring.test_replicas import Probed
-from tests.support.servers import LOCALHOST, RedisServer, Server, ServerProcess, find_program, free_port, need, wait_for
+from tests.support.servers import LOCALHOST, RedisServer, Server, find_program, need, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -26,12 +26,9 @@ VARIABLES = {"$__rate_interval": "15s", "$__interval": "1m", "$namespace": ".*",
 class Prometheus(Server):
     """Prometheus with the shipped configuration and rules, but with these targets and shorter times."""
 
-    START_SECONDS = 30.0
-
     def __init__(self, targets: list[str]) -> None:
         self.binary = find_program("prometheus")
         super().__init__("prometheus")
-        self.port = free_port()
         config = yaml.safe_load((RULES.parent / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
         config["rule_files"] = [str(self.directory / "rules.yml")]
@@ -46,11 +43,9 @@ class Prometheus(Server):
         hurried = hurried.replace("(ha_beat_lease_age_seconds) < 30", "(ha_beat_lease_age_seconds) < 6")
         (self.directory / "rules.yml").write_text(hurried)
 
-    def launch(self) -> ServerProcess:
-        folder, address = self.directory, f"{LOCALHOST}:{self.port}"
-        command = [str(self.binary), f"--config.file={folder / 'prometheus.yml'}"]
-        command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}"]
-        return ServerProcess(command, self.directory / "prometheus.log", cwd=self.directory)
+    def command(self) -> list[object]:
+        files = f"--config.file={self.directory}/prometheus.yml", f"--storage.tsdb.path={self.directory}/data"
+        return [self.binary, *files, f"--web.listen-address={LOCALHOST}:{self.port}"]
 
     def answers(self) -> bool:
         with urllib.request.urlopen(f"http://{LOCALHOST}:{self.port}/-/ready", timeout=2) as reply:

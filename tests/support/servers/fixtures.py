@@ -25,10 +25,8 @@ def _session_redis() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def shared_redis(_session_redis: RedisServer) -> RedisServer:
-    """Return the session's Redis, emptied, and started again if the previous test stopped or paused it."""
-    if _session_redis.alive:
-        _session_redis.resume()
-    _session_redis.start().admin.flushall()
+    """Return the session's Redis, emptied. It runs, even if the previous test stopped or paused it."""
+    _session_redis.revive().admin.flushall()
     _session_redis.admin.script_flush()
     return _session_redis
 
@@ -41,11 +39,8 @@ def _session_postgres() -> Iterator[Postgres]:
 
 @pytest.fixture
 def session_postgres(_session_postgres: Postgres) -> Postgres:
-    """Return the session's PostgreSQL, started again if the previous test stopped it.
-
-    Tests leave its databases as they found them.
-    """
-    return _session_postgres.start()
+    """Return the session's PostgreSQL. Tests may stop it; they leave its databases as they found them."""
+    return _session_postgres.revive()
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +51,5 @@ def _module_rabbitmq() -> Iterator[RabbitMQ]:
 
 @pytest.fixture
 def rabbitmq(_module_rabbitmq: RabbitMQ) -> RabbitMQ:
-    """Return the module's RabbitMQ, started again if the previous test stopped or paused it."""
-    if _module_rabbitmq.alive:
-        _module_rabbitmq.resume()
-    return _module_rabbitmq.start()
+    """Return the module's RabbitMQ. Tests may stop or pause it."""
+    return _module_rabbitmq.revive()

@@ -8,12 +8,11 @@ import signal
 import socket
 import struct
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
-from tests.support.servers.parts import LOCALHOST, PartMissing, free_port
-from tests.support.servers.processes import Server, ServerProcess, find_program
+from tests.support.servers.parts import LOCALHOST, PartMissing
+from tests.support.servers.processes import Server, find_program
 
 
 class Postgres(Server):
@@ -27,7 +26,6 @@ class Postgres(Server):
         initdb = find_program("initdb", folders=folders)
         self.binary = find_program("postgres", folders=[initdb.parent, *folders])
         self.user = self._unprivileged_user()
-        self.port = free_port()
         super().__init__("postgres")
         if self.user:
             shutil.chown(self.directory, self.user)
@@ -53,10 +51,6 @@ class Postgres(Server):
             with contextlib.suppress(KeyError):
                 return pwd.getpwnam(name).pw_name
         raise PartMissing("PostgreSQL does not run as root, and there is no other user")
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return LOCALHOST, self.port
 
     @property
     def url(self) -> str:
@@ -85,12 +79,11 @@ class Postgres(Server):
             "PORT": str(self.port),
         }
 
-    def launch(self) -> ServerProcess:
-        command = [
-            *(self.binary, "-D", self.data, "-p", str(self.port), "-h", LOCALHOST, "-k", self.directory),
+    def command(self) -> list[object]:
+        return [
+            *(self.binary, "-D", self.data, "-p", self.port, "-h", LOCALHOST, "-k", self.directory),
             *("-c", "fsync=off", "-c", "max_connections=100"),
         ]
-        return ServerProcess(command, self.directory / "server.log", cwd=self.directory, user=self.user)
 
     def answers(self) -> bool:
         """True if a start-up packet is answered with an authentication request rather than 'starting up'."""
@@ -99,9 +92,3 @@ class Postgres(Server):
             body = struct.pack("!i", 196608) + b"user\0postgres\0database\0postgres\0\0"
             probe.sendall(struct.pack("!i", len(body) + 4) + body)
             return probe.recv(1) == b"R"
-
-    def restart(self, *, down: float = 0.0) -> None:
-        """Stop, wait `down` seconds, and start with the same data."""
-        self.stop()
-        time.sleep(down)
-        self.start()

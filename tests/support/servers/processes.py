@@ -7,12 +7,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
-from tests.support.servers.parts import Part, PartMissing, wait_for
+from tests.support.servers.parts import LOCALHOST, Part, PartMissing, free_port, wait_for
 
 
 class ServerProcess:
@@ -105,11 +106,6 @@ def _kill_what_is_left() -> None:
         process.kill()
 
 
-def _temporary_directory(prefix: str) -> Path:
-    # Short, since a unix socket's path has room for about 100 characters.
-    return Path(tempfile.mkdtemp(prefix=f"hab-{prefix}-"))
-
-
 def find_program(*names: str, folders: Sequence[Path] = ()) -> Path:
     """Return the first of these programs found in `folders`, then on PATH. Raises PartMissing."""
     for name in names:
@@ -123,19 +119,32 @@ def find_program(*names: str, folders: Sequence[Path] = ()) -> Path:
 
 
 class Server(Part):
-    """Server with its own folder. It keeps its port over restarts. A context manager: started on entry."""
+    """Server on its own port of 127.0.0.1, with its own folder. It keeps both over restarts.
+
+    A context manager: started on entry, closed on exit.
+    """
 
     START_SECONDS = 30.0
     STOP_SIGNAL = signal.SIGTERM
 
+    #: Environment and user of the process; None for those of the tests.
+    env: Mapping[str, str] | None = None
+    user: str | None = None
+
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.directory = _temporary_directory(kind)
+        self.port = free_port()
+        # Short, since a unix socket's path has room for about 100 characters.
+        self.directory = Path(tempfile.mkdtemp(prefix=f"hab-{kind}-"))
         self.process: ServerProcess | None = None
 
+    @property
+    def address(self) -> tuple[str, int]:
+        return LOCALHOST, self.port
+
     @abstractmethod
-    def launch(self) -> ServerProcess:
-        """Start the process, and return it without waiting."""
+    def command(self) -> Sequence[object]:
+        """Return the command line of the server."""
 
     @abstractmethod
     def answers(self) -> bool:
@@ -148,7 +157,8 @@ class Server(Part):
         """
         if self.alive:
             return self
-        self.process = process = self.launch()
+        log = self.directory / "server.log"
+        self.process = process = ServerProcess(self.command(), log, cwd=self.directory, env=self.env, user=self.user)
 
         def up() -> bool:
             if not process.alive:
@@ -181,12 +191,24 @@ class Server(Part):
         if self.process is not None:
             self.process.kill()
 
+    def restart(self, *, down: float = 0.0) -> None:
+        """Stop, wait `down` seconds, and start with the same data."""
+        self.stop()
+        time.sleep(down)
+        self.start()
+
     def pause(self) -> None:
         """Send SIGSTOP: connections stay open, nothing is answered."""
         self._running().pause()
 
     def resume(self) -> None:
         self._running().resume()
+
+    def revive(self) -> Self:
+        """Resume it if it is paused, start it if it has ended."""
+        if self.alive:
+            self.resume()
+        return self.start()
 
     def close(self) -> None:
         """Kill it and remove its folder. Idempotent."""

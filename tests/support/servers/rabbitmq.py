@@ -2,8 +2,8 @@
 
 import os
 import subprocess
-import time
 from pathlib import Path
+from typing import Self
 
 import amqp
 
@@ -25,7 +25,7 @@ class RabbitMQ(Server):
         self.epmd_binary = find_program(
             "epmd", folders=[*Path("/usr/lib/erlang").glob("erts-*/bin"), Path("/usr/lib/erlang/bin")]
         )
-        self.port, self.distribution_port, self.epmd_port = free_port(), free_port(), free_port()
+        self.epmd_port = free_port()
         super().__init__("rabbitmq")
         (self.directory / "enabled_plugins").write_text("[].\n")
         (self.directory / "rabbitmq.conf").write_text(
@@ -41,7 +41,7 @@ class RabbitMQ(Server):
             "ERL_EPMD_PORT": str(self.epmd_port),
             "ERL_EPMD_ADDRESS": LOCALHOST,
             "RABBITMQ_NODENAME": f"ha{self.port}@localhost",
-            "RABBITMQ_DIST_PORT": str(self.distribution_port),
+            "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq.conf",
             "RABBITMQ_CONF_ENV_FILE": f"{folder}/none.conf",
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/enabled_plugins",
@@ -54,20 +54,18 @@ class RabbitMQ(Server):
         self._epmd: ServerProcess | None = None
 
     @property
-    def address(self) -> tuple[str, int]:
-        return LOCALHOST, self.port
-
-    @property
     def url(self) -> str:
         return f"amqp://guest:guest@{LOCALHOST}:{self.port}//"
 
-    def launch(self) -> ServerProcess:
+    def command(self) -> list[object]:
+        return [self.binary]
+
+    def start(self, timeout: float | None = None) -> Self:
         if self._epmd is None or not self._epmd.alive:
             # Started here to know its pid: a node would start a daemon that stays.
-            command = [self.epmd_binary, "-port", str(self.epmd_port), "-address", LOCALHOST]
+            command = [self.epmd_binary, "-port", self.epmd_port, "-address", LOCALHOST]
             self._epmd = ServerProcess(command, self.directory / "epmd.log", env=self.env)
-        log = self.directory / "server.log"
-        return ServerProcess([self.binary], log, cwd=self.directory, env=self.env)
+        return super().start(timeout)
 
     def answers(self) -> bool:
         """True once it takes a login. Its own tools start an Erlang node, for a minute on a busy machine."""
@@ -85,12 +83,6 @@ class RabbitMQ(Server):
             timeout=60,
             check=False,
         )
-
-    def restart(self, *, down: float = 0.0) -> None:
-        """Stop, wait `down` seconds, and start with the same data."""
-        self.stop()
-        time.sleep(down)
-        self.start()
 
     def close(self) -> None:
         super().close()

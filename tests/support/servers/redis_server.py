@@ -3,7 +3,6 @@
 import importlib
 import os
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from urllib.parse import quote
 
 import redis
 
-from tests.support.servers.parts import LOCALHOST, PartMissing, free_port
-from tests.support.servers.processes import Server, ServerProcess, find_program
+from tests.support.servers.parts import LOCALHOST, PartMissing
+from tests.support.servers.processes import Server, find_program
 
 
 def redis_binary() -> Path:
@@ -35,15 +34,14 @@ def redis_binary() -> Path:
 class RedisServer(Server):
     """Real Redis (or Valkey) that keeps its port over restarts.
 
-    Nothing is persisted unless `appendonly` is set or `restart(persist=True)` saves first. `maxmemory` is
-    Redis' own spelling ('20mb'); `env` is added to the server's environment (a clock preload, say).
+    Nothing is persisted unless `appendonly` is set or `restart` saves first. `maxmemory` is as Redis spells it
+    ('20mb'). `env` is added to the environment of the tests.
     """
 
     def __init__(
         self,
         *,
         binary: Path | None = None,
-        port: int | None = None,
         appendonly: bool = False,
         password: str | None = None,
         unixsocket: bool = False,
@@ -52,12 +50,11 @@ class RedisServer(Server):
         env: Mapping[str, str] | None = None,
     ) -> None:
         self.binary = binary or redis_binary()
-        self.port = port or free_port()
         self.appendonly = appendonly
         self.password = password
         self.maxmemory = maxmemory
         self.extra_args = tuple(extra_args)
-        self.env = dict(env or {})
+        self.env = {**os.environ, **(env or {})}
         super().__init__("redis")
         self.socket_path = self.directory / "redis.sock" if unixsocket else None
         self._client: redis.Redis | None = None
@@ -65,26 +62,23 @@ class RedisServer(Server):
     # -- address
 
     @property
-    def address(self) -> tuple[str, int]:
-        return LOCALHOST, self.port
-
-    @property
     def url(self) -> str:
         """Return the redis:// URL of database 0, with the password."""
         return self.url_for(0)
 
-    def url_for(self, db: int, host: str = LOCALHOST, port: int | None = None) -> str:
-        """Return the URL of one database, through another host and port (a proxy's) if given."""
-        user = f":{quote(self.password, safe='')}@" if self.password else ""
-        return f"redis://{user}{host}:{port or self.port}/{db}"
+    def url_for(self, db: int) -> str:
+        return f"redis://{self._user}{LOCALHOST}:{self.port}/{db}"
 
     @property
     def unix_url(self) -> str:
         """Return redis-py's `unix://` URL; Celery spells it redis+socket."""
         if self.socket_path is None:
             raise ValueError("this server was started without unixsocket=True")
-        user = f":{quote(self.password, safe='')}@" if self.password else ""
-        return f"unix://{user}{self.socket_path}?db=0"
+        return f"unix://{self._user}{self.socket_path}?db=0"
+
+    @property
+    def _user(self) -> str:
+        return f":{quote(self.password, safe='')}@" if self.password else ""
 
     def client(self, db: int = 0, **options: Any) -> redis.Redis:
         """Return a new client of the server; options go to redis-py. Replies are str by default."""
@@ -100,49 +94,36 @@ class RedisServer(Server):
 
     # -- life cycle
 
-    def command(self) -> list[str]:
-        command = [
-            str(self.binary),
-            *("--port", str(self.port), "--bind", LOCALHOST, "--dir", str(self.directory)),
+    def command(self) -> list[object]:
+        command: list[object] = [
+            self.binary,
+            *("--port", self.port, "--bind", LOCALHOST, "--dir", self.directory),
             *("--save", "", "--appendonly", "yes" if self.appendonly else "no", "--daemonize", "no"),
         ]
         if self.password:
             command += ["--requirepass", self.password, "--masterauth", self.password]
         if self.socket_path:
-            command += ["--unixsocket", str(self.socket_path)]
+            command += ["--unixsocket", self.socket_path]
         if self.maxmemory:
             command += ["--maxmemory", self.maxmemory]
         return [*command, *self.extra_args]
-
-    def launch(self) -> ServerProcess:
-        log = self.directory / "server.log"
-        return ServerProcess(self.command(), log, cwd=self.directory, env={**os.environ, **self.env})
 
     def answers(self) -> bool:
         with self.client(socket_timeout=1.0) as probe:
             return bool(probe.ping())
 
-    def restart(self, *, persist: bool, down: float = 0.0) -> None:
-        """Stop, wait `down` seconds, and start with the data (`persist`) or with none."""
-        if self.alive and persist and not self.appendonly:
+    def restart(self, *, down: float = 0.0, persist: bool = True) -> None:
+        """Stop, wait `down` seconds, and start with the same data, or with none."""
+        if persist and not self.appendonly and self.alive:
             self.admin.save()
         self.stop()
         if not persist:
-            self.forget()
-        time.sleep(down)
-        self.start()
-
-    def forget(self) -> None:
-        """Delete the data files of a stopped server."""
-        if self.alive:
-            raise RuntimeError("stop the server before its data is deleted")
-        for path in self.directory.iterdir():
-            if path.name == "server.log":
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            for path in self.directory.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != "server.log":
+                    path.unlink()
+        super().restart(down=down)
 
     def close(self) -> None:
         if self._client is not None:

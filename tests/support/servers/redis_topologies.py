@@ -7,34 +7,32 @@ from urllib.parse import quote
 import redis
 
 from tests.support.servers.parts import LOCALHOST, Part, free_port, wait_for
-from tests.support.servers.processes import Server, ServerProcess
+from tests.support.servers.processes import Server
 from tests.support.servers.redis_server import RedisServer
 
 
 class Sentinel(Server):
-    """Sentinel that watches one master."""
+    """One of three Sentinels that watch a master."""
 
-    def __init__(self, master: RedisServer, name: str, quorum: int, down_after: float, password: str | None) -> None:
-        self.port = free_port()
+    def __init__(self, master: RedisServer, name: str, down_after: float) -> None:
         self.binary = master.binary
         super().__init__("sentinel")
         lines = [
             f"port {self.port}",
             f"bind {LOCALHOST}",
             f"dir {self.directory}",
-            f"sentinel monitor {name} {LOCALHOST} {master.port} {quorum}",
+            f"sentinel monitor {name} {LOCALHOST} {master.port} 2",
             f"sentinel down-after-milliseconds {name} {int(down_after * 1000)}",
             f"sentinel failover-timeout {name} 3000",
             f"sentinel parallel-syncs {name} 2",
-            *([f"sentinel auth-pass {name} {password}"] if password else []),
+            *([f"sentinel auth-pass {name} {master.password}"] if master.password else []),
         ]
         self.config = self.directory / "sentinel.conf"
         self.config.write_text("\n".join(lines) + "\n")
 
-    def launch(self) -> ServerProcess:
+    def command(self) -> list[object]:
         # redis-sentinel accepts --sentinel too; valkey and redis-server need it.
-        command = [self.binary, self.config, "--sentinel"]
-        return ServerProcess(command, self.directory / "server.log", cwd=self.directory)
+        return [self.binary, self.config, "--sentinel"]
 
     def client(self) -> redis.Redis:
         return redis.Redis(host=LOCALHOST, port=self.port, decode_responses=True, socket_timeout=2.0)
@@ -45,31 +43,19 @@ class Sentinel(Server):
 
 
 class SentinelCluster(Part):
-    """Master, its replicas and three Sentinels. A context manager: all are up and connected on entry.
+    """Master, its replica and three Sentinels. A context manager: all are up and connected on entry.
 
-    `down_after` is in seconds. `master_args` go to every data node (such as `--min-replicas-to-write 1`).
+    `down_after` is in seconds. `node_args` go to both data nodes (such as `--min-replicas-to-write 1`).
     """
 
-    def __init__(
-        self,
-        *,
-        replicas: int = 1,
-        sentinels: int = 3,
-        name: str = "ha",
-        down_after: float = 1.0,
-        appendonly: bool = False,
-        password: str | None = None,
-        node_args: Sequence[str] = (),
-    ) -> None:
-        self.name = name
+    name = "ha"
+
+    def __init__(self, *, down_after: float = 1.0, password: str | None = None, node_args: Sequence[str] = ()) -> None:
         fast = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1", *node_args)
-        first = RedisServer(appendonly=appendonly, password=password, extra_args=fast)
+        first = RedisServer(password=password, extra_args=fast)
         follow = ("--replicaof", f"{LOCALHOST} {first.port}")
-        others = [
-            RedisServer(appendonly=appendonly, password=password, extra_args=(*fast, *follow)) for _ in range(replicas)
-        ]
-        self.nodes = [first, *others]
-        self.sentinels = [Sentinel(first, name, sentinels // 2 + 1, down_after, password) for _ in range(sentinels)]
+        self.nodes = [first, RedisServer(password=password, extra_args=(*fast, *follow))]
+        self.sentinels = [Sentinel(first, self.name, down_after) for _ in range(3)]
 
     @property
     def url(self) -> str:
@@ -157,12 +143,10 @@ class RedisCluster(Part):
 
     SLOTS = 16384
 
-    def __init__(self, nodes: int = 3, *, appendonly: bool = False) -> None:
-        self.nodes = []
-        for _ in range(nodes):
-            bus = str(free_port())
-            extra = ("--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "2000")
-            self.nodes.append(RedisServer(appendonly=appendonly, extra_args=extra))
+    def __init__(self) -> None:
+        self._buses = [str(free_port()) for _ in range(3)]
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+        self.nodes = [RedisServer(extra_args=(*options, "--cluster-port", bus)) for bus in self._buses]
         self._joined = False
 
     @property
@@ -195,9 +179,8 @@ class RedisCluster(Part):
             slots = range(number * self.SLOTS // count, (number + 1) * self.SLOTS // count)
             node.admin.execute_command("CLUSTER ADDSLOTS", *slots)
             node.admin.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
-            bus = first.extra_args[first.extra_args.index("--cluster-port") + 1]
             if node is not first:
-                node.admin.execute_command("CLUSTER MEET", LOCALHOST, first.port, bus)
+                node.admin.execute_command("CLUSTER MEET", LOCALHOST, first.port, self._buses[0])
 
         def whole() -> bool:
             texts = [_info_text(node.admin.execute_command("CLUSTER INFO")) for node in self.nodes]
