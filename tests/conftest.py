@@ -10,7 +10,7 @@ import pytest
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-pytest_plugins = ["tests.support.reruns", "tests.support.servers.fixtures", "tests.figures", "tests.faults.table"]
+pytest_plugins = ["tests.support.reruns", "tests.support.servers.fixtures", "tests.figures"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

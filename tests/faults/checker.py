@@ -1,16 +1,15 @@
-"""Pure functions that check a history of events against the promises (see `history`).
+"""Pure functions that check a history (see `history`) against the promises.
 
-The checker does not depend on how ha_beat works. It compares the messages that the broker accepted with the schedule
-and with the occurrences that the journal records as skipped.
+They compare the messages that the broker accepted with the schedule, and with the occurrences that the journal records
+as skipped. They share no code with ha_beat.
 """
 
 import itertools
-import json
 import statistics
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
@@ -33,40 +32,34 @@ class Problem:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Occurrences of an entry (None: of every entry) from `first` to `last`, inclusive, with a recorded verdict."""
+    """Occurrences of an entry from `first` to `last`, inclusive, that the journal records as skipped or uncertain.
 
-    entry: str | None
+    `count` is their number, or -1 if there were too many to count.
+    """
+
+    entry: str
     first: datetime
     last: datetime
     reason: str = ""
     verdict: str = "skipped"
     count: int = 1
-    """How many occurrences these are; -1 where they were too many to count."""
 
-    def covers(self, entry: str | None, instant: datetime) -> bool:
-        return self.entry in (None, entry) and self.first <= instant <= self.last
+    def covers(self, entry: str, instant: datetime) -> bool:
+        return self.entry == entry and self.first <= instant <= self.last
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Entry due every `every` seconds. Each gap in its instants must have a verdict.
-
-    `tolerance` (seconds) is the most by which a step may exceed `every`. `since` and `until` bound the run: every
-    instant of the grid after the one and up to the other is expected. `task` selects messages of stock beat, which
-    name no entry.
-    """
+    """Entry due every `every` seconds, from its first message to its last, or to `until`."""
 
     entry: str
     every: float
-    tolerance: float = 0.0
-    since: datetime | None = None
     until: datetime | None = None
-    task: str | None = None
 
 
 @dataclass(frozen=True)
 class EveryMinute:
-    """Crontab entry `* * * * *`: every minute from the first (or `since`) to the last (or `until`) has a message."""
+    """Crontab entry `* * * * *`, from its first message (or `since`) to its last (or `until`)."""
 
     entry: str
     since: datetime | None = None
@@ -81,7 +74,15 @@ class Instants:
     instants: tuple[datetime, ...]
 
 
-Expectation: TypeAlias = Interval | EveryMinute | Instants
+@dataclass(frozen=True)
+class StockTask:
+    """Task that one stock beat sends every `every` seconds. Its messages name no entry."""
+
+    task: str
+    every: float
+
+
+Expectation: TypeAlias = Interval | EveryMinute | Instants | StockTask
 
 
 # ------------------------------------------------------------------------------------------------- extracting
@@ -100,31 +101,15 @@ def instant(text: str) -> datetime:
     return value.astimezone(UTC)
 
 
-def skipped_from_journal(records: Iterable[Event | str | bytes]) -> list[Skipped]:
-    """Return the skipped and uncertain occurrences in journal records, each a mapping or its JSON.
-
-    Understands a single occurrence (`at`) and a range (`from` up to, not including, `until`; or `from` to `to`, both
-    included), in microseconds or as ISO text; records of another kind (a change of leader) are ignored.
-    """
-
-    def moment(value: Any) -> datetime:
-        if isinstance(value, str) and not value.lstrip("-").isdigit():
-            return instant(value)
-        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(value))
-
+def skipped_from_journal(records: Iterable[Event]) -> list[Skipped]:
+    """Return the skipped and uncertain occurrences among the records of a journal."""
     found = []
-    for raw in records:
-        record: Event = json.loads(raw) if isinstance(raw, str | bytes) else raw
-        if record.get("verdict") not in ("skipped", "uncertain"):
-            continue
-        alone = record.get("at") or record.get("scheduled_at")
-        first, last, until = record.get("from") or alone, record.get("to") or alone, record.get("until")
-        if first is None or (last is None and until is None):
-            continue
-        end = moment(last) if until is None else moment(until) - timedelta(microseconds=1)
-        reason = str(record.get("why") or record.get("reason") or "")
-        count = int(record.get("count", 1))
-        found.append(Skipped(record.get("entry"), moment(first), end, reason, record["verdict"], count))
+    for record in records:
+        if record.get("verdict") in ("skipped", "uncertain"):
+            first = instant(record.get("at") or record["from"])
+            last = instant(record["until"]) - timedelta(microseconds=1) if "until" in record else first
+            reason, count = record.get("why", ""), record.get("count", 1)
+            found.append(Skipped(record["entry"], first, last, reason, record["verdict"], count))
     return found
 
 
@@ -194,18 +179,6 @@ def order_breaks(messages: Iterable[Event]) -> list[Problem]:
     return problems
 
 
-def run_count_breaks(messages: Iterable[Event]) -> list[Problem]:
-    """Return messages whose run count does not exceed that of the entry's previous message."""
-    problems = []
-    for entry, own in _by_entry(messages).items():
-        counted = [message for message in own if message.get("run_count") is not None]
-        for before, after in itertools.pairwise(counted):
-            if int(after["run_count"]) <= int(before["run_count"]):
-                detail = f"{after['scheduled_at']}: {after['run_count']} after {before['run_count']}"
-                problems.append(Problem("run count fell", entry, detail))
-    return problems
-
-
 def _occurrences(messages: Iterable[Event], entry: str) -> list[datetime]:
     return sorted({instant(message["scheduled_at"]) for message in _by_entry(messages).get(entry, [])})
 
@@ -226,45 +199,26 @@ def missing_of_interval(
 
     A new grid may start only after a gap that is completely covered by verdicts.
     """
-    entry, every, tolerance = expected.entry, timedelta(seconds=expected.every), timedelta(seconds=expected.tolerance)
+    entry, every = expected.entry, timedelta(seconds=expected.every)
     due = _occurrences(messages, entry)
     if not due:
         return [Problem("missing", entry, "not one message")]
     problems: list[Problem] = []
     for before, after in itertools.pairwise(due):
-        if after - before < every - tolerance:
-            detail = f"{after.isoformat()} only {(after - before).total_seconds():g} s after the one before"
-            problems.append(Problem("off the grid", entry, detail))
-            continue
-        step, lost = before + every, []
-        while step + tolerance < after:
-            lost.append(step)
-            step += every
+        steps, rest = divmod(after - before, every)
+        lost = [before + number * every for number in range(1, steps + bool(rest))]
         uncovered = _missing(entry, lost, skipped)
         problems += uncovered
-        covered_gap = lost and not uncovered
-        if not covered_gap and step > after + tolerance:
-            problems.append(Problem("off the grid", entry, f"{after.isoformat()} is no multiple of {every}"))
-    if expected.since is not None:
-        problems += _missing(entry, _steps_back(due[0], every, expected.since + tolerance), skipped)
+        if rest and (uncovered or not lost):
+            problems.append(Problem("off the grid", entry, f"{after.isoformat()} follows {before.isoformat()}"))
     if expected.until is not None:
-        problems += _missing(entry, _steps(due[-1] + every, every, expected.until - tolerance), skipped)
+        problems += _missing(entry, _grid(due[-1] + every, every, expected.until), skipped)
     return problems
 
 
-def _steps(first: datetime, every: timedelta, end: datetime) -> Iterable[datetime]:
-    """Yield the grid from `first` up to `end`, inclusive."""
-    while first <= end:
-        yield first
-        first += every
-
-
-def _steps_back(first: datetime, every: timedelta, since: datetime) -> list[datetime]:
-    """Return the grid before `first`, down to but excluding `since`."""
-    found = []
-    while (first := first - every) > since:
-        found.append(first)
-    return found[::-1]
+def _grid(first: datetime, every: timedelta, last: datetime) -> list[datetime]:
+    """Return the instants from `first` to `last`, inclusive."""
+    return [first + number * every for number in range((last - first) // every + 1)]
 
 
 def missing_of_minutes(
@@ -284,7 +238,7 @@ def missing_of_minutes(
     whole = first.replace(second=0, microsecond=0)
     if whole < first:
         whole += MINUTE
-    minutes = Instants(expected.entry, tuple(_steps(whole, MINUTE, last)))
+    minutes = Instants(expected.entry, tuple(_grid(whole, MINUTE, last)))
     return problems + missing_of_instants(messages, minutes, skipped)
 
 
@@ -315,10 +269,7 @@ def skipped_yet_sent(messages: Iterable[Event], skipped: Sequence[Skipped]) -> l
         for entry, own in _by_entry(messages).items()
         for moment in sorted({instant(message["scheduled_at"]) for message in own})
         for verdict in skipped
-        if verdict.entry is not None
-        and verdict.verdict == "skipped"
-        and verdict.reason != "state_loss"
-        and verdict.covers(entry, moment)
+        if verdict.verdict == "skipped" and verdict.reason != "state_loss" and verdict.covers(entry, moment)
     ]
 
 
@@ -327,7 +278,7 @@ def skipped_twice(skipped: Sequence[Skipped]) -> list[Problem]:
     problems = []
     latest: dict[str, Skipped] = {}
     for verdict in sorted(skipped, key=lambda one: one.first):
-        if verdict.entry is None or verdict.verdict != "skipped":
+        if verdict.verdict != "skipped":
             continue
         before = latest.get(verdict.entry)
         if before is not None and verdict.first <= before.last:
@@ -338,18 +289,17 @@ def skipped_twice(skipped: Sequence[Skipped]) -> list[Problem]:
     return problems
 
 
-def crowding(messages: Iterable[Event], task: str, every: float) -> list[Problem]:
-    """Return tasks of stock beat with more messages than fit in the time that they span."""
+def crowding(messages: Iterable[Event], expected: StockTask) -> list[Problem]:
+    """Return a problem if there are more messages than one stock beat sends in the time that they span."""
+    task = expected.task
     times = sorted(message["t"] for message in messages if message.get("task") == task and message.get("entry") is None)
     if not times:
         return [Problem("missing", task, "not one message")]
-    # One extra for the ends of the window and one for jitter: a single beat never exceeds this.
-    room = int((times[-1] - times[0]) / every) + 2
-    if len(times) <= room:
-        return []
     span = times[-1] - times[0]
-    detail = f"{len(times)} messages in {span:.2f} s, where {room} is the most that one beat sends"
-    return [Problem("duplicate", task, detail)]
+    most = int(span / expected.every) + 2  # one for the ends of the span, one for jitter
+    if len(times) <= most:
+        return []
+    return [Problem("duplicate", task, f"{len(times)} messages in {span:.2f} s; one beat sends {most} at most")]
 
 
 # ---------------------------------------------------------------------------------------------------- silence
@@ -371,22 +321,19 @@ def _silence(gaps: Sequence[float]) -> Silence:
     return Silence(len(gaps), statistics.median(gaps), max(gaps)) if gaps else Silence(0, 0.0, 0.0)
 
 
-def silence(messages: Iterable[Event], entry: str | None = None) -> Silence:
-    """Return the gaps between consecutive arrivals, of one entry if named."""
-    times = [message["t"] for message in messages if entry is None or message.get("entry") == entry]
-    return _silence([after - before for before, after in itertools.pairwise(times)])
+def silence(messages: Iterable[Event]) -> Silence:
+    """Return the gaps between consecutive arrivals."""
+    return _silence([after["t"] - before["t"] for before, after in itertools.pairwise(messages)])
 
 
-def silence_around(history: Iterable[Event], fault: str, entry: str | None = None) -> Silence:
-    """Return, for each fault of this name, the gap between the old leader's last message and the next leader's first
-    one before another fault. If the leader stays, the gap is between its last message before the fault and its first
-    one after it.
+def silence_around(history: Iterable[Event], fault: str) -> Silence:
+    """Return the gap around each fault of this name; faults with no message on one side are ignored.
 
-    The old leader's last message may arrive after the fault has begun. Faults with no message on one side are
-    ignored.
+    The gap lies between the old leader's last message, which may arrive after the fault has begun, and the next
+    leader's first one before another fault. If the leader stays, the gap is between the messages around the fault.
     """
     events = sorted(history, key=lambda event: float(event["t"]))
-    messages = [e for e in events if e.get("type") == "message" and (entry is None or e.get("entry") == entry)]
+    messages = messages_of(events)
     times = [message["t"] for message in messages]
     starts = [e for e in events if e.get("type") == "fault" and e.get("phase") != "end"]
     gaps = []
@@ -407,10 +354,7 @@ def silence_around(history: Iterable[Event], fault: str, entry: str | None = Non
 
 @dataclass(frozen=True)
 class Report:
-    """Findings of the checker. `str` renders a table and the problems; `ok` is True if there are none.
-
-    `skipped` counts occurrences by the reason of their verdict.
-    """
+    """Findings of the checker. `skipped` counts occurrences by the reason of their verdict."""
 
     messages: int
     entries: int
@@ -420,50 +364,51 @@ class Report:
     faults: Mapping[str, int]
     silence: Silence
     silence_by_fault: Mapping[str, Silence]
-    problems: tuple[Problem, ...] = field(default=())
+    problems: tuple[Problem, ...]
 
     @property
     def ok(self) -> bool:
         return not self.problems
 
-    def count(self, kind: str) -> int:
-        """Return the number of problems of this kind."""
-        return sum(problem.kind == kind for problem in self.problems)
+    @property
+    def kinds(self) -> Counter[str]:
+        """Return the number of problems of each kind."""
+        return Counter(problem.kind for problem in self.problems)
 
     @property
     def duplicates(self) -> int:
-        return self.count("duplicate")
+        return self.kinds["duplicate"]
 
     @property
     def missing(self) -> int:
-        return self.count("missing")
+        return self.kinds["missing"]
+
+    @property
+    def summary(self) -> str:
+        """Return the findings in one line."""
+        return (
+            f"{self.occurrences} occurrences, {self.duplicates} duplicates, {self.missing} missing, "
+            f"skipped: {_counts(self.skipped)}; {self.changes_of_epoch} changes of leader"
+        )
 
     def __str__(self) -> str:
-        kinds = Counter(problem.kind for problem in self.problems)
-        rows = [
-            ("messages", str(self.messages)),
-            ("entries", str(self.entries)),
-            ("occurrences", str(self.occurrences)),
-            ("skipped", ", ".join(f"{reason} {count}" for reason, count in self.skipped.items()) or "none"),
-            ("changes of epoch", str(self.changes_of_epoch)),
-            ("faults", ", ".join(f"{name} {count}" for name, count in self.faults.items()) or "none"),
-            ("silence", str(self.silence)),
-            *((f"  at {name}", str(silent)) for name, silent in self.silence_by_fault.items()),
-            ("duplicates", str(self.duplicates)),
-            ("missing", str(self.missing)),
-            *((kind, str(count)) for kind, count in kinds.items() if kind not in ("duplicate", "missing")),
+        lines = [
+            f"{self.messages} messages of {self.entries} entries: {self.summary}",
+            f"problems: {_counts(self.kinds)}",
+            f"faults: {_counts(self.faults)}",
+            f"silence: {self.silence}",
+            *(f"  at {name}: {silent}" for name, silent in self.silence_by_fault.items()),
+            *(f"  {problem}" for problem in self.problems[:20]),
         ]
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{name:<{width}}  {value}" for name, value in rows]
-        shown = [f"  {problem}" for problem in self.problems[:20]]
-        if len(self.problems) > len(shown):
-            shown.append(f"  ... and {len(self.problems) - len(shown)} more")
-        return "\n".join([*lines, *shown])
+        more = len(self.problems) - 20
+        return "\n".join([*lines, f"  ... and {more} more"] if more > 0 else lines)
 
 
-Check: TypeAlias = Callable[[Iterable[Event]], list[Problem]]
+def _counts(counted: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counted.items()) or "none"
 
-INVARIANTS: tuple[Check, ...] = (duplicates_by_occurrence, duplicates_by_id, epoch_falls, order_breaks)
+
+INVARIANTS = (duplicates_by_occurrence, duplicates_by_id, epoch_falls, order_breaks)
 
 
 def check(history: Iterable[Event], expected: Iterable[Expectation] = (), skipped: Sequence[Skipped] = ()) -> Report:
@@ -474,8 +419,8 @@ def check(history: Iterable[Event], expected: Iterable[Expectation] = (), skippe
     problems += skipped_yet_sent(messages, skipped) + skipped_twice(skipped)
     for expectation in expected:
         match expectation:
-            case Interval(task=str(task)):
-                problems += crowding(messages, task, expectation.every)
+            case StockTask():
+                problems += crowding(messages, expectation)
             case Interval():
                 problems += missing_of_interval(messages, expectation, skipped)
             case EveryMinute():

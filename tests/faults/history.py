@@ -1,4 +1,4 @@
-"""History of a run: messages that arrived at the queue and faults of the cluster, one JSON line per event.
+"""History of a run: messages that arrived at the queue, and faults of the cluster.
 
 Every event has `t`, seconds of CLOCK_BOOTTIME, and `type`:
 - message: task, id, queue, and from the `ha_beat` header entry, scheduled_at, epoch, run_count, cluster
@@ -17,7 +17,6 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 import redis
@@ -34,21 +33,11 @@ def boottime() -> float:
 
 
 class History:
-    """Events of one run, in memory and, if `path` is given, as JSON lines. Thread-safe."""
+    """Events of one run. Thread-safe."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+    def __init__(self) -> None:
         self._events: list[Event] = []
         self._guard = threading.Lock()
-        self._file = path.open("a", encoding="utf-8") if path else None
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read back the events of a history file, without appending to it."""
-        history = cls()
-        with path.open(encoding="utf-8") as lines:
-            history._events = [json.loads(line) for line in lines]
-        return history
 
     def record(self, **event: Any) -> None:
         """Append one event; `t` is now unless given."""
@@ -57,14 +46,8 @@ class History:
     def extend(self, events: Iterable[Event]) -> None:
         """Append events; `t` defaults to now."""
         now = boottime()
-        stamped = [{"t": now, **event} for event in events]
-        if not stamped:
-            return
         with self._guard:
-            self._events += stamped
-            if self._file:
-                self._file.write("".join(json.dumps(event) + "\n" for event in stamped))
-                self._file.flush()
+            self._events += [{"t": now, **event} for event in events]
 
     def fault(self, name: str, phase: str = "at", **details: Any) -> None:
         """Record a fault."""
@@ -88,11 +71,15 @@ class History:
         what = f"{count} messages of {entry or 'any entry'}"
         return wait_for(lambda: found if len(found := self.messages(entry)) >= count else None, timeout, what)
 
-    def close(self) -> None:
-        with self._guard:
-            if self._file:
-                self._file.close()
-                self._file = None
+    def wait_for_more(self, count: int, entry: str | None = None, timeout: float = 30.0) -> None:
+        """Wait for `count` further messages."""
+        self.wait_for_messages(len(self.messages(entry)) + count, timeout, entry)
+
+    def wait_for_message_after(self, instant: float, entry: str, timeout: float = 60.0) -> Event:
+        """Wait for a message of the entry that arrives after this time of `t`, and return it."""
+        return wait_for(
+            lambda: next((m for m in self.messages(entry) if m["t"] > instant), None), timeout, f"a later {entry}"
+        )
 
 
 def message_event(headers: dict[str, Any], queue: str) -> Event:

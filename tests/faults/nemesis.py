@@ -8,51 +8,50 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, TypeVar
 
 from tests.faults.clock import SteppedClock
 from tests.faults.cluster import BeatCluster, Replica
 from tests.faults.history import History
-from tests.faults.proxy import CutReply, TcpProxy
+from tests.faults.proxy import TcpProxy
 from tests.support.servers import RedisServer, Server
 
 T = TypeVar("T")
+PathName: TypeAlias = Literal["lease", "broker"]
+
+#: What happens to the bytes of a path, or to its connections.
+DISTURBANCES: Mapping[str, Callable[[TcpProxy], object]] = {
+    "refuse": TcpProxy.refuse,
+    "blackhole": TcpProxy.blackhole,
+    "stall": TcpProxy.pause,
+    "slow": lambda proxy: proxy.delay(0.3),
+}
 
 
+@dataclass
 class Nemesis:
-    """Injector of faults. `lease_proxies` and `broker_proxies` hold one proxy per replica, in their
-    order, or one for all; where lease and queue are one Redis they are the same proxies. `clocks` likewise,
-    one per replica.
+    """Injector of faults, with a method for each.
+
+    `broker` is None if it is the lease's Redis; then both paths share their proxies. There is one proxy of each path
+    and one clock per replica, in their order, or none.
 
     A fault of the leader strikes a random running replica if there is no leader or the lease can't be read.
     """
 
-    def __init__(
-        self,
-        cluster: BeatCluster,
-        history: History,
-        *,
-        redis: RedisServer | None = None,
-        broker: Server | None = None,
-        lease_proxies: Sequence[TcpProxy] = (),
-        broker_proxies: Sequence[TcpProxy] = (),
-        clocks: Sequence[SteppedClock] = (),
-        chance: random.Random | None = None,
-    ) -> None:
-        self.cluster = cluster
-        self.history = history
-        self.redis = redis
-        self.broker = broker
-        self.lease_proxies = tuple(lease_proxies)
-        self.broker_proxies = tuple(broker_proxies)
-        self.clocks = tuple(clocks)
-        self.chance = chance or random.Random()
+    cluster: BeatCluster
+    history: History
+    redis: RedisServer
+    broker: Server | None = None
+    lease_proxies: Sequence[TcpProxy] = ()
+    broker_proxies: Sequence[TcpProxy] = ()
+    clocks: Sequence[SteppedClock] = ()
+    chance: random.Random = field(default_factory=random.Random)
 
     @property
     def durable_redis(self) -> bool:
-        """True if this run has a Redis that keeps its data over a stop."""
-        return self.redis is not None and self.redis.appendonly
+        """True if the lease's Redis keeps its data over a stop."""
+        return self.redis.appendonly
 
     # -- targets
 
@@ -88,10 +87,11 @@ class Nemesis:
     def _of(self, each: Sequence[T], replica: Replica, what: str) -> T:
         if not each:
             raise RuntimeError(f"this run has no {what}")
-        return each[0] if len(each) == 1 else each[self.cluster.replicas.index(replica)]
+        return each[self.cluster.replicas.index(replica)]
 
     @contextlib.contextmanager
-    def _during(self, fault: str, **details: object) -> Iterator[None]:
+    def during(self, fault: str, **details: object) -> Iterator[None]:
+        """Record a fault that the test causes itself."""
         self.history.fault(fault, "start", **details)
         try:
             yield
@@ -101,7 +101,7 @@ class Nemesis:
     def _for(
         self, seconds: float, fault: str, begin: Callable[[], object], end: Callable[[], object], **details: object
     ) -> None:
-        with self._during(fault, seconds=seconds, **details):
+        with self.during(fault, seconds=seconds, **details):
             begin()
             try:
                 time.sleep(seconds)
@@ -149,92 +149,66 @@ class Nemesis:
         clock.jump(seconds)
         return victim
 
-    # -- paths, each between a replica (default: the leader) and a server
+    # -- paths between a replica (default: the leader) and a server
 
-    def cut_lease_path(self, replica: Replica | None = None) -> int:
-        """Reset the connections to the lease; the replica may connect again."""
-        return self._cut("cut_lease_path", self.lease_proxy(replica))
-
-    def cut_broker_path(self, replica: Replica | None = None) -> int:
-        """Reset the connections to the broker; the replica may connect again."""
-        return self._cut("cut_broker_path", self.broker_proxy(replica))
-
-    def _cut(self, fault: str, proxy: TcpProxy) -> int:
-        self.history.fault(fault, proxy=proxy.port)
+    def cut_path(self, path: PathName, replica: Replica | None = None) -> int:
+        """Reset the connections, and return their number; the replica may connect again."""
+        proxy = self._proxy(path, replica)
+        self.history.fault(f"cut_{path}_path", proxy=proxy.port)
         return proxy.cut()
 
-    def refuse_lease_path(self, seconds: float, replica: Replica | None = None) -> None:
-        """Refuse every connection to the lease."""
-        proxy = self.lease_proxy(replica)
-        self._for(seconds, "refuse_lease_path", proxy.refuse, proxy.heal, proxy=proxy.port)
+    def disturb_path(self, how: str, path: PathName, seconds: float, replica: Replica | None = None) -> None:
+        """Disturb a path for a time. `how` is a key of DISTURBANCES."""
+        proxy = self._proxy(path, replica)
+        self._for(seconds, f"{how}_{path}_path", lambda: DISTURBANCES[how](proxy), proxy.heal, proxy=proxy.port)
 
-    def blackhole_lease_path(self, seconds: float, replica: Replica | None = None) -> None:
-        """Swallow all bytes to and from the lease."""
-        proxy = self.lease_proxy(replica)
-        self._for(seconds, "blackhole_lease_path", proxy.blackhole, proxy.heal, proxy=proxy.port)
+    def _proxy(self, path: PathName, replica: Replica | None) -> TcpProxy:
+        return self.lease_proxy(replica) if path == "lease" else self.broker_proxy(replica)
 
-    def blackhole_broker_path(self, seconds: float, replica: Replica | None = None) -> None:
-        """Swallow all bytes to and from the broker."""
-        proxy = self.broker_proxy(replica)
-        self._for(seconds, "blackhole_broker_path", proxy.blackhole, proxy.heal, proxy=proxy.port)
-
-    def stall_lease_path(self, seconds: float, replica: Replica | None = None) -> None:
-        """Hold back all bytes to and from the lease, and deliver them late."""
-        proxy = self.lease_proxy(replica)
-        self._for(seconds, "stall_lease_path", proxy.pause, proxy.heal, proxy=proxy.port)
-
-    def slow_lease_path(self, seconds: float, delay: float = 0.3, replica: Replica | None = None) -> None:
-        """Deliver every byte to and from the lease `delay` seconds late."""
-        proxy = self.lease_proxy(replica)
-        self._for(seconds, "slow_lease_path", lambda: proxy.delay(delay), proxy.heal, proxy=proxy.port)
-
-    def lose_reply(self, containing: bytes = b"EVALSHA", replica: Replica | None = None) -> CutReply:
-        """Lose the reply to the next matching request, after the server acted."""
-        proxy = self.lease_proxy(replica)
+    def lose_reply(self) -> None:
+        """Lose the reply to the leader's next script, after the lease's Redis has run it."""
+        proxy = self.lease_proxy()
         self.history.fault("lose_reply", proxy=proxy.port)
-        return proxy.cut_reply_after(containing)
+        proxy.cut_reply_after(b"EVALSHA")
 
     # -- servers
 
-    def _redis(self) -> RedisServer:
-        if self.redis is None:
-            raise RuntimeError("this run has no Redis of its own")
-        return self.redis
-
-    def _broker(self) -> Server:
-        if self.broker is None:
-            raise RuntimeError("this run has no broker of its own")
-        return self.broker
-
     def redis_stop(self, seconds: float | None = None) -> None:
         """Send SIGTERM; start it again with its persisted data after `seconds`, or when healed."""
-        self._down("redis_stop", self._redis(), self._redis().stop, seconds)
+        self._down("redis_stop", self.redis, self.redis.stop, seconds)
 
-    def redis_kill(self, seconds: float | None = None) -> None:
-        """Send SIGKILL; start it again with its persisted data after `seconds`, or when healed."""
-        self._down("redis_kill", self._redis(), self._redis().kill, seconds)
+    def redis_kill(self, seconds: float) -> None:
+        """Send SIGKILL; start it again with its persisted data after `seconds`."""
+        self._down("redis_kill", self.redis, self.redis.kill, seconds)
 
-    def redis_restart(self, *, persist: bool, down: float = 0.0) -> None:
-        """Stop it, wait, and start it with all its data or none."""
-        with self._during("redis_restart", persist=persist, seconds=down):
-            self._redis().restart(persist=persist, down=down)
+    def redis_restart(self, *, persist: bool) -> None:
+        """Stop it and start it with all its data or none."""
+        with self.during("redis_restart", persist=persist):
+            self.redis.restart(persist=persist)
 
     def redis_pause(self, seconds: float) -> None:
         """SIGSTOP, and SIGCONT after `seconds`."""
-        self._for(seconds, "redis_pause", self._redis().pause, self._redis().resume)
+        self._for(seconds, "redis_pause", self.redis.pause, self.redis.resume)
 
     def redis_flush(self) -> None:
         """FLUSHALL."""
         self.history.fault("redis_flush")
-        self._redis().admin.flushall()
+        self.redis.admin.flushall()
 
     def broker_stop(self, seconds: float | None = None) -> None:
         """Stop it cleanly; start it again after `seconds`, or when healed."""
-        self._down("broker_stop", self._broker(), self._broker().stop, seconds)
+        broker = self._own_broker()
+        self._down("broker_stop", broker, broker.stop, seconds)
 
     def broker_pause(self, seconds: float) -> None:
         """SIGSTOP, and SIGCONT after `seconds`."""
-        self._for(seconds, "broker_pause", self._broker().pause, self._broker().resume)
+        broker = self._own_broker()
+        self._for(seconds, "broker_pause", broker.pause, broker.resume)
+
+    def _own_broker(self) -> Server:
+        if self.broker is None:
+            raise RuntimeError("the broker of this run is the lease's Redis")
+        return self.broker
 
     def _down(self, fault: str, server: Server, end: Callable[[], None], seconds: float | None) -> None:
         if seconds is None:
@@ -247,8 +221,9 @@ class Nemesis:
 
     def heal(self) -> None:
         """Restart servers and replicas, restore paths and clocks."""
-        for server in {server for server in (self.redis, self.broker) if server is not None}:
-            server.revive()
+        self.redis.revive()
+        if self.broker is not None:
+            self.broker.revive()
         for proxy in {*self.lease_proxies, *self.broker_proxies}:
             proxy.heal()
         for clock in self.clocks:
@@ -274,21 +249,25 @@ class FaultKind:
         return bool(getattr(nemesis, self.needs))
 
 
+def _disturb(how: str, path: PathName) -> Callable[[Nemesis, float], object]:
+    return lambda nemesis, seconds: nemesis.disturb_path(how, path, seconds)
+
+
 FAULTS: Mapping[str, FaultKind] = {
     "kill_leader": FaultKind(lambda n, s: n.kill_leader(down=s), 0.0, 2.0, 4),
     "term_leader": FaultKind(lambda n, s: n.term_leader(down=s), 0.0, 2.0, 3),
     "pause_leader": FaultKind(lambda n, s: n.pause_leader(s), 0.2, 8.0, 4),
     "kill_standby": FaultKind(lambda n, s: n.kill(n.standby(), s, "kill_standby"), 0.0, 2.0, 1),
     "pause_standby": FaultKind(lambda n, s: n.pause(n.standby(), s, "pause_standby"), 0.2, 6.0, 1),
-    "cut_lease_path": FaultKind(lambda n, _: n.cut_lease_path(), 0.0, 0.0, 3, "lease_proxies"),
-    "refuse_lease_path": FaultKind(lambda n, s: n.refuse_lease_path(s), 0.2, 6.0, 2, "lease_proxies"),
-    "blackhole_lease_path": FaultKind(lambda n, s: n.blackhole_lease_path(s), 0.2, 8.0, 3, "lease_proxies"),
-    "stall_lease_path": FaultKind(lambda n, s: n.stall_lease_path(s), 0.2, 8.0, 3, "lease_proxies"),
-    "slow_lease_path": FaultKind(lambda n, s: n.slow_lease_path(s), 1.0, 5.0, 1, "lease_proxies"),
+    "cut_lease_path": FaultKind(lambda n, _: n.cut_path("lease"), 0.0, 0.0, 3, "lease_proxies"),
+    "refuse_lease_path": FaultKind(_disturb("refuse", "lease"), 0.2, 6.0, 2, "lease_proxies"),
+    "blackhole_lease_path": FaultKind(_disturb("blackhole", "lease"), 0.2, 8.0, 3, "lease_proxies"),
+    "stall_lease_path": FaultKind(_disturb("stall", "lease"), 0.2, 8.0, 3, "lease_proxies"),
+    "slow_lease_path": FaultKind(_disturb("slow", "lease"), 1.0, 5.0, 1, "lease_proxies"),
     "lose_reply": FaultKind(lambda n, _: n.lose_reply(), 0.0, 0.0, 3, "lease_proxies"),
-    "cut_broker_path": FaultKind(lambda n, _: n.cut_broker_path(), 0.0, 0.0, 2, "broker_proxies"),
-    "blackhole_broker_path": FaultKind(lambda n, s: n.blackhole_broker_path(s), 0.2, 6.0, 2, "broker_proxies"),
-    "redis_pause": FaultKind(lambda n, s: n.redis_pause(s), 0.2, 6.0, 2, "redis"),
+    "cut_broker_path": FaultKind(lambda n, _: n.cut_path("broker"), 0.0, 0.0, 2, "broker_proxies"),
+    "blackhole_broker_path": FaultKind(_disturb("blackhole", "broker"), 0.2, 6.0, 2, "broker_proxies"),
+    "redis_pause": FaultKind(lambda n, s: n.redis_pause(s), 0.2, 6.0, 2),
     "redis_stop": FaultKind(lambda n, s: n.redis_stop(s), 0.2, 6.0, 2, "durable_redis"),
     "broker_pause": FaultKind(lambda n, s: n.broker_pause(s), 0.2, 6.0, 2, "broker"),
     "clock_jump": FaultKind(lambda n, s: n.clock_jump(s * n.chance.choice((-1, 1))), 1.0, 3600.0, 1, "clocks"),

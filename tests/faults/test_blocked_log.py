@@ -1,11 +1,10 @@
-"""The log of a replica blocks: stderr is a pipe that is full. Leadership, metrics and the end do not wait for it."""
+"""A replica's log blocks, because stderr is a full pipe. Leadership, metrics and the stop do not wait for it."""
 
 import contextlib
 import fcntl
 import os
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from tests.faults.cluster import BeatCluster, Replica
 from tests.faults.test_hung_leader import SPEC, STALL
 from tests.integration.monitoring.support import ask
-from tests.support.servers import RedisServer, free_port, need, wait_for
+from tests.support.servers import RedisServer, free_port, wait_for
 
 _F_SETPIPE_SZ = 1031
 
@@ -47,43 +46,39 @@ class PipedBeat:
         os.close(self.reader)
 
 
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with need(RedisServer) as server:
-        yield server
-
-
-def metric(port: int, name: str) -> float:
-    lines = ask(port, "/metrics").text.splitlines()
-    return next((float(line.split()[-1]) for line in lines if line.startswith(name + " ")), 0.0)
+def metric(port: int, name: str) -> float | None:
+    with contextlib.suppress(OSError):
+        lines = ask(port, "/metrics").text.splitlines()
+        return next((float(line.split()[-1]) for line in lines if line.startswith(f"{name} ")), None)
+    return None
 
 
 @pytest.mark.slow
-def test_leader_with_a_blocked_log_leads_releases_in_time(server: RedisServer, tmp_path: Path):
-    """It enqueues, shows the blocked log in its metrics, and releases the lease when it hangs."""
-    switch, port = tmp_path / "sleeps", free_port()
+def test_leader_with_a_blocked_log_leads_and_releases_in_time(redis_server: RedisServer, tmp_path: Path):
+    """It enqueues, shows the blocked log in its metrics, and releases the lease when its main loop hangs."""
+    hang, port = tmp_path / "hang", free_port()
     settings = {"lease_ttl": 30, "renew_interval": 1, "stall_timeout": STALL, "http_bind": f"127.0.0.1:{port}"}
     spec = {**SPEC, "noisy": {"every": 0.02}}
-    app, env = "tests.support.apps.sleeping_app", {"SLEEPS": str(switch)}
-    with BeatCluster(server.url, spec=spec, replicas=2, settings=settings, app=app, env=env) as cluster:
+    app, env = "tests.support.apps.lazy_app", {"HANG_FILE": str(hang)}
+    with BeatCluster(redis_server.url, spec=spec, replicas=2, settings=settings, app=app, env=env) as cluster:
         cluster[0].kill()
         cluster[1].kill()
         piped = PipedBeat(cluster[0])
         try:
             late = 'ha_beat_duty_late_seconds{duty="write_log"}'
-            wait_for(lambda: _answers(port) and metric(port, late) > 0, 40, "the late log", 0.2)
-            before = server.admin.llen("celery")
-            wait_for(lambda: server.admin.llen("celery") > before + 100, 20, "messages")
+            wait_for(lambda: metric(port, late), 40, "the late log", 0.2)
+            before = redis_server.admin.llen("celery")
+            wait_for(lambda: redis_server.admin.llen("celery") > before + 100, 20, "messages")
             assert ask(port, "/livez").status == 200
 
             cluster[1].env["HA_BEAT_HTTP_BIND"] = ""
             cluster[1].start()
             cluster[1].wait_for_log("action=leader_seen")
-            switch.write_text(cluster[0].name)
+            hang.write_text(cluster[0].name)
             began = time.monotonic()
             cluster.wait_for_leader(other_than=cluster[0], timeout=40)
             assert time.monotonic() - began < STALL + 6
-            switch.unlink()
+            hang.unlink()
             # A stop does not wait long for the log.
             text = piped.read(until="reason=stalled")
             piped.process.terminate()
@@ -95,14 +90,8 @@ def test_leader_with_a_blocked_log_leads_releases_in_time(server: RedisServer, t
             piped.close()
 
 
-def _answers(port: int) -> bool:
-    with contextlib.suppress(OSError):
-        return ask(port, "/livez").status == 200
-    return False
-
-
-def test_last_lines_are_written_at_the_end(server: RedisServer):
-    with BeatCluster(server.url, spec={"fast": {"every": 0.2}}, replicas=1) as cluster:
+def test_last_lines_are_written_at_the_end(redis_server: RedisServer):
+    with BeatCluster(redis_server.url, spec={"fast": {"every": 0.2}}, replicas=1) as cluster:
         cluster.wait_for_leader()
         cluster[0].terminate()
         assert "action=term_ended" in cluster[0].log_text()

@@ -1,6 +1,5 @@
 """The checker finds every class of defect in hand-written histories, and none in good ones."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -15,8 +14,8 @@ from tests.faults.checker import (
     Interval,
     Silence,
     Skipped,
+    StockTask,
     check,
-    run_count_breaks,
     silence,
     silence_around,
     skipped_from_journal,
@@ -63,8 +62,8 @@ def test_good_history_passes():
     assert report.ok, str(report)
     assert (report.messages, report.entries, report.occurrences, report.changes_of_epoch) == (5, 1, 5, 1)
     assert report.faults == {"kill_leader": 1}
-    assert "kill_leader 1" in str(report)
-    assert "duplicates" in str(report)
+    assert "faults: 1 kill_leader" in str(report)
+    assert report.summary == "5 occurrences, 0 duplicates, 0 missing, skipped: none; 1 changes of leader"
 
 
 def case(name: str, history: list[Event], *expected: Expectation, skipped: Sequence[Skipped] = (), **found: int) -> Any:
@@ -104,19 +103,16 @@ STALE_LATER = [message(0, epoch=1), message(1, epoch=2), message(2, epoch=2), me
         case("arrival out of order", every_second(0, 2, 1, 3), out_of_order=1),
         case("missing intervals", GAP, SECONDS, missing=2),
         case("gap with verdicts", GAP, SECONDS, skipped=[Skipped("e", at(2), at(3))]),
-        case("gap with a verdict for every entry", GAP, SECONDS, skipped=[Skipped(None, at(2), at(3))]),
         case("gap half covered", GAP, SECONDS, skipped=[Skipped("e", at(2), at(2))], missing=1),
         case("gap with verdicts of another entry", GAP, SECONDS, skipped=[Skipped("f", at(2), at(3))], missing=2),
         case("early step", every_second(0, 1, 1.4, 2.4), SECONDS, off_the_grid=1),
         case("late step", every_second(0, 1, 2.2), SECONDS, missing=1, off_the_grid=1),
-        case("late step within the tolerance", every_second(0, 1, 2.2), Interval("e", 1.0, tolerance=0.3)),
         case(
             "new grid after a covered gap", every_second(0, 1, 3.4, 4.4), SECONDS, skipped=[Skipped("e", at(2), at(3))]
         ),
         case("no message", [], SECONDS, missing=1),
-        case("whole run", GOOD, Interval("e", 1.0, since=at(-0.5), until=at(4.5))),
+        case("whole run", GOOD, Interval("e", 1.0, until=at(4.5))),
         case("early end", GOOD, Interval("e", 1.0, until=at(7.5)), missing=3),
-        case("late start", GOOD, Interval("e", 1.0, since=at(-3.5)), missing=3),
         case("early end, covered", GOOD, Interval("e", 1.0, until=at(7.5)), skipped=[Skipped("e", at(5), at(7))]),
         case("missing minute", MINUTES, EveryMinute("e"), missing=1),
         case("missing minute, covered", MINUTES, EveryMinute("e"), skipped=[Skipped("e", at(120), at(120))]),
@@ -142,11 +138,6 @@ def test_report_names_missing_instants_and_counts_skips():
     assert "12:00:03" in str(report)
 
 
-def test_run_count_that_stands_still_is_found():
-    assert [p.kind for p in run_count_breaks([message(0, run_count=5), message(1, run_count=5)])] == ["run count fell"]
-    assert run_count_breaks(GOOD) == []
-
-
 def test_stock_messages_are_counted_against_the_time_they_span():
     """Without the header there is no occurrence to name, but three beats send three times the messages."""
 
@@ -155,30 +146,26 @@ def test_stock_messages_are_counted_against_the_time_they_span():
         sent = [(second + beat / 7, beat) for second in range(10) for beat in range(beats)]
         return [message(when, **bare, id=f"{when} {beat}") for when, beat in sent]
 
-    expected = Interval("e", 1.0, task="tick")
+    expected = StockTask("tick", 1.0)
     assert check(stock(1), [expected]).ok
     assert check(stock(3), [expected]).duplicates == 1
     assert check([], [expected]).missing == 1
 
 
 def test_single_and_ranged_verdicts_of_the_journal_are_read():
-    micros = int(NOON.timestamp() * 1e6)
+    iso = NOON.isoformat()
     skipped = skipped_from_journal(
         [
-            {"verdict": "enqueued", "entry": "e", "at": micros},
-            {"verdict": "skipped", "entry": "e", "at": micros, "why": "misfire"},
-            json.dumps(
-                {"verdict": "skipped", "entry": "e", "from": at(1).isoformat(), "to": "2030-01-01T13:00:03+01:00"}
-            ),
-            {"verdict": "skipped", "entry": "g", "from": at(1).isoformat(), "until": at(4).isoformat(), "count": 3},
-            {"verdict": "uncertain", "entry": "f", "at": str(micros)},
+            {"verdict": "enqueued", "entry": "e", "at": iso},
+            {"verdict": "skipped", "entry": "e", "at": "2030-01-01T13:00:00+01:00", "why": "misfire"},
+            {"verdict": "skipped", "entry": "g", "from": iso, "until": at(3).isoformat(), "count": 3},
+            {"verdict": "uncertain", "entry": "f", "at": iso},
             {"event": "led", "epoch": 3},
         ]
     )
     assert skipped == [
         Skipped("e", NOON, NOON, "misfire"),
-        Skipped("e", at(1), at(3)),
-        Skipped("g", at(1), at(4) - timedelta(microseconds=1), count=3),
+        Skipped("g", NOON, at(3) - timedelta(microseconds=1), count=3),
         Skipped("f", NOON, NOON, "", "uncertain"),
     ]
 

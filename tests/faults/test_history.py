@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,9 +30,9 @@ def ids(history: History) -> list[str]:
     return [message["id"] for message in history.messages()]
 
 
-def test_thousands_of_messages_are_recorded_in_order(shared_redis: RedisServer, tmp_path: Path):
+def test_thousands_of_messages_are_recorded_in_order(shared_redis: RedisServer):
     """10,000 messages are recorded in less time than stock beat needs to send them."""
-    history = History(tmp_path / "history.jsonl")
+    history = History()
     enqueue(shared_redis, range(10_000))
     begun = time.monotonic()
     with RedisQueueConsumer(history, shared_redis.url):
@@ -42,7 +41,6 @@ def test_thousands_of_messages_are_recorded_in_order(shared_redis: RedisServer, 
     assert ids(history) == [f"id-{number}" for number in range(10_000)]
     first = history.messages("e")[0]
     assert (first["entry"], first["epoch"], first["run_count"], first["cluster"]) == ("e", 1, 0, "c")
-    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 10_000
 
 
 def test_lost_replies_and_cuts_lose_and_repeat_no_message(shared_redis: RedisServer):

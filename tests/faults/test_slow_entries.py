@@ -13,7 +13,7 @@ SETTINGS = {"lease_ttl": 30, "renew_interval": 1, "stall_timeout": 2.0}
 
 
 def slow_scenario(spec: dict[str, dict[str, Any]]) -> ClusterScenario:
-    return ClusterScenario(spec=spec, settings=SETTINGS, app="tests.support.apps.slow_app", proxied=False)
+    return ClusterScenario(spec=spec, settings=SETTINGS, app="tests.support.apps.lazy_app", proxied=False)
 
 
 @pytest.mark.slow

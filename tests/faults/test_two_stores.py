@@ -22,7 +22,7 @@ PATIENCE = 5.0
 @contextmanager
 def two_sides(broker: RedisServer, *leases: str | None) -> Iterator[tuple[BeatCluster, History]]:
     """Start a replica for each lease; ``None`` is the broker itself. No occurrence may arrive twice."""
-    history = History(None)
+    history = History()
     with (
         RedisQueueConsumer(history, broker.url, ["celery"]),
         BeatCluster(

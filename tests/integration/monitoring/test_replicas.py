@@ -100,10 +100,11 @@ def test_probes_follow_a_takeover_from_a_killed_leader(redis_server):
 def test_hung_leader_is_not_live_hands_over_and_recovers(redis_server, tmp_path):
     """The process and its election thread work; only the main loop hangs."""
     hang = tmp_path / "hang"
-    options = {"app": "tests.support.apps.hanging_app", "env": {"HANG_FILE": str(hang)}}
+    spec = {**SPEC, "hanging": {"every": 0.5, "kwargs": {"hangs": True}}}
+    options = {"spec": spec, "app": "tests.support.apps.lazy_app", "env": {"HANG_FILE": str(hang)}}
     with Probed(redis_server.url, 2, settings={"stall_timeout": 2, "lease_ttl": 4}, **options) as cluster:
         leader = cluster.settle()
-        hang.write_text(str(leader.pid))
+        hang.write_text(leader.name)
         successor = cluster.wait_for_leader(other_than=leader)
         cluster.until(leader, (503, 503, 503))
         assert "not live: stalled" in ask(cluster.port(leader), "/livez").text
