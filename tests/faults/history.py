@@ -17,6 +17,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import Any, Self, TypeAlias
 
 import redis
@@ -87,6 +88,13 @@ def message_event(headers: dict[str, Any], queue: str) -> Event:
     ours = headers.get("ha_beat") or {}
     event = {"type": "message", "queue": queue, "task": headers.get("task"), "id": headers.get("id")}
     return event | {name: ours.get(name) for name in ("entry", "scheduled_at", "epoch", "run_count", "cluster")}
+
+
+def queued_instants(server: redis.Redis, entry: str) -> list[datetime]:
+    """Return the due instant of each message of an entry in a Redis broker's queue, oldest first."""
+    messages: Any = server.lrange("celery", 0, -1)
+    headers = [json.loads(message)["headers"]["ha_beat"] for message in reversed(messages)]
+    return [datetime.fromisoformat(header["scheduled_at"]) for header in headers if header["entry"] == entry]
 
 
 class QueueConsumer(ABC):

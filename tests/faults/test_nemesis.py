@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.cluster import STOCK_SCHEDULER
-from tests.faults.nemesis import FAULTS, Nemesis, Storm
+from tests.faults.nemesis import FAULTS, Storm
 from tests.faults.scenario import ClusterScenario
 from tests.support.servers import RedisServer, wait_for
 
@@ -28,10 +28,6 @@ def pretend_to_lead(scenario: ClusterScenario, number: int) -> None:
     replica = scenario.cluster[number]
     record = {"state": "held", "holder": replica.name, "epoch": "7", "pid": str(replica.pid)}
     scenario.redis.admin.hset(scenario.cluster.key("lease"), mapping=record)
-
-
-def recorded(nemesis: Nemesis) -> list[tuple[str, str]]:
-    return [(event["fault"], event["phase"]) for event in nemesis.history.faults()]
 
 
 @pytest.mark.slow
@@ -60,7 +56,7 @@ def test_faults_strike_the_leader_and_are_recorded(scenario: ClusterScenario):
         cluster.assert_all_alive()
     nemesis.heal()
     cluster.assert_all_alive()
-    assert recorded(nemesis) == [
+    assert [(event["fault"], event["phase"]) for event in nemesis.history.faults()] == [
         ("kill_leader", "at"),
         ("pause_leader", "start"),
         ("pause_leader", "end"),
@@ -77,9 +73,9 @@ def test_paths_and_servers_fail_and_recover(scenario: ClusterScenario):
     nemesis.redis_kill(0.3)
     nemesis.redis_restart(persist=True)
     for replica in scenario.cluster:
-        assert nemesis.cut_lease_path(replica) >= 0
-        nemesis.blackhole_broker_path(0.1, replica)
-        nemesis.refuse_lease_path(0.1, replica)
+        assert nemesis.cut_path("lease", replica) >= 0
+        nemesis.disturb_path("blackhole", "broker", 0.1, replica)
+        nemesis.disturb_path("refuse", "lease", 0.1, replica)
     for proxy in scenario.lease_proxies:
         proxy.refuse()
     time.sleep(0.3)
@@ -112,14 +108,14 @@ def test_storm_is_repeated_by_its_seed_and_keeps_its_bounds():
 
 
 def test_storm_draws_only_faults_that_the_run_has_parts_for(shared_redis: RedisServer):
-    bare = ClusterScenario(redis=shared_redis, replicas=1, proxied=False, scheduler=STOCK_SCHEDULER, spec=SPEC)
-    with bare as scenario:
+    options = {"replicas": 1, "proxied": False, "scheduler": STOCK_SCHEDULER, "spec": SPEC}
+    with ClusterScenario(redis=shared_redis, **options) as scenario:
         possible = Storm.possible(scenario.nemesis)
         assert "kill_leader" in possible
         assert "redis_stop" not in possible  # it would lose everything
         assert not {name for name in possible if "path" in name or "broker" in name or "clock" in name}
         with pytest.raises(RuntimeError, match="no lease proxy"):
-            scenario.nemesis.cut_lease_path()
+            scenario.nemesis.cut_path("lease")
 
 
 @pytest.mark.slow

@@ -1,17 +1,18 @@
-"""A failover whose old master stays up, partitioned with a replica that leads there. The writes that it still
-accepts are not enqueued again on the new master. `min-replicas-to-write` bounds that time.
+"""Failover whose old master stays up, partitioned together with a replica that leads there.
+
+The old master accepts writes until `min-replicas-to-write` stops it. These are not enqueued again on the new master.
 """
 
-import json
 import time
 from contextlib import ExitStack
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import redis
 
 from tests.faults.cluster import BeatCluster
+from tests.faults.history import queued_instants
 from tests.faults.proxy import TcpProxy
 from tests.faults.scenario import due_times
 from tests.support.servers import RedisServer, need, wait_for
@@ -23,12 +24,6 @@ STRICT = ("--min-replicas-to-write", "1", "--min-replicas-max-lag", str(MAX_LAG)
 #: Seconds from the start until the failover (more for a slow machine), and from it until the occurrence that the old
 #: side enqueues.
 LEAD_TIMES, AFTER_CUT = (9.0, 30.0), 4.0
-
-
-def instants(server: RedisServer, entry: str) -> list[str]:
-    """Return the instants of the entry's messages in the queue."""
-    headers = [json.loads(message)["headers"]["ha_beat"] for message in server.admin.lrange("celery", 0, -1)]
-    return [header["scheduled_at"] for header in headers if header["entry"] == entry]
 
 
 def follower(of: tuple[str, int]) -> RedisServer:
@@ -81,18 +76,18 @@ def old_side_writes_on(who: str, failover_at: float) -> str | None:
         new.admin.replicaof("NO", "ONE")
         way.accept()
 
-        wait_for(lambda: instants(old, "within"), 20, "the occurrence on the old side")
+        wait_for(lambda: queued_instants(old.admin, "within"), 20, "the occurrence on the old side")
         assert cluster.leader() is stays
         wait_for(lambda: new.admin.hget(cluster.key("lease"), "pid") == str(moved.pid), 30, "a leader on the new side")
         wait_for(lambda: _refuses(old), 20, "the old master to stop taking writes")
-        since = time.time()
-        wait_for(lambda: [one for one in instants(new, "fast") if _seconds(one) > since], 40, "the new side to work")
-        on_both = set(instants(old, "fast")) & set(instants(new, "fast"))
-        assert [one for one in on_both if _seconds(one) > failover_at + 0.2] == []
-        assert len(instants(old, "within")) == 1
-        assert instants(new, "within") == []
+        since = datetime.now(UTC)
+        wait_for(lambda: max(queued_instants(new.admin, "fast")) > since, 40, "the new side to work")
+        on_both = set(queued_instants(old.admin, "fast")) & set(queued_instants(new.admin, "fast"))
+        assert [one for one in on_both if one.timestamp() > failover_at + 0.2] == []
+        assert len(queued_instants(old.admin, "within")) == 1
+        assert queued_instants(new.admin, "within") == []
         cluster.assert_all_alive()
-        skipped = [r for r in _journal(new, cluster) if r.get("why") == "state_loss"]
+        skipped = [r for r in cluster.journal(new.admin) if r.get("why") == "state_loss"]
         assert {record["entry"] for record in skipped} == {"fast", "within"}
         return f"{who} found the new master: 0 duplicates, {sum(record['count'] for record in skipped)} skipped"
 
@@ -103,11 +98,3 @@ def _refuses(server: RedisServer) -> bool:
     except redis.exceptions.RedisError:
         return True
     return False
-
-
-def _seconds(instant: str) -> float:
-    return datetime.fromisoformat(instant).timestamp()
-
-
-def _journal(server: RedisServer, cluster: BeatCluster) -> list[dict[str, Any]]:
-    return [json.loads(fields["d"]) for _, fields in server.admin.xrange(cluster.key("journal"))]

@@ -1,4 +1,4 @@
-"""Entries with `overlap = "skip"`, with real beats and real workers."""
+"""Entries with `overlap = "skip"`, whose worker is away or dies."""
 
 import json
 import sys
@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from tests.faults.cluster import STOCK_SCHEDULER, BeatCluster, base_environment
-from tests.support.servers import RabbitMQ, RedisServer, ServerProcess, wait_for
+from tests.support.servers import RedisServer, ServerProcess, wait_for
 
+APP = "tests.support.apps.overlap_app"
 TIMEOUT = 6
 
 
@@ -27,18 +28,7 @@ def spec(**options: Any) -> dict[str, Any]:
 
 @contextmanager
 def worker(cluster: BeatCluster, broker: str, redis: RedisServer, folder: Path, queue: str) -> Iterator[ServerProcess]:
-    command = [
-        sys.executable,
-        "-m",
-        "celery",
-        "-A",
-        "tests.support.apps.overlap_app",
-        "worker",
-        "-l",
-        "INFO",
-        "-c",
-        "1",
-    ]
+    command = [sys.executable, "-m", "celery", "-A", APP, "worker", "-l", "INFO", "-c", "1"]
     command += ["-Q", queue, "--without-gossip", "--without-mingle", "--without-heartbeat"]
     env = {"BROKER_URL": broker, "HA_BEAT_CLUSTER": cluster.name, "BEAT_SPEC": json.dumps(cluster.spec)}
     env |= {} if broker == redis.url else {"HA_BEAT_REDIS_URL": redis.url}
@@ -58,31 +48,21 @@ def verdicts(cluster: BeatCluster, entry: str, verdict: str) -> int:
 @pytest.mark.parametrize("path", ["atomic", "claim"])
 def test_entry_piles_up_no_messages_and_goes_on_after_its_worker_died(
     path: str, redis_server: RedisServer, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+):
     """Without a worker one message waits, while stock beat's pile up."""
-    rabbitmq: RabbitMQ | None = request.getfixturevalue("rabbitmq") if path == "claim" else None
-    broker = rabbitmq.url if rabbitmq else redis_server.url
-    leases = redis_server.url if rabbitmq else None
+    broker, leases = redis_server.url, None
+    if path == "claim":
+        broker, leases = request.getfixturevalue("rabbitmq").url, redis_server.url
     schedule = {**spec(), "ours": spec(overlap_timeout=3600)["ours"]}
-    app = "tests.support.apps.overlap_app"
-    cluster = BeatCluster(
-        broker,
-        spec=schedule,
-        replicas=2,
-        lease_urls=leases,
-        admin_url=redis_server.url,
-        app=app,
-        cluster=f"pile-{path}",
-    )
+    options: dict[str, Any] = {"app": APP, "lease_urls": leases, "admin_url": redis_server.url}
+    cluster = BeatCluster(broker, spec=schedule, replicas=2, cluster=f"pile-{path}", **options)
     with cluster:
         wait_for(lambda: verdicts(cluster, "stock", "enqueued") >= 8, 60, "a pile", 0.2)
         assert verdicts(cluster, "ours", "enqueued") == 1
         assert verdicts(cluster, "ours", "skipped") >= 5
         assert "no_reports" in cluster.logs()
         with worker(cluster, broker, redis_server, tmp_path, "celery"):
-            wait_for(
-                lambda: verdicts(cluster, "ours", "enqueued") >= 4, 60, "messages of an entry that is not busy", 0.2
-            )
+            wait_for(lambda: verdicts(cluster, "ours", "enqueued") >= 4, 60, "messages of an idle entry", 0.2)
         before = verdicts(cluster, "slow", "enqueued")
         with worker(cluster, broker, redis_server, tmp_path, "slow") as process:
             wait_for(lambda: "napping" in (tmp_path / "slow.log").read_text(), 60, "a task that runs", 0.2)
@@ -95,7 +75,7 @@ def test_entry_piles_up_no_messages_and_goes_on_after_its_worker_died(
 
 @pytest.mark.slow
 def test_entry_without_a_worker_leaves_one_message_and_stock_beat_120(redis_server: RedisServer) -> None:
-    """At ten times the pace: an entry of a tenth of a second, until stock beat has left 120 messages."""
+    """The entry is due every 0.1 s."""
     entry = {"every": 0.1, "options": {"ha_beat": {"overlap": "skip"}}}
     ours = BeatCluster(redis_server.url, spec={"ours": entry}, replicas=2)
     queue = {"task_default_queue": "stock"}

@@ -1,4 +1,4 @@
-"""Replicas that are alive and unable to lead: `/livez`, `/readyz`, `check` and metrics, second by second."""
+"""Replicas that are alive but can't lead, by `/livez`, `/readyz`, `check` and metrics, second by second."""
 
 import json
 import os
@@ -49,14 +49,8 @@ UNREADABLE: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with need(RedisServer) as server:
-        yield server
-
-
-@pytest.fixture
 def broker() -> Iterator[TcpProxy]:
-    """Return a way to another Redis, which can drop packets."""
+    """Return a proxy of another Redis."""
     with need(RedisServer) as other, TcpProxy.for_url(other.url) as proxy:
         yield proxy
 
@@ -76,13 +70,13 @@ def metric(port: int, name: str) -> float:
     return next(float(line.split()[-1]) for line in lines if line.startswith(f"ha_beat_{name} "))
 
 
-def wait_until_ready(cluster: Probed, status: int) -> None:
+def wait_for_readiness(cluster: Probed, status: int) -> None:
     wait_for(lambda: {cluster.says(each, "/readyz") for each in cluster} == {status}, 60, f"{status} at /readyz", 0.5)
 
 
 def assert_alive_and_not_ready(cluster: Probed, reason: str, seconds: float) -> None:
     """Assert it in each second."""
-    wait_until_ready(cluster, 503)
+    wait_for_readiness(cluster, 503)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         for replica in cluster:
@@ -98,42 +92,44 @@ def assert_alive_and_not_ready(cluster: Probed, reason: str, seconds: float) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("store", UNREADABLE)
-def test_replicas_without_a_schedule_are_alive_and_do_not_lead(server: RedisServer, store: str):
+def test_replicas_without_a_schedule_are_alive_and_do_not_lead(redis_server: RedisServer, store: str):
     """The schedule's database, or redbeat's Redis, refuses connections from the start."""
     package, options = UNREADABLE[store]
     pytest.importorskip(package)
-    with Probed(server.url, replicas=2, settings=SETTINGS, **options) as cluster:
+    with Probed(redis_server.url, replicas=2, settings=SETTINGS, **options) as cluster:
         assert_alive_and_not_ready(cluster, "schedule_unread", 10)
         assert [metric(port, "taken_up") for port in cluster.ports] == [0, 0]
         assert cluster.lease() == {}
 
 
 @pytest.mark.slow
-def test_replicas_without_a_broker_are_alive_and_not_ready(server: RedisServer, broker: TcpProxy):
+def test_replicas_without_a_broker_are_alive_and_not_ready(redis_server: RedisServer, broker: TcpProxy):
     """The broker's port drops packets from the start; the lease's Redis answers."""
-    broker.blackhole("request", "reply")
+    broker.blackhole()
     url = broker.url("redis://127.0.0.1/0")
-    with Probed(url, replicas=2, lease_urls=server.url, spec=SPEC, settings=SETTINGS) as cluster:
+    with Probed(url, replicas=2, lease_urls=redis_server.url, spec=SPEC, settings=SETTINGS) as cluster:
         assert_alive_and_not_ready(cluster, "broker_unreachable", 20)
         assert [metric(port, "taken_up") for port in cluster.ports] == [0, 0]
         broker.heal()
-        wait_until_ready(cluster, 200)
-        wait_for(lambda: sum(metric(port, "taken_up") for port in cluster.ports) == 1, 30, "one that took up", 0.5)
+        wait_for_readiness(cluster, 200)
+        wait_for(
+            lambda: sum(metric(port, "taken_up") for port in cluster.ports) == 1, 30, "a leader with its entries", 0.5
+        )
         assert check(cluster) == 0
-        # Away again: the leader, too, is no longer ready, and it enqueues nothing.
-        broker.blackhole("request", "reply")
-        wait_until_ready(cluster, 503)
+        # When the broker is away again, the leader is no longer ready either.
+        broker.blackhole()
+        wait_for_readiness(cluster, 503)
         assert check(cluster) == 1
         assert {cluster.says(each, "/livez") for each in cluster} == {200}
         cluster.assert_all_alive()
 
 
 @pytest.mark.slow
-def test_replicas_without_rabbitmq_are_alive_and_not_ready(server: RedisServer, broker: TcpProxy):
-    """Its port accepts connections and never answers. The schedule is in the lease's Redis, and taken up."""
-    broker.blackhole("request", "reply")
+def test_replicas_without_rabbitmq_are_alive_and_not_ready(redis_server: RedisServer, broker: TcpProxy):
+    """Its port accepts connections and never answers."""
+    broker.blackhole()
     url = broker.url("amqp://guest:guest@127.0.0.1//")
-    with Probed(url, replicas=2, lease_urls=server.url, spec=SPEC, settings=SETTINGS) as cluster:
+    with Probed(url, replicas=2, lease_urls=redis_server.url, spec=SPEC, settings=SETTINGS) as cluster:
         assert_alive_and_not_ready(cluster, "broker_unreachable", 10)
 
 
@@ -149,14 +145,15 @@ def received(receiver: socket.socket) -> list[str]:
 
 
 @pytest.mark.slow
-def test_service_manager_gets_signs_of_life_until_the_main_loop_hangs(server: RedisServer, tmp_path: Path):
-    """As systemd's `Type=notify` and `WatchdogSec`: READY once able to lead, STOPPING at a stop."""
+def test_service_manager_gets_signs_of_life_until_the_main_loop_hangs(redis_server: RedisServer, tmp_path: Path):
+    """The messages are those of systemd's `Type=notify` and `WatchdogSec`."""
     hang = tmp_path / "hang"
+    spec: dict[str, Any] = {**SPEC, "hanging": {"every": 0.5, "kwargs": {"hangs": True}}}
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(str(tmp_path / "notify"))
         env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "30000000", "HANG_FILE": str(hang)}
-        options: dict[str, Any] = {"spec": SPEC, "env": env, "settings": {"stall_timeout": 3}}
-        with BeatCluster(server.url, replicas=1, app="tests.support.apps.hanging_app", **options) as cluster:
+        options: dict[str, Any] = {"app": "tests.support.apps.lazy_app", "env": env, "settings": {"stall_timeout": 3}}
+        with BeatCluster(redis_server.url, spec=spec, replicas=1, **options) as cluster:
             messages: list[str] = []
 
             def has(line: str) -> bool:
@@ -167,10 +164,10 @@ def test_service_manager_gets_signs_of_life_until_the_main_loop_hangs(server: Re
             cluster.wait_for_leader()
             messages.clear()
             time.sleep(5)
-            # systemd asks for one in each half of WatchdogSec.
+            # systemd expects a message in each half of WatchdogSec.
             assert has("WATCHDOG=1")
             assert not has("READY=1")
-            hang.write_text(str(cluster[0].pid))
+            hang.write_text(cluster[0].name)
             cluster[0].wait_for_log("duty=main_loop", 30)
             time.sleep(1)
             messages.clear()

@@ -9,19 +9,22 @@ from typing import Any
 
 import pytest
 
-from tests.faults.checker import Interval
+from tests.faults.checker import Interval, instant
 from tests.faults.scenario import ClusterScenario
 from tests.support.servers import wait_for
+
+pytestmark = pytest.mark.slow
 
 Spec = Mapping[str, Mapping[str, Any]]
 
 FAST: Spec = {"fast": {"every": 0.2}}
+FAST_INTERVAL = Interval("fast", 0.2)
 SETTINGS = {"lease_ttl": 5}
 
 
 @contextmanager
-def releases(*specs: Spec, env: Mapping[str, str] | None = None) -> Iterator[ClusterScenario]:
-    """A replica for each release; only the first is running."""
+def releases(*specs: Spec) -> Iterator[ClusterScenario]:
+    """Start the first of the replicas, one for each release."""
     each = [{"BEAT_SPEC": json.dumps(spec)} for spec in specs]
     with ClusterScenario(replicas=len(specs), replica_env=each, settings=SETTINGS, proxied=False) as scenario:
         for replica in scenario.cluster.replicas[1:]:
@@ -51,24 +54,29 @@ def raw_rows(scenario: ClusterScenario) -> dict[str, str]:
     return {name[2:]: row for name, row in rows.items() if name.startswith("e:")}
 
 
-@pytest.mark.slow
+def wait_for_row(scenario: ClusterScenario, entry: str) -> str:
+    return wait_for(lambda: raw_rows(scenario).get(entry), 10, f"the row of {entry}")
+
+
+def last_instant(scenario: ClusterScenario, entry: str) -> datetime:
+    return instant(scenario.history.messages(entry)[-1]["scheduled_at"])
+
+
 def test_older_release_does_not_touch_rows_of_a_newer_one(found):
     """It stands by, leads for a while and hands back: rows of entries that it does not know are unchanged."""
     newer = {**FAST, "added": {"every": 3600}}
     older = {**FAST, "removed": {"every": 3600}}
     with releases(newer, older) as scenario:
         scenario.more(8, "fast")
-        wait_for(lambda: "added" in raw_rows(scenario), 10, "the added entry's row")
-        row = raw_rows(scenario)["added"]
+        row = wait_for_row(scenario, "added")
         hand_over(scenario, 1)
-        wait_for(lambda: "removed" in raw_rows(scenario), 10, "the removed entry's row")
+        wait_for_row(scenario, "removed")
         assert raw_rows(scenario)["added"] == row
         hand_over(scenario, 0)
         assert raw_rows(scenario)["added"] == row
-        found(scenario.clean_report([Interval("fast", 0.2)]))
+        found(scenario.clean_report([FAST_INTERVAL]))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("edited", [True, False])
 def test_edited_crontab_does_not_owe_an_earlier_slot(edited: bool):
     """Its new minute, half an hour ago, was not due before the edit, so it was not missed."""
@@ -76,7 +84,7 @@ def test_edited_crontab_does_not_owe_an_earlier_slot(edited: bool):
     spec = {**FAST, "cron": {"cron": f"{past.minute} {past.hour}"}}
     before = {**FAST, "cron": {"cron": f"{past.minute} {(past.hour + 12) % 24}"}} if edited else spec
     with releases(before, spec) as scenario:
-        wait_for(lambda: "cron" in raw_rows(scenario), 10, "the crontab's row")
+        wait_for_row(scenario, "cron")
         scenario.cluster[0].terminate()
         row = json.loads(raw_rows(scenario)["cron"])
         row["base"] -= 3600 * 1_000_000
@@ -84,44 +92,40 @@ def test_edited_crontab_does_not_owe_an_earlier_slot(edited: bool):
         scenario.cluster[1].start()
         scenario.more(15, "fast")
         assert len(scenario.history.messages("cron")) == (0 if edited else 1)
-        scenario.clean_report([Interval("fast", 0.2)])
+        scenario.clean_report([FAST_INTERVAL])
 
 
-@pytest.mark.slow
 def test_edited_interval_counts_from_the_edit(found):
     with releases({**FAST, "e": {"every": 3600}}, {**FAST, "e": {"every": 2}}) as scenario:
-        wait_for(lambda: "e" in raw_rows(scenario), 10, "the row")
+        wait_for_row(scenario, "e")
         time.sleep(2.5)
         handed_over = time.time()
         hand_over(scenario, 1)
         scenario.history.wait_for_messages(2, 20, "e")
-        first = datetime.fromisoformat(scenario.history.messages("e")[0]["scheduled_at"]).timestamp()
-        assert first > handed_over
-        found(scenario.clean_report([Interval("fast", 0.2), Interval("e", 2)]))
+        assert instant(scenario.history.messages("e")[0]["scheduled_at"]).timestamp() > handed_over
+        found(scenario.clean_report([FAST_INTERVAL, Interval("e", 2)]))
 
 
-@pytest.mark.slow
 def test_old_schedule_due_without_a_leader_is_recorded_after_an_edit(found):
     """All replicas stop and restart with an edited interval three seconds later: what was due has a verdict."""
     with releases({**FAST, "e": {"every": 2}}, {**FAST, "e": {"every": 3600}}) as scenario:
         scenario.history.wait_for_messages(1, 20, "e")
         scenario.cluster[0].terminate()
-        last = datetime.fromisoformat(scenario.history.messages("e")[-1]["scheduled_at"])
+        last = last_instant(scenario, "e")
         time.sleep(3)
         scenario.cluster[1].start()
         scenario.more(8, "fast")
         (skipped,) = [skip for skip in scenario.journal_skips() if skip.entry == "e"]
         assert skipped.reason == "edited"
         assert skipped.first == last + timedelta(seconds=2)
-        assert datetime.fromisoformat(scenario.history.messages("e")[-1]["scheduled_at"]) == last
-        found(scenario.clean_report([Interval("fast", 0.2)]))
+        assert last_instant(scenario, "e") == last
+        found(scenario.clean_report([FAST_INTERVAL]))
 
 
-@pytest.mark.slow
 def test_rows_of_a_newer_version_are_kept_and_not_run():
     future = json.dumps({"v": 99, "what": "ever"})
     with releases({**FAST, "future": {"every": 0.5}}) as scenario:
-        wait_for(lambda: "future" in raw_rows(scenario), 10, "the row")
+        wait_for_row(scenario, "future")
         replica = scenario.cluster[0]
         replica.terminate()
         ledger = scenario.cluster.key("ledger")
@@ -134,10 +138,9 @@ def test_rows_of_a_newer_version_are_kept_and_not_run():
         assert (rows["future"], rows["not-ours"]) == (future, "{}")
         assert scenario.redis.admin.hget(ledger, "x:unknown") == "kept"
         assert "action=entry_failed entry=future reason=row_unreadable" in replica.log_text()
-        assert scenario.report([Interval("fast", 0.2)]).ok
+        scenario.clean_report([FAST_INTERVAL])
 
 
-@pytest.mark.slow
 def test_newer_schema_prevents_an_older_replica_from_leading():
     with releases(FAST, FAST) as scenario:
         scenario.more(8, "fast")
@@ -152,7 +155,6 @@ def test_newer_schema_prevents_an_older_replica_from_leading():
         wait_for(lambda: scenario.cluster.leader() is other, 20, "the replica to lead")
 
 
-@pytest.mark.slow
 def test_another_app_with_the_same_cluster_name_is_refused(found):
     """It never leads, even without another leader, and logs both apps. The first app is not affected."""
     each = [{"APP_NAME": "shop"}, {"APP_NAME": "blog"}]
@@ -174,5 +176,5 @@ def test_another_app_with_the_same_cluster_name_is_refused(found):
         wait_for(lambda: scenario.cluster.leader() is shop, 20, "the first app to lead again")
         scenario.more(8, "fast")
         assert blog.alive
-        scenario.clean_report([Interval("fast", 0.2)])
+        scenario.clean_report([FAST_INTERVAL])
         found(line.partition("ERROR")[2])

@@ -1,6 +1,4 @@
-"""Sentinel fails the Redis of lease, ledger and queues over to a replica that is complete, or lacks the last
-seconds.
-"""
+"""Sentinel fails over the Redis of lease, ledger and queues, to a complete or a lagging replica."""
 
 import contextlib
 import time
@@ -14,7 +12,7 @@ from redis.sentinel import Sentinel
 from tests.faults.checker import Interval, Report, Skipped, check, skipped_from_journal
 from tests.faults.cluster import BeatCluster
 from tests.faults.history import History, RedisQueueConsumer
-from tests.support.servers import RedisServer, SentinelCluster, need, wait_for
+from tests.support.servers import RedisServer, SentinelCluster, need
 
 TTL = 3.0
 SPEC = {"fast": {"every": 0.2}, "slow": {"every": 2.0}}
@@ -42,11 +40,8 @@ class Run:
     replica: RedisServer
     before: Sequence[Skipped] = ()
 
-    def more(self, count: int = 10) -> None:
-        self.history.wait_for_messages(len(self.history.messages("fast")) + count, 60, "fast")
-
-    def log(self) -> str:
-        return "\n".join(replica.log_text() for replica in self.cluster)
+    def loss_is_logged(self) -> bool:
+        return any("action=state_lost" in replica.log_text() for replica in self.cluster)
 
     def fall_behind(self, seconds: float) -> None:
         """Stop replication: the replica lacks all later writes of the master.
@@ -57,7 +52,7 @@ class Run:
         def pause() -> None:
             self.sentinels.wait_until_synced(5)
             self.replica.pause()
-            # Else it would find in its buffer what is written from now on.
+            # Its buffer would receive the later writes.
             self.old.admin.execute_command("CLIENT", "KILL", "TYPE", "replica")
 
         self._do_with_an_empty_queue(pause)
@@ -83,16 +78,12 @@ class Run:
         self._do_with_an_empty_queue(self.old.kill)
         self.replica.resume()
         new = self.sentinels.wait_for_failover(self.old)
-        struck = self.history.faults("master_killed")[-1]["t"]
-        first = wait_for(
-            lambda: [m for m in self.history.messages("fast") if m["t"] > struck + 0.5], 60, "messages after failover"
-        )[0]
         assert new is self.replica
-        return float(first["t"]) - float(struck)
+        struck = self.history.faults("master_killed")[-1]["t"]
+        return float(self.history.wait_for_message_after(struck + 0.5, "fast")["t"] - struck)
 
     def skips(self, admin: redis.Redis) -> list[Skipped]:
-        records = admin.xrange(self.cluster.key("journal"))
-        return skipped_from_journal([fields["d"] for _, fields in records])
+        return skipped_from_journal(self.cluster.journal(admin))
 
     def judge(self) -> Report:
         self.cluster.assert_all_alive()
@@ -128,9 +119,9 @@ def run() -> Iterator[Run]:
 def test_synced_failover_loses_no_occurrence(run: Run, found):
     """The new master is complete: only messages in flight when the old one died are uncertain."""
     back = run.fail_over()
-    run.more(20)
+    run.history.wait_for_more(20, "fast", 60)
     report = run.judge()
-    assert "action=state_lost" not in run.log()
+    assert not run.loss_is_logged()
     found(f"running again after {back:.1f} s")
     found(report)
 
@@ -148,9 +139,9 @@ def test_lagging_failover_is_a_loss_of_state(run: Run, leader_dies: bool, found)
     back = run.fail_over()
     if leader_dies:
         leader.start()
-    run.more(20)
+    run.history.wait_for_more(20, "fast", 60)
     report = run.judge()
-    assert "action=state_lost" in run.log()
+    assert run.loss_is_logged()
     assert report.skipped["state_loss"] > 0
     found(f"running again after {back:.1f} s")
     found(report)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from tests.faults.checker import Interval
 from tests.faults.scenario import ClusterScenario
 
 SETTINGS = {"lease_ttl": 30, "renew_interval": 1, "stall_timeout": 2.0}
@@ -30,7 +29,7 @@ def test_slow_entries_due_together_are_sent_under_one_leader(found):
         arrived = [message["t"] for message in scenario.history.messages("quick")]
         assert max(after - before for before, after in pairwise(arrived)) < 5.0
         assert scenario.cluster.epoch() == epoch
-        found(scenario.clean_report([Interval("quick", 1.0)]))
+        found(scenario.clean_report(scenario.intervals))
 
 
 @pytest.mark.slow
@@ -42,4 +41,4 @@ def test_entry_slower_than_the_stall_timeout_is_sent(found):
         epoch = scenario.cluster.epoch()
         scenario.more(3, "blocking", 60)
         assert scenario.cluster.epoch() == epoch
-        found(scenario.clean_report([Interval("quick", 0.5), Interval("blocking", 6.0)]))
+        found(scenario.clean_report(scenario.intervals))

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tests.faults.checker import EveryMinute, Interval
+from tests.faults.checker import EveryMinute
 from tests.faults.nemesis import Storm
 from tests.faults.scenario import ClusterScenario
 from tests.support.servers import RabbitMQ, need
@@ -56,9 +56,7 @@ def test_storm_loses_and_repeats_no_occurrence(broker: str, chosen: str, found):
             scenario.more(5, entry, 40)
         time.sleep(1.0)
         scenario.cluster.assert_all_alive()
-        report = scenario.report(
-            [Interval("fast", 0.2), Interval("second", 1.0), Interval("all", 0.7), EveryMinute("minute", began, ended)]
-        )
+        report = scenario.report([*scenario.intervals, EveryMinute("minute", began, ended)])
         exits = [line for replica in scenario.cluster for line in unexpected_ends(replica.log_text())]
         allowed = UNORDERED if rabbitmq is not None else set()
         wrong = [problem for problem in report.problems if problem.kind not in allowed]

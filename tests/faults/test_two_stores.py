@@ -21,7 +21,7 @@ PATIENCE = 5.0
 
 @contextmanager
 def two_sides(broker: RedisServer, *leases: str | None) -> Iterator[tuple[BeatCluster, History]]:
-    """Start a replica for each lease; ``None`` is the broker itself. No occurrence may arrive twice."""
+    """Start a replica for each lease; None is the broker itself. Assert that no occurrence arrives twice."""
     history = History()
     with (
         RedisQueueConsumer(history, broker.url, ["celery"]),
@@ -39,11 +39,11 @@ def two_sides(broker: RedisServer, *leases: str | None) -> Iterator[tuple[BeatCl
     assert duplicates_by_occurrence(history.messages()) == []
 
 
-@pytest.mark.parametrize("first", ["a store of its own", "the broker"])
-def test_two_stores_refuse_each_other(redis_server: RedisServer, first: str) -> None:
+@pytest.mark.parametrize("first", ["another store", "the broker"])
+def test_two_stores_refuse_each_other(redis_server: RedisServer, first: str):
     """Started together, one side enqueues; once it is gone for long enough, the other does."""
     with need(RedisServer) as other, need(RedisServer) as third:
-        stores = [third.url if first == "a store of its own" else None, other.url]
+        stores = [third.url if first == "another store" else None, other.url]
         with two_sides(redis_server, *stores) as (cluster, history):
             cluster.wait_until_up()
             history.wait_for_messages(3, 30)
@@ -61,15 +61,13 @@ def test_two_stores_refuse_each_other(redis_server: RedisServer, first: str) -> 
             # The lease was moved: a replica with the old setting is refused.
             at_work.start()
             at_work.wait_for_log(REFUSED, timeout=30)
-            assert REFUSED in at_work.log_text()
 
 
-def test_a_store_that_loses_its_state_is_not_taken_for_another(redis_server: RedisServer) -> None:
-    """The broker keeps the mark."""
+def test_store_that_loses_its_state_is_not_taken_for_another(redis_server: RedisServer):
+    """The mark is in the broker."""
     with need(RedisServer) as store, two_sides(redis_server, store.url, store.url) as (cluster, history):
         cluster.wait_until_up()
         history.wait_for_messages(3, 30)
         store.admin.flushall()
-        before = len(history.messages())
-        history.wait_for_messages(before + 3, 30)
+        history.wait_for_more(3)
         assert not any(REFUSED in one.log_text() for one in cluster)
