@@ -1,11 +1,10 @@
 """Test of the plugin for reruns."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.support.commands import ROOT, output
 
 TEST = """
 import signal
@@ -21,13 +20,5 @@ def test_each_attempt_has_the_whole_timeout(tmp_path: Path):
     (tmp_path / "test_it.py").write_text(TEST)
     options = ["-p", "tests.support.reruns", "-p", "no:cacheprovider", "--reruns", "1", "--timeout", "200"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "--rootdir", tmp_path, tmp_path],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert "1 passed, 1 rerun" in done.stdout, done.stdout
+    found = output(sys.executable, "-m", "pytest", *options, "--rootdir", tmp_path, tmp_path, cwd=ROOT, env=env)
+    assert "1 passed, 1 rerun" in found

@@ -8,9 +8,9 @@ import argparse
 
 from tests.benchmarks import burst, limits, rows, scale
 from tests.benchmarks.results import page
-from tests.faults.cluster import REPOSITORY
+from tests.support.commands import ROOT
 
-PAGE = REPOSITORY / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 
 
 def main() -> None:

@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import redis
-
 from tests.benchmarks.processes import memory, shares_of_a_core
 from tests.benchmarks.results import OURS, Benchmark, Result
 from tests.faults.cluster import BeatCluster
@@ -28,15 +26,6 @@ STATEMENTS, STANDBY_STATEMENTS = "leader (statements/s)", "standby (statements/s
 MESSAGES, LEADER, REDIS, MEMORY = "messages/s", "leader (% of a core)", "Redis (% of a core)", "leader's memory (MB)"
 
 _SECONDS = 10.0
-
-
-def _commands(server: RedisServer, seconds: float) -> float:
-    """Return the commands per second that clients send, without those that scripts call."""
-    count, until = 0, time.monotonic() + seconds
-    with redis.Redis.from_url(server.url).monitor() as monitor:
-        while time.monotonic() < until:
-            count += monitor.next_command()["client_type"] != "lua"
-    return count / seconds
 
 
 def _traffic(server: RedisServer, seconds: float) -> float:
@@ -68,11 +57,11 @@ def measure(server: RedisServer, entries: int) -> Result:
         cluster[0].start()
         wait_for(lambda: server.admin.hlen(cluster.key("ledger")) >= entries, 300, "the ledger", 0.1)
         time.sleep(5)
-        alone = _commands(server, _SECONDS), _traffic(server, _SECONDS)
+        alone = server.commands_per_second(_SECONDS), _traffic(server, _SECONDS)
         cluster[1].start()
         wait_for(lambda: server.admin.hlen(cluster.key("members")) >= 2, 300, "the standby", 0.1)
         time.sleep(5)
-        both = _commands(server, _SECONDS), _traffic(server, _SECONDS)
+        both = server.commands_per_second(_SECONDS), _traffic(server, _SECONDS)
         journal, members = cluster.key("journal"), cluster.key("members")
         return Result(
             OURS,

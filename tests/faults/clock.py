@@ -8,12 +8,12 @@ import functools
 import os
 import shutil
 import struct
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.support.commands import run
 from tests.support.servers import PartMissing, find_program
 
 _SOURCE = Path(__file__).with_name("clock_offset.c")
@@ -26,12 +26,7 @@ def clock_library() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="hab-clock-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     target = folder / "clock_offset.so"
-    built = subprocess.run(
-        [compiler, "-shared", "-fPIC", "-O2", "-Wall", "-o", target, _SOURCE],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    built = run(compiler, "-shared", "-fPIC", "-O2", "-Wall", "-o", target, _SOURCE)
     if built.returncode:
         raise PartMissing(f"the clock preload does not compile: {built.stderr.strip()}")
     return target

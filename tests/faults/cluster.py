@@ -23,9 +23,8 @@ from typing import Any, Self
 
 import redis
 
+from tests.support.commands import ROOT
 from tests.support.servers import ServerProcess, wait_for
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 STOCK_SCHEDULER = "celery.beat:PersistentScheduler"
 
@@ -41,7 +40,7 @@ def ha_scheduler() -> str:
 def base_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return this process's environment without settings of Celery and ha_beat, with the repository importable."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), env.get("PYTHONPATH")]))
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     env["PYTHONUNBUFFERED"] = "1"
     env["TZ"] = "UTC"
     return {**env, **(extra or {})}

@@ -1,7 +1,7 @@
-"""Scenarios of guards: each holds with all guards in place, and fails once the guard that it watches is taken out.
+"""Scenarios of guards: each holds with every guard in place, and fails without the guard that it watches.
 
-Each runs on a real Redis, except those of the pure election. Scenarios call `promise` for the watched property, so
-that no other failure counts as the guard's.
+A scenario runs on a real Redis, unless it is one of the pure election. It calls `promise` for the watched property, so
+that no other failure counts.
 """
 
 import contextlib
@@ -35,6 +35,13 @@ from tests.support.servers import RedisServer, wait_for
 KEYS = Keys("guards")
 
 Scenario = Callable[[RedisServer], None]
+SCENARIOS: dict[str, Scenario] = {}
+
+
+def scenario(function: Scenario) -> Scenario:
+    """Register a scenario under its name, which `tests/guards.toml` uses."""
+    SCENARIOS[function.__name__] = function
+    return function
 
 
 class PromiseBroken(AssertionError):
@@ -89,6 +96,7 @@ def refused(replica: ManualReplica, term: Term, why: str) -> None:
     promise(replica.messages == 0, f"a batch was accepted {why}")
 
 
+@scenario
 def late_batch(server: RedisServer) -> None:
     before, after = ManualReplica(server, "before"), ManualReplica(server, "after")
     term = before.lead()
@@ -96,6 +104,7 @@ def late_batch(server: RedisServer) -> None:
     refused(before, term, "under an epoch that is over")
 
 
+@scenario
 def batch_after_release(server: RedisServer) -> None:
     replica = ManualReplica(server, "it")
     term = replica.lead()
@@ -103,6 +112,7 @@ def batch_after_release(server: RedisServer) -> None:
     refused(replica, term, "under a released lease")
 
 
+@scenario
 def batch_twice(server: RedisServer) -> None:
     replica = ManualReplica(server, "it")
     term = replica.lead()
@@ -112,6 +122,7 @@ def batch_twice(server: RedisServer) -> None:
     assert again == "mine"
 
 
+@scenario
 def batch_into_lost_ledger(server: RedisServer) -> None:
     replica = ManualReplica(server, "it")
     term = replica.lead()
@@ -119,6 +130,7 @@ def batch_into_lost_ledger(server: RedisServer) -> None:
     refused(replica, term, "although the ledger was gone")
 
 
+@scenario
 def batch_into_restarted_server(server: RedisServer) -> None:
     replica = ManualReplica(server, "it")
     term = replica.lead()
@@ -127,6 +139,7 @@ def batch_into_restarted_server(server: RedisServer) -> None:
     refused(replica, term, "by another run of the server")
 
 
+@scenario
 def race(server: RedisServer) -> None:
     one, other = ManualReplica(server, "one"), ManualReplica(server, "other")
     one.store.release(one.lead(), TermEnd.STEP_DOWN)
@@ -135,6 +148,7 @@ def race(server: RedisServer) -> None:
     promise(isinstance(other.acquire(seen), Refused), "two replicas took the same free lease")
 
 
+@scenario
 def late_theft(server: RedisServer) -> None:
     holder, thief = ManualReplica(server, "holder"), ManualReplica(server, "thief")
     with server.admin.pubsub() as subscribed:
@@ -146,6 +160,7 @@ def late_theft(server: RedisServer) -> None:
         promise(isinstance(answer, Refused), "the lease of a present holder was taken")
 
 
+@scenario
 def lost_lease(server: RedisServer) -> None:
     replica = ManualReplica(server, "it")
     term = replica.lead()
@@ -157,12 +172,14 @@ def lost_lease(server: RedisServer) -> None:
     promise(answer.term.epoch > ahead, "an epoch fell behind one that the ledger knows")
 
 
+@scenario
 def uncounted_presence(server: RedisServer) -> None:
     replica = ManualReplica(server, "it")
     replica.lead("no-subscriber")
     promise(not server.admin.hget(KEYS.lease, "presence"), "a channel without subscriber was registered as presence")
 
 
+@scenario
 def late_renewal(server: RedisServer) -> None:
     replica = ManualReplica(server, "it")
     term = replica.lead()
@@ -243,20 +260,22 @@ def two_electors(server: RedisServer, ttl: float, **options: Any) -> Iterator[tu
 
 
 def never_both(leader: RunningElector, standby: RunningElector) -> None:
-    """Watch until the standby leads and a while longer: the first leader's trust must have ended."""
+    """Watch until half a second after the takeover. By then the first leader's trust must have ended."""
     wait_for(lambda: standby.leads, 30, "the takeover", 0.005)
     watched_until = time.monotonic() + 0.5
     while time.monotonic() < watched_until:
-        promise(not (standby.leads and leader.leads), "two replicas trusted their terms at once")
+        promise(not (standby.leads and leader.leads), "two replicas trusted their terms at the same time")
         time.sleep(0.005)
 
 
+@scenario
 def cut_off(server: RedisServer) -> None:
     with two_electors(server, 2.0, with_presence=False) as (leader, standby):
         leader.proxy.blackhole()
         never_both(leader, standby)
 
 
+@scenario
 def slow_reply(server: RedisServer) -> None:
     with two_electors(server, 2.0, with_presence=False, command_timeout=1.9) as (leader, standby):
 
@@ -281,6 +300,7 @@ def taken_over_early(leader: RunningElector, standby: RunningElector) -> bool:
     return standby.leads and not leader.leads
 
 
+@scenario
 def dead_leader(server: RedisServer) -> None:
     with two_electors(server, 30.0) as (leader, standby):
         leader.elector.close(lambda _term: None)
@@ -288,11 +308,13 @@ def dead_leader(server: RedisServer) -> None:
         promise(taken_over_early(leader, standby), "the standby waited for the lease of a dead process")
 
 
+@scenario
 def hung_main_loop(server: RedisServer) -> None:
     with two_electors(server, 30.0, stall_timeout=1.0) as (leader, standby):
         promise(taken_over_early(leader, standby), "a hung leader kept the lease")
 
 
+@scenario
 def flapping(server: RedisServer) -> None:
     """Cut the leader's presence connection six times: this may cause one change of leader, not six."""
     with two_electors(server, 8.0):
@@ -320,17 +342,20 @@ def look(state: election.State, subscribers: int, now: float) -> Standby:
     return seen
 
 
+@scenario
 def absent_once(_: RedisServer) -> None:
     once = look(look(Standby(), 1, 0.0), 0, 0.1)
     promise(once.campaign is None, "one poll without presence cost the lease")
     assert look(once, 0, 0.2).campaign is not None
 
 
+@scenario
 def never_seen(_: RedisServer) -> None:
     twice = look(look(Standby(), 0, 0.0), 0, 0.1)
     promise(twice.campaign is None, "a presence that this standby never saw counted as absent")
 
 
+@scenario
 def third_loss(_: RedisServer) -> None:
     term = Term("it", 5, "nonce", "gen", "run", trusted_until=9.0)
     state: election.State = Leader(term, since=0.0, seq=1, next_renewal=2.5, presence="channel")
@@ -346,31 +371,7 @@ def third_loss(_: RedisServer) -> None:
     promise(not action.presence, "presence was registered again although it keeps breaking")
 
 
-# ---------------------------------------------------------------------------------------------------------- the table
-
-SCENARIOS: dict[str, Scenario] = {
-    scenario.__name__: scenario
-    for scenario in (
-        late_batch,
-        batch_after_release,
-        batch_twice,
-        batch_into_lost_ledger,
-        batch_into_restarted_server,
-        race,
-        late_theft,
-        lost_lease,
-        uncounted_presence,
-        late_renewal,
-        cut_off,
-        slow_reply,
-        dead_leader,
-        absent_once,
-        never_seen,
-        flapping,
-        third_loss,
-        hung_main_loop,
-    )
-}
+# ------------------------------------------------------------------------------------------------------------ tests
 
 each_scenario = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "slow_reply")) for name in SCENARIOS]
@@ -398,7 +399,7 @@ def test_every_scenario_has_its_guard():
 # ------------------------------------------------------------------------------------------------------- real beats
 
 
-def scenario_without(mutant: str, **options: Any) -> ClusterScenario:
+def cluster_without(mutant: str, **options: Any) -> ClusterScenario:
     return ClusterScenario(replicas=2, app="tests.support.apps.mutated_app", env={"APP_MUTANT": mutant}, **options)
 
 
@@ -407,7 +408,7 @@ def scenario_without(mutant: str, **options: Any) -> ClusterScenario:
     "mutant", ["", "dispatch: a row changes only from the expected one"], ids=["guarded", "unguarded"]
 )
 def test_a_lost_reply_doubles_a_message_only_without_the_ledger_check(mutant: str):
-    with scenario_without(mutant, spec={"fast": {"every": 0.5}}) as scenario:
+    with cluster_without(mutant, spec={"fast": {"every": 0.5}}) as scenario:
         leader = scenario.begin()
         cut = scenario.nemesis.lease_proxy(leader).cut_reply_after(containing(b"EVALSHA", b'"verdict":"enqueued"'))
         cut.wait()
@@ -419,9 +420,8 @@ def test_a_lost_reply_doubles_a_message_only_without_the_ledger_check(mutant: st
 @pytest.mark.parametrize("mutant", ["", "presence: an absent leader is replaced"], ids=["guarded", "unguarded"])
 def test_a_killed_leader_costs_its_whole_lease_only_without_presence(mutant: str):
     ttl = 8.0
-    with scenario_without(
-        mutant, spec={"fast": {"every": 0.2}}, settings={"lease_ttl": ttl}, proxied=False
-    ) as scenario:
+    options = {"spec": {"fast": {"every": 0.2}}, "settings": {"lease_ttl": ttl}}
+    with cluster_without(mutant, proxied=False, **options) as scenario:
         leader = scenario.begin()
         scenario.cluster.wait_for_presence()
         scenario.nemesis.kill_leader()

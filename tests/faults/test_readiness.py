@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -13,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.faults.cluster import REPOSITORY, BeatCluster
+from tests.faults.cluster import BeatCluster
 from tests.faults.proxy import TcpProxy
 from tests.integration.monitoring.support import ask
 from tests.integration.monitoring.test_replicas import Probed
+from tests.support.commands import ROOT, run
 from tests.support.servers import RedisServer, need, wait_for
 
 SETTINGS = {"lease_ttl": 3, "command_timeout": 1}
@@ -58,9 +58,7 @@ def broker() -> Iterator[TcpProxy]:
 def check(cluster: BeatCluster, *args: str) -> int:
     """Return the exit status of `ha-beat check` in the environment of the first replica."""
     command = [sys.executable, "-m", "celery", "-A", cluster.app, "ha-beat", "check", *args]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=cluster[0].env, capture_output=True, text=True, timeout=200, check=False
-    )
+    done = run(*command, cwd=ROOT, env=cluster[0].env)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode
 

@@ -3,10 +3,8 @@
 import json
 import os
 import signal
-import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ha_beat.store.keys import Keys
 from tests.faults.checker import Interval, check
 from tests.faults.cluster import BeatCluster, base_environment, ha_scheduler
 from tests.faults.history import History, RedisQueueConsumer
@@ -23,12 +22,12 @@ CLUSTER = "crowd"
 EACH = 5
 KILLS = 3
 
-
-KEY = f"{{ha-beat:{CLUSTER}}}:"
+KEYS = Keys(CLUSTER)
+BEATS = 51
 
 
 def lease(redis: RedisServer) -> dict[str, str]:
-    return redis.admin.hgetall(f"{KEY}lease")
+    return redis.admin.hgetall(KEYS.lease)
 
 
 class Crowd:
@@ -53,7 +52,7 @@ class Crowd:
         return [event for event in self.events() if event["event"] == "TermStarted"]
 
     def subscribers(self) -> int:
-        return self.redis.admin.pubsub_numsub(f"{KEY}wake")[0][1]
+        return self.redis.admin.pubsub_numsub(KEYS.wake)[0][1]
 
     def close(self) -> None:
         for process in self.processes.values():
@@ -66,18 +65,14 @@ def crowd(tmp_path: Path) -> Iterator[Crowd]:
         yield made
 
 
-BEATS = 51
-
-
 class Beats:
-    """Fifty-one real beats, forked from one process that has done the imports."""
+    """Real beats, forked from one process that has done the imports."""
 
     def __init__(self, redis: RedisServer, folder: Path) -> None:
         self.redis = redis
         self.folder = folder
-        env = base_environment(
-            {"BROKER_URL": redis.url, "BEAT_SPEC": json.dumps({"fast": {"every": 0.2}}), "HA_BEAT_CLUSTER": CLUSTER}
-        )
+        spec = json.dumps({"fast": {"every": 0.2}})
+        env = base_environment({"BROKER_URL": redis.url, "BEAT_SPEC": spec, "HA_BEAT_CLUSTER": CLUSTER})
         command = [sys.executable, "-m", "tests.faults.forked_beats", folder, BEATS]
         self.process = ServerProcess(command, folder / "parent.out", cwd=folder, env=env)
 
@@ -88,8 +83,7 @@ class Beats:
 
     def terms(self) -> list[str]:
         """Return the holders of the lease in order, as the script recorded them."""
-        stream = self.redis.admin.xrange(f"{KEY}journal")
-        records = [json.loads(fields["d"]) for _, fields in stream]
+        records = [json.loads(fields["d"]) for _, fields in self.redis.admin.xrange(KEYS.journal)]
         return [record["by"] for record in records if record.get("event") == "acquired"]
 
     def count(self, line: str) -> int:
@@ -97,27 +91,12 @@ class Beats:
         return sum(line in log.read_text() for log in self.folder.glob("beat-*.log"))
 
 
-def commands(redis: RedisServer, seconds: float) -> Counter[str]:
-    """Return the number of commands per connection, without those called by scripts."""
-    counts: Counter[str] = Counter()
-    with socket.create_connection(redis.address, 5) as connection:
-        connection.sendall(b"MONITOR\r\n")
-        lines = connection.makefile("rb")
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            _, _, rest = lines.readline().partition(b" [")
-            database_and_address = rest.partition(b"] ")[0].split()
-            if len(database_and_address) == 2 and database_and_address[1] != b"lua":
-                counts[database_and_address[1].decode()] += 1
-    return counts
-
-
 @pytest.fixture
 def beats(tmp_path: Path) -> Iterator[Beats]:
-    with need(lambda: RedisServer(appendonly=True)) as redis, ExitStack() as stack:
+    with need(lambda: RedisServer(appendonly=True)) as redis:
         made = Beats(redis, tmp_path)
-        stack.callback(made.process.kill)
         yield made
+        made.process.kill()
 
 
 @pytest.mark.slow
@@ -130,22 +109,21 @@ def test_one_winner_among_fifty_standbys(beats: Beats, found):
     wait_for(lambda: lease(beats.redis).get("presence"), 20, "the leader's presence")
     history = History()
     with RedisQueueConsumer(history, beats.redis.url):
-        sent = commands(beats.redis, 5.0)
-        rate = sum(sent.values()) / 5.0 / BEATS
+        rate = beats.redis.commands_per_second(5.0) / BEATS
         vacancies = []
         for number in range(1, KILLS + 1):
             terms, before = beats.terms(), lease(beats.redis)
             killed = time.monotonic()
             os.kill(int(before["pid"]), signal.SIGKILL)
-            wait_for(lambda: len(beats.terms()) > len(terms), 30, "another leader", 0.005)  # noqa: B023 -- called at once
+            wait_for(lambda: len(beats.terms()) > len(terms), 30, "another leader", 0.005)  # noqa: B023 -- called immediately
             vacancies.append(time.monotonic() - killed)
-            history.wait_for_messages(len(history.messages()) + 5)
+            history.wait_for_more(5)
             time.sleep(1)
             (winner,) = beats.terms()[len(terms) :]
             after = lease(beats.redis)
             assert after["holder"] == winner != before["holder"]
             assert int(after["epoch"]) > int(before["epoch"])
-            wait_for(lambda: beats.count(f"the leader is {winner} (epoch {after['epoch']})") == BEATS - 1 - number, 10)  # noqa: B023 -- called at once
+            wait_for(lambda: beats.count(f"the leader is {winner} (epoch {after['epoch']})") == BEATS - 1 - number, 10)  # noqa: B023 -- called immediately
     report = check(history.events(), [Interval("fast", 0.2)], [])
     assert report.duplicates == 0, str(report)
     alive = [name for name, pid in beats.pids().items() if Path(f"/proc/{pid}").exists()]
@@ -169,10 +147,10 @@ def test_released_lease_wakes_all_standbys_and_one_takes_it(crowd: Crowd):
         terms = len(crowd.terms())
         with crowd.redis.admin.pipeline() as pipeline:
             # As a release does; the holder notices at its next renewal.
-            pipeline.hset(f"{KEY}lease", mapping={"state": "released", "presence": ""})
-            pipeline.publish(f"{KEY}wake", "released")
+            pipeline.hset(KEYS.lease, mapping={"state": "released", "presence": ""})
+            pipeline.publish(KEYS.wake, "released")
             pipeline.execute()
-        wait_for(lambda: len(crowd.terms()) > terms, 20, "a winner")  # noqa: B023 -- called at once
+        wait_for(lambda: len(crowd.terms()) > terms, 20, "a winner")  # noqa: B023 -- called immediately
         time.sleep(0.3)
         assert len(crowd.terms()) == terms + 1
     epochs = [term["epoch"] for term in crowd.terms()]
@@ -182,9 +160,11 @@ def test_released_lease_wakes_all_standbys_and_one_takes_it(crowd: Crowd):
 @pytest.mark.slow
 def test_forked_beat_has_its_own_identity(found):
     """`worker -B`: the lease names the child, which dies and is replaced like any other replica."""
-    with ExitStack() as stack:
-        redis = stack.enter_context(need(lambda: RedisServer(appendonly=True)))
-        cluster = stack.enter_context(BeatCluster(redis.url, replicas=1, spec={"fast": {"every": 0.2}}))
+    with (
+        need(lambda: RedisServer(appendonly=True)) as redis,
+        BeatCluster(redis.url, replicas=1, spec={"fast": {"every": 0.2}}) as cluster,
+        ExitStack() as stack,
+    ):
         beat = cluster[0]
         beat.wait_for_log_of_start()
         cluster.wait_for_leader()
@@ -202,12 +182,12 @@ def test_forked_beat_has_its_own_identity(found):
         child = int(cluster.lease()["pid"])
         assert child != worker.pid
         assert os.getpgid(child) == worker.pid
-        history.wait_for_messages(len(history.messages()) + 5)
+        history.wait_for_more(5)
         beat.start()
         beat.wait_for_log("action=leader_seen", 30)
         os.kill(child, 9)
         wait_for(lambda: cluster.leader() is beat, 20, "the other replica to lead again")
-        history.wait_for_messages(len(history.messages()) + 5)
+        history.wait_for_more(5)
         due = [(m["entry"], m["scheduled_at"]) for m in history.messages()]
         assert len(set(due)) == len(due)
         found(f"worker {worker.pid}, beat {child}")

@@ -6,7 +6,6 @@ HA_BEAT_STORM_SECONDS and HA_BEAT_STORM_SEEDS (comma-separated) make it longer, 
 import os
 import random
 import re
-import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ import pytest
 from tests.faults.checker import EveryMinute
 from tests.faults.nemesis import Storm
 from tests.faults.scenario import ClusterScenario
+from tests.support.commands import run
 from tests.support.servers import RabbitMQ, need
 
 SECONDS = float(os.environ.get("HA_BEAT_STORM_SECONDS", "40"))
@@ -75,7 +75,7 @@ _LOST_STOP = re.compile(r"^Exception ignored in.*\nTraceback .*\n(?: .*\n)+Syste
 @pytest.mark.parametrize(("error", "counts"), [("SystemExit", False), ("ValueError('bad')", True)])
 def test_stop_inside_a_destructor_is_no_unexpected_end(error: str, counts: bool):
     code = f"class A:\n    def __del__(self): raise {error}\nA()\nprint('went on', flush=True)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
+    done = run(sys.executable, "-c", code)
     assert done.stdout == "went on\n"
     assert "Traceback" in done.stderr
     assert bool(unexpected_ends(f"before\n{done.stderr}after\n")) is counts

@@ -1,11 +1,11 @@
-"""Helm, and what kustomize renders."""
+"""Helm, and the manifests of kustomize."""
 
 from collections.abc import Callable
 
 import pytest
 
 from tests.integration.deploy.kubernetes_tools import find
-from tests.integration.deploy.manifests import OVERLAY, run
+from tests.integration.deploy.manifests import OVERLAY, Manifest, parsed, rendered
 from tests.support.servers import PartMissing
 
 
@@ -29,5 +29,5 @@ def helm(tools: Callable[[str], str]) -> str:
 
 
 @pytest.fixture(scope="session")
-def kustomized(tools: Callable[[str], str]) -> str:
-    return run(tools("kubectl"), "kustomize", str(OVERLAY))
+def kustomized(tools: Callable[[str], str]) -> list[Manifest]:
+    return parsed(rendered(tools("kubectl"), "kustomize", OVERLAY))

@@ -1,13 +1,13 @@
 """Rendered manifests of kustomize and Helm, and what tests look up in them."""
 
-import subprocess
+from collections.abc import Set as AbstractSet
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-DEPLOY = Path(__file__).parents[3] / "deploy"
+from tests.support.commands import DEPLOY, output
+
 OVERLAY = DEPLOY / "kubernetes" / "overlays" / "example"
 CHART = DEPLOY / "helm" / "ha-beat"
 
@@ -19,19 +19,15 @@ CONTROLLERS = ("Deployment", "StatefulSet")
 Manifest = dict[str, Any]
 
 
-@cache
-def run(*command: str) -> str:
-    """Return the command's output. Each command runs once, because the files do not change meanwhile."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+#: The output of a command, which runs once: the files do not change during the tests.
+rendered = cache(output)
 
 
-def template(helm: str, *arguments: str, values: str = "") -> str:
-    return run(helm, "template", "shop", str(CHART), "--namespace", "shop", *values_file(values), *arguments)
+def template(helm: str, *arguments: str, values: str = "") -> list[Manifest]:
+    return parsed(rendered(helm, "template", "shop", CHART, "--namespace", "shop", *values_file(values), *arguments))
 
 
-def values_file(values: str) -> list[str]:
+def values_file(values: str) -> list[object]:
     return ["-f", str(CHART / "ci" / f"{values}-values.yaml")] if values else []
 
 
@@ -49,6 +45,11 @@ def beat_of(manifests: list[Manifest]) -> Manifest:
     return found
 
 
+def pod_of(manifests: list[Manifest]) -> Manifest:
+    """Return the specification of beat's pods."""
+    return beat_of(manifests)["spec"]["template"]["spec"]
+
+
 def pods(manifests: list[Manifest]) -> list[tuple[str, dict[str, str], Manifest]]:
     """Return name, labels and spec of each pod."""
     made = [(each, each) for each in of_kind(manifests, "Pod")]
@@ -60,3 +61,9 @@ def pods(manifests: list[Manifest]) -> list[tuple[str, dict[str, str], Manifest]
 
 def ports_of(policy: Manifest) -> list[tuple[str, int]]:
     return [(port["protocol"], port["port"]) for rule in policy["egress"] for port in rule["ports"]]
+
+
+def services_with(labels: AbstractSet[tuple[str, str]], manifests: list[Manifest]) -> list[str]:
+    """Return the names of the Services that have all these labels."""
+    services = (each["metadata"] for each in of_kind(manifests, "Service"))
+    return [each["name"] for each in services if labels <= each.get("labels", {}).items()]

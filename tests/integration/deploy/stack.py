@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -13,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.support import commands
+from tests.support.commands import DEPLOY, ROOT, output
 from tests.support.servers import wait_for
-
-ROOT = Path(__file__).parents[3]
 
 
 def skip_without_docker() -> None:
@@ -23,7 +22,7 @@ def skip_without_docker() -> None:
     if shutil.which("docker") is None:
         pytest.skip("docker is not installed (CI has none either)")
     for command in (["docker", "info"], ["docker", "compose", "version"]):
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+        asked = commands.run(*command)
         if asked.returncode:
             pytest.skip(f"no Docker engine with Compose is running (CI has none either): {asked.stderr.strip()[-200:]}")
 
@@ -43,13 +42,7 @@ class Stack:
         self.scale = 3
 
     def docker(self, *arguments: str, timeout: float = 120) -> str:
-        done = self._run(["docker", *arguments], timeout)
-        assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stdout[-2000:]} {done.stderr[-3000:]}"
-        return done.stdout
-
-    def _run(self, command: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
-        options: Any = {"cwd": ROOT, "env": self._environ(), "capture_output": True, "text": True}
-        return subprocess.run(command, timeout=timeout, check=False, **options)
+        return output("docker", *arguments, timeout=timeout, cwd=ROOT, env=self._environ())
 
     def compose(self, *arguments: str, timeout: float = 300) -> str:
         return self.docker("compose", *arguments, timeout=timeout)
@@ -77,7 +70,7 @@ class Stack:
 
     def roll(self) -> str:
         """Run deploy/rolling-update; return its output."""
-        done = self._run([str(ROOT / "deploy" / "rolling-update"), "beat"], 600)
+        done = commands.run(DEPLOY / "rolling-update", "beat", timeout=600, cwd=ROOT, env=self._environ())
         assert done.returncode == 0, f"{done.stdout[-2000:]} {done.stderr[-3000:]} {self.failed_healthchecks()}"
         return done.stderr
 
@@ -139,9 +132,8 @@ class Stack:
 def tally(runs: list[dict[str, str]], until: datetime) -> tuple[int, list[str], list[datetime]]:
     """Return the number of due instants of every-second, what ran twice, and the instants that did not run."""
     twice = [task for task, times in Counter(run["id"] for run in runs).items() if times > 1]
-    for entry in {run["entry"] for run in runs}:
-        instants = Counter(run["at"] for run in runs if run["entry"] == entry)
-        twice += [f"{entry} {at}" for at, times in instants.items() if times > 1]
+    instants = Counter((run["entry"], run["at"]) for run in runs)
+    twice += [f"{entry} {at}" for (entry, at), times in instants.items() if times > 1]
     ran = {datetime.fromisoformat(run["at"]) for run in runs if run["entry"] == "every-second"}
     instant, expected = min(ran), []
     while instant <= until:

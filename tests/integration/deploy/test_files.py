@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.commands import DEPLOY, ROOT, output, run
 from tests.support.servers import find_program, need
-
-ROOT = Path(__file__).parents[3]
-DEPLOY = ROOT / "deploy"
 
 #: Allowed base images and services.
 IMAGES = {"python:3.12-slim", "redis:7-alpine", "postgres:16-alpine", "rabbitmq:3-management"}
 IMAGES |= {"prom/prometheus:v3.5.0", "grafana/grafana:12.1.0"}
 
 
-def tool(name: str) -> str:
-    return str(need(lambda: find_program(name, folders=[Path(sys.executable).parent])))
-
-
-def passes(*command: str) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def lint(program: str, *arguments: object) -> None:
+    output(need(lambda: find_program(program, folders=[Path(sys.executable).parent])), *arguments, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +34,14 @@ def instructions(dockerfile: Path) -> list[str]:
 
 def test_linters_accept_the_files():
     yaml_files = [path for path in DEPLOY.rglob("*.y*ml") if "templates" not in path.parts]
-    passes(tool("hadolint"), "deploy/Dockerfile")
-    passes(tool("shellcheck"), "deploy/rolling-update")
-    passes(tool("yamllint"), "--strict", "-c", "deploy/yamllint.yml", "docker-compose.yml", *map(str, yaml_files))
+    lint("hadolint", "deploy/Dockerfile")
+    lint("shellcheck", "deploy/rolling-update")
+    lint("yamllint", "--strict", "-c", "deploy/yamllint.yml", "docker-compose.yml", *yaml_files)
 
 
 @pytest.mark.parametrize("file", ["docker-compose.yml", "tests/integration/deploy/counted/compose.yml"])
 def test_compose_file_is_valid_by_its_schema(file):
-    passes(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", file)
+    lint("check-jsonschema", "--builtin-schema", "vendor.compose-spec", file)
 
 
 def test_image_copies_only_existing_files():
@@ -127,13 +118,8 @@ def test_every_mounted_file_exists(compose):
 
 def test_compose_parses_the_file(compose):
     """Every variable has a default."""
-    _need_compose()
-    output = passes("docker", "compose", "--profile", "monitoring", "config", "--format", "json")
-    found = json.loads(output[output.index("{") :])
-    assert set(found["services"]) == set(compose["services"])
-
-
-def _need_compose() -> None:
     docker = shutil.which("docker")
-    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
+    if docker is None or run(docker, "compose", "version").returncode:
         pytest.skip("docker compose is not installed (CI has none either)")
+    found = output(docker, "compose", "--profile", "monitoring", "config", "--format", "json", cwd=ROOT)
+    assert set(json.loads(found)["services"]) == set(compose["services"])

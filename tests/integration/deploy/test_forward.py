@@ -3,16 +3,15 @@
 import asyncio
 import importlib.util
 import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-FORWARD = Path(__file__).parents[3] / "deploy" / "example" / "forward.py"
+from tests.support.commands import DEPLOY
 
 
 def load() -> Any:
-    spec = importlib.util.spec_from_file_location("forward", FORWARD)
+    spec = importlib.util.spec_from_file_location("forward", DEPLOY / "example" / "forward.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

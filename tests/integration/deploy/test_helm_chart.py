@@ -1,11 +1,10 @@
-"""The Helm chart: each value has its effect, a wrong one is refused, and its test waits for the whole cluster."""
+"""Helm chart: each value has its effect, a wrong one is refused, and `helm test` waits for the whole cluster."""
 
 import http.client
 import itertools
 import json
 import re
 import socket
-import subprocess
 import time
 from typing import Any
 
@@ -20,31 +19,28 @@ from tests.integration.deploy.manifests import (
     Manifest,
     beat_of,
     of_kind,
-    parsed,
+    pod_of,
     ports_of,
-    run,
+    services_with,
     template,
     values_file,
 )
 from tests.integration.docs.blocks import blocks
+from tests.support.commands import output, run
 
 
 def test_service_monitor_of_helm_selects_each_replica_once(helm):
     """Only the headless Service has the selected labels."""
-    made = parsed(template(helm, values="operator"))
+    made = template(helm, values="operator")
     (monitor,) = of_kind(made, "ServiceMonitor")
-    wanted = monitor["spec"]["selector"]["matchLabels"].items()
-    chosen = [
-        each["metadata"]["name"] for each in of_kind(made, "Service") if wanted <= each["metadata"]["labels"].items()
-    ]
-    assert chosen == ["shop-ha-beat-replicas"]
+    assert services_with(monitor["spec"]["selector"]["matchLabels"].items(), made) == ["shop-ha-beat-replicas"]
     (rules,) = of_kind(made, "PrometheusRule")
     assert rules["spec"] == yaml.safe_load((CHART / "rules.yml").read_text())
 
 
 @pytest.mark.parametrize("values", VALUES)
 def test_helm_lint_accepts_the_chart(helm, values):
-    run(helm, "lint", "--strict", str(CHART), *values_file(values))
+    output(helm, "lint", "--strict", CHART, *values_file(values))
 
 
 @pytest.mark.parametrize(
@@ -57,8 +53,8 @@ def test_helm_lint_accepts_the_chart(helm, values):
     ],
 )
 def test_network_policy_allows_the_port_of_redis_url(helm, url, port):
-    """Otherwise beat would wait for ever for Redis at another port."""
-    made = parsed(template(helm, "--set-string", f"redis.url={url.replace(',', chr(92) + ',')}"))
+    """Beat could never reach Redis at another port."""
+    made = template(helm, "--set-string", f"redis.url={url.replace(',', chr(92) + ',')}")
     (policy,) = of_kind(made, "NetworkPolicy")
     ports = ports_of(policy["spec"])
     assert ("TCP", port) in ports
@@ -72,11 +68,18 @@ def test_each_value_has_its_effect(helm):
     Helm parses whole numbers as floats and would render 2e+06.
     """
     values = ("networkPolicy.ingressFrom[0].ipBlock.cidr=10.0.0.0/8", "preStopSeconds=0")
-    made = parsed(template(helm, "--set", ",".join((*values, "settings.journal_size=2000000"))))
+    made = template(helm, "--set", ",".join((*values, "settings.journal_size=2000000")))
     (policy,), (config,) = of_kind(made, "NetworkPolicy"), of_kind(made, "ConfigMap")
     assert {"ipBlock": {"cidr": "10.0.0.0/8"}} in policy["spec"]["ingress"][0]["from"]
-    assert "lifecycle" not in beat_of(made)["spec"]["template"]["spec"]["containers"][0]
+    assert "lifecycle" not in pod_of(made)["containers"][0]
     assert config["data"]["HA_BEAT_JOURNAL_SIZE"] == "2000000"
+
+
+def refusal(helm: str, values: str) -> str:
+    """Return the error of a chart with wrong values."""
+    done = run(helm, "template", "x", CHART, "--set", values)
+    assert done.returncode != 0
+    return done.stderr
 
 
 @pytest.mark.parametrize(
@@ -92,10 +95,7 @@ def test_each_value_has_its_effect(helm):
     ],
 )
 def test_wrong_value_is_refused_and_named(helm, wrong, named):
-    command = [helm, "template", "x", str(CHART), "--set", wrong]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode != 0
-    assert named in done.stderr
+    assert named in refusal(helm, wrong)
 
 
 def test_schema_has_every_value_and_setting():
@@ -120,13 +120,22 @@ def test_changed_setting_restarts_the_pods(helm):
     """A running pod does not see its environment change."""
 
     def checksum(*arguments: str) -> str:
-        pod = beat_of(parsed(template(helm, *arguments)))["spec"]["template"]
+        pod = beat_of(template(helm, *arguments))["spec"]["template"]
         return pod["metadata"]["annotations"]["checksum/config"]
 
     first = checksum()
     assert first == checksum()
     assert first != checksum("--set", "settings.lease_ttl=20")
     assert first != checksum("--set", "redis.url=redis://other:6379/0")
+
+
+def run_helm_test(helm: str) -> object:
+    """Run the script of the chart's test pod; return its error, None if it passes."""
+    (pod,) = of_kind(template(helm), "Pod")
+    (script,) = pod["spec"]["containers"][0]["args"]
+    with pytest.raises(SystemExit) as ended:
+        exec(compile(script, "leads.py", "exec"), {})
+    return ended.value.code
 
 
 @pytest.mark.parametrize(
@@ -141,8 +150,6 @@ def test_changed_setting_restarts_the_pods(helm):
     ids=["complete", "one is missing", "two lead", "no leader", "one is not ready"],
 )
 def test_helm_test_waits_for_every_replica_and_one_leader(helm, monkeypatch, capsys, leaders, ready, passes):
-    (pod,) = of_kind(parsed(template(helm)), "Pod")
-    (script,) = pod["spec"]["containers"][0]["args"]
     hosts = {f"10.0.0.{number}": number for number in range(len(leaders))}
 
     class Connection:
@@ -163,14 +170,12 @@ def test_helm_test_waits_for_every_replica_and_one_leader(helm, monkeypatch, cap
     instants = itertools.count()
     monkeypatch.setattr(time, "monotonic", lambda: float(next(instants)))
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    with pytest.raises(SystemExit) as ended:
-        exec(compile(script, "leads.py", "exec"), {})
-    assert (ended.value.code is None) == passes, ended.value.code
+    error = run_helm_test(helm)
+    assert (error is None) == passes, error
 
 
 def test_helm_test_reports_after_90_s_when_each_attempt_takes_long(helm, monkeypatch):
     """A name server that does not answer holds each attempt up. Helm shows the reason only if the pod ends in time."""
-    (pod,) = of_kind(parsed(template(helm)), "Pod")
     now = 0.0
 
     def fail_late(*_: Any, **__: Any) -> Any:
@@ -181,23 +186,21 @@ def test_helm_test_reports_after_90_s_when_each_attempt_takes_long(helm, monkeyp
     monkeypatch.setattr(socket, "getaddrinfo", fail_late)
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    with pytest.raises(SystemExit) as ended:
-        exec(compile(pod["spec"]["containers"][0]["args"][0], "leads.py", "exec"), {})
-    assert "gaierror" in str(ended.value.code)
+    assert "gaierror" in str(run_helm_test(helm))
     assert 90 <= now < 100
 
 
 def test_pod_of_helm_test_runs_where_beat_runs(helm):
     """On the same nodes, with the same image and name servers."""
     values = "tolerations[0].key=a,nodeSelector.disk=ssd,imagePullSecrets[0].name=x,dnsPolicy=Default"
-    made = parsed(template(helm, "--set", values))
-    (pod,), beat = of_kind(made, "Pod"), beat_of(made)["spec"]["template"]["spec"]
+    made = template(helm, "--set", values)
+    (pod,), beat = of_kind(made, "Pod"), pod_of(made)
     for name in ("tolerations", "nodeSelector", "imagePullSecrets", "dnsPolicy", "dnsConfig"):
         assert pod["spec"][name] == beat[name], name
 
 
 def test_null_leaves_a_setting_out(helm):
-    made = parsed(template(helm, "--set", "settings.redis_options=null,settings.lease_ttl=5"))
+    made = template(helm, "--set", "settings.redis_options=null,settings.lease_ttl=5")
     (config,) = of_kind(made, "ConfigMap")
     assert config["data"]["HA_BEAT_LEASE_TTL"] == "5"
     assert "HA_BEAT_REDIS_OPTIONS" not in config["data"]
@@ -207,21 +210,20 @@ def test_null_for_any_value_leaves_it_out_or_is_refused_and_named(helm):
     """A list in a values file whose lines are all commented out is null."""
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     required = json.loads((CHART / "values.schema.json").read_text())["required"]
-    made = template(helm, "--set", ",".join(f"{name}=null" for name in values if name not in required))
+    nulls = ",".join(f"{name}=null" for name in values if name not in required)
+    made = output(helm, "template", "x", CHART, "--set", nulls)
     assert "nil>" not in made
     assert not re.search(r": null$", made, re.MULTILINE)
-    command = [helm, "template", "x", str(CHART), "--set", ",".join(f"{name}=null" for name in required)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode != 0
-    assert [name for name in required if f"'{name}'" not in done.stderr] == []
+    error = refusal(helm, ",".join(f"{name}=null" for name in required))
+    assert [name for name in required if f"'{name}'" not in error] == []
 
 
 def test_values_of_the_page_work_without_the_prometheus_operator(helm, tmp_path):
     """Helm refuses a release with a kind that the cluster does not have."""
     (block,) = (each for each in blocks("yaml") if each.page == "docs/deploy-kubernetes.md")
     (tmp_path / "my-values.yaml").write_text(block.body)
-    made = parsed(template(helm, "--values", str(tmp_path / "my-values.yaml")))
-    (container,) = beat_of(made)["spec"]["template"]["spec"]["containers"]
+    made = template(helm, "--values", str(tmp_path / "my-values.yaml"))
+    (container,) = pod_of(made)["containers"]
     assert container["image"] == "registry.example.com/shop:1.4.0"
     assert {each["apiVersion"] for each in made} <= {"v1", "apps/v1", "policy/v1", "networking.k8s.io/v1"}
 

@@ -1,4 +1,4 @@
-"""The manifests that kustomize and Helm render: valid by the schemas, and correct beyond them."""
+"""Manifests that kustomize and Helm render: valid by the schemas, and correct beyond them."""
 
 import re
 
@@ -13,9 +13,10 @@ from tests.integration.deploy.manifests import (
     Manifest,
     beat_of,
     of_kind,
-    parsed,
+    pod_of,
     pods,
     ports_of,
+    services_with,
     template,
 )
 
@@ -24,32 +25,21 @@ VERSIONS = ("1.31", "1.34", "1.36")
 
 
 @pytest.fixture(params=["kustomize", *(f"helm {values}".strip() for values in VALUES)])
-def rendered(request: pytest.FixtureRequest) -> str:
-    """The rendered manifests of kustomize and of each values file."""
+def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
+    """Return the manifests of kustomize or of one values file."""
     if request.param == "kustomize":
         return request.getfixturevalue("kustomized")
     return template(request.getfixturevalue("helm"), values=request.param.removeprefix("helm").strip())
 
 
 @pytest.fixture
-def manifests(rendered: str) -> list[Manifest]:
-    return parsed(rendered)
-
-
-@pytest.fixture
-def beat(manifests: list[Manifest]) -> Manifest:
-    """The specification of beat's Deployment."""
-    return beat_of(manifests)["spec"]
-
-
-@pytest.fixture
-def container(beat: Manifest) -> Manifest:
-    return next(each for each in beat["template"]["spec"]["containers"] if each["name"] == "beat")
+def container(manifests: list[Manifest]) -> Manifest:
+    return next(each for each in pod_of(manifests)["containers"] if each["name"] == "beat")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_manifests_are_valid(rendered, version):
-    for manifest in parsed(rendered):
+def test_manifests_are_valid(manifests, version):
+    for manifest in manifests:
         if manifest["kind"] not in {"ServiceMonitor", "PrometheusRule"}:  # not in Kubernetes' schemas
             kubernetes_validate.validate(manifest, version, strict=True)
 
@@ -75,24 +65,24 @@ def test_every_selector_matches_exactly_the_beat_pods(manifests):
 
 
 def test_no_selector_of_the_base_matches_a_pod_of_the_chart(helm, kustomized):
-    """A pod that two PodDisruptionBudgets select can't be evicted, and a Service would mix two clusters."""
-    made = parsed(kustomized)
-    selectors = [each["spec"]["selector"]["matchLabels"] for each in of_kind(made, "PodDisruptionBudget")]
-    selectors += [each["spec"]["podSelector"]["matchLabels"] for each in of_kind(made, "NetworkPolicy", "beat")]
-    selectors += [each["spec"]["selector"] for each in of_kind(made, "Service") if "beat" in each["metadata"]["name"]]
+    """Kubernetes can't evict a pod of two PodDisruptionBudgets, and a Service would mix the two clusters."""
+    budgets, policies = of_kind(kustomized, "PodDisruptionBudget"), of_kind(kustomized, "NetworkPolicy", "beat")
+    services = [each for each in of_kind(kustomized, "Service") if "beat" in each["metadata"]["name"]]
+    selectors = [each["spec"]["selector"]["matchLabels"] for each in budgets]
+    selectors += [each["spec"]["podSelector"]["matchLabels"] for each in policies]
+    selectors += [each["spec"]["selector"] for each in services]
     assert len(selectors) == 4
-    for name, labels, _ in pods(parsed(template(helm))):
+    for name, labels, _ in pods(template(helm)):
         assert not any(selector.items() <= labels.items() for selector in selectors), name
 
 
 def test_example_redis_keeps_its_data_and_admits_only_its_namespace(kustomized):
     """Persistent, without eviction, with memory to rewrite its file. It has no password, so access is restricted."""
-    made = parsed(kustomized)
-    (redis,) = of_kind(made, "StatefulSet")
+    (redis,) = of_kind(kustomized, "StatefulSet")
     pod = redis["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     given = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
-    (policy,), (service,) = of_kind(made, "NetworkPolicy", "redis"), of_kind(made, "Service", "redis")
+    (policy,), (service,) = of_kind(kustomized, "NetworkPolicy", "redis"), of_kind(kustomized, "Service", "redis")
     assert (given["--appendonly"], given["--maxmemory-policy"]) == ("yes", "noeviction")
     (claim,) = redis["spec"]["volumeClaimTemplates"]
     assert claim["metadata"]["name"] == container["volumeMounts"][0]["name"]
@@ -161,11 +151,11 @@ def test_replica_has_its_pods_name_and_address(container):
     assert fields == {"HA_BEAT_REPLICA": "metadata.name", "POD_IP": "status.podIP"}
 
 
-def test_rollout_keeps_the_replicas_and_leaves_time_for_a_handover(beat, container):
-    assert beat["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+def test_rollout_keeps_the_replicas_and_leaves_time_for_a_handover(manifests, container):
+    assert beat_of(manifests)["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     pause = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
     # For a command in flight and the release; command_timeout is at most 2.5 s.
-    assert beat["template"]["spec"]["terminationGracePeriodSeconds"] >= pause + 2 * 2.5 + 5
+    assert pod_of(manifests)["terminationGracePeriodSeconds"] >= pause + 2 * 2.5 + 5
 
 
 def test_headless_service_includes_replicas_that_are_not_ready(manifests):
@@ -185,19 +175,13 @@ def test_settings_exist_and_probes_use_the_bound_port(manifests, container):
 def test_service_monitor_of_kustomize_selects_each_replica_once(kustomized):
     monitor = yaml.safe_load((DEPLOY / "kubernetes" / "monitoring" / "service-monitor.yaml").read_text())
     (wanted,) = monitor["spec"]["selector"]["matchExpressions"]
-    services = of_kind(parsed(kustomized), "Service")
-    labels = monitor["spec"]["selector"]["matchLabels"].items()
-    chosen = [
-        each["metadata"]["name"]
-        for each in services
-        if labels | {(wanted["key"], "true")} <= each["metadata"].get("labels", {}).items()
-    ]
-    assert chosen == ["ha-beat-replicas"]
+    labels = monitor["spec"]["selector"]["matchLabels"].items() | {(wanted["key"], "true")}
+    assert services_with(labels, kustomized) == ["ha-beat-replicas"]
 
 
 def test_helm_and_kustomize_render_the_same(helm, kustomized):
-    """Except names, labels and the Secret's content, so that a switch between them changes nothing."""
-    made = [parsed(text) for text in (kustomized, template(helm, "--set", "app=example"))]
+    """Only names, labels and the Secret's content differ."""
+    made = [kustomized, template(helm, "--set", "app=example")]
     specs = [beat_of(each)["spec"] for each in made]
     pod_specs = [each["template"]["spec"] for each in specs]
     for name in ("replicas", "strategy", "revisionHistoryLimit"):

@@ -2,18 +2,16 @@
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from ha_beat.monitoring.metrics import DEFINITIONS
+from tests.support.commands import DEPLOY, ROOT, output
 from tests.support.servers import find_program, need
 
-DEPLOY = Path(__file__).parents[3] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yml"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "ha-beat.json"
 
@@ -46,10 +44,8 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
 
-def promtool(*arguments: str) -> None:
-    command = [need(lambda: find_program("promtool")), *arguments]
-    done = subprocess.run(command, cwd=RULES.parent, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def promtool(*arguments: object) -> None:
+    output(need(lambda: find_program("promtool")), *arguments, cwd=RULES.parent)
 
 
 def series_of(expr: str) -> dict[str, set[str]]:
@@ -110,7 +106,7 @@ def test_every_query_is_promql(tmp_path):
     recorded = [{"record": f"query:{n}", "expr": expr} for n, expr in enumerate(filled)]
     file = tmp_path / "queries.yml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": recorded}]}))
-    promtool("check", "rules", str(file))
+    promtool("check", "rules", file)
 
 
 def test_every_metric_is_on_the_dashboard():
@@ -144,7 +140,7 @@ def test_rules_fire_in_exactly_the_cases_of_their_tests():
 def test_every_alert_is_tested_and_documented_with_its_severity():
     alerts = {rule["alert"]: rule["labels"]["severity"] == "critical" for rule in rules() if "alert" in rule}
     assert alerts.keys() <= set(re.findall(r"HaBeat\w+", (RULES.parent / "rules.test.yml").read_text()))
-    page = (DEPLOY.parent / "docs" / "monitoring.md").read_text()
+    page = (ROOT / "docs" / "monitoring.md").read_text()
     cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `HaBeat")]
     assert alerts == {name: "(critical)" in cell for cell in cells for name in re.findall(r"`(HaBeat\w+)`", cell)}
 
@@ -159,4 +155,4 @@ def test_prometheus_reads_its_configuration(tmp_path):
     configuration = (RULES.parent / "prometheus.yml").read_text().replace("/etc/prometheus", str(RULES.parent))
     file = tmp_path / "prometheus.yml"
     file.write_text(configuration)
-    promtool("check", "config", str(file))
+    promtool("check", "config", file)

@@ -1,12 +1,10 @@
-"""The script rolling-update with a `docker`, a `date` and a `sleep` of the test's: no engine, no waiting."""
+"""Script rolling-update, with stubs for `docker`, `date` and `sleep`."""
 
 import os
-import subprocess
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[3] / "deploy" / "rolling-update"
+from tests.support.commands import DEPLOY, run
 
 #: One replica of a service, and a new one that never becomes healthy. Each look at its health takes 20 s.
 STUBS = {
@@ -32,7 +30,7 @@ def test_replica_that_is_not_healthy_in_time_is_removed(tmp_path, health, looks)
     (tmp_path / "looks").touch()
     path = f"{tmp_path}:{os.environ['PATH']}"
     environ = {"PATH": path, "STUBS": str(tmp_path), "HEALTH": health, "ROLLING_UPDATE_TIMEOUT": "100"}
-    done = subprocess.run([SCRIPT], env=environ, capture_output=True, text=True, timeout=60, check=False)
+    done = run(DEPLOY / "rolling-update", env=environ, timeout=60)
     assert done.returncode == 1, done.stderr
     assert (tmp_path / "calls").read_text().splitlines() == ["logs --tail 20 new", "rm --force new"]
     assert len((tmp_path / "looks").read_text().splitlines()) in looks

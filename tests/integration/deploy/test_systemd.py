@@ -1,12 +1,12 @@
-"""The systemd unit."""
+"""Systemd unit."""
 
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
-UNIT = Path(__file__).parents[3] / "deploy" / "systemd" / "ha-beat@.service"
+from tests.support.commands import DEPLOY, output, run
+
+UNIT = DEPLOY / "systemd" / "ha-beat@.service"
 
 
 @pytest.fixture
@@ -21,15 +21,13 @@ def test_systemd_accepts_the_unit(analyze, tmp_path):
     assert "ExecStart=/srv/%i/venv/bin/celery " in text
     unit = tmp_path / "ha-beat@shop.service"
     unit.write_text(text.replace("/srv/%i/venv/bin/celery", "/bin/true"))
-    done = subprocess.run([analyze, "verify", str(unit)], capture_output=True, text=True, timeout=200, check=False)
+    done = run(analyze, "verify", unit)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_exposure_of_the_unit_is_low(analyze):
-    """By systemd's score from 0 (no exposure) to 100."""
-    command = [analyze, "security", "--offline=yes", "--no-pager", "--threshold=25", str(UNIT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    """systemd's score ranges from 0 (no exposure) to 100."""
+    output(analyze, "security", "--offline=yes", "--no-pager", "--threshold=25", UNIT)
 
 
 def test_unit_stops_by_sigterm_and_restarts():

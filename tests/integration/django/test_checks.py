@@ -12,8 +12,9 @@ from celery import Celery
 from django.test import override_settings
 
 from ha_beat.django import checks
-from tests.faults.cluster import REPOSITORY, base_environment
+from tests.faults.cluster import base_environment
 from tests.integration.django.conftest import SETTINGS, Site, use
+from tests.support.commands import ROOT
 
 
 def run_check(site: Site, *arguments: str, command: str = "check", **settings: Any) -> str:
@@ -22,7 +23,7 @@ def run_check(site: Site, *arguments: str, command: str = "check", **settings: A
     code = f"import sys; sys.argv = {line!r}; from django.core.management import execute_from_command_line as e; e()"
     env = base_environment(site.env(**settings))
     process = [sys.executable, "-c", code]
-    done = subprocess.run(process, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(process, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, check=False)
     return done.stdout + done.stderr
 
 

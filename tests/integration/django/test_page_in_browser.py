@@ -12,10 +12,11 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django_celery_beat.models import PeriodicTask
 
-from tests.faults.cluster import REPOSITORY, BeatCluster, base_environment
+from tests.faults.cluster import BeatCluster, base_environment
 from tests.integration.django.beats import beats
 from tests.integration.django.conftest import Site, create_staff
 from tests.integration.django.rows import every, row
+from tests.support.commands import ROOT
 from tests.support.servers import ServerProcess, find_program, free_port, need, wait_for
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,7 @@ def web(site: Site, tmp_path: Path) -> Iterator[str]:
     port = free_port()
     command = [sys.executable, "-m", "django", "runserver", "--noreload", f"127.0.0.1:{port}"]
     env = base_environment(site.env(DEBUG=True))
-    server = ServerProcess(command, tmp_path / "web.log", cwd=REPOSITORY, env=env)
+    server = ServerProcess(command, tmp_path / "web.log", cwd=ROOT, env=env)
     yield f"http://127.0.0.1:{port}"
     server.kill()
 

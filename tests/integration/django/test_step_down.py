@@ -10,10 +10,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.faults.cluster import REPOSITORY, base_environment
+from tests.faults.cluster import base_environment
 from tests.integration.django.beats import beats
 from tests.integration.django.conftest import Site
 from tests.integration.django.rows import every, fresh, row
+from tests.support.commands import ROOT
 from tests.support.servers import wait_for
 
 pytestmark = pytest.mark.slow
@@ -24,7 +25,7 @@ def step_down(site: Site) -> Iterator[None]:
     """Run `celery ha-beat step-down`, which waits for the next leader."""
     command = [sys.executable, "-m", "celery", "-A", "tests.integration.django.project.app", "ha-beat", "step-down"]
     environment = base_environment(site.env())
-    with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=-1, stderr=-2, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, stderr=-2, text=True) as process:
         yield
         output, _ = process.communicate(timeout=60)
     assert process.returncode in {0, 1}, output  # 1: no next leader within its timeout

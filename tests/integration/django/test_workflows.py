@@ -17,9 +17,10 @@ from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
 from ha_beat.cli.celery_command import ha_beat as command
-from tests.faults.cluster import REPOSITORY, base_environment
+from tests.faults.cluster import base_environment
 from tests.integration.django.beats import beats
 from tests.integration.django.rows import at, cron, every, fresh, row, soon, wait_for_verdict, wait_until_disabled
+from tests.support.commands import ROOT
 from tests.support.servers import wait_for
 
 pytestmark = pytest.mark.slow
@@ -124,7 +125,7 @@ row("starts", interval=every(3600), start_time=now + timedelta(seconds=5))
 row("ends", interval=every(1), expires=now - timedelta(seconds=1))
 """
     env = base_environment(site.env(**settings))
-    subprocess.run([sys.executable, "-c", made], cwd=REPOSITORY, env=env, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", made], cwd=ROOT, env=env, check=True, timeout=60)
     interval = PeriodicTask.objects.get(name="interval")
     with beats(site, replicas=1, django=settings) as cluster:
         site.wait_for("clocked", "starts", "interval")

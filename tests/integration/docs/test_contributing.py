@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ha_beat.reasons import SkipReason
-from tests.integration.docs.blocks import ROOT
+from tests.support.commands import ROOT
 
 #: `room/module.py`, `room/module.py:Symbol.member` or a path from the top of the repository.
 REFERENCE = re.compile(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|lua|yml|json|md|toml))(?::([\w.]+))?`")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.integration.docs.generated import BLOCKS, ROOT, with_block
+from tests.integration.docs.generated import BLOCKS, with_block
+from tests.support.commands import ROOT
 
 
 @pytest.mark.parametrize(("file", "name", "make"), [pytest.param(*each, id=f"{each[0]} {each[1]}") for each in BLOCKS])

@@ -1,15 +1,15 @@
-"""The quick start, with the project and the commands of its page."""
+"""Quick start, with the project and the commands of its page."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from contextlib import ExitStack
 
 import pytest
 
-from tests.integration.docs.blocks import ROOT, blocks
+from tests.faults.cluster import base_environment
+from tests.integration.docs.blocks import blocks
+from tests.support.commands import output
 from tests.support.servers import ServerProcess, wait_for
 
 PAGE = "docs/quickstart.md"
@@ -27,8 +27,7 @@ def test_quick_start_runs_tasks_and_replaces_a_killed_leader(redis_server, tmp_p
     """With a worker and three beats. Status and doctor find no problem."""
     (project,) = (block.body for block in blocks("python") if block.page == PAGE and 'Celery("proj"' in block.body)
     (tmp_path / "proj.py").write_text(project.replace("redis://127.0.0.1:6379/0", redis_server.url))
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "HA_BEAT_"))}
-    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT)])
+    env = base_environment()
     with ExitStack() as stack:
         logs = (tmp_path / f"{number}.log" for number in range(100))
 
@@ -42,11 +41,9 @@ def test_quick_start_runs_tasks_and_replaces_a_killed_leader(redis_server, tmp_p
         assert len(beats) == 3
 
         def members() -> dict[str, list[ServerProcess]]:
-            asked = subprocess.run(
-                [*STATUS], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200, check=True
-            )
+            status = json.loads(output(*STATUS, cwd=tmp_path, env=env))
             found: dict[str, list[ServerProcess]] = {"leader": [], "standby": []}
-            for member in json.loads(asked.stdout)["members"]:
+            for member in status["members"]:
                 found[member["role"]] += [beat for beat in beats if beat.pid == member["pid"]]
             return found
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from ha_beat.store.keys import Keys
-from tests.integration.docs.blocks import ROOT
+from tests.support.commands import ROOT
 
 CHANNELS = {"wake", "presence"}
 

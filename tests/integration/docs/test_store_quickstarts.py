@@ -1,7 +1,4 @@
-"""The documented first steps of redbeat and sqlalchemy-celery-beat, with real beats and workers.
-
-Each runs with the package's own flag `-S` and with ours; nothing else differs.
-"""
+"""Documented first steps of redbeat and sqlalchemy-celery-beat, with the package's own flag `-S` and with ours."""
 
 import base64
 import json

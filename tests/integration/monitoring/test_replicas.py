@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from tests.faults.cluster import REPOSITORY, BeatCluster, Replica, base_environment, ha_scheduler
+from tests.faults.cluster import BeatCluster, Replica, base_environment, ha_scheduler
 from tests.integration.monitoring.support import LOCALHOST, ask
+from tests.support.commands import ROOT
 from tests.support.servers import PartMissing, ServerProcess, free_port, need, wait_for
 
 SPEC = {"fast": {"every": 0.2}}
@@ -268,7 +269,7 @@ def test_beat_inside_a_worker_serves_http(redis_server, tmp_path):
     """`worker -B` forks beat: endpoint, metrics and membership must be the child's."""
     port = free_port()
     env = base_environment({"BROKER_URL": redis_server.url, "BEAT_SPEC": json.dumps(SPEC)})
-    env |= {"HA_BEAT_HTTP_BIND": f"{LOCALHOST}:{port}", "HA_BEAT_CLUSTER": "embedded", "PYTHONPATH": str(REPOSITORY)}
+    env |= {"HA_BEAT_HTTP_BIND": f"{LOCALHOST}:{port}", "HA_BEAT_CLUSTER": "embedded", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "celery", "-A", "tests.support.apps.tick_app", "worker", "-B", "-c", "1"]
     command += ["-P", "prefork", "--scheduler", ha_scheduler(), "-s", str(tmp_path / "schedule"), "-l", "INFO"]
     process = ServerProcess(command, tmp_path / "worker.log", cwd=tmp_path, env=env)

@@ -1,6 +1,5 @@
-"""The wheel and the sdist, as published."""
+"""Wheel and sdist, as published."""
 
-import subprocess
 import sys
 import tarfile
 import tomllib
@@ -11,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import ha_beat
+from tests.support.commands import ROOT, output
 
-ROOT = Path(__file__).parents[3]
 EXTRAS = list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 
 #: Module that each extra enables.
@@ -30,12 +29,8 @@ MODULES = {
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-def run(*command: object, cwd: Path | None = None) -> str:
-    done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, capture_output=True, text=True, timeout=360, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def run(*command: object, cwd: Path | None = None) -> None:
+    output(*command, cwd=cwd, timeout=360)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,9 @@
-"""The versions that the package supports are those that nox and CI test."""
+"""Tests that nox and CI run on the versions that the package supports."""
 
 import ast
 import re
-import subprocess
 import sys
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +11,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-ROOT = Path(__file__).parents[3]
+from tests.support.commands import ROOT, output
+
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOXFILE = (ROOT / "noxfile.py").read_text()
 CI = (ROOT / ".ci" / "run").read_text()
@@ -72,8 +71,6 @@ def test_ci_runs_existing_sessions():
 
 def test_nox_lists_all_sessions():
     pytest.importorskip("nox", reason="belongs to the extra dev")
-    command = [sys.executable, "-m", "nox", "--list"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
+    listed = output(sys.executable, "-m", "nox", "--list", cwd=ROOT)
     for session in ("lint", "oldest", "newest", *(f"tests({version})" for version in pythons())):
-        assert re.search(rf"^[*-] {re.escape(session)} -> ", done.stdout, re.MULTILINE), session
+        assert re.search(rf"^[*-] {re.escape(session)} -> ", listed, re.MULTILINE), session

@@ -3,6 +3,7 @@
 import importlib
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,14 @@ class RedisServer(Server):
         if self._client is None:
             self._client = self.client()
         return self._client
+
+    def commands_per_second(self, seconds: float) -> float:
+        """Watch for some seconds; return the rate of commands that clients send, without those that scripts call."""
+        count, until = 0, time.monotonic() + seconds
+        with redis.Redis.from_url(self.url).monitor() as monitor:
+            while time.monotonic() < until:
+                count += monitor.next_command()["client_type"] != "lua"
+        return count / seconds
 
     # -- life cycle
 
