@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -12,8 +11,6 @@ from ha_beat.clock import Clock
 from ha_beat.duties import Duties
 from ha_beat.reasons import Duty
 from ha_beat.threads import LastingThread
-
-logger = logging.getLogger("ha_beat")
 
 #: Seconds without progress after which the consumer counts as late.
 _LATE_AFTER = 10.0
@@ -81,11 +78,7 @@ class EventQueue:
                 continue
             if event is None:
                 return
-            try:
-                self._consumer(event)
-            except Exception:
-                extra = {"action": "subscriber_failed", "event": event.action}
-                logger.exception("A subscriber of %s failed", event.action, extra=extra)
+            events.deliver(event, self._consumer)
             self._duties.done(self._duty)
             self._report_dropped()
 

@@ -60,7 +60,7 @@ Subscriber = Callable[[Event], None]
 
 
 class Events:
-    """List of subscribers. An exception of a subscriber is logged. It does not affect the others or the emitter."""
+    """List of subscribers. An exception of one affects neither the others nor the emitter."""
 
     def __init__(self) -> None:
         self._subscribers: list[Subscriber] = []
@@ -70,11 +70,16 @@ class Events:
 
     def emit(self, event: Event) -> None:
         for subscriber in self._subscribers:
-            try:
-                subscriber(event)
-            except Exception:
-                extra = {"action": "subscriber_failed", "event": event.action}
-                logger.exception("A subscriber of %s failed", event.action, extra=extra)
+            deliver(event, subscriber)
+
+
+def deliver(event: Event, subscriber: Subscriber) -> None:
+    """Call a subscriber. Its exception is logged."""
+    try:
+        subscriber(event)
+    except Exception:
+        extra = {"action": "subscriber_failed", "event": event.action}
+        logger.exception("A subscriber of %s failed", event.action, extra=extra)
 
 
 # --- Election: terms, the lease and presence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -35,15 +35,8 @@ class TaskOccurrence:
 
     def attributes(self) -> dict[str, str | int | bool]:
         """Return span attributes or log fields, whose names begin with ``ha_beat.``."""
-        return {
-            "ha_beat.cluster": self.cluster,
-            "ha_beat.entry": self.entry,
-            "ha_beat.scheduled_at": self.scheduled_at.isoformat(),
-            "ha_beat.epoch": self.epoch,
-            "ha_beat.run_count": self.run_count,
-            "ha_beat.manual": self.manual,
-            "ha_beat.backfill": self.backfill,
-        }
+        values = {**asdict(self), "scheduled_at": self.scheduled_at.isoformat()}
+        return {f"ha_beat.{name}": value for name, value in values.items() if name != "request"}
 
 
 def occurrence_of(request: Any) -> TaskOccurrence | None:

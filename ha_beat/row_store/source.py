@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from typing import Any, Protocol
-
-from celery import Celery
+from typing import Any
 
 from ha_beat.beat_loop import Runtime
 from ha_beat.leader.entry import ScheduledEntry
@@ -16,30 +14,18 @@ from ha_beat.row_store.full_read import PAGE
 from ha_beat.row_store.static_entries import write_static_entries
 from ha_beat.row_store.sync import RowSync
 from ha_beat.row_store.table import RowTable
-from ha_beat.schedule_sources.source import EntryHooks
 from ha_beat.schedule_sources.stored_source import POLL_INTERVAL, StoredSource
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 
 
-class RowHooks(EntryHooks, Protocol):
-    """Scheduler class of a store, as the source uses it."""
-
-    app: Celery
-    max_interval: float | None
-
-    def row_store(self) -> RowStore: ...
-
-
 class RowSource(StoredSource):
     """Entries of the rows as last read by the threads of :mod:`ha_beat.row_store.sync`.
 
-    It has more than 15 methods because the protocol ``ReplicaSource`` has 14.
+    It has more than 15 methods because the base class ``ReplicaSource`` has 16.
     """
 
-    _scheduler: RowHooks
-
-    def __init__(self, scheduler: RowHooks) -> None:
+    def __init__(self, scheduler: Any) -> None:
         super().__init__(scheduler)
         self._store: RowStore | None = None
         #: Removals that the ledger has not recorded, as in the table.

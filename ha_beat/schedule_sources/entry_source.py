@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Set
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -14,11 +13,9 @@ from ha_beat.leader.planner import EVERYTHING, Absence, ScheduleChange
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.schedule_sources.comparison import ScheduleComparison
 from ha_beat.schedule_sources.signatures import SharedRecurrences, signature
-from ha_beat.schedule_sources.source import EntryHooks, SchedulerSource
+from ha_beat.schedule_sources.source import SchedulerSource
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
-
-logger = logging.getLogger("ha_beat")
 
 #: Seconds after which an entry that the leader lacks counts as deleted. During a rolling deploy a leader of the older
 #: release may lack an entry for a short time.
@@ -28,7 +25,7 @@ _DELETED_AFTER = 3600.0
 class EntrySource(SchedulerSource):
     """Entries of the scheduler's ``schedule``. The scheduler class has read them."""
 
-    def __init__(self, scheduler: EntryHooks) -> None:
+    def __init__(self, scheduler: Any) -> None:
         super().__init__(scheduler)
         asks_scheduler = self.hooks.replaced("schedules_equal")
         self._comparison = ScheduleComparison(scheduler, self._clock, asks_scheduler=asks_scheduler)
@@ -61,11 +58,7 @@ class EntrySource(SchedulerSource):
         else:
             names = [name for entry_id in ids if (name := self._names.get(entry_id)) in schedule]
             entries = [(name, schedule[name]) for name in names]
-        for name, entry in entries:
-            try:
-                yield self._scheduled(entry, shared)
-            except Exception:
-                logger.exception("Entry %s is left out", name, extra={"action": "entry_left_out", "entry": name})
+        yield from self._each_scheduled(entries, lambda entry: self._scheduled(entry, shared))
 
     def _scheduled(self, entry: Any, shared: SharedRecurrences) -> ScheduledEntry:
         if self.hooks.replaces_is_due(entry):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
-from celery import Celery
 from celery.beat import BeatLazyFunc, ScheduleEntry
 
 from ha_beat.beat_loop import ReplicaSource
@@ -17,8 +17,9 @@ from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.schedule_sources.hooks import HookedSender, SchedulerHooks
 from ha_beat.schedule_sources.rules import EntryRules
-from ha_beat.settings import Settings
 from ha_beat.store.ledger import LedgerRow
+
+logger = logging.getLogger("ha_beat")
 
 #: Seconds until the next check of an entry whose schedule does not say when.
 _CHECK_AGAIN = 60.0
@@ -30,30 +31,8 @@ _CHECK_AT_LATEST = 86_400.0
 _CLOCKS_DIFFER = timedelta(seconds=5)
 
 
-class EntryHooks(Protocol):
-    """Scheduler class as the source uses it: the entries, and the hooks of ``HAMixin``."""
-
-    app: Celery
-    ha_settings: Settings
-    schedule: Any
-
-    def is_due(self, entry: Any) -> Any: ...
-
-    def reserve(self, entry: Any) -> Any: ...
-
-    def schedules_equal(self, old_schedules: Any, new_schedules: Any) -> Any: ...
-
-    def entry_id(self, entry: Any) -> str: ...
-
-    def stored_last_run_at(self, entry: Any) -> datetime | None: ...
-
-    def entry_recorded(self, entry: Any, row: LedgerRow) -> None: ...
-
-    def schedule_digest(self) -> str: ...
-
-
 class SchedulerSource(ReplicaSource):
-    """Schedule source for one object of a Celery scheduler class."""
+    """Schedule source for one scheduler, an :class:`~ha_beat.scheduler.HAMixin`."""
 
     #: Modules, besides this package's, whose methods of the scheduler and of its entries count as not replaced.
     stock: tuple[str, ...] = ("celery.beat",)
@@ -62,7 +41,7 @@ class SchedulerSource(ReplicaSource):
     #: True if entries were updated since the scheduler class last wrote to its own store.
     unsynced = False
 
-    def __init__(self, scheduler: EntryHooks) -> None:
+    def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
         self.hooks = SchedulerHooks(scheduler, self.stock, self.unused)
         self.sender: HookedSender = HookedSender(scheduler.app, scheduler, self.hooks)
@@ -70,7 +49,8 @@ class SchedulerSource(ReplicaSource):
         self._clock = SystemClock()
 
     def digest(self) -> str:
-        return self._scheduler.schedule_digest()
+        digest: str = self._scheduler.schedule_digest()
+        return digest
 
     def scheduler_class(self) -> str:
         cls = type(self._scheduler)
@@ -81,6 +61,16 @@ class SchedulerSource(ReplicaSource):
         self.hooks.detect()
         self.sender.detect()
         self.rules.forget_deadlines()
+
+    def _each_scheduled(
+        self, entries: Iterable[tuple[str, Any]], make: Callable[[Any], ScheduledEntry]
+    ) -> Iterator[ScheduledEntry]:
+        """Yield each of the named entries as ``make`` returns it. An entry that raises is logged and left out."""
+        for name, entry in entries:
+            try:
+                yield make(entry)
+            except Exception:
+                logger.exception("Entry %s is left out", name, extra={"action": "entry_left_out", "entry": name})
 
     def check(self, entry: ScheduledEntry, position: datetime) -> tuple[bool, float]:
         celery_entry = entry.celery_entry

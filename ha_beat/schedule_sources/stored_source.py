@@ -5,7 +5,6 @@ Threads read the store into a table in memory, which the main loop uses. On the 
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from contextlib import suppress
@@ -18,10 +17,8 @@ from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.forecast import Outline
 from ha_beat.leader.planner import Absence, ScheduleChange
 from ha_beat.schedule.occurrence import FOREVER, NEVER
-from ha_beat.schedule_sources.source import EntryHooks, SchedulerSource
+from ha_beat.schedule_sources.source import SchedulerSource
 from ha_beat.store.lease import Term
-
-logger = logging.getLogger("ha_beat")
 
 #: Seconds between turns of the threads.
 POLL_INTERVAL = 1.0
@@ -101,12 +98,12 @@ class StoredSource(SchedulerSource):
 
     A subclass starts its threads and passes them to :meth:`_run`. Its entries have the attributes ``id``, ``name``,
     ``instants``, ``signature``, ``run_state``, ``stored_last_run_at``, ``since`` and ``rules``. It has more than 15
-    methods because the interface :class:`~ha_beat.beat_loop.ReplicaSource` has 16.
+    methods because the base class ``ReplicaSource`` has 16.
     """
 
     _sync: Sync | None
 
-    def __init__(self, scheduler: EntryHooks) -> None:
+    def __init__(self, scheduler: Any) -> None:
         super().__init__(scheduler)
         self._runtime: Runtime | None = None
         self._sync = None
@@ -207,12 +204,9 @@ class StoredSource(SchedulerSource):
             self.detect_hooks()
         else:
             entries = [entry for entry_id in ids if (entry := table.entries.get(entry_id)) is not None]
-        for entry in entries:
-            try:
-                yield self._stored(entry, now)
-            except Exception:
-                extra = {"action": "entry_left_out", "entry": entry.name}
-                logger.exception("Entry %s is left out", entry.name, extra=extra)
+        yield from self._each_scheduled(
+            ((entry.name, entry) for entry in entries), lambda entry: self._stored(entry, now)
+        )
 
     def _loading(self, ids: Set[str] | None) -> None:
         """Prepare a load of these entries, ``None`` for all. Called when the number in use has been set."""
