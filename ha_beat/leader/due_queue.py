@@ -12,13 +12,13 @@ from itertools import islice
 from ha_beat.leader.entry import EntryState
 from ha_beat.schedule.occurrence import NEVER
 
-#: Number of places that are not worth removing.
+#: Number of places of dropped entries that are kept in any case.
 _FEW = 64
 
-#: Time for which entries of a burst may wait before those that fall due meanwhile go first.
+#: Time for which entries of a burst may wait before entries that fall due later go first.
 _LONG_WAIT = timedelta(seconds=0.05)
 
-#: Places that are set aside at once, which takes some milliseconds.
+#: Most places that are set aside in one call, which takes some milliseconds.
 _SET_ASIDE = 2000
 
 _Place = tuple[datetime, int, EntryState]
@@ -31,11 +31,11 @@ class DueQueue:
     _heap: list[_Place] = field(default_factory=list)
     #: The same places, without those that :meth:`take_upcoming` has returned.
     _ahead: list[_Place] = field(default_factory=list)
-    #: Places that :meth:`pop_due` has taken from the heap, because entries wait since one instant, and that instant.
+    #: Places that :meth:`pop_due` has taken from the heap, because entries of a burst wait, and the burst's instant.
     _aside: deque[_Place] = field(default_factory=deque)
     _aside_at: datetime = NEVER
     _by_id: dict[str, EntryState] = field(default_factory=dict)
-    #: Entries without a place at their own time, by id: they are being dispatched, or wait for more than that time.
+    #: Entries without a place at their own time, by id: they are being dispatched, or must wait longer.
     _elsewhere: dict[str, EntryState] = field(default_factory=dict)
     _tickets: int = 0
     _longest_first: bool = False
@@ -63,7 +63,7 @@ class DueQueue:
     ) -> None:
         """Add an entry or put it back. It is popped when it is due, and not before ``not_before`` and ``sends_at``.
 
-        It counts as overdue from ``sends_at`` on. Without it, one that is put back with the same instant keeps its own.
+        It counts as overdue from ``sends_at`` on. By default, an entry with the same instant keeps its ``sends_at``.
         """
         self._by_id[state.id] = state
         kept = state.sends_at if state.due_at == due_at else None
@@ -88,7 +88,7 @@ class DueQueue:
         self._compact()
 
     def _compact(self) -> None:
-        """Remove the places of dropped entries, which stay until they are due, once they are the most."""
+        """Remove the places of dropped entries, which otherwise stay until they are due, once they are the majority."""
         most = 2 * len(self._by_id) + _FEW
         if len(self._heap) > most:
             self._heap = [place for place in self._heap if place[1] == place[2].ticket]
@@ -100,7 +100,7 @@ class DueQueue:
     def pop_due(self, now: datetime, limit: int) -> list[EntryState]:
         """Pop up to ``limit`` due entries in order of due time.
 
-        While more than ``limit`` wait since one instant, later ones go first and may take half of the places.
+        While more than ``limit`` entries of one instant wait, later entries go first and may take half of the places.
         """
         self._set_aside(now)
         aside, crowded = self._aside, len(self._aside) > limit
@@ -118,7 +118,7 @@ class DueQueue:
     def _set_aside(self, now: datetime) -> None:
         heap = self._heap
         if self._aside and self._aside_at > now:
-            # The time was set back. Entries may be due before the burst is again.
+            # The time was set back, so other entries may be due before the burst.
             heap.extend(self._aside)
             heapq.heapify(heap)
             self._aside.clear()
@@ -140,7 +140,7 @@ class DueQueue:
                 yield state
 
     def take_upcoming(self, until: datetime) -> EntryState | None:
-        """Return the next entry in order of due time that is due by ``until``, each place once. It stays queued."""
+        """Return the next entry that is due by ``until``, each place once. The entry stays in the queue."""
         while self._ahead and self._ahead[0][0] <= until:
             _, ticket, state = heapq.heappop(self._ahead)
             if state.ticket == ticket:
@@ -150,7 +150,7 @@ class DueQueue:
     def put_behind(self, due_until: datetime, now: datetime) -> None:
         """Put the entries that were due by ``due_until`` behind those that fell due since, up to ``now``.
 
-        Every other time the one that has waited longest goes in front of all: the others may fill each batch.
+        In every other call, the entry that has waited longest goes first, because the others may fill each batch.
         """
         due = self.pop_due(due_until, len(self._heap) + len(self._aside))
         self._longest_first = not self._longest_first
@@ -177,7 +177,7 @@ class DueQueue:
         return [(at, state) for at, _, state in heapq.nsmallest(limit, found, key=lambda place: place[:2])]
 
     def overdue(self, now: datetime) -> float:
-        """Return for how many seconds the longest waiting entry has been due, also if it is to be retried later."""
+        """Return for how many seconds the longest waiting entry has been due, even if it is retried only later."""
         return seconds_overdue(self.upcoming(1), now)
 
     def backlog(self, now: datetime) -> int:
@@ -193,7 +193,7 @@ def _in_place(place: _Place, elsewhere: Container[EntryState]) -> bool:
 
 
 def _waiting_since(state: EntryState) -> datetime:
-    """Return since when an entry waits for its turn: an instant of a backlog is older than the entry's last turn."""
+    """Return since when an entry waits: for an instant of a backlog, since the entry was last tried."""
     return max(state.due_at or NEVER, state.tried_at)
 
 

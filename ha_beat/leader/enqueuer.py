@@ -1,8 +1,8 @@
 """Enqueuer: the leader's work over all terms of a replica.
 
-It creates a :class:`LeaderTerm` for each term, decides when that may work, and handles failures of a whole batch. What
-it keeps from one term to the next is the back-off, the dispatcher for late confirmations, the entries with slow
-arguments, and the server on which it had to wait.
+It creates a :class:`LeaderTerm` for each term, decides when that may work, and handles failures of a whole batch. From
+one term to the next it keeps the back-off, the dispatcher for late confirmations, the entries with slow arguments, and
+the server on which it had to wait.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ha_beat.errors import StoreError
 from ha_beat.leader.batches.backoff import Backoff
 from ha_beat.leader.batches.slow_arguments import SlowArguments
 from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.loading.loaded_schedule import LoadedSchedule
 from ha_beat.leader.parts import LeaderParts
 from ha_beat.leader.planner import EVERYTHING, ScheduleChange
 from ha_beat.leader.term import LeaderTerm
@@ -37,7 +38,7 @@ class Enqueuer:
         self._clock = parts.clock
         self._slow = SlowArguments(parts.source.arguments, parts.clock, _SLOW_BUDGETS * parts.pace.seconds)
         self._backoff = Backoff(parts.clock, parts.emit, parts.options.handover_after)
-        #: The server on which the previous holder had to be waited for, and since when it was reachable.
+        #: The server on which this replica had to wait for the previous holder, and since when it was reachable.
         self._changed_server = ("", 0.0)
         self._dispatch_from = 0.0
         self._term: LeaderTerm | None = None
@@ -63,15 +64,22 @@ class Enqueuer:
 
     def serves(self, term: Term) -> bool:
         """Return True if the due queue holds all entries under this term."""
-        return self._term is not None and self._term.nonce == term.nonce and self._term.schedule.complete
+        schedule = self._schedule_of(term)
+        return schedule is not None and schedule.complete
 
     def up_to_date(self, term: Term) -> bool:
         """Return True if the due queue holds all entries under this term, and none is to be read again."""
-        return self._term is not None and self._term.nonce == term.nonce and self._term.schedule.up_to_date
+        schedule = self._schedule_of(term)
+        return schedule is not None and schedule.up_to_date
 
     def taken_up(self, term: Term) -> bool:
         """Return True if entries are dispatched under this term, although some may not be loaded yet."""
-        return self._term is not None and self._term.nonce == term.nonce and self._term.schedule.loaded
+        schedule = self._schedule_of(term)
+        return schedule is not None and schedule.loaded
+
+    def _schedule_of(self, term: Term) -> LoadedSchedule | None:
+        current = self._term
+        return current.schedule if current is not None and current.nonce == term.nonce else None
 
     def reload(self, change: ScheduleChange = EVERYTHING) -> None:
         """Read what has changed of the schedule, and its rows in the ledger, before the next batch."""
@@ -81,7 +89,7 @@ class Enqueuer:
     def stand_by(self) -> None:
         """Discard the queue, and confirm or take back what was claimed. Never raises.
 
-        If the same term goes on, because a renewal was late, it reads the outcome from the ledger.
+        If the same term continues after a late renewal, it reads the outcome from the ledger.
         """
         if self._term is not None:
             self._term.unload()
@@ -114,7 +122,7 @@ class Enqueuer:
         except FencedOff:
             raise
         except Exception:
-            # Entries that were popped for this batch are read from the ledger again.
+            # This reads the entries again that were popped for the failed batch.
             current.schedule.reload()
             raise
         if current.submitter.sent:
@@ -128,19 +136,24 @@ class Enqueuer:
         """Start a term. On another server than the previous holder's, wait until that holder must have stopped."""
         self._term = LeaderTerm(self._parts, tenure, self._slow, self.dispatcher)
         self._backoff.begin()
+        now = self._clock.elapsed()
+        pause = max(self._previous_holder_until(tenure, now) - now, 0.0)
+        self._dispatch_from = now + pause
+        if pause:
+            self._parts.emit(events.DispatchHeld(pause))
+        return self._term
+
+    def _previous_holder_until(self, tenure: Tenure, now: float) -> float:
+        """Return until when another holder may dispatch through another server; ``now`` if there is none."""
         acquired = tenure.acquired
         others = acquired.previous_holder not in ("", acquired.term.holder)
-        now, pause = self._clock.elapsed(), 0.0
         waited_for, since = self._changed_server
         waited_here = waited_for == acquired.term.run_id
         must_wait = others or waited_here  # guard: hold-continued
         if acquired.server_changed and must_wait:  # guard: hold-on-changed-server
             if not waited_here:
-                # From the first contact with this server, because the lease may have been waited for since.
+                # The pause counts from the first contact with this server, before the replica waited for the lease.
                 since = now if tenure.back_at is None else tenure.back_at
                 self._changed_server = (acquired.term.run_id, since)
-            pause = max(since + self._parts.options.changed_server_pause - now, 0.0)
-        self._dispatch_from = now + pause
-        if pause:
-            self._parts.emit(events.DispatchHeld(pause))
-        return self._term
+            return since + self._parts.options.changed_server_pause
+        return now

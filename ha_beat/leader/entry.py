@@ -44,9 +44,9 @@ class ScheduledEntry:
     once: bool = False
     #: End of the schedule. Instants before it that are still due then are skipped.
     expires: datetime | None = None
-    #: Time from which a new or edited entry is due; ``None`` for the time at which it is first seen.
+    #: Time from which a new or edited schedule counts; ``None`` for the time at which it is first seen.
     since: datetime | None = None
-    #: Last run that a program has set in its store. If it is overdue by that, it runs now.
+    #: Last run that a program has set in its store. An entry that is overdue by this last run runs now.
     rescheduled: datetime | None = None
     #: True if its store shows that it was disabled since it was last armed.
     resumed: bool = False
@@ -90,14 +90,14 @@ class EntryState:
     _row: LedgerRow | str | None = None
     #: True until the first write after the entry was disabled and enabled again.
     resumed: bool = False
-    #: Due instant in place of the recurrence's only one, which an edit has moved to the position or before.
+    #: Due instant in addition to those of the recurrence, because an edit has moved one to the position or before.
     owed: datetime | None = None
-    #: Occurrences up to here may have been enqueued before a loss of state, and are enqueued all the same.
+    #: Occurrences up to this time may have been enqueued before a loss of state, so that a skip proves nothing.
     doubted_until: datetime | None = None
     due_at: datetime | None = None
     #: Time from which the occurrence that is due is enqueued: its instant, or later by the entry's jitter.
     sends_at: datetime | None = None
-    #: Due instants as last found, so that a backlog is not searched for at each of its occurrences.
+    #: Due instants as last found, so that a backlog is not searched again for each of its occurrences.
     due: DueInstants | None = None
     #: Failed attempts at the occurrence that is due.
     failure: Failure | None = None
@@ -132,16 +132,13 @@ class EntryState:
         self._row = row
 
     def rest(self) -> None:
-        """Keep only the text of the row until it is needed: most entries of a large schedule are not due for long.
-
-        Entries that were armed together have the same text.
-        """
+        """Keep only the row's text until the row is needed, to save memory. Entries armed together share a text."""
         if isinstance(self._row, LedgerRow) and self._row.raw:
             self._row = _shared(str(self._row.raw))
 
     @property
     def runs(self) -> int:
-        """Return the number of runs since the entry was last enabled; of a one-off entry, with its present schedule."""
+        """Return how often the entry has run since it was last enabled; if it is one-off, with its present schedule."""
         row = self.row
         if (
             self.entry.once
@@ -170,9 +167,9 @@ class EntryState:
         return FOREVER if recurrence is None else recurrence.next_after(self.position)
 
     def send_at(self, instant: datetime) -> datetime:
-        """Return when an occurrence is enqueued: its instant, and later by a part of the jitter.
+        """Return when an occurrence is enqueued: at its instant, or later by a part of the jitter.
 
-        The part is the same in each replica. The occurrence stays before the next instant and the entry's end.
+        The part is the same in each replica. The result is before the next instant and the entry's end.
         """
         recurrence = self.entry.recurrence
         if not self.entry.jitter or recurrence is None:
@@ -182,7 +179,7 @@ class EntryState:
         return instant + span * Occurrence(self.id, instant).fraction
 
     def decide(self, now: datetime, pause: EntryPause | None = None) -> Decision:
-        """Decide on the due occurrences of an entry that is due. During a pause, and for it, they are skipped."""
+        """Decide on the occurrences of a due entry. Those that its ``pause`` covers are skipped."""
         due_at = self.due_at or now
         if self.resend and self.row is not None:
             return Decision(due_at, self.row.base)
@@ -196,7 +193,7 @@ class EntryState:
         misfire = self.entry.misfire
         self.due = newest_due(recurrence, due_at, now, misfire.keep, self.due)
         if self.due.newest > due_at and self.send_at(self.due.newest) > now:  # guard: jitter-not-early
-            # Only the newest may wait for its jitter, because each is enqueued before the next instant.
+            # Only the newest occurrence may wait for its jitter, because each is enqueued before the next instant.
             self.due = newest_due(recurrence, due_at, self.due.newest - timedelta(microseconds=1), misfire.keep)
         if expires is not None and expires <= now:  # guard: expired-not-sent
             return skip_all(recurrence, self.due, SkipReason.EXPIRED)
@@ -206,7 +203,7 @@ class EntryState:
         return replace(decision, skipped=self.in_doubt(decision.skipped))
 
     def in_doubt(self, skipped: Skipped) -> Skipped:
-        """Return ``skipped`` with a reason that proves nothing if it may have been enqueued before a loss of state."""
+        """Return ``skipped`` with the reason ``state_loss`` if a part of it may have been enqueued before the loss."""
         if self.doubted_until is None or skipped.first > self.doubted_until:
             return skipped
         return replace(skipped, reason=SkipReason.STATE_LOSS)
@@ -214,7 +211,7 @@ class EntryState:
     def record_failure(
         self, now: datetime, error: str = "", skip_reason: SkipReason = SkipReason.NOT_PUBLISHED
     ) -> Failure:
-        """Record and return a failed attempt at the occurrence that is due."""
+        """Record a failed attempt at the occurrence that is due. Return all failed attempts at it."""
         if self.failure is None:
             self.failure = Failure(now)
         self.failure.error, self.failure.skip_reason = error, skip_reason
@@ -228,7 +225,7 @@ class EntryState:
 
 @lru_cache(maxsize=4096)
 def _shared(text: str) -> str:
-    """Return one object for equal texts. ``sys.intern`` of Python 3.12.1 never frees one."""
+    """Return one object for equal texts. ``sys.intern`` of Python 3.12.1 never frees a text."""
     return text
 
 

@@ -1,4 +1,4 @@
-"""Forecast of a standby: which entries of a large schedule are due first, so that a new leader loads these first.
+"""Forecast of a standby: the entries of a large schedule that are due first, which a new leader loads first.
 
 It decides only the order in which rows are read. An entry that is missing or out of date here is loaded a little later.
 """
@@ -18,10 +18,10 @@ from ha_beat.store.shadow import Shadow
 #: Entry as a forecast needs it: id, recurrence, and the last run that the schedule's own store knows.
 Outline = tuple[str, Recurrence | None, datetime]
 
-#: Seconds of work in one turn of a standby: while all entries are new to it, and later.
+#: Seconds of work in one turn of a standby: before it has read all entries once, and later.
 _NEW_BUDGET, _BUDGET = 0.1, 0.01
 
-#: Seconds of work to complete it as the leader.
+#: Seconds in which a new leader completes the forecast.
 _TAKE_BUDGET = 0.5
 
 #: Entries between two readings of the clock.
@@ -30,7 +30,7 @@ _STEP = 50
 #: Seconds after which all entries are read again. Edits and new entries are missing until then.
 _REREAD = 600.0
 
-#: Entries due up to this time after a takeover are loaded first, and the most of them.
+#: Entries due within this time of a takeover are loaded first, and the most of them.
 _AHEAD = timedelta(minutes=5)
 _MOST = 20_000
 
@@ -41,7 +41,7 @@ class Forecast:
     def __init__(
         self, outlines: Callable[[], Iterable[Outline]], shadow: Shadow, now: Callable[[], datetime], clock: Clock
     ) -> None:
-        """``outlines`` returns all entries, for few computations each. ``now`` is the scheduling time."""
+        """``outlines`` returns all entries at little cost. ``now`` returns the scheduling time."""
         self._outlines = outlines
         self._shadow = shadow
         self._now = now
@@ -52,7 +52,7 @@ class Forecast:
         self._next: list[tuple[datetime, int, Outline]] = []
 
     def turn(self) -> None:
-        """Bring a part up to date, as a standby."""
+        """Bring a part of the forecast up to date."""
         now = self._clock.elapsed()
         if self._unread is None and now >= self._reread_at:
             self._unread, self._next = iter(self._outlines()), []
@@ -61,9 +61,9 @@ class Forecast:
         self._refresh(now + _BUDGET)
 
     def take(self) -> list[str]:
-        """Return the ids of the entries that are due soon, the first one first, and forget all.
+        """Return the ids of the entries that are due soon, in order of due time, and forget all entries.
 
-        A forecast that is not complete is completed now, as far as that is quick.
+        Complete the forecast first, as far as that is quick.
         """
         if not self._heap:
             self._read(self._unread or iter(self._outlines()), self._clock.elapsed() + _TAKE_BUDGET)
@@ -81,7 +81,7 @@ class Forecast:
             for _ in range(_STEP):
                 outline = next(outlines, None)
                 if outline is None:
-                    # A schedule that is empty may not have been read yet.
+                    # An empty schedule may not have been read yet, so it is read again soon.
                     self._unread, self._reread_at = None, self._clock.elapsed() + (_REREAD if self._next else 0.0)
                     heapq.heapify(self._next)
                     self._heap, self._next = self._next, []
@@ -90,12 +90,12 @@ class Forecast:
                 self._next.append((self._due(outline), len(self._next), outline))
 
     def _refresh(self, until: float) -> None:
-        """Compute again which entries are due whose time has passed: they have run since, or wait for a leader."""
-        now, looked_at = self._now(), []
+        """Compute the next due time of entries whose time has passed, because a leader may have enqueued them."""
+        now, passed = self._now(), []
         heap = self._heap
         while heap and heap[0][0] <= now and self._clock.elapsed() < until:
-            looked_at += [heapq.heappop(heap) for _ in range(min(_STEP, len(heap))) if heap[0][0] <= now]
-        for _, number, outline in looked_at:
+            passed += [heapq.heappop(heap) for _ in range(min(_STEP, len(heap))) if heap[0][0] <= now]
+        for _, number, outline in passed:
             heapq.heappush(heap, (self._due(outline), number, outline))
 
     def _due(self, outline: Outline) -> datetime:
@@ -106,5 +106,5 @@ class Forecast:
             return NEVER
         try:
             return recurrence.next_after(self._now() if position == NEVER else position)
-        except Exception:  # The leader reports it.
+        except Exception:  # reported by the leader
             return NEVER

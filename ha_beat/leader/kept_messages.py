@@ -1,8 +1,9 @@
-"""Messages that were built and whose fate is not known yet.
+"""Messages that were built and not certainly enqueued.
 
-A task class may reserve something when its message is built, for example a lock that its run releases. Built again, it
-finds its own lock and publishes nothing. So the message of an occurrence is built once, and kept until it was enqueued,
-also across the terms of this process. If the process dies, what was reserved is lost with it, as with plain beat.
+A task class may reserve something when its message is built, for example a lock that its run releases. If the message
+were built again, the task would find its own lock and publish nothing. So the message of an occurrence is built once,
+and kept until it is enqueued, across the terms of this process. If the process dies, the reservation remains without a
+message, as with plain beat.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _MOST = 1000
 
 @dataclass(slots=True)
 class KeptMessage:
-    """Message of the occurrence due ``at``. It is only good for the dispatcher and the definition it was built for."""
+    """Message of the occurrence due ``at``. It is valid only for its dispatcher and its definition."""
 
     message: PreparedMessage
     at: datetime
@@ -35,14 +36,14 @@ class KeptMessage:
     unsent: bool = False
 
     def is_of(self, at: datetime) -> bool:
-        """True if it is the message of the occurrence due ``at`` and as good as one that is built now."""
+        """True if it is the message of the occurrence due ``at``, and equals one that is built now."""
         return self.at == at and not self.message.timed
 
     def usable_in_place(self, state: EntryState, at: datetime, arguments: Any) -> bool:
-        """True if it can be sent, where none can be built, as the message of the occurrence due ``at``.
+        """True if it can be sent as the message of the occurrence due ``at``, for which none can be built.
 
-        For a later occurrence than its own, the arguments must be the same, no time in it may have passed, and it must
-        be certain that neither it nor another leader's message of its occurrence was enqueued.
+        If that is a later occurrence than its own, the arguments must be the same, it must have no expiry or ETA, and
+        certainly neither it nor another leader's message of its occurrence was enqueued.
         """
         if self.at == at:
             return True
@@ -81,7 +82,7 @@ class KeptMessages:
             del self._messages[next(iter(self._messages))]
 
     def submitted(self, entry_id: str) -> None:
-        """Note that the message is submitted: until there is an answer, it may have been enqueued."""
+        """Note that the message is submitted, and may be enqueued from now on."""
         self._mark(entry_id, unsent=False)
 
     def unsent(self, entry_id: str) -> None:
@@ -89,7 +90,7 @@ class KeptMessages:
         self._mark(entry_id, unsent=True)
 
     def passed_over(self, state: EntryState) -> None:
-        """Note that the entry's row moved on from ``state.position`` without the message, if it is of a later time."""
+        """Note that the message was not enqueued, because the row moved past its occurrence without it."""
         kept = self._messages.get(state.id)
         if kept is None:
             return
@@ -97,7 +98,7 @@ class KeptMessages:
             kept.unsent = True
 
     def forget(self, entry_id: str) -> None:
-        """Forget a message that was enqueued, or may have been."""
+        """Forget a message that was, or may have been, enqueued."""
         self._messages.pop(entry_id, None)
 
     def _mark(self, entry_id: str, *, unsent: bool) -> None:
@@ -106,7 +107,7 @@ class KeptMessages:
 
 
 def definition_of(entry: ScheduledEntry) -> tuple[Any, ...]:
-    """Return a copy of what a message is built from, for :func:`same_definition`."""
+    """Return a copy of everything that a message is built from, for :func:`same_definition`."""
     source = entry.celery_entry
     return entry.signature, source.task, copy(source.args), copy(source.kwargs), copy(source.options)
 
@@ -116,5 +117,5 @@ def same_definition(one: Any, other: Any) -> bool:
     try:
         return bool(one == other)
     except Exception:
-        # Arguments of any type, which may not be comparable.
+        # Arguments may have any type, also one that cannot be compared.
         return False

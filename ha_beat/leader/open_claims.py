@@ -15,7 +15,7 @@ from ha_beat.store.lease import Term
 
 
 class OpenClaims:
-    """Claims that earlier attempts left open. None is in flight after ``in_flight_for`` seconds."""
+    """Claims that earlier attempts left open. After ``in_flight_for`` seconds, none of their messages is in flight."""
 
     def __init__(self, clock: Clock, emit: Callable[[events.Event], None], in_flight_for: float) -> None:
         self._clock = clock
@@ -37,11 +37,11 @@ class OpenClaims:
         self._seen_at = {claim.key: self._seen_at.get(claim.key, now) for claim in self._open}
 
     def to_be_resent(self, rows: Mapping[str, str]) -> set[str]:
-        """Return the entries whose claimed occurrence is sent again before anything else is written for them."""
+        """Return the entries whose claimed occurrence must be sent again before another row is written for them."""
         return {claim.entry for claim in self._open if _resends(claim) and rows.get(claim.entry) == claim.row}
 
     def resend_republishable(self, queue: DueQueue, term: Term, now: datetime) -> None:
-        """Queue the claims whose policy is to republish, for when their first attempt is certainly over."""
+        """Queue the occurrences to republish, for the time at which their first attempt is certainly over."""
         self._earlier_records = {}
         for claim in list(self._open):
             state = queue.get(claim.entry)
@@ -53,11 +53,11 @@ class OpenClaims:
                 self.resend(queue, state, claim.records, now + timedelta(seconds=max(wait, 0.0)))
 
     def _in_flight_for_another(self, claim: OpenClaim) -> float:
-        """Return for how many seconds an earlier attempt may still be in flight; negative if none can be."""
+        """Return for how many seconds an earlier attempt may still be in flight; negative if it cannot be."""
         return self._seen_at[claim.key] + self._in_flight_for - self._clock.elapsed()  # guard: claim-not-in-flight
 
     def resend(self, queue: DueQueue, state: EntryState, records: Sequence[str], not_before: datetime) -> None:
-        """Queue the row's own occurrence again. The last of the records is its own and will be built again."""
+        """Queue the occurrence of the entry's row again. The last of the records is built again with its message."""
         if state.row is not None and state.row.scheduled_at is not None:
             state.resend = True
             self._earlier_records[state.id] = tuple(records[:-1])
@@ -71,13 +71,13 @@ class OpenClaims:
         """Forget an entry whose occurrence has its verdict."""
         self._earlier_records.pop(entry_id, None)
 
-    def settle_stale(self, dispatcher: Dispatcher, queue: DueQueue, term: Term, *, held_back: bool) -> frozenset[str]:
-        """Record the claims of earlier attempts as uncertain, once none of them can be in flight.
+    def record_stale(self, dispatcher: Dispatcher, queue: DueQueue, term: Term, *, held_back: bool) -> frozenset[str]:
+        """Record the claims of earlier attempts as uncertain, once these attempts cannot be in flight.
 
         With ``held_back``, an entry that is not in the queue may still be read and its message sent again.
 
         Returns:
-            The entries whose rows must be read again, because a claim was marked as unsent since and is taken back.
+            The entries whose rows must be read again, because their claims were marked as unsent and taken back.
         """
         stale = [
             claim
@@ -86,7 +86,7 @@ class OpenClaims:
             and not (held_back and _resends(claim) and queue.get(claim.entry) is None)
         ]
         if stale:
-            # A claim that its maker marks as unsent meanwhile is not recorded as uncertain.
+            # A claim that its maker has marked as unsent by now is not recorded as uncertain.
             self._record_uncertain(dispatcher, queue, term, stale)
             self._open = [claim for claim in self._open if claim not in stale]
             self._taken_back |= dispatcher.take_back(term)
@@ -94,7 +94,7 @@ class OpenClaims:
         return taken_back
 
     def record_resend_uncertain(self, dispatcher: Dispatcher, queue: DueQueue, term: Term, state: EntryState) -> None:
-        """Record an occurrence as uncertain that could not be sent again until its deadline."""
+        """Record the occurrence of the entry's row as uncertain, because it is not sent again."""
         if state.row is None:
             return
         claimed = state.row.raw

@@ -33,6 +33,6 @@ class LeaderParts:
     options: LeaderOptions
     pause: PauseState
     pace: Pace
-    #: Which entries a new leader loads first.
+    #: Entries that a new leader loads first; ``None`` for no preference.
     forecast: Forecast | None = None
     kept: KeptMessages = field(default_factory=KeptMessages)

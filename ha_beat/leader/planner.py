@@ -79,7 +79,7 @@ class Planner:
     def plan(self, queue: DueQueue, state: EntryState, now: datetime, built_at: datetime | None = None) -> None:
         """Put an entry into the queue, or drop it if it has no further instant.
 
-        If its next instant was due by ``built_at`` too, it goes behind the entries that are due now.
+        If its next instant was already due at ``built_at``, it goes behind the entries that are due now.
         """
         entry = state.entry
         if entry.once and state.runs:
@@ -87,7 +87,7 @@ class Planner:
             return
         if entry.recurrence is None:
             again = now + timedelta(seconds=state.ask_in)
-            # After a loss of state the position is ahead, and occurrences before it may have been enqueued.
+            # After a loss of state the position is ahead: earlier occurrences may have been enqueued.
             queue.put(state, max(again, state.position))  # guard: plan-not-before-base
             return
         try:

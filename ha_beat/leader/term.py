@@ -1,6 +1,6 @@
 """One term of the leader: load the schedule, then dispatch what is due, batch by batch.
 
-A batch whose reply was lost is submitted again unchanged, which is safe. When the term ends, this object is discarded
+A batch whose reply was lost is submitted again unchanged, which is safe. When the term ends, its object is discarded
 together with such a batch, and the next leader reads the outcome from the ledger.
 """
 
@@ -24,7 +24,7 @@ from ha_beat.leader.parts import LeaderParts
 from ha_beat.leader.planner import Planner
 from ha_beat.store.lease import Term
 
-#: Seconds in which batches of prepared occurrences may follow one another. Then requests have their turn.
+#: Seconds in which batches of prepared occurrences may follow one another. Then requests are served.
 _BURST_TURN = 0.05
 
 
@@ -34,7 +34,7 @@ class LeaderTerm:
     def __init__(
         self, parts: LeaderParts, tenure: Tenure, slow: SlowArguments, dispatcher: Dispatcher | None = None
     ) -> None:
-        """``dispatcher`` is the one of the previous term. It confirms late until this term chooses its own."""
+        """``dispatcher`` is the previous term's. It confirms late until this term chooses another."""
         self._parts = parts
         self._tenure = tenure
         self._planner = Planner(parts.source, parts.emit)
@@ -58,10 +58,10 @@ class LeaderTerm:
         self._builder.prepared.clear()
 
     def step(self, term: Term) -> float:
-        """Submit what comes first; else load more and submit a batch of due entries.
+        """Submit operations that come before due entries; if there are none, submit a batch of due entries.
 
         Returns:
-            For how many seconds nothing is due; 0 if there may be more.
+            For how many seconds nothing is due; 0 if there may be more to do.
 
         Raises:
             FencedOff: the term is over.
@@ -75,20 +75,7 @@ class LeaderTerm:
         if not schedule.loaded:
             self._load(term)
         dispatcher = self._chosen(term)
-        taken_back = self._claims.settle_stale(dispatcher, schedule.queue, term, held_back=schedule.held_back)
-        if taken_back:
-            schedule.read_again(taken_back)
-        schedule.release_held()
-        if schedule.first:
-            submitter.submit(term, dispatcher, schedule.first.popleft())
-            return 0.0
-        if not schedule.held:
-            self._recovery.finish(dispatcher.ledger, term)
-        schedule.load_more(term, dispatcher)
-        if schedule.first:
-            # One part of a large schedule, so that due entries have their turn between two.
-            submitter.submit(term, dispatcher, schedule.first.popleft())
-        if schedule.behind or schedule.first:
+        if self._catch_up(term, dispatcher):
             return 0.0
         if self._paused(term):
             return float("inf") if schedule.up_to_date else 0.0
@@ -98,13 +85,31 @@ class LeaderTerm:
             return 0.0
         return self._idle()
 
+    def _catch_up(self, term: Term, dispatcher: Dispatcher) -> bool:
+        """Bring claims, ledger and queue a part further. Return True if more must be done before due entries."""
+        submitter, schedule = self.submitter, self.schedule
+        taken_back = self._claims.record_stale(dispatcher, schedule.queue, term, held_back=schedule.held_back)
+        if taken_back:
+            schedule.read_again(taken_back)
+        schedule.release_held()
+        if schedule.first:
+            submitter.submit(term, dispatcher, schedule.first.popleft())
+            return True
+        if not schedule.held:
+            self._recovery.finish(dispatcher.ledger, term)
+        schedule.load_more(term, dispatcher)
+        if schedule.first:
+            # One part of a large schedule. Due entries are dispatched between two parts.
+            submitter.submit(term, dispatcher, schedule.first.popleft())
+        return bool(schedule.behind or schedule.first)
+
     def _idle(self) -> float:
         """Return the seconds until an entry is due."""
         due_at = self.schedule.queue.next_due()
         return max((due_at - self._parts.time.now()).total_seconds(), 0.0) if due_at else float("inf")
 
     def isolate_pending(self, error: StoreError) -> bool:
-        """Take apart a pending batch that fails although Redis answers. Return True if the batch is at fault."""
+        """Split a pending batch that fails although Redis answers. Return True if the batch is at fault."""
         return self.dispatcher is not None and self.submitter.isolate_pending(error, self.dispatcher)
 
     def _chosen(self, term: Term) -> Dispatcher:
@@ -122,7 +127,7 @@ class LeaderTerm:
     def _paused(self, term: Term) -> bool:
         """True if nothing of the schedule may be sent now."""
         pause = self._parts.pause
-        # Known from an earlier term, an entry's pause may have ended, or begun.
+        # An entry's pause that an earlier term has read may have ended, and others may have begun.
         return pause.in_force or pause.must_be_read(term)  # guard: pause-read-first
 
     def _submit_due(self, term: Term, dispatcher: Dispatcher) -> bool:
@@ -130,15 +135,15 @@ class LeaderTerm:
         until = self._parts.clock.elapsed() + _BURST_TURN
 
         def build_next() -> Sequence[EntryOperation]:
-            return self._build(term, dispatcher) if self._goes_on(term, until) else ()
+            return self._build(term, dispatcher) if self._may_continue(term, until) else ()
 
         operations = self._build(term, dispatcher)
         if operations:
             self.submitter.submit_due(term, dispatcher, operations, build_next)
         return bool(operations)
 
-    def _goes_on(self, term: Term, until: float) -> bool:
-        """True if another batch may follow at once: it was prepared ahead, and nothing else has its turn before it."""
+    def _may_continue(self, term: Term, until: float) -> bool:
+        """True if a prepared batch may follow the one under way, because nothing else must be done before it."""
         return (
             bool(self._builder.prepared)
             and self._parts.clock.elapsed() < until

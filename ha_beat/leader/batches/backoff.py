@@ -20,7 +20,7 @@ _PAUSES = wait_random_exponential(multiplier=0.1, min=0.02, max=1.0)
 
 
 class BrokerOutOfReach(StoreUnavailable):
-    """The broker has not answered this replica for ``handover_after``: another replica should try."""
+    """Failure of a broker that has not answered this replica for ``handover_after``: another replica should try."""
 
     reason: ClassVar[TermEnd] = TermEnd.BROKER_UNREACHABLE
 
@@ -66,7 +66,7 @@ class Backoff:
         now = self._clock.elapsed()
         self._failures += 1
         if error.same_for_all:
-            # Another replica could do no better, and this one would be barred from leading for a while.
+            # Another replica would meet the same error, and this one could not lead for a while.
             self._failing_since = None
         elif self._failing_since is None:
             self._failing_since = now

@@ -1,8 +1,8 @@
 """Arguments that take long to compute, such as a query in a ``BeatLazyFunc``.
 
-The main loop computes the arguments of an entry. If that takes long, the next time a thread does it, and the other
-entries go on meanwhile. Otherwise arguments that take longer than ``stall_timeout`` would depose leader after leader.
-Arguments of a message that is sent on request are computed in a thread at once.
+The main loop computes the arguments of an entry. If that takes long, a thread does it from the next time on, while the
+main loop serves other entries. Otherwise arguments that take longer than ``stall_timeout`` would end one term after the
+other. A thread always computes the arguments of a message that is sent on request.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Arguments = tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]
 #: Most threads at the same time. Other slow entries wait.
 _MOST_THREADS = 4
 
-#: Seconds after which a thread counts as hung and no longer as one of these, and the most hung threads.
+#: Seconds after which a thread counts as hung, and the most hung threads, in addition to the others.
 _HUNG, _MOST_HUNG = 60.0, 28
 
-#: Seconds after which a hung computation is given up and another is started, and the most threads of one entry.
+#: Seconds after which a hung computation is replaced by another, and the most threads of one entry.
 _LOST, _MOST_PER_ENTRY = 600.0, 2
 
-#: Seconds for which computed arguments can be used. This replica may have lost the lease meanwhile.
+#: Seconds for which computed arguments can be used. This replica may lose the lease before it uses them.
 _FRESH = 60.0
 
 
@@ -56,7 +56,7 @@ class _Computation:
     done: threading.Event = field(default_factory=threading.Event)
 
     def state(self, definition: Any, now: float) -> _State:
-        """Return how far the arguments are for an entry with this definition."""
+        """Return the state for an entry with this definition."""
         if not same_definition(self.definition, definition):
             return _State.OUTDATED
         if self.finished_at is None:
@@ -67,7 +67,7 @@ class _Computation:
 class SlowArguments:
     """Computer of arguments that remembers which entries are slow, over the terms of a replica.
 
-    Used by the main loop. ``limit`` is how many seconds the arguments of an entry may take there.
+    Used by the main loop only. ``limit`` is how many seconds the arguments of an entry may take there.
     """
 
     def __init__(self, compute: Callable[[ScheduledEntry], Arguments], clock: Clock, limit: float) -> None:
@@ -102,7 +102,7 @@ class SlowArguments:
         return False
 
     def ready_within(self, entry: ScheduledEntry, seconds: float) -> bool:
-        """As :meth:`ready`, but a thread computes the arguments in any case. Wait for it for ``seconds`` at first."""
+        """As :meth:`ready`, but always use a thread. The call that starts the computation waits for ``seconds``."""
         self._slow.add(entry.id)
         first = entry.id not in self._running
         if self.ready(entry):
@@ -110,13 +110,13 @@ class SlowArguments:
         return first and entry.id in self._running and self._running[entry.id].done.wait(seconds)
 
     def overdue(self, entry_id: str) -> bool:
-        """True if the entry waits for its arguments for so long that they may never come."""
+        """True if the entry has waited so long for its arguments that they may never come."""
         since = self._waiting_since.get(entry_id)
         return since is not None and self._clock.elapsed() - since >= _HUNG
 
     @entry_code()
     def take(self, entry: ScheduledEntry) -> tuple[Arguments, bool]:
-        """Return the arguments, and whether the entry has just turned out to be slow.
+        """Return the arguments, and True if the entry is slow for the first time.
 
         Raises:
             Exception: any exception of the entry's code.
