@@ -39,11 +39,7 @@ class AtomicDispatcher:
         self.obstacle: StoreError | None = None
 
     def prepare(
-        self,
-        entry: ScheduleEntry,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: Mapping[str, Any],
+        self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> RedisCommands:
         channel = self._link.channel()
         producer = self._link.producer()

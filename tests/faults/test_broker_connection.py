@@ -1,9 +1,7 @@
 """Broken, silent and refused connections to RabbitMQ: the outcome of the message.
 
-A message is either certainly not sent, and sent again, or its outcome is unknown, and it is not.
+A message that was certainly not sent is sent again. A message of unknown outcome is not.
 """
-
-from __future__ import annotations
 
 import signal
 import socket
@@ -11,7 +9,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Self
 
 import pytest
 from celery import Celery
@@ -86,12 +85,18 @@ class ProxiedPublisher:
         self.publisher.ready()
         assert self.send() == ACCEPTED
 
+    @contextmanager
+    def channel(self) -> Iterator[Any]:
+        """Open a channel that does not go through the proxy."""
+        with self.app.connection_for_write(self.broker.url) as connection, connection.channel() as channel:
+            yield channel
+
     def count(self) -> int:
-        """Return the number of messages in the queue, without the proxy."""
-        with self.app.connection_for_read(self.broker.url) as connection, connection.channel() as channel:
+        """Return the number of messages in the queue."""
+        with self.channel() as channel:
             return channel.queue_declare(self.queue, passive=True).message_count
 
-    def __enter__(self) -> ProxiedPublisher:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -135,37 +140,31 @@ def not_sent(act: Callable[[], object], proxied: ProxiedPublisher) -> str:
 # --- Broken before anything was written: certainly not sent
 
 
-@pytest.mark.parametrize("fault", ["connection broken", "broker stopped"])
-def test_message_after_a_break_is_certainly_not_sent(proxied: ProxiedPublisher, fault: str):
+@pytest.mark.parametrize("stopped", [False, True], ids=["connection broken", "broker stopped"])
+def test_message_after_a_break_is_certainly_not_sent(proxied: ProxiedPublisher, stopped: bool):
     """The break is noticed before the second message is written, without a round trip. The retry sends it."""
     proxied.begin()
     second = proxied.message()
-    if fault == "broker stopped":
-        proxied.broker.stop()
-    else:
-        proxied.proxy.refuse()
+    fault, repair = (
+        (proxied.broker.stop, proxied.broker.start) if stopped else (proxied.proxy.refuse, proxied.proxy.accept)
+    )
+    fault()
     why = not_sent(lambda: proxied.send(second), proxied)
-    assert fault == "connection broken" or "CONNECTION_FORCED" in why or "closed" in why
+    assert not stopped or "CONNECTION_FORCED" in why or "closed" in why
     not_sent(lambda: proxied.send(second), proxied)
     not_sent(proxied.publisher.ready, proxied)
-    if fault == "broker stopped":
-        proxied.broker.start()
-    else:
-        proxied.proxy.accept()
+    repair()
     proxied.publisher.ready()
     assert proxied.send(second) == ACCEPTED
     assert proxied.count() == 2
 
 
-@pytest.mark.parametrize("fault", ["reply lost", "silence"])
-def test_message_is_certainly_not_sent_if_declaring_its_queue_fails(proxied: ProxiedPublisher, fault: str):
+@pytest.mark.parametrize("silent", [False, True], ids=["reply lost", "silence"])
+def test_message_is_certainly_not_sent_if_declaring_its_queue_fails(proxied: ProxiedPublisher, silent: bool):
     """The time is bounded, since the main loop and the lease wait."""
     message = proxied.message()
     proxied.publisher.ready()
-    if fault == "silence":
-        proxied.proxy.blackhole()
-    else:
-        proxied.proxy.cut_reply_after(proxied.queue.encode())
+    proxied.proxy.blackhole() if silent else proxied.proxy.cut_reply_after(proxied.queue.encode())
     not_sent(lambda: proxied.send(message), proxied)
     proxied.proxy.heal()
     assert proxied.send(message) == ACCEPTED
@@ -175,17 +174,14 @@ def test_message_is_certainly_not_sent_if_declaring_its_queue_fails(proxied: Pro
 # --- Written, and no answer: unknown
 
 
-@pytest.mark.parametrize("fault", ["reply lost", "request lost"])
-def test_delivery_of_an_unanswered_message_is_unknown(proxied: ProxiedPublisher, fault: str):
+@pytest.mark.parametrize("arrives", [True, False], ids=["reply lost", "request lost"])
+def test_delivery_of_an_unanswered_message_is_unknown(proxied: ProxiedPublisher, arrives: bool):
     proxied.begin()
-    if fault == "reply lost":
-        proxied.proxy.cut_reply_after(b"scheduled_at")
-    else:
-        proxied.proxy.blackhole()
+    proxied.proxy.cut_reply_after(b"scheduled_at") if arrives else proxied.proxy.blackhole()
     sent = proxied.send()
     assert (sent.outcome, sent.broken) == (PublishOutcome.UNKNOWN, True)
     proxied.proxy.heal()
-    assert proxied.count() == (2 if fault == "reply lost" else 1)
+    assert proxied.count() == 1 + arrives
 
 
 def test_late_answer_to_an_aborted_send_is_not_taken_for_the_next(proxied: ProxiedPublisher):
@@ -260,7 +256,7 @@ def test_message_that_no_queue_takes_is_refused_among_others(rabbitmq: RabbitMQ)
         proxied.begin()
         gone = [proxied.message(queue=other.queue) for _ in range(3)]
         assert proxied.send(gone[0]) == ACCEPTED
-        with other.app.connection_for_write(rabbitmq.url) as connection, connection.channel() as channel:
+        with proxied.channel() as channel:
             channel.queue_delete(other.queue)
         sent = proxied.send_together([proxied.message(), gone[1], proxied.message()])
         assert (sent[0], sent[2]) == (ACCEPTED, ACCEPTED)
@@ -269,14 +265,14 @@ def test_message_that_no_queue_takes_is_refused_among_others(rabbitmq: RabbitMQ)
 
 
 def test_closed_channel_puts_the_others_in_doubt_once(rabbitmq: RabbitMQ):
-    """The broker does not tell which message is at fault, so that the next are sent one by one for a while."""
+    """The broker does not name the message at fault, so the next messages are sent one by one for a while."""
     orders = Exchange("orders", type="topic")
     with ProxiedPublisher(rabbitmq) as proxied:
         proxied.app.conf.task_queues = [Queue(proxied.queue), Queue("orders", orders, routing_key="orders")]
         proxied.begin()
 
         def send(*, one_by_one: bool = False) -> list[PublishOutcome]:
-            with proxied.app.connection_for_write(rabbitmq.url) as connection, connection.channel() as channel:
+            with proxied.channel() as channel:
                 assert proxied.send(proxied.message(queue="orders")) == ACCEPTED
                 channel.exchange_delete("orders")
             messages = [proxied.message(), proxied.message(queue="orders"), proxied.message()]
@@ -343,7 +339,7 @@ def test_connection_closed_for_lack_of_heartbeats_is_replaced(rabbitmq: RabbitMQ
 def test_message_that_no_queue_takes_is_refused(proxied: ProxiedPublisher):
     proxied.begin()
     gone = proxied.message()
-    with proxied.app.connection_for_write(proxied.broker.url) as connection, connection.channel() as channel:
+    with proxied.channel() as channel:
         channel.queue_delete(proxied.queue)
     sent = proxied.send(gone)
     assert (sent.outcome, sent.broken) == (PublishOutcome.REFUSED, False)
@@ -357,7 +353,7 @@ def test_message_that_no_queue_takes_is_refused(proxied: ProxiedPublisher):
 def test_broadcast_without_a_queue_is_accepted(rabbitmq: RabbitMQ):
     fanout = Exchange("fanout", type="fanout")
     with ProxiedPublisher(rabbitmq, task_queues=[Queue("fanout", fanout)]) as proxied:
-        with proxied.app.connection_for_write(rabbitmq.url) as connection, connection.channel() as channel:
+        with proxied.channel() as channel:
             fanout(channel).declare()
         assert proxied.send(proxied.message(exchange="fanout", routing_key="")) == ACCEPTED
 
@@ -371,7 +367,7 @@ def test_message_that_cannot_be_encoded_is_refused(proxied: ProxiedPublisher):
 
 
 def test_message_is_refused_if_its_queue_has_other_arguments(proxied: ProxiedPublisher):
-    with proxied.app.connection_for_write(proxied.broker.url) as connection, connection.channel() as channel:
+    with proxied.channel() as channel:
         Queue(proxied.queue, max_length=5)(channel).declare()
     sent = proxied.send()
     assert sent.outcome == PublishOutcome.REFUSED

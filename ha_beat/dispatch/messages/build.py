@@ -131,12 +131,7 @@ def has_own_apply_async(app: Celery, task_name: str) -> bool:
 
 
 def publish(
-    send: Sender,
-    producer: Any,
-    entry: Any,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    options: Mapping[str, Any],
+    send: Sender, producer: Any, entry: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
 ) -> None:
     """Publish an entry's messages through ``producer``, which collects them.
 

@@ -1,7 +1,5 @@
 """Messages of an entry, as sent by stock beat and by ha_beat."""
 
-from __future__ import annotations
-
 import base64
 import copy
 import json

@@ -1,7 +1,5 @@
 """Bad entries, which must not stop the others."""
 
-from __future__ import annotations
-
 import logging
 from datetime import UTC, datetime, timedelta
 from typing import Any

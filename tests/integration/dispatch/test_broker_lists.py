@@ -1,7 +1,5 @@
 """Lists of brokers, whose first server is away."""
 
-from __future__ import annotations
-
 import contextlib
 
 import pytest

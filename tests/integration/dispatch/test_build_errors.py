@@ -1,7 +1,5 @@
 """Errors while a message is built, with a real broker: which entries wait, and what is recorded."""
 
-from __future__ import annotations
-
 import logging
 from datetime import UTC, datetime
 from typing import Any

@@ -1,7 +1,5 @@
 """Cost of a burst and of one dispatch in a large schedule."""
 
-from __future__ import annotations
-
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any

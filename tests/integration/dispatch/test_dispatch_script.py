@@ -1,7 +1,5 @@
 """Dispatch script: it enqueues and records atomically, under one term, once."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -61,6 +59,10 @@ class Leader:
         records = [json.loads(fields[b"d"]) for _, fields in self.client.xrange(KEYS.journal)]
         return [record["entry"] for record in records if record.get("kind") != "term"]
 
+    def state(self) -> tuple[list[str], list[str], list[str]]:
+        """Return the messages, the entries that have a row, and those that the journal names."""
+        return self.messages(), sorted(self.rows()), self.journal()
+
 
 @pytest.fixture
 def leader(bench: RedisBench) -> Leader:
@@ -98,36 +100,25 @@ def step(number: int) -> Operation:
 
 
 def test_operation_enqueues_records_and_journals(leader: Leader):
-    assert leader.kinds(operation()) == ["done"]
-    assert (leader.messages(), leader.rows(), leader.journal()) == (["message"], {"a": row()}, ["a"])
+    assert leader.kinds(operation(), operation("b", commands=(), new=SKIPPED)) == ["done", "done"]
+    assert (leader.messages(), leader.rows(), leader.journal()) == (["message"], {"a": row(), "b": SKIPPED}, ["a", "b"])
 
 
 def test_repeated_batch_changes_nothing(leader: Leader):
     """The reply was lost, and the leader submits the batch again."""
-    batch = [operation("a"), operation("b")]
-    assert leader.kinds(*batch) == ["done", "done"]
-    assert leader.kinds(*batch) == ["mine", "mine"]
-    assert (leader.messages(), leader.journal()) == (["message"] * 2, ["a", "b"])
-
-
-def test_partly_done_batch_is_completed(leader: Leader):
-    leader.submit(operation("a"))
+    assert leader.kinds(operation("a")) == ["done"]
     assert leader.kinds(operation("a"), operation("b")) == ["mine", "done"]
-    assert leader.messages() == ["message"] * 2
+    assert leader.kinds(operation("a"), operation("b")) == ["mine", "mine"]
+    assert leader.state() == (["message"] * 2, ["a", "b"], ["a", "b"])
 
 
 def test_unexpected_row_is_left_alone(leader: Leader):
     """Another leader has dispatched the entry: there is no message, and the answer has the row."""
     leader.submit(operation(new=row(1)))
-    answers = leader.submit(operation(expected="", new=row(2)), operation("b"))
-    assert answers == [Answer(AnswerKind.MOVED, row(1)), Answer(AnswerKind.DONE)]
-    assert leader.rows()["a"] == row(1)
-    assert leader.messages() == ["message"] * 2
-
-
-def test_missing_row_is_unexpected(leader: Leader):
-    assert leader.submit(operation(expected=row(1), new=row(2))) == [Answer(AnswerKind.MOVED, "")]
-    assert leader.messages() == []
+    batch = [operation(expected="", new=row(2)), operation("b"), operation("c", expected=row(1), new=row(2))]
+    moved = [Answer(AnswerKind.MOVED, found) for found in (row(1), "")]
+    assert leader.submit(*batch) == [moved[0], Answer(AnswerKind.DONE), moved[1]]
+    assert (leader.messages(), leader.rows()) == (["message"] * 2, {"a": row(1), "b": row()})
 
 
 # --- Terms
@@ -138,24 +129,18 @@ def test_batch_under_another_term_is_refused_whole(server_leader: Leader, field:
     other = replace(server_leader.term, **{field: 1 if field == "epoch" else "another"})
     with pytest.raises(FencedOff):
         server_leader.submit(operation("a"), operation("b"), term=other)
-    assert (server_leader.messages(), server_leader.rows(), server_leader.journal()) == ([], {}, [])
+    assert server_leader.state() == ([], [], [])
 
 
-def test_old_leader_enqueues_nothing_after_a_takeover(leader: Leader):
-    old, new = leader.term, leader.lead("two")
+@pytest.mark.parametrize("end", ["takeover", "release"])
+def test_leader_enqueues_nothing_after_its_term(leader: Leader, end: str):
+    """A signal handler may release the lease while a batch is on its way."""
+    old = leader.term
+    leader.lead("two") if end == "takeover" else leader.store.release(old, TermEnd.SHUTDOWN)
     with pytest.raises(FencedOff) as caught:
         leader.submit(operation(), term=old)
-    assert caught.value.reason is TermEnd.SUPERSEDED
-    assert leader.kinds(operation(), term=new) == ["done"]
-
-
-def test_leader_enqueues_nothing_after_its_own_release(leader: Leader):
-    """A signal handler releases the lease while a batch is on its way."""
-    leader.store.release(leader.term, TermEnd.SHUTDOWN)
-    with pytest.raises(FencedOff) as caught:
-        leader.submit(operation())
-    assert caught.value.reason is TermEnd.SUPERSEDED
-    assert leader.messages() == []
+    assert (caught.value.reason, leader.messages()) == (TermEnd.SUPERSEDED, [])
+    assert leader.kinds(operation(), term=leader.lead("three")) == ["done"]
 
 
 def test_clone_with_the_same_nonce_is_refused_by_epoch(leader: Leader):
@@ -177,7 +162,7 @@ def test_lost_lease_or_ledger_refuses_the_batch(leader: Leader, lost: list[str])
 
 
 def test_two_leaders_with_one_term_enqueue_an_occurrence_once(leader: Leader):
-    """This cannot happen; the compare-and-set on the row prevents a second message all the same."""
+    """Even in this impossible case, the compare-and-set on the row prevents a second message."""
     assert leader.kinds(operation(new=row(1, nonce="x"))) == ["done"]
     assert leader.kinds(operation(new=row(1, nonce="y"))) == ["moved"]
     assert leader.messages() == ["message"]
@@ -187,7 +172,7 @@ def test_two_leaders_with_one_term_enqueue_an_occurrence_once(leader: Leader):
 
 
 def test_queue_key_of_another_type_fails_only_its_own_entry(leader: Leader):
-    """A script does not roll back: the row must not be written, and the other operations must go on."""
+    """A script does not roll back: it must not write the row, and must carry out the other operations."""
     leader.client.set("taken", "not a list")
     answers = leader.submit(operation("a"), operation("b", commands=[push(queue="taken")]), operation("c"))
     assert [answer.kind for answer in answers] == ["done", "error", "done"]
@@ -207,11 +192,6 @@ def test_message_to_several_queues_reaches_all(leader: Leader):
     assert (leader.messages("left"), leader.messages("right")) == (["m"], ["m"])
 
 
-def test_verdict_without_a_message_is_recorded(leader: Leader):
-    assert leader.kinds(operation(commands=(), new=SKIPPED)) == ["done"]
-    assert leader.rows() == {"a": SKIPPED}
-
-
 def test_large_batch_fits_and_keeps_its_order(leader: Leader):
     """Lua's unpack is limited to some thousand values."""
     batch = [operation(f"e{n}", commands=[push(f"m{n}")]) for n in range(1000)]
@@ -221,10 +201,10 @@ def test_large_batch_fits_and_keeps_its_order(leader: Leader):
 
 
 def test_names_and_contents_are_passed_unchanged(leader: Leader):
-    """Unicode, quotes, line ends, empty strings, large numbers."""
+    """Unicode, quotes, line ends, large numbers. One name is like those of the cluster's fields in the same hash."""
     name, content = "entry 'ü' \"\n{}", 'body \x00\x06 " 1760000000000000'
-    leader.submit(operation(name, commands=[push(content)]))
-    assert (leader.messages(), leader.rows()) == ([content], {name: row()})
+    leader.submit(operation(name, commands=[push(content)]), operation("m:gen"))
+    assert (leader.messages(), leader.rows()) == ([content, "message"], {name: row(), "m:gen": row()})
 
 
 def test_occurrence_that_is_twice_in_a_batch_is_enqueued_once(leader: Leader):
@@ -232,12 +212,6 @@ def test_occurrence_that_is_twice_in_a_batch_is_enqueued_once(leader: Leader):
     assert leader.kinds(operation(), operation()) == ["done", "mine"]
     assert leader.kinds(operation("b"), operation("b", new=row(1))) == ["done", "moved"]
     assert (leader.messages(), leader.rows()) == (["message"] * 2, {"a": row(), "b": row()})
-
-
-def test_ledger_reads_only_the_fields_of_entries(leader: Leader):
-    """The hash holds the fields of the cluster too."""
-    leader.submit(operation("m:gen"), operation("plain"))
-    assert sorted(leader.rows()) == ["m:gen", "plain"]
 
 
 def test_journal_records_are_numbered_without_a_gap(leader: Leader):
@@ -264,12 +238,12 @@ def test_full_redis_refuses_the_batch_whole(server_leader: Leader):
             server_leader.submit(operation("a"), operation("b"))
     finally:
         server_leader.client.config_set("maxmemory", "0")
-    assert (server_leader.messages(), server_leader.rows(), server_leader.journal()) == ([], {}, [])
+    assert server_leader.state() == ([], [], [])
     assert server_leader.kinds(operation("a"), operation("b")) == ["done", "done"]
 
 
 def test_instant_ahead_of_redis_clock_is_refused(server_leader: Leader):
-    """A replica whose clock is ahead must not fire early. The leader tells by how much the cluster's time is ahead."""
+    """A replica whose clock is ahead must not fire early. ``offset_ms`` is by how much the cluster's time is ahead."""
     seconds, _ = server_leader.client.time()
 
     def ahead(entry: str, by: float) -> Operation:
@@ -326,10 +300,9 @@ ENDED = Script("ended")
 
 
 def next_of(minutes: int, **changes: Any) -> Operation:
-    """Return the occurrence that follows the one before, which keeps the entry busy."""
-    expected = row(minutes - 1) if minutes else ""
-    fields = {"task_id": f"task {minutes}", "busy_ms": 60_000, "overlaps": False, **changes}
-    return replace(operation(expected=expected, new=row(minutes)), **fields)
+    """Return the occurrence of a minute, which waits for that of the minute before to end."""
+    following = operation(expected=row(minutes - 1) if minutes else "", new=row(minutes))
+    return replace(following, **{"task_id": f"task {minutes}", "busy_ms": 60_000, "overlaps": False, **changes})
 
 
 def end(leader: Leader, key: str, entry: str = "a") -> None:
@@ -337,7 +310,7 @@ def end(leader: Leader, key: str, entry: str = "a") -> None:
 
 
 def test_entry_is_busy_until_its_message_has_ended(leader: Leader):
-    """A repeated batch, whose reply was lost, has the same answer."""
+    """A batch that is repeated after a lost reply has the same answer."""
     assert leader.kinds(next_of(0)) == leader.kinds(next_of(0), operation("b"))[1:] == ["done"]
     assert leader.kinds(next_of(0)) == ["mine"]
     assert leader.submit(next_of(1)) == [Answer(AnswerKind.OVERLAP, "unreported")]
@@ -404,7 +377,7 @@ Limit = Callable[..., Leader]
 
 @pytest.fixture
 def limit(server_bench: RedisBench, server_leader: Leader):
-    """Return a function that makes the leader's dispatcher a user with only these ACL rules."""
+    """Return a function that limits the leader's user to ACL rules."""
     clients = []
 
     def make(*rules: str) -> Leader:
@@ -422,11 +395,8 @@ def limit(server_bench: RedisBench, server_leader: Leader):
 def test_missing_right_in_mid_batch_fails_only_its_own_entry(limit: Limit, forbidden: str):
     """NOPERM inside a script does not roll back earlier commands."""
     leader = limit("~*", "&*", f"-{forbidden}")
-    batch = [
-        operation("lpush", commands=[push()]),
-        operation("publish", commands=[("PUBLISH", "/0.fanout", "message")]),
-        operation("none", commands=()),
-    ]
+    fanout = operation("publish", commands=[("PUBLISH", "/0.fanout", "message")])
+    batch = [operation("lpush"), fanout, operation("none", commands=())]
     assert leader.kinds(*batch) == ["error" if item.entry == forbidden else "done" for item in batch]
     assert set(leader.rows()) == {"lpush", "publish", "none"} - {forbidden}
 

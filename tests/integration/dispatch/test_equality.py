@@ -3,8 +3,6 @@
 Only what must differ may: ids, the time of sending, delivery tags, and this package's own header.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta

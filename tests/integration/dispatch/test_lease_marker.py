@@ -3,8 +3,6 @@
 The broker and the two stores are three databases of a real Redis.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -83,7 +81,7 @@ def test_replica_does_not_campaign_before_its_first_check(one: Side):
 
 
 def test_second_store_is_refused_and_the_error_names_both(one: Side, two: Side):
-    """By its leader, and by its standbys, which report it once."""
+    """Its leader is refused, and its standbys, which report the other store once."""
     one.require()
     assert not two.may_campaign()
     assert not two.may_campaign()
@@ -106,7 +104,7 @@ def test_marker_that_moves_is_never_abandoned(one: Side, two: Side):
 
 
 def test_abandoned_marker_is_replaced(one: Side, two: Side):
-    """The lease was moved. If the old store's leader returns, it is refused in its turn."""
+    """The lease was moved. If the old store's leader returns, it is refused."""
     one.require()
     assert not two.may_campaign()
     two.clock.advance(LIFETIME)
@@ -129,7 +127,7 @@ def test_marker_that_moved_since_the_last_check_is_not_replaced(one: Side, two: 
     assert not two.marker.may_campaign()
 
 
-def test_deletion_of_the_key_permits_the_other_store_at_once(one: Side, two: Side):
+def test_deleted_marker_permits_the_other_store_without_a_wait(one: Side, two: Side):
     one.require()
     assert not two.may_campaign()
     two.broker.delete(KEYS.store)
@@ -166,7 +164,7 @@ def test_store_that_restarted_empty_waits(one: Side, two: Side):
 
 
 def lost_but_for_a_late_mark(one: Side) -> Side:
-    """Return another replica of a store that restarted empty, whose old leader has written its marker once more."""
+    """Return another replica of a store that restarted empty, after one more write by the old leader."""
     one.term = replace(one.term, run_id="before")
     other = Side(one.server, 1, "one's standby", one.clock)
     one.require()
@@ -179,7 +177,7 @@ def lost_but_for_a_late_mark(one: Side) -> Side:
 
 
 def test_late_marker_before_a_loss_delays_by_its_lifetime_at_most(one: Side):
-    """A standby that takes it for its own store's marker would restart the wait at each check."""
+    """A standby that took this marker for its own store's would restart the wait at each check."""
     other = lost_but_for_a_late_mark(one)
     began = one.clock.elapsed()
     while one.clock.elapsed() < began + 3 * LIFETIME:

@@ -1,7 +1,5 @@
 """Outcomes of publishes through kombu, on in-memory and Redis transports."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import pytest

@@ -1,7 +1,5 @@
 """Messages on RabbitMQ equal those of stock beat."""
 
-from __future__ import annotations
-
 import json
 import time
 import uuid

@@ -1,7 +1,5 @@
 """Outcomes of a publish to SQS, with Amazon's own client and a fake service."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import threading

@@ -1,7 +1,5 @@
 """A stock worker consumes what ha_beat enqueues."""
 
-from __future__ import annotations
-
 import json
 import re
 import signal
