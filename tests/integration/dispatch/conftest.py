@@ -1,4 +1,4 @@
-"""Messages of an entry, as sent by stock beat and by ha_beat."""
+"""Messages of an entry, as stock beat and as ha_beat send them."""
 
 import base64
 import copy
@@ -23,6 +23,7 @@ from ha_beat.scheduler import HAScheduler
 from ha_beat.store.keys import Keys
 from tests.integration.store.conftest import bench, server_bench, servers  # noqa: F401 -- fixtures
 from tests.support.claim_leader import Leader
+from tests.support.schedulers import closing
 from tests.support.servers import RedisServer
 
 ENTRY = "the entry"
@@ -70,16 +71,12 @@ class Comparison:
         }
         scheduler = HAScheduler(self.app, max_interval=0.02)
         deadline = time.monotonic() + self.patience
-        try:
+        with closing(scheduler):
             while self._with_verdict() != (len(lines) if settled is None else settled):
                 scheduler.tick()
                 assert time.monotonic() < deadline, "nothing was enqueued"
-        finally:
-            if scheduler._loop.runtime is not None:
-                # There are no other replicas, so do not wait for the removal of the member record.
-                scheduler._loop.runtime.monitoring.poller.removed = True
-            scheduler.close()
-            scheduler.close()
+            # There are no other replicas, so do not wait for the removal of the member record.
+            scheduler._loop.runtime.monitoring.poller.removed = True
 
     def ledger(self) -> dict[str, Any]:
         """Return the ledger's rows by entry."""
@@ -92,7 +89,7 @@ class Comparison:
 
 @dataclass
 class Traffic:
-    """The messages in each list, oldest first, those published, and which keys will expire."""
+    """Messages in each list, oldest first, and on each channel; keys that will expire, and all other keys."""
 
     queues: dict[str, list[Any]] = field(default_factory=dict)
     published: list[tuple[str, Any]] = field(default_factory=list)
@@ -171,7 +168,7 @@ HEADER = {"cluster": "shop", "entry": "report", "scheduled_at": "2030-01-01T12:0
 
 
 class Sender:
-    """Publisher of the messages of one entry."""
+    """Publisher, and the messages of one entry that it sends."""
 
     def __init__(self, broker: str, timeout: float = 0.5, clock: Clock | None = None, **config: Any) -> None:
         self.app = Celery("shop", broker=broker, set_as_current=False)

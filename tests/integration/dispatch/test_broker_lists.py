@@ -1,4 +1,4 @@
-"""Lists of brokers, whose first server is away."""
+"""Lists of brokers whose first server is unreachable."""
 
 import contextlib
 
@@ -11,6 +11,7 @@ from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import PublishOutcome
 from ha_beat.scheduler import HAScheduler
 from tests.integration.dispatch.conftest import Sender
+from tests.support.schedulers import closing
 from tests.support.servers import RabbitMQ, RedisServer, free_port, need
 
 
@@ -44,13 +45,10 @@ def test_lease_does_not_move_along_a_list_of_brokers(shared_redis: RedisServer, 
     first, ignored = ignored_brokers(app, settings) or ("", "")
     assert [first, ignored] == app.conf.broker_url.split(";")
     scheduler = HAScheduler(app)
-    try:
+    with closing(scheduler):
         scheduler.tick()
-    finally:
-        scheduler.close()
-        scheduler.close()
-    (told,) = [vars(r) for r in caplog.records if vars(r).get("action") == "brokers_ignored"]
-    assert (told["used"], told["ignored"]) == (first, ignored)
+    (logged,) = [vars(r) for r in caplog.records if vars(r).get("action") == "brokers_ignored"]
+    assert (logged["used"], logged["ignored"]) == (first, ignored)
 
 
 def test_list_of_redis_brokers_fails_over_if_the_lease_is_elsewhere(shared_redis: RedisServer):

@@ -12,6 +12,7 @@ from ha_beat.scheduler import HAScheduler
 from ha_beat.store.keys import Keys
 from tests.integration.dispatch.conftest import MakeComparison, RedisComparison
 from tests.support.dispatchers import app_dispatcher
+from tests.support.schedulers import closing
 
 
 def test_burst_of_500_needs_few_round_trips(make_comparison: MakeComparison):
@@ -61,7 +62,7 @@ def seconds_per_dispatch(comparison: RedisComparison, entries: int, runs: int = 
         "often": {"task": "good", "schedule": timedelta(milliseconds=10), "last_run_at": now},
     }
     scheduler = HAScheduler(comparison.app, max_interval=0.001)
-    try:
+    with closing(scheduler):
         deadline = time.monotonic() + 120
         while comparison.server.admin.llen("celery") < 3:
             scheduler.tick()
@@ -73,9 +74,6 @@ def seconds_per_dispatch(comparison: RedisComparison, entries: int, runs: int = 
             scheduler.tick()
             costs.append(time.thread_time() - began)
         return sorted(costs)[runs // 2]
-    finally:
-        scheduler.close()
-        scheduler.close()
 
 
 def test_dispatch_costs_the_same_in_a_large_schedule(make_comparison: MakeComparison):

@@ -356,8 +356,7 @@ def test_request_is_sent_at_once_and_its_entry_waits_for_both_messages(leader: L
 
 def test_messages_that_keep_an_entry_busy_are_bounded(leader: Leader):
     leader.client.hset(KEYS.requests, "r", "x")
-    for number in range(1, 121):
-        leader.submit(replace(step(number), busy_ms=60_000))
+    leader.submit(*(replace(step(number), busy_ms=60_000) for number in range(1, 121)))
     assert len(leader.client.hget(KEYS.busy, "e:a").splitlines()) == 100
 
 

@@ -38,6 +38,7 @@ from tests.integration.dispatch.conftest import BASIC, ENTRY, MakeComparison, Re
 from tests.integration.dispatch.test_equality import CASES, FAR, restock
 from tests.support.clocks import SteppedClock
 from tests.support.dispatchers import no_marker
+from tests.support.schedulers import closing
 
 TERM = Term("a host/1/x", 7, "nonce", "gen", "", 1e9)
 
@@ -339,7 +340,7 @@ def test_leader_sends_what_it_prepared_and_builds_what_was_edited(
     monkeypatch.setattr("ha_beat.leader.batches.prepared._SLOW", 60.0)
     comparison = make_comparison({"ha_beat_cluster": "ahead"})
     scheduler = HAScheduler(comparison.app, max_interval=0.02)
-    try:
+    with closing(scheduler):
         while not scheduler._loop.leads:
             scheduler.tick()
         runtime = scheduler._loop.runtime
@@ -374,6 +375,3 @@ def test_leader_sends_what_it_prepared_and_builds_what_was_edited(
         sent = {m["headers"]["ha_beat"]["entry"]: m["headers"]["argsrepr"] for m in map(json.loads, raw)}
         assert sent == {"kept": "['old']", "edited": "['new']", "replaced": "['new']"}
         assert "kept" not in built_late
-    finally:
-        scheduler.close()
-        scheduler.close()
