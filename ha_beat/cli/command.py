@@ -1,4 +1,4 @@
-"""Frame of every command: the app's cluster, requests to its leader, and errors as one line."""
+"""Common parts of the commands: the app's cluster, requests to its leader, and errors as one line."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def on_cluster(command: Callable[Concatenate[ClusterClient, P], T]) -> Callable[
     def run(ctx: click.Context, /, *args: P.args, **kwargs: P.kwargs) -> T:
         app = getattr(ctx.obj, "app", None)
         if app is None:
-            raise CommandUnavailable("no app was given: celery -A your_project ha-beat …")
+            raise CommandUnavailable("no app was given; use celery -A your_project ha-beat …")
         try:
             cluster = ClusterClient(app)
             try:
@@ -108,7 +108,7 @@ def find_member(members: Iterable[Member], name: str) -> Member:
         return found[0]
     if found:
         raise CommandUnavailable(f"{name!r} matches {len(found)} replicas: {', '.join(each.id for each in found)}")
-    # The end of an id is random.
+    # Compared without the end of the ids, which is random.
     names = [each.id.rpartition(":")[0] or each.id for each in members]
     hint = did_you_mean(nearest(name, names, limit=1))
     hint = hint or f"; the replicas are {', '.join(each.id for each in members) or 'none'}"

@@ -1,4 +1,4 @@
-"""Commands that change the cluster. Each is a request to the leader, which carries it out once or not at all."""
+"""Commands that change the cluster. Each is a request, which the leader carries out once or not at all."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _show(reply: Reply, *, as_json: bool, leader: str = "", note: str = "") -> N
 
 
 def _explained(reply: Reply) -> Reply:
-    """Add to a refusal for an unknown entry whether a task of django-celery-beat has that name and is disabled."""
+    """Mark a refusal for an unknown entry if a disabled task of django-celery-beat has its name."""
     if reply.code != ReplyCode.NO_SUCH_ENTRY:
         return reply
     # The project may use neither Django nor a database, or the database may be unreachable.

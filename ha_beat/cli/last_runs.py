@@ -39,7 +39,7 @@ def celerybeat_last_runs(path: str, app: Celery) -> dict[str, LastRun]:
     place = Path(path).resolve()
     if not any(place.parent.glob(f"{glob.escape(place.name)}*")):
         raise ConfigurationError(
-            f"there is no schedule file {str(place)!r}: set --file to the path that beat was given with -s"
+            f"there is no schedule file {str(place)!r}: set --file to the path that beat's option -s had"
         )
     try:
         with closing(shelve.open(path, flag="r")) as store:  # noqa: S301 -- the format of beat itself
@@ -47,8 +47,8 @@ def celerybeat_last_runs(path: str, app: Celery) -> dict[str, LastRun]:
             in_utc = bool(store.get("utc_enabled", True))
     except Exception as exc:
         raise ConfigurationError(
-            f"{path!r} can't be read as a schedule file: {exception_line(exc)}. Stop beat first, and give the "
-            f"path as beat's -s does, without the ending that the system adds"
+            f"{path!r} can't be read as a schedule file: {exception_line(exc)}. Stop beat first, and set --file to the "
+            f"path that beat's option -s had, without the ending that the system adds"
         ) from exc
     zone = UTC if in_utc else app.timezone
     return {
@@ -70,7 +70,7 @@ class RedBeat:
     prefix: str
 
     def last_runs(self, names: Iterable[str]) -> dict[str, LastRun]:
-        """Return the last runs of those of these entries that have run.
+        """Return the last runs of these entries, without those that have never run.
 
         Raises:
             StoreUnavailable: Redis failed.

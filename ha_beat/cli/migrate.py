@@ -31,7 +31,7 @@ _TOLERANCE = timedelta(seconds=2)
 
 @dataclass(frozen=True, slots=True)
 class EntryImport:
-    """Import of one entry: its new ledger row, or the reason why it is not imported."""
+    """Import of one entry: its new ledger row, or why it is not imported."""
 
     entry: ScheduledEntry
     last: datetime | None
@@ -97,7 +97,7 @@ def migrate(
     rows = [(each.entry.id, output.second(each.last), each.note) for each in imports]
     output.show_table(("ENTRY", "LAST RUN", "IMPORTED"), rows)
     for name in sorted(names - schedule.keys()):
-        click.echo(f"{name} is not in beat_schedule: add it, or it will not run")
+        click.echo(f"{name} is not in beat_schedule: it will not run unless you add it")
     imported = [each for each in imports if each.row is not None]
     if dry_run:
         click.echo(f"{len(imported)} of {len(imports)} entries would be imported; nothing was done")

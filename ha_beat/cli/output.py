@@ -30,8 +30,8 @@ def show_json(value: Any) -> None:
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, spare: Sequence[str] = ()) -> None:
     """Print rows under their columns.
 
-    If the terminal is too narrow, the ``spare`` columns are left out, one after the other, and the last column is
-    wrapped. A pipe gets every column, one line per row.
+    If the terminal is too narrow, the ``spare`` columns are left out one by one, and the last column is wrapped. A
+    pipe gets every column, one line per row.
     """
     table = [list(columns), *([_in_one_line(value) for value in row] for row in rows)]
     if not to_terminal():

@@ -136,7 +136,7 @@ def _cluster_fields(cluster: ClusterClient, view: ClusterView) -> Iterator[tuple
 def _schedule_fields(cluster: ClusterClient, view: ClusterView) -> Iterator[tuple[str, object]]:
     leader = view.leading_member
     if leader is None or not leader.taken_up:
-        yield "schedule", f"not taken up by a leader{_unattended_text(cluster, view)}"
+        yield "schedule", f"not loaded by a leader{_unattended_text(cluster, view)}"
     if leader is None:
         return
     late = f", the oldest {duration(leader.overdue_ms / 1000)} late" if leader.overdue_ms else ""
@@ -190,9 +190,7 @@ def check(cluster: ClusterClient, *, replica: str | None, here: bool) -> None:
     if leader is None:
         raise CommandFailed(leader_text(view))
     if leading is None or not leading.taken_up:
-        raise CommandFailed(
-            f"{leader.holder} leads, but has not taken up the schedule{_unattended_text(cluster, view)}"
-        )
+        raise CommandFailed(f"{leader.holder} leads, but has not loaded the schedule{_unattended_text(cluster, view)}")
     if leading.not_ready:
         raise CommandFailed(f"{leader.holder} leads, but is not ready: {'; '.join(health(leading.not_ready))}")
     if leading.overdue_ms > _OVERDUE * 1000 and paused is None:
@@ -228,4 +226,4 @@ def _unattended_text(cluster: ClusterClient, view: ClusterView) -> str:
     """Return how many entries are due by the ledger, empty if none is."""
     found = unattended(cluster.ledger.read(), view.server_ms)
     late = duration(found.overdue(view.server_ms))
-    return f"; {found.due} due, the oldest {late} late" if found.due else ""
+    return f"; {entries_text(found.due)} due, the oldest {late} late" if found.due else ""

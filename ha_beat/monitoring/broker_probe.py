@@ -1,4 +1,4 @@
-"""Thread that checks every few seconds that this replica reaches the broker, also while it stands by."""
+"""Thread that checks every few seconds that this replica reaches the broker, even while another one leads."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ha_beat.threads import RepeatingThread
 _INTERVAL = 10.0
 _RETRY = 2.0
 
-#: Seconds without a completed check after which the broker counts as unreachable: the check itself hangs.
+#: Seconds without a completed check after which the broker counts as unreachable, because the check hangs.
 _WITHIN = 30.0
 
 
 class BrokerProbe(RepeatingThread):
-    """Thread with its own connection to the broker, so that the main loop never waits for it."""
+    """Thread with its own connection to the broker. The main loop never waits for it."""
 
     def __init__(
         self, check: Callable[[], None], duties: Duties, clock: Clock, emit: Callable[[events.Event], None]
     ) -> None:
-        """``check`` makes a round trip to the broker, in a bounded time, and raises if it fails."""
+        """``check`` makes a round trip to the broker. It ends within a bounded time, and raises if it fails."""
         super().__init__(name="ha_beat-broker", interval=_INTERVAL, clock=clock, emit=emit)
         self._check = check
         self._duties = duties
@@ -38,7 +38,7 @@ class BrokerProbe(RepeatingThread):
         try:
             self._check()
         except Exception as exc:
-            # A single failure of a broker that was reached may be a connection that the broker had closed.
+            # A single failure may only mean that the broker had closed an idle connection.
             if self._failed_once or not self._duties.ever_done(Duty.REACH_BROKER):
                 self._duties.raised(Duty.REACH_BROKER, exc)
             self._failed_once = True

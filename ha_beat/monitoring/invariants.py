@@ -54,7 +54,7 @@ class ClusterState:
 
 @dataclass(slots=True)
 class Invariants:
-    """Check of one cluster over time. Each violation is emitted once until the invariant holds again.
+    """Check of one cluster over time. A violation is emitted once, and again only after the invariant held in between.
 
     ``overdue_bound`` is the time in seconds after which a due entry must have been enqueued, skipped or reported.
     """
@@ -70,13 +70,13 @@ class Invariants:
 
     @property
     def violations(self) -> tuple[Violation, ...]:
-        """Return the current violations. A second verdict stays until its occurrence is forgotten."""
+        """Return the current violations. A second verdict stays until its occurrence leaves the memory."""
         return tuple(self._broken.values())
 
     def check(self, state: ClusterState, records: Iterable[Record] = ()) -> tuple[Violation, ...]:
         """Add the state and the new journal records, oldest first, and return the violations."""
         if self.gen and state.gen and state.gen != self.gen:
-            # The state was lost, and numbers start again. The leader reports the loss.
+            # Redis lost its data, and the numbers start again. The leader reports the loss.
             self._highest_n = 0
         self.gen = state.gen or self.gen
         self._set(Invariant.EPOCH_FELL, "lease", self._epoch_fell(state))
@@ -133,7 +133,7 @@ class Invariants:
             self._set(Invariant.OVERDUE, entry, f"due for {seconds:.0f} s, and neither enqueued nor skipped")
 
     def _set(self, rule: Invariant, subject: str, detail: str) -> None:
-        """Note a violation, or that the invariant holds if there is no detail."""
+        """Record a violation, or without a detail that the invariant holds."""
         if not detail:
             self._broken.pop((rule, subject), None)
         elif (rule, subject) not in self._broken:
@@ -142,7 +142,7 @@ class Invariants:
 
 
 class InvariantChecker:
-    """Reads a running cluster and checks its invariants. Used by one thread."""
+    """Reader of a running cluster that checks its invariants. Used by one thread."""
 
     def __init__(self, members: Members, journal: Journal, emit: Callable[[events.Event], None]) -> None:
         self._members = members
@@ -157,7 +157,7 @@ class InvariantChecker:
             StoreError: Redis did not answer.
         """
         records = self._journal.after(self._last_id) if self._last_id else self._journal.newest()[::-1]
-        # The counter is read after the journal, so it can't be behind it.
+        # Read after the journal, so that the counter can't be behind the records.
         view = self._members.view()
         leader = view.leading_member
         overdue: tuple[tuple[str, float], ...] = ()
@@ -165,7 +165,7 @@ class InvariantChecker:
             overdue = ((leader.upcoming[0].entry, leader.overdue_ms / 1000),)
         state = ClusterState.of(view, overdue)
         if self._invariants.gen and view.gen != self._invariants.gen:
-            # Another or an emptied Redis. Its journal starts again, perhaps with an earlier clock.
+            # Another or an emptied Redis, whose journal starts again, perhaps with an earlier clock.
             self._last_id = ""
             return self._invariants.check(state)
         if records:

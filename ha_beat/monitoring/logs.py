@@ -1,4 +1,4 @@
-"""Log lines of events. Each has a constant message and the event's ``action`` and fields as record attributes."""
+"""Log lines of events: constant messages, with the event's ``action`` and fields as attributes of the record."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 #: Level, constant message, values of the message.
 Line = tuple[int, str, tuple[object, ...]]
 
-#: Tracebacks that are remembered as logged.
+#: Most tracebacks that are remembered as logged.
 _TRACEBACKS = 1000
 
 
 class _TracebackFilter(logging.Filter):
-    """Filter that takes secrets out of tracebacks, which end with the text of the exception."""
+    """Filter that removes secrets from tracebacks, which contain the text of the exception."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info:
@@ -52,7 +52,7 @@ class LogWriter:
 
     @staticmethod
     def wants(event: e.Event) -> bool:
-        """True unless the event certainly has no line at the log's level. Called for each message of a burst."""
+        """True unless the event has no line at the log's level. Called for each message of a burst."""
         if isinstance(event, e.Enqueued):
             return logger.isEnabledFor(INFO)
         return not isinstance(event, e.BatchDispatched) or event.already_mine > 0 or logger.isEnabledFor(DEBUG)
@@ -70,7 +70,7 @@ class LogWriter:
             logger.log(level, message, *values, exc_info=exc, extra=extra)
 
     def _is_new(self, event: e.EntryFailed) -> bool:
-        """True if the traceback was not logged yet. Its text may differ each time, so the place of the error counts."""
+        """True if no error of this type and place was logged for this entry. The text may differ each time."""
         frames = traceback.extract_tb(getattr(event.exc, "__traceback__", None))
         place = (frames[-1].filename, frames[-1].lineno) if frames else None
         key = (event.entry, event.reason, type(event.exc), place)
@@ -84,7 +84,7 @@ class LogWriter:
 
 def line_of(event: e.Event, cluster: str) -> Line | None:
     """Return the log line of an event, or ``None`` if it has none."""
-    # Dispatch first: its events are by far the most frequent.
+    # Dispatch comes first, because its events are by far the most frequent.
     return _dispatch(event) or _election(event, cluster) or _redis(event) or _requests(event) or _failures(event)
 
 

@@ -1,6 +1,6 @@
-"""Metrics for Prometheus. Counters follow events; gauges are read from the status when they are scraped.
+"""Metrics for Prometheus: counters of events, and gauges that are read from the status at each scrape.
 
-They are plain numbers until a scrape, so counting needs no shared registry and works in ``worker -B``.
+They are plain numbers until a scrape. Thus counting needs no shared registry, and works in ``worker -B``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ha_beat.monitoring.status import ReplicaStatus, current_warnings, members_s
 from ha_beat.reasons import LeaseAction
 from ha_beat.store import entry_pauses
 
-#: Seconds. From a 5 ms tick to an hour's outage.
+#: Seconds, from a late tick to an outage of an hour.
 LATENESS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 _DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _SIZE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -30,7 +30,7 @@ _SIZE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """Definition of one metric. ``name`` is without the prefix ``ha_beat_`` and, of a counter, without ``_total``."""
+    """Definition of one metric. ``name`` lacks the prefix ``ha_beat_`` and a counter's ending ``_total``."""
 
     name: str
     kind: str
@@ -146,7 +146,7 @@ class Metrics:
                 self._histograms[definition.name] = _Histogram([0] * (len(definition.buckets) + 1))
             elif definition.kind == "counter":
                 self._counters[definition.name] = {} if definition.labels else {(): 0.0}
-        # An alert on an increase needs a series that exists from the start.
+        # An alert on an increase needs a series that has existed before it.
         self._start("campaigns", "won", "refused", "forbidden", "unknown")
         self._start("renewals", "renewed", "lost", "late", "unknown")
         self._start("occurrences", "enqueued", "skipped", "uncertain")

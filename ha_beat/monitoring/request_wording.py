@@ -1,4 +1,4 @@
-"""Wording of answers to requests and of what Redis holds, for the log, the CLI and Django."""
+"""Wording of answers to requests, of the lease and of pauses, for the log, the CLI and Django."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SENTENCES = {
     ReplyCode.ENTRY_PAUSED: "{name} is paused: its occurrences are skipped",
     ReplyCode.ENTRY_RESUMED: "{name} is resumed",
     ReplyCode.SENT: "enqueued {entry} as {task}[{task_id}]",
-    ReplyCode.SENT_EARLIER: "an earlier leader sent {entry} as {task_id}; the history shows the outcome",
+    ReplyCode.SENT_EARLIER: "an earlier leader sent {entry} as {task_id}; `history` shows the outcome",
     ReplyCode.ENTRIES: "",
     ReplyCode.REPORT: "",
     ReplyCode.ALREADY_LEADER: "{replica} is the leader already",
     ReplyCode.NOT_PAUSED: "the cluster is not paused",
     ReplyCode.ENTRY_NOT_PAUSED: "{name} is not paused",
     ReplyCode.NO_PAST_INSTANTS: "{entry} has a custom schedule class, whose past instants cannot be computed",
-    ReplyCode.TOO_MANY_INSTANTS: "these are more than {limit} instants: ask for a shorter period",
+    ReplyCode.TOO_MANY_INSTANTS: "the period has more than {limit} instants: choose a shorter one",
     ReplyCode.NOT_SENT: "the message was not enqueued: {detail}",
     ReplyCode.UNCERTAIN: "it is unknown whether the broker accepted the message",
     ReplyCode.WITHDRAWN: "the message was not enqueued: the request was withdrawn",
@@ -64,7 +64,7 @@ def reply_text(code: ReplyCode, data: Mapping[str, Any]) -> str:
         case ReplyCode.BACKFILLED | ReplyCode.BACKFILL_PLANNED | ReplyCode.BACKFILL_INCOMPLETE:
             return _backfill_text(data)
         case ReplyCode.NO_SUCH_ENTRY if data.get("disabled"):
-            return f"entry {data.get('entry')} is disabled: enable it to have it enqueued"
+            return f"entry {data.get('entry')} is disabled: enable it first"
         case ReplyCode.NO_SUCH_ENTRY:
             hint = did_you_mean(data.get("nearest") or ()) or f"; it has {entries_text(data.get('entries', 0))}"
             return f"the leader has no entry {data.get('entry')!r}{hint}"

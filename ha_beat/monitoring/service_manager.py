@@ -9,7 +9,7 @@ from contextlib import suppress
 
 
 class ServiceManager:
-    """Socket of the service manager that started this process. Does nothing without one, or in another process."""
+    """Socket of the service manager that started this process. Without one, nothing is sent."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         """``environment`` has ``NOTIFY_SOCKET``; a watchdog adds ``WATCHDOG_USEC`` and ``WATCHDOG_PID``."""

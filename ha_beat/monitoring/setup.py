@@ -29,7 +29,7 @@ class Monitoring:
     clock: Clock
 
     def describe(self, schedule: str, scheduler: str) -> None:
-        """Take a digest of the schedule, or an empty text, and the scheduler class."""
+        """Set the digest of the schedule, empty if it is unknown, and the scheduler class."""
         self.status.schedule, self.status.scheduler = schedule, scheduler
 
     def keep_running(self) -> None:
@@ -40,13 +40,13 @@ class Monitoring:
             self.http.thread.keep_running()
 
     def stop(self) -> None:
-        """Ask the threads to stop, but HTTP. Does not wait, so a signal handler may call it."""
+        """Ask the threads except HTTP to stop. Does not wait, so a signal handler may call it."""
         for thread in (self.poller, self.watchdog, self.broker):
             thread.stop()
             thread.wake()
 
     def finish_stop(self) -> None:
-        """Wait a moment until the member record is removed, and stop HTTP. Takes no lock, like :meth:`stop`."""
+        """Wait a moment for the removal of the member record, then stop HTTP. Takes no lock, like :meth:`stop`."""
         until = self.clock.elapsed() + _REMOVAL_TIMEOUT
         while not self.poller.removed and not self.status.unreachable and self.clock.elapsed() < until:
             self.clock.sleep(0.01)

@@ -32,7 +32,7 @@ from ha_beat.reasons import (
     Verdict,
 )
 
-# One dictionary per enum: members of two enums that have the same value are equal.
+# One dictionary per enum, because members of two enums that have the same value are equal.
 _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
     TermStart: {
         TermStart.NO_LEASE: "there was no lease",
@@ -76,24 +76,24 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         SkipReason.PAUSED: "the entry is paused",
         SkipReason.REMOVED: "the entry was disabled or deleted before it could be enqueued",
         SkipReason.NO_MESSAGE: "its message could not be built",
-        SkipReason.DECLINED: "its task declined: it published nothing",
+        SkipReason.DECLINED: "its task published nothing",
         SkipReason.NOT_PUBLISHED: "the broker did not accept it within publish_deadline",
     },
     EntryFault: {
         EntryFault.INVALID: "it or its options can't be read, so it is left out",
         EntryFault.DUPLICATE_ID: "another entry has the same id, so it is left out",
-        EntryFault.SCHEDULE_RAISES: "its schedule raises",
-        EntryFault.AHEAD_OF_CLOCK: "its last run is in the future, so it stays idle to avoid duplicates",
+        EntryFault.SCHEDULE_RAISES: "its schedule raises an exception",
+        EntryFault.AHEAD_OF_CLOCK: "its last run is in the future, so it stays idle until then to avoid duplicates",
         EntryFault.MESSAGE_NOT_BUILT: "its message could not be built",
-        EntryFault.SLOW_ARGUMENTS: "its arguments took long, so a thread computes them from now on",
+        EntryFault.SLOW_ARGUMENTS: "its arguments take long to compute, so a thread does it from now on",
         EntryFault.HUNG_ARGUMENTS: "its arguments have not been computed within a minute",
         EntryFault.NOT_SUBMITTED: "its message could not be submitted",
         EntryFault.REFUSED: "its message was refused",
         EntryFault.PARTIAL: "some of its queues did not accept the message",
         EntryFault.ROW_UNREADABLE: "its ledger row can't be read by this version, so it is left alone",
-        EntryFault.ROW_CHANGED: "its ledger row was changed by another writer and is followed",
-        EntryFault.NO_REPORTS: "it waits for its last message, and no worker reports ends: load ha_beat.guard there",
-        EntryFault.CALLBACK_RAISES: "the scheduler class raised when it was notified",
+        EntryFault.ROW_CHANGED: "another program changed its ledger row, and the change is applied",
+        EntryFault.NO_REPORTS: "it waits for its last message to end, and no worker reports ends: load ha_beat.guard",
+        EntryFault.CALLBACK_RAISES: "a callback of the scheduler class raised an exception",
         EntryFault.ROW_NOT_WRITTEN: "its run state can't be written to its row",
     },
     LossKind: {
@@ -102,10 +102,10 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         LossKind.LEDGER_BEHIND: "the ledger is older than acknowledged writes",
         LossKind.RESTARTED_BEHIND: "Redis restarted without its last writes",
         LossKind.RESTARTED_WITHOUT_AOF: "Redis restarted without an append-only file, so its last writes are lost",
-        LossKind.RESTARTED: "Redis restarted, and writes in flight are in doubt",
+        LossKind.RESTARTED: "Redis restarted, and writes in flight may be lost",
         LossKind.FAILED_OVER_BEHIND: "the new primary lacks the last writes",
         LossKind.FAILED_OVER_UNKNOWN: "Redis failed over, and nothing shows that no writes were lost",
-        LossKind.FAILED_OVER: "Redis failed over, and writes in flight are in doubt",
+        LossKind.FAILED_OVER: "Redis failed over, and writes in flight may be lost",
         LossKind.UNFINISHED: "an earlier leader did not finish the recovery",
         LossKind.UNFINISHED_UNREADABLE: "an earlier leader's note on the loss can't be read",
     },
@@ -162,7 +162,7 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         RequestKind.BACKFILL: "backfill an entry",
         RequestKind.NEXT: "list the next occurrences",
         RequestKind.REPORT: "report its state",
-        RequestKind.UNKNOWN: "do something that this version does not know",
+        RequestKind.UNKNOWN: "do something unknown to this version",
     },
     MessageKind: {MessageKind.MANUAL: "manual run", MessageKind.BACKFILL: "backfill"},
     HealthReason: {
@@ -174,23 +174,23 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         HealthReason.OTHER_APP: "the leader runs another app",
         HealthReason.SCHEDULE_UNREAD: "the schedule can't be read",
         HealthReason.BROKER_UNREACHABLE: "the broker can't be reached",
-        HealthReason.NOT_TAKEN_UP: "it leads, but has not taken up the schedule",
+        HealthReason.NOT_TAKEN_UP: "it leads, but has not loaded the schedule",
     },
     Duty: {
         Duty.LEASE: "reaching the lease in Redis",
         Duty.PRESENCE: "keeping the presence connection to Redis",
         Duty.FOLLOW_JOURNAL: "following the journal as a standby",
-        Duty.MARK_LEASE: "marking the broker's Redis with the lease store",
+        Duty.MARK_LEASE: "writing the lease marker to the broker's Redis",
         Duty.READ_SCHEDULE: "reading the schedule's database",
         Duty.WRITE_ROWS: "writing run state to the schedule's database",
         Duty.REACH_BROKER: "reaching the broker",
-        Duty.TAKE_UP: "taking up the schedule as the leader",
+        Duty.TAKE_UP: "loading the schedule as the leader",
         Duty.MAIN_LOOP: "running the main loop",
         Duty.POLL_CLUSTER: "registering as a member and reading the cluster's state",
         Duty.SERVE_HTTP: "serving HTTP",
         Duty.WRITE_LOG: "writing the log",
         Duty.SEND_SIGNALS: "calling the handlers of signals",
-        Duty.PREPARE_RELEASE: "connecting for the release of the lease",
+        Duty.PREPARE_RELEASE: "keeping a connection ready for the release of the lease",
     },
     DutyFault: {
         DutyFault.OVERDUE: "not done in time, without an error",
@@ -221,10 +221,10 @@ _EFFECTS: Mapping[Duty, str] = {
     Duty.LEASE: "A leader stops when its trust in the lease expires, and a standby can't take over",
     Duty.PRESENCE: "If this process dies, takeover waits for lease_ttl",
     Duty.FOLLOW_JOURNAL: "If Redis loses its data now, this standby knows less of what was enqueued",
-    Duty.MARK_LEASE: "A second lease store would not be detected",
-    Duty.READ_SCHEDULE: "Entries run as last read; without a first reading this replica does not lead",
+    Duty.MARK_LEASE: "A second lease store would not be noticed",
+    Duty.READ_SCHEDULE: "Entries run as last read; a replica that has never read the schedule does not lead",
     Duty.WRITE_ROWS: "The rows show old last runs; the schedule is not affected",
-    Duty.REACH_BROKER: "This replica could enqueue nothing",
+    Duty.REACH_BROKER: "This replica can't enqueue anything",
     Duty.TAKE_UP: "Nothing is enqueued",
     Duty.MAIN_LOOP: "A leader gives up the lease",
     Duty.POLL_CLUSTER: "Status and metrics are out of date, and other replicas do not see this one",
@@ -236,14 +236,14 @@ _EFFECTS: Mapping[Duty, str] = {
 
 
 def duty_effect(duty: Duty) -> str:
-    """Return what it means that this duty is late."""
+    """Return the effect of this duty being late."""
     return _EFFECTS[duty]
 
 
 def phrase(code: StrEnum | str | None, detail: str = "") -> str:
     """Return the words for a code, followed by the detail in parentheses if there is one.
 
-    ``None`` stands for an unknown code. A text that is not a code is returned as it is.
+    ``None`` stands for an unknown code. A text that is not a code is returned unchanged.
     """
     if code is None:
         words = "unknown reason"
@@ -258,7 +258,7 @@ def phrase_of(kind: type[StrEnum], stored: str, detail: str = "") -> str:
 
 
 def sentence(words: str) -> str:
-    """Return the words with a capital at the beginning."""
+    """Return the words with a capital first letter."""
     return words[:1].upper() + words[1:]
 
 

@@ -86,12 +86,14 @@ def examine(cluster: ClusterClient, timeout: float = 5.0) -> list[Finding]:
 def _settings(cluster: ClusterClient) -> Iterator[Finding]:
     settings = cluster.settings
     changed = [f"{each.name}={each.value}" for each in settings.describe() if not each.is_default]
-    yield ok("settings", ", ".join(changed) or "all have their defaults")
+    yield ok("settings", ", ".join(changed) or "all are defaults")
     ignored = ignored_brokers(cluster.app, settings)
     if ignored is not None:
         used, others = ignored
-        detail = f"a list of Redis servers: {used} holds the lease and takes all messages, {others} is never used. "
-        yield warn("broker", f"{detail}Set ha_beat_redis_url to one Redis, so that messages fail over as Celery's do")
+        detail = (
+            f"the broker is a list of Redis servers: only {used} holds the lease and takes messages, not {others}. "
+        )
+        yield warn("broker", f"{detail}Set ha_beat_redis_url to one Redis; then messages fail over as Celery's do")
     if settings.misfire == "skip":
         yield note("misfire", "skip: occurrences that fall due while there is no leader are skipped")
 
@@ -101,7 +103,7 @@ def _scheduler(cluster: ClusterClient, view: ClusterView) -> Iterator[Finding]:
     configured = str(cluster.app.conf.beat_scheduler or "")
     if "ha_beat" not in configured:
         detail = f"beat_scheduler is {configured!r}" if configured else "beat_scheduler is not set"
-        yield note("scheduler", f"{detail}: a beat started without -S ha_beat is not part of the cluster")
+        yield note("scheduler", f"{detail}: a beat that is started without -S ha_beat does not join the cluster")
         return
     wanted = _scheduler_class(configured)
     others = {member.scheduler for member in view.members if member.scheduler not in {"", wanted}}
@@ -150,7 +152,7 @@ def _store(cluster: ClusterClient, _: ClusterView) -> Iterator[Finding]:
 
 
 def _clocks(cluster: ClusterClient, view: ClusterView) -> Iterator[Finding]:
-    # Read here: since the first view, slow checks may have taken seconds.
+    # Read again, because other checks may have taken seconds since the first view.
     sent = cluster.clock.elapsed()
     server = cluster.members.view().server_ms / 1000
     offset = certain_offset(cluster.clock.wall() - server, cluster.clock.elapsed() - sent)
@@ -171,19 +173,21 @@ def _cluster(cluster: ClusterClient, view: ClusterView) -> Iterator[Finding]:
     else:
         yield ok("leader", f"{lease.holder} in epoch {lease.epoch}")
     if lease is not None and lease.held and not lease.presence:
-        yield note("presence", "the leader has registered none: a takeover from a dead process waits for lease_ttl")
+        yield note(
+            "presence", "the leader has no presence connection: if its process dies, the takeover waits for lease_ttl"
+        )
     app = fingerprint(cluster.app)
     known = cluster.client().hget(cluster.keys.ledger, "m:fingerprint")
     if known is not None and text(known) != app:
-        yield fail("app", f"the ledger belongs to the app {text(known)!r}, this app is {app!r} and must not lead")
+        yield fail("app", f"the ledger belongs to the app {text(known)!r}; this app, {app!r}, must not lead")
     else:
         yield ok("app", app)
     standbys = [member for member in view.members if member.role != "leader"]
-    count = f"{len(view.members)} alive, {len(standbys)} on standby"
+    count = f"{len(view.members)} alive, {len(standbys)} of them standbys"
     yield ok("replicas", count) if standbys else warn("replicas", f"{count}: no standby can take over")
     for member in view.members:
         for why in health(member.not_ready):
-            yield warn("replica", f"{member.id} could not lead: {why}")
+            yield warn("replica", f"{member.id} is not ready to lead: {why}")
     yield from _differences(view)
     if view.paused:
         yield warn("paused", pause_text(Pause.parse(view.paused)))
@@ -206,7 +210,7 @@ def _leader(cluster: ClusterClient, view: ClusterView, timeout: float) -> Iterat
     yield ok("dispatch", f"{dispatch['path']}: {why}" if dispatch.get("path") else "not chosen yet")
     if dispatch.get("path") == DispatchPath.CLAIM:
         policy = cluster.settings.uncertain
-        yield note("dispatch", f"a message whose delivery is unknown: {policy} (setting uncertain)")
+        yield note("dispatch", f"setting uncertain is {policy!r}: it applies to messages whose delivery is unknown")
     count = entries_text(report.get("entries", 0))
     yield ok("schedule", f"the leader has {count}, {report.get('backlog')} due")
     longest = float(report.get("longest_overdue") or 0.0)
@@ -243,7 +247,7 @@ def _entries(cluster: ClusterClient, view: ClusterView) -> Iterator[Finding]:
 
 
 def _overlap(cluster: ClusterClient, view: ClusterView) -> Iterator[Finding]:
-    """Check that workers report the messages for whose end entries wait."""
+    """Check that workers report the end of the messages that entries with ``overlap = "skip"`` wait for."""
     busy = BusyEntries.read(cluster.client(), cluster.keys)
     waiting = busy.unreported(view.server_ms - round(_RECEIVED_WITHIN * 1000))
     if waiting:
@@ -253,7 +257,7 @@ def _overlap(cluster: ClusterClient, view: ClusterView) -> Iterator[Finding]:
         yield warn("overlap", f"{detail}workers, and load ha_beat.guard in them")
     elif busy.reported_ms:
         last = instant(from_micros(busy.reported_ms * 1000))
-        yield ok("overlap", f"a worker reported at {last}, {len(busy.sent_ms)} messages are unfinished")
+        yield ok("overlap", f"a worker reported at {last}; {len(busy.sent_ms)} messages are unfinished")
 
 
 # --- Journal
@@ -261,7 +265,7 @@ def _overlap(cluster: ClusterClient, view: ClusterView) -> Iterator[Finding]:
 
 def _records(cluster: ClusterClient, view: ClusterView) -> Iterator[Finding]:
     records = cluster.journal.newest(MEMORY)
-    # The counter is read after the journal, so it can't be behind it.
+    # Read after the journal, so that the counter can't be behind the records.
     view = cluster.members.view()
     invariants = Invariants(emit=lambda _: None)
     violations = invariants.check(ClusterState.of(view), reversed(records))
@@ -272,11 +276,11 @@ def _records(cluster: ClusterClient, view: ClusterView) -> Iterator[Finding]:
     uncertain = [r for r in records if isinstance(r, VerdictRecord) and r.verdict == Verdict.UNCERTAIN]
     if uncertain:
         newest = uncertain[0]
-        what = f"{len(uncertain)}, the newest is {newest.label}, due {instant(newest.first)}"
-        yield warn("uncertain occurrences", what)
+        detail = f"{len(uncertain)}; the newest is {newest.label}, due {instant(newest.first)}"
+        yield warn("uncertain occurrences", detail)
     lost = sum(max(r.count, 1) for r in records if isinstance(r, VerdictRecord) and r.reason == SkipReason.STATE_LOSS)
     if lost:
-        detail = f"{lost} occurrences were skipped because Redis lost data: ha-beat history --verdict skipped"
+        detail = f"{lost} occurrences were skipped because Redis lost data; see ha-beat history --verdict skipped"
         yield warn("state loss", detail)
 
 
@@ -287,14 +291,14 @@ def _scheduler_class(configured: str) -> str:
     try:
         cls = symbol_by_name(path)
     except Exception:
-        # A scheduler for Django can't be imported by a command line that has not set Django up.
+        # A scheduler for Django can't be imported unless Django is set up.
         module, _, name = path.replace(":", ".").rpartition(".")
         return f"{module}:{name}"
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def _differences(view: ClusterView) -> Iterator[Finding]:
-    """Check that version, schedule (a digest) and app of the replicas are equal."""
+    """Check that the replicas have the same version, the same schedule (a digest) and the same app."""
     during_deploy = ", which is normal only during a deploy"
     for field, words in {
         "version": f"version{during_deploy}",
@@ -306,5 +310,5 @@ def _differences(view: ClusterView) -> Iterator[Finding]:
             if value := getattr(member, field):
                 having.setdefault(value, []).append(member.id)
         if len(having) > 1:
-            parted = "; ".join(f"{value} on {', '.join(ids)}" for value, ids in sorted(having.items()))
-            yield warn("replicas", f"they differ in their {words}: {parted}")
+            groups = "; ".join(f"{value} on {', '.join(ids)}" for value, ids in sorted(having.items()))
+            yield warn("replicas", f"they differ in their {words}: {groups}")

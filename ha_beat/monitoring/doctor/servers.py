@@ -40,7 +40,7 @@ def _memory(memory: dict[str, Any]) -> Iterator[Finding]:
     policy = str(memory.get("maxmemory_policy", "?"))
     limit, used = int(memory.get("maxmemory") or 0), int(memory.get("used_memory") or 0)
     if policy.startswith("allkeys"):
-        risk = f"{policy}: Redis may evict the lease, the ledger and queues when memory is full; set noeviction"
+        risk = f"{policy}: if its memory is full, Redis may evict the lease, the ledger and queues; set noeviction"
         yield (fail if limit else warn)("eviction policy", risk)
     elif policy != "noeviction":
         yield warn("eviction policy", f"{policy}: set noeviction; the cluster's keys have no TTL")
@@ -53,7 +53,7 @@ def _memory(memory: dict[str, Any]) -> Iterator[Finding]:
 def _persistence(persistence: dict[str, Any], on_state_loss: str) -> Iterator[Finding]:
     if str(persistence.get("aof_enabled", "0")) != "1":
         risk = (
-            f"no append-only file: a restart of Redis loses data, and on_state_loss ({on_state_loss!r}) applies; "
+            f"no append-only file: if Redis restarts, it loses data, and on_state_loss ({on_state_loss!r}) applies; "
             f"set appendonly yes"
         )
         yield warn("persistence", risk)
@@ -130,7 +130,7 @@ def _info(client: Any, section: str) -> dict[str, Any]:
 
 
 def _config(client: Any, name: str, default: str) -> str:
-    """Return a setting of the server, ``default`` if the user lacks the right to read it."""
+    """Return a setting of the server, or ``default`` if this user may not read it."""
     try:
         with mapped_redis_errors():
             found = {text(key): text(value) for key, value in client.config_get(name).items()}

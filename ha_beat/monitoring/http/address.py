@@ -1,4 +1,4 @@
-"""Address of the HTTP endpoint: bind, check and advertise it."""
+"""Address of the HTTP endpoint: how it is checked, chosen, bound and advertised."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BACKLOG = 512
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Address to serve on. ``sock`` already listens on it if the port was chosen from several."""
+    """Address to serve on. ``sock`` listens on it already if there were several ports to choose from."""
 
     host: str
     port: int
@@ -51,7 +51,7 @@ def check_bind(host: str, ports: range) -> None:
 
 
 def choose_endpoint(host: str, ports: range) -> Endpoint:
-    """Return the endpoint. Of several ports it takes the first free one, and listens, so that no other process does."""
+    """Return the endpoint. Of several ports, listen on the first free one now, before another process takes it."""
     for port in ports if len(ports) > 1 else ():
         try:
             sock = bound_socket(host, port)

@@ -1,4 +1,4 @@
-"""Connections of the HTTP endpoint, with a limit for everything that a client can use up."""
+"""Connections of the HTTP endpoint. Everything that a client can use up has a limit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Limits:
     idle: float = 60.0
     #: Until the client has read its answer.
     taking: float = 10.0
-    #: From the last answer until the client closes. What it still sends is discarded.
+    #: From the last answer until the client closes the connection. Data that it still sends is discarded.
     lingering: float = 2.0
     connections: int = 256
     streams: int = 16
@@ -198,7 +198,7 @@ class Connection(asyncio.Protocol):
                 self._serve(event)
             elif isinstance(event, h11.ConnectionClosed):
                 self._close()
-            # The other events are the rest of the request, which has no body.
+            # Other events are parts of the request that need no answer.
 
     def _serve(self, request: h11.Request) -> None:
         self._served += 1
@@ -221,7 +221,7 @@ class Connection(asyncio.Protocol):
             name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
             for name, value in request.headers
         )
-        # A body is not read, so the next request can't be found after it.
+        # Bodies are not read, so the beginning of the next request is unknown.
         last = has_body or self._served >= self._limits.requests
         self._send(answer, last=last, bodyless=request.method == b"HEAD")
 

@@ -1,4 +1,4 @@
-"""Answers by path. Without I/O: a request is a method and a path, an answer is a value."""
+"""Answers by path, without I/O: a request is a method and a path, and an answer is a value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ha_beat.monitoring.wording import health
 #: Seconds for which an expensive answer is reused.
 _FRESH = 0.2
 
-#: Seconds between two updates of a stream. A change of leader is sent at once.
+#: Seconds between two updates of a stream. A change of leader is sent immediately.
 UPDATE_INTERVAL = 1.0
 
 _TEXT = "text/plain; charset=utf-8"
@@ -87,12 +87,12 @@ class Site:
         return self._fresh("/status", lambda: encoded(document(self._status)))
 
     def role(self) -> object:
-        """Return a value that changes when streams must be updated at once."""
+        """Return a value that changes when streams must be updated immediately."""
         lease = self._status.snapshot.lease
         return self._status.role, bool(self._status.unreachable), lease and (lease.epoch, lease.state)
 
     def update(self) -> bytes:
-        """Return the status as a server-sent event, a comment if it cannot be built. Never raises."""
+        """Return the status as a server-sent event, or a comment if it cannot be built. Never raises."""
         try:
             return b"event: status\ndata: " + self.status() + b"\n\n"
         except Exception:

@@ -1,15 +1,19 @@
 """HTTP/1.1 server in a thread with its own event loop. ``h11`` parses and writes the protocol.
 
-Each connection costs a few kilobytes and has a deadline in every state. If there are too many, the one that has been
-idle longest is closed, so that a probe is always answered.
+Each connection costs a few kilobytes and has a deadline in every state. If there are too many connections, the one that
+has been idle longest is closed. Thus a probe is always answered.
 
-aiohttp.web 3.14.5 was tried in its place, with the tests of this module: 27 passed, 8 failed. Four differ in a status
-code only, and two in what is logged. The others decide. It has no deadline for the head of a request: a client that
-sends one header byte every 200 ms was still connected after 12 s. It has no limit on connections: 2000 slow clients
-stayed open. They share the process's file descriptors, so with 200 descriptors and 400 idle clients no probe was
-answered (5 of 5 here) and the scheduler could not connect to Redis. A deadline and an eviction can be added only in a
-subclass of its private ``RequestHandler``, that is with the code that is here. uvicorn 0.54 was only read: it has no
-deadline for the head either, and beyond ``limit_concurrency`` it answers 503 to the probe instead of evicting.
+aiohttp.web 3.14.5 was tried instead, with the tests of this module: 27 passed, 8 failed. Six failures were harmless: a
+different status code or log record. The other two decided:
+
+- aiohttp has no deadline for the head of a request. A client that sends one header byte every 200 ms was still
+  connected after 12 s.
+- aiohttp has no limit on connections. 2,000 slow clients stayed open and used up the process's file descriptors. With
+  200 descriptors and 400 idle clients no probe was answered, and the scheduler could not connect to Redis.
+
+Both could be added only in a subclass of its private ``RequestHandler``, with the code that is here. By its source,
+uvicorn 0.54 has no deadline for the head either. Beyond ``limit_concurrency`` it answers 503 to a probe, and evicts no
+connection.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ logger = logging.getLogger("ha_beat")
 #: Seconds between two checks of the deadlines.
 _REAP_INTERVAL = 0.5
 
-#: Seconds between two checks for a change that streams get at once.
+#: Seconds between two checks for a change that streams must show immediately.
 _POLL_INTERVAL = 0.1
 
 #: Seconds after which the endpoint counts as late.
@@ -130,7 +134,7 @@ class HttpServer:
         return Connection(self.connections, loop)
 
     def _log_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Log an error of a connection. Errors of the client are of no interest and have the level DEBUG."""
+        """Log an error of a connection: at level DEBUG if the client caused it."""
         exc = context.get("exception")
         if isinstance(exc, OSError) and exc.errno in _EXHAUSTED:
             if not self._exhausted:

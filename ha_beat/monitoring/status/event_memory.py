@@ -1,4 +1,4 @@
-"""Events that a replica's status depends on."""
+"""Memory of the events that a replica's status shows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INCIDENT_SHOWN = 3600.0
 
 _MAX_FAILING = 20
 
-#: Problems that the status shows by what they change: in the journal, the lease, a member record or a duty.
+#: Problems that the status reads elsewhere: from the journal, the lease, a member record or a duty.
 _SHOWN_ELSEWHERE = (
     events.TermEnded,
     events.LeaseUnreachable,
@@ -33,7 +33,7 @@ _SHOWN_ELSEWHERE = (
     events.RecordUnreadable,
 )
 
-#: Events after which the cluster is another, or is seen otherwise.
+#: Events after which the poller must read the cluster again.
 _CHANGES = (
     events.TermStarted,
     events.TermEnded,
@@ -46,7 +46,7 @@ _CHANGES = (
 
 
 class EventMemory:
-    """Subscriber that keeps the current problems. Written by several threads, each value as a whole."""
+    """Subscriber that keeps the current problems. Several threads write it, each value as a whole."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -56,9 +56,9 @@ class EventMemory:
         self.forbidden = ""
         #: Failing entries with the reason.
         self.failing: dict[str, str] = {}
-        #: Until when, on ``Clock.elapsed``, this term waits on purpose before it takes up the schedule.
+        #: Time on ``Clock.elapsed`` until which this term waits on purpose before it loads the schedule.
         self.held_until = 0.0
-        #: Makes the poller read the cluster at once.
+        #: Makes the poller read the cluster immediately.
         self.poll_now: Callable[[], None] = lambda: None
         self._incidents: deque[tuple[float, StatusWarning]] = deque(maxlen=20)
         #: Newest event of each other kind of problem.
@@ -66,7 +66,7 @@ class EventMemory:
 
     def __call__(self, event: events.Event) -> None:
         if isinstance(event, events.Enqueued):
-            # First, because it is by far the most frequent.
+            # The first case, because this event is by far the most frequent.
             self.failing.pop(event.entry, None)
             return
         if event.problem and not isinstance(event, _SHOWN_ELSEWHERE):
@@ -75,7 +75,7 @@ class EventMemory:
             self.poll_now()
         match event:
             case events.TermStarted() | events.LeaderSeen():
-                # If a leader shows that this replica must not lead, that event follows.
+                # If this replica still must not lead, another event reports it.
                 self.forbidden = ""
             case events.TermEnded():
                 self.failing, self.held_until = {}, 0.0
@@ -88,7 +88,7 @@ class EventMemory:
             case events.LeadingForbidden(detail=detail):
                 self.forbidden = detail
             case events.EntryFailed(entry=entry, reason=reason, detail=detail):
-                # The newest are kept: an entry that was deleted would never leave.
+                # Only the newest are kept, because a deleted entry would never be removed.
                 others = {name: why for name, why in self.failing.items() if name != entry}
                 kept = tuple(others.items())[1 - _MAX_FAILING :]
                 self.failing = {**dict(kept), entry: phrase(reason, detail)[:200]}

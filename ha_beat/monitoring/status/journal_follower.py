@@ -19,10 +19,10 @@ _PAGE = 500
 
 
 class JournalFollower:
-    """Reader of new journal records. Methods raise ``StoreUnavailable`` if Redis does not answer."""
+    """Reader of new journal records. Every method that reads raises ``StoreUnavailable`` if Redis does not answer."""
 
     def __init__(self, journal: Journal, stopping: Callable[[], bool]) -> None:
-        """``stopping`` returns True if reading a long journal should be abandoned."""
+        """``stopping`` returns True if the reading of a long journal must end early."""
         self._journal = journal
         self._stopping = stopping
         self._last_id = ""
@@ -47,7 +47,7 @@ class JournalFollower:
         if not self._last_id:
             self._read_back()
         if view.gen != self._gen:
-            # Another or an emptied Redis, whose clock may be behind. Keep what is in memory.
+            # Another or an emptied Redis, whose clock may be behind. The records in memory are kept.
             self._gen = view.gen
             newest = self._journal.newest(1)
             if newest and _order(newest[0].id) < _order(self._last_id):

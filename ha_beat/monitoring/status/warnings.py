@@ -9,7 +9,16 @@ from ha_beat.duties import LateDuty
 from ha_beat.monitoring.request_wording import pause_text
 from ha_beat.monitoring.status.snapshot import Snapshot
 from ha_beat.monitoring.status.unattended import Unattended
-from ha_beat.monitoring.wording import duration, duty_effect, health, instant, occurrences, phrase, sentence
+from ha_beat.monitoring.wording import (
+    duration,
+    duty_effect,
+    entries_text,
+    health,
+    instant,
+    occurrences,
+    phrase,
+    sentence,
+)
 from ha_beat.reasons import Duty, WarningCode
 from ha_beat.store import entry_pauses
 from ha_beat.store.cluster_pause import Pause
@@ -67,7 +76,7 @@ def of_lease(lease: LeaseRecord | None, now_ms: int) -> Iterable[StatusWarning]:
 
 
 def of_members(members: Sequence[Member]) -> Iterable[StatusWarning]:
-    """Yield warnings that the replicas report, and about differences between them."""
+    """Yield warnings about each replica, and about differences between the replicas."""
     for each in members:
         offset = each.clock_offset_ms / 1000
         if abs(offset) > _CLOCK_TOLERANCE:
@@ -88,10 +97,10 @@ def of_members(members: Sequence[Member]) -> Iterable[StatusWarning]:
 
 
 def of_unattended(found: Unattended, now_ms: int) -> Iterable[StatusWarning]:
-    """Yield a warning if something is due while no leader has taken up the schedule."""
+    """Yield a warning if entries are due while no leader has loaded the schedule."""
     if found.due:
         late = duration(found.overdue(now_ms))
-        message = f"no leader has taken up the schedule: {found.due} due, the oldest for {late}"
+        message = f"no leader has loaded the schedule: {entries_text(found.due)} due, the oldest for {late}"
         yield StatusWarning(WarningCode.OVERDUE, message)
 
 
@@ -103,7 +112,7 @@ def of_duties(late: Mapping[Duty, LateDuty]) -> Iterable[StatusWarning]:
 
 
 def of_verdicts(recent: Sequence[VerdictRecord]) -> Iterable[StatusWarning]:
-    """Yield a warning if the delivery of recent occurrences is unknown and was not confirmed later."""
+    """Yield a warning if the delivery of recent occurrences is still unknown."""
     enqueued = {(record.entry, record.first) for record in recent if record.verdict == "enqueued"}
     uncertain = [
         record for record in recent if record.verdict == "uncertain" and (record.entry, record.first) not in enqueued

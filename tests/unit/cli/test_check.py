@@ -1,4 +1,4 @@
-"""`check` while a new leader has not taken up the schedule."""
+"""`check` while a new leader has not loaded the schedule."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ from ha_beat.testing import SettableClock
 @pytest.mark.parametrize(
     ("taken_up_after", "not_ready_after", "longest"),
     [(0.0, 99.0, 0.0), (12.0, 99.0, 12.5), (99.0, 2.0, 2.5), (99.0, 99.0, 15.5)],
-    ids=["at once", "after the pause of a failover", "leader is not ready", "never"],
+    ids=["immediately", "after the pause of a failover", "leader is not ready", "never"],
 )
 def test_check_waits_for_a_leader_that_is_ready(taken_up_after: float, not_ready_after: float, longest: float) -> None:
     clock = SettableClock()

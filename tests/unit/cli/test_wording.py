@@ -80,7 +80,7 @@ def test_leader_text(lease, text):
         (ReplyCode.ALREADY_PAUSED, PAUSED, "the cluster is paused already, since 1970-01-01 00:00:01 UTC by ann: work"),
         (ReplyCode.NO_SUCH_ENTRY, MISSPELLED, "the leader has no entry 'rrae'; did you mean rare?"),
         (ReplyCode.NO_SUCH_ENTRY, {"entry": "x", "nearest": [], "entries": 2}, "the leader has no entry 'x'; it has 2"),
-        (ReplyCode.NO_SUCH_ENTRY, DISABLED, "entry x is disabled: enable it to have it enqueued"),
+        (ReplyCode.NO_SUCH_ENTRY, DISABLED, "entry x is disabled: enable it first"),
         (ReplyCode.BACKFILL_INCOMPLETE, INCOMPLETE, "would enqueue 1 of 2 instants of e, 1 refused"),
         (ReplyCode.BACKFILLED, {"entry": "e", "count": 1, "instants": [{}]}, "enqueued 1 of 1 instants of e"),
         (ReplyCode.FAILED, {"detail": "KeyError: {x}"}, "the request failed: KeyError: {x}"),

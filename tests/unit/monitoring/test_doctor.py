@@ -42,7 +42,7 @@ def test_failing_entries_of_the_leader_are_listed_in_words():
     cluster: Any = SimpleNamespace(ask=lambda *_, **__: reply)
     led: Any = SimpleNamespace(lease=SimpleNamespace(held=True))
     texts = [found.text for found in _leader(cluster, led, timeout=1.0) if found.subject == "entry"]
-    assert texts == ["e: its schedule raises (ValueError: x)"]
+    assert texts == ["e: its schedule raises an exception (ValueError: x)"]
 
 
 @pytest.mark.parametrize(("ahead", "level"), [(0.0, Level.OK), (3.0, Level.WARN)])
