@@ -14,7 +14,7 @@ from ha_beat.cli import output
 from ha_beat.cli.command import FAILED, CommandFailed, ask, on_cluster
 from ha_beat.cli.options import json_option, timeout_option
 from ha_beat.client import ClusterClient
-from ha_beat.monitoring.doctor import examine
+from ha_beat.monitoring.doctor.examination import examine
 from ha_beat.monitoring.request_wording import reply_text
 from ha_beat.monitoring.wording import duration
 from ha_beat.reasons import Level, RequestKind

@@ -179,23 +179,28 @@ def check(cluster: ClusterClient, *, replica: str | None, here: bool) -> None:
                 raise CommandFailed(f"{member.id} is not ready: {'; '.join(health(member.not_ready))}")
             click.echo(f"{member.id} is alive ({member.role})")
         return
-    leader = view.leader
+    if view.leader is not None:
+        view = _await_taking_up(cluster, view)
+    problem, pause = _problem(cluster, view), _pause_of(view)
+    if problem:
+        raise CommandFailed(problem)
+    click.echo(leader_text(view) + (f"; paused {pause_text(pause)}" if pause else ""))
+
+
+def _problem(cluster: ClusterClient, view: ClusterView) -> str:
+    """Return why no leader keeps up with the schedule, empty if one does."""
+    leader, member, app = view.leader, view.leading_member, fingerprint(cluster.app)
     if leader is None:
-        raise CommandFailed(leader_text(view))
-    app = fingerprint(cluster.app)
+        return leader_text(view)
     if leader.fingerprint not in {"", app}:
-        raise CommandFailed(f"{leader.holder} leads for another app: {leader.fingerprint!r}, while this one is {app!r}")
-    view = _await_taking_up(cluster, view)
-    leader, leading, paused = view.leader, view.leading_member, _pause_of(view)
-    if leader is None:
-        raise CommandFailed(leader_text(view))
-    if leading is None or not leading.taken_up:
-        raise CommandFailed(f"{leader.holder} leads, but has not loaded the schedule{_unattended_text(cluster, view)}")
-    if leading.not_ready:
-        raise CommandFailed(f"{leader.holder} leads, but is not ready: {'; '.join(health(leading.not_ready))}")
-    if leading.overdue_ms > _OVERDUE * 1000 and paused is None:
-        raise CommandFailed(f"{leader.holder} leads, but is {duration(leading.overdue_ms / 1000)} behind the schedule")
-    click.echo(f"{leader.holder} leads" + (f"; paused {pause_text(paused)}" if paused else ""))
+        return f"{leader.holder} leads for another app: {leader.fingerprint!r}, while this one is {app!r}"
+    if member is None or not member.taken_up:
+        return f"{leader.holder} leads, but has not loaded the schedule{_unattended_text(cluster, view)}"
+    if member.not_ready:
+        return f"{leader.holder} leads, but is not ready: {'; '.join(health(member.not_ready))}"
+    if member.overdue_ms > _OVERDUE * 1000 and not view.paused:
+        return f"{leader.holder} leads, but is {duration(member.overdue_ms / 1000)} behind the schedule"
+    return ""
 
 
 def _members_named(view: ClusterView, replica: str | None) -> list[Member]:

@@ -83,10 +83,10 @@ class Child:
         self._process.wait()
         self._group_gone = True  # its id may be reused from now on
 
-    def log_tail(self, lines: int = 15) -> str:
+    def log_tail(self) -> str:
         if not self.log_path.exists():
             return ""
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-15:])
 
 
 def end(children: Iterable[Child], timeout_s: float) -> None:

@@ -113,6 +113,19 @@ def _scheduler(cluster: ClusterClient, view: ClusterView) -> Iterator[Finding]:
         yield warn("scheduler", detail)
 
 
+def _scheduler_class(configured: str) -> str:
+    """Return the class that the setting ``beat_scheduler`` names, as ``module:Class``."""
+    aliases: Any = load_extension_class_names("celery.beat_schedulers")
+    path = str(dict(aliases).get(configured, configured))
+    try:
+        cls = symbol_by_name(path)
+    except Exception:
+        # A scheduler for Django can't be imported unless Django is set up.
+        module, _, name = path.replace(":", ".").rpartition(".")
+        return f"{module}:{name}"
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
 # --- Servers
 
 
@@ -191,6 +204,23 @@ def _cluster(cluster: ClusterClient, view: ClusterView) -> Iterator[Finding]:
     yield from _differences(view)
     if view.paused:
         yield warn("paused", pause_text(Pause.parse(view.paused)))
+
+
+def _differences(view: ClusterView) -> Iterator[Finding]:
+    """Check that the replicas have the same version, the same schedule (a digest) and the same app."""
+    during_deploy = ", which is normal only during a deploy"
+    for field, words in {
+        "version": f"version{during_deploy}",
+        "schedule": f"schedule{during_deploy}",
+        "fingerprint": "app",
+    }.items():
+        having: dict[str, list[str]] = {}
+        for member in view.members:
+            if value := getattr(member, field):
+                having.setdefault(value, []).append(member.id)
+        if len(having) > 1:
+            groups = "; ".join(f"{value} on {', '.join(ids)}" for value, ids in sorted(having.items()))
+            yield warn("replicas", f"they differ in their {words}: {groups}")
 
 
 def _leader(cluster: ClusterClient, view: ClusterView, timeout: float) -> Iterator[Finding]:
@@ -282,33 +312,3 @@ def _records(cluster: ClusterClient, view: ClusterView) -> Iterator[Finding]:
     if lost:
         detail = f"{lost} occurrences were skipped because Redis lost data; see ha-beat history --verdict skipped"
         yield warn("state loss", detail)
-
-
-def _scheduler_class(configured: str) -> str:
-    """Return the class that the setting ``beat_scheduler`` names, as ``module:Class``."""
-    aliases: Any = load_extension_class_names("celery.beat_schedulers")
-    path = str(dict(aliases).get(configured, configured))
-    try:
-        cls = symbol_by_name(path)
-    except Exception:
-        # A scheduler for Django can't be imported unless Django is set up.
-        module, _, name = path.replace(":", ".").rpartition(".")
-        return f"{module}:{name}"
-    return f"{cls.__module__}:{cls.__qualname__}"
-
-
-def _differences(view: ClusterView) -> Iterator[Finding]:
-    """Check that the replicas have the same version, the same schedule (a digest) and the same app."""
-    during_deploy = ", which is normal only during a deploy"
-    for field, words in {
-        "version": f"version{during_deploy}",
-        "schedule": f"schedule{during_deploy}",
-        "fingerprint": "app",
-    }.items():
-        having: dict[str, list[str]] = {}
-        for member in view.members:
-            if value := getattr(member, field):
-                having.setdefault(value, []).append(member.id)
-        if len(having) > 1:
-            groups = "; ".join(f"{value} on {', '.join(ids)}" for value, ids in sorted(having.items()))
-            yield warn("replicas", f"they differ in their {words}: {groups}")

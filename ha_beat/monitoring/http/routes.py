@@ -14,7 +14,7 @@ from typing import Any
 
 from ha_beat.clock import Clock
 from ha_beat.exception_text import without_secrets
-from ha_beat.monitoring.status import Problems, ReplicaStatus, document, encoded, why_not_live, why_not_ready
+from ha_beat.monitoring.status import Problems, ReplicaStatus, document, why_not_live, why_not_ready
 from ha_beat.monitoring.wording import health
 
 #: Seconds for which an expensive answer is reused.
@@ -84,7 +84,7 @@ class Site:
             return problem(503, f"The answer could not be built: {type(exc).__name__}")
 
     def status(self) -> bytes:
-        return self._fresh("/status", lambda: encoded(document(self._status)))
+        return self._fresh("/status", lambda: json.dumps(document(self._status), separators=(",", ":")).encode())
 
     def role(self) -> object:
         """Return a value that changes when streams must be updated immediately."""

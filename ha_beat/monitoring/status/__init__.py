@@ -1,6 +1,6 @@
 """Status of a replica and its cluster. The poller writes it; health, the page and the metrics read it."""
 
-from ha_beat.monitoring.status.document import cluster_document, document, encoded
+from ha_beat.monitoring.status.document import cluster_document, document
 from ha_beat.monitoring.status.health import Problems, current_warnings, why_not_live, why_not_ready
 from ha_beat.monitoring.status.members import member_record, members_seen
 from ha_beat.monitoring.status.poller import Poller
@@ -16,7 +16,6 @@ __all__ = [
     "cluster_document",
     "current_warnings",
     "document",
-    "encoded",
     "member_record",
     "members_seen",
     "spans",

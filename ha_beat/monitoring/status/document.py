@@ -6,7 +6,6 @@ Times ``â€¦_ms`` are in ms since the Unix epoch by the Redis server's clock, ``â
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -119,10 +118,6 @@ def _redis(status: ReplicaStatus) -> dict[str, Any]:
         "eviction_policy": server.eviction_policy if server else None,
         "append_only_file": server.append_only_file if server else None,
     }
-
-
-def encoded(status: dict[str, Any]) -> bytes:
-    return json.dumps(status, separators=(",", ":")).encode()
 
 
 def _lease(lease: LeaseRecord) -> dict[str, Any]:

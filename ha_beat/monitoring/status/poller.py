@@ -144,7 +144,7 @@ class Poller(RepeatingThread):
         status = self._status
         try:
             if status.snapshot.unreachable:
-                # The leader lets the clocks of the members vote, so no record may have an offset from before.
+                # An offset from before the outage may be wrong, and the leader lets the members' clocks vote.
                 sent = self._clock.elapsed()
                 offset = self._offset(self._members.server_ms(), sent)
                 status.snapshot = replace(status.snapshot, clock_offset=offset)
@@ -156,6 +156,7 @@ class Poller(RepeatingThread):
             status.duties.done(Duty.POLL_CLUSTER)
 
     def _read(self) -> Snapshot:
+        """Write the member record, and return a new snapshot."""
         member = member_record(self._status)
         leading = member.role == "leader"
         sent = self._clock.elapsed()
