@@ -1,14 +1,15 @@
 """Election of one replica in the test's process, and the lines that it would log."""
 
 import logging
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Self
 
 import redis
+from celery import Celery
 
 from ha_beat import events
 from ha_beat.clock import SystemClock
+from ha_beat.dispatch.brokers.redis_link import BrokerLink
 from ha_beat.duties import Duties
 from ha_beat.election.elector import Elector
 from ha_beat.election.states import Leader, Timing
@@ -20,7 +21,7 @@ from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Replica
 from ha_beat.store.lease_store import RedisLeaseStore
 from ha_beat.store.presence import RedisPresence
-from tests.support.servers import wait_for
+from tests.support.servers import RedisCluster, RedisServer, wait_for
 
 KEYS = Keys("topology")
 TIMEOUT = 1.0
@@ -28,6 +29,30 @@ TIMEOUT = 1.0
 
 def link(url: str, **options: Any) -> Link:
     return link_to(url, options, TIMEOUT, KEYS.lease)
+
+
+def cluster_url(cluster: RedisCluster, user: str = "") -> str:
+    return f"redis+cluster://{user}" + ",".join(f"127.0.0.1:{node.port}" for node in cluster.nodes)
+
+
+def app_of(url: str, **conf: object) -> Celery:
+    app = Celery("topology", broker=url, set_as_current=False)
+    app.conf.update(conf)
+    return app
+
+
+def broker_link(url: str, **conf: object) -> BrokerLink:
+    return BrokerLink(app_of(url, **conf), TIMEOUT)
+
+
+def do(server: RedisServer, command: str, *arguments: object) -> Any:
+    """Run a command, whose first words are separated by spaces."""
+    client: Any = server.admin
+    return client.execute_command(*command.split(), *arguments)
+
+
+def before_7(server: RedisServer) -> bool:
+    return int(server.admin.info("server")["redis_version"].split(".")[0]) < 7
 
 
 def client_beside(way: Link) -> Any:
@@ -103,7 +128,3 @@ class Campaigner:
 
     def told(self, part: str) -> int:
         return sum(part in line for line in self.lines)
-
-
-def query(options: Mapping[str, str]) -> str:
-    return "&".join(f"{name}={value}" for name, value in options.items())

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.faults.cluster import BeatCluster
+from tests.integration.topologies.replica import cluster_url
 from tests.support.servers import RedisCluster, RedisServer, SentinelCluster, wait_for
 
 SPEC = {"fast": {"every": 0.2}}
@@ -28,11 +29,8 @@ def change_leader(cluster: BeatCluster, queue: RedisServer) -> None:
 @pytest.mark.slow
 def test_a_lease_in_a_redis_cluster(server: RedisServer, redis_cluster: RedisCluster) -> None:
     """The queues are in another Redis, since kombu has no transport for a cluster."""
-    hosts = ",".join(f"127.0.0.1:{node.port}" for node in redis_cluster.nodes)
-    owner = redis_cluster.node_for("{ha-beat:tick}:lease")
-    with BeatCluster(
-        server.url, lease_urls=f"redis+cluster://{hosts}", admin_url=owner.url, replicas=2, spec=SPEC, settings=SETTINGS
-    ) as cluster:
+    urls = {"lease_urls": cluster_url(redis_cluster), "admin_url": redis_cluster.node_for("{ha-beat:tick}:lease").url}
+    with BeatCluster(server.url, replicas=2, spec=SPEC, settings=SETTINGS, **urls) as cluster:
         change_leader(cluster, server)
 
 
@@ -41,8 +39,7 @@ def test_a_broker_behind_sentinel(sentinels: SentinelCluster) -> None:
     """Lease and queues are there, by Celery's settings."""
     config = {"broker_transport_options": sentinels.transport_options}
     primary = sentinels.master
-    with BeatCluster(
-        sentinels.url, admin_url=primary.url, replicas=2, spec=SPEC, settings=SETTINGS, config=config
-    ) as cluster:
+    options = {"admin_url": primary.url, "config": config}
+    with BeatCluster(sentinels.url, replicas=2, spec=SPEC, settings=SETTINGS, **options) as cluster:
         change_leader(cluster, primary)
         assert "action=path_chosen path=atomic" in cluster.logs(10_000)

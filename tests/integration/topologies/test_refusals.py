@@ -2,31 +2,18 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from redis import exceptions as redis_errors
 
-from ha_beat.errors import StoreRefused, StoreUnavailable
 from ha_beat.store.connections import Link
-from ha_beat.store.redis_errors import as_store_error, code_of, in_words, moved_to
 from tests.faults.cluster import BeatCluster
-from tests.integration.topologies.replica import KEYS, Campaigner, link
+from tests.integration.topologies.replica import KEYS, Campaigner, before_7, cluster_url, do, link
 from tests.support.servers import RedisCluster, RedisServer, free_port, need, wait_for
 
 pytestmark = pytest.mark.slow
-
-
-def do(server: RedisServer, command: str, *arguments: object) -> Any:
-    """Run a command, whose first words are separated by spaces."""
-    client: Any = server.admin
-    return client.execute_command(*command.split(), *arguments)
-
-
-def before_7(server: RedisServer) -> bool:
-    return int(server.admin.info("server")["redis_version"].split(".")[0]) < 7
 
 
 @contextmanager
@@ -173,87 +160,19 @@ def test_out_of_memory(server: RedisServer) -> None:
         cluster.assert_all_alive()
 
 
-@pytest.mark.slow
 def test_a_cluster_with_a_node_gone() -> None:
     """The end of another node stops the whole Redis Cluster until it returns."""
     with need(RedisCluster) as nodes:
         owner = nodes.node_for(KEYS.lease)
         other = next(node for node in nodes.nodes if node is not owner)
-        hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes.nodes)
-        with recovering(link(f"redis+cluster://{hosts}"), timeout=60) as replica:
+        with recovering(link(cluster_url(nodes)), timeout=60) as replica:
             other.kill()
             replica.wait_for_line("lease_unreachable", "does not serve these keys (CLUSTERDOWN", timeout=60)
             other.start()
 
 
-# --- Error texts of different versions of redis-py
-
-
-IN_SCRIPT = "Error running script (call to f_1): @user_script:7: "
-NO_RIGHT = "ACL failure in script: User beat has no permissions to run the 'hset' command"
-UNKNOWN = "unknown command 'SCRIPT', with args beginning with: 'LOAD'"
-
-
-@pytest.mark.parametrize(
-    ("exc", "code", "words"),
-    [
-        (redis_errors.ResponseError("MOVED 42 127.0.0.1:7001"), "MOVED", "another node"),
-        (redis_errors.MovedError("42 127.0.0.1:7001"), "MOVED", "another node"),
-        (redis_errors.ResponseError("MISCONF Redis is configured to save RDB snapshots"), "MISCONF", "save its data"),
-        (redis_errors.ResponseError("BUSY Redis is busy running a script."), "BUSY", "busy with a script"),
-        (redis_errors.ResponseError(f"{IN_SCRIPT}-OOM command not allowed"), "OOM", "out of memory"),
-        (redis_errors.BusyLoadingError("Redis is loading the dataset in memory"), "LOADING", "still loading"),
-        (redis_errors.ResponseError("WRONGTYPE Operation against a key"), "", "WRONGTYPE"),
-        (redis_errors.ConnectionError("The previous master is now a slave"), "READONLY", "read-only replica"),
-        (ConnectionRefusedError("refused"), "", "refused"),
-        (redis_errors.ResponseError(f"{NO_RIGHT} script: on @user_script:92."), "NOPERM", "its ACL needs +hset)"),
-        *((redis_errors.ResponseError(UNKNOWN.replace("'", quote)), "", "command SCRIPT,") for quote in "'`"),
-    ],
-)
-def test_refusals_in_words(exc: Exception, code: str, words: str) -> None:
-    assert code_of(exc) == code
-    assert words in in_words(exc)
-    assert "\n" not in in_words(exc)
-    assert "beginning with" not in in_words(exc), "what was sent to it is no news"
-
-
-def test_one_refusal_of_two_scripts_is_one_line_before_redis_7_too() -> None:
-    """It is logged once, although Redis 6 adds the script's hash."""
-    said = "@user_script: 9: -READONLY You can't write."
-    told = {
-        in_words(redis_errors.ResponseError(f"Error running script (call to f_{sha * 40}): @user_script:9: {said}"))
-        for sha in "ab"
-    }
-    assert told == {"this Redis is a read-only replica, not the primary (READONLY: You can't write.)"}
-
-
-@pytest.mark.parametrize(
-    ("exc", "acted"),
-    [
-        (redis_errors.ResponseError("NOAUTH Authentication required."), False),
-        (redis_errors.BusyLoadingError("loading"), False),
-        (redis_errors.TimeoutError("timeout"), True),
-    ],
-)
-def test_command_that_may_have_been_carried_out_is_known(exc: Exception, acted: bool) -> None:
-    failure = as_store_error(exc)
-    assert (type(failure), failure.acted) == (StoreUnavailable, acted)
-    assert isinstance(as_store_error(redis_errors.ReadOnlyError("no")), StoreRefused)
-
-
-@pytest.mark.parametrize("said", ["MOVED 42 :7001", "42 :7001"])
-def test_a_node_may_name_only_a_port(said: str) -> None:
-    """Nodes may be configured to hide their addresses."""
-    assert moved_to(redis_errors.MovedError(said.removeprefix("MOVED "))) == ("", 7001)
-    assert moved_to(redis_errors.ResponseError("MOVED 42 [::1]:7001")) is not None
-
-
-# --- Links follow a changed address
-
-
-@contextmanager
-def resolving(monkeypatch: pytest.MonkeyPatch, name: str, ports: dict[str, int]) -> Iterator[Callable[[int], None]]:
-    """Resolve a name whose address changes, here to an address behind which the port changes."""
+def resolve(monkeypatch: pytest.MonkeyPatch, name: str, ports: dict[str, int]) -> None:
+    """Resolve a name to an address behind which the port changes, as if the address of the name changed."""
     real, address = socket.getaddrinfo, "127.0.0.99"
 
     def lookup(host: Any, port: Any, *rest: Any, **options: Any) -> Any:
@@ -265,21 +184,14 @@ def resolving(monkeypatch: pytest.MonkeyPatch, name: str, ports: dict[str, int])
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
 
-    def point_to(port: int) -> None:
-        ports["now"] = port
-
-    yield point_to
-
 
 def test_a_name_that_leads_to_another_server(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The old primary stays up, read-only. Connections to it are closed, including the subscribed one."""
-    with (
-        need(RedisServer) as successor,
-        resolving(monkeypatch, "redis.test", {"now": server.port}) as point_to,
-        Campaigner(link("redis://redis.test:6379/0")) as replica,
-    ):
+    ports = {"now": server.port}
+    resolve(monkeypatch, "redis.test", ports)
+    with need(RedisServer) as successor, Campaigner(link("redis://redis.test:6379/0")) as replica:
         replica.wait_to_lead()
-        point_to(successor.port)
+        ports["now"] = successor.port
         do(server, "REPLICAOF 127.0.0.1", successor.port)
         wait_for(lambda: successor.admin.hget(KEYS.lease, "state") == "held", 30, "to lead at the successor")
         wait_for(lambda: successor.admin.hget(KEYS.lease, "presence"), 30, "to be present there")

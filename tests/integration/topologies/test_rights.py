@@ -16,7 +16,7 @@ from ha_beat.reasons import TermEnd
 from tests.faults.cluster import BeatCluster, base_environment
 from tests.integration.cli.test_commands import app_for, invoke
 from tests.integration.docs.blocks import blocks
-from tests.integration.topologies.replica import KEYS, Campaigner, link
+from tests.integration.topologies.replica import KEYS, Campaigner, before_7, cluster_url, do, link
 from tests.support.servers import RedisServer, ServerProcess, need, wait_for
 
 
@@ -44,19 +44,14 @@ ON_REQUEST = {"+hlen", "+get", "+set", "+hdel", "+hsetnx", "+xlen", "+hexists", 
 OF_THE_CLIENT = {"command client|setinfo", "command client"}
 
 
-def do(server: RedisServer, *command: object) -> Any:
-    client: Any = server.admin
-    return client.execute_command(*command)
-
-
 def allow(server: RedisServer, *rules: str, user: str = "beat") -> str:
     """Create the user; return its URL."""
-    do(server, "ACL", "SETUSER", user, "on", ">pw", *rules)
+    do(server, "ACL SETUSER", user, "on", ">pw", *rules)
     return f"redis://{user}:pw@127.0.0.1:{server.port}/0"
 
 
 def denied(server: RedisServer) -> set[str]:
-    return {f"{entry['reason']} {entry['object']}" for entry in do(server, "ACL", "LOG")}
+    return {f"{entry['reason']} {entry['object']}" for entry in do(server, "ACL LOG")}
 
 
 def used_commands(folder: Path) -> set[str]:
@@ -136,8 +131,7 @@ def test_the_least_rights_in_a_cluster(redis_cluster: Any) -> None:
     nodes = redis_cluster.nodes
     for node in nodes:
         allow(node, *LEASE, *CLUSTER)
-    hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
-    with Campaigner(link(f"redis+cluster://beat:pw@{hosts}")) as replica:
+    with Campaigner(link(cluster_url(redis_cluster, "beat:pw@"))) as replica:
         replica.wait_to_lead()
         assert set().union(*(denied(node) for node in nodes)) - OF_THE_CLIENT == set()
 
@@ -145,8 +139,8 @@ def test_the_least_rights_in_a_cluster(redis_cluster: Any) -> None:
 @pytest.mark.parametrize("right", ["+info", "+pubsub|numsub", "+publish", "+subscribe"])
 def test_rights_that_are_a_comfort(server: RedisServer, right: str) -> None:
     """Without them there is no check of the server's identity, no presence and no wake; the lease works by its ttl."""
-    before_7 = int(server.admin.info("server")["redis_version"].split(".")[0]) < 7  # which takes back whole commands
-    url = allow(server, *LEASE, f"-{right[1:].partition('|')[0] if before_7 else right[1:]}")
+    # Redis before 7 takes back whole commands.
+    url = allow(server, *LEASE, f"-{right[1:].partition('|')[0] if before_7(server) else right[1:]}")
     with Campaigner(link(url), name="first") as first:
         wait_for(lambda: first.elector.handle.term, 30, "to lead")
         if right == "+subscribe":
@@ -181,7 +175,7 @@ def test_each_right_that_lacks_is_named(server: RedisServer) -> None:
             before = server.admin.llen("celery")
             wait_for(lambda at=before: server.admin.llen("celery") > at, 30, f"messages before {rule}")
             starts, name = [len(text) for text in texts()], rule[1:].partition("|")[0]
-            do(server, "ACL", "SETUSER", "beat", f"-{rule[1:]}")
+            do(server, "ACL SETUSER", "beat", f"-{rule[1:]}")
             named = re.compile(rf"(NOPERM|can't run this command|ACL failure).*\b{name}\b", re.IGNORECASE)
 
             def told(since: list[int] = starts, line: re.Pattern[str] = named) -> bool:
@@ -191,7 +185,7 @@ def test_each_right_that_lacks_is_named(server: RedisServer) -> None:
                 wait_for(told, 10)
             except AssertionError:
                 unnamed.append(rule)
-            do(server, "ACL", "SETUSER", "beat", rule)
+            do(server, "ACL SETUSER", "beat", rule)
             cluster.assert_all_alive()
         assert unnamed == []
 

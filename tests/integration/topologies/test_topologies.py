@@ -5,112 +5,62 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery
 
-from ha_beat.dispatch.brokers.redis_link import BrokerLink
 from ha_beat.reasons import TermEnd
 from ha_beat.store.connections import Link
 from tests.integration.topologies.conftest import TlsServer
-from tests.integration.topologies.replica import KEYS, TIMEOUT, Campaigner, link, query
-from tests.support.servers import RedisServer, need, wait_for
-
-WAYS: dict[str, Callable[[pytest.FixtureRequest, int], Link]] = {}
+from tests.integration.topologies.replica import KEYS, Campaigner, broker_link, cluster_url, link
+from tests.support.servers import RedisCluster, RedisServer, need, wait_for
 
 
-def way(make: Callable[[pytest.FixtureRequest, int], Link]) -> Callable[[pytest.FixtureRequest, int], Link]:
-    WAYS[make.__name__] = make
-    return make
+def verified(tls: TlsServer) -> str:
+    """Return a URL that requires the certificate, with the client's own."""
+    options = {"ssl_cert_reqs": "CERT_REQUIRED", **tls.client_options}
+    return f"{tls.url}?" + "&".join(f"{name}={value}" for name, value in options.items())
 
 
-@way
-def password_in_url(request: pytest.FixtureRequest, protocol: int) -> Link:
-    return link(request.getfixturevalue("socket_server").url, protocol=protocol)
+def in_options(server: RedisServer) -> dict[str, Any]:
+    return {"username": "default", "password": server.password}
 
 
-@way
-def password_in_options(request: pytest.FixtureRequest, protocol: int) -> Link:
-    server: RedisServer = request.getfixturevalue("socket_server")
-    options = {"username": "default", "password": server.password, "protocol": protocol}
-    return link(f"redis://127.0.0.1:{server.port}/0", **options)
+def unverified(tls: TlsServer) -> dict[str, Any]:
+    return {**tls.client_options, "ssl_cert_reqs": "CERT_NONE"}
 
 
-@way
-def unix_socket(request: pytest.FixtureRequest, protocol: int) -> Link:
-    return link(request.getfixturevalue("socket_server").unix_url, protocol=protocol)
+def by_kombu(server: RedisServer) -> str:
+    return f"redis+socket://{server.socket_path}?virtual_host=0"
 
 
-@way
-def kombus_socket(request: pytest.FixtureRequest, protocol: int) -> Link:
-    server: RedisServer = request.getfixturevalue("socket_server")
-    return link(f"redis+socket://{server.socket_path}?virtual_host=0", password=server.password, protocol=protocol)
+#: By name: the fixture of the server, the URL, and the options.
+WAYS: dict[str, tuple[str, Callable[[Any], str], Callable[[Any], dict[str, Any]]]] = {
+    "password_in_url": ("socket_server", lambda server: server.url, lambda _: {}),
+    "password_in_options": ("socket_server", lambda server: f"redis://127.0.0.1:{server.port}/0", in_options),
+    "unix_socket": ("socket_server", lambda server: server.unix_url, lambda _: {}),
+    "kombus_socket": ("socket_server", by_kombu, lambda server: {"password": server.password}),
+    "valkey": ("valkey", lambda server: server.url, lambda _: {}),
+    "tls_checked": ("tls", verified, lambda _: {}),
+    "tls_unchecked": ("tls", lambda tls: tls.url, unverified),
+    "sentinel": ("sentinels", lambda sentinels: sentinels.url, lambda sentinels: sentinels.transport_options),
+    "redis_cluster": ("redis_cluster", cluster_url, lambda _: {}),
+}
 
 
-@way
-def valkey(request: pytest.FixtureRequest, protocol: int) -> Link:
-    return link(request.getfixturevalue("valkey").url, protocol=protocol)
+def with_sentinel_kwargs(sentinels: Any) -> dict[str, Any]:
+    options = {**sentinels.transport_options, "sentinel_kwargs": {"client_name": "beat"}}
+    return {"broker_transport_options": options}
 
 
-@way
-def tls_checked(request: pytest.FixtureRequest, protocol: int) -> Link:
-    tls: TlsServer = request.getfixturevalue("tls")
-    return link(f"{tls.url}?{query({'ssl_cert_reqs': 'CERT_REQUIRED', **tls.client_options})}", protocol=protocol)
+def use_ssl(tls: TlsServer) -> dict[str, Any]:
+    return {"broker_use_ssl": {**tls.client_options, "ssl_cert_reqs": ssl.CERT_REQUIRED}}
 
 
-@way
-def tls_unchecked(request: pytest.FixtureRequest, protocol: int) -> Link:
-    tls: TlsServer = request.getfixturevalue("tls")
-    return link(tls.url, **{**tls.client_options, "ssl_cert_reqs": "CERT_NONE", "protocol": protocol})
-
-
-@way
-def sentinel(request: pytest.FixtureRequest, protocol: int) -> Link:
-    made = request.getfixturevalue("sentinels")
-    return link(made.url, protocol=protocol, **made.transport_options)
-
-
-@way
-def redis_cluster(request: pytest.FixtureRequest, protocol: int) -> Link:
-    made = request.getfixturevalue("redis_cluster")
-    hosts = ",".join(f"127.0.0.1:{node.port}" for node in made.nodes)
-    return link(f"redis+cluster://{hosts}", protocol=protocol)
-
-
-BROKERS: dict[str, Callable[[pytest.FixtureRequest], Celery]] = {}
-
-
-def broker(make: Callable[[pytest.FixtureRequest], Celery]) -> Callable[[pytest.FixtureRequest], Celery]:
-    BROKERS[make.__name__] = make
-    return make
-
-
-def app_of(url: str, **conf: object) -> Celery:
-    app = Celery("topology", broker=url, set_as_current=False)
-    app.conf.update(conf)
-    return app
-
-
-@broker
-def plain(request: pytest.FixtureRequest) -> Celery:
-    return app_of(request.getfixturevalue("socket_server").url)
-
-
-@broker
-def tls_by_url(request: pytest.FixtureRequest) -> Celery:
-    tls: TlsServer = request.getfixturevalue("tls")
-    return app_of(f"{tls.url}?{query({'ssl_cert_reqs': 'CERT_REQUIRED', **tls.client_options})}")
-
-
-@broker
-def tls_by_setting(request: pytest.FixtureRequest) -> Celery:
-    tls: TlsServer = request.getfixturevalue("tls")
-    return app_of(tls.url, broker_use_ssl={**tls.client_options, "ssl_cert_reqs": ssl.CERT_REQUIRED})
-
-
-@broker
-def sentinels_with_options(request: pytest.FixtureRequest) -> Celery:
-    made = request.getfixturevalue("sentinels")
-    options = {**made.transport_options, "sentinel_kwargs": {"client_name": "beat"}}
-    return app_of(made.url, broker_transport_options=options)
+#: By name: the fixture of the broker, the URL, and Celery's settings.
+BROKERS: dict[str, tuple[str, Callable[[Any], str], Callable[[Any], dict[str, Any]]]] = {
+    "plain": ("socket_server", lambda server: server.url, lambda _: {}),
+    "tls_by_url": ("tls", verified, lambda _: {}),
+    "tls_by_setting": ("tls", lambda tls: tls.url, use_ssl),
+    "sentinels_with_options": ("sentinels", lambda sentinels: sentinels.url, with_sentinel_kwargs),
+}
 
 
 def hold_the_lease(way_there: Link) -> None:
@@ -141,27 +91,30 @@ def _ways() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("kind", "protocol"), list(_ways()))
 def test_the_lease_by_a_url_of_its_own(request: pytest.FixtureRequest, kind: str, protocol: int) -> None:
-    hold_the_lease(WAYS[kind](request, protocol))
+    server, url, options = WAYS[kind]
+    found = request.getfixturevalue(server)
+    hold_the_lease(link(url(found), protocol=protocol, **options(found)))
 
 
 @pytest.mark.parametrize("kind", BROKERS)
 def test_the_lease_at_the_broker(request: pytest.FixtureRequest, kind: str) -> None:
     """With the URL and the options of Celery."""
-    hold_the_lease(BrokerLink(BROKERS[kind](request), TIMEOUT))
+    server, url, conf = BROKERS[kind]
+    found = request.getfixturevalue(server)
+    hold_the_lease(broker_link(url(found), **conf(found)))
 
 
 def test_the_lease_at_a_broker_on_a_socket() -> None:
     with need(lambda: RedisServer(unixsocket=True)) as own:
-        hold_the_lease(BrokerLink(app_of(f"redis+socket://{own.socket_path}?virtual_host=0"), TIMEOUT))
+        hold_the_lease(broker_link(by_kombu(own)))
 
 
-def test_presence_in_a_cluster_is_a_shard_channel(request: pytest.FixtureRequest) -> None:
-    """The script on the keys' node counts it, and its end is seen at once."""
-    way_there = redis_cluster(request, 2)
-    with Campaigner(way_there) as replica:
+def test_presence_in_a_cluster_is_a_shard_channel(redis_cluster: RedisCluster) -> None:
+    """The script on the keys' node counts it, and its end is seen immediately."""
+    with Campaigner(link(cluster_url(redis_cluster), protocol=2)) as replica:
         replica.wait_to_lead()
         assert replica.registered.startswith(f"{{ha-beat:{KEYS.cluster}}}:presence:shard:")
-        node = request.getfixturevalue("redis_cluster").node_for(KEYS.lease)
+        node = redis_cluster.node_for(KEYS.lease)
         assert node.admin.execute_command("PUBSUB", "SHARDCHANNELS") == [replica.registered]
         node.admin.client_kill_filter(_type="pubsub")
         replica.wait_for_line("presence_lost")
