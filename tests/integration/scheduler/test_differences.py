@@ -32,11 +32,11 @@ HELD_BY = {
     "header": ("integration.dispatch.test_equality", "message_equals_that_of_stock_beat"),
     "building": ("integration.leader.test_kept_messages", "message_is_built_once_although_its_send_fails"),
     "declining": ("integration.dispatch.test_bad_entries", "declining_task_is_skipped_quietly"),
-    "hooks": ("integration.scheduler.test_hooks", "method_that_is_never_called_is_refused"),
+    "hooks": ("unit.scheduler.test_scheduler_class", "method_that_is_never_called_is_refused"),
     "`tick`": ("integration.scheduler.test_differences", "tick_sends_all_that_is_due_and_waits_itself"),
     "size": ("unit.dispatch.test_message", "large_message_is_refused_before_its_envelope_is_made"),
     "errors": ("integration.scheduler.test_differences", "close_does_not_raise_although_sync_does"),
-    "merging": ("integration.scheduler.test_scheduler", "schedule_has_the_entries_that_celery_adds"),
+    "merging": ("unit.scheduler.test_scheduler_class", "schedule_has_the_entries_that_celery_adds"),
 }
 
 #: Tests in the `t/unit/app/test_beat.py` of Celery 5.7.0 that expect something else, and which difference that is.

@@ -1,11 +1,9 @@
-"""Scheduler methods that a subclass overrides or a library patches are called, or refused at start."""
-
-from __future__ import annotations
+"""Scheduler methods that a subclass overrides or a library patches are called."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from unittest.mock import Mock
 
@@ -14,7 +12,6 @@ from celery import Celery, group
 from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import schedstate
 from celery.signals import after_task_publish, before_task_publish
-from celery.utils.imports import symbol_by_name
 
 from ha_beat.scheduler import HAMixin, HAScheduler
 from ha_beat.store.keys import Keys
@@ -23,20 +20,21 @@ from tests.support.schedulers import closing
 from tests.support.servers import RedisServer, wait_for
 
 
-def app_of(server: RedisServer, **entries: dict[str, Any]) -> Celery:
-    app = Celery("hooks", broker=server.url, set_as_current=False)
-    overdue = datetime.now(UTC) - timedelta(seconds=90)
-    app.conf.beat_schedule = {
-        name: {"task": "t", "schedule": 60.0, "last_run_at": overdue, **entry} for name, entry in entries.items()
-    }
-    return app
-
-
 class Cluster:
     """Cluster of one replica, and what it left in Redis."""
 
     def __init__(self, server: RedisServer) -> None:
         self.admin: Any = server.admin
+        self.url = server.url
+
+    def app(self, **entries: dict[str, Any]) -> Celery:
+        """Return an app whose entries are overdue."""
+        app = Celery("hooks", broker=self.url, set_as_current=False)
+        overdue = datetime.now(UTC) - timedelta(seconds=90)
+        app.conf.beat_schedule = {
+            name: {"task": "t", "schedule": 60.0, "last_run_at": overdue, **entry} for name, entry in entries.items()
+        }
+        return app
 
     def messages(self) -> list[dict[str, Any]]:
         """Return the headers of the messages, oldest first."""
@@ -45,19 +43,18 @@ class Cluster:
     def row(self, entry: str) -> dict[str, Any]:
         return json.loads(self.admin.hget(Keys("hooks").ledger, f"e:{entry}") or "{}")
 
-    @contextmanager
-    def running(self, scheduler: HAMixin) -> Iterator[Callable[[Callable[[], Any]], None]]:
-        """Yield a function that runs the scheduler until something is true."""
+    def run(self, scheduler: HAMixin, *stages: Callable[[], Any], ticks: int = 0) -> None:
+        """Run the scheduler until each stage in turn is true, then for some more ticks, and close it."""
 
-        def until(done: Callable[[], Any]) -> None:
-            def turn() -> bool:
-                scheduler.tick()
-                return bool(done())
-
-            wait_for(turn, what="the expected state")
+        def reached(stage: Callable[[], Any]) -> bool:
+            scheduler.tick()
+            return bool(stage())
 
         with closing(scheduler):
-            yield until
+            for stage in stages:
+                wait_for(partial(reached, stage), what="the expected state")
+            for _ in range(ticks):
+                scheduler.tick()
 
 
 @pytest.fixture
@@ -75,14 +72,13 @@ class FanOut(HAScheduler):
                 self.apply_async(entry, producer=producer, advance=False)
 
 
-def test_one_occurrence_yields_several_messages(shared_redis: RedisServer, cluster: Cluster):
-    """They go out together, and each has a task id, which another replica derives alike and tracers see at once."""
-    scheduler = FanOut(app_of(shared_redis, e={}))
+def test_one_occurrence_yields_several_messages(cluster: Cluster):
+    """They go out together. Each has a task id, which another replica derives alike and which tracers see."""
+    scheduler = FanOut(cluster.app(e={}))
     seen: dict[Any, list[str]] = {before_task_publish: [], after_task_publish: []}
     for signal, ids in seen.items():
         signal.connect(lambda headers=None, ids=ids, **_: ids.append(headers["id"]), weak=False, dispatch_uid="ids")
-    with cluster.running(scheduler) as until:
-        until(cluster.messages)
+    cluster.run(scheduler, cluster.messages)
     for signal in seen:
         signal.disconnect(dispatch_uid="ids")
     assert seen[before_task_publish] == seen[after_task_publish] == [each["id"] for each in cluster.messages()]
@@ -112,10 +108,9 @@ class Records(HAScheduler):
         return schedstate(False, 5.0) if entry.name == "muted" else super().is_due(entry)
 
 
-def test_overridden_methods_are_called(shared_redis: RedisServer, cluster: Cluster):
-    scheduler = Records(app_of(shared_redis, on={}, muted={}))
-    with cluster.running(scheduler) as until:
-        until(cluster.messages)
+def test_overridden_methods_are_called(cluster: Cluster):
+    scheduler = Records(cluster.app(on={}, muted={}))
+    cluster.run(scheduler, cluster.messages)
     assert [headers["ha_beat"]["entry"] for headers in cluster.messages()] == ["on"]
     assert scheduler.calls == ["apply_async", "send_task"]
     assert cluster.row("muted")["verdict"] == "armed"
@@ -133,24 +128,19 @@ class MutedScheduler(HAScheduler):
 
 
 @pytest.mark.parametrize("how", ["subclass", "patch"])
-def test_is_due_of_the_entry_is_asked(shared_redis: RedisServer, cluster: Cluster, monkeypatch, how):
-    app = app_of(shared_redis, e={})
+def test_is_due_of_the_entry_is_asked(cluster: Cluster, monkeypatch, how):
+    app = cluster.app(e={})
     if how == "patch":
         monkeypatch.setattr(ScheduleEntry, "is_due", lambda _: schedstate(False, 5.0))
     scheduler = HAScheduler(app) if how == "patch" else MutedScheduler(app)
-    with cluster.running(scheduler) as until:
-        until(lambda: cluster.row("e"))
-        scheduler.tick()
+    cluster.run(scheduler, lambda: cluster.row("e"), ticks=1)
     assert cluster.messages() == []
 
 
 @pytest.mark.parametrize("how", ["function", "wrapt"])
-def test_patch_made_after_the_start_is_called(shared_redis: RedisServer, cluster: Cluster, monkeypatch, how: str):
-    """A library may patch the class in a handler of ``beat_init``, after the scheduler was created.
-
-    A tracer's wrapper of ``tick`` is called, too, and sends nothing.
-    """
-    scheduler = HAScheduler(app_of(shared_redis, e={}))
+def test_patch_made_after_the_start_is_called(cluster: Cluster, monkeypatch, how: str):
+    """A library may patch the class in a handler of ``beat_init``. A patched ``tick`` is called and sends nothing."""
+    scheduler = HAScheduler(cluster.app(e={}))
     seen: list[str] = []
 
     def noting(name: str) -> Any:
@@ -170,21 +160,17 @@ def test_patch_made_after_the_start_is_called(shared_redis: RedisServer, cluster
 
     for name in ("apply_entry", "tick"):
         monkeypatch.setattr(Scheduler, name, noting(name))
-    with cluster.running(scheduler) as until:
-        until(cluster.messages)
-        before = seen.count("tick")
-        scheduler.tick()
+    at_message: list[int] = []
+    cluster.run(scheduler, cluster.messages, lambda: at_message.append(seen.count("tick")) or True, ticks=1)
     assert seen.count("apply_entry") == len(cluster.messages()) == 1
-    assert seen.count("tick") == before + 1
+    assert seen.count("tick") == at_message[0] + 1
     assert scheduler._heap is None
 
 
-def test_patched_tick_that_raises_is_logged_once(shared_redis: RedisServer, monkeypatch, caplog):
-    scheduler = HAScheduler(app_of(shared_redis, e={}))
+def test_patched_tick_that_raises_is_logged_once(cluster: Cluster, monkeypatch, caplog):
+    scheduler = HAScheduler(cluster.app(e={}))
     monkeypatch.setattr(Scheduler, "tick", Mock(side_effect=RuntimeError("the tracer's server is away")))
-    with closing(scheduler):
-        for _ in range(3):
-            scheduler.tick()
+    cluster.run(scheduler, ticks=3)
     assert actions(caplog).count("patched_tick_failed") == 1
 
 
@@ -193,16 +179,15 @@ class Hidden(HAScheduler):
         super().apply_entry(entry, producer=producer)
 
 
-def test_error_that_apply_entry_hides_is_recorded(shared_redis: RedisServer, cluster: Cluster):
+def test_error_that_apply_entry_hides_is_recorded(cluster: Cluster):
     """Celery's own ``apply_entry`` logs an exception and goes on."""
-    scheduler = Hidden(app_of(shared_redis, e={"args": (object(),)}))
-    with cluster.running(scheduler) as until:
-        until(lambda: cluster.row("e").get("verdict") == "skipped")
+    scheduler = Hidden(cluster.app(e={"args": (object(),)}))
+    cluster.run(scheduler, lambda: cluster.row("e").get("verdict") == "skipped")
     assert "EncodeError" in cluster.row("e")["detail"]
 
 
 class Changes:
-    """Scheduler that leaves out what its own rule forbids, and changes the other entries before they are sent."""
+    """Scheduler that leaves out one entry, and changes the others before they are sent."""
 
     def apply_entry(self: Any, entry: ScheduleEntry, producer: Any = None) -> None:
         if entry.name != "off":
@@ -215,7 +200,7 @@ class Changes:
 
 
 class DropsProducer:
-    """Scheduler that sends another task, and through no producer in particular."""
+    """Scheduler that sends another task, and ignores the producer."""
 
     def send_task(self: Any, name: str, *args: Any, **options: Any) -> Any:
         return self.app.send_task(f"wrapped.{name}", *args, queue="wrapped")
@@ -229,7 +214,7 @@ class Groups:
 
 
 class TenantEntry(ScheduleEntry):
-    """Entry with another field, which it sends along."""
+    """Entry with a further field, which it sends, too."""
 
     def __init__(self, *args: Any, tenant: str = "none", **fields: Any) -> None:
         super().__init__(*args, **fields)
@@ -237,7 +222,7 @@ class TenantEntry(ScheduleEntry):
 
 
 class Adds:
-    """Scheduler that adds an entry, and has another class of entries."""
+    """Scheduler that adds an entry, and has its own class of entries."""
 
     Entry = TenantEntry
 
@@ -247,7 +232,7 @@ class Adds:
 
 
 @pytest.mark.parametrize("hook", [Changes, DropsProducer, Groups, Adds])
-def test_scheduler_class_sends_what_it_sends_in_plain_beat(shared_redis: RedisServer, cluster: Cluster, hook: type):
+def test_scheduler_class_sends_what_it_sends_in_plain_beat(cluster: Cluster, hook: type):
     def sent() -> list[Any]:
         queues = list(cluster.admin.scan_iter(_type="list"))
         raw = [(queue, json.loads(each)["headers"]) for queue in queues for each in cluster.admin.lrange(queue, 0, -1)]
@@ -255,14 +240,13 @@ def test_scheduler_class_sends_what_it_sends_in_plain_beat(shared_redis: RedisSe
         return sorted((queue, headers["task"], headers["argsrepr"], headers["kwargsrepr"]) for queue, headers in raw)
 
     entries = {"on": {}, "off": {"task": "u"}}
-    plain = type("Plain", (hook, Scheduler), {})(app=app_of(shared_redis, **entries))
+    plain = type("Plain", (hook, Scheduler), {})(app=cluster.app(**entries))
     for _ in range(6):
         plain.tick()
     expected = sent()
-    scheduler = type("Ours", (hook, HAScheduler), {})(app=app_of(shared_redis, **entries))
+    scheduler = type("Ours", (hook, HAScheduler), {})(app=cluster.app(**entries))
     due = {*scheduler.schedule} - {"celery.backend_cleanup"}
-    with cluster.running(scheduler) as until:
-        until(lambda: all(cluster.row(name).get("verdict", "armed") != "armed" for name in due))
+    cluster.run(scheduler, lambda: all(cluster.row(name).get("verdict", "armed") != "armed" for name in due))
     assert sent() == expected != []
 
 
@@ -273,7 +257,7 @@ class RowEntry(ScheduleEntry):
         super().__init__(row["name"], "t", schedule=0.3, app=app)
         self.row = row
 
-    def __next__(self) -> RowEntry:
+    def __next__(self) -> Any:
         self.row["runs"] += 1
         return type(self)(self.row, self.app)
 
@@ -311,73 +295,33 @@ class HAStore(HAMixin, Store):
     """Highly available scheduler over a store."""
 
 
-def test_reserve_notes_a_run_of_a_store(shared_redis: RedisServer, cluster: Cluster):
-    """Otherwise its row would not be written, and an entry that ends after one run would go on."""
-    scheduler = HAStore(app_of(shared_redis))
-    with cluster.running(scheduler) as until:
-        until(lambda: scheduler.schedule["once"].row["runs"])
+def test_reserve_notes_a_run_of_a_store(cluster: Cluster):
+    """Otherwise the row would not be written, and an entry that ends after one run would run again."""
+    scheduler = HAStore(cluster.app())
+
+    def written() -> bool:
         scheduler.sync()
-        assert scheduler.written == ["once"]
-        for _ in range(3):
-            scheduler.tick()
+        return scheduler.written == ["once"]
+
+    cluster.run(scheduler, lambda: scheduler.schedule["once"].row["runs"], written, ticks=3)
     assert len(cluster.messages()) == 1
 
 
-def test_schedule_is_read_again_if_the_store_calls_it_unequal(shared_redis: RedisServer, cluster: Cluster):
-    scheduler = HAStore(app_of(shared_redis))
-    with cluster.running(scheduler) as until:
-        until(cluster.messages)
+def test_schedule_is_read_again_if_the_store_calls_it_unequal(cluster: Cluster):
+    scheduler = HAStore(cluster.app())
+
+    def add() -> bool:
         scheduler.schedule["new"] = ScheduleEntry("new", "t", schedule=60.0, app=scheduler.app)
         scheduler.equal = False
-        until(lambda: cluster.row("new"))
+        return True
+
+    cluster.run(scheduler, cluster.messages, add, lambda: cluster.row("new"))
 
 
-def test_own_task_id_is_kept(shared_redis: RedisServer, cluster: Cluster):
-    """The same one for each occurrence, as in Celery. The header names the occurrence's."""
-    scheduler = HAScheduler(app_of(shared_redis, e={"schedule": 0.2, "options": {"task_id": "mine"}}))
-    with cluster.running(scheduler) as until:
-        until(lambda: len(cluster.messages()) > 1)
+def test_own_task_id_is_kept(cluster: Cluster):
+    """It is the same for each occurrence, as in Celery. The header has the occurrence's own id."""
+    scheduler = HAScheduler(cluster.app(e={"schedule": 0.2, "options": {"task_id": "mine"}}))
+    cluster.run(scheduler, lambda: len(cluster.messages()) > 1)
     found = cluster.messages()
     assert {headers["id"] for headers in found} == {"mine"}
     assert len({headers["ha_beat"]["task_id"] for headers in found}) == len(found)
-
-
-class Beating(Scheduler):
-    """Base class that does its work in its own ``tick``."""
-
-    def tick(self, *_: Any, **__: Any) -> float:
-        return 1.0
-
-
-class Due(Scheduler):
-    def maybe_due(self, entry: ScheduleEntry) -> float:
-        return 1.0
-
-
-class OtherBroker(Scheduler):
-    @property
-    def producer(self) -> Any:
-        return None
-
-
-@pytest.mark.parametrize(("base", "name"), [(Beating, "tick"), (Due, "maybe_due"), (OtherBroker, "producer")])
-def test_method_that_is_never_called_is_refused(shared_redis: RedisServer, base: type, name: str):
-    kind = type("Mine", (HAMixin, base), {})
-    with pytest.raises(SystemExit, match=rf"{base.__name__}\.{name} "):
-        kind(app=app_of(shared_redis), lazy=True)
-
-
-@pytest.mark.parametrize(
-    ("base", "named"),
-    [
-        ("redbeat.schedulers:RedBeatScheduler", "maybe_due"),
-        ("django_celery_beat.schedulers:DatabaseScheduler", "HADatabaseScheduler"),
-    ],
-)
-def test_scheduler_that_cannot_be_a_base_is_refused(shared_redis: RedisServer, base: str, named: str):
-    module, _, name = base.partition(":")
-    # django-celery-beat's can only be imported in a configured project.
-    of_django = type(name, (Scheduler,), {"__module__": module})
-    kind = type("Mine", (HAMixin, of_django if module.startswith("django") else symbol_by_name(base)), {})
-    with pytest.raises(SystemExit, match=named):
-        kind(app=app_of(shared_redis), lazy=True)

@@ -156,22 +156,6 @@ def test_entry_with_a_lone_surrogate_in_its_name_is_sent(scheduler: HAScheduler,
     wait_for(lambda: sent() == names, 10, "messages of both entries")
 
 
-def test_merge_drops_what_is_no_longer_configured(scheduler: HAScheduler):
-    scheduler.merge_inplace({"old": {"task": "t", "schedule": 1.0}, "stays": {"task": "t", "schedule": 1.0}})
-    scheduler.schedule["stays"].total_run_count = 7
-    scheduler.merge_inplace({"stays": {"task": "u", "schedule": 2.0}, "bad": {"schedule": "x", "no": 1}})
-    (entry,) = scheduler.schedule.values()
-    assert (entry.name, entry.task, entry.total_run_count) == ("stays", "u", 7)
-
-
-def test_schedule_has_the_entries_that_celery_adds(shared_redis: RedisServer):
-    """Celery's persistent scheduler removes expired results from a backend that does not do so itself."""
-    app = Celery("turns", broker=shared_redis.url, backend="cache+memory://", set_as_current=False)
-    app.conf.beat_schedule = {"one": {"task": "t", "schedule": 1.0}}
-    app.backend.supports_autoexpire = False
-    assert set(HAScheduler(app).schedule) == {"celery.backend_cleanup", "one"}
-
-
 def test_close_releases_the_lease_where_waiting_raises(scheduler: HAScheduler, shared_redis: RedisServer, monkeypatch):
     """gevent and eventlet may run the signal handler in their hub."""
     wait_for(lambda: leads(scheduler), 10, "a term")

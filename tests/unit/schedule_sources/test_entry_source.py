@@ -79,20 +79,6 @@ def test_comparison_finds_an_entry_with_other_values(edit, replaced):
     assert found == [replaced, False]
 
 
-def test_entries_share_one_last_run_unless_a_schedule_has_its_own_clock():
-    """Celery sets it to the start of the process, with another object for each entry."""
-    own = crontab(nowfun=lambda: NOW)
-    app = Celery(set_as_current=False, broker="redis://")
-    app.conf.beat_schedule = {
-        name: {"task": "t", "schedule": each} for name, each in {"a": 5, "b": crontab(), "own": own}.items()
-    }
-    scheduler = HAScheduler(app=app)
-    last_runs = {name: entry.last_run_at for name, entry in scheduler.schedule.items()}
-    assert last_runs["a"] is last_runs["b"]
-    assert last_runs["own"] == NOW
-    assert all(scheduler.stored_last_run_at(entry) is None for entry in scheduler.schedule.values())
-
-
 def test_limit_of_crontabs_is_read_once_for_a_load():
     source = EntrySource(cast("Any", HAScheduler(app=Celery(set_as_current=False, broker="redis://"), lazy=True)))
     app = Celery(set_as_current=False)
