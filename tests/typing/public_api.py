@@ -1,7 +1,5 @@
 """Program that uses the whole public API. mypy checks it in strict mode, and a test runs it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast

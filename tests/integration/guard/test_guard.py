@@ -1,4 +1,4 @@
-"""Messages that the guard in workers runs, and messages that it drops."""
+"""Messages that the guard lets run, and messages that it drops."""
 
 import gc
 import logging
@@ -71,7 +71,7 @@ def test_second_message_of_an_occurrence_is_dropped(task: Any, shared_redis: Red
 
 
 def test_redelivery_and_retry_run(task: Any):
-    """They have the publish id of the first message."""
+    """Both have the publish id of the first message."""
     assert all(deliver(task, header("first")) for _ in range(3))
 
 
@@ -99,7 +99,6 @@ def test_occurrence_is_remembered_for_guard_ttl(
 
 
 def test_task_without_redis_runs_with_a_warning(caplog: Any):
-    """Running twice is better than not running."""
     task = make_app(f"redis://127.0.0.1:{free_port()}/0").task(base=GuardedTask, name="report", shared=False)(work)
     with caplog.at_level(logging.WARNING, "ha_beat"):
         assert deliver(task, header("first"))
@@ -109,7 +108,7 @@ def test_task_without_redis_runs_with_a_warning(caplog: Any):
 
 def test_app_that_replaces_a_collected_one_uses_its_own_redis():
     """Python gives the new app the address of the old one."""
-    gc.freeze()  # or each collection walks over all that the other tests have imported
+    gc.freeze()  # otherwise each collection visits all objects of the other tests
     try:
         for port in range(1, 20):
             app = make_app(f"redis://127.0.0.1:{port}/0")

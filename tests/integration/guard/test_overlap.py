@@ -73,7 +73,7 @@ def test_revoked_rejected_and_killed_messages_have_ended(app: Celery, shared_red
 
 
 def fail_reports(monkeypatch, times: int) -> list[None]:
-    """Fail the next reports. Return a list with an item for each that is left."""
+    """Fail the next reports. Return a list with one item for each that will fail; clear it to stop."""
     monkeypatch.setattr(overlap, "_RETRY", 0.05)
     real, left = overlap._send, [None] * times
 
@@ -95,7 +95,7 @@ def test_end_that_redis_did_not_take_is_reported_later(app: Celery, shared_redis
 
 
 def test_end_that_can_never_be_reported_holds_up_no_other(app: Celery, shared_redis: RedisServer, monkeypatch):
-    """A name from a header may hold what Redis does not accept."""
+    """An entry's name in a header may be a text that Redis does not accept."""
     report: Any = app.task(nothing, name="report")
     down = fail_reports(monkeypatch, 1000)
     for entry in ("\ud800", "report"):
@@ -130,7 +130,7 @@ def test_killed_message_that_the_worker_has_held_for_long_has_ended(
 
 
 def test_lock_that_was_held_at_a_fork_does_not_hang_the_child():
-    """A pool forks a process from a thread, while another one receives a message."""
+    """A pool may fork a process while another thread receives a message."""
     locks = (link._guard, overlap._late_guard)
     with locks[0], locks[1]:
         child = os.fork()

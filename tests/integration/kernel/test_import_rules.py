@@ -1,7 +1,5 @@
 """Import rules: the package keeps the contracts of pyproject.toml, and each contract finds a breach."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess
@@ -54,7 +52,7 @@ BREACHES = [
     ("Schedule is pure", "schedule/misfire", "from ha_beat import clock"),
     ("Election and dispatch import only the store", "election/connectivity", "from ha_beat.schedule import misfire"),
     ("Election and dispatch import only the store", "dispatch/batch", "from ha_beat.settings import kinds"),
-    ("Leader reads no settings", "leader/backoff", "from ha_beat.settings import kinds"),
+    ("Leader reads no settings", "leader/batches/backoff", "from ha_beat.settings import kinds"),
     ("Monitoring does not know the election", "monitoring/metrics", "from ha_beat.election import elector"),
     ("Guard imports only celery_app and the store", "guard", "from ha_beat.settings import kinds"),
     ("Only the scheduler imports bootstrap", "cli/output", "from ha_beat import bootstrap"),

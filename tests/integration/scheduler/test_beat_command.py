@@ -1,4 +1,4 @@
-"""`celery beat` with its options, and the beat that a worker embeds, as real processes."""
+"""Processes of `celery beat` with its options, and of a worker that embeds beat."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def worker_with_beat(server: RedisServer, tmp_path: Path, pool: str) -> Iterator
 
 @pytest.mark.slow
 def test_detached_beat_leads_and_releases_the_lease(redis_server: RedisServer, tmp_path):
-    """The daemon, not the process that forked it, has the lease, the pid file and the log."""
+    """The daemon has the lease, the pid file and the log, not the process that forked it."""
     pidfile, logfile = tmp_path / "beat.pid", tmp_path / "beat.log"
     detached = ("--detach", f"--pidfile={pidfile}", f"--logfile={logfile}")
     starter = start(redis_server, tmp_path / "starter.log", "beat", "-S", ha_scheduler(), *detached)
@@ -98,7 +98,7 @@ def test_max_interval_only_bounds_the_wait(redis_server: RedisServer):
 
 @pytest.mark.parametrize(("number", "moment"), [(signal.SIGTERM, "before"), (signal.SIGINT, "after")])
 def test_beat_writes_no_schedule_file_and_ends_cleanly_by_signal(number, moment, redis_server: RedisServer, tmp_path):
-    """Beat is busy, and the signal arrives twice. Celery removes the pid file; no schedule file is written."""
+    """Beat is busy, and the signal arrives twice. Celery removes the pid file."""
     pidfile = tmp_path / "beat.pid"
     options = {
         "scheduler": "tests.support.apps.signalled_app:SignalledScheduler",
@@ -122,7 +122,7 @@ def test_beat_writes_no_schedule_file_and_ends_cleanly_by_signal(number, moment,
 @pytest.mark.slow
 @pytest.mark.skipif(CELERY < (5, 7), reason="beat answers remote control since Celery 5.7")
 def test_leader_and_standby_answer_inspect_ping(redis_server: RedisServer):
-    """A standby that waits inside its tick is alive."""
+    """A standby waits inside its tick, and must still answer."""
     with BeatCluster(redis_server.url, spec=SPEC, replicas=2, beat_args=["--enable-remote-control"]) as cluster:
         cluster.wait_for_leader()
         cluster.wait_until_up()
@@ -140,7 +140,7 @@ def test_leader_and_standby_answer_inspect_ping(redis_server: RedisServer):
 
 @pytest.mark.slow
 def test_beat_patched_by_gevent_takes_over_and_releases(redis_server: RedisServer):
-    """All threads share one, and signals arrive in gevent's hub, which must not wait."""
+    """Signal handlers run in gevent's hub, which must not wait."""
     if find_spec("gevent") is None:
         pytest.skip("gevent is not installed")
     options = {"app": "tests.support.apps.gevent_app", "settings": {"http_bind": "127.0.0.1:0"}}

@@ -1,7 +1,6 @@
-"""Deliberate differences from Celery's beat: each line of the list in the docs is held by a test.
+"""Deliberate differences from Celery's beat: a test covers each line of the list in the docs.
 
-Celery's own tests of ``celery.beat`` pass against :class:`HAScheduler`, except for those in :data:`NOT_PASSED`. (A
-fixture of theirs also counts threads that are left, as a scheduler has some until its ``close``.)
+Celery's own tests of ``celery.beat`` pass with :class:`HAScheduler`, except for those in :data:`NOT_PASSED`.
 """
 
 import importlib
@@ -22,7 +21,7 @@ from tests.support.servers import RedisServer, wait_for
 
 ROOT = Path(__file__).parents[3]
 
-#: Line of the docs, and the test that holds it: a module under `tests`, and the test's name.
+#: Line of the docs, and the test that covers it: a module under `tests`, and the test's name.
 HELD_BY = {
     "run state": ("integration.scheduler.test_beat_command", "beat_writes_no_schedule_file_and_ends_cleanly_by_signal"),
     "overdue": ("unit.schedule.test_misfire", "each_instant_gets_exactly_one_verdict"),
@@ -42,7 +41,7 @@ HELD_BY = {
 #: Tests in the `t/unit/app/test_beat.py` of Celery 5.7.0 that expect something else, and which difference that is.
 #: `tests/celery_tests.py` runs them.
 NOT_PASSED = {
-    # They look at what it returns, or at the heap.
+    # They check what `tick` returns, or the heap.
     "test_due_tick": "`tick`",
     "test_due_tick_returns_delay_when_heap_top_changed": "`tick`",
     "test_due_tick_SchedulingError": "`tick`",
@@ -57,17 +56,17 @@ NOT_PASSED = {
     "test_reheap_skipped_when_is_due_mutates_heap": "`tick`",
     "test_tick_uses_fresh_time_when_heap_top_changes": "`tick`",
     "test_tick_daily_relative_spring_forward": "`tick`",
-    # They expect a message after the first call, by a clock that stands in another year.
+    # They expect a message after the first call, and stop the clock in another year.
     "test_tick_solar_across_dst": "`tick`",
     "test_tick_dispatches_missed_cron_within_deadline_non_uniform": "`tick`",
     "test_tick_dispatches_missed_cron_on_deadline_boundary_non_uniform": "`tick`",
-    # They replace `_when` and `connection`, which is refused, because these are never used.
+    # They replace `_when` and `connection`, which are never used. Such a class is refused.
     "test_populate_heap": "hooks",
     "test_close_releases_plain_subclass_attributes": "hooks",
     # They expect `close` to raise.
     "test_close_releases_resources_when_sync_fails": "errors",
     "test_close_prioritizes_sync_over_unexpected_release_error": "errors",
-    # Not a difference: it expects a scheduler that is a subclass of the one that was replaced.
+    # Not a difference: it expects a subclass of the scheduler that was replaced.
     "test_start": "",
 }
 
@@ -104,7 +103,7 @@ def make(shared_redis: RedisServer) -> Iterator[Callable[..., HAScheduler]]:
 
 
 def test_tick_sends_all_that_is_due_and_waits_itself(make, shared_redis: RedisServer):
-    """Celery's sends one entry, and returns how long to sleep. There is no heap."""
+    """Celery's `tick` sends one entry, and returns how long to sleep."""
     scheduler = make(**{f"e{n}": {"schedule": 0.5} for n in range(5)})
     wait_for(lambda: leads(scheduler) and shared_redis.admin.llen("celery"), 10, "messages")
     assert shared_redis.admin.llen("celery") == 5

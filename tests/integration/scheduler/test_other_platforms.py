@@ -1,13 +1,11 @@
-"""The scheduler on platforms that lack functions of Linux."""
+"""Scheduler on platforms that lack functions of Linux."""
 
 import subprocess
 import sys
-import time
 
-from ha_beat.clock import SystemClock
 from tests.support.servers import RedisServer
 
-#: Takes away what Windows lacks, once Celery is imported, which looks at `sys.platform`; then lets beat tick.
+#: Removes what Windows lacks after the import of Celery, which looks at `sys.platform`. Then it lets beat tick.
 PROGRAM = """
 import os, signal, sys, time
 import asyncio, celery.apps.beat, kombu.transport.redis, redis
@@ -41,11 +39,3 @@ def test_beat_runs_without_what_windows_lacks(shared_redis: RedisServer):
     command = [sys.executable, "-c", PROGRAM, shared_redis.url, *WINDOWS]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert ran.stdout.split() == ["True"], ran.stderr[-2000:]
-
-
-def test_without_a_clock_that_counts_suspended_time(monkeypatch):
-    """As on macOS, whose monotonic clock counts it."""
-    monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
-    clock = SystemClock()
-    before, elapsed, after = time.monotonic(), clock.elapsed(), time.monotonic()
-    assert before <= elapsed <= after

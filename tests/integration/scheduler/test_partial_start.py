@@ -1,4 +1,4 @@
-"""Replica with a part that did not start or has ended: it retries and logs it."""
+"""Replica with a part that did not start or has ended."""
 
 import logging
 import threading
@@ -47,7 +47,6 @@ def replica(app: Celery) -> Iterator[HAScheduler]:
 
 
 def test_threads_that_could_not_start_are_started_later(replica: HAScheduler, monkeypatch, caplog):
-    """Without the elector's thread the replica would never lead."""
     real = threading.Thread.start
     refused: list[str] = []
 
@@ -67,7 +66,7 @@ def test_threads_that_could_not_start_are_started_later(replica: HAScheduler, mo
 
 
 def test_monitoring_is_started_once_if_the_source_starts_late(replica: HAScheduler, monkeypatch):
-    """For example django-celery-beat's source cannot start its thread at first."""
+    """For example, the source for django-celery-beat cannot start its thread at first."""
     start = Mock(side_effect=[RuntimeError("can't start new thread"), None])
     monkeypatch.setattr(replica.schedule_source, "start", start)
     before = sum(thread.name == "ha_beat-poller" for thread in threading.enumerate())
@@ -77,7 +76,7 @@ def test_monitoring_is_started_once_if_the_source_starts_late(replica: HASchedul
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_election_whose_thread_ended_is_restarted_and_logged(replica: HAScheduler, caplog, monkeypatch):
-    """For example a library raises SystemExit in a log handler."""
+    """For example, a library raises SystemExit in a log handler."""
     wait_for(lambda: leads(replica), 20, "a term")
     elector: Any = replica._loop.runtime.elector
     first = elector.handle.thread
@@ -96,7 +95,7 @@ def test_election_whose_thread_ended_is_restarted_and_logged(replica: HASchedule
 
 
 def test_standby_and_leader_without_runs_do_not_write_to_the_store(app: Celery):
-    """Celery calls sync at the first tick, every three minutes and at the end."""
+    """Celery calls sync at the first tick, every three minutes, and at the end."""
     leader, standby = HAStore(app), HAStore(app)
     with closing(leader, standby):
         leader.sync()

@@ -1,4 +1,4 @@
-"""The scheduler in one process: failing turns, edits and deletions."""
+"""Scheduler in one process: failing turns, edits and deletions."""
 
 import json
 import logging
@@ -28,7 +28,6 @@ def scheduler(shared_redis: RedisServer) -> Iterator[HAScheduler]:
 
 
 def test_leader_whose_turns_fail_logs_once_and_steps_down(scheduler: HAScheduler, monkeypatch, caplog):
-    """Like a leader that hangs: another replica may succeed."""
     wait_for(lambda: leads(scheduler), 10, "a term")
 
     monkeypatch.setattr(scheduler._loop, "_lead", Mock(side_effect=KeyError("a bug")))
@@ -41,7 +40,6 @@ def test_leader_whose_turns_fail_logs_once_and_steps_down(scheduler: HAScheduler
 
 
 def test_replica_that_cannot_be_assembled_backs_off(scheduler: HAScheduler, monkeypatch, caplog):
-    """The turn fails before there is an elector to wait on."""
     broken = Mock(side_effect=OSError("no entropy"))
     monkeypatch.setattr("ha_beat.scheduler.assemble", broken)
     monkeypatch.setattr("ha_beat.beat_loop._LONGEST_TURN", 0.2)
@@ -71,7 +69,7 @@ def test_entry_replaced_by_the_leader_uses_its_new_schedule(scheduler: HASchedul
 
 @pytest.mark.parametrize("how", ["add", "update_from_dict"])
 def test_last_run_of_a_definition_counts(scheduler: HAScheduler, shared_redis: RedisServer, how: str):
-    """As in Celery, so that the entry is overdue."""
+    """As in Celery, the entry is then overdue."""
     definition = {"task": "one", "schedule": 3600.0, "last_run_at": datetime.now(UTC) - timedelta(hours=2)}
     if how == "add":
         scheduler.add(name="one", **definition)
@@ -118,7 +116,7 @@ class Release:
 
 @pytest.mark.parametrize("gone", [True, False])
 def test_entry_missing_for_an_hour_is_not_caught_up(shared_redis: RedisServer, monkeypatch, gone):
-    """An entry that another release lacks for a minute of a rolling deploy is caught up."""
+    """During a rolling deploy another release may lack an entry for a short time. It is caught up then."""
     monkeypatch.setattr("ha_beat.beat_loop._LONGEST_TURN", 0.1)
     newer = Release(shared_redis, "e")
     newer.stop()
@@ -133,7 +131,7 @@ def test_entry_missing_for_an_hour_is_not_caught_up(shared_redis: RedisServer, m
     older.stop()
     older.turn_back("e", "always")
     newer = Release(shared_redis, "e")
-    wait_for(lambda: leads(newer.scheduler) and newer.messages(), 10, "what is owed")
+    wait_for(lambda: leads(newer.scheduler) and newer.messages(), 10, "the overdue messages")
     newer.scheduler.tick()
     assert sorted(newer.messages()) == (["always"] if gone else ["always", "e"])
     assert newer.row("e")["verdict"] == ("armed" if gone else "enqueued")
@@ -141,8 +139,8 @@ def test_entry_missing_for_an_hour_is_not_caught_up(shared_redis: RedisServer, m
 
 
 def test_entry_with_a_lone_surrogate_in_its_name_is_sent(scheduler: HAScheduler, shared_redis: RedisServer, caplog):
-    """Neither Redis nor a terminal accepts such a text as it is, so its records have it escaped."""
-    # Nor can pytest's workers, who hand over what was logged.
+    """Neither Redis nor a terminal accepts such a text, so records have it escaped."""
+    # The workers of pytest cannot pass on such a log line either.
     caplog.set_level(logging.CRITICAL, "ha_beat")
     bad = {"task": "t", "args": ("\ud83d",), "schedule": 0.1}
     scheduler.update_from_dict({"half \ud83d": bad, "whole \U0001f941": {"task": "t", "schedule": 0.1}})

@@ -1,4 +1,4 @@
-"""The table of rules and guards is about what there is."""
+"""Table of rules and guards: each entry names code and a test that exist."""
 
 import ast
 import re

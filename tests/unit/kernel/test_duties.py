@@ -1,4 +1,4 @@
-"""Tests of the duties of a replica."""
+"""Duties of a replica."""
 
 import pytest
 
@@ -19,7 +19,7 @@ class Board:
         self.duties = Duties(self.clock, self.events.append)
 
     def wait(self, seconds: float) -> list[str]:
-        """Let time pass, and return the actions reported meanwhile."""
+        """Let time pass, and return the actions that were reported in it."""
         before = len(self.events)
         for _ in range(round(seconds)):
             self.clock.advance(1)

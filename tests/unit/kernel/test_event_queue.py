@@ -1,4 +1,4 @@
-"""Tests of the queue between emitters and a consumer that may wait."""
+"""Queue between emitters and a consumer that may wait."""
 
 import threading
 import time
@@ -67,7 +67,6 @@ def test_blocked_consumer_does_not_delay_the_emitter():
 
 
 def test_full_queue_is_consumed_once_the_thread_can_start(monkeypatch):
-    """A machine without room for another thread, until the queue was full."""
     queued = Queued(size=10)
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))

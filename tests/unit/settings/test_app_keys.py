@@ -1,4 +1,4 @@
-"""Settings among the keys of a Celery app, and in the documents."""
+"""Settings among the keys of a Celery app, and facts of the project that documents repeat."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def module_of(**values: object) -> Any:
 
 
 def test_keys_are_found_before_celery_has_read_its_configuration():
-    """The configuration is read at the first look at a key; listing keys alone would find nothing."""
+    """Celery reads its configuration when a key is read. Listing the keys alone would find nothing."""
     app = Celery("shop")
     app.config_from_object(module_of(ha_beat_lease_ttl=5, HA_BEAT_MISFIRE="all", broker_url="redis://"))
     app.conf.ha_beat_batch_size = 7
@@ -57,7 +57,7 @@ def test_setting_on_the_app_wins_over_the_configuration_module():
 
 
 def test_other_keys_are_not_read():
-    """Reading each value of a Django settings object warns of deprecated ones, and can fail."""
+    """Reading the value of a deprecated Django setting warns, and reading others can fail."""
     trap = property(lambda _: pytest.fail("read"))
     app = Celery("shop")
     app.config_from_object(module_of(CELERY_HA_BEAT_LEASE_TTL=5, trap=trap)(), namespace="CELERY")
@@ -92,7 +92,6 @@ def test_readme_and_ci_run_the_same_test_command():
 
 
 def test_oldest_tested_versions_are_the_oldest_allowed():
-    """Floors in pyproject.toml that no test installs would be untested promises."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["django"]]
     floors = dict(re.fullmatch(r"([\w-]+)(?:\[.*\])?>=([\d.]+).*", line).groups() for line in wanted)

@@ -1,4 +1,4 @@
-"""Secrets in settings: neither a URL, the settings nor an error shows one."""
+"""Secrets in settings, which URLs, settings and errors must not show."""
 
 import re
 from urllib.parse import quote
@@ -53,7 +53,7 @@ FORMS = [
 
 @given(PASSWORDS, st.booleans(), st.sampled_from(FORMS))
 def test_password_is_hidden_in_every_spelling(password, quoted, form):
-    """The marks at both ends of the password must not be seen, even where it should have been quoted."""
+    """The marks at both ends of the password are hidden, too, even if the password is not quoted as it should be."""
     if not quoted and ("://" in password or ("?" in form and re.search("[&;]", password))):
         return  # such a URL means something else
     assert "qz" not in redact_url(form.format(quote(password, safe="") if quoted else password))

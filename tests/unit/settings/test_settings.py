@@ -1,4 +1,4 @@
-"""Settings: their values, their sources, and the errors of wrong values."""
+"""Values and sources of settings, and the errors of wrong values."""
 
 import dataclasses
 import os
@@ -106,7 +106,7 @@ def test_environment_wins_over_the_app():
 
 
 def test_empty_variable_counts_as_not_set():
-    """Compose and Helm write empty variables for what their users left out."""
+    """Compose and Helm set empty variables for values that their users left out."""
     assert load({"HA_BEAT_LEASE_TTL": "", "HA_BEAT_REDIS_URL": "  "}, lease_ttl=5).lease_ttl == 5.0
 
 
@@ -119,7 +119,7 @@ def test_replica_name_defaults_to_host_and_process(environ, host):
 
 
 def test_variables_of_a_kubernetes_service_are_ignored():
-    """Kubernetes puts HA_BEAT_PORT and the like into the environment of every pod beside such a service."""
+    """Beside a service named ha-beat, Kubernetes sets HA_BEAT_PORT and others in every pod."""
     names = [
         *("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_8080_TCP_ADDR"),
         *("REDIS_SERVICE_HOST", "REDIS_SERVICE_PORT", "REDIS_PORT"),
@@ -153,7 +153,6 @@ def test_settings_created_directly_are_validated_and_completed():
 
 
 def test_options_are_copied_from_the_app():
-    """A dict that the app changes later must not change settings that were checked."""
     options: dict[str, Any] = {"socket_timeout": 1}
     settings = load(redis_options=options)
     options["socket_timeout"] = "x"
@@ -206,7 +205,7 @@ AT_MOST = "must be at most 3.5 with ha_beat_lease_ttl (10.0) and ha_beat_renew_i
 IDLE = "because an idle main loop makes progress only once a second"
 OF_URL, OPTION = "socket_connect_timeout of ha_beat_redis_url='5'", "ha_beat_redis_options['socket_timeout']=60"
 
-#: Settings that are accepted, settings that are not, and what the message says of these.
+#: Settings that are accepted, settings that are refused, and the message.
 RELATIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         {"renew_interval": 5},
@@ -263,7 +262,7 @@ RELATIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("accepted", "refused", "message"), RELATIONS)
 def test_message_names_settings_as_the_user_spelled_them(accepted, refused, message):
-    """For a wrong value, and for two that contradict each other. Values at the edge are accepted."""
+    """The accepted values are the last before the limit."""
     load(**accepted)
     assert complaint(**refused) == message
 
@@ -278,7 +277,6 @@ def test_message_names_settings_as_the_user_spelled_them(accepted, refused, mess
     ],
 )
 def test_unknown_setting_is_refused_with_the_nearest_name(key, nearest):
-    """A misspelled setting that is passed over would leave a default where the user meant something else."""
     conf, environ = ({}, {key: "secret"}) if key.startswith("HA_") else ({key: "secret"}, {})
     with pytest.raises(ConfigurationError) as caught:
         Settings.load(conf, environ, "shop")

@@ -1,4 +1,4 @@
-"""The public API: the page in the docs, ``__all__`` of the modules, and a typed program that uses it."""
+"""Public API: the page in the docs, ``__all__`` of the modules, and a typed program that uses it."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs/public-api.md").read_text()
 
 
 def names_on_the_page() -> dict[str, list[str]]:
-    """The names that the page lists, by module. A row without a module goes on with the one above."""
+    """Return the names on the page, by module. A row without a module belongs to the module above."""
     found: dict[str, list[str]] = {}
     rows = re.findall(r"^\| (?:`(ha_beat[\w.]*)`)? ?\| (.*?) ?\|", PAGE.partition("## Outside Python")[0], re.MULTILINE)
     for module, names in rows:
@@ -27,7 +27,7 @@ def names_on_the_page() -> dict[str, list[str]]:
 
 
 def exported(module: str) -> list[str]:
-    """``__all__`` of a module, read without importing it: some need Django."""
+    """Return ``__all__`` of a module without importing it, because some modules need Django."""
     path = ROOT / module.replace(".", "/")
     source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
     for node in ast.parse(source).body:

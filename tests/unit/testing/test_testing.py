@@ -1,4 +1,4 @@
-"""The public test helpers: due instants, headers and the settable clock."""
+"""Public helpers for tests: due instants, headers and the settable clock."""
 
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
