@@ -10,17 +10,16 @@ Each run uses the next whole minute that leaves time to start. The processor tim
 comparable on a busy machine too.
 """
 
-import argparse
 import importlib.util
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import kombu
 
 from tests.benchmarks.processes import processor_seconds
-from tests.benchmarks.results import FLOOR, OURS, REDBEAT, STOCK, Benchmark, Measure, Result, Unfinished
+from tests.benchmarks.results import FLOOR, OURS, REDBEAT, STOCK, Benchmark, Measure, Result, Unfinished, arguments
 from tests.faults.cluster import STOCK_SCHEDULER, BeatCluster
 from tests.support.servers import RabbitMQ, RedisServer
 
@@ -100,7 +99,7 @@ def enqueue_burst(queue: Queue, entries: int, side: str, *, limit: float = 300.0
         admin_url=queue.redis.url,
         scheduler=scheduler,
         config={"redbeat_redis_url": queue.redis.url} if side == REDBEAT else None,
-        # Log lines must not take time of either.
+        # Log lines would take time.
         log_level="WARNING",
     ) as cluster:
         while (left := due_at - time.time()) > 0:
@@ -146,32 +145,20 @@ def compare(queue: Queue, entries: int, limit: float = LIMIT, *, redbeat: bool =
     return results
 
 
-def benchmark(
-    sizes: Sequence[int],
-    broker: str = "redis",
-    show: Callable[[str], object] = print,
-    limit: float = LIMIT,
-    *,
-    redbeat: bool = True,
-) -> Benchmark:
+def benchmark(sizes: Sequence[int], broker: str = "redis", limit: float = LIMIT, *, redbeat: bool = True) -> Benchmark:
     """Run the benchmark for each number of entries."""
-    words = ["python -m tests.benchmarks.burst", *map(str, sizes), "--broker", broker, "--limit", f"{limit:g}"]
-    command = " ".join(words)
-    found = Benchmark(f"Entries due in one minute, on {broker}", command, "entries", (FIRST, LAST, PROCESSOR))
     with queue_on(broker) as queue:
-        for entries in sizes:
-            found.results += compare(queue, entries, limit, redbeat=redbeat)
-    show(found.text())
-    return found
+        results = [result for entries in sizes for result in compare(queue, entries, limit, redbeat=redbeat)]
+    words = ["burst", *sizes, "--broker", broker, "--limit", f"{limit:g}"]
+    return Benchmark(f"Entries due in one minute, on {broker}", words, "entries", (FIRST, LAST, PROCESSOR), results)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("entries", nargs="*", type=int, default=[1000], help="how many entries (default: 1000)")
+    parser = arguments(__doc__)
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis")
     parser.add_argument("--limit", type=float, default=LIMIT, help=f"seconds for the others (default: {LIMIT:g})")
     options = parser.parse_args()
-    benchmark(options.entries, options.broker, limit=options.limit)
+    print(benchmark(options.sizes, options.broker, options.limit).text())
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ A leader runs alone, then a standby starts: what is added is the standby's. One 
 due once a year.
 """
 
-import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tests.benchmarks.processes import memory, shares_of_a_core
-from tests.benchmarks.results import OURS, Benchmark, Result
+from tests.benchmarks.results import OURS, Benchmark, Result, arguments
 from tests.faults.cluster import BeatCluster
 from tests.support.servers import RedisServer, wait_for
 
@@ -44,14 +43,15 @@ def _bytes(server: RedisServer, key: str, count: int) -> float:
     return int(server.admin.memory_usage(key, samples=0) or 0) / max(count, 1)
 
 
+def _distant_month() -> int:
+    return (time.gmtime().tm_mon + 5) % 12 + 1
+
+
 def measure(server: RedisServer, entries: int) -> Result:
     """Start a leader, then a standby, and compare."""
     server.admin.flushall()
-    yearly = (time.gmtime().tm_mon + 5) % 12 + 1
-    spec: dict[str, dict[str, Any]] = {
-        "each-second": {"every": 1.0},
-        "yearly": {"cron": f"0 0 1 {yearly} *", "n": entries - 1},
-    }
+    yearly = {"cron": f"0 0 1 {_distant_month()} *", "n": entries - 1}
+    spec: dict[str, dict[str, Any]] = {"each-second": {"every": 1.0}, "yearly": yearly}
     cluster = BeatCluster(server.url, spec=spec, replicas=2, log_level="WARNING")
     try:
         cluster[0].start()
@@ -80,58 +80,41 @@ def measure(server: RedisServer, entries: int) -> Result:
         cluster.close()
 
 
-def benchmark(sizes: Sequence[int], show: Callable[[str], object] = print) -> Benchmark:
+def benchmark(sizes: Sequence[int]) -> Benchmark:
     """Measure space and traffic in Redis for each number of entries."""
-    command = " ".join(["python -m tests.benchmarks.capacity", *map(str, sizes)])
     columns = (LEDGER, JOURNAL, MEMBER, LEADER_COMMANDS, STANDBY_COMMANDS, LEADER_TRAFFIC, STANDBY_TRAFFIC)
-    found = Benchmark("Space and traffic in Redis", command, "entries", columns)
     with RedisServer() as server:
-        found.results += [measure(server, entries) for entries in sizes]
-    show(found.text())
-    return found
+        results = [measure(server, entries) for entries in sizes]
+    return Benchmark("Space and traffic in Redis", ["capacity", *sizes], "entries", columns, results)
 
 
-def benchmark_rate(rate: int, show: Callable[[str], object] = print) -> Benchmark:
+def benchmark_rate(rate: int) -> Benchmark:
     """Measure the processor time at a rate of messages per second, from as many entries."""
-    command = f"python -m tests.benchmarks.capacity --rate {rate}"
-    found = Benchmark("Steady load", command, "entries", (MESSAGES, LEADER, REDIS, MEMORY))
-    with RedisServer() as server:
-        spec = {"each": {"every": 1.0, "n": rate}}
-        with BeatCluster(server.url, spec=spec, replicas=1, log_level="WARNING") as cluster:
-            wait_for(lambda: server.admin.llen("celery") > rate, 60, "messages", 0.1)
-            before, since = server.admin.llen("celery"), time.monotonic()
-            pids = [cluster[0].pid, int(server.admin.info("server")["process_id"])]
-            leader, redis_share = shares_of_a_core(pids, _SECONDS)
-            sent = (server.admin.llen("celery") - before) / (time.monotonic() - since)
-            measures = {MESSAGES: sent, LEADER: leader, REDIS: redis_share, MEMORY: memory(cluster[0].pid)}
-    found.results.append(Result(OURS, rate, measures))
-    show(found.text())
-    return found
+    spec = {"each": {"every": 1.0, "n": rate}}
+    with (
+        RedisServer() as server,
+        BeatCluster(server.url, spec=spec, replicas=1, log_level="WARNING") as cluster,
+    ):
+        wait_for(lambda: server.admin.llen("celery") > rate, 60, "messages", 0.1)
+        before, since = server.admin.llen("celery"), time.monotonic()
+        leader, redis = shares_of_a_core([cluster[0].pid, server.pid], _SECONDS)
+        sent = (server.admin.llen("celery") - before) / (time.monotonic() - since)
+        measures = {MESSAGES: sent, LEADER: leader, REDIS: redis, MEMORY: memory(cluster[0].pid)}
+    return Benchmark(
+        "Steady load", ["capacity", "--rate", rate], "entries", tuple(measures), [Result(OURS, rate, measures)]
+    )
 
 
-def benchmark_rows(sizes: Sequence[int], show: Callable[[str], object] = print) -> Benchmark:
+def benchmark_rows(sizes: Sequence[int]) -> Benchmark:
     """Count the statements to PostgreSQL while no row is due and none is edited."""
-    from tests.benchmarks.rows import postgres_site, statements
+    from tests.benchmarks.rows import add_rows, postgres_site, statements
 
-    command = " ".join(["python -m tests.benchmarks.capacity", *map(str, sizes), "--rows"])
-    found = Benchmark("Polls of the database", command, "rows", (STATEMENTS, STANDBY_STATEMENTS))
+    found = Benchmark("Polls of the database", ["capacity", *sizes, "--rows"], "rows", (STATEMENTS, STANDBY_STATEMENTS))
     with postgres_site() as site:
-        # Django is set up by now.
-        from django_celery_beat.models import PeriodicTask, PeriodicTasks
-
-        from tests.integration.django.beats import beats
-        from tests.integration.django.rows import cron
+        from tests.integration.django.beats import beats  # Django is set up by now
 
         for rows in sizes:
-            PeriodicTask.objects.all().delete()
-            site.redis.admin.flushall()
-            yearly = cron(
-                minute="0", hour="0", day_of_month="1", month_of_year=str((time.gmtime().tm_mon + 5) % 12 + 1)
-            )
-            PeriodicTask.objects.bulk_create(
-                [PeriodicTask(name=f"row {number}", task="tick", crontab=yearly) for number in range(rows)]
-            )
-            PeriodicTasks.update_changed()
+            add_rows(site, rows, minute="0", hour="0", day_of_month="1", month_of_year=str(_distant_month()))
             rates = []
             for replicas in (1, 2):
                 with beats(site, replicas=replicas) as cluster:
@@ -142,20 +125,19 @@ def benchmark_rows(sizes: Sequence[int], show: Callable[[str], object] = print) 
                     time.sleep(_SECONDS)
                     rates.append((statements(site) - before) / _SECONDS)
             found.results.append(Result(OURS, rows, {STATEMENTS: rates[0], STANDBY_STATEMENTS: rates[1] - rates[0]}))
-    show(found.text())
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("entries", nargs="*", type=int, default=[1000], help="how many entries (default: 1000)")
+    parser = arguments(__doc__)
     parser.add_argument("--rows", action="store_true", help="rows of django-celery-beat")
     parser.add_argument("--rate", type=int, help="messages per second")
     options = parser.parse_args()
     if options.rate:
-        benchmark_rate(options.rate)
+        found = benchmark_rate(options.rate)
     else:
-        (benchmark_rows if options.rows else benchmark)(options.entries)
+        found = (benchmark_rows if options.rows else benchmark)(options.sizes)
+    print(found.text())
 
 
 if __name__ == "__main__":

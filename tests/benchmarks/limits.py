@@ -1,13 +1,12 @@
 """Limits that hold while many entries are enqueued: how late renewals and an unrelated entry are, and how long a script
 occupies Redis. The same figures from the seconds before the burst show what is due to the machine.
 
-    python -m tests.benchmarks.limits            10,000 entries
+    python -m tests.benchmarks.limits                    10,000 entries
     python -m tests.benchmarks.limits 5000 --hold 0.5    stop the leader in the burst: the figures must rise
 
 All times are those of Redis: of the lease's record, of the journal's stream and of the slow log.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,14 +15,12 @@ from itertools import pairwise
 from typing import Any
 
 from ha_beat.store.keys import Keys
-from tests.benchmarks.results import Benchmark, Result
+from tests.benchmarks.results import Benchmark, Result, arguments
 from tests.faults.cluster import BeatCluster
 from tests.support.servers import RedisServer
 
-RENEWAL, LATE, SCRIPT, MEAN, LASTED = (
-    *("renewal late (% of the interval)", "0.2 s entry late, p99 (s)", "longest script (s)"),
-    *("mean script (s)", "duration (s)"),
-)
+RENEWAL, LATE, LASTED = "renewal late (% of the interval)", "0.2 s entry late, p99 (s)", "duration (s)"
+SCRIPT, MEAN = "longest script (s)", "mean script (s)"
 COLUMNS = (RENEWAL, LATE, SCRIPT, MEAN, LASTED)
 BEFORE, BURST, AIM = "before", "burst", "aim"
 
@@ -130,23 +127,18 @@ def _figures(
     }
 
 
-def benchmark(sizes: Sequence[int], show: Callable[[str], object] = print, hold: float = 0.0) -> Benchmark:
+def benchmark(sizes: Sequence[int], hold: float = 0.0) -> Benchmark:
     """Run the benchmark for each number of entries."""
-    command = " ".join(["python -m tests.benchmarks.limits", *map(str, sizes)])
-    found = Benchmark("Limits in a burst, on redis", command, "entries", COLUMNS)
     with RedisServer() as redis:
-        for entries in sizes:
-            found.results += measure(redis, entries, hold)
-    show(found.text())
-    return found
+        results = [result for entries in sizes for result in measure(redis, entries, hold)]
+    return Benchmark("Limits in a burst, on redis", ["limits", *sizes], "entries", COLUMNS, results)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("entries", nargs="*", type=int, default=[10_000], help="how many entries (default: 10000)")
+    parser = arguments(__doc__, size=10_000)
     parser.add_argument("--hold", type=float, default=0.0, help="seconds for which the leader is stopped in the burst")
     options = parser.parse_args()
-    benchmark(options.entries, hold=options.hold)
+    print(benchmark(options.sizes, options.hold).text())
 
 
 if __name__ == "__main__":

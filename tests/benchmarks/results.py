@@ -1,5 +1,6 @@
 """Result of a benchmark, and its table in a terminal and in Markdown."""
 
+import argparse
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,10 +53,15 @@ class Benchmark:
     """Results of one benchmark. Ratios compare only results that were measured in the same run."""
 
     title: str
-    command: str
+    words: Sequence[object]
     unit: str
     columns: Sequence[str]
     results: list[Result] = field(default_factory=list)
+
+    @property
+    def command(self) -> str:
+        """Return the command that runs this benchmark. `words` are its module and arguments."""
+        return " ".join(["python -m", f"tests.benchmarks.{self.words[0]}", *map(str, self.words[1:])])
 
     def rows(self) -> list[list[str]]:
         """Return the cells, with the ratio of each other side to ours, or of ours to the floor, below its row."""
@@ -86,6 +92,13 @@ class Benchmark:
         return "\n".join(
             [f"## {self.title}", "", f"`{self.command}`", "", *lines, *(_line(row) for row in self.rows())]
         )
+
+
+def arguments(doc: str | None, unit: str = "entries", size: int = 1000) -> argparse.ArgumentParser:
+    """Return a parser for the sizes of a benchmark, in number of `unit`. `doc` is the docstring of its module."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", metavar=unit, nargs="*", type=int, default=[size], help=f"default: {size}")
+    return parser
 
 
 def shown(value: Measure | None) -> str:

@@ -10,13 +10,12 @@ minute until all rows were written. Stock's time grows with the square of the ro
 shows its progress.
 """
 
-import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-from tests.benchmarks.results import OURS, STOCK, Benchmark, Measure, Result, Unfinished
+from tests.benchmarks.results import OURS, STOCK, Benchmark, Measure, Result, Unfinished, arguments
 from tests.integration.django.conftest import Site, migrate, use
 from tests.support.servers import Postgres, RedisServer, wait_for
 
@@ -51,26 +50,32 @@ def statements(site: Site) -> int:
     return log.count("LOG:  statement:") + log.count("LOG:  execute ")
 
 
-def burst(site: Site, rows: int, *, stock: bool, limit: float) -> Result:
-    """Measure one burst. ``limit`` is in seconds from the minute."""
+def add_rows(site: Site, rows: int, **crontab: str) -> None:
+    """Replace the schedule by rows with this crontab."""
     from django.db import connection
     from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
-    from tests.integration.django.beats import beats
     from tests.integration.django.rows import cron
 
     with connection.cursor() as cursor:
         # The model's delete() writes the mark of changes twice for each row.
         cursor.execute("TRUNCATE django_celery_beat_periodictask")
     site.redis.admin.flushall()
+    when = cron(**crontab)
+    PeriodicTask.objects.bulk_create(
+        [PeriodicTask(name=f"row {number}", task="tick", crontab=when) for number in range(rows)]
+    )
+    PeriodicTasks.update_changed()
+
+
+def burst(site: Site, rows: int, *, stock: bool, limit: float) -> Result:
+    """Measure one burst. ``limit`` is in seconds from the minute."""
+    from tests.integration.django.beats import beats
+
     start = timedelta(seconds=20 + rows / 400)
     minute = (datetime.now(UTC) + start).replace(second=0, microsecond=0) + timedelta(minutes=1)
     # Only of that minute: a slow beat must not count messages of the next one.
-    crontab = cron(minute=str(minute.minute))
-    PeriodicTask.objects.bulk_create(
-        [PeriodicTask(name=f"row {number}", task="tick", crontab=crontab) for number in range(rows)]
-    )
-    PeriodicTasks.update_changed()
+    add_rows(site, rows, minute=str(minute.minute))
     client = site.redis.client()
     # Log lines must not take time of either.
     with beats(site, replicas=1 if stock else 3, scheduler=_STOCK if stock else _HA, log_level="WARNING") as cluster:
@@ -92,24 +97,24 @@ def burst(site: Site, rows: int, *, stock: bool, limit: float) -> Result:
     return Result(STOCK if stock else OURS, rows, {LAST: last, STATEMENTS: float(asked)})
 
 
-def benchmark(sizes: Sequence[int], limit: float = LIMIT, show: Callable[[str], object] = print) -> Benchmark:
-    """Run the benchmark for each number of rows. Each run ends ``limit`` seconds after the minute at the latest."""
-    command = " ".join(["python -m tests.benchmarks.rows", *map(str, sizes), "--limit", f"{limit:g}"])
-    title = "Rows of django-celery-beat due in one minute, on PostgreSQL"
-    found = Benchmark(title, command, "rows", (LAST, STATEMENTS))
+def benchmark(sizes: Sequence[int], limit: float = LIMIT) -> Benchmark:
+    """Run the benchmark for each number of rows. A run ends `limit` seconds after the minute at the latest."""
+    title, words = (
+        "Rows of django-celery-beat due in one minute, on PostgreSQL",
+        ["rows", *sizes, "--limit", f"{limit:g}"],
+    )
+    found = Benchmark(title, words, "rows", (LAST, STATEMENTS))
     for rows in sizes:
         with postgres_site() as site:
             found.results += [burst(site, rows, stock=stock, limit=limit) for stock in (False, True)]
-    show(found.text())
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", type=int, default=[1000])
+def main() -> None:
+    parser = arguments(__doc__, "rows")
     parser.add_argument("--limit", type=float, default=LIMIT)
-    options = parser.parse_args(argv)
-    benchmark(options.rows, options.limit)
+    options = parser.parse_args()
+    print(benchmark(options.sizes, options.limit).text())
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@
 One entry runs every 0.2 s; the others are due once a year. Two replicas of ha_beat run, then one plain beat.
 """
 
-import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tests.benchmarks.processes import memory, shares_of_a_core
-from tests.benchmarks.results import OURS, STOCK, Benchmark, Result
-from tests.faults.cluster import STOCK_SCHEDULER, BeatCluster, Replica
+from tests.benchmarks.results import OURS, STOCK, Benchmark, Result, arguments
+from tests.faults.cluster import STOCK_SCHEDULER, BeatCluster
 from tests.support.servers import RedisServer, wait_for
 
 START, TAKEOVER = "start to first message (s)", "takeover after SIGKILL (s)"
@@ -34,23 +33,19 @@ def _cluster(redis: RedisServer, entries: int, *, replicas: int, stock: bool) ->
     )
 
 
-def _next_message(redis: RedisServer, timeout: float) -> float:
+def _next_message(redis: RedisServer) -> float:
     """Return the seconds until the queue grows."""
     began, count = time.monotonic(), redis.admin.llen(_QUEUE)
-    wait_for(lambda: redis.admin.llen(_QUEUE) > count, timeout, "a message", 0.002)
+    wait_for(lambda: redis.admin.llen(_QUEUE) > count, 300, "a message", 0.002)
     return time.monotonic() - began
-
-
-def _start(replica: Replica, redis: RedisServer) -> float:
-    replica.start()
-    return _next_message(redis, 300)
 
 
 def measure_stock(redis: RedisServer, entries: int) -> Result:
     """Start plain beat and watch it."""
     cluster = _cluster(redis, entries, replicas=1, stock=True)
     try:
-        start = _start(cluster[0], redis)
+        cluster[0].start()
+        start = _next_message(redis)
         time.sleep(2)
         [share] = shares_of_a_core([cluster[0].pid], _STEADY_SECONDS)
         return Result(STOCK, entries, {START: start, LEADER: share, MEMORY: memory(cluster[0].pid)})
@@ -63,7 +58,8 @@ def measure_ours(redis: RedisServer, entries: int) -> Result:
     cluster = _cluster(redis, entries, replicas=2, stock=False)
     leader, standby = cluster
     try:
-        start = _start(leader, redis)
+        leader.start()
+        start = _next_message(redis)
         standby.start()
         members = cluster.key("members")
         wait_for(lambda: redis.admin.hlen(members) >= 2, 300, "the standby", 0.1)
@@ -71,29 +67,20 @@ def measure_ours(redis: RedisServer, entries: int) -> Result:
         leading, standing_by = shares_of_a_core([leader.pid, standby.pid], _STEADY_SECONDS)
         taken = memory(leader.pid)
         leader.kill()
-        takeover = _next_message(redis, 300)
+        takeover = _next_message(redis)
         measures = {START: start, TAKEOVER: takeover, LEADER: leading, STANDBY: standing_by, MEMORY: taken}
         return Result(OURS, entries, measures)
     finally:
         cluster.close()
 
 
-def benchmark(sizes: Sequence[int], show: Callable[[str], object] = print) -> Benchmark:
+def benchmark(sizes: Sequence[int]) -> Benchmark:
     """Run the benchmark for each number of entries."""
-    command = " ".join(["python -m tests.benchmarks.scale", *map(str, sizes)])
-    found = Benchmark("Size of the schedule", command, "entries", (START, TAKEOVER, LEADER, STANDBY, MEMORY))
     with RedisServer() as redis:
-        for entries in sizes:
-            found.results += [measure_ours(redis, entries), measure_stock(redis, entries)]
-    show(found.text())
-    return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("entries", nargs="*", type=int, default=[1000], help="how many entries (default: 1000)")
-    benchmark(parser.parse_args().entries)
+        results = [measure(redis, entries) for entries in sizes for measure in (measure_ours, measure_stock)]
+    columns = (START, TAKEOVER, LEADER, STANDBY, MEMORY)
+    return Benchmark("Size of the schedule", ["scale", *sizes], "entries", columns, results)
 
 
 if __name__ == "__main__":
-    main()
+    print(benchmark(arguments(__doc__).parse_args().sizes).text())

@@ -16,7 +16,8 @@ def _sides(results: list[Result]) -> dict[str, Result]:
 @pytest.mark.timeout(400)
 def test_thousand_entries_due_at_once_are_enqueued_faster_than_by_stock(figure: Callable[[str], None]) -> None:
     """Other load may slow down either run, so the bound is on processor time."""
-    found = burst.benchmark([1000], show=figure, redbeat=False)
+    found = burst.benchmark([1000], redbeat=False)
+    figure(found.text())
     sides = _sides(found.results)
     assert sides[OURS].seconds(burst.PROCESSOR) * 3 < sides[STOCK].seconds(burst.PROCESSOR)
     assert sides[OURS].seconds(burst.LAST) < sides[STOCK].seconds(burst.LAST)
@@ -27,7 +28,9 @@ def test_thousand_entries_due_at_once_are_enqueued_faster_than_by_stock(figure: 
 @pytest.mark.timeout(400)
 def test_large_schedule_costs_no_more_than_with_stock(figure: Callable[[str], None]) -> None:
     """Bounds leave room for a busy machine: stock spends its time in proportion to the number of entries."""
-    sides = _sides(scale.benchmark([5000], show=figure).results)
+    found = scale.benchmark([5000])
+    figure(found.text())
+    sides = _sides(found.results)
     ours, stock = sides[OURS].seconds, sides[STOCK].seconds
     assert ours(scale.STANDBY) < stock(scale.LEADER)
     assert ours(scale.LEADER) < stock(scale.LEADER)
@@ -43,7 +46,9 @@ def test_burst_delays_neither_renewals_nor_another_entry_nor_redis(figure: Calla
     late by more than half of that. A lease lasts for four intervals: a renewal that is late by two endangers it. The
     mean of the scripts does not depend on one that the machine interrupts.
     """
-    before, during, aim = (result.seconds for result in limits.benchmark([5000], show=figure).results)
+    found = limits.benchmark([5000])
+    figure(found.text())
+    before, during, aim = (result.seconds for result in found.results)
     assert during(limits.RENEWAL) < before(limits.RENEWAL) + 200
     assert during(limits.LATE) < before(limits.LATE) + during(limits.LASTED) / 2 + 0.2
     assert during(limits.MEAN) < aim(limits.MEAN)
