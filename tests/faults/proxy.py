@@ -1,7 +1,6 @@
 """TCP proxy that injects faults: cuts, blackholes, delays, lost replies, late requests.
 
-"request" is the direction from client to server, "reply" the other. All methods are thread-safe; each returns once
-it has taken effect.
+"request" is the direction from client to server, "reply" the other.
 """
 
 from __future__ import annotations
@@ -39,58 +38,55 @@ def containing(*parts: bytes) -> Predicate:
 
 @dataclass(eq=False)
 class _Watch:
-    """Watch for matching requests, `left` times."""
+    """Watch for one matching request."""
 
     matches: Predicate
-    left: int
     seen: threading.Event = field(default_factory=threading.Event, init=False)
 
     def takes(self, data: bytes) -> bool:
-        if self.left <= 0 or not self.matches(data):
+        if self.seen.is_set() or not self.matches(data):
             return False
-        self.left -= 1
         self.seen.set()
         return True
 
 
 @dataclass(eq=False)
 class CutReply(_Watch):
-    """Reply to be lost. `wait()` returns when the server has acted on the request and the connection is cut."""
+    """Reply to be lost."""
 
     done: threading.Event = field(default_factory=threading.Event, init=False)
 
     def wait(self, timeout: float = 10.0) -> None:
-        """Wait until it is cut; raise AssertionError after `timeout` seconds."""
+        """Wait until the server has acted on the request and the connection is cut. Raises AssertionError."""
         if not self.done.wait(timeout):
             raise AssertionError(f"no reply was cut in {timeout:g} s (request matched: {self.seen.is_set()})")
 
 
 @dataclass(eq=False)
 class HeldRequest(_Watch):
-    """Request held back. `wait()` returns when it has arrived; `release()` delivers it even if its client is gone."""
+    """Request held back until `release`."""
 
     proxy: TcpProxy
-    gates: list[asyncio.Event] = field(default_factory=list, init=False)
+    gate: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def wait(self, timeout: float = 10.0) -> None:
-        """Wait for it; raise AssertionError if no matching request arrives within `timeout` seconds."""
+        """Wait until a matching request has arrived. Raises AssertionError."""
         if not self.seen.wait(timeout):
             raise AssertionError(f"no matching request came in {timeout:g} s")
 
     def release(self) -> None:
-        """Deliver held requests and hold no more. Returns before the server has read them."""
-        self.left = 0
-        self.proxy._do(lambda: [gate.set() for gate in self.gates])
+        """Deliver the request, even if its client is gone. Returns before the server has read it."""
+        self.seen.set()
+        self.proxy._do(self.gate.set)
 
 
+@dataclass
 class _Way:
     """State of one direction, shared by all connections of the proxy."""
 
-    def __init__(self) -> None:
-        self.delay = 0.0
-        self.blackholed = False
-        self.open = asyncio.Event()
-        self.open.set()
+    delay: float = 0.0
+    blackholed: bool = False
+    open: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class _Pair:
@@ -172,7 +168,7 @@ class _Pair:
         if direction == "request":
             await self._look(data)
         elif self.losing is not None:
-            self._lose(data)
+            self._lose()
             return
         elif self.client_gone:
             return  # there is no reader left
@@ -194,26 +190,19 @@ class _Pair:
         for held in proxy.requests_to_hold:
             if self.hold is None and held.takes(self.recent):
                 self.recent = b""
-                proxy.counters["requests held"] += 1
-                self.hold = asyncio.Event()
-                held.gates.append(self.hold)
+                self.hold = held.gate
         if self.hold is not None:
             await self.hold.wait()
             self.hold = None
 
-    def _lose(self, data: bytes) -> None:
-        """Swallow the first replies after a matching request, then cut the connection after the server had time for
-        the rest.
-        """
-        proxy = self.proxy
+    def _lose(self) -> None:
+        """Swallow the replies to a matching request, and cut the connection once the server had time for the rest."""
         cut = self.losing
-        proxy.counters["reply bytes lost"] += len(data)
         if self.lost_bytes or cut is None:
             return
         self.lost_bytes = True
 
         def end() -> None:
-            proxy.counters["replies cut"] += 1
             self.reset()
             cut.done.set()
 
@@ -242,15 +231,17 @@ class _Pair:
 
 
 class TcpProxy:
-    """Proxy on a free port of 127.0.0.1 in front of `upstream` (host, port). A context manager; it starts at once.
+    """Proxy on a free port of 127.0.0.1 in front of `upstream` (host, port). A context manager.
 
-    counters: connections, refused, cut, replies cut, requests held, upstream refused, `request bytes`,
-    `reply bytes`, `request bytes lost`, `reply bytes lost`.
+    It listens from its construction on. Its methods are thread-safe, and each returns once it has taken effect.
+
+    counters: `connections`, `upstream refused`, `request bytes`, `reply bytes`, `request bytes lost`,
+    `reply bytes lost`.
     """
 
-    def __init__(self, upstream: tuple[str, int], port: int | None = None) -> None:
+    def __init__(self, upstream: tuple[str, int]) -> None:
         self.upstream = upstream
-        self.port = port or free_port()
+        self.port = free_port()
         self.counters: Counter[str] = Counter()
         self.pairs: set[_Pair] = set()
         self.replies_to_cut: list[CutReply] = []
@@ -261,6 +252,7 @@ class TcpProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy-{self.port}", daemon=True)
         self._thread.start()
+        self.resume()
         self._call(self._listen)
 
     @classmethod
@@ -295,7 +287,6 @@ class TcpProxy:
             pairs = list(self.pairs)
             for pair in pairs:
                 pair.reset()
-            self.counters["cut"] += len(pairs)
             return len(pairs)
 
         return self._do(cut)
@@ -348,18 +339,18 @@ class TcpProxy:
     def _set(self, directions: Sequence[Direction], change: Callable[[_Way], object]) -> None:
         self._do(lambda: [change(self.ways[direction]) for direction in directions or BOTH])
 
-    def cut_reply_after(self, predicate: Predicate | bytes, count: int = 1) -> CutReply:
-        """Let the next `count` matching requests reach the server and cut each connection before the reply returns.
+    def cut_reply_after(self, predicate: Predicate | bytes) -> CutReply:
+        """Let the next matching request reach the server, and cut its connection before the reply returns.
 
         The predicate receives the latest 256 KiB that one connection has sent since the call.
         """
-        cut = CutReply(_as_predicate(predicate), count)
+        cut = CutReply(_as_predicate(predicate))
         self._do(lambda: self.replies_to_cut.append(cut))
         return cut
 
-    def hold(self, predicate: Predicate | bytes, count: int = 1) -> HeldRequest:
-        """Hold back the next `count` matching requests (and what follows on their connections) until released."""
-        held = HeldRequest(_as_predicate(predicate), count, self)
+    def hold(self, predicate: Predicate | bytes) -> HeldRequest:
+        """Hold back the next matching request, and what follows on its connection, until it is released."""
+        held = HeldRequest(_as_predicate(predicate), self)
         self._do(lambda: self.requests_to_hold.append(held))
         return held
 
@@ -374,8 +365,6 @@ class TcpProxy:
                 way.open.set()
             for pair in broken:
                 pair.reset()
-            for cut in self.replies_to_cut:
-                cut.left = 0
             self.replies_to_cut.clear()
 
         for held in self.requests_to_hold:
@@ -392,7 +381,6 @@ class TcpProxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pair = _Pair(self, reader, writer)
         if self._refusing:
-            self.counters["refused"] += 1
             pair.reset()
             return
         self.counters["connections"] += 1

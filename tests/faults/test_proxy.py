@@ -127,7 +127,6 @@ def test_reply_is_lost_after_the_server_has_acted(proxy: TcpProxy, client: redis
     cut.wait()
     assert shared_redis.admin.get("count") == "1"
     assert client.incr("count") == 2
-    assert proxy.counters["replies cut"] == 1
 
 
 def test_reply_to_the_last_command_of_a_pipeline_is_lost_too(
