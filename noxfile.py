@@ -1,10 +1,8 @@
-"""What has to pass, and on which versions: `nox -l` lists it, `.ci/run` runs it.
+"""Sessions that have to pass, by version: `nox -l` lists them, `.ci/run` runs them.
 
-The oldest versions that the package allows are those of tests/constraints-oldest.txt, on the oldest Python; the newest
-are whatever the index has within the bounds of pyproject.toml.
+The oldest versions are those of tests/constraints-oldest.txt, on the oldest Python. The newest are those that the index
+has within the bounds of pyproject.toml.
 """
-
-from __future__ import annotations
 
 import os
 import shutil
@@ -15,7 +13,7 @@ import nox
 
 PYTHONS = ("3.11", "3.12", "3.13")
 
-#: Four workers, on two cores too: most tests wait for leases and servers longer than they compute.
+#: Four workers even on two cores: most tests spend their time waiting for leases and servers.
 PARALLEL = ("-n", "4", "--dist", "loadfile")
 
 nox.options.default_venv_backend = "venv"
@@ -24,9 +22,9 @@ nox.options.sessions = ["lint", "oldest", "newest"]
 
 
 def find_python(*versions: str) -> str:
-    """A Python of the first of these minor versions that really runs: pyenv has shims for versions that it lacks.
+    """Return a Python of the first of these minor versions that runs, else a name that nox reports as missing.
 
-    Where there is none, the name of one, which nox then says it can't find.
+    pyenv has shims for versions that it lacks, so each candidate is run.
     """
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     for version in versions:
@@ -38,7 +36,7 @@ def find_python(*versions: str) -> str:
     return f"python{versions[0]}"
 
 
-def say_versions(session: nox.Session) -> None:
+def print_versions(session: nox.Session) -> None:
     names = ("celery", "kombu", "redis", "Django", "django-celery-beat")
     script = f"from importlib.metadata import version; print(*(f'{{n}} {{version(n)}}' for n in {names}), sep=', ')"
     session.run("python", "-c", script)
@@ -46,7 +44,7 @@ def say_versions(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, types, layers, and the documentation without a warning."""
+    """Check style, types and layers, and build the documentation without a warning."""
     session.install("-q", "-e", ".[dev]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -57,24 +55,24 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python=find_python(PYTHONS[0]))
 def oldest(session: nox.Session) -> None:
-    """The quick tests on the oldest versions of everything."""
+    """Run the quick tests on the oldest versions."""
     session.install("-q", "-c", "tests/constraints-oldest.txt", "-e", ".[test]")
-    say_versions(session)
+    print_versions(session)
     session.run("pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session(python=find_python(*reversed(PYTHONS)))
 def newest(session: nox.Session) -> None:
-    """The quick tests on the newest versions of everything, on the newest Python that is here."""
+    """Run the quick tests on the newest versions, with the newest Python that is installed."""
     session.install("-q", "--upgrade", "--upgrade-strategy", "eager", "-e", ".[test]")
-    say_versions(session)
+    print_versions(session)
     session.run("pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session
 @nox.parametrize("python", [find_python(version) for version in PYTHONS], ids=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests on one Python: `nox -s "tests(3.12)" -- --full`."""
+    """Run the tests on one Python: `nox -s "tests(3.12)" -- --full`."""
     session.install("-q", "-e", ".[test]")
-    say_versions(session)
+    print_versions(session)
     session.run("pytest", *PARALLEL, *session.posargs)
