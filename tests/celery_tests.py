@@ -6,7 +6,6 @@ tests fail than those that ``NOT_PASSED`` lists.
 
 import os
 import re
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -14,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tests.integration.scheduler.test_differences import NOT_PASSED
+from tests.support.commands import output, run
 from tests.support.servers import RedisServer
 
 HEAD = """
@@ -36,27 +36,30 @@ def main() -> int:
         folder = Path(made)
         # The broker of these tests is in memory.
         environment = {**os.environ, "HA_BEAT_REDIS_URL": server.url}
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=no", "-c", "pytest.ini", "t/unit/app/test_ours.py"],
-            cwd=_prepared(folder),
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
+        command = (
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-rf",
+            "--tb=no",
+            "-c",
+            "pytest.ini",
+            "t/unit/app/test_ours.py",
         )
+        done = run(*command, cwd=_prepared(folder), env=environment, timeout=1800)
     failed = set(re.findall(r"^FAILED \S+::(\w+)", done.stdout, re.MULTILINE))
     print(done.stdout.splitlines()[-1])
     for kind, names in (("fails", failed - set(NOT_PASSED)), ("passes", set(NOT_PASSED) - failed)):
         for name in sorted(names):
-            print(f"{name} {kind}, which the list does not say")
+            print(f"{name} {kind}, contrary to the list")
     return int(failed != set(NOT_PASSED))
 
 
 def _prepared(folder: Path) -> Path:
     """Return a folder with Celery's tests, and with those of beat changed to ``HAScheduler``."""
     source = f"celery=={version('celery')}"
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "celery", source, "-d", folder]
-    subprocess.run(pip, check=True)
+    output(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "celery", source, "-d", folder)
     (archive,) = folder.glob("celery-*.tar.gz")
     with tarfile.open(archive) as packed:
         packed.extractall(folder, filter="data")
@@ -66,7 +69,7 @@ def _prepared(folder: Path) -> Path:
         "celery.HAScheduler", "ha_beat.scheduler.HAScheduler"
     )
     (tests / "unit" / "app" / "test_ours.py").write_text(HEAD + changed)
-    # Beside the package's source, which would be imported in place of the installed one.
+    # Away from the package's source, which would be imported instead of the installed one.
     tests.rename(folder / "t")
     (folder / "pytest.ini").write_text("[pytest]\npython_classes = test_*\n")
     return folder

@@ -6,7 +6,7 @@ import sys
 import hypothesis
 import pytest
 
-# Without compiled modules, each of some hundred processes spends a second or two on compiling them again.
+# Without compiled modules, each of some hundred processes compiles them for a second or two.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
@@ -18,14 +18,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A busy machine is slow at any example, and CI tries the same ones each time.
+    # No deadline for an example, as the machine may be busy. CI tries the same examples each time.
     ci = os.environ.get("CI", "").lower() == "true"
     slow = [hypothesis.HealthCheck.too_slow]
     hypothesis.settings.register_profile("all", deadline=None, suppress_health_check=slow, derandomize=ci)
     hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("all"), max_examples=15)
     hypothesis.settings.load_profile("all" if config.getoption("--full") else "quick")
-    # xdist would keep files of few tests for the end, and those are the long ones. In their own order, the unit tests
-    # come last, which evens out what the workers have left.
+    # xdist would run files of few tests last, but those take longest. In the order of their names, the short unit tests
+    # come last.
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 

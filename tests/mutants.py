@@ -1,4 +1,4 @@
-"""Mutants: a guard of the package is taken out where its marker stands.
+"""Mutants: the package without one of its guards.
 
 A marker is the comment `# guard: <name>` (in Lua: `-- guard: <name>`) at the end of a line. In Python it marks the
 statement, `case`, operand, argument or other expression that starts on that line, or else the statement that ends
@@ -46,7 +46,7 @@ CALL = Change("call")
 
 
 def REPLACE(text: str) -> Change:  # noqa: N802 - reads as the other kinds
-    """The value becomes that of this expression; a marked statement becomes `text` if that is a statement."""
+    """Replace the value by this expression, or the marked statement by this statement."""
     return Change("replace", text)
 
 
@@ -57,14 +57,14 @@ class Marker:
 
     @property
     def module(self) -> str:
-        """Name of its module; empty in Lua."""
+        """Return the name of its module; empty in Lua."""
         parts = self.path.relative_to(PACKAGE.parent).with_suffix("").parts
         return ".".join(part for part in parts if part != "__init__") if self.path.suffix == ".py" else ""
 
 
 @cache
 def markers() -> dict[str, list[Marker]]:
-    """Every marker in the package, by name, with each place where it stands."""
+    """Return the places of every marker in the package, by its name."""
     found: dict[str, list[Marker]] = {}
     for path in sorted(PACKAGE.rglob("*")):
         if path.suffix in {".py", ".lua"}:
@@ -75,14 +75,14 @@ def markers() -> dict[str, list[Marker]]:
 
 
 class Mutant:
-    """A change at one or several markers."""
+    """Change at one or several markers."""
 
     def __init__(self, change: Change, *names: str) -> None:
         self.change = change
         self.names = names
 
     def markers(self) -> list[Marker]:
-        """Raises LookupError if a marker is missing or stands twice."""
+        """Return the place of each marker. Raises LookupError if a marker is missing or stands twice."""
         places = [markers().get(name, []) for name in self.names]
         for name, found in zip(self.names, places, strict=True):
             if len(found) != 1:
@@ -90,10 +90,9 @@ class Mutant:
         return [found[0] for found in places]
 
     def apply(self, set_attribute: SetAttribute = setattr) -> None:
-        """Take the guard out of this process.
+        """Remove the guard from this process.
 
-        Raises:
-            LookupError: a marker is missing or stands twice, or the change does not fit what it marks.
+        Raises LookupError if a marker is missing or stands twice, or if the change does not fit what it marks.
         """
         places = self.markers()
         for path in {place.path for place in places}:
@@ -118,7 +117,7 @@ class Mutant:
     def _apply_to_module(self, name: str, path: Path, lines: list[int], set_attribute: SetAttribute) -> None:
         source = path.read_text("utf-8")
         tree = ast.parse(source)
-        # Only the marked statements are compiled again, and the future import, which changes how.
+        # Only the marked statements are compiled again, with the future import that they need.
         tree.body = [
             node
             for node in tree.body
@@ -144,7 +143,7 @@ def _first_line(node: ast.stmt) -> int:
 
 
 def _function(module: Any, name: str) -> FunctionType:
-    """The plain function below properties, class methods and decorators."""
+    """Return the plain function below properties, class methods and decorators."""
     found: Any = module
     for part in name.split("."):
         found = inspect.getattr_static(found, part)
@@ -162,7 +161,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def mutate_lua(line: str, change: Change) -> str:
-    """The line (without its marker) as the change makes it; lines keep their numbers."""
+    """Return the changed line. `line` has no marker; the result is one line, so that lines keep their numbers."""
     if change is CALL:
         if "redis.pcall(" not in line:
             raise LookupError(f"no redis.pcall in: {line}")
@@ -184,7 +183,7 @@ def mutate_lua(line: str, change: Change) -> str:
 
 
 class Mutation:
-    """One change of a syntax tree, at one line."""
+    """Change of a syntax tree at one line."""
 
     def __init__(self, tree: ast.Module, line: int, change: Change) -> None:
         self._tree = tree
@@ -210,7 +209,7 @@ class Mutation:
     def _unfit(self, node: ast.AST) -> LookupError:
         return LookupError(f"{self._change} does not fit line {self._line}: {ast.unparse(node)}")
 
-    # -- which node
+    # -- search
 
     def _marked(self) -> ast.AST:
         for node in ast.walk(self._tree):
@@ -232,7 +231,7 @@ class Mutation:
         return ending[-1]
 
     def _goes_on(self, node: ast.AST) -> bool:
-        """True for an operation whose first operand alone stands on the line."""
+        """True for an operation of which only the first operand is on the line."""
         operation = isinstance(node, ast.BoolOp | ast.IfExp | ast.Compare | ast.BinOp)
         return operation and node.end_lineno != self._line  # type: ignore[attr-defined]
 
@@ -253,10 +252,10 @@ class Mutation:
                 return each, ".".join(names)
         raise LookupError(f"line {self._line} is not in a function")
 
-    # -- what is done to it
+    # -- change
 
     def _field_of(self, node: ast.AST) -> str:
-        """Name of the field that holds a node's value or condition; empty if it has none."""
+        """Return the name of the field with a node's value or condition; empty if it has none."""
         if isinstance(node, ast.If | ast.While):
             return "test"
         if isinstance(node, ast.match_case):
@@ -285,12 +284,12 @@ class Mutation:
             raise self._unfit(node)
 
     def _require_names(self, new: list[ast.stmt], owner: ast.AST) -> None:
-        """A replacement with a name that the function does not have would fail for the wrong reason."""
+        """Raise LookupError for a name that the function lacks: the mutant would fail for the wrong reason."""
         known = {each.id for each in ast.walk(owner) if isinstance(each, ast.Name)}
         known |= {each.arg for each in ast.walk(owner) if isinstance(each, ast.arg)}
         used = {each.id for statement in new for each in ast.walk(statement) if isinstance(each, ast.Name)}
         if missing := used - known - set(__builtins__):  # type: ignore[call-overload]
-            raise LookupError(f"{self._change} uses {missing}, which the function at line {self._line} has not")
+            raise LookupError(f"{self._change} uses {missing}, which the function at line {self._line} lacks")
 
     def _drop(self, node: ast.AST) -> None:
         if isinstance(node, ast.stmt):
@@ -301,7 +300,7 @@ class Mutation:
     def _drop_operand(self, value: ast.expr, index: int) -> None:
         parent = self._parents.get(value)
         if isinstance(parent, ast.BoolOp) and parent.values[index] is value:
-            value = parent  # the formatter has given the operand a line
+            value = parent  # the operand has its own line
         if not isinstance(value, ast.BoolOp):
             raise self._unfit(value)
         del value.values[index]
@@ -309,7 +308,7 @@ class Mutation:
             self._put(value, value.values)
 
     def _put(self, old: ast.AST, new: list[Any]) -> None:
-        """Put nodes in the place of another one."""
+        """Replace a node by others."""
         parent = self._parents[old]
         for field, held in ast.iter_fields(parent):
             if held is old and len(new) == 1:

@@ -1,9 +1,9 @@
-"""Remove guards one by one, each in a fork of this process, and run the test that has to fail.
+"""Run of the mutants: each guard is removed in a fork of this process, and the test that has to fail runs.
 
     python -m tests.mutation_run [NAME...]
 
-Prints one JSON line for each: the guard's name, the number of runs, and the numbers of passed, failed and broken tests
-in the last of them. A test that depends on a race may pass by chance: it runs up to three times.
+Prints one JSON line for each guard: its name, the number of runs, and the numbers of passed, failed and broken tests
+in the last run. A test that depends on a race may pass by chance, so it runs up to three times.
 """
 
 import json
@@ -11,14 +11,13 @@ import os
 import sys
 from collections import Counter
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.guards import WATCHED, Guard
+from tests.support.commands import ROOT
 
-ROOT = Path(__file__).parents[1]
 RUNS = 3
 
 
@@ -36,7 +35,7 @@ class Outcomes:
 def run(guard: Guard) -> dict[str, int]:
     guard.mutant.apply()
     outcomes = Outcomes()
-    sys.stdout = sys.stderr  # the lines of this run are for the parent alone
+    sys.stdout = sys.stderr  # only the parent prints to stdout
     pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", guard.test], plugins=[outcomes])
     return dict(outcomes.counts)
 
@@ -55,9 +54,9 @@ def in_a_fork(guard: Guard) -> dict[str, int]:
             os._exit(status)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        said = pipe.read()
+        written = pipe.read()
     os.waitpid(child, 0)
-    return json.loads(said) if said else {"ended": 1}
+    return json.loads(written) if written else {"ended": 1}
 
 
 def removed(guard: Guard) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The servers of the tests work and leave nothing behind."""
+"""Servers of the tests: they work and leave nothing behind."""
 
 import os
 import socket
@@ -23,8 +23,7 @@ from tests.support.servers import (
 )
 
 
-def test_a_redis_keeps_or_loses_its_data_as_told(redis_server: RedisServer) -> None:
-    """On the same port each time; kill leaves nothing without appendonly."""
+def test_redis_keeps_or_loses_its_data_at_a_restart(redis_server: RedisServer):
     redis_server.admin.set("a", "1")
     redis_server.restart(persist=True)
     assert redis_server.admin.get("a") == "1"
@@ -32,7 +31,7 @@ def test_a_redis_keeps_or_loses_its_data_as_told(redis_server: RedisServer) -> N
     assert redis_server.admin.get("a") is None
 
 
-def test_appendonly_survives_a_kill() -> None:
+def test_appendonly_survives_a_kill():
     with need(lambda: RedisServer(appendonly=True, extra_args=("--appendfsync", "always"))) as server:
         server.admin.set("a", "1")
         server.kill()
@@ -41,7 +40,7 @@ def test_appendonly_survives_a_kill() -> None:
         assert server.admin.get("a") == "1"
 
 
-def test_a_paused_redis_answers_nothing_until_resumed(redis_server: RedisServer) -> None:
+def test_paused_redis_answers_nothing_until_resumed(redis_server: RedisServer):
     redis_server.pause()
     with pytest.raises(redis.TimeoutError), redis_server.client(socket_timeout=0.2) as client:
         client.ping()
@@ -49,7 +48,7 @@ def test_a_paused_redis_answers_nothing_until_resumed(redis_server: RedisServer)
     assert redis_server.admin.ping()
 
 
-def test_password_socket_and_memory_limit_are_heeded() -> None:
+def test_password_socket_and_memory_limit_have_their_effect():
     with need(lambda: RedisServer(password="p@ss/word", unixsocket=True, maxmemory="3mb")) as server:
         assert redis.Redis.from_url(server.unix_url).ping()
         with pytest.raises(redis.AuthenticationError):
@@ -58,13 +57,13 @@ def test_password_socket_and_memory_limit_are_heeded() -> None:
             server.admin.set("large", "x" * 8_000_000)
 
 
-def test_a_server_that_ends_at_its_start_says_why() -> None:
+def test_server_that_ends_at_its_start_shows_its_log():
     with pytest.raises(PartMissing, match="nonsense"), RedisServer(extra_args=("--nonsense", "1")):
         pass
 
 
-def test_a_missing_part_skips_here_and_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> None:
+def test_missing_part_skips_here_and_fails_in_ci(monkeypatch: pytest.MonkeyPatch):
+    def missing():
         raise PartMissing("no such server")
 
     monkeypatch.setenv("CI", "")
@@ -75,8 +74,7 @@ def test_a_missing_part_skips_here_and_fails_in_ci(monkeypatch: pytest.MonkeyPat
         need(missing)
 
 
-def test_stopping_ends_the_whole_group_and_frees_the_port(tmp_path: Path) -> None:
-    """Also a child of the server."""
+def test_stop_ends_the_whole_group_and_frees_the_port(tmp_path: Path):
     child = tmp_path / "child"
     process = ServerProcess(["sh", "-c", f"sleep 100 & echo $! > {child}; wait"], tmp_path / "log")
     wait_for(lambda: child.exists() and child.read_text().strip(), what="the child's pid")
@@ -98,12 +96,12 @@ def _runs(pid: int) -> bool:
     return state != "Z"
 
 
-def test_free_ports_are_given_out_once() -> None:
+def test_each_free_port_is_returned_once():
     ports = [free_port() for _ in range(50)]
     assert len(set(ports)) == 50
 
 
-def test_sentinels_replace_a_killed_master() -> None:
+def test_sentinels_replace_a_killed_master():
     with need(SentinelCluster) as cluster:
         old = cluster.master
         old.admin.set("a", "1")
@@ -117,7 +115,7 @@ def test_sentinels_replace_a_killed_master() -> None:
         assert new.admin.get("b") == "2"
 
 
-def test_a_redis_cluster_serves_keys_from_several_nodes() -> None:
+def test_redis_cluster_serves_keys_from_several_nodes():
     with need(RedisCluster) as cluster, cluster.client() as client:
         for number in range(20):
             client.set(f"key-{number}", number)
@@ -126,7 +124,7 @@ def test_a_redis_cluster_serves_keys_from_several_nodes() -> None:
 
 
 @pytest.mark.slow
-def test_rabbitmq_takes_messages_and_keeps_them_over_a_restart() -> None:
+def test_rabbitmq_takes_messages_and_keeps_them_over_a_restart():
     with need(RabbitMQ) as broker:
         epmd = broker._epmd
         with Connection(broker.url) as connection:
@@ -143,7 +141,7 @@ def test_rabbitmq_takes_messages_and_keeps_them_over_a_restart() -> None:
 
 
 @pytest.mark.slow
-def test_postgres_answers_and_is_gone_afterwards() -> None:
+def test_postgres_answers_and_is_gone_afterwards():
     with need(Postgres) as server:
         assert server.answers()
         server.restart()

@@ -145,11 +145,11 @@ class Replica:
 class BeatCluster:
     """Replicas that share one schedule. A context manager: all are started on entry and killed on exit.
 
-    broker_urls and lease_urls: one URL for all, or one for each replica (for example through its own proxy);
-    without lease_urls ha_beat finds its Redis itself. `spec` is the schedule, `config` further Celery
-    settings, as `tests.support.apps.tick_app` reads them. `settings` become HA_BEAT_<NAME> variables. `env` is added
-    for every replica, `replica_env` per replica. `admin_url` is where the test itself asks for the lease
-    (default: the first lease or broker URL).
+    broker_urls and lease_urls: one URL for all, or one for each replica (for example through its own proxy). Without
+    lease_urls the lease is in the broker. `spec` is the schedule and `config` further Celery settings, as
+    `tests.support.apps.tick_app` reads them. `settings` become HA_BEAT_<NAME> variables. `env` is added for every
+    replica, `replica_env` for single ones. `admin_url` is the URL by which the test reads the lease (default: the first
+    lease or broker URL).
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class BeatCluster:
         ]
         return Replica(name, command, directory, {**env, **extra})
 
-    # -- its life
+    # -- life cycle
 
     def start(self) -> Self:
         for replica in self.replicas:

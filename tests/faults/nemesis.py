@@ -134,7 +134,7 @@ class Nemesis:
             replica.start()
 
     def pause_leader(self, seconds: float) -> Replica:
-        """SIGSTOP, and SIGCONT after `seconds`."""
+        """Send SIGSTOP, and SIGCONT after `seconds`."""
         return self.pause(self.leader(), seconds, "pause_leader")
 
     def pause(self, replica: Replica, seconds: float, fault: str = "pause") -> Replica:
@@ -187,11 +187,11 @@ class Nemesis:
             self.redis.restart(persist=persist)
 
     def redis_pause(self, seconds: float) -> None:
-        """SIGSTOP, and SIGCONT after `seconds`."""
+        """Send SIGSTOP, and SIGCONT after `seconds`."""
         self._for(seconds, "redis_pause", self.redis.pause, self.redis.resume)
 
     def redis_flush(self) -> None:
-        """FLUSHALL."""
+        """Delete all data."""
         self.history.fault("redis_flush")
         self.redis.admin.flushall()
 
@@ -201,7 +201,7 @@ class Nemesis:
         self._down("broker_stop", broker, broker.stop, seconds)
 
     def broker_pause(self, seconds: float) -> None:
-        """SIGSTOP, and SIGCONT after `seconds`."""
+        """Send SIGSTOP, and SIGCONT after `seconds`."""
         broker = self._own_broker()
         self._for(seconds, "broker_pause", broker.pause, broker.resume)
 

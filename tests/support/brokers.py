@@ -24,7 +24,7 @@ class FixedLink:
 
 
 class NoRecipes(Recipes):
-    """Reader that finds no message that could be built ahead."""
+    """Reader that finds no message to build ahead."""
 
     def __init__(self) -> None:
         super().__init__(Sender(Celery("none", set_as_current=False)))
@@ -38,20 +38,20 @@ class NoRecipes(Recipes):
 
 @dataclass
 class FakePublisher:
-    """Broker that gives the prepared outcomes, message by message, and then accepts."""
+    """Publisher that returns the prepared outcomes, one for each message, and then accepts all others."""
 
     outcomes: list[Sent | Exception] = field(default_factory=list)
     accepted: list[str] = field(default_factory=list)
-    #: Why the broker is unreachable; checked before anything is claimed.
+    #: The reason if the broker is unreachable; checked before an occurrence is claimed.
     away: str = ""
     #: Called with the number of the send, from 1.
     before_send: Callable[[int], object] = lambda _: None
     sends: int = 0
-    #: True if the outcomes come with :meth:`settle` or :meth:`answer`.
+    #: True if :meth:`settle` or :meth:`answer` sets the outcomes, not :meth:`send`.
     answers_late: bool = False
     unanswered: list[tuple[Delivery, Sent]] = field(default_factory=list)
     before_settle: Callable[[], object] = lambda: None
-    #: Called when the answers to other messages are waited for before a send.
+    #: Called when a send first waits for the answers to other messages.
     on_settle_before: Callable[[], object] = lambda: None
 
     recipes = NoRecipes()
@@ -80,7 +80,7 @@ class FakePublisher:
         return False
 
     def answer(self) -> None:
-        """Give the messages that were sent their outcomes."""
+        """Set the outcomes of the messages that were sent."""
         for delivery, sent in self.unanswered:
             delivery.sent = sent
         self.unanswered = []

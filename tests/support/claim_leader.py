@@ -42,7 +42,7 @@ class Killed(BaseException):
 
 
 class Unreliable:
-    """Client whose script calls fail as prepared: the call or its reply is lost."""
+    """Client that loses prepared script calls, or their replies."""
 
     def __init__(self, client: Any, keys: Keys = KEYS) -> None:
         self._client = client
@@ -138,11 +138,7 @@ def die() -> None:
 
 def leave_claimed(leader: Leader, operation: Operation | None = None) -> None:
     """Leave a claim open, as a process that is killed after its claim does."""
-
-    def die(_: int) -> None:
-        raise Killed
-
-    leader.publisher.before_send = die
+    leader.publisher.before_send = lambda _: die()
     with pytest.raises(Killed):
         leader.submit(operation or leader.operation())
     assert "open" in leader.claims().values()

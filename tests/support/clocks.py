@@ -1,4 +1,4 @@
-"""Clocks for tests. One that stands still is `ha_beat.testing.SettableClock`."""
+"""Clocks for tests, besides `ha_beat.testing.SettableClock`, which stands still."""
 
 from ha_beat.clock import SystemClock
 

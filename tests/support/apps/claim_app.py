@@ -1,9 +1,9 @@
-"""Tick app for tests of brokers other than Redis: it ends at named places, and its tasks record their runs.
+"""Tick app for tests of other brokers than Redis: a replica stops at a named place, and tasks record their runs.
 
-FAILPOINT_FILE  a path; a replica that reaches the place whose name is in that file takes the file and kills itself,
-                leaving the time at which it did so in the file with `.done` appended. If a number follows the name
-                after a colon, the main loop waits there, at that arrival, until the test removes the file `.done`
-RECORD_URL      a Redis in which tasks and the worker note what happens, in the lists `received` and `ran`
+FAILPOINT_FILE  path of a file with the name of a place. The replica that reaches the place first writes the time to the
+                same path with the suffix `.done`, removes the file and kills itself. With `NAME:NUMBER` it does not
+                kill itself: its main loop waits at that arrival until the test removes the `.done` file
+RECORD_URL      Redis in which tasks and the worker record events, in the lists `received`, `ran` and `dropped`
 RECORD_FIRST    seconds that the first run of the task `linger` takes
 """
 
@@ -27,8 +27,6 @@ from ha_beat.guard import GuardedTask, message_dropped
 from tests.support.apps.tick_app import app
 
 PLACES = ("before claim", "claimed", "before publish", "published", "confirmed")
-
-
 arrivals = Counter[str]()
 
 

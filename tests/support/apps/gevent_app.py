@@ -4,6 +4,6 @@ from gevent import monkey
 
 monkey.patch_all()
 
-from tests.support.apps.tick_app import app, fail, tick  # noqa: E402 -- what is imported before is not patched
+from tests.support.apps.tick_app import app, fail, tick  # noqa: E402 -- only later imports are patched
 
 __all__ = ["app", "fail", "tick"]

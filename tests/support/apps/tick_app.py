@@ -4,7 +4,7 @@ BROKER_URL      where messages go
 BEAT_SPEC       JSON: name -> {"every": seconds} or {"cron": "*" | "m h dom mon dow"}; with "n": 1000 it
                 stands for as many entries, `name-0000` on. Optional: "task" (default `tick`), "args",
                 "kwargs", "options", "relative"; with "every", "first": Unix time of the first occurrence
-APP_CONFIG      JSON: further Celery settings (`ha_beat_*` among them)
+APP_CONFIG      JSON: further Celery settings, such as `ha_beat_*`
 APP_NAME        the app's name, default `tick`
 GUARD           set: the guard is on for all tasks
 """

@@ -19,7 +19,7 @@ class RabbitMQ(Server):
     _FOLDERS = (Path("/usr/lib/rabbitmq/bin"), Path("/opt/rabbitmq/sbin"))
 
     def __init__(self) -> None:
-        # Debian's scripts on PATH change user and folder; those that they wrap do not.
+        # Debian's scripts on PATH change user and folder. The wrapped scripts do not.
         self.binary = find_program("rabbitmq-server", folders=self._FOLDERS)
         self.control = find_program("rabbitmqctl", folders=self._FOLDERS)
         self.epmd_binary = find_program(
@@ -62,13 +62,13 @@ class RabbitMQ(Server):
 
     def start(self, timeout: float | None = None) -> Self:
         if self._epmd is None or not self._epmd.alive:
-            # Started here to know its pid: a node would start a daemon that stays.
+            # A node would start a daemon that outlives it.
             command = [self.epmd_binary, "-port", self.epmd_port, "-address", LOCALHOST]
             self._epmd = ServerProcess(command, self.directory / "epmd.log", env=self.env)
         return super().start(timeout)
 
     def answers(self) -> bool:
-        """True once it takes a login. Its own tools start an Erlang node, for a minute on a busy machine."""
+        """True once it takes a login. RabbitMQ's tools would take up to a minute to answer."""
         with amqp.Connection(f"{LOCALHOST}:{self.port}", connect_timeout=5, read_timeout=5) as probe:
             return bool(probe.connected)
 
