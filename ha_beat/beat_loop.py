@@ -197,7 +197,7 @@ class BeatLoop:
         return runtime
 
     def _stand_by(self, runtime: Runtime) -> None:
-        runtime.dispatch.stand_by()
+        runtime.dispatch.marker.observe_as_standby()
         runtime.elector.handle.progress()
         runtime.enqueuer.stand_by()
         runtime.elector.handle.progress()
@@ -221,7 +221,7 @@ class BeatLoop:
             and current.nonce == term.nonce
         ):
             try:
-                runtime.dispatch.lead(current)
+                runtime.dispatch.marker.refresh(current)
                 # After each step, because each may wait for a server.
                 handle.progress()
                 pause = runtime.request_handler.attend(current, requests_pending=handle.take_requests_pending())

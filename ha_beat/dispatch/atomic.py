@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,16 +14,16 @@ from ha_beat.dispatch.lease_marker import LeaseMarker
 from ha_beat.dispatch.messages.build import NothingPublished, Sender, has_own_apply_async, publish
 from ha_beat.dispatch.messages.capture import RedisCommands, captured
 from ha_beat.dispatch.messages.recipe import Recipes
-from ha_beat.dispatch.protocol import Answer, OpenClaim, Operation
+from ha_beat.dispatch.protocol import Answer, Dispatcher, Operation
 from ha_beat.errors import StoreError, StoreRefused
 from ha_beat.store.keys import Keys
 from ha_beat.store.lease import Term
-from ha_beat.store.ledger import Ledger, LedgerRow
+from ha_beat.store.ledger import Ledger
 from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.scripts import text
 
 
-class AtomicDispatcher:
+class AtomicDispatcher(Dispatcher):
     """Dispatcher that runs the dispatch script on the broker's Redis. The script refuses a lease of another server."""
 
     def __init__(self, send: Sender, link: BrokerLink, keys: Keys, journal_size: int, marker: LeaseMarker) -> None:
@@ -35,8 +34,6 @@ class AtomicDispatcher:
         self._batch = BatchScript(keys, journal_size)
         self.ledger = Ledger(link.client, keys)
         self.recipes = Recipes(send)
-        self.capacity = sys.maxsize
-        self.obstacle: StoreError | None = None
 
     def prepare(
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -78,10 +75,6 @@ class AtomicDispatcher:
             self._marker.require(term)
         return self._batch.run(self._link.client(), term, operations, meanwhile)
 
-    def drop_refused(self, _: Sequence[Operation]) -> bool:
-        """Return True: a refused batch was not carried out in part."""
-        return True
-
     def holds_lease(self, term: Term) -> bool:
         """True if the broker's Redis holds the lease of the term.
 
@@ -91,16 +84,3 @@ class AtomicDispatcher:
         with mapped_redis_errors():
             nonce = self._link.client().hget(self._keys.lease, "nonce")
         return nonce is not None and text(nonce) == term.nonce
-
-    def open_claims(self, _: Term) -> list[OpenClaim]:
-        """Return no claims: this dispatcher makes none."""
-        return []
-
-    def take_back(self, _: Term) -> frozenset[str]:
-        return frozenset()
-
-    def record_uncertain(self, _: Term, __: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
-        return {}
-
-    def confirm_late(self) -> None:
-        """Do nothing: this dispatcher makes no claims."""

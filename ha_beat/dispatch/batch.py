@@ -31,12 +31,9 @@ class BatchScript:
         operations: Sequence[Operation],
         meanwhile: Callable[[], None] | None = None,
     ) -> list[Answer]:
-        """Run a batch. Running the same batch again is safe. ``meanwhile`` is as in :meth:`Script.__call__`.
+        """Run a batch. Running the same batch again is safe. Raises as :meth:`Dispatcher.submit`.
 
-        Raises:
-            FencedOff: the term is over.
-            StoreUnavailable: the outcome is unknown.
-            StoreRefused: nothing was done.
+        ``meanwhile`` is as in :meth:`Script.__call__`.
         """
         batch = [_array(len(operations)), *(operation.packed or pack(operation) for operation in operations)]
         argv: list[Any] = [term.epoch, term.nonce, term.gen, term.run_id, self._journal_size, b"".join(batch)]

@@ -146,7 +146,7 @@ class LeaseMarker:
         return checked and (self._other.sighting is None or self._other.abandoned)  # guard: mark-foreign-standby
 
     def observe_as_standby(self) -> None:
-        """Look, as a standby, for the marker of another store. Raises nothing."""
+        """Look, as a standby, for the marker of another store, once per second. Raises nothing."""
         self._duties.suspend(Duty.MARK_LEASE)
         now = self._clock.elapsed()
         if self._broker is None or (self._check_at is not None and now < self._check_at):

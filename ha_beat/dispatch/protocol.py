@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -118,22 +119,22 @@ DONE = Answer(AnswerKind.DONE)
 class Dispatcher(Protocol):
     """Dispatcher: one way to enqueue occurrences and to record them in ``ledger``.
 
-    A dispatcher that enqueues and records in one step has no claims: none is open, and the methods for claims do
-    nothing.
+    The default bodies are those of a dispatcher that enqueues and records in one step, and so makes no claims.
     """
 
-    @property
-    def ledger(self) -> Ledger: ...
+    ledger: Ledger
+    #: Reader of recipes, which finds the messages that can be built ahead.
+    recipes: Recipes
 
     @property
     def capacity(self) -> int:
         """Return how many messages can be sent in the time of one batch; at least 1."""
-        ...
+        return sys.maxsize
 
     @property
     def obstacle(self) -> StoreError | None:
         """Return the error that kept messages of the last batch from being sent, if one is known."""
-        ...
+        return None
 
     def prepare(
         self, entry: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -145,11 +146,6 @@ class Dispatcher(Protocol):
             Exception: any exception of the broker, or of the entry's task, router or serializer. Call it within
                 :func:`~ha_beat.dispatch.messages.build_errors.judged_build_errors`.
         """
-        ...
-
-    @property
-    def recipes(self) -> Recipes:
-        """Return the reader of recipes, which finds the messages that can be built ahead."""
         ...
 
     def prepare_ahead(
@@ -167,7 +163,7 @@ class Dispatcher(Protocol):
 
     def pack(self, operation: Operation) -> bytes:
         """Return an operation as it is sent to Redis, to do this work ahead; empty if it can't be done ahead."""
-        ...
+        return b""
 
     def broker_error(self, exc: BaseException) -> StoreError | None:
         """Return the broker's failure that led to an exception of :meth:`prepare`, or ``None`` if there was none.
@@ -196,7 +192,9 @@ class Dispatcher(Protocol):
         Returns:
             False if a part of it may have been carried out. It must be submitted again.
         """
-        ...
+        return True
+
+    # --- Claims
 
     def open_claims(self, term: Term) -> list[OpenClaim]:
         """Return the claims of every term that are still open or unsent.
@@ -204,7 +202,7 @@ class Dispatcher(Protocol):
         Raises:
             StoreError: Redis did not answer, or refused.
         """
-        ...
+        return []
 
     def take_back(self, term: Term) -> frozenset[str]:
         """Undo the claims that are marked as unsent. Return their entries.
@@ -213,7 +211,7 @@ class Dispatcher(Protocol):
             FencedOff: the term is over.
             StoreError: as from :meth:`submit`. Taking back again is safe.
         """
-        ...
+        return frozenset()
 
     def record_uncertain(self, term: Term, claims: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
         """Record claims as uncertain. Return the new rows, by entry, of the claims that were still open.
@@ -222,7 +220,7 @@ class Dispatcher(Protocol):
             FencedOff: the term is over.
             StoreUnavailable: the outcome is unknown. Recording the same claims again is safe.
         """
-        ...
+        return {}
 
     def confirm_late(self) -> None:
         """Confirm messages that the broker accepted while Redis was unreachable, and mark the claims of those not sent.
@@ -232,4 +230,4 @@ class Dispatcher(Protocol):
         Raises:
             StoreUnavailable: Redis is still unreachable.
         """
-        ...
+        return

@@ -1,4 +1,4 @@
-"""Selector of a term's dispatcher, and upkeep of the lease marker that both dispatchers need."""
+"""Selector of a term's dispatcher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ha_beat.store.lease import Term
 class DispatcherSelector:
     """Selector of a term's dispatcher: atomic if one Redis holds lease and queues, else claim, publish, confirm.
 
-    The main loop also calls :meth:`stand_by` or :meth:`lead` in each turn, for the lease marker.
+    ``marker`` is the lease marker that both dispatchers need, and that the main loop keeps.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class DispatcherSelector:
         """``atomic`` is ``None`` if the broker is not Redis."""
         self._atomic = atomic
         self._claim = claim
-        self._marker = marker
+        self.marker = marker
         self._emit = emit
         self._path: DispatchPath | None = None
 
@@ -47,18 +47,6 @@ class DispatcherSelector:
             return self._atomic
         self._choose(DispatchPath.CLAIM, PathReason.BROKER_ON_OTHER_REDIS)
         return self._claim
-
-    def stand_by(self) -> None:
-        """Look for the leader of another store, once per second. Raises nothing."""
-        self._marker.observe_as_standby()
-
-    def lead(self, term: Term) -> None:
-        """Keep the lease marker.
-
-        Raises:
-            FencedOff: another store's leader is at work.
-        """
-        self._marker.refresh(term)
 
     def _choose(self, path: DispatchPath, reason: PathReason) -> None:
         if path != self._path:

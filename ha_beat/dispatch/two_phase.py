@@ -31,8 +31,7 @@ from ha_beat.dispatch.claims.sender import ClaimSender
 from ha_beat.dispatch.claims.store import ClaimStore
 from ha_beat.dispatch.claims.stored_claims import StoredClaims
 from ha_beat.dispatch.lease_marker import LeaseMarker
-from ha_beat.dispatch.messages.recipe import Recipes
-from ha_beat.dispatch.protocol import Answer, OpenClaim, Operation, PreparedMessage
+from ha_beat.dispatch.protocol import Answer, Dispatcher, OpenClaim, Operation, PreparedMessage
 from ha_beat.errors import StoreError
 from ha_beat.store.connections import Link
 from ha_beat.store.keys import Keys
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     import redis
 
 
-class ClaimDispatcher:
+class ClaimDispatcher(Dispatcher):
     """Dispatcher for any broker: hands messages to the publisher and claims to the modules above."""
 
     def __init__(
@@ -62,6 +61,7 @@ class ClaimDispatcher:
         self._publisher = publisher
         self._pace = pace
         self.ledger = Ledger(link.client, keys)
+        self.recipes = publisher.recipes
         self._store = ClaimStore(link, keys, journal_size)
         self._own = OwnClaims(self._store)
         self._stored = StoredClaims(self._store, self.ledger, emit)
@@ -76,10 +76,6 @@ class ClaimDispatcher:
     def obstacle(self) -> StoreError | None:
         return self._sender.obstacle
 
-    @property
-    def recipes(self) -> Recipes:
-        return self._publisher.recipes
-
     def prepare(
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> PreparedMessage:
@@ -90,10 +86,6 @@ class ClaimDispatcher:
     ) -> PreparedMessage:
         # The queues are declared when the message is sent.
         return self._publisher.prepare_ahead(entry, args, kwargs, options)
-
-    def pack(self, _: Operation) -> bytes:
-        """Return nothing: a claim is written in place of the operation."""
-        return b""
 
     def broker_error(self, exc: BaseException) -> StoreError | None:
         return self._publisher.broker_error(exc)

@@ -55,14 +55,7 @@ class Publisher:
     def prepare(
         self, entry: ScheduleEntry, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> DeferredMessage:
-        """Build an entry's message.
-
-        Raises:
-            StoreUnavailable: the broker is unreachable.
-            Declined: the entry's task published nothing.
-            NothingPublished: the entry's task published through another producer.
-            Exception: any exception of the entry's task, serializer or signal handlers.
-        """
+        """Build an entry's message. Raises as :func:`publish`, or StoreUnavailable if the broker is unreachable."""
         if has_own_apply_async(self._app, str(entry.task)):
             # The task may reserve something for its message, which it would lose if the broker is unreachable.
             self.ready()

@@ -23,16 +23,10 @@ class RedisAdapter(BrokerAdapter):
 
     def __init__(self, app: Celery, timeout: float) -> None:
         super().__init__(app, timeout)
-        self._link: BrokerLink | None = BrokerLink(app, timeout, failover=True)
-
-    @property
-    def _open_link(self) -> BrokerLink:
-        if self._link is None:
-            raise StoreUnavailable("the connection is closed", acted=False)
-        return self._link
+        self._link = BrokerLink(app, timeout, failover=True)
 
     def open(self) -> Any:
-        channel = self._open_link.channel()
+        channel = self._link.channel()
         self._connection = channel.connection.client
         return channel
 
@@ -41,18 +35,18 @@ class RedisAdapter(BrokerAdapter):
         return self._connection is not None
 
     def close(self) -> None:
-        link, self._link, self._connection = self._link, None, None
-        if link is not None:
+        if self._connection is not None:
+            self._connection = None
             with suppress(Exception):
-                link.channel().pool.disconnect()
+                self._link.channel().pool.disconnect()
 
     def check(self) -> bool:
         # The pool verifies a connection that is taken. The next command takes the same one.
-        redis.Redis(connection_pool=self._open_link.channel().pool, single_connection_client=True).close()
+        redis.Redis(connection_pool=self._link.channel().pool, single_connection_client=True).close()
         return False
 
     def probe(self) -> None:
-        self._open_link.client().ping()
+        self._link.client().ping()
 
     def is_message_error(self, exc: Exception) -> bool:
         if isinstance(exc, ResponseError):
@@ -60,9 +54,8 @@ class RedisAdapter(BrokerAdapter):
         return super().is_message_error(exc)
 
     def _put(self, publish: Publish, arguments: Arguments) -> Sent:
-        link = self._open_link
         try:
-            with captured(link.channel()) as commands:
+            with captured(self._link.channel()) as commands:
                 publish(arguments)
             self.check()
         except Exception as exc:
@@ -71,7 +64,7 @@ class RedisAdapter(BrokerAdapter):
             return Sent(PublishOutcome.REFUSED, "no queue is bound to its exchange")
         try:
             pipe: Any  # untyped in redis-py
-            with link.client().pipeline(transaction=len(commands) > 1) as pipe:
+            with self._link.client().pipeline(transaction=len(commands) > 1) as pipe:
                 for command in commands:
                     pipe.execute_command(*command)
                 replies = pipe.execute(raise_on_error=False)

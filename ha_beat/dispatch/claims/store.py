@@ -38,13 +38,7 @@ class ClaimStore:
         self._resolve = Script("resolve_claims", although_full=True)
 
     def write(self, term: Term, operations: Sequence[Operation]) -> list[Answer]:
-        """Run operations, under the fence.
-
-        Raises:
-            FencedOff: the term is over.
-            StoreUnavailable: the outcome is unknown.
-            StoreRefused: nothing was done.
-        """
+        """Run operations, under the fence. Raises as :meth:`BatchScript.run`."""
         return self._batch.run(self._link.client(), term, operations)
 
     def operation_for(self, claim: Claim) -> Operation:

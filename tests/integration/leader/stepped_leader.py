@@ -90,9 +90,10 @@ class CertainSource(Source):
 class ScriptDispatcher(AtomicDispatcher):
     """Dispatcher that runs the real script. The message of an entry is its id. ``fail`` may raise for a batch."""
 
+    capacity = 1000
+
     def __init__(self, client: Any) -> None:
         super().__init__(Sender(Celery("none", set_as_current=False)), FixedLink(client), KEYS, 1000, no_marker())
-        self.capacity = 1000
         self.recipes = NoRecipes()
         self.fail: Callable[[Sequence[Operation]], object] = lambda _: None
 
