@@ -1,4 +1,4 @@
-"""Tests that the contributor's guide names files and symbols that exist."""
+"""Tests that the contributor's guide names files and symbols that exist, and that tables list every code."""
 
 import ast
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ha_beat.reasons import SkipReason
+from ha_beat.reasons import Duty, SkipReason
 from tests.support.commands import ROOT
 
 #: `room/module.py`, `room/module.py:Symbol.member` or a path from the top of the repository.
@@ -60,3 +60,12 @@ def test_each_skip_reason_is_decided_where_the_page_says():
         for module in modules:
             source = (ROOT / "ha_beat" / module).read_text("utf-8")
             assert f"SkipReason.{SkipReason(reason).name}" in source or f"'{reason}'" in source, (reason, module)
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "codes"),
+    [("troubleshooting.md", "## Reasons for a skip", SkipReason), ("monitoring.md", "## Duties", Duty)],
+)
+def test_table_lists_every_code(page, heading, codes):
+    table = (ROOT / "docs" / page).read_text("utf-8").partition(heading)[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == sorted(codes)
