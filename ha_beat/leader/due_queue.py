@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
@@ -178,7 +178,7 @@ class DueQueue:
 
     def overdue(self, now: datetime) -> float:
         """Return for how many seconds the longest waiting entry has been due, even if it is retried only later."""
-        return seconds_overdue(self.upcoming(1), now)
+        return max((0.0, *((now - at).total_seconds() for at, _ in self.upcoming(1))))
 
     def backlog(self, now: datetime) -> int:
         """Return how many entries are due. Any thread may call it."""
@@ -195,8 +195,3 @@ def _in_place(place: _Place, elsewhere: Container[EntryState]) -> bool:
 def _waiting_since(state: EntryState) -> datetime:
     """Return since when an entry waits: for an instant of a backlog, since the entry was last tried."""
     return max(state.due_at or NEVER, state.tried_at)
-
-
-def seconds_overdue(upcoming: Sequence[tuple[datetime, EntryState]], now: datetime) -> float:
-    """Return for how many seconds the first entry has been due, 0 if it is not."""
-    return max(0.0, (now - upcoming[0][0]).total_seconds()) if upcoming else 0.0

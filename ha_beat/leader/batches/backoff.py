@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import ClassVar
-
-from tenacity import RetryCallState, Retrying, wait_random_exponential
 
 from ha_beat import events
 from ha_beat.clock import Clock
@@ -15,8 +14,8 @@ from ha_beat.reasons import TermEnd
 #: Limit of the factor by which ``handover_after`` grows while the broker accepts nothing, term after term.
 _MAX_FACTOR = 6
 
-#: Seconds until a failed batch is retried. The main loop waits for them, not tenacity.
-_PAUSES = wait_random_exponential(multiplier=0.1, min=0.02, max=1.0)
+#: Least and most seconds until a failed batch is retried, and the most after the first failure.
+_SHORTEST, _LONGEST, _FIRST = 0.02, 1.0, 0.1
 
 
 class BrokerOutOfReach(StoreUnavailable):
@@ -32,17 +31,13 @@ class Backoff:
         self._clock = clock
         self._emit = emit
         self._handover_after = handover_after
-        self._failures = 0
+        #: Number of failures in a row.
+        self.failures = 0
         self._failing_since: float | None = None
         #: Terms that ended because of the broker since it last accepted a message from this replica.
         self._handovers = 0
         #: Time of ``Clock.elapsed`` before which nothing is tried.
         self.try_at = 0.0
-
-    @property
-    def failures(self) -> int:
-        """Return the number of failures in a row."""
-        return self._failures
 
     def begin(self) -> None:
         """Start a term: forget the failures of the previous one."""
@@ -51,7 +46,7 @@ class Backoff:
 
     def succeeded(self) -> None:
         """Reset the count of failures."""
-        self._failures, self._failing_since = 0, None
+        self.failures, self._failing_since = 0, None
 
     def broker_accepted(self) -> None:
         """Note that the broker accepted a message."""
@@ -64,27 +59,22 @@ class Backoff:
             BrokerOutOfReach: another replica should try.
         """
         now = self._clock.elapsed()
-        self._failures += 1
+        self.failures += 1
         if error.same_for_all:
             # Another replica would meet the same error, and this one could not lead for a while.
             self._failing_since = None
         elif self._failing_since is None:
             self._failing_since = now
         if size:
-            self._emit(events.DispatchFailed(size, str(error), self._failures))
+            self._emit(events.DispatchFailed(size, str(error), self.failures))
         else:
-            self._emit(events.LedgerReadFailed(str(error), self._failures))
+            self._emit(events.LedgerReadFailed(str(error), self.failures))
         failing_for = 0.0 if self._failing_since is None else now - self._failing_since
         if failing_for > self._handover_after * min(2**self._handovers, _MAX_FACTOR):
             self._failing_since = None
             self._handovers = min(self._handovers + 1, _MAX_FACTOR)
             raise BrokerOutOfReach(str(error))
-        seconds = _pause_after(self._failures)
+        longest = min(_FIRST * 2 ** min(self.failures - 1, 9), _LONGEST)
+        seconds = max(random.uniform(0.0, longest), _SHORTEST)
         self.try_at = now + seconds
         return seconds
-
-
-def _pause_after(failures: int) -> float:
-    state = RetryCallState(Retrying(), None, (), {})
-    state.attempt_number = failures
-    return _PAUSES(state)

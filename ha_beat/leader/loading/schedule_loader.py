@@ -61,11 +61,7 @@ class ScheduleLoader:
     ) -> Loaded | GradualLoad:
         """Load all entries, each at its position by the ledger. Begin to load a large schedule in parts.
 
-        Args:
-            term: The term.
-            dispatcher: Its dispatcher.
-            queue: The entries as loaded before.
-            at_once: Load all entries in one part.
+        ``queue`` holds the entries as loaded before. With ``at_once``, even a large schedule is loaded in one part.
 
         Raises:
             FencedOff: the term is over.

@@ -25,7 +25,7 @@ from ha_beat.leader.pause import PauseState
 from ha_beat.leader.planner import ScheduleSource
 from ha_beat.leader.requests.backfill import BackfillHandler
 from ha_beat.leader.requests.outcome import Handler, NotReady, Outcome, Refused, Steps, request_record
-from ha_beat.leader.requests.pauses import PauseControl
+from ha_beat.leader.requests.pause_control import PauseControl
 from ha_beat.leader.requests.report import LeaderReport
 from ha_beat.leader.requests.requested_messages import RequestedMessages, RunHandler
 from ha_beat.reasons import ReplyCode, RequestKind, TermEnd
