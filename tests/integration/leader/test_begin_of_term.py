@@ -71,7 +71,7 @@ def test_entries_of_an_earlier_term_are_not_overdue_while_a_new_one_waits(leader
 
 
 def test_leader_that_waits_and_leads_again_continues_to_wait(leader: Leader):
-    """It was the last holder itself, but has not dispatched. The holder before it still may."""
+    """The leader was the last holder, but has not dispatched. The previous holder may still dispatch."""
     leader.owe("e")
     lead_on_another_server(leader, "two")
     leader.later(4.0)
@@ -104,7 +104,7 @@ def test_unfinished_recovery_is_continued_by_the_next_leader(leader: Leader):
 
 @pytest.mark.parametrize(("noted", "fell_due"), [("{} 1", "after"), ("{} 1", "before"), ("garbage", "before")])
 def test_unfinished_recovery_puts_in_doubt_what_its_leader_found(leader: Leader, noted, fell_due):
-    """Nothing that fell due after that was dispatched. A note that cannot be read puts all in doubt."""
+    """Occurrences that fell due later were not dispatched. An unreadable note puts all occurrences in doubt."""
     due = leader.source.now() - timedelta(seconds=60)
     floor = due + timedelta(seconds=-5 if fell_due == "after" else 5)
     leader.write(LedgerRow(due - timedelta(hours=1), "armed", signature="s"))
@@ -118,7 +118,7 @@ def test_unfinished_recovery_puts_in_doubt_what_its_leader_found(leader: Leader,
 
 
 def test_leader_that_loses_the_ledger_keeps_entries_not_due_in_its_term(leader: Leader):
-    """It has read the ledger once, when its term began, and an hourly entry is half an hour into its interval."""
+    """It has read the ledger once, when its term began. The hourly entry is half an hour into its interval."""
     base = leader.source.now().replace(microsecond=0) - timedelta(minutes=30)
     leader.write(enqueued(base))
     leader.source.last_run = {"e": 1e6}

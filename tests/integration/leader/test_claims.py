@@ -122,7 +122,7 @@ def test_republished_claim_is_sent_whatever_else_is_written(
 
 
 def test_claim_of_a_paused_entry_is_uncertain_and_not_sent_again(shared_redis: RedisServer, due: datetime):
-    """Nor is it after the pause. The messages of the other entries are sent again."""
+    """It is not sent after the pause either. The messages of the other entries are sent again."""
     first = killed_in_mid_publish(shared_redis, Release(REPUBLISH, due))
     heir, paused = Replica(shared_redis, "heir", Release(REPUBLISH, due)), NAMES[5]
     heir.client.hset(KEYS.ledger, FIELD, encoded({paused: EntryPause(paused, 1)}))
@@ -149,7 +149,7 @@ def test_open_claim_is_settled_although_the_schedule_is_edited_each_second(share
 def test_claim_that_was_certainly_not_sent_is_sent_by_the_next_term(
     shared_redis: RedisServer, due: datetime, way: str, policy: UncertainPolicy
 ):
-    """Its maker marks it as unsent, although the lease has another holder by then. Nothing is uncertain."""
+    """The former leader marks it as unsent, although the lease has another holder. Nothing is uncertain."""
     first = Replica(shared_redis, "first", Release(policy, due))
     heirs: list[Replica] = []
 
@@ -179,7 +179,7 @@ def test_claim_that_was_certainly_not_sent_is_sent_by_the_next_term(
 
 
 def test_claim_that_is_unsent_before_its_deadline_is_not_uncertain(shared_redis: RedisServer, due: datetime):
-    """Its maker was late, and the next leader could not send it again for want of a broker."""
+    """The former leader marks it late, and the next leader cannot send it again without a broker."""
     killed_in_mid_publish(shared_redis, Release(REPUBLISH, due))
     client = shared_redis.client()
     for key, claim in client.hgetall(KEYS.claims).items():
@@ -196,7 +196,7 @@ def test_claim_that_is_unsent_before_its_deadline_is_not_uncertain(shared_redis:
 
 
 def test_slow_broker_is_sent_what_the_time_allows(shared_redis: RedisServer, due: datetime):
-    """Each message takes 0.2 s: nothing is claimed that is not sent soon, and each one counts as progress."""
+    """Each message takes 0.2 s. Only messages that are sent soon are claimed, and each one counts as progress."""
     leader = Replica(shared_redis, "slow", Release(SKIP, due))
     leader.seconds = 0.2
     open_claims: list[int] = []

@@ -1,4 +1,4 @@
-"""Edits under a term: only what changed is read, and what departed entries leave is dropped."""
+"""Edits within a term: only changed entries are read, and rows of deleted entries are dropped later."""
 
 from dataclasses import replace
 
@@ -36,8 +36,8 @@ def test_edit_reads_only_the_entries_that_changed(leader: Leader, monkeypatch):
     assert leader.turn(3, after=3600.0).messages == ["e", "new", "other"]
 
 
-def test_what_departed_entries_leave_is_dropped_within_a_term(leader: Leader, monkeypatch):
-    """Names come and go for months, and the schedule is never read as a whole again."""
+def test_rows_of_deleted_entries_are_dropped_within_a_term(leader: Leader, monkeypatch):
+    """Entries come and go for months, and the schedule is never read as a whole again."""
     begun(leader, "e")
     monkeypatch.setattr(leader.dispatcher.ledger, "read", None)
     shadow, absent = leader.enqueuer._parts.shadow, leader.enqueuer._term.schedule._loader._entries.absent
@@ -68,7 +68,7 @@ def test_old_absent_row_of_an_entry_that_is_back_is_kept(leader: Leader):
 
 @pytest.mark.parametrize("resent", [False, True])
 def test_edit_of_an_entry_with_an_open_claim_reads_all(leader: Leader, resent):
-    """It would lose the message that is to be sent again."""
+    """Otherwise the message that must be sent again would be lost."""
     queue = begun(leader, "e", "other").enqueuer.due_queue
     if resent:
         leader.state().resend = True

@@ -1,4 +1,4 @@
-"""Batches that Redis or the dispatcher fails: nothing is lost, the entry at fault waits, and reports are few."""
+"""Batches that fail: nothing is lost, only the entry at fault waits, and reports are few."""
 
 from collections.abc import Sequence
 from dataclasses import replace

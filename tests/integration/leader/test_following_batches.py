@@ -1,6 +1,4 @@
-"""Batches that follow one another on a real Redis: whatever happens to one while the next is built, each occurrence is
-enqueued once.
-"""
+"""Batches that follow one another on a real Redis: each occurrence is enqueued once, whatever fails."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +32,7 @@ class SameRecipe(NoRecipes):
 
 
 class FailingDispatcher(ScriptDispatcher):
-    """Dispatcher through a client that lets work be done meanwhile. A part of its batches fails, in various ways."""
+    """Dispatcher that does other work while a batch is under way. Some of its batches fail, in various ways."""
 
     def __init__(self, server: RedisServer, chance: random.Random) -> None:
         super().__init__(link_to(server.url, {}, 5.0, "key").client())
@@ -61,7 +59,7 @@ class FailingDispatcher(ScriptDispatcher):
     prepare_ahead = prepare
 
     def submit(self, term: Term, operations: Sequence[Operation], meanwhile: Any = None) -> list[Answer]:
-        # Not twice in a row, after which a batch is taken apart and its entries wait for long.
+        # Never twice in a row, because then the batch is split and its entries wait for long.
         self.failed = fails = self.fails and not self.failed and self.chance.random() < 0.15
         fault, when = self.chance.choice(self.faults) if fails else (lambda: None, 0)
 
@@ -92,10 +90,10 @@ def test_faults_while_a_batch_is_under_way_repeat_and_lose_nothing(shared_redis:
     every = {f"e{number}": (0.2, 0.5, 0.7)[number % 3] for number in range(ENTRIES)}
     source = Source(lambda entry: scheduled(entry.id, every[entry.id], began, misfire=rules), **dict.fromkeys(every, 0))
 
-    rows: list[int] = []  # batches of each turn
+    batches: list[int] = []  # of each turn
 
     def begin() -> None:
-        """Begin as another process does, after the one before was stopped."""
+        """Begin as another process does after the previous one was stopped."""
         leader.lead("another")
         leader.use(source, batch_size=4, handover_after=1000.0)
 
@@ -105,7 +103,7 @@ def test_faults_while_a_batch_is_under_way_repeat_and_lose_nothing(shared_redis:
             leader.turn()
         except SystemExit:
             begin()
-        rows.append(dispatcher.submitted - before)
+        batches.append(dispatcher.submitted - before)
 
     begin()
     for step in range(STEPS):
@@ -120,7 +118,7 @@ def test_faults_while_a_batch_is_under_way_repeat_and_lose_nothing(shared_redis:
             leader.lead("another")
     dispatcher.fails = False
     for _ in range(20):
-        # For what waits after a failure.
+        # Send the entries that wait after a failure.
         leader.turn(after=0.5)
     leader.turn(after=0.05)  # past the instant of the last step, which may be rounded
     while not leader.idle:
@@ -133,4 +131,4 @@ def test_faults_while_a_batch_is_under_way_repeat_and_lose_nothing(shared_redis:
         if began + timedelta(seconds=seconds * run) <= until
     ]
     assert leader.messages == sorted(due)
-    assert max(rows) > 2
+    assert max(batches) > 2

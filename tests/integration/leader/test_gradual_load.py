@@ -87,7 +87,7 @@ def test_forecast_knows_entries_that_were_read_after_its_first_turn(leader: Lead
 
 
 def test_entry_in_a_later_part_is_dispatched_by_its_row_only(leader: Leader):
-    """The forecast and the store take it for due, but another leader has enqueued the occurrence."""
+    """It is due by the forecast and the store, but another leader has enqueued the occurrence."""
     now = leader.source.now()
     for entry in leader.source.last_run:
         leader.client.hset(KEYS.ledger, f"e:{entry}", enqueued(now - timedelta(seconds=1)).encoded())
@@ -175,7 +175,7 @@ class Certain(Large, CertainSource):
 
 @pytest.mark.parametrize("edits", [1, 1000])
 def test_reload_within_a_term_goes_on_in_parts_while_due_entries_are_sent(leader: Leader, monkeypatch, edits: int):
-    """Each load comes to its end, although the schedule changes with every turn."""
+    """Each load is completed, although the schedule changes with every turn."""
     leader.use(Certain(**leader.source.last_run))
     load_all(leader)
     monkeypatch.setattr(leader.dispatcher.ledger, "read", None)

@@ -88,7 +88,7 @@ def outcomes_of(leader: RequestLeader, backfill: Request) -> Counter[str]:
 
 
 def test_backfill_works_in_steps_while_other_requests_are_answered(leader: RequestLeader):
-    """Its search of a large journal must not hold up the schedule either."""
+    """The search of a large journal must not hold up the schedule either."""
     leader.stub.dispatcher = Sender(leader)
     backfill = begin_backfill(leader, 120)
     time.sleep(0.005)  # requests of one millisecond have no order
@@ -230,7 +230,7 @@ class TimedSender(LockingSender):
 
 @pytest.mark.parametrize("locked", [True, False])
 def test_requested_message_with_an_expiry_is_built_again(leader: RequestLeader, locked: bool):
-    """It would carry the earlier time. A task that then declines has locked itself out: the first one is sent."""
+    """Its expiry counts from when it was built. If the task declines because of its own lock, the first one is sent."""
     leader.stub.dispatcher = TimedSender(leader)
     leader.stub.dispatcher.locked = locked
     run = leader.post(RequestKind.RUN, entry="e")

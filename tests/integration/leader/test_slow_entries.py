@@ -85,7 +85,7 @@ def test_slow_entries_are_sent_in_pieces_while_others_run(leader: Leader):
 
 
 def test_slow_entries_that_fill_the_time_do_not_stop_the_others(leader: Leader):
-    """Each takes a whole batch, and is due again before the others have had their turn."""
+    """Each slow entry takes a whole batch, and is due again before the others are sent."""
     slow, others = ["slow1", "slow2"], [f"e{number}" for number in range(5)]
     leader.use(
         Source(

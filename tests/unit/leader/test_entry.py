@@ -1,14 +1,16 @@
-"""State of an entry while this replica leads."""
+"""State of an entry while this replica leads: its row, and its decisions during and after a pause."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from ha_beat.leader.entry import EntryState
-from ha_beat.reasons import Verdict
+from ha_beat.reasons import MisfirePolicy, SkipReason, Verdict
+from ha_beat.schedule.misfire import MisfireRules
+from ha_beat.store.entry_pauses import EntryPause
 from ha_beat.store.ledger import LedgerRow
-from tests.support.entries import scheduled
+from tests.support.entries import scheduled, state_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -34,3 +36,40 @@ def test_row_without_a_text_is_kept(known):
     state = EntryState(scheduled(), NOW, known)
     state.rest()
     assert state.row is known
+
+
+# --- Pauses
+
+
+def minutes(count: float) -> datetime:
+    return NOW + timedelta(minutes=count)
+
+
+def pause(until: datetime | None = None) -> EntryPause:
+    return EntryPause("e", 1, until_ms=round(until.timestamp() * 1000) if until else 0)
+
+
+@pytest.mark.parametrize("policy", list(MisfirePolicy))
+@pytest.mark.parametrize(
+    ("until", "count", "position"), [(None, 3, minutes(3)), (minutes(2.5), 2, minutes(2)), (minutes(9), 3, minutes(3))]
+)
+def test_due_instants_of_a_pause_are_skipped_at_once(policy, until, count, position):
+    state = state_of(scheduled(every=60, last_run=NOW, misfire=MisfireRules(policy)))
+    state.due_at = minutes(1)
+    decision = state.decide(minutes(3.5), pause(until))
+    assert (decision.send, decision.position) == (None, position)
+    assert (decision.skipped.reason, decision.skipped.count) == (SkipReason.PAUSED, count)
+
+
+def test_instant_after_the_end_of_a_pause_is_sent():
+    state = state_of(scheduled(every=60, last_run=NOW))
+    state.due_at = minutes(1)
+    assert state.decide(minutes(1), pause(minutes(0.5))).send == minutes(1)
+
+
+def test_entry_that_must_be_asked_is_skipped_too():
+    state = state_of(scheduled(every=None, last_run=NOW))
+    state.due_at = minutes(1)
+    decision = state.decide(minutes(2), pause())
+    assert (decision.send, decision.skipped.count) == (None, 1)
+    assert state.decide(minutes(2), pause(minutes(0.5))).send == minutes(1)

@@ -78,9 +78,8 @@ def test_lost_position_of_an_entry_of_another_release_is_restored():
     """Otherwise each change of leader would find the ledger behind and skip what is due around it."""
     known = shadow(e=-3, other=-60)
     assert known.ahead_of({}, NOW)
-    restored = {
-        operation.state.id: operation.row for operation in place(entry(), shadow=known, loss=total(2)).operations
-    }
+    operations = place(entry(), shadow=known, loss=total(2)).operations
+    restored = {operation.state.id: operation.row for operation in operations}
     assert restored["other"].base == at(-60)
     assert not known.ahead_of({entry_id: found.raw for entry_id, found in restored.items()}, NOW)
 
@@ -102,7 +101,7 @@ def test_entry_of_another_release_stays_in_doubt_until_that_one_leads(absence):
 
 
 def test_row_of_another_release_that_is_not_in_doubt_is_left_alone():
-    """It is not due yet, past the floor, absent or unreadable, or what is in doubt is caught up."""
+    """The row is not due yet, past the floor, absent or unreadable, or occurrences in doubt are caught up."""
     for raw in (row(-35, following=at(+60)), row(+5), absent(-35), UNREADABLE):
         assert place(rows={"e": raw}, loss=total(+2)).operations == []
     assert place(rows={"e": row(-35)}, loss=total(+2), catch_up=True).operations == []

@@ -1,7 +1,6 @@
-"""Slow arguments are computed in a thread, from the second time on."""
+"""Slow arguments: a thread computes them from the second time on."""
 
 import threading
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ from ha_beat.leader.batches.slow_arguments import SlowArguments
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.testing import SettableClock
 from tests.support.entries import CeleryEntry, scheduled
+from tests.support.servers import wait_for
 
 
 class Computer:
@@ -35,14 +35,10 @@ class Computer:
 
     def finish(self, entry: ScheduledEntry) -> None:
         self.released.set()
-        until = time.monotonic() + 10.0
-        while not self.slow.ready(entry) and time.monotonic() < until:
-            time.sleep(0.005)
+        wait_for(lambda: self.slow.ready(entry), 10, "the arguments")
 
     def wait_for_threads(self, computations: int) -> None:
-        until = time.monotonic() + 5.0
-        while len(self.threads) < computations and time.monotonic() < until:
-            time.sleep(0.005)
+        wait_for(lambda: len(self.threads) >= computations, 5, "threads")
         assert len(self.threads) == computations
 
 
@@ -64,7 +60,7 @@ EDITED = replace(ENTRY, celery_entry=Edited())
 
 @pytest.fixture
 def slow(computer: Computer) -> SlowArguments:
-    """The entry was slow on the main loop once."""
+    """Return the computer after the entry was slow on the main loop once."""
     assert computer.slow.ready(ENTRY)
     assert computer.slow.take(ENTRY) == (VALUE, True)
     return computer.slow
@@ -111,7 +107,7 @@ def test_computed_arguments_of_an_edited_entry_or_of_long_ago_are_dropped(change
     assert len(computer.threads) == 3
 
 
-def test_edited_entry_does_not_wait_for_the_arguments_that_it_had(computer: Computer, slow: SlowArguments):
+def test_edited_entry_does_not_wait_for_its_former_arguments(computer: Computer, slow: SlowArguments):
     assert not slow.ready(ENTRY)
     assert not slow.ready(EDITED)
     computer.wait_for_threads(3)
@@ -119,7 +115,7 @@ def test_edited_entry_does_not_wait_for_the_arguments_that_it_had(computer: Comp
 
 
 def test_hung_computation_is_followed_by_one_other(computer: Computer, slow: SlowArguments):
-    """The entry is overdue meanwhile. Once it has finished, the next wait counts from its own start."""
+    """The entry is overdue until one has finished. The next wait counts from its own start."""
     for threads in (2, 2, 3, 3, 3):
         assert not slow.ready(ENTRY)
         computer.wait_for_threads(threads)
@@ -133,7 +129,7 @@ def test_hung_computation_is_followed_by_one_other(computer: Computer, slow: Slo
     assert slow.take(ENTRY) == (VALUE, False)
 
 
-def test_requested_arguments_are_computed_in_a_thread_at_once(computer: Computer):
+def test_requested_arguments_are_always_computed_in_a_thread(computer: Computer):
     slow = computer.slow
     assert not slow.ready_within(ENTRY, 0.01)
     assert not slow.ready_within(ENTRY, 60.0)

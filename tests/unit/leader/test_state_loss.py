@@ -1,7 +1,7 @@
 """Detection of a loss of state, and the time up to which the ledger is in doubt."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,12 +11,7 @@ from ha_beat.reasons import LossKind
 from ha_beat.store.ledger import KEEP_ABSENT, LedgerRow
 from ha_beat.store.server_facts import ServerFacts
 from ha_beat.store.shadow import Shadow
-
-NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
-
-
-def at(seconds: float) -> datetime:
-    return NOW + timedelta(seconds=seconds)
+from tests.unit.leader.reconciling import NOW, at
 
 
 def rows(**bases: float) -> dict[str, str]:
@@ -78,12 +73,12 @@ def test_lost_ledger_is_a_loss_for_a_replica_that_knew_nothing():
 
 @pytest.mark.parametrize("found", [rows(e=-2), {}, rows(other=-1)])
 def test_ledger_behind_the_shadow_is_a_loss(found):
-    """The end of an append-only file is missing, and the server has the same run id."""
+    """The end of the append-only file is missing, although the server has the same run id."""
     assert all_in_doubt(judged(rows=found))
 
 
 def test_loss_handled_by_another_release_is_a_loss_for_other_entries():
-    """That release skipped only what was in doubt of entries that it has."""
+    """The other release skipped only occurrences of entries that it has."""
     assert all_in_doubt(judged(shadow=shadow("older", e=-1, of_this_release=-60)))
 
 

@@ -1,6 +1,4 @@
-"""Batches that follow one another: each is built while the one before is under way, and submitted after its answer."""
-
-from __future__ import annotations
+"""Batches that follow one another: each is built while the previous one is under way, and sent after its answer."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,20 +28,20 @@ from tests.support.entries import scheduled, state_of
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TERM = Term("host/1/x", 7, "nonce", "gen", "", 1e9)
 
-#: Failures of a batch: whether it stays pending, is put back, or is taken apart.
-PENDING, BACK, APART, OVER = "pending", "back", "apart", "over"
+#: Failures of a batch: whether it stays pending, is put back, is split, or ends with the term.
+PENDING, BACK, SPLIT, OVER = "pending", "back", "split", "over"
 FAILURES = [
     (StoreUnavailable("no reply"), PENDING),
     (StoreRefused("an error in the script", unexplained=True), PENDING),
     (StoreUnavailable("not connected", acted=False), BACK),
     (StoreRefused("full"), BACK),
-    (TypeError("a message"), APART),
+    (TypeError("a message"), SPLIT),
     (FencedOff(TermEnd.SUPERSEDED), OVER),
 ]
 
 
 class Batches:
-    """Submitter with three batches of two due entries, and a record of its steps. Dispatcher, results and schedule."""
+    """Submitter with three batches of two due entries, its dispatcher, its results and its schedule in one object."""
 
     obstacle = None
 
@@ -103,7 +101,7 @@ class Batches:
         self.events.append(event)
 
 
-def test_next_batch_is_built_meanwhile_and_sent_after_the_answer():
+def test_next_batch_is_built_early_and_sent_after_the_answer():
     batches = Batches()
     batches.run()
     assert batches.steps == [
@@ -116,7 +114,7 @@ def test_next_batch_is_built_meanwhile_and_sent_after_the_answer():
 
 @pytest.mark.parametrize(("error", "outcome"), FAILURES)
 def test_failed_batch_keeps_the_next_one_from_being_sent(error: Exception, outcome: str):
-    """The one before has its answer, which is applied once. The entries of the next one are due as before."""
+    """The answers to the previous batch are applied once. The entries of the next batch stay due."""
     batches = Batches()
     batches.failure = "e2", error
     if outcome in {PENDING, OVER}:
@@ -126,7 +124,7 @@ def test_failed_batch_keeps_the_next_one_from_being_sent(error: Exception, outco
         batches.run()
     assert batches.steps[-3:] == ["send e2", "apply e0", "build e4"]
     assert batches.submitter.pending == (2 if outcome == PENDING else 0)
-    assert [each[0].state.id for each in batches.first] == (["e2", "e3"] if outcome == APART else [])
+    assert [each[0].state.id for each in batches.first] == (["e2", "e3"] if outcome == SPLIT else [])
     assert batches.reloads == (outcome == OVER)
     assert batches.due() == (["e2", "e3", "e4", "e5"] if outcome == BACK else ["e4", "e5"])
 
@@ -154,7 +152,7 @@ def test_error_while_a_batch_is_under_way_does_not_lose_its_answers():
 
 @pytest.mark.parametrize(("error", "outcome"), FAILURES)
 def test_entries_of_a_batch_whose_build_fails_are_read_again(error: Exception, outcome: str):
-    """Also if the batch under way fails, whose error is the one that is raised."""
+    """If the batch under way fails, too, its error is raised."""
     batches = Batches()
     batches.build_error, batches.failure = KeyError("schedule"), ("e0", error)
     with suppress(type(error)):
@@ -163,7 +161,7 @@ def test_entries_of_a_batch_whose_build_fails_are_read_again(error: Exception, o
     assert batches.submitter.pending == (2 if outcome == PENDING else 0)
 
 
-def test_dispatcher_that_lets_nothing_run_meanwhile_submits_one_batch():
+def test_dispatcher_that_never_calls_meanwhile_submits_one_batch():
     batches = Batches()
     batches.overlaps = False
     batches.run()
