@@ -105,18 +105,23 @@ DEFINITIONS = (
 )
 _BY_NAME = {definition.name: definition for definition in DEFINITIONS}
 
-#: Counters of events that have no labels.
-_COUNTED: dict[type[events.Event], str] = {
-    events.PresenceLost: "presence_losses",
-    events.ElectionFailed: "election_failures",
-    events.LeaseUnreachable: "redis_outages",
-    events.ClockJumped: "clock_jumps",
-    events.DispatchFailed: "dispatch_failures",
-    events.LedgerReadFailed: "dispatch_failures",
-    events.EntryFailed: "entry_failures",
-    events.StateLost: "state_losses",
+#: Counters that follow one kind of event: the counter, the field that is its label, and the field that is its amount.
+_COUNTED: dict[type[events.Event], tuple[str, str, str]] = {
+    events.TermStarted: ("terms_started", "reason", ""),
+    events.TermEnded: ("terms_ended", "reason", ""),
+    events.PresenceLost: ("presence_losses", "", ""),
+    events.ElectionFailed: ("election_failures", "", ""),
+    events.LeaseUnreachable: ("redis_outages", "", ""),
+    events.ClockJumped: ("clock_jumps", "", ""),
+    events.DispatchFenced: ("dispatch_fenced", "", "size"),
+    events.DispatchFailed: ("dispatch_failures", "", ""),
+    events.LedgerReadFailed: ("dispatch_failures", "", ""),
+    events.EnqueuedOnRequest: ("requested", "kind", ""),
+    events.EntryFailed: ("entry_failures", "", ""),
+    events.StateLost: ("state_losses", "", ""),
+    events.ScheduleRestored: ("restored_entries", "", "entries"),
+    events.InvariantBroken: ("invariant_breaks", "rule", ""),
 }
-
 
 #: Values of one metric, each with its label values.
 _Series = list[tuple[tuple[str, ...], float]]
@@ -165,7 +170,7 @@ class Metrics:
             if event.problem:
                 self._add("problems", event.action)
 
-    def _count(self, event: events.Event) -> None:  # noqa: PLR0912 -- one case for each event
+    def _count(self, event: events.Event) -> None:
         match event:
             case events.Enqueued(entry=entry, scheduled_at=scheduled_at, lateness=lateness):
                 self._verdict(entry, "enqueued", 1)
@@ -178,27 +183,17 @@ class Metrics:
                 self._add("skipped", reason, by=many)
             case events.OccurrenceUncertain(entry=entry):
                 self._verdict(entry, "uncertain", 1)
-            case events.EnqueuedOnRequest(kind=kind):
-                self._add("requested", kind)
             case events.BatchDispatched(size=size, seconds=seconds, already_mine=mine):
                 self._observe("batch_size", size)
                 self._observe("dispatch_seconds", seconds)
                 self._add("dispatch_already_mine", by=mine)
-            case events.DispatchFenced(size=size):
-                self._add("dispatch_fenced", by=size)
             case events.LeaseAttempted(operation=operation, outcome=outcome, seconds=seconds):
                 self._add("campaigns" if operation is LeaseAction.CAMPAIGN else "renewals", outcome)
                 self._observe("redis_round_trip_seconds", seconds)
-            case events.TermStarted(reason=reason):
-                self._add("terms_started", reason)
-            case events.TermEnded(reason=reason):
-                self._add("terms_ended", reason)
-            case events.ScheduleRestored(entries=entries):
-                self._add("restored_entries", by=entries)
-            case events.InvariantBroken(rule=rule):
-                self._add("invariant_breaks", rule)
             case _ if type(event) in _COUNTED:
-                self._add(_COUNTED[type(event)])
+                name, label, amount = _COUNTED[type(event)]
+                labels = (getattr(event, label),) if label else ()
+                self._add(name, *labels, by=getattr(event, amount) if amount else 1)
 
     def _verdict(self, entry: str, verdict: str, many: int) -> None:
         self._add("occurrences", verdict, by=many)

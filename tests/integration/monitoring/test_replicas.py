@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
@@ -47,13 +47,17 @@ class Probed(BeatCluster):
     def probes(self, replica: Replica) -> tuple[int, int, int]:
         return self.says(replica, "/livez"), self.says(replica, "/readyz"), self.says(replica, "/leader")
 
+    def expect(self, condition: Callable[[], Any], timeout: float = 20.0) -> Any:
+        """Wait until the condition is true, and return its value. A failure shows the probes and the logs."""
+        try:
+            return wait_for(condition, timeout, "", 0.1)
+        except AssertionError:
+            found = {replica.name: self.probes(replica) for replica in self}
+            raise AssertionError(f"{found}\n{self.logs()}") from None
+
     def until(self, replica: Replica, probes: tuple[int, int, int], timeout: float = 20.0) -> None:
         """Wait until the replica answers its probes with these statuses."""
-        try:
-            wait_for(lambda: self.probes(replica) == probes, timeout, "", 0.1)
-        except AssertionError:
-            found = self.probes(replica)
-            raise AssertionError(f"{replica.name} answers {found}, not {probes}\n{replica.log_tail()}") from None
+        self.expect(lambda: self.probes(replica) == probes, timeout)
 
     def settle(self) -> Replica:
         """Wait until one replica leads and all are ready."""
@@ -64,11 +68,8 @@ class Probed(BeatCluster):
             ready = all(self.probes(one) == (200, 200, 200 if one is leader else 503) for one in self)
             return leader if ready else None
 
-        try:
-            return wait_for(settled, 60, "", 0.1)
-        except AssertionError:
-            found = {replica.name: self.probes(replica) for replica in self}
-            raise AssertionError(f"{found}\n{self.logs()}") from None
+        leader: Replica = self.expect(settled, 60)
+        return leader
 
 
 @pytest.mark.slow
