@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ha_beat.demo.view import PlainView, View, summary
+from ha_beat.demo.view import View, summary
 
 DURATION_WITHOUT_TERMINAL_S = 60.0
 
@@ -43,7 +43,7 @@ def demo(duration: float | None, plain: bool, replicas: int, seed: int | None, l
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: signals.append(received))
-    view: View = _view(plain=plain or not terminal)
+    view = _view(plain=plain or not terminal)
     runner = DemoRunner(view, replicas=replicas, duration_s=duration, seed=seed, log_folder=logs, signals=signals)
     try:
         state = runner.run()
@@ -62,10 +62,10 @@ def demo(duration: float | None, plain: bool, replicas: int, seed: int | None, l
 
 def _view(*, plain: bool) -> View:
     if plain:
-        return PlainView()
+        return View()
     try:
         from ha_beat.demo.live import LiveView
     except ImportError:
         click.echo("The live view needs an extra: pip install 'ha-beat[demo]'", err=True)
-        return PlainView()
+        return View()
     return LiveView()

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ha_beat.demo.tally import Run
-from ha_beat.demo.view import DemoState, clock_time, percentile, takeover_text
+from ha_beat.demo.view import DemoState, View, clock_time, percentile, takeover_text
 
 ROLE_STYLES = {
     "leader": "bold green",
@@ -27,7 +27,7 @@ WIDE = 80
 SUMMARY = "The leader is killed, paused and stopped in turn. Duplicates and missed must stay 0."
 
 
-class LiveView:
+class LiveView(View):
     """View with tables that change in place and fit the height of the terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -40,7 +40,7 @@ class LiveView:
     def note(self, elapsed_s: float, text: str, *, grave: bool = False) -> None:
         self._notes.append(Text(f"{elapsed_s:7.2f}  {text}", style="bold red" if grave else ""))
 
-    def ran(self, _elapsed_s: float, run: Run, *, duplicate: bool) -> None:
+    def ran(self, elapsed_s: float, run: Run, *, duplicate: bool) -> None:  # noqa: ARG002 -- as in the plain view
         self._runs.append((run, duplicate))
 
     def update(self, state: DemoState) -> None:

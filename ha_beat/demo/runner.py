@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import redis
@@ -36,32 +37,22 @@ DRAIN_TIMEOUT_S = 5.0
 LATE_AT_MOST_S = 1.0
 
 
+@dataclass
 class DemoRunner:
     """One run of the demo."""
 
-    def __init__(
-        self,
-        view: View,
-        *,
-        replicas: int,
-        duration_s: float | None,
-        seed: int | None,
-        log_folder: Path | None,
-        signals: Sequence[int],
-    ) -> None:
-        """``duration_s`` counts from the first message; ``None`` for no limit.
+    view: View
+    replicas: int
+    #: Seconds from the first message; ``None`` for no limit.
+    duration_s: float | None
+    seed: int | None
+    #: Folder that keeps the logs of the child processes; ``None`` to delete them at the end.
+    log_folder: Path | None
+    #: Signals received so far. The first ends the demo in order, the second without waiting for the processes.
+    signals: Sequence[int]
 
-        ``log_folder`` keeps the logs of the child processes; ``None`` to delete them at the end. ``signals`` has the
-        signals received so far: the first ends the demo in good order, the second without waiting for the processes.
-        """
-        self._view = view
-        self._replicas = replicas
-        self._duration_s = duration_s
-        self._seed = seed
-        self._log_folder = log_folder
-        self._signals = signals
-        self._began_s = time.monotonic()
-        self._first_message_s = self._began_s
+    def __post_init__(self) -> None:
+        self._began_s = self._first_message_s = time.monotonic()
         self._shown_s = 0.0
         self._cluster: ClusterState
         self._faults: FaultInjector
@@ -79,12 +70,12 @@ class DemoRunner:
             observer = Observer(url)
             stack.callback(observer.close)
             env = child_environment(os.environ, url)
-            replicas = [beat_replica(number, folder, env) for number in range(1, self._replicas + 1)]
+            replicas = [beat_replica(number, folder, env) for number in range(1, self.replicas + 1)]
             the_worker = worker(folder, env)
             stack.callback(lambda: end([the_worker, *replicas], self._timeout(STOP_TIMEOUT_S)))
-            self._cluster = ClusterState(replicas, observer, self._view, self._began_s)
-            pause_s = min(PAUSE_BETWEEN_FAULTS_S, (self._duration_s or 60.0) / 8)
-            self._faults = FaultInjector(replicas, self._cluster, self._seed, pause_s)
+            self._cluster = ClusterState(replicas, observer, self.view, self._began_s)
+            pause_s = min(PAUSE_BETWEEN_FAULTS_S, (self.duration_s or 60.0) / 8)
+            self._faults = FaultInjector(replicas, self._cluster, self.seed, pause_s)
             self._cluster.note(f"embedded Redis at {url}; {len(replicas)} replicas and a worker are starting")
             try:
                 period = self._play(replicas, the_worker)
@@ -98,9 +89,9 @@ class DemoRunner:
         return self._faults.accidents
 
     def _folder(self, stack: ExitStack) -> Path:
-        if self._log_folder is not None:
-            self._log_folder.mkdir(parents=True, exist_ok=True)
-            return self._log_folder.resolve()
+        if self.log_folder is not None:
+            self.log_folder.mkdir(parents=True, exist_ok=True)
+            return self.log_folder.resolve()
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ha-beat-demo-")))
 
     def _play(self, replicas: list[Child], the_worker: Child) -> tuple[int | None, int | None]:
@@ -111,7 +102,7 @@ class DemoRunner:
         began_us = self._await_first_message([the_worker, *replicas])
         if began_us is None:
             return None, None
-        while not (self._signals or self._left_s() == 0.0):
+        while not (self.signals or self._left_s() == 0.0):
             self._cluster.refresh()
             if not the_worker.alive:
                 raise DemoError(f"the worker ended unexpectedly:\n{the_worker.log_tail()}")
@@ -132,7 +123,7 @@ class DemoRunner:
         """Return when the first message was enqueued, in µs; ``None`` if the demo was stopped before."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._cluster.tally.enqueued_under():
-            if self._signals:
+            if self.signals:
                 return None
             self._cluster.refresh()
             dead = next((child for child in children if not child.alive), None)
@@ -180,13 +171,13 @@ class DemoRunner:
         )
 
     def _left_s(self) -> float | None:
-        if self._duration_s is None:
+        if self.duration_s is None:
             return None
-        return max(0.0, self._first_message_s + self._duration_s - time.monotonic())
+        return max(0.0, self._first_message_s + self.duration_s - time.monotonic())
 
     @property
     def _stop_now(self) -> bool:
-        return len(self._signals) > 1
+        return len(self.signals) > 1
 
     def _timeout(self, seconds: float) -> float:
         return 0.0 if self._stop_now else seconds
@@ -195,5 +186,5 @@ class DemoRunner:
         now = time.monotonic()
         if now - self._shown_s >= VIEW_INTERVAL_S:
             self._shown_s = now
-            self._view.update(self._state(self._faults.next_step))
+            self.view.update(self._state(self._faults.next_step))
         time.sleep(OBSERVE_INTERVAL_S)

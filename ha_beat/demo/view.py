@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
 
 import click
 
@@ -40,29 +39,15 @@ class DemoState:
     next_step: str
 
 
-class View(Protocol):
-    """View of the demo."""
+class View:
+    """Plain view, with one line per event, for logs and CI. The live view overrides every method."""
 
     def note(self, elapsed_s: float, text: str, *, grave: bool = False) -> None:
         """Show an event."""
-
-    def ran(self, elapsed_s: float, run: Run, /, *, duplicate: bool) -> None:
-        """Show a run."""
-
-    def update(self, state: DemoState) -> None:
-        """Show the current state."""
-
-    def close(self) -> None:
-        """Restore the terminal."""
-
-
-class PlainView:
-    """View with one line per event, for logs and CI."""
-
-    def note(self, elapsed_s: float, text: str, *, grave: bool = False) -> None:
         click.echo(f"{elapsed_s:7.2f}  {'!! ' if grave else ''}{text}")
 
     def ran(self, elapsed_s: float, run: Run, *, duplicate: bool) -> None:
+        """Show a run."""
         mark = "!! DUPLICATE " if duplicate else ""
         click.echo(
             f"{elapsed_s:7.2f}  {mark}{run.entry} of {clock_time(run.scheduled_us)} ran on {run.worker},"
@@ -70,10 +55,10 @@ class PlainView:
         )
 
     def update(self, state: DemoState) -> None:
-        """Do nothing, because this view shows only events."""
+        """Show the current state. The plain view shows only events."""
 
     def close(self) -> None:
-        """Do nothing."""
+        """Restore the terminal."""
 
 
 def percentile(values: tuple[float, ...], share: float) -> float:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from ha_beat.demo.live import LiveView
 from ha_beat.demo.tally import Counts, FaultKind, Run, Takeover
-from ha_beat.demo.view import DemoState, PlainView, ReplicaRow, percentile, summary
+from ha_beat.demo.view import DemoState, ReplicaRow, View, percentile, summary
 
 RUN = Run("second", 1_760_000_000_123_000, "id", 42, "worker-1", 1_760_000_000_135_000)
 
@@ -44,7 +44,7 @@ def test_live_view_shows_counts_and_roles():
 
 
 def test_plain_view_marks_a_duplicate(capsys):
-    PlainView().ran(1.0, RUN, duplicate=True)
+    View().ran(1.0, RUN, duplicate=True)
     (line,) = capsys.readouterr().out.splitlines()
     assert all(text in line for text in ("DUPLICATE", "12 ms late"))
 
