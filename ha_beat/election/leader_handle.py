@@ -92,7 +92,7 @@ class LeaderHandle:
         self._wake_election()
 
     def fenced(self, term: Term, reason: TermEnd, detail: str = "") -> None:
-        """End the term under which work was refused. A newer term, begun since the work was sent, goes on."""
+        """End the term under which work was refused. A newer term, begun since the work was sent, continues."""
         current = self._term
         if current is not None and current.nonce == term.nonce:
             self._term = None

@@ -56,7 +56,7 @@ FAILURES_BEFORE_BACKOFF = 10
 #: Number of remembered campaigns with an unknown outcome. Redis may execute one of them late.
 REMEMBERED_CAMPAIGNS = 16
 
-#: Lost presence connections in one term after which the leader does without presence for a while.
+#: Lost presence connections in one term after which the leader registers no presence for a while.
 PRESENCE_LOSSES = 3
 
 

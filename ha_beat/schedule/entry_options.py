@@ -13,13 +13,13 @@ from ha_beat.schedule.misfire import CATCH_UP_CAP, LEAST_GRACE, MisfireRules
 
 KEY = "ha_beat"
 
-#: Seconds after which a message that no worker reported as ended counts as lost, if the entry does not say.
+#: Default of ``overlap_timeout``: seconds after which a message whose end no worker has reported counts as lost.
 OVERLAP_TIMEOUT = 3600.0
 
-#: Longest such time: 30 days.
+#: Longest ``overlap_timeout`` in seconds: 30 days.
 _LONGEST_TIMEOUT = 2_592_000.0
 
-#: Longest jitter: a day.
+#: Longest ``jitter`` in seconds: a day.
 _LONGEST_JITTER = 86_400.0
 
 _KNOWN = ("jitter", "misfire", "misfire_grace", "misfire_limit", "overlap", "overlap_timeout", "uncertain")
@@ -27,11 +27,11 @@ _KNOWN = ("jitter", "misfire", "misfire_grace", "misfire_limit", "overlap", "ove
 
 @dataclass(frozen=True, slots=True)
 class EntryOptions:
-    """Rules of an entry, completed by the cluster's."""
+    """Rules of an entry. The cluster's apply where the entry has none."""
 
     misfire: MisfireRules
     uncertain: UncertainPolicy = UncertainPolicy.SKIP
-    #: Seconds for which a message keeps the entry from its next occurrence unless it ends; 0 for not at all.
+    #: Seconds for which a message that has not ended keeps the entry from its next occurrence; 0 for not at all.
     busy_for: float = 0.0
     #: Seconds over which the occurrences are spread.
     jitter: float = 0.0
@@ -77,7 +77,7 @@ class EntryOptions:
         return cls(_lenient(rules, jitter), UncertainPolicy(uncertain), busy_for, jitter)
 
     def as_fields(self) -> dict[str, Any]:
-        """Return all rules as the fields of these names."""
+        """Return the rules by the names of their fields."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @staticmethod
@@ -87,7 +87,7 @@ class EntryOptions:
 
 
 def _lenient(rules: MisfireRules, jitter: float) -> MisfireRules:
-    """Return the rules for an entry that is late by up to ``jitter`` on purpose."""
+    """Return the rules for an entry whose occurrences are late by up to ``jitter`` on purpose."""
     grace = None if rules.grace is None else rules.grace + jitter
     return replace(rules, grace=grace, usual_lateness=rules.usual_lateness + jitter)
 

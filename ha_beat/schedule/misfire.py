@@ -13,7 +13,7 @@ from ha_beat.schedule.recurrence import Recurrence
 #: Most missed instants of an entry that are caught up.
 CATCH_UP_CAP = 1000
 
-#: Least grace in seconds. Each occurrence is enqueued a few milliseconds late, so with less all may be skipped.
+#: Least grace in seconds. Every occurrence is enqueued a few milliseconds late, so a shorter grace may skip all.
 LEAST_GRACE = 0.1
 
 #: Most instants that are stepped through before the search goes backwards.
@@ -50,7 +50,7 @@ class Decision:
 class DueInstants:
     """Due instants of one entry from ``first`` to ``newest``. The newest ``kept`` of them begin with ``oldest``.
 
-    ``passed_over`` is how many there are before ``oldest``, or -1 if they are too many to count.
+    ``passed_over`` is the number of those before ``oldest``, or -1 if they are too many to count.
     """
 
     first: datetime
@@ -61,7 +61,7 @@ class DueInstants:
 
     @property
     def count(self) -> int:
-        """Return how many there are, or -1."""
+        """Return the number of the instants, or -1."""
         return -1 if self.passed_over < 0 else self.passed_over + self.kept
 
 
@@ -81,7 +81,7 @@ class MisfireRules:
 
     @property
     def keep(self) -> int:
-        """Return how many of the newest due instants may be enqueued."""
+        """Return the number of the newest due instants that may be enqueued."""
         return self.limit if self.policy is MisfirePolicy.ALL else 1
 
     def decide(self, recurrence: Recurrence, due: DueInstants, now: datetime) -> Decision:
@@ -127,8 +127,8 @@ def newest_due(
 ) -> DueInstants:
     """Return the instants from ``first``, which is due, up to ``now``, with the newest ``keep`` of them.
 
-    ``known`` is what an earlier call returned for the same recurrence; it saves the search. If the instants are too
-    many to step through, search backwards from ``now``.
+    ``known`` is the result of an earlier call for the same recurrence, from which the search continues. If the instants
+    are too many to step through, the search goes backwards from ``now``.
     """
     if known is None and recurrence.next_after(first) > now:
         return DueInstants(first, first, first)
@@ -140,7 +140,7 @@ def newest_due(
 def _continued(
     known: DueInstants, recurrence: Recurrence, first: datetime, now: datetime, keep: int
 ) -> DueInstants | None:
-    """Return what ``known`` has become, or ``None`` if it doesn't fit or is far behind."""
+    """Return the instants with those since ``known``, or ``None`` if ``known`` does not fit or is far behind."""
     oldest, newest, kept, passed_over = known.oldest, known.newest, known.kept, known.passed_over
     if newest > now:
         # The clock was set back.

@@ -30,12 +30,12 @@ class Occurrence:
 
     @property
     def fraction(self) -> float:
-        """Return a number from 0 up to 1 that spreads the occurrences of many entries, the same from each replica."""
+        """Return a number from 0 up to 1 that spreads the occurrences of many entries. It is the same on each replica."""
         digest = hashlib.blake2b(
             f"{self.entry}\n{self.instant}".encode("utf-8", "backslashreplace"), digest_size=6
         ).digest()
         return int.from_bytes(digest, "big") / 2**48
 
     def task_id(self, cluster: str) -> str:
-        """Return the occurrence's task id: the same from each replica."""
+        """Return the occurrence's task id. It is the same on each replica."""
         return str(uuid.uuid5(_NAMESPACE, f"{cluster}\n{self.entry}\n{self.instant}"))  # guard: occurrence-task-id

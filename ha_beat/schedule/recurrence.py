@@ -1,8 +1,8 @@
 """Recurrences: the due instants of Celery's schedules, in UTC.
 
 Celery asks each schedule whether it is due now, and does not keep the instant at which it was due. An occurrence is
-identified by that instant, so it is computed here for ``schedule``, ``crontab`` and ``solar``. Other schedule classes
-can only be asked whether they are due.
+identified by that instant, so this module computes it for ``schedule``, ``crontab`` and ``solar``. Schedules of other
+classes have no recurrence: they can only be asked whether they are due.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from celery.utils.time import remaining
 
 _MICROSECOND = timedelta(microseconds=1)
 
-#: Longest range in days whose instants of a crontab are counted, if the clock is not changed in it.
+#: Longest range in days in which the instants of a crontab are counted.
 _COUNTED_DAYS = 366
 
 
 class Recurrence(Protocol):
     """Due instants of one entry, in UTC.
 
-    A class may define more methods: ``origin`` and ``first_from``, see the functions of these names, and an attribute
-    ``only``, see :func:`only_instant`.
+    A class may also define the methods ``origin`` and ``first_from`` and the attribute ``only``: see :func:`origin`,
+    :func:`first_from` and :func:`only_instant`.
     """
 
     @property
     def identity(self) -> str:
-        """Return a text that is the same in every process for each schedule with these instants."""
+        """Return a text that is equal for all schedules with these instants, in every process."""
         ...
 
     def next_after(self, instant: datetime) -> datetime:
@@ -39,9 +39,9 @@ class Recurrence(Protocol):
         ...
 
     def newest(self, known: datetime, now: datetime) -> tuple[datetime, int]:
-        """Return the newest due instant from ``known``, a due instant, up to ``now``, and how many follow ``known``.
+        """Return the newest due instant up to ``now``, and how many there are after ``known``, which is a due instant.
 
-        Must not step through all of them. The count is -1 if that would be needed.
+        Must not step through all instants. The count is -1 if that would be necessary.
         """
         ...
 
@@ -49,8 +49,8 @@ class Recurrence(Protocol):
 def origin(recurrence: Recurrence | None, now: datetime) -> datetime:
     """Return the instant from which an entry that starts or resumes at ``now`` is counted.
 
-    That is ``now``, unless the recurrence has a method ``origin``, which may return an earlier instant that has no due
-    instant between it and ``now``.
+    It is ``now`` unless the recurrence has a method ``origin``. That may return an earlier instant, if no instant
+    between the two is due.
     """
     own: Any = getattr(recurrence, "origin", None)
     return now if own is None else own(now)
@@ -59,7 +59,7 @@ def origin(recurrence: Recurrence | None, now: datetime) -> datetime:
 def first_from(recurrence: Recurrence, known: datetime, since: datetime) -> datetime:
     """Return the first due instant at or after ``since``. ``known`` is a due instant.
 
-    A recurrence that counts each instant from the one before needs a method ``first_from`` for this.
+    A recurrence that counts each instant from the previous one needs a method ``first_from`` for this.
     """
     own: Any = getattr(recurrence, "first_from", None)
     found: datetime = own(known, since) if own else recurrence.next_after(since - _MICROSECOND)
@@ -67,13 +67,17 @@ def first_from(recurrence: Recurrence, known: datetime, since: datetime) -> date
 
 
 def only_instant(recurrence: Recurrence | None) -> datetime | None:
-    """Return the instant of a recurrence that has a single one, by its attribute ``only``; ``None`` for others."""
+    """Return the instant of a recurrence with a single one (its attribute ``only``), ``None`` for others."""
     found: datetime | None = getattr(recurrence, "only", None)
     return found
 
 
 class Interval:
-    """Recurrence at a fixed distance from the last due instant, without drift."""
+    """Recurrence at a fixed distance from the last due instant, without drift.
+
+    Raises:
+        ValueError: the interval is not positive. A program may assign it at any time, so each method checks it.
+    """
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -81,7 +85,6 @@ class Interval:
 
     @property
     def _every(self) -> timedelta:
-        """Return the interval, which a program may assign at any time. Raises ValueError."""
         every: timedelta = self._source.run_every
         if every <= timedelta(0):
             raise ValueError(f"the interval must be longer than 0 s, but is {every}")
@@ -100,7 +103,7 @@ class Interval:
         return known + count * every, count
 
     def first_from(self, known: datetime, since: datetime) -> datetime:
-        """Return the first instant from ``since`` on the grid of ``known``, before or after it."""
+        """Return the first instant from ``since`` on the grid of ``known``, which may be before or after it."""
         every = self._every
         return known - (known - since) // every * every
 
@@ -110,10 +113,10 @@ def _microseconds(duration: timedelta) -> int:
 
 
 class Searched:
-    """Base of recurrences that depend on the calendar only, so that the newest instant can be searched backwards.
+    """Base of recurrences that depend on the calendar only: their newest instant can be searched backwards.
 
-    It caches the last result, because one occurrence asks for the same instant several times, and entries that share a
-    schedule often stand at the same instant.
+    It caches the last result. One occurrence asks for the same instant several times, and entries that share a schedule
+    often have the same position.
     """
 
     _last: tuple[datetime, datetime] | None = None
@@ -146,7 +149,7 @@ class Searched:
 
 
 def _at(instant: datetime, source: Any) -> Any:
-    """Return a copy of the schedule with its clock at the instant: the result must not depend on the current time."""
+    """Return a copy of the schedule whose clock shows the instant: results must not depend on the current time."""
     twin = object.__new__(type(source))
     twin.__dict__.update(source.__dict__)
     twin.nowfun = lambda: instant
@@ -154,7 +157,7 @@ def _at(instant: datetime, source: Any) -> Any:
 
 
 class RelativeInterval(Searched):
-    """Recurrence at an interval, rounded to the interval's resolution (``relative=True``)."""
+    """Recurrence at an interval whose instants are rounded to the interval's unit (``relative=True``)."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -173,7 +176,8 @@ class RelativeInterval(Searched):
 class Crontab(Searched):
     """Recurrence at minutes of the calendar, in the schedule's time zone.
 
-    Celery decides. What follows on the same day is computed here instead, five times as fast, and counted by days.
+    Celery searches, except for an instant on the same day, which is found here five times as fast. Instants are counted
+    by days.
     """
 
     def __init__(self, source: Any) -> None:
@@ -191,7 +195,7 @@ class Crontab(Searched):
         return f"crontab {[sorted(values) for values in fields]} {source.tz}"
 
     def next_after(self, instant: datetime) -> datetime:
-        # Seconds do not matter. Entries that share a schedule often stand in the same minute.
+        # Seconds do not matter. Positions of entries that share a schedule are often in the same minute.
         return super().next_after(instant.replace(second=0, microsecond=0))
 
     def _search(self, instant: datetime) -> datetime:
@@ -251,7 +255,7 @@ def _midnight(day: date, zone: tzinfo) -> datetime:
 
 
 class Solar(Searched):
-    """Recurrence at events of the sun, rounded to the second: the start of the search moves them by milliseconds."""
+    """Recurrence at events of the sun, rounded to the second: Celery's result varies by milliseconds."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -275,7 +279,7 @@ _METHODS = (FunctionType, staticmethod, classmethod)
 def has_own_is_due(entry: Any) -> bool:
     """True if the entry has an ``is_due`` besides that of its class."""
     if type(entry) is ScheduleEntry:
-        # Python keeps the dict of an object's attributes from when it is asked for.
+        # Reading __dict__ would create a dict for each entry.
         return getattr(entry.is_due, "__func__", None) is not ScheduleEntry.is_due
     return "is_due" in getattr(entry, "__dict__", ())
 
@@ -304,7 +308,7 @@ def recurrence_of(entry: ScheduleEntry) -> Recurrence | None:
 
 
 def _as_defined(source: Any, kind: type) -> bool:
-    """True if nothing of ``kind`` is replaced, by a subclass or on the object, and no attribute is computed."""
+    """True if neither a subclass nor the object replaces an attribute of ``kind``, and none is computed."""
     own = [cls for cls in type(source).__mro__ if not issubclass(kind, cls)]
     for name, value in ((name, value) for cls in own for name, value in vars(cls).items()):
         computed = hasattr(value, "__get__") and not isinstance(value, _METHODS)

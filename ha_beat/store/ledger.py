@@ -1,7 +1,7 @@
 """Ledger: one row for each entry, with its last occurrence and the verdict.
 
-One hash, one JSON row for each entry. A row is replaced only by a script that finds it exactly as its writer last
-saw it, so that two writers never both count.
+The ledger is a hash with a JSON row for each entry. A script replaces a row only if it finds the text that its caller
+expects: of two writers that expect the same row, only one succeeds.
 """
 
 from __future__ import annotations

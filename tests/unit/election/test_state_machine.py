@@ -56,7 +56,7 @@ def test_slow_success_does_not_extend_trust():
 
 
 def test_renewal_answered_after_the_trust_does_not_revive_the_term():
-    """Neither after the trust that it brings, nor after the leader gave up."""
+    """Neither a leader whose trust would have ended nor a replica that stopped leading goes on."""
     assert isinstance(absorb(leader(), renewed(104.0), 113.0), Standby)
     assert isinstance(absorb(Standby(), renewed(100.0), 100.1), Standby)
 
