@@ -30,11 +30,9 @@ class Occurrence:
 
     @property
     def fraction(self) -> float:
-        """Return a number from 0 up to 1 that spreads the occurrences of many entries. It is the same on each replica."""
-        digest = hashlib.blake2b(
-            f"{self.entry}\n{self.instant}".encode("utf-8", "backslashreplace"), digest_size=6
-        ).digest()
-        return int.from_bytes(digest, "big") / 2**48
+        """Return a number from 0 up to 1, the same on each replica. It spreads the occurrences of many entries."""
+        identity = f"{self.entry}\n{self.instant}".encode("utf-8", "backslashreplace")
+        return int.from_bytes(hashlib.blake2b(identity, digest_size=6).digest(), "big") / 2**48
 
     def task_id(self, cluster: str) -> str:
         """Return the occurrence's task id. It is the same on each replica."""

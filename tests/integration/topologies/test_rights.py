@@ -137,7 +137,7 @@ def test_the_least_rights_in_a_cluster(redis_cluster: Any) -> None:
 
 
 @pytest.mark.parametrize("right", ["+info", "+pubsub|numsub", "+publish", "+subscribe"])
-def test_rights_that_are_a_comfort(server: RedisServer, right: str) -> None:
+def test_lease_works_without_optional_rights(server: RedisServer, right: str) -> None:
     """Without them there is no check of the server's identity, no presence and no wake; the lease works by its ttl."""
     # Redis before 7 takes back whole commands.
     url = allow(server, *LEASE, f"-{right[1:].partition('|')[0] if before_7(server) else right[1:]}")
@@ -155,7 +155,7 @@ def test_rights_that_are_a_comfort(server: RedisServer, right: str) -> None:
 
 
 @pytest.mark.slow
-def test_each_right_that_lacks_is_named(server: RedisServer) -> None:
+def test_each_missing_right_is_named(server: RedisServer) -> None:
     """Each right is revoked from running replicas: one names it, none exits, all continue once it is restored."""
     rights = [*LEASE, *BROKER]
     url = allow(server, *rights)

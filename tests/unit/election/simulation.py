@@ -4,15 +4,13 @@ Commands are lost or late; replicas crash, pause, and have inexact clocks. One s
 :attr:`Simulation.violations` has the promises that it broke.
 """
 
-from __future__ import annotations
-
 import heapq
 import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 from ha_beat.election import state_machine as election
 from ha_beat.election.states import (
@@ -67,7 +65,7 @@ class RealTime:
 
 @dataclass
 class Node:
-    """Replica. ``life`` grows with each crash, so that replies to an earlier life are dropped."""
+    """Replica. ``life`` grows with each crash: replies to an earlier life are dropped."""
 
     name: str
     rate: float
@@ -92,7 +90,7 @@ class Node:
 
 
 class Simulation:
-    """``presence``: whether the server knows of subscribers. ``trust_from_send``: False is a fault put in."""
+    """``presence``: the server counts subscribers. ``trust_from_send``: False injects a fault."""
 
     def __init__(
         self,
@@ -130,7 +128,7 @@ class Simulation:
 
     # --- Running
 
-    def run(self, until: float) -> Simulation:
+    def run(self, until: float) -> Self:
         while self._events and self._events[0][0] <= until:
             self.time.now, _, event = heapq.heappop(self._events)
             event()
@@ -154,7 +152,7 @@ class Simulation:
         self._at(self.time.now + seconds, event)
 
     def _for(self, node: Node, seconds: float, event: Callable[[], None]) -> None:
-        """Schedule an event of a node. It is dropped if the node crashes first, and late if it is paused."""
+        """Schedule an event of a node. A crash drops the event, and a pause delays it."""
         life = node.life
 
         def happen() -> None:

@@ -77,12 +77,12 @@ def test_absence_on_another_server_does_not_count():
     empty = watch(*((now, absent("after", run_id="before")) for now in times), state=seen)
     assert empty.campaign is None
     assert watch(*((now, absent("before", run_id="before")) for now in times), state=seen).campaign is not None
-    # The wait for the ttl goes on meanwhile.
+    # The ttl still counts from the first sight.
     assert watch((109.9, absent("after", run_id="before")), state=empty).campaign is not None
 
 
 def test_after_an_outage_longer_than_the_lease_its_holder_goes_first():
-    """Others would have to wait on the new server, from first contact on, until the holder must have stopped."""
+    """Another replica would have to wait on the new server until the holder must have stopped."""
     after, back = absent("after", run_id="before"), 100.0 + 3 * TIMING.ttl
     waits = watch((99.9, held(run_id="before")), (back, after), (back + TIMING.preference_wait - 0.1, after))
     assert waits.campaign is None
@@ -96,5 +96,5 @@ def test_short_lease_is_left_to_its_holder_for_its_ttl_at_most():
 
 
 def test_unknown_presence_is_not_absence():
-    """Only the ttl counts if a proxy lacks the command, or if the holder never registered."""
+    """Only the ttl counts if a proxy does not know the command, or if the holder never registered."""
     assert watch(*((100.0 + n / 10, view(subscribers=-1)) for n in range(50))).campaign is None

@@ -61,7 +61,7 @@ def setup() -> Setup:
     ids=["wall", "redis", "both", "apart"],
 )
 def test_drift_is_followed_as_far_as_two_clocks_agree(setup: Setup, rate, wall, redis, followed):
-    """Up to ten minutes of drift. The clock that never steps is right, unless both others differ from it alike."""
+    """The drift reaches ten minutes. The clock that never steps is right unless both others differ from it equally."""
     for _ in range(1000):
         setup.clock.sleep(max(0.25, 0.01 / abs(rate)))
         passed = setup.clock.elapsed() - setup.started
@@ -80,7 +80,7 @@ def test_drift_is_followed_as_far_as_two_clocks_agree(setup: Setup, rate, wall, 
     ids=["lone", "one", "two", "redis", "split", "apart"],
 )
 def test_other_replicas_decide_if_the_whole_machine_or_redis_drifts(setup: Setup, rate, others, with_redis):
-    """All clocks of this machine agree, and Redis' clock moves away. 0: another replica's clock moves with it."""
+    """All clocks of this machine agree, and Redis' clock drifts away. 0: another replica's clock drifts with it."""
     for _ in range(500):
         setup.clock.sleep(max(0.25, 0.02 / abs(rate)))
         away = rate * (setup.clock.elapsed() - setup.started)
@@ -103,7 +103,7 @@ def test_step_of_redis_is_not_followed_while_the_others_have_not_seen_it(setup: 
         assert setup.error == pytest.approx(0)
 
 
-def test_old_word_of_the_others_does_not_count(setup: Setup):
+def test_old_report_of_other_replicas_does_not_count(setup: Setup):
     """They may be gone."""
     setup.time.others_said([0.0])
     for second in range(60):
@@ -114,7 +114,7 @@ def test_old_word_of_the_others_does_not_count(setup: Setup):
 
 
 def test_small_corrections_of_a_synchronised_clock_are_followed_for_months(setup: Setup):
-    """The clock that never steps is wrong by little. The wall clock and Redis' clock are corrected."""
+    """The clock that never steps runs at a slightly wrong rate. The wall clock and Redis' clock are corrected."""
     for step in range(1000):
         setup.clock.sleep(3600)
         setup.redis_ahead = 0.1 * step
@@ -125,7 +125,7 @@ def test_small_corrections_of_a_synchronised_clock_are_followed_for_months(setup
 
 
 def test_constant_offset_from_redis_is_kept(setup: Setup):
-    """Redis is wrong. Its clock bounds by how much the wall clock may drift, not where it is."""
+    """Redis' clock limits the drift of the wall clock, but does not set it."""
     setup = Setup(wall_ahead=20.0)
     setup.hear_redis()
     assert (setup.error, setup.time.offset) == (pytest.approx(20), pytest.approx(20))
@@ -153,9 +153,9 @@ def test_corrected_clock_is_trusted_again(setup: Setup):
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
 def test_step_that_redis_confirms_is_followed(setup: Setup, step):
-    """The time of the whole machine was set."""
+    """The clocks of all machines were set."""
     setup.wall_ahead = setup.redis_ahead = step
-    assert setup.error == pytest.approx(0), "Redis has not been heard since"
+    assert setup.error == pytest.approx(0), "followed before Redis confirmed it"
     setup.hear_redis()
     assert setup.error == pytest.approx(step)
     assert setup.followed() == [False, True]
@@ -163,7 +163,7 @@ def test_step_that_redis_confirms_is_followed(setup: Setup, step):
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
 def test_step_of_redis_is_not_followed_and_reported_once(setup: Setup, step):
-    """It shows in the offset, by which the scripts detect early commands."""
+    """The offset shows it: the scripts use it to refuse early occurrences."""
     setup.redis_ahead = step
     for _ in range(3):
         setup.hear_redis()
@@ -206,30 +206,22 @@ def test_pause_between_two_readings_is_no_step(setup: Setup, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", [HOUR, -HOUR])
-def test_new_leader_with_a_wrong_clock_is_outvoted(wrong):
-    """Redis and the previous leader agreed."""
-    setup = Setup(wall_ahead=wrong)
+@pytest.mark.parametrize(
+    ("wall", "redis", "leader", "error"),
+    [(1, 0, 0.0, 0), (0, 1, -1.0, 0), (1, 0, None, 1)],
+    ids=["wrong wall clock", "wrong Redis", "first leader"],
+)
+def test_new_leader_follows_the_clock_on_which_two_agree(wrong, wall, redis, leader, error):
+    """The clock of the last leader has the third vote. Without it, the own clock counts."""
+    setup = Setup(wall_ahead=wall * wrong)
+    setup.redis_ahead = redis * wrong
     setup.hear_redis()
-    assert setup.time.offset_in_term(0.1) == pytest.approx(0, abs=0.2)
-    setup.time.join(leaders_offset=0.1)
-    assert setup.time.offset == pytest.approx(0, abs=0.2)
-    assert setup.error == pytest.approx(0, abs=0.2)
-
-
-@pytest.mark.parametrize("wrong", [HOUR, -HOUR])
-def test_wrong_redis_does_not_outvote_two_clocks_that_agree(wrong):
-    setup = Setup()
-    setup.redis_ahead = wrong
-    setup.hear_redis()
-    setup.time.join(leaders_offset=-wrong)
-    assert setup.error == pytest.approx(0, abs=0.01)
-
-
-def test_first_leader_trusts_its_clock():
-    setup = Setup(wall_ahead=HOUR)
-    setup.hear_redis()
-    setup.time.join(leaders_offset=None)
-    assert setup.error == pytest.approx(HOUR)
+    leaders_offset = None if leader is None else leader * wrong + 0.1
+    offset = pytest.approx((error - redis) * wrong, abs=0.2)
+    assert setup.time.offset_in_term(leaders_offset) == offset
+    setup.time.join(leaders_offset)
+    assert setup.time.offset == offset
+    assert setup.error == pytest.approx(error * wrong, abs=0.2 if wall and not error else 0.01)
 
 
 def test_own_clock_wins_if_no_two_agree():

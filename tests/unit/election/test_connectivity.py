@@ -32,7 +32,7 @@ def test_replica_that_never_lost_contact_reports_none(electors: Electors):
 
 @pytest.mark.parametrize("away", [3.0, 30.0])
 def test_after_an_outage_contact_ended_before_it_and_began_with_its_end(electors: Electors, away):
-    """Occurrences due in the outage are not in doubt, and waiting for the lease counts as waiting on another server."""
+    """No occurrence of the outage is in doubt, and the wait for the previous holder begins at its end."""
     left = electors.clock.elapsed()
     electors.store.reachable = False
     electors.run(away)
@@ -46,7 +46,7 @@ def test_after_an_outage_contact_ended_before_it_and_began_with_its_end(electors
 
 
 def test_server_that_changed_unseen_is_lost_at_the_acquisition(electors: Electors):
-    """No command fell into the change, so everything until now may be in doubt."""
+    """No command failed, so every occurrence until now may be in doubt."""
     electors.store.restart()
     began = electors.clock.elapsed()
     electors.run(4)

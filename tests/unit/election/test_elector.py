@@ -46,7 +46,7 @@ def test_standbys_report_the_leader_once(electors: Electors):
 
 
 def test_standby_follows_once_a_second_and_at_once_in_a_new_term(electors: Electors):
-    """Otherwise a loss of everything in a cluster's first second looks like a first start."""
+    """Otherwise a loss of all data in a cluster's first second would look like a first start."""
     followed: list[float] = []
     now = 0.0
     follower = StandbyFollower(lambda: followed.append(now), electors.duties)
@@ -65,7 +65,7 @@ def test_hung_main_loop_loses_the_lease(electors: Electors, one: Elector):
 
 
 def test_leader_waits_for_its_renewal_or_until_its_main_loop_stalls(electors: Electors):
-    """What the main loop asks for ends the wait, so the thread need not look for it ten times a second."""
+    """A request of the main loop ends the wait, so the thread need not check for one ten times a second."""
     presence = MemoryPresence(electors.store, electors.clock)
     presence.wait, presence.wake = Mock(side_effect=presence.wait), Mock()  # type: ignore[method-assign]
     one = electors.add(presence=presence)
@@ -119,7 +119,7 @@ def test_step_down_hands_over_and_bars_the_old_leader(electors: Electors, one: E
 
 
 def test_lost_acquire_reply_delays_the_term_by_less_than_a_ttl(electors: Electors, monkeypatch):
-    """The record has the nonce of this replica's attempt, so it may campaign again at once."""
+    """The record has the nonce of this replica's attempt, so the replica may campaign again immediately."""
     one, acquire = electors.add(), electors.store.acquire
 
     def lost(*args: Any) -> Any:
@@ -139,7 +139,7 @@ def test_lost_acquire_reply_delays_the_term_by_less_than_a_ttl(electors: Elector
 
 @pytest.mark.parametrize(("fault", "value"), [("reachable", False), ("lose_replies", True)])
 def test_leader_without_redis_stops_and_leads_again_after_the_outage(electors: Electors, one: Elector, fault, value):
-    """Also if only the replies are lost. The outage and its end are reported once each."""
+    """The outage and its end are reported once each, even if only the replies are lost."""
     began = electors.clock.elapsed()
     setattr(electors.store, fault, value)
     while one.handle.term is not None and electors.clock.elapsed() < began + 20:
@@ -156,7 +156,7 @@ def test_leader_without_redis_stops_and_leads_again_after_the_outage(electors: E
 
 
 def test_outage_after_the_end_of_trust_is_not_reported_as_a_leaders(electors: Electors, one: Elector, monkeypatch):
-    """The command took longer than the lease may be trusted, as with a slow name server."""
+    """A command may take longer than the trust lasts, for example because of a slow name server."""
 
     def slow(*_: object) -> None:
         electors.clock.advance(TIMING.ttl)
@@ -183,7 +183,7 @@ class OffsetClock:
     ("redis", "last", "own"), [(-20, None, 20), (-20, 20, 20), (20, 0, 0), (-20, 0, 0), (-20, -9, 20)]
 )
 def test_term_begins_with_its_own_offset(redis, last, own):
-    """The script that acquires stores it, so that the first batch is not judged by the last leader's."""
+    """The script that acquires the lease stores it, and judges the first batch by it, not by the last leader's."""
     electors = Electors()
     electors.store = MemoryLeaseStore(electors.clock)
     server = electors.store._clock = OffsetClock(electors.clock)
@@ -211,7 +211,7 @@ def test_leader_renews_at_once_when_the_clock_of_redis_steps(electors: Electors,
 
 
 def test_replica_that_remembers_lost_state_campaigns_first(electors: Electors, one: Elector):
-    """A replica that started during the outage would take it for a first start, and repeat occurrences."""
+    """A replica that started during the outage would assume a first start, and repeat occurrences."""
     electors.store.reachable = False
     electors.run(30)
     electors.add("newcomer", remembers=False)
@@ -224,7 +224,7 @@ def test_replica_that_remembers_lost_state_campaigns_first(electors: Electors, o
 
 
 def test_newcomer_leads_if_no_replica_remembers_state(electors: Electors):
-    """At a first start at once, and if Redis starts later a moment after it."""
+    """It leads immediately at a first start, and a moment after Redis if that starts later."""
     first = electors.add("first", remembers=False)
     electors.run(0.5)
     assert electors.leader is first
@@ -240,7 +240,7 @@ def test_newcomer_leads_if_no_replica_remembers_state(electors: Electors):
 
 
 def test_fenced_dispatch_ends_the_term(electors: Electors, one: Elector):
-    """The term ends before the election thread reads the fence, so no work happens in between."""
+    """The term ends before the election thread reads the fence: no work is done in between."""
     one.handle.fenced(one.handle.term, TermEnd.SUPERSEDED)
     assert one.handle.term is None
     one._step()
@@ -305,7 +305,7 @@ def test_close_releases_the_term_and_can_be_repeated(one: Elector):
 
 
 def test_lease_acquired_during_close_is_released(electors: Electors, monkeypatch):
-    """SIGTERM arrived before the reply. No thread would renew that lease."""
+    """SIGTERM arrived before the reply, and no thread would renew that lease."""
     one, acquire = electors.add(), electors.store.acquire
 
     def closing(*args: Any) -> Any:
@@ -334,7 +334,7 @@ def test_close_during_a_renewal_reports_no_lost_term(electors: Electors, one: El
 
 
 def test_presence_failure_is_reported_at_the_second_attempt(electors: Electors, monkeypatch):
-    """In an outage of Redis the presence connection fails first. That must not make a second warning."""
+    """In an outage of Redis the presence connection fails first, and must not cause a second warning."""
     presence = MemoryPresence(electors.store, electors.clock)
     electors.add(presence=presence)
     broken = Mock(side_effect=PresenceError("cut"))
@@ -352,7 +352,7 @@ def test_presence_failure_is_reported_at_the_second_attempt(electors: Electors, 
 
 
 def test_long_intervals_make_no_late_lease(monkeypatch):
-    """Leader and standby ask Redis less often than after the 30 seconds that otherwise count as late."""
+    """Leader and standby send commands less often than every 30 seconds, which would otherwise count as late."""
     monkeypatch.setattr(threading.Thread, "start", Mock())
     electors = Electors(Timing(ttl=200, renew_interval=50, poll_interval=100, stall_timeout=101))
     boards = []

@@ -48,7 +48,7 @@ from tests.unit.election.machine import (
 
 
 def test_slow_success_does_not_extend_trust():
-    """Trust and the next renewal count from the send, also that of an attempt which arrived after a later one."""
+    """Trust and the next renewal count from the send, even if the attempt arrived after a later one."""
     assert absorb(leader(), renewed(sent_at=104.0), 108.0).term.trusted_until == 113.0
     assert absorb(leader(), Renewal("late", sent_at=108.0), 108.1).term.trusted_until == 109.0
     after = absorb(Standby(), acquired(sent_at=100.0), 105.0)
@@ -69,7 +69,7 @@ def test_acquire_answered_too_late_bars_for_a_ttl():
 
 
 def test_trust_ends_before_a_standby_may_take_over():
-    """From one renewal, the leader stops at 9 s, and the standby that saw it at once waits 10 s."""
+    """After a renewal, the leader stops at 9 s, and a standby that saw the renewal immediately waits 10 s."""
     assert distrusted(absorb(leader(), renewed(sent_at=100.0)), 109.0)
     assert watch((100.0, view()), (109.9, view())).campaign is None
 
@@ -133,7 +133,7 @@ def test_held_lease_that_moves_is_left_alone():
 
 @pytest.mark.parametrize(("ttl_ms", "waits"), [(30_000, 30.0), (0, TIMING.ttl)], ids=["holder's", "unreadable"])
 def test_lease_is_stale_only_after_the_holders_ttl_since_first_sight(ttl_ms, waits):
-    """Counted on this replica's clock. If the ttl is unreadable, the own one counts."""
+    """The time is counted on this replica's clock. If the ttl is unreadable, this replica's ttl counts."""
     seen = watch((100.0, held(ttl_ms=ttl_ms)))
     assert watch((99.9 + waits, held(ttl_ms=ttl_ms)), state=seen).campaign is None
     expired = watch((100.0 + waits, held(ttl_ms=ttl_ms)), state=seen)
@@ -216,13 +216,13 @@ def test_refused_campaign_looks_again_before_it_campaigns_again():
 
 
 def test_stalled_replica_does_not_campaign():
-    """It would win a lease that it has to give back."""
+    """It would acquire a lease that it must release."""
     free = watch((100.0, held(state="released")))
     assert (campaigns(free, 100.0), campaigns(free, 100.0, stalled=True)) == (True, False)
 
 
 def test_highest_epoch_seen_is_never_forgotten():
-    """The next acquisition has to be above it even if Redis has lost it."""
+    """The epoch of the next acquisition must be higher even if Redis has lost this one."""
     assert watch((100.0, held(epoch=99)), (100.1, view(None)), (100.2, view())).seen_epoch == 99
 
 
@@ -242,7 +242,7 @@ def test_wake_message_makes_a_standby_look_now_and_a_leader_do_nothing():
 
 
 def test_preferred_replica_goes_first_and_the_others_soon_after():
-    """A step-down in favour of a replica lifts its bar, and holds the others back for a moment."""
+    """A step-down in favour of a replica ends its bar, and delays the others for a moment."""
     look = view(replace(THEIRS, state="released", preferred="b"), -1)
     barred, free = absorb(Standby(barred_until=200.0), look), absorb(Standby(), look)
     assert (campaigns(barred, 100.0, replica="b"), campaigns(barred, 100.0, replica="c")) == (True, False)
@@ -266,7 +266,7 @@ def test_redis_that_does_not_answer_is_polled_less_and_less_often():
 
 
 def test_campaigns_refused_by_a_read_only_redis_back_off():
-    """Reading the free lease in between does not make a refused campaign count as the first."""
+    """A successful read of the free lease in between does not end the series of refusals."""
     state, now, count = Standby(), 0.0, 0
     while now < 60.0:
         state = absorb(state, view(None, -1), now)
@@ -281,7 +281,7 @@ def test_campaigns_refused_by_a_read_only_redis_back_off():
 
 
 def test_leader_whose_presence_broke_renews_at_once_without_it():
-    """It must be before a standby sees the dead channel twice."""
+    """The renewal must arrive before a standby sees the dead channel twice."""
     after = absorb(leader(), PresenceBroke(), 101.0)
     assert after.presence == ""
     assert isinstance(decide(after, 101.0, FIT), Renew)
@@ -293,7 +293,7 @@ def test_new_presence_connection_is_registered_at_once():
 
 
 def test_presence_that_breaks_repeatedly_is_not_used_for_a_while():
-    """Otherwise each break would put the lease at risk."""
+    """Otherwise each loss of the connection would put the lease at risk."""
     state = leader(term=OURS.until(1e9))
     for n in range(PRESENCE_LOSSES):
         state = absorb(state, PresenceBroke(), 101.0 + n)

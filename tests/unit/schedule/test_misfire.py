@@ -123,7 +123,7 @@ def test_backlog_is_searched_once_not_at_each_occurrence():
 
 @pytest.mark.parametrize("keep", [1, 3, 200])
 def test_continued_search_finds_what_a_new_one_finds(keep):
-    """Time goes on, stands still and goes back while the backlog is worked off and grows."""
+    """The clock advances, stands still and is set back while the backlog shrinks and grows."""
     recurrence, due, first, chance = EachMinute(), None, at(0), random.Random(1)
     for now in [at(chance.uniform(0, 400)) for _ in range(100)]:
         due = newest_due(recurrence, first, max(now, first), keep, due)
