@@ -86,7 +86,7 @@ class LastingThread:
         self._thread, self._started_at = thread, now
 
     def stop(self) -> None:
-        """Do not start the thread again. Takes no lock, so a signal handler may call it."""
+        """Do not start the thread again, and start no further turn. Takes no lock, so a signal handler may call it."""
         self._closing = True
 
     def join(self, seconds: float) -> None:
@@ -104,34 +104,24 @@ class LastingThread:
             self._ended = exception_line(exc)
 
 
-class RepeatingThread:
+class RepeatingThread(LastingThread):
     """Lasting thread that repeats a turn until it is closed. A subclass defines the turn."""
 
     def __init__(self, *, name: str, interval: float, clock: Clock, emit: Callable[[events.Event], None]) -> None:
         """``interval`` is in seconds, between two turns."""
+        super().__init__(name=name, run=self._repeat, clock=clock, emit=emit)
         self._interval = interval
         self._wake = Wake()
-        self._closing = False
-        self._thread = LastingThread(name=name, run=self._run, clock=clock, emit=emit)
-
-    def keep_running(self) -> None:
-        """Start the thread, or start it again if it has ended. Must be called after any fork."""
-        self._thread.keep_running()
 
     def wake(self) -> None:
         """Start the next turn now. Takes no lock, so a signal handler may call it."""
         self._wake()
 
-    def stop(self) -> None:
-        """Start no further turn. Takes no lock, so a signal handler may call it."""
-        self._closing = True
-        self._thread.stop()
-
     def close(self, seconds: float) -> None:
         """End the thread. Wait at most ``seconds``; after that the thread ends with the process."""
         self.stop()
         self.wake()
-        self._thread.join(seconds)
+        self.join(seconds)
 
     def begin(self) -> None:
         """Prepare the thread. Called in it."""
@@ -147,7 +137,7 @@ class RepeatingThread:
     def end(self) -> None:
         """Finish the work as the thread ends. Must not raise."""
 
-    def _run(self) -> None:
+    def _repeat(self) -> None:
         self.begin()
         while not self._closing:
             pause = self.turn()
