@@ -241,18 +241,17 @@ class BeatLoop:
 
         A leader whose turns fail for longer than ``stall_timeout`` steps down, like one that hangs.
         """
-        failure = exception_line(exc)
-        runtime = self.runtime
-        if failure != self._failure and runtime is not None:
-            runtime.events.emit(TurnFailed(failure, exc))
-        elif failure != self._failure:
-            extra = {"action": "turn_failed", "detail": failure}
-            logger.error("A turn of the scheduler failed; retrying each second", exc_info=exc, extra=extra)
-        self._failure = failure
+        failure, runtime = exception_line(exc), self.runtime
+        is_new, self._failure = failure != self._failure, failure
         self._failing_since = self._failing_since or self._clock.elapsed()
         if runtime is None:
+            if is_new:
+                extra = {"action": "turn_failed", "detail": failure}
+                logger.error("A turn of the scheduler failed; retrying each second", exc_info=exc, extra=extra)
             self._clock.sleep(_LONGEST_TURN)
             return
+        if is_new:
+            runtime.events.emit(TurnFailed(failure, exc))
         runtime.monitoring.status.last_error = failure
         if self._clock.elapsed() - self._failing_since > self._stall_timeout and self.leads:
             self._failing_since = 0.0

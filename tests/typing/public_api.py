@@ -68,28 +68,21 @@ def scheduler_lines(app: Celery) -> list[str]:
     return [scheduler.info for scheduler in schedulers]
 
 
-def database_scheduler(app: Celery) -> HAMixin:
-    """Return the scheduler of a Django project. Only checked, not run."""
+def store_schedulers(app: Celery) -> list[HAMixin]:
+    """Return the schedulers for entries in a database. Only checked, not run."""
     from ha_beat.django.admin import ClusterColumns
     from ha_beat.django.entries import RowEntry
     from ha_beat.django.schedulers import HADatabaseScheduler
     from ha_beat.redbeat.schedulers import HARedBeatScheduler
+    from ha_beat.sqlalchemy.entries import RowEntry as SqlEntry
+    from ha_beat.sqlalchemy.schedulers import HADatabaseScheduler as HASqlScheduler
 
-    scheduler = HADatabaseScheduler(app, lazy=True)
-    assert issubclass(scheduler.Entry, RowEntry)
+    django, sql = HADatabaseScheduler(app, lazy=True), HASqlScheduler(app, lazy=True)
+    assert issubclass(django.Entry, RowEntry)
+    assert issubclass(sql.Entry, SqlEntry)
     assert issubclass(ClusterColumns, object)
     assert issubclass(HARedBeatScheduler, HAMixin)
-    return scheduler
-
-
-def sql_scheduler(app: Celery) -> HAMixin:
-    """Return the scheduler for sqlalchemy-celery-beat. Only checked, not run."""
-    from ha_beat.sqlalchemy.entries import RowEntry
-    from ha_beat.sqlalchemy.schedulers import HADatabaseScheduler
-
-    scheduler = HADatabaseScheduler(app, lazy=True)
-    assert issubclass(scheduler.Entry, RowEntry)
-    return scheduler
+    return [django, sql]
 
 
 def scheduled_at(app: Celery) -> datetime | None:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 from celery import Celery
@@ -23,14 +22,16 @@ def output_of(*arguments: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=200).stdout
 
 
-def module_of(**values: object) -> Any:
-    return type("celeryconfig", (), values)
+def app_with(namespace: str | None = None, **values: object) -> Celery:
+    """Return an app with a configuration module of these values."""
+    app = Celery("shop")
+    app.config_from_object(type("celeryconfig", (), values)(), namespace=namespace)
+    return app
 
 
 def test_keys_are_found_before_celery_has_read_its_configuration():
     """Celery reads its configuration when a key is read. Listing the keys alone would find nothing."""
-    app = Celery("shop")
-    app.config_from_object(module_of(ha_beat_lease_ttl=5, HA_BEAT_MISFIRE="all", broker_url="redis://"))
+    app = app_with(ha_beat_lease_ttl=5, HA_BEAT_MISFIRE="all", broker_url="redis://")
     app.conf.ha_beat_batch_size = 7
     assert not app.configured
     assert ha_beat_keys(app.conf) == {"ha_beat_lease_ttl": 5, "HA_BEAT_MISFIRE": "all", "ha_beat_batch_size": 7}
@@ -39,16 +40,14 @@ def test_keys_are_found_before_celery_has_read_its_configuration():
 @pytest.mark.parametrize("namespace", ["CELERY", "MYAPP", "celery"])
 def test_keys_of_an_app_with_a_namespace_are_found(namespace):
     key = f"{namespace}_HA_BEAT_LEASE_TTL" if namespace.isupper() else f"{namespace}_ha_beat_lease_ttl"
-    app = Celery("shop")
-    app.config_from_object(module_of(**{key: 5, "MY_HA_BEAT_FLAG": 1}), namespace=namespace)
+    app = app_with(namespace, **{key: 5, "MY_HA_BEAT_FLAG": 1})
     assert ha_beat_keys(app.conf) == {key: 5}
     settings = Settings.load(ha_beat_keys(app.conf), {}, "shop")
     assert (settings.lease_ttl, settings.sources) == (5.0, {"lease_ttl": key})
 
 
 def test_setting_on_the_app_wins_over_the_configuration_module():
-    app = Celery("shop")
-    app.config_from_object(module_of(CELERY_HA_BEAT_LEASE_TTL=5), namespace="CELERY")
+    app = app_with("CELERY", CELERY_HA_BEAT_LEASE_TTL=5)
     assert ha_beat_keys(app.conf) == {"CELERY_HA_BEAT_LEASE_TTL": 5}
     app.conf.ha_beat_lease_ttl = 6
     assert ha_beat_keys(app.conf) == {"ha_beat_lease_ttl": 6}
@@ -58,9 +57,7 @@ def test_setting_on_the_app_wins_over_the_configuration_module():
 
 def test_other_keys_are_not_read():
     """Reading the value of a deprecated Django setting warns, and reading others can fail."""
-    trap = property(lambda _: pytest.fail("read"))
-    app = Celery("shop")
-    app.config_from_object(module_of(CELERY_HA_BEAT_LEASE_TTL=5, trap=trap)(), namespace="CELERY")
+    app = app_with("CELERY", CELERY_HA_BEAT_LEASE_TTL=5, trap=property(lambda _: pytest.fail("read")))
     assert ha_beat_keys(app.conf) == {"CELERY_HA_BEAT_LEASE_TTL": 5}
 
 

@@ -1,6 +1,7 @@
 """Public helpers for tests: due instants, headers and the settable clock."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -59,10 +60,23 @@ def test_unknown_entry_name_is_refused_with_the_nearest_name(app: Celery):
         occurrences("reprt", MONDAY, MONDAY + day, app=app)
 
 
-@pytest.mark.parametrize("what", [None, object(), {"task": "t"}, {"schedule": "0 3 * * *"}])
-def test_value_that_is_not_a_schedule_is_refused(what: object):
-    with pytest.raises(TypeError, match="is not a schedule"):
-        occurrences(what, MONDAY, MONDAY + timedelta(days=1))
+DAY = {"start": MONDAY, "end": MONDAY + timedelta(days=1)}
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "error", "message"),
+    [
+        (None, {}, TypeError, "is not a schedule"),
+        (object(), {}, TypeError, "is not a schedule"),
+        ({"task": "t"}, {}, TypeError, "is not a schedule"),
+        ({"schedule": "0 3 * * *"}, {}, TypeError, "is not a schedule"),
+        (1, {"limit": 10}, ValueError, "more than 10 instants"),
+        (1, {"start": MONDAY.replace(tzinfo=None)}, ValueError, "start needs a time zone"),
+    ],
+)
+def test_instants_that_cannot_be_computed_are_refused(what: object, options: dict[str, Any], error: type, message: str):
+    with pytest.raises(error, match=message):
+        occurrences(what, **{**DAY, **options})
 
 
 def test_task_reads_its_occurrence_from_the_test_headers(app: Celery):
@@ -76,16 +90,6 @@ def test_task_reads_its_occurrence_from_the_test_headers(app: Celery):
     assert (occurrence.backfill, occurrence.manual) == (True, False)
     with pytest.raises(ValueError, match="time zone"):
         occurrence_headers("nightly", summer.replace(tzinfo=None))
-
-
-def test_range_with_too_many_instants_is_refused():
-    with pytest.raises(ValueError, match="more than 10 instants"):
-        occurrences(1, MONDAY, MONDAY + timedelta(days=1), limit=10)
-
-
-def test_naive_start_is_refused():
-    with pytest.raises(ValueError, match="start needs a time zone"):
-        occurrences(1, MONDAY.replace(tzinfo=None), MONDAY)
 
 
 def test_settable_clock_moves_only_by_its_methods():
