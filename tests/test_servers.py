@@ -3,7 +3,6 @@
 import os
 import socket
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 import redis
@@ -13,9 +12,7 @@ from tests.support.servers import (
     PartMissing,
     Postgres,
     RabbitMQ,
-    RedisCluster,
     RedisServer,
-    SentinelCluster,
     ServerProcess,
     free_port,
     need,
@@ -46,15 +43,6 @@ def test_paused_redis_answers_nothing_until_resumed(redis_server: RedisServer):
         client.ping()
     redis_server.resume()
     assert redis_server.admin.ping()
-
-
-def test_password_socket_and_memory_limit_have_their_effect():
-    with need(lambda: RedisServer(password="p@ss/word", unixsocket=True, maxmemory="3mb")) as server:
-        assert redis.Redis.from_url(server.unix_url).ping()
-        with pytest.raises(redis.AuthenticationError):
-            redis.Redis(port=server.port).ping()
-        with pytest.raises(redis.ResponseError, match="maxmemory"):
-            server.admin.set("large", "x" * 8_000_000)
 
 
 def test_server_that_ends_at_its_start_shows_its_log():
@@ -99,28 +87,6 @@ def _runs(pid: int) -> bool:
 def test_each_free_port_is_returned_once():
     ports = [free_port() for _ in range(50)]
     assert len(set(ports)) == 50
-
-
-def test_sentinels_replace_a_killed_master():
-    with need(SentinelCluster) as cluster:
-        old = cluster.master
-        old.admin.set("a", "1")
-        cluster.wait_until_synced()
-        old.kill()
-        new = cluster.wait_for_failover(old)
-        assert new is not old
-        assert new.admin.get("a") == "1"
-        with Connection(cluster.url, transport_options=cluster.transport_options) as connection:
-            cast("Any", connection.default_channel).client.set("b", "2")
-        assert new.admin.get("b") == "2"
-
-
-def test_redis_cluster_serves_keys_from_several_nodes():
-    with need(RedisCluster) as cluster, cluster.client() as client:
-        for number in range(20):
-            client.set(f"key-{number}", number)
-            assert cluster.node_for(f"key-{number}").admin.get(f"key-{number}") == str(number)
-        assert len({cluster.node_for(f"key-{number}").port for number in range(20)}) == 3
 
 
 @pytest.mark.slow

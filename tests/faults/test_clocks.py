@@ -4,22 +4,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from typing import Any
-from zoneinfo import ZoneInfo
 
-import celery
 import pytest
-from celery import Celery
-from celery.beat import ScheduleEntry
 
 from ha_beat.election.cluster_clock import AGREEMENT
-from ha_beat.schedule.recurrence import recurrence_of
 from tests.faults.checker import instant
 from tests.faults.clock import SteppedClock, drift_together
 from tests.faults.history import boottime
 from tests.faults.scenario import ClusterScenario
-from tests.support.apps.tick_app import crontab_of
 from tests.support.servers import RedisServer, need
 
 HOUR = 3600.0
@@ -183,50 +176,6 @@ def test_drifting_clock_moves_the_schedule_by_the_agreement_at_most(drift: str, 
         # A lone replica has to start again.
         assert report.silence.longest < TTL + (4 if replicas > 1 else 20)
         found(report)
-
-
-TRANSITIONS = [
-    ("Europe/Berlin", datetime(2026, 3, 29, 1, tzinfo=UTC)),
-    ("Europe/Berlin", datetime(2026, 10, 25, 1, tzinfo=UTC)),
-    ("America/New_York", datetime(2026, 3, 8, 7, tzinfo=UTC)),
-    ("America/New_York", datetime(2026, 11, 1, 6, tzinfo=UTC)),
-    ("Australia/Lord_Howe", datetime(2026, 4, 4, 15, tzinfo=UTC)),
-    ("Asia/Kolkata", datetime(2026, 3, 29, 1, tzinfo=UTC)),
-]
-CRONTABS = ["*", "0 2", "30 2", "30 1", "59 1", "0 3", "15 *", "*/20 1-3", "0 0", "30 2 * * 0"]
-
-
-@pytest.mark.parametrize("text", CRONTABS)
-@pytest.mark.parametrize(("zone", "transition"), TRANSITIONS, ids=[f"{z}-{t:%m%d}" for z, t in TRANSITIONS])
-def test_daylight_saving_follows_celery(zone: str, transition: datetime, text: str):
-    """Around the change the instants equal those at which Celery's `is_due`, called each minute, returns True."""
-    app = Celery("dst", broker="memory://", set_as_default=False)
-    app.conf.timezone = zone
-    now = transition - timedelta(hours=26)
-    start, end = now, transition + timedelta(hours=26)
-    schedule = crontab_of(text)
-    schedule.app, schedule.nowfun = app, lambda: now.astimezone(ZoneInfo(zone))
-    entry = ScheduleEntry(name="e", task="t", schedule=schedule, app=app)
-
-    celerys, last = [], start
-    while now <= end:
-        if schedule.is_due(last.astimezone(ZoneInfo(zone))).is_due:
-            celerys.append(now)
-            last = now
-        now += timedelta(minutes=1)
-
-    schedule.nowfun = None
-    instants = recurrence_of(entry)
-    assert instants is not None
-    ours, at = [], start
-    while (at := instants.next_after(at)) <= end:
-        ours.append(at)
-    if celery.VERSION < (5, 7):
-        # Older versions of Celery run a minute that does not exist at the end of the gap, and again after it.
-        ours = [one for one in ours if not transition <= one < transition + timedelta(hours=1)]
-        celerys = [one for one in celerys if not transition <= one < transition + timedelta(hours=1)]
-    assert ours == celerys
-    assert all(a < b for a, b in pairwise(ours))
 
 
 DST = [

@@ -1,7 +1,6 @@
-"""Scenarios of guards: each holds with every guard in place, and fails without the guard that it watches.
+"""Scenarios of guards with real electors: each holds with every guard, and fails without the guard that it watches.
 
-A scenario runs on a real Redis, unless it is one of the pure election. It calls `promise` for the watched property, so
-that no other failure counts.
+A scenario calls `promise` for the watched property, so that no other failure counts.
 """
 
 import contextlib
@@ -10,26 +9,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery
 
 from ha_beat import events
 from ha_beat.clock import SystemClock
-from ha_beat.dispatch import FencedOff, Operation
-from ha_beat.election import state_machine as election
 from ha_beat.election.elector import Elector
-from ha_beat.election.states import Fitness, Leader, PresenceBroke, PresenceReady, Renew, Renewal, Standby, Timing
-from ha_beat.reasons import TermEnd
+from ha_beat.election.states import Timing
 from ha_beat.store.connections import link_to
 from ha_beat.store.keys import Keys
-from ha_beat.store.lease import Acquired, Expected, LeaseRecord, LeaseView, Refused, Renewed, Replica, Term, new_token
+from ha_beat.store.lease import Replica
 from ha_beat.store.lease_store import RedisLeaseStore
 from ha_beat.store.presence import Presence, PresenceError, RedisPresence
 from tests.faults.checker import Interval
 from tests.faults.proxy import TcpProxy, containing
 from tests.faults.scenario import ClusterScenario
 from tests.guards import GUARDS
-from tests.support.dispatchers import app_dispatcher, push
-from tests.support.leases import attempt, current
 from tests.support.servers import RedisServer, wait_for
 
 KEYS = Keys("guards")
@@ -51,144 +44,6 @@ class PromiseBroken(AssertionError):
 def promise(holds: object, otherwise: str) -> None:
     if not holds:
         raise PromiseBroken(otherwise)
-
-
-# ------------------------------------------------------------------------------------------ scripts, one at a time
-
-
-class ManualReplica:
-    """Replica whose operations on the lease and the queue the scenario calls one by one."""
-
-    def __init__(self, server: RedisServer, name: str) -> None:
-        link = link_to(server.url, {}, 5.0, "key")
-        self.store = RedisLeaseStore(link.client, KEYS)
-        self.name = name
-        app = Celery("guards", broker=server.url, set_as_current=False)
-        self._dispatcher = app_dispatcher(app, KEYS)
-        self.server = server
-
-    def expected(self, *, absent: bool = False) -> Expected | None:
-        return current(self.store, absent=absent)
-
-    def acquire(self, expected: Expected | None, presence: str = "") -> Acquired | Refused:
-        made = attempt(self.name, new_token(), presence, sent_at=SystemClock().elapsed())
-        return self.store.acquire(made, expected, 0)
-
-    def lead(self, presence: str = "") -> Term:
-        answer = self.acquire(self.expected(), presence)
-        assert isinstance(answer, Acquired)
-        return answer.term
-
-    def enqueue(self, term: Term, row: str = "row", expected: str = "") -> str:
-        """Submit one message and its row; return the answer of the script."""
-        (answer,) = self._dispatcher.submit(term, [Operation("entry", expected, row, (), push(queue="celery"))])
-        return answer.kind
-
-    @property
-    def messages(self) -> int:
-        return int(self.server.admin.llen("celery"))
-
-
-def refused(replica: ManualReplica, term: Term, why: str) -> None:
-    """Assert that a whole batch is refused."""
-    with contextlib.suppress(FencedOff):
-        replica.enqueue(term)
-    promise(replica.messages == 0, f"a batch was accepted {why}")
-
-
-@scenario
-def late_batch(server: RedisServer) -> None:
-    before, after = ManualReplica(server, "before"), ManualReplica(server, "after")
-    term = before.lead()
-    after.lead()
-    refused(before, term, "under an epoch that is over")
-
-
-@scenario
-def batch_after_release(server: RedisServer) -> None:
-    replica = ManualReplica(server, "it")
-    term = replica.lead()
-    assert replica.store.release(term, TermEnd.SHUTDOWN)
-    refused(replica, term, "under a released lease")
-
-
-@scenario
-def batch_twice(server: RedisServer) -> None:
-    replica = ManualReplica(server, "it")
-    term = replica.lead()
-    assert replica.enqueue(term) == "done"
-    again = replica.enqueue(term)
-    promise(replica.messages == 1, "a repeated batch was enqueued twice")
-    assert again == "mine"
-
-
-@scenario
-def batch_into_lost_ledger(server: RedisServer) -> None:
-    replica = ManualReplica(server, "it")
-    term = replica.lead()
-    server.admin.delete(KEYS.ledger)
-    refused(replica, term, "although the ledger was gone")
-
-
-@scenario
-def batch_into_restarted_server(server: RedisServer) -> None:
-    replica = ManualReplica(server, "it")
-    term = replica.lead()
-    server.restart(persist=True)
-    assert server.admin.hget(KEYS.lease, "nonce") == term.nonce
-    refused(replica, term, "by another run of the server")
-
-
-@scenario
-def race(server: RedisServer) -> None:
-    one, other = ManualReplica(server, "one"), ManualReplica(server, "other")
-    one.store.release(one.lead(), TermEnd.STEP_DOWN)
-    seen = one.expected()
-    assert isinstance(one.acquire(seen), Acquired)
-    promise(isinstance(other.acquire(seen), Refused), "two replicas took the same free lease")
-
-
-@scenario
-def late_theft(server: RedisServer) -> None:
-    holder, thief = ManualReplica(server, "holder"), ManualReplica(server, "thief")
-    with server.admin.pubsub() as subscribed:
-        subscribed.subscribe("holder-is-here")
-        subscribed.get_message(timeout=5)
-        holder.lead("holder-is-here")
-        assert server.admin.hget(KEYS.lease, "presence") == "holder-is-here"
-        answer = thief.acquire(thief.expected(absent=True))
-        promise(isinstance(answer, Refused), "the lease of a present holder was taken")
-
-
-@scenario
-def lost_lease(server: RedisServer) -> None:
-    replica = ManualReplica(server, "it")
-    term = replica.lead()
-    ahead = term.epoch + 10**9
-    server.admin.hset(KEYS.ledger, "m:epoch", ahead)
-    server.admin.delete(KEYS.lease)
-    answer = replica.acquire(None)
-    assert isinstance(answer, Acquired)
-    promise(answer.term.epoch > ahead, "an epoch fell behind one that the ledger knows")
-
-
-@scenario
-def uncounted_presence(server: RedisServer) -> None:
-    replica = ManualReplica(server, "it")
-    replica.lead("no-subscriber")
-    promise(not server.admin.hget(KEYS.lease, "presence"), "a channel without subscriber was registered as presence")
-
-
-@scenario
-def late_renewal(server: RedisServer) -> None:
-    replica = ManualReplica(server, "it")
-    term = replica.lead()
-    replica.store.renew(term, 3, "")
-    replica.store.renew(term, 2, "")
-    promise(server.admin.hget(KEYS.lease, "seq") == "3", "a late renewal moved seq back")
-
-
-# -------------------------------------------------------------------------------------------- electors, in a thread
 
 
 class NoPresence(Presence):
@@ -330,49 +185,6 @@ def flapping(server: RedisServer) -> None:
         promise(len(epochs) <= 2, f"{len(epochs) - 1} changes of leader, of six lost connections")
 
 
-# ------------------------------------------------------------------------------------------------ the pure election
-
-TIMING = Timing(ttl=10.0, renew_interval=2.5, poll_interval=0.1)
-HELD = LeaseRecord("holder", 5, "nonce", 7, 10_000, "held", "channel")
-
-
-def look(state: election.State, subscribers: int, now: float) -> Standby:
-    seen = election.absorb(state, LeaseView(HELD, subscribers, 0, "run"), now, TIMING)
-    assert isinstance(seen, Standby)
-    return seen
-
-
-@scenario
-def absent_once(_: RedisServer) -> None:
-    once = look(look(Standby(), 1, 0.0), 0, 0.1)
-    promise(once.campaign is None, "one poll without presence cost the lease")
-    assert look(once, 0, 0.2).campaign is not None
-
-
-@scenario
-def never_seen(_: RedisServer) -> None:
-    twice = look(look(Standby(), 0, 0.0), 0, 0.1)
-    promise(twice.campaign is None, "a presence that this standby never saw counted as absent")
-
-
-@scenario
-def third_loss(_: RedisServer) -> None:
-    term = Term("it", 5, "nonce", "gen", "run", trusted_until=9.0)
-    state: election.State = Leader(term, since=0.0, seq=1, next_renewal=2.5, presence="channel")
-    for number in range(election.PRESENCE_LOSSES):
-        now = 0.1 * number
-        state = election.absorb(state, PresenceBroke(), now, TIMING)
-        state = election.absorb(state, PresenceReady(), now, TIMING)
-        action = election.decide(state, now, Fitness())
-        assert isinstance(action, Renew)
-        if number < election.PRESENCE_LOSSES - 1:
-            assert action.presence
-            state = election.absorb(state, Renewal(Renewed("channel", 0), now), now, TIMING)
-    promise(not action.presence, "presence was registered again although it keeps breaking")
-
-
-# ------------------------------------------------------------------------------------------------------------ tests
-
 each_scenario = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "slow_reply")) for name in SCENARIOS]
 )
@@ -394,9 +206,6 @@ def test_the_promise_breaks_without_the_guard(name: str, redis_server: RedisServ
 
 def test_every_scenario_has_its_guard():
     assert {guard.scenario for guard in GUARDS} - {""} == set(SCENARIOS)
-
-
-# ------------------------------------------------------------------------------------------------------- real beats
 
 
 def cluster_without(mutant: str, **options: Any) -> ClusterScenario:

@@ -116,17 +116,3 @@ def test_storm_draws_only_faults_that_the_run_has_parts_for(shared_redis: RedisS
         assert not {name for name in possible if "path" in name or "broker" in name or "clock" in name}
         with pytest.raises(RuntimeError, match="no lease proxy"):
             scenario.nemesis.cut_path("lease")
-
-
-@pytest.mark.slow
-def test_storm_ends_with_everything_healed(scenario: ClusterScenario, capsys: pytest.CaptureFixture[str]):
-    """It prints its seed, and beats enqueue again afterwards. Stock beat may enqueue twice."""
-    storm = Storm(11, 4, ("kill_leader", "pause_leader", "cut_lease_path", "redis_pause", "lose_reply"), scale=0.1)
-    plan = storm.run(scenario.nemesis)
-    assert "seed 11" in capsys.readouterr().out
-    assert [event["fault"] for event in scenario.history.faults() if event["phase"] != "end"] == [
-        *(step.fault for step in plan),
-        "heal",
-    ]
-    scenario.cluster.assert_all_alive()
-    scenario.more(3)
