@@ -42,7 +42,7 @@ class RowEntry(entry.RowEntry, ModelEntry):  # type: ignore[misc]  # django-cele
 
     @staticmethod
     def changed_at(value: datetime) -> datetime:
-        """Return ``date_changed`` in UTC. Django writes this column, not Celery: a naive value is in its time zone."""
+        """Return ``date_changed`` in UTC. Django writes this column: a naive value is in Django's time zone."""
         return (timezone.make_aware(value) if value.tzinfo is None else value).astimezone(UTC)
 
 

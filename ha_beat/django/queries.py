@@ -1,4 +1,4 @@
-"""Queries for the rows of django-celery-beat's tables. Each returns at most as many rows as it is asked for."""
+"""Queries for the rows of django-celery-beat's tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RUN_STATE = ("last_run_at", "total_run_count", "date_changed")
 
 
 class DjangoQueries:
-    """Queries of the reading thread. They raise the database's errors."""
+    """Queries of the reading thread."""
 
     def __init__(self, changes: Any, enabled: Callable[[], QuerySet[Any]]) -> None:
         """``changes`` is django-celery-beat's ``PeriodicTasks``; ``enabled`` returns the query for the enabled rows."""
@@ -64,7 +64,7 @@ class DjangoQueries:
         return ((model.pk, model) for model in (*(model for model in found if model.scheduler), *joined))
 
     def _schedules(self, name: str, database: str) -> Prefetch[Any]:
-        """Return a query in this database: a router might choose another one than for the rows."""
+        """Return a query for the schedules in the database of the rows. A router might choose another one."""
         model = self._all_enabled().model._meta.get_field(name).related_model  # noqa: SLF001 -- as above
         return Prefetch(name, model._base_manager.using(database))  # noqa: SLF001 -- as above
 

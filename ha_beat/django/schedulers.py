@@ -32,8 +32,8 @@ class HADatabaseScheduler(StoredScheduler, DatabaseScheduler):  # type: ignore[m
     """Highly available scheduler for django-celery-beat's schedule.
 
     Use it with ``CELERY_BEAT_SCHEDULER = "ha_beat.django.schedulers:HADatabaseScheduler"``, or with
-    ``celery beat -S ha_beat.django``. The models and the admin are django-celery-beat's, and so is their meaning. Two
-    threads (:mod:`ha_beat.row_store.sync`) read the database and, on the leader, write to it.
+    ``celery beat -S ha_beat.django``. The models and the admin are those of django-celery-beat. Two threads
+    (:mod:`ha_beat.row_store.sync`) read the database and, on the leader, write to it.
     """
 
     Entry = RowEntry
@@ -41,7 +41,7 @@ class HADatabaseScheduler(StoredScheduler, DatabaseScheduler):  # type: ignore[m
     def enabled_models_qs(self) -> QuerySet[Any]:
         """Return all enabled rows.
 
-        django-celery-beat returns only rows due within hours, and would miss one that fell due during an outage.
+        django-celery-beat returns only rows due within hours. A row that fell due during an outage would be missing.
         """
         rows: QuerySet[Any] = self.Model.objects.filter(enabled=True)
         return rows

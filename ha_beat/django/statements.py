@@ -61,7 +61,7 @@ class DjangoStatements:
 
     def _disable(self, ids: Iterable[str], condition: Q, **reset: Any) -> None:
         rows = self._rows.filter(condition, pk__in=list(ids), enabled=True)
-        # In the same transaction: without the mark the replicas would keep the entries, and no later pass would set it.
+        # In the same transaction: without the mark the replicas would keep the entries, and nothing sets it later.
         if rows.update(enabled=False, last_run_at=None, **reset):
             self._changes.update_changed()
 
@@ -75,7 +75,7 @@ class DjangoStatements:
 
 
 def _per_row(updates: Mapping[str, RunStateUpdate], value: Callable[[RunStateUpdate], Any], field: Any) -> Any:
-    """Return the value if all rows have the same, else an expression for that of each row; ``None`` if none has one."""
+    """Return the simplest expression for the value of each row; ``None`` if no row has a value."""
     values = {pk: value(update) for pk, update in updates.items()}
     if len(set(values.values())) == 1:
         return next(iter(values.values()))

@@ -40,9 +40,9 @@ class DjangoStaticRows:
 
 
 def database_identity(alias: str) -> str:
-    """Return a text that tells this database from a new one, which lacks the rows; empty if there is none.
+    """Return a digest of the time at which the tables were created, empty if that is unknown.
 
-    It is the time at which the tables were created. Raises Django's database errors.
+    A new database, which lacks the rows, has another identity. Raises Django's database errors.
     """
     if not MigrationRecorder(connections[alias]).has_table():
         return ""
@@ -51,7 +51,7 @@ def database_identity(alias: str) -> str:
         with transaction.atomic(using=alias):
             first = applied.order_by("applied").values_list("applied", flat=True).first()
     except ProgrammingError:
-        # This user may not read the table.
+        # The database user may not read the table.
         return ""
     return "" if first is None else hashlib.sha256(str(first).encode()).hexdigest()[:8]
 

@@ -1,4 +1,4 @@
-"""Connection to redbeat's Redis by redbeat's settings, with this package's short timeouts and without its retries."""
+"""Connection to redbeat's Redis with redbeat's settings, but with short timeouts and without retries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ha_beat.store.connections import link_to
 ClusterNode: Callable[..., Any] = cluster.ClusterNode
 RedisCluster: Any = cluster.RedisCluster
 
-#: Options that redbeat uses itself.
+#: Options that redbeat does not pass to the client.
 _OWN_OPTIONS = frozenset({"retry_period", "cluster", "sentinels", "service_name", "startup_nodes"})
 
 _CLUSTER_PORT = 30001
@@ -26,7 +26,7 @@ _CLUSTER_PORT = 30001
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Keys of redbeat with one prefix, and the key that this package adds."""
+    """Keys of redbeat with one prefix, and the mark that this package adds."""
 
     prefix: str
     lock: str
@@ -49,13 +49,12 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Factory for clients, and whether each key may be on another node.
-
-    ``listener`` is a factory for clients of protocol 2, ``None`` for a Redis Cluster.
-    """
+    """Factories for clients of redbeat's Redis."""
 
     client: Callable[[], Any]
+    #: True if two keys may be on different nodes.
     scattered: bool = False
+    #: Factory for clients of protocol 2, ``None`` for a Redis Cluster.
     listener: Callable[[], Any] | None = None
 
 
@@ -69,7 +68,7 @@ def url_of(app: Celery) -> str:
 
 
 def connect(app: Celery, timeout: float) -> Connection:
-    """Return a connection, which connects at its first use. ``timeout`` is in seconds, for each command.
+    """Return a connection that connects at its first use. ``timeout`` is in seconds, for each command.
 
     Raises:
         ConfigurationError: redbeat's settings are wrong.
@@ -88,7 +87,7 @@ def connect(app: Celery, timeout: float) -> Connection:
         if tls:
             given["ssl"] = True
         return _links(addresses, given, timeout, keys)
-    # Options of the broker are not redbeat's.
+    # redbeat_redis_options has the broker's options by default, which are not meant for redbeat.
     given = _passed(options) if conf.is_key_in_conf("redbeat_redis_options") or url.startswith("sentinel") else {}
     if url.startswith("rediss"):
         given = {"ssl_cert_reqs": ssl.CERT_REQUIRED, **tls, **given}

@@ -12,7 +12,7 @@ from ha_beat.settings import redact_url
 
 
 def check_redbeat(app: Celery, timeout: float) -> Finding:
-    """Return whether redbeat's Redis answers, how many entries it has, and whether redbeat's own beat runs."""
+    """Check that redbeat's Redis answers and that redbeat's own beat does not run."""
     try:
         store = RedBeatStore(connect(app, timeout), keys_of(app))
         entries, reading = len(store.members()), store.read(())

@@ -1,4 +1,4 @@
-"""Entries of redbeat's records, and the table of them in memory."""
+"""Entries made from redbeat's records, and the table of them in memory."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class StoredEntry(ScheduleEntry):
     """Entry of one record. Unlike redbeat's it never writes to Redis.
 
     Attributes:
-        id: Name by its key: the entry's id in the ledger.
-        instants: Due instants, ``None`` if only the schedule itself can tell.
-        stamp: Digest of the run state that a program has set, by ``save`` or ``reschedule``, empty for none.
+        id: Part of the key that names the entry. Its id in the ledger.
+        instants: Due instants, ``None`` if they are unknown and the schedule has to be asked.
+        stamp: Digest of the run state that a program has set with ``save`` or ``reschedule``, empty for none.
         signature: Digest of the schedule and the stamp.
         run_state: Last run in UTC and number of runs according to the record.
         rules: The entry's own rules, completed by the cluster's. The table sets it.
-        since: Last run that a program has set since the entry was last read, or ``None``.
+        since: Last run that a program has set since the entry was read before, or ``None``.
     """
 
     id: str
@@ -91,7 +91,7 @@ class StoredEntry(ScheduleEntry):
         self.last_run_at, self.total_run_count = last, count or 0
 
     def score(self, last: datetime) -> float:
-        """Return when the entry is due after a run, as redbeat sorts its entries; -1 for never."""
+        """Return the due time after a run as redbeat's score, -1 for never."""
         try:
             due = last if self.instants is None else self.instants.next_after(last)
         except Exception:  # The leader reports it.
@@ -100,9 +100,9 @@ class StoredEntry(ScheduleEntry):
 
 
 def run_state_of(record: Record) -> tuple[datetime | None, int | None, str]:
-    """Return the last run, the number of runs and the stamp. The number is ``None`` if a program has set the last run.
+    """Return the last run, the number of runs and the stamp.
 
-    redbeat writes a number with each run, and none when an entry is saved or rescheduled.
+    The number is ``None`` if a program has set the last run: redbeat writes no number when it saves or reschedules.
     """
     stamp = record.stamp.decode("ascii", "replace")
     try:
@@ -113,7 +113,7 @@ def run_state_of(record: Record) -> tuple[datetime | None, int | None, str]:
             return at, None, short_digest(record.meta.decode("utf-8", "replace"))
         return at, int(meta.get("total_run_count") or 0), stamp
     except Exception:
-        # Any program can have written it. The ledger has the run state too.
+        # Any program may have written it. The ledger has the run state too.
         return None, 0, stamp
 
 
@@ -134,17 +134,17 @@ class EntryTable(Table):
         make_entry: Callable[[str, Record], StoredEntry | None],
         emit: Callable[[events.Event], None],
     ) -> None:
-        """``make_entry`` makes the entry of an id, ``None`` if it is disabled. An exception leaves the entry out."""
+        """``make_entry`` returns ``None`` if the entry is disabled. If it raises, the entry is reported and left out."""
         super().__init__(emit)
         self._prefix = prefix
-        self.make_entry = make_entry
+        self._make_entry = make_entry
         self.records: dict[str, Record] = {}
 
     def id_of(self, key: str) -> str:
         return printable(key.removeprefix(self._prefix))
 
     def apply(self, records: Mapping[str, Record | None]) -> int:
-        """Replace these records; ``None`` removes one. Return how many entries differ."""
+        """Replace these records. ``None`` removes a record. Return how many entries changed."""
         differing: list[str] = []
         for key, record in records.items():
             before, entry_id = self.records.get(key), self.id_of(key)
@@ -163,7 +163,7 @@ class EntryTable(Table):
         return len(differing)
 
     def ran(self, key: str, record: Record) -> None:
-        """Take the run state that was written."""
+        """Note the run state that was written."""
         before = self.records.get(key)
         if before is not None:
             self.records[key] = replace(before, meta=record.meta, stamp=record.stamp)
@@ -186,7 +186,7 @@ class EntryTable(Table):
     def _replace(self, entry_id: str, record: Record) -> None:
         before = self.entries.pop(entry_id, None)
         try:
-            entry = self.make_entry(entry_id, record)
+            entry = self._make_entry(entry_id, record)
         except Exception as exc:
             self._emit(events.EntryFailed(entry_id, EntryFault.INVALID, exception_line(exc)))
             return

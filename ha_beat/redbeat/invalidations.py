@@ -1,4 +1,4 @@
-"""Keys that were changed, as Redis itself reports them (``CLIENT TRACKING`` in broadcast mode, Redis 6)."""
+"""Reports of Redis on changed keys (``CLIENT TRACKING`` in broadcast mode, Redis 6)."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from redis import exceptions as redis_errors
 
 _CHANNEL = "__redis__:invalidate"
 
-#: Seconds for an answer to the last ping.
-_PATIENCE = 1.0
+#: Longest wait for the answer to a ping, in seconds.
+_PING_TIMEOUT = 1.0
 
-#: Messages that are read at once.
+#: Most messages that one call reads.
 _MESSAGES = 100_000
 
 
 class Invalidations:
-    """Connection that is told which keys with a prefix have changed. Used by one thread.
+    """Subscription to changes of the keys with a prefix. Used by one thread.
 
-    A server that refuses it is asked again after each lost connection only.
+    If the server refuses it, the next attempt follows a lost connection.
     """
 
     def __init__(self, client: Callable[[], Any], prefix: str) -> None:
-        """``client`` returns a client of protocol 2, in which messages of a subscription are answers."""
+        """``client`` returns a client of protocol 2, in which the messages of a subscription are replies."""
         self._client = client
         self._prefix = prefix
         self._connection: Any = None
@@ -34,7 +34,7 @@ class Invalidations:
         self._refused = False
 
     def take(self) -> set[str] | None:
-        """Return the keys changed since the last call; ``None`` if each may have changed. Raises redis-py's errors."""
+        """Return the keys changed since the last call, ``None`` if any key may have changed. Raises redis-py's errors."""
         if self._connection is None:
             if not self._refused:
                 self._connect()
@@ -46,7 +46,7 @@ class Invalidations:
             raise
 
     def close(self) -> None:
-        """Close the connection. The next call makes another."""
+        """Close the connection. The next call opens another one."""
         connection, self._connection = self._connection, None
         self.active = self._pinged = self._refused = False
         if connection is not None:
@@ -62,7 +62,7 @@ class Invalidations:
             self._ask("SUBSCRIBE", _CHANNEL)
             self.active = True
         except redis_errors.ResponseError:
-            # Before Redis 6, or without the right.
+            # Redis is older than 6, or the permission is missing.
             self.close()
             self._refused = True
         except (redis_errors.RedisError, OSError):
@@ -74,10 +74,10 @@ class Invalidations:
         return self._connection.read_response()
 
     def _read(self) -> set[str] | None:
-        """Return the keys. A ping that got no answer since the last call shows that the connection is dead."""
+        """Return the changed keys. If the ping of the last call has no answer, the connection is dead."""
         connection, found, everything, answered = self._connection, set[str](), False, not self._pinged
         for _ in range(_MESSAGES):
-            if not connection.can_read(timeout=0 if answered else _PATIENCE):
+            if not connection.can_read(timeout=0 if answered else _PING_TIMEOUT):
                 break
             message = connection.read_response()
             kind = message[0] if isinstance(message, list) and message else message

@@ -1,7 +1,7 @@
-"""Reading of the entries at a cost that does not grow with their number.
+"""Reading of the entries, at a cost that does not grow with their number.
 
-Redis reports the keys that were changed, and those are read. Where it does not, each turn compares the sorted set and
-reads one page of the entries. All entries are read when a term begins, after a gap in the reports, and as a backstop.
+Redis reports the changed keys, and their entries are read. Without these reports each turn compares the sorted set and
+reads one page of entries. All entries are read when a term begins, after a gap in the reports, and every five minutes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ _BACKSTOP = 300.0
 class EntryReader:
     """Reader of the entries, used by one thread.
 
-    If Redis has lost its data (:meth:`_lost`), entries that it lacks stay in the table, so that a leader can restore
-    them.
+    If Redis has lost its data (:meth:`_lost`), the lost entries stay in the table until a leader restores them.
     """
 
     def __init__(
@@ -43,13 +42,13 @@ class EntryReader:
         self.complete = 0
         #: The mark as last seen while no data was lost.
         self.mark: Mark | None = None
-        #: True while entries that Redis lacks wait to be restored.
+        #: True while lost entries wait to be restored.
         self.lost = False
-        #: True if entries have changed and the mark does not count that yet.
+        #: True if the mark does not count the last change of entries yet.
         self.changed = False
         #: See :class:`~ha_beat.redbeat.store.Reading`.
         self.lock_ms = -2
-        #: Keys that were reported as changed and have not been read.
+        #: Keys that were reported and not read yet.
         self._reported: set[str] = set()
         self._scores: dict[str, float] = {}
         self._rest: list[str] = []
@@ -65,7 +64,7 @@ class EntryReader:
             reported = self._changes.take() if self._changes is not None else None
         reports = self._changes is not None and self._changes.active
         if reports and reported is None:
-            # Until a read succeeds.
+            # Unlike a single read, a complete one is repeated until it succeeds.
             self.begin_full_read()
         self._reported |= reported or set()
         now = self._clock.elapsed()
@@ -88,7 +87,7 @@ class EntryReader:
         self.complete += 1
 
     def _read_some(self) -> None:
-        """Read the entries whose score has changed, and one page of the others."""
+        """Read the entries whose score has changed, and the next page of the others."""
         members = self._store.members()
         moved = [key for key, score in members.items() if self._scores.get(key) != score]
         gone = list(self.table.records.keys() - members.keys())
@@ -99,7 +98,7 @@ class EntryReader:
         self._scores, self._rest = members, rest[PAGE:]
 
     def _read(self, keys: list[str], *, check: bool = False) -> None:
-        """Read these entries. ``check``: they may not be in the schedule."""
+        """Read these entries. ``check`` is true if some may be missing in the sorted set."""
         for start in range(0, max(len(keys), 1), PAGE):
             page = keys[start : start + PAGE]
             reading = self._store.read(page, page if check else ())
@@ -112,13 +111,13 @@ class EntryReader:
                 self.mark = reading.mark or self.mark
                 self.changed |= self.table.apply(reading.records) > 0
                 if self.lost:
-                    # The entries that were kept are read again.
+                    # The table still has the entries that were lost.
                     self.begin_full_read()
             self.lost = lost
             self._progress()
 
     def _lost(self, mark: Mark | None) -> bool:
-        """True if Redis lacks data that this replica has seen: the mark is gone, behind, or being restored."""
+        """True if Redis lacks data that this replica has seen: the mark is gone, older, or a leader is restoring."""
         known = self.mark
         if known is None:
             return False

@@ -12,7 +12,7 @@ from redbeat.decoder import RedBeatJSONEncoder
 from ha_beat.schedule.occurrence import FOREVER
 from ha_beat.schedule.recurrence import Searched
 
-#: Seconds of one unit of the frequencies whose units all have the same length.
+#: Seconds of the frequencies with units of equal length.
 _UNITS = {WEEKLY: 604_800, DAILY: 86_400, HOURLY: 3_600, MINUTELY: 60, SECONDLY: 1}
 
 #: Largest ``count``: the last instant is found by counting.
@@ -22,8 +22,8 @@ _LARGEST_COUNT = 1_000_000
 class RRule(Searched):
     """Recurrence by a rule of iCalendar.
 
-    dateutil searches from the start of the rule, which may be years ago. Here the start is moved, by a multiple of the
-    rule's interval, to just before the instant.
+    dateutil searches from the start of the rule, which may be years ago. This class moves the start by a multiple of the
+    rule's interval to just before the instant.
     """
 
     def __init__(self, source: Any) -> None:

@@ -20,6 +20,8 @@ from ha_beat.redbeat.connection import connect, keys_of
 from ha_beat.redbeat.entries import EntryTable, StoredEntry
 from ha_beat.redbeat.invalidations import Invalidations
 from ha_beat.redbeat.reader import EntryReader
+from ha_beat.redbeat.run_writer import RunWriter
+from ha_beat.redbeat.static_entries import StaticEntries
 from ha_beat.redbeat.store import Record, RedBeatStore
 from ha_beat.redbeat.writer import EntryWriter
 from ha_beat.schedule_sources.stored_source import LATE_AFTER, POLL_INTERVAL, StoredSource
@@ -33,13 +35,22 @@ logger = logging.getLogger("ha_beat")
 class RedBeatSync(RepeatingThread):
     """Thread that keeps the table and redbeat's Redis in step. The main loop never waits for that Redis."""
 
-    def __init__(self, runtime: Runtime, reader: EntryReader, writer: EntryWriter, app: Celery, clock: Clock) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        reader: EntryReader,
+        runs: RunWriter,
+        entries: EntryWriter,
+        app: Celery,
+        clock: Clock,
+    ) -> None:
         super().__init__(name="ha_beat-redbeat", interval=POLL_INTERVAL, clock=clock, emit=runtime.events.emit)
         self._runtime = runtime
         self.reader = reader
-        self.writer = writer
+        self.runs = runs
+        self._entries = entries
         self._app = app
-        #: Nonce of the last term under which the entries were read, and for which the mark was set.
+        #: Nonce of the last term in which all entries were read, and of the last one whose mark was set.
         self.read_in = self._begun_in = ""
         self._reading_for = ""
         self._lock_ms = -2
@@ -64,7 +75,7 @@ class RedBeatSync(RepeatingThread):
 
     def end(self) -> None:
         try:
-            self.writer.write()
+            self.runs.write()
         except StoreError as exc:
             extra = {"action": "last_runs_not_written", "error": str(exc)}
             logger.warning("The last runs were not written; the next leader writes them: %s", exc, extra=extra)
@@ -75,14 +86,14 @@ class RedBeatSync(RepeatingThread):
         read = self._do(Duty.READ_SCHEDULE, lambda: self._read(term))
         if term is None:
             duties.suspend(Duty.WRITE_ROWS)
-            with suppress(Exception):  # What is left of an earlier term is tried again.
-                self.writer.write()
+            with suppress(Exception):  # The runs of an earlier term are tried again.
+                self.runs.write()
         elif read:
             duties.expect(Duty.WRITE_ROWS, within=LATE_AFTER)
             self._do(Duty.WRITE_ROWS, lambda: self._write(term))
 
     def _do(self, duty: Duty, work: Callable[[], None]) -> bool:
-        """Do the work of a duty, and report how it ended. Return False if it failed."""
+        """Do the work of a duty and report its success or failure. Return False if it failed."""
         try:
             work()
         except Exception as exc:
@@ -100,16 +111,16 @@ class RedBeatSync(RepeatingThread):
             self.read_in = term.nonce
 
     def _write(self, term: Term) -> None:
-        reader, writer = self.reader, self.writer
+        reader, entries = self.reader, self._entries
         if reader.lost:
-            writer.restore(term, reader)
-        if self._begun_in != term.nonce and not reader.lost and writer.begin_term(term, reader):
-            writer.record_missing(self._runtime.ledger.read())
+            entries.restore(term, reader)
+        if self._begun_in != term.nonce and not reader.lost and entries.begin_term(term, reader):
+            self.runs.record_missing(self._runtime.ledger.read())
             self._begun_in = term.nonce
         if reader.changed:
-            writer.note_change(term, reader)
+            entries.note_change(term, reader)
             reader.changed = False
-        writer.write()
+        self.runs.write()
         held, before, self._lock_ms = reader.lock_ms, self._lock_ms, reader.lock_ms
         if held != -2 and (before == -2 or held > before):
             self._runtime.events.emit(events.OtherSchedulerSeen(held > before > -2, max(held, 0) / 1000))
@@ -128,8 +139,9 @@ class RedBeatSource(StoredSource):
         changes = Invalidations(connection.listener, keys.prefix) if connection.listener is not None else None
         reads = partial(runtime.duties.progressed, Duty.READ_SCHEDULE)
         reader = EntryReader(store, table, changes, self._clock, reads)
-        writer = EntryWriter(app, store, table, now=runtime.enqueuer.now, emit=emit, began_ms=self._began_ms)
-        self._run(runtime, RedBeatSync(runtime, reader, writer, app, self._clock))
+        now, statics = runtime.enqueuer.now, StaticEntries(app, self._make_entry, emit)
+        entries = EntryWriter(store, table, statics, now=now, emit=emit, began_ms=self._began_ms)
+        self._run(runtime, RedBeatSync(runtime, reader, RunWriter(store, table, now), entries, app, self._clock))
 
     def _make_entry(self, entry_id: str, record: Record) -> StoredEntry | None:
         entry = StoredEntry.of(entry_id, record, self._scheduler.app)
@@ -142,4 +154,4 @@ class RedBeatSource(StoredSource):
 
     def recorded(self, entry: ScheduledEntry, row: LedgerRow) -> None:
         super().recorded(entry, row)
-        self._running[1].writer.record(entry.id, row)
+        self._running[1].runs.record(entry.id, row)

@@ -1,4 +1,4 @@
-"""Commands to redbeat's Redis, and the records that they read."""
+"""Commands to redbeat's Redis, and its records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ha_beat.redbeat.connection import Connection, Keys
 from ha_beat.store.redis_errors import as_store_error
 from ha_beat.store.scripts import pairs, source_of, text, whole
 
-#: Entries in one packet.
+#: Entries per round trip.
 PAGE = 500
 
 _FIELDS = ("definition", "meta", "ha_beat")
@@ -29,24 +29,22 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Key of this package in redbeat's Redis, which is lost together with the entries.
-
-    ``seq`` grows with each change of the schedule that a leader sees. ``restoring``: a leader has not finished to
-    restore the entries.
-    """
+    """Key of this package in redbeat's Redis. If Redis loses the entries, it loses the mark too."""
 
     id: str
+    #: Grows with each change of the schedule that a leader sees.
     seq: int
+    #: True until a leader has restored all lost entries.
     restoring: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Records by key, ``None`` for those that do not exist, and what the mark was after that."""
+    """Records by key, ``None`` for missing ones, and the mark as read after them."""
 
     records: Mapping[str, Record | None]
     mark: Mark | None
-    #: Time until redbeat's lock expires in ms; -1 without an end, -2 if it is free.
+    #: Time in ms until redbeat's lock expires; -1 if it never does, -2 if the lock is free.
     lock_ms: int = -2
 
 
@@ -57,7 +55,7 @@ def _script(name: str) -> str:
 class RedBeatStore:
     """Commands to redbeat's Redis. Used by one thread.
 
-    Every method raises ``StoreUnavailable`` if no answer came, ``StoreRefused`` if Redis answered with an error.
+    Every method raises ``StoreUnavailable`` if there is no reply, ``StoreRefused`` if Redis replies with an error.
     """
 
     def __init__(self, connection: Connection, keys: Keys) -> None:
@@ -75,7 +73,7 @@ class RedBeatStore:
         return {_key(key): float(score) for key, score in zip(flat[::2], flat[1::2], strict=True)}
 
     def read(self, keys: Sequence[str], unlisted: Iterable[str] = ()) -> Reading:
-        """Read these entries, and the mark after them. ``unlisted``: those that may not be in the schedule."""
+        """Read these entries, then the mark. ``unlisted`` are the entries that may be missing in the sorted set."""
         asked = list(unlisted)
         commands: list[tuple[Any, ...]] = [("HMGET", key, *_FIELDS) for key in keys]
         commands += [("ZSCORE", self.keys.schedule, key) for key in asked]
@@ -93,16 +91,16 @@ class RedBeatStore:
     # --- Writing
 
     def set_mark(self, epoch: int, mark_id: str, **fields: str) -> dict[str, str] | None:
-        """Set fields of the mark and return all; ``None`` if a later leader has set some. A known id stays."""
+        """Set fields of the mark and return all of them; ``None`` if a later leader has set some. An existing id stays."""
         args = [part for name, value in fields.items() for part in (name, value)]
         (found,) = self._pipeline([("EVAL", _script("mark"), 1, self.keys.mark, epoch, mark_id, *args)])
         return None if found is None else pairs(found)
 
     def save(self, epoch: int, records: Mapping[str, tuple[Record, float]], *, replace: bool) -> dict[str, bool] | None:
-        """Write entries with their scores; those that exist only if ``replace``.
+        """Write entries with their scores. Existing entries are overwritten only if ``replace`` is true.
 
         Returns:
-            Which were written; ``None`` if a later leader has set the mark.
+            True for each entry that was written; ``None`` if a later leader has set the mark.
         """
         written: dict[str, bool] = {}
         for page in pages(list(records)):
@@ -128,7 +126,7 @@ class RedBeatStore:
         """Write the run state and the score of entries whose meta is as expected.
 
         Returns:
-            The present meta of those that differ; ``None`` for those that were deleted.
+            The present meta of the entries that differ, ``None`` for deleted ones.
         """
         differing: dict[str, bytes | None] = {}
         for page in pages(list(metas)):
@@ -149,7 +147,7 @@ class RedBeatStore:
         return {_key(name) for name in found or ()}
 
     def note_statics(self, epoch: int, added: Iterable[str], gone: Sequence[str]) -> bool:
-        """Note names of entries of the settings, and delete the entries that are ``gone``.
+        """Note the names of entries of the settings, and delete the entries ``gone``.
 
         Returns:
             False if a later leader has set the mark.
@@ -196,12 +194,12 @@ def _raw(value: Any) -> Any:
 
 
 def _key(raw: Any) -> str:
-    """Return a key as text. Bytes that are no UTF-8 are kept."""
+    """Return a key as text. Bytes that are not UTF-8 are kept."""
     return raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else str(raw)
 
 
 def _record(values: Any) -> Record | None:
-    """Return the record of the fields. A key of another type is no entry."""
+    """Return the record with these fields, ``None`` if there is none. A key of another type is not an entry."""
     if isinstance(values, Exception) or not values or values[0] is None:
         return None
     return Record(*(value or b"" for value in values))

@@ -17,7 +17,7 @@ from ha_beat.schedule.entry_options import KEY, EntryOptions
 from ha_beat.schedule.occurrence import NEVER
 from ha_beat.schedule_sources.signatures import short_digest
 
-#: Longest time until the next check of an entry whose class has an ``is_due`` of its own.
+#: Longest time until the next check of an entry whose class overrides ``is_due``.
 _CHECK_AT_LATEST = timedelta(days=1)
 
 #: Conditions on the columns of a row and of its schedule.
@@ -29,10 +29,10 @@ class UnreadableRow(HaBeatError):
 
 
 class SharedSchedule:
-    """Schedule of rows of one app, with what is computed from it."""
+    """Schedule that rows of one app share, with the values computed from it."""
 
     def __init__(self, schedule: Any, columns: Columns, app: Any) -> None:
-        """Create it. ``columns`` are conditions that select the rows with this schedule.
+        """Compute the values. ``columns`` are conditions that select the rows with this schedule.
 
         Raises:
             ValueError: the interval is not positive.
@@ -62,8 +62,8 @@ _SHARED: WeakValueDictionary[tuple[Any, type, Columns], SharedSchedule] = WeakVa
 def shared_schedule(entry: type, model: Any, source: Any, columns: Columns, app: Any) -> SharedSchedule:
     """Return the schedule of a row, which all rows with these columns share.
 
-    A class of a project may have more columns, or change the schedule, so its rows share none. Raises what
-    :class:`SharedSchedule` raises.
+    The rows of a project's own class share no schedule, because it may have more columns or change the schedule. Raises
+    the errors of :class:`SharedSchedule`.
 
     Args:
         entry: Class of the entry.
@@ -83,10 +83,10 @@ def shared_schedule(entry: type, model: Any, source: Any, columns: Columns, app:
 
 
 class ModelView:
-    """Model of a row with its schedule. It takes the assignments of a store's own ``ModelEntry``."""
+    """Model of a row with its schedule. The assignments of a store's own ``ModelEntry`` do not reach the model."""
 
     def __init__(self, model: Any, schedule: Any) -> None:
-        # Most columns are read once: the quickest way is a copy.
+        # A copy is the quickest way, because most columns are read once.
         vars(self).update(vars(model))
         self._model = model
         self.schedule = schedule
@@ -98,21 +98,20 @@ class ModelView:
 class RowEntry:
     """Entry of one row. Unlike the ``ModelEntry`` of a store's own scheduler it never writes to the database.
 
-    A store adds its ``ModelEntry`` as the second base class, and calls :meth:`read_row`.
-
-    The key ``ha_beat`` of the row's headers holds the entry's own misfire rules. It does not go into the message.
+    A store adds its ``ModelEntry`` as the second base class, and calls :meth:`read_row`. The key ``ha_beat`` of the
+    row's headers holds the entry's own misfire rules. It is removed from the message.
 
     Attributes:
-        id: Primary key as text: the entry's id in the ledger. The subclass sets it.
+        id: Primary key as a text, which is the entry's id in the ledger. The subclass sets it.
         instants: Due instants.
         signature: Digest of the schedule, the same in every process.
         expires: End of the schedule in UTC, or ``None``.
         once: True if the entry ends after one run.
         shared: Schedule of the row.
-        since: The entry is owed its instants from here on if it is new or edited; otherwise ``None``.
-        run_state: ``last_run_at`` in UTC and ``total_run_count`` of the row. Replaced as a whole, by two threads.
-        rules: The entry's own rules, completed by the cluster's. The source sets it.
-        stored_last_run_at: Instant from which the row counts as run, or ``None``.
+        since: Time from which a new or edited entry is owed its instants; ``None`` for other entries.
+        run_state: ``last_run_at`` in UTC and ``total_run_count`` of the row. Two threads replace it as a whole.
+        rules: The entry's own rules, completed by the cluster's. The source sets them.
+        stored_last_run_at: Time until which the row counts as run, or ``None``.
     """
 
     app: Any
@@ -142,7 +141,7 @@ class RowEntry:
 
     @property
     def schedule_columns(self) -> Columns:
-        """Return conditions that select the row as long as it has this schedule."""
+        """Return conditions that select the row while it has this schedule."""
         return (("one_off", self.model.one_off), ("start_time", self.model.start_time), *self.shared.columns)
 
     @staticmethod
@@ -157,7 +156,7 @@ class RowEntry:
         if last_run_at is not None:
             self.stored_last_run_at: datetime | None = utc(last_run_at)
         elif total_run_count and changed is not None:
-            # A last run is cleared only when the row is disabled. The time until the last change is not owed.
+            # Disabling a row clears its last run. Nothing is owed for the time until the last change.
             self.stored_last_run_at = self.changed_at(changed)
         else:
             self.stored_last_run_at = None
@@ -167,7 +166,7 @@ class RowEntry:
 
         Args:
             changed: ``date_changed`` of the row.
-            checked_before: Time of the last check, which found the row as it was before; ``None`` at the first.
+            checked_before: Time of the last check, which found the row unchanged; ``None`` at the first.
             now: The scheduling time.
         """
         if changed is not None and (checked_before is not None or not self.total_run_count):
@@ -176,7 +175,7 @@ class RowEntry:
     def is_due(self) -> schedstate:
         """Return Celery's ``schedstate`` by the row's instants, without writing anything.
 
-        Only a scheduler or an entry with an ``is_due`` of its own calls it.
+        Only a scheduler class or an entry class that overrides ``is_due`` calls this.
         """
         now = utc(self.app.now())
         following = min(self.instants.next_after(now), now + _CHECK_AT_LATEST)
@@ -190,6 +189,6 @@ class RowEntry:
 
 
 def misfire_headers(headers: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row's headers with its own misfire rules replaced by ``own``; without any if that is empty."""
+    """Return a row's headers with the misfire rules ``own``; without the key ``ha_beat`` if there are none."""
     rest = {name: value for name, value in headers.items() if name != KEY}
     return {**rest, KEY: dict(own)} if own else rest

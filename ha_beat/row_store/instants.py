@@ -14,12 +14,12 @@ from ha_beat.schedule.recurrence import Crontab, Interval, Recurrence, Solar
 _MICROSECOND = timedelta(microseconds=1)
 _DAY = timedelta(days=1)
 
-#: Gaps that a crontab caches. Rows that share it stand in few gaps.
+#: Gaps that a crontab caches. The last runs of rows that share it are in few gaps.
 _GAPS = 4
 
 
 def utc(value: datetime) -> datetime:
-    """Return the instant in UTC. A naive one counts as UTC, as in the stores' own schedulers."""
+    """Return the instant in UTC. A naive instant counts as UTC, as in the stores' own schedulers."""
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
@@ -41,7 +41,7 @@ class Clocked:
 
 
 class Window:
-    """Instants of another schedule, limited to those from ``start`` on and before ``until``.
+    """Instants of another schedule from ``start`` on and before ``until``.
 
     The first instant of an interval with a start is the start itself.
     """
@@ -53,7 +53,7 @@ class Window:
 
     @property
     def identity(self) -> str:
-        """Leave out the end: instants before it do not depend on it."""
+        """Return the identity without the end, on which earlier instants do not depend."""
         return self._inner.identity if self._start is None else f"{self._inner.identity} from {self._start}"
 
     def next_after(self, instant: datetime) -> datetime:
@@ -90,7 +90,7 @@ class Window:
         return only if only is None or self._start is None else max(only, self._start)
 
     def origin(self, now: datetime) -> datetime:
-        """Return the instant from which an entry that appears or resumes now is counted. Nothing before now is owed."""
+        """Return the instant from which an entry that appears or resumes now counts. Nothing before now is owed."""
         start = self._start
         if start is None or start > now or not isinstance(self._inner, Interval):
             return now
@@ -98,10 +98,9 @@ class Window:
 
 
 class GapCachingCrontab(Crontab):
-    """Crontab that caches the gaps between its instants: all rows with one schedule share it.
+    """Crontab that caches the gaps between its instants, for all rows that share it. It must not be changed.
 
-    The crontab must not be changed. Between two instants the next one is the same, except on a day on which the clock
-    is changed.
+    Within a gap the next instant is the same, except on a day of a clock change.
     """
 
     def __init__(self, source: Any) -> None:
@@ -127,7 +126,7 @@ class GapCachingCrontab(Crontab):
 
 
 def instants_of(row: Any, inner: Recurrence) -> Recurrence:
-    """Return the due instants of a row whose schedule has the instants ``inner``."""
+    """Return the due instants of a row. ``inner`` are those of its schedule."""
     start = utc(row.start_time) if row.start_time else None
     until = utc(row.expires) if row.expires else None
     return inner if start is None and until is None else Window(inner, start, until)

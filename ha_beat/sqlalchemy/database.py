@@ -27,20 +27,20 @@ _ERRORS = ErrorClasses(
 #: Drivers that take the options of :data:`CONNECT_OPTIONS`.
 _DRIVERS = frozenset({"psycopg", "psycopg2", "pymysql", "mysqldb"})
 
-#: Options of drivers that name the server or the database.
+#: Options of drivers that select the server or the database.
 _PLACE = frozenset({"database", "db", "dbname", "host", "options", "port", "service", "unix_socket"})
 
 
 class SqlDatabase:
-    """Engine for the rows, with one connection for each thread that uses it."""
+    """Engine for the schedule's database, with one connection for each thread."""
 
     def __init__(self, uri: str, schema: str | None, options: Mapping[str, Any], tables: MetaData) -> None:
-        """Connect to nothing yet. ``tables`` are created before the first use, as far as they are missing."""
+        """Create the engine without connecting. Missing ``tables`` are created before the first use."""
         url = make_url(uri)
         dialect = url.get_dialect()
         if dialect.is_async:
             raise ConfigurationError(f"beat_dburi names an asynchronous driver, {dialect.driver}: beat needs another")
-        # As in sqlalchemy-celery-beat, which ignores the options of pools.
+        # sqlalchemy-celery-beat ignores the options of pools, too.
         options = {name: value for name, value in options.items() if not name.startswith("pool")}
         limits = CONNECT_OPTIONS.get(dialect.name, {}) if dialect.driver in _DRIVERS else {}
         arguments = {name: value for name, value in limits.items() if name not in url.query}
@@ -75,7 +75,7 @@ class SqlDatabase:
         connection: Connection | None = getattr(self._own, "connection", None)
         self._own.connection = None
         if connection is not None:
-            # It may have been cut.
+            # The connection may be lost.
             with suppress(Exception):
                 connection.close()
 
@@ -89,7 +89,7 @@ class SqlDatabase:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Limit the time of the statements of a block, which is one transaction. Blocks may be nested."""
+        """Run a block in one transaction whose statements are limited in time. Blocks may be nested."""
         connection = self.connection
         if connection.in_transaction():
             yield

@@ -17,7 +17,7 @@ from ha_beat.sqlalchemy.database import SqlDatabase
 
 _T = TypeVar("_T")
 
-#: Errors of SQLAlchemy for a value that its type does not allow.
+#: Errors of SQLAlchemy for a value that the column type does not allow.
 _MALFORMED = (LookupError, ValueError)
 
 #: Columns that define an entry.
@@ -69,10 +69,10 @@ class SqlQueries:
         def malformed(pk: Any, exc: Exception) -> Row:
             return Row(pk, (f"row {pk}", str(exc)), None, 0, None)
 
-        return _apart(ids, lambda some: self._read(rows.where(self._model.id.in_(some))), malformed)
+        return _read_separately(ids, lambda some: self._read(rows.where(self._model.id.in_(some))), malformed)
 
     def models(self, ids: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
-        return _apart(ids, self._models, lambda pk, exc: (pk, exc))
+        return _read_separately(ids, self._models, lambda pk, exc: (pk, exc))
 
     def _models(self, ids: Sequence[Any]) -> list[tuple[Any, Any]]:
         rows = select(self._model).where(self._model.enabled, self._model.id.in_(ids))
@@ -122,21 +122,21 @@ class SqlQueries:
         return [Row(pk, tuple(values[:-3]), *values[-3:]) for pk, *values in self._database.rows(rows)]
 
 
-def _apart(
+def _read_separately(
     ids: Sequence[Any], read: Callable[[Sequence[Any]], list[_T]], malformed: Callable[[Any, Exception], _T]
 ) -> list[_T]:
-    """Read these rows; if that fails because of a value, halve them until the malformed ones are found."""
+    """Read these rows. If a value is malformed, halve them until its row is found, and call ``malformed`` for it."""
     try:
         return read(ids) if ids else []
     except _MALFORMED as exc:
         if len(ids) == 1:
             return [malformed(ids[0], exc)]
     middle = len(ids) // 2
-    return [*_apart(ids[:middle], read, malformed), *_apart(ids[middle:], read, malformed)]
+    return [*_read_separately(ids[:middle], read, malformed), *_read_separately(ids[middle:], read, malformed)]
 
 
 def _plain(column: Any) -> Any:
-    """Return a column as text if it is an enumeration: a row with an unknown value must not fail the others."""
+    """Return an enumeration as a text, so that a row with an unknown value does not fail the others."""
     return type_coerce(column, String) if isinstance(column.type, Enum) else column
 
 

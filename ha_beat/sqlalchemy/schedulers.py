@@ -27,10 +27,10 @@ __all__ = ["HADatabaseScheduler"]
 
 
 def database_of(app: Celery, model: Any = PeriodicTask, **own: Any) -> SqlDatabase:
-    """Return the database that the settings name. ``own`` has values that replace them.
+    """Return the database of the settings. ``own`` overrides them.
 
     Raises:
-        ConfigurationError: ``beat_dburi`` is no URL of a database, or its driver can't be used.
+        ConfigurationError: ``beat_dburi`` is not the URL of a database, or its driver can't be used.
     """
     uri, schema, options = (
         own.get(name) or app.conf.get(f"beat_{name}") for name in ("dburi", "schema", "engine_options")
@@ -39,7 +39,7 @@ def database_of(app: Celery, model: Any = PeriodicTask, **own: Any) -> SqlDataba
     try:
         return SqlDatabase(uri, schema, options or {}, model.metadata)
     except (ArgumentError, ImportError) as exc:
-        # A text that is no URL may still hold a password. Older versions of SQLAlchemy quote it.
+        # A text that is not a URL may hold a password, too. Older versions of SQLAlchemy quote it.
         text = without_secrets(str(exc).replace(uri, "…"))
         raise ConfigurationError(f"beat_dburi can't be used: {text}") from exc
 
@@ -77,8 +77,8 @@ class _Unconnected(DatabaseScheduler):  # type: ignore[misc]  # sqlalchemy-celer
 class HADatabaseScheduler(StoredScheduler, _Unconnected):
     """Highly available scheduler for sqlalchemy-celery-beat's schedule.
 
-    Use it with ``celery beat -S ha_beat.sqlalchemy``. The models and their settings are sqlalchemy-celery-beat's, and
-    so is their meaning. Two threads (:mod:`ha_beat.row_store.sync`) read the database and, on the leader, write to it.
+    Use it with ``celery beat -S ha_beat.sqlalchemy``. The models and their settings are those of
+    sqlalchemy-celery-beat. Two threads (:mod:`ha_beat.row_store.sync`) read the database and, on the leader, write.
     """
 
     Entry = RowEntry

@@ -69,18 +69,17 @@ class SqlStatements:
 
     def _disable(self, ids: Iterable[str], condition: ColumnElement[bool], **reset: Any) -> None:
         if self._database.write(self._update(ids).where(condition).values(enabled=False, **reset)):
-            # In the same transaction: without the mark the replicas would keep the entries, and no later pass would
-            # set it.
+            # In the same transaction: without the mark the replicas would keep the entries, and nothing sets it later.
             self._changes.update_changed(None, self._database.connection, None)
 
     def _update(self, ids: Iterable[str]) -> Update:
-        """Return an update of those of the rows that are enabled. It does not count as an edit."""
+        """Return an update of the enabled ones of these rows that does not count as an edit."""
         task = self._model
         rows = update(task).where(task.enabled, task.id.in_([int(pk) for pk in ids]))
         return rows.values(date_changed=task.date_changed)
 
     def _per_row(self, updates: Mapping[str, RunStateUpdate], value: Callable[[RunStateUpdate], Any], kind: Any) -> Any:
-        """Return an expression for the value of each row, the simplest one; ``None`` if no row has a value."""
+        """Return the simplest expression for the value of each row; ``None`` if no row has a value."""
         values = {pk: value(update) for pk, update in updates.items()}
         if len(set(values.values())) == 1:
             found = next(iter(values.values()))

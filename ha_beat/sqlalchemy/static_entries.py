@@ -17,7 +17,7 @@ from ha_beat.row_store.backend import Definition
 from ha_beat.row_store.static_entries import OPTIONS, microseconds_of, row_schedule, unpacked
 from ha_beat.sqlalchemy.database import SqlDatabase
 
-#: Options of an entry that a row holds.
+#: Options that a row can hold.
 _OPTIONS = OPTIONS | {"one_off", "start_time"}
 
 
@@ -29,7 +29,7 @@ class SqlStaticRows:
         self._model = model
 
     def present(self, names: Collection[str]) -> tuple[str, set[str]]:
-        """Return the identity of the database, which is empty if the table is empty: then it counts as new."""
+        """Return the identity of the database and the present names. A database with an empty table counts as new."""
         name = self._model.name
         with self._database.transaction():
             found = {found for (found,) in self._database.rows(select(name).where(name.in_(names)))}
@@ -59,7 +59,7 @@ class _Fields(ModelEntry):  # type: ignore[misc]  # sqlalchemy-celery-beat has n
         if isinstance(source, crontab):
             parts = ("minute", "hour", "day_of_week", "day_of_month", "month_of_year")
             spec = {part: CrontabSchedule.cronexp(getattr(source, f"_orig_{part}")) for part in parts}
-            # The package fails on a time zone that is not a ZoneInfo, such as Celery's UTC.
+            # sqlalchemy-celery-beat fails if the time zone is not a ZoneInfo, such as Celery's UTC.
             return _first(session, CrontabSchedule, **spec, timezone=str(source.tz))
         if type(source) is schedule:
             interval: Any = source
@@ -72,7 +72,7 @@ class _Fields(ModelEntry):  # type: ignore[misc]  # sqlalchemy-celery-beat has n
 
 
 def _first(session: Session, model: Any, **fields: Any) -> Any:
-    """Return the first schedule with these fields, a new one if there is none."""
+    """Return the first schedule with these fields; create one if there is none."""
     found = session.scalar(select(model).filter_by(**fields).order_by(model.id).limit(1))
     if found is None:
         found = model(**fields)

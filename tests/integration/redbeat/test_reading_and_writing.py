@@ -25,6 +25,8 @@ from ha_beat.redbeat.connection import connect, keys_of  # noqa: E402
 from ha_beat.redbeat.entries import EntryTable, StoredEntry, meta_of, run_state_of  # noqa: E402
 from ha_beat.redbeat.invalidations import Invalidations  # noqa: E402
 from ha_beat.redbeat.reader import EntryReader  # noqa: E402
+from ha_beat.redbeat.run_writer import RunWriter  # noqa: E402
+from ha_beat.redbeat.static_entries import StaticEntries  # noqa: E402
 from ha_beat.redbeat.store import Record, RedBeatStore  # noqa: E402
 from ha_beat.redbeat.writer import EntryWriter  # noqa: E402
 
@@ -49,7 +51,9 @@ class Replica:
         self.changes = Invalidations(connection.listener, keys.prefix)
         self.reader = EntryReader(self.store, self.table, self.changes, self.clock)
         now = lambda: datetime.now(UTC)  # noqa: E731
-        self.writer = EntryWriter(self.app, self.store, self.table, now=now, emit=self.events.append, began_ms=1)
+        self.runs = RunWriter(self.store, self.table, now)
+        statics = StaticEntries(self.app, self.make, self.events.append)
+        self.entries = EntryWriter(self.store, self.table, statics, now=now, emit=self.events.append, began_ms=1)
         self.term = Term("replica", 1, "nonce", "gen", "run", float("inf"))
 
     def make(self, entry_id: str, record: Record) -> StoredEntry | None:
@@ -64,12 +68,12 @@ class Replica:
 
     def lead(self) -> None:
         self.reader.turn()
-        assert self.writer.begin_term(self.term, self.reader)
-        self.writer.note_change(self.term, self.reader)
+        assert self.entries.begin_term(self.term, self.reader)
+        self.entries.note_change(self.term, self.reader)
         self.reader.turn()
 
     def ran(self, name: str, at: datetime, run_count: int = 1) -> None:
-        self.writer.record(name, LedgerRow(at, Verdict.ENQUEUED, run_count=run_count))
+        self.runs.record(name, LedgerRow(at, Verdict.ENQUEUED, run_count=run_count))
 
     def set_meta(self, name: str, meta: Any) -> None:
         self.server.admin.hset(f"redbeat:{name}", "meta", json.dumps(meta))
@@ -102,7 +106,7 @@ def test_malformed_run_state_holds_up_no_other_entry(replica, now, meta):
     assert replica.table.entries["good"].args == [7]
     for name in ("bad", "good"):
         replica.ran(name, now)
-    replica.writer.write()
+    replica.runs.write()
     assert replica.meta("good") == (now, 1)
 
 
@@ -116,12 +120,12 @@ def test_schedule_that_raises_holds_up_no_run_state_and_no_restoring(replica, no
     definition = replica.server.admin.hget("redbeat:bad", "definition").replace("60.0", "1e12")
     replica.server.admin.hset("redbeat:bad", "definition", definition)
     replica.reader.turn()
-    replica.writer.write()
+    replica.runs.write()
     assert replica.meta("good") == (now, 1)
     replica.reader.turn()
     replica.server.admin.flushall()
     replica.reader.turn()
-    replica.writer.restore(replica.term, replica.reader)
+    replica.entries.restore(replica.term, replica.reader)
     assert replica.server.admin.exists("redbeat:bad", "redbeat:good") == 2
 
 
@@ -172,7 +176,7 @@ def test_run_state_from_the_future_is_replaced_and_a_count_never_falls(replica, 
     replica.server.admin.hset("redbeat:e", "meta", raw)
     replica.reader.turn()
     replica.ran("e", now, 6)
-    replica.writer.write()
+    replica.runs.write()
     assert replica.meta("e") == (now, 100)
 
 
@@ -190,7 +194,7 @@ def test_run_state_does_not_undo_an_edit_a_deletion_or_a_new_run_time(replica, n
     redbeat.RedBeatSchedulerEntry.from_key("redbeat:rescheduled", app=replica.app).reschedule(later)
     replica.save("recreated")
     created = replica.meta("recreated")
-    replica.writer.write()
+    replica.runs.write()
     assert replica.meta("edited") == (now, 1)
     assert json.loads(replica.server.admin.hget("redbeat:edited", "definition"))["args"] == [7]
     assert json.loads(replica.server.admin.hget("redbeat:disabled", "definition"))["enabled"] is False
@@ -199,7 +203,7 @@ def test_run_state_does_not_undo_an_edit_a_deletion_or_a_new_run_time(replica, n
     assert replica.meta("rescheduled") == (later, None)
     assert replica.meta("recreated") == created
     replica.reader.turn()
-    replica.writer.write()
+    replica.runs.write()
     assert (replica.meta("rescheduled"), replica.meta("recreated")) == ((later, None), created)
 
 
@@ -228,7 +232,7 @@ def test_restoring_leaves_what_was_saved_after_the_loss(replica, now):
     replica.reader.turn()
     replica.save("saved again", args=[7])
     created = replica.meta("saved again")
-    replica.writer.restore(replica.term, replica.reader)
+    replica.entries.restore(replica.term, replica.reader)
     replica.reader.turn()
     assert replica.table.entries["saved again"].args == [7]
     assert replica.meta("saved again") == created

@@ -155,7 +155,7 @@ def test_unreachable_redis_of_redbeat_does_not_hold_up_known_entries(shared_redi
 def test_writes_of_an_ended_term_are_refused(beat):
     from ha_beat.redbeat.store import Record
 
-    store = beat.scheduler.schedule_source._sync.writer._store
+    store = beat.scheduler.schedule_source._sync.runs._store
     assert store.set_mark(2**52, "id") is not None
     assert store.set_mark(2**52 - 1, "id") is None
     assert store.save(2**52 - 1, {"redbeat:x": (Record(b"{}"), 1.0)}, replace=True) is None
