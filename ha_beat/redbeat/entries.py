@@ -134,7 +134,7 @@ class EntryTable(Table):
         make_entry: Callable[[str, Record], StoredEntry | None],
         emit: Callable[[events.Event], None],
     ) -> None:
-        """``make_entry`` returns ``None`` if the entry is disabled. If it raises, the entry is reported and left out."""
+        """``make_entry`` returns ``None`` for a disabled entry. If it raises, the entry is reported and left out."""
         super().__init__(emit)
         self._prefix = prefix
         self._make_entry = make_entry

@@ -34,7 +34,7 @@ class Invalidations:
         self._refused = False
 
     def take(self) -> set[str] | None:
-        """Return the keys changed since the last call, ``None`` if any key may have changed. Raises redis-py's errors."""
+        """Return the keys changed since the last call, ``None`` if any may have changed. Raises redis-py's errors."""
         if self._connection is None:
             if not self._refused:
                 self._connect()

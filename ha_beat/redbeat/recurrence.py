@@ -22,8 +22,8 @@ _LARGEST_COUNT = 1_000_000
 class RRule(Searched):
     """Recurrence by a rule of iCalendar.
 
-    dateutil searches from the start of the rule, which may be years ago. This class moves the start by a multiple of the
-    rule's interval to just before the instant.
+    dateutil searches from the start of the rule, which may be years ago. This class moves the start to just before the
+    instant, by a multiple of the rule's interval.
     """
 
     def __init__(self, source: Any) -> None:

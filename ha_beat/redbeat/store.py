@@ -91,7 +91,7 @@ class RedBeatStore:
     # --- Writing
 
     def set_mark(self, epoch: int, mark_id: str, **fields: str) -> dict[str, str] | None:
-        """Set fields of the mark and return all of them; ``None`` if a later leader has set some. An existing id stays."""
+        """Set fields of the mark and return all; ``None`` if a later leader has set some. An existing id stays."""
         args = [part for name, value in fields.items() for part in (name, value)]
         (found,) = self._pipeline([("EVAL", _script("mark"), 1, self.keys.mark, epoch, mark_id, *args)])
         return None if found is None else pairs(found)

@@ -1,7 +1,5 @@
 """Beats of a site."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tests.faults.cluster import BeatCluster, Replica

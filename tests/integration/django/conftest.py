@@ -1,7 +1,5 @@
 """Django sites for the tests, each with a separate database."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import json
@@ -107,6 +105,10 @@ class Site:
         """Wait for a message of each of these tasks; without names, for any message."""
         what = f"messages of {names or 'any task'}"
         wait_for(lambda: set(names) <= (found := set(self.names(queue))) and bool(found), within, what, 0.05)
+
+    def wait_for_count(self, count: int) -> None:
+        """Wait until there are exactly this many messages."""
+        wait_for(lambda: len(self.names()) == count, 40, f"{count} messages", 0.001)
 
     def wait_for_more(self, count: int, name: str = "", within: float = 30) -> None:
         """Wait for ``count`` more messages of this task; without a name, of any task."""

@@ -1,7 +1,5 @@
 """Rows for the tests, and waits for their state."""
 
-from __future__ import annotations
-
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any

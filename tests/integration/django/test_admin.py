@@ -1,7 +1,5 @@
 """Admin page "Beat cluster", its buttons, and the columns and forms of periodic tasks."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

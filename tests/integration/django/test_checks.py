@@ -1,7 +1,5 @@
 """`manage.py check` reports settings with which the cluster can't work."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

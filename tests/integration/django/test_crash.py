@@ -1,7 +1,5 @@
 """The leader is killed after a dispatch, before its rows are written: no task is enqueued twice or lost."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The database is unreachable, locked or read-only: known entries continue, and the rows catch up."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Rows that are edited, disabled, enabled and reused while leaders change."""
 
-from __future__ import annotations
-
 import json
 import time
 from datetime import datetime, timedelta
@@ -69,7 +67,7 @@ def test_one_off_row_disabled_earlier_does_not_run_again_after_a_takeover(site):
         task = row("task", interval=every(6), one_off=True)
         wait_for_verdict(cluster, task, "armed")
         off_and_on(cluster, task)
-        wait_for(site.names, 20, "its run", 0.001)
+        site.wait_for_count(1)
         kill_leader(cluster)
         wait_until_disabled(task, 15)
         time.sleep(7)
@@ -80,7 +78,7 @@ def test_one_off_row_that_is_enabled_again_runs_again(any_site):
     task = row("task", interval=every(1), one_off=True)
     with beats(any_site) as cluster:
         for runs in (1, 2):
-            wait_for(lambda runs=runs: len(any_site.names()) == runs, 40, "its run", 0.05)
+            any_site.wait_for_count(runs)
             wait_for_verdict(cluster, task, "absent", 10)
             assert not fresh(task).enabled
             if runs == 1:
@@ -115,7 +113,7 @@ def test_clocked_row_runs_again_at_another_time(site):
             if runs > 1:
                 time.sleep(4)
                 save(task, clocked=at(soon(seconds)), enabled=True)
-            wait_for(lambda runs=runs: len(site.names()) == runs, 40, f"run {runs}", 0.05)
+            site.wait_for_count(runs)
             wait_for_verdict(cluster, task, "absent", 10)
         time.sleep(2)
     assert site.names() == ["task"] * 3
@@ -171,7 +169,7 @@ def test_one_off_row_that_its_own_task_sets_again_runs_again(site):
     task = row("task", clocked=at(soon(2)), one_off=True)
     with beats(site, replicas=1):
         for runs in range(1, 5):
-            wait_for(lambda runs=runs: len(site.names()) == runs, 40, "its run", 0.001)
+            site.wait_for_count(runs)
             if runs < 4:
                 PeriodicTask.objects.filter(pk=task.pk).update(clocked=at(soon(1.5)), enabled=True)
                 PeriodicTasks.update_changed()

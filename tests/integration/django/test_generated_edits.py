@@ -3,13 +3,12 @@
 The rows, their reader and writer, and the rules of the leader are the real ones. Time and Redis are simulated.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock, patch
@@ -199,90 +198,57 @@ def frozen(world: World) -> Iterator[None]:
 
 # --- Edits
 
-Edit = Callable[[Any, datetime], None]
+#: Time of the edit -> fields of the row that the edit sets.
+Edit = Callable[[datetime], dict[str, Any]]
 
-
-def _schedule(task: Any, **kind: Any) -> None:
-    task.interval = task.crontab = task.clocked = None
-    for name, value in kind.items():
-        setattr(task, name, value)
+NO_SCHEDULE = dict.fromkeys(("interval", "crontab", "clocked"))
 
 
 def clocked(seconds: int) -> Edit:
-    return lambda task, now: _schedule(task, clocked=at(now + timedelta(seconds=seconds)), one_off=True)
+    return lambda now: {**NO_SCHEDULE, "clocked": at(now + timedelta(seconds=seconds)), "one_off": True}
 
 
-def crontab(minutes: str) -> Edit:
-    return lambda task, now: _schedule(task, crontab=cron(minutes), one_off=False)
-
-
-def interval(seconds: int) -> Edit:
-    return lambda task, now: _schedule(task, interval=every(seconds), one_off=False)
-
-
-def one_off(task: Any, now: datetime) -> None:
-    task.one_off = True
+def recurring(kind: str, make: Callable[[], Any]) -> Edit:
+    return lambda _: {**NO_SCHEDULE, kind: make(), "one_off": False}
 
 
 def moment(name: str, seconds: int | None) -> Edit:
-    def edit(task: Any, now: datetime) -> None:
-        setattr(task, name, None if seconds is None else now + timedelta(seconds=seconds))
-
-    return edit
-
-
-def enabled(*, on: bool) -> Edit:
-    def edit(task: Any, now: datetime) -> None:
-        task.enabled = on
-
-    return edit
+    return lambda now: {name: None if seconds is None else now + timedelta(seconds=seconds)}
 
 
 EDITS: dict[str, Edit] = {
     **{f"clocked {seconds:+}": clocked(seconds) for seconds in (-100, -7, 0, 8, 33, 95)},
-    **{f"crontab {minutes}": crontab(minutes) for minutes in ("*", "*/2")},
-    **{f"interval {seconds}": interval(seconds) for seconds in (10, 45)},
-    "one off": one_off,
+    **{f"crontab {minutes}": recurring("crontab", partial(cron, minutes)) for minutes in ("*", "*/2")},
+    **{f"interval {seconds}": recurring("interval", partial(every, seconds)) for seconds in (10, 45)},
+    "one off": lambda _: {"one_off": True},
     **{f"start {seconds}": moment("start_time", seconds) for seconds in (None, -30, 40)},
     **{f"expires {seconds}": moment("expires", seconds) for seconds in (None, -30, 25, 90)},
-    "disable": enabled(on=False),
-    "enable": enabled(on=True),
+    "disable": lambda _: {"enabled": False},
+    "enable": lambda _: {"enabled": True},
 }
 
 
-@dataclass
-class Definition:
-    """Row as the leader last read it, or as it is."""
+def schedule_of(task: Any) -> tuple[Any, ...]:
+    return task.interval_id, task.crontab_id, task.clocked_id, task.start_time
 
-    fields: tuple[Any, ...]
-    task: Any
 
-    @classmethod
-    def of(cls, task: Any) -> Definition:
-        kinds = (task.interval_id, task.crontab_id, task.clocked_id)
-        return cls((*kinds, task.enabled, task.one_off, task.start_time, task.expires), task)
+def definition_of(task: Any) -> tuple[Any, ...]:
+    return (*schedule_of(task), task.enabled, task.one_off, task.expires)
 
-    @property
-    def schedule(self) -> tuple[Any, ...]:
-        return (*self.fields[:3], self.task.start_time)
 
-    def due(self, after: datetime, until: datetime) -> Iterator[datetime]:
-        """Yield the calendar's instants. Those of an interval depend on its position."""
-        task = self.task
-        if not task.enabled:
-            return
-        if task.clocked is not None:
-            found = [max(task.clocked.clocked_time, task.start_time or START)]
-        elif task.crontab is not None and not task.one_off:
-            step = 120 if task.crontab.minute == "*/2" else 60
-            last = (until - HOUR) // timedelta(seconds=step)
-            found = [HOUR + last * timedelta(seconds=step)]
-        else:
-            return
-        for instant in found:
-            started = task.start_time is None or instant >= task.start_time
-            if after < instant <= until and started and (task.expires is None or instant < task.expires):
-                yield instant
+def due(task: Any, after: datetime, until: datetime) -> list[datetime]:
+    """Return the calendar's instants. Those of an interval depend on its position."""
+    if not task.enabled:
+        return []
+    if task.clocked is not None:
+        instant = max(task.clocked.clocked_time, task.start_time or START)
+    elif task.crontab is not None and not task.one_off:
+        step = timedelta(minutes=2 if task.crontab.minute == "*/2" else 1)
+        instant = HOUR + (until - HOUR) // step * step
+    else:
+        return []
+    started = task.start_time is None or instant >= task.start_time
+    return [instant] if after < instant <= until and started and (not task.expires or instant < task.expires) else []
 
 
 class Simulation:
@@ -291,13 +257,14 @@ class Simulation:
     def __init__(self) -> None:
         self.world = World()
         self.replica: Replica | None = None
-        self.known: Definition | None = None
+        #: Row as the leader last read it.
+        self.known: Any = None
         self.expected: list[datetime] = []
         self.edits_on_send: list[str] = []
         #: Number of verdicts before the last edit, if that gave the row another schedule.
         self.last_edit: int | None = None
         self.enabled_at_last_edit = True
-        self._definition = (-1, None)
+        self._read: tuple[int, Any] = (-1, None)
         with frozen(self.world):
             self.pk = row("task", crontab=cron("*")).pk
 
@@ -305,11 +272,11 @@ class Simulation:
     def task(self) -> Any:
         return PeriodicTask.objects.select_related("interval", "crontab", "clocked").get(pk=self.pk)
 
-    def definition(self) -> Definition:
-        count = self.world.changes.count
-        if self._definition[0] != count:
-            self._definition = (count, Definition.of(self.task))
-        return self._definition[1]
+    def task_as_marked(self) -> Any:
+        """Return the row as of the last mark, without a query if there was no other one."""
+        if self._read[0] != self.world.changes.count:
+            self._read = (self.world.changes.count, self.task)
+        return self._read[1]
 
     def on_send(self) -> None:
         """Edit the row as its own task does, before the leader writes anything."""
@@ -320,27 +287,25 @@ class Simulation:
     def edit(self, name: str) -> None:
         with frozen(self.world):
             task = self.task
-            before = Definition.of(task).schedule
-            EDITS[name](task, self.world.now)
+            before = schedule_of(task)
+            for field_name, value in EDITS[name](self.world.now).items():
+                setattr(task, field_name, value)
             task.save()
         self.enabled_at_last_edit = task.enabled
-        self.last_edit = len(self.world.verdicts) if Definition.of(task).schedule != before else None
+        self.last_edit = len(self.world.verdicts) if schedule_of(task) != before else None
         self.world.changes.update_changed()
 
     def wait(self, seconds: int, *, reads_first: bool = True) -> None:
         until = self.world.now + timedelta(seconds=seconds)
         while self.world.now < until:
-            before, row_is = self.world.now, self.definition()
+            before, task = self.world.now, self.task_as_marked()
             self.world.now += TICK
-            if self.known is not None and self.known.fields == row_is.fields:
-                self.expected += row_is.due(before, self.world.now)
+            if self.known is not None and definition_of(self.known) == definition_of(task):
+                self.expected += due(task, before, self.world.now)
             if self.replica is not None:
                 with frozen(self.world):
                     self.replica.tick(reads_first=reads_first)
-                self.known = self.definition()
-
-    def lead(self) -> None:
-        self.replica = Replica(self.world, self.on_send)
+                self.known = self.task_as_marked()
 
     def act(self, action: tuple[str, Any]) -> None:
         kind, value = action
@@ -356,12 +321,7 @@ class Simulation:
             case "kill":
                 self.replica = None
             case "lead":
-                self.lead()
-
-    def finish(self) -> None:
-        self.edits_on_send = []
-        self.lead()
-        self.wait(QUIET_END)
+                self.replica = Replica(self.world, self.on_send)
 
     def assert_accounted_for(self) -> None:
         world = self.world
@@ -387,15 +347,10 @@ class Simulation:
         recent = [when for _, when in world.sent() if when > world.now - timedelta(seconds=130)]
         if task.expires is not None and task.expires <= world.now:
             assert not task.enabled
-        elif (
-            task.enabled
-            and task.clocked is None
-            and not task.one_off
-            and (task.start_time is None or task.start_time < world.now - timedelta(seconds=130))
-        ):
-            assert recent, "a recurring row is silent"
         elif task.enabled and task.clocked is not None:
             assert task.clocked.clocked_time > world.now or (task.start_time or START) > world.now
+        elif task.enabled and not task.one_off and (task.start_time or START) < world.now - timedelta(seconds=130):
+            assert recent, "a recurring row is silent"
 
 
 ACTIONS = st.one_of(
@@ -423,11 +378,11 @@ def _database() -> Iterator[None]:
 def check(actions: list[tuple[str, Any]]) -> None:
     PeriodicTask.objects.all().delete()
     simulation = Simulation()
-    simulation.lead()
-    simulation.wait(15)
-    for action in actions:
+    for action in [("lead", None), ("wait", 15), *actions]:
         simulation.act(action)
-    simulation.finish()
+    simulation.edits_on_send = []
+    for action in [("lead", None), ("wait", QUIET_END)]:
+        simulation.act(action)
     simulation.assert_accounted_for()
     simulation.assert_last_edit_is_followed()
     simulation.assert_goes_on()

@@ -1,7 +1,5 @@
 """Methods that a subclass of the database scheduler overrides."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Due instants of rows and their starting points, compared with django-celery-beat's."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any

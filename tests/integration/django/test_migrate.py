@@ -1,7 +1,5 @@
 """Migration from django-celery-beat's rows to a schedule in the settings."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 

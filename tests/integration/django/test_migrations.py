@@ -1,7 +1,5 @@
 """Migrations: the model of the page, and an index on django-celery-beat's table."""
 
-from __future__ import annotations
-
 from io import StringIO
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Admin page "Beat cluster" in a browser."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Reading of changed rows at a cost that does not depend on the others, on a real database."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -67,8 +65,11 @@ class Table:
         self.pages_read += 1
         self.clock.ahead += self.page_seconds
 
-    def turn(self) -> None:
-        self.reader.turn()
+    def turn(self, times: int = 1, *, seconds: float = 0.0) -> None:
+        """Do turns, and let this time go by after each."""
+        for _ in range(times):
+            self.reader.turn()
+            self.clock.ahead += seconds
 
     @property
     def names(self) -> set[str]:
@@ -141,9 +142,7 @@ def test_marked_change_is_found_by_the_next_check(table, change):
     """Reading few rows, if they were saved, deleted, enabled or disabled."""
     row("off", enabled=False, interval=every(60))
     PeriodicTask.objects.filter(name="off").update(date_changed=table.reader._now() - timedelta(hours=1))
-    for _ in range(2):
-        table.turn()
-        table.clock.ahead += 10  # the pause after a complete read
+    table.turn(2, seconds=10)  # the pause after a complete read
     before, table.rows_read = table.reader.table.number, 0
     change(table.tasks)
     table.turn()
@@ -157,8 +156,7 @@ def test_marked_change_is_found_by_the_next_check(table, change):
 
 def test_edits_in_each_second_read_their_rows_and_count_now_and_then(table, monkeypatch):
     """A deletion in the same second as another edit takes effect within five seconds."""
-    table.turn()
-    table.clock.ahead += 10
+    table.turn(seconds=10)
     counted: list[float] = []
     totals = DjangoQueries.totals
 
@@ -180,22 +178,16 @@ def test_edits_in_each_second_read_their_rows_and_count_now_and_then(table, monk
     assert "task 9" not in table.names
     assert table.rows_read == 20
     assert len(counted) == 4
-    for _ in range(20):
-        table.turn()
-        table.clock.ahead += 1
+    table.turn(20, seconds=1)
     assert last + 3 <= counted[-1] <= last + 3 + 5
 
 
 def test_many_rows_enabled_in_bulk_beside_a_saved_one_are_found(table):
     update(table.tasks[10:20], enabled=False)
-    for _ in range(2):
-        table.turn()
-        table.clock.ahead += 70
+    table.turn(2, seconds=70)
     saved(table.tasks)
     update(table.tasks[10:20], enabled=True)
-    for _ in range(3):
-        table.turn()
-        table.clock.ahead += 5
+    table.turn(3, seconds=5)
     table.assert_up_to_date()
 
 
@@ -215,12 +207,8 @@ def test_differences_are_found_again_after_the_database_failed(table, monkeypatc
 
     monkeypatch.setattr(DjangoQueries, "of", fail_once)
     with pytest.raises(OperationalError):
-        for _ in range(8):
-            table.clock.ahead += 1
-            table.turn()
-    for _ in range(8):
-        table.clock.ahead += 1
-        table.turn()
+        table.turn(8, seconds=1)
+    table.turn(8, seconds=1)
     table.assert_up_to_date()
 
 
@@ -233,9 +221,7 @@ def test_bulk_update_during_a_complete_read_is_found_a_minute_later(table):
     assert table.pages_read == 1
     saved(table.tasks)
     update(table.tasks[:2], interval=every(60))
-    for _ in range(80):
-        table.turn()
-        table.clock.ahead += 1
+    table.turn(80, seconds=1)
     table.assert_up_to_date()
 
 
@@ -245,15 +231,13 @@ def test_many_rows_that_were_saved_at_once_are_read_completely_once(table):
     complete = table.reader.complete
     for _ in range(5):
         saved(table.tasks)
-        table.turn()
-        table.clock.ahead += 1
+        table.turn(seconds=1)
     assert table.reader.complete == complete + 1
     table.assert_up_to_date()
 
 
 def test_check_without_a_change_reads_no_row(table):
-    table.turn()
-    table.clock.ahead += 10
+    table.turn(seconds=10)
     table.rows_read = 0
     table.turn()
     assert table.rows_read == 0
@@ -289,51 +273,44 @@ def test_row_of_a_process_with_another_clock_is_found(table, hours):
 def test_bulk_update_that_a_later_change_hides_is_found_within_a_minute(table):
     update(table.tasks[10:20], interval=every(60))
     row("new", interval=every(60))
-    table.turn()
-    table.clock.ahead += 61
-    for _ in range(ROWS):
-        table.turn()
+    table.turn(seconds=61)
+    table.turn(ROWS)
     table.assert_up_to_date()
 
 
 def test_marked_change_during_an_outage_is_found_after_it(table, monkeypatch):
     """The mark was read, and then the connection was lost for longer than a follow-up takes."""
-    table.turn()
-    table.clock.ahead += 10
+    table.turn(seconds=10)
     table.turn()
     update(table.tasks[10:20], interval=every(60))
     with monkeypatch.context() as patched:
         patched.setattr(DjangoQueries, "saved_since", Mock(side_effect=OperationalError))
         with pytest.raises(OperationalError):
-            table.turn()
-    table.clock.ahead += 10
+            table.turn(seconds=10)
     table.turn()
     table.assert_up_to_date()
 
 
 def test_row_disabled_while_it_is_read_is_found_when_enabled(table, monkeypatch):
     """A row is read by two queries, and another transaction may disable it between them."""
-    table.turn()
-    table.clock.ahead += 10
+    table.turn(seconds=10)
     table.turn()
     new = row("new", interval=every(60))
+    saved(table.tasks)
     with monkeypatch.context() as patched:
         patched.setattr(table.reader.table, "_models", lambda _: ())
         table.turn()
-    assert "new" not in table.names
+    assert not table.names & {"new", table.tasks[3].name}
     PeriodicTask.objects.filter(pk=new.pk).update(enabled=True)
     PeriodicTasks.update_changed()
-    for _ in range(3):
-        table.clock.ahead += 1
-        table.turn()
+    table.turn(3, seconds=1)
     table.assert_up_to_date()
 
 
 def test_unmarked_change_is_found_within_minutes(table):
     """``QuerySet.update()`` sends no signal. Instants of the new schedule before it was read are not owed."""
     short = every(60)
-    table.turn()
-    table.clock.ahead += 10
+    table.turn(seconds=10)
     table.turn()
     with connection.cursor() as cursor:
         cursor.execute(f"DELETE FROM django_celery_beat_periodictask WHERE id = {table.tasks[0].pk}")
@@ -342,8 +319,7 @@ def test_unmarked_change_is_found_within_minutes(table):
     assert "task 0" in table.names
     table.clock.ahead += FULL_READ_INTERVAL
     checked_at = table.reader._checked_at
-    for _ in range(ROWS):
-        table.turn()
+    table.turn(ROWS)
     table.assert_up_to_date()
     assert table.reader.table.entries[str(table.tasks[5].pk)].since >= checked_at
 

@@ -1,14 +1,12 @@
 """Life of rows with one leader: enqueued once, written back, edited, disabled, enabled, deleted."""
 
-from __future__ import annotations
-
 import time
 
 import pytest
 from django_celery_beat.models import PeriodicTask
 
 from tests.integration.django.beats import beats, kill_leader
-from tests.integration.django.rows import at, every, fresh, row, soon, switch, wait_for_verdict, wait_until_disabled
+from tests.integration.django.rows import every, fresh, row, switch, wait_for_verdict
 from tests.support.servers import wait_for
 
 
@@ -27,16 +25,6 @@ def test_rows_are_enqueued_and_their_runs_are_written(any_site):
     assert fresh(fast).last_run_at is not None
     instants = [headers["ha_beat"]["scheduled_at"] for headers in messages]
     assert len(instants) == len(set(instants))
-
-
-@pytest.mark.slow
-def test_one_off_and_clocked_rows_run_once_and_are_disabled(any_site):
-    tasks = [row("one off", interval=every(1), one_off=True), row("clocked", clocked=at(soon(2)), one_off=True)]
-    with beats(any_site):
-        for task in tasks:
-            wait_until_disabled(task)
-        time.sleep(2.5)
-    assert sorted(any_site.names()) == ["clocked", "one off"]
 
 
 @pytest.mark.slow
@@ -73,14 +61,3 @@ def test_row_that_was_disabled_owes_nothing_when_enabled(site):
         site.wait_for_more(1, within=15)
         waited = time.time() - enabled_at
     assert waited > 1.9, "an occurrence from before it was enabled was enqueued"
-
-
-@pytest.mark.slow
-def test_row_with_invalid_arguments_is_reported_and_kept(site):
-    bad = row("bad", interval=every(0.3), args="[")
-    row("good", interval=every(0.3))
-    with beats(site) as cluster:
-        site.wait_for("good")
-        cluster.wait_for_leader().wait_for_log("action=entry_failed entry=bad reason=invalid")
-    assert "bad" not in site.names()
-    assert fresh(bad).enabled

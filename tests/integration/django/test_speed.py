@@ -1,7 +1,5 @@
 """Speed and number of queries with many rows, compared with stock django-celery-beat."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

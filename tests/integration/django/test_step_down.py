@@ -1,7 +1,5 @@
 """A leader that steps down and keeps running writes all its runs."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

@@ -1,7 +1,5 @@
 """A router places django-celery-beat's tables in another database than the default one."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

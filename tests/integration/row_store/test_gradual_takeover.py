@@ -1,7 +1,5 @@
 """Takeover of a large schedule from each store: due entries first, and edits during the load."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections import Counter

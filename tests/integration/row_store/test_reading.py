@@ -70,6 +70,7 @@ def test_unreadable_row_is_reported_and_others_are_read(rows):
     replica = Replica(rows, leads=False)
     assert replica.names == {"good"}
     assert replica.failed_entries() == [("bad", EntryFault.INVALID)]
+    assert rows.state()["bad"][0] is True
 
 
 def test_stale_read_from_a_database_replica_is_harmless(rows, now, monkeypatch):

@@ -1,7 +1,5 @@
 """Real beats whose schedule is in sqlalchemy-celery-beat's tables."""
 
-from __future__ import annotations
-
 import json
 import time
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """When the rows are compared with the known ones, and at what cost."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The Celery app of the tests' Django project. Its schedule is BEAT_SPEC, JSON: name -> {"every": seconds, ...}."""
 
-from __future__ import annotations
-
 import json
 import os
 

@@ -1,7 +1,5 @@
 """For projects that have django-celery-beat's tables in a database of their own."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

@@ -1,7 +1,5 @@
 """Scheduler class of the project, with methods that it overrides."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Django's settings for the tests. SITE_DATABASE (JSON) is the database, SITE_SETTINGS (JSON) overrides the rest."""
 
-from __future__ import annotations
-
 import json
 import os
 

@@ -1,7 +1,5 @@
 """Start of the scheduler for sqlalchemy-celery-beat."""
 
-from __future__ import annotations
-
 import pytest
 from celery import Celery
 
