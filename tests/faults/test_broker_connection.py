@@ -63,7 +63,7 @@ class ProxiedPublisher:
         before_last: Callable[[], object] = lambda: None,
         before_wait: Callable[[], object] = lambda: None,
     ) -> list[Sent]:
-        """Send messages before the broker has answered the first. The functions run in between."""
+        """Send messages before the broker has answered the first. Call the functions in between."""
         deliveries = [Delivery() for _ in messages]
         for message, delivery in zip(messages, deliveries, strict=True):
             if delivery is deliveries[-1]:
@@ -111,7 +111,7 @@ def proxied(rabbitmq: RabbitMQ) -> Iterator[ProxiedPublisher]:
 
 
 def bounded(act: Callable[[], object], proxied: ProxiedPublisher) -> Exception | None:
-    """Return the exception that it raises, in bounded time."""
+    """Call a function. Return its exception; fail if it takes too long."""
     raised: list[Exception] = []
 
     def run() -> None:
@@ -130,7 +130,7 @@ def bounded(act: Callable[[], object], proxied: ProxiedPublisher) -> Exception |
 
 
 def not_sent(act: Callable[[], object], proxied: ProxiedPublisher) -> str:
-    """Return why nothing was sent; the outcome must be certain, and in bounded time."""
+    """Return why certainly nothing was sent; fail if it takes too long."""
     exc = bounded(act, proxied)
     assert isinstance(exc, StoreUnavailable), exc
     assert not exc.acted
@@ -161,7 +161,7 @@ def test_message_after_a_break_is_certainly_not_sent(proxied: ProxiedPublisher, 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["reply lost", "silence"])
 def test_message_is_certainly_not_sent_if_declaring_its_queue_fails(proxied: ProxiedPublisher, silent: bool):
-    """The time is bounded, since the main loop and the lease wait."""
+    """In bounded time, since the main loop waits."""
     message = proxied.message()
     proxied.publisher.ready()
     proxied.proxy.blackhole() if silent else proxied.proxy.cut_reply_after(proxied.queue.encode())
@@ -308,7 +308,7 @@ def test_silent_idle_connection_is_noticed_before_a_message_is_sent(proxied: Pro
 
 
 def test_every_read_has_a_timeout_that_tls_heeds(proxied: ProxiedPublisher):
-    """Python's TLS keeps reading after a timeout of the operating system, and so does amqp within a frame."""
+    """A timeout of the operating system does not end a read of Python's TLS, or of amqp within a frame."""
     made = []
     settimeout = socket.socket.settimeout
 

@@ -1,5 +1,6 @@
-"""The leader is paused, killed or asked something while it enqueues 1,000 entries that are due at once. Each is
-enqueued exactly once, by it or by the next leader.
+"""Leader that is paused, killed or asked to stop while it enqueues 1,000 entries with the same due instant.
+
+Each entry is enqueued exactly once, by this leader or by the next.
 
     BURST=10000 pytest --full tests/faults/test_burst.py     takes about five minutes
 """
@@ -28,7 +29,7 @@ LEAD_TIMES = (8.0 + COUNT / 1000, 30.0 + COUNT / 250)
 
 @pytest.fixture
 def scenario() -> Iterator[ClusterScenario]:
-    """Start three replicas with entries that are all due at one instant some seconds from now."""
+    """Start three replicas whose entries have one due instant, some seconds from now."""
     for due_at in due_times(*LEAD_TIMES):
         burst = {"every": 3600, "first": due_at, "n": COUNT}
         with ClusterScenario(spec={"fast": {"every": 0.2}, "burst": burst}, settings={"lease_ttl": 2}) as made:
@@ -40,7 +41,7 @@ def scenario() -> Iterator[ClusterScenario]:
 
 
 def wait_until_armed(scenario: ClusterScenario) -> None:
-    """Wait for the records of the start of these entries, which must not be taken for those of the burst."""
+    """Wait until the burst's entries are armed. The records of that are no records of the burst."""
     fields = [b"e:" + MIDDLE, b"e:" + LATER]
     ledger, admin = scenario.cluster.key("ledger"), scenario.redis.admin
     wait_for(lambda: None not in admin.hmget(ledger, fields), LEAD_TIMES[-1], "the entries to be armed", 0.1)
@@ -84,9 +85,7 @@ def assert_each_once(scenario: ClusterScenario, leaders: int = 2) -> None:
 
 @pytest.mark.slow
 def test_leader_paused_in_a_burst_is_refused_and_can_lead_again(scenario: ClusterScenario):
-    """The batch in flight arrives after the takeover and is refused. The resumed leader becomes a standby and can
-    lead later.
-    """
+    """The batch in flight arrives after the takeover and is refused. The resumed replica can lead again later."""
     leader = scenario.cluster.wait_for_leader()
     held = hold_in_mid_burst(scenario, leader)
     leader.pause()
@@ -126,9 +125,7 @@ def test_leader_killed_in_a_burst_leaves_the_rest_to_the_next(scenario: ClusterS
 
 @pytest.mark.slow
 def test_batch_that_arrives_just_before_the_takeover_counts(scenario: ClusterScenario):
-    """The batch in flight arrives after the leader's death and before the takeover. It is enqueued, and the next
-    leader continues after it.
-    """
+    """The batch in flight arrives after the leader's death and is enqueued. The next leader continues after it."""
     leader = scenario.cluster.wait_for_leader()
     held = hold_in_mid_burst(scenario, leader)
     before = sent(scenario)
@@ -143,7 +140,7 @@ def test_batch_that_arrives_just_before_the_takeover_counts(scenario: ClusterSce
 
 @pytest.mark.slow
 def test_step_down_in_a_burst_leaves_the_rest_to_the_next(scenario: ClusterScenario):
-    """What the first leader has prepared, and not sent, is of its term. A later batch of it is refused."""
+    """Occurrences that the first leader has prepared belong to its term: a later batch with them is refused."""
     leader = scenario.cluster.wait_for_leader()
     held = hold_in_mid_burst(scenario, leader)
     later = scenario.nemesis.lease_proxy(leader).hold(containing(b"EVALSHA", LATER, b'"verdict":"enqueued"'))

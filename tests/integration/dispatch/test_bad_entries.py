@@ -1,4 +1,4 @@
-"""Bad entries, which must not stop the others."""
+"""Bad entries. They must not stop the others."""
 
 import logging
 from datetime import UTC, datetime, timedelta
@@ -37,7 +37,7 @@ SKIPPED: dict[str, tuple[dict[str, Any], str]] = {
     "unusable expires": ({"task": "good", "options": {"expires": "soon"}}, "soon"),
     "lazy argument raises": ({"task": "good", "args": (BeatLazyFunc(fails),)}, "no argument today"),
     "apply_async raises": ({"task": "raises"}, "no sending today"),
-    "arguments that the task has not": ({"task": "typed", "args": (1, 2, 3)}, "TypeError"),
+    "arguments that the task does not have": ({"task": "typed", "args": (1, 2, 3)}, "TypeError"),
 }
 
 
@@ -66,7 +66,7 @@ def detail(record: logging.LogRecord) -> str:
 
 
 def test_declining_task_is_skipped_quietly(comparison: RedisComparison, caplog: pytest.LogCaptureFixture):
-    """It returns and publishes nothing: celery-singleton does so while the previous run is queued."""
+    """The task returns and publishes nothing, as with celery-singleton while the previous run is queued."""
     comparison.run_scheduler({"a-bad one": {"task": "silent"}, **GOOD})
     assert sorted(comparison.queued()) == sorted(GOOD)
     row = comparison.ledger()["a-bad one"]
@@ -125,7 +125,7 @@ def test_entry_that_cannot_be_scheduled_is_left_out(
 def test_queue_key_of_another_type_stops_only_its_own_entry(
     comparison: RedisComparison, caplog: pytest.LogCaptureFixture
 ):
-    """kombu reports it like a lost connection."""
+    """kombu reports such a key like a lost connection."""
     comparison.server.admin.set("taken", "not a list")
     comparison.run_scheduler({"a-bad one": {"task": "good", "options": {"queue": "taken"}}, **GOOD})
     assert sorted(comparison.queued()) == sorted(GOOD)
@@ -135,7 +135,7 @@ def test_queue_key_of_another_type_stops_only_its_own_entry(
 
 
 def test_overdue_entries_are_enqueued_in_order_of_due_time(make_comparison: MakeComparison):
-    """Over several batches, whatever the order of the schedule."""
+    """Over several batches, in any order of the schedule."""
     comparison = make_comparison({"ha_beat_batch_size": 7})
     now = datetime.now(UTC)
     late = {f"late-{n:02}": now - timedelta(hours=1, seconds=(n * 37) % 50 + 1) for n in range(50)}

@@ -29,12 +29,12 @@ def nothing() -> None: ...
 
 
 def ask_lock_server() -> None:
-    """Raise redis-py's ConnectionError: nothing listens there."""
+    """Raise redis-py's ConnectionError: no server listens on this port."""
     redis.Redis(port=free_port(), retry=Retry(NoBackoff(), 0)).ping()
 
 
 class Locked(Task):  # type: ignore[type-arg]
-    """Task that asks a lock server of its own, which is away for the first calls."""
+    """Task that asks its own lock server, which is unreachable for the first calls."""
 
     abstract = True
     away_for = 0
@@ -58,8 +58,8 @@ def failures(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     return [vars(record) for record in caplog.records if vars(record).get("action") == "entry_failed"]
 
 
-def test_entry_whose_own_server_is_away_for_a_moment_is_sent_late(make_comparison: MakeComparison, caplog):
-    """The others do not wait, the leader goes on, and the error is logged once."""
+def test_entry_whose_own_server_is_unreachable_for_a_moment_is_late(make_comparison: MakeComparison, caplog):
+    """The other entries do not wait, the leader continues, and the error is logged once."""
     comparison = comparison_with(make_comparison, away_for=2)
     caplog.set_level(logging.INFO)
     comparison.run_scheduler({"a-locked": {"task": "locked"}, **GOOD})
@@ -73,8 +73,8 @@ def test_entry_whose_own_server_is_away_for_a_moment_is_sent_late(make_compariso
 @pytest.mark.parametrize(
     "late", [{}, {"schedule": 1.0, "last_run_at": datetime(2020, 1, 1, tzinfo=UTC)}], ids=["daily", "frequent"]
 )
-def test_entry_whose_own_server_stays_away_is_skipped_with_the_reason(make_comparison: MakeComparison, late: Any):
-    """Also an entry that is due more often than the deadline: it has a newer instant at each attempt."""
+def test_entry_whose_own_server_stays_unreachable_is_skipped(make_comparison: MakeComparison, late: Any):
+    """An entry that is due more often than the deadline has a newer instant at each attempt."""
     comparison = comparison_with(make_comparison, away_for=1000, deadline=1)
     comparison.run_scheduler({"a-locked": {"task": "locked", **late}, **GOOD})
     row = comparison.ledger()["a-locked"]
@@ -102,7 +102,7 @@ class IoWhenEncoded:
     """Argument that does I/O while it is encoded, as a lazy query does."""
 
     def __json__(self) -> str:
-        raise ConnectionError("the database is away")
+        raise ConnectionError("the database is unreachable")
 
 
 @pytest.fixture
@@ -117,8 +117,8 @@ def dispatcher(app: Celery) -> AtomicDispatcher:
     return app_dispatcher(app, Keys("build"))
 
 
-def raise_away(*_: Any, **__: Any) -> Any:
-    raise ConnectionError("away")
+def raise_unreachable(*_: Any, **__: Any) -> Any:
+    raise ConnectionError("unreachable")
 
 
 def test_error_is_the_entrys_if_the_broker_answers(app: Celery, dispatcher: AtomicDispatcher):
@@ -126,24 +126,24 @@ def test_error_is_the_entrys_if_the_broker_answers(app: Celery, dispatcher: Atom
     assert fault_of(dispatcher, entry(app, task="locked")) is BuildFault.TASK
     assert fault_of(dispatcher, entry(app, args=(IoWhenEncoded(),))) is BuildFault.TASK
     assert fault_of(dispatcher, entry(app, args=(object(),))) is BuildFault.MESSAGE
-    app.backend.on_task_call = raise_away  # type: ignore[method-assign]
+    app.backend.on_task_call = raise_unreachable  # type: ignore[method-assign]
     assert fault_of(dispatcher, entry(app)) is BuildFault.TASK
-    app.conf.task_routes = [raise_away]
+    app.conf.task_routes = [raise_unreachable]
     assert fault_of(dispatcher, entry(app, task="routed")) is BuildFault.TASK
 
 
 def test_exception_of_a_signal_receiver_does_not_stop_the_message(app: Celery, dispatcher: AtomicDispatcher):
-    before_task_publish.connect(raise_away, weak=False)
+    before_task_publish.connect(raise_unreachable, weak=False)
     try:
         build(dispatcher, entry(app))
     finally:
-        before_task_publish.disconnect(raise_away)
+        before_task_publish.disconnect(raise_unreachable)
 
 
-def test_error_is_the_brokers_if_the_broker_is_away(
+def test_error_is_the_brokers_if_the_broker_is_unreachable(
     redis_server: RedisServer, app: Celery, dispatcher: AtomicDispatcher
 ):
-    """Whether a declaration or the entry's own connection to the same server meets it first."""
+    """A declaration fails first, or the entry's own connection to the same server."""
     build(dispatcher, entry(app))
     redis_server.stop()
     with pytest.raises(StoreUnavailable):

@@ -16,7 +16,7 @@ from tests.support.schedulers import closing
 
 
 def test_burst_of_500_needs_few_round_trips(make_comparison: MakeComparison):
-    """There is no round trip per entry, neither by script nor by another command."""
+    """No script and no other command makes a round trip per entry."""
     comparison = make_comparison({"ha_beat_batch_size": 100})
     admin = comparison.server.admin
     admin.config_resetstat()
@@ -26,7 +26,7 @@ def test_burst_of_500_needs_few_round_trips(make_comparison: MakeComparison):
     assert admin.llen("celery") == 500
     # One command pushes the messages of a batch.
     assert calls["lpush"] < 60, calls
-    # The commands inside of scripts are counted too, so only these are round trips.
+    # Redis also counts the commands inside scripts, so only these are round trips.
     trips = sum(calls.get(name, 0) for name in ("evalsha", "eval", "multi", "exec", "llen", "sadd"))
     assert calls["evalsha"] < 60, calls
     assert trips < 100, calls

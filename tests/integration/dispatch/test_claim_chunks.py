@@ -1,4 +1,4 @@
-"""Answers of the broker that come after several messages of a chunk."""
+"""Answers of the broker that arrive after several messages of a chunk were sent."""
 
 from collections import Counter
 from dataclasses import replace
@@ -13,7 +13,7 @@ from tests.support.claim_leader import ACCEPTED, NACK, UNANSWERED, Killed, Leade
 
 @pytest.mark.parametrize(("confirmed", "outcome"), [(3, UNANSWERED), (17, NACK)])
 def test_broker_that_answers_some_of_a_chunk(leader: Leader, confirmed: int, outcome: Sent):
-    """What was confirmed is enqueued, and what was not sent after a broken connection is taken back."""
+    """Confirmed messages are enqueued. Messages that were not sent after a broken connection are taken back."""
     leader.publisher.answers_late = True
     leader.publisher.outcomes = [ACCEPTED] * (1 + confirmed) + [outcome] * (CHUNK - confirmed)
     kinds = leader.submit_kinds(*leader.batch(CHUNK + 3))
@@ -31,7 +31,7 @@ def test_end_of_trust_in_mid_chunk_confirms_what_was_sent(leader: Leader):
 
 
 def test_end_of_trust_in_the_wait_before_a_message_sends_nothing(leader: Leader):
-    """The wait for the others' answers has no limit, and the next leader may send the message again meanwhile."""
+    """The wait for earlier answers has no limit. By its end, the next leader may have sent the message."""
     leader.submit(*leader.batch(1))
     leader.publisher.on_settle_before = lambda: setattr(leader, "trusted", False)
     assert leader.submit_kinds(leader.operation("late")) == ["unsent"]
@@ -40,7 +40,7 @@ def test_end_of_trust_in_the_wait_before_a_message_sends_nothing(leader: Leader)
 
 @pytest.mark.parametrize("policy", UncertainPolicy)
 def test_death_before_the_answers_leaves_the_chunk_open(leader: Leader, policy: UncertainPolicy):
-    """And nothing else. The next leader finds the claims."""
+    """The next leader finds the chunk's claims, and no others."""
     leader.publisher.answers_late = True
     leader.publisher.before_settle = lambda: leader.publisher.sends > 1 and die()
     with pytest.raises(Killed):
@@ -52,7 +52,7 @@ def test_death_before_the_answers_leaves_the_chunk_open(leader: Leader, policy: 
     assert new.submit_kinds(*new.batch(CHUNK + 3)[-2:]) == ["done"] * 2
 
 
-def test_error_in_mid_chunk_leaves_the_answers_to_the_others(leader: Leader):
+def test_error_in_mid_chunk_leaves_the_other_answers_alone(leader: Leader):
     leader.publisher.answers_late = True
     leader.publisher.outcomes = [ACCEPTED] * 3 + [ValueError("a bug")]
     operations = leader.batch(5)

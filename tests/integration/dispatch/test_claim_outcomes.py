@@ -23,7 +23,6 @@ from tests.support.claim_leader import (
     UNANSWERED,
     Leader,
 )
-from tests.support.servers import RedisServer
 
 # --- Each outcome under each policy
 
@@ -45,7 +44,7 @@ def test_claim_is_written_before_the_message_is_sent(leader: Leader):
 
 @pytest.mark.parametrize("policy", UncertainPolicy)
 def test_refused_message_leaves_ledger_and_journal_unchanged(leader: Leader, policy: UncertainPolicy):
-    """It may be sent again."""
+    """The message may be sent again."""
     leader.submit(leader.operation())
     before = leader.raw()
     leader.publisher.outcomes = [NO_EXCHANGE]
@@ -64,7 +63,7 @@ def test_entry_whose_first_message_is_refused_has_no_row(leader: Leader):
 
 @pytest.mark.parametrize("sent", [UNANSWERED, NACK], ids=["cut", "nack"])
 def test_unknown_outcome_is_recorded_as_uncertain_under_skip(leader: Leader, sent: Sent):
-    """The answer has the row that is in the ledger, and the next occurrence replaces it."""
+    """The answer has the ledger's row, which the next occurrence replaces."""
     leader.publisher.outcomes = [sent]
     assert leader.submit(leader.operation()) == [Answer(AnswerKind.UNCERTAIN, leader.raw())]
     row = leader.row()
@@ -74,7 +73,7 @@ def test_unknown_outcome_is_recorded_as_uncertain_under_skip(leader: Leader, sen
 
 
 def test_unknown_outcome_stays_claimed_under_republish(leader: Leader):
-    """The message is sent until one publish is answered. The journal has one verdict in the end."""
+    """The message is sent until a publish is answered. Then the journal has one verdict."""
     leader.publisher.outcomes = [UNANSWERED]
     assert leader.submit(leader.operation(policy=REPUBLISH)) == [Answer(AnswerKind.AGAIN, leader.raw())]
     assert (leader.verdict(), leader.claims()) == ("claimed", OPEN)
@@ -85,7 +84,7 @@ def test_unknown_outcome_stays_claimed_under_republish(leader: Leader):
 
 @pytest.mark.parametrize("second", [NO_EXCHANGE, StoreUnavailable("away", acted=False)], ids=["refused", "unsent"])
 def test_claim_of_a_maybe_accepted_message_is_not_taken_back(leader: Leader, second: Any):
-    """A second publish that certainly failed does not tell whether the first was accepted."""
+    """The first publish may have been accepted, although the second certainly failed."""
     leader.publisher.outcomes = [UNANSWERED, second]
     for _ in range(2):
         answers = leader.submit(leader.operation(policy=REPUBLISH, expected=leader.raw()))
@@ -105,14 +104,14 @@ def test_message_that_one_of_several_queues_refused_is_partial(leader: Leader):
 
 
 def test_unreachable_broker_prevents_claims(leader: Leader):
-    """An operation without a message is written all the same."""
+    """An operation without a message is still written."""
     leader.publisher.away = "refused"
     assert leader.submit(leader.operation(), ARMED) == [Answer(AnswerKind.UNSENT, "refused"), DONE]
     assert (leader.raw(), leader.verdict("other")) == ("", "armed")
 
 
 def test_broken_connection_ends_the_publishing_of_a_batch(leader: Leader):
-    """Each further message would wait for a timeout. Their claims are taken back."""
+    """Each further message would wait for a timeout. The claims of the others are taken back."""
     leader.publisher.outcomes = [ACCEPTED, UNANSWERED]
     assert leader.submit_kinds(*leader.batch(30)) == ["done", "uncertain", *["unsent"] * 28]
     assert leader.publisher.accepted == ["message of entry 00"]
@@ -121,7 +120,7 @@ def test_broken_connection_ends_the_publishing_of_a_batch(leader: Leader):
 
 
 def test_refusal_of_one_message_does_not_stop_the_others(leader: Leader):
-    """Nor does a nack."""
+    """The same for a nack."""
     leader.publisher.outcomes = [NO_EXCHANGE, NACK]
     assert leader.submit_kinds(*leader.batch(4)) == ["error", "uncertain", "done", "done"]
 
@@ -138,27 +137,24 @@ def test_end_of_trust_in_mid_batch_ends_the_publishing(leader: Leader):
 
 
 @pytest.mark.parametrize(("sent", "busy"), [(NO_EXCHANGE, False), (UNANSWERED, True), (ACCEPTED, True)])
-def test_message_that_was_certainly_not_sent_keeps_no_entry_busy(shared_redis: RedisServer, sent: Sent, busy: bool):
-    leader = Leader(shared_redis)
+def test_message_that_was_certainly_not_sent_keeps_no_entry_busy(leader: Leader, sent: Sent, busy: bool):
     leader.publisher.outcomes = [sent]
-    leader.dispatcher.submit(leader.term, [replace(leader.operation(), busy_ms=60_000, overlaps=False)])
+    leader.submit(replace(leader.operation(), busy_ms=60_000, overlaps=False))
     assert leader.admin.hexists(KEYS.busy, "e:entry") is busy
 
 
-def test_message_that_was_not_sent_leaves_the_mark_of_one_that_runs(shared_redis: RedisServer):
-    leader = Leader(shared_redis)
+def test_message_that_was_not_sent_leaves_the_mark_of_one_that_runs(leader: Leader):
     leader.admin.hset(KEYS.busy, "e:entry", f"{round(time.time() * 1000)} the running message")
     leader.publisher.outcomes = [NO_EXCHANGE]
-    leader.dispatcher.submit(leader.term, [replace(leader.operation(), busy_ms=60_000)])
+    leader.submit(replace(leader.operation(), busy_ms=60_000))
     assert text(leader.admin.hget(KEYS.busy, "e:entry")).endswith(" the running message")
 
 
-def test_message_that_an_earlier_leader_did_not_send_keeps_no_entry_busy(shared_redis: RedisServer):
-    leader = Leader(shared_redis)
+def test_message_that_an_earlier_leader_did_not_send_keeps_no_entry_busy(leader: Leader):
     leader.trusted = False
     leader.client.faults = [("resolve", "cut")] * 50
     with pytest.raises(StoreUnavailable):
-        leader.dispatcher.submit(leader.term, [replace(leader.operation(), busy_ms=60_000, overlaps=False)])
+        leader.submit(replace(leader.operation(), busy_ms=60_000, overlaps=False))
     assert leader.admin.hexists(KEYS.busy, "e:entry")
     leader.client.faults = []
     successor = leader.successor()

@@ -1,7 +1,6 @@
 """Batches that are submitted again: a reply was lost, or Redis refused."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from tests.support.claim_leader import ACCEPTED, ARMED, DONE, NO_EXCHANGE, UNANS
 
 @pytest.mark.parametrize("of_request", [False, True], ids=["occurrence", "request"])
 def test_lost_reply_to_a_claim_is_detected_by_the_retry(leader: Leader, of_request: bool):
-    """There is one message and one verdict."""
+    """The message is sent once, and the journal has one verdict."""
     leader.client.faults = [("claim", "lost reply")]
     operation = leader.request_step() if of_request else leader.operation()
     with pytest.raises(StoreUnavailable):
@@ -28,9 +27,8 @@ def test_lost_reply_to_a_claim_is_detected_by_the_retry(leader: Leader, of_reque
 
 
 def test_confirmation_whose_reply_was_lost_is_written_once(leader: Leader):
-    leader.dispatcher._batches._confirm_for = (
-        30.0  # a busy machine takes longer than the usual time for the first attempt
-    )
+    # On a busy machine, the first attempt may take longer than the usual limit.
+    leader.dispatcher._batches._confirm_for = 30.0
     leader.client.faults = [("resolve", "lost reply")]
     assert leader.submit(leader.operation()) == [DONE]
     assert leader.journal() == ["enqueued"]
@@ -58,7 +56,7 @@ def test_retry_after_a_failed_confirmation_sends_nothing_again(
 
 
 def test_retry_of_a_large_batch_continues_where_it_stopped(leader: Leader):
-    """The finished part is answered from memory."""
+    """Operations that were finished are answered without a round trip."""
     operations = leader.batch(50)
 
     def cut_at_the_thirtieth(number: int) -> None:
@@ -108,21 +106,24 @@ def test_batch_with_a_written_row_is_not_dropped_when_it_is_refused(leader: Lead
     assert not leader.dispatcher.drop_refused(batch)
 
 
-@contextmanager
-def full(leader: Leader) -> Iterator[None]:
-    """Have Redis refuse all writes."""
-    leader.admin.config_set("maxmemory", 1)
-    try:
-        yield
-    finally:
-        leader.admin.config_set("maxmemory", 0)
+@pytest.fixture
+def full(leader: Leader) -> Iterator[Callable[[bool], object]]:
+    """Return a function that makes Redis refuse all writes, or accept them again."""
+
+    def switch(on: bool) -> None:
+        leader.admin.config_set("maxmemory", int(on))
+
+    yield switch
+    switch(False)
 
 
-def test_refused_batch_is_dropped_and_another_one_takes_its_place(leader: Leader):
-    """Its entries are judged again, and may have another row or none by then."""
+def test_refused_batch_is_dropped_and_another_one_takes_its_place(leader: Leader, full: Callable[[bool], object]):
+    """By then its entries may have another row, or none."""
     batch = leader.batch(30)
-    with full(leader), pytest.raises(StoreRefused):
+    full(True)
+    with pytest.raises(StoreRefused):
         leader.submit(*batch)
+    full(False)
     assert leader.dispatcher.drop_refused(batch)
     assert leader.publisher.accepted == []
     assert leader.submit_kinds(replace(batch[0], row=batch[1].row)) == ["done"]
@@ -130,15 +131,13 @@ def test_refused_batch_is_dropped_and_another_one_takes_its_place(leader: Leader
     assert leader.claims() == {}
 
 
-def test_batch_with_a_sent_message_is_not_dropped_when_it_is_refused(leader: Leader):
+def test_batch_with_a_sent_message_is_not_dropped_when_it_is_refused(leader: Leader, full: Callable[[bool], object]):
     batch = leader.batch(30)
-    leader.publisher.before_send = lambda _: leader.admin.config_set("maxmemory", 1)
-    try:
-        with pytest.raises(StoreRefused):
-            leader.submit(*batch)
-    finally:
-        leader.admin.config_set("maxmemory", 0)
-        leader.publisher.before_send = lambda _: None
+    leader.publisher.before_send = lambda _: full(True)
+    with pytest.raises(StoreRefused):
+        leader.submit(*batch)
+    full(False)
+    leader.publisher.before_send = lambda _: None
     assert not leader.dispatcher.drop_refused(batch)
     assert set(leader.submit_kinds(*batch)) == {"done"}
     assert len(leader.publisher.accepted) == 30

@@ -7,7 +7,7 @@ from tests.support.claim_leader import DONE, Leader, Unreliable
 
 
 def test_stop_in_mid_batch_leaves_only_the_current_message_open(leader: Leader):
-    """Accepted messages are recorded, and unsent ones are left to the next leader."""
+    """Accepted messages are recorded. The next leader sends those that were not sent."""
 
     def stop_at_the_fourth(number: int) -> None:
         if number == 4:
@@ -46,7 +46,7 @@ def test_stop_without_claims_makes_no_round_trip(leader: Leader):
 
 
 def test_stop_without_redis_raises_nothing(leader: Leader):
-    """It runs in a signal handler."""
+    """The stop runs in a signal handler."""
     away = Unreliable(leader.server.client(decode_responses=False))
     away.faults = [("resolve", "cut")] * 2
 
@@ -62,7 +62,7 @@ def test_stop_without_redis_raises_nothing(leader: Leader):
 
 @pytest.mark.parametrize("place", ["send", "wait"])
 def test_stop_in_mid_chunk_records_what_the_broker_has_accepted(leader: Leader, place: str):
-    """The signal's handler takes back what was not sent. The answers come after it."""
+    """The signal handler takes back the claims that were not sent. The broker's answers arrive afterwards."""
     leader.publisher.answers_late = True
 
     def stop() -> None:

@@ -13,7 +13,6 @@ from tests.support.claim_leader import ARMED, DONE, KEYS, NO_EXCHANGE, OPEN, Lea
 
 
 def test_claim_under_an_ended_term_is_refused(leader: Leader):
-    """Nothing is sent."""
     leader.successor()
     with pytest.raises(FencedOff):
         leader.submit(leader.operation())
@@ -21,7 +20,7 @@ def test_claim_under_an_ended_term_is_refused(leader: Leader):
 
 
 def test_newer_term_records_an_open_claim_as_uncertain(leader: Leader):
-    """With every record of the claim, and once."""
+    """With every record of the claim, and only once."""
     leave_claimed(leader)
     new = leader.successor()
     claims = new.dispatcher.open_claims(new.term)
@@ -44,7 +43,7 @@ def test_ended_term_gives_up_no_claim(leader: Leader):
 
 
 def leave_unconfirmed(leader: Leader) -> Operation:
-    """Have a message accepted whose confirmation fails until the faults are removed."""
+    """Submit an operation whose message is accepted and whose confirmation fails until the faults are removed."""
     leader.client.faults = [("resolve", "cut")] * 50
     operation = leader.operation()
     with pytest.raises(StoreUnavailable):
@@ -55,7 +54,7 @@ def leave_unconfirmed(leader: Leader) -> Operation:
 @pytest.mark.parametrize("uncertain", [False, True], ids=["before it is uncertain", "after it was uncertain"])
 @pytest.mark.parametrize("way", ["stand by", "lead again"])
 def test_late_confirmation_turns_uncertain_into_enqueued(leader: Leader, uncertain: bool, way: str):
-    """The broker accepted the message and Redis was unreachable. No other change of a verdict is allowed."""
+    """The broker accepted the message while Redis was unreachable. No other change of a verdict is allowed."""
     operation = leave_unconfirmed(leader)
     new = leader.successor()
     if uncertain:
@@ -81,7 +80,7 @@ def test_confirmation_after_the_end_of_the_term_is_written_too(leader: Leader):
 
 
 def test_late_confirmation_does_not_replace_a_newer_row(leader: Leader):
-    """The journal has the verdict, the ledger the newer occurrence."""
+    """The verdict is in the journal. The ledger keeps the newer occurrence."""
     leave_unconfirmed(leader)
     new = leader.successor()
     newer = replace(new.operation(expected=new.raw(), rev=2), task_id="id of the next")
@@ -92,7 +91,7 @@ def test_late_confirmation_does_not_replace_a_newer_row(leader: Leader):
 
 
 def test_unsent_claim_of_an_ended_term_is_marked(leader: Leader):
-    """A newer leader has read the claimed row, so only that one restores it."""
+    """A newer leader has read the claimed row, so the newer leader restores the row."""
     leader.publisher.outcomes = [NO_EXCHANGE]
     leader.publisher.before_send = lambda _: leader.successor()
     with pytest.raises(FencedOff):
@@ -136,7 +135,7 @@ def test_uncertain_claim_is_removed_after_a_day(leader: Leader):
 
 
 def test_request_step_is_sent_once_and_leaves_the_row_alone(leader: Leader):
-    """Another leader that tries the same step finds that it was begun, and does not send it."""
+    """Another leader that tries the same step finds it begun and does not send it."""
     assert leader.submit(leader.request_step()) == [DONE]
     new = leader.successor()
     assert new.submit(new.request_step()) == [Answer(AnswerKind.MINE)]
@@ -145,7 +144,7 @@ def test_request_step_is_sent_once_and_leaves_the_row_alone(leader: Leader):
 
 
 def test_request_step_that_was_left_open_is_uncertain(leader: Leader):
-    """It has no row. Its record goes to the journal."""
+    """A request's step has no row. Its record goes to the journal."""
     leave_claimed(leader, leader.request_step())
     new = leader.successor()
     assert new.record_open_claims_as_uncertain() == {}

@@ -1,6 +1,6 @@
 """Messages equal those of stock beat, field by field.
 
-Only what must differ may: ids, the time of sending, delivery tags, and this package's own header.
+They may differ only in ids, the time of sending, delivery tags and this package's own header.
 """
 
 import json
@@ -47,7 +47,7 @@ def restock(*args: object, **kwargs: object) -> None:
 
 
 def declare(app: Celery) -> Connection:
-    """Declare the queues as a worker does. Some are deleted when the returned connection is closed."""
+    """Declare the queues as a worker does. Some exist as long as the returned connection."""
     connection = app.connection_for_write()
     for queue in app.conf.task_queues or [app.amqp.queues[app.conf.task_default_queue]]:
         queue(connection.default_channel).declare()
@@ -108,7 +108,7 @@ CASES: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 @pytest.mark.parametrize("registered", [False, True], ids=["by name", "by apply_async"])
 @pytest.mark.parametrize("case", CASES)
 def test_message_equals_that_of_stock_beat(case: str, registered: bool, make_comparison: MakeComparison):
-    """A registered task is sent by its `apply_async`, another one by its name."""
+    """A registered task is sent by its `apply_async`, an unknown task by its name."""
     config, line = CASES[case]
     comparison = make_comparison(config, declare)
     if registered:
@@ -117,7 +117,7 @@ def test_message_equals_that_of_stock_beat(case: str, registered: bool, make_com
 
 
 def test_options_of_the_task_class_are_the_defaults(make_comparison: MakeComparison):
-    """The options of the entry win."""
+    """Options of the entry replace them."""
     options = {"queue": "by-class", "priority": 6, "expires": 3600, "serializer": "pickle", "compression": "zlib"}
     for line in (BASIC, entry(queue="by-entry", priority=3, serializer="json")):
         comparison = make_comparison()
@@ -126,8 +126,6 @@ def test_options_of_the_task_class_are_the_defaults(make_comparison: MakeCompari
 
 
 def test_task_class_may_change_the_message_in_apply_async(make_comparison: MakeComparison):
-    """It may add arguments and headers, or choose another queue."""
-
     class Tenanted(Task):  # type: ignore[type-arg]
         def apply_async(self, args=None, kwargs=None, **options):  # type: ignore[no-untyped-def]
             kwargs = {**(kwargs or {}), "tenant": "blue"}
@@ -140,7 +138,7 @@ def test_task_class_may_change_the_message_in_apply_async(make_comparison: MakeC
 
 
 def test_task_class_may_drop_its_options(make_comparison: MakeComparison):
-    """Its message, and that of another task, go out with the occurrence although they name no producer."""
+    """Its message, and that of another task, are part of the occurrence although they name no producer."""
 
     class Dropping(Task):  # type: ignore[type-arg]
         def apply_async(self, args=None, kwargs=None, **options):  # type: ignore[no-untyped-def]
@@ -157,7 +155,7 @@ def test_task_class_may_drop_its_options(make_comparison: MakeComparison):
 
 @pytest.mark.parametrize("registered", [True, False])
 def test_options_for_ha_beat_do_not_reach_the_task(make_comparison: MakeComparison, registered: bool):
-    """Neither its `apply_async` nor its message."""
+    """Neither the task's `apply_async` nor the message has them."""
     given = []
 
     class Noting(Task):  # type: ignore[type-arg]
@@ -185,17 +183,14 @@ def test_lazy_arguments_are_evaluated_when_sent(make_comparison: MakeComparison)
     assert json.loads(body_of(traffic.messages[0]))[:2] == [["now"], {"late": 2}]
 
 
-def test_key_prefix_applies_to_queues_only(make_comparison: MakeComparison):
-    """The keys of ha_beat have no prefix."""
-    traffic = assert_equal(make_comparison({}, declare, global_keyprefix="shop:"), BASIC)
-    assert list(traffic.queues) == ["shop:celery"]
+TO_TWO_QUEUES = entry(exchange="orders", routing_key="order.new", priority=6)
 
 
-def test_key_prefix_applies_to_each_of_several_queues(make_comparison: MakeComparison):
-    """kombu prefixes only some of the keys of a script or a transaction."""
-    comparison = make_comparison(TOPIC_QUEUES, declare, global_keyprefix="shop:")
-    traffic = assert_equal(comparison, entry(exchange="orders", routing_key="order.new", priority=6))
-    assert len(traffic.queues) == 2
+@pytest.mark.parametrize(("config", "line", "queues"), [({}, BASIC, 1), (TOPIC_QUEUES, TO_TWO_QUEUES, 2)])
+def test_key_prefix_applies_to_every_queue(config: Any, line: Any, queues: int, make_comparison: MakeComparison):
+    """kombu prefixes only some of the keys of a script or a transaction. The keys of ha_beat have no prefix."""
+    traffic = assert_equal(make_comparison(config, declare, global_keyprefix="shop:"), line)
+    assert len(traffic.queues) == queues
     assert all(key.startswith("shop:") for key in traffic.queues)
 
 
@@ -209,7 +204,7 @@ def test_priority_steps_select_the_list(make_comparison: MakeComparison):
     "option", [{"fanout_prefix": False}, {"fanout_patterns": False}, {"fanout_prefix": "/{db}/x."}]
 )
 def test_fanout_channel_has_prefix_and_patterns(option: dict[str, Any], make_comparison: MakeComparison):
-    """Its name depends on two options of the transport."""
+    """The channel's name depends on two options of the transport."""
     traffic = assert_equal(make_comparison(FANOUT, declare, **option), entry(queue="everybody"))
     assert len(traffic.published) == 1
 
@@ -222,8 +217,6 @@ def test_message_renews_the_expiry_of_its_queue(make_comparison: MakeComparison)
 
 
 def test_task_sent_event_is_published(make_comparison: MakeComparison):
-    """With task_send_sent_event."""
-
     def listen(app: Celery) -> Connection:
         connection = declare(app)
         receiver = app.events.Receiver(connection, handlers={}, node_id="monitor")
@@ -263,7 +256,7 @@ def test_signal_handlers_may_change_the_message(make_comparison: MakeComparison)
 
 
 def test_signed_message_is_accepted_with_the_certificate(make_comparison: MakeComparison, tmp_path: Path):
-    """The content is the same with the serializer `auth`."""
+    """With the serializer `auth`, the content is the same."""
     write_certificate(tmp_path)
     names = {"security_key": "key", "security_certificate": "certificate.pem", "security_cert_store": "*.pem"}
     config = {name: str(tmp_path / path) for name, path in names.items()}
@@ -293,9 +286,9 @@ def test_signed_message_is_accepted_with_the_certificate(make_comparison: MakeCo
 
 
 def assert_equal(comparison: RedisComparison, line: Mapping[str, Any], *, warm_up: bool = False) -> Traffic:
-    """Send the entry both ways; returns what ha_beat sent.
+    """Send the entry both ways, and return the traffic of ha_beat.
 
-    ``warm_up``: Celery before 5.7 does not find a Broadcast's queues the first time that a process sends to it.
+    ``warm_up``: Celery before 5.7 does not find the queues of a Broadcast at a process's first send.
     """
     if warm_up:
         comparison.stock(line)

@@ -62,7 +62,7 @@ def test_task_that_publishes_nothing_has_declined():
 
 @pytest.mark.parametrize("scheme", ["amqp", "redis"])
 def test_refused_connection_certainly_sent_nothing(scheme: str):
-    """It is checked before anything is claimed, and without the pauses of kombu's retries, which take 2 s."""
+    """The check makes no pauses, unlike kombu's retries, which take 2 s."""
     sender = Sender(f"{scheme}://127.0.0.1:{free_port()}//")
     took = []
     for _ in range(2):  # the first imports the transport
@@ -75,7 +75,7 @@ def test_refused_connection_certainly_sent_nothing(scheme: str):
 
 
 def test_broker_that_was_unreachable_is_not_waited_for_ahead(monkeypatch: pytest.MonkeyPatch):
-    """The main loop would wait for it again and again while nothing is due."""
+    """Otherwise the main loop would wait for the broker repeatedly while nothing is due."""
     sender, attempts, tried = Sender(f"amqp://127.0.0.1:{free_port()}//"), [], 0
     connection_for_write = sender.app.connection_for_write
 
@@ -120,7 +120,7 @@ def test_message_that_every_queue_refused_is_refused(names: tuple[str, ...], sha
 
 @pytest.mark.parametrize(("wrong", "other"), [("first", "second"), ("second", "first")])
 def test_message_that_one_of_several_queues_refused_is_accepted(wrong: str, other: str, shared_redis: RedisServer):
-    """The other queue has the message, so that it must not be sent again."""
+    """The other queue has the message, so it must not be sent again."""
     sender = declared(shared_redis, "first", "second")
     message = sender.prepare()
     assert sender.send(message) == ACCEPTED
@@ -134,7 +134,7 @@ def test_message_that_one_of_several_queues_refused_is_accepted(wrong: str, othe
 
 
 def test_message_to_several_queues_is_one_transaction(shared_redis: RedisServer):
-    """A connection that breaks between two queues cannot leave one without the message."""
+    """A connection that breaks between two queues cannot leave one queue without the message."""
     sender = declared(shared_redis, "first", "second", "third")
     message = sender.prepare()
     assert sender.send(message) == ACCEPTED
@@ -194,7 +194,7 @@ def test_read_only_or_full_redis_is_unavailable(code: str, redis_server: RedisSe
 
 
 class AnsweringLate(BrokerAdapter):
-    """Adapter that answers when it is asked to settle, and can fail for all at once."""
+    """Adapter that answers in ``settle``, and can fail for all messages together."""
 
     waiting: list[Delivery]
     failing = False
@@ -260,12 +260,12 @@ def sends(sender: Sender, count: int) -> tuple[list[int], int]:
 
 
 def test_messages_go_one_by_one_after_several_were_lost_together(answered_late: Sender, clock: SettableClock):
-    """The cause may be one of them, and come again."""
+    """One of them may be the cause, and fail again."""
 
     def send(count: int) -> tuple[list[int], int]:
         return sends(answered_late, count)
 
-    assert send(1) == ([0], 1)  # it declares
+    assert send(1) == ([0], 1)  # it declares the queue
     assert send(3) == ([0, 1, 2], 3)
     AnsweringLate.failing = True
     assert send(3) == ([0, 1, 2], 0)
@@ -280,7 +280,7 @@ def test_messages_go_one_by_one_after_several_were_lost_together(answered_late: 
 
 
 def test_batch_without_messages_does_not_count_as_contact(answered_late: Sender, clock: SettableClock):
-    """The connection may be lost unnoticed meanwhile, so that it is probed before the next message."""
+    """The connection may be lost unnoticed, so it is probed before the next message."""
     sends(answered_late, 1)
     for _ in range(2):
         clock.advance(3)
@@ -290,7 +290,7 @@ def test_batch_without_messages_does_not_count_as_contact(answered_late: Sender,
 
 
 def test_message_that_goes_alone_waits_before_it_is_sent(answered_late: Sender, monkeypatch: pytest.MonkeyPatch):
-    """And not in between, where nothing checks whether it may still be sent."""
+    """Between the wait and the send, the dispatcher checks that the message may still be sent."""
     sends(answered_late, 1)
     first, second = Delivery(), answered_late.prepare()
     answered_late.publisher.send(answered_late.prepare(), first, alone=False)

@@ -55,8 +55,6 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], Mapping[str, Any], int]] = 
 class RabbitComparison(Comparison):
     """Comparison with a RabbitMQ as broker and a Redis for the lease."""
 
-    patience = 60
-
     def __init__(self, broker: RabbitMQ, server: RedisServer, config: Mapping[str, Any]) -> None:
         cluster = uuid.uuid4().hex
         app = Celery("messages", broker=broker.url, set_as_current=False)
@@ -81,7 +79,7 @@ class RabbitComparison(Comparison):
 
 @pytest.mark.parametrize("case", CASES)
 def test_message_equals_that_of_stock_beat(case: str, rabbitmq: RabbitMQ, shared_redis: RedisServer):
-    """Same queues, body, properties and headers, except for ids, times and the header of ha_beat."""
+    """Queues, body, properties and headers are equal, except for ids, times and the header of ha_beat."""
     config, line, count = CASES[case]
     comparison = RabbitComparison(rabbitmq, shared_redis, config())
     if case == "fanout":

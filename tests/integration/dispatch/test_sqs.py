@@ -1,4 +1,4 @@
-"""Outcomes of a publish to SQS, with Amazon's own client and a fake service."""
+"""Outcomes of a publish to SQS, with Amazon's client and a fake service."""
 
 import hashlib
 import json
@@ -91,7 +91,7 @@ def test_deduplication_id_is_the_task_id(sqs: Sqs, sender: Sender):
 
 @pytest.mark.parametrize(("status", "outcome"), [(0, "unknown"), (400, "refused"), (403, "refused"), (500, "unknown")])
 def test_only_a_client_error_is_a_certain_refusal(sqs: Sqs, sender: Sender, status: int, outcome: str):
-    """There is no second publish: Amazon's client would retry, and a standard queue would have each copy."""
+    """Amazon's client must not retry, because a standard queue keeps each copy."""
     sqs.outcome = status
     sent = sender.send()
     assert (sent.outcome, sent.broken) == (outcome, outcome == "unknown")

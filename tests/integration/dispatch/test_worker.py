@@ -25,7 +25,7 @@ ENTRIES = {
 def test_stock_worker_runs_each_message_once(
     make_comparison: MakeComparison, shared_redis: RedisServer, tmp_path: Path
 ):
-    """With any option. An expired message is dropped, as one of stock beat is."""
+    """With any option. A worker drops an expired message, as it does for stock beat."""
     comparison = make_comparison()
     comparison.run_scheduler(ENTRIES)
     rows = comparison.ledger()

@@ -29,7 +29,7 @@ def message(publish_id: str = "1", **changes: Any) -> dict[str, Any]:
 
 
 class Channel(AmqpAdapter):
-    """Adapter on a connection whose events are calls, given by the test. Then it is silent."""
+    """Adapter on a connection that delivers the test's events, which are calls, and is then silent."""
 
     def __init__(self) -> None:
         super().__init__(APP, 1.0)
@@ -79,12 +79,16 @@ class Channel(AmqpAdapter):
     def settled(self, deliveries: list[Delivery], *events: Callable[[], object]) -> list[PublishOutcome]:
         self.events = list(events)
         self.settle(lambda: None, self.clock)
-        return [delivery.sent.outcome for delivery in deliveries if delivery.sent is not None]
+        return outcomes_of(deliveries)
 
 
 @pytest.fixture
 def channel() -> Channel:
     return Channel()
+
+
+def outcomes_of(deliveries: list[Delivery]) -> list[PublishOutcome]:
+    return [delivery.sent.outcome for delivery in deliveries if delivery.sent is not None]
 
 
 def outcomes(letters: str) -> list[PublishOutcome]:
@@ -98,7 +102,7 @@ def test_confirmation_answers_one_message_or_all_up_to_it(channel: Channel):
 
 
 def test_message_without_a_confirmation_is_unknown(channel: Channel):
-    """The next connection takes its successors, so that a late answer is not taken for theirs."""
+    """Later messages use another connection, where a late answer cannot be taken for theirs."""
     sent = channel.send(4)
     assert channel.settled(sent, channel.acks(3), channel.acks(1)) == outcomes("auau")
     assert [one.sent.broken for one in sent if one.sent] == [False, True, False, True]
@@ -106,7 +110,7 @@ def test_message_without_a_confirmation_is_unknown(channel: Channel):
 
 
 def test_heartbeats_do_not_prolong_the_wait_for_an_answer(channel: Channel):
-    """As a broker sends them that is short of memory."""
+    """A broker that is short of memory sends them."""
     limits: list[float] = []
 
     def heartbeat(timeout: float) -> None:
@@ -128,12 +132,10 @@ def test_nack_concerns_its_message_only(channel: Channel):
 
 
 def test_returned_message_is_refused_and_no_other(channel: Channel):
-    """The broker acknowledges it later, perhaps together with others."""
+    """The broker acknowledges a returned message later, perhaps together with others."""
     sent = channel.send(4)
-    found = channel.settled(
-        sent, channel.acks(1), channel.returns("3"), channel.acks(2), channel.acks(4, multiple=True)
-    )
-    assert found == outcomes("aara")
+    events = [channel.acks(1), channel.returns("3"), channel.acks(2), channel.acks(4, multiple=True)]
+    assert channel.settled(sent, *events) == outcomes("aara")
     assert sent[2].sent is not None
     assert "no queue takes it" in sent[2].sent.detail
     assert channel.must_be_replaced
@@ -144,7 +146,7 @@ def test_returned_message_is_refused_and_no_other(channel: Channel):
 def test_closed_channel_refuses_a_message_only_if_it_is_the_last(
     channel: Channel, where: str, acked: int, expected: str
 ):
-    """The broker does not tell which one it is."""
+    """The broker does not name the message at fault."""
     sent = channel.send(3)
     channel.events = [channel.acks(acked, multiple=True), channel.fails(NOT_FOUND)]
     if where == "check":
@@ -152,20 +154,20 @@ def test_closed_channel_refuses_a_message_only_if_it_is_the_last(
             channel.check()
     else:
         channel.settle(lambda: None, channel.clock)
-    assert [one.sent.outcome for one in sent if one.sent] == outcomes(expected)
+    assert outcomes_of(sent) == outcomes(expected)
     assert (channel.must_be_replaced, channel.lost_together) == (True, acked == 1)
 
 
-def test_lost_connection_leaves_what_is_unanswered_unknown(channel: Channel):
+def test_lost_connection_leaves_unanswered_messages_unknown(channel: Channel):
     sent = channel.send(3)
     assert channel.settled(sent, channel.acks(1), channel.fails(OSError("cut"))) == outcomes("auu")
     assert sent[1].sent == Sent(PublishOutcome.UNKNOWN, "OSError: cut", broken=True)
 
 
-def test_closing_leaves_what_is_unanswered_unknown(channel: Channel):
+def test_closed_connection_leaves_unanswered_messages_unknown(channel: Channel):
     sent = channel.send(2)
     channel.close()
-    assert [one.sent.outcome for one in sent if one.sent] == outcomes("uu")
+    assert outcomes_of(sent) == outcomes("uu")
 
 
 @pytest.mark.parametrize("error", [TypeError("object"), RecursionError()], ids=repr)
@@ -177,7 +179,7 @@ def test_message_that_cannot_be_encoded_takes_no_number(channel: Channel, error:
 
 def test_failed_write_leaves_every_message_unknown(channel: Channel):
     sent = [*channel.send(2), channel.send_one(message(), OSError("broken pipe"))]
-    assert [one.sent.outcome for one in sent if one.sent] == outcomes("uuu")
+    assert outcomes_of(sent) == outcomes("uuu")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def test_silence_ends_with_data_and_with_the_end_of_the_connection():
 
 
 def test_tls_connection_is_never_known_to_be_silent():
-    """Data that was decrypted ahead is not at the socket any more."""
+    """Data that was decrypted ahead has left the socket."""
     ours, theirs = socket.socketpair()
     with (
         theirs,

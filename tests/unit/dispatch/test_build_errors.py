@@ -1,4 +1,4 @@
-"""Taxonomy of the errors of message building."""
+"""Part at fault for an error of message building: the entry, its task, the broker or the replica."""
 
 import asyncio
 import errno
@@ -24,7 +24,7 @@ from ha_beat.leader.batches.slow_arguments import SlowArguments
 from ha_beat.reasons import BuildFault
 from tests.support.entries import scheduled
 
-AWAY = StoreUnavailable("the broker is away")
+AWAY = StoreUnavailable("the broker is unreachable")
 FULL = StoreRefused("full")
 NO_RIGHT = StoreRefused("no right", one_key=True)
 
@@ -33,7 +33,7 @@ ENTRY = SimpleNamespace(task="task")
 
 
 class Broker:
-    """Broker that finds the given failure behind every exception."""
+    """Broker with one failure behind every exception."""
 
     def __init__(self, failure: StoreError | None = None) -> None:
         self.failure = failure
@@ -58,7 +58,7 @@ class Unprintable(Exception):
         raise RuntimeError("no text")
 
 
-OF_THE_ENTRY = [
+ERRORS_OF_A_TASK = [
     *(OSError("disk"), ConnectionError("lock server"), TimeoutError(), redis_errors.ConnectionError("lock server")),
     *(redis_errors.TimeoutError(), redis.exceptions.LockError("taken"), redis_errors.ResponseError("WRONGTYPE")),
     *(OperationalError("wrapped by kombu"), caused(OperationalError("wrapped by kombu"), KeyError("vacuum"))),
@@ -68,7 +68,7 @@ OF_THE_ENTRY = [
 ]
 
 
-@pytest.mark.parametrize("exc", OF_THE_ENTRY, ids=lambda exc: type(exc).__name__)
+@pytest.mark.parametrize("exc", ERRORS_OF_A_TASK, ids=lambda exc: type(exc).__name__)
 def test_exception_of_the_entrys_code_is_transient_if_the_broker_works(exc: BaseException):
     failed = judged(exc, Broker())
     assert isinstance(failed, MessageFailed)
@@ -101,7 +101,7 @@ def test_failure_of_the_broker_concerns_every_entry(exc: BaseException, failure:
 
 
 def raise_refused(*_: object, **__: object) -> Any:
-    """Fail as a look at another cluster does, in an ``apply_async`` or a lazy argument."""
+    """Fail as a read of another cluster fails, in an ``apply_async`` or a lazy argument."""
     raise FULL
 
 
@@ -115,7 +115,7 @@ def compute() -> None:
 
 @pytest.mark.parametrize("run", [apply, compute])
 def test_store_error_of_the_entrys_code_is_its_own(run: Callable[[], None], monkeypatch: pytest.MonkeyPatch):
-    """It is transient, unless the broker does not answer either."""
+    """The task is at fault, unless the broker does not answer either."""
     monkeypatch.setattr(Celery, "send_task", raise_refused)
     with pytest.raises(MessageFailed) as failed, judged_build_errors(Broker()):
         run()

@@ -70,8 +70,7 @@ def verdict_of(raw: str) -> Verdict:
 
 
 def test_claimed_row_is_the_final_row_with_another_verdict():
-    claim = new()
-    assert claim.row == row(Verdict.CLAIMED)
+    assert new().row == row(Verdict.CLAIMED)
 
 
 @pytest.mark.parametrize(("answer", "is_open"), [(DONE, (1, 2)), (MINE, (2,)), (MOVED, ())])
@@ -84,9 +83,7 @@ def test_existing_claim_is_ours_only_after_a_lost_reply(writes: int, answer: Ans
 
 
 def test_claim_is_written_until_the_store_has_answered():
-    assert new().must_be_written
-    assert begun(1).must_be_written
-    assert not opened(new()).must_be_written
+    assert [claim.must_be_written for claim in (begun(1), begun(2), opened(new()))] == [True, True, False]
 
 
 # --- Publishing
@@ -98,7 +95,7 @@ def test_interrupted_publish_is_unknown_and_not_repeated():
     assert claim.reason is UncertainReason.INTERRUPTED
 
 
-def test_message_on_its_way_is_not_held_back():
+def test_message_that_may_be_on_its_way_is_not_held_back():
     claim = opened(new()).publish_begun()
     assert claim.held_back("stopped") is claim
 
@@ -156,7 +153,7 @@ def test_outcome_decides_the_resolution(
 
 
 def test_step_of_a_request_is_never_kept_open():
-    """It has no row from which a later leader would send it again."""
+    """A step has no row from which a later leader would send it again."""
     claim = published(new(REPUBLISH, with_row=False), UNKNOWN)
     assert claim.resolution is Resolution.RECORD_UNCERTAIN
     assert claim.resolved().answer == Answer(AnswerKind.UNCERTAIN, "why")
@@ -227,7 +224,7 @@ def test_step_of_a_request_has_its_own_key():
 
 @pytest.mark.parametrize(("place", "verdicts"), [(0, ["skipped"]), (1, []), (2, ["skipped"] * 2)])
 def test_unsent_claims_of_one_entry_are_undone_or_skipped(place: int, verdicts: list[str]):
-    """The second replaced the first. The entry's row is that of the first, of the second, or of a later occurrence."""
+    """The second replaced the first. The entry's row belongs to the first, the second or a later occurrence."""
     rows = [LedgerRow(base=NOON, verdict=Verdict.CLAIMED, rev=rev).encoded() for rev in (1, 2, 3)]
     records = operation().records
     first, second = (

@@ -1,4 +1,4 @@
-"""Messages that are complete but not sent."""
+"""Messages that are complete but not sent: their size and their time."""
 
 import json
 import tracemalloc
@@ -45,7 +45,7 @@ class Unknown(str):
 def test_large_message_is_refused_before_its_envelope_is_made(
     monkeypatch: pytest.MonkeyPatch, args: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
-    """Its encoding would hold up the other entries, and the script Redis."""
+    """Its encoding would delay the other entries, and the script would block Redis."""
     app = Celery("app", broker="memory://", set_as_current=False)
     entry: Any = SimpleNamespace(task="large")
     with app.connection_for_write() as connection:
@@ -85,7 +85,7 @@ def nested(levels: int) -> list[Any]:
     ids=["cycle", "cycle that is not plain", "deep", "generator", "huge number"],
 )
 def test_size_of_an_unusual_value_is_found_in_little_memory(value: Any) -> None:
-    """Its encoding fails later, and names the entry."""
+    """The encoding fails later, with an error that names the entry."""
     tracemalloc.start()
     try:
         assert not size.is_larger(value, size.LARGEST)

@@ -30,7 +30,7 @@ def test_first_chunk_has_one_message():
 
 
 def test_distant_broker_gets_whole_chunks():
-    """A round trip longer than half of the budget is no reason to wait for each message."""
+    """A round trip may take more than half of the budget."""
     broker = Broker(0.4, 0.0)
     assert broker.chunks(3) == [1, CHUNK, CHUNK]
     assert CHUNK <= broker.rate.in_batch(BUDGET) < 2 * CHUNK + 5
@@ -38,7 +38,7 @@ def test_distant_broker_gets_whole_chunks():
 
 @pytest.mark.parametrize("round_trip", [0.3, 2.0])
 def test_distant_broker_gets_whole_chunks_soon_after_a_slow_first_message(round_trip: float):
-    """The first one on a connection also waits until its queue is declared."""
+    """The first message on a connection also waits until its queue is declared."""
     broker = Broker(round_trip, 0.0)
     broker.rate.measured(4 * round_trip, 0.0)
     assert broker.chunks(11)[-1] == CHUNK
@@ -46,7 +46,7 @@ def test_distant_broker_gets_whole_chunks_soon_after_a_slow_first_message(round_
 
 
 def test_slow_broker_gets_what_it_answers_in_the_budget():
-    """It answers one message after the other, so that a chunk takes as many times longer."""
+    """It answers one message after the other, so a chunk takes the time of all its messages."""
     assert sum(Broker(0.3, 0.3).chunks(50)[2:]) / 48 < 3
 
 
@@ -57,7 +57,7 @@ def test_broker_that_answers_each_message_alone_gets_few():
     assert (rate.in_chunk(-0.1), rate.in_batch(0.0)) == (1, 1)
 
 
-def test_slower_message_counts_at_once_and_a_faster_one_slowly():
+def test_slower_message_counts_fully_and_a_faster_one_by_half():
     rate = SendRate()
     for seconds in (0.01, 0.1):
         rate.measured(seconds, 0.0)
