@@ -13,6 +13,7 @@ from redis.retry import Retry
 
 from ha_beat import events
 from ha_beat.errors import StoreUnavailable
+from ha_beat.monitoring.invariants import InvariantChecker
 from ha_beat.monitoring.status import Poller
 from ha_beat.reasons import EntryFault, Invariant, RedisRisk
 from ha_beat.store.journal import Journal
@@ -20,6 +21,7 @@ from ha_beat.store.keys import Keys
 from ha_beat.store.membership import MOST_RECORDS, Member, Members, Upcoming
 from ha_beat.store.server_facts import ServerSettings
 from ha_beat.testing import SettableClock
+from tests.support.events import EventLog
 from tests.support.servers import RedisServer
 from tests.unit.monitoring.scene import Scene
 
@@ -71,6 +73,16 @@ def test_journal_is_read_newest_first_by_time_and_by_entry(client):
     assert [record.n for record in journal.of_entry("entry-1", 2)] == [1199, 1196]
     assert [record.n for record in journal.after("2197000-0")] == [1199, 1200, 1201]
     assert journal.oldest_ms() == 1_000_000
+
+
+def test_second_message_in_a_real_journal_is_found_once(client):
+    found = EventLog()
+    checker = InvariantChecker(Members(lambda: client, KEYS), Journal(lambda: client, KEYS), found.append)
+    for by, rules in (("a", []), ("b", [Invariant.TWO_VERDICTS])):
+        write(client, {**enqueued(), "by": by})
+        for _ in range(2):
+            assert [violation.rule for violation in checker.check()] == rules
+    assert len(found) == 1
 
 
 # --- Members
