@@ -83,11 +83,8 @@ def document(status: ReplicaStatus) -> dict[str, Any]:
 def _replica(status: ReplicaStatus) -> dict[str, Any]:
     replica, not_live, not_ready = status.replica, why_not_live(status), why_not_ready(status)
     return {
-        "id": replica.id,
+        **{name: getattr(replica, name) for name in ("id", "host", "pid", "version")},
         "role": status.role,
-        "host": replica.host,
-        "pid": replica.pid,
-        "version": replica.version,
         "since_ms": status.since_ms,
         "live": not not_live,
         "ready": not not_ready,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from ha_beat.clock import to_micros
 from ha_beat.monitoring.status.health import why_not_ready
@@ -16,17 +16,10 @@ _UPCOMING = 20
 
 def member_record(status: ReplicaStatus) -> Member:
     """Return the member record of this replica."""
-    replica = status.replica
     record = Member(
-        id=replica.id,
+        **asdict(status.replica),
         role=status.role,
-        host=replica.host,
-        pid=replica.pid,
-        version=replica.version,
         since_ms=status.since_ms,
-        http=replica.http,
-        url=replica.url,
-        fingerprint=replica.fingerprint,
         schedule=status.schedule,
         scheduler=status.scheduler,
         clock_offset_ms=round(status.snapshot.clock_offset * 1000),
