@@ -66,7 +66,7 @@ def test_replica_is_found_by_id_prefix_or_host(name, found):
         (None, "there is no leader: no replica has run with this cluster name and Redis"),
         (LeaseRecord("one", 1, state="held", renewed_ms=1000, ttl_ms=10), "one leads"),
         (HELD_TOO_LONG, "there is no leader: one holds the lease and does not renew it"),
-        (RELEASED, "there is no leader: one released the lease (this replica shuts down)"),
+        (RELEASED, "there is no leader: one released the lease (the replica was stopped)"),
     ],
 )
 def test_leader_text(lease, text):
