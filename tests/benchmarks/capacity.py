@@ -5,8 +5,8 @@
     python -m tests.benchmarks.capacity 1000 --rows              rows of django-celery-beat, on PostgreSQL
     python -m tests.benchmarks.capacity --rate 200               processor time of 200 messages per second
 
-A leader runs alone, then a standby starts: what is added is the standby's. One entry runs each second, the others are
-due once a year.
+A leader runs alone, then with a standby. The difference is the standby's share. One entry runs each second, the others
+are due once a year.
 """
 
 import time

@@ -1,5 +1,6 @@
-"""Limits that hold while many entries are enqueued: how late renewals and an unrelated entry are, and how long a script
-occupies Redis. The same figures from the seconds before the burst show what is due to the machine.
+"""Limits during a burst: lateness of renewals and of an unrelated entry, and the time that a script occupies Redis.
+
+The same figures from the seconds before the burst show the share of the machine.
 
     python -m tests.benchmarks.limits                    10,000 entries
     python -m tests.benchmarks.limits 5000 --hold 0.5    stop the leader in the burst: the figures must rise

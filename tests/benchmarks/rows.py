@@ -44,7 +44,7 @@ def postgres_site() -> Iterator[Site]:
 
 
 def statements(site: Site) -> int:
-    """Return the number of statements so far, including this process's: send none meanwhile."""
+    """Return the number of statements so far, including those of this process."""
     assert site.server is not None
     log = (site.server.directory / "server.log").read_text(errors="replace")
     return log.count("LOG:  statement:") + log.count("LOG:  execute ")

@@ -26,7 +26,7 @@ BOTH: tuple[Direction, ...] = ("request", "reply")
 
 _CHUNK = 1 << 16
 _REMEMBERED = 1 << 18
-# A connection goes on towards the server before its reply is lost, so that the server acts on all of it.
+# Time for the server to act on the whole request before the connection is cut.
 _GRACE_SECONDS = 0.05
 _LINGER_RESET = struct.pack("ii", 1, 0)
 

@@ -18,7 +18,7 @@ _F_SETPIPE_SZ = 1031
 
 
 class PipedBeat:
-    """Replica that writes its log to a pipe, which is full until :meth:`read`."""
+    """Replica that writes its log to a pipe. The pipe is full until :meth:`read`."""
 
     def __init__(self, like: Replica, **env: str) -> None:
         reader, writer = os.pipe()
@@ -31,7 +31,7 @@ class PipedBeat:
         os.close(writer)
 
     def read(self, until: str | None = None) -> str:
-        """Return what the process writes until a text, or until its end."""
+        """Return the output of the process until a text, or until its end."""
         text = b""
         while part := os.read(self.reader, 65536):
             text += part

@@ -153,7 +153,7 @@ DRIFTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("drift", DRIFTS)
 def test_drifting_clock_moves_the_schedule_by_the_agreement_at_most(drift: str, found):
-    """Minutes of drift in seconds. The leader is killed after it, and its successor goes on without a silence."""
+    """Clocks drift by seconds, as in minutes. Then the leader is killed, and its successor continues without a gap."""
     rates, replicas = DRIFTS[drift]
     env = {"CLOCK_OFFSET_BOOTTIME": "1"} if "machine" in drift else {}
     with clocked_scenario(replicas=replicas, replica_env=[env] * replicas) as (scenario, server_clock):

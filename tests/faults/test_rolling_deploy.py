@@ -1,4 +1,4 @@
-"""Replicas of different releases: schedules that differ, rows that newer software wrote, and another app by mistake."""
+"""Replicas of different releases: other schedules, rows of newer software, and another app by mistake."""
 
 import json
 import time
@@ -107,7 +107,7 @@ def test_edited_interval_counts_from_the_edit(found):
 
 
 def test_old_schedule_due_without_a_leader_is_recorded_after_an_edit(found):
-    """All replicas stop and restart with an edited interval three seconds later: what was due has a verdict."""
+    """All replicas restart with an edited interval three seconds after their stop."""
     with releases({**FAST, "e": {"every": 2}}, {**FAST, "e": {"every": 3600}}) as scenario:
         scenario.history.wait_for_messages(1, 20, "e")
         scenario.cluster[0].terminate()

@@ -1,4 +1,4 @@
-"""Entries that take long to build. They don't cost the leader its lease, and other entries run meanwhile."""
+"""Entries that take long to build. The leader keeps its lease, and the other entries run."""
 
 import time
 from itertools import pairwise
@@ -17,7 +17,7 @@ def slow_scenario(spec: dict[str, dict[str, Any]]) -> ClusterScenario:
 
 @pytest.mark.slow
 def test_slow_entries_due_together_are_sent_under_one_leader(found):
-    """Together they take three times the stall timeout."""
+    """Together, they take three times the stall timeout to build."""
     first = time.time() + 10.0
     slow = {"every": 3600, "first": first, "n": 30, "kwargs": {"slow": 0.2}}
     with slow_scenario({"quick": {"every": 1.0}, "slow": slow}) as scenario:
@@ -34,7 +34,7 @@ def test_slow_entries_due_together_are_sent_under_one_leader(found):
 
 @pytest.mark.slow
 def test_entry_slower_than_the_stall_timeout_is_sent(found):
-    """Each replica loses the lease to it once at most, until a thread computes the argument."""
+    """Each replica loses the lease once at most. Then a thread computes the entry's argument."""
     with slow_scenario({"quick": {"every": 0.5}, "blocking": {"every": 6.0, "kwargs": {"slow": 3.0}}}) as scenario:
         scenario.begin()
         scenario.history.wait_for_messages(1, 60, "blocking")

@@ -43,6 +43,6 @@ def test_removed_guard_fails_its_test(name: str, outcomes: Outcomes, judged: Out
     assert counts.keys() <= {"failed", "passed", "runs"}, counts
 
 
-def test_every_guard_is_taken_out(judged: Outcomes, figure):
+def test_every_guard_is_removed(judged: Outcomes, figure):
     again = [name for name, counts in judged.items() if counts["runs"] > 1]
-    figure(f"{len(judged)} guards were taken out one by one, and each was missed by its test; retried: {again}")
+    figure(f"{len(judged)} guards were removed one by one, and the test of each failed; repeated: {again}")

@@ -120,7 +120,7 @@ class Stack:
             return any(datetime.fromisoformat(run["at"]) > now for run in self.runs())
 
         wait_for(caught_up, timeout=within, what="the worker to run the due tasks", interval=0.2)
-        time.sleep(1.5)  # the worker's two processes may be a little apart
+        time.sleep(1.5)  # the worker's second process may be a little behind
         return now
 
     def count(self) -> tuple[int, list[str], list[datetime]]:

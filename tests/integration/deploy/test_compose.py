@@ -1,4 +1,4 @@
-"""The services of docker-compose.yml with containers killed, paused, disconnected, scaled and replaced.
+"""Services of docker-compose.yml with containers killed, paused, disconnected, scaled and replaced.
 
 An entry is due each second. The worker has to run each instant exactly once.
 """
@@ -65,7 +65,7 @@ def counted(whole: Stack, figure: Callable[[str], None]) -> Callable[[str], None
             f"{len(in_flight)} were skipped because they were in flight when Redis was stopped"
         )
         assert (twice, lost) == ([], []), records
-        # As many as fall due during the timeout of a command.
+        # The number that falls due during the timeout of a command.
         assert len(in_flight) <= 4, records
 
     return check
@@ -91,7 +91,7 @@ def test_container_is_read_only_and_unprivileged(whole):
 
 
 def test_killed_container_of_leader_is_replaced_before_lease_expires(whole, counted):
-    """The connection ends with the process, which a standby sees at once."""
+    """The connection ends with the process, so that a standby notices immediately."""
     epoch, (leader, _) = whole.epoch(), whole.leader()
     began = time.time()
     whole.docker("kill", leader)
@@ -141,7 +141,9 @@ def test_leader_cut_off_the_network_is_replaced_and_returns(whole, counted):
     finally:
         whole.docker("network", "connect", "--alias", "beat", network, leader)
     counted(f"network disconnect: a new leader after {took:.2f} s")
-    wait_for(lambda: len(whole.cli("status")["members"]) == 3, timeout=40, what="it to be back", interval=1)
+    wait_for(
+        lambda: len(whole.cli("status")["members"]) == 3, timeout=40, what="the return of the old leader", interval=1
+    )
     assert whole.state(leader)["StartedAt"] == started
     assert took < LEASE_TTL * 2
 
@@ -196,7 +198,7 @@ def test_rolling_update_with_changed_schedule_hands_over(whole, counted):
         if (this["event"], after["event"]) == ("released", "acquired")
     ]
     assert gaps
-    # Far below the time of a start and the lease: there was always a standby.
+    # Far below the lease and the time of a start, because there is always a standby.
     assert max(gaps) < 3000
     counted(f"rolling deploy with a changed schedule: {len(gaps)} handovers, {max(gaps)} ms at most without a leader")
 

@@ -30,7 +30,9 @@ app.conf.update(
         "static": {"task": "tasks.echo", "schedule": timedelta(seconds=1), "args": ("static",)},
         "hourly": {"task": "tasks.echo", "schedule": crontab(minute=0), "args": ("hourly",)},
     },
-    SETTINGS
+    redbeat_redis_url="REDBEAT",
+    beat_dburi="sqlite:///schedule.db",
+    beat_max_loop_interval=1,
 )
 
 @app.task
@@ -42,11 +44,14 @@ def echo(text):
 class Project:
     """Module `tasks` in a folder, and the processes that a user starts there."""
 
-    def __init__(self, folder: Path, server: RedisServer, settings: str) -> None:
+    def __init__(self, folder: Path, server: RedisServer) -> None:
         self.folder = folder
         self.stack = ExitStack()
-        body = PROJECT.replace("BROKER", server.url).replace("SETTINGS", settings)
+        self.redbeat = server.url.removesuffix("/0") + "/1"
+        body = PROJECT.replace("BROKER", server.url).replace("REDBEAT", self.redbeat)
         (folder / "tasks.py").write_text(body)
+        env = base_environment()
+        self.environment = {**env, "PYTHONPATH": f"{folder}:{env['PYTHONPATH']}"}
 
     def start(self, *command: str) -> ServerProcess:
         log = self.folder / f"{command[0]}.log"
@@ -60,11 +65,6 @@ class Project:
         log = self.folder / "program.log"
         process = ServerProcess([sys.executable, "-c", program], log, cwd=self.folder, env=self.environment)
         assert process.wait(60) == 0, process.log_text()
-
-    @property
-    def environment(self) -> dict[str, str]:
-        env = base_environment()
-        return {**env, "PYTHONPATH": f"{self.folder}:{env['PYTHONPATH']}"}
 
     def runs(self, text: str) -> int:
         return (self.folder / "worker.log").read_text().count(f"ran {text}\n")
@@ -113,8 +113,7 @@ def test_first_steps_with_redbeat_need_only_another_flag(
 ) -> None:
     """Entries of the settings, of a program and of plain Redis commands run; a deleted one does not."""
     pytest.importorskip("redbeat")
-    url = redis_server.url.removesuffix("/0") + "/1"
-    project = Project(folder, redis_server, f'redbeat_redis_url="{url}", beat_max_loop_interval=1,')
+    project = Project(folder, redis_server)
     with project.stack:
         if way == "beat":
             project.start("worker", "--pool", "solo")
@@ -126,7 +125,7 @@ def test_first_steps_with_redbeat_need_only_another_flag(
         project.wait_for_runs("saved")
         each_second = {"__type__": "interval", "every": 1, "relative": False}
         definition = {"name": "written", "task": "tasks.echo", "schedule": each_second, "args": ["written"]}
-        client = redis.Redis.from_url(url)
+        client = redis.Redis.from_url(project.redbeat)
         client.hset("redbeat:written", "definition", json.dumps(definition))
         client.zadd("redbeat::schedule", {"redbeat:written": 0})
         project.wait_for_runs("written")
@@ -136,9 +135,7 @@ def test_first_steps_with_redbeat_need_only_another_flag(
 
 
 ADD_ROW = """
-import base64
 import json
-import sqlite3
 import tasks
 from sqlalchemy_celery_beat.models import IntervalSchedule, Period, PeriodicTask
 from sqlalchemy_celery_beat.session import SessionManager
@@ -178,7 +175,7 @@ def test_first_steps_with_sqlalchemy_celery_beat_need_only_another_flag(
 ) -> None:
     """Entries of the settings and rows of a program run; rows that are disabled, one by one or in bulk, do not."""
     pytest.importorskip("sqlalchemy_celery_beat")
-    project = Project(folder, redis_server, 'beat_dburi="sqlite:///schedule.db", beat_max_loop_interval=1,')
+    project = Project(folder, redis_server)
     with project.stack:
         project.start("worker", "--pool", "solo")
         project.start("beat", "-S", flag)
@@ -192,10 +189,10 @@ def test_first_steps_with_sqlalchemy_celery_beat_need_only_another_flag(
         project.wait_for_runs("static")
 
 
-def run_count(store: str, project: Project, url: str) -> int:
+def run_count(store: str, project: Project) -> int:
     """Return how often the entry `saved` has run by the store's own record."""
     if store == "redbeat":
-        meta = redis.Redis.from_url(url).hget("redbeat:saved", "meta")
+        meta = redis.Redis.from_url(project.redbeat).hget("redbeat:saved", "meta")
         return int(json.loads(meta)["total_run_count"])
     with sqlite3.connect(project.folder / "schedule.db") as connection:
         (count,) = connection.execute("SELECT total_run_count FROM celery_periodictask WHERE name = 'saved'").fetchone()
@@ -215,9 +212,7 @@ def test_change_of_the_flag_and_back_keeps_last_runs_and_counts(
 ) -> None:
     """The package's own beat, ours, and its own again, each stopped with SIGTERM. Ours counts each of its messages."""
     pytest.importorskip({"redbeat": "redbeat", "sqlalchemy": "sqlalchemy_celery_beat"}[store])
-    url = redis_server.url.removesuffix("/0") + "/1"
-    settings = f'redbeat_redis_url="{url}", beat_dburi="sqlite:///schedule.db", beat_max_loop_interval=1,'
-    project = Project(folder, redis_server, settings)
+    project = Project(folder, redis_server)
 
     def sent() -> int:
         messages = redis_server.admin.lrange("celery", 0, -1)
@@ -226,7 +221,7 @@ def test_change_of_the_flag_and_back_keeps_last_runs_and_counts(
     with project.stack:
         for number, flag in enumerate([own, f"ha_beat.{store}", own]):
             before = sent()
-            counted = run_count(store, project, url) if number else 0
+            counted = run_count(store, project) if number else 0
             beat = project.start("beat", "-S", flag, "--pidfile=")
             if number == 0:
                 wait_for(lambda: redis_server.admin.llen("celery"), 60, "a message of the settings")
@@ -234,4 +229,4 @@ def test_change_of_the_flag_and_back_keeps_last_runs_and_counts(
             wait_for(lambda before=before: sent() >= before + 3, 60, "messages")
             beat.stop(15)
             if flag.startswith("ha_beat"):
-                assert abs(run_count(store, project, url) - counted - (sent() - before)) <= 1
+                assert abs(run_count(store, project) - counted - (sent() - before)) <= 1
