@@ -141,9 +141,7 @@ def test_leader_cut_off_the_network_is_replaced_and_returns(whole, counted):
     finally:
         whole.docker("network", "connect", "--alias", "beat", network, leader)
     counted(f"network disconnect: a new leader after {took:.2f} s")
-    wait_for(
-        lambda: len(whole.cli("status")["members"]) == 3, timeout=40, what="the return of the old leader", interval=1
-    )
+    wait_for(lambda: len(whole.cli("status")["members"]) == 3, timeout=40, what="the third member", interval=1)
     assert whole.state(leader)["StartedAt"] == started
     assert took < LEASE_TTL * 2
 

@@ -146,6 +146,11 @@ class Server(Part):
     def command(self) -> Sequence[object]:
         """Return the command line of the server."""
 
+    def launch(self) -> ServerProcess:
+        """Start the process, and return it without waiting until it answers."""
+        log = self.directory / "server.log"
+        return ServerProcess(self.command(), log, cwd=self.directory, env=self.env, user=self.user)
+
     @abstractmethod
     def answers(self) -> bool:
         """True once clients are served. May raise a client's exceptions."""
@@ -157,8 +162,7 @@ class Server(Part):
         """
         if self.alive:
             return self
-        log = self.directory / "server.log"
-        self.process = process = ServerProcess(self.command(), log, cwd=self.directory, env=self.env, user=self.user)
+        self.process = process = self.launch()
 
         def up() -> bool:
             if not process.alive:
