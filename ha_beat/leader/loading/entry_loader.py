@@ -34,6 +34,19 @@ def in_batches(operations: Sequence[EntryOperation], size: int = _MOST_ROWS) -> 
     return deque(operations[start : start + size] for start in range(0, len(operations), size))
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Entries of the schedule and rows of the ledger, as read for a load or a part of it.
+
+    ``absence`` is what a missing entry means. ``cluster_ran`` is False if the whole ledger is empty.
+    """
+
+    entries: Iterable[ScheduledEntry]
+    rows: Mapping[str, str]
+    absence: Absence | None
+    cluster_ran: bool
+
+
 @dataclass(slots=True)
 class LoadSummary:
     """Summary of the entries that were loaded, perhaps in several parts. ``ahead`` are far ahead of the clock."""
@@ -65,26 +78,18 @@ class EntryLoader:
         self._recovery = recovery
         self.absent = AbsentRows()
 
-    def reconcile(
-        self,
-        writer: LedgerWriter,
-        entries: Iterable[ScheduledEntry],
-        rows: Mapping[str, str],
-        absence: Absence | None,
-        *,
-        cluster_ran: bool,
-    ) -> Reconciled:
+    def reconcile(self, writer: LedgerWriter, read: Reading) -> Reconciled:
         """Reconcile entries with their rows, and report those that fail."""
-        parts = self._parts
+        parts, rows, absence = self._parts, read.rows, read.absence
         reconciled = reconcile(
-            self.with_progress(entries),
+            self.with_progress(read.entries),
             rows,
             parts.shadow,
             self._recovery.loss,
             writer=writer,
             catch_up=parts.options.catch_up_after_loss,
             absence=absence,
-            cluster_ran=cluster_ran,
+            cluster_ran=read.cluster_ran,
         )
         for failure in reconciled.failures:
             parts.emit(failure)
@@ -98,7 +103,7 @@ class EntryLoader:
     def plan(
         self, queue: DueQueue, reconciled: Reconciled, now: datetime, resent: Set[str], summary: LoadSummary
     ) -> None:
-        """Put the entries into the queue. For the ``resent`` ones, it is planned later when their claims are sent."""
+        """Put the entries into the queue. The ``resent`` ones are planned when their claimed occurrences are queued."""
         overdue = 0
         for state in self.with_progress(reconciled.states):
             if state.id in resent:
@@ -110,22 +115,13 @@ class EntryLoader:
         summary.add(reconciled, overdue)
 
     def replace(
-        self,
-        queue: DueQueue,
-        ids: Set[str],
-        writer: LedgerWriter,
-        entries: Iterable[ScheduledEntry],
-        rows: Mapping[str, str],
-        absence: Absence | None,
-        summary: LoadSummary,
-        *,
-        cluster_ran: bool,
+        self, queue: DueQueue, ids: Set[str], writer: LedgerWriter, read: Reading, summary: LoadSummary
     ) -> Reconciled | None:
         """Replace the entries of these ids in the queue. Return ``None`` if one of them has an open claim."""
         states = [state for entry_id in ids if (state := queue.get(entry_id)) is not None]
-        if any(state.resend for state in states) or any(map(_is_claimed, rows.values())):
+        if any(state.resend for state in states) or any(map(_is_claimed, read.rows.values())):
             return None
-        reconciled = self.reconcile(writer, entries, rows, absence, cluster_ran=cluster_ran)
+        reconciled = self.reconcile(writer, read)
         for state in states:
             queue.drop(state)
         self.plan(queue, reconciled, writer.now, frozenset(), summary)

@@ -15,7 +15,7 @@ from ha_beat.errors import StoreError
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.ledger_writer import LedgerWriter
-from ha_beat.leader.loading.entry_loader import Batches, EntryLoader, LoadSummary, in_batches
+from ha_beat.leader.loading.entry_loader import Batches, EntryLoader, LoadSummary, Reading, in_batches
 from ha_beat.leader.loading.reconcile import absences
 from ha_beat.leader.loading.recovery import Recovery
 from ha_beat.leader.parts import LeaderParts
@@ -110,10 +110,8 @@ class GradualLoad:
         answered = parts.clock.elapsed()
         if not self._recovery.settled and parts.shadow.lost(rows, now, wanted):  # guard: gradual-row-behind
             return None
-        writer, ran = LedgerWriter(term, now), self._cluster_ran
-        found = self._loader.replace(
-            queue, wanted, writer, entries, rows, self._absence, self._summary, cluster_ran=ran
-        )
+        read = Reading(entries, rows, self._absence, self._cluster_ran)
+        found = self._loader.replace(queue, wanted, LedgerWriter(term, now), read, self._summary)
         if found is None:
             return None
         self.note_loaded(wanted, held_back=found.held_back)

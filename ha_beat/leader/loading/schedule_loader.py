@@ -14,7 +14,7 @@ from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
 from ha_beat.leader.loading.absent_rows import is_forgettable
-from ha_beat.leader.loading.entry_loader import Batches, EntryLoader, LoadSummary, in_batches
+from ha_beat.leader.loading.entry_loader import Batches, EntryLoader, LoadSummary, Reading, in_batches
 from ha_beat.leader.loading.gradual_load import PART, GradualLoad
 from ha_beat.leader.loading.reconcile import Reconciled, unscheduled
 from ha_beat.leader.loading.recovery import Recovery
@@ -101,7 +101,8 @@ class ScheduleLoader:
         if found is not None and found.total:
             parts.emit(events.StateLost(found.kind, parts.options.catch_up_after_loss))
         self._entries.absent.clear()
-        reconciled = self._entries.reconcile(LedgerWriter(term, now), entries, rows, absence, cluster_ran=bool(rows))
+        read = Reading(entries, rows, absence, cluster_ran=bool(rows))
+        reconciled = self._entries.reconcile(LedgerWriter(term, now), read)
         self._claims.load(dispatcher, term)
         resent = self._claims.to_be_resent(rows)
         held = {each.state.id: each for each in reconciled.operations if _waits(each, resent)}
@@ -134,8 +135,11 @@ class ScheduleLoader:
         """
         parts = self._parts
         rows, writer = dispatcher.ledger.read_some(ids), LedgerWriter(term, parts.time.now())
-        absence, entries, ran = parts.source.absence(term), parts.source.load(ids), bool(rows) or len(queue) > 0
-        found = self._entries.replace(queue, ids, writer, entries, rows, absence, self._changes, cluster_ran=ran)
+        # Asked before the entries are read: the store may be read under this term in between.
+        absence = parts.source.absence(term)
+        ran = bool(rows) or len(queue) > 0
+        read = Reading(parts.source.load(ids), rows, absence, cluster_ran=ran)
+        found = self._entries.replace(queue, ids, writer, read, self._changes)
         if found is not None and last:
             self._changes.report(len(queue), parts.emit)
             self._changes = LoadSummary()
