@@ -25,7 +25,7 @@ from ha_beat.store.request_queue import Reply, Request, Requests
 from ha_beat.store.scripts import text
 from ha_beat.store.shadow import Shadow
 from tests.support.clocks import AdvancedClock
-from tests.support.dispatchers import push
+from tests.support.dispatchers import TimedPush, push
 from tests.support.entries import scheduled, state_of
 from tests.support.events import EventLog
 from tests.support.leases import begin_term
@@ -48,21 +48,32 @@ class UnreachableBroker:
 
 
 class Sender:
-    """Dispatcher that sends through the script."""
+    """Dispatcher that sends through the script. A message takes 0.05 s to build. ``timed`` ones have an expiry."""
 
     capacity = 1000
+    built = 0
+    timed = False
 
     def __init__(self, leader: RequestLeader) -> None:
         self.leader = leader
+        #: Called with the number of a message, from 1, before it is built.
+        self.on_build: Callable[[int], object] = lambda _: None
+        self.before_send: Callable[[], object] = lambda: None
+        self.after_send: Callable[[], object] = lambda: None
 
     def prepare(self, *_: object) -> Any:
         self.leader.clock.ahead += 0.05
-        return push()
+        self.built += 1
+        self.on_build(self.built)
+        return TimedPush((("LPUSH", "queue", str(self.built)),)) if self.timed else push()
 
     def broker_error(self, _: object) -> None: ...
 
     def submit(self, term: Term, operations: Any, _: object = None) -> list[Answer]:
-        return BatchScript(KEYS, 1000).run(self.leader.client, term, operations)
+        self.before_send()
+        answers = BatchScript(KEYS, 1000).run(self.leader.client, term, operations)
+        self.after_send()
+        return answers
 
 
 class Stub:

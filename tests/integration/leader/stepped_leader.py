@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 from celery import Celery
 
@@ -126,7 +126,7 @@ class Leader:
         self.lead()
         self.use(Source())
 
-    def use(self, source: Source, **options: Any) -> None:
+    def use(self, source: Source, **options: Any) -> Self:
         """Begin with an empty memory. Without a publish deadline by default."""
         self.source: Any = source
         source.clock = self.clock
@@ -135,24 +135,27 @@ class Leader:
         time = SchedulingTime(clock, self.events.append)
         parts = source, lambda _: chosen, Shadow(), time, "enqueuer", clock, self.emit, rules, self.pause, pace
         self.enqueuer = Enqueuer(LeaderParts(*parts))
+        return self
 
     def emit(self, event: events.Event) -> None:
         self.on_event(event)
         self.events.append(event)
 
-    def lead(self, name: str = "one") -> None:
+    def lead(self, name: str = "one") -> Self:
         """Begin a term of a replica."""
         made = attempt(name, new_token(), sent_at=self.clock.elapsed(), ttl=1e6)
         self.tenure = Tenure(acquire(RedisLeaseStore(lambda: self.client, KEYS), made), "")
         self.know_pauses({})
+        return self
 
     def know_pauses(self, entries: Mapping[str, EntryPause]) -> None:
         """Set the pauses as read under this term."""
         self.pause.set(self.tenure.acquired.term, None, entries, Shadow())
 
-    def owe(self, *entries: str) -> None:
+    def owe(self, *entries: str) -> Self:
         """Make entries of the schedule due a second ago."""
         self.source.last_run = dict.fromkeys(entries, 3601.0)
+        return self
 
     @contextmanager
     def failing(self, error: Exception, entry: str = "") -> Iterator[None]:
@@ -171,7 +174,7 @@ class Leader:
         self.clock.ahead += seconds
         self.client.hset(KEYS.lease, "offset_ms", round(self.clock.ahead * 1000))
 
-    def turn(self, times: int = 1, *, after: float = 0.0) -> Leader:
+    def turn(self, times: int = 1, *, after: float = 0.0) -> Self:
         """Take turns after some seconds."""
         if after:
             self.later(after)

@@ -23,8 +23,7 @@ def follow(leader: Leader, previous_holder: str, **fields: Any) -> None:
 def lead_on_another_server(leader: Leader, name: str) -> None:
     """Begin a term with a ledger that names another server than this one."""
     leader.client.hset(KEYS.ledger, "m:run_id", "of the master before")
-    leader.lead(name)
-    leader.turn(5)
+    leader.lead(name).turn(5)
 
 
 def test_dispatch_on_another_server_waits_for_the_previous_holder(leader: Leader):
@@ -75,8 +74,7 @@ def test_leader_that_waits_and_leads_again_continues_to_wait(leader: Leader):
     leader.owe("e")
     lead_on_another_server(leader, "two")
     leader.later(4.0)
-    leader.lead("two")
-    leader.turn(5)
+    leader.lead("two").turn(5)
     assert leader.held() == [pytest.approx(10.0, abs=0.5), pytest.approx(6.0, abs=0.5)]
     leader.turn(5, after=6.1)
     assert len(leader.losses()) == 1
@@ -90,15 +88,13 @@ def test_unfinished_recovery_is_continued_by_the_next_leader(leader: Leader):
     leader.owe(*(f"e{number}" for number in range(150)))
     assert len(leader.turn(5).messages) == 150
     leader.client.delete("queue", KEYS.ledger)
-    leader.lead()
-    leader.turn(1)
+    leader.lead().turn(1)
     assert len(leader.enqueuer.due_queue) == 150
     leader.use(leader.source)
     leader.lead("a newcomer")
     assert leader.turn(5).messages == []
     assert leader.losses()[-1] is LossKind.UNFINISHED
-    leader.lead("another")
-    leader.turn(3)
+    leader.lead("another").turn(3)
     assert len(leader.losses()) == 2
 
 
@@ -110,8 +106,7 @@ def test_unfinished_recovery_puts_in_doubt_what_its_leader_found(leader: Leader,
     leader.write(LedgerRow(due - timedelta(hours=1), "armed", signature="s"))
     leader.client.hset(KEYS.ledger, "m:unfinished", noted.format(to_micros(floor)))
     leader.source.last_run = {"e": 1e6}
-    leader.lead("another")
-    leader.turn(5)
+    leader.lead("another").turn(5)
     assert leader.held() == []
     assert leader.messages == (["e"] if fell_due == "after" else [])
     assert leader.client.hget(KEYS.ledger, "m:unfinished") is None
@@ -124,8 +119,7 @@ def test_leader_that_loses_the_ledger_keeps_entries_not_due_in_its_term(leader: 
     leader.source.last_run = {"e": 1e6}
     leader.turn(3)
     leader.client.flushall()
-    leader.lead()
-    leader.turn(3)
+    leader.lead().turn(3)
     row = LedgerRow.parse(str(leader.client.hget(KEYS.ledger, "e:e")))
     assert (row.base, row.verdict) == (base, "armed")
     assert leader.state().due_at == base + timedelta(hours=1)
@@ -139,16 +133,14 @@ def test_second_term_starts_from_the_ledger(leader: Leader):
     leader.owe("e")
     assert leader.turn(5).messages == ["e"]
     row = leader.write(enqueued(leader.source.now(), rev=9))
-    leader.lead()
-    leader.turn(5)
+    leader.lead().turn(5)
     assert leader.state().expected == row
     assert leader.failed() == []
 
 
 def test_row_changed_by_another_writer_is_followed(leader: Leader):
     """The operation is refused because the row is not the expected one, and the entry continues from that row."""
-    leader.owe("e")
-    leader.turn(1)
+    leader.owe("e").turn(1)
     at = leader.source.now() + timedelta(minutes=10)
     leader.write(enqueued(at, rev=9, task_id="t"))
     assert leader.turn(5).messages == []
@@ -157,8 +149,7 @@ def test_row_changed_by_another_writer_is_followed(leader: Leader):
 
 
 def test_row_that_is_changed_repeatedly_is_retried_once_a_second(leader: Leader):
-    leader.owe("e")
-    leader.turn()
+    leader.owe("e").turn()
     tries: list[str] = []
 
     def change(_: Sequence[Operation]) -> None:

@@ -72,8 +72,7 @@ def test_source_that_raises_on_a_verdict_does_not_affect_other_entries(leader: L
 
 
 def test_entries_popped_before_an_exception_are_loaded_again(leader: Leader, monkeypatch):
-    leader.owe("one", "two")
-    leader.turn(2)
+    leader.owe("one", "two").turn(2)
     with monkeypatch.context() as patch:
         patch.delattr(Results, "apply")
         with pytest.raises(AttributeError):
@@ -96,8 +95,7 @@ def test_occurrence_that_overlaps_is_skipped_and_the_next_one_asked_again(leader
 
 def test_preparation_does_not_delay_the_next_entry(leader: Leader, monkeypatch):
     """The next occurrence would be late by that time."""
-    leader.use(Source(e=1800.0))
-    leader.turn(3)
+    leader.use(Source(e=1800.0)).turn(3)
     waits = leader.idle
 
     def prepare(*_: object) -> bool:

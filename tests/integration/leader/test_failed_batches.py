@@ -33,8 +33,7 @@ def test_reload_does_not_postpone_the_verdict_of_a_failing_entry(leader: Leader,
 
 def test_batch_that_raises_is_submitted_one_by_one(leader: Leader):
     """Only the entry at fault waits, and it is retried later."""
-    leader.owe("one", "bad", "two")
-    leader.turn(3)
+    leader.owe("one", "bad", "two").turn(3)
     leader.client.delete("queue")
     with leader.failing(ValueError("a bug"), "bad"):
         assert leader.turn(10, after=3600.0).messages == ["one", "two"]
@@ -43,8 +42,7 @@ def test_batch_that_raises_is_submitted_one_by_one(leader: Leader):
 
 
 def test_redis_failure_during_one_by_one_submission_loses_nothing(leader: Leader):
-    leader.owe("one", "two", "three")
-    leader.turn()
+    leader.owe("one", "two", "three").turn()
     faults = [ValueError("a bug"), StoreUnavailable("cut"), StoreUnavailable("cut")]
 
     def fail(_: object) -> None:
@@ -70,8 +68,7 @@ def test_entry_that_is_refused_repeatedly_is_reported_once(leader: Leader):
 @pytest.mark.parametrize("error", [StoreUnavailable("broken pipe"), StoreRefused("too large", unexplained=True)])
 def test_message_that_redis_rejects_does_not_affect_others(leader: Leader, error):
     """It exceeds the server's limit, so that the connection is closed each time. Other commands succeed."""
-    leader.owe("one", "large", "two")
-    leader.turn()
+    leader.owe("one", "large", "two").turn()
     with leader.failing(error, "large"):
         leader.each_second(30)
     assert leader.messages == ["one", "two"]
@@ -96,8 +93,7 @@ def outage(leader: Leader, seconds: float) -> int:
 def test_full_redis_keeps_its_leader(redis_server: RedisServer):
     """Another replica could do no better, and a lone one would be barred for a while after the memory is back."""
     leader = Leader(redis_server)
-    leader.owe("e")
-    leader.turn()
+    leader.owe("e").turn()
     redis_server.admin.config_set("maxmemory", "1")
     for _ in range(100):
         leader.clock.ahead += 1.0
@@ -109,8 +105,7 @@ def test_full_redis_keeps_its_leader(redis_server: RedisServer):
 
 def test_full_redis_keeps_the_batch_whole(leader: Leader):
     """Redis gives the reason, so that no message is suspected."""
-    leader.owe("one", "two")
-    leader.turn()
+    leader.owe("one", "two").turn()
     sizes: set[int] = set()
 
     def full(operations: Sequence[Operation]) -> None:
@@ -124,8 +119,7 @@ def test_full_redis_keeps_the_batch_whole(leader: Leader):
 
 def test_hour_without_a_broker_causes_few_changes_of_leader(leader: Leader):
     """A change of leader helps only if another replica can reach the broker."""
-    leader.owe("e")
-    leader.turn()
+    leader.owe("e").turn()
     away = StoreUnavailable("no broker", acted=False)
     with leader.failing(away):
         assert outage(leader, 12.0) == 1
@@ -152,8 +146,7 @@ def test_hour_without_a_broker_causes_few_changes_of_leader(leader: Leader):
 )
 def test_refused_batch_is_judged_again_by_the_time_it_is_accepted(rules, deadline, seconds, reason, leader: Leader):
     source = Source(lambda entry: replace(entry, misfire=rules), e=3600.0 - 1.0)
-    leader.use(source, publish_deadline=deadline, handover_after=1000.0)
-    leader.turn().later(1.5)
+    leader.use(source, publish_deadline=deadline, handover_after=1000.0).turn().later(1.5)
     with leader.failing(StoreRefused("Redis is out of memory")):
         leader.each_second(seconds)
     leader.turn(3, after=1.0)
@@ -168,8 +161,7 @@ def test_partly_written_batch_is_submitted_unchanged_until_answered(leader: Lead
     """A later attempt, of which nothing was written, does not show that the first one wrote nothing."""
     drops = [] if unexplained else [False]
     leader.dispatcher.drop_refused = lambda _: drops.pop() if drops else True
-    leader.use(Source(e=3601.0), handover_after=1000.0)
-    leader.turn()
+    leader.use(Source(e=3601.0), handover_after=1000.0).turn()
     with leader.failing(StoreRefused("an error in the script", unexplained=unexplained), "e"):
         leader.turn()
     with leader.failing(StoreRefused("full"), "e"):
@@ -180,8 +172,7 @@ def test_partly_written_batch_is_submitted_unchanged_until_answered(leader: Lead
 
 def test_record_shows_when_a_batch_without_an_answer_was_accepted(leader: Leader):
     """It is submitted unchanged, because the first attempt may have been carried out."""
-    leader.owe("e")
-    leader.turn()
+    leader.owe("e").turn()
     with leader.failing(StoreUnavailable("no answer"), "e"):
         leader.each_second(2, seconds=3.0)
     leader.turn(3, after=1.0)

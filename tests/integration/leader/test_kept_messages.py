@@ -153,6 +153,5 @@ def test_message_of_an_edited_entry_is_built_again(leader: LockingLeader):
     edited = next(iter(leader.source.load()))
     edited.celery_entry.args = ("edited",)
     leader.source.load = lambda: [edited]
-    leader.lead()
-    leader.turn(5, after=2.0)
+    leader.lead().turn(5, after=2.0)
     assert leader.dispatcher.built > 1

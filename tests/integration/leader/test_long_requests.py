@@ -4,19 +4,17 @@ import json
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from ha_beat.dispatch import Answer
 from ha_beat.dispatch.messages.build import Declined
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import ReplyCode, RequestKind
-from ha_beat.store.lease import Term
 from ha_beat.store.request_queue import Request
 from tests.integration.leader.request_leader import KEYS, RequestLeader, Sender
-from tests.support.dispatchers import TimedPush, push
 from tests.support.entries import scheduled, state_of
 from tests.support.servers import RedisServer, wait_for
 
@@ -108,22 +106,17 @@ def test_backfill_works_in_steps_while_other_requests_are_answered(leader: Reque
     assert leader.sent == 120
 
 
-class DecliningSender(Sender):
-    """Dispatcher whose task declines each third message, and fails for each fifth."""
-
-    built = 0
-
-    def prepare(self, *_: object) -> Any:
-        self.built += 1
-        if self.built % 3 == 0:
-            raise Declined("task")
-        if self.built % 5 == 0:
-            raise ValueError("unable")
-        return super().prepare()
-
-
 def test_backfill_goes_on_after_a_message_that_cannot_be_built(leader: RequestLeader):
-    leader.stub.dispatcher = DecliningSender(leader)
+    """The task declines each third message, and fails for each fifth."""
+
+    def fail(number: int) -> None:
+        if number % 3 == 0:
+            raise Declined("task")
+        if number % 5 == 0:
+            raise ValueError("unable")
+
+    leader.stub.dispatcher = Sender(leader)
+    leader.stub.dispatcher.on_build = fail
     backfill = begin_backfill(leader, 15)
     while leader.reply_to(backfill) is None:
         leader.attend()
@@ -184,29 +177,26 @@ def test_withdrawn_backfill_stops(leader: RequestLeader):
     assert leader.sent == sent < 120
 
 
-class LockingSender(Sender):
-    """Dispatcher for a task that declines to be built a second time. The first attempt fails."""
+def decline_second(number: int) -> None:
+    """Decline as a task with a lock does, which its first message has taken."""
+    if number > 1:
+        raise Declined("task")
 
-    built = submitted = 0
-    locked = True
 
-    def prepare(self, *_: object) -> Any:
-        self.built += 1
-        if self.built > 1 and self.locked:
-            raise Declined("task")
-        return push()
+def raising_once(error: Exception) -> Callable[[], None]:
+    errors = [error]
 
-    def submit(self, term: Term, operations: Any, _: object = None) -> list[Answer]:
-        answers = super().submit(term, operations)
-        self.submitted += 1
-        if self.submitted == 1:
-            raise StoreUnavailable("the reply was lost")
-        return answers
+    def fail() -> None:
+        if errors:
+            raise errors.pop()
+
+    return fail
 
 
 def test_message_of_a_request_is_built_once(leader: RequestLeader):
     """A task with a lock would find its own, and the request would fail although its message was sent."""
-    leader.stub.dispatcher = LockingSender(leader)
+    sender = leader.stub.dispatcher = Sender(leader)
+    sender.on_build, sender.after_send = decline_second, raising_once(StoreUnavailable("the reply was lost"))
     run = leader.post(RequestKind.RUN, entry="e")
     for _ in range(3):
         leader.attend()
@@ -214,25 +204,13 @@ def test_message_of_a_request_is_built_once(leader: RequestLeader):
     assert leader.sent == 1
 
 
-class TimedSender(LockingSender):
-    """Dispatcher of messages with an expiry. The first attempt does not reach Redis."""
-
-    def prepare(self, *_: object) -> Any:
-        super().prepare()
-        return TimedPush((("LPUSH", "queue", f"{self.built}"),))
-
-    def submit(self, term: Term, operations: Any, _: object = None) -> list[Answer]:
-        if self.submitted == 0:
-            self.submitted = 1
-            raise StoreUnavailable("away", acted=False)
-        return super().submit(term, operations)
-
-
 @pytest.mark.parametrize("locked", [True, False])
 def test_requested_message_with_an_expiry_is_built_again(leader: RequestLeader, locked: bool):
     """Its expiry counts from when it was built. If the task declines because of its own lock, the first one is sent."""
-    leader.stub.dispatcher = TimedSender(leader)
-    leader.stub.dispatcher.locked = locked
+    sender = leader.stub.dispatcher = Sender(leader)
+    sender.timed, sender.before_send = True, raising_once(StoreUnavailable("away", acted=False))
+    if locked:
+        sender.on_build = decline_second
     run = leader.post(RequestKind.RUN, entry="e")
     wait_for(lambda: leader.attend() and leader.reply_to(run), 10, "the answer")
     assert leader.client.lrange("queue", 0, -1) == [b"1" if locked else b"2"]
