@@ -7,23 +7,21 @@ import signal
 import socket
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
 import pytest
-from celery import Celery
-from celery.beat import ScheduleEntry
 from kombu import Exchange, Queue
 
-from ha_beat.dispatch.brokers.adapter import Delivery, Sent
-from ha_beat.dispatch.brokers.publisher import BLOCKED, Publisher
+from ha_beat.dispatch.brokers.adapter import Sent
+from ha_beat.dispatch.brokers.publisher import BLOCKED
 from ha_beat.errors import StoreUnavailable
-from ha_beat.headers import with_header
 from ha_beat.reasons import PublishOutcome
 from ha_beat.testing import SettableClock
+from tests.faults.claims import new_queue
 from tests.faults.proxy import TcpProxy
+from tests.support.senders import Sender
 from tests.support.servers import RabbitMQ, wait_for
 
 pytestmark = pytest.mark.slow
@@ -37,42 +35,15 @@ PATIENCE = 30.0
 ACCEPTED = Sent(PublishOutcome.ACCEPTED)
 
 
-class ProxiedPublisher:
+class ProxiedPublisher(Sender):
     """Publisher that reaches the broker through a proxy, with its own queue."""
 
     def __init__(self, broker: RabbitMQ, **config: Any) -> None:
         self.broker = broker
         self.proxy = TcpProxy.for_url(broker.url)
-        self.queue = f"queue-{uuid.uuid4().hex[:8]}"
-        self.app = Celery("proxied", broker=self.proxy.url(broker.url), set_as_current=False)
-        self.app.conf.update(task_default_queue=self.queue, **config)
+        self.queue = new_queue()
         self.clock = SettableClock()
-        self.publisher = Publisher(self.app, TIMEOUT, self.clock)
-
-    def message(self, task_id: str = "", **options: Any) -> Any:
-        entry = ScheduleEntry(name="report", task="report", schedule=60, app=self.app)
-        header = {"cluster": "proxied", "entry": "report", "scheduled_at": "2030-01-01T12:00:00.000000+00:00"}
-        return self.publisher.prepare(entry, (), {}, with_header(options, header, task_id or uuid.uuid4().hex))
-
-    def send(self, message: Any = None) -> Sent:
-        return self.send_together([self.message() if message is None else message])[0]
-
-    def send_together(
-        self,
-        messages: Sequence[Any],
-        before_last: Callable[[], object] = lambda: None,
-        before_wait: Callable[[], object] = lambda: None,
-    ) -> list[Sent]:
-        """Send messages before the broker has answered the first. Call the functions in between."""
-        deliveries = [Delivery() for _ in messages]
-        for message, delivery in zip(messages, deliveries, strict=True):
-            if delivery is deliveries[-1]:
-                before_last()
-            alone = self.publisher.settle_before(message, lambda: None)
-            self.publisher.send(message, delivery, alone=alone)
-        before_wait()
-        self.publisher.settle()
-        return [delivery.sent for delivery in deliveries if delivery.sent is not None]
+        super().__init__(self.proxy.url(broker.url), TIMEOUT, self.clock, task_default_queue=self.queue, **config)
 
     def unanswered(self) -> int:
         adapter = self.publisher._adapter
@@ -144,7 +115,7 @@ def not_sent(act: Callable[[], object], proxied: ProxiedPublisher) -> str:
 def test_message_after_a_break_is_certainly_not_sent(proxied: ProxiedPublisher, stopped: bool):
     """The break is noticed before the second message is written, without a round trip. The retry sends it."""
     proxied.begin()
-    second = proxied.message()
+    second = proxied.prepare()
     fault, repair = (
         (proxied.broker.stop, proxied.broker.start) if stopped else (proxied.proxy.refuse, proxied.proxy.accept)
     )
@@ -162,7 +133,7 @@ def test_message_after_a_break_is_certainly_not_sent(proxied: ProxiedPublisher, 
 @pytest.mark.parametrize("silent", [False, True], ids=["reply lost", "silence"])
 def test_message_is_certainly_not_sent_if_declaring_its_queue_fails(proxied: ProxiedPublisher, silent: bool):
     """In bounded time, since the main loop waits."""
-    message = proxied.message()
+    message = proxied.prepare()
     proxied.publisher.ready()
     proxied.proxy.blackhole() if silent else proxied.proxy.cut_reply_after(proxied.queue.encode())
     not_sent(lambda: proxied.send(message), proxied)
@@ -202,7 +173,7 @@ def test_late_answer_to_an_aborted_send_is_not_taken_for_the_next(proxied: Proxi
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     threading.Timer(0.5, proxied.proxy.resume, ["reply"]).start()
-    sent = proxied.send(proxied.message(exchange="nowhere", routing_key="x"))
+    sent = proxied.send(proxied.prepare(exchange="nowhere", routing_key="x"))
     assert (sent.outcome, sent.broken) == (PublishOutcome.REFUSED, False)
 
 
@@ -211,7 +182,7 @@ def test_late_answer_to_an_aborted_send_is_not_taken_for_the_next(proxied: Proxi
 
 def test_messages_that_are_sent_together_are_all_confirmed(proxied: ProxiedPublisher):
     proxied.begin()
-    assert proxied.send_together([proxied.message() for _ in range(50)]) == [ACCEPTED] * 50
+    assert proxied.send_together([proxied.prepare() for _ in range(50)]) == [ACCEPTED] * 50
     assert proxied.count() == 51
 
 
@@ -222,7 +193,7 @@ def test_connection_cut_after_some_answers_leaves_the_others_unknown(proxied: Pr
         wait_for(lambda: proxied.unanswered() == 0, PATIENCE, "the first answers")
         proxied.proxy.cut_reply_after(b"scheduled_at")
 
-    sent = proxied.send_together([proxied.message() for _ in range(4)], cut)
+    sent = proxied.send_together([proxied.prepare() for _ in range(4)], cut)
     assert sent[:3] == [ACCEPTED] * 3
     assert (sent[3].outcome, sent[3].broken) == (PublishOutcome.UNKNOWN, True)
     proxied.proxy.heal()
@@ -234,7 +205,7 @@ def test_connection_cut_after_some_answers_leaves_the_others_unknown(proxied: Pr
 def test_silent_broker_leaves_what_it_has_not_answered_unknown(proxied: ProxiedPublisher):
     proxied.begin()
     proxied.proxy.pause("reply")
-    sent = proxied.send_together([proxied.message() for _ in range(3)])
+    sent = proxied.send_together([proxied.prepare() for _ in range(3)])
     assert [(one.outcome, one.broken) for one in sent] == [(PublishOutcome.UNKNOWN, True)] * 3
     proxied.proxy.heal()
     assert proxied.count() == 4
@@ -245,7 +216,7 @@ def test_full_queue_rejects_single_messages(rabbitmq: RabbitMQ):
     with ProxiedPublisher(rabbitmq) as proxied:
         proxied.app.conf.task_queues = [Queue(proxied.queue, queue_arguments=limits)]
         proxied.begin()
-        sent = proxied.send_together([proxied.message() for _ in range(4)])
+        sent = proxied.send_together([proxied.prepare() for _ in range(4)])
         assert [one.outcome for one in sent].count(PublishOutcome.UNKNOWN) == 2
         assert not any(one.broken for one in sent)
         assert proxied.proxy.counters["connections"] == 1
@@ -254,11 +225,11 @@ def test_full_queue_rejects_single_messages(rabbitmq: RabbitMQ):
 def test_message_that_no_queue_takes_is_refused_among_others(rabbitmq: RabbitMQ):
     with ProxiedPublisher(rabbitmq) as proxied, ProxiedPublisher(rabbitmq) as other:
         proxied.begin()
-        gone = [proxied.message(queue=other.queue) for _ in range(3)]
+        gone = [proxied.prepare(queue=other.queue) for _ in range(3)]
         assert proxied.send(gone[0]) == ACCEPTED
         with proxied.channel() as channel:
             channel.queue_delete(other.queue)
-        sent = proxied.send_together([proxied.message(), gone[1], proxied.message()])
+        sent = proxied.send_together([proxied.prepare(), gone[1], proxied.prepare()])
         assert (sent[0], sent[2]) == (ACCEPTED, ACCEPTED)
         assert sent[1].outcome is PublishOutcome.REFUSED
         assert proxied.send(gone[2]) == ACCEPTED
@@ -273,9 +244,9 @@ def test_closed_channel_puts_the_others_in_doubt_once(rabbitmq: RabbitMQ):
 
         def send(*, one_by_one: bool = False) -> list[PublishOutcome]:
             with proxied.channel() as channel:
-                assert proxied.send(proxied.message(queue="orders")) == ACCEPTED
+                assert proxied.send(proxied.prepare(queue="orders")) == ACCEPTED
                 channel.exchange_delete("orders")
-            messages = [proxied.message(), proxied.message(queue="orders"), proxied.message()]
+            messages = [proxied.prepare(), proxied.prepare(queue="orders"), proxied.prepare()]
             if not one_by_one:
                 proxied.proxy.pause("reply")
             sent = proxied.send_together(messages, before_wait=lambda: proxied.proxy.resume("reply"))
@@ -338,7 +309,7 @@ def test_connection_closed_for_lack_of_heartbeats_is_replaced(rabbitmq: RabbitMQ
 
 def test_message_that_no_queue_takes_is_refused(proxied: ProxiedPublisher):
     proxied.begin()
-    gone = proxied.message()
+    gone = proxied.prepare()
     with proxied.channel() as channel:
         channel.queue_delete(proxied.queue)
     sent = proxied.send(gone)
@@ -355,12 +326,12 @@ def test_broadcast_without_a_queue_is_accepted(rabbitmq: RabbitMQ):
     with ProxiedPublisher(rabbitmq, task_queues=[Queue("fanout", fanout)]) as proxied:
         with proxied.channel() as channel:
             fanout(channel).declare()
-        assert proxied.send(proxied.message(exchange="fanout", routing_key="")) == ACCEPTED
+        assert proxied.send(proxied.prepare(exchange="fanout", routing_key="")) == ACCEPTED
 
 
 def test_message_that_cannot_be_encoded_is_refused(proxied: ProxiedPublisher):
     proxied.begin()
-    sent = proxied.send(proxied.message(headers={"tenant": object()}))
+    sent = proxied.send(proxied.prepare(headers={"tenant": object()}))
     assert (sent.outcome, sent.broken) == (PublishOutcome.REFUSED, False)
     assert proxied.send() == ACCEPTED
     assert proxied.count() == 2

@@ -10,8 +10,8 @@ from ha_beat.celery_app import broker_client, broker_list, ignored_brokers, leas
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import PublishOutcome
 from ha_beat.scheduler import HAScheduler
-from tests.integration.dispatch.conftest import Sender
 from tests.support.schedulers import closing
+from tests.support.senders import Sender
 from tests.support.servers import RabbitMQ, RedisServer, free_port, need
 
 

@@ -14,7 +14,7 @@ from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import PublishOutcome
 from ha_beat.testing import SettableClock
 from tests.faults.proxy import TcpProxy
-from tests.integration.dispatch.conftest import HEADER, TASK_ID, Sender
+from tests.support.senders import HEADER, TASK_ID, Sender
 from tests.support.servers import RedisServer, free_port
 
 ACCEPTED = Sent(PublishOutcome.ACCEPTED)
@@ -29,21 +29,12 @@ def test_prepared_message_is_not_sent_before_send():
         ids = set()
         for _ in range(2):
             assert sender.send(message) == ACCEPTED
-            headers = queue.get(block=False).headers
-            ids.add(headers["ha_beat"].pop("publish"))
-            assert (headers["ha_beat"], headers["id"]) == (HEADER, TASK_ID)
+            sent = queue.get(block=False)
+            ids.add(sent.headers["ha_beat"].pop("publish"))
+            assert (sent.headers["ha_beat"], sent.headers["id"]) == (HEADER, TASK_ID)
+            # Only SQS has this property.
+            assert "MessageDeduplicationId" not in sent.properties
         assert len(ids) == 2
-
-
-@pytest.mark.parametrize("driver", ["sqs", "memory"])
-def test_deduplication_id_on_sqs_is_the_task_id(driver: str, monkeypatch: pytest.MonkeyPatch):
-    """A FIFO queue then drops a second publish. kombu takes the id from the properties."""
-    monkeypatch.setattr(memory.Transport, "driver_type", driver)
-    sender = Sender("memory://")
-    with sender.app.connection_for_read() as connection, connection.SimpleQueue("jobs.fifo") as queue:
-        sender.send()
-        properties = queue.get(block=False).properties
-    assert properties.get("MessageDeduplicationId") == (TASK_ID if driver == "sqs" else None)
 
 
 def test_task_that_publishes_nothing_has_declined():

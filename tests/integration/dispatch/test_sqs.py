@@ -12,7 +12,7 @@ import pytest
 from ha_beat.dispatch.brokers.adapter import Sent
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import PublishOutcome
-from tests.integration.dispatch.conftest import TASK_ID, Sender
+from tests.support.senders import TASK_ID, Sender
 
 pytest.importorskip("boto3")
 

@@ -62,10 +62,6 @@ def update_for(claim: Claim) -> Update:
     return update
 
 
-def verdict_of(raw: str) -> Verdict:
-    return LedgerRow.parse(raw).verdict
-
-
 # --- Writing the claim
 
 
@@ -159,18 +155,7 @@ def test_step_of_a_request_is_never_kept_open():
     assert claim.resolved().answer == Answer(AnswerKind.UNCERTAIN, "why")
 
 
-def test_accepted_message_without_a_detail_is_done():
-    assert published(new(), ACCEPTED, "").resolved().answer == DONE
-
-
 # --- What is written
-
-
-def test_confirmation_replaces_the_claimed_or_the_uncertain_row():
-    claim = published(new(), ACCEPTED)
-    update = update_for(claim)
-    assert (update.state, update.row, update.records) == ("", claim.operation.row, claim.operation.records)
-    assert [verdict_of(raw) for raw in update.replaces] == [Verdict.CLAIMED, Verdict.UNCERTAIN]
 
 
 def test_confirmation_replaces_the_row_that_another_leader_writes():
@@ -179,13 +164,6 @@ def test_confirmation_replaces_the_row_that_another_leader_writes():
     update, row = uncertain_update(found)
     assert update.row in update_for(claim).replaces
     assert row.reason is UncertainReason.UNCONFIRMED
-
-
-@pytest.mark.parametrize("outcome", [REFUSED, UNSENT])
-def test_claim_that_is_taken_back_restores_the_row(outcome: PublishOutcome):
-    claim = published(new(), outcome)._replace(operation=operation(expected="row before"))
-    update = update_for(claim)
-    assert (update.row, update.replaces, update.records) == ("row before", [claim.row], ())
 
 
 def test_unknown_outcome_is_recorded_with_code_and_detail():
