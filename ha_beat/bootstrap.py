@@ -42,7 +42,7 @@ from ha_beat.leader.forecast import Forecast
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.requests.handler import RequestHandler, build_request_handler
 from ha_beat.monitoring.broker_probe import BrokerProbe
-from ha_beat.monitoring.http.address import Endpoint, advertised_url, check_bind, choose_endpoint
+from ha_beat.monitoring.http.address import Endpoint, advertised_url, choose_endpoint
 from ha_beat.monitoring.logs import LogWriter
 from ha_beat.monitoring.setup import Monitoring
 from ha_beat.monitoring.status import Poller, ReplicaStatus
@@ -63,16 +63,6 @@ from ha_beat.store.shadow import Shadow, ShadowFeed
 
 if TYPE_CHECKING:
     from ha_beat.monitoring.http.server import HttpServer
-
-
-def check_http(settings: Settings) -> None:
-    """Refuse to start if the HTTP endpoint is configured and cannot be served.
-
-    Raises:
-        ConfigurationError: a library is missing, or the port is in use.
-    """
-    if settings.http_address is not None:
-        check_bind(*settings.http_address)
 
 
 def assemble(app: Celery, settings: Settings, source: ReplicaSource, clock: Clock | None = None) -> Runtime:

@@ -27,7 +27,8 @@ class Budget:
     def __init__(self, clock: Clock, seconds: float, progress: Callable[[], None]) -> None:
         self._clock = clock
         self._ends_at = clock.elapsed() + seconds
-        self._progress = progress
+        #: Call it after each item. It reports progress of the main loop.
+        self.item_done = progress
 
     @property
     def spent(self) -> bool:
@@ -38,10 +39,6 @@ class Budget:
     def left(self) -> float:
         """Return the remaining seconds; negative if the work took longer."""
         return self._ends_at - self._clock.elapsed()
-
-    def item_done(self) -> None:
-        """Report progress of the main loop."""
-        self._progress()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,11 @@ from celery import Celery, schedules
 from celery.beat import ScheduleEntry, Scheduler
 
 from ha_beat.beat_loop import BeatLoop, Runtime
-from ha_beat.bootstrap import assemble, check_http
+from ha_beat.bootstrap import assemble
 from ha_beat.celery_app import check_topology, load_settings
 from ha_beat.errors import ConfigurationError
 from ha_beat.exception_text import printable
+from ha_beat.monitoring.http.address import check_bind
 from ha_beat.schedule_sources.entry_source import EntrySource
 from ha_beat.schedule_sources.signatures import SharedRecurrences, short_digest
 from ha_beat.schedule_sources.source import SchedulerSource
@@ -75,8 +76,9 @@ class HAMixin(_Base):
             self.schedule_source.hooks.refuse_unused()
             self.ha_settings = load_settings(app)
             check_topology(app, self.ha_settings)
-            if not kwargs.get("lazy"):  # Celery creates a lazy scheduler for its banner
-                check_http(self.ha_settings)
+            # Celery creates a lazy scheduler for its banner.
+            if self.ha_settings.http_address is not None and not kwargs.get("lazy"):
+                check_bind(*self.ha_settings.http_address)
         except ConfigurationError as exc:
             # Celery would print a traceback.
             raise SystemExit(f"ha_beat can't start: {exc}") from exc

@@ -262,9 +262,7 @@ class Settings:
 
 
 SETTINGS: tuple[Setting, ...] = tuple(
-    Setting(field.name, field.metadata["kind"], field.metadata["default"], field.metadata["help"])
-    for field in dataclasses.fields(Settings)
-    if "kind" in field.metadata
+    Setting(field.name, **field.metadata) for field in dataclasses.fields(Settings) if field.metadata
 )
 _BY_NAME: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}
 
