@@ -30,10 +30,8 @@ from ha_beat.leader.planner import ScheduleChange
 from ha_beat.leader.requests.handler import RequestHandler
 from ha_beat.monitoring.setup import Monitoring
 from ha_beat.reasons import TermEnd
-from ha_beat.settings import Settings
-from ha_beat.store.lease import Replica, Term
+from ha_beat.store.lease import Term
 from ha_beat.store.ledger import Ledger
-from ha_beat.store.shadow import Shadow
 
 logger = logging.getLogger("ha_beat")
 
@@ -93,8 +91,6 @@ class ReplicaSource(ScheduleSource):
 class Runtime:
     """Parts of one replica. No connection is made before its first use."""
 
-    replica: Replica
-    settings: Settings
     source: ReplicaSource
     elector: Elector
     enqueuer: Enqueuer
@@ -106,7 +102,6 @@ class Runtime:
     log: EventQueue
     #: Releases the lease on a connection that nothing else uses.
     release: Callable[[Term], object]
-    shadow: Shadow
     #: For a thread of the schedule source.
     ledger: Ledger
 

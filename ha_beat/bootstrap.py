@@ -98,8 +98,6 @@ class _Assembly:
         if ignored is not None:
             self.events.emit(BrokersIgnored(*ignored))
         return Runtime(
-            replica=self.replica,
-            settings=settings,
             source=self.source,
             elector=self.elector,
             enqueuer=self.enqueuer,
@@ -110,7 +108,6 @@ class _Assembly:
             duties=self.duties,
             log=log,
             release=self.release(),
-            shadow=self.shadow,
             ledger=Ledger(self.link().client, self.keys),
         )
 

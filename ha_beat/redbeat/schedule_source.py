@@ -134,7 +134,7 @@ class RedBeatSource(StoredSource):
     def start(self, runtime: Runtime) -> None:
         app, emit = self._scheduler.app, runtime.events.emit
         keys = keys_of(app)
-        connection = connect(app, runtime.settings.command_timeout)
+        connection = connect(app, self._scheduler.ha_settings.command_timeout)
         store, table = RedBeatStore(connection, keys), EntryTable(keys.prefix, self._make_entry, emit)
         changes = Invalidations(connection.listener, keys.prefix) if connection.listener is not None else None
         reads = partial(runtime.duties.progressed, Duty.READ_SCHEDULE)
