@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ha_beat.clock import Clock, SystemClock
+from ha_beat.clock import SystemClock
 from ha_beat.dispatch import FencedOff, ReplicaExhausted
 from ha_beat.dispatch.messages.build import Sender
 from ha_beat.dispatch.selector import DispatcherSelector
@@ -109,11 +109,11 @@ class Runtime:
 class BeatLoop:
     """Main loop of a replica. The first turn assembles the replica, and so does the first one after a fork."""
 
-    def __init__(self, assemble: Callable[[], Runtime], stall_timeout: float, clock: Clock | None = None) -> None:
+    def __init__(self, assemble: Callable[[], Runtime], stall_timeout: float) -> None:
         """``assemble`` builds the replica. A leader whose turns fail for ``stall_timeout`` seconds steps down."""
         self._assemble = assemble
         self._stall_timeout = stall_timeout
-        self._clock = clock or SystemClock()
+        self._clock = SystemClock()
         self._pid = 0
         self._monitored = False
         self._started = False

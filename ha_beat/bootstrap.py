@@ -23,7 +23,7 @@ from ha_beat.celery_app import (
     lease_link,
     lease_redis_name,
 )
-from ha_beat.clock import Clock, SystemClock
+from ha_beat.clock import SystemClock
 from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.dispatch.brokers.publisher import Publisher
 from ha_beat.dispatch.brokers.redis_link import BrokerLink
@@ -65,9 +65,9 @@ if TYPE_CHECKING:
     from ha_beat.monitoring.http.server import HttpServer
 
 
-def assemble(app: Celery, settings: Settings, source: ReplicaSource, clock: Clock | None = None) -> Runtime:
+def assemble(app: Celery, settings: Settings, source: ReplicaSource) -> Runtime:
     """Build a replica. Call it after any fork. It does not connect."""
-    return _Assembly(app, settings, source, clock or SystemClock()).runtime()
+    return _Assembly(app, settings, source).runtime()
 
 
 class _Assembly:
@@ -76,8 +76,9 @@ class _Assembly:
     It has more than 15 methods and attributes: one for each part.
     """
 
-    def __init__(self, app: Celery, settings: Settings, source: ReplicaSource, clock: Clock) -> None:
-        self.app, self.settings, self.source, self.clock = app, settings, source, clock
+    def __init__(self, app: Celery, settings: Settings, source: ReplicaSource) -> None:
+        self.app, self.settings, self.source = app, settings, source
+        self.clock = clock = SystemClock()
         self.keys = Keys(settings.cluster)
         self.endpoint = choose_endpoint(*settings.http_address) if settings.http_address else None
         self.replica = _identity(app, settings, self.endpoint)

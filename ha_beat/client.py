@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 
 from ha_beat.celery_app import check_topology, lease_link, load_settings
-from ha_beat.clock import Clock, SystemClock
+from ha_beat.clock import SystemClock
 from ha_beat.reasons import RequestKind
 from ha_beat.settings import Settings, redact_url
 from ha_beat.store.journal import Journal
@@ -27,7 +27,7 @@ class ClusterClient:
     It connects at the first call. Calls raise ``StoreError`` if Redis fails. One client may serve several threads.
     """
 
-    def __init__(self, app: Celery, settings: Settings | None = None, clock: Clock | None = None) -> None:
+    def __init__(self, app: Celery, settings: Settings | None = None) -> None:
         """Create a client with these settings; by default those of the app and the environment.
 
         Raises:
@@ -36,7 +36,7 @@ class ClusterClient:
         self.app = app
         self.settings = settings or load_settings(app)
         check_topology(app, self.settings)
-        self.clock = clock or SystemClock()
+        self.clock = SystemClock()
         self.keys = Keys(self.settings.cluster)
         self.client: Callable[[], redis.Redis] = lease_link(app, self.settings).client
         self.members = Members(self.client, self.keys)

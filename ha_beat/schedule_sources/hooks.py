@@ -39,7 +39,7 @@ class SchedulerHooks:
     methods that are never called.
     """
 
-    def __init__(self, scheduler: Any, stock: Iterable[str] = ("celery.beat",), unused: Iterable[str] = ()) -> None:
+    def __init__(self, scheduler: Any, stock: Iterable[str], unused: Iterable[str]) -> None:
         self._scheduler = scheduler
         self._stock = frozenset(stock)
         self._unused = (*_UNUSED, *unused)
