@@ -78,9 +78,6 @@ class VerdictRecord(Record):
         """Return the seconds from the due instant to the verdict."""
         return self.ms / 1000 - self.first.timestamp()
 
-    def covers(self, instant: datetime) -> bool:
-        return self.first <= instant < self.until
-
 
 @dataclass(frozen=True, slots=True)
 class TermRecord(Record):
@@ -181,20 +178,6 @@ class Journal:
             if len(page) < _PAGE:
                 return
             end = f"({text(page[-1][0])}"
-
-    def of_entry(self, entry: str, limit: int = 100, since: datetime | None = None) -> list[VerdictRecord]:
-        """Return the newest verdicts of one entry, newest first."""
-        found: list[VerdictRecord] = []
-        for page in self.pages(since, mentions=entry):
-            found += (record for record in page if isinstance(record, VerdictRecord) and record.entry == entry)
-            if len(found) >= limit:
-                break
-        return found[:limit]
-
-    def oldest_ms(self) -> int | None:
-        """Return when the oldest record was written, in ms since the Unix epoch, or ``None`` if there is no record."""
-        page = self._read("XRANGE", "-", "+", 1)
-        return int(text(page[0][0]).partition("-")[0]) if page else None
 
     def _read(self, command: str, start: str, end: str, limit: int) -> Sequence[tuple[Any, Mapping[Any, Any]]]:
         client = self._client()

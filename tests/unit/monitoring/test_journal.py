@@ -18,7 +18,7 @@ def test_enqueued_record_has_its_lateness():
     record = parse("1-0", 3, json.dumps({**ENQUEUED, "ms": round(AT.timestamp() * 1000) + 40}))
     assert (record.n, record.kind, record.entry, record.first, record.count) == (3, "occurrence", "2", AT, 1)
     assert record.lateness == pytest.approx(0.04, abs=1e-6)
-    assert [record.covers(AT + timedelta(microseconds=later)) for later in (0, 1)] == [True, False]
+    assert record.until - record.first == timedelta(microseconds=1)
 
 
 def test_label_of_a_record_is_the_name_of_its_entry():
@@ -27,11 +27,11 @@ def test_label_of_a_record_is_the_name_of_its_entry():
     assert labels == ["2", "clear-sessions"]
 
 
-def test_range_of_skipped_occurrences_excludes_its_end():
+def test_record_of_skipped_occurrences_has_their_range():
     span = {"from": AT.isoformat(), "until": (AT + timedelta(hours=1)).isoformat(), "count": -1, "why": "coalesced"}
     record = parse("1-0", 1, json.dumps({"verdict": "skipped", "entry": "e", **span, "ms": 1, "epoch": 1, "by": "x"}))
     assert (record.count, record.reason) == (-1, "coalesced")
-    assert [record.covers(AT + timedelta(hours=hours)) for hours in (0, 1)] == [True, False]
+    assert (record.first, record.until) == (AT, AT + timedelta(hours=1))
 
 
 @pytest.mark.parametrize(
