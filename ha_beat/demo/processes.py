@@ -25,7 +25,7 @@ PORT_ATTEMPTS = 5
 
 
 class DemoError(HaBeatError):
-    """The demo cannot go on. The message has the reason and the remedy."""
+    """Failure that ends the demo. The message has the reason and the remedy."""
 
 
 class Child:

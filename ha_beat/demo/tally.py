@@ -172,14 +172,14 @@ class Tally:
     def add_fault(self, fault: Fault) -> None:
         self._faults.append(fault)
 
-    def add_leader(self, leader: Leader) -> Takeover | None:
-        """Add the current leader; return the takeover if the leader has changed."""
+    def add_leader(self, leader: Leader) -> None:
+        """Add the current leader. If it is another than before, that was a takeover."""
         before = self.leader
         if before is not None and leader.epoch <= before.epoch:
-            return None
+            return
         self.leader = leader
         if before is None:
-            return None
+            return
         fault = next((fault for fault in reversed(self._faults) if fault.epoch == before.epoch), None)
         takeover = Takeover(
             epoch=leader.epoch,
@@ -189,7 +189,6 @@ class Tally:
             led_after_s=max(0, leader.since_ms - fault.at_ms) / 1000 if fault else None,
         )
         self._takeovers.append(takeover)
-        return takeover
 
     def enqueued_under(self, epoch: int | None = None) -> bool:
         """True if a message was enqueued under this epoch, or under any."""

@@ -20,6 +20,7 @@ from ha_beat.monitoring.doctor.servers import check_broker, check_failover, chec
 from ha_beat.monitoring.invariants import MEMORY, ClusterState, Invariants
 from ha_beat.monitoring.request_wording import pause_text, why_free
 from ha_beat.monitoring.status.poller import certain_offset
+from ha_beat.monitoring.status.warnings import CLOCK_TOLERANCE
 from ha_beat.monitoring.wording import entries_text, health, instant, phrase, phrase_of
 from ha_beat.reasons import DispatchPath, EntryFault, PathReason, RequestKind, SkipReason, Verdict
 from ha_beat.schedule.entry_options import EntryOptions
@@ -32,9 +33,6 @@ from ha_beat.store.membership import ClusterView
 from ha_beat.store.redis_errors import mapped_redis_errors
 from ha_beat.store.request_queue import NoAnswer, TooManyRequests
 from ha_beat.store.scripts import text
-
-#: Seconds by which two clocks may differ.
-_CLOCK_TOLERANCE = 2.0
 
 #: Seconds for which an entry may be overdue.
 _OVERDUE = 60.0
@@ -169,11 +167,11 @@ def _clocks(cluster: ClusterClient, view: ClusterView) -> Iterator[Finding]:
     sent = cluster.clock.elapsed()
     server = cluster.members.view().server_ms / 1000
     offset = certain_offset(cluster.clock.wall() - server, cluster.clock.elapsed() - sent)
-    result = ok if abs(offset) <= _CLOCK_TOLERANCE else warn
+    result = ok if abs(offset) <= CLOCK_TOLERANCE else warn
     yield result("clock", f"this machine's clock differs from Redis' clock by {offset:+.2f} s")
     for member in view.members:
         away = member.clock_offset_ms / 1000
-        if abs(away) > _CLOCK_TOLERANCE:
+        if abs(away) > CLOCK_TOLERANCE:
             yield warn("clock", f"the clock of {member.id} differs from Redis' clock by {away:+.1f} s")
 
 

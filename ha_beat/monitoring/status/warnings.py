@@ -27,7 +27,7 @@ from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import Member
 
 #: Seconds by which a clock may differ from the Redis server's without a warning.
-_CLOCK_TOLERANCE = 2.0
+CLOCK_TOLERANCE = 2.0
 
 #: Paused entries that the warnings list.
 _PAUSED_LISTED = 10
@@ -79,7 +79,7 @@ def of_members(members: Sequence[Member]) -> Iterable[StatusWarning]:
     """Yield warnings about each replica, and about differences between the replicas."""
     for each in members:
         offset = each.clock_offset_ms / 1000
-        if abs(offset) > _CLOCK_TOLERANCE:
+        if abs(offset) > CLOCK_TOLERANCE:
             side = "ahead of" if offset > 0 else "behind"
             message = f"{each.id}: its clock is {abs(offset):.1f} s {side} Redis' clock"
             yield StatusWarning(WarningCode.CLOCK_OFFSET, message)
