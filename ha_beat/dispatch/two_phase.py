@@ -11,7 +11,7 @@ the policy ``republish``.
 - :mod:`~ha_beat.dispatch.claims.own_claims`: if the lease ends first, accepted messages are still recorded, and the
   claims of messages that were certainly not sent are marked as unsent. If the process is stopped, the claims that were
   not sent are taken back.
-- :mod:`~ha_beat.dispatch.claims.stored_claims`: a newer term takes unsent claims back, so that it sends them. Once
+- :mod:`~ha_beat.dispatch.claims.earlier_claims`: a newer term takes unsent claims back, so that it sends them. Once
   their messages cannot be on their way any more, it records the open claims as uncertain.
 """
 
@@ -26,10 +26,10 @@ from ha_beat import events
 from ha_beat.budget import Pace
 from ha_beat.dispatch.brokers.publisher import Publisher
 from ha_beat.dispatch.claims.batches import ClaimBatches
+from ha_beat.dispatch.claims.earlier_claims import EarlierClaims
 from ha_beat.dispatch.claims.own_claims import OwnClaims
 from ha_beat.dispatch.claims.sender import ClaimSender
 from ha_beat.dispatch.claims.store import ClaimStore
-from ha_beat.dispatch.claims.stored_claims import StoredClaims
 from ha_beat.dispatch.lease_marker import LeaseMarker
 from ha_beat.dispatch.protocol import Answer, Dispatcher, OpenClaim, Operation, PreparedMessage
 from ha_beat.errors import StoreError
@@ -64,7 +64,7 @@ class ClaimDispatcher(Dispatcher):
         self.recipes = publisher.recipes
         self._store = ClaimStore(link, keys, journal_size)
         self._own = OwnClaims(self._store)
-        self._stored = StoredClaims(self._store, self.ledger, emit)
+        self._earlier = EarlierClaims(self._store, self.ledger, emit)
         self._sender = ClaimSender(publisher, self._own.by_key, trusted, marker, pace.clock)
         self._batches = ClaimBatches(self._store, self._own, self._sender, confirm_for, pace)
 
@@ -100,10 +100,10 @@ class ClaimDispatcher(Dispatcher):
         return self._store.open_claims(term)
 
     def take_back(self, term: Term) -> frozenset[str]:
-        return self._stored.take_back(term)
+        return self._earlier.take_back(term)
 
     def record_uncertain(self, term: Term, claims: Sequence[OpenClaim]) -> Mapping[str, LedgerRow]:
-        return self._stored.record_uncertain(term, claims)
+        return self._earlier.record_uncertain(term, claims)
 
     def confirm_late(self) -> None:
         self._own.resolve_ended()

@@ -14,8 +14,8 @@ from ha_beat.store.lease import Term
 from ha_beat.store.ledger import Ledger, LedgerRow
 
 
-class StoredClaims:
-    """Claims in the store. The methods are those of :class:`~ha_beat.dispatch.protocol.Dispatcher`."""
+class EarlierClaims:
+    """Resolver of these claims. The methods are those of :class:`~ha_beat.dispatch.protocol.Dispatcher`."""
 
     def __init__(self, store: ClaimStore, ledger: Ledger, emit: Callable[[events.Event], None]) -> None:
         self._store = store
