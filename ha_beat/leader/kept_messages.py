@@ -82,7 +82,7 @@ class KeptMessages:
             del self._messages[next(iter(self._messages))]
 
     def submitted(self, entry_id: str) -> None:
-        """Note that the message is submitted, and may be enqueued from now on."""
+        """Note that the message is submitted, and so may be enqueued."""
         self._mark(entry_id, unsent=False)
 
     def unsent(self, entry_id: str) -> None:

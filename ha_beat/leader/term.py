@@ -86,7 +86,7 @@ class LeaderTerm:
         return self._idle()
 
     def _catch_up(self, term: Term, dispatcher: Dispatcher) -> bool:
-        """Bring claims, ledger and queue a part further. Return True if more must be done before due entries."""
+        """Bring claims, ledger and queue up to date, in parts. Return True if a part is left before due entries."""
         submitter, schedule = self.submitter, self.schedule
         taken_back = self._claims.record_stale(dispatcher, schedule.queue, term, held_back=schedule.held_back)
         if taken_back:

@@ -137,11 +137,7 @@ class Submitter:
         return True
 
     def _submit(
-        self,
-        term: Term,
-        dispatcher: Dispatcher,
-        submission: Submission,
-        meanwhile: Callable[[], None] | None = None,
+        self, term: Term, dispatcher: Dispatcher, submission: Submission, meanwhile: Callable[[], None] | None = None
     ) -> bool:
         """Submit a batch. Return False if its entries were put back, or are submitted one by one."""
         self._pending = submission
@@ -162,7 +158,7 @@ class Submitter:
             self._isolate(self._take_pending(), exc)
             return False
         finally:
-            # Of the previous batch, if the dispatcher has not called ``meanwhile``.
+            # The previous batch has answers left if the dispatcher has not called ``meanwhile``.
             self._apply_answers(term)
         self._answered = _Answered(self._take_pending(), answers, dispatcher.obstacle)
         mine = sum(answer.kind is AnswerKind.MINE for answer in answers)
@@ -170,7 +166,7 @@ class Submitter:
         return True
 
     def _stamped(self, operations: Sequence[EntryOperation]) -> list[Operation]:
-        """Return the operations as they are submitted now, and note that their messages may be enqueued from now on."""
+        """Return the operations as they are submitted now, and note that their messages are submitted."""
         for each in operations:
             if each.sends:
                 self._parts.kept.submitted(each.state.id)
@@ -213,7 +209,7 @@ class Submitter:
         self.broker_failure = (error, len(operations))
 
     def _take_pending(self) -> Sequence[EntryOperation]:
-        """Return the operations of the pending batch, which is no longer pending."""
+        """Return the operations of the pending batch, and forget the batch."""
         pending, self._pending = self._pending, Submission()
         return pending.operations
 

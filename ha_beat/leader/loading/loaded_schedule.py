@@ -1,4 +1,4 @@
-"""Schedule of one term as it is loaded: the due queue, what the ledger needs first, and what is still to be read."""
+"""Schedule of one term as it is loaded: the due queue, the rows to write first, and the entries still to be read."""
 
 from __future__ import annotations
 

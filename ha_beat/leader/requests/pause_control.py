@@ -109,7 +109,7 @@ class PauseControl:
         return self._change_entry(term, entry.id, pause, ReplyCode.ENTRY_PAUSED)
 
     def resume_entry(self, term: Term, request: Request) -> Outcome:
-        """End the pause of an entry, which may no longer be in the schedule."""
+        """End the pause of an entry, even if the entry has left the schedule."""
         name = str(request.args.get("entry") or "")
         named = [each for each, pause in self._state.entries.items() if pause.in_force and name in (each, pause.name)]
         entry = named[0] if len(named) == 1 else find_entry(self._enqueuer.due_queue, request).id

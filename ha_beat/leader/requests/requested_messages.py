@@ -98,7 +98,7 @@ class RequestedMessages:
         self._built = {key: built for key, built in self._built.items() if key[0] in waiting}
 
     def begin_term(self) -> None:
-        """Forget all requests: from now on this replica's earlier term counts as another leader."""
+        """Forget all requests, because this replica's earlier term counts as another leader."""
         self._begun_before.clear()
 
     def send(self, order: Order, steps: Sequence[Step], budget: Budget) -> list[Answer]:
@@ -191,13 +191,7 @@ class RequestedMessages:
                     raise
                 message = kept.restamped(header)
             self._built[request.id, step.number] = (dispatcher, message)
-        content = {
-            "kind": order.kind,
-            "verdict": Verdict.ENQUEUED,
-            **names(state),
-            "at": instant,
-            "id": step.task_id,
-        }
+        content = {"kind": order.kind, "verdict": Verdict.ENQUEUED, **names(state), "at": instant, "id": step.task_id}
         return Operation(
             state.id,
             "",

@@ -56,7 +56,7 @@ def test_successor_of_a_leader_that_waited_waits_too(leader: Leader):
 
 @pytest.mark.parametrize("stood_by", [True, False])
 def test_entries_of_an_earlier_term_are_not_overdue_while_a_new_one_waits(leader: Leader, stood_by):
-    """Another replica may have enqueued them since."""
+    """Another replica may have enqueued their occurrences since."""
     leader.owe("e")
     assert leader.turn(5).messages == ["e"]
     leader.later(7200.0)
@@ -99,7 +99,7 @@ def test_unfinished_recovery_is_continued_by_the_next_leader(leader: Leader):
 
 
 @pytest.mark.parametrize(("noted", "fell_due"), [("{} 1", "after"), ("{} 1", "before"), ("garbage", "before")])
-def test_unfinished_recovery_puts_in_doubt_what_its_leader_found(leader: Leader, noted, fell_due):
+def test_unfinished_recovery_keeps_the_floor_that_its_leader_found(leader: Leader, noted, fell_due):
     """Occurrences that fell due later were not dispatched. An unreadable note puts all occurrences in doubt."""
     due = leader.source.now() - timedelta(seconds=60)
     floor = due + timedelta(seconds=-5 if fell_due == "after" else 5)
@@ -113,7 +113,7 @@ def test_unfinished_recovery_puts_in_doubt_what_its_leader_found(leader: Leader,
 
 
 def test_leader_that_loses_the_ledger_keeps_entries_not_due_in_its_term(leader: Leader):
-    """It has read the ledger once, when its term began. The hourly entry is half an hour into its interval."""
+    """The leader has read the ledger once, when its term began. The hourly entry is due in half an hour."""
     base = leader.source.now().replace(microsecond=0) - timedelta(minutes=30)
     leader.write(enqueued(base))
     leader.source.last_run = {"e": 1e6}
@@ -129,7 +129,7 @@ def test_leader_that_loses_the_ledger_keeps_entries_not_due_in_its_term(leader: 
 
 
 def test_second_term_starts_from_the_ledger(leader: Leader):
-    """Another replica led in between, so that the earlier state of the entries is stale."""
+    """Another replica led in between, so the earlier state of the entries is stale."""
     leader.owe("e")
     assert leader.turn(5).messages == ["e"]
     row = leader.write(enqueued(leader.source.now(), rev=9))
@@ -165,7 +165,7 @@ def test_row_that_is_changed_repeatedly_is_retried_once_a_second(leader: Leader)
     assert leader.turn(5, after=1.1).messages == ["e"]
 
 
-def test_claim_of_another_is_uncertain_only_when_it_cannot_be_in_flight(leader: Leader):
+def test_claim_of_another_leader_is_uncertain_only_after_its_flight(leader: Leader):
     uncertain: list[float] = []
     claim = OpenClaim("k", json="{}", entry="e", nonce="another", policy="skip", row="", records=())
     leader.dispatcher.open_claims = lambda _: [claim]

@@ -122,7 +122,7 @@ def test_republished_claim_is_sent_whatever_else_is_written(
 
 
 def test_claim_of_a_paused_entry_is_uncertain_and_not_sent_again(shared_redis: RedisServer, due: datetime):
-    """It is not sent after the pause either. The messages of the other entries are sent again."""
+    """The message is not sent after the pause either. Those of the other entries are sent again."""
     first = killed_in_mid_publish(shared_redis, Release(REPUBLISH, due))
     heir, paused = Replica(shared_redis, "heir", Release(REPUBLISH, due)), NAMES[5]
     heir.client.hset(KEYS.ledger, FIELD, encoded({paused: EntryPause(paused, 1)}))
@@ -195,7 +195,7 @@ def test_claim_that_is_unsent_before_its_deadline_is_not_uncertain(shared_redis:
     assert (heir.claims(), heir.verdicts(), len(heir.sent())) == ([], {"enqueued"}, 29)
 
 
-def test_slow_broker_is_sent_what_the_time_allows(shared_redis: RedisServer, due: datetime):
+def test_slow_broker_gets_as_many_messages_as_the_time_allows(shared_redis: RedisServer, due: datetime):
     """Each message takes 0.2 s. Only messages that are sent soon are claimed, and each one counts as progress."""
     leader = Replica(shared_redis, "slow", Release(SKIP, due))
     leader.seconds = 0.2

@@ -55,7 +55,7 @@ def test_redis_failure_during_one_by_one_submission_loses_nothing(leader: Leader
 
 
 def test_entry_that_is_refused_repeatedly_is_reported_once(leader: Leader):
-    """Its queue's key has another type, and it is retried each second."""
+    """The key of the entry's queue has another type. The entry is retried each second."""
     leader.owe("e")
     leader.client.set("queue", "not a list")
     for _ in range(60):
@@ -67,7 +67,7 @@ def test_entry_that_is_refused_repeatedly_is_reported_once(leader: Leader):
 
 @pytest.mark.parametrize("error", [StoreUnavailable("broken pipe"), StoreRefused("too large", unexplained=True)])
 def test_message_that_redis_rejects_does_not_affect_others(leader: Leader, error):
-    """It exceeds the server's limit, so that the connection is closed each time. Other commands succeed."""
+    """The message exceeds the server's limit, so the server closes the connection. Other commands succeed."""
     leader.owe("one", "large", "two").turn()
     with leader.failing(error, "large"):
         leader.each_second(30)
@@ -91,7 +91,7 @@ def outage(leader: Leader, seconds: float) -> int:
 
 
 def test_full_redis_keeps_its_leader(redis_server: RedisServer):
-    """Another replica could do no better, and a lone one would be barred for a while after the memory is back."""
+    """Another replica would meet the same error, and a single replica could not lead again for a while."""
     leader = Leader(redis_server)
     leader.owe("e").turn()
     redis_server.admin.config_set("maxmemory", "1")
@@ -171,7 +171,7 @@ def test_partly_written_batch_is_submitted_unchanged_until_answered(leader: Lead
 
 
 def test_record_shows_when_a_batch_without_an_answer_was_accepted(leader: Leader):
-    """It is submitted unchanged, because the first attempt may have been carried out."""
+    """The batch is submitted unchanged, because the first attempt may have been carried out."""
     leader.owe("e").turn()
     with leader.failing(StoreUnavailable("no answer"), "e"):
         leader.each_second(2, seconds=3.0)

@@ -76,7 +76,7 @@ def test_message_is_built_once_although_its_send_fails(leader: LockingLeader, ne
 
 
 def test_message_past_its_deadline_replaces_one_that_is_declined(leader: LockingLeader):
-    """It holds the lock. Without it the task would decline for as long as the lock exists."""
+    """The late message holds the lock. Otherwise the task would decline for as long as the lock exists."""
     leader.fail_past_the_deadline()
     assert leader.turn(5, after=2.0).messages == []
     assert leader.turn(5, after=3600.0).messages == ["e"]
@@ -85,7 +85,7 @@ def test_message_past_its_deadline_replaces_one_that_is_declined(leader: Locking
 
 @pytest.mark.parametrize("locked", [False, True])
 def test_message_with_an_expiry_is_built_again_if_it_can_be(leader: LockingLeader, locked: bool):
-    """Its expiry counts from when it was built: sent after an outage, it would not run."""
+    """The expiry counts from when the message was built. Sent after an outage, the message would not run."""
     leader.dispatcher.locked, leader.dispatcher.timed = locked, True
     with leader.failing(FULL, "e"):
         leader.turn(5, after=1.0)

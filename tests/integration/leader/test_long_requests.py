@@ -29,7 +29,7 @@ class Killed(SystemExit):
 
 
 def test_request_in_which_leaders_end_is_rejected(leader: RequestLeader):
-    """It must not end one leader after the other."""
+    """A request must not end one leader after the other."""
     tries: list[str] = []
 
     def prepare(*_: object) -> Any:
@@ -147,7 +147,7 @@ def test_arguments_of_a_request_do_not_hold_up_the_leader(leader: RequestLeader,
     released.set()
 
 
-def test_hung_arguments_of_a_backfill_leave_what_was_sent_in_the_answer(leader: RequestLeader):
+def test_backfill_with_hung_arguments_reports_its_sent_messages(leader: RequestLeader):
     released, calls = threading.Event(), []
     leader.stub.dispatcher = Sender(leader)
 
@@ -206,7 +206,7 @@ def test_message_of_a_request_is_built_once(leader: RequestLeader):
 
 @pytest.mark.parametrize("locked", [True, False])
 def test_requested_message_with_an_expiry_is_built_again(leader: RequestLeader, locked: bool):
-    """Its expiry counts from when it was built. If the task declines because of its own lock, the first one is sent."""
+    """The expiry counts from the build. If the task declines because of its own lock, the first message is sent."""
     sender = leader.stub.dispatcher = Sender(leader)
     sender.timed, sender.before_send = True, raising_once(StoreUnavailable("away", acted=False))
     if locked:

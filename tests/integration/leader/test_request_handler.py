@@ -106,7 +106,7 @@ def test_request_that_is_withdrawn_before_its_answer_changes_nothing(kind, leade
 
 
 def test_memory_of_requests_that_no_longer_wait_is_dropped(leader: RequestLeader):
-    """Each is begun, cannot be sent, and is then withdrawn by its caller or expires."""
+    """Each request is begun, cannot be sent, and is then withdrawn by its caller or expires."""
     for number in range(50):
         request = Request(RequestKind.RUN, {"entry": "e"}, by="tester")
         leader.requests.post(request, lifetime=60.0 if number % 2 else 0.001)
@@ -122,7 +122,7 @@ def test_memory_of_requests_that_no_longer_wait_is_dropped(leader: RequestLeader
 
 
 def test_progress_of_lost_requests_is_dropped(leader: RequestLeader):
-    """Their key was deleted, or evicted."""
+    """The key of the requests was deleted or evicted."""
     for number in range(50):
         leader.post(RequestKind.REPORT)
         leader.client.hset(KEYS.progress, f"begun {number}", 1)
@@ -150,7 +150,7 @@ def test_expired_requests_make_room_without_a_leader(leader: RequestLeader):
 
 
 def test_request_whose_id_is_not_text_is_removed(leader: RequestLeader):
-    """It cannot be answered, and would wait forever."""
+    """Such a request cannot be answered, and would wait forever."""
     leader.client.hset(KEYS.requests, b"\xff\xfe", b"1 2 {}")
     good = leader.post(RequestKind.REPORT)
     assert [request.id for request in leader.requests.waiting()[0]] == [good.id]

@@ -46,7 +46,7 @@ def test_loading_many_entries_reports_progress(leader: Leader):
 
 
 def test_loading_a_large_schedule_pauses_the_garbage_collector(leader: Leader):
-    """Its longest run would come right before the first message."""
+    """The collector's longest run would come right before the first message."""
     leader.source.last_run = {f"entry {number}": 10.0 for number in range(1000)}
     runs: list[str] = []
     at_first_event: list[int] = []
@@ -101,7 +101,7 @@ def test_slow_entries_that_fill_the_time_do_not_stop_the_others(leader: Leader):
 
 
 def test_entry_with_a_backlog_goes_behind_the_others(leader: Leader):
-    """Its instants are the oldest, and would take every batch until it has caught up."""
+    """Its instants are the oldest, and would fill every batch until the entry has caught up."""
 
     def backlog(entry: ScheduledEntry) -> ScheduledEntry:
         rules = MisfireRules(MisfirePolicy.ALL)
@@ -117,7 +117,7 @@ def test_entry_with_a_backlog_goes_behind_the_others(leader: Leader):
 
 
 def test_hung_arguments_end_with_a_verdict(leader: Leader):
-    """They turn out to be slow on the main loop, and hang in the thread of the next occurrence."""
+    """The arguments are slow on the main loop first, and hang in the thread of the next occurrence."""
     hung = threading.Event()
 
     def hang(name: str) -> None:

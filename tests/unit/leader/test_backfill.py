@@ -34,7 +34,7 @@ def test_skipped_instant_is_enqueued(reason):
 
 
 def test_instant_skipped_after_a_loss_of_state_needs_force():
-    """It may have been enqueued before."""
+    """The instant may have been enqueued before the loss."""
     lost = skipped(SkipReason.STATE_LOSS)
     assert outcome(lost) is BackfillOutcome.OUTCOME_UNKNOWN
     assert outcome(lost, skipped(SkipReason.COALESCED)) is BackfillOutcome.OUTCOME_UNKNOWN

@@ -26,7 +26,7 @@ def every(seconds: float) -> Interval:
 
 
 def test_first_start_forecasts_entries_by_their_next_instants():
-    """It had no turn as a standby, and most entries never ran."""
+    """The replica was never a standby, and most entries have never run."""
     found = forecast(
         ("daily", every(86400), NEVER),
         ("each minute", every(60), NEVER),

@@ -152,7 +152,7 @@ def single(seconds: float, signature: str = "other", **changes: Any) -> Schedule
 
 @pytest.mark.parametrize("raw", [None, row(-3)], ids=["new", "edited"])
 def test_instant_in_the_future_is_not_a_position(raw):
-    """It may be moved to an earlier time before it has run."""
+    """The entry may be moved to an earlier time before it has run."""
     done = place(single(+3600, since=at(+3600)), rows={"e": raw} if raw else {})
     assert done.states[0].position == done.operations[0].row.base == NOW
     assert done.failures == []
@@ -271,7 +271,7 @@ def test_enabled_entry_counts_from_its_edit_only_if_edited():
 
 @pytest.mark.parametrize(("ago", "expected", "rewritten"), [(303, -23, True), (3, -3, False)])
 def test_entry_disabled_while_there_was_no_leader_owes_the_usual_lateness(ago, expected, rewritten):
-    """Its store has a run count and no last run. It stays on its grid."""
+    """The entry's store has a run count and no last run. The position stays an instant of the recurrence."""
     one = entry(cleared=True, run_count=4, misfire=MisfireRules(usual_lateness=15))
     position, operation = place_one(one, row(-ago))
     assert position == at(expected)

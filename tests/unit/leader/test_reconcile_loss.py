@@ -32,7 +32,7 @@ def test_occurrences_in_doubt_are_skipped_as_one_range():
     [(entry(), True), (entry(signature="other"), True), (entry(since=at(-3), signature="other"), False)],
     ids=["coalesced", "edited", "edited, not caught up"],
 )
-def test_skip_of_what_may_have_been_enqueued_before_a_loss_proves_nothing(one, catch_up):
+def test_skip_of_occurrences_in_doubt_after_a_loss_proves_nothing(one, catch_up):
     done = place(one, rows={"e": row(-35, following=at(-25))}, loss=total(+2), catch_up=catch_up)
     (state,) = done.states
     state.due_at = state.next_due()
@@ -75,7 +75,7 @@ def test_entry_without_recurrence_is_asked_after_the_floor_of_a_loss():
 
 
 def test_lost_position_of_an_entry_of_another_release_is_restored():
-    """Otherwise each change of leader would find the ledger behind and skip what is due around it."""
+    """Otherwise each change of leader would find the ledger behind and skip occurrences."""
     known = shadow(e=-3, other=-60)
     assert known.ahead_of({}, NOW)
     operations = place(entry(), shadow=known, loss=total(2)).operations

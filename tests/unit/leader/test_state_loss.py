@@ -105,7 +105,7 @@ def test_server_start_is_not_before_the_contact_with_the_last_one_ended():
 
 
 def test_restart_from_old_data_is_a_loss_up_to_the_start():
-    """Nothing that fell due after the start can have been enqueued."""
+    """Occurrences that fell due after the start cannot have been enqueued."""
     loss = judged(facts=replace(RESTARTED, append_only=True), rows=rows(e=-30), lost_at=at(-12))
     assert (loss.total, loss.floor) == (True, RESTARTED.started_at + CLOCKS)
 
@@ -115,7 +115,7 @@ def test_restart_from_old_data_is_a_loss_up_to_the_start():
 )
 @pytest.mark.parametrize("append_only", [True, False])
 def test_promoted_server_puts_all_in_doubt_until_now(append_only, changes):
-    """Its start and its append-only file show nothing about the writes of the old primary."""
+    """Start and append-only file of the new primary show nothing about the writes of the old one."""
     assert all_in_doubt(judged(facts=ServerFacts(append_only, started_at=at(-86_400), promoted=True), **changes))
 
 
@@ -124,7 +124,7 @@ def test_promoted_server_puts_all_in_doubt_until_now(append_only, changes):
     [(False, -1, at(-12)), (True, -30, at(+2)), (True, -1, at(-1 + 4 + 2)), (True, None, at(4 + 2))],
 )
 def test_failover_is_in_doubt_until_the_old_primary_stops(min_replicas, reached, floor):
-    """With min-replicas it stops by itself, max_lag after the new primary was reached at the latest."""
+    """With min-replicas it refuses writes, at the latest max_lag after the new primary was reached."""
     facts = ServerFacts(False, at(-86_400), promoted=True, min_replicas=min_replicas, max_lag=4.0)
     reached_at = None if reached is None else at(reached)
     loss = judged(facts=facts, lost_at=at(-12), reached_at=reached_at)
