@@ -270,7 +270,6 @@ FAULTS: Mapping[str, FaultKind] = {
     "redis_pause": FaultKind(lambda n, s: n.redis_pause(s), 0.2, 6.0, 2),
     "redis_stop": FaultKind(lambda n, s: n.redis_stop(s), 0.2, 6.0, 2, "durable_redis"),
     "broker_pause": FaultKind(lambda n, s: n.broker_pause(s), 0.2, 6.0, 2, "broker"),
-    "clock_jump": FaultKind(lambda n, s: n.clock_jump(s * n.chance.choice((-1, 1))), 1.0, 3600.0, 1, "clocks"),
 }
 
 
@@ -284,57 +283,41 @@ class Step:
 
 
 class Storm:
-    """Schedule of faults drawn from a seed. The same seed and names give the same schedule.
-
-    `duration` is the sum of the planned steps in seconds; clock jumps and cuts take no time. `names` are keys of
-    FAULTS; None selects those that the run has the parts for, without clock jumps. `scale` multiplies each duration.
-    """
+    """Schedule of faults drawn from a seed, for about `duration` seconds."""
 
     CALM_SECONDS = (0.3, 3.0)
 
-    def __init__(self, seed: int, duration: float, names: Sequence[str] | None = None, *, scale: float = 1.0) -> None:
+    def __init__(self, seed: int, duration: float) -> None:
         self.seed = seed
         self.duration = duration
-        self.names = None if names is None else tuple(names)
-        self.scale = scale
 
     @staticmethod
     def possible(nemesis: Nemesis) -> tuple[str, ...]:
-        """Return the faults that a run has the parts for, without clock jumps."""
-        return tuple(name for name, kind in FAULTS.items() if name != "clock_jump" and kind.possible(nemesis))
+        """Return the faults that a run has the parts for."""
+        return tuple(name for name, kind in FAULTS.items() if kind.possible(nemesis))
 
     def plan(self, names: Sequence[str]) -> tuple[Step, ...]:
-        """Draw the steps from these faults."""
+        """Draw the steps from these faults. The same seed and names give the same steps."""
         chance = random.Random(self.seed)
         weights = [FAULTS[name].weight for name in names]
         steps: list[Step] = []
-        spent = 0.0
-        while spent < self.duration:
+        while sum(step.calm + step.seconds for step in steps) < self.duration:
             name = chance.choices(names, weights)[0]
             kind = FAULTS[name]
-            step = Step(
-                round(chance.uniform(*self.CALM_SECONDS), 2),
-                name,
-                round(chance.uniform(kind.shortest, kind.longest) * self.scale, 2),
-            )
-            steps.append(step)
-            spent += step.calm + (0.0 if name == "clock_jump" else step.seconds)
+            calm, seconds = chance.uniform(*self.CALM_SECONDS), chance.uniform(kind.shortest, kind.longest)
+            steps.append(Step(round(calm, 2), name, round(seconds, 2)))
         return tuple(steps)
 
     def run(self, nemesis: Nemesis) -> tuple[Step, ...]:
         """Run the plan, heal everything even after an error, and return the plan. Prints the seed and each step."""
-        plan = self.plan(self.names or self.possible(nemesis))
+        plan = self.plan(self.possible(nemesis))
         nemesis.chance = random.Random(self.seed)
         print(f"storm: seed {self.seed}, {len(plan)} faults in about {self.duration:g} s")
-        nemesis.history.record(type="note", note="storm", seed=self.seed)
         try:
             for step in plan:
                 time.sleep(step.calm)
                 print(f"storm: {step.fault} {step.seconds:g}")
                 FAULTS[step.fault].strike(nemesis, step.seconds)
-        except BaseException:
-            print(f"storm: seed {self.seed} broke off")
-            raise
         finally:
             nemesis.heal()
         return plan

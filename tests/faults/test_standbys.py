@@ -5,10 +5,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,51 +17,10 @@ from tests.faults.cluster import BeatCluster, base_environment, ha_scheduler
 from tests.faults.history import History, RedisQueueConsumer
 from tests.support.servers import RedisServer, ServerProcess, need, wait_for
 
-CLUSTER = "crowd"
-EACH = 5
-KILLS = 3
-
-KEYS = Keys(CLUSTER)
+KEYS = Keys("crowd")
 BEATS = 51
-
-
-def lease(redis: RedisServer) -> dict[str, str]:
-    return redis.admin.hgetall(KEYS.lease)
-
-
-class Crowd:
-    """Processes of electors and their output."""
-
-    def __init__(self, redis: RedisServer, folder: Path) -> None:
-        self.redis = redis
-        self.folder = folder
-        self.processes: dict[str, ServerProcess] = {}
-
-    def add(self, name: str, count: int) -> None:
-        command = [sys.executable, "-m", "tests.faults.electors", self.redis.url, CLUSTER, count, name]
-        log = self.folder / f"{name}.log"
-        self.processes[name] = ServerProcess(command, log, env=base_environment())
-
-    def events(self) -> list[dict[str, Any]]:
-        lines = [line for path in self.folder.glob("*.log") for line in path.read_text().splitlines()]
-        found = [json.loads(line) for line in lines if line.startswith('{"event"')]
-        return sorted(found, key=lambda event: float(event["t"]))
-
-    def terms(self) -> list[dict[str, Any]]:
-        return [event for event in self.events() if event["event"] == "TermStarted"]
-
-    def subscribers(self) -> int:
-        return self.redis.admin.pubsub_numsub(KEYS.wake)[0][1]
-
-    def close(self) -> None:
-        for process in self.processes.values():
-            process.kill()
-
-
-@pytest.fixture
-def crowd(tmp_path: Path) -> Iterator[Crowd]:
-    with need(RedisServer) as redis, closing(Crowd(redis, tmp_path)) as made:
-        yield made
+KILLS = 3
+RELEASES = 5
 
 
 class Beats:
@@ -72,23 +30,61 @@ class Beats:
         self.redis = redis
         self.folder = folder
         spec = json.dumps({"fast": {"every": 0.2}})
-        env = base_environment({"BROKER_URL": redis.url, "BEAT_SPEC": spec, "HA_BEAT_CLUSTER": CLUSTER})
+        env = base_environment({"BROKER_URL": redis.url, "BEAT_SPEC": spec, "HA_BEAT_CLUSTER": "crowd"})
         command = [sys.executable, "-m", "tests.faults.forked_beats", folder, BEATS]
         self.process = ServerProcess(command, folder / "parent.out", cwd=folder, env=env)
 
-    def pids(self) -> dict[str, int]:
-        """Return the pid of each beat by its replica's name."""
+    def alive(self) -> int:
         lines = (self.folder / "parent.out").read_text().splitlines()
-        return {name: int(pid) for name, pid in (line.split() for line in lines if line.startswith("beat-"))}
+        pids = [line.split()[1] for line in lines if line.startswith("beat-")]
+        return sum(Path(f"/proc/{pid}").exists() for pid in pids)
 
-    def terms(self) -> list[str]:
+    def lease(self) -> dict[str, str]:
+        return self.redis.admin.hgetall(KEYS.lease)
+
+    def winners(self) -> list[str]:
         """Return the holders of the lease in order, as the script recorded them."""
         records = [json.loads(fields["d"]) for _, fields in self.redis.admin.xrange(KEYS.journal)]
         return [record["by"] for record in records if record.get("event") == "acquired"]
 
-    def count(self, line: str) -> int:
-        """Return the number of logs with such a line."""
-        return sum(line in log.read_text() for log in self.folder.glob("beat-*.log"))
+    def logs(self) -> list[str]:
+        return [log.read_text() for log in self.folder.glob("beat-*.log")]
+
+    def logs_with(self, text: str) -> int:
+        return sum(text in log for log in self.logs())
+
+    def terms_started(self) -> int:
+        return sum(log.count("action=term_started") for log in self.logs())
+
+    def change_leader(self, cause: Callable[[dict[str, str]], None], history: History) -> float:
+        """Assert that one other beat leads after the cause, which is called with the lease.
+
+        Return the seconds until another beat has the lease.
+        """
+        won, started, before, since = len(self.winners()), self.terms_started(), self.lease(), time.monotonic()
+        cause(before)
+        wait_for(lambda: len(self.winners()) > won, 30, "another leader", 0.005)
+        vacancy = time.monotonic() - since
+        history.wait_for_more(5)
+        time.sleep(1)
+        (winner,) = self.winners()[won:]
+        after = self.lease()
+        assert after["holder"] == winner
+        assert int(after["epoch"]) > int(before["epoch"])
+        seen = f"the leader is {winner} (epoch {after['epoch']})"
+        wait_for(lambda: self.logs_with(seen) == self.alive() - 1, 10, "every standby to know the leader")
+        assert self.terms_started() == started + 1
+        return vacancy
+
+    def kill(self, lease: dict[str, str]) -> None:
+        os.kill(int(lease["pid"]), signal.SIGKILL)
+
+    def release(self, _: dict[str, str]) -> None:
+        """Release the lease as its holder does. The holder notices at its next renewal."""
+        with self.redis.admin.pipeline() as pipeline:
+            pipeline.hset(KEYS.lease, mapping={"state": "released", "presence": ""})
+            pipeline.publish(KEYS.wake, "released")
+            pipeline.execute()
 
 
 @pytest.fixture
@@ -102,59 +98,24 @@ def beats(tmp_path: Path) -> Iterator[Beats]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_one_winner_among_fifty_standbys(beats: Beats, found):
-    """After each kill of the leader exactly one other leads; no occurrence is duplicated, and no beat exits."""
+    """The leader is killed, or its release wakes all standbys. No occurrence is duplicated, and no beat exits."""
     began = time.monotonic()
-    wait_for(lambda: beats.count("action=leader_seen") == BEATS - 1, 150, "every beat to be up", 0.5)
-    started = time.monotonic() - began
-    wait_for(lambda: lease(beats.redis).get("presence"), 20, "the leader's presence")
+    wait_for(lambda: beats.logs_with("action=leader_seen") == BEATS - 1, 150, "every beat to be up", 0.5)
+    up_after = time.monotonic() - began
+    wait_for(lambda: beats.lease().get("presence"), 20, "the leader's presence")
     history = History()
     with RedisQueueConsumer(history, beats.redis.url):
         rate = beats.redis.commands_per_second(5.0) / BEATS
-        vacancies = []
-        for number in range(1, KILLS + 1):
-            terms, before = beats.terms(), lease(beats.redis)
-            killed = time.monotonic()
-            os.kill(int(before["pid"]), signal.SIGKILL)
-            wait_for(lambda: len(beats.terms()) > len(terms), 30, "another leader", 0.005)  # noqa: B023 -- called immediately
-            vacancies.append(time.monotonic() - killed)
-            history.wait_for_more(5)
-            time.sleep(1)
-            (winner,) = beats.terms()[len(terms) :]
-            after = lease(beats.redis)
-            assert after["holder"] == winner != before["holder"]
-            assert int(after["epoch"]) > int(before["epoch"])
-            wait_for(lambda: beats.count(f"the leader is {winner} (epoch {after['epoch']})") == BEATS - 1 - number, 10)  # noqa: B023 -- called immediately
+        vacancies = [beats.change_leader(beats.kill, history) for _ in range(KILLS)]
+        for _ in range(RELEASES):
+            beats.change_leader(beats.release, history)
     report = check(history.events(), [Interval("fast", 0.2)], [])
     assert report.duplicates == 0, str(report)
-    alive = [name for name, pid in beats.pids().items() if Path(f"/proc/{pid}").exists()]
-    assert len(alive) == BEATS - KILLS
+    assert beats.alive() == BEATS - KILLS
     assert rate <= 20, f"{rate:.1f} commands a second for each"
     assert max(vacancies) < 5  # half of the lease
-    found(
-        f"{BEATS} beats, up after {started:.0f} s: {rate:.1f} commands/s each; {KILLS} kills, each with one winner "
-        f"after {', '.join(f'{seconds * 1000:.0f}' for seconds in vacancies)} ms; {report.duplicates} duplicates"
-    )
-
-
-@pytest.mark.slow
-def test_released_lease_wakes_all_standbys_and_one_takes_it(crowd: Crowd):
-    """All standbys receive the wake message at the same time: one wins, and no other trusts a term."""
-    for number in range(4):
-        crowd.add(f"p{number}", EACH)
-    wait_for(lambda: crowd.subscribers() >= 4 * EACH, 60, "every elector to listen")
-    wait_for(lambda: lease(crowd.redis).get("state") == "held", 20, "a leader")
-    for _ in range(5):
-        terms = len(crowd.terms())
-        with crowd.redis.admin.pipeline() as pipeline:
-            # As a release does; the holder notices at its next renewal.
-            pipeline.hset(KEYS.lease, mapping={"state": "released", "presence": ""})
-            pipeline.publish(KEYS.wake, "released")
-            pipeline.execute()
-        wait_for(lambda: len(crowd.terms()) > terms, 20, "a winner")  # noqa: B023 -- called immediately
-        time.sleep(0.3)
-        assert len(crowd.terms()) == terms + 1
-    epochs = [term["epoch"] for term in crowd.terms()]
-    assert epochs == sorted(set(epochs))
+    figures = ", ".join(f"{seconds * 1000:.0f}" for seconds in vacancies)
+    found(f"{BEATS} beats, up after {up_after:.0f} s: {rate:.1f} commands/s each; a winner {figures} ms after a kill")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Prometheus with the shipped files beside three beats: it scrapes, records and alerts, and panels have data."""
+"""Prometheus with the shipped files and three beats: it scrapes, records and alerts, and panels have data."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import re
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -68,8 +68,11 @@ class Prometheus(Server):
     def firing(self) -> set[str]:
         return {each["metric"]["alertname"] for each in self.query('ALERTS{alertstate="firing"}')}
 
-    def wait_for_alert(self, alert: str, timeout: float = 60.0) -> None:
-        wait_for(lambda: alert in self.firing(), timeout, f"{alert} to fire, beside {self.firing()}", 0.5)
+    def wait_for_alerts(self, *alerts: str) -> None:
+        wait_for(lambda: set(alerts) <= self.firing(), 60, f"{alerts} to fire, beside {self.firing()}", 0.5)
+
+    def wait_for_end_of(self, *alerts: str) -> None:
+        wait_for(lambda: not set(alerts) & self.firing(), 40, f"the end of {alerts}", 0.5)
 
 
 class Scene(NamedTuple):
@@ -93,7 +96,7 @@ def _module_scene() -> Iterator[Scene]:
 
 @pytest.fixture
 def scene(_module_scene: Scene) -> Scene:
-    """Return the module's scene; what a failed test left stopped runs again."""
+    """Return the module's scene. Redis and every beat run, even after a failed test."""
     _module_scene.redis.start()
     _module_scene.beats.heal()
     return _module_scene
@@ -104,7 +107,7 @@ def test_every_replica_is_scraped_and_no_rule_fails(scene: Scene):
         found = scene.prometheus.ask("targets")["activeTargets"]
         return [(each["health"], each["labels"]["job"]) for each in found]
 
-    # A scrape of a busy machine may take longer than its second.
+    # On a busy machine a scrape may take longer than its second.
     wait_for(lambda: targets() == [("up", "ha-beat")] * 3, 30, "every target to be up", 0.5)
     judged = [rule for group in scene.prometheus.ask("rules")["groups"] for rule in group["rules"]]
     assert len(judged) == len(rules())
@@ -113,7 +116,7 @@ def test_every_replica_is_scraped_and_no_rule_fails(scene: Scene):
 
 @pytest.mark.parametrize("name", [rule["record"] for rule in rules() if "record" in rule])
 def test_recorded_series_has_a_number(scene: Scene, name: str):
-    """Not NaN, as a quantile without observations is."""
+    """A quantile without observations would be NaN."""
 
     def recorded() -> list[float]:
         values = [float(each["value"][1]) for each in scene.prometheus.query(name)]
@@ -151,33 +154,26 @@ def test_killed_leader_is_reported_only_as_a_replica_down(scene: Scene):
     leader = scene.beats.settle()
     leader.kill()
     scene.beats.wait_for_leader(other_than=leader)
-    scene.prometheus.wait_for_alert("HaBeatReplicaDown")
+    scene.prometheus.wait_for_alerts("HaBeatReplicaDown")
     assert not scene.prometheus.firing() & {"HaBeatNoLeader", "HaBeatGone", "HaBeatOverdue"}
     changed = "sum by (instance) (changes(ha_beat_leader[1m])) > 0"
     assert wait_for(lambda: scene.prometheus.query(changed), 20, "the change of leader on the dashboard", 0.5)
-    _back(scene, leader)
+    leader.start()
+    scene.beats.settle()
+    scene.prometheus.wait_for_end_of("HaBeatReplicaDown")
 
 
 def test_stopped_redis_fires_its_alerts(scene: Scene):
     scene.redis.stop()
     try:
-        scene.prometheus.wait_for_alert("HaBeatNoLeader")
-        scene.prometheus.wait_for_alert("HaBeatRedisDown")
+        scene.prometheus.wait_for_alerts("HaBeatNoLeader", "HaBeatRedisDown")
     finally:
         scene.redis.start()
-    over: Callable[[], bool] = lambda: not scene.prometheus.firing() & {"HaBeatNoLeader", "HaBeatRedisDown"}  # noqa: E731
-    wait_for(over, 40, "the alert to end", 0.5)
+    scene.prometheus.wait_for_end_of("HaBeatNoLeader", "HaBeatRedisDown")
 
 
 def test_killing_every_beat_fires_an_alert(scene: Scene):
     for beat in scene.beats:
         beat.kill()
-    scene.prometheus.wait_for_alert("HaBeatGone")
+    scene.prometheus.wait_for_alerts("HaBeatGone")
     assert "HaBeatReplicaDown" in scene.prometheus.firing()
-
-
-def _back(scene, beat):
-    beat.start()
-    scene.beats.settle()
-    quiet: Callable[[], bool] = lambda: "HaBeatReplicaDown" not in scene.prometheus.firing()  # noqa: E731
-    wait_for(quiet, 30, "the alert to end", 0.5)
